@@ -1,0 +1,702 @@
+//! The head's configuration: from TOML or JSON of our own, from a model's `config.json`, or in code.
+//! Every rule is checked in one place, [`HeadConfig::validate`].
+
+use crate::cost::CostModel;
+use crate::epilogue::Epilogue;
+use crate::error::{Error, Result};
+use crate::layout::ParallelLayout;
+use crate::quantize::MAX_INT8_HIDDEN;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+/// How the weights are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// 16- or 32-bit weights as they are.
+    None,
+    /// int8 weights and int8 activations (quantised per row), int32 accumulation: exact everywhere.
+    W8a8,
+    /// int8 weights, 16- or 32-bit activations, f32 accumulation.
+    W8a16,
+}
+
+impl Quantization {
+    /// The name used in options, messages and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Quantization::None => "none",
+            Quantization::W8a8 => "w8a8",
+            Quantization::W8a16 => "w8a16",
+        }
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Quantization {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Quantization::None, Quantization::W8a8, Quantization::W8a16]
+            .into_iter()
+            .find(|q| q.name() == text)
+            .ok_or_else(|| {
+                Error::config("quantization", "none, w8a8 or w8a16", format!("`{text}`"), "use one of those")
+            })
+    }
+}
+
+/// The size of a head group: how many ranks share one head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LmheadTpSize {
+    /// The tensor-parallel size where that is above 1; otherwise what the configured cost model finds
+    /// fastest; 1 (a replicated head) without one.
+    #[default]
+    Auto,
+    /// `-1`: the tensor-parallel size.
+    TensorParallel,
+    /// A number of ranks. 0 is representable so that it can be refused with the sizes that would fit.
+    Ranks(usize),
+}
+
+impl fmt::Display for LmheadTpSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LmheadTpSize::Auto => f.write_str("auto"),
+            LmheadTpSize::TensorParallel => f.write_str("-1"),
+            LmheadTpSize::Ranks(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+impl std::str::FromStr for LmheadTpSize {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(LmheadTpSize::Auto),
+            "-1" => Ok(LmheadTpSize::TensorParallel),
+            number => number.parse().map(LmheadTpSize::Ranks).map_err(|_| {
+                Error::config(
+                    "lmhead_tp_size",
+                    "auto, -1 (the tensor-parallel size) or a number of ranks",
+                    format!("`{text}`"),
+                    "use auto where unsure",
+                )
+            }),
+        }
+    }
+}
+
+impl Serialize for LmheadTpSize {
+    fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            LmheadTpSize::Auto => s.serialize_str("auto"),
+            LmheadTpSize::TensorParallel => s.serialize_i64(-1),
+            LmheadTpSize::Ranks(n) => s.serialize_u64(*n as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LmheadTpSize {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "lmhead_tp_size: wanted auto, -1 or a number of ranks")]
+        enum Raw {
+            Number(i64),
+            Text(String),
+        }
+        let text = match Raw::deserialize(d)? {
+            Raw::Number(n) => n.to_string(),
+            Raw::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// When an exact step begins with the exchange of headers that checks the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verify {
+    /// Every step.
+    #[default]
+    Always,
+    /// The steps of `warm_up` only.
+    WarmUp,
+    /// Steps whose sequence number divides by this (at least 1).
+    Every(u32),
+}
+
+impl Verify {
+    /// Whether the step with this sequence number is verified.
+    pub(crate) fn applies(self, sequence: u64, warming_up: bool) -> bool {
+        match self {
+            Verify::Always => true,
+            Verify::WarmUp => warming_up,
+            Verify::Every(n) => warming_up || sequence.is_multiple_of(u64::from(n)),
+        }
+    }
+}
+
+impl fmt::Display for Verify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verify::Always => f.write_str("always"),
+            Verify::WarmUp => f.write_str("warm_up"),
+            Verify::Every(n) => write!(f, "every {n}"),
+        }
+    }
+}
+
+/// What a user writes down, in TOML, JSON or code. Absent values come from the model's `config.json`
+/// ([`ModelConfig`]), then from defaults. Unknown keys are refused.
+///
+/// ```toml
+/// lmhead_tp_size = 4          # auto | -1 | n
+/// quantization = "w8a8"       # none | w8a8 | w8a16
+/// verify = { every = 100 }    # "always" | "warm_up" | { every = n }
+/// timeout_ms = 5000
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    pub vocab_size: Option<usize>,
+    pub hidden_size: Option<usize>,
+    pub lmhead_tp_size: LmheadTpSize,
+    /// Each tensor-parallel rank is answered only its part of its replica's rows.
+    pub split_rows_over_tp: bool,
+    /// Multiplies the logits (Cohere).
+    pub logit_scale: Option<f32>,
+    /// Divides the logits (Granite): the inverse of `logit_scale`.
+    pub logits_scaling: Option<f32>,
+    /// `cap * tanh(logit / cap)` (Gemma).
+    pub final_logit_softcapping: Option<f32>,
+    /// Whether the head has a bias. Absent: it has one where the checkpoint stores one.
+    pub bias: Option<bool>,
+    /// Absent: what the checkpoint holds.
+    pub quantization: Option<Quantization>,
+    pub tie_word_embeddings: Option<bool>,
+    pub verify: Verify,
+    /// Deadline of each collective operation, milliseconds. Absent: 30000.
+    pub timeout_ms: Option<u64>,
+    /// Speeds by which `lmhead_tp_size = auto` chooses.
+    pub cost_model: Option<CostModel>,
+}
+
+impl Settings {
+    /// Reads TOML.
+    ///
+    /// # Errors
+    /// `Config` naming the unknown key or the bad value with its line.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|e| unreadable("TOML configuration", &e))
+    }
+
+    /// Reads JSON.
+    ///
+    /// # Errors
+    /// `Config` naming the unknown key or the bad value with its line.
+    pub fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(|e| unreadable("JSON configuration", &e))
+    }
+
+    /// Reads a file: JSON where its name ends in `.json`, otherwise TOML.
+    ///
+    /// # Errors
+    /// `File` where it cannot be read, else as above with the path in the key.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::file(path, format!("cannot be read: {e}"), "pass a TOML or JSON configuration file")
+        })?;
+        let json = path.extension().is_some_and(|e| e == "json");
+        let read = if json { Self::from_json(&text) } else { Self::from_toml(&text) };
+        read.map_err(|error| match error {
+            Error::Config { key, wanted, got, fix } => {
+                Error::Config { key: format!("{}: {key}", path.display()), wanted, got, fix }
+            }
+            other => other,
+        })
+    }
+}
+
+fn unreadable(what: &str, error: &dyn fmt::Display) -> Error {
+    let got = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::config(what, "the keys that config::Settings documents", got, "correct or remove that key")
+}
+
+/// What a model's `config.json` says of its head. Keys are looked up under `text_config` first, then at the top; keys of
+/// no concern to the head are ignored.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ModelConfig {
+    pub vocab_size: Option<usize>,
+    pub hidden_size: Option<usize>,
+    pub logit_scale: Option<f32>,
+    pub logits_scaling: Option<f32>,
+    pub final_logit_softcapping: Option<f32>,
+    pub tie_word_embeddings: Option<bool>,
+    /// `quantization_config` as it stands; [`crate::weights::Checkpoint`] judges what of it concerns the head.
+    pub quantization_config: Option<serde_json::Value>,
+}
+
+impl ModelConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// `File` where it cannot be read, `Config` where it is not JSON or a key has a value of the wrong kind.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::file(path, format!("cannot be read: {e}"), "pass a Hugging Face model folder")
+        })?;
+        Self::from_json(&text, &path.display().to_string())
+    }
+
+    /// Reads the text of a `config.json`; `name` stands in messages.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_file`].
+    pub fn from_json(text: &str, name: &str) -> Result<Self> {
+        let root: serde_json::Value = serde_json::from_str(text)
+            .map_err(|e| Error::config(name, "a JSON object", e, "pass a Hugging Face config.json"))?;
+        if !root.is_object() {
+            return Err(Error::config(
+                name,
+                "a JSON object",
+                json_kind(&root),
+                "pass a Hugging Face config.json",
+            ));
+        }
+        let get = |key: &str| -> Option<&serde_json::Value> {
+            let present = |v: &&serde_json::Value| !v.is_null();
+            root.get("text_config").and_then(|t| t.get(key)).filter(present).or(root.get(key)).filter(present)
+        };
+        let wrong = |key: &str, wanted: &str, got: &serde_json::Value| {
+            Error::config(format!("{name}: {key}"), wanted, got, "correct the model's config.json")
+        };
+        let size = |key: &str| match get(key) {
+            None => Ok(None),
+            Some(v) => match v.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                Some(n) => Ok(Some(n)),
+                None => Err(wrong(key, "a whole number", v)),
+            },
+        };
+        let number = |key: &str| match get(key) {
+            None => Ok(None),
+            Some(v) => v.as_f64().map(|n| Some(n as f32)).ok_or_else(|| wrong(key, "a number", v)),
+        };
+        let flag = |key: &str| match get(key) {
+            None => Ok(None),
+            Some(v) => v.as_bool().map(Some).ok_or_else(|| wrong(key, "true or false", v)),
+        };
+        Ok(ModelConfig {
+            vocab_size: size("vocab_size")?,
+            hidden_size: size("hidden_size")?,
+            logit_scale: number("logit_scale")?,
+            logits_scaling: number("logits_scaling")?,
+            final_logit_softcapping: number("final_logit_softcapping")?,
+            tie_word_embeddings: flag("tie_word_embeddings")?,
+            quantization_config: get("quantization_config").or(get("compression_config")).cloned(),
+        })
+    }
+}
+
+fn json_kind(value: &serde_json::Value) -> &'static str {
+    match value {
+        serde_json::Value::Null => "null",
+        serde_json::Value::Bool(_) => "true or false",
+        serde_json::Value::Number(_) => "a number",
+        serde_json::Value::String(_) => "a string",
+        serde_json::Value::Array(_) => "an array",
+        serde_json::Value::Object(_) => "an object",
+    }
+}
+
+/// The configuration of one head, complete. Every rank of a group must hold the same.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HeadConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub lmhead_tp_size: LmheadTpSize,
+    pub split_rows_over_tp: bool,
+    /// Multiplies the logits, after the softcap.
+    pub logit_scale: f32,
+    pub final_logit_softcapping: Option<f32>,
+    pub quantization: Quantization,
+    pub verify: Verify,
+    /// Deadline of each collective operation.
+    pub timeout: Duration,
+    pub cost_model: Option<CostModel>,
+}
+
+impl HeadConfig {
+    /// A plain head: no scale, softcap or quantisation; every step verified; 30 s deadlines.
+    pub fn new(vocab_size: usize, hidden_size: usize) -> Self {
+        HeadConfig {
+            vocab_size,
+            hidden_size,
+            lmhead_tp_size: LmheadTpSize::Auto,
+            split_rows_over_tp: false,
+            logit_scale: 1.0,
+            final_logit_softcapping: None,
+            quantization: Quantization::None,
+            verify: Verify::Always,
+            timeout: Duration::from_secs(30),
+            cost_model: None,
+        }
+    }
+
+    /// Joins the user's settings with the model's: the user's win where both speak.
+    /// `quantization` is what the loaded weights are.
+    ///
+    /// # Errors
+    /// `Config` where a size is given by neither, where scale and inverse scale are both given, and as
+    /// [`HeadConfig::validate`].
+    pub fn resolve(settings: &Settings, model: &ModelConfig, quantization: Quantization) -> Result<Self> {
+        let size = |key: &str, own: Option<usize>, models: Option<usize>| {
+            own.or(models).ok_or_else(|| {
+                Error::config(
+                    key,
+                    "a size",
+                    "nothing",
+                    "set it, or pass a model folder whose config.json has it",
+                )
+            })
+        };
+        // A user who sets one form overrides whichever the model has.
+        let (scale, scaling) = if settings.logit_scale.is_some() || settings.logits_scaling.is_some() {
+            (settings.logit_scale, settings.logits_scaling)
+        } else {
+            (model.logit_scale, model.logits_scaling)
+        };
+        let logit_scale = match (scale, scaling) {
+            (Some(scale), Some(scaling)) => {
+                return Err(Error::config(
+                    "logit_scale, logits_scaling",
+                    "one of the two",
+                    format!("logit_scale {scale} and logits_scaling {scaling}"),
+                    "keep logit_scale, or its inverse logits_scaling",
+                ));
+            }
+            (Some(scale), None) => scale,
+            (None, Some(scaling)) => {
+                if !(scaling.is_finite() && scaling != 0.0) {
+                    return Err(Error::config(
+                        "logits_scaling",
+                        "a finite number other than 0",
+                        scaling,
+                        "it divides the logits",
+                    ));
+                }
+                1.0 / scaling
+            }
+            (None, None) => 1.0,
+        };
+        let config = HeadConfig {
+            vocab_size: size("vocab_size", settings.vocab_size, model.vocab_size)?,
+            hidden_size: size("hidden_size", settings.hidden_size, model.hidden_size)?,
+            lmhead_tp_size: settings.lmhead_tp_size,
+            split_rows_over_tp: settings.split_rows_over_tp,
+            logit_scale,
+            final_logit_softcapping: settings.final_logit_softcapping.or(model.final_logit_softcapping),
+            quantization,
+            verify: settings.verify,
+            timeout: Duration::from_millis(settings.timeout_ms.unwrap_or(30_000)),
+            cost_model: settings.cost_model,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Every rule of a configuration that does not depend on the layout.
+    ///
+    /// # Errors
+    /// `Config` naming the key, the rule and the value.
+    pub fn validate(&self) -> Result<()> {
+        let ids = i32::MAX as usize;
+        if self.vocab_size == 0 || self.vocab_size > ids {
+            let fix = "ids are 31-bit: pass the model's vocabulary size";
+            return Err(Error::config("vocab_size", format!("1 to {ids}"), self.vocab_size, fix));
+        }
+        if self.hidden_size == 0 || self.hidden_size > ids {
+            let fix = "pass the model's hidden size";
+            return Err(Error::config("hidden_size", format!("1 to {ids}"), self.hidden_size, fix));
+        }
+        if self.quantization == Quantization::W8a8 && self.hidden_size > MAX_INT8_HIDDEN {
+            return Err(Error::config(
+                "hidden_size with quantization w8a8",
+                format!("at most {MAX_INT8_HIDDEN} (int32 accumulators would overflow)"),
+                self.hidden_size,
+                "use w8a16 or none",
+            ));
+        }
+        if !(self.logit_scale.is_finite() && self.logit_scale != 0.0) {
+            let wanted = "a finite number other than 0";
+            return Err(Error::config("logit_scale", wanted, self.logit_scale, "use 1 for no scaling"));
+        }
+        if let Some(cap) = self.final_logit_softcapping
+            && !(cap.is_finite() && cap > 0.0)
+        {
+            let fix = "leave it out for no softcap";
+            return Err(Error::config("final_logit_softcapping", "a finite number above 0", cap, fix));
+        }
+        if self.timeout.is_zero() {
+            return Err(Error::config("timeout_ms", "at least 1", 0, "30000 is the default"));
+        }
+        if self.verify == Verify::Every(0) {
+            return Err(Error::config(
+                "verify",
+                "every n steps with n at least 1",
+                "every 0",
+                "use \"always\" or \"warm_up\"",
+            ));
+        }
+        if let Some(model) = &self.cost_model {
+            for (key, speed) in [
+                ("memory_gb_per_s", model.memory_gb_per_s),
+                ("tflops", model.tflops),
+                ("link_gb_per_s", model.link_gb_per_s),
+            ] {
+                if !(speed.is_finite() && speed > 0.0) {
+                    let key = format!("cost_model.{key}");
+                    return Err(Error::config(
+                        key,
+                        "a finite number above 0",
+                        speed,
+                        "leave out the cost model where speeds are unknown",
+                    ));
+                }
+            }
+            if !(model.latency_us.is_finite() && model.latency_us >= 0.0) {
+                return Err(Error::config(
+                    "cost_model.latency_us",
+                    "a finite number, at least 0",
+                    model.latency_us,
+                    "use microseconds",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The group size for a layout: `lmhead_tp_size` with `auto` and `-1` resolved.
+    ///
+    /// # Errors
+    /// `Config` where the size does not fit, naming the nearest that would.
+    pub fn group_size(&self, layout: &ParallelLayout) -> Result<usize> {
+        let size = match self.lmhead_tp_size {
+            LmheadTpSize::Ranks(n) => n,
+            LmheadTpSize::TensorParallel => layout.tp,
+            LmheadTpSize::Auto if layout.tp > 1 => layout.tp,
+            LmheadTpSize::Auto => match &self.cost_model {
+                Some(model) => {
+                    layout.world_size()?;
+                    let sizes = layout.group_sizes();
+                    model.best(self.vocab_size, self.hidden_size, &sizes).unwrap_or(1)
+                }
+                None => 1,
+            },
+        };
+        layout.check_group_size(size)?;
+        Ok(size)
+    }
+
+    /// The scalar part of the epilogue.
+    pub fn epilogue(&self) -> Epilogue {
+        Epilogue { softcap: self.final_logit_softcapping, scale: self.logit_scale }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::RankOrder;
+
+    fn resolve(toml: &str, model: &str) -> Result<HeadConfig> {
+        let settings = Settings::from_toml(toml)?;
+        HeadConfig::resolve(
+            &settings,
+            &ModelConfig::from_json(model, "config.json")?,
+            settings.quantization.unwrap_or(Quantization::None),
+        )
+    }
+
+    const MODEL: &str = r#"{"vocab_size": 100, "hidden_size": 8}"#;
+
+    #[test]
+    fn every_refused_combination_with_its_message() {
+        let table: &[(&str, &str, &str)] = &[
+            ("vocab = 3", MODEL, "unknown field `vocab`"),
+            ("lmhead_tp_siz = 3", MODEL, "unknown field `lmhead_tp_siz`"),
+            (
+                "lmhead_tp_size = \"all\"",
+                MODEL,
+                "lmhead_tp_size: wanted auto, -1 (the tensor-parallel size) or a number of ranks, got `all`; use auto where unsure",
+            ),
+            (
+                "lmhead_tp_size = -2",
+                MODEL,
+                "lmhead_tp_size: wanted auto, -1 (the tensor-parallel size) or a number of ranks, got `-2`",
+            ),
+            ("lmhead_tp_size = 1.5", MODEL, "lmhead_tp_size: wanted auto, -1 or a number of ranks"),
+            ("quantization = \"w4a16\"", MODEL, "unknown variant `w4a16`"),
+            ("verify = { every = 0 }", MODEL, "verify: wanted every n steps with n at least 1, got every 0"),
+            ("verify = \"never\"", MODEL, "unknown variant `never`"),
+            ("timeout_ms = 0", MODEL, "timeout_ms: wanted at least 1, got 0; 30000 is the default"),
+            (
+                "logit_scale = 2.0\nlogits_scaling = 2.0",
+                MODEL,
+                "logit_scale, logits_scaling: wanted one of the two, got logit_scale 2 and logits_scaling 2",
+            ),
+            (
+                "logit_scale = 0.0",
+                MODEL,
+                "logit_scale: wanted a finite number other than 0, got 0; use 1 for no scaling",
+            ),
+            ("logit_scale = nan", MODEL, "logit_scale: wanted a finite number other than 0, got NaN"),
+            (
+                "logits_scaling = 0.0",
+                MODEL,
+                "logits_scaling: wanted a finite number other than 0, got 0; it divides the logits",
+            ),
+            ("logits_scaling = 1e-39", MODEL, "logit_scale: wanted a finite number other than 0, got inf"),
+            (
+                "final_logit_softcapping = 0.0",
+                MODEL,
+                "final_logit_softcapping: wanted a finite number above 0, got 0; leave it out for no softcap",
+            ),
+            (
+                "final_logit_softcapping = -30.0",
+                MODEL,
+                "final_logit_softcapping: wanted a finite number above 0, got -30",
+            ),
+            ("vocab_size = 0", MODEL, "vocab_size: wanted 1 to 2147483647, got 0"),
+            ("vocab_size = 2147483648", MODEL, "vocab_size: wanted 1 to 2147483647, got 2147483648"),
+            ("hidden_size = 0", MODEL, "hidden_size: wanted 1 to 2147483647, got 0"),
+            ("vocab_size = -1", MODEL, "invalid value: integer `-1`"),
+            (
+                "hidden_size = 132105\nquantization = \"w8a8\"",
+                MODEL,
+                "hidden_size with quantization w8a8: wanted at most 132104 (int32 accumulators would overflow), got 132105; use w8a16 or none",
+            ),
+            (
+                "",
+                r#"{"vocab_size": 100}"#,
+                "hidden_size: wanted a size, got nothing; set it, or pass a model folder",
+            ),
+            ("", r#"{"hidden_size": 100}"#, "vocab_size: wanted a size, got nothing"),
+            (
+                "",
+                r#"{"vocab_size": "many", "hidden_size": 8}"#,
+                "config.json: vocab_size: wanted a whole number, got \"many\"",
+            ),
+            (
+                "",
+                r#"{"vocab_size": 9, "hidden_size": 8, "tie_word_embeddings": 1}"#,
+                "config.json: tie_word_embeddings: wanted true or false, got 1",
+            ),
+            (
+                "",
+                r#"{"vocab_size": 9, "hidden_size": 8, "logit_scale": []}"#,
+                "config.json: logit_scale: wanted a number, got []",
+            ),
+            ("", "[1]", "config.json: wanted a JSON object, got an array"),
+            ("", "{", "config.json: wanted a JSON object, got EOF"),
+            ("[cost_model]\nrows_per_rank = 1", MODEL, "missing field"),
+            (
+                "cost_model = { rows_per_rank = 1, memory_gb_per_s = 0.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = 1.0 }",
+                MODEL,
+                "cost_model.memory_gb_per_s: wanted a finite number above 0, got 0",
+            ),
+            (
+                "cost_model = { rows_per_rank = 1, memory_gb_per_s = 1.0, tflops = inf, link_gb_per_s = 1.0, latency_us = 1.0 }",
+                MODEL,
+                "cost_model.tflops: wanted a finite number above 0, got inf",
+            ),
+            (
+                "cost_model = { rows_per_rank = 1, memory_gb_per_s = 1.0, tflops = 1.0, link_gb_per_s = -1.0, latency_us = 1.0 }",
+                MODEL,
+                "cost_model.link_gb_per_s: wanted a finite number above 0, got -1",
+            ),
+            (
+                "cost_model = { rows_per_rank = 1, memory_gb_per_s = 1.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = -1.0 }",
+                MODEL,
+                "cost_model.latency_us: wanted a finite number, at least 0, got -1",
+            ),
+            (
+                "cost_model = { rows_per_rank = 1, memory_gb_per_s = 1.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = 1.0, nodes = 3 }",
+                MODEL,
+                "unknown field `nodes`",
+            ),
+        ];
+        for (toml, model, want) in table {
+            let text = resolve(toml, model).expect_err(toml).to_string();
+            assert!(text.contains(want), "for {toml:?} and {model:?}\n got {text}\nwant {want}");
+        }
+    }
+
+    #[test]
+    fn json_and_toml_read_the_same() {
+        let toml =
+            Settings::from_toml("lmhead_tp_size = -1\nverify = { every = 3 }\nquantization = \"w8a16\"")
+                .unwrap();
+        let json =
+            Settings::from_json(r#"{"lmhead_tp_size": -1, "verify": {"every": 3}, "quantization": "w8a16"}"#)
+                .unwrap();
+        assert_eq!(toml, json);
+        assert_eq!(toml.lmhead_tp_size, LmheadTpSize::TensorParallel);
+        let again = Settings::from_json(&serde_json::to_string(&json).unwrap()).unwrap();
+        assert_eq!(again, json);
+        assert!(
+            Settings::from_json(r#"{"hidden": 1}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("unknown field `hidden`")
+        );
+    }
+
+    #[test]
+    fn text_config_comes_before_the_top_level_and_settings_before_both() {
+        let model = r#"{"vocab_size": 5, "tie_word_embeddings": true, "text_config":
+            {"vocab_size": 200, "hidden_size": 16, "final_logit_softcapping": 30.0, "logits_scaling": 8.0}}"#;
+        let config = resolve("", model).unwrap();
+        assert_eq!((config.vocab_size, config.hidden_size), (200, 16));
+        assert_eq!((config.final_logit_softcapping, config.logit_scale), (Some(30.0), 0.125));
+        assert_eq!(ModelConfig::from_json(model, "m").unwrap().tie_word_embeddings, Some(true));
+        let config =
+            resolve("vocab_size = 7\nlogit_scale = 3.0\nfinal_logit_softcapping = 5.0", model).unwrap();
+        assert_eq!(
+            (config.vocab_size, config.logit_scale, config.final_logit_softcapping),
+            (7, 3.0, Some(5.0))
+        );
+    }
+
+    #[test]
+    fn group_size_of_auto_minus_one_and_numbers() {
+        let layout = |dp, tp| ParallelLayout { dp, tp, pp: 1, order: RankOrder::DpPpTp };
+        let mut config = HeadConfig::new(129_280, 7168);
+        assert_eq!(config.group_size(&layout(32, 1)), Ok(1));
+        assert_eq!(config.group_size(&layout(4, 2)), Ok(2));
+        config.cost_model = Some(CostModel {
+            rows_per_rank: 28,
+            memory_gb_per_s: 3000.0,
+            tflops: 742.0,
+            link_gb_per_s: 360.0,
+            latency_us: 12.0,
+            candidates: None,
+        });
+        assert_eq!(config.group_size(&layout(32, 1)), Ok(8));
+        assert_eq!(config.group_size(&layout(32, 2)), Ok(2), "tp decides before the cost model");
+        config.lmhead_tp_size = LmheadTpSize::TensorParallel;
+        assert_eq!(config.group_size(&layout(4, 2)), Ok(2));
+        config.lmhead_tp_size = LmheadTpSize::Ranks(0);
+        assert!(config.group_size(&layout(4, 2)).unwrap_err().to_string().contains("nearest that fit: 1"));
+        config.lmhead_tp_size = LmheadTpSize::Ranks(8);
+        assert_eq!(config.group_size(&layout(4, 2)), Ok(8));
+    }
+}

@@ -1,0 +1,196 @@
+//! Data types of weights, hidden states and logits, and the rounding between them.
+
+use crate::error::{Error, Result};
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The type of one element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DType {
+    F32,
+    F16,
+    Bf16,
+    I8,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+            DType::I8 => 1,
+        }
+    }
+
+    /// The name used in options, messages and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+            DType::I8 => "i8",
+        }
+    }
+
+    /// The code used in step headers; stable.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            DType::F32 => 1,
+            DType::F16 => 2,
+            DType::Bf16 => 3,
+            DType::I8 => 4,
+        }
+    }
+
+    pub(crate) fn from_code(code: u8) -> Option<Self> {
+        [DType::F32, DType::F16, DType::Bf16, DType::I8].into_iter().find(|d| d.code() == code)
+    }
+
+    /// Element `i` of little-endian `bytes` as f32. Exact for every type.
+    ///
+    /// # Panics
+    /// When `bytes` ends before element `i`.
+    pub fn read(self, bytes: &[u8], i: usize) -> f32 {
+        match self {
+            DType::F32 => f32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().expect("four bytes")),
+            DType::F16 => f16::from_le_bytes(bytes[2 * i..2 * i + 2].try_into().expect("two bytes")).to_f32(),
+            DType::Bf16 => {
+                bf16::from_le_bytes(bytes[2 * i..2 * i + 2].try_into().expect("two bytes")).to_f32()
+            }
+            DType::I8 => f32::from(bytes[i] as i8),
+        }
+    }
+
+    /// Widens little-endian `bytes` to f32, one element each. Exact for every type.
+    ///
+    /// # Panics
+    /// When `bytes` does not hold exactly `out.len()` elements.
+    pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), out.len() * self.size(), "widen: bytes and elements differ");
+        match self {
+            DType::F32 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            DType::F16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            DType::Bf16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                }
+            }
+            DType::I8 => {
+                for (o, b) in out.iter_mut().zip(bytes) {
+                    *o = f32::from(*b as i8);
+                }
+            }
+        }
+    }
+
+    /// Rounds `values` to this type (half to even) into little-endian `out`.
+    /// Finite values beyond the type's range become infinite, as IEEE 754 says.
+    ///
+    /// # Panics
+    /// When `out` does not hold exactly `values.len()` elements, and for [`DType::I8`],
+    /// which is quantised ([`crate::quantize`]), never rounded to.
+    pub fn round_into(self, values: &[f32], out: &mut [u8]) {
+        assert_eq!(out.len(), values.len() * self.size(), "round_into: bytes and elements differ");
+        match self {
+            DType::F32 => {
+                for (o, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                    *o = v.to_le_bytes();
+                }
+            }
+            DType::F16 => {
+                for (o, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                    *o = f16::from_f32(*v).to_le_bytes();
+                }
+            }
+            DType::Bf16 => {
+                for (o, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                    *o = bf16::from_f32(*v).to_le_bytes();
+                }
+            }
+            DType::I8 => panic!("round_into: int8 is quantised, not rounded to"),
+        }
+    }
+
+    /// Half the distance between `value` and its neighbour in this type: the most that rounding moves it.
+    pub fn half_ulp(self, value: f64) -> f64 {
+        // (bits of the significand with the implied one, smallest normal exponent)
+        let (precision, min_exponent) = match self {
+            DType::F32 => (24, -126),
+            DType::F16 => (11, -14),
+            DType::Bf16 => (8, -126),
+            DType::I8 => return 0.5,
+        };
+        let exponent = if value == 0.0 { min_exponent } else { libm::ilogb(value).max(min_exponent) };
+        libm::ldexp(1.0, exponent - precision)
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for DType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "f32" => Ok(DType::F32),
+            "f16" => Ok(DType::F16),
+            "bf16" => Ok(DType::Bf16),
+            "i8" => Ok(DType::I8),
+            _ => Err(Error::dtype("dtype", "f32, f16, bf16 or i8", format!("`{text}`"), "use one of those")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_ulp_is_half_the_gap_to_the_next_value() {
+        for value in [1.0f32, 1.5, 3.0, 1e-30, 7.5e20, f32::MIN_POSITIVE, 1e-45] {
+            let up = f64::from(f32::from_bits(value.to_bits() + 1));
+            assert_eq!(DType::F32.half_ulp(f64::from(value)), (up - f64::from(value)) / 2.0, "{value}");
+            let b = bf16::from_f32(value);
+            let up = f64::from(bf16::from_bits(b.to_bits() + 1).to_f32());
+            let b = f64::from(b.to_f32());
+            assert_eq!(DType::Bf16.half_ulp(b), (up - b) / 2.0, "{value}");
+        }
+        for bits in [0x0001u16, 0x0400, 0x3c00, 0x7bfe] {
+            let (lo, up) = (f16::from_bits(bits).to_f64(), f16::from_bits(bits + 1).to_f64());
+            assert_eq!(DType::F16.half_ulp(lo), (up - lo) / 2.0, "{bits:#06x}");
+        }
+    }
+
+    #[test]
+    fn widen_and_round_are_inverse_for_every_16_bit_value() {
+        for dtype in [DType::F16, DType::Bf16] {
+            let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+            let mut wide = vec![0.0; 65536];
+            dtype.widen(&bytes, &mut wide);
+            let mut back = vec![0u8; bytes.len()];
+            dtype.round_into(&wide, &mut back);
+            for (i, value) in wide.iter().enumerate() {
+                assert_eq!(dtype.read(&bytes, i).is_nan(), value.is_nan());
+                if !value.is_nan() {
+                    assert_eq!(dtype.read(&bytes, i).to_bits(), value.to_bits());
+                    assert_eq!(bytes[2 * i..2 * i + 2], back[2 * i..2 * i + 2], "{dtype} {i:#06x}");
+                }
+            }
+        }
+    }
+}

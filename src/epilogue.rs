@@ -1,0 +1,79 @@
+//! Accumulator -> logit: what happens to one f32 value after the matmul, in the order that every backend keeps.
+//!
+//! dequantise -> bias -> `final_logit_softcapping` -> `logit_scale`; each step one rounded f32 operation.
+
+/// The head's scalar settings of the epilogue. The bias is the shard's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Epilogue {
+    /// `final_logit_softcapping`: `cap * tanh(logit / cap)`.
+    pub softcap: Option<f32>,
+    /// Multiplies the logit after the softcap. 1 leaves it as it is.
+    pub scale: f32,
+}
+
+impl Default for Epilogue {
+    fn default() -> Self {
+        Epilogue { softcap: None, scale: 1.0 }
+    }
+}
+
+impl Epilogue {
+    /// Applies bias, softcap and scale to raw (dequantised) logits of consecutive vocabulary ids, and says
+    /// whether all of them were finite, before the softcap and after the scale: a softcap would turn an
+    /// infinite logit into a plausible one.
+    /// `bias`, where given, has the length of `logits`.
+    #[inline(always)]
+    pub fn apply(&self, logits: &mut [f32], bias: Option<&[f32]>) -> bool {
+        if let Some(bias) = bias {
+            debug_assert_eq!(bias.len(), logits.len());
+            for (l, b) in logits.iter_mut().zip(bias) {
+                *l += b;
+            }
+        }
+        let mut finite = all_finite(logits);
+        if let Some(cap) = self.softcap {
+            for l in logits.iter_mut() {
+                // libm's tanh, not the system's: the same bits on every machine.
+                *l = libm::tanhf(*l / cap) * cap;
+            }
+        }
+        if self.scale != 1.0 {
+            for l in logits.iter_mut() {
+                *l *= self.scale;
+            }
+            finite &= all_finite(logits);
+        }
+        finite
+    }
+}
+
+/// True when no value is NaN or infinite. An integer maximum over the bits, so that it vectorises.
+#[inline(always)]
+pub fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_steps_come_in_the_promised_order() {
+        let mut l = [2.0f32];
+        let e = Epilogue { softcap: Some(4.0), scale: 0.5 };
+        assert!(e.apply(&mut l, Some(&[1.0])));
+        assert_eq!(l[0], libm::tanhf(3.0 / 4.0) * 4.0 * 0.5);
+    }
+
+    #[test]
+    fn a_softcap_does_not_hide_an_infinite_logit() {
+        let e = Epilogue { softcap: Some(30.0), scale: 1.0 };
+        let mut l = [1.0, f32::INFINITY];
+        assert!(!e.apply(&mut l, None));
+        assert_eq!(l[1], 30.0);
+        let mut l = [f32::MAX];
+        assert!(!Epilogue { softcap: None, scale: 2.0 }.apply(&mut l, None), "overflow by the scale");
+        assert!(!Epilogue::default().apply(&mut [1.0, f32::NAN], None));
+        assert!(Epilogue::default().apply(&mut [], None));
+    }
+}

@@ -1,0 +1,212 @@
+//! The one error type. Every variant says what was wanted, what came and what to do.
+//!
+//! Variants map one to one to the status codes that the C interface returns ([`Error::code`]).
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong. The text of each is complete in itself: wanted, got, and what to do.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration key, a command-line option or a combination of them is not valid.
+    #[error("{key}: wanted {wanted}, got {got}; {fix}")]
+    Config { key: String, wanted: String, got: String, fix: String },
+    /// A length, a shape or a count does not fit.
+    #[error("{what}: wanted {wanted}, got {got}; {fix}")]
+    Shape { what: String, wanted: String, got: String, fix: String },
+    /// A data type does not fit.
+    #[error("{what}: wanted {wanted}, got {got}; {fix}")]
+    Dtype { what: String, wanted: String, got: String, fix: String },
+    /// A row index points outside of the rows that were given.
+    #[error("{what}: index {index} at position {position} is not a row: wanted 0 to {}, got {index}; {}", limit_text(*.limit), index_fix(*.limit))]
+    Index { what: String, position: usize, index: i64, limit: usize },
+    /// A request asks for something that does not exist for this head.
+    #[error("{what}: wanted {wanted}, got {got}; {fix}")]
+    Request { what: String, wanted: String, got: String, fix: String },
+    /// A file or folder cannot be read or written.
+    #[error("{}: {problem}; {fix}", path.display())]
+    File { path: PathBuf, problem: String, fix: String },
+    /// A tensor of a file is missing or is not what the head needs.
+    #[error("{}: tensor {tensor}: wanted {wanted}, got {got}; {fix}", path.display())]
+    Tensor { path: PathBuf, tensor: String, wanted: String, got: String, fix: String },
+    /// The ranks of a group did not make the same call. All of them get this error.
+    #[error("step {step}: the ranks of the group disagree: {}; make the same calls with the same arguments on every rank, then rebuild the head", Listed(.disagreements))]
+    StepMismatch { step: u64, disagreements: Vec<Disagreement> },
+    /// A rank did not come before the deadline.
+    #[error(
+        "step {step}: {operation}: ranks {missing:?} did not come within {after:?}; look at those ranks (idle, crashed, or in another call), then rebuild the head"
+    )]
+    Timeout { step: u64, operation: String, after: Duration, missing: Vec<usize> },
+    /// A rank left the group: its thread ended or panicked, or its head was dropped.
+    #[error(
+        "step {step}: {operation}: ranks {ranks:?} have left the group; restart them, then rebuild the group's heads"
+    )]
+    RankLost { step: u64, operation: String, ranks: Vec<usize> },
+    /// An earlier fault left the group in an unknown state; the head refuses to go on.
+    #[error(
+        "the head refuses further steps after an earlier fault ({cause}); call rebuild() on every rank of the group"
+    )]
+    Poisoned { cause: String },
+    /// The transport itself failed.
+    #[error("{operation}: {problem}; {fix}")]
+    Exchange { operation: String, problem: String, fix: String },
+    /// This build or this machine cannot do what was asked.
+    #[error("{what}: wanted {wanted}, got {got}; {fix}")]
+    Unsupported { what: String, wanted: String, got: String, fix: String },
+}
+
+impl Error {
+    pub(crate) fn config(
+        key: impl Into<String>,
+        wanted: impl Into<String>,
+        got: impl fmt::Display,
+        fix: impl Into<String>,
+    ) -> Self {
+        Error::Config { key: key.into(), wanted: wanted.into(), got: got.to_string(), fix: fix.into() }
+    }
+
+    pub(crate) fn shape(
+        what: impl Into<String>,
+        wanted: impl fmt::Display,
+        got: impl fmt::Display,
+        fix: impl Into<String>,
+    ) -> Self {
+        Error::Shape { what: what.into(), wanted: wanted.to_string(), got: got.to_string(), fix: fix.into() }
+    }
+
+    pub(crate) fn dtype(
+        what: impl Into<String>,
+        wanted: impl fmt::Display,
+        got: impl fmt::Display,
+        fix: impl Into<String>,
+    ) -> Self {
+        Error::Dtype { what: what.into(), wanted: wanted.to_string(), got: got.to_string(), fix: fix.into() }
+    }
+
+    pub(crate) fn request(
+        what: impl Into<String>,
+        wanted: impl fmt::Display,
+        got: impl fmt::Display,
+        fix: impl Into<String>,
+    ) -> Self {
+        Error::Request {
+            what: what.into(),
+            wanted: wanted.to_string(),
+            got: got.to_string(),
+            fix: fix.into(),
+        }
+    }
+
+    pub(crate) fn file(path: impl AsRef<Path>, problem: impl fmt::Display, fix: impl Into<String>) -> Self {
+        Error::File { path: path.as_ref().to_path_buf(), problem: problem.to_string(), fix: fix.into() }
+    }
+
+    pub(crate) fn tensor(
+        path: impl AsRef<Path>,
+        tensor: impl Into<String>,
+        wanted: impl fmt::Display,
+        got: impl fmt::Display,
+        fix: impl Into<String>,
+    ) -> Self {
+        Error::Tensor {
+            path: path.as_ref().to_path_buf(),
+            tensor: tensor.into(),
+            wanted: wanted.to_string(),
+            got: got.to_string(),
+            fix: fix.into(),
+        }
+    }
+
+    pub(crate) fn unsupported(
+        what: impl Into<String>,
+        wanted: impl fmt::Display,
+        got: impl fmt::Display,
+        fix: impl Into<String>,
+    ) -> Self {
+        Error::Unsupported {
+            what: what.into(),
+            wanted: wanted.to_string(),
+            got: got.to_string(),
+            fix: fix.into(),
+        }
+    }
+
+    /// The status code of the C interface. Never 0, stable across versions.
+    pub fn code(&self) -> i32 {
+        match self {
+            Error::Config { .. } => 1,
+            Error::Shape { .. } => 2,
+            Error::Dtype { .. } => 3,
+            Error::Index { .. } => 4,
+            Error::Request { .. } => 5,
+            Error::File { .. } => 6,
+            Error::Tensor { .. } => 7,
+            Error::StepMismatch { .. } => 8,
+            Error::Timeout { .. } => 9,
+            Error::RankLost { .. } => 10,
+            Error::Poisoned { .. } => 11,
+            Error::Exchange { .. } => 12,
+            Error::Unsupported { .. } => 13,
+        }
+    }
+
+    /// True where the caller's own input is at fault, false where a rank or the transport failed.
+    pub fn is_bad_input(&self) -> bool {
+        !matches!(
+            self,
+            Error::StepMismatch { .. }
+                | Error::Timeout { .. }
+                | Error::RankLost { .. }
+                | Error::Poisoned { .. }
+                | Error::Exchange { .. }
+        )
+    }
+}
+
+/// One field of the contract on which ranks differ, with what each group of ranks said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disagreement {
+    /// The field, as the documentation names it: `request`, `mode`, `counts`, ...
+    pub field: String,
+    /// `(ranks of the group, what they said)`.
+    pub said: Vec<(Vec<usize>, String)>,
+}
+
+impl fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.field)?;
+        for (i, (ranks, what)) in self.said.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}ranks {ranks:?} say {what}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Joins with "; ".
+struct Listed<'a>(&'a [Disagreement]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, item) in self.0.iter().enumerate() {
+            write!(f, "{}{item}", if i == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+fn limit_text(limit: usize) -> String {
+    if limit == 0 { "nothing".into() } else { (limit - 1).to_string() }
+}
+
+fn index_fix(limit: usize) -> String {
+    match limit {
+        0 => "there are no rows to index: pass an empty selection".into(),
+        n => format!("{n} rows were given: index those"),
+    }
+}

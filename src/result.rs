@@ -1,0 +1,140 @@
+//! What can be asked for, and what comes back.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+
+/// What one step computes for every row. All but `Logits` exchange candidates, never whole logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Request {
+    /// All logits, rounded to `dtype` (f32, f16 or bf16).
+    Logits { dtype: DType },
+    /// The id of the largest logit; ties go to the lowest id.
+    Argmax,
+    /// The `k` largest logits, ordered by value descending then id ascending, and the logsumexp over the
+    /// whole vocabulary.
+    TopK { k: usize },
+}
+
+impl Request {
+    /// All logits in `dtype`.
+    pub fn logits(dtype: DType) -> Self {
+        Request::Logits { dtype }
+    }
+
+    /// The largest logit's id.
+    pub fn argmax() -> Self {
+        Request::Argmax
+    }
+
+    /// The `k` largest logits and the logsumexp.
+    pub fn top_k(k: usize) -> Self {
+        Request::TopK { k }
+    }
+
+    /// Checks the request against a vocabulary.
+    ///
+    /// # Errors
+    /// `Dtype` for int8 logits, `Request` for k = 0 or above the vocabulary.
+    pub fn check(&self, vocab_size: usize) -> Result<()> {
+        match *self {
+            Request::Logits { dtype: DType::I8 } => {
+                Err(Error::dtype("request logits", "f32, bf16 or f16", DType::I8, "use one of those"))
+            }
+            Request::TopK { k } if k == 0 || k > vocab_size => {
+                let wanted = format!("k from 1 to the vocabulary size, {vocab_size}");
+                Err(Error::request(
+                    "request topk",
+                    wanted,
+                    format!("k = {k}"),
+                    "ask for at least one and at most all",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Request::Logits { dtype } => write!(f, "logits in {dtype}"),
+            Request::Argmax => f.write_str("argmax"),
+            Request::TopK { k } => write!(f, "topk:{k}"),
+        }
+    }
+}
+
+/// Whether a row could be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[repr(u8)]
+pub enum RowStatus {
+    /// Answered.
+    Good = 0,
+    /// A raw f32 logit of the row is NaN or infinite: id −1 and NaN are answered; `Logits` passes values as computed.
+    NonFinite = 1,
+}
+
+/// The answer to the rows that this rank brought (or its part of them), in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// `[rows]`.
+    pub row_status: Vec<RowStatus>,
+    pub output: Output,
+    pub stats: StepStats,
+}
+
+impl Answer {
+    /// Number of rows answered.
+    pub fn rows(&self) -> usize {
+        self.row_status.len()
+    }
+}
+
+/// The part of an answer that the request determines.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Output {
+    /// Row-major `[rows, vocab_size]`, little-endian elements of `dtype`.
+    Logits { dtype: DType, vocab_size: usize, bytes: Vec<u8> },
+    /// `[rows]`; −1 where the row's status is not good.
+    Argmax { ids: Vec<i64> },
+    /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's status is not good.
+    TopK { k: usize, values: Vec<f32>, ids: Vec<i64>, logsumexp: Vec<f32> },
+}
+
+impl Output {
+    /// Logits widened to f32, `[rows, vocab_size]`; `None` for other outputs.
+    pub fn logits_f32(&self) -> Option<Vec<f32>> {
+        let Output::Logits { dtype, bytes, .. } = self else { return None };
+        let mut values = vec![0.0; bytes.len() / dtype.size()];
+        dtype.widen(bytes, &mut values);
+        Some(values)
+    }
+}
+
+/// What one step cost this rank.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct StepStats {
+    /// Time in the contract's header exchange.
+    pub contract: Duration,
+    /// Time in the gather of rows.
+    pub gather: Duration,
+    /// Time in the matmul with its epilogue.
+    pub matmul: Duration,
+    /// Time in the exchange of logits or candidates, and in putting them in order.
+    pub exchange: Duration,
+    /// Bytes received from other ranks, headers included.
+    pub bytes_received: u64,
+    /// Bytes sent to other ranks, headers included.
+    pub bytes_sent: u64,
+    /// Collective operations.
+    pub rounds: u32,
+    /// Bytes of weights that the matmul streamed.
+    pub weight_bytes: u64,
+    /// Rows of the group that the matmul computed.
+    pub rows_computed: u64,
+}

@@ -1,0 +1,165 @@
+//! Checkpoints and synthetic heads -> one rank's shard of the head, in memory or mapped from its file.
+
+mod storage;
+
+pub use storage::Storage;
+
+use crate::config::Quantization;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::quantize::MAX_INT8_HIDDEN;
+use half::{bf16, f16};
+use std::ops::Range;
+
+/// Weights of a shard, row-major `[vocab.len(), hidden_size]`.
+#[derive(Debug)]
+pub enum Matrix {
+    F32(Storage<f32>),
+    F16(Storage<f16>),
+    Bf16(Storage<bf16>),
+    /// `values[v, k] * scales[v]` is the weight; `scales` `[vocab.len()]`, finite.
+    I8 {
+        values: Storage<i8>,
+        scales: Vec<f32>,
+    },
+}
+
+impl Matrix {
+    /// Type of the stored elements.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Matrix::F32(_) => DType::F32,
+            Matrix::F16(_) => DType::F16,
+            Matrix::Bf16(_) => DType::Bf16,
+            Matrix::I8 { .. } => DType::I8,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Matrix::F32(s) => s.len(),
+            Matrix::F16(s) => s.len(),
+            Matrix::Bf16(s) => s.len(),
+            Matrix::I8 { values, .. } => values.len(),
+        }
+    }
+}
+
+/// The part of the LM head that one rank holds: vocabulary ids `vocab` of a `[vocab_size, hidden_size]` head.
+#[derive(Debug)]
+pub struct HeadShard {
+    vocab: Range<usize>,
+    vocab_size: usize,
+    hidden_size: usize,
+    quantization: Quantization,
+    matrix: Matrix,
+    bias: Option<Vec<f32>>,
+}
+
+impl HeadShard {
+    /// Joins the parts of a shard. `bias` `[vocab.len()]` f32 is added to the dequantised logit.
+    ///
+    /// # Errors
+    /// When the lengths do not fit `vocab` and `hidden_size`, when `quantization` does not fit the
+    /// matrix (int8 is `w8a8` or `w8a16`, everything else `none`), or when `hidden_size` is above
+    /// [`MAX_INT8_HIDDEN`] for `w8a8`.
+    pub fn new(
+        vocab: Range<usize>,
+        vocab_size: usize,
+        hidden_size: usize,
+        quantization: Quantization,
+        matrix: Matrix,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self> {
+        if vocab.start > vocab.end || vocab.end > vocab_size {
+            return Err(Error::shape(
+                "shard",
+                format!("vocabulary ids within 0..{vocab_size}"),
+                format!("{}..{}", vocab.start, vocab.end),
+                "cut shards with layout::shard_range",
+            ));
+        }
+        let rows = vocab.len();
+        if matrix.len() != rows * hidden_size {
+            return Err(Error::shape(
+                "shard weights",
+                format!("{rows} x {hidden_size} elements"),
+                matrix.len(),
+                "pass exactly the rows of the shard",
+            ));
+        }
+        if let Matrix::I8 { scales, .. } = &matrix
+            && scales.len() != rows
+        {
+            return Err(Error::shape("shard scales", rows, scales.len(), "pass one scale per row"));
+        }
+        if let Some(bias) = &bias
+            && bias.len() != rows
+        {
+            return Err(Error::shape("shard bias", rows, bias.len(), "pass one bias per row"));
+        }
+        if (matrix.dtype() == DType::I8) != (quantization != Quantization::None) {
+            return Err(Error::dtype(
+                "quantization",
+                if matrix.dtype() == DType::I8 { "w8a8 or w8a16 for int8 weights" } else { "none" },
+                quantization,
+                "quantise the weights at load, or name the quantisation that they have",
+            ));
+        }
+        if quantization == Quantization::W8a8 && hidden_size > MAX_INT8_HIDDEN {
+            return Err(Error::shape(
+                "hidden_size of a w8a8 head",
+                format!("at most {MAX_INT8_HIDDEN} (int32 accumulators)"),
+                hidden_size,
+                "use w8a16 or 16-bit weights",
+            ));
+        }
+        Ok(HeadShard { vocab, vocab_size, hidden_size, quantization, matrix, bias })
+    }
+
+    /// The vocabulary ids of this shard. May be empty.
+    pub fn vocab(&self) -> Range<usize> {
+        self.vocab.clone()
+    }
+
+    /// Vocabulary size of the whole head.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Columns of W.
+    pub fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// How int8 weights are multiplied; `None` for the other types.
+    pub fn quantization(&self) -> Quantization {
+        self.quantization
+    }
+
+    /// The weights, row-major `[vocab().len(), hidden_size()]`.
+    pub fn matrix(&self) -> &Matrix {
+        &self.matrix
+    }
+
+    /// `[vocab().len()]`, added to the dequantised logit.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// Bytes of weights, scales and bias of this shard.
+    pub fn bytes(&self) -> u64 {
+        let scales = if let Matrix::I8 { scales, .. } = &self.matrix { 4 * scales.len() as u64 } else { 0 };
+        let bias = self.bias.as_ref().map_or(0, |b| 4 * b.len() as u64);
+        self.matrix.len() as u64 * self.matrix.dtype().size() as u64 + scales + bias
+    }
+
+    /// True where `dtype` hidden states can be multiplied with these weights:
+    /// the weights' own type, or any float type for int8 weights.
+    pub fn takes(&self, dtype: DType) -> bool {
+        match self.matrix.dtype() {
+            DType::I8 => dtype != DType::I8,
+            own => own == dtype,
+        }
+    }
+}
