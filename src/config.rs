@@ -2,6 +2,7 @@
 //! Every rule is checked in one place, [`HeadConfig::validate`].
 
 use crate::cost::CostModel;
+use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
 use crate::layout::ParallelLayout;
@@ -167,6 +168,8 @@ impl fmt::Display for Verify {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
+    /// Tells the heads of one process apart (target and draft). Absent: `lm_head`.
+    pub name: Option<String>,
     pub vocab_size: Option<usize>,
     pub hidden_size: Option<usize>,
     pub lmhead_tp_size: LmheadTpSize,
@@ -182,6 +185,8 @@ pub struct Settings {
     pub bias: Option<bool>,
     /// Absent: what the checkpoint holds.
     pub quantization: Option<Quantization>,
+    /// Type of the hidden states of an int8 head (f32, f16 or bf16; absent: bf16). Other heads take their own type.
+    pub hidden_dtype: Option<DType>,
     pub tie_word_embeddings: Option<bool>,
     pub verify: Verify,
     /// Deadline of each collective operation, milliseconds. Absent: 30000.
@@ -320,6 +325,8 @@ fn json_kind(value: &serde_json::Value) -> &'static str {
 /// The configuration of one head, complete. Every rank of a group must hold the same.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HeadConfig {
+    /// Tells the heads of one process apart; part of every step's contract.
+    pub name: String,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub lmhead_tp_size: LmheadTpSize,
@@ -328,6 +335,8 @@ pub struct HeadConfig {
     pub logit_scale: f32,
     pub final_logit_softcapping: Option<f32>,
     pub quantization: Quantization,
+    /// Type of the hidden states of an int8 head; ignored by the others, which take their own type.
+    pub hidden_dtype: DType,
     pub verify: Verify,
     /// Deadline of each collective operation.
     pub timeout: Duration,
@@ -338,6 +347,7 @@ impl HeadConfig {
     /// A plain head: no scale, softcap or quantisation; every step verified; 30 s deadlines.
     pub fn new(vocab_size: usize, hidden_size: usize) -> Self {
         HeadConfig {
+            name: "lm_head".into(),
             vocab_size,
             hidden_size,
             lmhead_tp_size: LmheadTpSize::Auto,
@@ -345,6 +355,7 @@ impl HeadConfig {
             logit_scale: 1.0,
             final_logit_softcapping: None,
             quantization: Quantization::None,
+            hidden_dtype: DType::Bf16,
             verify: Verify::Always,
             timeout: Duration::from_secs(30),
             cost_model: None,
@@ -398,6 +409,7 @@ impl HeadConfig {
             (None, None) => 1.0,
         };
         let config = HeadConfig {
+            name: settings.name.clone().unwrap_or_else(|| "lm_head".into()),
             vocab_size: size("vocab_size", settings.vocab_size, model.vocab_size)?,
             hidden_size: size("hidden_size", settings.hidden_size, model.hidden_size)?,
             lmhead_tp_size: settings.lmhead_tp_size,
@@ -405,6 +417,7 @@ impl HeadConfig {
             logit_scale,
             final_logit_softcapping: settings.final_logit_softcapping.or(model.final_logit_softcapping),
             quantization,
+            hidden_dtype: settings.hidden_dtype.unwrap_or(DType::Bf16),
             verify: settings.verify,
             timeout: Duration::from_millis(settings.timeout_ms.unwrap_or(30_000)),
             cost_model: settings.cost_model,
@@ -444,6 +457,10 @@ impl HeadConfig {
         {
             let fix = "leave it out for no softcap";
             return Err(Error::config("final_logit_softcapping", "a finite number above 0", cap, fix));
+        }
+        if self.hidden_dtype == DType::I8 {
+            let fix = "w8a8 heads quantise the hidden states themselves";
+            return Err(Error::config("hidden_dtype", "f32, f16 or bf16", DType::I8, fix));
         }
         if self.timeout.is_zero() {
             return Err(Error::config("timeout_ms", "at least 1", 0, "30000 is the default"));
@@ -544,6 +561,11 @@ mod tests {
                 "lmhead_tp_size: wanted auto, -1 (the tensor-parallel size) or a number of ranks, got `-2`",
             ),
             ("lmhead_tp_size = 1.5", MODEL, "lmhead_tp_size: wanted auto, -1 or a number of ranks"),
+            (
+                "hidden_dtype = \"i8\"",
+                MODEL,
+                "hidden_dtype: wanted f32, f16 or bf16, got i8; w8a8 heads quantise the hidden states themselves",
+            ),
             ("quantization = \"w4a16\"", MODEL, "unknown variant `w4a16`"),
             ("verify = { every = 0 }", MODEL, "verify: wanted every n steps with n at least 1, got every 0"),
             ("verify = \"never\"", MODEL, "unknown variant `never`"),

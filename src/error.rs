@@ -23,7 +23,7 @@ pub enum Error {
     #[error("{what}: wanted {wanted}, got {got}; {fix}")]
     Dtype { what: String, wanted: String, got: String, fix: String },
     /// A row index points outside of the rows that were given.
-    #[error("{what}: index {index} at position {position} is not a row: wanted 0 to {}, got {index}; {}", limit_text(*.limit), index_fix(*.limit))]
+    #[error("{what}: index {index} at position {position} is not a row: wanted {}, got {index}; {}", limit_text(*.limit), index_fix(*.limit))]
     Index { what: String, position: usize, index: i64, limit: usize },
     /// A request asks for something that does not exist for this head.
     #[error("{what}: wanted {wanted}, got {got}; {fix}")]
@@ -201,7 +201,7 @@ impl fmt::Display for Listed<'_> {
 }
 
 fn limit_text(limit: usize) -> String {
-    if limit == 0 { "nothing".into() } else { (limit - 1).to_string() }
+    if limit == 0 { "no index".into() } else { format!("0 to {}", limit - 1) }
 }
 
 fn index_fix(limit: usize) -> String {

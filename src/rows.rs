@@ -35,10 +35,10 @@ impl<'a> HiddenRows<'a> {
         if wanted != Some(bytes.len()) {
             return Err(Error::shape(
                 "hidden_states",
-                format!(
-                    "[{rows}, {hidden}] {dtype}, {} bytes",
-                    rows as u128 * hidden as u128 * dtype.size() as u128
-                ),
+                match wanted {
+                    Some(wanted) => format!("[{rows}, {hidden}] {dtype}, {wanted} bytes"),
+                    None => format!("[{rows}, {hidden}] {dtype}, more bytes than can exist"),
+                },
                 format!("{} bytes", bytes.len()),
                 "pass whole rows, contiguous",
             ));
@@ -52,6 +52,11 @@ impl<'a> HiddenRows<'a> {
     /// When `values` does not hold exactly `rows * hidden` elements.
     pub fn from_f32(values: &'a [f32], rows: usize, hidden: usize) -> Result<Self> {
         Self::new(bytemuck::cast_slice(values), DType::F32, rows, hidden)
+    }
+
+    /// No rows: what an idle rank brings.
+    pub fn none(dtype: DType, hidden: usize) -> Self {
+        HiddenRows { bytes: &[], dtype, rows: 0, hidden, selection: None }
     }
 
     /// Output row `i` becomes row `selection[i]` of this view.
@@ -96,6 +101,38 @@ impl<'a> HiddenRows<'a> {
         self.hidden * self.dtype.size()
     }
 
+    /// The bytes of all output rows where they already lie one after the other.
+    pub fn contiguous(&self) -> Option<&'a [u8]> {
+        self.selection.is_none().then_some(self.bytes)
+    }
+
+    /// Output rows `range` alone.
+    ///
+    /// # Panics
+    /// When the range ends beyond [`HiddenRows::len`].
+    pub fn range(mut self, range: std::ops::Range<usize>) -> Self {
+        match self.selection {
+            Some(selection) => self.selection = Some(&selection[range]),
+            None => {
+                let size = self.row_bytes();
+                self.bytes = &self.bytes[range.start * size..range.end * size];
+                self.rows = range.len();
+            }
+        }
+        self
+    }
+
+    /// Copies the output rows, in order, to the beginning of `out`.
+    ///
+    /// # Panics
+    /// When `out` is too small.
+    pub fn copy_into(&self, out: &mut [u8]) {
+        let size = self.row_bytes();
+        for i in 0..self.len() {
+            out[i * size..(i + 1) * size].copy_from_slice(self.row(i));
+        }
+    }
+
     /// The bytes of output row `i`.
     ///
     /// # Panics
@@ -116,4 +153,104 @@ pub fn row_numbers(what: &str, indices: &[i64], rows: usize) -> Result<Vec<usize
         _ => Err(Error::Index { what: what.into(), position, index, limit: rows }),
     };
     indices.iter().enumerate().map(number).collect()
+}
+
+/// How many output rows the replicas of a group bring to one step. One entry is one replica: with tp = 1, one rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowCounts {
+    /// Every replica's rows are known, in group order; 0 is legal.
+    Exact(Vec<usize>),
+    /// A fixed shape: every replica sends a payload of `max` rows of which `mine` are real. A step of one
+    /// exchange less, which a CUDA graph can replay.
+    Capacity { max: usize, mine: usize },
+    /// Only the own rows are known; the step begins by learning the others'.
+    Discover { mine: usize },
+}
+
+impl RowCounts {
+    /// Every replica's rows, in group order.
+    pub fn exact(counts: &[usize]) -> Self {
+        RowCounts::Exact(counts.to_vec())
+    }
+
+    /// `mine` rows in a fixed shape of `max`.
+    pub fn capacity(max: usize, mine: usize) -> Self {
+        RowCounts::Capacity { max, mine }
+    }
+
+    /// `mine` rows; the others' are not known.
+    pub fn discover(mine: usize) -> Self {
+        RowCounts::Discover { mine }
+    }
+
+    /// The caller's own rows, after checking the counts against the group.
+    ///
+    /// # Errors
+    /// `Shape` where an exact list has another length than the group has replicas, or `mine` is above `max`.
+    pub(crate) fn own(&self, replica: usize, replicas: usize) -> Result<usize> {
+        match self {
+            RowCounts::Exact(counts) if counts.len() != replicas => Err(Error::shape(
+                "exact row counts",
+                format!("{replicas} entries, one per replica of the group"),
+                format!("{} entries", counts.len()),
+                "list every replica's rows, idle ones as 0",
+            )),
+            RowCounts::Exact(counts) => Ok(counts[replica]),
+            RowCounts::Capacity { max, mine } if mine > max => Err(Error::shape(
+                "capacity row counts",
+                format!("at most {max} rows"),
+                mine,
+                "use a larger capacity on every rank",
+            )),
+            RowCounts::Capacity { mine, .. } | RowCounts::Discover { mine } => Ok(*mine),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selections_are_unordered_repeated_and_may_be_empty() {
+        let values: Vec<f32> = (0..6).map(|v| v as f32).collect();
+        let rows = HiddenRows::from_f32(&values, 3, 2).unwrap();
+        assert_eq!((rows.len(), rows.row_bytes()), (3, 8));
+        let selected = rows.select(&[2, 0, 2]).unwrap();
+        let first = |i| DType::F32.read(selected.row(i), 0);
+        assert_eq!([first(0), first(1), first(2)], [4.0, 0.0, 4.0]);
+        assert!(rows.select(&[]).unwrap().is_empty());
+        assert!(rows.contiguous().is_some() && selected.contiguous().is_none());
+    }
+
+    #[test]
+    fn bad_rows_name_what_was_wanted() {
+        let rows = HiddenRows::from_f32(&[0.0; 6], 3, 2).unwrap();
+        let text = rows.select(&[0, 3]).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "logits_indices: index 3 at position 1 is not a row: wanted 0 to 2, got 3; 3 rows were given: index those"
+        );
+        let text = row_numbers("logits_indices", &[1, -4], 3).unwrap_err().to_string();
+        assert!(text.contains("index -4 at position 1") && text.contains("wanted 0 to 2"), "{text}");
+        let text = row_numbers("logits_indices", &[0], 0).unwrap_err().to_string();
+        assert!(text.contains("wanted no index, got 0; there are no rows"), "{text}");
+        let text = HiddenRows::from_f32(&[0.0; 5], 3, 2).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "hidden_states: wanted [3, 2] f32, 24 bytes, got 20 bytes; pass whole rows, contiguous"
+        );
+        assert!(HiddenRows::new(&[], DType::I8, 0, 1).is_err());
+        assert!(HiddenRows::new(&[], DType::F32, usize::MAX, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn counts_are_checked_against_the_group() {
+        assert_eq!(RowCounts::exact(&[7, 0]).own(1, 2), Ok(0));
+        let text = RowCounts::exact(&[7]).own(0, 2).unwrap_err().to_string();
+        assert!(text.contains("wanted 2 entries, one per replica of the group, got 1 entries"), "{text}");
+        let text = RowCounts::capacity(3, 4).own(0, 2).unwrap_err().to_string();
+        assert!(text.contains("wanted at most 3 rows, got 4"), "{text}");
+        assert_eq!(RowCounts::discover(9).own(0, 2), Ok(9));
+    }
 }

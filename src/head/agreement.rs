@@ -1,0 +1,148 @@
+//! The collective side of the contract: what all ranks agree on when a head is created, and the headers of a step.
+
+use super::LmHead;
+use crate::error::{Disagreement, Error, Result};
+use crate::exchange::{Call, Fault, Operation};
+use crate::result::StepStats;
+use crate::step::{self, HEADER_BYTES, Header, Mode, Ticket};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+impl LmHead {
+    /// What all ranks must have in common, by the names that messages use.
+    fn settings(&self) -> BTreeMap<&'static str, String> {
+        let c = &self.config;
+        BTreeMap::from([
+            ("backend", self.backend.fingerprint(self.shard.matrix().dtype())),
+            ("bias", self.shard.bias().is_some().to_string()),
+            ("final_logit_softcapping", c.final_logit_softcapping.map_or("none".into(), |v| v.to_string())),
+            ("head ranks", format!("{:?}", self.group.ranks())),
+            ("hidden_dtype", self.hidden_dtype.to_string()),
+            ("hidden_size", c.hidden_size.to_string()),
+            ("logit_scale", c.logit_scale.to_string()),
+            ("name", c.name.clone()),
+            ("quantization", c.quantization.to_string()),
+            ("split_rows_over_tp", c.split_rows_over_tp.to_string()),
+            ("tp", self.group.tp().to_string()),
+            ("verify", c.verify.to_string()),
+            ("vocab_size", c.vocab_size.to_string()),
+            ("weights", self.shard.matrix().dtype().to_string()),
+        ])
+    }
+
+    pub(super) fn creation_header(&self, length: u64, digest: u64) -> Header {
+        Header {
+            head: self.id,
+            epoch: self.epoch,
+            mode: Mode::Create,
+            verify: self.config.verify,
+            request: None,
+            sequence: 0,
+            rows: 0,
+            counts: length,
+            agreement: digest,
+        }
+    }
+
+    /// The collective part of creation: every rank's digest of its settings; where those differ, the settings themselves, so
+    /// that the error can name them. The epoch becomes the highest that any rank has.
+    pub(super) fn agree_on_settings(&mut self) -> Result<()> {
+        let settings = self.settings();
+        let text = serde_json::to_vec(&settings).expect("a map of strings is JSON");
+        self.agreement = step::digest(&text);
+        if self.group.size() == 1 {
+            return Ok(());
+        }
+        let mine = self.creation_header(text.len() as u64, self.agreement);
+        let call = step::call(&mine, Operation::Create, self.config.timeout);
+        let members: Vec<usize> = (0..self.group.size()).collect();
+        let ranks = self.group.ranks().to_vec();
+        let mismatch = |disagreements| Err(Error::StepMismatch { step: 0, disagreements });
+
+        let mut headers = vec![[0; HEADER_BYTES]; members.len()];
+        let mut slices: Vec<&mut [u8]> = headers.iter_mut().map(|h| &mut h[..]).collect();
+        // Ranks of other heads or epochs are in other calls: their headers say so better than the fault does.
+        let fault = match self.exchange.all_gather_v(&call, &members, &mine.encode(), &mut slices) {
+            Ok(()) | Err(Fault::OtherCall { .. }) => None,
+            Err(fault @ Fault::Length { .. }) => Some(fault),
+            Err(fault) => return Err(fault.into_error(&call, &ranks)),
+        };
+        let decoded: Vec<Option<Header>> = headers.iter().map(Header::decode).collect();
+        let doing = decoded.iter().map(|header| match header {
+            Some(h) if h.mode == Mode::Create && h.head == self.id => {
+                format!("creates head `{}`", self.config.name)
+            }
+            Some(h) if h.mode == Mode::Create => format!("creates another head (id {:#010x})", h.head),
+            Some(h) => format!("is in step {} of a head that exists", h.sequence),
+            None => "sends something else (another program or version of lmhead)".into(),
+        });
+        if let Some(disagreement) = step::disagreement("call", ranks.iter().copied().zip(doing)) {
+            return mismatch(vec![disagreement]);
+        }
+        if let Some(fault) = fault {
+            return Err(fault.into_error(&call, &ranks));
+        }
+        let decoded: Vec<Header> = decoded.into_iter().flatten().collect();
+        self.epoch = decoded.iter().map(|h| h.epoch).max().unwrap_or(self.epoch);
+        if decoded.iter().all(|h| h.agreement == self.agreement) {
+            return Ok(());
+        }
+
+        let mut texts: Vec<Vec<u8>> =
+            decoded.iter().map(|h| vec![0; h.counts.min(1 << 20) as usize]).collect();
+        let mut slices: Vec<&mut [u8]> = texts.iter_mut().map(Vec::as_mut_slice).collect();
+        let call = step::call(&self.creation_header(0, 0), Operation::Create, self.config.timeout);
+        match self.exchange.all_gather_v(&call, &members, &text, &mut slices) {
+            Ok(()) | Err(Fault::OtherCall { .. }) => {}
+            Err(fault) => return Err(fault.into_error(&call, &ranks)),
+        }
+        let theirs: Vec<BTreeMap<String, String>> =
+            texts.iter().map(|text| serde_json::from_slice(text).unwrap_or_default()).collect();
+        let said = |key: &str| {
+            let value =
+                |map: &BTreeMap<String, String>| map.get(key).cloned().unwrap_or_else(|| "nothing".into());
+            ranks.iter().copied().zip(theirs.iter().map(value).collect::<Vec<_>>())
+        };
+        let disagreements: Vec<Disagreement> =
+            settings.keys().filter_map(|key| step::disagreement(key, said(key))).collect();
+        mismatch(disagreements)
+    }
+
+    /// The exchange of headers over the whole group; the rows of each replica come out.
+    pub(super) fn check_contract(&self, ticket: &Ticket, stats: &mut StepStats) -> Result<Vec<usize>> {
+        let began = Instant::now();
+        let members: Vec<usize> = (0..self.group.size()).collect();
+        let mut headers = vec![[0; HEADER_BYTES]; members.len()];
+        let mut slices: Vec<&mut [u8]> = headers.iter_mut().map(|h| &mut h[..]).collect();
+        let call = ticket.call(Operation::Contract);
+        let gathered = self.exchange.all_gather_v(&call, &members, &ticket.header.encode(), &mut slices);
+        let rows = self.judge(ticket, &call, gathered, &members, &headers)?;
+        let peers = (members.len() - 1) as u64;
+        stats.bytes_sent += peers * HEADER_BYTES as u64;
+        stats.bytes_received += peers * HEADER_BYTES as u64;
+        stats.rounds += 1;
+        stats.contract = began.elapsed();
+        Ok((0..self.group.replicas()).map(|replica| rows[replica * self.group.tp()]).collect())
+    }
+
+    /// Turns what a collective with headers delivered into the members' rows. Where ranks disagree, the headers say more
+    /// than the transport's fault does.
+    pub(super) fn judge(
+        &self,
+        ticket: &Ticket,
+        call: &Call,
+        gathered: std::result::Result<(), Fault>,
+        members: &[usize],
+        headers: &[[u8; HEADER_BYTES]],
+    ) -> Result<Vec<usize>> {
+        let agreed =
+            || step::agree(&self.group, members, headers, &ticket.header, &self.config.name, &ticket.counts);
+        match gathered {
+            Ok(()) => agreed(),
+            Err(fault @ (Fault::Length { .. } | Fault::OtherCall { .. })) => {
+                agreed().and_then(|_| Err(fault.into_error(call, self.group.ranks())))
+            }
+            Err(fault) => Err(fault.into_error(call, self.group.ranks())),
+        }
+    }
+}
