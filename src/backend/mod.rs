@@ -1,5 +1,7 @@
 //! Where the arithmetic runs. A backend knows rows and a shard; it does not know that there are other ranks.
 
+pub mod cpu;
+
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::Result;

@@ -1,0 +1,47 @@
+//! The W8A8 inner loop: int8 weights and int8 rows, widened to int16, int32 sums. Exact in any order.
+
+use super::isa::Arith;
+use super::lanes::{Kind, LANES, Lanes, Pairs};
+
+/// int8 weights, int8 rows, int32 sums.
+pub(super) struct Int8;
+
+/// Elements of k in one step: a lane takes two neighbours, as `pmaddwd` and `vpdpwssd` do.
+pub(super) const STEP: usize = 2 * LANES;
+
+impl Kind<STEP> for Int8 {
+    type Weight = i8;
+    type Step = Pairs;
+    type Sum = i32;
+
+    #[inline(always)]
+    fn widen(weights: &[i8; STEP]) -> Pairs {
+        let mut step = Pairs([0; STEP]);
+        for (s, &w) in step.0.iter_mut().zip(weights) {
+            *s = i16::from(w);
+        }
+        step
+    }
+
+    #[inline(always)]
+    fn widen_tail(weights: &[i8]) -> Pairs {
+        let mut padded = [0; STEP];
+        padded[..weights.len()].copy_from_slice(weights);
+        Self::widen(&padded)
+    }
+
+    #[inline(always)]
+    fn mul_add<A: Arith, const L: usize>(x: &Pairs, w: &Pairs, group: usize, sums: &mut [i32; L]) {
+        let (x, w) = (&x.0.as_chunks::<2>().0[group * L..], &w.0.as_chunks::<2>().0[group * L..]);
+        for l in 0..L {
+            // |x| <= 127 and |w| <= 128: MAX_INT8_HIDDEN keeps every sum below 2^31.
+            let pair = i32::from(x[l][0]) * i32::from(w[l][0]) + i32::from(x[l][1]) * i32::from(w[l][1]);
+            sums[l] = sums[l].wrapping_add(pair);
+        }
+    }
+
+    #[inline(always)]
+    fn reduce(sums: &Lanes<i32>) -> f32 {
+        sums.0.iter().sum::<i32>() as f32
+    }
+}

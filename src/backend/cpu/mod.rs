@@ -1,0 +1,418 @@
+//! The CPU backend: blocked loops that the compiler vectorises, once per instruction set, on one thread pool.
+//!
+//! ```text
+//! hidden rows -> pack.rs   gathered by index, widened or quantised, in tiles        (once per call)
+//!             -> block.rs  packed rows x 64 vocabulary ids -> raw f32 logits         (one task per block)
+//!                float.rs, int8.rs: the inner loops; lanes.rs: the order of every sum; isa.rs: the instruction sets
+//!             -> epilogue  dequantise, bias, softcap, scale
+//!             -> rounded into the caller's rows, or pushed to the row's partial
+//! ```
+//!
+//! Memory beyond the caller's: packed rows of one pass (at most 16 MiB, or 4 rows where those are larger), and
+//! for each thread one block of logits (`[rows of a pass, 64]` f32, at most 128 KiB), sums and a panel (under
+//! 0.5 MiB); for partials one `RowPartial` per row of a pass and running task. Never rows x vocabulary.
+
+mod block;
+mod float;
+mod int8;
+mod isa;
+mod lanes;
+mod pack;
+
+pub use isa::{ISA_VARIABLE, Isa};
+
+use crate::backend::{Backend, Job, LogitsOut};
+use crate::config::Quantization;
+use crate::dtype::DType;
+use crate::epilogue::Epilogue;
+use crate::error::{Error, Result};
+use crate::merge::{BLOCK, PartialSpec, RowPartial};
+use crate::rows::HiddenRows;
+use crate::weights::{HeadShard, Matrix};
+use block::{Matmul, Scratch};
+use float::Float;
+use half::{bf16, f16};
+use int8::Int8;
+use isa::{Arith, Work};
+use lanes::{Kind, LANES, Lanes, Pairs};
+use pack::Packed;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Part of the fingerprint: raised whenever a row's bits change.
+const VERSION: u32 = 1;
+
+/// The CPU as a [`Backend`]. It has a thread pool of its own, which all ranks of a process share: put it in an
+/// `Arc`. Calls may come from any number of threads at once.
+#[derive(Debug)]
+pub struct CpuBackend {
+    isa: Isa,
+    pool: rayon::ThreadPool,
+}
+
+impl CpuBackend {
+    /// A backend with `threads` threads (`None`: one per CPU that this process may use) and the best instruction
+    /// set of this machine, or the one that the environment variable [`ISA_VARIABLE`] names.
+    ///
+    /// # Errors
+    /// `Config` for 0 threads, an unknown instruction set, or one that this machine lacks; `Unsupported` where
+    /// the threads cannot be started.
+    pub fn new(threads: Option<usize>) -> Result<CpuBackend> {
+        let name = std::env::var_os(ISA_VARIABLE);
+        let name = name.as_ref().map(|name| name.to_string_lossy());
+        Self::with_isa(Isa::choose(name.as_deref())?, threads)
+    }
+
+    /// The same with a given instruction set; the environment is not looked at.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::new`].
+    pub fn with_isa(isa: Isa, threads: Option<usize>) -> Result<CpuBackend> {
+        let isa = Isa::choose(Some(isa.name()))?;
+        if threads == Some(0) {
+            return Err(Error::config("threads", "at least 1", 0, "leave it out to use every CPU"));
+        }
+        let threads = match threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("lmhead-cpu-{i}"))
+            .build()
+            .map_err(|problem| {
+                Error::unsupported(
+                    "thread pool of the CPU backend",
+                    format!("{threads} threads"),
+                    problem,
+                    "ask for fewer threads",
+                )
+            })?;
+        Ok(CpuBackend { isa, pool })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads of the pool.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    /// `cpu/FAMILY/VERSION DTYPE`. Instruction sets of a family ([`Isa::family`]) give the same bits.
+    fn fingerprint(&self, weights: DType) -> String {
+        format!("cpu/{}/{VERSION} {weights}", self.isa.family())
+    }
+
+    fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
+        if !shard.takes(hidden) {
+            let weights = shard.matrix().dtype();
+            let wanted = if weights == DType::I8 { "f32, f16 or bf16" } else { weights.name() };
+            return Err(Error::dtype(
+                "hidden_states on the cpu backend",
+                format!("{wanted} for {weights} weights"),
+                hidden,
+                "convert the hidden states, or load the head in their type",
+            ));
+        }
+        // Sums of exponentials are formed per global block (promise 1): a block may not be cut in two.
+        let vocab = shard.vocab();
+        let whole = vocab.start.is_multiple_of(BLOCK)
+            && (vocab.end.is_multiple_of(BLOCK) || vocab.end == shard.vocab_size());
+        if !whole && !vocab.is_empty() {
+            return Err(Error::shape(
+                "shard",
+                format!("boundaries that are multiples of {BLOCK}, or the end of the vocabulary"),
+                format!("{}..{} of {}", vocab.start, vocab.end, shard.vocab_size()),
+                "cut shards with layout::shard_range",
+            ));
+        }
+        Ok(())
+    }
+
+    fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
+        let (rows, vocab) = (job.rows.len(), job.shard.vocab());
+        check_job(job, rows, out.nonfinite.len())?;
+        let size = out.dtype.size();
+        let row_bytes = vocab.len() * size;
+        let needed = rows.checked_sub(1).map_or(Some(0), |before| {
+            before.checked_mul(out.stride).and_then(|bytes| bytes.checked_add(row_bytes))
+        });
+        if out.dtype == DType::I8 {
+            let fix = "logits are rounded to a float type";
+            return Err(Error::dtype("logits", "f32, f16 or bf16", out.dtype, fix));
+        }
+        if out.stride < row_bytes || needed.is_none_or(|needed| needed > out.bytes.len()) {
+            return Err(Error::shape(
+                "logits",
+                format!("{rows} rows of {row_bytes} bytes"),
+                format!("{} bytes, {} a row", out.bytes.len(), out.stride),
+                "allocate rows x stride bytes",
+            ));
+        }
+        if rows == 0 || vocab.is_empty() {
+            return Ok(());
+        }
+        let flags: Vec<AtomicBool> = (0..rows).map(|_| AtomicBool::new(false)).collect();
+        let mut left: Vec<&mut [u8]> =
+            out.bytes.chunks_mut(out.stride).take(rows).map(|row| &mut row[..row_bytes]).collect();
+        self.pool.install(|| {
+            for pass in Pass::all(self.isa, job) {
+                let after = left.split_off(pass.rows.len());
+                let columns = Columns { rows: std::mem::replace(&mut left, after), first_id: vocab.start };
+                columns.for_each_block(blocks(&vocab), size, &|ids: Range<usize>, mut rows| {
+                    pass.block(ids, |row, logits, finite| {
+                        if !finite {
+                            flags[pass.rows.start + row].store(true, Ordering::Relaxed);
+                        }
+                        out.dtype.round_into(logits, rows[row]);
+                    });
+                });
+            }
+        });
+        for (flag, seen) in out.nonfinite.iter_mut().zip(flags) {
+            *flag |= seen.into_inner();
+        }
+        Ok(())
+    }
+
+    fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
+        check_job(job, job.rows.len(), out.len())?;
+        if spec.k == 0 {
+            return Err(Error::request("candidates of a partial", "at least 1", 0, "ask for one"));
+        }
+        for partial in out.iter_mut() {
+            partial.reset(spec);
+        }
+        let vocab = job.shard.vocab();
+        if out.is_empty() || vocab.is_empty() {
+            return Ok(());
+        }
+        let merge = |mut all: Vec<RowPartial>, part: Vec<RowPartial>| {
+            for (a, p) in all.iter_mut().zip(&part) {
+                a.merge(p);
+            }
+            all
+        };
+        self.pool.install(|| {
+            for pass in Pass::all(self.isa, job) {
+                let empty = || vec![RowPartial::new(spec); pass.rows.len()];
+                let found = blocks(&vocab).into_par_iter().fold(empty, |mut partials, block| {
+                    let ids = block_ids(block, &vocab);
+                    let first = ids.start;
+                    pass.block(ids, |row, logits, finite| partials[row].push_block(first, logits, finite));
+                    partials
+                });
+                let found = found.reduce_with(merge).unwrap_or_default();
+                for (o, partial) in out[pass.rows.clone()].iter_mut().zip(found) {
+                    *o = partial;
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// What both calls ask of a job.
+fn check_job(job: &Job<'_>, rows: usize, out_rows: usize) -> Result<()> {
+    if job.rows.hidden() != job.shard.hidden_size() {
+        return Err(Error::shape(
+            "hidden_states",
+            format!("{} columns", job.shard.hidden_size()),
+            job.rows.hidden(),
+            "use the hidden states of this head's model",
+        ));
+    }
+    if !job.shard.takes(job.rows.dtype()) {
+        let fix = "check() the backend when the head is made";
+        return Err(Error::dtype("hidden_states", job.shard.matrix().dtype(), job.rows.dtype(), fix));
+    }
+    if rows != out_rows {
+        return Err(Error::shape("output rows", rows, out_rows, "pass one for each selected row"));
+    }
+    Ok(())
+}
+
+/// Numbers of the global blocks that `vocab` touches; `vocab` is not empty.
+fn blocks(vocab: &Range<usize>) -> Range<usize> {
+    vocab.start / BLOCK..vocab.end.div_ceil(BLOCK)
+}
+
+/// The ids of `vocab` in a global block.
+fn block_ids(block: usize, vocab: &Range<usize>) -> Range<usize> {
+    (block * BLOCK).max(vocab.start)..((block + 1) * BLOCK).min(vocab.end)
+}
+
+/// What is left of the caller's rows: every row's bytes from vocabulary id `first_id` on.
+struct Columns<'a> {
+    rows: Vec<&'a mut [u8]>,
+    first_id: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// Cuts the rows in halves of whole blocks, again and again, and calls `leaf` with the ids of one block and
+    /// each row's bytes for them. Each task so holds its own slices: no two can write to the same byte.
+    fn for_each_block<F>(self, blocks: Range<usize>, size: usize, leaf: &F)
+    where
+        F: Fn(Range<usize>, Vec<&'a mut [u8]>) + Sync,
+    {
+        if blocks.len() == 1 {
+            let ids = self.rows.first().map_or(0, |row| row.len() / size);
+            return leaf(self.first_id..self.first_id + ids, self.rows);
+        }
+        let middle = blocks.start + blocks.len() / 2;
+        let cut = (middle * BLOCK - self.first_id) * size;
+        let (low, high) = self.rows.into_iter().map(|row| row.split_at_mut(cut)).unzip();
+        let low = Columns { rows: low, first_id: self.first_id };
+        let high = Columns { rows: high, first_id: middle * BLOCK };
+        rayon::join(
+            || low.for_each_block(blocks.start..middle, size, leaf),
+            || high.for_each_block(middle..blocks.end, size, leaf),
+        );
+    }
+}
+
+/// Packed rows of either kind.
+enum PackedRows {
+    Float(Packed<Lanes<f32>>),
+    Int8(Packed<Pairs>),
+}
+
+/// One pass over the shard: some rows, packed, and all that a task must know to compute a block of their logits.
+struct Pass<'a> {
+    isa: Isa,
+    shard: &'a HeadShard,
+    epilogue: Epilogue,
+    /// The job's rows that are packed here.
+    rows: Range<usize>,
+    packed: PackedRows,
+}
+
+impl<'a> Pass<'a> {
+    /// The passes of a job; each is packed, by this pool's threads, when its turn comes.
+    fn all(isa: Isa, job: &Job<'a>) -> impl Iterator<Item = Pass<'a>> {
+        let Job { rows, shard, epilogue } = *job;
+        let step = pack::pass_rows(rows.hidden());
+        (0..rows.len()).step_by(step).map(move |first| {
+            let range = first..rows.len().min(first + step);
+            let packed = pack_rows(isa, &rows, shard, range.clone());
+            Pass { isa, shard, epilogue, rows: range, packed }
+        })
+    }
+
+    /// Computes the logits of vocabulary `ids` (within one block) and gives each row's to
+    /// `take(row, logits [ids.len()], all finite)`.
+    fn block(&self, ids: Range<usize>, take: impl FnMut(usize, &[f32], bool)) {
+        THREAD.with_borrow_mut(|thread| {
+            let Thread { logits, float, int8 } = thread;
+            logits.resize(self.rows.len() * BLOCK, 0.0);
+            let start = self.shard.vocab().start;
+            let own = ids.start - start..ids.end - start;
+            let mut scales = &[][..];
+            match (&self.packed, self.shard.matrix()) {
+                (PackedRows::Float(x), Matrix::F32(w)) => {
+                    self.matmul::<LANES, Float<f32>>(x, w, &own, logits, float);
+                }
+                (PackedRows::Float(x), Matrix::F16(w)) => {
+                    self.matmul::<LANES, Float<f16>>(x, w, &own, logits, float);
+                }
+                (PackedRows::Float(x), Matrix::Bf16(w)) => {
+                    self.matmul::<LANES, Float<bf16>>(x, w, &own, logits, float);
+                }
+                (PackedRows::Float(x), Matrix::I8 { values, scales: s }) => {
+                    self.matmul::<LANES, Float<i8>>(x, values, &own, logits, float);
+                    scales = &s[own.clone()];
+                }
+                (PackedRows::Int8(x), Matrix::I8 { values, scales: s }) => {
+                    self.matmul::<{ int8::STEP }, Int8>(x, values, &own, logits, int8);
+                    scales = &s[own.clone()];
+                }
+                (PackedRows::Int8(_), _) => unreachable!("only int8 weights quantise their rows"),
+            }
+            let row_scales = if let PackedRows::Int8(x) = &self.packed { &x.scales[..] } else { &[] };
+            let bias = self.shard.bias().map(|bias| &bias[own]);
+            let epilogue = self.epilogue;
+            self.isa.run(Finish { logits, ids: ids.len(), row_scales, scales, bias, epilogue, take });
+        });
+    }
+
+    fn matmul<const S: usize, K: Kind<S>>(
+        &self,
+        rows: &Packed<K::Step>,
+        weights: &[K::Weight],
+        own: &Range<usize>,
+        logits: &mut [f32],
+        scratch: &mut Scratch<K::Step, K::Sum>,
+    ) {
+        let hidden = self.shard.hidden_size();
+        let weights = &weights[own.start * hidden..own.end * hidden];
+        self.isa.run(Matmul::<S, K> { rows, weights, hidden, ids: own.len(), logits, scratch });
+    }
+}
+
+fn pack_rows(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
+    match shard.quantization() {
+        Quantization::W8a8 => PackedRows::Int8(pack::quantized(isa, rows, range)),
+        Quantization::None | Quantization::W8a16 => PackedRows::Float(pack::float(isa, rows, range)),
+    }
+}
+
+thread_local! {
+    /// Belongs to a thread of a pool, and so goes with it. Never borrowed across a point where rayon could put
+    /// another task on this thread.
+    static THREAD: RefCell<Thread> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Thread {
+    /// `[rows of the pass, BLOCK]`
+    logits: Vec<f32>,
+    float: Scratch<Lanes<f32>, f32>,
+    int8: Scratch<Pairs, i32>,
+}
+
+/// Raw sums of one block -> logits: dequantise, then the epilogue.
+struct Finish<'a, F> {
+    /// `[rows, BLOCK]`, of which `ids` columns are used.
+    logits: &'a mut [f32],
+    ids: usize,
+    /// `[rows]`, or empty.
+    row_scales: &'a [f32],
+    /// `[ids]`, or empty.
+    scales: &'a [f32],
+    bias: Option<&'a [f32]>,
+    epilogue: Epilogue,
+    take: F,
+}
+
+impl<F: FnMut(usize, &[f32], bool)> Work for Finish<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arith>(mut self) {
+        for (row, logits) in self.logits.chunks_exact_mut(BLOCK).enumerate() {
+            let logits = &mut logits[..self.ids];
+            // Each product rounded on its own (promise 2); Rust contracts nothing.
+            if let Some(row_scale) = self.row_scales.get(row) {
+                for l in logits.iter_mut() {
+                    *l *= row_scale;
+                }
+            }
+            for (l, scale) in logits.iter_mut().zip(self.scales) {
+                *l *= scale;
+            }
+            let finite = self.epilogue.apply(logits, self.bias);
+            (self.take)(row, logits, finite);
+        }
+    }
+}
