@@ -1,7 +1,18 @@
 //! Checkpoints and synthetic heads -> one rank's shard of the head, in memory or mapped from its file.
 
+mod checkpoint;
+mod folder;
+mod hf_config;
+mod load;
+mod safetensors_file;
 mod storage;
+mod stored;
+pub mod synthetic;
 
+pub use checkpoint::{Checkpoint, LoadOptions};
+pub use load::Progress;
+pub use safetensors::Dtype as StoredDtype;
+pub use safetensors_file::{FloatMatrix, SafetensorsFile, TensorInfo};
 pub use storage::Storage;
 
 use crate::config::Quantization;

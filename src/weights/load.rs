@@ -1,0 +1,221 @@
+//! From a stored head to a shard's matrix: mapped, checked, unpacked or quantised, row by row and in parallel on
+//! the caller's rayon pool. Reads the shard's rows and no others.
+
+use super::Matrix;
+use super::safetensors_file::Tensor;
+use super::storage::Storage;
+use super::stored::{Format, StoredHead};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::quantize::quantize_row;
+use bytemuck::Zeroable;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Told `(bytes done, bytes in all)` while a shard is made; called from several threads, the last time with both equal.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// About this many bytes of weights are one task: enough to hide a task's cost, few enough for smooth progress.
+const TASK_BYTES: usize = 4 << 20;
+
+/// Adds up what the tasks have done.
+pub(super) struct Meter<'a> {
+    done: AtomicU64,
+    total: u64,
+    tell: Option<Progress<'a>>,
+}
+
+impl<'a> Meter<'a> {
+    pub fn new(total: u64, tell: Option<Progress<'a>>) -> Self {
+        Meter { done: AtomicU64::new(0), total, tell }
+    }
+
+    pub fn add(&self, bytes: usize) {
+        let done = self.done.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        if let Some(tell) = self.tell
+            && done < self.total
+        {
+            tell(done, self.total);
+        }
+    }
+
+    /// The last word, after all tasks.
+    pub fn finish(&self) {
+        if let Some(tell) = self.tell {
+            tell(self.total, self.total);
+        }
+    }
+}
+
+/// Rows of `row_bytes` bytes that make one task.
+pub(super) fn rows_per_task(row_bytes: usize) -> usize {
+    (TASK_BYTES / row_bytes.max(1)).max(1)
+}
+
+/// `n` zeros whose pages the threads that write them touch first.
+///
+/// # Errors
+/// `Unsupported` where there is no memory for them.
+pub(super) fn zeros<T: Zeroable>(n: usize, what: &str) -> Result<Vec<T>> {
+    bytemuck::allocation::try_zeroed_vec(n).map_err(|()| {
+        let bytes = n as u128 * size_of::<T>() as u128;
+        Error::unsupported(
+            what,
+            format!("{bytes} bytes of memory"),
+            "a refusal from the system",
+            "share the head over more ranks, or quantise it",
+        )
+    })
+}
+
+/// Rows `vocab` of the stored head; float heads are quantised to int8 where `quantize`.
+pub(super) fn matrix(
+    head: &StoredHead,
+    vocab: Range<usize>,
+    quantize: bool,
+    progress: Option<Progress<'_>>,
+) -> Result<Matrix> {
+    let row_bytes = head.weight.info.bytes.len() / head.rows;
+    let start = head.weight.info.bytes.start;
+    let bytes = start + vocab.start * row_bytes..start + vocab.end * row_bytes;
+    let meter = Meter::new(bytes.len() as u64, progress);
+    let map = head.weight.file.map();
+    let matrix = match &head.format {
+        Format::Int8 { scale, packed } => {
+            let scales = scale.finite_floats(vocab.clone(), "scales")?;
+            let values = if *packed {
+                unpack(&map[bytes], vocab.len(), head.hidden, &meter)?.into()
+            } else {
+                Storage::from_map(map, bytes)
+            };
+            Matrix::I8 { values, scales }
+        }
+        Format::Float(dtype) if quantize => {
+            let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
+            quantized(&source, *dtype, &map[bytes], &meter)?
+        }
+        Format::Float(dtype) => {
+            let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
+            match dtype {
+                DType::F32 => {
+                    let values = Storage::<f32>::from_map(map, bytes);
+                    source.check_finite(&values, |v| v.to_bits() & 0x7fff_ffff, 0x7f80_0000, &meter)?;
+                    Matrix::F32(values)
+                }
+                DType::F16 => {
+                    let values = Storage::<f16>::from_map(map, bytes);
+                    source.check_finite(&values, |v| v.to_bits() & 0x7fff, 0x7c00, &meter)?;
+                    Matrix::F16(values)
+                }
+                DType::Bf16 => {
+                    let values = Storage::<bf16>::from_map(map, bytes);
+                    source.check_finite(&values, |v| v.to_bits() & 0x7fff, 0x7f80, &meter)?;
+                    Matrix::Bf16(values)
+                }
+                DType::I8 => unreachable!("Format::Float is never int8"),
+            }
+        }
+    };
+    meter.finish();
+    Ok(matrix)
+}
+
+/// The shard's rows of a float weight.
+struct Rows<'a> {
+    weight: &'a Tensor,
+    vocab: Range<usize>,
+    hidden: usize,
+}
+
+impl Rows<'_> {
+    /// Finite floats order like their bits without the sign (`magnitude`), and all others are at least
+    /// `infinity`: one integer maximum per row, which vectorises.
+    fn check_finite<T: Copy + Sync, B: Ord + Copy + Default + Sync>(
+        &self,
+        values: &[T],
+        magnitude: impl Fn(T) -> B + Sync,
+        infinity: B,
+        meter: &Meter<'_>,
+    ) -> Result<()> {
+        let row_bytes = self.hidden * size_of::<T>();
+        let rows = rows_per_task(row_bytes);
+        let broken = values.par_chunks(rows * self.hidden).enumerate().find_map_first(|(task, chunk)| {
+            let bad = chunk
+                .chunks(self.hidden)
+                .position(|row| row.iter().fold(B::default(), |m, &v| m.max(magnitude(v))) >= infinity);
+            meter.add(size_of_val(chunk));
+            bad.map(|row| task * rows + row)
+        });
+        match broken {
+            None => Ok(()),
+            Some(row) => Err(self.not_finite(row)),
+        }
+    }
+
+    /// The error for row `row` of the shard, which holds a value that is not finite.
+    fn not_finite(&self, row: usize) -> Error {
+        let id = self.vocab.start + row;
+        let dtype = super::safetensors_file::float_dtype(self.weight.info.dtype).unwrap_or(DType::F32);
+        let size = dtype.size();
+        let bytes = &self.weight.bytes()[id * self.hidden * size..(id + 1) * self.hidden * size];
+        let found = (0..self.hidden).map(|k| (k, dtype.read(bytes, k))).find(|(_, v)| !v.is_finite());
+        let got = match found {
+            Some((column, value)) => format!("{value} at vocabulary row {id}, column {column}"),
+            None => format!("NaN or infinity at vocabulary row {id}, in a file that is being changed"),
+        };
+        self.weight.error(
+            "finite weights",
+            got,
+            "the checkpoint is damaged or diverged: fetch or export it again",
+        )
+    }
+}
+
+/// Quantises the rows in `bytes`, each by the rule of [`crate::quantize`]. Holds one widened row per thread.
+fn quantized(source: &Rows<'_>, dtype: DType, bytes: &[u8], meter: &Meter<'_>) -> Result<Matrix> {
+    let (rows, hidden) = (source.vocab.len(), source.hidden);
+    let row_bytes = hidden * dtype.size();
+    let mut values = zeros::<i8>(rows * hidden, "int8 weights")?;
+    let mut scales = vec![0.0f32; rows];
+    let task = rows_per_task(row_bytes);
+    values
+        .par_chunks_mut(task * hidden)
+        .zip(scales.par_chunks_mut(task))
+        .zip(bytes.par_chunks(task * row_bytes))
+        .for_each_init(
+            || vec![0.0f32; hidden],
+            |wide, ((values, scales), bytes)| {
+                let rows = values.chunks_mut(hidden).zip(scales).zip(bytes.chunks(row_bytes));
+                for ((q, scale), row) in rows {
+                    dtype.widen(row, wide);
+                    *scale = quantize_row(wide, q);
+                }
+                meter.add(bytes.len());
+            },
+        );
+    // quantize_row marks a row with NaN or infinity by a NaN scale.
+    match scales.iter().position(|s| s.is_nan()) {
+        Some(row) => Err(source.not_finite(row)),
+        None => Ok(Matrix::I8 { values: values.into(), scales }),
+    }
+}
+
+/// `[rows, ceil(hidden / 4)]` words -> `[rows, hidden]`: byte `k` of a row is weight `k` plus 128.
+fn unpack(bytes: &[u8], rows: usize, hidden: usize, meter: &Meter<'_>) -> Result<Vec<i8>> {
+    let row_bytes = hidden.div_ceil(4) * 4;
+    let mut values = zeros::<i8>(rows * hidden, "int8 weights")?;
+    let task = rows_per_task(row_bytes);
+    values.par_chunks_mut(task * hidden).zip(bytes.par_chunks(task * row_bytes)).for_each(
+        |(values, bytes)| {
+            for (row, packed) in values.chunks_mut(hidden).zip(bytes.chunks(row_bytes)) {
+                for (value, byte) in row.iter_mut().zip(packed) {
+                    *value = (byte ^ 0x80) as i8;
+                }
+            }
+            meter.add(bytes.len());
+        },
+    );
+    Ok(values)
+}

@@ -1,0 +1,342 @@
+//! One `.safetensors` file, memory-mapped; its header checked in full before a byte of a tensor is touched.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use memmap2::Mmap;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo as RawInfo};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes of the header's length, at the start of a file.
+const LENGTH_BYTES: usize = 8;
+/// The format's own limit on the header.
+const MAX_HEADER: u64 = 100_000_000;
+/// How many names an error lists.
+const LISTED: usize = 8;
+const DAMAGED: &str = "the file is damaged or its download was cut off: fetch or write it again";
+
+/// What the header says of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Where the elements lie, counted from the start of the file; always within it.
+    pub bytes: Range<usize>,
+}
+
+/// A read-only `.safetensors` file. Clones share one mapping.
+///
+/// The file must not be shortened while it is open: the operating system would end the process on the
+/// next read beyond its new end. (Replacing it by a rename is fine.)
+#[derive(Debug, Clone)]
+pub struct SafetensorsFile {
+    path: Arc<Path>,
+    map: Arc<Mmap>,
+    tensors: Arc<BTreeMap<String, TensorInfo>>,
+}
+
+/// A two-dimensional float tensor of a file, in place.
+#[derive(Debug, Clone, Copy)]
+pub struct FloatMatrix<'a> {
+    /// f32, f16 or bf16.
+    pub dtype: DType,
+    pub rows: usize,
+    pub columns: usize,
+    /// Row-major, little-endian, `rows * columns` elements; not necessarily aligned.
+    pub bytes: &'a [u8],
+}
+
+impl SafetensorsFile {
+    /// Maps the file and reads its header.
+    ///
+    /// # Errors
+    /// `File` where it is missing, is a folder, is empty, ends before its header or its last tensor does, goes
+    /// on after it, or has a header that is not safetensors' JSON; `Tensor` where the header's entry of
+    /// one tensor is at fault.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let map = map_file(path)?;
+        let tensors = read_header(path, &map)?;
+        Ok(SafetensorsFile { path: path.into(), map: Arc::new(map), tensors: Arc::new(tensors) })
+    }
+
+    /// As it was given to [`SafetensorsFile::open`].
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of the tensors, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether the file holds a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Type, shape and place of a tensor.
+    ///
+    /// # Errors
+    /// `Tensor` where there is none of this name, listing what there is.
+    pub fn tensor(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors.get(name).ok_or_else(|| absent(&self.path, name, self.names()))
+    }
+
+    /// The elements of a tensor: row-major, little-endian, not necessarily aligned.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::tensor`].
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        Ok(&self.map[self.tensor(name)?.bytes.clone()])
+    }
+
+    /// A tensor `[rows, columns]` of f32, f16 or bf16, such as `hidden_states`.
+    ///
+    /// # Errors
+    /// `Tensor` where it is absent, has another type or is not two-dimensional.
+    pub fn float_matrix(&self, name: &str) -> Result<FloatMatrix<'_>> {
+        let info = self.tensor(name)?;
+        let wanted = "f32, f16 or bf16 [rows, columns]";
+        let fix = "store it as a two-dimensional float tensor";
+        match (float_dtype(info.dtype), info.shape.as_slice()) {
+            (Some(dtype), &[rows, columns]) => {
+                Ok(FloatMatrix { dtype, rows, columns, bytes: &self.map[info.bytes.clone()] })
+            }
+            _ => Err(Error::tensor(&self.path, name, wanted, info, fix)),
+        }
+    }
+
+    /// A tensor `[n]` of i64 or i32, such as `logits_indices`.
+    ///
+    /// # Errors
+    /// `Tensor` where it is absent, has another type or is not one-dimensional.
+    pub fn indices(&self, name: &str) -> Result<Vec<i64>> {
+        let info = self.tensor(name)?;
+        if info.shape.len() != 1 {
+            let fix = "store it as a one-dimensional integer tensor";
+            return Err(Error::tensor(&self.path, name, "i64 or i32 [n]", info, fix));
+        }
+        integers(info.dtype, self.bytes(name)?).ok_or_else(|| {
+            Error::tensor(&self.path, name, "i64 or i32 [n]", info, "store the indices as i64 or i32")
+        })
+    }
+
+    pub(super) fn map(&self) -> &Arc<Mmap> {
+        &self.map
+    }
+}
+
+impl std::fmt::Display for TensorInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:?}", self.dtype, self.shape)
+    }
+}
+
+/// The house's type for a stored float type that it multiplies.
+pub(super) fn float_dtype(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::Bf16),
+        _ => None,
+    }
+}
+
+/// i64 or i32 elements, widened; `None` for other types.
+pub(super) fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
+    match dtype {
+        Dtype::I64 => Some(bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
+        Dtype::I32 => {
+            Some(bytes.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect())
+        }
+        _ => None,
+    }
+}
+
+/// The error for a tensor that is not there: its name, and what is.
+pub(super) fn absent<'a>(path: &Path, name: &str, present: impl Iterator<Item = &'a str>) -> Error {
+    Error::tensor(path, name, "a tensor of this name", listed(present), "check the name and the file")
+}
+
+/// "a, b and 7 more"
+pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    match names.len() {
+        0 => "a file without tensors".into(),
+        n if n <= LISTED => names.join(", "),
+        n => format!("{} and {} more", names[..LISTED].join(", "), n - LISTED),
+    }
+}
+
+/// Maps a regular file that is not empty.
+fn map_file(path: &Path) -> Result<Mmap> {
+    let unreadable = |e: std::io::Error| {
+        Error::file(path, format!("cannot be read: {e}"), "pass a .safetensors file that exists")
+    };
+    // Asked before opening: opening a named pipe would wait for its writer.
+    let about = std::fs::metadata(path).map_err(unreadable)?;
+    if about.is_dir() {
+        let fix = "pass the file, or open the folder as a checkpoint";
+        return Err(Error::file(path, "wanted a .safetensors file, got a folder", fix));
+    }
+    if !about.is_file() {
+        let fix = "files are memory-mapped: copy it to a disk";
+        return Err(Error::file(path, "wanted a regular file, got a pipe or a device", fix));
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    if file.metadata().map_err(unreadable)?.len() == 0 {
+        return Err(Error::file(path, "wanted a safetensors file, got an empty file", DAMAGED));
+    }
+    // SAFETY: the mapping is read-only and private to this type, which hands out no more than its length.
+    // Rust cannot rule out that another process changes the file meanwhile; every value is checked after it is read as plain
+    // bytes, so a change gives other numbers, never another type. Shortening is named in the type's docs.
+    unsafe { Mmap::map(&file) }.map_err(unreadable)
+}
+
+/// The checked header of a mapped file: every range lies within the file.
+fn read_header(path: &Path, file: &[u8]) -> Result<BTreeMap<String, TensorInfo>> {
+    let problem = |wanted: String, got: String| {
+        Error::file(path, format!("not a whole safetensors file: wanted {wanted}, got {got}"), DAMAGED)
+    };
+    let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
+        return Err(problem(
+            format!("at least {LENGTH_BYTES} bytes of header length"),
+            format!("{} bytes", file.len()),
+        ));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER {
+        return Err(problem(format!("a header of at most {MAX_HEADER} bytes"), format!("{length} bytes")));
+    }
+    let length = length as usize; // at most MAX_HEADER
+    let Some((header, data)) = rest.split_at_checked(length) else {
+        let wanted = format!("a header of {length} bytes");
+        return Err(problem(wanted, format!("a file that ends after {} of them", rest.len())));
+    };
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|e| blame(path, header, &e))?;
+
+    let start = LENGTH_BYTES + length;
+    let names = metadata.offset_keys();
+    for name in &names {
+        let info = metadata.info(name).expect("offset_keys are the keys of info");
+        let (from, to) = info.data_offsets;
+        if to > data.len() {
+            let wanted = format!("bytes {} to {} of the file", start + from, start.saturating_add(to));
+            return Err(Error::tensor(
+                path,
+                name,
+                wanted,
+                format!("a file of {} bytes", file.len()),
+                DAMAGED,
+            ));
+        }
+    }
+    if metadata.data_len() != data.len() {
+        return Err(problem(
+            format!("{} bytes, where the last tensor ends", start + metadata.data_len()),
+            format!("{} bytes", file.len()),
+        ));
+    }
+    Ok(names
+        .into_iter()
+        .map(|name| {
+            let info = metadata.info(&name).expect("offset_keys are the keys of info");
+            let (from, to) = info.data_offsets;
+            let info =
+                TensorInfo { dtype: info.dtype, shape: info.shape.clone(), bytes: start + from..start + to };
+            (name, info)
+        })
+        .collect())
+}
+
+/// Finds out which tensor's entry made the header unreadable, where it is one tensor's.
+fn blame(path: &Path, header: &[u8], error: &serde_json::Error) -> Error {
+    let entries: serde_json::Map<String, serde_json::Value> = match serde_json::from_slice(header) {
+        Ok(entries) => entries,
+        Err(e) => {
+            let got = "wanted a header that is a JSON object, got";
+            return Error::file(path, format!("not a safetensors file: {got} an error: {e}"), DAMAGED);
+        }
+    };
+    for (name, entry) in entries.iter().filter(|(name, _)| *name != "__metadata__") {
+        let info: RawInfo = match serde_json::from_value(entry.clone()) {
+            Ok(info) => info,
+            Err(e) => {
+                return Error::tensor(
+                    path,
+                    name,
+                    "a dtype, a shape and data_offsets that are known",
+                    e,
+                    DAMAGED,
+                );
+            }
+        };
+        let (from, to) = info.data_offsets;
+        let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let bytes = elements.and_then(|n| n.checked_mul(info.dtype.bitsize())).map(|bits| bits.div_ceil(8));
+        if bytes.is_none() || to.checked_sub(from) != bytes {
+            let bytes = bytes.map_or("more than fits".to_string(), |n| n.to_string());
+            let wanted = format!("{bytes} bytes for {:?} {:?}", info.dtype, info.shape);
+            return Error::tensor(path, name, wanted, format!("data_offsets {from} to {to}"), DAMAGED);
+        }
+    }
+    let problem = format!("wanted a header whose tensors lie one after the other, got an error: {error}");
+    Error::file(path, problem, DAMAGED)
+}
+
+/// A tensor of a checkpoint and the file that holds it.
+#[derive(Debug, Clone)]
+pub(super) struct Tensor {
+    pub file: SafetensorsFile,
+    pub name: String,
+    pub info: TensorInfo,
+}
+
+impl Tensor {
+    /// Names this file and this tensor.
+    pub fn error(&self, wanted: impl std::fmt::Display, got: impl std::fmt::Display, fix: &str) -> Error {
+        Error::tensor(&self.file.path, &self.name, wanted, got, fix)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.file.map[self.info.bytes.clone()]
+    }
+
+    /// Elements `range` of a tensor of f32, f16 or bf16, widened; all finite.
+    /// The first that is not is named by its vocabulary row.
+    pub fn finite_floats(&self, range: Range<usize>, what: &str) -> Result<Vec<f32>> {
+        let fix = "quantise or export the checkpoint again";
+        let Some(dtype) = float_dtype(self.info.dtype) else {
+            return Err(self.error(format!("{what} in f32, f16 or bf16"), &self.info, fix));
+        };
+        let (start, size) = (range.start, dtype.size());
+        let Some(bytes) = self.bytes().get(start * size..range.end * size) else {
+            let have = self.info.bytes.len() / size;
+            return Err(self.error(format!("{what} of rows {start} to {}", range.end), have, fix));
+        };
+        let mut values = vec![0.0; range.len()];
+        dtype.widen(bytes, &mut values);
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(i) => {
+                let got = format!("{} at vocabulary row {}", values[i], start + i);
+                Err(self.error(format!("finite {what}"), got, fix))
+            }
+        }
+    }
+}
+
+impl SafetensorsFile {
+    pub(super) fn handle(&self, name: &str) -> Result<Tensor> {
+        Ok(Tensor { file: self.clone(), name: name.to_string(), info: self.tensor(name)?.clone() })
+    }
+
+    pub(super) fn path_buf(&self) -> PathBuf {
+        self.path.to_path_buf()
+    }
+}
