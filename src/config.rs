@@ -185,7 +185,7 @@ pub struct Settings {
     pub bias: Option<bool>,
     /// Absent: what the checkpoint holds.
     pub quantization: Option<Quantization>,
-    /// Type of the hidden states of an int8 head (f32, f16 or bf16; absent: bf16). Other heads take their own type.
+    /// Type of the hidden states. Absent: the weights' own; bf16 for an int8 head, which takes f32, f16 or bf16.
     pub hidden_dtype: Option<DType>,
     pub tie_word_embeddings: Option<bool>,
     pub verify: Verify,
@@ -335,8 +335,8 @@ pub struct HeadConfig {
     pub logit_scale: f32,
     pub final_logit_softcapping: Option<f32>,
     pub quantization: Quantization,
-    /// Type of the hidden states of an int8 head; ignored by the others, which take their own type.
-    pub hidden_dtype: DType,
+    /// Type of the hidden states. `None`: the weights' own; bf16 for an int8 head, which takes f32, f16 or bf16.
+    pub hidden_dtype: Option<DType>,
     pub verify: Verify,
     /// Deadline of each collective operation.
     pub timeout: Duration,
@@ -355,7 +355,7 @@ impl HeadConfig {
             logit_scale: 1.0,
             final_logit_softcapping: None,
             quantization: Quantization::None,
-            hidden_dtype: DType::Bf16,
+            hidden_dtype: None,
             verify: Verify::Always,
             timeout: Duration::from_secs(30),
             cost_model: None,
@@ -417,7 +417,7 @@ impl HeadConfig {
             logit_scale,
             final_logit_softcapping: settings.final_logit_softcapping.or(model.final_logit_softcapping),
             quantization,
-            hidden_dtype: settings.hidden_dtype.unwrap_or(DType::Bf16),
+            hidden_dtype: settings.hidden_dtype,
             verify: settings.verify,
             timeout: Duration::from_millis(settings.timeout_ms.unwrap_or(30_000)),
             cost_model: settings.cost_model,
@@ -458,7 +458,7 @@ impl HeadConfig {
             let fix = "leave it out for no softcap";
             return Err(Error::config("final_logit_softcapping", "a finite number above 0", cap, fix));
         }
-        if self.hidden_dtype == DType::I8 {
+        if self.hidden_dtype == Some(DType::I8) {
             let fix = "w8a8 heads quantise the hidden states themselves";
             return Err(Error::config("hidden_dtype", "f32, f16 or bf16", DType::I8, fix));
         }

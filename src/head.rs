@@ -73,10 +73,10 @@ impl LmHead {
         exchange: Arc<dyn Exchange>,
         backend: Arc<dyn Backend>,
     ) -> Result<Self> {
-        let hidden_dtype = match shard.matrix().dtype() {
-            DType::I8 => config.hidden_dtype,
+        let hidden_dtype = config.hidden_dtype.unwrap_or(match shard.matrix().dtype() {
+            DType::I8 => DType::Bf16,
             own => own,
-        };
+        });
         let mut head = LmHead {
             config: config.clone(),
             id: step::digest(config.name.as_bytes()) as u32,

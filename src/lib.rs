@@ -1,10 +1,72 @@
-//! # lmhead
+//! A sharded LM head for LLM inference engines.
 //!
-//! `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`
+//! The LM head is `logits[rows, vocab] = hidden_states[rows, hidden] · Wᵀ`. In data-parallel serving every rank
+//! streams the whole `W` for its own few rows. Here a group of ranks shares one head: each holds a shard of the vocabulary, and one
+//! step is
+//!
+//! ```text
+//! hidden rows -> gather -> matmul -> epilogue -> exchange -> result
+//! ```
+//!
+//! | stage | what it does | where |
+//! |---|---|---|
+//! | hidden rows | views, selection by index, row counts | [`rows`] |
+//! | gather | all_gather of the group's rows | [`head`], [`exchange`] |
+//! | matmul | rows x own vocabulary shard | [`backend`], [`weights`] |
+//! | epilogue | dequantise, bias, softcap, scale | [`epilogue`] |
+//! | exchange | all_to_all of logits, or of candidates only | [`exchange`], [`merge`] |
+//! | result | logits, argmax, top-k with logsumexp, row status | [`result`] |
+//!
+//! Around them: [`config`] and [`layout`] say who shares what, [`step`] is the contract between ranks, [`mod@reference`] the
+//! float64 truth that everything is compared with.
+//!
+//! A row's answer has the same bits whatever the rows around it, the group size, the shard and the number of threads;
+//! a rank that disagrees, does not come or gives up ends the step with a named error on every rank.
+//!
+//! ```
+//! use lmhead::backend::cpu::CpuBackend;
+//! use lmhead::config::{HeadConfig, Quantization};
+//! use lmhead::exchange::local;
+//! use lmhead::weights::synthetic;
+//! use lmhead::{HeadGroup, HiddenRows, LmHead, Output, Request, RowCounts};
+//! use std::sync::Arc;
+//!
+//! # fn main() -> lmhead::Result<()> {
+//! let preset = synthetic::preset("tiny")?; // a 1000 x 256 head in bf16
+//! let config = HeadConfig::new(preset.vocab_size, preset.hidden_size);
+//! let backend = Arc::new(CpuBackend::new(None)?);
+//! let rows_of = [3, 0]; // rank 1 is idle, and takes part like any other
+//! let ranks = local::group(2).into_iter().enumerate().map(|(rank, exchange)| {
+//!     let (config, backend, preset) = (config.clone(), backend.clone(), &preset);
+//!     move || -> lmhead::Result<Vec<i64>> {
+//!         let group = HeadGroup::data_parallel(2, rank)?; // who shares the head
+//!         let vocab = group.shard(config.vocab_size, rank); // the ids of this rank's shard
+//!         let shard = synthetic::shard(&preset.spec(), 0, vocab, Quantization::None, None)?;
+//!         let mut head = LmHead::new(&config, group, Arc::new(shard), Arc::new(exchange), backend)?;
+//!         head.warm_up(4, &[Request::argmax()])?;
+//!         let bytes: Vec<u8> = (0..rows_of[rank])
+//!             .flat_map(|row| synthetic::hidden_row(0, row as u64, preset.hidden_size, preset.dtype))
+//!             .collect();
+//!         let hidden = HiddenRows::new(&bytes, preset.dtype, rows_of[rank], preset.hidden_size)?;
+//!         let step = head.step(RowCounts::exact(&rows_of), &Request::argmax())?; // the contract is checked here
+//!         let Output::Argmax { ids } = step.run(hidden)?.output else { unreachable!() };
+//!         Ok(ids)
+//!     }
+//! });
+//! let answers: Vec<_> = std::thread::scope(|scope| {
+//!     let threads: Vec<_> = ranks.map(|rank| scope.spawn(rank)).collect();
+//!     threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+//! });
+//! assert_eq!(answers[0].as_ref().map(Vec::len), Ok(3));
+//! assert_eq!(answers[1].as_ref().map(Vec::len), Ok(0));
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod backend;
 pub mod config;
 pub mod cost;
+pub mod doctor;
 pub mod dtype;
 pub mod epilogue;
 pub mod error;
@@ -13,7 +75,17 @@ pub mod head;
 pub mod layout;
 pub mod merge;
 pub mod quantize;
+pub mod reference;
 pub mod result;
 pub mod rows;
 pub mod step;
 pub mod weights;
+
+pub use config::{HeadConfig, LmheadTpSize, Quantization, Settings};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use head::{LmHead, Step};
+pub use layout::{HeadGroup, ParallelLayout, RankOrder};
+pub use result::{Answer, Output, Request, RowStatus};
+pub use rows::{HiddenRows, RowCounts};
+pub use weights::{Checkpoint, HeadShard};

@@ -1,0 +1,209 @@
+//! The options of `lmhead run`. Values are taken as text and judged here, so that an error names the option, what was wanted and
+//! what came; negative numbers are values like any other.
+
+use clap::{Args, ValueEnum};
+use lmhead::config::{LmheadTpSize, Quantization};
+use lmhead::dtype::DType;
+use lmhead::error::{Error, Result};
+use lmhead::result::Request;
+use std::path::PathBuf;
+
+#[derive(Args)]
+#[command(allow_hyphen_values = true)]
+pub struct RunArgs {
+    /// Head: a Hugging Face model folder (config.json and safetensors)
+    #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
+    pub model: Option<PathBuf>,
+    /// Head: one safetensors file
+    #[arg(long, value_name = "FILE", help_heading = "Head (one of)")]
+    pub head: Option<PathBuf>,
+    /// With --head: the tensor's name; an int8 tensor's scale is NAME_scale [default: lm_head.weight]
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true)]
+    pub tensor: Option<String>,
+    /// Head: synthetic weights of a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true)]
+    pub preset: Option<String>,
+    /// TOML or JSON settings; options given here win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
+    #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
+    pub quantize: Option<String>,
+
+    /// Rows: safetensors with hidden_states [rows, hidden] in rank order and, optionally, logits_indices [n]
+    #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
+    pub hidden: Option<PathBuf>,
+    /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
+    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks", allow_hyphen_values = true)]
+    pub rows: Option<String>,
+    /// Data-parallel ranks [default: the number of entries of --rows, or 1]
+    #[arg(long, value_name = "N", help_heading = "Rows and ranks", allow_hyphen_values = true)]
+    pub dp: Option<String>,
+    /// Tensor-parallel ranks of each replica
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        help_heading = "Rows and ranks",
+        allow_hyphen_values = true
+    )]
+    pub tp: String,
+    /// Ranks that share one head: auto | -1 (tp) | n, n being 1 or a multiple of tp that divides dp * tp [default: auto]
+    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", allow_hyphen_values = true)]
+    pub lmhead_tp_size: Option<String>,
+    /// How ranks learn each other's rows: exact (all known), capacity (a fixed shape) or discover
+    #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
+    pub mode: CountMode,
+
+    /// logits | argmax | topk:K
+    #[arg(long, value_name = "WHAT", default_value = "logits", allow_hyphen_values = true)]
+    pub request: String,
+    /// f32 | bf16 | f16: the type that logits are rounded to
+    #[arg(long, value_name = "DTYPE", default_value = "f32", allow_hyphen_values = true)]
+    pub logits_dtype: String,
+    /// Where the arithmetic runs
+    #[arg(long, default_value = "auto")]
+    pub backend: BackendName,
+    /// What carries bytes between ranks
+    #[arg(long, default_value = "auto")]
+    pub exchange: ExchangeName,
+    /// Threads of the CPU backend [default: all cores]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub threads: Option<String>,
+    /// Seed of synthetic weights and rows, and of the check's sample
+    #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
+    pub seed: String,
+    /// Steps to time after the warm-up; medians are reported
+    #[arg(long, value_name = "N", default_value = "3", allow_hyphen_values = true)]
+    pub steps: String,
+
+    /// Write the answer as safetensors, in output-row order; folders are not created
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Compare with the float64 reference; exit 1 beyond the promised error
+    #[arg(long)]
+    pub check: bool,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CountMode {
+    Exact,
+    Capacity,
+    Discover,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    Auto,
+    Cpu,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExchangeName {
+    Auto,
+    Local,
+}
+
+fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
+    Error::Config { key: option.into(), wanted: wanted.into(), got: format!("`{got}`"), fix: fix.into() }
+}
+
+impl RunArgs {
+    pub fn dp(&self) -> Result<Option<usize>> {
+        self.dp.as_deref().map(|text| at_least_one("--dp", text)).transpose()
+    }
+
+    pub fn tp(&self) -> Result<usize> {
+        at_least_one("--tp", &self.tp)
+    }
+
+    pub fn threads(&self) -> Result<Option<usize>> {
+        self.threads.as_deref().map(|text| at_least_one("--threads", text)).transpose()
+    }
+
+    pub fn steps(&self) -> Result<usize> {
+        at_least_one("--steps", &self.steps)
+    }
+
+    pub fn seed(&self) -> Result<u64> {
+        self.seed.parse().map_err(|_| {
+            refused("--seed", "a whole number from 0 to 18446744073709551615", &self.seed, "0 is the default")
+        })
+    }
+
+    /// Hidden rows per dp rank, where given.
+    pub fn rows(&self) -> Result<Option<Vec<usize>>> {
+        let Some(text) = &self.rows else { return Ok(None) };
+        let count = |entry: &str| {
+            entry.trim().parse().map_err(|_| {
+                refused(
+                    "--rows",
+                    "row counts of at least 0, separated by commas",
+                    entry,
+                    "write it as in --rows 7,0,12,9",
+                )
+            })
+        };
+        text.split(',').map(count).collect::<Result<Vec<usize>>>().map(Some)
+    }
+
+    pub fn lmhead_tp_size(&self) -> Result<Option<LmheadTpSize>> {
+        let parse = |text: &str| {
+            text.parse().map_err(|_| {
+                refused(
+                    "--lmhead-tp-size",
+                    "auto, -1 (the tensor-parallel size) or a number of ranks",
+                    text,
+                    "use auto where unsure",
+                )
+            })
+        };
+        self.lmhead_tp_size.as_deref().map(parse).transpose()
+    }
+
+    pub fn quantize(&self) -> Result<Option<Quantization>> {
+        let parse = |text: &str| {
+            text.parse().map_err(|_| refused("--quantize", "none, w8a8 or w8a16", text, "use one of those"))
+        };
+        self.quantize.as_deref().map(parse).transpose()
+    }
+
+    pub fn request(&self) -> Result<Request> {
+        let dtype = match self.logits_dtype.parse() {
+            Ok(dtype) if dtype != DType::I8 => dtype,
+            _ => {
+                return Err(refused(
+                    "--logits-dtype",
+                    "f32, bf16 or f16",
+                    &self.logits_dtype,
+                    "use one of those",
+                ));
+            }
+        };
+        match self.request.as_str() {
+            "logits" => Ok(Request::Logits { dtype }),
+            "argmax" => Ok(Request::Argmax),
+            other => match other.strip_prefix("topk:").map(str::parse) {
+                Some(Ok(k)) => Ok(Request::TopK { k }),
+                Some(Err(_)) => Err(refused(
+                    "--request topk:K",
+                    "K from 1 to the vocabulary size",
+                    other,
+                    "write it as in topk:8",
+                )),
+                None => Err(refused("--request", "logits, argmax or topk:K", other, "use one of those")),
+            },
+        }
+    }
+}
+
+fn at_least_one(option: &str, text: &str) -> Result<usize> {
+    let wanted = "a whole number of at least 1";
+    match text.parse() {
+        Ok(0) | Err(_) => Err(refused(option, wanted, text, "pass such a number")),
+        Ok(n) => Ok(n),
+    }
+}

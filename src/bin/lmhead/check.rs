@@ -1,0 +1,236 @@
+//! `--check`: the answer against the float64 reference. Everything when the run is small, a seeded sample of rows and columns
+//! when it is large.
+
+use crate::input::Rows;
+use crate::output::Assembled;
+use lmhead::config::HeadConfig;
+use lmhead::dtype::DType;
+use lmhead::error::Result;
+use lmhead::reference::{self, Reference, ReferenceRow, Truth};
+use lmhead::result::{Output, RowStatus};
+use lmhead::weights::HeadShard;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Multiply-adds up to which everything is checked: a second or two of the naive reference.
+const EVERYTHING: u128 = 1_000_000_000;
+/// Rows and columns of a sample of logits, and rows of a sample of answers that need every column.
+const SAMPLE_ROWS: usize = 16;
+const SAMPLE_COLUMNS: usize = 4096;
+const SAMPLE_WHOLE_ROWS: usize = 4;
+
+/// What was compared and how far it was off.
+#[derive(Serialize)]
+pub struct CheckReport {
+    pub passed: bool,
+    /// Whether every row and column was compared.
+    pub everything: bool,
+    pub rows: usize,
+    pub values: u64,
+    /// Largest error, and the error allowed to that value.
+    pub largest_error: f64,
+    pub allowed_there: f64,
+    /// Largest error / allowed of all values.
+    pub worst_ratio: f64,
+    /// Largest error of raw f32 logits in units of their rms, where the data is Gaussian; at most 5e-5.
+    pub error_over_rms: Option<f64>,
+    /// The first mistakes, in words.
+    pub mistakes: Vec<String>,
+}
+
+/// The limit of [`CheckReport::error_over_rms`].
+pub const RMS_LIMIT: f64 = 5e-5;
+
+/// Compares `answer` with the reference over `shards`, which together are the whole vocabulary.
+pub fn check(
+    answer: &Assembled,
+    rows: &Rows,
+    shards: &[Arc<HeadShard>],
+    config: &HeadConfig,
+    seed: u64,
+    gaussian: bool,
+) -> Result<CheckReport> {
+    let all_columns = !matches!(answer.output, Output::Logits { .. });
+    let work = answer.rows as u128 * config.vocab_size as u128 * config.hidden_size as u128;
+    let everything = work <= EVERYTHING;
+    let mut sample = Sample(seed);
+    let row_limit = if all_columns { SAMPLE_WHOLE_ROWS } else { SAMPLE_ROWS };
+    let chosen_rows =
+        if everything { (0..answer.rows).collect() } else { sample.of(answer.rows, row_limit, []) };
+    let columns: Vec<usize> = if everything || all_columns {
+        (0..config.vocab_size).collect()
+    } else {
+        let edges = shards
+            .iter()
+            .filter(|s| !s.vocab().is_empty())
+            .flat_map(|s| [s.vocab().start, s.vocab().end - 1]);
+        sample.of(config.vocab_size, SAMPLE_COLUMNS, edges)
+    };
+
+    let mut report = CheckReport {
+        passed: true,
+        everything,
+        rows: chosen_rows.len(),
+        values: 0,
+        largest_error: 0.0,
+        allowed_there: 0.0,
+        worst_ratio: 0.0,
+        error_over_rms: None,
+        mistakes: Vec::new(),
+    };
+    let size = config.hidden_size * rows.dtype.size();
+    let plain = config.final_logit_softcapping.is_none() && config.logit_scale == 1.0;
+    let (mut squares, mut largest, mut counted) = (0.0f64, 0.0f64, 0u64);
+    for &row in &chosen_rows {
+        let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
+        let (truths, finite) = truths(shards, config, bytes, rows.dtype, &columns)?;
+        let overflows =
+            truths.iter().any(|t| t.raw.is_nan() || t.raw.abs() + t.raw_allowed >= f64::from(f32::MAX));
+        let should_be = if finite && !overflows { RowStatus::Good } else { RowStatus::NonFinite };
+        // In a sample an overflowing column may have been missed: only the other direction is sure.
+        let sure = columns.len() == config.vocab_size || should_be == RowStatus::NonFinite || !finite;
+        if answer.row_status[row] != should_be && (sure || finite) {
+            report.mistake(format!("row {row}: status {:?}, wanted {should_be:?}", answer.row_status[row]));
+            continue;
+        }
+        if should_be == RowStatus::NonFinite {
+            continue;
+        }
+        match &answer.output {
+            Output::Logits { dtype, vocab_size, bytes } => {
+                let own = &bytes[row * vocab_size * dtype.size()..][..vocab_size * dtype.size()];
+                for (&id, truth) in columns.iter().zip(&truths) {
+                    let got = f64::from(dtype.read(own, id));
+                    report.value((got - truth.logit).abs(), truth.allowed_as(*dtype), || {
+                        format!("row {row}, id {id}: {got}, truth {}", truth.logit)
+                    });
+                    if *dtype == DType::F32 {
+                        squares += truth.logit * truth.logit;
+                        largest = largest.max((got - truth.logit).abs());
+                        counted += 1;
+                    }
+                }
+            }
+            Output::Argmax { ids } => report.best(row, &truths, &ids[row..=row], None),
+            Output::TopK { k, values, ids, logsumexp } => {
+                let own = row * k..(row + 1) * k;
+                report.best(row, &truths, &ids[own.clone()], Some(&values[own]));
+                let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
+                let truth = reference::logsumexp(&logits);
+                // What the logits are off moves the sum by at most its softmax-weighted mean.
+                let moved: f64 = truths.iter().map(|t| (t.logit - truth).exp() * t.allowed).sum();
+                let allowed = 1e-6 * truth.abs().max(1.0) + moved;
+                let got = f64::from(logsumexp[row]);
+                report.value((got - truth).abs(), allowed, || {
+                    format!("row {row}: logsumexp {got}, truth {truth}")
+                });
+            }
+            _ => unreachable!("args knows these requests only"),
+        }
+    }
+    if gaussian && plain && counted > 0 && squares > 0.0 {
+        let over_rms = largest / (squares / counted as f64).sqrt();
+        report.error_over_rms = Some(over_rms);
+        if over_rms > RMS_LIMIT {
+            report.mistake(format!(
+                "the largest error is {over_rms:.2e} of the logits' rms, allowed {RMS_LIMIT:.0e}"
+            ));
+        }
+    }
+    Ok(report)
+}
+
+impl CheckReport {
+    fn mistake(&mut self, text: String) {
+        self.passed = false;
+        if self.mistakes.len() < 5 {
+            self.mistakes.push(text);
+        }
+    }
+
+    fn value(&mut self, error: f64, allowed: f64, what: impl Fn() -> String) {
+        self.values += 1;
+        let ratio = reference::ratio(error, allowed);
+        if error > self.largest_error || error.is_nan() {
+            (self.largest_error, self.allowed_there) = (error, allowed);
+        }
+        self.worst_ratio = if ratio.is_nan() { f64::INFINITY } else { self.worst_ratio.max(ratio) };
+        // Not "error > allowed": NaN must fail.
+        let within = error <= allowed;
+        if !within {
+            self.mistake(format!("{}, error {error:.3e}, allowed {allowed:.3e}", what()));
+        }
+    }
+
+    fn best(&mut self, row: usize, truths: &[Truth], ids: &[i64], values: Option<&[f32]>) {
+        if let Err(text) = reference::judge_top_k(truths, ids, values) {
+            self.values += ids.len() as u64;
+            self.mistake(format!("row {row}: {text}"));
+            return;
+        }
+        match values {
+            None => self.values += ids.len() as u64,
+            Some(values) => {
+                for (&id, &value) in ids.iter().zip(values) {
+                    let truth = &truths[id as usize];
+                    self.value((f64::from(value) - truth.logit).abs(), truth.allowed, || {
+                        format!("row {row}, id {id}: {value}, truth {}", truth.logit)
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The true logits of one row at `columns` (ascending), and whether the row itself is finite.
+fn truths(
+    shards: &[Arc<HeadShard>],
+    config: &HeadConfig,
+    bytes: &[u8],
+    dtype: DType,
+    columns: &[usize],
+) -> Result<(Vec<Truth>, bool)> {
+    let prepared: Vec<(Reference, ReferenceRow)> = shards
+        .iter()
+        .map(|shard| {
+            let reference = Reference::new(shard, config.epilogue());
+            reference.row(bytes, dtype).map(|row| (reference, row))
+        })
+        .collect::<Result<_>>()?;
+    let finite = prepared.iter().all(|(reference, row)| reference.is_finite(row));
+    let truths = columns
+        .par_iter()
+        .map(|&id| {
+            let at = shards.partition_point(|shard| shard.vocab().end <= id);
+            let (reference, row) = &prepared[at];
+            reference.logit(row, id - shards[at].vocab().start)
+        })
+        .collect();
+    Ok((truths, finite))
+}
+
+/// A seeded choice of numbers (SplitMix64).
+struct Sample(u64);
+
+impl Sample {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// `always`, the first and the last of `0..n`, and others up to `limit`; ascending, distinct.
+    fn of(&mut self, n: usize, limit: usize, always: impl IntoIterator<Item = usize>) -> Vec<usize> {
+        let mut chosen: BTreeSet<usize> = always.into_iter().collect();
+        if n > 0 {
+            chosen.extend([0, n - 1]);
+        }
+        while chosen.len() < limit.min(n) {
+            chosen.insert((self.next() % n as u64) as usize);
+        }
+        chosen.into_iter().collect()
+    }
+}

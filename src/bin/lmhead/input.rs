@@ -1,0 +1,333 @@
+//! Where the head and the rows come from, and which rows each rank brings.
+
+use crate::args::RunArgs;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lmhead::config::{HeadConfig, Quantization, Settings};
+use lmhead::dtype::DType;
+use lmhead::error::{Error, Result};
+use lmhead::layout::even_part;
+use lmhead::rows;
+use lmhead::weights::synthetic::{self, Preset};
+use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, SafetensorsFile};
+use std::ops::Range;
+use std::path::Path;
+
+/// Output rows of a synthetic run without --rows.
+const SYNTHETIC_ROWS: usize = 28;
+
+/// The head that was named: a checkpoint or a preset.
+pub struct HeadSource {
+    kind: Kind,
+    seed: u64,
+    quantization: Option<Quantization>,
+    bias: Option<bool>,
+}
+
+enum Kind {
+    Stored(Box<Checkpoint>),
+    Synthetic(Preset),
+}
+
+impl HeadSource {
+    /// Opens what --model, --head or --preset names; exactly one of them must be given.
+    pub fn open(args: &RunArgs, settings: &Settings) -> Result<Self> {
+        let one_of = |got: &str| Error::Config {
+            key: "--model, --head, --preset".into(),
+            wanted: "one of them".into(),
+            got: got.into(),
+            fix: "try --preset tiny, or --model with a Hugging Face folder".into(),
+        };
+        if args.tensor.is_some() && args.head.is_none() {
+            return Err(Error::Config {
+                key: "--tensor".into(),
+                wanted: "--head FILE beside it".into(),
+                got: "none".into(),
+                fix: "a model folder's head is found by itself".into(),
+            });
+        }
+        let kind = match (&args.model, &args.head, &args.preset) {
+            (Some(folder), None, None) => Kind::Stored(Box::new(Checkpoint::open_with(folder, settings)?)),
+            (None, Some(file), None) => {
+                let tensor = args.tensor.as_deref().unwrap_or("lm_head.weight");
+                Kind::Stored(Box::new(Checkpoint::from_file(file, tensor)?))
+            }
+            (None, None, Some(name)) => Kind::Synthetic(synthetic::preset(name)?),
+            (None, None, None) => return Err(one_of("none")),
+            _ => return Err(one_of("several")),
+        };
+        let quantization = args.quantize()?.or(settings.quantization);
+        Ok(HeadSource { kind, seed: args.seed()?, quantization, bias: settings.bias })
+    }
+
+    pub fn is_synthetic(&self) -> bool {
+        matches!(self.kind, Kind::Synthetic(_))
+    }
+
+    /// Type of the weights before any quantisation.
+    pub fn dtype(&self) -> DType {
+        match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.dtype(),
+            Kind::Synthetic(preset) => preset.dtype,
+        }
+    }
+
+    /// What the head calls itself in the report.
+    pub fn describe(&self) -> String {
+        match &self.kind {
+            Kind::Stored(checkpoint) => {
+                format!("{}: {}", checkpoint.path().display(), checkpoint.tensor_name())
+            }
+            Kind::Synthetic(preset) => format!("preset {} (synthetic, seed {})", preset.name, self.seed),
+        }
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.warnings(),
+            Kind::Synthetic(_) => Vec::new(),
+        }
+    }
+
+    /// How the loaded weights will be multiplied.
+    pub fn quantization(&self) -> Result<Quantization> {
+        match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.quantization(self.quantization),
+            Kind::Synthetic(_) => Ok(self.quantization.unwrap_or(Quantization::None)),
+        }
+    }
+
+    /// The configuration: settings, then the model's, then the stored tensor's own sizes.
+    pub fn config(&self, settings: &Settings) -> Result<HeadConfig> {
+        let model = match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.model_config(),
+            Kind::Synthetic(preset) => {
+                for (key, own, wanted) in [
+                    ("vocab_size", settings.vocab_size, preset.vocab_size),
+                    ("hidden_size", settings.hidden_size, preset.hidden_size),
+                ] {
+                    if let Some(own) = own.filter(|&own| own != wanted) {
+                        return Err(Error::Config {
+                            key: key.into(),
+                            wanted: format!("{wanted}, the preset's"),
+                            got: own.to_string(),
+                            fix: "leave it out with --preset".into(),
+                        });
+                    }
+                }
+                preset.model.clone()
+            }
+        };
+        let config = HeadConfig::resolve(settings, &model, self.quantization()?)?;
+        if let Kind::Stored(checkpoint) = &self.kind
+            && checkpoint.hidden_size() != config.hidden_size
+        {
+            return Err(Error::Shape {
+                what: format!("hidden_size of {}", checkpoint.tensor_name()),
+                wanted: format!("{}, as configured", config.hidden_size),
+                got: checkpoint.hidden_size().to_string(),
+                fix: "correct hidden_size, or name the head that it belongs to".into(),
+            });
+        }
+        Ok(config)
+    }
+
+    /// Loads or makes the shard of `vocab`.
+    pub fn shard(
+        &self,
+        vocab: Range<usize>,
+        config: &HeadConfig,
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<HeadShard> {
+        match &self.kind {
+            Kind::Stored(checkpoint) => {
+                let options = LoadOptions {
+                    quantization: self.quantization,
+                    bias: self.bias,
+                    progress: Some(progress),
+                };
+                checkpoint.shard(vocab, config.vocab_size, &options)
+            }
+            Kind::Synthetic(preset) => {
+                synthetic::shard(&preset.spec(), self.seed, vocab, config.quantization, Some(progress))
+            }
+        }
+    }
+}
+
+/// The hidden rows of all ranks, and the output rows wanted of them.
+pub struct Rows {
+    pub bytes: Vec<u8>,
+    pub dtype: DType,
+    /// Hidden rows of each dp rank.
+    pub counts: Vec<usize>,
+    /// `logits_indices`, as numbers over all hidden rows.
+    pub indices: Option<Vec<usize>>,
+}
+
+/// One dp rank's part of [`Rows`].
+pub struct RankRows {
+    /// Its hidden rows, as numbers over all hidden rows.
+    pub hidden: Range<usize>,
+    /// Its output rows, as numbers over its own hidden rows; `None`: all, in order.
+    pub selection: Option<Vec<usize>>,
+    /// Where its output rows stand in the answer.
+    pub places: Vec<usize>,
+}
+
+impl Rows {
+    /// Reads --hidden or makes synthetic rows, and spreads them over the dp ranks.
+    pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig) -> Result<Self> {
+        let (given, dp) = (args.rows()?, args.dp()?);
+        if let (Some(rows), Some(dp)) = (&given, dp)
+            && rows.len() != dp
+        {
+            return Err(Error::Shape {
+                what: "--rows".into(),
+                wanted: format!("{dp} entries, one for each of --dp {dp}"),
+                got: format!("{} entries", rows.len()),
+                fix: "list every dp rank's rows, idle ones as 0".into(),
+            });
+        }
+        let dp = dp.or(given.as_ref().map(Vec::len)).unwrap_or(1);
+        let spread = |total| (0..dp).map(|rank| even_part(total, dp, rank).len()).collect();
+        match &args.hidden {
+            None => {
+                let counts = given.unwrap_or_else(|| spread(SYNTHETIC_ROWS));
+                let dtype = config.hidden_dtype.unwrap_or(match source.dtype() {
+                    DType::I8 => DType::Bf16,
+                    own => own,
+                });
+                let bytes = synthetic_rows(args.seed()?, total(&counts)?, config.hidden_size, dtype)?;
+                Ok(Rows { bytes, dtype, counts, indices: None })
+            }
+            Some(path) => {
+                let file = SafetensorsFile::open(path)?;
+                let hidden = file.float_matrix("hidden_states")?;
+                check_hidden(path, &hidden.dtype, hidden.columns, source, config)?;
+                let counts = given.unwrap_or_else(|| spread(hidden.rows));
+                if total(&counts)? != hidden.rows {
+                    return Err(Error::Shape {
+                        what: "--rows".into(),
+                        wanted: format!("{} in all, the hidden rows of {}", hidden.rows, path.display()),
+                        got: format!("{} in all", total(&counts)?),
+                        fix: "make the counts add up, or leave out --rows".into(),
+                    });
+                }
+                let indices = match file.contains("logits_indices") {
+                    true => Some(rows::row_numbers(
+                        &format!("{}: logits_indices", path.display()),
+                        &file.indices("logits_indices")?,
+                        hidden.rows,
+                    )?),
+                    false => None,
+                };
+                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, counts, indices })
+            }
+        }
+    }
+
+    /// Output rows of all ranks together.
+    pub fn outputs(&self) -> usize {
+        self.indices.as_ref().map_or(self.counts.iter().sum(), Vec::len)
+    }
+
+    /// The hidden row behind output row `i`.
+    pub fn hidden_of(&self, i: usize) -> usize {
+        self.indices.as_ref().map_or(i, |indices| indices[i])
+    }
+
+    /// Each dp rank's part.
+    pub fn by_rank(&self) -> Vec<RankRows> {
+        let mut first = 0;
+        let mut parts: Vec<RankRows> = Vec::new();
+        for &count in &self.counts {
+            let places = if self.indices.is_none() { (first..first + count).collect() } else { Vec::new() };
+            let selection = self.indices.as_ref().map(|_| Vec::new());
+            parts.push(RankRows { hidden: first..first + count, selection, places });
+            first += count;
+        }
+        for (place, &row) in self.indices.iter().flatten().enumerate() {
+            // Ranks without rows share a start with their successor; the owner is the one that ends beyond the row.
+            let owner = parts.partition_point(|part| part.hidden.end <= row);
+            let part = &mut parts[owner];
+            part.places.push(place);
+            if let Some(selection) = &mut part.selection {
+                selection.push(row - part.hidden.start);
+            }
+        }
+        parts
+    }
+}
+
+fn total(counts: &[usize]) -> Result<usize> {
+    counts.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)).ok_or_else(|| Error::Shape {
+        what: "--rows".into(),
+        wanted: "counts whose sum fits 64 bits".into(),
+        got: format!("{counts:?}"),
+        fix: "use smaller counts".into(),
+    })
+}
+
+/// Hidden states must be of the head's hidden size, and of its type unless it is int8.
+fn check_hidden(
+    path: &Path,
+    dtype: &DType,
+    columns: usize,
+    source: &HeadSource,
+    config: &HeadConfig,
+) -> Result<()> {
+    let refuse = |wanted: String, got: String, fix: &str| Error::Tensor {
+        path: path.into(),
+        tensor: "hidden_states".into(),
+        wanted,
+        got,
+        fix: fix.into(),
+    };
+    if columns != config.hidden_size {
+        let wanted = format!("hidden size {}, the head's", config.hidden_size);
+        return Err(refuse(
+            wanted,
+            format!("hidden size {columns}"),
+            "pass hidden states of this head's model",
+        ));
+    }
+    let own = source.dtype();
+    if let Some(wanted) = config.hidden_dtype.filter(|wanted| wanted != dtype) {
+        let fix = "correct hidden_dtype in the configuration, or convert the hidden states";
+        return Err(refuse(format!("{wanted}, the configuration's hidden_dtype"), dtype.to_string(), fix));
+    }
+    if own != DType::I8 && config.quantization == Quantization::None && own != *dtype {
+        let fix = format!("convert the hidden states to {own}");
+        return Err(refuse(format!("{own}, the head's dtype"), dtype.to_string(), &fix));
+    }
+    Ok(())
+}
+
+fn synthetic_rows(seed: u64, rows: usize, hidden: usize, dtype: DType) -> Result<Vec<u8>> {
+    let wanted = rows as u128 * hidden as u128 * dtype.size() as u128;
+    let mut bytes = Vec::new();
+    if usize::try_from(wanted).ok().is_none_or(|n| bytes.try_reserve_exact(n).is_err()) {
+        return Err(Error::Shape {
+            what: "--rows".into(),
+            wanted: "hidden rows that fit this machine's memory".into(),
+            got: format!("{rows} rows, {wanted} bytes"),
+            fix: "use smaller counts".into(),
+        });
+    }
+    for row in 0..rows {
+        bytes.extend_from_slice(&synthetic::hidden_row(seed, row as u64, hidden, dtype));
+    }
+    Ok(bytes)
+}
+
+/// A progress bar on standard error, where that is a terminal.
+pub fn progress_bar(what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    let style =
+        ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_string());
+    bar
+}

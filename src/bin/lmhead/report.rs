@@ -1,0 +1,182 @@
+//! What `lmhead run` tells: a table for a person, the same as JSON for a program.
+
+use crate::check::{CheckReport, RMS_LIMIT};
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
+
+/// Everything about one run. Times are medians over the timed steps; a stage's is that of the slowest rank.
+#[derive(Serialize)]
+pub struct Report {
+    pub head: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub weights: String,
+    pub quantization: String,
+    pub request: String,
+    pub mode: String,
+    pub backend: String,
+    pub exchange: String,
+    pub threads: usize,
+    pub dp: usize,
+    pub tp: usize,
+    pub lmhead_tp_size: usize,
+    pub hidden_rows: usize,
+    pub output_rows: usize,
+    pub rows_not_good: usize,
+    pub load_seconds: f64,
+    pub steps: usize,
+    pub ranks: Vec<RankReport>,
+    pub step: StepReport,
+    pub check: Option<CheckReport>,
+    pub out: Option<String>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub struct RankReport {
+    pub rank: usize,
+    pub dp: usize,
+    pub tp: usize,
+    /// Global ranks of its group.
+    pub group: Vec<usize>,
+    /// Output rows that it brought.
+    pub rows: usize,
+    pub shard: [usize; 2],
+    pub shard_bytes: u64,
+    pub contract_us: f64,
+    pub gather_us: f64,
+    pub matmul_us: f64,
+    pub exchange_us: f64,
+    pub step_us: f64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub rounds: u32,
+}
+
+/// One step over all ranks.
+#[derive(Serialize)]
+pub struct StepReport {
+    pub contract_us: f64,
+    pub gather_us: f64,
+    pub matmul_us: f64,
+    pub exchange_us: f64,
+    pub step_us: f64,
+    /// Bytes that crossed between ranks.
+    pub bytes_exchanged: u64,
+    /// Bytes of weights that all ranks streamed, over the time of the slowest matmul, GB/s (1e9 bytes).
+    pub weight_gb_per_s: f64,
+}
+
+impl Report {
+    /// The table for a person.
+    pub fn print(&self) {
+        println!(
+            "{}: {} x {} {}{}",
+            self.head,
+            self.vocab_size,
+            self.hidden_size,
+            self.weights,
+            if self.quantization == "none" { String::new() } else { format!(", {}", self.quantization) }
+        );
+        println!(
+            "dp {} x tp {}, head groups of {}; {} ({} threads), exchange {}; {} of {} rows, {} counts",
+            self.dp,
+            self.tp,
+            self.lmhead_tp_size,
+            self.backend,
+            self.threads,
+            self.exchange,
+            self.request,
+            self.output_rows,
+            self.mode
+        );
+        let mut table = Table::new();
+        table.load_style(UTF8_BORDERS_ONLY);
+        table.set_header([
+            "rank",
+            "rows",
+            "shard (ids)",
+            "shard",
+            "contract",
+            "gather",
+            "matmul",
+            "exchange",
+            "step",
+            "sent",
+            "received",
+        ]);
+        for rank in &self.ranks {
+            table.add_row([
+                rank.rank.to_string(),
+                rank.rows.to_string(),
+                format!("{}..{}", rank.shard[0], rank.shard[1]),
+                bytes(rank.shard_bytes),
+                micros(rank.contract_us),
+                micros(rank.gather_us),
+                micros(rank.matmul_us),
+                micros(rank.exchange_us),
+                micros(rank.step_us),
+                bytes(rank.bytes_sent),
+                bytes(rank.bytes_received),
+            ]);
+        }
+        for column in table.column_iter_mut() {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        println!("{table}");
+        println!(
+            "head ready in {:.1} s; step {} (median of {}, slowest rank); {} exchanged; weights at {:.1} GB/s",
+            self.load_seconds,
+            micros(self.step.step_us),
+            self.steps,
+            bytes(self.step.bytes_exchanged),
+            self.step.weight_gb_per_s
+        );
+        if self.rows_not_good > 0 {
+            println!("{} rows have non-finite logits: see row_status", self.rows_not_good);
+        }
+        if let Some(check) = &self.check {
+            println!("{}", check.sentence());
+            for mistake in &check.mistakes {
+                println!("  {mistake}");
+            }
+        }
+        if let Some(out) = &self.out {
+            println!("written: {out}");
+        }
+    }
+}
+
+impl CheckReport {
+    fn sentence(&self) -> String {
+        let verdict = if self.passed { "check passed" } else { "CHECK FAILED" };
+        let extent = if self.everything { "everything" } else { "a seeded sample" };
+        let rms = match self.error_over_rms {
+            Some(over) => format!("; {over:.1e} of the logits' rms, allowed {RMS_LIMIT:.0e}"),
+            None => String::new(),
+        };
+        format!(
+            "{verdict} against float64 ({extent}: {} values of {} rows): largest error {:.2e}, allowed there {:.2e}; worst error/allowed {:.1e}{rms}",
+            self.values, self.rows, self.largest_error, self.allowed_there, self.worst_ratio
+        )
+    }
+}
+
+/// Bytes with a decimal prefix.
+pub fn bytes(n: u64) -> String {
+    match n as f64 {
+        n if n >= 1e9 => format!("{:.2} GB", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
+        n if n >= 1e3 => format!("{:.1} kB", n / 1e3),
+        n => format!("{n} B"),
+    }
+}
+
+fn micros(us: f64) -> String {
+    match us {
+        us if us >= 1e6 => format!("{:.2} s", us / 1e6),
+        us if us >= 1e3 => format!("{:.1} ms", us / 1e3),
+        us => format!("{us:.0} µs"),
+    }
+}

@@ -1,0 +1,211 @@
+//! `lmhead run`: the whole way, from files or synthetic data to an answer, a check and a report.
+
+use crate::Failure;
+use crate::args::{BackendName, CountMode, ExchangeName, RunArgs};
+use crate::check;
+use crate::input::{HeadSource, Rows};
+use crate::output::{Assembled, OutFile};
+use crate::ranks::{self, Done, Plan, Rank};
+use crate::report::{RankReport, Report, StepReport};
+use lmhead::backend::Backend;
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::config::Settings;
+use lmhead::layout::{ParallelLayout, RankOrder};
+use lmhead::result::{Answer, Output, RowStatus, StepStats};
+use lmhead::weights::HeadShard;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Runs it all; false when the check failed.
+pub fn run(args: &RunArgs) -> Result<bool, Failure> {
+    // Everything that the user wrote is judged before anything is loaded or computed.
+    let (request, threads, steps, seed) = (args.request()?, args.threads()?, args.steps()?, args.seed()?);
+    let mut settings = match &args.config {
+        Some(path) => Settings::from_file(path)?,
+        None => Settings::default(),
+    };
+    if let Some(size) = args.lmhead_tp_size()? {
+        settings.lmhead_tp_size = size;
+    }
+    let source = HeadSource::open(args, &settings)?;
+    let mut config = source.config(&settings)?;
+    let rows = Rows::read(args, &source, &config)?;
+    config.hidden_dtype = Some(rows.dtype);
+    let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
+    let group_size = config.group_size(&layout)?;
+    request.check(config.vocab_size)?;
+    let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
+    let out = args.out.as_deref().map(OutFile::create).transpose()?;
+
+    let backend: Arc<dyn Backend> = match args.backend {
+        BackendName::Auto | BackendName::Cpu => Arc::new(CpuBackend::new(threads)?),
+    };
+    let exchange = match args.exchange {
+        ExchangeName::Auto | ExchangeName::Local => "local",
+    };
+    let began = Instant::now();
+    let set_up = ranks::set_up(&source, &config, &layout, group_size)?;
+    let load_seconds = began.elapsed().as_secs_f64();
+    let warnings = source.warnings();
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
+    }
+
+    let parts = rows.by_rank();
+    let plan = Plan { config: &config, request, mode: args.mode, steps, rows: &rows, parts: &parts };
+    let (ranks, done) = ranks::run(set_up, &backend, &plan)?;
+    assemble(&mut answer, &ranks, &done, &plan)?;
+    let bad: Vec<usize> = (0..answer.rows).filter(|&i| answer.row_status[i] != RowStatus::Good).collect();
+    if !bad.is_empty() {
+        let first = &bad[..bad.len().min(8)];
+        eprintln!(
+            "warning: {} output rows have non-finite logits (row_status 1), the first: {first:?}",
+            bad.len()
+        );
+    }
+
+    let checked = match args.check {
+        true => {
+            let shards = group_shards(&ranks);
+            Some(check::check(&answer, &rows, &shards, &config, seed, source.is_synthetic())?)
+        }
+        false => None,
+    };
+    if let Some(out) = out {
+        out.write(&answer)?;
+    }
+    let passed = checked.as_ref().is_none_or(|c| c.passed);
+    let weights = ranks.first().map_or(source.dtype(), |r| r.shard.matrix().dtype());
+    let report = Report {
+        head: source.describe(),
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
+        weights: weights.to_string(),
+        quantization: config.quantization.to_string(),
+        request: request.to_string(),
+        mode: mode_name(args.mode).into(),
+        backend: backend.fingerprint(weights),
+        exchange: exchange.into(),
+        threads: threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        dp: layout.dp,
+        tp: layout.tp,
+        lmhead_tp_size: group_size,
+        hidden_rows: rows.counts.iter().sum(),
+        output_rows: answer.rows,
+        rows_not_good: bad.len(),
+        load_seconds,
+        steps,
+        step: step_report(&done),
+        ranks: ranks.iter().zip(&done).map(|(rank, done)| rank_report(rank, done, &plan)).collect(),
+        check: checked,
+        out: args.out.as_ref().map(|path| path.display().to_string()),
+        warnings,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report).expect("a report is JSON"));
+    } else {
+        report.print();
+    }
+    Ok(passed)
+}
+
+/// The ranks' answers in output-row order. The tp ranks of a replica answer the same rows: theirs must be the same bits.
+fn assemble(answer: &mut Assembled, ranks: &[Rank], done: &[Done], plan: &Plan) -> Result<(), Failure> {
+    let mut answered = vec![0; plan.parts.len()];
+    for (i, rank) in ranks.iter().enumerate() {
+        let (places, theirs) = (&plan.parts[rank.dp].places, &done[i].answer);
+        let first = ranks.iter().position(|r| r.dp == rank.dp).expect("the rank itself at the latest");
+        if first != i && !plan.config.split_rows_over_tp {
+            if !same_bits(&done[first].answer, theirs) {
+                let text = format!(
+                    "its answer differs from rank {}'s; please report it with the command",
+                    ranks[first].rank
+                );
+                return Err(Failure::Ranks(vec![(rank.rank, text)]));
+            }
+            continue;
+        }
+        for from in 0..theirs.rows() {
+            answer.put(places[answered[rank.dp]], theirs, from);
+            answered[rank.dp] += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Bit by bit, so that NaN equals itself.
+fn same_bits(a: &Answer, b: &Answer) -> bool {
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    a.row_status == b.row_status
+        && match (&a.output, &b.output) {
+            (Output::Logits { bytes: a, .. }, Output::Logits { bytes: b, .. }) => a == b,
+            (Output::Argmax { ids: a }, Output::Argmax { ids: b }) => a == b,
+            (
+                Output::TopK { values, ids, logsumexp, .. },
+                Output::TopK { values: v, ids: i, logsumexp: l, .. },
+            ) => ids == i && bits(values) == bits(v) && bits(logsumexp) == bits(l),
+            _ => false,
+        }
+}
+
+/// The shards of the first group, which together are the vocabulary.
+fn group_shards(ranks: &[Rank]) -> Vec<Arc<HeadShard>> {
+    let Some(first) = ranks.first() else { return Vec::new() };
+    let members = ranks.iter().filter(|r| r.group.ranks() == first.group.ranks());
+    members.map(|r| Arc::clone(&r.shard)).collect()
+}
+
+fn mode_name(mode: CountMode) -> &'static str {
+    match mode {
+        CountMode::Exact => "exact",
+        CountMode::Capacity => "capacity",
+        CountMode::Discover => "discover",
+    }
+}
+
+/// The median of a rank's steps, µs.
+fn median(done: &Done, time: impl Fn(&(Duration, StepStats)) -> Duration) -> f64 {
+    let mut times: Vec<f64> = done.steps.iter().map(|s| time(s).as_secs_f64() * 1e6).collect();
+    times.sort_by(f64::total_cmp);
+    let n = times.len();
+    if n % 2 == 1 { times[n / 2] } else { (times[n / 2 - 1] + times[n / 2]) / 2.0 }
+}
+
+fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
+    let vocab = rank.shard.vocab();
+    let stats = done.answer.stats;
+    RankReport {
+        rank: rank.rank,
+        dp: rank.dp,
+        tp: rank.tp,
+        group: rank.group.ranks().to_vec(),
+        rows: plan.parts[rank.dp].places.len(),
+        shard: [vocab.start, vocab.end],
+        shard_bytes: rank.shard.bytes(),
+        contract_us: median(done, |s| s.1.contract),
+        gather_us: median(done, |s| s.1.gather),
+        matmul_us: median(done, |s| s.1.matmul),
+        exchange_us: median(done, |s| s.1.exchange),
+        step_us: median(done, |s| s.0),
+        bytes_sent: stats.bytes_sent,
+        bytes_received: stats.bytes_received,
+        rounds: stats.rounds,
+    }
+}
+
+fn step_report(done: &[Done]) -> StepReport {
+    let slowest = |time: &dyn Fn(&(Duration, StepStats)) -> Duration| {
+        done.iter().map(|d| median(d, time)).fold(0.0, f64::max)
+    };
+    let matmul_us = slowest(&|s| s.1.matmul);
+    let streamed: u64 = done.iter().map(|d| d.answer.stats.weight_bytes).sum();
+    StepReport {
+        contract_us: slowest(&|s| s.1.contract),
+        gather_us: slowest(&|s| s.1.gather),
+        matmul_us,
+        exchange_us: slowest(&|s| s.1.exchange),
+        step_us: slowest(&|s| s.0),
+        bytes_exchanged: done.iter().map(|d| d.answer.stats.bytes_received).sum(),
+        weight_gb_per_s: if matmul_us > 0.0 { streamed as f64 / (matmul_us * 1e3) } else { 0.0 },
+    }
+}

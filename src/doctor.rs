@@ -1,0 +1,133 @@
+//! What this machine can run, and why not.
+
+use crate::backend::cpu::Isa;
+use serde::Serialize;
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Works here.
+    Ok,
+    /// Works, with something to know.
+    Note,
+    /// Does not work here.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    pub name: String,
+    pub status: Status,
+    pub message: String,
+    /// What to do; empty where there is nothing to do.
+    pub suggestion: String,
+}
+
+impl Check {
+    fn new(name: &str, status: Status, message: impl Into<String>, suggestion: impl Into<String>) -> Self {
+        Check { name: name.into(), status, message: message.into(), suggestion: suggestion.into() }
+    }
+}
+
+/// Looks at processor, threads, memory, and the backends and exchanges of this build. Changes nothing, never fails.
+pub fn examine() -> Vec<Check> {
+    vec![processor(), threads(), memory(), cpu_backend(), local_exchange()]
+}
+
+fn processor() -> Check {
+    let features = features();
+    let message = format!(
+        "{}: {}",
+        std::env::consts::ARCH,
+        if features.is_empty() {
+            "no vector extensions known to this build".into()
+        } else {
+            features.join(" ")
+        }
+    );
+    Check::new("processor", if features.is_empty() { Status::Note } else { Status::Ok }, message, "")
+}
+
+/// The extensions that matter to matrix products, by the names the processor's makers use.
+fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let known = [
+            ("sse4.1", is_x86_feature_detected!("sse4.1")),
+            ("avx2", is_x86_feature_detected!("avx2")),
+            ("fma", is_x86_feature_detected!("fma")),
+            ("f16c", is_x86_feature_detected!("f16c")),
+            ("avx512f", is_x86_feature_detected!("avx512f")),
+            ("avx512bw", is_x86_feature_detected!("avx512bw")),
+            ("avx512vl", is_x86_feature_detected!("avx512vl")),
+            ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+        ];
+        known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
+fn threads() -> Check {
+    match std::thread::available_parallelism() {
+        Ok(n) => Check::new("threads", Status::Ok, format!("{n} for the CPU backend"), ""),
+        Err(e) => Check::new("threads", Status::Note, format!("unknown ({e}); 1 is used"), "pass --threads"),
+    }
+}
+
+fn memory() -> Check {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let read = sysinfo::System::new().map(|mut system| {
+        system.refresh_memory();
+        (system.available_memory(), system.total_memory())
+    });
+    let Some((free, total)) = read.ok().filter(|(_, total)| *total > 0) else {
+        return Check::new("memory", Status::Note, "unknown", "");
+    };
+    // The largest preset, deepseek-v3 in bf16, and some room.
+    let needed = 129_280 * 7168 * 2 + (1 << 30);
+    let message = format!("{:.1} of {:.1} GB free", gb(free), gb(total));
+    if free < needed {
+        let text = format!(
+            "--preset deepseek-v3 needs about {:.1} GB: use a smaller preset or --quantize w8a16",
+            gb(needed)
+        );
+        return Check::new("memory", Status::Note, message, text);
+    }
+    Check::new("memory", Status::Ok, message, "")
+}
+
+fn cpu_backend() -> Check {
+    match Isa::choose(std::env::var("LMHEAD_CPU_ISA").ok().as_deref()) {
+        Ok(isa) => Check::new(
+            "backend cpu",
+            Status::Ok,
+            format!("instruction set {isa}; bf16, f16, f32, w8a8, w8a16"),
+            "",
+        ),
+        Err(error) => Check::new("backend cpu", Status::Missing, error.to_string(), "unset LMHEAD_CPU_ISA"),
+    }
+}
+
+fn local_exchange() -> Check {
+    Check::new("exchange local", Status::Ok, "ranks as threads of one process", "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_this_build_is_examined_and_problems_come_with_advice() {
+        let checks = examine();
+        for name in ["processor", "threads", "memory", "backend cpu", "exchange local"] {
+            assert!(checks.iter().any(|c| c.name == name), "{name}");
+        }
+        for check in checks {
+            assert!(check.status != Status::Missing || !check.suggestion.is_empty(), "{check:?}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The same stages, naive and in float64: the truth that tests and `--check` compare with, and the errors that are allowed
+//! against it (promise 2 and the accuracy rules of promise 3's section).
+
+use crate::config::Quantization;
+use crate::dtype::DType;
+use crate::epilogue::Epilogue;
+use crate::error::{Error, Result};
+use crate::quantize;
+use crate::weights::{HeadShard, Matrix};
+
+/// Unit roundoff of f32.
+const U: f64 = 1.0 / (1u64 << 24) as f64;
+
+/// A true logit and how far a backend may be from it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Truth {
+    /// The logit in float64; for W8A8 the raw part of it is the exact f32 of promise 2.
+    pub logit: f64,
+    /// Largest allowed `|f32 logit - logit|`.
+    pub allowed: f64,
+    /// The part before bias, softcap and scale.
+    pub raw: f64,
+    /// Largest allowed error of that part: `c·K·2^-24·Σ|x_k·w_k|`, c = 1, plus `K·2^-149` for products below the f32 range; 0 for W8A8.
+    pub raw_allowed: f64,
+}
+
+impl Truth {
+    /// Largest allowed error after rounding the logit to `dtype`.
+    pub fn allowed_as(&self, dtype: DType) -> f64 {
+        match dtype {
+            DType::F32 => self.allowed,
+            _ => self.allowed + dtype.half_ulp(self.logit.abs() + self.allowed),
+        }
+    }
+}
+
+/// One hidden row, prepared for the shard it is multiplied with.
+#[derive(Debug, Clone)]
+pub struct ReferenceRow {
+    x: Vec<f64>,
+    quantized: Option<(Vec<i8>, f32)>,
+    finite: bool,
+}
+
+/// Computes single logits of a shard in float64.
+#[derive(Debug, Clone, Copy)]
+pub struct Reference<'a> {
+    shard: &'a HeadShard,
+    epilogue: Epilogue,
+}
+
+impl<'a> Reference<'a> {
+    /// The reference for a shard (which may be the whole head) and its epilogue.
+    pub fn new(shard: &'a HeadShard, epilogue: Epilogue) -> Self {
+        Reference { shard, epilogue }
+    }
+
+    /// Widens a hidden row of `dtype`, `[hidden]` little-endian, and quantises it where the shard is W8A8.
+    ///
+    /// # Errors
+    /// `Shape` when the row has another length than the head's hidden size.
+    pub fn row(&self, bytes: &[u8], dtype: DType) -> Result<ReferenceRow> {
+        let hidden = self.shard.hidden_size();
+        if bytes.len() != hidden * dtype.size() {
+            let wanted = format!("{} bytes of {dtype}", hidden * dtype.size());
+            return Err(Error::shape(
+                "reference row",
+                wanted,
+                bytes.len(),
+                "pass one row of this head's model",
+            ));
+        }
+        let x: Vec<f32> = (0..hidden).map(|k| dtype.read(bytes, k)).collect();
+        let quantized = (self.shard.quantization() == Quantization::W8a8).then(|| {
+            let mut q = vec![0; hidden];
+            let scale = quantize::quantize_row(&x, &mut q);
+            (q, scale)
+        });
+        let finite = x.iter().all(|v| v.is_finite());
+        Ok(ReferenceRow { x: x.into_iter().map(f64::from).collect(), quantized, finite })
+    }
+
+    /// The logit of `row` for row `v` of the shard (vocabulary id `shard.vocab().start + v`).
+    ///
+    /// # Panics
+    /// When `v` is not a row of the shard.
+    pub fn logit(&self, row: &ReferenceRow, v: usize) -> Truth {
+        let hidden = self.shard.hidden_size();
+        let weights = v * hidden..(v + 1) * hidden;
+        let (raw, raw_allowed) = match (self.shard.matrix(), &row.quantized) {
+            (Matrix::I8 { values, scales }, Some((q, scale))) => {
+                let acc: i64 =
+                    q.iter().zip(&values[weights]).map(|(x, w)| i64::from(*x) * i64::from(*w)).sum();
+                // Promise 2: three f32 roundings and nothing else.
+                (f64::from((acc as f32 * scale) * scales[v]), 0.0)
+            }
+            (Matrix::I8 { values, scales }, None) => {
+                let scale = f64::from(scales[v]);
+                let (sum, size) = dot(&row.x, values[weights].iter().map(|w| f64::from(*w)));
+                // One more rounding: the product with the scale.
+                let raw = sum * scale;
+                let bound = (self.bound(size) * (1.0 + U)) * scale.abs() + U * raw.abs() + f64::from_bits(1);
+                (raw, bound + f64::from(f32::from_bits(1)))
+            }
+            (Matrix::F32(w), _) => self.float(&row.x, w[weights].iter().map(|w| f64::from(*w))),
+            (Matrix::F16(w), _) => self.float(&row.x, w[weights].iter().map(|w| w.to_f64())),
+            (Matrix::Bf16(w), _) => self.float(&row.x, w[weights].iter().map(|w| w.to_f64())),
+        };
+        let (logit, allowed) = self.epilogue(raw, raw_allowed, self.shard.bias().map(|b| f64::from(b[v])));
+        Truth { logit, allowed, raw, raw_allowed }
+    }
+
+    /// True when the row's values are all finite; otherwise its logits are not and its status is 1.
+    pub fn is_finite(&self, row: &ReferenceRow) -> bool {
+        row.finite
+    }
+
+    fn float(&self, x: &[f64], w: impl Iterator<Item = f64>) -> (f64, f64) {
+        let (sum, size) = dot(x, w);
+        (sum, self.bound(size))
+    }
+
+    /// `c·K·2^-24·Σ|x·w| + K·2^-149`.
+    fn bound(&self, size: f64) -> f64 {
+        let k = self.shard.hidden_size() as f64;
+        k * U * size + k * f64::from(f32::from_bits(1))
+    }
+
+    /// bias -> softcap -> scale on the truth, and what each adds to the allowed error: its own f32 rounding. The softcap's
+    /// slope is at most 1; `tanhf` is allowed 2 ulps (libm documents less than 1).
+    fn epilogue(&self, raw: f64, raw_allowed: f64, bias: Option<f64>) -> (f64, f64) {
+        let (mut logit, mut allowed) = (raw, raw_allowed);
+        if let Some(bias) = bias {
+            logit += bias;
+            allowed += U * (logit.abs() + allowed);
+        }
+        if let Some(cap) = self.epilogue.softcap {
+            let cap = f64::from(cap);
+            let before = logit;
+            logit = cap * (logit / cap).tanh();
+            // Division: U·|z| times the slope of tanh there; tanhf: 2 ulps, 4 U; product: U.
+            let slope = 1.0 - (logit / cap).powi(2);
+            allowed += U * before.abs() * slope.max(U) + 5.0 * U * (logit.abs() + allowed);
+        }
+        let scale = f64::from(self.epilogue.scale);
+        if scale != 1.0 {
+            logit *= scale;
+            allowed = allowed * scale.abs() + U * (logit.abs() + allowed * scale.abs());
+        }
+        (logit, allowed)
+    }
+}
+
+/// `(Σ x w, Σ |x w|)` in float64, k ascending.
+fn dot(x: &[f64], w: impl Iterator<Item = f64>) -> (f64, f64) {
+    x.iter().zip(w).fold((0.0, 0.0), |(sum, size), (x, w)| (sum + x * w, size + (x * w).abs()))
+}
+
+/// The ids of the `k` largest values, by value descending then id ascending.
+pub fn top_k(logits: &[f64], k: usize) -> Vec<usize> {
+    let mut ids: Vec<usize> = (0..logits.len()).collect();
+    // Adding 0 turns −0 into +0: they tie.
+    ids.sort_by(|&a, &b| (logits[b] + 0.0).total_cmp(&(logits[a] + 0.0)).then(a.cmp(&b)));
+    ids.truncate(k);
+    ids
+}
+
+/// `ln Σ e^l`, in float64.
+pub fn logsumexp(logits: &[f64]) -> f64 {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY {
+        return max;
+    }
+    max + logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
+}
+
+/// Judges a top-k answer (argmax is k = 1) against the truth of all ids, `truths[v]` of vocabulary id v: every value within its
+/// allowed error of its id's truth, in order, and no id left out that is better by more than the errors allow.
+///
+/// Returns the largest `error / allowed` seen (errors that are exactly 0 count as 0).
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn judge_top_k(
+    truths: &[Truth],
+    ids: &[i64],
+    values: Option<&[f32]>,
+) -> std::result::Result<f64, String> {
+    let mut chosen = std::collections::HashSet::new();
+    let mut worst = 0.0f64;
+    for (place, &id) in ids.iter().enumerate() {
+        let Some(truth) = usize::try_from(id).ok().and_then(|id| truths.get(id)) else {
+            return Err(format!("place {place}: id {id} is not in the vocabulary of {}", truths.len()));
+        };
+        if !chosen.insert(id) {
+            return Err(format!("place {place}: id {id} was answered before"));
+        }
+        if let Some(values) = values {
+            let error = (f64::from(values[place]) - truth.logit).abs();
+            worst = worst.max(ratio(error, truth.allowed));
+            if place > 0 {
+                let (previous, value) = (values[place - 1], values[place]);
+                if !(previous > value || (previous == value && ids[place - 1] < id)) {
+                    return Err(format!("places {} and {place} are out of order", place - 1));
+                }
+            }
+        }
+    }
+    let Some(last) = ids.last().map(|&id| truths[id as usize]) else { return Ok(worst) };
+    for (id, truth) in truths.iter().enumerate() {
+        if !chosen.contains(&(id as i64)) && truth.logit - truth.allowed > last.logit + last.allowed {
+            return Err(format!("id {id} with {} was left out, {} was answered", truth.logit, last.logit));
+        }
+    }
+    Ok(worst)
+}
+
+/// `error / allowed`, where no error at all is 0 even if none is allowed.
+pub fn ratio(error: f64, allowed: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / allowed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn truths(logits: &[f64]) -> Vec<Truth> {
+        logits.iter().map(|&logit| Truth { logit, allowed: 0.1, raw: logit, raw_allowed: 0.1 }).collect()
+    }
+
+    #[test]
+    fn top_k_judgement_finds_each_kind_of_mistake() {
+        let t = truths(&[1.0, 5.0, 3.0, 3.0]);
+        assert_eq!(judge_top_k(&t, &[1, 2], Some(&[5.0, 3.0])), Ok(0.0));
+        assert!(judge_top_k(&t, &[1, 2], Some(&[5.05, 3.0])).unwrap() > 0.4);
+        assert!(judge_top_k(&t, &[1, 2], Some(&[5.5, 3.0])).unwrap() > 1.0, "a wrong value");
+        assert!(judge_top_k(&t, &[1, 1], Some(&[5.0, 5.0])).is_err(), "twice");
+        assert!(judge_top_k(&t, &[1, 4], None).is_err(), "outside");
+        assert!(judge_top_k(&t, &[1, -1], None).is_err(), "outside");
+        assert!(judge_top_k(&t, &[3, 2], Some(&[3.0, 3.0])).is_err(), "ties out of order");
+        assert!(judge_top_k(&t, &[1, 0], Some(&[5.0, 1.0])).is_err(), "left out");
+        assert!(judge_top_k(&t, &[0], None).is_err(), "not the largest");
+    }
+
+    #[test]
+    fn sorting_and_sums() {
+        assert_eq!(top_k(&[1.0, 2.0, 2.0], 2), [1, 2]);
+        assert!((logsumexp(&[0.0, 0.0]) - 2f64.ln()).abs() < 1e-15);
+        assert_eq!(ratio(0.0, 0.0), 0.0);
+        assert_eq!(ratio(1.0, 0.0), f64::INFINITY);
+    }
+}
