@@ -118,15 +118,21 @@ impl HeadSource {
             }
         };
         let config = HeadConfig::resolve(settings, &model, self.quantization()?)?;
-        if let Kind::Stored(checkpoint) = &self.kind
-            && checkpoint.hidden_size() != config.hidden_size
-        {
-            return Err(Error::Shape {
-                what: format!("hidden_size of {}", checkpoint.tensor_name()),
-                wanted: format!("{}, as configured", config.hidden_size),
-                got: checkpoint.hidden_size().to_string(),
-                fix: "correct hidden_size, or name the head that it belongs to".into(),
-            });
+        if let Kind::Stored(checkpoint) = &self.kind {
+            let refuse = |what: &str, wanted: String, got: usize| Error::Shape {
+                what: format!("{what} of {}", self.describe()),
+                wanted,
+                got: got.to_string(),
+                fix: "correct the configuration, or name the head that it belongs to".into(),
+            };
+            if checkpoint.hidden_size() != config.hidden_size {
+                let wanted = format!("{}, as configured", config.hidden_size);
+                return Err(refuse("hidden_size", wanted, checkpoint.hidden_size()));
+            }
+            if checkpoint.rows() < config.vocab_size {
+                let wanted = format!("at least {}, as configured", config.vocab_size);
+                return Err(refuse("vocabulary rows", wanted, checkpoint.rows()));
+            }
         }
         Ok(config)
     }
