@@ -262,16 +262,16 @@ fn fill([k0, k1]: [u32; 2], step: f32, out: &mut [f32]) {
         h ^= h >> 15;
         h = h.wrapping_mul(0x846c_a68b);
         h ^= h >> 16;
-        let pairs = (h & 0x00ff_00ff) + ((h >> 8) & 0x00ff_00ff);
-        let sum = (pairs & 0xffff) + (pairs >> 16);
-        *value = (sum as i32 - 510) as f32 * step;
+        let pairs = (h & 0x00ff_00ff).wrapping_add((h >> 8) & 0x00ff_00ff);
+        let sum = (pairs & 0xffff).wrapping_add(pairs >> 16);
+        *value = (sum as i32).wrapping_sub(510) as f32 * step;
     }
 }
 
 /// Rounds half to even. The values are finite, so the case of NaN, which keeps the general rounding from vectorising, is left out.
 fn rounded_bf16_bits(value: f32) -> u32 {
     let bits = value.to_bits();
-    (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
+    bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
 }
 
 fn round_bf16(wide: &[f32], row: &mut [bf16]) {
@@ -283,5 +283,201 @@ fn round_bf16(wide: &[f32], row: &mut [bf16]) {
 fn round_bf16_in_place(wide: &mut [f32]) {
     for value in wide {
         *value = f32::from_bits(rounded_bf16_bits(*value) << 16);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::shard_range;
+    use std::sync::Mutex;
+
+    fn wide(shard: &HeadShard) -> (Vec<f32>, Vec<f32>) {
+        match shard.matrix() {
+            Matrix::F32(s) => (s.to_vec(), Vec::new()),
+            Matrix::F16(s) => (s.iter().map(|v| v.to_f32()).collect(), Vec::new()),
+            Matrix::Bf16(s) => (s.iter().map(|v| v.to_f32()).collect(), Vec::new()),
+            Matrix::I8 { values, scales } => (values.iter().map(|v| f32::from(*v)).collect(), scales.clone()),
+        }
+    }
+
+    /// The module's formula, one value at a time.
+    fn naive(seed: u64, domain: u64, row: u64, column: u32, step: f32) -> f32 {
+        let key = mix64(mix64(mix64(seed).wrapping_add(domain)).wrapping_add(row));
+        let mut h = (key as u32).wrapping_add(column.wrapping_mul(0x9e37_79b9));
+        h = (h ^ (h >> 16)).wrapping_mul(0x7feb_352d) ^ (key >> 32) as u32;
+        h = (h ^ (h >> 15)).wrapping_mul(0x846c_a68b);
+        h ^= h >> 16;
+        let sum: i32 = h.to_le_bytes().iter().map(|b| i32::from(*b)).sum();
+        (sum - 510) as f32 * step
+    }
+
+    #[test]
+    fn any_sharding_equals_the_whole_and_the_formula() {
+        use Quantization::{None, W8a8, W8a16};
+        for (dtype, quantization) in [
+            (DType::Bf16, None),
+            (DType::F16, None),
+            (DType::F32, None),
+            (DType::Bf16, W8a8),
+            (DType::F16, W8a16),
+            (DType::F32, W8a8),
+        ] {
+            let spec = Spec { vocab_size: 203, hidden_size: 37, dtype };
+            let whole = shard(&spec, 7, 0..203, quantization, Option::None).unwrap();
+            let (values, scales) = wide(&whole);
+            for row in [0usize, 100, 202] {
+                let step = LOGIT_STD / 37f32.sqrt() / BYTE_SUM_STD;
+                let exact: Vec<f32> = (0..37).map(|k| naive(7, WEIGHTS, row as u64, k, step)).collect();
+                let (mut bytes, mut rounded) = (vec![0; 37 * dtype.size()], vec![0.0; 37]);
+                dtype.round_into(&exact, &mut bytes);
+                dtype.widen(&bytes, &mut rounded);
+                if quantization != None {
+                    let mut q = vec![0; 37];
+                    assert_eq!(quantize_row(&rounded, &mut q), scales[row]);
+                    rounded = q.iter().map(|q| f32::from(*q)).collect();
+                }
+                assert_eq!(values[row * 37..(row + 1) * 37], rounded);
+            }
+            for shards in [2, 3, 5] {
+                for index in 0..shards {
+                    let range = shard_range(203, shards, index);
+                    let part = shard(&spec, 7, range.clone(), quantization, Option::None).unwrap();
+                    assert_eq!(part.quantization(), quantization);
+                    let (part_values, part_scales) = wide(&part);
+                    assert_eq!(part_values, values[range.start * 37..range.end * 37]);
+                    if quantization != None {
+                        assert_eq!(part_scales, scales[range]);
+                    }
+                }
+            }
+            let other = shard(&spec, 8, 0..203, quantization, Option::None).unwrap();
+            let (other_values, _) = wide(&other);
+            let equal = other_values.iter().zip(&values).filter(|(a, b)| a == b).count();
+            assert!(equal < values.len() / 50, "another seed gives other values, {equal} are equal");
+        }
+    }
+
+    /// Mean, variance, skewness and excess kurtosis.
+    fn moments(values: &[f32]) -> [f64; 4] {
+        let n = values.len() as f64;
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+        let about = |p: i32| values.iter().map(|v| (f64::from(*v) - mean).powi(p)).sum::<f64>() / n;
+        let variance = about(2);
+        [mean, variance, about(3) / variance.powf(1.5), about(4) / variance.powi(2) - 3.0]
+    }
+
+    #[test]
+    fn values_are_nearly_gaussian_and_logits_have_the_promised_spread() {
+        let (vocab, hidden) = (2000, 512);
+        let spec = Spec { vocab_size: vocab, hidden_size: hidden, dtype: DType::F32 };
+        let (w, _) = wide(&shard(&spec, 1, 0..vocab, Quantization::None, None).unwrap());
+        let [mean, variance, skew, kurtosis] = moments(&w);
+        let std = f64::from(LOGIT_STD) / (hidden as f64).sqrt();
+        assert!(mean.abs() < 0.005 * std && (variance / (std * std) - 1.0).abs() < 0.01, "{mean} {variance}");
+        assert!(skew.abs() < 0.02 && (kurtosis + 0.3).abs() < 0.03, "{skew} {kurtosis}");
+
+        let x: Vec<f32> = (0..50)
+            .flat_map(|row| {
+                let mut wide = vec![0.0; hidden];
+                DType::F32.widen(&hidden_row(1, row, hidden, DType::F32), &mut wide);
+                wide
+            })
+            .collect();
+        let [mean, variance, ..] = moments(&x);
+        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+        let logits: Vec<f32> = x
+            .chunks(hidden)
+            .flat_map(|x| w.chunks(hidden).map(|w| x.iter().zip(w).map(|(a, b)| a * b).sum::<f32>()))
+            .collect();
+        let [mean, variance, _, kurtosis] = moments(&logits);
+        assert!(mean.abs() < 0.05 && (variance.sqrt() - 3.0).abs() < 0.1, "{mean} {variance}");
+        assert!(kurtosis.abs() < 0.1, "{kurtosis}");
+    }
+
+    #[test]
+    fn neighbouring_rows_columns_and_seeds_are_uncorrelated() {
+        let row = |seed, domain, row| {
+            let mut out = vec![0.0; 20_000];
+            fill(keys(seed, domain, row), 1.0 / BYTE_SUM_STD, &mut out);
+            out
+        };
+        let base = row(3, WEIGHTS, 10);
+        let shifted = base[1..].to_vec();
+        for other in
+            [row(3, WEIGHTS, 11), row(4, WEIGHTS, 10), row(3, HIDDEN, 10), row(2, HIDDEN, 10), shifted]
+        {
+            let dot: f64 = base.iter().zip(&other).map(|(a, b)| f64::from(a * b)).sum();
+            assert!((dot / 20_000.0).abs() < 0.03, "correlation {}", dot / 20_000.0);
+        }
+    }
+
+    #[test]
+    fn hidden_rows_depend_on_seed_and_row_and_round_to_their_type() {
+        let f32_row = hidden_row(5, 2, 9, DType::F32);
+        assert_ne!(f32_row, hidden_row(5, 3, 9, DType::F32));
+        assert_ne!(f32_row, hidden_row(6, 2, 9, DType::F32));
+        assert_eq!(
+            f32_row[..16],
+            hidden_row(5, 2, 4, DType::F32),
+            "a shorter row is the start of a longer one"
+        );
+        let mut wide = vec![0.0; 9];
+        DType::F32.widen(&f32_row, &mut wide);
+        for dtype in [DType::F16, DType::Bf16] {
+            let mut rounded = vec![0; 18];
+            dtype.round_into(&wide, &mut rounded);
+            assert_eq!(hidden_row(5, 2, 9, dtype), rounded);
+        }
+        assert!(hidden_row(1, 1, 0, DType::Bf16).is_empty());
+    }
+
+    #[test]
+    fn presets_by_name() {
+        for p in presets() {
+            assert_eq!(preset(p.name).unwrap(), p);
+            assert_eq!((p.model.vocab_size, p.model.hidden_size), (Some(p.vocab_size), Some(p.hidden_size)));
+        }
+        assert_eq!(preset("gemma-2-9b").unwrap().model.final_logit_softcapping, Some(30.0));
+        assert_ne!(preset("tiny").unwrap().vocab_size % 64, 0);
+        assert_eq!(
+            preset("gpt-5").unwrap_err().to_string(),
+            "preset: wanted one of deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny, got `gpt-5`; use one of those"
+        );
+    }
+
+    #[test]
+    fn refusals_and_progress() {
+        let spec = Spec { vocab_size: 3000, hidden_size: 1000, dtype: DType::Bf16 };
+        let text = |spec: Spec, range, q| shard(&spec, 0, range, q, None).unwrap_err().to_string();
+        let none = Quantization::None;
+        assert!(text(Spec { vocab_size: 0, ..spec }, 0..0, none).starts_with("vocab_size: wanted 1 to"));
+        assert!(text(Spec { hidden_size: 0, ..spec }, 0..0, none).starts_with("hidden_size: wanted 1 to"));
+        assert!(text(Spec { dtype: DType::I8, ..spec }, 0..0, none).contains("got i8"));
+        assert!(text(spec, 1..3001, none).contains("within 0..3000, got 1..3001"));
+        assert!(
+            text(Spec { hidden_size: 132_105, ..spec }, 0..1, Quantization::W8a8).contains("at most 132104")
+        );
+        let huge = Spec { vocab_size: i32::MAX as usize, hidden_size: i32::MAX as usize, dtype: DType::F32 };
+        assert!(text(huge, 0..i32::MAX as usize, none).contains("bytes of memory"));
+        for quantization in [none, Quantization::W8a8] {
+            let told = Mutex::new(Vec::new());
+            let progress = |done, total| told.lock().unwrap().push((done, total));
+            shard(&spec, 0, 0..3000, quantization, Some(&progress)).unwrap();
+            let told = told.into_inner().unwrap();
+            assert_eq!(told.last(), Some(&(6_000_000, 6_000_000)));
+            assert!(told.len() > 1 && told.iter().all(|(done, _)| *done <= 6_000_000));
+        }
+    }
+
+    #[test]
+    #[ignore = "takes seconds and 2 GB: prints how long the largest preset takes"]
+    fn time_of_the_largest_preset() {
+        let p = preset("deepseek-v3").unwrap();
+        for quantization in [Quantization::None, Quantization::W8a8] {
+            let start = std::time::Instant::now();
+            let shard = shard(&p.spec(), 0, 0..p.vocab_size, quantization, None).unwrap();
+            println!("{quantization}: {} bytes in {:.2?}", shard.bytes(), start.elapsed());
+        }
     }
 }
