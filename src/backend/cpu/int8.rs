@@ -32,12 +32,9 @@ impl Kind<STEP> for Int8 {
 
     #[inline(always)]
     fn mul_add<A: Arith, const L: usize>(x: &Pairs, w: &Pairs, group: usize, sums: &mut [i32; L]) {
-        let (x, w) = (&x.0.as_chunks::<2>().0[group * L..], &w.0.as_chunks::<2>().0[group * L..]);
-        for l in 0..L {
-            // |x| <= 127 and |w| <= 128: MAX_INT8_HIDDEN keeps every sum below 2^31.
-            let pair = i32::from(x[l][0]) * i32::from(w[l][0]) + i32::from(x[l][1]) * i32::from(w[l][1]);
-            sums[l] = sums[l].wrapping_add(pair);
-        }
+        // |x| <= 127 and |w| <= 128: MAX_INT8_HIDDEN keeps every sum below 2^31.
+        let (x, w) = (x.0.as_chunks::<2>().0, w.0.as_chunks::<2>().0);
+        A::mul_add_pairs(&x.as_chunks::<L>().0[group], &w.as_chunks::<L>().0[group], sums);
     }
 
     #[inline(always)]

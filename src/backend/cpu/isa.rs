@@ -1,6 +1,8 @@
 //! The instruction sets that the inner loops are compiled for, and the one way to call them.
 
 use crate::error::{Error, Result};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 use std::fmt;
 
 /// The environment variable that names the instruction set; read once, when a backend is made.
@@ -129,24 +131,99 @@ pub(super) trait Arith {
     fn mul_add(x: f32, w: f32, sum: f32) -> f32 {
         if Self::FUSED { x.mul_add(w, sum) } else { sum + x * w }
     }
+
+    /// `sums[l] += x[l][0] * w[l][0] + x[l][1] * w[l][1]`, exact, wrapping. Every x86 has one instruction for
+    /// it, and the compiler does not find it where a factor is used twice, as every factor of a tile is.
+    #[inline(always)]
+    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
+        for l in 0..L {
+            let pair = i32::from(x[l][0]) * i32::from(w[l][0]) + i32::from(x[l][1]) * i32::from(w[l][1]);
+            sums[l] = sums[l].wrapping_add(pair);
+        }
+    }
 }
 
 pub(super) struct Portable;
 impl Arith for Portable {
     const FUSED: bool = false;
     const LANES: usize = 4;
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
+        for ((x, w), sums) in
+            x.as_chunks::<4>().0.iter().zip(w.as_chunks::<4>().0).zip(sums.as_chunks_mut::<4>().0)
+        {
+            // SAFETY: every x86-64 has SSE2; each pointer is to an array of exactly 16 bytes.
+            unsafe {
+                let pairs =
+                    _mm_madd_epi16(_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(w.as_ptr().cast()));
+                let sum = _mm_add_epi32(_mm_loadu_si128(sums.as_ptr().cast()), pairs);
+                _mm_storeu_si128(sums.as_mut_ptr().cast(), sum);
+            }
+        }
+    }
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) struct Avx2;
+#[cfg(target_arch = "x86_64")]
 impl Arith for Avx2 {
     const FUSED: bool = true;
     const LANES: usize = 8;
+
+    #[inline(always)]
+    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
+        for ((x, w), sums) in
+            x.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0).zip(sums.as_chunks_mut::<8>().0)
+        {
+            // SAFETY: this type is named by run_avx2 alone, which is called where AVX2 was detected; each pointer
+            // is to an array of exactly 32 bytes.
+            unsafe {
+                let pairs = _mm256_madd_epi16(
+                    _mm256_loadu_si256(x.as_ptr().cast()),
+                    _mm256_loadu_si256(w.as_ptr().cast()),
+                );
+                let sum = _mm256_add_epi32(_mm256_loadu_si256(sums.as_ptr().cast()), pairs);
+                _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum);
+            }
+        }
+    }
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(super) struct Avx512;
+#[cfg(target_arch = "x86_64")]
 impl Arith for Avx512 {
     const FUSED: bool = true;
     const LANES: usize = 16;
+
+    #[inline(always)]
+    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
+        for ((x, w), sums) in
+            x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0).zip(sums.as_chunks_mut::<16>().0)
+        {
+            // SAFETY: this type is named by run_avx512 alone, which is called where AVX-512 F and VNNI were
+            // detected; each pointer is to an array of exactly 64 bytes.
+            unsafe {
+                let (x, w) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(w.as_ptr().cast()));
+                let sum = _mm512_dpwssd_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), x, w);
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
+            }
+        }
+    }
+}
+
+/// Asks for the cache line of `value` before it is needed. A hint: it reads nothing.
+#[inline(always)]
+pub(super) fn prefetch<T>(value: &T) {
+    // SAFETY: every x86-64 has the instruction, and it accepts any address.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
 }
 
 #[cfg(target_arch = "x86_64")]
