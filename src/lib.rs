@@ -89,3 +89,8 @@ pub use layout::{HeadGroup, ParallelLayout, RankOrder};
 pub use result::{Answer, Output, Request, RowStatus};
 pub use rows::{HiddenRows, RowCounts};
 pub use weights::{Checkpoint, HeadShard};
+
+/// Compiles and runs the README's Rust.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
