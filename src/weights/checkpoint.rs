@@ -103,7 +103,9 @@ impl Checkpoint {
     /// unsupported format.
     pub fn from_file(path: impl AsRef<Path>, tensor: &str) -> Result<Self> {
         let mut tensors = Tensors::of_file(path.as_ref())?;
-        let name = tensor.strip_suffix("_packed").unwrap_or(tensor);
+        // Either name of a packed weight will do.
+        let packed = tensor.strip_suffix("_packed").filter(|name| tensors.contains(&format!("{name}_shape")));
+        let name = packed.unwrap_or(tensor);
         let bias = name.strip_suffix(".weight").map(|module| format!("{module}.bias"));
         let head = stored::recognise(&mut tensors, name, bias.as_deref())?;
         Ok(Self::new(head, ModelConfig::default(), Activations::Unstated, Vec::new()))

@@ -90,6 +90,11 @@ fn described(inputs: &Value) -> String {
 fn group_of<'a>(config: &'a Value, module: &str) -> Option<(&'a str, &'a Value)> {
     let groups = config.get("config_groups")?.as_object()?;
     let last = module.rsplit('.').next().unwrap_or(module);
+    // A list that leaves the head out speaks of another export than the int8 weights that were found.
+    let ignored = config.get("ignore").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if ignored.iter().any(|name| name == module || name == last) {
+        return None;
+    }
     let fit = |group: &Value| -> u8 {
         let targets = if group.is_array() { Some(group) } else { group.get("targets") };
         let targets = targets.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
@@ -153,6 +158,8 @@ mod tests {
             assert_eq!(of(groups.clone()).unwrap(), want, "{groups}");
         }
         assert_eq!(activations(None, "lm_head").unwrap(), Unstated);
+        let ignored = json!({"config_groups": {"a": group("Linear", &token)}, "ignore": ["lm_head"]});
+        assert_eq!(activations(Some(&ignored), "model.lm_head").unwrap(), Unstated);
         assert_eq!(activations(Some(&json!("int8")), "lm_head").unwrap(), Unstated);
     }
 

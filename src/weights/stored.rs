@@ -42,7 +42,7 @@ impl Format {
 }
 
 /// The ways a module's weight can be stored, as the tensor's name ends.
-const WEIGHT_FORMS: [&str; 3] = ["weight", "weight_packed", "qweight"];
+const WEIGHT_FORMS: [&str; 4] = ["weight", "weight_packed", "qweight", "W_q"];
 
 /// The module (`lm_head`, `model.language_model.embed_tokens`) named `last`: `exact` where it is stored,
 /// otherwise the only one whose name ends in `.last`. `None` where there is none.
@@ -171,7 +171,8 @@ fn scale(tensors: &mut Tensors, name: &str, rows: usize) -> Result<Tensor> {
 fn packed_columns(tensors: &mut Tensors, name: &str, weight: &Tensor) -> Result<usize> {
     let (rows, words) = (weight.info.shape[0], weight.info.shape[1]);
     if weight.info.dtype != Dtype::I32 {
-        return Err(weight.error("i32 words of four weights", &weight.info, "export the checkpoint again"));
+        let fix = "only 8-bit packed heads are supported: quantise the head to int8, or leave it unquantised";
+        return Err(weight.error("i32 words of four weights", &weight.info, fix));
     }
     let shape = tensors.get(&format!("{name}_shape"))?;
     let fix = "export the checkpoint again";

@@ -1,0 +1,8 @@
+//! Checkpoints as files on disk.
+
+mod config_json;
+mod damaged;
+mod files;
+mod formats;
+mod other_programs;
+mod refused;
