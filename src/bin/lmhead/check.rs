@@ -234,3 +234,100 @@ impl Sample {
         chosen.into_iter().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lmhead::config::Quantization;
+    use lmhead::result::Request;
+    use lmhead::weights::synthetic;
+
+    const ROWS: usize = 3;
+    const SEED: u64 = 11;
+
+    /// A small head in two shards, rows, and the answer that the reference itself gives, rounded to f32.
+    fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, HeadConfig) {
+        let preset = synthetic::preset("tiny").unwrap();
+        let config = HeadConfig::new(preset.vocab_size, preset.hidden_size);
+        let cuts = [0..512, 512..preset.vocab_size];
+        let shard = |ids| synthetic::shard(&preset.spec(), SEED, ids, Quantization::None, None).unwrap();
+        let shards: Vec<Arc<HeadShard>> = cuts.into_iter().map(|ids| Arc::new(shard(ids))).collect();
+        let bytes = (0..ROWS as u64)
+            .flat_map(|row| synthetic::hidden_row(SEED, row, preset.hidden_size, preset.dtype))
+            .collect();
+        let rows = Rows { bytes, dtype: preset.dtype, counts: vec![ROWS], indices: None };
+        let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
+        let everything: Vec<usize> = (0..config.vocab_size).collect();
+        let size = config.hidden_size * rows.dtype.size();
+        for row in 0..ROWS {
+            let own = &rows.bytes[row * size..(row + 1) * size];
+            let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything).unwrap();
+            let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
+            match &mut answer.output {
+                Output::Logits { dtype, vocab_size, bytes } => {
+                    let wide: Vec<f32> = logits.iter().map(|l| *l as f32).collect();
+                    let stride = *vocab_size * dtype.size();
+                    dtype.round_into(&wide, &mut bytes[row * stride..(row + 1) * stride]);
+                }
+                Output::Argmax { ids } => ids[row] = reference::top_k(&logits, 1)[0] as i64,
+                Output::TopK { k, values, ids, logsumexp } => {
+                    for (place, id) in reference::top_k(&logits, *k).into_iter().enumerate() {
+                        ids[row * *k + place] = id as i64;
+                        values[row * *k + place] = logits[id] as f32;
+                    }
+                    logsumexp[row] = reference::logsumexp(&logits) as f32;
+                }
+                _ => unreachable!(),
+            }
+        }
+        (answer, rows, shards, config)
+    }
+
+    /// Whether the check passes after `spoil`.
+    fn passes(request: Request, spoil: impl FnOnce(&mut Assembled)) -> bool {
+        let (mut answer, rows, shards, config) = right_answer(request);
+        spoil(&mut answer);
+        let report = check(&answer, &rows, &shards, &config, SEED, true).unwrap();
+        assert_eq!(report.passed, report.mistakes.is_empty());
+        assert!(report.everything && report.rows == ROWS);
+        report.passed
+    }
+
+    fn set_logit(answer: &mut Assembled, at: usize, change: impl FnOnce(f32) -> f32) {
+        let Output::Logits { dtype, bytes, .. } = &mut answer.output else { unreachable!() };
+        let (size, value) = (dtype.size(), dtype.read(bytes, at));
+        dtype.round_into(&[change(value)], &mut bytes[at * size..(at + 1) * size]);
+    }
+
+    #[test]
+    fn the_right_answer_passes_and_every_kind_of_wrong_one_fails() {
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let request = Request::logits(dtype);
+            assert!(passes(request, |_| ()));
+            // The last column of the last row, off by 2 % of a typical logit: more than any rounding.
+            assert!(!passes(request, |a| set_logit(a, ROWS * 1000 - 1, |v| v + 0.06)), "{dtype}");
+            assert!(!passes(request, |a| set_logit(a, 1700, |_| f32::NAN)), "{dtype}");
+            assert!(!passes(request, |a| a.row_status[1] = RowStatus::NonFinite), "{dtype}");
+        }
+        assert!(
+            !passes(Request::logits(DType::F32), |a| set_logit(a, 5, |v| v + 5e-4)),
+            "beyond 5e-5 of the rms"
+        );
+        assert!(passes(Request::argmax(), |_| ()));
+        let spoil_id = |answer: &mut Assembled| {
+            let Output::Argmax { ids } = &mut answer.output else { unreachable!() };
+            ids[2] = (ids[2] + 1) % 1000;
+        };
+        assert!(!passes(Request::argmax(), spoil_id));
+        let top = Request::top_k(4);
+        assert!(passes(top, |_| ()));
+        fn parts(answer: &mut Assembled) -> (&mut Vec<f32>, &mut Vec<i64>, &mut Vec<f32>) {
+            let Output::TopK { values, ids, logsumexp, .. } = &mut answer.output else { unreachable!() };
+            (values, ids, logsumexp)
+        }
+        assert!(!passes(top, |a| parts(a).1.swap(4, 5)));
+        assert!(!passes(top, |a| parts(a).0[3] += 0.06));
+        assert!(!passes(top, |a| parts(a).2[0] += 0.06));
+        assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
+    }
+}
