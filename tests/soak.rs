@@ -16,6 +16,9 @@ const SIZE: usize = 4;
 const STEPS: u64 = 20_000;
 const SEED: u64 = 20_261_122;
 
+/// A row's status and the bits of its answer.
+type Bits = (u8, Vec<u64>);
+
 /// Resident memory of this process in bytes, where the system tells.
 fn resident() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
@@ -29,7 +32,7 @@ fn thousands_of_random_steps_neither_hang_nor_grow() {
     let mut config = test.config();
     config.timeout = Duration::from_secs(30);
     // Bits of (request, row) as first seen, on whichever rank: every later step must repeat them.
-    let seen: Mutex<HashMap<(String, u64), (u8, Vec<u64>)>> = Mutex::new(HashMap::new());
+    let seen: Mutex<HashMap<(String, u64), Bits>> = Mutex::new(HashMap::new());
     let began = Instant::now();
     let grown = each_rank(SIZE, |me, exchange| {
         let mut head = head_of(&test, &config, SIZE, me, exchange).unwrap();

@@ -243,7 +243,7 @@ impl Checkpoint {
         let bias = self.bias(vocab.clone(), vocab_size, options.bias)?;
         let quantize = quantization != Quantization::None;
         let matrix = load::matrix(&self.head, vocab.clone(), quantize, options.progress)?;
-        HeadShard::new(vocab, vocab_size, self.head.hidden, quantization, matrix, bias)
+        HeadShard::from_finite(vocab, vocab_size, self.head.hidden, quantization, matrix, bias)
     }
 
     /// The shard of this rank of `group`. Without `options.quantization`, `config.quantization` is made so.

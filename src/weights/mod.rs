@@ -69,12 +69,53 @@ pub struct HeadShard {
 
 impl HeadShard {
     /// Joins the parts of a shard. `bias` `[vocab.len()]` f32 is added to the dequantised logit.
+    /// Reads all of it once: weights, scales and bias must be finite.
     ///
     /// # Errors
     /// When the lengths do not fit `vocab` and `hidden_size`, when `quantization` does not fit the
-    /// matrix (int8 is `w8a8` or `w8a16`, everything else `none`), or when `hidden_size` is above
-    /// [`MAX_INT8_HIDDEN`] for `w8a8`.
+    /// matrix (int8 is `w8a8` or `w8a16`, everything else `none`), when `hidden_size` is above
+    /// [`MAX_INT8_HIDDEN`] for `w8a8`, or when something is NaN or infinite.
     pub fn new(
+        vocab: Range<usize>,
+        vocab_size: usize,
+        hidden_size: usize,
+        quantization: Quantization,
+        matrix: Matrix,
+        bias: Option<Vec<f32>>,
+    ) -> Result<Self> {
+        let shard = Self::from_finite(vocab, vocab_size, hidden_size, quantization, matrix, bias)?;
+        let bad = |what: &str, row: usize| {
+            Error::shape(
+                what,
+                "finite values",
+                format!("NaN or infinity in vocabulary row {}", shard.vocab.start + row),
+                "repair the weights",
+            )
+        };
+        let row = |i: usize| i / hidden_size.max(1);
+        // The largest magnitude by its bits, as in the loaders: one pass that vectorises; the place only where it matters.
+        let first = match &shard.matrix {
+            Matrix::F32(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff_ffff, f32::INFINITY.to_bits()),
+            Matrix::F16(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff, f16::INFINITY.to_bits()),
+            Matrix::Bf16(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff, bf16::INFINITY.to_bits()),
+            Matrix::I8 { scales, .. } => {
+                if let Some(row) = scales.iter().position(|s| !s.is_finite()) {
+                    return Err(bad("shard scales", row));
+                }
+                None
+            }
+        };
+        if let Some(i) = first {
+            return Err(bad("shard weights", row(i)));
+        }
+        if let Some(row) = shard.bias.as_ref().and_then(|b| b.iter().position(|v| !v.is_finite())) {
+            return Err(bad("shard bias", row));
+        }
+        Ok(shard)
+    }
+
+    /// [`HeadShard::new`] for loaders, which have looked at every value already and can name its file.
+    pub(crate) fn from_finite(
         vocab: Range<usize>,
         vocab_size: usize,
         hidden_size: usize,
@@ -91,7 +132,7 @@ impl HeadShard {
             ));
         }
         let rows = vocab.len();
-        if matrix.len() != rows * hidden_size {
+        if rows.checked_mul(hidden_size) != Some(matrix.len()) {
             return Err(Error::shape(
                 "shard weights",
                 format!("{rows} x {hidden_size} elements"),
@@ -171,6 +212,64 @@ impl HeadShard {
         match self.matrix.dtype() {
             DType::I8 => dtype != DType::I8,
             own => own == dtype,
+        }
+    }
+}
+
+/// Index of the first value whose magnitude bits reach those of infinity.
+fn first_not_finite<T, B: Ord + Copy + Default>(
+    values: &[T],
+    magnitude: impl Fn(&T) -> B,
+    infinity: B,
+) -> Option<usize> {
+    let largest = values.iter().fold(B::default(), |largest, v| largest.max(magnitude(v)));
+    if largest < infinity { None } else { values.iter().position(|v| magnitude(v) >= infinity) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_do_not_fit_are_refused() {
+        let shard = |vocab: Range<usize>, hidden, quantization, matrix, bias| {
+            HeadShard::new(vocab, 4, hidden, quantization, matrix, bias)
+                .map(|_| ())
+                .map_err(|e| e.to_string())
+        };
+        let f32s = |n: usize| Matrix::F32(vec![1.0; n].into());
+        let int8 = |scales: Vec<f32>| Matrix::I8 { values: vec![1; 4].into(), scales };
+        let half = |v: f32| Matrix::F16(vec![f16::ONE, f16::from_f32(v), f16::ONE, f16::ONE].into());
+        let none = Quantization::None;
+        assert_eq!(shard(0..2, 2, none, f32s(4), Some(vec![0.0; 2])), Ok(()));
+        assert_eq!(shard(2..2, 2, none, f32s(0), None), Ok(()));
+        let table = [
+            (shard(2..5, 2, none, f32s(6), None), "wanted vocabulary ids within 0..4, got 2..5"),
+            (shard(0..2, 2, none, f32s(5), None), "shard weights: wanted 2 x 2 elements, got 5"),
+            (shard(0..2, usize::MAX, none, f32s(5), None), "shard weights: wanted 2 x"),
+            (shard(0..2, 2, none, f32s(4), Some(vec![0.0])), "shard bias: wanted 2, got 1"),
+            (shard(0..2, 2, Quantization::W8a8, f32s(4), None), "wanted none, got w8a8"),
+            (
+                shard(0..2, 2, none, int8(vec![1.0; 2]), None),
+                "wanted w8a8 or w8a16 for int8 weights, got none",
+            ),
+            (shard(0..2, 2, Quantization::W8a8, int8(vec![1.0]), None), "shard scales: wanted 2, got 1"),
+            (
+                shard(0..2, 2, Quantization::W8a8, int8(vec![1.0, f32::NAN]), None),
+                "shard scales: wanted finite values, got NaN or infinity in vocabulary row 1",
+            ),
+            (
+                shard(1..3, 2, none, half(1e6), None),
+                "shard weights: wanted finite values, got NaN or infinity in vocabulary row 1",
+            ),
+            (
+                shard(0..2, 2, none, f32s(4), Some(vec![0.0, f32::INFINITY])),
+                "shard bias: wanted finite values, got NaN or infinity in vocabulary row 1",
+            ),
+        ];
+        for (got, want) in table {
+            let got = got.unwrap_err();
+            assert!(got.contains(want), "got {got}\nwant {want}");
         }
     }
 }

@@ -1,0 +1,385 @@
+//! [`Step::run`]: the pipeline. It reads top to bottom like the line
+//! `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
+
+use super::buffers::{cut, cut_shared, resize, sum};
+use super::{LmHead, Scratch};
+use crate::backend::{Job, LogitsOut};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::exchange::{Operation, columns};
+use crate::merge::{PartialSpec, RowPartial};
+use crate::result::{Answer, Output, Request, RowStatus, StepStats};
+use crate::rows::{HiddenRows, RowCounts};
+use crate::step::{HEADER_BYTES, Mode, Ticket};
+use std::ops::Range;
+use std::time::Instant;
+
+/// A step that has begun. It must be run; dropped instead, it tells the other ranks and poisons the head.
+#[must_use = "a step that is not run breaks the contract with the other ranks: call run()"]
+pub struct Step<'h> {
+    pub(super) head: &'h mut LmHead,
+    pub(super) ticket: Ticket,
+    /// Rows by replica, once they are known.
+    pub(super) counts: Option<Vec<usize>>,
+    pub(super) stats: StepStats,
+    pub(super) done: bool,
+}
+
+impl Step<'_> {
+    /// Rows of every replica of the group, in order; `None` in capacity mode before the step has run.
+    pub fn counts(&self) -> Option<&[usize]> {
+        self.counts.as_deref()
+    }
+
+    /// Runs the step on this rank's hidden rows. Collective; returns by the deadline of its operations.
+    ///
+    /// # Errors
+    /// `Shape` or `Dtype` where the rows are not those announced; `StepMismatch`, `Timeout`, `RankLost` where a peer is
+    /// at fault. The head is poisoned then.
+    pub fn run(mut self, hidden: HiddenRows<'_>) -> Result<Answer> {
+        self.done = true;
+        let mut scratch = std::mem::take(&mut self.head.scratch);
+        let result = self.pipeline(hidden, &mut scratch);
+        self.head.scratch = scratch;
+        if let Err(error) = &result {
+            self.head.fail(&self.ticket, error);
+        }
+        result
+    }
+
+    fn pipeline(&mut self, hidden: HiddenRows<'_>, scratch: &mut Scratch) -> Result<Answer> {
+        self.check_rows(&hidden)?;
+        let Scratch { send_rows, gathered, send, recv, nonfinite, partials } = scratch;
+        let (rows, counts) = self.gather(hidden, send_rows, gathered)?;
+        let mine = self.answered(&counts, self.head.group.me());
+        let rows = if self.head.group.size() == 1 { rows.range(mine.clone()) } else { rows };
+        self.stats.rows_computed = rows.len() as u64;
+        self.stats.weight_bytes = if rows.is_empty() { 0 } else { self.head.shard.bytes() };
+        match self.ticket.request {
+            Request::Logits { dtype } => self.logits(rows, &counts, dtype, send, recv, nonfinite),
+            Request::Argmax => {
+                self.best(rows, &counts, PartialSpec { k: 1, sum: false }, send, recv, partials)
+            }
+            Request::TopK { k } => {
+                self.best(rows, &counts, PartialSpec { k, sum: true }, send, recv, partials)
+            }
+        }
+    }
+
+    /// The rows must be those that the ticket announced.
+    fn check_rows(&self, hidden: &HiddenRows<'_>) -> Result<()> {
+        let head = &self.head;
+        if hidden.hidden() != head.config.hidden_size {
+            let fix = "pass hidden states of this head's model";
+            return Err(Error::shape(
+                "hidden_states",
+                format!("hidden size {}", head.config.hidden_size),
+                hidden.hidden(),
+                fix,
+            ));
+        }
+        if hidden.dtype() != head.hidden_dtype {
+            let fix = match head.shard.matrix().dtype() {
+                DType::I8 => "set hidden_dtype in the configuration, or convert them",
+                _ => "hidden states have the type of the weights: convert them",
+            };
+            return Err(Error::dtype("hidden_states", head.hidden_dtype, hidden.dtype(), fix));
+        }
+        if hidden.len() as u64 != self.ticket.header.rows {
+            let wanted = format!("{} rows, as announced in step()", self.ticket.header.rows);
+            return Err(Error::shape(
+                "hidden_states",
+                wanted,
+                format!("{} rows", hidden.len()),
+                "announce the rows that you bring",
+            ));
+        }
+        Ok(())
+    }
+
+    /// hidden rows -> gather: the rows of all replicas, in group order, and how many each brought.
+    fn gather<'b>(
+        &mut self,
+        hidden: HiddenRows<'b>,
+        send_rows: &'b mut Vec<u8>,
+        gathered: &'b mut Vec<u8>,
+    ) -> Result<(HiddenRows<'b>, Vec<usize>)> {
+        let head = &*self.head;
+        if head.group.replicas() == 1 {
+            return Ok((hidden, vec![hidden.len()]));
+        }
+        let began = Instant::now();
+        let members = head.group.row_members();
+        let me = members.iter().position(|&m| m == head.group.me()).expect("a member of its own rows");
+        let (bytes, what) = (hidden.row_bytes(), "gathered rows");
+        let call = self.ticket.call(Operation::GatherRows);
+        let counts = match &self.counts {
+            Some(counts) => {
+                let send = match hidden.contiguous() {
+                    Some(bytes) => bytes,
+                    None => {
+                        resize(send_rows, [hidden.len(), bytes, 1], what)?;
+                        hidden.copy_into(send_rows);
+                        send_rows
+                    }
+                };
+                let total = sum(counts, "row counts")?;
+                resize(gathered, [total, bytes, 1], what)?;
+                let sizes = counts.iter().map(|rows| rows * bytes);
+                let mut slices = cut(gathered, sizes);
+                head.exchange
+                    .all_gather_v(&call, &members, send, &mut slices)
+                    .map_err(|fault| fault.into_error(&call, head.group.ranks()))?;
+                counts.clone()
+            }
+            None => {
+                // Capacity: [header, max rows] from each; the headers are the contract.
+                let RowCounts::Capacity { max, .. } = self.ticket.counts else {
+                    unreachable!("exact and discover counts are known by now")
+                };
+                let payload = HEADER_BYTES + resize(send_rows, [max, bytes, 1], what)?;
+                resize(send_rows, [payload, 1, 1], what)?;
+                send_rows[..HEADER_BYTES].copy_from_slice(&self.ticket.header.encode());
+                let (own, padding) = send_rows[HEADER_BYTES..].split_at_mut(hidden.len() * bytes);
+                hidden.copy_into(own);
+                padding.fill(0);
+                resize(gathered, [payload, members.len(), 1], what)?;
+                let mut slices = cut(gathered, members.iter().map(|_| payload));
+                let delivered = head.exchange.all_gather_v(&call, &members, send_rows, &mut slices);
+                let headers: Vec<[u8; HEADER_BYTES]> =
+                    slices.iter().map(|s| s[..HEADER_BYTES].try_into().expect("a header's bytes")).collect();
+                let counts = head.judge(&self.ticket, &call, delivered, &members, &headers)?;
+                if let Some(replica) = counts.iter().position(|&rows| rows > max) {
+                    return Err(Error::shape(
+                        format!("rows of replica {replica}"),
+                        format!("at most the capacity, {max}"),
+                        counts[replica],
+                        "use a larger capacity on every rank",
+                    ));
+                }
+                // Close the gaps that headers and padding leave.
+                let mut end = 0;
+                for (i, rows) in counts.iter().enumerate() {
+                    let start = i * payload + HEADER_BYTES;
+                    gathered.copy_within(start..start + rows * bytes, end);
+                    end += rows * bytes;
+                }
+                gathered.truncate(end);
+                counts
+            }
+        };
+        self.stats.rounds += 1;
+        let padded = match self.ticket.counts {
+            RowCounts::Capacity { max, .. } if self.counts.is_none() => Some(HEADER_BYTES + max * bytes),
+            _ => None,
+        };
+        for (replica, rows) in counts.iter().enumerate() {
+            let size = |rows: usize| padded.unwrap_or(rows * bytes) as u64;
+            if replica == me {
+                self.stats.bytes_sent += size(*rows) * (members.len() - 1) as u64;
+            } else {
+                self.stats.bytes_received += size(*rows);
+            }
+        }
+        self.stats.gather = began.elapsed();
+        self.counts = Some(counts.clone());
+        let total = counts.iter().sum();
+        Ok((HiddenRows::new(gathered, hidden.dtype(), total, hidden.hidden())?, counts))
+    }
+
+    /// The rows, among all of the group, that `member` is answered.
+    fn answered(&self, counts: &[usize], member: usize) -> Range<usize> {
+        let (group, split) = (&self.head.group, self.head.config.split_rows_over_tp);
+        let replica = group.replica_of(member);
+        let first: usize = counts[..replica].iter().sum();
+        let part = group.answered_rows(counts[replica], member, split);
+        first + part.start..first + part.end
+    }
+
+    /// matmul -> epilogue -> exchange of whole logits -> result.
+    fn logits(
+        &mut self,
+        rows: HiddenRows<'_>,
+        counts: &[usize],
+        dtype: DType,
+        send: &mut Vec<u8>,
+        recv: &mut Vec<u8>,
+        nonfinite: &mut Vec<bool>,
+    ) -> Result<Answer> {
+        let head = &*self.head;
+        let (vocab_size, own) = (head.config.vocab_size, head.shard.vocab());
+        let job = Job { rows, shard: &head.shard, epilogue: head.config.epilogue() };
+        let alone = head.group.size() == 1;
+        nonfinite.clear();
+        nonfinite.resize(rows.len(), false);
+
+        let began = Instant::now();
+        let mut logits = Vec::new();
+        if alone {
+            resize(&mut logits, [rows.len(), vocab_size, dtype.size()], "logits")?;
+            let stride = vocab_size * dtype.size();
+            head.backend.logits(&job, LogitsOut { bytes: &mut logits, stride, dtype, nonfinite })?;
+        } else {
+            let stride = columns::row_stride(own.len(), dtype);
+            resize(send, [rows.len(), stride, 1], "logits of the shard")?;
+            head.backend.logits(&job, LogitsOut { bytes: send, stride, dtype, nonfinite })?;
+            for (row, &flag) in send.chunks_exact_mut(stride).zip(nonfinite.iter()) {
+                columns::set_status(row, own.len(), dtype, flag);
+            }
+        }
+        self.stats.matmul = began.elapsed();
+
+        if !alone {
+            let began = Instant::now();
+            let mine = self.answered(counts, self.head.group.me()).len();
+            resize(&mut logits, [mine, vocab_size, dtype.size()], "logits")?;
+            nonfinite.clear();
+            nonfinite.resize(mine, false);
+            let group = self.head.group.clone();
+            let shard = |member| group.shard(vocab_size, member);
+            let stride = |member| columns::row_stride(shard(member).len(), dtype);
+            let messages = self.exchange_rows(counts, &stride, send, recv)?;
+            for (member, message) in messages.iter().enumerate() {
+                columns::place(message, shard(member), dtype, vocab_size, &mut logits, nonfinite);
+            }
+            self.stats.exchange = began.elapsed();
+        }
+        let row_status = nonfinite.iter().map(|&bad| status(bad)).collect();
+        let output = Output::Logits { dtype, vocab_size, bytes: logits };
+        Ok(Answer { row_status, output, stats: self.stats })
+    }
+
+    /// matmul -> epilogue -> exchange of candidates -> merge -> result.
+    fn best(
+        &mut self,
+        rows: HiddenRows<'_>,
+        counts: &[usize],
+        spec: PartialSpec,
+        send: &mut Vec<u8>,
+        recv: &mut Vec<u8>,
+        partials: &mut Vec<RowPartial>,
+    ) -> Result<Answer> {
+        let head = &*self.head;
+        let job = Job { rows, shard: &head.shard, epilogue: head.config.epilogue() };
+        let began = Instant::now();
+        partials.resize_with(rows.len(), || RowPartial::new(spec));
+        partials.iter_mut().for_each(|p| p.reset(spec));
+        head.backend.partials(&job, spec, partials)?;
+        self.stats.matmul = began.elapsed();
+
+        if head.group.size() > 1 {
+            let began = Instant::now();
+            let stride = RowPartial::encoded_len(spec);
+            resize(send, [rows.len(), stride, 1], "candidates")?;
+            for (row, partial) in send.chunks_exact_mut(stride).zip(partials.iter()) {
+                partial.encode(row);
+            }
+            let mine = self.answered(counts, self.head.group.me()).len();
+            partials.resize_with(mine, || RowPartial::new(spec));
+            partials.iter_mut().for_each(|p| p.reset(spec));
+            for message in self.exchange_rows(counts, &|_| stride, send, recv)? {
+                for (bytes, partial) in message.chunks_exact(stride).zip(partials.iter_mut()) {
+                    partial.merge_encoded(bytes)?;
+                }
+            }
+            self.stats.exchange = began.elapsed();
+        }
+        let row_status = partials.iter().map(|p| status(p.nonfinite())).collect();
+        let output = match self.ticket.request {
+            Request::TopK { k } => top_k(k, partials),
+            _ => Output::Argmax { ids: partials.iter().map(best_id).collect() },
+        };
+        Ok(Answer { row_status, output, stats: self.stats })
+    }
+
+    /// The all_to_all: each member is sent its rows of `send` (`[rows of the group, stride(me)]`); returned are the members'
+    /// messages `[own rows, stride(member)]`.
+    fn exchange_rows<'b>(
+        &mut self,
+        counts: &[usize],
+        stride: &dyn Fn(usize) -> usize,
+        send: &[u8],
+        recv: &'b mut Vec<u8>,
+    ) -> Result<Vec<&'b [u8]>> {
+        let (size, me) = (self.head.group.size(), self.head.group.me());
+        let mine = self.answered(counts, me).len();
+        // In capacity mode only ranks of one tp index have seen each other's headers; here all meet.
+        let with_header = self.ticket.header.mode == Mode::Capacity && self.head.group.tp() > 1;
+        let extra = if with_header { HEADER_BYTES } else { 0 };
+        let outgoing = |member| {
+            let rows = self.answered(counts, member);
+            &send[rows.start * stride(me)..rows.end * stride(me)]
+        };
+        let copies: Vec<Vec<u8>>;
+        let messages: Vec<&[u8]> = if with_header {
+            let header = self.ticket.header.encode();
+            copies = (0..size).map(|member| [&header[..], outgoing(member)].concat()).collect();
+            copies.iter().map(Vec::as_slice).collect()
+        } else {
+            (0..size).map(outgoing).collect()
+        };
+        let sizes: Vec<usize> = (0..size).map(|member| mine * stride(member) + extra).collect();
+        resize(recv, [sum(&sizes, "results")?, 1, 1], "results of the other shards")?;
+        let mut slices = cut(recv, sizes.iter().copied());
+        let call = self.ticket.call(Operation::ExchangeResults);
+        let delivered = self.head.exchange.all_to_all_v(&call, &messages, &mut slices);
+        if with_header {
+            let everyone: Vec<usize> = (0..size).collect();
+            let headers: Vec<[u8; HEADER_BYTES]> =
+                slices.iter().map(|s| s[..HEADER_BYTES].try_into().expect("a header's bytes")).collect();
+            self.head.judge(&self.ticket, &call, delivered, &everyone, &headers)?;
+        } else {
+            delivered.map_err(|fault| fault.into_error(&call, self.head.group.ranks()))?;
+        }
+        let to_others =
+            messages.iter().enumerate().filter(|(m, _)| *m != me).map(|(_, bytes)| bytes.len() as u64);
+        self.stats.bytes_sent += to_others.sum::<u64>();
+        self.stats.bytes_received += (recv.len() - sizes[me]) as u64;
+        self.stats.rounds += 1;
+        Ok(cut_shared(recv, &sizes).into_iter().map(|message| &message[extra..]).collect())
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let reason = if std::thread::panicking() {
+            "its thread panicked before the step was run"
+        } else {
+            "dropped the step without running it"
+        };
+        if self.head.group.size() > 1 {
+            let call = self.ticket.call(Operation::GatherRows);
+            self.head.exchange.abandon(&call, reason);
+        }
+        self.head.poisoned = Some(format!("step {}: this rank {reason}", self.ticket.header.sequence));
+    }
+}
+
+fn status(nonfinite: bool) -> RowStatus {
+    if nonfinite { RowStatus::NonFinite } else { RowStatus::Good }
+}
+
+fn best_id(partial: &RowPartial) -> i64 {
+    if partial.nonfinite() { -1 } else { partial.sorted().first().map_or(-1, |c| i64::from(c.id)) }
+}
+
+fn top_k(k: usize, partials: &[RowPartial]) -> Output {
+    let (mut values, mut ids) =
+        (Vec::with_capacity(partials.len() * k), Vec::with_capacity(partials.len() * k));
+    for partial in partials {
+        if partial.nonfinite() {
+            values.extend(std::iter::repeat_n(f32::NAN, k));
+            ids.extend(std::iter::repeat_n(-1, k));
+        } else {
+            for candidate in partial.sorted() {
+                values.push(candidate.value);
+                ids.push(i64::from(candidate.id));
+            }
+        }
+    }
+    let logsumexp = partials.iter().map(RowPartial::logsumexp).collect();
+    Output::TopK { k, values, ids, logsumexp }
+}
