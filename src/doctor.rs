@@ -36,11 +36,20 @@ pub fn examine() -> Vec<Check> {
     vec![processor(), threads(), memory(), cpu_backend(), local_exchange()]
 }
 
+/// The processor's own name for itself, as results are labelled with.
+pub fn processor_name() -> String {
+    let brand = sysinfo::System::new().ok().and_then(|mut system| {
+        system.refresh_cpu_all();
+        system.cpus().first().map(|cpu| cpu.brand().trim().to_string())
+    });
+    brand.filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into())
+}
+
 fn processor() -> Check {
     let features = features();
     let message = format!(
         "{}: {}",
-        std::env::consts::ARCH,
+        processor_name(),
         if features.is_empty() {
             "no vector extensions known to this build".into()
         } else {

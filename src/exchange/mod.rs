@@ -117,8 +117,8 @@ impl Fault {
 
 /// A transport between the members `0..size` of one head group.
 ///
-/// Every member makes the same calls in the same order. A call returns by its deadline, whatever the peers do. Buffers are
-/// host memory; a transport of device memory extends this trait together with the backend that needs it.
+/// Every member makes the same calls in the same order, one at a time: heads that share an endpoint are stepped one after
+/// the other. A call returns by its deadline, whatever the peers do. Buffers are host memory; a transport of device memory extends this trait together with the backend that needs it.
 pub trait Exchange: Send + Sync {
     /// `local`, `mpi`, ...
     fn name(&self) -> &'static str;

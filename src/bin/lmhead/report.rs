@@ -8,6 +8,11 @@ use serde::Serialize;
 /// Everything about one run. Times are medians over the timed steps; a stage's is that of the slowest rank.
 #[derive(Serialize)]
 pub struct Report {
+    /// Version of lmhead.
+    pub version: &'static str,
+    /// The command, without the program's path.
+    pub command: String,
+    pub machine: String,
     pub head: String,
     pub vocab_size: usize,
     pub hidden_size: usize,

@@ -10,6 +10,7 @@ use crate::report::{RankReport, Report, StepReport};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Settings;
+use lmhead::doctor::processor_name;
 use lmhead::layout::{ParallelLayout, RankOrder};
 use lmhead::result::{Answer, Output, RowStatus, StepStats};
 use lmhead::weights::HeadShard;
@@ -77,6 +78,11 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let passed = checked.as_ref().is_none_or(|c| c.passed);
     let weights = ranks.first().map_or(source.dtype(), |r| r.shard.matrix().dtype());
     let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        command: std::env::args_os()
+            .skip(1)
+            .fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy()),
+        machine: format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH),
         head: source.describe(),
         vocab_size: config.vocab_size,
         hidden_size: config.hidden_size,
