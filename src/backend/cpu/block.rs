@@ -4,18 +4,23 @@
 //! widened into a panel that stays in the first-level cache, and every tile of rows runs over it.
 //! Both ways are the same sums in the same order.
 
-use super::isa::{Arith, Work};
+use super::isa::{Arith, Work, prefetch};
 use super::lanes::{Kind, LANES, Lanes};
 use super::pack::{Packed, TILE_ROWS};
 use crate::merge::BLOCK;
 
-/// Steps of k of one panel: with 4 weight rows and a tile of 4 rows, twice 16 KiB.
-const PANEL_STEPS: usize = 64;
-/// Vocabulary ids and rows whose sums are kept while the panels pass by: 16 x 128 x 64 bytes, 128 KiB.
+/// Steps of k that the tiles run over before the next tile: 4 widened weight rows and a tile of 4 rows are twice
+/// 16 KiB.
+const PIECE_STEPS: usize = 64;
+/// Widened weight rows that stay in the second-level cache with the rows that pass by: a bound in bytes, and one in
+/// vocabulary ids.
+const PANEL_BYTES: usize = 256 << 10;
 const GROUP_IDS: usize = 16;
-const GROUP_ROWS: usize = 128;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
-/// Memory of one thread, reused from block to block. At most about 0.2 MiB.
+/// Memory of one thread, reused from block to block: a panel (256 KiB, or 4 weight rows where those are larger) and
+/// the sums of its logits (1 KiB for each row of the pass).
 #[derive(Debug)]
 pub(super) struct Scratch<V, E> {
     panel: Vec<V>,
@@ -31,7 +36,7 @@ impl<V, E> Default for Scratch<V, E> {
 /// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and `ids` vocabulary rows.
 pub(super) struct Matmul<'a, const S: usize, K: Kind<S>> {
     pub rows: &'a Packed<K::Step>,
-    /// `[ids, hidden]`
+    /// `[ids, hidden]`, and whatever follows: what is read next, if anything is.
     pub weights: &'a [K::Weight],
     pub hidden: usize,
     pub ids: usize,
@@ -48,6 +53,7 @@ impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
         // How many weight rows a tile takes is what the registers allow: sums x rows x 16 lanes, and a few to spare.
         // (The panel walks the lanes in groups of a register, the direct way does not.)
         match (A::LANES, self.rows.rows()) {
+            _ if self.hidden == 0 => self.logits.fill(0.0),
             (_, 0) => {}
             (16, 1) => self.direct::<A, 1, 4>(),
             (16, 2) => self.direct::<A, 2, 4>(),
@@ -93,60 +99,68 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
     /// Any number of rows, through widened panels of `N` weight rows, registers of `L` lanes.
     #[inline(always)]
     fn panels<A: Arith, const N: usize, const L: usize>(self) {
-        let steps = self.rows.per_row();
-        self.scratch.panel.resize(N * PANEL_STEPS, K::Step::default());
-        for first_id in (0..self.ids).step_by(GROUP_IDS) {
-            let end_id = self.ids.min(first_id + GROUP_IDS);
-            let ids = end_id - first_id;
-            for first_row in (0..self.rows.rows()).step_by(GROUP_ROWS) {
-                let rows = first_row..self.rows.rows().min(first_row + GROUP_ROWS);
-                self.scratch.sums.clear();
-                self.scratch.sums.resize(rows.len() * ids, Lanes::default());
-                for first_step in (0..steps).step_by(PANEL_STEPS) {
-                    let n = PANEL_STEPS.min(steps - first_step);
-                    let mut id = first_id;
-                    while id < end_id {
-                        // Whole tiles of N, then single rows at the vocabulary's very end.
-                        let columns = if id + N <= end_id { N } else { 1 };
-                        for c in 0..columns {
-                            let row = &self.weights[(id + c) * self.hidden..][..self.hidden];
-                            let row = &row[first_step * S..self.hidden.min((first_step + n) * S)];
-                            let panel = self.scratch.panel[c..].iter_mut().step_by(columns);
-                            widen_into::<S, K>(row, panel);
+        let Self { rows: packed, weights, hidden, ids, logits, scratch } = self;
+        let (rows, steps) = (packed.rows(), packed.per_row());
+        let row_tiles = rows.div_ceil(TILE_ROWS);
+        let group = (PANEL_BYTES / (steps.max(1) * size_of::<K::Step>())).clamp(N, GROUP_IDS) / N * N;
+        for first_id in (0..ids).step_by(group) {
+            let group = group.min(ids - first_id);
+            // Tiles of N columns, then single columns at the vocabulary's very end.
+            let columns = || {
+                let whole = group / N * N;
+                (0..whole).step_by(N).map(|c| (c, N)).chain((whole..group).map(|c| (c, 1)))
+            };
+            scratch.panel.resize(group * steps, K::Step::default());
+            for (column, width) in columns() {
+                let panel = &mut scratch.panel[column * steps..][..width * steps];
+                for c in 0..width {
+                    let row = &weights[(first_id + column + c) * hidden..][..hidden];
+                    widen_into::<S, K>(row, panel[c..].iter_mut().step_by(width));
+                }
+            }
+            // While the tiles run over this group, the next one's weights come from memory.
+            let end = (first_id + group) * hidden;
+            let next = &weights[end..weights.len().min(end + group * hidden)];
+            let mut lines = next.iter().step_by(LINE / size_of::<K::Weight>());
+            let calls = row_tiles * columns().count() * steps.div_ceil(PIECE_STEPS);
+            let lines_a_call = lines.len().div_ceil(calls.max(1));
+
+            scratch.sums.clear();
+            scratch.sums.resize(rows * group, Lanes::default());
+            for first_step in (0..steps).step_by(PIECE_STEPS) {
+                let piece = first_step..steps.min(first_step + PIECE_STEPS);
+                for (column, width) in columns() {
+                    let panel = &scratch.panel[column * steps..][..width * steps];
+                    let panel = &panel[width * piece.start..width * piece.end];
+                    // [rows, width]
+                    let sums = &mut scratch.sums[column * rows..][..width * rows];
+                    for (row, tile_rows) in packed.tiles() {
+                        lines.by_ref().take(lines_a_call).for_each(prefetch);
+                        let sums = &mut sums[row * width..][..tile_rows * width];
+                        macro_rules! tile {
+                            ($m:literal) => {{
+                                let x = &packed.tile::<$m>(row)[piece.clone()];
+                                if width == N {
+                                    panel_tile::<S, K, A, $m, N, L>(x, panel, sums);
+                                } else {
+                                    panel_tile::<S, K, A, $m, 1, L>(x, panel, sums);
+                                }
+                            }};
                         }
-                        let panel = &self.scratch.panel[..n * columns];
-                        for (row, tile_rows) in self.rows.tiles(rows.clone()) {
-                            // Of a tile: [columns of `ids`] x [rows of the tile], a column tile contiguous.
-                            let at = (row - first_row) * ids + (id - first_id) * tile_rows;
-                            let sums = &mut self.scratch.sums[at..][..columns * tile_rows];
-                            macro_rules! tile {
-                                ($m:literal) => {{
-                                    let x = &self.rows.tile::<$m>(row)[first_step..first_step + n];
-                                    if columns == N {
-                                        panel_tile::<S, K, A, $m, N, L>(x, panel, sums);
-                                    } else {
-                                        panel_tile::<S, K, A, $m, 1, L>(x, panel, sums);
-                                    }
-                                }};
-                            }
-                            match tile_rows {
-                                1 => tile!(1),
-                                2 => tile!(2),
-                                3 => tile!(3),
-                                _ => tile!(4),
-                            }
+                        match tile_rows {
+                            1 => tile!(1),
+                            2 => tile!(2),
+                            3 => tile!(3),
+                            _ => tile!(4),
                         }
-                        id += columns;
                     }
                 }
-                for (row, tile_rows) in self.rows.tiles(rows.clone()) {
-                    for c in 0..ids {
-                        // The column tile that holds c: N wide, or single.
-                        let (tile, width) = if c / N * N + N <= ids { (c / N * N, N) } else { (c, 1) };
-                        for r in 0..tile_rows {
-                            let at = (row - first_row) * ids + tile * tile_rows + r * width + (c - tile);
-                            self.logits[(row + r) * BLOCK + first_id + c] = K::reduce(&self.scratch.sums[at]);
-                        }
+            }
+            for (column, width) in columns() {
+                let sums = scratch.sums[column * rows..][..width * rows].chunks_exact(width);
+                for (sums, logits) in sums.zip(logits.chunks_exact_mut(BLOCK)) {
+                    for (sum, logit) in sums.iter().zip(&mut logits[first_id + column..][..width]) {
+                        *logit = K::reduce(sum);
                     }
                 }
             }
@@ -233,4 +247,4 @@ fn panel_tile<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usi
     }
 }
 
-const _: () = assert!(GROUP_ROWS.is_multiple_of(TILE_ROWS) && BLOCK.is_multiple_of(GROUP_IDS));
+const _: () = assert!(BLOCK.is_multiple_of(GROUP_IDS));

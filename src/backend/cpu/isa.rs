@@ -220,7 +220,7 @@ pub(super) fn prefetch<T>(value: &T) {
     // SAFETY: every x86-64 has the instruction, and it accepts any address.
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = value;

@@ -355,7 +355,7 @@ impl<'a> Pass<'a> {
         scratch: &mut Scratch<K::Step, K::Sum>,
     ) {
         let hidden = self.shard.hidden_size();
-        let weights = &weights[own.start * hidden..own.end * hidden];
+        let weights = &weights[own.start * hidden..];
         self.isa.run(Matmul::<S, K> { rows, weights, hidden, ids: own.len(), logits, scratch });
     }
 }

@@ -42,9 +42,9 @@ impl<V> Packed<V> {
         self.per_row
     }
 
-    /// First row and number of rows of each tile that begins in `rows`, which begins with a tile.
-    pub fn tiles(&self, rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
-        rows.clone().step_by(TILE_ROWS).map(move |row| (row, TILE_ROWS.min(rows.end - row)))
+    /// First row and number of rows of each tile.
+    pub fn tiles(&self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.rows).step_by(TILE_ROWS).map(|row| (row, TILE_ROWS.min(self.rows - row)))
     }
 
     /// The steps of the tile whose first row is `row`; `M` is its number of rows.
