@@ -58,22 +58,21 @@ impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
         match (A::LANES, self.rows.rows()) {
             _ if self.hidden == 0 => self.logits.fill(0.0),
             (_, 0) => {}
-            (16, rows) if rows <= DIRECT_ROWS => self.direct::<A, 4>(),
+            (16, rows) if rows <= DIRECT_ROWS => self.direct::<A, 4, 4>(),
             (16, _) => self.panels::<A, 4, 16>(),
-            (8, 1) => self.direct::<A, 4>(),
-            (8, 2) => self.direct::<A, 2>(),
+            (8, 1) => self.direct::<A, 1, 4>(),
+            (8, 2) => self.direct::<A, 2, 2>(),
             (8, _) => self.panels::<A, 2, 8>(),
-            (_, 1) => self.direct::<A, 2>(),
+            (_, 1) => self.direct::<A, 1, 2>(),
             (_, _) => self.panels::<A, 2, 4>(),
         }
     }
 }
 
-const DIRECT: usize = 1000;
 impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
-    /// A few rows: tiles of rows x `N` weight rows, straight from memory.
+    /// A few rows: tiles of up to `M` rows x `N` weight rows, straight from memory.
     #[inline(always)]
-    fn direct<A: Arith, const N: usize>(self) {
+    fn direct<A: Arith, const M: usize, const N: usize>(self) {
         let Self { rows: packed, weights: all, hidden, ids, logits, scratch } = self;
         scratch.sums.resize(packed.rows() * N, Lanes::default());
         let (whole, row) = (ids / N * N, |id: usize| &all[id * hidden..][..hidden]);
@@ -82,11 +81,11 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
             // The next tile's weights, wanted as soon as this one is done: the hardware would begin to fetch each
             // row only when its reading has begun.
             let next = all.get((id + N) * hidden..(id + 2 * N) * hidden).unwrap_or(&[]);
-            direct_rows::<S, K, A, N>(packed, weights, next, &mut scratch.sums);
+            direct_rows::<S, K, A, M, N>(packed, weights, next, &mut scratch.sums);
             reduce_into::<S, K>(&scratch.sums, N, logits, id);
         }
         for id in whole..ids {
-            direct_rows::<S, K, A, 1>(packed, [row(id)], &[], &mut scratch.sums);
+            direct_rows::<S, K, A, M, 1>(packed, [row(id)], &[], &mut scratch.sums);
             reduce_into::<S, K>(&scratch.sums[..packed.rows()], 1, logits, id);
         }
     }
@@ -194,10 +193,10 @@ fn reduce_into<const S: usize, K: Kind<S>>(
     }
 }
 
-/// `N` weight rows as they are stored x every packed row -> `sums` `[rows, N]`; the first tile of rows asks for the
+/// `N` weight rows as they are stored x every packed row (in tiles of `M` at most) -> `sums` `[rows, N]`; the first tile of rows asks for the
 /// cache lines of `next` on its way.
 #[inline(always)]
-fn direct_rows<const S: usize, K: Kind<S>, A: Arith, const N: usize>(
+fn direct_rows<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
     packed: &Packed<K::Step>,
     weights: [&[K::Weight]; N],
     next: &[K::Weight],
@@ -207,10 +206,10 @@ fn direct_rows<const S: usize, K: Kind<S>, A: Arith, const N: usize>(
         let next = if row == 0 { next } else { &[] };
         let sums = &mut sums[row * N..][..tile_rows * N];
         match tile_rows {
-            1 => direct_tile::<S, K, A, 1, N>(packed.tile(row), weights, next, sums),
-            2 => direct_tile::<S, K, A, 2, N>(packed.tile(row), weights, next, sums),
-            3 => direct_tile::<S, K, A, 3, N>(packed.tile(row), weights, next, sums),
-            _ => direct_tile::<S, K, A, 4, N>(packed.tile(row), weights, next, sums),
+            4 if M >= 4 => direct_tile::<S, K, A, 4, N>(packed.tile(row), weights, next, sums),
+            3 if M >= 3 => direct_tile::<S, K, A, 3, N>(packed.tile(row), weights, next, sums),
+            2 if M >= 2 => direct_tile::<S, K, A, 2, N>(packed.tile(row), weights, next, sums),
+            _ => direct_tile::<S, K, A, 1, N>(packed.tile(row), weights, next, sums),
         }
     }
 }
