@@ -68,6 +68,7 @@ impl DType {
     ///
     /// # Panics
     /// When `bytes` does not hold exactly `out.len()` elements.
+    #[inline(always)]
     pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size(), "widen: bytes and elements differ");
         match self {
@@ -78,7 +79,7 @@ impl DType {
             }
             DType::F16 => {
                 for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f16::from_le_bytes(*b).to_f32();
+                    *o = widen_f16(u16::from_le_bytes(*b));
                 }
             }
             DType::Bf16 => {
@@ -100,6 +101,7 @@ impl DType {
     /// # Panics
     /// When `out` does not hold exactly `values.len()` elements, and for [`DType::I8`],
     /// which is quantised ([`crate::quantize`]), never rounded to.
+    #[inline(always)]
     pub fn round_into(self, values: &[f32], out: &mut [u8]) {
         assert_eq!(out.len(), values.len() * self.size(), "round_into: bytes and elements differ");
         match self {
@@ -110,12 +112,12 @@ impl DType {
             }
             DType::F16 => {
                 for (o, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                    *o = f16::from_f32(*v).to_le_bytes();
+                    *o = round_f16(*v).to_le_bytes();
                 }
             }
             DType::Bf16 => {
                 for (o, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                    *o = bf16::from_f32(*v).to_le_bytes();
+                    *o = round_bf16(*v).to_le_bytes();
                 }
             }
             DType::I8 => panic!("round_into: int8 is quantised, not rounded to"),
@@ -134,6 +136,44 @@ impl DType {
         let exponent = if value == 0.0 { min_exponent } else { libm::ilogb(value).max(min_exponent) };
         libm::ldexp(1.0, exponent - precision)
     }
+}
+
+// The conversions of slices are integer code without branches, so that the loops above vectorise for whatever
+// instruction set they are inlined into; `half`'s own look for one at every element.
+
+/// The bits of `value` as bf16, half to even.
+#[inline(always)]
+fn round_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    // Half of the last place that stays, less one where that place is even: a tie then carries to even.
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let nan = (bits >> 16) | 0x40; // quiet, or the payload could round to infinity
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
+}
+
+/// The bits of `value` as f16, half to even.
+#[inline(always)]
+fn round_f16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
+    // As for bf16, with the exponent moved from f32's bias of 127 to 15; from 65520 on this is infinity or above.
+    let moved = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
+    // Below 2^-14: in 0.5 + x the last place is 2^-24, f16's smallest step, so the addition rounds.
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let rounded = if magnitude < 0x3880_0000 { small } else { moved.min(0x7c00) };
+    let nan = 0x7e00;
+    (sign | if magnitude > 0x7f80_0000 { nan } else { rounded }) as u16
+}
+
+/// The f16 with these bits, infinities and NaN included. Exact.
+#[inline(always)]
+fn widen_f16(bits: u16) -> f32 {
+    let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+    // The places are f32's; the exponent is too small by 127 - 15 = 112, which a product with 2^112 mends exactly,
+    // subnormals included. Infinity and NaN keep their mantissa under f32's own highest exponent.
+    let finite = (f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let widened = if magnitude >= 0x7c00 { (magnitude << 13) | 0x7f80_0000 } else { finite };
+    f32::from_bits(sign | widened)
 }
 
 impl fmt::Display for DType {
@@ -173,6 +213,35 @@ mod tests {
         for bits in [0x0001u16, 0x0400, 0x3c00, 0x7bfe] {
             let (lo, up) = (f16::from_bits(bits).to_f64(), f16::from_bits(bits + 1).to_f64());
             assert_eq!(DType::F16.half_ulp(lo), (up - lo) / 2.0, "{bits:#06x}");
+        }
+    }
+
+    /// Every 16-bit value, the midpoints between neighbours, and what is next to them; then a walk over all f32.
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let mut values: Vec<f32> = Vec::new();
+        for bits in 0..=u16::MAX {
+            for wide in [f16::from_bits(bits).to_f32_const(), bf16::from_bits(bits).to_f32_const()] {
+                for step in [0, 0x1000, 0x8000] {
+                    let middle = wide.to_bits().wrapping_add(step);
+                    values
+                        .extend([middle.wrapping_sub(1), middle, middle.wrapping_add(1)].map(f32::from_bits));
+                }
+                // Midpoints of subnormal f16 lie elsewhere.
+                values.push(wide + 2f32.powi(-25));
+            }
+        }
+        values.extend((0..u32::MAX).step_by(4099).map(f32::from_bits));
+        let mut bytes = vec![0; 2 * values.len()];
+        DType::F16.round_into(&values, &mut bytes);
+        for (b, v) in bytes.as_chunks::<2>().0.iter().zip(&values) {
+            let (got, want) = (f16::from_le_bytes(*b), f16::from_f32_const(*v));
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{v:e} {got} {want}");
+        }
+        DType::Bf16.round_into(&values, &mut bytes);
+        for (b, v) in bytes.as_chunks::<2>().0.iter().zip(&values) {
+            let (got, want) = (bf16::from_le_bytes(*b), bf16::from_f32_const(*v));
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{v:e} {got} {want}");
         }
     }
 

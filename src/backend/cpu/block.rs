@@ -1,14 +1,17 @@
 //! Packed rows x one block of the vocabulary -> raw f32 logits.
 //!
-//! Few rows: the weights go from memory through the registers, once. More rows: a few weight rows at a time are
-//! widened into a panel that stays in the first-level cache, and every tile of rows runs over it.
-//! Both ways are the same sums in the same order.
+//! Few rows: the weights go from memory through the registers, widened on the way, again for each tile of rows.
+//! More rows: some weight rows at a time are widened into a panel that stays in the second-level cache, and every
+//! tile of rows runs over it. Both ways are the same sums in the same order.
 
 use super::isa::{Arith, Work, prefetch};
 use super::lanes::{Kind, LANES, Lanes};
 use super::pack::{Packed, TILE_ROWS};
 use crate::merge::BLOCK;
 
+/// Rows up to which widening a weight once for each tile of rows is cheaper than the way through a panel, where
+/// registers are wide enough for tiles of 4 x 4 (measured on Zen 4: even at 64 for bf16, at 32 for f16).
+const DIRECT_ROWS: usize = 32;
 /// Steps of k that the tiles run over before the next tile: 4 widened weight rows and a tile of 4 rows are twice
 /// 16 KiB.
 const PIECE_STEPS: usize = 64;
@@ -55,10 +58,7 @@ impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
         match (A::LANES, self.rows.rows()) {
             _ if self.hidden == 0 => self.logits.fill(0.0),
             (_, 0) => {}
-            (16, 1) => self.direct::<A, 1, 4>(),
-            (16, 2) => self.direct::<A, 2, 4>(),
-            (16, 3) => self.direct::<A, 3, 4>(),
-            (16, 4) => self.direct::<A, 4, 4>(),
+            (16, rows) if rows <= DIRECT_ROWS => self.direct::<A, 4, 4>(),
             (16, _) => self.panels::<A, 4, 16>(),
             (8, 1) => self.direct::<A, 1, 4>(),
             (8, 2) => self.direct::<A, 2, 2>(),
@@ -70,29 +70,23 @@ impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
 }
 
 impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
-    #[inline(always)]
-    fn weight_row(&self, id: usize) -> &[K::Weight] {
-        &self.weights[id * self.hidden..][..self.hidden]
-    }
-
-    /// All `M` rows at once, `N` weight rows at a time, straight from memory.
+    /// A few rows: tiles of up to `M` rows x `N` weight rows, straight from memory.
     #[inline(always)]
     fn direct<A: Arith, const M: usize, const N: usize>(self) {
-        let whole = self.ids / N * N;
+        let Self { rows: packed, weights: all, hidden, ids, logits, scratch } = self;
+        scratch.sums.resize(packed.rows() * N, Lanes::default());
+        let (whole, row) = (ids / N * N, |id: usize| &all[id * hidden..][..hidden]);
         for id in (0..whole).step_by(N) {
-            let weights = std::array::from_fn::<_, N, _>(|c| self.weight_row(id + c));
-            let sums = direct_tile::<S, K, A, M, N>(self.rows.tile::<M>(0), weights);
-            for r in 0..M {
-                for c in 0..N {
-                    self.logits[r * BLOCK + id + c] = K::reduce(&Lanes(sums[r][c]));
-                }
-            }
+            let weights = std::array::from_fn(|c| row(id + c));
+            // The next tile's weights, wanted as soon as this one is done: the hardware would begin to fetch each
+            // row only when its reading has begun.
+            let next = all.get((id + N) * hidden..(id + 2 * N) * hidden).unwrap_or(&[]);
+            direct_rows::<S, K, A, M, N>(packed, weights, next, &mut scratch.sums);
+            reduce_into::<S, K>(&scratch.sums, N, logits, id);
         }
-        for id in whole..self.ids {
-            let sums = direct_tile::<S, K, A, M, 1>(self.rows.tile::<M>(0), [self.weight_row(id)]);
-            for r in 0..M {
-                self.logits[r * BLOCK + id] = K::reduce(&Lanes(sums[r][0]));
-            }
+        for id in whole..ids {
+            direct_rows::<S, K, A, M, 1>(packed, [row(id)], &[], &mut scratch.sums);
+            reduce_into::<S, K>(&scratch.sums[..packed.rows()], 1, logits, id);
         }
     }
 
@@ -157,12 +151,8 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
                 }
             }
             for (column, width) in columns() {
-                let sums = scratch.sums[column * rows..][..width * rows].chunks_exact(width);
-                for (sums, logits) in sums.zip(logits.chunks_exact_mut(BLOCK)) {
-                    for (sum, logit) in sums.iter().zip(&mut logits[first_id + column..][..width]) {
-                        *logit = K::reduce(sum);
-                    }
-                }
+                let sums = &scratch.sums[column * rows..][..width * rows];
+                reduce_into::<S, K>(sums, width, logits, first_id + column);
             }
         }
     }
@@ -188,20 +178,63 @@ fn widen_into<'a, const S: usize, K: Kind<S>>(
     }
 }
 
-/// Whole rows of k: `M` packed rows x `N` weight rows as they are stored.
+/// Adds the lanes of `sums` `[rows, width]` and writes them to the columns from `id` of `logits` `[rows, BLOCK]`.
+#[inline(always)]
+fn reduce_into<const S: usize, K: Kind<S>>(
+    sums: &[Lanes<K::Sum>],
+    width: usize,
+    logits: &mut [f32],
+    id: usize,
+) {
+    for (sums, logits) in sums.chunks_exact(width).zip(logits.chunks_exact_mut(BLOCK)) {
+        for (sum, logit) in sums.iter().zip(&mut logits[id..][..width]) {
+            *logit = K::reduce(sum);
+        }
+    }
+}
+
+/// `N` weight rows as they are stored x every packed row (in tiles of `M` at most) -> `sums` `[rows, N]`; the first tile of rows asks for the
+/// cache lines of `next` on its way.
+#[inline(always)]
+fn direct_rows<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
+    packed: &Packed<K::Step>,
+    weights: [&[K::Weight]; N],
+    next: &[K::Weight],
+    sums: &mut [Lanes<K::Sum>],
+) {
+    for (row, tile_rows) in packed.tiles() {
+        let next = if row == 0 { next } else { &[] };
+        let sums = &mut sums[row * N..][..tile_rows * N];
+        match tile_rows {
+            4 if M >= 4 => direct_tile::<S, K, A, 4, N>(packed.tile(row), weights, next, sums),
+            3 if M >= 3 => direct_tile::<S, K, A, 3, N>(packed.tile(row), weights, next, sums),
+            2 if M >= 2 => direct_tile::<S, K, A, 2, N>(packed.tile(row), weights, next, sums),
+            _ => direct_tile::<S, K, A, 1, N>(packed.tile(row), weights, next, sums),
+        }
+    }
+}
+
+/// Whole rows of k: `sums[r][c]` = the lanes of `x[r] · weights[c]`. They go through memory on purpose: where the
+/// lanes are added right here, the compiler takes the tile apart to save the adding a few shuffles.
 #[inline(always)]
 fn direct_tile<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
     x: &[[K::Step; M]],
     weights: [&[K::Weight]; N],
-) -> [[[K::Sum; LANES]; N]; M] {
-    let mut sums = [[[K::Sum::default(); LANES]; N]; M];
+    next: &[K::Weight],
+    sums: &mut [Lanes<K::Sum>],
+) {
+    let mut registers = [[[K::Sum::default(); LANES]; N]; M];
     let whole = weights[0].len() / S;
     let chunks = weights.map(|w| &w.as_chunks::<S>().0[..whole]);
+    let mut next = next.chunks_exact(N * S);
     for (k, x) in x[..whole].iter().enumerate() {
+        if let Some(next) = next.next() {
+            next.iter().step_by(LINE / size_of::<K::Weight>()).for_each(prefetch);
+        }
         for c in 0..N {
             let w = K::widen(&chunks[c][k]);
             for r in 0..M {
-                K::mul_add::<A, LANES>(&x[r], &w, 0, &mut sums[r][c]);
+                K::mul_add::<A, LANES>(&x[r], &w, 0, &mut registers[r][c]);
             }
         }
     }
@@ -209,11 +242,15 @@ fn direct_tile<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: us
         for c in 0..N {
             let w = K::widen_tail(&weights[c][whole * S..]);
             for r in 0..M {
-                K::mul_add::<A, LANES>(&x[r], &w, 0, &mut sums[r][c]);
+                K::mul_add::<A, LANES>(&x[r], &w, 0, &mut registers[r][c]);
             }
         }
     }
-    sums
+    for r in 0..M {
+        for c in 0..N {
+            sums[r * N + c] = Lanes(registers[r][c]);
+        }
+    }
 }
 
 /// Some steps of k: adds `M` packed rows x `N` widened weight rows to `sums` `[M][N]`.

@@ -8,9 +8,10 @@
 //!             -> rounded into the caller's rows, or pushed to the row's partial
 //! ```
 //!
-//! Memory beyond the caller's: packed rows of one pass (at most 16 MiB, or 4 rows where those are larger), and
-//! for each thread one block of logits (`[rows of a pass, 64]` f32, at most 128 KiB), sums and a panel (under
-//! 0.5 MiB); for partials one `RowPartial` per row of a pass and running task. Never rows x vocabulary.
+//! Memory beyond the caller's: packed rows of one pass (at most 4 MiB, or 4 rows where those are larger); for
+//! each thread a block of logits (`[rows of a pass, 64]` f32, at most 128 KiB), a panel (256 KiB, or 4 weight rows
+//! where those are larger) and sums (1 KiB for each row of a pass); for partials one `RowPartial` for each row of
+//! a pass and running task. Never rows x vocabulary.
 
 mod block;
 mod float;

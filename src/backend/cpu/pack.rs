@@ -12,9 +12,10 @@ use std::ops::Range;
 /// Rows of one tile of the inner loop; the last tile may have fewer.
 pub(super) const TILE_ROWS: usize = 4;
 
-/// Bytes of packed rows that one pass over the weights works on: a part of a usual last-level cache.
-const PASS_BYTES: usize = 16 << 20;
-/// Rows of one pass at most: by then the weights' way from memory has long been paid.
+/// Bytes of packed rows that one pass over the weights works on: they are read again for every few vocabulary
+/// ids, and stay in a last-level cache that others use too. (At 16 MiB the time of a row doubles.)
+const PASS_BYTES: usize = 4 << 20;
+/// Rows of one pass at most: long before that the weights' way from memory is paid.
 const PASS_ROWS: usize = 512;
 
 /// Rows that are packed at a time for this hidden size; a multiple of [`TILE_ROWS`].
