@@ -221,9 +221,7 @@ impl Settings {
     /// # Errors
     /// `File` where it cannot be read, else as above with the path in the key.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::file(path, format!("cannot be read: {e}"), "pass a TOML or JSON configuration file")
-        })?;
+        let text = read_text(path, "pass a TOML or JSON configuration file")?;
         let json = path.extension().is_some_and(|e| e == "json");
         let read = if json { Self::from_json(&text) } else { Self::from_toml(&text) };
         read.map_err(|error| match error {
@@ -233,6 +231,15 @@ impl Settings {
             other => other,
         })
     }
+}
+
+/// The text of a regular file: a pipe would be waited for.
+fn read_text(path: &Path, fix: &str) -> Result<String> {
+    let unreadable = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"), fix);
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(Error::file(path, "is not a regular file", fix));
+    }
+    std::fs::read_to_string(path).map_err(unreadable)
 }
 
 fn unreadable(what: &str, error: &dyn fmt::Display) -> Error {
@@ -349,14 +356,13 @@ impl HeadConfig {
     /// # Errors
     /// `Config` naming the key, the rule and the value.
     pub fn validate(&self) -> Result<()> {
-        let ids = i32::MAX as usize;
-        if self.vocab_size == 0 || self.vocab_size > ids {
-            let fix = "ids are 31-bit: pass the model's vocabulary size";
-            return Err(Error::config("vocab_size", format!("1 to {ids}"), self.vocab_size, fix));
-        }
-        if self.hidden_size == 0 || self.hidden_size > ids {
-            let fix = "pass the model's hidden size";
-            return Err(Error::config("hidden_size", format!("1 to {ids}"), self.hidden_size, fix));
+        // 2^30 ids are 2^24 blocks of 64: what the sums of `merge` hold without overflow.
+        let largest = 1 << 30;
+        for (key, size) in [("vocab_size", self.vocab_size), ("hidden_size", self.hidden_size)] {
+            if size == 0 || size > largest {
+                let fix = format!("pass the model's {key}");
+                return Err(Error::config(key, format!("1 to {largest}"), size, fix));
+            }
         }
         if self.quantization == Quantization::W8a8 && self.hidden_size > MAX_INT8_HIDDEN {
             return Err(Error::config(
@@ -373,7 +379,7 @@ impl HeadConfig {
         if let Some(cap) = self.final_logit_softcapping
             && !(cap.is_finite() && cap > 0.0)
         {
-            let fix = "leave it out for no softcap";
+            let fix = "leave it out where neither you nor the model wants a softcap";
             return Err(Error::config("final_logit_softcapping", "a finite number above 0", cap, fix));
         }
         if self.hidden_dtype == Some(DType::I8) {

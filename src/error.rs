@@ -2,6 +2,7 @@
 //!
 //! Variants map one to one to the status codes that the C interface returns ([`Error::code`]).
 
+use crate::exchange::Operation;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,12 +40,12 @@ pub enum Error {
     StepMismatch { step: u64, disagreements: Vec<Disagreement> },
     /// A rank did not come before the deadline.
     #[error(
-        "step {step}: {operation}: ranks {missing:?} did not come within {after:?}; look at those ranks (idle, crashed, or in another call), then rebuild the head"
+        "step {step}: {operation}: ranks {missing:?} did not come within {after:?}; look at those ranks (idle, crashed, slow or in another call; timeout_ms sets the deadline), then {}", after_a_fault(.operation)
     )]
     Timeout { step: u64, operation: String, after: Duration, missing: Vec<usize> },
-    /// A rank left the group: its thread ended or panicked, or its head was dropped.
+    /// A rank left the group for good: its endpoint of the exchange was dropped, as when its thread ends or panics.
     #[error(
-        "step {step}: {operation}: ranks {ranks:?} have left the group; restart them, then rebuild the group's heads"
+        "step {step}: {operation}: ranks {ranks:?} have left the group; make a new exchange and new heads on every rank"
     )]
     RankLost { step: u64, operation: String, ranks: Vec<usize> },
     /// An earlier fault left the group in an unknown state; the head refuses to go on.
@@ -197,6 +198,15 @@ impl fmt::Display for Listed<'_> {
             write!(f, "{}{item}", if i == 0 { "" } else { "; " })?;
         }
         Ok(())
+    }
+}
+
+/// A head that was never made cannot be rebuilt.
+fn after_a_fault(operation: &str) -> &'static str {
+    if operation == Operation::Create.to_string() {
+        "rebuild the head, or make a new exchange where there is none yet"
+    } else {
+        "rebuild the head on every rank"
     }
 }
 

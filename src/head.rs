@@ -70,7 +70,8 @@ impl LmHead {
     ///
     /// # Errors
     /// `Config`, `Shape` or `Dtype` where the parts do not fit each other; `StepMismatch` naming every setting on which
-    /// ranks differ; `Timeout` or `RankLost` where a rank does not come.
+    /// ranks differ, or the rank whose parts do not fit; `Timeout` or `RankLost` where a rank does not come. After those two
+    /// the exchange cannot be used again: make a new one.
     pub fn new(
         config: &HeadConfig,
         group: HeadGroup,
@@ -97,13 +98,9 @@ impl LmHead {
             poisoned: None,
             scratch: Scratch::default(),
         };
-        if let Err(error) = head.check_parts() {
-            // The others are waiting in the agreement: let them know at once.
-            let call = step::call(&head.creation_header(0, 0), Operation::Create, config.timeout);
-            head.exchange.abandon(&call, &error.to_string());
-            return Err(error);
-        }
-        head.agree_on_settings()?;
+        // A rank whose parts do not fit still takes part in the agreement: the others learn why, and nobody waits.
+        let refusal = head.check_parts().err();
+        head.agree_on_settings(refusal)?;
         Ok(head)
     }
 
@@ -138,6 +135,7 @@ impl LmHead {
     /// # Errors
     /// As those two.
     pub fn warm_up(&mut self, rows: usize, requests: &[Request]) -> Result<()> {
+        // Should a step panic, the head is poisoned, and rebuild() clears this too.
         self.warming_up = true;
         let result = self.run_warm_up(rows, requests);
         self.warming_up = false;
@@ -209,18 +207,25 @@ impl LmHead {
         Ok(Step { head: self, ticket, counts: known, stats, done: false })
     }
 
-    /// Brings the head back after a fault, under a new epoch. Collective: every rank of the group calls it.
+    /// Brings the head back after a fault, under a new epoch. Collective: every rank of the group calls it, also those on which
+    /// the head has seen no fault. Heads that share an exchange are rebuilt one after the other, in the same order on every rank.
     ///
     /// # Errors
-    /// `Timeout` or `RankLost` naming the ranks that do not come, `StepMismatch` as [`LmHead::new`]. The head then stays as it was.
+    /// `Timeout` or `RankLost` naming the ranks that do not come, `StepMismatch` as [`LmHead::new`]. The head then refuses
+    /// steps; rebuild it again once the cause is mended.
     pub fn rebuild(&mut self) -> Result<()> {
+        let result = self.try_rebuild();
+        self.poisoned = result.as_ref().err().map(Error::to_string);
+        result
+    }
+
+    fn try_rebuild(&mut self) -> Result<()> {
         let call = step::call(&self.creation_header(0, 0), Operation::Create, self.config.timeout);
         self.exchange.reset(&call).map_err(|fault| fault.into_error(&call, self.group.ranks()))?;
         self.epoch += 1;
         self.sequence = 0;
-        self.agree_on_settings()?;
-        self.poisoned = None;
-        Ok(())
+        self.warming_up = false;
+        self.agree_on_settings(None)
     }
 
     /// Everything about the parts that one rank can judge alone.

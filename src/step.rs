@@ -96,6 +96,11 @@ impl Header {
         out
     }
 
+    /// Digest of all that the members must have in common; the rows are each replica's own.
+    pub fn terms(&self) -> u64 {
+        digest(&Header { rows: 0, ..*self }.encode())
+    }
+
     /// Reads a header; `None` where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -154,6 +159,7 @@ pub(crate) fn call(header: &Header, operation: Operation, timeout: Duration) -> 
         epoch: header.epoch,
         step: header.sequence,
         operation,
+        terms: header.terms(),
         began: Instant::now(),
         timeout,
     }

@@ -4,16 +4,20 @@
 mod common;
 
 use common::{TestHead, each_rank, head_of};
+use lmhead::backend::{Backend, Job, LogitsOut};
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
-use lmhead::result::{Answer, Request};
+use lmhead::merge::{PartialSpec, RowPartial};
+use lmhead::result::{Answer, Request, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::weights::HeadShard;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -180,7 +184,7 @@ fn a_panic_inside_and_outside_of_a_step_is_seen_by_the_others() {
             if inside {
                 assert_mismatch(
                     std::slice::from_ref(error),
-                    "abandoned: ranks [1] say its thread panicked before the step was run",
+                    "abandoned: ranks [1] say its thread panicked in the step",
                 );
             } else {
                 assert!(matches!(error, Error::RankLost { ranks, .. } if ranks == &[1]), "{error}");
@@ -273,22 +277,201 @@ fn creation_names_every_setting_on_which_ranks_differ() {
 }
 
 #[test]
-fn creation_with_a_wrong_part_tells_the_waiting_ranks() {
+fn every_setting_is_compared_at_creation() {
+    type Change = fn(&mut HeadConfig);
+    let table: &[(&str, Change)] = &[
+        ("final_logit_softcapping: ranks [0] say none, ranks [1] say 30", |c| {
+            c.final_logit_softcapping = Some(30.0)
+        }),
+        ("split_rows_over_tp: ranks [0] say false, ranks [1] say true", |c| c.split_rows_over_tp = true),
+        ("verify: ranks [0] say always, ranks [1] say warm_up", |c| c.verify = Verify::WarmUp),
+        ("logit_scale: ranks [0] say 1, ranks [1] say 2", |c| c.logit_scale = 2.0),
+    ];
+    for (want, change) in table {
+        let errors = each_rank(2, |me, exchange| {
+            let mut config = config(30_000);
+            if me == 1 {
+                change(&mut config);
+            }
+            let error = head_of(&test_head(), &config, 2, me, Arc::clone(&exchange)).err().unwrap();
+            // A disagreement leaves the exchange as it was: the same ranks can try again.
+            head_of(&test_head(), &self::config(30_000), 2, me, exchange).unwrap();
+            error
+        });
+        assert_mismatch(&errors, want);
+    }
+    // What comes with the shard and the rows' type.
+    let errors = each_rank(2, |me, exchange| {
+        let test = if me == 1 { test_head().with_bias(1) } else { test_head() };
+        head_of(&test, &config(30_000), 2, me, exchange).err().unwrap()
+    });
+    assert_mismatch(&errors, "bias: ranks [0] say false, ranks [1] say true");
+    let errors = each_rank(2, |me, exchange| {
+        let dtype = [DType::F32, DType::Bf16][me];
+        let test = TestHead::random(200, 16, dtype, Quantization::W8a8, 3);
+        let config = HeadConfig { timeout: Duration::from_secs(30), ..test.config() };
+        head_of(&test, &config, 2, me, exchange).err().unwrap()
+    });
+    assert_mismatch(&errors, "hidden_dtype: ranks [0] say f32, ranks [1] say bf16");
+    let errors = each_rank(2, |me, exchange| {
+        let quantization = [Quantization::W8a8, Quantization::W8a16][me];
+        let test = TestHead::random(200, 16, DType::F32, quantization, 3);
+        head_of(&test, &test.config(), 2, me, exchange).err().unwrap()
+    });
+    assert_mismatch(&errors, "quantization: ranks [0] say w8a8, ranks [1] say w8a16");
+}
+
+#[test]
+fn creation_with_a_wrong_part_tells_the_waiting_ranks_and_can_be_tried_again() {
     let began = Instant::now();
     let errors = each_rank(2, |me, exchange| {
         let (head, config) = (test_head(), config(30_000));
         let group = HeadGroup::data_parallel(2, me).unwrap();
         // Rank 1 brings rank 0's shard.
         let shard = head.shard(group.shard(head.vocab, 0));
-        LmHead::new(&config, group, shard, exchange, common::backend()).err().unwrap()
+        let error =
+            LmHead::new(&config, group, shard, Arc::clone(&exchange), common::backend()).err().unwrap();
+        let mut again = head_of(&head, &config, 2, me, exchange).unwrap();
+        step(&mut again, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS).unwrap();
+        error
     });
     assert!(
         errors[1].to_string().contains("shard: wanted ids 128..200 of 200, got ids 0..128 of 200"),
         "{}",
         errors[1]
     );
-    assert_mismatch(&errors[..1], "abandoned: ranks [1] say shard: wanted ids 128..200");
+    assert_mismatch(&errors[..1], "refused: ranks [1] say shard: wanted ids 128..200");
     assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_rank_that_comes_late_to_creation_gets_no_head_either() {
+    let errors = each_rank(2, |me, exchange| {
+        if me == 1 {
+            thread::sleep(Duration::from_millis(900));
+        }
+        head_of(&test_head(), &config(250), 2, me, exchange).err().unwrap()
+    });
+    for error in errors {
+        assert!(matches!(&error, Error::Timeout { missing, .. } if missing == &[1]), "{error}");
+        assert!(
+            error.to_string().contains("creation of the head")
+                && error.to_string().contains("make a new exchange"),
+            "{error}"
+        );
+    }
+}
+
+/// A backend that panics on its second matmul.
+struct Panics(Arc<dyn Backend>, AtomicUsize);
+
+impl Backend for Panics {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn fingerprint(&self, weights: DType) -> String {
+        self.0.fingerprint(weights)
+    }
+    fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
+        self.0.check(shard, hidden)
+    }
+    fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
+        self.0.logits(job, out)
+    }
+    fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
+        if self.1.fetch_add(1, Ordering::Relaxed) == 1 {
+            std::panic::resume_unwind(Box::new("a backend's bug"));
+        }
+        self.0.partials(job, spec, out)
+    }
+}
+
+#[test]
+fn a_panic_in_the_backend_that_the_engine_catches_poisons_the_head_and_is_told() {
+    let answers = each_rank(2, |me, exchange| {
+        let (test, group) = (test_head(), HeadGroup::data_parallel(2, me).unwrap());
+        let backend: Arc<dyn Backend> = if me == 1 {
+            Arc::new(Panics(common::backend(), AtomicUsize::new(0)))
+        } else {
+            common::backend()
+        };
+        let shard = test.shard(group.shard(200, me));
+        let mut head = LmHead::new(&config(30_000), group, shard, exchange, backend).unwrap();
+        let both = |head: &mut LmHead| step(head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS);
+        let want = both(&mut head).unwrap().output;
+        let broken = catch_unwind(AssertUnwindSafe(|| both(&mut head)));
+        assert_eq!(broken.is_err(), me == 1);
+        if let Ok(result) = broken {
+            assert_mismatch(
+                &[result.unwrap_err()],
+                "abandoned: ranks [1] say its thread panicked in the step",
+            );
+        }
+        assert!(head.poisoned().is_some());
+        head.rebuild().unwrap();
+        assert_eq!(both(&mut head).unwrap().output, want);
+    });
+    assert_eq!(answers.len(), 2);
+}
+
+#[test]
+fn unverified_steps_that_move_equal_bytes_are_told_apart() {
+    let unverified = HeadConfig { verify: Verify::WarmUp, ..config(30_000) };
+    let errors = each_rank(2, |me, exchange| {
+        let mut head = head_of(&test_head(), &unverified, 2, me, exchange).unwrap();
+        let dtype = [DType::Bf16, DType::F16][me];
+        step(&mut head, RowCounts::exact(&[ROWS; 2]), Request::logits(dtype), ROWS).unwrap_err()
+    });
+    for error in &errors {
+        let text = error.to_string();
+        assert!(
+            text.contains("with another mode, request or counts") || text.contains("abandoned"),
+            "{text}"
+        );
+    }
+    assert!(errors.iter().any(|e| e.to_string().contains("order: ranks")), "{errors:?}");
+}
+
+#[test]
+fn capacity_steps_check_the_ranks_of_other_tp_indices_too() {
+    // One replica of two tp ranks: no rows are gathered, so the headers meet in the exchange of results.
+    for replicas in [1, 2] {
+        let size = 2 * replicas;
+        let errors = each_rank(size, |me, exchange| {
+            let test = test_head();
+            let group = HeadGroup::from_ranks((0..size).collect(), me, 2).unwrap();
+            let shard = test.shard(group.shard(200, me));
+            let mut head = LmHead::new(&config(30_000), group, shard, exchange, common::backend()).unwrap();
+            let request = if me % 2 == 1 { Request::top_k(1) } else { Request::argmax() };
+            step(&mut head, RowCounts::capacity(4, ROWS), request, ROWS).unwrap_err()
+        });
+        for error in &errors {
+            assert!(matches!(error, Error::StepMismatch { .. }), "{error}");
+        }
+        let named = errors.iter().filter(|e| e.to_string().contains("request: ranks")).count();
+        assert!(named > 0, "{errors:?}");
+    }
+}
+
+#[test]
+fn a_non_finite_logit_in_one_shard_marks_the_row_whichever_shard_it_is() {
+    for broken in 0..3 {
+        let mut test = test_head();
+        // Weights so large that the product overflows f32 in one vocabulary row of shard `broken`.
+        let row = [0, 70, 199][broken];
+        test.weights[row * 16..(row + 1) * 16].fill(f32::MAX);
+        for request in [Request::argmax(), Request::top_k(2), Request::logits(DType::F32)] {
+            let answers = each_rank(3, |me, exchange| {
+                let mut head = head_of(&test, &config(30_000), 3, me, exchange).unwrap();
+                let bytes: Vec<u8> = [4.0f32; 32].iter().flat_map(|v| v.to_le_bytes()).collect();
+                let hidden = HiddenRows::new(&bytes, DType::F32, 2, 16).unwrap();
+                head.step(RowCounts::exact(&[2; 3]), &request).unwrap().run(hidden).unwrap()
+            });
+            for answer in answers {
+                assert_eq!(answer.row_status, [RowStatus::NonFinite; 2], "shard {broken}, {request}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -23,9 +23,7 @@ impl ModelConfig {
     /// # Errors
     /// `File` where it cannot be read, `Config` where it is not JSON or a key has a value of the wrong kind.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::file(path, format!("cannot be read: {e}"), "pass a Hugging Face model folder")
-        })?;
+        let text = super::read_text(path, "pass a Hugging Face model folder")?;
         Self::from_json(&text, &path.display().to_string())
     }
 

@@ -57,16 +57,16 @@ fn every_refused_combination_with_its_message() {
         (
             "final_logit_softcapping = 0.0",
             MODEL,
-            "final_logit_softcapping: wanted a finite number above 0, got 0; leave it out for no softcap",
+            "final_logit_softcapping: wanted a finite number above 0, got 0; leave it out where neither you nor the model wants a softcap",
         ),
         (
             "final_logit_softcapping = -30.0",
             MODEL,
             "final_logit_softcapping: wanted a finite number above 0, got -30",
         ),
-        ("vocab_size = 0", MODEL, "vocab_size: wanted 1 to 2147483647, got 0"),
-        ("vocab_size = 2147483648", MODEL, "vocab_size: wanted 1 to 2147483647, got 2147483648"),
-        ("hidden_size = 0", MODEL, "hidden_size: wanted 1 to 2147483647, got 0"),
+        ("vocab_size = 0", MODEL, "vocab_size: wanted 1 to 1073741824, got 0"),
+        ("vocab_size = 1073741825", MODEL, "vocab_size: wanted 1 to 1073741824, got 1073741825"),
+        ("hidden_size = 0", MODEL, "hidden_size: wanted 1 to 1073741824, got 0"),
         ("vocab_size = -1", MODEL, "invalid value: integer `-1`"),
         (
             "hidden_size = 132105\nquantization = \"w8a8\"",

@@ -5,7 +5,7 @@
 //! seen as lost. Messages are copied once by the sender (one copy serves all receivers of a gather) and once
 //! by each receiver.
 
-use super::{Call, Exchange, Fault};
+use super::{Call, Exchange, Fault, Operation};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -22,6 +22,7 @@ pub fn group(size: usize) -> Vec<LocalExchange> {
         queues: (0..size * size).map(|_| VecDeque::new()).collect(),
         fault: None,
         gone: vec![false; size],
+        waiting: vec![None; size],
         resetting: vec![false; size],
         generation: 0,
     };
@@ -40,9 +41,11 @@ struct Group {
 struct State {
     /// `queues[to * size + from]`.
     queues: Vec<VecDeque<Message>>,
-    /// The first fault since the last reset. Whoever lacks a message sees it instead of waiting.
-    fault: Option<Fault>,
+    /// The first fault since the last reset, and the call that it happened in. Whoever lacks a message sees it instead of waiting.
+    fault: Option<(Call, Fault)>,
     gone: Vec<bool>,
+    /// The calls in which members wait for messages at this moment.
+    waiting: Vec<Option<Call>>,
     resetting: Vec<bool>,
     /// Counts resets.
     generation: u64,
@@ -61,6 +64,29 @@ impl Group {
     }
 }
 
+impl State {
+    /// The pending fault, as a member in `call` is told of it.
+    fn told(&self, call: &Call) -> Option<Fault> {
+        let (earlier, fault) = self.fault.as_ref()?;
+        let same = (earlier.head, earlier.epoch, earlier.step, earlier.operation)
+            == (call.head, call.epoch, call.step, call.operation);
+        Some(match same {
+            true => fault.clone(),
+            false => Fault::Earlier { call: Box::new(*earlier), fault: Box::new(fault.clone()) },
+        })
+    }
+
+    /// Of the members whose messages are missing, those that have not come to this step: a member that waits in it itself is
+    /// held up by another. All of them, where that leaves nobody.
+    fn to_blame(&self, call: &Call, missing: Vec<usize>) -> Vec<usize> {
+        let held_up = |m: &usize| {
+            self.waiting[*m].is_some_and(|w| (w.head, w.epoch, w.step) == (call.head, call.epoch, call.step))
+        };
+        let absent: Vec<usize> = missing.iter().copied().filter(|m| !held_up(m)).collect();
+        if absent.is_empty() { missing } else { absent }
+    }
+}
+
 impl LocalExchange {
     /// Posts one message to each `(member, bytes)`, under one lock: peers see all of them or none.
     fn post(&self, call: &Call, messages: Vec<(usize, Arc<[u8]>)>) {
@@ -75,6 +101,13 @@ impl LocalExchange {
     fn take(&self, call: &Call, from: &[usize]) -> Result<Vec<Message>, Fault> {
         let queue = |member: usize| self.me * self.group.size + member;
         let mut state = self.group.lock();
+        // Messages that arrived before a fault still count, so that all members come to the same end of a step. Not so where
+        // a head is made: one that is only half there must not be taken for whole.
+        if call.operation == Operation::Create
+            && let Some(fault) = state.told(call)
+        {
+            return Err(fault);
+        }
         loop {
             let missing: Vec<usize> =
                 from.iter().copied().filter(|&m| state.queues[queue(m)].is_empty()).collect();
@@ -82,21 +115,23 @@ impl LocalExchange {
                 let next = |&m: &usize| state.queues[queue(m)].pop_front().expect("seen above");
                 return Ok(from.iter().map(next).collect());
             }
-            if let Some(fault) = &state.fault {
-                return Err(fault.clone());
+            if let Some(fault) = state.told(call) {
+                return Err(fault);
             }
             let lost: Vec<usize> = missing.iter().copied().filter(|&m| state.gone[m]).collect();
             let fault = if !lost.is_empty() {
                 Fault::Lost { members: lost }
             } else if call.left().is_zero() {
-                Fault::Timeout { missing }
+                Fault::Timeout { missing: state.to_blame(call, missing) }
             } else {
+                state.waiting[self.me] = Some(*call);
                 // A poisoned lock is recovered as in `lock`.
                 let waited = self.group.changed.wait_timeout(state, call.left());
                 state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+                state.waiting[self.me] = None;
                 continue;
             };
-            state.fault = Some(fault.clone());
+            state.fault = Some((*call, fault.clone()));
             self.group.changed.notify_all();
             return Err(fault);
         }
@@ -119,13 +154,18 @@ impl LocalExchange {
                 wrong.push((member, buffer.len(), message.bytes.len()));
             }
             if !message.call.same_as(call) {
-                let theirs = format!("the {} of step {}", message.call.operation, message.call.step);
+                let theirs = message.call.told_to(call);
                 other.get_or_insert(Fault::OtherCall { member, theirs });
             }
         }
         match (wrong.is_empty(), other) {
             (false, _) => Err(Fault::Length { peers: wrong }),
-            (true, Some(fault)) => Err(fault),
+            // A member that gave up and went on to something else has said why: that says more than what it went on to. Headers
+            // say still more: there the caller looks at what has arrived.
+            (true, Some(fault)) => Err(match call.operation {
+                Operation::Create | Operation::Contract => fault,
+                _ => self.group.lock().told(call).unwrap_or(fault),
+            }),
             (true, None) => Ok(()),
         }
     }
@@ -164,9 +204,9 @@ impl Exchange for LocalExchange {
         self.deliver(call, &everyone, &messages, recv)
     }
 
-    fn abandon(&self, _call: &Call, reason: &str) {
+    fn abandon(&self, call: &Call, reason: &str) {
         let mut state = self.group.lock();
-        state.fault.get_or_insert(Fault::Abandoned { member: self.me, reason: reason.into() });
+        state.fault.get_or_insert((*call, Fault::Abandoned { member: self.me, reason: reason.into() }));
         self.group.changed.notify_all();
     }
 
@@ -211,8 +251,8 @@ impl Drop for LocalExchange {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Operation;
     use super::*;
+    use std::sync::Barrier;
     use std::thread;
     use std::time::{Duration, Instant};
 
@@ -222,6 +262,7 @@ mod tests {
             epoch: 0,
             step,
             operation: Operation::GatherRows,
+            terms: 0,
             began: Instant::now(),
             timeout: Duration::from_millis(ms),
         }
@@ -275,20 +316,76 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_that_does_not_come_is_named_to_all_even_to_itself() {
-        let faults = each(3, |e| {
-            if e.me() == 1 {
-                thread::sleep(Duration::from_millis(150));
+    fn every_rank_that_does_not_come_is_named_to_all_even_to_itself() {
+        let here = Barrier::new(2);
+        let faults = each(4, |e| {
+            if e.me() % 2 == 1 {
+                thread::sleep(Duration::from_millis(1500));
+            } else {
+                here.wait();
             }
-            let mut recv = [[0u8; 1]; 3];
+            let mut recv = [[0u8; 1]; 4];
             let mut gather = |step| {
                 let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
-                e.all_gather_v(&call(step, 50), &[0, 1, 2], &[1], &mut slices)
+                e.all_gather_v(&call(step, 500), &[0, 1, 2, 3], &[1], &mut slices)
             };
-            // The late rank finds the others' first messages, then learns of the fault.
-            gather(0).and_then(|()| gather(1)).unwrap_err()
+            // The late ones find the first messages of all, then learn of the fault.
+            match gather(0).and_then(|()| gather(1)).unwrap_err() {
+                Fault::Earlier { call, fault } => {
+                    assert_eq!(call.step, 0);
+                    *fault
+                }
+                fault => fault,
+            }
         });
-        assert!(faults.iter().all(|f| *f == Fault::Timeout { missing: vec![1] }), "{faults:?}");
+        for fault in faults {
+            assert_eq!(fault, Fault::Timeout { missing: vec![1, 3] });
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_held_up_by_another_is_not_blamed() {
+        // 0 waits for 2 in a gather of its own; 1 and 3 wait for both of them.
+        let faults = each(4, |e| {
+            if e.me() == 2 {
+                thread::sleep(Duration::from_millis(1500));
+                return None;
+            }
+            let mut recv = [[0u8; 1]; 4];
+            let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
+            Some(if e.me() == 0 {
+                e.all_gather_v(&call(0, 9000), &[0, 2], &[1], &mut slices[..2]).unwrap_err()
+            } else {
+                let (send, results) =
+                    ([&[1u8][..]; 4], Call { operation: Operation::ExchangeResults, ..call(0, 500) });
+                e.all_to_all_v(&results, &send, &mut slices).unwrap_err()
+            })
+        });
+        for (member, fault) in faults.into_iter().enumerate() {
+            let named = match fault {
+                Some(Fault::Earlier { fault, .. }) => Some(*fault),
+                other => other,
+            };
+            // 1 and 3 wait for each other too, until both are there.
+            assert!(member == 2 || named == Some(Fault::Timeout { missing: vec![2] }), "{member}: {named:?}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_fault_keeps_its_own_call() {
+        each(2, |e| {
+            let mut recv = [[0u8; 1]; 2];
+            let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
+            if e.me() == 0 {
+                e.all_gather_v(&call(3, 9000), &[0, 1], &[1], &mut slices).unwrap();
+                e.abandon(&call(4, 9000), "enough");
+                return;
+            }
+            e.all_gather_v(&call(3, 9000), &[0, 1], &[1], &mut slices).unwrap();
+            let fault = e.all_gather_v(&call(5, 9000), &[0, 1], &[1], &mut slices).unwrap_err();
+            let error = fault.into_error(&call(5, 9000), &[0, 1]).to_string();
+            assert!(error.starts_with("step 4:") && error.contains("ranks [0] say enough"), "{error}");
+        });
     }
 
     #[test]

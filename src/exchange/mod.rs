@@ -37,13 +37,15 @@ impl fmt::Display for Operation {
 }
 
 /// One collective call: which it is, and until when its peers are waited for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Call {
     /// Tells heads that share a transport apart.
     pub head: u32,
     pub epoch: u32,
     pub step: u64,
     pub operation: Operation,
+    /// Digest of what all members must have in common in this step: mode, request, counts, settings.
+    pub terms: u64,
     /// When the call began and how long it may take.
     pub began: Instant,
     pub timeout: Duration,
@@ -57,8 +59,20 @@ impl Call {
 
     /// True when `other` is the same call as seen by another rank.
     pub fn same_as(&self, other: &Call) -> bool {
-        (self.head, self.epoch, self.step, self.operation)
-            == (other.head, other.epoch, other.step, other.operation)
+        (self.head, self.epoch, self.step, self.operation, self.terms)
+            == (other.head, other.epoch, other.step, other.operation, other.terms)
+    }
+
+    /// What a member in `self` is doing, as told to one in `other`.
+    pub fn told_to(&self, other: &Call) -> String {
+        if self.head != other.head {
+            let id = self.head;
+            return format!("the {} of step {} of another head (id {id:#010x})", self.operation, self.step);
+        }
+        if (self.epoch, self.step, self.operation) == (other.epoch, other.step, other.operation) {
+            return format!("the {} with another mode, request or counts", self.operation);
+        }
+        format!("the {} of step {} (epoch {})", self.operation, self.step, self.epoch)
     }
 }
 
@@ -77,6 +91,8 @@ pub enum Fault {
     Length { peers: Vec<(usize, usize, usize)> },
     /// A member is in another call.
     OtherCall { member: usize, theirs: String },
+    /// The group has failed before, in another call than the one that reports it.
+    Earlier { call: Box<Call>, fault: Box<Fault> },
     /// The transport broke.
     Broken { problem: String, fix: String },
 }
@@ -110,6 +126,7 @@ impl Fault {
                 let what = format!("{theirs} where the {operation} of step {} was expected", call.step);
                 mismatch("order", vec![(vec![rank(member)], what)])
             }
+            Fault::Earlier { call, fault } => fault.into_error(&call, ranks),
             Fault::Broken { problem, fix } => Error::Exchange { operation, problem, fix },
         }
     }

@@ -5,8 +5,11 @@ use crate::error::{Disagreement, Error, Result};
 use crate::exchange::{Call, Fault, Operation};
 use crate::result::StepStats;
 use crate::step::{self, HEADER_BYTES, Header, Mode, Ticket};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
+
+/// The key under which a rank whose own parts do not fit says why.
+const REFUSED: &str = "refused";
 
 impl LmHead {
     /// What all ranks must have in common, by the names that messages use.
@@ -45,14 +48,23 @@ impl LmHead {
     }
 
     /// The collective part of creation: every rank's digest of its settings; where those differ, the settings themselves, so
-    /// that the error can name them. The epoch becomes the highest that any rank has.
-    pub(super) fn agree_on_settings(&mut self) -> Result<()> {
-        let settings = self.settings();
+    /// that the error can name them. A rank with a `refusal` sends that instead, and gets it back as its own error. The epoch
+    /// becomes the highest that any rank has.
+    pub(super) fn agree_on_settings(&mut self, refusal: Option<Error>) -> Result<()> {
+        let mut settings = self.settings();
+        if let Some(refusal) = &refusal {
+            settings.insert(REFUSED, refusal.to_string());
+        }
         let text = serde_json::to_vec(&settings).expect("a map of strings is JSON");
         self.agreement = step::digest(&text);
         if self.group.size() == 1 {
-            return Ok(());
+            return refusal.map_or(Ok(()), Err);
         }
+        let agreed = self.compare_settings(&text);
+        refusal.map_or(agreed, Err)
+    }
+
+    fn compare_settings(&mut self, text: &[u8]) -> Result<()> {
         let mine = self.creation_header(text.len() as u64, self.agreement);
         let call = step::call(&mine, Operation::Create, self.config.timeout);
         let members: Vec<usize> = (0..self.group.size()).collect();
@@ -92,20 +104,28 @@ impl LmHead {
             decoded.iter().map(|h| vec![0; h.counts.min(1 << 20) as usize]).collect();
         let mut slices: Vec<&mut [u8]> = texts.iter_mut().map(Vec::as_mut_slice).collect();
         let call = step::call(&self.creation_header(0, 0), Operation::Create, self.config.timeout);
-        match self.exchange.all_gather_v(&call, &members, &text, &mut slices) {
+        match self.exchange.all_gather_v(&call, &members, text, &mut slices) {
             Ok(()) | Err(Fault::OtherCall { .. }) => {}
             Err(fault) => return Err(fault.into_error(&call, &ranks)),
         }
         let theirs: Vec<BTreeMap<String, String>> =
             texts.iter().map(|text| serde_json::from_slice(text).unwrap_or_default()).collect();
+        // A rank that refuses to go on says all there is to say.
+        let refused: Vec<(Vec<usize>, String)> = ranks
+            .iter()
+            .zip(&theirs)
+            .filter_map(|(&rank, map)| map.get(REFUSED).map(|why| (vec![rank], why.clone())))
+            .collect();
+        if !refused.is_empty() {
+            return mismatch(vec![Disagreement { field: REFUSED.into(), said: refused }]);
+        }
         let said = |key: &str| {
             let value =
                 |map: &BTreeMap<String, String>| map.get(key).cloned().unwrap_or_else(|| "nothing".into());
             ranks.iter().copied().zip(theirs.iter().map(value).collect::<Vec<_>>())
         };
-        let disagreements: Vec<Disagreement> =
-            settings.keys().filter_map(|key| step::disagreement(key, said(key))).collect();
-        mismatch(disagreements)
+        let keys: BTreeSet<&str> = theirs.iter().flat_map(|map| map.keys().map(String::as_str)).collect();
+        mismatch(keys.into_iter().filter_map(|key| step::disagreement(key, said(key))).collect())
     }
 
     /// The exchange of headers over the whole group; the rows of each replica come out.

@@ -37,10 +37,11 @@ impl Step<'_> {
     /// `Shape` or `Dtype` where the rows are not those announced; `StepMismatch`, `Timeout`, `RankLost` where a peer is
     /// at fault. The head is poisoned then.
     pub fn run(mut self, hidden: HiddenRows<'_>) -> Result<Answer> {
-        self.done = true;
         let mut scratch = std::mem::take(&mut self.head.scratch);
         let result = self.pipeline(hidden, &mut scratch);
         self.head.scratch = scratch;
+        // Not before: a panic in the pipeline is seen by `drop`.
+        self.done = true;
         if let Err(error) = &result {
             self.head.fail(&self.ticket, error);
         }
@@ -262,8 +263,7 @@ impl Step<'_> {
         let head = &*self.head;
         let job = Job { rows, shard: &head.shard, epilogue: head.config.epilogue() };
         let began = Instant::now();
-        partials.resize_with(rows.len(), || RowPartial::new(spec));
-        partials.iter_mut().for_each(|p| p.reset(spec));
+        partials.resize_with(rows.len(), || RowPartial::new(spec)); // overwritten by the backend
         head.backend.partials(&job, spec, partials)?;
         self.stats.matmul = began.elapsed();
 
@@ -286,7 +286,7 @@ impl Step<'_> {
         }
         let row_status = partials.iter().map(|p| status(p.nonfinite())).collect();
         let output = match self.ticket.request {
-            Request::TopK { k } => top_k(k, partials),
+            Request::TopK { k } => top_k(k, partials)?,
             _ => Output::Argmax { ids: partials.iter().map(best_id).collect() },
         };
         Ok(Answer { row_status, output, stats: self.stats })
@@ -346,7 +346,7 @@ impl Drop for Step<'_> {
             return;
         }
         let reason = if std::thread::panicking() {
-            "its thread panicked before the step was run"
+            "its thread panicked in the step"
         } else {
             "dropped the step without running it"
         };
@@ -366,9 +366,20 @@ fn best_id(partial: &RowPartial) -> i64 {
     if partial.nonfinite() { -1 } else { partial.sorted().first().map_or(-1, |c| i64::from(c.id)) }
 }
 
-fn top_k(k: usize, partials: &[RowPartial]) -> Output {
-    let (mut values, mut ids) =
-        (Vec::with_capacity(partials.len() * k), Vec::with_capacity(partials.len() * k));
+fn top_k(k: usize, partials: &[RowPartial]) -> Result<Output> {
+    let too_large = |_| {
+        let got = format!("{} rows x {k} candidates", partials.len());
+        Error::shape(
+            "top-k answer",
+            "a buffer that fits this machine's memory",
+            got,
+            "send fewer rows in one step",
+        )
+    };
+    let places = partials.len().saturating_mul(k);
+    let (mut values, mut ids) = (Vec::new(), Vec::new());
+    values.try_reserve_exact(places).map_err(too_large)?;
+    ids.try_reserve_exact(places).map_err(too_large)?;
     for partial in partials {
         if partial.nonfinite() {
             values.extend(std::iter::repeat_n(f32::NAN, k));
@@ -381,5 +392,5 @@ fn top_k(k: usize, partials: &[RowPartial]) -> Output {
         }
     }
     let logsumexp = partials.iter().map(RowPartial::logsumexp).collect();
-    Output::TopK { k, values, ids, logsumexp }
+    Ok(Output::TopK { k, values, ids, logsumexp })
 }
