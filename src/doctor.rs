@@ -1,6 +1,6 @@
 //! What this machine can run, and why not.
 
-use crate::backend::cpu::Isa;
+use crate::backend::cpu::{ISA_VARIABLE, Isa};
 use serde::Serialize;
 
 /// How a check came out.
@@ -110,14 +110,20 @@ fn memory() -> Check {
 }
 
 fn cpu_backend() -> Check {
-    match Isa::choose(std::env::var("LMHEAD_CPU_ISA").ok().as_deref()) {
+    let name = std::env::var_os(ISA_VARIABLE);
+    match Isa::choose(name.as_ref().map(|name| name.to_string_lossy()).as_deref()) {
         Ok(isa) => Check::new(
             "backend cpu",
             Status::Ok,
             format!("instruction set {isa}; bf16, f16, f32, w8a8, w8a16"),
             "",
         ),
-        Err(error) => Check::new("backend cpu", Status::Missing, error.to_string(), "unset LMHEAD_CPU_ISA"),
+        Err(_) => {
+            let here: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+            let message = format!("{ISA_VARIABLE} names an instruction set that this machine or build lacks");
+            let suggestion = format!("unset it, or set it to {}", here.join(" or "));
+            Check::new("backend cpu", Status::Missing, message, suggestion)
+        }
     }
 }
 

@@ -124,6 +124,18 @@ impl DType {
         }
     }
 
+    /// The smallest magnitude that rounds to infinity in this type (int8 has none: it saturates).
+    pub fn rounds_to_infinity(self) -> f64 {
+        // Halfway between the largest finite value and the next power of two.
+        let (precision, max_exponent) = match self {
+            DType::F32 => (24, 127),
+            DType::F16 => (11, 15),
+            DType::Bf16 => (8, 127),
+            DType::I8 => return f64::INFINITY,
+        };
+        libm::ldexp(2.0 - libm::ldexp(1.0, -precision), max_exponent)
+    }
+
     /// Half the distance between `value` and its neighbour in this type: the most that rounding moves it.
     pub fn half_ulp(self, value: f64) -> f64 {
         // (bits of the significand with the implied one, smallest normal exponent)
@@ -243,6 +255,20 @@ mod tests {
             let (got, want) = (bf16::from_le_bytes(*b), bf16::from_f32_const(*v));
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{v:e} {got} {want}");
         }
+    }
+
+    #[test]
+    fn infinity_begins_where_rounding_says() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let limit = dtype.rounds_to_infinity() as f32; // f32's own limit becomes infinite itself
+            let mut bytes = vec![0; dtype.size()];
+            dtype.round_into(&[limit], &mut bytes);
+            assert!(dtype.read(&bytes, 0).is_infinite(), "{dtype}");
+            let below = f32::from_bits(limit.to_bits() - 1);
+            dtype.round_into(&[below], &mut bytes);
+            assert!(dtype.read(&bytes, 0).is_finite(), "{dtype}");
+        }
+        assert_eq!(DType::F16.rounds_to_infinity(), 65520.0);
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl ParallelLayout {
             "lmhead_tp_size",
             format!("1, or a multiple of tp = {} that divides dp * tp = {}", self.tp, self.dp * self.tp),
             size,
-            format!("the nearest that fit: {}", near.join(", ")),
+            format!("the nearest that fit dp {} x tp {}: {}", self.dp, self.tp, near.join(", ")),
         ))
     }
 
@@ -390,19 +390,19 @@ mod tests {
         let rule = "wanted 1, or a multiple of tp = 2 that divides dp * tp = 12";
         assert_eq!(
             text(HeadGroup::of(0, &layout, 0)),
-            format!("lmhead_tp_size: {rule}, got 0; the nearest that fit: 1")
+            format!("lmhead_tp_size: {rule}, got 0; the nearest that fit dp 6 x tp 2: 1")
         );
         assert_eq!(
             text(HeadGroup::of(0, &layout, 3)),
-            format!("lmhead_tp_size: {rule}, got 3; the nearest that fit: 2, 4")
+            format!("lmhead_tp_size: {rule}, got 3; the nearest that fit dp 6 x tp 2: 2, 4")
         );
         assert_eq!(
             text(HeadGroup::of(0, &layout, 8)),
-            format!("lmhead_tp_size: {rule}, got 8; the nearest that fit: 6, 12")
+            format!("lmhead_tp_size: {rule}, got 8; the nearest that fit dp 6 x tp 2: 6, 12")
         );
         assert_eq!(
             text(HeadGroup::of(0, &layout, 99)),
-            format!("lmhead_tp_size: {rule}, got 99; the nearest that fit: 12")
+            format!("lmhead_tp_size: {rule}, got 99; the nearest that fit dp 6 x tp 2: 12")
         );
         assert!(text(HeadGroup::of(12, &layout, 1)).starts_with("rank: wanted 0 to 11, got 12"));
         let zero = ParallelLayout { dp: 0, ..layout };

@@ -32,6 +32,23 @@ impl Truth {
             _ => self.allowed + dtype.half_ulp(self.logit.abs() + self.allowed),
         }
     }
+
+    /// The error of `got`, a logit rounded to `dtype`. An infinity is right (error 0) where the truth, within its allowed error,
+    /// rounds to it.
+    pub fn error_of(&self, got: f64, dtype: DType) -> f64 {
+        let reaches = self.logit.abs() + self.allowed >= dtype.rounds_to_infinity();
+        if got.is_infinite() && reaches && got.is_sign_positive() == self.logit.is_sign_positive() {
+            return 0.0;
+        }
+        (got - self.logit).abs()
+    }
+
+    /// True where the raw logit or the final one may be beyond f32: the row's status is then 1.
+    pub fn may_overflow(&self) -> bool {
+        let limit = DType::F32.rounds_to_infinity();
+        let beyond = |value: f64, allowed: f64| value.is_nan() || value.abs() + allowed >= limit;
+        beyond(self.raw, self.raw_allowed) || beyond(self.logit, self.allowed)
+    }
 }
 
 /// One hidden row, prepared for the shard it is multiplied with.

@@ -250,12 +250,12 @@ fn presets_run_with_any_quantisation_and_epilogue() {
         args.extend(extra);
         let printed = good(&args);
         assert!(printed.contains("check passed"), "{printed}");
-        assert!(printed.contains("of 28 rows"), "{printed}");
+        assert!(printed.contains("of 28 output rows (28 hidden rows: synthetic, seed"), "{printed}");
     }
     let printed = good(&["run", "--preset", "tiny", "--dp", "3", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&printed).unwrap();
     let rows: Vec<u64> =
-        json["ranks"].as_array().unwrap().iter().map(|r| r["rows"].as_u64().unwrap()).collect();
+        json["ranks"].as_array().unwrap().iter().map(|r| r["output_rows"].as_u64().unwrap()).collect();
     assert_eq!(rows, [10, 9, 9], "28 rows, as even as possible");
 }
 
@@ -294,7 +294,7 @@ fn a_broken_row_is_marked_and_the_others_are_answered() {
     let (warning, broken) = run(&rows);
     let (_, good) = run(&whole);
     assert!(
-        warning.contains("warning: 1 output rows have non-finite logits (row_status 1), the first: [3]"),
+        warning.contains("warning: 1 output row has non-finite logits (row_status 1), the first: [3]"),
         "{warning}"
     );
     assert_eq!(broken["row_status"].2, [0, 0, 0, 1, 0, 0, 0]);
@@ -324,6 +324,10 @@ fn bad_input_is_refused_with_a_sentence() {
     std::fs::write(files.path("sizes.toml"), "hidden_size = 21").unwrap();
     std::fs::write(files.path("vocab.toml"), "vocab_size = 151").unwrap();
     std::fs::write(files.path("dtype.toml"), "hidden_dtype = \"f16\"").unwrap();
+    std::fs::write(files.path("tied.toml"), "tie_word_embeddings = true").unwrap();
+    std::fs::write(files.path("bias.toml"), "bias = true").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(files.path("hidden.safetensors"), files.path("link")).unwrap();
     let whole = std::fs::read(files.path("head.safetensors")).unwrap();
     std::fs::write(files.path("short"), &whole[..whole.len() - 5]).unwrap();
     write(&files.path("narrow"), &[bf16_tensor("hidden_states", &[7, 19], 2)]);
@@ -388,12 +392,18 @@ fn bad_input_is_refused_with_a_sentence() {
         (
             with(&["--dp", "4", "--lmhead-tp-size", "3"]),
             &[
-                "lmhead_tp_size: wanted 1, or a multiple of tp = 1 that divides dp * tp = 4, got 3; the nearest that fit: 2, 4",
+                "--lmhead-tp-size: wanted 1, or a multiple of tp = 1 that divides dp * tp = 4, got 3; the nearest that fit dp 4 x tp 1: 2, 4",
             ],
         ),
-        (with(&["--lmhead-tp-size", "0"]), &["lmhead_tp_size", "got 0", "the nearest that fit: 1"]),
+        (
+            with(&["--lmhead-tp-size", "0"]),
+            &["--lmhead-tp-size", "got 0", "the nearest that fit dp 1 x tp 1: 1"],
+        ),
         (with(&["--lmhead-tp-size", "-2"]), &["--lmhead-tp-size: wanted auto, -1", "got `-2`"]),
-        (with(&["--request", "topk:0"]), &["topk: wanted k from 1 to the vocabulary size, 150, got k = 0"]),
+        (
+            with(&["--request", "topk:0"]),
+            &["--request topk:K: wanted k from 1 to the vocabulary size, 150, got k = 0"],
+        ),
         (with(&["--request", "topk:151"]), &["wanted k from 1 to the vocabulary size, 150, got k = 151"]),
         (with(&["--request", "topk:-1"]), &["--request topk:K", "got `topk:-1`"]),
         (with(&["--request", "topk"]), &["--request: wanted logits, argmax or topk:K, got `topk`"]),
@@ -403,12 +413,41 @@ fn bad_input_is_refused_with_a_sentence() {
         (with(&["--threads", "-1"]), &["--threads", "got `-1`"]),
         (with(&["--steps", "0"]), &["--steps"]),
         (with(&["--seed", "-1"]), &["--seed: wanted a whole number from 0", "got `-1`"]),
-        (with(&["--out", &file("no/such/folder/out")]), &["no/such/folder/out: cannot be written"]),
-        (with(&["--out", files.folder.path().to_str().unwrap()]), &["is a folder"]),
+        (with(&["--out", &file("no/such/folder/out")]), &["no/such/folder does not exist; create it"]),
+        (with(&["--out", files.folder.path().to_str().unwrap()]), &["is not a regular file"]),
         (with(&["--backend", "tpu"]), &["--backend"]),
         (with(&["--exchange", "pigeon"]), &["--exchange"]),
         (with(&["--mode", "guess"]), &["--mode"]),
         (only(&["--preset", "tiny", "--rows", "1000000000000000"]), &["--rows", "memory"]),
+        (with(&["--dp", "9223372036854775807", "--tp", "3"]), &["--dp, --tp: wanted at most 1024 ranks"]),
+        (with(&["--dp", "4000000000"]), &["--dp, --tp: wanted at most 1024 ranks"]),
+        (with(&["--threads", "99999999999"]), &["--threads: wanted 1 to 1024, got 99999999999"]),
+        (only(&["--head", &head, "--out", &file("never")]), &["--out: wanted --hidden FILE beside it"]),
+        (with(&["--out", &hidden]), &["is an input of this run", "name another file"]),
+        (with(&["--out", &file("link")]), &["is an input of this run"]),
+        (
+            only(&["--model", &file("model"), "--hidden", &hidden, "--out", &file("model/config.json")]),
+            &["is an input of this run"],
+        ),
+        (with(&["--out", "/dev/null"]), &["is not a regular file"]),
+        (with(&["--out", &file(&"n".repeat(300))]), &["cannot be written"]),
+        (with(&["--config", "/dev/null"]), &["is not a regular file"]),
+        (
+            only(&["--preset", "tiny", "--config", &file("dtype.toml")]),
+            &["hidden_dtype: wanted bf16, the head's dtype, got f16"],
+        ),
+        (
+            only(&["--preset", "tiny", "--config", &file("tied.toml")]),
+            &["tie_word_embeddings: wanted nothing"],
+        ),
+        (
+            only(&["--preset", "tiny", "--config", &file("bias.toml")]),
+            &["bias: wanted nothing (presets have none)"],
+        ),
+        (
+            only(&["--preset", "tiny", "--config", &file("sizes.toml")]),
+            &["hidden_size: wanted 256, the preset's, got 21"],
+        ),
     ];
     let never = file("never");
     for (args, wanted) in &table {
@@ -429,6 +468,44 @@ fn bad_input_is_refused_with_a_sentence() {
     assert_eq!(files.entries(), before, "no file was made");
 }
 
+/// The output is a file like any other: its mode is the umask's, a symbolic link stays one, an old answer is replaced.
+#[cfg(unix)]
+#[test]
+fn the_output_file_is_an_ordinary_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let files = Files::new();
+    let (hidden, head) = (files.name("hidden.safetensors"), files.name("head.safetensors"));
+    std::fs::write(files.path("old"), "an older answer").unwrap();
+    std::os::unix::fs::symlink(files.path("old"), files.path("link")).unwrap();
+    let link = files.name("link");
+    good(&["run", "--head", &head, "--hidden", &hidden, "--out", &link]);
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(read(&files.path("old"))["row_status"].1, [7]);
+    std::fs::write(files.path("plain"), "").unwrap();
+    let mode = |name: &str| std::fs::metadata(files.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("old"), mode("plain"), "what any new file gets");
+}
+
+/// A reader that goes away is no failure; a full disk behind standard output is one, with a sentence.
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_output_may_be_closed_or_full() {
+    use std::fs::File;
+    use std::process::Stdio;
+    for args in [&["doctor"][..], &["run", "--preset", "tiny", "--json"], &["run", "--preset", "tiny"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
+        let out = command.args(args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{args:?}: {}", text(&out.stderr));
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
+        let out = command.args(args).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(text(&out.stderr).contains("standard output: cannot be written"), "{}", text(&out.stderr));
+    }
+}
+
 #[test]
 fn an_instruction_set_that_is_not_there_is_refused_by_name() {
     let run = |isa: &str| {
@@ -441,6 +518,13 @@ fn an_instruction_set_that_is_not_there_is_refused_by_name() {
     let out = run("portable");
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert!(text(&out.stdout).contains("portable"), "{}", text(&out.stdout));
+    let doctor = Command::new(env!("CARGO_BIN_EXE_lmhead"))
+        .arg("doctor")
+        .env("LMHEAD_CPU_ISA", "sse9")
+        .output()
+        .unwrap();
+    assert_eq!(doctor.status.code(), Some(1), "something of this build does not work here");
+    assert!(text(&doctor.stdout).contains("missing"), "{}", text(&doctor.stdout));
     let out = run("sse9");
     assert_eq!(out.status.code(), Some(2));
     assert!(

@@ -176,7 +176,9 @@ fn group_size_of_auto_minus_one_and_numbers() {
     config.lmhead_tp_size = LmheadTpSize::TensorParallel;
     assert_eq!(config.group_size(&layout(4, 2)), Ok(2));
     config.lmhead_tp_size = LmheadTpSize::Ranks(0);
-    assert!(config.group_size(&layout(4, 2)).unwrap_err().to_string().contains("nearest that fit: 1"));
+    assert!(
+        config.group_size(&layout(4, 2)).unwrap_err().to_string().contains("nearest that fit dp 4 x tp 2: 1")
+    );
     config.lmhead_tp_size = LmheadTpSize::Ranks(8);
     assert_eq!(config.group_size(&layout(4, 2)), Ok(8));
 }

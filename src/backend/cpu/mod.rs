@@ -45,6 +45,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Part of the fingerprint: raised whenever a row's bits change.
 const VERSION: u32 = 1;
 
+/// Most threads of a pool: more than any machine has CPUs, few enough to be started.
+const MAX_THREADS: usize = 1024;
+
 /// The CPU as a [`Backend`]. It has a thread pool of its own, which all ranks of a process share: put it in an
 /// `Arc`. Calls may come from any number of threads at once.
 #[derive(Debug)]
@@ -58,7 +61,7 @@ impl CpuBackend {
     /// set of this machine, or the one that the environment variable [`ISA_VARIABLE`] names.
     ///
     /// # Errors
-    /// `Config` for 0 threads, an unknown instruction set, or one that this machine lacks; `Unsupported` where
+    /// `Config` for 0 threads or more than 1024, an unknown instruction set, or one that this machine lacks; `Unsupported` where
     /// the threads cannot be started.
     pub fn new(threads: Option<usize>) -> Result<CpuBackend> {
         let name = std::env::var_os(ISA_VARIABLE);
@@ -72,8 +75,11 @@ impl CpuBackend {
     /// As [`CpuBackend::new`].
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Result<CpuBackend> {
         let isa = Isa::choose(Some(isa.name()))?;
-        if threads == Some(0) {
-            return Err(Error::config("threads", "at least 1", 0, "leave it out to use every CPU"));
+        if let Some(threads) = threads
+            && !(1..=MAX_THREADS).contains(&threads)
+        {
+            let fix = "leave it out to use every CPU";
+            return Err(Error::config("threads", format!("1 to {MAX_THREADS}"), threads, fix));
         }
         let threads = match threads {
             Some(threads) => threads,

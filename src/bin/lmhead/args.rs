@@ -30,7 +30,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
     pub quantize: Option<String>,
 
-    /// Rows: safetensors with hidden_states [rows, hidden] in rank order and, optionally, logits_indices [n]
+    /// Rows: safetensors with hidden_states [rows, hidden] in rank order and, optionally, logits_indices [n];
+    /// synthetic rows without it
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
@@ -48,7 +49,8 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     pub tp: String,
-    /// Ranks that share one head: auto | -1 (tp) | n, n being 1 or a multiple of tp that divides dp * tp [default: auto]
+    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where above 1, else what
+    /// a configured cost_model finds fastest, else 1, a whole head on every rank [default: auto]
     #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", allow_hyphen_values = true)]
     pub lmhead_tp_size: Option<String>,
     /// How ranks learn each other's rows: exact (all known), capacity (a fixed shape) or discover
@@ -58,7 +60,7 @@ pub struct RunArgs {
     /// logits | argmax | topk:K
     #[arg(long, value_name = "WHAT", default_value = "logits", allow_hyphen_values = true)]
     pub request: String,
-    /// f32 | bf16 | f16: the type that logits are rounded to
+    /// f32 | bf16 | f16: the type that --request logits rounds to
     #[arg(long, value_name = "DTYPE", default_value = "f32", allow_hyphen_values = true)]
     pub logits_dtype: String,
     /// Where the arithmetic runs
@@ -67,10 +69,10 @@ pub struct RunArgs {
     /// What carries bytes between ranks
     #[arg(long, default_value = "auto")]
     pub exchange: ExchangeName,
-    /// Threads of the CPU backend [default: all cores]
+    /// Threads of the CPU backend, which all ranks share [default: all cores]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub threads: Option<String>,
-    /// Seed of synthetic weights and rows, and of the check's sample
+    /// Seed of synthetic weights and rows (without --hidden), and of the check's sample
     #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
     pub seed: String,
     /// Steps to time after the warm-up; medians are reported
@@ -107,6 +109,9 @@ pub enum ExchangeName {
     Local,
 }
 
+/// Ranks are threads here, and every pair of them has a queue.
+const MAX_RANKS: usize = 1024;
+
 fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
     Error::Config { key: option.into(), wanted: wanted.into(), got: format!("`{got}`"), fix: fix.into() }
 }
@@ -118,6 +123,30 @@ impl RunArgs {
 
     pub fn tp(&self) -> Result<usize> {
         at_least_one("--tp", &self.tp)
+    }
+
+    /// The number of ranks must be one that a process can have.
+    pub fn check_ranks(&self) -> Result<()> {
+        let dp = self.dp()?.or(self.rows()?.map(|rows| rows.len())).unwrap_or(1);
+        let tp = self.tp()?;
+        match dp.checked_mul(tp) {
+            Some(ranks) if ranks <= MAX_RANKS => Ok(()),
+            _ => Err(Error::Config {
+                key: "--dp, --tp".into(),
+                wanted: format!("at most {MAX_RANKS} ranks: each is a thread of this process"),
+                got: format!("dp {dp} x tp {tp}"),
+                fix: "use fewer".into(),
+            }),
+        }
+    }
+
+    /// Files that are read: no answer may be written over them.
+    pub fn input_files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> =
+            [&self.hidden, &self.config, &self.head].into_iter().flatten().cloned().collect();
+        let model = self.model.as_ref().and_then(|folder| std::fs::read_dir(folder).ok());
+        files.extend(model.into_iter().flatten().flatten().map(|entry| entry.path()));
+        files
     }
 
     pub fn threads(&self) -> Result<Option<usize>> {

@@ -1,6 +1,6 @@
 //! `lmhead doctor`: prints what [`lmhead::doctor`] found.
 
-use crate::Failure;
+use crate::{Failure, print};
 use clap::Args;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
@@ -13,12 +13,13 @@ pub struct DoctorArgs {
     json: bool,
 }
 
-/// Always good: a missing part is a finding, not a failure.
+/// False (exit 1) where a part of this build does not work here.
 pub fn doctor(args: &DoctorArgs) -> Result<bool, Failure> {
     let checks = examine();
+    let good = checks.iter().all(|check| check.status != Status::Missing);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&checks).expect("checks are JSON"));
-        return Ok(true);
+        print(&serde_json::to_string_pretty(&checks).expect("checks are JSON"))?;
+        return Ok(good);
     }
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY).set_header(["", "what", "found", "what to do"]);
@@ -30,6 +31,6 @@ pub fn doctor(args: &DoctorArgs) -> Result<bool, Failure> {
         };
         table.add_row([mark, &check.name, &check.message, &check.suggestion]);
     }
-    println!("{table}");
-    Ok(true)
+    print(&table.to_string())?;
+    Ok(good)
 }

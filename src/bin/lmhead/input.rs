@@ -55,6 +55,30 @@ impl HeadSource {
             (None, None, None) => return Err(one_of("none")),
             _ => return Err(one_of("several")),
         };
+        if args.out.is_some() && args.hidden.is_none() && args.preset.is_none() {
+            return Err(Error::Config {
+                key: "--out".into(),
+                wanted: "--hidden FILE beside it".into(),
+                got: "none".into(),
+                fix: "an answer to made-up rows is of use to nobody: pass the hidden states".into(),
+            });
+        }
+        // Settings that have no meaning for this kind of head are refused, not passed over.
+        let tied = settings.tie_word_embeddings.is_some() && args.model.is_none();
+        let biased = settings.bias == Some(true) && args.preset.is_some();
+        for (key, given, why) in [
+            ("tie_word_embeddings", tied, "only a --model has embeddings"),
+            ("bias", biased, "presets have none"),
+        ] {
+            if given {
+                return Err(Error::Config {
+                    key: key.into(),
+                    wanted: format!("nothing ({why})"),
+                    got: "a value".into(),
+                    fix: "leave it out of the configuration".into(),
+                });
+            }
+        }
         let quantization = args.quantize()?.or(settings.quantization);
         Ok(HeadSource { kind, seed: args.seed()?, quantization, bias: settings.bias })
     }
@@ -75,7 +99,8 @@ impl HeadSource {
     pub fn describe(&self) -> String {
         match &self.kind {
             Kind::Stored(checkpoint) => {
-                format!("{}: {}", checkpoint.path().display(), checkpoint.tensor_name())
+                let (path, rows) = (checkpoint.path().display(), checkpoint.rows());
+                format!("{path}: {} ({rows} rows stored)", checkpoint.tensor_name())
             }
             Kind::Synthetic(preset) => format!("preset {} (synthetic, seed {})", preset.name, self.seed),
         }
@@ -164,6 +189,8 @@ impl HeadSource {
 pub struct Rows {
     pub bytes: Vec<u8>,
     pub dtype: DType,
+    /// Where they came from, for the report.
+    pub origin: String,
     /// Hidden rows of each dp rank.
     pub counts: Vec<usize>,
     /// `logits_indices`, as numbers over all hidden rows.
@@ -203,8 +230,10 @@ impl Rows {
                     DType::I8 => DType::Bf16,
                     own => own,
                 });
-                let bytes = synthetic_rows(args.seed()?, total(&counts)?, config.hidden_size, dtype)?;
-                Ok(Rows { bytes, dtype, counts, indices: None })
+                let seed = args.seed()?;
+                check_dtype(dtype, source, config)?;
+                let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
+                Ok(Rows { bytes, dtype, origin: format!("synthetic, seed {seed}"), counts, indices: None })
             }
             Some(path) => {
                 let file = SafetensorsFile::open(path)?;
@@ -227,7 +256,8 @@ impl Rows {
                     )?),
                     false => None,
                 };
-                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, counts, indices })
+                let origin = path.display().to_string();
+                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, origin, counts, indices })
             }
         }
     }
@@ -305,6 +335,20 @@ fn check_hidden(
     if own != DType::I8 && config.quantization == Quantization::None && own != *dtype {
         let fix = format!("convert the hidden states to {own}");
         return Err(refuse(format!("{own}, the head's dtype"), dtype.to_string(), &fix));
+    }
+    Ok(())
+}
+
+/// Synthetic rows of a configured type must be of one that the head takes.
+fn check_dtype(dtype: DType, source: &HeadSource, config: &HeadConfig) -> Result<()> {
+    let own = source.dtype();
+    if own != DType::I8 && config.quantization == Quantization::None && own != dtype {
+        return Err(Error::Dtype {
+            what: "hidden_dtype".into(),
+            wanted: format!("{own}, the head's dtype"),
+            got: dtype.to_string(),
+            fix: "leave it out, or quantise the head: int8 heads take any".into(),
+        });
     }
     Ok(())
 }

@@ -42,6 +42,39 @@ impl From<lmhead::Error> for Failure {
     }
 }
 
+/// Writes to standard output. A reader that has gone away (`| head`) is no failure.
+pub fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write};
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::Input(lmhead::Error::File {
+            path: "standard output".into(),
+            problem: format!("cannot be written: {e}"),
+            fix: "send it somewhere that takes it".into(),
+        })),
+        _ => Ok(()),
+    }
+}
+
+/// Messages of the library name settings; where those are options here, the option.
+fn in_options(error: lmhead::Error) -> lmhead::Error {
+    let option = |key: String| match key.as_str() {
+        "quantize" | "preset" | "threads" => format!("--{key}"),
+        "lmhead_tp_size" => "--lmhead-tp-size".into(),
+        "request topk" => "--request topk:K".into(),
+        _ => key,
+    };
+    match error {
+        lmhead::Error::Config { key, wanted, got, fix } => {
+            lmhead::Error::Config { key: option(key), wanted, got, fix }
+        }
+        lmhead::Error::Request { what, wanted, got, fix } => {
+            lmhead::Error::Request { what: option(what), wanted, got, fix }
+        }
+        other => other,
+    }
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
@@ -51,7 +84,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(Failure::Input(error)) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", in_options(error));
             ExitCode::from(2)
         }
         Err(Failure::Ranks(failed)) => {

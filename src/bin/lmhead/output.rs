@@ -9,22 +9,61 @@ use tempfile::NamedTempFile;
 
 /// A file that can be written, found out before anything is computed.
 pub struct OutFile {
+    /// As the user named it.
+    named: PathBuf,
+    /// Where it really lies: symbolic links are followed, and stay.
     target: PathBuf,
-    temporary: NamedTempFile,
 }
 
 impl OutFile {
-    /// Creates the temporary file in the target's folder.
-    pub fn create(target: &Path) -> Result<Self> {
+    /// Checks that `named` can be written: a new or an existing regular file, not one of `inputs`, in a folder that takes files.
+    pub fn check(named: &Path, inputs: &[PathBuf]) -> Result<Self> {
         let refuse =
-            |problem: String, fix: &str| Error::File { path: target.into(), problem, fix: fix.into() };
-        if target.is_dir() {
-            return Err(refuse("is a folder".into(), "name a file for --out"));
+            |problem: String, fix: &str| Error::File { path: named.into(), problem, fix: fix.into() };
+        let target = match std::fs::symlink_metadata(named) {
+            Ok(_) => {
+                let target = std::fs::canonicalize(named).map_err(|e| {
+                    refuse(format!("cannot be followed: {}", e.kind()), "name a file for --out")
+                })?;
+                if !target.is_file() {
+                    return Err(refuse("is not a regular file".into(), "name a file for --out"));
+                }
+                target
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => named.to_path_buf(),
+            Err(e) => return Err(refuse(format!("cannot be written: {e}"), "name another file for --out")),
+        };
+        let same = |input: &&PathBuf| std::fs::canonicalize(input).is_ok_and(|input| input == target);
+        if let Some(input) = inputs.iter().find(same) {
+            let problem = format!("is an input of this run ({})", input.display());
+            return Err(refuse(problem, "name another file for --out"));
         }
-        let folder = match target.parent() {
+        let out = OutFile { named: named.into(), target };
+        if !out.folder().is_dir() {
+            let problem = format!("the folder {} does not exist", out.folder().display());
+            return Err(refuse(problem, "create it, or name another for --out"));
+        }
+        // Made and dropped at once: an interrupted run leaves nothing behind.
+        out.temporary()?;
+        Ok(out)
+    }
+
+    fn folder(&self) -> &Path {
+        match self.target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
-        };
+        }
+    }
+
+    fn failed(&self, problem: impl std::fmt::Display) -> Error {
+        Error::File {
+            path: self.named.clone(),
+            problem: format!("cannot be written: {problem}"),
+            fix: "make room in that folder, or name another for --out".into(),
+        }
+    }
+
+    fn temporary(&self) -> Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".lmhead-").suffix(".tmp");
         #[cfg(unix)]
@@ -33,34 +72,26 @@ impl OutFile {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let temporary = builder.tempfile_in(folder).map_err(|e| {
-            refuse(format!("cannot be written: {e}"), "name a file in a folder that exists and is writable")
-        })?;
-        Ok(OutFile { target: target.into(), temporary })
+        builder.tempfile_in(self.folder()).map_err(|e| self.failed(e.kind()))
     }
 
-    /// Writes the tensors and moves the file to its place.
+    /// Writes the tensors beside the target and moves the file to its place.
     pub fn write(self, answer: &Assembled) -> Result<()> {
-        let failed = |e: &dyn std::fmt::Display| Error::File {
-            path: self.target.clone(),
-            problem: format!("cannot be written: {e}"),
-            fix: "make room in that folder or name another".into(),
-        };
         let tensors = answer.tensors();
         let views: Vec<(&str, TensorView)> = tensors
             .iter()
             .map(|(name, dtype, shape, bytes)| {
                 TensorView::new(*dtype, shape.clone(), bytes)
                     .map(|view| (*name, view))
-                    .map_err(|e| failed(&e))
+                    .map_err(|e| self.failed(e))
             })
             .collect::<Result<_>>()?;
-        safetensors::serialize_to_file(views, None, self.temporary.path()).map_err(|e| failed(&e))?;
-        self.temporary.persist(&self.target).map_err(|e| Error::File {
-            path: self.target.clone(),
-            problem: format!("cannot be written: {}", e.error),
-            fix: "name another file".into(),
-        })?;
+        let temporary = self.temporary()?;
+        let permissions = temporary.as_file().metadata().map_err(|e| self.failed(e))?.permissions();
+        // safetensors puts a file of its own, for the owner alone, in the temporary one's place.
+        safetensors::serialize_to_file(views, None, temporary.path()).map_err(|e| self.failed(e))?;
+        std::fs::set_permissions(temporary.path(), permissions).map_err(|e| self.failed(e))?;
+        temporary.persist(&self.target).map_err(|e| self.failed(e.error))?;
         Ok(())
     }
 }
@@ -79,26 +110,15 @@ impl Assembled {
     pub fn new(request: &Request, rows: usize, vocab_size: usize) -> Result<Self> {
         let output = match *request {
             Request::Logits { dtype } => {
-                let mut bytes = Vec::new();
-                let wanted = (rows as u128) * (vocab_size as u128) * (dtype.size() as u128);
-                let fits = usize::try_from(wanted).ok().filter(|&n| bytes.try_reserve_exact(n).is_ok());
-                let Some(wanted) = fits else {
-                    return Err(Error::Shape {
-                        what: "logits of all rows".into(),
-                        wanted: "a buffer that fits this machine's memory".into(),
-                        got: format!("{wanted} bytes"),
-                        fix: "pass fewer rows, or ask for argmax or topk".into(),
-                    });
-                };
-                bytes.resize(wanted, 0);
+                let bytes = filled(0, [rows, vocab_size, dtype.size()])?;
                 Output::Logits { dtype, vocab_size, bytes }
             }
-            Request::Argmax => Output::Argmax { ids: vec![0; rows] },
+            Request::Argmax => Output::Argmax { ids: filled(0, [rows, 1, 1])? },
             Request::TopK { k } => Output::TopK {
                 k,
-                values: vec![0.0; rows * k],
-                ids: vec![0; rows * k],
-                logsumexp: vec![0.0; rows],
+                values: filled(0.0, [rows, k, 1])?,
+                ids: filled(0, [rows, k, 1])?,
+                logsumexp: filled(0.0, [rows, 1, 1])?,
             },
             _ => unreachable!("args knows these requests only"),
         };
@@ -149,6 +169,22 @@ impl Assembled {
         tensors.push(("row_status", Dtype::U8, vec![self.rows], status.into()));
         tensors
     }
+}
+
+/// A vector of `shape`, without aborting where there is no such memory.
+fn filled<T: Clone>(value: T, shape: [usize; 3]) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let length = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let Some(length) = length.filter(|&n| values.try_reserve_exact(n).is_ok()) else {
+        return Err(Error::Shape {
+            what: "the answer of all rows".into(),
+            wanted: "a buffer that fits this machine's memory".into(),
+            got: format!("{shape:?} elements"),
+            fix: "pass fewer rows, or ask for argmax or a smaller topk".into(),
+        });
+    };
+    values.resize(length, value);
+    Ok(values)
 }
 
 fn little_i64(values: &[i64]) -> Vec<u8> {

@@ -14,6 +14,8 @@ pub struct Report {
     pub command: String,
     pub machine: String,
     pub head: String,
+    /// Where the hidden rows came from.
+    pub rows: String,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub weights: String,
@@ -45,8 +47,9 @@ pub struct RankReport {
     pub tp: usize,
     /// Global ranks of its group.
     pub group: Vec<usize>,
-    /// Output rows that it brought.
-    pub rows: usize,
+    /// Hidden rows that it held, and output rows wanted of them.
+    pub hidden_rows: usize,
+    pub output_rows: usize,
     pub shard: [usize; 2],
     pub shard_bytes: u64,
     pub contract_us: f64,
@@ -75,34 +78,34 @@ pub struct StepReport {
 
 impl Report {
     /// The table for a person.
-    pub fn print(&self) {
-        println!(
-            "{}: {} x {} {}{}",
-            self.head,
-            self.vocab_size,
-            self.hidden_size,
-            self.weights,
-            if self.quantization == "none" { String::new() } else { format!(", {}", self.quantization) }
-        );
-        println!(
-            "dp {} x tp {}, head groups of {}; {} ({} threads), exchange {}; {} of {} rows, {} counts",
-            self.dp,
-            self.tp,
-            self.lmhead_tp_size,
-            self.backend,
-            self.threads,
-            self.exchange,
-            self.request,
-            self.output_rows,
-            self.mode
-        );
+    pub fn table(&self) -> String {
+        let mut lines = Vec::new();
+        let quantized =
+            if self.quantization == "none" { String::new() } else { format!(", {}", self.quantization) };
+        lines.push(format!(
+            "{}: {} x {} {}{quantized}",
+            self.head, self.vocab_size, self.hidden_size, self.weights
+        ));
+        let shared = match (self.lmhead_tp_size, self.ranks.len()) {
+            (1, 1) => "one rank with the whole head".into(),
+            (1, _) => "every rank holds the whole head (--lmhead-tp-size shares it)".into(),
+            (n, _) => format!("{n} ranks share a head"),
+        };
+        lines.push(format!(
+            "dp {} x tp {}, {shared}; {} on {} threads, exchange {}",
+            self.dp, self.tp, self.backend, self.threads, self.exchange
+        ));
+        lines.push(format!(
+            "{} of {} output rows ({} hidden rows: {}), {} counts",
+            self.request, self.output_rows, self.hidden_rows, self.rows, self.mode
+        ));
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
         table.set_header([
             "rank",
-            "rows",
+            "rows in/out",
             "shard (ids)",
-            "shard",
+            "bytes",
             "contract",
             "gather",
             "matmul",
@@ -114,7 +117,7 @@ impl Report {
         for rank in &self.ranks {
             table.add_row([
                 rank.rank.to_string(),
-                rank.rows.to_string(),
+                format!("{}/{}", rank.hidden_rows, rank.output_rows),
                 format!("{}..{}", rank.shard[0], rank.shard[1]),
                 bytes(rank.shard_bytes),
                 micros(rank.contract_us),
@@ -129,42 +132,47 @@ impl Report {
         for column in table.column_iter_mut() {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        println!("{table}");
-        println!(
+        lines.push(table.to_string());
+        lines.push(format!(
             "head ready in {:.1} s; step {} (median of {}, slowest rank); {} exchanged; weights at {:.1} GB/s",
             self.load_seconds,
             micros(self.step.step_us),
             self.steps,
             bytes(self.step.bytes_exchanged),
             self.step.weight_gb_per_s
-        );
-        if self.rows_not_good > 0 {
-            println!("{} rows have non-finite logits: see row_status", self.rows_not_good);
-        }
+        ));
         if let Some(check) = &self.check {
-            println!("{}", check.sentence());
-            for mistake in &check.mistakes {
-                println!("  {mistake}");
-            }
+            lines.push(check.sentence(&self.request, &self.quantization));
+            lines.extend(check.mistakes.iter().map(|mistake| format!("  {mistake}")));
         }
         if let Some(out) = &self.out {
-            println!("written: {out}");
+            lines.push(format!("written: {out}"));
         }
+        lines.join("\n")
     }
 }
 
 impl CheckReport {
-    fn sentence(&self) -> String {
+    fn sentence(&self, request: &str, quantization: &str) -> String {
         let verdict = if self.passed { "check passed" } else { "CHECK FAILED" };
-        let extent = if self.everything { "everything" } else { "a seeded sample" };
-        let rms = match self.error_over_rms {
-            Some(over) => format!("; {over:.1e} of the logits' rms, allowed {RMS_LIMIT:.0e}"),
-            None => String::new(),
+        // What quantising costs is not an error of the computation, and not seen here.
+        let truth = match quantization {
+            "none" => "float64".to_string(),
+            how => format!("float64 arithmetic on the {how} head"),
         };
-        format!(
-            "{verdict} against float64 ({extent}: {} values of {} rows): largest error {:.2e}, allowed there {:.2e}; worst error/allowed {:.1e}{rms}",
-            self.values, self.rows, self.largest_error, self.allowed_there, self.worst_ratio
-        )
+        let extent = if self.everything { "everything" } else { "a seeded sample" };
+        let found = match (request, self.error_over_rms) {
+            ("argmax", _) => "no id that another beats by more than rounding".into(),
+            (_, Some(over)) => format!(
+                "largest error {over:.1e} of the logits' rms, allowed {RMS_LIMIT:.0e}; in itself {:.1e}, its worst-case bound {:.1e}",
+                self.largest_error, self.allowed_there
+            ),
+            (_, None) => format!(
+                "largest error {:.1e}, its worst-case bound {:.1e}; nearest to its bound: {:.1e} of it",
+                self.largest_error, self.allowed_there, self.worst_ratio
+            ),
+        };
+        format!("{verdict} against {truth} ({extent}: {} values of {} rows): {found}", self.values, self.rows)
     }
 }
 

@@ -1,12 +1,12 @@
 //! `lmhead run`: the whole way, from files or synthetic data to an answer, a check and a report.
 
-use crate::Failure;
 use crate::args::{BackendName, CountMode, ExchangeName, RunArgs};
 use crate::check;
 use crate::input::{HeadSource, Rows};
 use crate::output::{Assembled, OutFile};
 use crate::ranks::{self, Done, Plan, Rank};
 use crate::report::{RankReport, Report, StepReport};
+use crate::{Failure, print};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Settings;
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     // Everything that the user wrote is judged before anything is loaded or computed.
     let (request, threads, steps, seed) = (args.request()?, args.threads()?, args.steps()?, args.seed()?);
+    args.check_ranks()?;
     let mut settings = match &args.config {
         Some(path) => Settings::from_file(path)?,
         None => Settings::default(),
@@ -35,12 +36,14 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
     let group_size = config.group_size(&layout)?;
     request.check(config.vocab_size)?;
+    let out = args.out.as_deref().map(|path| OutFile::check(path, &args.input_files())).transpose()?;
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
-    let out = args.out.as_deref().map(OutFile::create).transpose()?;
 
-    let backend: Arc<dyn Backend> = match args.backend {
-        BackendName::Auto | BackendName::Cpu => Arc::new(CpuBackend::new(threads)?),
+    let cpu = match args.backend {
+        BackendName::Auto | BackendName::Cpu => CpuBackend::new(threads)?,
     };
+    let (isa, threads) = (cpu.isa(), cpu.threads());
+    let backend: Arc<dyn Backend> = Arc::new(cpu);
     let exchange = match args.exchange {
         ExchangeName::Auto | ExchangeName::Local => "local",
     };
@@ -59,10 +62,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let bad: Vec<usize> = (0..answer.rows).filter(|&i| answer.row_status[i] != RowStatus::Good).collect();
     if !bad.is_empty() {
         let first = &bad[..bad.len().min(8)];
-        eprintln!(
-            "warning: {} output rows have non-finite logits (row_status 1), the first: {first:?}",
-            bad.len()
-        );
+        let rows = if bad.len() == 1 { "output row has" } else { "output rows have" };
+        eprintln!("warning: {} {rows} non-finite logits (row_status 1), the first: {first:?}", bad.len());
     }
 
     let checked = match args.check {
@@ -84,15 +85,16 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
             .fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy()),
         machine: format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH),
         head: source.describe(),
+        rows: rows.origin.clone(),
         vocab_size: config.vocab_size,
         hidden_size: config.hidden_size,
         weights: weights.to_string(),
         quantization: config.quantization.to_string(),
         request: request.to_string(),
         mode: mode_name(args.mode).into(),
-        backend: backend.fingerprint(weights),
+        backend: format!("{} {isa}", backend.name()),
         exchange: exchange.into(),
-        threads: threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        threads,
         dp: layout.dp,
         tp: layout.tp,
         lmhead_tp_size: group_size,
@@ -108,9 +110,9 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         warnings,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report).expect("a report is JSON"));
+        print(&serde_json::to_string_pretty(&report).expect("a report is JSON"))?;
     } else {
-        report.print();
+        print(&report.table())?;
     }
     Ok(passed)
 }
@@ -185,7 +187,8 @@ fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
         dp: rank.dp,
         tp: rank.tp,
         group: rank.group.ranks().to_vec(),
-        rows: plan.parts[rank.dp].places.len(),
+        hidden_rows: plan.parts[rank.dp].hidden.len(),
+        output_rows: plan.parts[rank.dp].places.len(),
         shard: [vocab.start, vocab.end],
         shard_bytes: rank.shard.bytes(),
         contract_us: median(done, |s| s.1.contract),
