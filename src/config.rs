@@ -126,7 +126,8 @@ impl<'de> Deserialize<'de> for LmheadTpSize {
     }
 }
 
-/// When an exact step begins with the exchange of headers that checks the contract.
+/// When an exact step begins with the exchange of headers that checks the contract. Without it, ranks that disagree are found by
+/// the transport, as far as it can (the in-process exchange compares the terms of every call), otherwise by the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verify {
@@ -174,8 +175,11 @@ impl fmt::Display for Verify {
 pub struct Settings {
     /// Tells the heads of one process apart (target and draft). Absent: `lm_head`.
     pub name: Option<String>,
+    /// Ids of the vocabulary, 1 to 2^30; the checkpoint may store more rows.
     pub vocab_size: Option<usize>,
+    /// Columns of the head.
     pub hidden_size: Option<usize>,
+    /// How many ranks share one head.
     pub lmhead_tp_size: LmheadTpSize,
     /// Each tensor-parallel rank is answered only its part of its replica's rows.
     pub split_rows_over_tp: bool,
@@ -191,7 +195,9 @@ pub struct Settings {
     pub quantization: Option<Quantization>,
     /// Type of the hidden states. Absent: the weights' own; bf16 for an int8 head, which takes f32, f16 or bf16.
     pub hidden_dtype: Option<DType>,
+    /// The head is the embedding. Absent: as the model says, else where no head is stored.
     pub tie_word_embeddings: Option<bool>,
+    /// When exact steps check their contract.
     pub verify: Verify,
     /// Deadline of each collective operation, milliseconds. Absent: 30000.
     pub timeout_ms: Option<u64>,
@@ -252,19 +258,27 @@ fn unreadable(what: &str, error: &dyn fmt::Display) -> Error {
 pub struct HeadConfig {
     /// Tells the heads of one process apart; part of every step's contract.
     pub name: String,
+    /// Ids of the vocabulary.
     pub vocab_size: usize,
+    /// Columns of the head, elements of a hidden row.
     pub hidden_size: usize,
+    /// What [`HeadConfig::group_size`] resolves; a head itself goes by its [`crate::layout::HeadGroup`].
     pub lmhead_tp_size: LmheadTpSize,
+    /// Each tensor-parallel rank is answered only its part of its replica's rows.
     pub split_rows_over_tp: bool,
     /// Multiplies the logits, after the softcap.
     pub logit_scale: f32,
+    /// `cap * tanh(logit / cap)`, before the scale.
     pub final_logit_softcapping: Option<f32>,
+    /// How the weights are multiplied; must be the shard's.
     pub quantization: Quantization,
     /// Type of the hidden states. `None`: the weights' own; bf16 for an int8 head, which takes f32, f16 or bf16.
     pub hidden_dtype: Option<DType>,
+    /// When exact steps check their contract.
     pub verify: Verify,
     /// Deadline of each collective operation.
     pub timeout: Duration,
+    /// Speeds by which `lmhead_tp_size = auto` chooses.
     pub cost_model: Option<CostModel>,
 }
 

@@ -1,6 +1,6 @@
 //! The one error type. Every variant says what was wanted, what came and what to do.
 //!
-//! Variants map one to one to the status codes that the C interface returns ([`Error::code`]).
+//! Variants map one to one to status codes ([`Error::code`]).
 
 use crate::exchange::Operation;
 use std::fmt;
@@ -11,6 +11,9 @@ use std::time::Duration;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What went wrong. The text of each is complete in itself: wanted, got, and what to do.
+///
+/// Fields: `key`, `what`, `path`, `tensor` name the culprit; `wanted`, `got`, `fix` are words; `ranks` and `missing` are global rank
+/// numbers ([`crate::layout::HeadGroup::ranks`]); `step` counts from 0 since the head was made or rebuilt.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -137,7 +140,7 @@ impl Error {
         }
     }
 
-    /// The status code of the C interface. Never 0, stable across versions.
+    /// A status code for interfaces without enums. Never 0, stable across versions.
     pub fn code(&self) -> i32 {
         match self {
             Error::Config { .. } => 1,

@@ -20,8 +20,17 @@
 //! Around them: [`config`] and [`layout`] say who shares what, [`step`] is the contract between ranks, [`mod@reference`] the
 //! float64 truth that everything is compared with.
 //!
-//! A row's answer has the same bits whatever the rows around it, the group size, the shard and the number of threads;
-//! a rank that disagrees, does not come or gives up ends the step with a named error on every rank.
+//! # Promises
+//!
+//! 1. **Same bits.** Within one backend and instruction set a row's answer is bitwise the same whatever the batch around it, its
+//!    position, the padding, the group size, the shard and the number of threads. Logsumexp is within `1e-6·max(1, |lse|)` of float64
+//!    over the same logits.
+//! 2. **int8 is exact.** W8A8 logits follow one rule word for word ([`quantize`]), with int32 sums.
+//! 3. **Errors, never undefined behaviour.** Bad input is refused with what was wanted, what came and what to do. A rank that
+//!    disagrees, does not come or gives up ends the step with a named error on every rank, by the deadline.
+//! 4. **Ties** go to the lowest vocabulary id.
+//! 5. **Accuracy.** A raw f32 logit is within `K·2^-24·Σ|x_k·w_k|` of float64 over the same rounded inputs (K the hidden size), and on
+//!    Gaussian data within `5e-5` of the logits' root mean square ([`mod@reference`]).
 //!
 //! ```
 //! use lmhead::backend::cpu::CpuBackend;

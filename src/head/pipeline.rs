@@ -31,7 +31,9 @@ impl Step<'_> {
         self.counts.as_deref()
     }
 
-    /// Runs the step on this rank's hidden rows. Collective; returns by the deadline of its operations.
+    /// Runs the step on this rank's hidden rows. Collective; returns by the deadline of its operations. With tensor parallelism
+    /// every rank of a replica passes the same rows (their bytes are not compared), and is answered all of them, or with
+    /// `split_rows_over_tp` its part.
     ///
     /// # Errors
     /// `Shape` or `Dtype` where the rows are not those announced; `StepMismatch`, `Timeout`, `RankLost` where a peer is
