@@ -1,7 +1,7 @@
 //! One collective call: its ticket, its contract, its deadline.
 //!
 //! The contract is that every rank of a group makes the same calls, in the same order, with agreeing arguments. Each
-//! rank states its side in a 64-byte header; [`agree`] compares what all of them said.
+//! rank states its side in a 64-byte header; all of them are compared.
 
 use crate::config::Verify;
 use crate::error::{Disagreement, Error, Result};

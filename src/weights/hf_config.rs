@@ -56,6 +56,9 @@ pub(super) fn activations(config: Option<&Value>, module: &str) -> Result<Activa
             ("num_bits", "8", weights.get("num_bits").is_none_or(|v| *v == 8)),
             ("type", "int", weights.get("type").is_none_or(|v| *v == "int")),
             ("symmetric", "true", weights.get("symmetric").is_none_or(|v| *v == true)),
+            ("strategy", "channel", weights.get("strategy").is_none_or(|v| v.is_null() || *v == "channel")),
+            // -1 is how some writers say: one group a row.
+            ("group_size", "null", weights.get("group_size").is_none_or(|v| v.is_null() || *v == -1)),
         ] {
             if !fits {
                 return Err(Error::config(key(&format!("weights.{field}")), wanted, &weights[field], FIX));
@@ -122,6 +125,26 @@ mod tests {
 
     fn of(groups: Value) -> Result<Activations> {
         activations(Some(&json!({"quant_method": "compressed-tensors", "config_groups": groups})), "lm_head")
+    }
+
+    #[test]
+    fn groups_and_other_strategies_are_refused_by_name() {
+        for (field, value) in
+            [("strategy", json!("group")), ("strategy", json!("tensor")), ("group_size", json!(128))]
+        {
+            let mut weights: Value = serde_json::from_str(INT8).unwrap();
+            weights[field] = value.clone();
+            let error =
+                of(json!({"g": {"targets": ["Linear"], "weights": weights}})).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("g.weights.{field}"))
+                    && error.contains("one scale per vocabulary row"),
+                "{error}"
+            );
+        }
+        let mut weights: Value = serde_json::from_str(INT8).unwrap();
+        weights["group_size"] = json!(-1);
+        assert_eq!(of(json!({"g": {"targets": ["Linear"], "weights": weights}})), Ok(Activations::Float));
     }
 
     #[test]
