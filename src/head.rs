@@ -2,11 +2,15 @@
 //!
 //! * `agreement`: what all ranks agree on at creation and at the beginning of a step.
 //! * `pipeline`: [`Step::run`], `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
+//! * `adjusting`: masks, additions and penalties on their way to the shards.
+//! * `rounds`: one collective operation of a step and what it cost.
 //! * `buffers`: bytes that are resized and cut into messages.
 
+mod adjusting;
 mod agreement;
 mod buffers;
 mod pipeline;
+mod rounds;
 
 pub use pipeline::Step;
 
@@ -16,6 +20,7 @@ use crate::backend::Backend;
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::exchange::columns::Seen;
 use crate::exchange::{Exchange, Operation};
 use crate::layout::HeadGroup;
 use crate::merge::RowPartial;
@@ -58,7 +63,7 @@ struct Scratch {
     send: Vec<u8>,
     /// Results by source.
     recv: Vec<u8>,
-    nonfinite: Vec<bool>,
+    seen: Vec<Seen>,
     partials: Vec<RowPartial>,
 }
 
@@ -166,6 +171,21 @@ impl LmHead {
     /// `Request` or `Shape` for arguments that no head or group could take (nothing is sent then and the head stays usable);
     /// `StepMismatch`, `Timeout`, `RankLost` as the contract says; `Poisoned` after an earlier fault.
     pub fn step(&mut self, counts: RowCounts, request: &Request) -> Result<Step<'_>> {
+        self.begin(counts, request, false)
+    }
+
+    /// [`LmHead::step`] for rows of which some have [`Adjustments`](crate::adjust::Adjustments), which [`Step::run_with`] takes.
+    ///
+    /// With exact counts or a capacity every rank of the group says the same, also where it has none itself; it is part of the
+    /// contract. With `discover` it is learned: a rank that begins a plain `step` takes part in the others' adjustments.
+    ///
+    /// # Errors
+    /// As [`LmHead::step`].
+    pub fn step_adjusted(&mut self, counts: RowCounts, request: &Request) -> Result<Step<'_>> {
+        self.begin(counts, request, true)
+    }
+
+    fn begin(&mut self, counts: RowCounts, request: &Request, adjusted: bool) -> Result<Step<'_>> {
         if let Some(cause) = &self.poisoned {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
@@ -178,6 +198,7 @@ impl LmHead {
             mode,
             verify: self.config.verify,
             request: Some(*request),
+            adjusted,
             sequence: self.sequence,
             rows: own as u64,
             counts: counts_field,
@@ -192,6 +213,7 @@ impl LmHead {
         self.sequence += 1;
 
         let mut stats = StepStats::default();
+        let mut adjusted = adjusted;
         let mut known = match &ticket.counts {
             RowCounts::Exact(list) => Some(list.clone()),
             _ if self.group.replicas() == 1 => Some(vec![own]),
@@ -199,14 +221,17 @@ impl LmHead {
         };
         if verified && self.group.size() > 1 {
             match self.check_contract(&ticket, &mut stats) {
-                Ok(by_replica) => known = Some(by_replica),
+                Ok((by_replica, any)) => {
+                    known = Some(by_replica);
+                    adjusted = any;
+                }
                 Err(error) => {
                     self.fail(&ticket, &error);
                     return Err(error);
                 }
             }
         }
-        Ok(Step { head: self, ticket, counts: known, stats, done: false })
+        Ok(Step { head: self, ticket, counts: known, adjusted, stats, done: false })
     }
 
     /// Brings the head back after a fault, under a new epoch. Collective: every rank of the group calls it.

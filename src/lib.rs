@@ -13,7 +13,7 @@
 //! | hidden rows | views, selection by index, row counts | [`rows`] |
 //! | gather | all_gather of the group's rows | [`head`], [`exchange`] |
 //! | matmul | rows x own vocabulary shard | [`backend`], [`weights`] |
-//! | epilogue | dequantise, bias, softcap, scale | [`epilogue`] |
+//! | epilogue | dequantise, bias, softcap, scale; adjustments | [`epilogue`], [`adjust`] |
 //! | exchange | all_to_all of logits, or of candidates only | [`exchange`], [`merge`] |
 //! | result | logits, argmax, top-k with logsumexp, row status | [`result`] |
 //!
@@ -63,6 +63,7 @@
 //! # }
 //! ```
 
+pub mod adjust;
 pub mod backend;
 pub mod config;
 pub mod cost;
@@ -81,12 +82,13 @@ pub mod rows;
 pub mod step;
 pub mod weights;
 
+pub use adjust::Adjustments;
 pub use config::{HeadConfig, LmheadTpSize, Quantization, Settings};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use head::{LmHead, Step};
 pub use layout::{HeadGroup, ParallelLayout, RankOrder};
-pub use result::{Answer, Output, Request, RowStatus};
+pub use result::{Answer, Output, Request, RowInputs, RowStatus};
 pub use rows::{HiddenRows, RowCounts};
 pub use weights::{Checkpoint, HeadShard};
 

@@ -1,5 +1,6 @@
 //! What can be asked for, and what comes back.
 
+use crate::adjust::Adjustments;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -68,14 +69,24 @@ impl fmt::Display for Request {
     }
 }
 
+/// What belongs to the rows of a step beside their hidden states: data of each rank's own rows, in their order.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RowInputs<'a> {
+    /// Masks, additions and penalties, in a step that was begun with [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
+    pub adjustments: Option<Adjustments<'a>>,
+}
+
 /// Whether a row could be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[repr(u8)]
 pub enum RowStatus {
     /// Answered.
     Good = 0,
-    /// A raw f32 logit of the row is NaN or infinite: id −1 and NaN are answered; `Logits` passes values as computed.
+    /// An f32 logit of the row is NaN or infinite: id −1 and NaN are answered; `Logits` passes values as computed.
+    /// (Minus infinity from an adjustment is legal.)
     NonFinite = 1,
+    /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
+    NothingAllowed = 2,
 }
 
 /// The answer to the rows that this rank brought (or its part of them), in their order.
@@ -103,6 +114,7 @@ pub enum Output {
     /// `[rows]`; −1 where the row's status is not good.
     Argmax { ids: Vec<i64> },
     /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's status is not good.
+    /// Where fewer than k ids are allowed, the places that are left hold minus infinity and −1.
     TopK { k: usize, values: Vec<f32>, ids: Vec<i64>, logsumexp: Vec<f32> },
 }
 

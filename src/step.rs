@@ -33,7 +33,8 @@ const MAGIC: [u8; 4] = *b"LMH1";
 /// | 40..48 | exact: digest of all counts; capacity: the capacity |
 /// | 48..56 | digest of what was agreed at creation: sizes, dtypes, quantisation, backend, ... |
 /// | 56..60 | n of `verify = every n` |
-/// | 60..64 | zero |
+/// | 60 | 1 where the step has adjustments |
+/// | 61..64 | zero |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub head: u32,
@@ -41,6 +42,7 @@ pub struct Header {
     pub mode: Mode,
     pub verify: Verify,
     pub request: Option<Request>,
+    pub adjusted: bool,
     pub sequence: u64,
     pub rows: u64,
     pub counts: u64,
@@ -93,6 +95,7 @@ impl Header {
         out[40..48].copy_from_slice(&self.counts.to_le_bytes());
         out[48..56].copy_from_slice(&self.agreement.to_le_bytes());
         out[56..60].copy_from_slice(&every.to_le_bytes());
+        out[60] = u8::from(self.adjusted);
         out
     }
 
@@ -123,6 +126,11 @@ impl Header {
             mode: *mode.get(usize::from(bytes[12]))?,
             verify,
             request,
+            adjusted: match bytes[60] {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
             sequence: u64_at(16),
             rows: u64_at(32),
             counts: u64_at(40),
@@ -218,6 +226,10 @@ pub(crate) fn agree(
         compare("mode", &|h| h.mode.name().into());
         compare("verification", &|h| h.verify.to_string());
         compare("request", &|h| h.request.map_or_else(|| "none".into(), |r| r.to_string()));
+        // Where counts are learned, so is this.
+        if decoded.iter().flatten().any(|h| h.mode != Mode::Discover) {
+            compare("adjustments", &|h| if h.adjusted { "some rows have them" } else { "none" }.into());
+        }
         compare("agreement", &|h| format!("{:#018x} of sizes, dtypes and backend", h.agreement));
         if decoded.iter().flatten().all(|h| h.mode == mine.mode) {
             compare("counts", &|h| match (mine.mode, counts) {
@@ -269,6 +281,7 @@ mod tests {
             mode: Mode::Exact,
             verify: Verify::Always,
             request: Some(Request::Argmax),
+            adjusted: false,
             sequence: 3,
             rows: 2,
             counts: 99,
@@ -281,10 +294,11 @@ mod tests {
         fn headers_survive_the_wire(
             head in any::<u32>(), epoch in any::<u32>(), mode in 0usize..4, verify in 0u32..9, request in 0usize..6,
             sequence in any::<u64>(), rows in any::<u64>(), counts in any::<u64>(), agreement in any::<u64>(), k in any::<u32>(),
+            adjusted in any::<bool>(),
         ) {
             let dtype = [DType::F32, DType::F16, DType::Bf16][request % 3];
             let header = Header {
-                head, epoch, sequence, rows, counts, agreement,
+                head, epoch, adjusted, sequence, rows, counts, agreement,
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
                 verify: [Verify::Always, Verify::WarmUp, Verify::Every(verify)][verify as usize % 3],
                 request: [None, Some(Request::Argmax), Some(Request::TopK { k: k as usize }), Some(Request::Logits { dtype }),
@@ -331,6 +345,10 @@ mod tests {
             (
                 "request: ranks [0, 2] say argmax, ranks [1] say logits in bf16",
                 Header { request: Some(Request::logits(DType::Bf16)), ..mine },
+            ),
+            (
+                "adjustments: ranks [0, 2] say none, ranks [1] say some rows have them",
+                Header { adjusted: true, ..mine },
             ),
             ("agreement: ranks [0, 2] say 0x0000000000000005", Header { agreement: 6, ..mine }),
             (

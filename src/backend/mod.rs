@@ -2,6 +2,7 @@
 
 pub mod cpu;
 
+use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::Result;
@@ -15,6 +16,8 @@ pub struct Job<'a> {
     pub rows: HiddenRows<'a>,
     pub shard: &'a HeadShard,
     pub epilogue: Epilogue,
+    /// Applied after the epilogue, row by row; as many rows as `rows`, for the shard's vocabulary.
+    pub adjustments: Option<&'a ShardAdjustments>,
 }
 
 /// Logits of one job as they leave the backend: row `i` occupies
@@ -24,8 +27,11 @@ pub struct LogitsOut<'a> {
     pub bytes: &'a mut [u8],
     pub stride: usize,
     pub dtype: DType,
-    /// `[rows]`: set to true where a raw f32 logit (before rounding to `dtype`) is NaN or infinite.
+    /// `[rows]`: set to true where an f32 logit (before rounding to `dtype`) is NaN or infinite; minus infinity from an
+    /// adjustment is legal.
     pub nonfinite: &'a mut [bool],
+    /// `[rows]`, where asked for: set to true where an f32 logit is above minus infinity.
+    pub any_allowed: Option<&'a mut [bool]>,
 }
 
 /// One kind of device. The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows

@@ -1,6 +1,8 @@
 //! What the integration tests share: random heads and rows, and groups of ranks on threads.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod adjusting;
+
 use half::{bf16, f16};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
