@@ -303,6 +303,84 @@ fn a_broken_row_is_marked_and_the_others_are_answered() {
     assert_eq!(broken["topk_values"].2[4 * 8..], good["topk_values"].2[4 * 8..]);
 }
 
+/// `allowed` [7, 5] of 150 ids: row 2 allows nothing, row 3 only id 149, the others every third id.
+fn allowed_tensor() -> Tensor {
+    let allows = |row: usize, id: usize| match row {
+        2 => false,
+        3 => id == 149,
+        _ => id.is_multiple_of(3),
+    };
+    let word = |row: usize, word: usize| {
+        (0..32).fold(0u32, |bits, bit| bits | u32::from(allows(row, word * 32 + bit)) << bit)
+    };
+    let bytes = (0..7).flat_map(|row| (0..5).flat_map(move |w| word(row, w).to_le_bytes())).collect();
+    ("allowed".into(), Dtype::I32, vec![7, 5], bytes)
+}
+
+fn additions(rows: &[i64], ids: &[i64], values: &[f32]) -> Vec<Tensor> {
+    let i64s = |name: &str, values: &[i64]| {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        (name.to_string(), Dtype::I64, vec![values.len()], bytes)
+    };
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    vec![
+        i64s("adjust_rows", rows),
+        i64s("adjust_ids", ids),
+        ("adjust_values".into(), Dtype::F32, vec![values.len()], bytes),
+    ]
+}
+
+#[test]
+fn masks_and_additions_work_with_every_request_and_sharding() {
+    let files = Files::new();
+    let mut tensors = vec![bf16_tensor("hidden_states", &[7, 20], 2), allowed_tensor()];
+    tensors.extend(additions(
+        &[6, 0, 6, 4, 0],
+        &[30, 3, 31, 60, 3],
+        &[50.0, 20.0, 90.0, f32::NEG_INFINITY, 20.0],
+    ));
+    write(&files.path("rows"), &tensors);
+    let (head, rows, out) = (files.name("head.safetensors"), files.name("rows"), files.name("out"));
+    for request in ["logits", "argmax", "topk:60"] {
+        let mut first: Option<Vec<u8>> = None;
+        for extra in [
+            &[][..],
+            &["--rows", "3,0,4", "--lmhead-tp-size", "3"],
+            &["--dp", "2", "--tp", "2", "--lmhead-tp-size", "4", "--mode", "capacity"],
+            &["--dp", "7", "--lmhead-tp-size", "7", "--mode", "discover"],
+            &["--tp", "3", "--lmhead-tp-size", "-1"],
+        ] {
+            let mut args =
+                vec!["run", "--head", &head, "--hidden", &rows, "--request", request, "--out", &out];
+            args.extend(["--check", "--steps", "1"]);
+            args.extend(extra);
+            let run = lmhead(&args);
+            assert!(run.status.success(), "{extra:?}: {}{}", text(&run.stdout), text(&run.stderr));
+            let warning = "warning: 1 output rows have no id that is allowed (row_status 2), the first: [2]";
+            assert!(text(&run.stderr).contains(warning), "{}", text(&run.stderr));
+            let bytes = std::fs::read(&out).unwrap();
+            assert_eq!(*first.get_or_insert_with(|| bytes.clone()), bytes, "{request} {extra:?}");
+        }
+        let answer = read(&files.path("out"));
+        assert_eq!(answer["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
+        let ids: Vec<i64> = match request {
+            "argmax" => {
+                answer["argmax"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+            }
+            "topk:60" => {
+                let all = answer["topk_ids"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+                let all: Vec<i64> = all.collect();
+                assert!(all[3 * 60 + 1..4 * 60].iter().all(|id| *id == -1), "one id is allowed");
+                assert!(all[50..60].iter().all(|id| *id == -1), "50 ids are allowed");
+                assert!(!all[4 * 60..5 * 60].contains(&60), "forbidden by an addition");
+                all.into_iter().step_by(60).collect()
+            }
+            _ => continue,
+        };
+        assert_eq!((ids[0], ids[2], ids[3], ids[6]), (3, -1, 149, 30));
+    }
+}
+
 #[test]
 fn doctor_says_what_there_is() {
     let printed = good(&["doctor"]);
@@ -332,6 +410,19 @@ fn bad_input_is_refused_with_a_sentence() {
     write(&files.path("outside"), &[bf16_tensor("hidden_states", &[7, 20], 2), indices(&[0, 6, 7])]);
     write(&files.path("negative"), &[bf16_tensor("hidden_states", &[7, 20], 2), indices(&[0, -1])]);
     std::fs::create_dir(files.path("empty_model")).unwrap();
+    let rows_with = |name: &str, more: Vec<Tensor>| {
+        let tensors: Vec<Tensor> = [vec![bf16_tensor("hidden_states", &[7, 20], 2)], more].concat();
+        write(&files.path(name), &tensors);
+    };
+    rows_with("mask_words", vec![("allowed".into(), Dtype::I32, vec![7, 4], vec![0; 7 * 16])]);
+    rows_with("mask_rows", vec![("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 6 * 20])]);
+    rows_with("mask_type", vec![("allowed".into(), Dtype::U32, vec![7, 5], vec![0; 7 * 20])]);
+    rows_with("add_row", additions(&[0, 7], &[1, 1], &[0.0, 0.0]));
+    rows_with("add_id", additions(&[0, 6], &[1, 150], &[0.0, 0.0]));
+    rows_with("add_nan", additions(&[5], &[1], &[f32::NAN]));
+    rows_with("add_short", additions(&[5, 6], &[1, 1], &[0.0]));
+    rows_with("add_ids_short", additions(&[5, 6], &[1], &[0.0, 0.0]));
+    rows_with("add_part", additions(&[5], &[1], &[0.0])[..2].to_vec());
     let (head, hidden) = (file("head.safetensors"), file("hidden.safetensors"));
     let before = files.entries();
 
@@ -371,6 +462,23 @@ fn bad_input_is_refused_with_a_sentence() {
             &["logits_indices: index 7 at position 2 is not a row: wanted 0 to 6, got 7"],
         ),
         (with_hidden("negative"), &["logits_indices: index -1 at position 1 is not a row: wanted 0 to 6"]),
+        (
+            with_hidden("mask_words"),
+            &[
+                "mask_words: tensor allowed: wanted i32 [7, 5], a row of bits for each output row, got I32 [7, 4]",
+            ],
+        ),
+        (with_hidden("mask_rows"), &["tensor allowed: wanted i32 [7, 5]", "got I32 [6, 5]"]),
+        (with_hidden("mask_type"), &["tensor allowed: wanted i32 [7, 5]", "got U32 [7, 5]"]),
+        (
+            with_hidden("add_row"),
+            &["add_row: adjust_rows: index 7 at position 1 is not a row: wanted 0 to 6"],
+        ),
+        (with_hidden("add_id"), &["add_id: adjust_ids: id of row 6: wanted an id from 0 to 149, got 150"]),
+        (with_hidden("add_nan"), &["adjust_values: value of row 5, id 1: wanted a finite number", "got NaN"]),
+        (with_hidden("add_short"), &["tensor adjust_values: wanted f32 [2], as many as adjust_rows", "[1]"]),
+        (with_hidden("add_ids_short"), &["tensor adjust_ids: wanted [2], as many as adjust_rows, got [1]"]),
+        (with_hidden("add_part"), &["tensor adjust_values: wanted", "adjust_rows"]),
         (with(&["--rows", "3,3"]), &["--rows: wanted 7 in all", "got 6 in all"]),
         (with(&["--rows", "3,-4"]), &["--rows: wanted row counts of at least 0", "got `-4`"]),
         (with(&["--rows", "-3"]), &["--rows", "got `-3`"]),

@@ -4,9 +4,11 @@
 mod common;
 
 use common::adjusting::OwnAdjustments;
-use common::{Random, TestHead, backend, row_bits};
-use lmhead::config::{HeadConfig, Quantization};
+use common::{Random, TestHead, backend, each_rank, head_of, row_bits};
+use lmhead::adjust::Adjustments;
+use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
+use lmhead::error::Error;
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
@@ -277,5 +279,90 @@ proptest! {
             let times = if case.config.split_rows_over_tp { 1 } else { case.layout.tp };
             prop_assert_eq!(next, case.rows[dp] * times);
         }
+    }
+}
+
+/// A head of 512 ids in 4 shards of 128, and 2 rows on each rank.
+const SIZE: usize = 4;
+const ROWS: usize = 2;
+
+fn small() -> TestHead {
+    TestHead::random(512, 8, DType::F32, Quantization::None, 5)
+}
+
+/// Runs a step on each rank of [`SIZE`]; `own` gives the mask that the rank brings, `announced` whether it says so.
+fn masked_steps(
+    verify: Verify,
+    request: Request,
+    announced: impl Fn(usize) -> bool + Sync,
+    own: impl Fn(usize) -> Option<Vec<i32>> + Sync,
+) -> Vec<lmhead::Result<Answer>> {
+    let test = small();
+    each_rank(SIZE, |me, exchange| {
+        let mut config = test.config();
+        config.verify = verify;
+        let mut head = head_of(&test, &config, SIZE, me, exchange)?;
+        let bytes = test.rows(ROWS, me as u64);
+        let hidden = HiddenRows::new(&bytes, DType::F32, ROWS, 8)?;
+        let counts = RowCounts::exact(&[ROWS; SIZE]);
+        let step =
+            if announced(me) { head.step_adjusted(counts, &request) } else { head.step(counts, &request) };
+        let mask = own(me);
+        let adjustments = mask.as_deref().map(Adjustments::allowed);
+        let answer = step?.run_with(hidden, &RowInputs { adjustments });
+        if answer.is_err() {
+            let refused = head.step(RowCounts::exact(&[ROWS; SIZE]), &request).map(|_| ()).unwrap_err();
+            assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+        }
+        answer
+    })
+}
+
+#[test]
+fn ranks_that_disagree_on_adjustments_are_named() {
+    for verify in [Verify::Always, Verify::WarmUp] {
+        let answers = masked_steps(verify, Request::argmax(), |me| me == 1, |_| None);
+        for (rank, answer) in answers.into_iter().enumerate() {
+            let error = answer.unwrap_err();
+            assert!(matches!(error, Error::StepMismatch { .. }), "rank {rank}: {error}");
+            let want = "adjustments: ranks [0, 2, 3] say none, ranks [1] say some rows have them";
+            assert!(verify != Verify::Always || error.to_string().contains(want), "rank {rank}: {error}");
+        }
+    }
+}
+
+#[test]
+fn bad_adjustments_are_refused_where_they_are_and_end_the_step_elsewhere() {
+    for (announced, words, want) in [
+        (true, 3, "allowed: wanted [2, 16] i32, a bit for each id of 512, got 3 words"),
+        (false, 32, "adjustments: wanted none, as announced in step(), got some"),
+    ] {
+        let own = |me| (me == 2).then(|| vec![-1; words]);
+        let errors = masked_steps(Verify::Always, Request::argmax(), |_| announced, own);
+        for (rank, answer) in errors.into_iter().enumerate() {
+            let error = answer.unwrap_err();
+            assert!(error.to_string().contains(want), "rank {rank}: {error}");
+            assert_eq!(matches!(error, Error::StepMismatch { .. }), rank != 2, "rank {rank}: {error}");
+        }
+    }
+}
+
+#[test]
+fn each_shard_is_sent_its_slice_in_two_rounds() {
+    let plain = masked_steps(Verify::Always, Request::argmax(), |_| false, |_| None);
+    let masked =
+        masked_steps(Verify::Always, Request::argmax(), |_| true, |me| (me < 2).then(|| vec![-1; ROWS * 16]));
+    for (rank, (plain, masked)) in plain.into_iter().zip(masked).enumerate() {
+        let (plain, masked) = (plain.unwrap(), masked.unwrap());
+        assert_eq!(row_bits(&plain, 0), row_bits(&masked, 0), "all ids are allowed");
+        // Header, gather, candidates; and sizes, slices.
+        assert_eq!((plain.stats.rounds, masked.stats.rounds), (3, 5));
+        let peers = SIZE as u64 - 1;
+        // A size for each peer; the kinds and 2 rows of 128 bits of the ranks that have a mask.
+        let slice = 4 + ROWS as u64 * 16;
+        let sent = if rank < 2 { peers * slice } else { 0 };
+        let received = if rank < 2 { slice } else { 2 * slice };
+        assert_eq!(masked.stats.bytes_sent - plain.stats.bytes_sent, 8 * peers + sent);
+        assert_eq!(masked.stats.bytes_received - plain.stats.bytes_received, 8 * peers + received);
     }
 }

@@ -30,7 +30,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
     pub quantize: Option<String>,
 
-    /// Rows: safetensors with hidden_states [rows, hidden] in rank order and, optionally, logits_indices [n]
+    /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and, for each output row,
+    /// allowed i32 [n, ceil(vocab/32)] (a bit per id) and additions to single logits: adjust_rows, adjust_ids, adjust_values [m]
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]

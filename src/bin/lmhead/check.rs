@@ -52,7 +52,8 @@ pub fn check(
     seed: u64,
     gaussian: bool,
 ) -> Result<CheckReport> {
-    let all_columns = !matches!(answer.output, Output::Logits { .. });
+    // Whether a row has anything allowed is seen on all columns only.
+    let all_columns = !matches!(answer.output, Output::Logits { .. }) || rows.data.is_adjusted();
     let work = answer.rows as u128 * config.vocab_size as u128 * config.hidden_size as u128;
     let everything = work <= EVERYTHING;
     let mut sample = Sample(seed);
@@ -85,17 +86,29 @@ pub fn check(
     let (mut squares, mut largest, mut counted) = (0.0f64, 0.0f64, 0u64);
     for &row in &chosen_rows {
         let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
-        let (truths, finite) = truths(shards, config, bytes, rows.dtype, &columns)?;
+        let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, &columns)?;
         let overflows =
             truths.iter().any(|t| t.raw.is_nan() || t.raw.abs() + t.raw_allowed >= f64::from(f32::MAX));
-        let should_be = if finite && !overflows { RowStatus::Good } else { RowStatus::NonFinite };
+        rows.data.with(|inputs| {
+            if let Some(adjustments) = &inputs.adjustments {
+                reference::adjust_row(&mut truths, &columns, adjustments, row, config.vocab_size);
+            }
+        });
+        let overflows = overflows || truths.iter().any(|t| t.logit + t.allowed >= f64::from(f32::MAX));
+        let nothing = truths.iter().all(|t| t.logit == f64::NEG_INFINITY);
+        let should_be = match (finite && !overflows, nothing) {
+            (false, _) => RowStatus::NonFinite,
+            (true, true) => RowStatus::NothingAllowed,
+            (true, false) => RowStatus::Good,
+        };
         // In a sample an overflowing column may have been missed: only the other direction is sure.
         let sure = columns.len() == config.vocab_size || should_be == RowStatus::NonFinite || !finite;
         if answer.row_status[row] != should_be && (sure || finite) {
             report.mistake(format!("row {row}: status {:?}, wanted {should_be:?}", answer.row_status[row]));
             continue;
         }
-        if should_be == RowStatus::NonFinite {
+        if should_be != RowStatus::Good {
+            report.unanswered(row, &answer.output);
             continue;
         }
         match &answer.output {
@@ -103,6 +116,11 @@ pub fn check(
                 let own = &bytes[row * vocab_size * dtype.size()..][..vocab_size * dtype.size()];
                 for (&id, truth) in columns.iter().zip(&truths) {
                     let got = f64::from(dtype.read(own, id));
+                    if truth.logit == f64::NEG_INFINITY {
+                        let error = if got == truth.logit { 0.0 } else { f64::INFINITY };
+                        report.value(error, 0.0, || format!("row {row}, id {id}: {got}, not allowed"));
+                        continue;
+                    }
                     report.value((got - truth.logit).abs(), truth.allowed_as(*dtype), || {
                         format!("row {row}, id {id}: {got}, truth {}", truth.logit)
                     });
@@ -130,6 +148,7 @@ pub fn check(
             _ => unreachable!("args knows these requests only"),
         }
     }
+    let plain = plain && !rows.data.is_adjusted();
     if gaussian && plain && counted > 0 && squares > 0.0 {
         let over_rms = largest / (squares / counted as f64).sqrt();
         report.error_over_rms = Some(over_rms);
@@ -164,7 +183,33 @@ impl CheckReport {
         }
     }
 
+    /// A row whose status is not good answers id -1 and NaN; `Logits` passes what was computed.
+    fn unanswered(&mut self, row: usize, output: &Output) {
+        let good = match output {
+            Output::Argmax { ids } => ids[row] == -1,
+            Output::TopK { k, values, ids, logsumexp } => {
+                let own = row * k..(row + 1) * k;
+                ids[own.clone()].iter().all(|id| *id == -1)
+                    && values[own].iter().all(|v| v.is_nan())
+                    && logsumexp[row].is_nan()
+            }
+            _ => true,
+        };
+        if !good {
+            self.mistake(format!("row {row}: answered although its status is not good"));
+        }
+    }
+
     fn best(&mut self, row: usize, truths: &[Truth], ids: &[i64], values: Option<&[f32]>) {
+        // Places beyond the allowed ids hold -1 and minus infinity.
+        let allowed = truths.iter().filter(|t| t.logit > f64::NEG_INFINITY).count().min(ids.len());
+        let rest_is_empty = ids[allowed..].iter().all(|id| *id == -1)
+            && values.is_none_or(|v| v[allowed..].iter().all(|v| *v == f32::NEG_INFINITY));
+        if !rest_is_empty {
+            self.mistake(format!("row {row}: {allowed} ids are allowed, more were answered"));
+            return;
+        }
+        let (ids, values) = (&ids[..allowed], values.map(|v| &v[..allowed]));
         if let Err(text) = reference::judge_top_k(truths, ids, values) {
             self.values += ids.len() as u64;
             self.mistake(format!("row {row}: {text}"));
@@ -255,7 +300,13 @@ mod tests {
         let bytes = (0..ROWS as u64)
             .flat_map(|row| synthetic::hidden_row(SEED, row, preset.hidden_size, preset.dtype))
             .collect();
-        let rows = Rows { bytes, dtype: preset.dtype, counts: vec![ROWS], indices: None };
+        let rows = Rows {
+            bytes,
+            dtype: preset.dtype,
+            counts: vec![ROWS],
+            indices: None,
+            data: crate::row_data::RowData::default(),
+        };
         let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
         let everything: Vec<usize> = (0..config.vocab_size).collect();
         let size = config.hidden_size * rows.dtype.size();

@@ -1,6 +1,7 @@
 //! Where the head and the rows come from, and which rows each rank brings.
 
 use crate::args::RunArgs;
+use crate::row_data::RowData;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::dtype::DType;
@@ -168,6 +169,7 @@ pub struct Rows {
     pub counts: Vec<usize>,
     /// `logits_indices`, as numbers over all hidden rows.
     pub indices: Option<Vec<usize>>,
+    pub data: RowData,
 }
 
 /// One dp rank's part of [`Rows`].
@@ -204,7 +206,7 @@ impl Rows {
                     own => own,
                 });
                 let bytes = synthetic_rows(args.seed()?, total(&counts)?, config.hidden_size, dtype)?;
-                Ok(Rows { bytes, dtype, counts, indices: None })
+                Ok(Rows { bytes, dtype, counts, indices: None, data: RowData::default() })
             }
             Some(path) => {
                 let file = SafetensorsFile::open(path)?;
@@ -227,7 +229,9 @@ impl Rows {
                     )?),
                     false => None,
                 };
-                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, counts, indices })
+                let outputs = indices.as_ref().map_or(hidden.rows, Vec::len);
+                let data = RowData::read(&file, outputs, config.vocab_size)?;
+                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, counts, indices, data })
             }
         }
     }

@@ -134,7 +134,7 @@ impl Report {
             self.step.weight_gb_per_s
         );
         if self.rows_not_good > 0 {
-            println!("{} rows have non-finite logits: see row_status", self.rows_not_good);
+            println!("{} rows have non-finite logits or no allowed id: see row_status", self.rows_not_good);
         }
         if let Some(check) = &self.check {
             println!("{}", check.sentence());

@@ -55,12 +55,22 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let plan = Plan { config: &config, request, mode: args.mode, steps, rows: &rows, parts: &parts };
     let (ranks, done) = ranks::run(set_up, &backend, &plan)?;
     assemble(&mut answer, &ranks, &done, &plan)?;
-    let bad: Vec<usize> = (0..answer.rows).filter(|&i| answer.row_status[i] != RowStatus::Good).collect();
+    let of_status =
+        |status| (0..answer.rows).filter(|&i| answer.row_status[i] == status).collect::<Vec<usize>>();
+    let bad = of_status(RowStatus::NonFinite);
     if !bad.is_empty() {
         let first = &bad[..bad.len().min(8)];
         eprintln!(
             "warning: {} output rows have non-finite logits (row_status 1), the first: {first:?}",
             bad.len()
+        );
+    }
+    let none = of_status(RowStatus::NothingAllowed);
+    if !none.is_empty() {
+        let first = &none[..none.len().min(8)];
+        eprintln!(
+            "warning: {} output rows have no id that is allowed (row_status 2), the first: {first:?}",
+            none.len()
         );
     }
 
@@ -92,7 +102,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         lmhead_tp_size: group_size,
         hidden_rows: rows.counts.iter().sum(),
         output_rows: answer.rows,
-        rows_not_good: bad.len(),
+        rows_not_good: bad.len() + none.len(),
         load_seconds,
         steps,
         step: step_report(&done),
