@@ -3,12 +3,14 @@
 //! * `agreement`: what all ranks agree on at creation and at the beginning of a step.
 //! * `pipeline`: [`Step::run`], `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
 //! * `adjusting`: masks, additions and penalties on their way to the shards.
+//! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
 //! * `rounds`: one collective operation of a step and what it cost.
 //! * `buffers`: bytes that are resized and cut into messages.
 
 mod adjusting;
 mod agreement;
 mod buffers;
+mod logprobs;
 mod pipeline;
 mod rounds;
 
@@ -24,7 +26,7 @@ use crate::exchange::columns::Seen;
 use crate::exchange::{Exchange, Operation};
 use crate::layout::HeadGroup;
 use crate::merge::RowPartial;
-use crate::result::{Request, StepStats};
+use crate::result::{Request, RowInputs, StepStats};
 use crate::rows::{HiddenRows, RowCounts};
 use crate::step::{self, Header, Mode, Ticket};
 use crate::weights::HeadShard;
@@ -65,6 +67,7 @@ struct Scratch {
     recv: Vec<u8>,
     seen: Vec<Seen>,
     partials: Vec<RowPartial>,
+    chunk: logprobs::Chunk,
 }
 
 impl LmHead {
@@ -153,12 +156,17 @@ impl LmHead {
         let (hidden, dtype) = (self.config.hidden_size, self.hidden_dtype);
         let mut zeros = Vec::new();
         resize(&mut zeros, [rows, hidden, dtype.size()], "rows of the warm-up")?;
+        let targets = vec![0; if requests.is_empty() { 0 } else { rows }];
         for request in requests {
             let each = vec![rows; self.group.replicas()];
             for counts in [RowCounts::Exact(each), RowCounts::discover(rows), RowCounts::capacity(rows, rows)]
             {
-                let rows = HiddenRows::new(&zeros, dtype, rows, hidden)?;
-                self.step(counts, request)?.run(rows)?;
+                let hidden = HiddenRows::new(&zeros, dtype, rows, hidden)?;
+                let inputs = RowInputs {
+                    targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
+                    adjustments: None,
+                };
+                self.step(counts, request)?.run_with(hidden, &inputs)?;
             }
         }
         Ok(())
@@ -190,6 +198,7 @@ impl LmHead {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
         request.check(self.config.vocab_size)?;
+        self.check_logprobs(request, adjusted)?;
         let own = counts.own(self.group.replica_of(self.group.me()), self.group.replicas())?;
         let (mode, counts_field) = step::counts_field(&counts);
         let header = Header {
@@ -207,7 +216,10 @@ impl LmHead {
         let verified = match mode {
             Mode::Exact => self.config.verify.applies(self.sequence, self.warming_up),
             Mode::Discover => true,
-            Mode::Capacity | Mode::Create => false, // the header rides in the payload
+            // Otherwise the header rides in the payload.
+            // Chunks of logprobs are gathered by counts.
+            Mode::Capacity => matches!(request, Request::Logprobs { .. }),
+            Mode::Create => false,
         };
         let ticket = Ticket { header, request: *request, timeout: self.config.timeout, counts };
         self.sequence += 1;

@@ -15,7 +15,7 @@
 //! | matmul | rows x own vocabulary shard | [`backend`], [`weights`] |
 //! | epilogue | dequantise, bias, softcap, scale; adjustments | [`epilogue`], [`adjust`] |
 //! | exchange | all_to_all of logits, or of candidates only | [`exchange`], [`merge`] |
-//! | result | logits, argmax, top-k with logsumexp, row status | [`result`] |
+//! | result | logits, argmax, top-k with logsumexp, logprobs, row status | [`result`] |
 //!
 //! Around them: [`config`] and [`layout`] say who shares what, [`step`] is the contract between ranks, [`mod@reference`] the
 //! float64 truth that everything is compared with.

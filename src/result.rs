@@ -18,6 +18,9 @@ pub enum Request {
     /// The `k` largest logits, ordered by value descending then id ascending, and the logsumexp over the
     /// whole vocabulary.
     TopK { k: usize },
+    /// Of a target id of each row ([`RowInputs::targets`]) the logprob and the rank, and the `top_n` best ids with theirs. Of the raw
+    /// logits, or with `processed` of the adjusted ones. Rows are computed in chunks: see `logprobs_chunk_bytes` in the configuration.
+    Logprobs { top_n: usize, processed: bool },
 }
 
 impl Request {
@@ -36,10 +39,20 @@ impl Request {
         Request::TopK { k }
     }
 
+    /// Logprob and rank of a target id of each row, and of the `top_n` best ids (0: none), from raw logits.
+    pub fn logprobs(top_n: usize) -> Self {
+        Request::Logprobs { top_n, processed: false }
+    }
+
+    /// The same from logits with the step's adjustments.
+    pub fn processed_logprobs(top_n: usize) -> Self {
+        Request::Logprobs { top_n, processed: true }
+    }
+
     /// Checks the request against a vocabulary.
     ///
     /// # Errors
-    /// `Dtype` for int8 logits, `Request` for k = 0 or above the vocabulary.
+    /// `Dtype` for int8 logits, `Request` for k = 0 and for k or top_n above the vocabulary.
     pub fn check(&self, vocab_size: usize) -> Result<()> {
         match *self {
             Request::Logits { dtype: DType::I8 } => {
@@ -54,6 +67,12 @@ impl Request {
                     "ask for at least one and at most all",
                 ))
             }
+            Request::Logprobs { top_n, .. } if top_n > vocab_size => Err(Error::request(
+                "request logprobs",
+                format!("at most the vocabulary size, {vocab_size}, of best ids"),
+                format!("top_n = {top_n}"),
+                "ask for fewer",
+            )),
             _ => Ok(()),
         }
     }
@@ -65,6 +84,9 @@ impl fmt::Display for Request {
             Request::Logits { dtype } => write!(f, "logits in {dtype}"),
             Request::Argmax => f.write_str("argmax"),
             Request::TopK { k } => write!(f, "topk:{k}"),
+            Request::Logprobs { top_n, processed } => {
+                write!(f, "{}logprobs:{top_n}", if *processed { "processed " } else { "" })
+            }
         }
     }
 }
@@ -72,6 +94,8 @@ impl fmt::Display for Request {
 /// What belongs to the rows of a step beside their hidden states: data of each rank's own rows, in their order.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowInputs<'a> {
+    /// `[rows]`, for `Logprobs` only: the id of each row whose logprob is asked for.
+    pub targets: Option<&'a [i64]>,
     /// Masks, additions and penalties, in a step that was begun with [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
     pub adjustments: Option<Adjustments<'a>>,
 }
@@ -116,6 +140,11 @@ pub enum Output {
     /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's status is not good.
     /// Where fewer than k ids are allowed, the places that are left hold minus infinity and −1.
     TopK { k: usize, values: Vec<f32>, ids: Vec<i64>, logsumexp: Vec<f32> },
+    /// `logprobs` `[rows]` are `l_t - logsumexp`, at most 0, and `ranks` `[rows]` are `1 + #{l_v > l_t, or l_v = l_t and v < t}`, of each
+    /// row's target t. `top_ids` and `top_logprobs` are row-major `[rows, top_n]`, ordered by value descending then id ascending. NaN
+    /// and −1 where the row's status is not good. A target that is not allowed has logprob minus infinity; where fewer than
+    /// top_n ids are allowed, the places that are left hold minus infinity and −1.
+    Logprobs { top_n: usize, logprobs: Vec<f32>, ranks: Vec<i64>, top_ids: Vec<i64>, top_logprobs: Vec<f32> },
 }
 
 impl Output {

@@ -25,10 +25,10 @@ const MAGIC: [u8; 4] = *b"LMH1";
 /// | 8..12 | epoch: times the head was rebuilt |
 /// | 12 | mode: 0 create, 1 exact, 2 capacity, 3 discover |
 /// | 13 | verification: 0 always, 1 warm_up, 2 every n |
-/// | 14 | request: 0 none, 1 logits, 2 argmax, 3 topk |
-/// | 15 | dtype of requested logits |
+/// | 14 | request: 0 none, 1 logits, 2 argmax, 3 topk, 4 logprobs |
+/// | 15 | dtype of requested logits; logprobs: 1 where processed |
 /// | 16..24 | sequence: number of the step |
-/// | 24..32 | request's parameter (k) |
+/// | 24..32 | request's parameter (k, top_n) |
 /// | 32..40 | rows that the rank's replica brings |
 /// | 40..48 | exact: digest of all counts; capacity: the capacity |
 /// | 48..56 | digest of what was agreed at creation: sizes, dtypes, quantisation, backend, ... |
@@ -78,6 +78,7 @@ impl Header {
             Some(Request::Logits { dtype }) => (1, dtype.code(), 0),
             Some(Request::Argmax) => (2, 0, 0),
             Some(Request::TopK { k }) => (3, 0, k as u64),
+            Some(Request::Logprobs { top_n, processed }) => (4, u8::from(processed), top_n as u64),
         };
         let (verify, every) = match self.verify {
             Verify::Always => (0, 0),
@@ -118,6 +119,10 @@ impl Header {
             1 => Some(Request::Logits { dtype: crate::dtype::DType::from_code(bytes[15])? }),
             2 => Some(Request::Argmax),
             3 => Some(Request::TopK { k: usize::try_from(u64_at(24)).ok()? }),
+            4 if bytes[15] <= 1 => Some(Request::Logprobs {
+                top_n: usize::try_from(u64_at(24)).ok()?,
+                processed: bytes[15] == 1,
+            }),
             _ => return None,
         };
         Some(Header {
@@ -302,7 +307,7 @@ mod tests {
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
                 verify: [Verify::Always, Verify::WarmUp, Verify::Every(verify)][verify as usize % 3],
                 request: [None, Some(Request::Argmax), Some(Request::TopK { k: k as usize }), Some(Request::Logits { dtype }),
-                    Some(Request::Logits { dtype }), Some(Request::Logits { dtype })][request],
+                    Some(Request::Logits { dtype }), Some(Request::Logprobs { top_n: k as usize, processed: adjusted })][request],
             };
             prop_assert_eq!(Header::decode(&header.encode()), Some(header));
         }

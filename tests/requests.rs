@@ -6,12 +6,12 @@ mod common;
 use common::adjusting::OwnAdjustments;
 use common::{Random, TestHead, backend, each_rank, head_of, row_bits};
 use lmhead::adjust::Adjustments;
-use lmhead::config::{HeadConfig, Quantization, Verify};
+use lmhead::config::{HeadConfig, LOGPROBS_CHUNK_BYTES, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::Error;
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
-use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
+use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder, shard_range};
 use lmhead::reference::{logsumexp, top_k};
 use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
@@ -53,6 +53,8 @@ fn cases() -> impl Strategy<Value = Case> {
         Just(Request::Argmax),
         prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
         (1usize..80).prop_map(Request::top_k),
+        (0usize..80, any::<bool>()).prop_map(|(top_n, processed)| Request::Logprobs { top_n, processed }),
+        (0usize..5).prop_map(Request::processed_logprobs),
     ];
     let epilogue =
         (any::<bool>(), prop::option::of(1f32..40.0), prop::sample::select(vec![1.0f32, 0.0625, -2.5]));
@@ -67,6 +69,9 @@ fn cases() -> impl Strategy<Value = Case> {
             let sizes = layout.group_sizes();
             let request = match request {
                 Request::TopK { k } => Request::top_k(k.min(vocab)),
+                Request::Logprobs { top_n, processed } => {
+                    Request::Logprobs { top_n: top_n.min(vocab), processed }
+                }
                 other => other,
             };
             let mut random = Random(seed);
@@ -87,11 +92,24 @@ fn cases() -> impl Strategy<Value = Case> {
             config.logit_scale = scale;
             config.split_rows_over_tp = split;
             let rows: Vec<usize> = (0..dp).map(|_| random.below(5) * random.below(2)).collect();
+            let raw = match request {
+                Request::Logprobs { top_n, .. } => Request::logprobs(top_n),
+                _ => Request::logprobs(usize::MAX),
+            };
             let adjustments = rows
                 .iter()
-                .map(|&n| (random.below(3) > 0).then(|| OwnAdjustments::random(n, vocab, &mut random)))
+                .map(|&n| {
+                    (random.below(3) > 0 && request != raw)
+                        .then(|| OwnAdjustments::random(n, vocab, &mut random))
+                })
                 .collect();
             let size = sizes[pick.index(sizes.len())];
+            // Chunks of one to three rows of each replica, or all at once.
+            let replicas = (size / tp).max(1) as u64;
+            let row = shard_range(vocab, size, 0).len() as u64 * 4 + (hidden * dtype.size()) as u64;
+            if let n @ 1.. = random.below(4) as u64 {
+                config.logprobs_chunk_bytes = n * replicas * row + random.below(row as usize) as u64;
+            }
             Case { head, config, layout, size, mode, request, rows, adjustments, seed }
         },
     )
@@ -114,6 +132,13 @@ impl Case {
         let mut bytes = vec![0; values.len() * self.head.dtype.size()];
         self.head.dtype.round_into(&values, &mut bytes);
         bytes
+    }
+
+    /// Targets of a dp rank's rows, for logprobs.
+    fn targets(&self, dp: usize) -> Option<Vec<i64>> {
+        let mut random = Random(self.seed ^ 0x7a6 ^ dp as u64);
+        let targets = (0..self.rows[dp]).map(|_| random.below(self.head.vocab) as i64).collect();
+        matches!(self.request, Request::Logprobs { .. }).then_some(targets)
     }
 
     fn begin<'h>(&self, head: &'h mut LmHead, counts: RowCounts, own: bool) -> lmhead::Step<'h> {
@@ -162,9 +187,11 @@ impl Case {
         };
         let own = self.adjustments[dp].as_ref();
         let step = self.begin(&mut head, counts, own.is_some());
+        let targets = self.targets(dp);
+        let targets = targets.as_deref();
         match own {
-            Some(own) => own.with(|a| step.run_with(hidden, &RowInputs { adjustments: Some(a) })),
-            None => step.run(hidden),
+            Some(own) => own.with(|a| step.run_with(hidden, &RowInputs { targets, adjustments: Some(a) })),
+            None => step.run_with(hidden, &RowInputs { targets, adjustments: None }),
         }
         .unwrap()
     }
@@ -178,15 +205,22 @@ impl Case {
         let shard = self.head.shard(0..self.head.vocab);
         let exchange = Arc::new(local::group(1).remove(0));
         let group = HeadGroup::data_parallel(1, 0).unwrap();
-        let mut head = LmHead::new(&self.config, group, shard, exchange, backend()).unwrap();
+        let mut config = self.config.clone();
+        config.logprobs_chunk_bytes = LOGPROBS_CHUNK_BYTES;
+        let mut head = LmHead::new(&config, group, shard, exchange, backend()).unwrap();
+        let targets = self.targets(dp).map(|t| vec![t[row]]);
+        let targets = targets.as_deref();
         match &self.adjustments[dp] {
             _ if plain => {
                 head.step(RowCounts::exact(&[1]), &Request::logits(DType::F32)).unwrap().run(hidden)
             }
-            None => head.step(RowCounts::exact(&[1]), &self.request).unwrap().run(hidden),
+            None => {
+                let step = head.step(RowCounts::exact(&[1]), &self.request).unwrap();
+                step.run_with(hidden, &RowInputs { targets, adjustments: None })
+            }
             Some(own) => own.only(row).with(|a| {
                 let step = head.step_adjusted(RowCounts::exact(&[1]), &self.request).unwrap();
-                step.run_with(hidden, &RowInputs { adjustments: Some(a) })
+                step.run_with(hidden, &RowInputs { targets, adjustments: Some(a) })
             }),
         }
         .unwrap()
@@ -237,6 +271,30 @@ impl Case {
                 let error = (f64::from(sums[0]) - truth).abs();
                 prop_assert!(error <= 1e-6 * truth.abs().max(1.0), "logsumexp {} truth {}", sums[0], truth);
             }
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                if status != RowStatus::Good {
+                    prop_assert!(logprobs[0].is_nan() && ranks[0] == -1);
+                    prop_assert!(
+                        top_ids.iter().all(|id| *id == -1) && top_logprobs.iter().all(|v| v.is_nan())
+                    );
+                    return Ok(());
+                }
+                let target = self.targets(dp).unwrap()[row] as usize;
+                let better =
+                    |(v, l): (usize, &f32)| *l > logits[target] || (*l == logits[target] && v < target);
+                let rank = 1 + logits.iter().enumerate().filter(|at| better(*at)).count();
+                prop_assert_eq!(ranks[0], rank as i64);
+                let (want_ids, want_values) = best(&wide, *top_n);
+                prop_assert_eq!(top_ids, &want_ids);
+                let truth = logsumexp(&wide);
+                let pairs = want_values.iter().zip(top_logprobs).chain([(&logits[target], &logprobs[0])]);
+                for (logit, got) in pairs {
+                    let (want, got) = (f64::from(*logit) - truth, f64::from(*got));
+                    let allowed = 1e-6 * truth.abs().max(1.0) + DType::F32.half_ulp(want.abs());
+                    let good = got <= 0.0 && (got == want || (got - want).abs() <= allowed);
+                    prop_assert!(good, "logprob {} truth {}", got, want);
+                }
+            }
             other => panic!("no judge for {other:?}"),
         }
         Ok(())
@@ -258,7 +316,7 @@ fn best(logits: &[f64], k: usize) -> (Vec<i64>, Vec<f32>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn every_request_is_what_the_definitions_say_over_full_logits(case in cases()) {
@@ -309,7 +367,7 @@ fn masked_steps(
             if announced(me) { head.step_adjusted(counts, &request) } else { head.step(counts, &request) };
         let mask = own(me);
         let adjustments = mask.as_deref().map(Adjustments::allowed);
-        let answer = step?.run_with(hidden, &RowInputs { adjustments });
+        let answer = step?.run_with(hidden, &RowInputs { adjustments, ..RowInputs::default() });
         if answer.is_err() {
             let refused = head.step(RowCounts::exact(&[ROWS; SIZE]), &request).map(|_| ()).unwrap_err();
             assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
@@ -365,4 +423,133 @@ fn each_shard_is_sent_its_slice_in_two_rounds() {
         assert_eq!(masked.stats.bytes_sent - plain.stats.bytes_sent, 8 * peers + sent);
         assert_eq!(masked.stats.bytes_received - plain.stats.bytes_received, 8 * peers + received);
     }
+}
+
+/// Logprobs of 2 rows on each rank of [`SIZE`], with targets from `target(rank, row)`.
+fn logprob_steps(
+    chunk_bytes: u64,
+    request: Request,
+    counts: &(impl Fn(usize) -> RowCounts + Sync),
+    target: impl Fn(usize, usize) -> i64 + Sync,
+) -> Vec<lmhead::Result<Answer>> {
+    let test = small();
+    each_rank(SIZE, |me, exchange| {
+        let mut config = test.config();
+        config.logprobs_chunk_bytes = chunk_bytes;
+        let mut head = head_of(&test, &config, SIZE, me, exchange)?;
+        let bytes = test.rows(ROWS, me as u64);
+        let hidden = HiddenRows::new(&bytes, DType::F32, ROWS, 8)?;
+        let targets: Vec<i64> = (0..ROWS).map(|row| target(me, row)).collect();
+        let step = head.step(counts(me), &request)?;
+        step.run_with(hidden, &RowInputs { targets: Some(&targets), adjustments: None })
+    })
+}
+
+#[test]
+fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
+    let target = |me: usize, row: usize| (me * 37 + row * 400) as i64 % 512;
+    // Of a shard's 128 f32 logits and 8 f32 hidden states.
+    let row = SIZE as u64 * (128 * 4 + 8 * 4);
+    let modes: [&(dyn Fn(usize) -> RowCounts + Sync); 3] =
+        [&|_| RowCounts::exact(&[ROWS; SIZE]), &|_| RowCounts::discover(ROWS), &|_| {
+            RowCounts::capacity(ROWS + 3, ROWS)
+        }];
+    let mut first = None;
+    for counts in modes {
+        for (chunk_bytes, chunks) in [(row, 2), (2 * row - 1, 2), (2 * row, 1), (1 << 40, 1)] {
+            for top_n in [0, 5] {
+                let answers = logprob_steps(chunk_bytes, Request::logprobs(top_n), &|me| counts(me), target);
+                for (rank, answer) in answers.into_iter().enumerate() {
+                    let answer = answer.unwrap();
+                    let (stats, peers) = (answer.stats, SIZE as u64 - 1);
+                    // Header, targets; then for each chunk hidden rows, target logits, partials.
+                    assert_eq!(stats.rounds, 2 + 3 * chunks);
+                    let targets = (0..SIZE).flat_map(|r| (0..ROWS).map(move |row| target(r, row)));
+                    let owned = targets.filter(|t| *t as usize / 128 == rank).count() as u64;
+                    let all = (SIZE * ROWS) as u64;
+                    let partial = 8 + 24 + 8 * (top_n as u64).max(1) + 4;
+                    let fixed = peers * (64 + ROWS as u64 * (4 + 32) + ROWS as u64 * partial);
+                    assert_eq!(stats.bytes_sent, fixed + peers * 4 * owned);
+                    assert_eq!(stats.bytes_received, fixed + 4 * (all - owned));
+                    assert_eq!(stats.rows_computed, all);
+                    if top_n == 5 && rank == 0 {
+                        let bits = row_bits(&answer, 0);
+                        assert_eq!(*first.get_or_insert_with(|| bits.clone()), bits);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
+    let exact = &|_: usize| RowCounts::exact(&[ROWS; SIZE]);
+    for bad in [512, -1, i64::MAX] {
+        let target = |me, row| if (me, row) == (2, 1) { bad } else { 0 };
+        for (rank, answer) in
+            logprob_steps(1 << 20, Request::logprobs(0), exact, target).into_iter().enumerate()
+        {
+            let error = answer.unwrap_err();
+            let want = format!("target of row 1: wanted an id from 0 to 511, got {bad}");
+            assert!(error.to_string().contains(&want), "rank {rank}: {error}");
+            assert_eq!(matches!(error, Error::StepMismatch { .. }), rank != 2, "rank {rank}: {error}");
+        }
+    }
+    for (bytes, request, want) in [
+        (
+            2175,
+            Request::logprobs(0),
+            "logprobs_chunk_bytes: wanted at least 2176: a row of each of 4 replicas",
+        ),
+        (2176, Request::logprobs(513), "request logprobs: wanted at most the vocabulary size, 512"),
+        (2176, Request::argmax(), "targets: wanted none with argmax, got some"),
+    ] {
+        for answer in logprob_steps(bytes, request, exact, |_, _| 0) {
+            let text = answer.unwrap_err().to_string();
+            assert!(text.contains(want), "got {text}\nwant {want}");
+        }
+    }
+    let test = small();
+    let mut head =
+        head_of(&test, &test.config(), 1, 0, Arc::new(local::group(1).remove(0)) as Arc<dyn Exchange>)
+            .unwrap();
+    let error = head
+        .step_adjusted(RowCounts::exact(&[1]), &Request::logprobs(1))
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("wanted processed logprobs in a step with adjustments"), "{error}");
+    let bytes = test.rows(1, 0);
+    let hidden = HiddenRows::new(&bytes, DType::F32, 1, 8).unwrap();
+    for (targets, want) in [(None, "wanted 1 ids, one for each row, got none"), (Some(&[1, 2][..]), "got 2")]
+    {
+        let step = head.step(RowCounts::exact(&[1]), &Request::logprobs(1)).unwrap();
+        let error = step.run_with(hidden, &RowInputs { targets, adjustments: None }).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    }
+}
+
+#[test]
+fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
+    // 3000 rows x 2000 ids would be 24 MB of logits; the bound is 1 MB for the two ranks each.
+    let test = TestHead::random(2000, 8, DType::F32, Quantization::None, 9);
+    let answers = each_rank(2, |me, exchange| {
+        let mut config = test.config();
+        config.logprobs_chunk_bytes = 1_000_000;
+        let mut head = head_of(&test, &config, 2, me, exchange).unwrap();
+        let rows = [3000, 1][me];
+        let bytes = test.rows(rows, 4);
+        let hidden = HiddenRows::new(&bytes, DType::F32, rows, 8).unwrap();
+        let targets: Vec<i64> = (0..rows as i64).map(|row| row % 2000).collect();
+        let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
+        step.run_with(hidden, &RowInputs { targets: Some(&targets), adjustments: None }).unwrap()
+    });
+    // A row of both replicas is 2 x (1024 logits + 8 hidden states) x 4 bytes: 121 rows of each to a chunk.
+    let chunks = 3000usize.div_ceil(121) as u32;
+    for answer in &answers {
+        assert_eq!(answer.stats.rounds, 2 + 3 * chunks);
+        assert!(answer.row_status.iter().all(|s| *s == RowStatus::Good));
+    }
+    assert_eq!(row_bits(&answers[0], 0), row_bits(&answers[1], 0), "the same row and target on both");
 }

@@ -6,7 +6,7 @@ use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::Result;
-use crate::merge::{PartialSpec, RowPartial};
+use crate::merge::{Candidate, PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
 use crate::weights::HeadShard;
 
@@ -32,6 +32,23 @@ pub struct LogitsOut<'a> {
     pub nonfinite: &'a mut [bool],
     /// `[rows]`, where asked for: set to true where an f32 logit is above minus infinity.
     pub any_allowed: Option<&'a mut [bool]>,
+}
+
+/// Logits of some rows over a shard, and what is to be known of them.
+#[derive(Debug)]
+pub struct Tally<'a> {
+    /// `[rows, vocab.len()]`, as [`Backend::logits`] computed them in f32.
+    pub logits: &'a [f32],
+    pub vocab: std::ops::Range<usize>,
+    /// `[rows]`: the flags that came with them.
+    pub nonfinite: &'a [bool],
+    /// `[rows]`: the id and the logit that the others are compared with; the id may be another shard's.
+    pub targets: &'a [Candidate],
+    pub spec: PartialSpec,
+    /// `[rows]`, overwritten: as of [`Backend::partials`].
+    pub partials: &'a mut [RowPartial],
+    /// `[rows]`, overwritten: how many ids of the shard beat the target.
+    pub better: &'a mut [u32],
 }
 
 /// One kind of device. The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows
@@ -62,4 +79,10 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the device fails.
     fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()>;
+
+    /// The partials of logits that are held, and how many of them beat the row's target.
+    ///
+    /// # Errors
+    /// When the device fails. Sizes are the caller's to get right.
+    fn tally(&self, tally: Tally<'_>) -> Result<()>;
 }

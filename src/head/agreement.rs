@@ -20,6 +20,7 @@ impl LmHead {
             ("hidden_dtype", self.hidden_dtype.to_string()),
             ("hidden_size", c.hidden_size.to_string()),
             ("logit_scale", c.logit_scale.to_string()),
+            ("logprobs_chunk_bytes", c.logprobs_chunk_bytes.to_string()),
             ("name", c.name.clone()),
             ("quantization", c.quantization.to_string()),
             ("split_rows_over_tp", c.split_rows_over_tp.to_string()),

@@ -66,8 +66,12 @@ impl Step<'_> {
         scratch: &mut Scratch,
     ) -> Result<Answer> {
         self.check_rows(&hidden)?;
+        self.check_targets(inputs)?;
         self.check_adjustments(inputs)?;
-        let Scratch { send_rows, gathered, send, recv, seen, partials } = scratch;
+        if let Request::Logprobs { top_n, .. } = self.ticket.request {
+            return self.logprobs(hidden, inputs, top_n, scratch);
+        }
+        let Scratch { send_rows, gathered, send, recv, seen, partials, .. } = scratch;
         let (rows, counts) = self.gather(hidden, send_rows, gathered)?;
         let mine = self.answered(&counts, self.head.group.me());
         let alone = self.head.group.size() == 1;
@@ -85,6 +89,7 @@ impl Step<'_> {
             Request::TopK { k } => {
                 self.best(input, &counts, PartialSpec { k, sum: true }, send, recv, partials)
             }
+            Request::Logprobs { .. } => unreachable!("answered above"),
         }
     }
 
@@ -210,7 +215,7 @@ impl Step<'_> {
     }
 
     /// The rows, among all of the group, that `member` is answered.
-    fn answered(&self, counts: &[usize], member: usize) -> Range<usize> {
+    pub(super) fn answered(&self, counts: &[usize], member: usize) -> Range<usize> {
         let (group, split) = (&self.head.group, self.head.config.split_rows_over_tp);
         let replica = group.replica_of(member);
         let first: usize = counts[..replica].iter().sum();

@@ -41,7 +41,7 @@ impl OwnAdjustments {
                     2 => row.fill(-1),
                     _ => row.iter_mut().for_each(|w| *w = (random.next() & random.next()) as i32),
                 }
-                if vocab % 32 != 0 {
+                if !vocab.is_multiple_of(32) {
                     row[words - 1] |= !0 << (vocab % 32);
                 }
             }
@@ -126,8 +126,8 @@ impl OwnAdjustments {
                 if count > 0 || in_prompt {
                     *l = if *l > 0.0 { *l / repetition } else { *l * repetition };
                 }
-                *l -= frequency * count as f32;
                 if count > 0 {
+                    *l -= frequency * count as f32;
                     *l -= presence;
                 }
             }

@@ -157,6 +157,12 @@ pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
             let ids = ids[row * k..][..*k].iter().map(|i| *i as u64);
             values.chain(ids).chain([u64::from(logsumexp[row].to_bits())]).collect()
         }
+        Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+            let own = row * top_n..(row + 1) * top_n;
+            let floats = [logprobs[row]].into_iter().chain(top_logprobs[own.clone()].iter().copied());
+            let ids = [ranks[row]].into_iter().chain(top_ids[own].iter().copied());
+            floats.map(|v| u64::from(v.to_bits())).chain(ids.map(|i| i as u64)).collect()
+        }
         other => panic!("no bits known of {other:?}"),
     };
     (answer.row_status[row] as u8, bits)

@@ -18,11 +18,12 @@ mod int8;
 mod isa;
 mod lanes;
 mod pack;
+mod tally;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
 use crate::adjust::ShardAdjustments;
-use crate::backend::{Backend, Job, LogitsOut};
+use crate::backend::{Backend, Job, LogitsOut, Tally};
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -234,6 +235,10 @@ impl Backend for CpuBackend {
             }
         });
         Ok(())
+    }
+
+    fn tally(&self, tally: Tally<'_>) -> Result<()> {
+        tally::tally(&self.pool, tally)
     }
 }
 

@@ -145,6 +145,12 @@ pub fn check(
                     format!("row {row}: logsumexp {got}, truth {truth}")
                 });
             }
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                let own = row * top_n..(row + 1) * top_n;
+                let tops = (&top_ids[own.clone()], &top_logprobs[own]);
+                let target = rows.data.with(|inputs| inputs.targets.map_or(0, |t| t[row] as usize));
+                report.logprobs(row, &truths, target, logprobs[row], ranks[row], tops);
+            }
             _ => unreachable!("args knows these requests only"),
         }
     }
@@ -193,10 +199,67 @@ impl CheckReport {
                     && values[own].iter().all(|v| v.is_nan())
                     && logsumexp[row].is_nan()
             }
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                let own = row * top_n..(row + 1) * top_n;
+                logprobs[row].is_nan()
+                    && ranks[row] == -1
+                    && top_ids[own.clone()].iter().all(|id| *id == -1)
+                    && top_logprobs[own].iter().all(|l| l.is_nan())
+            }
             _ => true,
         };
         if !good {
             self.mistake(format!("row {row}: answered although its status is not good"));
+        }
+    }
+
+    /// Logprob and rank of a target, and the best ids.
+    fn logprobs(
+        &mut self,
+        row: usize,
+        truths: &[Truth],
+        target: usize,
+        logprob: f32,
+        rank: i64,
+        (top_ids, top_logprobs): (&[i64], &[f32]),
+    ) {
+        self.best(row, truths, top_ids, None);
+        let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
+        let lse = reference::logsumexp(&logits);
+        let moved: f64 = truths.iter().map(|t| (t.logit - lse).exp() * t.allowed).sum();
+        let own = truths[target];
+        let pairs =
+            top_ids.iter().zip(top_logprobs).filter(|(id, _)| **id >= 0 && (**id as usize) < truths.len());
+        let all = pairs.map(|(&id, &got)| (id as usize, got)).chain([(target, logprob)]);
+        for (id, got) in all {
+            let (truth, got) = (truths[id].logit - lse, f64::from(got));
+            if truth == f64::NEG_INFINITY {
+                let error = if got == truth { 0.0 } else { f64::INFINITY };
+                self.value(error, 0.0, || format!("row {row}, id {id}: logprob {got}, not allowed"));
+                continue;
+            }
+            let allowed =
+                truths[id].allowed + moved + 1e-6 * lse.abs().max(1.0) + DType::F32.half_ulp(truth.abs());
+            self.value((got - truth).abs(), allowed, || {
+                format!("row {row}, id {id}: logprob {got}, truth {truth}")
+            });
+        }
+        // Ids that surely beat the target, and those that may: ties are decided by what was computed.
+        let others = || truths.iter().enumerate().filter(|(id, _)| *id != target);
+        let sure = others().filter(|(_, t)| t.logit - t.allowed > own.logit + own.allowed).count() as i64;
+        let perhaps = others()
+            .filter(|(id, t)| match own.logit == f64::NEG_INFINITY && t.logit == f64::NEG_INFINITY {
+                true => *id < target,
+                false => t.logit + t.allowed >= own.logit - own.allowed,
+            })
+            .count() as i64;
+        self.values += 1;
+        if !(1 + sure..=1 + perhaps).contains(&rank) {
+            self.mistake(format!(
+                "row {row}: rank {rank} of target {target}, wanted {} to {}",
+                1 + sure,
+                1 + perhaps
+            ));
         }
     }
 

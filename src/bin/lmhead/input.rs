@@ -7,6 +7,7 @@ use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::layout::even_part;
+use lmhead::result::Request;
 use lmhead::rows;
 use lmhead::weights::synthetic::{self, Preset};
 use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, SafetensorsFile};
@@ -184,7 +185,7 @@ pub struct RankRows {
 
 impl Rows {
     /// Reads --hidden or makes synthetic rows, and spreads them over the dp ranks.
-    pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig) -> Result<Self> {
+    pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig, request: &Request) -> Result<Self> {
         let (given, dp) = (args.rows()?, args.dp()?);
         if let (Some(rows), Some(dp)) = (&given, dp)
             && rows.len() != dp
@@ -206,7 +207,8 @@ impl Rows {
                     own => own,
                 });
                 let bytes = synthetic_rows(args.seed()?, total(&counts)?, config.hidden_size, dtype)?;
-                Ok(Rows { bytes, dtype, counts, indices: None, data: RowData::default() })
+                let data = RowData::synthetic(args.seed()?, total(&counts)?, config.vocab_size, request);
+                Ok(Rows { bytes, dtype, counts, indices: None, data })
             }
             Some(path) => {
                 let file = SafetensorsFile::open(path)?;
@@ -230,7 +232,7 @@ impl Rows {
                     false => None,
                 };
                 let outputs = indices.as_ref().map_or(hidden.rows, Vec::len);
-                let data = RowData::read(&file, outputs, config.vocab_size)?;
+                let data = RowData::read(&file, outputs, config.vocab_size, request)?;
                 Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, counts, indices, data })
             }
         }

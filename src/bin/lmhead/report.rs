@@ -64,6 +64,10 @@ pub struct StepReport {
     pub step_us: f64,
     /// Bytes that crossed between ranks.
     pub bytes_exchanged: u64,
+    /// Collective operations of a rank, the most of all ranks.
+    pub rounds: u32,
+    /// Bytes that would have crossed for all f32 logits of the same rows, in exact steps.
+    pub full_logits_bytes: u64,
     /// Bytes of weights that all ranks streamed, over the time of the slowest matmul, GB/s (1e9 bytes).
     pub weight_gb_per_s: f64,
 }
@@ -126,13 +130,20 @@ impl Report {
         }
         println!("{table}");
         println!(
-            "head ready in {:.1} s; step {} (median of {}, slowest rank); {} exchanged; weights at {:.1} GB/s",
+            "head ready in {:.1} s; step {} (median of {}, slowest rank); weights at {:.1} GB/s",
             self.load_seconds,
             micros(self.step.step_us),
             self.steps,
-            bytes(self.step.bytes_exchanged),
             self.step.weight_gb_per_s
         );
+        if self.step.rounds > 0 {
+            println!(
+                "{} exchanged in {} rounds (all f32 logits: {})",
+                bytes(self.step.bytes_exchanged),
+                self.step.rounds,
+                bytes(self.step.full_logits_bytes)
+            );
+        }
         if self.rows_not_good > 0 {
             println!("{} rows have non-finite logits or no allowed id: see row_status", self.rows_not_good);
         }

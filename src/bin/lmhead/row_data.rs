@@ -2,7 +2,7 @@
 
 use lmhead::adjust::{Additions, Adjustments};
 use lmhead::error::{Error, Result};
-use lmhead::result::RowInputs;
+use lmhead::result::{Request, RowInputs};
 use lmhead::rows;
 use lmhead::weights::SafetensorsFile;
 use safetensors::Dtype;
@@ -10,6 +10,8 @@ use safetensors::Dtype;
 /// The optional tensors of `--hidden`, `n` output rows.
 #[derive(Default)]
 pub struct RowData {
+    /// `targets`, `[n]`; read for the requests that need them.
+    targets: Option<Vec<i64>>,
     /// `allowed`, `[n, ceil(vocab / 32)]`.
     allowed: Option<Vec<i32>>,
     /// `adjust_rows`, `adjust_ids` and `adjust_values`, by row.
@@ -26,12 +28,30 @@ struct OwnAdditions {
 
 impl RowData {
     /// Reads what there is, and checks it against `n` output rows.
-    pub fn read(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Self> {
+    pub fn read(file: &SafetensorsFile, n: usize, vocab_size: usize, request: &Request) -> Result<Self> {
         let words = vocab_size.div_ceil(32);
-        let data = RowData { allowed: allowed(file, n, words)?, additions: additions(file, n)?, words };
+        let logprobs = matches!(request, Request::Logprobs { .. });
+        // Raw logprobs are those of the model: nothing that is said of its logits touches them.
+        let raw = matches!(request, Request::Logprobs { processed: false, .. });
+        let data = RowData {
+            targets: if logprobs { Some(targets(file, n, vocab_size)?) } else { None },
+            allowed: if raw { None } else { allowed(file, n, words)? },
+            additions: if raw { None } else { additions(file, n)? },
+            words,
+        };
         data.with(|inputs| inputs.adjustments.map_or(Ok(()), |a| a.check(n, vocab_size)))
             .map_err(|error| in_tensors(file, error))?;
         Ok(data)
+    }
+
+    /// What a run without a file takes: seeded targets for the requests that need them.
+    pub fn synthetic(seed: u64, n: usize, vocab_size: usize, request: &Request) -> Self {
+        let target = |row: usize| {
+            let z = (seed ^ (row as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            ((z ^ (z >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) % vocab_size as u64) as i64
+        };
+        let wanted = matches!(request, Request::Logprobs { .. });
+        RowData { targets: wanted.then(|| (0..n).map(target).collect()), ..RowData::default() }
     }
 
     pub fn is_adjusted(&self) -> bool {
@@ -53,7 +73,8 @@ impl RowData {
             }
             own
         });
-        RowData { allowed, additions, words: self.words }
+        let targets = self.targets.as_ref().map(|all| places.iter().map(|&row| all[row]).collect());
+        RowData { targets, allowed, additions, words: self.words }
     }
 
     /// As the library takes it.
@@ -64,8 +85,26 @@ impl RowData {
             values: &a.values,
         });
         let adjustments = Adjustments { allowed: self.allowed.as_deref(), additions, penalties: None };
-        use_them(RowInputs { adjustments: self.is_adjusted().then_some(adjustments) })
+        use_them(RowInputs {
+            targets: self.targets.as_deref(),
+            adjustments: self.is_adjusted().then_some(adjustments),
+        })
     }
+}
+
+fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Vec<i64>> {
+    let targets = file.indices("targets")?;
+    if targets.len() != n {
+        let (wanted, got) = (format!("[{n}], one id for each output row"), format!("[{}]", targets.len()));
+        return Err(refused(file, "targets", wanted, got, "store the ids whose logprobs are wanted"));
+    }
+    let outside = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= vocab_size);
+    if let Some(row) = targets.iter().position(outside) {
+        let wanted = format!("ids from 0 to {}", vocab_size - 1);
+        let got = format!("{} in row {row}", targets[row]);
+        return Err(refused(file, "targets", wanted, got, "store ids of this head's vocabulary"));
+    }
+    Ok(targets)
 }
 
 fn allowed(file: &SafetensorsFile, n: usize, words: usize) -> Result<Option<Vec<i32>>> {

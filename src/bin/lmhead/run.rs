@@ -10,8 +10,11 @@ use crate::report::{RankReport, Report, StepReport};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Settings;
+use lmhead::dtype::DType;
+use lmhead::exchange::columns;
 use lmhead::layout::{ParallelLayout, RankOrder};
-use lmhead::result::{Answer, Output, RowStatus, StepStats};
+use lmhead::result::{Answer, Output, Request, RowStatus, StepStats};
+use lmhead::step::HEADER_BYTES;
 use lmhead::weights::HeadShard;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,11 +32,14 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     }
     let source = HeadSource::open(args, &settings)?;
     let mut config = source.config(&settings)?;
-    let rows = Rows::read(args, &source, &config)?;
+    request.check(config.vocab_size)?;
+    let rows = Rows::read(args, &source, &config, &request)?;
     config.hidden_dtype = Some(rows.dtype);
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
     let group_size = config.group_size(&layout)?;
-    request.check(config.vocab_size)?;
+    if matches!(request, Request::Logprobs { .. }) {
+        config.logprobs_chunk_rows(group_size, (group_size / layout.tp).max(1), rows.dtype)?;
+    }
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
     let out = args.out.as_deref().map(OutFile::create).transpose()?;
 
@@ -105,7 +111,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         rows_not_good: bad.len() + none.len(),
         load_seconds,
         steps,
-        step: step_report(&done),
+        step: step_report(&ranks, &done, &plan),
         ranks: ranks.iter().zip(&done).map(|(rank, done)| rank_report(rank, done, &plan)).collect(),
         check: checked,
         out: args.out.as_ref().map(|path| path.display().to_string()),
@@ -154,6 +160,10 @@ fn same_bits(a: &Answer, b: &Answer) -> bool {
                 Output::TopK { values, ids, logsumexp, .. },
                 Output::TopK { values: v, ids: i, logsumexp: l, .. },
             ) => ids == i && bits(values) == bits(v) && bits(logsumexp) == bits(l),
+            (
+                Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. },
+                Output::Logprobs { logprobs: l, ranks: r, top_ids: i, top_logprobs: t, .. },
+            ) => ranks == r && top_ids == i && bits(logprobs) == bits(l) && bits(top_logprobs) == bits(t),
             _ => false,
         }
 }
@@ -203,7 +213,23 @@ fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
     }
 }
 
-fn step_report(done: &[Done]) -> StepReport {
+/// What a verified exact step for all f32 logits would bring to the ranks: headers, hidden rows, logits.
+fn full_logits_bytes(ranks: &[Rank], done: &[Done], plan: &Plan) -> u64 {
+    let hidden = plan.config.hidden_size * plan.rows.dtype.size();
+    let of_rank = |(rank, done): (&Rank, &Done)| {
+        let (group, vocab_size) = (&rank.group, plan.config.vocab_size);
+        let others = || (0..group.size()).filter(|m| *m != group.me());
+        let first = rank.dp - group.replica_of(group.me());
+        let peers = (first..first + group.replicas()).filter(|dp| *dp != rank.dp);
+        let gathered: usize = peers.map(|dp| plan.parts[dp].places.len()).sum();
+        let row: usize =
+            others().map(|m| columns::row_stride(group.shard(vocab_size, m).len(), DType::F32)).sum();
+        (others().count() * HEADER_BYTES + gathered * hidden + done.answer.rows() * row) as u64
+    };
+    ranks.iter().zip(done).map(of_rank).sum()
+}
+
+fn step_report(ranks: &[Rank], done: &[Done], plan: &Plan) -> StepReport {
     let slowest = |time: &dyn Fn(&(Duration, StepStats)) -> Duration| {
         done.iter().map(|d| median(d, time)).fold(0.0, f64::max)
     };
@@ -216,6 +242,8 @@ fn step_report(done: &[Done]) -> StepReport {
         exchange_us: slowest(&|s| s.1.exchange),
         step_us: slowest(&|s| s.0),
         bytes_exchanged: done.iter().map(|d| d.answer.stats.bytes_received).sum(),
+        rounds: done.iter().map(|d| d.answer.stats.rounds).max().unwrap_or(0),
+        full_logits_bytes: full_logits_bytes(ranks, done, plan),
         weight_gb_per_s: if matmul_us > 0.0 { streamed as f64 / (matmul_us * 1e3) } else { 0.0 },
     }
 }
