@@ -13,6 +13,30 @@
 //! Every operation is one f32 operation, rounded on its own. Minus infinity is a legal result and means "not allowed"; plus infinity
 //! or NaN makes the row's status 1. So do raw logits that are not finite, also where the mask forbids them.
 //!
+//! ```
+//! # use lmhead::backend::cpu::CpuBackend;
+//! # use lmhead::{weights::synthetic, Adjustments, HeadConfig, HeadGroup, HiddenRows, LmHead, Output, Quantization};
+//! # use lmhead::{Request, RowCounts, RowInputs};
+//! # use std::sync::Arc;
+//! # fn main() -> lmhead::Result<()> {
+//! # let preset = synthetic::preset("tiny")?;
+//! # let shard = synthetic::shard(&preset.spec(), 0, 0..preset.vocab_size, Quantization::None, None)?;
+//! # let config = HeadConfig::new(preset.vocab_size, preset.hidden_size);
+//! # let exchange = Arc::new(lmhead::exchange::local::group(1).remove(0));
+//! # let group = HeadGroup::data_parallel(1, 0)?;
+//! # let mut head = LmHead::new(&config, group, Arc::new(shard), exchange, Arc::new(CpuBackend::new(None)?))?;
+//! # let row = synthetic::hidden_row(0, 0, preset.hidden_size, preset.dtype);
+//! # let hidden = HiddenRows::new(&row, preset.dtype, 1, preset.hidden_size)?;
+//! let mut mask = vec![0i32; preset.vocab_size.div_ceil(32)]; // one row
+//! mask[700 / 32] |= 1 << (700 % 32); // of which only id 700 is allowed
+//! let step = head.step_adjusted(RowCounts::exact(&[1]), &Request::argmax())?; // every rank of the group says so
+//! let inputs = RowInputs { adjustments: Some(Adjustments::allowed(&mask)), ..RowInputs::default() };
+//! let answer = step.run_with(hidden, &inputs)?;
+//! assert_eq!(answer.output, Output::Argmax { ids: vec![700] });
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! An engine brings [`Adjustments`] of its own rows over the whole vocabulary; each shard is sent its slice ([`ShardAdjustments`]).
 
 mod shard;

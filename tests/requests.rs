@@ -91,6 +91,7 @@ fn cases() -> impl Strategy<Value = Case> {
             config.final_logit_softcapping = softcap;
             config.logit_scale = scale;
             config.split_rows_over_tp = split;
+            config.verify = [Verify::Always, Verify::WarmUp, Verify::Every(2)][random.below(3)];
             let rows: Vec<usize> = (0..dp).map(|_| random.below(5) * random.below(2)).collect();
             let raw = match request {
                 Request::Logprobs { top_n, .. } => Request::logprobs(top_n),

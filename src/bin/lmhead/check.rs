@@ -368,7 +368,7 @@ mod tests {
             dtype: preset.dtype,
             counts: vec![ROWS],
             indices: None,
-            data: crate::row_data::RowData::default(),
+            data: crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request),
         };
         let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
         let everything: Vec<usize> = (0..config.vocab_size).collect();
@@ -390,6 +390,17 @@ mod tests {
                         values[row * *k + place] = logits[id] as f32;
                     }
                     logsumexp[row] = reference::logsumexp(&logits) as f32;
+                }
+                Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                    let lse = reference::logsumexp(&logits);
+                    let order = reference::top_k(&logits, logits.len());
+                    let target = rows.data.with(|inputs| inputs.targets.unwrap()[row] as usize);
+                    logprobs[row] = (logits[target] - lse) as f32;
+                    ranks[row] = 1 + order.iter().position(|id| *id == target).unwrap() as i64;
+                    for (place, id) in order.into_iter().take(*top_n).enumerate() {
+                        top_ids[row * *top_n + place] = id as i64;
+                        top_logprobs[row * *top_n + place] = (logits[id] - lse) as f32;
+                    }
                 }
                 _ => unreachable!(),
             }
@@ -443,5 +454,28 @@ mod tests {
         assert!(!passes(top, |a| parts(a).0[3] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
+    }
+
+    #[test]
+    fn wrong_logprobs_and_ranks_fail() {
+        let request = Request::logprobs(3);
+        type Change = fn(&mut [f32], &mut [i64], &mut [i64], &mut [f32]);
+        let spoil = |change: Change| {
+            passes(request, |answer| {
+                let Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. } = &mut answer.output
+                else {
+                    unreachable!()
+                };
+                change(logprobs, ranks, top_ids, top_logprobs);
+            })
+        };
+        assert!(spoil(|_, _, _, _| ()));
+        assert!(!spoil(|logprobs, _, _, _| logprobs[1] += 0.06));
+        assert!(!spoil(|logprobs, _, _, _| logprobs[2] = f32::NAN));
+        assert!(!spoil(|_, ranks, _, _| ranks[0] += 1));
+        assert!(!spoil(|_, ranks, _, _| ranks[2] = 0));
+        assert!(!spoil(|_, _, ids, _| ids.swap(0, 1)));
+        assert!(!spoil(|_, _, ids, _| ids[8] = -1));
+        assert!(!spoil(|_, _, _, tops| tops[4] -= 0.06));
     }
 }
