@@ -450,26 +450,19 @@ impl HeadConfig {
         Ok(size)
     }
 
-    /// Rows of each replica in a chunk of the `logprobs` request: the most that `logprobs_chunk_bytes` holds on the rank with the
-    /// largest shard, in groups of `group_size` ranks and `replicas` replicas.
+    /// Rows of the group in a chunk of the `logprobs` request: the most that `logprobs_chunk_bytes` holds on the rank with the
+    /// largest shard, in groups of `group_size` ranks.
     ///
     /// # Errors
-    /// `Config` where not even one row of each replica fits, naming what would.
-    pub fn logprobs_chunk_rows(
-        &self,
-        group_size: usize,
-        replicas: usize,
-        hidden_dtype: DType,
-    ) -> Result<usize> {
+    /// `Config` where not even one row fits, naming what would.
+    pub fn logprobs_chunk_rows(&self, group_size: usize, hidden_dtype: DType) -> Result<usize> {
         let shard = shard_range(self.vocab_size, group_size, 0).len();
         let hidden = self.hidden_size * hidden_dtype.size();
-        let each = (shard as u64 * 4 + hidden as u64) * replicas as u64;
+        let each = shard as u64 * 4 + hidden as u64;
         if self.logprobs_chunk_bytes < each {
             return Err(Error::config(
                 "logprobs_chunk_bytes",
-                format!(
-                    "at least {each}: a row of each of {replicas} replicas, {hidden} bytes of hidden states and {shard} f32 logits"
-                ),
+                format!("at least {each}: a row of {hidden} bytes of hidden states and {shard} f32 logits"),
                 self.logprobs_chunk_bytes,
                 "allow more memory, or share the head among more ranks",
             ));

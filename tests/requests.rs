@@ -105,11 +105,10 @@ fn cases() -> impl Strategy<Value = Case> {
                 })
                 .collect();
             let size = sizes[pick.index(sizes.len())];
-            // Chunks of one to three rows of each replica, or all at once.
-            let replicas = (size / tp).max(1) as u64;
+            // Chunks of one to three rows, or all at once.
             let row = shard_range(vocab, size, 0).len() as u64 * 4 + (hidden * dtype.size()) as u64;
             if let n @ 1.. = random.below(4) as u64 {
-                config.logprobs_chunk_bytes = n * replicas * row + random.below(row as usize) as u64;
+                config.logprobs_chunk_bytes = n * row + random.below(row as usize) as u64;
             }
             Case { head, config, layout, size, mode, request, rows, adjustments, seed }
         },
@@ -329,6 +328,7 @@ proptest! {
             }
             let mut next = 0;
             for (_, answer) in answers.iter().filter(|(d, _)| *d == dp) {
+                prop_assert!(answer.stats.chunk_bytes <= case.config.logprobs_chunk_bytes);
                 let first = if case.config.split_rows_over_tp { next } else { 0 };
                 for row in 0..answer.rows() {
                     prop_assert_eq!(row_bits(answer, row), row_bits(&alone[first + row], 0));
@@ -450,14 +450,16 @@ fn logprob_steps(
 fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
     let target = |me: usize, row: usize| (me * 37 + row * 400) as i64 % 512;
     // Of a shard's 128 f32 logits and 8 f32 hidden states.
-    let row = SIZE as u64 * (128 * 4 + 8 * 4);
+    let row = 128 * 4 + 8 * 4;
     let modes: [&(dyn Fn(usize) -> RowCounts + Sync); 3] =
         [&|_| RowCounts::exact(&[ROWS; SIZE]), &|_| RowCounts::discover(ROWS), &|_| {
             RowCounts::capacity(ROWS + 3, ROWS)
         }];
     let mut first = None;
     for counts in modes {
-        for (chunk_bytes, chunks) in [(row, 2), (2 * row - 1, 2), (2 * row, 1), (1 << 40, 1)] {
+        for (chunk_bytes, chunks) in
+            [(row, 8), (4 * row - 1, 3), (8 * row - 1, 2), (8 * row, 1), (1 << 40, 1)]
+        {
             for top_n in [0, 5] {
                 let answers = logprob_steps(chunk_bytes, Request::logprobs(top_n), &|me| counts(me), target);
                 for (rank, answer) in answers.into_iter().enumerate() {
@@ -499,9 +501,9 @@ fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
     }
     for (bytes, request, want) in [
         (
-            2175,
+            543,
             Request::logprobs(0),
-            "logprobs_chunk_bytes: wanted at least 2176: a row of each of 4 replicas",
+            "logprobs_chunk_bytes: wanted at least 544: a row of 32 bytes of hidden states",
         ),
         (2176, Request::logprobs(513), "request logprobs: wanted at most the vocabulary size, 512"),
         (2176, Request::argmax(), "targets: wanted none with argmax, got some"),
@@ -546,11 +548,12 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
         step.run_with(hidden, &RowInputs { targets: Some(&targets), adjustments: None }).unwrap()
     });
-    // A row of both replicas is 2 x (1024 logits + 8 hidden states) x 4 bytes: 121 rows of each to a chunk.
-    let chunks = 3000usize.div_ceil(121) as u32;
+    // A row is (1024 logits + 8 hidden states) x 4 bytes: 242 to a chunk, and rank 1's one row in the first.
+    let chunks = 3001usize.div_ceil(242) as u32;
     for answer in &answers {
         assert_eq!(answer.stats.rounds, 2 + 3 * chunks);
         assert!(answer.row_status.iter().all(|s| *s == RowStatus::Good));
+        assert!((500_000..1_000_000).contains(&answer.stats.chunk_bytes), "{}", answer.stats.chunk_bytes);
     }
     assert_eq!(row_bits(&answers[0], 0), row_bits(&answers[1], 0), "the same row and target on both");
 }

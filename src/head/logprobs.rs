@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! targets [rows] u32  all_gather over replicas                                        (once)
-//! per chunk, of the same rows of every replica:
+//! per chunk, of rows of every replica that has some left:
 //!   hidden rows           all_gather over replicas
 //!   adjustments           two all_to_alls, in a step that has them
 //!   matmul -> epilogue -> adjustments     [rows of the chunk, shard] f32, held
@@ -73,9 +73,9 @@ impl LmHead {
         self.chunk_rows().map(|_| ())
     }
 
-    /// Rows of each replica in a chunk.
+    /// Rows of the group in a chunk.
     fn chunk_rows(&self) -> Result<usize> {
-        self.config.logprobs_chunk_rows(self.group.size(), self.group.replicas(), self.hidden_dtype)
+        self.config.logprobs_chunk_rows(self.group.size(), self.hidden_dtype)
     }
 }
 
@@ -138,14 +138,12 @@ impl Step<'_> {
         let own_targets = inputs.targets.map_or(&[][..], |t| &t[own_rows.clone()]);
         let (targets, firsts) = self.gather_targets(own_targets, &counts, &mut scratch.recv)?;
 
-        let each = self.head.chunk_rows()?;
-        let largest = counts.iter().copied().max().unwrap_or(0);
+        let room = self.head.chunk_rows()?;
         let mut answer = Rows { top_n, ..Rows::default() };
-        let mut start = 0usize;
-        while start < largest {
-            let end = largest.min(start.saturating_add(each));
-            let parts: Vec<Range<usize>> = counts.iter().map(|&n| start.min(n)..end.min(n)).collect();
-            start = end;
+        let mut next: Vec<usize> = vec![0; counts.len()];
+        while next != counts {
+            let parts = next_chunk(&next, &counts, room);
+            next = parts.iter().map(|part| part.end).collect();
             let chunk_targets = parts
                 .iter()
                 .zip(&firsts)
@@ -201,6 +199,8 @@ impl Step<'_> {
         let own = shard.vocab();
         let (n, columns) = (rows.len(), own.len());
         chunk.hold(n, columns)?;
+        let gathered = if group.replicas() > 1 { n * rows.row_bytes() } else { 0 };
+        self.stats.chunk_bytes = self.stats.chunk_bytes.max((chunk.logits.capacity() * 4 + gathered) as u64);
         chunk.nonfinite.clear();
         chunk.nonfinite.resize(n, false);
         let job = Job {
@@ -389,6 +389,24 @@ impl Step<'_> {
     }
 }
 
+/// The next rows of every replica, `room` in all, from those that are left: as many of each as of the others, as long as it has any.
+/// A replica alone with its prompt fills whole chunks. The same on every rank.
+fn next_chunk(next: &[usize], counts: &[usize], mut room: usize) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = next.iter().map(|&at| at..at).collect();
+    loop {
+        let left = parts.iter().zip(counts).filter(|(part, n)| part.end < **n).count();
+        if left == 0 || room == 0 {
+            return parts;
+        }
+        let share = (room / left).max(1);
+        for (part, &n) in parts.iter_mut().zip(counts) {
+            let more = share.min(n - part.end).min(room);
+            part.end += more;
+            room -= more;
+        }
+    }
+}
+
 /// Answers, row by row.
 #[derive(Default)]
 struct Rows {
@@ -423,5 +441,35 @@ impl Rows {
         }
         self.top_ids.resize(end, -1);
         self.top_logprobs.resize(end, f32::NEG_INFINITY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn chunks_are_full_and_every_row_is_in_one(counts in prop::collection::vec(0usize..40, 1..7), room in 1usize..50) {
+            let (mut next, mut chunks) = (vec![0; counts.len()], 0);
+            while next != counts {
+                let parts = next_chunk(&next, &counts, room);
+                prop_assert!(parts.iter().zip(&next).all(|(part, at)| part.start == *at));
+                let rows: usize = parts.iter().map(ExactSizeIterator::len).sum();
+                let left: usize = counts.iter().zip(&next).map(|(n, at)| n - at).sum();
+                prop_assert_eq!(rows, left.min(room));
+                next = parts.iter().map(|part| part.end).collect();
+                chunks += 1;
+            }
+            prop_assert_eq!(chunks, counts.iter().sum::<usize>().div_ceil(room));
+        }
+    }
+
+    #[test]
+    fn replicas_share_a_chunk_evenly_while_they_have_rows() {
+        assert_eq!(next_chunk(&[0, 0, 0], &[9, 1, 9], 7), [0..3, 0..1, 0..3]);
+        assert_eq!(next_chunk(&[0, 0], &[100, 0], 64), [0..64, 0..0]);
+        assert_eq!(next_chunk(&[0, 0], &[usize::MAX, 1], usize::MAX), [0..usize::MAX - 1, 0..1]);
     }
 }

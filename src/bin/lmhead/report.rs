@@ -52,6 +52,8 @@ pub struct RankReport {
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub rounds: u32,
+    /// Memory of the largest chunk of logprobs.
+    pub chunk_bytes: u64,
 }
 
 /// One step over all ranks.

@@ -38,7 +38,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
     let group_size = config.group_size(&layout)?;
     if matches!(request, Request::Logprobs { .. }) {
-        config.logprobs_chunk_rows(group_size, (group_size / layout.tp).max(1), rows.dtype)?;
+        config.logprobs_chunk_rows(group_size, rows.dtype)?;
     }
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
     let out = args.out.as_deref().map(OutFile::create).transpose()?;
@@ -210,6 +210,7 @@ fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
         bytes_sent: stats.bytes_sent,
         bytes_received: stats.bytes_received,
         rounds: stats.rounds,
+        chunk_bytes: stats.chunk_bytes,
     }
 }
 
