@@ -94,7 +94,8 @@ fn cpu_matmul(criterion: &mut Criterion) {
             let mut x = vec![0; rows * HIDDEN * hidden.size()];
             hidden.round_into(&values, &mut x);
             let rows_view = HiddenRows::new(&x, hidden, rows, HIDDEN).expect("the sizes fit");
-            let job = Job { rows: rows_view, shard: &shard, epilogue: Epilogue::default() };
+            let job =
+                Job { rows: rows_view, shard: &shard, epilogue: Epilogue::default(), adjustments: None };
             let vocab = shard.vocab().len();
             let (mut bytes, mut nonfinite) = (vec![0; rows * vocab * 4], vec![false; rows]);
             group.bench_function(BenchmarkId::new("logits", rows), |b| {
@@ -104,6 +105,7 @@ fn cpu_matmul(criterion: &mut Criterion) {
                         stride: vocab * 4,
                         dtype: DType::F32,
                         nonfinite: &mut nonfinite,
+                        any_allowed: None,
                     };
                     backend.logits(&job, out).expect("logits");
                 });
@@ -117,6 +119,7 @@ fn cpu_matmul(criterion: &mut Criterion) {
                             stride: vocab * 2,
                             dtype: DType::Bf16,
                             nonfinite: &mut nonfinite,
+                            any_allowed: None,
                         };
                         backend.logits(&job, out).expect("logits");
                     });

@@ -9,12 +9,15 @@ use crate::cost::CostModel;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
-use crate::layout::ParallelLayout;
+use crate::layout::{ParallelLayout, shard_range};
 use crate::quantize::MAX_INT8_HIDDEN;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
+
+/// What [`HeadConfig::logprobs_chunk_bytes`] is where nothing is said: 64 MiB, 130 rows of a whole vocabulary of 128256.
+pub const LOGPROBS_CHUNK_BYTES: u64 = 64 << 20;
 
 /// How the weights are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -201,6 +204,8 @@ pub struct Settings {
     pub verify: Verify,
     /// Deadline of each collective operation, milliseconds. Absent: 30000.
     pub timeout_ms: Option<u64>,
+    /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows and f32 logits over the shard. Absent: 64 MiB.
+    pub logprobs_chunk_bytes: Option<u64>,
     /// Speeds by which `lmhead_tp_size = auto` chooses.
     pub cost_model: Option<CostModel>,
 }
@@ -278,6 +283,8 @@ pub struct HeadConfig {
     pub verify: Verify,
     /// Deadline of each collective operation.
     pub timeout: Duration,
+    /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows and f32 logits over the shard.
+    pub logprobs_chunk_bytes: u64,
     /// Speeds by which `lmhead_tp_size = auto` chooses.
     pub cost_model: Option<CostModel>,
 }
@@ -297,6 +304,7 @@ impl HeadConfig {
             hidden_dtype: None,
             verify: Verify::Always,
             timeout: Duration::from_secs(30),
+            logprobs_chunk_bytes: LOGPROBS_CHUNK_BYTES,
             cost_model: None,
         }
     }
@@ -359,6 +367,7 @@ impl HeadConfig {
             hidden_dtype: settings.hidden_dtype,
             verify: settings.verify,
             timeout: Duration::from_millis(settings.timeout_ms.unwrap_or(30_000)),
+            logprobs_chunk_bytes: settings.logprobs_chunk_bytes.unwrap_or(LOGPROBS_CHUNK_BYTES),
             cost_model: settings.cost_model,
         };
         config.validate()?;
@@ -459,6 +468,26 @@ impl HeadConfig {
         };
         layout.check_group_size(size)?;
         Ok(size)
+    }
+
+    /// Rows of the group in a chunk of the `logprobs` request: the most that `logprobs_chunk_bytes` holds on the rank with the
+    /// largest shard, in groups of `group_size` ranks.
+    ///
+    /// # Errors
+    /// `Config` where not even one row fits, naming what would.
+    pub fn logprobs_chunk_rows(&self, group_size: usize, hidden_dtype: DType) -> Result<usize> {
+        let shard = shard_range(self.vocab_size, group_size, 0).len();
+        let hidden = self.hidden_size * hidden_dtype.size();
+        let each = shard as u64 * 4 + hidden as u64;
+        if self.logprobs_chunk_bytes < each {
+            return Err(Error::config(
+                "logprobs_chunk_bytes",
+                format!("at least {each}: a row of {hidden} bytes of hidden states and {shard} f32 logits"),
+                self.logprobs_chunk_bytes,
+                "allow more memory, or share the head among more ranks",
+            ));
+        }
+        Ok(usize::try_from(self.logprobs_chunk_bytes / each).unwrap_or(usize::MAX))
     }
 
     /// The scalar part of the epilogue.

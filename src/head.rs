@@ -2,11 +2,17 @@
 //!
 //! * `agreement`: what all ranks agree on at creation and at the beginning of a step.
 //! * `pipeline`: [`Step::run`], `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
+//! * `adjusting`: masks, additions and penalties on their way to the shards.
+//! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
+//! * `rounds`: one collective operation of a step and what it cost.
 //! * `buffers`: bytes that are resized and cut into messages.
 
+mod adjusting;
 mod agreement;
 mod buffers;
+mod logprobs;
 mod pipeline;
+mod rounds;
 
 pub use pipeline::Step;
 
@@ -16,10 +22,11 @@ use crate::backend::Backend;
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::exchange::columns::Seen;
 use crate::exchange::{Exchange, Operation};
 use crate::layout::HeadGroup;
 use crate::merge::RowPartial;
-use crate::result::{Request, StepStats};
+use crate::result::{Request, RowInputs, StepStats};
 use crate::rows::{HiddenRows, RowCounts};
 use crate::step::{self, Header, Mode, Ticket};
 use crate::weights::HeadShard;
@@ -58,8 +65,9 @@ struct Scratch {
     send: Vec<u8>,
     /// Results by source.
     recv: Vec<u8>,
-    nonfinite: Vec<bool>,
+    seen: Vec<Seen>,
     partials: Vec<RowPartial>,
+    chunk: logprobs::Chunk,
 }
 
 impl LmHead {
@@ -146,12 +154,17 @@ impl LmHead {
         let (hidden, dtype) = (self.config.hidden_size, self.hidden_dtype);
         let mut zeros = Vec::new();
         resize(&mut zeros, [rows, hidden, dtype.size()], "rows of the warm-up")?;
+        let targets = vec![0; if requests.is_empty() { 0 } else { rows }];
         for request in requests {
             let each = vec![rows; self.group.replicas()];
             for counts in [RowCounts::Exact(each), RowCounts::discover(rows), RowCounts::capacity(rows, rows)]
             {
-                let rows = HiddenRows::new(&zeros, dtype, rows, hidden)?;
-                self.step(counts, request)?.run(rows)?;
+                let hidden = HiddenRows::new(&zeros, dtype, rows, hidden)?;
+                let inputs = RowInputs {
+                    targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
+                    adjustments: None,
+                };
+                self.step(counts, request)?.run_with(hidden, &inputs)?;
             }
         }
         Ok(())
@@ -164,10 +177,26 @@ impl LmHead {
     /// `Request` or `Shape` for arguments that no head or group could take (nothing is sent then and the head stays usable);
     /// `StepMismatch`, `Timeout`, `RankLost` as the contract says; `Poisoned` after an earlier fault.
     pub fn step(&mut self, counts: RowCounts, request: &Request) -> Result<Step<'_>> {
+        self.begin(counts, request, false)
+    }
+
+    /// [`LmHead::step`] for rows of which some have [`Adjustments`](crate::adjust::Adjustments), which [`Step::run_with`] takes.
+    ///
+    /// With exact counts or a capacity every rank of the group says the same, also where it has none itself; it is part of the
+    /// contract. With `discover` it is learned: a rank that begins a plain `step` takes part in the others' adjustments.
+    ///
+    /// # Errors
+    /// As [`LmHead::step`].
+    pub fn step_adjusted(&mut self, counts: RowCounts, request: &Request) -> Result<Step<'_>> {
+        self.begin(counts, request, true)
+    }
+
+    fn begin(&mut self, counts: RowCounts, request: &Request, adjusted: bool) -> Result<Step<'_>> {
         if let Some(cause) = &self.poisoned {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
         request.check(self.config.vocab_size)?;
+        self.check_logprobs(request, adjusted)?;
         let own = counts.own(self.group.replica_of(self.group.me()), self.group.replicas())?;
         let (mode, counts_field) = step::counts_field(&counts);
         let header = Header {
@@ -176,6 +205,7 @@ impl LmHead {
             mode,
             verify: self.config.verify,
             request: Some(*request),
+            adjusted,
             sequence: self.sequence,
             rows: own as u64,
             counts: counts_field,
@@ -184,12 +214,16 @@ impl LmHead {
         let verified = match mode {
             Mode::Exact => self.config.verify.applies(self.sequence, self.warming_up),
             Mode::Discover => true,
-            Mode::Capacity | Mode::Create => false, // the header rides in the payload
+            // Otherwise the header rides in the payload.
+            // Chunks of logprobs are gathered by counts.
+            Mode::Capacity => matches!(request, Request::Logprobs { .. }),
+            Mode::Create => false,
         };
         let ticket = Ticket { header, request: *request, timeout: self.config.timeout, counts };
         self.sequence += 1;
 
         let mut stats = StepStats::default();
+        let mut adjusted = adjusted;
         let mut known = match &ticket.counts {
             RowCounts::Exact(list) => Some(list.clone()),
             _ if self.group.replicas() == 1 => Some(vec![own]),
@@ -197,14 +231,17 @@ impl LmHead {
         };
         if verified && self.group.size() > 1 {
             match self.check_contract(&ticket, &mut stats) {
-                Ok(by_replica) => known = Some(by_replica),
+                Ok((by_replica, any)) => {
+                    known = Some(by_replica);
+                    adjusted = any;
+                }
                 Err(error) => {
                     self.fail(&ticket, &error);
                     return Err(error);
                 }
             }
         }
-        Ok(Step { head: self, ticket, counts: known, stats, done: false })
+        Ok(Step { head: self, ticket, counts: known, adjusted, stats, done: false })
     }
 
     /// Brings the head back after a fault, under a new epoch. Collective: every rank of the group calls it, also those on which

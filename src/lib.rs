@@ -13,9 +13,9 @@
 //! | hidden rows | views, selection by index, row counts | [`rows`] |
 //! | gather | all_gather of the group's rows | [`head`], [`exchange`] |
 //! | matmul | rows x own vocabulary shard | [`backend`], [`weights`] |
-//! | epilogue | dequantise, bias, softcap, scale | [`epilogue`] |
+//! | epilogue | dequantise, bias, softcap, scale; adjustments | [`epilogue`], [`adjust`] |
 //! | exchange | all_to_all of logits, or of candidates only | [`exchange`], [`merge`] |
-//! | result | logits, argmax, top-k with logsumexp, row status | [`result`] |
+//! | result | logits, argmax, top-k with logsumexp, logprobs, row status | [`result`] |
 //!
 //! Around them: [`config`] and [`layout`] say who shares what, [`step`] is the contract between ranks, [`mod@reference`] the
 //! float64 truth that everything is compared with.
@@ -72,6 +72,7 @@
 //! # }
 //! ```
 
+pub mod adjust;
 pub mod backend;
 pub mod config;
 pub mod cost;
@@ -90,12 +91,13 @@ pub mod rows;
 pub mod step;
 pub mod weights;
 
+pub use adjust::Adjustments;
 pub use config::{HeadConfig, LmheadTpSize, Quantization, Settings};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use head::{LmHead, Step};
 pub use layout::{HeadGroup, ParallelLayout, RankOrder};
-pub use result::{Answer, Output, Request, RowStatus};
+pub use result::{Answer, Output, Request, RowInputs, RowStatus};
 pub use rows::{HiddenRows, RowCounts};
 pub use weights::{Checkpoint, HeadShard};
 

@@ -62,7 +62,8 @@ impl RowPartial {
 
     /// Adds the logits of one whole block (or of the vocabulary's last, shorter one): ids from `first_id`,
     /// which is a multiple of [`BLOCK`]. `finite` says that every logit is finite, in the backend's own
-    /// judgement (a softcap may have hidden an infinity).
+    /// judgement (a softcap may have hidden an infinity). Minus infinity from an adjustment is legal: it is never a candidate and
+    /// adds exactly 0 to the sum.
     pub fn push_block(&mut self, first_id: usize, logits: &[f32], finite: bool) {
         debug_assert!(first_id.is_multiple_of(BLOCK) && logits.len() <= BLOCK);
         if !finite {
@@ -72,6 +73,9 @@ impl RowPartial {
             return; // the row's answer is its status: nothing else of it is kept
         }
         let max = block_max(logits);
+        if max == f32::NEG_INFINITY {
+            return; // nothing of the block is allowed
+        }
         if self.spec.sum {
             self.sum.add_block(logits, max);
         }
@@ -98,7 +102,12 @@ impl RowPartial {
         self.nonfinite
     }
 
-    /// The candidates, best first.
+    /// True when every logit that was merged is minus infinity.
+    pub fn nothing_allowed(&self) -> bool {
+        !self.nonfinite && self.heap.is_empty()
+    }
+
+    /// The candidates, best first; fewer than k where fewer ids are allowed.
     pub fn sorted(&self) -> Vec<Candidate> {
         let mut best = self.heap.clone();
         let by_value = |a: &Candidate, b: &Candidate| b.value.partial_cmp(&a.value).expect("never NaN");
@@ -109,16 +118,24 @@ impl RowPartial {
     /// `ln(sum(exp(logit)))` over everything merged; NaN where the row is non-finite, minus infinity where
     /// nothing was pushed.
     pub fn logsumexp(&self) -> f32 {
+        self.logsumexp_f64() as f32
+    }
+
+    /// The same before it is rounded, for differences with it.
+    pub fn logsumexp_f64(&self) -> f64 {
         if self.nonfinite {
-            return f32::NAN;
+            return f64::NAN;
         }
         let max = self.heap.iter().fold(f32::NEG_INFINITY, |m, c| m.max(c.value));
         self.sum.ln(max)
     }
 
-    /// Keeps the candidate if it is among the best k.
+    /// Keeps the candidate if it is among the best k and allowed.
     #[inline]
     fn offer(&mut self, candidate: Candidate) {
+        if candidate.value == f32::NEG_INFINITY {
+            return;
+        }
         if self.heap.len() < self.spec.k {
             self.heap.push(candidate);
             let mut i = self.heap.len() - 1;
@@ -212,8 +229,8 @@ impl RowPartial {
         }
         for i in 0..n {
             let value = f32::from_bits(u32_at(at + 8 * i));
-            if value.is_nan() {
-                return Err(broken(format!("candidate {i} is NaN")));
+            if value.is_nan() || value == f32::NEG_INFINITY {
+                return Err(broken(format!("candidate {i} is {value}")));
             }
             self.offer(Candidate { value, id: u32_at(at + 8 * i + 4) });
         }
@@ -264,7 +281,7 @@ impl Default for ExpSum {
 }
 
 impl ExpSum {
-    /// Adds a block of finite logits whose maximum is `max`.
+    /// Adds a block of logits, finite or minus infinity, whose maximum is `max`, which is finite.
     fn add_block(&mut self, logits: &[f32], max: f32) {
         if max.abs() > HUGE {
             return; // see `ln`
@@ -328,15 +345,15 @@ impl ExpSum {
     }
 
     /// The logarithm of the sum. `max` is the largest logit: the answer where logits are too large for the grid.
-    fn ln(&self, max: f32) -> f32 {
+    fn ln(&self, max: f32) -> f64 {
         if self.top == EMPTY || max.abs() > HUGE {
             // Beyond HUGE, ln(number of ids) <= 22 is far under 1e-6 of the value.
-            return max;
+            return f64::from(max);
         }
         let sum = (u128::from(self.digits[1]) << DIGIT_BITS) + u128::from(self.digits[0]);
         let base = (i64::from(self.top) - 1) * DIGIT_BITS;
         let base = base as f64;
-        ((base * LN2_HI + libm::log(sum as f64)) + base * LN2_LO) as f32
+        (base * LN2_HI + libm::log(sum as f64)) + base * LN2_LO
     }
 }
 

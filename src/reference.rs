@@ -1,6 +1,10 @@
 //! The same stages, naive and in float64: the truth that tests and `--check` compare with, and the errors that are allowed
 //! against it (promise 2 and the accuracy rules of promise 3's section).
 
+mod adjusted;
+
+pub use adjusted::adjust_row;
+
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;

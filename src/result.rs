@@ -1,5 +1,6 @@
 //! What can be asked for, and what comes back.
 
+use crate::adjust::Adjustments;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -17,6 +18,9 @@ pub enum Request {
     /// The `k` largest logits, ordered by value descending then id ascending, and the logsumexp over the
     /// whole vocabulary.
     TopK { k: usize },
+    /// Of a target id of each row ([`RowInputs::targets`]) the logprob and the rank, and the `top_n` best ids with theirs. Of the raw
+    /// logits, or with `processed` of the adjusted ones. Rows are computed in chunks: see `logprobs_chunk_bytes` in the configuration.
+    Logprobs { top_n: usize, processed: bool },
 }
 
 impl Request {
@@ -35,10 +39,20 @@ impl Request {
         Request::TopK { k }
     }
 
+    /// Logprob and rank of a target id of each row, and of the `top_n` best ids (0: none), from raw logits.
+    pub fn logprobs(top_n: usize) -> Self {
+        Request::Logprobs { top_n, processed: false }
+    }
+
+    /// The same from logits with the step's adjustments.
+    pub fn processed_logprobs(top_n: usize) -> Self {
+        Request::Logprobs { top_n, processed: true }
+    }
+
     /// Checks the request against a vocabulary.
     ///
     /// # Errors
-    /// `Dtype` for int8 logits, `Request` for k = 0 or above the vocabulary.
+    /// `Dtype` for int8 logits, `Request` for k = 0 and for k or top_n above the vocabulary.
     pub fn check(&self, vocab_size: usize) -> Result<()> {
         match *self {
             Request::Logits { dtype: DType::I8 } => {
@@ -53,6 +67,12 @@ impl Request {
                     "ask for at least one and at most all",
                 ))
             }
+            Request::Logprobs { top_n, .. } if top_n > vocab_size => Err(Error::request(
+                "request logprobs",
+                format!("at most the vocabulary size, {vocab_size}, of best ids"),
+                format!("top_n = {top_n}"),
+                "ask for fewer",
+            )),
             _ => Ok(()),
         }
     }
@@ -64,8 +84,20 @@ impl fmt::Display for Request {
             Request::Logits { dtype } => write!(f, "logits in {dtype}"),
             Request::Argmax => f.write_str("argmax"),
             Request::TopK { k } => write!(f, "topk:{k}"),
+            Request::Logprobs { top_n, processed } => {
+                write!(f, "{}logprobs:{top_n}", if *processed { "processed " } else { "" })
+            }
         }
     }
+}
+
+/// What belongs to the rows of a step beside their hidden states: data of each rank's own rows, in their order.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct RowInputs<'a> {
+    /// `[rows]`, for `Logprobs` only: the id of each row whose logprob is asked for.
+    pub targets: Option<&'a [i64]>,
+    /// Masks, additions and penalties, in a step that was begun with [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
+    pub adjustments: Option<Adjustments<'a>>,
 }
 
 /// Whether a row could be answered.
@@ -74,8 +106,11 @@ impl fmt::Display for Request {
 pub enum RowStatus {
     /// Answered.
     Good = 0,
-    /// A raw f32 logit of the row is NaN or infinite: id −1 and NaN are answered; `Logits` passes values as computed.
+    /// An f32 logit of the row is NaN or infinite: id −1 and NaN are answered; `Logits` passes values as computed.
+    /// (Minus infinity from an adjustment is legal.)
     NonFinite = 1,
+    /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
+    NothingAllowed = 2,
 }
 
 /// The answer to the rows that this rank brought (or its part of them), in their order.
@@ -103,7 +138,13 @@ pub enum Output {
     /// `[rows]`; −1 where the row's status is not good.
     Argmax { ids: Vec<i64> },
     /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's status is not good.
+    /// Where fewer than k ids are allowed, the places that are left hold minus infinity and −1.
     TopK { k: usize, values: Vec<f32>, ids: Vec<i64>, logsumexp: Vec<f32> },
+    /// `logprobs` `[rows]` are `l_t - logsumexp`, at most 0, and `ranks` `[rows]` are `1 + #{l_v > l_t, or l_v = l_t and v < t}`, of each
+    /// row's target t. `top_ids` and `top_logprobs` are row-major `[rows, top_n]`, ordered by value descending then id ascending. NaN
+    /// and −1 where the row's status is not good. A target that is not allowed has logprob minus infinity; where fewer than
+    /// top_n ids are allowed, the places that are left hold minus infinity and −1.
+    Logprobs { top_n: usize, logprobs: Vec<f32>, ranks: Vec<i64>, top_ids: Vec<i64>, top_logprobs: Vec<f32> },
 }
 
 impl Output {
@@ -135,6 +176,8 @@ pub struct StepStats {
     pub rounds: u32,
     /// Bytes of weights that the matmul streamed.
     pub weight_bytes: u64,
+    /// Memory of the largest chunk of logprobs, gathered hidden rows and logits; at most the head's `logprobs_chunk_bytes`.
+    pub chunk_bytes: u64,
     /// Rows of the group that the matmul computed.
     pub rows_computed: u64,
 }

@@ -25,15 +25,16 @@ const MAGIC: [u8; 4] = *b"LMH1";
 /// | 8..12 | epoch: times the head was rebuilt |
 /// | 12 | mode: 0 create, 1 exact, 2 capacity, 3 discover |
 /// | 13 | verification: 0 always, 1 warm_up, 2 every n |
-/// | 14 | request: 0 none, 1 logits, 2 argmax, 3 topk |
-/// | 15 | dtype of requested logits |
+/// | 14 | request: 0 none, 1 logits, 2 argmax, 3 topk, 4 logprobs |
+/// | 15 | dtype of requested logits; logprobs: 1 where processed |
 /// | 16..24 | sequence: number of the step |
-/// | 24..32 | request's parameter (k) |
+/// | 24..32 | request's parameter (k, top_n) |
 /// | 32..40 | rows that the rank's replica brings |
 /// | 40..48 | exact: digest of all counts; capacity: the capacity |
 /// | 48..56 | digest of what was agreed at creation: sizes, dtypes, quantisation, backend, ... |
 /// | 56..60 | n of `verify = every n` |
-/// | 60..64 | zero |
+/// | 60 | 1 where the step has adjustments |
+/// | 61..64 | zero |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub head: u32,
@@ -41,6 +42,7 @@ pub struct Header {
     pub mode: Mode,
     pub verify: Verify,
     pub request: Option<Request>,
+    pub adjusted: bool,
     pub sequence: u64,
     pub rows: u64,
     pub counts: u64,
@@ -76,6 +78,7 @@ impl Header {
             Some(Request::Logits { dtype }) => (1, dtype.code(), 0),
             Some(Request::Argmax) => (2, 0, 0),
             Some(Request::TopK { k }) => (3, 0, k as u64),
+            Some(Request::Logprobs { top_n, processed }) => (4, u8::from(processed), top_n as u64),
         };
         let (verify, every) = match self.verify {
             Verify::Always => (0, 0),
@@ -93,12 +96,15 @@ impl Header {
         out[40..48].copy_from_slice(&self.counts.to_le_bytes());
         out[48..56].copy_from_slice(&self.agreement.to_le_bytes());
         out[56..60].copy_from_slice(&every.to_le_bytes());
+        out[60] = u8::from(self.adjusted);
         out
     }
 
-    /// Digest of all that the members must have in common; the rows are each replica's own.
+    /// Digest of all that the members must have in common; the rows are each replica's own, and where counts are learned, so is
+    /// whether any rank has adjustments.
     pub fn terms(&self) -> u64 {
-        digest(&Header { rows: 0, ..*self }.encode())
+        let adjusted = self.adjusted && self.mode != Mode::Discover;
+        digest(&Header { rows: 0, adjusted, ..*self }.encode())
     }
 
     /// Reads a header; `None` where the bytes are none of this version.
@@ -120,6 +126,10 @@ impl Header {
             1 => Some(Request::Logits { dtype: crate::dtype::DType::from_code(bytes[15])? }),
             2 => Some(Request::Argmax),
             3 => Some(Request::TopK { k: usize::try_from(u64_at(24)).ok()? }),
+            4 if bytes[15] <= 1 => Some(Request::Logprobs {
+                top_n: usize::try_from(u64_at(24)).ok()?,
+                processed: bytes[15] == 1,
+            }),
             _ => return None,
         };
         Some(Header {
@@ -128,6 +138,11 @@ impl Header {
             mode: *mode.get(usize::from(bytes[12]))?,
             verify,
             request,
+            adjusted: match bytes[60] {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
             sequence: u64_at(16),
             rows: u64_at(32),
             counts: u64_at(40),
@@ -224,6 +239,10 @@ pub(crate) fn agree(
         compare("mode", &|h| h.mode.name().into());
         compare("verification", &|h| h.verify.to_string());
         compare("request", &|h| h.request.map_or_else(|| "none".into(), |r| r.to_string()));
+        // Where counts are learned, so is this.
+        if decoded.iter().flatten().any(|h| h.mode != Mode::Discover) {
+            compare("adjustments", &|h| if h.adjusted { "some rows have them" } else { "none" }.into());
+        }
         compare("agreement", &|h| format!("{:#018x} of sizes, dtypes and backend", h.agreement));
         if decoded.iter().flatten().all(|h| h.mode == mine.mode) {
             compare("counts", &|h| match (mine.mode, counts) {
@@ -275,6 +294,7 @@ mod tests {
             mode: Mode::Exact,
             verify: Verify::Always,
             request: Some(Request::Argmax),
+            adjusted: false,
             sequence: 3,
             rows: 2,
             counts: 99,
@@ -287,14 +307,15 @@ mod tests {
         fn headers_survive_the_wire(
             head in any::<u32>(), epoch in any::<u32>(), mode in 0usize..4, verify in 0u32..9, request in 0usize..6,
             sequence in any::<u64>(), rows in any::<u64>(), counts in any::<u64>(), agreement in any::<u64>(), k in any::<u32>(),
+            adjusted in any::<bool>(),
         ) {
             let dtype = [DType::F32, DType::F16, DType::Bf16][request % 3];
             let header = Header {
-                head, epoch, sequence, rows, counts, agreement,
+                head, epoch, adjusted, sequence, rows, counts, agreement,
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
                 verify: [Verify::Always, Verify::WarmUp, Verify::Every(verify)][verify as usize % 3],
                 request: [None, Some(Request::Argmax), Some(Request::TopK { k: k as usize }), Some(Request::Logits { dtype }),
-                    Some(Request::Logits { dtype }), Some(Request::Logits { dtype })][request],
+                    Some(Request::Logits { dtype }), Some(Request::Logprobs { top_n: k as usize, processed: adjusted })][request],
             };
             prop_assert_eq!(Header::decode(&header.encode()), Some(header));
         }
@@ -337,6 +358,10 @@ mod tests {
             (
                 "request: ranks [0, 2] say argmax, ranks [1] say logits in bf16",
                 Header { request: Some(Request::logits(DType::Bf16)), ..mine },
+            ),
+            (
+                "adjustments: ranks [0, 2] say none, ranks [1] say some rows have them",
+                Header { adjusted: true, ..mine },
             ),
             ("agreement: ranks [0, 2] say 0x0000000000000005", Header { agreement: 6, ..mine }),
             (

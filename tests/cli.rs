@@ -257,6 +257,24 @@ fn presets_run_with_any_quantisation_and_epilogue() {
     let rows: Vec<u64> =
         json["ranks"].as_array().unwrap().iter().map(|r| r["output_rows"].as_u64().unwrap()).collect();
     assert_eq!(rows, [10, 9, 9], "28 rows, as even as possible");
+    for (request, rounds) in [("logits", 3), ("topk:8", 3), ("logprobs:8", 5)] {
+        let printed = good(&[
+            "run",
+            "--preset",
+            "tiny",
+            "--dp",
+            "3",
+            "--lmhead-tp-size",
+            "3",
+            "--json",
+            "--request",
+            request,
+        ]);
+        let json: serde_json::Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(json["step"]["rounds"], rounds, "header, rows, results; and targets, their logits");
+        let (bytes, full) = (&json["step"]["bytes_exchanged"], &json["step"]["full_logits_bytes"]);
+        assert_eq!(bytes == full, request == "logits", "{request}: {bytes} and {full}");
+    }
 }
 
 #[test]
@@ -303,6 +321,151 @@ fn a_broken_row_is_marked_and_the_others_are_answered() {
     assert_eq!(broken["topk_values"].2[4 * 8..], good["topk_values"].2[4 * 8..]);
 }
 
+/// `allowed` [7, 5] of 150 ids: row 2 allows nothing, row 3 only id 149, the others every third id.
+fn allowed_tensor() -> Tensor {
+    let allows = |row: usize, id: usize| match row {
+        2 => false,
+        3 => id == 149,
+        _ => id.is_multiple_of(3),
+    };
+    let word = |row: usize, word: usize| {
+        (0..32).fold(0u32, |bits, bit| bits | u32::from(allows(row, word * 32 + bit)) << bit)
+    };
+    let bytes = (0..7).flat_map(|row| (0..5).flat_map(move |w| word(row, w).to_le_bytes())).collect();
+    ("allowed".into(), Dtype::I32, vec![7, 5], bytes)
+}
+
+fn additions(rows: &[i64], ids: &[i64], values: &[f32]) -> Vec<Tensor> {
+    let i64s = |name: &str, values: &[i64]| {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        (name.to_string(), Dtype::I64, vec![values.len()], bytes)
+    };
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    vec![
+        i64s("adjust_rows", rows),
+        i64s("adjust_ids", ids),
+        ("adjust_values".into(), Dtype::F32, vec![values.len()], bytes),
+    ]
+}
+
+#[test]
+fn masks_and_additions_work_with_every_request_and_sharding() {
+    let files = Files::new();
+    let mut tensors = vec![bf16_tensor("hidden_states", &[7, 20], 2), allowed_tensor()];
+    tensors.extend(additions(
+        &[6, 0, 6, 4, 0],
+        &[30, 3, 31, 60, 3],
+        &[50.0, 20.0, 90.0, f32::NEG_INFINITY, 20.0],
+    ));
+    write(&files.path("rows"), &tensors);
+    let (head, rows, out) = (files.name("head.safetensors"), files.name("rows"), files.name("out"));
+    for request in ["logits", "argmax", "topk:60"] {
+        let mut first: Option<Vec<u8>> = None;
+        for extra in [
+            &[][..],
+            &["--rows", "3,0,4", "--lmhead-tp-size", "3"],
+            &["--dp", "2", "--tp", "2", "--lmhead-tp-size", "4", "--mode", "capacity"],
+            &["--dp", "7", "--lmhead-tp-size", "7", "--mode", "discover"],
+            &["--tp", "3", "--lmhead-tp-size", "-1"],
+        ] {
+            let mut args =
+                vec!["run", "--head", &head, "--hidden", &rows, "--request", request, "--out", &out];
+            args.extend(["--check", "--steps", "1"]);
+            args.extend(extra);
+            let run = lmhead(&args);
+            assert!(run.status.success(), "{extra:?}: {}{}", text(&run.stdout), text(&run.stderr));
+            let warning = "warning: 1 output rows have no id that is allowed (row_status 2), the first: [2]";
+            assert!(text(&run.stderr).contains(warning), "{}", text(&run.stderr));
+            let bytes = std::fs::read(&out).unwrap();
+            assert_eq!(*first.get_or_insert_with(|| bytes.clone()), bytes, "{request} {extra:?}");
+        }
+        let answer = read(&files.path("out"));
+        assert_eq!(answer["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
+        let ids: Vec<i64> = match request {
+            "argmax" => {
+                answer["argmax"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+            }
+            "topk:60" => {
+                let all = answer["topk_ids"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+                let all: Vec<i64> = all.collect();
+                assert!(all[3 * 60 + 1..4 * 60].iter().all(|id| *id == -1), "one id is allowed");
+                assert!(all[50..60].iter().all(|id| *id == -1), "50 ids are allowed");
+                assert!(!all[4 * 60..5 * 60].contains(&60), "forbidden by an addition");
+                all.into_iter().step_by(60).collect()
+            }
+            _ => continue,
+        };
+        assert_eq!((ids[0], ids[2], ids[3], ids[6]), (3, -1, 149, 30));
+    }
+}
+
+fn targets(values: &[i64]) -> Tensor {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    ("targets".into(), Dtype::I64, vec![values.len()], bytes)
+}
+
+#[test]
+fn logprobs_are_the_same_for_any_sharding_and_chunk_and_agree_with_topk() {
+    let files = Files::new();
+    let mut tensors = vec![bf16_tensor("hidden_states", &[7, 20], 2), allowed_tensor()];
+    tensors.push(targets(&[0, 149, 2, 149, 64, 63, 77]));
+    write(&files.path("rows"), &tensors);
+    std::fs::write(files.path("small.toml"), "logprobs_chunk_bytes = 3000").unwrap();
+    let (head, rows, out) = (files.name("head.safetensors"), files.name("rows"), files.name("out"));
+    let small = files.name("small.toml");
+    let run = |args: &[&str]| {
+        let mut all = vec!["run", "--head", &head, "--hidden", &rows, "--out", &out, "--steps", "1"];
+        all.extend(["--check", "--request"]);
+        all.extend(args);
+        let run = lmhead(&all);
+        assert!(run.status.success(), "{args:?}: {}{}", text(&run.stdout), text(&run.stderr));
+        (std::fs::read(&out).unwrap(), read(&files.path("out")))
+    };
+    for request in [&["logprobs"][..], &["logprobs:4"], &["logprobs:60", "--processed"]] {
+        let mut first: Option<Vec<u8>> = None;
+        for extra in [
+            &[][..],
+            &["--config", &small],
+            &["--rows", "3,0,4", "--lmhead-tp-size", "3", "--config", &small],
+            &["--dp", "2", "--tp", "2", "--lmhead-tp-size", "4", "--mode", "capacity"],
+            &["--dp", "7", "--lmhead-tp-size", "7", "--mode", "discover"],
+            &["--tp", "3", "--lmhead-tp-size", "-1"],
+        ] {
+            let (bytes, _) = run(&[request, extra].concat());
+            assert_eq!(*first.get_or_insert_with(|| bytes.clone()), bytes, "{request:?} {extra:?}");
+        }
+    }
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    let (_, all) = run(&["logprobs:150"]);
+    let (_, best) = run(&["topk:150"]); // uses the mask
+    assert_eq!(best["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
+    assert_eq!(all["row_status"].2, [0; 7], "raw logprobs leave the mask aside");
+    assert_eq!((all["logprobs"].0, all["logprobs"].1.clone()), (Dtype::F32, vec![7]));
+    assert_eq!((all["target_ranks"].0, all["target_ranks"].1.clone()), (Dtype::I64, vec![7]));
+    assert_eq!((all["top_ids"].0, all["top_ids"].1.clone()), (Dtype::I64, vec![7, 150]));
+    assert_eq!((all["top_logprobs"].0, all["top_logprobs"].1.clone()), (Dtype::F32, vec![7, 150]));
+    let mass: f64 = floats(&all["top_logprobs"].2)[..150].iter().map(|l| f64::from(*l).exp()).sum();
+    assert!((mass - 1.0).abs() < 1e-4, "{mass}");
+    let rank = i64::from_le_bytes(all["target_ranks"].2[8..16].try_into().unwrap()) as usize;
+    let at = 150 + rank - 1;
+    assert_eq!(
+        all["top_ids"].2[8 * at..8 * at + 8],
+        149i64.to_le_bytes(),
+        "row 1's target stands at its rank"
+    );
+    assert_eq!(all["top_logprobs"].2[4 * at..4 * at + 4], all["logprobs"].2[4..8]);
+    let (_, none) = run(&["logprobs"]);
+    assert!(!none.contains_key("top_ids") && !none.contains_key("top_logprobs"));
+    assert_eq!(none["logprobs"], all["logprobs"]);
+    let (_, processed) = run(&["logprobs", "--processed"]);
+    assert_eq!(processed["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
+    assert_eq!(floats(&processed["logprobs"].2)[3], 0.0, "the only id that row 3 allows");
+    assert_eq!(floats(&processed["logprobs"].2)[4], f32::NEG_INFINITY, "64 is not allowed");
+    assert!(floats(&processed["logprobs"].2)[2].is_nan(), "nothing is allowed");
+}
+
 #[test]
 fn doctor_says_what_there_is() {
     let printed = good(&["doctor"]);
@@ -336,11 +499,30 @@ fn bad_input_is_refused_with_a_sentence() {
     write(&files.path("outside"), &[bf16_tensor("hidden_states", &[7, 20], 2), indices(&[0, 6, 7])]);
     write(&files.path("negative"), &[bf16_tensor("hidden_states", &[7, 20], 2), indices(&[0, -1])]);
     std::fs::create_dir(files.path("empty_model")).unwrap();
+    let rows_with = |name: &str, more: Vec<Tensor>| {
+        let tensors: Vec<Tensor> = [vec![bf16_tensor("hidden_states", &[7, 20], 2)], more].concat();
+        write(&files.path(name), &tensors);
+    };
+    rows_with("target_150", vec![targets(&[0, 1, 2, 3, 150, 5, 6])]);
+    rows_with("target_negative", vec![targets(&[-1, 1, 2, 3, 4, 5, 6])]);
+    rows_with("target_ok", vec![targets(&[0; 7])]);
+    rows_with("targets_6", vec![targets(&[0; 6])]);
+    std::fs::write(files.path("chunk.toml"), "logprobs_chunk_bytes = 100").unwrap();
+    rows_with("mask_words", vec![("allowed".into(), Dtype::I32, vec![7, 4], vec![0; 7 * 16])]);
+    rows_with("mask_rows", vec![("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 6 * 20])]);
+    rows_with("mask_type", vec![("allowed".into(), Dtype::U32, vec![7, 5], vec![0; 7 * 20])]);
+    rows_with("add_row", additions(&[0, 7], &[1, 1], &[0.0, 0.0]));
+    rows_with("add_id", additions(&[0, 6], &[1, 150], &[0.0, 0.0]));
+    rows_with("add_nan", additions(&[5], &[1], &[f32::NAN]));
+    rows_with("add_short", additions(&[5, 6], &[1, 1], &[0.0]));
+    rows_with("add_ids_short", additions(&[5, 6], &[1], &[0.0, 0.0]));
+    rows_with("add_part", additions(&[5], &[1], &[0.0])[..2].to_vec());
     let (head, hidden) = (file("head.safetensors"), file("hidden.safetensors"));
     let before = files.entries();
 
     let base: &[&str] = &["--head", &head, "--hidden", &hidden];
     let with_hidden = |name: &str| vec!["--head".to_string(), head.clone(), "--hidden".into(), file(name)];
+    let logprobs_of = |name: &str| [with_hidden(name), vec!["--request".into(), "logprobs".into()]].concat();
     let with = |extra: &[&str]| base.iter().chain(extra).map(ToString::to_string).collect::<Vec<String>>();
     let only = |args: &[&str]| args.iter().map(ToString::to_string).collect::<Vec<String>>();
     let table: Vec<(Vec<String>, &[&str])> = vec![
@@ -375,6 +557,41 @@ fn bad_input_is_refused_with_a_sentence() {
             &["logits_indices: index 7 at position 2 is not a row: wanted 0 to 6, got 7"],
         ),
         (with_hidden("negative"), &["logits_indices: index -1 at position 1 is not a row: wanted 0 to 6"]),
+        (
+            with_hidden("mask_words"),
+            &[
+                "mask_words: tensor allowed: wanted i32 [7, 5], a row of bits for each output row, got I32 [7, 4]",
+            ],
+        ),
+        (with_hidden("mask_rows"), &["tensor allowed: wanted i32 [7, 5]", "got I32 [6, 5]"]),
+        (with_hidden("mask_type"), &["tensor allowed: wanted i32 [7, 5]", "got U32 [7, 5]"]),
+        (
+            with_hidden("add_row"),
+            &["add_row: adjust_rows: index 7 at position 1 is not a row: wanted 0 to 6"],
+        ),
+        (with_hidden("add_id"), &["add_id: adjust_ids: id of row 6: wanted an id from 0 to 149, got 150"]),
+        (with_hidden("add_nan"), &["adjust_values: value of row 5, id 1: wanted a finite number", "got NaN"]),
+        (with_hidden("add_short"), &["tensor adjust_values: wanted f32 [2], as many as adjust_rows", "[1]"]),
+        (with_hidden("add_ids_short"), &["tensor adjust_ids: wanted [2], as many as adjust_rows, got [1]"]),
+        (with_hidden("add_part"), &["tensor adjust_values: wanted", "adjust_rows"]),
+        (with(&["--request", "logprobs"]), &["hidden.safetensors: tensor targets"]),
+        (
+            with(&["--request", "logprobs:-1"]),
+            &["--request logprobs:N: wanted N from 0", "got `logprobs:-1`"],
+        ),
+        (with(&["--request", "logprobs:151"]), &["logprobs: wanted at most the vocabulary size, 150", "151"]),
+        (with(&["--request", "logprobsx"]), &["--request: wanted logits, argmax, topk:K or logprobs[:N]"]),
+        (with(&["--processed"]), &["--processed: wanted --request logprobs beside it, got `logits`"]),
+        (
+            logprobs_of("target_150"),
+            &["target_150: tensor targets: wanted ids from 0 to 149, got 150 in row 4"],
+        ),
+        (logprobs_of("target_negative"), &["tensor targets: wanted ids from 0 to 149, got -1 in row 0"]),
+        (logprobs_of("targets_6"), &["tensor targets: wanted [7], one id for each output row, got [6]"]),
+        (
+            [logprobs_of("target_ok"), vec!["--config".into(), file("chunk.toml")]].concat(),
+            &["logprobs_chunk_bytes: wanted at least 640", "got 100"],
+        ),
         (with(&["--rows", "3,3"]), &["--rows: wanted 7 in all", "got 6 in all"]),
         (with(&["--rows", "3,-4"]), &["--rows: wanted row counts of at least 0", "got `-4`"]),
         (with(&["--rows", "-3"]), &["--rows", "got `-3`"]),
@@ -406,7 +623,10 @@ fn bad_input_is_refused_with_a_sentence() {
         ),
         (with(&["--request", "topk:151"]), &["wanted k from 1 to the vocabulary size, 150, got k = 151"]),
         (with(&["--request", "topk:-1"]), &["--request topk:K", "got `topk:-1`"]),
-        (with(&["--request", "topk"]), &["--request: wanted logits, argmax or topk:K, got `topk`"]),
+        (
+            with(&["--request", "topk"]),
+            &["--request: wanted logits, argmax, topk:K or logprobs[:N], got `topk`"],
+        ),
         (with(&["--logits-dtype", "i8"]), &["--logits-dtype: wanted f32, bf16 or f16, got `i8`"]),
         (with(&["--quantize", "int4"]), &["--quantize: wanted none, w8a8 or w8a16, got `int4`"]),
         (with(&["--threads", "0"]), &["--threads: wanted a whole number of at least 1, got `0`"]),

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{TestHead, each_rank, head_of};
-use lmhead::backend::{Backend, Job, LogitsOut};
+use lmhead::backend::{Backend, Job, LogitsOut, Tally};
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
@@ -377,6 +377,9 @@ impl Backend for Panics {
     }
     fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
         self.0.logits(job, out)
+    }
+    fn tally(&self, tally: Tally<'_>) -> Result<()> {
+        self.0.tally(tally)
     }
     fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
         if self.1.fetch_add(1, Ordering::Relaxed) == 1 {

@@ -178,9 +178,10 @@ impl Case {
         let stride = shard.vocab().len() * dtype.size();
         let mut bytes = vec![0xa5; rows.len() * stride];
         let mut nonfinite = vec![false; rows.len()];
-        let job = Job { rows, shard, epilogue: self.epilogue };
+        let job = Job { rows, shard, epilogue: self.epilogue, adjustments: None };
         backend.check(shard, rows.dtype()).unwrap();
-        let out = LogitsOut { bytes: &mut bytes, stride, dtype, nonfinite: &mut nonfinite };
+        let out =
+            LogitsOut { bytes: &mut bytes, stride, dtype, nonfinite: &mut nonfinite, any_allowed: None };
         backend.logits(&job, out).unwrap();
         (bytes, nonfinite)
     }
@@ -345,7 +346,7 @@ proptest! {
                 let mut merged = vec![RowPartial::new(spec); rows];
                 for part in [0..cut, cut..vocab] {
                     let shard = case.shard(part);
-                    let job = Job { rows: case.all_rows(), shard: &shard, epilogue };
+                    let job = Job { rows: case.all_rows(), shard: &shard, epilogue, adjustments: None };
                     // What was there before is overwritten.
                     let mut out = vec![RowPartial::new(PartialSpec { k: 3, sum: false }); rows];
                     out.iter_mut().for_each(|p| p.push_block(0, &[1e30, f32::NAN], false));
@@ -408,7 +409,7 @@ proptest! {
             }
             let spec = PartialSpec { k: 2, sum: true };
             let mut partials = vec![RowPartial::new(spec); rows];
-            let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue };
+            let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
             backend.partials(&job, spec, &mut partials).unwrap();
             for (row, partial) in partials.iter().enumerate() {
                 prop_assert_eq!(partial.nonfinite(), row == bad);
@@ -433,8 +434,8 @@ proptest! {
             let want = row_bytes_by_the_book(dtype, &floats(&want));
             let mut bytes = vec![0xa5; rows * stride - if last_gap { 0 } else { gap }];
             let mut nonfinite = vec![true; rows];
-            let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue };
-            let out = LogitsOut { bytes: &mut bytes, stride, dtype, nonfinite: &mut nonfinite };
+            let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
+            let out = LogitsOut { bytes: &mut bytes, stride, dtype, nonfinite: &mut nonfinite, any_allowed: None };
             backend.logits(&job, out).unwrap();
             for (got, want) in bytes.chunks(stride.max(1)).zip(want.chunks(own)) {
                 prop_assert_eq!(&got[..own], want);
@@ -567,7 +568,8 @@ fn more_rows_than_one_pass() {
             }
             let spec = PartialSpec { k: 1, sum: false };
             let mut partials = vec![RowPartial::new(spec); 1031];
-            let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue };
+            let job =
+                Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
             backend.partials(&job, spec, &mut partials).unwrap();
             for (row, partial) in partials.iter().enumerate() {
                 let best =
@@ -611,7 +613,8 @@ fn empty_and_tiny_shapes() {
                 }
                 let spec = PartialSpec { k: 2, sum: true };
                 let mut out = vec![RowPartial::new(spec); rows];
-                let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue };
+                let job =
+                    Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
                 backend.partials(&job, spec, &mut out).unwrap();
                 assert!(out.iter().all(|p| p.sorted().len() == vocab.min(2)));
             }
@@ -667,11 +670,14 @@ fn what_does_not_fit_is_refused() {
     let error = backend.check(&case.shard(3..100), DType::Bf16).unwrap_err().to_string();
     assert!(error.contains("multiples of 64"), "{error}");
 
-    let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue };
+    let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
     let mut flags = [false; 2];
     let mut bytes = vec![0; 2 * 400];
     let mut try_out = |len: usize, stride, dtype, flags: &mut [bool]| {
-        backend.logits(&job, LogitsOut { bytes: &mut bytes[..len], stride, dtype, nonfinite: flags })
+        backend.logits(
+            &job,
+            LogitsOut { bytes: &mut bytes[..len], stride, dtype, nonfinite: flags, any_allowed: None },
+        )
     };
     assert!(matches!(try_out(799, 400, DType::F32, &mut flags), Err(Error::Shape { .. })));
     assert!(matches!(try_out(800, 399, DType::F32, &mut flags), Err(Error::Shape { .. })));
@@ -681,7 +687,7 @@ fn what_does_not_fit_is_refused() {
     try_out(800, 400, DType::F32, &mut flags).unwrap();
 
     let narrow = Case::new(plain(DType::Bf16), 2, 7, 100, Data::Gaussian, 1);
-    let job = Job { rows: narrow.all_rows(), shard: &shard, epilogue: case.epilogue };
+    let job = Job { rows: narrow.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
     let spec = PartialSpec { k: 1, sum: false };
     let mut out = vec![RowPartial::new(spec); 2];
     let text = backend.partials(&job, spec, &mut out).unwrap_err().to_string();

@@ -3,10 +3,12 @@
 mod common;
 
 use common::{Random, TestHead, each_rank, head_of, row_bits};
+use lmhead::adjust::Adjustments;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::error::Error;
-use lmhead::result::{Answer, Request};
+use lmhead::head::LmHead;
+use lmhead::result::{Answer, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -41,9 +43,13 @@ fn thousands_of_random_steps_neither_hang_nor_grow() {
         let mut settled = None;
         for step in 0..STEPS {
             let counts: Vec<usize> = (0..SIZE).map(|_| random.below(4) * random.below(3)).collect();
-            let request =
-                [Request::argmax(), Request::top_k(1 + random.below(20)), Request::logits(DType::F32)]
-                    [random.below(3)];
+            let request = [
+                Request::argmax(),
+                Request::top_k(1 + random.below(20)),
+                Request::logits(DType::F32),
+                Request::processed_logprobs(random.below(5)),
+            ][random.below(4)];
+            let adjusted = random.below(3) == 0;
             let first_row = random.next() % 64;
             let mode = random.below(3);
             let breaker = (random.below(50) == 0).then(|| random.below(SIZE));
@@ -56,12 +62,21 @@ fn thousands_of_random_steps_neither_hang_nor_grow() {
             let numbers: Vec<u64> = (0..mine as u64).map(|i| (first_row + 7 * me as u64 + i) % 64).collect();
             let bytes: Vec<u8> = numbers.iter().flat_map(|&n| test.rows(1, 1000 + n)).collect();
             let rows = HiddenRows::new(&bytes, DType::Bf16, mine, 24).unwrap();
-            let result: Result<Answer, Error> = match head.step(announced, &request) {
+            // The target and the mask of a row are its number's.
+            let targets: Vec<i64> = numbers.iter().map(|n| (n * 7 % 500) as i64).collect();
+            let word = |n: u64, word: u64| (n + 1).wrapping_mul(word + 3).wrapping_mul(0x9e37_79b9) as i32;
+            let mask: Vec<i32> = numbers.iter().flat_map(|&n| (0..16).map(move |w| word(n, w))).collect();
+            let inputs = RowInputs {
+                targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
+                adjustments: adjusted.then_some(Adjustments::allowed(&mask)),
+            };
+            let begin = if adjusted { LmHead::step_adjusted } else { LmHead::step };
+            let result: Result<Answer, Error> = match begin(&mut head, announced, &request) {
                 Ok(begun) if breaker == Some(me) => {
                     drop(begun);
                     Err(Error::Poisoned { cause: "dropped on purpose".into() })
                 }
-                Ok(begun) => begun.run(rows),
+                Ok(begun) => begun.run_with(rows, &inputs),
                 Err(error) => Err(error),
             };
             match (result, breaker) {
@@ -70,7 +85,9 @@ fn thousands_of_random_steps_neither_hang_nor_grow() {
                     let mut seen = seen.lock().unwrap();
                     for (row, &number) in numbers.iter().enumerate() {
                         let bits = row_bits(&answer, row);
-                        let first = seen.entry((request.to_string(), number)).or_insert_with(|| bits.clone());
+                        let first = seen
+                            .entry((format!("{request} {adjusted}"), number))
+                            .or_insert_with(|| bits.clone());
                         assert_eq!(*first, bits, "step {step}, rank {me}, row {number}, {request}");
                     }
                 }

@@ -2,10 +2,11 @@
 
 pub mod cpu;
 
+use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::Result;
-use crate::merge::{PartialSpec, RowPartial};
+use crate::merge::{Candidate, PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
 use crate::weights::HeadShard;
 
@@ -15,6 +16,8 @@ pub struct Job<'a> {
     pub rows: HiddenRows<'a>,
     pub shard: &'a HeadShard,
     pub epilogue: Epilogue,
+    /// Applied after the epilogue, row by row; as many rows as `rows`, for the shard's vocabulary.
+    pub adjustments: Option<&'a ShardAdjustments>,
 }
 
 /// Logits of one job as they leave the backend: row `i` occupies
@@ -24,8 +27,28 @@ pub struct LogitsOut<'a> {
     pub bytes: &'a mut [u8],
     pub stride: usize,
     pub dtype: DType,
-    /// `[rows]`: set to true where a raw f32 logit (before rounding to `dtype`) is NaN or infinite.
+    /// `[rows]`: set to true where an f32 logit (before rounding to `dtype`) is NaN or infinite; minus infinity from an
+    /// adjustment is legal.
     pub nonfinite: &'a mut [bool],
+    /// `[rows]`, where asked for: set to true where an f32 logit is above minus infinity.
+    pub any_allowed: Option<&'a mut [bool]>,
+}
+
+/// Logits of some rows over a shard, and what is to be known of them.
+#[derive(Debug)]
+pub struct Tally<'a> {
+    /// `[rows, vocab.len()]`, as [`Backend::logits`] computed them in f32.
+    pub logits: &'a [f32],
+    pub vocab: std::ops::Range<usize>,
+    /// `[rows]`: the flags that came with them.
+    pub nonfinite: &'a [bool],
+    /// `[rows]`: the id and the logit that the others are compared with; the id may be another shard's.
+    pub targets: &'a [Candidate],
+    pub spec: PartialSpec,
+    /// `[rows]`, overwritten: as of [`Backend::partials`].
+    pub partials: &'a mut [RowPartial],
+    /// `[rows]`, overwritten: how many ids of the shard beat the target.
+    pub better: &'a mut [u32],
 }
 
 /// One kind of device. The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows
@@ -56,4 +79,10 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the device fails.
     fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()>;
+
+    /// The partials of logits that are held, and how many of them beat the row's target.
+    ///
+    /// # Errors
+    /// When the device fails. Sizes are the caller's to get right.
+    fn tally(&self, tally: Tally<'_>) -> Result<()>;
 }

@@ -1,13 +1,24 @@
 //! From what an all_to_all delivers to rows of logits: `[P, rows, stride of shard p] -> [rows, vocab]`.
 //!
 //! A bare all_to_all leaves each shard's columns of all rows together. Here, and nowhere else, they become rows. Each row of
-//! a shard's message ends in a status word that says whether the shard saw a non-finite logit.
+//! a shard's message ends in a status word: what the shard saw of the row.
 
 use crate::dtype::DType;
 use std::ops::Range;
 
 /// Bytes that the status of a row takes in a message.
 const STATUS: usize = 4;
+const NONFINITE: u8 = 1;
+const ANY_ALLOWED: u8 = 2;
+
+/// What shards saw of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// A logit that is NaN or infinite.
+    pub nonfinite: bool,
+    /// A logit above minus infinity.
+    pub any_allowed: bool,
+}
 
 /// Bytes of one row in a message of logits: the shard's columns, padded to 4 bytes, and the status word.
 pub fn row_stride(columns: usize, dtype: DType) -> usize {
@@ -15,14 +26,15 @@ pub fn row_stride(columns: usize, dtype: DType) -> usize {
 }
 
 /// Writes the status of a row at the end of its stride. The padding before it is cleared, so that no stale byte travels.
-pub fn set_status(row: &mut [u8], columns: usize, dtype: DType, nonfinite: bool) {
+pub fn set_status(row: &mut [u8], columns: usize, dtype: DType, seen: Seen) {
     row[columns * dtype.size()..].fill(0);
     let end = row.len();
-    row[end - STATUS] = u8::from(nonfinite);
+    row[end - STATUS] =
+        if seen.nonfinite { NONFINITE } else { 0 } | if seen.any_allowed { ANY_ALLOWED } else { 0 };
 }
 
 /// Places a shard's message `[rows, stride]` in its columns of `logits` `[rows, vocab_size]`, and raises
-/// `nonfinite[row]` where the shard's status word says so.
+/// what `seen[row]` holds where the shard's status word says so.
 ///
 /// # Panics
 /// When the sizes do not fit: they come from one layout and are checked before.
@@ -32,16 +44,17 @@ pub fn place(
     dtype: DType,
     vocab_size: usize,
     logits: &mut [u8],
-    nonfinite: &mut [bool],
+    seen: &mut [Seen],
 ) {
     let stride = row_stride(columns.len(), dtype);
     let size = dtype.size();
-    assert_eq!(message.len(), nonfinite.len() * stride, "place: message");
-    assert_eq!(logits.len(), nonfinite.len() * vocab_size * size, "place: logits");
+    assert_eq!(message.len(), seen.len() * stride, "place: message");
+    assert_eq!(logits.len(), seen.len() * vocab_size * size, "place: logits");
     let rows = logits.chunks_exact_mut(vocab_size * size).zip(message.chunks_exact(stride));
-    for ((row, sent), flag) in rows.zip(nonfinite) {
+    for ((row, sent), seen) in rows.zip(seen) {
         row[columns.start * size..columns.end * size].copy_from_slice(&sent[..columns.len() * size]);
-        *flag |= sent[stride - STATUS] != 0;
+        seen.nonfinite |= sent[stride - STATUS] & NONFINITE != 0;
+        seen.any_allowed |= sent[stride - STATUS] & ANY_ALLOWED != 0;
     }
 }
 
@@ -58,7 +71,7 @@ mod tests {
             let size = dtype.size();
             let element = |row: usize, id: usize, byte: usize| (row * 31 + id * 7 + byte * 3) as u8;
             let mut logits = vec![0u8; rows * vocab * size];
-            let mut flags = vec![false; rows];
+            let mut seen = vec![Seen::default(); rows];
             for shard in 0..shards {
                 let columns = shard_range(vocab, shards, shard);
                 let stride = row_stride(columns.len(), dtype);
@@ -69,16 +82,17 @@ mod tests {
                             bytes[i * size + byte] = element(row, id, byte);
                         }
                     }
-                    set_status(bytes, columns.len(), dtype, row == 1 && shard == shards - 1);
+                    let seen = Seen { nonfinite: row == 1 && shard == shards - 1, any_allowed: row == 2 && shard == 0 };
+                    set_status(bytes, columns.len(), dtype, seen);
                 }
-                place(&message, columns, dtype, vocab, &mut logits, &mut flags);
+                place(&message, columns, dtype, vocab, &mut logits, &mut seen);
             }
             for (i, &got) in logits.iter().enumerate() {
                 let (row, rest) = (i / (vocab * size), i % (vocab * size));
                 prop_assert_eq!(got, element(row, rest / size, rest % size));
             }
-            for (row, &flag) in flags.iter().enumerate() {
-                prop_assert_eq!(flag, row == 1);
+            for (row, seen) in seen.iter().enumerate() {
+                prop_assert_eq!(*seen, Seen { nonfinite: row == 1, any_allowed: row == 2 });
             }
         }
     }

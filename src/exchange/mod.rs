@@ -23,6 +23,14 @@ pub enum Operation {
     GatherRows,
     /// Logits or candidates.
     ExchangeResults,
+    /// How long each shard's slice of the adjustments is.
+    AdjustmentSizes,
+    /// Each shard's slice of the adjustments.
+    Adjustments,
+    /// The ids whose logprobs are asked for.
+    Targets,
+    /// The logits of those ids, from the shards that have them.
+    TargetLogits,
 }
 
 impl fmt::Display for Operation {
@@ -32,6 +40,10 @@ impl fmt::Display for Operation {
             Operation::Contract => "exchange of step headers",
             Operation::GatherRows => "all_gather of hidden rows",
             Operation::ExchangeResults => "all_to_all of results",
+            Operation::AdjustmentSizes => "all_to_all of adjustment sizes",
+            Operation::Adjustments => "all_to_all of adjustments",
+            Operation::Targets => "all_gather of targets",
+            Operation::TargetLogits => "all_gather of target logits",
         })
     }
 }

@@ -23,6 +23,7 @@ impl LmHead {
             ("hidden_dtype", self.hidden_dtype.to_string()),
             ("hidden_size", c.hidden_size.to_string()),
             ("logit_scale", c.logit_scale.to_string()),
+            ("logprobs_chunk_bytes", c.logprobs_chunk_bytes.to_string()),
             ("name", c.name.clone()),
             ("quantization", c.quantization.to_string()),
             ("split_rows_over_tp", c.split_rows_over_tp.to_string()),
@@ -40,6 +41,7 @@ impl LmHead {
             mode: Mode::Create,
             verify: self.config.verify,
             request: None,
+            adjusted: false,
             sequence: 0,
             rows: 0,
             counts: length,
@@ -128,8 +130,12 @@ impl LmHead {
         mismatch(keys.into_iter().filter_map(|key| step::disagreement(key, said(key))).collect())
     }
 
-    /// The exchange of headers over the whole group; the rows of each replica come out.
-    pub(super) fn check_contract(&self, ticket: &Ticket, stats: &mut StepStats) -> Result<Vec<usize>> {
+    /// The exchange of headers over the whole group; the rows of each replica come out, and whether any rank has adjustments.
+    pub(super) fn check_contract(
+        &self,
+        ticket: &Ticket,
+        stats: &mut StepStats,
+    ) -> Result<(Vec<usize>, bool)> {
         let began = Instant::now();
         let members: Vec<usize> = (0..self.group.size()).collect();
         let mut headers = vec![[0; HEADER_BYTES]; members.len()];
@@ -142,7 +148,8 @@ impl LmHead {
         stats.bytes_received += peers * HEADER_BYTES as u64;
         stats.rounds += 1;
         stats.contract = began.elapsed();
-        Ok((0..self.group.replicas()).map(|replica| rows[replica * self.group.tp()]).collect())
+        let adjusted = headers.iter().filter_map(Header::decode).any(|h| h.adjusted);
+        Ok(((0..self.group.replicas()).map(|replica| rows[replica * self.group.tp()]).collect(), adjusted))
     }
 
     /// Turns what a collective with headers delivered into the members' rows. Where ranks disagree, the headers say more

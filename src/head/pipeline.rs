@@ -3,12 +3,14 @@
 
 use super::buffers::{cut, cut_shared, resize, sum};
 use super::{LmHead, Scratch};
+use crate::adjust::ShardAdjustments;
 use crate::backend::{Job, LogitsOut};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::exchange::{Operation, columns};
+use crate::exchange::Operation;
+use crate::exchange::columns::{self, Seen};
 use crate::merge::{PartialSpec, RowPartial};
-use crate::result::{Answer, Output, Request, RowStatus, StepStats};
+use crate::result::{Answer, Output, Request, RowInputs, RowStatus, StepStats};
 use crate::rows::{HiddenRows, RowCounts};
 use crate::step::{HEADER_BYTES, Mode, Ticket};
 use std::ops::Range;
@@ -21,6 +23,8 @@ pub struct Step<'h> {
     pub(super) ticket: Ticket,
     /// Rows by replica, once they are known.
     pub(super) counts: Option<Vec<usize>>,
+    /// Whether any rank has adjustments.
+    pub(super) adjusted: bool,
     pub(super) stats: StepStats,
     pub(super) done: bool,
 }
@@ -38,9 +42,17 @@ impl Step<'_> {
     /// # Errors
     /// `Shape` or `Dtype` where the rows are not those announced; `StepMismatch`, `Timeout`, `RankLost` where a peer is
     /// at fault. The head is poisoned then.
-    pub fn run(mut self, hidden: HiddenRows<'_>) -> Result<Answer> {
+    pub fn run(self, hidden: HiddenRows<'_>) -> Result<Answer> {
+        self.run_with(hidden, &RowInputs::default())
+    }
+
+    /// [`Step::run`] with what else belongs to the rows.
+    ///
+    /// # Errors
+    /// As [`Step::run`], and `Shape` or `Request` naming the row where the inputs do not fit the rows or the vocabulary.
+    pub fn run_with(mut self, hidden: HiddenRows<'_>, inputs: &RowInputs<'_>) -> Result<Answer> {
         let mut scratch = std::mem::take(&mut self.head.scratch);
-        let result = self.pipeline(hidden, &mut scratch);
+        let result = self.pipeline(hidden, inputs, &mut scratch);
         self.head.scratch = scratch;
         // Not before: a panic in the pipeline is seen by `drop`.
         self.done = true;
@@ -50,22 +62,37 @@ impl Step<'_> {
         result
     }
 
-    fn pipeline(&mut self, hidden: HiddenRows<'_>, scratch: &mut Scratch) -> Result<Answer> {
+    fn pipeline(
+        &mut self,
+        hidden: HiddenRows<'_>,
+        inputs: &RowInputs<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Answer> {
         self.check_rows(&hidden)?;
-        let Scratch { send_rows, gathered, send, recv, nonfinite, partials } = scratch;
+        self.check_targets(inputs)?;
+        self.check_adjustments(inputs)?;
+        if let Request::Logprobs { top_n, .. } = self.ticket.request {
+            return self.logprobs(hidden, inputs, top_n, scratch);
+        }
+        let Scratch { send_rows, gathered, send, recv, seen, partials, .. } = scratch;
         let (rows, counts) = self.gather(hidden, send_rows, gathered)?;
         let mine = self.answered(&counts, self.head.group.me());
-        let rows = if self.head.group.size() == 1 { rows.range(mine.clone()) } else { rows };
+        let alone = self.head.group.size() == 1;
+        let rows = if alone { rows.range(mine.clone()) } else { rows };
+        let parts = if alone { vec![mine] } else { counts.iter().map(|&rows| 0..rows).collect() };
+        let adjustments = self.gather_adjustments(inputs.adjustments.as_ref(), &parts)?;
+        let input = (rows, adjustments.as_ref());
         self.stats.rows_computed = rows.len() as u64;
         self.stats.weight_bytes = if rows.is_empty() { 0 } else { self.head.shard.bytes() };
         match self.ticket.request {
-            Request::Logits { dtype } => self.logits(rows, &counts, dtype, send, recv, nonfinite),
+            Request::Logits { dtype } => self.logits(input, &counts, dtype, send, recv, seen),
             Request::Argmax => {
-                self.best(rows, &counts, PartialSpec { k: 1, sum: false }, send, recv, partials)
+                self.best(input, &counts, PartialSpec { k: 1, sum: false }, send, recv, partials)
             }
             Request::TopK { k } => {
-                self.best(rows, &counts, PartialSpec { k, sum: true }, send, recv, partials)
+                self.best(input, &counts, PartialSpec { k, sum: true }, send, recv, partials)
             }
+            Request::Logprobs { .. } => unreachable!("answered above"),
         }
     }
 
@@ -191,7 +218,7 @@ impl Step<'_> {
     }
 
     /// The rows, among all of the group, that `member` is answered.
-    fn answered(&self, counts: &[usize], member: usize) -> Range<usize> {
+    pub(super) fn answered(&self, counts: &[usize], member: usize) -> Range<usize> {
         let (group, split) = (&self.head.group, self.head.config.split_rows_over_tp);
         let replica = group.replica_of(member);
         let first: usize = counts[..replica].iter().sum();
@@ -202,32 +229,40 @@ impl Step<'_> {
     /// matmul -> epilogue -> exchange of whole logits -> result.
     fn logits(
         &mut self,
-        rows: HiddenRows<'_>,
+        (rows, adjustments): (HiddenRows<'_>, Option<&ShardAdjustments>),
         counts: &[usize],
         dtype: DType,
         send: &mut Vec<u8>,
         recv: &mut Vec<u8>,
-        nonfinite: &mut Vec<bool>,
+        seen: &mut Vec<Seen>,
     ) -> Result<Answer> {
         let head = &*self.head;
         let (vocab_size, own) = (head.config.vocab_size, head.shard.vocab());
-        let job = Job { rows, shard: &head.shard, epilogue: head.config.epilogue() };
+        let job = Job { rows, shard: &head.shard, epilogue: head.config.epilogue(), adjustments };
         let alone = head.group.size() == 1;
-        nonfinite.clear();
-        nonfinite.resize(rows.len(), false);
+        let (mut nonfinite, mut allowed) = (vec![false; rows.len()], vec![adjustments.is_none(); rows.len()]);
+        let nonfinite = &mut nonfinite[..];
+        let any_allowed = adjustments.is_some().then_some(&mut allowed[..]);
 
         let began = Instant::now();
         let mut logits = Vec::new();
         if alone {
             resize(&mut logits, [rows.len(), vocab_size, dtype.size()], "logits")?;
             let stride = vocab_size * dtype.size();
-            head.backend.logits(&job, LogitsOut { bytes: &mut logits, stride, dtype, nonfinite })?;
+            head.backend
+                .logits(&job, LogitsOut { bytes: &mut logits, stride, dtype, nonfinite, any_allowed })?;
         } else {
             let stride = columns::row_stride(own.len(), dtype);
             resize(send, [rows.len(), stride, 1], "logits of the shard")?;
-            head.backend.logits(&job, LogitsOut { bytes: send, stride, dtype, nonfinite })?;
-            for (row, &flag) in send.chunks_exact_mut(stride).zip(nonfinite.iter()) {
-                columns::set_status(row, own.len(), dtype, flag);
+            head.backend.logits(&job, LogitsOut { bytes: send, stride, dtype, nonfinite, any_allowed })?;
+        }
+        seen.clear();
+        let each = nonfinite.iter().zip(&allowed);
+        seen.extend(each.map(|(&nonfinite, &any_allowed)| Seen { nonfinite, any_allowed }));
+        if !alone {
+            for (row, &seen) in send.chunks_exact_mut(columns::row_stride(own.len(), dtype)).zip(seen.iter())
+            {
+                columns::set_status(row, own.len(), dtype, seen);
             }
         }
         self.stats.matmul = began.elapsed();
@@ -236,18 +271,18 @@ impl Step<'_> {
             let began = Instant::now();
             let mine = self.answered(counts, self.head.group.me()).len();
             resize(&mut logits, [mine, vocab_size, dtype.size()], "logits")?;
-            nonfinite.clear();
-            nonfinite.resize(mine, false);
+            seen.clear();
+            seen.resize(mine, Seen::default());
             let group = self.head.group.clone();
             let shard = |member| group.shard(vocab_size, member);
             let stride = |member| columns::row_stride(shard(member).len(), dtype);
             let messages = self.exchange_rows(counts, &stride, send, recv)?;
             for (member, message) in messages.iter().enumerate() {
-                columns::place(message, shard(member), dtype, vocab_size, &mut logits, nonfinite);
+                columns::place(message, shard(member), dtype, vocab_size, &mut logits, seen);
             }
-            self.stats.exchange = began.elapsed();
+            self.stats.exchange += began.elapsed();
         }
-        let row_status = nonfinite.iter().map(|&bad| status(bad)).collect();
+        let row_status = seen.iter().map(|seen| status(seen.nonfinite, !seen.any_allowed)).collect();
         let output = Output::Logits { dtype, vocab_size, bytes: logits };
         Ok(Answer { row_status, output, stats: self.stats })
     }
@@ -255,7 +290,7 @@ impl Step<'_> {
     /// matmul -> epilogue -> exchange of candidates -> merge -> result.
     fn best(
         &mut self,
-        rows: HiddenRows<'_>,
+        (rows, adjustments): (HiddenRows<'_>, Option<&ShardAdjustments>),
         counts: &[usize],
         spec: PartialSpec,
         send: &mut Vec<u8>,
@@ -263,7 +298,7 @@ impl Step<'_> {
         partials: &mut Vec<RowPartial>,
     ) -> Result<Answer> {
         let head = &*self.head;
-        let job = Job { rows, shard: &head.shard, epilogue: head.config.epilogue() };
+        let job = Job { rows, shard: &head.shard, epilogue: head.config.epilogue(), adjustments };
         let began = Instant::now();
         partials.resize_with(rows.len(), || RowPartial::new(spec)); // overwritten by the backend
         head.backend.partials(&job, spec, partials)?;
@@ -284,9 +319,9 @@ impl Step<'_> {
                     partial.merge_encoded(bytes)?;
                 }
             }
-            self.stats.exchange = began.elapsed();
+            self.stats.exchange += began.elapsed();
         }
-        let row_status = partials.iter().map(|p| status(p.nonfinite())).collect();
+        let row_status = partials.iter().map(|p| status(p.nonfinite(), p.nothing_allowed())).collect();
         let output = match self.ticket.request {
             Request::TopK { k } => top_k(k, partials)?,
             _ => Output::Argmax { ids: partials.iter().map(best_id).collect() },
@@ -360,8 +395,12 @@ impl Drop for Step<'_> {
     }
 }
 
-fn status(nonfinite: bool) -> RowStatus {
-    if nonfinite { RowStatus::NonFinite } else { RowStatus::Good }
+pub(super) fn status(nonfinite: bool, nothing_allowed: bool) -> RowStatus {
+    match (nonfinite, nothing_allowed) {
+        (true, _) => RowStatus::NonFinite,
+        (false, true) => RowStatus::NothingAllowed,
+        (false, false) => RowStatus::Good,
+    }
 }
 
 fn best_id(partial: &RowPartial) -> i64 {
@@ -383,7 +422,7 @@ fn top_k(k: usize, partials: &[RowPartial]) -> Result<Output> {
     values.try_reserve_exact(places).map_err(too_large)?;
     ids.try_reserve_exact(places).map_err(too_large)?;
     for partial in partials {
-        if partial.nonfinite() {
+        if partial.nonfinite() || partial.nothing_allowed() {
             values.extend(std::iter::repeat_n(f32::NAN, k));
             ids.extend(std::iter::repeat_n(-1, k));
         } else {
@@ -392,7 +431,11 @@ fn top_k(k: usize, partials: &[RowPartial]) -> Result<Output> {
                 ids.push(i64::from(candidate.id));
             }
         }
+        // Fewer than k are allowed.
+        values.resize(ids.len().next_multiple_of(k), f32::NEG_INFINITY);
+        ids.resize(values.len(), -1);
     }
-    let logsumexp = partials.iter().map(RowPartial::logsumexp).collect();
+    let logsumexp =
+        partials.iter().map(|p| if p.nothing_allowed() { f32::NAN } else { p.logsumexp() }).collect();
     Ok(Output::TopK { k, values, ids, logsumexp })
 }

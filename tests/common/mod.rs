@@ -1,6 +1,8 @@
 //! What the integration tests share: random heads and rows, and groups of ranks on threads.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod adjusting;
+
 use half::{bf16, f16};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
@@ -154,6 +156,12 @@ pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
             let values = values[row * k..][..*k].iter().map(|v| u64::from(v.to_bits()));
             let ids = ids[row * k..][..*k].iter().map(|i| *i as u64);
             values.chain(ids).chain([u64::from(logsumexp[row].to_bits())]).collect()
+        }
+        Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+            let own = row * top_n..(row + 1) * top_n;
+            let floats = [logprobs[row]].into_iter().chain(top_logprobs[own.clone()].iter().copied());
+            let ids = [ranks[row]].into_iter().chain(top_ids[own].iter().copied());
+            floats.map(|v| u64::from(v.to_bits())).chain(ids.map(|i| i as u64)).collect()
         }
         other => panic!("no bits known of {other:?}"),
     };

@@ -24,6 +24,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import adjusted
 
 HERE = Path(__file__).resolve().parent
 NAN = float("nan")
@@ -1097,6 +1098,7 @@ def differences(files: dict[str, bytes], folder: Path) -> list[str]:
 
 
 def write(files: dict[str, bytes], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     for path in folder.glob("*.safetensors"):
         if path.name not in files:
             path.unlink()
@@ -1109,7 +1111,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the files; exit 1 when they differ")
     parser.add_argument("--list", action="store_true", help="print the cases and their sizes, write nothing")
     arguments = parser.parse_args()
-    files = {f"{name}.safetensors": generate(name, build) for name, build in CASES.items()}
+    folders = {
+        HERE: {f"{name}.safetensors": generate(name, build) for name, build in CASES.items()},
+        HERE / "adjusted": adjusted.files(sys.modules[__name__]),
+    }
+    files = {name: content for files in folders.values() for name, content in files.items()}
     total = sum(map(len, files.values()))
     if arguments.list:
         for name, content in files.items():
@@ -1117,7 +1123,7 @@ def main() -> int:
         print(f"{total:8} in {len(files)} files")
         return 0
     if arguments.check:
-        found = differences(files, HERE)
+        found = [line for folder, files in folders.items() for line in differences(files, folder)]
         for line in found:
             print(line, file=sys.stderr)
         if found:
@@ -1125,7 +1131,8 @@ def main() -> int:
             return 1
         print(f"{len(files)} golden files reproduced, {total} bytes")
         return 0
-    write(files, HERE)
+    for folder, content in folders.items():
+        write(content, folder)
     print(f"wrote {len(files)} files, {total} bytes")
     return 0
 

@@ -4,7 +4,7 @@
 //! hidden rows -> pack.rs   gathered by index, widened or quantised, in tiles        (once per call)
 //!             -> block.rs  packed rows x 64 vocabulary ids -> raw f32 logits         (one task per block)
 //!                float.rs, int8.rs: the inner loops; lanes.rs: the order of every sum; isa.rs: the instruction sets
-//!             -> epilogue  dequantise, bias, softcap, scale
+//!             -> epilogue  dequantise, bias, softcap, scale; adjustments
 //!             -> rounded into the caller's rows, or pushed to the row's partial
 //! ```
 //!
@@ -19,10 +19,12 @@ mod int8;
 mod isa;
 mod lanes;
 mod pack;
+mod tally;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
-use crate::backend::{Backend, Job, LogitsOut};
+use crate::adjust::ShardAdjustments;
+use crate::backend::{Backend, Job, LogitsOut, Tally};
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -150,6 +152,7 @@ impl Backend for CpuBackend {
     fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
         let (rows, vocab) = (job.rows.len(), job.shard.vocab());
         check_job(job, rows, out.nonfinite.len())?;
+        check_job(job, rows, out.any_allowed.as_ref().map_or(rows, |flags| flags.len()))?;
         let size = out.dtype.size();
         let row_bytes = vocab.len() * size;
         let needed = rows.checked_sub(1).map_or(Some(0), |before| {
@@ -171,6 +174,10 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         let flags: Vec<AtomicBool> = (0..rows).map(|_| AtomicBool::new(false)).collect();
+        let allowed: Vec<AtomicBool> = match &out.any_allowed {
+            Some(_) => (0..rows).map(|_| AtomicBool::new(false)).collect(),
+            None => Vec::new(),
+        };
         let mut left: Vec<&mut [u8]> =
             out.bytes.chunks_mut(out.stride).take(rows).map(|row| &mut row[..row_bytes]).collect();
         self.pool.install(|| {
@@ -182,12 +189,20 @@ impl Backend for CpuBackend {
                         if !finite {
                             flags[pass.rows.start + row].store(true, Ordering::Relaxed);
                         }
+                        if let Some(any) = allowed.get(pass.rows.start + row)
+                            && logits.iter().any(|l| *l > f32::NEG_INFINITY)
+                        {
+                            any.store(true, Ordering::Relaxed);
+                        }
                         out.dtype.round_into(logits, rows[row]);
                     });
                 });
             }
         });
         for (flag, seen) in out.nonfinite.iter_mut().zip(flags) {
+            *flag |= seen.into_inner();
+        }
+        for (flag, seen) in out.any_allowed.into_iter().flatten().zip(allowed) {
             *flag |= seen.into_inner();
         }
         Ok(())
@@ -228,6 +243,10 @@ impl Backend for CpuBackend {
         });
         Ok(())
     }
+
+    fn tally(&self, tally: Tally<'_>) -> Result<()> {
+        tally::tally(&self.pool, tally)
+    }
 }
 
 /// What both calls ask of a job.
@@ -246,6 +265,12 @@ fn check_job(job: &Job<'_>, rows: usize, out_rows: usize) -> Result<()> {
     }
     if rows != out_rows {
         return Err(Error::shape("output rows", rows, out_rows, "pass one for each selected row"));
+    }
+    if let Some(adjustments) = job.adjustments
+        && adjustments.len() != rows
+    {
+        let fix = "slice them for the rows of the job";
+        return Err(Error::shape("rows of the adjustments", rows, adjustments.len(), fix));
     }
     Ok(())
 }
@@ -300,6 +325,7 @@ struct Pass<'a> {
     isa: Isa,
     shard: &'a HeadShard,
     epilogue: Epilogue,
+    adjustments: Option<&'a ShardAdjustments>,
     /// The job's rows that are packed here.
     rows: Range<usize>,
     packed: PackedRows,
@@ -308,12 +334,12 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// The passes of a job; each is packed, by this pool's threads, when its turn comes.
     fn all(isa: Isa, job: &Job<'a>) -> impl Iterator<Item = Pass<'a>> {
-        let Job { rows, shard, epilogue } = *job;
+        let Job { rows, shard, epilogue, adjustments } = *job;
         let step = pack::pass_rows(rows.hidden());
         (0..rows.len()).step_by(step).map(move |first| {
             let range = first..rows.len().min(first + step);
             let packed = pack_rows(isa, &rows, shard, range.clone());
-            Pass { isa, shard, epilogue, rows: range, packed }
+            Pass { isa, shard, epilogue, adjustments, rows: range, packed }
         })
     }
 
@@ -349,7 +375,8 @@ impl<'a> Pass<'a> {
             let row_scales = if let PackedRows::Int8(x) = &self.packed { &x.scales[..] } else { &[] };
             let bias = self.shard.bias().map(|bias| &bias[own]);
             let epilogue = self.epilogue;
-            self.isa.run(Finish { logits, ids: ids.len(), row_scales, scales, bias, epilogue, take });
+            let adjust = self.adjustments.map(|a| (a, self.rows.start, ids.start));
+            self.isa.run(Finish { logits, ids: ids.len(), row_scales, scales, bias, epilogue, adjust, take });
         });
     }
 
@@ -388,7 +415,7 @@ struct Thread {
     int8: Scratch<Pairs, i32>,
 }
 
-/// Raw sums of one block -> logits: dequantise, then the epilogue.
+/// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.
 struct Finish<'a, F> {
     /// `[rows, BLOCK]`, of which `ids` columns are used.
     logits: &'a mut [f32],
@@ -399,6 +426,8 @@ struct Finish<'a, F> {
     scales: &'a [f32],
     bias: Option<&'a [f32]>,
     epilogue: Epilogue,
+    /// The adjustments, the first row's number in them and the first id.
+    adjust: Option<(&'a ShardAdjustments, usize, usize)>,
     take: F,
 }
 
@@ -418,7 +447,10 @@ impl<F: FnMut(usize, &[f32], bool)> Work for Finish<'_, F> {
             for (l, scale) in logits.iter_mut().zip(self.scales) {
                 *l *= scale;
             }
-            let finite = self.epilogue.apply(logits, self.bias);
+            let mut finite = self.epilogue.apply(logits, self.bias);
+            if let Some((adjustments, first_row, first_id)) = self.adjust {
+                finite &= adjustments.apply(first_row + row, first_id, logits);
+            }
             (self.take)(row, logits, finite);
         }
     }

@@ -30,7 +30,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
     pub quantize: Option<String>,
 
-    /// Rows: safetensors with hidden_states [rows, hidden] in rank order and, optionally, logits_indices [n];
+    /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and, for each output row,
+    /// allowed i32 [n, ceil(vocab/32)] (a bit per id) and additions to single logits: adjust_rows, adjust_ids, adjust_values [m];
     /// synthetic rows without it
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
     pub hidden: Option<PathBuf>,
@@ -57,9 +58,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
     pub mode: CountMode,
 
-    /// logits | argmax | topk:K
+    /// logits | argmax | topk:K | logprobs[:N] (of the ids in targets i32 or i64 [n] of --hidden, and of the N best)
     #[arg(long, value_name = "WHAT", default_value = "logits", allow_hyphen_values = true)]
     pub request: String,
+    /// With logprobs: of the logits with --hidden's adjustments, which raw logprobs leave aside
+    #[arg(long)]
+    pub processed: bool,
     /// f32 | bf16 | f16: the type that --request logits rounds to
     #[arg(long, value_name = "DTYPE", default_value = "f32", allow_hyphen_values = true)]
     pub logits_dtype: String,
@@ -212,6 +216,28 @@ impl RunArgs {
                 ));
             }
         };
+        let logprobs =
+            self.request.strip_prefix("logprobs").filter(|rest| rest.is_empty() || rest.starts_with(':'));
+        if self.processed && logprobs.is_none() {
+            let (wanted, fix) = ("--request logprobs beside it", "the other requests always use adjustments");
+            return Err(refused("--processed", wanted, &self.request, fix));
+        }
+        if let Some(rest) = logprobs {
+            let top_n = match rest.strip_prefix(':').map(str::parse) {
+                None => 0,
+                Some(Ok(top_n)) => top_n,
+                Some(Err(_)) => {
+                    let wanted = "N from 0 to the vocabulary size";
+                    return Err(refused(
+                        "--request logprobs:N",
+                        wanted,
+                        &self.request,
+                        "write it as in logprobs:5",
+                    ));
+                }
+            };
+            return Ok(Request::Logprobs { top_n, processed: self.processed });
+        }
         match self.request.as_str() {
             "logits" => Ok(Request::Logits { dtype }),
             "argmax" => Ok(Request::Argmax),
@@ -223,7 +249,12 @@ impl RunArgs {
                     other,
                     "write it as in topk:8",
                 )),
-                None => Err(refused("--request", "logits, argmax or topk:K", other, "use one of those")),
+                None => Err(refused(
+                    "--request",
+                    "logits, argmax, topk:K or logprobs[:N]",
+                    other,
+                    "use one of those",
+                )),
             },
         }
     }

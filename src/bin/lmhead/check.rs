@@ -52,7 +52,8 @@ pub fn check(
     seed: u64,
     gaussian: bool,
 ) -> Result<CheckReport> {
-    let all_columns = !matches!(answer.output, Output::Logits { .. });
+    // Whether a row has anything allowed is seen on all columns only.
+    let all_columns = !matches!(answer.output, Output::Logits { .. }) || rows.data.is_adjusted();
     let work = answer.rows as u128 * config.vocab_size as u128 * config.hidden_size as u128;
     let everything = work <= EVERYTHING;
     let mut sample = Sample(seed);
@@ -85,21 +86,38 @@ pub fn check(
     let (mut squares, mut largest, mut counted) = (0.0f64, 0.0f64, 0u64);
     for &row in &chosen_rows {
         let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
-        let (truths, finite) = truths(shards, config, bytes, rows.dtype, &columns)?;
-        let mut broken = !finite || truths.iter().any(Truth::may_overflow);
-        let status = answer.row_status[row];
-        if !broken && status == RowStatus::NonFinite && columns.len() < config.vocab_size {
-            // Perhaps a column that is not in the sample overflows: look at all of them.
+        let judged = |columns: &[usize]| -> Result<(Vec<Truth>, bool)> {
+            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns)?;
+            let mut broken = !finite || truths.iter().any(Truth::may_overflow);
+            rows.data.with(|inputs| {
+                if let Some(adjustments) = &inputs.adjustments {
+                    reference::adjust_row(&mut truths, columns, adjustments, row, config.vocab_size);
+                }
+            });
+            broken |= truths.iter().any(|t| t.logit + t.allowed >= f64::from(f32::MAX));
+            Ok((truths, broken))
+        };
+        let forbidden = |truths: &[Truth]| truths.iter().all(|t| t.logit == f64::NEG_INFINITY);
+        let (truths, mut broken) = judged(&columns)?;
+        let (status, mut nothing) = (answer.row_status[row], forbidden(&truths));
+        let unsure = nothing || (!broken && status != RowStatus::Good);
+        if unsure && columns.len() < config.vocab_size {
+            // What is not in the sample may overflow, or be allowed: look at every column.
             let every: Vec<usize> = (0..config.vocab_size).collect();
-            let (all, _) = self::truths(shards, config, bytes, rows.dtype, &every)?;
-            broken = all.iter().any(Truth::may_overflow);
+            let (all, any_broken) = judged(&every)?;
+            (broken, nothing) = (any_broken, forbidden(&all));
         }
-        let should_be = if broken { RowStatus::NonFinite } else { RowStatus::Good };
+        let should_be = match (broken, nothing) {
+            (true, _) => RowStatus::NonFinite,
+            (false, true) => RowStatus::NothingAllowed,
+            (false, false) => RowStatus::Good,
+        };
         if status != should_be {
             report.mistake(format!("row {row}: status {status:?}, wanted {should_be:?}"));
             continue;
         }
-        if broken {
+        if should_be != RowStatus::Good {
+            report.unanswered(row, &answer.output);
             continue;
         }
         match &answer.output {
@@ -107,6 +125,11 @@ pub fn check(
                 let own = &bytes[row * vocab_size * dtype.size()..][..vocab_size * dtype.size()];
                 for (&id, truth) in columns.iter().zip(&truths) {
                     let got = f64::from(dtype.read(own, id));
+                    if truth.logit == f64::NEG_INFINITY {
+                        let error = if got == truth.logit { 0.0 } else { f64::INFINITY };
+                        report.value(error, 0.0, || format!("row {row}, id {id}: {got}, not allowed"));
+                        continue;
+                    }
                     let error = truth.error_of(got, *dtype);
                     report.value(error, truth.allowed_as(*dtype), || {
                         format!("row {row}, id {id}: {got}, truth {}", truth.logit)
@@ -132,9 +155,16 @@ pub fn check(
                     format!("row {row}: logsumexp {got}, truth {truth}")
                 });
             }
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                let own = row * top_n..(row + 1) * top_n;
+                let tops = (&top_ids[own.clone()], &top_logprobs[own]);
+                let target = rows.data.with(|inputs| inputs.targets.map_or(0, |t| t[row] as usize));
+                report.logprobs(row, &truths, target, logprobs[row], ranks[row], tops);
+            }
             _ => unreachable!("args knows these requests only"),
         }
     }
+    let plain = plain && !rows.data.is_adjusted();
     if gaussian && plain && counted > 0 && squares > 0.0 {
         let over_rms = largest / (squares / counted as f64).sqrt();
         report.error_over_rms = Some(over_rms);
@@ -169,7 +199,90 @@ impl CheckReport {
         }
     }
 
+    /// A row whose status is not good answers id -1 and NaN; `Logits` passes what was computed.
+    fn unanswered(&mut self, row: usize, output: &Output) {
+        let good = match output {
+            Output::Argmax { ids } => ids[row] == -1,
+            Output::TopK { k, values, ids, logsumexp } => {
+                let own = row * k..(row + 1) * k;
+                ids[own.clone()].iter().all(|id| *id == -1)
+                    && values[own].iter().all(|v| v.is_nan())
+                    && logsumexp[row].is_nan()
+            }
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                let own = row * top_n..(row + 1) * top_n;
+                logprobs[row].is_nan()
+                    && ranks[row] == -1
+                    && top_ids[own.clone()].iter().all(|id| *id == -1)
+                    && top_logprobs[own].iter().all(|l| l.is_nan())
+            }
+            _ => true,
+        };
+        if !good {
+            self.mistake(format!("row {row}: answered although its status is not good"));
+        }
+    }
+
+    /// Logprob and rank of a target, and the best ids.
+    fn logprobs(
+        &mut self,
+        row: usize,
+        truths: &[Truth],
+        target: usize,
+        logprob: f32,
+        rank: i64,
+        (top_ids, top_logprobs): (&[i64], &[f32]),
+    ) {
+        self.best(row, truths, top_ids, None);
+        let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
+        let lse = reference::logsumexp(&logits);
+        let moved: f64 = truths.iter().map(|t| (t.logit - lse).exp() * t.allowed).sum();
+        let own = truths[target];
+        let pairs =
+            top_ids.iter().zip(top_logprobs).filter(|(id, _)| **id >= 0 && (**id as usize) < truths.len());
+        let all = pairs.map(|(&id, &got)| (id as usize, got)).chain([(target, logprob)]);
+        for (id, got) in all {
+            let (truth, got) = (truths[id].logit - lse, f64::from(got));
+            if truth == f64::NEG_INFINITY {
+                let error = if got == truth { 0.0 } else { f64::INFINITY };
+                self.value(error, 0.0, || format!("row {row}, id {id}: logprob {got}, not allowed"));
+                continue;
+            }
+            let allowed =
+                truths[id].allowed + moved + 1e-6 * lse.abs().max(1.0) + DType::F32.half_ulp(truth.abs());
+            self.value((got - truth).abs(), allowed, || {
+                format!("row {row}, id {id}: logprob {got}, truth {truth}")
+            });
+        }
+        // Ids that surely beat the target, and those that may: ties are decided by what was computed.
+        let others = || truths.iter().enumerate().filter(|(id, _)| *id != target);
+        let sure = others().filter(|(_, t)| t.logit - t.allowed > own.logit + own.allowed).count() as i64;
+        let perhaps = others()
+            .filter(|(id, t)| match own.logit == f64::NEG_INFINITY && t.logit == f64::NEG_INFINITY {
+                true => *id < target,
+                false => t.logit + t.allowed >= own.logit - own.allowed,
+            })
+            .count() as i64;
+        self.values += 1;
+        if !(1 + sure..=1 + perhaps).contains(&rank) {
+            self.mistake(format!(
+                "row {row}: rank {rank} of target {target}, wanted {} to {}",
+                1 + sure,
+                1 + perhaps
+            ));
+        }
+    }
+
     fn best(&mut self, row: usize, truths: &[Truth], ids: &[i64], values: Option<&[f32]>) {
+        // Places beyond the allowed ids hold -1 and minus infinity.
+        let allowed = truths.iter().filter(|t| t.logit > f64::NEG_INFINITY).count().min(ids.len());
+        let rest_is_empty = ids[allowed..].iter().all(|id| *id == -1)
+            && values.is_none_or(|v| v[allowed..].iter().all(|v| *v == f32::NEG_INFINITY));
+        if !rest_is_empty {
+            self.mistake(format!("row {row}: {allowed} ids are allowed, more were answered"));
+            return;
+        }
+        let (ids, values) = (&ids[..allowed], values.map(|v| &v[..allowed]));
         if let Err(text) = reference::judge_top_k(truths, ids, values) {
             self.values += ids.len() as u64;
             self.mistake(format!("row {row}: {text}"));
@@ -260,8 +373,9 @@ mod tests {
         let bytes = (0..ROWS as u64)
             .flat_map(|row| synthetic::hidden_row(SEED, row, preset.hidden_size, preset.dtype))
             .collect();
+        let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request);
         let origin = "test".into();
-        let rows = Rows { bytes, dtype: preset.dtype, origin, counts: vec![ROWS], indices: None };
+        let rows = Rows { bytes, dtype: preset.dtype, origin, counts: vec![ROWS], indices: None, data };
         let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
         let everything: Vec<usize> = (0..config.vocab_size).collect();
         let size = config.hidden_size * rows.dtype.size();
@@ -282,6 +396,17 @@ mod tests {
                         values[row * *k + place] = logits[id] as f32;
                     }
                     logsumexp[row] = reference::logsumexp(&logits) as f32;
+                }
+                Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                    let lse = reference::logsumexp(&logits);
+                    let order = reference::top_k(&logits, logits.len());
+                    let target = rows.data.with(|inputs| inputs.targets.unwrap()[row] as usize);
+                    logprobs[row] = (logits[target] - lse) as f32;
+                    ranks[row] = 1 + order.iter().position(|id| *id == target).unwrap() as i64;
+                    for (place, id) in order.into_iter().take(*top_n).enumerate() {
+                        top_ids[row * *top_n + place] = id as i64;
+                        top_logprobs[row * *top_n + place] = (logits[id] - lse) as f32;
+                    }
                 }
                 _ => unreachable!(),
             }
@@ -347,5 +472,28 @@ mod tests {
         assert!(!passes(top, |a| parts(a).0[3] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
+    }
+
+    #[test]
+    fn wrong_logprobs_and_ranks_fail() {
+        let request = Request::logprobs(3);
+        type Change = fn(&mut [f32], &mut [i64], &mut [i64], &mut [f32]);
+        let spoil = |change: Change| {
+            passes(request, |answer| {
+                let Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. } = &mut answer.output
+                else {
+                    unreachable!()
+                };
+                change(logprobs, ranks, top_ids, top_logprobs);
+            })
+        };
+        assert!(spoil(|_, _, _, _| ()));
+        assert!(!spoil(|logprobs, _, _, _| logprobs[1] += 0.06));
+        assert!(!spoil(|logprobs, _, _, _| logprobs[2] = f32::NAN));
+        assert!(!spoil(|_, ranks, _, _| ranks[0] += 1));
+        assert!(!spoil(|_, ranks, _, _| ranks[2] = 0));
+        assert!(!spoil(|_, _, ids, _| ids.swap(0, 1)));
+        assert!(!spoil(|_, _, ids, _| ids[8] = -1));
+        assert!(!spoil(|_, _, _, tops| tops[4] -= 0.06));
     }
 }

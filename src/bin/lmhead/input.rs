@@ -1,11 +1,13 @@
 //! Where the head and the rows come from, and which rows each rank brings.
 
 use crate::args::RunArgs;
+use crate::row_data::RowData;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::layout::even_part;
+use lmhead::result::Request;
 use lmhead::rows;
 use lmhead::weights::synthetic::{self, Preset};
 use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, SafetensorsFile};
@@ -195,6 +197,7 @@ pub struct Rows {
     pub counts: Vec<usize>,
     /// `logits_indices`, as numbers over all hidden rows.
     pub indices: Option<Vec<usize>>,
+    pub data: RowData,
 }
 
 /// One dp rank's part of [`Rows`].
@@ -209,7 +212,7 @@ pub struct RankRows {
 
 impl Rows {
     /// Reads --hidden or makes synthetic rows, and spreads them over the dp ranks.
-    pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig) -> Result<Self> {
+    pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig, request: &Request) -> Result<Self> {
         let (given, dp) = (args.rows()?, args.dp()?);
         if let (Some(rows), Some(dp)) = (&given, dp)
             && rows.len() != dp
@@ -233,7 +236,15 @@ impl Rows {
                 let seed = args.seed()?;
                 check_dtype(dtype, source, config)?;
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
-                Ok(Rows { bytes, dtype, origin: format!("synthetic, seed {seed}"), counts, indices: None })
+                let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request);
+                Ok(Rows {
+                    bytes,
+                    dtype,
+                    origin: format!("synthetic, seed {seed}"),
+                    counts,
+                    indices: None,
+                    data,
+                })
             }
             Some(path) => {
                 let file = SafetensorsFile::open(path)?;
@@ -256,8 +267,10 @@ impl Rows {
                     )?),
                     false => None,
                 };
+                let outputs = indices.as_ref().map_or(hidden.rows, Vec::len);
+                let data = RowData::read(&file, outputs, config.vocab_size, request)?;
                 let origin = path.display().to_string();
-                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, origin, counts, indices })
+                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, origin, counts, indices, data })
             }
         }
     }

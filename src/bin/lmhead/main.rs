@@ -7,6 +7,7 @@ mod input;
 mod output;
 mod ranks;
 mod report;
+mod row_data;
 mod run;
 
 use clap::{Parser, Subcommand};

@@ -120,6 +120,13 @@ impl Assembled {
                 ids: filled(0, [rows, k, 1])?,
                 logsumexp: filled(0.0, [rows, 1, 1])?,
             },
+            Request::Logprobs { top_n, .. } => Output::Logprobs {
+                top_n,
+                logprobs: vec![0.0; rows],
+                ranks: vec![0; rows],
+                top_ids: vec![0; rows * top_n],
+                top_logprobs: vec![0.0; rows * top_n],
+            },
             _ => unreachable!("args knows these requests only"),
         };
         Ok(Assembled { rows, row_status: vec![RowStatus::Good; rows], output })
@@ -143,6 +150,21 @@ impl Assembled {
                 ids[to * k..][..k].copy_from_slice(&their_ids[from * k..][..k]);
                 logsumexp[to] = theirs[from];
             }
+            (
+                Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs },
+                Output::Logprobs {
+                    logprobs: theirs,
+                    ranks: their_ranks,
+                    top_ids: their_ids,
+                    top_logprobs: their_tops,
+                    ..
+                },
+            ) => {
+                let n = *top_n;
+                (logprobs[to], ranks[to]) = (theirs[from], their_ranks[from]);
+                top_ids[to * n..][..n].copy_from_slice(&their_ids[from * n..][..n]);
+                top_logprobs[to * n..][..n].copy_from_slice(&their_tops[from * n..][..n]);
+            }
             _ => unreachable!("every rank answers the same request"),
         }
     }
@@ -163,6 +185,18 @@ impl Assembled {
                 ("topk_ids", Dtype::I64, vec![self.rows, *k], little_i64(ids).into()),
                 ("logsumexp", Dtype::F32, vec![self.rows], little_f32(logsumexp).into()),
             ],
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                let mut tensors: Vec<Tensor<'_>> = vec![
+                    ("logprobs", Dtype::F32, vec![self.rows], little_f32(logprobs).into()),
+                    ("target_ranks", Dtype::I64, vec![self.rows], little_i64(ranks).into()),
+                ];
+                if *top_n > 0 {
+                    let shape = vec![self.rows, *top_n];
+                    tensors.push(("top_ids", Dtype::I64, shape.clone(), little_i64(top_ids).into()));
+                    tensors.push(("top_logprobs", Dtype::F32, shape, little_f32(top_logprobs).into()));
+                }
+                tensors
+            }
             _ => unreachable!("args knows these requests only"),
         };
         let status: Vec<u8> = self.row_status.iter().map(|s| *s as u8).collect();

@@ -143,13 +143,19 @@ fn run_one(rank: &Rank, exchange: Arc<dyn Exchange>, backend: Arc<dyn Backend>, 
         CountMode::Capacity => RowCounts::capacity(largest, hidden.len()),
         CountMode::Discover => RowCounts::discover(hidden.len()),
     };
+    let data = plan.rows.data.of(&part.places);
     let mut head = LmHead::new(config, group, Arc::clone(&rank.shard), exchange, backend)?;
     head.warm_up(1, &[plan.request])?;
     let mut steps = Vec::new();
     let mut answer = None;
     for _ in 0..plan.steps {
         let began = Instant::now();
-        let done = head.step(counts(), &plan.request)?.run(hidden)?;
+        let step = if plan.rows.data.is_adjusted() {
+            head.step_adjusted(counts(), &plan.request)?
+        } else {
+            head.step(counts(), &plan.request)?
+        };
+        let done = data.with(|inputs| step.run_with(hidden, &inputs))?;
         steps.push((began.elapsed(), done.stats));
         answer = Some(done);
     }

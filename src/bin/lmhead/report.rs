@@ -60,6 +60,8 @@ pub struct RankReport {
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub rounds: u32,
+    /// Memory of the largest chunk of logprobs.
+    pub chunk_bytes: u64,
 }
 
 /// One step over all ranks.
@@ -72,6 +74,10 @@ pub struct StepReport {
     pub step_us: f64,
     /// Bytes that crossed between ranks.
     pub bytes_exchanged: u64,
+    /// Collective operations of a rank, the most of all ranks.
+    pub rounds: u32,
+    /// Bytes that would have crossed for all f32 logits of the same rows, in exact steps.
+    pub full_logits_bytes: u64,
     /// Bytes of weights that all ranks streamed, over the time of the slowest matmul, GB/s (1e9 bytes).
     pub weight_gb_per_s: f64,
 }
@@ -134,13 +140,20 @@ impl Report {
         }
         lines.push(table.to_string());
         lines.push(format!(
-            "head ready in {:.1} s; step {} (median of {}, slowest rank); {} exchanged; weights at {:.1} GB/s",
+            "head ready in {:.1} s; step {} (median of {}, slowest rank); weights at {:.1} GB/s",
             self.load_seconds,
             micros(self.step.step_us),
             self.steps,
-            bytes(self.step.bytes_exchanged),
             self.step.weight_gb_per_s
         ));
+        if self.step.rounds > 0 {
+            lines.push(format!(
+                "{} exchanged in {} rounds (all f32 logits: {})",
+                bytes(self.step.bytes_exchanged),
+                self.step.rounds,
+                bytes(self.step.full_logits_bytes)
+            ));
+        }
         if let Some(check) = &self.check {
             lines.push(check.sentence(&self.request, &self.quantization));
             lines.extend(check.mistakes.iter().map(|mistake| format!("  {mistake}")));

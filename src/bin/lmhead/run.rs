@@ -11,8 +11,11 @@ use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Settings;
 use lmhead::doctor::processor_name;
+use lmhead::dtype::DType;
+use lmhead::exchange::columns;
 use lmhead::layout::{ParallelLayout, RankOrder};
-use lmhead::result::{Answer, Output, RowStatus, StepStats};
+use lmhead::result::{Answer, Output, Request, RowStatus, StepStats};
+use lmhead::step::HEADER_BYTES;
 use lmhead::weights::HeadShard;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,11 +34,15 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     }
     let source = HeadSource::open(args, &settings)?;
     let mut config = source.config(&settings)?;
-    let rows = Rows::read(args, &source, &config)?;
+    request.check(config.vocab_size)?;
+    let rows = Rows::read(args, &source, &config, &request)?;
     config.hidden_dtype = Some(rows.dtype);
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
     let group_size = config.group_size(&layout)?;
     request.check(config.vocab_size)?;
+    if matches!(request, Request::Logprobs { .. }) {
+        config.logprobs_chunk_rows(group_size, rows.dtype)?;
+    }
     let out = args.out.as_deref().map(|path| OutFile::check(path, &args.input_files())).transpose()?;
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
 
@@ -59,11 +66,21 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let plan = Plan { config: &config, request, mode: args.mode, steps, rows: &rows, parts: &parts };
     let (ranks, done) = ranks::run(set_up, &backend, &plan)?;
     assemble(&mut answer, &ranks, &done, &plan)?;
-    let bad: Vec<usize> = (0..answer.rows).filter(|&i| answer.row_status[i] != RowStatus::Good).collect();
+    let of_status =
+        |status| (0..answer.rows).filter(|&i| answer.row_status[i] == status).collect::<Vec<usize>>();
+    let bad = of_status(RowStatus::NonFinite);
     if !bad.is_empty() {
         let first = &bad[..bad.len().min(8)];
         let rows = if bad.len() == 1 { "output row has" } else { "output rows have" };
         eprintln!("warning: {} {rows} non-finite logits (row_status 1), the first: {first:?}", bad.len());
+    }
+    let none = of_status(RowStatus::NothingAllowed);
+    if !none.is_empty() {
+        let first = &none[..none.len().min(8)];
+        eprintln!(
+            "warning: {} output rows have no id that is allowed (row_status 2), the first: {first:?}",
+            none.len()
+        );
     }
 
     let checked = match args.check {
@@ -100,10 +117,10 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         lmhead_tp_size: group_size,
         hidden_rows: rows.counts.iter().sum(),
         output_rows: answer.rows,
-        rows_not_good: bad.len(),
+        rows_not_good: bad.len() + none.len(),
         load_seconds,
         steps,
-        step: step_report(&done),
+        step: step_report(&ranks, &done, &plan),
         ranks: ranks.iter().zip(&done).map(|(rank, done)| rank_report(rank, done, &plan)).collect(),
         check: checked,
         out: args.out.as_ref().map(|path| path.display().to_string()),
@@ -152,6 +169,10 @@ fn same_bits(a: &Answer, b: &Answer) -> bool {
                 Output::TopK { values, ids, logsumexp, .. },
                 Output::TopK { values: v, ids: i, logsumexp: l, .. },
             ) => ids == i && bits(values) == bits(v) && bits(logsumexp) == bits(l),
+            (
+                Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. },
+                Output::Logprobs { logprobs: l, ranks: r, top_ids: i, top_logprobs: t, .. },
+            ) => ranks == r && top_ids == i && bits(logprobs) == bits(l) && bits(top_logprobs) == bits(t),
             _ => false,
         }
 }
@@ -199,10 +220,27 @@ fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
         bytes_sent: stats.bytes_sent,
         bytes_received: stats.bytes_received,
         rounds: stats.rounds,
+        chunk_bytes: stats.chunk_bytes,
     }
 }
 
-fn step_report(done: &[Done]) -> StepReport {
+/// What a verified exact step for all f32 logits would bring to the ranks: headers, hidden rows, logits.
+fn full_logits_bytes(ranks: &[Rank], done: &[Done], plan: &Plan) -> u64 {
+    let hidden = plan.config.hidden_size * plan.rows.dtype.size();
+    let of_rank = |(rank, done): (&Rank, &Done)| {
+        let (group, vocab_size) = (&rank.group, plan.config.vocab_size);
+        let others = || (0..group.size()).filter(|m| *m != group.me());
+        let first = rank.dp - group.replica_of(group.me());
+        let peers = (first..first + group.replicas()).filter(|dp| *dp != rank.dp);
+        let gathered: usize = peers.map(|dp| plan.parts[dp].places.len()).sum();
+        let row: usize =
+            others().map(|m| columns::row_stride(group.shard(vocab_size, m).len(), DType::F32)).sum();
+        (others().count() * HEADER_BYTES + gathered * hidden + done.answer.rows() * row) as u64
+    };
+    ranks.iter().zip(done).map(of_rank).sum()
+}
+
+fn step_report(ranks: &[Rank], done: &[Done], plan: &Plan) -> StepReport {
     let slowest = |time: &dyn Fn(&(Duration, StepStats)) -> Duration| {
         done.iter().map(|d| median(d, time)).fold(0.0, f64::max)
     };
@@ -215,6 +253,8 @@ fn step_report(done: &[Done]) -> StepReport {
         exchange_us: slowest(&|s| s.1.exchange),
         step_us: slowest(&|s| s.0),
         bytes_exchanged: done.iter().map(|d| d.answer.stats.bytes_received).sum(),
+        rounds: done.iter().map(|d| d.answer.stats.rounds).max().unwrap_or(0),
+        full_logits_bytes: full_logits_bytes(ranks, done, plan),
         weight_gb_per_s: if matmul_us > 0.0 { streamed as f64 / (matmul_us * 1e3) } else { 0.0 },
     }
 }

@@ -1,0 +1,242 @@
+//! One shard's slice of the group's adjustments: its bytes between ranks, and the arithmetic on a block of logits.
+
+use super::Adjustments;
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// Adjustments of some rows, sliced to the vocabulary of one shard.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ShardAdjustments {
+    vocab: Range<usize>,
+    rows: Vec<Row>,
+    /// Mask words of the rows that have one, `[ceil(vocab.len() / 32)]` each.
+    masks: Vec<u32>,
+    /// Ids are relative to the shard and ascend within a row.
+    additions: Vec<(u32, f32)>,
+    counts: Vec<Count>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    /// First word in `masks`.
+    mask: Option<usize>,
+    additions: Range<usize>,
+    counts: Range<usize>,
+    repetition: f32,
+    frequency: f32,
+    presence: f32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Count {
+    id: u32,
+    count: u32,
+    in_prompt: bool,
+}
+
+const MASK: u32 = 1;
+const ADDITIONS: u32 = 2;
+const PENALTIES: u32 = 4;
+
+/// The bytes for a shard, all little-endian words of 4 bytes; nothing at all where there is nothing to say:
+///
+/// | words | |
+/// |---|---|
+/// | 1 | kinds: 1 mask + 2 additions + 4 penalties |
+/// | `[rows, ceil(vocab.len() / 32)]` | mask |
+/// | `[rows]`, then `[entries, 2]` | additions: entries of each row; id in the shard, value f32 |
+/// | `[rows, 4]`, then `[entries, 2]` | penalties: repetition, frequency, presence, entries; id in the shard, 2 count + in_prompt |
+pub(super) fn encode(
+    from: &Adjustments<'_>,
+    rows: Range<usize>,
+    vocab: Range<usize>,
+    vocab_size: usize,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    if from.is_empty() || rows.is_empty() || vocab.is_empty() {
+        return out;
+    }
+    debug_assert!(vocab.start.is_multiple_of(32));
+    let mut put = |word: u32| out.extend_from_slice(&word.to_le_bytes());
+    let kind = |present: bool, bit: u32| if present { bit } else { 0 };
+    put(kind(from.allowed.is_some(), MASK)
+        | kind(from.additions.is_some(), ADDITIONS)
+        | kind(from.penalties.is_some(), PENALTIES));
+    if let Some(mask) = from.allowed {
+        let words = vocab_size.div_ceil(32);
+        for row in rows.clone() {
+            let own = &mask[row * words..][vocab.start / 32..][..vocab.len().div_ceil(32)];
+            own.iter().for_each(|&word| put(word as u32));
+        }
+    }
+    // The entries of one row that are in the shard, by id; equal ids stay in their order.
+    let slice = |offsets: &[usize], ids: &[i64], row: usize| {
+        let inside = |&at: &usize| vocab.contains(&(ids[at] as usize));
+        let mut own: Vec<usize> = (offsets[row]..offsets[row + 1]).filter(inside).collect();
+        own.sort_by_key(|&at| ids[at]);
+        own
+    };
+    let local = |id: i64| (id as usize - vocab.start) as u32;
+    if let Some(a) = &from.additions {
+        let entries: Vec<Vec<usize>> = rows.clone().map(|row| slice(a.offsets, a.ids, row)).collect();
+        entries.iter().for_each(|own| put(own.len() as u32));
+        for at in entries.into_iter().flatten() {
+            put(local(a.ids[at]));
+            put(a.values[at].to_bits());
+        }
+    }
+    if let Some(p) = &from.penalties {
+        let c = &p.counts;
+        let entries: Vec<Vec<usize>> = rows.clone().map(|row| slice(c.offsets, c.ids, row)).collect();
+        for (row, own) in rows.zip(&entries) {
+            put(p.repetition[row].to_bits());
+            put(p.frequency[row].to_bits());
+            put(p.presence[row].to_bits());
+            put(own.len() as u32);
+        }
+        for at in entries.into_iter().flatten() {
+            put(local(c.ids[at]));
+            put(c.counts[at] << 1 | u32::from(c.in_prompt[at]));
+        }
+    }
+    out
+}
+
+/// Reads words and refuses to read beyond the end.
+struct Words<'a>(&'a [u8]);
+
+impl Words<'_> {
+    fn next(&mut self) -> Result<u32> {
+        let Some((word, rest)) = self.0.split_first_chunk::<4>() else {
+            return Err(broken("it ends too early".into()));
+        };
+        self.0 = rest;
+        Ok(u32::from_le_bytes(*word))
+    }
+
+    fn float(&mut self) -> Result<f32> {
+        self.next().map(f32::from_bits)
+    }
+}
+
+fn broken(problem: String) -> Error {
+    Error::Exchange {
+        operation: "slice of adjustments".into(),
+        problem,
+        fix: "run the same version of lmhead on every rank".into(),
+    }
+}
+
+impl ShardAdjustments {
+    /// Of no rows yet, for the ids `vocab`.
+    pub fn new(vocab: Range<usize>) -> Self {
+        ShardAdjustments { vocab, ..ShardAdjustments::default() }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// True when there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Appends `rows` rows from the bytes of [`Adjustments::encode`].
+    ///
+    /// # Errors
+    /// `Exchange` when the bytes cannot be a slice of that many rows.
+    pub fn push_encoded(&mut self, bytes: &[u8], rows: usize) -> Result<()> {
+        let first = self.rows.len();
+        let plain =
+            Row { mask: None, additions: 0..0, counts: 0..0, repetition: 1.0, frequency: 0.0, presence: 0.0 };
+        self.rows.resize(first + rows, plain);
+        let mut words = Words(bytes);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let kinds = words.next()?;
+        if kinds & !(MASK | ADDITIONS | PENALTIES) != 0 {
+            return Err(broken(format!("kinds {kinds:#x} are unknown")));
+        }
+        if kinds & MASK != 0 {
+            let each = self.vocab.len().div_ceil(32);
+            for row in &mut self.rows[first..] {
+                row.mask = Some(self.masks.len());
+                for _ in 0..each {
+                    self.masks.push(words.next()?);
+                }
+            }
+        }
+        let size = self.vocab.len() as u32;
+        let inside = |id: u32| {
+            if id < size { Ok(id) } else { Err(broken(format!("id {id} of a shard of {size}"))) }
+        };
+        if kinds & ADDITIONS != 0 {
+            let counts: Vec<u32> = (0..rows).map(|_| words.next()).collect::<Result<_>>()?;
+            for (row, n) in self.rows[first..].iter_mut().zip(counts) {
+                let start = self.additions.len();
+                for _ in 0..n {
+                    self.additions.push((inside(words.next()?)?, words.float()?));
+                }
+                row.additions = start..self.additions.len();
+            }
+        }
+        if kinds & PENALTIES != 0 {
+            let mut entries = Vec::with_capacity(rows);
+            for row in &mut self.rows[first..] {
+                (row.repetition, row.frequency, row.presence) =
+                    (words.float()?, words.float()?, words.float()?);
+                entries.push(words.next()?);
+            }
+            for (row, n) in self.rows[first..].iter_mut().zip(entries) {
+                let start = self.counts.len();
+                for _ in 0..n {
+                    let (id, packed) = (inside(words.next()?)?, words.next()?);
+                    self.counts.push(Count { id, count: packed >> 1, in_prompt: packed & 1 == 1 });
+                }
+                row.counts = start..self.counts.len();
+            }
+        }
+        if !words.0.is_empty() {
+            return Err(broken(format!("{} bytes are left over", words.0.len())));
+        }
+        Ok(())
+    }
+
+    /// Adjusts the logits of consecutive ids from `first_id`, a multiple of 32 from the shard's start, of row `row`.
+    /// False where one became plus infinity or NaN; minus infinity is legal.
+    #[inline]
+    pub fn apply(&self, row: usize, first_id: usize, logits: &mut [f32]) -> bool {
+        let row = &self.rows[row];
+        let first = (first_id - self.vocab.start) as u32;
+        let end = first + logits.len() as u32;
+        let additions = &self.additions[row.additions.clone()];
+        let from = additions.partition_point(|(id, _)| *id < first);
+        for (id, value) in additions[from..].iter().take_while(|(id, _)| *id < end) {
+            logits[(id - first) as usize] += value;
+        }
+        let counts = &self.counts[row.counts.clone()];
+        let from = counts.partition_point(|c| c.id < first);
+        for c in counts[from..].iter().take_while(|c| c.id < end) {
+            let l = &mut logits[(c.id - first) as usize];
+            if c.count > 0 || c.in_prompt {
+                *l = if *l > 0.0 { *l / row.repetition } else { *l * row.repetition };
+            }
+            if c.count > 0 {
+                *l -= row.frequency * c.count as f32;
+                *l -= row.presence;
+            }
+        }
+        if let Some(mask) = row.mask {
+            let words = &self.masks[mask + first as usize / 32..];
+            for (chunk, word) in logits.chunks_mut(32).zip(words) {
+                for (bit, l) in chunk.iter_mut().enumerate() {
+                    *l = if word >> bit & 1 == 1 { *l } else { f32::NEG_INFINITY };
+                }
+            }
+        }
+        logits.iter().all(|l| *l < f32::INFINITY)
+    }
+}
