@@ -102,8 +102,9 @@ impl LocalExchange {
         let queue = |member: usize| self.me * self.group.size + member;
         let mut state = self.group.lock();
         // Messages that arrived before a fault still count, so that all members come to the same end of a step. Not so where
-        // a head is made: one that is only half there must not be taken for whole.
+        // the fault was in the making of a head: one that is only half there must not be taken for whole.
         if call.operation == Operation::Create
+            && state.fault.as_ref().is_some_and(|(earlier, _)| earlier.operation == Operation::Create)
             && let Some(fault) = state.told(call)
         {
             return Err(fault);
