@@ -3,7 +3,7 @@
 use super::*;
 
 /// `allowed` [7, 5] of 150 ids: row 2 allows nothing, row 3 only id 149, the others every third id.
-pub fn allowed_tensor() -> Tensor {
+fn allowed_tensor() -> Tensor {
     let allows = |row: usize, id: usize| match row {
         2 => false,
         3 => id == 149,

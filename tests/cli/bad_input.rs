@@ -1,6 +1,6 @@
 //! What is refused, and how.
 
-use super::adjusted::{additions, allowed_tensor, targets};
+use super::adjusted::{additions, targets};
 use super::*;
 
 /// Every bad input: exit 2, a sentence on standard error, nothing on standard output, no file.
