@@ -475,14 +475,19 @@ impl HeadConfig {
     ///
     /// # Errors
     /// `Config` where not even one row fits, naming what would.
-    pub fn logprobs_chunk_rows(&self, group_size: usize, hidden_dtype: DType) -> Result<usize> {
+    pub fn logprobs_chunk_rows(&self, group_size: usize, hidden_dtype: DType, top_n: usize) -> Result<usize> {
         let shard = shard_range(self.vocab_size, group_size, 0).len();
         let hidden = self.hidden_size * hidden_dtype.size();
-        let each = shard as u64 * 4 + hidden as u64;
+        // A row's candidates: kept, sent, and received from every rank.
+        let candidates = top_n.max(1).min(shard) as u64;
+        let partial = 36 + 8 * candidates;
+        let each = shard as u64 * 4 + hidden as u64 + 8 * candidates + partial * (1 + group_size as u64);
         if self.logprobs_chunk_bytes < each {
             return Err(Error::config(
                 "logprobs_chunk_bytes",
-                format!("at least {each}: a row of {hidden} bytes of hidden states and {shard} f32 logits"),
+                format!(
+                    "at least {each}: a row of {hidden} bytes of hidden states, {shard} f32 logits and {candidates} candidates of {group_size} ranks"
+                ),
                 self.logprobs_chunk_bytes,
                 "allow more memory, or share the head among more ranks",
             ));

@@ -39,7 +39,7 @@ pub enum Error {
     #[error("{}: tensor {tensor}: wanted {wanted}, got {got}; {fix}", path.display())]
     Tensor { path: PathBuf, tensor: String, wanted: String, got: String, fix: String },
     /// The ranks of a group did not make the same call. All of them get this error.
-    #[error("step {step}: the ranks of the group disagree: {}; make the same calls with the same arguments on every rank, then rebuild the head", Listed(.disagreements))]
+    #[error("step {step}: {}", mismatch_text(.disagreements))]
     StepMismatch { step: u64, disagreements: Vec<Disagreement> },
     /// A rank did not come before the deadline.
     #[error(
@@ -159,6 +159,14 @@ impl Error {
         }
     }
 
+    /// What went wrong without what to do: how a rank tells its peers, who will add their own advice.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            Error::StepMismatch { disagreements, .. } => Listed(disagreements).to_string(),
+            other => other.to_string(),
+        }
+    }
+
     /// True where the caller's own input is at fault, false where a rank or the transport failed.
     pub fn is_bad_input(&self) -> bool {
         !matches!(
@@ -202,6 +210,17 @@ impl fmt::Display for Listed<'_> {
         }
         Ok(())
     }
+}
+
+/// The sentence of a `StepMismatch`. Where one rank gave up by itself, the others' calls were not at fault.
+fn mismatch_text(disagreements: &[Disagreement]) -> String {
+    let listed = Listed(disagreements);
+    if disagreements.iter().all(|d| d.field == "abandoned" || d.field == "refused") {
+        return format!("the group cannot go on: {listed}; mend that, then rebuild the head on every rank");
+    }
+    format!(
+        "the ranks of the group disagree: {listed}; make the same calls with the same arguments on every rank, then rebuild the head"
+    )
 }
 
 /// A head that was never made cannot be rebuilt.

@@ -309,7 +309,7 @@ impl LmHead {
         // Alone, a refused input leaves nobody waiting and nothing half done.
         if self.group.size() > 1 || !error.is_bad_input() {
             self.poisoned = Some(error.to_string());
-            self.exchange.abandon(&ticket.call(Operation::ExchangeResults), &error.to_string());
+            self.exchange.abandon(&ticket.call(Operation::ExchangeResults), &error.cause());
         }
     }
 }

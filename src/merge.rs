@@ -172,12 +172,17 @@ impl RowPartial {
         8 + if spec.sum { 24 } else { 0 } + 8 * spec.k
     }
 
-    /// Writes the partial for another rank. `out` has [`RowPartial::encoded_len`] bytes.
+    /// Writes the partial for another rank. `out` has the [`RowPartial::encoded_len`] of this spec, or of one with a smaller k where
+    /// no more candidates can have been seen.
     ///
     /// # Panics
-    /// When `out` is shorter.
+    /// When `out` is too short for the candidates.
     pub fn encode(&self, out: &mut [u8]) {
-        let out = &mut out[..Self::encoded_len(self.spec)];
+        assert!(
+            out.len() >= Self::encoded_len(PartialSpec { k: self.heap.len(), ..self.spec }),
+            "encode: {} bytes",
+            out.len()
+        );
         out.fill(0);
         out[..4].copy_from_slice(&(self.heap.len() as u32).to_le_bytes());
         out[4] = u8::from(self.nonfinite);
@@ -195,7 +200,7 @@ impl RowPartial {
         }
     }
 
-    /// Merges an encoded partial of the same spec.
+    /// Merges an encoded partial of the same spec, or of one with a smaller k.
     ///
     /// # Errors
     /// `Exchange` when the bytes cannot be a partial of this spec: the sender runs another version or its
@@ -207,18 +212,16 @@ impl RowPartial {
             problem,
             fix: "run the same version of lmhead on every rank".into(),
         };
-        if bytes.len() != Self::encoded_len(spec) {
-            return Err(broken(format!(
-                "wanted {} bytes a row, got {}",
-                Self::encoded_len(spec),
-                bytes.len()
-            )));
+        let (least, most) = (Self::encoded_len(PartialSpec { k: 0, ..spec }), Self::encoded_len(spec));
+        if bytes.len() < least || bytes.len() > most || !(bytes.len() - least).is_multiple_of(8) {
+            return Err(broken(format!("wanted {least} to {most} bytes a row, got {}", bytes.len())));
         }
+        let room = (bytes.len() - least) / 8;
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let n = u32_at(0) as usize;
-        if n > spec.k || bytes[4] > 1 {
-            return Err(broken(format!("wanted at most {} candidates, got {n} (flag {})", spec.k, bytes[4])));
+        if n > room || bytes[4] > 1 {
+            return Err(broken(format!("wanted at most {room} candidates, got {n} (flag {})", bytes[4])));
         }
         self.nonfinite |= bytes[4] == 1;
         let mut at = 8;

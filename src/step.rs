@@ -259,6 +259,10 @@ pub(crate) fn agree(
                 .filter(move |(m, _)| group.replica_of(**m) == replica)
         };
         for replica in 0..group.replicas() {
+            // Where it is learned who has adjustments, the tensor-parallel ranks of a replica still speak for the same rows.
+            let said = by_replica(replica)
+                .map(|(&m, h)| (group.ranks()[m], if h.adjusted { "some" } else { "none" }.to_string()));
+            disagreements.extend(disagreement(&format!("adjustments of replica {replica}"), said));
             let said = by_replica(replica).map(|(&m, h)| (group.ranks()[m], format!("{} rows", h.rows)));
             disagreements.extend(disagreement(&format!("rows of replica {replica}"), said));
         }

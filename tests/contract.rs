@@ -457,6 +457,18 @@ fn capacity_steps_check_the_ranks_of_other_tp_indices_too() {
 }
 
 #[test]
+fn the_tp_ranks_of_a_replica_agree_on_adjustments_where_they_are_learned() {
+    let errors = each_rank(2, |me, exchange| {
+        let (test, group) = (test_head(), HeadGroup::from_ranks(vec![0, 1], me, 2).unwrap());
+        let shard = test.shard(group.shard(200, me));
+        let mut head = LmHead::new(&config(30_000), group, shard, exchange, common::backend()).unwrap();
+        let begin = if me == 1 { LmHead::step_adjusted } else { LmHead::step };
+        begin(&mut head, RowCounts::discover(ROWS), &Request::argmax()).map(|_| ()).unwrap_err()
+    });
+    assert_mismatch(&errors, "adjustments of replica 0: ranks [0] say none, ranks [1] say some");
+}
+
+#[test]
 fn a_non_finite_logit_in_one_shard_marks_the_row_whichever_shard_it_is() {
     for broken in 0..3 {
         let mut test = test_head();

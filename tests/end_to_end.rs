@@ -305,6 +305,14 @@ fn only_candidates_cross_for_top_k() {
         assert_eq!(stats.bytes_received, gathered + peers * rows as u64 * (8 * k as u64 + 32));
         assert_eq!(stats.bytes_sent, stats.bytes_received);
     }
+    // More candidates than a shard has ids are not sent: 256, 256, 256 and 232 of them here.
+    for (me, stats) in stats(Request::top_k(900)).into_iter().enumerate() {
+        let others: u64 = (0..size)
+            .filter(|m| *m != me)
+            .map(|m| lmhead::layout::shard_range(1000, size, m).len() as u64)
+            .sum();
+        assert_eq!(stats.bytes_received, gathered + rows as u64 * (8 * others + 32 * peers));
+    }
     for (me, stats) in stats(Request::logits(DType::Bf16)).into_iter().enumerate() {
         let others = 1000 - lmhead::layout::shard_range(1000, size, me).len() as u64;
         assert_eq!(stats.bytes_received, gathered + rows as u64 * (2 * others + 4 * peers));

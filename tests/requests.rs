@@ -106,7 +106,9 @@ fn cases() -> impl Strategy<Value = Case> {
                 .collect();
             let size = sizes[pick.index(sizes.len())];
             // Chunks of one to three rows, or all at once.
-            let row = shard_range(vocab, size, 0).len() as u64 * 4 + (hidden * dtype.size()) as u64;
+            let top_n = if let Request::Logprobs { top_n, .. } = request { top_n } else { 0 };
+            let row =
+                common::chunk_row(shard_range(vocab, size, 0).len(), hidden * dtype.size(), top_n, size);
             if let n @ 1.. = random.below(4) as u64 {
                 config.logprobs_chunk_bytes = n * row + random.below(row as usize) as u64;
             }
@@ -449,18 +451,18 @@ fn logprob_steps(
 #[test]
 fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
     let target = |me: usize, row: usize| (me * 37 + row * 400) as i64 % 512;
-    // Of a shard's 128 f32 logits and 8 f32 hidden states.
-    let row = 128 * 4 + 8 * 4;
     let modes: [&(dyn Fn(usize) -> RowCounts + Sync); 3] =
         [&|_| RowCounts::exact(&[ROWS; SIZE]), &|_| RowCounts::discover(ROWS), &|_| {
             RowCounts::capacity(ROWS + 3, ROWS)
         }];
     let mut first = None;
     for counts in modes {
-        for (chunk_bytes, chunks) in
-            [(row, 8), (4 * row - 1, 3), (8 * row - 1, 2), (8 * row, 1), (1 << 40, 1)]
-        {
-            for top_n in [0, 5] {
+        for top_n in [0, 5] {
+            // Of a shard's 128 f32 logits and 8 f32 hidden states.
+            let row = common::chunk_row(128, 8 * 4, top_n, SIZE);
+            for (chunk_bytes, chunks) in
+                [(row, 8), (4 * row - 1, 3), (8 * row - 1, 2), (8 * row, 1), (1 << 40, 1)]
+            {
                 let answers = logprob_steps(chunk_bytes, Request::logprobs(top_n), &|me| counts(me), target);
                 for (rank, answer) in answers.into_iter().enumerate() {
                     let answer = answer.unwrap();
@@ -501,12 +503,12 @@ fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
     }
     for (bytes, request, want) in [
         (
-            543,
+            771,
             Request::logprobs(0),
-            "logprobs_chunk_bytes: wanted at least 544: a row of 32 bytes of hidden states",
+            "logprobs_chunk_bytes: wanted at least 772: a row of 32 bytes of hidden states",
         ),
-        (2176, Request::logprobs(513), "request logprobs: wanted at most the vocabulary size, 512"),
-        (2176, Request::argmax(), "targets: wanted none with argmax, got some"),
+        (8000, Request::logprobs(513), "request logprobs: wanted at most the vocabulary size, 512"),
+        (8000, Request::argmax(), "targets: wanted none with argmax, got some"),
     ] {
         for answer in logprob_steps(bytes, request, exact, |_, _| 0) {
             let text = answer.unwrap_err().to_string();
@@ -548,8 +550,8 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
         step.run_with(hidden, &RowInputs { targets: Some(&targets), adjustments: None }).unwrap()
     });
-    // A row is (1024 logits + 8 hidden states) x 4 bytes: 242 to a chunk, and rank 1's one row in the first.
-    let chunks = 3001usize.div_ceil(242) as u32;
+    // A row is (1024 logits + 8 hidden states) x 4 bytes and 140 for candidates: 234 to a chunk, rank 1's one row in the first.
+    let chunks = 3001usize.div_ceil(234) as u32;
     for answer in &answers {
         assert_eq!(answer.stats.rounds, 2 + 3 * chunks);
         assert!(answer.row_status.iter().all(|s| *s == RowStatus::Good));

@@ -11,11 +11,12 @@
 //!   partials, and how many ids of the shard beat the target         all_to_all to the rows' owners
 //! ```
 //!
-//! Held beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes) for the hidden rows and the logits of
-//! a chunk, the slice of its adjustments (1/32 of the logits for a mask), its partials; 4 bytes a row for the targets of all rows.
+//! Held beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes) for the hidden rows, the logits and the
+//! candidates of a chunk, the slice of its adjustments (1/32 of the logits for a mask), 4 bytes a row for the targets of all rows,
+//! and the answer.
 
 use super::buffers::{resize, sum};
-use super::pipeline::status;
+use super::pipeline::{encoded_stride, status};
 use super::{LmHead, Scratch, Step};
 use crate::adjust::in_vocabulary;
 use crate::backend::{Job, LogitsOut, Tally};
@@ -61,7 +62,7 @@ impl Chunk {
 impl LmHead {
     /// What a request of logprobs asks of the head, beyond the request itself.
     pub(super) fn check_logprobs(&self, request: &Request, adjusted: bool) -> Result<()> {
-        let Request::Logprobs { processed, .. } = *request else { return Ok(()) };
+        let Request::Logprobs { processed, top_n } = *request else { return Ok(()) };
         if adjusted && !processed {
             return Err(Error::request(
                 "request logprobs",
@@ -70,12 +71,12 @@ impl LmHead {
                 "ask for processed logprobs, or begin the step without adjustments",
             ));
         }
-        self.chunk_rows().map(|_| ())
+        self.chunk_rows(top_n).map(|_| ())
     }
 
     /// Rows of the group in a chunk.
-    fn chunk_rows(&self) -> Result<usize> {
-        self.config.logprobs_chunk_rows(self.group.size(), self.hidden_dtype)
+    fn chunk_rows(&self, top_n: usize) -> Result<usize> {
+        self.config.logprobs_chunk_rows(self.group.size(), self.hidden_dtype, top_n)
     }
 }
 
@@ -138,8 +139,9 @@ impl Step<'_> {
         let own_targets = inputs.targets.map_or(&[][..], |t| &t[own_rows.clone()]);
         let (targets, firsts) = self.gather_targets(own_targets, &counts, &mut scratch.recv)?;
 
-        let room = self.head.chunk_rows()?;
-        let mut answer = Rows { top_n, ..Rows::default() };
+        let room = self.head.chunk_rows(top_n)?;
+        let answered: usize = self.answered(&counts, me).len();
+        let mut answer = Rows::with_room(answered, top_n)?;
         let mut next: Vec<usize> = vec![0; counts.len()];
         while next != counts {
             let parts = next_chunk(&next, &counts, room);
@@ -200,7 +202,6 @@ impl Step<'_> {
         let (n, columns) = (rows.len(), own.len());
         chunk.hold(n, columns)?;
         let gathered = if group.replicas() > 1 { n * rows.row_bytes() } else { 0 };
-        self.stats.chunk_bytes = self.stats.chunk_bytes.max((chunk.logits.capacity() * 4 + gathered) as u64);
         chunk.nonfinite.clear();
         chunk.nonfinite.resize(n, false);
         let job = Job {
@@ -249,7 +250,8 @@ impl Step<'_> {
         let mine = answered(me);
         let targets = &chunk.targets[mine.clone()];
         if size > 1 {
-            let stride = RowPartial::encoded_len(spec) + 4;
+            let stride_of = |member| encoded_stride(spec, group.shard(vocab_size, member).len()) + 4;
+            let stride = stride_of(me);
             resize(send, [n, stride, 1], "partials")?;
             for (row, (partial, better)) in
                 send.chunks_exact_mut(stride).zip(partials.iter().zip(&chunk.better))
@@ -259,20 +261,25 @@ impl Step<'_> {
             }
             let messages: Vec<&[u8]> =
                 (0..size).map(answered).map(|rows| &send[rows.start * stride..rows.end * stride]).collect();
-            let sizes = vec![mine.len() * stride; size];
+            let sizes: Vec<usize> = (0..size).map(|member| mine.len() * stride_of(member)).collect();
             partials.resize_with(mine.len(), || RowPartial::new(spec));
             partials.iter_mut().for_each(|p| p.reset(spec));
             chunk.better.clear();
             chunk.better.resize(mine.len(), 0);
-            for message in self.all_to_all(Operation::ExchangeResults, &messages, &sizes, recv)? {
-                let rows = partials.iter_mut().zip(&mut chunk.better);
-                for (bytes, (partial, better)) in message.chunks_exact(stride).zip(rows) {
-                    let (encoded, count) = bytes.split_at(stride - 4);
+            let received = self.all_to_all(Operation::ExchangeResults, &messages, &sizes, recv)?;
+            for (member, message) in received.into_iter().enumerate() {
+                let (theirs, rows) = (stride_of(member), partials.iter_mut().zip(&mut chunk.better));
+                for (bytes, (partial, better)) in message.chunks_exact(theirs).zip(rows) {
+                    let (encoded, count) = bytes.split_at(theirs - 4);
                     partial.merge_encoded(encoded)?;
                     *better += u32::from_le_bytes(count.try_into().expect("four bytes"));
                 }
             }
         }
+        let exchanged = if size > 1 { send.len() + recv.len() } else { 0 };
+        let candidates = 8 * spec.k.min(columns) * n;
+        let held = chunk.logits.capacity() * 4 + gathered + exchanged + candidates;
+        self.stats.chunk_bytes = self.stats.chunk_bytes.max(held as u64);
         for ((partial, better), target) in partials.iter().zip(&chunk.better).zip(targets) {
             answer.push(partial, *better, target);
         }
@@ -419,6 +426,27 @@ struct Rows {
 }
 
 impl Rows {
+    /// Room for `rows` answers, without aborting where there is no such memory.
+    fn with_room(rows: usize, top_n: usize) -> Result<Self> {
+        let too_large = |_| {
+            let got = format!("{rows} rows with {top_n} best ids each");
+            Error::shape(
+                "logprobs answer",
+                "a buffer that fits this machine's memory",
+                got,
+                "send fewer rows in one step",
+            )
+        };
+        let mut answer = Rows { top_n, ..Rows::default() };
+        let places = rows.saturating_mul(top_n);
+        answer.status.try_reserve_exact(rows).map_err(too_large)?;
+        answer.logprobs.try_reserve_exact(rows).map_err(too_large)?;
+        answer.ranks.try_reserve_exact(rows).map_err(too_large)?;
+        answer.top_ids.try_reserve_exact(places).map_err(too_large)?;
+        answer.top_logprobs.try_reserve_exact(places).map_err(too_large)?;
+        Ok(answer)
+    }
+
     fn push(&mut self, partial: &RowPartial, better: u32, target: &Candidate) {
         let status = status(partial.nonfinite(), partial.nothing_allowed());
         self.status.push(status);

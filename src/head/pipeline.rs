@@ -46,7 +46,8 @@ impl Step<'_> {
         self.run_with(hidden, &RowInputs::default())
     }
 
-    /// [`Step::run`] with what else belongs to the rows.
+    /// [`Step::run`] with what else belongs to the rows. The tensor-parallel ranks of a replica pass the same inputs, as they pass
+    /// the same rows; their contents are not compared.
     ///
     /// # Errors
     /// As [`Step::run`], and `Shape` or `Request` naming the row where the inputs do not fit the rows or the vocabulary.
@@ -306,7 +307,10 @@ impl Step<'_> {
 
         if head.group.size() > 1 {
             let began = Instant::now();
-            let stride = RowPartial::encoded_len(spec);
+            let (shards, vocab_size) = (self.head.group.clone(), self.head.config.vocab_size);
+            // A shard of fewer ids than k has no more candidates than ids.
+            let stride_of = |member| encoded_stride(spec, shards.shard(vocab_size, member).len());
+            let stride = stride_of(shards.me());
             resize(send, [rows.len(), stride, 1], "candidates")?;
             for (row, partial) in send.chunks_exact_mut(stride).zip(partials.iter()) {
                 partial.encode(row);
@@ -314,8 +318,8 @@ impl Step<'_> {
             let mine = self.answered(counts, self.head.group.me()).len();
             partials.resize_with(mine, || RowPartial::new(spec));
             partials.iter_mut().for_each(|p| p.reset(spec));
-            for message in self.exchange_rows(counts, &|_| stride, send, recv)? {
-                for (bytes, partial) in message.chunks_exact(stride).zip(partials.iter_mut()) {
+            for (member, message) in self.exchange_rows(counts, &stride_of, send, recv)?.iter().enumerate() {
+                for (bytes, partial) in message.chunks_exact(stride_of(member)).zip(partials.iter_mut()) {
                     partial.merge_encoded(bytes)?;
                 }
             }
@@ -401,6 +405,11 @@ pub(super) fn status(nonfinite: bool, nothing_allowed: bool) -> RowStatus {
         (false, true) => RowStatus::NothingAllowed,
         (false, false) => RowStatus::Good,
     }
+}
+
+/// Bytes of a row's partial from a shard of `ids` ids.
+pub(super) fn encoded_stride(spec: PartialSpec, ids: usize) -> usize {
+    RowPartial::encoded_len(PartialSpec { k: spec.k.min(ids), ..spec })
 }
 
 fn best_id(partial: &RowPartial) -> i64 {

@@ -55,7 +55,7 @@ fn masks_and_additions_work_with_every_request_and_sharding() {
             args.extend(extra);
             let run = lmhead(&args);
             assert!(run.status.success(), "{extra:?}: {}{}", text(&run.stdout), text(&run.stderr));
-            let warning = "warning: 1 output rows have no id that is allowed (row_status 2), the first: [2]";
+            let warning = "warning: 1 output row has no id that is allowed (row_status 2), the first: [2]";
             assert!(text(&run.stderr).contains(warning), "{}", text(&run.stderr));
             let bytes = std::fs::read(&out).unwrap();
             assert_eq!(*first.get_or_insert_with(|| bytes.clone()), bytes, "{request} {extra:?}");
@@ -145,4 +145,28 @@ fn logprobs_are_the_same_for_any_sharding_and_chunk_and_agree_with_topk() {
     assert_eq!(floats(&processed["logprobs"].2)[3], 0.0, "the only id that row 3 allows");
     assert_eq!(floats(&processed["logprobs"].2)[4], f32::NEG_INFINITY, "64 is not allowed");
     assert!(floats(&processed["logprobs"].2)[2].is_nan(), "nothing is allowed");
+}
+
+#[test]
+fn raw_logprobs_leave_adjustments_aside_and_say_so() {
+    let files = Files::new();
+    let mut tensors = vec![bf16_tensor("hidden_states", &[7, 20], 2), targets(&[5; 7])];
+    let (head, rows) = (files.name("head.safetensors"), files.name("rows"));
+    let run = |tensors: &[Tensor], extra: &[&str]| {
+        write(&files.path("rows"), tensors);
+        let mut args = vec!["run", "--head", &head, "--hidden", &rows, "--request", "logprobs", "--check"];
+        args.extend(extra);
+        let out = lmhead(&args);
+        (out.status.code(), text(&out.stderr))
+    };
+    assert_eq!(run(&tensors, &[]), (Some(0), String::new()));
+    tensors.push(allowed_tensor());
+    let (code, said) = run(&tensors, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("raw logprobs leave aside; --processed"), "{said}");
+    // What is left aside is checked all the same.
+    tensors.pop();
+    tensors.push(("allowed".into(), Dtype::I32, vec![7, 4], vec![0; 112]));
+    let (code, said) = run(&tensors, &[]);
+    assert!(code == Some(2) && said.contains("allowed"), "{said}");
 }

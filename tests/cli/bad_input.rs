@@ -16,6 +16,10 @@ fn bad_input_is_refused_with_a_sentence() {
     std::fs::write(files.path("dtype.toml"), "hidden_dtype = \"f16\"").unwrap();
     std::fs::write(files.path("tied.toml"), "tie_word_embeddings = true").unwrap();
     std::fs::write(files.path("bias.toml"), "bias = true").unwrap();
+    std::fs::write(files.path("read-only"), "kept").unwrap();
+    let mut permissions = std::fs::metadata(files.path("read-only")).unwrap().permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(files.path("read-only"), permissions).unwrap();
     #[cfg(unix)]
     std::os::unix::fs::symlink(files.path("hidden.safetensors"), files.path("link")).unwrap();
     let whole = std::fs::read(files.path("head.safetensors")).unwrap();
@@ -106,7 +110,10 @@ fn bad_input_is_refused_with_a_sentence() {
             with(&["--request", "logprobs:-1"]),
             &["--request logprobs:N: wanted N from 0", "got `logprobs:-1`"],
         ),
-        (with(&["--request", "logprobs:151"]), &["logprobs: wanted at most the vocabulary size, 150", "151"]),
+        (
+            with(&["--request", "logprobs:151"]),
+            &["--request logprobs:N: wanted at most the vocabulary size, 150", "151"],
+        ),
         (with(&["--request", "logprobsx"]), &["--request: wanted logits, argmax, topk:K or logprobs[:N]"]),
         (with(&["--processed"]), &["--processed: wanted --request logprobs beside it, got `logits`"]),
         (
@@ -117,7 +124,7 @@ fn bad_input_is_refused_with_a_sentence() {
         (logprobs_of("targets_6"), &["tensor targets: wanted [7], one id for each output row, got [6]"]),
         (
             [logprobs_of("target_ok"), vec!["--config".into(), file("chunk.toml")]].concat(),
-            &["logprobs_chunk_bytes: wanted at least 640", "got 100"],
+            &["logprobs_chunk_bytes: wanted at least 736", "got 100"],
         ),
         (with(&["--rows", "3,3"]), &["--rows: wanted 7 in all", "got 6 in all"]),
         (with(&["--rows", "3,-4"]), &["--rows: wanted row counts of at least 0", "got `-4`"]),
@@ -176,6 +183,8 @@ fn bad_input_is_refused_with_a_sentence() {
             only(&["--model", &file("model"), "--hidden", &hidden, "--out", &file("model/config.json")]),
             &["is an input of this run"],
         ),
+        (with(&["--out", &file("new/")]), &["is the name of a folder"]),
+        (with(&["--out", &file("read-only")]), &["is read-only"]),
         (with(&["--out", "/dev/null"]), &["is not a regular file"]),
         (with(&["--out", &file(&"n".repeat(300))]), &["cannot be written"]),
         (with(&["--config", "/dev/null"]), &["is not a regular file"]),

@@ -63,6 +63,7 @@ fn in_options(error: lmhead::Error) -> lmhead::Error {
         "quantize" | "preset" | "threads" => format!("--{key}"),
         "lmhead_tp_size" => "--lmhead-tp-size".into(),
         "request topk" => "--request topk:K".into(),
+        "request logprobs" => "--request logprobs:N".into(),
         _ => key,
     };
     match error {

@@ -20,6 +20,9 @@ impl OutFile {
     pub fn check(named: &Path, inputs: &[PathBuf]) -> Result<Self> {
         let refuse =
             |problem: String, fix: &str| Error::File { path: named.into(), problem, fix: fix.into() };
+        if named.as_os_str().to_string_lossy().ends_with(['/', '\\']) || named.file_name().is_none() {
+            return Err(refuse("is the name of a folder".into(), "name a file for --out"));
+        }
         let target = match std::fs::symlink_metadata(named) {
             Ok(_) => {
                 let target = std::fs::canonicalize(named).map_err(|e| {
@@ -27,6 +30,9 @@ impl OutFile {
                 })?;
                 if !target.is_file() {
                     return Err(refuse("is not a regular file".into(), "name a file for --out"));
+                }
+                if std::fs::metadata(&target).is_ok_and(|about| about.permissions().readonly()) {
+                    return Err(refuse("is read-only".into(), "allow writing it, or name another for --out"));
                 }
                 target
             }
@@ -87,7 +93,9 @@ impl OutFile {
             })
             .collect::<Result<_>>()?;
         let temporary = self.temporary()?;
-        let permissions = temporary.as_file().metadata().map_err(|e| self.failed(e))?.permissions();
+        // An older answer's permissions stay; a new file gets those of any new file.
+        let like = std::fs::metadata(&self.target).or_else(|_| temporary.as_file().metadata());
+        let permissions = like.map_err(|e| self.failed(e))?.permissions();
         // safetensors puts a file of its own, for the owner alone, in the temporary one's place.
         safetensors::serialize_to_file(views, None, temporary.path()).map_err(|e| self.failed(e))?;
         std::fs::set_permissions(temporary.path(), permissions).map_err(|e| self.failed(e))?;
@@ -122,10 +130,10 @@ impl Assembled {
             },
             Request::Logprobs { top_n, .. } => Output::Logprobs {
                 top_n,
-                logprobs: vec![0.0; rows],
-                ranks: vec![0; rows],
-                top_ids: vec![0; rows * top_n],
-                top_logprobs: vec![0.0; rows * top_n],
+                logprobs: filled(0.0, [rows, 1, 1])?,
+                ranks: filled(0, [rows, 1, 1])?,
+                top_ids: filled(0, [rows, top_n, 1])?,
+                top_logprobs: filled(0.0, [rows, top_n, 1])?,
             },
             _ => unreachable!("args knows these requests only"),
         };

@@ -17,6 +17,8 @@ pub struct RowData {
     /// `adjust_rows`, `adjust_ids` and `adjust_values`, by row.
     additions: Option<OwnAdditions>,
     words: usize,
+    /// There are adjustments, and raw logprobs do not see them.
+    left_aside: bool,
 }
 
 struct OwnAdditions {
@@ -35,12 +37,16 @@ impl RowData {
         let raw = matches!(request, Request::Logprobs { processed: false, .. });
         let data = RowData {
             targets: if logprobs { Some(targets(file, n, vocab_size)?) } else { None },
-            allowed: if raw { None } else { allowed(file, n, words)? },
-            additions: if raw { None } else { additions(file, n)? },
+            allowed: allowed(file, n, words)?,
+            additions: additions(file, n)?,
             words,
+            left_aside: false,
         };
         data.with(|inputs| inputs.adjustments.map_or(Ok(()), |a| a.check(n, vocab_size)))
             .map_err(|error| in_tensors(file, error))?;
+        if raw && data.is_adjusted() {
+            return Ok(RowData { allowed: None, additions: None, left_aside: true, ..data });
+        }
         Ok(data)
     }
 
@@ -52,6 +58,12 @@ impl RowData {
         };
         let wanted = matches!(request, Request::Logprobs { .. });
         RowData { targets: wanted.then(|| (0..n).map(target).collect()), ..RowData::default() }
+    }
+
+    /// What a person should know of tensors that this run does not use.
+    pub fn left_aside(&self) -> Option<&'static str> {
+        let words = "--hidden holds adjustments, which raw logprobs leave aside; --processed asks for those of the adjusted logits";
+        self.left_aside.then_some(words)
     }
 
     pub fn is_adjusted(&self) -> bool {
@@ -74,7 +86,7 @@ impl RowData {
             own
         });
         let targets = self.targets.as_ref().map(|all| places.iter().map(|&row| all[row]).collect());
-        RowData { targets, allowed, additions, words: self.words }
+        RowData { targets, allowed, additions, words: self.words, left_aside: self.left_aside }
     }
 
     /// As the library takes it.
@@ -93,6 +105,16 @@ impl RowData {
 }
 
 fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Vec<i64>> {
+    if !file.contains("targets") {
+        let wanted = format!("i64 or i32 [{n}], which --request logprobs needs");
+        return Err(refused(
+            file,
+            "targets",
+            wanted,
+            "none".into(),
+            "store the ids whose logprobs are wanted",
+        ));
+    }
     let targets = file.indices("targets")?;
     if targets.len() != n {
         let (wanted, got) = (format!("[{n}], one id for each output row"), format!("[{}]", targets.len()));

@@ -37,11 +37,14 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     request.check(config.vocab_size)?;
     let rows = Rows::read(args, &source, &config, &request)?;
     config.hidden_dtype = Some(rows.dtype);
+    if let Some(aside) = rows.data.left_aside() {
+        eprintln!("warning: {aside}");
+    }
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
     let group_size = config.group_size(&layout)?;
     request.check(config.vocab_size)?;
-    if matches!(request, Request::Logprobs { .. }) {
-        config.logprobs_chunk_rows(group_size, rows.dtype)?;
+    if let Request::Logprobs { top_n, .. } = request {
+        config.logprobs_chunk_rows(group_size, rows.dtype, top_n)?;
     }
     let out = args.out.as_deref().map(|path| OutFile::check(path, &args.input_files())).transpose()?;
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
@@ -77,8 +80,9 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let none = of_status(RowStatus::NothingAllowed);
     if !none.is_empty() {
         let first = &none[..none.len().min(8)];
+        let rows = if none.len() == 1 { "output row has" } else { "output rows have" };
         eprintln!(
-            "warning: {} output rows have no id that is allowed (row_status 2), the first: {first:?}",
+            "warning: {} {rows} no id that is allowed (row_status 2), the first: {first:?}",
             none.len()
         );
     }
