@@ -30,7 +30,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
     pub quantize: Option<String>,
 
-    /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and, for each output row,
+    /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and, for each output row, targets [n],
     /// allowed i32 [n, ceil(vocab/32)] (a bit per id) and additions to single logits: adjust_rows, adjust_ids, adjust_values [m];
     /// synthetic rows without it
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
