@@ -204,7 +204,8 @@ pub struct Settings {
     pub verify: Verify,
     /// Deadline of each collective operation, milliseconds. Absent: 30000.
     pub timeout_ms: Option<u64>,
-    /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows and f32 logits over the shard. Absent: 64 MiB.
+    /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows, f32 logits
+    /// over the shard, and candidates. Absent: 64 MiB.
     pub logprobs_chunk_bytes: Option<u64>,
     /// Speeds by which `lmhead_tp_size = auto` chooses.
     pub cost_model: Option<CostModel>,
@@ -283,7 +284,8 @@ pub struct HeadConfig {
     pub verify: Verify,
     /// Deadline of each collective operation.
     pub timeout: Duration,
-    /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows and f32 logits over the shard.
+    /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows, f32 logits
+    /// over the shard, and candidates.
     pub logprobs_chunk_bytes: u64,
     /// Speeds by which `lmhead_tp_size = auto` chooses.
     pub cost_model: Option<CostModel>,
@@ -478,10 +480,11 @@ impl HeadConfig {
     pub fn logprobs_chunk_rows(&self, group_size: usize, hidden_dtype: DType, top_n: usize) -> Result<usize> {
         let shard = shard_range(self.vocab_size, group_size, 0).len();
         let hidden = self.hidden_size * hidden_dtype.size();
-        // A row's candidates: kept, sent, and received from every rank.
+        // A row's candidates: kept (in a vector that grows by doubling), and encoded once to send and once from every rank.
+        let kept = 16 * top_n.max(1).min(self.vocab_size) as u64;
         let candidates = top_n.max(1).min(shard) as u64;
-        let partial = 36 + 8 * candidates;
-        let each = shard as u64 * 4 + hidden as u64 + 8 * candidates + partial * (1 + group_size as u64);
+        let encoded = 36 + 8 * candidates;
+        let each = shard as u64 * 4 + hidden as u64 + kept + encoded * (1 + group_size as u64);
         if self.logprobs_chunk_bytes < each {
             return Err(Error::config(
                 "logprobs_chunk_bytes",

@@ -1,5 +1,5 @@
 //! The same stages, naive and in float64: the truth that tests and `--check` compare with, and the errors that are allowed
-//! against it (promise 2 and the accuracy rules of promise 3's section).
+//! against it ([promises 2 and 5](crate#promises)).
 
 mod adjusted;
 

@@ -176,7 +176,7 @@ pub struct StepStats {
     pub rounds: u32,
     /// Bytes of weights that the matmul streamed.
     pub weight_bytes: u64,
-    /// Memory of the largest chunk of logprobs, gathered hidden rows and logits; at most the head's `logprobs_chunk_bytes`.
+    /// Memory of the largest chunk of logprobs: gathered hidden rows, logits and candidates; at most the head's `logprobs_chunk_bytes`.
     pub chunk_bytes: u64,
     /// Rows of the group that the matmul computed.
     pub rows_computed: u64,

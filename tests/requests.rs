@@ -503,9 +503,9 @@ fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
     }
     for (bytes, request, want) in [
         (
-            771,
+            779,
             Request::logprobs(0),
-            "logprobs_chunk_bytes: wanted at least 772: a row of 32 bytes of hidden states",
+            "logprobs_chunk_bytes: wanted at least 780: a row of 32 bytes of hidden states",
         ),
         (8000, Request::logprobs(513), "request logprobs: wanted at most the vocabulary size, 512"),
         (8000, Request::argmax(), "targets: wanted none with argmax, got some"),
@@ -550,8 +550,8 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
         step.run_with(hidden, &RowInputs { targets: Some(&targets), adjustments: None }).unwrap()
     });
-    // A row is (1024 logits + 8 hidden states) x 4 bytes and 140 for candidates: 234 to a chunk, rank 1's one row in the first.
-    let chunks = 3001usize.div_ceil(234) as u32;
+    // A row is (1024 logits + 8 hidden states) x 4 bytes and 148 for candidates: 233 to a chunk, rank 1's one row in the first.
+    let chunks = 3001usize.div_ceil(233) as u32;
     for answer in &answers {
         assert_eq!(answer.stats.rounds, 2 + 3 * chunks);
         assert!(answer.row_status.iter().all(|s| *s == RowStatus::Good));

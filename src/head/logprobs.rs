@@ -277,8 +277,8 @@ impl Step<'_> {
             }
         }
         let exchanged = if size > 1 { send.len() + recv.len() } else { 0 };
-        let candidates = 8 * spec.k.min(columns) * n;
-        let held = chunk.logits.capacity() * 4 + gathered + exchanged + candidates;
+        let kept = 16 * spec.k * n; // at the most: the vectors grow by doubling
+        let held = chunk.logits.capacity() * 4 + gathered + exchanged + kept;
         self.stats.chunk_bytes = self.stats.chunk_bytes.max(held as u64);
         for ((partial, better), target) in partials.iter().zip(&chunk.better).zip(targets) {
             answer.push(partial, *better, target);

@@ -91,7 +91,7 @@ fn logprobs_are_the_same_for_any_sharding_and_chunk_and_agree_with_topk() {
     let mut tensors = vec![bf16_tensor("hidden_states", &[7, 20], 2), allowed_tensor()];
     tensors.push(targets(&[0, 149, 2, 149, 64, 63, 77]));
     write(&files.path("rows"), &tensors);
-    std::fs::write(files.path("small.toml"), "logprobs_chunk_bytes = 3000").unwrap();
+    std::fs::write(files.path("small.toml"), "logprobs_chunk_bytes = 4000").unwrap();
     let (head, rows, out) = (files.name("head.safetensors"), files.name("rows"), files.name("out"));
     let small = files.name("small.toml");
     let run = |args: &[&str]| {
