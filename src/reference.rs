@@ -2,8 +2,10 @@
 //! against it ([promises 2 and 5](crate#promises)).
 
 mod adjusted;
+mod sampled;
 
 pub use adjusted::adjust_row;
+pub use sampled::{judge_sample, sample, survivors};
 
 use crate::config::Quantization;
 use crate::dtype::DType;

@@ -19,12 +19,13 @@ mod int8;
 mod isa;
 mod lanes;
 mod pack;
+mod sampling;
 mod tally;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
 use crate::adjust::ShardAdjustments;
-use crate::backend::{Backend, Job, LogitsOut, Tally};
+use crate::backend::{Backend, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -246,6 +247,10 @@ impl Backend for CpuBackend {
 
     fn tally(&self, tally: Tally<'_>) -> Result<()> {
         tally::tally(&self.pool, tally)
+    }
+
+    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
+        sampling::sample(&self.pool, self.isa, held, pass)
     }
 }
 

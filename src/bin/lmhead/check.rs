@@ -161,6 +161,14 @@ pub fn check(
                 let target = rows.data.with(|inputs| inputs.targets.map_or(0, |t| t[row] as usize));
                 report.logprobs(row, &truths, target, logprobs[row], ranks[row], tops);
             }
+            Output::Sample { ids } => {
+                let params =
+                    rows.data.with(|inputs| inputs.sampling.expect("a request to sample has them")[row]);
+                report.values += 1;
+                if let Err(text) = reference::judge_sample(&truths, &params, ids[row]) {
+                    report.mistake(format!("row {row}: {text}"));
+                }
+            }
             _ => unreachable!("args knows these requests only"),
         }
     }
@@ -202,7 +210,7 @@ impl CheckReport {
     /// A row whose status is not good answers id -1 and NaN; `Logits` passes what was computed.
     fn unanswered(&mut self, row: usize, output: &Output) {
         let good = match output {
-            Output::Argmax { ids } => ids[row] == -1,
+            Output::Argmax { ids } | Output::Sample { ids } => ids[row] == -1,
             Output::TopK { k, values, ids, logsumexp } => {
                 let own = row * k..(row + 1) * k;
                 ids[own.clone()].iter().all(|id| *id == -1)
@@ -358,6 +366,7 @@ mod tests {
     use super::*;
     use lmhead::config::Quantization;
     use lmhead::result::Request;
+    use lmhead::sampling::SamplingParams;
     use lmhead::weights::synthetic;
 
     const ROWS: usize = 3;
@@ -373,7 +382,8 @@ mod tests {
         let bytes = (0..ROWS as u64)
             .flat_map(|row| synthetic::hidden_row(SEED, row, preset.hidden_size, preset.dtype))
             .collect();
-        let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request);
+        let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request)
+            .sampled((request == Request::Sample).then(SamplingParams::default), ROWS);
         let origin = "test".into();
         let rows = Rows { bytes, dtype: preset.dtype, origin, counts: vec![ROWS], indices: None, data };
         let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
@@ -390,6 +400,11 @@ mod tests {
                     dtype.round_into(&wide, &mut bytes[row * stride..(row + 1) * stride]);
                 }
                 Output::Argmax { ids } => ids[row] = reference::top_k(&logits, 1)[0] as i64,
+                Output::Sample { ids } => {
+                    let wide: Vec<f32> = logits.iter().map(|l| *l as f32).collect();
+                    let params = rows.data.with(|inputs| inputs.sampling.unwrap()[row]);
+                    ids[row] = reference::sample(&wide, &params).unwrap() as i64;
+                }
                 Output::TopK { k, values, ids, logsumexp } => {
                     for (place, id) in reference::top_k(&logits, *k).into_iter().enumerate() {
                         ids[row * *k + place] = id as i64;
@@ -472,6 +487,21 @@ mod tests {
         assert!(!passes(top, |a| parts(a).0[3] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_sampled_fails() {
+        let request = Request::sample();
+        let spoil = |id: i64| {
+            passes(request, |answer| {
+                let Output::Sample { ids } = &mut answer.output else { unreachable!() };
+                ids[1] = if id < 0 { ids[1] } else { id };
+            })
+        };
+        assert!(spoil(-1), "the right one");
+        // One id is drawn from this row; every other is wrong.
+        let wrong = (0..1000).filter(|id| !spoil(*id)).count();
+        assert_eq!(wrong, 999);
     }
 
     #[test]

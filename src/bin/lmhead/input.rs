@@ -236,7 +236,8 @@ impl Rows {
                 let seed = args.seed()?;
                 check_dtype(dtype, source, config)?;
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
-                let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request);
+                let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request)
+                    .sampled(args.sampling()?, total(&counts)?);
                 Ok(Rows {
                     bytes,
                     dtype,
@@ -268,7 +269,8 @@ impl Rows {
                     false => None,
                 };
                 let outputs = indices.as_ref().map_or(hidden.rows, Vec::len);
-                let data = RowData::read(&file, outputs, config.vocab_size, request)?;
+                let data = RowData::read(&file, outputs, config.vocab_size, request)?
+                    .sampled(args.sampling()?, outputs);
                 let origin = path.display().to_string();
                 Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, origin, counts, indices, data })
             }
