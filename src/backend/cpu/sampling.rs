@@ -92,30 +92,33 @@ impl Work for Histogram<'_> {
     #[inline(always)]
     fn run<A: Arith>(self) {
         let Histogram { query: &HistogramQuery { kept, sum, step, key, .. }, logits, first_id, bins } = self;
-        bins.fill(0);
         // Bits of the key that are known; a shift by all 32 would be none.
         let known = if step == 0 { 0 } else { u32::MAX << (32 - 8 * step) };
         let byte = 24 - 8 * step;
-        let mut masses = [0; BLOCK];
+        // Neighbours mostly fall into one bin, where each addition would wait for the last: four tables take turns.
+        let mut tables = [[0; BINS]; 4];
+        let mut weights = [0; BLOCK];
         for (i, block) in logits.chunks(BLOCK).enumerate() {
-            // Every logit counts in the first step, few in the others.
-            if step == 0 && sum == Sum::Masses {
-                masses
-                    .iter_mut()
-                    .zip(block)
-                    .for_each(|(m, &l)| *m = mass::mass(l, kept.max, kept.temperature));
+            let first = (first_id + i * BLOCK) as u32;
+            // After the second step most blocks have no logit with the known bytes.
+            if !block.iter().fold(false, |any, &l| any | ((order_key(l) ^ key) & known == 0)) {
+                continue;
             }
-            for (j, &l) in block.iter().enumerate() {
-                let own = order_key(l);
-                if (own ^ key) & known != 0 || !kept.keeps(l, (first_id + i * BLOCK + j) as u32) {
-                    continue;
-                }
-                bins[(own >> byte) as usize & (BINS - 1)] += match sum {
+            // Without branches, so that the loop vectorises.
+            for (j, (weight, &l)) in weights.iter_mut().zip(block).enumerate() {
+                let counts = kept.keeps(l, first + j as u32) & ((order_key(l) ^ key) & known == 0);
+                let whole = match sum {
                     Sum::Ids => 1,
-                    Sum::Masses if step == 0 => masses[j],
                     Sum::Masses => mass::mass(l, kept.max, kept.temperature),
                 };
+                *weight = if counts { whole } else { 0 };
             }
+            for (j, (weight, &l)) in weights.iter().zip(block).enumerate() {
+                tables[j % 4][(order_key(l) >> byte) as usize & (BINS - 1)] += weight;
+            }
+        }
+        for (bin, sum) in bins.iter_mut().enumerate() {
+            *sum = tables.iter().map(|table| table[bin]).sum();
         }
     }
 }
