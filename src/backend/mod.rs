@@ -101,6 +101,12 @@ pub trait Backend: Send + Sync {
     /// differ may not share a group, since their bits may differ.
     fn fingerprint(&self, weights: DType) -> String;
 
+    /// Whether subnormal numbers (below 2^-126) count as zeros among the inputs and sums of heads of `weights`, as some hardware has it.
+    fn flushes_subnormals(&self, weights: DType) -> bool {
+        let _ = weights;
+        false
+    }
+
     /// Checks once, at creation of a head, that this backend can run `shard` with `hidden` states.
     ///
     /// # Errors

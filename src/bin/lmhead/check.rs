@@ -21,6 +21,15 @@ const SAMPLE_ROWS: usize = 16;
 const SAMPLE_COLUMNS: usize = 4096;
 const SAMPLE_WHOLE_ROWS: usize = 4;
 
+/// What is known of the numbers that are checked.
+#[derive(Clone, Copy)]
+pub struct Data {
+    /// Bell-shaped, so that the tight limit holds.
+    pub gaussian: bool,
+    /// The backend takes subnormal numbers for zeros.
+    pub flushes: bool,
+}
+
 /// What was compared and how far it was off.
 #[derive(Serialize)]
 pub struct CheckReport {
@@ -50,7 +59,7 @@ pub fn check(
     shards: &[Arc<HeadShard>],
     config: &HeadConfig,
     seed: u64,
-    gaussian: bool,
+    data: Data,
 ) -> Result<CheckReport> {
     // Whether a row has anything allowed is seen on all columns only.
     let all_columns = !matches!(answer.output, Output::Logits { .. }) || rows.data.is_adjusted();
@@ -87,7 +96,7 @@ pub fn check(
     for &row in &chosen_rows {
         let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
         let judged = |columns: &[usize]| -> Result<(Vec<Truth>, bool)> {
-            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns)?;
+            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns, data.flushes)?;
             let mut broken = !finite || truths.iter().any(Truth::may_overflow);
             rows.data.with(|inputs| {
                 if let Some(adjustments) = &inputs.adjustments {
@@ -173,7 +182,7 @@ pub fn check(
         }
     }
     let plain = plain && !rows.data.is_adjusted();
-    if gaussian && plain && counted > 0 && squares > 0.0 {
+    if data.gaussian && plain && counted > 0 && squares > 0.0 {
         let over_rms = largest / (squares / counted as f64).sqrt();
         report.error_over_rms = Some(over_rms);
         if over_rms > RMS_LIMIT {
@@ -317,11 +326,12 @@ fn truths(
     bytes: &[u8],
     dtype: DType,
     columns: &[usize],
+    flushes: bool,
 ) -> Result<(Vec<Truth>, bool)> {
     let prepared: Vec<(Reference, ReferenceRow)> = shards
         .iter()
         .map(|shard| {
-            let reference = Reference::new(shard, config.epilogue());
+            let reference = Reference::new(shard, config.epilogue()).flushing(flushes);
             reference.row(bytes, dtype).map(|row| (reference, row))
         })
         .collect::<Result<_>>()?;
@@ -391,7 +401,7 @@ mod tests {
         let size = config.hidden_size * rows.dtype.size();
         for row in 0..ROWS {
             let own = &rows.bytes[row * size..(row + 1) * size];
-            let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything).unwrap();
+            let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything, false).unwrap();
             let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
             match &mut answer.output {
                 Output::Logits { dtype, vocab_size, bytes } => {
@@ -433,7 +443,8 @@ mod tests {
     fn passes(request: Request, spoil: impl FnOnce(&mut Assembled)) -> bool {
         let (mut answer, rows, shards, config) = right_answer(request);
         spoil(&mut answer);
-        let report = check(&answer, &rows, &shards, &config, SEED, true).unwrap();
+        let report =
+            check(&answer, &rows, &shards, &config, SEED, Data { gaussian: true, flushes: false }).unwrap();
         assert_eq!(report.passed, report.mistakes.is_empty());
         assert!(report.everything && report.rows == ROWS);
         report.passed

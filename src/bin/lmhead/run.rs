@@ -91,7 +91,10 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let checked = match args.check {
         true => {
             let shards = group_shards(&ranks);
-            Some(check::check(&answer, &rows, &shards, &config, seed, source.is_synthetic())?)
+            let weights = shards.first().map_or(source.dtype(), |shard| shard.matrix().dtype());
+            let data =
+                check::Data { gaussian: source.is_synthetic(), flushes: backend.flushes_subnormals(weights) };
+            Some(check::check(&answer, &rows, &shards, &config, seed, data)?)
         }
         false => None,
     };
