@@ -103,6 +103,11 @@ impl Isa {
         }
     }
 
+    /// Whether four products of unsigned and signed bytes are added in one instruction.
+    pub(super) fn takes_int8(self) -> bool {
+        matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
+    }
+
     /// Whether products of bf16 are added without widening them first.
     pub(super) fn takes_bf16(self, weights: DType) -> bool {
         self == Isa::Avx512Bf16 && weights == DType::Bf16
@@ -161,6 +166,17 @@ pub(super) trait Arith {
         for l in 0..L {
             let pair = i32::from(x[l][0]) * i32::from(w[l][0]) + i32::from(x[l][1]) * i32::from(w[l][1]);
             sums[l] = sums[l].wrapping_add(pair);
+        }
+    }
+
+    /// `sums[l] += Σ x[l][i] * w[l][i]` over four unsigned x and signed w, wrapping. Only asked of the instruction sets that have an
+    /// instruction for it ([`Isa::takes_int8`]).
+    #[inline(always)]
+    fn mul_add_quads<const L: usize>(x: &[[u8; 4]; L], w: &[[u8; 4]; L], sums: &mut [i32; L]) {
+        for l in 0..L {
+            for i in 0..4 {
+                sums[l] = sums[l].wrapping_add(i32::from(x[l][i]) * i32::from(w[l][i] as i8));
+            }
         }
     }
 
@@ -236,11 +252,26 @@ impl Arith for Avx512 {
         for ((x, w), sums) in
             x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0).zip(sums.as_chunks_mut::<16>().0)
         {
-            // SAFETY: this type is named by run_avx512 alone, which is called where AVX-512 F and VNNI were
+            // SAFETY: this type is named by run_avx512 and Avx512Bf16 alone, which run where AVX-512 F and VNNI were
             // detected; each pointer is to an array of exactly 64 bytes.
             unsafe {
                 let (x, w) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(w.as_ptr().cast()));
                 let sum = _mm512_dpwssd_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), x, w);
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add_quads<const L: usize>(x: &[[u8; 4]; L], w: &[[u8; 4]; L], sums: &mut [i32; L]) {
+        for ((x, w), sums) in
+            x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0).zip(sums.as_chunks_mut::<16>().0)
+        {
+            // SAFETY: this type is named by run_avx512 and Avx512Bf16 alone, which run where AVX-512 F and VNNI were
+            // detected; each pointer is to an array of exactly 64 bytes.
+            unsafe {
+                let (x, w) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(w.as_ptr().cast()));
+                let sum = _mm512_dpbusd_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), x, w);
                 _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
             }
         }
@@ -257,6 +288,11 @@ impl Arith for Avx512Bf16 {
     #[inline(always)]
     fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
         Avx512::mul_add_pairs(x, w, sums);
+    }
+
+    #[inline(always)]
+    fn mul_add_quads<const L: usize>(x: &[[u8; 4]; L], w: &[[u8; 4]; L], sums: &mut [i32; L]) {
+        Avx512::mul_add_quads(x, w, sums);
     }
 
     #[inline(always)]

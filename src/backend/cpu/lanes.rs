@@ -25,13 +25,11 @@ impl Lanes<f32> {
     /// The lanes' sum, in the one order that there is.
     #[inline(always)]
     pub fn sum(&self) -> f32 {
-        let mut lanes = self.0;
-        for width in [8, 4, 2, 1] {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-        }
-        lanes[0]
+        // An array for each width: summed in place, the lanes would go through memory, at 40 cycles a logit.
+        let eight: [f32; 8] = std::array::from_fn(|i| self.0[i] + self.0[i + 8]);
+        let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+        let two: [f32; 2] = std::array::from_fn(|i| four[i] + four[i + 2]);
+        two[0] + two[1]
     }
 }
 
@@ -46,6 +44,20 @@ pub(super) const PAIRS: usize = 2 * LANES;
 impl<E: Default + Copy> Default for Pairs<E> {
     fn default() -> Self {
         Pairs([E::default(); PAIRS])
+    }
+}
+
+/// Sixty-four bytes, four for each lane: int8 as it is, or offset by 128 to be unsigned.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Quads(pub [u8; QUADS]);
+
+/// Elements of [`Quads`].
+pub(super) const QUADS: usize = 4 * LANES;
+
+impl Default for Quads {
+    fn default() -> Self {
+        Quads([0; QUADS])
     }
 }
 

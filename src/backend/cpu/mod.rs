@@ -3,7 +3,7 @@
 //! ```text
 //! hidden rows -> pack.rs   gathered by index, widened or quantised, in tiles        (once per call)
 //!             -> block.rs  packed rows x 64 vocabulary ids -> raw f32 logits         (one task per block)
-//!                float.rs, bf16_dot.rs, int8.rs: the inner loops; lanes.rs: the order of every sum; isa.rs: the instruction sets
+//!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum; isa.rs: the instruction sets
 //!             -> epilogue  dequantise, bias, softcap, scale; adjustments
 //!             -> rounded into the caller's rows, or pushed to the row's partial
 //! ```
@@ -17,6 +17,7 @@ mod bf16_dot;
 mod block;
 mod float;
 mod int8;
+mod int8_dot;
 mod isa;
 mod lanes;
 mod pack;
@@ -39,8 +40,9 @@ use block::{Matmul, Scratch};
 use float::Float;
 use half::{bf16, f16};
 use int8::Int8;
+use int8_dot::{Int8Dot, Offset};
 use isa::{Arith, Work};
-use lanes::{Kind, LANES, Lanes, PAIRS, Pairs};
+use lanes::{Kind, LANES, Lanes, PAIRS, Pairs, QUADS, Quads};
 use pack::Packed;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -330,6 +332,8 @@ enum PackedRows {
     Float(Packed<Lanes<f32>>),
     Bf16(Packed<Pairs<bf16>>),
     Int8(Packed<Pairs<i16>>),
+    /// With a row more than the pass has.
+    Int8Dot(Packed<Quads>),
 }
 
 /// One pass over the shard: some rows, packed, and all that a task must know to compute a block of their logits.
@@ -359,8 +363,10 @@ impl<'a> Pass<'a> {
     /// `take(row, logits [ids.len()], all finite)`.
     fn block(&self, ids: Range<usize>, take: impl FnMut(usize, &[f32], bool)) {
         THREAD.with_borrow_mut(|thread| {
-            let Thread { logits, float, bf16, int8 } = thread;
-            logits.resize(self.rows.len() * BLOCK, 0.0);
+            let Thread { logits, float, bf16, int8, int8_dot } = thread;
+            logits.resize((self.rows.len() + 1) * BLOCK, 0.0);
+            let (all, rows) = (&mut logits[..], self.rows.len() * BLOCK);
+            let logits = &mut all[..rows];
             let start = self.shard.vocab().start;
             let own = ids.start - start..ids.end - start;
             let mut scales = &[][..];
@@ -386,9 +392,21 @@ impl<'a> Pass<'a> {
                     self.matmul::<PAIRS, Int8>(x, values, &own, logits, int8);
                     scales = &s[own.clone()];
                 }
-                (PackedRows::Int8(_), _) => unreachable!("only int8 weights quantise their rows"),
+                (PackedRows::Int8Dot(x), Matrix::I8 { values, scales: s }) => {
+                    self.matmul::<QUADS, Int8Dot>(x, values, &own, all, int8_dot);
+                    self.isa.run(Offset { logits: all });
+                    scales = &s[own.clone()];
+                }
+                (PackedRows::Int8(_) | PackedRows::Int8Dot(_), _) => {
+                    unreachable!("only int8 weights quantise their rows")
+                }
             }
-            let row_scales = if let PackedRows::Int8(x) = &self.packed { &x.scales[..] } else { &[] };
+            let logits = &mut all[..rows];
+            let row_scales = match &self.packed {
+                PackedRows::Int8(x) => &x.scales[..],
+                PackedRows::Int8Dot(x) => &x.scales[..],
+                PackedRows::Float(_) | PackedRows::Bf16(_) => &[],
+            };
             let bias = self.shard.bias().map(|bias| &bias[own]);
             let epilogue = self.epilogue;
             let adjust = self.adjustments.map(|a| (a, self.rows.start, ids.start));
@@ -415,6 +433,9 @@ fn pack_rows(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<us
         Quantization::None if isa.takes_bf16(shard.matrix().dtype()) => {
             PackedRows::Bf16(pack::bf16(rows, range))
         }
+        Quantization::W8a8 if isa.takes_int8() => {
+            PackedRows::Int8Dot(pack::quantized_quads(isa, rows, range))
+        }
         Quantization::W8a8 => PackedRows::Int8(pack::quantized(isa, rows, range)),
         Quantization::None | Quantization::W8a16 => PackedRows::Float(pack::float(isa, rows, range)),
     }
@@ -428,11 +449,12 @@ thread_local! {
 
 #[derive(Default)]
 struct Thread {
-    /// `[rows of the pass, BLOCK]`
+    /// `[rows of the pass, and one more, BLOCK]`
     logits: Vec<f32>,
     float: Scratch<Lanes<f32>, f32>,
     bf16: Scratch<Pairs<bf16>, f32>,
     int8: Scratch<Pairs<i16>, i32>,
+    int8_dot: Scratch<Quads, i32>,
 }
 
 /// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.

@@ -1,8 +1,9 @@
 //! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles read.
 
 use super::int8::Int8;
+use super::int8_dot;
 use super::isa::{Arith, Isa, Work};
-use super::lanes::{Kind, LANES, Lanes, PAIRS, Pairs};
+use super::lanes::{Kind, LANES, Lanes, PAIRS, Pairs, QUADS, Quads};
 use crate::dtype::DType;
 use crate::quantize::quantize_row;
 use crate::rows::HiddenRows;
@@ -90,6 +91,35 @@ pub(super) fn bf16(rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Pairs<b
         }
     });
     Packed { steps, rows: range.len(), per_row, scales: Vec::new() }
+}
+
+/// Widens rows `range` to f32 and quantises them (promise 2); offset to be unsigned, with a last row of ones.
+pub(super) fn quantized_quads(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Quads> {
+    let per_row = rows.hidden().div_ceil(QUADS);
+    let all = range.len() + 1;
+    let mut steps = vec![Quads::default(); all * per_row];
+    let mut scales = vec![1.0; all];
+    let tiles = steps.par_chunks_mut((TILE_ROWS * per_row).max(1));
+    tiles.zip(scales.par_chunks_mut(TILE_ROWS)).enumerate().for_each(|(tile, (steps, scales))| {
+        let first = range.start + tile * TILE_ROWS;
+        let mut wide = vec![0.0; rows.hidden()];
+        let mut quantized = vec![0; rows.hidden()];
+        let tile_rows = scales.len();
+        for (r, scale) in scales.iter_mut().enumerate() {
+            if first + r == range.end {
+                let left = (0..rows.hidden()).step_by(QUADS).map(|k| QUADS.min(rows.hidden() - k));
+                left.enumerate().for_each(|(k, n)| steps[k * tile_rows + r] = int8_dot::ones(n));
+                continue;
+            }
+            isa.run(WidenRow { bytes: rows.row(first + r), dtype: rows.dtype(), out: &mut wide });
+            *scale = quantize_row(&wide, &mut quantized);
+            for (k, chunk) in quantized.chunks(QUADS).enumerate() {
+                steps[k * tile_rows + r] = int8_dot::offset(chunk);
+            }
+        }
+    });
+    scales.pop();
+    Packed { steps, rows: all, per_row, scales }
 }
 
 /// Widens rows `range` to f32 and quantises them (promise 2); the int8 values are kept as int16.
