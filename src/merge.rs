@@ -15,6 +15,19 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// The place of a candidate that there is not.
+    pub(crate) const NOTHING: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
+
+    /// Eight bytes, little-endian: the value, the id.
+    pub(crate) fn encode(&self) -> [u8; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.value.to_le_bytes(), self.id.to_le_bytes());
+        [a, b, c, d, e, f, g, h]
+    }
+
+    pub(crate) fn decode(&[a, b, c, d, e, f, g, h]: &[u8; 8]) -> Self {
+        Candidate { value: f32::from_le_bytes([a, b, c, d]), id: u32::from_le_bytes([e, f, g, h]) }
+    }
+
     /// The order of every answer: larger value first, then lower id. −0 and +0 are equal. Never called on NaN.
     #[inline]
     pub fn beats(&self, other: &Candidate) -> bool {
@@ -115,11 +128,6 @@ impl RowPartial {
         best
     }
 
-    /// The candidates, in no order.
-    pub(crate) fn kept(&self) -> &[Candidate] {
-        &self.heap
-    }
-
     /// `ln(sum(exp(logit)))` over everything merged; NaN where the row is non-finite, minus infinity where
     /// nothing was pushed.
     pub fn logsumexp(&self) -> f32 {
@@ -199,8 +207,7 @@ impl RowPartial {
             at += 24;
         }
         for c in &self.heap {
-            out[at..at + 4].copy_from_slice(&c.value.to_le_bytes());
-            out[at + 4..at + 8].copy_from_slice(&c.id.to_le_bytes());
+            out[at..at + 8].copy_from_slice(&c.encode());
             at += 8;
         }
     }
@@ -235,12 +242,12 @@ impl RowPartial {
             self.sum.merge(&sum);
             at += 24;
         }
-        for i in 0..n {
-            let value = f32::from_bits(u32_at(at + 8 * i));
-            if value.is_nan() || value == f32::NEG_INFINITY {
-                return Err(broken(format!("candidate {i} is {value}")));
+        for (i, bytes) in bytes[at..].as_chunks::<8>().0[..n].iter().enumerate() {
+            let candidate = Candidate::decode(bytes);
+            if candidate.value.is_nan() || candidate.value == f32::NEG_INFINITY {
+                return Err(broken(format!("candidate {i} is {}", candidate.value)));
             }
-            self.offer(Candidate { value, id: u32_at(at + 8 * i + 4) });
+            self.offer(candidate);
         }
         Ok(())
     }

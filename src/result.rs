@@ -22,7 +22,8 @@ pub enum Request {
     /// Of a target id of each row ([`RowInputs::targets`]) the logprob and the rank, and the `top_n` best ids with theirs. Of the raw
     /// logits, or with `processed` of the adjusted ones. Rows are computed in chunks: see `logprobs_chunk_bytes` in the configuration.
     Logprobs { top_n: usize, processed: bool },
-    /// One token of each row, sampled with the row's own parameters ([`RowInputs::sampling`]): see [`sampling`](crate::sampling).
+    /// One token of each row, sampled with the row's own parameters ([`RowInputs::sampling`]): see [`sampling`](crate::sampling). A step
+    /// holds the f32 logits of all rows of the group over the own shard.
     Sample,
 }
 
@@ -105,7 +106,8 @@ impl fmt::Display for Request {
 pub struct RowInputs<'a> {
     /// `[rows]`, for `Logprobs` only: the id of each row whose logprob is asked for.
     pub targets: Option<&'a [i64]>,
-    /// `[rows]`, for `Sample` only: how each row is sampled.
+    /// `[rows]`, for `Sample` only: how each row is sampled. [`SamplingParams::check`] when a request comes in spares a group the step
+    /// that its parameters would end.
     pub sampling: Option<&'a [SamplingParams]>,
     /// Masks, additions and penalties, in a step that was begun with [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
     pub adjustments: Option<Adjustments<'a>>,
@@ -179,7 +181,7 @@ pub struct StepStats {
     pub gather: Duration,
     /// Time in the matmul with its epilogue.
     pub matmul: Duration,
-    /// Time in the exchange of logits or candidates, and in putting them in order.
+    /// Time in the exchange of logits or candidates, and in putting them in order; of a step that samples in all that follows the logits.
     pub exchange: Duration,
     /// Bytes received from other ranks, headers included.
     pub bytes_received: u64,

@@ -9,10 +9,44 @@
 //! The answer is the survivor with the largest `z_v + g_v`, ties by lowest id, where `g_v` is the row's Gumbel noise for that id
 //! (the Gumbel-max trick: it is distributed as the softmax of the survivors' z). Temperature 0 is greedy: the largest logit.
 //!
+//! ```
+//! use lmhead::backend::cpu::CpuBackend;
+//! use lmhead::exchange::local;
+//! use lmhead::weights::synthetic;
+//! use lmhead::{HeadConfig, HeadGroup, HiddenRows, LmHead, Output, Quantization, Request, RowCounts, RowInputs, SamplingParams};
+//! use std::sync::Arc;
+//!
+//! # fn main() -> lmhead::Result<()> {
+//! let preset = synthetic::preset("tiny")?;
+//! let config = HeadConfig::new(preset.vocab_size, preset.hidden_size);
+//! let group = HeadGroup::data_parallel(1, 0)?; // one rank; several give the same tokens
+//! let shard = synthetic::shard(&preset.spec(), 0, 0..preset.vocab_size, Quantization::None, None)?;
+//! let (exchange, backend) = (Arc::new(local::group(1).remove(0)), Arc::new(CpuBackend::new(None)?));
+//! let mut head = LmHead::new(&config, group, Arc::new(shard), exchange, backend)?;
+//!
+//! // A mixed batch: one request's 17th token at temperature 0.8 within a nucleus, another one's first, greedily.
+//! let params = [
+//!     SamplingParams { seed: 42, position: 17, temperature: 0.8, top_p: 0.95, ..SamplingParams::default() },
+//!     SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+//! ];
+//! for (row, params) in params.iter().enumerate() {
+//!     params.check(row)?; // when a request comes in
+//! }
+//! let bytes: Vec<u8> =
+//!     (0..2).flat_map(|row| synthetic::hidden_row(0, row, preset.hidden_size, preset.dtype)).collect();
+//! let hidden = HiddenRows::new(&bytes, preset.dtype, 2, preset.hidden_size)?;
+//! let inputs = RowInputs { sampling: Some(&params), ..RowInputs::default() };
+//! let answer = head.step(RowCounts::exact(&[2]), &Request::sample())?.run_with(hidden, &inputs)?;
+//! let Output::Sample { ids } = answer.output else { unreachable!() };
+//! assert!(ids.iter().all(|id| (0..preset.vocab_size as i64).contains(id)));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! * [`philox`]: where the noise comes from; a function of (seed, position, id) alone.
 //! * [`mass`]: what an id weighs: a fixed-point number, so that sums have no order.
 //! * `score`: `z_v + g_v` compared without rounding.
-//! * `cut`: finding the k-th largest logit, or the end of the nucleus, in a fixed number of steps and without the logits.
+//! * [`cut`]: finding the k-th largest logit, or the end of the nucleus, in a fixed number of steps and without the logits.
 
 pub mod cut;
 pub mod mass;
@@ -21,6 +55,7 @@ pub(crate) mod score;
 
 use crate::error::{Error, Result};
 use crate::merge::Candidate;
+use mass::Scale;
 use score::Drawn;
 
 /// How one row is sampled.
@@ -50,8 +85,8 @@ impl Default for SamplingParams {
 /// Bytes of the parameters on their way to the shards.
 pub(crate) const PARAMS_BYTES: usize = 32;
 
-/// Up to this k the candidates themselves are exchanged; above it the k-th largest is searched for, which costs no more bytes:
-/// 8 a candidate against four histograms of 256 words.
+/// Up to this k the candidates themselves are exchanged, in one round; above it the k-th largest is searched for, which costs no more
+/// bytes: 8 a candidate against four histograms of 256 words.
 pub(crate) const LISTED: usize = 1024;
 
 /// What has to be known of a row before it can be drawn; it depends on the parameters alone, so that every rank knows the rounds.
@@ -68,7 +103,8 @@ pub(crate) enum Kind {
 }
 
 impl SamplingParams {
-    /// Checks the parameters of row `row`, as errors name it.
+    /// Checks the parameters of row `row`, as errors name it. Worth asking when a request comes in: in a step of several ranks a row
+    /// that is refused ends the step on all of them, and the head has to be rebuilt.
     ///
     /// # Errors
     /// `Request` naming the row, the parameter and what it may be.
@@ -108,16 +144,13 @@ impl SamplingParams {
         }
     }
 
-    /// The row's answer from candidates among which are the `top_k` best of the vocabulary, best first.
-    pub(crate) fn choose(&self, candidates: &[Candidate]) -> Option<u32> {
-        let max = candidates.first()?.value;
-        let mut kept = candidates;
-        if self.top_k > 0 {
-            kept = &kept[..kept.len().min(self.top_k)];
-        }
-        kept = &kept[..kept.partition_point(|c| mass::reaches(c.value, max, self.temperature, self.min_p))];
+    /// The row's answer from candidates among which are the `top_k` best of a vocabulary of this size, best first.
+    pub(crate) fn choose(&self, candidates: &[Candidate], vocab_size: usize) -> Option<u32> {
+        let scale = Scale::new(self, candidates.first()?.value, vocab_size);
+        let kept = &candidates[..candidates.len().min(self.top_k)];
+        let mut kept = &kept[..kept.partition_point(|c| scale.reaches(c.value))];
         if self.top_p < 1.0 {
-            let masses = || kept.iter().map(|c| mass::mass(c.value, max, self.temperature));
+            let masses = || kept.iter().map(|c| scale.mass(c.value));
             let goal = mass::share(self.top_p, masses().sum());
             let mut sum = 0;
             let short = masses().take_while(|mass| {
@@ -131,14 +164,16 @@ impl SamplingParams {
         best.id()
     }
 
-    pub(crate) fn encode(&self) -> [u8; PARAMS_BYTES] {
+    /// The same bytes for all that means the same in this vocabulary.
+    pub(crate) fn encode(&self, vocab_size: usize) -> [u8; PARAMS_BYTES] {
+        let top_k = if self.top_k < vocab_size { self.top_k as u32 } else { 0 };
         let mut out = [0; PARAMS_BYTES];
         out[..8].copy_from_slice(&self.seed.to_le_bytes());
         out[8..16].copy_from_slice(&self.position.to_le_bytes());
-        // Ids have 32 bits: a larger k keeps all of them, as u32::MAX does.
-        out[16..20].copy_from_slice(&u32::try_from(self.top_k).unwrap_or(u32::MAX).to_le_bytes());
+        out[16..20].copy_from_slice(&top_k.to_le_bytes());
         for (at, value) in [(20, self.temperature), (24, self.top_p), (28, self.min_p)] {
-            out[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            // Adding 0 makes +0 of -0.
+            out[at..at + 4].copy_from_slice(&(value + 0.0).to_le_bytes());
         }
         out
     }
@@ -172,9 +207,12 @@ mod tests {
             top_p: 0.9,
             min_p: 0.05,
         };
-        assert_eq!(SamplingParams::decode(&params.encode()), params);
-        let all = SamplingParams { top_k: usize::MAX, ..params };
-        assert_eq!(SamplingParams::decode(&all.encode()).kind(1 << 20), all.kind(1 << 20));
+        assert_eq!(SamplingParams::decode(&params.encode(51)), params);
+        let none = SamplingParams { top_k: 0, min_p: 0.0, temperature: 0.0, ..params };
+        for top_k in [50, 51, usize::MAX] {
+            let same = SamplingParams { top_k, min_p: -0.0, temperature: -0.0, ..none };
+            assert_eq!(same.encode(50), none.encode(50), "all ids are kept");
+        }
     }
 
     #[test]

@@ -349,7 +349,7 @@ fn best(logits: &[f64], k: usize) -> (Vec<i64>, Vec<f32>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2400, ..ProptestConfig::default() })]
 
     #[test]
     fn every_request_is_what_the_definitions_say_over_full_logits(case in cases()) {

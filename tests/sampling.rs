@@ -7,15 +7,16 @@ use common::{Random, TestHead, each_rank, head_of};
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::Error;
-use lmhead::exchange::{Exchange, local};
+use lmhead::exchange::{Call, Exchange, Fault, Operation, local};
 use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
 use lmhead::result::{Answer, Output, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
 use proptest::prelude::*;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// A head whose logits for the row `[1]` are `logits`, bit by bit.
 fn head_with(logits: &[f32]) -> TestHead {
@@ -103,7 +104,7 @@ fn chi_square(counts: &[u64], expected: &[f64]) -> (f64, usize) {
     (statistic, cells - 1)
 }
 
-const DRAWS: usize = 20_000;
+const DRAWS: usize = 10_000;
 
 #[test]
 fn tokens_are_drawn_as_often_as_the_filtered_softmax_says() {
@@ -152,12 +153,13 @@ fn tokens_are_drawn_as_often_as_the_filtered_softmax_says() {
 fn a_sampler_that_is_off_by_five_percent_would_be_seen() {
     // What the test above can see: draws at temperature 1 against the distribution of temperature 1.05.
     let logits: Vec<f32> = Random(7).normals(1300).into_iter().map(|l| 3.0 * l).collect();
-    let rows: Vec<SamplingParams> =
-        (0..DRAWS as u64).map(|position| SamplingParams { position, ..SamplingParams::default() }).collect();
+    let rows: Vec<SamplingParams> = (0..2 * DRAWS as u64)
+        .map(|position| SamplingParams { position, ..SamplingParams::default() })
+        .collect();
     let mut counts = vec![0; logits.len()];
     draw(&logits, 1, &rows).0.iter().for_each(|id| counts[*id as usize] += 1);
     let p = distribution(&logits, &SamplingParams { temperature: 1.05, ..SamplingParams::default() });
-    let expected: Vec<f64> = p.iter().map(|p| p * DRAWS as f64).collect();
+    let expected: Vec<f64> = p.iter().map(|p| p * rows.len() as f64).collect();
     let (statistic, degrees) = chi_square(&counts, &expected);
     assert!(statistic > limit(degrees), "{statistic} with {degrees}");
 }
@@ -227,6 +229,7 @@ fn rounds_and_bytes_follow_from_the_parameters_and_not_from_the_logits() {
             let (_, stats) = draw(&logits, SIZE, &[params; SIZE * ROWS]);
             assert_eq!((stats.rounds, stats.bytes_received), (wanted.0, wanted.1 as u64), "{params:?}");
             assert_eq!(stats.bytes_sent, stats.bytes_received, "every rank does the same");
+            assert!(!stats.exchange.is_zero());
         }
     }
 }
@@ -288,6 +291,137 @@ fn tensor_parallel_ranks_that_disagree_on_parameters_are_named() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn in_capacity_mode_tensor_parallel_ranks_see_each_others_headers_with_the_parameters() {
+    let plain = |_: usize| Some(vec![SamplingParams::default(); 2]);
+    for answer in four_ranks(Verify::Always, |_| RowCounts::capacity(3, 2), plain) {
+        let stats = answer.unwrap().stats;
+        // Padded rows of the one peer of the same tp index; headers and parameters, then candidates, of all three others.
+        let bytes = (64 + 3 * 8 * 4) + 3 * (64 + 2 * 32) + 3 * 2 * 8;
+        assert_eq!((stats.rounds, stats.bytes_received), (3, bytes));
+    }
+}
+
+/// An exchange whose bytes come damaged in one operation.
+struct Damages {
+    inner: local::LocalExchange,
+    operation: Operation,
+    random: Mutex<Random>,
+}
+
+impl Damages {
+    fn damage(&self, call: &Call, recv: &mut [&mut [u8]]) {
+        if call.operation != self.operation {
+            return;
+        }
+        let mut random = self.random.lock().unwrap();
+        for piece in recv.iter_mut().filter(|piece| !piece.is_empty()) {
+            for _ in 0..1 + random.below(4) {
+                let at = random.below(piece.len());
+                piece[at] = random.next() as u8;
+            }
+        }
+    }
+}
+
+impl Exchange for Damages {
+    fn name(&self) -> &'static str {
+        "damages"
+    }
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+    fn me(&self) -> usize {
+        self.inner.me()
+    }
+    fn all_gather_v(
+        &self,
+        call: &Call,
+        members: &[usize],
+        send: &[u8],
+        recv: &mut [&mut [u8]],
+    ) -> Result<(), Fault> {
+        let done = self.inner.all_gather_v(call, members, send, recv);
+        self.damage(call, recv);
+        done
+    }
+    fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
+        let done = self.inner.all_to_all_v(call, send, recv);
+        self.damage(call, recv);
+        done
+    }
+    fn abandon(&self, call: &Call, reason: &str) {
+        self.inner.abandon(call, reason);
+    }
+    fn reset(&self, call: &Call) -> Result<(), Fault> {
+        self.inner.reset(call)
+    }
+}
+
+/// What a peer of another version, or with broken memory, may send: an error or an answer within the vocabulary, never a panic.
+#[test]
+fn damaged_bytes_neither_panic_nor_leave_the_vocabulary() {
+    let test = TestHead::random(300, 8, DType::F32, Quantization::None, 3);
+    let filters = SamplingParams { top_p: 0.7, min_p: 0.01, ..SamplingParams::default() };
+    let params = [filters, SamplingParams { top_k: 20, ..filters }, SamplingParams::default()];
+    let mut refused = 0;
+    for operation in [
+        Operation::SamplingParams,
+        Operation::LargestLogits,
+        Operation::Histograms,
+        Operation::Cuts,
+        Operation::ExchangeResults,
+    ] {
+        for seed in 0..60 {
+            let answers: Vec<lmhead::Result<Answer>> = thread::scope(|scope| {
+                let threads: Vec<_> = local::group(2)
+                    .into_iter()
+                    .enumerate()
+                    .map(|(me, inner)| {
+                        let (test, params) = (&test, &params);
+                        scope.spawn(move || {
+                            let random = Mutex::new(Random(seed << 1 | me as u64));
+                            let exchange: Arc<dyn Exchange> = match me {
+                                0 => Arc::new(inner),
+                                _ => Arc::new(Damages { inner, operation, random }),
+                            };
+                            let config = HeadConfig { timeout: Duration::from_secs(20), ..test.config() };
+                            let mut head = head_of(test, &config, 2, me, exchange)?;
+                            let bytes = test.rows(3, me as u64);
+                            let hidden = HiddenRows::new(&bytes, DType::F32, 3, 8)?;
+                            let inputs = RowInputs { sampling: Some(params), ..RowInputs::default() };
+                            let step = head.step(RowCounts::exact(&[3, 3]), &Request::sample())?;
+                            step.run_with(hidden, &inputs)
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+            });
+            for answer in answers {
+                match answer {
+                    Ok(answer) => {
+                        assert!(tokens(&answer).iter().all(|id| (-1..300).contains(id)), "{operation}")
+                    }
+                    Err(Error::Exchange { .. }) => refused += 1,
+                    Err(Error::StepMismatch { .. } | Error::RankLost { .. }) => {}
+                    Err(other) => panic!("{operation}, seed {seed}: {other}"),
+                }
+            }
+        }
+    }
+    assert!(refused > 60, "{refused} of 300 were seen to be damaged");
+}
+
+#[test]
+fn a_vocabulary_whose_masses_would_overflow_at_full_precision_is_sampled() {
+    let logits = vec![1f32; 1 << 24];
+    let nucleus = SamplingParams { top_p: 0.25, seed: 4, ..SamplingParams::default() };
+    for size in [1, 3] {
+        let (ids, _) = draw(&logits, size, &[nucleus]);
+        assert!((0..1 << 22).contains(&ids[0]), "a quarter of equal logits are the lowest ids: {}", ids[0]);
     }
 }
 

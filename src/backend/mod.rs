@@ -70,14 +70,39 @@ pub enum SamplingPass<'a> {
     Maxima { rows: &'a [usize], out: &'a mut [f32] },
     /// For each query a histogram of [`BINS`](crate::sampling::cut::BINS) words.
     Histograms { queries: &'a [HistogramQuery], out: &'a mut [u64] },
-    /// For each `(row, what is kept of it, logit, allowance)` the end of the ids that belong to the first `allowance` kept ids with
-    /// that logit; 0 for none.
-    Ties { queries: &'a [(usize, Kept, f32, u32)], out: &'a mut [u32] },
-    /// For each `(row, k)` its k best candidates in any order, places that are left being minus infinity; one after the other in `out`.
-    /// A row that is not finite has NaN in the first place.
-    Candidates { rows: &'a [(usize, usize)], out: &'a mut [Candidate] },
-    /// For each `(row, its parameters, what is kept of it)` the candidate with the largest score; value NaN or minus infinity as above.
-    Draw { rows: &'a [(usize, SamplingParams, Option<Kept>)], out: &'a mut [Candidate] },
+    /// For each query the end of the ids that belong to the first `allowance` kept ids with that logit; 0 for none.
+    Ties { queries: &'a [TiesQuery], out: &'a mut [u32] },
+    /// For each row, one after the other in `out`, the candidates that are wanted of it, in any order; places that are left hold minus
+    /// infinity. A row that is not finite has NaN in its first place.
+    Candidates { rows: &'a [(usize, Wanted)], out: &'a mut [Candidate] },
+}
+
+/// What candidates of a row are wanted.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted {
+    /// The k with the largest logits: k places, of a shard that has as many ids.
+    Best { k: usize },
+    /// The one with the largest score, among what is kept: one place. `None` keeps all.
+    Drawn { params: SamplingParams, kept: Option<Kept> },
+}
+
+impl Wanted {
+    /// Candidates in the answer.
+    pub fn places(&self) -> usize {
+        match self {
+            Wanted::Best { k } => *k,
+            Wanted::Drawn { .. } => 1,
+        }
+    }
+}
+
+/// A question for ids that tie with the last logit that is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct TiesQuery {
+    pub row: usize,
+    pub kept: Kept,
+    pub logit: f32,
+    pub allowance: u32,
 }
 
 /// A histogram over one byte of the order keys of a row's kept logits.

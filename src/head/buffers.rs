@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// Sets the length of a buffer to the product of `shape`, without aborting where there is no such memory. Old contents stay.
-pub(super) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &str) -> Result<usize> {
+pub(in crate::head) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &str) -> Result<usize> {
     let bytes = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
     let too_large = || {
         Error::shape(
@@ -21,9 +21,31 @@ pub(super) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &str) -> Res
     Ok(bytes)
 }
 
+/// Makes `buffer` `length` times `value`, without aborting where there is no such memory.
+pub(in crate::head) fn fill<T: Clone>(
+    buffer: &mut Vec<T>,
+    value: T,
+    length: usize,
+    what: &str,
+) -> Result<()> {
+    buffer.clear();
+    buffer.try_reserve_exact(length).map_err(|_| {
+        let (wanted, fix) = ("a buffer that fits this machine's memory", "send fewer rows in one step");
+        Error::shape(what, wanted, format!("{length} of {} bytes", size_of::<T>()), fix)
+    })?;
+    buffer.resize(length, value);
+    Ok(())
+}
+
 /// Makes `logits` `[rows, columns]`, without aborting where there is no such memory and without room for more: a vector that grows by
 /// itself would take up to twice as much.
-pub(super) fn hold(logits: &mut Vec<f32>, rows: usize, columns: usize, what: &str, fix: &str) -> Result<()> {
+pub(in crate::head) fn hold(
+    logits: &mut Vec<f32>,
+    rows: usize,
+    columns: usize,
+    what: &str,
+    fix: &str,
+) -> Result<()> {
     let too_large = || {
         let got = format!("{rows} rows of {columns} f32");
         Error::shape(what, "a buffer that fits this machine's memory", got, fix)
@@ -38,14 +60,14 @@ pub(super) fn hold(logits: &mut Vec<f32>, rows: usize, columns: usize, what: &st
 }
 
 /// The sum, checked.
-pub(super) fn sum(counts: &[usize], what: &str) -> Result<usize> {
+pub(in crate::head) fn sum(counts: &[usize], what: &str) -> Result<usize> {
     counts.iter().try_fold(0usize, |total, &n| total.checked_add(n)).ok_or_else(|| {
         Error::shape(what, "a sum that fits 64 bits", format!("{counts:?}"), "send fewer rows in one step")
     })
 }
 
 /// Cuts a buffer into consecutive pieces.
-pub(super) fn cut(mut buffer: &mut [u8], sizes: impl Iterator<Item = usize>) -> Vec<&mut [u8]> {
+pub(in crate::head) fn cut(mut buffer: &mut [u8], sizes: impl Iterator<Item = usize>) -> Vec<&mut [u8]> {
     sizes
         .map(|size| {
             let (piece, rest) = std::mem::take(&mut buffer).split_at_mut(size);
@@ -56,7 +78,7 @@ pub(super) fn cut(mut buffer: &mut [u8], sizes: impl Iterator<Item = usize>) -> 
 }
 
 /// [`cut`] for a shared buffer.
-pub(super) fn cut_shared<'b>(mut buffer: &'b [u8], sizes: &[usize]) -> Vec<&'b [u8]> {
+pub(in crate::head) fn cut_shared<'b>(mut buffer: &'b [u8], sizes: &[usize]) -> Vec<&'b [u8]> {
     sizes
         .iter()
         .map(|&size| {

@@ -1,33 +1,48 @@
 //! Sampled tokens: shards send candidates, largest logits or histograms of fixed size, and never logits.
 //!
 //! ```text
-//! parameters of all rows     all_gather over the group, which compares them between the tp ranks of a replica
+//! parameters of all rows   all_gather over the group, which compares them between the tp ranks of a replica
+//! adjustments              two all_to_alls, in a step that has them
 //! matmul -> epilogue -> adjustments     [rows of the group, shard] f32, held
-//! largest logits             all_gather            where a row has min_p or a cut
-//! histograms                 all_to_all to the rows' owners  }  4 times where a row has top_k above 1024,
-//! cuts                       all_to_all back                 }  4 times where a row has top_p and not such a top_k's candidates
-//! candidates                 all_to_all to the rows' owners
+//! largest logits           all_gather, where shards filter: with min_p or top_p without top_k, or with a top_k above 1024
+//! cut at top_k             4 x (histograms to the rows' owners, cuts back), where a top_k is above 1024
+//! cut at top_p             4 x the same, where there is a top_p and either no top_k or one above 1024
+//! candidates               all_to_all to the rows' owners, who draw
 //! ```
 //!
 //! Which of these a step takes depends on its parameters alone, never on logits, and every rank knows them all.
+//!
+//! * `cuts`: the two searches.
 
-use super::buffers::{hold, resize};
+mod cuts;
+
+use super::buffers::{fill, hold, resize};
 use super::pipeline::status;
 use super::{Scratch, Step};
 use crate::adjust::ShardAdjustments;
-use crate::backend::{HeldLogits, HistogramQuery, Job, LogitsOut, SamplingPass};
+use crate::backend::{HeldLogits, Job, LogitsOut, SamplingPass, Wanted};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::exchange::Operation;
 use crate::merge::Candidate;
-use crate::result::{Answer, Output, RowInputs};
+use crate::result::{Answer, Output, RowInputs, RowStatus};
 use crate::rows::HiddenRows;
-use crate::sampling::cut::{BINS, Goal, Kept, STEPS, Search, Sum, logit_of};
+use crate::sampling::cut::{Kept, Sum};
+use crate::sampling::mass::Scale;
 use crate::sampling::score::Drawn;
 use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
 use crate::step::{self, HEADER_BYTES, Mode};
 use std::ops::Range;
 use std::time::Instant;
+
+/// What a peer sent that none of this version sends.
+fn broken(operation: Operation, problem: impl std::fmt::Display) -> Error {
+    Error::Exchange {
+        operation: operation.to_string(),
+        problem: problem.to_string(),
+        fix: "run the same version of lmhead on every rank".into(),
+    }
+}
 
 /// A row that is drawn by its shards after all know its largest logit.
 struct Filtered {
@@ -81,7 +96,8 @@ impl Step<'_> {
         if with_header {
             send.extend(self.ticket.header.encode());
         }
-        send.extend(own.iter().flat_map(SamplingParams::encode));
+        let vocab_size = self.head.config.vocab_size;
+        send.extend(own.iter().flat_map(|params| params.encode(vocab_size)));
         let members: Vec<usize> = (0..group.size()).collect();
         let bytes =
             |member: usize| counts[group.replica_of(member)].checked_mul(PARAMS_BYTES)?.checked_add(extra);
@@ -109,6 +125,10 @@ impl Step<'_> {
                 return Err(Error::StepMismatch { step: self.ticket.header.sequence, disagreements });
             }
             all.extend(decode(ranks[0]));
+        }
+        // Sent by a rank that has checked them.
+        for (row, params) in all.iter().enumerate() {
+            params.check(row).map_err(|error| broken(Operation::SamplingParams, error))?;
         }
         self.stats.gather += began.elapsed();
         Ok(all)
@@ -162,9 +182,9 @@ impl Step<'_> {
         let mut filtered = self.share_maxima(&held, params, &kinds, send, recv)?;
         self.cut(&held, &mut filtered, counts, Sum::Ids, send, recv)?;
         self.cut(&held, &mut filtered, counts, Sum::Masses, send, recv)?;
-        let answer = self.draw(&held, params, &kinds, &filtered, counts, send, recv);
+        let (row_status, ids) = self.draw(&held, params, &kinds, &filtered, counts, send, recv)?;
         self.stats.exchange += began.elapsed();
-        answer
+        Ok(Answer { row_status, output: Output::Sample { ids }, stats: self.stats })
     }
 
     /// The rows that need it learn their largest logit; a row without a finite one gets NaN or minus infinity, and keeps nothing.
@@ -192,151 +212,21 @@ impl Step<'_> {
             for piece in self.all_gather(Operation::LargestLogits, &members, send, &sizes, recv)? {
                 for (max, bytes) in maxima.iter_mut().zip(piece.as_chunks::<4>().0) {
                     let theirs = f32::from_le_bytes(*bytes);
-                    // NaN stays.
-                    *max = if max.is_nan() || theirs <= *max { *max } else { theirs };
+                    if theirs == f32::INFINITY {
+                        return Err(broken(Operation::LargestLogits, "infinity came"));
+                    }
+                    // NaN or not: a shard that has one says so again with its candidates.
+                    *max = if theirs <= *max { *max } else { theirs };
                 }
             }
         }
         let each = rows.into_iter().zip(maxima);
         Ok(each
             .map(|(row, max)| {
-                let params = params[row];
-                Filtered { row, params, kind: kinds[row], kept: Kept::new(&params, max) }
+                let scale = Scale::new(&params[row], max, self.head.config.vocab_size);
+                Filtered { row, params: params[row], kind: kinds[row], kept: Kept::new(scale) }
             })
             .collect())
-    }
-
-    /// Rows whose filters end at the k-th largest logit, or at the end of the nucleus, learn where that is.
-    fn cut(
-        &mut self,
-        held: &HeldLogits<'_>,
-        filtered: &mut [Filtered],
-        counts: &[usize],
-        sum: Sum,
-        send: &mut Vec<u8>,
-        recv: &mut Vec<u8>,
-    ) -> Result<()> {
-        let mut cuts: Vec<(&mut Filtered, Goal)> = filtered
-            .iter_mut()
-            .filter_map(|f| {
-                let (max, temperature) = (f.kept.max, f.params.temperature);
-                let goal = match (sum, f.kind) {
-                    (Sum::Ids, Kind::Cut { top_k: Some(k), .. }) => Goal::Ids(k),
-                    (Sum::Masses, Kind::Cut { nucleus: true, .. }) => {
-                        Goal::Masses { top_p: f.params.top_p, max, temperature }
-                    }
-                    _ => return None,
-                };
-                Some((f, goal))
-            })
-            .collect();
-        if cuts.is_empty() {
-            return Ok(());
-        }
-        let (group, me) = (self.head.group.clone(), self.head.group.me());
-        // A row is decided by one member: the tp ranks of a replica share its rows.
-        let decided: Vec<Range<usize>> = (0..group.size())
-            .map(|member| {
-                let replica = group.replica_of(member);
-                let first: usize = counts[..replica].iter().sum();
-                let part = group.answered_rows(counts[replica], member, true);
-                let at = |row: usize| cuts.partition_point(|(f, _)| f.row < first + row);
-                // Alone, the rows are those that this rank answers, whatever is left of its replica's.
-                if group.size() == 1 { 0..cuts.len() } else { at(part.start)..at(part.end) }
-            })
-            .collect();
-        let mut searches: Vec<Search> =
-            cuts[decided[me].clone()].iter().map(|(_, goal)| Search::new(*goal)).collect();
-        let mut keys = vec![0; cuts.len()];
-        let mut allowances = vec![0; cuts.len()];
-        let mut histograms = vec![0; cuts.len() * BINS];
-        for step in 0..STEPS {
-            let queries: Vec<HistogramQuery> = cuts
-                .iter()
-                .zip(&keys)
-                .map(|((f, _), &key)| HistogramQuery { row: f.row, kept: f.kept, sum, step, key })
-                .collect();
-            let pass = SamplingPass::Histograms { queries: &queries, out: &mut histograms };
-            self.head.backend.sample(held, pass)?;
-            let theirs = self.histograms_to_owners(&histograms, &decided, send, recv)?;
-            let mine = searches.len();
-            let mut learned = vec![0; mine * group.size() * 2];
-            for (i, search) in searches.iter_mut().enumerate() {
-                let of_row = theirs
-                    .iter()
-                    .map(|words| words[i * BINS..][..BINS].try_into().expect("as many words as bins"));
-                let mut allowed = vec![0; group.size()];
-                let key = search.learn(step, of_row, &mut allowed);
-                for (member, allowed) in allowed.into_iter().enumerate() {
-                    learned[(member * mine + i) * 2..][..2].copy_from_slice(&[key, allowed]);
-                }
-            }
-            self.cuts_to_shards(&learned, &decided, (&mut keys, &mut allowances), recv)?;
-        }
-        let queries: Vec<(usize, Kept, f32, u32)> = cuts
-            .iter()
-            .zip(keys.iter().zip(&allowances))
-            .map(|((f, _), (&key, &allowance))| (f.row, f.kept, logit_of(key), allowance))
-            .collect();
-        let mut ends = vec![0; cuts.len()];
-        self.head.backend.sample(held, SamplingPass::Ties { queries: &queries, out: &mut ends })?;
-        for ((f, _), (query, end)) in cuts.iter_mut().zip(queries.iter().zip(ends)) {
-            (f.kept.cut, f.kept.ties_end) = (query.2, end);
-        }
-        Ok(())
-    }
-
-    /// Each member is sent the histograms of the rows that it decides: those of all shards come back, `[shard][rows decided here, bins]`.
-    fn histograms_to_owners(
-        &mut self,
-        histograms: &[u64],
-        decided: &[Range<usize>],
-        send: &mut Vec<u8>,
-        recv: &mut Vec<u8>,
-    ) -> Result<Vec<Vec<u64>>> {
-        if decided.len() == 1 {
-            return Ok(vec![histograms.to_vec()]);
-        }
-        const ROW: usize = BINS * 8;
-        resize(send, [histograms.len(), 8, 1], "histograms")?;
-        for (bytes, word) in send.as_chunks_mut::<8>().0.iter_mut().zip(histograms) {
-            *bytes = word.to_le_bytes();
-        }
-        let messages: Vec<&[u8]> =
-            decided.iter().map(|rows| &send[rows.start * ROW..rows.end * ROW]).collect();
-        let sizes = vec![decided[self.head.group.me()].len() * ROW; decided.len()];
-        let received = self.all_to_all(Operation::Histograms, &messages, &sizes, recv)?;
-        let words = |bytes: &[u8]| bytes.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
-        Ok(received.into_iter().map(words).collect())
-    }
-
-    /// Each member is told the `[key, allowance]` of the rows decided here, `[member][rows decided here, 2]`; what all owners tell this one
-    /// is put in its place.
-    fn cuts_to_shards(
-        &mut self,
-        learned: &[u32],
-        decided: &[Range<usize>],
-        (keys, allowances): (&mut [u32], &mut [u32]),
-        recv: &mut Vec<u8>,
-    ) -> Result<()> {
-        let mine = decided[self.head.group.me()].len();
-        let told: Vec<u8> = learned.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let received = if decided.len() == 1 {
-            vec![&told[..]]
-        } else {
-            let messages: Vec<&[u8]> =
-                (0..decided.len()).map(|m| &told[m * mine * 8..][..mine * 8]).collect();
-            let sizes: Vec<usize> = decided.iter().map(|rows| rows.len() * 8).collect();
-            self.all_to_all(Operation::Cuts, &messages, &sizes, recv)?
-        };
-        for (rows, bytes) in decided.iter().zip(received) {
-            for (row, words) in rows.clone().zip(bytes.as_chunks::<8>().0) {
-                let [a, b, c, d, e, f, g, h] = *words;
-                keys[row] = u32::from_le_bytes([a, b, c, d]);
-                allowances[row] = u32::from_le_bytes([e, f, g, h]);
-            }
-        }
-        Ok(())
     }
 
     /// The shards' candidates go to the rows' owners, who draw.
@@ -350,76 +240,73 @@ impl Step<'_> {
         counts: &[usize],
         send: &mut Vec<u8>,
         recv: &mut Vec<u8>,
-    ) -> Result<Answer> {
+    ) -> Result<(Vec<RowStatus>, Vec<i64>)> {
         let (group, vocab_size) = (self.head.group.clone(), self.head.config.vocab_size);
-        let shard_len = |member: usize| group.shard(vocab_size, member).len();
-        // Candidates that a shard of so many ids sends for a row: the same for all of them but its last ones.
-        let places = |row: usize, ids: usize| match kinds[row] {
-            Kind::Listed { k } => k.min(ids),
-            _ => 1,
-        };
         let own_ids = held.vocab.len();
-        let mut firsts = vec![0];
-        (0..params.len()).for_each(|row| firsts.push(firsts[row] + places(row, own_ids)));
-        let mut candidates = vec![NOTHING; firsts[params.len()]];
-
-        let is_listed = |row: &usize| matches!(kinds[*row], Kind::Listed { .. });
-        let listed: Vec<(usize, usize)> =
-            (0..params.len()).filter(is_listed).map(|row| (row, places(row, own_ids))).collect();
-        let mut found = vec![NOTHING; listed.iter().map(|(_, k)| k).sum()];
-        self.head.backend.sample(held, SamplingPass::Candidates { rows: &listed, out: &mut found })?;
-        let mut found = &found[..];
-        for &(row, k) in &listed {
-            let (own, rest) = found.split_at(k);
-            candidates[firsts[row]..][..k].copy_from_slice(own);
-            found = rest;
-        }
-        let mut kept = vec![None; params.len()];
-        filtered.iter().for_each(|f| kept[f.row] = Some(f.kept));
-        let drawn: Vec<(usize, SamplingParams, Option<Kept>)> = (0..params.len())
-            .filter(|row| !is_listed(row))
-            .map(|row| (row, params[row], kept[row]))
+        let mut rows: Vec<(usize, Wanted)> = kinds
+            .iter()
+            .zip(params)
+            .enumerate()
+            .map(|(row, (kind, params))| match kind {
+                Kind::Listed { .. } => (row, Wanted::Best { k: places(*kind, own_ids) }),
+                _ => (row, Wanted::Drawn { params: *params, kept: None }),
+            })
             .collect();
-        let mut found = vec![NOTHING; drawn.len()];
-        self.head.backend.sample(held, SamplingPass::Draw { rows: &drawn, out: &mut found })?;
-        drawn.iter().zip(found).for_each(|((row, ..), candidate)| candidates[firsts[*row]] = candidate);
+        for own in filtered {
+            rows[own.row].1 = Wanted::Drawn { params: own.params, kept: Some(own.kept) };
+        }
+        // Where the candidates of each row begin, and where the last ones end.
+        let mut firsts = vec![0];
+        rows.iter().for_each(|(row, wanted)| firsts.push(firsts[*row] + wanted.places()));
+        let mut candidates = Vec::new();
+        fill(&mut candidates, Candidate::NOTHING, firsts[rows.len()], "candidates")?;
+        self.head.backend.sample(held, SamplingPass::Candidates { rows: &rows, out: &mut candidates })?;
+        resize(send, [candidates.len(), 8, 1], "candidates")?;
+        for (bytes, candidate) in send.as_chunks_mut::<8>().0.iter_mut().zip(&candidates) {
+            *bytes = candidate.encode();
+        }
+        drop(candidates);
 
-        // Rows as the computed ones are numbered.
         let alone = group.size() == 1;
-        let answered = |member: usize| if alone { 0..params.len() } else { self.answered(counts, member) };
-        let mine = answered(group.me());
-        let by_owner: Vec<Range<usize>> = (0..group.size()).map(answered).collect();
-        let received: Vec<Vec<Candidate>> = if alone {
-            vec![candidates]
+        let shards: Vec<Range<usize>> = (0..group.size()).map(|m| group.shard(vocab_size, m)).collect();
+        let (mine, mut received) = if alone {
+            (0..rows.len(), vec![&send[..]])
         } else {
-            send.clear();
-            send.extend(candidates.iter().flat_map(encode));
-            let bytes = |rows: &Range<usize>| firsts[rows.start] * 8..firsts[rows.end] * 8;
-            let messages: Vec<&[u8]> = by_owner.iter().map(|rows| &send[bytes(rows)]).collect();
-            let of_member = |member: usize| mine.clone().map(|row| places(row, shard_len(member)) * 8).sum();
-            let sizes: Vec<usize> = (0..group.size()).map(of_member).collect();
-            let received = self.all_to_all(Operation::ExchangeResults, &messages, &sizes, recv)?;
-            received.into_iter().map(|b| b.as_chunks::<8>().0.iter().map(decode).collect()).collect()
+            let message = |member: usize| {
+                let rows = self.answered(counts, member);
+                &send[firsts[rows.start] * 8..firsts[rows.end] * 8]
+            };
+            let mine = self.answered(counts, group.me());
+            let of = |ids: &Range<usize>| mine.clone().map(|row| places(kinds[row], ids.len()) * 8).sum();
+            let sizes: Vec<usize> = shards.iter().map(of).collect();
+            let messages: Vec<&[u8]> = (0..group.size()).map(message).collect();
+            (mine, self.all_to_all(Operation::ExchangeResults, &messages, &sizes, recv)?)
         };
 
-        let mut next = vec![0; group.size()];
         let (mut ids, mut row_status) = (Vec::with_capacity(mine.len()), Vec::with_capacity(mine.len()));
+        let mut all = Vec::new();
         for row in mine {
-            let mut all = Vec::new();
-            for (member, theirs) in received.iter().enumerate() {
-                let n = places(row, if alone { own_ids } else { shard_len(member) });
-                all.extend_from_slice(&theirs[next[member]..next[member] + n]);
-                next[member] += n;
+            all.clear();
+            for (message, shard) in received.iter_mut().zip(&shards) {
+                let own = message.split_off(..places(kinds[row], shard.len()) * 8).unwrap_or_default();
+                all.extend(own.as_chunks::<8>().0.iter().map(Candidate::decode));
+                let foreign = |c: &Candidate| {
+                    c.value == f32::INFINITY
+                        || (c.value > f32::NEG_INFINITY && !shard.contains(&(c.id as usize)))
+                };
+                if let Some(c) = all[all.len() - own.len() / 8..].iter().find(|c| foreign(c)) {
+                    let problem = format!("id {} with logit {} came from ids {shard:?}", c.id, c.value);
+                    return Err(broken(Operation::ExchangeResults, problem));
+                }
             }
             let nonfinite = all.iter().any(|c| c.value.is_nan());
             all.retain(|c| c.value > f32::NEG_INFINITY);
-            row_status.push(status(nonfinite, all.is_empty()));
             let id = match kinds[row] {
                 _ if nonfinite => None,
                 Kind::Listed { .. } => {
                     let value = |a: &Candidate, b: &Candidate| b.value.partial_cmp(&a.value).expect("no NaN");
                     all.sort_unstable_by(|a, b| value(a, b).then(a.id.cmp(&b.id)));
-                    params[row].choose(&all)
+                    params[row].choose(&all, vocab_size)
                 }
                 _ => {
                     let mut best = Drawn::nothing();
@@ -427,21 +314,19 @@ impl Step<'_> {
                     best.id()
                 }
             };
+            row_status.push(status(nonfinite, all.is_empty()));
             ids.push(id.map_or(-1, i64::from));
         }
-        Ok(Answer { row_status, output: Output::Sample { ids }, stats: self.stats })
+        Ok((row_status, ids))
     }
 }
 
-const NOTHING: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
-
-fn encode(candidate: &Candidate) -> [u8; 8] {
-    let ([a, b, c, d], [e, f, g, h]) = (candidate.value.to_le_bytes(), candidate.id.to_le_bytes());
-    [a, b, c, d, e, f, g, h]
-}
-
-fn decode(&[a, b, c, d, e, f, g, h]: &[u8; 8]) -> Candidate {
-    Candidate { value: f32::from_le_bytes([a, b, c, d]), id: u32::from_le_bytes([e, f, g, h]) }
+/// Candidates that a shard of so many ids sends for a row of this kind.
+fn places(kind: Kind, ids: usize) -> usize {
+    match kind {
+        Kind::Listed { k } => k.min(ids),
+        _ => 1,
+    }
 }
 
 /// The first row whose parameters are not the same in all of these.

@@ -1,9 +1,10 @@
 //! Sampled tokens from their definition in [`crate::sampling`]: by sorting whole rows.
 
 use super::Truth;
+use crate::sampling::SamplingParams;
+use crate::sampling::mass::{self, Scale};
 use crate::sampling::philox::{Words, gumbel};
 use crate::sampling::score::{Score, scaled};
-use crate::sampling::{SamplingParams, mass};
 use std::cmp::Ordering;
 
 /// The ids that the filters keep of a whole row of logits (finite or minus infinity), best first.
@@ -15,13 +16,13 @@ pub fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<usize> {
     if params.temperature == 0.0 {
         return vec![first];
     }
-    let (max, t) = (logits[first], params.temperature);
-    ids.retain(|id| mass::reaches(logits[*id], max, t, params.min_p));
+    let scale = Scale::new(params, logits[first], logits.len());
+    ids.retain(|id| scale.reaches(logits[*id]));
     if params.top_k > 0 {
         ids.truncate(params.top_k);
     }
     if params.top_p < 1.0 {
-        let masses: Vec<u64> = ids.iter().map(|id| mass::mass(logits[*id], max, t)).collect();
+        let masses: Vec<u64> = ids.iter().map(|id| scale.mass(logits[*id])).collect();
         let goal = mass::share(params.top_p, masses.iter().sum());
         let (mut sum, mut kept) = (0, 0);
         while sum < goal {

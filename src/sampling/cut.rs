@@ -2,7 +2,7 @@
 //! that is kept. In a step every shard sends a histogram of 256 sums (of ids, or of their masses) over the next byte of its
 //! logits' order keys; the row's owner adds them up, sees in which bin the goal is reached, and tells the shards.
 
-use super::mass;
+use super::mass::{self, Scale};
 
 /// Steps of a search: bytes of an [`order_key`].
 pub(crate) const STEPS: u32 = 4;
@@ -21,31 +21,26 @@ pub(crate) fn logit_of(key: u32) -> f32 {
     f32::from_bits(key ^ if key >> 31 == 1 { 1 << 31 } else { u32::MAX })
 }
 
-/// What of a row is kept so far, over the whole vocabulary: logits above `cut`, and of those equal to it the ids below `ties_end`.
+/// What of a row is kept so far, over the whole vocabulary: what min_p keeps of the logits above `cut`, and of those equal to it
+/// of the ids below `ties_end`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kept {
-    /// The row's largest logit.
-    pub max: f32,
-    pub temperature: f32,
-    /// `ln(min_p)`; minus infinity keeps all.
-    pub least: f64,
+    pub scale: Scale,
     pub cut: f32,
     pub ties_end: u32,
 }
 
 impl Kept {
     /// All that min_p keeps.
-    pub fn new(params: &super::SamplingParams, max: f32) -> Self {
-        let least = libm::log(f64::from(params.min_p));
-        Kept { max, temperature: params.temperature, least, cut: f32::NEG_INFINITY, ties_end: 0 }
+    pub fn new(scale: Scale) -> Self {
+        Kept { scale, cut: f32::NEG_INFINITY, ties_end: 0 }
     }
 
     /// Whether the id with this logit is kept. Minus infinity never is.
     #[inline(always)]
     pub fn keeps(&self, logit: f32, id: u32) -> bool {
         // Bits, not branches: loops over whole blocks vectorise.
-        ((logit > self.cut) | ((logit == self.cut) & (id < self.ties_end)))
-            & (mass::below_max(logit, self.max, self.temperature) >= self.least)
+        ((logit > self.cut) | ((logit == self.cut) & (id < self.ties_end))) & self.scale.reaches(logit)
     }
 }
 
@@ -72,12 +67,7 @@ pub(crate) struct Search {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Goal {
     Ids(u32),
-    /// With the row's largest logit and temperature, which give the mass of a logit.
-    Masses {
-        top_p: f32,
-        max: f32,
-        temperature: f32,
-    },
+    Masses { top_p: f32, scale: Scale },
 }
 
 impl Search {
@@ -85,15 +75,11 @@ impl Search {
         Search { goal, above: 0, key: 0, wanted: 0 }
     }
 
-    /// Learns the byte of step `step` from the shards' histograms, in vocabulary order: the key as far as it is known comes back. After the
-    /// last step `allowances[shard]` is how many of the shard's ids that tie with the cut are kept, lowest first.
-    pub fn learn<'h>(
-        &mut self,
-        step: u32,
-        histograms: impl Iterator<Item = &'h [u64; BINS]> + Clone,
-        allowances: &mut [u32],
-    ) -> u32 {
-        let bin_total = |bin: usize| histograms.clone().map(|h| h[bin]).sum::<u64>();
+    /// Learns the byte of step `step` from the shards' histograms, `word(shard, bin)` with shards in vocabulary order: the key as far as it
+    /// is known comes back. After the last step `allowances[shard]` is how many of the shard's ids that tie with the cut are kept, lowest
+    /// first.
+    pub fn learn(&mut self, step: u32, word: impl Fn(usize, usize) -> u64, allowances: &mut [u32]) -> u32 {
+        let bin_total = |bin: usize| (0..allowances.len()).map(|shard| word(shard, bin)).sum::<u64>();
         if step == 0 {
             let total: u64 = (0..BINS).map(bin_total).sum();
             self.wanted = match self.goal {
@@ -115,14 +101,11 @@ impl Search {
         if step + 1 == STEPS {
             let each = match self.goal {
                 Goal::Ids(_) => 1,
-                Goal::Masses { max, temperature, .. } => {
-                    mass::mass(logit_of(self.key), max, temperature).max(1)
-                }
+                Goal::Masses { scale, .. } => scale.mass(logit_of(self.key)).max(1),
             };
             let mut left = (self.wanted - self.above.min(self.wanted)).div_ceil(each);
-            for (allowance, histogram) in allowances.iter_mut().zip(histograms) {
-                let ties = histogram[bin] / each;
-                *allowance = left.min(ties) as u32;
+            for (shard, allowance) in allowances.iter_mut().enumerate() {
+                *allowance = left.min(word(shard, bin) / each) as u32;
                 left -= u64::from(*allowance);
             }
         }
@@ -143,7 +126,7 @@ mod tests {
     }
 
     /// A search over `logits` that lie on shards of `shard` ids: the ids that it keeps.
-    fn search(logits: &[f32], shard: usize, kept: &mut Kept, goal: Goal) -> Vec<usize> {
+    fn search(logits: &[f32], shard: usize, kept: &Kept, goal: Goal) -> Vec<usize> {
         let shards = || logits.chunks(shard).enumerate();
         let (mut search, mut key) = (Search::new(goal), 0);
         let mut allowances = vec![0; shards().count()];
@@ -157,14 +140,14 @@ mod tests {
                         if known && kept.keeps(l, (s * shard + i) as u32) {
                             histogram[order_key(l) as usize >> (24 - 8 * step) & 255] += match goal {
                                 Goal::Ids(_) => 1,
-                                Goal::Masses { .. } => mass::mass(l, kept.max, kept.temperature),
+                                Goal::Masses { .. } => kept.scale.mass(l),
                             };
                         }
                     }
                     histogram
                 })
                 .collect();
-            key = search.learn(step, histograms.iter(), &mut allowances);
+            key = search.learn(step, |shard, bin| histograms[shard][bin], &mut allowances);
         }
         let cut = logit_of(key);
         let mut ids = Vec::new();
@@ -196,16 +179,18 @@ mod tests {
         ) {
             let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             prop_assume!(max > f32::NEG_INFINITY);
-            let mut kept = Kept::new(&SamplingParams { temperature, min_p, ..SamplingParams::default() }, max);
+            let params = SamplingParams { temperature, min_p, ..SamplingParams::default() };
+            let scale = Scale::new(&params, max, logits.len());
+            let kept = Kept::new(scale);
             let mut order: Vec<usize> = (0..logits.len())
-                .filter(|&id| logits[id] > f32::NEG_INFINITY && mass::reaches(logits[id], max, temperature, min_p))
+                .filter(|&id| logits[id] > f32::NEG_INFINITY && scale.reaches(logits[id]))
                 .collect();
             order.sort_by(|a, b| logits[*b].partial_cmp(&logits[*a]).unwrap());
             let sorted = |mut ids: Vec<usize>| { ids.sort_unstable(); ids };
             let best = sorted(order[..order.len().min(k as usize)].to_vec());
-            prop_assert_eq!(search(&logits, shard, &mut kept, Goal::Ids(k)), best);
+            prop_assert_eq!(search(&logits, shard, &kept, Goal::Ids(k)), best);
 
-            let masses: Vec<u64> = order.iter().map(|id| mass::mass(logits[*id], max, temperature)).collect();
+            let masses: Vec<u64> = order.iter().map(|id| scale.mass(logits[*id])).collect();
             let goal = mass::share(top_p, masses.iter().sum());
             let (mut sum, mut n) = (0, 0);
             while sum < goal {
@@ -213,7 +198,7 @@ mod tests {
                 n += 1;
             }
             let nucleus = sorted(order[..n].to_vec());
-            prop_assert_eq!(search(&logits, shard, &mut kept, Goal::Masses { top_p, max, temperature }), nucleus);
+            prop_assert_eq!(search(&logits, shard, &kept, Goal::Masses { top_p, scale }), nucleus);
         }
     }
 }

@@ -1,40 +1,67 @@
-//! What an id weighs in the nucleus: `exp((l - l_max) / T)` in units of `2^-40`, rounded to the nearest. Sums of these are integers: they
-//! have no order, so no shard shows in them. A vocabulary of up to `2^23` ids fits 64 bits; together its roundings are under
-//! `2^-18` of the largest mass, those of 262144 ids under `2^-23`.
+//! What an id weighs in the nucleus: `exp((l - l_max) / T)` in fixed point. Sums of these are integers: they have no order, so no shard
+//! shows in them.
+//!
+//! The unit is `2^-40` for vocabularies of up to `2^23` ids, and doubles with each doubling beyond, so that all of them together fit 63 bits.
+//! Together the roundings of 262144 ids are under `2^-23` of the largest mass, those of any vocabulary under `2^-18`.
 
+use super::SamplingParams;
 use crate::merge::exp_nonpositive;
 
-const UNITS: f64 = (1u64 << 40) as f64;
-
-/// The mass of logit `l` where `max` is the row's largest, both finite; 0 for minus infinity.
-#[inline(always)]
-pub fn mass(l: f32, max: f32, temperature: f32) -> u64 {
-    // 2^52 has a unit of 1 in its last place: adding it rounds, and leaves the integer in the low bits.
-    const SHIFTER: f64 = (1u64 << 52) as f64;
-    let scaled = exp_nonpositive(below_max(l, max, temperature)) * UNITS;
-    (scaled + SHIFTER).to_bits() & ((1 << 52) - 1)
+/// How the logits of one row are weighed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    /// The row's largest logit.
+    max: f32,
+    temperature: f32,
+    /// `ln(min_p)`; minus infinity keeps all.
+    least: f64,
+    /// Units in the mass of the largest logit.
+    units: f64,
 }
 
-/// `(l - max) / T`: the natural logarithm of the probability relative to the largest.
-#[inline(always)]
-pub fn below_max(l: f32, max: f32, temperature: f32) -> f64 {
-    (f64::from(l) - f64::from(max)) / f64::from(temperature)
+impl Scale {
+    /// The scale of a row whose largest logit is `max`, for a temperature above 0.
+    pub fn new(params: &SamplingParams, max: f32, vocab_size: usize) -> Self {
+        let least = libm::log(f64::from(params.min_p));
+        Scale { max, temperature: params.temperature, least, units: largest_mass(vocab_size) as f64 }
+    }
+
+    /// The mass of logit `l`, which is at most the largest; 0 for minus infinity. Rounded to the nearest.
+    #[inline(always)]
+    pub fn mass(&self, l: f32) -> u64 {
+        // 2^52 has a unit of 1 in its last place: adding it rounds, and leaves the integer in the low bits.
+        const SHIFTER: f64 = (1u64 << 52) as f64;
+        let scaled = exp_nonpositive(self.below_max(l)) * self.units;
+        (scaled + SHIFTER).to_bits() & ((1 << 52) - 1)
+    }
+
+    /// The min_p filter: whether `exp((l - max) / T) >= min_p`.
+    #[inline(always)]
+    pub fn reaches(&self, l: f32) -> bool {
+        self.below_max(l) >= self.least
+    }
+
+    /// `(l - max) / T`: the natural logarithm of the probability relative to the largest.
+    #[inline(always)]
+    fn below_max(&self, l: f32) -> f64 {
+        (f64::from(l) - f64::from(self.max)) / f64::from(self.temperature)
+    }
 }
 
-/// The min_p filter: whether `exp((l - max) / T) >= min_p`.
-#[inline]
-pub fn reaches(l: f32, max: f32, temperature: f32, min_p: f32) -> bool {
-    below_max(l, max, temperature) >= libm::log(f64::from(min_p))
+/// The mass of a row's largest logit: 1 in units of this vocabulary. No id weighs more.
+pub fn largest_mass(vocab_size: usize) -> u64 {
+    let bits = usize::BITS - vocab_size.saturating_sub(1).leading_zeros();
+    1 << (63 - bits.clamp(23, 63))
 }
 
-/// The mass that the nucleus has to reach: the smallest integer not below `top_p · total`, and not below 1. Exact.
+/// The mass that the nucleus has to reach: the smallest integer not below `top_p · total`, and not below 1. Exact for top_p in (0, 1].
 pub fn share(top_p: f32, total: u64) -> u64 {
     // top_p = significand · 2^-shift, at most 1.
     let bits = top_p.to_bits();
     let (exponent, fraction) = (bits >> 23, u128::from(bits & 0x7f_ffff));
     let (significand, shift) = match exponent {
         0 => (fraction, 149),
-        _ => (fraction | 0x80_0000, 150 - exponent),
+        _ => (fraction | 0x80_0000, 150u32.saturating_sub(exponent)),
     };
     let product = significand * u128::from(total); // below 2^88
     let part = if shift >= 100 { u128::from(product > 0) } else { product.div_ceil(1 << shift) };
@@ -46,13 +73,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn scale(max: f32, temperature: f32, min_p: f32) -> Scale {
+        Scale::new(&SamplingParams { temperature, min_p, ..SamplingParams::default() }, max, 1000)
+    }
+
     proptest! {
         #[test]
         fn a_mass_is_the_exponential(l in -90f32..=0.0, max in -1e3f32..1e3, temperature in 0.05f32..20.0) {
-            let l = max + l;
-            let truth = (below_max(l, max, temperature)).exp() * UNITS;
-            let got = mass(l, max, temperature) as f64;
+            let (l, scale) = (max + l, scale(max, temperature, 0.0));
+            let truth = scale.below_max(l).exp() * 2f64.powi(40);
+            let got = scale.mass(l) as f64;
             prop_assert!((got - truth).abs() <= 0.5 + truth * 1e-13, "{} {}", got, truth);
+        }
+
+        #[test]
+        fn all_of_a_vocabulary_fits(vocab_size in prop_oneof![1usize..1 << 20, (0u32..31).prop_map(|bits| 1 << bits)]) {
+            let all = u128::from(largest_mass(vocab_size)) * vocab_size as u128;
+            prop_assert!(all <= 1 << 63 && largest_mass(vocab_size) <= 1 << 40);
+            prop_assert!(all > 1 << 62 || largest_mass(vocab_size) == 1 << 40, "no coarser than it must be");
         }
 
         #[test]
@@ -67,14 +105,16 @@ mod tests {
 
     #[test]
     fn the_edges() {
-        assert_eq!(mass(3.0, 3.0, 0.1), 1 << 40);
-        assert_eq!(mass(f32::NEG_INFINITY, 3.0, 1.0), 0);
-        assert_eq!(mass(-3e38, 3e38, 1e-45), 0);
+        assert_eq!(scale(3.0, 0.1, 0.0).mass(3.0), 1 << 40);
+        assert_eq!(scale(3.0, 1.0, 0.0).mass(f32::NEG_INFINITY), 0);
+        assert_eq!(scale(3e38, 1e-45, 0.0).mass(-3e38), 0);
         assert_eq!(share(1.0, 12), 12);
         assert_eq!(share(0.5, 12), 6);
         assert_eq!(share(0.5, 13), 7);
         assert_eq!(share(f32::from_bits(1), u64::MAX), 1);
-        assert!(reaches(1.0, 1.0, 0.5, 1.0) && !reaches(0.999, 1.0, 0.5, 1.0));
-        assert!(reaches(f32::MIN, f32::MAX, 1.0, 0.0) && reaches(f32::NEG_INFINITY, 0.0, 1.0, 0.0));
+        assert!(scale(1.0, 0.5, 1.0).reaches(1.0) && !scale(1.0, 0.5, 1.0).reaches(0.999));
+        assert!(
+            scale(f32::MAX, 1.0, 0.0).reaches(f32::MIN) && scale(0.0, 1.0, 0.0).reaches(f32::NEG_INFINITY)
+        );
     }
 }

@@ -56,7 +56,7 @@ impl Words {
 
     /// The words of the 64 ids from `first`, a multiple of 4.
     #[inline]
-    pub fn block(&self, first: u32) -> [u32; 64] {
+    pub(crate) fn block(&self, first: u32) -> [u32; 64] {
         const LANES: usize = 16;
         let ids = std::array::from_fn(|lane| first / 4 + lane as u32);
         let [low, high] = self.position;

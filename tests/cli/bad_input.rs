@@ -136,6 +136,11 @@ fn bad_input_is_refused_with_a_sentence() {
         (sampled(&["--temperature", "NaN"]), &["--temperature: wanted a finite number", "`NaN`"]),
         (sampled(&["--temperature", "inf"]), &["--temperature: wanted a finite number", "`inf`"]),
         (sampled(&["--temperature", "warm"]), &["--temperature: wanted a number, got `warm`"]),
+        (
+            sampled(&["--temperature", "1e-50"]),
+            &["--temperature: wanted 0, or a number that f32 tells from 0, got `1e-50`"],
+        ),
+        (sampled(&["--temperature", "1e50"]), &["--temperature: wanted a finite number", "`1e50`"]),
         (sampled(&["--top-k", "-1"]), &["--top-k: wanted a whole number of at least 0, got `-1`"]),
         (sampled(&["--top-p", "0"]), &["--top-p: wanted a number above 0 and at most 1, got `0`"]),
         (sampled(&["--top-p", "1.5"]), &["--top-p: wanted a number above 0 and at most 1, got `1.5`"]),

@@ -47,6 +47,20 @@ fn tokens_are_the_same_for_any_sharding_and_mode() {
 }
 
 #[test]
+fn equal_rows_draw_by_their_places() {
+    let files = Files::new();
+    let mut rows = bf16_tensor("hidden_states", &[7, 20], 2);
+    let first = rows.3[..40].to_vec();
+    rows.3 = first.repeat(7);
+    write(&files.path("hidden.safetensors"), &[rows]);
+    let ids = sampled(&files, &["--temperature", "8"]);
+    let distinct: std::collections::BTreeSet<i64> = ids.iter().copied().collect();
+    assert!(distinct.len() > 3, "a row's position is its output row: {ids:?}");
+    let moved = sampled(&files, &["--temperature", "8", "--rows", "1,6", "--lmhead-tp-size", "2"]);
+    assert_eq!(moved, ids);
+}
+
+#[test]
 fn options_that_leave_one_id_give_the_largest_logit_and_seeds_matter_otherwise() {
     let files = Files::new();
     let (head, hidden, out) =

@@ -1,17 +1,16 @@
 //! The passes of [sampling](crate::sampling) over logits that are held in memory: one task per row.
 
 use super::isa::{Arith, Isa, Work};
-use crate::backend::{HeldLogits, HistogramQuery, SamplingPass};
+use crate::backend::{HeldLogits, HistogramQuery, SamplingPass, Wanted};
 use crate::error::Result;
-use crate::merge::{BLOCK, Candidate, PartialSpec, RowPartial, block_max};
+use crate::merge::{BLOCK, Candidate, block_max};
 use crate::sampling::SamplingParams;
 use crate::sampling::cut::{BINS, Kept, Sum, order_key};
-use crate::sampling::mass;
 use crate::sampling::philox::{LARGEST_NOISE, Words, gumbel};
 use crate::sampling::score::{Drawn, scaled};
 use rayon::prelude::*;
+use std::cmp::Ordering;
 
-const NOTHING: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
 const NOT_FINITE: Candidate = Candidate { value: f32::NAN, id: 0 };
 
 pub(super) fn sample(
@@ -36,43 +35,27 @@ pub(super) fn sample(
             });
         }
         SamplingPass::Ties { queries, out } => {
-            queries.par_iter().zip(out).for_each(|((row, kept, logit, allowance), out)| {
-                let ids = (first_id as u32..).zip(own(*row));
-                let mut ties = ids.filter(|(id, l)| **l == *logit && kept.keeps(**l, *id));
-                let last = allowance.checked_sub(1).and_then(|before| ties.nth(before as usize));
+            queries.par_iter().zip(out).for_each(|(query, out)| {
+                let ids = (first_id as u32..).zip(own(query.row));
+                let mut ties = ids.filter(|(id, l)| **l == query.logit && query.kept.keeps(**l, *id));
+                let last = query.allowance.checked_sub(1).and_then(|before| ties.nth(before as usize));
                 *out = last.map_or(0, |(id, _)| id + 1);
             });
         }
-        SamplingPass::Candidates { rows, out } => {
-            let mut left = out;
-            let mut places = Vec::with_capacity(rows.len());
-            for &(row, k) in rows {
-                let (own, rest) = std::mem::take(&mut left).split_at_mut(k);
-                places.push((row, own));
-                left = rest;
-            }
-            places.into_par_iter().for_each(|(row, out)| {
-                if out.is_empty() {
-                    return; // a shard without ids
-                }
-                out.fill(NOTHING);
-                if !finite(row) {
+        SamplingPass::Candidates { rows, mut out } => {
+            let places =
+                rows.iter().map(|(row, wanted)| (*row, wanted, out.split_off_mut(..wanted.places())));
+            let places: Vec<_> = places.collect();
+            places.into_par_iter().for_each(|(row, wanted, out)| match (out, wanted) {
+                (None | Some([]), _) => {} // a shard without ids
+                (Some(out), _) if !finite(row) => {
+                    out.fill(Candidate::NOTHING);
                     out[0] = NOT_FINITE;
-                    return;
                 }
-                let mut partial = RowPartial::new(PartialSpec { k: out.len(), sum: false });
-                for (i, block) in own(row).chunks(BLOCK).enumerate() {
-                    partial.push_block(first_id + i * BLOCK, block, true);
+                (Some(out), Wanted::Best { .. }) => isa.run(Best { logits: own(row), first_id, out }),
+                (Some(out), Wanted::Drawn { params, kept }) => {
+                    out[0] = isa.run(Draw { params, kept: kept.as_ref(), logits: own(row), first_id });
                 }
-                partial.kept().iter().zip(out).for_each(|(candidate, out)| *out = *candidate);
-            });
-        }
-        SamplingPass::Draw { rows, out } => {
-            rows.par_iter().zip(out).for_each(|((row, params, kept), out)| {
-                *out = match finite(*row) {
-                    true => isa.run(Draw { params, kept: kept.as_ref(), logits: own(*row), first_id }),
-                    false => NOT_FINITE,
-                };
             });
         }
     });
@@ -109,7 +92,7 @@ impl Work for Histogram<'_> {
                 let counts = kept.keeps(l, first + j as u32) & ((order_key(l) ^ key) & known == 0);
                 let whole = match sum {
                     Sum::Ids => 1,
-                    Sum::Masses => mass::mass(l, kept.max, kept.temperature),
+                    Sum::Masses => kept.scale.mass(l),
                 };
                 *weight = if counts { whole } else { 0 };
             }
@@ -120,6 +103,50 @@ impl Work for Histogram<'_> {
         for (bin, sum) in bins.iter_mut().enumerate() {
             *sum = tables.iter().map(|table| table[bin]).sum();
         }
+    }
+}
+
+/// The best candidates of a row, as many as `out` has places.
+struct Best<'a> {
+    logits: &'a [f32],
+    first_id: usize,
+    out: &'a mut [Candidate],
+}
+
+impl Work for Best<'_> {
+    type Output = ();
+
+    /// Candidates are collected until there are twice as many as wanted, and then the worse half goes: in whatever order the logits
+    /// come, each costs a few comparisons, where a heap would cost its height.
+    #[inline(always)]
+    fn run<A: Arith>(self) {
+        let Best { logits, first_id, out } = self;
+        let k = out.len();
+        let order =
+            |a: &Candidate, b: &Candidate| if a.beats(b) { Ordering::Less } else { Ordering::Greater };
+        let mut found: Vec<Candidate> = Vec::with_capacity(2 * k + BLOCK);
+        let mut least = f32::NEG_INFINITY;
+        for (i, block) in logits.chunks(BLOCK).enumerate() {
+            // Ids ascend: one that equals the worst of k is worse.
+            if block_max(block) <= least {
+                continue;
+            }
+            let ids = (first_id + i * BLOCK) as u32..;
+            let candidates = ids.zip(block).map(|(id, &value)| Candidate { value, id });
+            found.extend(candidates.filter(|c| c.value > least));
+            if found.len() >= 2 * k {
+                let (_, worst, _) = found.select_nth_unstable_by(k - 1, order);
+                least = worst.value;
+                found.truncate(k);
+            }
+        }
+        if found.len() > k {
+            found.select_nth_unstable_by(k - 1, order);
+            found.truncate(k);
+        }
+        let (kept, rest) = out.split_at_mut(found.len());
+        kept.copy_from_slice(&found);
+        rest.fill(Candidate::NOTHING);
     }
 }
 
@@ -163,7 +190,7 @@ impl Work for Draw<'_> {
                 }
             }
         }
-        best.candidate().unwrap_or(NOTHING)
+        best.candidate().unwrap_or(Candidate::NOTHING)
     }
 }
 
@@ -185,8 +212,10 @@ fn word_limit(z: f64, best: Option<f64>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
     use crate::backend::cpu::CpuBackend;
+    use crate::backend::{Backend, TiesQuery};
+    use crate::sampling::mass::Scale;
+    use crate::sampling::score::Score;
     use proptest::prelude::*;
 
     fn logit() -> impl Strategy<Value = f32> {
@@ -194,28 +223,75 @@ mod tests {
         prop_oneof![some, -10f32..10.0, -1e30f32..1e30]
     }
 
+    /// Rows of all kinds, among them such as tie at every block's maximum.
+    fn row() -> impl Strategy<Value = Vec<f32>> {
+        let equal = (logit(), 1usize..700).prop_map(|(l, n)| vec![l; n]);
+        let two = (prop::collection::vec(any::<bool>(), 1..700), logit(), logit())
+            .prop_map(|(bits, a, b)| bits.into_iter().map(|bit| if bit { a } else { b }).collect());
+        prop_oneof![prop::collection::vec(logit(), 1..700), equal, two]
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
         #[test]
         fn ruling_out_changes_nothing(
-            logits in prop::collection::vec(logit(), 1..700), blocks in 0usize..2000, seed: u64, position: u64,
-            temperature in prop_oneof![0.05f32..5.0, Just(0.0), Just(1e-30), Just(1e25)], min_p in prop_oneof![Just(0f32), 0f32..0.3],
+            logits in row(), blocks in 0usize..2000, seed: u64, position: u64,
+            temperature in prop_oneof![
+                0.05f32..5.0, prop::sample::select(vec![0.0, 1e-30, 1e-17, 1e-16, 1e-15, 1e-14, 1e25])
+            ], min_p in prop_oneof![Just(0f32), 0f32..0.3],
             cut in logit(), ties_end in 0u32..200_000,
         ) {
             let first_id = blocks * BLOCK;
             let max = block_max(&logits);
             prop_assume!(max > f32::NEG_INFINITY);
             let params = SamplingParams { seed, position, temperature, min_p, ..SamplingParams::default() };
-            let kept = (temperature > 0.0).then(|| Kept { cut, ties_end, ..Kept::new(&params, max) });
+            let kept = (temperature > 0.0).then(|| Kept { cut, ties_end, ..Kept::new(Scale::new(&params, max, 1 << 18)) });
             let mut naive = Drawn::nothing();
             for (id, &value) in (first_id as u32..).zip(&logits) {
                 if value > f32::NEG_INFINITY && kept.is_none_or(|kept| kept.keeps(value, id)) {
                     naive.offer(&params, Candidate { value, id });
                 }
             }
-            let wanted = naive.candidate().unwrap_or(NOTHING);
+            let wanted = naive.candidate().unwrap_or(Candidate::NOTHING);
             for isa in Isa::available() {
                 let got = isa.run(Draw { params: &params, kept: kept.as_ref(), logits: &logits, first_id });
                 prop_assert_eq!(got, wanted, "{}", isa);
+            }
+        }
+
+        /// The first word beyond the limit, or the smallest of all where none is let through, does not beat the best.
+        #[test]
+        fn no_word_that_is_ruled_out_would_win(
+            z in prop_oneof![-30f64..30.0, -1e3f64..1e3, (-40i32..83).prop_map(|e| 10f64.powi(e))], above in -4f64..40.0, word: u32,
+        ) {
+            let best = Score::new(z, above).nearest();
+            let next = match word_limit(z, Some(best)) {
+                None => 0,
+                Some(u32::MAX) => return Ok(()),
+                Some(limit) => limit + 1,
+            };
+            for word in [next, next.saturating_add(1), next.max(word)] {
+                prop_assert!(Score::new(z, gumbel(word)) < Score::new(best, 0.0), "word {} of {:?}", word, word_limit(z, Some(best)));
+            }
+        }
+
+        #[test]
+        fn the_best_are_those_of_a_sort(logits in row(), ascending: bool, blocks in 0usize..2000, k in 1usize..400) {
+            let (mut logits, first_id) = (logits, blocks * BLOCK);
+            if ascending {
+                logits.sort_by(f32::total_cmp);
+            }
+            let id = |i: usize| (first_id + i) as u32;
+            let all = logits.iter().enumerate().map(|(i, &value)| Candidate { value, id: id(i) });
+            let mut want: Vec<Candidate> = all.filter(|c| c.value > f32::NEG_INFINITY).collect();
+            want.sort_by(|a, b| b.value.partial_cmp(&a.value).unwrap());
+            want.resize(k.min(logits.len()), Candidate::NOTHING);
+            for isa in Isa::available() {
+                let mut got = vec![NOT_FINITE; want.len()];
+                isa.run(Best { logits: &logits, first_id, out: &mut got });
+                got.sort_by(|a, b| b.value.partial_cmp(&a.value).unwrap().then(a.id.cmp(&b.id)));
+                prop_assert_eq!(&got, &want);
             }
         }
 
@@ -225,7 +301,8 @@ mod tests {
         ) {
             let max = block_max(&logits);
             prop_assume!(max > f32::NEG_INFINITY);
-            let kept = Kept::new(&SamplingParams { temperature, ..SamplingParams::default() }, max);
+            let params = SamplingParams { temperature, ..SamplingParams::default() };
+            let kept = Kept::new(Scale::new(&params, max, 1 << 18));
             let key = order_key(logits[at % logits.len()]);
             for sum in [Sum::Ids, Sum::Masses] {
                 let query = HistogramQuery { row: 0, kept, sum, step, key };
@@ -233,7 +310,7 @@ mod tests {
                 for &l in &logits {
                     let same = (0..step).all(|s| order_key(l).to_be_bytes()[s as usize] == key.to_be_bytes()[s as usize]);
                     if same && l > f32::NEG_INFINITY {
-                        let weight = if sum == Sum::Ids { 1 } else { mass::mass(l, max, temperature) };
+                        let weight = if sum == Sum::Ids { 1 } else { kept.scale.mass(l) };
                         wanted[usize::from(order_key(l).to_be_bytes()[step as usize])] += weight;
                     }
                 }
@@ -251,9 +328,9 @@ mod tests {
         let backend = CpuBackend::new(Some(1)).unwrap();
         let logits = [1.0, 0.0, -0.0, 2.0, 0.0];
         let held = HeldLogits { logits: &logits, vocab: 64..69, nonfinite: &[false] };
-        let kept = Kept::new(&SamplingParams::default(), 2.0);
+        let kept = Kept::new(Scale::new(&SamplingParams::default(), 2.0, 69));
         let mut out = [9; 4];
-        let queries = [0, 1, 2, 4].map(|allowance| (0, kept, 0.0, allowance));
+        let queries = [0, 1, 2, 4].map(|allowance| TiesQuery { row: 0, kept, logit: 0.0, allowance });
         backend.sample(&held, SamplingPass::Ties { queries: &queries, out: &mut out }).unwrap();
         assert_eq!(out, [0, 66, 67, 0], "an allowance beyond the ties cannot come");
     }

@@ -231,11 +231,19 @@ impl RunArgs {
             let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
             return given.map_or(Ok(None), |(option, _)| Err(refused(option, wanted, &self.request, fix)));
         }
-        let number = |option: &str, text: &Option<String>, default: f32| match text {
-            None => Ok(default),
-            Some(text) => {
-                text.parse::<f32>().map_err(|_| refused(option, "a number", text, "write it as in 0.8"))
+        let number = |option: &str, text: &Option<String>, default: f32| {
+            let Some(text) = text else { return Ok(default) };
+            let wide: f64 =
+                text.parse().map_err(|_| refused(option, "a number", text, "write it as in 0.8"))?;
+            if wide != 0.0 && wide as f32 == 0.0 {
+                return Err(refused(
+                    option,
+                    "0, or a number that f32 tells from 0",
+                    text,
+                    "use 0 or a larger one",
+                ));
             }
+            Ok(wide as f32)
         };
         let mut params = SamplingParams { seed: self.seed()?, ..SamplingParams::default() };
         if let Some(text) = &self.top_k {

@@ -176,6 +176,9 @@ impl CheckReport {
         let extent = if self.everything { "everything" } else { "a seeded sample" };
         let found = match (request, self.error_over_rms) {
             ("argmax", _) => "no id that another beats by more than rounding".into(),
+            (sampled, _) if sampled.starts_with("sample") => {
+                "no token that a filter surely excludes or another surely beats".into()
+            }
             (_, Some(over)) => format!(
                 "largest error {over:.1e} of the logits' rms, allowed {RMS_LIMIT:.0e}; in itself {:.1e}, its worst-case bound {:.1e}",
                 self.largest_error, self.allowed_there

@@ -115,7 +115,13 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         hidden_size: config.hidden_size,
         weights: weights.to_string(),
         quantization: config.quantization.to_string(),
-        request: request.to_string(),
+        request: match args.sampling()? {
+            Some(params) => format!(
+                "sample: temperature {}, top_k {}, top_p {}, min_p {}, seed {}",
+                params.temperature, params.top_k, params.top_p, params.min_p, params.seed
+            ),
+            None => request.to_string(),
+        },
         mode: mode_name(args.mode).into(),
         backend: format!("{} {isa}", backend.name()),
         exchange: exchange.into(),
