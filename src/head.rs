@@ -5,6 +5,7 @@
 //! * `adjusting`: masks, additions and penalties on their way to the shards.
 //! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
 //! * `rounds`: one collective operation of a step and what it cost.
+//! * `traffic`: what a step exchanges, worked out before it runs.
 //! * `buffers`: bytes that are resized and cut into messages.
 
 mod adjusting;
@@ -13,8 +14,10 @@ mod buffers;
 mod logprobs;
 mod pipeline;
 mod rounds;
+mod traffic;
 
 pub use pipeline::Step;
+pub use traffic::{RankTraffic, bytes_exchanged, step_traffic};
 
 use buffers::resize;
 
