@@ -448,6 +448,10 @@ impl HeadConfig {
                     "use microseconds",
                 ));
             }
+            if model.logits_dtype == DType::I8 {
+                let (key, fix) = ("cost_model.logits_dtype", "leave it out for bf16");
+                return Err(Error::config(key, "f32, f16 or bf16", DType::I8, fix));
+            }
         }
         Ok(())
     }

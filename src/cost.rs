@@ -6,6 +6,7 @@
 //! P = 1); w, h and l bytes of a weight, of an element of a hidden row and of an exchanged logit. With tp = 1 the arithmetic of a
 //! rank, `2 b K V`, does not fall with P: that is where sharing stops to pay.
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +27,16 @@ pub struct CostModel {
     /// Candidates exchanged per row; absent: whole logits.
     #[serde(default)]
     pub candidates: Option<usize>,
+    /// Type of exchanged logits: f32, f16 or bf16; absent: bf16.
+    #[serde(default = "bf16")]
+    pub logits_dtype: DType,
 }
 
-/// What a step's time depends on beside the machine: sizes in elements, types in bytes.
+fn bf16() -> DType {
+    DType::Bf16
+}
+
+/// What a step's time depends on beside machine and request: sizes in elements, types in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepShape {
     pub vocab_size: usize,
@@ -38,13 +46,12 @@ pub struct StepShape {
     pub weight_bytes: usize,
     /// Of one element of a hidden row.
     pub hidden_bytes: usize,
-    pub logit_bytes: usize,
 }
 
 impl StepShape {
-    /// A `[vocab_size, hidden_size]` head without tensor parallelism; weights, rows and logits of 16 bits.
+    /// A `[vocab_size, hidden_size]` head without tensor parallelism; weights and rows of 16 bits.
     pub fn sixteen_bit(vocab_size: usize, hidden_size: usize) -> Self {
-        StepShape { vocab_size, hidden_size, tp: 1, weight_bytes: 2, hidden_bytes: 2, logit_bytes: 2 }
+        StepShape { vocab_size, hidden_size, tp: 1, weight_bytes: 2, hidden_bytes: 2 }
     }
 }
 
@@ -81,7 +88,7 @@ impl CostModel {
         // GB/s and µs: 1e9 bytes/s · 1e-6 s = 1e3 bytes per µs.
         let link = self.link_gb_per_s * 1e3;
         let exchanged = match self.candidates {
-            None => (p - 1.0) / p * b * v * shape.logit_bytes as f64,
+            None => (p - 1.0) / p * b * v * self.logits_dtype.size() as f64,
             Some(kept) => (p - 1.0) * b * (8.0 * kept as f64 + 8.0),
         };
         StepCost {
@@ -145,7 +152,7 @@ pub fn machine(name: &str) -> Result<Machine> {
 
 impl Machine {
     /// The model of a step of `rows_per_rank` rows on this machine.
-    pub fn model(&self, rows_per_rank: usize, candidates: Option<usize>) -> CostModel {
+    pub fn model(&self, rows_per_rank: usize, candidates: Option<usize>, logits_dtype: DType) -> CostModel {
         CostModel {
             rows_per_rank,
             memory_gb_per_s: self.memory_gb_per_s,
@@ -153,6 +160,7 @@ impl Machine {
             link_gb_per_s: self.link_gb_per_s,
             latency_us: self.latency_us,
             candidates,
+            logits_dtype,
         }
     }
 }
@@ -168,7 +176,8 @@ mod tests {
     #[test]
     fn reproduces_a_table_worked_out_by_hand() {
         let shape = StepShape::sixteen_bit(DEEPSEEK.0, DEEPSEEK.1);
-        let models = ["h100-nvlink", "h100-infiniband"].map(|name| machine(name).unwrap().model(28, None));
+        let models = ["h100-nvlink", "h100-infiniband"]
+            .map(|name| machine(name).unwrap().model(28, None, DType::Bf16));
         // P, shard MB, stream, flop; then of NVLink and InfiniBand: gather, logits, top-64, total with logits, total with top-64.
         #[rustfmt::skip]
         let table = [
@@ -202,10 +211,11 @@ mod tests {
         fn laws(
             vocab_size in 1usize..300_000, hidden_size in 1usize..20_000, rows_per_rank in 0usize..1000,
             speeds in prop::array::uniform4(1.0f64..5000.0), log in 0u32..6, tp in 1usize..5,
-            candidates in prop::option::of(1usize..100),
+            candidates in prop::option::of(1usize..100), wide in any::<bool>(),
         ) {
+            let logits_dtype = if wide { DType::F32 } else { DType::F16 };
             let [memory_gb_per_s, tflops, link_gb_per_s, latency_us] = speeds;
-            let model = CostModel { rows_per_rank, memory_gb_per_s, tflops, link_gb_per_s, latency_us, candidates };
+            let model = CostModel { rows_per_rank, memory_gb_per_s, tflops, link_gb_per_s, latency_us, candidates, logits_dtype };
             let shape = StepShape { tp, ..StepShape::sixteen_bit(vocab_size, hidden_size) };
             let alone = model.step(&shape, 1);
             prop_assert_eq!((alone.gather_us, alone.exchange_us, alone.latency_us), (0.0, 0.0, 0.0));

@@ -69,8 +69,8 @@ impl HeadConfig {
         Ok((size, rule))
     }
 
-    /// What the cost model is asked about: types as far as the configuration knows them, 16 bits where it does not (float weights
-    /// have the type of the hidden states; which type of logits will be asked for is not known).
+    /// What the cost model is asked about: types as far as the configuration knows them, 16 bits where it does not. Float
+    /// weights have the type of the hidden states.
     pub fn step_shape(&self, tp: usize) -> StepShape {
         let hidden_bytes = self.hidden_dtype.map_or(2, |dtype| dtype.size());
         StepShape {

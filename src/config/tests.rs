@@ -170,6 +170,7 @@ fn group_size_of_auto_minus_one_and_numbers() {
         link_gb_per_s: 360.0,
         latency_us: 12.0,
         candidates: None,
+        logits_dtype: DType::Bf16,
     });
     assert_eq!(config.group_size_and_rule(&layout(32, 1)), Ok((8, GroupSizeRule::AutoFastest)));
     assert_eq!(config.group_size(&layout(32, 2)), Ok(2), "tp decides before the cost model");
@@ -192,13 +193,13 @@ fn auto_rules_and_what_the_cost_model_is_asked_about() {
     assert_eq!(rule(&config, 8, 4), (4, GroupSizeRule::AutoTensorParallel));
     let bytes = |config: &HeadConfig| {
         let shape = config.step_shape(1);
-        (shape.weight_bytes, shape.hidden_bytes, shape.logit_bytes)
+        (shape.weight_bytes, shape.hidden_bytes)
     };
-    assert_eq!(bytes(&config), (2, 2, 2));
+    assert_eq!(bytes(&config), (2, 2));
     config.hidden_dtype = Some(DType::F32);
-    assert_eq!(bytes(&config), (4, 4, 2));
+    assert_eq!(bytes(&config), (4, 4));
     config.quantization = Quantization::W8a16;
-    assert_eq!(bytes(&config), (1, 4, 2));
+    assert_eq!(bytes(&config), (1, 4));
     config.hidden_dtype = None;
     // Half the bytes to stream: over a slow link an int8 head is shared by fewer.
     config.cost_model = Some(CostModel {
@@ -208,6 +209,7 @@ fn auto_rules_and_what_the_cost_model_is_asked_about() {
         link_gb_per_s: 25.0,
         latency_us: 12.0,
         candidates: None,
+        logits_dtype: DType::Bf16,
     });
     let int8 = rule(&config, 32, 1);
     config.quantization = Quantization::None;

@@ -1,7 +1,8 @@
-//! `lmhead run` and `lmhead doctor` as a person or a program uses them: outputs, exit codes, and a sentence for every bad input.
+//! The program as a person or another program uses it: outputs, exit codes, and a sentence for every bad input.
 
 mod adjusted;
 mod bad_input;
+mod plan;
 
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};

@@ -199,7 +199,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-fn micros(us: f64) -> String {
+pub fn micros(us: f64) -> String {
     match us {
         us if us >= 1e6 => format!("{:.2} s", us / 1e6),
         us if us >= 1e3 => format!("{:.1} ms", us / 1e3),

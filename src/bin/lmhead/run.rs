@@ -46,7 +46,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     if let Request::Logprobs { top_n, .. } = request {
         config.logprobs_chunk_rows(group_size, rows.dtype, top_n)?;
     }
-    let out = args.out.as_deref().map(|path| OutFile::check(path, &args.input_files())).transpose()?;
+    let out =
+        args.out.as_deref().map(|path| OutFile::check(path, &args.input_files(), "--out")).transpose()?;
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
 
     let cpu = match args.backend {
