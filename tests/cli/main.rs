@@ -3,6 +3,7 @@
 mod adjusted;
 mod bad_input;
 mod plan;
+mod quantize;
 
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};

@@ -6,6 +6,7 @@ mod doctor;
 mod input;
 mod output;
 mod plan;
+mod quantize;
 mod ranks;
 mod report;
 mod row_data;
@@ -28,6 +29,8 @@ enum Command {
     Run(Box<args::RunArgs>),
     /// Who shares a head, what each rank holds and exchanges, and what a step would take; nothing is computed
     Plan(Box<plan::PlanArgs>),
+    /// Write the int8 form of a float head as a file of its own, and say how far it is from the original
+    Quantize(Box<quantize::QuantizeArgs>),
     /// What this machine can run, and what to do where it cannot
     Doctor(doctor::DoctorArgs),
 }
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),
+        Command::Quantize(args) => quantize::quantize(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -111,6 +111,12 @@ impl OutFile {
         self.keep(temporary)
     }
 
+    /// [`OutFile::keep`] of a file whose bytes are on the disk before its name is: what a machine that stops leaves is whole.
+    pub fn keep_synced(self, temporary: NamedTempFile) -> Result<()> {
+        temporary.as_file().sync_all().map_err(|e| self.failed(e))?;
+        self.keep(temporary)
+    }
+
     /// Moves a file that is complete from beside the target to its place.
     pub fn keep(self, temporary: NamedTempFile) -> Result<()> {
         // An older answer's permissions stay; a new file gets those of any new file.
