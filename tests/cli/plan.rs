@@ -269,6 +269,7 @@ fn bad_plans_are_refused_with_a_sentence() {
     std::fs::write(files.path("sizes.toml"), "hidden_size = 21").unwrap();
     std::fs::write(files.path("dtype.toml"), "hidden_dtype = \"f16\"").unwrap();
     std::fs::write(files.path("chunk.toml"), "logprobs_chunk_bytes = 100").unwrap();
+    std::fs::write(files.path("bias.toml"), "bias = true").unwrap();
     let model = files.name("model");
     let at = |name: &str| files.name(name);
     let before = files.entries();

@@ -22,6 +22,11 @@ fn float_tensor(name: &str, dtype: Dtype, shape: &[usize], seed: u32) -> Tensor 
 fn quantize(args: &[&str]) -> Value {
     let out = lmhead(&[&["quantize", "--json"], args].concat());
     assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
+    let said = text(&out.stderr);
+    assert!(
+        said.lines().all(|line| line.starts_with("warning: ")),
+        "no bars where there is no terminal: {said}"
+    );
     serde_json::from_str(&text(&out.stdout)).expect("JSON")
 }
 

@@ -127,6 +127,15 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let mut config = head.source.config(&settings)?;
     request.check(config.vocab_size)?;
     config.hidden_dtype = Some(head.source.hidden_dtype(&config)?);
+    if settings.bias == Some(true) && !head.source.has_bias() {
+        return Err(Error::Config {
+            key: "bias".into(),
+            wanted: "a stored bias, as bias = true says".into(),
+            got: format!("none in {}", head.name),
+            fix: "leave bias out".into(),
+        }
+        .into());
+    }
     let int8 = config.quantization != Quantization::None;
     let dtype = if int8 { DType::I8 } else { head.source.dtype() };
     let head = PlannedHead { name: head.name, weight: WeightBytes { dtype, bias: head.source.has_bias() } };

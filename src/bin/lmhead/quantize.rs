@@ -3,7 +3,7 @@
 use crate::args::{at_least_one, refused};
 use crate::input::progress_bar;
 use crate::output::OutFile;
-use crate::report::bytes;
+use crate::report::{bytes, command, machine};
 use crate::{Failure, print};
 use clap::Args;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
@@ -66,6 +66,8 @@ const SLICE_BYTES: usize = 32 << 20;
 struct Report {
     /// Version of lmhead.
     version: &'static str,
+    command: String,
+    machine: String,
     head: String,
     /// Rows of the stored tensor; those from `vocab_size` on are left out.
     rows_stored: usize,
@@ -154,6 +156,8 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
 
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
+        command: command(),
+        machine: machine(),
         head: format!("{}: {}", checkpoint.path().display(), checkpoint.tensor_name()),
         rows_stored: checkpoint.rows(),
         vocab_size: config.vocab_size,

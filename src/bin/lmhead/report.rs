@@ -3,6 +3,7 @@
 use crate::check::{CheckReport, RMS_LIMIT};
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
+use lmhead::doctor::processor_name;
 use serde::Serialize;
 
 /// Everything about one run. Times are medians over the timed steps; a stage's is that of the slowest rank.
@@ -187,6 +188,15 @@ impl CheckReport {
         };
         format!("{verdict} against {truth} ({extent}: {} values of {} rows): {found}", self.values, self.rows)
     }
+}
+
+/// The command, without the program's path.
+pub fn command() -> String {
+    std::env::args_os().skip(1).fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy())
+}
+
+pub fn machine() -> String {
+    format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH)
 }
 
 /// Bytes with a decimal prefix.

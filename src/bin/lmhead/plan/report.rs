@@ -1,7 +1,7 @@
 //! The plan: tables for a person, the same and every rank as JSON for a program.
 
 use super::{PlannedHead, auto_of};
-use crate::report::{bytes, micros};
+use crate::report::{bytes, command, micros};
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use lmhead::config::{GroupSizeRule, HeadConfig, Verify};
@@ -21,6 +21,7 @@ const LISTED: usize = 32;
 pub struct Report {
     /// Version of lmhead.
     pub version: &'static str,
+    pub command: String,
     pub head: String,
     pub vocab_size: usize,
     pub hidden_size: usize,
@@ -207,6 +208,7 @@ impl Report {
         ranks.sort_by_key(|rank| rank.rank);
         Ok(Report {
             version: env!("CARGO_PKG_VERSION"),
+            command: command(),
             head: head.name.clone(),
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
