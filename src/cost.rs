@@ -6,6 +6,7 @@
 //! P = 1); w, h and l bytes of a weight, of an element of a hidden row and of an exchanged logit. With tp = 1 the arithmetic of a
 //! rank, `2 b K V`, does not fall with P: that is where sharing stops to pay.
 
+use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -112,16 +113,20 @@ impl CostModel {
 pub struct Machine {
     pub name: &'static str,
     pub memory_gb_per_s: f64,
+    /// Of 16-bit types.
     pub tflops: f64,
+    /// Of int8 times int8.
+    pub int8_tops: f64,
     pub link_gb_per_s: f64,
     pub latency_us: f64,
 }
 
-/// 90 % of the 3.35 TB/s and 75 % of the 989 dense bf16 TFLOP/s of NVIDIA's data sheet of the H100 SXM.
+/// 90 % of the 3.35 TB/s, 75 % of the 989 dense bf16 TFLOP/s and 70 % of the 1979 dense int8 TOP/s of NVIDIA's data sheet of the H100 SXM.
 const H100: Machine = Machine {
     name: "h100-nvlink",
     memory_gb_per_s: 0.9 * 3350.0,
     tflops: 0.75 * 989.0,
+    int8_tops: 0.7 * 1979.0,
     // 80 % of the 450 GB/s that NVLink 4 brings to a GPU.
     link_gb_per_s: 0.8 * 450.0,
     latency_us: 12.0,
@@ -151,12 +156,18 @@ pub fn machine(name: &str) -> Result<Machine> {
 }
 
 impl Machine {
-    /// The model of a step of `rows_per_rank` rows on this machine.
-    pub fn model(&self, rows_per_rank: usize, candidates: Option<usize>, logits_dtype: DType) -> CostModel {
+    /// The model of a step of `rows_per_rank` rows of a head that is multiplied as `quantization` says. Float heads count as 16 bits.
+    pub fn model(
+        &self,
+        quantization: Quantization,
+        rows_per_rank: usize,
+        candidates: Option<usize>,
+        logits_dtype: DType,
+    ) -> CostModel {
         CostModel {
             rows_per_rank,
             memory_gb_per_s: self.memory_gb_per_s,
-            tflops: self.tflops,
+            tflops: if quantization == Quantization::W8a8 { self.int8_tops } else { self.tflops },
             link_gb_per_s: self.link_gb_per_s,
             latency_us: self.latency_us,
             candidates,
@@ -177,7 +188,7 @@ mod tests {
     fn reproduces_a_table_worked_out_by_hand() {
         let shape = StepShape::sixteen_bit(DEEPSEEK.0, DEEPSEEK.1);
         let models = ["h100-nvlink", "h100-infiniband"]
-            .map(|name| machine(name).unwrap().model(28, None, DType::Bf16));
+            .map(|name| machine(name).unwrap().model(Quantization::None, 28, None, DType::Bf16));
         // P, shard MB, stream, flop; then of NVLink and InfiniBand: gather, logits, top-64, total with logits, total with top-64.
         #[rustfmt::skip]
         let table = [
@@ -239,6 +250,9 @@ mod tests {
     fn machines_by_name() {
         for m in MACHINES {
             assert_eq!(machine(m.name).unwrap(), m);
+            let tflops = |quantization| m.model(quantization, 1, None, DType::Bf16).tflops;
+            assert_eq!(tflops(Quantization::W8a8), m.int8_tops);
+            assert_eq!([Quantization::None, Quantization::W8a16].map(tflops), [m.tflops; 2]);
         }
         let said = machine("h200").unwrap_err().to_string();
         assert_eq!(

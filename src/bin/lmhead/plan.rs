@@ -141,7 +141,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let head = PlannedHead { name: head.name, weight: WeightBytes { dtype, bias: head.source.has_bias() } };
     let (layout, rows) = args.ranks(&config)?;
 
-    let speeds = args.speeds(config.cost_model.as_ref())?;
+    let speeds = args.speeds(&config)?;
     let most = rows.iter().copied().max().unwrap_or(0);
     let candidates = args.candidates(&request, config.vocab_size)?;
     let logits_dtype = if let Request::Logits { dtype } = request { dtype } else { DType::Bf16 };
@@ -294,7 +294,7 @@ impl PlanArgs {
     }
 
     /// The machines whose speeds are compared: the configured one first.
-    fn speeds(&self, configured: Option<&CostModel>) -> Result<Vec<(String, CostModel)>> {
+    fn speeds(&self, config: &HeadConfig) -> Result<Vec<(String, CostModel)>> {
         let number = |option: &str, text: &Option<String>| {
             let parse = |text: &String| {
                 text.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0).ok_or_else(|| {
@@ -308,9 +308,12 @@ impl PlanArgs {
         let (link, latency) =
             (number("--link-gb-per-s", &self.link_gb_per_s)?, number("--latency-us", &self.latency_us)?);
         let mut machines: Vec<(String, CostModel)> = Vec::new();
-        machines.extend(configured.map(|model| ("cost_model".to_string(), *model)));
+        machines.extend(config.cost_model.map(|model| ("cost_model".to_string(), model)));
         for name in self.machine.iter().flat_map(|names| names.split(',')) {
-            machines.push((name.trim().to_string(), cost::machine(name.trim())?.model(0, None, DType::Bf16)));
+            machines.push((
+                name.trim().to_string(),
+                cost::machine(name.trim())?.model(config.quantization, 0, None, DType::Bf16),
+            ));
         }
         if machines.is_empty() {
             let given = [memory, tflops, link, latency];
