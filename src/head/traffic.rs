@@ -27,10 +27,11 @@ pub struct RankTraffic {
     pub target_bytes: u64,
 }
 
-/// Bytes that the step's ranks of one group receive from each other, the logits of targets included.
-pub fn bytes_exchanged(ranks: &[RankTraffic]) -> u64 {
-    let own: u64 = ranks.iter().map(|rank| rank.bytes_received).sum();
-    let targets = ranks.first().map_or(0, |rank| rank.target_bytes * (ranks.len() as u64 - 1));
+/// Bytes that the step's ranks of one group receive from each other, the logits of targets included. Of 128 bits: what fits a rank may
+/// not fit a group.
+pub fn bytes_exchanged(ranks: &[RankTraffic]) -> u128 {
+    let own: u128 = ranks.iter().map(|rank| u128::from(rank.bytes_received)).sum();
+    let targets = ranks.first().map_or(0, |rank| u128::from(rank.target_bytes) * (ranks.len() as u128 - 1));
     own + targets
 }
 
@@ -161,7 +162,7 @@ mod tests {
             let rows: usize = counts.iter().sum();
             let targets = if kind == 3 && !alone { 4 * rows as u64 } else { 0 };
             prop_assert!(with.iter().all(|r| r.target_bytes == targets));
-            prop_assert_eq!(bytes_exchanged(&with), received + targets * (group.size() as u64 - 1));
+            prop_assert_eq!(bytes_exchanged(&with), u128::from(received + targets * (group.size() as u64 - 1)));
         }
     }
 

@@ -223,6 +223,17 @@ fn pipeline_stages_orders_and_sizes_by_hand() {
     assert_eq!(planned["ranks"].as_array().unwrap().len(), 65_536);
 }
 
+/// What fits every rank may not fit all of them together.
+#[test]
+fn huge_sums_do_not_wrap() {
+    let args =
+        "--vocab-size 64 --hidden-size 1073741824 --dp 65536 --rows-per-rank 16777216 --lmhead-tp-size 2";
+    let planned = plan(&args.split(' ').collect::<Vec<_>>());
+    let received = planned["ranks"][0]["verified"]["bytes_received"].as_f64().unwrap();
+    let all = planned["verified"]["bytes_exchanged"].as_f64().unwrap();
+    assert!(received > 3e16 && all > 65_536.0 * 3e16, "{received} {all}");
+}
+
 /// Well-formed, every machine and size in it, nothing of a name taken for markup, the file like any other.
 #[test]
 fn the_plot() {
@@ -369,6 +380,10 @@ fn bad_plans_are_refused_with_a_sentence() {
             &["is an input of this run"],
         ),
         (tiny("--rank-order tp-first"), &["--rank-order"]),
+        (
+            "--vocab-size 1073741824 --hidden-size 1073741824 --dp 65536 --rows-per-rank 16777216 --lmhead-tp-size 65536".into(),
+            &["bytes of a step: wanted fewer than 2^64"],
+        ),
     ];
     for (args, wanted) in &table {
         let all: Vec<&str> =

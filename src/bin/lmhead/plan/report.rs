@@ -85,9 +85,9 @@ pub struct RankPlan {
 pub struct StepPlan {
     /// Collective operations of a rank, the most of all ranks.
     pub rounds: u64,
-    pub bytes_exchanged: u64,
+    pub bytes_exchanged: u128,
     /// The same for all f32 logits.
-    pub full_logits_bytes: u64,
+    pub full_logits_bytes: u128,
 }
 
 /// What steps take on one machine by the cost model, over every legal group size.
@@ -331,11 +331,11 @@ impl Report {
         let mut lines = vec![format!(
             "a step ({}, exact counts): {} exchanged in {} rounds (all f32 logits: {})",
             self.request,
-            bytes(step.bytes_exchanged),
+            wide(step.bytes_exchanged),
             step.rounds,
-            bytes(step.full_logits_bytes)
+            wide(step.full_logits_bytes)
         )];
-        let headers = bytes(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
+        let headers = wide(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
         lines.push(match self.verify {
             Verify::Always => format!("of these {headers} and one round are the headers that check the contract"),
             Verify::WarmUp => "without the headers that check the contract (verify = warm_up)".into(),
@@ -446,6 +446,11 @@ fn right_aligned(table: &mut Table) {
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
+}
+
+/// Bytes of all ranks together.
+fn wide(n: u128) -> String {
+    bytes(u64::try_from(n).unwrap_or(u64::MAX))
 }
 
 /// Model times: a tenth of a microsecond is as fine as it gets.
