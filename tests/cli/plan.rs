@@ -165,6 +165,7 @@ fn the_table_over_group_sizes() {
         "* 126.2 µs",
         "* 320.1 µs",
         "not a measurement",
+        "the model counts the latency of two collectives; this step has 3",
         "cost_model = { rows_per_rank = 28, memory_gb_per_s = 3015.0",
     ] {
         assert!(printed.contains(words), "{words}\n{printed}");

@@ -111,7 +111,7 @@ enum Order {
 const MAX_RANKS: usize = 65_536;
 /// No engine has as many; sums stay far from overflow.
 const MAX_ROWS: usize = 1 << 24;
-/// Of `run` without --rows.
+/// Where nothing is said.
 const ROWS_PER_RANK: usize = 28;
 /// Candidates that whole logits are compared with.
 const CANDIDATES: usize = 64;

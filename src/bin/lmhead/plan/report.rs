@@ -259,6 +259,10 @@ impl Report {
         for costs in &self.costs {
             lines.push(costs.table());
         }
+        let rounds = if self.has_headers() { &self.verified } else { &self.unverified }.rounds;
+        if !self.costs.is_empty() && rounds > 2 {
+            lines.push(format!("the model counts the latency of two collectives; this step has {rounds}"));
+        }
         lines.extend(self.auto_lines());
         if let Some(path) = svg {
             lines.push(format!("written: {}", path.display()));
