@@ -5,6 +5,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use lmhead::adjust::Adjustments;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::exchange::local;
+use lmhead::sampling::SamplingParams;
 use lmhead::weights::{HeadShard, Matrix};
 use lmhead::{DType, HeadConfig, HeadGroup, HiddenRows, LmHead, Quantization, Request, RowCounts, RowInputs};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ fn bf16s(n: usize, seed: usize) -> Vec<half::bf16> {
 fn steps(
     steps: u64,
     request: Request,
+    sampling: SamplingParams,
     masked: bool,
     shards: &[Arc<HeadShard>],
     backend: &Arc<CpuBackend>,
@@ -37,7 +39,11 @@ fn steps(
     let hidden = HiddenRows::new(bytemuck::cast_slice(&hidden), DType::Bf16, ROWS, HIDDEN).expect("rows");
     let mask = vec![0x5555_5555; ROWS * VOCAB.div_ceil(32)];
     let targets: Vec<i64> = (0..ROWS as i64).map(|row| row * 1000).collect();
+    let positions = 0..ROWS as u64;
+    let sampling: Vec<SamplingParams> =
+        positions.map(|position| SamplingParams { position, ..sampling }).collect();
     let inputs = RowInputs {
+        sampling: (request == Request::Sample).then_some(&sampling[..]),
         targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
         adjustments: masked.then_some(Adjustments::allowed(&mask)),
     };
@@ -81,16 +87,24 @@ fn requests(criterion: &mut Criterion) {
         .collect();
     let mut group = criterion.benchmark_group("4 ranks, 28 rows each");
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
-    for request in [
-        Request::logits(DType::F32),
-        Request::argmax(),
-        Request::top_k(8),
-        Request::processed_logprobs(0),
-        Request::processed_logprobs(8),
+    let plain = SamplingParams::default();
+    let sample = |name: &str, params| (format!("sample {name}"), Request::sample(), params);
+    let named = |request: Request| (request.to_string(), request, plain);
+    for (name, request, params) in [
+        named(Request::logits(DType::F32)),
+        named(Request::argmax()),
+        named(Request::top_k(8)),
+        named(Request::processed_logprobs(0)),
+        named(Request::processed_logprobs(8)),
+        sample("temperature", plain),
+        sample("top_k 50, top_p 0.9", SamplingParams { top_k: 50, top_p: 0.9, ..plain }),
+        sample("min_p 0.1", SamplingParams { min_p: 0.1, ..plain }),
+        sample("top_p 0.9", SamplingParams { top_p: 0.9, ..plain }),
+        sample("top_k 2000, top_p 0.9", SamplingParams { top_k: 2000, top_p: 0.9, ..plain }),
     ] {
         for (how, masked) in [("plain", false), ("masked", true)] {
-            group.bench_function(BenchmarkId::new(request.to_string(), how), |b| {
-                b.iter_custom(|n| steps(n, request, masked, &shards, &backend));
+            group.bench_function(BenchmarkId::new(&name, how), |b| {
+                b.iter_custom(|n| steps(n, request, params, masked, &shards, &backend));
             });
         }
     }

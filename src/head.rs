@@ -4,6 +4,7 @@
 //! * `pipeline`: [`Step::run`], `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
 //! * `adjusting`: masks, additions and penalties on their way to the shards.
 //! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
+//! * `sampling`: sampled tokens, in rounds that the rows' parameters ask for.
 //! * `rounds`: one collective operation of a step and what it cost.
 //! * `traffic`: what a step exchanges, worked out before it runs.
 //! * `buffers`: bytes that are resized and cut into messages.
@@ -14,6 +15,7 @@ mod buffers;
 mod logprobs;
 mod pipeline;
 mod rounds;
+mod sampling;
 mod traffic;
 
 pub use pipeline::Step;
@@ -31,6 +33,7 @@ use crate::layout::HeadGroup;
 use crate::merge::RowPartial;
 use crate::result::{Request, RowInputs, StepStats};
 use crate::rows::{HiddenRows, RowCounts};
+use crate::sampling::{LISTED, SamplingParams};
 use crate::step::{self, Header, Mode, Ticket};
 use crate::weights::HeadShard;
 use std::ops::Range;
@@ -70,6 +73,8 @@ struct Scratch {
     recv: Vec<u8>,
     seen: Vec<Seen>,
     partials: Vec<RowPartial>,
+    /// `[rows of the group, shard]`, of a step that samples.
+    held: Vec<f32>,
     chunk: logprobs::Chunk,
 }
 
@@ -158,6 +163,10 @@ impl LmHead {
         let mut zeros = Vec::new();
         resize(&mut zeros, [rows, hidden, dtype.size()], "rows of the warm-up")?;
         let targets = vec![0; if requests.is_empty() { 0 } else { rows }];
+        // With filters that take every round there is.
+        let filters =
+            SamplingParams { top_k: LISTED + 1, top_p: 0.5, min_p: 0.1, ..SamplingParams::default() };
+        let sampling = vec![filters; targets.len()];
         for request in requests {
             let each = vec![rows; self.group.replicas()];
             for counts in [RowCounts::Exact(each), RowCounts::discover(rows), RowCounts::capacity(rows, rows)]
@@ -165,6 +174,7 @@ impl LmHead {
                 let hidden = HiddenRows::new(&zeros, dtype, rows, hidden)?;
                 let inputs = RowInputs {
                     targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
+                    sampling: (*request == Request::Sample).then_some(&sampling[..]),
                     adjustments: None,
                 };
                 self.step(counts, request)?.run_with(hidden, &inputs)?;

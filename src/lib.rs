@@ -15,7 +15,7 @@
 //! | matmul | rows x own vocabulary shard | [`backend`], [`weights`] |
 //! | epilogue | dequantise, bias, softcap, scale; adjustments | [`epilogue`], [`adjust`] |
 //! | exchange | all_to_all of logits, or of candidates only | [`exchange`], [`merge`] |
-//! | result | logits, argmax, top-k with logsumexp, logprobs, row status | [`result`] |
+//! | result | logits, argmax, top-k with logsumexp, logprobs, sampled tokens, row status | [`result`], [`sampling`] |
 //!
 //! Around them: [`config`] and [`layout`] say who shares what, [`step`] is the contract between ranks, [`mod@reference`] the
 //! float64 truth that everything is compared with.
@@ -88,6 +88,7 @@ pub mod quantize;
 pub mod reference;
 pub mod result;
 pub mod rows;
+pub mod sampling;
 pub mod step;
 pub mod weights;
 
@@ -99,6 +100,7 @@ pub use head::{LmHead, Step};
 pub use layout::{HeadGroup, ParallelLayout, RankOrder};
 pub use result::{Answer, Output, Request, RowInputs, RowStatus};
 pub use rows::{HiddenRows, RowCounts};
+pub use sampling::SamplingParams;
 pub use weights::{Checkpoint, HeadShard};
 
 /// Compiles and runs the README's Rust.

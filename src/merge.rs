@@ -115,6 +115,11 @@ impl RowPartial {
         best
     }
 
+    /// The candidates, in no order.
+    pub(crate) fn kept(&self) -> &[Candidate] {
+        &self.heap
+    }
+
     /// `ln(sum(exp(logit)))` over everything merged; NaN where the row is non-finite, minus infinity where
     /// nothing was pushed.
     pub fn logsumexp(&self) -> f32 {
@@ -242,8 +247,8 @@ impl RowPartial {
 }
 
 /// `max` over a block of finite logits, in a form that vectorises.
-#[inline]
-fn block_max(logits: &[f32]) -> f32 {
+#[inline(always)]
+pub(crate) fn block_max(logits: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
     for chunk in chunks {
@@ -367,7 +372,7 @@ const LN2_LO: f64 = 1.908_214_929_270_587_7e-10;
 /// `e^x` for `x <= 0`, relative error below 1e-14, 0 below e^-87. Plain multiplications and additions in a fixed order
 /// (nothing fused), so the bits are the same for every instruction set and the loop vectorises.
 #[inline(always)]
-fn exp_nonpositive(x: f64) -> f64 {
+pub(crate) fn exp_nonpositive(x: f64) -> f64 {
     // Below e^-87 a term is under 2^-125 of its block's sum: nothing of it reaches the grid.
     let kept = x >= -87.0;
     let x = if kept { x } else { 0.0 };

@@ -2,8 +2,10 @@
 //! against it ([promises 2 and 5](crate#promises)).
 
 mod adjusted;
+mod sampled;
 
 pub use adjusted::adjust_row;
+pub use sampled::{judge_sample, sample, survivors};
 
 use crate::config::Quantization;
 use crate::dtype::DType;
@@ -24,7 +26,8 @@ pub struct Truth {
     pub allowed: f64,
     /// The part before bias, softcap and scale.
     pub raw: f64,
-    /// Largest allowed error of that part: `c·K·2^-24·Σ|x_k·w_k|`, c = 1, plus `K·2^-149` for products below the f32 range; 0 for W8A8.
+    /// Largest allowed error of that part: `c·K·2^-24·Σ|x_k·w_k|`, c = 1, plus `K·2^-149` for products below the f32 range (`K·2^-126` where a
+    /// backend flushes subnormals); 0 for W8A8.
     pub raw_allowed: f64,
 }
 
@@ -68,12 +71,25 @@ pub struct ReferenceRow {
 pub struct Reference<'a> {
     shard: &'a HeadShard,
     epilogue: Epilogue,
+    flushes: bool,
 }
 
 impl<'a> Reference<'a> {
     /// The reference for a shard (which may be the whole head) and its epilogue.
     pub fn new(shard: &'a HeadShard, epilogue: Epilogue) -> Self {
-        Reference { shard, epilogue }
+        Reference { shard, epilogue, flushes: false }
+    }
+
+    /// The reference for a backend that takes subnormal numbers for zeros, where `flushes` says so
+    /// ([`Backend::flushes_subnormals`](crate::backend::Backend::flushes_subnormals)): inputs below `2^-126` are zero in the truth too, and each
+    /// of the K sums may lose as much.
+    pub fn flushing(self, flushes: bool) -> Self {
+        Reference { flushes, ..self }
+    }
+
+    /// An input as the backend sees it.
+    fn seen(&self, value: f64) -> f64 {
+        if self.flushes && value.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { value }
     }
 
     /// Widens a hidden row of `dtype`, `[hidden]` little-endian, and quantises it where the shard is W8A8.
@@ -98,7 +114,8 @@ impl<'a> Reference<'a> {
             (q, scale)
         });
         let finite = x.iter().all(|v| v.is_finite());
-        Ok(ReferenceRow { x: x.into_iter().map(f64::from).collect(), quantized, finite })
+        let x = x.into_iter().map(|v| self.seen(f64::from(v))).collect();
+        Ok(ReferenceRow { x, quantized, finite })
     }
 
     /// The logit of `row` for row `v` of the shard (vocabulary id `shard.vocab().start + v`).
@@ -125,7 +142,7 @@ impl<'a> Reference<'a> {
             }
             (Matrix::F32(w), _) => self.float(&row.x, w[weights].iter().map(|w| f64::from(*w))),
             (Matrix::F16(w), _) => self.float(&row.x, w[weights].iter().map(|w| w.to_f64())),
-            (Matrix::Bf16(w), _) => self.float(&row.x, w[weights].iter().map(|w| w.to_f64())),
+            (Matrix::Bf16(w), _) => self.float(&row.x, w[weights].iter().map(|w| self.seen(w.to_f64()))),
         };
         let (logit, allowed) = self.epilogue(raw, raw_allowed, self.shard.bias().map(|b| f64::from(b[v])));
         Truth { logit, allowed, raw, raw_allowed }
@@ -141,10 +158,11 @@ impl<'a> Reference<'a> {
         (sum, self.bound(size))
     }
 
-    /// `c·K·2^-24·Σ|x·w| + K·2^-149`.
+    /// `c·K·2^-24·Σ|x·w| + K·2^-149`, or `K·2^-126` where subnormal sums are zeros.
     fn bound(&self, size: f64) -> f64 {
         let k = self.shard.hidden_size() as f64;
-        k * U * size + k * f64::from(f32::from_bits(1))
+        let least = if self.flushes { f32::MIN_POSITIVE } else { f32::from_bits(1) };
+        k * U * size + k * f64::from(least)
     }
 
     /// bias -> softcap -> scale on the truth, and what each adds to the allowed error: its own f32 rounding. The softcap's

@@ -3,6 +3,7 @@
 use crate::adjust::Adjustments;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::sampling::SamplingParams;
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub enum Request {
     /// Of a target id of each row ([`RowInputs::targets`]) the logprob and the rank, and the `top_n` best ids with theirs. Of the raw
     /// logits, or with `processed` of the adjusted ones. Rows are computed in chunks: see `logprobs_chunk_bytes` in the configuration.
     Logprobs { top_n: usize, processed: bool },
+    /// One token of each row, sampled with the row's own parameters ([`RowInputs::sampling`]): see [`sampling`](crate::sampling).
+    Sample,
 }
 
 impl Request {
@@ -47,6 +50,11 @@ impl Request {
     /// The same from logits with the step's adjustments.
     pub fn processed_logprobs(top_n: usize) -> Self {
         Request::Logprobs { top_n, processed: true }
+    }
+
+    /// One sampled token of each row.
+    pub fn sample() -> Self {
+        Request::Sample
     }
 
     /// Checks the request against a vocabulary.
@@ -83,6 +91,7 @@ impl fmt::Display for Request {
         match self {
             Request::Logits { dtype } => write!(f, "logits in {dtype}"),
             Request::Argmax => f.write_str("argmax"),
+            Request::Sample => f.write_str("sample"),
             Request::TopK { k } => write!(f, "topk:{k}"),
             Request::Logprobs { top_n, processed } => {
                 write!(f, "{}logprobs:{top_n}", if *processed { "processed " } else { "" })
@@ -96,6 +105,8 @@ impl fmt::Display for Request {
 pub struct RowInputs<'a> {
     /// `[rows]`, for `Logprobs` only: the id of each row whose logprob is asked for.
     pub targets: Option<&'a [i64]>,
+    /// `[rows]`, for `Sample` only: how each row is sampled.
+    pub sampling: Option<&'a [SamplingParams]>,
     /// Masks, additions and penalties, in a step that was begun with [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
     pub adjustments: Option<Adjustments<'a>>,
 }
@@ -140,6 +151,8 @@ pub enum Output {
     /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's status is not good.
     /// Where fewer than k ids are allowed, the places that are left hold minus infinity and −1.
     TopK { k: usize, values: Vec<f32>, ids: Vec<i64>, logsumexp: Vec<f32> },
+    /// `[rows]`; −1 where the row's status is not good.
+    Sample { ids: Vec<i64> },
     /// `logprobs` `[rows]` are `l_t - logsumexp`, at most 0, and `ranks` `[rows]` are `1 + #{l_v > l_t, or l_v = l_t and v < t}`, of each
     /// row's target t. `top_ids` and `top_logprobs` are row-major `[rows, top_n]`, ordered by value descending then id ascending. NaN
     /// and −1 where the row's status is not good. A target that is not allowed has logprob minus infinity; where fewer than

@@ -25,7 +25,7 @@ const MAGIC: [u8; 4] = *b"LMH1";
 /// | 8..12 | epoch: times the head was rebuilt |
 /// | 12 | mode: 0 create, 1 exact, 2 capacity, 3 discover |
 /// | 13 | verification: 0 always, 1 warm_up, 2 every n |
-/// | 14 | request: 0 none, 1 logits, 2 argmax, 3 topk, 4 logprobs |
+/// | 14 | request: 0 none, 1 logits, 2 argmax, 3 topk, 4 logprobs, 5 sample |
 /// | 15 | dtype of requested logits; logprobs: 1 where processed |
 /// | 16..24 | sequence: number of the step |
 /// | 24..32 | request's parameter (k, top_n) |
@@ -79,6 +79,7 @@ impl Header {
             Some(Request::Argmax) => (2, 0, 0),
             Some(Request::TopK { k }) => (3, 0, k as u64),
             Some(Request::Logprobs { top_n, processed }) => (4, u8::from(processed), top_n as u64),
+            Some(Request::Sample) => (5, 0, 0),
         };
         let (verify, every) = match self.verify {
             Verify::Always => (0, 0),
@@ -130,6 +131,7 @@ impl Header {
                 top_n: usize::try_from(u64_at(24)).ok()?,
                 processed: bytes[15] == 1,
             }),
+            5 => Some(Request::Sample),
             _ => return None,
         };
         Some(Header {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{TestHead, each_rank, head_of};
-use lmhead::backend::{Backend, Job, LogitsOut, Tally};
+use lmhead::backend::{Backend, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
@@ -380,6 +380,9 @@ impl Backend for Panics {
     }
     fn tally(&self, tally: Tally<'_>) -> Result<()> {
         self.0.tally(tally)
+    }
+    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
+        self.0.sample(held, pass)
     }
     fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
         if self.1.fetch_add(1, Ordering::Relaxed) == 1 {

@@ -127,7 +127,9 @@ impl Golden {
             let counts = RowCounts::exact(&counts);
             let step = if raw { head.step(counts, &request) } else { head.step_adjusted(counts, &request) };
             let adjustments = (!raw).then_some(adjustments);
-            step.unwrap().run_with(hidden, &RowInputs { targets, adjustments }).unwrap()
+            step.unwrap()
+                .run_with(hidden, &RowInputs { targets, adjustments, ..RowInputs::default() })
+                .unwrap()
         })
     }
 }

@@ -12,9 +12,10 @@ use lmhead::error::Error;
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder, shard_range};
-use lmhead::reference::{logsumexp, top_k};
+use lmhead::reference::{logsumexp, sample, top_k};
 use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,13 +49,15 @@ fn cases() -> impl Strategy<Value = Case> {
         (DType::F16, Quantization::W8a8),
         (DType::F32, Quantization::W8a16),
     ]);
-    let vocab = prop_oneof![1usize..5, 60usize..70, 1usize..500];
+    let vocab = prop_oneof![3 => 1usize..5, 3 => 60usize..70, 3 => 1usize..500, 1 => 1000usize..2500];
     let request = prop_oneof![
         Just(Request::Argmax),
         prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
         (1usize..80).prop_map(Request::top_k),
         (0usize..80, any::<bool>()).prop_map(|(top_n, processed)| Request::Logprobs { top_n, processed }),
         (0usize..5).prop_map(Request::processed_logprobs),
+        Just(Request::Sample),
+        Just(Request::Sample),
     ];
     let epilogue =
         (any::<bool>(), prop::option::of(1f32..40.0), prop::sample::select(vec![1.0f32, 0.0625, -2.5]));
@@ -143,6 +146,13 @@ impl Case {
         matches!(self.request, Request::Logprobs { .. }).then_some(targets)
     }
 
+    /// How a dp rank's rows are sampled, in one mixed batch.
+    fn sampling(&self, dp: usize) -> Option<Vec<SamplingParams>> {
+        let mut random = Random(self.seed ^ 0x5a3 ^ dp as u64);
+        let params = (0..self.rows[dp]).map(|_| random_params(&mut random, self.head.vocab)).collect();
+        (self.request == Request::Sample).then_some(params)
+    }
+
     fn begin<'h>(&self, head: &'h mut LmHead, counts: RowCounts, own: bool) -> lmhead::Step<'h> {
         let any = self.adjustments.iter().any(Option::is_some);
         let say = if self.mode == Mode::Discover { own } else { any };
@@ -189,11 +199,13 @@ impl Case {
         };
         let own = self.adjustments[dp].as_ref();
         let step = self.begin(&mut head, counts, own.is_some());
-        let targets = self.targets(dp);
-        let targets = targets.as_deref();
+        let (targets, sampling) = (self.targets(dp), self.sampling(dp));
+        let (targets, sampling) = (targets.as_deref(), sampling.as_deref());
         match own {
-            Some(own) => own.with(|a| step.run_with(hidden, &RowInputs { targets, adjustments: Some(a) })),
-            None => step.run_with(hidden, &RowInputs { targets, adjustments: None }),
+            Some(own) => {
+                own.with(|a| step.run_with(hidden, &RowInputs { targets, sampling, adjustments: Some(a) }))
+            }
+            None => step.run_with(hidden, &RowInputs { targets, sampling, adjustments: None }),
         }
         .unwrap()
     }
@@ -211,18 +223,19 @@ impl Case {
         config.logprobs_chunk_bytes = LOGPROBS_CHUNK_BYTES;
         let mut head = LmHead::new(&config, group, shard, exchange, backend()).unwrap();
         let targets = self.targets(dp).map(|t| vec![t[row]]);
-        let targets = targets.as_deref();
+        let sampling = self.sampling(dp).map(|s| vec![s[row]]);
+        let (targets, sampling) = (targets.as_deref(), sampling.as_deref());
         match &self.adjustments[dp] {
             _ if plain => {
                 head.step(RowCounts::exact(&[1]), &Request::logits(DType::F32)).unwrap().run(hidden)
             }
             None => {
                 let step = head.step(RowCounts::exact(&[1]), &self.request).unwrap();
-                step.run_with(hidden, &RowInputs { targets, adjustments: None })
+                step.run_with(hidden, &RowInputs { targets, sampling, adjustments: None })
             }
             Some(own) => own.only(row).with(|a| {
                 let step = head.step_adjusted(RowCounts::exact(&[1]), &self.request).unwrap();
-                step.run_with(hidden, &RowInputs { targets, adjustments: Some(a) })
+                step.run_with(hidden, &RowInputs { targets, sampling, adjustments: Some(a) })
             }),
         }
         .unwrap()
@@ -297,9 +310,27 @@ impl Case {
                     prop_assert!(good, "logprob {} truth {}", got, want);
                 }
             }
+            Output::Sample { ids } => {
+                let params = self.sampling(dp).unwrap()[row];
+                let want = (status == RowStatus::Good).then(|| sample(&logits, &params)).flatten();
+                prop_assert_eq!(ids[0], want.map_or(-1, |id| id as i64), "{:?}", params);
+            }
             other => panic!("no judge for {other:?}"),
         }
         Ok(())
+    }
+}
+
+/// Parameters of every kind: each filter is on in about half of the rows.
+fn random_params(random: &mut Random, vocab: usize) -> SamplingParams {
+    let uniform = |random: &mut Random| (random.below(1 << 20) + 1) as f32 / (1 << 20) as f32;
+    SamplingParams {
+        seed: random.next() >> (random.below(2) * 62),
+        position: random.next() >> (random.below(2) * 60),
+        temperature: [0.0, 1.0, 0.3, 2.5, 1e-30, 1e20][random.below(6)],
+        top_k: [0, 0, 1, 1 + random.below(vocab), 1 + random.below(vocab), usize::MAX][random.below(6)],
+        top_p: [1.0, 1.0, uniform(random), uniform(random), 0.9, 1e-40][random.below(6)],
+        min_p: [0.0, 0.0, 0.0, uniform(random), 0.05, 1.0][random.below(6)],
     }
 }
 
@@ -444,7 +475,7 @@ fn logprob_steps(
         let hidden = HiddenRows::new(&bytes, DType::F32, ROWS, 8)?;
         let targets: Vec<i64> = (0..ROWS).map(|row| target(me, row)).collect();
         let step = head.step(counts(me), &request)?;
-        step.run_with(hidden, &RowInputs { targets: Some(&targets), adjustments: None })
+        step.run_with(hidden, &RowInputs { targets: Some(&targets), ..RowInputs::default() })
     })
 }
 
@@ -530,7 +561,8 @@ fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
     for (targets, want) in [(None, "wanted 1 ids, one for each row, got none"), (Some(&[1, 2][..]), "got 2")]
     {
         let step = head.step(RowCounts::exact(&[1]), &Request::logprobs(1)).unwrap();
-        let error = step.run_with(hidden, &RowInputs { targets, adjustments: None }).unwrap_err().to_string();
+        let error =
+            step.run_with(hidden, &RowInputs { targets, ..RowInputs::default() }).unwrap_err().to_string();
         assert!(error.contains(want), "{error}");
     }
 }
@@ -548,7 +580,7 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let hidden = HiddenRows::new(&bytes, DType::F32, rows, 8).unwrap();
         let targets: Vec<i64> = (0..rows as i64).map(|row| row % 2000).collect();
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
-        step.run_with(hidden, &RowInputs { targets: Some(&targets), adjustments: None }).unwrap()
+        step.run_with(hidden, &RowInputs { targets: Some(&targets), ..RowInputs::default() }).unwrap()
     });
     // A row is (1024 logits + 8 hidden states) x 4 bytes and 148 for candidates: 233 to a chunk, rank 1's one row in the first.
     let chunks = 3001usize.div_ceil(233) as u32;

@@ -10,6 +10,7 @@ use lmhead::error::Error;
 use lmhead::head::LmHead;
 use lmhead::result::{Answer, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -48,7 +49,8 @@ fn thousands_of_random_steps_neither_hang_nor_grow() {
                 Request::top_k(1 + random.below(20)),
                 Request::logits(DType::F32),
                 Request::processed_logprobs(random.below(5)),
-            ][random.below(4)];
+                Request::sample(),
+            ][random.below(5)];
             let adjusted = random.below(3) == 0;
             let first_row = random.next() % 64;
             let mode = random.below(3);
@@ -66,7 +68,18 @@ fn thousands_of_random_steps_neither_hang_nor_grow() {
             let targets: Vec<i64> = numbers.iter().map(|n| (n * 7 % 500) as i64).collect();
             let word = |n: u64, word: u64| (n + 1).wrapping_mul(word + 3).wrapping_mul(0x9e37_79b9) as i32;
             let mask: Vec<i32> = numbers.iter().flat_map(|&n| (0..16).map(move |w| word(n, w))).collect();
+            // So is the way it is sampled: greedy, plain, by min_p, by top_p or from a few.
+            let params = |&n: &u64| SamplingParams {
+                seed: n,
+                position: 3 * n,
+                temperature: if n % 7 == 0 { 0.0 } else { 1.0 },
+                top_k: if n % 5 == 0 { 9 } else { 0 },
+                top_p: if n % 3 == 0 { 0.8 } else { 1.0 },
+                min_p: if n % 4 == 0 { 0.05 } else { 0.0 },
+            };
+            let sampling: Vec<SamplingParams> = numbers.iter().map(params).collect();
             let inputs = RowInputs {
+                sampling: (request == Request::Sample).then_some(&sampling[..]),
                 targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
                 adjustments: adjusted.then_some(Adjustments::allowed(&mask)),
             };

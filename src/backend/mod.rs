@@ -8,6 +8,8 @@ use crate::epilogue::Epilogue;
 use crate::error::Result;
 use crate::merge::{Candidate, PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
+use crate::sampling::SamplingParams;
+use crate::sampling::cut::{Kept, Sum};
 use crate::weights::HeadShard;
 
 /// One matmul with its epilogue: `[rows.len(), hidden] x [shard rows, hidden]ᵀ`.
@@ -51,6 +53,44 @@ pub struct Tally<'a> {
     pub better: &'a mut [u32],
 }
 
+/// Logits of some rows over a shard, in f32, as [`Backend::logits`] computed them.
+#[derive(Debug, Clone)]
+pub struct HeldLogits<'a> {
+    /// `[rows, vocab.len()]`
+    pub logits: &'a [f32],
+    pub vocab: std::ops::Range<usize>,
+    /// `[rows]`: the flags that came with them.
+    pub nonfinite: &'a [bool],
+}
+
+/// One pass of [sampling](crate::sampling) over held logits. Rows are numbers of held rows.
+#[derive(Debug)]
+pub enum SamplingPass<'a> {
+    /// The largest logit of each row: minus infinity where nothing is allowed, NaN where a logit is not finite.
+    Maxima { rows: &'a [usize], out: &'a mut [f32] },
+    /// For each query a histogram of [`BINS`](crate::sampling::cut::BINS) words.
+    Histograms { queries: &'a [HistogramQuery], out: &'a mut [u64] },
+    /// For each `(row, what is kept of it, logit, allowance)` the end of the ids that belong to the first `allowance` kept ids with
+    /// that logit; 0 for none.
+    Ties { queries: &'a [(usize, Kept, f32, u32)], out: &'a mut [u32] },
+    /// For each `(row, k)` its k best candidates in any order, places that are left being minus infinity; one after the other in `out`.
+    /// A row that is not finite has NaN in the first place.
+    Candidates { rows: &'a [(usize, usize)], out: &'a mut [Candidate] },
+    /// For each `(row, its parameters, what is kept of it)` the candidate with the largest score; value NaN or minus infinity as above.
+    Draw { rows: &'a [(usize, SamplingParams, Option<Kept>)], out: &'a mut [Candidate] },
+}
+
+/// A histogram over one byte of the order keys of a row's kept logits.
+#[derive(Debug, Clone, Copy)]
+pub struct HistogramQuery {
+    pub row: usize,
+    pub kept: Kept,
+    pub sum: Sum,
+    /// Byte `step` from the top is counted, of logits whose keys begin with the bytes of `key` above it.
+    pub step: u32,
+    pub key: u32,
+}
+
 /// One kind of device. The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows
 /// around it, their number, the shard's boundaries or the number of threads (promise 1).
 pub trait Backend: Send + Sync {
@@ -60,6 +100,12 @@ pub trait Backend: Send + Sync {
     /// Architecture, instruction set and kernel version for heads of `dtype` weights: ranks whose texts
     /// differ may not share a group, since their bits may differ.
     fn fingerprint(&self, weights: DType) -> String;
+
+    /// Whether subnormal numbers (below 2^-126) count as zeros among the inputs and sums of heads of `weights`, as some hardware has it.
+    fn flushes_subnormals(&self, weights: DType) -> bool {
+        let _ = weights;
+        false
+    }
 
     /// Checks once, at creation of a head, that this backend can run `shard` with `hidden` states.
     ///
@@ -85,4 +131,10 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the device fails. Sizes are the caller's to get right.
     fn tally(&self, tally: Tally<'_>) -> Result<()>;
+
+    /// One pass of sampling over logits that are held.
+    ///
+    /// # Errors
+    /// When the device fails. Sizes are the caller's to get right.
+    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()>;
 }

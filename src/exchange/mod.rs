@@ -31,6 +31,14 @@ pub enum Operation {
     Targets,
     /// The logits of those ids, from the shards that have them.
     TargetLogits,
+    /// How each row is sampled.
+    SamplingParams,
+    /// Each shard's largest logits.
+    LargestLogits,
+    /// Each shard's histograms of logits, to the rows' owners.
+    Histograms,
+    /// Where the owners cut the logits of their rows.
+    Cuts,
 }
 
 impl fmt::Display for Operation {
@@ -44,6 +52,10 @@ impl fmt::Display for Operation {
             Operation::Adjustments => "all_to_all of adjustments",
             Operation::Targets => "all_gather of targets",
             Operation::TargetLogits => "all_gather of target logits",
+            Operation::SamplingParams => "all_gather of sampling parameters",
+            Operation::LargestLogits => "all_gather of largest logits",
+            Operation::Histograms => "all_to_all of histograms",
+            Operation::Cuts => "all_to_all of cuts",
         })
     }
 }

@@ -21,6 +21,22 @@ pub(super) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &str) -> Res
     Ok(bytes)
 }
 
+/// Makes `logits` `[rows, columns]`, without aborting where there is no such memory and without room for more: a vector that grows by
+/// itself would take up to twice as much.
+pub(super) fn hold(logits: &mut Vec<f32>, rows: usize, columns: usize, what: &str, fix: &str) -> Result<()> {
+    let too_large = || {
+        let got = format!("{rows} rows of {columns} f32");
+        Error::shape(what, "a buffer that fits this machine's memory", got, fix)
+    };
+    let wanted = rows.checked_mul(columns).ok_or_else(too_large)?;
+    if wanted > logits.capacity() {
+        *logits = Vec::new();
+        logits.try_reserve_exact(wanted).map_err(|_| too_large())?;
+    }
+    logits.resize(wanted, 0.0);
+    Ok(())
+}
+
 /// The sum, checked.
 pub(super) fn sum(counts: &[usize], what: &str) -> Result<usize> {
     counts.iter().try_fold(0usize, |total, &n| total.checked_add(n)).ok_or_else(|| {

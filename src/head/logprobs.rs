@@ -15,7 +15,7 @@
 //! candidates of a chunk, the slice of its adjustments (1/32 of the logits for a mask), 4 bytes a row for the targets of all rows,
 //! and the answer.
 
-use super::buffers::{resize, sum};
+use super::buffers::{hold, resize, sum};
 use super::pipeline::{encoded_stride, status};
 use super::{LmHead, Scratch, Step};
 use crate::adjust::in_vocabulary;
@@ -37,26 +37,6 @@ pub(super) struct Chunk {
     nonfinite: Vec<bool>,
     targets: Vec<Candidate>,
     better: Vec<u32>,
-}
-
-impl Chunk {
-    /// Room for the logits of `rows` rows, and not for more: a vector that grows by itself would take up to twice as much.
-    fn hold(&mut self, rows: usize, columns: usize) -> Result<()> {
-        let wanted = rows * columns;
-        if wanted > self.logits.capacity() {
-            self.logits = Vec::new();
-            self.logits.try_reserve_exact(wanted).map_err(|_| {
-                Error::shape(
-                    "logits of a chunk",
-                    "a buffer that fits this machine's memory",
-                    format!("{rows} rows of {columns} f32"),
-                    "lower logprobs_chunk_bytes on every rank",
-                )
-            })?;
-        }
-        self.logits.resize(wanted, 0.0);
-        Ok(())
-    }
 }
 
 impl LmHead {
@@ -200,7 +180,8 @@ impl Step<'_> {
         let shard = self.head.shard.clone();
         let own = shard.vocab();
         let (n, columns) = (rows.len(), own.len());
-        chunk.hold(n, columns)?;
+        let fix = "lower logprobs_chunk_bytes on every rank";
+        hold(&mut chunk.logits, n, columns, "logits of a chunk", fix)?;
         let gathered = if group.replicas() > 1 { n * rows.row_bytes() } else { 0 };
         chunk.nonfinite.clear();
         chunk.nonfinite.resize(n, false);

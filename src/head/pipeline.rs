@@ -71,20 +71,19 @@ impl Step<'_> {
     ) -> Result<Answer> {
         self.check_rows(&hidden)?;
         self.check_targets(inputs)?;
+        self.check_sampling(inputs)?;
         self.check_adjustments(inputs)?;
         if let Request::Logprobs { top_n, .. } = self.ticket.request {
             return self.logprobs(hidden, inputs, top_n, scratch);
         }
+        if self.ticket.request == Request::Sample {
+            return self.sampled(hidden, inputs, scratch);
+        }
         let Scratch { send_rows, gathered, send, recv, seen, partials, .. } = scratch;
         let (rows, counts) = self.gather(hidden, send_rows, gathered)?;
-        let mine = self.answered(&counts, self.head.group.me());
-        let alone = self.head.group.size() == 1;
-        let rows = if alone { rows.range(mine.clone()) } else { rows };
-        let parts = if alone { vec![mine] } else { counts.iter().map(|&rows| 0..rows).collect() };
+        let (rows, parts) = self.computed(rows, &counts);
         let adjustments = self.gather_adjustments(inputs.adjustments.as_ref(), &parts)?;
         let input = (rows, adjustments.as_ref());
-        self.stats.rows_computed = rows.len() as u64;
-        self.stats.weight_bytes = if rows.is_empty() { 0 } else { self.head.shard.bytes() };
         match self.ticket.request {
             Request::Logits { dtype } => self.logits(input, &counts, dtype, send, recv, seen),
             Request::Argmax => {
@@ -93,7 +92,7 @@ impl Step<'_> {
             Request::TopK { k } => {
                 self.best(input, &counts, PartialSpec { k, sum: true }, send, recv, partials)
             }
-            Request::Logprobs { .. } => unreachable!("answered above"),
+            Request::Logprobs { .. } | Request::Sample => unreachable!("answered above"),
         }
     }
 
@@ -129,7 +128,7 @@ impl Step<'_> {
     }
 
     /// hidden rows -> gather: the rows of all replicas, in group order, and how many each brought.
-    fn gather<'b>(
+    pub(super) fn gather<'b>(
         &mut self,
         hidden: HiddenRows<'b>,
         send_rows: &'b mut Vec<u8>,
@@ -216,6 +215,21 @@ impl Step<'_> {
         self.counts = Some(counts.clone());
         let total = counts.iter().sum();
         Ok((HiddenRows::new(gathered, hidden.dtype(), total, hidden.hidden())?, counts))
+    }
+
+    /// The gathered rows that this rank computes, and which those are of each replica's: alone, only those that are answered.
+    pub(super) fn computed<'b>(
+        &mut self,
+        rows: HiddenRows<'b>,
+        counts: &[usize],
+    ) -> (HiddenRows<'b>, Vec<Range<usize>>) {
+        let mine = self.answered(counts, self.head.group.me());
+        let alone = self.head.group.size() == 1;
+        let rows = if alone { rows.range(mine.clone()) } else { rows };
+        let parts = if alone { vec![mine] } else { counts.iter().map(|&rows| 0..rows).collect() };
+        self.stats.rows_computed = rows.len() as u64;
+        self.stats.weight_bytes = if rows.is_empty() { 0 } else { self.head.shard.bytes() };
+        (rows, parts)
     }
 
     /// The rows, among all of the group, that `member` is answered.

@@ -4,6 +4,7 @@ use super::Step;
 use super::buffers::{cut, cut_shared, resize, sum};
 use crate::error::Result;
 use crate::exchange::Operation;
+use crate::step::HEADER_BYTES;
 
 impl Step<'_> {
     /// Everyone of `members` gets what `members[i]` sent, of `sizes[i]` bytes; the pieces of `recv` come back.
@@ -21,6 +22,28 @@ impl Step<'_> {
         head.exchange
             .all_gather_v(&call, members, send, &mut cut(recv, sizes.iter().copied()))
             .map_err(|fault| fault.into_error(&call, head.group.ranks()))?;
+        self.stats.rounds += 1;
+        self.stats.bytes_sent += send.len() as u64 * (members.len() as u64 - 1);
+        self.stats.bytes_received += (recv.len() - send.len()) as u64;
+        Ok(cut_shared(recv, sizes))
+    }
+
+    /// [`Step::all_gather`] over the whole group, each message beginning with its rank's header: what ranks disagree on is found there.
+    pub(super) fn all_gather_judged<'b>(
+        &mut self,
+        operation: Operation,
+        members: &[usize],
+        send: &[u8],
+        sizes: &[usize],
+        recv: &'b mut Vec<u8>,
+    ) -> Result<Vec<&'b [u8]>> {
+        resize(recv, [sum(sizes, "gathered bytes")?, 1, 1], "gathered bytes")?;
+        let call = self.ticket.call(operation);
+        let mut slices = cut(recv, sizes.iter().copied());
+        let delivered = self.head.exchange.all_gather_v(&call, members, send, &mut slices);
+        let headers: Vec<[u8; HEADER_BYTES]> =
+            slices.iter().map(|s| s[..HEADER_BYTES].try_into().expect("a header's bytes")).collect();
+        self.head.judge(&self.ticket, &call, delivered, members, &headers)?;
         self.stats.rounds += 1;
         self.stats.bytes_sent += send.len() as u64 * (members.len() as u64 - 1);
         self.stats.bytes_received += (recv.len() - send.len()) as u64;

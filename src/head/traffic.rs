@@ -55,6 +55,11 @@ pub fn step_traffic(
         return Err(Error::shape("row counts", format!("{replicas} replicas"), counts.len(), fix));
     }
     request.check(config.vocab_size)?;
+    let Some(stride) = row_stride(request) else {
+        let what = "what a step exchanges, worked out before it runs";
+        let fix = "what sampling exchanges depends on the rows' parameters: run it";
+        return Err(Error::unsupported(what, "logits, argmax, topk or logprobs", request, fix));
+    };
     // Summed in 128 bits: no factor is above 2^64, and there are few.
     let rows = |replica: usize| counts[replica] as u128;
     let total: u128 = (0..replicas).map(rows).sum();
@@ -67,7 +72,7 @@ pub fn step_traffic(
     if size == 1 {
         return Ok(vec![RankTraffic::default()]);
     }
-    let stride = |member: usize| row_stride(request, group.shard(config.vocab_size, member).len()) as u128;
+    let stride = |member: usize| stride(group.shard(config.vocab_size, member).len()) as u128;
     let strides: u128 = (0..size).map(stride).sum();
     let split = config.split_rows_over_tp;
     let answered =
@@ -108,16 +113,18 @@ pub fn step_traffic(
         .collect()
 }
 
-/// Bytes of one row in the message of a shard of `ids` ids.
-fn row_stride(request: &Request, ids: usize) -> usize {
+/// Bytes of one row in the message of a shard, by its number of ids; `None` where they depend on more than that.
+fn row_stride(request: &Request) -> Option<Box<dyn Fn(usize) -> usize>> {
+    let candidates = |spec: PartialSpec, beside: usize| -> Option<Box<dyn Fn(usize) -> usize>> {
+        Some(Box::new(move |ids| encoded_stride(spec, ids) + beside))
+    };
     match *request {
-        Request::Logits { dtype } => columns::row_stride(ids, dtype),
-        Request::Argmax => encoded_stride(PartialSpec { k: 1, sum: false }, ids),
-        Request::TopK { k } => encoded_stride(PartialSpec { k, sum: true }, ids),
+        Request::Logits { dtype } => Some(Box::new(move |ids| columns::row_stride(ids, dtype))),
+        Request::Argmax => candidates(PartialSpec { k: 1, sum: false }, 0),
+        Request::TopK { k } => candidates(PartialSpec { k, sum: true }, 0),
         // The partial, and how many ids beat the target.
-        Request::Logprobs { top_n, .. } => {
-            encoded_stride(PartialSpec { k: top_n.max(1), sum: true }, ids) + 4
-        }
+        Request::Logprobs { top_n, .. } => candidates(PartialSpec { k: top_n.max(1), sum: true }, 4),
+        Request::Sample => None,
     }
 }
 
@@ -179,5 +186,8 @@ mod tests {
         );
         assert!(said(&[1, 1], &Request::top_k(0)).contains("request topk"));
         assert!(said(&[1, 1], &Request::logprobs(1)).contains("logprobs_chunk_bytes"));
+        assert!(
+            said(&[1, 1], &Request::Sample).contains("wanted logits, argmax, topk or logprobs, got sample")
+        );
     }
 }

@@ -55,6 +55,9 @@ fn bad_input_is_refused_with_a_sentence() {
     let with_hidden = |name: &str| vec!["--head".to_string(), head.clone(), "--hidden".into(), file(name)];
     let logprobs_of = |name: &str| [with_hidden(name), vec!["--request".into(), "logprobs".into()]].concat();
     let with = |extra: &[&str]| base.iter().chain(extra).map(ToString::to_string).collect::<Vec<String>>();
+    let sampled = |extra: &[&str]| {
+        [with(&["--request", "sample"]), extra.iter().map(ToString::to_string).collect()].concat()
+    };
     let only = |args: &[&str]| args.iter().map(ToString::to_string).collect::<Vec<String>>();
     let table: Vec<(Vec<String>, &[&str])> = vec![
         (only(&[]), &["--model, --head, --preset: wanted one of them, got none"]),
@@ -114,7 +117,31 @@ fn bad_input_is_refused_with_a_sentence() {
             with(&["--request", "logprobs:151"]),
             &["--request logprobs:N: wanted at most the vocabulary size, 150", "151"],
         ),
-        (with(&["--request", "logprobsx"]), &["--request: wanted logits, argmax, topk:K or logprobs[:N]"]),
+        (
+            with(&["--request", "logprobsx"]),
+            &["--request: wanted logits, argmax, topk:K, sample or logprobs[:N]"],
+        ),
+        (
+            with(&["--temperature", "0.5"]),
+            &["--temperature: wanted --request sample beside it, got `logits`"],
+        ),
+        (
+            with(&["--top-k", "5", "--request", "topk:5"]),
+            &["--top-k: wanted --request sample beside it, got `topk:5`"],
+        ),
+        (
+            sampled(&["--temperature", "-0.5"]),
+            &["--temperature: wanted a finite number of at least 0, got `-0.5`"],
+        ),
+        (sampled(&["--temperature", "NaN"]), &["--temperature: wanted a finite number", "`NaN`"]),
+        (sampled(&["--temperature", "inf"]), &["--temperature: wanted a finite number", "`inf`"]),
+        (sampled(&["--temperature", "warm"]), &["--temperature: wanted a number, got `warm`"]),
+        (sampled(&["--top-k", "-1"]), &["--top-k: wanted a whole number of at least 0, got `-1`"]),
+        (sampled(&["--top-p", "0"]), &["--top-p: wanted a number above 0 and at most 1, got `0`"]),
+        (sampled(&["--top-p", "1.5"]), &["--top-p: wanted a number above 0 and at most 1, got `1.5`"]),
+        (sampled(&["--top-p", "nan"]), &["--top-p: wanted a number above 0"]),
+        (sampled(&["--min-p", "-0.1"]), &["--min-p: wanted a number from 0 to 1, got `-0.1`"]),
+        (sampled(&["--min-p", "2"]), &["--min-p: wanted a number from 0 to 1, got `2`"]),
         (with(&["--processed"]), &["--processed: wanted --request logprobs beside it, got `logits`"]),
         (
             logprobs_of("target_150"),
@@ -159,7 +186,7 @@ fn bad_input_is_refused_with_a_sentence() {
         (with(&["--request", "topk:-1"]), &["--request topk:K", "got `topk:-1`"]),
         (
             with(&["--request", "topk"]),
-            &["--request: wanted logits, argmax, topk:K or logprobs[:N], got `topk`"],
+            &["--request: wanted logits, argmax, topk:K, sample or logprobs[:N], got `topk`"],
         ),
         (with(&["--logits-dtype", "i8"]), &["--logits-dtype: wanted f32, bf16 or f16, got `i8`"]),
         (with(&["--quantize", "int4"]), &["--quantize: wanted none, w8a8 or w8a16, got `int4`"]),

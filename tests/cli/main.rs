@@ -4,6 +4,7 @@ mod adjusted;
 mod bad_input;
 mod plan;
 mod quantize;
+mod sampled;
 
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};
@@ -262,7 +263,7 @@ fn presets_run_with_any_quantisation_and_epilogue() {
     let rows: Vec<u64> =
         json["ranks"].as_array().unwrap().iter().map(|r| r["output_rows"].as_u64().unwrap()).collect();
     assert_eq!(rows, [10, 9, 9], "28 rows, as even as possible");
-    for (request, rounds) in [("logits", 3), ("topk:8", 3), ("logprobs:8", 5)] {
+    for (request, rounds) in [("logits", 3), ("topk:8", 3), ("logprobs:8", 5), ("sample", 4)] {
         let printed = good(&[
             "run",
             "--preset",
@@ -276,7 +277,10 @@ fn presets_run_with_any_quantisation_and_epilogue() {
             request,
         ]);
         let json: serde_json::Value = serde_json::from_str(&printed).unwrap();
-        assert_eq!(json["step"]["rounds"], rounds, "header, rows, results; and targets, their logits");
+        assert_eq!(
+            json["step"]["rounds"], rounds,
+            "header, rows, results; and targets, their logits, or parameters"
+        );
         let (bytes, full) = (&json["step"]["bytes_exchanged"], &json["step"]["full_logits_bytes"]);
         assert_eq!(bytes == full, request == "logits", "{request}: {bytes} and {full}");
     }

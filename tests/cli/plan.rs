@@ -326,6 +326,10 @@ fn bad_plans_are_refused_with_a_sentence() {
         (tiny("--rows-per-rank 16777217"), &["wanted at most 16777216 rows on a rank"]),
         (tiny("--request topk:0"), &["--request topk:K: wanted k from 1"]),
         (tiny("--request topk:1001"), &["vocabulary size, 1000", "1001"]),
+        (
+            tiny("--dp 2 --request sample"),
+            &["what a step exchanges, worked out before it runs: wanted logits, argmax, topk or logprobs, got sample"],
+        ),
         (tiny("--request guess"), &["--request: wanted logits, argmax, topk:K", "got `guess`"]),
         (tiny("--logits-dtype i8"), &["--logits-dtype: wanted f32, bf16 or f16"]),
         (

@@ -163,6 +163,7 @@ pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
             let ids = [ranks[row]].into_iter().chain(top_ids[own].iter().copied());
             floats.map(|v| u64::from(v.to_bits())).chain(ids.map(|i| i as u64)).collect()
         }
+        Output::Sample { ids } => vec![ids[row] as u64],
         other => panic!("no bits known of {other:?}"),
     };
     (answer.row_status[row] as u8, bits)

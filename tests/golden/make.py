@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import adjusted
+import sampled
 
 HERE = Path(__file__).resolve().parent
 NAN = float("nan")
@@ -1114,6 +1115,7 @@ def main() -> int:
     folders = {
         HERE: {f"{name}.safetensors": generate(name, build) for name, build in CASES.items()},
         HERE / "adjusted": adjusted.files(sys.modules[__name__]),
+        HERE / "sampled": sampled.files(sys.modules[__name__]),
     }
     files = {name: content for files in folders.values() for name, content in files.items()}
     total = sum(map(len, files.values()))

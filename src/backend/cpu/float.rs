@@ -38,12 +38,6 @@ impl<W: Widen> Kind<LANES> for Float<W> {
 
     #[inline(always)]
     fn reduce(sums: &Lanes<f32>) -> f32 {
-        let mut lanes = sums.0;
-        for width in [8, 4, 2, 1] {
-            for i in 0..width {
-                lanes[i] += lanes[i + width];
-            }
-        }
-        lanes[0]
+        sums.sum()
     }
 }

@@ -1,9 +1,12 @@
 //! The instruction sets that the inner loops are compiled for, and the one way to call them.
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
+use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::fmt;
+use std::sync::OnceLock;
 
 /// The environment variable that names the instruction set; read once, when a backend is made.
 pub const ISA_VARIABLE: &str = "LMHEAD_CPU_ISA";
@@ -17,11 +20,14 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
     Avx512,
+    /// Those and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later. Heads in bf16 take its `vdpbf16ps`, twice the products of an
+    /// FMA; all others are computed as by [`Isa::Avx512`].
+    Avx512Bf16,
 }
 
 impl Isa {
     /// Every instruction set, least to most capable.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
 
     /// The name used in [`ISA_VARIABLE`] and in messages.
     pub const fn name(self) -> &'static str {
@@ -29,6 +35,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -47,6 +54,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -80,13 +89,23 @@ impl Isa {
         }
     }
 
-    /// The family whose members give the same bits: the lane layout and the order of the sums are the same in
-    /// every loop, so only fused or separate rounding tells them apart.
-    pub const fn family(self) -> &'static str {
+    /// The family whose members give the same bits for heads of `weights`: the lane layout and the order of the sums are the same in
+    /// every loop, so only fused or separate rounding tells them apart. `vdpbf16ps` rounds as its maker chose, so the maker is named.
+    pub fn family(self, weights: DType) -> &'static str {
         match self {
             Isa::Portable => "portable",
-            Isa::Avx2 | Isa::Avx512 => "fma",
+            _ if self.takes_bf16(weights) => match processor_vendor() {
+                Some("AuthenticAMD") => "bf16-amd",
+                Some("GenuineIntel") => "bf16-intel",
+                _ => "bf16",
+            },
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => "fma",
         }
+    }
+
+    /// Whether products of bf16 are added without widening them first.
+    pub(super) fn takes_bf16(self, weights: DType) -> bool {
+        self == Isa::Avx512Bf16 && weights == DType::Bf16
     }
 
     /// Runs `work` compiled for this instruction set.
@@ -101,6 +120,9 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { run_avx512(work) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => unsafe { run_avx512_bf16(work) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("not available"),
         }
@@ -139,6 +161,17 @@ pub(super) trait Arith {
         for l in 0..L {
             let pair = i32::from(x[l][0]) * i32::from(w[l][0]) + i32::from(x[l][1]) * i32::from(w[l][1]);
             sums[l] = sums[l].wrapping_add(pair);
+        }
+    }
+
+    /// `sums[l] += x[l][1] * w[l][1] + x[l][0] * w[l][0]` in f32, as the hardware rounds it. Only asked of the instruction sets that
+    /// have an instruction for it ([`Isa::takes_bf16`]); here it is what that does in two steps.
+    #[inline(always)]
+    fn mul_add_bf16_pairs<const L: usize>(x: &[[bf16; 2]; L], w: &[[bf16; 2]; L], sums: &mut [f32; L]) {
+        for l in 0..L {
+            for i in [1, 0] {
+                sums[l] = Self::mul_add(x[l][i].to_f32(), w[l][i].to_f32(), sums[l]);
+            }
         }
     }
 }
@@ -214,6 +247,52 @@ impl Arith for Avx512 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Avx512Bf16;
+#[cfg(target_arch = "x86_64")]
+impl Arith for Avx512Bf16 {
+    const FUSED: bool = true;
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
+        Avx512::mul_add_pairs(x, w, sums);
+    }
+
+    #[inline(always)]
+    fn mul_add_bf16_pairs<const L: usize>(x: &[[bf16; 2]; L], w: &[[bf16; 2]; L], sums: &mut [f32; L]) {
+        for ((x, w), sums) in
+            x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0).zip(sums.as_chunks_mut::<16>().0)
+        {
+            // SAFETY: this type is named by run_avx512_bf16 alone, which is called where AVX-512 F and BF16 were
+            // detected; each pointer is to an array of exactly 64 bytes; __m512bh is any 64 bytes.
+            unsafe {
+                let load = |pairs: &[[bf16; 2]; 16]| -> __m512bh {
+                    std::mem::transmute(_mm512_loadu_si512(pairs.as_ptr().cast()))
+                };
+                let sum = _mm512_dpbf16_ps(_mm512_loadu_ps(sums.as_ptr()), load(x), load(w));
+                _mm512_storeu_ps(sums.as_mut_ptr(), sum);
+            }
+        }
+    }
+}
+
+/// Who made this machine's processor.
+fn processor_vendor() -> Option<&'static str> {
+    static VENDOR: OnceLock<Option<String>> = OnceLock::new();
+    let ask = || {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let id = __cpuid(0);
+            let bytes = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat();
+            String::from_utf8(bytes).ok()
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    };
+    VENDOR.get_or_init(ask).as_deref()
+}
+
 /// Asks for the cache line of `value` before it is needed. A hint: it reads nothing.
 #[inline(always)]
 pub(super) fn prefetch<T>(value: &T) {
@@ -236,4 +315,10 @@ fn run_avx2<W: Work>(work: W) -> W::Output {
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn run_avx512<W: Work>(work: W) -> W::Output {
     work.run::<Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+fn run_avx512_bf16<W: Work>(work: W) -> W::Output {
+    work.run::<Avx512Bf16>()
 }

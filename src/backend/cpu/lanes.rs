@@ -21,14 +21,31 @@ impl<E: Default + Copy> Default for Lanes<E> {
     }
 }
 
-/// Thirty-two widened int8 elements: two for each lane.
+impl Lanes<f32> {
+    /// The lanes' sum, in the one order that there is.
+    #[inline(always)]
+    pub fn sum(&self) -> f32 {
+        let mut lanes = self.0;
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        lanes[0]
+    }
+}
+
+/// Thirty-two elements of 16 bits, two for each lane: widened int8, or bf16 as it is.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Pairs(pub [i16; 2 * LANES]);
+pub(super) struct Pairs<E>(pub [E; PAIRS]);
 
-impl Default for Pairs {
+/// Elements of [`Pairs`].
+pub(super) const PAIRS: usize = 2 * LANES;
+
+impl<E: Default + Copy> Default for Pairs<E> {
     fn default() -> Self {
-        Pairs([0; 2 * LANES])
+        Pairs([E::default(); PAIRS])
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! hidden rows -> pack.rs   gathered by index, widened or quantised, in tiles        (once per call)
 //!             -> block.rs  packed rows x 64 vocabulary ids -> raw f32 logits         (one task per block)
-//!                float.rs, int8.rs: the inner loops; lanes.rs: the order of every sum; isa.rs: the instruction sets
+//!                float.rs, bf16_dot.rs, int8.rs: the inner loops; lanes.rs: the order of every sum; isa.rs: the instruction sets
 //!             -> epilogue  dequantise, bias, softcap, scale; adjustments
 //!             -> rounded into the caller's rows, or pushed to the row's partial
 //! ```
@@ -13,18 +13,20 @@
 //! where those are larger) and sums (1 KiB for each row of a pass); for partials one `RowPartial` for each row of
 //! a pass and running task. Never rows x vocabulary.
 
+mod bf16_dot;
 mod block;
 mod float;
 mod int8;
 mod isa;
 mod lanes;
 mod pack;
+mod sampling;
 mod tally;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
 use crate::adjust::ShardAdjustments;
-use crate::backend::{Backend, Job, LogitsOut, Tally};
+use crate::backend::{Backend, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -32,12 +34,13 @@ use crate::error::{Error, Result};
 use crate::merge::{BLOCK, PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
 use crate::weights::{HeadShard, Matrix};
+use bf16_dot::Bf16;
 use block::{Matmul, Scratch};
 use float::Float;
 use half::{bf16, f16};
 use int8::Int8;
 use isa::{Arith, Work};
-use lanes::{Kind, LANES, Lanes, Pairs};
+use lanes::{Kind, LANES, Lanes, PAIRS, Pairs};
 use pack::Packed;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -120,7 +123,11 @@ impl Backend for CpuBackend {
 
     /// `cpu/FAMILY/VERSION DTYPE`. Instruction sets of a family ([`Isa::family`]) give the same bits.
     fn fingerprint(&self, weights: DType) -> String {
-        format!("cpu/{}/{VERSION} {weights}", self.isa.family())
+        format!("cpu/{}/{VERSION} {weights}", self.isa.family(weights))
+    }
+
+    fn flushes_subnormals(&self, weights: DType) -> bool {
+        self.isa.takes_bf16(weights)
     }
 
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
@@ -247,6 +254,10 @@ impl Backend for CpuBackend {
     fn tally(&self, tally: Tally<'_>) -> Result<()> {
         tally::tally(&self.pool, tally)
     }
+
+    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
+        sampling::sample(&self.pool, self.isa, held, pass)
+    }
 }
 
 /// What both calls ask of a job.
@@ -317,7 +328,8 @@ impl<'a> Columns<'a> {
 /// Packed rows of either kind.
 enum PackedRows {
     Float(Packed<Lanes<f32>>),
-    Int8(Packed<Pairs>),
+    Bf16(Packed<Pairs<bf16>>),
+    Int8(Packed<Pairs<i16>>),
 }
 
 /// One pass over the shard: some rows, packed, and all that a task must know to compute a block of their logits.
@@ -347,7 +359,7 @@ impl<'a> Pass<'a> {
     /// `take(row, logits [ids.len()], all finite)`.
     fn block(&self, ids: Range<usize>, take: impl FnMut(usize, &[f32], bool)) {
         THREAD.with_borrow_mut(|thread| {
-            let Thread { logits, float, int8 } = thread;
+            let Thread { logits, float, bf16, int8 } = thread;
             logits.resize(self.rows.len() * BLOCK, 0.0);
             let start = self.shard.vocab().start;
             let own = ids.start - start..ids.end - start;
@@ -362,12 +374,16 @@ impl<'a> Pass<'a> {
                 (PackedRows::Float(x), Matrix::Bf16(w)) => {
                     self.matmul::<LANES, Float<bf16>>(x, w, &own, logits, float);
                 }
+                (PackedRows::Bf16(x), Matrix::Bf16(w)) => {
+                    self.matmul::<PAIRS, Bf16>(x, w, &own, logits, bf16);
+                }
+                (PackedRows::Bf16(_), _) => unreachable!("only bf16 weights take rows in bf16"),
                 (PackedRows::Float(x), Matrix::I8 { values, scales: s }) => {
                     self.matmul::<LANES, Float<i8>>(x, values, &own, logits, float);
                     scales = &s[own.clone()];
                 }
                 (PackedRows::Int8(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<{ int8::STEP }, Int8>(x, values, &own, logits, int8);
+                    self.matmul::<PAIRS, Int8>(x, values, &own, logits, int8);
                     scales = &s[own.clone()];
                 }
                 (PackedRows::Int8(_), _) => unreachable!("only int8 weights quantise their rows"),
@@ -396,6 +412,9 @@ impl<'a> Pass<'a> {
 
 fn pack_rows(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
     match shard.quantization() {
+        Quantization::None if isa.takes_bf16(shard.matrix().dtype()) => {
+            PackedRows::Bf16(pack::bf16(rows, range))
+        }
         Quantization::W8a8 => PackedRows::Int8(pack::quantized(isa, rows, range)),
         Quantization::None | Quantization::W8a16 => PackedRows::Float(pack::float(isa, rows, range)),
     }
@@ -412,7 +431,8 @@ struct Thread {
     /// `[rows of the pass, BLOCK]`
     logits: Vec<f32>,
     float: Scratch<Lanes<f32>, f32>,
-    int8: Scratch<Pairs, i32>,
+    bf16: Scratch<Pairs<bf16>, f32>,
+    int8: Scratch<Pairs<i16>, i32>,
 }
 
 /// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.

@@ -1,11 +1,12 @@
 //! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles read.
 
-use super::int8::{self, Int8};
+use super::int8::Int8;
 use super::isa::{Arith, Isa, Work};
-use super::lanes::{Kind, LANES, Lanes, Pairs};
+use super::lanes::{Kind, LANES, Lanes, PAIRS, Pairs};
 use crate::dtype::DType;
 use crate::quantize::quantize_row;
 use crate::rows::HiddenRows;
+use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -73,9 +74,27 @@ pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Pac
     Packed { steps, rows: range.len(), per_row, scales: Vec::new() }
 }
 
+/// Rows `range`, which are bf16, as they are.
+pub(super) fn bf16(rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Pairs<bf16>> {
+    let per_row = rows.hidden().div_ceil(PAIRS);
+    let mut steps = vec![Pairs::default(); range.len() * per_row];
+    steps.par_chunks_mut((TILE_ROWS * per_row).max(1)).enumerate().for_each(|(tile, steps)| {
+        let first = range.start + tile * TILE_ROWS;
+        let tile_rows = TILE_ROWS.min(range.end - first);
+        for r in 0..tile_rows {
+            for (k, chunk) in rows.row(first + r).chunks(2 * PAIRS).enumerate() {
+                for (element, bytes) in steps[k * tile_rows + r].0.iter_mut().zip(chunk.as_chunks::<2>().0) {
+                    *element = bf16::from_le_bytes(*bytes);
+                }
+            }
+        }
+    });
+    Packed { steps, rows: range.len(), per_row, scales: Vec::new() }
+}
+
 /// Widens rows `range` to f32 and quantises them (promise 2); the int8 values are kept as int16.
-pub(super) fn quantized(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Pairs> {
-    let per_row = rows.hidden().div_ceil(int8::STEP);
+pub(super) fn quantized(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Pairs<i16>> {
+    let per_row = rows.hidden().div_ceil(PAIRS);
     let mut steps = vec![Pairs::default(); range.len() * per_row];
     let mut scales = vec![1.0; range.len()];
     let tiles = steps.par_chunks_mut((TILE_ROWS * per_row).max(1));
@@ -87,7 +106,7 @@ pub(super) fn quantized(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) ->
         for (r, scale) in scales.iter_mut().enumerate() {
             isa.run(WidenRow { bytes: rows.row(first + r), dtype: rows.dtype(), out: &mut wide });
             *scale = quantize_row(&wide, &mut quantized);
-            for (k, chunk) in quantized.chunks(int8::STEP).enumerate() {
+            for (k, chunk) in quantized.chunks(PAIRS).enumerate() {
                 steps[k * tile_rows + r] = Int8::widen_tail(chunk);
             }
         }

@@ -6,6 +6,7 @@ use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::Request;
+use lmhead::sampling::SamplingParams;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -58,12 +59,24 @@ pub struct RunArgs {
     #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
     pub mode: CountMode,
 
-    /// logits | argmax | topk:K | logprobs[:N] (of the ids in targets i32 or i64 [n] of --hidden, and of the N best)
+    /// logits | argmax | topk:K | sample | logprobs[:N] (of the ids in targets i32 or i64 [n] of --hidden, and of the N best)
     #[arg(long, value_name = "WHAT", default_value = "logits", allow_hyphen_values = true)]
     pub request: String,
     /// With logprobs: of the logits with --hidden's adjustments, which raw logprobs leave aside
     #[arg(long)]
     pub processed: bool,
+    /// With sample: 0 takes the largest logit, 1 the model's distribution, more flattens it [default: 1]
+    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    pub temperature: Option<String>,
+    /// With sample: only the K largest logits; 0: all [default: 0]
+    #[arg(long, value_name = "K", allow_hyphen_values = true)]
+    pub top_k: Option<String>,
+    /// With sample: only the most probable ids that together have this probability, above 0, at most 1 [default: 1]
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub top_p: Option<String>,
+    /// With sample: only ids at least this probable relative to the most probable one, from 0 to 1 [default: 0]
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub min_p: Option<String>,
     /// f32 | bf16 | f16: the type that --request logits rounds to
     #[arg(long, value_name = "DTYPE", default_value = "f32", allow_hyphen_values = true)]
     pub logits_dtype: String,
@@ -76,7 +89,8 @@ pub struct RunArgs {
     /// Threads of the CPU backend, which all ranks share [default: all cores]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub threads: Option<String>,
-    /// Seed of synthetic weights and rows (without --hidden), and of the check's sample
+    /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its output row) and of the
+    /// check's choice of rows
     #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
     pub seed: String,
     /// Steps to time after the warm-up; medians are reported
@@ -193,6 +207,51 @@ impl RunArgs {
         self.quantize.as_deref().map(parse).transpose()
     }
 
+    /// How every row is sampled; `None` where the request is another one.
+    pub fn sampling(&self) -> Result<Option<SamplingParams>> {
+        let options = [
+            ("--temperature", &self.temperature),
+            ("--top-k", &self.top_k),
+            ("--top-p", &self.top_p),
+            ("--min-p", &self.min_p),
+        ];
+        if self.request != "sample" {
+            let given = options.iter().find(|(_, text)| text.is_some());
+            let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
+            return given.map_or(Ok(None), |(option, _)| Err(refused(option, wanted, &self.request, fix)));
+        }
+        let number = |option: &str, text: &Option<String>, default: f32| match text {
+            None => Ok(default),
+            Some(text) => {
+                text.parse::<f32>().map_err(|_| refused(option, "a number", text, "write it as in 0.8"))
+            }
+        };
+        let mut params = SamplingParams { seed: self.seed()?, ..SamplingParams::default() };
+        if let Some(text) = &self.top_k {
+            params.top_k = text
+                .parse()
+                .map_err(|_| refused("--top-k", "a whole number of at least 0", text, "0 keeps all ids"))?;
+        }
+        // One after the other, so that the rule that is broken is the option's.
+        for (option, text) in options {
+            let checked = match option {
+                "--temperature" => {
+                    SamplingParams { temperature: number(option, text, params.temperature)?, ..params }
+                }
+                "--top-p" => SamplingParams { top_p: number(option, text, params.top_p)?, ..params },
+                "--min-p" => SamplingParams { min_p: number(option, text, params.min_p)?, ..params },
+                _ => params,
+            };
+            let text = text.as_deref().unwrap_or_default();
+            checked.check(0).map_err(|error| match error {
+                Error::Request { wanted, fix, .. } => refused(option, &wanted, text, &fix),
+                other => other,
+            })?;
+            params = checked;
+        }
+        Ok(Some(params))
+    }
+
     pub fn request(&self) -> Result<Request> {
         let RunArgs { request, logits_dtype, processed, .. } = self;
         RequestWords { request, logits_dtype, processed: *processed }.parse()
@@ -244,6 +303,7 @@ impl RequestWords<'_> {
         match self.request {
             "logits" => Ok(Request::Logits { dtype }),
             "argmax" => Ok(Request::Argmax),
+            "sample" => Ok(Request::Sample),
             other => match other.strip_prefix("topk:").map(str::parse) {
                 Some(Ok(k)) => Ok(Request::TopK { k }),
                 Some(Err(_)) => Err(refused(
@@ -254,7 +314,7 @@ impl RequestWords<'_> {
                 )),
                 None => Err(refused(
                     "--request",
-                    "logits, argmax, topk:K or logprobs[:N]",
+                    "logits, argmax, topk:K, sample or logprobs[:N]",
                     other,
                     "use one of those",
                 )),

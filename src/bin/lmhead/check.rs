@@ -21,6 +21,15 @@ const SAMPLE_ROWS: usize = 16;
 const SAMPLE_COLUMNS: usize = 4096;
 const SAMPLE_WHOLE_ROWS: usize = 4;
 
+/// What is known of the numbers that are checked.
+#[derive(Clone, Copy)]
+pub struct Data {
+    /// Bell-shaped, so that the tight limit holds.
+    pub gaussian: bool,
+    /// The backend takes subnormal numbers for zeros.
+    pub flushes: bool,
+}
+
 /// What was compared and how far it was off.
 #[derive(Serialize)]
 pub struct CheckReport {
@@ -50,7 +59,7 @@ pub fn check(
     shards: &[Arc<HeadShard>],
     config: &HeadConfig,
     seed: u64,
-    gaussian: bool,
+    data: Data,
 ) -> Result<CheckReport> {
     // Whether a row has anything allowed is seen on all columns only.
     let all_columns = !matches!(answer.output, Output::Logits { .. }) || rows.data.is_adjusted();
@@ -87,7 +96,7 @@ pub fn check(
     for &row in &chosen_rows {
         let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
         let judged = |columns: &[usize]| -> Result<(Vec<Truth>, bool)> {
-            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns)?;
+            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns, data.flushes)?;
             let mut broken = !finite || truths.iter().any(Truth::may_overflow);
             rows.data.with(|inputs| {
                 if let Some(adjustments) = &inputs.adjustments {
@@ -161,11 +170,19 @@ pub fn check(
                 let target = rows.data.with(|inputs| inputs.targets.map_or(0, |t| t[row] as usize));
                 report.logprobs(row, &truths, target, logprobs[row], ranks[row], tops);
             }
+            Output::Sample { ids } => {
+                let params =
+                    rows.data.with(|inputs| inputs.sampling.expect("a request to sample has them")[row]);
+                report.values += 1;
+                if let Err(text) = reference::judge_sample(&truths, &params, ids[row]) {
+                    report.mistake(format!("row {row}: {text}"));
+                }
+            }
             _ => unreachable!("args knows these requests only"),
         }
     }
     let plain = plain && !rows.data.is_adjusted();
-    if gaussian && plain && counted > 0 && squares > 0.0 {
+    if data.gaussian && plain && counted > 0 && squares > 0.0 {
         let over_rms = largest / (squares / counted as f64).sqrt();
         report.error_over_rms = Some(over_rms);
         if over_rms > RMS_LIMIT {
@@ -202,7 +219,7 @@ impl CheckReport {
     /// A row whose status is not good answers id -1 and NaN; `Logits` passes what was computed.
     fn unanswered(&mut self, row: usize, output: &Output) {
         let good = match output {
-            Output::Argmax { ids } => ids[row] == -1,
+            Output::Argmax { ids } | Output::Sample { ids } => ids[row] == -1,
             Output::TopK { k, values, ids, logsumexp } => {
                 let own = row * k..(row + 1) * k;
                 ids[own.clone()].iter().all(|id| *id == -1)
@@ -309,11 +326,12 @@ fn truths(
     bytes: &[u8],
     dtype: DType,
     columns: &[usize],
+    flushes: bool,
 ) -> Result<(Vec<Truth>, bool)> {
     let prepared: Vec<(Reference, ReferenceRow)> = shards
         .iter()
         .map(|shard| {
-            let reference = Reference::new(shard, config.epilogue());
+            let reference = Reference::new(shard, config.epilogue()).flushing(flushes);
             reference.row(bytes, dtype).map(|row| (reference, row))
         })
         .collect::<Result<_>>()?;
@@ -358,6 +376,7 @@ mod tests {
     use super::*;
     use lmhead::config::Quantization;
     use lmhead::result::Request;
+    use lmhead::sampling::SamplingParams;
     use lmhead::weights::synthetic;
 
     const ROWS: usize = 3;
@@ -373,7 +392,8 @@ mod tests {
         let bytes = (0..ROWS as u64)
             .flat_map(|row| synthetic::hidden_row(SEED, row, preset.hidden_size, preset.dtype))
             .collect();
-        let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request);
+        let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request)
+            .sampled((request == Request::Sample).then(SamplingParams::default), ROWS);
         let origin = "test".into();
         let rows = Rows { bytes, dtype: preset.dtype, origin, counts: vec![ROWS], indices: None, data };
         let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
@@ -381,7 +401,7 @@ mod tests {
         let size = config.hidden_size * rows.dtype.size();
         for row in 0..ROWS {
             let own = &rows.bytes[row * size..(row + 1) * size];
-            let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything).unwrap();
+            let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything, false).unwrap();
             let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
             match &mut answer.output {
                 Output::Logits { dtype, vocab_size, bytes } => {
@@ -390,6 +410,11 @@ mod tests {
                     dtype.round_into(&wide, &mut bytes[row * stride..(row + 1) * stride]);
                 }
                 Output::Argmax { ids } => ids[row] = reference::top_k(&logits, 1)[0] as i64,
+                Output::Sample { ids } => {
+                    let wide: Vec<f32> = logits.iter().map(|l| *l as f32).collect();
+                    let params = rows.data.with(|inputs| inputs.sampling.unwrap()[row]);
+                    ids[row] = reference::sample(&wide, &params).unwrap() as i64;
+                }
                 Output::TopK { k, values, ids, logsumexp } => {
                     for (place, id) in reference::top_k(&logits, *k).into_iter().enumerate() {
                         ids[row * *k + place] = id as i64;
@@ -418,7 +443,8 @@ mod tests {
     fn passes(request: Request, spoil: impl FnOnce(&mut Assembled)) -> bool {
         let (mut answer, rows, shards, config) = right_answer(request);
         spoil(&mut answer);
-        let report = check(&answer, &rows, &shards, &config, SEED, true).unwrap();
+        let report =
+            check(&answer, &rows, &shards, &config, SEED, Data { gaussian: true, flushes: false }).unwrap();
         assert_eq!(report.passed, report.mistakes.is_empty());
         assert!(report.everything && report.rows == ROWS);
         report.passed
@@ -472,6 +498,21 @@ mod tests {
         assert!(!passes(top, |a| parts(a).0[3] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_sampled_fails() {
+        let request = Request::sample();
+        let spoil = |id: i64| {
+            passes(request, |answer| {
+                let Output::Sample { ids } = &mut answer.output else { unreachable!() };
+                ids[1] = if id < 0 { ids[1] } else { id };
+            })
+        };
+        assert!(spoil(-1), "the right one");
+        // One id is drawn from this row; every other is wrong.
+        let wrong = (0..1000).filter(|id| !spoil(*id)).count();
+        assert_eq!(wrong, 999);
     }
 
     #[test]

@@ -271,7 +271,8 @@ impl Rows {
                 let dtype = source.hidden_dtype(config)?;
                 let seed = args.seed()?;
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
-                let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request);
+                let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request)
+                    .sampled(args.sampling()?, total(&counts)?);
                 Ok(Rows {
                     bytes,
                     dtype,
@@ -303,7 +304,8 @@ impl Rows {
                     false => None,
                 };
                 let outputs = indices.as_ref().map_or(hidden.rows, Vec::len);
-                let data = RowData::read(&file, outputs, config.vocab_size, request)?;
+                let data = RowData::read(&file, outputs, config.vocab_size, request)?
+                    .sampled(args.sampling()?, outputs);
                 let origin = path.display().to_string();
                 Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, origin, counts, indices, data })
             }

@@ -146,6 +146,7 @@ impl Assembled {
                 Output::Logits { dtype, vocab_size, bytes }
             }
             Request::Argmax => Output::Argmax { ids: filled(0, [rows, 1, 1])? },
+            Request::Sample => Output::Sample { ids: filled(0, [rows, 1, 1])? },
             Request::TopK { k } => Output::TopK {
                 k,
                 values: filled(0.0, [rows, k, 1])?,
@@ -172,7 +173,8 @@ impl Assembled {
                 let size = *vocab_size * dtype.size();
                 bytes[to * size..][..size].copy_from_slice(&theirs[from * size..][..size]);
             }
-            (Output::Argmax { ids }, Output::Argmax { ids: theirs }) => ids[to] = theirs[from],
+            (Output::Argmax { ids }, Output::Argmax { ids: theirs })
+            | (Output::Sample { ids }, Output::Sample { ids: theirs }) => ids[to] = theirs[from],
             (
                 Output::TopK { k, values, ids, logsumexp },
                 Output::TopK { values: their_values, ids: their_ids, logsumexp: theirs, .. },
@@ -212,6 +214,7 @@ impl Assembled {
                 vec![("logits", dtype, vec![self.rows, *vocab_size], bytes.into())]
             }
             Output::Argmax { ids } => vec![("argmax", Dtype::I64, vec![self.rows], little_i64(ids).into())],
+            Output::Sample { ids } => vec![("sampled", Dtype::I64, vec![self.rows], little_i64(ids).into())],
             Output::TopK { k, values, ids, logsumexp } => vec![
                 ("topk_values", Dtype::F32, vec![self.rows, *k], little_f32(values).into()),
                 ("topk_ids", Dtype::I64, vec![self.rows, *k], little_i64(ids).into()),

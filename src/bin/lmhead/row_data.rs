@@ -4,6 +4,7 @@ use lmhead::adjust::{Additions, Adjustments};
 use lmhead::error::{Error, Result};
 use lmhead::result::{Request, RowInputs};
 use lmhead::rows;
+use lmhead::sampling::SamplingParams;
 use lmhead::weights::SafetensorsFile;
 use safetensors::Dtype;
 
@@ -16,6 +17,8 @@ pub struct RowData {
     allowed: Option<Vec<i32>>,
     /// `adjust_rows`, `adjust_ids` and `adjust_values`, by row.
     additions: Option<OwnAdditions>,
+    /// Of the output rows, for sampling.
+    sampling: Option<Vec<SamplingParams>>,
     words: usize,
     /// There are adjustments, and raw logprobs do not see them.
     left_aside: bool,
@@ -39,6 +42,7 @@ impl RowData {
             targets: if logprobs { Some(targets(file, n, vocab_size)?) } else { None },
             allowed: allowed(file, n, words)?,
             additions: additions(file, n)?,
+            sampling: None,
             words,
             left_aside: false,
         };
@@ -58,6 +62,12 @@ impl RowData {
         };
         let wanted = matches!(request, Request::Logprobs { .. });
         RowData { targets: wanted.then(|| (0..n).map(target).collect()), ..RowData::default() }
+    }
+
+    /// Every one of `n` rows is sampled with the same parameters, each at its own position.
+    pub fn sampled(self, params: Option<SamplingParams>, n: usize) -> Self {
+        let each = |params| (0..n as u64).map(|position| SamplingParams { position, ..params }).collect();
+        RowData { sampling: params.map(each), ..self }
     }
 
     /// What a person should know of tensors that this run does not use.
@@ -86,7 +96,8 @@ impl RowData {
             own
         });
         let targets = self.targets.as_ref().map(|all| places.iter().map(|&row| all[row]).collect());
-        RowData { targets, allowed, additions, words: self.words, left_aside: self.left_aside }
+        let sampling = self.sampling.as_ref().map(|all| places.iter().map(|&row| all[row]).collect());
+        RowData { targets, allowed, additions, sampling, words: self.words, left_aside: self.left_aside }
     }
 
     /// As the library takes it.
@@ -99,6 +110,7 @@ impl RowData {
         let adjustments = Adjustments { allowed: self.allowed.as_deref(), additions, penalties: None };
         use_them(RowInputs {
             targets: self.targets.as_deref(),
+            sampling: self.sampling.as_deref(),
             adjustments: self.is_adjusted().then_some(adjustments),
         })
     }

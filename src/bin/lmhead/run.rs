@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     // Everything that the user wrote is judged before anything is loaded or computed.
     let (request, threads, steps, seed) = (args.request()?, args.threads()?, args.steps()?, args.seed()?);
+    args.sampling()?;
     args.check_ranks()?;
     let mut settings = match &args.config {
         Some(path) => Settings::from_file(path)?,
@@ -90,7 +91,10 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let checked = match args.check {
         true => {
             let shards = group_shards(&ranks);
-            Some(check::check(&answer, &rows, &shards, &config, seed, source.is_synthetic())?)
+            let weights = shards.first().map_or(source.dtype(), |shard| shard.matrix().dtype());
+            let data =
+                check::Data { gaussian: source.is_synthetic(), flushes: backend.flushes_subnormals(weights) };
+            Some(check::check(&answer, &rows, &shards, &config, seed, data)?)
         }
         false => None,
     };
@@ -166,7 +170,8 @@ fn same_bits(a: &Answer, b: &Answer) -> bool {
     a.row_status == b.row_status
         && match (&a.output, &b.output) {
             (Output::Logits { bytes: a, .. }, Output::Logits { bytes: b, .. }) => a == b,
-            (Output::Argmax { ids: a }, Output::Argmax { ids: b }) => a == b,
+            (Output::Argmax { ids: a }, Output::Argmax { ids: b })
+            | (Output::Sample { ids: a }, Output::Sample { ids: b }) => a == b,
             (
                 Output::TopK { values, ids, logsumexp, .. },
                 Output::TopK { values: v, ids: i, logsumexp: l, .. },

@@ -1,0 +1,260 @@
+//! The passes of [sampling](crate::sampling) over logits that are held in memory: one task per row.
+
+use super::isa::{Arith, Isa, Work};
+use crate::backend::{HeldLogits, HistogramQuery, SamplingPass};
+use crate::error::Result;
+use crate::merge::{BLOCK, Candidate, PartialSpec, RowPartial, block_max};
+use crate::sampling::SamplingParams;
+use crate::sampling::cut::{BINS, Kept, Sum, order_key};
+use crate::sampling::mass;
+use crate::sampling::philox::{LARGEST_NOISE, Words, gumbel};
+use crate::sampling::score::{Drawn, scaled};
+use rayon::prelude::*;
+
+const NOTHING: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
+const NOT_FINITE: Candidate = Candidate { value: f32::NAN, id: 0 };
+
+pub(super) fn sample(
+    pool: &rayon::ThreadPool,
+    isa: Isa,
+    held: &HeldLogits<'_>,
+    pass: SamplingPass<'_>,
+) -> Result<()> {
+    let (columns, first_id) = (held.vocab.len(), held.vocab.start);
+    let own = |row: usize| &held.logits[row * columns..(row + 1) * columns];
+    let finite = |row: usize| !held.nonfinite[row];
+    pool.install(|| match pass {
+        SamplingPass::Maxima { rows, out } => {
+            rows.par_iter().zip(out).for_each(|(&row, out)| {
+                *out = if finite(row) { block_max(own(row)) } else { f32::NAN };
+            });
+        }
+        SamplingPass::Histograms { queries, out } => {
+            queries.par_iter().zip(out.par_chunks_exact_mut(BINS)).for_each(|(query, bins)| {
+                let bins = bins.try_into().expect("as many as there are bins");
+                isa.run(Histogram { query, logits: own(query.row), first_id, bins });
+            });
+        }
+        SamplingPass::Ties { queries, out } => {
+            queries.par_iter().zip(out).for_each(|((row, kept, logit, allowance), out)| {
+                let ids = (first_id as u32..).zip(own(*row));
+                let mut ties = ids.filter(|(id, l)| **l == *logit && kept.keeps(**l, *id));
+                let last = allowance.checked_sub(1).and_then(|before| ties.nth(before as usize));
+                *out = last.map_or(0, |(id, _)| id + 1);
+            });
+        }
+        SamplingPass::Candidates { rows, out } => {
+            let mut left = out;
+            let mut places = Vec::with_capacity(rows.len());
+            for &(row, k) in rows {
+                let (own, rest) = std::mem::take(&mut left).split_at_mut(k);
+                places.push((row, own));
+                left = rest;
+            }
+            places.into_par_iter().for_each(|(row, out)| {
+                if out.is_empty() {
+                    return; // a shard without ids
+                }
+                out.fill(NOTHING);
+                if !finite(row) {
+                    out[0] = NOT_FINITE;
+                    return;
+                }
+                let mut partial = RowPartial::new(PartialSpec { k: out.len(), sum: false });
+                for (i, block) in own(row).chunks(BLOCK).enumerate() {
+                    partial.push_block(first_id + i * BLOCK, block, true);
+                }
+                partial.kept().iter().zip(out).for_each(|(candidate, out)| *out = *candidate);
+            });
+        }
+        SamplingPass::Draw { rows, out } => {
+            rows.par_iter().zip(out).for_each(|((row, params, kept), out)| {
+                *out = match finite(*row) {
+                    true => isa.run(Draw { params, kept: kept.as_ref(), logits: own(*row), first_id }),
+                    false => NOT_FINITE,
+                };
+            });
+        }
+    });
+    Ok(())
+}
+
+struct Histogram<'a> {
+    query: &'a HistogramQuery,
+    logits: &'a [f32],
+    first_id: usize,
+    bins: &'a mut [u64; BINS],
+}
+
+impl Work for Histogram<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arith>(self) {
+        let Histogram { query: &HistogramQuery { kept, sum, step, key, .. }, logits, first_id, bins } = self;
+        // Bits of the key that are known; a shift by all 32 would be none.
+        let known = if step == 0 { 0 } else { u32::MAX << (32 - 8 * step) };
+        let byte = 24 - 8 * step;
+        // Neighbours mostly fall into one bin, where each addition would wait for the last: four tables take turns.
+        let mut tables = [[0; BINS]; 4];
+        let mut weights = [0; BLOCK];
+        for (i, block) in logits.chunks(BLOCK).enumerate() {
+            let first = (first_id + i * BLOCK) as u32;
+            // After the second step most blocks have no logit with the known bytes.
+            if !block.iter().fold(false, |any, &l| any | ((order_key(l) ^ key) & known == 0)) {
+                continue;
+            }
+            // Without branches, so that the loop vectorises.
+            for (j, (weight, &l)) in weights.iter_mut().zip(block).enumerate() {
+                let counts = kept.keeps(l, first + j as u32) & ((order_key(l) ^ key) & known == 0);
+                let whole = match sum {
+                    Sum::Ids => 1,
+                    Sum::Masses => mass::mass(l, kept.max, kept.temperature),
+                };
+                *weight = if counts { whole } else { 0 };
+            }
+            for (j, (weight, &l)) in weights.iter().zip(block).enumerate() {
+                tables[j % 4][(order_key(l) >> byte) as usize & (BINS - 1)] += weight;
+            }
+        }
+        for (bin, sum) in bins.iter_mut().enumerate() {
+            *sum = tables.iter().map(|table| table[bin]).sum();
+        }
+    }
+}
+
+struct Draw<'a> {
+    params: &'a SamplingParams,
+    /// `None` keeps all.
+    kept: Option<&'a Kept>,
+    logits: &'a [f32],
+    first_id: usize,
+}
+
+impl Work for Draw<'_> {
+    type Output = Candidate;
+
+    /// The noise of an id costs two logarithms, and one id in thousands needs it: the others are ruled out by their block's largest
+    /// logit, or by their random word, as too small to beat the best so far.
+    #[inline(always)]
+    fn run<A: Arith>(self) -> Candidate {
+        let Draw { params, kept, logits, first_id } = self;
+        let keeps = |l: f32, id: u32| kept.is_none_or(|kept| kept.keeps(l, id));
+        let mut best = Drawn::nothing();
+        let words = Words::new(params.seed, params.position);
+        // The block of the largest logit first: what it draws rules out most others.
+        let maxima: Vec<f32> = logits.chunks(BLOCK).map(block_max).collect();
+        let largest = (0..maxima.len()).reduce(|a, b| if maxima[b] > maxima[a] { b } else { a });
+        let order = largest.into_iter().chain((0..maxima.len()).filter(|i| Some(*i) != largest));
+        for i in order.filter(|i| maxima[*i] > f32::NEG_INFINITY) {
+            let (block, first) =
+                (&logits[i * BLOCK..logits.len().min((i + 1) * BLOCK)], (first_id + i * BLOCK) as u32);
+            if params.temperature == 0.0 {
+                let candidates = (first..).zip(block).map(|(id, &value)| Candidate { value, id });
+                candidates.filter(|c| keeps(c.value, c.id)).for_each(|c| best.offer_with(params, c, 0.0));
+                continue;
+            }
+            let reach = word_limit(scaled(maxima[i], params.temperature), best.score());
+            let Some(limit) = reach else { continue };
+            for (j, &word) in words.block(first).iter().enumerate().take(block.len()) {
+                let candidate = Candidate { value: block[j], id: first + j as u32 };
+                if word <= limit && keeps(candidate.value, candidate.id) {
+                    best.offer_with(params, candidate, gumbel(word));
+                }
+            }
+        }
+        best.candidate().unwrap_or(NOTHING)
+    }
+}
+
+/// The largest random word with which an id of scaled logit at most `z` may beat the score `best`; `None` where no word is small enough.
+///
+/// The noise must exceed `best - z`: `-ln(-ln(1 - v)) > best - z`, so `v <= -ln(1 - v) < exp(z - best)`.
+fn word_limit(z: f64, best: Option<f64>) -> Option<u32> {
+    let Some(best) = best else { return Some(u32::MAX) };
+    // Scores are rounded to f64 here, to a part in 2^53 of the larger.
+    let slack = 1e-9 + 1e-15 * (z.abs() + best.abs());
+    let behind = z - best + slack;
+    if behind < -LARGEST_NOISE {
+        return None;
+    }
+    // A conversion saturates.
+    Some((libm::exp(behind.min(1.0)) * 4_294_967_296.0) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::cpu::CpuBackend;
+    use proptest::prelude::*;
+
+    fn logit() -> impl Strategy<Value = f32> {
+        let some = prop::sample::select(vec![-2.0f32, -0.0, 0.0, 1.0, 30.0, f32::NEG_INFINITY]);
+        prop_oneof![some, -10f32..10.0, -1e30f32..1e30]
+    }
+
+    proptest! {
+        #[test]
+        fn ruling_out_changes_nothing(
+            logits in prop::collection::vec(logit(), 1..700), blocks in 0usize..2000, seed: u64, position: u64,
+            temperature in prop_oneof![0.05f32..5.0, Just(0.0), Just(1e-30), Just(1e25)], min_p in prop_oneof![Just(0f32), 0f32..0.3],
+            cut in logit(), ties_end in 0u32..200_000,
+        ) {
+            let first_id = blocks * BLOCK;
+            let max = block_max(&logits);
+            prop_assume!(max > f32::NEG_INFINITY);
+            let params = SamplingParams { seed, position, temperature, min_p, ..SamplingParams::default() };
+            let kept = (temperature > 0.0).then(|| Kept { cut, ties_end, ..Kept::new(&params, max) });
+            let mut naive = Drawn::nothing();
+            for (id, &value) in (first_id as u32..).zip(&logits) {
+                if value > f32::NEG_INFINITY && kept.is_none_or(|kept| kept.keeps(value, id)) {
+                    naive.offer(&params, Candidate { value, id });
+                }
+            }
+            let wanted = naive.candidate().unwrap_or(NOTHING);
+            for isa in Isa::available() {
+                let got = isa.run(Draw { params: &params, kept: kept.as_ref(), logits: &logits, first_id });
+                prop_assert_eq!(got, wanted, "{}", isa);
+            }
+        }
+
+        #[test]
+        fn histograms_are_the_same_for_every_instruction_set(
+            logits in prop::collection::vec(logit(), 1..300), temperature in 0.05f32..5.0, step in 0u32..4, at in 0usize..300,
+        ) {
+            let max = block_max(&logits);
+            prop_assume!(max > f32::NEG_INFINITY);
+            let kept = Kept::new(&SamplingParams { temperature, ..SamplingParams::default() }, max);
+            let key = order_key(logits[at % logits.len()]);
+            for sum in [Sum::Ids, Sum::Masses] {
+                let query = HistogramQuery { row: 0, kept, sum, step, key };
+                let mut wanted = [0; BINS];
+                for &l in &logits {
+                    let same = (0..step).all(|s| order_key(l).to_be_bytes()[s as usize] == key.to_be_bytes()[s as usize]);
+                    if same && l > f32::NEG_INFINITY {
+                        let weight = if sum == Sum::Ids { 1 } else { mass::mass(l, max, temperature) };
+                        wanted[usize::from(order_key(l).to_be_bytes()[step as usize])] += weight;
+                    }
+                }
+                for isa in Isa::available() {
+                    let mut bins = [7; BINS];
+                    isa.run(Histogram { query: &query, logits: &logits, first_id: 0, bins: &mut bins });
+                    prop_assert_eq!(bins, wanted);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ties_are_taken_from_the_lowest_id() {
+        let backend = CpuBackend::new(Some(1)).unwrap();
+        let logits = [1.0, 0.0, -0.0, 2.0, 0.0];
+        let held = HeldLogits { logits: &logits, vocab: 64..69, nonfinite: &[false] };
+        let kept = Kept::new(&SamplingParams::default(), 2.0);
+        let mut out = [9; 4];
+        let queries = [0, 1, 2, 4].map(|allowance| (0, kept, 0.0, allowance));
+        backend.sample(&held, SamplingPass::Ties { queries: &queries, out: &mut out }).unwrap();
+        assert_eq!(out, [0, 66, 67, 0], "an allowance beyond the ties cannot come");
+    }
+}

@@ -1,0 +1,217 @@
+//! Sampling: one token per row from its logits, the same whatever the sharding, the batch and the row's place in it.
+//!
+//! For the row's logits `l_v` (f32, after adjustments), temperature T > 0 and `z_v = l_v / T` in f64, an id v survives
+//!
+//! 1. **min_p**: where `p_v >= min_p · p_max`, that is `(l_v - l_max) / T >= ln(min_p)`;
+//! 2. **top_k**: among the k largest of those, ties by lowest id;
+//! 3. **top_p**: in the smallest set of the largest of those, ties by lowest id, whose mass is at least `top_p` of all of theirs.
+//!
+//! The answer is the survivor with the largest `z_v + g_v`, ties by lowest id, where `g_v` is the row's Gumbel noise for that id
+//! (the Gumbel-max trick: it is distributed as the softmax of the survivors' z). Temperature 0 is greedy: the largest logit.
+//!
+//! * [`philox`]: where the noise comes from; a function of (seed, position, id) alone.
+//! * [`mass`]: what an id weighs: a fixed-point number, so that sums have no order.
+//! * `score`: `z_v + g_v` compared without rounding.
+//! * `cut`: finding the k-th largest logit, or the end of the nucleus, in a fixed number of steps and without the logits.
+
+pub mod cut;
+pub mod mass;
+pub mod philox;
+pub(crate) mod score;
+
+use crate::error::{Error, Result};
+use crate::merge::Candidate;
+use score::Drawn;
+
+/// How one row is sampled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingParams {
+    /// Of the row's request: rows with the same seed and position get the same noise.
+    pub seed: u64,
+    /// Absolute position of the token that is sampled, so that no two tokens of a request share noise.
+    pub position: u64,
+    /// 0: the largest logit, whatever the filters say. Else finite and positive.
+    pub temperature: f32,
+    /// Only the k largest; 0, or the vocabulary size and above: all.
+    pub top_k: usize,
+    /// Only the smallest set with this mass, in (0, 1]; 1: all.
+    pub top_p: f32,
+    /// Only ids at least this probable relative to the most probable one, in [0, 1]; 0: all.
+    pub min_p: f32,
+}
+
+impl Default for SamplingParams {
+    /// The softmax at temperature 1, unfiltered; seed and position 0.
+    fn default() -> Self {
+        SamplingParams { seed: 0, position: 0, temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
+}
+
+/// Bytes of the parameters on their way to the shards.
+pub(crate) const PARAMS_BYTES: usize = 32;
+
+/// Up to this k the candidates themselves are exchanged; above it the k-th largest is searched for, which costs no more bytes:
+/// 8 a candidate against four histograms of 256 words.
+pub(crate) const LISTED: usize = 1024;
+
+/// What has to be known of a row before it can be drawn; it depends on the parameters alone, so that every rank knows the rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The best of every shard is enough: by logit at temperature 0, else by score.
+    Best,
+    /// The k best logits of every shard are enough; filters and draw are left to the row's owner.
+    Listed { k: usize },
+    /// Shards filter and draw, once they know the largest logit.
+    Threshold,
+    /// Besides, the k-th largest and then the end of the nucleus are searched for.
+    Cut { top_k: Option<u32>, nucleus: bool },
+}
+
+impl SamplingParams {
+    /// Checks the parameters of row `row`, as errors name it.
+    ///
+    /// # Errors
+    /// `Request` naming the row, the parameter and what it may be.
+    pub fn check(&self, row: usize) -> Result<()> {
+        let refuse = |name: &str, wanted: &str, got: f32, fix: &str| {
+            Err(Error::request(format!("{name} of row {row}"), wanted, got, fix))
+        };
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            let wanted = "a finite number of at least 0";
+            return refuse(
+                "temperature",
+                wanted,
+                self.temperature,
+                "0 is greedy, 1 the model's distribution",
+            );
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", "a number above 0 and at most 1", self.top_p, "1 filters nothing");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return refuse("min_p", "a number from 0 to 1", self.min_p, "0 filters nothing");
+        }
+        Ok(())
+    }
+
+    /// What has to be known before the row can be drawn from a vocabulary of this size.
+    pub(crate) fn kind(&self, vocab_size: usize) -> Kind {
+        let top_k = (self.top_k > 0 && self.top_k < vocab_size).then_some(self.top_k);
+        let nucleus = self.top_p < 1.0;
+        match top_k {
+            _ if self.temperature == 0.0 => Kind::Best,
+            Some(k) if k <= LISTED => Kind::Listed { k },
+            Some(k) => Kind::Cut { top_k: Some(k as u32), nucleus },
+            None if nucleus => Kind::Cut { top_k: None, nucleus },
+            None if self.min_p > 0.0 => Kind::Threshold,
+            None => Kind::Best,
+        }
+    }
+
+    /// The row's answer from candidates among which are the `top_k` best of the vocabulary, best first.
+    pub(crate) fn choose(&self, candidates: &[Candidate]) -> Option<u32> {
+        let max = candidates.first()?.value;
+        let mut kept = candidates;
+        if self.top_k > 0 {
+            kept = &kept[..kept.len().min(self.top_k)];
+        }
+        kept = &kept[..kept.partition_point(|c| mass::reaches(c.value, max, self.temperature, self.min_p))];
+        if self.top_p < 1.0 {
+            let masses = || kept.iter().map(|c| mass::mass(c.value, max, self.temperature));
+            let goal = mass::share(self.top_p, masses().sum());
+            let mut sum = 0;
+            let short = masses().take_while(|mass| {
+                sum += mass;
+                sum < goal
+            });
+            kept = &kept[..kept.len().min(short.count() + 1)];
+        }
+        let mut best = Drawn::nothing();
+        kept.iter().for_each(|&candidate| best.offer(self, candidate));
+        best.id()
+    }
+
+    pub(crate) fn encode(&self) -> [u8; PARAMS_BYTES] {
+        let mut out = [0; PARAMS_BYTES];
+        out[..8].copy_from_slice(&self.seed.to_le_bytes());
+        out[8..16].copy_from_slice(&self.position.to_le_bytes());
+        // Ids have 32 bits: a larger k keeps all of them, as u32::MAX does.
+        out[16..20].copy_from_slice(&u32::try_from(self.top_k).unwrap_or(u32::MAX).to_le_bytes());
+        for (at, value) in [(20, self.temperature), (24, self.top_p), (28, self.min_p)] {
+            out[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8; PARAMS_BYTES]) -> Self {
+        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let f32_at = |at: usize| f32::from_bits(u32_at(at));
+        SamplingParams {
+            seed: u64_at(0),
+            position: u64_at(8),
+            top_k: u32_at(16) as usize,
+            temperature: f32_at(20),
+            top_p: f32_at(24),
+            min_p: f32_at(28),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_survive_the_wire() {
+        let params = SamplingParams {
+            seed: u64::MAX - 1,
+            position: 1 << 40,
+            temperature: 0.7,
+            top_k: 50,
+            top_p: 0.9,
+            min_p: 0.05,
+        };
+        assert_eq!(SamplingParams::decode(&params.encode()), params);
+        let all = SamplingParams { top_k: usize::MAX, ..params };
+        assert_eq!(SamplingParams::decode(&all.encode()).kind(1 << 20), all.kind(1 << 20));
+    }
+
+    #[test]
+    fn a_row_needs_no_more_than_its_filters_ask() {
+        let plain = SamplingParams::default();
+        let kinds = [
+            (plain, Kind::Best),
+            (SamplingParams { temperature: -0.0, top_p: 0.5, ..plain }, Kind::Best),
+            (SamplingParams { top_k: 1000, ..plain }, Kind::Best),
+            (SamplingParams { top_k: 999, top_p: 0.5, min_p: 0.1, ..plain }, Kind::Listed { k: 999 }),
+            (SamplingParams { min_p: 0.1, ..plain }, Kind::Threshold),
+            (SamplingParams { top_p: 0.5, ..plain }, Kind::Cut { top_k: None, nucleus: true }),
+        ];
+        for (params, wanted) in kinds {
+            assert_eq!(params.kind(1000), wanted, "{params:?}");
+        }
+        let many = SamplingParams { top_k: LISTED + 1, ..plain };
+        assert_eq!(many.kind(1 << 20), Kind::Cut { top_k: Some(LISTED as u32 + 1), nucleus: false });
+    }
+
+    #[test]
+    fn what_no_row_can_be_sampled_with_is_refused_by_name() {
+        let plain = SamplingParams::default();
+        for (params, name) in [
+            (SamplingParams { temperature: -0.5, ..plain }, "temperature"),
+            (SamplingParams { temperature: f32::NAN, ..plain }, "temperature"),
+            (SamplingParams { temperature: f32::INFINITY, ..plain }, "temperature"),
+            (SamplingParams { top_p: 0.0, ..plain }, "top_p"),
+            (SamplingParams { top_p: 1.5, ..plain }, "top_p"),
+            (SamplingParams { top_p: f32::NAN, ..plain }, "top_p"),
+            (SamplingParams { min_p: -0.1, ..plain }, "min_p"),
+            (SamplingParams { min_p: 1.1, ..plain }, "min_p"),
+            (SamplingParams { min_p: f32::NAN, ..plain }, "min_p"),
+        ] {
+            let text = params.check(7).unwrap_err().to_string();
+            assert!(text.contains(&format!("{name} of row 7")), "{text}");
+        }
+        assert!(plain.check(0).is_ok());
+    }
+}
