@@ -1,15 +1,17 @@
 //! The head's configuration: from TOML or JSON of our own, from a model's `config.json`, or in code.
 //! Every rule is checked in one place, [`HeadConfig::validate`].
 
+mod group_size;
 mod model;
 
+pub use group_size::GroupSizeRule;
 pub use model::ModelConfig;
 
 use crate::cost::CostModel;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
-use crate::layout::{ParallelLayout, shard_range};
+use crate::layout::shard_range;
 use crate::quantize::MAX_INT8_HIDDEN;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -446,30 +448,12 @@ impl HeadConfig {
                     "use microseconds",
                 ));
             }
+            if model.logits_dtype == DType::I8 {
+                let (key, fix) = ("cost_model.logits_dtype", "leave it out for bf16");
+                return Err(Error::config(key, "f32, f16 or bf16", DType::I8, fix));
+            }
         }
         Ok(())
-    }
-
-    /// The group size for a layout: `lmhead_tp_size` with `auto` and `-1` resolved.
-    ///
-    /// # Errors
-    /// `Config` where the size does not fit, naming the nearest that would.
-    pub fn group_size(&self, layout: &ParallelLayout) -> Result<usize> {
-        let size = match self.lmhead_tp_size {
-            LmheadTpSize::Ranks(n) => n,
-            LmheadTpSize::TensorParallel => layout.tp,
-            LmheadTpSize::Auto if layout.tp > 1 => layout.tp,
-            LmheadTpSize::Auto => match &self.cost_model {
-                Some(model) => {
-                    layout.world_size()?;
-                    let sizes = layout.group_sizes();
-                    model.best(self.vocab_size, self.hidden_size, &sizes).unwrap_or(1)
-                }
-                None => 1,
-            },
-        };
-        layout.check_group_size(size)?;
-        Ok(size)
     }
 
     /// Rows of the group in a chunk of the `logprobs` request: the most that `logprobs_chunk_bytes` holds on the rank with the

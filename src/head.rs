@@ -6,6 +6,7 @@
 //! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
 //! * `sampling`: sampled tokens, in rounds that the rows' parameters ask for.
 //! * `rounds`: one collective operation of a step and what it cost.
+//! * `traffic`: what a step exchanges, worked out before it runs.
 //! * `buffers`: bytes that are resized and cut into messages.
 
 mod adjusting;
@@ -15,8 +16,10 @@ mod logprobs;
 mod pipeline;
 mod rounds;
 mod sampling;
+mod traffic;
 
 pub use pipeline::Step;
+pub use traffic::{RankTraffic, bytes_exchanged, step_traffic};
 
 use buffers::resize;
 

@@ -93,10 +93,12 @@ impl ParallelLayout {
     /// `Config` naming the key, the value, the rule and the nearest sizes that would work.
     pub fn check_group_size(&self, size: usize) -> Result<()> {
         self.world_size()?;
-        let valid = self.group_sizes();
-        if valid.contains(&size) {
+        // The sizes of `group_sizes`, without listing them: every rank of every group comes by here.
+        let replicas = size / self.tp;
+        if size == 1 || (replicas > 0 && size == replicas * self.tp && self.dp.is_multiple_of(replicas)) {
             return Ok(());
         }
+        let valid = self.group_sizes();
         let below = valid.iter().rev().find(|&&n| n < size);
         let above = valid.iter().find(|&&n| n > size);
         let near: Vec<String> = below.into_iter().chain(above).map(usize::to_string).collect();
@@ -285,6 +287,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_listed_is_what_fits(layout in layouts(), size in 0usize..80) {
+            prop_assert_eq!(layout.check_group_size(size).is_ok(), layout.group_sizes().contains(&size));
+        }
+
         #[test]
         fn rank_and_coordinates_are_inverse(layout in layouts()) {
             for rank in 0..layout.world_size().unwrap() {

@@ -4,6 +4,8 @@
 //! operation. A row whose scale would be below [`f32::MIN_POSITIVE`] gets scale 1 and zeros. A row with NaN or
 //! infinity gets scale NaN (and zeros), so that it stays visible in every logit computed from it.
 
+pub mod fidelity;
+
 /// Largest hidden size of an int8 head: beyond it `127 * 128 * hidden` could pass `2^31`.
 pub const MAX_INT8_HIDDEN: usize = 132_104;
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::layout::RankOrder;
+use crate::layout::{ParallelLayout, RankOrder};
 
 fn resolve(toml: &str, model: &str) -> Result<HeadConfig> {
     let settings = Settings::from_toml(toml)?;
@@ -170,8 +170,9 @@ fn group_size_of_auto_minus_one_and_numbers() {
         link_gb_per_s: 360.0,
         latency_us: 12.0,
         candidates: None,
+        logits_dtype: DType::Bf16,
     });
-    assert_eq!(config.group_size(&layout(32, 1)), Ok(8));
+    assert_eq!(config.group_size_and_rule(&layout(32, 1)), Ok((8, GroupSizeRule::AutoFastest)));
     assert_eq!(config.group_size(&layout(32, 2)), Ok(2), "tp decides before the cost model");
     config.lmhead_tp_size = LmheadTpSize::TensorParallel;
     assert_eq!(config.group_size(&layout(4, 2)), Ok(2));
@@ -181,4 +182,38 @@ fn group_size_of_auto_minus_one_and_numbers() {
     );
     config.lmhead_tp_size = LmheadTpSize::Ranks(8);
     assert_eq!(config.group_size(&layout(4, 2)), Ok(8));
+}
+
+#[test]
+fn auto_rules_and_what_the_cost_model_is_asked_about() {
+    let layout = |dp, tp| ParallelLayout { dp, tp, pp: 1, order: RankOrder::DpPpTp };
+    let mut config = HeadConfig::new(129_280, 7168);
+    let rule = |config: &HeadConfig, dp, tp| config.group_size_and_rule(&layout(dp, tp)).unwrap();
+    assert_eq!(rule(&config, 8, 1), (1, GroupSizeRule::AutoReplicated));
+    assert_eq!(rule(&config, 8, 4), (4, GroupSizeRule::AutoTensorParallel));
+    let bytes = |config: &HeadConfig| {
+        let shape = config.step_shape(1);
+        (shape.weight_bytes, shape.hidden_bytes)
+    };
+    assert_eq!(bytes(&config), (2, 2));
+    config.hidden_dtype = Some(DType::F32);
+    assert_eq!(bytes(&config), (4, 4));
+    config.quantization = Quantization::W8a16;
+    assert_eq!(bytes(&config), (1, 4));
+    config.hidden_dtype = None;
+    // Half the bytes to stream: over a slow link an int8 head is shared by fewer.
+    config.cost_model = Some(CostModel {
+        rows_per_rank: 28,
+        memory_gb_per_s: 3000.0,
+        tflops: 742.0,
+        link_gb_per_s: 25.0,
+        latency_us: 12.0,
+        candidates: None,
+        logits_dtype: DType::Bf16,
+    });
+    let int8 = rule(&config, 32, 1);
+    config.quantization = Quantization::None;
+    let float = rule(&config, 32, 1);
+    assert_eq!((int8.1, float.1), (GroupSizeRule::AutoFastest, GroupSizeRule::AutoFastest));
+    assert!(int8.0 < float.0, "{int8:?} {float:?}");
 }

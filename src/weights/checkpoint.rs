@@ -35,7 +35,7 @@ pub struct LoadOptions<'a> {
 /// [`Checkpoint::shard`] touches the bytes of its own rows.
 #[derive(Debug)]
 pub struct Checkpoint {
-    head: StoredHead,
+    pub(super) head: StoredHead,
     model: ModelConfig,
     activations: Activations,
     warnings: Mutex<Vec<String>>,
@@ -283,7 +283,7 @@ impl Checkpoint {
         ))
     }
 
-    fn check_vocab(&self, vocab_size: usize) -> Result<()> {
+    pub(super) fn check_vocab(&self, vocab_size: usize) -> Result<()> {
         let rows = self.head.rows;
         if (1..=rows).contains(&vocab_size) {
             return Ok(());
@@ -303,7 +303,12 @@ impl Checkpoint {
         Err(self.head.weight.error(wanted, format!("{rows} rows"), fix))
     }
 
-    fn bias(&self, vocab: Range<usize>, vocab_size: usize, asked: Option<bool>) -> Result<Option<Vec<f32>>> {
+    pub(super) fn bias(
+        &self,
+        vocab: Range<usize>,
+        vocab_size: usize,
+        asked: Option<bool>,
+    ) -> Result<Option<Vec<f32>>> {
         let Some(bias) = &self.head.bias else {
             if asked != Some(true) {
                 return Ok(None);

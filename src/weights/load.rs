@@ -123,10 +123,10 @@ pub(super) fn matrix(
 }
 
 /// The shard's rows of a float weight.
-struct Rows<'a> {
-    weight: &'a Tensor,
-    vocab: Range<usize>,
-    hidden: usize,
+pub(super) struct Rows<'a> {
+    pub weight: &'a Tensor,
+    pub vocab: Range<usize>,
+    pub hidden: usize,
 }
 
 impl Rows<'_> {
@@ -155,7 +155,7 @@ impl Rows<'_> {
     }
 
     /// The error for row `row` of the shard, which holds a value that is not finite.
-    fn not_finite(&self, row: usize) -> Error {
+    pub fn not_finite(&self, row: usize) -> Error {
         let id = self.vocab.start + row;
         let dtype = super::safetensors_file::float_dtype(self.weight.info.dtype).unwrap_or(DType::F32);
         let size = dtype.size();

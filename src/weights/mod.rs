@@ -3,6 +3,7 @@
 mod checkpoint;
 mod folder;
 mod hf_config;
+mod int8_file;
 mod load;
 mod safetensors_file;
 mod storage;
@@ -10,6 +11,7 @@ mod stored;
 pub mod synthetic;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
+pub use int8_file::WeightError;
 pub use load::Progress;
 pub use safetensors::Dtype as StoredDtype;
 pub use safetensors_file::{FloatMatrix, SafetensorsFile, TensorInfo};

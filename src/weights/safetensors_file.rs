@@ -36,7 +36,14 @@ pub struct TensorInfo {
 pub struct SafetensorsFile {
     path: Arc<Path>,
     map: Arc<Mmap>,
-    tensors: Arc<BTreeMap<String, TensorInfo>>,
+    header: Arc<Header>,
+}
+
+/// What a file says of itself.
+#[derive(Debug)]
+struct Header {
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// A two-dimensional float tensor of a file, in place.
@@ -60,8 +67,8 @@ impl SafetensorsFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let map = map_file(path)?;
-        let tensors = read_header(path, &map)?;
-        Ok(SafetensorsFile { path: path.into(), map: Arc::new(map), tensors: Arc::new(tensors) })
+        let header = read_header(path, &map)?;
+        Ok(SafetensorsFile { path: path.into(), map: Arc::new(map), header: Arc::new(header) })
     }
 
     /// As it was given to [`SafetensorsFile::open`].
@@ -69,14 +76,19 @@ impl SafetensorsFile {
         &self.path
     }
 
+    /// The header's `__metadata__`: free text by key.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+
     /// Names of the tensors, ascending.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.header.tensors.keys().map(String::as_str)
     }
 
     /// Whether the file holds a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.header.tensors.contains_key(name)
     }
 
     /// Type, shape and place of a tensor.
@@ -84,7 +96,7 @@ impl SafetensorsFile {
     /// # Errors
     /// `Tensor` where there is none of this name, listing what there is.
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo> {
-        self.tensors.get(name).ok_or_else(|| absent(&self.path, name, self.names()))
+        self.header.tensors.get(name).ok_or_else(|| absent(&self.path, name, self.names()))
     }
 
     /// The elements of a tensor: row-major, little-endian, not necessarily aligned.
@@ -199,7 +211,7 @@ fn map_file(path: &Path) -> Result<Mmap> {
 }
 
 /// The checked header of a mapped file: every range lies within the file.
-fn read_header(path: &Path, file: &[u8]) -> Result<BTreeMap<String, TensorInfo>> {
+fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
     let problem = |wanted: String, got: String| {
         Error::file(path, format!("not a whole safetensors file: wanted {wanted}, got {got}"), DAMAGED)
     };
@@ -242,7 +254,7 @@ fn read_header(path: &Path, file: &[u8]) -> Result<BTreeMap<String, TensorInfo>>
             format!("{} bytes", file.len()),
         ));
     }
-    Ok(names
+    let tensors = names
         .into_iter()
         .map(|name| {
             let info = metadata.info(&name).expect("offset_keys are the keys of info");
@@ -251,7 +263,9 @@ fn read_header(path: &Path, file: &[u8]) -> Result<BTreeMap<String, TensorInfo>>
                 TensorInfo { dtype: info.dtype, shape: info.shape.clone(), bytes: start + from..start + to };
             (name, info)
         })
-        .collect())
+        .collect();
+    let told = metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    Ok(Header { tensors, metadata: told.collect() })
 }
 
 /// Finds out which tensor's entry made the header unreadable, where it is one tensor's.

@@ -4,5 +4,6 @@ mod config_json;
 mod damaged;
 mod files;
 mod formats;
+mod int8_file;
 mod other_programs;
 mod refused;

@@ -1,7 +1,9 @@
-//! `lmhead run` and `lmhead doctor` as a person or a program uses them: outputs, exit codes, and a sentence for every bad input.
+//! The program as a person or another program uses it: outputs, exit codes, and a sentence for every bad input.
 
 mod adjusted;
 mod bad_input;
+mod plan;
+mod quantize;
 mod sampled;
 
 use half::bf16;

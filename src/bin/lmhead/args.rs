@@ -130,7 +130,7 @@ pub enum ExchangeName {
 /// Ranks are threads here, and every pair of them has a queue.
 const MAX_RANKS: usize = 1024;
 
-fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
+pub fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
     Error::Config { key: option.into(), wanted: wanted.into(), got: format!("`{got}`"), fix: fix.into() }
 }
 
@@ -183,18 +183,7 @@ impl RunArgs {
 
     /// Hidden rows per dp rank, where given.
     pub fn rows(&self) -> Result<Option<Vec<usize>>> {
-        let Some(text) = &self.rows else { return Ok(None) };
-        let count = |entry: &str| {
-            entry.trim().parse().map_err(|_| {
-                refused(
-                    "--rows",
-                    "row counts of at least 0, separated by commas",
-                    entry,
-                    "write it as in --rows 7,0,12,9",
-                )
-            })
-        };
-        text.split(',').map(count).collect::<Result<Vec<usize>>>().map(Some)
+        self.rows.as_deref().map(row_counts).transpose()
     }
 
     pub fn lmhead_tp_size(&self) -> Result<Option<LmheadTpSize>> {
@@ -272,13 +261,27 @@ impl RunArgs {
     }
 
     pub fn request(&self) -> Result<Request> {
+        let RunArgs { request, logits_dtype, processed, .. } = self;
+        RequestWords { request, logits_dtype, processed: *processed }.parse()
+    }
+}
+
+/// --request and the options that belong to it.
+pub struct RequestWords<'a> {
+    pub request: &'a str,
+    pub logits_dtype: &'a str,
+    pub processed: bool,
+}
+
+impl RequestWords<'_> {
+    pub fn parse(&self) -> Result<Request> {
         let dtype = match self.logits_dtype.parse() {
             Ok(dtype) if dtype != DType::I8 => dtype,
             _ => {
                 return Err(refused(
                     "--logits-dtype",
                     "f32, bf16 or f16",
-                    &self.logits_dtype,
+                    self.logits_dtype,
                     "use one of those",
                 ));
             }
@@ -287,7 +290,7 @@ impl RunArgs {
             self.request.strip_prefix("logprobs").filter(|rest| rest.is_empty() || rest.starts_with(':'));
         if self.processed && logprobs.is_none() {
             let (wanted, fix) = ("--request logprobs beside it", "the other requests always use adjustments");
-            return Err(refused("--processed", wanted, &self.request, fix));
+            return Err(refused("--processed", wanted, self.request, fix));
         }
         if let Some(rest) = logprobs {
             let top_n = match rest.strip_prefix(':').map(str::parse) {
@@ -298,14 +301,14 @@ impl RunArgs {
                     return Err(refused(
                         "--request logprobs:N",
                         wanted,
-                        &self.request,
+                        self.request,
                         "write it as in logprobs:5",
                     ));
                 }
             };
             return Ok(Request::Logprobs { top_n, processed: self.processed });
         }
-        match self.request.as_str() {
+        match self.request {
             "logits" => Ok(Request::Logits { dtype }),
             "argmax" => Ok(Request::Argmax),
             "sample" => Ok(Request::Sample),
@@ -328,7 +331,22 @@ impl RunArgs {
     }
 }
 
-fn at_least_one(option: &str, text: &str) -> Result<usize> {
+/// The value of --rows.
+pub fn row_counts(text: &str) -> Result<Vec<usize>> {
+    let count = |entry: &str| {
+        entry.trim().parse().map_err(|_| {
+            refused(
+                "--rows",
+                "row counts of at least 0, separated by commas",
+                entry,
+                "write it as in --rows 7,0,12,9",
+            )
+        })
+    };
+    text.split(',').map(count).collect()
+}
+
+pub fn at_least_one(option: &str, text: &str) -> Result<usize> {
     let wanted = "a whole number of at least 1";
     match text.parse() {
         Ok(0) | Err(_) => Err(refused(option, wanted, text, "pass such a number")),

@@ -65,9 +65,30 @@ impl HeadSource {
                 fix: "an answer to made-up rows is of use to nobody: pass the hidden states".into(),
             });
         }
+        Self::new(kind, args.model.is_some(), settings, args.quantize()?, args.seed()?)
+    }
+
+    /// The head of a model folder.
+    pub fn of_model(folder: &Path, settings: &Settings, quantization: Option<Quantization>) -> Result<Self> {
+        let kind = Kind::Stored(Box::new(Checkpoint::open_with(folder, settings)?));
+        Self::new(kind, true, settings, quantization, 0)
+    }
+
+    /// A head of these sizes, which need not exist.
+    pub fn of_sizes(sizes: Preset, settings: &Settings, quantization: Option<Quantization>) -> Result<Self> {
+        Self::new(Kind::Synthetic(sizes), false, settings, quantization, 0)
+    }
+
+    fn new(
+        kind: Kind,
+        of_model: bool,
+        settings: &Settings,
+        quantization: Option<Quantization>,
+        seed: u64,
+    ) -> Result<Self> {
         // Settings that have no meaning for this kind of head are refused, not passed over.
-        let tied = settings.tie_word_embeddings.is_some() && args.model.is_none();
-        let biased = settings.bias == Some(true) && args.preset.is_some();
+        let tied = settings.tie_word_embeddings.is_some() && !of_model;
+        let biased = settings.bias == Some(true) && matches!(kind, Kind::Synthetic(_));
         for (key, given, why) in [
             ("tie_word_embeddings", tied, "only a --model has embeddings"),
             ("bias", biased, "presets have none"),
@@ -81,8 +102,8 @@ impl HeadSource {
                 });
             }
         }
-        let quantization = args.quantize()?.or(settings.quantization);
-        Ok(HeadSource { kind, seed: args.seed()?, quantization, bias: settings.bias })
+        let quantization = quantization.or(settings.quantization);
+        Ok(HeadSource { kind, seed, quantization, bias: settings.bias })
     }
 
     pub fn is_synthetic(&self) -> bool {
@@ -95,6 +116,24 @@ impl HeadSource {
             Kind::Stored(checkpoint) => checkpoint.dtype(),
             Kind::Synthetic(preset) => preset.dtype,
         }
+    }
+
+    /// Whether a bias is added.
+    pub fn has_bias(&self) -> bool {
+        match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.has_bias() && self.bias != Some(false),
+            Kind::Synthetic(_) => false,
+        }
+    }
+
+    /// The type of hidden rows that are not given: as configured, else the head's own, bf16 for a stored int8 head.
+    pub fn hidden_dtype(&self, config: &HeadConfig) -> Result<DType> {
+        let dtype = config.hidden_dtype.unwrap_or(match self.dtype() {
+            DType::I8 => DType::Bf16,
+            own => own,
+        });
+        check_dtype(dtype, self, config)?;
+        Ok(dtype)
     }
 
     /// What the head calls itself in the report.
@@ -229,12 +268,8 @@ impl Rows {
         match &args.hidden {
             None => {
                 let counts = given.unwrap_or_else(|| spread(SYNTHETIC_ROWS));
-                let dtype = config.hidden_dtype.unwrap_or(match source.dtype() {
-                    DType::I8 => DType::Bf16,
-                    own => own,
-                });
+                let dtype = source.hidden_dtype(config)?;
                 let seed = args.seed()?;
-                check_dtype(dtype, source, config)?;
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
                 let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request)
                     .sampled(args.sampling()?, total(&counts)?);

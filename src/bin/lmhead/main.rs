@@ -5,6 +5,8 @@ mod check;
 mod doctor;
 mod input;
 mod output;
+mod plan;
+mod quantize;
 mod ranks;
 mod report;
 mod row_data;
@@ -25,6 +27,10 @@ struct Cli {
 enum Command {
     /// Compute a head over data-parallel ranks, each a thread with its own shard of the vocabulary
     Run(Box<args::RunArgs>),
+    /// Who shares a head, what each rank holds and exchanges, and what a step would take; nothing is computed
+    Plan(Box<plan::PlanArgs>),
+    /// Write the int8 form of a float head as a file of its own, and say how far it is from the original
+    Quantize(Box<quantize::QuantizeArgs>),
     /// What this machine can run, and what to do where it cannot
     Doctor(doctor::DoctorArgs),
 }
@@ -60,7 +66,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// Messages of the library name settings; where those are options here, the option.
 fn in_options(error: lmhead::Error) -> lmhead::Error {
     let option = |key: String| match key.as_str() {
-        "quantize" | "preset" | "threads" => format!("--{key}"),
+        "quantize" | "preset" | "threads" | "machine" => format!("--{key}"),
         "lmhead_tp_size" => "--lmhead-tp-size".into(),
         "request topk" => "--request topk:K".into(),
         "request logprobs" => "--request logprobs:N".into(),
@@ -80,6 +86,8 @@ fn in_options(error: lmhead::Error) -> lmhead::Error {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Quantize(args) => quantize::quantize(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -4,6 +4,7 @@ use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::{Output, Request, RowStatus};
 use safetensors::tensor::{Dtype, TensorView};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -13,41 +14,45 @@ pub struct OutFile {
     named: PathBuf,
     /// Where it really lies: symbolic links are followed, and stay.
     target: PathBuf,
+    option: &'static str,
 }
 
 impl OutFile {
-    /// Checks that `named` can be written: a new or an existing regular file, not one of `inputs`, in a folder that takes files.
-    pub fn check(named: &Path, inputs: &[PathBuf]) -> Result<Self> {
-        let refuse =
-            |problem: String, fix: &str| Error::File { path: named.into(), problem, fix: fix.into() };
+    /// Checks that `named`, the value of `option`, can be written: a new or an existing regular file, not one of `inputs`, in a
+    /// folder that takes files.
+    pub fn check(named: &Path, inputs: &[PathBuf], option: &'static str) -> Result<Self> {
+        let refuse = |problem: String, fix: &str| Error::File {
+            path: named.into(),
+            problem,
+            fix: format!("{fix} for {option}"),
+        };
         if named.as_os_str().to_string_lossy().ends_with(['/', '\\']) || named.file_name().is_none() {
-            return Err(refuse("is the name of a folder".into(), "name a file for --out"));
+            return Err(refuse("is the name of a folder".into(), "name a file"));
         }
         let target = match std::fs::symlink_metadata(named) {
             Ok(_) => {
-                let target = std::fs::canonicalize(named).map_err(|e| {
-                    refuse(format!("cannot be followed: {}", e.kind()), "name a file for --out")
-                })?;
+                let target = std::fs::canonicalize(named)
+                    .map_err(|e| refuse(format!("cannot be followed: {}", e.kind()), "name a file"))?;
                 if !target.is_file() {
-                    return Err(refuse("is not a regular file".into(), "name a file for --out"));
+                    return Err(refuse("is not a regular file".into(), "name a file"));
                 }
                 if std::fs::metadata(&target).is_ok_and(|about| about.permissions().readonly()) {
-                    return Err(refuse("is read-only".into(), "allow writing it, or name another for --out"));
+                    return Err(refuse("is read-only".into(), "allow writing it, or name another"));
                 }
                 target
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => named.to_path_buf(),
-            Err(e) => return Err(refuse(format!("cannot be written: {e}"), "name another file for --out")),
+            Err(e) => return Err(refuse(format!("cannot be written: {e}"), "name another file")),
         };
         let same = |input: &&PathBuf| std::fs::canonicalize(input).is_ok_and(|input| input == target);
         if let Some(input) = inputs.iter().find(same) {
             let problem = format!("is an input of this run ({})", input.display());
-            return Err(refuse(problem, "name another file for --out"));
+            return Err(refuse(problem, "name another file"));
         }
-        let out = OutFile { named: named.into(), target };
+        let out = OutFile { named: named.into(), target, option };
         if !out.folder().is_dir() {
             let problem = format!("the folder {} does not exist", out.folder().display());
-            return Err(refuse(problem, "create it, or name another for --out"));
+            return Err(refuse(problem, "create it, or name another"));
         }
         // Made and dropped at once: an interrupted run leaves nothing behind.
         out.temporary()?;
@@ -65,11 +70,12 @@ impl OutFile {
         Error::File {
             path: self.named.clone(),
             problem: format!("cannot be written: {problem}"),
-            fix: "make room in that folder, or name another for --out".into(),
+            fix: format!("make room in that folder, or name another for {}", self.option),
         }
     }
 
-    fn temporary(&self) -> Result<NamedTempFile> {
+    /// A file beside the target, gone when dropped.
+    pub fn temporary(&self) -> Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".lmhead-").suffix(".tmp");
         #[cfg(unix)]
@@ -93,11 +99,29 @@ impl OutFile {
             })
             .collect::<Result<_>>()?;
         let temporary = self.temporary()?;
+        // safetensors puts a file of its own, for the owner alone, in the temporary one's place.
+        safetensors::serialize_to_file(views, None, temporary.path()).map_err(|e| self.failed(e))?;
+        self.keep(temporary)
+    }
+
+    /// Writes `bytes` beside the target and moves the file to its place.
+    pub fn write_bytes(self, bytes: &[u8]) -> Result<()> {
+        let mut temporary = self.temporary()?;
+        temporary.write_all(bytes).map_err(|e| self.failed(e))?;
+        self.keep(temporary)
+    }
+
+    /// [`OutFile::keep`] of a file whose bytes are on the disk before its name is: what a machine that stops leaves is whole.
+    pub fn keep_synced(self, temporary: NamedTempFile) -> Result<()> {
+        temporary.as_file().sync_all().map_err(|e| self.failed(e))?;
+        self.keep(temporary)
+    }
+
+    /// Moves a file that is complete from beside the target to its place.
+    pub fn keep(self, temporary: NamedTempFile) -> Result<()> {
         // An older answer's permissions stay; a new file gets those of any new file.
         let like = std::fs::metadata(&self.target).or_else(|_| temporary.as_file().metadata());
         let permissions = like.map_err(|e| self.failed(e))?.permissions();
-        // safetensors puts a file of its own, for the owner alone, in the temporary one's place.
-        safetensors::serialize_to_file(views, None, temporary.path()).map_err(|e| self.failed(e))?;
         std::fs::set_permissions(temporary.path(), permissions).map_err(|e| self.failed(e))?;
         temporary.persist(&self.target).map_err(|e| self.failed(e.error))?;
         Ok(())

@@ -3,6 +3,7 @@
 use crate::check::{CheckReport, RMS_LIMIT};
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
+use lmhead::doctor::processor_name;
 use serde::Serialize;
 
 /// Everything about one run. Times are medians over the timed steps; a stage's is that of the slowest rank.
@@ -192,6 +193,15 @@ impl CheckReport {
     }
 }
 
+/// The command, without the program's path.
+pub fn command() -> String {
+    std::env::args_os().skip(1).fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy())
+}
+
+pub fn machine() -> String {
+    format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH)
+}
+
 /// Bytes with a decimal prefix.
 pub fn bytes(n: u64) -> String {
     match n as f64 {
@@ -202,7 +212,7 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-fn micros(us: f64) -> String {
+pub fn micros(us: f64) -> String {
     match us {
         us if us >= 1e6 => format!("{:.2} s", us / 1e6),
         us if us >= 1e3 => format!("{:.1} ms", us / 1e3),

@@ -5,12 +5,11 @@ use crate::check;
 use crate::input::{HeadSource, Rows};
 use crate::output::{Assembled, OutFile};
 use crate::ranks::{self, Done, Plan, Rank};
-use crate::report::{RankReport, Report, StepReport};
+use crate::report::{self, RankReport, Report, StepReport};
 use crate::{Failure, print};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Settings;
-use lmhead::doctor::processor_name;
 use lmhead::dtype::DType;
 use lmhead::exchange::columns;
 use lmhead::layout::{ParallelLayout, RankOrder};
@@ -47,7 +46,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     if let Request::Logprobs { top_n, .. } = request {
         config.logprobs_chunk_rows(group_size, rows.dtype, top_n)?;
     }
-    let out = args.out.as_deref().map(|path| OutFile::check(path, &args.input_files())).transpose()?;
+    let out =
+        args.out.as_deref().map(|path| OutFile::check(path, &args.input_files(), "--out")).transpose()?;
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
 
     let cpu = match args.backend {
@@ -105,10 +105,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let weights = ranks.first().map_or(source.dtype(), |r| r.shard.matrix().dtype());
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        command: std::env::args_os()
-            .skip(1)
-            .fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy()),
-        machine: format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH),
+        command: report::command(),
+        machine: report::machine(),
         head: source.describe(),
         rows: rows.origin.clone(),
         vocab_size: config.vocab_size,

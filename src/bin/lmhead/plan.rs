@@ -1,0 +1,387 @@
+//! `lmhead plan`: who shares a head, what each rank holds and exchanges, and what a step would take by the cost model. Nothing is
+//! loaded and nothing computed: figures of a step are those that `lmhead run` measures of the same step.
+
+mod plot;
+mod report;
+
+use crate::args::{RequestWords, at_least_one, refused, row_counts};
+use crate::input::HeadSource;
+use crate::output::OutFile;
+use crate::{Failure, print};
+use clap::{Args, ValueEnum};
+use lmhead::config::{HeadConfig, LmheadTpSize, Quantization, Settings};
+use lmhead::cost::{self, CostModel};
+use lmhead::dtype::DType;
+use lmhead::error::{Error, Result};
+use lmhead::layout::{ParallelLayout, RankOrder};
+use lmhead::result::Request;
+use lmhead::weights::synthetic::{self, Preset};
+use report::{Costs, Report, WeightBytes};
+use std::path::PathBuf;
+
+#[derive(Args)]
+#[command(allow_hyphen_values = true)]
+pub struct PlanArgs {
+    /// Head: a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)")]
+    preset: Option<String>,
+    /// Head: a Hugging Face model folder (config.json and safetensors)
+    #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
+    model: Option<PathBuf>,
+    /// Head: ids of the vocabulary, with --hidden-size
+    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
+    vocab_size: Option<String>,
+    /// Columns of the head, with --vocab-size
+    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
+    hidden_size: Option<String>,
+    /// f32 | bf16 | f16: type of the weights of a head given by its sizes [default: bf16]
+    #[arg(long, value_name = "DTYPE", help_heading = "Head (one of)")]
+    weights: Option<String>,
+    /// TOML or JSON settings; options given here win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
+    #[arg(long, value_name = "HOW")]
+    quantize: Option<String>,
+
+    /// Rows that each dp rank brings to a step [default: the configured cost_model's, else 28]
+    #[arg(long, value_name = "N", help_heading = "Rows and ranks")]
+    rows_per_rank: Option<String>,
+    /// Rows of each dp rank where they differ, as in 7,0,12,9; the cost model goes by the most
+    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks")]
+    rows: Option<String>,
+    /// Data-parallel ranks [default: the number of entries of --rows, or 1]
+    #[arg(long, value_name = "N", help_heading = "Rows and ranks")]
+    dp: Option<String>,
+    /// Tensor-parallel ranks of each replica
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks")]
+    tp: String,
+    /// Pipeline stages; the head is on the last one
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks")]
+    pp: String,
+    /// How global ranks are numbered, slowest first: vLLM's order or Megatron's
+    #[arg(long, value_name = "ORDER", default_value = "dp-pp-tp", help_heading = "Rows and ranks")]
+    rank_order: Order,
+    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where above 1, else what
+    /// the cost model finds fastest, else 1, a whole head on every rank [default: auto]
+    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks")]
+    lmhead_tp_size: Option<String>,
+
+    /// logits | argmax | topk:K | logprobs[:N], in a step with exact counts and without adjustments
+    #[arg(long, value_name = "WHAT", default_value = "logits")]
+    request: String,
+    /// f32 | bf16 | f16: the type that --request logits rounds to
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    logits_dtype: String,
+
+    /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto goes by the first
+    #[arg(long, value_name = "NAME", help_heading = "Cost model")]
+    machine: Option<String>,
+    /// Bandwidth of device memory, in place of the machine's
+    #[arg(long, value_name = "GB/S", help_heading = "Cost model")]
+    memory_gb_per_s: Option<String>,
+    /// Matrix throughput in the head's type, in place of the machine's
+    #[arg(long, value_name = "N", help_heading = "Cost model")]
+    tflops: Option<String>,
+    /// Bandwidth that one rank receives at, in place of the machine's
+    #[arg(long, value_name = "GB/S", help_heading = "Cost model")]
+    link_gb_per_s: Option<String>,
+    /// Latency of one collective, in place of the machine's
+    #[arg(long, value_name = "US", help_heading = "Cost model")]
+    latency_us: Option<String>,
+    /// Candidates to compare whole logits with [default: the K or N of --request, 1 with argmax, else 64]
+    #[arg(long, value_name = "K", help_heading = "Cost model")]
+    candidates: Option<String>,
+
+    /// Write a plot of a step's time over group sizes
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Print one JSON object, with every rank, instead of the tables
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Order {
+    DpPpTp,
+    PpDpTp,
+}
+
+/// Every rank is listed.
+const MAX_RANKS: usize = 65_536;
+/// No engine has as many; sums stay far from overflow.
+const MAX_ROWS: usize = 1 << 24;
+/// Where nothing is said.
+const ROWS_PER_RANK: usize = 28;
+/// Candidates that whole logits are compared with.
+const CANDIDATES: usize = 64;
+
+pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
+    let mut settings = args.config.as_deref().map(Settings::from_file).transpose()?.unwrap_or_default();
+    if let Some(size) = &args.lmhead_tp_size {
+        settings.lmhead_tp_size = size.parse()?;
+    }
+    let words = RequestWords { request: &args.request, logits_dtype: &args.logits_dtype, processed: false };
+    let request = words.parse()?;
+    let head = args.head(&mut settings)?;
+    let mut config = head.source.config(&settings)?;
+    request.check(config.vocab_size)?;
+    config.hidden_dtype = Some(head.source.hidden_dtype(&config)?);
+    if settings.bias == Some(true) && !head.source.has_bias() {
+        return Err(Error::Config {
+            key: "bias".into(),
+            wanted: "a stored bias, as bias = true says".into(),
+            got: format!("none in {}", head.name),
+            fix: "leave bias out".into(),
+        }
+        .into());
+    }
+    let int8 = config.quantization != Quantization::None;
+    let dtype = if int8 { DType::I8 } else { head.source.dtype() };
+    let head = PlannedHead { name: head.name, weight: WeightBytes { dtype, bias: head.source.has_bias() } };
+    let (layout, rows) = args.ranks(&config)?;
+
+    let speeds = args.speeds(&config)?;
+    let most = rows.iter().copied().max().unwrap_or(0);
+    let candidates = args.candidates(&request, config.vocab_size)?;
+    let logits_dtype = if let Request::Logits { dtype } = request { dtype } else { DType::Bf16 };
+    let model = |speeds: &CostModel, candidates| CostModel {
+        rows_per_rank: most,
+        candidates,
+        logits_dtype,
+        ..*speeds
+    };
+    let asked = if matches!(request, Request::Logits { .. }) { None } else { Some(candidates) };
+    // A configured model keeps what it says of the request: auto does not know the real one.
+    config.cost_model = speeds.first().map(|(_, speeds)| match config.cost_model {
+        Some(_) => CostModel { rows_per_rank: most, ..*speeds },
+        None => model(speeds, asked),
+    });
+    config.validate()?;
+    let costs: Vec<Costs> = speeds
+        .iter()
+        .map(|(name, speeds)| {
+            let models = (&model(speeds, None), &model(speeds, Some(candidates)));
+            Costs::over_sizes(name, &head.weight, &config, &layout, models)
+        })
+        .collect();
+    if args.svg.is_some() && costs.is_empty() {
+        let (wanted, fix) = ("speeds to plot by", "add --machine h100-nvlink, or speeds as numbers");
+        let key = "--svg".to_string();
+        return Err(Error::Config { key, wanted: wanted.into(), got: "none".into(), fix: fix.into() }.into());
+    }
+    let report = Report::new(&head, &config, &layout, &rows, &request, costs)?;
+
+    if let Some(path) = &args.svg {
+        let out = OutFile::check(path, &args.input_files(), "--svg")?;
+        out.write_bytes(plot::svg(&report).as_bytes())?;
+    }
+    if args.json {
+        print(&serde_json::to_string_pretty(&report).expect("a report is JSON"))?;
+    } else {
+        print(&report.text(args.svg.as_deref()))?;
+    }
+    Ok(true)
+}
+
+/// A head that was named, before it is configured.
+struct NamedHead {
+    name: String,
+    source: HeadSource,
+}
+
+/// The head that is planned for.
+pub struct PlannedHead {
+    name: String,
+    weight: WeightBytes,
+}
+
+impl PlanArgs {
+    /// The head; sizes given here go into the settings, before which a model's own stand back.
+    fn head(&self, settings: &mut Settings) -> Result<NamedHead> {
+        let quantize = self.quantize.as_deref().map(parse_quantization).transpose()?;
+        let size = |option: &str, text: &Option<String>| {
+            text.as_deref().map(|text| at_least_one(option, text)).transpose()
+        };
+        let sizes = (size("--vocab-size", &self.vocab_size)?, size("--hidden-size", &self.hidden_size)?);
+        let given = sizes.0.is_some() || sizes.1.is_some();
+        let one_of = |got: &str| Error::Config {
+            key: "--preset, --model, --vocab-size".into(),
+            wanted: "one of them".into(),
+            got: got.into(),
+            fix: "try --preset deepseek-v3, or --vocab-size and --hidden-size".into(),
+        };
+        if let (Some(weights), false) = (&self.weights, given) {
+            let fix = "other heads have a type of their own";
+            return Err(refused("--weights", "--vocab-size and --hidden-size beside it", weights, fix));
+        }
+        let (name, source) = match (&self.preset, &self.model, given) {
+            (Some(name), None, false) => {
+                let preset = synthetic::preset(name)?;
+                (format!("preset {name}"), HeadSource::of_sizes(preset, settings, quantize)?)
+            }
+            (None, Some(folder), false) => {
+                let source = HeadSource::of_model(folder, settings, quantize)?;
+                (source.describe(), source)
+            }
+            (None, None, true) => {
+                (settings.vocab_size, settings.hidden_size) =
+                    (sizes.0.or(settings.vocab_size), sizes.1.or(settings.hidden_size));
+                let (Some(vocab_size), Some(hidden_size)) = (settings.vocab_size, settings.hidden_size)
+                else {
+                    return Err(Error::Config {
+                        key: "--vocab-size, --hidden-size".into(),
+                        wanted: "both".into(),
+                        got: "one of them".into(),
+                        fix: "give the head's other size".into(),
+                    });
+                };
+                let text = self.weights.as_deref().unwrap_or("bf16");
+                let dtype = text.parse().ok().filter(|dtype| *dtype != DType::I8).ok_or_else(|| {
+                    refused("--weights", "f32, bf16 or f16", text, "for int8 add --quantize w8a8 or w8a16")
+                })?;
+                let name = "given sizes";
+                let sizes = Preset { name, vocab_size, hidden_size, dtype, model: Default::default() };
+                (name.to_string(), HeadSource::of_sizes(sizes, settings, quantize)?)
+            }
+            (None, None, false) => return Err(one_of("none")),
+            _ => return Err(one_of("several")),
+        };
+        Ok(NamedHead { name, source })
+    }
+
+    /// The layout, and the rows of each dp rank.
+    fn ranks(&self, config: &HeadConfig) -> Result<(ParallelLayout, Vec<usize>)> {
+        let listed = self.rows.as_deref().map(row_counts).transpose()?;
+        let dp = self.dp.as_deref().map(|text| at_least_one("--dp", text)).transpose()?;
+        let dp = dp.or(listed.as_ref().map(Vec::len)).unwrap_or(1);
+        let (tp, pp) = (at_least_one("--tp", &self.tp)?, at_least_one("--pp", &self.pp)?);
+        let order = match self.rank_order {
+            Order::DpPpTp => RankOrder::DpPpTp,
+            Order::PpDpTp => RankOrder::PpDpTp,
+        };
+        let layout = ParallelLayout { dp, tp, pp, order };
+        if layout.world_size().ok().is_none_or(|ranks| ranks > MAX_RANKS) {
+            let got = format!("dp {dp} x tp {tp} x pp {pp}");
+            return Err(Error::Config {
+                key: "--dp, --tp, --pp".into(),
+                wanted: format!("at most {MAX_RANKS} ranks"),
+                got,
+                fix: "use smaller sizes".into(),
+            });
+        }
+        let rows = match (listed, &self.rows_per_rank) {
+            (Some(_), Some(each)) => {
+                return Err(refused("--rows-per-rank", "it or --rows", each, "leave one of them out"));
+            }
+            (Some(rows), None) if rows.len() != dp => {
+                return Err(Error::Shape {
+                    what: "--rows".into(),
+                    wanted: format!("{dp} entries, one for each of --dp {dp}"),
+                    got: format!("{} entries", rows.len()),
+                    fix: "list every dp rank's rows, idle ones as 0".into(),
+                });
+            }
+            (Some(rows), None) => rows,
+            (None, Some(each)) => vec![whole("--rows-per-rank", each)?; dp],
+            (None, None) => vec![config.cost_model.map_or(ROWS_PER_RANK, |model| model.rows_per_rank); dp],
+        };
+        if let Some(too_many) = rows.iter().find(|rows| **rows > MAX_ROWS) {
+            let wanted = format!("at most {MAX_ROWS} rows on a rank");
+            return Err(refused("rows", &wanted, &too_many.to_string(), "split the step"));
+        }
+        Ok((layout, rows))
+    }
+
+    /// The machines whose speeds are compared: the configured one first.
+    fn speeds(&self, config: &HeadConfig) -> Result<Vec<(String, CostModel)>> {
+        let number = |option: &str, text: &Option<String>| {
+            let parse = |text: &String| {
+                text.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0).ok_or_else(|| {
+                    refused(option, "a finite number, at least 0", text, "write it as in 360 or 12.5")
+                })
+            };
+            text.as_ref().map(parse).transpose()
+        };
+        let (memory, tflops) =
+            (number("--memory-gb-per-s", &self.memory_gb_per_s)?, number("--tflops", &self.tflops)?);
+        let (link, latency) =
+            (number("--link-gb-per-s", &self.link_gb_per_s)?, number("--latency-us", &self.latency_us)?);
+        let mut machines: Vec<(String, CostModel)> = Vec::new();
+        machines.extend(config.cost_model.map(|model| ("cost_model".to_string(), model)));
+        for name in self.machine.iter().flat_map(|names| names.split(',')) {
+            machines.push((
+                name.trim().to_string(),
+                cost::machine(name.trim())?.model(config.quantization, 0, None, DType::Bf16),
+            ));
+        }
+        if machines.is_empty() {
+            let given = [memory, tflops, link, latency];
+            if given.iter().all(Option::is_none) {
+                return Ok(machines);
+            }
+            let [Some(memory_gb_per_s), Some(tflops), Some(link_gb_per_s), Some(latency_us)] = given else {
+                return Err(Error::Config {
+                    key: "--memory-gb-per-s, --tflops, --link-gb-per-s, --latency-us".into(),
+                    wanted: "all of them where no machine is named".into(),
+                    got: format!("{} of them", given.iter().flatten().count()),
+                    fix: "give the others, or add --machine h100-nvlink".into(),
+                });
+            };
+            let (rows_per_rank, candidates, logits_dtype) = (0, None, DType::Bf16);
+            let model = CostModel {
+                rows_per_rank,
+                memory_gb_per_s,
+                tflops,
+                link_gb_per_s,
+                latency_us,
+                candidates,
+                logits_dtype,
+            };
+            machines.push(("given speeds".into(), model));
+        }
+        for (_, model) in &mut machines {
+            model.memory_gb_per_s = memory.unwrap_or(model.memory_gb_per_s);
+            model.tflops = tflops.unwrap_or(model.tflops);
+            model.link_gb_per_s = link.unwrap_or(model.link_gb_per_s);
+            model.latency_us = latency.unwrap_or(model.latency_us);
+        }
+        Ok(machines)
+    }
+
+    fn candidates(&self, request: &Request, vocab_size: usize) -> Result<usize> {
+        let most = format!("1 to the vocabulary size, {vocab_size}");
+        match &self.candidates {
+            Some(text) => at_least_one("--candidates", text)
+                .ok()
+                .filter(|k| *k <= vocab_size)
+                .ok_or_else(|| refused("--candidates", &most, text, "ask for at least one and at most all")),
+            None => Ok(match *request {
+                Request::Argmax => 1,
+                Request::TopK { k } => k,
+                Request::Logprobs { top_n, .. } => top_n.max(1),
+                _ => CANDIDATES.min(vocab_size),
+            }),
+        }
+    }
+
+    /// Files that are read: no plot may be written over them.
+    fn input_files(&self) -> Vec<PathBuf> {
+        let model = self.model.as_ref().and_then(|folder| std::fs::read_dir(folder).ok());
+        let files = model.into_iter().flatten().flatten().map(|entry| entry.path());
+        self.config.iter().cloned().chain(files).collect()
+    }
+}
+
+fn whole(option: &str, text: &str) -> Result<usize> {
+    text.parse().map_err(|_| refused(option, "a whole number of at least 0", text, "28 is the default"))
+}
+
+fn parse_quantization(text: &str) -> Result<Quantization> {
+    text.parse().map_err(|_| refused("--quantize", "none, w8a8 or w8a16", text, "use one of those"))
+}
+
+/// `auto` as a setting of its own, whatever is asked for.
+fn auto_of(config: &HeadConfig) -> HeadConfig {
+    HeadConfig { lmhead_tp_size: LmheadTpSize::Auto, ..config.clone() }
+}

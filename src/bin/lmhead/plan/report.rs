@@ -1,0 +1,463 @@
+//! The plan: tables for a person, the same and every rank as JSON for a program.
+
+use super::{PlannedHead, auto_of};
+use crate::report::{bytes, command, micros};
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+use lmhead::config::{GroupSizeRule, HeadConfig, Verify};
+use lmhead::cost::{CostModel, StepCost};
+use lmhead::dtype::DType;
+use lmhead::error::Result;
+use lmhead::head::{RankTraffic, bytes_exchanged, step_traffic};
+use lmhead::layout::{Coordinates, HeadGroup, ParallelLayout, RankOrder, shard_range};
+use lmhead::result::Request;
+use serde::Serialize;
+use std::path::Path;
+
+/// Ranks and groups that a table lists.
+const LISTED: usize = 32;
+
+#[derive(Serialize)]
+pub struct Report {
+    /// Version of lmhead.
+    pub version: &'static str,
+    pub command: String,
+    pub head: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    /// Of the whole head: weights, scales and bias.
+    pub head_bytes: u64,
+    /// Type of the weights as they are multiplied.
+    pub weights: DType,
+    pub quantization: String,
+    pub hidden_dtype: DType,
+    pub request: String,
+    pub dp: usize,
+    pub tp: usize,
+    pub pp: usize,
+    pub rank_order: RankOrder,
+    pub split_rows_over_tp: bool,
+    /// Rows of each dp rank.
+    pub rows: Vec<usize>,
+    /// Every group size that fits the layout.
+    pub legal_sizes: Vec<usize>,
+    pub lmhead_tp_size: usize,
+    pub rule: GroupSizeRule,
+    /// What `auto` chooses, and the model that it asks.
+    pub auto: Auto,
+    /// When steps begin with the headers that check the contract.
+    pub verify: Verify,
+    /// Global ranks of each group, in member order.
+    pub groups: Vec<Vec<usize>>,
+    pub ranks: Vec<RankPlan>,
+    /// A step that begins with headers, and one that does not.
+    pub verified: StepPlan,
+    pub unverified: StepPlan,
+    pub costs: Vec<Costs>,
+}
+
+#[derive(Serialize)]
+pub struct Auto {
+    pub lmhead_tp_size: usize,
+    pub rule: GroupSizeRule,
+    pub cost_model: Option<CostModel>,
+}
+
+#[derive(Serialize)]
+pub struct RankPlan {
+    pub rank: usize,
+    pub dp: usize,
+    pub tp: usize,
+    /// Its group's place in `groups`.
+    pub group: usize,
+    /// Rows that it brings, and those that it is answered.
+    pub rows: usize,
+    pub answered_rows: usize,
+    pub shard: [usize; 2],
+    /// Weights, scales and bias.
+    pub shard_bytes: u64,
+    pub verified: RankTraffic,
+    pub unverified: RankTraffic,
+}
+
+/// One step over all ranks.
+#[derive(Default, Serialize)]
+pub struct StepPlan {
+    /// Collective operations of a rank, the most of all ranks.
+    pub rounds: u64,
+    pub bytes_exchanged: u128,
+    /// The same for all f32 logits.
+    pub full_logits_bytes: u128,
+}
+
+/// What steps take on one machine by the cost model, over every legal group size.
+#[derive(Serialize)]
+pub struct Costs {
+    pub machine: String,
+    pub logits: CostModel,
+    pub candidates: CostModel,
+    pub fastest_logits: usize,
+    pub fastest_candidates: usize,
+    pub sizes: Vec<SizeCost>,
+}
+
+#[derive(Serialize)]
+pub struct SizeCost {
+    pub lmhead_tp_size: usize,
+    /// Of the largest shard.
+    pub shard_bytes: u64,
+    pub logits: StepCost,
+    pub logits_us: f64,
+    pub candidates: StepCost,
+    pub candidates_us: f64,
+}
+
+impl Costs {
+    /// `logits` and `candidates`: the machine's model for each of the two kinds of exchange.
+    pub fn over_sizes(
+        machine: &str,
+        weight: &WeightBytes,
+        config: &HeadConfig,
+        layout: &ParallelLayout,
+        (logits, candidates): (&CostModel, &CostModel),
+    ) -> Self {
+        let (shape, legal) = (config.step_shape(layout.tp), layout.group_sizes());
+        let fastest = |model: &CostModel| model.best(&shape, &legal).unwrap_or(1);
+        let size = |&p: &usize| {
+            let (full, best) = (logits.step(&shape, p), candidates.step(&shape, p));
+            SizeCost {
+                lmhead_tp_size: p,
+                shard_bytes: weight.of(config, shard_range(config.vocab_size, p, 0).len()),
+                logits: full,
+                logits_us: full.total_us(),
+                candidates: best,
+                candidates_us: best.total_us(),
+            }
+        };
+        Costs {
+            machine: machine.into(),
+            logits: *logits,
+            candidates: *candidates,
+            fastest_logits: fastest(logits),
+            fastest_candidates: fastest(candidates),
+            sizes: legal.iter().map(size).collect(),
+        }
+    }
+}
+
+/// Bytes of a head's rows.
+pub struct WeightBytes {
+    pub dtype: DType,
+    pub bias: bool,
+}
+
+impl WeightBytes {
+    /// `rows` rows with their scales and bias, as `HeadShard::bytes` counts them.
+    pub fn of(&self, config: &HeadConfig, rows: usize) -> u64 {
+        let row = config.hidden_size * self.dtype.size();
+        let beside = if self.dtype == DType::I8 { 4 } else { 0 } + if self.bias { 4 } else { 0 };
+        (row + beside) as u64 * rows as u64
+    }
+}
+
+impl Report {
+    /// Works out everything but the costs.
+    pub fn new(
+        head: &PlannedHead,
+        config: &HeadConfig,
+        layout: &ParallelLayout,
+        rows: &[usize],
+        request: &Request,
+        costs: Vec<Costs>,
+    ) -> Result<Self> {
+        let (size, rule) = config.group_size_and_rule(layout)?;
+        let (auto_size, auto_rule) = auto_of(config).group_size_and_rule(layout)?;
+        let hidden_dtype = config.hidden_dtype.expect("set before planning");
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut ranks = Vec::new();
+        let full = Request::logits(DType::F32);
+        let (mut verified, mut unverified) = (StepPlan::default(), StepPlan::default());
+        for rank in first_ranks(layout, size) {
+            let group = HeadGroup::of(rank, layout, size)?.expect("a rank of the last stage");
+            let first = layout.coordinates(rank)?.dp;
+            let counts = &rows[first..first + group.replicas()];
+            let traffic = |request: &Request, verified| {
+                step_traffic(config, &group, hidden_dtype, counts, request, verified)
+            };
+            let (with, without) = (traffic(request, true)?, traffic(request, false)?);
+            verified.add(&with, &traffic(&full, true)?);
+            unverified.add(&without, &traffic(&full, false)?);
+            for (member, &rank) in group.ranks().iter().enumerate() {
+                let at = layout.coordinates(rank)?;
+                let shard = group.shard(config.vocab_size, member);
+                ranks.push(RankPlan {
+                    rank,
+                    dp: at.dp,
+                    tp: at.tp,
+                    group: groups.len(),
+                    rows: rows[at.dp],
+                    answered_rows: group.answered_rows(rows[at.dp], member, config.split_rows_over_tp).len(),
+                    shard: [shard.start, shard.end],
+                    shard_bytes: head.weight.of(config, shard.len()),
+                    verified: with[member],
+                    unverified: without[member],
+                });
+            }
+            groups.push(group.ranks().to_vec());
+        }
+        ranks.sort_by_key(|rank| rank.rank);
+        Ok(Report {
+            version: env!("CARGO_PKG_VERSION"),
+            command: command(),
+            head: head.name.clone(),
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            head_bytes: head.weight.of(config, config.vocab_size),
+            weights: head.weight.dtype,
+            quantization: config.quantization.to_string(),
+            hidden_dtype,
+            request: request.to_string(),
+            dp: layout.dp,
+            tp: layout.tp,
+            pp: layout.pp,
+            rank_order: layout.order,
+            split_rows_over_tp: config.split_rows_over_tp,
+            rows: rows.to_vec(),
+            legal_sizes: layout.group_sizes(),
+            lmhead_tp_size: size,
+            rule,
+            auto: Auto { lmhead_tp_size: auto_size, rule: auto_rule, cost_model: config.cost_model },
+            verify: config.verify,
+            groups,
+            ranks,
+            verified,
+            unverified,
+            costs,
+        })
+    }
+
+    /// The tables for a person.
+    pub fn text(&self, svg: Option<&Path>) -> String {
+        let quantized =
+            if self.quantization == "none" { String::new() } else { format!(", {}", self.quantization) };
+        let mut lines = vec![format!(
+            "{}: {} x {} {}{quantized}, {}",
+            self.head,
+            self.vocab_size,
+            self.hidden_size,
+            self.weights,
+            bytes(self.head_bytes)
+        )];
+        let shared = match self.lmhead_tp_size {
+            1 => "every rank holds the whole head".to_string(),
+            n => format!("{n} ranks share a head"),
+        };
+        lines.push(format!("dp {} x tp {} x pp {}: {shared} ({})", self.dp, self.tp, self.pp, self.rule));
+        lines.push(self.groups_sentence());
+        lines.push(self.rank_table());
+        lines.extend(self.step_lines());
+        for costs in &self.costs {
+            lines.push(costs.table());
+        }
+        let rounds = if self.has_headers() { &self.verified } else { &self.unverified }.rounds;
+        if !self.costs.is_empty() && rounds > 2 {
+            lines.push(format!("the model counts the latency of two collectives; this step has {rounds}"));
+        }
+        lines.extend(self.auto_lines());
+        if let Some(path) = svg {
+            lines.push(format!("written: {}", path.display()));
+        }
+        lines.join("\n")
+    }
+
+    fn groups_sentence(&self) -> String {
+        let listed = |ranks: &Vec<usize>| match ranks.as_slice() {
+            [one] => one.to_string(),
+            [first, .., last] if last - first + 1 == ranks.len() => format!("{first}-{last}"),
+            _ => ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(","),
+        };
+        let shown: Vec<String> = self.groups.iter().take(LISTED).map(listed).collect();
+        let more = match self.groups.len() - shown.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        let groups = if self.groups.len() == 1 { "group" } else { "groups" };
+        format!("{} {groups} of ranks: {}{more}", self.groups.len(), shown.join("  "))
+    }
+
+    /// The ranks of the first group where the others do the same, else of all, as far as a table goes.
+    fn rank_table(&self) -> String {
+        let of = |group: usize| self.groups[group].iter().map(|rank| &self.ranks[self.place(*rank)]);
+        let same = |a: &RankPlan, b: &RankPlan| (a.rows, a.verified) == (b.rows, b.verified);
+        let alike = (1..self.groups.len()).all(|group| of(0).zip(of(group)).all(|(a, b)| same(a, b)));
+        let ranks: Vec<&RankPlan> = if alike { of(0).collect() } else { self.ranks.iter().collect() };
+        let mut table = Table::new();
+        table.load_style(UTF8_BORDERS_ONLY);
+        let titles = ["rank", "group", "rows in/out", "shard (ids)", "bytes", "sent", "received"];
+        table.set_header(titles);
+        for rank in ranks.iter().take(LISTED) {
+            let traffic = if self.has_headers() { &rank.verified } else { &rank.unverified };
+            table.add_row([
+                rank.rank.to_string(),
+                rank.group.to_string(),
+                format!("{}/{}", rank.rows, rank.answered_rows),
+                format!("{}..{}", rank.shard[0], rank.shard[1]),
+                bytes(rank.shard_bytes),
+                bytes(traffic.bytes_sent),
+                bytes(traffic.bytes_received),
+            ]);
+        }
+        right_aligned(&mut table);
+        let more = match (alike, self.groups.len(), ranks.len().saturating_sub(LISTED)) {
+            (true, 1, 0) | (false, _, 0) => String::new(),
+            (true, 1, n) | (false, _, n) => format!("\nand {n} more ranks (--json lists them)"),
+            (true, groups, 0) => format!("\nthe other {} groups do the same", groups - 1),
+            (true, groups, n) => {
+                format!("\nand {n} more ranks; the other {} groups do the same", groups - 1)
+            }
+        };
+        format!("{table}{more}")
+    }
+
+    fn place(&self, rank: usize) -> usize {
+        self.ranks.partition_point(|r| r.rank < rank)
+    }
+
+    fn has_headers(&self) -> bool {
+        self.verify != Verify::WarmUp
+    }
+
+    fn step_lines(&self) -> Vec<String> {
+        let step = if self.has_headers() { &self.verified } else { &self.unverified };
+        if step.rounds == 0 {
+            return vec![format!("a step ({}): nothing is exchanged", self.request)];
+        }
+        let mut lines = vec![format!(
+            "a step ({}, exact counts): {} exchanged in {} rounds (all f32 logits: {})",
+            self.request,
+            wide(step.bytes_exchanged),
+            step.rounds,
+            wide(step.full_logits_bytes)
+        )];
+        let headers = wide(self.verified.bytes_exchanged - self.unverified.bytes_exchanged);
+        lines.push(match self.verify {
+            Verify::Always => format!("of these {headers} and one round are the headers that check the contract"),
+            Verify::WarmUp => "without the headers that check the contract (verify = warm_up)".into(),
+            Verify::Every(n) => format!(
+                "of these {headers} and one round are the headers that check the contract, in one of {n} steps"
+            ),
+        });
+        let targets = self.ranks.iter().map(|rank| rank.verified.target_bytes).max().unwrap_or(0);
+        if targets > 0 {
+            let (all, most) = (bytes(targets), bytes(targets * (self.lmhead_tp_size as u64 - 1)));
+            lines.push(format!(
+                "and the logits of the targets beside the table, from the shards that have their ids: a rank receives up to {all}, \
+                 sends up to {most}"
+            ));
+        }
+        lines
+    }
+
+    fn auto_lines(&self) -> Vec<String> {
+        let Auto { lmhead_tp_size, rule, cost_model } = &self.auto;
+        let mut lines = Vec::new();
+        if self.rule != *rule {
+            lines.push(format!("auto would choose {lmhead_tp_size} ({rule})"));
+        }
+        match (cost_model, rule) {
+            (Some(model), GroupSizeRule::AutoFastest) => {
+                let model = toml::to_string(model).unwrap_or_default().trim().replace('\n', ", ");
+                lines.push(format!("as a setting, for auto to go by: cost_model = {{ {model} }}"));
+            }
+            (None, GroupSizeRule::AutoReplicated) => {
+                lines.push("--machine, or speeds as numbers, estimate what sharing would bring".into());
+            }
+            _ => {}
+        }
+        lines
+    }
+}
+
+/// The first member of every group.
+fn first_ranks(layout: &ParallelLayout, size: usize) -> Vec<usize> {
+    let (replicas, members) = if size == 1 { (1, layout.tp) } else { (size / layout.tp, 1) };
+    let at = |dp: usize, tp: usize| layout.rank(Coordinates { dp, tp, pp: layout.pp - 1 });
+    (0..layout.dp).step_by(replicas).flat_map(|dp| (0..members).map(move |tp| at(dp, tp))).collect()
+}
+
+impl StepPlan {
+    fn add(&mut self, group: &[RankTraffic], full: &[RankTraffic]) {
+        self.rounds = group.iter().map(|rank| rank.rounds).fold(self.rounds, u64::max);
+        self.bytes_exchanged += bytes_exchanged(group);
+        self.full_logits_bytes += bytes_exchanged(full);
+    }
+}
+
+impl Costs {
+    fn table(&self) -> String {
+        let model = &self.logits;
+        let kept = self.candidates.candidates.unwrap_or_default();
+        let mut lines = vec![format!(
+            "\n{}: {:.0} GB/s memory, {:.0} TFLOP/s, {:.0} GB/s link, {} µs a collective; {} rows on each dp rank \
+             (arithmetic of the cost model, not a measurement)",
+            self.machine,
+            model.memory_gb_per_s,
+            model.tflops,
+            model.link_gb_per_s,
+            model.latency_us,
+            model.rows_per_rank
+        )];
+        let mut table = Table::new();
+        table.load_style(UTF8_BORDERS_ONLY);
+        let logits = model.logits_dtype;
+        table.set_header([
+            "ranks".to_string(),
+            "bytes".into(),
+            "stream".into(),
+            "arithmetic".into(),
+            "gather".into(),
+            format!("{logits} logits"),
+            format!("{kept} best"),
+            "latency".into(),
+            "step, logits".into(),
+            format!("step, {kept} best"),
+        ]);
+        for size in &self.sizes {
+            let (full, best, p) = (&size.logits, &size.candidates, size.lmhead_tp_size);
+            let mark = |fastest: usize| if fastest == p { "* " } else { "" };
+            let exchanged = |us: f64| if p == 1 { "-".to_string() } else { tenths(us) };
+            table.add_row([
+                p.to_string(),
+                bytes(size.shard_bytes),
+                tenths(full.stream_us),
+                tenths(full.flop_us),
+                exchanged(full.gather_us),
+                exchanged(full.exchange_us),
+                exchanged(best.exchange_us),
+                exchanged(full.latency_us),
+                format!("{}{}", mark(self.fastest_logits), tenths(size.logits_us)),
+                format!("{}{}", mark(self.fastest_candidates), tenths(size.candidates_us)),
+            ]);
+        }
+        right_aligned(&mut table);
+        lines.push(table.to_string());
+        lines.push("* the fastest; stream and arithmetic overlap: a step counts the longer".into());
+        lines.join("\n")
+    }
+}
+
+fn right_aligned(table: &mut Table) {
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+/// Bytes of all ranks together.
+fn wide(n: u128) -> String {
+    bytes(u64::try_from(n).unwrap_or(u64::MAX))
+}
+
+/// Model times: a tenth of a microsecond is as fine as it gets.
+fn tenths(us: f64) -> String {
+    if us < 1e3 { format!("{us:.1} µs") } else { micros(us) }
+}

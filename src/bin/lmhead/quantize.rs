@@ -1,0 +1,409 @@
+//! `lmhead quantize`: the int8 form of a float head as a file of its own, and how far its answers are from the original's.
+
+use crate::args::{at_least_one, refused};
+use crate::input::progress_bar;
+use crate::output::OutFile;
+use crate::report::{bytes, command, machine};
+use crate::{Failure, print};
+use clap::Args;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::{Backend, Job, LogitsOut};
+use lmhead::config::{HeadConfig, ModelConfig, Quantization, Settings};
+use lmhead::dtype::DType;
+use lmhead::epilogue::Epilogue;
+use lmhead::error::{Error, Result};
+use lmhead::merge::BLOCK;
+use lmhead::quantize::MAX_INT8_HIDDEN;
+use lmhead::quantize::fidelity::Divergence;
+use lmhead::rows::HiddenRows;
+use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, synthetic};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Args)]
+#[command(allow_hyphen_values = true)]
+pub struct QuantizeArgs {
+    /// Head: a Hugging Face model folder (config.json and safetensors); the new file's tensor is lm_head.weight
+    #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
+    model: Option<PathBuf>,
+    /// Head: one safetensors file; the new file's tensor has the old one's name
+    #[arg(long, value_name = "FILE", help_heading = "Head (one of)")]
+    head: Option<PathBuf>,
+    /// With --head: the tensor's name [default: lm_head.weight]
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)")]
+    tensor: Option<String>,
+    /// Ids of the vocabulary; rows of the tensor behind it are padding and left out [default: config.json's, else all rows]
+    #[arg(long, value_name = "N")]
+    vocab_size: Option<String>,
+    /// The file to write: NAME i8 [vocab, hidden], NAME_scale f32 [vocab], the bias where there is one
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Made-up hidden rows on which the int8 head is compared with the original; 0: none
+    #[arg(long, value_name = "N", default_value = "16")]
+    rows: String,
+    /// Seed of those rows
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: String,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// The name that a head has where nothing else is said.
+const HEAD: &str = "lm_head.weight";
+/// Rows of a comparison: beyond, their logits would not be small beside the weights.
+const MAX_ROWS: usize = 1024;
+/// A slice of the vocabulary in a comparison: bytes of weights, and of logits.
+const SLICE_BYTES: usize = 32 << 20;
+
+#[derive(Serialize)]
+struct Report {
+    /// Version of lmhead.
+    version: &'static str,
+    command: String,
+    machine: String,
+    head: String,
+    /// Rows of the stored tensor; those from `vocab_size` on are left out.
+    rows_stored: usize,
+    vocab_size: usize,
+    hidden_size: usize,
+    /// Type of the original weights.
+    dtype: DType,
+    out: String,
+    /// Its name in the new file.
+    tensor: String,
+    bytes_in: u64,
+    bytes_out: u64,
+    seconds: f64,
+    threads: usize,
+    /// The most memory that writing allocates.
+    working_bytes: u64,
+    weights: Weights,
+    rows: usize,
+    seed: u64,
+    /// Absent without rows; w8a8 also where the hidden size is beyond int32 sums.
+    w8a16: Option<Fidelity>,
+    w8a8: Option<Fidelity>,
+    warnings: Vec<String>,
+}
+
+/// `‖W − Ŵ‖ / ‖W‖`.
+#[derive(Serialize)]
+struct Weights {
+    relative_error: f64,
+    worst_row: usize,
+    worst_row_relative_error: f64,
+}
+
+/// Against the original head, on the same rows.
+#[derive(Serialize)]
+struct Fidelity {
+    /// `KL(softmax(original) ‖ softmax(int8))`, nats, over the rows; null where a logit is not finite.
+    kl_mean: f64,
+    kl_largest: f64,
+    same_argmax: usize,
+}
+
+pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
+    let (rows, seed, threads) = (args.rows()?, args.seed()?, args.threads()?);
+    let backend = CpuBackend::new(threads)?;
+    let threads = backend.threads();
+    let (checkpoint, name) = args.open()?;
+    let asked = args.vocab_size.as_deref().map(|text| at_least_one("--vocab-size", text)).transpose()?;
+    let settings = Settings { vocab_size: asked, ..Settings::default() };
+    let model = checkpoint.model_config();
+    let config = HeadConfig::resolve(&settings, &model, Quantization::None)?;
+    let out = OutFile::check(&args.out, &args.input_files(&checkpoint), "--out")?;
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::Unsupported {
+            what: "--threads".into(),
+            wanted: format!("{threads} threads"),
+            got: e.to_string(),
+            fix: "use fewer".into(),
+        })?;
+    let warnings = warnings(&checkpoint, &model, config.vocab_size);
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
+    }
+
+    let temporary = out.temporary()?;
+    remove_when_interrupted(temporary.path());
+    let began = Instant::now();
+    let bar = progress_bar("quantising");
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let error = pool.install(|| {
+        checkpoint.write_int8(&name, config.vocab_size, temporary.as_file(), &args.out, Some(&progress))
+    })?;
+    bar.finish_and_clear();
+    let seconds = began.elapsed().as_secs_f64();
+
+    // What is compared is what was written.
+    let written = Checkpoint::from_file(temporary.path(), &name)?;
+    let comparison =
+        Comparison { backend: &backend, config: &config, original: &checkpoint, written: &written };
+    let (w8a16, w8a8) = pool.install(|| comparison.run(rows, seed))?;
+    let bytes_out = temporary.as_file().metadata().map_or(0, |about| about.len());
+    out.keep_synced(temporary)?;
+
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        command: command(),
+        machine: machine(),
+        head: format!("{}: {}", checkpoint.path().display(), checkpoint.tensor_name()),
+        rows_stored: checkpoint.rows(),
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
+        dtype: checkpoint.dtype(),
+        out: args.out.display().to_string(),
+        tensor: name,
+        bytes_in: (config.vocab_size * config.hidden_size * checkpoint.dtype().size()) as u64,
+        bytes_out,
+        seconds,
+        threads,
+        working_bytes: checkpoint.int8_working_bytes(config.vocab_size, threads),
+        weights: Weights {
+            relative_error: error.relative,
+            worst_row: error.worst_row,
+            worst_row_relative_error: error.worst_row_relative,
+        },
+        rows,
+        seed,
+        w8a16,
+        w8a8,
+        warnings,
+    };
+    if args.json {
+        print(&serde_json::to_string_pretty(&report).expect("a report is JSON"))?;
+    } else {
+        print(&report.text())?;
+    }
+    Ok(true)
+}
+
+impl QuantizeArgs {
+    /// The head, and the name that it gets.
+    fn open(&self) -> Result<(Checkpoint, String)> {
+        let one_of = |got: &str| Error::Config {
+            key: "--model, --head".into(),
+            wanted: "one of them".into(),
+            got: got.into(),
+            fix: "pass a Hugging Face folder or a safetensors file".into(),
+        };
+        match (&self.model, &self.head, &self.tensor) {
+            (Some(_), None, Some(tensor)) => {
+                let fix = "a model folder's head is found by itself";
+                Err(refused("--tensor", "--head FILE beside it", tensor, fix))
+            }
+            // A file that stands alone is found by itself, too: its tensor has the usual name, whatever the model called it.
+            (Some(folder), None, None) => Ok((Checkpoint::open(folder)?, HEAD.into())),
+            (None, Some(file), tensor) => {
+                let name = tensor.as_deref().unwrap_or(HEAD);
+                let checkpoint = Checkpoint::from_file(file, name)?;
+                let name = checkpoint.tensor_name().to_string();
+                Ok((checkpoint, name))
+            }
+            (None, None, _) => Err(one_of("none")),
+            (Some(_), Some(_), _) => Err(one_of("both")),
+        }
+    }
+
+    fn rows(&self) -> Result<usize> {
+        let wanted = format!("a whole number from 0 to {MAX_ROWS}");
+        let rows = self.rows.parse().ok().filter(|rows| *rows <= MAX_ROWS);
+        rows.ok_or_else(|| refused("--rows", &wanted, &self.rows, "16 is the default"))
+    }
+
+    fn seed(&self) -> Result<u64> {
+        let wanted = "a whole number from 0 to 18446744073709551615";
+        self.seed.parse().map_err(|_| refused("--seed", wanted, &self.seed, "0 is the default"))
+    }
+
+    fn threads(&self) -> Result<Option<usize>> {
+        self.threads.as_deref().map(|text| at_least_one("--threads", text)).transpose()
+    }
+
+    /// Files that are read: nothing may be written over them.
+    fn input_files(&self, checkpoint: &Checkpoint) -> Vec<PathBuf> {
+        let folder = self.model.as_ref().and_then(|folder| std::fs::read_dir(folder).ok());
+        let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
+        // An index may lead into folders of the folder.
+        files.chain([checkpoint.path().to_path_buf()]).collect()
+    }
+}
+
+/// What a person should know of the head beside what the file says.
+fn warnings(checkpoint: &Checkpoint, model: &ModelConfig, vocab_size: usize) -> Vec<String> {
+    let mut warnings = checkpoint.warnings();
+    if vocab_size < checkpoint.rows() {
+        warnings.push(format!(
+            "{} rows of {} behind the vocabulary of {vocab_size} are padding and left out",
+            checkpoint.rows() - vocab_size,
+            checkpoint.tensor_name()
+        ));
+    }
+    for (key, value) in [
+        ("logit_scale", model.logit_scale),
+        ("logits_scaling", model.logits_scaling),
+        ("final_logit_softcapping", model.final_logit_softcapping),
+    ] {
+        if let Some(value) = value {
+            let text = "is no part of the new file: set it in the configuration that it is run with";
+            warnings.push(format!("config.json's {key} = {value} {text}"));
+        }
+    }
+    warnings
+}
+
+/// An interrupted program leaves no part of a file behind. Where no handler can be set, it does; never under the final name.
+fn remove_when_interrupted(path: &Path) {
+    let path = path.to_path_buf();
+    let _ = ctrlc::set_handler(move || {
+        let _ = std::fs::remove_file(&path);
+        std::process::exit(130);
+    });
+}
+
+/// The original and the written head, on the same rows.
+struct Comparison<'a> {
+    backend: &'a CpuBackend,
+    config: &'a HeadConfig,
+    original: &'a Checkpoint,
+    written: &'a Checkpoint,
+}
+
+impl Comparison<'_> {
+    /// Of w8a16 and w8a8, slice by slice of the vocabulary: neither head is held, nor all logits.
+    fn run(&self, rows: usize, seed: u64) -> Result<(Option<Fidelity>, Option<Fidelity>)> {
+        if rows == 0 {
+            return Ok((None, None));
+        }
+        let (vocab_size, hidden) = (self.config.vocab_size, self.config.hidden_size);
+        let dtype = self.original.dtype();
+        let hidden_bytes: Vec<u8> =
+            (0..rows as u64).flat_map(|row| synthetic::hidden_row(seed, row, hidden, dtype)).collect();
+        let hidden_rows = HiddenRows::new(&hidden_bytes, dtype, rows, hidden)?;
+        let epilogue = self.config.epilogue();
+
+        let with_int8 = hidden <= MAX_INT8_HIDDEN;
+        let mut w8a16 = vec![Divergence::default(); rows];
+        let mut w8a8 = vec![Divergence::default(); if with_int8 { rows } else { 0 }];
+        let ids = SLICE_BYTES / (hidden * dtype.size()).max(3 * 4 * rows) / BLOCK * BLOCK;
+        let ids = ids.max(BLOCK);
+        let bar = progress_bar("comparing");
+        bar.set_length((vocab_size * hidden * dtype.size()) as u64);
+        for start in (0..vocab_size).step_by(ids) {
+            let slice = start..(start + ids).min(vocab_size);
+            let shard = |of: &Checkpoint, quantization| {
+                let options = LoadOptions { quantization: Some(quantization), ..LoadOptions::default() };
+                of.shard(slice.clone(), vocab_size, &options)
+            };
+            let original = self.logits(hidden_rows, &shard(self.original, Quantization::None)?, epilogue)?;
+            for (quantization, divergences) in
+                [(Quantization::W8a16, &mut w8a16), (Quantization::W8a8, &mut w8a8)]
+            {
+                if divergences.is_empty() {
+                    continue;
+                }
+                let other = self.logits(hidden_rows, &shard(self.written, quantization)?, epilogue)?;
+                let rows = original.chunks(slice.len()).zip(other.chunks(slice.len()));
+                for (divergence, (original, other)) in divergences.iter_mut().zip(rows) {
+                    divergence.push(start, original, other);
+                }
+            }
+            bar.inc((slice.len() * hidden * dtype.size()) as u64);
+        }
+        bar.finish_and_clear();
+        Ok((Some(Fidelity::of(&w8a16)), with_int8.then(|| Fidelity::of(&w8a8))))
+    }
+
+    /// `[rows, ids of the shard]`
+    fn logits(&self, rows: HiddenRows<'_>, shard: &HeadShard, epilogue: Epilogue) -> Result<Vec<f32>> {
+        let columns = shard.vocab().len();
+        let mut logits = vec![0.0f32; rows.len() * columns];
+        let mut nonfinite = vec![false; rows.len()];
+        self.backend.logits(
+            &Job { rows, shard, epilogue, adjustments: None },
+            LogitsOut {
+                bytes: bytemuck::cast_slice_mut(&mut logits),
+                stride: columns * 4,
+                dtype: DType::F32,
+                nonfinite: &mut nonfinite,
+                any_allowed: None,
+            },
+        )?;
+        Ok(logits)
+    }
+}
+
+impl Fidelity {
+    fn of(rows: &[Divergence]) -> Self {
+        let kls = || rows.iter().map(Divergence::kl);
+        Fidelity {
+            kl_mean: kls().sum::<f64>() / rows.len() as f64,
+            // Not f64::max, which passes over NaN.
+            kl_largest: kls().fold(0.0, |largest, kl| if kl > largest || kl.is_nan() { kl } else { largest }),
+            same_argmax: rows.iter().filter(|row| row.same_argmax()).count(),
+        }
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut lines = vec![
+            format!(
+                "{}: {} x {} {}, {}",
+                self.head,
+                self.vocab_size,
+                self.hidden_size,
+                self.dtype,
+                bytes(self.bytes_in)
+            ),
+            format!(
+                "written: {}: {} i8 and {}_scale f32, {} in {:.1} s on {} threads (with at most {} of memory beside the mapped file)",
+                self.out,
+                self.tensor,
+                self.tensor,
+                bytes(self.bytes_out),
+                self.seconds,
+                self.threads,
+                bytes(self.working_bytes)
+            ),
+            format!(
+                "weights: off by {:.2e} of their norm; the worst row, {}, by {:.2e} of its own",
+                self.weights.relative_error, self.weights.worst_row, self.weights.worst_row_relative_error
+            ),
+        ];
+        if self.rows > 0 {
+            let mut table = Table::new();
+            table.load_style(UTF8_BORDERS_ONLY);
+            table.set_header(["", "KL divergence, mean", "largest", "same argmax"]);
+            for (name, fidelity) in [("w8a16", &self.w8a16), ("w8a8", &self.w8a8)] {
+                if let Some(fidelity) = fidelity {
+                    table.add_row([
+                        name.to_string(),
+                        format!("{:.2e} nats", fidelity.kl_mean),
+                        format!("{:.2e}", fidelity.kl_largest),
+                        format!("{} of {}", fidelity.same_argmax, self.rows),
+                    ]);
+                }
+            }
+            for column in table.column_iter_mut().skip(1) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+            lines.push(format!("against the original on {} Gaussian rows, seed {}:", self.rows, self.seed));
+            lines.push(table.to_string());
+        }
+        let tensor = if self.tensor == HEAD { String::new() } else { format!(" --tensor {}", self.tensor) };
+        lines.push(format!("run it: lmhead run --head {}{tensor} --quantize w8a8 (or w8a16)", self.out));
+        lines.join("\n")
+    }
+}

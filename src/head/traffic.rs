@@ -1,0 +1,193 @@
+//! What a step exchanges, worked out before it runs: bytes and rounds of every rank of a group, with exact counts.
+//!
+//! The same sums as in [`StepStats`](crate::result::StepStats), from the sizes that the pipeline uses.
+
+use super::pipeline::encoded_stride;
+use crate::config::HeadConfig;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::exchange::columns;
+use crate::layout::HeadGroup;
+use crate::merge::PartialSpec;
+use crate::result::Request;
+use crate::step::HEADER_BYTES;
+use serde::Serialize;
+
+/// What one rank exchanges in one step without adjustments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct RankTraffic {
+    /// Collective operations.
+    pub rounds: u64,
+    /// To other ranks, without the logits of targets.
+    pub bytes_sent: u64,
+    /// From other ranks, without the logits of targets.
+    pub bytes_received: u64,
+    /// With `Logprobs`: bytes of the logits of all targets of the group, 4 each. Each is sent by the rank whose shard has the id, to
+    /// every other rank: a rank that has t bytes of them sends `t · (P − 1)` and receives `target_bytes − t`.
+    pub target_bytes: u64,
+}
+
+/// Bytes that the step's ranks of one group receive from each other, the logits of targets included. Of 128 bits: what fits a rank may
+/// not fit a group.
+pub fn bytes_exchanged(ranks: &[RankTraffic]) -> u128 {
+    let own: u128 = ranks.iter().map(|rank| u128::from(rank.bytes_received)).sum();
+    let targets = ranks.first().map_or(0, |rank| u128::from(rank.target_bytes) * (ranks.len() as u128 - 1));
+    own + targets
+}
+
+/// What each member of `group` exchanges in a step of `counts[replica]` rows of each replica, in member order. `verified`: the step
+/// begins with the headers that check the contract.
+///
+/// # Errors
+/// `Shape` where `counts` are not one per replica or the bytes do not fit 64 bits; `Config` where not even one row of
+/// `Logprobs` fits `logprobs_chunk_bytes`; as [`Request::check`].
+pub fn step_traffic(
+    config: &HeadConfig,
+    group: &HeadGroup,
+    hidden_dtype: DType,
+    counts: &[usize],
+    request: &Request,
+    verified: bool,
+) -> Result<Vec<RankTraffic>> {
+    let (size, replicas) = (group.size(), group.replicas());
+    if counts.len() != replicas {
+        let fix = "list the rows of every replica of the group";
+        return Err(Error::shape("row counts", format!("{replicas} replicas"), counts.len(), fix));
+    }
+    request.check(config.vocab_size)?;
+    let Some(stride) = row_stride(request) else {
+        let what = "what a step exchanges, worked out before it runs";
+        let fix = "what sampling exchanges depends on the rows' parameters: run it";
+        return Err(Error::unsupported(what, "logits, argmax, topk or logprobs", request, fix));
+    };
+    // Summed in 128 bits: no factor is above 2^64, and there are few.
+    let rows = |replica: usize| counts[replica] as u128;
+    let total: u128 = (0..replicas).map(rows).sum();
+    let chunks = match *request {
+        Request::Logprobs { top_n, .. } => {
+            total.div_ceil(config.logprobs_chunk_rows(size, hidden_dtype, top_n)? as u128)
+        }
+        _ => 1,
+    };
+    if size == 1 {
+        return Ok(vec![RankTraffic::default()]);
+    }
+    let stride = |member: usize| stride(group.shard(config.vocab_size, member).len()) as u128;
+    let strides: u128 = (0..size).map(stride).sum();
+    let split = config.split_rows_over_tp;
+    let answered =
+        |member: usize| group.answered_rows(counts[group.replica_of(member)], member, split).len() as u128;
+    let all_answered: u128 = (0..size).map(answered).sum();
+
+    let logprobs = matches!(request, Request::Logprobs { .. });
+    let peers = |n: usize| n as u128 - 1;
+    // A gathered row: its hidden states and, with logprobs, its target's id. Rows are gathered over replicas.
+    let gathered_row = (config.hidden_size * hidden_dtype.size()) as u128 + if logprobs { 4 } else { 0 };
+    let gathers = u128::from(replicas > 1);
+    let rounds = match logprobs {
+        // The targets' ids; of each chunk the rows, the targets' logits, the partials.
+        true => gathers + chunks * (gathers + 2),
+        false => gathers + 1,
+    };
+    let header = if verified { peers(size) * HEADER_BYTES as u128 } else { 0 };
+    let fits = |n: u128| {
+        u64::try_from(n).map_err(|_| {
+            let got = format!("{n} for {total} rows");
+            Error::shape("bytes of a step", "fewer than 2^64", got, "plan for fewer rows")
+        })
+    };
+    (0..size)
+        .map(|member| {
+            let (own, mine) = (rows(group.replica_of(member)), answered(member));
+            Ok(RankTraffic {
+                rounds: fits(rounds + u128::from(verified))?,
+                bytes_sent: fits(
+                    header + own * gathered_row * peers(replicas) + (all_answered - mine) * stride(member),
+                )?,
+                bytes_received: fits(
+                    header + (total - own) * gathered_row + mine * (strides - stride(member)),
+                )?,
+                target_bytes: if logprobs { fits(4 * total)? } else { 0 },
+            })
+        })
+        .collect()
+}
+
+/// Bytes of one row in the message of a shard, by its number of ids; `None` where they depend on more than that.
+fn row_stride(request: &Request) -> Option<Box<dyn Fn(usize) -> usize>> {
+    let candidates = |spec: PartialSpec, beside: usize| -> Option<Box<dyn Fn(usize) -> usize>> {
+        Some(Box::new(move |ids| encoded_stride(spec, ids) + beside))
+    };
+    match *request {
+        Request::Logits { dtype } => Some(Box::new(move |ids| columns::row_stride(ids, dtype))),
+        Request::Argmax => candidates(PartialSpec { k: 1, sum: false }, 0),
+        Request::TopK { k } => candidates(PartialSpec { k, sum: true }, 0),
+        // The partial, and how many ids beat the target.
+        Request::Logprobs { top_n, .. } => candidates(PartialSpec { k: top_n.max(1), sum: true }, 4),
+        Request::Sample => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::ParallelLayout;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// What is sent is received, whatever the layout and the rows; headers cost one round and nothing else changes.
+        #[test]
+        fn conserved(
+            vocab in 1usize..3000, hidden in 1usize..300, dp in 1usize..7, tp in 1usize..4, split in any::<bool>(),
+            pick in any::<prop::sample::Index>(), seeds in prop::collection::vec(0usize..300, 7), kind in 0usize..4,
+        ) {
+            let layout = ParallelLayout { tp, ..ParallelLayout::data_parallel(dp) };
+            let sizes = layout.group_sizes();
+            let group = HeadGroup::of(0, &layout, sizes[pick.index(sizes.len())]).unwrap().unwrap();
+            let config = HeadConfig { split_rows_over_tp: split, ..HeadConfig::new(vocab, hidden) };
+            let k = 1 + seeds[6] % vocab;
+            let request = match kind {
+                0 => Request::logits(DType::Bf16),
+                1 => Request::argmax(),
+                2 => Request::top_k(k),
+                _ => Request::logprobs(k - 1),
+            };
+            let counts = &seeds[..group.replicas()];
+            let of = |verified| step_traffic(&config, &group, DType::Bf16, counts, &request, verified).unwrap();
+            let (with, without) = (of(true), of(false));
+            prop_assert_eq!(with.len(), group.size());
+            let sent: u64 = with.iter().map(|r| r.bytes_sent).sum();
+            let received: u64 = with.iter().map(|r| r.bytes_received).sum();
+            prop_assert_eq!(sent, received);
+            let alone = group.size() == 1;
+            let header = if alone { 0 } else { 64 * (group.size() as u64 - 1) };
+            for (with, without) in with.iter().zip(&without) {
+                prop_assert_eq!(with.bytes_sent - header, without.bytes_sent);
+                prop_assert_eq!(with.bytes_received - header, without.bytes_received);
+                prop_assert_eq!(with.rounds, without.rounds + u64::from(!alone));
+            }
+            let rows: usize = counts.iter().sum();
+            let targets = if kind == 3 && !alone { 4 * rows as u64 } else { 0 };
+            prop_assert!(with.iter().all(|r| r.target_bytes == targets));
+            prop_assert_eq!(bytes_exchanged(&with), u128::from(received + targets * (group.size() as u64 - 1)));
+        }
+    }
+
+    #[test]
+    fn refusals() {
+        let group = HeadGroup::data_parallel(2, 0).unwrap();
+        let config = HeadConfig::new(1 << 30, 1 << 30);
+        let said = |counts: &[usize], request: &Request| {
+            step_traffic(&config, &group, DType::F32, counts, request, true).unwrap_err().to_string()
+        };
+        assert!(said(&[1], &Request::argmax()).starts_with("row counts: wanted 2 replicas, got 1"));
+        assert!(
+            said(&[usize::MAX, 1], &Request::argmax()).contains("bytes of a step: wanted fewer than 2^64")
+        );
+        assert!(said(&[1, 1], &Request::top_k(0)).contains("request topk"));
+        assert!(said(&[1, 1], &Request::logprobs(1)).contains("logprobs_chunk_bytes"));
+        assert!(
+            said(&[1, 1], &Request::Sample).contains("wanted logits, argmax, topk or logprobs, got sample")
+        );
+    }
+}

@@ -1,0 +1,406 @@
+//! `lmhead plan`: what it promises is what `lmhead run` measures; its table, its choices, its plot, its refusals.
+
+use super::*;
+use serde_json::{Value, json};
+
+fn plan(args: &[&str]) -> Value {
+    let args: Vec<&str> = ["plan", "--json"].iter().chain(args).copied().collect();
+    serde_json::from_str(&good(&args)).expect("JSON")
+}
+
+/// Every rank's shard, bytes and rounds, over heads, layouts, requests and settings, with headers and without.
+#[test]
+fn a_plan_is_what_a_run_measures() {
+    let files = Files::new();
+    let tensors = [bf16_tensor("lm_head.weight", &[150, 20], 1), f32_tensor("lm_head.bias", &[150], 5)];
+    write(&files.path("model/model.safetensors"), &tensors);
+    let model = files.name("model");
+    let tiny = ["--preset", "tiny"];
+    let stored = ["--model", &model];
+    let settings: [(&str, &str); 4] = [
+        ("plain", ""),
+        ("split", "split_rows_over_tp = true"),
+        ("chunks", "logprobs_chunk_bytes = 20000"),
+        ("f32", "hidden_dtype = \"f32\""),
+    ];
+    let verify = ["verify = \"always\"", "verify = \"warm_up\""];
+    for (name, text) in settings {
+        for (v, verify) in verify.iter().enumerate() {
+            std::fs::write(files.path(&format!("{name}{v}.toml")), format!("{text}\n{verify}")).unwrap();
+        }
+    }
+    let table: Vec<(&[&str], &str, &str)> = vec![
+        // head, settings, layout and request
+        (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 4"),
+        (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 4 --logits-dtype bf16"),
+        (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 2 --logits-dtype f16"),
+        (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 1"),
+        (&tiny, "plain", "--rows 3,3,3,3,3 --lmhead-tp-size 5 --request argmax"),
+        (&tiny, "plain", "--rows 1,2,3,4,5,6 --lmhead-tp-size 3 --request topk:8"),
+        // Shards of 64, 64 and fewer ids than k.
+        (&tiny, "plain", "--rows 1,2,3,4,5,6,7,8,9,0,1,2,3,4,5,6,7,8 --lmhead-tp-size 18 --request topk:100"),
+        (&tiny, "plain", "--rows 2,5 --tp 2 --lmhead-tp-size 4 --request topk:3"),
+        (&tiny, "plain", "--rows 2,5 --tp 2 --lmhead-tp-size -1"),
+        (&tiny, "plain", "--rows 2,5 --tp 3 --lmhead-tp-size 1 --request argmax"),
+        (&tiny, "plain", "--rows 9 --tp 4"),
+        (&tiny, "split", "--rows 2,5 --tp 2 --lmhead-tp-size 4"),
+        (&tiny, "split", "--rows 2,5 --tp 3 --lmhead-tp-size 3 --request topk:9"),
+        (&tiny, "split", "--rows 7,1 --tp 4 --lmhead-tp-size 1"),
+        (&tiny, "split", "--rows 7,4 --tp 2 --lmhead-tp-size 4 --request logprobs:2"),
+        (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 4 --request logprobs"),
+        (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 2 --request logprobs:300"),
+        (&tiny, "chunks", "--rows 40,0,13,27 --lmhead-tp-size 4 --request logprobs:5"),
+        (&tiny, "chunks", "--rows 40,1 --tp 2 --lmhead-tp-size 4 --request logprobs:5"),
+        (&tiny, "chunks", "--rows 0,0 --lmhead-tp-size 2 --request logprobs:5"),
+        (&tiny, "chunks", "--rows 31 --request logprobs:1"),
+        (&tiny, "plain", "--rows 7,0,12,9 --lmhead-tp-size 4 --quantize w8a8"),
+        (&tiny, "f32", "--rows 7,0,12,9 --lmhead-tp-size 4 --quantize w8a16 --request argmax"),
+        (&tiny, "plain", "--rows 0,0 --lmhead-tp-size 2"),
+        (&stored, "plain", "--rows 3,1,2,1 --lmhead-tp-size 4"),
+        (&stored, "plain", "--rows 3,4 --lmhead-tp-size 2 --quantize w8a8 --request topk:140"),
+        (&stored, "chunks", "--rows 3,4 --tp 2 --lmhead-tp-size 4 --request logprobs:2"),
+    ];
+    for (head, settings, rest) in table {
+        for v in 0..verify.len() {
+            let config = files.name(&format!("{settings}{v}.toml"));
+            let mut args = head.to_vec();
+            args.extend(rest.split(' ').chain(["--config", &config]));
+            let planned = plan(&args);
+            let run: Vec<&str> =
+                ["run", "--json", "--steps", "1", "--threads", "1"].iter().chain(&args).copied().collect();
+            let measured: Value = serde_json::from_str(&good(&run)).unwrap();
+            let kind = if v == 0 { "verified" } else { "unverified" };
+            for same in [
+                "vocab_size",
+                "hidden_size",
+                "weights",
+                "quantization",
+                "dp",
+                "tp",
+                "lmhead_tp_size",
+                "request",
+            ] {
+                assert_eq!(planned[same], measured[same], "{args:?}: {same}");
+            }
+            for what in ["rounds", "bytes_exchanged"] {
+                assert_eq!(planned[kind][what], measured["step"][what], "{args:?}: {what}");
+            }
+            assert_eq!(
+                planned["verified"]["full_logits_bytes"], measured["step"]["full_logits_bytes"],
+                "{args:?}"
+            );
+            let (ranks, their) =
+                (planned["ranks"].as_array().unwrap(), measured["ranks"].as_array().unwrap());
+            assert_eq!(ranks.len(), their.len(), "{args:?}");
+            for (rank, their) in ranks.iter().zip(their) {
+                let what = format!("{args:?}, rank {}", rank["rank"]);
+                for same in ["rank", "dp", "tp", "shard", "shard_bytes"] {
+                    assert_eq!(rank[same], their[same], "{what}: {same}");
+                }
+                assert_eq!(rank["rows"], their["hidden_rows"], "{what}");
+                assert_eq!(
+                    planned["groups"][rank["group"].as_u64().unwrap() as usize],
+                    their["group"],
+                    "{what}"
+                );
+                let traffic = &rank[kind];
+                assert_eq!(traffic["rounds"], their["rounds"], "{what}: rounds");
+                let number = |value: &Value| value.as_u64().unwrap();
+                let [sent, received, targets] =
+                    ["bytes_sent", "bytes_received", "target_bytes"].map(|key| number(&traffic[key]));
+                // Targets are where they are: what the rank sent of them says what it received.
+                let peers = planned["lmhead_tp_size"].as_u64().unwrap() - 1;
+                let own = (number(&their["bytes_sent"]) - sent).checked_div(peers).unwrap_or(0);
+                assert!(own <= targets, "{what}");
+                assert_eq!(sent + own * peers, number(&their["bytes_sent"]), "{what}: sent");
+                let others = if peers == 0 { 0 } else { targets - own };
+                assert_eq!(received + others, number(&their["bytes_received"]), "{what}: received");
+            }
+        }
+    }
+}
+
+/// 32 data-parallel ranks with 28 rows each on H100s: the figures of the cost model, worked out by hand, in whole µs.
+#[test]
+fn the_table_over_group_sizes() {
+    let args = "--preset deepseek-v3 --dp 32 --machine h100-nvlink,h100-infiniband --logits-dtype bf16";
+    let args: Vec<&str> = args.split(' ').collect();
+    let planned = plan(&args);
+    #[rustfmt::skip]
+    let table = [
+        // ranks, MB, stream, arithmetic; NVLink: gather, logits, total, total of 64 best; InfiniBand the same
+        (1, 1853, 615, 70, [0, 0, 615, 615], [0, 0, 615, 615]),
+        (4, 463, 154, 70, [3, 15, 196, 181], [27, 121, 341, 221]),
+        (8, 232, 77, 70, [8, 18, 126, 109], [62, 141, 320, 182]),
+        (16, 116, 38, 70, [17, 19, 130, 111], [134, 151, 395, 249]),
+        (32, 58, 19, 70, [35, 19, 148, 130], [277, 156, 542, 397]),
+    ];
+    let whole = |value: &Value| value.as_f64().unwrap().round() as u64;
+    for (machine, costs) in planned["costs"].as_array().unwrap().iter().enumerate() {
+        for (p, mb, stream, flop, nvlink, infiniband) in table {
+            let sizes = costs["sizes"].as_array().unwrap();
+            let size = sizes.iter().find(|size| size["lmhead_tp_size"] == p).unwrap();
+            // The largest shard may be a block of 64 ids above the even share.
+            let bytes = size["shard_bytes"].as_f64().unwrap() / 1e6;
+            assert!((bytes - f64::from(mb)).abs() < 0.5 + 64.0 * 7168.0 * 2.0 / 1e6, "P {p}: {bytes} MB");
+            let (full, best) = (&size["logits"], &size["candidates"]);
+            let matmul =
+                [&full["stream_us"], &full["flop_us"], &best["stream_us"], &best["flop_us"]].map(whole);
+            assert_eq!(matmul, [stream, flop, stream, flop], "P {p}");
+            let got = [&full["gather_us"], &full["exchange_us"], &size["logits_us"], &size["candidates_us"]];
+            assert_eq!(
+                got.map(whole),
+                if machine == 0 { nvlink } else { infiniband },
+                "P {p}, machine {machine}"
+            );
+        }
+        assert_eq!((&costs["fastest_logits"], &costs["fastest_candidates"]), (&json!(8), &json!(8)));
+    }
+    assert_eq!(planned["legal_sizes"], json!([1, 2, 4, 8, 16, 32]));
+    assert_eq!((&planned["lmhead_tp_size"], &planned["rule"]), (&json!(8), &json!("auto_fastest")));
+    let printed = good(&[&["plan"], &args[..]].concat());
+    for words in [
+        "4 groups of ranks: 0-7  8-15  16-23  24-31",
+        "8 ranks share a head (auto: the fastest of the legal sizes by the cost model)",
+        "* 126.2 µs",
+        "* 320.1 µs",
+        "not a measurement",
+        "the model counts the latency of two collectives; this step has 3",
+        "cost_model = { rows_per_rank = 28, memory_gb_per_s = 3015.0",
+    ] {
+        assert!(printed.contains(words), "{words}\n{printed}");
+    }
+}
+
+/// The setting that a plan prints makes `run` and another plan choose the same size.
+#[test]
+fn auto_goes_by_what_is_configured() {
+    let files = Files::new();
+    let choice = |args: &str| {
+        let planned = plan(&args.split(' ').collect::<Vec<_>>());
+        (planned["lmhead_tp_size"].clone(), planned["rule"].as_str().unwrap().to_string())
+    };
+    assert_eq!(choice("--preset tiny --dp 8"), (json!(1), "auto_replicated".into()));
+    assert_eq!(choice("--preset tiny --dp 8 --tp 2"), (json!(2), "auto_tensor_parallel".into()));
+    assert_eq!(
+        choice("--preset tiny --dp 8 --tp 2 --lmhead-tp-size -1"),
+        (json!(2), "tensor_parallel".into())
+    );
+    assert_eq!(choice("--preset tiny --dp 8 --lmhead-tp-size 4"), (json!(4), "asked".into()));
+    // A slow memory, a fast link.
+    let speeds = "--memory-gb-per-s 1 --tflops 100 --link-gb-per-s 10 --latency-us 1";
+    let args = format!("--preset tiny --dp 8 --rows-per-rank 4 {speeds}");
+    assert_eq!(choice(&args), (json!(8), "auto_fastest".into()));
+    let printed = good(&[&["plan"], &args.split(' ').collect::<Vec<_>>()[..]].concat());
+    let setting =
+        printed.lines().find_map(|line| line.strip_prefix("as a setting, for auto to go by: ")).unwrap();
+    std::fs::write(files.path("c.toml"), setting).unwrap();
+    let config = files.name("c.toml");
+    assert_eq!(choice(&format!("--preset tiny --dp 8 --config {config}")), (json!(8), "auto_fastest".into()));
+    let run = good(&["run", "--preset", "tiny", "--dp", "8", "--config", &config, "--json", "--steps", "1"]);
+    assert_eq!(serde_json::from_str::<Value>(&run).unwrap()["lmhead_tp_size"], 8);
+    // Options win over the configuration: with a latency of a second nobody shares.
+    let slow = format!("--preset tiny --dp 8 --config {config} --latency-us 1000000");
+    assert_eq!(choice(&slow), (json!(1), "auto_fastest".into()));
+}
+
+#[test]
+fn pipeline_stages_orders_and_sizes_by_hand() {
+    let sizes = "--vocab-size 1000 --hidden-size 32 --dp 2 --tp 2 --pp 3 --lmhead-tp-size 4";
+    let planned = plan(&sizes.split(' ').collect::<Vec<_>>());
+    assert_eq!(planned["groups"], json!([[4, 5, 10, 11]]), "the last stage of vLLM's order");
+    assert_eq!((&planned["weights"], &planned["head_bytes"]), (&json!("bf16"), &json!(64_000)));
+    let megatron = format!("{sizes} --rank-order pp-dp-tp --weights f32 --quantize w8a8");
+    let planned = plan(&megatron.split(' ').collect::<Vec<_>>());
+    assert_eq!(planned["groups"], json!([[8, 9, 10, 11]]));
+    assert_eq!((&planned["weights"], &planned["head_bytes"]), (&json!("i8"), &json!(36_000)));
+    assert_eq!(planned["hidden_dtype"], "f32");
+    // The largest that is allowed comes in a moment, and its list is whole.
+    let planned = plan(
+        &"--vocab-size 1000 --hidden-size 32 --dp 65536 --lmhead-tp-size 65536"
+            .split(' ')
+            .collect::<Vec<_>>(),
+    );
+    assert_eq!(planned["ranks"].as_array().unwrap().len(), 65_536);
+}
+
+/// What fits every rank may not fit all of them together.
+#[test]
+fn huge_sums_do_not_wrap() {
+    let args =
+        "--vocab-size 64 --hidden-size 1073741824 --dp 65536 --rows-per-rank 16777216 --lmhead-tp-size 2";
+    let planned = plan(&args.split(' ').collect::<Vec<_>>());
+    let received = planned["ranks"][0]["verified"]["bytes_received"].as_f64().unwrap();
+    let all = planned["verified"]["bytes_exchanged"].as_f64().unwrap();
+    assert!(received > 3e16 && all > 65_536.0 * 3e16, "{received} {all}");
+}
+
+/// Well-formed, every machine and size in it, nothing of a name taken for markup, the file like any other.
+#[test]
+fn the_plot() {
+    let files = Files::new();
+    std::fs::rename(files.path("model"), files.path("a<b>&c")).unwrap();
+    let (model, out) = (files.name("a<b>&c"), files.path("plot.svg"));
+    let args =
+        ["--model", &model, "--dp", "12", "--machine", "h100-nvlink,h100-infiniband", "--request", "topk:5"];
+    let printed = good(&[&["plan", "--svg", out.to_str().unwrap()], &args[..]].concat());
+    assert!(printed.contains("written: "), "{printed}");
+    let svg = std::fs::read_to_string(&out).unwrap();
+    assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"), "{svg}");
+    for words in [
+        "h100-nvlink, 360 GB/s link: all bf16 logits",
+        "h100-infiniband, 45 GB/s link: 5 best of each row",
+        "prefers-color-scheme: dark",
+    ] {
+        assert!(svg.contains(words), "{words}");
+    }
+    // 6 sizes x 2 machines x 2 kinds of exchange x 4 stages, and as many stars as panels.
+    assert_eq!(svg.matches("<title>").count(), 6 * 2 * 2 * 4 + 1);
+    assert_eq!(svg.matches(" ★</text>").count(), 4);
+    let mut open: Vec<&str> = Vec::new();
+    for tag in svg.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').expect("every tag ends");
+        let name = tag.split([' ', '/']).find(|word| !word.is_empty()).unwrap();
+        match (tag.starts_with('/'), tag.ends_with('/')) {
+            (true, _) => assert_eq!(open.pop(), Some(name)),
+            (false, false) => open.push(name),
+            (false, true) => {}
+        }
+        assert_eq!(tag.matches('"').count() % 2, 0, "{tag}");
+    }
+    assert!(open.is_empty());
+    assert_eq!(files.entries(), 4, "no temporary file stays");
+}
+
+#[test]
+fn bad_plans_are_refused_with_a_sentence() {
+    let files = Files::new();
+    std::fs::write(files.path("speed.toml"), "cost_model = { rows_per_rank = 1, memory_gb_per_s = 0.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = 1.0 }").unwrap();
+    std::fs::write(files.path("i8.toml"), "cost_model = { rows_per_rank = 1, memory_gb_per_s = 1.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = 1.0, logits_dtype = \"i8\" }").unwrap();
+    std::fs::write(files.path("tied.toml"), "tie_word_embeddings = true").unwrap();
+    std::fs::write(files.path("sizes.toml"), "hidden_size = 21").unwrap();
+    std::fs::write(files.path("dtype.toml"), "hidden_dtype = \"f16\"").unwrap();
+    std::fs::write(files.path("chunk.toml"), "logprobs_chunk_bytes = 100").unwrap();
+    std::fs::write(files.path("bias.toml"), "bias = true").unwrap();
+    let model = files.name("model");
+    let at = |name: &str| files.name(name);
+    let before = files.entries();
+    let tiny = |rest: &str| format!("--preset tiny {rest}");
+    let table: Vec<(String, &[&str])> = vec![
+        ("".into(), &["--preset, --model, --vocab-size: wanted one of them, got none"]),
+        (tiny("--vocab-size 5"), &["wanted one of them, got several"]),
+        (tiny(&format!("--model {model}")), &["wanted one of them, got several"]),
+        ("--preset gpt-9".into(), &["--preset: wanted one of deepseek-v3", "gpt-9"]),
+        (format!("--model {}", at("nowhere")), &["nowhere", "cannot be read"]),
+        ("--vocab-size 5".into(), &["--vocab-size, --hidden-size: wanted both"]),
+        (
+            "--vocab-size 0 --hidden-size 5".into(),
+            &["--vocab-size: wanted a whole number of at least 1, got `0`"],
+        ),
+        ("--vocab-size 5 --hidden-size -5".into(), &["--hidden-size", "got `-5`"]),
+        ("--vocab-size 5000000000 --hidden-size 5".into(), &["vocab_size: wanted 1 to 1073741824"]),
+        (
+            "--vocab-size 5 --hidden-size 200000 --quantize w8a8".into(),
+            &["hidden_size with quantization w8a8"],
+        ),
+        (
+            "--vocab-size 5 --hidden-size 5 --weights i8".into(),
+            &["--weights: wanted f32, bf16 or f16, got `i8`; for int8 add --quantize"],
+        ),
+        (tiny("--weights f32"), &["--weights: wanted --vocab-size and --hidden-size beside it"]),
+        (tiny("--quantize int4"), &["--quantize: wanted none, w8a8 or w8a16, got `int4`"]),
+        (tiny("--dp 0"), &["--dp: wanted a whole number of at least 1"]),
+        (tiny("--tp two"), &["--tp", "got `two`"]),
+        (tiny("--pp 0"), &["--pp: wanted a whole number of at least 1"]),
+        (tiny("--dp 65537"), &["--dp, --tp, --pp: wanted at most 65536 ranks, got dp 65537 x tp 1 x pp 1"]),
+        (tiny("--dp 9223372036854775807 --tp 3"), &["wanted at most 65536 ranks"]),
+        (
+            tiny("--dp 4 --lmhead-tp-size 3"),
+            &["--lmhead-tp-size: wanted 1, or a multiple of tp = 1 that divides", "2, 4"],
+        ),
+        (tiny("--lmhead-tp-size many"), &["--lmhead-tp-size: wanted auto, -1", "got `many`"]),
+        (tiny("--rows 3,4 --dp 3"), &["--rows: wanted 3 entries, one for each of --dp 3, got 2"]),
+        (tiny("--rows 3,x"), &["--rows: wanted row counts of at least 0", "got `x`"]),
+        (tiny("--rows 3,4 --rows-per-rank 3"), &["--rows-per-rank: wanted it or --rows"]),
+        (tiny("--rows-per-rank -1"), &["--rows-per-rank: wanted a whole number of at least 0, got `-1`"]),
+        (tiny("--rows-per-rank 16777217"), &["wanted at most 16777216 rows on a rank"]),
+        (tiny("--request topk:0"), &["--request topk:K: wanted k from 1"]),
+        (tiny("--request topk:1001"), &["vocabulary size, 1000", "1001"]),
+        (
+            tiny("--dp 2 --request sample"),
+            &["what a step exchanges, worked out before it runs: wanted logits, argmax, topk or logprobs, got sample"],
+        ),
+        (tiny("--request guess"), &["--request: wanted logits, argmax, topk:K", "got `guess`"]),
+        (tiny("--logits-dtype i8"), &["--logits-dtype: wanted f32, bf16 or f16"]),
+        (
+            tiny("--candidates 1001 --machine h100-nvlink"),
+            &["--candidates: wanted 1 to the vocabulary size, 1000, got `1001`"],
+        ),
+        (tiny("--machine h100"), &["--machine: wanted one of h100-nvlink, h100-infiniband, got `h100`"]),
+        (tiny("--machine "), &["--machine: wanted one of", "got ``"]),
+        (tiny("--tflops 5"), &["wanted all of them where no machine is named, got 1 of them"]),
+        (
+            tiny("--machine h100-nvlink --latency-us inf"),
+            &["--latency-us: wanted a finite number, at least 0, got `inf`"],
+        ),
+        (tiny("--machine h100-nvlink --tflops nan"), &["--tflops", "got `nan`"]),
+        (
+            tiny("--machine h100-nvlink --link-gb-per-s 0"),
+            &["cost_model.link_gb_per_s: wanted a finite number above 0"],
+        ),
+        (tiny("--machine h100-nvlink --memory-gb-per-s -1"), &["--memory-gb-per-s", "got `-1`"]),
+        (
+            tiny(&format!("--config {}", at("speed.toml"))),
+            &["cost_model.memory_gb_per_s: wanted a finite number above 0, got 0"],
+        ),
+        (
+            tiny(&format!("--config {}", at("i8.toml"))),
+            &["cost_model.logits_dtype: wanted f32, f16 or bf16, got i8"],
+        ),
+        (tiny(&format!("--config {}", at("tied.toml"))), &["tie_word_embeddings: wanted nothing"]),
+        (tiny(&format!("--config {}", at("sizes.toml"))), &["hidden_size: wanted 256, the preset's, got 21"]),
+        (
+            tiny(&format!("--config {}", at("dtype.toml"))),
+            &["hidden_dtype: wanted bf16, the head's dtype, got f16"],
+        ),
+        (
+            tiny(&format!("--config {} --dp 2 --lmhead-tp-size 2 --request logprobs", at("chunk.toml"))),
+            &["logprobs_chunk_bytes: wanted at least"],
+        ),
+        (
+            tiny(&format!("--config {} --request logprobs", at("chunk.toml"))),
+            &["logprobs_chunk_bytes: wanted at least"],
+        ),
+        (format!("--model {model} --config {}", at("sizes.toml")), &["hidden_size", "21", "20"]),
+        (
+            tiny(&format!("--svg {}", at("p.svg"))),
+            &["--svg: wanted speeds to plot by, got none; add --machine"],
+        ),
+        (
+            tiny(&format!("--machine h100-nvlink --svg {}", at("no/such/p.svg"))),
+            &["no/such does not exist", "--svg"],
+        ),
+        (
+            format!("--model {model} --machine h100-nvlink --svg {model}/config.json"),
+            &["is an input of this run"],
+        ),
+        (tiny("--rank-order tp-first"), &["--rank-order"]),
+        (
+            "--vocab-size 1073741824 --hidden-size 1073741824 --dp 65536 --rows-per-rank 16777216 --lmhead-tp-size 65536".into(),
+            &["bytes of a step: wanted fewer than 2^64"],
+        ),
+    ];
+    for (args, wanted) in &table {
+        let all: Vec<&str> =
+            ["plan"].into_iter().chain(args.split(' ').filter(|_| !args.is_empty())).collect();
+        let out = lmhead(&all);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{args}: {said}");
+        for want in *wanted {
+            assert!(said.contains(want), "{args}\n got {said}\nwant {want}");
+        }
+        assert!(said.starts_with("error: "), "{said}");
+        assert_eq!(text(&out.stdout), "", "{args}");
+    }
+    assert_eq!(files.entries(), before, "no file was made");
+}
