@@ -3,6 +3,7 @@
 pub mod cpu;
 #[cfg(feature = "emulated")]
 pub mod emulated;
+pub mod params;
 
 use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;
