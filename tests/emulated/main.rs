@@ -1,5 +1,9 @@
 //! The emulated CUDA device: its instructions, its checks, and the carrier kernels on it.
 
+mod broken;
 mod carriers;
 mod data;
+mod hopper;
+mod instructions;
+mod probe;
 mod tensor_core;
