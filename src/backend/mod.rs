@@ -3,6 +3,8 @@
 pub mod cpu;
 #[cfg(feature = "emulated")]
 pub mod emulated;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+pub mod params;
 
 use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;
