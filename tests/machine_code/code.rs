@@ -20,7 +20,7 @@ pub struct Code {
     /// where there are any.
     pub shared: u32,
     /// How often each operation stands in the code, by its full name with modifiers (`LDG.E.128`).
-    pub operations: BTreeMap<String, usize>,
+    pub operations: Operations,
 }
 
 impl Code {
@@ -46,13 +46,15 @@ impl Code {
 
 /// `(architecture, kernel)`.
 type Key = (String, String);
+/// Counts by full name.
+type Operations = BTreeMap<String, usize>;
 
 /// Joins `cuobjdump -res-usage` and `cuobjdump -sass` of one fatbin, in the order of the architectures there.
 ///
 /// # Errors
 /// Text of another form, or two listings of different kernels.
 pub fn parse(file: &str, resources: &str, sass: &str) -> Result<Vec<Code>, String> {
-    let mut operations: BTreeMap<Key, BTreeMap<String, usize>> = operations(sass)?.into_iter().collect();
+    let mut operations: BTreeMap<Key, Operations> = operations(sass)?.into_iter().collect();
     let mut codes = Vec::new();
     for ((architecture, kernel), [registers, stack, shared, local]) in self::resources(resources)? {
         let key = (architecture, kernel);
@@ -105,15 +107,15 @@ fn resources(text: &str) -> Result<Vec<(Key, [u32; 4])>, String> {
 
 /// Operations by kernel. A line is `/*0050*/  @!P0 LDG.E.128 R8, [R2.64] ;  /* encoding */`; a line of encoding alone has a
 /// space behind its first `/*`.
-fn operations(text: &str) -> Result<Vec<(Key, BTreeMap<String, usize>)>, String> {
-    let mut found: Vec<(Key, BTreeMap<String, usize>)> = Vec::new();
+fn operations(text: &str) -> Result<Vec<(Key, Operations)>, String> {
+    let mut found: Vec<(Key, Operations)> = Vec::new();
     let mut here = None;
     for line in text.lines().map(str::trim) {
         if let Some(name) = architecture(line) {
             here = Some(name);
         } else if let Some(kernel) = line.strip_prefix("Function : ") {
             let here = here.ok_or_else(|| format!("cuobjdump -sass: no architecture before {kernel}"))?;
-            found.push(((here.to_string(), kernel.to_string()), BTreeMap::new()));
+            found.push(((here.to_string(), kernel.to_string()), Operations::new()));
         } else if let Some((address, rest)) = line.strip_prefix("/*").and_then(|line| line.split_once("*/"))
             && !address.is_empty()
             && address.chars().all(|c| c.is_ascii_hexdigit())
