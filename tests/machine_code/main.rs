@@ -9,9 +9,10 @@ mod expectations;
 mod toolkit;
 #[cfg(feature = "cuda")]
 mod tools;
+mod wrappers;
 
 use code::{Code, parse};
-use expectations::{EXPECTED, Expectation, all_faults, faults};
+use expectations::{Expectation, all_faults, faults};
 
 /// cuobjdump 13.2 on a fatbin of two kernels: `multiply` (one mma.sync), `pick` (an array in local memory).
 const RESOURCES: &str = include_str!("samples/res_usage.txt");
@@ -140,6 +141,7 @@ fn a_kernel_without_a_row_and_a_row_without_a_kernel_are_faults() {
 #[cfg(feature = "cuda")]
 mod with_the_toolkit {
     use super::*;
+    use expectations::EXPECTED;
     use lmhead::backend::cuda::fatbins::EMBEDDED;
     use std::fs;
     use std::process::Command;

@@ -27,7 +27,7 @@ impl Device {
     /// Opens the device of that ordinal.
     ///
     /// # Errors
-    /// As [`super::driver`]; `Unsupported` where there is no such device; `Device` where it does not answer.
+    /// As [`super::driver()`]; `Unsupported` where there is no such device; `Device` where it does not answer.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         let devices = devices()?;
         let count = devices.len();

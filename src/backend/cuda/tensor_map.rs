@@ -75,7 +75,7 @@ impl Tiled {
     /// The map for a kernel's parameters. Elements outside of the matrix are read as zeros.
     ///
     /// # Errors
-    /// As [`Tiled::check`] and [`super::driver`]; `Device` where the driver refuses it.
+    /// As [`Tiled::check`] and [`super::driver()`]; `Device` where the driver refuses it.
     pub fn encode(&self, address: u64) -> Result<TensorMap> {
         self.check(address)?;
         driver()?;
