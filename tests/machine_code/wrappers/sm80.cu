@@ -1,13 +1,13 @@
 // Every wrapper of ptx.cuh that sm_80 has, once: compiled by the test, never launched.
 #include "ptx.cuh"
 
-struct Params {
+struct WrapperParams {
   uint32_t *out;
   const void *in;
   uint32_t address;
 };
 
-KERNEL(shared_memory, Params, 128, 1) {
+KERNEL(shared_memory, WrapperParams, 128, 1) {
   const uint32_t at = params.address;
   const ptx::U32x4 four = ptx::ld_shared_v4(at);
   ptx::st_shared_u8(at, uint8_t(four.x)), ptx::st_shared_u16(at, ptx::ld_shared_u16(at));
@@ -20,7 +20,7 @@ KERNEL(shared_memory, Params, 128, 1) {
   ptx::st_shared_v4(ptx::dynamic_shared(), {one, two[0] ^ two[1], eight[0] ^ eight[1], eight[2] ^ eight[3]});
 }
 
-KERNEL(global_memory, Params, 128, 1) {
+KERNEL(global_memory, WrapperParams, 128, 1) {
   uint32_t *out = params.out + 64 * threadIdx.x;
   const void *in = params.in;
   const ptx::U32x2 two = ptx::ld_global_v2(in), two_nc = ptx::ld_global_nc_no_allocate_v2(in);
@@ -37,7 +37,7 @@ KERNEL(global_memory, Params, 128, 1) {
   ptx::st_global_v2(out + 16, {old + uint32_t(wide), uint32_t(wide >> 32)});
 }
 
-KERNEL(copies_and_barriers, Params, 128, 1) {
+KERNEL(copies_and_barriers, WrapperParams, 128, 1) {
   const uint32_t at = params.address;
   ptx::cp_async_ca<4>(at, params.in), ptx::cp_async_ca<8>(at, params.in, 3), ptx::cp_async_ca<16>(at, params.in);
   ptx::cp_async_cg_16(at, params.in, at & 15);
@@ -51,7 +51,7 @@ KERNEL(copies_and_barriers, Params, 128, 1) {
     ptx::barrier_sync(1, 128);
 }
 
-KERNEL(warps, Params, 128, 1) {
+KERNEL(warps, WrapperParams, 128, 1) {
   const uint32_t lane = ptx::lane_id();
   ptx::bar_warp_sync();
   uint32_t v = lane * lane + ptx::vote_ballot(lane & 1) + ptx::vote_any(lane & 2) + ptx::vote_all(lane & 4);
@@ -60,10 +60,13 @@ KERNEL(warps, Params, 128, 1) {
   params.out[threadIdx.x] = v;
 }
 
-KERNEL(mma_sync, Params, 32, 1) {
+KERNEL(mma_sync, WrapperParams, 32, 1) {
   const uint32_t a[4] = {1, 2, 3, threadIdx.x}, b[2] = {4, threadIdx.x};
   float d[4] = {0, 0, 0, 0};
   int32_t i[4] = {0, 0, 0, 0};
   ptx::mma_m16n8k16(ptx::Bf16(), d, a, b), ptx::mma_m16n8k16(ptx::F16(), d, a, b), ptx::mma_m16n8k32(i, a, b);
-  for (int j = 0; j < 4; ++j) params.out[threadIdx.x * 4 + j] = __float_as_uint(d[j]) + i[j];
+  for (int j = 0; j < 4; ++j) {
+    ptx::st_global_f32(params.out + threadIdx.x * 8 + j, d[j]);
+    ptx::st_global_u32(params.out + threadIdx.x * 8 + 4 + j, uint32_t(i[j]));
+  }
 }

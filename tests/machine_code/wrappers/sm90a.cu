@@ -1,14 +1,14 @@
 // Every wrapper of ptx.cuh that only sm_90a has, once: compiled by the test, never launched.
 #include "ptx.cuh"
 
-struct Params {
+struct HopperWrapperParams {
   TensorMap map;
   uint32_t *out;
   uint32_t address;
   uint64_t descriptor;
 };
 
-KERNEL(clusters, Params, 128, 1) {
+KERNEL(clusters, HopperWrapperParams, 128, 1) {
   const uint32_t at = params.address;
   ptx::griddepcontrol_wait(), ptx::griddepcontrol_launch_dependents();
   ptx::mbarrier_init(at, 1), ptx::fence_mbarrier_init();
@@ -22,7 +22,7 @@ KERNEL(clusters, Params, 128, 1) {
   ptx::stmatrix_x1_trans(at, at), ptx::stmatrix_x2_trans(at, {at, at}), ptx::stmatrix_x4_trans(at, {at, at, at, at});
 }
 
-KERNEL(registers, Params, 256, 1) {
+KERNEL(registers, HopperWrapperParams, 256, 1) {
   if (threadIdx.x < 128)
     ptx::setmaxnreg_dec<40>();
   else
@@ -30,7 +30,7 @@ KERNEL(registers, Params, 256, 1) {
   params.out[threadIdx.x] = threadIdx.x;
 }
 
-KERNEL(tma, Params, 128, 1) {
+KERNEL(tma, HopperWrapperParams, 128, 1) {
   const uint32_t at = params.address;
   if (!ptx::elect_sync()) return;
   ptx::prefetch_tensormap(&params.map);
@@ -47,7 +47,7 @@ KERNEL(tma, Params, 128, 1) {
 }
 
 template <int kN, class Type>
-DEVICE void wgmma_16(Type type, const Params &params) {
+DEVICE void wgmma_16(Type type, const HopperWrapperParams &params) {
   const uint64_t b = ptx::wgmma_descriptor(params.address, ptx::Swizzle::bytes_128, 1024);
   const uint32_t a[4] = {1, 2, 3, threadIdx.x};
   float d[kN / 2];
@@ -58,10 +58,10 @@ DEVICE void wgmma_16(Type type, const Params &params) {
   ptx::wgmma_m64k16<kN>(type, d, a, b, 1);
   ptx::wgmma_commit_group(), ptx::wgmma_wait_group<0>();
 #pragma unroll
-  for (int i = 0; i < kN / 2; ++i) params.out[i * 128 + threadIdx.x] = __float_as_uint(d[i]);
+  for (int i = 0; i < kN / 2; ++i) ptx::st_global_f32(params.out + i * 128 + threadIdx.x, d[i]);
 }
 template <int kN>
-DEVICE void wgmma_8(const Params &params) {
+DEVICE void wgmma_8(const HopperWrapperParams &params) {
   const uint64_t b = ptx::wgmma_descriptor(params.address, ptx::Swizzle::bytes_128, 1024);
   const uint32_t a[4] = {1, 2, 3, threadIdx.x};
   int32_t d[kN / 2];
@@ -77,10 +77,10 @@ DEVICE void wgmma_8(const Params &params) {
 
 // A kernel per N: in one, every product's accumulators would be live together.
 #define WGMMA_16(n)                                            \
-  KERNEL(wgmma_bf16_n##n, Params, 128, 1) { wgmma_16<n>(ptx::Bf16(), params); } \
-  KERNEL(wgmma_f16_n##n, Params, 128, 1) { wgmma_16<n>(ptx::F16(), params); }
+  KERNEL(wgmma_bf16_n##n, HopperWrapperParams, 128, 1) { wgmma_16<n>(ptx::Bf16(), params); } \
+  KERNEL(wgmma_f16_n##n, HopperWrapperParams, 128, 1) { wgmma_16<n>(ptx::F16(), params); }
 #define WGMMA_8(n) \
-  KERNEL(wgmma_s8_n##n, Params, 128, 1) { wgmma_8<n>(params); }
+  KERNEL(wgmma_s8_n##n, HopperWrapperParams, 128, 1) { wgmma_8<n>(params); }
 #define BOTH(n) WGMMA_16(n) WGMMA_8(n)
 BOTH(8) BOTH(16) BOTH(24) BOTH(32) WGMMA_16(40) BOTH(48) WGMMA_16(56) BOTH(64) WGMMA_16(72) BOTH(80) WGMMA_16(88)
 BOTH(96) WGMMA_16(104) BOTH(112) WGMMA_16(120) BOTH(128) WGMMA_16(136) BOTH(144) WGMMA_16(152) BOTH(160)
