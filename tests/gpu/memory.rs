@@ -2,9 +2,8 @@
 
 use crate::GpuTest;
 use libtest_mimic::Failed;
-use lmhead::DType;
 use lmhead::backend::cuda::fatbins::Capability;
-use lmhead::backend::cuda::{Device, Swizzle, Tiled};
+use lmhead::backend::cuda::{Device, Swizzle, Tiled2d};
 use std::sync::Arc;
 
 pub const TESTS: &[GpuTest] = &[
@@ -68,26 +67,23 @@ fn no_such_device(_: &Arc<Device>) -> Result<(), Failed> {
 /// The edges of our own rules: a rule that is laxer than the driver's would show here.
 fn tensor_maps(device: &Arc<Device>) -> Result<(), Failed> {
     let buffer = device.filled(1 << 20, 0)?;
-    let map = |dtype, rows, columns, pitch, box_rows, box_columns, swizzle| Tiled {
-        dtype,
-        rows,
-        columns,
-        pitch,
-        box_rows,
-        box_columns,
-        swizzle,
+    let map = |element_bytes, rows, columns, pitch, box_rows, box_columns, swizzle| {
+        let address = buffer.address();
+        Tiled2d { address, element_bytes, columns, rows, pitch, box_columns, box_rows, swizzle }
     };
     for tiled in [
-        map(DType::Bf16, 100, 64, 128, 64, 64, Swizzle::Bytes128),
-        map(DType::F16, 1, 1, 16, 1, 8, Swizzle::Bytes128),
-        map(DType::I8, 77, 128, 128, 256, 128, Swizzle::Bytes128),
-        map(DType::I8, 3, 16, 1 << 14, 8, 256, Swizzle::None),
-        map(DType::F32, 5, 7, 32, 256, 256, Swizzle::None),
-        map(DType::Bf16, 1 << 32, 1 << 32, 1 << 33, 256, 64, Swizzle::Bytes128),
-        map(DType::I8, 1, 1, (1 << 40) - 16, 1, 16, Swizzle::None),
+        map(2, 100, 64, 128, 64, 64, Swizzle::Bytes128),
+        map(2, 1, 1, 16, 1, 8, Swizzle::Bytes128),
+        map(1, 77, 128, 128, 256, 128, Swizzle::Bytes128),
+        map(1, 3, 16, 1 << 14, 8, 256, Swizzle::None),
+        map(4, 5, 7, 32, 256, 256, Swizzle::None),
+        map(2, 5, 32, 64, 256, 32, Swizzle::Bytes64),
+        map(4, 5, 8, 32, 256, 8, Swizzle::Bytes32),
+        map(2, 1 << 32, 1 << 32, 1 << 33, 256, 64, Swizzle::Bytes128),
+        map(1, 1, 1, (1 << 40) - 16, 1, 16, Swizzle::None),
     ] {
-        tiled.encode(buffer.address())?;
-        tiled.encode(buffer.address() + 16)?;
+        tiled.encode()?;
+        Tiled2d { address: tiled.address + 16, ..tiled }.encode()?;
     }
     Ok(())
 }
