@@ -20,8 +20,11 @@ pub fn build() {
     println!("cargo::rerun-if-changed=build/emulated.rs");
     let mut device = Vec::new();
     let mut kernels = Vec::new();
-    for folder in ["kernels", "kernels/emulated"] {
+    for folder in ["kernels", "kernels/ptx", "kernels/emulated", "kernels/carriers"] {
         watch(folder, &mut device, &mut kernels);
+    }
+    if env::var_os("CARGO_FEATURE_EMULATED_TESTS").is_some() {
+        watch("tests/emulated/kernels", &mut device, &mut kernels);
     }
     let target = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let switch = PathBuf::from(format!("kernels/emulated/switch_{target}.S"));
@@ -35,9 +38,7 @@ pub fn build() {
 
     compiler_is_there();
     // The kernels first: a linker that reads archives once finds the device behind them.
-    if !kernels.is_empty() {
-        compile(cpp().flag("-x").flag("c++").files(kernels), "lmhead_emulated_kernels");
-    }
+    compile(cpp().flag("-x").flag("c++").files(kernels), "lmhead_emulated_kernels");
     compile(cpp().files(device), "lmhead_emulated_device");
     compile(cc::Build::new().file(switch), "lmhead_emulated_switch");
 }

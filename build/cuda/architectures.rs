@@ -18,7 +18,11 @@ pub struct KernelFile {
 }
 
 /// Every kernel file. A new one is a row here.
-pub const FILES: &[KernelFile] = &[];
+pub const FILES: &[KernelFile] = &[
+    KernelFile { name: "carriers/gather_bf16_sm90a", architectures: HOPPER },
+    KernelFile { name: "carriers/mma_s8_sm80", architectures: PORTABLE },
+    KernelFile { name: "carriers/wgmma_sm90a", architectures: HOPPER },
+];
 
 /// The architectures that [`VARIABLE`] asks for; all of them where it is unset.
 ///

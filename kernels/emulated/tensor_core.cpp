@@ -14,7 +14,8 @@ namespace model = tensor_core::detail;
 
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 
-constexpr int kMaxColumns = 256, kK16 = 16, kK32 = 32;
+// Columns at a time: what is laid out of them stands on a fiber's stack.
+constexpr int kPanel = 64, kK16 = 16, kK32 = 32;
 
 template <int kLanes>
 struct Vectors {
@@ -39,10 +40,10 @@ ALWAYS_INLINE void store(T *to, const V &v) {
 
 // A column's operands side by side with its neighbours': [k][column].
 struct Columns {
-  int32_t magnitude[kK16][kMaxColumns];  // widened to the 25 bits of the fixed-point grid
-  int32_t exponent[kK16][kMaxColumns];
-  int32_t sign[kK16][kMaxColumns];  // 0 or -1
-  int32_t special[kMaxColumns];
+  int32_t magnitude[kK16][kPanel];  // widened to the 25 bits of the fixed-point grid
+  int32_t exponent[kK16][kPanel];
+  int32_t sign[kK16][kPanel];  // 0 or -1
+  int32_t special[kPanel];
 };
 
 template <Input kInput>
@@ -120,7 +121,7 @@ ALWAYS_INLINE typename Vectors<kLanes>::Int row_step(const Operands<kK16> &row, 
 }
 
 template <int kLanes, Input kInput>
-ALWAYS_INLINE void tile_k16(const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {
+ALWAYS_INLINE void panel_k16(const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {
   using Int = typename Vectors<kLanes>::Int;
   Columns columns;
   lay_out<kInput>(b, n, columns);
@@ -145,11 +146,11 @@ ALWAYS_INLINE void tile_k16(const uint16_t *a, const uint16_t *b, float *d, int 
 
 // int8 products and sums of 32 of them are exact in f32 (below 2^19), which has the wider multipliers.
 template <int kLanes>
-ALWAYS_INLINE void tile_k32(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, int stride) {
+ALWAYS_INLINE void panel_k32(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, int stride) {
   using V = Vectors<kLanes>;
   using Int = typename V::Int;
   using Float = typename V::Float;
-  float columns[kK32][kMaxColumns];
+  float columns[kK32][kPanel];
   for (int j = 0; j < n; ++j)
     for (int k = 0; k < kK32; ++k) columns[k][j] = b[j * kK32 + k];
   for (int i = 0; i < m; i += 2) {  // two rows share the loads of the columns; m is even
@@ -167,6 +168,18 @@ ALWAYS_INLINE void tile_k32(const int8_t *a, const int8_t *b, int32_t *d, int m,
       store(d1, load<Int>(d1) + __builtin_convertvector(sum1, Int));
     }
   }
+}
+
+template <int kLanes, Input kInput>
+ALWAYS_INLINE void tile_k16(const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {
+  for (int j = 0; j < n; j += kPanel)
+    panel_k16<kLanes, kInput>(a, b + j * kK16, d + j, m, n - j < kPanel ? n - j : kPanel, stride);
+}
+
+template <int kLanes>
+ALWAYS_INLINE void tile_k32(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, int stride) {
+  for (int j = 0; j < n; j += kPanel)
+    panel_k32<kLanes>(a, b + j * kK32, d + j, m, n - j < kPanel ? n - j : kPanel, stride);
 }
 
 #if defined(__x86_64__)

@@ -5,7 +5,6 @@ pub mod cpu;
 pub mod cuda;
 #[cfg(feature = "emulated")]
 pub mod emulated;
-#[cfg(any(feature = "cuda", feature = "emulated"))]
 pub mod params;
 
 use crate::adjust::ShardAdjustments;

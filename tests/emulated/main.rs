@@ -1,3 +1,5 @@
 //! The emulated CUDA device: its instructions, its checks, and the carrier kernels on it.
 
+mod carriers;
+mod data;
 mod tensor_core;

@@ -16,7 +16,42 @@ pub struct Expectation {
 }
 
 #[cfg(feature = "cuda")]
-pub const EXPECTED: &[Expectation] = &[];
+pub const EXPECTED: &[Expectation] = &[
+    Expectation {
+        kernel: "carrier_mma_s8_sm80",
+        architectures: &["sm_80", "sm_89", "sm_90"],
+        present: &["IMMA.16832.S8", "LDGSTS.BYPASS.128", "LDSM.M88.4"],
+        absent: &["HMMA"],
+        registers: 128,
+    },
+    Expectation {
+        kernel: "carrier_wgmma_s8_sm90a",
+        architectures: &["sm_90a"],
+        present: &["IGMMA.64x64x32.S8", "UTMALDG.2D", "USETMAXREG"],
+        absent: &["HGMMA", "IMMA", "LDGSTS"],
+        registers: 168,
+    },
+    Expectation {
+        kernel: "carrier_wgmma_bf16_sm90a",
+        architectures: &["sm_90a"],
+        present: &["HGMMA.64x64x16.BF16", "UTMALDG.2D", "USETMAXREG"],
+        absent: &["IGMMA", "HMMA", "LDGSTS"],
+        registers: 168,
+    },
+    Expectation {
+        kernel: "carrier_gather_bf16_sm90a",
+        architectures: &["sm_90a"],
+        present: &[
+            "HGMMA.64x32x16.BF16",
+            "UTMALDG.2D",
+            "LDGSTS.BYPASS.128",
+            "FENCE.VIEW.ASYNC",
+            "USETMAXREG",
+        ],
+        absent: &["IGMMA", "HMMA"],
+        registers: 168,
+    },
+];
 
 /// What is wrong with a kernel's code; one line each, empty where all is well. No kernel may spill registers, keep an array in
 /// local memory or call a function that was not inlined: each costs memory traffic that no kernel here is planned with.
