@@ -1,26 +1,30 @@
 //! Device memory and tensor maps.
 
-use crate::GpuTest;
+use crate::{GpuTest, Needs};
 use libtest_mimic::Failed;
 use lmhead::backend::cuda::fatbins::Capability;
 use lmhead::backend::cuda::{Device, Swizzle, Tiled2d};
 use std::sync::Arc;
 
 pub const TESTS: &[GpuTest] = &[
-    GpuTest { name: "memory::comes_back_as_written", needs: Capability(8, 0), run: comes_back_as_written },
+    GpuTest {
+        name: "memory::comes_back_as_written",
+        needs: Needs::Capability(Capability(8, 0)),
+        run: comes_back_as_written,
+    },
     GpuTest {
         name: "memory::more_than_there_is_is_an_error",
-        needs: Capability(8, 0),
+        needs: Needs::Capability(Capability(8, 0)),
         run: more_than_there_is,
     },
     GpuTest {
         name: "memory::the_driver_takes_what_passes_our_rules",
-        needs: Capability(9, 0),
+        needs: Needs::Capability(Capability(9, 0)),
         run: tensor_maps,
     },
     GpuTest {
         name: "memory::a_device_that_is_not_there_is_an_error",
-        needs: Capability(8, 0),
+        needs: Needs::Capability(Capability(8, 0)),
         run: no_such_device,
     },
 ];
