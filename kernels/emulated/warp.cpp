@@ -21,11 +21,13 @@ bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collectiv
     fail(FaultKind::divergence, "it wants the lanes %08x, and %08x of them have ended", mask, mask & warp.exited);
   for (size_t i = 0; i < warp.collectives.size(); ++i) {
     Collective &other = warp.collectives[i];
-    if (!(other.mask & mask)) continue;
-    if (other.mask != mask || !same_text(other.instruction, self.instruction))
+    if (other.mask != mask || !same_text(other.instruction, self.instruction)) {
+      // Each waits for the other. Lanes that only one of them waits for may still come later.
+      if (!(other.mask & own) || !(mask & other.arrived)) continue;
       fail(FaultKind::divergence, "lanes %08x of warp %u are in %s with the lanes %08x, lane %u is in %s with the lanes "
            "%08x (wanted the same instruction in all)", other.arrived, warp.number, other.instruction, other.mask,
            self.lane, self.instruction, mask);
+    }
     if (other.detail != detail)
       fail(FaultKind::divergence, "lane %u of warp %u gives %s another operand than lanes %08x, where all must agree",
            self.lane, warp.number, self.instruction, other.arrived);

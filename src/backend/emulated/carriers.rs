@@ -22,22 +22,22 @@ pub const GATHER_SHARED: u32 = 4 * ((128 + GATHER_ROWS) * 128 + 16);
 
 /// int8 through `cp.async`, `ldmatrix` and `mma.sync` (sm_80). `hidden` is a multiple of 16.
 pub fn mma_s8() -> Kernel<MmaCarrierParams> {
-    emulated_kernel!("carrier_mma_s8_sm80": MmaCarrierParams)
+    emulated_kernel!(carrier_mma_s8_sm80: MmaCarrierParams)
 }
 
 /// int8 through TMA and `wgmma` (sm_90a). `hidden` is a multiple of 16.
 pub fn wgmma_s8() -> Kernel<WgmmaCarrierParams> {
-    emulated_kernel!("carrier_wgmma_s8_sm90a": WgmmaCarrierParams)
+    emulated_kernel!(carrier_wgmma_s8_sm90a: WgmmaCarrierParams)
 }
 
 /// bf16 through TMA and `wgmma` (sm_90a). `hidden` is a multiple of 8.
 pub fn wgmma_bf16() -> Kernel<WgmmaCarrierParams> {
-    emulated_kernel!("carrier_wgmma_bf16_sm90a": WgmmaCarrierParams)
+    emulated_kernel!(carrier_wgmma_bf16_sm90a: WgmmaCarrierParams)
 }
 
 /// bf16 weights through TMA, rows picked by index through `cp.async` (sm_90a). `hidden` is a multiple of 8.
 pub fn gather_bf16() -> Kernel<GatherCarrierParams> {
-    emulated_kernel!("carrier_gather_bf16_sm90a": GatherCarrierParams)
+    emulated_kernel!(carrier_gather_bf16_sm90a: GatherCarrierParams)
 }
 
 /// One block per 128 ids and `rows_per_block` rows.

@@ -46,9 +46,9 @@ impl<P: Params> Kernel<P> {
 /// Safe because a kernel of that name is linked or the program is not, and the size of the parameters is checked at launch.
 #[macro_export]
 macro_rules! emulated_kernel {
-    ($name:literal: $params:ty) => {{
+    ($name:ident: $params:ty) => {{
         unsafe extern "C" {
-            #[link_name = concat!("lmhead_kernel_", $name)]
+            #[link_name = concat!("lmhead_kernel_", stringify!($name))]
             static RAW: $crate::backend::emulated::ffi::RawKernel;
         }
         // SAFETY: the macro's own contract.
