@@ -1,5 +1,8 @@
-//! Compiles `kernels/`: with g++ for the emulated device (feature `emulated`).
+//! Compiles `kernels/`: with g++ for the emulated device (feature `emulated`), with nvcc for the real one (feature `cuda`).
 
+#[cfg(feature = "cuda")]
+#[path = "build/cuda.rs"]
+mod cuda;
 #[cfg(feature = "emulated")]
 #[path = "build/emulated.rs"]
 mod emulated;
@@ -9,4 +12,6 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     #[cfg(feature = "emulated")]
     emulated::build();
+    #[cfg(feature = "cuda")]
+    cuda::build();
 }

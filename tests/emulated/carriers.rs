@@ -1,65 +1,12 @@
 //! The carrier kernels: int8 is exact, 16-bit has the bits of the hardware's chain of instructions, k ascending.
 
-use crate::data::Random;
-use half::bf16;
-use lmhead::backend::emulated::arithmetic::{Half, Path, STEP, multiply_step};
+use crate::cases::{self, REAL, SMALL, Shape, Values, bits};
 use lmhead::backend::emulated::{Device, Fault, LaunchConfig, carriers};
 use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, WgmmaCarrierParams};
 
-/// `[rows, vocab]`, wrapping int32.
-fn int8_truth(weights: &[i8], rows: &[i8], hidden: usize) -> Vec<i32> {
-    rows.chunks(hidden)
-        .flat_map(|row| {
-            weights.chunks(hidden).map(move |w| {
-                row.iter().zip(w).fold(0i32, |sum, (&x, &w)| sum.wrapping_add(i32::from(x) * i32::from(w)))
-            })
-        })
-        .collect()
-}
-
-/// `[rows, vocab]`: instructions of 16 products, k ascending, from zero; zeros past the end of k.
-fn bf16_truth(weights: &[bf16], rows: &[bf16], hidden: usize) -> Vec<f32> {
-    let (vocab, count) = (weights.len() / hidden, rows.len() / hidden);
-    let (m, n) = (vocab.next_multiple_of(2), count.next_multiple_of(8));
-    let step = |data: &[bf16], lines: usize, k0: usize| -> Vec<u16> {
-        let at = |line: usize, k: usize| {
-            let inside = line * hidden < data.len() && k < hidden;
-            if inside { data[line * hidden + k].to_bits() } else { 0 }
-        };
-        (0..lines)
-            .flat_map(|line| (k0..k0 + STEP).map(move |k| (line, k)))
-            .map(|(line, k)| at(line, k))
-            .collect()
-    };
-    let mut d = vec![0f32; m * n];
-    for k0 in (0..hidden).step_by(STEP) {
-        multiply_step(Path::Fast, Half::Bf16, &step(weights, m, k0), &step(rows, n, k0), &mut d);
-    }
-    (0..count).flat_map(|row| (0..vocab).map(move |id| (row, id))).map(|(row, id)| d[id * n + row]).collect()
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
-struct Shape {
-    vocab: u32,
-    rows: u32,
-    hidden: u32,
-}
-
-/// Whole tiles, and tails of each size alone.
-const SMALL: [Shape; 4] = [
-    Shape { vocab: 128, rows: 32, hidden: 256 },
-    Shape { vocab: 100, rows: 3, hidden: 48 },
-    Shape { vocab: 129, rows: 33, hidden: 128 },
-    Shape { vocab: 7, rows: 1, hidden: 656 },
-];
-
 fn mma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault> {
     let Shape { vocab, rows: row_count, hidden } = *shape;
-    let mut random = Random::new(u64::from(vocab * hidden));
-    let (weights, rows) = (random.int8(vocab * hidden), random.int8(row_count * hidden));
+    let cases::Int8 { weights, rows, truth } = cases::int8(shape);
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize);
     let params = MmaCarrierParams {
@@ -72,14 +19,13 @@ fn mma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Resul
     };
     let launch = carriers::config(vocab, row_count, 32, carriers::MMA_THREADS, carriers::MMA_SHARED);
     device.launch(&carriers::mma_s8(), &params, &config(launch))?;
-    assert_eq!(device.download::<i32>(out), int8_truth(&weights, &rows, hidden as usize));
+    assert_eq!(device.download::<i32>(out), truth);
     Ok(())
 }
 
 fn wgmma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault> {
     let Shape { vocab, rows: row_count, hidden } = *shape;
-    let mut random = Random::new(u64::from(vocab * hidden));
-    let (weights, rows) = (random.int8(vocab * hidden), random.int8(row_count * hidden));
+    let cases::Int8 { weights, rows, truth } = cases::int8(shape);
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize);
     let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
@@ -99,14 +45,17 @@ fn wgmma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Res
         carriers::WGMMA_SHARED,
     );
     device.launch(&carriers::wgmma_s8(), &params, &config(launch))?;
-    assert_eq!(device.download::<i32>(out), int8_truth(&weights, &rows, hidden as usize));
+    assert_eq!(device.download::<i32>(out), truth);
     Ok(())
 }
 
-fn wgmma_bf16(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault> {
+fn wgmma_bf16(
+    shape: &Shape,
+    config: impl Fn(LaunchConfig) -> LaunchConfig,
+    values: Values,
+) -> Result<(), Fault> {
     let Shape { vocab, rows: row_count, hidden } = *shape;
-    let mut random = Random::new(u64::from(vocab * hidden));
-    let (weights, rows) = (random.bf16(vocab * hidden), random.bf16(row_count * hidden));
+    let cases::Halves { weights, rows, truth } = cases::halves(shape, values);
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize);
     let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
@@ -126,30 +75,17 @@ fn wgmma_bf16(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> R
         carriers::WGMMA_SHARED,
     );
     device.launch(&carriers::wgmma_bf16(), &params, &config(launch))?;
-    assert_eq!(bits(&device.download::<f32>(out)), bits(&bf16_truth(&weights, &rows, hidden as usize)));
+    assert_eq!(bits(&device.download::<f32>(out)), bits(&truth));
     Ok(())
 }
 
-fn gather_bf16(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault> {
+fn gather_bf16(
+    shape: &Shape,
+    config: impl Fn(LaunchConfig) -> LaunchConfig,
+    values: Values,
+) -> Result<(), Fault> {
     let Shape { vocab, rows: row_count, hidden } = *shape;
-    let source_rows = 2 * row_count;
-    let mut random = Random::new(u64::from(vocab * hidden));
-    let (weights, source) = (random.bf16(vocab * hidden), random.bf16(source_rows * hidden));
-    // Repeated rows, and two indices that are not there: rows of zeros.
-    let mut indices: Vec<i32> = (0..row_count as i32).map(|i| (i * 7 + 1) % source_rows as i32).collect();
-    if row_count > 2 {
-        indices[0] = -1;
-        indices[1] = source_rows as i32;
-    }
-    let picked: Vec<bf16> = indices
-        .iter()
-        .flat_map(|&i| match usize::try_from(i) {
-            Ok(i) if i < source_rows as usize => {
-                source[i * hidden as usize..(i + 1) * hidden as usize].to_vec()
-            }
-            _ => vec![bf16::ZERO; hidden as usize],
-        })
-        .collect();
+    let cases::Gathered { weights, source, source_rows, indices, truth } = cases::gathered(shape, values);
     let mut device = Device::new();
     let out = device.alloc((row_count * vocab * 4) as usize);
     let w = device.upload_read_only(&weights);
@@ -171,16 +107,18 @@ fn gather_bf16(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> 
         carriers::GATHER_SHARED,
     );
     device.launch(&carriers::gather_bf16(), &params, &config(launch))?;
-    assert_eq!(bits(&device.download::<f32>(out)), bits(&bf16_truth(&weights, &picked, hidden as usize)));
+    assert_eq!(bits(&device.download::<f32>(out)), bits(&truth));
     Ok(())
 }
 
 type Carrier = fn(&Shape, fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault>;
-const CARRIERS: [(&str, Carrier); 4] = [
+const CARRIERS: [(&str, Carrier); 6] = [
     ("mma_s8", |s, c| mma_s8(s, c)),
     ("wgmma_s8", |s, c| wgmma_s8(s, c)),
-    ("wgmma_bf16", |s, c| wgmma_bf16(s, c)),
-    ("gather_bf16", |s, c| gather_bf16(s, c)),
+    ("wgmma_bf16", |s, c| wgmma_bf16(s, c, Values::Random)),
+    ("wgmma_bf16 of integers", |s, c| wgmma_bf16(s, c, Values::Integers)),
+    ("gather_bf16", |s, c| gather_bf16(s, c, Values::Random)),
+    ("gather_bf16 of integers", |s, c| gather_bf16(s, c, Values::Integers)),
 ];
 
 #[test]
@@ -201,10 +139,9 @@ fn whole_tiles_and_tails() {
 #[test]
 fn real_hidden_sizes() {
     for (name, carrier) in CARRIERS {
-        for hidden in [4096, 7168] {
-            let shape = Shape { vocab: 256, rows: 60, hidden };
-            if let Err(fault) = carrier(&shape, |c| c.threads(2)) {
-                panic!("{name} with hidden {hidden}: {fault}");
+        for shape in &REAL {
+            if let Err(fault) = carrier(shape, |c| c.threads(2)) {
+                panic!("{name} with hidden {}: {fault}", shape.hidden);
             }
         }
     }
@@ -218,8 +155,8 @@ fn no_false_alarm_over_100_seeds() {
         for (name, outcome) in [
             ("mma_s8", mma_s8(&shape, with)),
             ("wgmma_s8", wgmma_s8(&shape, with)),
-            ("wgmma_bf16", wgmma_bf16(&shape, with)),
-            ("gather_bf16", gather_bf16(&shape, with)),
+            ("wgmma_bf16", wgmma_bf16(&shape, with, Values::Random)),
+            ("gather_bf16", gather_bf16(&shape, with, Values::Random)),
         ] {
             if let Err(fault) = outcome {
                 panic!("{name}: {fault}");

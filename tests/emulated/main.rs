@@ -2,6 +2,7 @@
 
 mod broken;
 mod carriers;
+mod cases;
 mod data;
 mod hopper;
 mod instructions;
