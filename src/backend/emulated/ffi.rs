@@ -105,7 +105,8 @@ unsafe extern "C" {
         d: *mut f32,
         m: i32,
         n: i32,
-    );
+    ) -> i32;
+    pub(super) fn lmhead_emulated_step_of_8(is_f16: i32, a: *const u16, b: *const u16, c: u32) -> u32;
 }
 
 /// The layouts here and there agree.
