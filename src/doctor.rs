@@ -1,5 +1,8 @@
 //! What this machine can run, and why not.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use crate::backend::cpu::{ISA_VARIABLE, Isa};
 use serde::Serialize;
 
@@ -33,7 +36,11 @@ impl Check {
 
 /// Looks at processor, threads, memory, and the backends and exchanges of this build. Changes nothing, never fails.
 pub fn examine() -> Vec<Check> {
-    vec![processor(), threads(), memory(), cpu_backend(), local_exchange()]
+    let mut checks = vec![processor(), threads(), memory(), cpu_backend()];
+    #[cfg(feature = "cuda")]
+    checks.extend(cuda::examine());
+    checks.push(local_exchange());
+    checks
 }
 
 /// The processor's own name for itself, as results are labelled with.

@@ -59,6 +59,9 @@ pub enum Error {
     /// The transport itself failed.
     #[error("{operation}: {problem}; {fix}")]
     Exchange { operation: String, problem: String, fix: String },
+    /// A device or its driver failed.
+    #[error("{what}: {problem}; {fix}")]
+    Device { what: String, problem: String, fix: String },
     /// This build or this machine cannot do what was asked.
     #[error("{what}: wanted {wanted}, got {got}; {fix}")]
     Unsupported { what: String, wanted: String, got: String, fix: String },
@@ -156,6 +159,7 @@ impl Error {
             Error::Poisoned { .. } => 11,
             Error::Exchange { .. } => 12,
             Error::Unsupported { .. } => 13,
+            Error::Device { .. } => 14,
         }
     }
 
@@ -176,6 +180,7 @@ impl Error {
                 | Error::RankLost { .. }
                 | Error::Poisoned { .. }
                 | Error::Exchange { .. }
+                | Error::Device { .. }
         )
     }
 }

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "tensor_core_instructions.cuh"
-#include "tensor_core_model.hpp"
+#include "../../kernels/emulated/tensor_core_model.hpp"
 
 using tensor_core::Input;
 

@@ -1,6 +1,11 @@
 //! Where the arithmetic runs. A backend knows rows and a shard; it does not know that there are other ranks.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "emulated")]
+pub mod emulated;
+pub mod params;
 
 use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;

@@ -1,0 +1,125 @@
+//! The emulated CUDA device and, for it, every kernel, compiled by g++ into static libraries.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// No library of C++ is linked, hence neither exceptions, run-time types nor guarded statics.
+/// `-ffp-contract=off`: every f32 operation of a kernel is rounded on its own, as on the device.
+const FLAGS: &[&str] = &[
+    "-ffp-contract=off",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-threadsafe-statics",
+    // Wide vectors are passed between inlined functions only.
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+    "-Wextra",
+];
+
+pub fn build() {
+    println!("cargo::rerun-if-changed=build/emulated.rs");
+    let mut device = Vec::new();
+    let mut kernels = Vec::new();
+    for folder in ["kernels", "kernels/ptx", "kernels/emulated", "kernels/carriers"] {
+        watch(folder, &mut device, &mut kernels);
+    }
+    if env::var_os("CARGO_FEATURE_EMULATED_TESTS").is_some() {
+        watch("tests/emulated/kernels", &mut device, &mut kernels);
+    }
+    let target = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let switch = PathBuf::from(format!("kernels/emulated/switch_{target}.S"));
+    if !switch.exists() {
+        fail(&format!(
+            "the emulated device runs on x86_64 and aarch64, and this target is {target}; build without the feature \
+             `emulated`, or add {}",
+            switch.display()
+        ));
+    }
+
+    compiler_is_there();
+    // The kernels first: a linker that reads archives once finds the device behind them.
+    compile(cpp().flag("-x").flag("c++").files(kernels), "lmhead_emulated_kernels");
+    compile(cpp().files(device), "lmhead_emulated_device");
+    compile(cc::Build::new().file(switch), "lmhead_emulated_switch");
+    if address_sanitizer() {
+        link_address_sanitizer();
+    }
+}
+
+fn cpp() -> cc::Build {
+    let mut build = cc::Build::new();
+    // -O2 always: the device is arithmetic, and a kernel's tests would take minutes without.
+    build.cpp(true).std("c++17").opt_level(2).warnings(true).include("kernels").cpp_link_stdlib(None);
+    for flag in FLAGS {
+        build.flag(flag);
+    }
+    if address_sanitizer() {
+        build.flag("-fsanitize=address").flag("-fno-omit-frame-pointer");
+    }
+    build
+}
+
+fn address_sanitizer() -> bool {
+    env::var_os("CARGO_FEATURE_EMULATED_ASAN").is_some()
+}
+
+/// Where g++ keeps the sanitizer's library; Rust's linker would not look there.
+fn link_address_sanitizer() {
+    let compiler = cpp().get_compiler();
+    let answer = compiler.to_command().arg("-print-file-name=libasan.so").output();
+    let library =
+        answer.map(|o| PathBuf::from(String::from_utf8_lossy(&o.stdout).trim())).unwrap_or_default();
+    match library.parent().filter(|folder| folder.is_absolute()) {
+        Some(folder) => println!("cargo::rustc-link-search=native={}", folder.display()),
+        None => fail("no libasan.so beside the C++ compiler; install it (Debian: with g++; Fedora: libasan)"),
+    }
+    println!("cargo::rustc-link-lib=dylib=asan");
+}
+
+fn compile(build: &cc::Build, name: &str) {
+    if let Err(error) = build.try_compile(name) {
+        fail(&format!("{name}: {error}"));
+    }
+}
+
+fn compiler_is_there() {
+    let compiler = match cpp().try_get_compiler() {
+        Ok(compiler) => compiler,
+        Err(error) => fail(&no_compiler(&error.to_string())),
+    };
+    if let Err(error) = compiler.to_command().arg("--version").output() {
+        fail(&no_compiler(&format!("{}: {error}", compiler.path().display())));
+    }
+}
+
+fn no_compiler(problem: &str) -> String {
+    format!(
+        "the feature `emulated` wants a C++17 compiler, and none could be run ({problem}); install g++ 12 or newer \
+         (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), name one in CXX, or build without the feature"
+    )
+}
+
+/// Sources of a folder, sorted; each of its files, and the folder itself, makes the build run again when it changes.
+fn watch(folder: &str, device: &mut Vec<PathBuf>, kernels: &mut Vec<PathBuf>) {
+    println!("cargo::rerun-if-changed={folder}");
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => fail(&format!("{folder}: {error}; the package is incomplete: fetch it again")),
+    };
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.is_file()).collect();
+    files.sort();
+    for file in files {
+        println!("cargo::rerun-if-changed={}", file.display());
+        match file.extension().and_then(|e| e.to_str()) {
+            Some("cpp") if Path::new(folder).ends_with("emulated") => device.push(file),
+            Some("cu") => kernels.push(file),
+            _ => {}
+        }
+    }
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    std::process::exit(1)
+}

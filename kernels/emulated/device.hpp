@@ -1,0 +1,113 @@
+// The emulated device as kernels see it, through the wrappers of ptx/. Every function is one instruction of the calling
+// thread; `instruction` is its name for reports.
+#pragma once
+#include <cstdint>
+
+struct TensorMap;
+
+namespace emulated {
+
+// What KERNEL makes of a kernel; mirrored in src/backend/emulated/ffi.rs.
+struct Kernel {
+  const char *name;
+  void (*body)(const void *params);
+  uint64_t params_bytes;
+  uint32_t max_threads;    // of a block
+  uint32_t blocks_per_sm;  // by the launch bounds
+};
+
+struct Dim3 {
+  uint32_t x, y, z;
+};
+const Dim3 &thread_index();
+const Dim3 &block_index();
+const Dim3 &block_size();
+const Dim3 &grid_size();
+
+// Shared memory.
+uint32_t dynamic_shared();
+void ld_shared(const char *instruction, uint32_t address, void *to, uint32_t bytes);
+void st_shared(const char *instruction, uint32_t address, const void *from, uint32_t bytes);
+void ldmatrix(uint32_t *d, int matrices, bool transposed, uint32_t address);
+void stmatrix(const uint32_t *v, int matrices, bool transposed, uint32_t address);
+
+// Global memory.
+enum class Atomic { add, max, bit_or, exchange };
+void ld_global(const char *instruction, const void *address, void *to, uint32_t bytes);
+void st_global(const char *instruction, void *address, const void *from, uint32_t bytes);
+uint32_t atom_u32(const char *instruction, void *address, Atomic operation, uint32_t v);
+uint64_t atom_u64(const char *instruction, void *address, Atomic operation, uint64_t v);
+uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, uint32_t v);
+void fence_acq_rel_gpu();
+
+// Warps.
+enum class Shuffle { butterfly, index, up, down };
+void bar_warp_sync(uint32_t mask);
+uint32_t elect_sync();
+uint32_t vote_ballot(const char *instruction, bool predicate, uint32_t mask);
+uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t operand, uint32_t mask);
+
+// Matrix instructions of a warp.
+enum class Half { bf16, f16 };
+void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b);
+void mma_m16n8k32(const char *instruction, int32_t *d, const uint32_t *a, const uint32_t *b);
+
+// Barriers; 0 threads: all of the block.
+void barrier_sync(const char *instruction, uint32_t id, uint32_t threads);
+void barrier_arrive(uint32_t id, uint32_t threads);
+
+void mbarrier_init(uint32_t barrier, uint32_t arrivals);
+void mbarrier_inval(uint32_t barrier);
+void fence_mbarrier_init();
+void mbarrier_arrive(uint32_t barrier);
+void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes);
+void mbarrier_arrive_cluster(uint32_t barrier);
+bool mbarrier_try_wait_parity(const char *instruction, uint32_t barrier, uint32_t parity);
+
+// Asynchronous copies.
+void cp_async(const char *instruction, uint32_t to, const void *from, uint32_t bytes, uint32_t from_bytes);
+void cp_async_commit_group();
+void cp_async_wait_group(uint32_t pending);
+void cp_async_wait_all();
+void cp_async_mbarrier_arrive_noinc(uint32_t barrier);
+
+// TMA; blocks 0: this block only.
+void prefetch_tensormap(const TensorMap *map);
+void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *map, int32_t x, int32_t y, uint32_t barrier,
+                 uint16_t blocks);
+void tma_store_2d(const TensorMap *map, int32_t x, int32_t y, uint32_t from);
+void bulk_commit_group();
+void bulk_wait_group(const char *instruction, uint32_t pending, bool read);
+void fence_proxy_async();
+
+// Matrix instructions of a warpgroup.
+enum class Element { bf16, f16, s8 };
+struct WgmmaOperands {
+  const char *instruction;
+  Element element;
+  int n;
+  uint64_t a, b;         // descriptors
+  const uint32_t *from;  // four registers of a, or null: a by descriptor
+  bool keep;             // add to the accumulators
+};
+void wgmma_fence();
+void wgmma_commit_group();
+void wgmma_wait_group(uint32_t pending);
+void wgmma(const WgmmaOperands &operands, void *accumulators);  // n / 2 of 4 bytes
+
+// Clusters.
+uint32_t cluster_block_rank();
+uint32_t cluster_block_count();
+void barrier_cluster_arrive();
+void barrier_cluster_wait();
+uint32_t mapa(uint32_t address, uint32_t rank);
+void ld_shared_cluster(const char *instruction, uint32_t address, void *to, uint32_t bytes);
+void st_shared_cluster(const char *instruction, uint32_t address, const void *from, uint32_t bytes);
+
+// Control.
+void setmaxnreg(const char *instruction, uint32_t registers, bool increase);
+void griddepcontrol_wait();
+void griddepcontrol_launch_dependents();
+[[noreturn]] void trap();
+
+}  // namespace emulated

@@ -1,0 +1,291 @@
+// The parts of the emulated device: a cluster of blocks, their warps, one fiber per thread.
+//
+// A cluster runs on one OS thread, from the first switch to its last fiber's end, so nothing in it needs a lock.
+#pragma once
+#include "../params.h"
+#include "clock.hpp"
+#include "device.hpp"
+#include "fault.hpp"
+#include "races.hpp"
+#include "support.hpp"
+
+namespace emulated {
+
+constexpr uint32_t kSharedLimit = 227 * 1024;   // bytes a block can have
+constexpr uint32_t kSharedDefault = 48 * 1024;  // without the kernel's attribute
+constexpr uint32_t kSharedBase = 1024;          // as on sm_90, where the first kilobyte is the system's
+constexpr uint32_t kParamsLimit = 4096;
+constexpr uint32_t kMbarriers = 64;  // of a block that are tracked at once
+constexpr uint32_t kNamedBarriers = 16;
+constexpr uint32_t kRegisterFile = 65536;
+
+struct Block;
+struct Cluster;
+struct Fiber;
+struct Warp;
+struct Warpgroup;
+
+// ---- what the driver hands over; mirrored in src/backend/emulated/ffi.rs ----
+
+struct Allocation {
+  uint64_t address, bytes;
+  uint32_t writable;
+  uint32_t number;  // as the driver counts buffers
+  // The bytes that this launch has stored to, from the buffer's start: [low, high), low > high where none.
+  uint64_t *written;  // two words
+};
+
+struct Host {
+  void *context;
+  int (*wait_for_primary)(void *context);        // 0: it has failed
+  void (*block_triggered)(void *context);        // launch_dependents, once per block, or its end
+  void (*trace)(void *context, const char *line, uint64_t bytes);
+};
+
+struct Launch {
+  const Kernel *kernel;
+  const void *params;
+  uint32_t grid[3], block[3], cluster[3];
+  uint32_t dynamic_shared, shared_limit;
+  uint64_t seed;
+  uint32_t checks;     // vector clocks
+  uint32_t traced;     // trace_block is set
+  uint64_t trace_block;  // linear
+  const Allocation *allocations;  // sorted by address
+  uint64_t allocation_count;
+  const Allocation *primary;  // the same buffers, with what the launch before stores; null: there is none
+  Host host;
+};
+
+// ---- threads ----
+
+struct WaitList {
+  Fiber *first = nullptr, *last = nullptr;
+};
+
+// One cp.async, or the arrival that follows some.
+struct Copy {
+  enum Kind : uint8_t { data, arrival } kind;
+  uint8_t bytes, from_bytes;
+  uint32_t to;  // offset in the block's shared memory; of the barrier
+  uint32_t group;
+  const void *from;
+};
+
+// Copies of a thread that have arrived on an mbarrier, in its terms.
+struct Announced {
+  uint32_t agent, time;
+};
+
+// One TMA store.
+struct BulkStore {
+  uint32_t group, from, bytes;
+  uint64_t ticket;  // of its Pending
+};
+
+struct Fiber {
+  void *stack_pointer;
+  uint32_t stack;  // in the worker's pool
+  Cluster *cluster;
+  Block *block;
+  Warp *warp;
+  Warpgroup *warpgroup;
+  Fiber *next_waiting;
+  Dim3 index;
+  uint32_t thread, lane;
+  uint32_t agent;
+  bool exited, ready;
+  const char *instruction;
+  uint64_t address;
+  bool has_address;
+  Clock clock;
+
+  Array<Copy> copies;  // the first `copies_landed` are in shared memory, and nobody has waited for them
+  uint32_t copies_landed;
+  uint32_t copy_group;
+  bool copies_listed;  // in Cluster::copying
+  Array<Announced> announced;
+  Array<BulkStore> stores;
+  uint32_t store_group;
+
+  uint32_t cluster_arrivals;  // phases of barrier.cluster
+  uint32_t cluster_waits;
+  // wgmma of this lane
+  uint64_t wgmma_issued, wgmma_wanted, wgmma_waited;
+  Array<uint64_t> wgmma_groups;  // instructions issued at each commit
+  bool wgmma_fenced;
+  const void *wgmma_registers;  // accumulators of the last wait, and what was in them
+  uint64_t wgmma_hash;
+  void *asan_stack;
+
+  uint32_t now() const { return clock.plain[agent]; }
+};
+
+// An instruction that lanes execute together, while it waits for the rest of them.
+struct Collective {
+  const char *instruction;
+  uint32_t mask, arrived;
+  uint64_t detail;  // what must be equal in all lanes
+  void *operands[32];
+};
+
+struct Warp {
+  Block *block;
+  Fiber *lanes;
+  uint32_t count, number;
+  uint32_t exited;  // lanes
+  uint32_t registers;  // per thread
+  Array<Collective> collectives;
+  uint32_t register_changes;  // setmaxnreg executed
+  Clock meeting;              // of bar.warp.sync
+};
+
+struct WgmmaRecord;
+struct Accumulators;
+
+struct Warpgroup {
+  Block *block;
+  Fiber *lanes;
+  uint32_t number, agent;
+  Array<WgmmaRecord *> records;  // issued and not yet executed
+  uint64_t first_record;         // number of records[0]
+  Array<Accumulators *> accumulators;
+  WaitList waiting;
+  Array<uint32_t> register_changes;  // what setmaxnreg asked, in order
+};
+
+// ---- barriers ----
+
+struct Mbarrier {
+  bool valid, init_fenced;
+  uint32_t offset, agent;
+  uint32_t phase;  // completed ones
+  uint32_t time;   // the same without starting over at an init
+  uint32_t expected, pending;
+  int64_t transactions;
+  Fiber *init_by;
+  uint32_t init_time;
+  Clock arriving, completed;
+  WaitList waiting;
+};
+
+struct NamedBarrier {
+  uint32_t arrived, threads;
+  Clock arriving;
+  WaitList waiting;
+};
+
+// ---- blocks ----
+
+struct Block {
+  Cluster *cluster;
+  uint32_t rank, live;
+  bool triggered;
+  Dim3 index;
+  Fiber *fibers;
+  uint32_t thread_count;
+  Warp *warps;
+  Warpgroup *warpgroups;
+  uint32_t warp_count, warpgroup_count;
+  uint8_t *shared;
+  Shadow shadow;
+  Mbarrier mbarriers[kMbarriers];
+  uint8_t *mbarrier_at;  // per eight bytes of shared memory: 1 + index
+  NamedBarrier barriers[kNamedBarriers];
+  uint32_t free_registers;
+  WaitList waiting_for_registers;
+  bool traced;
+};
+
+struct Pending;  // TMA operations under way (tma.cpp)
+struct Worker;
+
+struct Cluster {
+  const Launch *launch;
+  Worker *worker;
+  Random random;
+  uint32_t block_count, fiber_count, live;
+  Block *blocks;
+  Fiber *fibers;
+  Fiber **ring;
+  uint32_t ring_first, ring_count;
+  uint32_t laziness;  // one in how many turns completes something asynchronous
+  Array<Pending *> pending;
+  Array<Fiber *> copying;
+  WaitList waiting_for_primary;
+  uint64_t tickets;
+  uint32_t cluster_missing, cluster_phase;
+  Clock cluster_arriving, cluster_completed;
+  WaitList waiting_for_cluster;
+  bool primary_done, failed;
+  ClockRoom clocks;
+  Fault *fault;
+  void *host_stack_pointer;
+  Dim3 block_size, grid_size;
+};
+
+// ---- the scheduler (scheduler.cpp) ----
+
+extern __thread Fiber *current;
+
+void park(WaitList &list);  // until woken
+void park();                // the caller has put itself somewhere
+void yield();
+void wake(Fiber &fiber);
+void wake_all(WaitList &list);
+void enlist(WaitList &list, Fiber &fiber);
+
+// First thing of every instruction.
+void trace(Fiber &self);
+inline Fiber &enter(const char *instruction) {
+  Fiber &self = *current;
+  self.instruction = instruction;
+  self.has_address = false;
+  if (__builtin_expect(self.block->traced, 0)) trace(self);
+  return self;
+}
+inline Fiber &enter(const char *instruction, uint64_t address) {
+  Fiber &self = *current;
+  self.instruction = instruction;
+  self.address = address;
+  self.has_address = true;
+  if (__builtin_expect(self.block->traced, 0)) trace(self);
+  return self;
+}
+
+// True in the lane that came last, which then does the work for all with the operands of `collective` and calls
+// `release`; the others return false when it has. (warp.cpp)
+bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collective &collective);
+void release(Fiber &self, uint32_t mask);
+void check_exit(Fiber &self);
+
+// Bounds and alignment; the offset in the block's shared memory. (shared.cpp)
+uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment);
+Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address
+
+// Bounds, alignment and permission. (global.cpp)
+void check_global(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, bool write);
+
+// (mbarrier.cpp)
+Mbarrier &mbarrier_for(Fiber &self, Block &block, uint32_t offset);
+void arrive_on(Fiber *self, Mbarrier &barrier);  // null: a copy does
+void complete_transactions(Mbarrier &barrier, uint32_t bytes);
+void check_mbarriers_at_end(Block &block);
+void describe_mbarriers(Cluster &cluster, Writer &out, bool &unbalanced);
+
+// Asynchronous work: each completes something and tells whether there was anything. (async_copy.cpp, tma.cpp)
+void land_some_copies(Cluster &cluster);
+void complete_tma(Cluster &cluster, size_t which);
+void check_copies_at_exit(Fiber &self);
+void check_tma_at_exit(Fiber &self);
+void check_tma_of_block(Block &block);
+// (wgmma.cpp)
+void check_wgmma_at_exit(Fiber &self);
+void release_wgmma(Warpgroup &group);
+// (barrier.cpp)
+void leave_cluster_barrier(Fiber &self);
+// (control.cpp)
+void check_registers_at_end(Block &block);
+void trigger_dependents(Block &block);
+
+}  // namespace emulated

@@ -1,0 +1,61 @@
+// Who wrote and who read each piece of shared memory, and what a later access must know of that.
+//
+// A piece is 16 bytes, divided into four and again into single bytes where accesses are smaller: the tiles of matrix
+// instructions stay cheap, and neighbours that are written by different threads are no race.
+#pragma once
+#include "clock.hpp"
+
+namespace emulated {
+
+struct Block;
+struct Fiber;
+struct Warpgroup;
+struct Cluster;
+
+enum class Proxy : uint8_t { generic, async };
+
+// An access: an agent at its own time. Time 0: none.
+struct Stamp {
+  uint16_t agent;
+  Proxy proxy;
+  bool pending;  // of a copy that is under way
+  uint32_t time;
+};
+
+struct Piece {
+  Stamp writer;
+  Stamp readers[4];
+  uint32_t *many_readers;  // where four do not do: the time of each agent
+  Piece *parts;            // four of a quarter the size
+  uint16_t reading;        // TMA stores under way
+  bool barrier;            // holds an mbarrier
+};
+
+struct Shadow {
+  Piece *pieces;  // null: nothing is checked
+  uint32_t count;
+  void open(uint32_t bytes);
+  void close();
+};
+
+// A wgmma instruction's knowledge: what all 128 lanes know.
+struct WgmmaReader {
+  Warpgroup &group;
+  uint32_t time;
+  // The last agent looked up, since neighbouring pieces have the same writer.
+  uint32_t agent = 0xffffffffu, plain = 0, fenced = 0;
+};
+
+// All: [offset, offset + bytes) of the block's shared memory. They end the launch where something is wrong.
+void note_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &reader);
+void note_write(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer);
+// Asynchronous writes: from their issue until somebody can know them, then as known through `agent` at `time`.
+void note_copy_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer, Proxy proxy);
+void note_copy_known(Block &block, uint32_t offset, uint32_t bytes, uint32_t agent, uint32_t time);
+// TMA stores: shared memory is read from their issue until the issuer has waited.
+void note_store_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer);
+void note_store_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer);
+void note_wgmma_read(Block &block, uint32_t offset, uint32_t bytes, WgmmaReader &reader);
+void note_barrier(Block &block, uint32_t offset, bool valid);
+
+}  // namespace emulated

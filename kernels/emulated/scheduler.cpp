@@ -1,0 +1,205 @@
+// Who runs next. A ring of ready fibers; a fiber that waits stands in the list of what it waits for. Asynchronous work
+// completes at a random turn, or when nothing else can go on.
+#include "scheduler.hpp"
+
+#include "fiber.hpp"
+
+namespace emulated {
+
+__thread Fiber *current = nullptr;
+
+namespace {
+
+void push(Cluster &cluster, Fiber &fiber) {
+  uint32_t at = cluster.ring_first + cluster.ring_count++;
+  if (at >= cluster.fiber_count) at -= cluster.fiber_count;
+  cluster.ring[at] = &fiber;
+}
+
+Fiber *pop(Cluster &cluster) {
+  const uint32_t dice = cluster.random.next();
+  Fiber *&head = cluster.ring[cluster.ring_first];
+  if ((dice & 7) == 0) {  // now and then somebody jumps the queue
+    uint32_t other = cluster.ring_first + uint32_t(uint64_t(dice) * cluster.ring_count >> 32);
+    if (other >= cluster.fiber_count) other -= cluster.fiber_count;
+    std::swap(head, cluster.ring[other]);
+  }
+  Fiber *fiber = head;
+  if (++cluster.ring_first == cluster.fiber_count) cluster.ring_first = 0;
+  --cluster.ring_count;
+  return fiber;
+}
+
+// Null: nothing can ever run again.
+Fiber *next(Cluster &cluster) {
+  for (;;) {
+    const size_t tma = cluster.pending.size(), copies = cluster.copying.size();
+    if (tma + copies != 0 && (cluster.ring_count == 0 || cluster.random.one_in(cluster.laziness))) {
+      const uint32_t which = cluster.random.below(uint32_t(tma + copies));
+      if (which < tma)
+        complete_tma(cluster, which);
+      else
+        land_some_copies(cluster);
+    }
+    if (cluster.ring_count != 0) return pop(cluster);
+    if (tma + copies != 0) continue;
+    if (!cluster.waiting_for_primary.first) return nullptr;
+    const Host &host = cluster.launch->host;
+    if (!cluster.launch->primary || host.wait_for_primary(host.context)) {
+      cluster.primary_done = true;
+      wake_all(cluster.waiting_for_primary);
+    } else {
+      // The kernel before has failed, and its fault is the one to report.
+      cluster.failed = true;
+      leave_fibers(cluster);
+    }
+  }
+}
+
+[[noreturn]] void report_deadlock(Cluster &cluster) {
+  static __thread char text[kFaultText - 64];
+  Writer out(text, sizeof text);
+  FaultKind kind = FaultKind::deadlock;
+  Fiber *culprit = nullptr;
+  out.add("nothing can go on;");
+  for (uint32_t i = 0; i < cluster.fiber_count;) {  // neighbours that wait at the same place in one line
+    Fiber &first = cluster.fibers[i];
+    uint32_t last = i;
+    while (last + 1 < cluster.fiber_count) {
+      const Fiber &fiber = cluster.fibers[last + 1];
+      if (fiber.block != first.block || fiber.exited != first.exited || fiber.instruction != first.instruction ||
+          fiber.has_address != first.has_address || (fiber.has_address && fiber.address != first.address))
+        break;
+      ++last;
+    }
+    if (!out.full()) {
+      const char *stop = last + 1 == cluster.fiber_count ? "." : ",";
+      if (cluster.block_count > 1) out.add(" block %u", first.block->rank);
+      if (last == i)
+        out.add(" thread %u", first.thread);
+      else
+        out.add(" threads %u to %u", first.thread, cluster.fibers[last].thread);
+      if (first.exited)
+        out.add(" ended%s", stop);
+      else if (first.has_address)
+        out.add(" in %s 0x%llx%s", first.instruction, (unsigned long long)first.address, stop);
+      else
+        out.add(" in %s%s", first.instruction ? first.instruction : "no instruction yet", stop);
+    }
+    if (!culprit && !first.exited) culprit = &first;
+    i = last + 1;
+  }
+  for (uint32_t b = 0; b < cluster.block_count; ++b) {
+    Block &block = cluster.blocks[b];
+    for (uint32_t w = 0; w < block.warp_count; ++w)
+      for (const Collective &collective : block.warps[w].collectives) {
+        if (kind == FaultKind::deadlock) culprit = &block.warps[w].lanes[__builtin_ctz(collective.arrived)];
+        kind = FaultKind::divergence;
+        out.add(" Warp %u: %s wants lanes %08x together, and only %08x came.", w, collective.instruction,
+                collective.mask, collective.arrived);
+      }
+  }
+  bool unbalanced = false;
+  describe_mbarriers(cluster, out, unbalanced);
+  if (unbalanced && kind == FaultKind::deadlock) kind = FaultKind::transactions;
+  fail_in(culprit, kind, culprit && culprit->has_address ? culprit->address : 0, "%s", text);
+}
+
+// Runs somebody else; the caller has put itself into a list, or has ended.
+void go_on(Fiber &self) {
+  Cluster &cluster = *self.cluster;
+  Fiber *fiber = next(cluster);
+  if (!fiber) {
+    if (cluster.live != 0) report_deadlock(cluster);
+    leave_fibers(cluster);
+  }
+  if (fiber != &self) switch_to(self, *fiber);
+}
+
+void end_block(Block &block) {
+  check_copies_of_block(block);
+  check_tma_of_block(block);
+  check_mbarriers_at_end(block);
+  check_registers_at_end(block);
+  trigger_dependents(block);
+}
+
+void fiber_main() {
+  Cluster &cluster = *current->cluster;
+  arrived_in_fiber(*cluster.worker, cluster.worker->host_bottom == nullptr);
+  cluster.launch->kernel->body(cluster.launch->params);
+  Fiber &self = *current;
+  enter("exit");
+  check_exit(self);
+  check_copies_at_exit(self);
+  check_tma_at_exit(self);
+  check_wgmma_at_exit(self);
+  self.exited = true;
+  self.warp->exited |= 1u << self.lane;
+  leave_cluster_barrier(self);
+  --cluster.live;
+  if (--self.block->live == 0) end_block(*self.block);
+  go_on(self);
+  __builtin_unreachable();
+}
+
+}  // namespace
+
+void enlist(WaitList &list, Fiber &fiber) {
+  fiber.next_waiting = nullptr;
+  (list.last ? list.last->next_waiting : list.first) = &fiber;
+  list.last = &fiber;
+}
+
+void park(WaitList &list) {
+  enlist(list, *current);
+  go_on(*current);
+}
+
+void park() { go_on(*current); }
+
+void yield() {
+  push(*current->cluster, *current);
+  go_on(*current);
+}
+
+void wake(Fiber &fiber) { push(*fiber.cluster, fiber); }
+
+void wake_all(WaitList &list) {
+  for (Fiber *fiber = list.first; fiber;) {
+    Fiber *following = fiber->next_waiting;
+    wake(*fiber);
+    fiber = following;
+  }
+  list = {};
+}
+
+void trace(Fiber &self) {
+  const Host &host = self.cluster->launch->host;
+  char line[160];
+  Writer out(line, sizeof line);
+  out.add("block (%u, %u, %u) thread %u: %s", self.block->index.x, self.block->index.y, self.block->index.z, self.thread,
+          self.instruction);
+  if (self.has_address) out.add(" 0x%llx", (unsigned long long)self.address);
+  host.trace(host.context, line, std::strlen(line));
+}
+
+void start_fibers(Cluster &cluster) {
+  for (uint32_t i = 0; i < cluster.fiber_count; ++i) prepare_stack(cluster.fibers[i], fiber_main);
+  // Warps in random order; half of the seeds mix single threads too.
+  Fiber **ring = cluster.ring;
+  for (uint32_t i = 0; i < cluster.fiber_count; ++i) ring[i] = &cluster.fibers[i];
+  const uint32_t group = cluster.fiber_count % 32 == 0 && cluster.random.one_in(2) ? 32 : 1;
+  for (uint32_t i = cluster.fiber_count / group; i-- > 1;) {
+    const uint32_t j = cluster.random.below(i + 1);
+    for (uint32_t k = 0; k < group; ++k) std::swap(ring[i * group + k], ring[j * group + k]);
+  }
+  cluster.ring_first = 0;
+  cluster.ring_count = cluster.fiber_count;
+  static const uint32_t kLaziness[] = {2, 8, 32, 256, 4096};
+  cluster.laziness = kLaziness[cluster.random.below(5)];
+  enter_fibers(cluster, *pop(cluster));
+  current = nullptr;
+}
+
+}  // namespace emulated

@@ -1,0 +1,282 @@
+// wgmma. The lanes of a warpgroup record an instruction and go on; it is checked when the last of the 128 has issued it,
+// and executed when somebody waits for it. Until then the accumulators in the lanes' registers hold noise.
+#include "machine.hpp"
+#include "tensor_core.hpp"
+
+namespace emulated {
+
+constexpr int kRows = 64, kLanes = 128, kRowBytes = 32;  // of a, and bytes of k, in one instruction
+
+// The accumulators of 128 lanes while instructions work on them.
+struct Accumulators {
+  void *registers[kLanes];       // null: this lane's are not (or no longer) here
+  uint64_t last_issued[kLanes];  // the lane's latest instruction on them, counted from 1
+  uint32_t here;
+  uint32_t noise;
+  int n;
+  uint32_t values[kRows * 256];  // [64][n]
+};
+
+struct WgmmaRecord {
+  WgmmaOperands operands;
+  int issued;
+  uint32_t a[kLanes][4];
+  Accumulators *accumulators;
+};
+
+namespace {
+
+// Accumulator i of a lane in the [64][n] tile.
+int tile_index(int lane, int i, int n) {
+  const int row = lane / 32 * 16 + lane % 32 / 4 + (i & 2 ? 8 : 0), column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
+  return row * n + column;
+}
+
+uint64_t hash(const uint32_t *values, int count) {
+  uint64_t h = 0x9e3779b97f4a7c15u;
+  for (int i = 0; i < count; ++i) h = (h ^ values[i]) * 0x100000001b3u;
+  return h;
+}
+
+struct Descriptor {
+  uint32_t start, leading, stride, swizzle;
+};
+
+// Rows of the swizzle's width, or 16 bytes without one.
+uint32_t width(uint32_t swizzle) {
+  static const uint32_t kWidth[] = {16, 128, 64, 32};
+  return kWidth[swizzle];
+}
+
+Descriptor decode(Fiber &self, uint64_t bits) {
+  const Descriptor d{uint32_t(bits & 0x3fff) << 4, uint32_t(bits >> 16 & 0x3fff) << 4, uint32_t(bits >> 32 & 0x3fff) << 4,
+                     uint32_t(bits >> 62)};
+  if (bits >> 49 & 7)
+    fail(FaultKind::wgmma, "descriptor 0x%llx: wanted a base offset of 0 (tiles aligned to the swizzle's pattern)",
+         (unsigned long long)bits);
+  const uint32_t pattern = 8 * width(d.swizzle);
+  if (d.swizzle && d.start % pattern + kRowBytes > width(d.swizzle))
+    fail_at(FaultKind::wgmma, d.start, "%s: a matrix at shared 0x%x, swizzled by %u bytes: wanted the start of %u aligned "
+            "bytes, or a step of 32 along its first row", self.instruction, d.start, width(d.swizzle), pattern);
+  return d;
+}
+
+// The address of 16 bytes, k from 16·half, of a row.
+uint32_t address_of(const Descriptor &d, uint32_t row, uint32_t half) {
+  if (d.swizzle == 0) return d.start + row / 8 * d.stride + half * d.leading + row % 8 * 16;
+  const uint32_t linear = d.start + row / 8 * d.stride + row % 8 * width(d.swizzle) + half * 16;
+  const uint32_t mask = width(d.swizzle) / 16 - 1;
+  return linear ^ (linear >> 7 & mask) << 4;
+}
+
+template <class Piece>
+void each_piece(Fiber &self, uint64_t bits, int rows, Piece piece) {
+  const Descriptor d = decode(self, bits);
+  for (int row = 0; row < rows; ++row)
+    for (uint32_t half = 0; half < 2; ++half)
+      piece(row, half, shared_offset(self, *self.block, address_of(d, uint32_t(row), half), 16, 16));
+}
+
+void check_reads(Fiber &self, Warpgroup &group, const WgmmaRecord &record, uint64_t number) {
+  WgmmaReader reader{group, uint32_t(number)};
+  const auto check = [&](int, uint32_t, uint32_t offset) { note_wgmma_read(*group.block, offset, 16, reader); };
+  if (!record.operands.from) each_piece(self, record.operands.a, kRows, check);
+  each_piece(self, record.operands.b, record.operands.n, check);
+}
+
+void execute(Fiber &self, const WgmmaRecord &record) {
+  const WgmmaOperands &operands = record.operands;
+  alignas(64) uint32_t a[kRows][8], b[256][8];
+  const uint8_t *shared = self.block->shared;
+  if (operands.from)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int row = lane / 32 * 16 + lane % 32 / 4, t = lane % 4;
+      const uint32_t *fragment = record.a[lane];
+      a[row][t] = fragment[0], a[row + 8][t] = fragment[1];
+      a[row][t + 4] = fragment[2], a[row + 8][t + 4] = fragment[3];
+    }
+  else
+    each_piece(self, operands.a, kRows,
+               [&](int row, uint32_t half, uint32_t offset) { std::memcpy(&a[row][half * 4], shared + offset, 16); });
+  each_piece(self, operands.b, operands.n,
+             [&](int row, uint32_t half, uint32_t offset) { std::memcpy(&b[row][half * 4], shared + offset, 16); });
+  uint32_t *values = record.accumulators->values;
+  const int n = operands.n;
+  if (!operands.keep) std::memset(values, 0, sizeof(uint32_t) * size_t(kRows * n));
+  if (operands.element == Element::s8)
+    multiply_k32(reinterpret_cast<int8_t *>(a), reinterpret_cast<int8_t *>(b), reinterpret_cast<int32_t *>(values), kRows,
+                 n, n);
+  else
+    multiply_k16(operands.element == Element::bf16 ? tensor_core::Input::bf16 : tensor_core::Input::f16,
+                 reinterpret_cast<uint16_t *>(a), reinterpret_cast<uint16_t *>(b), reinterpret_cast<float *>(values),
+                 kRows, n, n);
+}
+
+bool still_noise(const Accumulators &accumulators, const uint32_t *registers) {
+  for (int i = 0; i < accumulators.n / 2; ++i)
+    if (registers[i] != accumulators.noise + uint32_t(i)) return false;
+  return true;
+}
+
+[[noreturn]] void touched(Fiber &self) {
+  fail(FaultKind::wgmma, "accumulators of thread %u were written while a wgmma was working on them (wanted "
+       "wgmma.wait_group before any other use)", self.thread);
+}
+
+// This lane's accumulators into the tile, and noise into its registers.
+void take_registers(Fiber &self, Accumulators &accumulators, void *registers, const WgmmaOperands &operands) {
+  const int lane = int(self.thread % kLanes), count = operands.n / 2;
+  auto *values = static_cast<uint32_t *>(registers);
+  for (const Accumulators *other : self.warpgroup->accumulators)
+    if (other->registers[lane] == registers) touched(self);
+  if (operands.keep && !self.wgmma_fenced &&
+      (self.wgmma_registers != registers || self.wgmma_hash != hash(values, count)))
+    fail(FaultKind::wgmma, "%s adds to accumulators that the thread has written itself (wanted wgmma.fence between)",
+         self.instruction);
+  for (int i = 0; i < count; ++i) {
+    accumulators.values[tile_index(lane, i, operands.n)] = values[i];
+    values[i] = accumulators.noise + uint32_t(i);
+  }
+  accumulators.registers[lane] = registers;
+  ++accumulators.here;
+}
+
+void give_back_registers(Fiber &self, Accumulators &accumulators) {
+  const int lane = int(self.thread % kLanes), count = accumulators.n / 2;
+  auto *values = static_cast<uint32_t *>(accumulators.registers[lane]);
+  if (!still_noise(accumulators, values)) touched(self);
+  for (int i = 0; i < count; ++i) values[i] = accumulators.values[tile_index(lane, i, accumulators.n)];
+  self.wgmma_registers = values;
+  self.wgmma_hash = self.clock.on() ? hash(values, count) : 0;
+  accumulators.registers[lane] = nullptr;
+  --accumulators.here;
+}
+
+bool agree(const WgmmaOperands &a, const WgmmaOperands &b) {
+  return a.element == b.element && a.n == b.n && a.a == b.a && a.b == b.b && !a.from == !b.from && a.keep == b.keep;
+}
+
+WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *registers) {
+  Warpgroup &group = *self.warpgroup;
+  auto *record = static_cast<WgmmaRecord *>(zeroed(sizeof(WgmmaRecord)));
+  record->operands = operands;
+  const int lane = int(self.thread % kLanes);
+  for (Accumulators *one : group.accumulators)
+    if (one->registers[lane] == registers && one->n == operands.n) record->accumulators = one;
+  if (!record->accumulators) {
+    auto *fresh = static_cast<Accumulators *>(zeroed(sizeof(Accumulators)));
+    // Signalling NaNs as f32, no small numbers as int32.
+    fresh->n = operands.n, fresh->noise = 0xff800000u + (self.cluster->random.next() & 0xfffffu) + 1;
+    group.accumulators.push(fresh);
+    record->accumulators = fresh;
+  }
+  group.records.push(record);
+  return record;
+}
+
+Warpgroup &group_of(Fiber &self) {
+  if (!self.warpgroup)
+    fail(FaultKind::divergence, "thread %u belongs to no whole warpgroup: wanted four warps of 32 from a multiple of 128",
+         self.thread);
+  return *self.warpgroup;
+}
+
+}  // namespace
+
+void wgmma_fence() {
+  Fiber &self = enter("wgmma.fence");
+  group_of(self);
+  self.wgmma_fenced = true;
+}
+
+void wgmma_commit_group() {
+  Fiber &self = enter("wgmma.commit_group");
+  group_of(self);
+  self.wgmma_groups.push(self.wgmma_issued);
+}
+
+void wgmma(const WgmmaOperands &operands, void *registers) {
+  Fiber &self = enter(operands.instruction, operands.b & 0x3fff ? (operands.b & 0x3fff) << 4 : 0);
+  Warpgroup &group = group_of(self);
+  const int lane = int(self.thread % kLanes);
+  if (self.wgmma_issued == 0 && !self.wgmma_fenced)
+    fail(FaultKind::wgmma, "the first %s of thread %u without wgmma.fence before it", operands.instruction, self.thread);
+  const uint64_t number = self.wgmma_issued++;
+  WgmmaRecord *record = number - group.first_record < group.records.size()
+                            ? group.records[number - group.first_record]
+                            : new_record(self, operands, registers);
+  if (!agree(record->operands, operands))
+    fail(FaultKind::divergence, "thread %u gives %s other operands than its warpgroup: descriptors 0x%llx 0x%llx n %d "
+         "keep %d, the others %s 0x%llx 0x%llx n %d keep %d", self.thread, operands.instruction,
+         (unsigned long long)operands.a, (unsigned long long)operands.b, operands.n, operands.keep,
+         record->operands.instruction, (unsigned long long)record->operands.a, (unsigned long long)record->operands.b,
+         record->operands.n, record->operands.keep);
+  if (operands.from) std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
+  Accumulators &accumulators = *record->accumulators;
+  if (!accumulators.registers[lane])
+    take_registers(self, accumulators, registers, operands);
+  else if (accumulators.registers[lane] != registers)
+    fail(FaultKind::divergence, "thread %u uses other accumulators for %s than its warpgroup", self.thread,
+         operands.instruction);
+  else if (self.clock.on() && !still_noise(accumulators, static_cast<uint32_t *>(registers)))
+    touched(self);
+  accumulators.last_issued[lane] = number + 1;
+  if (++record->issued != kLanes) return;
+  check_reads(self, group, *record, number + 1);
+  for (Fiber *fiber = group.waiting.first; fiber; fiber = fiber->next_waiting)
+    if (fiber->wgmma_wanted <= number + 1) return wake_all(group.waiting);
+}
+
+void wgmma_wait_group(uint32_t pending) {
+  Fiber &self = enter("wgmma.wait_group");
+  Warpgroup &group = group_of(self);
+  if (self.wgmma_groups.size() <= pending) return;
+  const size_t done = self.wgmma_groups.size() - pending;
+  const uint64_t wanted = self.wgmma_groups[done - 1];
+  self.wgmma_groups.remove_first(done);
+  self.wgmma_wanted = wanted;
+  // All lanes must have issued what is waited for.
+  while (group.first_record < wanted && group.records[wanted - 1 - group.first_record]->issued != kLanes) park(group.waiting);
+  while (group.first_record < wanted) {
+    WgmmaRecord *record = group.records[0];
+    execute(self, *record);
+    std::free(record);
+    group.records.remove_first(1);
+    ++group.first_record;
+  }
+  const int lane = int(self.thread % kLanes);
+  for (size_t i = 0; i < group.accumulators.size();) {
+    Accumulators *one = group.accumulators[i];
+    if (one->registers[lane] && one->last_issued[lane] <= wanted) {
+      give_back_registers(self, *one);
+      self.wgmma_fenced = false;
+    }
+    bool used = one->here != 0;
+    for (size_t k = 0; k < group.records.size() && !used; ++k) used = group.records[k]->accumulators == one;
+    if (used) {
+      ++i;
+      continue;
+    }
+    std::free(one);
+    group.accumulators.remove_unordered(i);
+  }
+  self.wgmma_waited = wanted;
+  if (self.clock.on() && self.clock.plain[group.agent] < wanted) self.clock.plain[group.agent] = uint32_t(wanted);
+}
+
+void check_wgmma_at_exit(Fiber &self) {
+  if (self.wgmma_issued > self.wgmma_waited)
+    fail(FaultKind::wgmma, "thread %u ends with wgmma under way (wanted wgmma.commit_group and wgmma.wait_group)",
+         self.thread);
+  if (!self.warpgroup || self.warpgroup->first_record + self.warpgroup->records.size() <= self.wgmma_issued) return;
+  fail(FaultKind::divergence, "thread %u ends, and others of its warpgroup have issued a wgmma that it has not", self.thread);
+}
+
+void release_wgmma(Warpgroup &group) {
+  for (WgmmaRecord *record : group.records) std::free(record);
+  for (Accumulators *one : group.accumulators) std::free(one);
+  group.records.clear();
+  group.accumulators.clear();
+}
+
+}  // namespace emulated

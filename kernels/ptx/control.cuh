@@ -1,0 +1,30 @@
+// Registers, dependent launches, giving up.
+#pragma once
+#include "core.cuh"
+
+namespace ptx {
+
+// All warps of a warpgroup; a multiple of 8 from 24 to 256. Registers that one group gives up, another can take.
+template <int kRegisters>
+PTX void setmaxnreg_inc() {
+  EITHER(emulated::setmaxnreg("setmaxnreg.inc", kRegisters, true),
+         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters)));
+}
+template <int kRegisters>
+PTX void setmaxnreg_dec() {
+  EITHER(emulated::setmaxnreg("setmaxnreg.dec", kRegisters, false),
+         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)));
+}
+
+// Until the kernel before this one in the stream has completed and its writes are visible.
+PTX void griddepcontrol_wait() {
+  EITHER(emulated::griddepcontrol_wait(), asm volatile("griddepcontrol.wait;" ::: "memory"));
+}
+// Lets the next kernel start once all blocks have called it or ended.
+PTX void griddepcontrol_launch_dependents() {
+  EITHER(emulated::griddepcontrol_launch_dependents(), asm volatile("griddepcontrol.launch_dependents;" ::: "memory"));
+}
+
+PTX void trap() { EITHER(emulated::trap(), asm volatile("trap;" ::: "memory")); }
+
+}  // namespace ptx

@@ -1,0 +1,52 @@
+// What every device file needs: the two compilers' common words, 16-bit types, how a kernel is declared.
+#pragma once
+#include "../params.h"
+
+#if defined(__CUDACC__)
+#define PTX __device__ __forceinline__
+#define DEVICE __device__ __forceinline__
+// Either the emulated meaning or the instruction.
+#define EITHER(emulated_, ...) __VA_ARGS__
+// A kernel with its parameters, the most threads of a block and how many blocks an SM shall hold. Parameters stay where
+// the launch put them: TMA reads the tensor maps from there.
+#define KERNEL(name, Params, threads, blocks) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params params)
+#else
+#include "../emulated/device.hpp"
+#define PTX inline
+#define DEVICE inline
+#define EITHER(emulated_, ...) emulated_
+#define threadIdx (::emulated::thread_index())
+#define blockIdx (::emulated::block_index())
+#define blockDim (::emulated::block_size())
+#define gridDim (::emulated::grid_size())
+#define KERNEL(name, Params, threads, blocks)                                                                   \
+  static void name(const Params &params);                                                                       \
+  extern "C" {                                                                                                  \
+  extern const ::emulated::Kernel lmhead_kernel_##name;                                                         \
+  const ::emulated::Kernel lmhead_kernel_##name = {                                                             \
+      #name, [](const void *block) { name(*static_cast<const Params *>(block)); }, sizeof(Params), threads, blocks}; \
+  }                                                                                                             \
+  static void name([[maybe_unused]] const Params &params)
+#endif
+
+namespace ptx {
+
+// Bits of a 16-bit float. No arithmetic: that is the matrix instructions' and the epilogue's.
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+struct alignas(8) U32x2 {
+  uint32_t x, y;
+};
+struct alignas(16) U32x4 {
+  uint32_t x, y, z, w;
+};
+
+constexpr uint32_t kFullWarp = 0xffffffffu;
+
+}  // namespace ptx

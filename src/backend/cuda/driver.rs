@@ -1,0 +1,153 @@
+//! Is there a driver, and which devices does it know?
+
+use super::fatbins::Capability;
+use crate::error::{Error, Result};
+use cudarc::driver::{DriverError, result, sys};
+use std::fmt;
+use std::sync::OnceLock;
+
+/// The newest CUDA version that a driver serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DriverVersion(pub u32, pub u32);
+
+impl fmt::Display for DriverVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+/// What the bindings are of (Cargo.toml): an older driver lacks functions, and looking one up that is missing would panic.
+const OLDEST: DriverVersion = DriverVersion(12, 8);
+const INSTALL: &str =
+    "install NVIDIA's driver (570 or newer; in a container, start it with the GPUs), or use the cpu backend";
+
+/// One device of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// The driver's number for it; `CUDA_VISIBLE_DEVICES` changes which devices there are.
+    pub ordinal: usize,
+    pub name: String,
+    pub capability: Capability,
+    /// Bytes of device memory.
+    pub memory: usize,
+}
+
+/// Loads the driver's library and starts it, once per process.
+///
+/// # Errors
+/// `Unsupported`: no driver, or one that is too old. `Device`: it does not start, as where its kernel module is missing.
+pub fn driver() -> Result<DriverVersion> {
+    static FOUND: OnceLock<Result<DriverVersion>> = OnceLock::new();
+    FOUND.get_or_init(start).clone()
+}
+
+fn start() -> Result<DriverVersion> {
+    // SAFETY: loading the driver's library runs its initialisers, as every CUDA program does.
+    if !unsafe { sys::is_culib_present() } {
+        let wanted = format!("libcuda of a driver for CUDA {OLDEST} or newer");
+        return Err(Error::unsupported("CUDA driver", wanted, "none on this machine", INSTALL));
+    }
+    let mut version = 0;
+    // SAFETY: a pointer to an int of this frame; the function is in every driver and may be called before cuInit.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|e| failed("CUDA driver: its version", e))?;
+    let version = new_enough(version)?;
+    result::init().map_err(|e| failed("CUDA driver: cuInit", e))?;
+    Ok(version)
+}
+
+/// `cuDriverGetVersion` counts 1000 x major + 10 x minor.
+fn new_enough(said: i32) -> Result<DriverVersion> {
+    let said = u32::try_from(said).unwrap_or(0);
+    let version = DriverVersion(said / 1000, said % 1000 / 10);
+    if version < OLDEST {
+        let wanted = format!("one for CUDA {OLDEST} or newer");
+        return Err(Error::unsupported("CUDA driver", wanted, format!("one for CUDA {version}"), INSTALL));
+    }
+    Ok(version)
+}
+
+/// The devices of this machine, by ordinal.
+///
+/// # Errors
+/// As [`driver`]; `Device` where there is none.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    driver()?;
+    let count = result::device::get_count().map_err(|e| failed("CUDA devices", e))?;
+    (0..count)
+        .map(|ordinal| describe(ordinal).map_err(|e| failed(format!("CUDA device {ordinal}"), e)))
+        .collect()
+}
+
+fn describe(ordinal: i32) -> std::result::Result<DeviceInfo, DriverError> {
+    use sys::CUdevice_attribute as A;
+    let device = result::device::get(ordinal)?;
+    let attribute = |name| {
+        // SAFETY: `device` came from the driver just now.
+        unsafe { result::device::get_attribute(device, name) }.map(|n| u32::try_from(n).unwrap_or(0))
+    };
+    let capability = Capability(
+        attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    // SAFETY: as above.
+    let memory = unsafe { result::device::total_mem(device) }?;
+    let name = result::device::get_name(device)?;
+    Ok(DeviceInfo { ordinal: usize::try_from(ordinal).unwrap_or(0), name, capability, memory })
+}
+
+/// The driver's error with its own name and words for it.
+pub(super) fn failed(what: impl Into<String>, error: DriverError) -> Error {
+    use sys::cudaError_enum as E;
+    let text = |words: std::result::Result<&std::ffi::CStr, DriverError>| {
+        words.map_or_else(|_| format!("{:?}", error.0), |words| words.to_string_lossy().into_owned())
+    };
+    let fix = match error.0 {
+        E::CUDA_ERROR_OUT_OF_MEMORY => "free device memory, or ask for less",
+        E::CUDA_ERROR_NO_DEVICE => "look at nvidia-smi and CUDA_VISIBLE_DEVICES",
+        E::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | E::CUDA_ERROR_INVALID_IMAGE
+        | E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+            "the driver is older than the nvcc that compiled the kernels, or the device is: compare both in lmhead doctor"
+        }
+        E::CUDA_ERROR_ILLEGAL_ADDRESS
+        | E::CUDA_ERROR_LAUNCH_FAILED
+        | E::CUDA_ERROR_MISALIGNED_ADDRESS
+        | E::CUDA_ERROR_ILLEGAL_INSTRUCTION => {
+            "the device is lost to this process: start it again, and run it under compute-sanitizer"
+        }
+        _ => "look up the code in NVIDIA's driver API reference",
+    };
+    let problem = format!("{}: {}", text(error.error_name()), text(error.error_string()));
+    Error::Device { what: what.into(), problem, fix: fix.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_driver_is_refused_by_version() {
+        assert_eq!(new_enough(13000), Ok(DriverVersion(13, 0)));
+        assert_eq!(new_enough(12080), Ok(DriverVersion(12, 8)));
+        for (said, got) in [(12060, "12.6"), (11040, "11.4"), (-1, "0.0")] {
+            let error = new_enough(said).expect_err("too old").to_string();
+            let wanted = format!("CUDA driver: wanted one for CUDA 12.8 or newer, got one for CUDA {got}; ");
+            assert!(error.starts_with(&wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_driver_there_is_an_error_that_says_so_and_no_panic() {
+        match driver() {
+            Ok(version) => assert!(version >= OLDEST),
+            Err(Error::Unsupported { what, fix, .. }) => {
+                assert_eq!((what.as_str(), fix.as_str()), ("CUDA driver", INSTALL));
+                assert_eq!(devices(), Err(driver().expect_err("the same answer every time")));
+            }
+            Err(Error::Device { problem, .. }) => assert!(problem.starts_with("CUDA_ERROR_"), "{problem}"),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! One entry point, ready to be launched.
+
+use super::device::Device;
+use super::driver::failed;
+use crate::error::{Error, Result};
+use cudarc::driver::{CudaFunction, DriverError, result, sys};
+use std::ffi::c_void;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// What the driver says of a loaded kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// Per thread.
+    pub registers: usize,
+    /// Bytes per thread: spilled registers and local arrays.
+    pub local: usize,
+    /// Bytes per block that the kernel declares itself.
+    pub static_shared: usize,
+    /// Bytes per block that a launch may add.
+    pub max_dynamic_shared: usize,
+    pub max_threads: usize,
+}
+
+/// The shape of one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads in x, y, z.
+    pub block: [u32; 3],
+    /// Bytes per block.
+    pub dynamic_shared: usize,
+    /// Blocks of a cluster in x, y, z; `[1, 1, 1]` is none.
+    pub cluster: [u32; 3],
+    /// May start before the kernel before it has ended: the kernel itself waits (`griddepcontrol.wait`) for what it reads of it.
+    pub programmatic: bool,
+}
+
+impl Launch {
+    /// Without shared memory, cluster or overlap.
+    pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
+        Launch { grid, block, dynamic_shared: 0, cluster: [1; 3], programmatic: false }
+    }
+
+    /// Everything about a launch that is wrong whatever the driver says.
+    fn check(&self, kernel: &str, attributes: &Attributes) -> Result<()> {
+        let wrong = |wanted: String, fix: &str| {
+            Err(Error::shape(format!("kernel {kernel}"), wanted, format!("a launch of {self}"), fix))
+        };
+        let product = |sizes: [u32; 3]| sizes.into_iter().map(u64::from).product::<u64>();
+        // CUDA programming guide, "Compute Capabilities": the same from 8.0 to 12.x.
+        let largest = [0x7fff_ffff, 0xffff, 0xffff];
+        if self.grid.iter().zip(largest).any(|(&n, largest)| n == 0 || n > largest) {
+            return wrong(
+                format!("a grid of 1 to {largest:?} blocks"),
+                "launch nothing where there is no work",
+            );
+        }
+        let threads = attributes.max_threads as u64;
+        if !(1..=threads).contains(&product(self.block)) || self.block.contains(&0) {
+            return wrong(
+                format!("1 to {threads} threads per block"),
+                "use the block that the kernel is written for",
+            );
+        }
+        if self.dynamic_shared > attributes.max_dynamic_shared {
+            let wanted =
+                format!("at most {} bytes of dynamic shared memory here", attributes.max_dynamic_shared);
+            return wrong(wanted, "use fewer stages or smaller tiles");
+        }
+        let divides = self.grid.iter().zip(self.cluster).all(|(&grid, n)| n != 0 && grid.is_multiple_of(n));
+        if !divides || product(self.cluster) > 8 {
+            return wrong("a cluster of at most 8 blocks that divides the grid".into(), "round the grid up");
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Launch { grid, block, dynamic_shared, cluster, programmatic } = self;
+        write!(f, "grid {grid:?}, block {block:?}, {dynamic_shared} bytes of shared memory")?;
+        if *cluster != [1; 3] {
+            write!(f, ", cluster {cluster:?}")?;
+        }
+        if *programmatic { write!(f, ", programmatic") } else { Ok(()) }
+    }
+}
+
+/// A kernel with one parameter, the struct `P`, on one device.
+#[derive(Debug)]
+pub struct Kernel<P> {
+    device: Arc<Device>,
+    name: String,
+    architecture: &'static str,
+    function: CudaFunction,
+    attributes: Attributes,
+    parameter: PhantomData<fn(P)>,
+}
+
+impl<P: Copy> Kernel<P> {
+    /// `architecture`: the code that this device runs.
+    pub(super) fn new(
+        device: Arc<Device>,
+        name: &str,
+        architecture: &'static str,
+        function: CudaFunction,
+    ) -> Result<Self> {
+        let what = || format!("kernel {name} ({architecture}, {})", device.info().name);
+        let sizes =
+            parameter_sizes(&function).map_err(|e| failed(format!("{}: its parameters", what()), e))?;
+        if sizes != [size_of::<P>()] {
+            let got = format!("parameters of {sizes:?} bytes");
+            let fix = "launch it with the struct that it takes";
+            return Err(Error::unsupported(what(), format!("one of {} bytes", size_of::<P>()), got, fix));
+        }
+        let attributes = allow_shared(&function, device.shared_limit)
+            .map_err(|e| failed(format!("{}: its attributes", what()), e))?;
+        let name = name.to_string();
+        Ok(Kernel { device, name, architecture, function, attributes, parameter: PhantomData })
+    }
+
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
+    }
+
+    /// Which of the embedded architectures this device runs.
+    pub fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
+    /// Puts the kernel on the device's stream and does not wait for it: what goes wrong while it runs is told by
+    /// [`Device::synchronize`].
+    ///
+    /// # Errors
+    /// `Shape` where the launch cannot be; nothing is launched then. `Device` where the driver refuses it.
+    ///
+    /// # Safety
+    /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.
+    pub unsafe fn launch(&self, launch: &Launch, params: &P) -> Result<()> {
+        launch.check(&self.name, &self.attributes)?;
+        let what = || format!("kernel {} ({}), {launch}", self.name, self.architecture);
+        let mut attributes = Vec::with_capacity(2);
+        if launch.cluster != [1; 3] {
+            let [x, y, z] = launch.cluster;
+            let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue { clusterDim: cluster },
+            ));
+        }
+        if launch.programmatic {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ));
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.block[0],
+            blockDimY: launch.block[1],
+            blockDimZ: launch.block[2],
+            sharedMemBytes: u32::try_from(launch.dynamic_shared).expect("checked against the device's limit"),
+            hStream: self.device.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::try_from(attributes.len()).expect("two at most"),
+        };
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        self.device.bind().map_err(|e| failed(what(), e))?;
+        // SAFETY: `config` and its attributes outlive the call, and so does the parameter, which the driver copies: it has the
+        // size that the kernel takes (checked when it was loaded). What it points to is the caller's promise.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                self.function.cu_function(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        launched.result().map_err(|e| failed(what(), e))?;
+        self.device.launched(what());
+        Ok(())
+    }
+}
+
+fn attribute(id: sys::CUlaunchAttributeID, value: sys::CUlaunchAttributeValue) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+/// Bytes of each of a kernel's parameters.
+fn parameter_sizes(function: &CudaFunction) -> std::result::Result<Vec<usize>, DriverError> {
+    let mut sizes = Vec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: a loaded function and two pointers of this frame.
+        let said =
+            unsafe { sys::cuFuncGetParamInfo(function.cu_function(), sizes.len(), &mut offset, &mut size) };
+        match said {
+            // The driver's word for "no parameter of that number".
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(sizes),
+            other => other.result()?,
+        }
+        sizes.push(size);
+    }
+}
+
+/// Reads the attributes and lifts the limit of dynamic shared memory from 48 KB to all that the device has: once, at loading,
+/// so that no launch has to.
+fn allow_shared(function: &CudaFunction, limit: usize) -> std::result::Result<Attributes, DriverError> {
+    let number = |n: i32| usize::try_from(n).unwrap_or(0);
+    let static_shared = number(function.shared_size_bytes()?);
+    let max_dynamic_shared = limit.saturating_sub(static_shared);
+    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let bytes = i32::try_from(max_dynamic_shared).unwrap_or(i32::MAX);
+    // SAFETY: a loaded function.
+    unsafe { result::function::set_function_attribute(function.cu_function(), attribute, bytes) }?;
+    Ok(Attributes {
+        registers: number(function.num_regs()?),
+        local: number(function.local_size_bytes()?),
+        static_shared,
+        max_dynamic_shared,
+        max_threads: number(function.max_threads_per_block()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ATTRIBUTES: Attributes = Attributes {
+        registers: 168,
+        local: 0,
+        static_shared: 1024,
+        max_dynamic_shared: 231_424,
+        max_threads: 384,
+    };
+
+    #[test]
+    fn launches_that_cannot_be_are_refused_with_kernel_and_shape() {
+        let good =
+            Launch { dynamic_shared: 231_424, cluster: [2, 1, 1], ..Launch::new([132, 1, 1], [384, 1, 1]) };
+        assert_eq!(good.check("matmul", &ATTRIBUTES), Ok(()));
+        for (launch, wanted) in [
+            (Launch { grid: [0, 1, 1], ..good }, "wanted a grid of 1 to [2147483647, 65535, 65535] blocks"),
+            (Launch { grid: [2, 65536, 1], ..good }, "wanted a grid of 1 to"),
+            (Launch { block: [385, 1, 1], ..good }, "wanted 1 to 384 threads per block"),
+            (Launch { block: [u32::MAX, u32::MAX, 1], ..good }, "wanted 1 to 384 threads per block"),
+            (Launch { block: [32, 0, 1], ..good }, "wanted 1 to 384 threads per block"),
+            (
+                Launch { dynamic_shared: 231_425, ..good },
+                "wanted at most 231424 bytes of dynamic shared memory here",
+            ),
+            (Launch { dynamic_shared: usize::MAX, ..good }, "wanted at most 231424 bytes"),
+            (
+                Launch { cluster: [5, 1, 1], ..good },
+                "wanted a cluster of at most 8 blocks that divides the grid",
+            ),
+            (Launch { cluster: [0, 1, 1], ..good }, "wanted a cluster"),
+            (Launch { cluster: [12, 1, 1], ..good }, "wanted a cluster"),
+        ] {
+            let error = launch.check("matmul", &ATTRIBUTES).expect_err("cannot be").to_string();
+            assert!(error.starts_with(&format!("kernel matmul: {wanted}")), "{error}");
+            assert!(error.contains(&format!("got a launch of {launch}; ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_launch_prints_itself() {
+        let launch = Launch { programmatic: true, cluster: [2, 1, 1], ..Launch::new([4, 2, 1], [128, 1, 1]) };
+        let text =
+            "grid [4, 2, 1], block [128, 1, 1], 0 bytes of shared memory, cluster [2, 1, 1], programmatic";
+        assert_eq!(launch.to_string(), text);
+    }
+}

@@ -1,0 +1,144 @@
+//! A CUDA device on the CPU, for the kernels of `kernels/`: feature `emulated`.
+//!
+//! The kernels' source, compiled by a C++ compiler, runs with one fiber per CUDA thread; each PTX instruction does what
+//! its documentation says, and what no GPU reports is found: missing barriers and fences, data read before a copy has
+//! landed, lanes that part, accesses outside of a buffer. `kernels/README.md` tells how to write and to debug a kernel.
+//!
+//! ```
+//! use lmhead::backend::emulated::{Device, LaunchConfig, carriers};
+//! use lmhead::backend::params::MmaCarrierParams;
+//!
+//! # fn main() -> Result<(), lmhead::backend::emulated::Fault> {
+//! let mut device = Device::new();
+//! let weights = device.upload(&[1i8; 8 * 32]); // [vocab, hidden]
+//! let rows = device.upload(&[2i8; 3 * 32]); // [rows, hidden]
+//! let out = device.alloc(3 * 8 * 4); // [rows, vocab] int32
+//! let params = MmaCarrierParams {
+//!     weights: weights.pointer(),
+//!     rows: rows.pointer(),
+//!     out: out.pointer(),
+//!     vocab: 8,
+//!     row_count: 3,
+//!     hidden: 32,
+//! };
+//! let config = LaunchConfig::new([1, 1, 1], [carriers::MMA_THREADS, 1, 1]).shared(carriers::MMA_SHARED);
+//! device.launch(&carriers::mma_s8(), &params, &config)?;
+//! assert_eq!(device.download::<i32>(out), [64; 24]);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod arithmetic;
+mod buffer;
+pub mod carriers;
+mod fault;
+#[doc(hidden)]
+pub mod ffi;
+mod launch;
+mod run;
+mod tensor_map;
+
+pub use buffer::Buffer;
+pub use fault::{Fault, FaultKind};
+pub use launch::{Kernel, LaunchConfig, Params};
+pub use tensor_map::{Swizzle, Tiled2d};
+
+use buffer::Memory;
+use launch::Prepared;
+
+/// A device: its buffers, and launches one after the other.
+///
+/// Kernels reach the device's own buffers and nothing else: an address outside of them is a fault. So a launch is safe whatever
+/// its parameters say.
+#[derive(Debug, Default)]
+pub struct Device {
+    memories: Vec<Memory>,
+    trace: Vec<String>,
+}
+
+impl Device {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A buffer of `bytes` bytes, of no particular content, aligned to 256.
+    pub fn alloc(&mut self, bytes: usize) -> Buffer {
+        self.add(Memory::new(bytes, true))
+    }
+
+    /// A buffer that holds a copy of `data`.
+    pub fn upload<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Buffer {
+        self.copied(data, true)
+    }
+
+    /// The same; a kernel that writes to it is at fault.
+    pub fn upload_read_only<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Buffer {
+        self.copied(data, false)
+    }
+
+    /// The buffer's content, as many whole values as it holds.
+    ///
+    /// # Panics
+    /// When the buffer is another device's.
+    pub fn download<T: bytemuck::AnyBitPattern>(&self, buffer: Buffer) -> Vec<T> {
+        let bytes = self.memory(buffer).bytes();
+        bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// # Errors
+    /// The first fault that was found; kind `Launch` where the device refuses to begin. Buffers then hold what was written so far.
+    pub fn launch<P: Params>(
+        &mut self,
+        kernel: &Kernel<P>,
+        params: &P,
+        config: &LaunchConfig,
+    ) -> Result<(), Fault> {
+        let launch = Prepared::new(kernel, params, config)?;
+        run::run(&mut self.memories, &mut self.trace, &[launch])
+    }
+
+    /// Runs two kernels, the second by programmatic dependent launch: it may begin when every block of the first has executed
+    /// `griddepcontrol.launch_dependents` or ended. They overlap with two or more threads ([`LaunchConfig::threads`] of the first).
+    ///
+    /// # Errors
+    /// As [`Device::launch`], of either; kind `Dependency` where the second touches what the first writes before `griddepcontrol.wait`.
+    pub fn launch_dependent<P: Params, Q: Params>(
+        &mut self,
+        first: (&Kernel<P>, &P, &LaunchConfig),
+        second: (&Kernel<Q>, &Q, &LaunchConfig),
+    ) -> Result<(), Fault> {
+        let launches =
+            [Prepared::new(first.0, first.1, first.2)?, Prepared::new(second.0, second.1, second.2)?];
+        run::run(&mut self.memories, &mut self.trace, &launches)
+    }
+
+    /// The lines that [`LaunchConfig::trace`] asked for, since the last call: one per instruction.
+    pub fn take_trace(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.trace)
+    }
+
+    fn copied<T: bytemuck::NoUninit>(&mut self, data: &[T], writable: bool) -> Buffer {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let mut memory = Memory::new(bytes.len(), writable);
+        memory.bytes_mut().copy_from_slice(bytes);
+        self.add(memory)
+    }
+
+    fn add(&mut self, memory: Memory) -> Buffer {
+        let number = u32::try_from(self.memories.len()).expect("fewer than 2^32 buffers");
+        let buffer = Buffer { number, address: memory.address(), bytes: memory.bytes };
+        self.memories.push(memory);
+        buffer
+    }
+
+    fn memory(&self, buffer: Buffer) -> &Memory {
+        match self.memories.get(buffer.number as usize) {
+            Some(memory) if memory.address() == buffer.address => memory,
+            _ => {
+                panic!("buffer {} belongs to another device; use it with the one that made it", buffer.number)
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Runs the clusters of one launch, or of two that overlap, on OS threads.
+
+use super::buffer::Memory;
+use super::fault::Fault;
+use super::ffi::{self, Allocation, RawFault, RawWorker};
+use super::launch::Prepared;
+use std::collections::VecDeque;
+use std::ffi::c_void;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Stacks of a worker, kept from launch to launch.
+struct Worker(*mut RawWorker);
+
+// SAFETY: nothing in it belongs to one OS thread.
+unsafe impl Send for Worker {}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // SAFETY: opened below, closed once.
+        unsafe { ffi::lmhead_emulated_close_worker(self.0) }
+    }
+}
+
+static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
+
+/// A panic while it was held left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn worker() -> Worker {
+    let idle = lock(&IDLE).pop();
+    // SAFETY: takes nothing.
+    idle.unwrap_or_else(|| Worker(unsafe { ffi::lmhead_emulated_open_worker() }))
+}
+
+/// One launch's progress.
+struct Progress {
+    /// Clusters that nobody has begun, in the order in which they shall be.
+    waiting: VecDeque<u64>,
+    running: usize,
+    /// Blocks that have not executed launch_dependents.
+    untriggered: u64,
+}
+
+struct State {
+    progress: Vec<Progress>,
+    fault: Option<Fault>,
+    trace: Vec<String>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// What a callback needs to know.
+struct Context<'a> {
+    shared: &'a Shared,
+    launch: usize,
+    /// To the standard error, not to the device's trace.
+    print: bool,
+}
+
+extern "C" fn wait_for_primary(context: *const c_void) -> i32 {
+    // SAFETY: the context that `run` gave, which outlives its clusters.
+    let context = unsafe { &*context.cast::<Context<'_>>() };
+    let mut state = lock(&context.shared.state);
+    loop {
+        if state.fault.is_some() {
+            return 0;
+        }
+        let primary = &state.progress[context.launch - 1];
+        if primary.waiting.is_empty() && primary.running == 0 {
+            return 1;
+        }
+        state = context.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+extern "C" fn block_triggered(context: *const c_void) {
+    // SAFETY: as above.
+    let context = unsafe { &*context.cast::<Context<'_>>() };
+    lock(&context.shared.state).progress[context.launch].untriggered -= 1;
+    context.shared.changed.notify_all();
+}
+
+extern "C" fn trace(context: *const c_void, line: *const u8, bytes: u64) {
+    // SAFETY: as above, and the line has that many bytes.
+    let (context, line) =
+        unsafe { (&*context.cast::<Context<'_>>(), std::slice::from_raw_parts(line, bytes as usize)) };
+    let line = String::from_utf8_lossy(line).into_owned();
+    if context.print {
+        eprintln!("{line}");
+    } else {
+        lock(&context.shared.state).trace.push(line);
+    }
+}
+
+/// The next cluster to run: of the first launch while there is one, then of the second once it may begin.
+fn next(shared: &Shared) -> Option<(usize, u64)> {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.fault.is_some() || state.progress.iter().all(|p| p.waiting.is_empty()) {
+            return None;
+        }
+        for launch in 0..state.progress.len() {
+            if launch > 0 && state.progress[launch - 1].untriggered > 0 {
+                break;
+            }
+            let progress = &mut state.progress[launch];
+            if let Some(cluster) = progress.waiting.pop_front() {
+                progress.running += 1;
+                return Some((launch, cluster));
+            }
+        }
+        state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn work(shared: &Shared, launches: &[RawLaunch]) {
+    let worker = worker();
+    let mut fault = RawFault::empty();
+    while let Some((launch, cluster)) = next(shared) {
+        // SAFETY: the launch was checked, its buffers live and are borrowed for writing, and this thread has the worker alone.
+        let outcome = unsafe {
+            ffi::lmhead_emulated_run_cluster(worker.0, &launches[launch].raw, cluster, &mut *fault)
+        };
+        let mut state = lock(&shared.state);
+        state.progress[launch].running -= 1;
+        if outcome == 1 && state.fault.is_none() {
+            state.fault = Some(Fault::new(launches[launch].name, launches[launch].raw.seed, &fault));
+        }
+        drop(state);
+        shared.changed.notify_all();
+    }
+    lock(&IDLE).push(worker);
+}
+
+/// Pointers into what `run` owns.
+struct RawLaunch {
+    raw: ffi::Launch,
+    name: &'static str,
+}
+
+// SAFETY: what the pointers name is read only, or written as several OS threads may (buffers, by the kernels' own rules).
+unsafe impl Sync for RawLaunch {}
+
+/// The clusters of a launch, in an order that the seed chooses.
+fn shuffled(launch: &Prepared) -> VecDeque<u64> {
+    let mut order: Vec<u64> = (0..launch.clusters()).collect();
+    let mut state = launch.config.seed ^ 0x9e37_79b9_7f4a_7c15;
+    for i in (1..order.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        order.swap(i, ((state >> 33) % (i as u64 + 1)) as usize);
+    }
+    order.into()
+}
+
+/// What `LMHEAD_EMULATED_TRACE` asks of this kernel.
+fn traced_by_environment(kernel: &str) -> Option<u64> {
+    let wanted = std::env::var("LMHEAD_EMULATED_TRACE").ok()?;
+    match wanted.rsplit_once(':') {
+        Some((name, block)) if name == kernel => block.parse().ok(),
+        Some(_) => None,
+        None => wanted.parse().ok(),
+    }
+}
+
+pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepared]) -> Result<(), Fault> {
+    // Per launch and buffer: the stored range, which only an overlapping launch looks at.
+    let nothing_stored = [u64::MAX, 0];
+    let mut stored = vec![vec![nothing_stored; memories.len()]; launches.len()];
+    let overlap = launches.len() > 1;
+    let tables: Vec<Vec<Allocation>> = stored
+        .iter_mut()
+        .map(|stored| {
+            let mut table: Vec<Allocation> = memories
+                .iter()
+                .zip(stored)
+                .enumerate()
+                .map(|(number, (memory, written))| Allocation {
+                    address: memory.address(),
+                    bytes: memory.bytes as u64,
+                    writable: u32::from(memory.writable),
+                    number: number as u32,
+                    written: if overlap { &raw mut *written } else { std::ptr::null_mut() },
+                })
+                .collect();
+            table.sort_by_key(|a| a.address);
+            table
+        })
+        .collect();
+    let progress = launches
+        .iter()
+        .map(|launch| Progress { waiting: shuffled(launch), running: 0, untriggered: launch.blocks() })
+        .collect();
+    let shared = Shared {
+        state: Mutex::new(State { progress, fault: None, trace: Vec::new() }),
+        changed: Condvar::new(),
+    };
+    let contexts: Vec<(Context<'_>, Option<u64>)> = launches
+        .iter()
+        .enumerate()
+        .map(|(number, launch)| {
+            let printed = traced_by_environment(launch.name);
+            let context = Context { shared: &shared, launch: number, print: printed.is_some() };
+            (context, printed.or(launch.config.trace))
+        })
+        .collect();
+    let raws: Vec<RawLaunch> = launches
+        .iter()
+        .enumerate()
+        .map(|(number, launch)| {
+            let mut raw = launch.raw();
+            raw.allocations = tables[number].as_ptr();
+            raw.allocation_count = tables[number].len() as u64;
+            raw.primary = if number > 0 { tables[number - 1].as_ptr() } else { std::ptr::null() };
+            raw.traced = u32::from(contexts[number].1.is_some());
+            raw.trace_block = contexts[number].1.unwrap_or(0);
+            raw.host = ffi::Host {
+                context: (&raw const contexts[number].0).cast(),
+                wait_for_primary,
+                block_triggered,
+                trace,
+            };
+            RawLaunch { raw, name: launch.name }
+        })
+        .collect();
+
+    let clusters: u64 = launches.iter().map(|launch| launch.clusters()).sum();
+    let threads = (launches[0].config.threads as u64).min(clusters).max(1);
+    if threads == 1 {
+        work(&shared, &raws);
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| work(&shared, &raws));
+            }
+        });
+    }
+    drop(contexts);
+    let state = shared.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    lines.extend(state.trace);
+    match state.fault {
+        Some(fault) => Err(fault),
+        None => Ok(()),
+    }
+}

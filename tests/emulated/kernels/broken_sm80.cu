@@ -1,0 +1,101 @@
+// Kernels that are wrong on purpose: n[0] says how, 0 is the correct one. Each must be caught (tests/emulated/broken.rs).
+#include "probe.h"
+#include "ptx.cuh"
+
+using namespace ptx;
+
+// Shared and global memory by ordinary instructions. 64 threads, 256 bytes, `in` and `out` of 64 words.
+KERNEL(broken_memory, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared(), t = threadIdx.x, how = params.n[0];
+  const uint32_t *in = params.in;
+  uint32_t *out = params.out;
+  st_shared_u32(s + 4 * t, ld_global_u32(in + t));
+  if (how != 1) barrier_sync_all();
+  uint32_t v = ld_shared_u32(s + 4 * (63 - t));
+  switch (how) {
+    case 2: v += ld_shared_u32(s + 4 * (t + 1)); break;                       // one too far
+    case 3: v += ld_shared_u32(s + 4 * (t % 32) + 2); break;                  // not aligned
+    case 4: v += ld_global_u32(in + t + 1); break;                            // one too far
+    case 5: v += ld_global_u32(reinterpret_cast<const char *>(in + t % 32) + 2); break;
+    case 6: st_global_u32(const_cast<uint32_t *>(in) + t, v); break;          // registered for reading only
+    case 7: st_shared_u32(s + 4 * t, v); break;                               // others still read that
+    case 8: st_global_v4(out + t % 32 / 4 * 4 + 1, {v, v, v, v}); break;      // 16 bytes need 16
+    case 9: v += ld_shared_u32(s - 4); break;                                 // before the first byte
+    case 10: if (t == 40) trap(); break;
+  }
+  st_global_u32(out + t, v);
+}
+
+// Lanes that part. One warp, 256 bytes.
+KERNEL(broken_warp, ProbeParams, 32, 1) {
+  const uint32_t s = dynamic_shared(), t = threadIdx.x, how = params.n[0];
+  st_shared_u32(s + 4 * t, t);
+  if (how != 1) bar_warp_sync();
+  uint32_t v = ld_shared_u32(s + 4 * (31 - t));
+  uint32_t d[4];
+  bar_warp_sync();
+  switch (how) {
+    case 2:
+      if (t < 16) ldmatrix_x4(d, s);  // half of the warp
+      break;
+    case 3:
+      if (t == 7) return;  // a lane that is no more
+      v = shfl_bfly(v, 1);
+      break;
+    case 4: v = t == 3 ? shfl_bfly(v, 1) : shfl_idx(v, 1); break;  // two instructions
+    case 5: v = shfl_bfly(v, 1, t == 3 ? 0xfu : kFullWarp); break;  // two masks
+    case 6: v = shfl_idx(v, 20, t < 16 ? 0x0000ffffu : 0xffff0000u); break;  // a lane outside of the mask
+    case 7:
+      if (t < 31) bar_warp_sync();  // one does not come
+      break;
+  }
+  st_global_u32(params.out + t, v);
+}
+
+// cp.async. 64 threads, 512 bytes in two stages.
+KERNEL(broken_copies, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared(), t = threadIdx.x, how = params.n[0];
+  cp_async_ca<4>(s + 4 * t, params.in + t);
+  cp_async_commit_group();
+  cp_async_ca<4>(s + 256 + 4 * t, params.in + t);
+  if (how != 6) cp_async_commit_group();
+  if (how == 1) {
+    // nobody waits
+  } else if (how == 2) {
+    cp_async_wait_group<1>();  // the first only
+  } else if (how == 6) {
+    cp_async_wait_group<0>();  // the second was never committed
+  } else {
+    cp_async_wait_all();
+  }
+  if (how != 3) barrier_sync_all();
+  uint32_t v = ld_shared_u32(s + 256 + 4 * (how == 2 ? t : 63 - t));
+  if (how == 4) cp_async_ca<4>(s + 256 + 4 * t, params.in + t);  // others still read that
+  if (how == 5) cp_async_ca<4>(s + 4 * t, params.in + t);         // and nobody waits
+  if (how == 7) cp_async_ca<16>(s + 4 * t, params.in + t);        // not aligned
+  if (how == 8) cp_async_ca<4>(s + 4 * t, params.in + t, 8);      // more than the copy
+  if (how == 4) cp_async_wait_all();
+  st_global_u32(params.out + t, v);
+}
+
+// Barriers of a block. 64 threads.
+KERNEL(broken_barriers, ProbeParams, 64, 1) {
+  const uint32_t t = threadIdx.x, how = params.n[0];
+  switch (how) {
+    case 1:
+      if (t < 32) barrier_sync_all();  // half of the block
+      break;
+    case 2:
+      if (t < 32) barrier_sync(1, 64);  // waits for 64, 32 come
+      break;
+    case 3: barrier_sync(1, t < 32 ? 64 : 32); break;  // two counts
+    case 4: barrier_sync(16, 64); break;
+    case 5: barrier_sync(1, 48); break;
+    case 6: barrier_sync(t < 32 ? 1 : 2, 64); break;  // two places
+    default: barrier_sync(1, 64); break;
+  }
+  st_global_u32(params.out + t, t);
+}
+
+// A plain pointer, which the rules forbid because no wrapper sees it: 8 bytes past the unused memory behind the buffer.
+KERNEL(broken_plain_pointer, ProbeParams, 32, 1) { params.out[64 + 64 + 2] = threadIdx.x; }

@@ -1,0 +1,215 @@
+// Kernels for sm_90a that are wrong on purpose: n[0] says how, 0 is the correct one.
+#include "probe.h"
+#include "ptx.cuh"
+
+using namespace ptx;
+
+namespace {
+
+DEVICE void wait(uint32_t barrier, uint32_t parity) {
+  while (!mbarrier_try_wait_parity(barrier, parity)) {
+  }
+}
+
+enum Pipeline : uint32_t {
+  kCorrect,
+  kNoWaitForFull,
+  kNoWaitForEmpty,
+  kReleasedTooEarly,
+  kExpectsTooMuch,
+  kExpectsTooLittle,
+  kNoInitFence,
+  kNoBarrierAfterInit,
+  kArrivesTwice,
+  kNoWgmmaFence,
+  kNoWgmmaWait,
+  kNoFenceAfterStores,
+  kUnalignedDescriptor,
+  kDescriptorOutside,
+  kWaitNotRepeated,
+  kOneThreadSkips,
+  kProducerStopsEarly,
+  kEndsWhileCopying,
+  kWrongParity,
+  kOneWarpSetsRegisters,
+  kRegistersThatNobodyGives,
+  kOrdinaryStoreToBarrier,
+  kNotATensorMap,
+  kTileOutside,
+  kOtherDescriptors,
+  kOneLaneDoesNotWait,
+  kWgmmaUnderWayAtTheEnd,
+};
+
+}  // namespace
+
+// The pipeline of the carriers, small: a ring of two stages of 64 + 8 rows of 128 bytes, n[1] of them in turn.
+KERNEL(broken_pipeline, ProbeParams, 256, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], steps = params.n[1], t = threadIdx.x;
+  constexpr uint32_t kStage = 72 * 128 + 1024 - 72 * 128 % 1024, kBarriers = 2 * kStage;
+  const auto full = [&](uint32_t stage) { return s + kBarriers + 8 * stage; };
+  const auto empty = [&](uint32_t stage) { return s + kBarriers + 16 + 8 * stage; };
+  if (t == 0) {
+    for (uint32_t i = 0; i < 2; ++i) {
+      mbarrier_init(full(i), 1);
+      mbarrier_init(empty(i), 1);
+    }
+    if (how != kNoInitFence) fence_mbarrier_init();
+  }
+  if (how != kNoBarrierAfterInit) barrier_sync_all();
+  if (how == kOrdinaryStoreToBarrier && t == 9) st_shared_u32(full(1), 0);
+
+  if (t < 128) {
+    if (how == kOneWarpSetsRegisters && t < 32) setmaxnreg_dec<40>();
+    if (t == 0) {
+      for (uint32_t k = 0; k < steps; ++k) {
+        const uint32_t stage = k % 2, at = s + stage * kStage;
+        if (how == kProducerStopsEarly && k == 2) break;
+        if (how != kNoWaitForEmpty) wait(empty(stage), how == kWrongParity ? k / 2 % 2 : k / 2 % 2 ^ 1);
+        const uint32_t bytes = how == kExpectsTooMuch ? 72 * 128 + 16 : how == kExpectsTooLittle ? 72 * 128 - 16 : 72 * 128;
+        mbarrier_arrive_expect_tx(full(stage), bytes);
+        if (how == kArrivesTwice) mbarrier_arrive(full(stage));
+        const auto *map = how == kNotATensorMap ? reinterpret_cast<const TensorMap *>(params.in) : &params.map;
+        tma_load_2d(how == kTileOutside ? s + 4 * kStage : at, map, int32_t(k * 128), 0, full(stage));
+        tma_load_2d(at + 64 * 128, &params.map_out, int32_t(k * 128), 0, full(stage));
+      }
+      if (how == kEndsWhileCopying) {
+        wait(empty(0), 1 ^ (steps / 2 % 2));
+        mbarrier_arrive_expect_tx(full(0), 72 * 128);
+        tma_load_2d(s, &params.map, 0, 0, full(0));
+        tma_load_2d(s + 64 * 128, &params.map_out, 0, 0, full(0));
+      }
+    }
+    return;
+  }
+
+  if (how == kRegistersThatNobodyGives) setmaxnreg_inc<256>();
+  int32_t d[4];
+  const bool speaks = t == 128;
+  if (how == kNoFenceAfterStores)
+    for (int i = 0; i < 4; ++i) d[i] = 0;
+  for (uint32_t k = 0; k < steps; ++k) {
+    const uint32_t stage = k % 2, at = s + stage * kStage;
+    if (how == kWaitNotRepeated)
+      mbarrier_try_wait_parity(full(stage), k / 2 % 2);
+    else if (how != kNoWaitForFull && !(how == kOneLaneDoesNotWait && t == 200))
+      wait(full(stage), k / 2 % 2);
+    if (how != kNoWgmmaFence) wgmma_fence();
+    const uint32_t start = how == kUnalignedDescriptor ? at + 256 : how == kDescriptorOutside ? s + 3 * kStage : at;
+    const uint64_t a = wgmma_descriptor(how == kOtherDescriptors && t == 255 ? start ^ 32 : start, Swizzle::bytes_128, 1024);
+    const uint64_t b = wgmma_descriptor(at + 64 * 128, Swizzle::bytes_128, 1024);
+    if (how == kReleasedTooEarly && speaks) mbarrier_arrive(empty(stage));
+    for (int i = 0; i < 4; ++i)
+      if (!(how == kOneThreadSkips && t == 131 && i == 3))
+        wgmma_m64k32_s8<8>(d, a + uint64_t(2 * i), b + uint64_t(2 * i), k != 0 || i != 0 || how == kNoFenceAfterStores);
+    wgmma_commit_group();
+    if (how == kNoWgmmaWait) {
+      d[0] += 1;
+      wgmma_wait_group<0>();
+    } else if (how != kWgmmaUnderWayAtTheEnd || k + 1 < steps) {
+      wgmma_wait_group<0>();
+    }
+    if (how == kNoFenceAfterStores && k == 1) {
+      d[1] += 5;
+      wgmma_m64k32_s8<8>(d, a, b, 1);
+      wgmma_commit_group();
+      wgmma_wait_group<0>();
+    }
+    if (how != kReleasedTooEarly && speaks) mbarrier_arrive(empty(stage));
+  }
+  if (how == kWgmmaUnderWayAtTheEnd) return;
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + (t - 128) * 4 + i, uint32_t(d[i]));
+}
+
+// Ordinary accesses beside those of TMA and wgmma. 128 threads, 64 + 8 rows of 128 bytes.
+KERNEL(broken_proxies, ProbeParams, 128, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
+  // 1 wgmma reads ordinary stores without a fence; 2 the fence comes from one thread only, before the barrier;
+  // 3 a TMA store reads them without; 4 its tile is overwritten before the wait; 5 the thread ends before the wait;
+  // 6 cp.async is read by wgmma without a fence; 7 its arrival comes before the copy; 8 TMA overwrites ordinary stores.
+  const uint32_t barrier = s + 72 * 128;
+  if (t == 0) {
+    mbarrier_init(barrier, 128);
+    mbarrier_init(barrier + 8, 1);
+    fence_mbarrier_init();
+  }
+  barrier_sync_all();
+  if (how == 6 || how == 7 || how == 9) {  // 9: the correct one
+    if (how == 7) cp_async_mbarrier_arrive_noinc(barrier);
+    for (uint32_t i = t; i < 72 * 8; i += 128) cp_async_cg_16(s + 16 * i, params.in + i % 16 * 4);
+    if (how != 7) cp_async_mbarrier_arrive_noinc(barrier);
+    wait(barrier, 0);
+    if (how != 6) fence_proxy_async();
+  } else {
+    for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
+    if (how != 1 && how != 3 && how != 8 && (how != 2 || t == 0)) fence_proxy_async();
+    barrier_sync_all();
+  }
+  if (how == 8 && t == 0) {
+    mbarrier_arrive_expect_tx(barrier + 8, 64 * 128);
+    tma_load_2d(s, &params.map, 0, 0, barrier + 8);
+  }
+  if (how == 8) wait(barrier + 8, 0);
+  if (how >= 3 && how <= 5) {
+    if (t == 0) {
+      tma_store_2d(&params.map_out, 0, 0, s);
+      bulk_commit_group();
+      if (how != 4 && how != 5) bulk_wait_group_read<0>();
+    }
+    if (how == 5) return;
+    barrier_sync_all();
+    st_shared_u32(s + 4 * t, 0);
+    if (t == 0) bulk_wait_group<0>();
+    return;
+  }
+  int32_t d[4];
+  wgmma_fence();
+  wgmma_m64k32_s8<8>(d, wgmma_descriptor(s, Swizzle::bytes_128, 1024), wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024),
+                     0);
+  wgmma_commit_group();
+  wgmma_wait_group<0>();
+  cp_async_wait_all();
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
+}
+
+// Clusters of two blocks of 32 threads, 256 bytes.
+KERNEL(broken_cluster, ProbeParams, 32, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, rank = cluster_block_rank();
+  st_shared_u32(s + 4 * t, t);
+  if (how != 1) {  // 1: nothing between the write and the neighbour's read
+    barrier_cluster_arrive();
+    barrier_cluster_wait();
+  }
+  uint32_t v = 0;
+  if (how == 3) {
+    v = ld_shared_u32(mapa(s + 4 * t, rank ^ 1));  // the address of another block, the instruction of the own
+  } else if (how == 4) {
+    v = ld_shared_cluster_u32(mapa(s + 4 * t, 2));  // a third block
+  } else if (how == 2) {
+    // The neighbour may have ended.
+    for (uint32_t i = 0; rank == 0 && i < 40; ++i) v += ld_shared_cluster_u32(mapa(s + 4 * t, 1)), bar_warp_sync();
+  } else {
+    v = ld_shared_cluster_u32(mapa(s + 4 * t, rank ^ 1));
+  }
+  st_global_u32(params.out + blockIdx.x * 32 + t, v);
+  if (how == 5) barrier_cluster_wait();  // without an arrival
+  if (how == 2) return;
+  barrier_cluster_arrive();
+  barrier_cluster_wait();
+}
+
+// Reads what probe_primary stores without waiting for it.
+KERNEL(broken_secondary, ProbeParams, 32, 1) {
+  const uint32_t at = blockIdx.x * 32 + threadIdx.x;
+  const uint32_t v = ld_global_u32(params.out + at);
+  griddepcontrol_wait();
+  st_global_u32(params.out + gridDim.x * 32 + at, v);
+}
+
+// Larger than a kernel's parameters may be.
+struct TooManyParams {
+  uint32_t words[1040];
+};
+#if !defined(__CUDACC__)
+KERNEL(broken_params, TooManyParams, 32, 1) { trap(); }
+#endif

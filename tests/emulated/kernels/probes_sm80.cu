@@ -1,0 +1,198 @@
+// One small kernel per group of instructions that sm_80 has: results go to `out`, by thread.
+#include "probe.h"
+#include "ptx.cuh"
+
+using namespace ptx;
+
+// in: the image of shared memory, n[0] words; n[1]: matrices; n[2]: transposed. out: 4 words per lane.
+KERNEL(probe_ldmatrix, ProbeParams, 32, 1) {
+  const uint32_t s = dynamic_shared(), lane = lane_id();
+  for (uint32_t i = lane; i < params.n[0]; i += 32) st_shared_u32(s + 4 * i, ld_global_u32(params.in + i));
+  bar_warp_sync();
+  uint32_t v[4] = {}, two[2] = {};
+  const uint32_t row = s + 16 * (lane % (8 * params.n[1]));
+  switch (params.n[1] * 2 + params.n[2]) {
+    case 2: ldmatrix_x1(v[0], row); break;
+    case 3: ldmatrix_x1_trans(v[0], row); break;
+    case 4: ldmatrix_x2(two, row); break;
+    case 5: ldmatrix_x2_trans(two, row); break;
+    case 8: ldmatrix_x4(v, row); break;
+    case 9: ldmatrix_x4_trans(v, row); break;
+  }
+  if (params.n[1] == 2) v[0] = two[0], v[1] = two[1];
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + lane * 4 + i, v[i]);
+}
+
+// in: per lane a (4), b (2), d (4) words; n[0]: 0 bf16, 1 f16, 2 s8. out: d, 4 words per lane.
+KERNEL(probe_mma, ProbeParams, 32, 1) {
+  const uint32_t lane = lane_id();
+  const uint32_t *in = params.in + lane * 10;
+  const uint32_t a[4] = {ld_global_u32(in), ld_global_u32(in + 1), ld_global_u32(in + 2), ld_global_u32(in + 3)};
+  const uint32_t b[2] = {ld_global_u32(in + 4), ld_global_u32(in + 5)};
+  uint32_t *out = params.out + lane * 4;
+  if (params.n[0] == 2) {
+    int32_t d[4];
+    for (int i = 0; i < 4; ++i) d[i] = int32_t(ld_global_u32(in + 6 + i));
+    mma_m16n8k32(d, a, b);
+    for (int i = 0; i < 4; ++i) st_global_u32(out + i, uint32_t(d[i]));
+  } else {
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = ld_global_nc_f32(in + 6 + i);
+    if (params.n[0] == 0)
+      mma_m16n8k16(Bf16{}, d, a, b);
+    else
+      mma_m16n8k16(F16{}, d, a, b);
+    for (int i = 0; i < 4; ++i) st_global_f32(out + i, d[i]);
+  }
+}
+
+// n[0]: 4, 8 or 16 bytes, or 0 for .cg; n[1]: bytes that are read of each. in: 4 words per thread, out: what landed.
+KERNEL(probe_cp_async, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared() + 16 * threadIdx.x;
+  const uint32_t *from = params.in + 4 * threadIdx.x;
+  st_shared_v4(s, {~0u, ~0u, ~0u, ~0u});
+  switch (params.n[0]) {
+    case 4: cp_async_ca<4>(s, from, params.n[1]); break;
+    case 8: cp_async_ca<8>(s, from, params.n[1]); break;
+    case 16: cp_async_ca<16>(s, from, params.n[1]); break;
+    default: cp_async_cg_16(s, from, params.n[1]); break;
+  }
+  cp_async_commit_group();
+  cp_async_wait_group<0>();
+  barrier_sync_all();
+  // The neighbour's, so that the barrier is needed.
+  const uint32_t other = threadIdx.x ^ 1;
+  const U32x4 v = ld_shared_v4(dynamic_shared() + 16 * other);
+  st_global_v4(params.out + 4 * other, v);
+}
+
+// Three groups in flight, each waited for when it is the oldest; out: the sum of what each brought.
+KERNEL(probe_cp_async_groups, ProbeParams, 32, 1) {
+  const uint32_t s = dynamic_shared() + 4 * threadIdx.x;
+  for (uint32_t g = 0; g < 3; ++g) {
+    cp_async_ca<4>(s + 128 * g, params.in + 32 * g + threadIdx.x);
+    cp_async_commit_group();
+  }
+  cp_async_wait_group<2>();
+  uint32_t sum = ld_shared_u32(s);
+  cp_async_wait_group<1>();
+  sum += ld_shared_u32(s + 128);
+  cp_async_wait_all();
+  sum += ld_shared_u32(s + 256);
+  st_global_u32(params.out + threadIdx.x, sum);
+}
+
+// Votes and shuffles; 10 words per lane.
+KERNEL(probe_warp, ProbeParams, 32, 1) {
+  const uint32_t lane = lane_id(), v = lane * 3 + 1;
+  uint32_t *out = params.out + lane * 10;
+  st_global_u32(out, vote_ballot(lane % 3 == 0));
+  st_global_u32(out + 1, vote_any(lane == 31));
+  st_global_u32(out + 2, vote_all(lane != 31));
+  st_global_u32(out + 3, shfl_bfly(v, 5));
+  st_global_u32(out + 4, shfl_idx(v, 7));
+  st_global_u32(out + 5, shfl_up(v, 2));
+  st_global_u32(out + 6, shfl_down(v, 4));
+  // Halves of the warp apart from each other.
+  const uint32_t half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+  st_global_u32(out + 7, vote_ballot(true, half));
+  st_global_u32(out + 8, shfl_bfly(v, 1, half));
+  const uint32_t s = dynamic_shared();
+  st_shared_u32(s + 4 * lane, v);
+  bar_warp_sync();
+  st_global_u32(out + 9, ld_shared_u32(s + 4 * (31 - lane)));
+}
+
+// Single-byte and 16-bit neighbours written by different threads, then read as words.
+KERNEL(probe_small_stores, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared();
+  st_shared_u8(s + threadIdx.x, uint8_t(threadIdx.x));
+  st_shared_u16(s + 64 + 2 * threadIdx.x, uint16_t(1000 + threadIdx.x));
+  st_shared_v2(s + 192 + 8 * threadIdx.x, {threadIdx.x, ~threadIdx.x});
+  st_shared_f32(s + 704 + 4 * threadIdx.x, float(threadIdx.x));
+  barrier_sync_all();
+  st_global_u32(params.out + threadIdx.x, ld_shared_u32(s + threadIdx.x * 4 % 192));
+  st_global_u32(params.out + 64 + threadIdx.x, ld_shared_u16(s + 64 + 2 * (63 - threadIdx.x)));
+  st_global_u32(params.out + 128 + threadIdx.x, ld_shared_u32(s + 192 + 4 * (127 - threadIdx.x)));
+  st_global_f32(params.out + 192 + threadIdx.x, ld_shared_f32(s + 704 + 4 * (63 - threadIdx.x)));
+}
+
+// Two warps hand a value over and over to two others through named barriers.
+KERNEL(probe_named_barriers, ProbeParams, 128, 1) {
+  const uint32_t s = dynamic_shared();
+  const bool sends = threadIdx.x < 64;
+  uint32_t sum = 0;
+  for (uint32_t round = 0; round < 8; ++round) {
+    if (sends) {
+      if (round > 0) barrier_sync(2, 128);
+      st_shared_u32(s + 4 * threadIdx.x, round * 100 + threadIdx.x);
+      barrier_arrive(1, 128);
+    } else {
+      barrier_sync(1, 128);
+      sum += ld_shared_u32(s + 4 * (127 - threadIdx.x));
+      if (round < 7) barrier_arrive(2, 128);
+    }
+  }
+  if (!sends) st_global_u32(params.out + threadIdx.x - 64, sum);
+}
+
+// Loads and stores of every width; 16 words in, 17 out.
+KERNEL(probe_global, ProbeParams, 1, 1) {
+  const uint32_t *in = params.in;
+  uint32_t *out = params.out;
+  st_global_u32(out, ld_global_u32(in));
+  st_global_u32(out + 1, ld_global_nc_u32(in + 1));
+  st_global_v2(out + 2, ld_global_v2(in + 2));
+  st_global_v4(out + 4, ld_global_v4(in + 4));
+  st_global_v2(out + 8, ld_global_nc_no_allocate_v2(in + 8));
+  st_global_v4(out + 12, ld_global_nc_no_allocate_v4(in + 12));
+  st_global_f32(out + 10, ld_global_nc_f32(in + 10));
+  st_global_u16(out + 11, ld_global_nc_u16(in + 11));
+  st_global_u16(reinterpret_cast<char *>(out + 11) + 2, ld_global_nc_u16(reinterpret_cast<const char *>(in + 11) + 2));
+}
+
+// Counters shared by all blocks, and a ticket that tells the last block: out[0..7] the counters, [8] the winner's sum.
+KERNEL(probe_atomics, ProbeParams, 64, 1) {
+  uint32_t *out = params.out;
+  const uint32_t id = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;
+  atom_add_u32(out, id);
+  atom_max_u32(out + 1, id);
+  atom_or_u32(out + 2, 1u << id % 32);
+  atom_add_u64(out + 4, uint64_t(1) << 32 | 1);
+  atom_max_u64(out + 6, uint64_t(id) << 32);
+  uint32_t seen = 0, old;
+  while ((old = atom_cas_u32(out + 3, seen, seen + 2)) != seen) seen = old;
+  st_global_u32(out + 16 + id, id);
+  fence_acq_rel_gpu();
+  if (atom_add_u32(out + 9, 1) + 1 == all) {
+    fence_acq_rel_gpu();
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < all; ++i) sum += ld_global_u32(out + 16 + i);
+    atom_exch_u32(out + 8, sum);
+  }
+}
+
+// The geometry, as each thread sees it: 12 words per thread.
+KERNEL(probe_geometry, ProbeParams, 256, 1) {
+  const uint32_t blocks = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const uint32_t thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  uint32_t *out = params.out + 12 * (blocks * blockDim.x * blockDim.y * blockDim.z + thread);
+  const uint32_t v[12] = {threadIdx.x, threadIdx.y, threadIdx.z, blockIdx.x, blockIdx.y, blockIdx.z,
+                          blockDim.x,  blockDim.y,  blockDim.z,  gridDim.x,  gridDim.y,  gridDim.z};
+  for (int i = 0; i < 12; ++i) st_global_u32(out + i, v[i]);
+}
+
+// n[0]: 0 bf16, 1 f16, 2 s8; n[1] times the same product, on registers alone: what mma.sync costs.
+KERNEL(bench_mma, ProbeParams, 128, 1) {
+  const uint32_t t = threadIdx.x;
+  // Small numbers in either type.
+  const uint32_t a[4] = {0x3c003c01 + t, 0x3c013c02 + t, 0x3c033c01 + t, 0x3c003c04 + t}, b[2] = {0x3c003c02 + t, 0x3c053c01};
+  float d[4] = {};
+  int32_t sum[4] = {};
+  for (uint32_t i = 0; i < params.n[1]; ++i) {
+    if (params.n[0] == 0) mma_m16n8k16(Bf16{}, d, a, b);
+    if (params.n[0] == 1) mma_m16n8k16(F16{}, d, a, b);
+    if (params.n[0] == 2) mma_m16n8k32(sum, a, b);
+  }
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t % 16 * 4 + i, uint32_t(sum[i]) + uint32_t(d[i]));
+}

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# run.sh [tests|sanitize|all]: the GPU tests of lmhead, on a machine with a driver and no Rust.
+#
+#   tests     what this machine can run, the tests on the GPU (a JSON of the carriers' bits), the same kernels on the
+#             emulated device
+#   sanitize  the small cases under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
+#
+# Logs and JSON go to $OUT (./out). Each mode ends within eight minutes. Exit codes: 0 all good, 1 something failed or was
+# ignored for want of a GPU, 2 wrong arguments.
+set -uo pipefail
+case "${1:-all}" in
+  tests | sanitize) modes=$1 ;;
+  all) modes="tests sanitize" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "${OUT:-out}" && out=$(cd "${OUT:-out}" && pwd) || exit 1
+rows=()
+failed=0
+
+# step NAME LOG SECONDS COMMAND...: runs it under a time limit, keeps what it prints, notes how it ended.
+step() {
+  local name=$1 log=$out/$2 limit=$3 start=$SECONDS status verdict
+  shift 3
+  echo "== $name"
+  echo "== $name: $*" >>"$log"
+  timeout -k 10 "$limit" "$@" >>"$log" 2>&1
+  status=$?
+  case $status in
+    0) verdict=ok ;;
+    124 | 137) verdict="no end within $limit s" ;;
+    *) verdict="failed ($status)" ;;
+  esac
+  # A test that reports `ignored` has not been run: here that is a failure.
+  if [ "$status" = 0 ] && grep -q '^test .*ignored (needs a GPU' "$log"; then
+    verdict="ignored: $(sed -n 's/^test .*ignored (needs a GPU: \(.*\))$/\1/p' "$log" | head -1)"
+  fi
+  [ "$verdict" = ok ] || failed=1
+  [ "$verdict" = ok ] || tail -15 "$log"
+  rows+=("$name|$verdict|$((SECONDS - start))|$(sed -n 's/^test result: [^ ]* \([^;]*; [^;]*; [^;]*\);.*/\1/p' "$log" | tail -1)")
+}
+
+cd "$here" || exit 1
+for mode in $modes; do
+  if [ "$mode" = tests ]; then
+    rm -f "$out"/{doctor.json,gpu.log,carriers.json,emulated.log,unit.log}
+    step doctor doctor.log 30 ./lmhead doctor
+    step unit unit.log 60 ./unit cuda
+    LMHEAD_GPU_RESULTS=$out/carriers.json step gpu gpu.log 200 ./gpu --color never
+    step emulated emulated.log 150 ./emulated
+  else
+    rm -f "$out/sanitize.log"
+    for tool in memcheck racecheck initcheck synccheck; do
+      LMHEAD_GPU_SMALL=1 step "$tool" sanitize.log 115 \
+        compute-sanitizer --tool "$tool" --error-exitcode 9 ./gpu --color never --skip memory::more_than_there_is
+    done
+  fi
+done
+
+{
+  echo '['
+  for i in "${!rows[@]}"; do
+    IFS='|' read -r name verdict seconds counts <<<"${rows[$i]}"
+    printf '  {"step": "%s", "verdict": "%s", "seconds": %s, "tests": "%s"}%s\n' \
+      "$name" "${verdict//\"/}" "$seconds" "$counts" "$([ "$i" = $((${#rows[@]} - 1)) ] || echo ,)"
+  done
+  echo ']'
+} >"$out/summary.json"
+echo
+printf '%-10s %-8s %-40s %s\n' step seconds tests verdict
+for row in "${rows[@]}"; do
+  IFS='|' read -r name verdict seconds counts <<<"$row"
+  printf '%-10s %-8s %-40s %s\n' "$name" "$seconds" "$counts" "$verdict"
+done
+exit $failed

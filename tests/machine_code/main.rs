@@ -1,0 +1,192 @@
+//! The machine code of the embedded kernels, read back: `cargo test --features cuda --test machine_code`. Needs the CUDA
+//! toolkit's programs and no GPU. Without the feature only the reader itself is tested, on recorded text.
+
+mod code;
+mod expectations;
+#[cfg(feature = "cuda")]
+#[path = "../../build/cuda/toolkit.rs"]
+#[allow(dead_code)]
+mod toolkit;
+#[cfg(feature = "cuda")]
+mod tools;
+mod wrappers;
+
+use code::{Code, parse};
+use expectations::{Expectation, all_faults, faults};
+
+/// cuobjdump 13.2 on a fatbin of two kernels: `multiply` (one mma.sync), `pick` (an array in local memory).
+const RESOURCES: &str = include_str!("samples/res_usage.txt");
+const SASS: &str = include_str!("samples/sass.txt");
+
+fn sample(kernel: &str, architecture: &str) -> Code {
+    let codes = parse("sample", RESOURCES, SASS).expect("recorded text");
+    let wanted = |code: &Code| code.kernel == kernel && code.architecture == architecture;
+    codes.into_iter().find(wanted).expect("a recorded kernel")
+}
+
+#[test]
+fn recorded_output_is_read_by_kernel_and_architecture() {
+    let codes = parse("sample", RESOURCES, SASS).expect("recorded text");
+    let numbers: Vec<_> = codes
+        .iter()
+        .map(|c| {
+            (
+                c.kernel.as_str(),
+                c.architecture.as_str(),
+                c.registers,
+                c.stack,
+                c.local,
+                c.shared,
+                c.instructions(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        numbers,
+        [
+            ("pick", "sm_80", 10, 256, 0, 0, 25),
+            ("multiply", "sm_80", 14, 0, 0, 0, 15),
+            ("pick", "sm_90a", 12, 256, 0, 0, 26),
+            ("multiply", "sm_90a", 16, 0, 0, 0, 16),
+        ]
+    );
+}
+
+#[test]
+fn instructions_are_counted_by_operation_and_modifiers() {
+    let multiply = sample("multiply", "sm_90a");
+    for (pattern, count) in [
+        ("IMMA", 1),
+        ("IMMA.16832.S8", 1),
+        ("LDG.E.128", 2),
+        ("LDG.128", 2),
+        ("LDG.64", 0),
+        ("STG.128", 1),
+        ("EXIT", 2),
+        ("HMMA", 0),
+        ("LDG.E.12", 0),
+        ("LD", 0),
+    ] {
+        assert_eq!(multiply.count(pattern), count, "{pattern}");
+    }
+    let pick = sample("pick", "sm_80");
+    assert_eq!(
+        (pick.count("LDL"), pick.count("STL"), pick.count("BRA")),
+        (1, 1, 2),
+        "@P0 is not an operation"
+    );
+}
+
+#[test]
+fn text_of_another_form_is_refused() {
+    for (resources, sass, wanted) in [
+        ("", "", "found no machine code"),
+        (&RESOURCES.replace("REG:", "REG "), SASS, "has no line of multiply for sm_80"),
+        (&RESOURCES.replace("STACK:256", "STACK:many"), SASS, "-res-usage: not understood"),
+        (&RESOURCES.replace("arch = sm_80", ""), SASS, "-res-usage: not understood"),
+        (
+            RESOURCES,
+            &SASS.replace("Function : multiply", "Function : other"),
+            "-sass has no code of multiply",
+        ),
+        (RESOURCES, &SASS.replace("arch = ", ""), "no architecture before pick"),
+        (RESOURCES, "/*0010*/  NOP;", "-sass: not understood"),
+    ] {
+        let error = parse("sample", resources, sass).expect_err("not the recorded text");
+        assert!(error.contains(wanted), "wanted \"{wanted}\", got \"{error}\"");
+    }
+}
+
+const MULTIPLY: Expectation = Expectation {
+    kernel: "multiply",
+    architectures: &["sm_80", "sm_90a"],
+    present: &["IMMA", "LDG.128"],
+    absent: &["HMMA"],
+    registers: 16,
+};
+
+#[test]
+fn each_broken_expectation_is_a_fault_that_says_what_came() {
+    let code = sample("multiply", "sm_90a");
+    assert_eq!(faults(&code, &MULTIPLY), [""; 0]);
+    for (row, wanted) in [
+        (Expectation { registers: 15, ..MULTIPLY }, "wanted at most 15 registers, got 16"),
+        (Expectation { present: &["HGMMA"], ..MULTIPLY }, "wanted HGMMA, got none"),
+        (Expectation { absent: &["IMMA"], ..MULTIPLY }, "wanted no IMMA, got 1"),
+    ] {
+        assert_eq!(faults(&code, &row), [format!("sample multiply sm_90a: {wanted}")]);
+    }
+    let pick = Expectation { kernel: "pick", present: &[], registers: 255, ..MULTIPLY };
+    let found = faults(&sample("pick", "sm_80"), &pick).join("\n");
+    for wanted in [
+        "wanted no stack frame, got 256 bytes",
+        "no local loads (LDL), got 1",
+        "no local stores (STL), got 1",
+    ] {
+        assert!(found.contains(wanted), "{found}");
+    }
+}
+
+#[test]
+fn a_kernel_without_a_row_and_a_row_without_a_kernel_are_faults() {
+    let codes = [sample("multiply", "sm_80"), sample("pick", "sm_80")];
+    let found = all_faults(&codes, &[MULTIPLY], &["sm_80"]);
+    assert_eq!(found, ["sample pick sm_80: wanted one row in tests/machine_code/expectations.rs, got 0"]);
+    let twice = all_faults(&codes[..1], &[MULTIPLY, MULTIPLY], &["sm_80"]);
+    assert_eq!(twice, ["sample multiply sm_80: wanted one row in tests/machine_code/expectations.rs, got 2"]);
+    let gone = all_faults(&codes[..1], &[MULTIPLY], &["sm_80", "sm_90a"]);
+    assert_eq!(gone, ["multiply sm_90a: the table has a row, the fatbins have no code"]);
+}
+
+#[cfg(feature = "cuda")]
+mod with_the_toolkit {
+    use super::*;
+    use expectations::EXPECTED;
+    use lmhead::backend::cuda::fatbins::EMBEDDED;
+    use std::fs;
+    use std::process::Command;
+    use tools::Tools;
+
+    #[test]
+    fn every_embedded_kernel_is_as_the_table_says() {
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let codes = tools.embedded(EMBEDDED, folder.path()).unwrap_or_else(|problem| panic!("{problem}"));
+        let architectures: Vec<_> =
+            EMBEDDED.iter().flat_map(|fatbin| fatbin.architectures).copied().collect();
+        let faults = all_faults(&codes, EXPECTED, &architectures);
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+
+    /// 48 sums that need each other, in 32 registers.
+    const SPILLS: &str = r#"
+extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float *in, float *out) {
+  float held[48];
+#pragma unroll
+  for (int i = 0; i < 48; ++i) held[i] = in[i * 1024 + threadIdx.x];
+#pragma unroll
+  for (int i = 0; i < 48; ++i)
+#pragma unroll
+    for (int j = 0; j < 48; ++j) held[i] += held[j] * held[47 - i];
+#pragma unroll
+  for (int i = 0; i < 48; ++i) out[i * 1024 + threadIdx.x] = held[i];
+}
+"#;
+
+    #[test]
+    fn a_kernel_that_spills_on_purpose_is_caught() {
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [source, fatbin] = ["spills.cu", "spills.fatbin"].map(|name| folder.path().join(name));
+        fs::write(&source, SPILLS).expect("a file");
+        let mut nvcc = Command::new(&tools.nvcc);
+        nvcc.args(["-fatbin", "-arch=sm_80", "-o"]).arg(&fatbin).arg(&source);
+        tools.run(&mut nvcc).unwrap_or_else(|problem| panic!("{problem}"));
+        let codes = tools.read("spills", &fatbin).unwrap_or_else(|problem| panic!("{problem}"));
+        let row = Expectation { kernel: "spills", present: &[], ..MULTIPLY };
+        let found = all_faults(&codes, &[Expectation { registers: 32, ..row }], &["sm_80"]).join("\n");
+        for wanted in ["wanted no stack frame", "wanted no local loads", "wanted no local stores"] {
+            assert!(found.contains(wanted), "wanted \"{wanted}\", got \"{found}\"");
+        }
+    }
+}
