@@ -82,32 +82,36 @@ struct Rows {
   uint32_t offset;  // of the row that this lane names
 };
 
-// Element (row, column) of an 8 x 8 matrix whose rows are named by lanes first, first + 1, ...
-uint8_t *element(const Collective &collective, Block &block, int matrix, int row, int column) {
-  return block.shared + static_cast<Rows *>(collective.operands[matrix * 8 + row])->offset + column * 2;
+// Row `row` of matrix `matrix`, whose rows are named by lanes 8·matrix, 8·matrix + 1, ...
+uint8_t *row_of(const Collective &all, Block &block, int matrix, int row) {
+  return block.shared + static_cast<Rows *>(all.operands[matrix * 8 + row])->offset;
 }
 
+// move(register, shared memory, bytes) for every pair, or each of its halves where rows and columns change roles.
 template <class Move>
-void matrices(Fiber &self, uint32_t *values, int count, bool transposed, uint32_t address,
-              bool write, Move move) {
+void matrices(Fiber &self, uint32_t *values, int count, bool transposed, uint32_t address, bool write, Move move) {
   Rows rows{values, 0};
+  Block &block = *self.block;
   if (self.lane < uint32_t(count) * 8) {
-    rows.offset = shared_offset(self, *self.block, address, 16, 16);
+    rows.offset = shared_offset(self, block, address, 16, 16);
     if (write)
-      note_write(*self.block, rows.offset, 16, self);
+      note_write(block, rows.offset, 16, self);
     else
-      note_read(*self.block, rows.offset, 16, self);
+      note_read(block, rows.offset, 16, self);
   }
   Collective all;
   if (!meet(self, 0xffffffffu, uint64_t(count) << 1 | transposed, &rows, all)) return;
   for (int lane = 0; lane < 32; ++lane) {
-    auto *lanes_values = reinterpret_cast<uint8_t *>(static_cast<Rows *>(all.operands[lane])->values);
-    for (int i = 0; i < count; ++i)
-      for (int half = 0; half < 2; ++half) {
-        const int major = lane / 4, minor = lane % 4 * 2 + half;
-        uint8_t *there = transposed ? element(all, *self.block, i, minor, major) : element(all, *self.block, i, major, minor);
-        move(lanes_values + i * 4 + half * 2, there);
+    auto *registers = reinterpret_cast<uint8_t *>(static_cast<Rows *>(all.operands[lane])->values);
+    const int major = lane / 4, minor = lane % 4 * 2;
+    for (int i = 0; i < count; ++i, registers += 4) {
+      if (!transposed) {
+        move(registers, row_of(all, block, i, major) + minor * 2, std::integral_constant<int, 4>());
+        continue;
       }
+      move(registers, row_of(all, block, i, minor) + major * 2, std::integral_constant<int, 2>());
+      move(registers + 2, row_of(all, block, i, minor + 1) + major * 2, std::integral_constant<int, 2>());
+    }
   }
   release(self, 0xffffffffu);
 }
@@ -117,13 +121,13 @@ void matrices(Fiber &self, uint32_t *values, int count, bool transposed, uint32_
 void ldmatrix(uint32_t *d, int count, bool transposed, uint32_t address) {
   Fiber &self = enter(transposed ? "ldmatrix.trans" : "ldmatrix", address);
   matrices(self, d, count, transposed, address, false,
-           [](uint8_t *registers, uint8_t *shared) { std::memcpy(registers, shared, 2); });
+           [](uint8_t *registers, uint8_t *shared, auto bytes) { std::memcpy(registers, shared, bytes); });
 }
 
 void stmatrix(const uint32_t *v, int count, bool transposed, uint32_t address) {
   Fiber &self = enter(transposed ? "stmatrix.trans" : "stmatrix", address);
   matrices(self, const_cast<uint32_t *>(v), count, transposed, address, true,
-           [](uint8_t *registers, uint8_t *shared) { std::memcpy(shared, registers, 2); });
+           [](uint8_t *registers, uint8_t *shared, auto bytes) { std::memcpy(shared, registers, bytes); });
 }
 
 }  // namespace emulated

@@ -181,3 +181,18 @@ KERNEL(probe_geometry, ProbeParams, 256, 1) {
                           blockDim.x,  blockDim.y,  blockDim.z,  gridDim.x,  gridDim.y,  gridDim.z};
   for (int i = 0; i < 12; ++i) st_global_u32(out + i, v[i]);
 }
+
+// n[0]: 0 bf16, 1 f16, 2 s8; n[1] times the same product, on registers alone: what mma.sync costs.
+KERNEL(bench_mma, ProbeParams, 128, 1) {
+  const uint32_t t = threadIdx.x;
+  // Small numbers in either type.
+  const uint32_t a[4] = {0x3c003c01 + t, 0x3c013c02 + t, 0x3c033c01 + t, 0x3c003c04 + t}, b[2] = {0x3c003c02 + t, 0x3c053c01};
+  float d[4] = {};
+  int32_t sum[4] = {};
+  for (uint32_t i = 0; i < params.n[1]; ++i) {
+    if (params.n[0] == 0) mma_m16n8k16(Bf16{}, d, a, b);
+    if (params.n[0] == 1) mma_m16n8k16(F16{}, d, a, b);
+    if (params.n[0] == 2) mma_m16n8k32(sum, a, b);
+  }
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t % 16 * 4 + i, uint32_t(sum[i]) + uint32_t(d[i]));
+}
