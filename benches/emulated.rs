@@ -13,6 +13,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use half::bf16;
 use lmhead::backend::emulated::{Device, Kernel, LaunchConfig, Params, carriers};
 use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, WgmmaCarrierParams};
+use lmhead::emulated_kernel;
 use probe::{NO_MAP, ProbeParams};
 
 const VOCAB: u32 = 512;
@@ -58,7 +59,7 @@ fn instructions(c: &mut Criterion) {
             ProbeParams { map: NO_MAP, map_out: NO_MAP, input: out.pointer(), out: out.pointer(), n };
         let config = LaunchConfig::new([1; 3], [128, 1, 1]);
         let products = 4 * u64::from(times) * 16 * 8 * depth;
-        measure(c, name, products, &mut device, (probe::bench_mma(), params, config));
+        measure(c, name, products, &mut device, (emulated_kernel!(bench_mma: ProbeParams), params, config));
     }
 }
 

@@ -41,6 +41,9 @@ pub fn build() {
     compile(cpp().flag("-x").flag("c++").files(kernels), "lmhead_emulated_kernels");
     compile(cpp().files(device), "lmhead_emulated_device");
     compile(cc::Build::new().file(switch), "lmhead_emulated_switch");
+    if address_sanitizer() {
+        link_address_sanitizer();
+    }
 }
 
 fn cpp() -> cc::Build {
@@ -50,7 +53,27 @@ fn cpp() -> cc::Build {
     for flag in FLAGS {
         build.flag(flag);
     }
+    if address_sanitizer() {
+        build.flag("-fsanitize=address").flag("-fno-omit-frame-pointer");
+    }
     build
+}
+
+fn address_sanitizer() -> bool {
+    env::var_os("CARGO_FEATURE_EMULATED_ASAN").is_some()
+}
+
+/// Where g++ keeps the sanitizer's library; Rust's linker would not look there.
+fn link_address_sanitizer() {
+    let compiler = cpp().get_compiler();
+    let answer = compiler.to_command().arg("-print-file-name=libasan.so").output();
+    let library =
+        answer.map(|o| PathBuf::from(String::from_utf8_lossy(&o.stdout).trim())).unwrap_or_default();
+    match library.parent().filter(|folder| folder.is_absolute()) {
+        Some(folder) => println!("cargo::rustc-link-search=native={}", folder.display()),
+        None => fail("no libasan.so beside the C++ compiler; install it (Debian: with g++; Fedora: libasan)"),
+    }
+    println!("cargo::rustc-link-lib=dylib=asan");
 }
 
 fn compile(build: &cc::Build, name: &str) {

@@ -282,3 +282,9 @@ fn the_device_goes_on_after_a_fault() {
         assert!(run(0, 1).is_ok());
     }
 }
+
+#[test]
+#[ignore = "it damages memory: for scripts/emulated-asan, which must see it"]
+fn a_plain_pointer_past_the_end() {
+    let _ = plain(broken_plain_pointer, 32, 0)(0, 0);
+}

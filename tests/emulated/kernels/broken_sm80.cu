@@ -96,3 +96,6 @@ KERNEL(broken_barriers, ProbeParams, 64, 1) {
   }
   st_global_u32(params.out + t, t);
 }
+
+// A plain pointer, which the rules forbid because no wrapper sees it: 8 bytes past the unused memory behind the buffer.
+KERNEL(broken_plain_pointer, ProbeParams, 32, 1) { params.out[64 + 64 + 2] = threadIdx.x; }
