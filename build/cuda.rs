@@ -17,6 +17,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::{env, fs, process, thread};
 
+/// What nvcc itself reads from the environment: options, and the host compiler.
+const NVCC_OPTIONS: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
+
 /// Compiles what changed and writes `fatbins.rs`, the table that `src/backend/cuda/fatbins.rs` includes. Ends the program
 /// where that fails: no nvcc, one that is too old, an unknown architecture, code that does not compile.
 pub fn build() {
@@ -33,7 +36,7 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
     for file in ["build/cuda.rs", "build/cuda", "kernels"] {
         println!("cargo::rerun-if-changed={file}");
     }
-    for name in toolkit::VARIABLES.iter().chain(&[architectures::VARIABLE, "DOCS_RS"]) {
+    for name in toolkit::VARIABLES.iter().chain(NVCC_OPTIONS).chain(&[architectures::VARIABLE, "DOCS_RS"]) {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let kernels = manifest.join("kernels");
@@ -46,7 +49,10 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
     let nvcc = toolkit::find(|name| env::var_os(name), targets(manifest, out))?;
     println!("cargo::rerun-if-changed={}", nvcc.display());
     let said = Command::new(&nvcc).arg("--version").output().map_err(|e| problem(&nvcc, &e))?;
-    let (_, compiler) = toolkit::version(&nvcc, &String::from_utf8_lossy(&said.stdout))?;
+    let (_, mut compiler) = toolkit::version(&nvcc, &String::from_utf8_lossy(&said.stdout))?;
+    for name in NVCC_OPTIONS {
+        compiler += &format!(" {name}={:?}", env::var_os(name));
+    }
 
     let wanted = env::var(architectures::VARIABLE).ok();
     let wanted = architectures::parse(wanted.as_deref())?;

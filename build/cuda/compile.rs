@@ -20,7 +20,7 @@ pub struct Job {
     /// The folder of the headers.
     pub include: PathBuf,
     pub architectures: Vec<&'static str>,
-    /// Without extension: `.fatbin`, `.stamp` and a folder of intermediate files are made here.
+    /// Without extension: `.fatbin`, `.stamp`, `.warnings` and a folder of intermediate files are made here.
     pub output: PathBuf,
     /// Of everything that the result depends on.
     pub inputs: u64,
@@ -32,7 +32,7 @@ pub struct Compiled {
     pub fatbin: PathBuf,
     /// The entry points' names as the driver knows them, sorted.
     pub kernels: Vec<String>,
-    /// What nvcc had to say of a compilation that succeeded.
+    /// What nvcc had to say of a compilation that succeeded; kept, so that a later build and the test of the machine code see it.
     pub warnings: String,
 }
 
@@ -60,15 +60,16 @@ pub fn inputs(
 /// # Errors
 /// nvcc's own words where it fails.
 pub fn run(nvcc: &Path, threads: usize, job: &Job) -> Result<Compiled, String> {
-    let fatbin = job.output.with_extension("fatbin");
-    let stamp = job.output.with_extension("stamp");
+    let [fatbin, stamp, remarks] =
+        ["fatbin", "stamp", "warnings"].map(|kind| job.output.with_extension(kind));
     let head = format!("{:016x}", job.inputs);
     if fatbin.is_file()
         && let Ok(text) = fs::read_to_string(&stamp)
         && let Some(kernels) = text.strip_prefix(&head)
+        && let Ok(warnings) = fs::read_to_string(&remarks)
     {
         let kernels = kernels.split_whitespace().map(str::to_string).collect();
-        return Ok(Compiled { fatbin, kernels, warnings: String::new() });
+        return Ok(Compiled { fatbin, kernels, warnings });
     }
     let _ = fs::remove_file(&stamp);
     // Kept only until the names of the entry points have been read from the PTX.
@@ -94,8 +95,10 @@ pub fn run(nvcc: &Path, threads: usize, job: &Job) -> Result<Compiled, String> {
         ));
     }
     let _ = fs::remove_dir_all(&intermediate);
+    let warnings = said.trim().to_string();
+    fs::write(&remarks, &warnings).map_err(|e| problem(&remarks, &e))?;
     fs::write(&stamp, format!("{head} {}\n", kernels.join(" "))).map_err(|e| problem(&stamp, &e))?;
-    Ok(Compiled { fatbin, kernels, warnings: said.trim().to_string() })
+    Ok(Compiled { fatbin, kernels, warnings })
 }
 
 /// The entry points of all `.ptx` files of a folder.

@@ -18,41 +18,42 @@ mkdir -p "${OUT:-out}" && out=$(cd "${OUT:-out}" && pwd) || exit 1
 rows=()
 failed=0
 
-# step NAME LOG SECONDS COMMAND...: runs it under a time limit, keeps what it prints, notes how it ended.
+# step NAME LOG SECONDS COMMAND...: runs it under a time limit, appends what it prints to the log, notes how it ended.
 step() {
-  local name=$1 log=$out/$2 limit=$3 start=$SECONDS status verdict
+  local name=$1 log=$out/$2 limit=$3 start=$SECONDS status verdict said
   shift 3
   echo "== $name"
-  echo "== $name: $*" >>"$log"
-  timeout -k 10 "$limit" "$@" >>"$log" 2>&1
+  said=$(timeout -k 10 "$limit" "$@" 2>&1)
   status=$?
+  printf '== %s: %s\n%s\n' "$name" "$*" "$said" >>"$log"
   case $status in
     0) verdict=ok ;;
+    127) verdict="not found: $1" ;;
     124 | 137) verdict="no end within $limit s" ;;
     *) verdict="failed ($status)" ;;
   esac
   # A test that reports `ignored` has not been run: here that is a failure.
-  if [ "$status" = 0 ] && grep -q '^test .*ignored (needs a GPU' "$log"; then
-    verdict="ignored: $(sed -n 's/^test .*ignored (needs a GPU: \(.*\))$/\1/p' "$log" | head -1)"
+  if [ "$status" = 0 ] && grep -q '^test .*ignored (needs a GPU' <<<"$said"; then
+    verdict="ignored: $(sed -n 's/^test .*ignored (needs a GPU: \(.*\))$/\1/p' <<<"$said" | head -1)"
   fi
-  [ "$verdict" = ok ] || failed=1
-  [ "$verdict" = ok ] || tail -15 "$log"
-  rows+=("$name|$verdict|$((SECONDS - start))|$(sed -n 's/^test result: [^ ]* \([^;]*; [^;]*; [^;]*\);.*/\1/p' "$log" | tail -1)")
+  [ "$verdict" = ok ] || { failed=1 && tail -15 <<<"$said"; }
+  rows+=("$name|$verdict|$((SECONDS - start))|$(sed -n 's/^test result: [^ ]* \([^;]*; [^;]*; [^;]*\);.*/\1/p' <<<"$said" | tail -1)")
 }
 
 cd "$here" || exit 1
 for mode in $modes; do
   if [ "$mode" = tests ]; then
-    rm -f "$out"/{doctor.json,gpu.log,carriers.json,emulated.log,unit.log}
+    rm -f "$out"/{doctor.log,gpu.log,carriers.json,emulated.log,unit.log}
     step doctor doctor.log 30 ./lmhead doctor
     step unit unit.log 60 ./unit cuda
     LMHEAD_GPU_RESULTS=$out/carriers.json step gpu gpu.log 200 ./gpu --color never
     step emulated emulated.log 150 ./emulated
   else
     rm -f "$out/sanitize.log"
+    # Calls that are meant to fail are checked by the tests themselves.
     for tool in memcheck racecheck initcheck synccheck; do
-      LMHEAD_GPU_SMALL=1 step "$tool" sanitize.log 115 \
-        compute-sanitizer --tool "$tool" --error-exitcode 9 ./gpu --color never --skip memory::more_than_there_is
+      LMHEAD_GPU_SMALL=1 step "$tool" sanitize.log 110 \
+        compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9 ./gpu --color never
     done
   fi
 done

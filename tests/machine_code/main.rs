@@ -158,6 +158,17 @@ mod with_the_toolkit {
         assert!(faults.is_empty(), "{}", faults.join("\n"));
     }
 
+    /// ptxas says there that it serialises wgmma, or had to mend the order of its registers: nothing else shows it.
+    #[test]
+    fn nvcc_had_nothing_to_say() {
+        for fatbin in EMBEDDED {
+            let name = format!("fatbins/{}.warnings", fatbin.name.replace('/', "-"));
+            let path = std::path::Path::new(env!("OUT_DIR")).join(name);
+            let said = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert_eq!(said, "", "kernels/{}.cu", fatbin.name);
+        }
+    }
+
     /// 48 sums that need each other, in 32 registers.
     const SPILLS: &str = r#"
 extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float *in, float *out) {

@@ -32,12 +32,12 @@ impl Device {
         let devices = devices()?;
         let count = devices.len();
         let Some(info) = devices.into_iter().nth(ordinal) else {
-            let wanted = match count {
-                0 => "a device".into(),
-                n => format!("0 to {}", n - 1),
+            let (wanted, got) = match count {
+                0 => ("at least one".to_string(), "none".to_string()),
+                n => (format!("0 to {}", n - 1), ordinal.to_string()),
             };
             let fix = "look at nvidia-smi and CUDA_VISIBLE_DEVICES";
-            return Err(Error::unsupported("CUDA device", wanted, ordinal, fix));
+            return Err(Error::unsupported("CUDA device", wanted, got, fix));
         };
         let open = || -> std::result::Result<_, DriverError> {
             let context = CudaContext::new(ordinal)?;

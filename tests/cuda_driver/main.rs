@@ -1,0 +1,203 @@
+//! The driver's side without a GPU: a fake `libcuda.so` (`fake_driver.c`) stands in for drivers that are too old, find no device,
+//! know older devices or fail, and writes down what it is told to launch.
+#![cfg(target_os = "linux")]
+
+use lmhead::backend::cuda::{Device, Launch, Swizzle, Tiled2d};
+use lmhead::backend::params::MmaCarrierParams;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+const KERNEL: &str = "carrier_mma_s8_sm80";
+
+/// The folder of the fake library, compiled once.
+fn fake_driver() -> &'static PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda_driver/fake_driver.c");
+        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+        let mut command = Command::new(compiler);
+        command
+            .args(["-std=c11", "-O1", "-shared", "-fPIC", "-o"])
+            .arg(folder.join("libcuda.so"))
+            .arg(source);
+        let status = command.status().expect("a C compiler");
+        assert!(status.success(), "{command:?}: {status}");
+        folder
+    })
+}
+
+/// This program again, running one of the tests below that need the fake driver, with what it shall say. `Ok`: the child's output.
+fn child(test: &str, says: &[(&str, &str)]) -> String {
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", fake_driver());
+    let output = command.envs(says.iter().copied()).output().expect("the program runs");
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success() && text.contains("1 passed"), "{says:?}: {text}");
+    text
+}
+
+fn doctor(says: &[(&str, &str)]) -> Vec<(String, String, String)> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
+    command.args(["doctor", "--json"]).env("LD_LIBRARY_PATH", fake_driver()).envs(says.iter().copied());
+    let output = command.output().expect("the program runs");
+    let checks: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = |check: &serde_json::Value, key: &str| check[key].as_str().expect("text").to_string();
+    let checks = checks.as_array().expect("checks").iter();
+    checks.map(|c| (text(c, "name"), text(c, "status"), text(c, "message"))).collect()
+}
+
+#[test]
+fn doctor_tells_of_driver_and_devices() {
+    for (says, name, status, message) in [
+        (&[][..], "cuda driver", "ok", "for CUDA 13.0"),
+        (&[("FAKE_VERSION", "12040")], "cuda driver", "note", "got one for CUDA 12.4"),
+        (&[("FAKE_INIT", "100")], "cuda driver", "note", "CUDA_ERROR_NO_DEVICE: the driver's own words"),
+        (&[("FAKE_CAPABILITY", "90")], "cuda device 0", "ok", "carriers/wgmma_sm90a (sm_90a)"),
+        (
+            &[("FAKE_CAPABILITY", "120")],
+            "cuda device 0",
+            "note",
+            "runs carriers/mma_s8_sm80 (compute_80); cannot run ",
+        ),
+        (&[("FAKE_CAPABILITY", "75")], "cuda device 0", "note", "cannot run carriers/gather_bf16_sm90a"),
+        (&[("FAKE_DEVICES", "3")], "cuda device 2", "ok", "Fake 2, compute capability 9.0, 80.0 GB; runs "),
+    ] {
+        let checks = doctor(says);
+        let found = checks.iter().find(|check| check.0 == name);
+        let (_, was, text) = found.unwrap_or_else(|| panic!("{says:?}: no {name} in {checks:?}"));
+        assert!(was == status && text.contains(message), "{says:?}: {was}: {text}");
+    }
+}
+
+#[test]
+fn what_is_launched_is_what_was_asked() {
+    let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver-launches");
+    let _ = std::fs::remove_file(&log);
+    child("in_child_launches", &[("FAKE_LOG", log.to_str().expect("text"))]);
+    assert_eq!(
+        std::fs::read_to_string(log).expect("a log"),
+        "carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 81920 sizes 100 3 48\n\
+         carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 0 cluster 2 1 1 programmatic 1 sizes 100 3 48\n"
+    );
+}
+
+#[test]
+fn failures_are_told_with_kernel_shape_and_the_drivers_words() {
+    for (says, wanted) in [
+        (("FAKE_DEVICES", "0"), "CUDA device: wanted at least one, got none; look at nvidia-smi"),
+        (
+            ("FAKE_VERSION", "11080"),
+            "CUDA driver: wanted one for CUDA 12.8 or newer, got one for CUDA 11.8; ",
+        ),
+        (("FAKE_CAPABILITY", "75"), "kernels/carriers/mma_s8_sm80.cu: wanted a device that runs sm_80, "),
+        (
+            ("FAKE_LOAD", "209"),
+            "kernels/carriers/mma_s8_sm80.cu on Fake 0: CUDA_ERROR_NO_BINARY_FOR_GPU: the driver's own words; the driver is older",
+        ),
+        (
+            ("FAKE_LAUNCH", "700"),
+            "kernel carrier_mma_s8_sm80 (sm_90), grid [4, 2, 1], block [128, 1, 1], 81920 bytes of shared memory: \
+             CUDA_ERROR_ILLEGAL_ADDRESS: the driver's own words; the device is lost to this process",
+        ),
+        (
+            ("FAKE_SYNC", "700"),
+            "Fake 0, after kernel carrier_mma_s8_sm80 (sm_90), grid [4, 2, 1], block [128, 1, 1], 81920 bytes of shared memory: \
+             CUDA_ERROR_ILLEGAL_ADDRESS",
+        ),
+    ] {
+        let text = child("in_child_fails", &[says, ("FAKE_LOG", "/dev/null")]);
+        assert!(text.contains(wanted), "wanted \"{wanted}\", got \"{text}\"");
+    }
+}
+
+#[test]
+fn memory_and_tensor_maps_reach_the_driver_whole() {
+    child("in_child_memory", &[]);
+}
+
+const PARAMS: MmaCarrierParams = MmaCarrierParams {
+    weights: std::ptr::null(),
+    rows: std::ptr::null(),
+    out: std::ptr::null_mut(),
+    vocab: 100,
+    row_count: 3,
+    hidden: 48,
+};
+
+fn launch() -> Launch {
+    Launch { dynamic_shared: 81920, ..Launch::new([4, 2, 1], [128, 1, 1]) }
+}
+
+#[test]
+#[ignore = "needs the fake driver: what_is_launched_is_what_was_asked runs it"]
+fn in_child_launches() {
+    let device = Device::open(0).expect("a device");
+    let kernel = device.kernel::<MmaCarrierParams>(KERNEL).expect("a kernel");
+    assert_eq!((kernel.architecture(), kernel.attributes().registers), ("sm_90", 107));
+    assert_eq!(kernel.attributes().max_dynamic_shared, 231_424);
+    let second = Launch { dynamic_shared: 0, cluster: [2, 1, 1], programmatic: true, ..launch() };
+    // What cannot be is refused before the driver hears of it.
+    let refused = Launch { grid: [3, 2, 1], ..second };
+    for (launch, good) in [(launch(), true), (refused, false), (second, true)] {
+        // SAFETY: the fake driver follows no address.
+        let launched = unsafe { kernel.launch(&launch, &PARAMS) };
+        assert_eq!(launched.is_ok(), good, "{launch}: {launched:?}");
+    }
+    device.synchronize().expect("nothing fails");
+    let error = device.kernel::<u64>(KERNEL).expect_err("another parameter").to_string();
+    assert!(error.contains("wanted one of 8 bytes, got parameters of [40] bytes"), "{error}");
+    let error = device.kernel::<u64>("no_such_kernel").expect_err("no kernel").to_string();
+    assert!(error.contains("got \"no_such_kernel\""), "{error}");
+}
+
+#[test]
+#[ignore = "needs the fake driver: failures_are_told_with_kernel_shape_and_the_drivers_words runs it"]
+fn in_child_fails() {
+    let all = || -> lmhead::Result<()> {
+        let device = Device::open(0)?;
+        let kernel = device.kernel::<MmaCarrierParams>(KERNEL)?;
+        // SAFETY: the fake driver follows no address.
+        unsafe { kernel.launch(&launch(), &PARAMS) }?;
+        device.synchronize()
+    };
+    println!("{}", all().expect_err("the fake driver fails somewhere"));
+}
+
+#[test]
+#[ignore = "needs the fake driver: memory_and_tensor_maps_reach_the_driver_whole runs it"]
+fn in_child_memory() {
+    let device = Device::open(0).expect("a device");
+    for count in [0u32, 1, 1000] {
+        let values: Vec<u32> = (0..count).collect();
+        let mut buffer = device.upload(&values).expect("memory");
+        assert_eq!((buffer.len(), buffer.is_empty()), (count as usize * 4, count == 0));
+        assert_eq!(buffer.read::<u32>(), Ok(values.clone()));
+        let error = buffer.write(&[0u32; 7]).expect_err("another size").to_string();
+        assert!(error.starts_with("device buffer: wanted "), "{error}");
+        buffer.write(&values.iter().map(|v| v ^ 1).collect::<Vec<_>>()).expect("the same size");
+        assert_eq!(buffer.read::<u32>().map(|read| read.len()), Ok(values.len()));
+    }
+    assert_eq!(device.filled(5, 0xab).and_then(|buffer| buffer.read::<u8>()), Ok(vec![0xab; 5]));
+    let error = device.filled(1 << 50, 0).expect_err("too much").to_string();
+    assert!(error.contains("CUDA_ERROR_OUT_OF_MEMORY") && error.contains("free device memory"), "{error}");
+
+    let matrix = device.filled(1 << 16, 0).expect("memory");
+    let tiled = Tiled2d {
+        address: matrix.address(),
+        element_bytes: 2,
+        columns: 72,
+        rows: 100,
+        pitch: 160,
+        box_columns: 64,
+        box_rows: 32,
+        swizzle: Swizzle::Bytes128,
+    };
+    let map = tiled.encode().expect("a map");
+    let said: &[u64] = bytemuck::cast_slice(&map.opaque[..64]);
+    // Type UINT16, address, sizes, pitch, box, swizzle 128B.
+    assert_eq!(said, [1, matrix.address(), 72, 100, 160, 64, 32, 3]);
+}
