@@ -7,19 +7,18 @@ use lmhead::result::Request;
 use lmhead::sampling::SamplingParams;
 
 #[derive(Args)]
-#[command(next_help_heading = "Sampling (--request sample)")]
 pub struct SamplingArgs {
     /// 0 takes the largest logit, 1 the model's distribution, more flattens it [default: 1]
-    #[arg(long, value_name = "T", allow_hyphen_values = true)]
+    #[arg(long, value_name = "T", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
     pub temperature: Option<String>,
     /// Only the K largest logits; 0: all [default: 0]
-    #[arg(long, value_name = "K", allow_hyphen_values = true)]
+    #[arg(long, value_name = "K", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
     pub top_k: Option<String>,
     /// Only the most probable ids that together have this probability, above 0, at most 1 [default: 1]
-    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    #[arg(long, value_name = "P", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
     pub top_p: Option<String>,
     /// Only ids at least this probable relative to the most probable one, from 0 to 1 [default: 0]
-    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    #[arg(long, value_name = "P", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
     pub min_p: Option<String>,
 }
 
