@@ -16,6 +16,8 @@
 
 mod cuts;
 
+pub(super) use cuts::{CUT_BYTES, HISTOGRAM_BYTES};
+
 use super::buffers::{fill, hold, resize};
 use super::pipeline::status;
 use super::{Scratch, Step};
@@ -322,7 +324,7 @@ impl Step<'_> {
 }
 
 /// Candidates that a shard of so many ids sends for a row of this kind.
-fn places(kind: Kind, ids: usize) -> usize {
+pub(super) fn places(kind: Kind, ids: usize) -> usize {
     match kind {
         Kind::Listed { k } => k.min(ids),
         _ => 1,

@@ -3,6 +3,7 @@
 //! The same sums as in [`StepStats`](crate::result::StepStats), from the sizes that the pipeline uses.
 
 use super::pipeline::encoded_stride;
+use super::sampling::{CUT_BYTES, HISTOGRAM_BYTES, places};
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -10,6 +11,8 @@ use crate::exchange::columns;
 use crate::layout::HeadGroup;
 use crate::merge::PartialSpec;
 use crate::result::Request;
+use crate::sampling::cut::STEPS;
+use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
 use crate::step::HEADER_BYTES;
 use serde::Serialize;
 
@@ -36,7 +39,7 @@ pub fn bytes_exchanged(ranks: &[RankTraffic]) -> u128 {
 }
 
 /// What each member of `group` exchanges in a step of `counts[replica]` rows of each replica, in member order. `verified`: the step
-/// begins with the headers that check the contract.
+/// begins with the headers that check the contract. `sampling` is how every row is sampled, where that is the request.
 ///
 /// # Errors
 /// `Shape` where `counts` are not one per replica or the bytes do not fit 64 bits; `Config` where not even one row of
@@ -47,6 +50,7 @@ pub fn step_traffic(
     hidden_dtype: DType,
     counts: &[usize],
     request: &Request,
+    sampling: &SamplingParams,
     verified: bool,
 ) -> Result<Vec<RankTraffic>> {
     let (size, replicas) = (group.size(), group.replicas());
@@ -55,11 +59,11 @@ pub fn step_traffic(
         return Err(Error::shape("row counts", format!("{replicas} replicas"), counts.len(), fix));
     }
     request.check(config.vocab_size)?;
-    let Some(stride) = row_stride(request) else {
-        let what = "what a step exchanges, worked out before it runs";
-        let fix = "what sampling exchanges depends on the rows' parameters: run it";
-        return Err(Error::unsupported(what, "logits, argmax, topk or logprobs", request, fix));
-    };
+    let kind = (*request == Request::Sample).then(|| sampling.kind(config.vocab_size));
+    if kind.is_some() {
+        sampling.check(0)?;
+    }
+    let stride = row_stride(request, kind);
     // Summed in 128 bits: no factor is above 2^64, and there are few.
     let rows = |replica: usize| counts[replica] as u128;
     let total: u128 = (0..replicas).map(rows).sum();
@@ -84,10 +88,11 @@ pub fn step_traffic(
     // A gathered row: its hidden states and, with logprobs, its target's id. Rows are gathered over replicas.
     let gathered_row = (config.hidden_size * hidden_dtype.size()) as u128 + if logprobs { 4 } else { 0 };
     let gathers = u128::from(replicas > 1);
+    let sampled = kind.map_or(Sampled::default(), |kind| Sampled::new(kind, group, counts));
     let rounds = match logprobs {
         // The targets' ids; of each chunk the rows, the targets' logits, the partials.
         true => gathers + chunks * (gathers + 2),
-        false => gathers + 1,
+        false => gathers + sampled.rounds + 1,
     };
     let header = if verified { peers(size) * HEADER_BYTES as u128 } else { 0 };
     let fits = |n: u128| {
@@ -102,10 +107,16 @@ pub fn step_traffic(
             Ok(RankTraffic {
                 rounds: fits(rounds + u128::from(verified))?,
                 bytes_sent: fits(
-                    header + own * gathered_row * peers(replicas) + (all_answered - mine) * stride(member),
+                    header
+                        + own * gathered_row * peers(replicas)
+                        + (all_answered - mine) * stride(member)
+                        + sampled.sent(member),
                 )?,
                 bytes_received: fits(
-                    header + (total - own) * gathered_row + mine * (strides - stride(member)),
+                    header
+                        + (total - own) * gathered_row
+                        + mine * (strides - stride(member))
+                        + sampled.received(member),
                 )?,
                 target_bytes: if logprobs { fits(4 * total)? } else { 0 },
             })
@@ -113,18 +124,71 @@ pub fn step_traffic(
         .collect()
 }
 
-/// Bytes of one row in the message of a shard, by its number of ids; `None` where they depend on more than that.
-fn row_stride(request: &Request) -> Option<Box<dyn Fn(usize) -> usize>> {
-    let candidates = |spec: PartialSpec, beside: usize| -> Option<Box<dyn Fn(usize) -> usize>> {
-        Some(Box::new(move |ids| encoded_stride(spec, ids) + beside))
+/// What sampling exchanges before the candidates: parameters, largest logits, histograms and cuts.
+#[derive(Default)]
+struct Sampled {
+    rounds: u128,
+    /// Rows of each member's replica, and those of them that it decides.
+    rows: Vec<[u128; 2]>,
+    /// Rows of the group.
+    total: u128,
+    /// Bytes of a row's largest logit, where shards filter; and times that its logits are cut.
+    maxima: u128,
+    cuts: u128,
+}
+
+impl Sampled {
+    fn new(kind: Kind, group: &HeadGroup, counts: &[usize]) -> Self {
+        let cuts = match kind {
+            Kind::Cut { top_k, nucleus } => u128::from(top_k.is_some()) + u128::from(nucleus),
+            _ => 0,
+        };
+        let filters = matches!(kind, Kind::Threshold | Kind::Cut { .. });
+        let rows = |member: usize| {
+            let own = counts[group.replica_of(member)];
+            [own as u128, group.answered_rows(own, member, true).len() as u128]
+        };
+        Sampled {
+            rounds: 1 + u128::from(filters) + cuts * 2 * u128::from(STEPS),
+            rows: (0..group.size()).map(rows).collect(),
+            total: counts.iter().map(|n| *n as u128).sum(),
+            maxima: if filters { 4 } else { 0 },
+            cuts: cuts * u128::from(STEPS),
+        }
+    }
+
+    /// Everybody's parameters and largest logits go to everybody; histograms go to the rows' owners, cuts come back.
+    fn sent(&self, member: usize) -> u128 {
+        let Some([own, decided]) = self.rows.get(member) else { return 0 };
+        let peers = self.rows.len() as u128 - 1;
+        let others = self.total - decided;
+        (own * PARAMS_BYTES as u128 + self.total * self.maxima) * peers
+            + self.cuts * (others * HISTOGRAM_BYTES as u128 + decided * CUT_BYTES as u128 * peers)
+    }
+
+    fn received(&self, member: usize) -> u128 {
+        let Some([own, decided]) = self.rows.get(member) else { return 0 };
+        let peers = self.rows.len() as u128 - 1;
+        let all: u128 = self.rows.iter().map(|[rows, _]| rows).sum();
+        (all - own) * PARAMS_BYTES as u128
+            + self.total * self.maxima * peers
+            + self.cuts
+                * (decided * HISTOGRAM_BYTES as u128 * peers + (self.total - decided) * CUT_BYTES as u128)
+    }
+}
+
+/// Bytes of one row in the message of a shard, by its number of ids.
+fn row_stride(request: &Request, kind: Option<Kind>) -> Box<dyn Fn(usize) -> usize> {
+    let candidates = |spec: PartialSpec, beside: usize| -> Box<dyn Fn(usize) -> usize> {
+        Box::new(move |ids| encoded_stride(spec, ids) + beside)
     };
     match *request {
-        Request::Logits { dtype } => Some(Box::new(move |ids| columns::row_stride(ids, dtype))),
+        Request::Logits { dtype } => Box::new(move |ids| columns::row_stride(ids, dtype)),
         Request::Argmax => candidates(PartialSpec { k: 1, sum: false }, 0),
         Request::TopK { k } => candidates(PartialSpec { k, sum: true }, 0),
         // The partial, and how many ids beat the target.
         Request::Logprobs { top_n, .. } => candidates(PartialSpec { k: top_n.max(1), sum: true }, 4),
-        Request::Sample => None,
+        Request::Sample => Box::new(move |ids| 8 * places(kind.unwrap_or(Kind::Best), ids)),
     }
 }
 
@@ -139,7 +203,7 @@ mod tests {
         #[test]
         fn conserved(
             vocab in 1usize..3000, hidden in 1usize..300, dp in 1usize..7, tp in 1usize..4, split in any::<bool>(),
-            pick in any::<prop::sample::Index>(), seeds in prop::collection::vec(0usize..300, 7), kind in 0usize..4,
+            pick in any::<prop::sample::Index>(), seeds in prop::collection::vec(0usize..300, 7), kind in 0usize..5, filters in 0usize..8,
         ) {
             let layout = ParallelLayout { tp, ..ParallelLayout::data_parallel(dp) };
             let sizes = layout.group_sizes();
@@ -150,10 +214,16 @@ mod tests {
                 0 => Request::logits(DType::Bf16),
                 1 => Request::argmax(),
                 2 => Request::top_k(k),
-                _ => Request::logprobs(k - 1),
+                3 => Request::logprobs(k - 1),
+                _ => Request::sample(),
+            };
+            let sampling = SamplingParams {
+                top_k: [0, 1, 50, 2000][filters % 4],
+                top_p: if filters / 4 == 0 { 1.0 } else { 0.5 },
+                ..SamplingParams::default()
             };
             let counts = &seeds[..group.replicas()];
-            let of = |verified| step_traffic(&config, &group, DType::Bf16, counts, &request, verified).unwrap();
+            let of = |verified| step_traffic(&config, &group, DType::Bf16, counts, &request, &sampling, verified).unwrap();
             let (with, without) = (of(true), of(false));
             prop_assert_eq!(with.len(), group.size());
             let sent: u64 = with.iter().map(|r| r.bytes_sent).sum();
@@ -177,8 +247,9 @@ mod tests {
     fn refusals() {
         let group = HeadGroup::data_parallel(2, 0).unwrap();
         let config = HeadConfig::new(1 << 30, 1 << 30);
+        let hot = SamplingParams { temperature: f32::INFINITY, ..SamplingParams::default() };
         let said = |counts: &[usize], request: &Request| {
-            step_traffic(&config, &group, DType::F32, counts, request, true).unwrap_err().to_string()
+            step_traffic(&config, &group, DType::F32, counts, request, &hot, true).unwrap_err().to_string()
         };
         assert!(said(&[1], &Request::argmax()).starts_with("row counts: wanted 2 replicas, got 1"));
         assert!(
@@ -186,8 +257,6 @@ mod tests {
         );
         assert!(said(&[1, 1], &Request::top_k(0)).contains("request topk"));
         assert!(said(&[1, 1], &Request::logprobs(1)).contains("logprobs_chunk_bytes"));
-        assert!(
-            said(&[1, 1], &Request::Sample).contains("wanted logits, argmax, topk or logprobs, got sample")
-        );
+        assert!(said(&[1, 1], &Request::Sample).contains("temperature of row 0"));
     }
 }

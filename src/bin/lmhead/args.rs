@@ -1,6 +1,7 @@
 //! The options of `lmhead run`. Values are taken as text and judged here, so that an error names the option, what was wanted and
 //! what came; negative numbers are values like any other.
 
+use crate::sampling_args::SamplingArgs;
 use clap::{Args, ValueEnum};
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
@@ -65,18 +66,8 @@ pub struct RunArgs {
     /// With logprobs: of the logits with --hidden's adjustments, which raw logprobs leave aside
     #[arg(long)]
     pub processed: bool,
-    /// With sample: 0 takes the largest logit, 1 the model's distribution, more flattens it [default: 1]
-    #[arg(long, value_name = "T", allow_hyphen_values = true)]
-    pub temperature: Option<String>,
-    /// With sample: only the K largest logits; 0: all [default: 0]
-    #[arg(long, value_name = "K", allow_hyphen_values = true)]
-    pub top_k: Option<String>,
-    /// With sample: only the most probable ids that together have this probability, above 0, at most 1 [default: 1]
-    #[arg(long, value_name = "P", allow_hyphen_values = true)]
-    pub top_p: Option<String>,
-    /// With sample: only ids at least this probable relative to the most probable one, from 0 to 1 [default: 0]
-    #[arg(long, value_name = "P", allow_hyphen_values = true)]
-    pub min_p: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     /// f32 | bf16 | f16: the type that --request logits rounds to
     #[arg(long, value_name = "DTYPE", default_value = "f32", allow_hyphen_values = true)]
     pub logits_dtype: String,
@@ -209,55 +200,7 @@ impl RunArgs {
 
     /// How every row is sampled; `None` where the request is another one.
     pub fn sampling(&self) -> Result<Option<SamplingParams>> {
-        let options = [
-            ("--temperature", &self.temperature),
-            ("--top-k", &self.top_k),
-            ("--top-p", &self.top_p),
-            ("--min-p", &self.min_p),
-        ];
-        if self.request != "sample" {
-            let given = options.iter().find(|(_, text)| text.is_some());
-            let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
-            return given.map_or(Ok(None), |(option, _)| Err(refused(option, wanted, &self.request, fix)));
-        }
-        let number = |option: &str, text: &Option<String>, default: f32| {
-            let Some(text) = text else { return Ok(default) };
-            let wide: f64 =
-                text.parse().map_err(|_| refused(option, "a number", text, "write it as in 0.8"))?;
-            if wide != 0.0 && wide as f32 == 0.0 {
-                return Err(refused(
-                    option,
-                    "0, or a number that f32 tells from 0",
-                    text,
-                    "use 0 or a larger one",
-                ));
-            }
-            Ok(wide as f32)
-        };
-        let mut params = SamplingParams { seed: self.seed()?, ..SamplingParams::default() };
-        if let Some(text) = &self.top_k {
-            params.top_k = text
-                .parse()
-                .map_err(|_| refused("--top-k", "a whole number of at least 0", text, "0 keeps all ids"))?;
-        }
-        // One after the other, so that the rule that is broken is the option's.
-        for (option, text) in options {
-            let checked = match option {
-                "--temperature" => {
-                    SamplingParams { temperature: number(option, text, params.temperature)?, ..params }
-                }
-                "--top-p" => SamplingParams { top_p: number(option, text, params.top_p)?, ..params },
-                "--min-p" => SamplingParams { min_p: number(option, text, params.min_p)?, ..params },
-                _ => params,
-            };
-            let text = text.as_deref().unwrap_or_default();
-            checked.check(0).map_err(|error| match error {
-                Error::Request { wanted, fix, .. } => refused(option, &wanted, text, &fix),
-                other => other,
-            })?;
-            params = checked;
-        }
-        Ok(Some(params))
+        self.sampling.params(&self.request, self.seed()?)
     }
 
     pub fn request(&self) -> Result<Request> {

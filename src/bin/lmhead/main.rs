@@ -11,6 +11,7 @@ mod ranks;
 mod report;
 mod row_data;
 mod run;
+mod sampling_args;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -7,6 +7,7 @@ mod report;
 use crate::args::{RequestWords, at_least_one, refused, row_counts};
 use crate::input::HeadSource;
 use crate::output::OutFile;
+use crate::sampling_args::SamplingArgs;
 use crate::{Failure, print};
 use clap::{Args, ValueEnum};
 use lmhead::config::{HeadConfig, LmheadTpSize, Quantization, Settings};
@@ -67,12 +68,15 @@ pub struct PlanArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks")]
     lmhead_tp_size: Option<String>,
 
-    /// logits | argmax | topk:K | logprobs[:N], in a step with exact counts and without adjustments
+    /// logits | argmax | topk:K | logprobs[:N] | sample, in a step with exact counts and without adjustments
     #[arg(long, value_name = "WHAT", default_value = "logits")]
     request: String,
     /// f32 | bf16 | f16: the type that --request logits rounds to
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     logits_dtype: String,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
 
     /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto goes by the first
     #[arg(long, value_name = "NAME", help_heading = "Cost model")]
@@ -123,6 +127,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     }
     let words = RequestWords { request: &args.request, logits_dtype: &args.logits_dtype, processed: false };
     let request = words.parse()?;
+    let sampling = args.sampling.params(&args.request, 0)?;
     let head = args.head(&mut settings)?;
     let mut config = head.source.config(&settings)?;
     request.check(config.vocab_size)?;
@@ -170,7 +175,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         let key = "--svg".to_string();
         return Err(Error::Config { key, wanted: wanted.into(), got: "none".into(), fix: fix.into() }.into());
     }
-    let report = Report::new(&head, &config, &layout, &rows, &request, costs)?;
+    let report = Report::new(&head, &config, &layout, &rows, (&request, sampling), costs)?;
 
     if let Some(path) = &args.svg {
         let out = OutFile::check(path, &args.input_files(), "--svg")?;

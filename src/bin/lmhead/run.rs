@@ -6,7 +6,7 @@ use crate::input::{HeadSource, Rows};
 use crate::output::{Assembled, OutFile};
 use crate::ranks::{self, Done, Plan, Rank};
 use crate::report::{self, RankReport, Report, StepReport};
-use crate::{Failure, print};
+use crate::{Failure, print, sampling_args};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Settings;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     // Everything that the user wrote is judged before anything is loaded or computed.
     let (request, threads, steps, seed) = (args.request()?, args.threads()?, args.steps()?, args.seed()?);
-    args.sampling()?;
+    let sampling = args.sampling()?;
     args.check_ranks()?;
     let mut settings = match &args.config {
         Some(path) => Settings::from_file(path)?,
@@ -113,13 +113,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         hidden_size: config.hidden_size,
         weights: weights.to_string(),
         quantization: config.quantization.to_string(),
-        request: match args.sampling()? {
-            Some(params) => format!(
-                "sample: temperature {}, top_k {}, top_p {}, min_p {}, seed {}",
-                params.temperature, params.top_k, params.top_p, params.min_p, params.seed
-            ),
-            None => request.to_string(),
-        },
+        request: sampling_args::words(&request, sampling.as_ref()),
         mode: mode_name(args.mode).into(),
         backend: format!("{} {isa}", backend.name()),
         exchange: exchange.into(),

@@ -12,8 +12,8 @@ use crate::sampling::mass::largest_mass;
 use std::ops::Range;
 
 /// Bytes of a row's histogram, and of the answer to it: the key as far as it is known, and how many ties are kept.
-const HISTOGRAM: usize = BINS * 8;
-const CUT: usize = 8;
+pub(in crate::head) const HISTOGRAM_BYTES: usize = BINS * 8;
+pub(in crate::head) const CUT_BYTES: usize = 8;
 
 impl Step<'_> {
     /// Rows whose filters end at the k-th largest logit, or at the end of the nucleus, learn where that is.
@@ -75,11 +75,12 @@ impl Step<'_> {
             let pass = SamplingPass::Histograms { queries: &queries, out: &mut histograms };
             self.head.backend.sample(held, pass)?;
             let theirs = self.histograms_to_owners(&histograms, &decided, send, recv)?;
-            resize(&mut learned, [group.size(), mine.len(), CUT], "cuts")?;
+            resize(&mut learned, [group.size(), mine.len(), CUT_BYTES], "cuts")?;
             let mut allowances = vec![0; group.size()];
             for (i, search) in searches.iter_mut().enumerate() {
-                let of_row =
-                    |shard: usize| &theirs[shard][i * HISTOGRAM..][..HISTOGRAM].as_chunks::<8>().0[..BINS];
+                let of_row = |shard: usize| {
+                    &theirs[shard][i * HISTOGRAM_BYTES..][..HISTOGRAM_BYTES].as_chunks::<8>().0[..BINS]
+                };
                 let word = |shard: usize, bin: usize| u64::from_le_bytes(of_row(shard)[bin]);
                 for (shard, most) in most.iter().enumerate() {
                     let all: u128 = (0..BINS).map(|bin| u128::from(word(shard, bin))).sum();
@@ -90,7 +91,7 @@ impl Step<'_> {
                 }
                 let key = search.learn(step, word, &mut allowances);
                 for (shard, allowance) in allowances.iter().enumerate() {
-                    let cut = &mut learned[(shard * mine.len() + i) * CUT..][..CUT];
+                    let cut = &mut learned[(shard * mine.len() + i) * CUT_BYTES..][..CUT_BYTES];
                     cut[..4].copy_from_slice(&key.to_le_bytes());
                     cut[4..].copy_from_slice(&allowance.to_le_bytes());
                 }
@@ -135,9 +136,11 @@ impl Step<'_> {
         if decided.len() == 1 {
             return Ok(vec![&send[..]]);
         }
-        let messages: Vec<&[u8]> =
-            decided.iter().map(|rows| &send[rows.start * HISTOGRAM..rows.end * HISTOGRAM]).collect();
-        let sizes = vec![decided[self.head.group.me()].len() * HISTOGRAM; decided.len()];
+        let messages: Vec<&[u8]> = decided
+            .iter()
+            .map(|rows| &send[rows.start * HISTOGRAM_BYTES..rows.end * HISTOGRAM_BYTES])
+            .collect();
+        let sizes = vec![decided[self.head.group.me()].len() * HISTOGRAM_BYTES; decided.len()];
         self.all_to_all(Operation::Histograms, &messages, &sizes, recv)
     }
 
@@ -149,16 +152,16 @@ impl Step<'_> {
         known: &mut [[u32; 2]],
         recv: &mut Vec<u8>,
     ) -> Result<()> {
-        let mine = decided[self.head.group.me()].len() * CUT;
+        let mine = decided[self.head.group.me()].len() * CUT_BYTES;
         let received = if decided.len() == 1 {
             vec![learned]
         } else {
             let messages: Vec<&[u8]> = (0..decided.len()).map(|m| &learned[m * mine..][..mine]).collect();
-            let sizes: Vec<usize> = decided.iter().map(|rows| rows.len() * CUT).collect();
+            let sizes: Vec<usize> = decided.iter().map(|rows| rows.len() * CUT_BYTES).collect();
             self.all_to_all(Operation::Cuts, &messages, &sizes, recv)?
         };
         for (rows, bytes) in decided.iter().zip(received) {
-            for (known, words) in known[rows.clone()].iter_mut().zip(bytes.as_chunks::<CUT>().0) {
+            for (known, words) in known[rows.clone()].iter_mut().zip(bytes.as_chunks::<CUT_BYTES>().0) {
                 let word = |at: usize| u32::from_le_bytes(words[at..at + 4].try_into().expect("four bytes"));
                 *known = [word(0), word(4)];
             }

@@ -2,6 +2,7 @@
 
 use super::{PlannedHead, auto_of};
 use crate::report::{bytes, command, micros};
+use crate::sampling_args;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use lmhead::config::{GroupSizeRule, HeadConfig, Verify};
@@ -11,6 +12,7 @@ use lmhead::error::Result;
 use lmhead::head::{RankTraffic, bytes_exchanged, step_traffic};
 use lmhead::layout::{Coordinates, HeadGroup, ParallelLayout, RankOrder, shard_range};
 use lmhead::result::Request;
+use lmhead::sampling::SamplingParams;
 use serde::Serialize;
 use std::path::Path;
 
@@ -167,7 +169,7 @@ impl Report {
         config: &HeadConfig,
         layout: &ParallelLayout,
         rows: &[usize],
-        request: &Request,
+        (request, sampling): (&Request, Option<SamplingParams>),
         costs: Vec<Costs>,
     ) -> Result<Self> {
         let (size, rule) = config.group_size_and_rule(layout)?;
@@ -175,6 +177,7 @@ impl Report {
         let hidden_dtype = config.hidden_dtype.expect("set before planning");
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let mut ranks = Vec::new();
+        let uniform = sampling.unwrap_or_default();
         let full = Request::logits(DType::F32);
         let (mut verified, mut unverified) = (StepPlan::default(), StepPlan::default());
         for rank in first_ranks(layout, size) {
@@ -182,7 +185,7 @@ impl Report {
             let first = layout.coordinates(rank)?.dp;
             let counts = &rows[first..first + group.replicas()];
             let traffic = |request: &Request, verified| {
-                step_traffic(config, &group, hidden_dtype, counts, request, verified)
+                step_traffic(config, &group, hidden_dtype, counts, request, &uniform, verified)
             };
             let (with, without) = (traffic(request, true)?, traffic(request, false)?);
             verified.add(&with, &traffic(&full, true)?);
@@ -216,7 +219,7 @@ impl Report {
             weights: head.weight.dtype,
             quantization: config.quantization.to_string(),
             hidden_dtype,
-            request: request.to_string(),
+            request: sampling_args::words(request, sampling.as_ref()),
             dp: layout.dp,
             tp: layout.tp,
             pp: layout.pp,
