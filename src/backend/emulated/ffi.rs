@@ -49,6 +49,7 @@ pub(super) struct Launch {
     pub checks: u32,
     pub traced: u32,
     pub trace_block: u64,
+    pub instruction_limit: u64,
     pub allocations: *const Allocation,
     pub allocation_count: u64,
     pub primary: *const Allocation,
