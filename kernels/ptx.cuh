@@ -3,6 +3,7 @@
 #pragma once
 #include "ptx/core.cuh"
 
+#include "ptx/arithmetic.cuh"
 #include "ptx/async_copy.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/cluster.cuh"

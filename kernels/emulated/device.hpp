@@ -40,6 +40,15 @@ uint64_t atom_u64(const char *instruction, void *address, Atomic operation, uint
 uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, uint32_t v);
 void fence_acq_rel_gpu();
 
+// Arithmetic (rounding.cpp).
+void bits_of(float v, uint32_t &bits);
+void float_of(uint32_t bits, float &v);
+float canonical(float v);  // a NaN as the device has it
+int32_t nearest_s32(float v);
+uint16_t bf16_of(float v);
+uint16_t f16_of(float v);
+float f32_of_f16(uint16_t bits);
+
 // Warps.
 enum class Shuffle { butterfly, index, up, down };
 void bar_warp_sync(uint32_t mask);

@@ -63,6 +63,7 @@ void ld_global(const char *instruction, const void *address, void *to, uint32_t 
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
   check_global(self, address, bytes, bytes, false);
   std::memcpy(to, address, bytes);
+  if (self.cluster->instructions % 64 == 0) yield();  // it may be waiting for what another thread stores
 }
 
 void st_global(const char *instruction, void *address, const void *from, uint32_t bytes) {

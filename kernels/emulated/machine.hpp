@@ -51,6 +51,7 @@ struct Launch {
   uint32_t checks;     // vector clocks
   uint32_t traced;     // trace_block is set
   uint64_t trace_block;  // linear
+  uint64_t instruction_limit;  // of a cluster's threads together
   const Allocation *allocations;  // sorted by address
   uint64_t allocation_count;
   const Allocation *primary;  // the same buffers, with what the launch before stores; null: there is none
@@ -213,7 +214,7 @@ struct Cluster {
   Array<Pending *> pending;
   Array<Fiber *> copying;
   WaitList waiting_for_primary;
-  uint64_t tickets;
+  uint64_t tickets, instructions;
   uint32_t cluster_missing, cluster_phase;
   Clock cluster_arriving, cluster_completed;
   WaitList waiting_for_cluster;
@@ -237,20 +238,23 @@ void enlist(WaitList &list, Fiber &fiber);
 
 // First thing of every instruction.
 void trace(Fiber &self);
-inline Fiber &enter(const char *instruction) {
-  Fiber &self = *current;
+[[noreturn]] void never_ends(Fiber &self);
+inline Fiber &begin(Fiber &self, const char *instruction) {
   self.instruction = instruction;
-  self.has_address = false;
+  if (__builtin_expect(++self.cluster->instructions > self.cluster->launch->instruction_limit, 0)) never_ends(self);
   if (__builtin_expect(self.block->traced, 0)) trace(self);
   return self;
 }
+inline Fiber &enter(const char *instruction) {
+  Fiber &self = *current;
+  self.has_address = false;
+  return begin(self, instruction);
+}
 inline Fiber &enter(const char *instruction, uint64_t address) {
   Fiber &self = *current;
-  self.instruction = instruction;
   self.address = address;
   self.has_address = true;
-  if (__builtin_expect(self.block->traced, 0)) trace(self);
-  return self;
+  return begin(self, instruction);
 }
 
 // True in the lane that came last, which then does the work for all with the operands of `collective` and calls

@@ -174,6 +174,12 @@ void wake_all(WaitList &list) {
   list = {};
 }
 
+void never_ends(Fiber &self) {
+  fail_in(&self, FaultKind::deadlock, self.has_address ? self.address : 0, "the cluster's threads have executed %llu "
+          "instructions, the launch's limit: a loop whose end never comes? (blocks run one after the other: a block cannot "
+          "wait for another one that has not begun)", (unsigned long long)self.cluster->launch->instruction_limit);
+}
+
 void trace(Fiber &self) {
   const Host &host = self.cluster->launch->host;
   char line[160];

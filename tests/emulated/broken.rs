@@ -221,6 +221,15 @@ fn dependent_launches() {
 }
 
 #[test]
+fn loops_without_an_end() {
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_spin(), 64, 0, 64).n(&[how]);
+        probe.config(|c| c.seed(seed).instruction_limit(100_000)).run()
+    };
+    check("broken_spin", &[(1, "a loop that waits for nobody", &[Deadlock], 8)], run);
+}
+
+#[test]
 fn a_deadlock_says_where_everybody_is() {
     let fault = pipeline(16, 3).expect_err("the producer stops early");
     assert_eq!(fault.kind, Deadlock);

@@ -217,6 +217,45 @@ fn atomics_between_blocks() {
 }
 
 #[test]
+fn arithmetic_is_rounded_once() {
+    use half::{bf16, f16};
+    let mut random = Random::new(9);
+    // Every f16 with each rounding position near it, edges, and any bits.
+    let mut a: Vec<u32> =
+        vec![0, 1 << 31, 0x7f80_0000, 0xff80_0000, 0x7fc0_0001, 0x7f7f_ffff, 1, 0x0080_0000];
+    a.extend((0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32().to_bits()).flat_map(|x| {
+        let nudge = [0, 0x0fff, 0x1000, 0x1001][x as usize >> 13 & 3];
+        [x, x ^ nudge]
+    }));
+    a.extend(
+        [0.5f32, 1.5, 2.5, -0.5, -1.5, -2.5, 2147483520.0, 2147483648.0, -2147483648.0, 65519.9, 65520.0]
+            .map(f32::to_bits),
+    );
+    a.extend((0..4000).map(|_| random.next() as u32));
+    let words: Vec<u32> = a.iter().flat_map(|&a| [a, random.next() as u32, random.next() as u32]).collect();
+    let count = a.len() as u32;
+    let probe = Probe::new(probe_arithmetic(), 256, 0, 9 * a.len()).input(&words).n(&[count]);
+    let out = probe.grid(count.div_ceil(256)).config(|c| c.checks(false)).output();
+    let single = |x: f32| if x.is_nan() { 0x7fff_ffff } else { x.to_bits() };
+    let short = |x: f32, bits: u16| if x.is_nan() { 0x7fff } else { u32::from(bits) };
+    for (words, out) in words.chunks(3).zip(out.chunks(9)) {
+        let [a, b, c] = [words[0], words[1], words[2]].map(f32::from_bits);
+        let wanted = [
+            single(a + b),
+            single(a * b),
+            single(a / b),
+            single(a.mul_add(b, c)),
+            a.round_ties_even() as i32 as u32, // saturates, NaN is 0
+            single(words[0] as i32 as f32),
+            short(a, bf16::from_f32(a).to_bits()),
+            short(a, f16::from_f32(a).to_bits()),
+            single(f16::from_bits(words[0] as u16).to_f32()),
+        ];
+        assert_eq!(out, wanted, "{words:08x?}");
+    }
+}
+
+#[test]
 fn geometry() {
     let (grid, block) = ([3, 2, 2], [4, 3, 2]);
     let words = 12 * 12 * 24;

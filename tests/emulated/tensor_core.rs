@@ -1,6 +1,6 @@
 //! 16-bit matrix instructions give the bits that an H100 gave.
 
-use lmhead::backend::emulated::arithmetic::{Half, Path, STEP, multiply_step};
+use lmhead::backend::emulated::arithmetic::{Half, Path, STEP, multiply_step, step_of_8};
 use proptest::prelude::*;
 
 /// One line of the file: operands, accumulator and answer as bits.
@@ -12,7 +12,7 @@ struct Step {
     d: u32,
 }
 
-fn recorded() -> Vec<Step> {
+fn recorded(products: &str) -> Vec<Step> {
     let text = include_str!("../../benches/results/h100/tensor_core_golden.txt");
     let bits = |list: &str| list.split(',').map(|x| u16::from_str_radix(x, 16).unwrap()).collect();
     text.lines()
@@ -21,8 +21,7 @@ fn recorded() -> Vec<Step> {
             let fields: Vec<&str> = line.split(' ').collect();
             let half = if fields[0] == "bf16" { Half::Bf16 } else { Half::F16 };
             let word = |i: usize| u32::from_str_radix(fields[i], 16).unwrap();
-            // Steps of 8 products are another instruction, that no kernel uses.
-            (fields[1] == "16").then(|| Step {
+            (fields[1] == products).then(|| Step {
                 half,
                 a: bits(fields[2]),
                 b: bits(fields[3]),
@@ -35,10 +34,10 @@ fn recorded() -> Vec<Step> {
 
 #[test]
 fn recorded_steps_have_the_bits_of_the_hardware() {
-    let steps = recorded();
+    let steps = recorded("16");
     assert_eq!(steps.len(), 223, "the file holds 223 steps of 16 products");
     for (number, step) in steps.iter().enumerate() {
-        for path in [Path::Model, Path::Fast, Path::Portable] {
+        for path in [Path::Model, Path::Fast, Path::Portable, Path::Avx2] {
             // Every column of the tile is the same step: none may depend on its neighbours.
             let a = step.a.repeat(2);
             let b = step.b.repeat(16);
@@ -48,6 +47,17 @@ fn recorded_steps_have_the_bits_of_the_hardware() {
                 assert_eq!(value.to_bits(), step.d, "step {number} by {path:?}: wanted {:08x}", step.d);
             }
         }
+    }
+}
+
+#[test]
+fn recorded_steps_of_8_products_too() {
+    let steps = recorded("8");
+    assert_eq!(steps.len(), 261, "the file holds 261 steps of 8 products");
+    for (number, step) in steps.iter().enumerate() {
+        let of = |list: &[u16]| -> [u16; 8] { list.try_into().expect("eight operands") };
+        let d = step_of_8(step.half, &of(&step.a), &of(&step.b), f32::from_bits(step.c));
+        assert_eq!(d.to_bits(), step.d, "step {number}: wanted {:08x}", step.d);
     }
 }
 
@@ -108,5 +118,6 @@ proptest! {
         let wanted = by(Path::Model);
         prop_assert_eq!(&by(Path::Fast), &wanted);
         prop_assert_eq!(&by(Path::Portable), &wanted);
+        prop_assert_eq!(&by(Path::Avx2), &wanted);
     }
 }

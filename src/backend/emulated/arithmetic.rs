@@ -19,6 +19,8 @@ pub enum Path {
     Fast,
     /// The same with the instructions that every processor has.
     Portable,
+    /// The same with those of AVX2; what [`Path::Fast`] does where there is none.
+    Avx2,
 }
 
 /// Products of one 16-bit matrix instruction.
@@ -44,17 +46,30 @@ pub fn multiply_step(path: Path, half: Half, a: &[u16], b: &[u16], d: &mut [f32]
         Path::Model => 0,
         Path::Fast => 1,
         Path::Portable => 2,
+        Path::Avx2 => 3,
     };
-    // SAFETY: the lengths were checked above, and the function reads and writes nothing else.
-    unsafe {
-        ffi::lmhead_emulated_multiply_k16(
-            path,
-            i32::from(half == Half::F16),
-            a.as_ptr(),
-            b.as_ptr(),
-            d.as_mut_ptr(),
-            m as i32,
-            n as i32,
-        );
+    let call = |path: i32, d: &mut [f32]| {
+        // SAFETY: the lengths were checked above, and the function reads and writes nothing else.
+        unsafe {
+            ffi::lmhead_emulated_multiply_k16(
+                path,
+                i32::from(half == Half::F16),
+                a.as_ptr(),
+                b.as_ptr(),
+                d.as_mut_ptr(),
+                m as i32,
+                n as i32,
+            )
+        }
+    };
+    if call(path, d) != 0 {
+        call(1, d);
     }
+}
+
+/// One step of 8 products, as `mma.sync m16n8k8` has them; no kernel uses it, but its bits were recorded too.
+pub fn step_of_8(half: Half, a: &[u16; 8], b: &[u16; 8], c: f32) -> f32 {
+    let is_f16 = i32::from(half == Half::F16);
+    // SAFETY: reads eight values of each.
+    f32::from_bits(unsafe { ffi::lmhead_emulated_step_of_8(is_f16, a.as_ptr(), b.as_ptr(), c.to_bits()) })
 }

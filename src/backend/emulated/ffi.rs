@@ -49,6 +49,7 @@ pub(super) struct Launch {
     pub checks: u32,
     pub traced: u32,
     pub trace_block: u64,
+    pub instruction_limit: u64,
     pub allocations: *const Allocation,
     pub allocation_count: u64,
     pub primary: *const Allocation,
@@ -105,7 +106,8 @@ unsafe extern "C" {
         d: *mut f32,
         m: i32,
         n: i32,
-    );
+    ) -> i32;
+    pub(super) fn lmhead_emulated_step_of_8(is_f16: i32, a: *const u16, b: *const u16, c: u32) -> u32;
 }
 
 /// The layouts here and there agree.

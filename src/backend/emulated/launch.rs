@@ -78,6 +78,8 @@ pub struct LaunchConfig {
     /// The block, counted along x, then y, then z, whose instructions [`super::Device::take_trace`] gives. The environment variable
     /// `LMHEAD_EMULATED_TRACE` (a block's number, or `kernel:number`) prints them to the standard error instead.
     pub trace: Option<u64>,
+    /// Instructions that the threads of one cluster may execute together, before the launch counts as one that never ends.
+    pub instruction_limit: u64,
 }
 
 impl LaunchConfig {
@@ -93,6 +95,7 @@ impl LaunchConfig {
             checks: true,
             threads: available_parallelism().map_or(1, |n| n.get()),
             trace: None,
+            instruction_limit: 1 << 32,
         }
     }
 
@@ -124,6 +127,12 @@ impl LaunchConfig {
     /// On `threads` OS threads.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// Given up after `instructions` of a cluster.
+    pub fn instruction_limit(mut self, instructions: u64) -> Self {
+        self.instruction_limit = instructions;
         self
     }
 
@@ -203,6 +212,7 @@ impl Prepared {
             checks: u32::from(config.checks),
             traced: 0,
             trace_block: 0,
+            instruction_limit: config.instruction_limit,
             allocations: std::ptr::null(),
             allocation_count: 0,
             primary: std::ptr::null(),

@@ -97,5 +97,13 @@ KERNEL(broken_barriers, ProbeParams, 64, 1) {
   st_global_u32(params.out + t, t);
 }
 
+// Waits for a word that another thread stores (n[0] = 0), or nobody (1).
+KERNEL(broken_spin, ProbeParams, 64, 1) {
+  if (threadIdx.x == 63 && params.n[0] == 0) st_global_u32(params.out + 63, 1);
+  while (ld_global_u32(params.out + 63) == 0) {
+  }
+  st_global_u32(params.out + threadIdx.x, 1);
+}
+
 // A plain pointer, which the rules forbid because no wrapper sees it: 8 bytes past the unused memory behind the buffer.
 KERNEL(broken_plain_pointer, ProbeParams, 32, 1) { params.out[64 + 64 + 2] = threadIdx.x; }

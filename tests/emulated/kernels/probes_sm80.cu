@@ -182,6 +182,24 @@ KERNEL(probe_geometry, ProbeParams, 256, 1) {
   for (int i = 0; i < 12; ++i) st_global_u32(out + i, v[i]);
 }
 
+// Three words a thread, f32 bits; 9 words out.
+KERNEL(probe_arithmetic, ProbeParams, 256, 1) {
+  const uint32_t t = blockIdx.x * 256 + threadIdx.x;
+  if (t >= params.n[0]) return;
+  const uint32_t *in = params.in + 3 * t;
+  const float a = mov_f32_b32(ld_global_u32(in)), b = ld_global_nc_f32(in + 1), c = ld_global_nc_f32(in + 2);
+  uint32_t *out = params.out + 9 * t;
+  st_global_f32(out, add_rn_f32(a, b));
+  st_global_f32(out + 1, mul_rn_f32(a, b));
+  st_global_f32(out + 2, div_rn_f32(a, b));
+  st_global_f32(out + 3, fma_rn_f32(a, b, c));
+  st_global_u32(out + 4, uint32_t(cvt_rni_s32_f32(a)));
+  st_global_f32(out + 5, cvt_rn_f32_s32(int32_t(mov_b32_f32(a))));
+  st_global_u32(out + 6, cvt_rn_bf16_f32(a).bits);
+  st_global_u32(out + 7, cvt_rn_f16_f32(a).bits);
+  st_global_f32(out + 8, cvt_f32_f16(F16{uint16_t(mov_b32_f32(a))}));
+}
+
 // n[0]: 0 bf16, 1 f16, 2 s8; n[1] times the same product, on registers alone: what mma.sync costs.
 KERNEL(bench_mma, ProbeParams, 128, 1) {
   const uint32_t t = threadIdx.x;

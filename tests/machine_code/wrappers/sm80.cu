@@ -70,3 +70,11 @@ KERNEL(mma_sync, WrapperParams, 32, 1) {
     ptx::st_global_u32(params.out + threadIdx.x * 8 + 4 + j, uint32_t(i[j]));
   }
 }
+
+KERNEL(arithmetic, WrapperParams, 32, 1) {
+  const float a = ptx::mov_f32_b32(threadIdx.x), b = ptx::cvt_rn_f32_s32(int32_t(threadIdx.x));
+  const float v = ptx::fma_rn_f32(ptx::add_rn_f32(a, b), ptx::mul_rn_f32(a, b), ptx::div_rn_f32(a, b));
+  const ptx::F16 half = ptx::cvt_rn_f16_f32(v);
+  params.out[threadIdx.x] = uint32_t(ptx::cvt_rni_s32_f32(v)) + ptx::cvt_rn_bf16_f32(v).bits +
+                            ptx::mov_b32_f32(ptx::cvt_f32_f16(half));
+}

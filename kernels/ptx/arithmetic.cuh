@@ -1,0 +1,69 @@
+// f32 operations that are rounded on their own, to nearest even, whatever the compiler's flags: what bits are promised for
+// is written with these. NaN results are 0x7fffffff, of 16 bits 0x7fff.
+#pragma once
+#include "core.cuh"
+
+namespace ptx {
+
+PTX uint32_t mov_b32_f32(float v) {
+  uint32_t bits;
+  EITHER(emulated::bits_of(v, bits), asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(v)));
+  return bits;
+}
+PTX float mov_f32_b32(uint32_t bits) {
+  float v;
+  EITHER(emulated::float_of(bits, v), asm("mov.b32 %0, %1;" : "=f"(v) : "r"(bits)));
+  return v;
+}
+
+PTX float add_rn_f32(float a, float b) {
+  float v;
+  EITHER(v = emulated::canonical(a + b), asm("add.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  return v;
+}
+PTX float mul_rn_f32(float a, float b) {
+  float v;
+  EITHER(v = emulated::canonical(a * b), asm("mul.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  return v;
+}
+PTX float div_rn_f32(float a, float b) {
+  float v;
+  EITHER(v = emulated::canonical(a / b), asm("div.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  return v;
+}
+// a·b + c, rounded once.
+PTX float fma_rn_f32(float a, float b, float c) {
+  float v;
+  EITHER(v = emulated::canonical(__builtin_fmaf(a, b, c)),
+         asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(v) : "f"(a), "f"(b), "f"(c)));
+  return v;
+}
+
+// To the nearest integer, ties to even; beyond int32 to its ends, NaN to 0.
+PTX int32_t cvt_rni_s32_f32(float v) {
+  int32_t out;
+  EITHER(out = emulated::nearest_s32(v), asm("cvt.rni.s32.f32 %0, %1;" : "=r"(out) : "f"(v)));
+  return out;
+}
+PTX float cvt_rn_f32_s32(int32_t v) {
+  float out;
+  EITHER(out = float(v), asm("cvt.rn.f32.s32 %0, %1;" : "=f"(out) : "r"(v)));
+  return out;
+}
+PTX Bf16 cvt_rn_bf16_f32(float v) {
+  Bf16 out;
+  EITHER(out.bits = emulated::bf16_of(v), asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)));
+  return out;
+}
+PTX F16 cvt_rn_f16_f32(float v) {
+  F16 out;
+  EITHER(out.bits = emulated::f16_of(v), asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v)));
+  return out;
+}
+PTX float cvt_f32_f16(F16 v) {
+  float out;
+  EITHER(out = emulated::f32_of_f16(v.bits), asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(v.bits)));
+  return out;
+}
+
+}  // namespace ptx
