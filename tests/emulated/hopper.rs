@@ -161,6 +161,47 @@ fn multicast_reaches_every_block() {
     }
 }
 
+/// A ring of stages that the blocks of a cluster fill for each other: tails, real hidden sizes, no false alarm.
+#[test]
+fn multicast_in_a_ring() {
+    use lmhead::backend::emulated::carriers;
+    use lmhead::backend::params::WgmmaCarrierParams;
+    for (vocab, row_count, hidden, seeds) in
+        [(64u32, 64u32, 1024u32, 100), (100, 50, 400, 10), (128, 64, 4096, 2)]
+    {
+        let mut random = Random::new(u64::from(hidden));
+        let (weights, rows) = (random.int8(vocab * hidden), random.int8(row_count * hidden));
+        let wanted: Vec<i32> = rows
+            .chunks(hidden as usize)
+            .flat_map(|x| weights.chunks(hidden as usize).map(move |w| (x, w)))
+            .map(|(x, w)| x.iter().zip(w).map(|(&x, &w)| i32::from(x) * i32::from(w)).sum())
+            .collect();
+        let mut device = Device::new();
+        let out = device.alloc((vocab * row_count * 4) as usize);
+        let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
+        let tiles =
+            |address, lines| carriers::tiles(address, 1, lines, hidden, 32).expect("the sizes are TMA's");
+        let params = WgmmaCarrierParams {
+            weights: tiles(w.address(), vocab),
+            rows: tiles(x.address(), row_count),
+            out: out.pointer(),
+            vocab,
+            row_count,
+            hidden,
+        };
+        let kernel = lmhead::emulated_kernel!(multicast_ring: WgmmaCarrierParams);
+        for seed in 0..seeds {
+            // An even number of blocks along the rows; the last may have none.
+            let grid = [vocab.div_ceil(64), row_count.div_ceil(32).next_multiple_of(2), 1];
+            let config = LaunchConfig::new(grid, [256, 1, 1]).cluster([1, 2, 1]).shared(3 * (96 * 128 + 16));
+            if let Err(fault) = device.launch(&kernel, &params, &config.seed(seed).threads(2)) {
+                panic!("{fault}");
+            }
+            assert_eq!(device.download::<i32>(out), wanted, "{vocab} x {row_count} x {hidden}, seed {seed}");
+        }
+    }
+}
+
 #[test]
 fn clusters_reach_each_others_memory() {
     for blocks in [2u32, 4] {
