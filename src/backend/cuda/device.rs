@@ -3,7 +3,7 @@
 use super::buffer::Buffer;
 use super::driver::{DeviceInfo, devices, failed};
 use super::fatbins::{self, Fatbin};
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Launched};
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, sys};
 use cudarc::nvrtc::Ptx;
@@ -20,7 +20,7 @@ pub struct Device {
     pub(super) shared_limit: usize,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     /// The launch that a later failure is reported with: the device tells of it when it is next asked.
-    last_launch: Mutex<String>,
+    last_launch: Mutex<Option<Launched>>,
 }
 
 impl Device {
@@ -110,8 +110,7 @@ impl Device {
     /// `Device`, naming the last launch: one that was not told of yet has failed.
     pub fn synchronize(&self) -> Result<()> {
         self.bind().and_then(|()| self.stream.synchronize()).map_err(|e| {
-            let last = lock(&self.last_launch);
-            let last = if last.is_empty() { "no kernel" } else { &last };
+            let last = lock(&self.last_launch).as_ref().map_or("no kernel".into(), Launched::to_string);
             failed(format!("{}, after {last}", self.info.name), e)
         })
     }
@@ -120,8 +119,8 @@ impl Device {
         self.context.bind_to_thread()
     }
 
-    pub(super) fn launched(&self, what: String) {
-        *lock(&self.last_launch) = what;
+    pub(super) fn launched(&self, what: Launched) {
+        *lock(&self.last_launch) = Some(what);
     }
 }
 

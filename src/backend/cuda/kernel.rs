@@ -89,11 +89,25 @@ impl fmt::Display for Launch {
     }
 }
 
+/// A kernel and how it was launched, kept without a text being made: a launch allocates nothing.
+#[derive(Debug)]
+pub(super) struct Launched {
+    name: Arc<str>,
+    architecture: &'static str,
+    launch: Launch,
+}
+
+impl fmt::Display for Launched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kernel {} ({}), {}", self.name, self.architecture, self.launch)
+    }
+}
+
 /// A kernel with one parameter, the struct `P`, on one device.
 #[derive(Debug)]
 pub struct Kernel<P> {
     device: Arc<Device>,
-    name: String,
+    name: Arc<str>,
     architecture: &'static str,
     function: CudaFunction,
     attributes: Attributes,
@@ -118,7 +132,7 @@ impl<P: Copy> Kernel<P> {
         }
         let attributes = allow_shared(&function, device.shared_limit)
             .map_err(|e| failed(format!("{}: its attributes", what()), e))?;
-        let name = name.to_string();
+        let name = name.into();
         Ok(Kernel { device, name, architecture, function, attributes, parameter: PhantomData })
     }
 
@@ -141,22 +155,22 @@ impl<P: Copy> Kernel<P> {
     /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.
     pub unsafe fn launch(&self, launch: &Launch, params: &P) -> Result<()> {
         launch.check(&self.name, &self.attributes)?;
-        let what = || format!("kernel {} ({}), {launch}", self.name, self.architecture);
-        let mut attributes = Vec::with_capacity(2);
-        if launch.cluster != [1; 3] {
-            let [x, y, z] = launch.cluster;
-            let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
-            attributes.push(attribute(
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                sys::CUlaunchAttributeValue { clusterDim: cluster },
-            ));
-        }
-        if launch.programmatic {
-            attributes.push(attribute(
-                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-            ));
-        }
+        let launched = Launched { name: self.name.clone(), architecture: self.architecture, launch: *launch };
+        let [x, y, z] = launch.cluster;
+        let cluster = attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z },
+            },
+        );
+        let programmatic = attribute(
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        );
+        // Only the first `count` are read.
+        let clustered = launch.cluster != [1; 3];
+        let mut attributes = if clustered { [cluster, programmatic] } else { [programmatic, cluster] };
+        let count = u32::from(clustered) + u32::from(launch.programmatic);
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -167,13 +181,13 @@ impl<P: Copy> Kernel<P> {
             sharedMemBytes: u32::try_from(launch.dynamic_shared).expect("checked against the device's limit"),
             hStream: self.device.stream.cu_stream(),
             attrs: attributes.as_mut_ptr(),
-            numAttrs: u32::try_from(attributes.len()).expect("two at most"),
+            numAttrs: count,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        self.device.bind().map_err(|e| failed(what(), e))?;
+        self.device.bind().map_err(|e| failed(launched.to_string(), e))?;
         // SAFETY: `config` and its attributes outlive the call, and so does the parameter, which the driver copies: it has the
         // size that the kernel takes (checked when it was loaded). What it points to is the caller's promise.
-        let launched = unsafe {
+        let said = unsafe {
             sys::cuLaunchKernelEx(
                 &config,
                 self.function.cu_function(),
@@ -181,8 +195,8 @@ impl<P: Copy> Kernel<P> {
                 std::ptr::null_mut(),
             )
         };
-        launched.result().map_err(|e| failed(what(), e))?;
-        self.device.launched(what());
+        said.result().map_err(|e| failed(launched.to_string(), e))?;
+        self.device.launched(launched);
         Ok(())
     }
 }
