@@ -16,34 +16,31 @@ impl Step<'_> {
         sizes: &[usize],
         recv: &'b mut Vec<u8>,
     ) -> Result<Vec<&'b [u8]>> {
-        resize(recv, [sum(sizes, "gathered bytes")?, 1, 1], "gathered bytes")?;
-        let call = self.ticket.call(operation);
-        let head = &*self.head;
-        head.exchange
-            .all_gather_v(&call, members, send, &mut cut(recv, sizes.iter().copied()))
-            .map_err(|fault| fault.into_error(&call, head.group.ranks()))?;
-        self.stats.rounds += 1;
-        self.stats.bytes_sent += send.len() as u64 * (members.len() as u64 - 1);
-        self.stats.bytes_received += (recv.len() - send.len()) as u64;
-        Ok(cut_shared(recv, sizes))
+        self.all_gather_with(operation, members, send, sizes, recv, false)
     }
 
-    /// [`Step::all_gather`] over the whole group, each message beginning with its rank's header: what ranks disagree on is found there.
-    pub(super) fn all_gather_judged<'b>(
+    /// [`Step::all_gather`]; where `headers` says so each message begins with its rank's header, and what ranks disagree on is found
+    /// there.
+    pub(super) fn all_gather_with<'b>(
         &mut self,
         operation: Operation,
         members: &[usize],
         send: &[u8],
         sizes: &[usize],
         recv: &'b mut Vec<u8>,
+        headers: bool,
     ) -> Result<Vec<&'b [u8]>> {
         resize(recv, [sum(sizes, "gathered bytes")?, 1, 1], "gathered bytes")?;
         let call = self.ticket.call(operation);
         let mut slices = cut(recv, sizes.iter().copied());
         let delivered = self.head.exchange.all_gather_v(&call, members, send, &mut slices);
-        let headers: Vec<[u8; HEADER_BYTES]> =
-            slices.iter().map(|s| s[..HEADER_BYTES].try_into().expect("a header's bytes")).collect();
-        self.head.judge(&self.ticket, &call, delivered, members, &headers)?;
+        if headers {
+            let headers: Vec<[u8; HEADER_BYTES]> =
+                slices.iter().map(|s| s[..HEADER_BYTES].try_into().expect("a header's bytes")).collect();
+            self.head.judge(&self.ticket, &call, delivered, members, &headers)?;
+        } else {
+            delivered.map_err(|fault| fault.into_error(&call, self.head.group.ranks()))?;
+        }
         self.stats.rounds += 1;
         self.stats.bytes_sent += send.len() as u64 * (members.len() as u64 - 1);
         self.stats.bytes_received += (recv.len() - send.len()) as u64;

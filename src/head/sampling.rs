@@ -108,11 +108,8 @@ impl Step<'_> {
             Error::shape("row counts", "fewer rows", format!("{counts:?}"), "send fewer rows in one step")
         })?;
         let mut recv = Vec::new();
-        let pieces = if with_header {
-            self.all_gather_judged(Operation::SamplingParams, &members, &send, &sizes, &mut recv)?
-        } else {
-            self.all_gather(Operation::SamplingParams, &members, &send, &sizes, &mut recv)?
-        };
+        let operation = Operation::SamplingParams;
+        let pieces = self.all_gather_with(operation, &members, &send, &sizes, &mut recv, with_header)?;
         let pieces: Vec<&[u8]> = pieces.into_iter().map(|piece| &piece[extra..]).collect();
         let decode = |bytes: &[u8]| -> Vec<SamplingParams> {
             bytes.as_chunks::<PARAMS_BYTES>().0.iter().map(SamplingParams::decode).collect()
