@@ -84,6 +84,16 @@ struct BulkStore {
   uint64_t ticket;  // of its Pending
 };
 
+struct UsedAccumulators {
+  const void *registers;
+  int n;
+  uint64_t hash;  // of what was in them
+};
+struct UsedFragment {
+  const uint32_t *registers;
+  uint32_t values[4];
+};
+
 struct Fiber {
   void *stack_pointer;
   uint32_t stack;  // in the worker's pool
@@ -115,8 +125,9 @@ struct Fiber {
   uint64_t wgmma_issued, wgmma_wanted, wgmma_waited;
   Array<uint64_t> wgmma_groups;  // instructions issued at each commit
   bool wgmma_fenced;
-  const void *wgmma_registers;  // accumulators of the last wait, and what was in them
-  uint64_t wgmma_hash;
+  // Registers that wgmma has used since the last wgmma.fence: accumulators as they were given back, fragments of a.
+  Array<UsedAccumulators> wgmma_accumulators;
+  Array<UsedFragment> wgmma_fragments;
   void *asan_stack;
 
   uint32_t now() const { return clock.plain[agent]; }
@@ -263,9 +274,10 @@ bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collectiv
 void release(Fiber &self, uint32_t mask);
 void check_exit(Fiber &self);
 
-// Bounds and alignment; the offset in the block's shared memory. (shared.cpp)
+// Bounds and alignment of an address without a rank; the offset in the block's shared memory. (shared.cpp)
 uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment);
 Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address
+uint32_t without_rank(uint32_t address);         // the same address in its block
 
 // Bounds, alignment and permission. (global.cpp)
 void check_global(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, bool write);

@@ -188,6 +188,7 @@ void bulk_wait_group(const char *instruction, uint32_t pending, bool read) {
 void fence_proxy_async() {
   Fiber &self = enter("fence.proxy.async");
   self.clock.fence();
+  if (self.clock.on()) ++self.clock.plain[self.agent];  // stores from here on are of another moment, not fenced
   for (Mbarrier &barrier : self.block->mbarriers)
     if (barrier.init_by == &self) barrier.init_fenced = true;
 }

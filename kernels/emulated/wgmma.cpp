@@ -123,16 +123,39 @@ bool still_noise(const Accumulators &accumulators, const uint32_t *registers) {
        "wgmma.wait_group before any other use)", self.thread);
 }
 
+// Without wgmma.fence only the wgmma of one shape may follow each other on the same registers (PTX ISA, "wgmma.fence").
+// keep = 0 throws away what was waited for: the thread has read it, or had no use for it.
+void check_accumulators(Fiber &self, const uint32_t *registers, const WgmmaOperands &operands) {
+  if (!self.clock.on() || self.wgmma_fenced) return;
+  bool follows = !operands.keep;
+  for (const UsedAccumulators &used : self.wgmma_accumulators)
+    if (used.registers == registers)
+      follows = operands.keep && used.n == operands.n && used.hash == hash(registers, operands.n / 2);
+  if (!follows)
+    fail(FaultKind::wgmma, "%s on accumulators that the thread has read or written since the last wgmma.fence (wanted "
+         "wgmma.fence between)", self.instruction);
+}
+
+// The same for fragments of a: what has other values than at an earlier use was written after the fence.
+void check_fragment(Fiber &self, const uint32_t *registers) {
+  if (!self.clock.on()) return;
+  for (const UsedFragment &used : self.wgmma_fragments) {
+    if (used.registers != registers) continue;
+    if (std::memcmp(used.values, registers, sizeof used.values) != 0)
+      fail(FaultKind::wgmma, "%s reads fragments of a that the thread has written since the last wgmma.fence (wanted "
+           "wgmma.fence between)", self.instruction);
+    return;
+  }
+  self.wgmma_fragments.push({registers, {registers[0], registers[1], registers[2], registers[3]}});
+}
+
 // This lane's accumulators into the tile, and noise into its registers.
 void take_registers(Fiber &self, Accumulators &accumulators, void *registers, const WgmmaOperands &operands) {
   const int lane = int(self.thread % kLanes), count = operands.n / 2;
   auto *values = static_cast<uint32_t *>(registers);
   for (const Accumulators *other : self.warpgroup->accumulators)
     if (other->registers[lane] == registers) touched(self);
-  if (operands.keep && !self.wgmma_fenced &&
-      (self.wgmma_registers != registers || self.wgmma_hash != hash(values, count)))
-    fail(FaultKind::wgmma, "%s adds to accumulators that the thread has written itself (wanted wgmma.fence between)",
-         self.instruction);
+  check_accumulators(self, values, operands);
   for (int i = 0; i < count; ++i) {
     accumulators.values[tile_index(lane, i, operands.n)] = values[i];
     values[i] = accumulators.noise + uint32_t(i);
@@ -146,8 +169,13 @@ void give_back_registers(Fiber &self, Accumulators &accumulators) {
   auto *values = static_cast<uint32_t *>(accumulators.registers[lane]);
   if (!still_noise(accumulators, values)) touched(self);
   for (int i = 0; i < count; ++i) values[i] = accumulators.values[tile_index(lane, i, accumulators.n)];
-  self.wgmma_registers = values;
-  self.wgmma_hash = self.clock.on() ? hash(values, count) : 0;
+  if (self.clock.on()) {
+    const UsedAccumulators used{values, accumulators.n, hash(values, count)};
+    bool found = false;
+    for (UsedAccumulators &one : self.wgmma_accumulators)
+      if (one.registers == used.registers) one = used, found = true;
+    if (!found) self.wgmma_accumulators.push(used);
+  }
   accumulators.registers[lane] = nullptr;
   --accumulators.here;
 }
@@ -187,6 +215,8 @@ void wgmma_fence() {
   Fiber &self = enter("wgmma.fence");
   group_of(self);
   self.wgmma_fenced = true;
+  self.wgmma_accumulators.clear();
+  self.wgmma_fragments.clear();
 }
 
 void wgmma_commit_group() {
@@ -211,7 +241,10 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
          (unsigned long long)operands.a, (unsigned long long)operands.b, operands.n, operands.keep,
          record->operands.instruction, (unsigned long long)record->operands.a, (unsigned long long)record->operands.b,
          record->operands.n, record->operands.keep);
-  if (operands.from) std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
+  if (operands.from) {
+    check_fragment(self, operands.from);
+    std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
+  }
   Accumulators &accumulators = *record->accumulators;
   if (!accumulators.registers[lane])
     take_registers(self, accumulators, registers, operands);

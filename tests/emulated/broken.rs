@@ -170,15 +170,33 @@ fn proxies() {
         (6, "wgmma reads cp.async without a fence", &[Proxy], 8),
         (7, "the arrival comes before the copies", &[Incomplete], 8),
         (8, "TMA overwrites ordinary stores without a fence", &[Proxy], 8),
+        (10, "the fence comes before the stores", &[Proxy], 8),
     ];
     check("broken_proxies", rows, run);
+}
+
+#[test]
+fn registers_of_wgmma() {
+    let run = |how: u32, seed: u64| {
+        Probe::new(broken_registers(), 128, 72 * 128, 512).n(&[how]).config(|c| c.seed(seed)).run()
+    };
+    let rows: &[Row] = &[
+        (1, "fragments rewritten without a fence", &[Wgmma], 8),
+        (2, "fragments rewritten after the wait, without a fence", &[Wgmma], 8),
+        (3, "some of several fragments rewritten without a fence", &[Wgmma], 8),
+        (4, "a second tile in accumulators that were read and written", &[Wgmma], 8),
+        (5, "a second tile in accumulators that were read", &[Wgmma], 8),
+        (6, "accumulators of another shape without a fence", &[Wgmma], 8),
+    ];
+    check("broken_registers", rows, run);
 }
 
 #[test]
 fn clusters() {
     let run = |how: u32, seed: u64| {
         let probe = Probe::new(broken_cluster(), 32, 256, 64).n(&[how]).grid(2);
-        probe.config(|c| c.seed(seed).cluster([2, 1, 1])).run()
+        let probe = probe.config(|c| c.seed(seed).cluster([2, 1, 1]));
+        probe.run_with(|_, out: Buffer| (bytes_map(out, 128, 1, 128, 1), bytes_map(out, 128, 1, 128, 1)))
     };
     let rows: &[Row] = &[
         (1, "another block's memory without a barrier", &[Race], 8),
@@ -186,6 +204,16 @@ fn clusters() {
         (3, "a shared::cluster address with an instruction of the own block", &[Cluster], 8),
         (4, "a block that the cluster does not have", &[Cluster], 8),
         (5, "barrier.cluster.wait without an arrival", &[Barrier], 8),
+        (6, "mbarrier.arrive on another block's barrier", &[Cluster], 8),
+        (7, "mbarrier.arrive.expect_tx on another block's barrier", &[Cluster], 8),
+        (8, "mbarrier.try_wait on another block's barrier", &[Cluster], 8),
+        (9, "ldmatrix from another block", &[Cluster], 8),
+        (10, "stmatrix to another block", &[Cluster], 8),
+        (11, "cp.async to another block", &[Cluster], 8),
+        (12, "an arrival of cp.async on another block's barrier", &[Cluster], 8),
+        (13, "TMA to another block", &[Cluster], 8),
+        (14, "TMA with another block's barrier", &[Cluster], 8),
+        (15, "a TMA store from another block", &[Cluster], 8),
     ];
     check("broken_cluster", rows, run);
 }
