@@ -20,6 +20,8 @@ struct Accumulators {
 struct WgmmaRecord {
   WgmmaOperands operands;
   int issued;
+  bool warps[kLanes / 32];      // whose first lane has come,
+  uint64_t steps[kLanes / 32];  // after these
   uint32_t a[kLanes][4];
   Accumulators *accumulators;
 };
@@ -202,6 +204,19 @@ WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *regist
   return record;
 }
 
+// wgmma.fence, commit_group and wait_group are the whole warp's. Lanes need not wait for each other there: the next
+// wgmma finds who has executed others.
+enum Step : uint64_t { kFence = 1, kCommit = 2, kWait = 3 };
+void note_step(Fiber &self, uint64_t step) { self.wgmma_steps = (self.wgmma_steps ^ step) * 0x100000001b3u + 1; }
+
+void check_steps(Fiber &self, WgmmaRecord &record) {
+  const uint32_t warp = self.thread % kLanes / 32;
+  if (!record.warps[warp]) record.warps[warp] = true, record.steps[warp] = self.wgmma_steps;
+  if (record.steps[warp] != self.wgmma_steps)
+    fail(FaultKind::divergence, "thread %u comes to %s after other wgmma.fence, wgmma.commit_group, wgmma.wait_group than "
+         "lanes of its warp (wanted all 32 lanes in each of them)", self.thread, self.instruction);
+}
+
 Warpgroup &group_of(Fiber &self) {
   if (!self.warpgroup)
     fail(FaultKind::divergence, "thread %u belongs to no whole warpgroup: wanted four warps of 32 from a multiple of 128",
@@ -214,6 +229,7 @@ Warpgroup &group_of(Fiber &self) {
 void wgmma_fence() {
   Fiber &self = enter("wgmma.fence");
   group_of(self);
+  note_step(self, kFence);
   self.wgmma_fenced = true;
   self.wgmma_accumulators.clear();
   self.wgmma_fragments.clear();
@@ -222,6 +238,7 @@ void wgmma_fence() {
 void wgmma_commit_group() {
   Fiber &self = enter("wgmma.commit_group");
   group_of(self);
+  note_step(self, kCommit);
   self.wgmma_groups.push(self.wgmma_issued);
 }
 
@@ -241,6 +258,7 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
          (unsigned long long)operands.a, (unsigned long long)operands.b, operands.n, operands.keep,
          record->operands.instruction, (unsigned long long)record->operands.a, (unsigned long long)record->operands.b,
          record->operands.n, record->operands.keep);
+  check_steps(self, *record);
   if (operands.from) {
     check_fragment(self, operands.from);
     std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
@@ -263,6 +281,7 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
 void wgmma_wait_group(uint32_t pending) {
   Fiber &self = enter("wgmma.wait_group");
   Warpgroup &group = group_of(self);
+  note_step(self, kWait + pending);
   if (self.wgmma_groups.size() <= pending) return;
   const size_t done = self.wgmma_groups.size() - pending;
   const uint64_t wanted = self.wgmma_groups[done - 1];

@@ -183,6 +183,7 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
   const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
   // 1 fragments are rewritten without a fence, 2 after a wait, 3 in a second use of several; 4 accumulators are read and
   // written, 5 only read, before a second tile; 6 they are of another shape.
+  // 7 wgmma.fence, 8 wgmma.commit_group, 9 wgmma.wait_group by one lane more.
   uint32_t fragments[2][4];
   int32_t d[8], (&narrow)[4] = reinterpret_cast<int32_t(&)[4]>(d);
   for (uint32_t i = 0; i < 4; ++i) fragments[0][i] = t + i, fragments[1][i] = t * i;
@@ -200,6 +201,11 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
     if (how == 0) wgmma_fence();
     wgmma_m64k32_s8<8>(narrow, fragments[0], b, 1);
     wgmma_m64k32_s8<8>(narrow, fragments[1], b, 1);
+  } else if (how >= 7) {
+    if (how == 7 && t == 40) wgmma_fence();
+    if (how == 8 && t == 40) wgmma_commit_group();
+    if (how == 9 && t == 40) wgmma_wait_group<1>();
+    wgmma_m64k32_s8<8>(narrow, a, b, 1);
   } else if (how == 6) {
     wgmma_m64k32_s8<16>(d, a, a, 1);
   } else {
@@ -225,7 +231,7 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
     v = ld_shared_u32(mapa(s + 4 * t, rank ^ 1));  // the address of another block, the instruction of the own
   } else if (how == 4) {
     v = ld_shared_cluster_u32(mapa(s + 4 * t, 2));  // a third block
-  } else if (how >= 6) {
+  } else if (how >= 6 && how <= 15) {
     // A neighbour's address where only one of the own block is taken.
     const uint32_t far = mapa(s + 128, rank ^ 1);
     if (t == 0) {
@@ -255,6 +261,13 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   }
   st_global_u32(params.out + blockIdx.x * 32 + t, v);
   if (how == 5) barrier_cluster_wait();  // without an arrival
+  if (how == 17) {
+    if (t < 16)  // half of a warp, and the other half waits elsewhere
+      barrier_cluster_arrive();
+    else
+      bar_warp_sync();
+    return;
+  }
   if (how == 2) return;
   barrier_cluster_arrive();
   barrier_cluster_wait();
