@@ -116,7 +116,10 @@ uint32_t elect_sync() {
   Fiber &self = enter("elect.sync");
   Collective all;
   if (meet(self, 0xffffffffu, 0, nullptr, all)) release(self, 0xffffffffu);
-  return self.lane == 0;
+  // Any lane, and for one mask always the same (PTX ISA, "elect.sync").
+  Random random;
+  random.seed(self.cluster->launch->seed, self.warp->number);
+  return self.lane == random.below(32);
 }
 
 uint32_t vote_ballot(const char *instruction, bool predicate, uint32_t mask) {

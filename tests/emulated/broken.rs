@@ -225,6 +225,8 @@ fn clusters() {
         (13, "TMA to another block", &[Cluster], 8),
         (14, "TMA with another block's barrier", &[Cluster], 8),
         (15, "a TMA store from another block", &[Cluster], 8),
+        (16, "multicast to no block", &[Operand], 8),
+        (18, "lane 0 taken for the elected one", &[Trap], 1),
         (17, "barrier.cluster.arrive by half of a warp", &[Divergence], 8),
     ];
     check("broken_cluster", rows, run);

@@ -221,6 +221,10 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
 // Clusters of two blocks of 32 threads, 256 bytes.
 KERNEL(broken_cluster, ProbeParams, 32, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, rank = cluster_block_rank();
+  const bool elected = elect_sync();
+  const uint32_t votes = vote_ballot(elected);
+  if (votes == 0 || (votes & (votes - 1)) != 0) trap();
+  if (how == 18 && elected != (t == 0)) trap();  // relies on lane 0
   st_shared_u32(s + 4 * t, t);
   if (how != 1) {  // 1: nothing between the write and the neighbour's read
     barrier_cluster_arrive();
@@ -231,7 +235,7 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
     v = ld_shared_u32(mapa(s + 4 * t, rank ^ 1));  // the address of another block, the instruction of the own
   } else if (how == 4) {
     v = ld_shared_cluster_u32(mapa(s + 4 * t, 2));  // a third block
-  } else if (how >= 6 && how <= 15) {
+  } else if (how >= 6 && how <= 16) {
     // A neighbour's address where only one of the own block is taken.
     const uint32_t far = mapa(s + 128, rank ^ 1);
     if (t == 0) {
@@ -251,6 +255,7 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
       case 13: tma_load_2d(mapa(s, rank ^ 1), &params.map, 0, 0, s + 128); break;
       case 14: tma_load_2d(s, &params.map, 0, 0, far); break;
       case 15: tma_store_2d(&params.map_out, 0, 0, mapa(s, rank ^ 1)); break;
+      case 16: tma_load_2d_multicast(s, &params.map, 0, 0, s + 128, 0); break;
     }
     v = d[0];
   } else if (how == 2) {
