@@ -1,47 +1,71 @@
-// bar.sync, bar.arrive and barrier.cluster.
+// bar.sync, bar.arrive and barrier.cluster: a warp's lanes come to them together (.aligned), and are counted as a warp.
 #include "machine.hpp"
 
 namespace emulated {
 namespace {
 
-// True when this arrival was the last; then the others are awake.
-bool arrive_at(Fiber &self, uint32_t id, uint32_t threads, bool waits) {
+void complete(NamedBarrier &barrier) {
+  barrier.arrived = 0, barrier.all = false;
+  if (barrier.arriving.on())
+    for (Fiber *leader = barrier.waiting.first; leader; leader = leader->next_waiting)
+      for (uint32_t rest = live_lanes(*leader->warp); rest; rest &= rest - 1)
+        leader->warp->lanes[__builtin_ctz(rest)].clock.join(barrier.arriving);
+  wake_all(barrier.waiting);
+}
+
+uint32_t wanted(const Block &block, const NamedBarrier &barrier) {
+  if (!barrier.all) return barrier.threads;
+  uint32_t threads = 0;
+  for (uint32_t w = 0; w < block.warp_count; ++w)
+    if (live_lanes(block.warps[w])) threads += block.warps[w].count;
+  return threads;
+}
+
+// 0 threads: all of the block.
+void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits) {
   Block &block = *self.block;
   if (id >= kNamedBarriers)
     fail(FaultKind::operand, "barrier %u: wanted 0 to %u", id, kNamedBarriers - 1);
-  if (threads == 0) threads = block.thread_count;
+  const bool all = threads == 0;
+  if (all) threads = block.thread_count;
   if ((threads % 32 != 0 && threads != block.thread_count) || threads > block.thread_count)
     fail(FaultKind::operand, "barrier %u for %u threads: wanted a multiple of 32 up to the block's %u", id, threads,
          block.thread_count);
+  Collective lanes;
+  const uint64_t detail = uint64_t(id) << 32 | threads;
+  const uint32_t whole_warp = live_lanes(*self.warp) | self.warp->exited;
+  if (all ? !meet_live(self, detail, lanes) : !meet(self, whole_warp, detail, nullptr, lanes)) return;
   NamedBarrier &barrier = block.barriers[id];
   if (barrier.arrived != 0 && barrier.threads != threads)
     fail(FaultKind::barrier, "barrier %u for %u threads, and others came to it for %u", id, threads, barrier.threads);
-  barrier.threads = threads;
+  barrier.threads = threads, barrier.all |= all;
   if (self.clock.on()) {
     if (!barrier.arriving.on()) barrier.arriving = self.cluster->clocks.take();
     if (barrier.arrived == 0) barrier.arriving.assign(self.clock);
-    self.clock.release_to(barrier.arriving, self.agent);
+    for (uint32_t rest = lanes.mask; rest; rest &= rest - 1) {
+      Fiber &lane = self.warp->lanes[__builtin_ctz(rest)];
+      lane.clock.release_to(barrier.arriving, lane.agent);
+    }
   }
-  if (++barrier.arrived != threads) return false;
-  barrier.arrived = 0;
-  if (self.clock.on()) {
-    for (Fiber *fiber = barrier.waiting.first; fiber; fiber = fiber->next_waiting) fiber->clock.join(barrier.arriving);
-    if (waits) self.clock.join(barrier.arriving);
-  }
-  wake_all(barrier.waiting);
-  return true;
+  barrier.arrived += self.warp->count;  // with the lanes that have ended
+  const bool last = barrier.arrived >= wanted(block, barrier);
+  if (waits) enlist(barrier.waiting, self);
+  if (last) complete(barrier);
+  if (waits) park();
+  release(self, lanes.mask);
 }
 
 }  // namespace
 
 void barrier_sync(const char *instruction, uint32_t id, uint32_t threads) {
   Fiber &self = enter(instruction, id);
-  if (!arrive_at(self, id, threads, true)) park(self.block->barriers[id].waiting);
+  come_to(self, id, threads, true);
 }
 
 void barrier_arrive(uint32_t id, uint32_t threads) {
   Fiber &self = enter("bar.arrive", id);
-  arrive_at(self, id, threads, false);
+  if (threads == 0) fail(FaultKind::operand, "bar.arrive on barrier %u for 0 threads: wanted their number", id);
+  come_to(self, id, threads, false);
 }
 
 namespace {
@@ -60,13 +84,18 @@ void barrier_cluster_arrive() {
   Cluster &cluster = *self.cluster;
   if (self.cluster_arrivals != self.cluster_waits)
     fail(FaultKind::barrier, "a second barrier.cluster.arrive without barrier.cluster.wait between");
-  ++self.cluster_arrivals;
-  if (self.clock.on()) {
-    if (!cluster.cluster_arriving.on())
-      cluster.cluster_arriving = cluster.clocks.take(), cluster.cluster_completed = cluster.clocks.take();
-    self.clock.release_to(cluster.cluster_arriving, self.agent);
+  Collective lanes;
+  if (!meet_live(self, 0, lanes)) return;
+  if (self.clock.on() && !cluster.cluster_arriving.on())
+    cluster.cluster_arriving = cluster.clocks.take(), cluster.cluster_completed = cluster.clocks.take();
+  for (uint32_t rest = lanes.mask; rest; rest &= rest - 1) {
+    Fiber &lane = self.warp->lanes[__builtin_ctz(rest)];
+    ++lane.cluster_arrivals;
+    lane.clock.release_to(cluster.cluster_arriving, lane.agent);
+    --cluster.cluster_missing;
   }
-  if (--cluster.cluster_missing == 0) complete_cluster_phase(cluster);
+  if (cluster.cluster_missing == 0) complete_cluster_phase(cluster);
+  release(self, lanes.mask);
 }
 
 void barrier_cluster_wait() {
@@ -74,13 +103,22 @@ void barrier_cluster_wait() {
   Cluster &cluster = *self.cluster;
   if (self.cluster_arrivals == self.cluster_waits)
     fail(FaultKind::barrier, "barrier.cluster.wait without barrier.cluster.arrive before it");
-  ++self.cluster_waits;
-  if (cluster.cluster_phase < self.cluster_waits) park(cluster.waiting_for_cluster);
-  if (self.clock.on()) self.clock.join(cluster.cluster_completed);
+  Collective lanes;
+  if (!meet_live(self, 0, lanes)) return;
+  if (cluster.cluster_phase <= self.cluster_waits) park(cluster.waiting_for_cluster);
+  for (uint32_t rest = lanes.mask; rest; rest &= rest - 1) {
+    Fiber &lane = self.warp->lanes[__builtin_ctz(rest)];
+    ++lane.cluster_waits;
+    if (lane.clock.on()) lane.clock.join(cluster.cluster_completed);
+  }
+  release(self, lanes.mask);
 }
 
 // Threads that have ended are not waited for.
-void leave_cluster_barrier(Fiber &self) {
+void leave_barriers(Fiber &self) {
+  if (live_lanes(*self.warp) == 0)
+    for (NamedBarrier &barrier : self.block->barriers)
+      if (barrier.all && barrier.arrived >= wanted(*self.block, barrier)) complete(barrier);
   Cluster &cluster = *self.cluster;
   if (self.cluster_arrivals > cluster.cluster_phase) return;
   if (--cluster.cluster_missing == 0 && cluster.live > 1) {

@@ -80,10 +80,11 @@ void cp_async_wait_group(uint32_t pending);
 void cp_async_wait_all();
 void cp_async_mbarrier_arrive_noinc(uint32_t barrier);
 
-// TMA; blocks 0: this block only.
+// TMA. blocks: one bit for each.
+constexpr uint32_t kOwnBlock = 1u << 31;
 void prefetch_tensormap(const TensorMap *map);
 void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *map, int32_t x, int32_t y, uint32_t barrier,
-                 uint16_t blocks);
+                 uint32_t blocks);
 void tma_store_2d(const TensorMap *map, int32_t x, int32_t y, uint32_t from);
 void bulk_commit_group();
 void bulk_wait_group(const char *instruction, uint32_t pending, bool read);

@@ -84,6 +84,16 @@ struct BulkStore {
   uint64_t ticket;  // of its Pending
 };
 
+struct UsedAccumulators {
+  const void *registers;
+  int n;
+  uint64_t hash;  // of what was in them
+};
+struct UsedFragment {
+  const uint32_t *registers;
+  uint32_t values[4];
+};
+
 struct Fiber {
   void *stack_pointer;
   uint32_t stack;  // in the worker's pool
@@ -96,6 +106,7 @@ struct Fiber {
   uint32_t thread, lane;
   uint32_t agent;
   bool exited, ready;
+  bool leads;  // woken to do the work of Warp::met
   const char *instruction;
   uint64_t address;
   bool has_address;
@@ -115,8 +126,10 @@ struct Fiber {
   uint64_t wgmma_issued, wgmma_wanted, wgmma_waited;
   Array<uint64_t> wgmma_groups;  // instructions issued at each commit
   bool wgmma_fenced;
-  const void *wgmma_registers;  // accumulators of the last wait, and what was in them
-  uint64_t wgmma_hash;
+  uint64_t wgmma_steps;  // a hash of its wgmma.fence, commit_group, wait_group in their order
+  // Registers that wgmma has used since the last wgmma.fence: accumulators as they were given back, fragments of a.
+  Array<UsedAccumulators> wgmma_accumulators;
+  Array<UsedFragment> wgmma_fragments;
   void *asan_stack;
 
   uint32_t now() const { return clock.plain[agent]; }
@@ -127,6 +140,7 @@ struct Collective {
   const char *instruction;
   uint32_t mask, arrived;
   uint64_t detail;  // what must be equal in all lanes
+  bool live;        // the lanes that have not ended, whichever they are
   void *operands[32];
 };
 
@@ -137,6 +151,7 @@ struct Warp {
   uint32_t exited;  // lanes
   uint32_t registers;  // per thread
   Array<Collective> collectives;
+  Collective met;  // one that a lane's end has completed
   uint32_t register_changes;  // setmaxnreg executed
   Clock meeting;              // of bar.warp.sync
 };
@@ -171,9 +186,10 @@ struct Mbarrier {
 };
 
 struct NamedBarrier {
-  uint32_t arrived, threads;
+  uint32_t arrived, threads;  // in whole warps
+  bool all;                   // the block's threads: those that have ended are not waited for
   Clock arriving;
-  WaitList waiting;
+  WaitList waiting;  // one lane of each warp
 };
 
 // ---- blocks ----
@@ -261,11 +277,15 @@ inline Fiber &enter(const char *instruction, uint64_t address) {
 // `release`; the others return false when it has. (warp.cpp)
 bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collective &collective);
 void release(Fiber &self, uint32_t mask);
+// The same for all lanes that have not ended; those that end meanwhile are no longer waited for.
+bool meet_live(Fiber &self, uint64_t detail, Collective &collective);
+uint32_t live_lanes(const Warp &warp);
 void check_exit(Fiber &self);
 
-// Bounds and alignment; the offset in the block's shared memory. (shared.cpp)
+// Bounds and alignment of an address without a rank; the offset in the block's shared memory. (shared.cpp)
 uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment);
 Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address
+uint32_t without_rank(uint32_t address);         // the same address in its block
 
 // Bounds, alignment and permission. (global.cpp)
 void check_global(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, bool write);
@@ -287,7 +307,7 @@ void check_tma_of_block(Block &block);
 void check_wgmma_at_exit(Fiber &self);
 void release_wgmma(Warpgroup &group);
 // (barrier.cpp)
-void leave_cluster_barrier(Fiber &self);
+void leave_barriers(Fiber &self);  // ended, and no longer counted among the warp's lanes
 // (control.cpp)
 void check_registers_at_end(Block &block);
 void trigger_dependents(Block &block);

@@ -126,7 +126,7 @@ void mbarrier_arrive_expect_tx(uint32_t address, uint32_t bytes) {
 void mbarrier_arrive_cluster(uint32_t address) {
   Fiber &self = enter("mbarrier.arrive.shared::cluster", address);
   Block &block = block_of(self, address);
-  Mbarrier &barrier = mbarrier_for(self, block, offset_of(self, block, address));
+  Mbarrier &barrier = mbarrier_for(self, block, offset_of(self, block, without_rank(address)));
   arrive_on(&self, barrier);
   if (self.cluster->random.one_in(8)) yield();
 }

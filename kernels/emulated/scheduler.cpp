@@ -136,7 +136,7 @@ void fiber_main() {
   check_wgmma_at_exit(self);
   self.exited = true;
   self.warp->exited |= 1u << self.lane;
-  leave_cluster_barrier(self);
+  leave_barriers(self);
   --cluster.live;
   if (--self.block->live == 0) end_block(*self.block);
   go_on(self);

@@ -7,7 +7,11 @@ namespace emulated {
 constexpr uint32_t kRankShift = 24;
 
 uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment) {
-  const uint32_t size = block.cluster->launch->dynamic_shared, offset = (address & ((1u << kRankShift) - 1)) - kSharedBase;
+  const uint32_t rank = address >> kRankShift;
+  if (rank != 0 && rank <= block.cluster->block_count)
+    fail_at(FaultKind::cluster, address, "%s on shared::cluster 0x%x: wanted an address of the own block, or the "
+            ".shared::cluster form of the instruction", self.instruction, address);
+  const uint32_t size = block.cluster->launch->dynamic_shared, offset = address - kSharedBase;
   if (offset > size || size - offset < bytes)
     fail_at(FaultKind::shared_bounds, address, "%u bytes at shared 0x%x: wanted an address in [0x%x, 0x%x), the %u bytes "
             "that the launch asked for", bytes, address, kSharedBase, kSharedBase + size, size);
@@ -31,12 +35,12 @@ Block &block_of(Fiber &self, uint32_t address) {
   return block;
 }
 
+uint32_t without_rank(uint32_t address) { return address & ((1u << kRankShift) - 1); }
+
 uint32_t dynamic_shared() { return kSharedBase; }
 
 void ld_shared(const char *instruction, uint32_t address, void *to, uint32_t bytes) {
   Fiber &self = enter(instruction, address);
-  if (address >> kRankShift)
-    fail(FaultKind::cluster, "shared::cluster 0x%x: wanted the .shared::cluster form of the instruction", address);
   const uint32_t offset = shared_offset(self, *self.block, address, bytes, bytes);
   note_read(*self.block, offset, bytes, self);
   std::memcpy(to, self.block->shared + offset, bytes);
@@ -44,8 +48,6 @@ void ld_shared(const char *instruction, uint32_t address, void *to, uint32_t byt
 
 void st_shared(const char *instruction, uint32_t address, const void *from, uint32_t bytes) {
   Fiber &self = enter(instruction, address);
-  if (address >> kRankShift)
-    fail(FaultKind::cluster, "shared::cluster 0x%x: wanted the .shared::cluster form of the instruction", address);
   const uint32_t offset = shared_offset(self, *self.block, address, bytes, bytes);
   note_write(*self.block, offset, bytes, self);
   std::memcpy(self.block->shared + offset, from, bytes);
@@ -54,7 +56,7 @@ void st_shared(const char *instruction, uint32_t address, const void *from, uint
 void ld_shared_cluster(const char *instruction, uint32_t address, void *to, uint32_t bytes) {
   Fiber &self = enter(instruction, address);
   Block &block = block_of(self, address);
-  const uint32_t offset = shared_offset(self, block, address, bytes, bytes);
+  const uint32_t offset = shared_offset(self, block, without_rank(address), bytes, bytes);
   note_read(block, offset, bytes, self);
   std::memcpy(to, block.shared + offset, bytes);
 }
@@ -62,7 +64,7 @@ void ld_shared_cluster(const char *instruction, uint32_t address, void *to, uint
 void st_shared_cluster(const char *instruction, uint32_t address, const void *from, uint32_t bytes) {
   Fiber &self = enter(instruction, address);
   Block &block = block_of(self, address);
-  const uint32_t offset = shared_offset(self, block, address, bytes, bytes);
+  const uint32_t offset = shared_offset(self, block, without_rank(address), bytes, bytes);
   note_write(block, offset, bytes, self);
   std::memcpy(block.shared + offset, from, bytes);
 }
@@ -72,7 +74,7 @@ uint32_t mapa(uint32_t address, uint32_t rank) {
   if (rank >= self.cluster->block_count)
     fail(FaultKind::cluster, "mapa: wanted a rank below %u, the blocks of the cluster, got %u", self.cluster->block_count,
          rank);
-  return (address & ((1u << kRankShift) - 1)) | (rank + 1) << kRankShift;
+  return without_rank(address) | (rank + 1) << kRankShift;
 }
 
 namespace {

@@ -128,12 +128,13 @@ void prefetch_tensormap(const TensorMap *map) {
 }
 
 void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer, int32_t x, int32_t y,
-                 uint32_t barrier_address, uint16_t blocks) {
+                 uint32_t barrier_address, uint32_t blocks) {
   Fiber &self = enter(instruction, to);
   Cluster &cluster = *self.cluster;
   const Map map = read_map(self, pointer);
   check_box(self, map, x, y, false);
-  const uint32_t targets = blocks ? blocks : 1u << self.block->rank;
+  const uint32_t targets = blocks == kOwnBlock ? 1u << self.block->rank : blocks;
+  if (targets == 0) fail(FaultKind::operand, "multicast to no block: wanted one bit at least");
   if (targets >> cluster.block_count)
     fail(FaultKind::cluster, "multicast to blocks %04x: the cluster has %u", targets, cluster.block_count);
   const uint32_t barrier_offset = shared_offset(self, *self.block, barrier_address, 8, 8);
@@ -188,6 +189,7 @@ void bulk_wait_group(const char *instruction, uint32_t pending, bool read) {
 void fence_proxy_async() {
   Fiber &self = enter("fence.proxy.async");
   self.clock.fence();
+  if (self.clock.on()) ++self.clock.plain[self.agent];  // stores from here on are of another moment, not fenced
   for (Mbarrier &barrier : self.block->mbarriers)
     if (barrier.init_by == &self) barrier.init_fenced = true;
 }

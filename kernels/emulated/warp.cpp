@@ -7,9 +7,16 @@ namespace {
 
 bool same_text(const char *a, const char *b) { return a == b || std::strcmp(a, b) == 0; }
 
-}  // namespace
+// Until the last lane has done the work, or an ending lane has left that to this one.
+bool wait_for_the_last(Fiber &self, Collective &collective) {
+  park();
+  if (!self.leads) return false;
+  self.leads = false;
+  collective = self.warp->met;
+  return true;
+}
 
-bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collective &collective) {
+bool meet_as(Fiber &self, uint32_t mask, bool live, uint64_t detail, void *operands, Collective &collective) {
   Warp &warp = *self.warp;
   const uint32_t own = 1u << self.lane;
   if (!(mask & own))
@@ -33,24 +40,35 @@ bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collectiv
            self.lane, warp.number, self.instruction, other.arrived);
     other.arrived |= own;
     other.operands[self.lane] = operands;
-    if (other.arrived != mask) {
-      park();
-      return false;
-    }
+    if (other.arrived != mask) return wait_for_the_last(self, collective);
     collective = other;
     warp.collectives.remove_unordered(i);
     return true;
   }
   Collective fresh{};
   fresh.instruction = self.instruction, fresh.mask = mask, fresh.arrived = own, fresh.detail = detail;
+  fresh.live = live;
   fresh.operands[self.lane] = operands;
   if (mask == own) {
     collective = fresh;
     return true;
   }
   warp.collectives.push(fresh);
-  park();
-  return false;
+  return wait_for_the_last(self, collective);
+}
+
+}  // namespace
+
+bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collective &collective) {
+  return meet_as(self, mask, false, detail, operands, collective);
+}
+
+uint32_t live_lanes(const Warp &warp) {
+  return (warp.count == 32 ? 0xffffffffu : (1u << warp.count) - 1) & ~warp.exited;
+}
+
+bool meet_live(Fiber &self, uint64_t detail, Collective &collective) {
+  return meet_as(self, live_lanes(*self.warp), true, detail, nullptr, collective);
 }
 
 void release(Fiber &self, uint32_t mask) {
@@ -58,10 +76,22 @@ void release(Fiber &self, uint32_t mask) {
 }
 
 void check_exit(Fiber &self) {
-  for (const Collective &collective : self.warp->collectives)
-    if (collective.mask >> self.lane & 1)
+  Warp &warp = *self.warp;
+  for (size_t i = 0; i < warp.collectives.size(); ++i) {
+    Collective &collective = warp.collectives[i];
+    if (!(collective.mask >> self.lane & 1)) continue;
+    if (!collective.live)
       fail(FaultKind::divergence, "lane %u of warp %u ends, and lanes %08x wait for it in %s", self.lane,
-           self.warp->number, collective.arrived, collective.instruction);
+           warp.number, collective.arrived, collective.instruction);
+    collective.mask &= ~(1u << self.lane);
+    if (collective.arrived != collective.mask) continue;
+    // All live lanes are in it, so there is no other.
+    warp.met = collective;
+    warp.collectives.clear();
+    Fiber &leader = warp.lanes[__builtin_ctz(warp.met.mask)];
+    leader.leads = true;
+    wake(leader);
+  }
 }
 
 void bar_warp_sync(uint32_t mask) {
@@ -86,7 +116,10 @@ uint32_t elect_sync() {
   Fiber &self = enter("elect.sync");
   Collective all;
   if (meet(self, 0xffffffffu, 0, nullptr, all)) release(self, 0xffffffffu);
-  return self.lane == 0;
+  // Any lane, and for one mask always the same (PTX ISA, "elect.sync").
+  Random random;
+  random.seed(self.cluster->launch->seed, self.warp->number);
+  return self.lane == random.below(32);
 }
 
 uint32_t vote_ballot(const char *instruction, bool predicate, uint32_t mask) {

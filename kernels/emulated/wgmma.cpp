@@ -20,6 +20,8 @@ struct Accumulators {
 struct WgmmaRecord {
   WgmmaOperands operands;
   int issued;
+  bool warps[kLanes / 32];      // whose first lane has come,
+  uint64_t steps[kLanes / 32];  // after these
   uint32_t a[kLanes][4];
   Accumulators *accumulators;
 };
@@ -123,16 +125,39 @@ bool still_noise(const Accumulators &accumulators, const uint32_t *registers) {
        "wgmma.wait_group before any other use)", self.thread);
 }
 
+// Without wgmma.fence only the wgmma of one shape may follow each other on the same registers (PTX ISA, "wgmma.fence").
+// keep = 0 throws away what was waited for: the thread has read it, or had no use for it.
+void check_accumulators(Fiber &self, const uint32_t *registers, const WgmmaOperands &operands) {
+  if (!self.clock.on() || self.wgmma_fenced) return;
+  bool follows = !operands.keep;
+  for (const UsedAccumulators &used : self.wgmma_accumulators)
+    if (used.registers == registers)
+      follows = operands.keep && used.n == operands.n && used.hash == hash(registers, operands.n / 2);
+  if (!follows)
+    fail(FaultKind::wgmma, "%s on accumulators that the thread has read or written since the last wgmma.fence (wanted "
+         "wgmma.fence between)", self.instruction);
+}
+
+// The same for fragments of a: what has other values than at an earlier use was written after the fence.
+void check_fragment(Fiber &self, const uint32_t *registers) {
+  if (!self.clock.on()) return;
+  for (const UsedFragment &used : self.wgmma_fragments) {
+    if (used.registers != registers) continue;
+    if (std::memcmp(used.values, registers, sizeof used.values) != 0)
+      fail(FaultKind::wgmma, "%s reads fragments of a that the thread has written since the last wgmma.fence (wanted "
+           "wgmma.fence between)", self.instruction);
+    return;
+  }
+  self.wgmma_fragments.push({registers, {registers[0], registers[1], registers[2], registers[3]}});
+}
+
 // This lane's accumulators into the tile, and noise into its registers.
 void take_registers(Fiber &self, Accumulators &accumulators, void *registers, const WgmmaOperands &operands) {
   const int lane = int(self.thread % kLanes), count = operands.n / 2;
   auto *values = static_cast<uint32_t *>(registers);
   for (const Accumulators *other : self.warpgroup->accumulators)
     if (other->registers[lane] == registers) touched(self);
-  if (operands.keep && !self.wgmma_fenced &&
-      (self.wgmma_registers != registers || self.wgmma_hash != hash(values, count)))
-    fail(FaultKind::wgmma, "%s adds to accumulators that the thread has written itself (wanted wgmma.fence between)",
-         self.instruction);
+  check_accumulators(self, values, operands);
   for (int i = 0; i < count; ++i) {
     accumulators.values[tile_index(lane, i, operands.n)] = values[i];
     values[i] = accumulators.noise + uint32_t(i);
@@ -146,8 +171,13 @@ void give_back_registers(Fiber &self, Accumulators &accumulators) {
   auto *values = static_cast<uint32_t *>(accumulators.registers[lane]);
   if (!still_noise(accumulators, values)) touched(self);
   for (int i = 0; i < count; ++i) values[i] = accumulators.values[tile_index(lane, i, accumulators.n)];
-  self.wgmma_registers = values;
-  self.wgmma_hash = self.clock.on() ? hash(values, count) : 0;
+  if (self.clock.on()) {
+    const UsedAccumulators used{values, accumulators.n, hash(values, count)};
+    bool found = false;
+    for (UsedAccumulators &one : self.wgmma_accumulators)
+      if (one.registers == used.registers) one = used, found = true;
+    if (!found) self.wgmma_accumulators.push(used);
+  }
   accumulators.registers[lane] = nullptr;
   --accumulators.here;
 }
@@ -174,6 +204,19 @@ WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *regist
   return record;
 }
 
+// wgmma.fence, commit_group and wait_group are the whole warp's. Lanes need not wait for each other there: the next
+// wgmma finds who has executed others.
+enum Step : uint64_t { kFence = 1, kCommit = 2, kWait = 3 };
+void note_step(Fiber &self, uint64_t step) { self.wgmma_steps = (self.wgmma_steps ^ step) * 0x100000001b3u + 1; }
+
+void check_steps(Fiber &self, WgmmaRecord &record) {
+  const uint32_t warp = self.thread % kLanes / 32;
+  if (!record.warps[warp]) record.warps[warp] = true, record.steps[warp] = self.wgmma_steps;
+  if (record.steps[warp] != self.wgmma_steps)
+    fail(FaultKind::divergence, "thread %u comes to %s after other wgmma.fence, wgmma.commit_group, wgmma.wait_group than "
+         "lanes of its warp (wanted all 32 lanes in each of them)", self.thread, self.instruction);
+}
+
 Warpgroup &group_of(Fiber &self) {
   if (!self.warpgroup)
     fail(FaultKind::divergence, "thread %u belongs to no whole warpgroup: wanted four warps of 32 from a multiple of 128",
@@ -186,12 +229,16 @@ Warpgroup &group_of(Fiber &self) {
 void wgmma_fence() {
   Fiber &self = enter("wgmma.fence");
   group_of(self);
+  note_step(self, kFence);
   self.wgmma_fenced = true;
+  self.wgmma_accumulators.clear();
+  self.wgmma_fragments.clear();
 }
 
 void wgmma_commit_group() {
   Fiber &self = enter("wgmma.commit_group");
   group_of(self);
+  note_step(self, kCommit);
   self.wgmma_groups.push(self.wgmma_issued);
 }
 
@@ -211,7 +258,11 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
          (unsigned long long)operands.a, (unsigned long long)operands.b, operands.n, operands.keep,
          record->operands.instruction, (unsigned long long)record->operands.a, (unsigned long long)record->operands.b,
          record->operands.n, record->operands.keep);
-  if (operands.from) std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
+  check_steps(self, *record);
+  if (operands.from) {
+    check_fragment(self, operands.from);
+    std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
+  }
   Accumulators &accumulators = *record->accumulators;
   if (!accumulators.registers[lane])
     take_registers(self, accumulators, registers, operands);
@@ -230,6 +281,7 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
 void wgmma_wait_group(uint32_t pending) {
   Fiber &self = enter("wgmma.wait_group");
   Warpgroup &group = group_of(self);
+  note_step(self, kWait + pending);
   if (self.wgmma_groups.size() <= pending) return;
   const size_t done = self.wgmma_groups.size() - pending;
   const uint64_t wanted = self.wgmma_groups[done - 1];

@@ -10,7 +10,7 @@ PTX void prefetch_tensormap(const TensorMap *map) {
 
 // One thread. The barrier, of the same block, is told the tile's bytes when they have landed.
 PTX void tma_load_2d(uint32_t to, const TensorMap *map, int32_t x, int32_t y, uint32_t barrier) {
-  EITHER(emulated::tma_load_2d("cp.async.bulk.tensor.2d", to, map, x, y, barrier, 0),
+  EITHER(emulated::tma_load_2d("cp.async.bulk.tensor.2d", to, map, x, y, barrier, emulated::kOwnBlock),
          asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                       "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
                       "l"(map), "r"(x), "r"(y), "r"(barrier)
@@ -18,7 +18,8 @@ PTX void tma_load_2d(uint32_t to, const TensorMap *map, int32_t x, int32_t y, ui
 }
 // With a cache policy (createpolicy).
 PTX void tma_load_2d_hint(uint32_t to, const TensorMap *map, int32_t x, int32_t y, uint32_t barrier, uint64_t policy) {
-  EITHER((void(policy), emulated::tma_load_2d("cp.async.bulk.tensor.2d.L2::cache_hint", to, map, x, y, barrier, 0)),
+  EITHER((void(policy),
+          emulated::tma_load_2d("cp.async.bulk.tensor.2d.L2::cache_hint", to, map, x, y, barrier, emulated::kOwnBlock)),
          asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                       ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
                       "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)

@@ -46,7 +46,7 @@ probes! {
     probe_stmatrix probe_mbarrier probe_tma_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
     probe_secondary probe_registers
     broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary
-    broken_plain_pointer broken_spin
+    broken_plain_pointer broken_spin broken_registers
 }
 
 /// One launch: input words, how many words of output (which begin as zeros), variants and maps.

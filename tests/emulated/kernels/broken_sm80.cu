@@ -72,18 +72,40 @@ KERNEL(broken_copies, ProbeParams, 64, 1) {
   uint32_t v = ld_shared_u32(s + 256 + 4 * (how == 2 ? t : 63 - t));
   if (how == 4) cp_async_ca<4>(s + 256 + 4 * t, params.in + t);  // others still read that
   if (how == 5) cp_async_ca<4>(s + 4 * t, params.in + t);         // and nobody waits
-  if (how == 7) cp_async_ca<16>(s + 4 * t, params.in + t);        // not aligned
+  if (how == 7) cp_async_ca<16>(s + 4 * (t | 1), params.in);     // not aligned
   if (how == 8) cp_async_ca<4>(s + 4 * t, params.in + t, 8);      // more than the copy
   if (how == 4) cp_async_wait_all();
   st_global_u32(params.out + t, v);
 }
 
-// Barriers of a block. 64 threads.
-KERNEL(broken_barriers, ProbeParams, 64, 1) {
+// Barriers of a block. 96 threads; 20 and 21 are correct too.
+KERNEL(broken_barriers, ProbeParams, 96, 1) {
   const uint32_t t = threadIdx.x, how = params.n[0];
+  if (t >= 64) {  // the third warp: there and gone
+    if (how == 20 && t % 2 != 0) bar_warp_sync(0xaaaaaaaau);
+    return;
+  }
   switch (how) {
     case 1:
-      if (t < 32) barrier_sync_all();  // half of the block
+      if (t < 32)
+        barrier_sync_all();  // half of the block, and the other half waits elsewhere
+      else
+        barrier_sync(1, 64);
+      break;
+    case 7:
+      if (t % 32 < 16) barrier_sync(1, 32);  // the lanes of two warps that make one
+      break;
+    case 8:
+      if (t % 32 < 16)
+        barrier_sync(1, 64);
+      else
+        barrier_sync(2, 64);
+      break;
+    case 9: barrier_arrive(1, 0); break;
+    case 20: barrier_sync_all(); break;
+    case 21:
+      if (t % 3 == 0) return;
+      barrier_sync_all();
       break;
     case 2:
       if (t < 32) barrier_sync(1, 64);  // waits for 64, 32 come

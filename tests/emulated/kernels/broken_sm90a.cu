@@ -126,7 +126,8 @@ KERNEL(broken_proxies, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
   // 1 wgmma reads ordinary stores without a fence; 2 the fence comes from one thread only, before the barrier;
   // 3 a TMA store reads them without; 4 its tile is overwritten before the wait; 5 the thread ends before the wait;
-  // 6 cp.async is read by wgmma without a fence; 7 its arrival comes before the copy; 8 TMA overwrites ordinary stores.
+  // 6 cp.async is read by wgmma without a fence; 7 its arrival comes before the copy; 8 TMA overwrites ordinary stores;
+  // 10 the fence comes before the stores.
   const uint32_t barrier = s + 72 * 128;
   if (t == 0) {
     mbarrier_init(barrier, 128);
@@ -141,8 +142,9 @@ KERNEL(broken_proxies, ProbeParams, 128, 1) {
     wait(barrier, 0);
     if (how != 6) fence_proxy_async();
   } else {
+    if (how == 10) fence_proxy_async();
     for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
-    if (how != 1 && how != 3 && how != 8 && (how != 2 || t == 0)) fence_proxy_async();
+    if (how != 1 && how != 3 && how != 8 && how != 10 && (how != 2 || t == 0)) fence_proxy_async();
     barrier_sync_all();
   }
   if (how == 8 && t == 0) {
@@ -172,9 +174,57 @@ KERNEL(broken_proxies, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
+// wgmma and the registers of the thread. 128 threads, 8 rows of 128 bytes for b, and 64 for a.
+KERNEL(broken_registers, ProbeParams, 128, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
+  for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
+  fence_proxy_async();
+  barrier_sync_all();
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  // 1 fragments are rewritten without a fence, 2 after a wait, 3 in a second use of several; 4 accumulators are read and
+  // written, 5 only read, before a second tile; 6 they are of another shape.
+  // 7 wgmma.fence, 8 wgmma.commit_group, 9 wgmma.wait_group by one lane more.
+  uint32_t fragments[2][4];
+  int32_t d[8], (&narrow)[4] = reinterpret_cast<int32_t(&)[4]>(d);
+  for (uint32_t i = 0; i < 4; ++i) fragments[0][i] = t + i, fragments[1][i] = t * i;
+  wgmma_fence();
+  wgmma_m64k32_s8<8>(narrow, fragments[0], b, 0);
+  wgmma_m64k32_s8<8>(narrow, fragments[1], b, 1);
+  if (how == 0 || how == 2 || how >= 4) {
+    wgmma_commit_group();
+    wgmma_wait_group<0>();
+  }
+  if (how <= 3) {
+    if (how == 0) wgmma_m64k32_s8<8>(narrow, fragments[0], b, 1);  // nothing was touched
+    if (how == 0) wgmma_commit_group(), wgmma_wait_group<0>();
+    for (uint32_t i = 0; i < 4; ++i) fragments[how == 3][i] += 1 + i;
+    if (how == 0) wgmma_fence();
+    wgmma_m64k32_s8<8>(narrow, fragments[0], b, 1);
+    wgmma_m64k32_s8<8>(narrow, fragments[1], b, 1);
+  } else if (how >= 7) {
+    if (how == 7 && t == 40) wgmma_fence();
+    if (how == 8 && t == 40) wgmma_commit_group();
+    if (how == 9 && t == 40) wgmma_wait_group<1>();
+    wgmma_m64k32_s8<8>(narrow, a, b, 1);
+  } else if (how == 6) {
+    wgmma_m64k32_s8<16>(d, a, a, 1);
+  } else {
+    for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
+    if (how == 4) d[0] += 1;
+    wgmma_m64k32_s8<8>(narrow, a, b, 0);
+  }
+  wgmma_commit_group();
+  wgmma_wait_group<0>();
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
+}
+
 // Clusters of two blocks of 32 threads, 256 bytes.
 KERNEL(broken_cluster, ProbeParams, 32, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, rank = cluster_block_rank();
+  const bool elected = elect_sync();
+  const uint32_t votes = vote_ballot(elected);
+  if (votes == 0 || (votes & (votes - 1)) != 0) trap();
+  if (how == 18 && elected != (t == 0)) trap();  // relies on lane 0
   st_shared_u32(s + 4 * t, t);
   if (how != 1) {  // 1: nothing between the write and the neighbour's read
     barrier_cluster_arrive();
@@ -185,6 +235,29 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
     v = ld_shared_u32(mapa(s + 4 * t, rank ^ 1));  // the address of another block, the instruction of the own
   } else if (how == 4) {
     v = ld_shared_cluster_u32(mapa(s + 4 * t, 2));  // a third block
+  } else if (how >= 6 && how <= 16) {
+    // A neighbour's address where only one of the own block is taken.
+    const uint32_t far = mapa(s + 128, rank ^ 1);
+    if (t == 0) {
+      mbarrier_init(s + 128, 1);
+      fence_mbarrier_init();
+    }
+    bar_warp_sync();
+    uint32_t d[1] = {t};
+    switch (how) {
+      case 6: mbarrier_arrive(far); break;
+      case 7: mbarrier_arrive_expect_tx(far, 16); break;
+      case 8: mbarrier_try_wait_parity(far, 1); break;
+      case 9: ldmatrix_x1(d[0], mapa(s + t % 8 * 16, rank ^ 1)); break;
+      case 10: stmatrix_x1(mapa(s + t % 8 * 16, rank ^ 1), d[0]); break;
+      case 11: cp_async_cg_16(mapa(s, rank ^ 1), params.in); break;
+      case 12: cp_async_mbarrier_arrive_noinc(far); break;
+      case 13: tma_load_2d(mapa(s, rank ^ 1), &params.map, 0, 0, s + 128); break;
+      case 14: tma_load_2d(s, &params.map, 0, 0, far); break;
+      case 15: tma_store_2d(&params.map_out, 0, 0, mapa(s, rank ^ 1)); break;
+      case 16: tma_load_2d_multicast(s, &params.map, 0, 0, s + 128, 0); break;
+    }
+    v = d[0];
   } else if (how == 2) {
     // The neighbour may have ended.
     for (uint32_t i = 0; rank == 0 && i < 40; ++i) v += ld_shared_cluster_u32(mapa(s + 4 * t, 1)), bar_warp_sync();
@@ -193,6 +266,13 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   }
   st_global_u32(params.out + blockIdx.x * 32 + t, v);
   if (how == 5) barrier_cluster_wait();  // without an arrival
+  if (how == 17) {
+    if (t < 16)  // half of a warp, and the other half waits elsewhere
+      barrier_cluster_arrive();
+    else
+      bar_warp_sync();
+    return;
+  }
   if (how == 2) return;
   barrier_cluster_arrive();
   barrier_cluster_wait();
