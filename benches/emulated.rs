@@ -58,7 +58,7 @@ fn measure<P: Params>(
 fn instructions(c: &mut Criterion) {
     for (name, kind, depth) in [("mma.sync bf16", 0, 16), ("mma.sync s8", 2, 32)] {
         let mut device = Device::new();
-        let out = device.alloc(256);
+        let out = device.alloc(256).expect("room");
         let times = 2000;
         let n = [kind, times, 0, 0, 0, 0];
         let params =
@@ -72,7 +72,7 @@ fn instructions(c: &mut Criterion) {
 fn kernels(c: &mut Criterion) {
     let products = u64::from(VOCAB) * u64::from(ROWS) * u64::from(HIDDEN);
     let mut device = Device::new();
-    let out = device.alloc((VOCAB * ROWS * 4) as usize);
+    let out = device.alloc((VOCAB * ROWS * 4) as usize).expect("room");
 
     let (weights, rows) = (device.upload(&int8(VOCAB * HIDDEN)), device.upload(&int8(ROWS * HIDDEN)));
     let params = MmaCarrierParams {

@@ -20,7 +20,7 @@ use std::{env, fs, process, thread};
 /// What nvcc itself reads from the environment: options, and the host compiler.
 const NVCC_OPTIONS: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
-/// Compiles what changed and writes `fatbins.rs`, the table that `src/backend/cuda/fatbins.rs` includes. Ends the program
+/// Compiles what changed and writes `fatbins.rs` and `left_out.rs`, the tables that `src/backend/cuda/fatbins.rs` includes. Ends the program
 /// where that fails: no nvcc, one that is too old, an unknown architecture, code that does not compile.
 pub fn build() {
     let folder = |name| PathBuf::from(env::var_os(name).expect("cargo sets it"));
@@ -40,9 +40,10 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let kernels = manifest.join("kernels");
-    let table = out.join("fatbins.rs");
+    let [table, left_out] = ["fatbins.rs", "left_out.rs"].map(|name| out.join(name));
     // docs.rs has no nvcc and wants none of the code.
     if env::var_os("DOCS_RS").is_some() {
+        write(&left_out, "&[]")?;
         return write(&table, "&[]");
     }
 
@@ -60,14 +61,19 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
     complete(&kernels, &sources)?;
     let folder = out.join("fatbins");
     fs::create_dir_all(&folder).map_err(|e| problem(&folder, &e))?;
-    let job = |file: &KernelFile| -> Result<Job, String> {
+    let (here, absent): (Vec<_>, Vec<_>) = FILES
+        .iter()
+        .map(|file| (file, architectures::narrow(file, &wanted)))
+        .partition(|(_, architectures)| !architectures.is_empty());
+    let rows = absent.iter().map(|(file, _)| format!("    ({:?}, &{:?}),\n", file.name, file.architectures));
+    write(&left_out, &format!("&[\n{}]", rows.collect::<String>()))?;
+    let job = |(file, architectures): (&KernelFile, Vec<&'static str>)| -> Result<Job, String> {
         let source = kernels.join(file.name).with_extension("cu");
-        let architectures = architectures::narrow(file, &wanted)?;
         let inputs = compile::inputs(&source, &headers, &architectures, &compiler)?;
         let output = folder.join(file.name.replace('/', "-"));
         Ok(Job { name: file.name, source, include: kernels.clone(), architectures, output, inputs })
     };
-    let jobs = FILES.iter().map(job).collect::<Result<Vec<_>, _>>()?;
+    let jobs = here.into_iter().map(job).collect::<Result<Vec<_>, _>>()?;
 
     let compiled = compile_all(&nvcc, &jobs)?;
     let mut text = String::from("&[\n");

@@ -20,11 +20,9 @@ pub fn build() {
     println!("cargo::rerun-if-changed=build/emulated.rs");
     let mut device = Vec::new();
     let mut kernels = Vec::new();
-    for folder in ["kernels", "kernels/ptx", "kernels/emulated", "kernels/carriers"] {
-        watch(folder, &mut device, &mut kernels);
-    }
+    watch(Path::new("kernels"), &mut device, &mut kernels);
     if env::var_os("CARGO_FEATURE_EMULATED_TESTS").is_some() {
-        watch("tests/emulated/kernels", &mut device, &mut kernels);
+        watch(Path::new("tests/emulated/kernels"), &mut device, &mut kernels);
     }
     let target = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let switch = PathBuf::from(format!("kernels/emulated/switch_{target}.S"));
@@ -90,30 +88,40 @@ fn compiler_is_there() {
     if let Err(error) = compiler.to_command().arg("--version").output() {
         fail(&no_compiler(&format!("{}: {error}", compiler.path().display())));
     }
+    match cpp().is_flag_supported("-std=c++17") {
+        Ok(true) => {}
+        _ => fail(&no_compiler(&format!("{} does not take -std=c++17", compiler.path().display()))),
+    }
 }
 
 fn no_compiler(problem: &str) -> String {
     format!(
-        "the feature `emulated` wants a C++17 compiler, and none could be run ({problem}); install g++ 12 or newer \
+        "the feature `emulated` wants a C++17 compiler, and got none ({problem}); install g++ 12 or newer \
          (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), name one in CXX, or build without the feature"
     )
 }
 
-/// Sources of a folder, sorted; each of its files, and the folder itself, makes the build run again when it changes.
-fn watch(folder: &str, device: &mut Vec<PathBuf>, kernels: &mut Vec<PathBuf>) {
-    println!("cargo::rerun-if-changed={folder}");
+/// Sources of a folder and those below it, sorted; each of its files, and the folder itself, makes the build run again when it
+/// changes.
+pub fn watch(folder: &Path, device: &mut Vec<PathBuf>, kernels: &mut Vec<PathBuf>) {
+    println!("cargo::rerun-if-changed={}", folder.display());
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) => fail(&format!("{folder}: {error}; the package is incomplete: fetch it again")),
+        Err(error) => {
+            fail(&format!("{}: {error}; the package is incomplete: fetch it again", folder.display()))
+        }
     };
-    let mut files: Vec<PathBuf> =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| p.is_file()).collect();
-    files.sort();
-    for file in files {
-        println!("cargo::rerun-if-changed={}", file.display());
-        match file.extension().and_then(|e| e.to_str()) {
-            Some("cpp") if Path::new(folder).ends_with("emulated") => device.push(file),
-            Some("cu") => kernels.push(file),
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            watch(&path, device, kernels);
+            continue;
+        }
+        println!("cargo::rerun-if-changed={}", path.display());
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("cpp") if folder.ends_with("emulated") => device.push(path),
+            Some("cu") => kernels.push(path),
             _ => {}
         }
     }

@@ -42,10 +42,14 @@ bool reserve_stacks(Worker &worker, uint32_t count) {
   void *memory = mmap(nullptr, stack_stride() * count, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return false;
-  worker.stacks = static_cast<uint8_t *>(memory), worker.stack_count = count;
+  auto *stacks = static_cast<uint8_t *>(memory);
   const size_t page = size_t(sysconf(_SC_PAGESIZE));
   for (uint32_t i = 0; i < count; ++i)
-    if (mprotect(worker.stacks + stack_stride() * i, page, PROT_NONE) != 0) return false;
+    if (mprotect(stacks + stack_stride() * i, page, PROT_NONE) != 0) {  // vm.max_map_count: two mappings a stack
+      munmap(memory, stack_stride() * count);
+      return false;
+    }
+  worker.stacks = stacks, worker.stack_count = count;
   return true;
 }
 

@@ -132,7 +132,8 @@ void close_block(Block &block) {
 int run_cluster(Worker &worker, const Launch &launch, uint64_t number, Fault &fault) {
   const uint32_t blocks = uint32_t(volume(launch.cluster)), threads = uint32_t(volume(launch.block));
   if (!reserve_stacks(worker, blocks * threads)) {
-    refuse(fault, "no memory for the stacks of %u threads", blocks * threads);
+    refuse(fault, "wanted stacks for %u threads, got none: the process has too little memory or too many mappings "
+           "(vm.max_map_count); use fewer threads in LaunchConfig", blocks * threads);
     return 1;
   }
   worker.host_bottom = nullptr;

@@ -27,6 +27,18 @@ struct Pending {
 
 namespace {
 
+// The rules of src/backend/emulated/tensor_map.rs once more: anyone can write the bytes of a map, and sizes beyond these
+// would overflow what is computed from them.
+bool as_the_driver_makes(const Map &map) {
+  static const uint64_t kSpan[] = {~uint64_t(0), 128, 64, 32};  // bytes of a tile's row, by ptx::Swizzle
+  if (map.element_bytes != 1 && map.element_bytes != 2 && map.element_bytes != 4) return false;
+  if (map.swizzle > 3 || map.address % 16 != 0 || map.pitch % 16 != 0 || map.pitch >> 40 != 0) return false;
+  for (int i = 0; i < 2; ++i)
+    if (map.size[i] == 0 || map.size[i] > uint64_t(1) << 32 || map.box[i] == 0 || map.box[i] > 256) return false;
+  const uint64_t row_bytes = uint64_t(map.box[0]) * map.element_bytes;
+  return map.pitch >= map.size[0] * map.element_bytes && row_bytes % 16 == 0 && row_bytes <= kSpan[map.swizzle];
+}
+
 Map read_map(Fiber &self, const TensorMap *pointer) {
   const Launch &launch = *self.cluster->launch;
   const auto address = reinterpret_cast<uint64_t>(pointer), params = reinterpret_cast<uint64_t>(launch.params);
@@ -34,7 +46,7 @@ Map read_map(Fiber &self, const TensorMap *pointer) {
     check_global(self, pointer, sizeof(TensorMap), 64, false);
   Map map;
   std::memcpy(&map, pointer, sizeof map);
-  if (address % 64 != 0 || map.magic != kMagic)
+  if (address % 64 != 0 || map.magic != kMagic || !as_the_driver_makes(map))
     fail_at(FaultKind::tensor_map, address, "no tensor map at 0x%llx: wanted one that the driver made, aligned to 64 bytes",
             (unsigned long long)address);
   return map;

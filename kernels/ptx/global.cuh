@@ -26,7 +26,8 @@ PTX U32x4 ld_global_v4(const void *address) {
   return v;
 }
 
-// .nc: through the read-only path; nobody may write there while the kernel runs.
+// .nc: through the read-only path; nobody may write there while the kernel runs. ptxas relies on that, whether the asm is
+// volatile or not: it merges such loads and moves them across griddepcontrol.wait. So never for what the kernel before writes.
 PTX uint16_t ld_global_nc_u16(const void *address) {
   uint16_t v;
   EITHER(emulated::ld_global("ld.global.nc.b16", address, &v, 2),
@@ -130,7 +131,8 @@ PTX uint64_t atom_max_u64(void *address, uint64_t v) {
   return old;
 }
 
-// What __threadfence() is: earlier writes are seen, by the whole device, before later ones.
+// Earlier accesses come before later ones, as the whole device sees them. __threadfence() is stronger: fence.sc, for which no
+// kernel here has a use.
 PTX void fence_acq_rel_gpu() {
   EITHER(emulated::fence_acq_rel_gpu(), asm volatile("fence.acq_rel.gpu;" ::: "memory"));
 }

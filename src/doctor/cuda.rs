@@ -1,7 +1,7 @@
 //! The CUDA side of the examination: kernels of this build, driver, devices, and which runs which.
 
 use super::{Check, Status};
-use crate::backend::cuda::fatbins::{EMBEDDED, Fatbin};
+use crate::backend::cuda::fatbins::{EMBEDDED, Fatbin, LEFT_OUT, listed};
 use crate::backend::cuda::{DeviceInfo, devices, driver};
 use crate::error::Error;
 
@@ -9,10 +9,12 @@ use crate::error::Error;
 pub fn examine() -> Vec<Check> {
     let version = match driver() {
         Ok(version) => version,
-        Err(error) => return vec![kernels(EMBEDDED), problem("cuda driver", &error)],
+        Err(error) => return vec![kernels(EMBEDDED, LEFT_OUT), problem("cuda driver", &error)],
     };
-    let mut checks =
-        vec![kernels(EMBEDDED), Check::new("cuda driver", Status::Ok, format!("for CUDA {version}"), "")];
+    let mut checks = vec![
+        kernels(EMBEDDED, LEFT_OUT),
+        Check::new("cuda driver", Status::Ok, format!("for CUDA {version}"), ""),
+    ];
     match devices() {
         Ok(devices) => checks.extend(devices.iter().map(|info| device(info, EMBEDDED))),
         Err(error) => checks.push(problem("cuda devices", &error)),
@@ -20,11 +22,13 @@ pub fn examine() -> Vec<Check> {
     checks
 }
 
-fn kernels(fatbins: &[Fatbin]) -> Check {
-    let listed: Vec<_> =
-        fatbins.iter().map(|f| format!("{} ({})", f.name, f.architectures.join(" "))).collect();
-    let status = if listed.is_empty() { Status::Note } else { Status::Ok };
-    let message = if listed.is_empty() { "none in this build".into() } else { listed.join(", ") };
+fn kernels(fatbins: &[Fatbin], left_out: &[(&str, &[&str])]) -> Check {
+    let files: Vec<_> = fatbins.iter().map(|f| (f.name, f.architectures)).collect();
+    let mut message = if files.is_empty() { "none in this build".into() } else { listed(&files) };
+    let status = if files.is_empty() { Status::Note } else { Status::Ok };
+    if !left_out.is_empty() {
+        message += &format!("; left out by LMHEAD_CUDA_ARCHS: {}", listed(left_out));
+    }
     Check::new("cuda kernels", status, message, "")
 }
 
@@ -88,7 +92,11 @@ mod tests {
 
     #[test]
     fn a_build_without_kernels_says_so() {
-        assert_eq!(kernels(&[]).message, "none in this build");
-        assert_eq!(kernels(FATBINS).message, "a (sm_80 compute_80), b (sm_90a)");
+        assert_eq!(kernels(&[], &[]).message, "none in this build");
+        assert_eq!(kernels(FATBINS, &[]).message, "a (sm_80 compute_80), b (sm_90a)");
+        assert_eq!(
+            kernels(&FATBINS[..1], &[("b", &["sm_90a"])]).message,
+            "a (sm_80 compute_80); left out by LMHEAD_CUDA_ARCHS: b (sm_90a)"
+        );
     }
 }

@@ -289,7 +289,7 @@ fn refused_launches() {
     let launch = |change: Change| {
         let config = change(LaunchConfig::new([4, 1, 1], [64, 1, 1]));
         let mut device = Device::new();
-        let out = device.alloc(256);
+        let out = device.alloc(256)?;
         let params =
             ProbeParams { map: NO_MAP, map_out: NO_MAP, input: out.pointer(), out: out.pointer(), n: [0; 6] };
         device.launch(&broken_memory(), &params, &config)

@@ -8,7 +8,7 @@ fn mma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Resul
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let cases::Int8 { weights, rows, truth } = cases::int8(shape);
     let mut device = Device::new();
-    let out = device.alloc((row_count * vocab * 4) as usize);
+    let out = device.alloc((row_count * vocab * 4) as usize)?;
     let params = MmaCarrierParams {
         weights: device.upload_read_only(&weights).pointer(),
         rows: device.upload_read_only(&rows).pointer(),
@@ -19,7 +19,7 @@ fn mma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Resul
     };
     let launch = carriers::config(vocab, row_count, 32, carriers::MMA_THREADS, carriers::MMA_SHARED);
     device.launch(&carriers::mma_s8(), &params, &config(launch))?;
-    assert_eq!(device.download::<i32>(out), truth);
+    assert_eq!(device.download::<i32>(out)?, truth);
     Ok(())
 }
 
@@ -27,7 +27,7 @@ fn wgmma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Res
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let cases::Int8 { weights, rows, truth } = cases::int8(shape);
     let mut device = Device::new();
-    let out = device.alloc((row_count * vocab * 4) as usize);
+    let out = device.alloc((row_count * vocab * 4) as usize)?;
     let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
     let params = WgmmaCarrierParams {
         weights: carriers::tiles(w.address(), 1, vocab, hidden, 64)?,
@@ -45,7 +45,7 @@ fn wgmma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Res
         carriers::WGMMA_SHARED,
     );
     device.launch(&carriers::wgmma_s8(), &params, &config(launch))?;
-    assert_eq!(device.download::<i32>(out), truth);
+    assert_eq!(device.download::<i32>(out)?, truth);
     Ok(())
 }
 
@@ -57,7 +57,7 @@ fn wgmma_bf16(
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let cases::Halves { weights, rows, truth } = cases::halves(shape, values);
     let mut device = Device::new();
-    let out = device.alloc((row_count * vocab * 4) as usize);
+    let out = device.alloc((row_count * vocab * 4) as usize)?;
     let (w, x) = (device.upload_read_only(&weights), device.upload_read_only(&rows));
     let params = WgmmaCarrierParams {
         weights: carriers::tiles(w.address(), 2, vocab, hidden, 64)?,
@@ -75,7 +75,7 @@ fn wgmma_bf16(
         carriers::WGMMA_SHARED,
     );
     device.launch(&carriers::wgmma_bf16(), &params, &config(launch))?;
-    assert_eq!(bits(&device.download::<f32>(out)), bits(&truth));
+    assert_eq!(bits(&device.download::<f32>(out)?), bits(&truth));
     Ok(())
 }
 
@@ -87,7 +87,7 @@ fn gather_bf16(
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let cases::Gathered { weights, source, source_rows, indices, truth } = cases::gathered(shape, values);
     let mut device = Device::new();
-    let out = device.alloc((row_count * vocab * 4) as usize);
+    let out = device.alloc((row_count * vocab * 4) as usize)?;
     let w = device.upload_read_only(&weights);
     let params = GatherCarrierParams {
         weights: carriers::tiles(w.address(), 2, vocab, hidden, 64)?,
@@ -107,7 +107,7 @@ fn gather_bf16(
         carriers::GATHER_SHARED,
     );
     device.launch(&carriers::gather_bf16(), &params, &config(launch))?;
-    assert_eq!(bits(&device.download::<f32>(out)), bits(&truth));
+    assert_eq!(bits(&device.download::<f32>(out)?), bits(&truth));
     Ok(())
 }
 

@@ -116,7 +116,11 @@ fn bf16s(random: &mut Random, count: u32, values: Values) -> Vec<bf16> {
 /// `[rows, vocab]`. Integers need no model of the hardware: any order gives the sum.
 fn truth(weights: &[bf16], rows: &[bf16], hidden: usize, values: Values) -> Vec<f32> {
     if values == Values::Random {
-        return bf16_truth(weights, rows, hidden);
+        let truth = bf16_truth(weights, rows, hidden);
+        if let Some(problem) = too_far(weights, rows, hidden, &truth) {
+            panic!("[{}, {hidden}] rows: {problem}", rows.len() / hidden);
+        }
+        return truth;
     }
     let integers = |data: &[bf16]| data.iter().map(|x| x.to_f32() as i8).collect::<Vec<_>>();
     int8_truth(&integers(weights), &integers(rows), hidden).into_iter().map(|sum| sum as f32).collect()
@@ -152,6 +156,51 @@ fn bf16_truth(weights: &[bf16], rows: &[bf16], hidden: usize) -> Vec<f32> {
         multiply_step(Path::Fast, Half::Bf16, &step(weights, m, k0), &step(rows, n, k0), &mut d);
     }
     (0..count).flat_map(|row| (0..vocab).map(move |id| (row, id))).map(|(row, id)| d[id * n + row]).collect()
+}
+
+/// What of `out` `[rows, vocab]` is further from the product in f64 than f32 sums may be: each by 1.5·hidden·2^-24 of the sum of
+/// its products' magnitudes; and, of normally distributed values up to a hidden size of 12288, by 5e-5 of the outputs' root mean
+/// square. The emulated device's own arithmetic has no part in it.
+pub fn too_far(weights: &[bf16], rows: &[bf16], hidden: usize, out: &[f32]) -> Option<String> {
+    let wide = |data: &[bf16]| data.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+    let (weights, rows) = (wide(weights), wide(rows));
+    let (mut squares, mut furthest) = (0f64, 0f64);
+    let pairs = rows.chunks(hidden).flat_map(|row| weights.chunks(hidden).map(move |w| (row, w)));
+    for (at, ((row, w), &out)) in pairs.zip(out).enumerate() {
+        let products = row.iter().zip(w).map(|(x, w)| x * w);
+        let (sum, magnitude) = products.fold((0f64, 0f64), |(s, m), p| (s + p, m + p.abs()));
+        let error = (f64::from(out) - sum).abs();
+        let bound = 1.5 * hidden as f64 * 2f64.powi(-24) * magnitude;
+        if error.is_nan() || error > bound {
+            return Some(format!("output {at}: wanted {sum} within {bound:e}, got {out}"));
+        }
+        (squares, furthest) = (squares + sum * sum, furthest.max(error));
+    }
+    let bound = 5e-5 * (squares / out.len() as f64).sqrt();
+    (hidden < 12288 && furthest > bound)
+        .then(|| format!("wanted all outputs within {bound:e} of f64, got one that is {furthest:e} away"))
+}
+
+#[test]
+fn f64_finds_a_dropped_product_a_coarse_sum_and_a_nan() {
+    let shape = Shape { vocab: 16, rows: 4, hidden: 256 };
+    let Halves { weights, rows, truth } = halves(&shape, Values::Random);
+    assert_eq!(too_far(&weights, &rows, 256, &truth), None);
+    type Change = fn(&mut f32);
+    for (change, wanted) in [
+        ((|x| *x = f32::NAN) as Change, "output 5"),
+        (|x| *x += 0.05, "output 5"),
+        (|x| *x += 2e-3, "wanted all outputs within"),
+    ] {
+        let mut out = truth.clone();
+        change(&mut out[5]);
+        let problem = too_far(&weights, &rows, 256, &out).expect("too far");
+        assert!(problem.contains(wanted), "{problem}");
+    }
+    let mut shorter = rows.clone();
+    shorter[255] = bf16::ZERO;
+    let dropped = bf16_truth(&weights, &shorter, 256);
+    assert!(too_far(&weights, &rows, 256, &dropped).is_some());
 }
 
 pub fn bits(values: &[f32]) -> Vec<u32> {

@@ -7,4 +7,5 @@ mod data;
 mod hopper;
 mod instructions;
 mod probe;
+mod refused;
 mod tensor_core;

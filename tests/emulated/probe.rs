@@ -95,7 +95,7 @@ impl Probe {
         let (map, map_out) = maps(input, out);
         let params = ProbeParams { map, map_out, input: input.pointer(), out: out.pointer(), n: self.n };
         device.launch(&self.kernel, &params, &self.config)?;
-        Ok(device.download(out))
+        device.download(out)
     }
 
     pub fn run(&self) -> Result<Vec<u32>, Fault> {

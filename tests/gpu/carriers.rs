@@ -59,7 +59,7 @@ fn mma_s8(device: &Arc<Device>) -> Result<(), Failed> {
 
         let mut emulated = emulated::Device::new();
         let (w, x) = (emulated.upload(&weights), emulated.upload(&rows));
-        let emulated_out = emulated.alloc(truth.len() * 4);
+        let emulated_out = emulated.alloc(truth.len() * 4)?;
         let params = MmaCarrierParams {
             weights: w.pointer(),
             rows: x.pointer(),
@@ -68,7 +68,7 @@ fn mma_s8(device: &Arc<Device>) -> Result<(), Failed> {
         };
         emulated.launch(&carriers::mma_s8(), &params, &config)?;
         let truth: Vec<u32> = truth.into_iter().map(|sum| sum as u32).collect();
-        out.compare(MMA_S8, &shape, "int8", &truth, &emulated.download(emulated_out))?;
+        out.compare(MMA_S8, &shape, "int8", &truth, &emulated.download(emulated_out)?)?;
     }
     Ok(())
 }
@@ -105,7 +105,7 @@ fn gather_bf16(device: &Arc<Device>) -> Result<(), Failed> {
         let mut emulated = emulated::Device::new();
         let (w, x) = (emulated.upload(&weights), emulated.upload(&source));
         let picked = emulated.upload(&indices);
-        let emulated_out = emulated.alloc(truth.len() * 4);
+        let emulated_out = emulated.alloc(truth.len() * 4)?;
         let params = GatherCarrierParams {
             weights: carriers::tiles(w.address(), 2, vocab, hidden, 64)?,
             rows: x.pointer(),
@@ -117,7 +117,7 @@ fn gather_bf16(device: &Arc<Device>) -> Result<(), Failed> {
             hidden,
         };
         emulated.launch(&carriers::gather_bf16(), &params, &gather_config(&shape))?;
-        let emulated: Vec<u32> = emulated.download(emulated_out);
+        let emulated: Vec<u32> = emulated.download(emulated_out)?;
         out.compare(GATHER_BF16, &shape, &format!("bf16 {values:?}"), &bits(&truth), &emulated)?;
     }
     Ok(())
@@ -345,7 +345,7 @@ fn emulated_wgmma<T: bytemuck::NoUninit>(
     let Shape { vocab, rows: row_count, hidden } = *shape;
     let mut device = emulated::Device::new();
     let (w, x) = (device.upload(weights), device.upload(rows));
-    let out = device.alloc((vocab * row_count * 4) as usize);
+    let out = device.alloc((vocab * row_count * 4) as usize)?;
     let bytes = size_of::<T>() as u32;
     let params = WgmmaCarrierParams {
         weights: carriers::tiles(w.address(), bytes, vocab, hidden, 64)?,
@@ -356,7 +356,7 @@ fn emulated_wgmma<T: bytemuck::NoUninit>(
         hidden,
     };
     device.launch(kernel, &params, &wgmma_config(shape))?;
-    Ok(device.download(out))
+    Ok(device.download(out)?)
 }
 
 /// `indices` `[rows]` into `source` `[n, hidden]`.

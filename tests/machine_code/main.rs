@@ -100,7 +100,7 @@ fn text_of_another_form_is_refused() {
 const MULTIPLY: Expectation = Expectation {
     kernel: "multiply",
     architectures: &["sm_80", "sm_90a"],
-    present: &["IMMA", "LDG.128"],
+    present: &[("IMMA", 1), ("LDG.128", 2)],
     absent: &["HMMA"],
     registers: 16,
 };
@@ -111,7 +111,9 @@ fn each_broken_expectation_is_a_fault_that_says_what_came() {
     assert_eq!(faults(&code, &MULTIPLY), [""; 0]);
     for (row, wanted) in [
         (Expectation { registers: 15, ..MULTIPLY }, "wanted at most 15 registers, got 16"),
-        (Expectation { present: &["HGMMA"], ..MULTIPLY }, "wanted HGMMA, got none"),
+        (Expectation { present: &[("HGMMA", 1)], ..MULTIPLY }, "wanted 1 HGMMA, got 0"),
+        (Expectation { present: &[("LDG.128", 8)], ..MULTIPLY }, "wanted 8 LDG.128, got 2"),
+        (Expectation { present: &[("LDG.128", 1)], ..MULTIPLY }, "wanted 1 LDG.128, got 2"),
         (Expectation { absent: &["IMMA"], ..MULTIPLY }, "wanted no IMMA, got 1"),
     ] {
         assert_eq!(faults(&code, &row), [format!("sample multiply sm_90a: {wanted}")]);

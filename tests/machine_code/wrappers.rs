@@ -143,6 +143,11 @@ fn every_wrapper_becomes_its_instruction() {
         missing
             .extend(patterns.iter().filter(|p| count(kernel, p) == 0).map(|p| format!("{kernel}: no {p}")));
     }
+    // Three loads before the wait, three behind it.
+    let loads = count("dependent_reads", "LDG");
+    if loads != 6 {
+        missing.push(format!("dependent_reads: wanted 6 LDG, got {loads}: some were merged"));
+    }
     // a from shared memory and from registers: two products each.
     for n in (8..=256).step_by(8) {
         let mut wanted = vec![

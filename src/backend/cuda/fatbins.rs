@@ -30,17 +30,42 @@ impl fmt::Debug for Fatbin {
 /// Every kernel file of this build, in the order of the build script's table. Empty on docs.rs.
 pub static EMBEDDED: &[Fatbin] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
+/// `(file, architectures)` of the kernel files that `LMHEAD_CUDA_ARCHS` kept out of this build: it named none of theirs.
+pub static LEFT_OUT: &[(&str, &[&str])] = include!(concat!(env!("OUT_DIR"), "/left_out.rs"));
+
 /// The kernel file with an entry point of that name.
 ///
 /// # Errors
-/// `Unsupported` with the names that there are.
+/// `Unsupported` with the names that there are, and the files that this build lacks.
 pub fn with_kernel(kernel: &str) -> Result<&'static Fatbin> {
-    EMBEDDED.iter().find(|fatbin| fatbin.kernels.contains(&kernel)).ok_or_else(|| {
-        let names: Vec<_> = EMBEDDED.iter().flat_map(|fatbin| fatbin.kernels).copied().collect();
+    find(kernel, EMBEDDED, LEFT_OUT)
+}
+
+fn find(
+    kernel: &str,
+    fatbins: &'static [Fatbin],
+    left_out: &[(&'static str, &[&'static str])],
+) -> Result<&'static Fatbin> {
+    fatbins.iter().find(|fatbin| fatbin.kernels.contains(&kernel)).ok_or_else(|| {
+        let names: Vec<_> = fatbins.iter().flat_map(|fatbin| fatbin.kernels).copied().collect();
         let wanted =
             if names.is_empty() { "none: this build has no kernels".into() } else { names.join(", ") };
-        Error::unsupported("kernel", format!("one of {wanted}"), format!("\"{kernel}\""), "name one of those")
+        let fix = if left_out.is_empty() {
+            "name one of those".into()
+        } else {
+            format!(
+                "name one of those, or build anew for its architecture: LMHEAD_CUDA_ARCHS left {} out of this build",
+                listed(left_out)
+            )
+        };
+        Error::unsupported("kernel", format!("one of {wanted}"), format!("\"{kernel}\""), fix)
     })
+}
+
+/// Files with their architectures, for a reader.
+pub fn listed(files: &[(&str, &[&str])]) -> String {
+    let file = |(name, architectures): &(&str, &[&str])| format!("{name} ({})", architectures.join(" "));
+    files.iter().map(file).collect::<Vec<_>>().join(", ")
 }
 
 /// A device's compute capability: major, minor.
@@ -132,6 +157,14 @@ mod tests {
             error.starts_with("kernel: wanted one of ") && error.contains("\"no_such_kernel\""),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_kernel_that_this_build_lacks_is_missed_with_the_variable_that_left_it_out() {
+        let error = find("b", &[], &[("b_sm90a", &["sm_90a"]), ("c", &["sm_80", "sm_89"])]);
+        let error = error.expect_err("left out").to_string();
+        let wanted = "LMHEAD_CUDA_ARCHS left b_sm90a (sm_90a), c (sm_80 sm_89) out of this build";
+        assert!(error.contains("got \"b\"") && error.contains(wanted), "{error}");
     }
 
     #[test]

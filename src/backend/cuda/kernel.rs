@@ -59,9 +59,11 @@ impl Launch {
             );
         }
         let threads = attributes.max_threads as u64;
-        if !(1..=threads).contains(&product(self.block)) || self.block.contains(&0) {
+        let widest = [1024, 1024, 64];
+        let beyond = self.block.iter().zip(widest).any(|(&n, widest)| n == 0 || n > widest);
+        if beyond || product(self.block) > threads {
             return wrong(
-                format!("1 to {threads} threads per block"),
+                format!("1 to {threads} threads per block, at most {widest:?} along x, y, z"),
                 "use the block that the kernel is written for",
             );
         }
@@ -263,7 +265,12 @@ mod tests {
             (Launch { grid: [2, 65536, 1], ..good }, "wanted a grid of 1 to"),
             (Launch { block: [385, 1, 1], ..good }, "wanted 1 to 384 threads per block"),
             (Launch { block: [u32::MAX, u32::MAX, 1], ..good }, "wanted 1 to 384 threads per block"),
+            (Launch { block: [u32::MAX; 3], ..good }, "wanted 1 to 384 threads per block"),
             (Launch { block: [32, 0, 1], ..good }, "wanted 1 to 384 threads per block"),
+            (
+                Launch { block: [1, 1, 65], ..good },
+                "wanted 1 to 384 threads per block, at most [1024, 1024, 64]",
+            ),
             (
                 Launch { dynamic_shared: 231_425, ..good },
                 "wanted at most 231424 bytes of dynamic shared memory here",

@@ -1,6 +1,6 @@
 //! Global memory of the emulated device.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
 /// Alignment of a buffer, as CUDA's allocations have it; as much unused memory lies before and behind.
@@ -46,15 +46,16 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    pub fn new(bytes: usize, writable: bool) -> Self {
-        let size = bytes.checked_add(2 * GUARD).expect("a buffer fits the address space");
-        let layout = Layout::from_size_align(size, GUARD).expect("a buffer fits the address space");
+    /// None where this machine has not that much memory.
+    pub fn new(bytes: usize, writable: bool) -> Option<Self> {
+        let size = bytes.checked_add(2 * GUARD)?;
+        let layout = Layout::from_size_align(size, GUARD).ok()?;
         // SAFETY: the layout is not empty.
-        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else { handle_alloc_error(layout) };
+        let start = NonNull::new(unsafe { alloc(layout) })?;
         // Not zeros: what a kernel forgets to write shall show.
         // SAFETY: the whole allocation.
         unsafe { start.write_bytes(0xCB, size) };
-        Memory { start, layout, bytes, writable }
+        Some(Memory { start, layout, bytes, writable })
     }
 
     pub fn address(&self) -> u64 {

@@ -41,7 +41,7 @@ pub enum FaultKind {
     Trap,
     /// An operand that the instruction does not take.
     Operand,
-    /// A launch that the device refuses.
+    /// A launch that the device refuses, or a buffer that it cannot give.
     Launch,
 }
 
@@ -75,6 +75,7 @@ impl FaultKind {
 /// A fault of a launch. Its text says what was found and what was wanted; the seed repeats the schedule (with one thread).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
+    /// Its name; empty where no kernel was concerned.
     pub kernel: String,
     pub kind: FaultKind,
     pub seed: u64,
@@ -124,6 +125,9 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kernel.is_empty() {
+            return f.write_str(&self.text);
+        }
         if self.kind == FaultKind::Launch {
             return write!(f, "kernel {}: launch refused: {}", self.kernel, self.text);
         }

@@ -73,7 +73,7 @@ pub struct LaunchConfig {
     pub seed: u64,
     /// Look for races, missing fences and copies that are used too early. Bounds are always checked.
     pub checks: bool,
-    /// OS threads, which share the blocks.
+    /// OS threads, which share the blocks; no more than cores are used.
     pub threads: usize,
     /// The block, counted along x, then y, then z, whose instructions [`super::Device::take_trace`] gives. The environment variable
     /// `LMHEAD_EMULATED_TRACE` (a block's number, or `kernel:number`) prints them to the standard error instead.
@@ -227,6 +227,11 @@ impl Prepared {
 
     pub fn clusters(&self) -> u64 {
         (0..3).map(|i| u64::from(self.config.grid[i] / self.config.cluster[i])).product()
+    }
+
+    /// Threads of a cluster; the check of the launch bounds them.
+    pub fn stacks(&self) -> u32 {
+        self.config.block.iter().chain(&self.config.cluster).product()
     }
 
     pub fn blocks(&self) -> u64 {

@@ -12,7 +12,7 @@
 //! let mut device = Device::new();
 //! let weights = device.upload(&[1i8; 8 * 32]); // [vocab, hidden]
 //! let rows = device.upload(&[2i8; 3 * 32]); // [rows, hidden]
-//! let out = device.alloc(3 * 8 * 4); // [rows, vocab] int32
+//! let out = device.alloc(3 * 8 * 4)?; // [rows, vocab] int32
 //! let params = MmaCarrierParams {
 //!     weights: weights.pointer(),
 //!     rows: rows.pointer(),
@@ -23,7 +23,7 @@
 //! };
 //! let config = LaunchConfig::new([1, 1, 1], [carriers::MMA_THREADS, 1, 1]).shared(carriers::MMA_SHARED);
 //! device.launch(&carriers::mma_s8(), &params, &config)?;
-//! assert_eq!(device.download::<i32>(out), [64; 24]);
+//! assert_eq!(device.download::<i32>(out)?, [64; 24]);
 //! # Ok(())
 //! # }
 //! ```
@@ -35,8 +35,10 @@ mod fault;
 #[doc(hidden)]
 pub mod ffi;
 mod launch;
+mod order;
 mod run;
 mod tensor_map;
+mod worker;
 
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
@@ -62,11 +64,18 @@ impl Device {
     }
 
     /// A buffer of `bytes` bytes, of no particular content, aligned to 256.
-    pub fn alloc(&mut self, bytes: usize) -> Buffer {
-        self.add(Memory::new(bytes, true))
+    ///
+    /// # Errors
+    /// Of kind `Launch` where this machine has not that much memory.
+    pub fn alloc(&mut self, bytes: usize) -> Result<Buffer, Fault> {
+        let memory = Memory::new(bytes, true);
+        Ok(self.add(memory.ok_or_else(|| out_of_memory(bytes))?))
     }
 
     /// A buffer that holds a copy of `data`.
+    ///
+    /// # Panics
+    /// As a `Vec` does, where there is no memory for a second copy; likewise [`Device::upload_read_only`].
     pub fn upload<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Buffer {
         self.copied(data, true)
     }
@@ -78,11 +87,24 @@ impl Device {
 
     /// The buffer's content, as many whole values as it holds.
     ///
-    /// # Panics
-    /// When the buffer is another device's.
-    pub fn download<T: bytemuck::AnyBitPattern>(&self, buffer: Buffer) -> Vec<T> {
-        let bytes = self.memory(buffer).bytes();
-        bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+    /// # Errors
+    /// Of kind `Launch` where the buffer is another device's.
+    pub fn download<T: bytemuck::AnyBitPattern>(&self, buffer: Buffer) -> Result<Vec<T>, Fault> {
+        let memory = match self.memories.get(buffer.number as usize) {
+            Some(memory) if memory.address() == buffer.address => memory,
+            _ => {
+                let text = format!(
+                    "device buffer: wanted one of this device, got number {} of another; download it from the device \
+                     that made it",
+                    buffer.number
+                );
+                return Err(Fault::refused("", 0, text));
+            }
+        };
+        // Of values without bytes there are none.
+        let size = size_of::<T>().max(1);
+        let count = if size_of::<T>() == 0 { 0 } else { memory.bytes / size };
+        Ok(memory.bytes().chunks_exact(size).take(count).map(bytemuck::pod_read_unaligned).collect())
     }
 
     /// Runs a kernel to its end.
@@ -121,7 +143,8 @@ impl Device {
 
     fn copied<T: bytemuck::NoUninit>(&mut self, data: &[T], writable: bool) -> Buffer {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        let mut memory = Memory::new(bytes.len(), writable);
+        let mut memory =
+            Memory::new(bytes.len(), writable).unwrap_or_else(|| panic!("{}", out_of_memory(bytes.len())));
         memory.bytes_mut().copy_from_slice(bytes);
         self.add(memory)
     }
@@ -132,13 +155,10 @@ impl Device {
         self.memories.push(memory);
         buffer
     }
+}
 
-    fn memory(&self, buffer: Buffer) -> &Memory {
-        match self.memories.get(buffer.number as usize) {
-            Some(memory) if memory.address() == buffer.address => memory,
-            _ => {
-                panic!("buffer {} belongs to another device; use it with the one that made it", buffer.number)
-            }
-        }
-    }
+fn out_of_memory(bytes: usize) -> Fault {
+    let text =
+        format!("device memory: wanted {bytes} bytes, this machine has not that much; use a smaller buffer");
+    Fault::refused("", 0, text)
 }

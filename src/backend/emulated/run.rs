@@ -2,42 +2,23 @@
 
 use super::buffer::Memory;
 use super::fault::Fault;
-use super::ffi::{self, Allocation, RawFault, RawWorker};
+use super::ffi::{self, Allocation, RawFault};
 use super::launch::Prepared;
-use std::collections::VecDeque;
+use super::order::Shuffled;
+use super::worker::Worker;
 use std::ffi::c_void;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-
-/// Stacks of a worker, kept from launch to launch.
-struct Worker(*mut RawWorker);
-
-// SAFETY: nothing in it belongs to one OS thread.
-unsafe impl Send for Worker {}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // SAFETY: opened below, closed once.
-        unsafe { ffi::lmhead_emulated_close_worker(self.0) }
-    }
-}
-
-static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
+use std::thread::available_parallelism;
 
 /// A panic while it was held left nothing half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn worker() -> Worker {
-    let idle = lock(&IDLE).pop();
-    // SAFETY: takes nothing.
-    idle.unwrap_or_else(|| Worker(unsafe { ffi::lmhead_emulated_open_worker() }))
-}
-
 /// One launch's progress.
 struct Progress {
     /// Clusters that nobody has begun, in the order in which they shall be.
-    waiting: VecDeque<u64>,
+    waiting: Shuffled,
     running: usize,
     /// Blocks that have not executed launch_dependents.
     untriggered: u64,
@@ -109,7 +90,7 @@ fn next(shared: &Shared) -> Option<(usize, u64)> {
                 break;
             }
             let progress = &mut state.progress[launch];
-            if let Some(cluster) = progress.waiting.pop_front() {
+            if let Some(cluster) = progress.waiting.next() {
                 progress.running += 1;
                 return Some((launch, cluster));
             }
@@ -119,12 +100,13 @@ fn next(shared: &Shared) -> Option<(usize, u64)> {
 }
 
 fn work(shared: &Shared, launches: &[RawLaunch]) {
-    let worker = worker();
+    let stacks = launches.iter().map(|launch| launch.stacks).max().unwrap_or(0);
+    let worker = Worker::take(stacks);
     let mut fault = RawFault::empty();
     while let Some((launch, cluster)) = next(shared) {
         // SAFETY: the launch was checked, its buffers live and are borrowed for writing, and this thread has the worker alone.
         let outcome = unsafe {
-            ffi::lmhead_emulated_run_cluster(worker.0, &launches[launch].raw, cluster, &mut *fault)
+            ffi::lmhead_emulated_run_cluster(worker.raw(), &launches[launch].raw, cluster, &mut *fault)
         };
         let mut state = lock(&shared.state);
         state.progress[launch].running -= 1;
@@ -134,28 +116,18 @@ fn work(shared: &Shared, launches: &[RawLaunch]) {
         drop(state);
         shared.changed.notify_all();
     }
-    lock(&IDLE).push(worker);
 }
 
 /// Pointers into what `run` owns.
 struct RawLaunch {
     raw: ffi::Launch,
     name: &'static str,
+    /// Threads of a cluster.
+    stacks: u32,
 }
 
 // SAFETY: what the pointers name is read only, or written as several OS threads may (buffers, by the kernels' own rules).
 unsafe impl Sync for RawLaunch {}
-
-/// The clusters of a launch, in an order that the seed chooses.
-fn shuffled(launch: &Prepared) -> VecDeque<u64> {
-    let mut order: Vec<u64> = (0..launch.clusters()).collect();
-    let mut state = launch.config.seed ^ 0x9e37_79b9_7f4a_7c15;
-    for i in (1..order.len()).rev() {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        order.swap(i, ((state >> 33) % (i as u64 + 1)) as usize);
-    }
-    order.into()
-}
 
 /// What `LMHEAD_EMULATED_TRACE` asks of this kernel.
 fn traced_by_environment(kernel: &str) -> Option<u64> {
@@ -193,7 +165,11 @@ pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepare
         .collect();
     let progress = launches
         .iter()
-        .map(|launch| Progress { waiting: shuffled(launch), running: 0, untriggered: launch.blocks() })
+        .map(|launch| Progress {
+            waiting: Shuffled::new(launch.clusters(), launch.config.seed),
+            running: 0,
+            untriggered: launch.blocks(),
+        })
         .collect();
     let shared = Shared {
         state: Mutex::new(State { progress, fault: None, trace: Vec::new() }),
@@ -224,12 +200,14 @@ pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepare
                 block_triggered,
                 trace,
             };
-            RawLaunch { raw, name: launch.name }
+            RawLaunch { raw, name: launch.name, stacks: launch.stacks() }
         })
         .collect();
 
     let clusters: u64 = launches.iter().map(|launch| launch.clusters()).sum();
-    let threads = (launches[0].config.threads as u64).min(clusters).max(1);
+    // Two on any machine, so that dependent launches overlap.
+    let cores = available_parallelism().map_or(1, |n| n.get()).max(2);
+    let threads = (launches[0].config.threads.min(cores) as u64).min(clusters).max(1);
     if threads == 1 {
         work(&shared, &raws);
     } else {

@@ -74,16 +74,16 @@ impl Tiled2d {
         if !self.pitch.is_multiple_of(16) || self.pitch >= 1 << 40 {
             return refuse(format!("pitch: wanted a multiple of 16 bytes below 2^40, got {}", self.pitch));
         }
+        for (name, size) in [("columns", self.columns), ("rows", self.rows)] {
+            if size == 0 || size > 1 << 32 {
+                return refuse(format!("{name}: wanted 1 to 2^32, got {size}"));
+            }
+        }
         if self.pitch < self.columns * u64::from(self.element_bytes) {
             return refuse(format!(
                 "pitch: wanted at least the {} columns, got {} bytes",
                 self.columns, self.pitch
             ));
-        }
-        for (name, size) in [("columns", self.columns), ("rows", self.rows)] {
-            if size == 0 || size > 1 << 32 {
-                return refuse(format!("{name}: wanted 1 to 2^32, got {size}"));
-            }
         }
         for (name, size) in [("box columns", self.box_columns), ("box rows", self.box_rows)] {
             if size == 0 || size > 256 {

@@ -22,6 +22,19 @@ KERNEL(clusters, HopperWrapperParams, 128, 1) {
   ptx::stmatrix_x1_trans(at, at), ptx::stmatrix_x2_trans(at, {at, at}), ptx::stmatrix_x4_trans(at, {at, at, at, at});
 }
 
+// Every ordinary load twice: the kernel before may write what they read until griddepcontrol.wait ends.
+KERNEL(dependent_reads, HopperWrapperParams, 128, 1) {
+  const uint32_t *in = params.out + 128 * threadIdx.x;
+  const auto sum = [in] {
+    const ptx::U32x2 two = ptx::ld_global_v2(in + 4);
+    const ptx::U32x4 four = ptx::ld_global_v4(in + 8);
+    return ptx::ld_global_u32(in) + two.x + two.y + four.x + four.y + four.z + four.w;
+  };
+  const uint32_t before = sum();
+  ptx::griddepcontrol_wait();
+  ptx::st_shared_v2(params.address, {before, sum()});
+}
+
 KERNEL(registers, HopperWrapperParams, 256, 1) {
   if (threadIdx.x < 128)
     ptx::setmaxnreg_dec<40>();
