@@ -45,4 +45,79 @@ typedef struct GatherCarrierParams {
   uint32_t hidden;
 } GatherCarrierParams;
 
+/* The matmul kernels: logits[row, id] = epilogue(sum over k of rows[row, k]·weights[id, k]), for a shard of `vocab` ids.
+ * Addresses that may be null say so; a null one means "none". */
+
+/* What a kernel says of a row, or'ed into its status word. */
+enum LmheadStatus {
+  LMHEAD_STATUS_NONFINITE = 1,   /* a logit is NaN or infinite; minus infinity from an adjustment is legal */
+  LMHEAD_STATUS_ALLOWED = 2,     /* a logit is above minus infinity; said only where there are adjustments */
+  LMHEAD_STATUS_BAD_INDEX = 4    /* the row's index is not a row: it was taken for a row of zeros */
+};
+
+/* Types of logits, and of the rows that are quantised. */
+enum LmheadDtype { LMHEAD_DTYPE_F32 = 0, LMHEAD_DTYPE_F16 = 1, LMHEAD_DTYPE_BF16 = 2 };
+
+typedef struct WeightMatrix {
+  const void *data;    /* [vocab, hidden], 16-byte aligned */
+  uint64_t pitch;      /* bytes from row to row, a multiple of 16 */
+  const float *scales; /* [vocab]; of int8 weights */
+  const float *bias;   /* [vocab], may be null */
+} WeightMatrix;
+
+typedef struct RowMatrix {
+  const void *data;       /* [source_rows, hidden], aligned to its elements; to 16 bytes it is read faster */
+  uint64_t pitch;         /* bytes from row to row, a multiple of an element */
+  const void *indices;    /* [row_count] numbers of rows, int32 or int64; may be null: row i is row i */
+  uint32_t index_bytes;   /* 4 or 8 */
+  uint32_t source_rows;
+} RowMatrix;
+
+typedef struct LogitMatrix {
+  void *data;         /* [row_count, vocab], aligned to its elements; to 16 bytes it is written faster */
+  uint64_t pitch;     /* bytes from row to row, a multiple of an element: a shard writes its columns of a wider row */
+  uint32_t *status;   /* [row_count] LMHEAD_STATUS_*, or'ed: zeros before */
+  uint32_t dtype;     /* LMHEAD_DTYPE_* */
+} LogitMatrix;
+
+/* What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from 0. */
+typedef struct LogitAdjustments {
+  const uint32_t *addition_offsets; /* [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1] */
+  const uint32_t *addition_ids;     /* [entries], ascending within a row; equal ones are added in order */
+  const float *addition_values;     /* [entries] */
+  const uint32_t *count_offsets;    /* [row_count + 1], may be null: no penalties */
+  const uint32_t *count_ids;        /* [entries], ascending within a row, each once */
+  const uint32_t *counts;           /* [entries]: 2·(times in the output) + (in the prompt) */
+  const float *repetition;          /* [row_count] */
+  const float *frequency;           /* [row_count] */
+  const float *presence;            /* [row_count] */
+  const uint32_t *allowed;          /* [row_count, allowed_pitch] words, may be null: bit id % 32 of word id / 32 */
+  uint64_t allowed_pitch;           /* words from row to row */
+  const float *temperatures;        /* [row_count], may be null: divides the row's logits, unless it is 0 */
+} LogitAdjustments;
+
+typedef struct MatmulParams {
+  WeightMatrix weights;
+  RowMatrix rows;
+  const float *row_scales; /* [row_count]; of quantised rows */
+  LogitMatrix logits;
+  LogitAdjustments adjustments;
+  float softcap;      /* final_logit_softcapping; 0 is none */
+  float scale;        /* multiplies the logit after the softcap */
+  uint32_t vocab;
+  uint32_t row_count;
+  uint32_t hidden;
+} MatmulParams;
+
+/* kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale. */
+typedef struct QuantizeRowsParams {
+  RowMatrix rows;
+  int8_t *out;         /* [row_count, hidden], 16-byte aligned */
+  uint64_t out_pitch;  /* bytes from row to row, a multiple of 16; what is behind `hidden` is set to 0 */
+  float *scales;       /* [row_count] */
+  uint32_t *status;    /* [row_count] LMHEAD_STATUS_BAD_INDEX, or'ed */
+  uint32_t row_count;
+  uint32_t hidden;
+} QuantizeRowsParams;
+
 #endif

@@ -41,6 +41,8 @@
 
 mod shard;
 
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+pub(crate) use shard::Arrays;
 pub use shard::ShardAdjustments;
 
 use crate::error::{Error, Result};

@@ -23,7 +23,7 @@ pub use traffic::{RankTraffic, bytes_exchanged, step_traffic};
 
 use buffers::resize;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Resident};
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -50,6 +50,8 @@ pub struct LmHead {
     shard: Arc<HeadShard>,
     exchange: Arc<dyn Exchange>,
     backend: Arc<dyn Backend>,
+    /// The backend's own copy of the shard, where it needs one.
+    resident: Resident,
     hidden_dtype: DType,
     id: u32,
     epoch: u32,
@@ -106,6 +108,7 @@ impl LmHead {
             shard,
             exchange,
             backend,
+            resident: Resident::default(),
             hidden_dtype,
             epoch: 0,
             sequence: 0,
@@ -115,7 +118,9 @@ impl LmHead {
             scratch: Scratch::default(),
         };
         // A rank whose parts do not fit still takes part in the agreement: the others learn why, and nobody waits.
-        let refusal = head.check_parts().err();
+        let checked = head.check_parts();
+        let prepared = checked.and_then(|()| head.backend.prepare(&head.shard, hidden_dtype));
+        let refusal = prepared.map(|resident| head.resident = resident).err();
         head.agree_on_settings(refusal)?;
         Ok(head)
     }

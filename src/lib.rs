@@ -85,6 +85,7 @@ pub mod exchange;
 pub mod head;
 pub mod layout;
 pub mod merge;
+pub mod plan;
 pub mod quantize;
 pub mod reference;
 pub mod result;

@@ -66,18 +66,47 @@ pub struct ReferenceRow {
     finite: bool,
 }
 
+/// Error bounds of raw f32 logits, K being the hidden size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accuracy {
+    /// Sums are rounded to nearest: `K·2^-24·Σ|x_k·w_k|`, and `5e-5` of the logits' root mean square on Gaussian data.
+    Rounded,
+    /// Tensor cores cut each step of a sum toward zero: 1.5 times the first; of the second the larger of `5e-5` and `1e-8·K`, as an
+    /// H100 showed (`benches/results/h100`).
+    TensorCores,
+}
+
+impl Accuracy {
+    /// The factor c of `c·K·2^-24·Σ|x_k·w_k|`.
+    pub fn factor(self) -> f64 {
+        match self {
+            Accuracy::Rounded => 1.0,
+            Accuracy::TensorCores => 1.5,
+        }
+    }
+
+    /// The largest error on Gaussian data, in units of the logits' root mean square.
+    pub fn of_rms(self, hidden: usize) -> f64 {
+        match self {
+            Accuracy::Rounded => 5e-5,
+            Accuracy::TensorCores => f64::max(5e-5, 1e-8 * hidden as f64),
+        }
+    }
+}
+
 /// Computes single logits of a shard in float64.
 #[derive(Debug, Clone, Copy)]
 pub struct Reference<'a> {
     shard: &'a HeadShard,
     epilogue: Epilogue,
     flushes: bool,
+    accuracy: Accuracy,
 }
 
 impl<'a> Reference<'a> {
     /// The reference for a shard (which may be the whole head) and its epilogue.
     pub fn new(shard: &'a HeadShard, epilogue: Epilogue) -> Self {
-        Reference { shard, epilogue, flushes: false }
+        Reference { shard, epilogue, flushes: false, accuracy: Accuracy::Rounded }
     }
 
     /// The reference for a backend that takes subnormal numbers for zeros, where `flushes` says so
@@ -85,6 +114,11 @@ impl<'a> Reference<'a> {
     /// of the K sums may lose as much.
     pub fn flushing(self, flushes: bool) -> Self {
         Reference { flushes, ..self }
+    }
+
+    /// The reference for a backend of that accuracy ([`Backend::accuracy`](crate::backend::Backend::accuracy)).
+    pub fn accurate_as(self, accuracy: Accuracy) -> Self {
+        Reference { accuracy, ..self }
     }
 
     /// An input as the backend sees it.
@@ -158,11 +192,11 @@ impl<'a> Reference<'a> {
         (sum, self.bound(size))
     }
 
-    /// `c·K·2^-24·Σ|x·w| + K·2^-149`, or `K·2^-126` where subnormal sums are zeros.
+    /// `c·K·2^-24·Σ|x·w| + K·2^-149` with the accuracy's c, or `K·2^-126` where subnormal sums are zeros.
     fn bound(&self, size: f64) -> f64 {
         let k = self.shard.hidden_size() as f64;
         let least = if self.flushes { f32::MIN_POSITIVE } else { f32::from_bits(1) };
-        k * U * size + k * f64::from(least)
+        self.accuracy.factor() * k * U * size + k * f64::from(least)
     }
 
     /// bias -> softcap -> scale on the truth, and what each adds to the allowed error: its own f32 rounding. The softcap's

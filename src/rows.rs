@@ -101,6 +101,16 @@ impl<'a> HiddenRows<'a> {
         self.hidden * self.dtype.size()
     }
 
+    /// All rows that were given, one after the other, and how many they are: what a selection picks from.
+    pub fn source(&self) -> (&'a [u8], usize) {
+        (self.bytes, self.rows)
+    }
+
+    /// The rows of [`HiddenRows::source`] that are wanted, where that is not all of them in order.
+    pub fn selection(&self) -> Option<&'a [usize]> {
+        self.selection
+    }
+
     /// The bytes of all output rows where they already lie one after the other.
     pub fn contiguous(&self) -> Option<&'a [u8]> {
         self.selection.is_none().then_some(self.bytes)

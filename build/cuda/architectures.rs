@@ -23,6 +23,10 @@ pub const FILES: &[KernelFile] = &[
     KernelFile { name: "carriers/gather_bf16_sm90a", architectures: HOPPER },
     KernelFile { name: "carriers/mma_s8_sm80", architectures: PORTABLE },
     KernelFile { name: "carriers/wgmma_sm90a", architectures: HOPPER },
+    KernelFile { name: "gather_matmul_sm80", architectures: PORTABLE },
+    KernelFile { name: "quant_matmul_sm80", architectures: PORTABLE },
+    KernelFile { name: "quantize_rows_sm80", architectures: PORTABLE },
+    KernelFile { name: "w8a16_matmul_sm80", architectures: PORTABLE },
 ];
 
 /// The architectures that [`VARIABLE`] asks for; all of them where it is unset.

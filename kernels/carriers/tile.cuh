@@ -1,17 +1,10 @@
 // What the carriers share: the layout of a tile in shared memory, and the ring of stages between producer and consumers.
 #pragma once
-#include "ptx.cuh"
+#include "swizzle.cuh"
 
 namespace carriers {
 
 using namespace ptx;
-
-// A row of a tile is 128 bytes of k, the width of the widest swizzle: eight pieces of 16 bytes, piece c of row r at
-// c ^ (r % 8). Eight rows read at the same k then touch all banks once. TMA and wgmma do the same by themselves.
-constexpr uint32_t kRowBytes = 128;
-DEVICE uint32_t piece_address(uint32_t tile, uint32_t row, uint32_t piece) {
-  return tile + row * kRowBytes + ((piece ^ (row & 7)) << 4);
-}
 
 // A tile of rows of 128 bytes, for wgmma; k advances by 32 bytes per instruction.
 DEVICE uint64_t tile_descriptor(uint32_t tile) { return wgmma_descriptor(tile, Swizzle::bytes_128, 8 * kRowBytes); }

@@ -41,13 +41,26 @@ uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, 
 void fence_acq_rel_gpu();
 
 // Arithmetic (rounding.cpp).
-void bits_of(float v, uint32_t &bits);
-void float_of(uint32_t bits, float &v);
-float canonical(float v);  // a NaN as the device has it
+inline void bits_of(float v, uint32_t &bits) { __builtin_memcpy(&bits, &v, 4); }
+inline void float_of(uint32_t bits, float &v) { __builtin_memcpy(&v, &bits, 4); }
+// A NaN as the device has it.
+inline float canonical(float v) {
+  float nan;
+  float_of(0x7fffffffu, nan);
+  return v == v ? v : nan;
+}
 int32_t nearest_s32(float v);
+int32_t truncated_s32(float v);
 uint16_t bf16_of(float v);
 uint16_t f16_of(float v);
 float f32_of_f16(uint16_t bits);
+uint32_t sub_f16x2(uint32_t a, uint32_t b);
+inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) out |= uint32_t(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return out;
+}
 
 // Warps.
 enum class Shuffle { butterfly, index, up, down };

@@ -1,19 +1,7 @@
 // Conversions by integer arithmetic: no library, no rounding mode of the processor.
 #include "device.hpp"
 
-#include <cstring>
-
 namespace emulated {
-
-void bits_of(float v, uint32_t &bits) { std::memcpy(&bits, &v, 4); }
-void float_of(uint32_t bits, float &v) { std::memcpy(&v, &bits, 4); }
-
-float canonical(float v) {
-  if (v == v) return v;
-  float nan;
-  float_of(0x7fffffffu, nan);
-  return nan;
-}
 
 namespace {
 
@@ -36,6 +24,12 @@ int32_t nearest_s32(float v) {
   const uint32_t magnitude =
       exponent >= 23 ? significand << (exponent - 23) : shift_to_nearest(significand, 23 - exponent);
   return negative ? -int32_t(magnitude) : int32_t(magnitude);
+}
+
+int32_t truncated_s32(float v) {
+  if (v != v) return 0;
+  if (v >= 2147483648.0f) return INT32_MAX;
+  return v < -2147483648.0f ? INT32_MIN : int32_t(v);
 }
 
 uint16_t bf16_of(float v) {
@@ -67,6 +61,25 @@ float f32_of_f16(uint16_t bits) {
   else
     out = float(fraction) * 0x1p-24f * (sign ? -1.0f : 1.0f);
   return out;
+}
+
+// The difference of two f16 is exact in f32 where their exponents are near, and has fewer than 24 + 16 bits otherwise: in f64 it
+// is always exact, so that it is rounded once.
+uint32_t sub_f16x2(uint32_t a, uint32_t b) {
+  const auto one = [](uint16_t x, uint16_t y) -> uint32_t {
+    const double exact = double(f32_of_f16(x)) - double(f32_of_f16(y));
+    // To odd in f32 first: rounding that to f16 is rounding the exact value.
+    float v = float(exact);
+    uint32_t bits;
+    bits_of(v, bits);
+    if (double(v) != exact && !(bits & 1)) {
+      const bool away = (exact > 0) == (double(v) > exact);
+      bits = away ? bits - 1 : bits + 1;
+      float_of(bits, v);
+    }
+    return f16_of(v);
+  };
+  return one(uint16_t(a), uint16_t(b)) | one(uint16_t(a >> 16), uint16_t(b >> 16)) << 16;
 }
 
 }  // namespace emulated

@@ -45,6 +45,12 @@ PTX int32_t cvt_rni_s32_f32(float v) {
   EITHER(out = emulated::nearest_s32(v), asm("cvt.rni.s32.f32 %0, %1;" : "=r"(out) : "f"(v)));
   return out;
 }
+// The same toward zero.
+PTX int32_t cvt_rzi_s32_f32(float v) {
+  int32_t out;
+  EITHER(out = emulated::truncated_s32(v), asm("cvt.rzi.s32.f32 %0, %1;" : "=r"(out) : "f"(v)));
+  return out;
+}
 PTX float cvt_rn_f32_s32(int32_t v) {
   float out;
   EITHER(out = float(v), asm("cvt.rn.f32.s32 %0, %1;" : "=f"(out) : "r"(v)));
@@ -63,6 +69,22 @@ PTX F16 cvt_rn_f16_f32(float v) {
 PTX float cvt_f32_f16(F16 v) {
   float out;
   EITHER(out = emulated::f32_of_f16(v.bits), asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(v.bits)));
+  return out;
+}
+
+// Two f16 at once, each rounded on its own.
+PTX uint32_t sub_rn_f16x2(uint32_t a, uint32_t b) {
+  uint32_t out;
+  EITHER(out = emulated::sub_f16x2(a, b), asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b)));
+  return out;
+}
+
+// Four bytes picked from the eight of (high, low): byte i of the result is the one that digit i of the selector names, 0 to 3 from
+// low, 4 to 7 from high; a digit's bit 3 would spread the byte's sign, and no kernel uses it.
+PTX uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t out;
+  EITHER(out = emulated::prmt(low, high, selector),
+         asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector)));
   return out;
 }
 

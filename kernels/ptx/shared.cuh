@@ -33,6 +33,12 @@ PTX uint16_t ld_shared_u16(uint32_t address) {
          asm volatile("ld.shared.b16 %0, [%1];" : "=h"(v) : "r"(address) : "memory"));
   return v;
 }
+PTX U32x2 ld_shared_v2(uint32_t address) {
+  U32x2 v;
+  EITHER(emulated::ld_shared("ld.shared.v2.b32", address, &v, 8),
+         asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory"));
+  return v;
+}
 PTX U32x4 ld_shared_v4(uint32_t address) {
   U32x4 v;
   EITHER(emulated::ld_shared("ld.shared.v4.b32", address, &v, 16),

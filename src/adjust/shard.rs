@@ -34,6 +34,25 @@ struct Count {
     in_prompt: bool,
 }
 
+/// Adjustments of some rows as the device's kernels take them (`LogitAdjustments` of `kernels/params.h`). A kind that no row has
+/// is empty.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Arrays {
+    /// `[rows + 1]`, ids and values `[entries]`.
+    pub addition_offsets: Vec<u32>,
+    pub addition_ids: Vec<u32>,
+    pub addition_values: Vec<f32>,
+    /// `[rows + 1]`; ids and `2 count + in_prompt` `[entries]`; the penalties `[rows]`.
+    pub count_offsets: Vec<u32>,
+    pub count_ids: Vec<u32>,
+    pub counts: Vec<u32>,
+    pub repetition: Vec<f32>,
+    pub frequency: Vec<f32>,
+    pub presence: Vec<f32>,
+    /// `[rows, ceil(vocab.len() / 32)]`: rows without a mask allow everything.
+    pub allowed: Vec<u32>,
+}
+
 const MASK: u32 = 1;
 const ADDITIONS: u32 = 2;
 const PENALTIES: u32 = 4;
@@ -203,6 +222,47 @@ impl ShardAdjustments {
             return Err(broken(format!("{} bytes are left over", words.0.len())));
         }
         Ok(())
+    }
+
+    /// The rows `range` as arrays for a device.
+    ///
+    /// # Panics
+    /// When the range ends beyond [`ShardAdjustments::len`], or with 2^32 entries and more.
+    pub(crate) fn arrays(&self, range: Range<usize>) -> Arrays {
+        let rows = &self.rows[range];
+        let mut out = Arrays::default();
+        let end = |entries: usize| u32::try_from(entries).expect("fewer than 2^32 entries");
+        if rows.iter().any(|row| !row.additions.is_empty()) {
+            out.addition_offsets.push(0);
+            for row in rows {
+                let own = &self.additions[row.additions.clone()];
+                out.addition_ids.extend(own.iter().map(|(id, _)| *id));
+                out.addition_values.extend(own.iter().map(|(_, value)| *value));
+                out.addition_offsets.push(end(out.addition_ids.len()));
+            }
+        }
+        if rows.iter().any(|row| !row.counts.is_empty()) {
+            out.count_offsets.push(0);
+            for row in rows {
+                let own = &self.counts[row.counts.clone()];
+                out.count_ids.extend(own.iter().map(|c| c.id));
+                out.counts.extend(own.iter().map(|c| c.count << 1 | u32::from(c.in_prompt)));
+                out.count_offsets.push(end(out.count_ids.len()));
+                out.repetition.push(row.repetition);
+                out.frequency.push(row.frequency);
+                out.presence.push(row.presence);
+            }
+        }
+        if rows.iter().any(|row| row.mask.is_some()) {
+            let words = self.vocab.len().div_ceil(32);
+            for row in rows {
+                match row.mask {
+                    Some(at) => out.allowed.extend_from_slice(&self.masks[at..at + words]),
+                    None => out.allowed.resize(out.allowed.len() + words, u32::MAX),
+                }
+            }
+        }
+        out
     }
 
     /// Adjusts the logits of consecutive ids from `first_id`, a multiple of 32 from the shard's start, of row `row`.

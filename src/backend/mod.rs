@@ -3,6 +3,8 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+pub mod device;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 pub mod params;
@@ -10,12 +12,16 @@ pub mod params;
 use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
-use crate::error::Result;
-use crate::merge::{Candidate, PartialSpec, RowPartial};
+use crate::error::{Error, Result};
+use crate::merge::{BLOCK, Candidate, PartialSpec, RowPartial};
+use crate::reference::Accuracy;
 use crate::rows::HiddenRows;
 use crate::sampling::SamplingParams;
 use crate::sampling::cut::{Kept, Sum};
 use crate::weights::HeadShard;
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
 
 /// One matmul with its epilogue: `[rows.len(), hidden] x [shard rows, hidden]ᵀ`.
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +127,22 @@ pub struct HistogramQuery {
     pub key: u32,
 }
 
+/// What a backend keeps for a head: gone when this is dropped.
+#[derive(Clone, Default)]
+pub struct Resident(#[allow(dead_code, reason = "only dropped")] Option<Arc<dyn Any + Send + Sync>>);
+
+impl Resident {
+    pub fn new(kept: Arc<dyn Any + Send + Sync>) -> Self {
+        Resident(Some(kept))
+    }
+}
+
+impl fmt::Debug for Resident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Resident(kept)" } else { "Resident(nothing)" })
+    }
+}
+
 /// One kind of device. The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows
 /// around it, their number, the shard's boundaries or the number of threads (promise 1).
 pub trait Backend: Send + Sync {
@@ -137,11 +159,26 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// How far a raw f32 logit of 16-bit or f32 inputs may be from float64.
+    fn accuracy(&self) -> Accuracy {
+        Accuracy::Rounded
+    }
+
     /// Checks once, at creation of a head, that this backend can run `shard` with `hidden` states.
     ///
     /// # Errors
     /// `Unsupported` or `Dtype`, saying which backend takes them.
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()>;
+
+    /// Brings the weights to where products read them, once, at creation of a head that keeps what is returned as long as it lives.
+    /// Jobs over a shard that nobody prepared are as right, and slower where weights have to travel.
+    ///
+    /// # Errors
+    /// `Device` or `Unsupported` where that is not possible, as where memory is short.
+    fn prepare(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Resident> {
+        let _ = (shard, hidden);
+        Ok(Resident::default())
+    }
 
     /// All logits of the job.
     ///
@@ -167,4 +204,68 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the device fails. Sizes are the caller's to get right.
     fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()>;
+}
+
+/// What both calls ask of a job.
+pub(crate) fn check_job(job: &Job<'_>, rows: usize, out_rows: usize) -> Result<()> {
+    if job.rows.hidden() != job.shard.hidden_size() {
+        return Err(Error::shape(
+            "hidden_states",
+            format!("{} columns", job.shard.hidden_size()),
+            job.rows.hidden(),
+            "use the hidden states of this head's model",
+        ));
+    }
+    if !job.shard.takes(job.rows.dtype()) {
+        let fix = "check() the backend when the head is made";
+        return Err(Error::dtype("hidden_states", job.shard.matrix().dtype(), job.rows.dtype(), fix));
+    }
+    if rows != out_rows {
+        return Err(Error::shape("output rows", rows, out_rows, "pass one for each selected row"));
+    }
+    if let Some(adjustments) = job.adjustments
+        && adjustments.len() != rows
+    {
+        let fix = "slice them for the rows of the job";
+        return Err(Error::shape("rows of the adjustments", rows, adjustments.len(), fix));
+    }
+    Ok(())
+}
+
+/// What a place for logits must be; the bytes of one row.
+pub(crate) fn check_logits(out: &LogitsOut<'_>, rows: usize, columns: usize) -> Result<usize> {
+    let size = out.dtype.size();
+    let row_bytes = columns * size;
+    let needed = rows.checked_sub(1).map_or(Some(0), |before| {
+        before.checked_mul(out.stride).and_then(|bytes| bytes.checked_add(row_bytes))
+    });
+    if out.dtype == DType::I8 {
+        let fix = "logits are rounded to a float type";
+        return Err(Error::dtype("logits", "f32, f16 or bf16", out.dtype, fix));
+    }
+    if out.stride < row_bytes || needed.is_none_or(|needed| needed > out.bytes.len()) {
+        return Err(Error::shape(
+            "logits",
+            format!("{rows} rows of {row_bytes} bytes"),
+            format!("{} bytes, {} a row", out.bytes.len(), out.stride),
+            "allocate rows x stride bytes",
+        ));
+    }
+    Ok(row_bytes)
+}
+
+/// Sums of exponentials are formed per global block (promise 1): a shard may not cut one in two.
+pub(crate) fn check_boundaries(shard: &HeadShard) -> Result<()> {
+    let vocab = shard.vocab();
+    let whole = vocab.start.is_multiple_of(BLOCK)
+        && (vocab.end.is_multiple_of(BLOCK) || vocab.end == shard.vocab_size());
+    if !whole && !vocab.is_empty() {
+        return Err(Error::shape(
+            "shard",
+            format!("boundaries that are multiples of {BLOCK}, or the end of the vocabulary"),
+            format!("{}..{} of {}", vocab.start, vocab.end, shard.vocab_size()),
+            "cut shards with layout::shard_range",
+        ));
+    }
+    Ok(())
 }

@@ -112,3 +112,206 @@ const _: () = {
     ["Offset of field: GatherCarrierParams::hidden"]
         [::core::mem::offset_of!(GatherCarrierParams, hidden) - 164usize];
 };
+#[doc = " a logit is NaN or infinite; minus infinity from an adjustment is legal"]
+pub const LMHEAD_STATUS_NONFINITE: LmheadStatus = 1;
+#[doc = " a logit is above minus infinity; said only where there are adjustments"]
+pub const LMHEAD_STATUS_ALLOWED: LmheadStatus = 2;
+#[doc = " the row's index is not a row: it was taken for a row of zeros"]
+pub const LMHEAD_STATUS_BAD_INDEX: LmheadStatus = 4;
+#[doc = " What a kernel says of a row, or'ed into its status word."]
+pub type LmheadStatus = ::core::ffi::c_uint;
+pub const LMHEAD_DTYPE_F32: LmheadDtype = 0;
+pub const LMHEAD_DTYPE_F16: LmheadDtype = 1;
+pub const LMHEAD_DTYPE_BF16: LmheadDtype = 2;
+#[doc = " Types of logits, and of the rows that are quantised."]
+pub type LmheadDtype = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct WeightMatrix {
+    #[doc = " [vocab, hidden], 16-byte aligned"]
+    pub data: *const ::core::ffi::c_void,
+    #[doc = " bytes from row to row, a multiple of 16"]
+    pub pitch: u64,
+    #[doc = " [vocab]; of int8 weights"]
+    pub scales: *const f32,
+    #[doc = " [vocab], may be null"]
+    pub bias: *const f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeightMatrix"][::core::mem::size_of::<WeightMatrix>() - 32usize];
+    ["Alignment of WeightMatrix"][::core::mem::align_of::<WeightMatrix>() - 8usize];
+    ["Offset of field: WeightMatrix::data"][::core::mem::offset_of!(WeightMatrix, data) - 0usize];
+    ["Offset of field: WeightMatrix::pitch"][::core::mem::offset_of!(WeightMatrix, pitch) - 8usize];
+    ["Offset of field: WeightMatrix::scales"][::core::mem::offset_of!(WeightMatrix, scales) - 16usize];
+    ["Offset of field: WeightMatrix::bias"][::core::mem::offset_of!(WeightMatrix, bias) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RowMatrix {
+    #[doc = " [source_rows, hidden], aligned to its elements; to 16 bytes it is read faster"]
+    pub data: *const ::core::ffi::c_void,
+    #[doc = " bytes from row to row, a multiple of an element"]
+    pub pitch: u64,
+    #[doc = " [row_count] numbers of rows, int32 or int64; may be null: row i is row i"]
+    pub indices: *const ::core::ffi::c_void,
+    #[doc = " 4 or 8"]
+    pub index_bytes: u32,
+    pub source_rows: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of RowMatrix"][::core::mem::size_of::<RowMatrix>() - 32usize];
+    ["Alignment of RowMatrix"][::core::mem::align_of::<RowMatrix>() - 8usize];
+    ["Offset of field: RowMatrix::data"][::core::mem::offset_of!(RowMatrix, data) - 0usize];
+    ["Offset of field: RowMatrix::pitch"][::core::mem::offset_of!(RowMatrix, pitch) - 8usize];
+    ["Offset of field: RowMatrix::indices"][::core::mem::offset_of!(RowMatrix, indices) - 16usize];
+    ["Offset of field: RowMatrix::index_bytes"][::core::mem::offset_of!(RowMatrix, index_bytes) - 24usize];
+    ["Offset of field: RowMatrix::source_rows"][::core::mem::offset_of!(RowMatrix, source_rows) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LogitMatrix {
+    #[doc = " [row_count, vocab], aligned to its elements; to 16 bytes it is written faster"]
+    pub data: *mut ::core::ffi::c_void,
+    #[doc = " bytes from row to row, a multiple of an element: a shard writes its columns of a wider row"]
+    pub pitch: u64,
+    #[doc = " [row_count] LMHEAD_STATUS_*, or'ed: zeros before"]
+    pub status: *mut u32,
+    #[doc = " LMHEAD_DTYPE_*"]
+    pub dtype: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LogitMatrix"][::core::mem::size_of::<LogitMatrix>() - 32usize];
+    ["Alignment of LogitMatrix"][::core::mem::align_of::<LogitMatrix>() - 8usize];
+    ["Offset of field: LogitMatrix::data"][::core::mem::offset_of!(LogitMatrix, data) - 0usize];
+    ["Offset of field: LogitMatrix::pitch"][::core::mem::offset_of!(LogitMatrix, pitch) - 8usize];
+    ["Offset of field: LogitMatrix::status"][::core::mem::offset_of!(LogitMatrix, status) - 16usize];
+    ["Offset of field: LogitMatrix::dtype"][::core::mem::offset_of!(LogitMatrix, dtype) - 24usize];
+};
+#[doc = " What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from 0."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LogitAdjustments {
+    #[doc = " [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1]"]
+    pub addition_offsets: *const u32,
+    #[doc = " [entries], ascending within a row; equal ones are added in order"]
+    pub addition_ids: *const u32,
+    #[doc = " [entries]"]
+    pub addition_values: *const f32,
+    #[doc = " [row_count + 1], may be null: no penalties"]
+    pub count_offsets: *const u32,
+    #[doc = " [entries], ascending within a row, each once"]
+    pub count_ids: *const u32,
+    #[doc = " [entries]: 2·(times in the output) + (in the prompt)"]
+    pub counts: *const u32,
+    #[doc = " [row_count]"]
+    pub repetition: *const f32,
+    #[doc = " [row_count]"]
+    pub frequency: *const f32,
+    #[doc = " [row_count]"]
+    pub presence: *const f32,
+    #[doc = " [row_count, allowed_pitch] words, may be null: bit id % 32 of word id / 32"]
+    pub allowed: *const u32,
+    #[doc = " words from row to row"]
+    pub allowed_pitch: u64,
+    #[doc = " [row_count], may be null: divides the row's logits, unless it is 0"]
+    pub temperatures: *const f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LogitAdjustments"][::core::mem::size_of::<LogitAdjustments>() - 96usize];
+    ["Alignment of LogitAdjustments"][::core::mem::align_of::<LogitAdjustments>() - 8usize];
+    ["Offset of field: LogitAdjustments::addition_offsets"]
+        [::core::mem::offset_of!(LogitAdjustments, addition_offsets) - 0usize];
+    ["Offset of field: LogitAdjustments::addition_ids"]
+        [::core::mem::offset_of!(LogitAdjustments, addition_ids) - 8usize];
+    ["Offset of field: LogitAdjustments::addition_values"]
+        [::core::mem::offset_of!(LogitAdjustments, addition_values) - 16usize];
+    ["Offset of field: LogitAdjustments::count_offsets"]
+        [::core::mem::offset_of!(LogitAdjustments, count_offsets) - 24usize];
+    ["Offset of field: LogitAdjustments::count_ids"]
+        [::core::mem::offset_of!(LogitAdjustments, count_ids) - 32usize];
+    ["Offset of field: LogitAdjustments::counts"]
+        [::core::mem::offset_of!(LogitAdjustments, counts) - 40usize];
+    ["Offset of field: LogitAdjustments::repetition"]
+        [::core::mem::offset_of!(LogitAdjustments, repetition) - 48usize];
+    ["Offset of field: LogitAdjustments::frequency"]
+        [::core::mem::offset_of!(LogitAdjustments, frequency) - 56usize];
+    ["Offset of field: LogitAdjustments::presence"]
+        [::core::mem::offset_of!(LogitAdjustments, presence) - 64usize];
+    ["Offset of field: LogitAdjustments::allowed"]
+        [::core::mem::offset_of!(LogitAdjustments, allowed) - 72usize];
+    ["Offset of field: LogitAdjustments::allowed_pitch"]
+        [::core::mem::offset_of!(LogitAdjustments, allowed_pitch) - 80usize];
+    ["Offset of field: LogitAdjustments::temperatures"]
+        [::core::mem::offset_of!(LogitAdjustments, temperatures) - 88usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct MatmulParams {
+    pub weights: WeightMatrix,
+    pub rows: RowMatrix,
+    #[doc = " [row_count]; of quantised rows"]
+    pub row_scales: *const f32,
+    pub logits: LogitMatrix,
+    pub adjustments: LogitAdjustments,
+    #[doc = " final_logit_softcapping; 0 is none"]
+    pub softcap: f32,
+    #[doc = " multiplies the logit after the softcap"]
+    pub scale: f32,
+    pub vocab: u32,
+    pub row_count: u32,
+    pub hidden: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 224usize];
+    ["Alignment of MatmulParams"][::core::mem::align_of::<MatmulParams>() - 8usize];
+    ["Offset of field: MatmulParams::weights"][::core::mem::offset_of!(MatmulParams, weights) - 0usize];
+    ["Offset of field: MatmulParams::rows"][::core::mem::offset_of!(MatmulParams, rows) - 32usize];
+    ["Offset of field: MatmulParams::row_scales"]
+        [::core::mem::offset_of!(MatmulParams, row_scales) - 64usize];
+    ["Offset of field: MatmulParams::logits"][::core::mem::offset_of!(MatmulParams, logits) - 72usize];
+    ["Offset of field: MatmulParams::adjustments"]
+        [::core::mem::offset_of!(MatmulParams, adjustments) - 104usize];
+    ["Offset of field: MatmulParams::softcap"][::core::mem::offset_of!(MatmulParams, softcap) - 200usize];
+    ["Offset of field: MatmulParams::scale"][::core::mem::offset_of!(MatmulParams, scale) - 204usize];
+    ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 208usize];
+    ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 212usize];
+    ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 216usize];
+};
+#[doc = " kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QuantizeRowsParams {
+    pub rows: RowMatrix,
+    #[doc = " [row_count, hidden], 16-byte aligned"]
+    pub out: *mut i8,
+    #[doc = " bytes from row to row, a multiple of 16; what is behind `hidden` is set to 0"]
+    pub out_pitch: u64,
+    #[doc = " [row_count]"]
+    pub scales: *mut f32,
+    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX, or'ed"]
+    pub status: *mut u32,
+    pub row_count: u32,
+    pub hidden: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of QuantizeRowsParams"][::core::mem::size_of::<QuantizeRowsParams>() - 72usize];
+    ["Alignment of QuantizeRowsParams"][::core::mem::align_of::<QuantizeRowsParams>() - 8usize];
+    ["Offset of field: QuantizeRowsParams::rows"][::core::mem::offset_of!(QuantizeRowsParams, rows) - 0usize];
+    ["Offset of field: QuantizeRowsParams::out"][::core::mem::offset_of!(QuantizeRowsParams, out) - 32usize];
+    ["Offset of field: QuantizeRowsParams::out_pitch"]
+        [::core::mem::offset_of!(QuantizeRowsParams, out_pitch) - 40usize];
+    ["Offset of field: QuantizeRowsParams::scales"]
+        [::core::mem::offset_of!(QuantizeRowsParams, scales) - 48usize];
+    ["Offset of field: QuantizeRowsParams::status"]
+        [::core::mem::offset_of!(QuantizeRowsParams, status) - 56usize];
+    ["Offset of field: QuantizeRowsParams::row_count"]
+        [::core::mem::offset_of!(QuantizeRowsParams, row_count) - 64usize];
+    ["Offset of field: QuantizeRowsParams::hidden"]
+        [::core::mem::offset_of!(QuantizeRowsParams, hidden) - 68usize];
+};

@@ -27,7 +27,9 @@ mod tally;
 pub use isa::{ISA_VARIABLE, Isa};
 
 use crate::adjust::ShardAdjustments;
-use crate::backend::{Backend, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
+use crate::backend::{
+    Backend, HeldLogits, Job, LogitsOut, SamplingPass, Tally, check_boundaries, check_job, check_logits,
+};
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -112,6 +114,12 @@ impl CpuBackend {
         self.isa
     }
 
+    /// Partials of logits that are held.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub(crate) fn partials_of(&self, held: &HeldLogits<'_>, spec: PartialSpec, out: &mut [RowPartial]) {
+        tally::partials(&self.pool, held, spec, out);
+    }
+
     /// Threads of the pool.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
@@ -143,19 +151,7 @@ impl Backend for CpuBackend {
                 "convert the hidden states, or load the head in their type",
             ));
         }
-        // Sums of exponentials are formed per global block (promise 1): a block may not be cut in two.
-        let vocab = shard.vocab();
-        let whole = vocab.start.is_multiple_of(BLOCK)
-            && (vocab.end.is_multiple_of(BLOCK) || vocab.end == shard.vocab_size());
-        if !whole && !vocab.is_empty() {
-            return Err(Error::shape(
-                "shard",
-                format!("boundaries that are multiples of {BLOCK}, or the end of the vocabulary"),
-                format!("{}..{} of {}", vocab.start, vocab.end, shard.vocab_size()),
-                "cut shards with layout::shard_range",
-            ));
-        }
-        Ok(())
+        check_boundaries(shard)
     }
 
     fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
@@ -163,22 +159,7 @@ impl Backend for CpuBackend {
         check_job(job, rows, out.nonfinite.len())?;
         check_job(job, rows, out.any_allowed.as_ref().map_or(rows, |flags| flags.len()))?;
         let size = out.dtype.size();
-        let row_bytes = vocab.len() * size;
-        let needed = rows.checked_sub(1).map_or(Some(0), |before| {
-            before.checked_mul(out.stride).and_then(|bytes| bytes.checked_add(row_bytes))
-        });
-        if out.dtype == DType::I8 {
-            let fix = "logits are rounded to a float type";
-            return Err(Error::dtype("logits", "f32, f16 or bf16", out.dtype, fix));
-        }
-        if out.stride < row_bytes || needed.is_none_or(|needed| needed > out.bytes.len()) {
-            return Err(Error::shape(
-                "logits",
-                format!("{rows} rows of {row_bytes} bytes"),
-                format!("{} bytes, {} a row", out.bytes.len(), out.stride),
-                "allocate rows x stride bytes",
-            ));
-        }
+        let row_bytes = check_logits(&out, rows, vocab.len())?;
         if rows == 0 || vocab.is_empty() {
             return Ok(());
         }
@@ -260,32 +241,6 @@ impl Backend for CpuBackend {
     fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
         sampling::sample(&self.pool, self.isa, held, pass)
     }
-}
-
-/// What both calls ask of a job.
-fn check_job(job: &Job<'_>, rows: usize, out_rows: usize) -> Result<()> {
-    if job.rows.hidden() != job.shard.hidden_size() {
-        return Err(Error::shape(
-            "hidden_states",
-            format!("{} columns", job.shard.hidden_size()),
-            job.rows.hidden(),
-            "use the hidden states of this head's model",
-        ));
-    }
-    if !job.shard.takes(job.rows.dtype()) {
-        let fix = "check() the backend when the head is made";
-        return Err(Error::dtype("hidden_states", job.shard.matrix().dtype(), job.rows.dtype(), fix));
-    }
-    if rows != out_rows {
-        return Err(Error::shape("output rows", rows, out_rows, "pass one for each selected row"));
-    }
-    if let Some(adjustments) = job.adjustments
-        && adjustments.len() != rows
-    {
-        let fix = "slice them for the rows of the job";
-        return Err(Error::shape("rows of the adjustments", rows, adjustments.len(), fix));
-    }
-    Ok(())
 }
 
 /// Numbers of the global blocks that `vocab` touches; `vocab` is not empty.

@@ -1,7 +1,11 @@
 //! Partials and counts of logits that are held in memory: one task per row, blocks ascending.
 
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+use crate::backend::HeldLogits;
 use crate::backend::Tally;
 use crate::error::{Error, Result};
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+use crate::merge::PartialSpec;
 use crate::merge::{BLOCK, Candidate, RowPartial};
 use rayon::prelude::*;
 
@@ -33,6 +37,24 @@ pub(super) fn tally(pool: &rayon::ThreadPool, tally: Tally<'_>) -> Result<()> {
         partials.par_iter_mut().zip(better).enumerate().for_each(|(row, (p, b))| one(row, p, b));
     });
     Ok(())
+}
+
+/// Partials alone.
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+pub(super) fn partials(
+    pool: &rayon::ThreadPool,
+    held: &HeldLogits<'_>,
+    spec: PartialSpec,
+    out: &mut [RowPartial],
+) {
+    let columns = held.vocab.len();
+    let one = |row: usize, partial: &mut RowPartial| {
+        partial.reset(spec);
+        for (i, block) in held.logits[row * columns..(row + 1) * columns].chunks(BLOCK).enumerate() {
+            partial.push_block(held.vocab.start + i * BLOCK, block, !held.nonfinite[row]);
+        }
+    };
+    pool.install(|| out.par_iter_mut().enumerate().for_each(|(row, partial)| one(row, partial)));
 }
 
 /// How many of the logits of consecutive ids beat the target: before it those that equal it too.

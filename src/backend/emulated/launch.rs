@@ -2,22 +2,10 @@
 
 use super::fault::Fault;
 use super::ffi::{self, RawFault, RawKernel};
+pub use crate::backend::device::Params;
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::thread::available_parallelism;
-
-/// A struct of a kernel's parameters.
-///
-/// # Safety
-/// `repr(C)`, laid out as the struct that the kernel takes.
-pub unsafe trait Params: Copy + 'static {}
-
-// SAFETY: params.rs mirrors params.h.
-unsafe impl Params for crate::backend::params::MmaCarrierParams {}
-// SAFETY: as above.
-unsafe impl Params for crate::backend::params::WgmmaCarrierParams {}
-// SAFETY: as above.
-unsafe impl Params for crate::backend::params::GatherCarrierParams {}
 
 /// A kernel and the type of its parameters. Made by [`emulated_kernel!`](crate::emulated_kernel).
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +13,11 @@ pub struct Kernel<P> {
     raw: *const RawKernel,
     params: PhantomData<fn(P)>,
 }
+
+// SAFETY: it points to a constant of the program.
+unsafe impl<P> Send for Kernel<P> {}
+// SAFETY: as above.
+unsafe impl<P> Sync for Kernel<P> {}
 
 impl<P: Params> Kernel<P> {
     /// # Safety

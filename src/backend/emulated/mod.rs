@@ -29,6 +29,7 @@
 //! ```
 
 pub mod arithmetic;
+mod backend;
 mod buffer;
 pub mod carriers;
 mod fault;
@@ -40,6 +41,7 @@ mod run;
 mod tensor_map;
 mod worker;
 
+pub use backend::{EmulatedBuffer, EmulatedDevice};
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
 pub use launch::{Kernel, LaunchConfig, Params};
@@ -55,6 +57,8 @@ use launch::Prepared;
 #[derive(Debug, Default)]
 pub struct Device {
     memories: Vec<Memory>,
+    /// Numbers of freed buffers.
+    free: Vec<u32>,
     trace: Vec<String>,
 }
 
@@ -90,21 +94,63 @@ impl Device {
     /// # Errors
     /// Of kind `Launch` where the buffer is another device's.
     pub fn download<T: bytemuck::AnyBitPattern>(&self, buffer: Buffer) -> Result<Vec<T>, Fault> {
-        let memory = match self.memories.get(buffer.number as usize) {
-            Some(memory) if memory.address() == buffer.address => memory,
-            _ => {
-                let text = format!(
-                    "device buffer: wanted one of this device, got number {} of another; download it from the device \
-                     that made it",
-                    buffer.number
-                );
-                return Err(Fault::refused("", 0, text));
-            }
-        };
+        let memory = &self.memories[self.find(buffer)?];
         // Of values without bytes there are none.
         let size = size_of::<T>().max(1);
         let count = if size_of::<T>() == 0 { 0 } else { memory.bytes / size };
         Ok(memory.bytes().chunks_exact(size).take(count).map(bytemuck::pod_read_unaligned).collect())
+    }
+
+    /// Overwrites the buffer from byte `at` on.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where the buffer is another device's, or smaller.
+    pub fn write(&mut self, buffer: Buffer, at: usize, bytes: &[u8]) -> Result<(), Fault> {
+        let number = self.find(buffer)?;
+        let range = within(&self.memories[number], at, bytes.len())?;
+        self.memories[number].bytes_mut()[range].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Copies bytes of the buffer, from byte `at` on.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    pub fn read(&self, buffer: Buffer, at: usize, bytes: &mut [u8]) -> Result<(), Fault> {
+        let memory = &self.memories[self.find(buffer)?];
+        bytes.copy_from_slice(&memory.bytes()[within(memory, at, bytes.len())?]);
+        Ok(())
+    }
+
+    /// Zeros `bytes` bytes from `address` on.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where they are not within one buffer.
+    pub fn clear(&mut self, address: u64, bytes: usize) -> Result<(), Fault> {
+        let inside = |memory: &&mut Memory| {
+            let at = address.checked_sub(memory.address()).and_then(|at| usize::try_from(at).ok());
+            at.is_some_and(|at| within(memory, at, bytes).is_ok())
+        };
+        let Some(memory) = self.memories.iter_mut().find(inside) else {
+            let text = format!(
+                "device memory: wanted {bytes} bytes of one buffer, got {address:#x}; clear what is allocated"
+            );
+            return Err(Fault::refused("", 0, text));
+        };
+        let at = (address - memory.address()) as usize;
+        memory.bytes_mut()[at..at + bytes].fill(0);
+        Ok(())
+    }
+
+    /// Gives a buffer's memory back: kernels that still reach for it are at fault.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where the buffer is another device's.
+    pub fn free(&mut self, buffer: Buffer) -> Result<(), Fault> {
+        let number = self.find(buffer)?;
+        self.memories[number] = Memory::new(0, false).ok_or_else(|| out_of_memory(0))?;
+        self.free.push(buffer.number);
+        Ok(())
     }
 
     /// Runs a kernel to its end.
@@ -150,10 +196,46 @@ impl Device {
     }
 
     fn add(&mut self, memory: Memory) -> Buffer {
-        let number = u32::try_from(self.memories.len()).expect("fewer than 2^32 buffers");
-        let buffer = Buffer { number, address: memory.address(), bytes: memory.bytes };
-        self.memories.push(memory);
-        buffer
+        let (address, bytes) = (memory.address(), memory.bytes);
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.memories[number as usize] = memory;
+                number
+            }
+            None => {
+                self.memories.push(memory);
+                u32::try_from(self.memories.len() - 1).expect("fewer than 2^32 buffers")
+            }
+        };
+        Buffer { number, address, bytes }
+    }
+
+    /// The number of the buffer's memory.
+    fn find(&self, buffer: Buffer) -> Result<usize, Fault> {
+        match self.memories.get(buffer.number as usize) {
+            Some(memory) if memory.address() == buffer.address => Ok(buffer.number as usize),
+            _ => {
+                let text = format!(
+                    "device buffer: wanted one of this device, got number {}, of another or freed; use it with the device \
+                     that made it",
+                    buffer.number
+                );
+                Err(Fault::refused("", 0, text))
+            }
+        }
+    }
+}
+
+fn within(memory: &Memory, at: usize, bytes: usize) -> Result<std::ops::Range<usize>, Fault> {
+    match at.checked_add(bytes) {
+        Some(end) if end <= memory.bytes => Ok(at..end),
+        _ => {
+            let text = format!(
+                "device buffer: wanted a range of its {} bytes, got {bytes} from {at} on; allocate as much as is used",
+                memory.bytes
+            );
+            Err(Fault::refused("", 0, text))
+        }
     }
 }
 

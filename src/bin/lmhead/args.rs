@@ -77,7 +77,7 @@ pub struct RunArgs {
     /// What carries bytes between ranks
     #[arg(long, default_value = "auto")]
     pub exchange: ExchangeName,
-    /// Threads of the CPU backend, which all ranks share [default: all cores]
+    /// Threads of the CPU, which all ranks share [default: all cores]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub threads: Option<String>,
     /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its output row) and of the
@@ -108,8 +108,12 @@ pub enum CountMode {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BackendName {
+    /// A GPU where this build and this machine have one that runs the head, otherwise the CPU
     Auto,
     Cpu,
+    Cuda,
+    /// The CUDA kernels on a device emulated by the CPU, every access checked
+    Emulated,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@ use crate::output::Assembled;
 use lmhead::config::HeadConfig;
 use lmhead::dtype::DType;
 use lmhead::error::Result;
-use lmhead::reference::{self, Reference, ReferenceRow, Truth};
+use lmhead::reference::{self, Accuracy, Reference, ReferenceRow, Truth};
 use lmhead::result::{Output, RowStatus};
 use lmhead::weights::HeadShard;
 use rayon::prelude::*;
@@ -28,6 +28,8 @@ pub struct Data {
     pub gaussian: bool,
     /// The backend takes subnormal numbers for zeros.
     pub flushes: bool,
+    /// How far the backend's sums may be off.
+    pub accuracy: Accuracy,
 }
 
 /// What was compared and how far it was off.
@@ -43,14 +45,13 @@ pub struct CheckReport {
     pub allowed_there: f64,
     /// Largest error / allowed of all values.
     pub worst_ratio: f64,
-    /// Largest error of raw f32 logits in units of their rms, where the data is Gaussian; at most 5e-5.
+    /// Largest error of raw f32 logits in units of their rms, where the data is Gaussian.
     pub error_over_rms: Option<f64>,
+    /// The limit of `error_over_rms`.
+    pub rms_limit: f64,
     /// The first mistakes, in words.
     pub mistakes: Vec<String>,
 }
-
-/// The limit of [`CheckReport::error_over_rms`].
-pub const RMS_LIMIT: f64 = 5e-5;
 
 /// Compares `answer` with the reference over `shards`, which together are the whole vocabulary.
 pub fn check(
@@ -88,6 +89,7 @@ pub fn check(
         allowed_there: 0.0,
         worst_ratio: 0.0,
         error_over_rms: None,
+        rms_limit: data.accuracy.of_rms(config.hidden_size),
         mistakes: Vec::new(),
     };
     let size = config.hidden_size * rows.dtype.size();
@@ -96,7 +98,7 @@ pub fn check(
     for &row in &chosen_rows {
         let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
         let judged = |columns: &[usize]| -> Result<(Vec<Truth>, bool)> {
-            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns, data.flushes)?;
+            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns, data)?;
             let mut broken = !finite || truths.iter().any(Truth::may_overflow);
             rows.data.with(|inputs| {
                 if let Some(adjustments) = &inputs.adjustments {
@@ -185,9 +187,10 @@ pub fn check(
     if data.gaussian && plain && counted > 0 && squares > 0.0 {
         let over_rms = largest / (squares / counted as f64).sqrt();
         report.error_over_rms = Some(over_rms);
-        if over_rms > RMS_LIMIT {
+        let limit = report.rms_limit;
+        if over_rms > limit {
             report.mistake(format!(
-                "the largest error is {over_rms:.2e} of the logits' rms, allowed {RMS_LIMIT:.0e}"
+                "the largest error is {over_rms:.2e} of the logits' rms, allowed {limit:.0e}"
             ));
         }
     }
@@ -326,12 +329,13 @@ fn truths(
     bytes: &[u8],
     dtype: DType,
     columns: &[usize],
-    flushes: bool,
+    data: Data,
 ) -> Result<(Vec<Truth>, bool)> {
     let prepared: Vec<(Reference, ReferenceRow)> = shards
         .iter()
         .map(|shard| {
-            let reference = Reference::new(shard, config.epilogue()).flushing(flushes);
+            let reference =
+                Reference::new(shard, config.epilogue()).flushing(data.flushes).accurate_as(data.accuracy);
             reference.row(bytes, dtype).map(|row| (reference, row))
         })
         .collect::<Result<_>>()?;
@@ -443,8 +447,15 @@ mod tests {
     fn passes(request: Request, spoil: impl FnOnce(&mut Assembled)) -> bool {
         let (mut answer, rows, shards, config) = right_answer(request);
         spoil(&mut answer);
-        let report =
-            check(&answer, &rows, &shards, &config, SEED, Data { gaussian: true, flushes: false }).unwrap();
+        let report = check(
+            &answer,
+            &rows,
+            &shards,
+            &config,
+            SEED,
+            Data { gaussian: true, flushes: false, accuracy: Accuracy::Rounded },
+        )
+        .unwrap();
         assert_eq!(report.passed, report.mistakes.is_empty());
         assert!(report.everything && report.rows == ROWS);
         report.passed

@@ -1,6 +1,7 @@
 //! The `lmhead` program: one file per subcommand. It sits on the public API and has no arithmetic of its own.
 
 mod args;
+mod backends;
 mod check;
 mod doctor;
 mod input;

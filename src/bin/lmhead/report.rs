@@ -1,6 +1,6 @@
 //! What `lmhead run` tells: a table for a person, the same as JSON for a program.
 
-use crate::check::{CheckReport, RMS_LIMIT};
+use crate::check::CheckReport;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use lmhead::doctor::processor_name;
@@ -181,8 +181,8 @@ impl CheckReport {
                 "no token that a filter surely excludes or another surely beats".into()
             }
             (_, Some(over)) => format!(
-                "largest error {over:.1e} of the logits' rms, allowed {RMS_LIMIT:.0e}; in itself {:.1e}, its worst-case bound {:.1e}",
-                self.largest_error, self.allowed_there
+                "largest error {over:.1e} of the logits' rms, allowed {:.0e}; in itself {:.1e}, its worst-case bound {:.1e}",
+                self.rms_limit, self.largest_error, self.allowed_there
             ),
             (_, None) => format!(
                 "largest error {:.1e}, its worst-case bound {:.1e}; nearest to its bound: {:.1e} of it",

@@ -1,14 +1,13 @@
 //! `lmhead run`: the whole way, from files or synthetic data to an answer, a check and a report.
 
-use crate::args::{BackendName, CountMode, ExchangeName, RunArgs};
+use crate::args::{CountMode, ExchangeName, RunArgs};
+use crate::backends::{Chosen, choose};
 use crate::check;
 use crate::input::{HeadSource, Rows};
 use crate::output::{Assembled, OutFile};
 use crate::ranks::{self, Done, Plan, Rank};
 use crate::report::{self, RankReport, Report, StepReport};
 use crate::{Failure, print, sampling_args};
-use lmhead::backend::Backend;
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Settings;
 use lmhead::dtype::DType;
 use lmhead::exchange::columns;
@@ -50,11 +49,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         args.out.as_deref().map(|path| OutFile::check(path, &args.input_files(), "--out")).transpose()?;
     let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
 
-    let cpu = match args.backend {
-        BackendName::Auto | BackendName::Cpu => CpuBackend::new(threads)?,
-    };
-    let (isa, threads) = (cpu.isa(), cpu.threads());
-    let backend: Arc<dyn Backend> = Arc::new(cpu);
+    let Chosen { backend, description, threads } =
+        choose(args.backend, threads, &config, &source, rows.dtype)?;
     let exchange = match args.exchange {
         ExchangeName::Auto | ExchangeName::Local => "local",
     };
@@ -92,8 +88,11 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         true => {
             let shards = group_shards(&ranks);
             let weights = shards.first().map_or(source.dtype(), |shard| shard.matrix().dtype());
-            let data =
-                check::Data { gaussian: source.is_synthetic(), flushes: backend.flushes_subnormals(weights) };
+            let data = check::Data {
+                gaussian: source.is_synthetic(),
+                flushes: backend.flushes_subnormals(weights),
+                accuracy: backend.accuracy(),
+            };
             Some(check::check(&answer, &rows, &shards, &config, seed, data)?)
         }
         false => None,
@@ -115,7 +114,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         quantization: config.quantization.to_string(),
         request: sampling_args::words(&request, sampling.as_ref()),
         mode: mode_name(args.mode).into(),
-        backend: format!("{} {isa}", backend.name()),
+        backend: description,
         exchange: exchange.into(),
         threads,
         dp: layout.dp,

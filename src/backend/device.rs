@@ -1,0 +1,121 @@
+//! What the CUDA and the emulated device have in common: memory, kernels, and on them the products of `kernels/` and a whole
+//! [`Backend`](super::Backend).
+//!
+//! ```text
+//! describe (Spec) -> plan (crate::plan) -> prepare (Matmul: kernels loaded, workspace size) -> run (Matmul::run: launches only)
+//! ```
+//!
+//! An engine whose rows lie in device memory uses [`Matmul`]. [`DeviceBackend`] is what [`LmHead`](crate::LmHead) drives: rows come
+//! from and answers go to host memory.
+
+mod backend;
+mod head;
+mod matmul;
+mod scratch;
+
+pub use backend::DeviceBackend;
+pub use matmul::{Call, Matmul, Spec};
+
+use crate::error::Result;
+use crate::plan::DeviceLimits;
+
+/// A struct of a kernel's parameters.
+///
+/// # Safety
+/// `repr(C)`, laid out as the struct that the kernel takes.
+pub unsafe trait Params: Copy + 'static {}
+
+use super::params as p;
+// SAFETY: params.rs mirrors params.h; here and below.
+unsafe impl Params for p::MatmulParams {}
+// SAFETY: as above.
+unsafe impl Params for p::QuantizeRowsParams {}
+// SAFETY: as above.
+unsafe impl Params for p::MmaCarrierParams {}
+// SAFETY: as above.
+unsafe impl Params for p::WgmmaCarrierParams {}
+// SAFETY: as above.
+unsafe impl Params for p::GatherCarrierParams {}
+
+/// The shape of one launch; blocks and threads along x.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    pub blocks: u32,
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: usize,
+}
+
+/// A device that runs the kernels of `kernels/`.
+///
+/// Work on one [`KernelDevice::Stream`] happens in order; [`KernelDevice::read`] waits for it.
+pub trait KernelDevice: Send + Sync + 'static {
+    /// Device memory, freed when dropped.
+    type Buffer: Send + Sync;
+    /// A loaded kernel.
+    type Kernel<P: Params>: Send + Sync;
+    /// Where launches and copies are queued.
+    type Stream: Copy + Send;
+
+    /// `cuda`, `emulated`: the name of the backend.
+    fn name(&self) -> &'static str;
+
+    /// What a row's bits depend on beyond the head's types: architecture and version of the code.
+    fn fingerprint(&self) -> String;
+
+    fn limits(&self) -> DeviceLimits;
+
+    /// The device's own stream.
+    fn stream(&self) -> Self::Stream;
+
+    /// Memory of no particular content, aligned to 256 bytes; of 0 bytes too.
+    ///
+    /// # Errors
+    /// `Device` where there is not that much.
+    fn alloc(&self, bytes: usize) -> Result<Self::Buffer>;
+
+    /// Device address of the first byte.
+    fn address(&self, buffer: &Self::Buffer) -> u64;
+
+    /// Copies `bytes` to `buffer` from byte `at` on. The source may be reused when this returns.
+    ///
+    /// # Errors
+    /// `Device` where the copy fails. Sizes are the caller's to get right.
+    fn write(&self, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()>;
+
+    /// Waits for the stream, then copies bytes from `buffer`, from byte `at` on.
+    ///
+    /// # Errors
+    /// `Device` where the copy fails, or a kernel before it did.
+    fn read(&self, buffer: &Self::Buffer, at: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// The kernel of that name. Everything that takes time or memory happens here, not in the launch.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is none, or none for this device; `Device` where it cannot be loaded.
+    fn kernel<P: Params>(&self, name: &'static str) -> Result<Self::Kernel<P>>;
+
+    /// Sets `words` 32-bit words from `address` on to zero, on the stream.
+    ///
+    /// # Errors
+    /// `Device`.
+    ///
+    /// # Safety
+    /// As [`KernelDevice::launch`].
+    unsafe fn clear(&self, stream: Self::Stream, address: u64, words: usize) -> Result<()>;
+
+    /// Queues a launch; neither allocates nor waits.
+    ///
+    /// # Errors
+    /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is told by the next [`KernelDevice::read`].
+    ///
+    /// # Safety
+    /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.
+    unsafe fn launch<P: Params>(
+        &self,
+        stream: Self::Stream,
+        kernel: &Self::Kernel<P>,
+        grid: &Grid,
+        params: &P,
+    ) -> Result<()>;
+}

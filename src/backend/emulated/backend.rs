@@ -1,0 +1,164 @@
+//! The emulated device under a whole [`Backend`](crate::backend::Backend).
+
+use super::ffi::RawKernel;
+use super::{Buffer, Device, Fault, Kernel, LaunchConfig, Params};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::device::{DeviceBackend, Grid, KernelDevice};
+use crate::error::{Error, Result};
+use crate::plan::DeviceLimits;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// An emulated device that several threads share: one launch after the other, each on all cores, checked for races.
+#[derive(Debug, Clone, Default)]
+pub struct EmulatedDevice {
+    device: Arc<Mutex<Device>>,
+    /// Of the next launch.
+    seed: Arc<AtomicU64>,
+}
+
+/// Memory of an [`EmulatedDevice`], freed when dropped.
+#[derive(Debug)]
+pub struct EmulatedBuffer {
+    device: EmulatedDevice,
+    buffer: Buffer,
+}
+
+impl EmulatedDevice {
+    /// `seed`: the schedule of the first launch; each further one has another.
+    pub fn new(seed: u64) -> Self {
+        EmulatedDevice { device: Arc::default(), seed: Arc::new(AtomicU64::new(seed)) }
+    }
+
+    /// A whole backend on this device; `host` does what comes after the logits.
+    pub fn backend(self, host: CpuBackend) -> DeviceBackend<Self> {
+        DeviceBackend::new(self, host)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for EmulatedBuffer {
+    fn drop(&mut self) {
+        self.device.lock().free(self.buffer).expect("the device that made it");
+    }
+}
+
+/// A fault as the crate's error.
+fn failed(fault: Fault) -> Error {
+    let what =
+        if fault.kernel.is_empty() { "emulated device".into() } else { format!("kernel {}", fault.kernel) };
+    let fix =
+        "a mistake in the kernel or in what it was launched with; kernels/README.md tells how to find it";
+    Error::Device { what, problem: fault.to_string(), fix: fix.into() }
+}
+
+impl KernelDevice for EmulatedDevice {
+    type Buffer = EmulatedBuffer;
+    type Kernel<P: Params> = Kernel<P>;
+    type Stream = ();
+
+    fn name(&self) -> &'static str {
+        "emulated"
+    }
+
+    /// The arithmetic of 16-bit products is an H100's, whatever the machine.
+    fn fingerprint(&self) -> String {
+        "emulated/9.0".into()
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        DeviceLimits::H100
+    }
+
+    fn stream(&self) {}
+
+    fn alloc(&self, bytes: usize) -> Result<EmulatedBuffer> {
+        let buffer = self.lock().alloc(bytes).map_err(failed)?;
+        Ok(EmulatedBuffer { device: self.clone(), buffer })
+    }
+
+    fn address(&self, buffer: &EmulatedBuffer) -> u64 {
+        buffer.buffer.address()
+    }
+
+    fn write(&self, buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {
+        self.lock().write(buffer.buffer, at, bytes).map_err(failed)
+    }
+
+    fn read(&self, buffer: &EmulatedBuffer, at: usize, bytes: &mut [u8]) -> Result<()> {
+        self.lock().read(buffer.buffer, at, bytes).map_err(failed)
+    }
+
+    fn kernel<P: Params>(&self, name: &'static str) -> Result<Kernel<P>> {
+        let Some((_, raw)) = kernels().into_iter().find(|(known, _)| *known == name) else {
+            let known: Vec<_> = kernels().into_iter().map(|(name, _)| name).collect();
+            let wanted = format!("one of {}", known.join(", "));
+            return Err(Error::unsupported("kernel", wanted, format!("\"{name}\""), "name one of those"));
+        };
+        // SAFETY: made by KERNEL; that its parameters are a `P` is compared, by size, at launch.
+        Ok(unsafe { Kernel::new(raw) })
+    }
+
+    unsafe fn clear(&self, (): (), address: u64, words: usize) -> Result<()> {
+        self.lock().clear(address, 4 * words).map_err(failed)
+    }
+
+    unsafe fn launch<P: Params>(&self, (): (), kernel: &Kernel<P>, grid: &Grid, params: &P) -> Result<()> {
+        let shared = u32::try_from(grid.shared_bytes).unwrap_or(u32::MAX);
+        let config = LaunchConfig::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
+            .shared(shared)
+            .seed(self.seed.fetch_add(1, Ordering::Relaxed));
+        self.lock().launch(kernel, params, &config).map_err(failed)
+    }
+}
+
+/// Every kernel of `crate::plan`, by name.
+fn kernels() -> Vec<(&'static str, *const RawKernel)> {
+    macro_rules! table {
+        ($($name:ident)*) => {{
+            unsafe extern "C" {
+                $(
+                    #[link_name = concat!("lmhead_kernel_", stringify!($name))]
+                    static $name: RawKernel;
+                )*
+            }
+            vec![$((stringify!($name), &raw const $name)),*]
+        }};
+    }
+    table!(
+        gather_matmul_bf16_8 gather_matmul_bf16_16 gather_matmul_bf16_32 gather_matmul_bf16_64 gather_matmul_bf16_128
+        gather_matmul_f16_8 gather_matmul_f16_16 gather_matmul_f16_32 gather_matmul_f16_64 gather_matmul_f16_128
+        quant_matmul_8 quant_matmul_16 quant_matmul_32 quant_matmul_64 quant_matmul_128
+        w8a16_matmul_bf16_8 w8a16_matmul_bf16_16 w8a16_matmul_bf16_32 w8a16_matmul_bf16_64
+        w8a16_matmul_f16_8 w8a16_matmul_f16_16 w8a16_matmul_f16_32 w8a16_matmul_f16_64
+        quantize_rows_bf16 quantize_rows_f16 quantize_rows_f32
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::plan::Precision;
+
+    #[test]
+    fn every_planned_kernel_is_there() {
+        let mut planned = Vec::new();
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for precision in
+                [Precision::Bf16, Precision::F16, Precision::W8a8(dtype), Precision::W8a16(dtype)]
+            {
+                planned.extend(precision.tiles().iter().map(|tile| tile.kernel));
+                planned.extend(precision.quantizer());
+            }
+        }
+        let mut known: Vec<_> = kernels().into_iter().map(|(name, _)| name).collect();
+        planned.sort();
+        planned.dedup();
+        known.sort();
+        assert_eq!(planned, known);
+    }
+}
