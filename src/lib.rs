@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | hidden rows | views, selection by index, row counts | [`rows`] |
 //! | gather | all_gather of the group's rows | [`head`], [`exchange`] |
-//! | matmul | rows x own vocabulary shard | [`backend`], [`weights`] |
+//! | matmul | rows x own vocabulary shard | [`backend`], [`plan`], [`weights`] |
 //! | epilogue | dequantise, bias, softcap, scale; adjustments | [`epilogue`], [`adjust`] |
 //! | exchange | all_to_all of logits, or of candidates only | [`exchange`], [`merge`] |
 //! | result | logits, argmax, top-k with logsumexp, logprobs, sampled tokens, row status | [`result`], [`sampling`] |
@@ -30,7 +30,8 @@
 //!    disagrees, does not come or gives up ends the step with a named error on every rank, by the deadline.
 //! 4. **Ties** go to the lowest vocabulary id.
 //! 5. **Accuracy.** A raw f32 logit is within `K·2^-24·Σ|x_k·w_k|` of float64 over the same rounded inputs (K the hidden size), and on
-//!    Gaussian data within `5e-5` of the logits' root mean square ([`mod@reference`]). Inputs below `2^-126` count as zero where the backend
+//!    Gaussian data within `5e-5` of the logits' root mean square; tensor cores, which cut sums instead of rounding them, have
+//!    constants of their own ([`reference::Accuracy`]). Inputs below `2^-126` count as zero where the backend
 //!    says so ([`Backend::flushes_subnormals`](backend::Backend::flushes_subnormals)).
 //!
 //! ```
