@@ -191,7 +191,7 @@ impl Stage {
             "epilogue" => Stage::Epilogue,
             "softcap" => Stage::Softcap,
             request => Stage::Request(
-                RequestWords { request, logits_dtype: "f32", processed: false }.parse().map_err(|error| {
+                RequestWords { request, logits_dtype: None, processed: false }.parse().map_err(|error| {
                     match error {
                         // The words of `lmhead run`'s option, where the rest of them is the same.
                         Error::Config { key, wanted, got, fix } if key == "--request" => Error::Config {
