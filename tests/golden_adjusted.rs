@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::golden::GoldenFile;
 use common::{backend, each_rank};
 use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
 use lmhead::config::HeadConfig;
@@ -10,15 +11,12 @@ use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, even_part};
 use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
-use lmhead::weights::{Checkpoint, LoadOptions, SafetensorsFile};
-use std::collections::HashMap;
+use lmhead::weights::LoadOptions;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 struct Golden {
-    path: PathBuf,
-    file: SafetensorsFile,
+    stored: GoldenFile,
     config: HeadConfig,
     rows: usize,
     k: usize,
@@ -39,60 +37,35 @@ impl Csr {
 }
 
 impl Golden {
-    fn read(path: PathBuf) -> Self {
-        let bytes = std::fs::read(&path).unwrap();
-        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-        let settings: HashMap<String, String> = header.metadata().clone().unwrap();
-        let number = |key: &str| settings[key].parse::<usize>().unwrap();
-        let config = HeadConfig::new(number("vocab_size"), number("hidden_size"));
-        let file = SafetensorsFile::open(&path).unwrap();
-        let rows = file.float_matrix("hidden_states").unwrap().rows;
-        Golden { k: number("k"), path, file, config, rows }
-    }
-
-    fn f32s(&self, name: &str) -> Vec<f32> {
-        let bytes = self.file.bytes(name).unwrap();
-        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-    }
-
-    fn f64s(&self, name: &str) -> Vec<f64> {
-        let bytes = self.file.bytes(name).unwrap();
-        bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
-    }
-
-    fn i64s(&self, name: &str) -> Vec<i64> {
-        let bytes = self.file.bytes(name).unwrap();
-        bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
+    fn of(stored: GoldenFile) -> Self {
+        let rows = stored.tensors.float_matrix("hidden_states").unwrap().rows;
+        Golden { k: stored.number("k") as usize, config: stored.sizes(), rows, stored }
     }
 
     fn csr(&self, rows: &str, ids: &str) -> Csr {
-        let of = self.i64s(rows);
+        let of = self.stored.i64s(rows);
         let offsets = (0..=self.rows as i64).map(|row| of.partition_point(|r| *r < row)).collect();
-        Csr { ids: self.i64s(ids), offsets }
+        Csr { ids: self.stored.i64s(ids), offsets }
     }
 
     /// The answers of `size` ranks, one after the other; adjustments are left out for raw logprobs.
     fn run(&self, size: usize, request: Request, chunk_bytes: u64) -> Vec<Answer> {
         let raw = matches!(request, Request::Logprobs { processed: false, .. });
-        let checkpoint = Checkpoint::from_file(&self.path, "lm_head.weight").unwrap();
-        let matrix = self.file.float_matrix("hidden_states").unwrap();
+        let checkpoint = self.stored.checkpoint();
+        let matrix = self.stored.tensors.float_matrix("hidden_states").unwrap();
         let counts: Vec<usize> = (0..size).map(|m| even_part(self.rows, size, m).len()).collect();
         let words = self.config.vocab_size.div_ceil(32);
-        let has = |name: &str| self.file.contains(name) && !raw;
-        let mask: Option<Vec<i32>> = has("allowed").then(|| {
-            let bytes = self.file.bytes("allowed").unwrap();
-            bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect()
-        });
-        let additions =
-            has("adjust_ids").then(|| (self.csr("adjust_rows", "adjust_ids"), self.f32s("adjust_values")));
+        let has = |name: &str| self.stored.has(name) && !raw;
+        let mask = has("allowed").then(|| self.stored.i32s("allowed"));
+        let additions = has("adjust_ids")
+            .then(|| (self.csr("adjust_rows", "adjust_ids"), self.stored.f32s("adjust_values")));
         let penalties = has("counts").then(|| {
-            let counts: Vec<u32> = self.i64s("counts").iter().map(|n| *n as u32).collect();
-            let in_prompt: Vec<bool> =
-                self.file.bytes("in_prompt").unwrap().iter().map(|b| *b == 1).collect();
-            let of_rows = ["repetition", "frequency", "presence"].map(|name| self.f32s(name));
+            let counts: Vec<u32> = self.stored.i64s("counts").iter().map(|n| *n as u32).collect();
+            let in_prompt: Vec<bool> = self.stored.bytes("in_prompt").iter().map(|b| *b == 1).collect();
+            let of_rows = ["repetition", "frequency", "presence"].map(|name| self.stored.f32s(name));
             (self.csr("count_rows", "count_ids"), counts, in_prompt, of_rows)
         });
-        let targets = self.i64s("targets");
+        let targets = self.stored.i64s("targets");
         each_rank(size, |me, exchange| {
             let mut config = self.config.clone();
             config.logprobs_chunk_bytes = chunk_bytes;
@@ -136,13 +109,9 @@ impl Golden {
 
 #[test]
 fn adjusted_logits_best_ids_and_logprobs_are_those_of_numpy() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adjusted");
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    paths.sort();
-    assert!(paths.len() >= 6, "only {} golden files", paths.len());
-    for golden in paths.into_iter().map(Golden::read) {
-        let name = golden.path.file_stem().unwrap().to_string_lossy().into_owned();
-        let status: Vec<u8> = golden.file.bytes("expected.row_status").unwrap().to_vec();
+    for golden in GoldenFile::all("golden/adjusted", 6).into_iter().map(Golden::of) {
+        let name = &golden.stored.name;
+        let status: Vec<u8> = golden.stored.bytes("expected.row_status").to_vec();
         for size in [1, 2, 5] {
             let statuses = |answers: &[Answer]| -> Vec<u8> {
                 answers.iter().flat_map(|a| a.row_status.iter().map(|s| *s as u8)).collect()
@@ -151,7 +120,7 @@ fn adjusted_logits_best_ids_and_logprobs_are_those_of_numpy() {
             assert_eq!(statuses(&answers), status, "{name} P {size}");
             let got: Vec<f32> = answers.iter().flat_map(|a| a.output.logits_f32().unwrap()).collect();
             // Exact: f32 values, of which -0 and +0 are equal.
-            assert_eq!(got, golden.f32s("expected.logits"), "{name} P {size}");
+            assert_eq!(got, golden.stored.f32s("expected.logits"), "{name} P {size}");
 
             let answers = golden.run(size, Request::top_k(golden.k), 1 << 20);
             assert_eq!(statuses(&answers), status, "{name} P {size}");
@@ -160,11 +129,11 @@ fn adjusted_logits_best_ids_and_logprobs_are_those_of_numpy() {
                 let Output::TopK { ids: own, .. } = &answer.output else { panic!("not top-k") };
                 ids.extend_from_slice(own);
             }
-            assert_eq!(ids, golden.i64s("expected.topk_ids"), "{name} P {size}");
+            assert_eq!(ids, golden.stored.i64s("expected.topk_ids"), "{name} P {size}");
 
             for (prefix, processed) in [("raw_", false), ("", true)] {
-                let want = golden.f64s(&format!("expected.{prefix}logprobs"));
-                let ranks = golden.i64s(&format!("expected.{prefix}ranks"));
+                let want = golden.stored.f64s(&format!("expected.{prefix}logprobs"));
+                let ranks = golden.stored.i64s(&format!("expected.{prefix}ranks"));
                 for chunk_bytes in [1 << 20, 20_000] {
                     let request = Request::Logprobs { top_n: golden.k, processed };
                     let answers = golden.run(size, request, chunk_bytes);
@@ -180,7 +149,7 @@ fn adjusted_logits_best_ids_and_logprobs_are_those_of_numpy() {
                     assert_eq!(got_ranks, ranks, "{name} P {size} {request}");
                     if processed {
                         assert_eq!(statuses(&answers), status, "{name} P {size}");
-                        assert_eq!(got_ids, golden.i64s("expected.topk_ids"), "{name} P {size}");
+                        assert_eq!(got_ids, golden.stored.i64s("expected.topk_ids"), "{name} P {size}");
                     } else {
                         let good = answers.iter().flat_map(|a| &a.row_status).all(|s| *s == RowStatus::Good);
                         assert!(good, "{name} P {size}");

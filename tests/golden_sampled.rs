@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::golden::GoldenFile;
 use common::{backend, each_rank};
 use lmhead::adjust::Adjustments;
 use lmhead::config::HeadConfig;
@@ -12,14 +13,11 @@ use lmhead::reference::survivors;
 use lmhead::result::{Output, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
-use lmhead::weights::{Checkpoint, LoadOptions, SafetensorsFile};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use lmhead::weights::LoadOptions;
 use std::sync::Arc;
 
 struct Golden {
-    path: PathBuf,
-    file: SafetensorsFile,
+    stored: GoldenFile,
     config: HeadConfig,
     params: Vec<SamplingParams>,
     /// `[rows, ceil(vocab / 32)]`
@@ -27,18 +25,9 @@ struct Golden {
 }
 
 impl Golden {
-    fn read(path: PathBuf) -> Self {
-        let bytes = std::fs::read(&path).unwrap();
-        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-        let settings: HashMap<String, String> = header.metadata().clone().unwrap();
-        let number = |key: &str| settings[key].parse::<usize>().unwrap();
-        let config = HeadConfig::new(number("vocab_size"), number("hidden_size"));
-        let file = SafetensorsFile::open(&path).unwrap();
-        let f32s = |name: &str| -> Vec<f32> {
-            file.bytes(name).unwrap().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-        };
-        let (temperature, top_p, min_p) = (f32s("temperature"), f32s("top_p"), f32s("min_p"));
-        let (seed, position, top_k) = (i64s(&file, "seed"), i64s(&file, "position"), i64s(&file, "top_k"));
+    fn of(stored: GoldenFile) -> Self {
+        let [temperature, top_p, min_p] = ["temperature", "top_p", "min_p"].map(|name| stored.f32s(name));
+        let [seed, position, top_k] = ["seed", "position", "top_k"].map(|name| stored.i64s(name));
         let params = (0..seed.len())
             .map(|row| SamplingParams {
                 seed: seed[row] as u64,
@@ -49,17 +38,16 @@ impl Golden {
                 min_p: min_p[row],
             })
             .collect();
-        let words = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
-        let allowed = file.contains("allowed").then(|| words(file.bytes("allowed").unwrap()));
-        Golden { path, file, config, params, allowed }
+        let allowed = stored.has("allowed").then(|| stored.i32s("allowed"));
+        Golden { config: stored.sizes(), params, allowed, stored }
     }
 
     /// Tokens and status of all rows, from a group of `size` ranks that share rows and head.
     fn sampled(&self, size: usize) -> (Vec<i64>, Vec<RowStatus>) {
         let rows = self.params.len();
         let words = self.config.vocab_size.div_ceil(32);
-        let matrix = self.file.float_matrix("hidden_states").unwrap();
-        let checkpoint = Checkpoint::from_file(&self.path, "lm_head.weight").unwrap();
+        let matrix = self.stored.tensors.float_matrix("hidden_states").unwrap();
+        let checkpoint = self.stored.checkpoint();
         let counts: Vec<usize> = (0..size).map(|me| even_part(rows, size, me).len()).collect();
         let answers = each_rank(size, |me, exchange| {
             let group = HeadGroup::data_parallel(size, me).unwrap();
@@ -89,19 +77,14 @@ impl Golden {
     }
 }
 
-fn i64s(file: &SafetensorsFile, name: &str) -> Vec<i64> {
-    file.bytes(name).unwrap().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()
-}
-
 fn golden(name: &str) -> Golden {
-    Golden::read(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/sampled/{name}.safetensors")),
-    )
+    let all = GoldenFile::all("golden/sampled", 3);
+    Golden::of(all.into_iter().find(|stored| stored.name == name).unwrap())
 }
 
 fn compare(name: &str) {
     let golden = golden(name);
-    let want = i64s(&golden.file, "expected.sampled");
+    let want = golden.stored.i64s("expected.sampled");
     for size in [1, 2, 5] {
         let (ids, status) = golden.sampled(size);
         assert_eq!(ids, want, "{name} over {size} ranks");
@@ -132,13 +115,12 @@ fn a_top_k_that_is_searched_for() {
 fn as_many_ids_survive() {
     for name in ["filters", "many_candidates"] {
         let golden = golden(name);
-        let want = i64s(&golden.file, "expected.survivors");
-        let of = |tensor: &str| {
-            let matrix = golden.file.float_matrix(tensor).unwrap();
-            let values = matrix.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
-            values.collect::<Vec<f32>>()
-        };
-        let (x, w, hidden) = (of("hidden_states"), of("lm_head.weight"), golden.config.hidden_size);
+        let want = golden.stored.i64s("expected.survivors");
+        let (x, w, hidden) = (
+            golden.stored.f32s("hidden_states"),
+            golden.stored.f32s("lm_head.weight"),
+            golden.config.hidden_size,
+        );
         for (row, params) in golden.params.iter().enumerate() {
             let x = &x[row * hidden..(row + 1) * hidden];
             let logits: Vec<f32> =

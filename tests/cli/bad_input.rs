@@ -194,6 +194,14 @@ fn bad_input_is_refused_with_a_sentence() {
             &["--request: wanted logits, argmax, topk:K, sample or logprobs[:N], got `topk`"],
         ),
         (with(&["--logits-dtype", "i8"]), &["--logits-dtype: wanted f32, bf16 or f16, got `i8`"]),
+        (
+            with(&["--logits-dtype", "bf16", "--request", "topk:3"]),
+            &["--logits-dtype: wanted --request logits beside it, got `topk:3`"],
+        ),
+        (
+            with(&["--logits-dtype", "f32", "--request", "argmax"]),
+            &["--logits-dtype: wanted --request logits beside it, got `argmax`"],
+        ),
         (with(&["--quantize", "int4"]), &["--quantize: wanted none, w8a8 or w8a16, got `int4`"]),
         (with(&["--threads", "0"]), &["--threads: wanted a whole number of at least 1, got `0`"]),
         (with(&["--threads", "-1"]), &["--threads", "got `-1`"]),

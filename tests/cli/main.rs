@@ -2,6 +2,7 @@
 
 mod adjusted;
 mod bad_input;
+mod bench;
 mod plan;
 mod quantize;
 mod sampled;

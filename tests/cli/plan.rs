@@ -338,6 +338,7 @@ fn bad_plans_are_refused_with_a_sentence() {
         (tiny("--request sample --top-p 0"), &["--top-p: wanted a number above 0 and at most 1, got `0`"]),
         (tiny("--request guess"), &["--request: wanted logits, argmax, topk:K", "got `guess`"]),
         (tiny("--logits-dtype i8"), &["--logits-dtype: wanted f32, bf16 or f16"]),
+        (tiny("--logits-dtype bf16 --request sample"), &["--logits-dtype: wanted --request logits beside it"]),
         (
             tiny("--candidates 1001 --machine h100-nvlink"),
             &["--candidates: wanted 1 to the vocabulary size, 1000, got `1001`"],

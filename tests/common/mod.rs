@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod adjusting;
+pub mod golden;
 
 use half::{bf16, f16};
 use lmhead::backend::Backend;

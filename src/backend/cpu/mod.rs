@@ -21,6 +21,7 @@ mod int8_dot;
 mod isa;
 mod lanes;
 mod pack;
+mod roof;
 mod sampling;
 mod tally;
 

@@ -68,9 +68,9 @@ pub struct RunArgs {
     pub processed: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// f32 | bf16 | f16: the type that --request logits rounds to
-    #[arg(long, value_name = "DTYPE", default_value = "f32", allow_hyphen_values = true)]
-    pub logits_dtype: String,
+    /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
+    #[arg(long, value_name = "DTYPE", allow_hyphen_values = true)]
+    pub logits_dtype: Option<String>,
     /// Where the arithmetic runs
     #[arg(long, default_value = "auto")]
     pub backend: BackendName,
@@ -209,30 +209,31 @@ impl RunArgs {
 
     pub fn request(&self) -> Result<Request> {
         let RunArgs { request, logits_dtype, processed, .. } = self;
-        RequestWords { request, logits_dtype, processed: *processed }.parse()
+        RequestWords { request, logits_dtype: logits_dtype.as_deref(), processed: *processed }.parse()
     }
 }
 
 /// --request and the options that belong to it.
 pub struct RequestWords<'a> {
     pub request: &'a str,
-    pub logits_dtype: &'a str,
+    pub logits_dtype: Option<&'a str>,
     pub processed: bool,
 }
 
 impl RequestWords<'_> {
     pub fn parse(&self) -> Result<Request> {
-        let dtype = match self.logits_dtype.parse() {
-            Ok(dtype) if dtype != DType::I8 => dtype,
-            _ => {
-                return Err(refused(
-                    "--logits-dtype",
-                    "f32, bf16 or f16",
-                    self.logits_dtype,
-                    "use one of those",
-                ));
+        let dtype = match self.logits_dtype.map(str::parse) {
+            None => DType::F32,
+            Some(Ok(dtype)) if dtype != DType::I8 => dtype,
+            Some(_) => {
+                let got = self.logits_dtype.unwrap_or_default();
+                return Err(refused("--logits-dtype", "f32, bf16 or f16", got, "use one of those"));
             }
         };
+        if self.logits_dtype.is_some() && self.request != "logits" {
+            let (wanted, fix) = ("--request logits beside it", "no other request rounds its logits");
+            return Err(refused("--logits-dtype", wanted, self.request, fix));
+        }
         let logprobs =
             self.request.strip_prefix("logprobs").filter(|rest| rest.is_empty() || rest.starts_with(':'));
         if self.processed && logprobs.is_none() {

@@ -2,6 +2,7 @@
 
 mod args;
 mod backends;
+mod bench;
 mod check;
 mod doctor;
 mod input;
@@ -33,6 +34,8 @@ enum Command {
     Plan(Box<plan::PlanArgs>),
     /// Write the int8 form of a float head as a file of its own, and say how far it is from the original
     Quantize(Box<quantize::QuantizeArgs>),
+    /// Time a head's stages on this machine, by type and rows, beside what its memory and arithmetic could do
+    Bench(Box<bench::BenchArgs>),
     /// What this machine can run, and what to do where it cannot
     Doctor(doctor::DoctorArgs),
 }
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Quantize(args) => quantize::quantize(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     };
     match result {

@@ -71,9 +71,9 @@ pub struct PlanArgs {
     /// logits | argmax | topk:K | logprobs[:N] | sample, in a step with exact counts and without adjustments
     #[arg(long, value_name = "WHAT", default_value = "logits")]
     request: String,
-    /// f32 | bf16 | f16: the type that --request logits rounds to
-    #[arg(long, value_name = "DTYPE", default_value = "f32")]
-    logits_dtype: String,
+    /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
+    #[arg(long, value_name = "DTYPE")]
+    logits_dtype: Option<String>,
 
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -125,7 +125,8 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     if let Some(size) = &args.lmhead_tp_size {
         settings.lmhead_tp_size = size.parse()?;
     }
-    let words = RequestWords { request: &args.request, logits_dtype: &args.logits_dtype, processed: false };
+    let logits_dtype = args.logits_dtype.as_deref();
+    let words = RequestWords { request: &args.request, logits_dtype, processed: false };
     let request = words.parse()?;
     let sampling = args.sampling.params(&args.request, 0)?;
     let head = args.head(&mut settings)?;

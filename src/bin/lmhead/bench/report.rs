@@ -1,0 +1,165 @@
+//! What `lmhead bench` tells: tables for a person, the same as JSON for a program.
+
+use crate::report::{bytes, micros};
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
+use std::path::Path;
+
+#[derive(Serialize)]
+pub struct Report {
+    /// Version of lmhead.
+    pub version: &'static str,
+    pub command: String,
+    pub machine: String,
+    pub cpus: usize,
+    pub backend: String,
+    pub threads: usize,
+    pub head: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub seed: u64,
+    /// Repetitions of every timing.
+    pub reps: usize,
+    pub heads: Vec<HeadReport>,
+}
+
+/// A type of weights.
+#[derive(Serialize)]
+pub struct HeadReport {
+    /// bf16, f16, f32, w8a8 or w8a16.
+    pub dtype: String,
+    pub hidden_dtype: String,
+    /// Of the matrix alone.
+    pub weight_bytes: usize,
+    pub rows: Vec<RowsReport>,
+}
+
+#[derive(Serialize)]
+pub struct RowsReport {
+    pub rows: usize,
+    /// Of a read-only stream over the same weights, taken in turns with the stages, µs.
+    pub read: Timing,
+    pub read_gb_per_s: f64,
+    /// Of the instruction that multiplies this type, in registers, 1e9 operations a second; a multiplication and an addition are two.
+    pub arithmetic_gop_per_s: Option<f64>,
+    pub stages: Vec<StageReport>,
+}
+
+#[derive(Serialize)]
+pub struct StageReport {
+    pub stage: String,
+    /// µs.
+    #[serde(flatten)]
+    pub time: Timing,
+    /// Share of the read bandwidth at which the weights come, where the stage streams them: the stream's median over its own.
+    pub of_read: Option<f64>,
+    /// Share of the arithmetic that the products of all rows take, where the stage has them.
+    pub of_arithmetic: Option<f64>,
+    /// Medians of what a step tells of its own parts, where it is one.
+    pub parts: Option<PartsReport>,
+}
+
+#[derive(Serialize)]
+pub struct PartsReport {
+    pub contract_us: f64,
+    pub gather_us: f64,
+    pub matmul_us: f64,
+    /// Merging candidates, sampling, putting columns in order.
+    pub after_us: f64,
+}
+
+/// Median, 10th and 90th percentile, µs where it is written, interpolated linearly between the two nearest of the repetitions.
+#[derive(Serialize, Clone, Copy)]
+pub struct Timing {
+    #[serde(rename = "median_us")]
+    pub median: f64,
+    #[serde(rename = "p10_us")]
+    pub p10: f64,
+    #[serde(rename = "p90_us")]
+    pub p90: f64,
+}
+
+impl Timing {
+    /// Of at least one value.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = values.collect();
+        sorted.sort_by(f64::total_cmp);
+        let at = |part: f64| {
+            let place = part * (sorted.len() - 1) as f64;
+            let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+            low + (high - low) * place.fract()
+        };
+        Timing { median: at(0.5), p10: at(0.1), p90: at(0.9) }
+    }
+}
+
+impl Report {
+    /// A table for each type of weights.
+    pub fn text(&self, written: Option<&Path>) -> String {
+        let mut lines = vec![format!(
+            "{}: {} x {}; {} on {} threads; {}",
+            self.head, self.vocab_size, self.hidden_size, self.backend, self.threads, self.machine
+        )];
+        for head in &self.heads {
+            lines.push(format!(
+                "{}, rows in {}: {} of weights; medians of {} repetitions",
+                head.dtype,
+                head.hidden_dtype,
+                bytes(head.weight_bytes as u64),
+                self.reps
+            ));
+            let mut table = Table::new();
+            table.load_style(UTF8_BORDERS_ONLY);
+            let header = ["rows", "stage", "median", "p10", "p90", "of read", "of arithmetic"];
+            table.set_header(header);
+            for rows in &head.rows {
+                let percent =
+                    |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.0} %", 100.0 * s));
+                let cells = |stage: &str, time: &Timing| {
+                    [
+                        rows.rows.to_string(),
+                        stage.to_string(),
+                        micros(time.median),
+                        micros(time.p10),
+                        micros(time.p90),
+                    ]
+                };
+                let read = [format!("{:.1} GB/s", rows.read_gb_per_s)];
+                let rate = rows.arithmetic_gop_per_s.map_or("-".into(), |rate| format!("{rate:.0} Gop/s"));
+                table.add_row(cells("(read only)", &rows.read).into_iter().chain(read).chain([rate]));
+                for stage in &rows.stages {
+                    let shares = [percent(stage.of_read), percent(stage.of_arithmetic)];
+                    table.add_row(cells(&stage.stage, &stage.time).into_iter().chain(shares));
+                }
+            }
+            for (i, column) in table.column_iter_mut().enumerate() {
+                if i != 1 {
+                    column.set_cell_alignment(CellAlignment::Right);
+                }
+            }
+            lines.push(table.to_string());
+        }
+        if let Some(path) = written {
+            lines.push(format!("written: {}", path.display()));
+        }
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_interpolated() {
+        let of = |values: &[f64]| {
+            let timing = Timing::of(values.iter().copied());
+            [timing.p10, timing.median, timing.p90]
+        };
+        assert_eq!(of(&[3.0]), [3.0; 3]);
+        assert_eq!(of(&[4.0, 2.0]), [2.2, 3.0, 3.8]);
+        let eleven: Vec<f64> = (0..11).rev().map(f64::from).collect();
+        assert_eq!(of(&eleven), [1.0, 5.0, 9.0]);
+    }
+}
