@@ -92,9 +92,10 @@ DEVICE uint32_t row_number(const RowMatrix &rows, uint32_t row, uint32_t row_cou
     const U32x2 words = ld_global_v2(static_cast<const uint64_t *>(rows.indices) + row);
     number = uint64_t(words.y) << 32 | words.x;
   } else {
-    number = ld_global_u32(static_cast<const uint32_t *>(rows.indices) + row);
+    // With its sign: -2 is not row 2^32 - 2.
+    number = uint64_t(int64_t(int32_t(ld_global_u32(static_cast<const uint32_t *>(rows.indices) + row))));
   }
-  // Negative numbers are large ones.
+  // Negative numbers are larger than any row's.
   if (number < rows.source_rows) return uint32_t(number);
   if (say) atom_or_u32(status + row, LMHEAD_STATUS_BAD_INDEX);
   return kNoRow;
