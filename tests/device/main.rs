@@ -3,8 +3,13 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod limits;
 mod product;
+mod properties;
+mod refused;
+mod seeds;
 mod sizes;
+mod whole;
 
 use lmhead::backend::emulated::EmulatedDevice;
 

@@ -1,6 +1,7 @@
 //! What must come out: by the rule of int8, within the accuracy rules of 16-bit sums, and then with the CPU backend's own steps.
 
 use super::{Finish, Operands, Product, Values};
+use lmhead::DType;
 use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE};
 use lmhead::plan::Precision;
 use lmhead::quantize::quantize_row;
@@ -8,6 +9,12 @@ use lmhead::reference::Accuracy;
 
 /// Ids of a row that are compared with float64: all of a small head, as many spread over a large one.
 const SAMPLED: usize = 600;
+
+/// A factor's magnitude as the error of a sum sees it: tensor cores place the bits of a subnormal f16 as if its exponent were that of the
+/// smallest normal one, and cut what lies below the 24 bits from the largest product's place on.
+fn placed(value: f32, least: f32) -> f64 {
+    if value == 0.0 { 0.0 } else { f64::from(value.abs().max(least)) }
+}
 
 /// f32 bits, every NaN the same.
 pub fn bits_of(values: &[f32]) -> Vec<u32> {
@@ -33,6 +40,13 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
     let ids = || (0..shape.vocab).step_by(step).chain([shape.vocab - 1]);
     let weights: Vec<Vec<f64>> =
         ids().map(|id| (0..shape.hidden).map(|k| f64::from(operands.weight(id, k))).collect()).collect();
+    // The smallest normal row element and weight.
+    let f16 = 2f32.powi(-14);
+    let least = match product.precision {
+        Precision::F16 => (f16, f16),
+        Precision::W8a16(DType::F16) => (f16, 1.0),
+        _ => (f32::MIN_POSITIVE, f32::MIN_POSITIVE),
+    };
     let (mut furthest, mut squares, mut count) = (0f64, 0f64, 0usize);
     for row in 0..shape.rows {
         let x = operands.row(row);
@@ -64,7 +78,7 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
                 _ => None,
             };
             let (sum, size) = x.iter().zip(w).fold((0f64, 0f64), |(sum, size), (x, w)| {
-                (sum + f64::from(*x) * w, size + (f64::from(*x) * w).abs())
+                (sum + f64::from(*x) * w, size + placed(*x, least.0) * placed(*w as f32, least.1))
             });
             if product.values == Values::Integers {
                 // The sum is exact, and multiplied by the scale it is rounded once.

@@ -170,7 +170,7 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         })
     }
 
-    /// What a call says, with its outputs at these addresses.
+    /// What a call says, with its outputs at these addresses; `logits` is that of the whole head's first id.
     pub fn call(&self, launch: &Launch, indices: u64, logits: u64, status: u64, workspace: u64) -> Call {
         let Product { precision, layout, .. } = self.product;
         let (first, rows) = (launch.ids.0, launch.picks.indices.len());
@@ -194,7 +194,7 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
                 source_rows: layout.source_rows as u32,
             },
             logits: LogitMatrix {
-                data: logits as usize as *mut _,
+                data: (logits as usize + first * size) as *mut _,
                 pitch: ((self.product.shape.vocab + layout.out_gap) * size) as u64,
                 status: status as usize as *mut u32,
                 dtype: match launch.finish.out {

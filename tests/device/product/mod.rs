@@ -12,7 +12,7 @@ mod operands;
 pub mod table;
 
 pub use expected::{bits_of, check_raw, expected, quantised};
-pub use loaded::{Launch, Loaded, Ran};
+pub use loaded::{Launch, Loaded, Picks, Ran};
 pub use memory::Guarded;
 pub use operands::Operands;
 

@@ -83,6 +83,11 @@ pub fn cases(scale: Scale) -> Vec<Case> {
             cases.push(Case { name, product, work });
         }
     }
+    if scale == Scale::Whole {
+        // More tiles of ids than 16 bits count.
+        let product = Product::new(Precision::W8a8(DType::Bf16), 1, 65_536 * 128 + 1, 16);
+        cases.push(Case { name: "65,537 tiles".into(), product, work: usize::MAX });
+    }
     cases
 }
 
