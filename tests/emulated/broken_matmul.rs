@@ -56,7 +56,7 @@ fn run(how: u32, seed: u64, offset: usize) -> Outcome {
     let indices: Vec<i32> =
         (0..ROWS as i32).map(|i| if i == 4 { -1 } else { (i * 5) % ROWS as i32 }).collect();
     let additions: Vec<u32> = (0..=ROWS as u32).map(|i| 2 * i).collect();
-    let ids: Vec<u32> = (0..ROWS as u32).flat_map(|i| [i, 128 + i]).collect();
+    let ids: Vec<u32> = (0..ROWS as u32).flat_map(|i| [i + 50, 128 + i]).collect();
 
     let mut device = Device::new();
     let logits = device.upload(&[f32::NAN; ROWS * VOCAB]);
@@ -116,7 +116,7 @@ fn run(how: u32, seed: u64, offset: usize) -> Outcome {
             let dot =
                 |from: i32| (0..HIDDEN).map(|k| row(from as usize, k).0 * integer(id * HIDDEN + k).0).sum();
             let sum: i32 = if indices[r] < 0 { 0 } else { dot(indices[r]) };
-            let added = if id == r || id == 128 + r { 0.5 } else { 0.0 };
+            let added = if id == r + 50 || id == 128 + r { 0.5 } else { 0.0 };
             out[r * VOCAB + id] == 2.0 * sum as f32 + added
         })
     });
