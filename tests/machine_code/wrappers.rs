@@ -83,7 +83,7 @@ const BECOMES: &[(&str, &[&str])] = &[
         ],
     ),
     ("warps", &["SHFL.BFLY", "SHFL.UP", "SHFL.DOWN", "SHFL.IDX", "VOTE.ALL", "VOTE.ANY", "BPT.TRAP"]),
-    ("arithmetic", &["FADD", "FMUL", "FFMA", "I2F", "F2I", "F2I.TRUNC", "F2F.F16.F32", "HADD2", "PRMT"]),
+    ("arithmetic", &["FADD", "FMUL", "FFMA", "I2F", "F2I", "F2I.TRUNC", "HADD2", "PRMT"]),
     ("mma_sync", &["HMMA.16816.F32", "HMMA.16816.F32.BF16", "IMMA.16832.S8"]),
     (
         "clusters",
