@@ -68,7 +68,7 @@ fn fault_offset(change: fn(&mut Call, u64) -> u64, pitch: u64) -> u64 {
     let spec = Spec { precision: Precision::Bf16, vocab: 130, hidden: 64, max_rows: 3 };
     let matmul = Matmul::prepare(&device, spec).expect("kernels");
     // SAFETY: the emulated device looks at each address before it is followed.
-    let outcome = unsafe { matmul.run(&device, device.stream(), &call) };
+    let outcome = unsafe { matmul.run(&device, (), &call) };
     let outcome = outcome.and_then(|()| device.read(&logits, 0, &mut [0]));
     let error = outcome.expect_err("there is no such memory");
     assert!(matches!(error, Error::Device { .. }), "{error:?}");
@@ -146,7 +146,7 @@ fn a_negative_index_is_no_row_however_many_there_are() {
         let spec = Spec { precision, vocab: 66, hidden: 32, max_rows: 4 };
         let matmul = Matmul::prepare(&device, spec).expect("kernels");
         // SAFETY: no index names a row behind the fourth.
-        unsafe { matmul.run(&device, device.stream(), &call) }.expect("a launch");
+        unsafe { matmul.run(&device, (), &call) }.expect("a launch");
         let said: Vec<u32> = bytemuck::pod_collect_to_vec(&status.read(&device, "status").expect("good"));
         assert_eq!(said, [0, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_BAD_INDEX, 0]);
         let raw: Vec<f32> = bytemuck::pod_collect_to_vec(&logits.read(&device, "logits").expect("good"));

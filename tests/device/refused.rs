@@ -2,7 +2,7 @@
 
 use crate::device;
 use crate::product::{Finish, Guarded, Index, Launch, Layout, Loaded, Operands, Product};
-use lmhead::backend::device::{Call, KernelDevice, Matmul, Spec};
+use lmhead::backend::device::{Call, Matmul, Spec};
 use lmhead::plan::{DeviceLimits, Plan, Precision, Shape};
 use lmhead::{DType, Error};
 use std::ptr::null;
@@ -35,7 +35,7 @@ fn refused(precision: Precision, rows: &[(Change, &str)]) {
         let mut bad = call;
         change(&mut bad);
         // SAFETY: the emulated device faults at addresses that are not its own, and this call is refused before.
-        let error = unsafe { matmul.run(&device, device.stream(), &bad) }.expect_err(wanted);
+        let error = unsafe { matmul.run(&device, (), &bad) }.expect_err(wanted);
         assert!(matches!(error, Error::Shape { .. }), "{error:?}");
         assert!(error.to_string().contains(wanted), "wanted \"{wanted}\", got \"{error}\"");
         for (what, output) in [("logits", &logits), ("status", &status), ("workspace", &workspace)] {
@@ -43,9 +43,9 @@ fn refused(precision: Precision, rows: &[(Change, &str)]) {
         }
     }
     // SAFETY: the buffers are as large as the call says.
-    unsafe { matmul.run(&device, device.stream(), &call) }.expect("the call itself is good");
+    unsafe { matmul.run(&device, (), &call) }.expect("the call itself is good");
     // SAFETY: as above; no rows are nothing to do, whatever the rest says.
-    unsafe { matmul.run(&device, device.stream(), &Call { rows: 0, ..call }) }.expect("no rows");
+    unsafe { matmul.run(&device, (), &Call { rows: 0, ..call }) }.expect("no rows");
 }
 
 /// An address a few bytes further on.
@@ -169,7 +169,7 @@ fn plans_of_something_else() {
     ] {
         let other = Plan::new(precision, shape, &DeviceLimits::H100).expect("a plan");
         // SAFETY: as in `refused`.
-        let error = unsafe { matmul.run_plan(&device, device.stream(), &call, &other) }.expect_err("refused");
+        let error = unsafe { matmul.run_plan(&device, (), &call, &other) }.expect_err("refused");
         assert!(error.to_string().contains("plan: wanted one of bf16, [3, 24] x [70, 24]"), "{error}");
         out.unchanged(&device, "logits", |_| false).unwrap();
         status.unchanged(&device, "status", |_| false).unwrap();

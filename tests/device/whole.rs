@@ -129,7 +129,6 @@ impl Job {
                 adjustments: (adjusted && self.adjustments[of].is_some()).then_some(adjustments),
                 targets: matches!(self.request, Request::Logprobs { .. }).then_some(&targets[..]),
                 sampling: matches!(self.request, Request::Sample).then_some(&sampling[..]),
-                ..RowInputs::default()
             };
             step.expect("a step").run_with(hidden, &inputs).expect("an answer")
         })
