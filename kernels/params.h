@@ -50,7 +50,7 @@ typedef struct GatherCarrierParams {
 
 /* What a kernel says of a row, or'ed into its status word. */
 enum LmheadStatus {
-  LMHEAD_STATUS_NONFINITE = 1,   /* a logit is NaN or infinite; minus infinity from an adjustment is legal */
+  LMHEAD_STATUS_NONFINITE = 1,   /* a logit is NaN or infinite, or becomes so by the temperature; minus infinity from an adjustment is legal */
   LMHEAD_STATUS_ALLOWED = 2,     /* a logit is above minus infinity; said only where there are adjustments */
   LMHEAD_STATUS_BAD_INDEX = 4    /* the row's index is not a row: it was taken for a row of zeros */
 };

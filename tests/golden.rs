@@ -5,6 +5,7 @@ mod common;
 
 use common::golden::GoldenFile;
 use common::{backend, each_rank};
+use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
 use lmhead::head::LmHead;
@@ -60,6 +61,10 @@ impl Golden {
 
     /// The answers of `size` ranks to `request`, one after the other: together all output rows in order.
     fn run(&self, size: usize, request: Request) -> Vec<Answer> {
+        self.run_on(&backend(), size, request)
+    }
+
+    fn run_on(&self, backend: &Arc<dyn Backend>, size: usize, request: Request) -> Vec<Answer> {
         let checkpoint = self.stored.checkpoint();
         let options = LoadOptions { quantization: Some(self.quantization), ..LoadOptions::default() };
         let matrix = self.stored.tensors.float_matrix("hidden_states").unwrap();
@@ -72,20 +77,26 @@ impl Golden {
             let own = &selection[even_part(selection.len(), size, me)];
             let rows = HiddenRows::new(matrix.bytes, matrix.dtype, matrix.rows, matrix.columns).unwrap();
             let rows = rows.select(own).unwrap();
-            let mut head = LmHead::new(&self.config, group, shard, exchange, backend()).unwrap();
+            let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
             head.step(RowCounts::exact(&counts), &request).unwrap().run(rows).unwrap()
         })
     }
 
     /// What each logit may be off, by the README's formula; before the output's rounding.
     fn allowed(&self) -> Vec<f64> {
+        self.allowed_by(1.0)
+    }
+
+    /// The same where sums may be off by `factor` times as much.
+    fn allowed_by(&self, factor: f64) -> Vec<f64> {
         let bound = self.stored.f64s("expected.bound");
         let expected = self.stored.f64s("expected.logits");
         let vocab = self.config.vocab_size;
         let bias = self.stored.has("lm_head.bias").then(|| self.stored.f32s("lm_head.bias"));
         let steps = bias.is_some() || self.config.final_logit_softcapping.is_some();
         let one = |i: usize| {
-            let raw = if self.exact_raw() { 0.0 } else { self.config.hidden_size as f64 * E * bound[i] };
+            let raw =
+                if self.exact_raw() { 0.0 } else { factor * self.config.hidden_size as f64 * E * bound[i] };
             let bias = bias.as_ref().map_or(0.0, |b| f64::from(b[i % vocab]).abs());
             let steps = if steps { 2.0 * E * (bound[i] + bias) } else { 0.0 };
             f64::from(self.config.logit_scale).abs() * (raw + steps) + 8.0 * E * expected[i].abs()
@@ -134,6 +145,49 @@ fn logits_are_within_the_stated_error_and_exact_where_they_must_be() {
             }
         }
     }
+}
+
+/// The kernels, on the emulated device: the same files, with the error that tensor cores are allowed.
+#[cfg(feature = "emulated")]
+#[test]
+fn the_emulated_backend_is_within_the_stated_error() {
+    use lmhead::backend::cpu::CpuBackend;
+    use lmhead::backend::emulated::EmulatedDevice;
+    use lmhead::plan::Precision;
+    use lmhead::reference::Accuracy;
+    let device: Arc<dyn Backend> =
+        Arc::new(EmulatedDevice::new(1).backend(CpuBackend::new(Some(2)).unwrap()));
+    let mut seen = 0;
+    for golden in goldens() {
+        let weights = match golden.quantization {
+            Quantization::None => golden.stored.tensors.float_matrix("lm_head.weight").unwrap().dtype,
+            _ => DType::I8,
+        };
+        let hidden = golden.config.hidden_dtype.unwrap();
+        // Heads without a kernel are refused, as tests/device shows.
+        if Precision::of(weights, golden.quantization, hidden).is_err() {
+            continue;
+        }
+        seen += 1;
+        let allowed = golden.allowed_by(Accuracy::TensorCores.factor());
+        let (expected, status) =
+            (golden.stored.f64s("expected.logits"), golden.stored.bytes("expected.row_status"));
+        for size in [1, 3] {
+            let answers = golden.run_on(&device, size, Request::logits(DType::F32));
+            assert_eq!(statuses(&answers), status, "{} P {size}", golden.name);
+            let got: Vec<f32> = answers.iter().flat_map(|a| a.output.logits_f32().unwrap()).collect();
+            for (i, (&got, &want)) in got.iter().zip(&expected).enumerate() {
+                let good =
+                    status[i / golden.config.vocab_size] != 0 || (f64::from(got) - want).abs() <= allowed[i];
+                assert!(
+                    good,
+                    "{} P {size} element {i}: {got}, expected {want} within {}",
+                    golden.name, allowed[i]
+                );
+            }
+        }
+    }
+    assert!(seen > 10, "{seen} golden files");
 }
 
 #[test]

@@ -58,7 +58,10 @@ uint32_t sub_f16x2(uint32_t a, uint32_t b);
 inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = uint64_t(high) << 32 | low;
   uint32_t out = 0;
-  for (int i = 0; i < 4; ++i) out |= uint32_t(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i, byte = uint32_t(bytes >> (digit & 7) * 8 & 255);
+    out |= (digit & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
+  }
   return out;
 }
 

@@ -151,10 +151,15 @@ DEVICE void store(const MatmulParams &p, const Place &at) {
         float v = ld_shared_f32(from);
         if (a.allowed && !(ld_global_u32(a.allowed + row * a.allowed_pitch + id / 32) >> lane & 1)) v = -kInfinity;
         good &= v < kInfinity, any |= v > -kInfinity;
-        if (temperature != 0) v = div_rn_f32(v, temperature);
+        if (temperature != 0) {
+          const bool finite = is_finite(v);
+          v = div_rn_f32(v, temperature);
+          good &= !finite || is_finite(v);
+        }
         st_shared_f32(from, v);
       }
-      if (adjusted) say(p, row, !good, LMHEAD_STATUS_NONFINITE), say(p, row, any, LMHEAD_STATUS_ALLOWED);
+      say(p, row, !good, LMHEAD_STATUS_NONFINITE);
+      if (adjusted) say(p, row, any, LMHEAD_STATUS_ALLOWED);
       bar_warp_sync();
     }
     if (!wide) {

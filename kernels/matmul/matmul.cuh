@@ -6,7 +6,7 @@ namespace matmul {
 
 template <class T>
 DEVICE void run(const MatmulParams &p) {
-  const Place at = place<T>(p);
+  const Place at = place<T>(p, blockIdx.x);
   const bool rows_aligned = (uint64_t(p.rows.data) | p.rows.pitch) % 16 == 0;
   const auto stage = [](uint32_t number) { return dynamic_shared() + number % T::kStages * T::kStageBytes; };
   Sums<T> d = {};

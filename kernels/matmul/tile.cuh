@@ -65,17 +65,17 @@ struct Tile {
   static_assert(kSharedBytes <= 101376, "compute capability 8.6 and 8.9 have 99 KB for a block");
 };
 
-// Which tile a block computes. Rows change fastest, 16 tiles of them at most: blocks that run together then read the same
+// Which tile block `block` computes. Rows change fastest, 16 tiles of them at most: blocks that run together then read the same
 // weights, and rows that still fit the second-level cache.
 struct Place {
   uint32_t first_id, first_row;
 };
 template <class T>
-DEVICE Place place(const MatmulParams &p) {
+DEVICE Place place(const MatmulParams &p, uint32_t block) {
   constexpr uint32_t kGroup = 16;
   const uint32_t row_tiles = (p.row_count + T::kRows - 1) / T::kRows, id_tiles = (p.vocab - 1) / kIds + 1;
   const uint32_t whole = row_tiles < kGroup ? row_tiles : kGroup;
-  const uint32_t group = blockIdx.x / (whole * id_tiles), rest = blockIdx.x % (whole * id_tiles);
+  const uint32_t group = block / (whole * id_tiles), rest = block % (whole * id_tiles);
   const uint32_t left = row_tiles - group * whole, width = left < whole ? left : whole;
   return {rest / width * kIds, (group * whole + rest % width) * T::kRows};
 }
@@ -92,9 +92,10 @@ DEVICE uint32_t row_number(const RowMatrix &rows, uint32_t row, uint32_t row_cou
     const U32x2 words = ld_global_v2(static_cast<const uint64_t *>(rows.indices) + row);
     number = uint64_t(words.y) << 32 | words.x;
   } else {
-    number = ld_global_u32(static_cast<const uint32_t *>(rows.indices) + row);
+    // With its sign: -2 is not row 2^32 - 2.
+    number = uint64_t(int64_t(int32_t(ld_global_u32(static_cast<const uint32_t *>(rows.indices) + row))));
   }
-  // Negative numbers are large ones.
+  // Negative numbers are larger than any row's.
   if (number < rows.source_rows) return uint32_t(number);
   if (say) atom_or_u32(status + row, LMHEAD_STATUS_BAD_INDEX);
   return kNoRow;

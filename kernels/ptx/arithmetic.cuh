@@ -80,7 +80,7 @@ PTX uint32_t sub_rn_f16x2(uint32_t a, uint32_t b) {
 }
 
 // Four bytes picked from the eight of (high, low): byte i of the result is the one that digit i of the selector names, 0 to 3 from
-// low, 4 to 7 from high; a digit's bit 3 would spread the byte's sign, and no kernel uses it.
+// low, 4 to 7 from high; a digit's bit 3 asks for the byte's sign bit, eight times.
 PTX uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   uint32_t out;
   EITHER(out = emulated::prmt(low, high, selector),

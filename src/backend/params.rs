@@ -112,7 +112,7 @@ const _: () = {
     ["Offset of field: GatherCarrierParams::hidden"]
         [::core::mem::offset_of!(GatherCarrierParams, hidden) - 164usize];
 };
-#[doc = " a logit is NaN or infinite; minus infinity from an adjustment is legal"]
+#[doc = " a logit is NaN or infinite, or becomes so by the temperature; minus infinity from an adjustment is legal"]
 pub const LMHEAD_STATUS_NONFINITE: LmheadStatus = 1;
 #[doc = " a logit is above minus infinity; said only where there are adjustments"]
 pub const LMHEAD_STATUS_ALLOWED: LmheadStatus = 2;

@@ -1,6 +1,8 @@
 //! The program as a person or another program uses it: outputs, exit codes, and a sentence for every bad input.
 
 mod adjusted;
+#[cfg(feature = "emulated")]
+mod backends;
 mod bad_input;
 mod bench;
 mod plan;

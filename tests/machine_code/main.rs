@@ -103,6 +103,7 @@ const MULTIPLY: Expectation = Expectation {
     present: &[("IMMA", 1), ("LDG.128", 2)],
     absent: &["HMMA"],
     registers: 16,
+    calls: 0,
 };
 
 #[test]

@@ -35,6 +35,7 @@ const BECOMES: &[(&str, &[&str])] = &[
         "shared_memory",
         &[
             "LDS.128",
+            "LDS.64",
             "LDS.U16",
             "STS.U8",
             "STS.U16",
@@ -82,6 +83,7 @@ const BECOMES: &[(&str, &[&str])] = &[
         ],
     ),
     ("warps", &["SHFL.BFLY", "SHFL.UP", "SHFL.DOWN", "SHFL.IDX", "VOTE.ALL", "VOTE.ANY", "BPT.TRAP"]),
+    ("arithmetic", &["FADD", "FMUL", "FFMA", "I2F", "F2I", "F2I.TRUNC", "HADD2", "PRMT"]),
     ("mma_sync", &["HMMA.16816.F32", "HMMA.16816.F32.BF16", "IMMA.16832.S8"]),
     (
         "clusters",

@@ -93,6 +93,12 @@ impl<D: KernelDevice> DeviceBackend<D> {
             }
             None => NONE,
         };
+        // Of rows that nothing is done to the kernels do not say that something is allowed: also where there are adjustments, of
+        // no kind.
+        let plain = adjustments.allowed.is_null()
+            && adjustments.addition_offsets.is_null()
+            && adjustments.count_offsets.is_null();
+        let always = if plain { LMHEAD_STATUS_ALLOWED } else { 0 };
         let pitch = (vocab * dtype.size()).next_multiple_of(16);
         let logits = scratch.logits.at_least(device, product_of(&[rows, pitch])?)?;
         let status = scratch.status.at_least(device, 4 * rows)?;
@@ -124,7 +130,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
                 fix: "something overwrote device memory: run under compute-sanitizer".into(),
             });
         }
-        said.iter().enumerate().for_each(|(i, &status)| row(i, status));
+        said.iter().enumerate().for_each(|(i, &status)| row(i, status | always));
         Ok(pitch)
     }
 
@@ -135,13 +141,11 @@ impl<D: KernelDevice> DeviceBackend<D> {
         if rows == 0 || row_bytes == 0 {
             return Ok(());
         }
-        // Without adjustments everything is allowed, and the kernels do not look for it.
-        let plain = job.adjustments.is_none();
         self.with_scratch(|scratch| {
             let pitch = self.run(job, adjusted, dtype, scratch, |row, status| {
                 nonfinite[row] |= status & LMHEAD_STATUS_NONFINITE != 0;
                 if let Some(any) = &mut any_allowed {
-                    any[row] |= plain || status & LMHEAD_STATUS_ALLOWED != 0;
+                    any[row] |= status & LMHEAD_STATUS_ALLOWED != 0;
                 }
             })?;
             let logits = scratch.logits.at_least(&self.device, 0)?;

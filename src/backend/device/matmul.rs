@@ -120,6 +120,13 @@ impl<D: KernelDevice> Matmul<D> {
     /// # Safety
     /// As [`Matmul::run`].
     pub unsafe fn run_plan(&self, device: &D, stream: D::Stream, call: &Call, plan: &Plan) -> Result<()> {
+        let Spec { precision, vocab, hidden, .. } = self.spec;
+        let shape = Shape { rows: call.rows, vocab, hidden };
+        if (plan.precision, plan.shape) != (precision, shape) {
+            let wanted = format!("one of {precision}, {shape}");
+            let got = format!("of {}, {}", plan.precision, plan.shape);
+            return Err(Error::shape("plan", wanted, got, "plan for this product and the call's rows"));
+        }
         check(call, plan)?;
         let Some((_, kernel)) = self.tiles.iter().find(|(name, _)| *name == plan.tile.kernel) else {
             let fix = "use a plan of this product's precision";
@@ -269,6 +276,16 @@ fn check(call: &Call, plan: &Plan) -> Result<()> {
         ("temperatures", a.temperatures as u64),
     ] {
         aligned(what, address, 4, true)?;
+    }
+    for (what, offsets, ids, values) in [
+        ("additions", a.addition_offsets, a.addition_ids, a.addition_values as u64),
+        ("counts", a.count_offsets, a.count_ids, a.counts as u64),
+    ] {
+        if !offsets.is_null() && (ids.is_null() || values == 0) {
+            let wanted = "ids and values beside the offsets".to_string();
+            let fix = "pass all three; where no row has an entry, none";
+            return wrong(what, wanted, "a null address".into(), fix);
+        }
     }
     if !a.count_offsets.is_null() && (a.repetition.is_null() || a.frequency.is_null() || a.presence.is_null())
     {

@@ -11,6 +11,8 @@ KERNEL(shared_memory, WrapperParams, 128, 1) {
   const uint32_t at = params.address;
   const ptx::U32x4 four = ptx::ld_shared_v4(at);
   ptx::st_shared_u8(at, uint8_t(four.x)), ptx::st_shared_u16(at, ptx::ld_shared_u16(at));
+  const ptx::U32x2 pair = ptx::ld_shared_v2(at);
+  ptx::st_shared_v2(at, {pair.y, pair.x});
   ptx::st_shared_u32(at, ptx::ld_shared_u32(at)), ptx::st_shared_f32(at, ptx::ld_shared_f32(at));
   ptx::st_shared_v2(at, {four.y, four.z}), ptx::st_shared_v4(at, four);
   uint32_t one, two[2], eight[4];
@@ -77,4 +79,6 @@ KERNEL(arithmetic, WrapperParams, 32, 1) {
   const ptx::F16 half = ptx::cvt_rn_f16_f32(v);
   params.out[threadIdx.x] = uint32_t(ptx::cvt_rni_s32_f32(v)) + ptx::cvt_rn_bf16_f32(v).bits +
                             ptx::mov_b32_f32(ptx::cvt_f32_f16(half));
+  const uint32_t difference = ptx::sub_rn_f16x2(params.address, threadIdx.x);
+  params.out[32 + threadIdx.x] = ptx::prmt(difference, params.address, threadIdx.x) + uint32_t(ptx::cvt_rzi_s32_f32(v));
 }

@@ -1,0 +1,279 @@
+//! A product's operands in device memory, and launches on them.
+
+use super::{Finish, Guarded, Index, Operands, Product};
+use lmhead::DType;
+use lmhead::backend::device::{Call, KernelDevice, Matmul, Spec};
+use lmhead::backend::params::{
+    LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LogitAdjustments, LogitMatrix, RowMatrix,
+    WeightMatrix,
+};
+use lmhead::plan::{Plan, Shape};
+use std::ops::Range;
+
+/// Output rows by index.
+#[derive(Debug, Clone, Copy)]
+pub struct Picks<'a> {
+    pub indices: &'a [i64],
+    pub index: Index,
+}
+
+/// One launch: on which of the ids, for which rows, and what is done to the logits.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    pub plan: &'a Plan,
+    pub picks: Picks<'a>,
+    /// A shard begins at a multiple of 64 and writes its columns of the whole row.
+    pub ids: (usize, usize),
+    pub finish: Finish,
+}
+
+impl<'a> Launch<'a> {
+    /// All ids of all rows, as they are.
+    pub fn raw(plan: &'a Plan, operands: &'a Operands) -> Self {
+        let Product { shape, layout, .. } = operands.product;
+        let picks = Picks { indices: &operands.indices, index: layout.index };
+        Launch { plan, picks, ids: (0, shape.vocab), finish: Finish::NONE }
+    }
+}
+
+/// What a launch left behind.
+#[derive(Debug)]
+pub struct Ran {
+    /// `[rows, ids]` without what lies between.
+    pub logits: Vec<u8>,
+    pub status: Vec<u32>,
+    /// `[rows, hidden]` int8 and `[rows]` scales of w8a8.
+    pub quantised: Option<(Vec<i8>, Vec<f32>)>,
+}
+
+impl Ran {
+    /// Logits of f32.
+    pub fn f32s(&self) -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(&self.logits)
+    }
+}
+
+/// Arrays of the adjustments on the device, in `kernels/params.h`'s order.
+struct Arrays<D: KernelDevice> {
+    names: [&'static str; 12],
+    buffers: Vec<Guarded<D>>,
+    words: usize,
+}
+
+pub struct Loaded<'a, D: KernelDevice> {
+    device: &'a D,
+    product: Product,
+    weights: Guarded<D>,
+    scales: Guarded<D>,
+    bias: Guarded<D>,
+    source: Guarded<D>,
+    row_pitch: usize,
+    weight_pitch: usize,
+    arrays: Arrays<D>,
+}
+
+/// Entries by id within a row, equal ones in their order: offsets, ids, values.
+fn by_id<T: Copy>(rows: &[Vec<(i64, T)>]) -> (Vec<u32>, Vec<u32>, Vec<T>) {
+    let (mut offsets, mut ids, mut values) = (vec![0], Vec::new(), Vec::new());
+    for row in rows {
+        let mut row = row.clone();
+        row.sort_by_key(|(id, _)| *id);
+        ids.extend(row.iter().map(|(id, _)| *id as u32));
+        values.extend(row.iter().map(|(_, value)| *value));
+        offsets.push(ids.len() as u32);
+    }
+    (offsets, ids, values)
+}
+
+impl<D: KernelDevice> Arrays<D> {
+    fn new(device: &D, operands: &Operands) -> Result<Self, String> {
+        let a = &operands.adjustments;
+        let (addition_offsets, addition_ids, addition_values) = by_id(a.additions.as_deref().unwrap_or(&[]));
+        let penalties = a.penalties.clone().unwrap_or_default();
+        let packed: Vec<Vec<(i64, u32)>> = penalties
+            .iter()
+            .map(|(_, counts)| counts.iter().map(|&(id, n, seen)| (id, n << 1 | u32::from(seen))).collect())
+            .collect();
+        let (count_offsets, count_ids, counts) = by_id(&packed);
+        let column = |i: usize| penalties.iter().map(|(p, _)| p[i].to_bits()).collect::<Vec<u32>>();
+        let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        let arrays = [
+            addition_offsets,
+            addition_ids,
+            bits(&addition_values),
+            count_offsets,
+            count_ids,
+            counts,
+            column(0),
+            column(1),
+            column(2),
+            a.mask.iter().flatten().map(|&word| word as u32).collect(),
+            bits(&operands.temperatures),
+        ];
+        let buffers = arrays
+            .iter()
+            .map(|words| Guarded::input(device, bytemuck::cast_slice(words)))
+            .collect::<Result<_, _>>()?;
+        let names = [
+            "addition_offsets",
+            "addition_ids",
+            "addition_values",
+            "count_offsets",
+            "count_ids",
+            "counts",
+            "repetition",
+            "frequency",
+            "presence",
+            "allowed",
+            "temperatures",
+            "",
+        ];
+        Ok(Arrays { names, buffers, words: a.vocab.div_ceil(32) })
+    }
+
+    /// The kinds that are asked for, for a shard whose first id is `first`.
+    fn params(&self, finish: &Finish, first: usize) -> LogitAdjustments {
+        let at = |i: usize, wanted: bool, words: usize| -> usize {
+            if wanted { self.buffers[i].address() as usize + 4 * words } else { 0 }
+        };
+        let (additions, penalties) = (finish.additions, finish.penalties);
+        LogitAdjustments {
+            addition_offsets: at(0, additions, 0) as *const u32,
+            addition_ids: at(1, additions, 0) as *const u32,
+            addition_values: at(2, additions, 0) as *const f32,
+            count_offsets: at(3, penalties, 0) as *const u32,
+            count_ids: at(4, penalties, 0) as *const u32,
+            counts: at(5, penalties, 0) as *const u32,
+            repetition: at(6, penalties, 0) as *const f32,
+            frequency: at(7, penalties, 0) as *const f32,
+            presence: at(8, penalties, 0) as *const f32,
+            allowed: at(9, finish.mask, first / 32) as *const u32,
+            allowed_pitch: self.words as u64,
+            temperatures: at(10, finish.temperatures, 0) as *const f32,
+        }
+    }
+}
+
+impl<'a, D: KernelDevice> Loaded<'a, D> {
+    pub fn new(device: &'a D, product: &Product, operands: &Operands) -> Result<Self, String> {
+        let floats = |values: &[f32]| Guarded::input(device, bytemuck::cast_slice(values));
+        Ok(Loaded {
+            device,
+            product: *product,
+            weights: Guarded::input(device, &operands.weights)?,
+            scales: floats(&operands.scales)?,
+            bias: floats(&operands.bias)?,
+            source: Guarded::input(device, &operands.source)?,
+            row_pitch: operands.row_pitch,
+            weight_pitch: operands.weight_pitch,
+            arrays: Arrays::new(device, operands)?,
+        })
+    }
+
+    /// What a call says, with its outputs at these addresses; `logits` is that of the whole head's first id.
+    pub fn call(&self, launch: &Launch, indices: u64, logits: u64, status: u64, workspace: u64) -> Call {
+        let Product { precision, layout, .. } = self.product;
+        let (first, rows) = (launch.ids.0, launch.picks.indices.len());
+        let size = launch.finish.out.size();
+        let int8 = precision.weight_bytes() == 1;
+        let offset = (layout.row_offset * precision.rows().size()) as u64;
+        Call {
+            rows,
+            weights: WeightMatrix {
+                data: (self.weights.address() as usize + first * self.weight_pitch) as *const _,
+                pitch: self.weight_pitch as u64,
+                scales: if int8 { self.scales.address() as usize + 4 * first } else { 0 } as *const f32,
+                bias: if launch.finish.bias { self.bias.address() as usize + 4 * first } else { 0 }
+                    as *const f32,
+            },
+            hidden: RowMatrix {
+                data: (self.source.address() + offset) as usize as *const _,
+                pitch: self.row_pitch as u64,
+                indices: indices as usize as *const _,
+                index_bytes: if launch.picks.index == Index::Int32 { 4 } else { 8 },
+                source_rows: layout.source_rows as u32,
+            },
+            logits: LogitMatrix {
+                data: (logits as usize + first * size) as *mut _,
+                pitch: ((self.product.shape.vocab + layout.out_gap) * size) as u64,
+                status: status as usize as *mut u32,
+                dtype: match launch.finish.out {
+                    DType::F16 => LMHEAD_DTYPE_F16,
+                    DType::Bf16 => LMHEAD_DTYPE_BF16,
+                    _ => LMHEAD_DTYPE_F32,
+                },
+            },
+            adjustments: self.arrays.params(&launch.finish, first),
+            epilogue: launch.finish.epilogue(),
+            workspace,
+            workspace_bytes: launch.plan.workspace.bytes,
+        }
+    }
+
+    /// Runs it between guard zones.
+    ///
+    /// # Errors
+    /// What the device refused or found, and what was written where it must not be.
+    pub fn launch(&self, launch: &Launch) -> Result<Ran, String> {
+        let (device, plan, size) = (self.device, launch.plan, launch.finish.out.size());
+        let Product { shape: whole, layout, .. } = self.product;
+        let Shape { rows, vocab, hidden } = plan.shape;
+        let ids: Range<usize> = launch.ids.0..launch.ids.1;
+        assert!(vocab == ids.len() && rows == launch.picks.indices.len(), "the launch's own plan");
+
+        let indices: Vec<u8> = match launch.picks.index {
+            Index::InOrder => Vec::new(),
+            Index::Int32 => launch.picks.indices.iter().flat_map(|&i| (i as i32).to_le_bytes()).collect(),
+            Index::Int64 => launch.picks.indices.iter().flat_map(|&i| i.to_le_bytes()).collect(),
+        };
+        let indices = Guarded::input(device, &indices)?;
+        let at = if launch.picks.index == Index::InOrder { 0 } else { indices.address() };
+        let pitch = (whole.vocab + layout.out_gap) * size;
+        let before = layout.out_offset * size;
+        let out = Guarded::output(device, before + (rows - 1) * pitch + whole.vocab * size)?;
+        let status = Guarded::output(device, 4 * rows)?;
+        let workspace = Guarded::output(device, plan.workspace.bytes)?;
+
+        let text = |e: lmhead::Error| e.to_string();
+        let spec = Spec { precision: plan.precision, vocab, hidden, max_rows: rows };
+        let product = Matmul::prepare(device, spec).map_err(text)?;
+        let call =
+            self.call(launch, at, out.address() + before as u64, status.address(), workspace.address());
+        // SAFETY: the buffers are as large as the call says, and live until they are read below, which waits.
+        unsafe { product.run_plan(device, device.stream(), &call, plan) }.map_err(text)?;
+
+        let column = |at: usize| at.checked_sub(before).map(|at| at % pitch / size);
+        let inside = |at: usize| column(at).is_some_and(|id| ids.contains(&id));
+        let all = out.unchanged(device, "logits", inside)?;
+        let row = |row: usize| &all[before + row * pitch + ids.start * size..][..ids.len() * size];
+        let said = status.read(device, "status")?;
+        indices.unchanged(device, "indices", |_| false)?;
+        let used = workspace.read(device, "workspace")?;
+        let quantised = plan.quantize.map(|_| {
+            let (pitch, scales) = (plan.workspace.row_pitch, plan.workspace.scales);
+            let rows = (0..rows).flat_map(|r| used[r * pitch..][..hidden].iter().map(|b| *b as i8));
+            (rows.collect(), bytemuck::pod_collect_to_vec(&used[scales..]))
+        });
+        Ok(Ran {
+            logits: (0..rows).flat_map(row).copied().collect(),
+            status: bytemuck::pod_collect_to_vec(&said),
+            quantised,
+        })
+    }
+
+    /// # Errors
+    /// The first input that a kernel wrote to.
+    pub fn inputs_are_unchanged(&self) -> Result<(), String> {
+        let inputs = [
+            ("weights", &self.weights),
+            ("weight scales", &self.scales),
+            ("bias", &self.bias),
+            ("rows", &self.source),
+        ];
+        let arrays = self.arrays.names.into_iter().zip(&self.arrays.buffers);
+        for (what, input) in inputs.into_iter().chain(arrays) {
+            input.unchanged(self.device, what, |_| false)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! One product of `kernels/`, whole: its operands and where they lie, what must come out, and whether it does. Generic over the device,
+//! and shared: `tests/device` runs it on the emulated one, `tests/gpu` on a GPU.
+//!
+//! ```text
+//! Product (what) -> Operands (values) -> Loaded (on the device) -> launches -> against `expected` and float64
+//! ```
+
+mod expected;
+mod loaded;
+mod memory;
+mod operands;
+pub mod table;
+
+pub use expected::{bits_of, check_raw, expected, quantised};
+pub use loaded::{Launch, Loaded, Picks, Ran};
+pub use memory::Guarded;
+pub use operands::Operands;
+
+use lmhead::DType;
+use lmhead::backend::device::KernelDevice;
+use lmhead::epilogue::Epilogue;
+use lmhead::plan::{Plan, Precision, Shape};
+
+/// What the operands hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Values {
+    Gaussian,
+    /// Magnitudes up to 8: every sum is exact, so the bits are known.
+    Integers,
+    /// Every sixth row has a NaN, an infinity, values that overflow, subnormal values, zeros, or a scale at its smallest.
+    Broken,
+}
+
+/// How the rows are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Index {
+    InOrder,
+    Int32,
+    Int64,
+}
+
+/// What is done to raw logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Finish {
+    pub bias: bool,
+    pub softcap: Option<f32>,
+    pub scale: f32,
+    pub mask: bool,
+    pub additions: bool,
+    pub penalties: bool,
+    pub temperatures: bool,
+    pub out: DType,
+}
+
+impl Finish {
+    /// Raw logits in f32.
+    pub const NONE: Finish = Finish {
+        bias: false,
+        softcap: None,
+        scale: 1.0,
+        mask: false,
+        additions: false,
+        penalties: false,
+        temperatures: false,
+        out: DType::F32,
+    };
+    /// Every step.
+    pub const ALL: Finish = Finish {
+        bias: true,
+        softcap: Some(3.0),
+        scale: -0.75,
+        mask: true,
+        additions: true,
+        penalties: true,
+        temperatures: true,
+        out: DType::F32,
+    };
+
+    pub fn epilogue(&self) -> Epilogue {
+        Epilogue { softcap: self.softcap, scale: self.scale }
+    }
+
+    pub fn adjusted(&self) -> bool {
+        self.mask || self.additions || self.penalties
+    }
+}
+
+/// Where the operands lie. Elements of their own type unless a name says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub index: Index,
+    /// Rows that an index can name; at least as many as are multiplied.
+    pub source_rows: usize,
+    /// Before the first row: 1 leaves the address aligned to an element only.
+    pub row_offset: usize,
+    /// Between rows.
+    pub row_gap: usize,
+    /// Between rows of weights, in pieces of 16 bytes.
+    pub weight_gap: usize,
+    pub out_offset: usize,
+    /// Between rows of logits.
+    pub out_gap: usize,
+}
+
+impl Layout {
+    /// Rows one behind the other and in order.
+    pub fn packed(rows: usize) -> Self {
+        Layout {
+            index: Index::InOrder,
+            source_rows: rows,
+            row_offset: 0,
+            row_gap: 0,
+            weight_gap: 0,
+            out_offset: 0,
+            out_gap: 0,
+        }
+    }
+}
+
+/// What is multiplied, and how it is laid out; everything else follows from the seed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Product {
+    pub precision: Precision,
+    pub shape: Shape,
+    pub values: Values,
+    pub finish: Finish,
+    pub layout: Layout,
+    pub seed: u64,
+}
+
+impl Product {
+    pub fn new(precision: Precision, rows: usize, vocab: usize, hidden: usize) -> Self {
+        Product {
+            precision,
+            shape: Shape { rows, vocab, hidden },
+            values: Values::Gaussian,
+            finish: Finish::NONE,
+            layout: Layout::packed(rows),
+            seed: (rows * 1_000_003 + vocab * 1009 + hidden) as u64,
+        }
+    }
+}
+
+/// The plans that are tried: the chosen one, and every other that multiplies at most `work` pairs, padding included.
+pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Result<Vec<Plan>, String> {
+    let text = |e: lmhead::Error| e.to_string();
+    let shape = product.shape;
+    let chosen = Plan::new(product.precision, shape, &device.limits()).map_err(text)?;
+    let all = Plan::candidates(product.precision, shape, &device.limits()).map_err(text)?;
+    let cost = |plan: &Plan| {
+        shape.rows.next_multiple_of(plan.tile.rows) * shape.vocab.next_multiple_of(128) * shape.hidden
+    };
+    Ok(all.into_iter().filter(|plan| plan.tile == chosen.tile || cost(plan) <= work).collect())
+}
+
+/// Everything that is promised of one product:
+/// - raw logits are within the bounds of the accuracy rules, and exact where bits are known;
+/// - every plan gives the same bits;
+/// - what is done to them has the CPU backend's bits, and so has each row's status;
+/// - nothing but the outputs is written, and all of those are.
+///
+/// # Errors
+/// What is wrong.
+pub fn run_product<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Result<(), String> {
+    let operands = Operands::new(product);
+    let loaded = Loaded::new(device, product, &operands)?;
+    let plans = plans(device, product, work)?;
+    let mut raw: Option<Vec<f32>> = None;
+    for plan in &plans {
+        let name = |problem| format!("{}: {problem}", plan.tile.kernel);
+        let ran = loaded.launch(&Launch::raw(plan, &operands)).map_err(name)?;
+        let logits = ran.f32s();
+        match &raw {
+            None => check_raw(product, &operands, &logits).map_err(name)?,
+            Some(first) if bits_of(first) != bits_of(&logits) => {
+                return Err(name(format!("other bits than {}", plans[0].tile.kernel)));
+            }
+            Some(_) => {}
+        }
+        let (_, status) = expected(&operands, &Finish::NONE, &logits);
+        same_status(&ran.status, &status).map_err(name)?;
+        if let Some((rows, scales)) = &ran.quantised {
+            let (want, want_scales) = quantised(&operands);
+            if *rows != want || bits_of(scales) != bits_of(&want_scales) {
+                return Err(name("quantised rows or scales differ from the rule's".into()));
+            }
+        }
+        raw.get_or_insert(logits);
+    }
+    let raw = raw.ok_or("no plan")?;
+    let (want, status) = expected(&operands, &product.finish, &raw);
+    for plan in plans.iter().filter(|_| product.finish != Finish::NONE) {
+        let name = |problem| format!("{} with its epilogue: {problem}", plan.tile.kernel);
+        let ran = loaded.launch(&Launch { finish: product.finish, ..Launch::raw(plan, &operands) });
+        let ran = ran.map_err(name)?;
+        same_logits(&ran, &want, product.shape.vocab, product.finish.out).map_err(name)?;
+        same_status(&ran.status, &status).map_err(name)?;
+    }
+    loaded.inputs_are_unchanged()
+}
+
+/// # Errors
+/// The first element that differs.
+pub fn same_logits(ran: &Ran, want: &[u8], vocab: usize, dtype: DType) -> Result<(), String> {
+    if ran.logits.len() != want.len() {
+        return Err(format!("wanted {} bytes of logits, got {}", want.len(), ran.logits.len()));
+    }
+    for at in 0..want.len() / dtype.size() {
+        let (got, want) = (dtype.read(&ran.logits, at), dtype.read(want, at));
+        // NaN payloads are no part of the promise.
+        if got.to_bits() != want.to_bits() && !(got.is_nan() && want.is_nan()) {
+            let (row, id) = (at / vocab, at % vocab);
+            return Err(format!("row {row}, id {id}: wanted {want:e}, got {got:e}"));
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The first row whose status differs.
+pub fn same_status(got: &[u32], want: &[u32]) -> Result<(), String> {
+    match got.iter().zip(want).position(|(got, want)| got != want) {
+        _ if got.len() != want.len() => Err(format!("wanted {} statuses, got {}", want.len(), got.len())),
+        Some(row) => Err(format!("row {row}: wanted status {:#b}, got {:#b}", want[row], got[row])),
+        None => Ok(()),
+    }
+}

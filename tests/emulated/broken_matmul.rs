@@ -1,0 +1,175 @@
+//! The matmul kernels' walk with one mistake each: the device names the mistake, or the logits are wrong.
+
+use lmhead::backend::emulated::FaultKind::{self, *};
+use lmhead::backend::emulated::{Device, Fault, LaunchConfig, Params};
+use lmhead::backend::params::{
+    LMHEAD_DTYPE_F32, LogitAdjustments, LogitMatrix, MatmulParams, RowMatrix, WeightMatrix,
+};
+use lmhead::emulated_kernel;
+use lmhead::plan::Precision;
+use std::ptr::null;
+
+/// `BrokenMatmulParams` of `broken_matmul.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct BrokenMatmulParams {
+    product: MatmulParams,
+    how: u32,
+}
+
+// SAFETY: mirrors the struct of broken_matmul.h.
+unsafe impl Params for BrokenMatmulParams {}
+
+/// Two tiles of ids, one of rows; four stages of k and a tail that ends within 16 bytes and lies where the tile of logits will.
+const VOCAB: usize = 150;
+const ROWS: usize = 13;
+const HIDDEN: usize = 4 * 64 + 21;
+
+/// bf16 bits of a small integer.
+fn integer(i: usize) -> (i32, u16) {
+    let value = (i.wrapping_mul(2_654_435_761) >> 7) as i32 % 17 - 8;
+    (value, half::bf16::from_f32(value as f32).to_bits())
+}
+
+enum Outcome {
+    Right,
+    Wrong,
+    Fault(Fault),
+}
+
+/// Runs the walk with mistake `how`. `offset` elements before the first row leave it aligned to an element only.
+fn run(how: u32, seed: u64, offset: usize) -> Outcome {
+    // The last row ends with its last element: what is read behind it is outside of the buffer.
+    let pitch = HIDDEN.next_multiple_of(8);
+    let nan = half::bf16::NAN.to_bits();
+    let weights: Vec<u16> = (0..(VOCAB - 1) * pitch + HIDDEN)
+        .map(|i| if i % pitch < HIDDEN { integer(i / pitch * HIDDEN + i % pitch).1 } else { nan })
+        .collect();
+    let row = |row: usize, k: usize| integer(1_000_003 + row * HIDDEN + k);
+    let rows: Vec<u16> = (0..offset)
+        .map(|_| nan)
+        .chain(
+            (0..(ROWS - 1) * pitch + HIDDEN)
+                .map(|i| if i % pitch < HIDDEN { row(i / pitch, i % pitch).1 } else { nan }),
+        )
+        .collect();
+    let indices: Vec<i32> =
+        (0..ROWS as i32).map(|i| if i == 4 { -1 } else { (i * 5) % ROWS as i32 }).collect();
+    let additions: Vec<u32> = (0..=ROWS as u32).map(|i| 2 * i).collect();
+    let ids: Vec<u32> = (0..ROWS as u32).flat_map(|i| [i + 50, 128 + i]).collect();
+
+    let mut device = Device::new();
+    let logits = device.upload(&[f32::NAN; ROWS * VOCAB]);
+    let status = device.upload(&[0u32; ROWS]);
+    let input = device.upload_read_only(&rows);
+    let product = MatmulParams {
+        weights: WeightMatrix {
+            data: device.upload_read_only(&weights).pointer(),
+            pitch: 2 * pitch as u64,
+            scales: null(),
+            bias: null(),
+        },
+        rows: RowMatrix {
+            data: (input.address() as usize + 2 * offset) as *const _,
+            pitch: 2 * pitch as u64,
+            indices: device.upload_read_only(&indices).pointer(),
+            index_bytes: 4,
+            source_rows: ROWS as u32,
+        },
+        row_scales: null(),
+        logits: LogitMatrix {
+            data: logits.pointer(),
+            pitch: 4 * VOCAB as u64,
+            status: status.pointer(),
+            dtype: LMHEAD_DTYPE_F32,
+        },
+        adjustments: LogitAdjustments {
+            addition_offsets: device.upload_read_only(&additions).pointer(),
+            addition_ids: device.upload_read_only(&ids).pointer(),
+            addition_values: device.upload_read_only(&vec![0.5f32; ids.len()]).pointer(),
+            count_offsets: null(),
+            count_ids: null(),
+            counts: null(),
+            repetition: null(),
+            frequency: null(),
+            presence: null(),
+            allowed: null(),
+            allowed_pitch: 0,
+            temperatures: null(),
+        },
+        softcap: 0.0,
+        scale: 2.0,
+        vocab: VOCAB as u32,
+        row_count: ROWS as u32,
+        hidden: HIDDEN as u32,
+    };
+    let shared = Precision::Bf16.tiles()[1].shared_bytes() as u32;
+    let config = LaunchConfig::new([VOCAB.div_ceil(128) as u32, 1, 1], [128, 1, 1]).shared(shared).seed(seed);
+    let params = BrokenMatmulParams { product, how };
+    if let Err(fault) = device.launch(&emulated_kernel!(broken_matmul: BrokenMatmulParams), &params, &config)
+    {
+        return Outcome::Fault(fault);
+    }
+    let out = device.download::<f32>(logits).expect("the device's own buffer");
+    let right = (0..ROWS).all(|r| {
+        (0..VOCAB).all(|id| {
+            let dot =
+                |from: i32| (0..HIDDEN).map(|k| row(from as usize, k).0 * integer(id * HIDDEN + k).0).sum();
+            let sum: i32 = if indices[r] < 0 { 0 } else { dot(indices[r]) };
+            let added = if id == r + 50 || id == 128 + r { 0.5 } else { 0.0 };
+            out[r * VOCAB + id] == 2.0 * sum as f32 + added
+        })
+    });
+    if right { Outcome::Right } else { Outcome::Wrong }
+}
+
+#[test]
+fn the_walk_itself_is_right() {
+    for seed in 0..10 {
+        for offset in [0, 1] {
+            match run(0, seed, offset) {
+                Outcome::Right => {}
+                Outcome::Wrong => panic!("seed {seed}: wrong logits"),
+                Outcome::Fault(fault) => panic!("a false alarm: {fault}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn each_mistake_is_named() {
+    let rows: &[(u32, &str, &[FaultKind])] = &[
+        (1, "rows' numbers read before all are there", &[Race, GlobalBounds]),
+        (2, "a wait for one group too few", &[Incomplete]),
+        (3, "no barrier between landing and reading", &[Incomplete, Race]),
+        (4, "copies into the stage that is read next", &[Incomplete, Race]),
+        (5, "copies into a stage that others still read", &[Race]),
+        (6, "groups that are never committed", &[Incomplete]),
+        (10, "sums over stages that others still read", &[Race]),
+        (11, "no barrier between sums and their finish", &[Race]),
+        (12, "no barrier between finish and additions", &[Race]),
+        (13, "no barrier between additions and the store", &[Race]),
+        (20, "weights behind the last id", &[GlobalBounds]),
+        (21, "whole pieces behind the end of k", &[GlobalBounds]),
+        (24, "a row by a bad index", &[GlobalBounds]),
+        (25, "16-byte copies of rows that are not aligned", &[Misaligned]),
+    ];
+    for &(how, what, kinds) in rows {
+        let offset = usize::from(how == 25);
+        for seed in 0..6 {
+            match run(how, seed, offset) {
+                Outcome::Fault(fault) => assert!(kinds.contains(&fault.kind), "{what}: got {fault}"),
+                _ => panic!("{what}, seed {seed}: wanted {kinds:?}, got none"),
+            }
+        }
+    }
+}
+
+#[test]
+fn mistakes_that_no_detector_can_see_give_wrong_logits() {
+    for (how, what) in [(22, "no zeros behind the end of k"), (23, "a swizzle that is only read")] {
+        for seed in 0..6 {
+            assert!(!matches!(run(how, seed, 0), Outcome::Right), "{what}, seed {seed}: right logits");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+/* What the broken matmul takes; mirrored in tests/emulated/broken_matmul.rs. */
+#ifndef LMHEAD_TESTS_BROKEN_MATMUL_H
+#define LMHEAD_TESTS_BROKEN_MATMUL_H
+#include "params.h"
+
+typedef struct BrokenMatmulParams {
+  MatmulParams product;
+  uint32_t how;
+} BrokenMatmulParams;
+
+#endif
