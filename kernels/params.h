@@ -120,4 +120,11 @@ typedef struct QuantizeRowsParams {
   uint32_t hidden;
 } QuantizeRowsParams;
 
+/* kernels/read_stream_sm80.cu: reads an array. */
+typedef struct ReadStreamParams {
+  const void *data;   /* [pieces] of 16 bytes, 16-byte aligned */
+  uint64_t pieces;
+  uint32_t *out;      /* [1]: the sum of all 32-bit words is added to it, modulo 2^32 */
+} ReadStreamParams;
+
 #endif

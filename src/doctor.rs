@@ -39,6 +39,9 @@ pub fn examine() -> Vec<Check> {
     let mut checks = vec![processor(), threads(), memory(), cpu_backend()];
     #[cfg(feature = "cuda")]
     checks.extend(cuda::examine());
+    #[cfg(not(feature = "cuda"))]
+    checks.push(not_built("cuda", "nvcc to build (scripts/cuda-toolkit) and a driver to run"));
+    checks.push(emulated_backend());
     checks.push(local_exchange());
     checks
 }
@@ -134,6 +137,24 @@ fn cpu_backend() -> Check {
     }
 }
 
+#[cfg(feature = "emulated")]
+fn emulated_backend() -> Check {
+    let message =
+        "the CUDA kernels on the processor, as compute capability 9.0; bf16, f16, w8a8, w8a16; slow";
+    Check::new("backend emulated", Status::Ok, message, "")
+}
+
+#[cfg(not(feature = "emulated"))]
+fn emulated_backend() -> Check {
+    not_built("emulated", "g++ to build")
+}
+
+#[cfg(not(all(feature = "cuda", feature = "emulated")))]
+fn not_built(name: &str, needs: &str) -> Check {
+    let suggestion = format!("build with --features {name}; it needs {needs}");
+    Check::new(&format!("backend {name}"), Status::Note, "not in this build", suggestion)
+}
+
 fn local_exchange() -> Check {
     Check::new("exchange local", Status::Ok, "ranks as threads of one process", "")
 }
@@ -145,7 +166,15 @@ mod tests {
     #[test]
     fn every_part_of_this_build_is_examined_and_problems_come_with_advice() {
         let checks = examine();
-        for name in ["processor", "threads", "memory", "backend cpu", "exchange local"] {
+        for name in [
+            "processor",
+            "threads",
+            "memory",
+            "backend cpu",
+            "backend cuda",
+            "backend emulated",
+            "exchange local",
+        ] {
             assert!(checks.iter().any(|c| c.name == name), "{name}");
         }
         for check in checks {

@@ -174,7 +174,7 @@ fn the_emulated_backend_is_within_the_stated_error() {
             (golden.stored.f64s("expected.logits"), golden.stored.bytes("expected.row_status"));
         for size in [1, 3] {
             let answers = golden.run_on(&device, size, Request::logits(DType::F32));
-            assert_eq!(statuses(&answers), status, "{} P {size}", golden.name);
+            assert_eq!(statuses(&answers), status, "{} P {size}", golden.stored.name);
             let got: Vec<f32> = answers.iter().flat_map(|a| a.output.logits_f32().unwrap()).collect();
             for (i, (&got, &want)) in got.iter().zip(&expected).enumerate() {
                 let good =
@@ -182,7 +182,7 @@ fn the_emulated_backend_is_within_the_stated_error() {
                 assert!(
                     good,
                     "{} P {size} element {i}: {got}, expected {want} within {}",
-                    golden.name, allowed[i]
+                    golden.stored.name, allowed[i]
                 );
             }
         }

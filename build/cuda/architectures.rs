@@ -26,6 +26,7 @@ pub const FILES: &[KernelFile] = &[
     KernelFile { name: "gather_matmul_sm80", architectures: PORTABLE },
     KernelFile { name: "quant_matmul_sm80", architectures: PORTABLE },
     KernelFile { name: "quantize_rows_sm80", architectures: PORTABLE },
+    KernelFile { name: "read_stream_sm80", architectures: PORTABLE },
     KernelFile { name: "w8a16_matmul_sm80", architectures: PORTABLE },
 ];
 

@@ -15,6 +15,7 @@ mod scratch;
 
 pub use backend::DeviceBackend;
 pub use matmul::{Call, Matmul, Spec};
+pub use scratch::NO_ADJUSTMENTS;
 
 use crate::error::Result;
 use crate::plan::DeviceLimits;
@@ -30,6 +31,8 @@ use super::params as p;
 unsafe impl Params for p::MatmulParams {}
 // SAFETY: as above.
 unsafe impl Params for p::QuantizeRowsParams {}
+// SAFETY: as above.
+unsafe impl Params for p::ReadStreamParams {}
 // SAFETY: as above.
 unsafe impl Params for p::MmaCarrierParams {}
 // SAFETY: as above.
@@ -48,7 +51,7 @@ pub struct Grid {
 
 /// A device that runs the kernels of `kernels/`.
 ///
-/// Work on one [`KernelDevice::Stream`] happens in order; [`KernelDevice::read`] waits for it.
+/// Work on one [`KernelDevice::Stream`] happens in order; that on two streams in any order, unless the host waits for one in between.
 pub trait KernelDevice: Send + Sync + 'static {
     /// Device memory, freed when dropped.
     type Buffer: Send + Sync;
@@ -56,6 +59,8 @@ pub trait KernelDevice: Send + Sync + 'static {
     type Kernel<P: Params>: Send + Sync;
     /// Where launches and copies are queued.
     type Stream: Copy + Send;
+    /// A stream of one's own, which ends when dropped.
+    type OwnedStream: Send;
 
     /// `cuda`, `emulated`: the name of the backend.
     fn name(&self) -> &'static str;
@@ -68,6 +73,21 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// The device's own stream.
     fn stream(&self) -> Self::Stream;
 
+    /// Another stream, so that concurrent callers do not wait for each other.
+    ///
+    /// # Errors
+    /// `Device` where there is none.
+    fn open_stream(&self) -> Result<Self::OwnedStream>;
+
+    /// The stream of [`KernelDevice::open_stream`].
+    fn on(&self, own: &Self::OwnedStream) -> Self::Stream;
+
+    /// Waits until everything on the stream has ended.
+    ///
+    /// # Errors
+    /// `Device` where something on it failed.
+    fn wait(&self, stream: Self::Stream) -> Result<()>;
+
     /// Memory of no particular content, aligned to 256 bytes; of 0 bytes too.
     ///
     /// # Errors
@@ -77,17 +97,34 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// Device address of the first byte.
     fn address(&self, buffer: &Self::Buffer) -> u64;
 
-    /// Copies `bytes` to `buffer` from byte `at` on. The source may be reused when this returns.
+    /// Copies `bytes` to `buffer` from byte `at` on, behind what is on the stream. The copy is done when this returns.
     ///
     /// # Errors
-    /// `Device` where the copy fails. Sizes are the caller's to get right.
-    fn write(&self, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()>;
+    /// `Shape` where the buffer is smaller; `Device` where the copy fails, or what was on the stream before.
+    fn write_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()>;
 
     /// Waits for the stream, then copies bytes from `buffer`, from byte `at` on.
     ///
     /// # Errors
-    /// `Device` where the copy fails, or a kernel before it did.
-    fn read(&self, buffer: &Self::Buffer, at: usize, bytes: &mut [u8]) -> Result<()>;
+    /// As [`KernelDevice::write_on`]; `bytes` is then of no particular content.
+    fn read_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &mut [u8])
+    -> Result<()>;
+
+    /// [`KernelDevice::write_on`] the device's own stream.
+    ///
+    /// # Errors
+    /// As that.
+    fn write(&self, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        self.write_on(self.stream(), buffer, at, bytes)
+    }
+
+    /// [`KernelDevice::read_on`] the device's own stream.
+    ///
+    /// # Errors
+    /// As that.
+    fn read(&self, buffer: &Self::Buffer, at: usize, bytes: &mut [u8]) -> Result<()> {
+        self.read_on(self.stream(), buffer, at, bytes)
+    }
 
     /// The kernel of that name. Everything that takes time or memory happens here, not in the launch.
     ///
@@ -107,7 +144,7 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// Queues a launch; neither allocates nor waits.
     ///
     /// # Errors
-    /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is told by the next [`KernelDevice::read`].
+    /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is told by the next wait or copy.
     ///
     /// # Safety
     /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.

@@ -315,3 +315,21 @@ const _: () = {
     ["Offset of field: QuantizeRowsParams::hidden"]
         [::core::mem::offset_of!(QuantizeRowsParams, hidden) - 68usize];
 };
+#[doc = " kernels/read_stream_sm80.cu: reads an array."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadStreamParams {
+    #[doc = " [pieces] of 16 bytes, 16-byte aligned"]
+    pub data: *const ::core::ffi::c_void,
+    pub pieces: u64,
+    #[doc = " [1]: the sum of all 32-bit words is added to it, modulo 2^32"]
+    pub out: *mut u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadStreamParams"][::core::mem::size_of::<ReadStreamParams>() - 24usize];
+    ["Alignment of ReadStreamParams"][::core::mem::align_of::<ReadStreamParams>() - 8usize];
+    ["Offset of field: ReadStreamParams::data"][::core::mem::offset_of!(ReadStreamParams, data) - 0usize];
+    ["Offset of field: ReadStreamParams::pieces"][::core::mem::offset_of!(ReadStreamParams, pieces) - 8usize];
+    ["Offset of field: ReadStreamParams::out"][::core::mem::offset_of!(ReadStreamParams, out) - 16usize];
+};

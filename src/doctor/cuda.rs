@@ -3,23 +3,59 @@
 use super::{Check, Status};
 use crate::backend::cuda::fatbins::{EMBEDDED, Fatbin, LEFT_OUT, listed};
 use crate::backend::cuda::{DeviceInfo, devices, driver};
+use crate::dtype::DType;
 use crate::error::Error;
+use crate::plan::Precision;
 
-/// One check for the kernels, one for the driver, one for each device. Nothing of it is `Missing`: the CPU does the work.
+/// One check for the kernels, one for the driver, one for each device, one for the backend. Nothing of it is `Missing`: the CPU does
+/// the work.
 pub fn examine() -> Vec<Check> {
-    let version = match driver() {
-        Ok(version) => version,
-        Err(error) => return vec![kernels(EMBEDDED, LEFT_OUT), problem("cuda driver", &error)],
-    };
-    let mut checks = vec![
-        kernels(EMBEDDED, LEFT_OUT),
-        Check::new("cuda driver", Status::Ok, format!("for CUDA {version}"), ""),
-    ];
-    match devices() {
-        Ok(devices) => checks.extend(devices.iter().map(|info| device(info, EMBEDDED))),
-        Err(error) => checks.push(problem("cuda devices", &error)),
+    let mut checks = vec![kernels(EMBEDDED, LEFT_OUT)];
+    let found = driver().map_err(|e| problem("cuda driver", &e)).and_then(|version| {
+        checks.push(Check::new("cuda driver", Status::Ok, format!("for CUDA {version}"), ""));
+        devices().map_err(|e| problem("cuda devices", &e))
+    });
+    match found {
+        Ok(devices) => {
+            checks.extend(devices.iter().map(|info| device(info, EMBEDDED)));
+            checks.push(backend(devices.first(), EMBEDDED));
+        }
+        Err(check) => {
+            let text = format!("see {}; --backend auto takes the cpu", check.name);
+            checks.push(check);
+            checks.push(Check::new("backend cuda", Status::Note, "nothing to run on", text));
+        }
     }
     checks
+}
+
+/// What `--backend cuda` would do, which takes device 0.
+fn backend(first: Option<&DeviceInfo>, fatbins: &[Fatbin]) -> Check {
+    let Some(DeviceInfo { name, capability, .. }) = first else {
+        let advice = "look at nvidia-smi and CUDA_VISIBLE_DEVICES; --backend auto takes the cpu";
+        return Check::new("backend cuda", Status::Note, "no device", advice);
+    };
+    let (mut runs, mut not) = (Vec::new(), Vec::new());
+    for (name, precision) in [
+        ("bf16", Precision::Bf16),
+        ("f16", Precision::F16),
+        ("w8a8", Precision::W8a8(DType::Bf16)),
+        ("w8a16", Precision::W8a16(DType::Bf16)),
+    ] {
+        let mut kernels = precision.tiles().iter().map(|tile| tile.kernel).chain(precision.quantizer());
+        let here = |kernel: &str| {
+            let with = |fatbin: &&Fatbin| fatbin.kernels.contains(&kernel);
+            fatbins.iter().find(with).is_some_and(|fatbin| fatbin.code_for(*capability).is_ok())
+        };
+        if kernels.all(here) { runs.push(name) } else { not.push(name) }
+    }
+    let on = format!("{name} ({capability})");
+    if not.is_empty() {
+        return Check::new("backend cuda", Status::Ok, format!("{} on device 0, {on}", runs.join(", ")), "");
+    }
+    let message = format!("device 0, {on}: no code of this build for {}", not.join(", "));
+    let advice = "use a GPU from Ampere on, or build for this one (LMHEAD_CUDA_ARCHS); --backend auto takes the cpu where it must";
+    Check::new("backend cuda", Status::Note, message, advice)
 }
 
 fn kernels(fatbins: &[Fatbin], left_out: &[(&str, &[&str])]) -> Check {
@@ -43,7 +79,7 @@ fn problem(name: &str, error: &Error) -> Check {
 }
 
 fn device(info: &DeviceInfo, fatbins: &[Fatbin]) -> Check {
-    let DeviceInfo { ordinal, name, capability, memory } = info;
+    let DeviceInfo { ordinal, name, capability, memory, .. } = info;
     let (mut runs, mut not) = (Vec::new(), Vec::new());
     for fatbin in fatbins {
         match fatbin.code_for(*capability) {
@@ -73,8 +109,13 @@ mod tests {
 
     #[test]
     fn a_device_is_told_with_what_it_runs_and_what_not() {
-        let info =
-            |capability| DeviceInfo { ordinal: 1, name: "GPU".into(), capability, memory: 80_000_000_000 };
+        let info = |capability| DeviceInfo {
+            ordinal: 1,
+            name: "GPU".into(),
+            capability,
+            memory: 80_000_000_000,
+            processors: 1,
+        };
         for (capability, status, wanted) in [
             (Capability(9, 0), Status::Ok, "9.0, 80.0 GB; runs a (compute_80), b (sm_90a)"),
             (Capability(8, 6), Status::Note, "8.6, 80.0 GB; runs a (sm_80); cannot run b (made for sm_90a)"),
@@ -88,6 +129,40 @@ mod tests {
             assert_eq!(check.message, format!("GPU, compute capability {wanted}"));
             assert_eq!((check.name.as_str(), check.status), ("cuda device 1", status));
         }
+    }
+
+    #[test]
+    fn the_backend_is_there_where_device_0_runs_every_product() {
+        let info =
+            |capability| DeviceInfo { ordinal: 0, name: "GPU".into(), capability, memory: 1, processors: 1 };
+        const PRODUCTS: &[Fatbin] = &[
+            Fatbin {
+                name: "quant",
+                kernels: &[
+                    "quant_matmul_128",
+                    "quant_matmul_16",
+                    "quant_matmul_32",
+                    "quant_matmul_64",
+                    "quant_matmul_8",
+                ],
+                architectures: &["sm_80"],
+                bytes: &[],
+            },
+            Fatbin {
+                name: "quantize",
+                kernels: &["quantize_rows_bf16"],
+                architectures: &["sm_80"],
+                bytes: &[],
+            },
+        ];
+        for (capability, wanted) in [
+            (Capability(8, 6), "device 0, GPU (8.6): no code of this build for bf16, f16, w8a16"),
+            (Capability(7, 5), "device 0, GPU (7.5): no code of this build for bf16, f16, w8a8, w8a16"),
+        ] {
+            let check = backend(Some(&info(capability)), PRODUCTS);
+            assert_eq!((check.status, check.message.as_str()), (Status::Note, wanted));
+        }
+        assert_eq!(backend(None, PRODUCTS).message, "no device");
     }
 
     #[test]

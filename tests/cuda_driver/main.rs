@@ -1,8 +1,25 @@
-//! The driver's side without a GPU: a fake `libcuda.so` (`fake_driver.c`) stands in for drivers that are too old, find no device,
-//! know older devices or fail, and writes down what it is told to launch.
+//! The CUDA backend without a GPU: a fake `libcuda.so` (`fake_driver.cpp`) stands in for drivers that are too old, find no device,
+//! know older devices or fail. Kernels run on the emulated device inside of it, or are written down.
 #![cfg(target_os = "linux")]
 
-use lmhead::backend::cuda::{Device, Launch, Swizzle, Tiled2d};
+mod calls;
+// The GPU's tests at a small size: here on the fake driver, whose device computes as compute capability 9.0.
+#[path = "../gpu/needs.rs"]
+#[allow(dead_code, reason = "other GPU tests need other things")]
+mod needs;
+#[path = "../gpu/operands.rs"]
+mod operands;
+#[path = "../gpu/products.rs"]
+mod products;
+mod programs;
+// The bench's table, which nobody reads here: that it runs.
+#[path = "../../benches/gpu_matmul/table.rs"]
+#[allow(dead_code, reason = "criterion's part is the bench's own")]
+mod table;
+#[path = "../../benches/gpu_matmul/timing.rs"]
+mod timing;
+
+use lmhead::backend::cuda::{CudaDevice, Launch, Swizzle, Tiled2d};
 use lmhead::backend::params::MmaCarrierParams;
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,23 +27,33 @@ use std::sync::OnceLock;
 
 const KERNEL: &str = "carrier_mma_s8_sm80";
 
-/// The folder of the fake library, compiled once.
+/// The folder of the fake library, compiled once. It has the emulated device and its kernels, as the build script compiled them.
 fn fake_driver() -> &'static PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver");
-        std::fs::create_dir_all(&folder).expect("a folder");
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cuda_driver/fake_driver.c");
-        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-        let mut command = Command::new(compiler);
-        command
-            .args(["-std=c11", "-O1", "-shared", "-fPIC", "-o"])
-            .arg(folder.join("libcuda.so"))
-            .arg(source);
-        let status = command.status().expect("a C compiler");
-        assert!(status.success(), "{command:?}: {status}");
-        folder
+        let [root, out] = [env!("CARGO_MANIFEST_DIR"), env!("OUT_DIR")].map(PathBuf::from);
+        let archive = |name: &str| out.join(format!("liblmhead_emulated_{name}.a"));
+        library("fake-driver", |command| {
+            command.args(["-std=c++17", "-O1", "-Wall", "-Wextra"]).arg("-I").arg(root.join("kernels"));
+            command.arg(root.join("tests/cuda_driver/fake_driver.cpp"));
+            command.arg("-Wl,--whole-archive").arg(archive("kernels")).arg("-Wl,--no-whole-archive");
+            command.args([archive("device"), archive("switch")]).arg("-Wl,-Bsymbolic");
+        })
     })
+}
+
+/// A folder with a libcuda.so of its own.
+fn library(name: &str, sources: impl FnOnce(&mut Command)) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let mut command = Command::new(compiler);
+    command.args(["-shared", "-fPIC", "-o"]).arg(folder.join("libcuda.so"));
+    sources(&mut command);
+    let output = command.output().expect("a C++ compiler");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{command:?}: {}: {said}", output.status);
+    folder
 }
 
 /// This program again, running one of the tests below that need the fake driver, with what it shall say. `Ok`: the child's output.
@@ -61,10 +88,20 @@ fn doctor_tells_of_driver_and_devices() {
             &[("FAKE_CAPABILITY", "120")],
             "cuda device 0",
             "note",
-            "runs carriers/mma_s8_sm80 (compute_80); cannot run ",
+            "w8a16_matmul_sm80 (compute_80); cannot run carriers/gather_bf16_sm90a (made for sm_90a)",
         ),
         (&[("FAKE_CAPABILITY", "75")], "cuda device 0", "note", "cannot run carriers/gather_bf16_sm90a"),
         (&[("FAKE_DEVICES", "3")], "cuda device 2", "ok", "Fake 2, compute capability 9.0, 80.0 GB; runs "),
+        (&[], "backend cuda", "ok", "bf16, f16, w8a8, w8a16 on device 0, Fake 0 (9.0)"),
+        (
+            &[("FAKE_CAPABILITY", "75")],
+            "backend cuda",
+            "note",
+            "device 0, Fake 0 (7.5): no code of this build for bf16",
+        ),
+        (&[("FAKE_DEVICES", "0")], "backend cuda", "note", "no device"),
+        (&[("FAKE_INIT", "100")], "backend cuda", "note", "nothing to run on"),
+        (&[], "backend emulated", "ok", "compute capability 9.0"),
     ] {
         let checks = doctor(says);
         let found = checks.iter().find(|check| check.0 == name);
@@ -104,7 +141,7 @@ fn failures_are_told_with_kernel_shape_and_the_drivers_words() {
              CUDA_ERROR_ILLEGAL_ADDRESS: the driver's own words; the device is lost to this process",
         ),
         (
-            ("FAKE_SYNC", "700"),
+            ("FAKE_RUN", "700"),
             "Fake 0, after kernel carrier_mma_s8_sm80 (sm_90), grid [4, 2, 1], block [128, 1, 1], 81920 bytes of shared memory: \
              CUDA_ERROR_ILLEGAL_ADDRESS",
         ),
@@ -117,6 +154,49 @@ fn failures_are_told_with_kernel_shape_and_the_drivers_words() {
 #[test]
 fn memory_and_tensor_maps_reach_the_driver_whole() {
     child("in_child_memory", &[]);
+}
+
+#[test]
+fn the_gpus_tests_pass_on_the_fake_driver() {
+    child("in_child_products", &[("LMHEAD_GPU_SMALL", "1")]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: the_gpus_tests_pass_on_the_fake_driver runs it"]
+fn in_child_products() {
+    let device = CudaDevice::open(0).expect("a device");
+    for test in products::TESTS {
+        assert_eq!(test.needs.met_by(&device), Ok(()), "{}", test.name);
+        if let Err(failed) = (test.run)(&device) {
+            panic!("{}: {}", test.name, failed.message().unwrap_or_default());
+        }
+    }
+}
+
+#[test]
+fn the_benchs_table_is_whole() {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver-table.json");
+    child("in_child_table", &[("LMHEAD_GPU_SMALL", "1"), ("TABLE", file.to_str().expect("text"))]);
+    let table: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    // A head, whole and halved, two roofs each; five kinds of product, two numbers of rows.
+    for (list, count) in [("roofs", 2), ("products", 20), ("left_out", 0)] {
+        assert_eq!(table[list].as_array().map(Vec::len), Some(count), "{list}");
+    }
+    for product in table["products"].as_array().expect("a list") {
+        let [p10, median, p90] =
+            ["p10_us", "median_us", "p90_us"].map(|key| product[key].as_f64().expect("a number"));
+        assert!(0.0 < p10 && p10 <= median && median <= p90, "{product}");
+    }
+    assert_eq!(table["device"]["name"], "Fake 0");
+}
+
+#[test]
+#[ignore = "needs the fake driver: the_benchs_table_is_whole runs it"]
+fn in_child_table() {
+    let device = CudaDevice::open(0).expect("a device");
+    let file = PathBuf::from(std::env::var_os("TABLE").expect("a file"));
+    table::write(&device, &file).expect("a table");
 }
 
 const PARAMS: MmaCarrierParams = MmaCarrierParams {
@@ -135,7 +215,7 @@ fn launch() -> Launch {
 #[test]
 #[ignore = "needs the fake driver: what_is_launched_is_what_was_asked runs it"]
 fn in_child_launches() {
-    let device = Device::open(0).expect("a device");
+    let device = CudaDevice::open(0).expect("a device");
     let kernel = device.kernel::<MmaCarrierParams>(KERNEL).expect("a kernel");
     assert_eq!((kernel.architecture(), kernel.attributes().registers), ("sm_90", 107));
     assert_eq!(kernel.attributes().max_dynamic_shared, 231_424);
@@ -158,7 +238,7 @@ fn in_child_launches() {
 #[ignore = "needs the fake driver: failures_are_told_with_kernel_shape_and_the_drivers_words runs it"]
 fn in_child_fails() {
     let all = || -> lmhead::Result<()> {
-        let device = Device::open(0)?;
+        let device = CudaDevice::open(0)?;
         let kernel = device.kernel::<MmaCarrierParams>(KERNEL)?;
         // SAFETY: the fake driver follows no address.
         unsafe { kernel.launch(&launch(), &PARAMS) }?;
@@ -170,7 +250,7 @@ fn in_child_fails() {
 #[test]
 #[ignore = "needs the fake driver: memory_and_tensor_maps_reach_the_driver_whole runs it"]
 fn in_child_memory() {
-    let device = Device::open(0).expect("a device");
+    let device = CudaDevice::open(0).expect("a device");
     for count in [0u32, 1, 1000] {
         let values: Vec<u32> = (0..count).collect();
         let mut buffer = device.upload(&values).expect("memory");

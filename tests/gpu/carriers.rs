@@ -2,14 +2,13 @@
 //! 16-bit data with the chain of instructions that the emulated device models. The cases are those of `tests/emulated`.
 
 use crate::cases::{self, REAL, SMALL, Shape, Values, bits};
+use crate::needs::{GpuTest, Needs};
 use crate::results::{self, Comparison};
-use crate::{GpuTest, Needs};
 use half::bf16;
 use libtest_mimic::Failed;
-use lmhead::backend::cuda::{Buffer, Device, Launch, Swizzle, Tiled2d};
+use lmhead::backend::cuda::{Buffer, CudaDevice, Launch, Swizzle, Tiled2d};
 use lmhead::backend::emulated::{self, LaunchConfig, carriers};
 use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, TensorMap, WgmmaCarrierParams};
-use std::sync::Arc;
 
 const MMA_S8: &str = "carrier_mma_s8_sm80";
 const WGMMA_S8: &str = "carrier_wgmma_s8_sm90a";
@@ -40,7 +39,7 @@ fn shapes() -> Vec<Shape> {
     SMALL.iter().chain(real).copied().collect()
 }
 
-fn mma_s8(device: &Arc<Device>) -> Result<(), Failed> {
+fn mma_s8(device: &CudaDevice) -> Result<(), Failed> {
     for shape in shapes() {
         let Shape { vocab, rows: row_count, hidden } = shape;
         let cases::Int8 { weights, rows, truth } = cases::int8(&shape);
@@ -73,7 +72,7 @@ fn mma_s8(device: &Arc<Device>) -> Result<(), Failed> {
     Ok(())
 }
 
-fn wgmma_s8(device: &Arc<Device>) -> Result<(), Failed> {
+fn wgmma_s8(device: &CudaDevice) -> Result<(), Failed> {
     for shape in shapes() {
         let cases::Int8 { weights, rows, truth } = cases::int8(&shape);
         let out = wgmma(device, WGMMA_S8, &shape, &weights, &rows)?;
@@ -84,7 +83,7 @@ fn wgmma_s8(device: &Arc<Device>) -> Result<(), Failed> {
     Ok(())
 }
 
-fn wgmma_bf16(device: &Arc<Device>) -> Result<(), Failed> {
+fn wgmma_bf16(device: &CudaDevice) -> Result<(), Failed> {
     for (shape, values) in both_values() {
         let cases::Halves { weights, rows, truth } = cases::halves(&shape, values);
         let (weights, rows) = (as_bits(&weights), as_bits(&rows));
@@ -95,7 +94,7 @@ fn wgmma_bf16(device: &Arc<Device>) -> Result<(), Failed> {
     Ok(())
 }
 
-fn gather_bf16(device: &Arc<Device>) -> Result<(), Failed> {
+fn gather_bf16(device: &CudaDevice) -> Result<(), Failed> {
     for (shape, values) in both_values() {
         let Shape { vocab, rows: row_count, hidden } = shape;
         let cases::Gathered { weights, source, source_rows, indices, truth } =
@@ -125,7 +124,7 @@ fn gather_bf16(device: &Arc<Device>) -> Result<(), Failed> {
 
 /// Does it matter for the bits of random data how they were computed? Every way that the carriers have, against the plainest:
 /// what differs is recorded, and is an error, since equal bits are promised.
-fn bits_of_bf16(device: &Arc<Device>) -> Result<(), Failed> {
+fn bits_of_bf16(device: &CudaDevice) -> Result<(), Failed> {
     for shape in shapes() {
         let Shape { vocab, rows: row_count, hidden } = shape;
         let cases::Halves { weights, rows, .. } = cases::halves(&shape, Values::Random);
@@ -160,7 +159,7 @@ fn bits_of_bf16(device: &Arc<Device>) -> Result<(), Failed> {
     Ok(())
 }
 
-fn another_size(device: &Arc<Device>) -> Result<(), Failed> {
+fn another_size(device: &CudaDevice) -> Result<(), Failed> {
     match device.kernel::<u64>(MMA_S8) {
         Ok(_) => Err("a kernel was taken for one with another parameter".into()),
         Err(e) if e.to_string().contains("wanted one of 8 bytes, got parameters of [40] bytes") => Ok(()),
@@ -168,7 +167,7 @@ fn another_size(device: &Arc<Device>) -> Result<(), Failed> {
     }
 }
 
-fn impossible_launch(device: &Arc<Device>) -> Result<(), Failed> {
+fn impossible_launch(device: &CudaDevice) -> Result<(), Failed> {
     let kernel = device.kernel::<MmaCarrierParams>(MMA_S8)?;
     if kernel.attributes().local != 0 || kernel.attributes().registers == 0 {
         return Err(format!("unlikely attributes: {:?}", kernel.attributes()).into());
@@ -215,7 +214,7 @@ struct Output {
 const BEHIND: usize = 4096;
 
 impl Output {
-    fn new(device: &Arc<Device>, shape: &Shape) -> Result<Self, Failed> {
+    fn new(device: &CudaDevice, shape: &Shape) -> Result<Self, Failed> {
         let values = (shape.rows * shape.vocab) as usize;
         Ok(Output { buffer: device.filled(values * 4 + BEHIND, 0xff)?, values })
     }
@@ -278,7 +277,7 @@ fn record(
     .into())
 }
 
-fn run<P: Copy>(device: &Arc<Device>, name: &str, config: &LaunchConfig, params: &P) -> Result<(), Failed> {
+fn run<P: Copy>(device: &CudaDevice, name: &str, config: &LaunchConfig, params: &P) -> Result<(), Failed> {
     let launch = Launch {
         dynamic_shared: config.dynamic_shared as usize,
         cluster: config.cluster,
@@ -316,7 +315,7 @@ fn gather_config(shape: &Shape) -> LaunchConfig {
 }
 
 fn wgmma<T: bytemuck::NoUninit>(
-    device: &Arc<Device>,
+    device: &CudaDevice,
     kernel: &str,
     shape: &Shape,
     weights: &[T],
@@ -361,7 +360,7 @@ fn emulated_wgmma<T: bytemuck::NoUninit>(
 
 /// `indices` `[rows]` into `source` `[n, hidden]`.
 fn gather(
-    device: &Arc<Device>,
+    device: &CudaDevice,
     shape: &Shape,
     weights: &[u16],
     source: &[u16],

@@ -7,34 +7,22 @@ mod cases;
 #[path = "../emulated/data.rs"]
 mod data;
 mod memory;
+mod needs;
+mod operands;
+mod products;
 mod results;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use lmhead::Error;
-use lmhead::backend::cuda::Device;
-use lmhead::backend::cuda::fatbins::{self, Capability};
+use libtest_mimic::{Arguments, Completion, Trial};
+use lmhead::backend::cuda::CudaDevice;
+use needs::{GpuTest, Needs, first_sentence};
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
-
-/// What a test asks of the device.
-enum Needs {
-    /// At least this.
-    Capability(Capability),
-    /// One that runs this embedded kernel.
-    Kernel(&'static str),
-}
-
-struct GpuTest {
-    name: &'static str,
-    needs: Needs,
-    run: fn(&Arc<Device>) -> Result<(), Failed>,
-}
+use std::sync::OnceLock;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // One stream, in order: a fault is told with the launch that it belongs to.
     args.test_threads = Some(1);
-    let trials = memory::TESTS.iter().chain(carriers::TESTS).map(trial).collect();
+    let trials = memory::TESTS.iter().chain(carriers::TESTS).chain(products::TESTS).map(trial).collect();
     let conclusion = libtest_mimic::run(&args, trials);
     if !args.list
         && let Err(problem) = results::write(device())
@@ -53,28 +41,12 @@ fn trial(test: &'static GpuTest) -> Trial {
 }
 
 /// Device 0, opened once.
-fn device() -> &'static Result<Arc<Device>, String> {
-    static DEVICE: OnceLock<Result<Arc<Device>, String>> = OnceLock::new();
-    DEVICE.get_or_init(|| Device::open(0).map_err(|e| first_sentence(&e)))
+fn device() -> &'static Result<CudaDevice, String> {
+    static DEVICE: OnceLock<Result<CudaDevice, String>> = OnceLock::new();
+    DEVICE.get_or_init(|| CudaDevice::open(0).map_err(|e| first_sentence(&e)))
 }
 
-fn fit(needs: &Needs) -> Result<&'static Arc<Device>, String> {
+fn fit(needs: &Needs) -> Result<&'static CudaDevice, String> {
     let device = device().as_ref().map_err(String::clone)?;
-    let info = device.info();
-    match needs {
-        Needs::Capability(least) if info.capability < *least => {
-            Err(format!("compute capability {least} or newer, {} has {}", info.name, info.capability))
-        }
-        Needs::Capability(_) => Ok(device),
-        Needs::Kernel(name) => match fatbins::with_kernel(name).and_then(|f| f.code_for(info.capability)) {
-            Ok(_) => Ok(device),
-            Err(e) => Err(first_sentence(&e)),
-        },
-    }
-}
-
-/// Without the advice, which is the same for every test.
-fn first_sentence(error: &Error) -> String {
-    let text = error.to_string();
-    text.split("; ").next().unwrap_or(&text).to_string()
+    needs.met_by(device).map(|()| device)
 }

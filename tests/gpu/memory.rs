@@ -1,10 +1,9 @@
 //! Device memory and tensor maps.
 
-use crate::{GpuTest, Needs};
+use crate::needs::{GpuTest, Needs};
 use libtest_mimic::Failed;
 use lmhead::backend::cuda::fatbins::Capability;
-use lmhead::backend::cuda::{Device, Swizzle, Tiled2d};
-use std::sync::Arc;
+use lmhead::backend::cuda::{CudaDevice, Swizzle, Tiled2d};
 
 pub const TESTS: &[GpuTest] = &[
     GpuTest {
@@ -29,7 +28,7 @@ pub const TESTS: &[GpuTest] = &[
     },
 ];
 
-fn comes_back_as_written(device: &Arc<Device>) -> Result<(), Failed> {
+fn comes_back_as_written(device: &CudaDevice) -> Result<(), Failed> {
     for count in [0, 1, 1023, 1 << 20] {
         let values: Vec<u32> = (0..count).map(|i| i ^ 0x5a5a_0000).collect();
         let mut buffer = device.upload(&values)?;
@@ -52,7 +51,7 @@ fn comes_back_as_written(device: &Arc<Device>) -> Result<(), Failed> {
     Ok(())
 }
 
-fn more_than_there_is(device: &Arc<Device>) -> Result<(), Failed> {
+fn more_than_there_is(device: &CudaDevice) -> Result<(), Failed> {
     match device.filled(1 << 50, 0) {
         Ok(_) => Err("a petabyte was allocated".into()),
         Err(e) if e.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY") => Ok(()),
@@ -60,8 +59,8 @@ fn more_than_there_is(device: &Arc<Device>) -> Result<(), Failed> {
     }
 }
 
-fn no_such_device(_: &Arc<Device>) -> Result<(), Failed> {
-    match Device::open(1000) {
+fn no_such_device(_: &CudaDevice) -> Result<(), Failed> {
+    match CudaDevice::open(1000) {
         Ok(_) => Err("device 1000 was opened".into()),
         Err(e) if e.to_string().starts_with("CUDA device: wanted 0 to ") => Ok(()),
         Err(e) => Err(format!("wanted another error than {e}").into()),
@@ -69,7 +68,7 @@ fn no_such_device(_: &Arc<Device>) -> Result<(), Failed> {
 }
 
 /// The edges of our own rules: a rule that is laxer than the driver's would show here.
-fn tensor_maps(device: &Arc<Device>) -> Result<(), Failed> {
+fn tensor_maps(device: &CudaDevice) -> Result<(), Failed> {
     let buffer = device.filled(1 << 20, 0)?;
     let map = |element_bytes, rows, columns, pitch, box_rows, box_columns, swizzle| {
         let address = buffer.address();

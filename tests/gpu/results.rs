@@ -1,9 +1,9 @@
 //! What was compared, as JSON in the file that `LMHEAD_GPU_RESULTS` names.
 
-use lmhead::backend::cuda::{Device, driver};
+use lmhead::backend::cuda::{CudaDevice, driver};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
@@ -28,7 +28,7 @@ pub fn add(comparison: Comparison) {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write(device: &Result<Arc<Device>, String>) -> Result<(), String> {
+pub fn write(device: &Result<CudaDevice, String>) -> Result<(), String> {
     let Some(path) = std::env::var_os("LMHEAD_GPU_RESULTS").map(PathBuf::from) else { return Ok(()) };
     let comparisons = ALL.lock().unwrap_or_else(PoisonError::into_inner);
     let on = match device {

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# run.sh [tests|sanitize|all]: the GPU tests of lmhead, on a machine with a driver and no Rust.
+# run.sh [tests|sanitize|bench|all]: the GPU tests and benches of lmhead, on a machine with a driver and no Rust.
 #
 #   tests     what this machine can run, the tests on the GPU (a JSON of the carriers' bits), the same kernels on the
-#             emulated device
+#             emulated device, and the program's own check on the GPU
 #   sanitize  the small cases under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
+#   bench     the products at full size with both roofs, then PyTorch on the same shapes
 #
-# Logs and JSON go to $OUT (./out). Each mode ends within eight minutes. Exit codes: 0 all good, 1 something failed or was
-# ignored for want of a GPU, 2 wrong arguments.
+# Logs and JSON go to $OUT (./out), eight files at most. Each mode ends within eight minutes. Exit codes: 0 all good, 1
+# something failed or was ignored for want of a GPU, 2 wrong arguments.
 set -uo pipefail
 case "${1:-all}" in
-  tests | sanitize) modes=$1 ;;
-  all) modes="tests sanitize" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  tests | sanitize | bench) modes=$1 ;;
+  all) modes="tests sanitize bench" ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "${OUT:-out}" && out=$(cd "${OUT:-out}" && pwd) || exit 1
@@ -33,8 +34,8 @@ step() {
     *) verdict="failed ($status)" ;;
   esac
   # A test that reports `ignored` has not been run: here that is a failure.
-  if [ "$status" = 0 ] && grep -q '^test .*ignored (needs a GPU' <<<"$said"; then
-    verdict="ignored: $(sed -n 's/^test .*ignored (needs a GPU: \(.*\))$/\1/p' <<<"$said" | head -1)"
+  if [ "$status" = 0 ] && grep -qE '^(test .*ignored \(needs a GPU|ignored: )' <<<"$said"; then
+    verdict="ignored: $(sed -n -e 's/^test .*ignored (needs a GPU: \(.*\))$/\1/p' -e 's/^ignored: //p' <<<"$said" | head -1)"
   fi
   [ "$verdict" = ok ] || { failed=1 && tail -15 <<<"$said"; }
   rows+=("$name|$verdict|$((SECONDS - start))|$(sed -n 's/^test result: [^ ]* \([^;]*; [^;]*; [^;]*\);.*/\1/p' <<<"$said" | tail -1)")
@@ -43,11 +44,17 @@ step() {
 cd "$here" || exit 1
 for mode in $modes; do
   if [ "$mode" = tests ]; then
-    rm -f "$out"/{doctor.log,gpu.log,carriers.json,emulated.log,unit.log}
-    step doctor doctor.log 30 ./lmhead doctor
-    step unit unit.log 60 ./unit cuda
-    LMHEAD_GPU_RESULTS=$out/carriers.json step gpu gpu.log 200 ./gpu --color never
-    step emulated emulated.log 150 ./emulated
+    rm -f "$out"/{tests.log,carriers.json}
+    step doctor tests.log 20 ./lmhead doctor
+    step unit tests.log 40 ./unit cuda
+    LMHEAD_GPU_RESULTS=$out/carriers.json step gpu tests.log 260 ./gpu --color never
+    step emulated tests.log 110 ./emulated
+    step program tests.log 30 ./lmhead run --backend cuda --preset tiny --rows 3,0,2 --lmhead-tp-size 3 --check
+  elif [ "$mode" = bench ]; then
+    rm -f "$out"/{bench.log,bench.json,peers.json}
+    LMHEAD_COMMIT=$(tr '\n' ' ' <COMMIT) LMHEAD_GPU_SECONDS=200 \
+      step products bench.log 270 ./gpu_matmul --table "$out/bench.json"
+    step peers bench.log 190 python3 gpu_peers.py "$out/peers.json" 140
   else
     rm -f "$out/sanitize.log"
     # Calls that are meant to fail are checked by the tests themselves.

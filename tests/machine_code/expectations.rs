@@ -80,6 +80,13 @@ pub const EXPECTED: &[Expectation] = &[
         calls: 0,
     },
     Expectation {
+        kernel: "read_stream",
+        architectures: &["sm_80", "sm_89", "sm_90"],
+        present: &[("LDG.E.128", 8)],
+        absent: &["HMMA"],
+        registers: 64,
+    },
+    Expectation {
         kernel: "carrier_gather_bf16_sm90a",
         architectures: &["sm_90a"],
         present: &[

@@ -1,39 +1,72 @@
 //! Memory of a device.
 
-use super::device::Device;
-use super::driver::failed;
+use super::device::CudaDevice;
+use super::stream::CudaStream;
+use crate::backend::device::KernelDevice;
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaSlice, DevicePtr, DriverError, result};
-use std::sync::Arc;
+use cudarc::driver::result;
 
-/// Memory of one device, freed on its stream when dropped.
+/// Memory of one device, freed when dropped.
+///
+/// It is not tied to a stream: the driver lets everything that uses the memory end before it is freed.
 #[derive(Debug)]
 pub struct Buffer {
-    device: Arc<Device>,
-    /// At least one byte, since the driver allocates no less.
-    memory: CudaSlice<u8>,
+    device: CudaDevice,
+    address: u64,
     bytes: usize,
 }
 
 impl Buffer {
-    pub(super) fn filled(device: Arc<Device>, bytes: usize, value: u8) -> Result<Self> {
-        let fill = || -> std::result::Result<_, DriverError> {
-            // SAFETY: every byte is set before anything else can be queued behind the allocation.
-            let memory = unsafe { device.stream.alloc::<u8>(bytes.max(1)) }?;
-            let (address, guard) = memory.device_ptr(&device.stream);
-            // SAFETY: the whole of the allocation, on the stream that it belongs to.
-            unsafe { result::memset_d8_async(address, value, bytes.max(1), device.stream.cu_stream()) }?;
-            drop(guard);
-            Ok(memory)
-        };
-        let memory = fill().map_err(|e| failed(format!("{bytes} bytes on {}", device.info().name), e))?;
-        Ok(Buffer { device, memory, bytes })
+    pub(super) fn new(device: CudaDevice, bytes: usize) -> Result<Self> {
+        let what = || format!("{bytes} bytes on {}", device.info().name);
+        // The driver allocates no less than a byte.
+        // SAFETY: what is in it is read by nobody before it is written: that is the caller's to see to, as on any device.
+        let address = device.call(what, || unsafe { result::malloc_sync(bytes.max(1)) })?;
+        Ok(Buffer { device, address, bytes })
     }
 
-    pub(super) fn upload(device: Arc<Device>, values: &[u8]) -> Result<Self> {
-        let mut buffer = Self::filled(device, values.len(), 0)?;
-        buffer.write(values)?;
-        Ok(buffer)
+    pub(super) fn fill(&self, value: u8) -> Result<()> {
+        let (device, stream) = (&self.device, self.device.stream());
+        let what = || format!("{} bytes on {} filled", self.bytes, device.info().name);
+        // SAFETY: the whole of the allocation.
+        device
+            .call(what, || unsafe { result::memset_d8_async(self.address, value, self.bytes, stream.0) })?;
+        device.wait(stream)
+    }
+
+    /// Copies `bytes` here, from byte `at` on.
+    pub(super) fn write_at(&self, stream: CudaStream, at: usize, bytes: &[u8]) -> Result<()> {
+        let to = self.within(at, bytes.len())?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let what = || format!("{} bytes to {}", bytes.len(), self.device.info().name);
+        // SAFETY: within the allocation; the source is borrowed until the wait below has returned.
+        self.device.call(what, || unsafe { result::memcpy_htod_async(to, bytes, stream.0) })?;
+        self.device.wait(stream)
+    }
+
+    /// Waits for the stream, then copies from here, from byte `at` on.
+    pub(super) fn read_at(&self, stream: CudaStream, at: usize, bytes: &mut [u8]) -> Result<()> {
+        let from = self.within(at, bytes.len())?;
+        // First what was launched: its failure is told as its own, not as the copy's, and nothing is copied then.
+        self.device.wait(stream)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let what = format!("{} bytes from {}", bytes.len(), self.device.info().name);
+        // SAFETY: as above.
+        self.device.call(|| what, || unsafe { result::memcpy_dtoh_async(bytes, from, stream.0) })?;
+        self.device.wait(stream)
+    }
+
+    fn within(&self, at: usize, bytes: usize) -> Result<u64> {
+        if at.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            let wanted = format!("a range of its {} bytes", self.bytes);
+            let fix = "allocate as much as is used";
+            return Err(Error::shape("device buffer", wanted, format!("{bytes} from {at} on"), fix));
+        }
+        Ok(self.address + at as u64)
     }
 
     /// Overwrites the buffer.
@@ -46,16 +79,10 @@ impl Buffer {
             let fix = "write the whole buffer";
             return Err(Error::shape("device buffer", format!("{} bytes", self.bytes), values.len(), fix));
         }
-        if values.is_empty() {
-            return Ok(());
-        }
-        let copied = self.device.stream.memcpy_htod(values, &mut self.memory);
-        copied.map_err(|e| failed(format!("{} bytes to {}", self.bytes, self.device.info().name), e))?;
-        // The source is the caller's again when this returns.
-        self.device.synchronize()
+        self.write_at(self.device.stream(), 0, values)
     }
 
-    /// Waits for the device, then copies the buffer here.
+    /// Waits for the device's own stream, then copies the buffer here.
     ///
     /// # Errors
     /// `Shape` where the size is no multiple of an element's. `Device` where the copy, or a kernel before it, failed.
@@ -65,26 +92,19 @@ impl Buffer {
             let wanted = format!("a multiple of {size} bytes");
             return Err(Error::shape("device buffer", wanted, self.bytes, "read it as what was written"));
         }
-        self.device.synchronize()?;
         let mut values = vec![T::zeroed(); self.bytes / size];
-        if !values.is_empty() {
-            let into: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-            let copied = self.device.stream.memcpy_dtoh(&self.memory, into);
-            copied
-                .map_err(|e| failed(format!("{} bytes from {}", self.bytes, self.device.info().name), e))?;
-            self.device.synchronize()?;
-        }
+        self.read_at(self.device.stream(), 0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
 
     /// The device's address of the first byte, at least 256-byte aligned.
     pub fn address(&self) -> u64 {
-        self.memory.device_ptr(&self.device.stream).0
+        self.address
     }
 
     /// The address as a field of a parameter struct.
     pub fn pointer<T>(&self) -> *mut T {
-        self.address() as usize as *mut T
+        self.address as usize as *mut T
     }
 
     /// Bytes.
@@ -94,5 +114,13 @@ impl Buffer {
 
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // A device that was lost has lost its memory too: whatever is said of that, nobody can act on it.
+        // SAFETY: allocated by `new`, freed once.
+        let _ = self.device.call(String::new, || unsafe { result::free_sync(self.address) });
     }
 }

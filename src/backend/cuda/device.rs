@@ -1,34 +1,82 @@
 //! One opened device: its context, a stream, and the modules that were loaded into it.
 
 use super::buffer::Buffer;
-use super::driver::{DeviceInfo, devices, failed};
+use super::context::Context;
+use super::driver::{DeviceInfo, describe, devices, driver, failed};
 use super::fatbins::{self, Fatbin};
-use super::kernel::{Kernel, Launched};
+use super::kernel::{Kernel, Launch, Launched};
+use super::stream::{CudaStream, OwnedStream};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::device::{DeviceBackend, Grid, KernelDevice, Params};
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaContext, CudaModule, CudaStream, DriverError, sys};
-use cudarc::nvrtc::Ptx;
-use std::collections::HashMap;
+use crate::plan::{DeviceLimits, Precision};
+use cudarc::driver::{DriverError, result, sys};
+use std::collections::{HashMap, VecDeque};
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A device with one stream, on which everything happens in order.
+/// Launches that are remembered, to name the one that a failure may be of.
+const REMEMBERED: usize = 32;
+
+/// A device that any number of threads share; a clone is the same device.
+///
+/// Every call makes the device's context current for its own duration: threads need not.
+///
+/// ```no_run
+/// use lmhead::backend::cuda::{CudaDevice, CudaStream};
+/// # fn engine_context() -> *mut std::ffi::c_void { unimplemented!() }
+/// # fn engine_stream() -> *mut std::ffi::c_void { unimplemented!() }
+/// # fn main() -> lmhead::Result<()> {
+/// // The primary context of device 0, as PyTorch and the runtime API use it,
+/// let device = CudaDevice::open(0)?;
+/// // or the engine's own context; and launches on the engine's own stream.
+/// // SAFETY: both live longer than the device.
+/// let device = unsafe { CudaDevice::in_context(engine_context()) }?;
+/// let stream = unsafe { CudaStream::from_raw(engine_stream()) };
+/// # let _ = (device, stream);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct CudaDevice(Arc<Opened>);
+
 #[derive(Debug)]
-pub struct Device {
+struct Opened {
     info: DeviceInfo,
-    context: Arc<CudaContext>,
-    pub(super) stream: Arc<CudaStream>,
     /// Bytes of shared memory that one block may have.
-    pub(super) shared_limit: usize,
-    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
-    /// The launch that a later failure is reported with: the device tells of it when it is next asked.
-    last_launch: Mutex<Option<Launched>>,
+    shared_limit: usize,
+    own_stream: CudaStream,
+    modules: Mutex<HashMap<&'static str, Module>>,
+    /// The latest launches: the driver tells of a failure when it is next asked, and not of which.
+    launches: Mutex<VecDeque<(CudaStream, Launched)>>,
+    /// Dropped after everything that lives in it.
+    context: Context,
 }
 
-impl Device {
-    /// Opens the device of that ordinal.
+#[derive(Debug)]
+struct Module(sys::CUmodule);
+
+// SAFETY: a handle, which the driver takes from any thread.
+unsafe impl Send for Module {}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let Ok(_bound) = self.context.bind() else { return };
+        // SAFETY: ours, and nothing uses them any more: kernels and buffers keep the device.
+        let _ = unsafe { result::stream::destroy(self.own_stream.0) };
+        for (_, module) in self.modules.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
+            // SAFETY: as above.
+            let _ = unsafe { result::module::unload(module.0) };
+        }
+    }
+}
+
+impl CudaDevice {
+    /// Opens the device of that ordinal, in its primary context.
     ///
     /// # Errors
     /// As [`super::driver()`]; `Unsupported` where there is no such device; `Device` where it does not answer.
-    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+    pub fn open(ordinal: usize) -> Result<Self> {
         let devices = devices()?;
         let count = devices.len();
         let Some(info) = devices.into_iter().nth(ordinal) else {
@@ -39,52 +87,107 @@ impl Device {
             let fix = "look at nvidia-smi and CUDA_VISIBLE_DEVICES";
             return Err(Error::unsupported("CUDA device", wanted, got, fix));
         };
-        let open = || -> std::result::Result<_, DriverError> {
-            let context = CudaContext::new(ordinal)?;
-            // SAFETY: events order the streams of a context; this one's buffers are used on one stream only.
-            unsafe { context.disable_event_tracking() };
-            let stream = context.new_stream()?;
-            let shared = context
-                .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-            Ok((context, stream, shared))
+        let context = result::device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))
+            .and_then(Context::primary)
+            .map_err(|e| failed(format!("CUDA device {ordinal}"), e))?;
+        Self::with(context, info)
+    }
+
+    /// Opens the device of an engine's own context: its `CUcontext`.
+    ///
+    /// # Errors
+    /// As [`super::driver()`]; `Device` where the context does not answer.
+    ///
+    /// # Safety
+    /// A context that lives until the device, its clones, kernels, buffers and streams are dropped.
+    pub unsafe fn in_context(context: *mut c_void) -> Result<Self> {
+        driver()?;
+        // SAFETY: the caller's promise.
+        let context = unsafe { Context::borrowed(context.cast()) };
+        let described = || {
+            let _bound = context.bind()?;
+            let mut device = 0;
+            // SAFETY: a pointer to an int of this frame.
+            unsafe { sys::cuCtxGetDevice(&mut device) }.result()?;
+            describe(device)
         };
-        let (context, stream, shared) = open().map_err(|e| failed(format!("CUDA device {ordinal}"), e))?;
-        Ok(Arc::new(Device {
+        let info = described().map_err(|e| failed("the engine's CUDA context", e))?;
+        Self::with(context, info)
+    }
+
+    fn with(context: Context, info: DeviceInfo) -> Result<Self> {
+        let open = || -> std::result::Result<_, DriverError> {
+            let _bound = context.bind()?;
+            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+            let mut device = 0;
+            // SAFETY: a pointer to an int of this frame; then a device that came from the driver.
+            let shared = unsafe {
+                sys::cuCtxGetDevice(&mut device).result()?;
+                result::device::get_attribute(device, attribute)
+            }?;
+            Ok((result::stream::create(result::stream::StreamKind::NonBlocking)?, shared))
+        };
+        let (stream, shared) = open().map_err(|e| failed(format!("CUDA device {}", info.ordinal), e))?;
+        Ok(CudaDevice(Arc::new(Opened {
             info,
-            context,
-            stream,
             shared_limit: usize::try_from(shared).unwrap_or(0),
+            own_stream: CudaStream(stream),
             modules: Mutex::default(),
-            last_launch: Mutex::default(),
-        }))
+            launches: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
+            context,
+        })))
     }
 
     pub fn info(&self) -> &DeviceInfo {
-        &self.info
+        &self.0.info
+    }
+
+    /// A whole backend on this device; `host` does what comes after the logits.
+    pub fn backend(self, host: CpuBackend) -> DeviceBackend<Self> {
+        DeviceBackend::new(self, host)
+    }
+
+    /// Whether this build has code for this device, for every kernel of that precision.
+    ///
+    /// # Errors
+    /// `Unsupported`, naming the kernel file and what it was compiled for.
+    pub fn runs(&self, precision: Precision) -> Result<()> {
+        let kernels = precision.tiles().iter().map(|tile| tile.kernel).chain(precision.quantizer());
+        for kernel in kernels {
+            fatbins::with_kernel(kernel)?.code_for(self.info().capability)?;
+        }
+        Ok(())
     }
 
     /// The embedded kernel of that name, which takes one struct `P` of [`crate::backend::params`]. Loads its file on first use.
     ///
     /// # Errors
     /// `Unsupported`: no such kernel, no code for this device, or a parameter of another size. `Device`: the driver refuses it.
-    pub fn kernel<P: Copy>(self: &Arc<Self>, name: &str) -> Result<Kernel<P>> {
+    pub fn kernel<P: Copy>(&self, name: &str) -> Result<Kernel<P>> {
         let fatbin = fatbins::with_kernel(name)?;
-        let architecture = fatbin.code_for(self.info.capability)?;
+        let architecture = fatbin.code_for(self.info().capability)?;
         let module = self.module(fatbin)?;
-        let loading = |e| failed(format!("kernel {name} ({architecture}, {})", self.info.name), e);
-        let function = module.load_function(name).map_err(loading)?;
+        let loading = |e| failed(format!("kernel {name} ({architecture}, {})", self.info().name), e);
+        let text = std::ffi::CString::new(name).expect("a name in the source");
+        let _bound = self.context().bind().map_err(loading)?;
+        // SAFETY: the module stays loaded as long as the device, which the kernel keeps.
+        let function = unsafe { result::module::get_function(module, text) }.map_err(loading)?;
         Kernel::new(self.clone(), name, architecture, function)
     }
 
-    fn module(&self, fatbin: &'static Fatbin) -> Result<Arc<CudaModule>> {
-        let mut modules = lock(&self.modules);
+    fn module(&self, fatbin: &'static Fatbin) -> Result<sys::CUmodule> {
+        let mut modules = lock(&self.0.modules);
         if let Some(module) = modules.get(fatbin.name) {
-            return Ok(module.clone());
+            return Ok(module.0);
         }
-        let what = || format!("kernels/{}.cu on {}", fatbin.name, self.info.name);
-        let image = Ptx::from_binary(fatbin.bytes.to_vec());
-        let module = self.context.load_module(image).map_err(|e| failed(what(), e))?;
-        modules.insert(fatbin.name, module.clone());
+        let load = || -> std::result::Result<_, DriverError> {
+            let _bound = self.context().bind()?;
+            // SAFETY: a whole fatbin of nvcc's, which says itself how long it is.
+            unsafe { result::module::load_data(fatbin.bytes.as_ptr().cast()) }
+        };
+        let what = || format!("kernels/{}.cu on {}", fatbin.name, self.info().name);
+        let module = load().map_err(|e| failed(what(), e))?;
+        modules.insert(fatbin.name, Module(module));
         Ok(module)
     }
 
@@ -92,35 +195,151 @@ impl Device {
     ///
     /// # Errors
     /// `Device`, as where memory is short.
-    pub fn filled(self: &Arc<Self>, bytes: usize, value: u8) -> Result<Buffer> {
-        Buffer::filled(self.clone(), bytes, value)
+    pub fn filled(&self, bytes: usize, value: u8) -> Result<Buffer> {
+        let buffer = Buffer::new(self.clone(), bytes)?;
+        buffer.fill(value)?;
+        Ok(buffer)
     }
 
     /// Device memory with a copy of `values`.
     ///
     /// # Errors
-    /// As [`Device::filled`].
-    pub fn upload<T: bytemuck::NoUninit>(self: &Arc<Self>, values: &[T]) -> Result<Buffer> {
-        Buffer::upload(self.clone(), bytemuck::cast_slice(values))
+    /// As [`CudaDevice::filled`].
+    pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Buffer> {
+        let values: &[u8] = bytemuck::cast_slice(values);
+        let buffer = Buffer::new(self.clone(), values.len())?;
+        buffer.write_at(self.stream(), 0, values)?;
+        Ok(buffer)
     }
 
-    /// Waits for everything that was launched.
+    /// Waits for everything on the device's own stream.
     ///
     /// # Errors
     /// `Device`, naming the last launch: one that was not told of yet has failed.
     pub fn synchronize(&self) -> Result<()> {
-        self.bind().and_then(|()| self.stream.synchronize()).map_err(|e| {
-            let last = lock(&self.last_launch).as_ref().map_or("no kernel".into(), Launched::to_string);
-            failed(format!("{}, after {last}", self.info.name), e)
-        })
+        self.wait(self.stream())
     }
 
-    pub(super) fn bind(&self) -> std::result::Result<(), DriverError> {
-        self.context.bind_to_thread()
+    /// Runs `call` with the device's context current on this thread, as driver calls of one's own need it.
+    ///
+    /// # Errors
+    /// `Device` where the context cannot be made current; `call` is not run then.
+    pub fn bound<T>(&self, call: impl FnOnce() -> T) -> Result<T> {
+        self.call(|| format!("the context of {}", self.info().name), || Ok(call()))
     }
 
-    pub(super) fn launched(&self, what: Launched) {
-        *lock(&self.last_launch) = Some(what);
+    pub(super) fn context(&self) -> &Context {
+        &self.0.context
+    }
+
+    pub(super) fn shared_limit(&self) -> usize {
+        self.0.shared_limit
+    }
+
+    /// Runs `call` with the context current; `what` names it where it fails.
+    pub(super) fn call<T>(
+        &self,
+        what: impl FnOnce() -> String,
+        call: impl FnOnce() -> std::result::Result<T, DriverError>,
+    ) -> Result<T> {
+        let bound = self.context().bind();
+        bound.and_then(|_bound| call()).map_err(|e| failed(what(), e))
+    }
+
+    /// Remembers a launch. Neither allocates nor fails.
+    pub(super) fn launched(&self, stream: CudaStream, what: Launched) {
+        let mut launches = lock(&self.0.launches);
+        if launches.len() == REMEMBERED {
+            launches.pop_front();
+        }
+        launches.push_back((stream, what));
+    }
+
+    /// The launch that a failure on the stream is most likely of.
+    fn suspect(&self, stream: CudaStream) -> String {
+        let launches = lock(&self.0.launches);
+        let mine = launches.iter().rev().find(|(on, _)| *on == stream);
+        mine.or(launches.back()).map_or("no kernel".into(), |(_, launched)| launched.to_string())
+    }
+}
+
+impl KernelDevice for CudaDevice {
+    type Buffer = Buffer;
+    type Kernel<P: Params> = Kernel<P>;
+    type Stream = CudaStream;
+    type OwnedStream = OwnedStream;
+
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    /// The bits of 16-bit products are the tensor cores', which differ by compute capability.
+    fn fingerprint(&self) -> String {
+        format!("cuda/{}", self.info().capability)
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        let fatbins::Capability(major, minor) = self.info().capability;
+        DeviceLimits { capability: (major, minor), shared_bytes: self.shared_limit() }
+    }
+
+    fn stream(&self) -> CudaStream {
+        self.0.own_stream
+    }
+
+    fn open_stream(&self) -> Result<OwnedStream> {
+        OwnedStream::open(self.clone())
+    }
+
+    fn on(&self, own: &OwnedStream) -> CudaStream {
+        own.handle()
+    }
+
+    fn wait(&self, stream: CudaStream) -> Result<()> {
+        let what = || format!("{}, after {}", self.info().name, self.suspect(stream));
+        // SAFETY: a stream of this context.
+        self.call(what, || unsafe { result::stream::synchronize(stream.0) })
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        Buffer::new(self.clone(), bytes)
+    }
+
+    fn address(&self, buffer: &Buffer) -> u64 {
+        buffer.address()
+    }
+
+    fn write_on(&self, stream: CudaStream, buffer: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        buffer.write_at(stream, at, bytes)
+    }
+
+    fn read_on(&self, stream: CudaStream, buffer: &Buffer, at: usize, bytes: &mut [u8]) -> Result<()> {
+        buffer.read_at(stream, at, bytes)
+    }
+
+    fn kernel<P: Params>(&self, name: &'static str) -> Result<Kernel<P>> {
+        CudaDevice::kernel(self, name)
+    }
+
+    unsafe fn clear(&self, stream: CudaStream, address: u64, words: usize) -> Result<()> {
+        let what = || format!("{words} words on {} set to zero", self.info().name);
+        // SAFETY: the caller's promise.
+        self.call(what, || unsafe { sys::cuMemsetD32Async(address, 0, words, stream.0) }.result())
+    }
+
+    unsafe fn launch<P: Params>(
+        &self,
+        stream: CudaStream,
+        kernel: &Kernel<P>,
+        grid: &Grid,
+        params: &P,
+    ) -> Result<()> {
+        let launch = Launch {
+            dynamic_shared: grid.shared_bytes,
+            ..Launch::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
+        };
+        // SAFETY: the caller's promise.
+        unsafe { kernel.launch_on(stream, &launch, params) }
     }
 }
 

@@ -30,6 +30,8 @@ pub struct DeviceInfo {
     pub capability: Capability,
     /// Bytes of device memory.
     pub memory: usize,
+    /// Streaming multiprocessors.
+    pub processors: u32,
 }
 
 /// Loads the driver's library and starts it, once per process.
@@ -53,8 +55,71 @@ fn start() -> Result<DriverVersion> {
         .result()
         .map_err(|e| failed("CUDA driver: its version", e))?;
     let version = new_enough(version)?;
+    complete()?;
     result::init().map_err(|e| failed("CUDA driver: cuInit", e))?;
     Ok(version)
+}
+
+/// Every function of the driver that is called here.
+const FUNCTIONS: &[&str] = &[
+    "cuCtxGetCurrent",
+    "cuCtxGetDevice",
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem_v2",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventElapsedTime",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuFuncGetAttribute",
+    "cuFuncGetParamInfo",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuInit",
+    "cuLaunchKernelEx",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD32Async",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
+    "cuStreamSynchronize",
+    "cuTensorMapEncodeTiled",
+];
+
+/// The bindings look a function up when it is first called, and panic where it is missing: a library that is only a part of a driver,
+/// as a simulator's or a stub's, is refused here.
+fn complete() -> Result<()> {
+    // SAFETY: the library is there; its functions are looked up, not called.
+    let missing = FUNCTIONS.iter().find(|name| unsafe {
+        sys::culib().get::<unsafe extern "C" fn()>(format!("{name}\0").as_bytes()).is_err()
+    });
+    match missing {
+        None => Ok(()),
+        Some(name) => {
+            let wanted = format!("a libcuda with the function {name}");
+            Err(Error::unsupported("CUDA driver", wanted, "one without it", INSTALL))
+        }
+    }
 }
 
 /// `cuDriverGetVersion` counts 1000 x major + 10 x minor.
@@ -80,7 +145,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
         .collect()
 }
 
-fn describe(ordinal: i32) -> std::result::Result<DeviceInfo, DriverError> {
+pub(super) fn describe(ordinal: i32) -> std::result::Result<DeviceInfo, DriverError> {
     use sys::CUdevice_attribute as A;
     let device = result::device::get(ordinal)?;
     let attribute = |name| {
@@ -91,10 +156,11 @@ fn describe(ordinal: i32) -> std::result::Result<DeviceInfo, DriverError> {
         attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
     );
+    let processors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     // SAFETY: as above.
     let memory = unsafe { result::device::total_mem(device) }?;
     let name = result::device::get_name(device)?;
-    Ok(DeviceInfo { ordinal: usize::try_from(ordinal).unwrap_or(0), name, capability, memory })
+    Ok(DeviceInfo { ordinal: usize::try_from(ordinal).unwrap_or(0), name, capability, memory, processors })
 }
 
 /// The driver's error with its own name and words for it.

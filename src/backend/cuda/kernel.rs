@@ -1,9 +1,11 @@
 //! One entry point, ready to be launched.
 
-use super::device::Device;
+use super::device::CudaDevice;
 use super::driver::failed;
+use super::stream::CudaStream;
+use crate::backend::device::KernelDevice;
 use crate::error::{Error, Result};
-use cudarc::driver::{CudaFunction, DriverError, result, sys};
+use cudarc::driver::{DriverError, result, sys};
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
@@ -92,7 +94,7 @@ impl fmt::Display for Launch {
 }
 
 /// A kernel and how it was launched, kept without a text being made: a launch allocates nothing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Launched {
     name: Arc<str>,
     architecture: &'static str,
@@ -108,31 +110,36 @@ impl fmt::Display for Launched {
 /// A kernel with one parameter, the struct `P`, on one device.
 #[derive(Debug)]
 pub struct Kernel<P> {
-    device: Arc<Device>,
+    device: CudaDevice,
     name: Arc<str>,
     architecture: &'static str,
-    function: CudaFunction,
+    function: sys::CUfunction,
     attributes: Attributes,
     parameter: PhantomData<fn(P)>,
 }
 
+// SAFETY: the function is a handle, which the driver takes from any thread.
+unsafe impl<P> Send for Kernel<P> {}
+// SAFETY: as above.
+unsafe impl<P> Sync for Kernel<P> {}
+
 impl<P: Copy> Kernel<P> {
-    /// `architecture`: the code that this device runs.
+    /// `architecture`: the code that this device runs. The device's context is current.
     pub(super) fn new(
-        device: Arc<Device>,
+        device: CudaDevice,
         name: &str,
         architecture: &'static str,
-        function: CudaFunction,
+        function: sys::CUfunction,
     ) -> Result<Self> {
         let what = || format!("kernel {name} ({architecture}, {})", device.info().name);
         let sizes =
-            parameter_sizes(&function).map_err(|e| failed(format!("{}: its parameters", what()), e))?;
+            parameter_sizes(function).map_err(|e| failed(format!("{}: its parameters", what()), e))?;
         if sizes != [size_of::<P>()] {
             let got = format!("parameters of {sizes:?} bytes");
             let fix = "launch it with the struct that it takes";
             return Err(Error::unsupported(what(), format!("one of {} bytes", size_of::<P>()), got, fix));
         }
-        let attributes = allow_shared(&function, device.shared_limit)
+        let attributes = allow_shared(function, device.shared_limit())
             .map_err(|e| failed(format!("{}: its attributes", what()), e))?;
         let name = name.into();
         Ok(Kernel { device, name, architecture, function, attributes, parameter: PhantomData })
@@ -147,15 +154,26 @@ impl<P: Copy> Kernel<P> {
         self.architecture
     }
 
-    /// Puts the kernel on the device's stream and does not wait for it: what goes wrong while it runs is told by
-    /// [`Device::synchronize`].
+    /// [`Kernel::launch_on`] the device's own stream.
+    ///
+    /// # Errors
+    /// As that.
+    ///
+    /// # Safety
+    /// As that.
+    pub unsafe fn launch(&self, launch: &Launch, params: &P) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_on(self.device.stream(), launch, params) }
+    }
+
+    /// Puts the kernel on the stream and does not wait for it: what goes wrong while it runs is told by [`KernelDevice::wait`].
     ///
     /// # Errors
     /// `Shape` where the launch cannot be; nothing is launched then. `Device` where the driver refuses it.
     ///
     /// # Safety
     /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.
-    pub unsafe fn launch(&self, launch: &Launch, params: &P) -> Result<()> {
+    pub unsafe fn launch_on(&self, stream: CudaStream, launch: &Launch, params: &P) -> Result<()> {
         launch.check(&self.name, &self.attributes)?;
         let launched = Launched { name: self.name.clone(), architecture: self.architecture, launch: *launch };
         let [x, y, z] = launch.cluster;
@@ -181,24 +199,19 @@ impl<P: Copy> Kernel<P> {
             blockDimY: launch.block[1],
             blockDimZ: launch.block[2],
             sharedMemBytes: u32::try_from(launch.dynamic_shared).expect("checked against the device's limit"),
-            hStream: self.device.stream.cu_stream(),
+            hStream: stream.0,
             attrs: attributes.as_mut_ptr(),
             numAttrs: count,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        self.device.bind().map_err(|e| failed(launched.to_string(), e))?;
         // SAFETY: `config` and its attributes outlive the call, and so does the parameter, which the driver copies: it has the
         // size that the kernel takes (checked when it was loaded). What it points to is the caller's promise.
-        let said = unsafe {
-            sys::cuLaunchKernelEx(
-                &config,
-                self.function.cu_function(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        let put = || unsafe {
+            sys::cuLaunchKernelEx(&config, self.function, arguments.as_mut_ptr(), std::ptr::null_mut())
+                .result()
         };
-        said.result().map_err(|e| failed(launched.to_string(), e))?;
-        self.device.launched(launched);
+        self.device.call(|| launched.to_string(), put)?;
+        self.device.launched(stream, launched);
         Ok(())
     }
 }
@@ -208,13 +221,12 @@ fn attribute(id: sys::CUlaunchAttributeID, value: sys::CUlaunchAttributeValue) -
 }
 
 /// Bytes of each of a kernel's parameters.
-fn parameter_sizes(function: &CudaFunction) -> std::result::Result<Vec<usize>, DriverError> {
+fn parameter_sizes(function: sys::CUfunction) -> std::result::Result<Vec<usize>, DriverError> {
     let mut sizes = Vec::new();
     loop {
         let (mut offset, mut size) = (0, 0);
         // SAFETY: a loaded function and two pointers of this frame.
-        let said =
-            unsafe { sys::cuFuncGetParamInfo(function.cu_function(), sizes.len(), &mut offset, &mut size) };
+        let said = unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) };
         match said {
             // The driver's word for "no parameter of that number".
             sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(sizes),
@@ -226,20 +238,25 @@ fn parameter_sizes(function: &CudaFunction) -> std::result::Result<Vec<usize>, D
 
 /// Reads the attributes and lifts the limit of dynamic shared memory from 48 KB to all that the device has: once, at loading,
 /// so that no launch has to.
-fn allow_shared(function: &CudaFunction, limit: usize) -> std::result::Result<Attributes, DriverError> {
-    let number = |n: i32| usize::try_from(n).unwrap_or(0);
-    let static_shared = number(function.shared_size_bytes()?);
+fn allow_shared(function: sys::CUfunction, limit: usize) -> std::result::Result<Attributes, DriverError> {
+    use sys::CUfunction_attribute as A;
+    let number = |attribute| {
+        // SAFETY: a loaded function, here and below.
+        unsafe { result::function::get_function_attribute(function, attribute) }
+            .map(|n| usize::try_from(n).unwrap_or(0))
+    };
+    let static_shared = number(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
     let max_dynamic_shared = limit.saturating_sub(static_shared);
-    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     let bytes = i32::try_from(max_dynamic_shared).unwrap_or(i32::MAX);
-    // SAFETY: a loaded function.
-    unsafe { result::function::set_function_attribute(function.cu_function(), attribute, bytes) }?;
+    let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: as above.
+    unsafe { result::function::set_function_attribute(function, attribute, bytes) }?;
     Ok(Attributes {
-        registers: number(function.num_regs()?),
-        local: number(function.local_size_bytes()?),
+        registers: number(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+        local: number(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
         static_shared,
         max_dynamic_shared,
-        max_threads: number(function.max_threads_per_block()?),
+        max_threads: number(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
     })
 }
 

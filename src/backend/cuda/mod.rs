@@ -3,14 +3,21 @@
 //! Nothing here is linked to CUDA: the driver is looked for at run time, and without one every call returns an error that says so.
 
 mod buffer;
+mod context;
 mod device;
 mod driver;
+mod event;
 pub mod fatbins;
+mod graph;
 mod kernel;
+mod stream;
 mod tensor_map;
 
 pub use buffer::Buffer;
-pub use device::Device;
+pub use device::CudaDevice;
 pub use driver::{DeviceInfo, DriverVersion, devices, driver};
+pub use event::Event;
+pub use graph::Graph;
 pub use kernel::{Attributes, Kernel, Launch};
+pub use stream::{CudaStream, OwnedStream};
 pub use tensor_map::{Swizzle, Tiled2d};

@@ -4,8 +4,8 @@
 //! rows that are held on the host, so that they have its bits.
 
 use super::head::{DeviceHead, precision};
-use super::matmul::dtype_code;
-use super::scratch::{NONE, Scratch};
+use super::matmul::{dtype_code, of_product};
+use super::scratch::{NO_ADJUSTMENTS, Scratch};
 use super::{Call, KernelDevice};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::params::{
@@ -18,6 +18,7 @@ use crate::backend::{
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::merge::{PartialSpec, RowPartial};
+use crate::plan::Shape;
 use crate::reference::Accuracy;
 use crate::rows::HiddenRows;
 use crate::weights::HeadShard;
@@ -67,9 +68,14 @@ impl<D: KernelDevice> DeviceBackend<D> {
 
     /// Runs `work` with memory of its own.
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch<D>) -> Result<T>) -> Result<T> {
-        let mut scratch = lock(&self.idle).pop().unwrap_or_default();
+        let idle = lock(&self.idle).pop();
+        let mut scratch = idle.map_or_else(|| Scratch::new(&self.device), Ok)?;
         let done = work(&mut scratch);
-        lock(&self.idle).push(scratch);
+        match done {
+            Ok(_) => lock(&self.idle).push(scratch),
+            // Something may still be running on that memory; what became of it is of no interest any more.
+            Err(_) => drop(self.device.wait(scratch.stream(&self.device))),
+        }
         done
     }
 
@@ -84,6 +90,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
         mut row: impl FnMut(usize, u32),
     ) -> Result<usize> {
         let (device, rows, vocab) = (&self.device, job.rows.len(), job.shard.vocab().len());
+        let stream = scratch.stream(device);
         let head = self.head(job.shard)?;
         let product = head.product(device, precision(job.shard, job.rows.dtype())?)?;
         let hidden = self.upload(&job.rows, scratch)?;
@@ -91,7 +98,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
             Some(adjustments) => {
                 scratch.adjustments(device, &adjustments.arrays(adjusted), vocab.div_ceil(32))?
             }
-            None => NONE,
+            None => NO_ADJUSTMENTS,
         };
         // Of rows that nothing is done to the kernels do not say that something is allowed: also where there are adjustments, of
         // no kind.
@@ -120,9 +127,11 @@ impl<D: KernelDevice> DeviceBackend<D> {
             workspace_bytes: bytes,
         };
         // SAFETY: every buffer is this device's, as large as the call says, and lives until it is read below, which waits.
-        unsafe { product.run(device, device.stream(), &call)? };
+        unsafe { product.run(device, stream, &call)? };
+        let shape = Shape { rows, vocab, hidden: job.shard.hidden_size() };
+        let named = |error| of_product(&shape, error);
         let mut said = vec![0u32; rows];
-        device.read(status, 0, bytemuck::cast_slice_mut(&mut said))?;
+        device.read_on(stream, status, 0, bytemuck::cast_slice_mut(&mut said)).map_err(named)?;
         if let Some(bad) = said.iter().position(|status| status & LMHEAD_STATUS_BAD_INDEX != 0) {
             return Err(Error::Device {
                 what: format!("row {bad} of the product"),
@@ -148,12 +157,13 @@ impl<D: KernelDevice> DeviceBackend<D> {
                     any[row] |= status & LMHEAD_STATUS_ALLOWED != 0;
                 }
             })?;
+            let stream = scratch.stream(&self.device);
             let logits = scratch.logits.at_least(&self.device, 0)?;
             if pitch == stride && stride == row_bytes {
-                return self.device.read(logits, 0, &mut bytes[..rows * stride]);
+                return self.device.read_on(stream, logits, 0, &mut bytes[..rows * stride]);
             }
             scratch.bytes.resize(rows * pitch, 0);
-            self.device.read(logits, 0, &mut scratch.bytes[..rows * pitch])?;
+            self.device.read_on(stream, logits, 0, &mut scratch.bytes[..rows * pitch])?;
             for (to, from) in bytes.chunks_mut(stride).zip(scratch.bytes.chunks(pitch)).take(rows) {
                 to[..row_bytes].copy_from_slice(&from[..row_bytes]);
             }
@@ -163,7 +173,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
 
     /// The rows in device memory: all that were given, with the selection, or the selected ones where those are far fewer.
     fn upload(&self, rows: &HiddenRows<'_>, scratch: &mut Scratch<D>) -> Result<RowMatrix> {
-        let device = &self.device;
+        let (device, stream) = (&self.device, scratch.stream(&self.device));
         let (mut bytes, mut source_rows) = rows.source();
         let mut selection = rows.selection();
         if selection.is_some() && source_rows > 2 * rows.len() {
@@ -172,12 +182,12 @@ impl<D: KernelDevice> DeviceBackend<D> {
             (bytes, source_rows, selection) = (&scratch.bytes, rows.len(), None);
         }
         let data = scratch.rows.at_least(device, bytes.len())?;
-        device.write(data, 0, bytes)?;
+        device.write_on(stream, data, 0, bytes)?;
         let mut indices = std::ptr::null();
         if let Some(selection) = selection {
             let numbers: Vec<i64> = selection.iter().map(|&row| row as i64).collect();
             let buffer = scratch.indices.at_least(device, 8 * numbers.len())?;
-            device.write(buffer, 0, bytemuck::cast_slice(&numbers))?;
+            device.write_on(stream, buffer, 0, bytemuck::cast_slice(&numbers))?;
             indices = device.address(buffer) as usize as *const _;
         }
         let too_many = |_| {

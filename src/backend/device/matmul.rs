@@ -133,8 +133,9 @@ impl<D: KernelDevice> Matmul<D> {
             return Err(Error::shape("plan", format!("one of {}", self.spec.precision), plan, fix));
         };
         let (row_count, hidden) = (call.rows as u32, self.spec.hidden as u32);
+        let named = |error| of_product(&plan.shape, error);
         // SAFETY: the caller's promise, for this and what follows.
-        unsafe { device.clear(stream, call.logits.status as u64, call.rows)? };
+        unsafe { device.clear(stream, call.logits.status as u64, call.rows).map_err(named)? };
         let (mut rows, mut row_scales) = (call.hidden, std::ptr::null());
         if let (Some(quantize), Some(kernel)) = (&plan.quantize, &self.quantizer) {
             let scales = call.workspace + plan.workspace.scales as u64;
@@ -154,7 +155,7 @@ impl<D: KernelDevice> Matmul<D> {
                 shared_bytes: quantize.shared_bytes,
             };
             // SAFETY: as above.
-            unsafe { device.launch(stream, kernel, &grid, &params)? };
+            unsafe { device.launch(stream, kernel, &grid, &params).map_err(named)? };
             rows = RowMatrix {
                 data: call.workspace as usize as *const _,
                 pitch: plan.workspace.row_pitch as u64,
@@ -178,7 +179,17 @@ impl<D: KernelDevice> Matmul<D> {
         let tile = &plan.tile;
         let grid = Grid { blocks: plan.blocks, threads: tile.threads(), shared_bytes: tile.shared_bytes() };
         // SAFETY: as above.
-        unsafe { device.launch(stream, kernel, &grid, &params) }
+        unsafe { device.launch(stream, kernel, &grid, &params).map_err(named) }
+    }
+}
+
+/// A device's error with the product that it belongs to.
+pub(super) fn of_product(shape: &Shape, error: Error) -> Error {
+    match error {
+        Error::Device { what, problem, fix } => {
+            Error::Device { what: format!("product {shape}, {what}"), problem, fix }
+        }
+        other => other,
     }
 }
 

@@ -29,7 +29,8 @@ impl<B: Send + Sync> Growing<B> {
     }
 }
 
-/// What one call needs beside the head. Calls of several ranks at once have one each.
+/// What one call needs beside the head. Calls of several ranks at once have one each, with a stream of its own, so that they
+/// neither mix nor wait for each other.
 pub(super) struct Scratch<D: KernelDevice> {
     pub rows: Growing<D::Buffer>,
     pub indices: Growing<D::Buffer>,
@@ -40,11 +41,15 @@ pub(super) struct Scratch<D: KernelDevice> {
     /// On the host: rows on their way out, and logits that are looked at here.
     pub bytes: Vec<u8>,
     pub held: Vec<f32>,
+    /// The last field: memory goes before the stream that used it.
+    stream: D::OwnedStream,
 }
 
-impl<D: KernelDevice> Default for Scratch<D> {
-    fn default() -> Self {
-        Scratch {
+impl<D: KernelDevice> Scratch<D> {
+    /// # Errors
+    /// As [`KernelDevice::open_stream`].
+    pub fn new(device: &D) -> Result<Self> {
+        Ok(Scratch {
             rows: Growing::default(),
             indices: Growing::default(),
             logits: Growing::default(),
@@ -53,12 +58,17 @@ impl<D: KernelDevice> Default for Scratch<D> {
             adjustments: Growing::default(),
             bytes: Vec::new(),
             held: Vec::new(),
-        }
+            stream: device.open_stream()?,
+        })
+    }
+
+    pub fn stream(&self, device: &D) -> D::Stream {
+        device.on(&self.stream)
     }
 }
 
-/// No adjustments.
-pub(super) const NONE: LogitAdjustments = LogitAdjustments {
+/// No adjustments of any row.
+pub const NO_ADJUSTMENTS: LogitAdjustments = LogitAdjustments {
     addition_offsets: std::ptr::null(),
     addition_ids: std::ptr::null(),
     addition_values: std::ptr::null(),
@@ -98,8 +108,9 @@ impl<D: KernelDevice> Scratch<D> {
             place(&floats(&arrays.presence)),
             place(&arrays.allowed),
         ];
+        let stream = self.stream(device);
         let buffer = self.adjustments.at_least(device, 4 * all.len())?;
-        device.write(buffer, 0, bytemuck::cast_slice(&all))?;
+        device.write_on(stream, buffer, 0, bytemuck::cast_slice(&all))?;
         let start = device.address(buffer) as usize;
         let words_at =
             |place: Option<usize>| place.map_or(std::ptr::null(), |at| (start + 4 * at) as *const u32);

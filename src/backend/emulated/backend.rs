@@ -59,6 +59,7 @@ impl KernelDevice for EmulatedDevice {
     type Buffer = EmulatedBuffer;
     type Kernel<P: Params> = Kernel<P>;
     type Stream = ();
+    type OwnedStream = ();
 
     fn name(&self) -> &'static str {
         "emulated"
@@ -75,6 +76,17 @@ impl KernelDevice for EmulatedDevice {
 
     fn stream(&self) {}
 
+    fn open_stream(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn on(&self, (): &()) {}
+
+    /// Launches have ended when they return.
+    fn wait(&self, (): ()) -> Result<()> {
+        Ok(())
+    }
+
     fn alloc(&self, bytes: usize) -> Result<EmulatedBuffer> {
         let buffer = self.lock().alloc(bytes).map_err(failed)?;
         Ok(EmulatedBuffer { device: self.clone(), buffer })
@@ -84,11 +96,11 @@ impl KernelDevice for EmulatedDevice {
         buffer.buffer.address()
     }
 
-    fn write(&self, buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {
+    fn write_on(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {
         self.lock().write(buffer.buffer, at, bytes).map_err(failed)
     }
 
-    fn read(&self, buffer: &EmulatedBuffer, at: usize, bytes: &mut [u8]) -> Result<()> {
+    fn read_on(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &mut [u8]) -> Result<()> {
         self.lock().read(buffer.buffer, at, bytes).map_err(failed)
     }
 
@@ -115,7 +127,7 @@ impl KernelDevice for EmulatedDevice {
     }
 }
 
-/// Every kernel of `crate::plan`, by name.
+/// Every kernel of `crate::plan`, and the one that benches compare them with, by name.
 fn kernels() -> Vec<(&'static str, *const RawKernel)> {
     macro_rules! table {
         ($($name:ident)*) => {{
@@ -135,6 +147,7 @@ fn kernels() -> Vec<(&'static str, *const RawKernel)> {
         w8a16_matmul_bf16_8 w8a16_matmul_bf16_16 w8a16_matmul_bf16_32 w8a16_matmul_bf16_64
         w8a16_matmul_f16_8 w8a16_matmul_f16_16 w8a16_matmul_f16_32 w8a16_matmul_f16_64
         quantize_rows_bf16 quantize_rows_f16 quantize_rows_f32
+        read_stream
     )
 }
 
@@ -146,7 +159,7 @@ mod tests {
 
     #[test]
     fn every_planned_kernel_is_there() {
-        let mut planned = Vec::new();
+        let mut planned = vec!["read_stream"];
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             for precision in
                 [Precision::Bf16, Precision::F16, Precision::W8a8(dtype), Precision::W8a16(dtype)]

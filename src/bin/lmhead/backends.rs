@@ -5,7 +5,7 @@ use crate::input::HeadSource;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::{HeadConfig, Quantization};
-use lmhead::error::{Error, Result};
+use lmhead::error::Result;
 use lmhead::{DType, plan::Precision};
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ pub struct Chosen {
     pub threads: usize,
 }
 
-/// The backend of that name. `auto` is the GPU where this build has the kernels, there is a device, and they take the head.
+/// The backend of that name. `auto` is the GPU where this build has the kernels, there is a device that runs them, and they take the
+/// head; otherwise the CPU, and the report says so.
 pub fn choose(
     name: BackendName,
     threads: Option<usize>,
@@ -24,16 +25,14 @@ pub fn choose(
     source: &HeadSource,
     hidden: DType,
 ) -> Result<Chosen> {
+    let weights = if config.quantization == Quantization::None { source.dtype() } else { DType::I8 };
+    let precision = Precision::of(weights, config.quantization, hidden);
     match name {
         BackendName::Cpu => cpu(threads),
-        BackendName::Cuda => cuda(threads),
-        BackendName::Emulated => emulated(threads),
+        BackendName::Cuda => cuda(threads, precision?),
+        BackendName::Emulated => precision.and_then(|_| emulated(threads)),
         BackendName::Auto => {
-            let weights = if config.quantization == Quantization::None { source.dtype() } else { DType::I8 };
-            if Precision::of(weights, config.quantization, hidden).is_err() {
-                return cpu(threads);
-            }
-            cuda(threads).or_else(|_| cpu(threads))
+            precision.and_then(|precision| cuda(threads, precision)).or_else(|_| cpu(threads))
         }
     }
 }
@@ -43,19 +42,21 @@ fn cpu(threads: Option<usize>) -> Result<Chosen> {
     Ok(Chosen { description: format!("cpu {}", cpu.isa()), threads: cpu.threads(), backend: Arc::new(cpu) })
 }
 
+/// Device 0, where it runs that precision.
 #[cfg(feature = "cuda")]
-fn cuda(threads: Option<usize>) -> Result<Chosen> {
+fn cuda(threads: Option<usize>, precision: Precision) -> Result<Chosen> {
     use lmhead::backend::cuda::CudaDevice;
     let cpu = CpuBackend::new(threads)?;
     let threads = cpu.threads();
     let device = CudaDevice::open(0)?;
+    device.runs(precision)?;
     let info = device.info();
     let description = format!("cuda {} ({})", info.name, info.capability);
     Ok(Chosen { backend: Arc::new(device.backend(cpu)), description, threads })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: Option<usize>) -> Result<Chosen> {
+fn cuda(_: Option<usize>, _: Precision) -> Result<Chosen> {
     Err(missing("cuda", "it needs nvcc to build (scripts/cuda-toolkit) and a driver to run"))
 }
 
@@ -74,8 +75,8 @@ fn emulated(_: Option<usize>) -> Result<Chosen> {
 }
 
 #[cfg(not(all(feature = "cuda", feature = "emulated")))]
-fn missing(name: &str, needs: &str) -> Error {
-    Error::Unsupported {
+fn missing(name: &str, needs: &str) -> lmhead::Error {
+    lmhead::Error::Unsupported {
         what: "--backend".into(),
         wanted: "a backend of this build".into(),
         got: format!("`{name}`"),

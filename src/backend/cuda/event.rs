@@ -1,0 +1,69 @@
+//! Marks on a stream, with the time between two of them.
+
+use super::device::CudaDevice;
+use super::stream::CudaStream;
+use crate::error::Result;
+use cudarc::driver::{result, sys};
+
+/// A mark on a stream.
+#[derive(Debug)]
+pub struct Event {
+    device: CudaDevice,
+    raw: sys::CUevent,
+}
+
+// SAFETY: a handle, which the driver takes from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// # Errors
+    /// `Device`.
+    pub fn new(device: &CudaDevice) -> Result<Self> {
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        let raw = device.call(|| "an event".into(), || result::event::create(flags))?;
+        Ok(Event { device: device.clone(), raw })
+    }
+
+    /// Puts the mark behind what is on the stream; an earlier one is forgotten.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn record(&self, stream: CudaStream) -> Result<()> {
+        // SAFETY: an event and a stream of this context.
+        self.device
+            .call(|| "an event's record".into(), || unsafe { result::event::record(self.raw, stream.0) })
+    }
+
+    /// Waits until the device has come to the mark.
+    ///
+    /// # Errors
+    /// `Device`, also where something before the mark failed.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: as above.
+        self.device
+            .call(|| "what is before an event".into(), || unsafe { result::event::synchronize(self.raw) })
+    }
+
+    /// Seconds from this mark to the `later` one, as the device counts them (to half a microsecond). Waits for the later one.
+    ///
+    /// # Errors
+    /// `Device`, also where one of them was not recorded.
+    pub fn seconds_to(&self, later: &Event) -> Result<f64> {
+        later.wait()?;
+        // SAFETY: as above.
+        let milliseconds = self.device.call(
+            || "the time between two events".into(),
+            || unsafe { result::event::elapsed(self.raw, later.raw) },
+        )?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, destroyed once.
+        let _ = self.device.call(String::new, || unsafe { result::event::destroy(self.raw) });
+    }
+}

@@ -1,0 +1,203 @@
+//! The library as an engine calls it: products on streams and in contexts of its own, in graphs, from many threads.
+
+use super::child;
+use crate::operands::{Loaded, Operands, Output};
+use lmhead::DType;
+use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
+use lmhead::backend::device::{Call, KernelDevice};
+use lmhead::backend::emulated::EmulatedDevice;
+use lmhead::plan::Precision;
+
+const ROWS: usize = 11;
+
+/// Operands that differ from number to number; w8a8, which is two kernels.
+fn operands(number: usize) -> Operands {
+    Operands::new(Precision::W8a8(DType::Bf16), 200 + number, 48, ROWS)
+}
+
+/// The operands on a device, and room for f32 logits.
+fn load<'d, D: KernelDevice>(device: &'d D, operands: &Operands) -> (Loaded<'d, D>, Output<D>) {
+    let loaded = Loaded::new(device, operands, ROWS).expect("a product");
+    let out = loaded.output(ROWS, None, DType::F32, 1).expect("memory");
+    (loaded, out)
+}
+
+/// Queues it, without waiting.
+fn queue<D: KernelDevice>(loaded: &Loaded<'_, D>, out: &Output<D>, stream: D::Stream) -> lmhead::Result<()> {
+    // SAFETY: the product and its output live until the caller has waited.
+    unsafe { loaded.matmul.run(loaded.device, stream, &loaded.call(out)) }
+}
+
+/// What the emulated device computes.
+fn truth(operands: &Operands) -> Vec<u8> {
+    let device = EmulatedDevice::new(0);
+    let (loaded, out) = load(&device, operands);
+    loaded.run(&out, None).expect("it runs");
+    out.all(&device).expect("logits")
+}
+
+#[test]
+fn a_graph_replays_what_was_recorded() {
+    child("calls::in_child_graph", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: a_graph_replays_what_was_recorded runs it"]
+fn in_child_graph() {
+    let device = CudaDevice::open(0).expect("a device");
+    let operands = operands(1);
+    let truth = truth(&operands);
+    let (loaded, out) = load(&device, &operands);
+    let own = device.open_stream().expect("a stream");
+    let stream = device.on(&own);
+    loaded.poison(&out).expect("memory");
+    let graph = Graph::capture(&device, stream, || queue(&loaded, &out, stream)).expect("a graph");
+    device.wait(stream).expect("nothing fails");
+    let untouched = out.all(&device).expect_err("poison everywhere");
+    assert_eq!(untouched, "row 0 has status 0xffffffff", "recording ran something");
+    let (from, to) = (Event::new(&device).expect("an event"), Event::new(&device).expect("an event"));
+    for _ in 0..2 {
+        loaded.poison(&out).expect("memory");
+        from.record(stream).expect("a mark");
+        // SAFETY: all of it lives until the wait below.
+        unsafe { graph.launch(stream) }.expect("a replay");
+        to.record(stream).expect("a mark");
+        assert!(from.seconds_to(&to).expect("a time") > 0.0);
+        out.equals(&device, &truth).expect("a replay's bits");
+    }
+    // What must not be in a graph ends the recording with an error, and the stream goes on.
+    let error = Graph::capture(&device, stream, || device.wait(stream)).expect_err("a wait").to_string();
+    assert!(error.contains("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"), "{error}");
+    let error =
+        Graph::capture(&device, stream, || device.alloc(1).map(drop)).expect_err("memory").to_string();
+    assert!(error.contains("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"), "{error}");
+    let panics = std::panic::AssertUnwindSafe(|| Graph::capture(&device, stream, || panic!("of the engine")));
+    assert!(std::panic::catch_unwind(panics).is_err());
+    loaded.poison(&out).expect("memory");
+    queue(&loaded, &out, stream).expect("eager again");
+    device.wait(stream).expect("it runs");
+    out.equals(&device, &truth).expect("eager bits");
+}
+
+#[test]
+fn nothing_on_the_hot_path_waits_allocates_or_loads() {
+    child("calls::in_child_hot_path", &[]);
+}
+
+/// While a thread records, the fake driver refuses all that; so a run that is recorded does none of it.
+#[test]
+#[ignore = "needs the fake driver: nothing_on_the_hot_path_waits_allocates_or_loads runs it"]
+fn in_child_hot_path() {
+    let device = CudaDevice::open(0).expect("a device");
+    let (loaded, out) = load(&device, &operands(3));
+    let own = device.open_stream().expect("a stream");
+    for rows in 1..=ROWS {
+        let call = Call { rows, ..loaded.call(&out) };
+        // SAFETY: nothing of it is ever launched.
+        let run = || unsafe { loaded.matmul.run(&device, device.on(&own), &call) };
+        Graph::capture(&device, device.on(&own), run).expect("nothing that a graph cannot hold");
+    }
+}
+
+#[test]
+fn an_engines_context_and_stream_are_used_and_left_as_they_were() {
+    child("calls::in_child_engine", &[("FAKE_DEVICES", "2")]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: an_engines_context_and_stream_are_used_and_left_as_they_were runs it"]
+fn in_child_engine() {
+    use cudarc::driver::result;
+    // The engine works on device 1, while the thread's current context is device 0's.
+    lmhead::backend::cuda::driver().expect("a driver");
+    // SAFETY: contexts and a stream of this test, released below.
+    let (mine, other, stream) = unsafe {
+        let contexts = [1, 0].map(|device| result::primary_ctx::retain(device).expect("a context"));
+        result::ctx::set_current(contexts[0]).expect("current");
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).expect("a stream");
+        result::ctx::set_current(contexts[1]).expect("current");
+        (contexts[0], contexts[1], stream)
+    };
+    {
+        // SAFETY: both outlive the device.
+        let device = unsafe { CudaDevice::in_context(mine.cast()) }.expect("a device");
+        assert_eq!((device.info().ordinal, device.info().name.as_str()), (1, "Fake 1"));
+        // SAFETY: as above.
+        let theirs = unsafe { CudaStream::from_raw(stream.cast()) };
+        assert_eq!(theirs.as_raw(), stream.cast());
+        let operands = operands(2);
+        let (loaded, out) = load(&device, &operands);
+        loaded.poison(&out).expect("memory");
+        queue(&loaded, &out, theirs).expect("it runs");
+        device.wait(theirs).expect("it runs");
+        out.equals(&device, &truth(&operands)).expect("bits");
+        assert_eq!(result::ctx::get_current(), Ok(Some(other)));
+    }
+    assert_eq!(result::ctx::get_current(), Ok(Some(other)));
+    // SAFETY: as above; the stream is still there, since it is the engine's.
+    unsafe {
+        result::ctx::set_current(mine).expect("current");
+        result::stream::synchronize(stream).expect("a live stream");
+        result::stream::destroy(stream).expect("a live stream");
+        for device in [0, 1] {
+            result::primary_ctx::release(device).expect("retained");
+        }
+    }
+}
+
+#[test]
+fn threads_share_a_device_and_devices_share_a_gpu() {
+    child("calls::in_child_threads", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: threads_share_a_device_and_devices_share_a_gpu runs it"]
+fn in_child_threads() {
+    let devices = [0, 0].map(|ordinal| CudaDevice::open(ordinal).expect("a device"));
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let device = &devices[number % 2];
+            scope.spawn(move || {
+                let operands = operands(number);
+                let truth = truth(&operands);
+                let (loaded, out) = load(device, &operands);
+                let own = device.open_stream().expect("a stream");
+                for _ in 0..3 {
+                    loaded.poison(&out).expect("memory");
+                    queue(&loaded, &out, device.on(&own)).expect("it runs");
+                    device.wait(device.on(&own)).expect("it runs");
+                    out.equals(device, &truth).expect("bits");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn ranges_and_sizes_are_checked_before_the_driver_hears_of_them() {
+    child("calls::in_child_ranges", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: ranges_and_sizes_are_checked_before_the_driver_hears_of_them runs it"]
+fn in_child_ranges() {
+    let device = CudaDevice::open(0).expect("a device");
+    let buffer = device.alloc(100).expect("memory");
+    for (at, bytes) in [(0, 101), (100, 1), (usize::MAX, 2), (60, 41)] {
+        let error = device.write(&buffer, at, &vec![0; bytes]).expect_err("too much").to_string();
+        let wanted = format!("device buffer: wanted a range of its 100 bytes, got {bytes} from {at} on; ");
+        assert!(error.starts_with(&wanted), "{error}");
+        let error = device.read(&buffer, at, &mut vec![0; bytes]).expect_err("too much").to_string();
+        assert!(error.starts_with(&wanted), "{error}");
+    }
+    assert_eq!(device.write(&buffer, 100, &[]), Ok(()));
+    assert!(device.alloc(0).is_ok());
+
+    let (loaded, out) = load(&device, &operands(5));
+    let call = loaded.call(&out);
+    let little = Call { workspace_bytes: call.workspace_bytes - 1, ..call };
+    // SAFETY: refused before anything is launched.
+    let error = unsafe { loaded.matmul.run(&device, device.stream(), &little) }.expect_err("too little");
+    let wanted = format!("workspace: wanted {} bytes for {ROWS} rows", call.workspace_bytes);
+    assert!(error.to_string().starts_with(&wanted), "{error}");
+}
