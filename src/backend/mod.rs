@@ -6,6 +6,7 @@ pub mod cuda;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 pub mod params;
+pub mod tensor_map;
 
 use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;

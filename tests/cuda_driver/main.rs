@@ -2,8 +2,9 @@
 //! know older devices or fail, and writes down what it is told to launch.
 #![cfg(target_os = "linux")]
 
-use lmhead::backend::cuda::{Device, Launch, Swizzle, Tiled2d};
+use lmhead::backend::cuda::{Device, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -196,7 +197,7 @@ fn in_child_memory() {
         box_rows: 32,
         swizzle: Swizzle::Bytes128,
     };
-    let map = tiled.encode().expect("a map");
+    let map = encode(&tiled).expect("a map");
     let said: &[u64] = bytemuck::cast_slice(&map.opaque[..64]);
     // Type UINT16, address, sizes, pitch, box, swizzle 128B.
     assert_eq!(said, [1, matrix.address(), 72, 100, 160, 64, 32, 3]);

@@ -5,8 +5,8 @@
 #             emulated device
 #   sanitize  the small cases under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
 #
-# Logs and JSON go to $OUT (./out). Each mode ends within eight minutes. Exit codes: 0 all good, 1 something failed or was
-# ignored for want of a GPU, 2 wrong arguments.
+# Logs and JSON go to $OUT (./out); LMHEAD_EMULATED_TESTS is a filter of the emulated tests. Each mode ends within eight
+# minutes. Exit codes: 0 all good, 1 something failed or was ignored for want of a GPU, 2 wrong arguments.
 set -uo pipefail
 case "${1:-all}" in
   tests | sanitize) modes=$1 ;;
@@ -47,7 +47,7 @@ for mode in $modes; do
     step doctor doctor.log 30 ./lmhead doctor
     step unit unit.log 60 ./unit cuda
     LMHEAD_GPU_RESULTS=$out/carriers.json step gpu gpu.log 200 ./gpu --color never
-    step emulated emulated.log 150 ./emulated
+    step emulated emulated.log 150 ./emulated ${LMHEAD_EMULATED_TESTS:+"$LMHEAD_EMULATED_TESTS"}
   else
     rm -f "$out/sanitize.log"
     # Calls that are meant to fail are checked by the tests themselves.

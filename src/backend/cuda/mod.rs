@@ -13,4 +13,4 @@ pub use buffer::Buffer;
 pub use device::Device;
 pub use driver::{DeviceInfo, DriverVersion, devices, driver};
 pub use kernel::{Attributes, Kernel, Launch};
-pub use tensor_map::{Swizzle, Tiled2d};
+pub use tensor_map::encode;

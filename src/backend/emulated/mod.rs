@@ -43,7 +43,7 @@ mod worker;
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
 pub use launch::{Kernel, LaunchConfig, Params};
-pub use tensor_map::{Swizzle, Tiled2d};
+pub use tensor_map::encode;
 
 use buffer::Memory;
 use launch::Prepared;
