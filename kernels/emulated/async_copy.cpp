@@ -21,8 +21,12 @@ void land(Fiber &fiber, size_t count) {
     const Copy copy = fiber.copies[fiber.copies_landed];
     if (copy.kind == Copy::data) {
       uint8_t *to = block.shared + copy.to;
-      if (copy.from_bytes) std::memcpy(to, copy.from, copy.from_bytes);
-      std::memset(to + copy.from_bytes, 0, size_t(copy.bytes - copy.from_bytes));
+      if (copy.from_bytes == 16) {
+        std::memcpy(to, copy.from, 16);
+      } else {
+        if (copy.from_bytes) std::memcpy(to, copy.from, copy.from_bytes);
+        std::memset(to + copy.from_bytes, 0, size_t(copy.bytes - copy.from_bytes));
+      }
       ++fiber.copies_landed;
       continue;
     }
@@ -75,11 +79,12 @@ void cp_async(const char *instruction, uint32_t to, const void *from, uint32_t b
   Fiber &self = enter(instruction, to);
   if (from_bytes > bytes) fail(FaultKind::operand, "%u of %u bytes: wanted no more than the copy's size", from_bytes, bytes);
   const uint32_t offset = shared_offset(self, *self.block, to, bytes, bytes);
-  if (from_bytes) check_global(self, from, from_bytes, 1, false);
+  if (from_bytes) check_global(self, from, from_bytes, 1, Access::read);
   if (reinterpret_cast<uint64_t>(from) % bytes != 0)
     fail_at(FaultKind::misaligned, reinterpret_cast<uint64_t>(from), "%s of %u bytes from global %p: wanted a multiple of "
             "its size", instruction, bytes, from);
   note_copy_issued(*self.block, offset, bytes, self, Proxy::generic);
+  if (from_bytes) __builtin_prefetch(from);
   add(self, {Copy::data, uint8_t(bytes), uint8_t(from_bytes), offset, self.copy_group, from});
 }
 

@@ -22,7 +22,7 @@ uint32_t wanted(const Block &block, const NamedBarrier &barrier) {
 }
 
 // 0 threads: all of the block.
-void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits) {
+void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits, Place place) {
   Block &block = *self.block;
   if (id >= kNamedBarriers)
     fail(FaultKind::operand, "barrier %u: wanted 0 to %u", id, kNamedBarriers - 1);
@@ -31,10 +31,9 @@ void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits) {
   if ((threads % 32 != 0 && threads != block.thread_count) || threads > block.thread_count)
     fail(FaultKind::operand, "barrier %u for %u threads: wanted a multiple of 32 up to the block's %u", id, threads,
          block.thread_count);
-  Collective lanes;
   const uint64_t detail = uint64_t(id) << 32 | threads;
-  const uint32_t whole_warp = live_lanes(*self.warp) | self.warp->exited;
-  if (all ? !meet_live(self, detail, lanes) : !meet(self, whole_warp, detail, nullptr, lanes)) return;
+  uint32_t lanes = self.warp->there;
+  if (all ? !meet_live(self, detail, place, lanes) : !meet(self, lanes, detail, place)) return;
   NamedBarrier &barrier = block.barriers[id];
   if (barrier.arrived != 0 && barrier.threads != threads)
     fail(FaultKind::barrier, "barrier %u for %u threads, and others came to it for %u", id, threads, barrier.threads);
@@ -42,7 +41,7 @@ void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits) {
   if (self.clock.on()) {
     if (!barrier.arriving.on()) barrier.arriving = self.cluster->clocks.take();
     if (barrier.arrived == 0) barrier.arriving.assign(self.clock);
-    for (uint32_t rest = lanes.mask; rest; rest &= rest - 1) {
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
       Fiber &lane = self.warp->lanes[__builtin_ctz(rest)];
       lane.clock.release_to(barrier.arriving, lane.agent);
     }
@@ -52,20 +51,20 @@ void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits) {
   if (waits) enlist(barrier.waiting, self);
   if (last) complete(barrier);
   if (waits) park();
-  release(self, lanes.mask);
+  release(self, lanes);
 }
 
 }  // namespace
 
-void barrier_sync(const char *instruction, uint32_t id, uint32_t threads) {
+void barrier_sync(const char *instruction, uint32_t id, uint32_t threads, Place place) {
   Fiber &self = enter(instruction, id);
-  come_to(self, id, threads, true);
+  come_to(self, id, threads, true, place);
 }
 
-void barrier_arrive(uint32_t id, uint32_t threads) {
+void barrier_arrive(uint32_t id, uint32_t threads, Place place) {
   Fiber &self = enter("bar.arrive", id);
   if (threads == 0) fail(FaultKind::operand, "bar.arrive on barrier %u for 0 threads: wanted their number", id);
-  come_to(self, id, threads, false);
+  come_to(self, id, threads, false, place);
 }
 
 namespace {
@@ -79,39 +78,39 @@ void complete_cluster_phase(Cluster &cluster) {
 
 }  // namespace
 
-void barrier_cluster_arrive() {
+void barrier_cluster_arrive(Place place) {
   Fiber &self = enter("barrier.cluster.arrive");
   Cluster &cluster = *self.cluster;
   if (self.cluster_arrivals != self.cluster_waits)
     fail(FaultKind::barrier, "a second barrier.cluster.arrive without barrier.cluster.wait between");
-  Collective lanes;
-  if (!meet_live(self, 0, lanes)) return;
+  uint32_t lanes;
+  if (!meet_live(self, 0, place, lanes)) return;
   if (self.clock.on() && !cluster.cluster_arriving.on())
     cluster.cluster_arriving = cluster.clocks.take(), cluster.cluster_completed = cluster.clocks.take();
-  for (uint32_t rest = lanes.mask; rest; rest &= rest - 1) {
+  for (uint32_t rest = lanes; rest; rest &= rest - 1) {
     Fiber &lane = self.warp->lanes[__builtin_ctz(rest)];
     ++lane.cluster_arrivals;
     lane.clock.release_to(cluster.cluster_arriving, lane.agent);
     --cluster.cluster_missing;
   }
   if (cluster.cluster_missing == 0) complete_cluster_phase(cluster);
-  release(self, lanes.mask);
+  release(self, lanes);
 }
 
-void barrier_cluster_wait() {
+void barrier_cluster_wait(Place place) {
   Fiber &self = enter("barrier.cluster.wait");
   Cluster &cluster = *self.cluster;
   if (self.cluster_arrivals == self.cluster_waits)
     fail(FaultKind::barrier, "barrier.cluster.wait without barrier.cluster.arrive before it");
-  Collective lanes;
-  if (!meet_live(self, 0, lanes)) return;
+  uint32_t lanes;
+  if (!meet_live(self, 0, place, lanes)) return;
   if (cluster.cluster_phase <= self.cluster_waits) park(cluster.waiting_for_cluster);
-  for (uint32_t rest = lanes.mask; rest; rest &= rest - 1) {
+  for (uint32_t rest = lanes; rest; rest &= rest - 1) {
     Fiber &lane = self.warp->lanes[__builtin_ctz(rest)];
     ++lane.cluster_waits;
     if (lane.clock.on()) lane.clock.join(cluster.cluster_completed);
   }
-  release(self, lanes.mask);
+  release(self, lanes);
 }
 
 // Threads that have ended are not waited for.

@@ -3,14 +3,13 @@
 
 namespace emulated {
 
-void setmaxnreg(const char *instruction, uint32_t registers, bool increase) {
+void setmaxnreg(const char *instruction, uint32_t registers, bool increase, Place place) {
   Fiber &self = enter(instruction, registers);
   if (registers % 8 != 0 || registers < 24 || registers > 256)
     fail(FaultKind::registers, "%u registers: wanted a multiple of 8 from 24 to 256", registers);
   Warpgroup *group = self.warpgroup;
   if (!group) fail(FaultKind::registers, "thread %u belongs to no whole warpgroup", self.thread);
-  Collective all;
-  if (!meet(self, 0xffffffffu, registers, nullptr, all)) return;
+  if (!meet(self, 0xffffffffu, registers, place)) return;
   Warp &warp = *self.warp;
   Block &block = *self.block;
   if (group->register_changes.size() == warp.register_changes)
@@ -44,8 +43,10 @@ void check_registers_at_end(Block &block) {
 
 void griddepcontrol_wait() {
   Fiber &self = enter("griddepcontrol.wait");
-  if (!self.cluster->launch->primary || self.cluster->primary_done) return;
-  park(self.cluster->waiting_for_primary);
+  Cluster &cluster = *self.cluster;
+  if (!cluster.launch->primary) return;
+  if (!cluster.primary_done) park(cluster.waiting_for_primary);
+  if (self.clock.on()) self.clock.plain[cluster.primary_agent] = 1;
 }
 
 void trigger_dependents(Block &block) {

@@ -16,24 +16,37 @@ struct Kernel {
   uint32_t blocks_per_sm;  // by the launch bounds
 };
 
+// Where in the kernel's source an instruction stands that a warp's lanes must execute together (.aligned).
+struct Place {
+  const char *file;
+  uint32_t line;
+  static constexpr Place here(const char *file = __builtin_FILE(), uint32_t line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
+// Of the calling thread. It is the same one from the beginning of a function to its end, whoever runs in between: const, so
+// that the compiler asks once.
+#define SAME_THREAD __attribute__((const))
 struct Dim3 {
   uint32_t x, y, z;
 };
-const Dim3 &thread_index();
-const Dim3 &block_index();
-const Dim3 &block_size();
-const Dim3 &grid_size();
+SAME_THREAD const Dim3 &thread_index();
+SAME_THREAD const Dim3 &block_index();
+SAME_THREAD const Dim3 &block_size();
+SAME_THREAD const Dim3 &grid_size();
 
 // Shared memory.
-uint32_t dynamic_shared();
+SAME_THREAD uint32_t dynamic_shared();
 void ld_shared(const char *instruction, uint32_t address, void *to, uint32_t bytes);
 void st_shared(const char *instruction, uint32_t address, const void *from, uint32_t bytes);
-void ldmatrix(uint32_t *d, int matrices, bool transposed, uint32_t address);
-void stmatrix(const uint32_t *v, int matrices, bool transposed, uint32_t address);
+void ldmatrix(uint32_t *d, int matrices, bool transposed, uint32_t address, Place place);
+void stmatrix(const uint32_t *v, int matrices, bool transposed, uint32_t address, Place place);
 
 // Global memory.
 enum class Atomic { add, max, bit_or, exchange };
 void ld_global(const char *instruction, const void *address, void *to, uint32_t bytes);
+void ld_global_nc(const char *instruction, const void *address, void *to, uint32_t bytes);
 void st_global(const char *instruction, void *address, const void *from, uint32_t bytes);
 uint32_t atom_u32(const char *instruction, void *address, Atomic operation, uint32_t v);
 uint64_t atom_u64(const char *instruction, void *address, Atomic operation, uint64_t v);
@@ -74,12 +87,12 @@ uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t ope
 
 // Matrix instructions of a warp.
 enum class Half { bf16, f16 };
-void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b);
-void mma_m16n8k32(const char *instruction, int32_t *d, const uint32_t *a, const uint32_t *b);
+void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b, Place place);
+void mma_m16n8k32(const char *instruction, int32_t *d, const uint32_t *a, const uint32_t *b, Place place);
 
 // Barriers; 0 threads: all of the block.
-void barrier_sync(const char *instruction, uint32_t id, uint32_t threads);
-void barrier_arrive(uint32_t id, uint32_t threads);
+void barrier_sync(const char *instruction, uint32_t id, uint32_t threads, Place place);
+void barrier_arrive(uint32_t id, uint32_t threads, Place place);
 
 void mbarrier_init(uint32_t barrier, uint32_t arrivals);
 void mbarrier_inval(uint32_t barrier);
@@ -116,22 +129,22 @@ struct WgmmaOperands {
   const uint32_t *from;  // four registers of a, or null: a by descriptor
   bool keep;             // add to the accumulators
 };
-void wgmma_fence();
-void wgmma_commit_group();
-void wgmma_wait_group(uint32_t pending);
-void wgmma(const WgmmaOperands &operands, void *accumulators);  // n / 2 of 4 bytes
+void wgmma_fence(Place place);
+void wgmma_commit_group(Place place);
+void wgmma_wait_group(uint32_t pending, Place place);
+void wgmma(const WgmmaOperands &operands, void *accumulators, Place place);  // n / 2 of 4 bytes
 
 // Clusters.
 uint32_t cluster_block_rank();
 uint32_t cluster_block_count();
-void barrier_cluster_arrive();
-void barrier_cluster_wait();
+void barrier_cluster_arrive(Place place);
+void barrier_cluster_wait(Place place);
 uint32_t mapa(uint32_t address, uint32_t rank);
 void ld_shared_cluster(const char *instruction, uint32_t address, void *to, uint32_t bytes);
 void st_shared_cluster(const char *instruction, uint32_t address, const void *from, uint32_t bytes);
 
 // Control.
-void setmaxnreg(const char *instruction, uint32_t registers, bool increase);
+void setmaxnreg(const char *instruction, uint32_t registers, bool increase, Place place);
 void griddepcontrol_wait();
 void griddepcontrol_launch_dependents();
 [[noreturn]] void trap();

@@ -18,8 +18,9 @@ constexpr size_t kStackBytes = 256 * 1024;  // instrumented frames are several t
 #else
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
-// Equal frames of many threads at equal offsets would share few cache sets.
-constexpr size_t kStagger = 2048 + 64, kStaggered = 8;
+// Equal frames of many threads at equal offsets would share few sets of the first-level cache, which repeat after a page: 32
+// places of it, two lines apart, in an order that leaves neighbours seven such steps.
+constexpr size_t stagger(uint32_t stack) { return stack * size_t(7 * 128) % 4096; }
 
 size_t stack_stride() { return kStackBytes + size_t(sysconf(_SC_PAGESIZE)); }
 uint8_t *stack_bottom(const Worker &worker, uint32_t number) {
@@ -58,7 +59,7 @@ void prepare_stack(Fiber &fiber, void (*entry)()) {
 #if defined(__SANITIZE_ADDRESS__)
   __asan_unpoison_memory_region(bottom, kStackBytes);  // frames of a fiber that was abandoned
 #endif
-  auto top = reinterpret_cast<uintptr_t>(bottom + kStackBytes - fiber.stack % kStaggered * kStagger);
+  auto top = reinterpret_cast<uintptr_t>(bottom + kStackBytes - stagger(fiber.stack));
   top &= ~uintptr_t(63);
   const auto address = reinterpret_cast<uintptr_t>(entry);
 #if defined(__x86_64__)

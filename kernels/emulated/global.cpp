@@ -1,7 +1,7 @@
 // Global memory: the buffers that the driver registered, and nothing else.
 #include <algorithm>
 
-#include "machine.hpp"
+#include "fiber.hpp"
 
 namespace emulated {
 namespace {
@@ -16,21 +16,48 @@ const Allocation *below(const Launch &launch, uint64_t address) {
   return low == 0 ? nullptr : &launch.allocations[low - 1];
 }
 
-// Widens [low, high) of stored bytes; other OS threads do the same.
-void note_stored(const Allocation &buffer, uint64_t begin, uint64_t end) {
-  uint64_t low = __atomic_load_n(&buffer.written[0], __ATOMIC_RELAXED);
-  while (begin < low && !__atomic_compare_exchange_n(&buffer.written[0], &low, begin, true, __ATOMIC_RELAXED,
-                                                     __ATOMIC_RELAXED)) {
+enum Mark : uint8_t { kStored = 1, kRead = 2, kConstant = 4 };
+constexpr size_t kEarlyLimit = 1 << 20;
+
+// Sets marks on bytes and gives all that were there before; other OS threads do the same. Who marks a byte last sees the
+// others' marks.
+uint8_t mark(uint8_t *marks, uint64_t offset, uint64_t bytes, uint8_t set) {
+  uint64_t seen = 0;
+  for (uint64_t at = offset, end = offset + bytes; at < end;) {
+    const uint64_t first = at / 8 * 8, next = std::min(first + 8, end);
+    const uint64_t mask = ~uint64_t(0) >> (64 - 8 * (next - at)) << (8 * (at - first));
+    const uint64_t more = set * uint64_t(0x0101010101010101) & mask;
+    auto *word = reinterpret_cast<uint64_t *>(marks + first);
+    uint64_t old = __atomic_load_n(word, __ATOMIC_RELAXED);
+    if ((old & more) != more) old = __atomic_fetch_or(word, more, __ATOMIC_RELAXED);
+    seen |= old & mask;
+    at = next;
   }
-  uint64_t high = __atomic_load_n(&buffer.written[1], __ATOMIC_RELAXED);
-  while (end > high && !__atomic_compare_exchange_n(&buffer.written[1], &high, end, true, __ATOMIC_RELAXED,
-                                                    __ATOMIC_RELAXED)) {
-  }
+  seen |= seen >> 32, seen |= seen >> 16, seen |= seen >> 8;
+  return uint8_t(seen);
+}
+
+// Whether the launch before has to do with these bytes.
+uint8_t primary_marks(const Launch &launch, const Allocation &buffer, uint64_t offset, uint64_t bytes, Access access) {
+  const uint8_t marks = mark(launch.primary[&buffer - launch.allocations].marks, offset, bytes, 0);
+  return marks & (access == Access::write ? kStored | kRead | kConstant : kStored);
+}
+
+[[noreturn]] void too_early(Fiber &self, const Allocation &buffer, uint64_t offset, Access access, uint8_t marks) {
+  fail_in(&self, FaultKind::dependency, buffer.address + offset, "%s offset %llu of buffer %u, which the kernel before %s "
+          "(wanted griddepcontrol.wait first, and a barrier for threads that leave it to another one)",
+          access == Access::write ? "a store to" : "a load of", (unsigned long long)offset, buffer.number,
+          marks & kStored ? "stores to" : "reads");
+}
+
+bool knows_primary(const Fiber &self) {
+  const Cluster &cluster = *self.cluster;
+  return self.clock.on() ? self.clock.plain[cluster.primary_agent] != 0 : cluster.primary_done;
 }
 
 }  // namespace
 
-void check_global(Fiber &self, const void *pointer, uint64_t bytes, uint32_t alignment, bool write) {
+const Allocation &global_buffer(Fiber &self, const void *pointer, uint64_t bytes, uint32_t alignment, Access access) {
   const Launch &launch = *self.cluster->launch;
   const auto address = reinterpret_cast<uint64_t>(pointer);
   const Allocation *buffer = below(launch, address);
@@ -45,30 +72,72 @@ void check_global(Fiber &self, const void *pointer, uint64_t bytes, uint32_t ali
   if (address % alignment != 0)
     fail_at(FaultKind::misaligned, address, "%s at global 0x%llx (offset %llu of buffer %u): wanted a multiple of %u",
             self.instruction, (unsigned long long)address, (unsigned long long)offset, buffer->number, alignment);
-  if (write && !buffer->writable)
+  if (access == Access::write && !buffer->writable)
     fail_at(FaultKind::global_bounds, address, "a write to offset %llu of buffer %u, which was registered for reading only",
             (unsigned long long)offset, buffer->number);
-  if (launch.primary && !self.cluster->primary_done) {
-    const uint64_t *written = launch.primary[buffer - launch.allocations].written;
-    const uint64_t low = __atomic_load_n(&written[0], __ATOMIC_RELAXED);
-    const uint64_t high = __atomic_load_n(&written[1], __ATOMIC_RELAXED);
-    if (offset < high && low < offset + bytes)
-      fail_at(FaultKind::dependency, address, "offset %llu of buffer %u belongs to what the kernel before stores (wanted "
-              "griddepcontrol.wait first)", (unsigned long long)offset, buffer->number);
+  return *buffer;
+}
+
+void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_t bytes, Access access) {
+  Cluster &cluster = *self.cluster;
+  const Launch &launch = *cluster.launch;
+  uint8_t seen = 0;
+  switch (access) {
+    case Access::read:
+      if (launch.overlapped) mark(buffer.marks, offset, bytes, kRead);
+      break;
+    case Access::constant: seen = mark(buffer.marks, offset, bytes, kConstant) & kStored; break;
+    case Access::write: seen = mark(buffer.marks, offset, bytes, kStored) & kConstant; break;
   }
-  if (write && buffer->written) note_stored(*buffer, offset, offset + bytes);
+  if (seen)
+    fail_at(FaultKind::dependency, buffer.address + offset, "offset %llu of buffer %u is loaded by .nc and stored to in one "
+            "launch (wanted ld.global for what may change while the kernel runs)", (unsigned long long)offset, buffer.number);
+  if (!launch.primary) return;
+  if (access != Access::constant && knows_primary(self)) return;
+  if (const uint8_t marks = primary_marks(launch, buffer, offset, bytes, access)) {
+    if (!knows_primary(self)) too_early(self, buffer, offset, access, marks);
+    fail_at(FaultKind::dependency, buffer.address + offset, "offset %llu of buffer %u, which the kernel before stores to, is "
+            "loaded by .nc: such loads may be executed before griddepcontrol.wait (wanted ld.global)",
+            (unsigned long long)offset, buffer.number);
+  }
+  if (cluster.primary_done) return;
+  // It may come to these bytes yet.
+  cluster.early.push({&buffer, offset, bytes, access, &self, self.instruction});
+  if (cluster.early.size() >= kEarlyLimit) settle_primary(cluster);
+}
+
+void settle_primary(Cluster &cluster) {
+  const Launch &launch = *cluster.launch;
+  if (!launch.primary || cluster.primary_done) return;
+  if (!launch.host.wait_for_primary(launch.host.context)) {  // its fault is the one to report
+    cluster.failed = true;
+    leave_fibers(cluster);
+  }
+  cluster.primary_done = true;
+  for (const EarlyAccess &early : cluster.early)
+    if (const uint8_t marks = primary_marks(launch, *early.buffer, early.offset, early.bytes, early.access)) {
+      early.fiber->instruction = early.instruction;
+      too_early(*early.fiber, *early.buffer, early.offset, early.access, marks);
+    }
+  cluster.early.clear();
 }
 
 void ld_global(const char *instruction, const void *address, void *to, uint32_t bytes) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
-  check_global(self, address, bytes, bytes, false);
+  check_global(self, address, bytes, bytes, Access::read);
   std::memcpy(to, address, bytes);
   if (self.cluster->instructions % 64 == 0) yield();  // it may be waiting for what another thread stores
 }
 
+void ld_global_nc(const char *instruction, const void *address, void *to, uint32_t bytes) {
+  Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
+  check_global(self, address, bytes, bytes, Access::constant);
+  std::memcpy(to, address, bytes);
+}
+
 void st_global(const char *instruction, void *address, const void *from, uint32_t bytes) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
-  check_global(self, address, bytes, bytes, true);
+  check_global(self, address, bytes, bytes, Access::write);
   std::memcpy(address, from, bytes);
 }
 
@@ -77,7 +146,7 @@ namespace {
 template <class T>
 T atomically(const char *instruction, void *address, Atomic operation, T v) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
-  check_global(self, address, sizeof(T), sizeof(T), true);
+  check_global(self, address, sizeof(T), sizeof(T), Access::write);
   auto *word = static_cast<T *>(address);
   T old = __atomic_load_n(word, __ATOMIC_SEQ_CST), fresh;
   do {
@@ -102,7 +171,7 @@ uint64_t atom_u64(const char *instruction, void *address, Atomic operation, uint
 }
 uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, uint32_t v) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
-  check_global(self, address, 4, 4, true);
+  check_global(self, address, 4, 4, Access::write);
   __atomic_compare_exchange_n(static_cast<uint32_t *>(address), &compare, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   yield();
   return compare;

@@ -74,7 +74,7 @@ void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first
   block.thread_count = block.live = uint32_t(volume(launch.block));
   block.warp_count = (block.thread_count + 31) / 32, block.warpgroup_count = block.thread_count / 128;
   block.fibers = cluster.fibers + rank * block.thread_count;
-  block.warps = static_cast<Warp *>(zeroed(sizeof(Warp) * block.warp_count));
+  block.warps = static_cast<Warp *>(zeroed_lines(sizeof(Warp) * block.warp_count));
   block.warpgroups = static_cast<Warpgroup *>(zeroed(sizeof(Warpgroup) * block.warpgroup_count));
   // Exactly the size asked for, so that an address sanitizer sees every byte beyond.
   void *shared = nullptr;
@@ -94,6 +94,7 @@ void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first
     Warp &warp = block.warps[w];
     warp.block = &block, warp.number = w, warp.lanes = block.fibers + w * 32, warp.registers = registers;
     warp.count = block.thread_count - w * 32 < 32 ? block.thread_count - w * 32 : 32;
+    warp.there = warp.count == 32 ? 0xffffffffu : (1u << warp.count) - 1;
   }
   for (uint32_t g = 0; g < block.warpgroup_count; ++g) {
     Warpgroup &group = block.warpgroups[g];
@@ -145,11 +146,13 @@ int run_cluster(Worker &worker, const Launch &launch, uint64_t number, Fault &fa
   cluster.fiber_count = cluster.live = cluster.cluster_missing = blocks * threads;
   cluster.block_size = {launch.block[0], launch.block[1], launch.block[2]};
   cluster.grid_size = {launch.grid[0], launch.grid[1], launch.grid[2]};
-  cluster.primary_done = launch.primary == nullptr;
-  if (launch.checks) cluster.clocks.open(blocks * (threads + threads / 128 + kMbarriers));
+  cluster.primary_agent = blocks * (threads + threads / 128 + kMbarriers);
+  if (launch.checks) cluster.clocks.open(cluster.primary_agent + 1);
   cluster.blocks = static_cast<Block *>(zeroed(sizeof(Block) * blocks));
-  cluster.fibers = static_cast<Fiber *>(zeroed(sizeof(Fiber) * cluster.fiber_count));
-  cluster.ring = static_cast<Fiber **>(zeroed(sizeof(Fiber *) * cluster.fiber_count));
+  cluster.fibers = static_cast<Fiber *>(zeroed_lines(sizeof(Fiber) * cluster.fiber_count));
+  cluster.ring_mask = 1;
+  while (cluster.ring_mask + 1 < cluster.fiber_count) cluster.ring_mask = 2 * cluster.ring_mask + 1;
+  cluster.ring = static_cast<Fiber **>(zeroed(sizeof(Fiber *) * (cluster.ring_mask + 1)));
   const uint32_t clusters[3] = {launch.grid[0] / launch.cluster[0], launch.grid[1] / launch.cluster[1],
                                 launch.grid[2] / launch.cluster[2]};
   Dim3 first = unfold(number, clusters);

@@ -25,14 +25,16 @@ struct Fiber;
 struct Warp;
 struct Warpgroup;
 
+// constant: by .nc, which may be executed at any time, also before griddepcontrol.wait.
+enum class Access : uint8_t { read, constant, write };
+
 // ---- what the driver hands over; mirrored in src/backend/emulated/ffi.rs ----
 
 struct Allocation {
   uint64_t address, bytes;
   uint32_t writable;
   uint32_t number;  // as the driver counts buffers
-  // The bytes that this launch has stored to, from the buffer's start: [low, high), low > high where none.
-  uint64_t *written;  // two words
+  uint8_t *marks;   // what this launch has done to each byte (Mark), room for a multiple of eight; null: nothing is noted
 };
 
 struct Host {
@@ -54,7 +56,8 @@ struct Launch {
   uint64_t instruction_limit;  // of a cluster's threads together
   const Allocation *allocations;  // sorted by address
   uint64_t allocation_count;
-  const Allocation *primary;  // the same buffers, with what the launch before stores; null: there is none
+  const Allocation *primary;  // the same buffers, with the marks of the launch before; null: there is none
+  uint32_t overlapped;        // the launch behind may begin before this one ends: reads are noted too
   Host host;
 };
 
@@ -84,6 +87,15 @@ struct BulkStore {
   uint64_t ticket;  // of its Pending
 };
 
+// An access to global memory before griddepcontrol.wait, to be compared with all that the launch before does.
+struct EarlyAccess {
+  const Allocation *buffer;
+  uint64_t offset, bytes;
+  Access access;
+  Fiber *fiber;
+  const char *instruction;
+};
+
 struct UsedAccumulators {
   const void *registers;
   int n;
@@ -92,25 +104,28 @@ struct UsedAccumulators {
 struct UsedFragment {
   const uint32_t *registers;
   uint32_t values[4];
+  uint64_t number;  // of the latest instruction that reads it
+  bool fenced;      // there was a wgmma.fence since
 };
 
-struct Fiber {
+struct alignas(64) Fiber {
+  // What every instruction touches, in one line of the cache.
   void *stack_pointer;
-  uint32_t stack;  // in the worker's pool
   Cluster *cluster;
   Block *block;
   Warp *warp;
-  Warpgroup *warpgroup;
-  Fiber *next_waiting;
-  Dim3 index;
-  uint32_t thread, lane;
-  uint32_t agent;
-  bool exited, ready;
-  bool leads;  // woken to do the work of Warp::met
   const char *instruction;
   uint64_t address;
-  bool has_address;
+  uint32_t lane, agent;
+  bool has_address, exited;
+  bool leads;  // woken to do the work of Warp::met
+
   Clock clock;
+  Fiber *next_waiting;
+  Warpgroup *warpgroup;
+  uint32_t stack;  // in the worker's pool
+  uint32_t thread;
+  Dim3 index;
 
   Array<Copy> copies;  // the first `copies_landed` are in shared memory, and nobody has waited for them
   uint32_t copies_landed;
@@ -127,7 +142,8 @@ struct Fiber {
   Array<uint64_t> wgmma_groups;  // instructions issued at each commit
   bool wgmma_fenced;
   uint64_t wgmma_steps;  // a hash of its wgmma.fence, commit_group, wait_group in their order
-  // Registers that wgmma has used since the last wgmma.fence: accumulators as they were given back, fragments of a.
+  // Registers that wgmma has used since the last wgmma.fence: accumulators as they were given back, fragments of a; and
+  // fragments of instructions that nobody has waited for.
   Array<UsedAccumulators> wgmma_accumulators;
   Array<UsedFragment> wgmma_fragments;
   void *asan_stack;
@@ -140,20 +156,33 @@ struct Collective {
   const char *instruction;
   uint32_t mask, arrived;
   uint64_t detail;  // what must be equal in all lanes
+  Place place;      // where in the source, of .aligned instructions; otherwise null
   bool live;        // the lanes that have not ended, whichever they are
-  void *operands[32];
+};
+
+// What lanes bring to a matrix instruction and fetch from it, each at its own place: no lane's slot is used again before
+// that lane has come to the next such instruction.
+struct alignas(64) MatrixSlots {
+  // mma.sync, as tensor_core.hpp has its tile.
+  uint32_t a[16][8], b[8][8], d[16][8];
+  // ldmatrix, stmatrix: where the rows are in shared memory, and what is in them.
+  uint32_t offsets[32];
+  uint8_t rows[4][8][16];
 };
 
 struct Warp {
   Block *block;
   Fiber *lanes;
   uint32_t count, number;
-  uint32_t exited;  // lanes
-  uint32_t registers;  // per thread
+  uint32_t there, exited;  // lanes
+  uint32_t registers;      // per thread
   Array<Collective> collectives;
-  Collective met;  // one that a lane's end has completed
+  Collective met;      // one that a lane's end has completed
+  void *operands[32];  // of the instruction that each lane is in
+  MatrixSlots slots;
   uint32_t register_changes;  // setmaxnreg executed
   Clock meeting;              // of bar.warp.sync
+  uint64_t last_wgmma_steps;  // Fiber::wgmma_steps of the first lane that ended
 };
 
 struct WgmmaRecord;
@@ -224,9 +253,9 @@ struct Cluster {
   uint32_t block_count, fiber_count, live;
   Block *blocks;
   Fiber *fibers;
-  Fiber **ring;
-  uint32_t ring_first, ring_count;
-  uint32_t laziness;  // one in how many turns completes something asynchronous
+  Fiber **ring;  // of a power of two of places
+  uint32_t ring_mask, ring_first, ring_count;
+  uint32_t laziness;  // one in how many turns completes something asynchronous; a power of two
   Array<Pending *> pending;
   Array<Fiber *> copying;
   WaitList waiting_for_primary;
@@ -234,7 +263,10 @@ struct Cluster {
   uint32_t cluster_missing, cluster_phase;
   Clock cluster_arriving, cluster_completed;
   WaitList waiting_for_cluster;
-  bool primary_done, failed;
+  bool primary_done;  // and everybody who waits for it may know
+  uint32_t primary_agent;  // what it is called in clocks: 1, for those who have waited or know somebody who has
+  Array<EarlyAccess> early;
+  bool failed;
   ClockRoom clocks;
   Fault *fault;
   void *host_stack_pointer;
@@ -249,6 +281,7 @@ void park(WaitList &list);  // until woken
 void park();                // the caller has put itself somewhere
 void yield();
 void wake(Fiber &fiber);
+void wake_lanes(Warp &warp, uint32_t lanes);
 void wake_all(WaitList &list);
 void enlist(WaitList &list, Fiber &fiber);
 
@@ -273,13 +306,20 @@ inline Fiber &enter(const char *instruction, uint64_t address) {
   return begin(self, instruction);
 }
 
-// True in the lane that came last, which then does the work for all with the operands of `collective` and calls
-// `release`; the others return false when it has. (warp.cpp)
-bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collective &collective);
+// True in the lane that came last, which then does the work for all with the operands in the warp and calls `release`; the
+// others return false when it has. (warp.cpp)
+inline bool same_text(const char *a, const char *b) { return a == b || std::strcmp(a, b) == 0; }
+inline bool same_place(Place a, Place b) { return a.line == b.line && (a.file == b.file || same_text(a.file, b.file)); }
+inline const char *base_name(const char *file) {
+  const char *slash = std::strrchr(file, '/');
+  return slash ? slash + 1 : file;
+}
+constexpr Place kNowhere{};  // of instructions that lanes may execute at different places
+bool meet(Fiber &self, uint32_t mask, uint64_t detail, Place place, void *operands = nullptr);
 void release(Fiber &self, uint32_t mask);
-// The same for all lanes that have not ended; those that end meanwhile are no longer waited for.
-bool meet_live(Fiber &self, uint64_t detail, Collective &collective);
-uint32_t live_lanes(const Warp &warp);
+// The same for all lanes that have not ended, which it gives; those that end meanwhile are no longer waited for.
+bool meet_live(Fiber &self, uint64_t detail, Place place, uint32_t &lanes);
+inline uint32_t live_lanes(const Warp &warp) { return warp.there & ~warp.exited; }
 void check_exit(Fiber &self);
 
 // Bounds and alignment of an address without a rank; the offset in the block's shared memory. (shared.cpp)
@@ -287,8 +327,17 @@ uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t byt
 Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address
 uint32_t without_rank(uint32_t address);         // the same address in its block
 
-// Bounds, alignment and permission. (global.cpp)
-void check_global(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, bool write);
+// Bounds, alignment and permission; the buffer. (global.cpp)
+const Allocation &global_buffer(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, Access access);
+// Who else may touch these bytes.
+void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_t bytes, Access access);
+inline void check_global(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, Access access) {
+  const Allocation &buffer = global_buffer(self, address, bytes, alignment, access);
+  if (buffer.marks) note_global(self, buffer, reinterpret_cast<uint64_t>(address) - buffer.address, bytes, access);
+}
+// Waits for the launch before, if there is one, and compares what was done before griddepcontrol.wait with all it did. Does not
+// come back where it has failed.
+void settle_primary(Cluster &cluster);
 
 // (mbarrier.cpp)
 Mbarrier &mbarrier_for(Fiber &self, Block &block, uint32_t offset);

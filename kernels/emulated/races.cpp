@@ -90,8 +90,13 @@ template <class Act>
 inline void each(Block &block, uint32_t offset, uint32_t bytes, Act act) {
   const uint32_t clock_size = block.cluster->clocks.size();
   const uint32_t end = offset + bytes;
-  for (uint32_t at = offset / 16 * 16; at < end; at += 16)
-    visit(block.shadow.pieces[at / 16], 16, at, offset, end, clock_size, act);
+  for (uint32_t at = offset / 16 * 16; at < end; at += 16) {
+    Piece &piece = block.shadow.pieces[at / 16];
+    if (__builtin_expect(!piece.parts && offset <= at && at + 16 <= end, 1))
+      act(piece, at);
+    else
+      visit(piece, 16, at, offset, end, clock_size, act);
+  }
 }
 
 // A write has been checked: who reads afterwards must know this one.

@@ -10,49 +10,46 @@ __thread Fiber *current = nullptr;
 
 namespace {
 
-void push(Cluster &cluster, Fiber &fiber) {
-  uint32_t at = cluster.ring_first + cluster.ring_count++;
-  if (at >= cluster.fiber_count) at -= cluster.fiber_count;
-  cluster.ring[at] = &fiber;
+inline void push(Cluster &cluster, Fiber &fiber) {
+  cluster.ring[(cluster.ring_first + cluster.ring_count++) & cluster.ring_mask] = &fiber;
 }
 
-Fiber *pop(Cluster &cluster) {
-  const uint32_t dice = cluster.random.next();
-  Fiber *&head = cluster.ring[cluster.ring_first];
+constexpr int kPrefetchedLines = 8;  // of a stack, from where its thread waits upwards
+
+inline Fiber *pop(Cluster &cluster, uint32_t dice) {
+  Fiber *&head = cluster.ring[cluster.ring_first & cluster.ring_mask];
   if ((dice & 7) == 0) {  // now and then somebody jumps the queue
-    uint32_t other = cluster.ring_first + uint32_t(uint64_t(dice) * cluster.ring_count >> 32);
-    if (other >= cluster.fiber_count) other -= cluster.fiber_count;
-    std::swap(head, cluster.ring[other]);
+    const uint32_t other = cluster.ring_first + uint32_t(uint64_t(dice) * cluster.ring_count >> 32);
+    std::swap(head, cluster.ring[other & cluster.ring_mask]);
   }
   Fiber *fiber = head;
-  if (++cluster.ring_first == cluster.fiber_count) cluster.ring_first = 0;
-  --cluster.ring_count;
+  ++cluster.ring_first, --cluster.ring_count;
+  // Its turn comes in the time of two switches: what it will touch shall be in the first-level cache then.
+  if (cluster.ring_count > 2) {
+    __builtin_prefetch(cluster.ring[(cluster.ring_first + 2) & cluster.ring_mask]);
+    const auto *stack = static_cast<const char *>(cluster.ring[cluster.ring_first & cluster.ring_mask]->stack_pointer);
+    for (int line = 0; line < kPrefetchedLines; ++line) __builtin_prefetch(stack + 64 * line, 1);
+  }
   return fiber;
 }
 
 // Null: nothing can ever run again.
 Fiber *next(Cluster &cluster) {
   for (;;) {
+    const uint32_t dice = cluster.random.next();
     const size_t tma = cluster.pending.size(), copies = cluster.copying.size();
-    if (tma + copies != 0 && (cluster.ring_count == 0 || cluster.random.one_in(cluster.laziness))) {
+    if (tma + copies != 0 && (cluster.ring_count == 0 || (dice >> 3 & (cluster.laziness - 1)) == 0)) {
       const uint32_t which = cluster.random.below(uint32_t(tma + copies));
       if (which < tma)
         complete_tma(cluster, which);
       else
         land_some_copies(cluster);
     }
-    if (cluster.ring_count != 0) return pop(cluster);
+    if (cluster.ring_count != 0) return pop(cluster, dice);
     if (tma + copies != 0) continue;
     if (!cluster.waiting_for_primary.first) return nullptr;
-    const Host &host = cluster.launch->host;
-    if (!cluster.launch->primary || host.wait_for_primary(host.context)) {
-      cluster.primary_done = true;
-      wake_all(cluster.waiting_for_primary);
-    } else {
-      // The kernel before has failed, and its fault is the one to report.
-      cluster.failed = true;
-      leave_fibers(cluster);
-    }
+    settle_primary(cluster);
+    wake_all(cluster.waiting_for_primary);
   }
 }
 
@@ -139,6 +136,7 @@ void fiber_main() {
   leave_barriers(self);
   --cluster.live;
   if (--self.block->live == 0) end_block(*self.block);
+  if (cluster.live == 0) settle_primary(cluster);
   go_on(self);
   __builtin_unreachable();
 }
@@ -164,6 +162,11 @@ void yield() {
 }
 
 void wake(Fiber &fiber) { push(*fiber.cluster, fiber); }
+
+void wake_lanes(Warp &warp, uint32_t lanes) {
+  Cluster &cluster = *warp.block->cluster;
+  for (; lanes; lanes &= lanes - 1) push(cluster, warp.lanes[__builtin_ctz(lanes)]);
+}
 
 void wake_all(WaitList &list) {
   for (Fiber *fiber = list.first; fiber;) {
@@ -204,7 +207,7 @@ void start_fibers(Cluster &cluster) {
   cluster.ring_count = cluster.fiber_count;
   static const uint32_t kLaziness[] = {2, 8, 32, 256, 4096};
   cluster.laziness = kLaziness[cluster.random.below(5)];
-  enter_fibers(cluster, *pop(cluster));
+  enter_fibers(cluster, *pop(cluster, cluster.random.next()));
   current = nullptr;
 }
 

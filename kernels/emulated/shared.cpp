@@ -79,57 +79,53 @@ uint32_t mapa(uint32_t address, uint32_t rank) {
 
 namespace {
 
-struct Rows {
-  uint32_t *values;
-  uint32_t offset;  // of the row that this lane names
-};
-
-// Row `row` of matrix `matrix`, whose rows are named by lanes 8·matrix, 8·matrix + 1, ...
-uint8_t *row_of(const Collective &all, Block &block, int matrix, int row) {
-  return block.shared + static_cast<Rows *>(all.operands[matrix * 8 + row])->offset;
+void transpose(uint8_t (&matrix)[8][16]) {
+  uint16_t values[8][8], turned[8][8];
+  std::memcpy(values, matrix, sizeof values);
+  for (int i = 0; i < 8; ++i)
+    for (int j = 0; j < 8; ++j) turned[j][i] = values[i][j];
+  std::memcpy(matrix, turned, sizeof turned);
 }
 
-// move(register, shared memory, bytes) for every pair, or each of its halves where rows and columns change roles.
-template <class Move>
-void matrices(Fiber &self, uint32_t *values, int count, bool transposed, uint32_t address, bool write, Move move) {
-  Rows rows{values, 0};
-  Block &block = *self.block;
-  if (self.lane < uint32_t(count) * 8) {
-    rows.offset = shared_offset(self, block, address, 16, 16);
-    if (write)
-      note_write(block, rows.offset, 16, self);
-    else
-      note_read(block, rows.offset, 16, self);
-  }
-  Collective all;
-  if (!meet(self, 0xffffffffu, uint64_t(count) << 1 | transposed, &rows, all)) return;
-  for (int lane = 0; lane < 32; ++lane) {
-    auto *registers = reinterpret_cast<uint8_t *>(static_cast<Rows *>(all.operands[lane])->values);
-    const int major = lane / 4, minor = lane % 4 * 2;
-    for (int i = 0; i < count; ++i, registers += 4) {
-      if (!transposed) {
-        move(registers, row_of(all, block, i, major) + minor * 2, std::integral_constant<int, 4>());
-        continue;
-      }
-      move(registers, row_of(all, block, i, minor) + major * 2, std::integral_constant<int, 2>());
-      move(registers + 2, row_of(all, block, i, minor + 1) + major * 2, std::integral_constant<int, 2>());
-    }
-  }
-  release(self, 0xffffffffu);
-}
+// A lane's pair of each matrix.
+uint8_t *pair_of(MatrixSlots &slots, int matrix, uint32_t lane) { return &slots.rows[matrix][lane / 4][lane % 4 * 4]; }
+
+// The row that this lane names: row lane % 8 of matrix lane / 8.
+uint32_t row_offset(Fiber &self, uint32_t address) { return shared_offset(self, *self.block, address, 16, 16); }
 
 }  // namespace
 
-void ldmatrix(uint32_t *d, int count, bool transposed, uint32_t address) {
+void ldmatrix(uint32_t *d, int count, bool transposed, uint32_t address, Place place) {
   Fiber &self = enter(transposed ? "ldmatrix.trans" : "ldmatrix", address);
-  matrices(self, d, count, transposed, address, false,
-           [](uint8_t *registers, uint8_t *shared, auto bytes) { std::memcpy(registers, shared, bytes); });
+  MatrixSlots &slots = self.warp->slots;
+  if (self.lane < uint32_t(count) * 8) {
+    const uint32_t offset = slots.offsets[self.lane] = row_offset(self, address);
+    note_read(*self.block, offset, 16, self);
+  }
+  if (meet(self, 0xffffffffu, uint64_t(count) << 1 | transposed, place)) {
+    for (int i = 0; i < count; ++i) {
+      for (int r = 0; r < 8; ++r) std::memcpy(slots.rows[i][r], self.block->shared + slots.offsets[i * 8 + r], 16);
+      if (transposed) transpose(slots.rows[i]);
+    }
+    release(self, 0xffffffffu);
+  }
+  for (int i = 0; i < count; ++i) std::memcpy(d + i, pair_of(slots, i, self.lane), 4);
 }
 
-void stmatrix(const uint32_t *v, int count, bool transposed, uint32_t address) {
+void stmatrix(const uint32_t *v, int count, bool transposed, uint32_t address, Place place) {
   Fiber &self = enter(transposed ? "stmatrix.trans" : "stmatrix", address);
-  matrices(self, const_cast<uint32_t *>(v), count, transposed, address, true,
-           [](uint8_t *registers, uint8_t *shared, auto bytes) { std::memcpy(shared, registers, bytes); });
+  MatrixSlots &slots = self.warp->slots;
+  if (self.lane < uint32_t(count) * 8) {
+    const uint32_t offset = slots.offsets[self.lane] = row_offset(self, address);
+    note_write(*self.block, offset, 16, self);
+  }
+  for (int i = 0; i < count; ++i) std::memcpy(pair_of(slots, i, self.lane), v + i, 4);
+  if (!meet(self, 0xffffffffu, uint64_t(count) << 1 | transposed, place)) return;
+  for (int i = 0; i < count; ++i) {
+    if (transposed) transpose(slots.rows[i]);
+    for (int r = 0; r < 8; ++r) std::memcpy(self.block->shared + slots.offsets[i * 8 + r], slots.rows[i][r], 16);
+  }
+  release(self, 0xffffffffu);
 }
 
 }  // namespace emulated

@@ -16,6 +16,13 @@ inline void *zeroed(size_t bytes) {
   return memory;
 }
 
+// The same at a multiple of 64, a line of the cache.
+inline void *zeroed_lines(size_t bytes) {
+  void *memory = std::aligned_alloc(64, (bytes + 64) / 64 * 64);
+  if (!memory) out_of_memory();
+  return std::memset(memory, 0, bytes);
+}
+
 // Plain values only: moved by memcpy, never destroyed.
 template <class T>
 class Array {

@@ -5,12 +5,15 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace emulated {
 namespace {
 
 using tensor_core::Input;
 using tensor_core::Operands;
-namespace model = tensor_core::detail;
 
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 
@@ -19,13 +22,8 @@ constexpr int kPanel = 64, kK16 = 16, kK32 = 32;
 
 template <int kLanes>
 struct Vectors {
-  typedef uint16_t Bits __attribute__((vector_size(2 * kLanes)));
   typedef int32_t Int __attribute__((vector_size(4 * kLanes)));
   typedef float Float __attribute__((vector_size(4 * kLanes)));
-  typedef int32_t HalfInt __attribute__((vector_size(2 * kLanes)));
-  typedef float HalfFloat __attribute__((vector_size(2 * kLanes)));
-  typedef int64_t HalfLong __attribute__((vector_size(4 * kLanes)));
-  typedef double HalfDouble __attribute__((vector_size(4 * kLanes)));
 };
 
 template <class V, class T>
@@ -39,135 +37,208 @@ ALWAYS_INLINE void store(T *to, const V &v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// A column's operands side by side with its neighbours': [k][column].
-struct Columns {
-  int32_t magnitude[kK16][kPanel];  // widened to the 25 bits of the fixed-point grid
-  int32_t exponent[kK16][kPanel];
-  int32_t sign[kK16][kPanel];  // 0 or -1
-  int32_t special[kPanel];
-};
+template <class V>
+ALWAYS_INLINE bool any(const V &mask) {
+  uint64_t words[sizeof(V) / 8], all = 0;
+  std::memcpy(words, &mask, sizeof words);
+  for (uint64_t word : words) all |= word;
+  return all != 0;
+}
 
-// Sixteen operands taken apart, as tensor_core::decode does one by one.
-struct Decoded {
-  int32_t magnitude[kK16], exponent[kK16], sign[kK16];  // sign: 0 or -1
-  bool special;                                         // one is an infinity or a NaN: the model's business
-};
+// 16-bit operands. In f32 they, their products and products with powers of two are exact as long as nothing leaves the
+// normal range, and a conversion to an integer cuts toward zero: that is the model's fixed-point grid. Operands so large or
+// so small that something could leave it are the model's business, like infinities and NaNs.
+constexpr int32_t power_bits(int exponent) { return (exponent + 127) << 23; }
+template <Input kInput>
+constexpr int32_t kSmallest = power_bits(kInput == Input::bf16 ? -49 : -24);
+template <Input kInput>
+constexpr int32_t kTooLarge = power_bits(kInput == Input::bf16 ? 60 : 16);  // f16: where infinities and NaNs are
+template <Input kInput>
+constexpr int32_t kLeastPower = power_bits(kInput == Input::bf16 ? -126 : -14);
+constexpr int32_t kLargestSum = power_bits(122);  // accumulators from here on are the model's too
 
+// The lower (0) or upper (1) of the two 16-bit operands in each word, as bits of f32.
 template <int kLanes, Input kInput>
-ALWAYS_INLINE void take_apart(const uint16_t *from, Decoded &out) {
+ALWAYS_INLINE typename Vectors<kLanes>::Int widened(const typename Vectors<kLanes>::Int &words, int which) {
   using Int = typename Vectors<kLanes>::Int;
-  constexpr int mantissa = model::kMantissa<kInput>, ones = (1 << (15 - mantissa)) - 1;
+  using Float = typename Vectors<kLanes>::Float;
+  const Int high = which == 0 ? words << 16 : words & -65536;
+  if constexpr (kInput == Input::bf16) return high;
+  // f16: the exponent's bias becomes f32's by a product, which is exact for subnormals too.
+  const Int bits = (high & INT32_MIN) | ((high >> 3) & 0x0fffe000);
+  return (Int)((Float)bits * 0x1p112f);
+}
+
+// The power of two whose exponent the hardware takes for an operand (a subnormal has that of the smallest normal one);
+// 0 for a zero. `special` collects what the model has to do.
+template <int kLanes, Input kInput>
+ALWAYS_INLINE typename Vectors<kLanes>::Int power_of(const typename Vectors<kLanes>::Int &bits,
+                                                     typename Vectors<kLanes>::Int &special) {
+  using Int = typename Vectors<kLanes>::Int;
+  const Int magnitude = bits & 0x7fffffff, field = bits & 0x7f800000;
+  const Int there = magnitude != 0;
+  special |= (there & (magnitude < kSmallest<kInput>)) | (magnitude >= kTooLarge<kInput>);
+  return there & (field > kLeastPower<kInput> ? field : Int{} + kLeastPower<kInput>);
+}
+
+// A column's operands side by side with its neighbours': [k][column], first the even k, then the odd ones.
+struct Columns {
+  int32_t value[kK16][kPanel], power[kK16][kPanel];
+  int32_t special[kPanel];  // 0 or -1
+};
+struct Row {
+  float value[kK16], power[kK16];
+  int32_t special;  // 0 or -1
+};
+
+template <int kLanes, Input kInput>
+ALWAYS_INLINE void lay_out_row(const uint32_t *words, Row &out) {
+  using Int = typename Vectors<kLanes>::Int;
   Int special{};
-  for (int k = 0; k < kK16; k += kLanes) {
-    const Int bits = __builtin_convertvector(load<typename Vectors<kLanes>::Bits>(from + k), Int);
-    const Int field = (bits >> mantissa) & ones, fraction = bits & ((1 << mantissa) - 1);
-    const Int normal = field != 0;
-    store(out.magnitude + k, fraction | (normal & (1 << mantissa)));
-    store(out.exponent + k, (bits & 0x7fff) == 0 ? Int{} + model::kZero : field + (normal + 1) - ones / 2);
-    store(out.sign + k, -(bits >> 15));
-    special |= field == ones;
-  }
-  out.special = false;
-  for (int i = 0; i < kLanes; ++i) out.special |= special[i] != 0;
-}
-
-template <int kLanes, Input kInput>
-ALWAYS_INLINE void lay_out(const uint16_t *b, int n, Columns &out) {
-  constexpr int widen = 25 - 2 * model::kMantissa<kInput>;
-  for (int j = 0; j < n; ++j) {
-    Decoded column;
-    take_apart<kLanes, kInput>(b + j * kK16, column);
-    for (int k = 0; k < kK16; ++k) {
-      out.magnitude[k][j] = column.magnitude[k] << widen;
-      out.exponent[k][j] = column.exponent[k];
-      out.sign[k][j] = column.sign[k];
+  for (int which = 0; which < 2; ++which)
+    for (int k = 0; k < kK16 / 2; k += kLanes) {
+      const Int value = widened<kLanes, kInput>(load<Int>(words + k), which);
+      store(out.value + which * 8 + k, value);
+      store(out.power + which * 8 + k, power_of<kLanes, kInput>(value, special));
     }
-    out.special[j] = column.special ? -1 : 0;
+  out.special = any(special) ? -1 : 0;
+}
+
+// words(k, j): pair k of kLanes columns from j on.
+template <int kLanes, Input kInput, class Words>
+ALWAYS_INLINE void lay_out_columns(int n, Columns &out, Words words) {
+  using Int = typename Vectors<kLanes>::Int;
+  for (int j = 0; j < n; j += kLanes) {
+    Int special{};
+    for (int k = 0; k < kK16 / 2; ++k) {
+      const Int pair = words(k, j);
+      for (int which = 0; which < 2; ++which) {
+        const Int value = widened<kLanes, kInput>(pair, which);
+        store(out.value[which * 8 + k] + j, value);
+        store(out.power[which * 8 + k] + j, power_of<kLanes, kInput>(value, special));
+      }
+    }
+    store(out.special + j, special);
   }
 }
 
-// One row against kLanes columns from j on; tells which lanes the model has to do.
+// The end of one element's step: `top` is the largest power among the products, `sum` the products cut to its grid, or to
+// that of c where c's is larger (`scale` is the grid's). Tells which lanes the model has to do.
 template <int kLanes>
-ALWAYS_INLINE typename Vectors<kLanes>::Int row_step(const Decoded &row, const Columns &columns, int j, float *d) {
-  using V = Vectors<kLanes>;
-  using Int = typename V::Int;
-  const Int c = load<Int>(d + j);
-  const Int field = (c >> 23) & 255, fraction = c & 0x7fffff;
-  const Int none = (c & 0x7fffffff) == 0;
-  const Int c_exponent = none ? Int{} + model::kLeastAlignment : field != 0 ? field - 127 : Int{} - 126;
-  Int top = c_exponent;
-  for (int k = 0; k < kK16; ++k) {
-    const Int e = load<Int>(columns.exponent[k] + j) + row.exponent[k];
-    top = e > top ? e : top;
-  }
-  Int sum{};
-  for (int k = 0; k < kK16; ++k) {
-    Int drop = top - (load<Int>(columns.exponent[k] + j) + row.exponent[k]);
-    drop = drop < 31 ? drop : Int{} + 31;
-    const Int sign = load<Int>(columns.sign[k] + j) ^ row.sign[k];
-    const Int cut = (load<Int>(columns.magnitude[k] + j) * row.magnitude[k]) >> (drop & 31);
-    sum += (cut ^ sign) - sign;  // 16 products below 2^27, none of them at the very end of that range: fits
-  }
-  Int drop = top - c_exponent;
-  drop = drop < 31 ? drop : Int{} + 31;
-  const Int c_sign = c >> 31;
-  const Int c_cut = ((field != 0 ? fraction | 0x800000 : fraction) << 2) >> (drop & 31);
-  const Int c_term = (c_cut ^ c_sign) - c_sign;
+struct Grid {
+  using Int = typename Vectors<kLanes>::Int;
+  using Float = typename Vectors<kLanes>::Float;
+  Int c, products, top;
 
-  // The sum is an integer below 2^33: exact in f64, where clearing 29 bits cuts it to 24.
-  Int again = load<Int>(columns.special + j) | (field == 255);
-  float out[kLanes];
-  int32_t sums[kLanes], terms[kLanes], tops[kLanes];
-  store(sums, sum), store(terms, c_term), store(tops, top);
-  for (int half = 0; half < kLanes; half += kLanes / 2) {
-    using HalfInt = typename V::HalfInt;
-    using Long = typename V::HalfLong;
-    using Double = typename V::HalfDouble;
-    const Double exact = __builtin_convertvector(load<HalfInt>(sums + half), Double) +
-                         __builtin_convertvector(load<HalfInt>(terms + half), Double);
-    const Long scale = (__builtin_convertvector(load<HalfInt>(tops + half), Long) + (1023 - 25)) << 52;
-    const Double value = exact * (Double)scale;
-    const Long cut = (Long)value & ~((int64_t(1) << 29) - 1);
-    store(out + half, __builtin_convertvector((Double)cut, typename V::HalfFloat));
+  ALWAYS_INLINE Grid(const float *d, const Int &largest_product) : c(load<Int>(d)), products(largest_product) {
+    const Int magnitude = c & 0x7fffffff, field = c & 0x7f800000;
+    const Int power = (magnitude != 0) & (field > power_bits(-126) ? field : Int{} + power_bits(-126));
+    top = power > products ? power : products;
   }
-  const Int result = load<Int>(out);
-  const Int magnitude = result & 0x7fffffff;
-  // Below the normal range (or rounded up to its edge) the conversion's own rounding could show; zero is zero either way
-  // only where the exact sum was.
-  again |= (magnitude <= 0x00800000) & ((sum != -c_term));
-  const Int exact_zero = sum == -c_term;
-  store(d + j, again != 0 ? c : exact_zero ? Int{} : result);
-  return again;
+  // 2^25 over the largest power: what it multiplies is an integer on the grid.
+  ALWAYS_INLINE Float scale() const { return (Float)(power_bits(25 + 127) - top); }
+
+  ALWAYS_INLINE Int finish(Int sum, const Int &special, float *d) const {
+    const Int term = __builtin_convertvector((Float)c * scale(), Int);
+    const Int total = sum + term;
+    // The integer's nearest f32, and one less where that was rounded away from zero.
+    const Float nearest = __builtin_convertvector(total, Float);
+    const Int excess = __builtin_convertvector(nearest, Int) - total;
+    const Int away = (excess != 0) & ((excess ^ total) >= 0);
+    const Float cut = (Float)((Int)nearest + away);
+    const Int sign = total >> 31;
+    const Int again = special | ((c & 0x7fffffff) >= kLargestSum) | (((sum ^ total) & (term ^ total)) < 0) |
+                      ((total ^ sign) > 0x7fffff00);
+    const Int result = (Int)(cut * (Float)(top - (25 << 23)));
+    // Without products the accumulator stays, but zero is +0.
+    const Int alone = (Int)((Float)c + 0.0f);
+    const Int out = products == 0 ? alone : result;
+    store(d, again != 0 ? c : out);
+    return again;
+  }
+};
+
+// kRows rows against kLanes columns from j on.
+template <int kLanes, int kRows>
+ALWAYS_INLINE void rows_step(const Row *rows, const Columns &columns, int j, float *const (&d)[kRows],
+                             typename Vectors<kLanes>::Int (&again)[kRows]) {
+  using Int = typename Vectors<kLanes>::Int;
+  using Float = typename Vectors<kLanes>::Float;
+  Int top[kRows] = {};
+  for (int k = 0; k < kK16; ++k) {
+    const Float power = load<Float>(columns.power[k] + j);
+    for (int r = 0; r < kRows; ++r) {
+      const Int product = (Int)(power * rows[r].power[k]);
+      top[r] = product > top[r] ? product : top[r];
+    }
+  }
+  Float scale[kRows];
+  Int sum[kRows] = {};
+  for (int r = 0; r < kRows; ++r) scale[r] = Grid<kLanes>(d[r] + j, top[r]).scale();
+  for (int k = 0; k < kK16; ++k) {
+    const Float value = load<Float>(columns.value[k] + j);
+    // 16 products below 2^27, none of them at the very end of that range: their sum fits.
+    for (int r = 0; r < kRows; ++r) sum[r] += __builtin_convertvector(value * rows[r].value[k] * scale[r], Int);
+  }
+  const Int special = load<Int>(columns.special + j);
+  for (int r = 0; r < kRows; ++r) again[r] = Grid<kLanes>(d[r] + j, top[r]).finish(sum[r], special | rows[r].special, d[r] + j);
 }
 
-// Lanes of a result that the model has to do over.
-template <int kLanes, Input kInput>
-ALWAYS_INLINE void finish_row(const uint16_t *a, const uint16_t *b, float *d, int stride,
-                              const typename Vectors<kLanes>::Int &again) {
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (__builtin_expect(again[lane] != 0, 0))
-      multiply_k16_by_model(kInput, a, b + lane * kK16, d + lane, 1, 1, stride);
+// kRows rows of d against n columns. column(j, bits) gives the sixteen operands of one, for the model.
+template <int kLanes, int kRows, Input kInput, class Column>
+ALWAYS_INLINE void rows_k16(const uint32_t *a, const Columns &columns, float *d, int n, int stride, Column column) {
+  Row rows[kRows];
+  float *to[kRows];
+  for (int r = 0; r < kRows; ++r) lay_out_row<kLanes, kInput>(a + r * 8, rows[r]), to[r] = d + r * stride;
+  const auto by_model = [&](int r, int j) {  // rare
+    uint16_t bits[kK16];
+    column(j, bits);
+    multiply_k16_by_model(kInput, reinterpret_cast<const uint16_t *>(a + r * 8), bits, to[r] + j, 1, 1, stride);
+  };
+  for (int j = 0; j < n; j += kLanes) {
+    typename Vectors<kLanes>::Int again[kRows];
+    rows_step<kLanes, kRows>(rows, columns, j, to, again);
+    for (int r = 0; r < kRows; ++r) {
+      if (__builtin_expect(!any(again[r]), 1)) continue;
+      for (int lane = 0; lane < kLanes; ++lane)
+        if (again[r][lane] != 0) by_model(r, j + lane);
+    }
+  }
 }
 
 template <int kLanes, Input kInput>
 ALWAYS_INLINE void panel_k16(const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {
-  Columns columns;
-  lay_out<kLanes, kInput>(b, n, columns);
-  for (int i = 0; i < m; ++i) {
-    const uint16_t *line = a + i * kK16;
-    float *to = d + i * stride;
-    Decoded row;
-    take_apart<kLanes, kInput>(line, row);
-    if (row.special) {
-      multiply_k16_by_model(kInput, line, b, to, 1, n, stride);
-      continue;
-    }
-    int j = 0;
-    for (; j + kLanes <= n; j += kLanes)
-      finish_row<kLanes, kInput>(line, b + j * kK16, to + j, stride, row_step<kLanes>(row, columns, j, to));
-    if constexpr (kLanes > 8)
-      if (j < n) finish_row<8, kInput>(line, b + j * kK16, to + j, stride, row_step<8>(row, columns, j, to));
+  uint32_t words[kK16 / 2][kPanel];
+  for (int j = 0; j < n; ++j) {
+    uint32_t column[kK16 / 2];
+    std::memcpy(column, b + j * kK16, sizeof column);
+    for (int k = 0; k < kK16 / 2; ++k) words[k][j] = column[k];
   }
+  Columns columns;
+  using Int = typename Vectors<kLanes>::Int;
+  lay_out_columns<kLanes, kInput>(n, columns, [&](int k, int j) __attribute__((always_inline)) { return load<Int>(&words[k][j]); });
+  const auto column = [&](int j, uint16_t *bits) { std::memcpy(bits, b + j * kK16, 2 * kK16); };
+  uint32_t rows[2][kK16 / 2];
+  for (int i = 0; i < m; i += 2) {  // two rows share the loads of the columns
+    const int count = m - i < 2 ? 1 : 2;
+    std::memcpy(rows, a + i * kK16, 2 * kK16 * size_t(count));
+    if (count == 2)
+      rows_k16<kLanes, 2, kInput>(rows[0], columns, d + i * stride, n, stride, column);
+    else
+      rows_k16<kLanes, 1, kInput>(rows[0], columns, d + i * stride, n, stride, column);
+  }
+}
+
+// The tile of one mma.sync: d [16][8], and b word by word, [pair of k][column].
+template <int kLanes, Input kInput>
+ALWAYS_INLINE void warp_k16(const uint32_t *a, const uint32_t *b, float *d) {
+  using Int = typename Vectors<kLanes>::Int;
+  Columns columns;
+  lay_out_columns<kLanes, kInput>(8, columns, [&](int k, int j) __attribute__((always_inline)) { return load<Int>(b + k * 8 + j); });
+  const auto column = [&](int j, uint16_t *bits) {
+    for (int k = 0; k < kK16 / 2; ++k) std::memcpy(bits + 2 * k, b + k * 8 + j, 4);
+  };
+  for (int i = 0; i < 16; i += 2) rows_k16<kLanes, 2, kInput>(a + i * 8, columns, d + i * 8, 8, 8, column);
 }
 
 // int8 products and sums of 32 of them are exact in f32 (below 2^19), which has the wider multipliers.
@@ -202,6 +273,49 @@ ALWAYS_INLINE void panel_k32(const int8_t *a, const int8_t *b, int32_t *d, int m
   }
 }
 
+// The tile of one mma.sync: a [16][8 fours of k], b word by word, [four of k][column], d [16][8].
+void warp_k32_portable(const uint32_t *a, const uint32_t *b, int32_t *d) {
+  using Int = Vectors<4>::Int;
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 8; j += 4) {
+      Int sum = load<Int>(d + i * 8 + j);
+      for (int k = 0; k < 8; ++k) {
+        const Int column = load<Int>(b + k * 8 + j);
+        for (int byte = 0; byte < 32; byte += 8) {
+          const int32_t row = int8_t(a[i * 8 + k] >> byte);
+          sum += (column << (24 - byte) >> 24) * row;  // |sum| stays far below 2^31 of what it began with, or wraps
+        }
+      }
+      store(d + i * 8 + j, sum);
+    }
+}
+
+#if defined(__x86_64__)
+// Bytes 0 and 2, then 1 and 3 of every word as 16-bit pairs; one instruction multiplies two such pairs and adds.
+__attribute__((target("avx2"))) void warp_k32_avx2(const uint32_t *a, const uint32_t *b, int32_t *d) {
+  const auto even = [](__m256i words) __attribute__((target("avx2"), always_inline)) {
+    return _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
+  };
+  __m256i columns[2][8];
+  for (int k = 0; k < 8; ++k) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b + k * 8));
+    columns[0][k] = even(words), columns[1][k] = _mm256_srai_epi16(words, 8);
+  }
+  for (int i = 0; i < 16; ++i) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(a + i * 8));
+    int32_t row[2][8];
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(row[0]), even(words));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(row[1]), _mm256_srai_epi16(words, 8));
+    auto *to = reinterpret_cast<__m256i *>(d + i * 8);
+    __m256i sum[2] = {_mm256_loadu_si256(to), _mm256_setzero_si256()};
+    for (int k = 0; k < 8; ++k)
+      for (int which = 0; which < 2; ++which)
+        sum[which] = _mm256_add_epi32(sum[which], _mm256_madd_epi16(columns[which][k], _mm256_set1_epi32(row[which][k])));
+    _mm256_storeu_si256(to, _mm256_add_epi32(sum[0], sum[1]));
+  }
+}
+#endif
+
 template <int kLanes, Input kInput>
 ALWAYS_INLINE void tile_k16(const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {
   for (int j = 0; j < n; j += kPanel)
@@ -215,33 +329,34 @@ ALWAYS_INLINE void tile_k32(const int8_t *a, const int8_t *b, int32_t *d, int m,
 }
 
 #if defined(__x86_64__)
-#define TILES(suffix, features, lanes)                                                                            \
-  __attribute__((target(features))) void k16_##suffix(Input input, const uint16_t *a, const uint16_t *b, float *d, \
-                                                      int m, int n, int stride) {                                  \
-    if (input == Input::bf16)                                                                                      \
-      tile_k16<lanes, Input::bf16>(a, b, d, m, n, stride);                                                         \
-    else                                                                                                           \
-      tile_k16<lanes, Input::f16>(a, b, d, m, n, stride);                                                          \
-  }                                                                                                                \
-  __attribute__((target(features))) void k32_##suffix(const int8_t *a, const int8_t *b, int32_t *d, int m, int n,  \
-                                                      int stride) {                                                \
-    tile_k32<lanes>(a, b, d, m, n, stride);                                                                        \
-  }
-TILES(avx512, "avx512f,avx512bw,avx512dq,avx512vl", 16)
-TILES(avx2, "avx2", 8)
+#define TARGET(features) __attribute__((target(features)))
 #else
-#define TILES(suffix, features, lanes)                                                                          \
+#define TARGET(features)
+#endif
+#define TILES(suffix, features, lanes, k32_lanes)                                                               \
+  TARGET(features)                                                                                              \
   void k16_##suffix(Input input, const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {    \
     if (input == Input::bf16)                                                                                   \
       tile_k16<lanes, Input::bf16>(a, b, d, m, n, stride);                                                      \
     else                                                                                                        \
       tile_k16<lanes, Input::f16>(a, b, d, m, n, stride);                                                       \
   }                                                                                                             \
-  void k32_##suffix(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, int stride) {                   \
-    tile_k32<lanes>(a, b, d, m, n, stride);                                                                     \
+  TARGET(features)                                                                                              \
+  void warp_k16_##suffix(Input input, const uint32_t *a, const uint32_t *b, float *d) {                         \
+    if (input == Input::bf16)                                                                                   \
+      warp_k16<lanes, Input::bf16>(a, b, d);                                                    \
+    else                                                                                                        \
+      warp_k16<lanes, Input::f16>(a, b, d);                                                     \
+  }                                                                                                             \
+  TARGET(features) void k32_##suffix(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, int stride) {  \
+    tile_k32<k32_lanes>(a, b, d, m, n, stride);                                                                 \
   }
+#if defined(__x86_64__)
+// 16-bit in vectors of 8: of 16, they ran at less than half the speed on a Zen 4.
+TILES(avx512, "avx512f,avx512bw,avx512dq,avx512vl", 8, 16)
+TILES(avx2, "avx2", 8, 8)
 #endif
-TILES(portable, "sse2", 4)
+TILES(portable, "sse2", 4, 4)
 
 enum class Width { portable, avx2, avx512 };
 
@@ -296,6 +411,23 @@ void multiply_k32(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, in
 #endif
     default: return k32_portable(a, b, d, m, n, stride);
   }
+}
+
+void warp_multiply_k16(Input input, const uint32_t *a, const uint32_t *b, float *d) {
+  switch (width()) {
+#if defined(__x86_64__)
+    case Width::avx512: return warp_k16_avx512(input, a, b, d);
+    case Width::avx2: return warp_k16_avx2(input, a, b, d);
+#endif
+    default: return warp_k16_portable(input, a, b, d);
+  }
+}
+
+void warp_multiply_k32(const uint32_t *a, const uint32_t *b, int32_t *d) {
+#if defined(__x86_64__)
+  if (width() != Width::portable) return warp_k32_avx2(a, b, d);
+#endif
+  warp_k32_portable(a, b, d);
 }
 
 }  // namespace emulated

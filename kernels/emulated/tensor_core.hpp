@@ -8,6 +8,10 @@ namespace emulated {
 // d += a·bᵀ for 16 products of 16-bit operands with an f32 accumulator: the bits of tensor_core::dot_step<input, 16>.
 void multiply_k16(tensor_core::Input input, const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride);
 
+// The tile of one mma.sync, word by word: a [16][8], b [8 words of k][8 columns], d [16][8].
+void warp_multiply_k16(tensor_core::Input input, const uint32_t *a, const uint32_t *b, float *d);
+void warp_multiply_k32(const uint32_t *a, const uint32_t *b, int32_t *d);
+
 // The same one element at a time, by the model itself: what the fast path is compared with.
 void multiply_k16_by_model(tensor_core::Input input, const uint16_t *a, const uint16_t *b, float *d, int m, int n,
                            int stride);

@@ -27,23 +27,24 @@ struct Pending {
 
 namespace {
 
-// The rules of src/backend/emulated/tensor_map.rs once more: anyone can write the bytes of a map, and sizes beyond these
+// The rules of src/backend/tensor_map.rs once more: anyone can write the bytes of a map, and sizes beyond these
 // would overflow what is computed from them.
 bool as_the_driver_makes(const Map &map) {
-  static const uint64_t kSpan[] = {~uint64_t(0), 128, 64, 32};  // bytes of a tile's row, by ptx::Swizzle
+  static const uint64_t kSpan[] = {0, 128, 64, 32};  // bytes of a tile's row, by ptx::Swizzle
   if (map.element_bytes != 1 && map.element_bytes != 2 && map.element_bytes != 4) return false;
   if (map.swizzle > 3 || map.address % 16 != 0 || map.pitch % 16 != 0 || map.pitch >> 40 != 0) return false;
   for (int i = 0; i < 2; ++i)
     if (map.size[i] == 0 || map.size[i] > uint64_t(1) << 32 || map.box[i] == 0 || map.box[i] > 256) return false;
   const uint64_t row_bytes = uint64_t(map.box[0]) * map.element_bytes;
-  return map.pitch >= map.size[0] * map.element_bytes && row_bytes % 16 == 0 && row_bytes <= kSpan[map.swizzle];
+  return map.pitch >= map.size[0] * map.element_bytes && row_bytes % 16 == 0 &&
+         (map.swizzle == 0 || row_bytes == kSpan[map.swizzle]);
 }
 
 Map read_map(Fiber &self, const TensorMap *pointer) {
   const Launch &launch = *self.cluster->launch;
   const auto address = reinterpret_cast<uint64_t>(pointer), params = reinterpret_cast<uint64_t>(launch.params);
   if (address < params || address + sizeof(TensorMap) > params + launch.kernel->params_bytes)
-    check_global(self, pointer, sizeof(TensorMap), 64, false);
+    check_global(self, pointer, sizeof(TensorMap), 64, Access::constant);
   Map map;
   std::memcpy(&map, pointer, sizeof map);
   if (address % 64 != 0 || map.magic != kMagic || !as_the_driver_makes(map))
@@ -85,7 +86,7 @@ void each_piece(const Pending &op, Move move) {
 }
 
 // The part of the box inside the matrix must be inside a buffer.
-void check_box(Fiber &self, const Map &map, int32_t x, int32_t y, bool write) {
+void check_box(Fiber &self, const Map &map, int32_t x, int32_t y, Access access) {
   const int64_t y0 = y < 0 ? 0 : y, x0 = x < 0 ? 0 : x;
   int64_t y1 = int64_t(y) + map.box[1], x1 = int64_t(x) + map.box[0];
   if (y1 > int64_t(map.size[1])) y1 = int64_t(map.size[1]);
@@ -93,7 +94,10 @@ void check_box(Fiber &self, const Map &map, int32_t x, int32_t y, bool write) {
   if (y0 >= y1 || x0 >= x1) return;
   const uint64_t first = map.address + uint64_t(y0) * map.pitch + uint64_t(x0) * map.element_bytes;
   const uint64_t last = map.address + uint64_t(y1 - 1) * map.pitch + uint64_t(x1) * map.element_bytes;
-  check_global(self, reinterpret_cast<void *>(first), last - first, 1, write);
+  const Allocation &buffer = global_buffer(self, reinterpret_cast<void *>(first), last - first, 1, access);
+  const uint64_t row_bytes = uint64_t(x1 - x0) * map.element_bytes;
+  for (int64_t row = 0; buffer.marks && row < y1 - y0; ++row)
+    note_global(self, buffer, first - buffer.address + uint64_t(row) * map.pitch, row_bytes, access);
 }
 
 void perform(Cluster &cluster, size_t which) {
@@ -144,7 +148,7 @@ void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer,
   Fiber &self = enter(instruction, to);
   Cluster &cluster = *self.cluster;
   const Map map = read_map(self, pointer);
-  check_box(self, map, x, y, false);
+  check_box(self, map, x, y, Access::read);
   const uint32_t targets = blocks == kOwnBlock ? 1u << self.block->rank : blocks;
   if (targets == 0) fail(FaultKind::operand, "multicast to no block: wanted one bit at least");
   if (targets >> cluster.block_count)
@@ -170,7 +174,7 @@ void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer,
 void tma_store_2d(const TensorMap *pointer, int32_t x, int32_t y, uint32_t from) {
   Fiber &self = enter("cp.async.bulk.tensor.2d.global", from);
   const Map map = read_map(self, pointer);
-  check_box(self, map, x, y, true);
+  check_box(self, map, x, y, Access::write);
   Pending *op = begin(self, true, *self.block, map, x, y, from);
   note_store_issued(*self.block, op->offset, tile_bytes(map), self);
   self.stores.push({self.store_group, op->offset, tile_bytes(map), op->ticket});

@@ -5,75 +5,80 @@
 namespace emulated {
 namespace {
 
-bool same_text(const char *a, const char *b) { return a == b || std::strcmp(a, b) == 0; }
+[[noreturn, gnu::cold]] void refuse_lanes(Fiber &self, uint32_t mask) {
+  const Warp &warp = *self.warp;
+  if (!(mask >> self.lane & 1))
+    fail(FaultKind::divergence, "lane %u names the lanes %08x: wanted its own among them", self.lane, mask);
+  if (mask & ~warp.there)
+    fail(FaultKind::divergence, "it wants the lanes %08x, and the warp has %u", mask, warp.count);
+  fail(FaultKind::divergence, "it wants the lanes %08x, and %08x of them have ended", mask, mask & warp.exited);
+}
+
+// Another instruction than the one that the lanes of `other` are in: a fault where each waits for the other. Lanes that only
+// one of them waits for may still come later.
+void check_others(Fiber &self, uint32_t mask, const Collective &other) {
+  if (!(other.mask >> self.lane & 1) || !(mask & other.arrived)) return;
+  fail(FaultKind::divergence, "lanes %08x of warp %u are in %s with the lanes %08x, lane %u is in %s with the lanes %08x "
+       "(wanted the same instruction in all)", other.arrived, self.warp->number, other.instruction, other.mask, self.lane,
+       self.instruction, mask);
+}
+
+[[noreturn, gnu::cold]] void refuse_difference(Fiber &self, const Collective &other, Place place) {
+  if (!same_place(other.place, place))
+    fail(FaultKind::divergence, "lanes %08x of warp %u are in %s at %s:%u, lane %u is in it at %s:%u (wanted all lanes at one "
+         "place: the instruction is .aligned)", other.arrived, self.warp->number, self.instruction,
+         base_name(other.place.file), other.place.line, self.lane, base_name(place.file), place.line);
+  fail(FaultKind::divergence, "lane %u of warp %u gives %s another operand than lanes %08x, where all must agree", self.lane,
+       self.warp->number, self.instruction, other.arrived);
+}
 
 // Until the last lane has done the work, or an ending lane has left that to this one.
-bool wait_for_the_last(Fiber &self, Collective &collective) {
+bool wait_for_the_last(Fiber &self, uint32_t &lanes) {
   park();
-  if (!self.leads) return false;
+  if (__builtin_expect(!self.leads, 1)) return false;
   self.leads = false;
-  collective = self.warp->met;
+  lanes = self.warp->met.mask;
   return true;
 }
 
-bool meet_as(Fiber &self, uint32_t mask, bool live, uint64_t detail, void *operands, Collective &collective) {
+bool meet_as(Fiber &self, uint32_t mask, bool live, uint64_t detail, Place place, void *operands, uint32_t &lanes) {
   Warp &warp = *self.warp;
   const uint32_t own = 1u << self.lane;
-  if (!(mask & own))
-    fail(FaultKind::divergence, "lane %u names the lanes %08x: wanted its own among them", self.lane, mask);
-  const uint32_t there = warp.count == 32 ? 0xffffffffu : (1u << warp.count) - 1;
-  if (mask & ~there)
-    fail(FaultKind::divergence, "it wants the lanes %08x, and the warp has %u", mask, warp.count);
-  if (mask & warp.exited)
-    fail(FaultKind::divergence, "it wants the lanes %08x, and %08x of them have ended", mask, mask & warp.exited);
+  if (__builtin_expect(!(mask & own) || (mask & ~live_lanes(warp)), 0)) refuse_lanes(self, mask);
+  warp.operands[self.lane] = operands;
   for (size_t i = 0; i < warp.collectives.size(); ++i) {
     Collective &other = warp.collectives[i];
     if (other.mask != mask || !same_text(other.instruction, self.instruction)) {
-      // Each waits for the other. Lanes that only one of them waits for may still come later.
-      if (!(other.mask & own) || !(mask & other.arrived)) continue;
-      fail(FaultKind::divergence, "lanes %08x of warp %u are in %s with the lanes %08x, lane %u is in %s with the lanes "
-           "%08x (wanted the same instruction in all)", other.arrived, warp.number, other.instruction, other.mask,
-           self.lane, self.instruction, mask);
+      check_others(self, mask, other);
+      continue;
     }
-    if (other.detail != detail)
-      fail(FaultKind::divergence, "lane %u of warp %u gives %s another operand than lanes %08x, where all must agree",
-           self.lane, warp.number, self.instruction, other.arrived);
+    if (__builtin_expect(other.detail != detail || !same_place(other.place, place), 0)) refuse_difference(self, other, place);
     other.arrived |= own;
-    other.operands[self.lane] = operands;
-    if (other.arrived != mask) return wait_for_the_last(self, collective);
-    collective = other;
+    if (other.arrived != mask) return wait_for_the_last(self, lanes);
+    lanes = mask;
     warp.collectives.remove_unordered(i);
     return true;
   }
-  Collective fresh{};
-  fresh.instruction = self.instruction, fresh.mask = mask, fresh.arrived = own, fresh.detail = detail;
-  fresh.live = live;
-  fresh.operands[self.lane] = operands;
   if (mask == own) {
-    collective = fresh;
+    lanes = mask;
     return true;
   }
-  warp.collectives.push(fresh);
-  return wait_for_the_last(self, collective);
+  warp.collectives.push({self.instruction, mask, own, detail, place, live});
+  return wait_for_the_last(self, lanes);
 }
 
 }  // namespace
 
-bool meet(Fiber &self, uint32_t mask, uint64_t detail, void *operands, Collective &collective) {
-  return meet_as(self, mask, false, detail, operands, collective);
+bool meet(Fiber &self, uint32_t mask, uint64_t detail, Place place, void *operands) {
+  uint32_t lanes;
+  return meet_as(self, mask, false, detail, place, operands, lanes);
 }
 
-uint32_t live_lanes(const Warp &warp) {
-  return (warp.count == 32 ? 0xffffffffu : (1u << warp.count) - 1) & ~warp.exited;
+bool meet_live(Fiber &self, uint64_t detail, Place place, uint32_t &lanes) {
+  return meet_as(self, live_lanes(*self.warp), true, detail, place, nullptr, lanes);
 }
 
-bool meet_live(Fiber &self, uint64_t detail, Collective &collective) {
-  return meet_as(self, live_lanes(*self.warp), true, detail, nullptr, collective);
-}
-
-void release(Fiber &self, uint32_t mask) {
-  for (uint32_t rest = mask & ~(1u << self.lane); rest; rest &= rest - 1) wake(self.warp->lanes[__builtin_ctz(rest)]);
-}
+void release(Fiber &self, uint32_t mask) { wake_lanes(*self.warp, mask & ~(1u << self.lane)); }
 
 void check_exit(Fiber &self) {
   Warp &warp = *self.warp;
@@ -96,8 +101,7 @@ void check_exit(Fiber &self) {
 
 void bar_warp_sync(uint32_t mask) {
   Fiber &self = enter("bar.warp.sync");
-  Collective all;
-  if (!meet(self, mask, 0, nullptr, all)) return;
+  if (!meet(self, mask, 0, kNowhere)) return;
   Clock &meeting = self.warp->meeting;
   if (self.clock.on()) {
     if (!meeting.on()) meeting = self.cluster->clocks.take();
@@ -114,8 +118,7 @@ void bar_warp_sync(uint32_t mask) {
 
 uint32_t elect_sync() {
   Fiber &self = enter("elect.sync");
-  Collective all;
-  if (meet(self, 0xffffffffu, 0, nullptr, all)) release(self, 0xffffffffu);
+  if (meet(self, 0xffffffffu, 0, kNowhere)) release(self, 0xffffffffu);
   // Any lane, and for one mask always the same (PTX ISA, "elect.sync").
   Random random;
   random.seed(self.cluster->launch->seed, self.warp->number);
@@ -128,15 +131,15 @@ uint32_t vote_ballot(const char *instruction, bool predicate, uint32_t mask) {
     bool predicate;
     uint32_t votes;
   } vote{predicate, 0};
-  Collective all;
-  if (meet(self, mask, 0, &vote, all)) {
+  void *const *operands = self.warp->operands;
+  if (meet(self, mask, 0, kNowhere, &vote)) {
     uint32_t votes = 0;
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
       const int lane = __builtin_ctz(rest);
-      votes |= uint32_t(static_cast<Vote *>(all.operands[lane])->predicate) << lane;
+      votes |= uint32_t(static_cast<Vote *>(operands[lane])->predicate) << lane;
     }
     for (uint32_t rest = mask; rest; rest &= rest - 1)
-      static_cast<Vote *>(all.operands[__builtin_ctz(rest)])->votes = votes;
+      static_cast<Vote *>(operands[__builtin_ctz(rest)])->votes = votes;
     release(self, mask);
   }
   return vote.votes;
@@ -157,11 +160,11 @@ uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t ope
   exchange.from &= 31;
   if (!(mask >> exchange.from & 1))
     fail(FaultKind::divergence, "lane %u reads lane %u, which is not among the lanes %08x", lane, exchange.from, mask);
-  Collective all;
-  if (meet(self, mask, 0, &exchange, all)) {
+  void *const *operands = self.warp->operands;
+  if (meet(self, mask, 0, kNowhere, &exchange)) {
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
-      auto *one = static_cast<Exchange *>(all.operands[__builtin_ctz(rest)]);
-      one->out = static_cast<Exchange *>(all.operands[one->from])->in;
+      auto *one = static_cast<Exchange *>(operands[__builtin_ctz(rest)]);
+      one->out = static_cast<Exchange *>(operands[one->from])->in;
     }
     release(self, mask);
   }
@@ -170,57 +173,38 @@ uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t ope
 
 namespace {
 
-struct Fragments {
-  void *d;
-  const uint32_t *a, *b;
-};
-
-// The tiles of a warp's fragments, k-major: 32 bytes of each row, as eight words.
-struct Tiles {
-  uint32_t a[16][8], b[8][8];
-  uint32_t d[16][8];
-};
-
 template <class Compute>
-void warp_tile(Fiber &self, void *d, const uint32_t *a, const uint32_t *b, Compute compute) {
-  Fragments own{d, a, b};
-  Collective all;
-  if (!meet(self, 0xffffffffu, 0, &own, all)) return;
-  Tiles tiles;
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto &from = *static_cast<Fragments *>(all.operands[lane]);
-    const int group = lane / 4, t = lane % 4;
-    tiles.a[group][t] = from.a[0], tiles.a[group + 8][t] = from.a[1];
-    tiles.a[group][t + 4] = from.a[2], tiles.a[group + 8][t + 4] = from.a[3];
-    tiles.b[group][t] = from.b[0], tiles.b[group][t + 4] = from.b[1];
-    std::memcpy(&tiles.d[group][2 * t], from.d, 8);
-    std::memcpy(&tiles.d[group + 8][2 * t], static_cast<uint32_t *>(from.d) + 2, 8);
+inline void warp_tile(Fiber &self, void *d, const uint32_t *a, const uint32_t *b, Place place, Compute compute) {
+  MatrixSlots &slots = self.warp->slots;
+  const uint32_t group = self.lane / 4, t = self.lane % 4;
+  auto *registers = static_cast<uint32_t *>(d);
+  slots.a[group][t] = a[0], slots.a[group + 8][t] = a[1];
+  slots.a[group][t + 4] = a[2], slots.a[group + 8][t + 4] = a[3];
+  slots.b[t][group] = b[0], slots.b[t + 4][group] = b[1];
+  std::memcpy(&slots.d[group][2 * t], registers, 8);
+  std::memcpy(&slots.d[group + 8][2 * t], registers + 2, 8);
+  if (meet(self, 0xffffffffu, 0, place)) {
+    compute(slots);
+    release(self, 0xffffffffu);
   }
-  compute(tiles);
-  for (int lane = 0; lane < 32; ++lane) {
-    auto *to = static_cast<uint32_t *>(static_cast<Fragments *>(all.operands[lane])->d);
-    std::memcpy(to, &tiles.d[lane / 4][lane % 4 * 2], 8);
-    std::memcpy(to + 2, &tiles.d[lane / 4 + 8][lane % 4 * 2], 8);
-  }
-  release(self, 0xffffffffu);
+  std::memcpy(registers, &slots.d[group][2 * t], 8);
+  std::memcpy(registers + 2, &slots.d[group + 8][2 * t], 8);
 }
 
 }  // namespace
 
-void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b) {
+void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b, Place place) {
   Fiber &self = enter(instruction);
-  warp_tile(self, d, a, b, [half](Tiles &tiles) {
+  warp_tile(self, d, a, b, place, [half](MatrixSlots &slots) {
     const auto input = half == Half::bf16 ? tensor_core::Input::bf16 : tensor_core::Input::f16;
-    multiply_k16(input, reinterpret_cast<const uint16_t *>(tiles.a), reinterpret_cast<const uint16_t *>(tiles.b),
-                 reinterpret_cast<float *>(tiles.d), 16, 8, 8);
+    warp_multiply_k16(input, slots.a[0], slots.b[0], reinterpret_cast<float *>(slots.d[0]));
   });
 }
 
-void mma_m16n8k32(const char *instruction, int32_t *d, const uint32_t *a, const uint32_t *b) {
+void mma_m16n8k32(const char *instruction, int32_t *d, const uint32_t *a, const uint32_t *b, Place place) {
   Fiber &self = enter(instruction);
-  warp_tile(self, d, a, b, [](Tiles &tiles) {
-    multiply_k32(reinterpret_cast<const int8_t *>(tiles.a), reinterpret_cast<const int8_t *>(tiles.b),
-                 reinterpret_cast<int32_t *>(tiles.d), 16, 8, 8);
+  warp_tile(self, d, a, b, place, [](MatrixSlots &slots) {
+    warp_multiply_k32(slots.a[0], slots.b[0], reinterpret_cast<int32_t *>(slots.d[0]));
   });
 }
 

@@ -19,6 +19,7 @@ struct Accumulators {
 
 struct WgmmaRecord {
   WgmmaOperands operands;
+  Place place;
   int issued;
   bool warps[kLanes / 32];      // whose first lane has come,
   uint64_t steps[kLanes / 32];  // after these
@@ -138,17 +139,31 @@ void check_accumulators(Fiber &self, const uint32_t *registers, const WgmmaOpera
          "wgmma.fence between)", self.instruction);
 }
 
-// The same for fragments of a: what has other values than at an earlier use was written after the fence.
-void check_fragment(Fiber &self, const uint32_t *registers) {
+// The same for fragments of a: what has other values than at an earlier use was written meanwhile.
+void check_fragment(Fiber &self, const uint32_t *registers, uint64_t number) {
   if (!self.clock.on()) return;
-  for (const UsedFragment &used : self.wgmma_fragments) {
+  for (UsedFragment &used : self.wgmma_fragments) {
     if (used.registers != registers) continue;
-    if (std::memcmp(used.values, registers, sizeof used.values) != 0)
+    const bool same = std::memcmp(used.values, registers, sizeof used.values) == 0;
+    if (!same && used.fenced)
+      fail(FaultKind::wgmma, "%s reads fragments of a in registers that the thread has written while an earlier wgmma was still "
+           "reading them (wanted wgmma.wait_group for that one before)", self.instruction);
+    if (!same)
       fail(FaultKind::wgmma, "%s reads fragments of a that the thread has written since the last wgmma.fence (wanted "
            "wgmma.fence between)", self.instruction);
+    used.number = number, used.fenced = false;
     return;
   }
-  self.wgmma_fragments.push({registers, {registers[0], registers[1], registers[2], registers[3]}});
+  self.wgmma_fragments.push({registers, {registers[0], registers[1], registers[2], registers[3]}, number, false});
+}
+
+// A fence ends what is watched of fragments, but of those that wgmma still reads.
+void forget_fragments(Fiber &self, bool fence) {
+  for (size_t i = self.wgmma_fragments.size(); i-- > 0;) {
+    UsedFragment &used = self.wgmma_fragments[i];
+    used.fenced |= fence;
+    if (used.fenced && used.number <= self.wgmma_waited) self.wgmma_fragments.remove_unordered(i);
+  }
 }
 
 // This lane's accumulators into the tile, and noise into its registers.
@@ -186,10 +201,10 @@ bool agree(const WgmmaOperands &a, const WgmmaOperands &b) {
   return a.element == b.element && a.n == b.n && a.a == b.a && a.b == b.b && !a.from == !b.from && a.keep == b.keep;
 }
 
-WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *registers) {
+WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *registers, Place place) {
   Warpgroup &group = *self.warpgroup;
   auto *record = static_cast<WgmmaRecord *>(zeroed(sizeof(WgmmaRecord)));
-  record->operands = operands;
+  record->operands = operands, record->place = place;
   const int lane = int(self.thread % kLanes);
   for (Accumulators *one : group.accumulators)
     if (one->registers[lane] == registers && one->n == operands.n) record->accumulators = one;
@@ -207,7 +222,9 @@ WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *regist
 // wgmma.fence, commit_group and wait_group are the whole warp's. Lanes need not wait for each other there: the next
 // wgmma finds who has executed others.
 enum Step : uint64_t { kFence = 1, kCommit = 2, kWait = 3 };
-void note_step(Fiber &self, uint64_t step) { self.wgmma_steps = (self.wgmma_steps ^ step) * 0x100000001b3u + 1; }
+void note_step(Fiber &self, uint64_t step, Place place) {
+  self.wgmma_steps = (self.wgmma_steps ^ (step << 32 | place.line)) * 0x100000001b3u + reinterpret_cast<uint64_t>(place.file);
+}
 
 void check_steps(Fiber &self, WgmmaRecord &record) {
   const uint32_t warp = self.thread % kLanes / 32;
@@ -226,23 +243,23 @@ Warpgroup &group_of(Fiber &self) {
 
 }  // namespace
 
-void wgmma_fence() {
+void wgmma_fence(Place place) {
   Fiber &self = enter("wgmma.fence");
   group_of(self);
-  note_step(self, kFence);
+  note_step(self, kFence, place);
   self.wgmma_fenced = true;
   self.wgmma_accumulators.clear();
-  self.wgmma_fragments.clear();
+  forget_fragments(self, true);
 }
 
-void wgmma_commit_group() {
+void wgmma_commit_group(Place place) {
   Fiber &self = enter("wgmma.commit_group");
   group_of(self);
-  note_step(self, kCommit);
+  note_step(self, kCommit, place);
   self.wgmma_groups.push(self.wgmma_issued);
 }
 
-void wgmma(const WgmmaOperands &operands, void *registers) {
+void wgmma(const WgmmaOperands &operands, void *registers, Place place) {
   Fiber &self = enter(operands.instruction, operands.b & 0x3fff ? (operands.b & 0x3fff) << 4 : 0);
   Warpgroup &group = group_of(self);
   const int lane = int(self.thread % kLanes);
@@ -251,7 +268,11 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
   const uint64_t number = self.wgmma_issued++;
   WgmmaRecord *record = number - group.first_record < group.records.size()
                             ? group.records[number - group.first_record]
-                            : new_record(self, operands, registers);
+                            : new_record(self, operands, registers, place);
+  if (!same_place(record->place, place))
+    fail(FaultKind::divergence, "thread %u is in %s at %s:%u, others of its warpgroup at %s:%u (wanted all 128 threads at one "
+         "place: the instruction is .aligned)", self.thread, operands.instruction, base_name(place.file), place.line,
+         base_name(record->place.file), record->place.line);
   if (!agree(record->operands, operands))
     fail(FaultKind::divergence, "thread %u gives %s other operands than its warpgroup: descriptors 0x%llx 0x%llx n %d "
          "keep %d, the others %s 0x%llx 0x%llx n %d keep %d", self.thread, operands.instruction,
@@ -260,7 +281,7 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
          record->operands.n, record->operands.keep);
   check_steps(self, *record);
   if (operands.from) {
-    check_fragment(self, operands.from);
+    check_fragment(self, operands.from, number + 1);
     std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
   }
   Accumulators &accumulators = *record->accumulators;
@@ -278,10 +299,10 @@ void wgmma(const WgmmaOperands &operands, void *registers) {
     if (fiber->wgmma_wanted <= number + 1) return wake_all(group.waiting);
 }
 
-void wgmma_wait_group(uint32_t pending) {
+void wgmma_wait_group(uint32_t pending, Place place) {
   Fiber &self = enter("wgmma.wait_group");
   Warpgroup &group = group_of(self);
-  note_step(self, kWait + pending);
+  note_step(self, kWait + pending, place);
   if (self.wgmma_groups.size() <= pending) return;
   const size_t done = self.wgmma_groups.size() - pending;
   const uint64_t wanted = self.wgmma_groups[done - 1];
@@ -313,6 +334,7 @@ void wgmma_wait_group(uint32_t pending) {
     group.accumulators.remove_unordered(i);
   }
   self.wgmma_waited = wanted;
+  forget_fragments(self, false);
   if (self.clock.on() && self.clock.plain[group.agent] < wanted) self.clock.plain[group.agent] = uint32_t(wanted);
 }
 
@@ -320,6 +342,11 @@ void check_wgmma_at_exit(Fiber &self) {
   if (self.wgmma_issued > self.wgmma_waited)
     fail(FaultKind::wgmma, "thread %u ends with wgmma under way (wanted wgmma.commit_group and wgmma.wait_group)",
          self.thread);
+  Warp &warp = *self.warp;
+  if (warp.exited == 0) warp.last_wgmma_steps = self.wgmma_steps;
+  if (warp.last_wgmma_steps != self.wgmma_steps)
+    fail(FaultKind::divergence, "thread %u ends after other wgmma.fence, wgmma.commit_group, wgmma.wait_group than lanes of its "
+         "warp (wanted all 32 lanes in each of them)", self.thread);
   if (!self.warpgroup || self.warpgroup->first_record + self.warpgroup->records.size() <= self.wgmma_issued) return;
   fail(FaultKind::divergence, "thread %u ends, and others of its warpgroup have issued a wgmma that it has not", self.thread);
 }

@@ -6,13 +6,13 @@ namespace ptx {
 
 // All warps of a warpgroup; a multiple of 8 from 24 to 256. Registers that one group gives up, another can take.
 template <int kRegisters>
-PTX void setmaxnreg_inc() {
-  EITHER(emulated::setmaxnreg("setmaxnreg.inc", kRegisters, true),
+PTX void setmaxnreg_inc(PLACE) {
+  EITHER(emulated::setmaxnreg("setmaxnreg.inc", kRegisters, true, place),
          asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters)));
 }
 template <int kRegisters>
-PTX void setmaxnreg_dec() {
-  EITHER(emulated::setmaxnreg("setmaxnreg.dec", kRegisters, false),
+PTX void setmaxnreg_dec(PLACE) {
+  EITHER(emulated::setmaxnreg("setmaxnreg.dec", kRegisters, false, place),
          asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)));
 }
 

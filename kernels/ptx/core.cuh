@@ -7,6 +7,10 @@
 #define DEVICE __device__ __forceinline__
 // Either the emulated meaning or the instruction.
 #define EITHER(emulated_, ...) __VA_ARGS__
+// The last parameter, or the only one, of a wrapper whose instruction is .aligned: a warp's lanes execute the same one
+// together. The emulated device is told where it stands in the source (`place`), and so sees lanes that are at two.
+#define AND_PLACE
+#define PLACE
 // A kernel with its parameters, the most threads of a block and how many blocks an SM shall hold. Parameters stay where
 // the launch put them: TMA reads the tensor maps from there.
 #define KERNEL(name, Params, threads, blocks) \
@@ -16,6 +20,8 @@
 #define PTX inline
 #define DEVICE inline
 #define EITHER(emulated_, ...) emulated_
+#define PLACE ::emulated::Place place = ::emulated::Place::here()
+#define AND_PLACE , PLACE
 #define threadIdx (::emulated::thread_index())
 #define blockIdx (::emulated::block_index())
 #define blockDim (::emulated::block_size())

@@ -30,32 +30,32 @@ PTX U32x4 ld_global_v4(const void *address) {
 // volatile or not: it merges such loads and moves them across griddepcontrol.wait. So never for what the kernel before writes.
 PTX uint16_t ld_global_nc_u16(const void *address) {
   uint16_t v;
-  EITHER(emulated::ld_global("ld.global.nc.b16", address, &v, 2),
+  EITHER(emulated::ld_global_nc("ld.global.nc.b16", address, &v, 2),
          asm("ld.global.nc.b16 %0, [%1];" : "=h"(v) : "l"(address)));
   return v;
 }
 PTX uint32_t ld_global_nc_u32(const void *address) {
   uint32_t v;
-  EITHER(emulated::ld_global("ld.global.nc.b32", address, &v, 4),
+  EITHER(emulated::ld_global_nc("ld.global.nc.b32", address, &v, 4),
          asm("ld.global.nc.b32 %0, [%1];" : "=r"(v) : "l"(address)));
   return v;
 }
 PTX float ld_global_nc_f32(const void *address) {
   float v;
-  EITHER(emulated::ld_global("ld.global.nc.f32", address, &v, 4),
+  EITHER(emulated::ld_global_nc("ld.global.nc.f32", address, &v, 4),
          asm("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address)));
   return v;
 }
 // Data that is read once does not push other data out of the first-level cache.
 PTX U32x2 ld_global_nc_no_allocate_v2(const void *address) {
   U32x2 v;
-  EITHER(emulated::ld_global("ld.global.nc.L1::no_allocate.v2.b32", address, &v, 8),
+  EITHER(emulated::ld_global_nc("ld.global.nc.L1::no_allocate.v2.b32", address, &v, 8),
          asm("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address)));
   return v;
 }
 PTX U32x4 ld_global_nc_no_allocate_v4(const void *address) {
   U32x4 v;
-  EITHER(emulated::ld_global("ld.global.nc.L1::no_allocate.v4.b32", address, &v, 16),
+  EITHER(emulated::ld_global_nc("ld.global.nc.L1::no_allocate.v4.b32", address, &v, 16),
          asm("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
              : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
              : "l"(address)));

@@ -77,44 +77,44 @@ PTX void st_shared_v4(uint32_t address, U32x4 v) {
 
 // ldmatrix: lane 8i + r gives the address of row r of matrix i; lane l gets the pair (row l/4, columns 2(l%4), +1) of
 // each. With .trans rows and columns change roles.
-PTX void ldmatrix_x1(uint32_t &d0, uint32_t address) {
+PTX void ldmatrix_x1(uint32_t &d0, uint32_t address AND_PLACE) {
   uint32_t d[1];
-  EITHER(emulated::ldmatrix(d, 1, false, address),
+  EITHER(emulated::ldmatrix(d, 1, false, address, place),
          asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(d[0]) : "r"(address) : "memory"));
   d0 = d[0];
 }
-PTX void ldmatrix_x2(uint32_t (&d)[2], uint32_t address) {
-  EITHER(emulated::ldmatrix(d, 2, false, address),
+PTX void ldmatrix_x2(uint32_t (&d)[2], uint32_t address AND_PLACE) {
+  EITHER(emulated::ldmatrix(d, 2, false, address, place),
          asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                       : "=r"(d[0]), "=r"(d[1])
                       : "r"(address)
                       : "memory"));
 }
-PTX void ldmatrix_x4(uint32_t (&d)[4], uint32_t address) {
-  EITHER(emulated::ldmatrix(d, 4, false, address),
+PTX void ldmatrix_x4(uint32_t (&d)[4], uint32_t address AND_PLACE) {
+  EITHER(emulated::ldmatrix(d, 4, false, address, place),
          asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                       : "r"(address)
                       : "memory"));
 }
-PTX void ldmatrix_x1_trans(uint32_t &d0, uint32_t address) {
+PTX void ldmatrix_x1_trans(uint32_t &d0, uint32_t address AND_PLACE) {
   uint32_t d[1];
-  EITHER(emulated::ldmatrix(d, 1, true, address),
+  EITHER(emulated::ldmatrix(d, 1, true, address, place),
          asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
                       : "=r"(d[0])
                       : "r"(address)
                       : "memory"));
   d0 = d[0];
 }
-PTX void ldmatrix_x2_trans(uint32_t (&d)[2], uint32_t address) {
-  EITHER(emulated::ldmatrix(d, 2, true, address),
+PTX void ldmatrix_x2_trans(uint32_t (&d)[2], uint32_t address AND_PLACE) {
+  EITHER(emulated::ldmatrix(d, 2, true, address, place),
          asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                       : "=r"(d[0]), "=r"(d[1])
                       : "r"(address)
                       : "memory"));
 }
-PTX void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t address) {
-  EITHER(emulated::ldmatrix(d, 4, true, address),
+PTX void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t address AND_PLACE) {
+  EITHER(emulated::ldmatrix(d, 4, true, address, place),
          asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                       : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                       : "r"(address)
@@ -122,33 +122,33 @@ PTX void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t address) {
 }
 
 // stmatrix (sm_90): the reverse of ldmatrix.
-PTX void stmatrix_x1(uint32_t address, uint32_t v) {
-  EITHER(emulated::stmatrix(&v, 1, false, address),
+PTX void stmatrix_x1(uint32_t address, uint32_t v AND_PLACE) {
+  EITHER(emulated::stmatrix(&v, 1, false, address, place),
          asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(address), "r"(v) : "memory"));
 }
-PTX void stmatrix_x2(uint32_t address, const uint32_t (&v)[2]) {
-  EITHER(emulated::stmatrix(v, 2, false, address),
+PTX void stmatrix_x2(uint32_t address, const uint32_t (&v)[2] AND_PLACE) {
+  EITHER(emulated::stmatrix(v, 2, false, address, place),
          asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(v[0]), "r"(v[1])
                       : "memory"));
 }
-PTX void stmatrix_x4(uint32_t address, const uint32_t (&v)[4]) {
-  EITHER(emulated::stmatrix(v, 4, false, address),
+PTX void stmatrix_x4(uint32_t address, const uint32_t (&v)[4] AND_PLACE) {
+  EITHER(emulated::stmatrix(v, 4, false, address, place),
          asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]),
                       "r"(v[1]), "r"(v[2]), "r"(v[3])
                       : "memory"));
 }
-PTX void stmatrix_x1_trans(uint32_t address, uint32_t v) {
-  EITHER(emulated::stmatrix(&v, 1, true, address),
+PTX void stmatrix_x1_trans(uint32_t address, uint32_t v AND_PLACE) {
+  EITHER(emulated::stmatrix(&v, 1, true, address, place),
          asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(v) : "memory"));
 }
-PTX void stmatrix_x2_trans(uint32_t address, const uint32_t (&v)[2]) {
-  EITHER(emulated::stmatrix(v, 2, true, address),
+PTX void stmatrix_x2_trans(uint32_t address, const uint32_t (&v)[2] AND_PLACE) {
+  EITHER(emulated::stmatrix(v, 2, true, address, place),
          asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(v[0]),
                       "r"(v[1])
                       : "memory"));
 }
-PTX void stmatrix_x4_trans(uint32_t address, const uint32_t (&v)[4]) {
-  EITHER(emulated::stmatrix(v, 4, true, address),
+PTX void stmatrix_x4_trans(uint32_t address, const uint32_t (&v)[4] AND_PLACE) {
+  EITHER(emulated::stmatrix(v, 4, true, address, place),
          asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
                       "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                       : "memory"));

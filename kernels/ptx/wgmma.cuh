@@ -21,14 +21,16 @@ DEVICE uint64_t wgmma_descriptor(uint32_t address, Swizzle swizzle, uint32_t str
 }
 
 // Before the first wgmma, and between other accesses to its registers and wgmma.
-PTX void wgmma_fence() { EITHER(emulated::wgmma_fence(), asm volatile("wgmma.fence.sync.aligned;" ::: "memory")); }
-PTX void wgmma_commit_group() {
-  EITHER(emulated::wgmma_commit_group(), asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"));
+PTX void wgmma_fence(PLACE) {
+  EITHER(emulated::wgmma_fence(place), asm volatile("wgmma.fence.sync.aligned;" ::: "memory"));
+}
+PTX void wgmma_commit_group(PLACE) {
+  EITHER(emulated::wgmma_commit_group(place), asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"));
 }
 // Until at most kPending groups are unfinished.
 template <int kPending>
-PTX void wgmma_wait_group() {
-  EITHER(emulated::wgmma_wait_group(kPending),
+PTX void wgmma_wait_group(PLACE) {
+  EITHER(emulated::wgmma_wait_group(kPending, place),
          asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory"));
 }
 
@@ -81,7 +83,7 @@ struct Floats<F16> {
 
 // 16-bit operands, both in shared memory. keep = 0: the accumulators start at zero.
 template <int kN, class Type>
-PTX void wgmma_m64k16(Type, float (&d)[kN / 2], uint64_t a, uint64_t b, int keep) {
+PTX void wgmma_m64k16(Type, float (&d)[kN / 2], uint64_t a, uint64_t b, int keep AND_PLACE) {
   static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256, "wgmma k16: N is a multiple of 8 up to 256");
 #if defined(__CUDACC__)
   WGMMA_SHAPES(WGMMA_SS_16)
@@ -89,12 +91,12 @@ PTX void wgmma_m64k16(Type, float (&d)[kN / 2], uint64_t a, uint64_t b, int keep
   emulated::wgmma({detail::Floats<Type>::is_bf16 ? "wgmma.m64k16.bf16" : "wgmma.m64k16.f16",
                    detail::Floats<Type>::is_bf16 ? emulated::Element::bf16 : emulated::Element::f16, kN, a, b, nullptr,
                    keep != 0},
-                  d);
+                  d, place);
 #endif
 }
 // The same with a in registers.
 template <int kN, class Type>
-PTX void wgmma_m64k16(Type, float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, int keep) {
+PTX void wgmma_m64k16(Type, float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, int keep AND_PLACE) {
   static_assert(kN % 8 == 0 && kN >= 8 && kN <= 256, "wgmma k16: N is a multiple of 8 up to 256");
 #if defined(__CUDACC__)
   WGMMA_SHAPES(WGMMA_RS_16)
@@ -102,7 +104,7 @@ PTX void wgmma_m64k16(Type, float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t
   emulated::wgmma({detail::Floats<Type>::is_bf16 ? "wgmma.m64k16.bf16" : "wgmma.m64k16.f16",
                    detail::Floats<Type>::is_bf16 ? emulated::Element::bf16 : emulated::Element::f16, kN, 0, b, a,
                    keep != 0},
-                  d);
+                  d, place);
 #endif
 }
 
@@ -110,21 +112,21 @@ PTX void wgmma_m64k16(Type, float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t
 template <int kN>
 constexpr bool kIsS8Columns = kN == 8 || kN == 24 || (kN % 16 == 0 && kN >= 16 && kN <= 256);
 template <int kN>
-PTX void wgmma_m64k32_s8(int32_t (&d)[kN / 2], uint64_t a, uint64_t b, int keep) {
+PTX void wgmma_m64k32_s8(int32_t (&d)[kN / 2], uint64_t a, uint64_t b, int keep AND_PLACE) {
   static_assert(kIsS8Columns<kN>, "wgmma k32: N is 8, 24 or a multiple of 16 up to 256");
 #if defined(__CUDACC__)
   WGMMA_SHAPES_S8(WGMMA_SS_8)
 #else
-  emulated::wgmma({"wgmma.m64k32.s8", emulated::Element::s8, kN, a, b, nullptr, keep != 0}, d);
+  emulated::wgmma({"wgmma.m64k32.s8", emulated::Element::s8, kN, a, b, nullptr, keep != 0}, d, place);
 #endif
 }
 template <int kN>
-PTX void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, int keep) {
+PTX void wgmma_m64k32_s8(int32_t (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b, int keep AND_PLACE) {
   static_assert(kIsS8Columns<kN>, "wgmma k32: N is 8, 24 or a multiple of 16 up to 256");
 #if defined(__CUDACC__)
   WGMMA_SHAPES_S8(WGMMA_RS_8)
 #else
-  emulated::wgmma({"wgmma.m64k32.s8", emulated::Element::s8, kN, 0, b, a, keep != 0}, d);
+  emulated::wgmma({"wgmma.m64k32.s8", emulated::Element::s8, kN, 0, b, a, keep != 0}, d, place);
 #endif
 }
 

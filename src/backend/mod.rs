@@ -8,6 +8,7 @@ pub mod device;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 pub mod params;
+pub mod tensor_map;
 
 use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;

@@ -19,8 +19,9 @@ mod table;
 #[path = "../../benches/gpu_matmul/timing.rs"]
 mod timing;
 
-use lmhead::backend::cuda::{CudaDevice, Launch, Swizzle, Tiled2d};
+use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -276,7 +277,7 @@ fn in_child_memory() {
         box_rows: 32,
         swizzle: Swizzle::Bytes128,
     };
-    let map = tiled.encode().expect("a map");
+    let map = encode(&tiled).expect("a map");
     let said: &[u64] = bytemuck::cast_slice(&map.opaque[..64]);
     // Type UINT16, address, sizes, pitch, box, swizzle 128B.
     assert_eq!(said, [1, matrix.address(), 72, 100, 160, 64, 32, 3]);

@@ -10,6 +10,10 @@ type Row = (u32, &'static str, &'static [FaultKind], u32);
 
 const SEEDS: u64 = 8;
 
+/// Faults of these kinds name the address that they are about.
+const OF_AN_ADDRESS: [FaultKind; 9] =
+    [SharedBounds, GlobalBounds, Misaligned, Race, Incomplete, Proxy, Transactions, TensorMap, Dependency];
+
 fn check(name: &str, rows: &[Row], run: impl Fn(u32, u64) -> Result<Vec<u32>, Fault>) {
     for seed in 0..20 {
         if let Err(fault) = run(0, seed) {
@@ -23,8 +27,10 @@ fn check(name: &str, rows: &[Row], run: impl Fn(u32, u64) -> Result<Vec<u32>, Fa
                 Ok(_) => {}
                 Err(fault) => {
                     assert!(kinds.contains(&fault.kind), "{name}, {what}: wanted {kinds:?}, got {fault}");
-                    let whole = !fault.text.is_empty() && fault.to_string().contains(&fault.kernel);
-                    assert!(whole && fault.seed == seed, "{name}, {what}: an incomplete report: {fault:?}");
+                    let whole = !fault.text.is_empty() && fault.kernel == name && fault.seed == seed;
+                    let who = fault.thread.is_some() && !fault.instruction.is_empty();
+                    let place = fault.address.is_some() || !OF_AN_ADDRESS.contains(&fault.kind);
+                    assert!(whole && who && place, "{name}, {what}: an incomplete report: {fault:?}");
                     found += 1;
                 }
             }
@@ -234,32 +240,111 @@ fn clusters() {
 
 #[test]
 fn dependent_launches() {
-    let mut found = 0;
-    for seed in 0..SEEDS {
+    let run = |how: u32, seed: u64| {
+        let how = if how == 0 && seed.is_multiple_of(2) { 20 } else { how };
         let mut device = Device::new();
         let out = device.upload(&[0u32; 256]);
-        let input = device.upload_read_only(&[0u32; 256]);
+        let input = device.upload_read_only(&[0u32; 64]);
         let params = ProbeParams {
             map: NO_MAP,
             map_out: NO_MAP,
             input: input.pointer(),
             out: out.pointer(),
-            n: [0; 6],
+            n: [how, 0, 0, 0, 0, 0],
         };
-        // One block of the first kernel has stored when it ends; a second OS thread can begin the second kernel before that.
-        let config = LaunchConfig::new([4, 1, 1], [32, 1, 1]).seed(seed).threads(2);
-        let outcome = device
-            .launch_dependent((&probe_primary(), &params, &config), (&broken_secondary(), &params, &config));
-        match outcome {
-            Ok(()) => {}
-            Err(fault) => {
-                assert_eq!(fault.kind, Dependency, "{fault}");
-                assert_eq!(fault.kernel, "broken_secondary");
-                found += 1;
-            }
+        // One OS thread runs one kernel after the other, two overlap them; every third time nothing looks for races.
+        let config = LaunchConfig::new([2, 1, 1], [32, 1, 1]).seed(seed).threads(1 + (seed % 2) as usize);
+        let config = config.checks(how == 4 || how == 5 || !seed.is_multiple_of(3));
+        let second = broken_secondary();
+        let outcome =
+            device.launch_dependent((&broken_primary(), &params, &config), (&second, &params, &config));
+        if let Err(fault) = &outcome {
+            assert_eq!(fault.kernel, "broken_secondary", "{fault}");
+            assert!(
+                fault.thread.is_some() && fault.address.is_some() && !fault.instruction.is_empty(),
+                "{fault}"
+            );
+            assert_ne!(fault.instruction, "exit", "{fault}");
         }
-    }
-    assert!(found > 0, "wanted the missing griddepcontrol.wait found in one of {SEEDS} seeds");
+        outcome.and_then(|()| device.download(out))
+    };
+    let rows: &[Row] = &[
+        (1, "a load of what the kernel before stores", &[Dependency], 8),
+        (2, "a store to what it still reads", &[Dependency], 8),
+        (3, "a store to what it stores", &[Dependency], 8),
+        (4, "one thread waits and does not tell the others", &[Dependency], 8),
+        (5, "the same, and they store to what it reads", &[Dependency], 8),
+        (6, "a load by .nc before the wait", &[Dependency], 8),
+        (7, "nobody waits", &[Dependency], 8),
+        (8, "a load by .nc after the wait", &[Dependency], 8),
+    ];
+    check("broken_secondary", rows, run);
+}
+
+#[test]
+fn constant_memory_that_is_not() {
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_constant(), 32, 0, 128).input(&[7; 64]).n(&[how]).grid(2);
+        probe.config(|c| c.seed(seed).threads(1 + (seed % 2) as usize)).run()
+    };
+    let rows: &[Row] = &[
+        (1, "a word by .nc and then a store to it", &[Dependency], 8),
+        (2, "a store and then .nc", &[Dependency], 8),
+        (3, "a word by .nc that another block stores", &[Dependency], 8),
+        (4, "16 bytes by .nc, some of which are stored to", &[Dependency], 8),
+        (5, "a store to half of a word that was loaded by .nc", &[Dependency], 8),
+        (6, "an atomic on it", &[Dependency], 8),
+    ];
+    check("broken_constant", rows, run);
+}
+
+#[test]
+fn one_instruction_at_two_places() {
+    let run = |how: u32, seed: u64| {
+        let how = if how == 0 { [0, 20, 21][(seed % 3) as usize] } else { how };
+        plain(broken_places, 64, 512)(how, seed)
+    };
+    let rows: &[Row] = &[
+        (1, "bar.sync", &[Divergence], 8),
+        (2, "ldmatrix", &[Divergence], 8),
+        (3, "mma.sync of int8, by one lane elsewhere", &[Divergence], 8),
+        (4, "mma.sync of bf16", &[Divergence], 8),
+        (5, "bar.sync with a count", &[Divergence], 8),
+        (6, "bar.arrive", &[Divergence], 8),
+    ];
+    check("broken_places", rows, run);
+    let fault = plain(broken_places, 64, 512)(2, 0).expect_err("two places");
+    assert!(fault.text.contains(" at broken_sm80.cu:"), "{fault}");
+
+    let run = |how: u32, seed: u64| {
+        // 10 is wrong, and not seen.
+        let how = if how == 0 && seed.is_multiple_of(2) { 10 } else { how };
+        Probe::new(broken_places_sm90a(), 128, 72 * 128, 512).n(&[how]).config(|c| c.seed(seed)).run()
+    };
+    let rows: &[Row] = &[
+        (1, "wgmma.fence", &[Divergence], 8),
+        (3, "wgmma", &[Divergence], 8),
+        (5, "wgmma.commit_group, by one lane elsewhere", &[Divergence], 8),
+        (7, "wgmma.wait_group", &[Divergence], 8),
+        (9, "stmatrix", &[Divergence], 8),
+        (11, "barrier.cluster.arrive", &[Divergence], 8),
+        (13, "barrier.cluster.wait", &[Divergence], 8),
+        (15, "setmaxnreg", &[Divergence], 8),
+        (17, "wgmma by one warp of four elsewhere", &[Divergence], 8),
+    ];
+    check("broken_places_sm90a", rows, run);
+}
+
+#[test]
+fn fragments_under_way() {
+    let run = |how: u32, seed: u64| {
+        Probe::new(broken_fragments(), 128, 1024, 512).n(&[how]).config(|c| c.seed(seed)).run()
+    };
+    let rows: &[Row] = &[
+        (1, "one set of fragments for two groups under way", &[Wgmma], 8),
+        (2, "a fragment of the group before, rewritten and used", &[Wgmma], 8),
+    ];
+    check("broken_fragments", rows, run);
 }
 
 #[test]

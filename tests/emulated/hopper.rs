@@ -3,7 +3,8 @@
 use crate::data::Random;
 use crate::probe::*;
 use lmhead::backend::emulated::arithmetic::{Half, Path, multiply_step};
-use lmhead::backend::emulated::{Device, FaultKind, LaunchConfig, Swizzle, Tiled2d};
+use lmhead::backend::emulated::{Device, FaultKind, LaunchConfig, encode};
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 
 const BASE: u32 = 1024;
 
@@ -79,7 +80,7 @@ fn tma_loads_swizzle_and_fill_with_zeros() {
                         box_rows,
                         swizzle,
                     };
-                    (tiles.encode().expect("a legal map"), NO_MAP)
+                    (encode(&tiles).expect("a legal map"), NO_MAP)
                 });
                 let at = i64::from(x) * i64::from(element);
                 let wanted = words(&tile(
@@ -118,7 +119,7 @@ fn tma_stores_stay_inside_the_matrix() {
                     box_rows,
                     swizzle,
                 };
-                (NO_MAP, tiles.encode().expect("a legal map"))
+                (NO_MAP, encode(&tiles).expect("a legal map"))
             });
             let out = out.unwrap_or_else(|fault| panic!("{swizzle:?} ({x}, {y}): {fault}"));
             let out: Vec<u8> = out.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -446,19 +447,23 @@ fn tensor_maps_that_tma_refuses() {
         box_rows: 64,
         swizzle: Swizzle::Bytes128,
     };
-    assert!(good.encode().is_ok());
+    assert!(encode(&good).is_ok());
     let rows: &[(Tiled2d, &str)] = &[
-        (Tiled2d { address: 4104, ..good }, "address: wanted a multiple of 16"),
-        (Tiled2d { pitch: 136, ..good }, "pitch: wanted a multiple of 16 bytes"),
-        (Tiled2d { pitch: 64, ..good }, "pitch: wanted at least the 64 columns"),
-        (Tiled2d { columns: 0, ..good }, "columns: wanted 1 to 2^32"),
-        (Tiled2d { box_rows: 257, ..good }, "box rows: wanted 1 to 256, got 257"),
-        (Tiled2d { box_columns: 4, ..good }, "box columns: wanted a multiple of 16 bytes, got 8 bytes"),
-        (Tiled2d { swizzle: Swizzle::Bytes64, ..good }, "at most the swizzle's 64 bytes, got 128"),
-        (Tiled2d { element_bytes: 3, ..good }, "elements: wanted 1, 2 or 4 bytes"),
+        (Tiled2d { address: 4104, ..good }, "wanted an address that is a multiple of 16"),
+        (Tiled2d { pitch: 136, ..good }, "wanted a pitch that is a multiple of 16, holds a row"),
+        (Tiled2d { pitch: 64, ..good }, "got 64 bytes for rows of 128"),
+        (Tiled2d { columns: 0, ..good }, "wanted 1 to 2^32 rows and columns, got [64, 0]"),
+        (Tiled2d { box_rows: 257, ..good }, "wanted tiles of 1 to 256 rows and columns"),
+        (Tiled2d { box_columns: 4, ..good }, "the columns a multiple of 16 bytes, got 64 x 4 of 2 bytes"),
+        (
+            Tiled2d { swizzle: Swizzle::Bytes64, ..good },
+            "wanted 64 bytes of columns with a 64-byte swizzle, got 128",
+        ),
+        (Tiled2d { box_columns: 32, ..good }, "wanted 128 bytes of columns with a 128-byte swizzle, got 64"),
+        (Tiled2d { element_bytes: 3, ..good }, "wanted elements of 1, 2 or 4 bytes"),
     ];
     for (map, wanted) in rows {
-        let fault = map.encode().expect_err(wanted);
+        let fault = encode(map).expect_err(wanted);
         assert_eq!(fault.kind, FaultKind::TensorMap);
         assert!(fault.text.contains(wanted), "wanted {wanted:?}, got {fault}");
     }

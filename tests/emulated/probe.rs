@@ -1,7 +1,8 @@
 //! The kernels of `tests/emulated/kernels`, and what they take.
 
-use lmhead::backend::emulated::{Buffer, Device, Fault, Kernel, LaunchConfig, Params, Swizzle, Tiled2d};
+use lmhead::backend::emulated::{Buffer, Device, Fault, Kernel, LaunchConfig, Params, encode};
 use lmhead::backend::params::TensorMap;
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead::emulated_kernel;
 
 /// `ProbeParams` of `probe.h`.
@@ -47,7 +48,8 @@ probes! {
     probe_stmatrix probe_mbarrier probe_tma_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
     probe_secondary probe_registers
     broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary
-    broken_plain_pointer broken_spin broken_registers
+    broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a
+    broken_fragments
 }
 
 /// One launch: input words, how many words of output (which begin as zeros), variants and maps.
@@ -113,7 +115,7 @@ impl Probe {
     }
 }
 
-/// A map of bytes: `rows` x `columns` of `element` bytes, packed.
+/// A map of bytes: `rows` x `columns`, packed; swizzled where the box is as wide as a swizzle.
 pub fn bytes_map(buffer: Buffer, columns: u64, rows: u64, box_columns: u32, box_rows: u32) -> TensorMap {
     let tiles = Tiled2d {
         address: buffer.address(),
@@ -123,7 +125,7 @@ pub fn bytes_map(buffer: Buffer, columns: u64, rows: u64, box_columns: u32, box_
         pitch: columns,
         box_columns,
         box_rows,
-        swizzle: Swizzle::Bytes128,
+        swizzle: if box_columns == 128 { Swizzle::Bytes128 } else { Swizzle::None },
     };
-    tiles.encode().expect("the test's own map is legal")
+    encode(&tiles).expect("the test's own map is legal")
 }

@@ -1,8 +1,9 @@
 //! What the device refuses with an error, though a caller can ask for it: memory, grids, and maps that nobody made.
 
 use crate::probe::*;
-use lmhead::backend::emulated::{Buffer, Device, Fault, FaultKind, LaunchConfig, Swizzle, Tiled2d};
+use lmhead::backend::emulated::{Buffer, Device, Fault, FaultKind, LaunchConfig, encode};
 use lmhead::backend::params::TensorMap;
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 
 /// A launch of one tile of 16 x 16 bytes, with its map's 32-bit words replaced.
 fn tma_with(words: &[(usize, u32)]) -> Result<Vec<u32>, Fault> {
@@ -35,13 +36,14 @@ fn a_tensor_map_that_no_driver_made_is_a_fault_whatever_it_holds() {
         &[(10, 0)],
         &[(10, 8)],
         &[(10, 128), (11, 0x0200_0000)],
-        &[(10, 256)],
+        &[(10, 256), (13, 1)],
         &[(11, 257)],
         &[(12, 0)],
         &[(12, 3)],
         &[(12, 1 << 28)],
         &[(13, 4)],
         &[(13, u32::MAX)],
+        &[(13, 1)],
     ] {
         let fault = tma_with(words).expect_err("not the driver's");
         assert_eq!(fault.kind, FaultKind::TensorMap, "{words:?}: {fault}");
@@ -61,8 +63,8 @@ fn a_row_of_more_bytes_than_there_are_numbers_is_refused() {
         box_rows: 16,
         swizzle: Swizzle::None,
     };
-    let fault = tiles.encode().expect_err("too wide");
-    assert!(fault.text.contains("columns: wanted 1 to 2^32"), "{fault}");
+    let fault = encode(&tiles).expect_err("too wide");
+    assert!(fault.text.contains("wanted 1 to 2^32 rows and columns"), "{fault}");
 }
 
 #[test]

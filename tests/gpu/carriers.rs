@@ -6,19 +6,26 @@ use crate::needs::{GpuTest, Needs};
 use crate::results::{self, Comparison};
 use half::bf16;
 use libtest_mimic::Failed;
-use lmhead::backend::cuda::{Buffer, CudaDevice, Launch, Swizzle, Tiled2d};
+use lmhead::backend::cuda::{Buffer, CudaDevice, Launch, encode};
 use lmhead::backend::emulated::{self, LaunchConfig, carriers};
 use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, TensorMap, WgmmaCarrierParams};
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 
 const MMA_S8: &str = "carrier_mma_s8_sm80";
 const WGMMA_S8: &str = "carrier_wgmma_s8_sm90a";
 const WGMMA_BF16: &str = "carrier_wgmma_bf16_sm90a";
+const REGISTERS_BF16: &str = "carrier_wgmma_registers_bf16_sm90a";
 const GATHER_BF16: &str = "carrier_gather_bf16_sm90a";
 
 pub const TESTS: &[GpuTest] = &[
     GpuTest { name: "carriers::mma_s8", needs: Needs::Kernel(MMA_S8), run: mma_s8 },
     GpuTest { name: "carriers::wgmma_s8", needs: Needs::Kernel(WGMMA_S8), run: wgmma_s8 },
     GpuTest { name: "carriers::wgmma_bf16", needs: Needs::Kernel(WGMMA_BF16), run: wgmma_bf16 },
+    GpuTest {
+        name: "carriers::wgmma_registers_bf16",
+        needs: Needs::Kernel(REGISTERS_BF16),
+        run: wgmma_registers_bf16,
+    },
     GpuTest { name: "carriers::gather_bf16", needs: Needs::Kernel(GATHER_BF16), run: gather_bf16 },
     GpuTest { name: "carriers::bits_of_bf16", needs: Needs::Kernel(WGMMA_BF16), run: bits_of_bf16 },
     GpuTest {
@@ -84,12 +91,24 @@ fn wgmma_s8(device: &CudaDevice) -> Result<(), Failed> {
 }
 
 fn wgmma_bf16(device: &CudaDevice) -> Result<(), Failed> {
+    both_ways(device, WGMMA_BF16, &carriers::wgmma_bf16())
+}
+
+fn wgmma_registers_bf16(device: &CudaDevice) -> Result<(), Failed> {
+    both_ways(device, REGISTERS_BF16, &carriers::wgmma_registers_bf16())
+}
+
+fn both_ways(
+    device: &CudaDevice,
+    kernel: &'static str,
+    emulated: &emulated::Kernel<WgmmaCarrierParams>,
+) -> Result<(), Failed> {
     for (shape, values) in both_values() {
         let cases::Halves { weights, rows, truth } = cases::halves(&shape, values);
         let (weights, rows) = (as_bits(&weights), as_bits(&rows));
-        let out = wgmma(device, WGMMA_BF16, &shape, &weights, &rows)?;
-        let emulated = emulated_wgmma(&carriers::wgmma_bf16(), &shape, &weights, &rows)?;
-        out.compare(WGMMA_BF16, &shape, &format!("bf16 {values:?}"), &bits(&truth), &emulated)?;
+        let out = wgmma(device, kernel, &shape, &weights, &rows)?;
+        let emulated = emulated_wgmma(emulated, &shape, &weights, &rows)?;
+        out.compare(kernel, &shape, &format!("bf16 {values:?}"), &bits(&truth), &emulated)?;
     }
     Ok(())
 }
@@ -134,6 +153,10 @@ fn bits_of_bf16(device: &CudaDevice) -> Result<(), Failed> {
         let narrow =
             gather(device, &shape, &weights, &rows, &(0..row_count as i32).collect::<Vec<_>>())?.read()?;
         record(WGMMA_BF16, &shape, "tile: 64 x 64 against 64 x 32", &base, &narrow)?;
+
+        let registers = wgmma(device, REGISTERS_BF16, &shape, &weights, &rows)?.read()?;
+        let what = "operand source: weights from shared memory against registers";
+        record(WGMMA_BF16, &shape, what, &base, &registers)?;
 
         let swapped = Shape { vocab: row_count, rows: vocab, hidden };
         let swapped = wgmma(device, WGMMA_BF16, &swapped, &rows, &weights)?.read()?;
@@ -301,7 +324,7 @@ fn tiles<T>(buffer: &Buffer, rows: u32, hidden: u32, box_rows: u32) -> Result<Te
         box_rows,
         swizzle: Swizzle::Bytes128,
     };
-    Ok(tiled.encode()?)
+    Ok(encode(&tiled)?)
 }
 
 fn wgmma_config(shape: &Shape) -> LaunchConfig {

@@ -3,7 +3,8 @@
 use crate::needs::{GpuTest, Needs};
 use libtest_mimic::Failed;
 use lmhead::backend::cuda::fatbins::Capability;
-use lmhead::backend::cuda::{CudaDevice, Swizzle, Tiled2d};
+use lmhead::backend::cuda::{CudaDevice, encode};
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 
 pub const TESTS: &[GpuTest] = &[
     GpuTest {
@@ -76,7 +77,7 @@ fn tensor_maps(device: &CudaDevice) -> Result<(), Failed> {
     };
     for tiled in [
         map(2, 100, 64, 128, 64, 64, Swizzle::Bytes128),
-        map(2, 1, 1, 16, 1, 8, Swizzle::Bytes128),
+        map(2, 1, 1, 16, 1, 64, Swizzle::Bytes128),
         map(1, 77, 128, 128, 256, 128, Swizzle::Bytes128),
         map(1, 3, 16, 1 << 14, 8, 256, Swizzle::None),
         map(4, 5, 7, 32, 256, 256, Swizzle::None),
@@ -85,8 +86,8 @@ fn tensor_maps(device: &CudaDevice) -> Result<(), Failed> {
         map(2, 1 << 32, 1 << 32, 1 << 33, 256, 64, Swizzle::Bytes128),
         map(1, 1, 1, (1 << 40) - 16, 1, 16, Swizzle::None),
     ] {
-        tiled.encode()?;
-        Tiled2d { address: tiled.address + 16, ..tiled }.encode()?;
+        encode(&tiled)?;
+        encode(&Tiled2d { address: tiled.address + 16, ..tiled })?;
     }
     Ok(())
 }

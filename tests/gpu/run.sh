@@ -6,8 +6,8 @@
 #   sanitize  the small cases under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
 #   bench     the products at full size with both roofs, then PyTorch on the same shapes
 #
-# Logs and JSON go to $OUT (./out), eight files at most. Each mode ends within eight minutes. Exit codes: 0 all good, 1
-# something failed or was ignored for want of a GPU, 2 wrong arguments.
+# Logs and JSON go to $OUT (./out), eight files at most; LMHEAD_EMULATED_TESTS is a filter of the emulated tests. Each mode ends
+# within eight minutes. Exit codes: 0 all good, 1 something failed or was ignored for want of a GPU, 2 wrong arguments.
 set -uo pipefail
 case "${1:-all}" in
   tests | sanitize | bench) modes=$1 ;;
@@ -48,7 +48,7 @@ for mode in $modes; do
     step doctor tests.log 20 ./lmhead doctor
     step unit tests.log 40 ./unit cuda
     LMHEAD_GPU_RESULTS=$out/carriers.json step gpu tests.log 260 ./gpu --color never
-    step emulated tests.log 110 ./emulated
+    step emulated tests.log 110 ./emulated ${LMHEAD_EMULATED_TESTS:+"$LMHEAD_EMULATED_TESTS"}
     step program tests.log 30 ./lmhead run --backend cuda --preset tiny --rows 3,0,2 --lmhead-tp-size 3 --check
   elif [ "$mode" = bench ]; then
     rm -f "$out"/{bench.log,bench.json,peers.json}

@@ -87,6 +87,13 @@ pub const EXPECTED: &[Expectation] = &[
         registers: 64,
     },
     Expectation {
+        kernel: "carrier_wgmma_registers_bf16_sm90a",
+        architectures: &["sm_90a"],
+        present: &[("HGMMA.64x64x16.BF16", 4), ("LDSM.M88.4", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
+        absent: &["IGMMA", "HMMA", "LDGSTS"],
+        registers: 168,
+    },
+    Expectation {
         kernel: "carrier_gather_bf16_sm90a",
         architectures: &["sm_90a"],
         present: &[

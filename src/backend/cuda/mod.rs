@@ -20,4 +20,4 @@ pub use event::Event;
 pub use graph::Graph;
 pub use kernel::{Attributes, Kernel, Launch};
 pub use stream::{CudaStream, OwnedStream};
-pub use tensor_map::{Swizzle, Tiled2d};
+pub use tensor_map::encode;

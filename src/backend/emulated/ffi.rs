@@ -23,7 +23,7 @@ pub(super) struct Allocation {
     pub bytes: u64,
     pub writable: u32,
     pub number: u32,
-    pub written: *mut [u64; 2],
+    pub marks: *mut u64,
 }
 
 #[repr(C)]
@@ -53,6 +53,7 @@ pub(super) struct Launch {
     pub allocations: *const Allocation,
     pub allocation_count: u64,
     pub primary: *const Allocation,
+    pub overlapped: u32,
     pub host: Host,
 }
 

@@ -209,6 +209,7 @@ impl Prepared {
             allocations: std::ptr::null(),
             allocation_count: 0,
             primary: std::ptr::null(),
+            overlapped: 0,
             host: ffi::Host {
                 context: std::ptr::null(),
                 wait_for_primary: never,

@@ -45,7 +45,7 @@ pub use backend::{EmulatedBuffer, EmulatedDevice};
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
 pub use launch::{Kernel, LaunchConfig, Params};
-pub use tensor_map::{Swizzle, Tiled2d};
+pub use tensor_map::encode;
 
 use buffer::Memory;
 use launch::Prepared;

@@ -140,23 +140,29 @@ fn traced_by_environment(kernel: &str) -> Option<u64> {
 }
 
 pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepared]) -> Result<(), Fault> {
-    // Per launch and buffer: the stored range, which only an overlapping launch looks at.
-    let nothing_stored = [u64::MAX, 0];
-    let mut stored = vec![vec![nothing_stored; memories.len()]; launches.len()];
+    // Per launch and buffer: what was done to each byte. Pages that nobody marks cost nothing.
     let overlap = launches.len() > 1;
-    let tables: Vec<Vec<Allocation>> = stored
+    let marks_of = |launch: &Prepared, memory: &Memory| {
+        let noted = memory.writable && (overlap || launch.config.checks);
+        vec![0u64; if noted { memory.bytes.div_ceil(8) } else { 0 }]
+    };
+    let mut marks: Vec<Vec<Vec<u64>>> = launches
+        .iter()
+        .map(|launch| memories.iter().map(|memory| marks_of(launch, memory)).collect())
+        .collect();
+    let tables: Vec<Vec<Allocation>> = marks
         .iter_mut()
-        .map(|stored| {
+        .map(|marks| {
             let mut table: Vec<Allocation> = memories
                 .iter()
-                .zip(stored)
+                .zip(marks)
                 .enumerate()
-                .map(|(number, (memory, written))| Allocation {
+                .map(|(number, (memory, marks))| Allocation {
                     address: memory.address(),
                     bytes: memory.bytes as u64,
                     writable: u32::from(memory.writable),
                     number: number as u32,
-                    written: if overlap { &raw mut *written } else { std::ptr::null_mut() },
+                    marks: if marks.is_empty() { std::ptr::null_mut() } else { marks.as_mut_ptr() },
                 })
                 .collect();
             table.sort_by_key(|a| a.address);
@@ -191,6 +197,7 @@ pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepare
             let mut raw = launch.raw();
             raw.allocations = tables[number].as_ptr();
             raw.allocation_count = tables[number].len() as u64;
+            raw.overlapped = u32::from(number + 1 < launches.len());
             raw.primary = if number > 0 { tables[number - 1].as_ptr() } else { std::ptr::null() };
             raw.traced = u32::from(contexts[number].1.is_some());
             raw.trace_block = contexts[number].1.unwrap_or(0);

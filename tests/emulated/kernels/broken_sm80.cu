@@ -52,6 +52,76 @@ KERNEL(broken_warp, ProbeParams, 32, 1) {
   st_global_u32(params.out + t, v);
 }
 
+namespace {
+// What a compiler may double where lanes part before and after it, and unroll: still one place.
+DEVICE void load_all(uint32_t s, uint32_t (&d)[4]) {
+#pragma GCC unroll 4
+  for (uint32_t i = 0; i < 4; ++i) ldmatrix_x1(d[i], s + threadIdx.x % 8 * 16);
+}
+}  // namespace
+
+// One instruction at two places of the source. 64 threads, 512 bytes. 0, 20 and 21 are correct.
+KERNEL(broken_places, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
+  const bool lower = t % 32 < 16;
+  st_shared_u32(s + 4 * t, t);
+  if (how == 1 && lower)
+    barrier_sync_all();
+  else
+    barrier_sync_all();
+  uint32_t d[4] = {t, t, t, t};
+  int32_t sums[4] = {};
+  float floats[4] = {};
+  if (how == 20 && lower) d[0] = 1;
+  load_all(s, d);
+  if (how == 20 && lower) d[1] += 2;
+  if (how == 20 && t % 2 == 0) d[2] = 3;
+  load_all(s, d);
+  switch (how) {
+    case 2:
+      if (lower)
+        ldmatrix_x4(d, s + t % 8 * 16);
+      else
+        ldmatrix_x4(d, s + t % 8 * 16);
+      break;
+    case 3:
+      if (t % 32 == 31)
+        mma_m16n8k32(sums, d, {t, t});
+      else
+        mma_m16n8k32(sums, d, {t, t});
+      break;
+    case 4:
+      if (lower)
+        mma_m16n8k16(Bf16{}, floats, d, {t, t});
+      else
+        mma_m16n8k16(Bf16{}, floats, d, {t, t});
+      break;
+    case 5:
+      if (lower)
+        barrier_sync(1, 64);
+      else
+        barrier_sync(1, 64);
+      break;
+    case 6:
+      if (lower)
+        barrier_arrive(1, 64);
+      else
+        barrier_arrive(1, 64);
+      break;
+    case 21:  // not .aligned: lanes may be anywhere
+      if (lower)
+        bar_warp_sync();
+      else
+        bar_warp_sync();
+      if (lower)
+        d[0] = shfl_bfly(d[0], 16);
+      else
+        d[0] = shfl_bfly(d[0], 16);
+      break;
+  }
+  st_global_u32(params.out + t, d[0] + d[1] + d[2] + d[3] + uint32_t(sums[0]) + uint32_t(floats[0]));
+}
+
 // cp.async. 64 threads, 512 bytes in two stages.
 KERNEL(broken_copies, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, how = params.n[0];

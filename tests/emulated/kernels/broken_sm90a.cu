@@ -278,12 +278,131 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   barrier_cluster_wait();
 }
 
-// Reads what probe_primary stores without waiting for it.
-KERNEL(broken_secondary, ProbeParams, 32, 1) {
+// A pair of launches that overlap, two blocks each. The first one stores the even ones of words 0 to 127 and reads words 128 to
+// 191. It is correct.
+KERNEL(broken_primary, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x;
-  const uint32_t v = ld_global_u32(params.out + at);
-  griddepcontrol_wait();
-  st_global_u32(params.out + gridDim.x * 32 + at, v);
+  griddepcontrol_launch_dependents();
+  st_global_u32(params.out + 2 * at, ld_global_u32(params.out + 128 + at) + at);
+}
+KERNEL(broken_secondary, ProbeParams, 32, 1) {
+  const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];
+  uint32_t *even = params.out + 2 * at, *read = params.out + 128 + at;
+  uint32_t v = ld_global_nc_u32(params.in + at);
+  // Before the wait, nothing that the first one touches: the words between those that it stores are free.
+  st_global_u32(even + 1, v);
+  v += ld_global_u32(even + 1);
+  if (how == 1) v += ld_global_u32(even);    // what the first one stores
+  if (how == 2) st_global_u32(read, v);      // what it still reads
+  if (how == 3) st_global_u32(even, v);      // what it stores
+  if (how == 6) v += ld_global_nc_u32(even);  // by .nc
+  if (how != 7 && (how < 4 || how > 5 || threadIdx.x == 0) && how != 20) griddepcontrol_wait();
+  if (how == 20) {  // correct too: one thread waits, a barrier tells the others
+    if (threadIdx.x == 9) griddepcontrol_wait();
+    barrier_sync_all();
+  }
+  // 4: one thread has waited, and nothing tells the others; 5: the same, and they store; 7: nobody has waited.
+  if (how != 5) v += ld_global_u32(even);
+  if (how == 5) st_global_u32(read, v);
+  if (how == 8) v += ld_global_nc_u32(even);  // .nc may come before the wait, wherever it stands
+  st_global_u32(params.out + 192 + at, v);
+}
+
+// .nc loads of what the kernel itself stores. Two blocks of 32.
+KERNEL(broken_constant, ProbeParams, 32, 1) {
+  const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];
+  uint32_t v = ld_global_nc_u32(params.in + at) + ld_global_nc_u32(params.out + 64 + at);
+  if (how == 1) v += ld_global_nc_u32(params.out + at);                                // a thread's own word, before
+  st_global_u32(params.out + at, v);
+  if (how == 2) v += ld_global_nc_u32(params.out + at);                                // and after
+  if (how == 3) v += ld_global_nc_u32(params.out + (at + 32) % 64);                    // the other block's
+  if (how == 4) v += ld_global_nc_no_allocate_v4(params.out + at / 4 * 4).x;            // some bytes of it
+  if (how == 5) st_global_u16(reinterpret_cast<uint16_t *>(params.out + 64 + at), uint16_t(v));  // what it has loaded
+  if (how == 6) atom_add_u32(params.out + 64 + at, v);
+  if (v == 0x12345678) trap();
+}
+
+namespace {
+DEVICE void helper(uint32_t address, uint32_t v) { stmatrix_x1(address, v); }
+}  // namespace
+
+// One instruction at two places of the source. 128 threads, 72 rows of 128 bytes; the halves of every warp part.
+KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
+  const bool lower = t % 32 < 16;
+  for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
+  fence_proxy_async();
+  barrier_sync_all();
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  const uint32_t row = s + t / 32 * 128 + t % 8 * 16;
+  int32_t d[4];
+  if (how == 1) {
+    if (lower)
+      wgmma_fence();
+    else
+      wgmma_fence();
+  } else {
+    wgmma_fence();
+  }
+  if ((how == 3 && lower) || (how == 17 && t < 32))  // 17: one warp of the four
+    wgmma_m64k32_s8<8>(d, a, b, 0);
+  else
+    wgmma_m64k32_s8<8>(d, a, b, 0);
+  if (how == 5 && t % 32 == 7)
+    wgmma_commit_group();
+  else
+    wgmma_commit_group();
+  if (how == 7 && lower)
+    wgmma_wait_group<0>();
+  else
+    wgmma_wait_group<0>();
+  if (how == 9 && lower)
+    stmatrix_x1(row, t);
+  else
+    stmatrix_x1(row, t);
+  if (how == 10) {  // not seen: one place in the source, in a helper that is called from two
+    if (lower)
+      helper(row, t);
+    else
+      helper(row, t);
+  }
+  if (how == 11 && lower)
+    barrier_cluster_arrive();
+  else
+    barrier_cluster_arrive();
+  if (how == 13 && lower)
+    barrier_cluster_wait();
+  else
+    barrier_cluster_wait();
+  if (how == 15 && lower)
+    setmaxnreg_dec<64>();
+  else
+    setmaxnreg_dec<64>();
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
+}
+
+// Fragments of a in registers that are written anew while wgmma reads them: a fence does not help, a wait does. n[0]: 1 before
+// the wait, 2 before the wait for the right group.
+KERNEL(broken_fragments, ProbeParams, 128, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
+  for (uint32_t i = t; i < 8 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
+  fence_proxy_async();
+  barrier_sync_all();
+  const uint64_t b = wgmma_descriptor(s, Swizzle::bytes_128, 1024);
+  uint32_t fragments[2][4];
+  int32_t d[4];
+  for (uint32_t k = 0; k < 4; ++k) {
+    uint32_t(&mine)[4] = fragments[how == 1 ? 0 : k % 2];
+    if (how == 2 && k == 3) fragments[0][0] = t;  // the other set, which is under way
+    for (uint32_t i = 0; i < 4; ++i) mine[i] = t * k + i;
+    wgmma_fence();
+    wgmma_m64k32_s8<8>(d, mine, b, k != 0);
+    if (how == 2 && k == 3) wgmma_m64k32_s8<8>(d, fragments[0], b, 1);
+    wgmma_commit_group();
+    wgmma_wait_group<1>();
+  }
+  wgmma_wait_group<0>();
+  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
 // Larger than a kernel's parameters may be.
