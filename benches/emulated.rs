@@ -108,6 +108,8 @@ fn kernels(c: &mut Criterion) {
         ..params
     };
     measure(c, "carrier wgmma bf16", products, &mut device, (carriers::wgmma_bf16(), params, config));
+    let kernel = carriers::wgmma_registers_bf16();
+    measure(c, "carrier wgmma bf16 from registers", products, &mut device, (kernel, params, config));
 
     let indices: Vec<i32> = (0..ROWS as i32).rev().collect();
     let params = GatherCarrierParams {

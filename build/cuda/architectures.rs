@@ -22,6 +22,7 @@ pub struct KernelFile {
 pub const FILES: &[KernelFile] = &[
     KernelFile { name: "carriers/gather_bf16_sm90a", architectures: HOPPER },
     KernelFile { name: "carriers/mma_s8_sm80", architectures: PORTABLE },
+    KernelFile { name: "carriers/wgmma_registers_sm90a", architectures: HOPPER },
     KernelFile { name: "carriers/wgmma_sm90a", architectures: HOPPER },
     KernelFile { name: "gather_matmul_sm80", architectures: PORTABLE },
     KernelFile { name: "quant_matmul_sm80", architectures: PORTABLE },

@@ -8,6 +8,8 @@ pub mod device;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 pub mod params;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+pub mod tensor_map;
 
 use crate::adjust::ShardAdjustments;
 use crate::dtype::DType;

@@ -2,7 +2,7 @@
 //! know older devices or fail, and writes down what it is told to launch.
 #![cfg(target_os = "linux")]
 
-use lmhead::backend::cuda::{Device, Launch, Swizzle, Tiled2d};
+use lmhead::backend::cuda::{Device, Launch, Swizzle, Tiled2d, tensor_map};
 use lmhead::backend::params::MmaCarrierParams;
 use std::path::PathBuf;
 use std::process::Command;
@@ -196,7 +196,7 @@ fn in_child_memory() {
         box_rows: 32,
         swizzle: Swizzle::Bytes128,
     };
-    let map = tiled.encode().expect("a map");
+    let map = tensor_map(&tiled).expect("a map");
     let said: &[u64] = bytemuck::cast_slice(&map.opaque[..64]);
     // Type UINT16, address, sizes, pitch, box, swizzle 128B.
     assert_eq!(said, [1, matrix.address(), 72, 100, 160, 64, 32, 3]);

@@ -1,7 +1,7 @@
 //! The carrier kernels: int8 is exact, 16-bit has the bits of the hardware's chain of instructions, k ascending.
 
 use crate::cases::{self, REAL, SMALL, Shape, Values, bits};
-use lmhead::backend::emulated::{Device, Fault, LaunchConfig, carriers};
+use lmhead::backend::emulated::{Device, Fault, Kernel, LaunchConfig, carriers};
 use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, WgmmaCarrierParams};
 
 fn mma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault> {
@@ -50,6 +50,7 @@ fn wgmma_s8(shape: &Shape, config: impl Fn(LaunchConfig) -> LaunchConfig) -> Res
 }
 
 fn wgmma_bf16(
+    kernel: &Kernel<WgmmaCarrierParams>,
     shape: &Shape,
     config: impl Fn(LaunchConfig) -> LaunchConfig,
     values: Values,
@@ -74,7 +75,7 @@ fn wgmma_bf16(
         carriers::WGMMA_THREADS,
         carriers::WGMMA_SHARED,
     );
-    device.launch(&carriers::wgmma_bf16(), &params, &config(launch))?;
+    device.launch(kernel, &params, &config(launch))?;
     assert_eq!(bits(&device.download::<f32>(out)?), bits(&truth));
     Ok(())
 }
@@ -112,11 +113,15 @@ fn gather_bf16(
 }
 
 type Carrier = fn(&Shape, fn(LaunchConfig) -> LaunchConfig) -> Result<(), Fault>;
-const CARRIERS: [(&str, Carrier); 6] = [
+const CARRIERS: [(&str, Carrier); 8] = [
     ("mma_s8", |s, c| mma_s8(s, c)),
     ("wgmma_s8", |s, c| wgmma_s8(s, c)),
-    ("wgmma_bf16", |s, c| wgmma_bf16(s, c, Values::Random)),
-    ("wgmma_bf16 of integers", |s, c| wgmma_bf16(s, c, Values::Integers)),
+    ("wgmma_bf16", |s, c| wgmma_bf16(&carriers::wgmma_bf16(), s, c, Values::Random)),
+    ("wgmma_bf16 of integers", |s, c| wgmma_bf16(&carriers::wgmma_bf16(), s, c, Values::Integers)),
+    ("wgmma_registers_bf16", |s, c| wgmma_bf16(&carriers::wgmma_registers_bf16(), s, c, Values::Random)),
+    ("wgmma_registers_bf16 of integers", |s, c| {
+        wgmma_bf16(&carriers::wgmma_registers_bf16(), s, c, Values::Integers)
+    }),
     ("gather_bf16", |s, c| gather_bf16(s, c, Values::Random)),
     ("gather_bf16 of integers", |s, c| gather_bf16(s, c, Values::Integers)),
 ];
@@ -155,7 +160,11 @@ fn no_false_alarm_over_100_seeds() {
         for (name, outcome) in [
             ("mma_s8", mma_s8(&shape, with)),
             ("wgmma_s8", wgmma_s8(&shape, with)),
-            ("wgmma_bf16", wgmma_bf16(&shape, with, Values::Random)),
+            ("wgmma_bf16", wgmma_bf16(&carriers::wgmma_bf16(), &shape, with, Values::Random)),
+            (
+                "wgmma_registers_bf16",
+                wgmma_bf16(&carriers::wgmma_registers_bf16(), &shape, with, Values::Random),
+            ),
             ("gather_bf16", gather_bf16(&shape, with, Values::Random)),
         ] {
             if let Err(fault) = outcome {

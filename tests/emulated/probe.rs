@@ -1,6 +1,8 @@
 //! The kernels of `tests/emulated/kernels`, and what they take.
 
-use lmhead::backend::emulated::{Buffer, Device, Fault, Kernel, LaunchConfig, Params, Swizzle, Tiled2d};
+use lmhead::backend::emulated::{
+    Buffer, Device, Fault, Kernel, LaunchConfig, Params, Swizzle, Tiled2d, tensor_map,
+};
 use lmhead::backend::params::TensorMap;
 use lmhead::emulated_kernel;
 
@@ -124,5 +126,5 @@ pub fn bytes_map(buffer: Buffer, columns: u64, rows: u64, box_columns: u32, box_
         box_rows,
         swizzle: Swizzle::Bytes128,
     };
-    tiles.encode().expect("the test's own map is legal")
+    tensor_map(&tiles).expect("the test's own map is legal")
 }

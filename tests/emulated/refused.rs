@@ -1,7 +1,9 @@
 //! What the device refuses with an error, though a caller can ask for it: memory, grids, and maps that nobody made.
 
 use crate::probe::*;
-use lmhead::backend::emulated::{Buffer, Device, Fault, FaultKind, LaunchConfig, Swizzle, Tiled2d};
+use lmhead::backend::emulated::{
+    Buffer, Device, Fault, FaultKind, LaunchConfig, Swizzle, Tiled2d, tensor_map,
+};
 use lmhead::backend::params::TensorMap;
 
 /// A launch of one tile of 16 x 16 bytes, with its map's 32-bit words replaced.
@@ -61,8 +63,8 @@ fn a_row_of_more_bytes_than_there_are_numbers_is_refused() {
         box_rows: 16,
         swizzle: Swizzle::None,
     };
-    let fault = tiles.encode().expect_err("too wide");
-    assert!(fault.text.contains("columns: wanted 1 to 2^32"), "{fault}");
+    let fault = tensor_map(&tiles).expect_err("too wide");
+    assert!(fault.text.contains("wanted 1 to 2^32 rows and columns"), "{fault}");
 }
 
 #[test]

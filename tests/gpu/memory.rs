@@ -3,7 +3,7 @@
 use crate::{GpuTest, Needs};
 use libtest_mimic::Failed;
 use lmhead::backend::cuda::fatbins::Capability;
-use lmhead::backend::cuda::{Device, Swizzle, Tiled2d};
+use lmhead::backend::cuda::{Device, Swizzle, Tiled2d, tensor_map};
 use std::sync::Arc;
 
 pub const TESTS: &[GpuTest] = &[
@@ -86,8 +86,8 @@ fn tensor_maps(device: &Arc<Device>) -> Result<(), Failed> {
         map(2, 1 << 32, 1 << 32, 1 << 33, 256, 64, Swizzle::Bytes128),
         map(1, 1, 1, (1 << 40) - 16, 1, 16, Swizzle::None),
     ] {
-        tiled.encode()?;
-        Tiled2d { address: tiled.address + 16, ..tiled }.encode()?;
+        tensor_map(&tiled)?;
+        tensor_map(&Tiled2d { address: tiled.address + 16, ..tiled })?;
     }
     Ok(())
 }

@@ -39,6 +39,20 @@ pub const EXPECTED: &[Expectation] = &[
         absent: &["IGMMA", "HMMA", "LDGSTS"],
         registers: 168,
     },
+    // Two steps by turns, and the fragments of the first stage before them.
+    Expectation {
+        kernel: "carrier_wgmma_registers_bf16_sm90a",
+        architectures: &["sm_90a"],
+        present: &[
+            ("HGMMA.64x64x16.F32.BF16", 8),
+            ("LDSM.M88.4", 12),
+            ("WARPGROUP.DEPBAR", 2),
+            ("UTMALDG.2D", 3),
+            ("USETMAXREG", 2),
+        ],
+        absent: &["IGMMA", "HMMA", "LDGSTS"],
+        registers: 168,
+    },
     Expectation {
         kernel: "carrier_gather_bf16_sm90a",
         architectures: &["sm_90a"],

@@ -9,8 +9,9 @@ pub mod fatbins;
 mod kernel;
 mod tensor_map;
 
+pub use crate::backend::tensor_map::{Swizzle, Tiled2d};
 pub use buffer::Buffer;
 pub use device::Device;
 pub use driver::{DeviceInfo, DriverVersion, devices, driver};
 pub use kernel::{Attributes, Kernel, Launch};
-pub use tensor_map::{Swizzle, Tiled2d};
+pub use tensor_map::tensor_map;

@@ -1,7 +1,7 @@
 //! The carrier kernels of `kernels/carriers`: one small matrix product for each way in which operands travel, on which the real
 //! kernels are built. `out[rows, vocab] = rows[rows, hidden] · weights[vocab, hidden]ᵀ`.
 
-use super::{Fault, Kernel, LaunchConfig, Swizzle, Tiled2d};
+use super::{Fault, Kernel, LaunchConfig, Swizzle, Tiled2d, tensor_map};
 use crate::backend::params::{GatherCarrierParams, MmaCarrierParams, TensorMap, WgmmaCarrierParams};
 use crate::emulated_kernel;
 
@@ -11,7 +11,7 @@ pub const MMA_THREADS: u32 = 128;
 pub const MMA_SHARED: u32 = 4 * (128 + 32) * 128;
 /// Threads of a block of the others.
 pub const WGMMA_THREADS: u32 = 384;
-/// Rows of a block of [`wgmma_s8`] and [`wgmma_bf16`].
+/// Rows of a block of [`wgmma_s8`], [`wgmma_bf16`] and [`wgmma_registers_bf16`].
 pub const WGMMA_ROWS: u32 = 64;
 /// Bytes of their shared memory: four stages, two barriers each.
 pub const WGMMA_SHARED: u32 = 4 * ((128 + WGMMA_ROWS) * 128 + 16);
@@ -35,6 +35,11 @@ pub fn wgmma_bf16() -> Kernel<WgmmaCarrierParams> {
     emulated_kernel!(carrier_wgmma_bf16_sm90a: WgmmaCarrierParams)
 }
 
+/// The same, with the weights read into registers on their way from shared memory to `wgmma` (sm_90a). `hidden` is a multiple of 8.
+pub fn wgmma_registers_bf16() -> Kernel<WgmmaCarrierParams> {
+    emulated_kernel!(carrier_wgmma_registers_bf16_sm90a: WgmmaCarrierParams)
+}
+
 /// bf16 weights through TMA, rows picked by index through `cp.async` (sm_90a). `hidden` is a multiple of 8.
 pub fn gather_bf16() -> Kernel<GatherCarrierParams> {
     emulated_kernel!(carrier_gather_bf16_sm90a: GatherCarrierParams)
@@ -46,17 +51,9 @@ pub fn config(vocab: u32, row_count: u32, rows_per_block: u32, threads: u32, sha
         .shared(shared)
 }
 
-/// Tiles of 128 bytes of `[rows, hidden]`, row-major and contiguous, with the 128-byte swizzle.
-///
-/// # Errors
-/// As [`Tiled2d::encode`].
-pub fn tiles(
-    address: u64,
-    element_bytes: u32,
-    rows: u32,
-    hidden: u32,
-    box_rows: u32,
-) -> Result<TensorMap, Fault> {
+/// Tiles of 128 bytes of `[rows, hidden]`, row-major and contiguous, with the 128-byte swizzle: as the carriers read them, on any
+/// device.
+pub fn tiled(address: u64, element_bytes: u32, rows: u32, hidden: u32, box_rows: u32) -> Tiled2d {
     Tiled2d {
         address,
         element_bytes,
@@ -67,5 +64,18 @@ pub fn tiles(
         box_rows,
         swizzle: Swizzle::Bytes128,
     }
-    .encode()
+}
+
+/// The same as this device's map.
+///
+/// # Errors
+/// As [`tensor_map`].
+pub fn tiles(
+    address: u64,
+    element_bytes: u32,
+    rows: u32,
+    hidden: u32,
+    box_rows: u32,
+) -> Result<TensorMap, Fault> {
+    tensor_map(&tiled(address, element_bytes, rows, hidden, box_rows))
 }

@@ -41,11 +41,12 @@ mod run;
 mod tensor_map;
 mod worker;
 
+pub use crate::backend::tensor_map::{Swizzle, Tiled2d};
 pub use backend::{EmulatedBuffer, EmulatedDevice};
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
 pub use launch::{Kernel, LaunchConfig, Params};
-pub use tensor_map::{Swizzle, Tiled2d};
+pub use tensor_map::tensor_map;
 
 use buffer::Memory;
 use launch::Prepared;
