@@ -25,12 +25,23 @@ fn check(name: &str, rows: &[Row], run: impl Fn(u32, u64) -> Result<Vec<u32>, Fa
                     assert!(kinds.contains(&fault.kind), "{name}, {what}: wanted {kinds:?}, got {fault}");
                     let whole = !fault.text.is_empty() && fault.to_string().contains(&fault.kernel);
                     assert!(whole && fault.seed == seed, "{name}, {what}: an incomplete report: {fault:?}");
+                    assert!(names_its_place(&fault), "{name}, {what}: wanted the place named, got {fault:?}");
                     found += 1;
                 }
             }
         }
         assert!(found >= least, "{name}, {what}: wanted it found in {least} of {SEEDS} seeds, got {found}");
     }
+}
+
+/// Thread and instruction, where one thread is at fault, and the address, where memory is.
+fn names_its_place(fault: &Fault) -> bool {
+    let of_memory = matches!(
+        fault.kind,
+        SharedBounds | GlobalBounds | Misaligned | Race | Incomplete | Proxy | Transactions
+    );
+    let by_a_thread = fault.thread.is_some() && !fault.instruction.is_empty();
+    (by_a_thread || fault.kind == Deadlock) && (fault.address.is_some() || !of_memory)
 }
 
 fn plain(
