@@ -69,7 +69,7 @@ pub fn tiled(address: u64, element_bytes: u32, rows: u32, hidden: u32, box_rows:
 /// The same as this device's map.
 ///
 /// # Errors
-/// As [`tensor_map`].
+/// As [`tensor_map()`].
 pub fn tiles(
     address: u64,
     element_bytes: u32,
