@@ -3,7 +3,7 @@
 
 use crate::cases::{self, REAL, SMALL, Shape, Values, bits};
 use crate::needs::{GpuTest, Needs};
-use crate::results::{self, Comparison};
+use crate::results::{self, Aspect, Comparison, Way};
 use half::bf16;
 use libtest_mimic::Failed;
 use lmhead::backend::cuda::{Buffer, CudaDevice, Launch, encode};
@@ -14,8 +14,53 @@ use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 const MMA_S8: &str = "carrier_mma_s8_sm80";
 const WGMMA_S8: &str = "carrier_wgmma_s8_sm90a";
 const WGMMA_BF16: &str = "carrier_wgmma_bf16_sm90a";
-const REGISTERS_BF16: &str = "carrier_wgmma_registers_bf16_sm90a";
+const WGMMA_REGISTERS_BF16: &str = "carrier_wgmma_registers_bf16_sm90a";
 const GATHER_BF16: &str = "carrier_gather_bf16_sm90a";
+
+const SHARED: &str = "shared memory, by descriptor";
+/// What the bits of a kernel's results could depend on.
+pub const WAYS: [Way; 5] = [
+    Way {
+        kernel: MMA_S8,
+        instruction: "mma.sync m16n8k32 s8",
+        tile: "16 x 8",
+        orientation: "vocabulary on m",
+        weights_from: "registers, through ldmatrix",
+        rows_from: "registers, through ldmatrix",
+    },
+    Way {
+        kernel: WGMMA_S8,
+        instruction: "wgmma m64n64k32 s8",
+        tile: "64 x 64",
+        orientation: "vocabulary on m",
+        weights_from: SHARED,
+        rows_from: SHARED,
+    },
+    Way {
+        kernel: WGMMA_BF16,
+        instruction: "wgmma m64n64k16 bf16",
+        tile: "64 x 64",
+        orientation: "vocabulary on m; in the comparison of orientations, rows on m",
+        weights_from: SHARED,
+        rows_from: SHARED,
+    },
+    Way {
+        kernel: WGMMA_REGISTERS_BF16,
+        instruction: "wgmma m64n64k16 bf16",
+        tile: "64 x 64",
+        orientation: "vocabulary on m; in the comparison of orientations, rows on m",
+        weights_from: "registers, through ldmatrix",
+        rows_from: SHARED,
+    },
+    Way {
+        kernel: GATHER_BF16,
+        instruction: "wgmma m64n32k16 bf16",
+        tile: "64 x 32",
+        orientation: "vocabulary on m",
+        weights_from: SHARED,
+        rows_from: SHARED,
+    },
+];
 
 pub const TESTS: &[GpuTest] = &[
     GpuTest { name: "carriers::mma_s8", needs: Needs::Kernel(MMA_S8), run: mma_s8 },
@@ -23,7 +68,7 @@ pub const TESTS: &[GpuTest] = &[
     GpuTest { name: "carriers::wgmma_bf16", needs: Needs::Kernel(WGMMA_BF16), run: wgmma_bf16 },
     GpuTest {
         name: "carriers::wgmma_registers_bf16",
-        needs: Needs::Kernel(REGISTERS_BF16),
+        needs: Needs::Kernel(WGMMA_REGISTERS_BF16),
         run: wgmma_registers_bf16,
     },
     GpuTest { name: "carriers::gather_bf16", needs: Needs::Kernel(GATHER_BF16), run: gather_bf16 },
@@ -91,24 +136,24 @@ fn wgmma_s8(device: &CudaDevice) -> Result<(), Failed> {
 }
 
 fn wgmma_bf16(device: &CudaDevice) -> Result<(), Failed> {
-    both_ways(device, WGMMA_BF16, &carriers::wgmma_bf16())
+    bf16_by(device, WGMMA_BF16, &carriers::wgmma_bf16())
 }
 
 fn wgmma_registers_bf16(device: &CudaDevice) -> Result<(), Failed> {
-    both_ways(device, REGISTERS_BF16, &carriers::wgmma_registers_bf16())
+    bf16_by(device, WGMMA_REGISTERS_BF16, &carriers::wgmma_registers_bf16())
 }
 
-fn both_ways(
+fn bf16_by(
     device: &CudaDevice,
-    kernel: &'static str,
-    emulated: &emulated::Kernel<WgmmaCarrierParams>,
+    name: &'static str,
+    kernel: &emulated::Kernel<WgmmaCarrierParams>,
 ) -> Result<(), Failed> {
     for (shape, values) in both_values() {
         let cases::Halves { weights, rows, truth } = cases::halves(&shape, values);
         let (weights, rows) = (as_bits(&weights), as_bits(&rows));
-        let out = wgmma(device, kernel, &shape, &weights, &rows)?;
-        let emulated = emulated_wgmma(emulated, &shape, &weights, &rows)?;
-        out.compare(kernel, &shape, &format!("bf16 {values:?}"), &bits(&truth), &emulated)?;
+        let out = wgmma(device, name, &shape, &weights, &rows)?;
+        let emulated = emulated_wgmma(kernel, &shape, &weights, &rows)?;
+        out.compare(name, &shape, &format!("bf16 {values:?}"), &bits(&truth), &emulated)?;
     }
     Ok(())
 }
@@ -141,30 +186,45 @@ fn gather_bf16(device: &CudaDevice) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Does it matter for the bits of random data how they were computed? Every way that the carriers have, against the plainest:
-/// what differs is recorded, and is an error, since equal bits are promised.
+/// Does it matter for the bits of random data how they were computed? Every way that the carriers have, against the plainest: how
+/// each differs is recorded, also where an earlier one did, and any difference is an error, since equal bits are promised.
 fn bits_of_bf16(device: &CudaDevice) -> Result<(), Failed> {
+    let mut problems = Vec::new();
     for shape in shapes() {
         let Shape { vocab, rows: row_count, hidden } = shape;
         let cases::Halves { weights, rows, .. } = cases::halves(&shape, Values::Random);
         let (weights, rows) = (as_bits(&weights), as_bits(&rows));
         let base = wgmma(device, WGMMA_BF16, &shape, &weights, &rows)?.read()?;
+        let mut note = |aspect, kernel, what: &str, got: &[u32]| {
+            if let Err(problem) = record(aspect, kernel, &shape, what, &base, got) {
+                problems.push(problem);
+            }
+        };
 
         let narrow =
             gather(device, &shape, &weights, &rows, &(0..row_count as i32).collect::<Vec<_>>())?.read()?;
-        record(WGMMA_BF16, &shape, "tile: 64 x 64 against 64 x 32", &base, &narrow)?;
+        note(Aspect::Tile, GATHER_BF16, "64 x 64 against 64 x 32", &narrow);
 
-        let registers = wgmma(device, REGISTERS_BF16, &shape, &weights, &rows)?.read()?;
-        let what = "operand source: weights from shared memory against registers";
-        record(WGMMA_BF16, &shape, what, &base, &registers)?;
+        let registers = wgmma(device, WGMMA_REGISTERS_BF16, &shape, &weights, &rows)?.read()?;
+        note(
+            Aspect::OperandSource,
+            WGMMA_REGISTERS_BF16,
+            "a by descriptor against a in registers",
+            &registers,
+        );
 
-        let swapped = Shape { vocab: row_count, rows: vocab, hidden };
-        let swapped = wgmma(device, WGMMA_BF16, &swapped, &rows, &weights)?.read()?;
-        let transposed: Vec<u32> = (0..row_count as usize)
-            .flat_map(|row| (0..vocab as usize).map(move |id| (row, id)))
-            .map(|(row, id)| swapped[id * row_count as usize + row])
-            .collect();
-        record(WGMMA_BF16, &shape, "orientation: vocabulary on m against rows on m", &base, &transposed)?;
+        for (kernel, what) in [
+            (WGMMA_BF16, "vocabulary on m against rows on m"),
+            (WGMMA_REGISTERS_BF16, "vocabulary on m by descriptor against rows on m in registers"),
+        ] {
+            let swapped = Shape { vocab: row_count, rows: vocab, hidden };
+            let swapped = wgmma(device, kernel, &swapped, &rows, &weights)?.read()?;
+            let transposed: Vec<u32> = (0..row_count as usize)
+                .flat_map(|row| (0..vocab as usize).map(move |id| (row, id)))
+                .map(|(row, id)| swapped[id * row_count as usize + row])
+                .collect();
+            note(Aspect::Orientation, kernel, what, &transposed);
+        }
 
         // Every row at another place of the tile, beside other neighbours.
         let turn = |row: usize| (row + 5) % row_count as usize;
@@ -177,9 +237,12 @@ fn bits_of_bf16(device: &CudaDevice) -> Result<(), Failed> {
         for (row, values) in turned.chunks(vocab as usize).enumerate() {
             back[turn(row) * vocab as usize..][..vocab as usize].copy_from_slice(values);
         }
-        record(WGMMA_BF16, &shape, "position: rows in another order", &base, &back)?;
+        note(Aspect::Position, WGMMA_BF16, "rows in another order", &back);
     }
-    Ok(())
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(problems.join("\n").into()),
+    }
 }
 
 fn another_size(device: &CudaDevice) -> Result<(), Failed> {
@@ -260,26 +323,28 @@ impl Output {
         emulated: &[u32],
     ) -> Result<(), Failed> {
         let values = self.read()?;
-        record(kernel, shape, &format!("{what}: against the plain product"), truth, &values)?;
-        record(kernel, shape, &format!("{what}: against the emulated device"), emulated, &values)
+        let plain = record(Aspect::PlainProduct, kernel, shape, what, truth, &values);
+        let emulated = record(Aspect::EmulatedDevice, kernel, shape, what, emulated, &values);
+        plain.and(emulated).map_err(Failed::from)
     }
 }
 
 /// # Errors
 /// Where a bit differs, after it was recorded.
 fn record(
+    aspect: Aspect,
     kernel: &'static str,
     shape: &Shape,
     what: &str,
     wanted: &[u32],
     got: &[u32],
-) -> Result<(), Failed> {
+) -> Result<(), String> {
     let Shape { vocab, rows, hidden } = *shape;
     let differing = wanted.iter().zip(got).filter(|(wanted, got)| wanted != got).count();
-    let what = what.to_string();
     results::add(Comparison {
+        aspect,
         kernel,
-        what: what.clone(),
+        what: what.to_string(),
         vocab,
         rows,
         hidden,
@@ -291,13 +356,12 @@ fn record(
     }
     let first = wanted.iter().zip(got).position(|(wanted, got)| wanted != got).unwrap_or(0);
     Err(format!(
-        "{kernel} {vocab} x {rows} x {hidden}, {what}: {differing} of {} values differ, the first at {first}: wanted {:#010x}, \
+        "{kernel} {vocab} x {rows} x {hidden}, {aspect:?}, {what}: {differing} of {} values differ, the first at {first}: wanted {:#010x}, \
          got {:#010x}",
         wanted.len(),
         wanted[first],
         got[first]
-    )
-    .into())
+    ))
 }
 
 fn run<P: Copy>(device: &CudaDevice, name: &str, config: &LaunchConfig, params: &P) -> Result<(), Failed> {

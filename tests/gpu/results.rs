@@ -2,11 +2,38 @@
 
 use lmhead::backend::cuda::{CudaDevice, driver};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+/// How a kernel computes: what its bits could depend on.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Way {
+    pub kernel: &'static str,
+    pub instruction: &'static str,
+    /// m x n of one instruction.
+    pub tile: &'static str,
+    pub orientation: &'static str,
+    /// Where the instruction takes its operands from.
+    pub weights_from: &'static str,
+    pub rows_from: &'static str,
+}
+
+/// What distinguishes the two results that are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aspect {
+    PlainProduct,
+    EmulatedDevice,
+    Tile,
+    Orientation,
+    OperandSource,
+    Position,
+}
+
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
+    pub aspect: Aspect,
     pub kernel: &'static str,
     pub what: String,
     pub vocab: u32,
@@ -16,6 +43,40 @@ pub struct Comparison {
     pub values: usize,
     /// Of those, how many differ in a bit.
     pub differing: usize,
+}
+
+/// All comparisons of one kind: the answer at one look.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    aspect: Aspect,
+    kernel: &'a str,
+    what: &'a str,
+    shapes: usize,
+    values: usize,
+    differing: usize,
+    same_bits: bool,
+}
+
+fn summaries(all: &[Comparison]) -> Vec<Summary<'_>> {
+    let mut kinds = BTreeMap::new();
+    for Comparison { aspect, kernel, what, values, differing, .. } in all {
+        let sums = kinds.entry((*aspect, *kernel, what.as_str())).or_insert([0; 3]);
+        for (sum, more) in sums.iter_mut().zip([1, *values, *differing]) {
+            *sum += more;
+        }
+    }
+    kinds
+        .into_iter()
+        .map(|((aspect, kernel, what), [shapes, values, differing])| Summary {
+            aspect,
+            kernel,
+            what,
+            shapes,
+            values,
+            differing,
+            same_bits: differing == 0,
+        })
+        .collect()
 }
 
 static ALL: Mutex<Vec<Comparison>> = Mutex::new(Vec::new());
@@ -46,6 +107,8 @@ pub fn write(device: &Result<CudaDevice, String>) -> Result<(), String> {
     let text = serde_json::json!({
         "method": "each carrier kernel through the driver API; bits compared value by value; seeded operands (tests/emulated/cases.rs)",
         "device": on,
+        "kernels": crate::carriers::WAYS,
+        "summary": summaries(&comparisons),
         "comparisons": *comparisons,
     });
     let text = serde_json::to_string_pretty(&text).expect("this is JSON");

@@ -70,7 +70,7 @@ done
   for i in "${!rows[@]}"; do
     IFS='|' read -r name verdict seconds counts <<<"${rows[$i]}"
     printf '  {"step": "%s", "verdict": "%s", "seconds": %s, "tests": "%s"}%s\n' \
-      "$name" "${verdict//\"/}" "$seconds" "$counts" "$([ "$i" = $((${#rows[@]} - 1)) ] || echo ,)"
+      "$name" "${verdict//[\"\\[:cntrl:]]/}" "$seconds" "$counts" "$([ "$i" = $((${#rows[@]} - 1)) ] || echo ,)"
   done
   echo ']'
 } >"$out/summary.json"
