@@ -85,6 +85,7 @@ pub const EXPECTED: &[Expectation] = &[
         present: &[("LDG.E.128", 8)],
         absent: &["HMMA"],
         registers: 64,
+        calls: 0,
     },
     Expectation {
         kernel: "carrier_wgmma_registers_bf16_sm90a",
@@ -92,6 +93,7 @@ pub const EXPECTED: &[Expectation] = &[
         present: &[("HGMMA.64x64x16.BF16", 4), ("LDSM.M88.4", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
         absent: &["IGMMA", "HMMA", "LDGSTS"],
         registers: 168,
+        calls: 0,
     },
     Expectation {
         kernel: "carrier_gather_bf16_sm90a",

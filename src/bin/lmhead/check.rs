@@ -385,6 +385,7 @@ mod tests {
 
     const ROWS: usize = 3;
     const SEED: u64 = 11;
+    const DATA: Data = Data { gaussian: true, flushes: false, accuracy: Accuracy::Rounded };
 
     /// A small head in two shards, rows, and the answer that the reference itself gives, rounded to f32.
     fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, HeadConfig) {
@@ -405,7 +406,7 @@ mod tests {
         let size = config.hidden_size * rows.dtype.size();
         for row in 0..ROWS {
             let own = &rows.bytes[row * size..(row + 1) * size];
-            let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything, false).unwrap();
+            let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything, DATA).unwrap();
             let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
             match &mut answer.output {
                 Output::Logits { dtype, vocab_size, bytes } => {
@@ -447,15 +448,7 @@ mod tests {
     fn passes(request: Request, spoil: impl FnOnce(&mut Assembled)) -> bool {
         let (mut answer, rows, shards, config) = right_answer(request);
         spoil(&mut answer);
-        let report = check(
-            &answer,
-            &rows,
-            &shards,
-            &config,
-            SEED,
-            Data { gaussian: true, flushes: false, accuracy: Accuracy::Rounded },
-        )
-        .unwrap();
+        let report = check(&answer, &rows, &shards, &config, SEED, DATA).unwrap();
         assert_eq!(report.passed, report.mistakes.is_empty());
         assert!(report.everything && report.rows == ROWS);
         report.passed
