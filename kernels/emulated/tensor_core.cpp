@@ -451,6 +451,17 @@ extern "C" int lmhead_emulated_multiply_k16(int path, int is_f16, const uint16_t
   }
 }
 
+// For tests: the tile of one mma.sync, as the device computes it or in its portable form. kind: 0 bf16, 1 f16, 2 int8.
+extern "C" void lmhead_emulated_warp_tile(int portable, int kind, const uint32_t *a, const uint32_t *b, uint32_t *d) {
+  auto *sums = reinterpret_cast<int32_t *>(d);
+  auto *floats = reinterpret_cast<float *>(d);
+  const auto input = kind == 1 ? tensor_core::Input::f16 : tensor_core::Input::bf16;
+  if (kind == 2)
+    portable ? emulated::warp_k32_portable(a, b, sums) : emulated::warp_multiply_k32(a, b, sums);
+  else
+    portable ? emulated::warp_k16_portable(input, a, b, floats) : emulated::warp_multiply_k16(input, a, b, floats);
+}
+
 // One step of 8 products (mma.sync m16n8k8) by the model; f32 bits.
 extern "C" uint32_t lmhead_emulated_step_of_8(int is_f16, const uint16_t *a, const uint16_t *b, uint32_t c) {
   const auto step = [&](auto kind) {

@@ -1,6 +1,7 @@
 //! 16-bit matrix instructions give the bits that an H100 gave.
 
-use lmhead::backend::emulated::arithmetic::{Half, Path, STEP, multiply_step, step_of_8};
+use crate::data::Random;
+use lmhead::backend::emulated::arithmetic::{Element, Half, Path, STEP, multiply_step, step_of_8, warp_tile};
 use proptest::prelude::*;
 
 /// One line of the file: operands, accumulator and answer as bits.
@@ -93,7 +94,7 @@ proptest! {
             let field = (least % fields + (bits >> 16) as u16 % span).min(fields - 2);
             (bits as u16 & 0x8000) | field << mantissa | (bits as u16 & ((1 << mantissa) - 1))
         };
-        let (m, n) = (4, 24);
+        let (m, n) = (16, 24);
         let a: Vec<u16> = (0..m * STEP).map(|_| value()).collect();
         let b: Vec<u16> = (0..n * STEP).map(|_| value()).collect();
         let c: Vec<f32> = (0..m * n)
@@ -119,5 +120,38 @@ proptest! {
         prop_assert_eq!(&by(Path::Fast), &wanted);
         prop_assert_eq!(&by(Path::Portable), &wanted);
         prop_assert_eq!(&by(Path::Avx2), &wanted);
+
+        // The tile of one mma.sync: the first eight columns, whose words lie the other way round.
+        let word = |pair: &[u16]| u32::from(pair[0]) | u32::from(pair[1]) << 16;
+        let tile_a = std::array::from_fn(|i| word(&a[2 * i..]));
+        let tile_b = std::array::from_fn(|i| word(&b[i % 8 * STEP + i / 8 * 2..]));
+        let tile = |bits: &[u32]| std::array::from_fn(|i| bits[i / 8 * n + i % 8]);
+        for portable in [false, true] {
+            let mut d: [u32; 128] = tile(&c.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            warp_tile(portable, Element::Half(half), &tile_a, &tile_b, &mut d);
+            prop_assert_eq!(d, tile(&wanted));
+        }
+    }
+
+    #[test]
+    fn int8_tiles_are_exact_and_wrap(seed in any::<u64>(), extreme in any::<bool>()) {
+        let mut random = Random::new(seed);
+        let mut word = || random.next() as u32;
+        let (a, b): ([u32; 128], [u32; 64]) = (std::array::from_fn(|_| word()), std::array::from_fn(|_| word()));
+        let (a, b) = if extreme { ([0x8080_8080; 128], [0x8080_7f80; 64]) } else { (a, b) };
+        let c: [u32; 128] = std::array::from_fn(|_| word());
+        let wanted: [u32; 128] = std::array::from_fn(|i| {
+            let bytes = |words: &dyn Fn(usize) -> u32| -> Vec<i8> {
+                (0..8).flat_map(|k| words(k).to_le_bytes()).map(|byte| byte as i8).collect()
+            };
+            let (row, column) = (bytes(&|k| a[i / 8 * 8 + k]), bytes(&|k| b[k * 8 + i % 8]));
+            let sum: i32 = row.iter().zip(&column).map(|(&x, &y)| i32::from(x) * i32::from(y)).sum();
+            c[i].wrapping_add(sum as u32)
+        });
+        for portable in [false, true] {
+            let mut d = c;
+            warp_tile(portable, Element::Int8, &a, &b, &mut d);
+            prop_assert_eq!(d, wanted);
+        }
     }
 }

@@ -67,6 +67,27 @@ pub fn multiply_step(path: Path, half: Half, a: &[u16], b: &[u16], d: &mut [f32]
     }
 }
 
+/// What the tile of one `mma.sync` is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    Half(Half),
+    Int8,
+}
+
+/// `d[16, 8] += a[16, k]·b[8, k]ᵀ` as `mma.sync m16n8k16` and `m16n8k32` compute it, by this processor's instructions or in the
+/// portable form. Operands are words of two 16-bit or four int8 values along k: `a` `[16][8]`, `b` `[8 words of k][8 columns]`.
+pub fn warp_tile(portable: bool, element: Element, a: &[u32; 128], b: &[u32; 64], d: &mut [u32; 128]) {
+    let kind = match element {
+        Element::Half(Half::Bf16) => 0,
+        Element::Half(Half::F16) => 1,
+        Element::Int8 => 2,
+    };
+    // SAFETY: reads and writes whole tiles of these sizes.
+    unsafe {
+        ffi::lmhead_emulated_warp_tile(i32::from(portable), kind, a.as_ptr(), b.as_ptr(), d.as_mut_ptr());
+    }
+}
+
 /// One step of 8 products, as `mma.sync m16n8k8` has them; no kernel uses it, but its bits were recorded too.
 pub fn step_of_8(half: Half, a: &[u16; 8], b: &[u16; 8], c: f32) -> f32 {
     let is_f16 = i32::from(half == Half::F16);

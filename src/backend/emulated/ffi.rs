@@ -108,6 +108,13 @@ unsafe extern "C" {
         m: i32,
         n: i32,
     ) -> i32;
+    pub(super) fn lmhead_emulated_warp_tile(
+        portable: i32,
+        kind: i32,
+        a: *const u32,
+        b: *const u32,
+        d: *mut u32,
+    );
     pub(super) fn lmhead_emulated_step_of_8(is_f16: i32, a: *const u16, b: *const u16, c: u32) -> u32;
 }
 
