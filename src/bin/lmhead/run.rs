@@ -7,8 +7,8 @@ use crate::output::{Assembled, OutFile};
 use crate::ranks::{self, Done, Plan, Rank};
 use crate::report::{self, RankReport, Report, StepReport};
 use crate::{Failure, print, sampling_args};
-use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::{Backend, HeadTypes};
 use lmhead::config::Settings;
 use lmhead::dtype::DType;
 use lmhead::exchange::columns;
@@ -91,9 +91,9 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let checked = match args.check {
         true => {
             let shards = group_shards(&ranks);
-            let weights = shards.first().map_or(source.dtype(), |shard| shard.matrix().dtype());
-            let data =
-                check::Data { gaussian: source.is_synthetic(), flushes: backend.flushes_subnormals(weights) };
+            let types = shards.first().map(|shard| HeadTypes::of(shard, rows.dtype));
+            let flushes = types.is_some_and(|types| backend.flushes_subnormals(types));
+            let data = check::Data { gaussian: source.is_synthetic(), flushes };
             Some(check::check(&answer, &rows, &shards, &config, seed, data)?)
         }
         false => None,
