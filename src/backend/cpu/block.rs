@@ -16,6 +16,9 @@ const GROUPS: usize = BLOCK / GROUP;
 /// Where weights go straight through the registers, how far ahead they are asked for: about what memory delivers in a
 /// microsecond. Within a row the hardware would do, but each row is the beginning of another stream.
 const AHEAD_BYTES: usize = 2048;
+/// For each number of rows, whether weights go straight through the registers all quads at a time, so that each chunk of a row is read
+/// once for all of them. It pays where the chunks of a step are more than registers hold; 20 sums leave no room for it.
+const SHARED: [bool; 6] = [false, false, false, true, true, false];
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -103,21 +106,32 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
                                 prefetch(first.wrapping_add(ahead + i * self.hidden));
                             }
                         }
-                        for (c, sums) in registers.iter_mut().enumerate() {
-                            let quads = [
+                        let mut quads = [[registers[0][0]; 4]; N];
+                        for c in 0..N {
+                            quads[c] = A::transpose([
                                 K::widen::<A>(&rows[4 * c][step]),
                                 K::widen::<A>(&rows[4 * c + 1][step]),
                                 K::widen::<A>(&rows[4 * c + 2][step]),
                                 K::widen::<A>(&rows[4 * c + 3][step]),
-                            ];
-                            join::<S, K, A, M>(x, quads, sums);
+                            ]);
+                            if !SHARED[M] {
+                                join::<S, K, A, M, 1>(
+                                    x,
+                                    &[quads[c]],
+                                    std::array::from_mut(&mut registers[c]),
+                                );
+                            }
+                        }
+                        if SHARED[M] {
+                            join::<S, K, A, M, N>(x, &quads, &mut registers);
                         }
                     }
                     if let Some(x) = x.get(whole - first_step.min(whole)) {
-                        for (c, sums) in registers.iter_mut().enumerate() {
-                            let quads = self.tail::<A>(id + 4 * c, whole);
-                            join::<S, K, A, M>(x, quads, sums);
+                        let mut quads = [[registers[0][0]; 4]; N];
+                        for (c, quads) in quads.iter_mut().enumerate() {
+                            *quads = A::transpose(self.tail::<A>(id + 4 * c, whole));
                         }
+                        join::<S, K, A, M, N>(x, &quads, &mut registers);
                     }
                 }
                 for (c, registers) in registers.iter().enumerate() {
@@ -259,17 +273,19 @@ impl<W> Ahead<W> {
     }
 }
 
-/// One step of k: four chunks of `M` rows x four weight rows.
+/// One step of k: four chunks of `M` rows x `N` times four weight rows, transposed. Each chunk of a row is read once for all of them.
 #[inline(always)]
-fn join<const S: usize, K: Kind<S>, A: Arith, const M: usize>(
+fn join<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
     x: &[[Chunk; M]; 4],
-    rows: [A::Quad; 4],
-    sums: &mut [A::Quad; M],
+    quads: &[[A::Quad; 4]; N],
+    sums: &mut [[A::Quad; M]; N],
 ) {
-    let w = A::transpose(rows);
     for j in 0..4 {
         for r in 0..M {
-            sums[r] = K::mul_add::<A>(A::splat(&x[j][r]), w[j], sums[r]);
+            let x = A::splat(&x[j][r]);
+            for c in 0..N {
+                sums[c][r] = K::mul_add::<A>(x, quads[c][j], sums[c][r]);
+            }
         }
     }
 }
