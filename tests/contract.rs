@@ -4,7 +4,7 @@
 mod common;
 
 use common::{TestHead, each_rank, head_of};
-use lmhead::backend::{Backend, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
+use lmhead::backend::{Backend, HeadTypes, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
@@ -369,8 +369,8 @@ impl Backend for Panics {
     fn name(&self) -> &'static str {
         self.0.name()
     }
-    fn fingerprint(&self, weights: DType) -> String {
-        self.0.fingerprint(weights)
+    fn fingerprint(&self, types: HeadTypes) -> String {
+        self.0.fingerprint(types)
     }
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
         self.0.check(shard, hidden)

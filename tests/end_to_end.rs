@@ -206,7 +206,7 @@ proptest! {
 /// One row's answer against the float64 reference.
 fn judge(case: &Case, dp: usize, row: usize, answer: &Answer) -> Result<(), TestCaseError> {
     let shard = case.head.shard(0..case.head.vocab);
-    let flushes = backend().flushes_subnormals(shard.matrix().dtype());
+    let flushes = backend().flushes_subnormals(lmhead::backend::HeadTypes::of(&shard, case.head.dtype));
     let reference = Reference::new(&shard, case.config.epilogue()).flushing(flushes);
     let size = case.head.hidden * case.head.dtype.size();
     let hidden = &case.hidden(dp)[row * size..(row + 1) * size];

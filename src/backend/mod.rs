@@ -11,6 +11,7 @@ pub mod params;
 pub mod tensor_map;
 
 use crate::adjust::ShardAdjustments;
+use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
@@ -144,19 +145,36 @@ impl fmt::Debug for Resident {
     }
 }
 
+/// What decides how a head is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadTypes {
+    pub weights: DType,
+    pub quantization: Quantization,
+    /// Of the hidden states.
+    pub hidden: DType,
+}
+
+impl HeadTypes {
+    /// The types of a shard and of hidden states.
+    pub fn of(shard: &HeadShard, hidden: DType) -> Self {
+        HeadTypes { weights: shard.matrix().dtype(), quantization: shard.quantization(), hidden }
+    }
+}
+
 /// One kind of device. The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows
 /// around it, their number, the shard's boundaries or the number of threads (promise 1).
 pub trait Backend: Send + Sync {
     /// `cpu`, `cuda`, ...
     fn name(&self) -> &'static str;
 
-    /// Architecture, instruction set and kernel version for heads of `dtype` weights: ranks whose texts
-    /// differ may not share a group, since their bits may differ.
-    fn fingerprint(&self, weights: DType) -> String;
+    /// Architecture, instruction set and kernel version for heads of these types: ranks whose texts differ may not share a group,
+    /// since their bits may differ.
+    fn fingerprint(&self, types: HeadTypes) -> String;
 
-    /// Whether subnormal numbers (below 2^-126) count as zeros among the inputs and sums of heads of `weights`, as some hardware has it.
-    fn flushes_subnormals(&self, weights: DType) -> bool {
-        let _ = weights;
+    /// Whether subnormal numbers (below 2^-126) count as zeros among the inputs and sums of heads of these types, as some hardware
+    /// has it.
+    fn flushes_subnormals(&self, types: HeadTypes) -> bool {
+        let _ = types;
         false
     }
 

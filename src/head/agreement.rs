@@ -1,6 +1,7 @@
 //! The collective side of the contract: what all ranks agree on when a head is created, and the headers of a step.
 
 use super::LmHead;
+use crate::backend::HeadTypes;
 use crate::error::{Disagreement, Error, Result};
 use crate::exchange::{Call, Fault, Operation};
 use crate::result::StepStats;
@@ -16,7 +17,7 @@ impl LmHead {
     fn settings(&self) -> BTreeMap<&'static str, String> {
         let c = &self.config;
         BTreeMap::from([
-            ("backend", self.backend.fingerprint(self.shard.matrix().dtype())),
+            ("backend", self.backend.fingerprint(HeadTypes::of(&self.shard, self.hidden_dtype))),
             ("bias", self.shard.bias().is_some().to_string()),
             ("final_logit_softcapping", c.final_logit_softcapping.map_or("none".into(), |v| v.to_string())),
             ("head ranks", format!("{:?}", self.group.ranks())),

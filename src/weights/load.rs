@@ -3,13 +3,13 @@
 
 use super::Matrix;
 use super::safetensors_file::Tensor;
-use super::storage::Storage;
+use super::storage::{Fresh, Storage, forget};
 use super::stored::{Format, StoredHead};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quantize::quantize_row;
-use bytemuck::Zeroable;
 use half::{bf16, f16};
+use memmap2::Mmap;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// About this many bytes of weights are one task: enough to hide a task's cost, few enough for smooth progress.
-const TASK_BYTES: usize = 4 << 20;
+const TASK_BYTES: usize = 1 << 20;
 
 /// Adds up what the tasks have done.
 pub(super) struct Meter<'a> {
@@ -54,22 +54,6 @@ pub(super) fn rows_per_task(row_bytes: usize) -> usize {
     (TASK_BYTES / row_bytes.max(1)).max(1)
 }
 
-/// `n` zeros whose pages the threads that write them touch first.
-///
-/// # Errors
-/// `Unsupported` where there is no memory for them.
-pub(super) fn zeros<T: Zeroable>(n: usize, what: &str) -> Result<Vec<T>> {
-    bytemuck::allocation::try_zeroed_vec(n).map_err(|()| {
-        let bytes = n as u128 * size_of::<T>() as u128;
-        Error::unsupported(
-            what,
-            format!("{bytes} bytes of memory"),
-            "a refusal from the system",
-            "share the head over more ranks, or quantise it",
-        )
-    })
-}
-
 /// Rows `vocab` of the stored head; float heads are quantised to int8 where `quantize`.
 pub(super) fn matrix(
     head: &StoredHead,
@@ -86,7 +70,7 @@ pub(super) fn matrix(
         Format::Int8 { scale, packed } => {
             let scales = scale.finite_floats(vocab.clone(), "scales")?;
             let values = if *packed {
-                unpack(&map[bytes], vocab.len(), head.hidden, &meter)?.into()
+                unpack(map, bytes, vocab.len(), head.hidden, &meter)?
             } else {
                 Storage::from_map(map, bytes)
             };
@@ -94,7 +78,7 @@ pub(super) fn matrix(
         }
         Format::Float(dtype) if quantize => {
             let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
-            quantized(&source, *dtype, &map[bytes], &meter)?
+            quantized(&source, *dtype, bytes, &meter)?
         }
         Format::Float(dtype) => {
             let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
@@ -173,49 +157,59 @@ impl Rows<'_> {
     }
 }
 
-/// Quantises the rows in `bytes`, each by the rule of [`crate::quantize`]. Holds one widened row per thread.
-fn quantized(source: &Rows<'_>, dtype: DType, bytes: &[u8], meter: &Meter<'_>) -> Result<Matrix> {
+/// Quantises the rows in `bytes` of the file, each by the rule of [`crate::quantize`]. Holds one widened row per thread, and of the
+/// file what the threads are at.
+fn quantized(source: &Rows<'_>, dtype: DType, bytes: Range<usize>, meter: &Meter<'_>) -> Result<Matrix> {
+    const WHAT: &str = "int8 weights";
     let (rows, hidden) = (source.vocab.len(), source.hidden);
     let row_bytes = hidden * dtype.size();
-    let mut values = zeros::<i8>(rows * hidden, "int8 weights")?;
+    let map = source.weight.file.map();
+    let mut values = Fresh::<i8>::zeros(rows * hidden, WHAT)?;
     let mut scales = vec![0.0f32; rows];
     let task = rows_per_task(row_bytes);
-    values
-        .par_chunks_mut(task * hidden)
-        .zip(scales.par_chunks_mut(task))
-        .zip(bytes.par_chunks(task * row_bytes))
-        .for_each_init(
-            || vec![0.0f32; hidden],
-            |wide, ((values, scales), bytes)| {
-                let rows = values.chunks_mut(hidden).zip(scales).zip(bytes.chunks(row_bytes));
-                for ((q, scale), row) in rows {
-                    dtype.widen(row, wide);
-                    *scale = quantize_row(wide, q);
-                }
-                meter.add(bytes.len());
-            },
-        );
+    values.par_chunks_mut(task * hidden).zip(scales.par_chunks_mut(task)).enumerate().for_each_init(
+        || vec![0.0f32; hidden],
+        |wide, (i, (values, scales))| {
+            let start = bytes.start + i * task * row_bytes;
+            let own = start..start + scales.len() * row_bytes;
+            let rows = values.chunks_mut(hidden).zip(scales).zip(map[own.clone()].chunks(row_bytes));
+            for ((q, scale), row) in rows {
+                dtype.widen(row, wide);
+                *scale = quantize_row(wide, q);
+            }
+            forget(map, own.clone());
+            meter.add(own.len());
+        },
+    );
     // quantize_row marks a row with NaN or infinity by a NaN scale.
     match scales.iter().position(|s| s.is_nan()) {
         Some(row) => Err(source.not_finite(row)),
-        None => Ok(Matrix::I8 { values: values.into(), scales }),
+        None => Ok(Matrix::I8 { values: values.finish(WHAT)?, scales }),
     }
 }
 
 /// `[rows, ceil(hidden / 4)]` words -> `[rows, hidden]`: byte `k` of a row is weight `k` plus 128.
-fn unpack(bytes: &[u8], rows: usize, hidden: usize, meter: &Meter<'_>) -> Result<Vec<i8>> {
+fn unpack(
+    map: &Mmap,
+    bytes: Range<usize>,
+    rows: usize,
+    hidden: usize,
+    meter: &Meter<'_>,
+) -> Result<Storage<i8>> {
+    const WHAT: &str = "int8 weights";
     let row_bytes = hidden.div_ceil(4) * 4;
-    let mut values = zeros::<i8>(rows * hidden, "int8 weights")?;
+    let mut values = Fresh::<i8>::zeros(rows * hidden, WHAT)?;
     let task = rows_per_task(row_bytes);
-    values.par_chunks_mut(task * hidden).zip(bytes.par_chunks(task * row_bytes)).for_each(
-        |(values, bytes)| {
-            for (row, packed) in values.chunks_mut(hidden).zip(bytes.chunks(row_bytes)) {
-                for (value, byte) in row.iter_mut().zip(packed) {
-                    *value = (byte ^ 0x80) as i8;
-                }
+    values.par_chunks_mut(task * hidden).enumerate().for_each(|(i, values)| {
+        let start = bytes.start + i * task * row_bytes;
+        let own = start..start + values.len() / hidden * row_bytes;
+        for (row, packed) in values.chunks_mut(hidden).zip(map[own.clone()].chunks(row_bytes)) {
+            for (value, byte) in row.iter_mut().zip(packed) {
+                *value = (byte ^ 0x80) as i8;
             }
-            meter.add(bytes.len());
-        },
-    );
-    Ok(values)
+        }
+        forget(map, own.clone());
+        meter.add(own.len());
+    });
+    values.finish(WHAT)
 }

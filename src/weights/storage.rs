@@ -1,8 +1,11 @@
 //! Elements that are owned, or mapped from a file without a copy.
 
-use memmap2::Mmap;
+use crate::error::{Error, Result};
+use bytemuck::Pod;
+use memmap2::{Mmap, MmapMut};
 use std::fmt;
-use std::ops::{Deref, Range};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 /// A read-only slice of `T`, owned or mapped.
@@ -10,10 +13,102 @@ pub struct Storage<T>(Inner<T>);
 
 enum Inner<T> {
     Owned(Vec<T>),
-    Mapped { map: Arc<Mmap>, bytes: Range<usize> },
+    Mapped {
+        map: Arc<Mmap>,
+        bytes: Range<usize>,
+    },
+    /// A copy: [`Fresh`], finished. The first `bytes` of the map, which is never empty.
+    Copied {
+        map: Mmap,
+        bytes: usize,
+    },
 }
 
-impl<T: bytemuck::Pod> Storage<T> {
+/// Memory for a copy of weights, zeros at first: from the system in whole pages, which the threads that write them touch first, and in
+/// huge ones where the system has them. Reading W is what a step of few rows waits for, and with pages of 4 KiB it is slower
+/// (`benches/results/cpu/huge-pages.json`).
+pub(super) struct Fresh<T> {
+    map: MmapMut,
+    bytes: usize,
+    elements: PhantomData<T>,
+}
+
+impl<T: Pod> Fresh<T> {
+    /// `n` zeros.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is no memory for them.
+    pub fn zeros(n: usize, what: &str) -> Result<Self> {
+        let wanted = n as u128 * size_of::<T>() as u128;
+        let map = usize::try_from(wanted).ok().and_then(|bytes| MmapMut::map_anon(bytes.max(1)).ok());
+        let Some(map) = map else {
+            return Err(Error::unsupported(
+                what,
+                format!("{wanted} bytes of memory"),
+                "a refusal from the system",
+                "share the head over more ranks, or quantise it",
+            ));
+        };
+        // A wish: without it the pages are small.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Fresh { map, bytes: n * size_of::<T>(), elements: PhantomData })
+    }
+
+    /// No more writing.
+    ///
+    /// # Errors
+    /// `Unsupported` where the system refuses.
+    pub fn finish(self, what: &str) -> Result<Storage<T>> {
+        match self.map.make_read_only() {
+            Ok(map) => Ok(Storage(Inner::Copied { map, bytes: self.bytes })),
+            Err(problem) => Err(Error::unsupported(what, "memory that is read only", problem, "try again")),
+        }
+    }
+}
+
+impl<T: Pod> Deref for Fresh<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.map[..self.bytes])
+    }
+}
+
+impl<T: Pod> DerefMut for Fresh<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.map[..self.bytes])
+    }
+}
+
+/// Bytes of a file's pages that are held beside their copy.
+const COPY_BYTES: usize = 1 << 20;
+
+/// The elements in `bytes` of `map`, whatever their alignment.
+fn copy<T: Pod>(map: &Mmap, bytes: Range<usize>) -> Vec<T> {
+    let mut values = Vec::with_capacity(bytes.len() / size_of::<T>());
+    for start in bytes.clone().step_by(COPY_BYTES) {
+        let part = start..bytes.end.min(start + COPY_BYTES);
+        let elements = map[part.clone()].chunks_exact(size_of::<T>());
+        values.extend(elements.map(bytemuck::pod_read_unaligned::<T>));
+        forget(map, part);
+    }
+    values
+}
+
+/// Lets go of the pages of a file that have been read and are not needed again: they count as this process's memory until then. What is
+/// read once more comes back from the file.
+pub(super) fn forget(map: &Mmap, bytes: Range<usize>) {
+    #[cfg(unix)]
+    // SAFETY: the map is of a file and read only, so its pages hold nothing that the file does not; whoever reads them, now or
+    // later, finds the same bytes.
+    let _ =
+        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
+    #[cfg(not(unix))]
+    let _ = (map, bytes);
+}
+
+impl<T: Pod> Storage<T> {
     /// The elements in `bytes` of `map`: without a copy where they are aligned for `T` on this little-endian
     /// machine, otherwise copied.
     ///
@@ -22,7 +117,7 @@ impl<T: bytemuck::Pod> Storage<T> {
     pub fn from_map(map: &Arc<Mmap>, bytes: Range<usize>) -> Self {
         match bytemuck::try_cast_slice::<u8, T>(&map[bytes.clone()]) {
             Ok(_) => Storage(Inner::Mapped { map: Arc::clone(map), bytes }),
-            Err(_) => Storage(Inner::Owned(bytemuck::pod_collect_to_vec(&map[bytes]))),
+            Err(_) => Storage(Inner::Owned(copy(map, bytes))),
         }
     }
 
@@ -38,7 +133,7 @@ impl<T> From<Vec<T>> for Storage<T> {
     }
 }
 
-impl<T: bytemuck::Pod> Deref for Storage<T> {
+impl<T: Pod> Deref for Storage<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -46,6 +141,8 @@ impl<T: bytemuck::Pod> Deref for Storage<T> {
             Inner::Owned(values) => values,
             // from_map made sure that this cast holds.
             Inner::Mapped { map, bytes } => bytemuck::cast_slice(&map[bytes.clone()]),
+            // Pages are aligned for every element.
+            Inner::Copied { map, bytes } => bytemuck::cast_slice(&map[..*bytes]),
         }
     }
 }
@@ -55,6 +152,7 @@ impl<T> fmt::Debug for Storage<T> {
         match &self.0 {
             Inner::Owned(values) => write!(f, "Owned({} elements)", values.len()),
             Inner::Mapped { bytes, .. } => write!(f, "Mapped({} bytes)", bytes.len()),
+            Inner::Copied { bytes, .. } => write!(f, "Copied({bytes} bytes)"),
         }
     }
 }

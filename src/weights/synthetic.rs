@@ -15,7 +15,8 @@
 //! rows and `3 / sqrt(hidden)` for weights, so that logits have one of about 3. Values are then rounded to their type,
 //! half to even; int8 heads quantise the rounded values row by row ([`crate::quantize`]).
 
-use super::load::{Meter, Progress, rows_per_task, zeros};
+use super::load::{Meter, Progress, rows_per_task};
+use super::storage::Fresh;
 use super::{HeadShard, Matrix};
 use crate::config::{ModelConfig, Quantization};
 use crate::dtype::DType;
@@ -113,33 +114,34 @@ pub fn shard(
     let meter = Meter::new(elements as u64 * spec.dtype.size() as u64, progress);
     let maker =
         Maker { seed, first: vocab.start, hidden, step: LOGIT_STD / (hidden as f32).sqrt() / BYTE_SUM_STD };
+    const WHAT: &str = "synthetic weights";
     let matrix = if quantization == Quantization::None {
         match spec.dtype {
             DType::F32 => {
-                let mut values = zeros::<f32>(elements, "synthetic weights")?;
+                let mut values = Fresh::<f32>::zeros(elements, WHAT)?;
                 maker.fill(&mut values, |wide, row| row.copy_from_slice(wide), &meter);
-                Matrix::F32(values.into())
+                Matrix::F32(values.finish(WHAT)?)
             }
             DType::F16 => {
-                let mut values = zeros::<f16>(elements, "synthetic weights")?;
+                let mut values = Fresh::<f16>::zeros(elements, WHAT)?;
                 maker.fill(
                     &mut values,
                     |wide, row| spec.dtype.round_into(wide, bytemuck::cast_slice_mut(row)),
                     &meter,
                 );
-                Matrix::F16(values.into())
+                Matrix::F16(values.finish(WHAT)?)
             }
             _ => {
-                let mut values = zeros::<bf16>(elements, "synthetic weights")?;
+                let mut values = Fresh::<bf16>::zeros(elements, WHAT)?;
                 maker.fill(&mut values, round_bf16, &meter);
-                Matrix::Bf16(values.into())
+                Matrix::Bf16(values.finish(WHAT)?)
             }
         }
     } else {
-        let mut values = zeros::<i8>(elements, "synthetic int8 weights")?;
+        let mut values = Fresh::<i8>::zeros(elements, WHAT)?;
         let mut scales = vec![0.0f32; vocab.len()];
         maker.quantized(spec.dtype, &mut values, &mut scales, &meter);
-        Matrix::I8 { values: values.into(), scales }
+        Matrix::I8 { values: values.finish(WHAT)?, scales }
     };
     meter.finish();
     HeadShard::from_finite(vocab, spec.vocab_size, hidden, quantization, matrix, None)

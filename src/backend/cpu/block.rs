@@ -1,51 +1,46 @@
 //! Packed rows x one block of the vocabulary -> raw f32 logits.
 //!
-//! Few rows: the weights go from memory through the registers, widened on the way, again for each tile of rows.
-//! More rows: some weight rows at a time are widened into a panel that stays in the second-level cache, and every
-//! tile of rows runs over it. Both ways are the same sums in the same order.
+//! Few rows: the weights go from memory through the registers, widened and transposed on the way, 16 ids at a time.
+//! More rows: a piece of k after the other. 16 weight rows of it are widened and transposed into a panel that stays in the
+//! first-level cache, and every tile of rows runs over it. Both ways are the same sums in the same order.
 
 use super::isa::{Arith, Work, prefetch};
-use super::lanes::{Kind, LANES, Lanes};
-use super::pack::{Packed, TILE_ROWS};
+use super::lanes::{Chunk, Kind, Quad};
+use super::pack::Packed;
 use crate::merge::BLOCK;
+use bytemuck::Zeroable;
 
-/// Rows up to which widening a weight once for each tile of rows is cheaper than the way through a panel, where
-/// registers are wide enough for tiles of 4 x 4 (measured on Zen 4: even at 64 for bf16, at 32 for f16).
-const DIRECT_ROWS: usize = 32;
-/// Steps of k that the tiles run over before the next tile: 4 widened weight rows and a tile of 4 rows are twice
-/// 16 KiB.
-const PIECE_STEPS: usize = 64;
-/// Widened weight rows that stay in the second-level cache with the rows that pass by: a bound in bytes, and one in
-/// vocabulary ids.
-const PANEL_BYTES: usize = 256 << 10;
-const GROUP_IDS: usize = 16;
+/// Vocabulary ids whose sums are four quads: those of a panel, and of a tile's sums.
+const GROUP: usize = 16;
+const GROUPS: usize = BLOCK / GROUP;
+/// Where weights go straight through the registers, how far ahead they are asked for: about what memory delivers in a
+/// microsecond. Within a row the hardware would do, but each row is the beginning of another stream.
+const AHEAD_BYTES: usize = 2048;
+/// For each number of rows, whether weights go straight through the registers all quads at a time, so that each chunk of a row is read
+/// once for all of them. It pays where the chunks of a step are more than registers hold; 20 sums leave no room for it.
+const SHARED: [bool; 6] = [false, false, false, true, true, false];
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Memory of one thread, reused from block to block: a panel (256 KiB, or 4 weight rows where those are larger) and
-/// the sums of its logits (1 KiB for each row of the pass).
-#[derive(Debug)]
-pub(super) struct Scratch<V, E> {
-    panel: Vec<V>,
-    sums: Vec<Lanes<E>>,
+/// Memory of one thread, reused from block to block: a panel (16 KiB) and the sums of its logits (1 KiB for each row of the pass).
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    panel: Vec<Quad>,
+    /// `[GROUPS, rows]`
+    sums: Vec<[Quad; 4]>,
 }
 
-impl<V, E> Default for Scratch<V, E> {
-    fn default() -> Self {
-        Scratch { panel: Vec::new(), sums: Vec::new() }
-    }
-}
-
-/// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and `ids` vocabulary rows.
+/// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and `ids` vocabulary rows; what lies beyond `ids` in the
+/// last group of 16 is not to be used.
 pub(super) struct Matmul<'a, const S: usize, K: Kind<S>> {
-    pub rows: &'a Packed<K::Step>,
+    pub rows: &'a Packed,
     /// `[ids, hidden]`, and whatever follows: what is read next, if anything is.
     pub weights: &'a [K::Weight],
     pub hidden: usize,
     pub ids: usize,
     /// `[rows, BLOCK]`
     pub logits: &'a mut [f32],
-    pub scratch: &'a mut Scratch<K::Step, K::Sum>,
+    pub scratch: &'a mut Scratch,
 }
 
 impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
@@ -53,235 +48,290 @@ impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
 
     #[inline(always)]
     fn run<A: Arith>(self) {
-        // How many weight rows a tile takes is what the registers allow: sums x rows x 16 lanes, and a few to spare.
-        // (The panel walks the lanes in groups of a register, the direct way does not.)
-        match (A::LANES, self.rows.rows()) {
-            _ if self.hidden == 0 => self.logits.fill(0.0),
+        if self.hidden == 0 {
+            self.logits.fill(0.0);
+            return;
+        }
+        let direct = self.rows.rows() <= A::DIRECT_ROWS;
+        match (A::TILE.0, self.rows.rows()) {
             (_, 0) => {}
-            (16, rows) if rows <= DIRECT_ROWS => self.direct::<A, 4, 4>(),
-            (16, _) => self.panels::<A, 4, 16>(),
-            (8, 1) => self.direct::<A, 1, 4>(),
-            (8, 2) => self.direct::<A, 2, 2>(),
-            (8, _) => self.panels::<A, 2, 8>(),
-            (_, 1) => self.direct::<A, 1, 2>(),
-            (_, _) => self.panels::<A, 2, 4>(),
+            (4, 1) if direct => self.direct::<A, 1, 4>(),
+            (4, 2) if direct => self.direct::<A, 2, 4>(),
+            (4, 3) if direct => self.direct::<A, 3, 4>(),
+            (4, 4) if direct => self.direct::<A, 4, 4>(),
+            (4, 5) if direct => self.direct::<A, 5, 4>(),
+            (4, _) => self.panels::<A, 4>(),
+            (_, 1) if direct => self.direct::<A, 1, 2>(),
+            (_, 2) if direct => self.direct::<A, 2, 1>(),
+            (_, _) => self.panels::<A, 1>(),
         }
     }
 }
 
 impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
-    /// A few rows: tiles of up to `M` rows x `N` weight rows, straight from memory.
+    /// A vocabulary row; behind the last one, the last one again.
     #[inline(always)]
-    fn direct<A: Arith, const M: usize, const N: usize>(self) {
-        let Self { rows: packed, weights: all, hidden, ids, logits, scratch } = self;
-        scratch.sums.resize(packed.rows() * N, Lanes::default());
-        let (whole, row) = (ids / N * N, |id: usize| &all[id * hidden..][..hidden]);
-        for id in (0..whole).step_by(N) {
-            let weights = std::array::from_fn(|c| row(id + c));
-            // The next tile's weights, wanted as soon as this one is done: the hardware would begin to fetch each
-            // row only when its reading has begun.
-            let next = all.get((id + N) * hidden..(id + 2 * N) * hidden).unwrap_or(&[]);
-            direct_rows::<S, K, A, M, N>(packed, weights, next, &mut scratch.sums);
-            reduce_into::<S, K>(&scratch.sums, N, logits, id);
-        }
-        for id in whole..ids {
-            direct_rows::<S, K, A, M, 1>(packed, [row(id)], &[], &mut scratch.sums);
-            reduce_into::<S, K>(&scratch.sums[..packed.rows()], 1, logits, id);
-        }
+    fn row(&self, id: usize) -> &[K::Weight] {
+        &self.weights[id.min(self.ids - 1) * self.hidden..][..self.hidden]
     }
 
-    /// Any number of rows, through widened panels of `N` weight rows, registers of `L` lanes.
+    /// `M` rows, the only tile there is, x `N` quads of weights at a time, straight from memory.
     #[inline(always)]
-    fn panels<A: Arith, const N: usize, const L: usize>(self) {
-        let Self { rows: packed, weights, hidden, ids, logits, scratch } = self;
-        let (rows, steps) = (packed.rows(), packed.per_row());
-        let row_tiles = rows.div_ceil(TILE_ROWS);
-        let group = (PANEL_BYTES / (steps.max(1) * size_of::<K::Step>())).clamp(N, GROUP_IDS) / N * N;
-        for first_id in (0..ids).step_by(group) {
-            let group = group.min(ids - first_id);
-            // Tiles of N columns, then single columns at the vocabulary's very end.
-            let columns = || {
-                let whole = group / N * N;
-                (0..whole).step_by(N).map(|c| (c, N)).chain((whole..group).map(|c| (c, 1)))
-            };
-            scratch.panel.resize(group * steps, K::Step::default());
-            for (column, width) in columns() {
-                let panel = &mut scratch.panel[column * steps..][..width * steps];
-                for c in 0..width {
-                    let row = &weights[(first_id + column + c) * hidden..][..hidden];
-                    widen_into::<S, K>(row, panel[c..].iter_mut().step_by(width));
+    fn direct<A: Arith, const M: usize, const N: usize>(self) {
+        let whole = self.hidden / S;
+        let ahead_steps = (AHEAD_BYTES / (S * size_of::<K::Weight>())).min(whole);
+        for group in (0..self.ids).step_by(GROUP) {
+            let mut done = [[Quad::zeroed(); 4]; M];
+            for column in (0..4).step_by(N) {
+                let id = group + 4 * column;
+                let mut rows = [&[][..]; GROUP];
+                for (i, row) in rows[..4 * N].iter_mut().enumerate() {
+                    *row = &self.row(id + i).as_chunks::<S>().0[..whole];
                 }
-            }
-            // While the tiles run over this group, the next one's weights come from memory.
-            let end = (first_id + group) * hidden;
-            let next = &weights[end..weights.len().min(end + group * hidden)];
-            let mut lines = next.iter().step_by(LINE / size_of::<K::Weight>());
-            let calls = row_tiles * columns().count() * steps.div_ceil(PIECE_STEPS);
-            let lines_a_call = lines.len().div_ceil(calls.max(1));
-
-            scratch.sums.clear();
-            scratch.sums.resize(rows * group, Lanes::default());
-            for first_step in (0..steps).step_by(PIECE_STEPS) {
-                let piece = first_step..steps.min(first_step + PIECE_STEPS);
-                for (column, width) in columns() {
-                    let panel = &scratch.panel[column * steps..][..width * steps];
-                    let panel = &panel[width * piece.start..width * piece.end];
-                    // [rows, width]
-                    let sums = &mut scratch.sums[column * rows..][..width * rows];
-                    for (row, tile_rows) in packed.tiles() {
-                        lines.by_ref().take(lines_a_call).for_each(prefetch);
-                        let sums = &mut sums[row * width..][..tile_rows * width];
-                        macro_rules! tile {
-                            ($m:literal) => {{
-                                let x = &packed.tile::<$m>(row)[piece.clone()];
-                                if width == N {
-                                    panel_tile::<S, K, A, $m, N, L>(x, panel, sums);
-                                } else {
-                                    panel_tile::<S, K, A, $m, 1, L>(x, panel, sums);
-                                }
-                            }};
+                let first = self.row(id).as_ptr();
+                let mut registers = [[A::load(&Quad::zeroed()); M]; N];
+                for piece in self.rows.pieces() {
+                    let x = self.rows.tile::<M>(&piece, 0).as_chunks::<4>().0;
+                    let first_step = piece.start / 4;
+                    for (step, x) in (first_step..whole).zip(x) {
+                        // What comes `ahead_steps` later: in these rows, or in the next ones.
+                        if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
+                            let ahead = step + ahead_steps;
+                            let ahead = if ahead < whole {
+                                ahead * S
+                            } else {
+                                4 * N * self.hidden + (ahead - whole) * S
+                            };
+                            for i in 0..4 * N {
+                                prefetch(first.wrapping_add(ahead + i * self.hidden));
+                            }
                         }
-                        match tile_rows {
-                            1 => tile!(1),
-                            2 => tile!(2),
-                            3 => tile!(3),
-                            _ => tile!(4),
+                        let mut quads = [[registers[0][0]; 4]; N];
+                        for c in 0..N {
+                            quads[c] = A::transpose([
+                                K::widen::<A>(&rows[4 * c][step]),
+                                K::widen::<A>(&rows[4 * c + 1][step]),
+                                K::widen::<A>(&rows[4 * c + 2][step]),
+                                K::widen::<A>(&rows[4 * c + 3][step]),
+                            ]);
+                            if !SHARED[M] {
+                                join::<S, K, A, M, 1>(
+                                    x,
+                                    &[quads[c]],
+                                    std::array::from_mut(&mut registers[c]),
+                                );
+                            }
                         }
+                        if SHARED[M] {
+                            join::<S, K, A, M, N>(x, &quads, &mut registers);
+                        }
+                    }
+                    if let Some(x) = x.get(whole - first_step.min(whole)) {
+                        let mut quads = [[registers[0][0]; 4]; N];
+                        for (c, quads) in quads.iter_mut().enumerate() {
+                            *quads = A::transpose(self.tail::<A>(id + 4 * c, whole));
+                        }
+                        join::<S, K, A, M, N>(x, &quads, &mut registers);
+                    }
+                }
+                for (c, registers) in registers.iter().enumerate() {
+                    for (done, register) in done.iter_mut().zip(registers) {
+                        A::store(*register, &mut done[column + c]);
                     }
                 }
             }
-            for (column, width) in columns() {
-                let sums = &scratch.sums[column * rows..][..width * rows];
-                reduce_into::<S, K>(sums, width, logits, first_id + column);
+            for (done, logits) in done.iter().zip(self.logits.chunks_exact_mut(BLOCK)) {
+                logits[group..][..GROUP].copy_from_slice(&K::reduce::<A>(done));
+            }
+        }
+    }
+
+    /// The last, shorter step of four rows.
+    #[inline(always)]
+    fn tail<A: Arith>(&self, id: usize, whole: usize) -> [A::Quad; 4] {
+        let mut padded = [[K::Weight::default(); S]; 4];
+        for (i, padded) in padded.iter_mut().enumerate() {
+            let tail = &self.row(id + i)[whole * S..];
+            padded[..tail.len()].copy_from_slice(tail);
+        }
+        [
+            K::widen::<A>(&padded[0]),
+            K::widen::<A>(&padded[1]),
+            K::widen::<A>(&padded[2]),
+            K::widen::<A>(&padded[3]),
+        ]
+    }
+
+    /// Any number of rows, through panels, tiles of `N` quads of weights.
+    #[inline(always)]
+    fn panels<A: Arith, const N: usize>(self) {
+        let rows = self.rows.rows();
+        let mut panel = std::mem::take(&mut self.scratch.panel);
+        let mut sums = std::mem::take(&mut self.scratch.sums);
+        sums.clear();
+        sums.resize(GROUPS * rows, [Quad::zeroed(); 4]);
+        let groups = self.ids.div_ceil(GROUP);
+        let calls = groups * self.rows.tiles().len();
+        let mut pieces = self.rows.pieces().peekable();
+        while let Some(piece) = pieces.next() {
+            // While the tiles run over this piece, the next one of the same weight rows comes from memory; after the last, the
+            // first of the block that follows.
+            let next = pieces.peek().map_or(self.ids * self.hidden, |next| next.start / 4 * S);
+            let mut ahead = Ahead {
+                line: self.weights.as_ptr().wrapping_add(next),
+                stride: self.hidden,
+                step: S,
+                rows: (groups * GROUP).div_ceil(calls),
+                left: groups * GROUP,
+            };
+            for group in 0..groups {
+                panel.resize(4 * piece.len(), Quad::zeroed());
+                self.widen_into::<A, N>(group * GROUP, piece.start / 4, &mut panel);
+                let sums = &mut sums[group * rows..][..rows];
+                for (row, tile_rows) in self.rows.tiles() {
+                    let sums = &mut sums[row..][..tile_rows];
+                    macro_rules! tile {
+                        ($m:literal) => {{
+                            let x = self.rows.tile::<$m>(&piece, row);
+                            for (column, panel) in panel.chunks_exact(N * piece.len()).enumerate() {
+                                tile::<S, K, A, $m, N>(x, panel, sums, column * N, &ahead);
+                            }
+                        }};
+                    }
+                    match tile_rows {
+                        1 => tile!(1),
+                        2 => tile!(2),
+                        3 => tile!(3),
+                        4 if A::TILE.1 >= 4 => tile!(4),
+                        5 if A::TILE.1 >= 5 => tile!(5),
+                        6 if A::TILE.1 >= 6 => tile!(6),
+                        _ => unreachable!("tiles have at most A::TILE.1 rows, and that at most 6"),
+                    }
+                    ahead.advance();
+                }
+            }
+        }
+        for group in 0..groups {
+            let sums = &sums[group * rows..][..rows];
+            for (sums, logits) in sums.iter().zip(self.logits.chunks_exact_mut(BLOCK)) {
+                logits[group * GROUP..][..GROUP].copy_from_slice(&K::reduce::<A>(sums));
+            }
+        }
+        (self.scratch.panel, self.scratch.sums) = (panel, sums);
+    }
+
+    /// Widens the steps from `first` on of 16 weight rows into a panel: `[4 / N, chunks, N]` quads of four rows.
+    #[inline(always)]
+    fn widen_into<A: Arith, const N: usize>(&self, id: usize, first: usize, panel: &mut [Quad]) {
+        let whole = self.hidden / S;
+        for (column, panel) in panel.chunks_exact_mut(panel.len() / 4 * N).enumerate() {
+            for c in 0..N {
+                let id = id + 4 * (column * N + c);
+                let steps = panel.as_chunks_mut::<N>().0.as_chunks_mut::<4>().0;
+                let n = steps.len().min(whole - first.min(whole));
+                let row = |i| &self.row(id + i).as_chunks::<S>().0[first.min(whole)..][..n];
+                let rows = [row(0), row(1), row(2), row(3)];
+                for step in 0..n {
+                    let quads = A::transpose([
+                        K::widen::<A>(&rows[0][step]),
+                        K::widen::<A>(&rows[1][step]),
+                        K::widen::<A>(&rows[2][step]),
+                        K::widen::<A>(&rows[3][step]),
+                    ]);
+                    for j in 0..4 {
+                        A::store(quads[j], &mut steps[step][j][c]);
+                    }
+                }
+                if let Some(step) = steps.get_mut(n) {
+                    let quads = A::transpose(self.tail::<A>(id, whole));
+                    for j in 0..4 {
+                        A::store(quads[j], &mut step[j][c]);
+                    }
+                }
             }
         }
     }
 }
 
-/// Widens a piece of a weight row into every so-manieth step of a panel.
-#[inline(always)]
-fn widen_into<'a, const S: usize, K: Kind<S>>(
-    row: &[K::Weight],
-    mut panel: impl Iterator<Item = &'a mut K::Step>,
-) where
-    K::Step: 'a,
-{
-    let (whole, tail) = row.as_chunks::<S>();
-    // In this order: the other way round, zip would take a step for which there are no weights any more.
-    for (weights, step) in whole.iter().zip(panel.by_ref()) {
-        *step = K::widen(weights);
-    }
-    if !tail.is_empty()
-        && let Some(step) = panel.next()
-    {
-        *step = K::widen_tail(tail);
+/// Weights that a tile asks for on its way: at each of its steps, one line of each of so many rows.
+struct Ahead<W> {
+    line: *const W,
+    stride: usize,
+    step: usize,
+    rows: usize,
+    /// Rows that this and all later tiles ask for.
+    left: usize,
+}
+
+impl<W> Ahead<W> {
+    /// The next tile's.
+    #[inline(always)]
+    fn advance(&mut self) {
+        self.line = self.line.wrapping_add(self.rows * self.stride);
+        self.left -= self.rows;
+        self.rows = self.rows.min(self.left);
     }
 }
 
-/// Adds the lanes of `sums` `[rows, width]` and writes them to the columns from `id` of `logits` `[rows, BLOCK]`.
+/// One step of k: four chunks of `M` rows x `N` times four weight rows, transposed. Each chunk of a row is read once for all of them.
 #[inline(always)]
-fn reduce_into<const S: usize, K: Kind<S>>(
-    sums: &[Lanes<K::Sum>],
-    width: usize,
-    logits: &mut [f32],
-    id: usize,
+fn join<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
+    x: &[[Chunk; M]; 4],
+    quads: &[[A::Quad; 4]; N],
+    sums: &mut [[A::Quad; M]; N],
 ) {
-    for (sums, logits) in sums.chunks_exact(width).zip(logits.chunks_exact_mut(BLOCK)) {
-        for (sum, logit) in sums.iter().zip(&mut logits[id..][..width]) {
-            *logit = K::reduce(sum);
-        }
-    }
-}
-
-/// `N` weight rows as they are stored x every packed row (in tiles of `M` at most) -> `sums` `[rows, N]`; the first tile of rows asks for the
-/// cache lines of `next` on its way.
-#[inline(always)]
-fn direct_rows<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
-    packed: &Packed<K::Step>,
-    weights: [&[K::Weight]; N],
-    next: &[K::Weight],
-    sums: &mut [Lanes<K::Sum>],
-) {
-    for (row, tile_rows) in packed.tiles() {
-        let next = if row == 0 { next } else { &[] };
-        let sums = &mut sums[row * N..][..tile_rows * N];
-        match tile_rows {
-            4 if M >= 4 => direct_tile::<S, K, A, 4, N>(packed.tile(row), weights, next, sums),
-            3 if M >= 3 => direct_tile::<S, K, A, 3, N>(packed.tile(row), weights, next, sums),
-            2 if M >= 2 => direct_tile::<S, K, A, 2, N>(packed.tile(row), weights, next, sums),
-            _ => direct_tile::<S, K, A, 1, N>(packed.tile(row), weights, next, sums),
-        }
-    }
-}
-
-/// Whole rows of k: `sums[r][c]` = the lanes of `x[r] · weights[c]`. They go through memory on purpose: where the
-/// lanes are added right here, the compiler takes the tile apart to save the adding a few shuffles.
-#[inline(always)]
-fn direct_tile<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
-    x: &[[K::Step; M]],
-    weights: [&[K::Weight]; N],
-    next: &[K::Weight],
-    sums: &mut [Lanes<K::Sum>],
-) {
-    let mut registers = [[[K::Sum::default(); LANES]; N]; M];
-    let whole = weights[0].len() / S;
-    let chunks = weights.map(|w| &w.as_chunks::<S>().0[..whole]);
-    let mut next = next.chunks_exact(N * S);
-    for (k, x) in x[..whole].iter().enumerate() {
-        if let Some(next) = next.next() {
-            next.iter().step_by(LINE / size_of::<K::Weight>()).for_each(prefetch);
-        }
-        for c in 0..N {
-            let w = K::widen(&chunks[c][k]);
-            for r in 0..M {
-                K::mul_add::<A, LANES>(&x[r], &w, 0, &mut registers[r][c]);
+    for j in 0..4 {
+        for r in 0..M {
+            let x = A::splat(&x[j][r]);
+            for c in 0..N {
+                sums[c][r] = K::mul_add::<A>(x, quads[c][j], sums[c][r]);
             }
         }
     }
-    if let Some(x) = x.get(whole) {
+}
+
+/// A piece of k: adds `M` packed rows x `N` quads of widened weights to quads `column..` of `sums` `[M]`.
+#[inline(always)]
+fn tile<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
+    x: &[[Chunk; M]],
+    panel: &[Quad],
+    sums: &mut [[Quad; 4]],
+    column: usize,
+    ahead: &Ahead<K::Weight>,
+) {
+    let sums = &mut sums[..M];
+    let mut registers = [[A::load(&Quad::zeroed()); N]; M];
+    for r in 0..M {
         for c in 0..N {
-            let w = K::widen_tail(&weights[c][whole * S..]);
+            registers[r][c] = A::load(&sums[r][column + c]);
+        }
+    }
+    let steps = x.as_chunks::<4>().0.iter().zip(panel.as_chunks::<N>().0.as_chunks::<4>().0);
+    for (step, (x, w)) in steps.enumerate() {
+        if column == 0 && (step * ahead.step * size_of::<K::Weight>()).is_multiple_of(LINE) {
+            // The line of the last byte: weights are aligned as their file left them, and a line that two pieces share came
+            // with the first of them.
+            let line = ahead.line.wrapping_add(step * ahead.step).wrapping_byte_add(LINE - 1);
+            for row in 0..ahead.rows {
+                prefetch(line.wrapping_add(row * ahead.stride));
+            }
+        }
+        for j in 0..4 {
+            let mut quads = [registers[0][0]; N];
+            for c in 0..N {
+                quads[c] = A::load(&w[j][c]);
+            }
             for r in 0..M {
-                K::mul_add::<A, LANES>(&x[r], &w, 0, &mut registers[r][c]);
+                let x = A::splat(&x[j][r]);
+                for c in 0..N {
+                    registers[r][c] = K::mul_add::<A>(x, quads[c], registers[r][c]);
+                }
             }
         }
     }
     for r in 0..M {
         for c in 0..N {
-            sums[r * N + c] = Lanes(registers[r][c]);
+            A::store(registers[r][c], &mut sums[r][column + c]);
         }
     }
 }
-
-/// Some steps of k: adds `M` packed rows x `N` widened weight rows to `sums` `[M][N]`.
-#[inline(always)]
-fn panel_tile<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize, const L: usize>(
-    x: &[[K::Step; M]],
-    panel: &[K::Step],
-    sums: &mut [Lanes<K::Sum>],
-) {
-    let panel = panel.as_chunks::<N>().0;
-    let sums = &mut sums.as_chunks_mut::<N>().0[..M];
-    for group in 0..LANES / L {
-        let mut registers = [[[K::Sum::default(); L]; N]; M];
-        for r in 0..M {
-            for c in 0..N {
-                registers[r][c] = sums[r][c].0.as_chunks::<L>().0[group];
-            }
-        }
-        for (x, w) in x.iter().zip(panel) {
-            for r in 0..M {
-                for c in 0..N {
-                    K::mul_add::<A, L>(&x[r], &w[c], group, &mut registers[r][c]);
-                }
-            }
-        }
-        for r in 0..M {
-            for c in 0..N {
-                sums[r][c].0.as_chunks_mut::<L>().0[group] = registers[r][c];
-            }
-        }
-    }
-}
-
-const _: () = assert!(BLOCK.is_multiple_of(GROUP_IDS));

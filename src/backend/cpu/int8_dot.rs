@@ -6,58 +6,32 @@
 //! should be, and that fits.
 
 use super::isa::{Arith, Work};
-use super::lanes::{Kind, LANES, Lanes, QUADS, Quads};
+use super::lanes::{BYTE, Kind, Quad};
 use crate::merge::BLOCK;
-use bytemuck::cast_ref;
+use bytemuck::cast;
 
 /// int8 weights, int8 rows, int32 sums.
 pub(super) struct Int8Dot;
 
 /// A lane takes four neighbours of k in one step, as `vpdpbusd` does.
-impl Kind<QUADS> for Int8Dot {
+impl Kind<BYTE> for Int8Dot {
     type Weight = i8;
-    type Step = Quads;
-    type Sum = i32;
 
     #[inline(always)]
-    fn widen(weights: &[i8; QUADS]) -> Quads {
-        Quads(*cast_ref(weights))
+    fn widen<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
+        A::load(&cast(*weights))
     }
 
     #[inline(always)]
-    fn widen_tail(weights: &[i8]) -> Quads {
-        let mut padded = [0; QUADS];
-        padded[..weights.len()].copy_from_slice(weights);
-        Self::widen(&padded)
+    fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
+        A::mul_add_i8(x, w, sum)
     }
 
+    /// The sums' bits: [`Offset`] has still to subtract from them.
     #[inline(always)]
-    fn mul_add<A: Arith, const L: usize>(x: &Quads, w: &Quads, group: usize, sums: &mut [i32; L]) {
-        let (x, w): (&[[u8; 4]; LANES], &[[u8; 4]; LANES]) = (cast_ref(&x.0), cast_ref(&w.0));
-        A::mul_add_quads(&x.as_chunks::<L>().0[group], &w.as_chunks::<L>().0[group], sums);
+    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
+        cast(A::reduce_i32(sums))
     }
-
-    /// The sum's bits: [`Offset`] has still to subtract from it.
-    #[inline(always)]
-    fn reduce(sums: &Lanes<i32>) -> f32 {
-        f32::from_bits(sums.0.iter().fold(0, |sum: i32, lane| sum.wrapping_add(*lane)) as u32)
-    }
-}
-
-/// A row as it is packed.
-pub(super) fn offset(quantized: &[i8]) -> Quads {
-    let mut step = Quads::default();
-    for (out, q) in step.0.iter_mut().zip(quantized) {
-        *out = (*q as u8) ^ 0x80; // + 128
-    }
-    step
-}
-
-/// The packed row whose sums are those of the weights: ones, for so many k.
-pub(super) fn ones(k: usize) -> Quads {
-    let mut step = Quads::default();
-    step.0[..k].fill(1);
-    step
 }
 
 /// Takes the offset from the sums of all rows but the last, which are the weights' own, and makes f32 of them.

@@ -1,12 +1,27 @@
 //! The instruction sets that the inner loops are compiled for, and the one way to call them.
 
+use super::lanes::{Chunk, Quad};
+use crate::backend::HeadTypes;
+use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use half::bf16;
+use bytemuck::cast_ref;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::fmt;
 use std::sync::OnceLock;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use avx512::Avx512;
+use portable::Portable;
 
 /// The environment variable that names the instruction set; read once, when a backend is made.
 pub const ISA_VARIABLE: &str = "LMHEAD_CPU_ISA";
@@ -20,8 +35,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
     Avx512,
-    /// Those and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later. Heads in bf16 take its `vdpbf16ps`, twice the products of an
-    /// FMA; all others are computed as by [`Isa::Avx512`].
+    /// Those and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice the products of an
+    /// FMA, with bf16 heads and W8A16 ones; all others are computed as by [`Isa::Avx512`].
     Avx512Bf16,
 }
 
@@ -89,12 +104,14 @@ impl Isa {
         }
     }
 
-    /// The family whose members give the same bits for heads of `weights`: the lane layout and the order of the sums are the same in
-    /// every loop, so only fused or separate rounding tells them apart. `vdpbf16ps` rounds as its maker chose, so the maker is named.
-    pub fn family(self, weights: DType) -> &'static str {
+    /// The family whose members give the same bits for heads of these types: the lane layout and the order of the sums are the same
+    /// in every loop, so only fused or separate rounding tells them apart, and W8A8 is exact. `vdpbf16ps` rounds as its maker chose,
+    /// so the maker is named.
+    pub fn family(self, types: HeadTypes) -> &'static str {
         match self {
+            _ if types.quantization == Quantization::W8a8 => "exact",
             Isa::Portable => "portable",
-            _ if self.takes_bf16(weights) => match processor_vendor() {
+            _ if self.takes_bf16(types) => match processor_vendor() {
                 Some("AuthenticAMD") => "bf16-amd",
                 Some("GenuineIntel") => "bf16-intel",
                 _ => "bf16",
@@ -108,9 +125,9 @@ impl Isa {
         matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
     }
 
-    /// Whether products of bf16 are added without widening them first.
-    pub(super) fn takes_bf16(self, weights: DType) -> bool {
-        self == Isa::Avx512Bf16 && weights == DType::Bf16
+    /// Whether rows are multiplied as bf16, without widening them first: bf16 rows, with weights that bf16 holds exactly.
+    pub(super) fn takes_bf16(self, types: HeadTypes) -> bool {
+        self == Isa::Avx512Bf16 && types.hidden == DType::Bf16 && types.quantization != Quantization::W8a8
     }
 
     /// Runs `work` compiled for this instruction set.
@@ -147,169 +164,61 @@ pub(super) trait Work {
     fn run<A: Arith>(self) -> Self::Output;
 }
 
-/// What the generic loops must know of the instruction set.
+/// What the generic loops must know of the instruction set: its registers, and one step of every inner loop. Each set is a file of
+/// its own below `isa/`.
 pub(super) trait Arith {
-    /// Whether `x * w + sum` is rounded once.
-    const FUSED: bool;
-    /// f32 lanes of one register. Sums always have 16 lanes; narrower sets walk them in groups.
-    const LANES: usize;
+    /// Quads of weights that one tile takes, and the rows that it takes at most: what the registers hold.
+    const TILE: (usize, usize);
+    /// Rows up to which weights go from memory straight through the registers: at most 5.
+    const DIRECT_ROWS: usize;
 
-    #[inline(always)]
-    fn mul_add(x: f32, w: f32, sum: f32) -> f32 {
-        if Self::FUSED { x.mul_add(w, sum) } else { sum + x * w }
-    }
+    /// One chunk, once for each chunk of a quad.
+    type Splat: Copy;
+    /// A quad, in as many registers as it takes.
+    type Quad: Copy;
 
-    /// `sums[l] += x[l][0] * w[l][0] + x[l][1] * w[l][1]`, exact, wrapping. Every x86 has one instruction for
-    /// it, and the compiler does not find it where a factor is used twice, as every factor of a tile is.
-    #[inline(always)]
-    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
-        for l in 0..L {
-            let pair = i32::from(x[l][0]) * i32::from(w[l][0]) + i32::from(x[l][1]) * i32::from(w[l][1]);
-            sums[l] = sums[l].wrapping_add(pair);
+    fn splat(chunk: &Chunk) -> Self::Splat;
+    fn load(quad: &Quad) -> Self::Quad;
+    fn store(value: Self::Quad, quad: &mut Quad);
+
+    /// Four rows of four chunks -> four columns: chunk `i` of column `j` is chunk `j` of row `i`.
+    fn transpose(rows: [Self::Quad; 4]) -> [Self::Quad; 4];
+
+    /// `sum[l] += x[l] * w[l]` over f32 lanes.
+    fn mul_add(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// `sum[l] += x[2l] * w[2l] + x[2l + 1] * w[2l + 1]` over int16 x and w, int32 sums, exact, wrapping.
+    fn mul_add_i16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// `sum[l] += Σ x[4l + i] * w[4l + i]` over four unsigned x and signed w, int32 sums, exact, wrapping. Only asked of the
+    /// instruction sets that have an instruction for it ([`Isa::takes_int8`]).
+    fn mul_add_i8(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// `sum[l] += x[2l + 1] * w[2l + 1] + x[2l] * w[2l]` over bf16 x and w, f32 sums, as the hardware rounds it. Only asked of the
+    /// instruction sets that have an instruction for it ([`Isa::takes_bf16`]).
+    fn mul_add_bf16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// bf16 of each int8, exact. Only asked of the same instruction sets.
+    fn i8_to_bf16(weights: &[i8; 32]) -> Self::Quad;
+
+    /// The sums of sixteen logits -> the logits: `(lane 0 + lane 2) + (lane 1 + lane 3)` of each chunk.
+    fn reduce_f32(sums: &[Quad; 4]) -> [f32; 16] {
+        let lanes: &[[f32; 4]; 16] = cast_ref(sums);
+        let mut logits = [0.0; 16];
+        for (logit, l) in logits.iter_mut().zip(lanes) {
+            *logit = (l[0] + l[2]) + (l[1] + l[3]);
         }
+        logits
     }
 
-    /// `sums[l] += Σ x[l][i] * w[l][i]` over four unsigned x and signed w, wrapping. Only asked of the instruction sets that have an
-    /// instruction for it ([`Isa::takes_int8`]).
-    #[inline(always)]
-    fn mul_add_quads<const L: usize>(x: &[[u8; 4]; L], w: &[[u8; 4]; L], sums: &mut [i32; L]) {
-        for l in 0..L {
-            for i in 0..4 {
-                sums[l] = sums[l].wrapping_add(i32::from(x[l][i]) * i32::from(w[l][i] as i8));
-            }
+    /// The same of int32 sums, wrapping.
+    fn reduce_i32(sums: &[Quad; 4]) -> [i32; 16] {
+        let lanes: &[[i32; 4]; 16] = cast_ref(sums);
+        let mut logits = [0; 16];
+        for (logit, l) in logits.iter_mut().zip(lanes) {
+            *logit = l.iter().fold(0, |sum: i32, lane| sum.wrapping_add(*lane));
         }
-    }
-
-    /// `sums[l] += x[l][1] * w[l][1] + x[l][0] * w[l][0]` in f32, as the hardware rounds it. Only asked of the instruction sets that
-    /// have an instruction for it ([`Isa::takes_bf16`]); here it is what that does in two steps.
-    #[inline(always)]
-    fn mul_add_bf16_pairs<const L: usize>(x: &[[bf16; 2]; L], w: &[[bf16; 2]; L], sums: &mut [f32; L]) {
-        for l in 0..L {
-            for i in [1, 0] {
-                sums[l] = Self::mul_add(x[l][i].to_f32(), w[l][i].to_f32(), sums[l]);
-            }
-        }
-    }
-}
-
-pub(super) struct Portable;
-impl Arith for Portable {
-    const FUSED: bool = false;
-    const LANES: usize = 4;
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
-        for ((x, w), sums) in
-            x.as_chunks::<4>().0.iter().zip(w.as_chunks::<4>().0).zip(sums.as_chunks_mut::<4>().0)
-        {
-            // SAFETY: every x86-64 has SSE2; each pointer is to an array of exactly 16 bytes.
-            unsafe {
-                let pairs =
-                    _mm_madd_epi16(_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(w.as_ptr().cast()));
-                let sum = _mm_add_epi32(_mm_loadu_si128(sums.as_ptr().cast()), pairs);
-                _mm_storeu_si128(sums.as_mut_ptr().cast(), sum);
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(super) struct Avx2;
-#[cfg(target_arch = "x86_64")]
-impl Arith for Avx2 {
-    const FUSED: bool = true;
-    const LANES: usize = 8;
-
-    #[inline(always)]
-    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
-        for ((x, w), sums) in
-            x.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0).zip(sums.as_chunks_mut::<8>().0)
-        {
-            // SAFETY: this type is named by run_avx2 alone, which is called where AVX2 was detected; each pointer
-            // is to an array of exactly 32 bytes.
-            unsafe {
-                let pairs = _mm256_madd_epi16(
-                    _mm256_loadu_si256(x.as_ptr().cast()),
-                    _mm256_loadu_si256(w.as_ptr().cast()),
-                );
-                let sum = _mm256_add_epi32(_mm256_loadu_si256(sums.as_ptr().cast()), pairs);
-                _mm256_storeu_si256(sums.as_mut_ptr().cast(), sum);
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(super) struct Avx512;
-#[cfg(target_arch = "x86_64")]
-impl Arith for Avx512 {
-    const FUSED: bool = true;
-    const LANES: usize = 16;
-
-    #[inline(always)]
-    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
-        for ((x, w), sums) in
-            x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0).zip(sums.as_chunks_mut::<16>().0)
-        {
-            // SAFETY: this type is named by run_avx512 and Avx512Bf16 alone, which run where AVX-512 F and VNNI were
-            // detected; each pointer is to an array of exactly 64 bytes.
-            unsafe {
-                let (x, w) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(w.as_ptr().cast()));
-                let sum = _mm512_dpwssd_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), x, w);
-                _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn mul_add_quads<const L: usize>(x: &[[u8; 4]; L], w: &[[u8; 4]; L], sums: &mut [i32; L]) {
-        for ((x, w), sums) in
-            x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0).zip(sums.as_chunks_mut::<16>().0)
-        {
-            // SAFETY: this type is named by run_avx512 and Avx512Bf16 alone, which run where AVX-512 F and VNNI were
-            // detected; each pointer is to an array of exactly 64 bytes.
-            unsafe {
-                let (x, w) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(w.as_ptr().cast()));
-                let sum = _mm512_dpbusd_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), x, w);
-                _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum);
-            }
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(super) struct Avx512Bf16;
-#[cfg(target_arch = "x86_64")]
-impl Arith for Avx512Bf16 {
-    const FUSED: bool = true;
-    const LANES: usize = 16;
-
-    #[inline(always)]
-    fn mul_add_pairs<const L: usize>(x: &[[i16; 2]; L], w: &[[i16; 2]; L], sums: &mut [i32; L]) {
-        Avx512::mul_add_pairs(x, w, sums);
-    }
-
-    #[inline(always)]
-    fn mul_add_quads<const L: usize>(x: &[[u8; 4]; L], w: &[[u8; 4]; L], sums: &mut [i32; L]) {
-        Avx512::mul_add_quads(x, w, sums);
-    }
-
-    #[inline(always)]
-    fn mul_add_bf16_pairs<const L: usize>(x: &[[bf16; 2]; L], w: &[[bf16; 2]; L], sums: &mut [f32; L]) {
-        for ((x, w), sums) in
-            x.as_chunks::<16>().0.iter().zip(w.as_chunks::<16>().0).zip(sums.as_chunks_mut::<16>().0)
-        {
-            // SAFETY: this type is named by run_avx512_bf16 alone, which is called where AVX-512 F and BF16 were
-            // detected; each pointer is to an array of exactly 64 bytes; __m512bh is any 64 bytes.
-            unsafe {
-                let load = |pairs: &[[bf16; 2]; 16]| -> __m512bh {
-                    std::mem::transmute(_mm512_loadu_si512(pairs.as_ptr().cast()))
-                };
-                let sum = _mm512_dpbf16_ps(_mm512_loadu_ps(sums.as_ptr()), load(x), load(w));
-                _mm512_storeu_ps(sums.as_mut_ptr(), sum);
-            }
-        }
+        logits
     }
 }
 
@@ -329,16 +238,16 @@ fn processor_vendor() -> Option<&'static str> {
     VENDOR.get_or_init(ask).as_deref()
 }
 
-/// Asks for the cache line of `value` before it is needed. A hint: it reads nothing.
+/// Asks for a cache line before it is needed. A hint: it reads nothing.
 #[inline(always)]
-pub(super) fn prefetch<T>(value: &T) {
+pub(super) fn prefetch<T>(line: *const T) {
     // SAFETY: every x86-64 has the instruction, and it accepts any address.
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast());
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
+    let _ = line;
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -350,11 +259,11 @@ fn run_avx2<W: Work>(work: W) -> W::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn run_avx512<W: Work>(work: W) -> W::Output {
-    work.run::<Avx512>()
+    work.run::<Avx512<false>>()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 fn run_avx512_bf16<W: Work>(work: W) -> W::Output {
-    work.run::<Avx512Bf16>()
+    work.run::<Avx512<true>>()
 }

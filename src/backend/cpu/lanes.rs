@@ -1,91 +1,46 @@
-//! Sixteen lanes: the layout that every sum of this backend has, whatever the registers are.
+//! Four chains: the layout that every sum of this backend has, whatever the registers are.
 //!
-//! Lane `l` of a float sum adds the products of `k = l, l + 16, l + 32, ...` from zero, `k` ascending (the
-//! last step is padded with zeros); then the lanes are added in one fixed tree. That is all that a logit's
-//! bits depend on (promise 1). Integer sums are exact in any order and use the same sixteen lanes.
+//! A row, of hidden states or of weights, is a row of *chunks* of 16 bytes: 4 f32, 8 bf16, 8 int16 or 16 int8, neighbours in k; the
+//! last is padded with zeros. A logit is four partial sums, one for each f32 (int32) of a chunk. Lane `l` adds, from zero and `k`
+//! ascending, the products of the `l`-th f32 of each chunk (the `l`-th pair of bf16 or int16, the `l`-th four of int8). Then the
+//! lanes are added: `(0 + 2) + (1 + 3)`. That is all that a logit's bits depend on (promise 1). Integer sums are exact in any order.
+//!
+//! Four weight rows take turns in a *quad*, which is one register of AVX-512: then a chunk of a hidden row, repeated four times, meets
+//! four of weights. With fewer chunks to a logit the weights would take more shuffling to get there (all sixteen f32 of a row in
+//! one register: none, but four times the memory for sums on the way and for hidden rows); with one f32 to a logit, twice as much.
 
 use super::isa::Arith;
+use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
-/// Lanes of every sum.
-pub(super) const LANES: usize = 16;
+/// Sixteen bytes of one row, or the four partial sums of one logit.
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C, align(16))]
+pub(super) struct Chunk(pub [u8; 16]);
 
-/// Sixteen partial sums of one logit, or sixteen widened elements.
-#[derive(Debug, Clone, Copy)]
+/// One chunk of each of four rows, or four chunks of one row; the sums of four logits.
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(C, align(64))]
-pub(super) struct Lanes<E>(pub [E; LANES]);
+pub(super) struct Quad(pub [Chunk; 4]);
 
-impl<E: Default + Copy> Default for Lanes<E> {
-    fn default() -> Self {
-        Lanes([E::default(); LANES])
-    }
-}
+/// Elements of one row in a quad: f32; 16 bits; 8 bits.
+pub(super) const WIDE: usize = 16;
+pub(super) const HALF: usize = 32;
+pub(super) const BYTE: usize = 64;
 
-impl Lanes<f32> {
-    /// The lanes' sum, in the one order that there is.
-    #[inline(always)]
-    pub fn sum(&self) -> f32 {
-        // An array for each width: summed in place, the lanes would go through memory, at 40 cycles a logit.
-        let eight: [f32; 8] = std::array::from_fn(|i| self.0[i] + self.0[i + 8]);
-        let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
-        let two: [f32; 2] = std::array::from_fn(|i| four[i] + four[i + 2]);
-        two[0] + two[1]
-    }
-}
-
-/// Thirty-two elements of 16 bits, two for each lane: widened int8, or bf16 as it is.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Pairs<E>(pub [E; PAIRS]);
-
-/// Elements of [`Pairs`].
-pub(super) const PAIRS: usize = 2 * LANES;
-
-impl<E: Default + Copy> Default for Pairs<E> {
-    fn default() -> Self {
-        Pairs([E::default(); PAIRS])
-    }
-}
-
-/// Sixty-four bytes, four for each lane: int8 as it is, or offset by 128 to be unsigned.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Quads(pub [u8; QUADS]);
-
-/// Elements of [`Quads`].
-pub(super) const QUADS: usize = 4 * LANES;
-
-impl Default for Quads {
-    fn default() -> Self {
-        Quads([0; QUADS])
-    }
-}
-
-/// A kind of inner loop: what one step of `S` elements of k is, and how it joins the sums.
+/// A kind of inner loop: what a step of `S` elements of k is, and how it joins the sums.
 pub(super) trait Kind<const S: usize> {
     /// A weight as it is stored.
-    type Weight: Copy + Sync;
-    /// `S` elements of a row or of the weights, widened.
-    type Step: Copy + Default + Send + Sync;
-    /// One lane of a sum.
-    type Sum: Copy + Default + Send;
+    type Weight: Copy + Default + Sync;
 
-    /// Widens one step of weights. Exact.
-    fn widen(weights: &[Self::Weight; S]) -> Self::Step;
+    /// Widens one step of a weight row: four chunks. Exact.
+    fn widen<A: Arith>(weights: &[Self::Weight; S]) -> A::Quad;
 
-    /// Widens a last, shorter step; zeros follow.
-    fn widen_tail(weights: &[Self::Weight]) -> Self::Step;
+    /// Adds the products of one chunk of a hidden row with those of four weight rows.
+    fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;
 
-    /// Adds the products of lanes `group * L .. (group + 1) * L` to `sums`.
-    fn mul_add<A: Arith, const L: usize>(
-        x: &Self::Step,
-        w: &Self::Step,
-        group: usize,
-        sums: &mut [Self::Sum; L],
-    );
-
-    /// Adds the lanes in the fixed order, and rounds the sum to f32 where it is an integer.
-    fn reduce(sums: &Lanes<Self::Sum>) -> f32;
+    /// Adds the lanes of sixteen logits in the fixed order, and rounds the sums to f32 where they are integers.
+    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16];
 }
 
 /// A stored weight that the float loop can widen to f32, exactly.

@@ -1,17 +1,16 @@
-//! The CPU backend: blocked loops that the compiler vectorises, once per instruction set, on one thread pool.
+//! The CPU backend: blocked loops, compiled once per instruction set, on one thread pool.
 //!
 //! ```text
 //! hidden rows -> pack.rs   gathered by index, widened or quantised, in tiles        (once per call)
 //!             -> block.rs  packed rows x 64 vocabulary ids -> raw f32 logits         (one task per block)
-//!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum; isa.rs: the instruction sets
+//!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum; isa.rs, isa/: the instruction sets
 //!             -> epilogue  dequantise, bias, softcap, scale; adjustments
 //!             -> rounded into the caller's rows, or pushed to the row's partial
 //! ```
 //!
-//! Memory beyond the caller's: packed rows of one pass (at most 4 MiB, or 4 rows where those are larger); for
-//! each thread a block of logits (`[rows of a pass, 64]` f32, at most 128 KiB), a panel (256 KiB, or 4 weight rows
-//! where those are larger) and sums (1 KiB for each row of a pass); for partials one `RowPartial` for each row of
-//! a pass and running task. Never rows x vocabulary.
+//! Memory beyond the caller's: packed rows of one pass (at most 8 MiB, or 4 rows where those are larger, 256 rows at most); for each
+//! thread a block of logits (`[rows of a pass, 64]` f32, at most 64 KiB), a panel (16 KiB) and sums (1 KiB for each row of a pass);
+//! for partials one `RowPartial` for each row of a pass and running task. Never rows x vocabulary.
 
 mod bf16_dot;
 mod block;
@@ -29,7 +28,8 @@ pub use isa::{ISA_VARIABLE, Isa};
 
 use crate::adjust::ShardAdjustments;
 use crate::backend::{
-    Backend, HeldLogits, Job, LogitsOut, SamplingPass, Tally, check_boundaries, check_job, check_logits,
+    Backend, HeadTypes, HeldLogits, Job, LogitsOut, SamplingPass, Tally, check_boundaries, check_job,
+    check_logits,
 };
 use crate::config::Quantization;
 use crate::dtype::DType;
@@ -38,14 +38,14 @@ use crate::error::{Error, Result};
 use crate::merge::{BLOCK, PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
 use crate::weights::{HeadShard, Matrix};
-use bf16_dot::Bf16;
+use bf16_dot::{Bf16, Bf16Int8};
 use block::{Matmul, Scratch};
 use float::Float;
 use half::{bf16, f16};
 use int8::Int8;
 use int8_dot::{Int8Dot, Offset};
 use isa::{Arith, Work};
-use lanes::{Kind, LANES, Lanes, PAIRS, Pairs, QUADS, Quads};
+use lanes::{BYTE, HALF, Kind, WIDE};
 use pack::Packed;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -53,7 +53,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Part of the fingerprint: raised whenever a row's bits change.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Most threads of a pool: more than any machine has CPUs, few enough to be started.
 const MAX_THREADS: usize = 1024;
@@ -133,12 +133,12 @@ impl Backend for CpuBackend {
     }
 
     /// `cpu/FAMILY/VERSION DTYPE`. Instruction sets of a family ([`Isa::family`]) give the same bits.
-    fn fingerprint(&self, weights: DType) -> String {
-        format!("cpu/{}/{VERSION} {weights}", self.isa.family(weights))
+    fn fingerprint(&self, types: HeadTypes) -> String {
+        format!("cpu/{}/{VERSION} {}", self.isa.family(types), types.weights)
     }
 
-    fn flushes_subnormals(&self, weights: DType) -> bool {
-        self.isa.takes_bf16(weights)
+    fn flushes_subnormals(&self, types: HeadTypes) -> bool {
+        self.isa.takes_bf16(types)
     }
 
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
@@ -285,11 +285,12 @@ impl<'a> Columns<'a> {
 
 /// Packed rows of either kind.
 enum PackedRows {
-    Float(Packed<Lanes<f32>>),
-    Bf16(Packed<Pairs<bf16>>),
-    Int8(Packed<Pairs<i16>>),
+    Float(Packed),
+    Bf16(Packed),
+    /// With the scale of each row.
+    Int8(Packed, Vec<f32>),
     /// With a row more than the pass has.
-    Int8Dot(Packed<Quads>),
+    Int8Dot(Packed, Vec<f32>),
 }
 
 /// One pass over the shard: some rows, packed, and all that a task must know to compute a block of their logits.
@@ -319,7 +320,7 @@ impl<'a> Pass<'a> {
     /// `take(row, logits [ids.len()], all finite)`.
     fn block(&self, ids: Range<usize>, take: impl FnMut(usize, &[f32], bool)) {
         THREAD.with_borrow_mut(|thread| {
-            let Thread { logits, float, bf16, int8, int8_dot } = thread;
+            let Thread { logits, scratch } = thread;
             logits.resize((self.rows.len() + 1) * BLOCK, 0.0);
             let (all, rows) = (&mut logits[..], self.rows.len() * BLOCK);
             let logits = &mut all[..rows];
@@ -328,39 +329,42 @@ impl<'a> Pass<'a> {
             let mut scales = &[][..];
             match (&self.packed, self.shard.matrix()) {
                 (PackedRows::Float(x), Matrix::F32(w)) => {
-                    self.matmul::<LANES, Float<f32>>(x, w, &own, logits, float);
+                    self.matmul::<WIDE, Float<f32>>(x, w, &own, logits, scratch);
                 }
                 (PackedRows::Float(x), Matrix::F16(w)) => {
-                    self.matmul::<LANES, Float<f16>>(x, w, &own, logits, float);
+                    self.matmul::<WIDE, Float<f16>>(x, w, &own, logits, scratch);
                 }
                 (PackedRows::Float(x), Matrix::Bf16(w)) => {
-                    self.matmul::<LANES, Float<bf16>>(x, w, &own, logits, float);
+                    self.matmul::<WIDE, Float<bf16>>(x, w, &own, logits, scratch);
                 }
                 (PackedRows::Bf16(x), Matrix::Bf16(w)) => {
-                    self.matmul::<PAIRS, Bf16>(x, w, &own, logits, bf16);
+                    self.matmul::<HALF, Bf16>(x, w, &own, logits, scratch);
                 }
-                (PackedRows::Bf16(_), _) => unreachable!("only bf16 weights take rows in bf16"),
+                (PackedRows::Bf16(x), Matrix::I8 { values, scales: s }) => {
+                    self.matmul::<HALF, Bf16Int8>(x, values, &own, logits, scratch);
+                    scales = &s[own.clone()];
+                }
+                (PackedRows::Bf16(_), _) => unreachable!("only bf16 and int8 weights take rows in bf16"),
                 (PackedRows::Float(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<LANES, Float<i8>>(x, values, &own, logits, float);
+                    self.matmul::<WIDE, Float<i8>>(x, values, &own, logits, scratch);
                     scales = &s[own.clone()];
                 }
-                (PackedRows::Int8(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<PAIRS, Int8>(x, values, &own, logits, int8);
+                (PackedRows::Int8(x, _), Matrix::I8 { values, scales: s }) => {
+                    self.matmul::<HALF, Int8>(x, values, &own, logits, scratch);
                     scales = &s[own.clone()];
                 }
-                (PackedRows::Int8Dot(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<QUADS, Int8Dot>(x, values, &own, all, int8_dot);
+                (PackedRows::Int8Dot(x, _), Matrix::I8 { values, scales: s }) => {
+                    self.matmul::<BYTE, Int8Dot>(x, values, &own, all, scratch);
                     self.isa.run(Offset { logits: all });
                     scales = &s[own.clone()];
                 }
-                (PackedRows::Int8(_) | PackedRows::Int8Dot(_), _) => {
+                (PackedRows::Int8(..) | PackedRows::Int8Dot(..), _) => {
                     unreachable!("only int8 weights quantise their rows")
                 }
             }
             let logits = &mut all[..rows];
             let row_scales = match &self.packed {
-                PackedRows::Int8(x) => &x.scales[..],
-                PackedRows::Int8Dot(x) => &x.scales[..],
+                PackedRows::Int8(_, scales) | PackedRows::Int8Dot(_, scales) => &scales[..],
                 PackedRows::Float(_) | PackedRows::Bf16(_) => &[],
             };
             let bias = self.shard.bias().map(|bias| &bias[own]);
@@ -372,11 +376,11 @@ impl<'a> Pass<'a> {
 
     fn matmul<const S: usize, K: Kind<S>>(
         &self,
-        rows: &Packed<K::Step>,
+        rows: &Packed,
         weights: &[K::Weight],
         own: &Range<usize>,
         logits: &mut [f32],
-        scratch: &mut Scratch<K::Step, K::Sum>,
+        scratch: &mut Scratch,
     ) {
         let hidden = self.shard.hidden_size();
         let weights = &weights[own.start * hidden..];
@@ -386,13 +390,17 @@ impl<'a> Pass<'a> {
 
 fn pack_rows(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
     match shard.quantization() {
-        Quantization::None if isa.takes_bf16(shard.matrix().dtype()) => {
-            PackedRows::Bf16(pack::bf16(rows, range))
+        _ if isa.takes_bf16(HeadTypes::of(shard, rows.dtype())) => {
+            PackedRows::Bf16(pack::bf16(isa, rows, range))
         }
         Quantization::W8a8 if isa.takes_int8() => {
-            PackedRows::Int8Dot(pack::quantized_quads(isa, rows, range))
+            let (packed, scales) = pack::quantized_bytes(isa, rows, range);
+            PackedRows::Int8Dot(packed, scales)
         }
-        Quantization::W8a8 => PackedRows::Int8(pack::quantized(isa, rows, range)),
+        Quantization::W8a8 => {
+            let (packed, scales) = pack::quantized(isa, rows, range);
+            PackedRows::Int8(packed, scales)
+        }
         Quantization::None | Quantization::W8a16 => PackedRows::Float(pack::float(isa, rows, range)),
     }
 }
@@ -407,10 +415,7 @@ thread_local! {
 struct Thread {
     /// `[rows of the pass, and one more, BLOCK]`
     logits: Vec<f32>,
-    float: Scratch<Lanes<f32>, f32>,
-    bf16: Scratch<Pairs<bf16>, f32>,
-    int8: Scratch<Pairs<i16>, i32>,
-    int8_dot: Scratch<Quads, i32>,
+    scratch: Scratch,
 }
 
 /// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.

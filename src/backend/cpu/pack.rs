@@ -1,147 +1,207 @@
 //! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles read.
 
-use super::int8::Int8;
-use super::int8_dot;
 use super::isa::{Arith, Isa, Work};
-use super::lanes::{Kind, LANES, Lanes, PAIRS, Pairs, QUADS, Quads};
+use super::lanes::{BYTE, Chunk, HALF, WIDE};
 use crate::dtype::DType;
 use crate::quantize::quantize_row;
 use crate::rows::HiddenRows;
-use half::bf16;
+use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of one tile of the inner loop; the last tile may have fewer.
-pub(super) const TILE_ROWS: usize = 4;
+/// Chunks of k in a piece, over which all rows go before the next piece: as widened weights of 16 vocabulary ids they are 16 KiB,
+/// half of a first-level cache.
+pub(super) const PIECE: usize = 64;
 
-/// Bytes of packed rows that one pass over the weights works on: they are read again for every few vocabulary
-/// ids, and stay in a last-level cache that others use too. (At 16 MiB the time of a row doubles.)
-const PASS_BYTES: usize = 4 << 20;
-/// Rows of one pass at most: long before that the weights' way from memory is paid.
-const PASS_ROWS: usize = 512;
+/// Bytes of packed rows that one pass over the weights works on: they are read again for every block of vocabulary ids, and stay in
+/// a last-level cache that others use too.
+const PASS_BYTES: usize = 8 << 20;
+/// Rows of one pass at most: their pieces and their sums, 256 KiB each, stay in a second-level cache.
+const PASS_ROWS: usize = 256;
 
-/// Rows that are packed at a time for this hidden size; a multiple of [`TILE_ROWS`].
+/// Rows that are packed at a time for this hidden size.
 pub(super) fn pass_rows(hidden: usize) -> usize {
-    (PASS_BYTES / 4 / hidden.max(1)).clamp(TILE_ROWS, PASS_ROWS) / TILE_ROWS * TILE_ROWS
+    (PASS_BYTES / 4 / hidden.max(1)).clamp(4, PASS_ROWS)
 }
 
-/// Packed rows: tile after tile, in each tile step after step of k, in each step one vector for each row.
+/// Packed rows: piece after piece of k, in each piece tile after tile, in each tile chunk after chunk, one for each row.
 #[derive(Debug)]
-pub(super) struct Packed<V> {
-    steps: Vec<V>,
+pub(super) struct Packed {
+    chunks: Vec<Chunk>,
     rows: usize,
+    /// Chunks of each row, four for each step of k.
     per_row: usize,
-    /// `[rows]`: scale of each quantised row; empty for float rows.
-    pub scales: Vec<f32>,
+    /// Rows of a tile at most.
+    tile_rows: usize,
 }
 
-impl<V> Packed<V> {
+impl Packed {
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Steps of k in each row.
-    pub fn per_row(&self) -> usize {
-        self.per_row
+    /// The chunks of each piece.
+    pub fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let per_row = self.per_row;
+        (0..per_row).step_by(PIECE).map(move |first| first..per_row.min(first + PIECE))
     }
 
     /// First row and number of rows of each tile.
-    pub fn tiles(&self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.rows).step_by(TILE_ROWS).map(|row| (row, TILE_ROWS.min(self.rows - row)))
+    pub fn tiles(&self) -> impl ExactSizeIterator<Item = (usize, usize)> {
+        tiles(self.rows, self.tile_rows)
     }
 
-    /// The steps of the tile whose first row is `row`; `M` is its number of rows.
+    /// A piece of the tile whose first row is `row`; `M` is its number of rows.
     #[inline(always)]
-    pub fn tile<const M: usize>(&self, row: usize) -> &[[V; M]] {
-        self.steps[row * self.per_row..][..M * self.per_row].as_chunks().0
+    pub fn tile<const M: usize>(&self, piece: &Range<usize>, row: usize) -> &[[Chunk; M]] {
+        let first = piece.start * self.rows + row * piece.len();
+        self.chunks[first..][..M * piece.len()].as_chunks().0
+    }
+
+    /// Rows of `steps` quads of chunks; `fill(row, piece, chunks)` writes a piece of a row over zeros.
+    fn new<F>(isa: Isa, rows: usize, steps: usize, fill: F) -> Packed
+    where
+        F: Fn(usize, usize, &mut [Chunk]) + Sync,
+    {
+        let (per_row, tile_rows) = (4 * steps, isa.run(TileRows { rows }));
+        let mut chunks = vec![Chunk::default(); rows * per_row];
+        chunks.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
+            let len = chunks.len() / rows;
+            for (first, rows) in tiles(rows, tile_rows) {
+                let chunks = &mut chunks[first * len..][..rows * len];
+                for r in 0..rows {
+                    let mut row = [Chunk::default(); PIECE];
+                    fill(first + r, piece, &mut row[..len]);
+                    for (to, from) in chunks[r..].iter_mut().step_by(rows).zip(&row) {
+                        *to = *from;
+                    }
+                }
+            }
+        });
+        Packed { chunks, rows, per_row, tile_rows }
+    }
+}
+
+/// As few tiles as may be, of about the same size.
+fn tiles(rows: usize, tile_rows: usize) -> impl ExactSizeIterator<Item = (usize, usize)> {
+    let tiles = rows.div_ceil(tile_rows);
+    (0..tiles).map(move |tile| {
+        let first = tile * rows / tiles;
+        (first, (tile + 1) * rows / tiles - first)
+    })
+}
+
+/// Rows of a tile at most, for so many rows in all: few rows are one tile.
+struct TileRows {
+    rows: usize,
+}
+
+impl Work for TileRows {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<A: Arith>(self) -> usize {
+        if self.rows <= A::DIRECT_ROWS { A::DIRECT_ROWS } else { A::TILE.1 }
     }
 }
 
 /// Widens rows `range` to f32.
-pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Lanes<f32>> {
-    let per_row = rows.hidden().div_ceil(LANES);
-    let mut steps = vec![Lanes::default(); range.len() * per_row];
-    steps.par_chunks_mut((TILE_ROWS * per_row).max(1)).enumerate().for_each(|(tile, steps)| {
-        let first = range.start + tile * TILE_ROWS;
-        let mut wide = vec![0.0; rows.hidden()];
-        let tile_rows = TILE_ROWS.min(range.end - first);
-        for r in 0..tile_rows {
-            isa.run(WidenRow { bytes: rows.row(first + r), dtype: rows.dtype(), out: &mut wide });
-            for (k, chunk) in wide.chunks(LANES).enumerate() {
-                steps[k * tile_rows + r].0[..chunk.len()].copy_from_slice(chunk);
-            }
-        }
-    });
-    Packed { steps, rows: range.len(), per_row, scales: Vec::new() }
+pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed {
+    let (hidden, size) = (rows.hidden(), rows.dtype().size());
+    Packed::new(isa, range.len(), hidden.div_ceil(WIDE), |row, piece, chunks| {
+        let out: &mut [f32] = cast_slice_mut(chunks);
+        let k = piece * PIECE * 4..hidden.min(piece * PIECE * 4 + out.len());
+        let bytes = &rows.row(range.start + row)[k.start * size..k.end * size];
+        isa.run(WidenRow { bytes, dtype: rows.dtype(), out: &mut out[..k.len()] });
+    })
 }
 
-/// Rows `range`, which are bf16, as they are.
-pub(super) fn bf16(rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Pairs<bf16>> {
-    let per_row = rows.hidden().div_ceil(PAIRS);
-    let mut steps = vec![Pairs::default(); range.len() * per_row];
-    steps.par_chunks_mut((TILE_ROWS * per_row).max(1)).enumerate().for_each(|(tile, steps)| {
-        let first = range.start + tile * TILE_ROWS;
-        let tile_rows = TILE_ROWS.min(range.end - first);
-        for r in 0..tile_rows {
-            for (k, chunk) in rows.row(first + r).chunks(2 * PAIRS).enumerate() {
-                for (element, bytes) in steps[k * tile_rows + r].0.iter_mut().zip(chunk.as_chunks::<2>().0) {
-                    *element = bf16::from_le_bytes(*bytes);
-                }
-            }
-        }
-    });
-    Packed { steps, rows: range.len(), per_row, scales: Vec::new() }
+/// Rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so.
+pub(super) fn bf16(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed {
+    Packed::new(isa, range.len(), rows.hidden().div_ceil(HALF), |row, piece, chunks| {
+        let out: &mut [u8] = cast_slice_mut(chunks);
+        let bytes = &rows.row(range.start + row)[piece * PIECE * 16..];
+        let bytes = &bytes[..bytes.len().min(out.len())];
+        out[..bytes.len()].copy_from_slice(bytes);
+    })
 }
 
-/// Widens rows `range` to f32 and quantises them (promise 2); offset to be unsigned, with a last row of ones.
-pub(super) fn quantized_quads(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Quads> {
-    let per_row = rows.hidden().div_ceil(QUADS);
-    let all = range.len() + 1;
-    let mut steps = vec![Quads::default(); all * per_row];
-    let mut scales = vec![1.0; all];
-    let tiles = steps.par_chunks_mut((TILE_ROWS * per_row).max(1));
-    tiles.zip(scales.par_chunks_mut(TILE_ROWS)).enumerate().for_each(|(tile, (steps, scales))| {
-        let first = range.start + tile * TILE_ROWS;
-        let mut wide = vec![0.0; rows.hidden()];
-        let mut quantized = vec![0; rows.hidden()];
-        let tile_rows = scales.len();
-        for (r, scale) in scales.iter_mut().enumerate() {
-            if first + r == range.end {
-                let left = (0..rows.hidden()).step_by(QUADS).map(|k| QUADS.min(rows.hidden() - k));
-                left.enumerate().for_each(|(k, n)| steps[k * tile_rows + r] = int8_dot::ones(n));
-                continue;
-            }
-            isa.run(WidenRow { bytes: rows.row(first + r), dtype: rows.dtype(), out: &mut wide });
-            *scale = quantize_row(&wide, &mut quantized);
-            for (k, chunk) in quantized.chunks(QUADS).enumerate() {
-                steps[k * tile_rows + r] = int8_dot::offset(chunk);
-            }
-        }
-    });
-    scales.pop();
-    Packed { steps, rows: all, per_row, scales }
+/// Rows that are widened to f32 and quantised (promise 2).
+struct Quantized {
+    /// `[rows, hidden]`
+    values: Vec<i8>,
+    /// `[rows]`
+    scales: Vec<f32>,
+    hidden: usize,
 }
 
-/// Widens rows `range` to f32 and quantises them (promise 2); the int8 values are kept as int16.
-pub(super) fn quantized(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed<Pairs<i16>> {
-    let per_row = rows.hidden().div_ceil(PAIRS);
-    let mut steps = vec![Pairs::default(); range.len() * per_row];
-    let mut scales = vec![1.0; range.len()];
-    let tiles = steps.par_chunks_mut((TILE_ROWS * per_row).max(1));
-    tiles.zip(scales.par_chunks_mut(TILE_ROWS)).enumerate().for_each(|(tile, (steps, scales))| {
-        let first = range.start + tile * TILE_ROWS;
-        let mut wide = vec![0.0; rows.hidden()];
-        let mut quantized = vec![0; rows.hidden()];
-        let tile_rows = scales.len();
-        for (r, scale) in scales.iter_mut().enumerate() {
-            isa.run(WidenRow { bytes: rows.row(first + r), dtype: rows.dtype(), out: &mut wide });
-            *scale = quantize_row(&wide, &mut quantized);
-            for (k, chunk) in quantized.chunks(PAIRS).enumerate() {
-                steps[k * tile_rows + r] = Int8::widen_tail(chunk);
+impl Quantized {
+    fn new(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Quantized {
+        let hidden = rows.hidden();
+        let mut values = vec![0; range.len() * hidden];
+        let mut scales = vec![1.0; range.len()];
+        values.par_chunks_mut(hidden.max(1)).zip(&mut scales).enumerate().for_each_init(
+            || vec![0.0; hidden],
+            |wide, (row, (out, scale))| {
+                let bytes = rows.row(range.start + row);
+                isa.run(WidenRow { bytes, dtype: rows.dtype(), out: wide });
+                *scale = isa.run(QuantizeRow { values: wide, out });
+            },
+        );
+        Quantized { values, scales, hidden }
+    }
+
+    /// The values of a row from `first` on.
+    fn rest(&self, row: usize, first: usize) -> &[i8] {
+        &self.values[row * self.hidden + first..(row + 1) * self.hidden]
+    }
+}
+
+/// Rows `range` quantised and offset by 128 to be unsigned, with a last row of ones; and their scales.
+pub(super) fn quantized_bytes(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
+    let (hidden, last) = (rows.hidden(), range.len());
+    let quantized = Quantized::new(isa, rows, range);
+    let packed = Packed::new(isa, last + 1, hidden.div_ceil(BYTE), |row, piece, chunks| {
+        let out: &mut [u8] = cast_slice_mut(chunks);
+        let first = piece * PIECE * 16;
+        if row == last {
+            let n = out.len().min(hidden - first);
+            out[..n].fill(1);
+        } else {
+            for (out, q) in out.iter_mut().zip(quantized.rest(row, first)) {
+                *out = (*q as u8) ^ 0x80; // + 128
             }
         }
     });
-    Packed { steps, rows: range.len(), per_row, scales }
+    (packed, quantized.scales)
+}
+
+/// Rows `range` quantised, the int8 values kept as int16; and their scales.
+pub(super) fn quantized(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
+    let (count, steps) = (range.len(), rows.hidden().div_ceil(HALF));
+    let quantized = Quantized::new(isa, rows, range);
+    let packed = Packed::new(isa, count, steps, |row, piece, chunks| {
+        let out: &mut [i16] = cast_slice_mut(chunks);
+        for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 8)) {
+            *out = i16::from(*q);
+        }
+    });
+    (packed, quantized.scales)
+}
+
+/// One row by the rule of promise 2; IEEE on every instruction set.
+struct QuantizeRow<'a> {
+    values: &'a [f32],
+    out: &'a mut [i8],
+}
+
+impl Work for QuantizeRow<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<A: Arith>(self) -> f32 {
+        quantize_row(self.values, self.out)
+    }
 }
 
 /// One hidden row to f32, infinities and NaN included.

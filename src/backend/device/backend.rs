@@ -12,9 +12,10 @@ use crate::backend::params::{
     LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, LogitMatrix, RowMatrix,
 };
 use crate::backend::{
-    Backend, HeldLogits, Job, LogitsOut, Resident, SamplingPass, Tally, check_boundaries, check_job,
-    check_logits,
+    Backend, HeadTypes, HeldLogits, Job, LogitsOut, Resident, SamplingPass, Tally, check_boundaries,
+    check_job, check_logits,
 };
+use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::merge::{PartialSpec, RowPartial};
@@ -210,8 +211,10 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
     }
 
     /// The device's, the kernels' version, and the CPU's, whose code sums the exponentials.
-    fn fingerprint(&self, weights: DType) -> String {
-        format!("{}/{VERSION} {weights}, {}", self.device.fingerprint(), self.host.fingerprint(DType::F32))
+    fn fingerprint(&self, types: HeadTypes) -> String {
+        let held = HeadTypes { weights: DType::F32, quantization: Quantization::None, hidden: DType::F32 };
+        let (device, host) = (self.device.fingerprint(), self.host.fingerprint(held));
+        format!("{device}/{VERSION} {}, {host}", types.weights)
     }
 
     fn accuracy(&self) -> Accuracy {

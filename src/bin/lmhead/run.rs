@@ -8,6 +8,7 @@ use crate::output::{Assembled, OutFile};
 use crate::ranks::{self, Done, Plan, Rank};
 use crate::report::{self, RankReport, Report, StepReport};
 use crate::{Failure, print, sampling_args};
+use lmhead::backend::HeadTypes;
 use lmhead::config::Settings;
 use lmhead::dtype::DType;
 use lmhead::exchange::columns;
@@ -87,10 +88,10 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let checked = match args.check {
         true => {
             let shards = group_shards(&ranks);
-            let weights = shards.first().map_or(source.dtype(), |shard| shard.matrix().dtype());
+            let types = shards.first().map(|shard| HeadTypes::of(shard, rows.dtype));
             let data = check::Data {
                 gaussian: source.is_synthetic(),
-                flushes: backend.flushes_subnormals(weights),
+                flushes: types.is_some_and(|types| backend.flushes_subnormals(types)),
                 accuracy: backend.accuracy(),
             };
             Some(check::check(&answer, &rows, &shards, &config, seed, data)?)
