@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-const VOCAB: usize = 32_768;
+const VOCAB: usize = 65_536;
 const HIDDEN: usize = 2048;
 const ROWS: usize = 4;
 

@@ -96,9 +96,14 @@ fn copy<T: Pod>(map: &Mmap, bytes: Range<usize>) -> Vec<T> {
     values
 }
 
+/// What a read of one page maps with it at most, on either side: Linux takes 64 KiB.
+const AROUND_BYTES: usize = 128 << 10;
+
 /// Lets go of the pages of a file that have been read and are not needed again: they count as this process's memory until then. What is
 /// read once more comes back from the file.
 pub(super) fn forget(map: &Mmap, bytes: Range<usize>) {
+    // Reading one page brings some around it along, of parts that have been forgotten already too.
+    let bytes = bytes.start.saturating_sub(AROUND_BYTES)..map.len().min(bytes.end + AROUND_BYTES);
     #[cfg(unix)]
     // SAFETY: the map is of a file and read only, so its pages hold nothing that the file does not; whoever reads them, now or
     // later, finds the same bytes.
