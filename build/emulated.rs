@@ -10,6 +10,8 @@ const FLAGS: &[&str] = &[
     "-fno-exceptions",
     "-fno-rtti",
     "-fno-threadsafe-statics",
+    // One program holds all of it: functions of a file may be inlined though they are called from others too.
+    "-fvisibility=hidden",
     // Wide vectors are passed between inlined functions only.
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
@@ -48,6 +50,8 @@ fn cpp() -> cc::Build {
     let mut build = cc::Build::new();
     // -O2 always: the device is arithmetic, and a kernel's tests would take minutes without.
     build.cpp(true).std("c++17").opt_level(2).warnings(true).include("kernels").cpp_link_stdlib(None);
+    // Debuggers unwind by tables; each frame that is smaller is so for every thread of a block.
+    build.force_frame_pointer(false);
     for flag in FLAGS {
         build.flag(flag);
     }
