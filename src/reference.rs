@@ -13,6 +13,7 @@ use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
 use crate::quantize;
 use crate::weights::{HeadShard, Matrix};
+use half::f16;
 
 /// Unit roundoff of f32.
 const U: f64 = 1.0 / (1u64 << 24) as f64;
@@ -62,6 +63,7 @@ impl Truth {
 #[derive(Debug, Clone)]
 pub struct ReferenceRow {
     x: Vec<f64>,
+    dtype: DType,
     quantized: Option<(Vec<i8>, f32)>,
     finite: bool,
 }
@@ -150,7 +152,7 @@ impl<'a> Reference<'a> {
         });
         let finite = x.iter().all(|v| v.is_finite());
         let x = x.into_iter().map(|v| self.seen(f64::from(v))).collect();
-        Ok(ReferenceRow { x, quantized, finite })
+        Ok(ReferenceRow { x, dtype, quantized, finite })
     }
 
     /// The logit of `row` for row `v` of the shard (vocabulary id `shard.vocab().start + v`).
@@ -169,15 +171,17 @@ impl<'a> Reference<'a> {
             }
             (Matrix::I8 { values, scales }, None) => {
                 let scale = f64::from(scales[v]);
-                let (sum, size) = dot(&row.x, values[weights].iter().map(|w| f64::from(*w)));
+                let (sum, size) = self.dot(row, DType::I8, values[weights].iter().map(|w| f64::from(*w)));
                 // One more rounding: the product with the scale.
                 let raw = sum * scale;
                 let bound = (self.bound(size) * (1.0 + U)) * scale.abs() + U * raw.abs() + f64::from_bits(1);
                 (raw, bound + f64::from(f32::from_bits(1)))
             }
-            (Matrix::F32(w), _) => self.float(&row.x, w[weights].iter().map(|w| f64::from(*w))),
-            (Matrix::F16(w), _) => self.float(&row.x, w[weights].iter().map(|w| w.to_f64())),
-            (Matrix::Bf16(w), _) => self.float(&row.x, w[weights].iter().map(|w| self.seen(w.to_f64()))),
+            (Matrix::F32(w), _) => self.float(row, DType::F32, w[weights].iter().map(|w| f64::from(*w))),
+            (Matrix::F16(w), _) => self.float(row, DType::F16, w[weights].iter().map(|w| w.to_f64())),
+            (Matrix::Bf16(w), _) => {
+                self.float(row, DType::Bf16, w[weights].iter().map(|w| self.seen(w.to_f64())))
+            }
         };
         let (logit, allowed) = self.epilogue(raw, raw_allowed, self.shard.bias().map(|b| f64::from(b[v])));
         Truth { logit, allowed, raw, raw_allowed }
@@ -188,9 +192,23 @@ impl<'a> Reference<'a> {
         row.finite
     }
 
-    fn float(&self, x: &[f64], w: impl Iterator<Item = f64>) -> (f64, f64) {
-        let (sum, size) = dot(x, w);
+    fn float(&self, row: &ReferenceRow, weights: DType, w: impl Iterator<Item = f64>) -> (f64, f64) {
+        let (sum, size) = self.dot(row, weights, w);
         (sum, self.bound(size))
+    }
+
+    /// `(Σ x·w, Σ |x|·|w|)` in float64, k ascending. Tensor cores place the bits of a subnormal f16 as if its exponent were that of the smallest normal one, and
+    /// cut below the last place of the largest product: in the second sum such a factor counts as 2^-14.
+    fn dot(&self, row: &ReferenceRow, weights: DType, w: impl Iterator<Item = f64>) -> (f64, f64) {
+        let least = |dtype: DType| match (self.accuracy, dtype) {
+            (Accuracy::TensorCores, DType::F16) => f64::from(f16::MIN_POSITIVE),
+            _ => 0.0,
+        };
+        let placed = |v: f64, least: f64| if v == 0.0 { 0.0 } else { v.abs().max(least) };
+        let (least_x, least_w) = (least(row.dtype), least(weights));
+        row.x.iter().zip(w).fold((0.0, 0.0), |(sum, size), (&x, w)| {
+            (sum + x * w, size + placed(x, least_x) * placed(w, least_w))
+        })
     }
 
     /// `c·K·2^-24·Σ|x·w| + K·2^-149` with the accuracy's c, or `K·2^-126` where subnormal sums are zeros.
@@ -223,11 +241,6 @@ impl<'a> Reference<'a> {
         }
         (logit, allowed)
     }
-}
-
-/// `(Σ x w, Σ |x w|)` in float64, k ascending.
-fn dot(x: &[f64], w: impl Iterator<Item = f64>) -> (f64, f64) {
-    x.iter().zip(w).fold((0.0, 0.0), |(sum, size), (x, w)| (sum + x * w, size + (x * w).abs()))
 }
 
 /// The ids of the `k` largest values, by value descending then id ascending.
