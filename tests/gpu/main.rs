@@ -4,13 +4,19 @@
 mod carriers;
 #[path = "../emulated/cases.rs"]
 mod cases;
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../emulated/data.rs"]
 mod data;
 mod memory;
 mod needs;
 mod operands;
+#[path = "../device/product/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "tests/device looks at more of it")]
+mod product;
 mod products;
 mod results;
+mod table;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use lmhead::backend::cuda::CudaDevice;
@@ -22,7 +28,13 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // One stream, in order: a fault is told with the launch that it belongs to.
     args.test_threads = Some(1);
-    let trials = memory::TESTS.iter().chain(carriers::TESTS).chain(products::TESTS).map(trial).collect();
+    let trials = memory::TESTS
+        .iter()
+        .chain(carriers::TESTS)
+        .chain(table::tests())
+        .chain(products::TESTS)
+        .map(trial)
+        .collect();
     let conclusion = libtest_mimic::run(&args, trials);
     if !args.list
         && let Err(problem) = results::write(device())
