@@ -29,7 +29,8 @@
 #define KERNEL(name, Params, threads, blocks)                                                                   \
   static void name(const Params &params);                                                                       \
   extern "C" {                                                                                                  \
-  extern const ::emulated::Kernel lmhead_kernel_##name;                                                         \
+  /* Seen from outside of a shared library, too: a test's driver finds kernels by name. */                      \
+  __attribute__((visibility("default"))) extern const ::emulated::Kernel lmhead_kernel_##name;                  \
   const ::emulated::Kernel lmhead_kernel_##name = {                                                             \
       #name, [](const void *block) { name(*static_cast<const Params *>(block)); }, sizeof(Params), threads, blocks}; \
   }                                                                                                             \
