@@ -91,7 +91,8 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
       uint32_t entry = first_not_below(a.addition_ids, ld_global_u32(a.addition_offsets + row), end, at.first_id);
       for (; entry < end; ++entry) {
         const uint32_t id = ld_global_u32(a.addition_ids + entry);
-        if (id >= end_id) break;
+        // Past the tile; or before it, as where ids do not ascend: nothing outside of the tile is touched.
+        if (id - at.first_id >= end_id - at.first_id) break;
         const uint32_t to = logit_address<T>(r, id - at.first_id);
         st_shared_f32(to, add_rn_f32(ld_shared_f32(to), load_f32(a.addition_values + entry)));
       }
@@ -103,7 +104,7 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
       const float presence = load_f32(a.presence + row);
       for (; entry < end; ++entry) {
         const uint32_t id = ld_global_u32(a.count_ids + entry);
-        if (id >= end_id) break;
+        if (id - at.first_id >= end_id - at.first_id) break;
         const uint32_t packed = ld_global_u32(a.counts + entry), count = packed >> 1, to = logit_address<T>(r, id - at.first_id);
         float v = ld_shared_f32(to);
         if (packed) v = v > 0 ? div_rn_f32(v, repetition) : mul_rn_f32(v, repetition);

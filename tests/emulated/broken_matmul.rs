@@ -125,7 +125,7 @@ fn run(how: u32, seed: u64, offset: usize) -> Outcome {
 
 #[test]
 fn the_walk_itself_is_right() {
-    for seed in 0..10 {
+    for seed in 0..100 {
         for offset in [0, 1] {
             match run(0, seed, offset) {
                 Outcome::Right => {}

@@ -28,13 +28,8 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // One stream, in order: a fault is told with the launch that it belongs to.
     args.test_threads = Some(1);
-    let trials = memory::TESTS
-        .iter()
-        .chain(carriers::TESTS)
-        .chain(table::tests())
-        .chain(products::TESTS)
-        .map(trial)
-        .collect();
+    let tests = memory::TESTS.iter().chain(carriers::TESTS).chain(table::TESTS).chain(products::TESTS);
+    let trials = tests.map(trial).chain(table::whole(fit)).collect();
     let conclusion = libtest_mimic::run(&args, trials);
     if !args.list
         && let Err(problem) = results::write(device())

@@ -122,6 +122,8 @@ pub struct Output<D: KernelDevice> {
     indices: Option<D::Buffer>,
     rows: usize,
     row_bytes: usize,
+    /// Bytes of a logit.
+    size: usize,
     pitch: usize,
     dtype: DType,
 }
@@ -179,6 +181,7 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
             indices: indices.map(|i| upload(self.device, bytemuck::cast_slice(i))).transpose()?,
             rows,
             row_bytes,
+            size: dtype.size(),
             pitch,
             dtype,
         })
@@ -280,6 +283,11 @@ impl<D: KernelDevice> Output<D> {
                 let (logits, gap) = row.split_at(self.row_bytes);
                 if gap.iter().any(|&byte| byte != POISON) {
                     return Err(format!("the gap behind row {} was written to", first + i));
+                }
+                // No logit of these operands is that NaN.
+                let unwritten = |logit: &[u8]| logit.iter().all(|&byte| byte == POISON);
+                if let Some(id) = logits.chunks(self.size).position(unwritten) {
+                    return Err(format!("the logit of row {}, id {id} was not written", first + i));
                 }
                 packed.extend_from_slice(logits);
             }

@@ -182,6 +182,16 @@ impl<D: KernelDevice> DeviceBackend<D> {
             rows.copy_into(&mut scratch.bytes);
             (bytes, source_rows, selection) = (&scratch.bytes, rows.len(), None);
         }
+        // Rows at multiples of 16 bytes are what the kernels copy 16 bytes at a time.
+        let (row_bytes, pitch) = (rows.row_bytes(), rows.row_bytes().next_multiple_of(16));
+        let padded: Vec<u8>;
+        if pitch != row_bytes {
+            let each = bytes
+                .chunks(row_bytes.max(1))
+                .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0, pitch - row_bytes)));
+            padded = each.collect();
+            bytes = &padded;
+        }
         let data = scratch.rows.at_least(device, bytes.len())?;
         device.write_on(stream, data, 0, bytes)?;
         let mut indices = std::ptr::null();
@@ -197,7 +207,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
         };
         Ok(RowMatrix {
             data: device.address(data) as usize as *const _,
-            pitch: rows.row_bytes() as u64,
+            pitch: pitch as u64,
             indices,
             index_bytes: 8,
             source_rows: u32::try_from(source_rows).map_err(too_many)?,

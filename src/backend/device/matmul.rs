@@ -63,7 +63,9 @@ impl<D: KernelDevice> Matmul<D> {
     pub fn prepare(device: &D, spec: Spec) -> Result<Self> {
         let limits = device.limits();
         let most = Shape { rows: spec.max_rows.max(1), vocab: spec.vocab, hidden: spec.hidden };
-        let plans = Plan::candidates(spec.precision, most, &limits)?;
+        Plan::new(spec.precision, most, &limits)?;
+        // Of few rows every tile can be counted, of the most perhaps not.
+        let plans = Plan::candidates(spec.precision, Shape { rows: 1, ..most }, &limits)?;
         let load = |plan: &Plan| Ok((plan.tile.kernel, device.kernel(plan.tile.kernel)?));
         let tiles = plans.iter().map(load).collect::<Result<_>>()?;
         let quantizer = spec.precision.quantizer().map(|name| device.kernel(name)).transpose()?;

@@ -5,7 +5,7 @@ use crate::input::HeadSource;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::{HeadConfig, Quantization};
-use lmhead::error::Result;
+use lmhead::error::{Error, Result};
 use lmhead::{DType, plan::Precision};
 use std::sync::Arc;
 
@@ -32,7 +32,13 @@ pub fn choose(
         BackendName::Cuda => cuda(threads, precision?),
         BackendName::Emulated => precision.and_then(|_| emulated(threads)),
         BackendName::Auto => {
-            precision.and_then(|precision| cuda(threads, precision)).or_else(|_| cpu(threads))
+            precision.and_then(|precision| cuda(threads, precision)).or_else(|error| {
+                // A build or a machine without a GPU is nothing to tell of; one that fails is.
+                if matches!(&error, Error::Device { problem, .. } if !problem.starts_with("CUDA_ERROR_NO_DEVICE")) {
+                    eprintln!("warning: not on the GPU: {error}");
+                }
+                cpu(threads)
+            })
         }
     }
 }
@@ -75,8 +81,8 @@ fn emulated(_: Option<usize>) -> Result<Chosen> {
 }
 
 #[cfg(not(all(feature = "cuda", feature = "emulated")))]
-fn missing(name: &str, needs: &str) -> lmhead::Error {
-    lmhead::Error::Unsupported {
+fn missing(name: &str, needs: &str) -> Error {
+    Error::Unsupported {
         what: "--backend".into(),
         wanted: "a backend of this build".into(),
         got: format!("`{name}`"),
