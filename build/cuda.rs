@@ -50,7 +50,9 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
     let nvcc = toolkit::find(|name| env::var_os(name), targets(manifest, out))?;
     println!("cargo::rerun-if-changed={}", nvcc.display());
     let said = Command::new(&nvcc).arg("--version").output().map_err(|e| problem(&nvcc, &e))?;
-    let (_, mut compiler) = toolkit::version(&nvcc, &String::from_utf8_lossy(&said.stdout))?;
+    let ((major, _), mut compiler) = toolkit::version(&nvcc, &String::from_utf8_lossy(&said.stdout))?;
+    // Code of one major version runs on drivers of that version or later only.
+    println!("cargo::rustc-env=LMHEAD_NVCC_MAJOR={major}");
     for name in NVCC_OPTIONS {
         compiler += &format!(" {name}={:?}", env::var_os(name));
     }

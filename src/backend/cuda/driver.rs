@@ -54,7 +54,9 @@ fn start() -> Result<DriverVersion> {
     unsafe { sys::cuDriverGetVersion(&mut version) }
         .result()
         .map_err(|e| failed("CUDA driver: its version", e))?;
-    let version = new_enough(version)?;
+    // Unset on docs.rs, which has no nvcc.
+    let compiled = option_env!("LMHEAD_NVCC_MAJOR").and_then(|major| major.parse().ok()).unwrap_or(0);
+    let version = new_enough(version, compiled)?;
     complete()?;
     result::init().map_err(|e| failed("CUDA driver: cuInit", e))?;
     Ok(version)
@@ -122,13 +124,19 @@ fn complete() -> Result<()> {
     }
 }
 
-/// `cuDriverGetVersion` counts 1000 x major + 10 x minor.
-fn new_enough(said: i32) -> Result<DriverVersion> {
+/// `cuDriverGetVersion` counts 1000 x major + 10 x minor. `compiled`: the major version of the nvcc that made the kernels, whose code
+/// an older driver does not load (CUDA compatibility guide, "Minor Version Compatibility").
+fn new_enough(said: i32, compiled: u32) -> Result<DriverVersion> {
     let said = u32::try_from(said).unwrap_or(0);
     let version = DriverVersion(said / 1000, said % 1000 / 10);
     if version < OLDEST {
         let wanted = format!("one for CUDA {OLDEST} or newer");
         return Err(Error::unsupported("CUDA driver", wanted, format!("one for CUDA {version}"), INSTALL));
+    }
+    if version.0 < compiled {
+        let wanted = format!("one for CUDA {compiled}.0 or newer, as the nvcc that compiled the kernels");
+        let fix = "install a newer driver, or build with an nvcc of the driver's major version, or use the cpu backend";
+        return Err(Error::unsupported("CUDA driver", wanted, format!("one for CUDA {version}"), fix));
     }
     Ok(version)
 }
@@ -195,13 +203,16 @@ mod tests {
 
     #[test]
     fn an_old_driver_is_refused_by_version() {
-        assert_eq!(new_enough(13000), Ok(DriverVersion(13, 0)));
-        assert_eq!(new_enough(12080), Ok(DriverVersion(12, 8)));
+        assert_eq!(new_enough(13000, 13), Ok(DriverVersion(13, 0)));
+        assert_eq!(new_enough(12080, 12), Ok(DriverVersion(12, 8)));
         for (said, got) in [(12060, "12.6"), (11040, "11.4"), (-1, "0.0")] {
-            let error = new_enough(said).expect_err("too old").to_string();
+            let error = new_enough(said, 12).expect_err("too old").to_string();
             let wanted = format!("CUDA driver: wanted one for CUDA 12.8 or newer, got one for CUDA {got}; ");
             assert!(error.starts_with(&wanted), "{error}");
         }
+        let error = new_enough(12090, 13).expect_err("older than the code").to_string();
+        assert!(error.contains("wanted one for CUDA 13.0 or newer, as the nvcc"), "{error}");
+        assert!(error.contains("got one for CUDA 12.9; install a newer driver, or build"), "{error}");
     }
 
     #[test]
