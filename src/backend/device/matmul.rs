@@ -44,7 +44,7 @@ unsafe impl Send for Call {}
 pub struct Matmul<D: KernelDevice> {
     spec: Spec,
     limits: crate::plan::DeviceLimits,
-    /// As many and in the order of `Precision::tiles`.
+    /// Those of `Precision::tiles` that the device takes, in that order.
     tiles: Vec<(&'static str, D::Kernel<MatmulParams>)>,
     quantizer: Option<D::Kernel<QuantizeRowsParams>>,
 }
