@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::quantize::MAX_INT8_HIDDEN;
 use half::{bf16, f16};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Weights of a shard, row-major `[vocab.len(), hidden_size]`.
 #[derive(Debug)]
@@ -67,6 +68,8 @@ pub struct HeadShard {
     quantization: Quantization,
     matrix: Matrix,
     bias: Option<Vec<f32>>,
+    /// Of int8 weights, `[vocab.len()]`, once a backend asked for them.
+    row_sums: OnceLock<Vec<i32>>,
 }
 
 impl HeadShard {
@@ -168,7 +171,8 @@ impl HeadShard {
                 "use w8a16 or 16-bit weights",
             ));
         }
-        Ok(HeadShard { vocab, vocab_size, hidden_size, quantization, matrix, bias })
+        let row_sums = OnceLock::new();
+        Ok(HeadShard { vocab, vocab_size, hidden_size, quantization, matrix, bias, row_sums })
     }
 
     /// The vocabulary ids of this shard. May be empty.
@@ -194,6 +198,17 @@ impl HeadShard {
     /// The weights, row-major `[vocab().len(), hidden_size()]`.
     pub fn matrix(&self) -> &Matrix {
         &self.matrix
+    }
+
+    /// The sum of each row of int8 weights, which belongs to every product of bytes with an offset: `sum` works them out, the first
+    /// time. It may run more than once where calls come at the same time; none waits for another, as threads of a pool must not.
+    pub(crate) fn row_sums(&self, sum: impl FnOnce(&[i8]) -> Vec<i32>) -> &[i32] {
+        let Matrix::I8 { values, .. } = &self.matrix else { return &[] };
+        if self.row_sums.get().is_none() {
+            let sums = sum(values);
+            return self.row_sums.get_or_init(|| sums);
+        }
+        self.row_sums.get().map_or(&[], Vec::as_slice)
     }
 
     /// `[vocab().len()]`, added to the dequantised logit.

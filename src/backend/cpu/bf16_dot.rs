@@ -2,7 +2,7 @@
 //! and that it takes subnormal numbers for zeros, is the hardware's.
 
 use super::isa::Arith;
-use super::lanes::{HALF, Kind, Quad};
+use super::lanes::{BYTE, HALF, Kind, Quad};
 use bytemuck::cast;
 use half::bf16;
 
@@ -13,11 +13,11 @@ pub(super) struct Bf16;
 pub(super) struct Bf16Int8;
 
 /// A lane takes two neighbours of k in one step, as `vdpbf16ps` does.
-impl Kind<HALF> for Bf16 {
+impl Kind<HALF, 1> for Bf16 {
     type Weight = bf16;
 
     #[inline(always)]
-    fn widen<A: Arith>(weights: &[bf16; HALF]) -> A::Quad {
+    fn load<A: Arith>(weights: &[bf16; HALF]) -> A::Quad {
         A::load(&cast(*weights))
     }
 
@@ -32,12 +32,18 @@ impl Kind<HALF> for Bf16 {
     }
 }
 
-impl Kind<HALF> for Bf16Int8 {
+impl Kind<BYTE, 2> for Bf16Int8 {
     type Weight = i8;
 
     #[inline(always)]
-    fn widen<A: Arith>(weights: &[i8; HALF]) -> A::Quad {
-        A::i8_to_bf16(weights)
+    fn load<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
+        A::load(&cast(*weights))
+    }
+
+    #[inline(always)]
+    fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
+        let ([a, b], [c, d]) = (A::i8_to_bf16(step[2 * part]), A::i8_to_bf16(step[2 * part + 1]));
+        [a, b, c, d]
     }
 
     #[inline(always)]

@@ -17,10 +17,22 @@ const GROUPS: usize = BLOCK / GROUP;
 /// microsecond. Within a row the hardware would do, but each row is the beginning of another stream.
 const AHEAD_BYTES: usize = 2048;
 /// For each number of rows, whether weights go straight through the registers all quads at a time, so that each chunk of a row is read
-/// once for all of them. It pays where the chunks of a step are more than registers hold; 20 sums leave no room for it.
+/// once for all of them. It pays where the chunks of a step are more than registers hold; 20 sums leave no room for it, nor do weights
+/// that are widened after they were transposed.
 const SHARED: [bool; 6] = [false, false, false, true, true, false];
 /// Bytes of a cache line.
 const LINE: usize = 64;
+
+/// `for $i in 0..$n { $body }` for a constant `$n` of at most 6, written out: arrays of registers stay in registers only where every
+/// index is a constant before the optimiser looks at them, and it leaves loops of this size as they are.
+macro_rules! unrolled {
+    ($i:ident in 0..$n:expr => $body:block) => {
+        unrolled!(@ $i $n, $body, 0 1 2 3 4 5)
+    };
+    (@ $i:ident $n:expr, $body:block, $($k:literal)*) => {
+        $(if $k < $n { let $i = $k; $body })*
+    };
+}
 
 /// Memory of one thread, reused from block to block: a panel (16 KiB) and the sums of its logits (1 KiB for each row of the pass).
 #[derive(Debug, Default)]
@@ -32,7 +44,7 @@ pub(super) struct Scratch {
 
 /// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and `ids` vocabulary rows; what lies beyond `ids` in the
 /// last group of 16 is not to be used.
-pub(super) struct Matmul<'a, const S: usize, K: Kind<S>> {
+pub(super) struct Matmul<'a, const S: usize, const G: usize, K: Kind<S, G>> {
     pub rows: &'a Packed,
     /// `[ids, hidden]`, and whatever follows: what is read next, if anything is.
     pub weights: &'a [K::Weight],
@@ -43,7 +55,7 @@ pub(super) struct Matmul<'a, const S: usize, K: Kind<S>> {
     pub scratch: &'a mut Scratch,
 }
 
-impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
+impl<const S: usize, const G: usize, K: Kind<S, G>> Work for Matmul<'_, S, G, K> {
     type Output = ();
 
     #[inline(always)]
@@ -57,6 +69,9 @@ impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
             (_, 0) => {}
             (4, 1) if direct => self.direct::<A, 1, 4>(),
             (4, 2) if direct => self.direct::<A, 2, 4>(),
+            (4, 3) if direct && G > 1 => self.direct::<A, 3, 2>(),
+            (4, 4) if direct && G > 1 => self.direct::<A, 4, 2>(),
+            (4, 5) if direct && G > 1 => self.direct::<A, 5, 2>(),
             (4, 3) if direct => self.direct::<A, 3, 4>(),
             (4, 4) if direct => self.direct::<A, 4, 4>(),
             (4, 5) if direct => self.direct::<A, 5, 4>(),
@@ -68,7 +83,7 @@ impl<const S: usize, K: Kind<S>> Work for Matmul<'_, S, K> {
     }
 }
 
-impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
+impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
     /// A vocabulary row; behind the last one, the last one again.
     #[inline(always)]
     fn row(&self, id: usize) -> &[K::Weight] {
@@ -79,20 +94,21 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
     #[inline(always)]
     fn direct<A: Arith, const M: usize, const N: usize>(self) {
         let whole = self.hidden / S;
+        let shared = if G == 1 { SHARED[M] } else { N == 2 };
         let ahead_steps = (AHEAD_BYTES / (S * size_of::<K::Weight>())).min(whole);
         for group in (0..self.ids).step_by(GROUP) {
             let mut done = [[Quad::zeroed(); 4]; M];
             for column in (0..4).step_by(N) {
                 let id = group + 4 * column;
-                let mut rows = [&[][..]; GROUP];
-                for (i, row) in rows[..4 * N].iter_mut().enumerate() {
+                let mut rows = [[&[][..]; 4]; N];
+                for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
                     *row = &self.row(id + i).as_chunks::<S>().0[..whole];
                 }
                 let first = self.row(id).as_ptr();
                 let mut registers = [[A::load(&Quad::zeroed()); M]; N];
                 for piece in self.rows.pieces() {
-                    let x = self.rows.tile::<M>(&piece, 0).as_chunks::<4>().0;
-                    let first_step = piece.start / 4;
+                    let x = self.rows.tile::<M>(&piece, 0).as_chunks::<4>().0.as_chunks::<G>().0;
+                    let first_step = piece.start / (4 * G);
                     for (step, x) in (first_step..whole).zip(x) {
                         // What comes `ahead_steps` later: in these rows, or in the next ones.
                         if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
@@ -106,32 +122,29 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
                                 prefetch(first.wrapping_add(ahead + i * self.hidden));
                             }
                         }
-                        let mut quads = [[registers[0][0]; 4]; N];
-                        for c in 0..N {
-                            quads[c] = A::transpose([
-                                K::widen::<A>(&rows[4 * c][step]),
-                                K::widen::<A>(&rows[4 * c + 1][step]),
-                                K::widen::<A>(&rows[4 * c + 2][step]),
-                                K::widen::<A>(&rows[4 * c + 3][step]),
+                        let mut steps = [[registers[0][0]; 4]; N];
+                        unrolled!(c in 0..N => {
+                            steps[c] = A::transpose([
+                                K::load::<A>(&rows[c][0][step]),
+                                K::load::<A>(&rows[c][1][step]),
+                                K::load::<A>(&rows[c][2][step]),
+                                K::load::<A>(&rows[c][3][step]),
                             ]);
-                            if !SHARED[M] {
-                                join::<S, K, A, M, 1>(
-                                    x,
-                                    &[quads[c]],
-                                    std::array::from_mut(&mut registers[c]),
-                                );
+                            if !shared {
+                                let registers = std::array::from_mut(&mut registers[c]);
+                                join::<S, G, K, A, M, 1>(x, &[steps[c]], registers);
                             }
-                        }
-                        if SHARED[M] {
-                            join::<S, K, A, M, N>(x, &quads, &mut registers);
+                        });
+                        if shared {
+                            join::<S, G, K, A, M, N>(x, &steps, &mut registers);
                         }
                     }
                     if let Some(x) = x.get(whole - first_step.min(whole)) {
-                        let mut quads = [[registers[0][0]; 4]; N];
-                        for (c, quads) in quads.iter_mut().enumerate() {
-                            *quads = A::transpose(self.tail::<A>(id + 4 * c, whole));
+                        let mut steps = [[registers[0][0]; 4]; N];
+                        for (c, step) in steps.iter_mut().enumerate() {
+                            *step = A::transpose(self.tail::<A>(id + 4 * c, whole));
                         }
-                        join::<S, K, A, M, N>(x, &quads, &mut registers);
+                        join::<S, G, K, A, M, N>(x, &steps, &mut registers);
                     }
                 }
                 for (c, registers) in registers.iter().enumerate() {
@@ -146,7 +159,7 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
         }
     }
 
-    /// The last, shorter step of four rows.
+    /// The last, shorter step of four rows, padded with zeros.
     #[inline(always)]
     fn tail<A: Arith>(&self, id: usize, whole: usize) -> [A::Quad; 4] {
         let mut padded = [[K::Weight::default(); S]; 4];
@@ -155,10 +168,10 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
             padded[..tail.len()].copy_from_slice(tail);
         }
         [
-            K::widen::<A>(&padded[0]),
-            K::widen::<A>(&padded[1]),
-            K::widen::<A>(&padded[2]),
-            K::widen::<A>(&padded[3]),
+            K::load::<A>(&padded[0]),
+            K::load::<A>(&padded[1]),
+            K::load::<A>(&padded[2]),
+            K::load::<A>(&padded[3]),
         ]
     }
 
@@ -176,17 +189,17 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
         while let Some(piece) = pieces.next() {
             // While the tiles run over this piece, the next one of the same weight rows comes from memory; after the last, the
             // first of the block that follows.
-            let next = pieces.peek().map_or(self.ids * self.hidden, |next| next.start / 4 * S);
+            let next = pieces.peek().map_or(self.ids * self.hidden, |next| next.start / 4 * (S / G));
             let mut ahead = Ahead {
                 line: self.weights.as_ptr().wrapping_add(next),
                 stride: self.hidden,
-                step: S,
+                step: S / G,
                 rows: (groups * GROUP).div_ceil(calls),
                 left: groups * GROUP,
             };
             for group in 0..groups {
                 panel.resize(4 * piece.len(), Quad::zeroed());
-                self.widen_into::<A, N>(group * GROUP, piece.start / 4, &mut panel);
+                self.widen_into::<A, N>(group * GROUP, piece.start / (4 * G), &mut panel);
                 let sums = &mut sums[group * rows..][..rows];
                 for (row, tile_rows) in self.rows.tiles() {
                     let sums = &mut sums[row..][..tile_rows];
@@ -194,7 +207,7 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
                         ($m:literal) => {{
                             let x = self.rows.tile::<$m>(&piece, row);
                             for (column, panel) in panel.chunks_exact(N * piece.len()).enumerate() {
-                                tile::<S, K, A, $m, N>(x, panel, sums, column * N, &ahead);
+                                tile::<S, G, K, A, $m, N>(x, panel, sums, column * N, &ahead);
                             }
                         }};
                     }
@@ -227,30 +240,40 @@ impl<const S: usize, K: Kind<S>> Matmul<'_, S, K> {
         for (column, panel) in panel.chunks_exact_mut(panel.len() / 4 * N).enumerate() {
             for c in 0..N {
                 let id = id + 4 * (column * N + c);
-                let steps = panel.as_chunks_mut::<N>().0.as_chunks_mut::<4>().0;
+                let steps = panel.as_chunks_mut::<N>().0.as_chunks_mut::<4>().0.as_chunks_mut::<G>().0;
                 let n = steps.len().min(whole - first.min(whole));
                 let row = |i| &self.row(id + i).as_chunks::<S>().0[first.min(whole)..][..n];
                 let rows = [row(0), row(1), row(2), row(3)];
                 for step in 0..n {
-                    let quads = A::transpose([
-                        K::widen::<A>(&rows[0][step]),
-                        K::widen::<A>(&rows[1][step]),
-                        K::widen::<A>(&rows[2][step]),
-                        K::widen::<A>(&rows[3][step]),
+                    let transposed = A::transpose([
+                        K::load::<A>(&rows[0][step]),
+                        K::load::<A>(&rows[1][step]),
+                        K::load::<A>(&rows[2][step]),
+                        K::load::<A>(&rows[3][step]),
                     ]);
-                    for j in 0..4 {
-                        A::store(quads[j], &mut steps[step][j][c]);
-                    }
+                    store::<S, G, K, A, N>(&transposed, &mut steps[step], c);
                 }
                 if let Some(step) = steps.get_mut(n) {
-                    let quads = A::transpose(self.tail::<A>(id, whole));
-                    for j in 0..4 {
-                        A::store(quads[j], &mut step[j][c]);
-                    }
+                    store::<S, G, K, A, N>(&A::transpose(self.tail::<A>(id, whole)), step, c);
                 }
             }
         }
     }
+}
+
+/// One step of four weight rows, transposed -> quad `c` of `N` of each of its chunks in a panel.
+#[inline(always)]
+fn store<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
+    step: &[A::Quad; 4],
+    panel: &mut [[[Quad; N]; 4]; G],
+    c: usize,
+) {
+    unrolled!(g in 0..G => {
+        let quads = K::part::<A>(step, g);
+        unrolled!(j in 0..4 => {
+            A::store(quads[j], &mut panel[g][j][c]);
+        });
+    });
 }
 
 /// Weights that a tile asks for on its way: at each of its steps, one line of each of so many rows.
@@ -273,26 +296,32 @@ impl<W> Ahead<W> {
     }
 }
 
-/// One step of k: four chunks of `M` rows x `N` times four weight rows, transposed. Each chunk of a row is read once for all of them.
+/// One step of k: its chunks of `M` rows x `N` times four weight rows, transposed. Each chunk of a row is read once for all of them.
 #[inline(always)]
-fn join<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
-    x: &[[Chunk; M]; 4],
-    quads: &[[A::Quad; 4]; N],
+fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
+    x: &[[[Chunk; M]; 4]; G],
+    steps: &[[A::Quad; 4]; N],
     sums: &mut [[A::Quad; M]; N],
 ) {
-    for j in 0..4 {
-        for r in 0..M {
-            let x = A::splat(&x[j][r]);
-            for c in 0..N {
-                sums[c][r] = K::mul_add::<A>(x, quads[c][j], sums[c][r]);
-            }
-        }
-    }
+    unrolled!(g in 0..G => {
+        let mut quads = [steps[0]; N];
+        unrolled!(c in 0..N => {
+            quads[c] = K::part::<A>(&steps[c], g);
+        });
+        unrolled!(j in 0..4 => {
+            unrolled!(r in 0..M => {
+                let x = A::splat(&x[g][j][r]);
+                unrolled!(c in 0..N => {
+                    sums[c][r] = K::mul_add::<A>(x, quads[c][j], sums[c][r]);
+                });
+            });
+        });
+    });
 }
 
 /// A piece of k: adds `M` packed rows x `N` quads of widened weights to quads `column..` of `sums` `[M]`.
 #[inline(always)]
-fn tile<const S: usize, K: Kind<S>, A: Arith, const M: usize, const N: usize>(
+fn tile<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
     x: &[[Chunk; M]],
     panel: &[Quad],
     sums: &mut [[Quad; 4]],

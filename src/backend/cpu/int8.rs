@@ -1,7 +1,7 @@
 //! The W8A8 inner loop: int8 weights and int8 rows, widened to int16, int32 sums. Exact in any order.
 
 use super::isa::Arith;
-use super::lanes::{HALF, Kind, Quad};
+use super::lanes::{BYTE, Kind, Quad};
 use bytemuck::cast;
 
 /// int8 weights, int8 rows, int32 sums.
@@ -9,16 +9,18 @@ pub(super) struct Int8;
 
 /// A lane takes two neighbours of k in one step, as `pmaddwd` and `vpdpwssd` do. |x| <= 127 and |w| <= 128: MAX_INT8_HIDDEN keeps
 /// every sum below 2^31.
-impl Kind<HALF> for Int8 {
+impl Kind<BYTE, 2> for Int8 {
     type Weight = i8;
 
     #[inline(always)]
-    fn widen<A: Arith>(weights: &[i8; HALF]) -> A::Quad {
-        let mut step = [0i16; HALF];
-        for (s, &w) in step.iter_mut().zip(weights) {
-            *s = i16::from(w);
-        }
-        A::load(&cast(step))
+    fn load<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
+        A::load(&cast(*weights))
+    }
+
+    #[inline(always)]
+    fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
+        let ([a, b], [c, d]) = (A::i8_to_i16(step[2 * part]), A::i8_to_i16(step[2 * part + 1]));
+        [a, b, c, d]
     }
 
     #[inline(always)]

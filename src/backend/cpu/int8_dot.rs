@@ -1,24 +1,24 @@
 //! The W8A8 inner loop of instruction sets that add four products of bytes at once: int8 weights as they are stored, int8 rows, int32
 //! sums. Exact in any order.
 //!
-//! The instruction multiplies unsigned by signed bytes. So rows are packed as `q + 128`, and with them a row of ones, whose sums are
-//! those of the weights: `Σ q w = Σ (q + 128) w - 128 Σ w`. The sums on the way may wrap; modulo 2^32 the difference is what it
-//! should be, and that fits.
+//! The instruction multiplies unsigned by signed bytes. So rows are packed as `q + 128`: `Σ q w = Σ (q + 128) w - 128 Σ w`, and the
+//! sums of the weights are worked out once for a shard. The sums on the way may wrap; modulo 2^32 the difference is what it should
+//! be, and that fits.
 
 use super::isa::{Arith, Work};
-use super::lanes::{BYTE, Kind, Quad};
+use super::lanes::{BYTE, Chunk, Kind, Quad};
 use crate::merge::BLOCK;
-use bytemuck::cast;
+use bytemuck::{Zeroable, cast};
 
 /// int8 weights, int8 rows, int32 sums.
 pub(super) struct Int8Dot;
 
 /// A lane takes four neighbours of k in one step, as `vpdpbusd` does.
-impl Kind<BYTE> for Int8Dot {
+impl Kind<BYTE, 1> for Int8Dot {
     type Weight = i8;
 
     #[inline(always)]
-    fn widen<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
+    fn load<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
         A::load(&cast(*weights))
     }
 
@@ -34,10 +34,12 @@ impl Kind<BYTE> for Int8Dot {
     }
 }
 
-/// Takes the offset from the sums of all rows but the last, which are the weights' own, and makes f32 of them.
+/// Takes the offset from the sums of all rows, and makes f32 of them.
 pub(super) struct Offset<'a> {
-    /// `[rows + 1, BLOCK]` bits of int32.
+    /// `[rows, BLOCK]` bits of int32.
     pub logits: &'a mut [f32],
+    /// `[ids]`, the sums of the weights.
+    pub weights: &'a [i32],
 }
 
 impl Work for Offset<'_> {
@@ -45,12 +47,39 @@ impl Work for Offset<'_> {
 
     #[inline(always)]
     fn run<A: Arith>(self) {
-        let (logits, weights) = self.logits.split_at_mut(self.logits.len() - BLOCK);
-        for row in logits.chunks_exact_mut(BLOCK) {
-            for (logit, sum) in row.iter_mut().zip(weights.iter()) {
-                let offset = (sum.to_bits() as i32).wrapping_mul(128);
-                *logit = (logit.to_bits() as i32).wrapping_sub(offset) as f32;
+        for row in self.logits.chunks_exact_mut(BLOCK) {
+            for (logit, sum) in row.iter_mut().zip(self.weights) {
+                *logit = (logit.to_bits() as i32).wrapping_sub(sum.wrapping_mul(128)) as f32;
             }
+        }
+    }
+}
+
+/// The sums of some rows of weights.
+pub(super) struct RowSums<'a> {
+    /// `[rows, hidden]`, and `hidden` is not 0.
+    pub weights: &'a [i8],
+    pub hidden: usize,
+    /// `[rows]`
+    pub sums: &'a mut [i32],
+}
+
+impl Work for RowSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arith>(self) {
+        let ones = A::splat(&Chunk([1; 16]));
+        for (row, total) in self.weights.chunks_exact(self.hidden).zip(self.sums) {
+            let (steps, tail) = row.as_chunks::<BYTE>();
+            let mut sum = A::load(&Quad::zeroed());
+            for step in steps {
+                sum = A::mul_add_i8(ones, A::load(&cast(*step)), sum);
+            }
+            let mut lanes = Quad::zeroed();
+            A::store(sum, &mut lanes);
+            let lanes: [i32; 16] = cast(lanes);
+            *total = lanes.iter().sum::<i32>() + tail.iter().map(|w| i32::from(*w)).sum::<i32>();
         }
     }
 }

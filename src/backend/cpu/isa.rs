@@ -35,7 +35,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
     Avx512,
-    /// Those and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice the products of an
+    /// Those, BF16 and VBMI: Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice the products of an
     /// FMA, with bf16 heads and W8A16 ones; all others are computed as by [`Isa::Avx512`].
     Avx512Bf16,
 }
@@ -70,7 +70,11 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            Isa::Avx512Bf16 => {
+                Isa::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vbmi")
+            }
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -198,8 +202,14 @@ pub(super) trait Arith {
     /// instruction sets that have an instruction for it ([`Isa::takes_bf16`]).
     fn mul_add_bf16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
-    /// bf16 of each int8, exact. Only asked of the same instruction sets.
-    fn i8_to_bf16(weights: &[i8; 32]) -> Self::Quad;
+    /// The four chunks of int8 of a quad -> those of their f32: quad `i` has elements `4i..4i + 4` of each chunk. Exact.
+    fn i8_to_f32(quad: Self::Quad) -> [Self::Quad; 4];
+
+    /// The same as int16: quad `i` has elements `8i..8i + 8` of each chunk. Exact.
+    fn i8_to_i16(quad: Self::Quad) -> [Self::Quad; 2];
+
+    /// The same as bf16. Exact. Only asked of the instruction sets that multiply them ([`Isa::takes_bf16`]).
+    fn i8_to_bf16(quad: Self::Quad) -> [Self::Quad; 2];
 
     /// The sums of sixteen logits -> the logits: `(lane 0 + lane 2) + (lane 1 + lane 3)` of each chunk.
     fn reduce_f32(sums: &[Quad; 4]) -> [f32; 16] {
@@ -263,7 +273,70 @@ fn run_avx512<W: Work>(work: W) -> W::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi")]
 fn run_avx512_bf16<W: Work>(work: W) -> W::Output {
     work.run::<Avx512<true>>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::{Zeroable, cast};
+    use half::bf16;
+
+    /// Widens one quad of int8 in each way that the instruction set has.
+    struct Widened([i8; 64], bool);
+
+    impl Work for Widened {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<A: Arith>(self) {
+            let Widened(narrow, bf16) = self;
+            let quad = A::load(&cast(narrow));
+            let stored = |quad| {
+                let mut bytes = Quad::zeroed();
+                A::store(quad, &mut bytes);
+                bytes
+            };
+            for (i, wide) in A::i8_to_f32(quad).into_iter().enumerate() {
+                let wide: [[f32; 4]; 4] = cast(stored(wide));
+                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
+                    assert_eq!(
+                        wide.map(f32::to_bits),
+                        [0, 1, 2, 3].map(|j| f32::from(narrow[4 * i + j]).to_bits())
+                    );
+                }
+            }
+            for (i, wide) in A::i8_to_i16(quad).into_iter().enumerate() {
+                let wide: [[i16; 8]; 4] = cast(stored(wide));
+                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
+                    assert!(wide.iter().zip(&narrow[8 * i..]).all(|(w, n)| *w == i16::from(*n)));
+                }
+            }
+            for (i, wide) in
+                if bf16 { A::i8_to_bf16(quad).to_vec() } else { Vec::new() }.into_iter().enumerate()
+            {
+                let wide: [[u16; 8]; 4] = cast(stored(wide));
+                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
+                    assert!(
+                        wide.iter()
+                            .zip(&narrow[8 * i..])
+                            .all(|(w, n)| *w == bf16::from_f32(f32::from(*n)).to_bits())
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_int8_widens_exactly_and_to_its_place() {
+        for isa in Isa::available() {
+            for first in (0..256).step_by(64) {
+                // 37 and 256 have no common factor: every value once, in no order that a mistake could keep.
+                let narrow = std::array::from_fn(|i| ((first + i) * 37) as i8);
+                isa.run(Widened(narrow, isa == Isa::Avx512Bf16));
+            }
+        }
+    }
 }

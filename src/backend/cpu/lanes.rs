@@ -28,13 +28,24 @@ pub(super) const WIDE: usize = 16;
 pub(super) const HALF: usize = 32;
 pub(super) const BYTE: usize = 64;
 
-/// A kind of inner loop: what a step of `S` elements of k is, and how it joins the sums.
-pub(super) trait Kind<const S: usize> {
+/// A kind of inner loop: what a step of `S` elements of k is, and how it joins the sums. A step is 64 bytes of a weight row; widened
+/// and transposed it is `G` parts of four quads, one part after the other in k.
+///
+/// Narrow weights are transposed first, as few registers, and then widened part by part: widened first, each of the `G` times as many
+/// registers would have to be transposed.
+pub(super) trait Kind<const S: usize, const G: usize> {
     /// A weight as it is stored.
     type Weight: Copy + Default + Sync;
 
-    /// Widens one step of a weight row: four chunks. Exact.
-    fn widen<A: Arith>(weights: &[Self::Weight; S]) -> A::Quad;
+    /// One step of a weight row: four chunks, widened as far as it is before it is transposed. Exact.
+    fn load<A: Arith>(weights: &[Self::Weight; S]) -> A::Quad;
+
+    /// Part `part` of a step of four weight rows, transposed: widens what it needs of it. Exact.
+    #[inline(always)]
+    fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
+        let _ = part;
+        *step
+    }
 
     /// Adds the products of one chunk of a hidden row with those of four weight rows.
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;
@@ -43,7 +54,7 @@ pub(super) trait Kind<const S: usize> {
     fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16];
 }
 
-/// A stored weight that the float loop can widen to f32, exactly.
+/// A stored weight that the float loop widens to f32 on its own, exactly.
 pub(super) trait Widen: Copy + Default + Send + Sync {
     fn widen(self) -> f32;
 }
@@ -71,13 +82,6 @@ impl Widen for f16 {
         const SHIFT_EXPONENT: f32 = f32::from_bits((127 + 112) << 23);
         let moved = ((u32::from(self.to_bits()) << 16) as i32 >> 3) as u32 & 0x8fff_ffff;
         f32::from_bits(moved) * SHIFT_EXPONENT
-    }
-}
-
-impl Widen for i8 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from(self)
     }
 }
 

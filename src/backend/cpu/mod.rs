@@ -12,6 +12,7 @@
 //!
 //! Memory beyond the caller's: packed rows of one pass (at most 8 MiB, or 4 rows where those are larger, 256 rows at most); for each
 //! thread a block of logits (`[rows of a pass, 64]` f32, at most 64 KiB), a panel (16 KiB) and sums (1 KiB for each row of a pass);
+//! for W8A8 on AVX-512 a sum (4 bytes) for each vocabulary id, kept with the shard;
 //! for partials one `RowPartial` for each row of a pass and running task. Never rows x vocabulary.
 
 mod bf16_dot;
@@ -30,8 +31,8 @@ pub use isa::{ISA_VARIABLE, Isa};
 
 use crate::adjust::ShardAdjustments;
 use crate::backend::{
-    Backend, HeadTypes, HeldLogits, Job, LogitsOut, SamplingPass, Tally, check_boundaries, check_job,
-    check_logits,
+    Backend, HeadTypes, HeldLogits, Job, LogitsOut, Resident, SamplingPass, Tally, check_boundaries,
+    check_job, check_logits,
 };
 use crate::config::Quantization;
 use crate::dtype::DType;
@@ -42,16 +43,17 @@ use crate::rows::HiddenRows;
 use crate::weights::{HeadShard, Matrix};
 use bf16_dot::{Bf16, Bf16Int8};
 use block::{Matmul, Scratch};
-use float::Float;
+use float::{Float, FloatInt8};
 use half::{bf16, f16};
 use int8::Int8;
-use int8_dot::{Int8Dot, Offset};
+use int8_dot::{Int8Dot, Offset, RowSums};
 use isa::{Arith, Work};
 use lanes::{BYTE, HALF, Kind, WIDE};
 use pack::Packed;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Part of the fingerprint: raised whenever a row's bits change.
@@ -155,6 +157,11 @@ impl Backend for CpuBackend {
             ));
         }
         check_boundaries(shard)
+    }
+
+    fn prepare(&self, shard: &Arc<HeadShard>, _: DType) -> Result<Resident> {
+        self.pool.install(|| weight_sums(self.isa, shard));
+        Ok(Resident::default())
     }
 
     fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
@@ -291,7 +298,7 @@ enum PackedRows {
     Bf16(Packed),
     /// With the scale of each row.
     Int8(Packed, Vec<f32>),
-    /// With a row more than the pass has.
+    /// With the scale of each row; offset.
     Int8Dot(Packed, Vec<f32>),
 }
 
@@ -301,20 +308,23 @@ struct Pass<'a> {
     shard: &'a HeadShard,
     epilogue: Epilogue,
     adjustments: Option<&'a ShardAdjustments>,
+    /// `[vocab]`, where rows are packed with an offset; or empty.
+    weight_sums: &'a [i32],
     /// The job's rows that are packed here.
     rows: Range<usize>,
     packed: PackedRows,
 }
 
 impl<'a> Pass<'a> {
-    /// The passes of a job; each is packed, by this pool's threads, when its turn comes.
+    /// The passes of a job, on a thread of the pool; each is packed, by the pool's threads, when its turn comes.
     fn all(isa: Isa, job: &Job<'a>) -> impl Iterator<Item = Pass<'a>> {
         let Job { rows, shard, epilogue, adjustments } = *job;
         let step = pack::pass_rows(rows.hidden());
+        let weight_sums = weight_sums(isa, shard);
         (0..rows.len()).step_by(step).map(move |first| {
             let range = first..rows.len().min(first + step);
             let packed = pack_rows(isa, &rows, shard, range.clone());
-            Pass { isa, shard, epilogue, adjustments, rows: range, packed }
+            Pass { isa, shard, epilogue, adjustments, weight_sums, rows: range, packed }
         })
     }
 
@@ -323,48 +333,45 @@ impl<'a> Pass<'a> {
     fn block(&self, ids: Range<usize>, take: impl FnMut(usize, &[f32], bool)) {
         THREAD.with_borrow_mut(|thread| {
             let Thread { logits, scratch } = thread;
-            logits.resize((self.rows.len() + 1) * BLOCK, 0.0);
-            let (all, rows) = (&mut logits[..], self.rows.len() * BLOCK);
-            let logits = &mut all[..rows];
+            logits.resize(self.rows.len() * BLOCK, 0.0);
             let start = self.shard.vocab().start;
             let own = ids.start - start..ids.end - start;
             let mut scales = &[][..];
             match (&self.packed, self.shard.matrix()) {
                 (PackedRows::Float(x), Matrix::F32(w)) => {
-                    self.matmul::<WIDE, Float<f32>>(x, w, &own, logits, scratch);
+                    self.matmul::<WIDE, 1, Float<f32>>(x, w, &own, logits, scratch);
                 }
                 (PackedRows::Float(x), Matrix::F16(w)) => {
-                    self.matmul::<WIDE, Float<f16>>(x, w, &own, logits, scratch);
+                    self.matmul::<WIDE, 1, Float<f16>>(x, w, &own, logits, scratch);
                 }
                 (PackedRows::Float(x), Matrix::Bf16(w)) => {
-                    self.matmul::<WIDE, Float<bf16>>(x, w, &own, logits, scratch);
+                    self.matmul::<WIDE, 1, Float<bf16>>(x, w, &own, logits, scratch);
                 }
                 (PackedRows::Bf16(x), Matrix::Bf16(w)) => {
-                    self.matmul::<HALF, Bf16>(x, w, &own, logits, scratch);
+                    self.matmul::<HALF, 1, Bf16>(x, w, &own, logits, scratch);
                 }
                 (PackedRows::Bf16(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<HALF, Bf16Int8>(x, values, &own, logits, scratch);
+                    self.matmul::<BYTE, 2, Bf16Int8>(x, values, &own, logits, scratch);
                     scales = &s[own.clone()];
                 }
                 (PackedRows::Bf16(_), _) => unreachable!("only bf16 and int8 weights take rows in bf16"),
                 (PackedRows::Float(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<WIDE, Float<i8>>(x, values, &own, logits, scratch);
+                    self.matmul::<BYTE, 4, FloatInt8>(x, values, &own, logits, scratch);
                     scales = &s[own.clone()];
                 }
                 (PackedRows::Int8(x, _), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<HALF, Int8>(x, values, &own, logits, scratch);
+                    self.matmul::<BYTE, 2, Int8>(x, values, &own, logits, scratch);
                     scales = &s[own.clone()];
                 }
                 (PackedRows::Int8Dot(x, _), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<BYTE, Int8Dot>(x, values, &own, all, scratch);
-                    self.isa.run(Offset { logits: all });
+                    self.matmul::<BYTE, 1, Int8Dot>(x, values, &own, logits, scratch);
+                    self.isa.run(Offset { logits, weights: &self.weight_sums[own.clone()] });
                     scales = &s[own.clone()];
                 }
                 (PackedRows::Int8(..) | PackedRows::Int8Dot(..), _) => {
                     unreachable!("only int8 weights quantise their rows")
                 }
             }
-            let logits = &mut all[..rows];
             let row_scales = match &self.packed {
                 PackedRows::Int8(_, scales) | PackedRows::Int8Dot(_, scales) => &scales[..],
                 PackedRows::Float(_) | PackedRows::Bf16(_) => &[],
@@ -376,7 +383,7 @@ impl<'a> Pass<'a> {
         });
     }
 
-    fn matmul<const S: usize, K: Kind<S>>(
+    fn matmul<const S: usize, const G: usize, K: Kind<S, G>>(
         &self,
         rows: &Packed,
         weights: &[K::Weight],
@@ -386,14 +393,33 @@ impl<'a> Pass<'a> {
     ) {
         let hidden = self.shard.hidden_size();
         let weights = &weights[own.start * hidden..];
-        self.isa.run(Matmul::<S, K> { rows, weights, hidden, ids: own.len(), logits, scratch });
+        self.isa.run(Matmul::<S, G, K> { rows, weights, hidden, ids: own.len(), logits, scratch });
     }
 }
 
+/// The sums of the shard's weights, where its rows are packed with an offset.
+fn weight_sums(isa: Isa, shard: &HeadShard) -> &[i32] {
+    let hidden = shard.hidden_size();
+    if shard.quantization() != Quantization::W8a8 || !isa.takes_int8() {
+        return &[];
+    }
+    shard.row_sums(|weights| {
+        let mut sums = vec![0; shard.vocab().len()];
+        if hidden == 0 {
+            return sums;
+        }
+        let blocks = weights.par_chunks(BLOCK * hidden).zip(sums.par_chunks_mut(BLOCK));
+        blocks.for_each(|(weights, sums)| isa.run(RowSums { weights, hidden, sums }));
+        sums
+    })
+}
+
 fn pack_rows(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
+    // What a kind of inner loop reads of a weight row at a time.
+    let step = |wide| if shard.matrix().dtype() == DType::I8 { BYTE } else { wide };
     match shard.quantization() {
         _ if isa.takes_bf16(HeadTypes::of(shard, rows.dtype())) => {
-            PackedRows::Bf16(pack::bf16(isa, rows, range))
+            PackedRows::Bf16(pack::bf16(isa, rows, range, step(HALF)))
         }
         Quantization::W8a8 if isa.takes_int8() => {
             let (packed, scales) = pack::quantized_bytes(isa, rows, range);
@@ -403,7 +429,9 @@ fn pack_rows(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<us
             let (packed, scales) = pack::quantized(isa, rows, range);
             PackedRows::Int8(packed, scales)
         }
-        Quantization::None | Quantization::W8a16 => PackedRows::Float(pack::float(isa, rows, range)),
+        Quantization::None | Quantization::W8a16 => {
+            PackedRows::Float(pack::float(isa, rows, range, step(WIDE)))
+        }
     }
 }
 
@@ -415,7 +443,7 @@ thread_local! {
 
 #[derive(Default)]
 struct Thread {
-    /// `[rows of the pass, and one more, BLOCK]`
+    /// `[rows of the pass, BLOCK]`
     logits: Vec<f32>,
     scratch: Scratch,
 }

@@ -1,7 +1,7 @@
 //! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles read.
 
 use super::isa::{Arith, Isa, Work};
-use super::lanes::{BYTE, Chunk, HALF, WIDE};
+use super::lanes::{BYTE, Chunk};
 use crate::dtype::DType;
 use crate::quantize::quantize_row;
 use crate::rows::HiddenRows;
@@ -29,7 +29,7 @@ pub(super) fn pass_rows(hidden: usize) -> usize {
 pub(super) struct Packed {
     chunks: Vec<Chunk>,
     rows: usize,
-    /// Chunks of each row, four for each step of k.
+    /// Chunks of each row: those of whole steps of k.
     per_row: usize,
     /// Rows of a tile at most.
     tile_rows: usize,
@@ -58,12 +58,12 @@ impl Packed {
         self.chunks[first..][..M * piece.len()].as_chunks().0
     }
 
-    /// Rows of `steps` quads of chunks; `fill(row, piece, chunks)` writes a piece of a row over zeros.
-    fn new<F>(isa: Isa, rows: usize, steps: usize, fill: F) -> Packed
+    /// Rows of `per_row` chunks; `fill(row, piece, chunks)` writes a piece of a row over zeros.
+    fn new<F>(isa: Isa, rows: usize, per_row: usize, fill: F) -> Packed
     where
         F: Fn(usize, usize, &mut [Chunk]) + Sync,
     {
-        let (per_row, tile_rows) = (4 * steps, isa.run(TileRows { rows }));
+        let tile_rows = isa.run(TileRows { rows });
         let mut chunks = vec![Chunk::default(); rows * per_row];
         chunks.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
             let len = chunks.len() / rows;
@@ -105,10 +105,10 @@ impl Work for TileRows {
     }
 }
 
-/// Widens rows `range` to f32.
-pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed {
+/// Widens rows `range` to f32, for weights that are read `step` at a time.
+pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>, step: usize) -> Packed {
     let (hidden, size) = (rows.hidden(), rows.dtype().size());
-    Packed::new(isa, range.len(), hidden.div_ceil(WIDE), |row, piece, chunks| {
+    Packed::new(isa, range.len(), hidden.next_multiple_of(step) / 4, |row, piece, chunks| {
         let out: &mut [f32] = cast_slice_mut(chunks);
         let k = piece * PIECE * 4..hidden.min(piece * PIECE * 4 + out.len());
         let bytes = &rows.row(range.start + row)[k.start * size..k.end * size];
@@ -116,9 +116,10 @@ pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Pac
     })
 }
 
-/// Rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so.
-pub(super) fn bf16(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> Packed {
-    Packed::new(isa, range.len(), rows.hidden().div_ceil(HALF), |row, piece, chunks| {
+/// Rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so. For weights that are read
+/// `step` at a time.
+pub(super) fn bf16(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>, step: usize) -> Packed {
+    Packed::new(isa, range.len(), rows.hidden().next_multiple_of(step) / 8, |row, piece, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
         let bytes = &rows.row(range.start + row)[piece * PIECE * 16..];
         let bytes = &bytes[..bytes.len().min(out.len())];
@@ -157,20 +158,14 @@ impl Quantized {
     }
 }
 
-/// Rows `range` quantised and offset by 128 to be unsigned, with a last row of ones; and their scales.
+/// Rows `range` quantised and offset by 128 to be unsigned; and their scales.
 pub(super) fn quantized_bytes(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
-    let (hidden, last) = (rows.hidden(), range.len());
+    let (count, hidden) = (range.len(), rows.hidden());
     let quantized = Quantized::new(isa, rows, range);
-    let packed = Packed::new(isa, last + 1, hidden.div_ceil(BYTE), |row, piece, chunks| {
+    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 16, |row, piece, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
-        let first = piece * PIECE * 16;
-        if row == last {
-            let n = out.len().min(hidden - first);
-            out[..n].fill(1);
-        } else {
-            for (out, q) in out.iter_mut().zip(quantized.rest(row, first)) {
-                *out = (*q as u8) ^ 0x80; // + 128
-            }
+        for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 16)) {
+            *out = (*q as u8) ^ 0x80; // + 128
         }
     });
     (packed, quantized.scales)
@@ -178,9 +173,9 @@ pub(super) fn quantized_bytes(isa: Isa, rows: &HiddenRows<'_>, range: Range<usiz
 
 /// Rows `range` quantised, the int8 values kept as int16; and their scales.
 pub(super) fn quantized(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
-    let (count, steps) = (range.len(), rows.hidden().div_ceil(HALF));
+    let (count, hidden) = (range.len(), rows.hidden());
     let quantized = Quantized::new(isa, rows, range);
-    let packed = Packed::new(isa, count, steps, |row, piece, chunks| {
+    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 8, |row, piece, chunks| {
         let out: &mut [i16] = cast_slice_mut(chunks);
         for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 8)) {
             *out = i16::from(*q);

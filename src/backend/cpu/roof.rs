@@ -44,7 +44,7 @@ impl CpuBackend {
 
     /// Operations per second (a multiplication and an addition are two) of the instruction that multiplies heads of `weights` and
     /// `quantization` on this instruction set, on all threads of the pool, with everything in registers: measured for `time`. `None`
-    /// where no such loop was written, on other processors than x86.
+    /// where no such loop was written, on other processors than x86. Of hidden states in bf16, where that makes a difference.
     pub fn arithmetic_rate(&self, weights: DType, quantization: Quantization, time: Duration) -> Option<f64> {
         let spin = self.spinner(weights, quantization)?;
         let rates = self.pool.broadcast(|_| {
@@ -67,7 +67,9 @@ impl CpuBackend {
         // SAFETY, of each call: a backend is only made for an instruction set that was detected on this machine, and the functions'
         // features are parts of that set.
         Some(match self.isa {
-            Isa::Avx512Bf16 if weights == DType::Bf16 => || unsafe { bf16_avx512() },
+            Isa::Avx512Bf16 if !exact && matches!(weights, DType::Bf16 | DType::I8) => {
+                || unsafe { bf16_avx512() }
+            }
             Isa::Avx512 | Isa::Avx512Bf16 if exact => || unsafe { int8_avx512() },
             Isa::Avx512 | Isa::Avx512Bf16 => || unsafe { f32_avx512() },
             Isa::Avx2 if exact => || unsafe { int8_avx2() },

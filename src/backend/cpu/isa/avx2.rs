@@ -95,8 +95,68 @@ impl Arith for Avx2 {
     fn mul_add_bf16(_: __m256i, _: [__m256i; 2], _: [__m256i; 2]) -> [__m256i; 2] {
         unreachable!("Isa::takes_bf16")
     }
+
     #[inline(always)]
-    fn i8_to_bf16(_: &[i8; 32]) -> [__m256i; 2] {
+    fn i8_to_f32(quad: [__m256i; 2]) -> [[__m256i; 2]; 4] {
+        // SAFETY: AVX2 as above.
+        unsafe {
+            let spread = |half: __m256i, i: i8| {
+                // Byte 4i + j of each chunk to the top of its dword j.
+                let top = |j| 4 * i + j;
+                let places = _mm256_setr_epi8(
+                    -1,
+                    -1,
+                    -1,
+                    top(0),
+                    -1,
+                    -1,
+                    -1,
+                    top(1),
+                    -1,
+                    -1,
+                    -1,
+                    top(2),
+                    -1,
+                    -1,
+                    -1,
+                    top(3), //
+                    -1,
+                    -1,
+                    -1,
+                    top(0),
+                    -1,
+                    -1,
+                    -1,
+                    top(1),
+                    -1,
+                    -1,
+                    -1,
+                    top(2),
+                    -1,
+                    -1,
+                    -1,
+                    top(3),
+                );
+                let top = _mm256_shuffle_epi8(half, places);
+                _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top)))
+            };
+            let both = |i| [spread(quad[0], i), spread(quad[1], i)];
+            [both(0), both(1), both(2), both(3)]
+        }
+    }
+
+    #[inline(always)]
+    fn i8_to_i16([a, b]: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+        // SAFETY: AVX2 as above.
+        unsafe {
+            let low = |half| _mm256_srai_epi16::<8>(_mm256_unpacklo_epi8(half, half));
+            let high = |half| _mm256_srai_epi16::<8>(_mm256_unpackhi_epi8(half, half));
+            [[low(a), low(b)], [high(a), high(b)]]
+        }
+    }
+
+    #[inline(always)]
+    fn i8_to_bf16(_: [__m256i; 2]) -> [[__m256i; 2]; 2] {
         unreachable!("Isa::takes_bf16")
     }
 }

@@ -1,18 +1,18 @@
-//! AVX-512 with VNNI, and with BF16 where `BF16` is true: a quad is one register.
+//! AVX-512 with VNNI, and with BF16 and VBMI where `BF16` is true: a quad is one register.
 
 use super::Arith;
 use crate::backend::cpu::lanes::{Chunk, Quad};
 use std::arch::x86_64::*;
 
-/// Named by `run_avx512` and `run_avx512_bf16` alone, which are called where AVX-512 F, BW, DQ, VL and VNNI, and for the latter BF16,
-/// were detected: what every `unsafe` block here rests on.
+/// Named by `run_avx512` and `run_avx512_bf16` alone, which are called where AVX-512 F, BW, DQ, VL and VNNI, and for the latter BF16
+/// and VBMI, were detected: what every `unsafe` block here rests on.
 pub(in crate::backend::cpu) struct Avx512<const BF16: bool>;
 
 impl<const BF16: bool> Arith for Avx512<BF16> {
     // 16 sums, 4 quads of weights, a chunk of a row. Six rows would fit the 32 registers too, and do 214 GFLOP/s on a Zen 4 core where
     // these do the 234 of `vdpbf16ps` alone (`benches/results/cpu/matmul-core.json`).
     const TILE: (usize, usize) = (4, 4);
-    // 20 sums and what transposes the weights; 4 rows of W8A8 are 5.
+    // 20 sums and what transposes the weights.
     const DIRECT_ROWS: usize = 5;
 
     type Splat = __m512i;
@@ -86,16 +86,52 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn i8_to_bf16(weights: &[i8; 32]) -> __m512i {
+    fn i8_to_f32(quad: __m512i) -> [__m512i; 4] {
+        // SAFETY: AVX-512 F and BW as above.
+        unsafe {
+            let spread = |i: i32| {
+                let to_top = _mm_add_epi8(
+                    _mm_set1_epi8(4 * i as i8),
+                    _mm_setr_epi8(
+                        -128, -128, -128, 0, -128, -128, -128, 1, -128, -128, -128, 2, -128, -128, -128, 3,
+                    ),
+                );
+                let top = _mm512_shuffle_epi8(quad, _mm512_broadcast_i32x4(to_top));
+                _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top)))
+            };
+            [spread(0), spread(1), spread(2), spread(3)]
+        }
+    }
+
+    #[inline(always)]
+    fn i8_to_i16(quad: __m512i) -> [__m512i; 2] {
+        // SAFETY: AVX-512 BW as above.
+        unsafe {
+            [
+                _mm512_srai_epi16::<8>(_mm512_unpacklo_epi8(quad, quad)),
+                _mm512_srai_epi16::<8>(_mm512_unpackhi_epi8(quad, quad)),
+            ]
+        }
+    }
+
+    /// By table: VBMI's lookup takes seven bits, which hold every magnitude but 128.
+    #[inline(always)]
+    fn i8_to_bf16(quad: __m512i) -> [__m512i; 2] {
         if !BF16 {
             unreachable!("Isa::takes_bf16");
         }
-        // SAFETY: AVX-512 F and BF16 as above; each half is 16 bytes; __m512bh is any 64 bytes.
+        // SAFETY: AVX-512 BW and VBMI as above; a table is two registers.
         unsafe {
-            let half = weights.as_ptr().cast::<__m128i>();
-            let low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(half)));
-            let high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(half.add(1))));
-            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low))
+            let table = |of: &[Quad; 2]| (Self::load(&of[0]), Self::load(&of[1]));
+            let ((low, low_64), (high, high_64)) = (table(&BF16_LOW), table(&BF16_HIGH));
+            let magnitude = _mm512_abs_epi8(quad);
+            let low = _mm512_permutex2var_epi8(low, magnitude, low_64);
+            let high = _mm512_permutex2var_epi8(high, magnitude, high_64);
+            const OR_OF_AND: i32 = 0xf8; // a | (b & c)
+            let high = _mm512_ternarylogic_epi32::<OR_OF_AND>(high, quad, _mm512_set1_epi8(i8::MIN));
+            let is_128 = _mm512_cmpeq_epi8_mask(quad, _mm512_set1_epi8(i8::MIN));
+            let high = _mm512_mask_mov_epi8(high, is_128, _mm512_set1_epi8((bf16_of(-128.0) >> 8) as i8));
+            [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
         }
     }
 
@@ -143,4 +179,23 @@ fn add_halves(a: __m512i, b: __m512i) -> __m512d {
 fn by_quad() -> __m512i {
     // SAFETY: called from the functions above alone.
     unsafe { _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15) }
+}
+
+/// The bits of a small integer in bf16.
+const fn bf16_of(integer: f32) -> u16 {
+    (integer.to_bits() >> 16) as u16
+}
+
+/// The low and the high byte of 0 to 127 in bf16.
+static BF16_LOW: [Quad; 2] = bf16_bytes(0);
+static BF16_HIGH: [Quad; 2] = bf16_bytes(8);
+
+const fn bf16_bytes(shift: u32) -> [Quad; 2] {
+    let mut table = [Quad([Chunk([0; 16]); 4]); 2];
+    let mut i = 0;
+    while i < 128 {
+        table[i / 64].0[i % 64 / 16].0[i % 16] = (bf16_of(i as f32) >> shift) as u8;
+        i += 1;
+    }
+    table
 }
