@@ -3,7 +3,7 @@
 use crate::operands::{Loaded, Operands, Output};
 use crate::table::{Kind, small};
 use cudarc::driver::result;
-use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph, OwnedStream};
+use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph, Kernel, OwnedStream};
 use lmhead::backend::device::{Grid, KernelDevice};
 use lmhead::backend::params::{MatmulParams, ReadStreamParams, RowMatrix};
 use lmhead::{DType, Result};
@@ -57,11 +57,13 @@ impl<'d> Replayed<'d> {
                 Ok(out)
             })
             .collect::<Result<Vec<_>>>()?;
+        // Loaded before: a driver may refuse that while it records.
+        let kernel = device.kernel::<MatmulParams>(loaded[0].matmul.plan(rows)?.tile.kernel)?;
         let graph = Graph::capture(device, stream, || {
             outputs.iter().enumerate().try_for_each(|(i, out)| {
                 let loaded = &loaded[i % copies];
                 match kind {
-                    Kind::W8a8Quantised => multiply(device, stream, loaded, out, rows),
+                    Kind::W8a8Quantised => multiply(device, stream, &kernel, loaded, out, rows),
                     // SAFETY: all of it lives as long as the graph.
                     _ => unsafe { loaded.matmul.run(device, stream, &loaded.call(out)) },
                 }
@@ -100,12 +102,12 @@ impl<'d> Replayed<'d> {
 fn multiply(
     device: &CudaDevice,
     stream: CudaStream,
+    kernel: &Kernel<MatmulParams>,
     loaded: &Loaded<'_, CudaDevice>,
     out: &Output<CudaDevice>,
     rows: usize,
 ) -> Result<()> {
     let (plan, call) = (loaded.matmul.plan(rows)?, loaded.call(out));
-    let kernel = device.kernel::<MatmulParams>(plan.tile.kernel)?;
     let params = MatmulParams {
         weights: call.weights,
         rows: RowMatrix {
@@ -126,7 +128,7 @@ fn multiply(
     };
     let (blocks, threads, shared_bytes) = (plan.blocks, plan.tile.threads(), plan.tile.shared_bytes());
     // SAFETY: the call's memory, which the whole product has used just so.
-    unsafe { device.launch(stream, &kernel, &Grid { blocks, threads, shared_bytes }, &params) }
+    unsafe { device.launch(stream, kernel, &Grid { blocks, threads, shared_bytes }, &params) }
 }
 
 /// Seconds that one pass over the bytes takes, of `times` replays of several passes: a copy on the device, and only reading. In that order.

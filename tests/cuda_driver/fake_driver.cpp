@@ -2,15 +2,18 @@
 // this library. Only the functions that the crate uses; ABI of the CUDA driver API.
 //
 // It is stricter than a driver where that finds mistakes: nothing runs before somebody waits for its stream, so what is read,
-// reused or freed too early shows; memory is poisoned and has guard zones; what needs a context fails without one.
+// reused or freed too early shows; memory is poisoned and has guard zones, locked host memory too; what needs a context fails without
+// one.
 //
 // What it says comes from the environment:
 //   FAKE_VERSION FAKE_DEVICES FAKE_CAPABILITY (90)  what there is
 //   FAKE_MEMORY                                     bytes of device memory
-//   FAKE_INIT FAKE_LOAD FAKE_CAPTURE                error codes of cuInit, cuModuleLoadData, cuGraphInstantiate
+//   FAKE_INIT FAKE_LOAD FAKE_CAPTURE FAKE_REPLAY    error codes of cuInit, cuModuleLoadData, cuGraphInstantiate, cuGraphLaunch
 //   FAKE_LAUNCH, FAKE_RUN                           error codes of a launch, of a kernel that runs; from number FAKE_FROM on (0)
 //   FAKE_LOG                                        launches are written to that file instead of run
-//   FAKE_ENDS                                       at the end, what was not given back is written to that file
+//   FAKE_ENDS                                       at the end, what was not given back, and what only a launch loaded, is written
+//                                                   to that file
+// A program that has loaded it may ask fake_count for what it did so far.
 #include <dlfcn.h>
 
 #include <chrono>
@@ -50,6 +53,7 @@ using Work = std::function<int()>;
 struct Graph {
   std::vector<Work> work;
   bool broken = false;
+  bool uploaded = false;
 };
 struct Stream {
   std::deque<Work> queue;
@@ -66,6 +70,10 @@ struct Context {
 struct Function {
   const emulated::Kernel *kernel;
   uint32_t shared_limit = 48 * 1024;
+  bool loaded = false;
+};
+struct Module {
+  std::map<std::string, Function> functions;
 };
 struct Memory {
   uint8_t *start;
@@ -78,14 +86,19 @@ constexpr uint8_t kPoison = 0xcb, kFence = 0xfd;
 // Everything is guarded by one lock; the driver API may be called from any thread.
 std::recursive_mutex lock;
 #define LOCKED const std::lock_guard<std::recursive_mutex> guard(lock)
-std::map<uint64_t, Memory> memories;
+std::map<uint64_t, Memory> memories, locked;  // of the device; of the host
 std::set<Stream *> streams;
-std::set<void *> graphs, events, modules;
-std::map<std::string, Function *> functions;
+std::set<void *> graphs, events;
+std::set<Module *> modules;
 Context contexts[16];
 int retained = 0;
 size_t used = 0;
 long long launches = 0, runs = 0;
+// What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and graphs that a launch had to
+// bring to the device, since nobody had done so before; copies from or to host memory that is not locked, for which a driver waits.
+struct Counts {
+  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies;
+} counts;
 int lost = SUCCESS;  // after a kernel failed, everything does
 Stream default_stream;
 thread_local Context *current = nullptr;
@@ -99,6 +112,7 @@ int usable() { return !current ? INVALID_CONTEXT : lost; }
 
 // Of every call that may wait: a thread that records must not.
 int waits() {
+  ++counts.waits;
   if (!recording) return SUCCESS;
   recording->recording->broken = true;
   return CAPTURE_UNSUPPORTED;
@@ -135,11 +149,21 @@ int drain_all() {
 }
 
 // The bytes are of one allocation.
-bool inside(uint64_t address, size_t bytes) {
-  auto next = memories.upper_bound(address);
-  if (next == memories.begin()) return false;
+bool within(const std::map<uint64_t, Memory> &all, uint64_t address, size_t bytes) {
+  auto next = all.upper_bound(address);
+  if (next == all.begin()) return false;
   const auto &[start, memory] = *--next;
   return address - start <= memory.bytes && bytes <= memory.bytes - (address - start);
+}
+bool inside(uint64_t address, size_t bytes) { return within(memories, address, bytes); }
+
+// A queued copy, which must not outlive the locked memory that it uses.
+std::map<uint64_t, int> pending;  // copies by the locked memory's address
+int put_copy(void *stream, const void *host, size_t bytes, Work work) {
+  if (!within(locked, uint64_t(host), bytes)) return ++counts.slow_copies, put(stream, std::move(work));
+  const uint64_t start = std::prev(locked.upper_bound(uint64_t(host)))->first;
+  ++pending[start];
+  return put(stream, [=] { return --pending[start], work(); });
 }
 
 int run(const emulated::Launch &shape, const std::vector<uint8_t> &params) {
@@ -175,8 +199,9 @@ struct End {
     const char *path = std::getenv("FAKE_ENDS");
     FILE *file = path ? std::fopen(path, "w") : nullptr;
     if (!file) return;
-    std::fprintf(file, "%zu allocations, %zu streams, %zu graphs, %zu events, %zu modules, %d contexts\n", memories.size(),
+    std::fprintf(file, "%zu allocations, %zu streams, %zu graphs, %zu events, %zu modules, %d contexts\n", memories.size() + locked.size(),
                  streams.size(), graphs.size(), events.size(), modules.size(), retained);
+    std::fprintf(file, "%lld kernels and %lld graphs loaded by a launch\n", counts.lazy_kernels, counts.lazy_graphs);
     std::fclose(file);
   }
 } end;
@@ -184,6 +209,16 @@ struct End {
 }  // namespace
 
 extern "C" {
+
+long long fake_count(const char *what) {
+  LOCKED;
+  const std::map<std::string, long long> all = {{"waits", counts.waits}, {"allocations", counts.allocations},
+                                                {"loads", counts.loads}, {"lazy kernels", counts.lazy_kernels},
+                                                {"lazy graphs", counts.lazy_graphs},
+                                                {"slow copies", counts.slow_copies}};
+  const auto found = all.find(what);
+  return found == all.end() ? -1 : found->second;
+}
 
 int cuInit(unsigned flags) { return flags ? INVALID_VALUE : int(number("FAKE_INIT", 0)); }
 int cuDriverGetVersion(int *version) { return *version = int(number("FAKE_VERSION", 13000)), 0; }
@@ -267,8 +302,16 @@ int cuGraphInstantiateWithFlags(Graph **out, Graph *graph, unsigned long long) {
   if (const int e = int(number("FAKE_CAPTURE", 0))) return e;
   return *out = new Graph(*graph), graphs.insert(*out), 0;
 }
+int cuGraphUpload(Graph *graph, void *handle) {
+  USABLE;
+  Stream *stream = known(handle);
+  if (!stream || stream->recording || !graphs.count(graph)) return INVALID_VALUE;
+  return graph->uploaded = true, 0;
+}
 int cuGraphLaunch(Graph *graph, void *stream) {
   USABLE;
+  if (const int e = int(number("FAKE_REPLAY", 0))) return e;
+  if (!graph->uploaded) ++counts.lazy_graphs, graph->uploaded = true;
   for (const Work &work : graph->work)
     if (const int e = put(stream, work)) return e;
   return 0;
@@ -304,32 +347,54 @@ int cuEventElapsedTime(float *milliseconds, const Event *from, const Event *to) 
   return *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count(), 0;
 }
 
-int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
-  USABLE;
+static int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
+  ++counts.allocations;
   if (const int e = waits()) return e;
   if (bytes == 0) return INVALID_VALUE;
-  const size_t room = size_t(number("FAKE_MEMORY", 80000000000));
-  if (bytes > room || used + bytes > room) return OUT_OF_MEMORY;
   auto *start = static_cast<uint8_t *>(std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 2 * kGuard));
   if (!start) return OUT_OF_MEMORY;
   std::memset(start, kFence, kGuard), std::memset(start + kGuard, kPoison, bytes);
   std::memset(start + kGuard + bytes, kFence, kGuard);
-  used += bytes;
-  return memories[*address = uint64_t(start + kGuard)] = {start, bytes}, 0;
+  return all[*address = uint64_t(start + kGuard)] = {start, bytes}, 0;
 }
-int cuMemFree_v2(uint64_t address) {
-  LOCKED;
+static int release(std::map<uint64_t, Memory> &all, uint64_t address) {
   if (!current) return INVALID_CONTEXT;
+  ++counts.allocations;
   if (const int e = waits()) return e;
-  drain_all();  // as the driver's, which waits for what may use the memory
-  const auto found = memories.find(address);
-  if (found == memories.end()) return INVALID_VALUE;
+  const auto found = all.find(address);
+  if (found == all.end()) return INVALID_VALUE;
   const Memory memory = found->second;
   for (size_t i = 0; i < kGuard; ++i)
     if (memory.start[i] != kFence || memory.start[kGuard + memory.bytes + i] != kFence)
       std::fprintf(stderr, "fake driver: memory beside an allocation of %zu bytes was written to\n", memory.bytes), std::abort();
-  used -= memory.bytes;
-  return memories.erase(found), std::free(memory.start), lost;
+  return all.erase(found), std::free(memory.start), lost;
+}
+
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+  USABLE;
+  const size_t room = size_t(number("FAKE_MEMORY", 80000000000));
+  if (bytes > room || used + bytes > room) return OUT_OF_MEMORY;
+  const int e = allocate(memories, address, bytes);
+  return used += e ? 0 : bytes, e;
+}
+int cuMemFree_v2(uint64_t address) {
+  LOCKED;
+  drain_all();  // as the driver's, which waits for what may use the memory
+  const auto found = memories.find(address);
+  const size_t bytes = found == memories.end() ? 0 : found->second.bytes;
+  const int e = release(memories, address);
+  return used -= memories.count(address) ? 0 : bytes, e;
+}
+int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
+  USABLE;
+  return flags ? INVALID_VALUE : allocate(locked, reinterpret_cast<uint64_t *>(out), bytes);
+}
+int cuMemFreeHost(void *start) {
+  LOCKED;
+  // Nothing waits here: what was queued on it must have ended.
+  if (!lost && pending[uint64_t(start)])
+    std::fprintf(stderr, "fake driver: locked memory was freed while a copy of it was queued\n"), std::abort();
+  return release(locked, uint64_t(start));
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
   USABLE;
@@ -346,11 +411,11 @@ int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
   USABLE;
-  return put(stream, [=] { return inside(to, bytes) ? (std::memcpy((void *)to, from, bytes), 0) : ILLEGAL_ADDRESS; });
+  return put_copy(stream, from, bytes, [=] { return inside(to, bytes) ? (std::memcpy((void *)to, from, bytes), 0) : ILLEGAL_ADDRESS; });
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
-  return put(stream, [=] { return inside(from, bytes) ? (std::memcpy(to, (void *)from, bytes), 0) : ILLEGAL_ADDRESS; });
+  return put_copy(stream, to, bytes, [=] { return inside(from, bytes) ? (std::memcpy(to, (void *)from, bytes), 0) : ILLEGAL_ADDRESS; });
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
@@ -360,19 +425,20 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream)
   });
 }
 
-int cuModuleLoadData(void **module, const void *image) {
+int cuModuleLoadData(Module **module, const void *image) {
   USABLE;
+  ++counts.loads;
   if (const int e = waits()) return e;
   // The magic number of a fatbin.
   if (*(const uint32_t *)image != 0xba55ed50u) return INVALID_IMAGE;
   if (const int e = int(number("FAKE_LOAD", 0))) return e;
-  return *module = new char, modules.insert(*module), 0;
+  return modules.insert(*module = new Module), 0;
 }
-int cuModuleUnload(void *module) {
+int cuModuleUnload(Module *module) {
   LOCKED;
-  return modules.erase(module) ? (delete static_cast<char *>(module), 0) : int(INVALID_HANDLE);
+  return modules.erase(module) ? (delete module, 0) : int(INVALID_HANDLE);
 }
-int cuModuleGetFunction(Function **out, void *module, const char *name) {
+int cuModuleGetFunction(Function **out, Module *module, const char *name) {
   USABLE;
   if (!modules.count(module)) return INVALID_HANDLE;
   // This library's own symbols: the program has those kernels too, and its own device for them.
@@ -382,9 +448,14 @@ int cuModuleGetFunction(Function **out, void *module, const char *name) {
   }();
   auto *kernel = static_cast<const emulated::Kernel *>(dlsym(self, (std::string("lmhead_kernel_") + name).c_str()));
   if (!kernel) return NOT_FOUND;
-  Function *&function = functions[name];
-  if (!function) function = new Function{kernel};
-  return *out = function, 0;
+  Function &function = module->functions[name];
+  return function.kernel = kernel, *out = &function, 0;
+}
+int cuFuncLoad(Function *function) {
+  USABLE;
+  ++counts.loads;
+  if (const int e = waits()) return e;
+  return function->loaded = true, 0;
 }
 int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
   *value = attribute == 0   ? int(function->kernel->max_threads)  // MAX_THREADS_PER_BLOCK
@@ -412,9 +483,10 @@ struct Config {
   const Attribute *attributes;
   unsigned attribute_count;
 };
-int cuLaunchKernelEx(const Config *config, const Function *function, void **params, void **extra) {
+int cuLaunchKernelEx(const Config *config, Function *function, void **params, void **extra) {
   USABLE;
   if (extra) return INVALID_VALUE;
+  if (!function->loaded) ++counts.lazy_kernels, function->loaded = true;
   emulated::Launch launch = {};
   launch.kernel = function->kernel, launch.dynamic_shared = config->shared, launch.shared_limit = function->shared_limit;
   std::memcpy(launch.grid, config->grid, sizeof launch.grid), std::memcpy(launch.block, config->block, sizeof launch.block);

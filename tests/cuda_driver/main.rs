@@ -2,6 +2,7 @@
 //! know older devices or fail. Kernels run on the emulated device inside of it, or are written down.
 #![cfg(target_os = "linux")]
 
+mod backend;
 mod calls;
 // The GPU's tests at a small size: here on the fake driver, whose device computes as compute capability 9.0.
 #[path = "../gpu/needs.rs"]
@@ -22,6 +23,7 @@ mod timing;
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
+use std::ffi::c_char;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -57,15 +59,39 @@ fn library(name: &str, sources: impl FnOnce(&mut Command)) -> PathBuf {
     folder
 }
 
-/// This program again, running one of the tests below that need the fake driver, with what it shall say. `Ok`: the child's output.
+/// This program again, running one of the tests below that need the fake driver, with what it shall say: the child's output.
 fn child(test: &str, says: &[(&str, &str)]) -> String {
+    let (text, end) = child_and_end(test, says);
+    // Whatever a child does: kernels and graphs are on the device before they are launched.
+    assert!(end.ends_with("\n0 kernels and 0 graphs loaded by a launch\n"), "{test}, {says:?}: {end}");
+    text
+}
+
+/// The same, with what the fake driver wrote at its end.
+fn child_and_end(test: &str, says: &[(&str, &str)]) -> (String, String) {
+    let end = tempfile::NamedTempFile::new().expect("a file");
     let mut command = Command::new(std::env::current_exe().expect("a program"));
     command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", fake_driver());
-    let output = command.envs(says.iter().copied()).output().expect("the program runs");
+    let output = command.env("FAKE_ENDS", end.path()).envs(says.iter().copied()).output();
+    let output = output.expect("the program runs");
     let text =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     assert!(output.status.success() && text.contains("1 passed"), "{says:?}: {text}");
-    text
+    (text, std::fs::read_to_string(end.path()).expect("an end"))
+}
+
+/// What the fake driver, in a child, has done so far: "waits", "allocations", "loads", "lazy kernels", "lazy graphs", "slow
+/// copies".
+fn count(what: &str) -> i64 {
+    let what = std::ffi::CString::new(what).expect("a name");
+    // SAFETY: the fake driver's own function, which takes a C string and answers a long long.
+    let count = unsafe {
+        let function =
+            cudarc::driver::sys::culib().get::<unsafe extern "C" fn(*const c_char) -> i64>(b"fake_count\0");
+        function.expect("the fake driver")(what.as_ptr())
+    };
+    assert!(count >= 0, "the fake driver does not count {what:?}");
+    count
 }
 
 fn doctor(says: &[(&str, &str)]) -> Vec<(String, String, String)> {
@@ -127,10 +153,7 @@ fn what_is_launched_is_what_was_asked() {
 fn failures_are_told_with_kernel_shape_and_the_drivers_words() {
     for (says, wanted) in [
         (("FAKE_DEVICES", "0"), "CUDA device: wanted at least one, got none; look at nvidia-smi"),
-        (
-            ("FAKE_VERSION", "11080"),
-            "CUDA driver: wanted one for CUDA 12.8 or newer, got one for CUDA 11.8; ",
-        ),
+        (("FAKE_VERSION", "11080"), "got one for CUDA 11.8; install NVIDIA's driver (5"),
         (("FAKE_CAPABILITY", "75"), "kernels/carriers/mma_s8_sm80.cu: wanted a device that runs sm_80, "),
         (
             ("FAKE_LOAD", "209"),
