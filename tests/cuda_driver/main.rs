@@ -14,6 +14,12 @@ mod operands;
 mod products;
 mod programs;
 // The bench's table, which nobody reads here: that it runs.
+#[path = "../../benches/gpu_matmul/clocked.rs"]
+mod clocked;
+#[path = "../../benches/gpu_matmul/load.rs"]
+mod load;
+#[path = "../../benches/gpu_matmul/roofs.rs"]
+mod roofs;
 #[path = "../../benches/gpu_matmul/table.rs"]
 #[allow(dead_code, reason = "criterion's part is the bench's own")]
 mod table;
@@ -24,6 +30,7 @@ use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use std::ffi::c_char;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -199,20 +206,46 @@ fn in_child_products() {
 
 #[test]
 fn the_benchs_table_is_whole() {
-    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver-table.json");
-    child("in_child_table", &[("LMHEAD_GPU_SMALL", "1"), ("TABLE", file.to_str().expect("text"))]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, smi) = (folder.path().join("table.json"), folder.path().join("nvidia-smi"));
+    // It takes its time, and knows the device that is asked for.
+    let script = "#!/bin/sh\nsleep 0.05\ncase \"$*\" in\n*driver_version*) echo 580.1 ;;\n\
+                  *clocks.sm,*--id=7) echo '1965 MHz, 2619 MHz, 612.34 W, 54' ;;\n*) exit 1 ;;\nesac\n";
+    std::fs::write(&smi, script).expect("a file");
+    std::fs::set_permissions(&smi, std::fs::Permissions::from_mode(0o755)).expect("an owner");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+    let says = [("LMHEAD_GPU_SMALL", "1"), ("TABLE", file.to_str().expect("text"))];
+    child("in_child_table", &[&says[..], &[("PATH", &path), ("CUDA_VISIBLE_DEVICES", "7,1")]].concat());
     let table: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
-    // A head, whole and halved, two roofs each; five kinds of product, two numbers of rows.
-    for (list, count) in [("roofs", 2), ("products", 20), ("left_out", 0)] {
+    // A head, whole and halved; five kinds of product, two numbers of rows.
+    for (list, count) in [("products", 20), ("left_out", 0)] {
         assert_eq!(table[list].as_array().map(Vec::len), Some(count), "{list}");
     }
     for product in table["products"].as_array().expect("a list") {
-        let [p10, median, p90] =
-            ["p10_us", "median_us", "p90_us"].map(|key| product[key].as_f64().expect("a number"));
-        assert!(0.0 < p10 && p10 <= median && median <= p90, "{product}");
+        for timed in [product, &product["read_roof"], &product["copy_roof"]] {
+            let [p10, median, p90] =
+                ["p10_us", "median_us", "p90_us"].map(|key| timed[key].as_f64().expect("a number"));
+            assert!(0.0 < p10 && p10 <= median && median <= p90, "{product}");
+        }
+        let number = |key: &str| product[key].as_u64().expect("a number");
+        let (vocab, hidden, rows) = (number("vocab"), number("hidden"), number("rows"));
+        let (weight, row, scales) = match product["kind"].as_str().expect("text") {
+            "bf16" | "f16" => (2, 2 * hidden, 0),
+            "w8a8 of quantised rows" => (1, hidden + 4, 4),
+            _ => (1, 2 * hidden, 4),
+        };
+        assert_eq!(
+            number("bytes"),
+            vocab * (weight * hidden + scales) + rows * (row + 2 * vocab),
+            "{product}"
+        );
+        assert_eq!(
+            (&product["clocks"]["sm"], &product["clocks"]["temperature_c"]),
+            (&"1965 MHz".into(), &"54".into())
+        );
     }
-    assert_eq!(table["device"]["name"], "Fake 0");
+    assert_eq!((&table["device"]["name"], &table["device"]["driver"]), (&"Fake 0".into(), &"580.1".into()));
 }
 
 #[test]

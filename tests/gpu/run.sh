@@ -54,7 +54,7 @@ for mode in $modes; do
     rm -f "$out"/{bench.log,bench.json,peers.json}
     LMHEAD_COMMIT=$(tr '\n' ' ' <COMMIT) LMHEAD_GPU_SECONDS=200 \
       step products bench.log 270 ./gpu_matmul --table "$out/bench.json"
-    step peers bench.log 190 python3 gpu_peers.py "$out/peers.json" 140
+    step peers bench.log 190 python3 gpu_peers.py "$out/peers.json" 140 "$out/bench.json"
   else
     rm -f "$out/sanitize.log"
     # Calls that are meant to fail are checked by the tests themselves.
