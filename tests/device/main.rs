@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod limits;
+mod out_of_order;
 mod product;
 mod properties;
 mod refused;
