@@ -1,4 +1,4 @@
-//! The CUDA backend without a GPU: a fake `libcuda.so` (`fake_driver.cpp`) stands in for drivers that are too old, find no device,
+//! The CUDA backend without a GPU: a fake `libcuda.so` (`fake_driver/`) stands in for drivers that are too old, find no device,
 //! know older devices or fail. Kernels run on the emulated device inside of it, or are written down.
 #![cfg(target_os = "linux")]
 
@@ -45,7 +45,10 @@ fn fake_driver() -> &'static PathBuf {
         let archive = |name: &str| out.join(format!("liblmhead_emulated_{name}.a"));
         library("fake-driver", |command| {
             command.args(["-std=c++17", "-O1", "-Wall", "-Wextra"]).arg("-I").arg(root.join("kernels"));
-            command.arg(root.join("tests/cuda_driver/fake_driver.cpp"));
+            let sources = root.join("tests/cuda_driver/fake_driver");
+            command.args(
+                ["device", "stream", "memory", "kernel"].map(|name| sources.join(format!("{name}.cpp"))),
+            );
             command.arg("-Wl,--whole-archive").arg(archive("kernels")).arg("-Wl,--no-whole-archive");
             command.args([archive("device"), archive("switch")]).arg("-Wl,-Bsymbolic");
         })

@@ -254,11 +254,6 @@ fn many_logits(device: &CudaDevice) -> Result<(), Failed> {
     let mut seen = 0;
     let row_bytes = 2 * vocab;
     out.each(device, |first, bytes| {
-        // A NaN of poison is in no row: nothing was left out.
-        let poisoned = bytes.chunks_exact(2).position(|logit| logit == [0xff; 2]);
-        if let Some(at) = poisoned {
-            return Err(format!("row {} was not written at id {}", first + at / vocab, at % vocab));
-        }
         for (i, &row) in picked.iter().enumerate() {
             let Some(at) = (row as usize).checked_sub(first).filter(|at| (at + 1) * row_bytes <= bytes.len())
             else {

@@ -73,6 +73,11 @@ impl Outputs {
         Ok(Outputs { rows, row_bytes, pitch, logits, total: sum_of(&[logits, product_of(&[rows, pitch])?])? })
     }
 
+    /// Bytes that come to the host at once where `staged` may: all statuses at least.
+    fn first(&self, staged: usize) -> usize {
+        self.total.min(staged.max(self.logits))
+    }
+
     /// Puts bytes of logits, from byte `at` of them on, where rows are `stride` bytes apart.
     fn place(&self, mut bytes: &[u8], mut at: usize, out: &mut [u8], stride: usize) {
         while !bytes.is_empty() {
@@ -130,8 +135,8 @@ impl<D: KernelDevice> DeviceBackend<D> {
         done
     }
 
-    /// Computes a job's outputs, and brings the first `staged` bytes of them, but all statuses, to `scratch.received`; calls
-    /// `row(i, status)` for each row. `adjusted`: which rows of the adjustments are the job's.
+    /// Computes a job's outputs, and brings the [first](Outputs::first) of them to `scratch.received`; calls `row(i, status)` for each
+    /// row. `adjusted`: which rows of the adjustments are the job's.
     fn run(
         &self,
         job: &Job<'_>,
@@ -152,7 +157,13 @@ impl<D: KernelDevice> DeviceBackend<D> {
             && adjustments.addition_offsets.is_null()
             && adjustments.count_offsets.is_null();
         let always = if plain { LMHEAD_STATUS_ALLOWED } else { 0 };
-        let buffer = scratch.outputs.at_least(outputs.total, |bytes| device.alloc(bytes))?;
+        let buffer = scratch.outputs.at_least(outputs.total, |bytes| {
+            let buffer = device.alloc(bytes)?;
+            // What lies between rows comes to the host, too: no tool shall find that nobody wrote it.
+            // SAFETY: the whole of it, and it lives until somebody has waited.
+            unsafe { device.clear(stream, device.address(&buffer), bytes / 4)? };
+            Ok(buffer)
+        })?;
         let bytes = product.workspace_bytes(rows)?;
         let workspace = scratch.workspace.at_least(bytes, |bytes| device.alloc(bytes))?;
         let start = device.address(buffer) as usize;
@@ -175,7 +186,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
         unsafe { product.run(device, stream, &call)? };
         let shape = Shape { rows, vocab: job.shard.vocab().len(), hidden: job.shard.hidden_size() };
         let named = |error| of_product(&shape, error);
-        let first = outputs.total.min(staged.max(outputs.logits));
+        let first = outputs.first(staged);
         let received = scratch.received.at_least(first, |bytes| device.staging(bytes))?.as_mut();
         // SAFETY: it is looked at after the wait; where something fails, whoever lent the scratch waits before it is dropped.
         unsafe { device.queue_read(stream, buffer, 0, &mut received[..first]).map_err(named)? };
@@ -207,10 +218,8 @@ impl<D: KernelDevice> DeviceBackend<D> {
                     any[row] |= status & LMHEAD_STATUS_ALLOWED != 0;
                 }
             })?;
-            let stream = scratch.stream(device);
-            let first = outputs.total.min(self.staged.max(outputs.logits));
-            let buffer = scratch.outputs.at_least(outputs.total, |bytes| device.alloc(bytes))?;
-            let received = scratch.received.at_least(first, |bytes| device.staging(bytes))?.as_mut();
+            let (stream, first) = (scratch.stream(device), outputs.first(self.staged));
+            let (buffer, received) = (scratch.outputs.get(), scratch.received.get().as_mut());
             outputs.place(&received[outputs.logits..first], 0, bytes, stride);
             for at in (first..outputs.total).step_by(first) {
                 let part = &mut received[..first.min(outputs.total - at)];
@@ -335,9 +344,8 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
                 self.run(&job, range, DType::F32, (&outputs, outputs.total), scratch, |row, status| {
                     nonfinite[row] |= status & LMHEAD_STATUS_NONFINITE != 0;
                 })?;
-                let received =
-                    scratch.received.at_least(outputs.total, |bytes| self.device.staging(bytes))?;
-                let logits = outputs.close_up(&mut received.as_mut()[outputs.logits..outputs.total]);
+                let received = scratch.received.get().as_mut();
+                let logits = outputs.close_up(&mut received[outputs.logits..outputs.total]);
                 let logits = bytemuck::cast_slice(logits);
                 let held = HeldLogits { logits, vocab: vocab.clone(), nonfinite: &nonfinite };
                 self.host.partials_of(&held, spec, out);

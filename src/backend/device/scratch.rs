@@ -25,7 +25,15 @@ impl<B> Growing<B> {
             self.0 = None;
             self.0 = Some((alloc(bytes)?, bytes));
         }
-        Ok(&mut self.0.as_mut().expect("just made").0)
+        Ok(self.get())
+    }
+
+    /// What [`Growing::at_least`] answered last.
+    ///
+    /// # Panics
+    /// Where nobody asked.
+    pub fn get(&mut self) -> &mut B {
+        &mut self.0.as_mut().expect("made before").0
     }
 
     /// Bytes.

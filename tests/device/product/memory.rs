@@ -61,8 +61,8 @@ impl<D: KernelDevice> Guarded<D> {
         let mut now = vec![0; self.image.len()];
         device.read(&self.buffer, 0, &mut now).map_err(|e| e.to_string())?;
         let end = now.len() - self.guard;
-        let outside = |at: &usize| *at < self.guard || *at >= end;
-        if let Some(at) = (0..now.len()).filter(outside).find(|&at| now[at] != self.image[at]) {
+        let mut outside = (0..self.guard).chain(end..now.len());
+        if let Some(at) = outside.find(|&at| now[at] != self.image[at]) {
             return Err(format!("{what}: byte {} was written to", at as i64 - self.guard as i64));
         }
         now.truncate(end);
@@ -79,7 +79,11 @@ impl<D: KernelDevice> Guarded<D> {
         written: impl Fn(usize) -> bool,
     ) -> Result<Vec<u8>, String> {
         let now = self.read(device, what)?;
-        let before = &self.image[self.guard..];
+        let before = &self.image[self.guard..][..now.len()];
+        // Weights of gigabytes are compared at once.
+        if now == before {
+            return Ok(now);
+        }
         match (0..now.len()).find(|&at| now[at] != before[at] && !written(at)) {
             Some(at) => Err(format!("{what}: byte {at} was written to")),
             None => Ok(now),
