@@ -5,8 +5,7 @@ use super::child;
 use half::bf16;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::cuda::CudaDevice;
-use lmhead::backend::device::{DeviceBackend, KernelDevice};
-use lmhead::backend::emulated::EmulatedDevice;
+use lmhead::backend::device::DeviceBackend;
 use lmhead::backend::{Backend, Job, LogitsOut};
 use lmhead::epilogue::Epilogue;
 use lmhead::merge::{PartialSpec, RowPartial};
@@ -17,11 +16,15 @@ use std::sync::Arc;
 
 const ROWS: usize = 11;
 
-fn backend<D: KernelDevice>(device: D) -> DeviceBackend<D> {
-    DeviceBackend::new(device, CpuBackend::new(Some(1)).expect("the CPU backend"))
+fn cpu() -> CpuBackend {
+    CpuBackend::new(Some(1)).expect("the CPU backend")
 }
 
-/// `n` small integers, which differ from seed to seed.
+fn cuda() -> DeviceBackend<CudaDevice> {
+    CudaDevice::open(0).expect("a device").backend(cpu())
+}
+
+/// `n` small integers, which differ from seed to seed: sums of their products are exact, so that the CPU backend has the same bits.
 fn values(n: usize, seed: usize) -> Vec<bf16> {
     (0..n).map(|i| bf16::from_f32(((i * 7919 + seed) % 23) as f32 - 11.0)).collect()
 }
@@ -57,7 +60,7 @@ fn a_call_waits_once_and_makes_nothing_that_an_earlier_one_made() {
 #[test]
 #[ignore = "needs the fake driver: a_call_waits_once_and_makes_nothing_that_an_earlier_one_made runs it"]
 fn in_child_waits() {
-    let (cuda, emulated) = (backend(CudaDevice::open(0).expect("a device")), backend(EmulatedDevice::new(0)));
+    let (cuda, cpu) = (cuda(), cpu());
     // Rows of 50 elements are padded to 16 bytes on their way, rows of 203 logits on theirs.
     for (vocab, hidden, prepared) in [(203, 50, true), (192, 48, true), (203, 50, false)] {
         let shard = shard(vocab, hidden);
@@ -79,7 +82,7 @@ fn in_child_waits() {
             let before = counted();
             let got = ask(&cuda, &shard, rows, dtype);
             let after = counted();
-            assert_eq!(got, ask(&emulated, &shard, rows, dtype), "call {i}, {vocab} x {hidden}");
+            assert_eq!(got, ask(&cpu, &shard, rows, dtype), "call {i}, {vocab} x {hidden}");
             // The first call makes what all use.
             if i > 0 {
                 assert_eq!(after[0], before[0] + 2, "waits of two calls, {i}, {vocab} x {hidden}");
@@ -98,8 +101,7 @@ fn what_does_not_fit_the_staged_memory_goes_in_parts() {
 #[test]
 #[ignore = "needs the fake driver: what_does_not_fit_the_staged_memory_goes_in_parts runs it"]
 fn in_child_parts() {
-    let device = CudaDevice::open(0).expect("a device");
-    let (small, whole) = (backend(device).staged(4096), backend(EmulatedDevice::new(0)));
+    let (small, whole) = (cuda().staged(4096), cpu());
     let (vocab, hidden, rows) = (1003, 90, 70);
     let shard = shard(vocab, hidden);
     let bytes = values(rows * hidden, 9);
@@ -123,28 +125,24 @@ fn heads_that_nobody_prepared_are_kept_until_memory_is_short() {
 #[test]
 #[ignore = "needs the fake driver: heads_that_nobody_prepared_are_kept_until_memory_is_short runs it"]
 fn in_child_unprepared() {
-    let (cuda, emulated) = (backend(CudaDevice::open(0).expect("a device")), backend(EmulatedDevice::new(0)));
+    let (cuda, cpu) = (cuda(), cpu());
     let hidden = 50;
     let bytes = values(hidden, 3);
     let rows = HiddenRows::new(bytemuck::cast_slice(&bytes), DType::Bf16, 1, hidden).expect("rows");
     // Shards come and go, so that one may lie where another did.
     for i in 0..8 {
         let shard = shard(890 + i, hidden);
-        assert_eq!(
-            ask(&cuda, &shard, rows, DType::F32),
-            ask(&emulated, &shard, rows, DType::F32),
-            "shard {i}"
-        );
+        assert_eq!(ask(&cuda, &shard, rows, DType::F32), ask(&cpu, &shard, rows, DType::F32), "shard {i}");
     }
     let kept = shard(950, hidden);
     let resident = cuda.prepare(&kept, DType::Bf16).expect("memory of those that nobody prepared");
-    assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&emulated, &kept, rows, DType::F32));
+    assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&cpu, &kept, rows, DType::F32));
     // What was prepared is not given up.
     let large = shard(2000, hidden);
     let error = cuda.prepare(&large, DType::Bf16).expect_err("no memory").to_string();
     assert!(error.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{error}");
     let before = counted();
-    assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&emulated, &kept, rows, DType::F32));
+    assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&cpu, &kept, rows, DType::F32));
     assert_eq!(counted()[1], before[1]);
     drop(resident);
 }
