@@ -8,7 +8,7 @@ use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::DeviceBackend;
 use lmhead::backend::{Backend, Job, LogitsOut};
 use lmhead::epilogue::Epilogue;
-use lmhead::merge::{PartialSpec, RowPartial};
+use lmhead::merge::{Candidate, PartialSpec, RowPartial};
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, Matrix};
 use lmhead::{DType, Quantization};
@@ -34,13 +34,11 @@ fn shard(vocab: usize, hidden: usize) -> Arc<HeadShard> {
     Arc::new(HeadShard::new(0..vocab, vocab, hidden, Quantization::None, matrix, None).expect("a shard"))
 }
 
-/// The logits of some rows, and their candidates: two calls.
-fn ask(
-    backend: &dyn Backend,
-    shard: &HeadShard,
-    rows: HiddenRows,
-    dtype: DType,
-) -> (Vec<u8>, Vec<RowPartial>) {
+/// The best of a row, and the bits of its logsumexp.
+type Best = (Vec<Candidate>, u64);
+
+/// The logits of some rows, and the best of each: two calls.
+fn ask(backend: &dyn Backend, shard: &HeadShard, rows: HiddenRows, dtype: DType) -> (Vec<u8>, Vec<Best>) {
     let job = Job { rows, shard, epilogue: Epilogue::default(), adjustments: None };
     let (mut nonfinite, stride) = (vec![false; rows.len()], shard.vocab().len() * dtype.size());
     let mut bytes = vec![0; rows.len() * stride];
@@ -49,7 +47,7 @@ fn ask(
     let spec = PartialSpec { k: 3, sum: true };
     let mut partials = vec![RowPartial::new(spec); rows.len()];
     backend.partials(&job, spec, &mut partials).expect("candidates");
-    (bytes, partials)
+    (bytes, partials.iter().map(|row| (row.sorted(), row.logsumexp_f64().to_bits())).collect())
 }
 
 #[test]
