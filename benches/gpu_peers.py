@@ -1,6 +1,6 @@
 """What PyTorch reaches on the shapes of benches/gpu_matmul, on the same GPU: run.sh bench runs both, one after the other.
 
-    python3 gpu_peers.py OUT.json [SECONDS]
+    python3 gpu_peers.py OUT.json [SECONDS [BENCH.json]]
 
 Peers: F.linear in bf16 and f16, the same with an index_select of the rows before it, torch._int_mm (int8 rows that were
 quantised before, int32 out), and torch._scaled_mm in fp8 with row scales. Each is a CUDA graph of several launches over
@@ -8,12 +8,17 @@ rotating weights (more than 150 MB together), rows and outputs, on random data; 
 their 10th and 90th percentile. What PyTorch refuses is written down with its words. Shapes that SECONDS (150) do not suffice
 for are listed as left out.
 
+BENCH.json is what benches/gpu_matmul wrote just before: a peer's share of the read roof is taken from the product there that moves
+the most similar number of bytes. The copy roof is measured here again, so that both runs can be seen to have met the same
+memory. Clocks are read while a peer is replayed.
+
 Exit codes: 0 measured, 1 no GPU or no PyTorch, 2 wrong arguments.
 """
 
 import datetime
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -26,17 +31,65 @@ ROTATE = 150 << 20
 SEED = 20260119
 
 
-def smi(field):
+def smi(fields, meanwhile=lambda: time.sleep(0.005)):
+    """The fields as nvidia-smi says them while `meanwhile` is called again and again; None where it does not answer."""
+    # As CUDA counts: the first device that this process may see.
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={device}"]
+    if smi.given_up:
+        return None
     try:
-        command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
-        out = subprocess.run(command, capture_output=True, text=True)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     except OSError:
-        return "unknown"
-    return out.stdout.strip() if out.returncode == 0 else "unknown"
+        smi.given_up = True
+        return None
+    began = time.monotonic()
+    while child.poll() is None:
+        meanwhile()
+        if time.monotonic() - began > 5:
+            # Nobody waits for one that hangs in the driver.
+            child.kill()
+            smi.given_up = True
+            return None
+    values = child.stdout.read().strip().split(", ")
+    return values if child.returncode == 0 and len(values) == len(fields.split(",")) else None
 
 
-def clocks():
-    return {"sm": smi("clocks.sm"), "memory": smi("clocks.mem"), "power": smi("power.draw"), "temperature": smi("temperature.gpu")}
+smi.given_up = False
+
+
+def clocks_under(torch, graph):
+    """Clocks, power and temperature while the graph is replayed."""
+
+    def replay():
+        graph.replay()
+        torch.cuda.synchronize()
+
+    began = time.monotonic()
+    while time.monotonic() - began < 0.1 and not smi.given_up:
+        replay()
+    said = smi("clocks.sm,clocks.mem,power.draw,temperature.gpu", replay)
+    return dict(zip(("sm", "memory", "power", "temperature_c"), said)) if said else "unknown: nvidia-smi does not answer"
+
+
+def read_roof(products, moved):
+    """Bytes a second of the read roof that was measured nearest to so many bytes, and how many those were."""
+    if not products:
+        return None
+    nearest = min(products, key=lambda p: abs(p["bytes"] - moved))
+    return {"bytes": nearest["bytes"], "bytes_per_s": nearest["read_roof"]["bytes_per_s"]}
+
+
+def copy_roof(torch, moved):
+    """Copies that move so many bytes, read and written, over rotating windows."""
+    half = moved // 2
+    windows = max(2, math.ceil(ROTATE / half))
+    source, target = (torch.randint(0, 256, (windows * half,), dtype=torch.uint8, device="cuda") for _ in range(2))
+    launches = max(8, windows)
+    at = lambda i: slice(i % windows * half, (i % windows + 1) * half)
+    graph, outputs = capture(torch, lambda i: target[at(i)].copy_(source[at(i)]), launches)
+    times = measure(torch, graph, launches)
+    return {"bytes": 2 * half, **times, "bytes_per_s": 2 * half / times["median_us"] * 1e6}
 
 
 def capture(torch, call, launches):
@@ -54,11 +107,11 @@ def capture(torch, call, launches):
 
 
 def measure(torch, graph, launches):
-    """Microseconds of one launch: at least five replays, then until 0.15 s have gone by."""
+    """Microseconds of one launch: at least seven replays, then until 0.08 s have gone by."""
     graph.replay()
     torch.cuda.synchronize()
     times, total = [], 0.0
-    while len(times) < 5 or (total < 150 and len(times) < 60):
+    while len(times) < 7 or (total < 80 and len(times) < 60):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
@@ -130,10 +183,17 @@ def rotating(torch, vocab, hidden, generator, report):
 
 
 def main():
-    if len(sys.argv) not in (2, 3) or (len(sys.argv) == 3 and not sys.argv[2].isdigit()):
+    if not 2 <= len(sys.argv) <= 4 or not all(limit.isdigit() for limit in sys.argv[2:3]):
         print(__doc__, file=sys.stderr)
         return 2
-    out, limit = sys.argv[1], int(sys.argv[2]) if len(sys.argv) == 3 else 150
+    out, limit = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 150
+    try:
+        with open(sys.argv[3]) as f:
+            products = json.load(f)["products"]
+        roofs = f"{len(products)} products of benches/gpu_matmul"
+    except (IndexError, OSError, ValueError, KeyError) as e:
+        products, roofs = [], f"none: {e!r}"
+    print(f"read roofs from {roofs}", flush=True)
     try:
         import torch
     except ImportError as e:
@@ -146,15 +206,21 @@ def main():
     device = torch.cuda.get_device_properties(0)
     generator = torch.Generator(device="cuda").manual_seed(SEED)
     report = {
-        "method": " ".join(__doc__.split("\n\n")[2].split()),
-        "device": {"name": device.name, "memory_bytes": device.total_memory, "driver": smi("driver_version")},
+        "method": " ".join(" ".join(__doc__.split("\n\n")[2:4]).split()),
+        "device": {"name": device.name, "memory_bytes": device.total_memory, "driver": (smi("driver_version") or ["unknown"])[0]},
         "torch": torch.__version__, "cuda": torch.version.cuda, "seed": SEED,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "clocks_before": clocks(), "peers": [], "refusals": [], "left_out": [],
+        "read_roofs_from": roofs, "copy_roofs": [], "peers": [], "refusals": [], "left_out": [],
     }
     for shards in SHARDS:
         for head, hidden in HEADS:
             vocab = -(-(-(-head // 64)) // shards) * 64
+            if time.monotonic() - began > limit:
+                report["left_out"].append(f"{vocab}x{hidden}")
+                continue
+            roof = copy_roof(torch, 2 * vocab * hidden)
+            report["copy_roofs"].append(roof)
+            print(f"{vocab}x{hidden}: copy {roof['bytes_per_s'] / 1e12:.3f} TB/s", flush=True)
             weights = rotating(torch, vocab, hidden, generator, report)
             for rows in ROWS:
                 if time.monotonic() - began > limit:
@@ -175,12 +241,16 @@ def main():
                     row["bytes"] = moved
                     row["bytes_per_s"] = moved / row["median_us"] * 1e6
                     row["operations_per_s"] = 2 * vocab * hidden * rows / row["median_us"] * 1e6
+                    row["read_roof"] = read_roof(products, moved)
+                    if row["read_roof"]:
+                        row["share_of_read_roof"] = row["bytes_per_s"] / row["read_roof"]["bytes_per_s"]
+                    if rows == 28 or (rows == 4096 and shards == 1):
+                        row["clocks"] = clocks_under(torch, graph)
                     report["peers"].append(row)
                     print(f"{vocab}x{hidden} {name}, {rows} rows: {row['median_us']:.1f} us, {row['bytes_per_s'] / 1e12:.3f} TB/s", flush=True)
                     del graph, outputs
             weights.clear()
             torch.cuda.empty_cache()
-            report["clocks_after"] = clocks()
             with open(out, "w") as f:
                 json.dump(report, f, indent=1)
     return 0

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! cargo bench --features cuda --bench gpu_matmul               # some shapes, criterion's report
-//! cargo bench --features cuda --bench gpu_matmul -- --table FILE   # all shapes with both roofs, as JSON
+//! cargo bench --features cuda --bench gpu_matmul -- --table FILE   # all shapes, each beside its roofs, as JSON
 //! ```
 //! Without a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle` carries this program: `run.sh bench`.
 
+mod clocked;
+mod load;
 #[path = "../../tests/gpu/operands.rs"]
 #[allow(dead_code, reason = "tests look at the logits, too")]
 mod operands;
+mod roofs;
 mod table;
 mod timing;
 
@@ -17,7 +20,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event};
 use std::process::ExitCode;
 use table::{Kind, Place};
-use timing::Replayed;
+use timing::{Replayed, Weights};
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip_while(|arg| arg != "--table");
@@ -95,16 +98,13 @@ fn with_criterion(device: &CudaDevice) -> Result<(), String> {
     let head = &table::heads()[0];
     for kind in [Kind::Bf16, Kind::W8a8, Kind::W8a16] {
         let place = Place { head, shards: 1 };
-        let operands = table::operands(kind, &place);
+        let weights = Weights::new(device, stream, &table::operands(kind, &place)).map_err(said)?;
         for &rows in table::few_rows() {
-            let run = Replayed::new(device, stream, kind, &operands, rows).map_err(said)?;
+            let run = Replayed::new(&weights, kind, rows).map_err(said)?;
             let mut group = criterion.benchmark_group(format!("{kind} {place}"));
-            group.throughput(Throughput::BytesDecimal(run.bytes));
+            group.throughput(Throughput::BytesDecimal(run.bytes as u64));
             group.bench_function(BenchmarkId::from_parameter(rows), |bencher| {
-                bencher.iter_custom(|times| {
-                    let seconds: f64 = (0..times).map(|_| run.replay().expect("a replay")).sum();
-                    seconds / run.launches as f64
-                });
+                bencher.iter_custom(|times| (0..times).map(|_| run.work.replay().expect("a replay")).sum());
             });
             group.finish();
         }

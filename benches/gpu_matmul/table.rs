@@ -1,7 +1,10 @@
-//! All shapes and types with both roofs, as JSON.
+//! All shapes and types, each beside both roofs, as JSON.
 
+use crate::clocked::Clocked;
+use crate::load::{clocks_under, driver_version};
 use crate::operands::Operands;
-use crate::timing::{Replayed, roofs, stream};
+use crate::roofs::Roofs;
+use crate::timing::{ROTATE, Replayed, Weights, stream};
 use lmhead::DType;
 use lmhead::backend::cuda::{CudaDevice, driver};
 use lmhead::plan::Precision;
@@ -71,7 +74,8 @@ impl Kind {
     }
 }
 
-const KINDS: [Kind; 5] = [Kind::Bf16, Kind::W8a8, Kind::W8a8Quantised, Kind::W8a16, Kind::F16];
+/// Kinds with the same weights and rows.
+const KINDS: [&[Kind]; 4] = [&[Kind::Bf16], &[Kind::W8a8, Kind::W8a8Quantised], &[Kind::W8a16], &[Kind::F16]];
 
 /// On an emulated device: sizes at which nothing is measured but that all of it runs.
 pub fn small() -> bool {
@@ -102,21 +106,9 @@ pub fn operands(kind: Kind, place: &Place<'_>) -> Operands {
     Operands::new(kind.precision(), place.vocab(), place.head.hidden, most)
 }
 
-/// What nvidia-smi says of the device.
-fn smi(field: &str) -> String {
-    let query = format!("--query-gpu={field}");
-    let said = Command::new("nvidia-smi").args([query.as_str(), "--format=csv,noheader", "--id=0"]).output();
-    let text = said.ok().filter(|said| said.status.success());
-    text.map_or("unknown".into(), |said| String::from_utf8_lossy(&said.stdout).trim().to_string())
-}
-
-fn clocks() -> Value {
-    json!({
-        "sm": smi("clocks.sm"),
-        "memory": smi("clocks.mem"),
-        "power": smi("power.draw"),
-        "temperature": smi("temperature.gpu"),
-    })
+/// Whether clocks are read under load: where memory is the limit, and of whole heads where arithmetic is.
+fn clocked(shards: usize, rows: usize) -> bool {
+    small() || rows == 28 || (shards == 1 && rows == 4096)
 }
 
 /// The bundle's file, or the working tree's.
@@ -129,23 +121,35 @@ fn commit() -> String {
     bundled.or_else(asked).unwrap_or_else(|| "unknown".into())
 }
 
-/// In microseconds.
-fn quantiles(mut seconds: Vec<f64>) -> Value {
-    seconds.sort_by(f64::total_cmp);
-    let at = |q: f64| seconds[(q * (seconds.len() - 1) as f64).round() as usize] * 1e6;
-    json!({ "median_us": at(0.5), "p10_us": at(0.1), "p90_us": at(0.9), "replays": seconds.len() })
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
 }
 
-/// At least five replays, then until 0.15 s have gone by.
-fn measured(run: &Replayed<'_>) -> lmhead::Result<Vec<f64>> {
-    run.replay()?;
-    let (mut seconds, mut total) = (Vec::new(), 0.0);
-    while seconds.len() < 5 || (total < 0.15 && seconds.len() < 60 && !small()) {
-        let replay = run.replay()?;
-        total += replay;
-        seconds.push(replay / run.launches as f64);
+/// In microseconds, and the bytes a second of the median.
+fn quantiles(seconds: &[f64], bytes: usize) -> Value {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |q: f64| sorted[(q * (sorted.len() - 1) as f64).round() as usize] * 1e6;
+    json!({
+        "median_us": median(seconds) * 1e6, "p10_us": at(0.1), "p90_us": at(0.9), "replays": seconds.len(),
+        "bytes_per_s": bytes as f64 / median(seconds),
+    })
+}
+
+/// Seconds of each of the works, which take turns: at least seven replays, then until the first has taken 0.06 s. One more each warms up.
+fn by_turns(works: [&Clocked; 3]) -> lmhead::Result<[Vec<f64>; 3]> {
+    let mut times = [const { Vec::new() }; 3];
+    works.iter().try_for_each(|work| work.replay().map(drop))?;
+    let mut total = 0.0;
+    while times[0].len() < 7 || (total < 0.06 && times[0].len() < 40 && !small()) {
+        for (work, times) in works.iter().zip(&mut times) {
+            times.push(work.replay()?);
+        }
+        total += times[0][times[0].len() - 1] * works[0].launches as f64;
     }
-    Ok(seconds)
+    Ok(times)
 }
 
 /// Measures all and writes it, also what there is after an error. `LMHEAD_GPU_SECONDS` (400): shapes that come after are left out by name.
@@ -154,92 +158,120 @@ pub fn write(device: &CudaDevice, file: &Path) -> Result<(), String> {
     let info = device.info();
     let mut report = json!({
         "method": "CUDA events around replays of a CUDA graph of several launches over rotating weights (3x the second-level cache), \
-                   rows and logits; bf16 logits; random data; time of one launch",
+                   rows and logits; bf16 logits; random data; time of one launch. Bytes: weights, scales, rows and logits, each once. \
+                   Roofs: as many launches that only read, or only copy, as many bytes over rotating windows, replayed by turns with \
+                   the product. Clocks: while the product is replayed",
         "device": {
             "name": info.name,
             "compute_capability": info.capability.to_string(),
             "memory_bytes": info.memory,
             "processors": info.processors,
-            "driver": smi("driver_version"),
+            "driver": driver_version(),
             "cuda": driver().map(|version| version.to_string()).unwrap_or_default(),
         },
         "commit": commit(),
         "version": env!("CARGO_PKG_VERSION"),
-        "clocks_before": clocks(),
-        "roofs": [],
         "products": [],
         "left_out": [],
     });
-    let done = measure(device, &mut report, limit);
+    let done = measure(device, file, &mut report, limit);
     if let Err(problem) = &done {
         report["problem"] = json!(problem);
     }
-    report["clocks_after"] = clocks();
-    let text = serde_json::to_string_pretty(&report).expect("this is JSON");
-    std::fs::write(file, text + "\n").map_err(|e| format!("{}: {e}", file.display()))?;
+    save(&report, file)?;
     done
+}
+
+fn save(report: &Value, file: &Path) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(report).expect("this is JSON");
+    std::fs::write(file, text + "\n").map_err(|e| format!("{}: {e}", file.display()))
 }
 
 fn push(report: &mut Value, list: &str, value: Value) {
     report[list].as_array_mut().expect("a list").push(value);
 }
 
-fn measure(device: &CudaDevice, report: &mut Value, limit: f64) -> Result<(), String> {
+fn measure(device: &CudaDevice, file: &Path, report: &mut Value, limit: f64) -> Result<(), String> {
     let (began, own) = (Instant::now(), stream(device)?);
     let stream = own.handle();
     let said = |e: lmhead::Error| e.to_string();
+    let most = all_rows().iter().copied().max().expect("some");
+    // 16-bit weights, rows and logits.
+    let largest = heads().into_iter().map(|head| {
+        let (vocab, hidden) = (Place { head: &head, shards: 1 }.vocab(), head.hidden);
+        2 * (vocab * hidden + most * (hidden + vocab))
+    });
+    let largest = largest.max().expect("some");
+    let rotate = if small() { 4096 } else { ROTATE };
+    let mut roofs = Roofs::new(device, stream, largest, rotate).map_err(said)?;
     // Whole heads first, then their shards: where time is short, the smaller ones are left out.
     for &shards in all_shards() {
         for head in &heads() {
             let place = Place { head, shards };
-            let bytes = 2 * place.vocab() * head.hidden;
-            let [copy, read] = roofs(device, stream, bytes, if small() { 2 } else { 20 })?;
-            let rate = |seconds: &[f64], moved: usize| {
-                let mut sorted = seconds.to_vec();
-                sorted.sort_by(f64::total_cmp);
-                moved as f64 / sorted[sorted.len() / 2]
-            };
-            let (copied, streamed) = (rate(&copy, 2 * bytes), rate(&read, bytes));
-            println!("{place}: copy {:.3} TB/s, read {:.3} TB/s", copied / 1e12, streamed / 1e12);
-            push(
-                report,
-                "roofs",
-                json!({
-                    "bytes": bytes, "copy": quantiles(copy), "copy_bytes_per_s": copied,
-                    "read": quantiles(read), "read_bytes_per_s": streamed,
-                }),
-            );
-            for kind in KINDS {
-                let operands = operands(kind, &place);
-                for &rows in all_rows() {
-                    if began.elapsed().as_secs_f64() > limit {
-                        push(report, "left_out", json!(format!("{kind} {place}, {rows} rows")));
+            for kinds in KINDS {
+                let late = |began: Instant| began.elapsed().as_secs_f64() > limit;
+                if late(began) {
+                    kinds.iter().for_each(|kind| push(report, "left_out", json!(format!("{kind} {place}"))));
+                    continue;
+                }
+                let weights = Weights::new(device, stream, &operands(kinds[0], &place)).map_err(said)?;
+                for (&kind, &rows) in
+                    kinds.iter().flat_map(|kind| all_rows().iter().map(move |rows| (kind, rows)))
+                {
+                    let name = format!("{kind} {place}, {rows} rows");
+                    if late(began) {
+                        push(report, "left_out", json!(name));
                         continue;
                     }
-                    let run = Replayed::new(device, stream, kind, &operands, rows).map_err(said)?;
-                    let times = measured(&run).map_err(said)?;
-                    let per_second = |amount: f64| amount / (rate(&times, 1).recip());
-                    let products = 2.0 * (rows * place.vocab() * head.hidden) as f64;
-                    let (bandwidth, work) = (per_second(run.bytes as f64), per_second(products));
-                    println!(
-                        "{place} {kind}, {rows} rows: {:.1} us, {:.3} TB/s, {:.1} T(FL)OP/s",
-                        1e6 / rate(&times, 1),
-                        bandwidth / 1e12,
-                        work / 1e12
-                    );
-                    let mut row = json!({
-                        "vocab": place.vocab(), "hidden": head.hidden, "shards": shards, "rows": rows, "kind": kind.to_string(),
-                        "plan": run.plan, "bytes": run.bytes, "bytes_per_s": bandwidth, "operations_per_s": work,
-                        "share_of_read_roof": bandwidth / streamed,
-                    });
-                    let times = quantiles(times);
-                    for (key, value) in times.as_object().expect("an object") {
-                        row[key] = value.clone();
+                    match product(&weights, &mut roofs, (&place, kind, rows)) {
+                        Ok(row) => push(report, "products", row),
+                        // A smaller GPU has no room for the largest.
+                        Err(problem) if problem.contains("CUDA_ERROR_OUT_OF_MEMORY") => {
+                            push(report, "left_out", json!(format!("{name}: {problem}")));
+                        }
+                        Err(problem) => return Err(format!("{name}: {problem}")),
                     }
-                    push(report, "products", row);
                 }
+                // What there is, should something stop this program.
+                save(report, file)?;
             }
         }
     }
     Ok(())
+}
+
+/// One product and its roofs, measured by turns.
+fn product(
+    weights: &Weights<'_>,
+    roofs: &mut Roofs<'_>,
+    (place, kind, rows): (&Place<'_>, Kind, usize),
+) -> Result<Value, String> {
+    let said = |e: lmhead::Error| e.to_string();
+    let run = Replayed::new(weights, kind, rows).map_err(said)?;
+    let (bytes, passes) = (run.bytes, run.work.launches);
+    let (reading, copying) =
+        (roofs.reading(bytes, passes).map_err(said)?, roofs.copying(bytes, passes).map_err(said)?);
+    let [own, read, copy] = by_turns([&run.work, &reading, &copying]).map_err(said)?;
+    roofs.check(bytes, passes, read.len() + 1)?;
+    let head = place.head;
+    let operations = 2.0 * (rows * place.vocab() * head.hidden) as f64 / median(&own);
+    let share = median(&read) / median(&own);
+    let mut row = json!({
+        "vocab": place.vocab(), "hidden": head.hidden, "shards": place.shards, "rows": rows, "kind": kind.to_string(),
+        "plan": run.plan, "launches": passes, "bytes": bytes, "operations_per_s": operations, "share_of_read_roof": share,
+        "read_roof": quantiles(&read, bytes), "copy_roof": quantiles(&copy, bytes),
+    });
+    for (key, value) in quantiles(&own, bytes).as_object().expect("an object") {
+        row[key] = value.clone();
+    }
+    if clocked(place.shards, rows) {
+        row["clocks"] = clocks_under(&run.work).map_err(said)?;
+    }
+    println!(
+        "{place} {kind}, {rows} rows: {:.1} us, {:.3} TB/s, {share:.3} of the read roof, {:.1} T(FL)OP/s",
+        1e6 * median(&own),
+        bytes as f64 / median(&own) / 1e12,
+        operations / 1e12
+    );
+    Ok(row)
 }

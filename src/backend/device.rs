@@ -10,8 +10,10 @@
 
 mod backend;
 mod head;
+mod heads;
 mod matmul;
 mod scratch;
+mod transfer;
 
 pub use backend::DeviceBackend;
 pub use matmul::{Call, Matmul, Spec};
@@ -55,6 +57,8 @@ pub struct Grid {
 pub trait KernelDevice: Send + Sync + 'static {
     /// Device memory, freed when dropped.
     type Buffer: Send + Sync;
+    /// Host memory that queued copies go from and to, freed when dropped.
+    type Staging: AsRef<[u8]> + AsMut<[u8]> + Send;
     /// A loaded kernel.
     type Kernel<P: Params>: Send + Sync;
     /// Where launches and copies are queued.
@@ -97,18 +101,69 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// Device address of the first byte.
     fn address(&self, buffer: &Self::Buffer) -> u64;
 
+    /// Host memory for queued copies, aligned to 8 bytes at least.
+    ///
+    /// # Errors
+    /// `Device` where there is not that much.
+    fn staging(&self, bytes: usize) -> Result<Self::Staging>;
+
+    /// Queues a copy of `bytes` to `buffer` from byte `at` on; waits for nothing where they are [`KernelDevice::Staging`].
+    ///
+    /// # Errors
+    /// `Shape` where the buffer is smaller; `Device` where the copy is refused, or what was on the stream before failed.
+    ///
+    /// # Safety
+    /// The bytes live and stay as they are until the stream was waited for.
+    unsafe fn queue_write(
+        &self,
+        stream: Self::Stream,
+        buffer: &Self::Buffer,
+        at: usize,
+        bytes: &[u8],
+    ) -> Result<()>;
+
+    /// Queues a copy from `buffer`, from byte `at` on; waits for nothing where the bytes are [`KernelDevice::Staging`].
+    ///
+    /// # Errors
+    /// As [`KernelDevice::queue_write`]; `bytes` are then of no particular content.
+    ///
+    /// # Safety
+    /// Nobody looks at the bytes or frees them until the stream was waited for.
+    unsafe fn queue_read(
+        &self,
+        stream: Self::Stream,
+        buffer: &Self::Buffer,
+        at: usize,
+        bytes: &mut [u8],
+    ) -> Result<()>;
+
     /// Copies `bytes` to `buffer` from byte `at` on, behind what is on the stream. The copy is done when this returns.
     ///
     /// # Errors
-    /// `Shape` where the buffer is smaller; `Device` where the copy fails, or what was on the stream before.
-    fn write_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()>;
+    /// As [`KernelDevice::queue_write`].
+    fn write_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        // SAFETY: they are borrowed until the wait has returned; a copy that was refused touches nothing.
+        unsafe { self.queue_write(stream, buffer, at, bytes)? };
+        self.wait(stream)
+    }
 
     /// Waits for the stream, then copies bytes from `buffer`, from byte `at` on.
     ///
     /// # Errors
-    /// As [`KernelDevice::write_on`]; `bytes` is then of no particular content.
-    fn read_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &mut [u8])
-    -> Result<()>;
+    /// As [`KernelDevice::queue_read`].
+    fn read_on(
+        &self,
+        stream: Self::Stream,
+        buffer: &Self::Buffer,
+        at: usize,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        // First what was launched: its failure is told as its own, not as the copy's, and nothing is copied then.
+        self.wait(stream)?;
+        // SAFETY: as above.
+        unsafe { self.queue_read(stream, buffer, at, bytes)? };
+        self.wait(stream)
+    }
 
     /// [`KernelDevice::write_on`] the device's own stream.
     ///

@@ -190,7 +190,7 @@ pub trait Backend: Send + Sync {
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()>;
 
     /// Brings the weights to where products read them, once, at creation of a head that keeps what is returned as long as it lives.
-    /// Jobs over a shard that nobody prepared are as right, and slower where weights have to travel.
+    /// Jobs over a shard that nobody prepared are as right; where weights have to travel, the first is slower, and others may be.
     ///
     /// # Errors
     /// `Device` or `Unsupported` where that is not possible, as where memory is short.

@@ -24,6 +24,7 @@ use crate::quantize::MAX_INT8_HIDDEN;
 use half::{bf16, f16};
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Weights of a shard, row-major `[vocab.len(), hidden_size]`.
 #[derive(Debug)]
@@ -62,6 +63,8 @@ impl Matrix {
 /// The part of the LM head that one rank holds: vocabulary ids `vocab` of a `[vocab_size, hidden_size]` head.
 #[derive(Debug)]
 pub struct HeadShard {
+    #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code))]
+    number: u64,
     vocab: Range<usize>,
     vocab_size: usize,
     hidden_size: usize,
@@ -171,8 +174,16 @@ impl HeadShard {
                 "use w8a16 or 16-bit weights",
             ));
         }
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let row_sums = OnceLock::new();
-        Ok(HeadShard { vocab, vocab_size, hidden_size, quantization, matrix, bias, row_sums })
+        Ok(HeadShard { number, vocab, vocab_size, hidden_size, quantization, matrix, bias, row_sums })
+    }
+
+    /// No other shard of this process has it, nor had it: what a backend keeps of a shard is found by that.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// The vocabulary ids of this shard. May be empty.

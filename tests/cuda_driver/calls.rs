@@ -1,6 +1,6 @@
 //! The library as an engine calls it: products on streams and in contexts of its own, in graphs, from many threads.
 
-use super::child;
+use super::{child, child_and_end, count};
 use crate::operands::{Loaded, Operands, Output};
 use lmhead::DType;
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
@@ -84,19 +84,118 @@ fn nothing_on_the_hot_path_waits_allocates_or_loads() {
     child("calls::in_child_hot_path", &[]);
 }
 
-/// While a thread records, the fake driver refuses all that; so a run that is recorded does none of it.
+/// What a launch may not do, as the fake driver counts it.
+pub fn counted() -> [i64; 6] {
+    ["waits", "allocations", "loads", "lazy kernels", "lazy graphs", "slow copies"].map(count)
+}
+
 #[test]
 #[ignore = "needs the fake driver: nothing_on_the_hot_path_waits_allocates_or_loads runs it"]
 fn in_child_hot_path() {
     let device = CudaDevice::open(0).expect("a device");
     let (loaded, out) = load(&device, &operands(3));
     let own = device.open_stream().expect("a stream");
+    let stream = device.on(&own);
+    // The first launches of these kernels in this process.
     for rows in 1..=ROWS {
         let call = Call { rows, ..loaded.call(&out) };
-        // SAFETY: nothing of it is ever launched.
-        let run = || unsafe { loaded.matmul.run(&device, device.on(&own), &call) };
-        Graph::capture(&device, device.on(&own), run).expect("nothing that a graph cannot hold");
+        let before = counted();
+        // SAFETY: the product and its output live until the wait below.
+        unsafe { loaded.matmul.run(&device, stream, &call) }.expect("it runs");
+        assert_eq!(counted(), before, "{rows} rows");
+        device.wait(stream).expect("it runs");
+        // The fake driver refuses all that while a thread records, too.
+        // SAFETY: as above.
+        let run = || unsafe { loaded.matmul.run(&device, stream, &call) };
+        let graph = Graph::capture(&device, stream, run).expect("nothing that a graph cannot hold");
+        let before = counted();
+        // SAFETY: as above.
+        unsafe { graph.launch(stream) }.expect("a replay");
+        assert_eq!(counted(), before, "a graph of {rows} rows");
+        device.wait(stream).expect("it runs");
     }
+}
+
+#[test]
+fn a_kernel_or_a_graph_that_a_launch_must_load_is_counted() {
+    let (_, end) = child_and_end("calls::in_child_lazy", &[("FAKE_LOG", "/dev/null")]);
+    assert!(end.ends_with("\n1 kernels and 1 graphs loaded by a launch\n"), "{end}");
+}
+
+/// What this crate does not do: launches without a load before.
+#[test]
+#[ignore = "needs the fake driver: a_kernel_or_a_graph_that_a_launch_must_load_is_counted runs it"]
+fn in_child_lazy() {
+    use cudarc::driver::{result, sys};
+    let device = CudaDevice::open(0).expect("a device");
+    let own = device.open_stream().expect("a stream");
+    let stream = own.handle().as_raw().cast();
+    let fatbin = lmhead::backend::cuda::fatbins::with_kernel("read_stream").expect("a kernel file");
+    // SAFETY: a fatbin of this build; the fake driver runs no launch where it writes a log.
+    let launches = || unsafe {
+        let module = result::module::load_data(fatbin.bytes.as_ptr().cast())?;
+        let function = result::module::get_function(module, c"read_stream".to_owned())?;
+        let config = sys::CUlaunchConfig {
+            gridDimX: 1,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: 512,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream,
+            attrs: std::ptr::null_mut(),
+            numAttrs: 0,
+        };
+        let params = [0u64; 8];
+        let launch = || {
+            let mut all = [params.as_ptr().cast_mut().cast()];
+            sys::cuLaunchKernelEx(&config, function, all.as_mut_ptr(), std::ptr::null_mut()).result()
+        };
+        launch()?;
+        launch()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        result::stream::begin_capture(stream, mode)?;
+        launch()?;
+        let graph = result::stream::end_capture(stream)?;
+        let ready = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0))?;
+        result::graph::launch(ready, stream)?;
+        result::graph::launch(ready, stream)?;
+        result::stream::synchronize(stream)
+    };
+    device.bound(launches).expect("a context").expect("launches");
+    assert_eq!((count("lazy kernels"), count("lazy graphs")), (1, 1));
+}
+
+#[test]
+fn a_replay_that_fails_is_told_as_the_graph_and_not_as_the_last_launch() {
+    let text = child("calls::in_child_failing_replay", &[("FAKE_RUN", "700"), ("FAKE_FROM", "3")]);
+    let graph = "Fake 0, after a graph of [2 x kernel quantize_rows_bf16 (sm_90), grid [11, 1, 1], ";
+    for wanted in
+        [graph, "; 2 x kernel quant_matmul_16 (sm_90), grid [2, 1, 1], ", "CUDA_ERROR_ILLEGAL_ADDRESS"]
+    {
+        assert!(text.contains(wanted), "wanted \"{wanted}\", got \"{text}\"");
+    }
+    let text = child("calls::in_child_failing_replay", &[("FAKE_REPLAY", "701")]);
+    let wanted = "a graph of [2 x kernel quantize_rows_bf16";
+    assert!(text.contains(wanted) && text.contains("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"), "{text}");
+}
+
+#[test]
+#[ignore = "needs the fake driver: a_replay_that_fails_is_told_as_the_graph_and_not_as_the_last_launch runs it"]
+fn in_child_failing_replay() {
+    let device = CudaDevice::open(0).expect("a device");
+    let (loaded, out) = load(&device, &operands(4));
+    let own = device.open_stream().expect("a stream");
+    let stream = device.on(&own);
+    let work = || queue(&loaded, &out, stream);
+    let graph = Graph::capture(&device, stream, || work().and_then(|()| work())).expect("a graph");
+    // Two launches that end well, and are the last ones that were not a replay.
+    work().expect("it runs");
+    device.wait(stream).expect("it runs");
+    // SAFETY: the product and its output live until the wait.
+    let replayed = unsafe { graph.launch(stream) }.and_then(|()| device.wait(stream));
+    println!("{}", replayed.expect_err("the fake driver fails"));
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! The CUDA backend without a GPU: a fake `libcuda.so` (`fake_driver.cpp`) stands in for drivers that are too old, find no device,
+//! The CUDA backend without a GPU: a fake `libcuda.so` (`fake_driver/`) stands in for drivers that are too old, find no device,
 //! know older devices or fail. Kernels run on the emulated device inside of it, or are written down.
 #![cfg(target_os = "linux")]
 
+mod backend;
 mod calls;
 // The GPU's tests at a small size: here on the fake driver, whose device computes as compute capability 9.0.
 #[path = "../gpu/needs.rs"]
@@ -13,6 +14,12 @@ mod operands;
 mod products;
 mod programs;
 // The bench's table, which nobody reads here: that it runs.
+#[path = "../../benches/gpu_matmul/clocked.rs"]
+mod clocked;
+#[path = "../../benches/gpu_matmul/load.rs"]
+mod load;
+#[path = "../../benches/gpu_matmul/roofs.rs"]
+mod roofs;
 #[path = "../../benches/gpu_matmul/table.rs"]
 #[allow(dead_code, reason = "criterion's part is the bench's own")]
 mod table;
@@ -22,6 +29,8 @@ mod timing;
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
+use std::ffi::c_char;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -36,7 +45,10 @@ fn fake_driver() -> &'static PathBuf {
         let archive = |name: &str| out.join(format!("liblmhead_emulated_{name}.a"));
         library("fake-driver", |command| {
             command.args(["-std=c++17", "-O1", "-Wall", "-Wextra"]).arg("-I").arg(root.join("kernels"));
-            command.arg(root.join("tests/cuda_driver/fake_driver.cpp"));
+            let sources = root.join("tests/cuda_driver/fake_driver");
+            command.args(
+                ["device", "stream", "memory", "kernel"].map(|name| sources.join(format!("{name}.cpp"))),
+            );
             command.arg("-Wl,--whole-archive").arg(archive("kernels")).arg("-Wl,--no-whole-archive");
             command.args([archive("device"), archive("switch")]).arg("-Wl,-Bsymbolic");
         })
@@ -57,15 +69,39 @@ fn library(name: &str, sources: impl FnOnce(&mut Command)) -> PathBuf {
     folder
 }
 
-/// This program again, running one of the tests below that need the fake driver, with what it shall say. `Ok`: the child's output.
+/// This program again, running one of the tests below that need the fake driver, with what it shall say: the child's output.
 fn child(test: &str, says: &[(&str, &str)]) -> String {
+    let (text, end) = child_and_end(test, says);
+    // Whatever a child does: kernels and graphs are on the device before they are launched.
+    assert!(end.ends_with("\n0 kernels and 0 graphs loaded by a launch\n"), "{test}, {says:?}: {end}");
+    text
+}
+
+/// The same, with what the fake driver wrote at its end.
+fn child_and_end(test: &str, says: &[(&str, &str)]) -> (String, String) {
+    let end = tempfile::NamedTempFile::new().expect("a file");
     let mut command = Command::new(std::env::current_exe().expect("a program"));
     command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", fake_driver());
-    let output = command.envs(says.iter().copied()).output().expect("the program runs");
+    let output = command.env("FAKE_ENDS", end.path()).envs(says.iter().copied()).output();
+    let output = output.expect("the program runs");
     let text =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     assert!(output.status.success() && text.contains("1 passed"), "{says:?}: {text}");
-    text
+    (text, std::fs::read_to_string(end.path()).expect("an end"))
+}
+
+/// What the fake driver, in a child, has done so far: "waits", "allocations", "loads", "lazy kernels", "lazy graphs", "slow
+/// copies".
+fn count(what: &str) -> i64 {
+    let what = std::ffi::CString::new(what).expect("a name");
+    // SAFETY: the fake driver's own function, which takes a C string and answers a long long.
+    let count = unsafe {
+        let function =
+            cudarc::driver::sys::culib().get::<unsafe extern "C" fn(*const c_char) -> i64>(b"fake_count\0");
+        function.expect("the fake driver")(what.as_ptr())
+    };
+    assert!(count >= 0, "the fake driver does not count {what:?}");
+    count
 }
 
 fn doctor(says: &[(&str, &str)]) -> Vec<(String, String, String)> {
@@ -127,10 +163,7 @@ fn what_is_launched_is_what_was_asked() {
 fn failures_are_told_with_kernel_shape_and_the_drivers_words() {
     for (says, wanted) in [
         (("FAKE_DEVICES", "0"), "CUDA device: wanted at least one, got none; look at nvidia-smi"),
-        (
-            ("FAKE_VERSION", "11080"),
-            "CUDA driver: wanted one for CUDA 12.8 or newer, got one for CUDA 11.8; ",
-        ),
+        (("FAKE_VERSION", "11080"), "got one for CUDA 11.8; install NVIDIA's driver (5"),
         (("FAKE_CAPABILITY", "75"), "kernels/carriers/mma_s8_sm80.cu: wanted a device that runs sm_80, "),
         (
             ("FAKE_LOAD", "209"),
@@ -176,20 +209,46 @@ fn in_child_products() {
 
 #[test]
 fn the_benchs_table_is_whole() {
-    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver-table.json");
-    child("in_child_table", &[("LMHEAD_GPU_SMALL", "1"), ("TABLE", file.to_str().expect("text"))]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, smi) = (folder.path().join("table.json"), folder.path().join("nvidia-smi"));
+    // It takes its time, and knows the device that is asked for.
+    let script = "#!/bin/sh\nsleep 0.05\ncase \"$*\" in\n*driver_version*) echo 580.1 ;;\n\
+                  *clocks.sm,*--id=7) echo '1965 MHz, 2619 MHz, 612.34 W, 54' ;;\n*) exit 1 ;;\nesac\n";
+    std::fs::write(&smi, script).expect("a file");
+    std::fs::set_permissions(&smi, std::fs::Permissions::from_mode(0o755)).expect("an owner");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+    let says = [("LMHEAD_GPU_SMALL", "1"), ("TABLE", file.to_str().expect("text"))];
+    child("in_child_table", &[&says[..], &[("PATH", &path), ("CUDA_VISIBLE_DEVICES", "7,1")]].concat());
     let table: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
-    // A head, whole and halved, two roofs each; five kinds of product, two numbers of rows.
-    for (list, count) in [("roofs", 2), ("products", 20), ("left_out", 0)] {
+    // A head, whole and halved; five kinds of product, two numbers of rows.
+    for (list, count) in [("products", 20), ("left_out", 0)] {
         assert_eq!(table[list].as_array().map(Vec::len), Some(count), "{list}");
     }
     for product in table["products"].as_array().expect("a list") {
-        let [p10, median, p90] =
-            ["p10_us", "median_us", "p90_us"].map(|key| product[key].as_f64().expect("a number"));
-        assert!(0.0 < p10 && p10 <= median && median <= p90, "{product}");
+        for timed in [product, &product["read_roof"], &product["copy_roof"]] {
+            let [p10, median, p90] =
+                ["p10_us", "median_us", "p90_us"].map(|key| timed[key].as_f64().expect("a number"));
+            assert!(0.0 < p10 && p10 <= median && median <= p90, "{product}");
+        }
+        let number = |key: &str| product[key].as_u64().expect("a number");
+        let (vocab, hidden, rows) = (number("vocab"), number("hidden"), number("rows"));
+        let (weight, row, scales) = match product["kind"].as_str().expect("text") {
+            "bf16" | "f16" => (2, 2 * hidden, 0),
+            "w8a8 of quantised rows" => (1, hidden + 4, 4),
+            _ => (1, 2 * hidden, 4),
+        };
+        assert_eq!(
+            number("bytes"),
+            vocab * (weight * hidden + scales) + rows * (row + 2 * vocab),
+            "{product}"
+        );
+        assert_eq!(
+            (&product["clocks"]["sm"], &product["clocks"]["temperature_c"]),
+            (&"1965 MHz".into(), &"54".into())
+        );
     }
-    assert_eq!(table["device"]["name"], "Fake 0");
+    assert_eq!((&table["device"]["name"], &table["device"]["driver"]), (&"Fake 0".into(), &"580.1".into()));
 }
 
 #[test]

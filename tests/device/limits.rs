@@ -1,13 +1,14 @@
 //! Sizes beyond 16 and 32 bits.
 
 use crate::device;
+use crate::product::table::PRECISIONS;
 use crate::product::{
     Finish, Guarded, Index, Launch, Layout, Loaded, Operands, Product, Values, check_raw, expected,
     same_logits,
 };
 use lmhead::backend::device::{Call, KernelDevice, Matmul, Spec};
 use lmhead::backend::params::LMHEAD_STATUS_BAD_INDEX;
-use lmhead::plan::{DeviceLimits, Plan, Precision};
+use lmhead::plan::{DeviceLimits, Plan, Precision, Shape};
 use lmhead::{DType, Error};
 
 #[test]
@@ -153,5 +154,45 @@ fn a_negative_index_is_no_row_however_many_there_are() {
         check_raw(&product, &operands, &raw).expect("rows of zeros");
         assert!(raw[66..132].iter().all(|v| v.to_bits() & 0x7fff_ffff == 0));
         assert_eq!(expected(&operands, &Finish::NONE, &raw).1, said);
+    }
+}
+
+/// Of as many rows as can be counted at most small tiles are too many blocks; calls of few rows take them nevertheless.
+#[test]
+fn a_product_for_the_most_rows_runs_few_with_every_tile() {
+    // Sixteen tiles of ids: 2^31 blocks of 8 rows, one more than can be launched.
+    let (vocab, hidden, most) = (2000, 16, 1 << 30);
+    let device = device();
+    for precision in PRECISIONS {
+        let spec = Spec { precision, vocab, hidden, max_rows: most };
+        let candidates =
+            |rows| Plan::candidates(precision, Shape { rows, vocab, hidden }, &DeviceLimits::H100);
+        let (all, countable) = (candidates(3).expect("plans"), candidates(most).expect("plans"));
+        assert!(countable.len() < all.len(), "{precision}: a test of nothing");
+        let product = Product::new(precision, 3, vocab, hidden);
+        let operands = Operands::new(&product);
+        let loaded = Loaded::new(&device, &product, &operands).expect("memory");
+        let matmul = Matmul::prepare(&device, spec).expect("kernels");
+        for plan in &all {
+            let want = loaded.launch(&Launch::raw(plan, &operands)).expect("a launch").logits;
+            let output = |bytes| Guarded::output(&device, bytes).expect("memory");
+            let (logits, status, workspace) =
+                (output(4 * 3 * vocab), output(12), output(plan.workspace.bytes));
+            let call = loaded.call(
+                &Launch::raw(plan, &operands),
+                0,
+                logits.address(),
+                status.address(),
+                workspace.address(),
+            );
+            // SAFETY: the buffers are as large as the call says.
+            unsafe { matmul.run_plan(&device, (), &call, plan) }.expect("a tile that was loaded");
+            assert_eq!(logits.read(&device, "logits").expect("good"), want, "{}", plan.tile.kernel);
+        }
+        // One row more, and one id more than its blocks can be counted with, are refused before anything is loaded.
+        for (vocab, max_rows) in [(vocab, most + 1), (1 << 30, most)] {
+            let error = Matmul::prepare(&device, Spec { vocab, max_rows, ..spec }).expect_err("too many");
+            assert!(matches!(error, Error::Shape { .. }), "{error}");
+        }
     }
 }

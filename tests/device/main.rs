@@ -3,10 +3,15 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/end_to_end.rs"]
+mod end_to_end;
 mod limits;
+mod out_of_order;
 mod product;
 mod properties;
 mod refused;
+#[path = "../common/requests.rs"]
+mod requests;
 mod seeds;
 mod sizes;
 mod whole;

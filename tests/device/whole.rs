@@ -1,161 +1,45 @@
-//! Whole heads on the emulated backend: int8 has the CPU backend's bits to the last answer; a row sharded has those of the row alone.
+//! Whole heads on the emulated backend: every request, layout and mode as on the CPU backend, by the same code; int8 has the CPU backend's
+//! bits to the last answer.
 
 use crate::common::adjusting::OwnAdjustments;
-use crate::common::{Random, TestHead, each_rank, row_bits};
-use lmhead::adjust::Adjustments;
+use crate::common::{TestHead, each_rank, row_bits};
+use crate::{end_to_end, requests};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::emulated::EmulatedDevice;
 use lmhead::config::Quantization;
 use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
-use lmhead::sampling::SamplingParams;
 use lmhead::{DType, Error, HeadGroup, LmHead};
 use proptest::prelude::*;
-use proptest::sample::select;
 use std::sync::Arc;
+
+/// What the kernels take.
+const KINDS: [(DType, Quantization); 7] = [
+    (DType::Bf16, Quantization::None),
+    (DType::F16, Quantization::None),
+    (DType::F32, Quantization::W8a8),
+    (DType::F16, Quantization::W8a8),
+    (DType::Bf16, Quantization::W8a8),
+    (DType::Bf16, Quantization::W8a16),
+    (DType::F16, Quantization::W8a16),
+];
 
 fn cpu() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(Some(2)).expect("the CPU backend"))
 }
 
+/// `seed`: of the schedules, and of how much host memory a call may lock: some calls go through it in parts.
 fn emulated(seed: u64) -> Arc<dyn Backend> {
-    Arc::new(EmulatedDevice::new(seed).backend(CpuBackend::new(Some(2)).expect("the CPU backend")))
+    let backend = EmulatedDevice::new(seed).backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+    Arc::new(if seed.is_multiple_of(2) { backend } else { backend.staged(4096) })
 }
 
-#[derive(Debug, Clone)]
-struct Job {
-    head: TestHead,
-    softcap: Option<f32>,
-    scale: f32,
-    request: Request,
-    /// Per rank.
-    counts: Vec<usize>,
-    /// Of each rank: none at all, or of kinds that may all be absent.
-    adjustments: Vec<Option<OwnAdjustments>>,
-    hidden: Vec<Vec<u8>>,
-    seed: u64,
-}
-
-impl Job {
-    fn new(
-        kind: (DType, Quantization),
-        (vocab, hidden, ranks): (usize, usize, usize),
-        (softcap, scale): (Option<f32>, f32),
-        request: Request,
-        seed: u64,
-    ) -> Self {
-        let mut random = Random(seed);
-        let mut head = TestHead::random(vocab, hidden, kind.0, kind.1, seed);
-        if random.below(2) == 0 {
-            head = head.with_bias(seed);
-        }
-        let counts: Vec<usize> = (0..ranks).map(|_| random.below(4)).collect();
-        // Raw logprobs take no adjustments.
-        let takes = !matches!(request, Request::Logprobs { processed: false, .. });
-        let adjustments = counts
-            .iter()
-            .map(|&rows| match random.below(3) {
-                0 => None,
-                _ if !takes => None,
-                1 => Some(OwnAdjustments { vocab, rows, mask: None, additions: None, penalties: None }),
-                _ => Some(OwnAdjustments::random(rows, vocab, &mut random)),
-            })
-            .collect();
-        let rows = |rows: &usize, random: &mut Random| {
-            let mut values = random.normals(rows * hidden);
-            if random.below(3) == 0
-                && let Some(value) = values.last_mut()
-            {
-                *value = [f32::NAN, f32::INFINITY, 1e38][random.below(3)];
-            }
-            let mut bytes = vec![0; values.len() * kind.0.size()];
-            kind.0.round_into(&values, &mut bytes);
-            bytes
-        };
-        let hidden = counts.iter().map(|count| rows(count, &mut random)).collect();
-        Job { head, softcap, scale, request, counts, adjustments, hidden, seed }
-    }
-
-    /// Each rank's answer; `adjusted` steps also where there is nothing to adjust.
-    fn run(&self, backend: &Arc<dyn Backend>, adjusted: bool) -> Vec<Answer> {
-        each_rank(self.counts.len(), |me, exchange| {
-            self.rank(backend, adjusted, me, (self.counts.clone(), me), exchange)
-        })
-    }
-
-    /// Rank `of`'s rows by a head that has nobody beside it.
-    fn alone(&self, backend: &Arc<dyn Backend>, adjusted: bool, of: usize) -> Answer {
-        let run = |_, exchange| self.rank(backend, adjusted, of, (vec![self.counts[of]], 0), exchange);
-        each_rank(1, run).remove(0)
-    }
-
-    fn rank(
-        &self,
-        backend: &Arc<dyn Backend>,
-        adjusted: bool,
-        of: usize,
-        (counts, me): (Vec<usize>, usize),
-        exchange: Arc<dyn lmhead::exchange::Exchange>,
-    ) -> Answer {
-        let mut config = self.head.config();
-        (config.final_logit_softcapping, config.logit_scale) = (self.softcap, self.scale);
-        let group = HeadGroup::data_parallel(counts.len(), me).expect("a group");
-        let shard = self.head.shard(group.shard(self.head.vocab, me));
-        let mut head = LmHead::new(&config, group, shard, exchange, backend.clone()).expect("a head");
-        let rows = counts[me];
-        let hidden =
-            HiddenRows::new(&self.hidden[of], self.head.dtype, rows, self.head.hidden).expect("rows");
-        let counts = RowCounts::exact(&counts);
-        let step = if adjusted {
-            head.step_adjusted(counts, &self.request)
-        } else {
-            head.step(counts, &self.request)
-        };
-        let targets: Vec<i64> = (0..rows).map(|i| ((i * 37 + of) % self.head.vocab) as i64).collect();
-        let sampling: Vec<SamplingParams> = (0..rows)
-            .map(|i| {
-                let mut one = SamplingParams::default();
-                (one.seed, one.position, one.temperature) = (self.seed, (of * 10 + i) as u64, 0.8);
-                (one.top_k, one.top_p) = ([0, 5][i % 2], [1.0, 0.9][i / 2 % 2]);
-                one
-            })
-            .collect();
-        let none =
-            OwnAdjustments { vocab: self.head.vocab, rows, mask: None, additions: None, penalties: None };
-        let own = self.adjustments[of].as_ref().unwrap_or(&none);
-        own.with(|adjustments: Adjustments| {
-            let inputs = RowInputs {
-                adjustments: (adjusted && self.adjustments[of].is_some()).then_some(adjustments),
-                targets: matches!(self.request, Request::Logprobs { .. }).then_some(&targets[..]),
-                sampling: matches!(self.request, Request::Sample).then_some(&sampling[..]),
-            };
-            step.expect("a step").run_with(hidden, &inputs).expect("an answer")
-        })
-    }
-}
-
-fn jobs(kinds: Vec<(DType, Quantization)>) -> impl Strategy<Value = (Job, bool)> {
-    let request = prop_oneof![
-        select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
-        Just(Request::Argmax),
-        Just(Request::top_k(1)),
-        Just(Request::logprobs(1)),
-        Just(Request::processed_logprobs(0)),
-        Just(Request::Sample),
-    ];
-    let epilogue = (prop::option::of(1f32..40.0), select(vec![1.0f32, 0.0625, -2.5]));
-    let size = (1usize..400, 1usize..100, 1usize..5);
-    (select(kinds), size, epilogue, request, any::<u64>(), any::<bool>()).prop_map(
-        |(kind, size, epilogue, request, seed, adjusted)| {
-            let adjusted = adjusted && !matches!(request, Request::Logprobs { processed: false, .. });
-            (Job::new(kind, size, epilogue, request, seed), adjusted)
-        },
-    )
-}
-
-fn rows_of(answers: &[Answer]) -> Vec<(u8, Vec<u64>)> {
-    answers.iter().flat_map(|answer| (0..answer.row_status.len()).map(|row| row_bits(answer, row))).collect()
+fn bits(answers: &[(usize, Answer)]) -> Vec<(u8, Vec<u64>)> {
+    let rows = |(_, answer): &(usize, Answer)| {
+        (0..answer.rows()).map(|row| row_bits(answer, row)).collect::<Vec<_>>()
+    };
+    answers.iter().flat_map(rows).collect()
 }
 
 /// Rows whose values are numbers: which NaN it is, is not promised.
@@ -164,46 +48,54 @@ fn same(got: &[(u8, Vec<u64>)], want: &[(u8, Vec<u64>)]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn int8_answers_have_the_cpu_backend_s_bits(
-        (job, adjusted) in jobs([DType::F32, DType::F16, DType::Bf16].map(|dtype| (dtype, Quantization::W8a8)).into()),
+    fn every_request_is_what_the_definitions_say_over_full_logits(
+        case in requests::cases(&KINDS), schedule in any::<u64>(),
     ) {
-        let (got, want) = (rows_of(&job.run(&emulated(job.seed), adjusted)), rows_of(&job.run(&cpu(), adjusted)));
-        prop_assert!(same(&got, &want), "{got:?}, on the CPU {want:?}");
+        case.holds(&emulated(schedule))?;
     }
 
     #[test]
-    fn sharded_is_alone_in_every_bit(
-        (job, adjusted) in jobs(vec![
-            (DType::Bf16, Quantization::None), (DType::F16, Quantization::None), (DType::F32, Quantization::W8a8),
-            (DType::Bf16, Quantization::W8a16), (DType::F16, Quantization::W8a16),
-        ]),
+    fn sharded_equals_alone_in_every_bit_and_the_reference_within_the_promise(
+        case in end_to_end::cases(&KINDS, 149), schedule in any::<u64>(),
     ) {
-        let backend = emulated(job.seed);
-        let sharded = job.run(&backend, adjusted);
-        for (of, answer) in sharded.iter().enumerate() {
-            let (got, want) = (rows_of(std::slice::from_ref(answer)), rows_of(&[job.alone(&backend, adjusted, of)]));
-            prop_assert!(same(&got, &want), "rank {of}: {got:?}, alone {want:?}");
-        }
+        case.holds(&emulated(schedule))?;
+    }
+
+    #[test]
+    fn int8_answers_have_the_cpu_backend_s_bits(case in requests::cases(&KINDS[2..5]), schedule in any::<u64>()) {
+        let (got, want) = (bits(&case.run_sharded(&emulated(schedule))), bits(&case.run_sharded(&cpu())));
+        prop_assert!(same(&got, &want), "{got:?}, on the CPU {want:?}");
     }
 }
 
 #[test]
 fn adjustments_of_no_kind_forbid_nothing() {
+    let head = TestHead::random(100, 20, DType::Bf16, Quantization::None, 3);
     let none = OwnAdjustments { vocab: 100, rows: 2, mask: None, additions: None, penalties: None };
     for given in [None, Some(none)] {
-        let mut job = Job::new(
-            (DType::Bf16, Quantization::None),
-            (100, 20, 1),
-            (None, 1.0),
-            Request::logits(DType::F32),
-            3,
-        );
-        (job.counts, job.adjustments) = (vec![2], vec![given]);
-        job.hidden = vec![job.head.rows(2, 1)];
-        let answer = job.run(&emulated(1), true).remove(0);
+        let run = |_, exchange| {
+            let (config, group) = (head.config(), HeadGroup::data_parallel(1, 0).expect("a group"));
+            let mut own =
+                LmHead::new(&config, group, head.shard(0..100), exchange, emulated(1)).expect("a head");
+            let bytes = head.rows(2, 1);
+            let hidden = HiddenRows::new(&bytes, DType::Bf16, 2, 20).expect("rows");
+            let step =
+                own.step_adjusted(RowCounts::exact(&[2]), &Request::logits(DType::F32)).expect("a step");
+            match &given {
+                None => step.run(hidden),
+                Some(given) => given.with(|adjustments| {
+                    step.run_with(
+                        hidden,
+                        &RowInputs { adjustments: Some(adjustments), ..RowInputs::default() },
+                    )
+                }),
+            }
+            .expect("an answer")
+        };
+        let answer = each_rank(1, run).remove(0);
         assert_eq!(answer.row_status, [RowStatus::Good; 2]);
         assert!(matches!(answer.output, Output::Logits { .. }));
     }

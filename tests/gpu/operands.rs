@@ -42,7 +42,7 @@ fn words(seed: u64, words: usize) -> impl Iterator<Item = u64> {
 }
 
 /// `n` values of that type of magnitudes from 2^-9 to 2, of both signs.
-fn values(dtype: DType, n: usize, seed: u64) -> Vec<u8> {
+pub fn values(dtype: DType, n: usize, seed: u64) -> Vec<u8> {
     let each = 8 / dtype.size();
     let mut bytes = Vec::with_capacity(n.div_ceil(each) * 8);
     // In each lane: sign and mantissa kept, the exponent made of three random bits and a base.

@@ -12,6 +12,7 @@ use lmhead::backend::device::KernelDevice;
 use lmhead::backend::emulated::EmulatedDevice;
 use lmhead::backend::{Backend, Job, LogitsOut};
 use lmhead::epilogue::Epilogue;
+use lmhead::merge::{Candidate, PartialSpec, RowPartial};
 use lmhead::plan::{Plan, Precision};
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, Matrix};
@@ -201,9 +202,10 @@ fn emulated_halves(device: &CudaDevice) -> Result<(), Failed> {
         .try_for_each(|precision| against_emulated(device, precision))
 }
 
-/// Through both whole backends.
+/// Through whole backends: logits and candidates, with host memory for all at once, and for a part of it at a time.
 fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
-    let (vocab, hidden, rows) = if small() { (300, 144, 9) } else { (129_280, 7168, 28) };
+    let (vocab, hidden, rows, part) =
+        if small() { (300, 144, 9, 4096) } else { (129_280, 7168, 28, 4 << 20) };
     let operands = Operands::new(Precision::W8a8(DType::Bf16), vocab, hidden, rows);
     let values: Vec<i8> = operands
         .weights
@@ -212,31 +214,48 @@ fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
         .copied()
         .collect();
     let matrix = Matrix::I8 { values: values.into(), scales: operands.scales.clone() };
-    let quantization = lmhead::Quantization::W8a8;
-    let shard = HeadShard::new(0..vocab, vocab, hidden, quantization, matrix, None)?;
-    let cpu = CpuBackend::new(None)?;
-    let cuda = device.clone().backend(CpuBackend::new(None)?);
-    let mut all = Vec::new();
-    for backend in [&cpu as &dyn Backend, &cuda] {
-        let mut bytes = vec![0xff; rows * vocab * 4];
-        let job = Job {
-            rows: HiddenRows::new(&operands.rows, DType::Bf16, rows, hidden)?,
-            shard: &shard,
-            epilogue: Epilogue::default(),
-            adjustments: None,
-        };
-        let mut nonfinite = vec![false; rows];
-        let out = LogitsOut {
-            bytes: &mut bytes,
-            stride: 4 * vocab,
-            dtype: DType::F32,
-            nonfinite: &mut nonfinite,
-            any_allowed: None,
-        };
-        backend.logits(&job, out)?;
-        all.push(bytes);
+    let shard = HeadShard::new(0..vocab, vocab, hidden, lmhead::Quantization::W8a8, matrix, None)?;
+    let job = Job {
+        rows: HiddenRows::new(&operands.rows, DType::Bf16, rows, hidden)?,
+        shard: &shard,
+        epilogue: Epilogue::default(),
+        adjustments: None,
+    };
+    let host = || CpuBackend::new(None);
+    let (cpu, cuda) = (host()?, device.clone().backend(host()?));
+    let in_parts = device.clone().backend(host()?).staged(part);
+    let want = answers(&cpu, &job)?;
+    for (name, backend) in [("at once", cuda), ("in parts", in_parts)] {
+        let (logits, candidates) = answers(&backend, &job)?;
+        if logits != want.0 {
+            return Err(format!("{name}: the GPU's int8 logits have other bits than the CPU's").into());
+        }
+        if candidates != want.1 {
+            return Err(format!("{name}: the GPU's candidates or sums are others than the CPU's").into());
+        }
     }
-    if all[0] == all[1] { Ok(()) } else { Err("the GPU's int8 logits have other bits than the CPU's".into()) }
+    Ok(())
+}
+
+/// The best of a row, and the bits of its logsumexp.
+type Best = (Vec<Candidate>, u64);
+
+/// f32 logits, and the best of each row.
+fn answers(backend: &dyn Backend, job: &Job<'_>) -> lmhead::Result<(Vec<u8>, Vec<Best>)> {
+    let (rows, stride) = (job.rows.len(), 4 * job.shard.vocab().len());
+    let (mut bytes, mut nonfinite) = (vec![0xff; rows * stride], vec![false; rows]);
+    let out = LogitsOut {
+        bytes: &mut bytes,
+        stride,
+        dtype: DType::F32,
+        nonfinite: &mut nonfinite,
+        any_allowed: None,
+    };
+    backend.logits(job, out)?;
+    let spec = PartialSpec { k: 5, sum: true };
+    let mut partials = vec![RowPartial::new(spec); rows];
+    backend.partials(job, spec, &mut partials)?;
+    Ok((bytes, partials.iter().map(|row| (row.sorted(), row.logsumexp_f64().to_bits())).collect()))
 }
 
 fn many_logits(device: &CudaDevice) -> Result<(), Failed> {
@@ -254,11 +273,6 @@ fn many_logits(device: &CudaDevice) -> Result<(), Failed> {
     let mut seen = 0;
     let row_bytes = 2 * vocab;
     out.each(device, |first, bytes| {
-        // A NaN of poison is in no row: nothing was left out.
-        let poisoned = bytes.chunks_exact(2).position(|logit| logit == [0xff; 2]);
-        if let Some(at) = poisoned {
-            return Err(format!("row {} was not written at id {}", first + at / vocab, at % vocab));
-        }
         for (i, &row) in picked.iter().enumerate() {
             let Some(at) = (row as usize).checked_sub(first).filter(|at| (at + 1) * row_bytes <= bytes.len())
             else {

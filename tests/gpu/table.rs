@@ -27,7 +27,7 @@ fn reduced(device: &CudaDevice) -> Result<(), Failed> {
 
 /// One test for each whole head; none under compute-sanitizer, where they would take hours.
 pub fn whole(fit: fn(&Needs) -> Result<&'static CudaDevice, String>) -> Vec<Trial> {
-    let table = if small() { Vec::new() } else { cases(Scale::Whole) };
+    let table = if small() { Vec::new() } else { spread(cases(Scale::Whole)) };
     let trial = |case: Case| {
         Trial::ignorable_test(format!("table::whole {}", case.name), move || {
             static BEGAN: OnceLock<Instant> = OnceLock::new();
@@ -44,4 +44,13 @@ pub fn whole(fit: fn(&Needs) -> Result<&'static CudaDevice, String>) -> Vec<Tria
         })
     };
     table.into_iter().map(trial).collect()
+}
+
+/// The table has a precision after the other: in steps, so that each has been met when time is over.
+fn spread(table: Vec<Case>) -> Vec<Case> {
+    // Prime, and no divisor of the table's length: every case comes once.
+    const STEP: usize = 11;
+    let count = table.len();
+    assert!(!count.is_multiple_of(STEP), "{count} cases: take another step");
+    (0..count).map(|i| table[i * STEP % count].clone()).collect()
 }

@@ -34,30 +34,35 @@ impl Buffer {
         device.wait(stream)
     }
 
-    /// Copies `bytes` here, from byte `at` on.
-    pub(super) fn write_at(&self, stream: CudaStream, at: usize, bytes: &[u8]) -> Result<()> {
+    /// # Safety
+    /// As [`KernelDevice::queue_write`].
+    pub(super) unsafe fn queue_write(&self, stream: CudaStream, at: usize, bytes: &[u8]) -> Result<()> {
         let to = self.within(at, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
         }
-        let what = || format!("{} bytes to {}", bytes.len(), self.device.info().name);
-        // SAFETY: within the allocation; the source is borrowed until the wait below has returned.
-        self.device.call(what, || unsafe { result::memcpy_htod_async(to, bytes, stream.0) })?;
-        self.device.wait(stream)
+        let what = || self.copied(bytes.len(), "to", stream);
+        // SAFETY: within the allocation; the source is the caller's promise.
+        self.device.call(what, || unsafe { result::memcpy_htod_async(to, bytes, stream.0) })
     }
 
-    /// Waits for the stream, then copies from here, from byte `at` on.
-    pub(super) fn read_at(&self, stream: CudaStream, at: usize, bytes: &mut [u8]) -> Result<()> {
+    /// # Safety
+    /// As [`KernelDevice::queue_read`].
+    pub(super) unsafe fn queue_read(&self, stream: CudaStream, at: usize, bytes: &mut [u8]) -> Result<()> {
         let from = self.within(at, bytes.len())?;
-        // First what was launched: its failure is told as its own, not as the copy's, and nothing is copied then.
-        self.device.wait(stream)?;
         if bytes.is_empty() {
             return Ok(());
         }
-        let what = format!("{} bytes from {}", bytes.len(), self.device.info().name);
+        let count = bytes.len();
+        let what = || self.copied(count, "from", stream);
         // SAFETY: as above.
-        self.device.call(|| what, || unsafe { result::memcpy_dtoh_async(bytes, from, stream.0) })?;
-        self.device.wait(stream)
+        self.device.call(what, || unsafe { result::memcpy_dtoh_async(bytes, from, stream.0) })
+    }
+
+    /// A copy as an error names it: the driver may tell there of what was launched before.
+    fn copied(&self, bytes: usize, direction: &str, stream: CudaStream) -> String {
+        let (name, suspect) = (&self.device.info().name, self.device.suspect(stream));
+        format!("{bytes} bytes {direction} {name}, after {suspect}")
     }
 
     fn within(&self, at: usize, bytes: usize) -> Result<u64> {
@@ -79,7 +84,7 @@ impl Buffer {
             let fix = "write the whole buffer";
             return Err(Error::shape("device buffer", format!("{} bytes", self.bytes), values.len(), fix));
         }
-        self.write_at(self.device.stream(), 0, values)
+        self.device.write(self, 0, values)
     }
 
     /// Waits for the device's own stream, then copies the buffer here.
@@ -93,7 +98,7 @@ impl Buffer {
             return Err(Error::shape("device buffer", wanted, self.bytes, "read it as what was written"));
         }
         let mut values = vec![T::zeroed(); self.bytes / size];
-        self.read_at(self.device.stream(), 0, bytemuck::cast_slice_mut(&mut values))?;
+        self.device.read(self, 0, bytemuck::cast_slice_mut(&mut values))?;
         Ok(values)
     }
 

@@ -5,6 +5,7 @@ use super::context::Context;
 use super::driver::{DeviceInfo, describe, devices, driver, failed};
 use super::fatbins::{self, Fatbin};
 use super::kernel::{Kernel, Launch, Launched};
+use super::pinned::Pinned;
 use super::stream::{CudaStream, OwnedStream};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::device::{DeviceBackend, Grid, KernelDevice, Params};
@@ -49,6 +50,8 @@ struct Opened {
     modules: Mutex<HashMap<&'static str, Module>>,
     /// The latest launches: the driver tells of a failure when it is next asked, and not of which.
     launches: Mutex<VecDeque<(CudaStream, Launched)>>,
+    /// Streams of which a [`Graph`](super::Graph) records, with the launches so far: they run when that is launched.
+    recordings: Mutex<Vec<(CudaStream, Vec<Launched>)>>,
     /// Dropped after everything that lives in it.
     context: Context,
 }
@@ -134,6 +137,7 @@ impl CudaDevice {
             own_stream: CudaStream(stream),
             modules: Mutex::default(),
             launches: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
+            recordings: Mutex::default(),
             context,
         })))
     }
@@ -208,7 +212,7 @@ impl CudaDevice {
     pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Buffer> {
         let values: &[u8] = bytemuck::cast_slice(values);
         let buffer = Buffer::new(self.clone(), values.len())?;
-        buffer.write_at(self.stream(), 0, values)?;
+        self.write(&buffer, 0, values)?;
         Ok(buffer)
     }
 
@@ -246,8 +250,12 @@ impl CudaDevice {
         bound.and_then(|_bound| call()).map_err(|e| failed(what(), e))
     }
 
-    /// Remembers a launch. Neither allocates nor fails.
+    /// Remembers a launch. Neither allocates, but while a graph is recorded, nor fails.
     pub(super) fn launched(&self, stream: CudaStream, what: Launched) {
+        if let Some((_, recorded)) = lock(&self.0.recordings).iter_mut().find(|(on, _)| *on == stream) {
+            recorded.push(what);
+            return;
+        }
         let mut launches = lock(&self.0.launches);
         if launches.len() == REMEMBERED {
             launches.pop_front();
@@ -255,16 +263,29 @@ impl CudaDevice {
         launches.push_back((stream, what));
     }
 
+    /// From now on launches on the stream are recorded ones.
+    pub(super) fn recording_begins(&self, stream: CudaStream) {
+        lock(&self.0.recordings).push((stream, Vec::new()));
+    }
+
+    /// What was launched on the stream since [`CudaDevice::recording_begins`].
+    pub(super) fn recording_ends(&self, stream: CudaStream) -> Vec<Launched> {
+        let mut recordings = lock(&self.0.recordings);
+        let at = recordings.iter().position(|(on, _)| *on == stream);
+        at.map_or_else(Vec::new, |at| recordings.swap_remove(at).1)
+    }
+
     /// The launch that a failure on the stream is most likely of.
-    fn suspect(&self, stream: CudaStream) -> String {
+    pub(super) fn suspect(&self, stream: CudaStream) -> String {
         let launches = lock(&self.0.launches);
         let mine = launches.iter().rev().find(|(on, _)| *on == stream);
-        mine.or(launches.back()).map_or("no kernel".into(), |(_, launched)| launched.to_string())
+        mine.or(launches.back()).map_or("no launch".into(), |(_, launched)| launched.to_string())
     }
 }
 
 impl KernelDevice for CudaDevice {
     type Buffer = Buffer;
+    type Staging = Pinned;
     type Kernel<P: Params> = Kernel<P>;
     type Stream = CudaStream;
     type OwnedStream = OwnedStream;
@@ -309,12 +330,24 @@ impl KernelDevice for CudaDevice {
         buffer.address()
     }
 
-    fn write_on(&self, stream: CudaStream, buffer: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
-        buffer.write_at(stream, at, bytes)
+    fn staging(&self, bytes: usize) -> Result<Pinned> {
+        Pinned::new(self.clone(), bytes)
     }
 
-    fn read_on(&self, stream: CudaStream, buffer: &Buffer, at: usize, bytes: &mut [u8]) -> Result<()> {
-        buffer.read_at(stream, at, bytes)
+    unsafe fn queue_write(&self, stream: CudaStream, buffer: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { buffer.queue_write(stream, at, bytes) }
+    }
+
+    unsafe fn queue_read(
+        &self,
+        stream: CudaStream,
+        buffer: &Buffer,
+        at: usize,
+        bytes: &mut [u8],
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { buffer.queue_read(stream, at, bytes) }
     }
 
     fn kernel<P: Params>(&self, name: &'static str) -> Result<Kernel<P>> {

@@ -18,8 +18,30 @@ impl fmt::Display for DriverVersion {
 
 /// What the bindings are of (Cargo.toml): an older driver lacks functions, and looking one up that is missing would panic.
 const OLDEST: DriverVersion = DriverVersion(12, 8);
-const INSTALL: &str =
-    "install NVIDIA's driver (570 or newer; in a container, start it with the GPUs), or use the cpu backend";
+
+/// The major version of the nvcc that made the kernels; 0 on docs.rs, which has none.
+fn compiled() -> u32 {
+    option_env!("LMHEAD_NVCC_MAJOR").and_then(|major| major.parse().ok()).unwrap_or(0)
+}
+
+/// What the kernels of an nvcc of that major version need: an older driver does not load their code (CUDA compatibility guide, "Minor
+/// Version Compatibility").
+fn needed(compiled: u32) -> DriverVersion {
+    OLDEST.max(DriverVersion(compiled, 0))
+}
+
+/// Which driver that is, by the names of NVIDIA's branches (CUDA toolkit release notes, "CUDA Toolkit and Corresponding Driver
+/// Versions").
+fn install(needed: DriverVersion) -> String {
+    let branch = match needed {
+        OLDEST => "570 or newer",
+        DriverVersion(13, 0) => "580 or newer",
+        _ => "of that CUDA version or newer",
+    };
+    format!(
+        "install NVIDIA's driver ({branch}; in a container, start it with the GPUs), or use the cpu backend"
+    )
+}
 
 /// One device of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,24 +68,26 @@ pub fn driver() -> Result<DriverVersion> {
 fn start() -> Result<DriverVersion> {
     // SAFETY: loading the driver's library runs its initialisers, as every CUDA program does.
     if !unsafe { sys::is_culib_present() } {
-        let wanted = format!("libcuda of a driver for CUDA {OLDEST} or newer");
-        return Err(Error::unsupported("CUDA driver", wanted, "none on this machine", INSTALL));
+        let needed = needed(compiled());
+        let wanted = format!("libcuda of a driver for CUDA {needed} or newer");
+        return Err(Error::unsupported("CUDA driver", wanted, "none on this machine", install(needed)));
     }
+    // The version first: an old driver is to be told by that, not by the first function that it lacks.
+    complete(&FUNCTIONS[..1])?;
     let mut version = 0;
     // SAFETY: a pointer to an int of this frame; the function is in every driver and may be called before cuInit.
     unsafe { sys::cuDriverGetVersion(&mut version) }
         .result()
         .map_err(|e| failed("CUDA driver: its version", e))?;
-    // Unset on docs.rs, which has no nvcc.
-    let compiled = option_env!("LMHEAD_NVCC_MAJOR").and_then(|major| major.parse().ok()).unwrap_or(0);
-    let version = new_enough(version, compiled)?;
-    complete()?;
+    let version = new_enough(version, compiled())?;
+    complete(FUNCTIONS)?;
     result::init().map_err(|e| failed("CUDA driver: cuInit", e))?;
     Ok(version)
 }
 
-/// Every function of the driver that is called here.
+/// Every function of the driver that is called here; the first tells its version.
 const FUNCTIONS: &[&str] = &[
+    "cuDriverGetVersion",
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxSetCurrent",
@@ -81,6 +105,7 @@ const FUNCTIONS: &[&str] = &[
     "cuEventSynchronize",
     "cuFuncGetAttribute",
     "cuFuncGetParamInfo",
+    "cuFuncLoad",
     "cuFuncSetAttribute",
     "cuGetErrorName",
     "cuGetErrorString",
@@ -88,10 +113,13 @@ const FUNCTIONS: &[&str] = &[
     "cuGraphExecDestroy",
     "cuGraphInstantiateWithFlags",
     "cuGraphLaunch",
+    "cuGraphUpload",
     "cuInit",
     "cuLaunchKernelEx",
     "cuMemAlloc_v2",
+    "cuMemFreeHost",
     "cuMemFree_v2",
+    "cuMemHostAlloc",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -110,35 +138,33 @@ const FUNCTIONS: &[&str] = &[
 
 /// The bindings look a function up when it is first called, and panic where it is missing: a library that is only a part of a driver,
 /// as a simulator's or a stub's, is refused here.
-fn complete() -> Result<()> {
+fn complete(functions: &[&str]) -> Result<()> {
     // SAFETY: the library is there; its functions are looked up, not called.
-    let missing = FUNCTIONS.iter().find(|name| unsafe {
+    let missing = functions.iter().find(|name| unsafe {
         sys::culib().get::<unsafe extern "C" fn()>(format!("{name}\0").as_bytes()).is_err()
     });
     match missing {
         None => Ok(()),
         Some(name) => {
             let wanted = format!("a libcuda with the function {name}");
-            Err(Error::unsupported("CUDA driver", wanted, "one without it", INSTALL))
+            Err(Error::unsupported("CUDA driver", wanted, "one without it", install(needed(compiled()))))
         }
     }
 }
 
-/// `cuDriverGetVersion` counts 1000 x major + 10 x minor. `compiled`: the major version of the nvcc that made the kernels, whose code
-/// an older driver does not load (CUDA compatibility guide, "Minor Version Compatibility").
+/// `cuDriverGetVersion` counts 1000 x major + 10 x minor. `compiled`: see [`needed`].
 fn new_enough(said: i32, compiled: u32) -> Result<DriverVersion> {
     let said = u32::try_from(said).unwrap_or(0);
-    let version = DriverVersion(said / 1000, said % 1000 / 10);
-    if version < OLDEST {
-        let wanted = format!("one for CUDA {OLDEST} or newer");
-        return Err(Error::unsupported("CUDA driver", wanted, format!("one for CUDA {version}"), INSTALL));
+    let (version, needed) = (DriverVersion(said / 1000, said % 1000 / 10), needed(compiled));
+    if version >= needed {
+        return Ok(version);
     }
-    if version.0 < compiled {
-        let wanted = format!("one for CUDA {compiled}.0 or newer, as the nvcc that compiled the kernels");
-        let fix = "install a newer driver, or build with an nvcc of the driver's major version, or use the cpu backend";
-        return Err(Error::unsupported("CUDA driver", wanted, format!("one for CUDA {version}"), fix));
+    let (mut wanted, mut fix) = (format!("one for CUDA {needed} or newer"), install(needed));
+    if needed > OLDEST {
+        wanted += ", as the nvcc that compiled the kernels";
+        fix += ", or build with an nvcc of the driver's major version";
     }
-    Ok(version)
+    Err(Error::unsupported("CUDA driver", wanted, format!("one for CUDA {version}"), fix))
 }
 
 /// The devices of this machine, by ordinal.
@@ -210,17 +236,25 @@ mod tests {
             let wanted = format!("CUDA driver: wanted one for CUDA 12.8 or newer, got one for CUDA {got}; ");
             assert!(error.starts_with(&wanted), "{error}");
         }
-        let error = new_enough(12090, 13).expect_err("older than the code").to_string();
-        assert!(error.contains("wanted one for CUDA 13.0 or newer, as the nvcc"), "{error}");
-        assert!(error.contains("got one for CUDA 12.9; install a newer driver, or build"), "{error}");
+        let error = new_enough(12060, 12).expect_err("too old").to_string();
+        assert!(error.contains("install NVIDIA's driver (570 or newer; "), "{error}");
+        for said in [12090, 11040] {
+            let error = new_enough(said, 13).expect_err("older than the code").to_string();
+            assert!(error.contains("wanted one for CUDA 13.0 or newer, as the nvcc"), "{error}");
+            assert!(error.contains("; install NVIDIA's driver (580 or newer; "), "{error}");
+            assert!(error.contains(", or build with an nvcc of the driver's major version"), "{error}");
+        }
+        let error = new_enough(13010, 14).expect_err("older than the code").to_string();
+        assert!(error.contains("install NVIDIA's driver (of that CUDA version or newer; "), "{error}");
     }
 
     #[test]
     fn without_a_driver_there_is_an_error_that_says_so_and_no_panic() {
         match driver() {
-            Ok(version) => assert!(version >= OLDEST),
+            Ok(version) => assert!(version >= needed(compiled())),
             Err(Error::Unsupported { what, fix, .. }) => {
-                assert_eq!((what.as_str(), fix.as_str()), ("CUDA driver", INSTALL));
+                assert_eq!(what, "CUDA driver");
+                assert!(fix.starts_with(&install(needed(compiled()))), "{fix}");
                 assert_eq!(devices(), Err(driver().expect_err("the same answer every time")));
             }
             Err(Error::Device { problem, .. }) => assert!(problem.starts_with("CUDA_ERROR_"), "{problem}"),

@@ -4,12 +4,15 @@ use super::device::CudaDevice;
 use super::stream::CudaStream;
 use crate::error::Result;
 use cudarc::driver::{result, sys};
+use std::sync::{Mutex, PoisonError};
 
 /// A mark on a stream.
 #[derive(Debug)]
 pub struct Event {
     device: CudaDevice,
     raw: sys::CUevent,
+    /// Where it was put last.
+    on: Mutex<Option<CudaStream>>,
 }
 
 // SAFETY: a handle, which the driver takes from any thread.
@@ -23,7 +26,7 @@ impl Event {
     pub fn new(device: &CudaDevice) -> Result<Self> {
         let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
         let raw = device.call(|| "an event".into(), || result::event::create(flags))?;
-        Ok(Event { device: device.clone(), raw })
+        Ok(Event { device: device.clone(), raw, on: Mutex::default() })
     }
 
     /// Puts the mark behind what is on the stream; an earlier one is forgotten.
@@ -33,7 +36,9 @@ impl Event {
     pub fn record(&self, stream: CudaStream) -> Result<()> {
         // SAFETY: an event and a stream of this context.
         self.device
-            .call(|| "an event's record".into(), || unsafe { result::event::record(self.raw, stream.0) })
+            .call(|| "an event's record".into(), || unsafe { result::event::record(self.raw, stream.0) })?;
+        *self.on.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        Ok(())
     }
 
     /// Waits until the device has come to the mark.
@@ -41,9 +46,13 @@ impl Event {
     /// # Errors
     /// `Device`, also where something before the mark failed.
     pub fn wait(&self) -> Result<()> {
+        let what = || {
+            let on = *self.on.lock().unwrap_or_else(PoisonError::into_inner);
+            let suspect = on.map_or("no launch".into(), |stream| self.device.suspect(stream));
+            format!("{}, after {suspect}", self.device.info().name)
+        };
         // SAFETY: as above.
-        self.device
-            .call(|| "what is before an event".into(), || unsafe { result::event::synchronize(self.raw) })
+        self.device.call(what, || unsafe { result::event::synchronize(self.raw) })
     }
 
     /// Seconds from this mark to the `later` one, as the device counts them (to half a microsecond). Waits for the later one.

@@ -1,9 +1,11 @@
 //! Work that is recorded once and put on a stream again and again, as engines do with a decode step.
 
 use super::device::CudaDevice;
+use super::kernel::Launched;
 use super::stream::CudaStream;
 use crate::error::Result;
 use cudarc::driver::{result, sys};
+use std::sync::Arc;
 
 /// A CUDA graph, ready to be launched.
 ///
@@ -32,6 +34,8 @@ use cudarc::driver::{result, sys};
 pub struct Graph {
     device: CudaDevice,
     raw: sys::CUgraphExec,
+    /// What it holds, in words.
+    contents: Arc<str>,
 }
 
 // SAFETY: a handle, which the driver takes from any thread, one at a time: launches borrow the graph, and the driver orders those of
@@ -39,7 +43,8 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// Records what `work` puts on the stream, which runs nothing of it. `work` must not wait, copy from or to the host, or allocate: the
+    /// Records what `work` puts on the stream, which runs nothing of it, and brings the graph to the device, behind what is on the
+    /// stream: the first launch has no more to do than the others. `work` must not wait, copy from or to the host, or allocate: the
     /// driver refuses that while it records.
     ///
     /// # Errors
@@ -56,18 +61,24 @@ impl Graph {
             || "a graph's beginning".into(),
             || unsafe { result::stream::begin_capture(stream.0, mode) },
         )?;
+        device.recording_begins(stream);
         let recording = Recording { device, stream, ended: false };
         let done = work();
         let recorded = recording.end();
         done?;
-        let recorded = recorded?;
+        let (recorded, launches) = recorded?;
+        let contents: Arc<str> = words(&launches).into();
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: a whole graph.
         let raw = device.call(
-            || "a graph of what was recorded".into(),
+            || format!("{contents}, made of what was recorded"),
             || unsafe { result::graph::instantiate(recorded.0, flags) },
         )?;
-        Ok(Graph { device: device.clone(), raw })
+        let graph = Graph { device: device.clone(), raw, contents };
+        // SAFETY: made just now, of the stream's context.
+        let upload = || unsafe { result::graph::upload(raw, stream.0) };
+        device.call(|| format!("{}, brought to the device", graph.contents), upload)?;
+        Ok(graph)
     }
 
     /// Puts the work on the stream. Neither allocates nor waits.
@@ -81,8 +92,25 @@ impl Graph {
     pub unsafe fn launch(&self, stream: CudaStream) -> Result<()> {
         // SAFETY: the caller's promise.
         self.device
-            .call(|| "a graph's launch".into(), || unsafe { result::graph::launch(self.raw, stream.0) })
+            .call(|| self.contents.to_string(), || unsafe { result::graph::launch(self.raw, stream.0) })?;
+        self.device.launched(stream, Launched::Graph(Arc::clone(&self.contents)));
+        Ok(())
     }
+}
+
+/// A graph as an error names it: its launches, those that are alike counted.
+fn words(launches: &[Launched]) -> String {
+    let mut alike: Vec<(String, usize)> = Vec::new();
+    for text in launches.iter().map(Launched::to_string) {
+        match alike.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, count)) => *count += 1,
+            None => alike.push((text, 1)),
+        }
+    }
+    let each = alike
+        .iter()
+        .map(|(text, count)| if *count == 1 { text.clone() } else { format!("{count} x {text}") });
+    format!("a graph of [{}]", each.collect::<Vec<_>>().join("; "))
 }
 
 impl Drop for Graph {
@@ -100,17 +128,18 @@ struct Recording<'a> {
 }
 
 impl Recording<'_> {
-    fn end(mut self) -> Result<Recorded> {
+    fn end(mut self) -> Result<(Recorded, Vec<Launched>)> {
         self.stop()
     }
 
-    fn stop(&mut self) -> Result<Recorded> {
+    fn stop(&mut self) -> Result<(Recorded, Vec<Launched>)> {
         self.ended = true;
+        let launches = self.device.recording_ends(self.stream);
         let mut graph = std::ptr::null_mut();
         // SAFETY: the stream that began to record, and a pointer of this frame.
         let end = || unsafe { sys::cuStreamEndCapture(self.stream.0, &mut graph) }.result();
         self.device.call(|| "a graph's end".into(), end)?;
-        Ok(Recorded(graph))
+        Ok((Recorded(graph), launches))
     }
 }
 

@@ -93,17 +93,26 @@ impl fmt::Display for Launch {
     }
 }
 
-/// A kernel and how it was launched, kept without a text being made: a launch allocates nothing.
+/// What was put on a stream, kept without a text being made: a launch allocates nothing.
 #[derive(Debug, Clone)]
-pub(super) struct Launched {
-    name: Arc<str>,
-    architecture: &'static str,
-    launch: Launch,
+pub(super) enum Launched {
+    Kernel {
+        name: Arc<str>,
+        architecture: &'static str,
+        launch: Launch,
+    },
+    /// A graph, by what it holds.
+    Graph(Arc<str>),
 }
 
 impl fmt::Display for Launched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "kernel {} ({}), {}", self.name, self.architecture, self.launch)
+        match self {
+            Launched::Kernel { name, architecture, launch } => {
+                write!(f, "kernel {name} ({architecture}), {launch}")
+            }
+            Launched::Graph(contents) => f.write_str(contents),
+        }
     }
 }
 
@@ -141,6 +150,11 @@ impl<P: Copy> Kernel<P> {
         }
         let attributes = allow_shared(function, device.shared_limit())
             .map_err(|e| failed(format!("{}: its attributes", what()), e))?;
+        // A driver may put off a kernel's loading until it is first launched (CUDA programming guide, "Lazy Loading"), which would
+        // allocate and wait where launches promise not to.
+        // SAFETY: a loaded module's function.
+        let load = unsafe { sys::cuFuncLoad(function) };
+        load.result().map_err(|e| failed(format!("{}: its loading", what()), e))?;
         let name = name.into();
         Ok(Kernel { device, name, architecture, function, attributes, parameter: PhantomData })
     }
@@ -175,7 +189,8 @@ impl<P: Copy> Kernel<P> {
     /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.
     pub unsafe fn launch_on(&self, stream: CudaStream, launch: &Launch, params: &P) -> Result<()> {
         launch.check(&self.name, &self.attributes)?;
-        let launched = Launched { name: self.name.clone(), architecture: self.architecture, launch: *launch };
+        let (name, architecture) = (self.name.clone(), self.architecture);
+        let launched = Launched::Kernel { name, architecture, launch: *launch };
         let [x, y, z] = launch.cluster;
         let cluster = attribute(
             sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,

@@ -10,6 +10,7 @@ mod event;
 pub mod fatbins;
 mod graph;
 mod kernel;
+mod pinned;
 mod stream;
 mod tensor_map;
 
@@ -19,5 +20,6 @@ pub use driver::{DeviceInfo, DriverVersion, devices, driver};
 pub use event::Event;
 pub use graph::Graph;
 pub use kernel::{Attributes, Kernel, Launch};
+pub use pinned::Pinned;
 pub use stream::{CudaStream, OwnedStream};
 pub use tensor_map::encode;

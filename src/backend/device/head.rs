@@ -17,8 +17,6 @@ pub(super) const MAX_ROWS: usize = 1 << 24;
 
 /// Weights, scales and bias of a shard on a device, and the products that were prepared for them.
 pub(super) struct DeviceHead<D: KernelDevice> {
-    /// Of a head that is found by its shard's address: keeps that from being another's.
-    _shard: Option<Arc<HeadShard>>,
     vocab: usize,
     hidden: usize,
     matrix: D::Buffer,
@@ -46,24 +44,7 @@ impl<D: KernelDevice> DeviceHead<D> {
         };
         let bias = shard.bias().map(floats).transpose()?;
         let (vocab, hidden) = (shard.vocab().len(), shard.hidden_size());
-        Ok(DeviceHead {
-            _shard: None,
-            vocab,
-            hidden,
-            matrix,
-            pitch,
-            scales,
-            bias,
-            products: Mutex::default(),
-        })
-    }
-
-    /// The same, keeping the shard.
-    ///
-    /// # Errors
-    /// As [`DeviceHead::new`].
-    pub fn keeping(device: &D, shard: &Arc<HeadShard>) -> Result<Self> {
-        Ok(DeviceHead { _shard: Some(Arc::clone(shard)), ..Self::new(device, shard)? })
+        Ok(DeviceHead { vocab, hidden, matrix, pitch, scales, bias, products: Mutex::default() })
     }
 
     /// Where the kernels find it.

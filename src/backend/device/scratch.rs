@@ -1,4 +1,4 @@
-//! Device memory of a call, kept for the next one.
+//! What one call needs beside the head: memory on the device and on the host, kept for the next one, and a stream.
 
 use super::KernelDevice;
 use crate::adjust::Arrays;
@@ -14,33 +14,44 @@ impl<B> Default for Growing<B> {
     }
 }
 
-impl<B: Send + Sync> Growing<B> {
+impl<B> Growing<B> {
     /// At least `bytes` bytes; what was there is lost where it grows.
     ///
     /// # Errors
-    /// `Device` where memory is short.
-    pub fn at_least<D: KernelDevice<Buffer = B>>(&mut self, device: &D, bytes: usize) -> Result<&B> {
+    /// What `alloc` says.
+    pub fn at_least(&mut self, bytes: usize, alloc: impl FnOnce(usize) -> Result<B>) -> Result<&mut B> {
         if self.0.as_ref().is_none_or(|(_, size)| *size < bytes) {
             // First the old one goes: both need not fit at once.
             self.0 = None;
-            self.0 = Some((device.alloc(bytes)?, bytes));
+            self.0 = Some((alloc(bytes)?, bytes));
         }
-        Ok(&self.0.as_ref().expect("just made").0)
+        Ok(self.get())
+    }
+
+    /// What [`Growing::at_least`] answered last.
+    ///
+    /// # Panics
+    /// Where nobody asked.
+    pub fn get(&mut self) -> &mut B {
+        &mut self.0.as_mut().expect("made before").0
+    }
+
+    /// Bytes.
+    fn size(&self) -> usize {
+        self.0.as_ref().map_or(0, |(_, size)| *size)
     }
 }
 
-/// What one call needs beside the head. Calls of several ranks at once have one each, with a stream of its own, so that they
-/// neither mix nor wait for each other.
+/// Memory and stream of one call. Calls of several ranks at once have one each, so that they neither mix nor wait for each other.
 pub(super) struct Scratch<D: KernelDevice> {
-    pub rows: Growing<D::Buffer>,
-    pub indices: Growing<D::Buffer>,
-    pub logits: Growing<D::Buffer>,
-    pub status: Growing<D::Buffer>,
+    /// Rows, indices and adjustments.
+    pub inputs: Growing<D::Buffer>,
+    /// Row statuses and logits.
+    pub outputs: Growing<D::Buffer>,
     pub workspace: Growing<D::Buffer>,
-    adjustments: Growing<D::Buffer>,
-    /// On the host: rows on their way out, and logits that are looked at here.
-    pub bytes: Vec<u8>,
-    pub held: Vec<f32>,
+    /// On the host: inputs on their way out, outputs that came.
+    pub sent: Growing<D::Staging>,
+    pub received: Growing<D::Staging>,
     /// The last field: memory goes before the stream that used it.
     stream: D::OwnedStream,
 }
@@ -50,14 +61,11 @@ impl<D: KernelDevice> Scratch<D> {
     /// As [`KernelDevice::open_stream`].
     pub fn new(device: &D) -> Result<Self> {
         Ok(Scratch {
-            rows: Growing::default(),
-            indices: Growing::default(),
-            logits: Growing::default(),
-            status: Growing::default(),
+            inputs: Growing::default(),
+            outputs: Growing::default(),
             workspace: Growing::default(),
-            adjustments: Growing::default(),
-            bytes: Vec::new(),
-            held: Vec::new(),
+            sent: Growing::default(),
+            received: Growing::default(),
             stream: device.open_stream()?,
         })
     }
@@ -65,6 +73,35 @@ impl<D: KernelDevice> Scratch<D> {
     pub fn stream(&self, device: &D) -> D::Stream {
         device.on(&self.stream)
     }
+}
+
+/// Those that nobody uses.
+pub(super) struct Idle<D: KernelDevice>(Vec<Scratch<D>>);
+
+impl<D: KernelDevice> Default for Idle<D> {
+    fn default() -> Self {
+        Idle(Vec::new())
+    }
+}
+
+impl<D: KernelDevice> Idle<D> {
+    /// One for a call with that many bytes of outputs.
+    pub fn take(&mut self, bytes: usize) -> Option<Scratch<D>> {
+        let rooms: Vec<usize> = self.0.iter().map(|scratch| scratch.outputs.size()).collect();
+        fittest(&rooms, bytes).map(|i| self.0.swap_remove(i))
+    }
+
+    pub fn put(&mut self, scratch: Scratch<D>) {
+        self.0.push(scratch);
+    }
+}
+
+/// The smallest room that suffices, so that small calls leave the large ones to large calls; where none does, the largest, which has the
+/// least to grow.
+fn fittest(rooms: &[usize], bytes: usize) -> Option<usize> {
+    let places = || 0..rooms.len();
+    let fitting = places().filter(|&i| rooms[i] >= bytes).min_by_key(|&i| rooms[i]);
+    fitting.or_else(|| places().max_by_key(|&i| rooms[i]))
 }
 
 /// No adjustments of any row.
@@ -83,12 +120,17 @@ pub const NO_ADJUSTMENTS: LogitAdjustments = LogitAdjustments {
     temperatures: std::ptr::null(),
 };
 
-impl<D: KernelDevice> Scratch<D> {
-    /// Copies the arrays to the device, one behind the other.
-    ///
-    /// # Errors
-    /// `Device` where memory is short.
-    pub fn adjustments(&mut self, device: &D, arrays: &Arrays, words: usize) -> Result<LogitAdjustments> {
+/// The adjustments' arrays on their way to the device, one behind the other.
+pub(super) struct Packed {
+    pub words: Vec<u32>,
+    /// Of each array, in the order of `LogitAdjustments`: its first word, where it has any.
+    places: [Option<usize>; 10],
+    /// Of a row of the mask.
+    row_words: usize,
+}
+
+impl Packed {
+    pub fn new(arrays: &Arrays, row_words: usize) -> Self {
         let mut all: Vec<u32> = Vec::new();
         let mut place = |values: &[u32]| -> Option<usize> {
             let at = (!values.is_empty()).then_some(all.len());
@@ -108,14 +150,16 @@ impl<D: KernelDevice> Scratch<D> {
             place(&floats(&arrays.presence)),
             place(&arrays.allowed),
         ];
-        let stream = self.stream(device);
-        let buffer = self.adjustments.at_least(device, 4 * all.len())?;
-        device.write_on(stream, buffer, 0, bytemuck::cast_slice(&all))?;
-        let start = device.address(buffer) as usize;
+        Packed { words: all, places, row_words }
+    }
+
+    /// What the kernels are told of them where they lie at that address.
+    pub fn at(&self, address: u64) -> LogitAdjustments {
+        let (start, places) = (address as usize, self.places);
         let words_at =
             |place: Option<usize>| place.map_or(std::ptr::null(), |at| (start + 4 * at) as *const u32);
         let floats_at = |place: Option<usize>| words_at(place).cast::<f32>();
-        Ok(LogitAdjustments {
+        LogitAdjustments {
             addition_offsets: words_at(places[0]),
             addition_ids: words_at(places[1]),
             addition_values: floats_at(places[2]),
@@ -126,8 +170,27 @@ impl<D: KernelDevice> Scratch<D> {
             frequency: floats_at(places[7]),
             presence: floats_at(places[8]),
             allowed: words_at(places[9]),
-            allowed_pitch: words as u64,
+            allowed_pitch: self.row_words as u64,
             temperatures: std::ptr::null(),
-        })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_room_that_suffices_is_taken_or_else_the_largest() {
+        for (rooms, bytes, wanted) in [
+            (&[][..], 5, None),
+            (&[10], 5, Some(0)),
+            (&[10, 5, 7], 5, Some(1)),
+            (&[10, 4, 7], 5, Some(2)),
+            (&[1, 4, 3], 5, Some(1)),
+            (&[0, 0], 0, Some(0)),
+        ] {
+            assert_eq!(fittest(rooms, bytes), wanted, "{bytes} of {rooms:?}");
+        }
     }
 }

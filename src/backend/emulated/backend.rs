@@ -46,6 +46,26 @@ impl Drop for EmulatedBuffer {
     }
 }
 
+/// Host memory of an [`EmulatedDevice`]'s copies, which are done when they are queued.
+#[derive(Debug)]
+pub struct Staging {
+    /// For their alignment.
+    words: Vec<u64>,
+    bytes: usize,
+}
+
+impl AsRef<[u8]> for Staging {
+    fn as_ref(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.bytes]
+    }
+}
+
+impl AsMut<[u8]> for Staging {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.bytes]
+    }
+}
+
 /// A fault as the crate's error.
 fn failed(fault: Fault) -> Error {
     let what =
@@ -57,6 +77,7 @@ fn failed(fault: Fault) -> Error {
 
 impl KernelDevice for EmulatedDevice {
     type Buffer = EmulatedBuffer;
+    type Staging = Staging;
     type Kernel<P: Params> = Kernel<P>;
     type Stream = ();
     type OwnedStream = ();
@@ -96,11 +117,16 @@ impl KernelDevice for EmulatedDevice {
         buffer.buffer.address()
     }
 
-    fn write_on(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {
+    fn staging(&self, bytes: usize) -> Result<Staging> {
+        // Not zeros: what no copy brought shall show.
+        Ok(Staging { words: vec![0xcbcb_cbcb_cbcb_cbcb; bytes.div_ceil(8)], bytes })
+    }
+
+    unsafe fn queue_write(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {
         self.lock().write(buffer.buffer, at, bytes).map_err(failed)
     }
 
-    fn read_on(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &mut [u8]) -> Result<()> {
+    unsafe fn queue_read(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &mut [u8]) -> Result<()> {
         self.lock().read(buffer.buffer, at, bytes).map_err(failed)
     }
 

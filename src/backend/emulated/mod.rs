@@ -41,7 +41,7 @@ mod run;
 mod tensor_map;
 mod worker;
 
-pub use backend::{EmulatedBuffer, EmulatedDevice};
+pub use backend::{EmulatedBuffer, EmulatedDevice, Staging};
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
 pub use launch::{Kernel, LaunchConfig, Params};

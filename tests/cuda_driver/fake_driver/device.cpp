@@ -1,0 +1,81 @@
+// Driver, devices, contexts, and what it tells of itself.
+#include "driver.hpp"
+
+using namespace fake;
+
+namespace {
+
+Context contexts[16];
+
+// What was not given back.
+struct End {
+  ~End() {
+    const char *path = std::getenv("FAKE_ENDS");
+    FILE *file = path ? std::fopen(path, "w") : nullptr;
+    if (!file) return;
+    std::fprintf(file, "%zu allocations, %zu streams, %zu graphs, %zu events, %zu modules, %d contexts\n", memories.size() + locked.size(),
+                 streams.size(), graphs.size(), events.size(), modules.size(), retained);
+    std::fprintf(file, "%lld kernels and %lld graphs loaded by a launch\n", counts.lazy_kernels, counts.lazy_graphs);
+    std::fclose(file);
+  }
+} end;
+
+}  // namespace
+
+extern "C" {
+
+long long fake_count(const char *what) {
+  LOCKED;
+  const std::map<std::string, long long> all = {{"waits", counts.waits}, {"allocations", counts.allocations},
+                                                {"loads", counts.loads}, {"lazy kernels", counts.lazy_kernels},
+                                                {"lazy graphs", counts.lazy_graphs},
+                                                {"slow copies", counts.slow_copies}};
+  const auto found = all.find(what);
+  return found == all.end() ? -1 : found->second;
+}
+
+int cuInit(unsigned flags) { return flags ? INVALID_VALUE : int(number("FAKE_INIT", 0)); }
+int cuDriverGetVersion(int *version) { return *version = int(number("FAKE_VERSION", 13000)), 0; }
+int cuGetErrorName(int error, const char **name) {
+  static const std::map<int, const char *> names = {
+      {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"}, {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
+      {100, "CUDA_ERROR_NO_DEVICE"}, {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
+      {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
+      {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+      {701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"}, {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"},
+      {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+      {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}};
+  const auto found = names.find(error);
+  return *name = found == names.end() ? "CUDA_ERROR_OTHER" : found->second, 0;
+}
+int cuGetErrorString(int error, const char **text) { return *text = error ? "the driver's own words" : "no error", 0; }
+
+int cuDeviceGetCount(int *count) { return *count = int(number("FAKE_DEVICES", 1)), 0; }
+int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, 0; }
+int cuDeviceGetName(char *name, int size, int device) { return std::snprintf(name, size, "Fake %d", device), 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = size_t(number("FAKE_MEMORY", 80000000000)), 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+  const int capability = int(number("FAKE_CAPABILITY", 90));
+  switch (attribute) {
+    case 75: *value = capability / 10; break;                        // COMPUTE_CAPABILITY_MAJOR
+    case 76: *value = capability % 10; break;                        // COMPUTE_CAPABILITY_MINOR
+    case 97: *value = capability == 86 ? 101376 : 232448; break;     // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 38: *value = 50 << 20; break;                               // L2_CACHE_SIZE
+    default: *value = 1;
+  }
+  return 0;
+}
+
+int cuDevicePrimaryCtxRetain(Context **out, int device) {
+  LOCKED;
+  return ++retained, contexts[device].device = device, *out = &contexts[device], 0;
+}
+int cuDevicePrimaryCtxRelease_v2(int) {
+  LOCKED;
+  return --retained, 0;
+}
+int cuCtxGetCurrent(Context **out) { return *out = current, 0; }
+int cuCtxSetCurrent(Context *context) { return current = context, 0; }
+int cuCtxGetDevice(int *device) { return current ? (*device = current->device, 0) : INVALID_CONTEXT; }
+
+}  // extern "C"

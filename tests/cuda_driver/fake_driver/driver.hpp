@@ -1,0 +1,163 @@
+// A libcuda.so without a GPU: device memory is the host's, and kernels run on the emulated device, whose objects are linked into
+// this library. Only the functions that the crate uses; ABI of the CUDA driver API.
+//
+// It is stricter than a driver where that finds mistakes: nothing runs before somebody waits for its stream, so what is read,
+// reused or freed too early shows; memory is poisoned and has guard zones, locked host memory too; what needs a context fails without
+// one.
+//
+// What it says comes from the environment:
+//   FAKE_VERSION FAKE_DEVICES FAKE_CAPABILITY (90)  what there is
+//   FAKE_MEMORY                                     bytes of device memory
+//   FAKE_INIT FAKE_LOAD FAKE_CAPTURE FAKE_REPLAY    error codes of cuInit, cuModuleLoadData, cuGraphInstantiate, cuGraphLaunch
+//   FAKE_LAUNCH, FAKE_RUN                           error codes of a launch, of a kernel that runs; from number FAKE_FROM on (0)
+//   FAKE_LOG                                        launches are written to that file instead of run
+//   FAKE_ENDS                                       at the end, what was not given back, and what only a launch loaded, is written
+//                                                   to that file
+//
+// A program that has loaded it may ask fake_count for what it did so far.
+//
+// device.cpp: what there is; stream.cpp: streams, graphs, events; memory.cpp: memory and copies; kernel.cpp: modules and launches.
+#pragma once
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "emulated/machine.hpp"
+
+namespace fake {
+
+enum Error {
+  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
+  NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
+};
+
+inline long long number(const char *name, long long otherwise) {
+  const char *text = std::getenv(name);
+  return text ? std::atoll(text) : otherwise;
+}
+
+using Work = std::function<int()>;
+
+struct Graph {
+  std::vector<Work> work;
+  bool broken = false;
+  bool uploaded = false;
+};
+struct Stream {
+  std::deque<Work> queue;
+  Graph *recording = nullptr;
+};
+struct Event {
+  Stream *on = nullptr;
+  bool reached = false;
+  std::chrono::steady_clock::time_point when;
+};
+struct Context {
+  int device;
+};
+struct Function {
+  const emulated::Kernel *kernel;
+  uint32_t shared_limit = 48 * 1024;
+  bool loaded = false;
+};
+struct Module {
+  std::map<std::string, Function> functions;
+};
+struct Memory {
+  uint8_t *start;
+  size_t bytes;
+};
+
+constexpr size_t kGuard = 256;
+constexpr uint8_t kPoison = 0xcb, kFence = 0xfd;
+
+// Everything is guarded by one lock; the driver API may be called from any thread.
+inline std::recursive_mutex lock;
+#define LOCKED const std::lock_guard<std::recursive_mutex> guard(lock)
+inline std::map<uint64_t, Memory> memories, locked;  // of the device; of the host
+inline std::set<Stream *> streams;
+inline std::set<void *> graphs, events;
+inline std::set<Module *> modules;
+inline int retained = 0;  // contexts
+// What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and graphs that a launch had to
+// bring to the device, since nobody had done so before; copies from or to host memory that is not locked, for which a driver waits.
+inline struct Counts {
+  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies;
+} counts;
+inline int lost = SUCCESS;  // after a kernel failed, everything does
+inline Stream default_stream;
+inline thread_local Context *current = nullptr;
+inline thread_local Stream *recording = nullptr;
+
+// Of every call that needs a context.
+inline int usable() { return !current ? INVALID_CONTEXT : lost; }
+#define USABLE \
+  LOCKED;      \
+  if (const int e = usable()) return e
+
+// Of every call that may wait: a thread that records must not.
+inline int waits() {
+  ++counts.waits;
+  if (!recording) return SUCCESS;
+  recording->recording->broken = true;
+  return CAPTURE_UNSUPPORTED;
+}
+
+inline Stream *known(void *handle) {
+  if (!handle) return &default_stream;
+  auto *stream = static_cast<Stream *>(handle);
+  return streams.count(stream) ? stream : nullptr;
+}
+
+inline int put(void *handle, Work work) {
+  Stream *stream = known(handle);
+  if (!stream) return INVALID_HANDLE;
+  if (stream->recording)
+    stream->recording->work.push_back(std::move(work));
+  else
+    stream->queue.push_back(std::move(work));
+  return SUCCESS;
+}
+
+inline int drain(Stream &stream) {
+  while (!lost && !stream.queue.empty()) {
+    const Work work = std::move(stream.queue.front());
+    stream.queue.pop_front();
+    lost = work();
+  }
+  return lost;
+}
+inline int drain_all() {
+  drain(default_stream);
+  for (Stream *stream : streams) drain(*stream);
+  return lost;
+}
+
+// The bytes are of one allocation.
+inline bool within(const std::map<uint64_t, Memory> &all, uint64_t address, size_t bytes) {
+  auto next = all.upper_bound(address);
+  if (next == all.begin()) return false;
+  const auto &[start, memory] = *--next;
+  return address - start <= memory.bytes && bytes <= memory.bytes - (address - start);
+}
+inline bool inside(uint64_t address, size_t bytes) { return within(memories, address, bytes); }
+
+// A queued copy, which must not outlive the locked memory that it uses.
+inline std::map<uint64_t, int> pending;  // copies by the locked memory's address
+inline int put_copy(void *stream, const void *host, size_t bytes, Work work) {
+  if (!within(locked, uint64_t(host), bytes)) return ++counts.slow_copies, put(stream, std::move(work));
+  const uint64_t start = std::prev(locked.upper_bound(uint64_t(host)))->first;
+  ++pending[start];
+  return put(stream, [=] { return --pending[start], work(); });
+}
+
+}  // namespace fake

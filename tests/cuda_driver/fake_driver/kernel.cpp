@@ -1,0 +1,151 @@
+// Modules, functions, launches and tensor maps: kernels are the emulated device's.
+#include <dlfcn.h>
+
+#include "driver.hpp"
+#include "emulated/fiber.hpp"
+
+using namespace fake;
+
+extern "C" {
+int lmhead_emulated_check_launch(const emulated::Launch *launch, emulated::Fault *fault);
+int lmhead_emulated_run_cluster(emulated::Worker *worker, const emulated::Launch *launch, uint64_t number,
+                                emulated::Fault *fault);
+}
+
+namespace {
+
+long long launches = 0, runs = 0;
+
+int run(const emulated::Launch &shape, const std::vector<uint8_t> &params) {
+  if (const int error = int(number("FAKE_RUN", 0)); error && runs++ >= number("FAKE_FROM", 0)) return error;
+  static emulated::Worker *worker = emulated::open_worker();
+  static emulated::Fault fault;
+  static uint64_t seed = 0;
+  std::vector<emulated::Allocation> table;
+  for (const auto &[address, memory] : memories)
+    table.push_back({address, memory.bytes, 1, uint32_t(table.size()), nullptr});
+  void *aligned = nullptr;
+  if (posix_memalign(&aligned, 64, params.size() + 64)) return OUT_OF_MEMORY;
+  std::memcpy(aligned, params.data(), params.size());
+  emulated::Launch launch = shape;
+  launch.params = aligned, launch.seed = seed++, launch.checks = 1, launch.instruction_limit = uint64_t(1) << 32;
+  launch.allocations = table.data(), launch.allocation_count = table.size();
+  launch.host.wait_for_primary = [](void *) { return 0; };
+  launch.host.block_triggered = [](void *) {};
+  launch.host.trace = [](void *, const char *, uint64_t) {};
+  uint64_t clusters = 1;
+  for (int i = 0; i < 3; ++i) clusters *= launch.grid[i] / launch.cluster[i];
+  bool failed = lmhead_emulated_check_launch(&launch, &fault) != 0;
+  for (uint64_t i = 0; !failed && i < clusters; ++i)
+    failed = lmhead_emulated_run_cluster(worker, &launch, i, &fault) == 1;
+  std::free(aligned);
+  if (failed) std::fprintf(stderr, "fake driver: kernel %s: %s\n", launch.kernel->name, fault.text);
+  return failed ? LAUNCH_FAILED : SUCCESS;
+}
+
+struct Attribute {
+  int id;
+  char pad[4];
+  int value[16];
+};
+struct Config {
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  const Attribute *attributes;
+  unsigned attribute_count;
+};
+
+}  // namespace
+
+extern "C" {
+
+int cuModuleLoadData(Module **module, const void *image) {
+  USABLE;
+  ++counts.loads;
+  if (const int e = waits()) return e;
+  // The magic number of a fatbin.
+  if (*(const uint32_t *)image != 0xba55ed50u) return INVALID_IMAGE;
+  if (const int e = int(number("FAKE_LOAD", 0))) return e;
+  return modules.insert(*module = new Module), 0;
+}
+int cuModuleUnload(Module *module) {
+  LOCKED;
+  return modules.erase(module) ? (delete module, 0) : int(INVALID_HANDLE);
+}
+int cuModuleGetFunction(Function **out, Module *module, const char *name) {
+  USABLE;
+  if (!modules.count(module)) return INVALID_HANDLE;
+  // This library's own symbols: the program has those kernels too, and its own device for them.
+  static void *self = [] {
+    Dl_info info;
+    return dladdr((void *)cuModuleLoadData, &info) ? dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD) : nullptr;
+  }();
+  auto *kernel = static_cast<const emulated::Kernel *>(dlsym(self, (std::string("lmhead_kernel_") + name).c_str()));
+  if (!kernel) return NOT_FOUND;
+  Function &function = module->functions[name];
+  return function.kernel = kernel, *out = &function, 0;
+}
+int cuFuncLoad(Function *function) {
+  USABLE;
+  ++counts.loads;
+  if (const int e = waits()) return e;
+  return function->loaded = true, 0;
+}
+int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
+  *value = attribute == 0   ? int(function->kernel->max_threads)  // MAX_THREADS_PER_BLOCK
+           : attribute == 1 ? 1024                                // SHARED_SIZE_BYTES
+           : attribute == 4 ? 107                                 // NUM_REGS
+                            : 0;
+  return 0;
+}
+int cuFuncSetAttribute(Function *function, int attribute, int value) {
+  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
+  return function->shared_limit = uint32_t(value), 0;
+}
+int cuFuncGetParamInfo(const Function *function, size_t index, size_t *offset, size_t *size) {
+  return index ? INVALID_VALUE : (*offset = 0, *size = function->kernel->params_bytes, 0);
+}
+
+int cuLaunchKernelEx(const Config *config, Function *function, void **params, void **extra) {
+  USABLE;
+  if (extra) return INVALID_VALUE;
+  if (!function->loaded) ++counts.lazy_kernels, function->loaded = true;
+  emulated::Launch launch = {};
+  launch.kernel = function->kernel, launch.dynamic_shared = config->shared, launch.shared_limit = function->shared_limit;
+  std::memcpy(launch.grid, config->grid, sizeof launch.grid), std::memcpy(launch.block, config->block, sizeof launch.block);
+  for (unsigned &blocks : launch.cluster) blocks = 1;
+  FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr;
+  if (log)
+    std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u", function->kernel->name, launch.grid[0], launch.grid[1],
+                 launch.grid[2], launch.block[0], launch.block[1], launch.block[2], config->shared);
+  for (unsigned i = 0; i < config->attribute_count; ++i) {
+    const Attribute &a = config->attributes[i];
+    if (a.id == 4) {
+      for (int j = 0; j < 3; ++j) launch.cluster[j] = unsigned(a.value[j]);
+      if (log) std::fprintf(log, " cluster %d %d %d", a.value[0], a.value[1], a.value[2]);
+    }
+    if (a.id == 6 && log) std::fprintf(log, " programmatic %d", a.value[0]);
+  }
+  if (log) {
+    const auto *words = static_cast<const uint32_t *>(params[0]);
+    std::fprintf(log, " sizes %u %u %u\n", words[6], words[7], words[8]), std::fclose(log);
+  }
+  if (const int e = int(number("FAKE_LAUNCH", 0)); e && launches++ >= number("FAKE_FROM", 0)) return e;
+  const auto *bytes = static_cast<const uint8_t *>(params[0]);
+  const std::vector<uint8_t> copy(bytes, bytes + function->kernel->params_bytes);
+  return put(config->stream, [=] {
+    if (log) return int(number("FAKE_RUN", 0));
+    return run(launch, copy);
+  });
+}
+
+int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address, const uint64_t *sizes,
+                           const uint64_t *pitches, const unsigned *box, const unsigned *steps, int interleave, int swizzle,
+                           int promotion, int fill) {
+  if (rank != 2 || steps[0] != 1 || steps[1] != 1 || interleave || promotion != 3 || fill) return 1;
+  const uint64_t said[8] = {uint64_t(type), uint64_t(address), sizes[0], sizes[1], pitches[0], box[0], box[1], uint64_t(swizzle)};
+  std::memcpy(map, said, sizeof said);
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,92 @@
+// Memory of the device and locked memory of the host, and copies.
+#include "driver.hpp"
+
+using namespace fake;
+
+namespace {
+
+size_t used = 0;  // of the device
+
+int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
+  ++counts.allocations;
+  if (const int e = waits()) return e;
+  if (bytes == 0) return INVALID_VALUE;
+  auto *start = static_cast<uint8_t *>(std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 2 * kGuard));
+  if (!start) return OUT_OF_MEMORY;
+  std::memset(start, kFence, kGuard), std::memset(start + kGuard, kPoison, bytes);
+  std::memset(start + kGuard + bytes, kFence, kGuard);
+  return all[*address = uint64_t(start + kGuard)] = {start, bytes}, 0;
+}
+int release(std::map<uint64_t, Memory> &all, uint64_t address) {
+  if (!current) return INVALID_CONTEXT;
+  ++counts.allocations;
+  if (const int e = waits()) return e;
+  const auto found = all.find(address);
+  if (found == all.end()) return INVALID_VALUE;
+  const Memory memory = found->second;
+  for (size_t i = 0; i < kGuard; ++i)
+    if (memory.start[i] != kFence || memory.start[kGuard + memory.bytes + i] != kFence)
+      std::fprintf(stderr, "fake driver: memory beside an allocation of %zu bytes was written to\n", memory.bytes), std::abort();
+  return all.erase(found), std::free(memory.start), lost;
+}
+
+}  // namespace
+
+extern "C" {
+
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+  USABLE;
+  const size_t room = size_t(number("FAKE_MEMORY", 80000000000));
+  if (bytes > room || used + bytes > room) return OUT_OF_MEMORY;
+  const int e = allocate(memories, address, bytes);
+  return used += e ? 0 : bytes, e;
+}
+int cuMemFree_v2(uint64_t address) {
+  LOCKED;
+  drain_all();  // as the driver's, which waits for what may use the memory
+  const auto found = memories.find(address);
+  const size_t bytes = found == memories.end() ? 0 : found->second.bytes;
+  const int e = release(memories, address);
+  return used -= memories.count(address) ? 0 : bytes, e;
+}
+int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
+  USABLE;
+  return flags ? INVALID_VALUE : allocate(locked, reinterpret_cast<uint64_t *>(out), bytes);
+}
+int cuMemFreeHost(void *start) {
+  LOCKED;
+  // Nothing waits here: what was queued on it must have ended.
+  if (!lost && pending[uint64_t(start)] > 0)
+    std::fprintf(stderr, "fake driver: locked memory was freed while a copy of it was queued\n"), std::abort();
+  return release(locked, uint64_t(start));
+}
+int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
+  USABLE;
+  return put(stream, [=] { return inside(to, bytes) ? (std::memset((void *)to, value, bytes), 0) : ILLEGAL_ADDRESS; });
+}
+int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
+  USABLE;
+  if (to % 4) return INVALID_VALUE;
+  return put(stream, [=] {
+    if (!inside(to, 4 * words)) return int(ILLEGAL_ADDRESS);
+    for (size_t i = 0; i < words; ++i) ((unsigned *)to)[i] = value;
+    return 0;
+  });
+}
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+  USABLE;
+  return put_copy(stream, from, bytes, [=] { return inside(to, bytes) ? (std::memcpy((void *)to, from, bytes), 0) : ILLEGAL_ADDRESS; });
+}
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+  USABLE;
+  return put_copy(stream, to, bytes, [=] { return inside(from, bytes) ? (std::memcpy(to, (void *)from, bytes), 0) : ILLEGAL_ADDRESS; });
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
+  USABLE;
+  return put(stream, [=] {
+    if (!inside(to, bytes) || !inside(from, bytes)) return int(ILLEGAL_ADDRESS);
+    return std::memmove((void *)to, (void *)from, bytes), 0;
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,91 @@
+// Streams, graphs and events.
+#include "driver.hpp"
+
+using namespace fake;
+
+extern "C" {
+
+int cuStreamCreate(Stream **out, unsigned) {
+  USABLE;
+  return streams.insert(*out = new Stream), 0;
+}
+int cuStreamDestroy_v2(Stream *stream) {
+  LOCKED;
+  if (!current || !streams.count(stream)) return INVALID_HANDLE;
+  drain(*stream);
+  return streams.erase(stream), delete stream, lost;
+}
+int cuStreamSynchronize(void *handle) {
+  USABLE;
+  if (const int e = waits()) return e;
+  Stream *stream = known(handle);
+  return stream ? drain(*stream) : INVALID_HANDLE;
+}
+
+int cuStreamBeginCapture_v2(void *handle, int) {
+  USABLE;
+  Stream *stream = known(handle);
+  if (!stream || stream == &default_stream || stream->recording || recording) return INVALID_VALUE;
+  stream->recording = new Graph, graphs.insert(stream->recording), recording = stream;
+  return 0;
+}
+int cuStreamEndCapture(void *handle, Graph **out) {
+  USABLE;
+  Stream *stream = known(handle);
+  if (!stream || !stream->recording || recording != stream) return INVALID_VALUE;
+  Graph *graph = stream->recording;
+  stream->recording = nullptr, recording = nullptr;
+  if (!graph->broken) return *out = graph, 0;
+  return graphs.erase(graph), delete graph, *out = nullptr, CAPTURE_INVALIDATED;
+}
+int cuGraphInstantiateWithFlags(Graph **out, Graph *graph, unsigned long long) {
+  USABLE;
+  if (const int e = int(number("FAKE_CAPTURE", 0))) return e;
+  return *out = new Graph(*graph), graphs.insert(*out), 0;
+}
+int cuGraphUpload(Graph *graph, void *handle) {
+  USABLE;
+  Stream *stream = known(handle);
+  if (!stream || stream->recording || !graphs.count(graph)) return INVALID_VALUE;
+  return graph->uploaded = true, 0;
+}
+int cuGraphLaunch(Graph *graph, void *stream) {
+  USABLE;
+  if (const int e = int(number("FAKE_REPLAY", 0))) return e;
+  if (!graph->uploaded) ++counts.lazy_graphs, graph->uploaded = true;
+  for (const Work &work : graph->work)
+    if (const int e = put(stream, work)) return e;
+  return 0;
+}
+int cuGraphDestroy(Graph *graph) {
+  LOCKED;
+  return graphs.erase(graph), delete graph, 0;
+}
+int cuGraphExecDestroy(Graph *graph) { return cuGraphDestroy(graph); }
+
+int cuEventCreate(Event **out, unsigned) {
+  USABLE;
+  return *out = new Event, events.insert(*out), 0;
+}
+int cuEventDestroy_v2(Event *event) {
+  LOCKED;
+  drain_all();
+  return events.erase(event), delete event, 0;
+}
+int cuEventRecord(Event *event, void *stream) {
+  USABLE;
+  event->on = known(stream), event->reached = false;
+  return put(stream, [event] { return event->reached = true, event->when = std::chrono::steady_clock::now(), 0; });
+}
+int cuEventSynchronize(Event *event) {
+  USABLE;
+  if (const int e = waits()) return e;
+  return event->on ? drain(*event->on) : 0;
+}
+int cuEventElapsedTime(float *milliseconds, const Event *from, const Event *to) {
+  USABLE;
+  if (!from->reached || !to->reached) return 600;
+  return *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count(), 0;
+}
+
+}  // extern "C"
