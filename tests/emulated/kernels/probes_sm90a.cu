@@ -67,7 +67,7 @@ KERNEL(probe_mbarrier, ProbeParams, 64, 1) {
   }
 }
 
-// n[0], n[1]: x and y; n[2]: words of a tile; out: the tile as it lies in shared memory.
+// n[0], n[1]: x and y; n[2]: words of a tile; n[3]: a cache policy or none; out: the tile as it lies in shared memory.
 KERNEL(probe_tma_load, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), barrier = s + 4 * params.n[2];
   if (threadIdx.x == 0) {
@@ -76,7 +76,8 @@ KERNEL(probe_tma_load, ProbeParams, 64, 1) {
     fence_mbarrier_init();
     mbarrier_arrive_expect_tx(barrier, 4 * params.n[2]);
     if (params.n[3])
-      tma_load_2d_hint(s, &params.map, int32_t(params.n[0]), int32_t(params.n[1]), barrier, createpolicy_evict_first());
+      tma_load_2d_hint(s, &params.map, int32_t(params.n[0]), int32_t(params.n[1]), barrier,
+                       params.n[3] == 1 ? createpolicy_evict_first() : createpolicy_evict_last());
     else
       tma_load_2d(s, &params.map, int32_t(params.n[0]), int32_t(params.n[1]), barrier);
   }
@@ -235,4 +236,10 @@ KERNEL(probe_registers, ProbeParams, 256, 1) {
     setmaxnreg_inc<200>();
     st_global_u32(params.out + 1, 1);
   }
+}
+
+// out: the two answers of each thread.
+KERNEL(probe_elect, ProbeParams, 64, 1) {
+  st_global_u32(params.out + threadIdx.x, elect_sync());
+  st_global_u32(params.out + 64 + threadIdx.x, elect_sync());
 }
