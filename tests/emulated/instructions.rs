@@ -274,6 +274,32 @@ fn geometry() {
     }
 }
 
+/// Two blocks of which `LMHEAD_EMULATED_TRACE` prints one: for the test below, as a process of its own.
+#[test]
+#[ignore = "the next test starts it"]
+fn prints_its_trace() {
+    let out = Probe::new(probe_trap(), 64, 0, 64).n(&[64]).grid(2).config(|c| c.threads(2)).output();
+    assert_eq!(out, [1; 64]);
+}
+
+#[test]
+fn a_trace_that_cannot_be_printed_ends_nothing() {
+    use std::process::{Command, Stdio};
+    let start = |errors: Stdio| {
+        let mut child = Command::new(std::env::current_exe().expect("this program"));
+        child.args(["--ignored", "--exact", "instructions::prints_its_trace"]);
+        child.env("LMHEAD_EMULATED_TRACE", "probe_trap:1").stdout(Stdio::null()).stderr(errors);
+        child.spawn().expect("this program again")
+    };
+    let printed = start(Stdio::piped()).wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&printed.stderr).into_owned();
+    assert!(printed.status.success(), "{text}");
+    assert_eq!(text.matches("block (1, 0, 0) thread ").count(), 2 * 64, "{text}"); // st.global, exit
+    let mut unread = start(Stdio::piped());
+    drop(unread.stderr.take());
+    assert!(unread.wait().expect("it ends").success(), "standard error has no reader");
+}
+
 #[test]
 fn a_trace_tells_what_one_block_does() {
     use lmhead::backend::emulated::{Device, LaunchConfig};

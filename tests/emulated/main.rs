@@ -14,5 +14,6 @@ mod matmul_parts;
 mod planted;
 mod probe;
 mod probed;
+mod readme;
 mod refused;
 mod tensor_core;

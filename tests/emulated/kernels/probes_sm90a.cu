@@ -243,3 +243,20 @@ KERNEL(probe_elect, ProbeParams, 64, 1) {
   st_global_u32(params.out + threadIdx.x, elect_sync());
   st_global_u32(params.out + 64 + threadIdx.x, elect_sync());
 }
+
+// n[0] groups of four int8 products of 64 x 16, each waited for: what wgmma costs. 80 rows of 128 bytes.
+KERNEL(bench_wgmma, ProbeParams, 128, 1) {
+  const uint32_t s = dynamic_shared(), t = threadIdx.x;
+  for (uint32_t i = t; i < 80 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i + 1, i + 2, i + 3});
+  fence_proxy_async();
+  barrier_sync_all();
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  int32_t d[8];
+  for (uint32_t i = 0; i < params.n[0]; ++i) {
+    wgmma_fence();
+    for (uint32_t k = 0; k < 4; ++k) wgmma_m64k32_s8<16>(d, a + 2 * k, b + 2 * k, i != 0 || k != 0);
+    wgmma_commit_group();
+    wgmma_wait_group<0>();
+  }
+  st_global_u32(params.out + t, uint32_t(d[0]) + uint32_t(d[7]));
+}
