@@ -287,7 +287,7 @@ fn a_trace_that_cannot_be_printed_ends_nothing() {
     use std::process::{Command, Stdio};
     let start = |errors: Stdio| {
         let mut child = Command::new(std::env::current_exe().expect("this program"));
-        child.args(["--ignored", "--exact", "instructions::prints_its_trace"]);
+        child.args(["--ignored", "--exact", "--nocapture", "instructions::prints_its_trace"]);
         child.env("LMHEAD_EMULATED_TRACE", "probe_trap:1").stdout(Stdio::null()).stderr(errors);
         child.spawn().expect("this program again")
     };
