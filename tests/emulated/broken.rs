@@ -166,6 +166,13 @@ fn refused_launches() {
             Ok(()) => panic!("wanted a refusal with {wanted:?}"),
         }
     }
+    let mut device = Device::new();
+    let out = device.upload(&[0u32; 1]);
+    let mut most = ManyParams([7; 8191]);
+    (most.0[0], most.0[1]) = (out.address() as u32, (out.address() >> 32) as u32);
+    let config = LaunchConfig::new([1; 3], [1, 1, 1]);
+    device.launch(&probe_params(), &most, &config).expect("32764 bytes of parameters");
+    assert_eq!(device.download::<u32>(out), Ok(vec![7]));
     let many = TooManyParams([0; 8192]);
     let config = LaunchConfig::new([1; 3], [32, 1, 1]);
     let fault =

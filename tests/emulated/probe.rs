@@ -19,6 +19,14 @@ pub struct ProbeParams {
 // SAFETY: mirrors the struct of probe.h.
 unsafe impl Params for ProbeParams {}
 
+/// `ManyParams` of `broken_sm90a.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ManyParams(pub [u32; 8191]);
+
+// SAFETY: mirrors the struct of broken_sm90a.cu.
+unsafe impl Params for ManyParams {}
+
 /// `TooManyParams` of `broken_sm90a.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +43,10 @@ macro_rules! probes {
             emulated_kernel!($name: ProbeParams)
         })*
     };
+}
+
+pub fn probe_params() -> Kernel<ManyParams> {
+    emulated_kernel!(probe_params: ManyParams)
 }
 
 pub fn broken_params() -> Kernel<TooManyParams> {

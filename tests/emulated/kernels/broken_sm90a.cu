@@ -366,10 +366,16 @@ KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// Larger than a kernel's parameters may be.
+// As large as a kernel's parameters may be, and larger. The first two words are the address to which the last one goes.
+struct ManyParams {
+  uint32_t words[8191];
+};
 struct TooManyParams {
   uint32_t words[8192];
 };
 #if !defined(__CUDACC__)
+KERNEL(probe_params, ManyParams, 1, 1) {
+  st_global_u32(reinterpret_cast<void *>(uint64_t(params.words[1]) << 32 | params.words[0]), params.words[8190]);
+}
 KERNEL(broken_params, TooManyParams, 32, 1) { trap(); }
 #endif
