@@ -13,7 +13,6 @@ use compile::{Compiled, Job, problem};
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Mutex;
 use std::{env, fs, process, thread};
 
@@ -47,12 +46,11 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
         return write(&table, "&[]");
     }
 
-    let nvcc = toolkit::find(|name| env::var_os(name), targets(manifest, out))?;
+    let toolkit::Nvcc { path: nvcc, version, full: mut compiler } =
+        toolkit::find(|name| env::var_os(name), targets(manifest, out))?;
     println!("cargo::rerun-if-changed={}", nvcc.display());
-    let said = Command::new(&nvcc).arg("--version").output().map_err(|e| problem(&nvcc, &e))?;
-    let ((major, _), mut compiler) = toolkit::version(&nvcc, &String::from_utf8_lossy(&said.stdout))?;
     // Code of one major version runs on drivers of that version or later only.
-    println!("cargo::rustc-env=LMHEAD_NVCC_MAJOR={major}");
+    println!("cargo::rustc-env=LMHEAD_NVCC_MAJOR={}", version.0);
     for name in NVCC_OPTIONS {
         compiler += &format!(" {name}={:?}", env::var_os(name));
     }

@@ -10,14 +10,32 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A folder with empty programs in it.
+/// Programs are written and started by one test at a time: a process that another test starts meanwhile would hold the file open for
+/// writing, and such a file cannot be executed.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A folder with files in it that are empty; those called `nvcc...` are programs that say version 13.0, in folders called `old...` 12.6.
 fn folder(files: &[&str]) -> tempfile::TempDir {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a temporary folder");
     for file in files {
         let path = folder.path().join(file);
         fs::create_dir_all(path.parent().expect("below the folder")).expect("a folder");
-        fs::write(path, "").expect("a file");
+        let version =
+            if file.starts_with("old") { "release 12.6, V12.6.85" } else { "release 13.0, V13.0.88" };
+        let text = format!("#!/bin/sh\necho 'Cuda compilation tools, {version}'\n");
+        let nvcc = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("nvcc"));
+        fs::write(&path, if nvcc { text } else { String::new() }).expect("a file");
+        #[cfg(unix)]
+        if nvcc {
+            use std::os::unix::fs::PermissionsExt;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permissions");
+        }
     }
     folder
 }
@@ -28,13 +46,15 @@ fn find(at: &Path, variables: &[(&str, &str)]) -> Result<PathBuf, String> {
         // `@` is the folder.
         variables.get(name).map(|value| OsString::from(value.replace('@', &at.display().to_string())))
     };
-    toolkit::find(variable, [at.join("target")]).map(|path| path.strip_prefix(at).expect("below").into())
+    let _alone = alone();
+    toolkit::find(variable, [at.join("target")]).map(|nvcc| nvcc.path.strip_prefix(at).expect("below").into())
 }
 
 #[test]
 fn nvcc_is_looked_for_in_nvcc_cuda_home_path_and_the_scripts_folder_in_that_order() {
     let installed = "target/cuda-toolkit/nvidia/cu13/bin/nvcc";
-    let at = folder(&["own/nvcc", "own/nvcc-13", "home/bin/nvcc", "path/nvcc", "empty/x", installed]);
+    let at =
+        folder(&["own/nvcc", "own/nvcc-13", "home/bin/nvcc", "path/nvcc", "old/nvcc", "empty/x", installed]);
     let all = [("NVCC", "@/own/nvcc"), ("CUDA_HOME", "@/home"), ("PATH", "@/empty:@/path")];
     for (set, wanted) in [
         (&all[..], "own/nvcc"),
@@ -42,6 +62,8 @@ fn nvcc_is_looked_for_in_nvcc_cuda_home_path_and_the_scripts_folder_in_that_orde
         (&all[2..], "path/nvcc"),
         (&[("PATH", "@/empty")][..], installed),
         (&[][..], installed),
+        // One on PATH that is too old gives way.
+        (&[("PATH", "@/old:@/path")][..], installed),
         (&[("NVCC", ""), ("CUDA_HOME", ""), ("PATH", "@/path")][..], "path/nvcc"),
         (&[("NVCC", "nvcc-13"), ("PATH", "@/empty:@/own")][..], "own/nvcc-13"),
     ] {
@@ -51,9 +73,18 @@ fn nvcc_is_looked_for_in_nvcc_cuda_home_path_and_the_scripts_folder_in_that_orde
 
 #[test]
 fn without_nvcc_the_error_names_what_was_asked_and_the_script() {
-    let at = folder(&["empty/x", "path/nvcc"]);
+    let at = folder(&["empty/x", "path/nvcc", "old/nvcc", "old-home/bin/nvcc"]);
     for (set, named) in [
         (&[("PATH", "@/empty")][..], "wanted nvcc 12.8 or newer"),
+        (&[("PATH", "@/old")][..], "old/nvcc: wanted nvcc 12.8 or newer, got 12.6.85"),
+        (
+            &[("NVCC", "@/old/nvcc"), ("PATH", "@/path")][..],
+            "old/nvcc: wanted nvcc 12.8 or newer, got 12.6.85",
+        ),
+        (
+            &[("CUDA_HOME", "@/old-home"), ("PATH", "@/path")][..],
+            "old-home/bin/nvcc: wanted nvcc 12.8 or newer",
+        ),
         (&[("NVCC", "@/gone"), ("PATH", "@/path")][..], "NVCC: wanted the path of nvcc, got "),
         (&[("NVCC", "nvcc-13"), ("PATH", "@/path")][..], "got nvcc-13; "),
         (
@@ -187,6 +218,7 @@ fn entry_points_are_read_from_ptx() {
 #[cfg(unix)]
 fn stand_in(at: &Path) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
+    let _alone = alone();
     let nvcc = at.join("nvcc");
     let script = r#"#!/bin/sh
 echo run >> "$(dirname "$0")/runs"
@@ -215,6 +247,7 @@ fn an_unchanged_file_is_not_compiled_again_and_a_failure_is_told_in_nvccs_words(
         let inputs = compile::inputs(&source, &[], &architectures, "V13.0.88").expect("readable");
         let (include, output) = (at.path().to_path_buf(), at.path().join("out"));
         let job = compile::Job { name: "a", source: source.clone(), include, architectures, output, inputs };
+        let _alone = alone();
         compile::run(&nvcc, 1, &job)
     };
     let runs = || fs::read_to_string(at.path().join("runs")).expect("a file").lines().count();

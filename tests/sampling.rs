@@ -32,11 +32,19 @@ fn head_with(logits: &[f32]) -> TestHead {
 
 /// Draws one token for each of `params` from the same logits, on `size` ranks that share the rows and the head; with it the stats of rank 0.
 fn draw(logits: &[f32], size: usize, params: &[SamplingParams]) -> (Vec<i64>, lmhead::result::StepStats) {
-    let test = head_with(logits);
+    draw_from(&head_with(logits), size, params)
+}
+
+/// The same from a head with one column, for the row `[1]`.
+fn draw_from(
+    test: &TestHead,
+    size: usize,
+    params: &[SamplingParams],
+) -> (Vec<i64>, lmhead::result::StepStats) {
     let counts: Vec<usize> =
         (0..size).map(|me| lmhead::layout::even_part(params.len(), size, me).len()).collect();
     let answers = each_rank(size, |me, exchange| {
-        let mut head = head_of(&test, &test.config(), size, me, exchange).unwrap();
+        let mut head = head_of(test, &test.config(), size, me, exchange).unwrap();
         let own = lmhead::layout::even_part(params.len(), size, me);
         let bytes: Vec<u8> = own.clone().flat_map(|_| 1f32.to_le_bytes()).collect();
         let rows = HiddenRows::new(&bytes, DType::F32, own.len(), 1).unwrap();
@@ -422,6 +430,28 @@ fn a_vocabulary_whose_masses_would_overflow_at_full_precision_is_sampled() {
     for size in [1, 3] {
         let (ids, _) = draw(&logits, size, &[nucleus]);
         assert!((0..1 << 22).contains(&ids[0]), "a quarter of equal logits are the lowest ids: {}", ids[0]);
+    }
+}
+
+/// The shard with the infinite logit has the largest of the others too, of which the other shards then do not know.
+#[test]
+fn a_row_that_is_not_finite_in_one_shard_has_no_token_whatever_the_filters_and_ends_no_step() {
+    let mut logits = vec![0f32; 256];
+    logits[64..128].fill(90.0);
+    logits[100] = f32::MAX;
+    let mut bias = vec![0f32; 256];
+    bias[100] = f32::MAX;
+    let test = TestHead { bias: Some(bias), ..head_with(&logits) };
+    let plain = SamplingParams::default();
+    let filters = [
+        plain,
+        SamplingParams { top_p: 0.5, ..plain },
+        SamplingParams { min_p: 0.1, top_p: 0.9, ..plain },
+        SamplingParams { top_k: 200, top_p: 0.7, ..plain },
+        SamplingParams { top_k: 100_000, ..plain },
+    ];
+    for size in [1, 2, 4] {
+        assert_eq!(draw_from(&test, size, &filters).0, [-1; 5], "{size} ranks");
     }
 }
 

@@ -1,7 +1,8 @@
-//! Finds nvcc. Pure but for the look at files: the tests hand in their own environment.
+//! Finds nvcc. Pure but for the look at files and the question for their version: the tests hand in their own environment.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The oldest nvcc whose options all exist (`--compress-mode` came with 12.8).
 pub const OLDEST: (u32, u32) = (12, 8);
@@ -12,15 +13,26 @@ const SCRIPT: &str = "scripts/cuda-toolkit puts one under target/ where there is
 /// Where the script installs, below cargo's target folder.
 const INSTALLED: &str = "cuda-toolkit/nvidia/cu13/bin/nvcc";
 
-/// The path of nvcc: the first of `NVCC`, `CUDA_HOME`, `PATH` and the folder of `scripts/cuda-toolkit`. A variable that is
-/// set and leads nowhere is an error, not passed over. `targets` are the folders that may be cargo's target folder.
+/// An nvcc that is new enough.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nvcc {
+    pub path: PathBuf,
+    /// `(13, 0)`.
+    pub version: (u32, u32),
+    /// `V13.0.88`.
+    pub full: String,
+}
+
+/// The first nvcc of `NVCC`, `CUDA_HOME`, `PATH` and the folder of `scripts/cuda-toolkit`. A variable that is set and leads nowhere, or
+/// to one that is too old, is an error, not passed over; one on `PATH` that is too old gives way to the script's. `targets` are the
+/// folders that may be cargo's target folder.
 ///
 /// # Errors
-/// No nvcc; the text names the script that installs one.
+/// No nvcc, or none that is new enough; the text names the script that installs one.
 pub fn find(
     variable: impl Fn(&str) -> Option<OsString>,
     targets: impl IntoIterator<Item = PathBuf>,
-) -> Result<PathBuf, String> {
+) -> Result<Nvcc, String> {
     let set = |name| variable(name).filter(|value| !value.is_empty());
     let on_path = |program: &Path| {
         let path = set("PATH")?;
@@ -29,15 +41,19 @@ pub fn find(
     if let Some(named) = set("NVCC") {
         let named = PathBuf::from(named);
         let file = if named.components().count() == 1 { on_path(&named) } else { Some(named.clone()) };
-        return file.filter(|file| file.is_file()).ok_or_else(|| {
-            format!("NVCC: wanted the path of nvcc, got {}; correct or unset it ({SCRIPT})", named.display())
-        });
+        return file.filter(|file| file.is_file()).map_or_else(
+            || {
+                let got = named.display();
+                Err(format!("NVCC: wanted the path of nvcc, got {got}; correct or unset it ({SCRIPT})"))
+            },
+            examine,
+        );
     }
     if let Some(home) = set("CUDA_HOME") {
         let home = PathBuf::from(home);
         let file = home.join("bin").join("nvcc");
         return if file.is_file() {
-            Ok(file)
+            examine(file)
         } else {
             let got = home.display();
             Err(format!(
@@ -46,13 +62,30 @@ pub fn find(
         };
     }
     let installed = || targets.into_iter().map(|target| target.join(INSTALLED)).find(|file| file.is_file());
-    on_path(Path::new("nvcc")).or_else(installed).ok_or_else(|| {
-        let oldest = version_text(OLDEST);
-        format!(
-            "feature cuda: wanted nvcc {oldest} or newer (in NVCC, CUDA_HOME or PATH), got none; run scripts/cuda-toolkit, \
-             which puts one under target/, or build without the feature"
-        )
-    })
+    let first = on_path(Path::new("nvcc")).map(examine);
+    if let Some(Ok(nvcc)) = first {
+        return Ok(nvcc);
+    }
+    match (installed(), first) {
+        (Some(file), _) => examine(file),
+        (None, Some(too_old)) => too_old,
+        (None, None) => {
+            let oldest = version_text(OLDEST);
+            Err(format!(
+                "feature cuda: wanted nvcc {oldest} or newer (in NVCC, CUDA_HOME or PATH), got none; run scripts/cuda-toolkit, \
+                 which puts one under target/, or build without the feature"
+            ))
+        }
+    }
+}
+
+/// Asks an nvcc for its version.
+fn examine(path: PathBuf) -> Result<Nvcc, String> {
+    let said = Command::new(&path).arg("--version").output();
+    let said =
+        said.map_err(|e| format!("{}: {e}; correct NVCC, CUDA_HOME or PATH ({SCRIPT})", path.display()))?;
+    let (version, full) = version(&path, &String::from_utf8_lossy(&said.stdout))?;
+    Ok(Nvcc { path, version, full })
 }
 
 /// What `nvcc --version` says of itself: `(13, 0)` and `V13.0.88`.
@@ -62,8 +95,8 @@ pub fn find(
 pub fn version(nvcc: &Path, said: &str) -> Result<((u32, u32), String), String> {
     let oldest = version_text(OLDEST);
     let wanted = format!("{}: wanted nvcc {oldest} or newer", nvcc.display());
-    let advice =
-        "set CUDA_HOME to a newer toolkit: export CUDA_HOME=$(scripts/cuda-toolkit --home), and unset NVCC";
+    let advice = "run scripts/cuda-toolkit, whose nvcc is taken before an older one on PATH; where NVCC or CUDA_HOME name another, \
+                  export CUDA_HOME=$(scripts/cuda-toolkit --home) and unset NVCC";
     let full = said.split_whitespace().find(|word| {
         word.strip_prefix('V').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     });

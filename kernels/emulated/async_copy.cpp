@@ -42,6 +42,7 @@ void land(Fiber &fiber, size_t count) {
     for (Announced &one : fiber.announced)
       if (one.agent == barrier.agent) one.time = barrier.time + 1, found = true;
     if (!found) fiber.announced.push({barrier.agent, barrier.time + 1});
+    if (fiber.copies_landed) note_landed(barrier, fiber, fiber.copies[0].to);
     count -= fiber.copies_landed + 1;
     fiber.copies.remove_first(fiber.copies_landed + 1);
     fiber.copies_landed = 0;
@@ -130,9 +131,17 @@ void check_copies_at_exit(Fiber &self) {
 }
 
 void check_copies_of_block(Block &block) {
-  for (uint32_t i = 0; i < block.thread_count; ++i)
-    if (block.fibers[i].copies_listed)
-      fail_in(&block.fibers[i], FaultKind::incomplete, 0, "the block ends with cp.async under way");
+  for (uint32_t i = 0; i < block.thread_count; ++i) {
+    Fiber &fiber = block.fibers[i];
+    if (!fiber.copies_listed) continue;
+    const Copy &copy = fiber.copies[fiber.copies_landed];
+    const uint32_t address = kSharedBase + copy.to;
+    if (copy.kind == Copy::arrival)
+      fail_in(&fiber, FaultKind::incomplete, address, "the block ends before copies have arrived on mbarrier 0x%x (wanted a wait for "
+              "it)", address);
+    fail_in(&fiber, FaultKind::incomplete, address, "the block ends while cp.async is still writing shared 0x%x (wanted a wait for "
+            "the mbarrier that is told of it)", address);
+  }
 }
 
 }  // namespace emulated

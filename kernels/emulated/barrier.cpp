@@ -2,6 +2,15 @@
 #include "machine.hpp"
 
 namespace emulated {
+
+uint32_t wanted(const Block &block, const NamedBarrier &barrier) {
+  if (!barrier.all) return barrier.threads;
+  uint32_t threads = 0;
+  for (uint32_t w = 0; w < block.warp_count; ++w)
+    if (live_lanes(block.warps[w])) threads += block.warps[w].count;
+  return threads;
+}
+
 namespace {
 
 void complete(NamedBarrier &barrier) {
@@ -11,14 +20,6 @@ void complete(NamedBarrier &barrier) {
       for (uint32_t rest = live_lanes(*leader->warp); rest; rest &= rest - 1)
         leader->warp->lanes[__builtin_ctz(rest)].clock.join(barrier.arriving);
   wake_all(barrier.waiting);
-}
-
-uint32_t wanted(const Block &block, const NamedBarrier &barrier) {
-  if (!barrier.all) return barrier.threads;
-  uint32_t threads = 0;
-  for (uint32_t w = 0; w < block.warp_count; ++w)
-    if (live_lanes(block.warps[w])) threads += block.warps[w].count;
-  return threads;
 }
 
 // 0 threads: all of the block.
@@ -126,8 +127,5 @@ void leave_barriers(Fiber &self) {
     ++cluster.live;
   }
 }
-
-uint32_t cluster_block_rank() { return current->block->rank; }
-uint32_t cluster_block_count() { return current->cluster->block_count; }
 
 }  // namespace emulated

@@ -7,6 +7,9 @@
 
 namespace emulated {
 
+// A thread's first moment, in which it does nothing yet: who knows of it knows that its block has begun.
+constexpr uint32_t kBegun = 1;
+
 struct Clock {
   uint32_t *plain, *fenced;  // back to back
   uint32_t size;             // of each; 0 where nothing is checked

@@ -56,11 +56,30 @@ void fence_acq_rel_gpu();
 // Arithmetic (rounding.cpp).
 inline void bits_of(float v, uint32_t &bits) { __builtin_memcpy(&bits, &v, 4); }
 inline void float_of(uint32_t bits, float &v) { __builtin_memcpy(&v, &bits, 4); }
-// A NaN as the device has it.
-inline float canonical(float v) {
+// Accumulators of wgmma that nobody has waited for hold words of these ranges: signalling NaNs, and int32 near the lowest. An
+// instruction that was given one looks closer.
+constexpr uint32_t kNoiseSpan = 1u << 21, kNoiseF32 = 0xff810000u, kNoiseS32 = 0x80000001u;
+void check_operand(const char *instruction, uint32_t word);
+inline void check_f32(const char *instruction, float v) {
+  uint32_t bits;
+  bits_of(v, bits);
+  if (bits - kNoiseF32 < kNoiseSpan) check_operand(instruction, bits);
+}
+inline void check_s32(const char *instruction, int32_t v) {
+  if (uint32_t(v) - kNoiseS32 < kNoiseSpan) check_operand(instruction, uint32_t(v));
+}
+// The result of an instruction; a NaN as the device has it.
+template <class... Operands>
+inline float canonical(const char *instruction, float v, Operands... operands) {
+  if (__builtin_expect(v == v, 1)) return v;
+  (check_f32(instruction, operands), ...);
   float nan;
   float_of(0x7fffffffu, nan);
-  return v == v ? v : nan;
+  return nan;
+}
+inline float f32_of_s32(int32_t v) {
+  check_s32("cvt.rn.f32.s32", v);
+  return float(v);
 }
 int32_t nearest_s32(float v);
 int32_t truncated_s32(float v);

@@ -31,9 +31,11 @@ namespace {
 void Writer::add(const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  if (used_ < room_) {
+  if (!full()) {
     const int more = std::vsnprintf(to_ + used_, size_t(room_ - used_), format, arguments);
     used_ = more < 0 || used_ + more >= room_ ? room_ - 1 : used_ + more;
+    static const char kCut[] = " [cut]";
+    if (full() && room_ > int(sizeof kCut)) std::memcpy(to_ + room_ - sizeof kCut, kCut, sizeof kCut);
   }
   va_end(arguments);
 }

@@ -42,7 +42,7 @@ struct Fault {
 };
 constexpr uint32_t kNoThread = 0xffffffffu;
 
-// Text that is cut where the room ends.
+// Text that is cut where the room ends, and then says so.
 class Writer {
  public:
   Writer(char *to, int room) : to_(to), room_(room) { to_[0] = 0; }

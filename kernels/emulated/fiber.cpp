@@ -61,6 +61,7 @@ void prepare_stack(Fiber &fiber, void (*entry)()) {
 #endif
   auto top = reinterpret_cast<uintptr_t>(bottom + kStackBytes - stagger(fiber.stack));
   top &= ~uintptr_t(63);
+  fiber.stack_top = reinterpret_cast<void *>(top);
   const auto address = reinterpret_cast<uintptr_t>(entry);
 #if defined(__x86_64__)
   auto *frame = reinterpret_cast<uintptr_t *>(top) - 8;  // six registers, the entry, and no caller

@@ -137,6 +137,7 @@ void ld_global_nc(const char *instruction, const void *address, void *to, uint32
 
 void st_global(const char *instruction, void *address, const void *from, uint32_t bytes) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
+  check_values(self, from, bytes);
   check_global(self, address, bytes, bytes, Access::write);
   std::memcpy(address, from, bytes);
 }
@@ -146,6 +147,7 @@ namespace {
 template <class T>
 T atomically(const char *instruction, void *address, Atomic operation, T v) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
+  check_values(self, &v, sizeof v);
   check_global(self, address, sizeof(T), sizeof(T), Access::write);
   auto *word = static_cast<T *>(address);
   T old = __atomic_load_n(word, __ATOMIC_SEQ_CST), fresh;
@@ -171,6 +173,7 @@ uint64_t atom_u64(const char *instruction, void *address, Atomic operation, uint
 }
 uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, uint32_t v) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
+  check_values(self, &v, sizeof v);
   check_global(self, address, 4, 4, Access::write);
   __atomic_compare_exchange_n(static_cast<uint32_t *>(address), &compare, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   yield();

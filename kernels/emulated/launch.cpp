@@ -87,6 +87,8 @@ void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first
   block.mbarrier_at = static_cast<uint8_t *>(zeroed(launch.dynamic_shared / 8 + 1));
   if (launch.checks) block.shadow.open(launch.dynamic_shared);
 
+  if (launch.checks && cluster.block_count > 1)
+    block.reached = static_cast<Reach *>(zeroed(sizeof(Reach) * cluster.clocks.size()));
   const uint32_t agents = rank * (block.thread_count + block.warpgroup_count + kMbarriers);
   uint32_t registers = kRegisterFile / (launch.kernel->max_threads * launch.kernel->blocks_per_sm) / 8 * 8;
   registers = registers > 255 ? 255 : registers;
@@ -111,7 +113,7 @@ void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first
     fiber.index = unfold(t, launch.block), fiber.thread = t, fiber.lane = t % 32;
     fiber.agent = agents + t;
     fiber.clock = cluster.clocks.take();
-    if (fiber.clock.on()) fiber.clock.plain[fiber.agent] = 1;
+    if (fiber.clock.on()) fiber.clock.plain[fiber.agent] = kBegun + 1;
   }
 }
 
@@ -124,6 +126,7 @@ void close_block(Block &block) {
   for (uint32_t t = 0; t < block.thread_count; ++t) block.fibers[t].~Fiber();
   block.shadow.close();
   std::free(block.mbarrier_at);
+  std::free(block.reached);
   std::free(block.shared);
   std::free(block.warpgroups);
   std::free(block.warps);

@@ -1,10 +1,11 @@
-// The parts of the emulated device: a cluster of blocks, their warps, one fiber per thread.
+// The parts of the emulated device: a cluster of blocks, their warps, one fiber per thread; barriers; what its files need of each other.
 //
 // A cluster runs on one OS thread, from the first switch to its last fiber's end, so nothing in it needs a lock.
 #pragma once
 #include "../params.h"
 #include "clock.hpp"
 #include "device.hpp"
+#include "driver.hpp"
 #include "fault.hpp"
 #include "races.hpp"
 #include "support.hpp"
@@ -14,10 +15,12 @@ namespace emulated {
 constexpr uint32_t kSharedLimit = 227 * 1024;   // bytes a block can have
 constexpr uint32_t kSharedDefault = 48 * 1024;  // without the kernel's attribute
 constexpr uint32_t kSharedBase = 1024;          // as on sm_90, where the first kilobyte is the system's
-constexpr uint32_t kParamsLimit = 4096;
+constexpr uint32_t kParamsLimit = 32764;  // since CUDA 12.1, and the oldest driver that is taken serves 12.8
 constexpr uint32_t kMbarriers = 64;  // of a block that are tracked at once
 constexpr uint32_t kNamedBarriers = 16;
 constexpr uint32_t kRegisterFile = 65536;
+// A shared::cluster address: 1 + the block's rank above 24 bits of address. Plain addresses are those of the own block.
+constexpr uint32_t kRankShift = 24;
 
 struct Block;
 struct Cluster;
@@ -27,39 +30,6 @@ struct Warpgroup;
 
 // constant: by .nc, which may be executed at any time, also before griddepcontrol.wait.
 enum class Access : uint8_t { read, constant, write };
-
-// ---- what the driver hands over; mirrored in src/backend/emulated/ffi.rs ----
-
-struct Allocation {
-  uint64_t address, bytes;
-  uint32_t writable;
-  uint32_t number;  // as the driver counts buffers
-  uint8_t *marks;   // what this launch has done to each byte (Mark), room for a multiple of eight; null: nothing is noted
-};
-
-struct Host {
-  void *context;
-  int (*wait_for_primary)(void *context);        // 0: it has failed
-  void (*block_triggered)(void *context);        // launch_dependents, once per block, or its end
-  void (*trace)(void *context, const char *line, uint64_t bytes);
-};
-
-struct Launch {
-  const Kernel *kernel;
-  const void *params;
-  uint32_t grid[3], block[3], cluster[3];
-  uint32_t dynamic_shared, shared_limit;
-  uint64_t seed;
-  uint32_t checks;     // vector clocks
-  uint32_t traced;     // trace_block is set
-  uint64_t trace_block;  // linear
-  uint64_t instruction_limit;  // of a cluster's threads together
-  const Allocation *allocations;  // sorted by address
-  uint64_t allocation_count;
-  const Allocation *primary;  // the same buffers, with the marks of the launch before; null: there is none
-  uint32_t overlapped;        // the launch behind may begin before this one ends: reads are noted too
-  Host host;
-};
 
 // ---- threads ----
 
@@ -107,6 +77,11 @@ struct UsedFragment {
   uint64_t number;  // of the latest instruction that reads it
   bool fenced;      // there was a wgmma.fence since
 };
+// Words that stand in accumulators while a wgmma works on them: lane l of the warpgroup has `per_lane` from first + l·per_lane.
+struct Noise {
+  uint32_t first, per_lane;
+  uint32_t seen, words[3];  // different ones that other instructions were given
+};
 
 struct alignas(64) Fiber {
   // What every instruction touches, in one line of the cache.
@@ -124,6 +99,7 @@ struct alignas(64) Fiber {
   Fiber *next_waiting;
   Warpgroup *warpgroup;
   uint32_t stack;  // in the worker's pool
+  void *stack_top;
   uint32_t thread;
   Dim3 index;
 
@@ -140,12 +116,14 @@ struct alignas(64) Fiber {
   // wgmma of this lane
   uint64_t wgmma_issued, wgmma_wanted, wgmma_waited;
   Array<uint64_t> wgmma_groups;  // instructions issued at each commit
-  bool wgmma_fenced;
+  bool wgmma_fenced;  // once
   uint64_t wgmma_steps;  // a hash of its wgmma.fence, commit_group, wait_group in their order
   // Registers that wgmma has used since the last wgmma.fence: accumulators as they were given back, fragments of a; and
   // fragments of instructions that nobody has waited for.
   Array<UsedAccumulators> wgmma_accumulators;
   Array<UsedFragment> wgmma_fragments;
+  Array<uint64_t> wgmma_stack;  // as wgmma.fence found it, from this address on
+  uintptr_t wgmma_stack_begin;
   void *asan_stack;
 
   uint32_t now() const { return clock.plain[agent]; }
@@ -195,6 +173,7 @@ struct Warpgroup {
   Array<WgmmaRecord *> records;  // issued and not yet executed
   uint64_t first_record;         // number of records[0]
   Array<Accumulators *> accumulators;
+  Array<Noise> noises;  // of the latest sets
   WaitList waiting;
   Array<uint32_t> register_changes;  // what setmaxnreg asked, in order
 };
@@ -203,6 +182,9 @@ struct Warpgroup {
 
 struct Mbarrier {
   bool valid, init_fenced;
+  // The latest copy that this barrier tells of: in which phase (as `time`), who issued it and to where.
+  uint32_t landed, landed_at;
+  Fiber *landed_by;
   uint32_t offset, agent;
   uint32_t phase;  // completed ones
   uint32_t time;   // the same without starting over at an init
@@ -212,6 +194,13 @@ struct Mbarrier {
   uint32_t init_time;
   Clock arriving, completed;
   WaitList waiting;
+};
+
+// A thread's latest access to another block's shared memory.
+struct Reach {
+  Fiber *fiber;  // null: none
+  const char *instruction;
+  uint32_t time, address;
 };
 
 struct NamedBarrier {
@@ -240,6 +229,7 @@ struct Block {
   NamedBarrier barriers[kNamedBarriers];
   uint32_t free_registers;
   WaitList waiting_for_registers;
+  Reach *reached;  // by agent; null where no other block is, or nothing is checked
   bool traced;
 };
 
@@ -287,7 +277,7 @@ void enlist(WaitList &list, Fiber &fiber);
 
 // First thing of every instruction.
 void trace(Fiber &self);
-[[noreturn]] void never_ends(Fiber &self);
+[[noreturn]] void never_ends(Fiber &self);  // deadlock.cpp
 inline Fiber &begin(Fiber &self, const char *instruction) {
   self.instruction = instruction;
   if (__builtin_expect(++self.cluster->instructions > self.cluster->launch->instruction_limit, 0)) never_ends(self);
@@ -324,8 +314,14 @@ void check_exit(Fiber &self);
 
 // Bounds and alignment of an address without a rank; the offset in the block's shared memory. (shared.cpp)
 uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment);
-Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address
+
+// Memory of the cluster's other blocks: theirs once they have begun and until they end. (cluster.cpp)
+Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address that the thread reaches now
 uint32_t without_rank(uint32_t address);         // the same address in its block
+void check_begun(Fiber &self, const Block &block, uint32_t address);
+void check_reached(Block &block);  // at its end
+// What all threads of the block have known of an agent: at its end, what came before that.
+uint32_t known_in(const Block &block, uint32_t agent);
 
 // Bounds, alignment and permission; the buffer. (global.cpp)
 const Allocation &global_buffer(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, Access access);
@@ -343,6 +339,7 @@ void settle_primary(Cluster &cluster);
 Mbarrier &mbarrier_for(Fiber &self, Block &block, uint32_t offset);
 void arrive_on(Fiber *self, Mbarrier &barrier);  // null: a copy does
 void complete_transactions(Mbarrier &barrier, uint32_t bytes);
+void note_landed(Mbarrier &barrier, Fiber &issuer, uint32_t offset);  // a copy, in the barrier's present phase
 void check_mbarriers_at_end(Block &block);
 void describe_mbarriers(Cluster &cluster, Writer &out, bool &unbalanced);
 
@@ -352,11 +349,20 @@ void complete_tma(Cluster &cluster, size_t which);
 void check_copies_at_exit(Fiber &self);
 void check_tma_at_exit(Fiber &self);
 void check_tma_of_block(Block &block);
+// Words that an instruction takes from the thread's registers: accumulators that nobody has waited for are no values.
+// (wgmma_registers.cpp)
+void check_noise(Fiber &self, const uint32_t *words, uint32_t count);
+inline void check_values(Fiber &self, const void *values, uint32_t bytes) {
+  const Warpgroup *group = self.warpgroup;
+  if (__builtin_expect(!group || group->noises.empty() || !self.clock.on(), 1)) return;
+  check_noise(self, static_cast<const uint32_t *>(values), bytes / 4);
+}
 // (wgmma.cpp)
 void check_wgmma_at_exit(Fiber &self);
 void release_wgmma(Warpgroup &group);
 // (barrier.cpp)
 void leave_barriers(Fiber &self);  // ended, and no longer counted among the warp's lanes
+uint32_t wanted(const Block &block, const NamedBarrier &barrier);  // threads
 // (control.cpp)
 void check_registers_at_end(Block &block);
 void trigger_dependents(Block &block);

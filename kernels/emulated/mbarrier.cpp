@@ -108,6 +108,12 @@ void complete_transactions(Mbarrier &barrier, uint32_t bytes) {
   if (barrier.pending == 0 && barrier.transactions == 0) complete_phase(barrier);
 }
 
+void note_landed(Mbarrier &barrier, Fiber &issuer, uint32_t offset) {
+  barrier.landed = barrier.time + 1, barrier.landed_by = &issuer, barrier.landed_at = offset;
+  // Whoever waits for the phase knows that the issuer's block has begun.
+  if (barrier.arriving.on() && barrier.arriving.plain[issuer.agent] == 0) barrier.arriving.plain[issuer.agent] = kBegun;
+}
+
 void mbarrier_arrive(uint32_t address) {
   Fiber &self = enter("mbarrier.arrive", address);
   Mbarrier &barrier = mbarrier_for(self, *self.block, offset_of(self, *self.block, address));
@@ -153,6 +159,12 @@ void check_mbarriers_at_end(Block &block) {
       fail_in(current, FaultKind::transactions, kSharedBase + barrier.offset, "the block ends, and mbarrier 0x%x has %lld "
               "bytes more expected than come (phase %u)", kSharedBase + barrier.offset, (long long)barrier.transactions,
               barrier.phase);
+  // A copy that has landed might as well be under way still, if nobody has waited for it.
+  for (Mbarrier &barrier : block.mbarriers)
+    if (barrier.landed && barrier.arriving.on() && known_in(block, barrier.agent) < barrier.landed)
+      fail_in(barrier.landed_by, FaultKind::incomplete, kSharedBase + barrier.landed_at, "the block ends, and none of its threads "
+              "knows that the copy to shared 0x%x is complete (wanted a wait for mbarrier 0x%x)",
+              kSharedBase + barrier.landed_at, kSharedBase + barrier.offset);
 }
 
 void describe_mbarriers(Cluster &cluster, Writer &out, bool &unbalanced) {

@@ -19,6 +19,7 @@ int32_t nearest_s32(float v) {
   const int exponent = int(bits >> 23 & 255) - 127;
   const uint32_t significand = (bits & 0x7fffffu) | 0x800000u;
   const bool negative = bits >> 31;
+  if (v != v) check_f32("cvt.rni.s32.f32", v);
   if (v != v || exponent < -1) return 0;
   if (exponent >= 31) return negative ? INT32_MIN : INT32_MAX;
   const uint32_t magnitude =
@@ -27,7 +28,7 @@ int32_t nearest_s32(float v) {
 }
 
 int32_t truncated_s32(float v) {
-  if (v != v) return 0;
+  if (v != v) return check_f32("cvt.rzi.s32.f32", v), 0;
   if (v >= 2147483648.0f) return INT32_MAX;
   return v < -2147483648.0f ? INT32_MIN : int32_t(v);
 }
@@ -35,13 +36,14 @@ int32_t truncated_s32(float v) {
 uint16_t bf16_of(float v) {
   uint32_t bits;
   bits_of(v, bits);
-  return v != v ? 0x7fff : uint16_t(shift_to_nearest(bits, 16));
+  if (v != v) return check_f32("cvt.rn.bf16.f32", v), 0x7fff;
+  return uint16_t(shift_to_nearest(bits, 16));
 }
 
 uint16_t f16_of(float v) {
   uint32_t bits;
   bits_of(v, bits);
-  if (v != v) return 0x7fff;
+  if (v != v) return check_f32("cvt.rn.f16.f32", v), 0x7fff;
   const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude >= 0x47800000u) return uint16_t(sign | 0x7c00u);  // 65536 and above
   const int exponent = int(magnitude >> 23) - 127;

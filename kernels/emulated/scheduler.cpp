@@ -53,55 +53,6 @@ Fiber *next(Cluster &cluster) {
   }
 }
 
-[[noreturn]] void report_deadlock(Cluster &cluster) {
-  static __thread char text[kFaultText - 64];
-  Writer out(text, sizeof text);
-  FaultKind kind = FaultKind::deadlock;
-  Fiber *culprit = nullptr;
-  out.add("nothing can go on;");
-  for (uint32_t i = 0; i < cluster.fiber_count;) {  // neighbours that wait at the same place in one line
-    Fiber &first = cluster.fibers[i];
-    uint32_t last = i;
-    while (last + 1 < cluster.fiber_count) {
-      const Fiber &fiber = cluster.fibers[last + 1];
-      if (fiber.block != first.block || fiber.exited != first.exited || fiber.instruction != first.instruction ||
-          fiber.has_address != first.has_address || (fiber.has_address && fiber.address != first.address))
-        break;
-      ++last;
-    }
-    if (!out.full()) {
-      const char *stop = last + 1 == cluster.fiber_count ? "." : ",";
-      if (cluster.block_count > 1) out.add(" block %u", first.block->rank);
-      if (last == i)
-        out.add(" thread %u", first.thread);
-      else
-        out.add(" threads %u to %u", first.thread, cluster.fibers[last].thread);
-      if (first.exited)
-        out.add(" ended%s", stop);
-      else if (first.has_address)
-        out.add(" in %s 0x%llx%s", first.instruction, (unsigned long long)first.address, stop);
-      else
-        out.add(" in %s%s", first.instruction ? first.instruction : "no instruction yet", stop);
-    }
-    if (!culprit && !first.exited) culprit = &first;
-    i = last + 1;
-  }
-  for (uint32_t b = 0; b < cluster.block_count; ++b) {
-    Block &block = cluster.blocks[b];
-    for (uint32_t w = 0; w < block.warp_count; ++w)
-      for (const Collective &collective : block.warps[w].collectives) {
-        if (kind == FaultKind::deadlock) culprit = &block.warps[w].lanes[__builtin_ctz(collective.arrived)];
-        kind = FaultKind::divergence;
-        out.add(" Warp %u: %s wants lanes %08x together, and only %08x came.", w, collective.instruction,
-                collective.mask, collective.arrived);
-      }
-  }
-  bool unbalanced = false;
-  describe_mbarriers(cluster, out, unbalanced);
-  if (unbalanced && kind == FaultKind::deadlock) kind = FaultKind::transactions;
-  fail_in(culprit, kind, culprit && culprit->has_address ? culprit->address : 0, "%s", text);
-}
-
 // Runs somebody else; the caller has put itself into a list, or has ended.
 void go_on(Fiber &self) {
   Cluster &cluster = *self.cluster;
@@ -117,6 +68,7 @@ void end_block(Block &block) {
   check_copies_of_block(block);
   check_tma_of_block(block);
   check_mbarriers_at_end(block);
+  check_reached(block);
   check_registers_at_end(block);
   trigger_dependents(block);
 }
@@ -175,12 +127,6 @@ void wake_all(WaitList &list) {
     fiber = following;
   }
   list = {};
-}
-
-void never_ends(Fiber &self) {
-  fail_in(&self, FaultKind::deadlock, self.has_address ? self.address : 0, "the cluster's threads have executed %llu "
-          "instructions, the launch's limit: a loop whose end never comes? (blocks run one after the other: a block cannot "
-          "wait for another one that has not begun)", (unsigned long long)self.cluster->launch->instruction_limit);
 }
 
 void trace(Fiber &self) {

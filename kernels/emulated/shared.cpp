@@ -3,39 +3,24 @@
 
 namespace emulated {
 
-// A shared::cluster address: 1 + the block's rank above 24 bits of address. Plain addresses are those of the own block.
-constexpr uint32_t kRankShift = 24;
-
 uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment) {
   const uint32_t rank = address >> kRankShift;
   if (rank != 0 && rank <= block.cluster->block_count)
     fail_at(FaultKind::cluster, address, "%s on shared::cluster 0x%x: wanted an address of the own block, or the "
             ".shared::cluster form of the instruction", self.instruction, address);
   const uint32_t size = block.cluster->launch->dynamic_shared, offset = address - kSharedBase;
-  if (offset > size || size - offset < bytes)
-    fail_at(FaultKind::shared_bounds, address, "%u bytes at shared 0x%x: wanted an address in [0x%x, 0x%x), the %u bytes "
-            "that the launch asked for", bytes, address, kSharedBase, kSharedBase + size, size);
+  if (offset > size || size - offset < bytes) {
+    char where[48];
+    Writer out(where, sizeof where);
+    if (&block != self.block) out.add(" of the cluster's block %u", block.rank);
+    fail_at(FaultKind::shared_bounds, address, "%u bytes at shared 0x%x%s: wanted an address in [0x%x, 0x%x), the %u bytes "
+            "that the launch asked for", bytes, address, where, kSharedBase, kSharedBase + size, size);
+  }
   if (address % alignment != 0)
     fail_at(FaultKind::misaligned, address, "%s at shared 0x%x: wanted a multiple of %u", self.instruction, address,
             alignment);
   return offset;
 }
-
-Block &block_of(Fiber &self, uint32_t address) {
-  Cluster &cluster = *self.cluster;
-  const uint32_t rank = address >> kRankShift;
-  if (rank == 0) return *self.block;
-  if (rank > cluster.block_count)
-    fail_at(FaultKind::cluster, address, "shared::cluster 0x%x: wanted an address by mapa, of one of %u blocks", address,
-            cluster.block_count);
-  Block &block = cluster.blocks[rank - 1];
-  if (block.live == 0)
-    fail_at(FaultKind::cluster, address, "shared::cluster 0x%x: block %u of the cluster has ended (wanted "
-            "barrier.cluster before the end of a block that others still reach)", address, rank - 1);
-  return block;
-}
-
-uint32_t without_rank(uint32_t address) { return address & ((1u << kRankShift) - 1); }
 
 uint32_t dynamic_shared() { return kSharedBase; }
 
@@ -49,32 +34,9 @@ void ld_shared(const char *instruction, uint32_t address, void *to, uint32_t byt
 void st_shared(const char *instruction, uint32_t address, const void *from, uint32_t bytes) {
   Fiber &self = enter(instruction, address);
   const uint32_t offset = shared_offset(self, *self.block, address, bytes, bytes);
+  check_values(self, from, bytes);
   note_write(*self.block, offset, bytes, self);
   std::memcpy(self.block->shared + offset, from, bytes);
-}
-
-void ld_shared_cluster(const char *instruction, uint32_t address, void *to, uint32_t bytes) {
-  Fiber &self = enter(instruction, address);
-  Block &block = block_of(self, address);
-  const uint32_t offset = shared_offset(self, block, without_rank(address), bytes, bytes);
-  note_read(block, offset, bytes, self);
-  std::memcpy(to, block.shared + offset, bytes);
-}
-
-void st_shared_cluster(const char *instruction, uint32_t address, const void *from, uint32_t bytes) {
-  Fiber &self = enter(instruction, address);
-  Block &block = block_of(self, address);
-  const uint32_t offset = shared_offset(self, block, without_rank(address), bytes, bytes);
-  note_write(block, offset, bytes, self);
-  std::memcpy(block.shared + offset, from, bytes);
-}
-
-uint32_t mapa(uint32_t address, uint32_t rank) {
-  Fiber &self = enter("mapa", address);
-  if (rank >= self.cluster->block_count)
-    fail(FaultKind::cluster, "mapa: wanted a rank below %u, the blocks of the cluster, got %u", self.cluster->block_count,
-         rank);
-  return without_rank(address) | (rank + 1) << kRankShift;
 }
 
 namespace {
@@ -115,6 +77,7 @@ void ldmatrix(uint32_t *d, int count, bool transposed, uint32_t address, Place p
 void stmatrix(const uint32_t *v, int count, bool transposed, uint32_t address, Place place) {
   Fiber &self = enter(transposed ? "stmatrix.trans" : "stmatrix", address);
   MatrixSlots &slots = self.warp->slots;
+  check_values(self, v, uint32_t(count) * 4);
   if (self.lane < uint32_t(count) * 8) {
     const uint32_t offset = slots.offsets[self.lane] = row_offset(self, address);
     note_write(*self.block, offset, 16, self);

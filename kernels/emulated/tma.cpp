@@ -122,6 +122,7 @@ void perform(Cluster &cluster, size_t which) {
     Mbarrier &barrier = block.mbarriers[number - 1];
     const uint32_t bytes = tile_bytes(op->map);
     note_copy_known(block, op->offset, bytes, barrier.agent, barrier.time + 1);
+    note_landed(barrier, *op->issuer, op->offset);
     complete_transactions(barrier, bytes);
   }
   std::free(op);
@@ -160,6 +161,7 @@ void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer,
     if (block.live == 0)
       fail(FaultKind::cluster, "multicast to block %u of the cluster, which has ended (wanted barrier.cluster before the "
            "end of a block that others still write to)", rank);
+    check_begun(self, block, to);
     Mbarrier &barrier = mbarrier_for(self, block, barrier_offset);
     if (!barrier.init_fenced)
       fail_at(FaultKind::proxy, barrier_address, "TMA with mbarrier 0x%x, whose init the asynchronous proxy may not see "

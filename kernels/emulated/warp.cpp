@@ -151,6 +151,8 @@ uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t ope
     uint32_t in, out, from;
   } exchange{v, v, 0};
   const uint32_t lane = self.lane;
+  check_values(self, &v, sizeof v);
+  operand &= 31;  // b[4:0] (PTX ISA, "shfl.sync")
   switch (kind) {
     case Shuffle::butterfly: exchange.from = lane ^ operand; break;
     case Shuffle::index: exchange.from = operand; break;
@@ -178,6 +180,7 @@ inline void warp_tile(Fiber &self, void *d, const uint32_t *a, const uint32_t *b
   MatrixSlots &slots = self.warp->slots;
   const uint32_t group = self.lane / 4, t = self.lane % 4;
   auto *registers = static_cast<uint32_t *>(d);
+  check_values(self, a, 16), check_values(self, b, 8), check_values(self, d, 16);
   slots.a[group][t] = a[0], slots.a[group + 8][t] = a[1];
   slots.a[group][t + 4] = a[2], slots.a[group + 8][t + 4] = a[3];
   slots.b[t][group] = b[0], slots.b[t + 4][group] = b[1];

@@ -1,45 +1,11 @@
 // wgmma. The lanes of a warpgroup record an instruction and go on; it is checked when the last of the 128 has issued it,
 // and executed when somebody waits for it. Until then the accumulators in the lanes' registers hold noise.
-#include "machine.hpp"
 #include "tensor_core.hpp"
+#include "wgmma.hpp"
 
 namespace emulated {
 
-constexpr int kRows = 64, kLanes = 128, kRowBytes = 32;  // of a, and bytes of k, in one instruction
-
-// The accumulators of 128 lanes while instructions work on them.
-struct Accumulators {
-  void *registers[kLanes];       // null: this lane's are not (or no longer) here
-  uint64_t last_issued[kLanes];  // the lane's latest instruction on them, counted from 1
-  uint32_t here;
-  uint32_t noise;
-  int n;
-  uint32_t values[kRows * 256];  // [64][n]
-};
-
-struct WgmmaRecord {
-  WgmmaOperands operands;
-  Place place;
-  int issued;
-  bool warps[kLanes / 32];      // whose first lane has come,
-  uint64_t steps[kLanes / 32];  // after these
-  uint32_t a[kLanes][4];
-  Accumulators *accumulators;
-};
-
 namespace {
-
-// Accumulator i of a lane in the [64][n] tile.
-int tile_index(int lane, int i, int n) {
-  const int row = lane / 32 * 16 + lane % 32 / 4 + (i & 2 ? 8 : 0), column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
-  return row * n + column;
-}
-
-uint64_t hash(const uint32_t *values, int count) {
-  uint64_t h = 0x9e3779b97f4a7c15u;
-  for (int i = 0; i < count; ++i) h = (h ^ values[i]) * 0x100000001b3u;
-  return h;
-}
 
 struct Descriptor {
   uint32_t start, leading, stride, swizzle;
@@ -115,88 +81,6 @@ void execute(Fiber &self, const WgmmaRecord &record) {
                  kRows, n, n);
 }
 
-bool still_noise(const Accumulators &accumulators, const uint32_t *registers) {
-  for (int i = 0; i < accumulators.n / 2; ++i)
-    if (registers[i] != accumulators.noise + uint32_t(i)) return false;
-  return true;
-}
-
-[[noreturn]] void touched(Fiber &self) {
-  fail(FaultKind::wgmma, "accumulators of thread %u were written while a wgmma was working on them (wanted "
-       "wgmma.wait_group before any other use)", self.thread);
-}
-
-// Without wgmma.fence only the wgmma of one shape may follow each other on the same registers (PTX ISA, "wgmma.fence").
-// keep = 0 throws away what was waited for: the thread has read it, or had no use for it.
-void check_accumulators(Fiber &self, const uint32_t *registers, const WgmmaOperands &operands) {
-  if (!self.clock.on() || self.wgmma_fenced) return;
-  bool follows = !operands.keep;
-  for (const UsedAccumulators &used : self.wgmma_accumulators)
-    if (used.registers == registers)
-      follows = operands.keep && used.n == operands.n && used.hash == hash(registers, operands.n / 2);
-  if (!follows)
-    fail(FaultKind::wgmma, "%s on accumulators that the thread has read or written since the last wgmma.fence (wanted "
-         "wgmma.fence between)", self.instruction);
-}
-
-// The same for fragments of a: what has other values than at an earlier use was written meanwhile.
-void check_fragment(Fiber &self, const uint32_t *registers, uint64_t number) {
-  if (!self.clock.on()) return;
-  for (UsedFragment &used : self.wgmma_fragments) {
-    if (used.registers != registers) continue;
-    const bool same = std::memcmp(used.values, registers, sizeof used.values) == 0;
-    if (!same && used.fenced)
-      fail(FaultKind::wgmma, "%s reads fragments of a in registers that the thread has written while an earlier wgmma was still "
-           "reading them (wanted wgmma.wait_group for that one before)", self.instruction);
-    if (!same)
-      fail(FaultKind::wgmma, "%s reads fragments of a that the thread has written since the last wgmma.fence (wanted "
-           "wgmma.fence between)", self.instruction);
-    used.number = number, used.fenced = false;
-    return;
-  }
-  self.wgmma_fragments.push({registers, {registers[0], registers[1], registers[2], registers[3]}, number, false});
-}
-
-// A fence ends what is watched of fragments, but of those that wgmma still reads.
-void forget_fragments(Fiber &self, bool fence) {
-  for (size_t i = self.wgmma_fragments.size(); i-- > 0;) {
-    UsedFragment &used = self.wgmma_fragments[i];
-    used.fenced |= fence;
-    if (used.fenced && used.number <= self.wgmma_waited) self.wgmma_fragments.remove_unordered(i);
-  }
-}
-
-// This lane's accumulators into the tile, and noise into its registers.
-void take_registers(Fiber &self, Accumulators &accumulators, void *registers, const WgmmaOperands &operands) {
-  const int lane = int(self.thread % kLanes), count = operands.n / 2;
-  auto *values = static_cast<uint32_t *>(registers);
-  for (const Accumulators *other : self.warpgroup->accumulators)
-    if (other->registers[lane] == registers) touched(self);
-  check_accumulators(self, values, operands);
-  for (int i = 0; i < count; ++i) {
-    accumulators.values[tile_index(lane, i, operands.n)] = values[i];
-    values[i] = accumulators.noise + uint32_t(i);
-  }
-  accumulators.registers[lane] = registers;
-  ++accumulators.here;
-}
-
-void give_back_registers(Fiber &self, Accumulators &accumulators) {
-  const int lane = int(self.thread % kLanes), count = accumulators.n / 2;
-  auto *values = static_cast<uint32_t *>(accumulators.registers[lane]);
-  if (!still_noise(accumulators, values)) touched(self);
-  for (int i = 0; i < count; ++i) values[i] = accumulators.values[tile_index(lane, i, accumulators.n)];
-  if (self.clock.on()) {
-    const UsedAccumulators used{values, accumulators.n, hash(values, count)};
-    bool found = false;
-    for (UsedAccumulators &one : self.wgmma_accumulators)
-      if (one.registers == used.registers) one = used, found = true;
-    if (!found) self.wgmma_accumulators.push(used);
-  }
-  accumulators.registers[lane] = nullptr;
-  --accumulators.here;
-}
-
 bool agree(const WgmmaOperands &a, const WgmmaOperands &b) {
   return a.element == b.element && a.n == b.n && a.a == b.a && a.b == b.b && !a.from == !b.from && a.keep == b.keep;
 }
@@ -209,11 +93,7 @@ WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *regist
   for (Accumulators *one : group.accumulators)
     if (one->registers[lane] == registers && one->n == operands.n) record->accumulators = one;
   if (!record->accumulators) {
-    auto *fresh = static_cast<Accumulators *>(zeroed(sizeof(Accumulators)));
-    // Signalling NaNs as f32, no small numbers as int32.
-    fresh->n = operands.n, fresh->noise = 0xff800000u + (self.cluster->random.next() & 0xfffffu) + 1;
-    group.accumulators.push(fresh);
-    record->accumulators = fresh;
+    record->accumulators = open_accumulators(self, operands);
   }
   group.records.push(record);
   return record;
@@ -248,8 +128,7 @@ void wgmma_fence(Place place) {
   group_of(self);
   note_step(self, kFence, place);
   self.wgmma_fenced = true;
-  self.wgmma_accumulators.clear();
-  forget_fragments(self, true);
+  fence_registers(self);
 }
 
 void wgmma_commit_group(Place place) {
@@ -281,7 +160,7 @@ void wgmma(const WgmmaOperands &operands, void *registers, Place place) {
          record->operands.n, record->operands.keep);
   check_steps(self, *record);
   if (operands.from) {
-    check_fragment(self, operands.from, number + 1);
+    take_fragment(self, operands.from, number + 1);
     std::memcpy(record->a[lane], operands.from, sizeof record->a[lane]);
   }
   Accumulators &accumulators = *record->accumulators;
@@ -290,8 +169,8 @@ void wgmma(const WgmmaOperands &operands, void *registers, Place place) {
   else if (accumulators.registers[lane] != registers)
     fail(FaultKind::divergence, "thread %u uses other accumulators for %s than its warpgroup", self.thread,
          operands.instruction);
-  else if (self.clock.on() && !still_noise(accumulators, static_cast<uint32_t *>(registers)))
-    touched(self);
+  else
+    check_untouched(self, accumulators);
   accumulators.last_issued[lane] = number + 1;
   if (++record->issued != kLanes) return;
   check_reads(self, group, *record, number + 1);
@@ -320,10 +199,7 @@ void wgmma_wait_group(uint32_t pending, Place place) {
   const int lane = int(self.thread % kLanes);
   for (size_t i = 0; i < group.accumulators.size();) {
     Accumulators *one = group.accumulators[i];
-    if (one->registers[lane] && one->last_issued[lane] <= wanted) {
-      give_back_registers(self, *one);
-      self.wgmma_fenced = false;
-    }
+    if (one->registers[lane] && one->last_issued[lane] <= wanted) give_back_registers(self, *one);
     bool used = one->here != 0;
     for (size_t k = 0; k < group.records.size() && !used; ++k) used = group.records[k]->accumulators == one;
     if (used) {
@@ -334,7 +210,7 @@ void wgmma_wait_group(uint32_t pending, Place place) {
     group.accumulators.remove_unordered(i);
   }
   self.wgmma_waited = wanted;
-  forget_fragments(self, false);
+  forget_fragments(self);
   if (self.clock.on() && self.clock.plain[group.agent] < wanted) self.clock.plain[group.agent] = uint32_t(wanted);
 }
 

@@ -18,23 +18,23 @@ PTX float mov_f32_b32(uint32_t bits) {
 
 PTX float add_rn_f32(float a, float b) {
   float v;
-  EITHER(v = emulated::canonical(a + b), asm("add.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  EITHER(v = emulated::canonical("add.rn.f32", a + b, a, b), asm("add.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
   return v;
 }
 PTX float mul_rn_f32(float a, float b) {
   float v;
-  EITHER(v = emulated::canonical(a * b), asm("mul.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  EITHER(v = emulated::canonical("mul.rn.f32", a * b, a, b), asm("mul.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
   return v;
 }
 PTX float div_rn_f32(float a, float b) {
   float v;
-  EITHER(v = emulated::canonical(a / b), asm("div.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  EITHER(v = emulated::canonical("div.rn.f32", a / b, a, b), asm("div.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
   return v;
 }
 // a·b + c, rounded once.
 PTX float fma_rn_f32(float a, float b, float c) {
   float v;
-  EITHER(v = emulated::canonical(__builtin_fmaf(a, b, c)),
+  EITHER(v = emulated::canonical("fma.rn.f32", __builtin_fmaf(a, b, c), a, b, c),
          asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(v) : "f"(a), "f"(b), "f"(c)));
   return v;
 }
@@ -53,7 +53,7 @@ PTX int32_t cvt_rzi_s32_f32(float v) {
 }
 PTX float cvt_rn_f32_s32(int32_t v) {
   float out;
-  EITHER(out = float(v), asm("cvt.rn.f32.s32 %0, %1;" : "=f"(out) : "r"(v)));
+  EITHER(out = emulated::f32_of_s32(v), asm("cvt.rn.f32.s32 %0, %1;" : "=f"(out) : "r"(v)));
   return out;
 }
 PTX Bf16 cvt_rn_bf16_f32(float v) {

@@ -154,15 +154,16 @@ fn cp_async_groups() {
 #[test]
 fn votes_and_shuffles() {
     for seed in 0..20 {
-        let out = Probe::new(probe_warp(), 32, 128, 320).config(|c| c.seed(seed)).output();
+        let out = Probe::new(probe_warp(), 32, 128, 448).config(|c| c.seed(seed)).output();
         let v = |lane: usize| lane as u32 * 3 + 1;
         for lane in 0..32usize {
             let up = if lane >= 2 { lane - 2 } else { lane };
             let down = if lane + 4 < 32 { lane + 4 } else { lane };
             let half = if lane < 16 { 0x0000_ffff } else { 0xffff_0000 };
+            let whole = [0x4924_9249, 1, 0, v(lane ^ 5), v(7), v(up), v(down)];
             let wanted =
-                [0x4924_9249, 1, 0, v(lane ^ 5), v(7), v(up), v(down), half, v(lane ^ 1), v(31 - lane)];
-            assert_eq!(out[lane * 10..][..10], wanted, "lane {lane}, seed {seed}");
+                [&whole[..], &[half, v(lane ^ 1), v(31 - lane)], &[v(lane ^ 5), v(7), v(up), v(lane)]];
+            assert_eq!(out[lane * 14..][..14], wanted.concat(), "lane {lane}, seed {seed}");
         }
     }
 }
@@ -271,6 +272,32 @@ fn geometry() {
             assert_eq!(out[12 * (b * 24 + t) as usize..][..12], wanted);
         }
     }
+}
+
+/// Two blocks of which `LMHEAD_EMULATED_TRACE` prints one: for the test below, as a process of its own.
+#[test]
+#[ignore = "the next test starts it"]
+fn prints_its_trace() {
+    let out = Probe::new(probe_trap(), 64, 0, 64).n(&[64]).grid(2).config(|c| c.threads(2)).output();
+    assert_eq!(out, [1; 64]);
+}
+
+#[test]
+fn a_trace_that_cannot_be_printed_ends_nothing() {
+    use std::process::{Command, Stdio};
+    let start = |errors: Stdio| {
+        let mut child = Command::new(std::env::current_exe().expect("this program"));
+        child.args(["--ignored", "--exact", "--nocapture", "instructions::prints_its_trace"]);
+        child.env("LMHEAD_EMULATED_TRACE", "probe_trap:1").stdout(Stdio::null()).stderr(errors);
+        child.spawn().expect("this program again")
+    };
+    let printed = start(Stdio::piped()).wait_with_output().expect("it ends");
+    let text = String::from_utf8_lossy(&printed.stderr).into_owned();
+    assert!(printed.status.success(), "{text}");
+    assert_eq!(text.matches("block (1, 0, 0) thread ").count(), 2 * 64, "{text}"); // st.global, exit
+    let mut unread = start(Stdio::piped());
+    drop(unread.stderr.take());
+    assert!(unread.wait().expect("it ends").success(), "standard error has no reader");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The emulated CUDA device: its instructions, its checks, and the carrier kernels on it.
 
+mod blame;
 mod broken;
+mod broken_hopper;
 mod broken_matmul;
 mod carriers;
 mod cases;
@@ -9,6 +11,9 @@ mod data;
 mod hopper;
 mod instructions;
 mod matmul_parts;
+mod planted;
 mod probe;
+mod probed;
+mod readme;
 mod refused;
 mod tensor_core;

@@ -19,10 +19,18 @@ pub struct ProbeParams {
 // SAFETY: mirrors the struct of probe.h.
 unsafe impl Params for ProbeParams {}
 
+/// `ManyParams` of `broken_sm90a.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct ManyParams(pub [u32; 8191]);
+
+// SAFETY: mirrors the struct of broken_sm90a.cu.
+unsafe impl Params for ManyParams {}
+
 /// `TooManyParams` of `broken_sm90a.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-pub struct TooManyParams(pub [u32; 1040]);
+pub struct TooManyParams(pub [u32; 8192]);
 
 // SAFETY: mirrors the struct of broken_sm90a.cu.
 unsafe impl Params for TooManyParams {}
@@ -37,6 +45,10 @@ macro_rules! probes {
     };
 }
 
+pub fn probe_params() -> Kernel<ManyParams> {
+    emulated_kernel!(probe_params: ManyParams)
+}
+
 pub fn broken_params() -> Kernel<TooManyParams> {
     emulated_kernel!(broken_params: TooManyParams)
 }
@@ -46,10 +58,10 @@ probes! {
     probe_global probe_atomics probe_geometry probe_arithmetic probe_conversions probe_shared_pairs
     probe_tanh probe_place probe_tiles
     probe_stmatrix probe_mbarrier probe_tma_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
-    probe_secondary probe_registers
+    probe_secondary probe_registers probe_elect probe_noinc probe_trap
     broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary
     broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a
-    broken_fragments
+    broken_fragments broken_accumulators broken_one broken_waits
 }
 
 /// One launch: input words, how many words of output (which begin as zeros), variants and maps.

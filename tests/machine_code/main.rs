@@ -172,6 +172,43 @@ mod with_the_toolkit {
         }
     }
 
+    /// The example of kernels/README.md, by the row that it shows.
+    #[test]
+    fn the_readmes_kernel_is_as_its_row_says() {
+        macro_rules! with_text {
+            ($row:expr) => {
+                ($row, stringify!($row))
+            };
+        }
+        let (row, text) = with_text!(Expectation {
+            kernel: "add_one",
+            architectures: &["sm_80", "sm_89", "sm_90"],
+            present: &[("LDG", 1)],
+            absent: &[],
+            registers: 16,
+            calls: 0
+        });
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = fs::read_to_string(here.join("kernels/README.md")).expect("the page");
+        let bare = |text: &str| text.split_whitespace().collect::<String>().replace(",}", "}");
+        assert!(bare(&page).contains(&bare(text)), "kernels/README.md: wanted {text}");
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fatbin = folder.path().join("add_one.fatbin");
+        let mut nvcc = Command::new(&tools.nvcc);
+        nvcc.args(["-fatbin", "-std=c++17", "-I"]).arg(here.join("kernels"));
+        nvcc.args(
+            row.architectures
+                .iter()
+                .map(|name| format!("-gencode=arch=compute_{0},code=sm_{0}", name.trim_start_matches("sm_"))),
+        );
+        nvcc.arg("-o").arg(&fatbin).arg(here.join("tests/emulated/kernels/add_one_sm80.cu"));
+        tools.run(&mut nvcc).unwrap_or_else(|problem| panic!("{problem}"));
+        let codes = tools.read("add_one", &fatbin).unwrap_or_else(|problem| panic!("{problem}"));
+        let found = all_faults(&codes, &[row], row.architectures);
+        assert!(found.is_empty(), "{}", found.join("\n"));
+    }
+
     /// 48 sums that need each other, in 32 registers.
     const SPILLS: &str = r#"
 extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float *in, float *out) {

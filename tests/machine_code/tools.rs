@@ -24,9 +24,9 @@ impl Tools {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let targets: Vec<_> = Path::new(env!("OUT_DIR")).ancestors().map(Path::to_path_buf).collect();
         let targets = || targets.iter().cloned().chain([root.join("target")]);
-        let nvcc = toolkit::find(|name| env::var_os(name), targets())?;
+        let nvcc = toolkit::find(|name| env::var_os(name), targets())?.path;
         let beside = |file: &Path| Some(fs::canonicalize(file).ok()?.parent()?.to_path_buf());
-        let installed = toolkit::find(|_| None, targets()).ok();
+        let installed = toolkit::find(|_| None, targets()).ok().map(|nvcc| nvcc.path);
         let path = env::var_os("PATH").unwrap_or_default();
         let folders: Vec<_> = beside(&nvcc)
             .into_iter()

@@ -30,7 +30,12 @@ pub(super) fn sample(
         }
         SamplingPass::Histograms { queries, out } => {
             queries.par_iter().zip(out.par_chunks_exact_mut(BINS)).for_each(|(query, bins)| {
-                let bins = bins.try_into().expect("as many as there are bins");
+                let bins: &mut [u64; BINS] = bins.try_into().expect("as many as there are bins");
+                // Such a row's largest logit is another shard's, if it has one: logits here may be above it, and weigh more than any
+                // may. It has no answer anyway.
+                if !finite(query.row) {
+                    return bins.fill(0);
+                }
                 isa.run(Histogram { query, logits: own(query.row), first_id, bins });
             });
         }

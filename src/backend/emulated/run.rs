@@ -7,6 +7,7 @@ use super::launch::Prepared;
 use super::order::Shuffled;
 use super::worker::Worker;
 use std::ffi::c_void;
+use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
 
@@ -72,7 +73,8 @@ extern "C" fn trace(context: *const c_void, line: *const u8, bytes: u64) {
         unsafe { (&*context.cast::<Context<'_>>(), std::slice::from_raw_parts(line, bytes as usize)) };
     let line = String::from_utf8_lossy(line).into_owned();
     if context.print {
-        eprintln!("{line}");
+        // An error, say of a pipe that nobody reads any more, must not unwind into the device.
+        let _ = writeln!(std::io::stderr(), "{line}");
     } else {
         lock(&context.shared.state).trace.push(line);
     }

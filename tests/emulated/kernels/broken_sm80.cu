@@ -197,5 +197,14 @@ KERNEL(broken_spin, ProbeParams, 64, 1) {
   st_global_u32(params.out + threadIdx.x, 1);
 }
 
+// Threads by turns at two mbarriers on which nobody arrives.
+KERNEL(broken_waits, ProbeParams, 512, 1) {
+  const uint32_t barrier = dynamic_shared() + threadIdx.x % 2 * 8;
+  if (threadIdx.x < 2) mbarrier_init(barrier, 3);
+  barrier_sync_all();
+  while (!mbarrier_try_wait_parity(barrier, 0)) {
+  }
+}
+
 // A plain pointer, which the rules forbid because no wrapper sees it: 8 bytes past the unused memory behind the buffer.
 KERNEL(broken_plain_pointer, ProbeParams, 32, 1) { params.out[64 + 64 + 2] = threadIdx.x; }

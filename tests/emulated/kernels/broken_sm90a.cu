@@ -127,7 +127,7 @@ KERNEL(broken_proxies, ProbeParams, 128, 1) {
   // 1 wgmma reads ordinary stores without a fence; 2 the fence comes from one thread only, before the barrier;
   // 3 a TMA store reads them without; 4 its tile is overwritten before the wait; 5 the thread ends before the wait;
   // 6 cp.async is read by wgmma without a fence; 7 its arrival comes before the copy; 8 TMA overwrites ordinary stores;
-  // 10 the fence comes before the stores.
+  // 10 the fence comes before the stores; 11 copies arrive on an mbarrier for which nobody waits.
   const uint32_t barrier = s + 72 * 128;
   if (t == 0) {
     mbarrier_init(barrier, 128);
@@ -135,6 +135,11 @@ KERNEL(broken_proxies, ProbeParams, 128, 1) {
     fence_mbarrier_init();
   }
   barrier_sync_all();
+  if (how == 11) {
+    cp_async_cg_16(s + 16 * t, params.in);
+    cp_async_mbarrier_arrive_noinc(barrier);
+    return;
+  }
   if (how == 6 || how == 7 || how == 9) {  // 9: the correct one
     if (how == 7) cp_async_mbarrier_arrive_noinc(barrier);
     for (uint32_t i = t; i < 72 * 8; i += 128) cp_async_cg_16(s + 16 * i, params.in + i % 16 * 4);
@@ -174,65 +179,30 @@ KERNEL(broken_proxies, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// wgmma and the registers of the thread. 128 threads, 8 rows of 128 bytes for b, and 64 for a.
-KERNEL(broken_registers, ProbeParams, 128, 1) {
-  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
-  for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
-  fence_proxy_async();
-  barrier_sync_all();
-  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
-  // 1 fragments are rewritten without a fence, 2 after a wait, 3 in a second use of several; 4 accumulators are read and
-  // written, 5 only read, before a second tile; 6 they are of another shape.
-  // 7 wgmma.fence, 8 wgmma.commit_group, 9 wgmma.wait_group by one lane more.
-  uint32_t fragments[2][4];
-  int32_t d[8], (&narrow)[4] = reinterpret_cast<int32_t(&)[4]>(d);
-  for (uint32_t i = 0; i < 4; ++i) fragments[0][i] = t + i, fragments[1][i] = t * i;
-  wgmma_fence();
-  wgmma_m64k32_s8<8>(narrow, fragments[0], b, 0);
-  wgmma_m64k32_s8<8>(narrow, fragments[1], b, 1);
-  if (how == 0 || how == 2 || how >= 4) {
-    wgmma_commit_group();
-    wgmma_wait_group<0>();
-  }
-  if (how <= 3) {
-    if (how == 0) wgmma_m64k32_s8<8>(narrow, fragments[0], b, 1);  // nothing was touched
-    if (how == 0) wgmma_commit_group(), wgmma_wait_group<0>();
-    for (uint32_t i = 0; i < 4; ++i) fragments[how == 3][i] += 1 + i;
-    if (how == 0) wgmma_fence();
-    wgmma_m64k32_s8<8>(narrow, fragments[0], b, 1);
-    wgmma_m64k32_s8<8>(narrow, fragments[1], b, 1);
-  } else if (how >= 7) {
-    if (how == 7 && t == 40) wgmma_fence();
-    if (how == 8 && t == 40) wgmma_commit_group();
-    if (how == 9 && t == 40) wgmma_wait_group<1>();
-    wgmma_m64k32_s8<8>(narrow, a, b, 1);
-  } else if (how == 6) {
-    wgmma_m64k32_s8<16>(d, a, a, 1);
-  } else {
-    for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
-    if (how == 4) d[0] += 1;
-    wgmma_m64k32_s8<8>(narrow, a, b, 0);
-  }
-  wgmma_commit_group();
-  wgmma_wait_group<0>();
-  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
-}
-
-// Clusters of two blocks of 32 threads, 256 bytes.
+// Clusters of two blocks of 32 threads, 256 bytes. 0 and 25 are correct.
 KERNEL(broken_cluster, ProbeParams, 32, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, rank = cluster_block_rank();
   const bool elected = elect_sync();
   const uint32_t votes = vote_ballot(elected);
   if (votes == 0 || (votes & (votes - 1)) != 0) trap();
   if (how == 18 && elected != (t == 0)) trap();  // relies on lane 0
-  st_shared_u32(s + 4 * t, t);
+  const uint32_t word = mapa(s + 4 * t, rank ^ 1), second = mapa(s + 128 + 4 * t, rank ^ 1), barrier = s + 128;
+  // Words that nobody else touches, before the neighbour is known to have begun.
+  if (how == 19) st_global_u32(params.out + blockIdx.x * 32 + t, ld_shared_cluster_u32(second));
+  if (how == 20) st_shared_cluster_u32(second, t);
+  if ((how == 21 || how == 22 || how == 25) && t == 0) {
+    mbarrier_init(barrier, how == 25 ? 32 : 1);
+    fence_mbarrier_init();
+  }
+  if (how == 21 && t == 0) tma_load_2d_multicast(s, &params.map, 0, 0, barrier, 3);
+  if (how != 21) st_shared_u32(s + 4 * t, t);
   if (how != 1) {  // 1: nothing between the write and the neighbour's read
     barrier_cluster_arrive();
     barrier_cluster_wait();
   }
   uint32_t v = 0;
   if (how == 3) {
-    v = ld_shared_u32(mapa(s + 4 * t, rank ^ 1));  // the address of another block, the instruction of the own
+    v = ld_shared_u32(word);  // the address of another block, the instruction of the own
   } else if (how == 4) {
     v = ld_shared_cluster_u32(mapa(s + 4 * t, 2));  // a third block
   } else if (how >= 6 && how <= 16) {
@@ -261,8 +231,23 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   } else if (how == 2) {
     // The neighbour may have ended.
     for (uint32_t i = 0; rank == 0 && i < 40; ++i) v += ld_shared_cluster_u32(mapa(s + 4 * t, 1)), bar_warp_sync();
-  } else {
-    v = ld_shared_cluster_u32(mapa(s + 4 * t, rank ^ 1));
+  } else if (how == 22) {
+    if (t == 0) mbarrier_arrive_cluster(mapa(barrier, rank ^ 1));  // and the neighbour does not wait for it
+  } else if (how == 23) {
+    st_shared_u32(s + 4 * t, 2 * t);  // no barrier between this and the neighbour's read
+    v = ld_shared_cluster_u32(word);
+  } else if (how == 24) {
+    st_shared_cluster_u32(second, t);  // which the neighbour does not wait for
+  } else if (how == 25) {
+    // Block 0 ends when it knows that block 1 has read, and block 1, which nobody reaches, when it likes.
+    if (rank == 1) {
+      v = ld_shared_cluster_u32(word);
+      mbarrier_arrive_cluster(mapa(barrier, 0));
+    } else {
+      wait(barrier, 0);
+    }
+  } else if (how < 19) {
+    v = ld_shared_cluster_u32(word);
   }
   st_global_u32(params.out + blockIdx.x * 32 + t, v);
   if (how == 5) barrier_cluster_wait();  // without an arrival
@@ -273,7 +258,7 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
       bar_warp_sync();
     return;
   }
-  if (how == 2) return;
+  if (how == 2 || how == 22 || how == 24 || how == 25) return;
   barrier_cluster_arrive();
   barrier_cluster_wait();
 }
@@ -381,34 +366,16 @@ KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// Fragments of a in registers that are written anew while wgmma reads them: a fence does not help, a wait does. n[0]: 1 before
-// the wait, 2 before the wait for the right group.
-KERNEL(broken_fragments, ProbeParams, 128, 1) {
-  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
-  for (uint32_t i = t; i < 8 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
-  fence_proxy_async();
-  barrier_sync_all();
-  const uint64_t b = wgmma_descriptor(s, Swizzle::bytes_128, 1024);
-  uint32_t fragments[2][4];
-  int32_t d[4];
-  for (uint32_t k = 0; k < 4; ++k) {
-    uint32_t(&mine)[4] = fragments[how == 1 ? 0 : k % 2];
-    if (how == 2 && k == 3) fragments[0][0] = t;  // the other set, which is under way
-    for (uint32_t i = 0; i < 4; ++i) mine[i] = t * k + i;
-    wgmma_fence();
-    wgmma_m64k32_s8<8>(d, mine, b, k != 0);
-    if (how == 2 && k == 3) wgmma_m64k32_s8<8>(d, fragments[0], b, 1);
-    wgmma_commit_group();
-    wgmma_wait_group<1>();
-  }
-  wgmma_wait_group<0>();
-  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
-}
-
-// Larger than a kernel's parameters may be.
+// As large as a kernel's parameters may be, and larger. The first two words are the address to which the last one goes.
+struct ManyParams {
+  uint32_t words[8191];
+};
 struct TooManyParams {
-  uint32_t words[1040];
+  uint32_t words[8192];
 };
 #if !defined(__CUDACC__)
+KERNEL(probe_params, ManyParams, 1, 1) {
+  st_global_u32(reinterpret_cast<void *>(uint64_t(params.words[1]) << 32 | params.words[0]), params.words[8190]);
+}
 KERNEL(broken_params, TooManyParams, 32, 1) { trap(); }
 #endif

@@ -82,10 +82,10 @@ KERNEL(probe_cp_async_groups, ProbeParams, 32, 1) {
   st_global_u32(params.out + threadIdx.x, sum);
 }
 
-// Votes and shuffles; 10 words per lane.
+// Votes and shuffles; 14 words per lane.
 KERNEL(probe_warp, ProbeParams, 32, 1) {
   const uint32_t lane = lane_id(), v = lane * 3 + 1;
-  uint32_t *out = params.out + lane * 10;
+  uint32_t *out = params.out + lane * 14;
   st_global_u32(out, vote_ballot(lane % 3 == 0));
   st_global_u32(out + 1, vote_any(lane == 31));
   st_global_u32(out + 2, vote_all(lane != 31));
@@ -101,6 +101,11 @@ KERNEL(probe_warp, ProbeParams, 32, 1) {
   st_shared_u32(s + 4 * lane, v);
   bar_warp_sync();
   st_global_u32(out + 9, ld_shared_u32(s + 4 * (31 - lane)));
+  // Of the operand only the lower five bits count.
+  st_global_u32(out + 10, shfl_bfly(v, 32 + 5));
+  st_global_u32(out + 11, shfl_idx(v, 64 + 7));
+  st_global_u32(out + 12, shfl_up(v, 32 + 2));
+  st_global_u32(out + 13, shfl_down(v, 96));
 }
 
 // Single-byte and 16-bit neighbours written by different threads, then read as words.
@@ -233,4 +238,25 @@ KERNEL(probe_shared_pairs, ProbeParams, 32, 1) {
   bar_warp_sync();
   const U32x2 v = ld_shared_v2(s + 8 * (31 - lane) + params.n[0]);
   st_global_v2(params.out + 2 * lane, v);
+}
+
+// Copies that tell an mbarrier when they have landed: 16 bytes a thread, read by its neighbour. Twice, in two phases.
+KERNEL(probe_noinc, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared(), t = threadIdx.x, barrier = s + 64 * 16;
+  if (t == 0) mbarrier_init(barrier, 64);
+  barrier_sync_all();
+  for (uint32_t phase = 0; phase < 2; ++phase) {
+    cp_async_cg_16(s + 16 * t, params.in + 4 * (64 * phase + t));
+    cp_async_mbarrier_arrive_noinc(barrier);
+    while (!mbarrier_try_wait_parity(barrier, phase)) {
+    }
+    st_global_v4(params.out + 4 * (64 * phase + t), ld_shared_v4(s + 16 * (63 - t)));
+    barrier_sync_all();
+  }
+}
+
+// Thread n[0] gives up, if there is one of that number.
+KERNEL(probe_trap, ProbeParams, 64, 1) {
+  if (threadIdx.x == params.n[0]) trap();
+  st_global_u32(params.out + threadIdx.x, 1);
 }

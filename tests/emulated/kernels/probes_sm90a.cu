@@ -67,7 +67,7 @@ KERNEL(probe_mbarrier, ProbeParams, 64, 1) {
   }
 }
 
-// n[0], n[1]: x and y; n[2]: words of a tile; out: the tile as it lies in shared memory.
+// n[0], n[1]: x and y; n[2]: words of a tile; n[3]: a cache policy or none; out: the tile as it lies in shared memory.
 KERNEL(probe_tma_load, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), barrier = s + 4 * params.n[2];
   if (threadIdx.x == 0) {
@@ -76,7 +76,8 @@ KERNEL(probe_tma_load, ProbeParams, 64, 1) {
     fence_mbarrier_init();
     mbarrier_arrive_expect_tx(barrier, 4 * params.n[2]);
     if (params.n[3])
-      tma_load_2d_hint(s, &params.map, int32_t(params.n[0]), int32_t(params.n[1]), barrier, createpolicy_evict_first());
+      tma_load_2d_hint(s, &params.map, int32_t(params.n[0]), int32_t(params.n[1]), barrier,
+                       params.n[3] == 1 ? createpolicy_evict_first() : createpolicy_evict_last());
     else
       tma_load_2d(s, &params.map, int32_t(params.n[0]), int32_t(params.n[1]), barrier);
   }
@@ -235,4 +236,27 @@ KERNEL(probe_registers, ProbeParams, 256, 1) {
     setmaxnreg_inc<200>();
     st_global_u32(params.out + 1, 1);
   }
+}
+
+// out: the two answers of each thread.
+KERNEL(probe_elect, ProbeParams, 64, 1) {
+  st_global_u32(params.out + threadIdx.x, elect_sync());
+  st_global_u32(params.out + 64 + threadIdx.x, elect_sync());
+}
+
+// n[0] groups of four int8 products of 64 x 16, each waited for: what wgmma costs. 80 rows of 128 bytes.
+KERNEL(bench_wgmma, ProbeParams, 128, 1) {
+  const uint32_t s = dynamic_shared(), t = threadIdx.x;
+  for (uint32_t i = t; i < 80 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i + 1, i + 2, i + 3});
+  fence_proxy_async();
+  barrier_sync_all();
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  int32_t d[8];
+  for (uint32_t i = 0; i < params.n[0]; ++i) {
+    wgmma_fence();
+    for (uint32_t k = 0; k < 4; ++k) wgmma_m64k32_s8<16>(d, a + 2 * k, b + 2 * k, i != 0 || k != 0);
+    wgmma_commit_group();
+    wgmma_wait_group<0>();
+  }
+  st_global_u32(params.out + t, uint32_t(d[0]) + uint32_t(d[7]));
 }
