@@ -52,7 +52,27 @@ pub fn processor_name() -> String {
         system.refresh_cpu_all();
         system.cpus().first().map(|cpu| cpu.brand().trim().to_string())
     });
-    brand.filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into())
+    let brand = brand.filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into());
+    match family_and_model() {
+        Some((family, model)) => format!("{brand} (family {family}, model {model})"),
+        None => brand,
+    }
+}
+
+/// As CPUID counts them: rented machines often have names that stand for several kinds of processor.
+#[cfg(target_arch = "x86_64")]
+fn family_and_model() -> Option<(u32, u32)> {
+    let signature = std::arch::x86_64::__cpuid(1).eax;
+    let bits = |low: u32, count: u32| signature >> low & ((1 << count) - 1);
+    let (family, model) = (bits(8, 4), bits(4, 4));
+    // The extended parts count for these families (Intel's manual, volume 2, CPUID).
+    let family_in_all = if family == 15 { family + bits(20, 8) } else { family };
+    Some((family_in_all, if family == 6 || family == 15 { bits(16, 4) << 4 | model } else { model }))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn family_and_model() -> Option<(u32, u32)> {
+    None
 }
 
 fn processor() -> Check {
@@ -83,6 +103,7 @@ fn features() -> Vec<&'static str> {
             ("avx512vl", is_x86_feature_detected!("avx512vl")),
             ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
             ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+            ("avx512vbmi", is_x86_feature_detected!("avx512vbmi")),
         ];
         known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
     }
