@@ -4,28 +4,40 @@
 use crate::probe::*;
 use lmhead::backend::emulated::FaultKind;
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+
+// In the program: the GPU bundle runs it where there is no source.
+macro_rules! headers {
+    ($($name:ident)*) => {
+        [$((stringify!($name), include_str!(concat!("../../kernels/ptx/", stringify!($name), ".cuh")))),*]
+    };
+}
+const HEADERS: [(&str, &str); 13] = headers!(
+    arithmetic async_copy barrier cluster control core global mbarrier mma shared tma warp wgmma
+);
+const PROBES: [&str; 3] = [
+    include_str!("kernels/probes_sm80.cu"),
+    include_str!("kernels/probes_sm90a.cu"),
+    include_str!("kernels/probes_matmul_sm80.cu"),
+];
 
 #[test]
 fn every_wrapper_is_called() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let texts = |folder: &str, begins: &str| -> String {
-        let files =
-            fs::read_dir(root.join(folder)).expect("a folder").map(|entry| entry.expect("a file").path());
-        let named =
-            |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(begins));
-        files.filter(|path| named(path)).map(|path| fs::read_to_string(path).expect("text")).collect()
-    };
-    let (wrappers, probes) = (texts("kernels/ptx", ""), texts("tests/emulated/kernels", "probes_"));
+    let named = include_str!("../../kernels/ptx.cuh")
+        .lines()
+        .filter_map(|line| line.strip_prefix("#include \"ptx/")?.strip_suffix(".cuh\""));
+    let named: BTreeSet<&str> = named.collect();
+    assert_eq!(named, HEADERS.iter().map(|(name, _)| *name).collect(), "kernels/ptx.cuh and the list above");
     // `PTX void name(`; the macro's own definition has no name behind it.
-    let names = wrappers.lines().filter_map(|line| line.strip_prefix("PTX ")?.split('(').next());
+    let lines = HEADERS.iter().flat_map(|(_, text)| text.lines());
+    let names = lines.filter_map(|line| line.strip_prefix("PTX ")?.split('(').next());
     let names: BTreeSet<&str> = names.filter_map(|head| head.split_whitespace().last()).collect();
     assert!(names.contains("mbarrier_init") && names.contains("wgmma_m64k16"), "{names:?}");
-    let called: BTreeSet<&str> = probes
-        .match_indices(['(', '<'])
-        .filter_map(|(end, _)| probes[..end].rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next())
-        .collect();
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let calls = |text: &'static str| {
+        let ends = text.match_indices(['(', '<']).map(|(end, _)| end);
+        ends.filter_map(move |end| text[..end].rsplit(|c| !word(c)).next())
+    };
+    let called: BTreeSet<&str> = PROBES.into_iter().flat_map(calls).collect();
     let missing: Vec<_> = names.difference(&called).collect();
     assert!(missing.is_empty(), "call these in tests/emulated/kernels/probes_*.cu, with a test: {missing:?}");
 }
