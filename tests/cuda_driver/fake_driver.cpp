@@ -66,6 +66,7 @@ struct Context {
 struct Function {
   const emulated::Kernel *kernel;
   uint32_t shared_limit = 48 * 1024;
+  int carveout = -1;  // the driver chooses
 };
 struct Memory {
   uint8_t *start;
@@ -211,6 +212,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
     case 75: *value = capability / 10; break;                        // COMPUTE_CAPABILITY_MAJOR
     case 76: *value = capability % 10; break;                        // COMPUTE_CAPABILITY_MINOR
     case 97: *value = capability == 86 ? 101376 : 232448; break;     // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 81: *value = capability == 86 ? 102400 : 233472; break;     // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+    case 16: *value = capability == 86 ? 84 : 132; break;            // MULTIPROCESSOR_COUNT
     case 38: *value = 50 << 20; break;                               // L2_CACHE_SIZE
     default: *value = 1;
   }
@@ -338,6 +341,8 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream
 int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
   USABLE;
   if (to % 4) return INVALID_VALUE;
+  if (FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr)
+    std::fprintf(log, "%zu words set to %u\n", words, value), std::fclose(log);
   return put(stream, [=] {
     if (!inside(to, 4 * words)) return int(ILLEGAL_ADDRESS);
     for (size_t i = 0; i < words; ++i) ((unsigned *)to)[i] = value;
@@ -394,7 +399,8 @@ int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
   return 0;
 }
 int cuFuncSetAttribute(Function *function, int attribute, int value) {
-  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
+  if (attribute == 9 && value >= -1 && value <= 100) return function->carveout = value, 0;  // PREFERRED_SHARED_MEMORY_CARVEOUT
+  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;           // MAX_DYNAMIC_SHARED_SIZE_BYTES
   return function->shared_limit = uint32_t(value), 0;
 }
 int cuFuncGetParamInfo(const Function *function, size_t index, size_t *offset, size_t *size) {
@@ -421,8 +427,9 @@ int cuLaunchKernelEx(const Config *config, const Function *function, void **para
   for (unsigned &blocks : launch.cluster) blocks = 1;
   FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr;
   if (log)
-    std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u", function->kernel->name, launch.grid[0], launch.grid[1],
-                 launch.grid[2], launch.block[0], launch.block[1], launch.block[2], config->shared);
+    std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u carveout %d", function->kernel->name, launch.grid[0],
+                 launch.grid[1], launch.grid[2], launch.block[0], launch.block[1], launch.block[2], config->shared,
+                 function->carveout);
   for (unsigned i = 0; i < config->attribute_count; ++i) {
     const Attribute &a = config->attributes[i];
     if (a.id == 4) {

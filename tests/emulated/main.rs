@@ -2,6 +2,7 @@
 
 mod broken;
 mod broken_matmul;
+mod broken_quant_matmul;
 mod carriers;
 mod cases;
 mod conversions;

@@ -154,6 +154,14 @@ impl<P: Copy> Kernel<P> {
         self.architecture
     }
 
+    /// Whether this device's code has `griddepcontrol.wait`, where the kernel's source does: from compute capability 9.0 on. The others
+    /// may not be launched as [`Launch::programmatic`].
+    pub(super) fn waits(&self) -> bool {
+        let digits =
+            self.architecture.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_end_matches('a');
+        digits.parse::<u32>().is_ok_and(|number| number >= 90)
+    }
+
     /// [`Kernel::launch_on`] the device's own stream.
     ///
     /// # Errors
@@ -237,7 +245,8 @@ fn parameter_sizes(function: sys::CUfunction) -> std::result::Result<Vec<usize>,
 }
 
 /// Reads the attributes and lifts the limit of dynamic shared memory from 48 KB to all that the device has: once, at loading,
-/// so that no launch has to.
+/// so that no launch has to. Of what cache and shared memory share, shared memory is to have the most: plans count with it, and kernels
+/// that want it alike follow each other without the processor being set anew.
 fn allow_shared(function: sys::CUfunction, limit: usize) -> std::result::Result<Attributes, DriverError> {
     use sys::CUfunction_attribute as A;
     let number = |attribute| {
@@ -251,6 +260,10 @@ fn allow_shared(function: sys::CUfunction, limit: usize) -> std::result::Result<
     let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     // SAFETY: as above.
     unsafe { result::function::set_function_attribute(function, attribute, bytes) }?;
+    let all = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32;
+    let attribute = A::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+    // SAFETY: as above.
+    unsafe { result::function::set_function_attribute(function, attribute, all) }?;
     Ok(Attributes {
         registers: number(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
         local: number(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
