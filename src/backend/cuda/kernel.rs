@@ -157,9 +157,7 @@ impl<P: Copy> Kernel<P> {
     /// Whether this device's code has `griddepcontrol.wait`, where the kernel's source does: from compute capability 9.0 on. The others
     /// may not be launched as [`Launch::programmatic`].
     pub(super) fn waits(&self) -> bool {
-        let digits =
-            self.architecture.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_end_matches('a');
-        digits.parse::<u32>().is_ok_and(|number| number >= 90)
+        waits(self.architecture)
     }
 
     /// [`Kernel::launch_on`] the device's own stream.
@@ -222,6 +220,12 @@ impl<P: Copy> Kernel<P> {
         self.device.launched(stream, launched);
         Ok(())
     }
+}
+
+/// Whether code of that name, machine code or PTX, is compiled for 9.0 or later.
+fn waits(architecture: &str) -> bool {
+    let number = architecture.split_once('_').map_or("", |(_, number)| number);
+    number.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse::<u32>().is_ok_and(|number| number >= 90)
 }
 
 fn attribute(id: sys::CUlaunchAttributeID, value: sys::CUlaunchAttributeValue) -> sys::CUlaunchAttribute {
@@ -317,6 +321,13 @@ mod tests {
             assert!(error.starts_with(&format!("kernel matmul: {wanted}")), "{error}");
             assert!(error.contains(&format!("got a launch of {launch}; ")), "{error}");
         }
+    }
+
+    #[test]
+    fn code_since_hopper_waits() {
+        assert!(["sm_90", "sm_90a", "sm_100", "sm_120f", "compute_90"].into_iter().all(waits));
+        // PTX for 8.0 has no wait on whatever device it is translated for.
+        assert!(!["sm_80", "sm_89", "compute_80", "sm_", ""].into_iter().any(waits));
     }
 
     #[test]
