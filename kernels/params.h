@@ -107,6 +107,7 @@ typedef struct MatmulParams {
   uint32_t vocab;
   uint32_t row_count;
   uint32_t hidden;
+  uint32_t stages;    /* of k in shared memory: 3 or 4, as many as the launch has room for */
 } MatmulParams;
 
 /* kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale. */
@@ -115,7 +116,7 @@ typedef struct QuantizeRowsParams {
   int8_t *out;         /* [row_count, hidden], 16-byte aligned */
   uint64_t out_pitch;  /* bytes from row to row, a multiple of 16; what is behind `hidden` is set to 0 */
   float *scales;       /* [row_count] */
-  uint32_t *status;    /* [row_count] LMHEAD_STATUS_BAD_INDEX, or'ed */
+  uint32_t *status;    /* [row_count] LMHEAD_STATUS_BAD_INDEX or 0, stored: they need not be zeros before */
   uint32_t row_count;
   uint32_t hidden;
 } QuantizeRowsParams;

@@ -10,21 +10,26 @@
 //! let plan = Plan::new(precision, shape, &DeviceLimits::H100)?;
 //! assert_eq!(
 //!     plan.to_string(),
-//!     "quantize_rows_bf16 on 28 blocks, then quant_matmul_32 on 1010 blocks of 128 ids x 32 rows: 128 threads, 4 stages, \
-//!      82048 bytes of shared memory; 200816 bytes of workspace"
+//!     "quantize_rows_bf16 on 28 blocks, then quant_matmul_128x32 on 1010 blocks of 128 ids x 32 rows: 128 threads, 4 stages, \
+//!      81920 bytes of shared memory; 200816 bytes of workspace"
 //! );
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! Every plan of a precision gives the same bits (promise 1): one instruction with one k, one chain of them per logit, k ascending.
-//! A plan differs in how many rows a block takes, and so in how often weights are read and how much is padded; nothing else.
+//! A plan differs in how many ids and rows a block takes and how many steps of k it keeps, and so in how often weights are read, how
+//! much is padded and how many of the device's processors have work; nothing else.
 
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::quantize::MAX_INT8_HIDDEN;
 use std::fmt;
+
+mod tile;
+
+pub use tile::{DeviceLimits, STAGES, Tile, most_rows};
 
 /// Types of weights and rows, as the kernels are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,16 +95,29 @@ impl Precision {
     /// The kernels of this precision, smallest tile first.
     pub const fn tiles(self) -> &'static [Tile] {
         macro_rules! tiles {
-            ($stem:literal, $row_bytes:literal, $($rows:literal),*) => {
-                &[$(Tile { kernel: concat!($stem, "_", $rows), rows: $rows, row_bytes: $row_bytes }),*]
+            ($stem:literal, $row_bytes:literal, $($ids:literal x $rows:literal),*) => {
+                &[$(Tile {
+                    kernel: concat!($stem, "_", $ids, "x", $rows),
+                    ids: $ids,
+                    rows: $rows,
+                    row_bytes: $row_bytes,
+                }),*]
+            };
+            ($stem:literal, $row_bytes:literal, to 64) => {
+                tiles!($stem, $row_bytes, 64 x 8, 64 x 16, 64 x 32, 64 x 64, 128 x 8, 128 x 16, 128 x 32, 128 x 64)
+            };
+            ($stem:literal, $row_bytes:literal, to 128) => {
+                tiles!(
+                    $stem, $row_bytes, 64 x 8, 64 x 16, 64 x 32, 64 x 64, 128 x 8, 128 x 16, 128 x 32, 128 x 64, 128 x 128
+                )
             };
         }
         match self {
-            Precision::Bf16 => tiles!("gather_matmul_bf16", 128, 8, 16, 32, 64, 128),
-            Precision::F16 => tiles!("gather_matmul_f16", 128, 8, 16, 32, 64, 128),
-            Precision::W8a8(_) => tiles!("quant_matmul", 128, 8, 16, 32, 64, 128),
-            Precision::W8a16(DType::F16) => tiles!("w8a16_matmul_f16", 256, 8, 16, 32, 64),
-            Precision::W8a16(_) => tiles!("w8a16_matmul_bf16", 256, 8, 16, 32, 64),
+            Precision::Bf16 => tiles!("gather_matmul_bf16", 128, to 128),
+            Precision::F16 => tiles!("gather_matmul_f16", 128, to 128),
+            Precision::W8a8(_) => tiles!("quant_matmul", 128, to 128),
+            Precision::W8a16(DType::F16) => tiles!("w8a16_matmul_f16", 256, to 64),
+            Precision::W8a16(_) => tiles!("w8a16_matmul_bf16", 256, to 64),
         }
     }
 
@@ -140,69 +158,6 @@ impl fmt::Display for Shape {
     }
 }
 
-/// What a device can take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceLimits {
-    /// Compute capability: major, minor.
-    pub capability: (u32, u32),
-    /// Bytes of shared memory that one block may have.
-    pub shared_bytes: usize,
-}
-
-impl DeviceLimits {
-    /// CUDA programming guide, "Compute Capabilities", 9.0.
-    pub const H100: DeviceLimits = DeviceLimits { capability: (9, 0), shared_bytes: 232_448 };
-}
-
-/// Ids of a block's tile.
-pub const TILE_IDS: usize = 128;
-
-/// One kernel's tile; `kernels/matmul/tile.cuh` has the same figures, and a test holds them together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tile {
-    pub kernel: &'static str,
-    /// Rows of a block.
-    pub rows: usize,
-    /// Bytes of a row in one stage, beside 128 bytes of each weight row.
-    row_bytes: usize,
-}
-
-impl Tile {
-    /// Threads of a block: four warps cover the ids, four more the second half of 128 rows.
-    pub const fn threads(&self) -> u32 {
-        if self.rows > 64 { 256 } else { 128 }
-    }
-
-    const fn stage_bytes(&self) -> usize {
-        TILE_IDS * 128 + self.rows * self.row_bytes
-    }
-
-    /// Steps of k in shared memory: four where they fit the 99 KB of compute capability 8.6 and 8.9.
-    pub const fn stages(&self) -> usize {
-        if 4 * self.stage_bytes() <= 98_304 { 4 } else { 3 }
-    }
-
-    /// Bytes of shared memory of a block: the stages, and each row's number.
-    pub const fn shared_bytes(&self) -> usize {
-        self.stages() * self.stage_bytes() + 4 * self.rows
-    }
-
-    /// Blocks of a launch, where they can be counted.
-    fn blocks(&self, shape: &Shape) -> Option<u32> {
-        let blocks = shape.rows.div_ceil(self.rows).checked_mul(shape.vocab.div_ceil(TILE_IDS))?;
-        u32::try_from(blocks).ok().filter(|&blocks| blocks <= i32::MAX as u32)
-    }
-
-    /// How a choice is judged, the least being best: rows that are computed, padding included, and for each tile of rows as much
-    /// again as reading its weights once more is worth.
-    ///
-    /// The 32 is arithmetic, not a measurement: a stage's 16 KB of weights take about as long from the second-level cache (5.5 TB/s
-    /// over 132 SMs) as 32 rows' products on the tensor cores.
-    fn cost(&self, shape: &Shape) -> usize {
-        shape.rows.div_ceil(self.rows) * (self.rows + 32)
-    }
-}
-
 /// The launch of `quantize_rows`: one block a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantizePlan {
@@ -229,6 +184,8 @@ pub struct Plan {
     pub precision: Precision,
     pub shape: Shape,
     pub tile: Tile,
+    /// Steps of k in shared memory.
+    pub stages: usize,
     pub blocks: u32,
     /// Runs before.
     pub quantize: Option<QuantizePlan>,
@@ -236,35 +193,41 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The best of the candidates.
+    /// The best of the candidates for this device.
     ///
     /// # Errors
     /// As [`check`].
     pub fn new(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Self> {
-        let fits = |tile: &&Tile| check(precision, &shape, tile, limits).is_ok();
-        let best = precision.tiles().iter().filter(fits).min_by_key(|tile| tile.cost(&shape));
-        match best {
-            Some(tile) => Self::with_tile(precision, shape, tile, limits),
-            None => Err(check(precision, &shape, &precision.tiles()[0], limits).expect_err("nothing fits")),
-        }
+        let fits = |tile: &&Tile| check(precision, &shape, tile, STAGES[0], limits).is_ok();
+        // Of equals the last: of more ids, and so fewer blocks that read the same rows.
+        let best = precision.tiles().iter().rev().filter(fits).min_by_key(|tile| tile.cost(&shape, limits));
+        let tile = best.unwrap_or(&precision.tiles()[0]);
+        Self::with_tile(precision, shape, tile, tile.stages(&shape, limits).unwrap_or(STAGES[0]), limits)
     }
 
-    /// Every plan for the product; all give the same bits.
+    /// Every plan for the product, each tile with all numbers of stages that fit; all give the same bits.
     ///
     /// # Errors
     /// As [`check`], where there is none.
     pub fn candidates(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Vec<Self>> {
         Self::new(precision, shape, limits)?;
-        let with = |tile| Self::with_tile(precision, shape, tile, limits).ok();
-        Ok(precision.tiles().iter().filter_map(with).collect())
+        let with = |(tile, stages)| Self::with_tile(precision, shape, tile, stages, limits).ok();
+        let all = precision.tiles().iter().flat_map(|tile| STAGES.map(|stages| (tile, stages)));
+        Ok(all.filter_map(with).collect())
     }
 
-    /// The plan with this tile.
+    /// The plan with this tile and number of stages.
     ///
     /// # Errors
     /// As [`check`].
-    pub fn with_tile(precision: Precision, shape: Shape, tile: &Tile, limits: &DeviceLimits) -> Result<Self> {
-        check(precision, &shape, tile, limits)?;
+    pub fn with_tile(
+        precision: Precision,
+        shape: Shape,
+        tile: &Tile,
+        stages: usize,
+        limits: &DeviceLimits,
+    ) -> Result<Self> {
+        check(precision, &shape, tile, stages, limits)?;
         let blocks = tile.blocks(&shape).expect("checked");
         let quantize = precision.quantizer().map(|kernel| QuantizePlan {
             kernel,
@@ -279,7 +242,12 @@ impl Plan {
         } else {
             Workspace::default()
         };
-        Ok(Plan { precision, shape, tile: *tile, blocks, quantize, workspace })
+        Ok(Plan { precision, shape, tile: *tile, stages, blocks, quantize, workspace })
+    }
+
+    /// Bytes of shared memory of a block.
+    pub const fn shared_bytes(&self) -> usize {
+        self.tile.shared_bytes(self.stages)
     }
 }
 
@@ -288,14 +256,14 @@ impl fmt::Display for Plan {
         if let Some(q) = &self.quantize {
             write!(f, "{} on {} blocks, then ", q.kernel, q.blocks)?;
         }
-        let Tile { kernel, rows, .. } = self.tile;
+        let Tile { kernel, ids, rows, .. } = self.tile;
         write!(
             f,
-            "{kernel} on {} blocks of {TILE_IDS} ids x {rows} rows: {} threads, {} stages, {} bytes of shared memory",
+            "{kernel} on {} blocks of {ids} ids x {rows} rows: {} threads, {} stages, {} bytes of shared memory",
             self.blocks,
             self.tile.threads(),
-            self.tile.stages(),
-            self.tile.shared_bytes(),
+            self.stages,
+            self.shared_bytes(),
         )?;
         match self.workspace.bytes {
             0 => Ok(()),
@@ -308,7 +276,13 @@ impl fmt::Display for Plan {
 ///
 /// # Errors
 /// `Shape` for sizes beyond them, `Unsupported` for a device that lacks the instructions or the shared memory.
-pub fn check(precision: Precision, shape: &Shape, tile: &Tile, limits: &DeviceLimits) -> Result<()> {
+pub fn check(
+    precision: Precision,
+    shape: &Shape,
+    tile: &Tile,
+    stages: usize,
+    limits: &DeviceLimits,
+) -> Result<()> {
     let sizes = |wanted: &str, got: String, fix: &str| {
         Err(Error::shape(format!("product {shape}"), wanted, got, fix))
     };
@@ -337,7 +311,7 @@ pub fn check(precision: Precision, shape: &Shape, tile: &Tile, limits: &DeviceLi
     if tile.blocks(shape).is_none() {
         return sizes(
             "at most 2^31 - 1 tiles",
-            format!("{} x {}", rows.div_ceil(tile.rows), vocab.div_ceil(TILE_IDS)),
+            format!("{} x {}", rows.div_ceil(tile.rows), vocab.div_ceil(tile.ids)),
             "split the rows",
         );
     }
@@ -350,10 +324,17 @@ pub fn check(precision: Precision, shape: &Shape, tile: &Tile, limits: &DeviceLi
             "use an Ampere GPU or a newer one, or the cpu backend",
         ));
     }
-    if tile.shared_bytes() > limits.shared_bytes {
+    if !STAGES.contains(&stages) {
+        return sizes(
+            &format!("one of {STAGES:?} stages"),
+            stages.to_string(),
+            "use a plan of Plan::candidates",
+        );
+    }
+    if tile.shared_bytes(stages) > limits.shared_bytes {
         return Err(Error::unsupported(
             format!("kernel {}", tile.kernel),
-            format!("{} bytes of shared memory for a block", tile.shared_bytes()),
+            format!("{} bytes of shared memory for a block", tile.shared_bytes(stages)),
             format!("a device with {}", limits.shared_bytes),
             "use a device with more, or the cpu backend",
         ));
@@ -362,92 +343,4 @@ pub fn check(precision: Precision, shape: &Shape, tile: &Tile, limits: &DeviceLi
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PRECISIONS: [Precision; 6] = [
-        Precision::Bf16,
-        Precision::F16,
-        Precision::W8a8(DType::F32),
-        Precision::W8a8(DType::Bf16),
-        Precision::W8a16(DType::Bf16),
-        Precision::W8a16(DType::F16),
-    ];
-
-    fn rows_of(rows: usize) -> usize {
-        let shape = Shape { rows, vocab: 129_280, hidden: 7168 };
-        Plan::new(Precision::Bf16, shape, &DeviceLimits::H100).expect("a plan").tile.rows
-    }
-
-    #[test]
-    fn tiles_follow_the_rows() {
-        let chosen = [1, 8, 9, 16, 28, 33, 64, 65, 128, 130, 192, 256, 896, 4096].map(rows_of);
-        assert_eq!(chosen, [8, 8, 16, 16, 32, 64, 64, 128, 128, 64, 64, 128, 128, 128]);
-    }
-
-    #[test]
-    fn every_plan_fits_every_gpu_from_ampere_on() {
-        // Compute capability 8.6 and 8.9 have the least: 99 KB for a block.
-        let least = DeviceLimits { capability: (8, 6), shared_bytes: 101_376 };
-        for precision in PRECISIONS {
-            for rows in [1, 20, 200, 40_000] {
-                let shape = Shape { rows, vocab: 262_208, hidden: 12_288 };
-                let plans = Plan::candidates(precision, shape, &least).expect("plans");
-                assert_eq!(plans.len(), precision.tiles().len(), "{precision}");
-                assert!(plans.iter().all(|plan| plan.tile.stages() >= 3));
-            }
-        }
-    }
-
-    #[test]
-    fn what_the_kernels_do_not_take_is_refused_with_the_rule() {
-        let h100 = DeviceLimits::H100;
-        let old = DeviceLimits { capability: (7, 5), shared_bytes: 65_536 };
-        let small = DeviceLimits { capability: (8, 0), shared_bytes: 49_152 };
-        let shape = |rows, vocab, hidden| Shape { rows, vocab, hidden };
-        for (precision, shape, limits, wanted) in [
-            (Precision::Bf16, shape(0, 1, 1), h100, "wanted at least one row, id and element, got 0, 1, 1"),
-            (Precision::Bf16, shape(1, 1, 1 << 25), h100, "wanted a hidden size of at most 2^24"),
-            (
-                Precision::W8a8(DType::Bf16),
-                shape(1, 1, 132_105),
-                h100,
-                "wanted a hidden size of at most 132104 for w8a8",
-            ),
-            (Precision::Bf16, shape(1 << 30, 1 << 30, 64), h100, "wanted at most 2^31 - 1 tiles, got "),
-            (Precision::Bf16, shape(usize::MAX, 1, 64), h100, "wanted at most 2^30 rows and ids"),
-            (Precision::F16, shape(1, 1, 64), old, "wanted compute capability 8.0 or newer, got 7.5"),
-            (
-                Precision::F16,
-                shape(1, 1, 64),
-                small,
-                "kernel gather_matmul_f16_8: wanted 69664 bytes of shared memory",
-            ),
-        ] {
-            let error = Plan::new(precision, shape, &limits).expect_err("refused").to_string();
-            assert!(error.contains(wanted), "{error}");
-            assert!(Plan::candidates(precision, shape, &limits).is_err());
-        }
-        assert!(Plan::new(Precision::W8a16(DType::F16), shape(1, 1, 132_105), &h100).is_ok());
-    }
-
-    #[test]
-    fn types_without_a_kernel_are_refused_by_name() {
-        use DType::{Bf16, F16, F32, I8};
-        for (weights, quantization, hidden, wanted) in [
-            (
-                F32,
-                Quantization::None,
-                F32,
-                "wanted bf16, f16 or int8 weights, got f32; use the cpu backend for f32 heads",
-            ),
-            (I8, Quantization::W8a16, F32, "wanted f16 or bf16 hidden states for w8a16, got f32; "),
-            (Bf16, Quantization::None, F16, "wanted bf16 hidden states for bf16 weights, got f16; "),
-        ] {
-            let error = Precision::of(weights, quantization, hidden).expect_err("no kernel").to_string();
-            assert!(error.starts_with(&format!("device kernels: {wanted}")), "{error}");
-        }
-        assert_eq!(Precision::of(I8, Quantization::W8a8, F32), Ok(Precision::W8a8(F32)));
-        assert_eq!(Precision::of(I8, Quantization::W8a16, F16), Ok(Precision::W8a16(F16)));
-    }
-}
+mod tests;

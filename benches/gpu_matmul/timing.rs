@@ -114,8 +114,9 @@ fn multiply(
         vocab: plan.shape.vocab as u32,
         row_count: rows as u32,
         hidden: plan.shape.hidden as u32,
+        stages: plan.stages as u32,
     };
-    let (blocks, threads, shared_bytes) = (plan.blocks, plan.tile.threads(), plan.tile.shared_bytes());
+    let (blocks, threads, shared_bytes) = (plan.blocks, plan.tile.threads(), plan.shared_bytes());
     // SAFETY: the call's memory, which the whole product has used just so.
     unsafe { device.launch(stream, kernel, &Grid { blocks, threads, shared_bytes }, &params) }
 }

@@ -87,6 +87,7 @@ uint16_t bf16_of(float v);
 uint16_t f16_of(float v);
 float f32_of_f16(uint16_t bits);
 uint32_t sub_f16x2(uint32_t a, uint32_t b);
+uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c);
 inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = uint64_t(high) << 32 | low;
   uint32_t out = 0;

@@ -1,6 +1,8 @@
 // Conversions by integer arithmetic: no library, no rounding mode of the processor.
 #include "device.hpp"
 
+#include <cstring>
+
 namespace emulated {
 
 namespace {
@@ -82,6 +84,35 @@ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
     return f16_of(v);
   };
   return one(uint16_t(a), uint16_t(b)) | one(uint16_t(a >> 16), uint16_t(b >> 16)) << 16;
+}
+
+// The product of two bf16 has 16 bits: exact in f64. The sum with a third may not be, and is rounded to odd, twice: rounding that to
+// bf16 is rounding the exact value.
+uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto wide = [](uint32_t bits) {
+    float v;
+    float_of(bits << 16, v);
+    return double(v);
+  };
+  const auto one = [&](uint32_t x, uint32_t y, uint32_t z) -> uint32_t {
+    const double product = wide(x) * wide(y), addend = wide(z), sum = product + addend;
+    // What the sum leaves out, exactly (Knuth's two-sum); NaN where there is no such thing.
+    const double of_addend = sum - product, rest = (product - (sum - of_addend)) + (addend - of_addend);
+    uint64_t odd;
+    std::memcpy(&odd, &sum, sizeof odd);
+    if (sum - sum == 0 && rest != 0 && !(odd & 1)) odd = (sum > 0) == (rest < 0) ? odd - 1 : odd + 1;
+    double exact;
+    std::memcpy(&exact, &odd, sizeof exact);
+    float v = float(exact);
+    uint32_t bits;
+    bits_of(v, bits);
+    if (v == v && double(v) != exact && !(bits & 1)) {
+      bits = (exact > 0) == (double(v) > exact) ? bits - 1 : bits + 1;
+      float_of(bits, v);
+    }
+    return bf16_of(v);
+  };
+  return one(a & 0xffff, b & 0xffff, c & 0xffff) | one(a >> 16, b >> 16, c >> 16) << 16;
 }
 
 }  // namespace emulated

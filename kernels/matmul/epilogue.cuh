@@ -20,49 +20,78 @@ DEVICE void say(const MatmulParams &p, uint32_t row, bool found, uint32_t flag) 
   if (vote_any(found) && lane_id() == 0) atom_or_u32(p.logits.status + row, flag);
 }
 
-// The warps' sums, as they are, into the tile.
+// Dequantise, bias and, where no softcap comes between, scale: the sums of a thread's ids x rows, in registers, so that nothing
+// waits but for the scales; then into the tile. Adding -0 and multiplying by 1 change no bits: what there is not needs no branch.
 template <class T>
-DEVICE void spread(const Sums<T> &d) {
+DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
+  constexpr uint32_t kParts = T::kWarpIds / 16, kRowParts = T::kWarpRows / 8;
   const uint32_t warp = threadIdx.x / 32, lane = lane_id();
-  const uint32_t id = warp % 4 * 32 + lane / 4, row = warp / 4 * T::kWarpRows + lane % 4 * 2;
+  const uint32_t column = warp % 4 * T::kWarpIds + lane / 4, row = warp / 4 * T::kWarpRows + lane % 4 * 2;
+  const float scale = p.softcap != 0 ? 1.0f : p.scale;
+  float weight_scale[kParts][2], bias[kParts][2];
 #pragma unroll
-  for (uint32_t i = 0; i < 2; ++i)
+  for (uint32_t i = 0; i < kParts; ++i)
 #pragma unroll
-    for (uint32_t j = 0; j < T::kWarpRows / 8; ++j)
+    for (uint32_t half = 0; half < 2; ++half) {
+      // Ids behind the last are computed like it: they say of a row what the last says.
+      const uint32_t wanted = at.first_id + column + i * 16 + half * 8, id = wanted < p.vocab ? wanted : p.vocab - 1;
+      if constexpr (T::Type::kWeightScales) weight_scale[i][half] = load_f32(p.weights.scales + id);
+      bias[i][half] = p.weights.bias ? load_f32(p.weights.bias + id) : -0.0f;
+    }
+  // All of them on their way together, before the first is needed.
+  [[maybe_unused]] float row_scale[kRowParts][2];
+  if constexpr (T::Type::kRowScales)
 #pragma unroll
-      for (uint32_t e = 0; e < 4; ++e) {
-        const uint32_t to = logit_address<T>(row + j * 8 + e % 2, id + i * 16 + e / 2 * 8);
-        if constexpr (T::Type::kRowScales)
-          st_shared_u32(to, uint32_t(d[i][j][e]));
-        else
-          st_shared_f32(to, d[i][j][e]);
+    for (uint32_t j = 0; j < kRowParts; ++j)
+#pragma unroll
+      for (uint32_t e = 0; e < 2; ++e) {
+        const uint32_t wanted = at.first_row + row + j * 8 + e, of = wanted < p.row_count ? wanted : p.row_count - 1;
+        row_scale[j][e] = load_f32(p.row_scales + of);
       }
+  // Bit 2j + e: something of row 8j + e is no number.
+  uint32_t broken = 0;
+#pragma unroll
+  for (uint32_t j = 0; j < kRowParts; ++j)
+#pragma unroll
+    for (uint32_t e = 0; e < 2; ++e) {
+      const uint32_t r = row + j * 8 + e;
+      float found = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < kParts; ++i)
+#pragma unroll
+        for (uint32_t half = 0; half < 2; ++half) {
+          float v;
+          if constexpr (T::Type::kRowScales)
+            v = mul_rn_f32(cvt_rn_f32_s32(d[i][j][2 * half + e]), row_scale[j][e]);
+          else
+            v = d[i][j][2 * half + e];
+          if constexpr (T::Type::kWeightScales) v = mul_rn_f32(v, weight_scale[i][half]);
+          v = mul_rn_f32(add_rn_f32(v, bias[i][half]), scale);
+          // What is no number before the scale is none after it. Times 0 it is NaN, and stays that.
+          found = fma_rn_f32(v, 0.0f, found);
+          st_shared_f32(logit_address<T>(r, column + i * 16 + half * 8), v);
+        }
+      broken |= uint32_t(!is_finite(found)) << (2 * j + e);
+    }
+  if (!vote_any(broken != 0)) return;
+#pragma unroll 1
+  for (uint32_t bit = 0; bit < 2 * kRowParts; ++bit) {
+    // Lanes 4n + l have the rows of lane l.
+    const uint32_t votes = vote_ballot(broken >> bit & 1), of = at.first_row + row + bit / 2 * 8 + bit % 2;
+    if (lane < 4 && votes & 0x11111111u << lane && of < p.row_count) atom_or_u32(p.logits.status + of, LMHEAD_STATUS_NONFINITE);
+  }
 }
 
-// Dequantise, bias, softcap, scale: a thread has one id, of every (kThreads / kIds)-th row.
+// Softcap, then scale: a thread has one id, of every (kThreads / kIds)-th row.
 template <class T>
-DEVICE void finish(const MatmulParams &p, const Place &at) {
-  const uint32_t column = threadIdx.x % kIds, id = at.first_id + column;
-  const bool inside = id < p.vocab;
-  float weight_scale = 1, bias = 0;
-  if constexpr (T::Type::kWeightScales)
-    if (inside) weight_scale = load_f32(p.weights.scales + id);
-  if (inside && p.weights.bias) bias = load_f32(p.weights.bias + id);
+DEVICE void soften(const MatmulParams &p, const Place &at) {
+  const uint32_t column = threadIdx.x % T::kIds;
 #pragma unroll 1
-  for (uint32_t r = threadIdx.x / kIds; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / kIds) {
-    const uint32_t to = logit_address<T>(r, column), row = at.first_row + r;
-    float v;
-    if constexpr (T::Type::kRowScales)
-      v = mul_rn_f32(cvt_rn_f32_s32(int32_t(ld_shared_u32(to))), load_f32(p.row_scales + row));
-    else
-      v = ld_shared_f32(to);
-    if constexpr (T::Type::kWeightScales) v = mul_rn_f32(v, weight_scale);
-    if (p.weights.bias) v = add_rn_f32(v, bias);
-    // Before the softcap, which would hide an infinity, and after the scale.
-    bool finite = is_finite(v);
-    if (p.softcap != 0) v = mul_rn_f32(tanh(div_rn_f32(v, p.softcap)), p.softcap);
-    if (p.scale != 1) v = mul_rn_f32(v, p.scale), finite &= is_finite(v);
-    say(p, row, inside && !finite, LMHEAD_STATUS_NONFINITE);
+  for (uint32_t r = threadIdx.x / T::kIds; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / T::kIds) {
+    const uint32_t to = logit_address<T>(r, column);
+    const float v = mul_rn_f32(mul_rn_f32(tanh(div_rn_f32(ld_shared_f32(to), p.softcap)), p.softcap), p.scale);
+    // Infinity before the softcap, which hides it, was seen by `spread`.
+    say(p, at.first_row + r, !is_finite(v), LMHEAD_STATUS_NONFINITE);
     st_shared_f32(to, v);
   }
 }
@@ -83,7 +112,7 @@ DEVICE uint32_t first_not_below(const uint32_t *ids, uint32_t from, uint32_t end
 template <class T>
 DEVICE void adjust(const MatmulParams &p, const Place &at) {
   const LogitAdjustments &a = p.adjustments;
-  const uint32_t end_id = at.first_id + kIds < p.vocab ? at.first_id + kIds : p.vocab;
+  const uint32_t end_id = at.first_id + T::kIds < p.vocab ? at.first_id + T::kIds : p.vocab;
   for (uint32_t r = threadIdx.x; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads) {
     const uint32_t row = at.first_row + r;
     if (a.addition_offsets) {
@@ -115,87 +144,131 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
   }
 }
 
-// A logit of the caller's type.
-DEVICE void store_logit(const MatmulParams &p, uint32_t row, uint32_t id, float v) {
-  uint8_t *to = static_cast<uint8_t *>(p.logits.data) + row * p.logits.pitch;
-  if (p.logits.dtype == LMHEAD_DTYPE_F32)
-    st_global_f32(to + 4 * uint64_t(id), v);
-  else
-    st_global_u16(to + 2 * uint64_t(id), p.logits.dtype == LMHEAD_DTYPE_F16 ? cvt_rn_f16_f32(v).bits : cvt_rn_bf16_f32(v).bits);
-}
-DEVICE uint32_t pack(const MatmulParams &p, float first, float second) {
-  const bool f16 = p.logits.dtype == LMHEAD_DTYPE_F16;
-  const uint32_t low = f16 ? cvt_rn_f16_f32(first).bits : cvt_rn_bf16_f32(first).bits;
-  return low | uint32_t(f16 ? cvt_rn_f16_f32(second).bits : cvt_rn_bf16_f32(second).bits) << 16;
-}
-
-// Mask, temperature, rounding, and out: a warp has a row. Each lane has the ids lane, lane + 32, ...: of a mask one bit of each
-// word.
+// Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ...: of a mask one bit of each word.
 template <class T>
-DEVICE void store(const MatmulParams &p, const Place &at) {
+DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
   const LogitAdjustments &a = p.adjustments;
-  const uint32_t lane = lane_id(), size = p.logits.dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
-  const bool adjusted = a.allowed || a.addition_offsets || a.count_offsets;
-  // Sixteen bytes a lane where rows begin at multiples of 16 and the tile is whole.
-  const bool wide = (uint64_t(p.logits.data) | p.logits.pitch) % 16 == 0 && at.first_id + kIds <= p.vocab;
+  const uint32_t lane = lane_id();
 #pragma unroll 1
   for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
     const uint32_t row = at.first_row + r;
-    if (adjusted || a.temperatures) {
-      bool good = true, any = false;
-      const float temperature = a.temperatures ? load_f32(a.temperatures + row) : 0.0f;
+    bool good = true, any = false;
+    const float temperature = a.temperatures ? load_f32(a.temperatures + row) : 0.0f;
 #pragma unroll
-      for (uint32_t i = 0; i < kIds / 32; ++i) {
-        const uint32_t id = at.first_id + 32 * i + lane;
-        if (id >= p.vocab) continue;
-        const uint32_t from = logit_address<T>(r, 32 * i + lane);
-        float v = ld_shared_f32(from);
-        if (a.allowed && !(ld_global_u32(a.allowed + row * a.allowed_pitch + id / 32) >> lane & 1)) v = -kInfinity;
-        good &= v < kInfinity, any |= v > -kInfinity;
-        if (temperature != 0) {
-          const bool finite = is_finite(v);
-          v = div_rn_f32(v, temperature);
-          good &= !finite || is_finite(v);
-        }
-        st_shared_f32(from, v);
+    for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+      const uint32_t id = at.first_id + 32 * i + lane;
+      if (id >= p.vocab) continue;
+      const uint32_t from = logit_address<T>(r, 32 * i + lane);
+      float v = ld_shared_f32(from);
+      if (a.allowed && !(ld_global_u32(a.allowed + row * a.allowed_pitch + id / 32) >> lane & 1)) v = -kInfinity;
+      good &= v < kInfinity, any |= v > -kInfinity;
+      if (temperature != 0) {
+        const bool finite = is_finite(v);
+        v = div_rn_f32(v, temperature);
+        good &= !finite || is_finite(v);
       }
-      say(p, row, !good, LMHEAD_STATUS_NONFINITE);
-      if (adjusted) say(p, row, any, LMHEAD_STATUS_ALLOWED);
-      bar_warp_sync();
+      st_shared_f32(from, v);
     }
-    if (!wide) {
+    say(p, row, !good, LMHEAD_STATUS_NONFINITE);
+    if (adjusted) say(p, row, any, LMHEAD_STATUS_ALLOWED);
+  }
+}
+
+// A logit in the caller's type, alone and as many as 16 bytes hold.
+struct F32 {
+  uint32_t bits;
+};
+DEVICE void store_logit(F32, uint8_t *to, float v) { st_global_f32(to, v); }
+DEVICE void store_logit(F16, uint8_t *to, float v) { st_global_u16(to, cvt_rn_f16_f32(v).bits); }
+DEVICE void store_logit(Bf16, uint8_t *to, float v) { st_global_u16(to, cvt_rn_bf16_f32(v).bits); }
+DEVICE uint32_t pack(F16, uint32_t low, uint32_t high) {
+  return cvt_rn_f16_f32(mov_f32_b32(low)).bits | uint32_t(cvt_rn_f16_f32(mov_f32_b32(high)).bits) << 16;
+}
+DEVICE uint32_t pack(Bf16, uint32_t low, uint32_t high) {
+  return cvt_rn_bf16_f32(mov_f32_b32(low)).bits | uint32_t(cvt_rn_bf16_f32(mov_f32_b32(high)).bits) << 16;
+}
+DEVICE U32x4 piece_of(F32, const U32x4 (&v)[1]) { return v[0]; }
+template <class Half>
+DEVICE U32x4 piece_of(Half half, const U32x4 (&v)[2]) {
+  return {pack(half, v[0].x, v[0].y), pack(half, v[0].z, v[0].w), pack(half, v[1].x, v[1].y), pack(half, v[1].z, v[1].w)};
+}
+
+// Rounding, and out: 16 bytes a thread, those of a row side by side.
+template <class T, class Type>
+DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type) {
+  constexpr uint32_t kBytes = sizeof(Type), kEach = 16 / kBytes, kPieces = T::kIds / kEach, kAll = T::kRows * kPieces;
+  constexpr uint32_t kRounds = (kAll + T::kThreads - 1) / T::kThreads, kAtOnce = kRounds < 4 ? kRounds : 4;
+#pragma unroll 1
+  for (uint32_t round = 0; round < kRounds; round += kAtOnce) {
+    // Some pieces on their way together; threads beyond the last look at others' and store none.
+    U32x4 v[kAtOnce][kEach / 4];
 #pragma unroll
-      for (uint32_t i = 0; i < kIds / 32; ++i) {
-        const uint32_t id = at.first_id + 32 * i + lane;
-        if (id < p.vocab) store_logit(p, row, id, ld_shared_f32(logit_address<T>(r, 32 * i + lane)));
-      }
-      continue;
+    for (uint32_t n = 0; n < kAtOnce; ++n) {
+      const uint32_t i = (threadIdx.x + (round + n) * T::kThreads) % kAll;
+#pragma unroll
+      for (uint32_t part = 0; part < kEach / 4; ++part)
+        v[n][part] = ld_shared_v4(logit_address<T>(i / kPieces, i % kPieces * kEach + 4 * part));
     }
-    uint8_t *to = static_cast<uint8_t *>(p.logits.data) + row * p.logits.pitch + uint64_t(at.first_id) * size + 16 * lane;
-    if (size == 4) {
-      st_global_v4(to, ld_shared_v4(logit_address<T>(r, 4 * lane)));
-    } else if (lane < kIds / 8) {
-      const U32x4 low = ld_shared_v4(logit_address<T>(r, 8 * lane)), high = ld_shared_v4(logit_address<T>(r, 8 * lane + 4));
-      const auto both = [&](uint32_t x, uint32_t y) { return pack(p, mov_f32_b32(x), mov_f32_b32(y)); };
-      st_global_v4(to, {both(low.x, low.y), both(low.z, low.w), both(high.x, high.y), both(high.z, high.w)});
+#pragma unroll
+    for (uint32_t n = 0; n < kAtOnce; ++n) {
+      const uint32_t i = threadIdx.x + (round + n) * T::kThreads;
+      const uint32_t row = at.first_row + i / kPieces, id = at.first_id + i % kPieces * kEach;
+      if (i < kAll && row < p.row_count)
+        st_global_v4(static_cast<uint8_t *>(p.logits.data) + row * p.logits.pitch + uint64_t(id) * kBytes, piece_of(type, v[n]));
     }
   }
+}
+
+// The same where rows begin anywhere, or end within the tile: a warp has a row, and its lanes store side by side.
+template <class T, class Type>
+DEVICE void store_narrow(const MatmulParams &p, const Place &at, Type type) {
+  constexpr uint32_t kBytes = sizeof(Type);
+#pragma unroll 1
+  for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
+    uint8_t *to = static_cast<uint8_t *>(p.logits.data) + (at.first_row + r) * p.logits.pitch;
+#pragma unroll
+    for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+      const uint32_t column = 32 * i + lane_id(), id = at.first_id + column;
+      if (id < p.vocab) store_logit(type, to + uint64_t(id) * kBytes, ld_shared_f32(logit_address<T>(r, column)));
+    }
+  }
+}
+
+template <class T, class Type>
+DEVICE void store(const MatmulParams &p, const Place &at, Type type) {
+  if ((uint64_t(p.logits.data) | p.logits.pitch) % 16 == 0 && at.first_id + T::kIds <= p.vocab)
+    store_wide<T>(p, at, type);
+  else
+    store_narrow<T>(p, at, type);
 }
 
 // By all threads of the block, after the last product.
 template <class T>
 DEVICE void epilogue(const MatmulParams &p, const Place &at, const Sums<T> &d) {
+  const LogitAdjustments &a = p.adjustments;
   // The tile takes the place of the stages, which other warps may still read.
   barrier_sync_all();
-  spread<T>(d);
+  spread<T>(p, at, d);
   barrier_sync_all();
-  finish<T>(p, at);
-  barrier_sync_all();
-  if (p.adjustments.addition_offsets || p.adjustments.count_offsets) {
+  if (p.softcap != 0) {
+    soften<T>(p, at);
+    barrier_sync_all();
+  }
+  if (a.addition_offsets || a.count_offsets) {
     adjust<T>(p, at);
     barrier_sync_all();
   }
-  store<T>(p, at);
+  const bool adjusted = a.allowed || a.addition_offsets || a.count_offsets;
+  if (adjusted || a.temperatures) {
+    settle<T>(p, at, adjusted);
+    barrier_sync_all();
+  }
+  if (p.logits.dtype == LMHEAD_DTYPE_F32)
+    store<T>(p, at, F32{});
+  else if (p.logits.dtype == LMHEAD_DTYPE_F16)
+    store<T>(p, at, F16{});
+  else
+    store<T>(p, at, Bf16{});
 }
 
 }  // namespace matmul

@@ -6,13 +6,32 @@ namespace matmul {
 
 // Accumulators of a warp: [16 ids each][8 rows each][as mma.sync has them].
 template <class T>
-using Sums = typename T::Type::Sum[2][T::kWarpRows / 8][4];
+using Sums = typename T::Type::Sum[T::kWarpIds / 16][T::kWarpRows / 8][4];
+
+// Where a lane's first fragments lie in a stage, an address that is a multiple of 128. Within a row of 128 bytes the swizzle is an exclusive or: the fragments of
+// further k are that of these addresses with a constant, and those of further ids and rows lie a constant behind.
+struct Fragments {
+  uint32_t weights, rows;
+};
+
+template <class T>
+DEVICE Fragments fragments(uint32_t stage) {
+  const uint32_t lane = lane_id(), warp = threadIdx.x / 32, first_row = warp / 4 * T::kWarpRows;
+  // ldmatrix: lane 8m + i brings the address of row i of its matrix m. (ids 0-7, 8-15) of 16 bytes, then of the next 16.
+  const uint32_t weights = piece_address(stage, warp % 4 * T::kWarpIds + lane / 8 % 2 * 8 + lane % 8, lane / 16);
+  if constexpr (T::kRowTiles == 2)  // a lane has eight bytes of the row that is its column
+    return {weights, row_piece<T>(stage, first_row + lane / 4, lane % 4 / 2) + lane % 2 * 8};
+  else if constexpr (T::kWarpRows == 8)  // four times 16 bytes of eight rows: of two steps
+    return {weights, row_piece<T>(stage, lane % 8, lane / 8)};
+  else  // (first, second 16 bytes) of eight rows, then of the next eight
+    return {weights, row_piece<T>(stage, first_row + lane / 16 * 8 + lane % 8, lane / 8 % 2)};
+}
 
 // The ids' fragments of 32 bytes of k: (ids 0-7, 8-15) of the first 16 bytes, then of the second.
-DEVICE void load_weights(uint32_t (&a)[2][4], uint32_t stage, uint32_t step) {
-  const uint32_t lane = lane_id(), matrix = lane / 8, id = threadIdx.x / 32 % 4 * 32 + matrix % 2 * 8 + lane % 8;
+template <class T>
+DEVICE void load_ids(uint32_t (&a)[T::kWarpIds / 16][4], uint32_t weights, uint32_t step) {
 #pragma unroll
-  for (uint32_t i = 0; i < 2; ++i) ldmatrix_x4(a[i], piece_address(stage, id + i * 16, 2 * step + matrix / 2));
+  for (uint32_t i = 0; i < T::kWarpIds / 16; ++i) ldmatrix_x4(a[i], (weights ^ step << 5) + i * 16 * kRowBytes);
 }
 
 template <class Half>
@@ -23,25 +42,25 @@ DEVICE void multiply_add(int8_t, int32_t (&d)[4], const uint32_t (&a)[4], const 
 
 // Rows of as many bytes as the weights: 32 bytes of k are one instruction, of 16 halves or 32 int8.
 template <class T, class Kind>
-DEVICE void multiply_alike(Kind kind, Sums<T> &d, uint32_t stage) {
-  const uint32_t lane = lane_id(), first_row = threadIdx.x / 128 * T::kWarpRows;
+DEVICE void multiply_alike(Kind kind, Sums<T> &d, const Fragments &at) {
+  [[maybe_unused]] uint32_t two_steps[4];
 #pragma unroll
   for (uint32_t step = 0; step < kRowBytes / 32; ++step) {
-    uint32_t a[2][4], b[T::kWarpRows / 8][2];
-    load_weights(a, stage, step);
-    // (first, second 16 bytes) of eight rows; one ldmatrix.x4 brings two such.
+    uint32_t a[T::kWarpIds / 16][4], b[T::kWarpRows / 8][2];
+    load_ids<T>(a, at.weights, step);
     if constexpr (T::kWarpRows == 8) {
-      ldmatrix_x2(b[0], row_piece<T>(stage, lane % 8, 2 * step + lane / 8 % 2));
+      if (step % 2 == 0) ldmatrix_x4(two_steps, at.rows ^ step << 5);
+      b[0][0] = two_steps[step % 2 * 2], b[0][1] = two_steps[step % 2 * 2 + 1];
     } else {
 #pragma unroll
       for (uint32_t j = 0; j < T::kWarpRows / 8; j += 2) {
         uint32_t both[4];
-        ldmatrix_x4(both, row_piece<T>(stage, first_row + j * 8 + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+        ldmatrix_x4(both, (at.rows ^ step << 5) + j * 8 * kRowBytes);
         b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
       }
     }
 #pragma unroll
-    for (uint32_t i = 0; i < 2; ++i)
+    for (uint32_t i = 0; i < T::kWarpIds / 16; ++i)
 #pragma unroll
       for (uint32_t j = 0; j < T::kWarpRows / 8; ++j) multiply_add(kind, d[i][j], a[i], b[j]);
   }
@@ -49,15 +68,13 @@ DEVICE void multiply_alike(Kind kind, Sums<T> &d, uint32_t stage) {
 
 // Four int8 -> four halves, exactly: the first two in `low`, the others in `high`.
 DEVICE void widen(Bf16, uint32_t bytes, uint32_t &low, uint32_t &high) {
-  // byte + 128 in the last bits of 2^23 is the f32 2^23 + 128 + byte; of the difference, an integer up to 128, the upper
-  // half is the bf16.
-  const uint32_t shifted = bytes ^ 0x80808080u, exponent = 0x4b000000u;
-  constexpr float kOffset = -8388736.0f;
-  const auto wide = [&](uint32_t selector) {
-    return mov_b32_f32(add_rn_f32(mov_f32_b32(prmt(shifted, exponent, selector)), kOffset));
+  // A byte below 0x43 is a bf16 from 128 on: without the byte's sign bit 128 + the other seven, and without those 128 or, of a
+  // negative byte, 256. The difference is the byte.
+  const auto pair = [bytes](uint32_t selector) {
+    const uint32_t above = prmt(bytes, 0x43434343u, selector);
+    return fma_rn_bf16x2(above & 0xff80ff80u, 0xbf80bf80u, above & 0xff7fff7fu);
   };
-  low = prmt(wide(0x7440), wide(0x7441), 0x7632);
-  high = prmt(wide(0x7442), wide(0x7443), 0x7632);
+  low = pair(0x4140), high = pair(0x4342);
 }
 DEVICE void widen(F16, uint32_t bytes, uint32_t &low, uint32_t &high) {
   // byte + 128 in the last bits of 1024 is the f16 1152 + byte.
@@ -70,40 +87,40 @@ DEVICE void widen(F16, uint32_t bytes, uint32_t &low, uint32_t &high) {
 // operands keep it, and ldmatrix brings lane t the bytes 4t to 4t+3: they are taken for its columns 2t, 2t+1, 2t+8, 2t+9. The
 // rows' 4t to 4t+3 are eight bytes in a row.
 template <class T>
-DEVICE void multiply_widened(typename T::Type::Half half, Sums<T> &d, uint32_t stage) {
-  const uint32_t lane = lane_id(), first_row = threadIdx.x / 128 * T::kWarpRows;
+DEVICE void multiply_widened(typename T::Type::Half half, Sums<T> &d, const Fragments &at) {
 #pragma unroll
   for (uint32_t step = 0; step < kRowBytes / 32; ++step) {
-    uint32_t bytes[2][4];
-    load_weights(bytes, stage, step);
+    uint32_t bytes[T::kWarpIds / 16][4];
+    load_ids<T>(bytes, at.weights, step);
 #pragma unroll
     for (uint32_t part = 0; part < 2; ++part) {
-      uint32_t a[2][4];
+      uint32_t a[T::kWarpIds / 16][4];
 #pragma unroll
-      for (uint32_t i = 0; i < 2; ++i) {
+      for (uint32_t i = 0; i < T::kWarpIds / 16; ++i) {
         widen(half, bytes[i][2 * part], a[i][0], a[i][2]);
         widen(half, bytes[i][2 * part + 1], a[i][1], a[i][3]);
       }
 #pragma unroll
       for (uint32_t j = 0; j < T::kWarpRows / 8; ++j) {
-        const uint32_t row = first_row + j * 8 + lane / 4;
-        const U32x2 x = ld_shared_v2(row_piece<T>(stage, row, 4 * step + 2 * part + lane % 4 / 2) + lane % 2 * 8);
+        // 64 bytes of a row are two steps of the weights' 32: two tiles of 128.
+        const U32x2 x = ld_shared_v2((at.rows ^ (step % 2 * 2 + part) << 5) + step / 2 * T::kRowTile + j * 8 * kRowBytes);
 #pragma unroll
-        for (uint32_t i = 0; i < 2; ++i) multiply_add(half, d[i][j], a[i], {x.x, x.y});
+        for (uint32_t i = 0; i < T::kWarpIds / 16; ++i) multiply_add(half, d[i][j], a[i], {x.x, x.y});
       }
     }
   }
 }
 
+// A stage's products.
 template <class T>
-DEVICE void multiply(Sums<T> &d, uint32_t stage) {
+DEVICE void multiply(Sums<T> &d, const Fragments &at) {
   using Type = typename T::Type;
   if constexpr (T::kRowTiles == 2)
-    multiply_widened<T>(typename Type::Half{}, d, stage);
+    multiply_widened<T>(typename Type::Half{}, d, at);
   else if constexpr (Type::kWeightBytes == 1)
-    multiply_alike<T>(int8_t{}, d, stage);
+    multiply_alike<T>(int8_t{}, d, at);
   else
-    multiply_alike<T>(typename Type::Half{}, d, stage);
+    multiply_alike<T>(typename Type::Half{}, d, at);
 }
 
 }  // namespace matmul

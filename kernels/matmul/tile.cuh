@@ -1,8 +1,8 @@
-// A block's tile: 128 ids x some rows, and the ring of stages that cp.async fills three (or two) ahead of the products.
+// A block's tile: 128 or 64 ids x some rows, and the ring of stages that cp.async fills three (or two) ahead of the products.
 //
-//     weights [128 ids, 128 bytes of k] ┐
-//                                       ├─ one stage; stages follow each other along k
-//     rows    [kRows, as many k]        ┘
+//     weights [kIds, 128 bytes of k] ┐
+//                                    ├─ one stage; stages follow each other along k
+//     rows    [kRows, as many k]     ┘
 #pragma once
 #include "swizzle.cuh"
 
@@ -10,7 +10,8 @@ namespace matmul {
 
 using namespace ptx;
 
-constexpr uint32_t kIds = 128;
+// Stages of the ring, `MatmulParams::stages`: as many as let the wanted blocks live on an SM.
+constexpr uint32_t kMinStages = 3, kMaxStages = 4;
 
 // The weights' and rows' types of a product, and what one stage holds of a row.
 struct Bf16Weights {
@@ -40,12 +41,12 @@ struct W8A16 {
   static constexpr bool kWeightScales = true, kRowScales = false;
 };
 
-template <class Type_, uint32_t kRows_>
+template <class Type_, uint32_t kIds_, uint32_t kRows_>
 struct Tile {
   using Type = Type_;
-  static constexpr uint32_t kRows = kRows_;
-  // Four warps cover the ids, 32 each; a second four take the other half of many rows.
-  static constexpr uint32_t kWarpRows = kRows > 64 ? 64 : kRows;
+  static constexpr uint32_t kIds = kIds_, kRows = kRows_;
+  // Four warps share the ids; a second four take the other half of many rows.
+  static constexpr uint32_t kWarpIds = kIds / 4, kWarpRows = kRows > 64 ? 64 : kRows;
   static constexpr uint32_t kThreads = 128 * (kRows / kWarpRows);
   static constexpr uint32_t kStep = kRowBytes / Type::kWeightBytes;  // elements of k per stage
   // A row's part of a stage, in tiles of 128 bytes one behind the other: two where rows are wider than weights.
@@ -53,16 +54,15 @@ struct Tile {
   static constexpr uint32_t kRowPieces = 8 * kRowTiles;
   static constexpr uint32_t kWeightTile = kIds * kRowBytes, kRowTile = kRows * kRowBytes;
   static constexpr uint32_t kStageBytes = kWeightTile + kRowTiles * kRowTile;
-  // All that fits into the 99 KB that a block has on compute capability 8.6 and 8.9, up to four.
-  static constexpr uint32_t kStages = 4 * kStageBytes <= 98304 ? 4 : 3;
-  // Behind the stages: the number of each row in the source.
-  static constexpr uint32_t kRowNumbers = kStages * kStageBytes;
-  static constexpr uint32_t kSharedBytes = kRowNumbers + 4 * kRows;
+  // Pieces of 16 bytes that a thread copies of a stage, always the same one of rows that lie this far apart.
+  static constexpr uint32_t kWeightCopies = kIds * 8 / kThreads, kWeightRowsApart = kThreads / 8;
+  static constexpr uint32_t kRowCopies = (kRows * kRowPieces + kThreads - 1) / kThreads, kRowsApart = kThreads / kRowPieces;
+  static_assert(kWeightRowsApart % 8 == 0 && kRowsApart % 8 == 0, "a thread's pieces are swizzled alike");
   // Logits on their way out take the place of the stages. Four floats of padding: what a warp writes of eight ids and four
   // pairs of rows falls into different banks, and rows stay aligned to 16 bytes.
   static constexpr uint32_t kLogitPitch = 4 * (kIds + 4);
-  static_assert(kRows * kLogitPitch <= kRowNumbers, "the stages hold a tile of logits");
-  static_assert(kSharedBytes <= 101376, "compute capability 8.6 and 8.9 have 99 KB for a block");
+  static_assert(kRows * kLogitPitch <= kMinStages * kStageBytes, "the stages hold a tile of logits");
+  static_assert(kMinStages * kStageBytes <= 101376, "compute capability 8.6 and 8.9 have 99 KB for a block");
 };
 
 // Which tile block `block` computes. Rows change fastest, 16 tiles of them at most: blocks that run together then read the same
@@ -73,18 +73,18 @@ struct Place {
 template <class T>
 DEVICE Place place(const MatmulParams &p, uint32_t block) {
   constexpr uint32_t kGroup = 16;
-  const uint32_t row_tiles = (p.row_count + T::kRows - 1) / T::kRows, id_tiles = (p.vocab - 1) / kIds + 1;
+  const uint32_t row_tiles = (p.row_count + T::kRows - 1) / T::kRows, id_tiles = (p.vocab - 1) / T::kIds + 1;
   const uint32_t whole = row_tiles < kGroup ? row_tiles : kGroup;
   const uint32_t group = block / (whole * id_tiles), rest = block % (whole * id_tiles);
   const uint32_t left = row_tiles - group * whole, width = left < whole ? left : whole;
-  return {rest / width * kIds, (group * whole + rest % width) * T::kRows};
+  return {rest / width * T::kIds, (group * whole + rest % width) * T::kRows};
 }
 
 // A row that is not there, past the end or by a bad index.
 constexpr uint32_t kNoRow = 0xffffffffu;
 
-// The row of the source that row `row` of the product is; bad indices are said once, by the block of the first ids.
-DEVICE uint32_t row_number(const RowMatrix &rows, uint32_t row, uint32_t row_count, bool say, uint32_t *status) {
+// The row of the source that row `row` of the product is, by its index where there are indices.
+DEVICE uint32_t row_number(const RowMatrix &rows, uint32_t row, uint32_t row_count) {
   if (row >= row_count) return kNoRow;
   if (!rows.indices) return row;
   uint64_t number;
@@ -96,16 +96,7 @@ DEVICE uint32_t row_number(const RowMatrix &rows, uint32_t row, uint32_t row_cou
     number = uint64_t(int64_t(int32_t(ld_global_u32(static_cast<const uint32_t *>(rows.indices) + row))));
   }
   // Negative numbers are larger than any row's.
-  if (number < rows.source_rows) return uint32_t(number);
-  if (say) atom_or_u32(status + row, LMHEAD_STATUS_BAD_INDEX);
-  return kNoRow;
-}
-
-template <class T>
-DEVICE void number_rows(const MatmulParams &p, const Place &at) {
-  for (uint32_t row = threadIdx.x; row < T::kRows; row += T::kThreads)
-    st_shared_u32(dynamic_shared() + T::kRowNumbers + 4 * row,
-                  row_number(p.rows, at.first_row + row, p.row_count, at.first_id == 0, p.logits.status));
+  return number < rows.source_rows ? uint32_t(number) : kNoRow;
 }
 
 // Where piece `piece` of row `row` of the rows' part of a stage lies. Rows that are read by ldmatrix have the swizzle of
@@ -135,33 +126,110 @@ DEVICE U32x4 load_halves(const uint8_t *from, uint32_t bytes) {
   return {words[0], words[1], words[2], words[3]};
 }
 
-// Fills a stage with the k from k0 on. One group of copies per stage, also past the end of k, so that "all but the latest n"
-// always means the same.
+// What a thread copies, worked out once: of each stage the same pieces of rows, further on in k each time.
 template <class T>
-DEVICE void load_stage(const MatmulParams &p, const Place &at, uint32_t stage, uint32_t k0, bool rows_aligned) {
-  using Type = typename T::Type;
+struct Sources {
+  // Of the stage that is loaded next. Rows that are not there have some address that is aligned as well.
+  const uint8_t *weights[T::kWeightCopies];
+  const uint8_t *rows[T::kRowCopies];
+  bool row_there[T::kRowCopies];
+  // Of a tile that has fewer pieces of rows than the block has threads the first threads have one.
+  bool any_row;
+  // Where the thread's first pieces of that stage go; those of the further rows lie behind.
+  uint32_t weights_to, rows_to;
+  bool rows_aligned;
+};
+
+// Of the weights, for the stage at `stage`. Ids behind the last are computed like it, and never stored.
+template <class T>
+DEVICE void find_weights(const MatmulParams &p, const Place &at, uint32_t stage, Sources<T> &from) {
+  const uint32_t row = threadIdx.x / 8, piece = threadIdx.x % 8;
+  from.weights_to = piece_address(stage, row, piece);
+#pragma unroll
+  for (uint32_t n = 0; n < T::kWeightCopies; ++n) {
+    const uint32_t id = at.first_id + row + n * T::kWeightRowsApart;
+    from.weights[n] =
+        static_cast<const uint8_t *>(p.weights.data) + (id < p.vocab ? id : p.vocab - 1) * p.weights.pitch + piece * 16;
+  }
+}
+
+// Of the rows; bad indices are said once, by the block of the first ids.
+template <class T>
+DEVICE void find_rows(const MatmulParams &p, const Place &at, uint32_t stage, Sources<T> &from) {
+  const uint32_t row = threadIdx.x / T::kRowPieces, piece = threadIdx.x % T::kRowPieces;
+  from.rows_aligned = (uint64_t(p.rows.data) | p.rows.pitch) % 16 == 0;
+  from.rows_to = row_piece<T>(stage, row, piece);
+  from.any_row = row < T::kRows;
+#pragma unroll
+  for (uint32_t n = 0; n < T::kRowCopies; ++n) {
+    const uint32_t in_tile = row + n * T::kRowsApart, of_all = at.first_row + in_tile;
+    const uint32_t number = in_tile < T::kRows ? row_number(p.rows, of_all, p.row_count) : kNoRow;
+    from.row_there[n] = number != kNoRow;
+    from.rows[n] = static_cast<const uint8_t *>(p.rows.data) + (from.row_there[n] ? number * p.rows.pitch + piece * 16 : 0);
+    if (number == kNoRow && in_tile < T::kRows && of_all < p.row_count && at.first_id == 0 && piece == 0)
+      atom_or_u32(p.logits.status + of_all, LMHEAD_STATUS_BAD_INDEX);
+  }
+}
+
+// The weights' part of a stage, from k0 on; `whole` stages end before the end of k. The sources go on in k: were addresses added up
+// from k0 instead, the compiler would work out the rows' beginnings anew each time.
+template <class T>
+DEVICE void load_weights(const MatmulParams &p, Sources<T> &from, uint32_t k0, bool whole) {
+  constexpr uint32_t kBytes = T::Type::kWeightBytes;
+  const uint32_t to = from.weights_to;
+  if (whole) {
+#pragma unroll
+    for (uint32_t n = 0; n < T::kWeightCopies; ++n) cp_async_cg_16(to + n * T::kWeightRowsApart * kRowBytes, from.weights[n]);
+  } else {
+    // The row's end may lie within the piece, or before it.
+    const uint32_t bytes = piece_bytes<kBytes>(k0 + threadIdx.x % 8 * (16 / kBytes), p.hidden);
+#pragma unroll
+    for (uint32_t n = 0; n < T::kWeightCopies; ++n)
+      cp_async_cg_16(to + n * T::kWeightRowsApart * kRowBytes, from.weights[n], bytes);
+  }
+#pragma unroll
+  for (uint32_t n = 0; n < T::kWeightCopies; ++n) from.weights[n] += kRowBytes;
+}
+
+// The rows' part. Rows that are not there become zeros.
+template <class T>
+DEVICE void load_rows(const MatmulParams &p, const Place &at, Sources<T> &from, uint32_t k0, bool whole) {
+  constexpr uint32_t kBytes = T::Type::kRowElementBytes;
+  if (!from.any_row) return;
+  const uint32_t to = from.rows_to;
+  if (whole && (kBytes == 1 || from.rows_aligned)) {
+#pragma unroll
+    for (uint32_t n = 0; n < T::kRowCopies; ++n)
+      cp_async_cg_16_or_zeros(to + n * T::kRowsApart * kRowBytes, from.rows[n], !from.row_there[n]);
+  } else {
+    const uint32_t piece = threadIdx.x % T::kRowPieces, bytes = piece_bytes<kBytes>(k0 + piece * (16 / kBytes), p.hidden);
+    if (kBytes == 1 || from.rows_aligned) {
+#pragma unroll
+      for (uint32_t n = 0; n < T::kRowCopies; ++n)
+        cp_async_cg_16(to + n * T::kRowsApart * kRowBytes, from.rows[n], from.row_there[n] ? bytes : 0);
+    } else if constexpr (kBytes == 2) {
+      // By elements, in a small loop that finds its rows anew: registers are for the rows that are aligned.
+#pragma unroll 1
+      for (uint32_t n = 0; n < T::kRowCopies; ++n) {
+        const uint32_t row = at.first_row + threadIdx.x / T::kRowPieces + n * T::kRowsApart;
+        const uint32_t number = row_number(p.rows, row, p.row_count);
+        const uint8_t *source = static_cast<const uint8_t *>(p.rows.data) + number * p.rows.pitch + piece * 16 + k0 * kBytes;
+        st_shared_v4(to + n * T::kRowsApart * kRowBytes, load_halves(source, number == kNoRow ? 0 : bytes));
+      }
+    }
+  }
+#pragma unroll
+  for (uint32_t n = 0; n < T::kRowCopies; ++n) from.rows[n] += T::kStep * kBytes;
+}
+
+// Fills the sources' stage with the k from k0 on. One group of copies per stage, also past the end of k, so that "all but the
+// latest n" always means the same.
+template <class T>
+DEVICE void load_stage(const MatmulParams &p, const Place &at, Sources<T> &from, uint32_t k0) {
   if (k0 < p.hidden) {
-#pragma unroll
-    for (uint32_t i = threadIdx.x; i < kIds * 8; i += T::kThreads) {
-      const uint32_t row = i / 8, piece = i % 8, k = k0 + piece * (16 / Type::kWeightBytes), id = at.first_id + row;
-      const uint32_t bytes = id < p.vocab ? piece_bytes<Type::kWeightBytes>(k, p.hidden) : 0;
-      const uint8_t *weights = static_cast<const uint8_t *>(p.weights.data);
-      cp_async_cg_16(piece_address(stage, row, piece),
-                     bytes ? weights + id * p.weights.pitch + k * Type::kWeightBytes : weights, bytes);
-    }
-#pragma unroll
-    for (uint32_t i = threadIdx.x; i < T::kRows * T::kRowPieces; i += T::kThreads) {
-      const uint32_t row = i / T::kRowPieces, piece = i % T::kRowPieces, k = k0 + piece * (16 / Type::kRowElementBytes);
-      const uint32_t number = ld_shared_u32(dynamic_shared() + T::kRowNumbers + 4 * row);
-      const uint32_t bytes = number != kNoRow ? piece_bytes<Type::kRowElementBytes>(k, p.hidden) : 0;
-      const uint8_t *rows = static_cast<const uint8_t *>(p.rows.data);
-      const uint8_t *from = bytes ? rows + number * p.rows.pitch + k * Type::kRowElementBytes : rows;
-      const uint32_t to = row_piece<T>(stage, row, piece);
-      if (Type::kRowElementBytes == 1 || rows_aligned)
-        cp_async_cg_16(to, from, bytes);
-      else
-        st_shared_v4(to, load_halves(from, bytes));
-    }
+    const bool whole = k0 + T::kStep <= p.hidden;
+    load_weights<T>(p, from, k0, whole);
+    load_rows<T>(p, at, from, k0, whole);
   }
   cp_async_commit_group();
 }

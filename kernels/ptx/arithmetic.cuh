@@ -79,6 +79,13 @@ PTX uint32_t sub_rn_f16x2(uint32_t a, uint32_t b) {
   return out;
 }
 
+// Two bf16 at once: a·b + c, rounded once.
+PTX uint32_t fma_rn_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  EITHER(out = emulated::fma_bf16x2(a, b, c), asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c)));
+  return out;
+}
+
 // Four bytes picked from the eight of (high, low): byte i of the result is the one that digit i of the selector names, 0 to 3 from
 // low, 4 to 7 from high; a digit's bit 3 asks for the byte's sign bit, eight times.
 PTX uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {

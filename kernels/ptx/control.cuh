@@ -16,13 +16,22 @@ PTX void setmaxnreg_dec(PLACE) {
          asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)));
 }
 
+// Dependent launches begin with compute capability 9.0. Code for an older one does nothing here: it must be launched when the
+// kernel before has ended.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define SINCE_SM90(...)
+#else
+#define SINCE_SM90(...) __VA_ARGS__
+#endif
+
 // Until the kernel before this one in the stream has completed and its writes are visible.
 PTX void griddepcontrol_wait() {
-  EITHER(emulated::griddepcontrol_wait(), asm volatile("griddepcontrol.wait;" ::: "memory"));
+  SINCE_SM90(EITHER(emulated::griddepcontrol_wait(), asm volatile("griddepcontrol.wait;" ::: "memory"));)
 }
 // Lets the next kernel start once all blocks have called it or ended.
 PTX void griddepcontrol_launch_dependents() {
-  EITHER(emulated::griddepcontrol_launch_dependents(), asm volatile("griddepcontrol.launch_dependents;" ::: "memory"));
+  SINCE_SM90(EITHER(emulated::griddepcontrol_launch_dependents(),
+                    asm volatile("griddepcontrol.launch_dependents;" ::: "memory"));)
 }
 
 PTX void trap() { EITHER(emulated::trap(), asm volatile("trap;" ::: "memory")); }

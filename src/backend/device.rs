@@ -210,4 +210,19 @@ pub trait KernelDevice: Send + Sync + 'static {
         grid: &Grid,
         params: &P,
     ) -> Result<()>;
+
+    /// Queues two launches of which the second may begin before the first has ended (programmatic dependent launch): its kernel waits
+    /// itself, by `griddepcontrol.wait`, for what the first writes. On devices before compute capability 9.0 it begins afterwards.
+    ///
+    /// # Errors
+    /// As [`KernelDevice::launch`], of either; where the second is refused, the first is queued.
+    ///
+    /// # Safety
+    /// As [`KernelDevice::launch`], of both.
+    unsafe fn launch_dependent<P: Params, Q: Params>(
+        &self,
+        stream: Self::Stream,
+        first: (&Self::Kernel<P>, &Grid, &P),
+        second: (&Self::Kernel<Q>, &Grid, &Q),
+    ) -> Result<()>;
 }

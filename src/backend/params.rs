@@ -264,6 +264,8 @@ pub struct MatmulParams {
     pub vocab: u32,
     pub row_count: u32,
     pub hidden: u32,
+    #[doc = " of k in shared memory: 3 or 4, as many as the launch has room for"]
+    pub stages: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -281,6 +283,7 @@ const _: () = {
     ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 208usize];
     ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 212usize];
     ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 216usize];
+    ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 220usize];
 };
 #[doc = " kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale."]
 #[repr(C)]
@@ -293,7 +296,7 @@ pub struct QuantizeRowsParams {
     pub out_pitch: u64,
     #[doc = " [row_count]"]
     pub scales: *mut f32,
-    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX, or'ed"]
+    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX or 0, stored: they need not be zeros before"]
     pub status: *mut u32,
     pub row_count: u32,
     pub hidden: u32,

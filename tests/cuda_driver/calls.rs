@@ -7,6 +7,7 @@ use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
 use lmhead::backend::device::{Call, KernelDevice};
 use lmhead::backend::emulated::EmulatedDevice;
 use lmhead::plan::Precision;
+use std::path::PathBuf;
 
 const ROWS: usize = 11;
 
@@ -77,6 +78,32 @@ fn in_child_graph() {
     queue(&loaded, &out, stream).expect("eager again");
     device.wait(stream).expect("it runs");
     out.equals(&device, &truth).expect("eager bits");
+}
+
+#[test]
+fn quantised_products_are_two_launches_that_may_overlap() {
+    let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver-pair");
+    // Code for 8.0 does not wait for the kernel before, so it may not begin beside it.
+    for (capability, overlap) in [("90", " programmatic 1"), ("80", "")] {
+        let _ = std::fs::remove_file(&log);
+        let says = [("FAKE_CAPABILITY", capability), ("FAKE_LOG", log.to_str().expect("text"))];
+        child("calls::in_child_pair", &says);
+        let text = std::fs::read_to_string(&log).expect("a log");
+        let lines: Vec<&str> = text.lines().map(|line| line.split(" sizes").next().unwrap_or(line)).collect();
+        let multiply =
+            format!("quant_matmul_64x8 grid 8 1 1 block 128 1 1 shared 36864 carveout 100{overlap}");
+        let quantize = "quantize_rows_bf16 grid 11 1 1 block 256 1 1 shared 32 carveout 100";
+        assert_eq!(lines, [quantize, &multiply]);
+    }
+}
+
+#[test]
+#[ignore = "needs the fake driver: quantised_products_are_two_launches_that_may_overlap runs it"]
+fn in_child_pair() {
+    let device = CudaDevice::open(0).expect("a device");
+    let (loaded, out) = load(&device, &operands(1));
+    queue(&loaded, &out, device.stream()).expect("launches");
+    device.synchronize().expect("nothing fails");
 }
 
 #[test]

@@ -154,8 +154,8 @@ fn what_is_launched_is_what_was_asked() {
     child("in_child_launches", &[("FAKE_LOG", log.to_str().expect("text"))]);
     assert_eq!(
         std::fs::read_to_string(log).expect("a log"),
-        "carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 81920 sizes 100 3 48\n\
-         carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 0 cluster 2 1 1 programmatic 1 sizes 100 3 48\n"
+        "carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 81920 carveout 100 sizes 100 3 48\n\
+         carrier_mma_s8_sm80 grid 4 2 1 block 128 1 1 shared 0 carveout 100 cluster 2 1 1 programmatic 1 sizes 100 3 48\n"
     );
 }
 

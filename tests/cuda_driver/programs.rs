@@ -75,7 +75,7 @@ fn answers_have_the_emulated_backends_bits_and_everything_is_given_back() {
 #[test]
 fn failures_of_the_device_are_named_and_leave_no_file() {
     let folder = Folder::new();
-    let launch = "kernel gather_matmul_bf16_8 (sm_90), grid [";
+    let launch = "kernel gather_matmul_bf16_64x8 (sm_90), grid [";
     for (says, code, wanted) in [
         (
             &[("FAKE_MEMORY", "30000")][..],

@@ -160,6 +160,14 @@ fn plans_of_something_else() {
     let status = Guarded::output(&device, 4 * ROWS).expect("memory");
     let good = Plan::new(Precision::Bf16, product.shape, &DeviceLimits::H100).expect("a plan");
     let call = loaded.call(&Launch::raw(&good, &operands), 0, out.address(), status.address(), 0);
+    // Stages that no kernel has: a plan's fields are its caller's to change.
+    for stages in [0, 2, 5] {
+        // SAFETY: as in `refused`.
+        let error = unsafe { matmul.run_plan(&device, (), &call, &Plan { stages, ..good }) };
+        let error = error.expect_err("refused").to_string();
+        assert!(error.contains(&format!("wanted one of [3, 4] stages, got {stages}; ")), "{error}");
+        out.unchanged(&device, "logits", |_| false).unwrap();
+    }
     let shape = |rows, vocab, hidden| Shape { rows, vocab, hidden };
     for (precision, shape) in [
         (Precision::F16, product.shape),

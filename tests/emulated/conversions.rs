@@ -1,4 +1,4 @@
-//! The instructions that int8 is widened with, against exact arithmetic: `sub.f16x2`, `prmt`, `cvt.rzi`; and loads of pairs.
+//! The instructions that int8 is widened with, against exact arithmetic: `sub.f16x2`, `fma.bf16x2`, `prmt`, `cvt.rzi`; and loads of pairs.
 
 use crate::data::Random;
 use crate::probe::*;
@@ -29,6 +29,36 @@ fn difference(a: u16, b: u16) -> u16 {
     sign | if up { high } else { low }
 }
 
+/// `a·b + c` rounded once to nearest even: the product of two bf16 is exact in f64, and so is what their sum with a third leaves out.
+fn fused(a: u16, b: u16, c: u16) -> u16 {
+    let wide = |bits: u16| f64::from(f32::from_bits(u32::from(bits) << 16));
+    let (product, addend) = (wide(a) * wide(b), wide(c));
+    let sum = product + addend;
+    if sum.is_nan() {
+        return 0x7fff;
+    }
+    let sign = if sum.is_sign_negative() { 0x8000 } else { 0 };
+    // From halfway between the largest and 2^128 on, to infinity.
+    let (largest, beyond) = (wide(0x7f7f), 2f64.powi(128));
+    if sum.abs() >= largest + (beyond - largest) / 2.0 {
+        return sign | 0x7f80;
+    }
+    let (mut low, mut high) = (0u16, 0x7f80u16);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if wide(middle) <= sum.abs() { low = middle } else { high = middle }
+    }
+    // How the exact value lies to the middle between the neighbours: the middle is one of f64, and what is left of the larger addend
+    // without it too, where the sum is anywhere near.
+    let above = if high == 0x7f80 { beyond } else { wide(high) };
+    let middle = wide(low) + (above - wide(low)) / 2.0;
+    let middle = if sum.is_sign_negative() { -middle } else { middle };
+    let (large, small) = if product.abs() > addend.abs() { (product, addend) } else { (addend, product) };
+    let past = (large - middle) + small;
+    let past = if sum.is_sign_negative() { -past } else { past };
+    sign | if past > 0.0 || (past == 0.0 && low % 2 == 1) { high } else { low }
+}
+
 /// Eight bytes, four picked; bit 3 of a digit spreads the sign (PTX ISA, "prmt").
 fn permuted(low: u32, high: u32, selector: u32) -> u32 {
     let bytes = [low.to_le_bytes(), high.to_le_bytes()].concat();
@@ -42,7 +72,7 @@ fn permuted(low: u32, high: u32, selector: u32) -> u32 {
 
 fn outputs(words: &[[u32; 6]]) -> Vec<u32> {
     let count = words.len() as u32;
-    let probe = Probe::new(probe_conversions(), 256, 0, 3 * words.len()).input(words.as_flattened());
+    let probe = Probe::new(probe_conversions(), 256, 0, 4 * words.len()).input(words.as_flattened());
     probe.n(&[count]).grid(count.div_ceil(256)).config(|c| c.checks(false)).output()
 }
 
@@ -82,12 +112,16 @@ fn conversions_are_exact() {
     ends.zip(&mut words).for_each(|(end, word)| word[5] = end.to_bits());
 
     for (words, out) in words.chunks(1 << 17).zip(words.chunks(1 << 17).map(outputs)) {
-        for (word, out) in words.iter().zip(out.chunks(3)) {
+        for (word, out) in words.iter().zip(out.chunks(4)) {
             let [a, b, low, high, selector, float] = *word;
             let wanted = [
                 pair(difference(a as u16, b as u16), difference((a >> 16) as u16, (b >> 16) as u16)),
                 permuted(low, high, selector),
                 f32::from_bits(float) as i32 as u32, // toward zero, saturates, NaN is 0
+                pair(
+                    fused(a as u16, b as u16, float as u16),
+                    fused((a >> 16) as u16, (b >> 16) as u16, (float >> 16) as u16),
+                ),
             ];
             assert_eq!(out, wanted, "{word:08x?}");
         }

@@ -4,6 +4,7 @@ mod blame;
 mod broken;
 mod broken_hopper;
 mod broken_matmul;
+mod broken_quant_matmul;
 mod carriers;
 mod cases;
 mod conversions;

@@ -2,7 +2,7 @@
 
 use crate::probe::*;
 use lmhead::DType;
-use lmhead::plan::{Precision, TILE_IDS};
+use lmhead::plan::{Precision, STAGES};
 
 /// Compares `count` floats, with bits from `first` on in steps of `step`.
 fn tanh_is_libm_s(first: u32, step: u32, count: u32) {
@@ -58,12 +58,13 @@ fn places(blocks: &[u32], rows: u32, ids: u32, tile: u32) -> Vec<(u32, u32)> {
 
 #[test]
 fn every_tile_has_one_block() {
-    for tile in [8, 128] {
+    for (tile, wide) in [(8, 64), (128, 128)] {
         for row_tiles in (1..=50).chain([63, 64, 65, 160]) {
             for id_tiles in [1, 2, 3, 7, 16, 17, 40] {
                 // Whole tiles, and one row and one id in the last.
                 for tail in [0, 1] {
-                    let (rows, ids) = (row_tiles * tile - tail * (tile - 1), id_tiles * 128 - tail * 127);
+                    let (rows, ids) =
+                        (row_tiles * tile - tail * (tile - 1), id_tiles * wide - tail * (wide - 1));
                     let blocks: Vec<u32> = (0..row_tiles * id_tiles).collect();
                     let mut found = places(&blocks, rows, ids, tile);
                     // At most 16 tiles of rows share what they read of the weights, one behind the other.
@@ -71,7 +72,7 @@ fn every_tile_has_one_block() {
                     assert!(together.iter().all(|place| place.0 == 0));
                     found.sort_unstable();
                     let wanted: Vec<_> = (0..id_tiles)
-                        .flat_map(|i| (0..row_tiles).map(move |r| (i * 128, r * tile)))
+                        .flat_map(|i| (0..row_tiles).map(move |r| (i * wide, r * tile)))
                         .collect();
                     assert_eq!(found, wanted, "{row_tiles} x {id_tiles} tiles of {tile} rows");
                 }
@@ -86,12 +87,13 @@ fn the_last_blocks_of_the_largest_grids() {
     for (rows, ids, tile) in [
         (1u32 << 30, 1u32, 8u32),
         (1, 1 << 30, 8),
-        (8 * 255, 1 << 30, 8),
-        ((1 << 30) - 5, 1920, 8),
+        (8 * 127, 1 << 30, 8),
+        ((1 << 30) - 5, 960, 8),
         (128 * 254 + 1, (1 << 30) - 100, 128),
         (32_767 * 128, 65_535 * 128 - 3, 128),
     ] {
-        let (row_tiles, id_tiles) = (u64::from(rows.div_ceil(tile)), u64::from(ids.div_ceil(128)));
+        let wide = if tile == 8 { 64 } else { 128 };
+        let (row_tiles, id_tiles) = (u64::from(rows.div_ceil(tile)), u64::from(ids.div_ceil(wide)));
         let blocks = row_tiles * id_tiles;
         assert!(blocks <= i32::MAX as u64, "{rows} x {ids}");
         let numbers: Vec<u32> =
@@ -102,7 +104,7 @@ fn the_last_blocks_of_the_largest_grids() {
             let first = block / group * row_tiles.min(16);
             let width = (row_tiles - first).min(16);
             let rest = block % group;
-            let wanted = (rest / width * 128, (first + rest % width) * u64::from(tile));
+            let wanted = (rest / width * u64::from(wide), (first + rest % width) * u64::from(tile));
             assert_eq!((u64::from(place.0), u64::from(place.1)), wanted, "block {block} of {rows} x {ids}");
         }
     }
@@ -112,19 +114,21 @@ fn the_last_blocks_of_the_largest_grids() {
 fn tiles_are_as_the_plan_says() {
     let precisions = [Precision::Bf16, Precision::W8a8(DType::Bf16), Precision::W8a16(DType::Bf16)];
     let tiles: Vec<_> = precisions.iter().flat_map(|p| p.tiles().iter().map(move |tile| (p, tile))).collect();
-    let out = Probe::new(probe_tiles(), 1, 0, 5 * tiles.len()).output();
-    for ((precision, tile), figures) in tiles.into_iter().zip(out.chunks(5)) {
+    let out = Probe::new(probe_tiles(), 1, 0, 5 * tiles.len() + 2).output();
+    let (figures, stages) = out.split_at(5 * tiles.len());
+    for ((precision, tile), figures) in tiles.into_iter().zip(figures.chunks(5)) {
         let step = 128 / precision.weight_bytes();
         let planned =
-            [tile.rows, tile.threads() as usize, tile.stages(), tile.shared_bytes(), step].map(|n| n as u32);
+            [tile.ids, tile.rows, tile.threads() as usize, tile.shared_bytes(1), step].map(|n| n as u32);
         assert_eq!(figures, planned, "{}", tile.kernel);
     }
-    assert_eq!(TILE_IDS, 128);
+    assert_eq!(stages, STAGES.map(|n| n as u32));
     // The other 16-bit type has the same tiles.
     for (one, other) in
         [(Precision::Bf16, Precision::F16), (Precision::W8a16(DType::Bf16), Precision::W8a16(DType::F16))]
     {
-        let shapes = |p: Precision| p.tiles().iter().map(|t| (t.rows, t.shared_bytes())).collect::<Vec<_>>();
+        let shapes =
+            |p: Precision| p.tiles().iter().map(|t| (t.ids, t.rows, t.shared_bytes(1))).collect::<Vec<_>>();
         assert_eq!(shapes(one), shapes(other));
     }
 }

@@ -47,11 +47,11 @@ impl Needs {
                     gb(info.memory)
                 ))
             }
-            Needs::Memory(_) => runs("gather_matmul_bf16_8"),
+            Needs::Memory(_) => runs("gather_matmul_bf16_128x8"),
             Needs::Exactly(one) if info.capability != *one => {
                 Err(format!("compute capability {one}, {} has {}", info.name, info.capability))
             }
-            Needs::Exactly(_) => runs("gather_matmul_bf16_8"),
+            Needs::Exactly(_) => runs("gather_matmul_bf16_128x8"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub const TESTS: &[GpuTest] =
-    &[GpuTest { name: "table::reduced", needs: Needs::Kernel("gather_matmul_bf16_8"), run: reduced }];
+    &[GpuTest { name: "table::reduced", needs: Needs::Kernel("gather_matmul_bf16_128x8"), run: reduced }];
 
 /// The largest whole case: 262208 x 12288 in bf16, and its logits.
 const WHOLE: Needs = Needs::Memory(12_000_000_000);

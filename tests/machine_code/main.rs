@@ -161,6 +161,24 @@ mod with_the_toolkit {
         assert!(faults.is_empty(), "{}", faults.join("\n"));
     }
 
+    /// The CUDA backend lets `quant_matmul` begin beside `quantize_rows` by the architecture of its code: there it must wait.
+    #[test]
+    fn dependent_launches_wait_where_the_backend_counts_on_it() {
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let codes = tools.embedded(EMBEDDED, folder.path()).unwrap_or_else(|problem| panic!("{problem}"));
+        for code in &codes {
+            let counts = (code.count("ACQBULK"), code.count("PREEXIT"));
+            let newest = usize::from(code.architecture == "sm_90");
+            let name = format!("{} {}", code.kernel, code.architecture);
+            if code.kernel.starts_with("quant_matmul") {
+                assert_eq!(counts, (newest, 0), "{name}");
+            } else if code.kernel.starts_with("quantize_rows") {
+                assert_eq!(counts, (0, newest), "{name}");
+            }
+        }
+    }
+
     /// ptxas says there that it serialises wgmma, or had to mend the order of its registers: nothing else shows it.
     #[test]
     fn nvcc_had_nothing_to_say() {

@@ -44,8 +44,9 @@ pub struct CudaDevice(Arc<Opened>);
 #[derive(Debug)]
 struct Opened {
     info: DeviceInfo,
-    /// Bytes of shared memory that one block may have.
+    /// Bytes of shared memory that one block may have, and that a processor has for all of its blocks.
     shared_limit: usize,
+    shared_per_processor: usize,
     own_stream: CudaStream,
     modules: Mutex<HashMap<&'static str, Module>>,
     /// The latest launches: the driver tells of a failure when it is next asked, and not of which.
@@ -121,19 +122,31 @@ impl CudaDevice {
     fn with(context: Context, info: DeviceInfo) -> Result<Self> {
         let open = || -> std::result::Result<_, DriverError> {
             let _bound = context.bind()?;
-            let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+            use sys::CUdevice_attribute as A;
             let mut device = 0;
             // SAFETY: a pointer to an int of this frame; then a device that came from the driver.
             let shared = unsafe {
                 sys::cuCtxGetDevice(&mut device).result()?;
-                result::device::get_attribute(device, attribute)
-            }?;
+                [
+                    result::device::get_attribute(
+                        device,
+                        A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+                    )?,
+                    result::device::get_attribute(
+                        device,
+                        A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+                    )?,
+                ]
+            };
+            let shared = shared.map(|bytes| usize::try_from(bytes).unwrap_or(0));
             Ok((result::stream::create(result::stream::StreamKind::NonBlocking)?, shared))
         };
-        let (stream, shared) = open().map_err(|e| failed(format!("CUDA device {}", info.ordinal), e))?;
+        let (stream, [shared_limit, shared_per_processor]) =
+            open().map_err(|e| failed(format!("CUDA device {}", info.ordinal), e))?;
         Ok(CudaDevice(Arc::new(Opened {
             info,
-            shared_limit: usize::try_from(shared).unwrap_or(0),
+            shared_limit,
+            shared_per_processor,
             own_stream: CudaStream(stream),
             modules: Mutex::default(),
             launches: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
@@ -301,7 +314,12 @@ impl KernelDevice for CudaDevice {
 
     fn limits(&self) -> DeviceLimits {
         let fatbins::Capability(major, minor) = self.info().capability;
-        DeviceLimits { capability: (major, minor), shared_bytes: self.shared_limit() }
+        DeviceLimits {
+            capability: (major, minor),
+            processors: self.info().processors as usize,
+            shared_bytes: self.shared_limit(),
+            shared_per_processor: self.0.shared_per_processor,
+        }
     }
 
     fn stream(&self) -> CudaStream {
@@ -367,13 +385,27 @@ impl KernelDevice for CudaDevice {
         grid: &Grid,
         params: &P,
     ) -> Result<()> {
-        let launch = Launch {
-            dynamic_shared: grid.shared_bytes,
-            ..Launch::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
-        };
         // SAFETY: the caller's promise.
-        unsafe { kernel.launch_on(stream, &launch, params) }
+        unsafe { kernel.launch_on(stream, &launch(grid), params) }
     }
+
+    unsafe fn launch_dependent<P: Params, Q: Params>(
+        &self,
+        stream: CudaStream,
+        first: (&Kernel<P>, &Grid, &P),
+        second: (&Kernel<Q>, &Grid, &Q),
+    ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { first.0.launch_on(stream, &launch(first.1), first.2)? };
+        // Code for older architectures does not wait, so it must not begin before.
+        let second_launch = Launch { programmatic: second.0.waits(), ..launch(second.1) };
+        // SAFETY: as above.
+        unsafe { second.0.launch_on(stream, &second_launch, second.2) }
+    }
+}
+
+fn launch(grid: &Grid) -> Launch {
+    Launch { dynamic_shared: grid.shared_bytes, ..Launch::new([grid.blocks, 1, 1], [grid.threads, 1, 1]) }
 }
 
 /// What these locks guard is whole at every moment.

@@ -168,6 +168,12 @@ impl<P: Copy> Kernel<P> {
         self.architecture
     }
 
+    /// Whether this device's code has `griddepcontrol.wait`, where the kernel's source does: from compute capability 9.0 on. The others
+    /// may not be launched as [`Launch::programmatic`].
+    pub(super) fn waits(&self) -> bool {
+        waits(self.architecture)
+    }
+
     /// [`Kernel::launch_on`] the device's own stream.
     ///
     /// # Errors
@@ -231,6 +237,12 @@ impl<P: Copy> Kernel<P> {
     }
 }
 
+/// Whether code of that name, machine code or PTX, is compiled for 9.0 or later.
+fn waits(architecture: &str) -> bool {
+    let number = architecture.split_once('_').map_or("", |(_, number)| number);
+    number.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse::<u32>().is_ok_and(|number| number >= 90)
+}
+
 fn attribute(id: sys::CUlaunchAttributeID, value: sys::CUlaunchAttributeValue) -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }
@@ -252,7 +264,8 @@ fn parameter_sizes(function: sys::CUfunction) -> std::result::Result<Vec<usize>,
 }
 
 /// Reads the attributes and lifts the limit of dynamic shared memory from 48 KB to all that the device has: once, at loading,
-/// so that no launch has to.
+/// so that no launch has to. Of what cache and shared memory share, shared memory is to have the most: plans count with it, and kernels
+/// that want it alike follow each other without the processor being set anew.
 fn allow_shared(function: sys::CUfunction, limit: usize) -> std::result::Result<Attributes, DriverError> {
     use sys::CUfunction_attribute as A;
     let number = |attribute| {
@@ -266,6 +279,10 @@ fn allow_shared(function: sys::CUfunction, limit: usize) -> std::result::Result<
     let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     // SAFETY: as above.
     unsafe { result::function::set_function_attribute(function, attribute, bytes) }?;
+    let all = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_MAX_SHARED as i32;
+    let attribute = A::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+    // SAFETY: as above.
+    unsafe { result::function::set_function_attribute(function, attribute, all) }?;
     Ok(Attributes {
         registers: number(A::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
         local: number(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
@@ -319,6 +336,13 @@ mod tests {
             assert!(error.starts_with(&format!("kernel matmul: {wanted}")), "{error}");
             assert!(error.contains(&format!("got a launch of {launch}; ")), "{error}");
         }
+    }
+
+    #[test]
+    fn code_since_hopper_waits() {
+        assert!(["sm_90", "sm_90a", "sm_100", "sm_120f", "compute_90"].into_iter().all(waits));
+        // PTX for 8.0 has no wait on whatever device it is translated for.
+        assert!(!["sm_80", "sm_89", "compute_80", "sm_", ""].into_iter().any(waits));
     }
 
     #[test]

@@ -70,16 +70,11 @@ impl<D: KernelDevice> DeviceHead<D> {
             return Ok(Arc::clone(product));
         }
         let (vocab, hidden) = (self.vocab, self.hidden);
-        let spec = Spec { precision, vocab, hidden, max_rows: MAX_ROWS.min(most_rows(vocab)) };
+        let spec = Spec { precision, vocab, hidden, max_rows: MAX_ROWS.min(crate::plan::most_rows(vocab)) };
         let product = Arc::new(Matmul::prepare(device, spec)?);
         products.insert(precision, Arc::clone(&product));
         Ok(product)
     }
-}
-
-/// Rows up to which every tile's blocks can be counted.
-fn most_rows(vocab: usize) -> usize {
-    (i32::MAX as usize / vocab.div_ceil(crate::plan::TILE_IDS).max(1)).saturating_mul(8).max(1)
 }
 
 pub(super) fn precision(shard: &HeadShard, hidden: DType) -> Result<Precision> {

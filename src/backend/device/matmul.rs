@@ -28,7 +28,7 @@ pub struct Call {
     pub rows: usize,
     pub weights: WeightMatrix,
     pub hidden: RowMatrix,
-    /// `status` is cleared first.
+    /// `status` need not be zeros.
     pub logits: LogitMatrix,
     pub adjustments: LogitAdjustments,
     pub epilogue: Epilogue,
@@ -66,8 +66,10 @@ impl<D: KernelDevice> Matmul<D> {
         Plan::new(spec.precision, most, &limits)?;
         // Of few rows every tile can be counted, of the most perhaps not.
         let plans = Plan::candidates(spec.precision, Shape { rows: 1, ..most }, &limits)?;
-        let load = |plan: &Plan| Ok((plan.tile.kernel, device.kernel(plan.tile.kernel)?));
-        let tiles = plans.iter().map(load).collect::<Result<_>>()?;
+        let mut names: Vec<&'static str> = plans.iter().map(|plan| plan.tile.kernel).collect();
+        names.dedup();
+        let load = |name| Ok((name, device.kernel(name)?));
+        let tiles = names.into_iter().map(load).collect::<Result<_>>()?;
         let quantizer = spec.precision.quantizer().map(|name| device.kernel(name)).transpose()?;
         Ok(Matmul { spec, limits, tiles, quantizer })
     }
@@ -134,54 +136,54 @@ impl<D: KernelDevice> Matmul<D> {
             let fix = "use a plan of this product's precision";
             return Err(Error::shape("plan", format!("one of {}", self.spec.precision), plan, fix));
         };
-        let (row_count, hidden) = (call.rows as u32, self.spec.hidden as u32);
-        let named = |error| of_product(&plan.shape, error);
-        // SAFETY: the caller's promise, for this and what follows.
-        unsafe { device.clear(stream, call.logits.status as u64, call.rows).map_err(named)? };
-        let (mut rows, mut row_scales) = (call.hidden, std::ptr::null());
-        if let (Some(quantize), Some(kernel)) = (&plan.quantize, &self.quantizer) {
-            let scales = call.workspace + plan.workspace.scales as u64;
-            row_scales = scales as usize as *const f32;
-            let params = QuantizeRowsParams {
-                rows: call.hidden,
-                out: call.workspace as usize as *mut i8,
-                out_pitch: plan.workspace.row_pitch as u64,
-                scales: scales as usize as *mut f32,
-                status: call.logits.status,
-                row_count,
-                hidden,
-            };
-            let grid = Grid {
-                blocks: quantize.blocks,
-                threads: quantize.threads,
-                shared_bytes: quantize.shared_bytes,
-            };
-            // SAFETY: as above.
-            unsafe { device.launch(stream, kernel, &grid, &params).map_err(named)? };
-            rows = RowMatrix {
-                data: call.workspace as usize as *const _,
-                pitch: plan.workspace.row_pitch as u64,
-                indices: std::ptr::null(),
-                index_bytes: 4,
-                source_rows: row_count,
-            };
-        }
-        let params = MatmulParams {
+        crate::plan::check(precision, &shape, &plan.tile, plan.stages, &self.limits)?;
+        let (row_count, hidden) = (call.rows as u32, hidden as u32);
+        let mut params = MatmulParams {
             weights: call.weights,
-            rows,
-            row_scales,
+            rows: call.hidden,
+            row_scales: std::ptr::null(),
             logits: call.logits,
             adjustments: call.adjustments,
             softcap: call.epilogue.softcap.unwrap_or(0.0),
             scale: call.epilogue.scale,
-            vocab: self.spec.vocab as u32,
+            vocab: vocab as u32,
+            row_count,
+            hidden,
+            stages: plan.stages as u32,
+        };
+        let (threads, shared_bytes) = (plan.tile.threads(), plan.shared_bytes());
+        let grid = Grid { blocks: plan.blocks, threads, shared_bytes };
+        let named = |error| of_product(&plan.shape, error);
+        let (Some(quantize), Some(quantizer)) = (&plan.quantize, &self.quantizer) else {
+            // SAFETY: the caller's promise, for this and what follows.
+            unsafe { device.clear(stream, call.logits.status as u64, call.rows).map_err(named)? };
+            // SAFETY: as above.
+            return unsafe { device.launch(stream, kernel, &grid, &params).map_err(named) };
+        };
+        // The rows' status is stored by the kernel that quantises them: nothing need be cleared.
+        let scales = (call.workspace + plan.workspace.scales as u64) as usize;
+        let rows = QuantizeRowsParams {
+            rows: call.hidden,
+            out: call.workspace as usize as *mut i8,
+            out_pitch: plan.workspace.row_pitch as u64,
+            scales: scales as *mut f32,
+            status: call.logits.status,
             row_count,
             hidden,
         };
-        let tile = &plan.tile;
-        let grid = Grid { blocks: plan.blocks, threads: tile.threads(), shared_bytes: tile.shared_bytes() };
+        params.row_scales = scales as *const f32;
+        params.rows = RowMatrix {
+            data: rows.out.cast_const().cast(),
+            pitch: rows.out_pitch,
+            indices: std::ptr::null(),
+            index_bytes: 4,
+            source_rows: row_count,
+        };
+        let rows_grid =
+            Grid { blocks: quantize.blocks, threads: quantize.threads, shared_bytes: quantize.shared_bytes };
         // SAFETY: as above.
-        unsafe { device.launch(stream, kernel, &grid, &params).map_err(named) }
+        unsafe { device.launch_dependent(stream, (quantizer, &rows_grid, &rows), (kernel, &grid, &params)) }
+            .map_err(named)
     }
 }
 

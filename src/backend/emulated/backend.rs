@@ -35,6 +35,13 @@ impl EmulatedDevice {
         DeviceBackend::new(self, host)
     }
 
+    /// A launch of that shape, by the next schedule.
+    fn config(&self, grid: &Grid) -> LaunchConfig {
+        LaunchConfig::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
+            .shared(u32::try_from(grid.shared_bytes).unwrap_or(u32::MAX))
+            .seed(self.seed.fetch_add(1, Ordering::Relaxed))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Device> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,6 +98,7 @@ impl KernelDevice for EmulatedDevice {
         "emulated/9.0".into()
     }
 
+    /// An H100's, so that the plans that are tried are those of the device whose arithmetic this is.
     fn limits(&self) -> DeviceLimits {
         DeviceLimits::H100
     }
@@ -145,11 +153,20 @@ impl KernelDevice for EmulatedDevice {
     }
 
     unsafe fn launch<P: Params>(&self, (): (), kernel: &Kernel<P>, grid: &Grid, params: &P) -> Result<()> {
-        let shared = u32::try_from(grid.shared_bytes).unwrap_or(u32::MAX);
-        let config = LaunchConfig::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
-            .shared(shared)
-            .seed(self.seed.fetch_add(1, Ordering::Relaxed));
+        let config = self.config(grid);
         self.lock().launch(kernel, params, &config).map_err(failed)
+    }
+
+    /// Both run, the second beside the first as far as it goes, before this returns.
+    unsafe fn launch_dependent<P: Params, Q: Params>(
+        &self,
+        (): (),
+        first: (&Kernel<P>, &Grid, &P),
+        second: (&Kernel<Q>, &Grid, &Q),
+    ) -> Result<()> {
+        let (one, other) = (self.config(first.1), self.config(second.1));
+        let launches = ((first.0, first.2, &one), (second.0, second.2, &other));
+        self.lock().launch_dependent(launches.0, launches.1).map_err(failed)
     }
 }
 
@@ -167,11 +184,16 @@ fn kernels() -> Vec<(&'static str, *const RawKernel)> {
         }};
     }
     table!(
-        gather_matmul_bf16_8 gather_matmul_bf16_16 gather_matmul_bf16_32 gather_matmul_bf16_64 gather_matmul_bf16_128
-        gather_matmul_f16_8 gather_matmul_f16_16 gather_matmul_f16_32 gather_matmul_f16_64 gather_matmul_f16_128
-        quant_matmul_8 quant_matmul_16 quant_matmul_32 quant_matmul_64 quant_matmul_128
-        w8a16_matmul_bf16_8 w8a16_matmul_bf16_16 w8a16_matmul_bf16_32 w8a16_matmul_bf16_64
-        w8a16_matmul_f16_8 w8a16_matmul_f16_16 w8a16_matmul_f16_32 w8a16_matmul_f16_64
+        gather_matmul_bf16_64x8 gather_matmul_bf16_64x16 gather_matmul_bf16_64x32 gather_matmul_bf16_64x64
+        gather_matmul_bf16_128x8 gather_matmul_bf16_128x16 gather_matmul_bf16_128x32 gather_matmul_bf16_128x64 gather_matmul_bf16_128x128
+        gather_matmul_f16_64x8 gather_matmul_f16_64x16 gather_matmul_f16_64x32 gather_matmul_f16_64x64
+        gather_matmul_f16_128x8 gather_matmul_f16_128x16 gather_matmul_f16_128x32 gather_matmul_f16_128x64 gather_matmul_f16_128x128
+        quant_matmul_64x8 quant_matmul_64x16 quant_matmul_64x32 quant_matmul_64x64
+        quant_matmul_128x8 quant_matmul_128x16 quant_matmul_128x32 quant_matmul_128x64 quant_matmul_128x128
+        w8a16_matmul_bf16_64x8 w8a16_matmul_bf16_64x16 w8a16_matmul_bf16_64x32 w8a16_matmul_bf16_64x64
+        w8a16_matmul_bf16_128x8 w8a16_matmul_bf16_128x16 w8a16_matmul_bf16_128x32 w8a16_matmul_bf16_128x64
+        w8a16_matmul_f16_64x8 w8a16_matmul_f16_64x16 w8a16_matmul_f16_64x32 w8a16_matmul_f16_64x64
+        w8a16_matmul_f16_128x8 w8a16_matmul_f16_128x16 w8a16_matmul_f16_128x32 w8a16_matmul_f16_128x64
         quantize_rows_bf16 quantize_rows_f16 quantize_rows_f32
         read_stream
     )

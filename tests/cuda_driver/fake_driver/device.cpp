@@ -60,6 +60,8 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
     case 75: *value = capability / 10; break;                        // COMPUTE_CAPABILITY_MAJOR
     case 76: *value = capability % 10; break;                        // COMPUTE_CAPABILITY_MINOR
     case 97: *value = capability == 86 ? 101376 : 232448; break;     // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 81: *value = capability == 86 ? 102400 : 233472; break;     // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+    case 16: *value = capability == 86 ? 84 : 132; break;            // MULTIPROCESSOR_COUNT
     case 38: *value = 50 << 20; break;                               // L2_CACHE_SIZE
     default: *value = 1;
   }

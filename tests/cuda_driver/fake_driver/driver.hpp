@@ -67,6 +67,7 @@ struct Context {
 struct Function {
   const emulated::Kernel *kernel;
   uint32_t shared_limit = 48 * 1024;
+  int carveout = -1;  // the driver chooses
   bool loaded = false;
 };
 struct Module {

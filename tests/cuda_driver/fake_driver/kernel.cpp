@@ -99,7 +99,8 @@ int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
   return 0;
 }
 int cuFuncSetAttribute(Function *function, int attribute, int value) {
-  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;  // MAX_DYNAMIC_SHARED_SIZE_BYTES
+  if (attribute == 9 && value >= -1 && value <= 100) return function->carveout = value, 0;  // PREFERRED_SHARED_MEMORY_CARVEOUT
+  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;           // MAX_DYNAMIC_SHARED_SIZE_BYTES
   return function->shared_limit = uint32_t(value), 0;
 }
 int cuFuncGetParamInfo(const Function *function, size_t index, size_t *offset, size_t *size) {
@@ -116,8 +117,9 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
   for (unsigned &blocks : launch.cluster) blocks = 1;
   FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr;
   if (log)
-    std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u", function->kernel->name, launch.grid[0], launch.grid[1],
-                 launch.grid[2], launch.block[0], launch.block[1], launch.block[2], config->shared);
+    std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u carveout %d", function->kernel->name, launch.grid[0],
+                 launch.grid[1], launch.grid[2], launch.block[0], launch.block[1], launch.block[2], config->shared,
+                 function->carveout);
   for (unsigned i = 0; i < config->attribute_count; ++i) {
     const Attribute &a = config->attributes[i];
     if (a.id == 4) {

@@ -67,6 +67,8 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream
 int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
   USABLE;
   if (to % 4) return INVALID_VALUE;
+  if (FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr)
+    std::fprintf(log, "%zu words set to %u\n", words, value), std::fclose(log);
   return put(stream, [=] {
     if (!inside(to, 4 * words)) return int(ILLEGAL_ADDRESS);
     for (size_t i = 0; i < words; ++i) ((unsigned *)to)[i] = value;

@@ -97,6 +97,10 @@ impl<D: KernelDevice> Arrays<D> {
         let (count_offsets, count_ids, counts) = by_id(&packed);
         let column = |i: usize| penalties.iter().map(|(p, _)| p[i].to_bits()).collect::<Vec<u32>>();
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        // A word between rows of the mask that says of no id anything.
+        let words = a.vocab.div_ceil(32);
+        let rows = a.mask.iter().flat_map(|mask| mask.chunks(words));
+        let mask = rows.flat_map(|row| row.iter().map(|&word| word as u32).chain([0x5a5a_5a5a])).collect();
         let arrays = [
             addition_offsets,
             addition_ids,
@@ -107,7 +111,7 @@ impl<D: KernelDevice> Arrays<D> {
             column(0),
             column(1),
             column(2),
-            a.mask.iter().flatten().map(|&word| word as u32).collect(),
+            mask,
             bits(&operands.temperatures),
         ];
         let buffers = arrays
@@ -128,7 +132,7 @@ impl<D: KernelDevice> Arrays<D> {
             "temperatures",
             "",
         ];
-        Ok(Arrays { names, buffers, words: a.vocab.div_ceil(32) })
+        Ok(Arrays { names, buffers, words: words + 1 })
     }
 
     /// The kinds that are asked for, for a shard whose first id is `first`.
@@ -249,8 +253,12 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         let said = status.read(device, "status")?;
         indices.unchanged(device, "indices", |_| false)?;
         let used = workspace.read(device, "workspace")?;
+        let (pitch, scales) = (plan.workspace.row_pitch, plan.workspace.scales);
+        let behind = |row: usize| &used[row * pitch..][hidden..pitch];
+        if plan.quantize.is_some() && (0..rows).any(|row| behind(row).iter().any(|&byte| byte != 0)) {
+            return Err("quantised rows: wanted zeros behind the end of each".into());
+        }
         let quantised = plan.quantize.map(|_| {
-            let (pitch, scales) = (plan.workspace.row_pitch, plan.workspace.scales);
             let rows = (0..rows).flat_map(|r| used[r * pitch..][..hidden].iter().map(|b| *b as i8));
             (rows.collect(), bytemuck::pod_collect_to_vec(&used[scales..]))
         });

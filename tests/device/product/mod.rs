@@ -19,7 +19,7 @@ pub use operands::Operands;
 use lmhead::DType;
 use lmhead::backend::device::KernelDevice;
 use lmhead::epilogue::Epilogue;
-use lmhead::plan::{Plan, Precision, Shape};
+use lmhead::plan::{Plan, Precision, STAGES, Shape, Tile};
 
 /// What the operands hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,16 +141,25 @@ impl Product {
     }
 }
 
-/// The plans that are tried: the chosen one, and every other that multiplies at most `work` pairs, padding included.
+/// The plans that are tried: the chosen one, and of every other tile that multiplies at most `work` pairs, padding included, one; fewer and
+/// more stages take turns.
 pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Result<Vec<Plan>, String> {
     let text = |e: lmhead::Error| e.to_string();
     let shape = product.shape;
     let chosen = Plan::new(product.precision, shape, &device.limits()).map_err(text)?;
     let all = Plan::candidates(product.precision, shape, &device.limits()).map_err(text)?;
     let cost = |plan: &Plan| {
-        shape.rows.next_multiple_of(plan.tile.rows) * shape.vocab.next_multiple_of(128) * shape.hidden
+        let Tile { rows, ids, .. } = plan.tile;
+        shape.rows.next_multiple_of(rows) * shape.vocab.next_multiple_of(ids) * shape.hidden
     };
-    Ok(all.into_iter().filter(|plan| plan.tile == chosen.tile || cost(plan) <= work).collect())
+    let in_turn = |(i, plan): &(usize, Plan)| {
+        // Tiles that have one number of stages only have that one.
+        let twins = all.iter().filter(|twin| twin.tile == plan.tile).count();
+        twins == 1 || STAGES[(i / 2 + product.seed as usize) % 2] == plan.stages
+    };
+    let others = all.iter().copied().enumerate().filter(in_turn).map(|(_, plan)| plan);
+    let others = others.filter(|plan| plan.tile != chosen.tile && cost(plan) <= work);
+    Ok([chosen].into_iter().chain(others).collect())
 }
 
 /// Everything that is promised of one product:

@@ -1,76 +1,122 @@
 // The matmul kernels' walk with one mistake each: what the emulated device, or the result, must show. `how` 0 is the walk itself.
 #include "broken_matmul.h"
-#include "matmul/epilogue.cuh"
+#include "matmul/matmul.cuh"
 
 using namespace matmul;
 
 namespace {
 
-using T = Tile<Bf16Weights, 16>;
+// Sources of weights and rows, with what can be wrong about them.
+template <class T>
+DEVICE void find_weights_or_not(const MatmulParams &p, uint32_t how, const Place &at, uint32_t stage, Sources<T> &from) {
+  find_weights<T>(p, at, stage, from);
+  const uint32_t row = threadIdx.x / 8, piece = threadIdx.x % 8;
+  if (how == 20)  // ids behind the last as if they were there
+    for (uint32_t n = 0; n < T::kWeightCopies; ++n)
+      from.weights[n] = static_cast<const uint8_t *>(p.weights.data) +
+                        (at.first_id + row + n * T::kWeightRowsApart) * p.weights.pitch + piece * 16;
+  if (how == 23) from.weights_to = stage + row * kRowBytes + piece * 16;  // no swizzle
+}
+template <class T>
+DEVICE void find_rows_or_not(const MatmulParams &p, uint32_t how, const Place &at, uint32_t stage, Sources<T> &from) {
+  find_rows<T>(p, at, stage, from);
+  if (how == 24)  // a bad index as if it were good
+    for (uint32_t n = 0; n < T::kRowCopies; ++n)
+      if (from.any_row && !from.row_there[n])
+        from.row_there[n] = true, from.rows[n] = static_cast<const uint8_t *>(p.rows.data) + kNoRow * p.rows.pitch;
+  if (how == 25) from.rows_aligned = true;
+}
+
+// Whether the stage from k0 on counts as whole.
+template <class T>
+DEVICE bool whole(const MatmulParams &p, uint32_t how, uint32_t k0) {
+  return k0 + T::kStep <= p.hidden || how == 21;
+}
+
+// Whether this thread copies its piece at all: without zeros where there is nothing, the stage before last shows through.
+template <class T>
+DEVICE bool copies(const MatmulParams &p, uint32_t how, uint32_t k0) {
+  return how != 22 || k0 + threadIdx.x % 8 * 16 / T::Type::kWeightBytes < p.hidden;
+}
 
 // load_stage of tile.cuh.
-DEVICE void load(const MatmulParams &p, uint32_t how, const Place &at, uint32_t stage, uint32_t k0) {
-  if (k0 < p.hidden) {
-    for (uint32_t i = threadIdx.x; i < kIds * 8; i += T::kThreads) {
-      const uint32_t row = i / 8, piece = i % 8, k = k0 + piece * 8, id = at.first_id + row;
-      uint32_t bytes = id < p.vocab || how == 20 ? piece_bytes<2>(k, p.hidden) : 0;
-      if (how == 21 && bytes) bytes = 16;    // the whole piece, also where the row ends in it
-      if (how == 22 && !bytes) continue;     // nothing where there is nothing: no zeros either
-      const uint8_t *weights = static_cast<const uint8_t *>(p.weights.data);
-      const uint32_t to = how == 23 ? stage + row * kRowBytes + piece * 16 : piece_address(stage, row, piece);
-      cp_async_cg_16(to, bytes ? weights + id * p.weights.pitch + k * 2 : weights, bytes);
-    }
-    for (uint32_t i = threadIdx.x; i < T::kRows * T::kRowPieces; i += T::kThreads) {
-      const uint32_t row = i / T::kRowPieces, piece = i % T::kRowPieces, k = k0 + piece * 8;
-      const uint32_t number = ld_shared_u32(dynamic_shared() + T::kRowNumbers + 4 * row);
-      const uint32_t bytes = number != kNoRow || how == 24 ? piece_bytes<2>(k, p.hidden) : 0;
-      if (how == 22 && !bytes) continue;
-      const uint8_t *rows = static_cast<const uint8_t *>(p.rows.data);
-      const uint8_t *from = bytes ? rows + number * p.rows.pitch + k * 2 : rows;
-      const bool aligned = (uint64_t(p.rows.data) | p.rows.pitch) % 16 == 0;
-      if (aligned || how == 25)
-        cp_async_cg_16(row_piece<T>(stage, row, piece), from, bytes);
-      else
-        st_shared_v4(row_piece<T>(stage, row, piece), load_halves(from, bytes));
-    }
+template <class T>
+DEVICE void load(const MatmulParams &p, uint32_t how, const Place &at, Sources<T> &from, uint32_t k0) {
+  if (k0 < p.hidden && copies<T>(p, how, k0)) {
+    load_weights<T>(p, from, k0, whole<T>(p, how, k0));
+    load_rows<T>(p, at, from, k0, whole<T>(p, how, k0));
+    if (how == 27)  // the same weights again
+      for (uint32_t n = 0; n < T::kWeightCopies; ++n) from.weights[n] -= kRowBytes;
   }
   if (how != 6) cp_async_commit_group();
 }
 
-}  // namespace
-
-KERNEL(broken_matmul, BrokenMatmulParams, 128, 1) {
-  const MatmulParams &p = params.product;
-  const uint32_t how = params.how;
+// run of matmul.cuh.
+template <class T>
+DEVICE void walk(const MatmulParams &p, uint32_t how) {
   const Place at = place<T>(p, blockIdx.x);
-  const auto stage = [](uint32_t number) { return dynamic_shared() + number % T::kStages * T::kStageBytes; };
+  const uint32_t ring = dynamic_shared(), end = ring + p.stages * T::kStageBytes, ahead = (p.stages - 1) * T::kStep;
+  Sources<T> from;
   Sums<T> d = {};
 
-  number_rows<T>(p, at);
-  if (how != 1) barrier_sync_all();
-  for (uint32_t s = 0; s + 1 < T::kStages; ++s) load(p, how, at, stage(s), s * T::kStep);
-  for (uint32_t s = 0; s * T::kStep < p.hidden; ++s) {
-    const uint32_t ahead = s + T::kStages - 1;
+  find_weights_or_not<T>(p, how, at, ring, from);
+  for (uint32_t k = 0; k < ahead; k += T::kStep, from.weights_to += T::kStageBytes)
+    if (k < p.hidden && copies<T>(p, how, k)) load_weights<T>(p, from, k, whole<T>(p, how, k));
+  const auto wait = [how] {
+    if constexpr (T::Type::kRowScales)
+      if (how != 30 && (how != 32 || threadIdx.x == 0)) griddepcontrol_wait();
+  };
+  if (how == 33) st_global_u32(p.logits.status + threadIdx.x % p.row_count, 0);  // before the kernel that stores it has ended
+  if (how != 31) wait();
+  find_rows_or_not<T>(p, how, at, ring, from);
+  for (uint32_t k = 0; k < ahead; k += T::kStep, from.rows_to += T::kStageBytes) {
+    if (k < p.hidden && copies<T>(p, how, k)) load_rows<T>(p, at, from, k, whole<T>(p, how, k));
+    if (how != 6) cp_async_commit_group();
+  }
+  if (how == 31) wait();  // when the rows are on their way already
+  Fragments lane = fragments<T>(ring);
+  uint32_t read = ring, write = end - T::kStageBytes;
+  for (uint32_t k = 0; k < p.hidden; k += T::kStep) {
     if (how == 2)
-      cp_async_wait_group<T::kStages - 1>();
+      cp_async_wait_group<kMaxStages - 1>();
     else
-      cp_async_wait_group<T::kStages - 2>();
-    if (how == 5) load(p, how, at, stage(ahead), ahead * T::kStep);  // before the others have read that stage
+      wait_for_stage(p.stages);
+    if (how == 5) load<T>(p, how, at, from, k + ahead);  // before the others have read that stage
     if (how != 3) barrier_sync_all();
-    if (how == 4)
-      load(p, how, at, stage(s), ahead * T::kStep);  // into the stage that is about to be read
-    else if (how != 5)
-      load(p, how, at, stage(ahead), ahead * T::kStep);
-    multiply<T>(d, stage(s));
+    if (how == 4) {  // into the stage that is about to be read
+      from.weights_to += read - write, from.rows_to += read - write;
+      load<T>(p, how, at, from, k + ahead);
+      from.weights_to -= read - write, from.rows_to -= read - write;
+    } else if (how != 5) {
+      load<T>(p, how, at, from, k + ahead);
+    }
+    multiply<T>(d, lane);
+    const uint32_t next = read + T::kStageBytes == end ? ring : read + T::kStageBytes;
+    lane.weights += next - read, lane.rows += next - read;
+    from.weights_to += read - write, from.rows_to += read - write;
+    write = read, read = next;
   }
   if (how != 10) barrier_sync_all();
-  spread<T>(d);
+  spread<T>(p, at, d);
   if (how != 11) barrier_sync_all();
-  finish<T>(p, at);
-  if (how != 12) barrier_sync_all();
+  if (p.softcap != 0) {
+    soften<T>(p, at);
+    if (how != 12) barrier_sync_all();
+  }
   if (p.adjustments.addition_offsets) {
     adjust<T>(p, at);
     if (how != 13) barrier_sync_all();
   }
-  store<T>(p, at);
+  if (p.adjustments.temperatures) {
+    settle<T>(p, at, p.adjustments.addition_offsets != nullptr);
+    if (how != 14) barrier_sync_all();
+  }
+  MatmulParams out = p;
+  if (how == 40) out.vocab = at.first_id + T::kIds;  // ids behind the last, too
+  store<T>(out, at, F32{});
 }
+
+}  // namespace
+
+KERNEL(broken_matmul, BrokenMatmulParams, 128, 1) { walk<Tile<Bf16Weights, 64, 16>>(params.product, params.how); }
+KERNEL(broken_quant_matmul, BrokenMatmulParams, 128, 1) { walk<Tile<W8A8, 64, 16>>(params.product, params.how); }

@@ -220,15 +220,17 @@ KERNEL(bench_mma, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t % 16 * 4 + i, uint32_t(sum[i]) + uint32_t(d[i]));
 }
 
-// Six words a thread: two that are subtracted, two and a selector that are permuted, a float that is cut to an integer. Three out.
+// Six words a thread: two that are subtracted, two and a selector that are permuted, a float that is cut to an integer; in bf16, the first two multiplied and
+// the last added. Four out.
 KERNEL(probe_conversions, ProbeParams, 256, 1) {
   const uint32_t t = blockIdx.x * 256 + threadIdx.x;
   if (t >= params.n[0]) return;
   const uint32_t *in = params.in + 6 * t;
-  uint32_t *out = params.out + 3 * t;
+  uint32_t *out = params.out + 4 * t;
   st_global_u32(out, sub_rn_f16x2(ld_global_u32(in), ld_global_u32(in + 1)));
   st_global_u32(out + 1, prmt(ld_global_u32(in + 2), ld_global_u32(in + 3), ld_global_u32(in + 4)));
   st_global_u32(out + 2, uint32_t(cvt_rzi_s32_f32(ld_global_nc_f32(in + 5))));
+  st_global_u32(out + 3, fma_rn_bf16x2(ld_global_u32(in), ld_global_u32(in + 1), ld_global_u32(in + 5)));
 }
 
 // Eight bytes written by one lane, read by another.

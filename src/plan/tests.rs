@@ -1,0 +1,187 @@
+//! Which tiles are chosen, and that all that are named are valid.
+
+use super::*;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const PRECISIONS: [Precision; 6] = [
+    Precision::Bf16,
+    Precision::F16,
+    Precision::W8a8(DType::F32),
+    Precision::W8a8(DType::Bf16),
+    Precision::W8a16(DType::Bf16),
+    Precision::W8a16(DType::F16),
+];
+
+fn rows_of(rows: usize) -> usize {
+    let shape = Shape { rows, vocab: 129_280, hidden: 7168 };
+    Plan::new(Precision::Bf16, shape, &DeviceLimits::H100).expect("a plan").tile.rows
+}
+
+#[test]
+fn tiles_follow_the_rows() {
+    let chosen = [1, 8, 9, 16, 28, 33, 64, 65, 128, 130, 192, 256, 896, 4096].map(rows_of);
+    assert_eq!(chosen, [8, 8, 16, 16, 32, 64, 64, 128, 128, 64, 64, 128, 128, 128]);
+}
+
+/// Kernel, blocks, stages.
+fn chosen(
+    precision: Precision,
+    rows: usize,
+    vocab: usize,
+    limits: &DeviceLimits,
+) -> (&'static str, u32, usize) {
+    let plan = Plan::new(precision, Shape { rows, vocab, hidden: 7168 }, limits).expect("a plan");
+    (plan.tile.kernel, plan.blocks, plan.stages)
+}
+
+#[test]
+fn narrow_shards_fill_the_processors() {
+    let (h100, bf16) = (&DeviceLimits::H100, Precision::Bf16);
+    // A sixteenth of 129280 ids: 128 at once would leave half of the 132 processors without work.
+    assert_eq!(chosen(bf16, 28, 8128, h100), ("gather_matmul_bf16_64x32", 127, 4));
+    assert_eq!(chosen(Precision::W8a8(DType::Bf16), 64, 8128, h100), ("quant_matmul_64x64", 127, 4));
+    // An eighth, and all of it, have enough.
+    assert_eq!(chosen(bf16, 28, 16_192, h100), ("gather_matmul_bf16_128x32", 127, 4));
+    assert_eq!(chosen(bf16, 28, 129_280, h100), ("gather_matmul_bf16_128x32", 1010, 4));
+}
+
+#[test]
+fn three_stages_where_that_lets_two_blocks_live() {
+    let (a100, l40s, h100) = (&DeviceLimits::A100, &DeviceLimits::L40S, &DeviceLimits::H100);
+    let bf16 = Precision::Bf16;
+    // 96 KB with four, 72 with three.
+    assert_eq!(chosen(bf16, 64, 129_280, a100), ("gather_matmul_bf16_128x64", 1010, 3));
+    assert_eq!(chosen(bf16, 64, 129_280, h100), ("gather_matmul_bf16_128x64", 1010, 4));
+    assert_eq!(chosen(bf16, 32, 129_280, a100), ("gather_matmul_bf16_128x32", 1010, 4));
+    // One block has the processor for itself: more stages.
+    assert_eq!(chosen(bf16, 64, 100 * 128, a100), ("gather_matmul_bf16_128x64", 100, 4));
+    // 100 KB hold two blocks of 64 x 64 with three stages, of 128 ids none.
+    let of = |ids, rows, stages| {
+        let tile = bf16.tiles().iter().find(|tile| (tile.ids, tile.rows) == (ids, rows)).expect("a tile");
+        tile.resident(stages, l40s)
+    };
+    assert_eq!(
+        [of(64, 64, 3), of(64, 64, 4), of(64, 32, 4), of(128, 8, 3), of(128, 128, 4)],
+        [2, 1, 2, 1, 0]
+    );
+    assert_eq!(chosen(bf16, 64, 142 * 128 + 1, l40s), ("gather_matmul_bf16_64x64", 285, 3));
+}
+
+#[test]
+fn every_tile_fits_every_gpu_from_ampere_on() {
+    for precision in PRECISIONS {
+        for rows in [1, 20, 200, 40_000] {
+            let shape = Shape { rows, vocab: 262_208, hidden: 12_288 };
+            let plans = Plan::candidates(precision, shape, &DeviceLimits::L40S).expect("plans");
+            let with = |stages| plans.iter().filter(|plan| plan.stages == stages).count();
+            assert_eq!(with(3), precision.tiles().len(), "{precision}");
+            assert!(with(4) > 0);
+        }
+    }
+}
+
+fn devices() -> impl Strategy<Value = DeviceLimits> {
+    let known = select(vec![DeviceLimits::H100, DeviceLimits::A100, DeviceLimits::L40S]);
+    let any = (8u32..13, 0u32..10, 1usize..300, 0usize..300_000, 0usize..300_000).prop_map(
+        |(major, minor, processors, shared_bytes, more)| DeviceLimits {
+            capability: (major, minor),
+            processors,
+            shared_bytes,
+            // A driver that does not say leaves 0 or 1 here.
+            shared_per_processor: if more < 100_000 { more % 2 } else { shared_bytes + more },
+        },
+    );
+    prop_oneof![known, any]
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    let rows = prop_oneof![1usize..300, 1usize..1 << 30];
+    let vocab = prop_oneof![1usize..300_000, 1usize..1 << 30];
+    (rows, vocab, 1usize..20_000).prop_map(|(rows, vocab, hidden)| Shape { rows, vocab, hidden })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn every_plan_of_every_shape_on_every_device_is_valid(
+        precision in select(&PRECISIONS[..]), shape in shapes(), limits in devices(),
+    ) {
+        let all = Plan::candidates(precision, shape, &limits);
+        let Ok(best) = Plan::new(precision, shape, &limits) else {
+            // Then no tile would do, with the fewest stages.
+            prop_assert!(all.is_err());
+            for tile in precision.tiles() {
+                prop_assert!(check(precision, &shape, tile, STAGES[0], &limits).is_err());
+            }
+            return Ok(());
+        };
+        let all = all.unwrap();
+        prop_assert!(all.contains(&best));
+        for plan in &all {
+            prop_assert_eq!(check(precision, &shape, &plan.tile, plan.stages, &limits), Ok(()));
+            prop_assert!(plan.shared_bytes() <= limits.shared_bytes && plan.blocks <= i32::MAX as u32);
+            let whole = plan.blocks as usize * plan.tile.rows * plan.tile.ids;
+            prop_assert!(whole >= shape.rows * shape.vocab);
+            prop_assert!(plan.tile.resident(plan.stages, &limits) >= 1);
+            prop_assert_eq!((plan.workspace, plan.quantize), (best.workspace, best.quantize));
+            prop_assert!(best.tile.cost(&shape, &limits) <= plan.tile.cost(&shape, &limits));
+        }
+        // Rows up to which every tile is counted.
+        let most = Shape { rows: most_rows(shape.vocab), ..shape };
+        prop_assert!(precision.tiles().iter().all(|tile| tile.blocks(&most).is_some()));
+    }
+}
+
+#[test]
+fn what_the_kernels_do_not_take_is_refused_with_the_rule() {
+    let h100 = DeviceLimits::H100;
+    let old = DeviceLimits { capability: (7, 5), ..h100 };
+    let small = DeviceLimits { capability: (8, 0), shared_bytes: 16_384, ..h100 };
+    let shape = |rows, vocab, hidden| Shape { rows, vocab, hidden };
+    for (precision, shape, limits, wanted) in [
+        (Precision::Bf16, shape(0, 1, 1), h100, "wanted at least one row, id and element, got 0, 1, 1"),
+        (Precision::Bf16, shape(1, 1, 1 << 25), h100, "wanted a hidden size of at most 2^24"),
+        (
+            Precision::W8a8(DType::Bf16),
+            shape(1, 1, 132_105),
+            h100,
+            "wanted a hidden size of at most 132104 for w8a8",
+        ),
+        (Precision::Bf16, shape(1 << 30, 1 << 30, 64), h100, "wanted at most 2^31 - 1 tiles, got "),
+        (Precision::Bf16, shape(usize::MAX, 1, 64), h100, "wanted at most 2^30 rows and ids"),
+        (Precision::F16, shape(1, 1, 64), old, "wanted compute capability 8.0 or newer, got 7.5"),
+        (
+            Precision::F16,
+            shape(1, 1, 64),
+            small,
+            "kernel gather_matmul_f16_64x8: wanted 27648 bytes of shared memory",
+        ),
+    ] {
+        let error = Plan::new(precision, shape, &limits).expect_err("refused").to_string();
+        assert!(error.contains(wanted), "{error}");
+        assert!(Plan::candidates(precision, shape, &limits).is_err());
+    }
+    assert!(Plan::new(Precision::W8a16(DType::F16), shape(1, 1, 132_105), &h100).is_ok());
+}
+
+#[test]
+fn types_without_a_kernel_are_refused_by_name() {
+    use DType::{Bf16, F16, F32, I8};
+    for (weights, quantization, hidden, wanted) in [
+        (
+            F32,
+            Quantization::None,
+            F32,
+            "wanted bf16, f16 or int8 weights, got f32; use the cpu backend for f32 heads",
+        ),
+        (I8, Quantization::W8a16, F32, "wanted f16 or bf16 hidden states for w8a16, got f32; "),
+        (Bf16, Quantization::None, F16, "wanted bf16 hidden states for bf16 weights, got f16; "),
+    ] {
+        let error = Precision::of(weights, quantization, hidden).expect_err("no kernel").to_string();
+        assert!(error.starts_with(&format!("device kernels: {wanted}")), "{error}");
+    }
+    assert_eq!(Precision::of(I8, Quantization::W8a8, F32), Ok(Precision::W8a8(F32)));
+    assert_eq!(Precision::of(I8, Quantization::W8a16, F16), Ok(Precision::W8a16(F16)));
+}
