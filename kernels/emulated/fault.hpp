@@ -22,7 +22,7 @@ enum class FaultKind : int32_t {
   wgmma = 11,          // misuse of wgmma: fences, registers, descriptors
   tensor_map = 12,     // a tensor map or box that TMA refuses
   registers = 13,      // setmaxnreg
-  cluster = 14,        // another block's memory that is not there
+  cluster = 14,        // another block's memory that is not there, or need not be
   dependency = 15,     // data of the kernel before, without griddepcontrol.wait
   trap = 16,
   operand = 17,        // an operand that the instruction does not take

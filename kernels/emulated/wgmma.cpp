@@ -92,9 +92,7 @@ WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *regist
   const int lane = int(self.thread % kLanes);
   for (Accumulators *one : group.accumulators)
     if (one->registers[lane] == registers && one->n == operands.n) record->accumulators = one;
-  if (!record->accumulators) {
-    record->accumulators = open_accumulators(self, operands);
-  }
+  if (!record->accumulators) record->accumulators = open_accumulators(self, operands);
   group.records.push(record);
   return record;
 }

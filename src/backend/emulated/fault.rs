@@ -33,7 +33,7 @@ pub enum FaultKind {
     TensorMap,
     /// Misuse of `setmaxnreg`.
     Registers,
-    /// Another block's memory that is not there.
+    /// Another block's memory that is not there, or need not be: nothing tells that the block has begun, or it that it is reached.
     Cluster,
     /// Data of the kernel before, without `griddepcontrol.wait`.
     Dependency,
