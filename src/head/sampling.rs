@@ -214,8 +214,8 @@ impl Step<'_> {
                     if theirs == f32::INFINITY {
                         return Err(broken(Operation::LargestLogits, "infinity came"));
                     }
-                    // NaN or not: a shard that has one says so again with its candidates.
-                    *max = if theirs <= *max { *max } else { theirs };
+                    // NaN stays: of logits above a largest one that another shard has, masses would be anything.
+                    *max = if max.is_nan() || theirs <= *max { *max } else { theirs };
                 }
             }
         }
