@@ -1,0 +1,10 @@
+//! The CPU backend against its promises: the same bits whatever the batch, position, shard, threads and selection
+//! (promise 1); int8 word by word (promise 2); the accuracy rules of raw logits; non-finite rows;
+//! strided output.
+
+mod accuracy;
+mod bits;
+mod cases;
+mod int8;
+mod outputs;
+mod refused;
