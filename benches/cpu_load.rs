@@ -16,6 +16,7 @@
 //!
 //! And what quantising at load is made of, each by all threads: `clear`: memory for the copy, touched for the first time, in pages as the
 //! loader asks for them; `quantise`: widening and quantising as many rows as the head has, again and again the same row.
+//! (In a virtual machine, memory that has been free for a while is slow to clear: the host may have to find it first.)
 
 mod common;
 
