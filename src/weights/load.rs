@@ -158,7 +158,8 @@ impl Rows<'_> {
 }
 
 /// Quantises the rows in `bytes` of the file, each by the rule of [`crate::quantize`]. Holds one widened row per thread, and of the
-/// file what the threads are at.
+/// file what the threads are at. Its time beside that of reading the file, clearing the copy's pages and quantising alone:
+/// `cargo bench --bench cpu_load`, `benches/results/cpu/load.json`.
 fn quantized(source: &Rows<'_>, dtype: DType, bytes: Range<usize>, meter: &Meter<'_>) -> Result<Matrix> {
     const WHAT: &str = "int8 weights";
     let (rows, hidden) = (source.vocab.len(), source.hidden);

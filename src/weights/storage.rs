@@ -26,7 +26,7 @@ enum Inner<T> {
 
 /// Memory for a copy of weights, zeros at first: from the system in whole pages, which the threads that write them touch first, and in
 /// huge ones where the system has them. Reading W is what a step of few rows waits for, and with pages of 4 KiB it is slower
-/// (`benches/results/cpu/huge-pages.json`).
+/// (`cargo bench --bench cpu_pages`; `benches/results/cpu/pages.json`).
 pub(super) struct Fresh<T> {
     map: MmapMut,
     bytes: usize,

@@ -2,13 +2,17 @@
 
 Raw logits are sums of small integers, exact in f32. Penalties are vLLM's `apply_penalties` over whole rows, from lists of prompt and
 output tokens, one elementwise IEEE f32 operation of NumPy at a time: the expected logits are exact, bit for bit but for the sign of
-zero. Logprobs come from them by `decimal` (`make.logsumexp`). Nothing here is taken from the Rust code.
+zero. Logprobs come from them by `decimal` (`epilogue.logsumexp`). Nothing here is taken from the Rust code.
 """
 
 from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
+
+from draws import Random, fnv1a
+from epilogue import logsumexp
+from formats import Tensor, serialize
 
 F32 = np.float32
 
@@ -30,14 +34,14 @@ def apply_penalties(
     return logits - (presence[:, None] * (output > 0).astype(F32)).astype(F32)
 
 
-def expected(make, raw: np.ndarray, logits: np.ndarray, targets: np.ndarray, k: int) -> dict:
+def expected(raw: np.ndarray, logits: np.ndarray, targets: np.ndarray, k: int) -> dict:
     """Answers from whole rows of logits, which are finite or minus infinity."""
     n, vocab = logits.shape
 
     def one(row: np.ndarray, target: int) -> tuple[float, int]:
         if not np.isfinite(row).any():
             return float("nan"), -1
-        lse = make.logsumexp([Fraction(float(v)) for v in row if np.isfinite(v)])
+        lse = logsumexp([Fraction(float(v)) for v in row if np.isfinite(v)])
         better = [v for v in range(vocab) if row[v] > row[target] or (row[v] == row[target] and v < target)]
         return float(row[target]) - lse, 1 + len(better)
 
@@ -50,24 +54,24 @@ def expected(make, raw: np.ndarray, logits: np.ndarray, targets: np.ndarray, k: 
     of = {name: [one(row, int(t)) for row, t in zip(rows, targets, strict=True)] for name, rows in
           [("raw_", raw), ("", logits)]}  # fmt: skip
     out = {
-        "expected.logits": make.Tensor("F32", logits),
-        "expected.row_status": make.Tensor("U8", status),
-        "expected.topk_ids": make.Tensor("I64", ids),
+        "expected.logits": Tensor("F32", logits),
+        "expected.row_status": Tensor("U8", status),
+        "expected.topk_ids": Tensor("I64", ids),
     }
     for name, pairs in of.items():
-        out[f"expected.{name}logprobs"] = make.Tensor("F64", np.array([p for p, _ in pairs], dtype=np.float64))
-        out[f"expected.{name}ranks"] = make.Tensor("I64", np.array([r for _, r in pairs], dtype=np.int64))
+        out[f"expected.{name}logprobs"] = Tensor("F64", np.array([p for p, _ in pairs], dtype=np.float64))
+        out[f"expected.{name}ranks"] = Tensor("I64", np.array([r for _, r in pairs], dtype=np.int64))
     return out
 
 
-def solve(make, name: str, rows: int, hidden: int, vocab: int, k: int, kinds: str) -> bytes:
-    r = make.Random(make.fnv1a(name))
+def solve(name: str, rows: int, hidden: int, vocab: int, k: int, kinds: str) -> bytes:
+    r = Random(fnv1a(name))
     x, w = r.integers((rows, hidden), -3, 3).astype(F32), r.integers((vocab, hidden), -3, 3).astype(F32)
     raw = (x.astype(np.int64) @ w.astype(np.int64).T).astype(F32)
     logits = raw.copy()
-    named = {"hidden_states": make.Tensor("F32", x), "lm_head.weight": make.Tensor("F32", w)}
+    named = {"hidden_states": Tensor("F32", x), "lm_head.weight": Tensor("F32", w)}
     targets = r.integers((rows,), 0, vocab - 1)
-    named["targets"] = make.Tensor("I64", targets)
+    named["targets"] = Tensor("I64", targets)
     if "additions" in kinds:
         m = 6 * rows
         at, ids = np.sort(r.integers((m,), 0, rows - 1)), r.integers((m,), 0, vocab - 1)
@@ -75,8 +79,8 @@ def solve(make, name: str, rows: int, hidden: int, vocab: int, k: int, kinds: st
         values[::7] = -np.inf
         for row, v, value in zip(at, ids, values, strict=True):
             logits[row, v] += value
-        named |= {"adjust_rows": make.Tensor("I64", at), "adjust_ids": make.Tensor("I64", ids)}
-        named["adjust_values"] = make.Tensor("F32", values)
+        named |= {"adjust_rows": Tensor("I64", at), "adjust_ids": Tensor("I64", ids)}
+        named["adjust_values"] = Tensor("F32", values)
     if "penalties" in kinds:
         lengths = r.integers((2, rows), 0, 40)
         prompt = [r.integers((int(n),), 0, vocab - 1).tolist() for n in lengths[0]]
@@ -89,10 +93,10 @@ def solve(make, name: str, rows: int, hidden: int, vocab: int, k: int, kinds: st
         logits = apply_penalties(logits, in_prompt, counts, repetition, frequency, presence)
         where, ids = np.nonzero((in_prompt > 0) | (counts > 0))
         for key, values in [("repetition", repetition), ("frequency", frequency), ("presence", presence)]:
-            named[key] = make.Tensor("F32", values)
-        named |= {"count_rows": make.Tensor("I64", where), "count_ids": make.Tensor("I64", ids)}
-        named["counts"] = make.Tensor("I64", counts[where, ids])
-        named["in_prompt"] = make.Tensor("U8", (in_prompt[where, ids] > 0).astype(np.uint8))
+            named[key] = Tensor("F32", values)
+        named |= {"count_rows": Tensor("I64", where), "count_ids": Tensor("I64", ids)}
+        named["counts"] = Tensor("I64", counts[where, ids])
+        named["in_prompt"] = Tensor("U8", (in_prompt[where, ids] > 0).astype(np.uint8))
     if "mask" in kinds:
         allowed = r.integers((rows, vocab), 0, 3) == 0
         allowed[0] = True
@@ -103,10 +107,10 @@ def solve(make, name: str, rows: int, hidden: int, vocab: int, k: int, kinds: st
         bits = np.zeros((rows, words * 32), dtype=np.uint8)
         bits[:, :vocab] = allowed
         bits[:, vocab:] = 1  # no ids: nobody may look
-        named["allowed"] = make.Tensor("I32", np.packbits(bits, axis=1, bitorder="little").view("<i4"))
+        named["allowed"] = Tensor("I32", np.packbits(bits, axis=1, bitorder="little").view("<i4"))
         logits = np.where(allowed, logits, F32(-np.inf)).astype(F32)
     metadata = {"hidden_size": str(hidden), "k": str(k), "vocab_size": str(vocab), "kinds": kinds}
-    return make.serialize(named | expected(make, raw, logits, targets, k), metadata)
+    return serialize(named | expected(raw, logits, targets, k), metadata)
 
 
 #: name -> rows, hidden, vocabulary, k, kinds
@@ -120,6 +124,6 @@ CASES: dict[str, tuple[int, int, int, int, str]] = {
 }
 
 
-def files(make) -> dict[str, bytes]:
+def files() -> dict[str, bytes]:
     build: Callable[..., bytes] = solve
-    return {f"{name}.safetensors": build(make, name, *arguments) for name, arguments in CASES.items()}
+    return {f"{name}.safetensors": build(name, *arguments) for name, arguments in CASES.items()}

@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from draws import Random, fnv1a
+from formats import Tensor, serialize
+
 F32 = np.float32
 MASK = 0xFFFFFFFF
 
@@ -62,8 +65,8 @@ def sample(logits: np.ndarray, allowed: np.ndarray, params: dict) -> tuple[int, 
     return best[0], len(ids)
 
 
-def solve(make, name: str, rows: int, hidden: int, vocab: int, top_ks: list[int], mask: bool) -> bytes:
-    r = make.Random(make.fnv1a(name))
+def solve(name: str, rows: int, hidden: int, vocab: int, top_ks: list[int], mask: bool) -> bytes:
+    r = Random(fnv1a(name))
     w = r.integers((vocab, hidden), -3, 3).astype(F32)
 
     def pick(values: list[float]) -> F32:
@@ -90,22 +93,22 @@ def solve(make, name: str, rows: int, hidden: int, vocab: int, top_ks: list[int]
             kept.append((x, allowed, params, answer))
     xs, masks, params, answers = zip(*kept, strict=True)
     named = {
-        "hidden_states": make.Tensor("F32", np.array(xs, dtype=F32)),
-        "lm_head.weight": make.Tensor("F32", w),
-        "expected.sampled": make.Tensor("I64", np.array([a[0] for a in answers], dtype=np.int64)),
-        "expected.survivors": make.Tensor("I64", np.array([a[1] for a in answers], dtype=np.int64)),
+        "hidden_states": Tensor("F32", np.array(xs, dtype=F32)),
+        "lm_head.weight": Tensor("F32", w),
+        "expected.sampled": Tensor("I64", np.array([a[0] for a in answers], dtype=np.int64)),
+        "expected.survivors": Tensor("I64", np.array([a[1] for a in answers], dtype=np.int64)),
     }
     for key in ["seed", "position"]:
-        named[key] = make.Tensor("I64", np.array([p[key] for p in params], dtype=np.uint64).astype(np.int64))
+        named[key] = Tensor("I64", np.array([p[key] for p in params], dtype=np.uint64).astype(np.int64))
     for key in ["temperature", "top_p", "min_p"]:
-        named[key] = make.Tensor("F32", np.array([p[key] for p in params], dtype=F32))
-    named["top_k"] = make.Tensor("I64", np.array([p["top_k"] for p in params], dtype=np.int64))
+        named[key] = Tensor("F32", np.array([p[key] for p in params], dtype=F32))
+    named["top_k"] = Tensor("I64", np.array([p["top_k"] for p in params], dtype=np.int64))
     if mask:
         bits = np.zeros((rows, -(-vocab // 32) * 32), dtype=np.uint8)
         bits[:, :vocab] = np.array(masks)
-        named["allowed"] = make.Tensor("I32", np.packbits(bits, axis=1, bitorder="little").view("<i4"))
+        named["allowed"] = Tensor("I32", np.packbits(bits, axis=1, bitorder="little").view("<i4"))
     metadata = {"hidden_size": str(hidden), "vocab_size": str(vocab)}
-    return make.serialize(named, metadata)
+    return serialize(named, metadata)
 
 
 #: name -> rows, hidden, vocabulary, values of top_k, whether rows have masks
@@ -116,6 +119,6 @@ CASES: dict[str, tuple[int, int, int, list[int], bool]] = {
 }
 
 
-def files(make) -> dict[str, bytes]:
+def files() -> dict[str, bytes]:
     build: Callable[..., bytes] = solve
-    return {f"{name}.safetensors": build(make, name, *arguments) for name, arguments in CASES.items()}
+    return {f"{name}.safetensors": build(name, *arguments) for name, arguments in CASES.items()}

@@ -8,7 +8,7 @@
 //!             -> rounded into the caller's rows, or pushed to the row's partial
 //! ```
 //!
-//! What a core does beside PyTorch, and the peaks of its instructions: `benches/results/cpu/matmul-core.json`.
+//! What it does beside PyTorch, the memory's speed and the peaks of its instructions: `benches/results/cpu/pytorch.json`.
 //!
 //! Memory beyond the caller's: packed rows of one pass (at most 8 MiB, or 4 rows where those are larger, 256 rows at most); for each
 //! thread a block of logits (`[rows of a pass, 64]` f32, at most 64 KiB), a panel (16 KiB) and sums (1 KiB for each row of a pass);

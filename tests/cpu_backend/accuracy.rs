@@ -1,0 +1,112 @@
+//! Raw logits of float heads and W8A16 against float64: both halves of the accuracy rule.
+
+use crate::cases::{BACKENDS, Case, Data, KINDS, backends_of, bits, data, kinds, plain, row_bytes, shapes};
+use crate::int8::w8a8_by_the_word;
+use lmhead::backend::Backend;
+use lmhead::backend::cpu::{CpuBackend, Isa};
+use lmhead::config::Quantization;
+use lmhead::dtype::DType;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Both halves of the accuracy rule, on raw logits (no bias, softcap or scale).
+    #[test]
+    fn float_heads_keep_the_accuracy_rules(
+        kind in kinds(), (rows, hidden, vocab) in shapes(), data in data(), seed in any::<u64>(),
+    ) {
+        prop_assume!(kind.quantization != Quantization::W8a8);
+        let case = Case::new(kind, rows, hidden, vocab, data, seed);
+        for isa in Isa::available() {
+            check_accuracy(&case, data, backends_of(isa).last().unwrap());
+        }
+    }
+}
+
+/// `|out - truth| <= K 2^-24 Σ|x w|`, plus what underflow can lose; Gaussian within 5e-5 of the truth's rms;
+/// integers exact.
+fn check_accuracy(case: &Case, data: Data, backend: &CpuBackend) {
+    let got: Vec<f32> = case.bits(backend).into_iter().map(f32::from_bits).collect();
+    let k = case.hidden as f64;
+    // Where subnormal numbers are zeros, they are so in the truth, and each sum may lose one.
+    let flushes = backend.flushes_subnormals(case.kind.types());
+    let seen = |v: f32| if flushes && v.is_subnormal() { 0.0 } else { f64::from(v) };
+    let least = if flushes { 2f64.powi(-126) } else { 2f64.powi(-149) };
+    let (mut worst, mut squares) = (0.0f64, 0.0f64);
+    for row in 0..case.rows {
+        let x: Vec<f64> = case.row(row).into_iter().map(seen).collect();
+        for v in 0..case.vocab {
+            let w = &case.w[v * case.hidden..][..case.hidden];
+            let (mut sum, mut magnitudes) = (0.0f64, 0.0f64);
+            for (x, w) in x.iter().zip(w) {
+                sum += x * seen(*w);
+                magnitudes += (x * seen(*w)).abs();
+            }
+            let scale = f64::from(case.scales[v]);
+            let truth = sum * scale;
+            let got = f64::from(got[row * case.vocab + v]);
+            let mut allowed = (k * magnitudes * 2f64.powi(-24) + k * least) * scale;
+            if case.kind.weights == DType::I8 {
+                // The product with the scale is one more rounding.
+                allowed += truth.abs() * 2f64.powi(-24) + 2f64.powi(-149);
+            }
+            let error = (got - truth).abs();
+            assert!(
+                error <= allowed,
+                "{} {:?}: row {row}, id {v}: got {got}, truth {truth}, allowed {allowed}",
+                backend.isa(),
+                case.kind
+            );
+            if data == Data::Integers {
+                assert_eq!(got, truth, "{}: integers are exact", backend.isa());
+            }
+            worst = worst.max(error);
+            squares += truth * truth;
+        }
+    }
+    let rms = (squares / (case.rows * case.vocab) as f64).sqrt();
+    if data == Data::Gaussian {
+        assert!(worst <= 5e-5 * rms, "{}: largest error {worst}, rms {rms}", backend.isa());
+    }
+}
+
+/// Hidden sizes of real models, and one that is a multiple of nothing.
+#[test]
+fn real_hidden_sizes() {
+    for (kind, hidden) in KINDS.iter().flat_map(|&kind| [7168, 2880, 4097].map(|hidden| (kind, hidden))) {
+        let case = Case::new(kind, 6, hidden, 70, Data::Gaussian, hidden as u64);
+        for isa in Isa::available() {
+            let backend = backends_of(isa).last().unwrap();
+            let want = case.bits(backend);
+            let shard = case.shard(0..70);
+            for row in 0..case.rows {
+                let alone = [row];
+                let (got, _) = case.run(backend, case.all_rows().select(&alone).unwrap(), &shard, DType::F32);
+                assert_eq!(bits(&got), want[row * 70..][..70], "{isa} {kind:?} {hidden}");
+            }
+            if kind.quantization == Quantization::W8a8 {
+                let by_the_word = (0..case.rows).flat_map(|row| w8a8_by_the_word(&case, row));
+                assert_eq!(want, by_the_word.map(f32::to_bits).collect::<Vec<_>>());
+            } else {
+                check_accuracy(&case, Data::Gaussian, backend);
+            }
+        }
+    }
+}
+
+/// A backend that takes subnormal numbers for zeros says so, and no other does it.
+#[test]
+fn subnormal_inputs_count_unless_the_backend_says_otherwise() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let mut case = Case::new(plain(dtype), 1, 40, 9, Data::Gaussian, 1);
+        case.x = row_bytes(dtype, &[2f32.powi(-130); 40]);
+        case.w.fill(2f32.powi(120));
+        for backend in BACKENDS.iter() {
+            let want =
+                if backend.flushes_subnormals(plain(dtype).types()) { 0.0 } else { 40.0 * 2f32.powi(-10) };
+            let got = case.bits(backend).into_iter().map(f32::from_bits);
+            assert!(got.eq([want; 9]), "{} {dtype}", backend.isa());
+        }
+    }
+}

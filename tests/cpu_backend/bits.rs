@@ -1,0 +1,122 @@
+//! Promise 1: a row's bits depend on nothing around it.
+
+use crate::cases::{
+    BACKENDS, Case, Data, Numbers, backends_of, bits, data, epilogues, int8, kinds, plain, shapes,
+};
+use lmhead::backend::cpu::Isa;
+use lmhead::backend::{Backend, Job};
+use lmhead::config::Quantization;
+use lmhead::dtype::DType;
+use lmhead::merge::{PartialSpec, RowPartial};
+use lmhead::rows::HiddenRows;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// One whole batch on one thread, against the same rows alone, in other batches, repeated, in other orders,
+    /// by index and compacted, on other thread counts, and with the vocabulary cut into shards.
+    #[test]
+    fn a_row_s_bits_depend_on_nothing_around_it(
+        kind in kinds(), (rows, hidden, vocab) in shapes(), data in data(), epilogue in epilogues(),
+        biased in any::<bool>(), cut in any::<prop::sample::Index>(),
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 0..20), seed in any::<u64>(),
+    ) {
+        let mut case = Case::new(kind, rows, hidden, vocab, data, seed);
+        case.epilogue = epilogue;
+        if biased {
+            let mut numbers = Numbers(seed ^ 1);
+            case.bias = Some((0..vocab).map(|_| numbers.gaussian()).collect());
+        }
+        let picks: Vec<usize> = picks.iter().map(|pick| pick.index(rows)).collect();
+        let cut = (cut.index(vocab.div_ceil(64) + 1) * 64).min(vocab);
+        let whole = case.shard(0..vocab);
+        let compact: Vec<u8> = picks.iter().flat_map(|&row| case.all_rows().row(row).to_vec()).collect();
+        let compact = HiddenRows::new(&compact, kind.hidden, picks.len(), hidden).unwrap();
+        for isa in Isa::available() {
+            let want = case.bits(backends_of(isa).next().unwrap());
+            let want_row = |row: usize| &want[row * vocab..][..vocab];
+            for backend in backends_of(isa) {
+                prop_assert_eq!(&case.bits(backend), &want, "threads {}", backend.threads());
+                let picked = case.all_rows().select(&picks).unwrap();
+                let (got, _) = case.run(backend, picked, &whole, DType::F32);
+                let (compacted, _) = case.run(backend, compact, &whole, DType::F32);
+                prop_assert_eq!(&bits(&got), &bits(&compacted));
+                for (got, &row) in bits(&got).chunks(vocab).zip(&picks) {
+                    prop_assert_eq!(got, want_row(row), "{} row {} picked", isa, row);
+                }
+            }
+            let backend = backends_of(isa).last().unwrap();
+            for row in 0..rows {
+                let alone = [row];
+                let (got, _) = case.run(backend, case.all_rows().select(&alone).unwrap(), &whole, DType::F32);
+                prop_assert_eq!(&bits(&got)[..], want_row(row), "{} row {} alone", isa, row);
+            }
+            for part in [0..cut, cut..vocab] {
+                let (got, _) = case.run(backend, case.all_rows(), &case.shard(part.clone()), DType::F32);
+                let got = bits(&got);
+                for row in 0..rows {
+                    let got = &got[row * part.len()..][..part.len()];
+                    prop_assert_eq!(got, &want_row(row)[part.clone()], "{} shard {:?}", isa, part);
+                }
+            }
+        }
+    }
+
+    /// Fingerprints say which instruction sets may share a group: those have equal bits. W8A8 has one answer.
+    #[test]
+    fn instruction_sets_with_one_fingerprint_have_equal_bits(
+        kind in kinds(), (rows, hidden, vocab) in shapes(), data in data(), seed in any::<u64>(),
+    ) {
+        let case = Case::new(kind, rows, hidden, vocab, data, seed);
+        let all: Vec<_> = BACKENDS.iter().map(|b| (b.fingerprint(kind.types()), case.bits(b))).collect();
+        for (fingerprint, got) in &all {
+            if kind.quantization == Quantization::W8a8 {
+                prop_assert_eq!(got, &all[0].1);
+            }
+            let (_, want) = all.iter().find(|(other, _)| other == fingerprint).unwrap();
+            prop_assert_eq!(got, want, "{}", fingerprint);
+        }
+    }
+}
+
+/// More rows than one pass over the weights takes: passes are as invisible as tiles.
+#[test]
+fn more_rows_than_one_pass() {
+    for kind in [plain(DType::Bf16), int8(Quantization::W8a8, DType::F16)] {
+        let case = Case::new(kind, 1031, 37, 100, Data::Gaussian, 5);
+        for isa in Isa::available() {
+            let backend = backends_of(isa).last().unwrap();
+            let want = case.bits(backend);
+            let shard = case.shard(0..100);
+            for row in [0, 127, 128, 511, 512, 513, 1023, 1024, 1030] {
+                let alone = [row];
+                let (got, _) = case.run(backend, case.all_rows().select(&alone).unwrap(), &shard, DType::F32);
+                assert_eq!(bits(&got), want[row * 100..][..100], "{isa} row {row}");
+            }
+            let spec = PartialSpec { k: 1, sum: false };
+            let mut partials = vec![RowPartial::new(spec); 1031];
+            let job =
+                Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
+            backend.partials(&job, spec, &mut partials).unwrap();
+            for (row, partial) in partials.iter().enumerate() {
+                let best =
+                    want[row * 100..][..100].iter().map(|&b| f32::from_bits(b)).fold(f32::MIN, f32::max);
+                assert_eq!(partial.sorted()[0].value, best, "{isa} row {row}");
+            }
+        }
+    }
+}
+
+/// One backend, several OS threads at once: the ranks of a process.
+#[test]
+fn threads_share_a_backend() {
+    let case = Case::new(plain(DType::Bf16), 7, 300, 500, Data::Gaussian, 9);
+    let backend = &BACKENDS[BACKENDS.len() - 2];
+    let want = case.bits(backend);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| (0..20).for_each(|_| assert_eq!(case.bits(backend), want)));
+        }
+    });
+}

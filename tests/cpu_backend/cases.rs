@@ -1,0 +1,233 @@
+//! Heads with their rows, made from a seed, and the backends that run them.
+
+use half::{bf16, f16};
+use lmhead::backend::cpu::{CpuBackend, Isa};
+use lmhead::backend::{Backend, HeadTypes, Job, LogitsOut};
+use lmhead::config::Quantization;
+use lmhead::dtype::DType;
+use lmhead::epilogue::Epilogue;
+use lmhead::rows::HiddenRows;
+use lmhead::weights::{HeadShard, Matrix, Storage};
+use proptest::prelude::*;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+/// Every instruction set of this machine with one, two and three threads.
+pub static BACKENDS: LazyLock<Vec<CpuBackend>> = LazyLock::new(|| {
+    let with = |isa| (1..=3).map(move |threads| CpuBackend::with_isa(isa, Some(threads)).unwrap());
+    Isa::available().into_iter().flat_map(with).collect()
+});
+
+/// A kind of head: the weights' type, how they are multiplied, and the type of its hidden states.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Kind {
+    pub weights: DType,
+    pub quantization: Quantization,
+    pub hidden: DType,
+}
+
+impl Kind {
+    pub fn types(self) -> HeadTypes {
+        HeadTypes { weights: self.weights, quantization: self.quantization, hidden: self.hidden }
+    }
+}
+
+pub const fn plain(dtype: DType) -> Kind {
+    Kind { weights: dtype, quantization: Quantization::None, hidden: dtype }
+}
+
+pub const fn int8(quantization: Quantization, hidden: DType) -> Kind {
+    Kind { weights: DType::I8, quantization, hidden }
+}
+
+pub const KINDS: [Kind; 9] = [
+    plain(DType::F32),
+    plain(DType::F16),
+    plain(DType::Bf16),
+    int8(Quantization::W8a8, DType::F32),
+    int8(Quantization::W8a8, DType::F16),
+    int8(Quantization::W8a8, DType::Bf16),
+    int8(Quantization::W8a16, DType::F32),
+    int8(Quantization::W8a16, DType::F16),
+    int8(Quantization::W8a16, DType::Bf16),
+];
+
+/// Numbers for tests: a pure function of the seed.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn uniform(&mut self) -> f64 {
+        ((self.next() >> 12) as f64 + 0.5) / (1u64 << 52) as f64
+    }
+
+    pub fn gaussian(&mut self) -> f32 {
+        let (u, v) = (self.uniform(), self.uniform());
+        ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+    }
+}
+
+/// What the values of a case look like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Data {
+    Gaussian,
+    /// Integers of magnitude at most 8: every partial sum is exact.
+    Integers,
+    /// Magnitudes from subnormal to large, of both signs.
+    Wide,
+}
+
+impl Data {
+    pub fn value(self, numbers: &mut Numbers) -> f32 {
+        match self {
+            Data::Gaussian => numbers.gaussian(),
+            Data::Integers => (numbers.next() % 17) as f32 - 8.0,
+            Data::Wide => numbers.gaussian() * 2f32.powi((numbers.next() % 40) as i32 - 30),
+        }
+    }
+}
+
+/// A head with its rows: stored as the kind says, and as exact f64 for the truth.
+pub struct Case {
+    pub kind: Kind,
+    pub rows: usize,
+    pub hidden: usize,
+    pub vocab: usize,
+    /// `[rows, hidden]` as the kind's hidden type.
+    pub x: Vec<u8>,
+    /// `[vocab, hidden]`, f32 values that the weights' type holds exactly; int8 values for int8.
+    pub w: Vec<f32>,
+    /// `[vocab]`; 1 but for int8.
+    pub scales: Vec<f32>,
+    pub bias: Option<Vec<f32>>,
+    pub epilogue: Epilogue,
+}
+
+pub fn rounded(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::F32 | DType::I8 => value,
+        DType::F16 => f16::from_f32(value).to_f32(),
+        DType::Bf16 => bf16::from_f32(value).to_f32(),
+    }
+}
+
+pub fn row_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * dtype.size()];
+    dtype.round_into(values, &mut bytes);
+    bytes
+}
+
+impl Case {
+    pub fn new(kind: Kind, rows: usize, hidden: usize, vocab: usize, data: Data, seed: u64) -> Case {
+        let mut numbers = Numbers(seed);
+        let x: Vec<f32> = (0..rows * hidden).map(|_| data.value(&mut numbers)).collect();
+        let mut weight = |_| match (kind.weights, data) {
+            (DType::I8, Data::Integers) => data.value(&mut numbers),
+            (DType::I8, _) => f32::from(numbers.next() as i8),
+            (dtype, _) => rounded(dtype, data.value(&mut numbers)),
+        };
+        let w = (0..vocab * hidden).map(&mut weight).collect();
+        let scale = |_| match (kind.weights, data) {
+            (DType::I8, Data::Gaussian | Data::Wide) => (numbers.uniform() * 0.1) as f32,
+            _ => 1.0,
+        };
+        let scales = (0..vocab).map(scale).collect();
+        let x = row_bytes(kind.hidden, &x);
+        Case { kind, rows, hidden, vocab, x, w, scales, bias: None, epilogue: Epilogue::default() }
+    }
+
+    pub fn shard(&self, vocab: Range<usize>) -> HeadShard {
+        let w = &self.w[vocab.start * self.hidden..vocab.end * self.hidden];
+        let matrix = match self.kind.weights {
+            DType::F32 => Matrix::F32(Storage::from(w.to_vec())),
+            DType::F16 => Matrix::F16(w.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>().into()),
+            DType::Bf16 => Matrix::Bf16(w.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>().into()),
+            DType::I8 => Matrix::I8 {
+                values: w.iter().map(|&v| v as i8).collect::<Vec<_>>().into(),
+                scales: self.scales[vocab.clone()].to_vec(),
+            },
+        };
+        let bias = self.bias.as_ref().map(|bias| bias[vocab.clone()].to_vec());
+        HeadShard::new(vocab, self.vocab, self.hidden, self.kind.quantization, matrix, bias).unwrap()
+    }
+
+    pub fn all_rows(&self) -> HiddenRows<'_> {
+        HiddenRows::new(&self.x, self.kind.hidden, self.rows, self.hidden).unwrap()
+    }
+
+    /// Row `i` as f32.
+    pub fn row(&self, i: usize) -> Vec<f32> {
+        let mut wide = vec![0.0; self.hidden];
+        self.kind.hidden.widen(self.all_rows().row(i), &mut wide);
+        wide
+    }
+
+    /// `[rows.len(), vocab]` in `dtype`, and the non-finite flags.
+    pub fn run(
+        &self,
+        backend: &CpuBackend,
+        rows: HiddenRows<'_>,
+        shard: &HeadShard,
+        dtype: DType,
+    ) -> (Vec<u8>, Vec<bool>) {
+        let stride = shard.vocab().len() * dtype.size();
+        let mut bytes = vec![0xa5; rows.len() * stride];
+        let mut nonfinite = vec![false; rows.len()];
+        let job = Job { rows, shard, epilogue: self.epilogue, adjustments: None };
+        backend.check(shard, rows.dtype()).unwrap();
+        let out =
+            LogitsOut { bytes: &mut bytes, stride, dtype, nonfinite: &mut nonfinite, any_allowed: None };
+        backend.logits(&job, out).unwrap();
+        (bytes, nonfinite)
+    }
+
+    /// `[rows, vocab]` f32 bits of the whole head.
+    pub fn bits(&self, backend: &CpuBackend) -> Vec<u32> {
+        let (bytes, _) = self.run(backend, self.all_rows(), &self.shard(0..self.vocab), DType::F32);
+        bits(&bytes)
+    }
+}
+
+/// f32 bytes as bits; every NaN is the same one (payloads are not part of the promise).
+pub fn bits(bytes: &[u8]) -> Vec<u32> {
+    let value = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+    let bits = |v: f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
+    bytes.chunks(4).map(|b| bits(value(b))).collect()
+}
+
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
+    bits(bytes).into_iter().map(f32::from_bits).collect()
+}
+
+/// The backends of one instruction set.
+pub fn backends_of(isa: Isa) -> impl Iterator<Item = &'static CpuBackend> {
+    BACKENDS.iter().filter(move |backend| backend.isa() == isa)
+}
+
+pub fn shapes() -> impl Strategy<Value = (usize, usize, usize)> {
+    let rows = prop_oneof![4 => 1usize..=9, 1 => 10usize..40];
+    let hidden = prop_oneof![2 => 1usize..=70, 2 => 71usize..400, 1 => 1000usize..2200];
+    let vocab = prop_oneof![1 => 1usize..=5, 3 => 6usize..330];
+    (rows, hidden, vocab)
+}
+
+pub fn kinds() -> impl Strategy<Value = Kind> {
+    prop::sample::select(&KINDS[..])
+}
+
+pub fn data() -> impl Strategy<Value = Data> {
+    prop::sample::select(vec![Data::Gaussian, Data::Integers, Data::Wide])
+}
+
+pub fn epilogues() -> impl Strategy<Value = Epilogue> {
+    let softcap = prop::option::of(prop::sample::select(vec![1.0f32, 30.0]));
+    (softcap, prop::sample::select(vec![1.0f32, 0.0625, 1.7]))
+        .prop_map(|(softcap, scale)| Epilogue { softcap, scale })
+}

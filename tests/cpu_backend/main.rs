@@ -1,0 +1,13 @@
+//! The CPU backend against its promises: the same bits whatever the batch, position, shard, threads and selection
+//! (promise 1); int8 word by word (promise 2), and so on every instruction set; the accuracy rules of raw logits; non-finite rows;
+//! strided output.
+
+mod accuracy;
+mod answers;
+mod bits;
+mod cases;
+#[path = "../common/mod.rs"]
+mod common;
+mod int8;
+mod outputs;
+mod refused;
