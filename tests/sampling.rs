@@ -433,15 +433,10 @@ fn a_vocabulary_whose_masses_would_overflow_at_full_precision_is_sampled() {
     }
 }
 
-/// The shard with the infinite logit has the largest of the others too, of which the other shards then do not know.
+/// The shard with the infinite logit has the largest of the others too, of which the other shards then do not know. Behind the smaller
+/// head's ids there are shards without any, whose largest logit is minus infinity.
 #[test]
 fn a_row_that_is_not_finite_in_one_shard_has_no_token_whatever_the_filters_and_ends_no_step() {
-    let mut logits = vec![0f32; 256];
-    logits[64..128].fill(90.0);
-    logits[100] = f32::MAX;
-    let mut bias = vec![0f32; 256];
-    bias[100] = f32::MAX;
-    let test = TestHead { bias: Some(bias), ..head_with(&logits) };
     let plain = SamplingParams::default();
     let filters = [
         plain,
@@ -450,8 +445,15 @@ fn a_row_that_is_not_finite_in_one_shard_has_no_token_whatever_the_filters_and_e
         SamplingParams { top_k: 200, top_p: 0.7, ..plain },
         SamplingParams { top_k: 100_000, ..plain },
     ];
-    for size in [1, 2, 4] {
-        assert_eq!(draw_from(&test, size, &filters).0, [-1; 5], "{size} ranks");
+    for (vocab, infinite) in [(256, 100), (2, 0)] {
+        let mut logits = vec![0f32; vocab];
+        logits.iter_mut().skip(64).take(64).for_each(|logit| *logit = 90.0);
+        let mut bias = vec![0f32; vocab];
+        (logits[infinite], bias[infinite]) = (f32::MAX, f32::MAX);
+        let test = TestHead { bias: Some(bias), ..head_with(&logits) };
+        for size in [1, 2, 4] {
+            assert_eq!(draw_from(&test, size, &filters).0, [-1; 5], "{size} ranks, {vocab} ids");
+        }
     }
 }
 

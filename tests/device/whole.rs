@@ -71,27 +71,6 @@ proptest! {
     }
 }
 
-/// Shards without ids say of such a row that its largest logit is minus infinity, after the shard that knows better.
-#[test]
-fn rows_that_are_no_numbers_do_not_break_the_step_of_others() {
-    for backend in [cpu(), emulated(1)] {
-        let mut job = Job::new((DType::Bf16, Quantization::None), (2, 8, 4), (None, 1.0), Request::Sample, 5);
-        (job.counts, job.adjustments) = (vec![4, 0, 3, 1], vec![None; 4]);
-        job.hidden = job.counts.iter().map(|&rows| job.head.rows(rows, 1)).collect();
-        for row in job.hidden[0].chunks_mut(2 * 8) {
-            row[14..].copy_from_slice(&half::bf16::INFINITY.to_le_bytes());
-        }
-        let sharded = job.run(&backend, false);
-        for (of, answer) in sharded.iter().enumerate() {
-            let wanted = if of == 0 { RowStatus::NonFinite } else { RowStatus::Good };
-            assert!(answer.row_status.iter().all(|status| *status == wanted), "{:?}", answer.row_status);
-            let (got, want) =
-                (rows_of(std::slice::from_ref(answer)), rows_of(&[job.alone(&backend, false, of)]));
-            assert!(same(&got, &want), "rank {of}: {got:?}, alone {want:?}");
-        }
-    }
-}
-
 #[test]
 fn adjustments_of_no_kind_forbid_nothing() {
     let head = TestHead::random(100, 20, DType::Bf16, Quantization::None, 3);
