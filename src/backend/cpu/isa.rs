@@ -5,7 +5,7 @@ use crate::backend::HeadTypes;
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use bytemuck::cast_ref;
+use bytemuck::{cast, cast_ref};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::fmt;
@@ -110,16 +110,12 @@ impl Isa {
 
     /// The family whose members give the same bits for heads of these types: the lane layout and the order of the sums are the same
     /// in every loop, so only fused or separate rounding tells them apart, and W8A8 is exact. `vdpbf16ps` rounds as its maker chose,
-    /// so the maker is named.
+    /// perhaps another way in each generation: the name has a number that is made of what this machine's gives.
     pub fn family(self, types: HeadTypes) -> &'static str {
         match self {
             _ if types.quantization == Quantization::W8a8 => "exact",
             Isa::Portable => "portable",
-            _ if self.takes_bf16(types) => match processor_vendor() {
-                Some("AuthenticAMD") => "bf16-amd",
-                Some("GenuineIntel") => "bf16-intel",
-                _ => "bf16",
-            },
+            _ if self.takes_bf16(types) => bf16_family(),
             Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => "fma",
         }
     }
@@ -232,20 +228,52 @@ pub(super) trait Arith {
     }
 }
 
-/// Who made this machine's processor.
-fn processor_vendor() -> Option<&'static str> {
-    static VENDOR: OnceLock<Option<String>> = OnceLock::new();
-    let ask = || {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let id = __cpuid(0);
-            let bytes = [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat();
-            String::from_utf8(bytes).ok()
+/// The family of the bf16 loops of this machine.
+fn bf16_family() -> &'static str {
+    static FAMILY: OnceLock<String> = OnceLock::new();
+    FAMILY.get_or_init(|| format!("bf16-{:016x}", Isa::Avx512Bf16.run(Bf16Rounding)))
+}
+
+/// A number made of sums that an instruction set's bf16 step gives, where its rounding shows: of any size beside each other, some that
+/// nearly cancel, some of subnormal numbers.
+struct Bf16Rounding;
+
+impl Work for Bf16Rounding {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run<A: Arith>(self) -> u64 {
+        let mut random = 1u64;
+        // Multiplier and increment of Knuth's MMIX; the high bits are the good ones.
+        let mut next = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 32) as u32
+        };
+        let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
+        for round in 0..4096 {
+            // Least exponents and how many: products and sums within what a sum holds of each other; in some rounds of subnormal and
+            // of the smallest normal numbers.
+            let (of_w, of_sum) = if round % 16 == 0 { ((0, 2), (0, 8)) } else { ((120, 16), (112, 32)) };
+            let mut bf16 =
+                |(least, count): (u32, u32)| (next() & 0x807f | (least + next() % count) << 7) as u16;
+            let x: [u16; 8] = std::array::from_fn(|_| bf16((120, 16)));
+            let w: [u16; 32] = std::array::from_fn(|_| bf16(of_w));
+            let before: [f32; 16] = std::array::from_fn(|i| {
+                // A sum that the first product all but cancels, or any.
+                let product = -f32::from_bits(u32::from(x[i % 4 * 2]) << 16)
+                    * f32::from_bits(u32::from(w[2 * i]) << 16);
+                let any = f32::from_bits(next() & 0x807f_ffff | (of_sum.0 + next() % of_sum.1) << 23);
+                if i % 2 == 0 { product } else { any }
+            });
+            let sum = A::mul_add_bf16(A::splat(&cast(x)), A::load(&cast(w)), A::load(&cast(before)));
+            let mut after = Quad([Chunk::default(); 4]);
+            A::store(sum, &mut after);
+            for byte in cast::<Quad, [u8; 64]>(after) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+            }
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        None
-    };
-    VENDOR.get_or_init(ask).as_deref()
+        hash
+    }
 }
 
 /// Asks for a cache line before it is needed. A hint: it reads nothing.
@@ -281,7 +309,7 @@ fn run_avx512_bf16<W: Work>(work: W) -> W::Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytemuck::{Zeroable, cast};
+    use bytemuck::Zeroable;
     use half::bf16;
 
     /// Widens one quad of int8 in each way that the instruction set has.
@@ -326,6 +354,14 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_bf16_family_is_the_same_each_time() {
+        if Isa::Avx512Bf16.is_available() {
+            let number = Isa::Avx512Bf16.run(Bf16Rounding);
+            assert_eq!(bf16_family(), format!("bf16-{number:016x}"));
         }
     }
 
