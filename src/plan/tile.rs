@@ -102,8 +102,8 @@ impl Tile {
     /// How a choice is judged, the least being best: the work of the processor that has the most blocks. A block's work is its products,
     /// padding included, and what it reads of the second-level cache for them.
     ///
-    /// That 128 bytes of a weight or a row count as 32 products is arithmetic, not a measurement: a stage's 16 KB of 128 weights take about
-    /// as long from that cache (5.5 TB/s over 132 processors of an H100) as 32 rows' products on the tensor cores.
+    /// That 128 bytes of a weight or a row count as 32 products is a guess, for a GPU to correct: taken one after the other the bytes would
+    /// weigh several times as much, but a processor's other block multiplies meanwhile.
     pub(super) fn cost(&self, shape: &Shape, limits: &DeviceLimits) -> u128 {
         let blocks = shape.rows.div_ceil(self.rows) as u128 * shape.vocab.div_ceil(self.ids) as u128;
         let read = self.ids + self.rows * self.row_bytes / 128;

@@ -142,5 +142,10 @@ fn in_child_unprepared() {
     let before = counted();
     assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&cpu, &kept, rows, DType::F32));
     assert_eq!(counted()[1], before[1]);
-    drop(resident);
+    // What a large call left makes room for a head.
+    let bytes = values(40 * hidden, 3);
+    let rows = HiddenRows::new(bytemuck::cast_slice(&bytes), DType::Bf16, 40, hidden).expect("rows");
+    assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&cpu, &kept, rows, DType::F32));
+    let another = cuda.prepare(&shard(980, hidden), DType::Bf16).expect("memory that the call left");
+    drop((resident, another));
 }

@@ -199,7 +199,7 @@ fn a_replay_that_fails_is_told_as_the_graph_and_not_as_the_last_launch() {
     let text = child("calls::in_child_failing_replay", &[("FAKE_RUN", "700"), ("FAKE_FROM", "3")]);
     let graph = "Fake 0, after a graph of [2 x kernel quantize_rows_bf16 (sm_90), grid [11, 1, 1], ";
     for wanted in
-        [graph, "; 2 x kernel quant_matmul_16 (sm_90), grid [2, 1, 1], ", "CUDA_ERROR_ILLEGAL_ADDRESS"]
+        [graph, "; 2 x kernel quant_matmul_64x8 (sm_90), grid [8, 1, 1], ", "CUDA_ERROR_ILLEGAL_ADDRESS"]
     {
         assert!(text.contains(wanted), "wanted \"{wanted}\", got \"{text}\"");
     }

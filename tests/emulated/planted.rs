@@ -44,7 +44,7 @@ pub fn check(name: &str, rows: &[Row], run: impl Fn(u32, u64) -> Result<Vec<u32>
 
 /// Holds `docs/faults.md` to having a row for each mistake; or, where `LMHEAD_FAULT_TABLE` names a file (scripts/fault-table), appends
 /// the row with what the device said of each seed.
-fn record(name: &str, how: u32, what: &str, said: &[String]) {
+pub fn record(name: &str, how: u32, what: &str, said: &[String]) {
     let Some(path) = std::env::var_os("LMHEAD_FAULT_TABLE") else {
         let row = format!("| `{name}` {how:02} | {what} | ");
         let page = include_str!("../../docs/faults.md");

@@ -1,7 +1,7 @@
 //! Packed rows x one block of the vocabulary -> raw f32 logits.
 //!
-//! Few rows: the weights go from memory through the registers, widened and transposed on the way, 16 ids at a time.
-//! More rows: a piece of k after the other. 16 weight rows of it are widened and transposed into a panel that stays in the
+//! Few rows: the weights go from memory through the registers, transposed and widened on the way, 16 ids at a time.
+//! More rows: a piece of k after the other. 16 weight rows of it are transposed and widened into a panel that stays in the
 //! first-level cache, and every tile of rows runs over it. Both ways are the same sums in the same order.
 
 use super::isa::{Arith, Work, prefetch};
@@ -16,9 +16,9 @@ const GROUPS: usize = BLOCK / GROUP;
 /// Where weights go straight through the registers, how far ahead they are asked for: about what memory delivers in a
 /// microsecond. Within a row the hardware would do, but each row is the beginning of another stream.
 const AHEAD_BYTES: usize = 2048;
-/// For each number of rows, whether weights go straight through the registers all quads at a time, so that each chunk of a row is read
-/// once for all of them. It pays where the chunks of a step are more than registers hold; 20 sums leave no room for it, nor do weights
-/// that are widened after they were transposed.
+/// For each number of rows, whether weights go straight through the registers four quads at a time, so that each chunk of a row is read
+/// once for all of them. It pays where the chunks of a step are more than registers hold; 20 sums leave no room for it. Weights that are
+/// widened after they were transposed take more registers: of three rows and more, two quads go through together.
 const SHARED: [bool; 6] = [false, false, false, true, true, false];
 /// Bytes of a cache line.
 const LINE: usize = 64;

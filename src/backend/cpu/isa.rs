@@ -231,49 +231,68 @@ pub(super) trait Arith {
 /// The family of the bf16 loops of this machine.
 fn bf16_family() -> &'static str {
     static FAMILY: OnceLock<String> = OnceLock::new();
-    FAMILY.get_or_init(|| format!("bf16-{:016x}", Isa::Avx512Bf16.run(Bf16Rounding)))
+    FAMILY.get_or_init(|| {
+        // An `Isa` can be written down by anyone.
+        if !Isa::Avx512Bf16.is_available() {
+            return "bf16".into();
+        }
+        format!("bf16-{:016x}", rounding(|x, w, sums| Isa::Avx512Bf16.run(Bf16Step { x, w, sums })))
+    })
 }
 
-/// A number made of sums that an instruction set's bf16 step gives, where its rounding shows: of any size beside each other, some that
-/// nearly cancel, some of subnormal numbers.
-struct Bf16Rounding;
+/// One step of the bf16 loops: 8 bf16 of a row, 8 of each of four weight rows, four sums of each.
+struct Bf16Step {
+    x: [u16; 8],
+    w: [u16; 32],
+    sums: [f32; 16],
+}
 
-impl Work for Bf16Rounding {
-    type Output = u64;
+impl Work for Bf16Step {
+    type Output = [f32; 16];
 
     #[inline(always)]
-    fn run<A: Arith>(self) -> u64 {
-        let mut random = 1u64;
-        // Multiplier and increment of Knuth's MMIX; the high bits are the good ones.
-        let mut next = || {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (random >> 32) as u32
-        };
-        let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
-        for round in 0..4096 {
-            // Least exponents and how many: products and sums within what a sum holds of each other; in some rounds of subnormal and
-            // of the smallest normal numbers.
-            let (of_w, of_sum) = if round % 16 == 0 { ((0, 2), (0, 8)) } else { ((120, 16), (112, 32)) };
-            let mut bf16 =
-                |(least, count): (u32, u32)| (next() & 0x807f | (least + next() % count) << 7) as u16;
-            let x: [u16; 8] = std::array::from_fn(|_| bf16((120, 16)));
-            let w: [u16; 32] = std::array::from_fn(|_| bf16(of_w));
-            let before: [f32; 16] = std::array::from_fn(|i| {
-                // A sum that the first product all but cancels, or any.
-                let product = -f32::from_bits(u32::from(x[i % 4 * 2]) << 16)
-                    * f32::from_bits(u32::from(w[2 * i]) << 16);
-                let any = f32::from_bits(next() & 0x807f_ffff | (of_sum.0 + next() % of_sum.1) << 23);
-                if i % 2 == 0 { product } else { any }
-            });
-            let sum = A::mul_add_bf16(A::splat(&cast(x)), A::load(&cast(w)), A::load(&cast(before)));
-            let mut after = Quad([Chunk::default(); 4]);
-            A::store(sum, &mut after);
-            for byte in cast::<Quad, [u8; 64]>(after) {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        }
-        hash
+    fn run<A: Arith>(self) -> [f32; 16] {
+        let after =
+            A::mul_add_bf16(A::splat(&cast(self.x)), A::load(&cast(self.w)), A::load(&cast(self.sums)));
+        let mut sums = Quad([Chunk::default(); 4]);
+        A::store(after, &mut sums);
+        cast(sums)
     }
+}
+
+/// A number made of what steps give where their rounding shows: products and sums of any size beside each other, some that nearly cancel,
+/// some of subnormal numbers.
+fn rounding(step: impl Fn([u16; 8], [u16; 32], [f32; 16]) -> [f32; 16]) -> u64 {
+    let mut random = 1u64;
+    // Multiplier and increment of Knuth's MMIX; the high bits are the good ones.
+    let mut next = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 32) as u32
+    };
+    let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
+    for round in 0..4096 {
+        // Least exponents and how many: products and sums within what a sum holds of each other; in some rounds of subnormal and of the
+        // smallest normal numbers.
+        let (of_w, of_sum) = if round % 16 == 0 { ((0, 2), (0, 8)) } else { ((120, 16), (112, 32)) };
+        let mut bf16 = |(least, count): (u32, u32)| (next() & 0x807f | (least + next() % count) << 7) as u16;
+        let x: [u16; 8] = std::array::from_fn(|_| bf16((120, 16)));
+        let w: [u16; 32] = std::array::from_fn(|_| bf16(of_w));
+        let sums: [f32; 16] = std::array::from_fn(|i| {
+            // A sum that the first product all but cancels, or any.
+            let product = -widen(x[i % 4 * 2]) * widen(w[2 * i]);
+            let any = f32::from_bits(next() & 0x807f_ffff | (of_sum.0 + next() % of_sum.1) << 23);
+            if i % 2 == 0 { product } else { any }
+        });
+        for byte in step(x, w, sums).into_iter().flat_map(f32::to_le_bytes) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash
+}
+
+/// A bf16 from its bits.
+fn widen(bf16: u16) -> f32 {
+    f32::from_bits(u32::from(bf16) << 16)
 }
 
 /// Asks for a cache line before it is needed. A hint: it reads nothing.
@@ -357,11 +376,35 @@ mod tests {
         }
     }
 
+    /// Ways in which a processor may add two products, exact in f32 each, to a sum.
     #[test]
-    fn the_bf16_family_is_the_same_each_time() {
-        if Isa::Avx512Bf16.is_available() {
-            let number = Isa::Avx512Bf16.run(Bf16Rounding);
-            assert_eq!(bf16_family(), format!("bf16-{number:016x}"));
+    fn the_bf16_family_tells_ways_of_rounding_apart() {
+        let ways: [fn(f32, [f32; 2], [f32; 2]) -> f32; 5] = [
+            |sum, x, w| x[0].mul_add(w[0], x[1].mul_add(w[1], sum)),
+            |sum, x, w| x[1].mul_add(w[1], x[0].mul_add(w[0], sum)),
+            |sum, x, w| sum + (x[0] * w[0] + x[1] * w[1]),
+            |sum, x, w| (f64::from(sum) + (f64::from(x[0] * w[0]) + f64::from(x[1] * w[1]))) as f32,
+            // The first, with subnormal numbers taken for zeros, as vdpbf16ps does.
+            |sum, x, w| {
+                let flushed = |v: f32| if v.is_subnormal() { 0.0f32.copysign(v) } else { v };
+                let (x, w) = (x.map(flushed), w.map(flushed));
+                flushed(x[0].mul_add(w[0], flushed(x[1].mul_add(w[1], flushed(sum)))))
+            },
+        ];
+        let mut numbers = ways.map(|way| {
+            rounding(|x, w, sums| {
+                std::array::from_fn(|i| {
+                    let pair = |of: &[u16], at: usize| [widen(of[at]), widen(of[at + 1])];
+                    way(sums[i], pair(&x, i % 4 * 2), pair(&w, 2 * i))
+                })
+            })
+        });
+        numbers.sort_unstable();
+        assert!(numbers.windows(2).all(|two| two[0] != two[1]), "{numbers:x?}");
+        for isa in Isa::ALL {
+            let types =
+                HeadTypes { weights: DType::Bf16, quantization: Quantization::None, hidden: DType::Bf16 };
+            assert!(!isa.family(types).is_empty(), "{isa}");
         }
     }
 

@@ -28,8 +28,8 @@ pub(super) const WIDE: usize = 16;
 pub(super) const HALF: usize = 32;
 pub(super) const BYTE: usize = 64;
 
-/// A kind of inner loop: what a step of `S` elements of k is, and how it joins the sums. A step is 64 bytes of a weight row; widened
-/// and transposed it is `G` parts of four quads, one part after the other in k.
+/// A kind of inner loop: what a step of `S` elements of k is, and how it joins the sums. As widened and
+/// transposed weights a step is `G` parts of four quads, one part after the other in k.
 ///
 /// Narrow weights are transposed first, as few registers, and then widened part by part: widened first, each of the `G` times as many
 /// registers would have to be transposed.

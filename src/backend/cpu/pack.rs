@@ -3,7 +3,7 @@
 use super::isa::{Arith, Isa, Work};
 use super::lanes::{BYTE, Chunk};
 use crate::dtype::DType;
-use crate::quantize::quantize_row;
+use crate::quantize::quantize;
 use crate::rows::HiddenRows;
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
@@ -195,7 +195,7 @@ impl Work for QuantizeRow<'_> {
 
     #[inline(always)]
     fn run<A: Arith>(self) -> f32 {
-        quantize_row(self.values, self.out)
+        quantize(self.values, self.out)
     }
 }
 

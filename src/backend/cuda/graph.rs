@@ -20,7 +20,9 @@ use std::sync::Arc;
 /// # fn main() -> lmhead::Result<()> {
 /// let device = CudaDevice::open(0)?;
 /// let (product, call) = (prepare(&device)?, call());
-/// let stream = device.stream();
+/// // Of its own: what others do on the device's stream meanwhile would end the recording.
+/// let own = device.open_stream()?;
+/// let stream = device.on(&own);
 /// // SAFETY: the call's memory lives until the last replay has ended.
 /// let graph = Graph::capture(&device, stream, || unsafe { product.run(&device, stream, &call) })?;
 /// for _ in 0..10 {

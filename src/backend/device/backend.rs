@@ -52,6 +52,21 @@ impl<D: KernelDevice> std::fmt::Debug for DeviceBackend<D> {
     }
 }
 
+/// A scratch that a call has, and that is waited for where the call does not come to its end, be it by an error or a panic: something may
+/// still be running on that memory. What became of it is of no interest any more.
+struct Lent<'a, D: KernelDevice> {
+    device: &'a D,
+    scratch: Option<Scratch<D>>,
+}
+
+impl<D: KernelDevice> Drop for Lent<'_, D> {
+    fn drop(&mut self) {
+        if let Some(scratch) = &self.scratch {
+            drop(self.device.wait(scratch.stream(self.device)));
+        }
+    }
+}
+
 /// Where a job's outputs lie in device memory.
 #[derive(Debug, Clone, Copy)]
 struct Outputs {
@@ -125,14 +140,31 @@ impl<D: KernelDevice> DeviceBackend<D> {
     /// Runs `work` with memory of its own, for that many bytes of outputs.
     fn with_scratch<T>(&self, bytes: usize, work: impl FnOnce(&mut Scratch<D>) -> Result<T>) -> Result<T> {
         let idle = lock(&self.idle).take(bytes);
-        let mut scratch = idle.map_or_else(|| Scratch::new(&self.device), Ok)?;
-        let done = work(&mut scratch);
-        match done {
-            Ok(_) => lock(&self.idle).put(scratch),
-            // Something may still be running on that memory; what became of it is of no interest any more.
-            Err(_) => drop(self.device.wait(scratch.stream(&self.device))),
+        let scratch = idle.map_or_else(|| Scratch::new(&self.device), Ok)?;
+        let mut lent = Lent { device: &self.device, scratch: Some(scratch) };
+        let done = work(lent.scratch.as_mut().expect("just put there"))?;
+        if let Some(mut scratch) = lent.scratch.take() {
+            scratch.head = None;
+            lock(&self.idle).put(scratch);
         }
-        done
+        Ok(done)
+    }
+
+    /// Device memory for a call. Where it is short, what other calls left, and heads that nobody prepared, make room.
+    fn alloc(&self, bytes: usize) -> Result<D::Buffer> {
+        self.with_room(|| self.device.alloc(bytes))
+    }
+
+    /// What `make` makes, at the second attempt where the device refuses the first and there is something to give up.
+    fn with_room<T>(&self, make: impl Fn() -> Result<T>) -> Result<T> {
+        match make() {
+            Err(refused @ Error::Device { .. }) => {
+                let idle = lock(&self.idle).clear();
+                let heads = lock(&self.heads).give_up();
+                if idle || heads { make() } else { Err(refused) }
+            }
+            made => made,
+        }
     }
 
     /// Computes a job's outputs, and brings the [first](Outputs::first) of them to `scratch.received`; calls `row(i, status)` for each
@@ -148,7 +180,9 @@ impl<D: KernelDevice> DeviceBackend<D> {
     ) -> Result<()> {
         let (device, rows) = (&self.device, job.rows.len());
         let stream = scratch.stream(device);
-        let head = lock(&self.heads).find(device, job.shard)?;
+        let head = self.with_room(|| lock(&self.heads).find(device, job.shard))?;
+        // Kept by the scratch until somebody has waited, whatever fails in between.
+        scratch.head = Some(Arc::clone(&head));
         let product = head.product(device, precision(job.shard, job.rows.dtype())?)?;
         let (hidden, adjustments) = self.upload(job, adjusted, scratch)?;
         // Of rows that nothing is done to the kernels do not say that something is allowed: also where there are adjustments, of
@@ -158,14 +192,14 @@ impl<D: KernelDevice> DeviceBackend<D> {
             && adjustments.count_offsets.is_null();
         let always = if plain { LMHEAD_STATUS_ALLOWED } else { 0 };
         let buffer = scratch.outputs.at_least(outputs.total, |bytes| {
-            let buffer = device.alloc(bytes)?;
+            let buffer = self.alloc(bytes)?;
             // What lies between rows comes to the host, too: no tool shall find that nobody wrote it.
             // SAFETY: the whole of it, and it lives until somebody has waited.
             unsafe { device.clear(stream, device.address(&buffer), bytes / 4)? };
             Ok(buffer)
         })?;
         let bytes = product.workspace_bytes(rows)?;
-        let workspace = scratch.workspace.at_least(bytes, |bytes| device.alloc(bytes))?;
+        let workspace = scratch.workspace.at_least(bytes, |bytes| self.alloc(bytes))?;
         let start = device.address(buffer) as usize;
         let call = Call {
             rows,
@@ -255,7 +289,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
             (8 * indices.len()).next_multiple_of(16),
             4 * adjusted_words.len(),
         ])?;
-        let buffer = scratch.inputs.at_least(total, |bytes| device.alloc(bytes))?;
+        let buffer = scratch.inputs.at_least(total, |bytes| self.alloc(bytes))?;
         let staging = scratch.sent.at_least(total.min(self.staged), |bytes| device.staging(bytes))?;
         let mut upload = Upload::new(device, stream, buffer, staging.as_mut());
         let data = upload.address() as usize as *const _;
@@ -308,7 +342,7 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
         if shard.vocab().is_empty() {
             return Ok(Resident::default());
         }
-        let head = lock(&self.heads).prepare(&self.device, shard)?;
+        let head = self.with_room(|| lock(&self.heads).prepare(&self.device, shard))?;
         head.product(&self.device, precision(shard, hidden)?)?;
         Ok(Resident::new(head))
     }

@@ -2,7 +2,7 @@
 
 use super::KernelDevice;
 use super::head::DeviceHead;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::weights::HeadShard;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -36,7 +36,7 @@ impl<D: KernelDevice> Heads<D> {
         }
         let head = match self.take_unprepared(shard) {
             Some(head) => head,
-            None => self.copy(device, shard)?,
+            None => Arc::new(DeviceHead::new(device, shard)?),
         };
         self.prepared.insert(shard.number(), Arc::downgrade(&head));
         Ok(head)
@@ -52,7 +52,7 @@ impl<D: KernelDevice> Heads<D> {
         }
         let head = match self.take_unprepared(shard) {
             Some(head) => head,
-            None => self.copy(device, shard)?,
+            None => Arc::new(DeviceHead::new(device, shard)?),
         };
         if self.unprepared.len() == UNPREPARED {
             self.unprepared.pop_front();
@@ -66,15 +66,10 @@ impl<D: KernelDevice> Heads<D> {
         self.unprepared.remove(at).map(|(_, head)| head)
     }
 
-    /// Where memory is short, heads that nobody prepared make room.
-    fn copy(&mut self, device: &D, shard: &HeadShard) -> Result<Arc<DeviceHead<D>>> {
-        let copied = match DeviceHead::new(device, shard) {
-            Err(Error::Device { .. }) if !self.unprepared.is_empty() => {
-                self.unprepared.clear();
-                DeviceHead::new(device, shard)
-            }
-            other => other,
-        };
-        copied.map(Arc::new)
+    /// Gives up the heads that nobody prepared, for their memory; false where there are none. Calls that are under way keep theirs.
+    pub fn give_up(&mut self) -> bool {
+        let any = !self.unprepared.is_empty();
+        self.unprepared.clear();
+        any
     }
 }

@@ -1,9 +1,11 @@
 //! What one call needs beside the head: memory on the device and on the host, kept for the next one, and a stream.
 
 use super::KernelDevice;
+use super::head::DeviceHead;
 use crate::adjust::Arrays;
 use crate::backend::params::LogitAdjustments;
 use crate::error::Result;
+use std::sync::Arc;
 
 /// Memory that grows to what the largest call needed.
 pub(super) struct Growing<B>(Option<(B, usize)>);
@@ -52,6 +54,8 @@ pub(super) struct Scratch<D: KernelDevice> {
     /// On the host: inputs on their way out, outputs that came.
     pub sent: Growing<D::Staging>,
     pub received: Growing<D::Staging>,
+    /// Of the call under way.
+    pub head: Option<Arc<DeviceHead<D>>>,
     /// The last field: memory goes before the stream that used it.
     stream: D::OwnedStream,
 }
@@ -66,6 +70,7 @@ impl<D: KernelDevice> Scratch<D> {
             workspace: Growing::default(),
             sent: Growing::default(),
             received: Growing::default(),
+            head: None,
             stream: device.open_stream()?,
         })
     }
@@ -89,6 +94,13 @@ impl<D: KernelDevice> Idle<D> {
     pub fn take(&mut self, bytes: usize) -> Option<Scratch<D>> {
         let rooms: Vec<usize> = self.0.iter().map(|scratch| scratch.outputs.size()).collect();
         fittest(&rooms, bytes).map(|i| self.0.swap_remove(i))
+    }
+
+    /// Gives all of them up; false where there were none.
+    pub fn clear(&mut self) -> bool {
+        let any = !self.0.is_empty();
+        self.0.clear();
+        any
     }
 
     pub fn put(&mut self, scratch: Scratch<D>) {

@@ -95,6 +95,7 @@ int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
   *value = attribute == 0   ? int(function->kernel->max_threads)  // MAX_THREADS_PER_BLOCK
            : attribute == 1 ? 1024                                // SHARED_SIZE_BYTES
            : attribute == 4 ? 107                                 // NUM_REGS
+           : attribute == 5 ? (number("FAKE_CAPABILITY", 90) < 90 ? 80 : 90)  // PTX_VERSION
                             : 0;
   return 0;
 }
