@@ -49,7 +49,10 @@ impl<'d> Roofs<'d> {
 
     /// Reading so many bytes, rounded to 16, and nothing else.
     pub fn reading(&self, bytes: usize, passes: usize) -> Result<Clocked> {
-        let grid = Grid { blocks: self.device.info().processors * 4, threads: 512, shared_bytes: 0 };
+        // No more than have something to read.
+        let most = u32::try_from(bytes.div_ceil(16 * 512)).unwrap_or(u32::MAX).max(1);
+        let blocks = most.min(self.device.info().processors * 4);
+        let grid = Grid { blocks, threads: 512, shared_bytes: 0 };
         Clocked::new(self.device, self.stream, passes, |i| {
             let params = ReadStreamParams {
                 data: (self.from.address() as usize + self.window(i, bytes)) as *const _,

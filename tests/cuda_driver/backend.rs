@@ -139,6 +139,8 @@ fn in_child_unprepared() {
     let large = shard(2000, hidden);
     let error = cuda.prepare(&large, DType::Bf16).expect_err("no memory").to_string();
     assert!(error.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{error}");
+    // What calls had left was.
+    assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&cpu, &kept, rows, DType::F32));
     let before = counted();
     assert_eq!(ask(&cuda, &kept, rows, DType::F32), ask(&cpu, &kept, rows, DType::F32));
     assert_eq!(counted()[1], before[1]);

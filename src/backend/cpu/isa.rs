@@ -379,7 +379,8 @@ mod tests {
     /// Ways in which a processor may add two products, exact in f32 each, to a sum.
     #[test]
     fn the_bf16_family_tells_ways_of_rounding_apart() {
-        let ways: [fn(f32, [f32; 2], [f32; 2]) -> f32; 5] = [
+        type Way = fn(f32, [f32; 2], [f32; 2]) -> f32;
+        let ways: [Way; 5] = [
             |sum, x, w| x[0].mul_add(w[0], x[1].mul_add(w[1], sum)),
             |sum, x, w| x[1].mul_add(w[1], x[0].mul_add(w[0], sum)),
             |sum, x, w| sum + (x[0] * w[0] + x[1] * w[1]),

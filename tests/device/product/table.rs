@@ -77,10 +77,22 @@ pub fn cases(scale: Scale) -> Vec<Case> {
             };
             let mut product = Product::new(precision, rows, vocab, hidden);
             product.finish = finish;
-            product.values = [Values::Gaussian, Values::Gaussian, Values::Integers, Values::Broken][n % 4];
+            // Another round each time that the rows begin again, so that each meets each.
+            let round = n + n / few.len();
+            product.values =
+                [Values::Gaussian, Values::Gaussian, Values::Integers, Values::Broken][round % 4];
             product.layout = layouts(rows)[n % 5];
             let name = format!("{precision}, {}, {:?}, {name}", product.shape, product.values);
             cases.push(Case { name, product, work });
+        }
+    }
+    if scale == Scale::Reduced {
+        // Large tiles with a real hidden size: many times round the ring of stages.
+        for (i, precision) in PRECISIONS.into_iter().enumerate() {
+            let mut product = Product::new(precision, [65, 128][i % 2], 130, 7168);
+            (product.finish, product.values) = (Finish::ALL, [Values::Gaussian, Values::Integers][i % 2]);
+            let name = format!("{precision}, {}, {:?}, large tiles", product.shape, product.values);
+            cases.push(Case { name, product, work: usize::MAX });
         }
     }
     if scale == Scale::Whole {
@@ -123,7 +135,8 @@ fn every_size_and_finish_is_in_the_table() {
         let cases = cases(scale);
         let met = |found: &dyn Fn(&Case) -> bool| cases.iter().filter(|case| found(case)).count();
         for hidden in HIDDENS {
-            assert_eq!(met(&|c| c.product.shape.hidden == hidden), PRECISIONS.len());
+            let large = usize::from(scale == Scale::Reduced && hidden == 7168);
+            assert_eq!(met(&|c| c.product.shape.hidden == hidden), PRECISIONS.len() * (1 + large));
         }
         for (name, finish) in finishes() {
             assert!(met(&|c| c.product.finish == finish) >= 4, "{name}");
