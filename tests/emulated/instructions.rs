@@ -119,14 +119,26 @@ fn mma_sync() {
 fn cp_async() {
     let input: Vec<u32> = (0..256).map(|i: u32| i.wrapping_mul(0x0101_4567)).collect();
     let bytes: Vec<u8> = input.iter().flat_map(|w| w.to_le_bytes()).collect();
-    for (size, read) in
-        [(4, 4), (4, 3), (4, 0), (8, 8), (8, 5), (16, 16), (16, 1), (16, 0), (0, 16), (0, 7), (0, 0)]
-    {
+    for (size, read) in [
+        (4, 4),
+        (4, 3),
+        (4, 0),
+        (8, 8),
+        (8, 5),
+        (16, 16),
+        (16, 1),
+        (16, 0),
+        (0, 16),
+        (0, 7),
+        (0, 0),
+        (1, 16),
+        (1, 0),
+    ] {
         for seed in 0..10 {
             let probe = Probe::new(probe_cp_async(), 64, 1024, 256).input(&input).n(&[size, read]);
             let out = probe.config(|c| c.seed(seed)).output();
             let out: Vec<u8> = out.iter().flat_map(|w| w.to_le_bytes()).collect();
-            let width = if size == 0 { 16 } else { size as usize };
+            let width = if size < 4 { 16 } else { size as usize };
             for (i, &byte) in out.iter().enumerate() {
                 let wanted = match i % 16 {
                     at if at < read as usize => bytes[i],

@@ -46,7 +46,7 @@ KERNEL(probe_mma, ProbeParams, 32, 1) {
   }
 }
 
-// n[0]: 4, 8 or 16 bytes, or 0 for .cg; n[1]: bytes that are read of each. in: 4 words per thread, out: what landed.
+// n[0]: 4, 8 or 16 bytes, 0 for .cg, or 1 for .cg that may be zeros; n[1]: bytes that are read of each. in: 4 words per thread, out: what landed.
 KERNEL(probe_cp_async, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared() + 16 * threadIdx.x;
   const uint32_t *from = params.in + 4 * threadIdx.x;
@@ -55,6 +55,7 @@ KERNEL(probe_cp_async, ProbeParams, 64, 1) {
     case 4: cp_async_ca<4>(s, from, params.n[1]); break;
     case 8: cp_async_ca<8>(s, from, params.n[1]); break;
     case 16: cp_async_ca<16>(s, from, params.n[1]); break;
+    case 1: cp_async_cg_16_or_zeros(s, from, params.n[1] == 0); break;
     default: cp_async_cg_16(s, from, params.n[1]); break;
   }
   cp_async_commit_group();
