@@ -212,7 +212,7 @@ pub fn backends_of(isa: Isa) -> impl Iterator<Item = &'static CpuBackend> {
 }
 
 pub fn shapes() -> impl Strategy<Value = (usize, usize, usize)> {
-    let rows = prop_oneof![4 => 1usize..=9, 1 => 10usize..40];
+    let rows = prop_oneof![4 => 1usize..=9, 2 => 10usize..=24, 1 => 25usize..40];
     let hidden = prop_oneof![2 => 1usize..=70, 2 => 71usize..400, 1 => 1000usize..2200];
     let vocab = prop_oneof![1 => 1usize..=5, 3 => 6usize..330];
     (rows, hidden, vocab)

@@ -2,7 +2,7 @@
 //! and that it takes subnormal numbers for zeros, is the hardware's.
 
 use super::isa::Arith;
-use super::lanes::{BYTE, HALF, Kind, Quad};
+use super::lanes::{BYTE, HALF, Kind};
 use bytemuck::cast;
 use half::bf16;
 
@@ -25,11 +25,6 @@ impl Kind<HALF, 1> for Bf16 {
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
         A::mul_add_bf16(x, w, sum)
     }
-
-    #[inline(always)]
-    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
-        A::reduce_f32(sums)
-    }
 }
 
 impl Kind<BYTE, 2> for Bf16Int8 {
@@ -49,10 +44,5 @@ impl Kind<BYTE, 2> for Bf16Int8 {
     #[inline(always)]
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
         A::mul_add_bf16(x, w, sum)
-    }
-
-    #[inline(always)]
-    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
-        A::reduce_f32(sums)
     }
 }

@@ -1,7 +1,7 @@
 //! The float inner loops: f32, f16, bf16 and (W8A16) int8 weights, widened to f32, f32 sums.
 
 use super::isa::Arith;
-use super::lanes::{BYTE, Kind, Quad, WIDE, Widen};
+use super::lanes::{BYTE, Kind, WIDE, Widen};
 use bytemuck::cast;
 use std::marker::PhantomData;
 
@@ -27,11 +27,6 @@ impl<W: Widen> Kind<WIDE, 1> for Float<W> {
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
         A::mul_add(x, w, sum)
     }
-
-    #[inline(always)]
-    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
-        A::reduce_f32(sums)
-    }
 }
 
 impl Kind<BYTE, 4> for FloatInt8 {
@@ -50,10 +45,5 @@ impl Kind<BYTE, 4> for FloatInt8 {
     #[inline(always)]
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
         A::mul_add(x, w, sum)
-    }
-
-    #[inline(always)]
-    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
-        A::reduce_f32(sums)
     }
 }

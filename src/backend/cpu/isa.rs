@@ -169,8 +169,11 @@ pub(super) trait Work {
 pub(super) trait Arith {
     /// Quads of weights that one tile takes, and the rows that it takes at most: what the registers hold.
     const TILE: (usize, usize);
-    /// Rows up to which weights go from memory straight through the registers: at most 5.
-    const DIRECT_ROWS: usize;
+    /// Rows of a tile that weights go to straight from memory, without a panel, at most (11 or fewer): where a step of weights is one
+    /// part, two, four.
+    const DIRECT_ROWS: [usize; 3];
+    /// Such tiles, of weights of one part, for each of which it is worth to transpose the weights again.
+    const DIRECT_TILES: usize;
 
     /// One chunk, once for each chunk of a quad.
     type Splat: Copy;

@@ -50,8 +50,11 @@ pub(super) trait Kind<const S: usize, const G: usize> {
     /// Adds the products of one chunk of a hidden row with those of four weight rows.
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;
 
-    /// Adds the lanes of sixteen logits in the fixed order, and rounds the sums to f32 where they are integers.
-    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16];
+    /// Adds the lanes of sixteen logits in the fixed order; sums that are integers it rounds to f32 then.
+    #[inline(always)]
+    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
+        A::reduce_f32(sums)
+    }
 }
 
 /// A stored weight that the float loop widens to f32 on its own, exactly.

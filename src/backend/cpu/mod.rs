@@ -3,6 +3,7 @@
 //! ```text
 //! hidden rows -> pack.rs   gathered by index, widened or quantised, in tiles        (once per call)
 //!             -> block.rs  packed rows x 64 vocabulary ids -> raw f32 logits         (one task per block)
+//!                block/: weights straight from memory for few rows, through panels for more
 //!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum; isa.rs, isa/: the instruction sets
 //!             -> epilogue  dequantise, bias, softcap, scale; adjustments
 //!             -> rounded into the caller's rows, or pushed to the row's partial
@@ -10,7 +11,8 @@
 //!
 //! What it does beside PyTorch, the memory's speed and the peaks of its instructions: `benches/results/cpu/pytorch.json`.
 //!
-//! Memory beyond the caller's: packed rows of one pass (at most 8 MiB, or 4 rows where those are larger, 256 rows at most); for each
+//! Memory beyond the caller's: packed rows of one pass (at most 8 MiB, or 4 rows where those are larger, 256 rows at most), for W8A8
+//! while they are packed their quantised values too (a byte for each) and for each thread a row in f32; for each
 //! thread a block of logits (`[rows of a pass, 64]` f32, at most 64 KiB), a panel (16 KiB) and sums (1 KiB for each row of a pass);
 //! for W8A8 on AVX-512 a sum (4 bytes) for each vocabulary id, kept with the shard;
 //! for partials one `RowPartial` for each row of a pass and running task. Never rows x vocabulary.

@@ -18,6 +18,9 @@ pub(super) const PIECE: usize = 64;
 const PASS_BYTES: usize = 8 << 20;
 /// Rows of one pass at most: their pieces and their sums, 256 KiB each, stay in a second-level cache.
 const PASS_ROWS: usize = 256;
+/// Bytes of packed rows of several tiles that weights go to straight: every eight ids' weights pass over all of them, and both stay in a
+/// second-level cache.
+const DIRECT_BYTES: usize = 512 << 10;
 
 /// Rows that are packed at a time for this hidden size.
 pub(super) fn pass_rows(hidden: usize) -> usize {
@@ -31,8 +34,7 @@ pub(super) struct Packed {
     rows: usize,
     /// Chunks of each row: those of whole steps of k.
     per_row: usize,
-    /// Rows of a tile at most.
-    tile_rows: usize,
+    tiling: Tiling,
 }
 
 impl Packed {
@@ -48,7 +50,12 @@ impl Packed {
 
     /// First row and number of rows of each tile.
     pub fn tiles(&self) -> impl ExactSizeIterator<Item = (usize, usize)> {
-        tiles(self.rows, self.tile_rows)
+        tiles(self.rows, self.tiling.rows)
+    }
+
+    /// Whether weights go to the tiles straight from memory, not through panels.
+    pub fn direct(&self) -> bool {
+        self.tiling.direct
     }
 
     /// A piece of the tile whose first row is `row`; `M` is its number of rows.
@@ -58,16 +65,17 @@ impl Packed {
         self.chunks[first..][..M * piece.len()].as_chunks().0
     }
 
-    /// Rows of `per_row` chunks; `fill(row, piece, chunks)` writes a piece of a row over zeros.
-    fn new<F>(isa: Isa, rows: usize, per_row: usize, fill: F) -> Packed
+    /// Rows of `per_row` chunks, for weights of which a step is so many parts; `fill(row, piece, chunks)` writes a piece of a row over
+    /// zeros.
+    fn new<F>(isa: Isa, rows: usize, per_row: usize, parts: usize, fill: F) -> Packed
     where
         F: Fn(usize, usize, &mut [Chunk]) + Sync,
     {
-        let tile_rows = isa.run(TileRows { rows });
+        let tiling = isa.run(ChooseTiling { rows, per_row, parts });
         let mut chunks = vec![Chunk::default(); rows * per_row];
         chunks.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
             let len = chunks.len() / rows;
-            for (first, rows) in tiles(rows, tile_rows) {
+            for (first, rows) in tiles(rows, tiling.rows) {
                 let chunks = &mut chunks[first * len..][..rows * len];
                 for r in 0..rows {
                     let mut row = [Chunk::default(); PIECE];
@@ -78,7 +86,7 @@ impl Packed {
                 }
             }
         });
-        Packed { chunks, rows, per_row, tile_rows }
+        Packed { chunks, rows, per_row, tiling }
     }
 }
 
@@ -91,24 +99,38 @@ fn tiles(rows: usize, tile_rows: usize) -> impl ExactSizeIterator<Item = (usize,
     })
 }
 
-/// Rows of a tile at most, for so many rows in all: few rows are one tile.
-struct TileRows {
+/// How packed rows meet the weights.
+#[derive(Debug, Clone, Copy)]
+struct Tiling {
+    /// Rows of a tile at most.
     rows: usize,
+    direct: bool,
 }
 
-impl Work for TileRows {
-    type Output = usize;
+/// Few rows are a tile, or a few, that weights go to straight.
+struct ChooseTiling {
+    rows: usize,
+    per_row: usize,
+    parts: usize,
+}
+
+impl Work for ChooseTiling {
+    type Output = Tiling;
 
     #[inline(always)]
-    fn run<A: Arith>(self) -> usize {
-        if self.rows <= A::DIRECT_ROWS { A::DIRECT_ROWS } else { A::TILE.1 }
+    fn run<A: Arith>(self) -> Tiling {
+        let rows = A::DIRECT_ROWS[self.parts.ilog2() as usize];
+        let tiles = if self.parts == 1 { A::DIRECT_TILES } else { 1 };
+        let bytes = self.rows * self.per_row * size_of::<Chunk>();
+        let direct = self.rows <= rows || self.rows <= rows * tiles && bytes <= DIRECT_BYTES;
+        Tiling { rows: if direct { rows } else { A::TILE.1 }, direct }
     }
 }
 
 /// Widens rows `range` to f32, for weights that are read `step` at a time.
 pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>, step: usize) -> Packed {
     let (hidden, size) = (rows.hidden(), rows.dtype().size());
-    Packed::new(isa, range.len(), hidden.next_multiple_of(step) / 4, |row, piece, chunks| {
+    Packed::new(isa, range.len(), hidden.next_multiple_of(step) / 4, step / 16, |row, piece, chunks| {
         let out: &mut [f32] = cast_slice_mut(chunks);
         let k = piece * PIECE * 4..hidden.min(piece * PIECE * 4 + out.len());
         let bytes = &rows.row(range.start + row)[k.start * size..k.end * size];
@@ -119,12 +141,18 @@ pub(super) fn float(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>, step: 
 /// Rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so. For weights that are read
 /// `step` at a time.
 pub(super) fn bf16(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>, step: usize) -> Packed {
-    Packed::new(isa, range.len(), rows.hidden().next_multiple_of(step) / 8, |row, piece, chunks| {
-        let out: &mut [u8] = cast_slice_mut(chunks);
-        let bytes = &rows.row(range.start + row)[piece * PIECE * 16..];
-        let bytes = &bytes[..bytes.len().min(out.len())];
-        out[..bytes.len()].copy_from_slice(bytes);
-    })
+    Packed::new(
+        isa,
+        range.len(),
+        rows.hidden().next_multiple_of(step) / 8,
+        step / 32,
+        |row, piece, chunks| {
+            let out: &mut [u8] = cast_slice_mut(chunks);
+            let bytes = &rows.row(range.start + row)[piece * PIECE * 16..];
+            let bytes = &bytes[..bytes.len().min(out.len())];
+            out[..bytes.len()].copy_from_slice(bytes);
+        },
+    )
 }
 
 /// Rows that are widened to f32 and quantised (promise 2).
@@ -162,7 +190,7 @@ impl Quantized {
 pub(super) fn quantized_bytes(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
     let (count, hidden) = (range.len(), rows.hidden());
     let quantized = Quantized::new(isa, rows, range);
-    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 16, |row, piece, chunks| {
+    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 16, 1, |row, piece, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
         for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 16)) {
             *out = (*q as u8) ^ 0x80; // + 128
@@ -175,7 +203,7 @@ pub(super) fn quantized_bytes(isa: Isa, rows: &HiddenRows<'_>, range: Range<usiz
 pub(super) fn quantized(isa: Isa, rows: &HiddenRows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
     let (count, hidden) = (range.len(), rows.hidden());
     let quantized = Quantized::new(isa, rows, range);
-    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 8, |row, piece, chunks| {
+    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 8, 2, |row, piece, chunks| {
         let out: &mut [i16] = cast_slice_mut(chunks);
         for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 8)) {
             *out = i16::from(*q);

@@ -9,7 +9,8 @@ pub(in crate::backend::cpu) struct Avx2;
 
 impl Arith for Avx2 {
     const TILE: (usize, usize) = (1, 6);
-    const DIRECT_ROWS: usize = 2;
+    const DIRECT_ROWS: [usize; 3] = [5, 5, 2];
+    const DIRECT_TILES: usize = 1;
 
     type Splat = __m256i;
     type Quad = [__m256i; 2];

@@ -11,8 +11,9 @@ pub(in crate::backend::cpu) struct Avx512<const BF16: bool>;
 impl<const BF16: bool> Arith for Avx512<BF16> {
     // 16 sums, 4 quads of weights, a chunk of a row; enough sums for two multiplications a cycle of 6 cycles each.
     const TILE: (usize, usize) = (4, 4);
-    // 20 sums and what transposes the weights.
-    const DIRECT_ROWS: usize = 5;
+    // Of two quads of weights: 22 sums and what transposes, or 10 and what widens besides.
+    const DIRECT_ROWS: [usize; 3] = [11, 5, 5];
+    const DIRECT_TILES: usize = 2;
 
     type Splat = __m512i;
     type Quad = __m512i;

@@ -10,7 +10,8 @@ pub(in crate::backend::cpu) struct Portable;
 
 impl Arith for Portable {
     const TILE: (usize, usize) = (1, 3);
-    const DIRECT_ROWS: usize = 1;
+    const DIRECT_ROWS: [usize; 3] = [1; 3];
+    const DIRECT_TILES: usize = 1;
 
     type Splat = Chunk;
     type Quad = [Chunk; 4];

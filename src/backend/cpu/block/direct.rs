@@ -1,0 +1,150 @@
+//! Weights that go from memory through the registers, for a tile or two of rows.
+
+use super::super::isa::{Arith, prefetch};
+use super::super::lanes::{Kind, Quad};
+use super::{GROUP, LINE, Matmul, join};
+use crate::merge::BLOCK;
+use bytemuck::Zeroable;
+use std::ops::Range;
+
+/// Where there is one tile, how far ahead weights are asked for: about what memory delivers in a microsecond. Within a row the
+/// hardware would do, but each row is the beginning of another stream.
+const AHEAD_BYTES: usize = 2048;
+
+/// Prefetches of a tile: so many steps ahead in each of its rows, and behind their end in those that follow; in these of the rows.
+struct Ahead {
+    steps: usize,
+    rows: Range<usize>,
+}
+
+impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
+    /// Rows up to which a tile takes as many quads of weights as there are in a group; more rows take half of them. Weights that are
+    /// widened after they were transposed take more registers.
+    const FEW: usize = if G == 1 { 4 } else { 2 };
+
+    /// Whether the instruction set has tiles of so many rows x `N` quads.
+    const fn has_tile<A: Arith, const N: usize>(rows: usize) -> bool {
+        rows <= A::DIRECT_ROWS[G.ilog2() as usize] && N == Self::quads::<A>(rows)
+    }
+
+    /// Quads of weights that a tile of so many rows takes.
+    const fn quads<A: Arith>(rows: usize) -> usize {
+        match A::TILE.0 {
+            4 if rows <= Self::FEW => 4,
+            4 => 2,
+            _ if rows == 1 => 2,
+            _ => 1,
+        }
+    }
+
+    /// One or two tiles of rows.
+    #[inline(always)]
+    pub(super) fn direct<A: Arith>(self) {
+        const { assert!(A::DIRECT_ROWS[0] <= 11 && A::DIRECT_ROWS[1] <= 11 && A::DIRECT_ROWS[2] <= 11) };
+        let most = self.rows.tiles().map(|(_, rows)| rows).max().unwrap_or(0);
+        match Self::quads::<A>(most) {
+            4 => self.direct_quads::<A, 4>(),
+            2 => self.direct_quads::<A, 2>(),
+            _ => self.direct_quads::<A, 1>(),
+        }
+    }
+
+    /// Tiles x `N` quads of weights at a time, the whole of k: the first tile takes them from memory, the other from a second-level cache.
+    #[inline(always)]
+    fn direct_quads<A: Arith, const N: usize>(self) {
+        let rows = self.rows.rows();
+        let mut sums = std::mem::take(&mut self.scratch.sums);
+        sums.clear();
+        sums.resize(rows, [Quad::zeroed(); 4]);
+        let tiles = self.rows.tiles().len();
+        // One tile asks for what it will soon take itself. Two have time to ask for all of the rows that follow, half of them each.
+        let whole = self.hidden / S;
+        let steps = if tiles == 1 { (AHEAD_BYTES / (S * size_of::<K::Weight>())).min(whole) } else { whole };
+        for group in (0..self.ids).step_by(GROUP) {
+            for column in (0..4).step_by(N) {
+                for (tile, (row, tile_rows)) in self.rows.tiles().enumerate() {
+                    let sums = &mut sums[row..][..tile_rows];
+                    let id = group + 4 * column;
+                    let rows = 4 * N * tile / tiles..4 * N * (tile + 1) / tiles;
+                    let ahead = Ahead { steps, rows };
+                    macro_rules! tile {
+                        ($($rows:literal)*) => {
+                            match tile_rows {
+                                $($rows if const { Self::has_tile::<A, N>($rows) } => {
+                                    self.direct_tile::<A, $rows, N>(id, row, sums, column, ahead);
+                                })*
+                                _ => unreachable!("tiles have at most as many rows as `A::DIRECT_ROWS` says"),
+                            }
+                        };
+                    }
+                    tile!(1 2 3 4 5 6 7 8 9 10 11);
+                }
+            }
+            for (sums, logits) in sums.iter().zip(self.logits.chunks_exact_mut(BLOCK)) {
+                logits[group..][..GROUP].copy_from_slice(&K::reduce::<A>(sums));
+            }
+        }
+        self.scratch.sums = sums;
+    }
+
+    /// Tile of `M` rows from `row` on x `N` quads from `id` on, whose sums are quads `column..`.
+    #[inline(always)]
+    fn direct_tile<A: Arith, const M: usize, const N: usize>(
+        &self,
+        id: usize,
+        row: usize,
+        sums: &mut [[Quad; 4]],
+        column: usize,
+        ahead: Ahead,
+    ) {
+        let whole = self.hidden / S;
+        let mut rows = [[&[][..]; 4]; N];
+        for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
+            *row = &self.row(id + i).as_chunks::<S>().0[..whole];
+        }
+        let first = self.row(id).as_ptr();
+        let mut registers = [[A::load(&Quad::zeroed()); M]; N];
+        for piece in self.rows.pieces() {
+            let x = self.rows.tile::<M>(&piece, row).as_chunks::<4>().0.as_chunks::<G>().0;
+            let first_step = piece.start / (4 * G);
+            for (step, x) in (first_step..whole).zip(x) {
+                if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
+                    let step = step + ahead.steps;
+                    let at = if step < whole { step * S } else { 4 * N * self.hidden + (step - whole) * S };
+                    for i in ahead.rows.clone() {
+                        prefetch(first.wrapping_add(at + i * self.hidden));
+                    }
+                }
+                let mut steps = [[registers[0][0]; 4]; N];
+                unrolled!(c in 0..N => {
+                    steps[c] = A::transpose([
+                        K::load::<A>(&rows[c][0][step]),
+                        K::load::<A>(&rows[c][1][step]),
+                        K::load::<A>(&rows[c][2][step]),
+                        K::load::<A>(&rows[c][3][step]),
+                    ]);
+                    // Of more rows, more chunks than registers hold: then each is read once for all quads.
+                    if const { G == 1 && M < 3 } {
+                        let registers = std::array::from_mut(&mut registers[c]);
+                        join::<S, G, K, A, M, 1>(x, &[steps[c]], registers);
+                    }
+                });
+                if const { G > 1 || M >= 3 } {
+                    join::<S, G, K, A, M, N>(x, &steps, &mut registers);
+                }
+            }
+            if let Some(x) = x.get(whole - first_step.min(whole)) {
+                let mut steps = [[registers[0][0]; 4]; N];
+                for (c, step) in steps.iter_mut().enumerate() {
+                    *step = A::transpose(self.tail::<A>(id + 4 * c, whole));
+                }
+                join::<S, G, K, A, M, N>(x, &steps, &mut registers);
+            }
+        }
+        for (c, registers) in registers.iter().enumerate() {
+            for (sums, register) in sums.iter_mut().zip(registers) {
+                A::store(*register, &mut sums[column + c]);
+            }
+        }
+    }
+}
