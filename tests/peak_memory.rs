@@ -64,14 +64,24 @@ fn child() {
 fn a_head_takes_its_shard_and_a_tenth_more() {
     let folder = tempfile::TempDir::new().unwrap();
     let file = folder.path().join("head.safetensors");
+    let int8 = folder.path().join("int8.safetensors");
     {
         let element = |i: usize| half::bf16::from_f32((i % 251) as f32 - 125.0).to_le_bytes();
         let bytes: Vec<u8> = (0..VOCAB * HIDDEN).flat_map(element).collect();
         let view = TensorView::new(Dtype::BF16, vec![VOCAB, HIDDEN], &bytes).unwrap();
         safetensors::serialize_to_file([("w", view)], None, &file).unwrap();
     }
-    // bf16 stays in the file's pages; int8 is a copy of half its size, beside which the file must not stay.
-    for how in ["none", "w8a8", "w8a16"] {
+    {
+        let bytes: Vec<u8> = (0..VOCAB * HIDDEN).map(|i| (i % 251) as u8).collect();
+        let view = TensorView::new(Dtype::I8, vec![VOCAB, HIDDEN], &bytes).unwrap();
+        let scales: Vec<u8> = (0..VOCAB).flat_map(|_| 0.01f32.to_le_bytes()).collect();
+        let scales = TensorView::new(Dtype::F32, vec![VOCAB, 1], &scales).unwrap();
+        safetensors::serialize_to_file([("w", view), ("w_scale", scales)], None, &int8).unwrap();
+    }
+    // bf16 stays in the file's pages, and so does int8 that was stored as such. int8 of a bf16 file is a copy of half its size, beside
+    // which the file must not stay.
+    for (how, file) in [("none", &file), ("w8a8", &file), ("w8a16", &file), ("w8a8", &int8), ("w8a16", &int8)]
+    {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture"])
             .env(CHILD, format!("{how} {}", file.display()))

@@ -258,6 +258,25 @@ fn first_not_finite<T, B: Ord + Copy + Default>(
 mod tests {
     use super::*;
 
+    /// Nobody waits for who works the sums out at the same time, and all see those of the first to finish.
+    #[test]
+    fn row_sums_are_worked_out_by_many_at_once() {
+        let matrix = Matrix::I8 { values: vec![1, 2, 3, -4].into(), scales: vec![1.0; 2] };
+        let shard = HeadShard::new(0..2, 2, 2, Quantization::W8a8, matrix, None).unwrap();
+        let sums = |values: &[i8]| -> Vec<i32> {
+            values.chunks(2).map(|row| row.iter().map(|w| i32::from(*w)).sum()).collect()
+        };
+        let mut inner = None;
+        let outer = shard.row_sums(|values| {
+            // While these are under way, another thread begins and finishes its own.
+            inner = std::thread::scope(|scope| scope.spawn(|| shard.row_sums(sums)).join().ok());
+            sums(values)
+        });
+        assert_eq!(outer, [3, -1]);
+        assert!(inner.is_some_and(|inner| std::ptr::eq(inner, outer)));
+        assert!(std::ptr::eq(shard.row_sums(|_| unreachable!("they are kept")), outer));
+    }
+
     #[test]
     fn parts_that_do_not_fit_are_refused() {
         let shard = |vocab: Range<usize>, hidden, quantization, matrix, bias| {
