@@ -93,6 +93,7 @@ fn a_head_takes_its_shard_and_a_tenth_more() {
         let line = text.lines().find_map(|line| line.split_once("taken ")).expect("the child's line").1;
         let (taken, bytes) = line.trim().split_once(" of ").unwrap();
         let (taken, bytes): (u64, u64) = (taken.parse().unwrap(), bytes.parse().unwrap());
+        let how = format!("{how} of {}", file.file_name().unwrap().display());
         eprintln!("{how}: {taken} bytes for a shard of {bytes}");
         assert!(taken <= bytes + bytes / 10, "{how}: {taken} bytes for a shard of {bytes}");
         assert!(taken >= bytes / 10 * 9, "{how}: the count counts: {taken} of {bytes}");

@@ -68,7 +68,7 @@ fn int8_sums_do_not_overflow() {
     let kind = int8(Quantization::W8a8, DType::F32);
     let mut case = Case::new(kind, 23, hidden, 3, Data::Integers, 0);
     case.w.fill(-128.0);
-    for rows in [1, 6, 12, 23] {
+    for rows in [1, 6, 23] {
         case.rows = rows;
         case.x = row_bytes(DType::F32, &vec![127.0; rows * hidden]);
         let want = (-(127 * 128) * hidden as i64) as f32;

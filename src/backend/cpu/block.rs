@@ -19,9 +19,11 @@ const LINE: usize = 64;
 /// where every index is a constant before the optimiser looks at them, and it leaves loops of this size as they are.
 macro_rules! unrolled {
     ($i:ident in 0..$n:expr => $body:block) => {
+        const { assert!($n <= 4) };
         unrolled!(@ $i $n, $body, 0 1 2 3)
     };
     ($i:ident in rows 0..$n:expr => $body:block) => {
+        const { assert!($n <= 11) };
         unrolled!(@ $i $n, $body, 0 1 2 3 4 5 6 7 8 9 10)
     };
     (@ $i:ident $n:expr, $body:block, $($k:literal)*) => {
@@ -62,6 +64,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Work for Matmul<'_, S, G, K>
             self.logits.fill(0.0);
             return;
         }
+        debug_assert_eq!(self.rows.parts(), G, "rows are packed for weights of this kind");
         match (self.rows.direct(), A::TILE.0) {
             (true, _) => self.direct::<A>(),
             (false, 4) => self.panels::<A, 4>(),

@@ -167,12 +167,12 @@ pub(super) trait Work {
 /// What the generic loops must know of the instruction set: its registers, and one step of every inner loop. Each set is a file of
 /// its own below `isa/`.
 pub(super) trait Arith {
-    /// Quads of weights that one tile takes, and the rows that it takes at most: what the registers hold.
+    /// Quads of weights that a tile over a panel takes, and the rows that it takes at most: what the registers hold.
     const TILE: (usize, usize);
     /// Rows of a tile that weights go to straight from memory, without a panel, at most (11 or fewer): where a step of weights is one
     /// part, two, four.
     const DIRECT_ROWS: [usize; 3];
-    /// Such tiles, of weights of one part, for each of which it is worth to transpose the weights again.
+    /// Such tiles at most, where a step of weights is one part: for each of them the weights are transposed again.
     const DIRECT_TILES: usize;
 
     /// One chunk, once for each chunk of a quad.

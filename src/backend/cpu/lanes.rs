@@ -50,7 +50,7 @@ pub(super) trait Kind<const S: usize, const G: usize> {
     /// Adds the products of one chunk of a hidden row with those of four weight rows.
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;
 
-    /// Adds the lanes of sixteen logits in the fixed order; sums that are integers it rounds to f32 then.
+    /// Adds the lanes of sixteen logits in the fixed order. (Sums of integers have ways of their own to become f32.)
     #[inline(always)]
     fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
         A::reduce_f32(sums)

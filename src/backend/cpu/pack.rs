@@ -18,8 +18,8 @@ pub(super) const PIECE: usize = 64;
 const PASS_BYTES: usize = 8 << 20;
 /// Rows of one pass at most: their pieces and their sums, 256 KiB each, stay in a second-level cache.
 const PASS_ROWS: usize = 256;
-/// Bytes of packed rows of several tiles that weights go to straight: every eight ids' weights pass over all of them, and both stay in a
-/// second-level cache.
+/// Bytes of packed rows of several tiles that weights go to straight: all of them are read again for every eight ids, from a second-level
+/// cache where there is room for these weights and for the next ones beside them.
 const DIRECT_BYTES: usize = 512 << 10;
 
 /// Rows that are packed at a time for this hidden size.
@@ -34,6 +34,8 @@ pub(super) struct Packed {
     rows: usize,
     /// Chunks of each row: those of whole steps of k.
     per_row: usize,
+    /// Parts of a step of the weights that they are packed for.
+    parts: usize,
     tiling: Tiling,
 }
 
@@ -50,7 +52,12 @@ impl Packed {
 
     /// First row and number of rows of each tile.
     pub fn tiles(&self) -> impl ExactSizeIterator<Item = (usize, usize)> {
-        tiles(self.rows, self.tiling.rows)
+        tiles(self.rows, self.tiling.tile_rows)
+    }
+
+    /// Parts of a step ([`Kind`](super::lanes::Kind)'s `G`) of the weights that they are packed for.
+    pub fn parts(&self) -> usize {
+        self.parts
     }
 
     /// Whether weights go to the tiles straight from memory, not through panels.
@@ -75,7 +82,7 @@ impl Packed {
         let mut chunks = vec![Chunk::default(); rows * per_row];
         chunks.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
             let len = chunks.len() / rows;
-            for (first, rows) in tiles(rows, tiling.rows) {
+            for (first, rows) in tiles(rows, tiling.tile_rows) {
                 let chunks = &mut chunks[first * len..][..rows * len];
                 for r in 0..rows {
                     let mut row = [Chunk::default(); PIECE];
@@ -86,7 +93,7 @@ impl Packed {
                 }
             }
         });
-        Packed { chunks, rows, per_row, tiling }
+        Packed { chunks, rows, per_row, parts, tiling }
     }
 }
 
@@ -103,7 +110,7 @@ fn tiles(rows: usize, tile_rows: usize) -> impl ExactSizeIterator<Item = (usize,
 #[derive(Debug, Clone, Copy)]
 struct Tiling {
     /// Rows of a tile at most.
-    rows: usize,
+    tile_rows: usize,
     direct: bool,
 }
 
@@ -119,11 +126,11 @@ impl Work for ChooseTiling {
 
     #[inline(always)]
     fn run<A: Arith>(self) -> Tiling {
-        let rows = A::DIRECT_ROWS[self.parts.ilog2() as usize];
+        let tile_rows = A::DIRECT_ROWS[self.parts.ilog2() as usize];
         let tiles = if self.parts == 1 { A::DIRECT_TILES } else { 1 };
         let bytes = self.rows * self.per_row * size_of::<Chunk>();
-        let direct = self.rows <= rows || self.rows <= rows * tiles && bytes <= DIRECT_BYTES;
-        Tiling { rows: if direct { rows } else { A::TILE.1 }, direct }
+        let direct = self.rows <= tile_rows || (self.rows <= tile_rows * tiles && bytes <= DIRECT_BYTES);
+        Tiling { tile_rows: if direct { tile_rows } else { A::TILE.1 }, direct }
     }
 }
 

@@ -41,7 +41,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TYPE,TYPE,...", default_value = "bf16,w8a8,w8a16")]
     dtypes: String,
     /// Row counts to time
-    #[arg(long, value_name = "M,M,...", default_value = "1,4,28,64,256")]
+    #[arg(long, value_name = "M,M,...", default_value = "1,4,8,16,28,64,256")]
     rows: String,
     /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32 logits), epilogue (dequantised
     /// and written; on a head of one column), softcap (that with a softcap), or a whole step of one rank: logits, argmax, topk:K,

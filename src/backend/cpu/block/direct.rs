@@ -11,15 +11,17 @@ use std::ops::Range;
 /// hardware would do, but each row is the beginning of another stream.
 const AHEAD_BYTES: usize = 2048;
 
-/// Prefetches of a tile: so many steps ahead in each of its rows, and behind their end in those that follow; in these of the rows.
-struct Ahead {
+/// What a tile asks for before it is needed.
+struct Prefetch {
+    /// How far ahead, in steps of k: in the weight rows of the tile, or behind their end in as many that follow.
     steps: usize,
-    rows: Range<usize>,
+    /// Of which of these rows, counted from the tile's first.
+    weight_rows: Range<usize>,
 }
 
 impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
-    /// Rows up to which a tile takes as many quads of weights as there are in a group; more rows take half of them. Weights that are
-    /// widened after they were transposed take more registers.
+    /// Rows up to which four quads of weights fit in 32 registers of a quad each, beside the sums. Weights that are widened after they
+    /// were transposed take more registers.
     const FEW: usize = if G == 1 { 4 } else { 2 };
 
     /// Whether the instruction set has tiles of so many rows x `N` quads.
@@ -27,7 +29,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
         rows <= A::DIRECT_ROWS[G.ilog2() as usize] && N == Self::quads::<A>(rows)
     }
 
-    /// Quads of weights that a tile of so many rows takes.
+    /// Quads of weights that a tile of so many rows takes: of 32 registers (as many as make tiles of four quads), or of fewer.
     const fn quads<A: Arith>(rows: usize) -> usize {
         match A::TILE.0 {
             4 if rows <= Self::FEW => 4,
@@ -40,7 +42,12 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
     /// One or two tiles of rows.
     #[inline(always)]
     pub(super) fn direct<A: Arith>(self) {
-        const { assert!(A::DIRECT_ROWS[0] <= 11 && A::DIRECT_ROWS[1] <= 11 && A::DIRECT_ROWS[2] <= 11) };
+        const {
+            let most = A::DIRECT_ROWS[0];
+            assert!(most <= 11 && A::DIRECT_ROWS[1] <= most && A::DIRECT_ROWS[2] <= most);
+            // Several tiles have at least half as many rows, and must take as many quads.
+            assert!(A::DIRECT_TILES == 1 || Self::quads::<A>(most.div_ceil(2)) == Self::quads::<A>(most));
+        }
         let most = self.rows.tiles().map(|(_, rows)| rows).max().unwrap_or(0);
         match Self::quads::<A>(most) {
             4 => self.direct_quads::<A, 4>(),
@@ -49,7 +56,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
         }
     }
 
-    /// Tiles x `N` quads of weights at a time, the whole of k: the first tile takes them from memory, the other from a second-level cache.
+    /// The tiles x `N` quads of weights at a time, the whole of k. One tile takes them from memory, two from a second-level cache.
     #[inline(always)]
     fn direct_quads<A: Arith, const N: usize>(self) {
         let rows = self.rows.rows();
@@ -57,7 +64,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
         sums.clear();
         sums.resize(rows, [Quad::zeroed(); 4]);
         let tiles = self.rows.tiles().len();
-        // One tile asks for what it will soon take itself. Two have time to ask for all of the rows that follow, half of them each.
+        // One tile asks for what it will soon take itself. Two have time to ask for all of the weight rows that follow, half of them each.
         let whole = self.hidden / S;
         let steps = if tiles == 1 { (AHEAD_BYTES / (S * size_of::<K::Weight>())).min(whole) } else { whole };
         for group in (0..self.ids).step_by(GROUP) {
@@ -65,8 +72,8 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
                 for (tile, (row, tile_rows)) in self.rows.tiles().enumerate() {
                     let sums = &mut sums[row..][..tile_rows];
                     let id = group + 4 * column;
-                    let rows = 4 * N * tile / tiles..4 * N * (tile + 1) / tiles;
-                    let ahead = Ahead { steps, rows };
+                    let weight_rows = 4 * N * tile / tiles..4 * N * (tile + 1) / tiles;
+                    let ahead = Prefetch { steps, weight_rows };
                     macro_rules! tile {
                         ($($rows:literal)*) => {
                             match tile_rows {
@@ -95,12 +102,12 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
         row: usize,
         sums: &mut [[Quad; 4]],
         column: usize,
-        ahead: Ahead,
+        ahead: Prefetch,
     ) {
         let whole = self.hidden / S;
-        let mut rows = [[&[][..]; 4]; N];
-        for (i, row) in rows.as_flattened_mut().iter_mut().enumerate() {
-            *row = &self.row(id + i).as_chunks::<S>().0[..whole];
+        let mut weights = [[&[][..]; 4]; N];
+        for (i, weights) in weights.as_flattened_mut().iter_mut().enumerate() {
+            *weights = &self.row(id + i).as_chunks::<S>().0[..whole];
         }
         let first = self.row(id).as_ptr();
         let mut registers = [[A::load(&Quad::zeroed()); M]; N];
@@ -111,19 +118,20 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
                 if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
                     let step = step + ahead.steps;
                     let at = if step < whole { step * S } else { 4 * N * self.hidden + (step - whole) * S };
-                    for i in ahead.rows.clone() {
+                    for i in ahead.weight_rows.clone() {
                         prefetch(first.wrapping_add(at + i * self.hidden));
                     }
                 }
                 let mut steps = [[registers[0][0]; 4]; N];
                 unrolled!(c in 0..N => {
                     steps[c] = A::transpose([
-                        K::load::<A>(&rows[c][0][step]),
-                        K::load::<A>(&rows[c][1][step]),
-                        K::load::<A>(&rows[c][2][step]),
-                        K::load::<A>(&rows[c][3][step]),
+                        K::load::<A>(&weights[c][0][step]),
+                        K::load::<A>(&weights[c][1][step]),
+                        K::load::<A>(&weights[c][2][step]),
+                        K::load::<A>(&weights[c][3][step]),
                     ]);
-                    // Of more rows, more chunks than registers hold: then each is read once for all quads.
+                    // Of more rows, more chunks than registers hold: then each is read once for all quads. So it is with weights that
+                    // are widened, which was measured to be faster for one row and two as well.
                     if const { G == 1 && M < 3 } {
                         let registers = std::array::from_mut(&mut registers[c]);
                         join::<S, G, K, A, M, 1>(x, &[steps[c]], registers);
