@@ -1,7 +1,7 @@
 //! The roofs of this machine: how fast its memory can be read, and how fast its registers can multiply. Benchmarks hold the matmul
 //! against them; nothing else calls this.
 
-use super::isa::{Isa, prefetch};
+use super::isa::Isa;
 use super::{CpuBackend, Quantization};
 use crate::dtype::DType;
 use rayon::prelude::*;
@@ -12,8 +12,6 @@ use std::time::{Duration, Instant};
 
 /// Bytes that one task reads.
 const PART: usize = 1 << 20;
-/// Bytes ahead of the reading that are asked for: what one core has under way at a time decides its share of the memory's speed.
-const AHEAD: usize = 4 << 10;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -29,10 +27,7 @@ impl CpuBackend {
         let read = |part: &[u8]| {
             let mut sums = [0u64; LINE / 8];
             let lines = part.as_chunks::<LINE>().0;
-            for (i, line) in lines.iter().enumerate() {
-                if let Some(ahead) = lines.get(i + AHEAD / LINE) {
-                    prefetch(ahead);
-                }
+            for line in lines {
                 for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
                     *sum = sum.wrapping_add(u64::from_le_bytes(*word));
                 }

@@ -20,19 +20,16 @@ struct Prefetch {
 }
 
 impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
-    /// Rows up to which four quads of weights fit in 32 registers of a quad each, beside the sums. Weights that are widened after they
-    /// were transposed take more registers.
-    const FEW: usize = if G == 1 { 4 } else { 2 };
-
     /// Whether the instruction set has tiles of so many rows x `N` quads.
     const fn has_tile<A: Arith, const N: usize>(rows: usize) -> bool {
         rows <= A::DIRECT_ROWS[G.ilog2() as usize] && N == Self::quads::<A>(rows)
     }
 
-    /// Quads of weights that a tile of so many rows takes: of 32 registers (as many as make tiles of four quads), or of fewer.
+    /// Quads of weights that a tile of so many rows takes: few, as their rows are so many streams and memory delivers few faster than many; more
+    /// where products would wait for each other, or hidden rows be read too often.
     const fn quads<A: Arith>(rows: usize) -> usize {
         match A::TILE.0 {
-            4 if rows <= Self::FEW => 4,
+            4 if G == 1 && rows <= 4 => 1,
             4 => 2,
             _ if rows == 1 => 2,
             _ => 1,
@@ -45,12 +42,12 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
         const {
             let most = A::DIRECT_ROWS[0];
             assert!(most <= 11 && A::DIRECT_ROWS[1] <= most && A::DIRECT_ROWS[2] <= most);
-            // Several tiles have at least half as many rows, and must take as many quads.
-            assert!(A::DIRECT_TILES == 1 || Self::quads::<A>(most.div_ceil(2)) == Self::quads::<A>(most));
+            // Several tiles have at least half as many rows, and must take as many quads; more than one, as they share the asking for them.
+            let (few, many) = (Self::quads::<A>(most.div_ceil(2)), Self::quads::<A>(most));
+            assert!(A::DIRECT_TILES == 1 || (few == many && many > 1));
         }
         let most = self.rows.tiles().map(|(_, rows)| rows).max().unwrap_or(0);
         match Self::quads::<A>(most) {
-            4 => self.direct_quads::<A, 4>(),
             2 => self.direct_quads::<A, 2>(),
             _ => self.direct_quads::<A, 1>(),
         }
@@ -118,7 +115,9 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
                 if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
                     let step = step + ahead.steps;
                     let at = if step < whole { step * S } else { 4 * N * self.hidden + (step - whole) * S };
-                    for i in ahead.weight_rows.clone() {
+                    // All four rows of one quad, without counting them: a tile of one quad has the weights to itself.
+                    let rows = if const { N == 1 } { 0..4 } else { ahead.weight_rows.clone() };
+                    for i in rows {
                         prefetch(first.wrapping_add(at + i * self.hidden));
                     }
                 }
