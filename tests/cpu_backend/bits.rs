@@ -1,7 +1,7 @@
 //! Promise 1: a row's bits depend on nothing around it.
 
 use crate::cases::{
-    BACKENDS, Case, Data, Numbers, backends_of, bits, data, epilogues, int8, kinds, plain, shapes,
+    BACKENDS, Case, Data, KINDS, Numbers, backends_of, bits, data, epilogues, int8, kinds, plain, shapes,
 };
 use lmhead::backend::cpu::Isa;
 use lmhead::backend::{Backend, Job};
@@ -10,6 +10,26 @@ use lmhead::dtype::DType;
 use lmhead::merge::{PartialSpec, RowPartial};
 use lmhead::rows::HiddenRows;
 use proptest::prelude::*;
+
+/// Every number of rows that has a tile of its own, two tiles, and panels.
+#[test]
+fn each_number_of_rows_gives_a_row_the_same_bits() {
+    const VOCAB: usize = 70;
+    for &kind in &KINDS {
+        // Several pieces of k, and a last step that is not whole.
+        let case = Case::new(kind, 25, 1100, VOCAB, Data::Gaussian, 25);
+        let shard = case.shard(0..VOCAB);
+        for isa in Isa::available() {
+            let backend = backends_of(isa).last().unwrap();
+            let want = case.bits(backend);
+            for rows in 1..case.rows {
+                let first: Vec<usize> = (0..rows).collect();
+                let (got, _) = case.run(backend, case.all_rows().select(&first).unwrap(), &shard, DType::F32);
+                assert_eq!(bits(&got), want[..rows * VOCAB], "{isa} {kind:?}, {rows} rows");
+            }
+        }
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]

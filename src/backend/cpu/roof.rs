@@ -27,6 +27,7 @@ impl CpuBackend {
         let read = |part: &[u8]| {
             let mut sums = [0u64; LINE / 8];
             let lines = part.as_chunks::<LINE>().0;
+            // Without asking ahead: on Zen 4 that cost a quarter of the speed.
             for line in lines {
                 for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
                     *sum = sum.wrapping_add(u64::from_le_bytes(*word));

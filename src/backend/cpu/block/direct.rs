@@ -7,8 +7,8 @@ use crate::merge::BLOCK;
 use bytemuck::Zeroable;
 use std::ops::Range;
 
-/// Where there is one tile, how far ahead weights are asked for: about what memory delivers in a microsecond. Within a row the
-/// hardware would do, but each row is the beginning of another stream.
+/// Where there is one tile, how many bytes ahead of each weight row are asked for: measured. Within a row the hardware would do, but each
+/// row is the beginning of another stream.
 const AHEAD_BYTES: usize = 2048;
 
 /// What a tile asks for before it is needed.
@@ -25,8 +25,8 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
         rows <= A::DIRECT_ROWS[G.ilog2() as usize] && N == Self::quads::<A>(rows)
     }
 
-    /// Quads of weights that a tile of so many rows takes: few, as their rows are so many streams and memory delivers few faster than many; more
-    /// where products would wait for each other, or hidden rows be read too often.
+    /// Quads of weights that a tile of so many rows takes. Each weight row is a stream, and memory delivers few streams faster than many;
+    /// more quads where products would wait for each other, or hidden rows would be read too often.
     const fn quads<A: Arith>(rows: usize) -> usize {
         match A::TILE.0 {
             4 if G == 1 && rows <= 4 => 1,
@@ -42,7 +42,8 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
         const {
             let most = A::DIRECT_ROWS[0];
             assert!(most <= 11 && A::DIRECT_ROWS[1] <= most && A::DIRECT_ROWS[2] <= most);
-            // Several tiles have at least half as many rows, and must take as many quads; more than one, as they share the asking for them.
+            // Several tiles have at least half as many rows, and must take as many quads; and more than one, as a tile of
+            // one quad asks for all of its weight rows alone.
             let (few, many) = (Self::quads::<A>(most.div_ceil(2)), Self::quads::<A>(most));
             assert!(A::DIRECT_TILES == 1 || (few == many && many > 1));
         }
@@ -115,7 +116,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
                 if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
                     let step = step + ahead.steps;
                     let at = if step < whole { step * S } else { 4 * N * self.hidden + (step - whole) * S };
-                    // All four rows of one quad, without counting them: a tile of one quad has the weights to itself.
+                    // One quad means one tile, which asks for all four rows: a constant range, as counting was what bounded few rows.
                     let rows = if const { N == 1 } { 0..4 } else { ahead.weight_rows.clone() };
                     for i in rows {
                         prefetch(first.wrapping_add(at + i * self.hidden));
@@ -129,14 +130,14 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
                         K::load::<A>(&weights[c][2][step]),
                         K::load::<A>(&weights[c][3][step]),
                     ]);
-                    // Of more rows, more chunks than registers hold: then each is read once for all quads. So it is with weights that
-                    // are widened, which was measured to be faster for one row and two as well.
-                    if const { G == 1 && M < 3 } {
+                    // One row on 16 registers: quad after quad. Of more rows, more chunks than registers hold: then each is read once for
+                    // both quads. So it is with weights that are widened.
+                    if const { G == 1 && M == 1 } {
                         let registers = std::array::from_mut(&mut registers[c]);
                         join::<S, G, K, A, M, 1>(x, &[steps[c]], registers);
                     }
                 });
-                if const { G > 1 || M >= 3 } {
+                if const { G > 1 || M > 1 } {
                     join::<S, G, K, A, M, N>(x, &steps, &mut registers);
                 }
             }
