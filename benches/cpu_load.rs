@@ -17,10 +17,8 @@
 //! And what quantising at load is made of, each by all threads: `clear`: memory for the copy, touched for the first time, in pages as the
 //! loader asks for them; `quantise`: widening and quantising as many rows as the head has, again and again the same row.
 //! (In a virtual machine, memory that has been free for a while is slow to clear: the host may have to find it first.)
+#![allow(unsafe_code, reason = "mapped files")]
 
-mod common;
-
-use common::{about, load, report, setting, summary};
 use cpu_time::ProcessTime;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
@@ -28,6 +26,7 @@ use lmhead::quantize::quantize_row;
 use lmhead::weights::synthetic::{self, Spec};
 use lmhead::weights::{Checkpoint, LoadOptions, Matrix};
 use lmhead::{DType, HeadConfig, HeadGroup, Quantization};
+use lmhead_testkit::report::{about, load, report, setting, summary};
 use memmap2::{Mmap, MmapMut};
 use rayon::ThreadPool;
 use rayon::prelude::*;

@@ -6,12 +6,9 @@
 //! cargo bench --bench cpu_pages -- --out benches/results/cpu/pages.json
 //! ```
 //! `LMHEAD_PAGES_MB`: bytes of the weights; `LMHEAD_PAGES_REPETITIONS` (21).
-
+#![allow(unsafe_code, reason = "what the system says of pages")]
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, unused_imports))]
 
-mod common;
-
-use common::{about, load, report, setting, summary};
 use half::bf16;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::{Backend, Job, LogitsOut};
@@ -20,6 +17,7 @@ use lmhead::rows::HiddenRows;
 use lmhead::weights::synthetic::{self, Spec};
 use lmhead::weights::{HeadShard, Matrix, Storage};
 use lmhead::{DType, Quantization};
+use lmhead_testkit::report::{about, load, report, setting, summary};
 use memmap2::{Advice, Mmap, MmapMut};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -41,7 +41,6 @@
 
 mod shard;
 
-#[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(crate) use shard::Arrays;
 pub use shard::ShardAdjustments;
 

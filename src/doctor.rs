@@ -3,7 +3,8 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::backend::cpu::{ISA_VARIABLE, Isa};
+use crate::backend::cpu::{ISA_VARIABLE, choose_isa};
+use lmhead_cpu::Isa;
 use serde::Serialize;
 
 /// How a check came out.
@@ -29,7 +30,12 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(name: &str, status: Status, message: impl Into<String>, suggestion: impl Into<String>) -> Self {
+    pub fn new(
+        name: &str,
+        status: Status,
+        message: impl Into<String>,
+        suggestion: impl Into<String>,
+    ) -> Self {
         Check { name: name.into(), status, message: message.into(), suggestion: suggestion.into() }
     }
 }
@@ -41,18 +47,13 @@ pub fn examine() -> Vec<Check> {
     checks.extend(cuda::examine());
     #[cfg(not(feature = "cuda"))]
     checks.push(not_built("cuda", "nvcc to build (scripts/cuda-toolkit) and a driver to run"));
-    checks.push(emulated_backend());
     checks.push(local_exchange());
     checks
 }
 
 /// The processor's own name for itself, as results are labelled with.
 pub fn processor_name() -> String {
-    let brand = sysinfo::System::new().ok().and_then(|mut system| {
-        system.refresh_cpu_all();
-        system.cpus().first().map(|cpu| cpu.brand().trim().to_string())
-    });
-    let brand = brand.filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into());
+    let brand = brand().filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into());
     match family_and_model() {
         Some((family, model)) => format!("{brand} (family {family}, model {model})"),
         None => brand,
@@ -68,6 +69,24 @@ fn family_and_model() -> Option<(u32, u32)> {
     // The extended parts count for these families (Intel's manual, volume 2, CPUID).
     let family_in_all = if family == 15 { family + bits(20, 8) } else { family };
     Some((family_in_all, if family == 6 || family == 15 { bits(16, 4) << 4 | model } else { model }))
+}
+
+/// Intel's manual, volume 2, CPUID: 48 bytes of text from these leaves.
+#[cfg(target_arch = "x86_64")]
+fn brand() -> Option<String> {
+    use std::arch::x86_64::__cpuid;
+    let leaves = 0x8000_0002..=0x8000_0004u32;
+    if __cpuid(0x8000_0000).eax < *leaves.end() {
+        return None;
+    }
+    let words = leaves.map(__cpuid).flat_map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]);
+    let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).take_while(|byte| *byte != 0).collect();
+    Some(String::from_utf8_lossy(&bytes).trim().to_string())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn brand() -> Option<String> {
+    None
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -120,12 +139,8 @@ fn threads() -> Check {
 
 fn memory() -> Check {
     let gb = |bytes: u64| bytes as f64 / 1e9;
-    let read = sysinfo::System::new().map(|mut system| {
-        system.refresh_memory();
-        (system.available_memory(), system.total_memory())
-    });
-    let Some((free, total)) = read.ok().filter(|(_, total)| *total > 0) else {
-        return Check::new("memory", Status::Note, "unknown", "");
+    let Some((free, total)) = free_and_total() else {
+        return Check::new("memory", Status::Note, "unknown on this system", "");
     };
     // The largest preset, deepseek-v3 in bf16, and some room.
     let needed = 129_280 * 7168 * 2 + (1 << 30);
@@ -140,9 +155,19 @@ fn memory() -> Check {
     Check::new("memory", Status::Ok, message, "")
 }
 
+/// Bytes of memory, as Linux counts them (proc(5), /proc/meminfo); nothing on other systems.
+fn free_and_total() -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let bytes = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    Some((bytes("MemAvailable:")?, bytes("MemTotal:")?))
+}
+
 fn cpu_backend() -> Check {
     let name = std::env::var_os(ISA_VARIABLE);
-    match Isa::choose(name.as_ref().map(|name| name.to_string_lossy()).as_deref()) {
+    match choose_isa(name.as_ref().map(|name| name.to_string_lossy()).as_deref()) {
         Ok(isa) => Check::new(
             "backend cpu",
             Status::Ok,
@@ -158,19 +183,7 @@ fn cpu_backend() -> Check {
     }
 }
 
-#[cfg(feature = "emulated")]
-fn emulated_backend() -> Check {
-    let message =
-        "the CUDA kernels on the processor, as compute capability 9.0; bf16, f16, w8a8, w8a16; slow";
-    Check::new("backend emulated", Status::Ok, message, "")
-}
-
-#[cfg(not(feature = "emulated"))]
-fn emulated_backend() -> Check {
-    not_built("emulated", "g++ to build")
-}
-
-#[cfg(not(all(feature = "cuda", feature = "emulated")))]
+#[cfg(not(feature = "cuda"))]
 fn not_built(name: &str, needs: &str) -> Check {
     let suggestion = format!("build with --features {name}; it needs {needs}");
     Check::new(&format!("backend {name}"), Status::Note, "not in this build", suggestion)
@@ -187,15 +200,7 @@ mod tests {
     #[test]
     fn every_part_of_this_build_is_examined_and_problems_come_with_advice() {
         let checks = examine();
-        for name in [
-            "processor",
-            "threads",
-            "memory",
-            "backend cpu",
-            "backend cuda",
-            "backend emulated",
-            "exchange local",
-        ] {
+        for name in ["processor", "threads", "memory", "backend cpu", "backend cuda", "exchange local"] {
             assert!(checks.iter().any(|c| c.name == name), "{name}");
         }
         for check in checks {

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use half::{bf16, f16};
+use lmhead_cpu::RowType;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -71,23 +72,9 @@ impl DType {
     #[inline(always)]
     pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size(), "widen: bytes and elements differ");
-        match self {
-            DType::F32 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *o = f32::from_le_bytes(*b);
-                }
-            }
-            DType::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = widen_f16(u16::from_le_bytes(*b));
-                }
-            }
-            DType::Bf16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-                }
-            }
-            DType::I8 => {
+        match self.float() {
+            Some(float) => float.widen(bytes, out),
+            None => {
                 for (o, b) in out.iter_mut().zip(bytes) {
                     *o = f32::from(*b as i8);
                 }
@@ -104,23 +91,16 @@ impl DType {
     #[inline(always)]
     pub fn round_into(self, values: &[f32], out: &mut [u8]) {
         assert_eq!(out.len(), values.len() * self.size(), "round_into: bytes and elements differ");
+        self.float().expect("round_into: int8 is quantised, not rounded to").round_into(values, out);
+    }
+
+    /// What it is to the CPU's loops; nothing for int8.
+    pub(crate) const fn float(self) -> Option<RowType> {
         match self {
-            DType::F32 => {
-                for (o, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-                    *o = v.to_le_bytes();
-                }
-            }
-            DType::F16 => {
-                for (o, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                    *o = round_f16(*v).to_le_bytes();
-                }
-            }
-            DType::Bf16 => {
-                for (o, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                    *o = round_bf16(*v).to_le_bytes();
-                }
-            }
-            DType::I8 => panic!("round_into: int8 is quantised, not rounded to"),
+            DType::F32 => Some(RowType::F32),
+            DType::F16 => Some(RowType::F16),
+            DType::Bf16 => Some(RowType::Bf16),
+            DType::I8 => None,
         }
     }
 
@@ -148,44 +128,6 @@ impl DType {
         let exponent = if value == 0.0 { min_exponent } else { libm::ilogb(value).max(min_exponent) };
         libm::ldexp(1.0, exponent - precision)
     }
-}
-
-// The conversions of slices are integer code without branches, so that the loops above vectorise for whatever
-// instruction set they are inlined into; `half`'s own look for one at every element.
-
-/// The bits of `value` as bf16, half to even.
-#[inline(always)]
-fn round_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    // Half of the last place that stays, less one where that place is even: a tie then carries to even.
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let nan = (bits >> 16) | 0x40; // quiet, or the payload could round to infinity
-    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
-}
-
-/// The bits of `value` as f16, half to even.
-#[inline(always)]
-fn round_f16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
-    // As for bf16, with the exponent moved from f32's bias of 127 to 15; from 65520 on this is infinity or above.
-    let moved = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
-    // Below 2^-14: in 0.5 + x the last place is 2^-24, f16's smallest step, so the addition rounds.
-    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
-    let rounded = if magnitude < 0x3880_0000 { small } else { moved.min(0x7c00) };
-    let nan = 0x7e00;
-    (sign | if magnitude > 0x7f80_0000 { nan } else { rounded }) as u16
-}
-
-/// The f16 with these bits, infinities and NaN included. Exact.
-#[inline(always)]
-fn widen_f16(bits: u16) -> f32 {
-    let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
-    // The places are f32's; the exponent is too small by 127 - 15 = 112, which a product with 2^112 mends exactly,
-    // subnormals included. Infinity and NaN keep their mantissa under f32's own highest exponent.
-    let finite = (f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
-    let widened = if magnitude >= 0x7c00 { (magnitude << 13) | 0x7f80_0000 } else { finite };
-    f32::from_bits(sign | widened)
 }
 
 impl fmt::Display for DType {

@@ -129,7 +129,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn unsupported(
+    /// [`Error::Unsupported`] of what can be printed.
+    pub fn unsupported(
         what: impl Into<String>,
         wanted: impl fmt::Display,
         got: impl fmt::Display,

@@ -37,7 +37,6 @@ struct Count {
 /// Adjustments of some rows as the device's kernels take them (`LogitAdjustments` of `kernels/params.h`). A kind that no row has
 /// is empty.
 #[derive(Debug, Default, Clone, PartialEq)]
-#[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(crate) struct Arrays {
     /// `[rows + 1]`, ids and values `[entries]`.
     pub addition_offsets: Vec<u32>,
@@ -229,7 +228,6 @@ impl ShardAdjustments {
     ///
     /// # Panics
     /// When the range ends beyond [`ShardAdjustments::len`], or with 2^32 entries and more.
-    #[cfg(any(feature = "cuda", feature = "emulated"))]
     pub(crate) fn arrays(&self, range: Range<usize>) -> Arrays {
         let rows = &self.rows[range];
         let mut out = Arrays::default();

@@ -2,11 +2,10 @@
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
+#[allow(unsafe_code, reason = "the driver's interface")]
 pub mod cuda;
-#[cfg(any(feature = "cuda", feature = "emulated"))]
+#[allow(unsafe_code, reason = "launches and copies that the device does later")]
 pub mod device;
-#[cfg(feature = "emulated")]
-pub mod emulated;
 pub mod params;
 pub mod tensor_map;
 

@@ -5,7 +5,9 @@ mod folder;
 mod hf_config;
 mod int8_file;
 mod load;
+#[allow(unsafe_code, reason = "mapped files")]
 mod safetensors_file;
+#[allow(unsafe_code, reason = "mapped files")]
 mod storage;
 mod stored;
 pub mod synthetic;
@@ -63,7 +65,6 @@ impl Matrix {
 /// The part of the LM head that one rank holds: vocabulary ids `vocab` of a `[vocab_size, hidden_size]` head.
 #[derive(Debug)]
 pub struct HeadShard {
-    #[cfg_attr(not(any(feature = "cuda", feature = "emulated")), expect(dead_code))]
     number: u64,
     vocab: Range<usize>,
     vocab_size: usize,
@@ -181,7 +182,6 @@ impl HeadShard {
     }
 
     /// No other shard of this process has it, nor had it: what a backend keeps of a shard is found by that.
-    #[cfg(any(feature = "cuda", feature = "emulated"))]
     pub(crate) fn number(&self) -> u64 {
         self.number
     }

@@ -1,8 +1,6 @@
 //! Whole steps of W8A8 heads: the answers have the same bits whatever instruction set a rank computes with, so that ranks of one group
 //! may differ in theirs.
 
-use crate::common::adjusting::OwnAdjustments;
-use crate::common::{Random, TestHead, each_rank, row_bits};
 use lmhead::adjust::Adjustments;
 use lmhead::backend::cpu::{CpuBackend, Isa};
 use lmhead::backend::{Backend, HeadTypes};
@@ -13,6 +11,8 @@ use lmhead::layout::HeadGroup;
 use lmhead::result::{Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
+use lmhead_testkit::adjusting::OwnAdjustments;
+use lmhead_testkit::{Random, TestHead, each_rank, row_bits};
 use proptest::prelude::*;
 use proptest::sample::select;
 use std::sync::Arc;

@@ -6,8 +6,6 @@ mod accuracy;
 mod answers;
 mod bits;
 mod cases;
-#[path = "../common/mod.rs"]
-mod common;
 mod int8;
 mod outputs;
 mod refused;

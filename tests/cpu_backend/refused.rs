@@ -1,7 +1,7 @@
 //! Shapes at the edge, what is refused, and the choice of an instruction set.
 
 use crate::cases::{BACKENDS, Case, Data, KINDS, floats, int8, plain};
-use lmhead::backend::cpu::{CpuBackend, Isa};
+use lmhead::backend::cpu::{CpuBackend, Isa, choose_isa};
 use lmhead::backend::{Backend, Job, LogitsOut};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
@@ -81,12 +81,12 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn instruction_sets_are_chosen_by_name() {
-    assert_eq!(Isa::choose(None).unwrap(), Isa::detect());
-    assert_eq!(Isa::choose(Some("portable")).unwrap(), Isa::Portable);
-    let text = Isa::choose(Some("mmx")).unwrap_err().to_string();
+    assert_eq!(choose_isa(None).unwrap(), Isa::detect());
+    assert_eq!(choose_isa(Some("portable")).unwrap(), Isa::Portable);
+    let text = choose_isa(Some("mmx")).unwrap_err().to_string();
     assert!(text.contains("LMHEAD_CPU_ISA") && text.contains("portable") && text.contains("mmx"), "{text}");
     for isa in Isa::ALL {
-        assert_eq!(Isa::choose(Some(isa.name())).is_ok(), isa.is_available());
+        assert_eq!(choose_isa(Some(isa.name())).is_ok(), isa.is_available());
         assert_eq!(CpuBackend::with_isa(isa, Some(1)).is_ok(), isa.is_available());
     }
     let text = CpuBackend::with_isa(Isa::Portable, Some(0)).unwrap_err().to_string();

@@ -1,11 +1,9 @@
 //! The CPU backend: blocked loops, compiled once per instruction set, on one thread pool.
 //!
 //! ```text
-//! hidden rows -> pack.rs   gathered by index, widened or quantised, in tiles        (once per call)
-//!             -> block.rs  packed rows x 64 vocabulary ids -> raw f32 logits         (one task per block)
-//!                block/: weights straight from memory for few rows, through panels for more
-//!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum; isa.rs, isa/: the instruction sets
-//!             -> epilogue  dequantise, bias, softcap, scale; adjustments
+//! hidden rows -> packed in tiles                                   (crates/cpu, once per call)
+//!             -> packed rows x 64 vocabulary ids -> raw f32 logits  (crates/cpu, one task per block)
+//!             -> epilogue: dequantise, bias, softcap, scale; adjustments
 //!             -> rounded into the caller's rows, or pushed to the row's partial
 //! ```
 //!
@@ -17,19 +15,10 @@
 //! for W8A8 on AVX-512 a sum (4 bytes) for each vocabulary id, kept with the shard;
 //! for partials one `RowPartial` for each row of a pass and running task. Never rows x vocabulary.
 
-mod bf16_dot;
-mod block;
-mod float;
-mod int8;
-mod int8_dot;
-mod isa;
-mod lanes;
-mod pack;
-mod roof;
 mod sampling;
 mod tally;
 
-pub use isa::{ISA_VARIABLE, Isa};
+pub use lmhead_cpu::Isa;
 
 use crate::adjust::ShardAdjustments;
 use crate::backend::{
@@ -43,26 +32,40 @@ use crate::error::{Error, Result};
 use crate::merge::{BLOCK, PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
 use crate::weights::{HeadShard, Matrix};
-use bf16_dot::{Bf16, Bf16Int8};
-use block::{Matmul, Scratch};
-use float::{Float, FloatInt8};
-use half::{bf16, f16};
-use int8::Int8;
-use int8_dot::{Int8Dot, Offset, RowSums};
-use isa::{Arith, Work};
-use lanes::{BYTE, HALF, Kind, WIDE};
-use pack::Packed;
+use lmhead_cpu::{Arith, Format, PackedRows, Scratch, Weights, Work, roof};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Part of the fingerprint: raised whenever a row's bits change.
 const VERSION: u32 = 2;
 
 /// Most threads of a pool: more than any machine has CPUs, few enough to be started.
 const MAX_THREADS: usize = 1024;
+
+/// The environment variable that names the instruction set; read once, when a backend is made.
+pub const ISA_VARIABLE: &str = "LMHEAD_CPU_ISA";
+
+/// The instruction set that `name` (the value of [`ISA_VARIABLE`]) asks for; the best of this machine where it is `None`.
+///
+/// # Errors
+/// `Config` when the name is none of ours, or names a set that this machine lacks.
+pub fn choose_isa(name: Option<&str>) -> Result<Isa> {
+    let Some(name) = name else { return Ok(Isa::detect()) };
+    let refused = |fix: &str| {
+        let here: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+        let fix = format!("{fix}: unset {ISA_VARIABLE} to take the best of this machine");
+        Err(Error::config(ISA_VARIABLE, here.join(" or "), format!("`{name}`"), fix))
+    };
+    match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
+        None => refused("no such instruction set"),
+        Some(isa) if !isa.is_available() => refused("this machine does not have it"),
+        Some(isa) => Ok(isa),
+    }
+}
 
 /// The CPU as a [`Backend`]. It has a thread pool of its own, which all ranks of a process share: put it in an
 /// `Arc`. Calls may come from any number of threads at once.
@@ -82,7 +85,7 @@ impl CpuBackend {
     pub fn new(threads: Option<usize>) -> Result<CpuBackend> {
         let name = std::env::var_os(ISA_VARIABLE);
         let name = name.as_ref().map(|name| name.to_string_lossy());
-        Self::with_isa(Isa::choose(name.as_deref())?, threads)
+        Self::with_isa(choose_isa(name.as_deref())?, threads)
     }
 
     /// The same with a given instruction set; the environment is not looked at.
@@ -90,7 +93,7 @@ impl CpuBackend {
     /// # Errors
     /// As [`CpuBackend::new`].
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Result<CpuBackend> {
-        let isa = Isa::choose(Some(isa.name()))?;
+        let isa = choose_isa(Some(isa.name()))?;
         if let Some(threads) = threads
             && !(1..=MAX_THREADS).contains(&threads)
         {
@@ -122,7 +125,6 @@ impl CpuBackend {
     }
 
     /// Partials of logits that are held.
-    #[cfg(any(feature = "cuda", feature = "emulated"))]
     pub(crate) fn partials_of(&self, held: &HeldLogits<'_>, spec: PartialSpec, out: &mut [RowPartial]) {
         tally::partials(&self.pool, held, spec, out);
     }
@@ -130,6 +132,27 @@ impl CpuBackend {
     /// Threads of the pool.
     pub fn threads(&self) -> usize {
         self.pool.current_num_threads()
+    }
+
+    /// Reads `bytes` once, on all threads of the pool: [`roof::read_stream`].
+    pub fn read_stream(&self, bytes: &[u8]) -> u64 {
+        self.pool.install(|| roof::read_stream(bytes))
+    }
+
+    /// Operations per second of the instruction that multiplies heads of these types, on all threads of the pool:
+    /// [`roof::arithmetic_rate`].
+    pub fn arithmetic_rate(&self, types: HeadTypes, time: Duration) -> Option<f64> {
+        let (format, rows) = (format(types.quantization), types.hidden.float()?);
+        self.pool.install(|| roof::arithmetic_rate(self.isa, format, rows, time))
+    }
+}
+
+/// What the inner loops call it.
+fn format(quantization: Quantization) -> Format {
+    match quantization {
+        Quantization::None => Format::Float,
+        Quantization::W8a8 => Format::W8a8,
+        Quantization::W8a16 => Format::W8a16,
     }
 }
 
@@ -140,11 +163,12 @@ impl Backend for CpuBackend {
 
     /// `cpu/FAMILY/VERSION DTYPE`. Instruction sets of a family ([`Isa::family`]) give the same bits.
     fn fingerprint(&self, types: HeadTypes) -> String {
-        format!("cpu/{}/{VERSION} {}", self.isa.family(types), types.weights)
+        let family = self.isa.family(format(types.quantization), types.hidden.float());
+        format!("cpu/{family}/{VERSION} {}", types.weights)
     }
 
     fn flushes_subnormals(&self, types: HeadTypes) -> bool {
-        self.isa.takes_bf16(types)
+        self.isa.multiplies_bf16(format(types.quantization), types.hidden.float())
     }
 
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
@@ -294,16 +318,6 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Packed rows of either kind.
-enum PackedRows {
-    Float(Packed),
-    Bf16(Packed),
-    /// With the scale of each row.
-    Int8(Packed, Vec<f32>),
-    /// With the scale of each row; offset.
-    Int8Dot(Packed, Vec<f32>),
-}
-
 /// One pass over the shard: some rows, packed, and all that a task must know to compute a block of their logits.
 struct Pass<'a> {
     isa: Isa,
@@ -321,11 +335,11 @@ impl<'a> Pass<'a> {
     /// The passes of a job, on a thread of the pool; each is packed, by the pool's threads, when its turn comes.
     fn all(isa: Isa, job: &Job<'a>) -> impl Iterator<Item = Pass<'a>> {
         let Job { rows, shard, epilogue, adjustments } = *job;
-        let step = pack::pass_rows(rows.hidden());
+        let step = lmhead_cpu::pass_rows(rows.hidden());
         let weight_sums = weight_sums(isa, shard);
         (0..rows.len()).step_by(step).map(move |first| {
             let range = first..rows.len().min(first + step);
-            let packed = pack_rows(isa, &rows, shard, range.clone());
+            let packed = pack(isa, &rows, shard, range.clone());
             Pass { isa, shard, epilogue, adjustments, weight_sums, rows: range, packed }
         })
     }
@@ -338,103 +352,37 @@ impl<'a> Pass<'a> {
             logits.resize(self.rows.len() * BLOCK, 0.0);
             let start = self.shard.vocab().start;
             let own = ids.start - start..ids.end - start;
-            let mut scales = &[][..];
-            match (&self.packed, self.shard.matrix()) {
-                (PackedRows::Float(x), Matrix::F32(w)) => {
-                    self.matmul::<WIDE, 1, Float<f32>>(x, w, &own, logits, scratch);
-                }
-                (PackedRows::Float(x), Matrix::F16(w)) => {
-                    self.matmul::<WIDE, 1, Float<f16>>(x, w, &own, logits, scratch);
-                }
-                (PackedRows::Float(x), Matrix::Bf16(w)) => {
-                    self.matmul::<WIDE, 1, Float<bf16>>(x, w, &own, logits, scratch);
-                }
-                (PackedRows::Bf16(x), Matrix::Bf16(w)) => {
-                    self.matmul::<HALF, 1, Bf16>(x, w, &own, logits, scratch);
-                }
-                (PackedRows::Bf16(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<BYTE, 2, Bf16Int8>(x, values, &own, logits, scratch);
-                    scales = &s[own.clone()];
-                }
-                (PackedRows::Bf16(_), _) => unreachable!("only bf16 and int8 weights take rows in bf16"),
-                (PackedRows::Float(x), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<BYTE, 4, FloatInt8>(x, values, &own, logits, scratch);
-                    scales = &s[own.clone()];
-                }
-                (PackedRows::Int8(x, _), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<BYTE, 2, Int8>(x, values, &own, logits, scratch);
-                    scales = &s[own.clone()];
-                }
-                (PackedRows::Int8Dot(x, _), Matrix::I8 { values, scales: s }) => {
-                    self.matmul::<BYTE, 1, Int8Dot>(x, values, &own, logits, scratch);
-                    self.isa.run(Offset { logits, weights: &self.weight_sums[own.clone()] });
-                    scales = &s[own.clone()];
-                }
-                (PackedRows::Int8(..) | PackedRows::Int8Dot(..), _) => {
-                    unreachable!("only int8 weights quantise their rows")
-                }
-            }
-            let row_scales = match &self.packed {
-                PackedRows::Int8(_, scales) | PackedRows::Int8Dot(_, scales) => &scales[..],
-                PackedRows::Float(_) | PackedRows::Bf16(_) => &[],
+            let from = own.start * self.shard.hidden_size();
+            let (weights, scales) = match self.shard.matrix() {
+                Matrix::F32(w) => (Weights::F32(&w[from..]), None),
+                Matrix::F16(w) => (Weights::F16(&w[from..]), None),
+                Matrix::Bf16(w) => (Weights::Bf16(&w[from..]), None),
+                Matrix::I8 { values, scales } => (Weights::I8(&values[from..]), Some(scales)),
             };
+            let sums = self.weight_sums.get(own.clone()).unwrap_or_default();
+            self.packed.multiply(self.isa, weights, own.len(), sums, logits, scratch);
+            let row_scales = self.packed.scales();
+            let scales = scales.map_or(&[][..], |scales| &scales[own.clone()]);
             let bias = self.shard.bias().map(|bias| &bias[own]);
             let epilogue = self.epilogue;
             let adjust = self.adjustments.map(|a| (a, self.rows.start, ids.start));
             self.isa.run(Finish { logits, ids: ids.len(), row_scales, scales, bias, epilogue, adjust, take });
         });
     }
-
-    fn matmul<const S: usize, const G: usize, K: Kind<S, G>>(
-        &self,
-        rows: &Packed,
-        weights: &[K::Weight],
-        own: &Range<usize>,
-        logits: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        let hidden = self.shard.hidden_size();
-        let weights = &weights[own.start * hidden..];
-        self.isa.run(Matmul::<S, G, K> { rows, weights, hidden, ids: own.len(), logits, scratch });
-    }
 }
 
-/// The sums of the shard's weights, where its rows are packed with an offset.
+/// The sums of the shard's weights, where rows are packed with an offset.
 fn weight_sums(isa: Isa, shard: &HeadShard) -> &[i32] {
-    let hidden = shard.hidden_size();
-    if shard.quantization() != Quantization::W8a8 || !isa.takes_int8() {
+    if shard.quantization() != Quantization::W8a8 || !isa.multiplies_bytes() {
         return &[];
     }
-    shard.row_sums(|weights| {
-        let mut sums = vec![0; shard.vocab().len()];
-        if hidden == 0 {
-            return sums;
-        }
-        let blocks = weights.par_chunks(BLOCK * hidden).zip(sums.par_chunks_mut(BLOCK));
-        blocks.for_each(|(weights, sums)| isa.run(RowSums { weights, hidden, sums }));
-        sums
-    })
+    shard.row_sums(|weights| lmhead_cpu::weight_sums(isa, weights, shard.hidden_size()))
 }
 
-fn pack_rows(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
-    // What a kind of inner loop reads of a weight row at a time.
-    let step = |wide| if shard.matrix().dtype() == DType::I8 { BYTE } else { wide };
-    match shard.quantization() {
-        _ if isa.takes_bf16(HeadTypes::of(shard, rows.dtype())) => {
-            PackedRows::Bf16(pack::bf16(isa, rows, range, step(HALF)))
-        }
-        Quantization::W8a8 if isa.takes_int8() => {
-            let (packed, scales) = pack::quantized_bytes(isa, rows, range);
-            PackedRows::Int8Dot(packed, scales)
-        }
-        Quantization::W8a8 => {
-            let (packed, scales) = pack::quantized(isa, rows, range);
-            PackedRows::Int8(packed, scales)
-        }
-        Quantization::None | Quantization::W8a16 => {
-            PackedRows::Float(pack::float(isa, rows, range, step(WIDE)))
-        }
-    }
+fn pack(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
+    let dtype = rows.dtype().float().expect("Backend::check has refused int8 hidden states");
+    let rows = lmhead_cpu::Rows { dtype, hidden: rows.hidden(), row: &|i| rows.row(i) };
+    PackedRows::new(isa, &rows, format(shard.quantization()), range)
 }
 
 thread_local! {

@@ -1,6 +1,5 @@
 //! The passes of [sampling](crate::sampling) over logits that are held in memory: one task per row.
 
-use super::isa::{Arith, Isa, Work};
 use crate::backend::{HeldLogits, HistogramQuery, SamplingPass, Wanted};
 use crate::error::Result;
 use crate::merge::{BLOCK, Candidate, block_max};
@@ -8,6 +7,7 @@ use crate::sampling::SamplingParams;
 use crate::sampling::cut::{BINS, Kept, Sum, order_key};
 use crate::sampling::philox::{LARGEST_NOISE, Words, gumbel};
 use crate::sampling::score::{Drawn, scaled};
+use lmhead_cpu::{Arith, Isa, Work};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 

@@ -1,10 +1,8 @@
 //! Partials and counts of logits that are held in memory: one task per row, blocks ascending.
 
-#[cfg(any(feature = "cuda", feature = "emulated"))]
 use crate::backend::HeldLogits;
 use crate::backend::Tally;
 use crate::error::{Error, Result};
-#[cfg(any(feature = "cuda", feature = "emulated"))]
 use crate::merge::PartialSpec;
 use crate::merge::{BLOCK, Candidate, RowPartial};
 use rayon::prelude::*;
@@ -40,7 +38,6 @@ pub(super) fn tally(pool: &rayon::ThreadPool, tally: Tally<'_>) -> Result<()> {
 }
 
 /// Partials alone.
-#[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(super) fn partials(
     pool: &rayon::ThreadPool,
     held: &HeldLogits<'_>,

@@ -1,0 +1,419 @@
+//! `lmhead bench`: how long the stages of a head take on this machine, type by type over row counts, beside what the machine's memory and
+//! arithmetic could do in the same run.
+
+mod on_demand;
+mod report;
+mod subject;
+
+use crate::args::{RequestWords, at_least_one, refused, row_counts};
+use crate::output::OutFile;
+use crate::report::{command, machine};
+use crate::{Failure, print};
+use clap::{Args, ValueEnum};
+use lmhead::backend::Backend;
+use lmhead::backend::HeadTypes;
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::config::Quantization;
+use lmhead::dtype::DType;
+use lmhead::error::{Error, Result};
+use lmhead::result::Request;
+use lmhead::weights::synthetic;
+use report::{HeadReport, Report, RowsReport, StageReport, Timing};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use subject::Subject;
+
+#[derive(Args)]
+#[command(allow_hyphen_values = true)]
+pub struct BenchArgs {
+    /// Head: a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)")]
+    preset: Option<String>,
+    /// Head: ids of the vocabulary, with --hidden-size
+    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
+    vocab_size: Option<String>,
+    /// Columns of the head, with --vocab-size
+    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
+    hidden_size: Option<String>,
+
+    /// bf16 | f16 | f32 | w8a8 | w8a16: types to time, one after the other; int8 heads take bf16 rows
+    #[arg(long, value_name = "TYPE,TYPE,...", default_value = "bf16,w8a8,w8a16")]
+    dtypes: String,
+    /// Row counts to time
+    #[arg(long, value_name = "M,M,...", default_value = "1,4,8,16,28,64,256")]
+    rows: String,
+    /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32 logits), epilogue (dequantised
+    /// and written; on a head of one column), softcap (that with a softcap), or a whole step of one rank: logits, argmax, topk:K,
+    /// logprobs[:N], sample
+    #[arg(long, value_name = "STAGE,...", default_value = "rows,matmul,epilogue,logits,argmax,topk:8")]
+    stages: String,
+    /// Repetitions: in each, the read stream and then every stage is timed once
+    #[arg(long, value_name = "N", default_value = "7")]
+    reps: String,
+    /// Where the arithmetic runs
+    #[arg(long, default_value = "cpu")]
+    backend: BackendName,
+    /// Threads of the CPU backend [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// Seed of the made-up weights and rows
+    #[arg(long, value_name = "N", default_value = "0")]
+    seed: String,
+
+    /// Write one JSON object to FILE beside the tables, or with - print it in their place
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Time nothing by itself, but each line `TYPE read`, `TYPE arithmetic` or `TYPE STAGE M` of standard input once, and answer it with
+    /// a line of JSON: for a program that compares by turns. All types are held at once
+    #[arg(long)]
+    on_demand: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BackendName {
+    Cpu,
+}
+
+/// A backend, and the roofs of its device.
+struct Device {
+    backend: Arc<dyn Backend>,
+    roofs: Box<dyn Roofs>,
+    /// As reports name it.
+    name: String,
+    threads: usize,
+}
+
+/// What a device could do at best, measured when asked.
+trait Roofs {
+    /// Reads `weights` once, and does nothing else with them.
+    fn read(&self, weights: &[u8]);
+    /// Operations per second on heads of this type, a multiplication and an addition being two, where that is known.
+    fn arithmetic(&self, types: HeadTypes) -> Option<f64>;
+}
+
+/// How long arithmetic is measured at a time.
+const ARITHMETIC_TIME: Duration = Duration::from_millis(10);
+
+impl Roofs for Arc<CpuBackend> {
+    fn read(&self, weights: &[u8]) {
+        std::hint::black_box(self.read_stream(weights));
+    }
+
+    fn arithmetic(&self, types: HeadTypes) -> Option<f64> {
+        self.arithmetic_rate(types, ARITHMETIC_TIME)
+    }
+}
+
+impl BackendName {
+    fn open(self, threads: Option<usize>) -> Result<Device> {
+        match self {
+            BackendName::Cpu => {
+                let cpu = Arc::new(CpuBackend::new(threads)?);
+                let (name, threads) = (format!("{} {}", cpu.name(), cpu.isa()), cpu.threads());
+                Ok(Device { backend: cpu.clone(), roofs: Box::new(cpu), name, threads })
+            }
+        }
+    }
+}
+
+/// The head that is timed, and what of it.
+struct Plan {
+    /// The head's name, and its sizes.
+    head: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    softcap: Option<f32>,
+    seed: u64,
+    types: Vec<HeadType>,
+    rows: Vec<usize>,
+    stages: Vec<Stage>,
+    reps: usize,
+}
+
+/// A type of weights, and how they are multiplied.
+#[derive(Clone, Copy, PartialEq)]
+enum HeadType {
+    Float(DType),
+    Int8(Quantization),
+}
+
+impl HeadType {
+    fn parse(text: &str) -> Result<Self> {
+        match text {
+            "w8a8" => Ok(HeadType::Int8(Quantization::W8a8)),
+            "w8a16" => Ok(HeadType::Int8(Quantization::W8a16)),
+            _ => {
+                text.parse().ok().filter(|dtype| *dtype != DType::I8).map(HeadType::Float).ok_or_else(|| {
+                    let fix = "use one of those, or several with commas between them";
+                    refused("--dtypes", "bf16, f16, f32, w8a8 or w8a16", text, fix)
+                })
+            }
+        }
+    }
+
+    /// Type of the rows, and of the weights before they are quantised: int8 heads are made from bf16 and take its rows.
+    fn parts(self) -> (DType, Quantization) {
+        match self {
+            HeadType::Float(dtype) => (dtype, Quantization::None),
+            HeadType::Int8(how) => (DType::Bf16, how),
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            HeadType::Float(dtype) => dtype.to_string(),
+            HeadType::Int8(how) => how.to_string(),
+        }
+    }
+}
+
+/// What is timed at a time.
+#[derive(Clone, Copy, PartialEq)]
+enum Stage {
+    /// Hidden rows -> packed or quantised rows.
+    Rows,
+    /// Hidden rows -> f32 logits, by the backend alone.
+    Matmul,
+    /// Sums -> f32 logits where the caller wants them.
+    Epilogue,
+    /// The same with a softcap.
+    Softcap,
+    /// A whole step of one rank.
+    Request(Request),
+}
+
+impl Stage {
+    fn parse(text: &str) -> Result<Self> {
+        Ok(match text {
+            "rows" => Stage::Rows,
+            "matmul" => Stage::Matmul,
+            "epilogue" => Stage::Epilogue,
+            "softcap" => Stage::Softcap,
+            request => Stage::Request(
+                RequestWords { request, logits_dtype: None, processed: false }.parse().map_err(|error| {
+                    match error {
+                        // The words of `lmhead run`'s option, where the rest of them is the same.
+                        Error::Config { key, wanted, got, fix } if key == "--request" => Error::Config {
+                            key: "--stages".into(),
+                            wanted: format!("rows, matmul, epilogue, softcap, {wanted}"),
+                            got,
+                            fix,
+                        },
+                        Error::Config { key, wanted, got, fix } => {
+                            Error::Config { key: key.replace("--request", "--stages"), wanted, got, fix }
+                        }
+                        other => other,
+                    }
+                })?,
+            ),
+        })
+    }
+
+    fn name(self) -> String {
+        match self {
+            Stage::Rows => "rows".into(),
+            Stage::Matmul => "matmul".into(),
+            Stage::Epilogue => "epilogue".into(),
+            Stage::Softcap => "softcap".into(),
+            Stage::Request(Request::Logits { .. }) => "logits".into(),
+            Stage::Request(request) => request.to_string(),
+        }
+    }
+
+    /// Whether all weights are streamed, so that the roofs say something of its time.
+    fn streams(self) -> bool {
+        matches!(self, Stage::Matmul | Stage::Request(_))
+    }
+}
+
+/// Every repetition is kept until the end.
+const MAX_REPS: usize = 100_000;
+/// Far beyond what is of use; the logits of so many rows are the limit that is met before.
+const MAX_ROWS: usize = 1 << 20;
+
+pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
+    let plan = args.plan()?;
+    let threads = args.threads.as_deref().map(|text| at_least_one("--threads", text)).transpose()?;
+    let out = match args.json.as_deref() {
+        Some(path) if path != Path::new("-") => Some(OutFile::check(path, &[], "--json")?),
+        _ => None,
+    };
+    if let (true, Some(path)) = (args.on_demand, &args.json) {
+        let fix = "every answer is JSON on standard output";
+        return Err(refused("--json", "it or --on-demand", &path.display().to_string(), fix).into());
+    }
+    for &kind in &plan.types {
+        subject::config(&plan, kind)?;
+    }
+    let device = args.backend.open(threads)?;
+    if args.on_demand {
+        return on_demand::serve(&plan, &device);
+    }
+    let mut heads = Vec::new();
+    for &kind in &plan.types {
+        // One head at a time is in memory.
+        let mut subject = Subject::new(&plan, &device, kind)?;
+        heads.push(time_head(&plan, &mut subject)?);
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        command: command(),
+        machine: machine(),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        backend: device.name.clone(),
+        threads: device.threads,
+        head: plan.head.clone(),
+        vocab_size: plan.vocab_size,
+        hidden_size: plan.hidden_size,
+        seed: plan.seed,
+        reps: plan.reps,
+        heads,
+    };
+    let json = || serde_json::to_string_pretty(&report).expect("a report is JSON");
+    if let Some(out) = out {
+        out.write_bytes((json() + "\n").as_bytes())?;
+    } else if args.json.is_some() {
+        print(&json())?;
+        return Ok(true);
+    }
+    print(&report.text(args.json.as_deref()))?;
+    Ok(true)
+}
+
+/// Every row count and stage of one head.
+fn time_head(plan: &Plan, subject: &mut Subject<'_>) -> Result<HeadReport> {
+    let mut rows_reports = Vec::new();
+    for &rows in &plan.rows {
+        // Once without looking: buffers come, pages and clocks wake.
+        for &stage in &plan.stages {
+            subject.time(stage, rows)?;
+        }
+        let (mut reads, mut rates) = (Vec::new(), Vec::new());
+        let mut samples = vec![Vec::new(); plan.stages.len()];
+        for _ in 0..plan.reps {
+            reads.push(subject.time_read());
+            rates.extend(subject.arithmetic_rate());
+            for (samples, &stage) in samples.iter_mut().zip(&plan.stages) {
+                samples.push(subject.time(stage, rows)?);
+            }
+        }
+        let read = Timing::of(reads.iter().map(|time| micros(*time)));
+        let rate = (!rates.is_empty()).then(|| Timing::of(rates.iter().map(|rate| rate / 1e9)).median);
+        let operations = 2.0 * rows as f64 * plan.vocab_size as f64 * plan.hidden_size as f64;
+        let stages = plan.stages.iter().zip(samples).map(|(stage, samples)| {
+            let time = Timing::of(samples.iter().map(|sample| micros(sample.time)));
+            let parts = samples[0].parts.map(|_| {
+                let median = |of: fn(&subject::Parts) -> Duration| {
+                    Timing::of(samples.iter().filter_map(|s| s.parts.as_ref()).map(|p| micros(of(p)))).median
+                };
+                report::PartsReport {
+                    contract_us: median(|p| p.contract),
+                    gather_us: median(|p| p.gather),
+                    matmul_us: median(|p| p.matmul),
+                    after_us: median(|p| p.after),
+                }
+            });
+            let streams = stage.streams();
+            StageReport {
+                stage: stage.name(),
+                of_read: streams.then(|| read.median / time.median),
+                of_arithmetic: rate.filter(|_| streams).map(|rate| operations / (time.median * 1e3) / rate),
+                time,
+                parts,
+            }
+        });
+        rows_reports.push(RowsReport {
+            rows,
+            read,
+            read_gb_per_s: subject.weight_bytes() as f64 / (read.median * 1e3),
+            arithmetic_gop_per_s: rate,
+            stages: stages.collect(),
+        });
+    }
+    Ok(HeadReport {
+        dtype: subject.name(),
+        hidden_dtype: subject.hidden_dtype().to_string(),
+        weight_bytes: subject.weight_bytes(),
+        rows: rows_reports,
+    })
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// What a program that asks line by line learns first.
+#[derive(Serialize)]
+struct Ready {
+    version: &'static str,
+    command: String,
+    machine: String,
+    cpus: usize,
+    backend: String,
+    threads: usize,
+    head: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    /// Bytes of weights of each type, in the order of --dtypes.
+    weight_bytes: Vec<usize>,
+}
+
+impl BenchArgs {
+    fn plan(&self) -> Result<Plan> {
+        let size = |option: &str, text: &Option<String>| {
+            text.as_deref().map(|text| at_least_one(option, text)).transpose()
+        };
+        let sizes = (size("--vocab-size", &self.vocab_size)?, size("--hidden-size", &self.hidden_size)?);
+        let wrong = |key: &str, wanted: &str, got: &str, fix: &str| Error::Config {
+            key: key.into(),
+            wanted: wanted.into(),
+            got: got.into(),
+            fix: fix.into(),
+        };
+        let (head, vocab_size, hidden_size, softcap) = match (&self.preset, sizes) {
+            (Some(name), (None, None)) => {
+                let preset = synthetic::preset(name)?;
+                let softcap = preset.model.final_logit_softcapping;
+                (format!("preset {name}"), preset.vocab_size, preset.hidden_size, softcap)
+            }
+            (None, (Some(vocab), Some(hidden))) => ("given sizes".into(), vocab, hidden, None),
+            (None, (None, None)) => {
+                let fix = "try --preset tiny, or --vocab-size and --hidden-size";
+                return Err(wrong("--preset, --vocab-size", "one of them", "none", fix));
+            }
+            (None, _) => {
+                let fix = "give the head's other size";
+                return Err(wrong("--vocab-size, --hidden-size", "both", "one of them", fix));
+            }
+            (Some(_), _) => {
+                let fix = "leave out --preset, or --vocab-size and --hidden-size";
+                return Err(wrong("--preset, --vocab-size", "one of them", "several", fix));
+            }
+        };
+        let types: Vec<HeadType> =
+            self.dtypes.split(',').map(|text| HeadType::parse(text.trim())).collect::<Result<_>>()?;
+        let rows = row_counts(&self.rows)?;
+        if let Some(bad) = rows.iter().find(|rows| !(1..=MAX_ROWS).contains(*rows)) {
+            let wanted = format!("row counts from 1 to {MAX_ROWS}");
+            return Err(refused("--rows", &wanted, &bad.to_string(), "write it as in --rows 1,28,256"));
+        }
+        let stages: Vec<Stage> =
+            self.stages.split(',').map(|text| Stage::parse(text.trim())).collect::<Result<_>>()?;
+        for stage in &stages {
+            if let Stage::Request(request) = stage {
+                request.check(vocab_size)?;
+            }
+        }
+        let reps = at_least_one("--reps", &self.reps)?;
+        if reps > MAX_REPS {
+            let wanted = format!("1 to {MAX_REPS}");
+            return Err(refused("--reps", &wanted, &self.reps, "7 is the default"));
+        }
+        let wanted = "a whole number from 0 to 18446744073709551615";
+        let seed =
+            self.seed.parse().map_err(|_| refused("--seed", wanted, &self.seed, "0 is the default"))?;
+        Ok(Plan { head, vocab_size, hidden_size, softcap, seed, types, rows, stages, reps })
+    }
+}

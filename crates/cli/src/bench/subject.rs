@@ -1,0 +1,228 @@
+//! One head that is timed: its weights, made-up rows, and the calls whose time is taken.
+
+use super::{Device, HeadType, Plan, Stage};
+use crate::input::progress_bar;
+use lmhead::backend::HeadTypes;
+use lmhead::backend::{Job, LogitsOut};
+use lmhead::config::HeadConfig;
+use lmhead::dtype::DType;
+use lmhead::epilogue::Epilogue;
+use lmhead::error::{Error, Result};
+use lmhead::exchange::local;
+use lmhead::head::LmHead;
+use lmhead::layout::HeadGroup;
+use lmhead::result::{Request, RowInputs};
+use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
+use lmhead::weights::synthetic::{self, Spec};
+use lmhead::weights::{HeadShard, Matrix};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The softcap of the stage of that name: Gemma 2's.
+const SOFTCAP: f32 = 30.0;
+
+pub struct Subject<'a> {
+    device: &'a Device,
+    kind: HeadType,
+    /// The whole head, on one rank.
+    head: LmHead,
+    shard: Arc<HeadShard>,
+    /// One id: its matmul is small beside the packing of its rows.
+    one_id: HeadShard,
+    /// One column: its sums are there at once, and what is left is the epilogue.
+    one_column: HeadShard,
+    hidden_dtype: DType,
+    /// `[most rows, hidden]`, and a column of their own for `one_column`.
+    hidden: Vec<u8>,
+    column: Vec<u8>,
+    most_rows: usize,
+    /// `[most rows, vocab]` f32, where a stage writes logits.
+    logits: Vec<u8>,
+}
+
+/// How long something took, and the parts that a step tells of.
+#[derive(Clone, Copy)]
+pub struct Sample {
+    pub time: Duration,
+    pub parts: Option<Parts>,
+}
+
+/// Parts of a step.
+#[derive(Clone, Copy)]
+pub struct Parts {
+    pub contract: Duration,
+    pub gather: Duration,
+    pub matmul: Duration,
+    /// What comes after the matmul: merging candidates, sampling, putting columns in order.
+    pub after: Duration,
+}
+
+impl<'a> Subject<'a> {
+    pub fn new(plan: &Plan, device: &'a Device, kind: HeadType) -> Result<Self> {
+        let (dtype, quantization) = kind.parts();
+        let config = config(plan, kind)?;
+        let make = |vocab_size, hidden_size, progress: Option<lmhead::weights::Progress<'_>>| {
+            let spec = Spec { vocab_size, hidden_size, dtype };
+            synthetic::shard(&spec, plan.seed, 0..vocab_size, quantization, progress)
+        };
+        let most_rows = plan.rows.iter().copied().max().unwrap_or(1);
+        let hidden = room(most_rows, plan.hidden_size * dtype.size())?;
+        let writes =
+            plan.stages.iter().any(|s| matches!(s, Stage::Matmul | Stage::Epilogue | Stage::Softcap));
+        let logits = room(if writes { most_rows } else { 1 }, plan.vocab_size * 4)?;
+        let bar = progress_bar(&format!("making the {} head", kind.name()));
+        let progress = |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        let shard = Arc::new(make(plan.vocab_size, plan.hidden_size, Some(&progress))?);
+        bar.finish_and_clear();
+
+        let exchange = local::group(1).pop().expect("a group of one has a member");
+        let head = LmHead::new(
+            &config,
+            HeadGroup::data_parallel(1, 0)?,
+            Arc::clone(&shard),
+            Arc::new(exchange),
+            Arc::clone(&device.backend),
+        )?;
+        let rows = 0..most_rows as u64;
+        let row = |hidden, row| synthetic::hidden_row(plan.seed, row, hidden, dtype);
+        let mut subject = Subject {
+            device,
+            kind,
+            head,
+            one_id: make(1, plan.hidden_size, None)?,
+            one_column: make(plan.vocab_size, 1, None)?,
+            shard,
+            hidden_dtype: dtype,
+            hidden,
+            column: rows.clone().flat_map(|i| row(1, i)).collect(),
+            most_rows,
+            logits,
+        };
+        for (to, i) in subject.hidden.chunks_exact_mut(plan.hidden_size * dtype.size()).zip(rows) {
+            to.copy_from_slice(&row(plan.hidden_size, i));
+        }
+        Ok(subject)
+    }
+
+    pub fn name(&self) -> String {
+        self.kind.name()
+    }
+
+    pub fn hidden_dtype(&self) -> DType {
+        self.hidden_dtype
+    }
+
+    /// Bytes of the matrix, which every matmul reads.
+    pub fn weight_bytes(&self) -> usize {
+        weight_bytes(&self.shard).len()
+    }
+
+    pub fn most_rows(&self) -> usize {
+        self.most_rows
+    }
+
+    /// Operations per second of the device's arithmetic on heads of this type.
+    pub fn arithmetic_rate(&self) -> Option<f64> {
+        self.device.roofs.arithmetic(HeadTypes::of(&self.shard, self.hidden_dtype))
+    }
+
+    /// Reads the weights once.
+    pub fn time_read(&self) -> Duration {
+        let began = Instant::now();
+        self.device.roofs.read(weight_bytes(&self.shard));
+        began.elapsed()
+    }
+
+    /// Does `stage` of the first `rows` rows once.
+    pub fn time(&mut self, stage: Stage, rows: usize) -> Result<Sample> {
+        if let Stage::Request(request) = stage {
+            return self.time_step(&request, rows);
+        }
+        let whole = Epilogue { softcap: self.head.config().final_logit_softcapping, scale: 1.0 };
+        let capped = Epilogue { softcap: Some(SOFTCAP), scale: 1.0 };
+        let (shard, hidden, epilogue) = match stage {
+            Stage::Rows => (&self.one_id, &self.hidden, Epilogue::default()),
+            Stage::Epilogue => (&self.one_column, &self.column, Epilogue::default()),
+            Stage::Softcap => (&self.one_column, &self.column, capped),
+            _ => (&*self.shard, &self.hidden, whole),
+        };
+        let columns = shard.hidden_size();
+        let bytes = &hidden[..rows * columns * self.hidden_dtype.size()];
+        let hidden = HiddenRows::new(bytes, self.hidden_dtype, rows, columns)?;
+        let job = Job { rows: hidden, shard, epilogue, adjustments: None };
+        let stride = shard.vocab().len() * DType::F32.size();
+        let mut nonfinite = vec![false; rows];
+        let began = Instant::now();
+        let out = LogitsOut {
+            bytes: &mut self.logits[..rows * stride],
+            stride,
+            dtype: DType::F32,
+            nonfinite: &mut nonfinite,
+            any_allowed: None,
+        };
+        self.device.backend.logits(&job, out)?;
+        Ok(Sample { time: began.elapsed(), parts: None })
+    }
+
+    /// One step of one rank: everything that an engine would wait for.
+    fn time_step(&mut self, request: &Request, rows: usize) -> Result<Sample> {
+        let columns = self.head.config().hidden_size;
+        let bytes = &self.hidden[..rows * columns * self.hidden_dtype.size()];
+        let hidden = HiddenRows::new(bytes, self.hidden_dtype, rows, columns)?;
+        let targets: Vec<i64> = vec![0; rows];
+        let sampling: Vec<SamplingParams> = (0..rows as u64)
+            .map(|position| SamplingParams { position, ..SamplingParams::default() })
+            .collect();
+        let inputs = RowInputs {
+            targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
+            sampling: (*request == Request::Sample).then_some(&sampling[..]),
+            adjustments: None,
+        };
+        let began = Instant::now();
+        let answer = self.head.step(RowCounts::exact(&[rows]), request)?.run_with(hidden, &inputs)?;
+        let time = began.elapsed();
+        let stats = answer.stats;
+        let (contract, gather, matmul, after) = (stats.contract, stats.gather, stats.matmul, stats.exchange);
+        Ok(Sample { time, parts: Some(Parts { contract, gather, matmul, after }) })
+    }
+}
+
+/// The head's configuration, or why there can be no such head.
+pub fn config(plan: &Plan, kind: HeadType) -> Result<HeadConfig> {
+    let (dtype, quantization) = kind.parts();
+    let mut config = HeadConfig::new(plan.vocab_size, plan.hidden_size);
+    config.quantization = quantization;
+    config.hidden_dtype = Some(dtype);
+    config.final_logit_softcapping = plan.softcap;
+    config.validate()?;
+    Ok(config)
+}
+
+/// The bytes of the matrix.
+fn weight_bytes(shard: &HeadShard) -> &[u8] {
+    match shard.matrix() {
+        Matrix::F32(w) => bytemuck::cast_slice(w),
+        Matrix::F16(w) => bytemuck::cast_slice(w),
+        Matrix::Bf16(w) => bytemuck::cast_slice(w),
+        Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
+    }
+}
+
+/// Zeros for `rows` rows of `row_bytes`, without an end of the program where there is no such memory.
+fn room(rows: usize, row_bytes: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let Some(n) = rows.checked_mul(row_bytes).filter(|&n| bytes.try_reserve_exact(n).is_ok()) else {
+        return Err(Error::Shape {
+            what: "--rows".into(),
+            wanted: "rows whose hidden states and f32 logits fit this machine's memory".into(),
+            got: format!("{rows} rows of {row_bytes} bytes"),
+            fix: "time fewer rows".into(),
+        });
+    };
+    bytes.resize(n, 0);
+    Ok(bytes)
+}

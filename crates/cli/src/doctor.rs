@@ -1,0 +1,48 @@
+//! `lmhead doctor`: prints what [`lmhead::doctor`] found, and what the program itself adds.
+
+use crate::{Failure, print};
+use clap::Args;
+use comfy_table::Table;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use lmhead::doctor::{Check, Status, examine};
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// Print a JSON array instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// False (exit 1) where a part of this build does not work here.
+pub fn doctor(args: &DoctorArgs) -> Result<bool, Failure> {
+    let mut checks = examine();
+    checks.push(emulated_backend());
+    let good = checks.iter().all(|check| check.status != Status::Missing);
+    if args.json {
+        print(&serde_json::to_string_pretty(&checks).expect("checks are JSON"))?;
+        return Ok(good);
+    }
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(["", "what", "found", "what to do"]);
+    for check in checks {
+        let mark = match check.status {
+            Status::Ok => "ok",
+            Status::Note => "note",
+            Status::Missing => "missing",
+        };
+        table.add_row([mark, &check.name, &check.message, &check.suggestion]);
+    }
+    print(&table.to_string())?;
+    Ok(good)
+}
+
+fn emulated_backend() -> Check {
+    if cfg!(feature = "emulated") {
+        let message =
+            "the CUDA kernels on the processor, as compute capability 9.0; bf16, f16, w8a8, w8a16; slow";
+        Check::new("backend emulated", Status::Ok, message, "")
+    } else {
+        let suggestion = "build with --features emulated; it needs g++ to build";
+        Check::new("backend emulated", Status::Note, "not in this build", suggestion)
+    }
+}

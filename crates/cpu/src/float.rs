@@ -1,0 +1,49 @@
+//! The float inner loops: f32, f16, bf16 and (W8A16) int8 weights, widened to f32, f32 sums.
+
+use crate::isa::Arith;
+use crate::lanes::{BYTE, Kind, WIDE, Widen};
+use bytemuck::cast;
+use std::marker::PhantomData;
+
+/// Weights of type `W`, f32 rows, f32 sums.
+pub(crate) struct Float<W>(PhantomData<W>);
+
+/// int8 weights (W8A16), f32 rows, f32 sums.
+pub(crate) struct FloatInt8;
+
+impl<W: Widen> Kind<WIDE, 1> for Float<W> {
+    type Weight = W;
+
+    #[inline(always)]
+    fn load<A: Arith>(weights: &[W; WIDE]) -> A::Quad {
+        let mut step = [0.0f32; WIDE];
+        for (s, w) in step.iter_mut().zip(weights) {
+            *s = w.widen();
+        }
+        A::load(&cast(step))
+    }
+
+    #[inline(always)]
+    fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
+        A::mul_add(x, w, sum)
+    }
+}
+
+impl Kind<BYTE, 4> for FloatInt8 {
+    type Weight = i8;
+
+    #[inline(always)]
+    fn load<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
+        A::load(&cast(*weights))
+    }
+
+    #[inline(always)]
+    fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
+        A::i8_to_f32(step[part])
+    }
+
+    #[inline(always)]
+    fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
+        A::mul_add(x, w, sum)
+    }
+}

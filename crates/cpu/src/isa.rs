@@ -1,0 +1,414 @@
+//! The instruction sets that the inner loops are compiled for, and the one way to call them.
+
+use crate::convert::RowType;
+use crate::lanes::{Chunk, Quad};
+use crate::product::Format;
+use bytemuck::{cast, cast_ref};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+use std::fmt;
+use std::sync::OnceLock;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use avx512::Avx512;
+use portable::Portable;
+
+/// An instruction set that the loops of this backend are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every CPU of the target has: multiplications and additions rounded separately.
+    Portable,
+    /// AVX2 and FMA: Haswell, Zen and later.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
+    Avx512,
+    /// Those, BF16 and VBMI: Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice the products of an
+    /// FMA, with bf16 heads and W8A16 ones; all others are computed as by [`Isa::Avx512`].
+    Avx512Bf16,
+}
+
+impl Isa {
+    /// Every instruction set, least to most capable.
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
+    /// Its name, in settings and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// True where this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                Isa::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vbmi")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// Those that this machine can run, least to most capable.
+    pub fn available() -> Vec<Isa> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// The most capable one of this machine.
+    pub fn detect() -> Isa {
+        Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
+    }
+
+    /// The family whose members give the same bits for heads of this format and rows of this type: the lane layout and the order of
+    /// the sums are the same in every loop, so only fused or separate rounding tells them apart, and W8A8 is exact. `vdpbf16ps`
+    /// rounds as its maker chose, perhaps another way in each generation: the name has a number that is made of what this
+    /// machine's gives.
+    pub fn family(self, format: Format, rows: Option<RowType>) -> &'static str {
+        match self {
+            _ if format == Format::W8a8 => "exact",
+            Isa::Portable => "portable",
+            _ if self.multiplies_bf16(format, rows) => bf16_family(),
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => "fma",
+        }
+    }
+
+    /// Whether four products of unsigned and signed bytes are added in one instruction.
+    pub fn multiplies_bytes(self) -> bool {
+        matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
+    }
+
+    /// Whether rows are multiplied as bf16, without widening them first: bf16 rows, with weights that bf16 holds exactly. Subnormal
+    /// numbers then count as zeros.
+    pub fn multiplies_bf16(self, format: Format, rows: Option<RowType>) -> bool {
+        self == Isa::Avx512Bf16 && rows == Some(RowType::Bf16) && format != Format::W8a8
+    }
+
+    /// Runs `work` compiled for this instruction set.
+    pub fn run<W: Work>(self, work: W) -> W::Output {
+        // An `Isa` can be written down by anyone; asking again costs a load or two per block of the vocabulary.
+        assert!(self.is_available(), "this machine does not have {self}");
+        if const { W::BF16 } {
+            #[cfg(target_arch = "x86_64")]
+            if self == Isa::Avx512Bf16 {
+                // SAFETY: the features that the function was compiled with were detected on this machine just above.
+                return unsafe { run_avx512_bf16(work) };
+            }
+            unreachable!("{self} has no products of bf16: Isa::multiplies_bf16");
+        }
+        match self {
+            Isa::Portable => work.run::<Portable>(),
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { run_avx2(work) },
+            // SAFETY: as above; the last has all that the one before it has.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { run_avx512(work) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("not available"),
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Loops that are compiled once per instruction set. `run` and all that it calls in its inner loops are
+/// `#[inline(always)]`: what is not inlined is compiled for the baseline.
+pub trait Work {
+    type Output;
+    /// Whether it multiplies bf16: then it is compiled for the sets that can, and for no other.
+    const BF16: bool = false;
+    fn run<A: Arith>(self) -> Self::Output;
+}
+
+/// What the generic loops must know of the instruction set: its registers, and one step of every inner loop. Each set is a file of
+/// its own below `isa/`.
+pub trait Arith {
+    /// Quads of weights that a tile over a panel takes, and the rows that it takes at most: what the registers hold.
+    const TILE: (usize, usize);
+    /// Rows of a tile that weights go to straight from memory, without a panel, at most (11 or fewer): where a step of weights is one
+    /// part, two, four.
+    const DIRECT_ROWS: [usize; 3];
+    /// Such tiles at most, where a step of weights is one part: for each of them the weights are transposed again.
+    const DIRECT_TILES: usize;
+
+    /// One chunk, once for each chunk of a quad.
+    type Splat: Copy;
+    /// A quad, in as many registers as it takes.
+    type Quad: Copy;
+
+    fn splat(chunk: &Chunk) -> Self::Splat;
+    fn load(quad: &Quad) -> Self::Quad;
+    fn store(value: Self::Quad, quad: &mut Quad);
+
+    /// Four rows of four chunks -> four columns: chunk `i` of column `j` is chunk `j` of row `i`.
+    fn transpose(rows: [Self::Quad; 4]) -> [Self::Quad; 4];
+
+    /// `sum[l] += x[l] * w[l]` over f32 lanes.
+    fn mul_add(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// `sum[l] += x[2l] * w[2l] + x[2l + 1] * w[2l + 1]` over int16 x and w, int32 sums, exact, wrapping.
+    fn mul_add_i16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// `sum[l] += Σ x[4l + i] * w[4l + i]` over four unsigned x and signed w, int32 sums, exact, wrapping. Only asked of the
+    /// instruction sets that have an instruction for it ([`Isa::multiplies_bytes`]).
+    fn mul_add_i8(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// `sum[l] += x[2l + 1] * w[2l + 1] + x[2l] * w[2l]` over bf16 x and w, f32 sums, as the hardware rounds it. Only asked of the
+    /// instruction sets that have an instruction for it ([`Isa::multiplies_bf16`]).
+    fn mul_add_bf16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
+
+    /// The four chunks of int8 of a quad -> those of their f32: quad `i` has elements `4i..4i + 4` of each chunk. Exact.
+    fn i8_to_f32(quad: Self::Quad) -> [Self::Quad; 4];
+
+    /// The same as int16: quad `i` has elements `8i..8i + 8` of each chunk. Exact.
+    fn i8_to_i16(quad: Self::Quad) -> [Self::Quad; 2];
+
+    /// The same as bf16. Exact. Only asked of the instruction sets that multiply them ([`Isa::multiplies_bf16`]).
+    fn i8_to_bf16(quad: Self::Quad) -> [Self::Quad; 2];
+
+    /// The sums of sixteen logits -> the logits: `(lane 0 + lane 2) + (lane 1 + lane 3)` of each chunk.
+    fn reduce_f32(sums: &[Quad; 4]) -> [f32; 16] {
+        let lanes: &[[f32; 4]; 16] = cast_ref(sums);
+        let mut logits = [0.0; 16];
+        for (logit, l) in logits.iter_mut().zip(lanes) {
+            *logit = (l[0] + l[2]) + (l[1] + l[3]);
+        }
+        logits
+    }
+
+    /// The same of int32 sums, wrapping.
+    fn reduce_i32(sums: &[Quad; 4]) -> [i32; 16] {
+        let lanes: &[[i32; 4]; 16] = cast_ref(sums);
+        let mut logits = [0; 16];
+        for (logit, l) in logits.iter_mut().zip(lanes) {
+            *logit = l.iter().fold(0, |sum: i32, lane| sum.wrapping_add(*lane));
+        }
+        logits
+    }
+}
+
+/// The family of the bf16 loops of this machine.
+fn bf16_family() -> &'static str {
+    static FAMILY: OnceLock<String> = OnceLock::new();
+    FAMILY.get_or_init(|| {
+        // An `Isa` can be written down by anyone.
+        if !Isa::Avx512Bf16.is_available() {
+            return "bf16".into();
+        }
+        format!("bf16-{:016x}", rounding(|x, w, sums| Isa::Avx512Bf16.run(Bf16Step { x, w, sums })))
+    })
+}
+
+/// One step of the bf16 loops: 8 bf16 of a row, 8 of each of four weight rows, four sums of each.
+struct Bf16Step {
+    x: [u16; 8],
+    w: [u16; 32],
+    sums: [f32; 16],
+}
+
+impl Work for Bf16Step {
+    type Output = [f32; 16];
+    const BF16: bool = true;
+
+    #[inline(always)]
+    fn run<A: Arith>(self) -> [f32; 16] {
+        let after =
+            A::mul_add_bf16(A::splat(&cast(self.x)), A::load(&cast(self.w)), A::load(&cast(self.sums)));
+        let mut sums = Quad([Chunk::default(); 4]);
+        A::store(after, &mut sums);
+        cast(sums)
+    }
+}
+
+/// A number made of what steps give where their rounding shows: products and sums of any size beside each other, some that nearly cancel,
+/// some of subnormal numbers.
+fn rounding(step: impl Fn([u16; 8], [u16; 32], [f32; 16]) -> [f32; 16]) -> u64 {
+    let mut random = 1u64;
+    // Multiplier and increment of Knuth's MMIX; the high bits are the good ones.
+    let mut next = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 32) as u32
+    };
+    let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
+    for round in 0..4096 {
+        // Least exponents and how many: products and sums within what a sum holds of each other; in some rounds of subnormal and of the
+        // smallest normal numbers.
+        let (of_w, of_sum) = if round % 16 == 0 { ((0, 2), (0, 8)) } else { ((120, 16), (112, 32)) };
+        let mut bf16 = |(least, count): (u32, u32)| (next() & 0x807f | (least + next() % count) << 7) as u16;
+        let x: [u16; 8] = std::array::from_fn(|_| bf16((120, 16)));
+        let w: [u16; 32] = std::array::from_fn(|_| bf16(of_w));
+        let sums: [f32; 16] = std::array::from_fn(|i| {
+            // A sum that the first product all but cancels, or any.
+            let product = -widen(x[i % 4 * 2]) * widen(w[2 * i]);
+            let any = f32::from_bits(next() & 0x807f_ffff | (of_sum.0 + next() % of_sum.1) << 23);
+            if i % 2 == 0 { product } else { any }
+        });
+        for byte in step(x, w, sums).into_iter().flat_map(f32::to_le_bytes) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash
+}
+
+/// A bf16 from its bits.
+fn widen(bf16: u16) -> f32 {
+    f32::from_bits(u32::from(bf16) << 16)
+}
+
+/// Asks for a cache line before it is needed. A hint: it reads nothing.
+#[inline(always)]
+pub(crate) fn prefetch<T>(line: *const T) {
+    // SAFETY: every x86-64 has the instruction, and it accepts any address.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2<W: Work>(work: W) -> W::Output {
+    work.run::<Avx2>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn run_avx512<W: Work>(work: W) -> W::Output {
+    work.run::<Avx512<false>>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi")]
+fn run_avx512_bf16<W: Work>(work: W) -> W::Output {
+    work.run::<Avx512<true>>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable;
+    use half::bf16;
+
+    /// Widens one quad of int8 in each way that the instruction set has.
+    struct Widened<const BF16: bool>([i8; 64]);
+
+    impl<const BF16: bool> Work for Widened<BF16> {
+        type Output = ();
+        const BF16: bool = BF16;
+
+        #[inline(always)]
+        fn run<A: Arith>(self) {
+            let Widened(narrow) = self;
+            let quad = A::load(&cast(narrow));
+            let stored = |quad| {
+                let mut bytes = Quad::zeroed();
+                A::store(quad, &mut bytes);
+                bytes
+            };
+            for (i, wide) in A::i8_to_f32(quad).into_iter().enumerate() {
+                let wide: [[f32; 4]; 4] = cast(stored(wide));
+                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
+                    assert_eq!(
+                        wide.map(f32::to_bits),
+                        [0, 1, 2, 3].map(|j| f32::from(narrow[4 * i + j]).to_bits())
+                    );
+                }
+            }
+            for (i, wide) in A::i8_to_i16(quad).into_iter().enumerate() {
+                let wide: [[i16; 8]; 4] = cast(stored(wide));
+                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
+                    assert!(wide.iter().zip(&narrow[8 * i..]).all(|(w, n)| *w == i16::from(*n)));
+                }
+            }
+            for (i, wide) in
+                if BF16 { A::i8_to_bf16(quad).to_vec() } else { Vec::new() }.into_iter().enumerate()
+            {
+                let wide: [[u16; 8]; 4] = cast(stored(wide));
+                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
+                    assert!(
+                        wide.iter()
+                            .zip(&narrow[8 * i..])
+                            .all(|(w, n)| *w == bf16::from_f32(f32::from(*n)).to_bits())
+                    );
+                }
+            }
+        }
+    }
+
+    /// Ways in which a processor may add two products, exact in f32 each, to a sum.
+    #[test]
+    fn the_bf16_family_tells_ways_of_rounding_apart() {
+        type Way = fn(f32, [f32; 2], [f32; 2]) -> f32;
+        let ways: [Way; 5] = [
+            |sum, x, w| x[0].mul_add(w[0], x[1].mul_add(w[1], sum)),
+            |sum, x, w| x[1].mul_add(w[1], x[0].mul_add(w[0], sum)),
+            |sum, x, w| sum + (x[0] * w[0] + x[1] * w[1]),
+            |sum, x, w| (f64::from(sum) + (f64::from(x[0] * w[0]) + f64::from(x[1] * w[1]))) as f32,
+            // The first, with subnormal numbers taken for zeros, as vdpbf16ps does.
+            |sum, x, w| {
+                let flushed = |v: f32| if v.is_subnormal() { 0.0f32.copysign(v) } else { v };
+                let (x, w) = (x.map(flushed), w.map(flushed));
+                flushed(x[0].mul_add(w[0], flushed(x[1].mul_add(w[1], flushed(sum)))))
+            },
+        ];
+        let mut numbers = ways.map(|way| {
+            rounding(|x, w, sums| {
+                std::array::from_fn(|i| {
+                    let pair = |of: &[u16], at: usize| [widen(of[at]), widen(of[at + 1])];
+                    way(sums[i], pair(&x, i % 4 * 2), pair(&w, 2 * i))
+                })
+            })
+        });
+        numbers.sort_unstable();
+        assert!(numbers.windows(2).all(|two| two[0] != two[1]), "{numbers:x?}");
+        for isa in Isa::ALL {
+            assert!(!isa.family(Format::Float, Some(RowType::Bf16)).is_empty(), "{isa}");
+        }
+    }
+
+    #[test]
+    fn every_int8_widens_exactly_and_to_its_place() {
+        for isa in Isa::available() {
+            for first in (0..256).step_by(64) {
+                // 37 and 256 have no common factor: every value once, in no order that a mistake could keep.
+                let narrow = std::array::from_fn(|i| ((first + i) * 37) as i8);
+                isa.run(Widened::<false>(narrow));
+                if isa == Isa::Avx512Bf16 {
+                    isa.run(Widened::<true>(narrow));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! AVX2 and FMA: a quad is two registers.
+
+use super::Arith;
+use crate::lanes::{Chunk, Quad};
+use std::arch::x86_64::*;
+
+/// Named by `run_avx2` alone, which is called where AVX2 and FMA were detected: what every `unsafe` block here rests on.
+pub(crate) struct Avx2;
+
+impl Arith for Avx2 {
+    const TILE: (usize, usize) = (1, 6);
+    const DIRECT_ROWS: [usize; 3] = [5, 5, 2];
+    const DIRECT_TILES: usize = 1;
+
+    type Splat = __m256i;
+    type Quad = [__m256i; 2];
+
+    #[inline(always)]
+    fn splat(chunk: &Chunk) -> __m256i {
+        // SAFETY: AVX2 as above; a chunk is 16 bytes.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(chunk.0.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load(quad: &Quad) -> [__m256i; 2] {
+        // SAFETY: AVX2 as above; two chunks, twice, are 32 bytes each.
+        unsafe {
+            let half = std::ptr::from_ref(quad).cast::<__m256i>();
+            [_mm256_loadu_si256(half), _mm256_loadu_si256(half.add(1))]
+        }
+    }
+
+    #[inline(always)]
+    fn store(value: [__m256i; 2], quad: &mut Quad) {
+        // SAFETY: as in `load`.
+        unsafe {
+            let half = std::ptr::from_mut(quad).cast::<__m256i>();
+            _mm256_storeu_si256(half, value[0]);
+            _mm256_storeu_si256(half.add(1), value[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn transpose([a, b, c, d]: [[__m256i; 2]; 4]) -> [[__m256i; 2]; 4] {
+        // SAFETY: AVX2 as above.
+        unsafe {
+            [
+                [
+                    _mm256_permute2x128_si256::<0x20>(a[0], b[0]),
+                    _mm256_permute2x128_si256::<0x20>(c[0], d[0]),
+                ],
+                [
+                    _mm256_permute2x128_si256::<0x31>(a[0], b[0]),
+                    _mm256_permute2x128_si256::<0x31>(c[0], d[0]),
+                ],
+                [
+                    _mm256_permute2x128_si256::<0x20>(a[1], b[1]),
+                    _mm256_permute2x128_si256::<0x20>(c[1], d[1]),
+                ],
+                [
+                    _mm256_permute2x128_si256::<0x31>(a[1], b[1]),
+                    _mm256_permute2x128_si256::<0x31>(c[1], d[1]),
+                ],
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add(x: __m256i, w: [__m256i; 2], sum: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: FMA as above.
+        unsafe {
+            let x = _mm256_castsi256_ps(x);
+            let low = _mm256_fmadd_ps(x, _mm256_castsi256_ps(w[0]), _mm256_castsi256_ps(sum[0]));
+            let high = _mm256_fmadd_ps(x, _mm256_castsi256_ps(w[1]), _mm256_castsi256_ps(sum[1]));
+            [_mm256_castps_si256(low), _mm256_castps_si256(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add_i16(x: __m256i, w: [__m256i; 2], sum: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: AVX2 as above.
+        unsafe {
+            [
+                _mm256_add_epi32(sum[0], _mm256_madd_epi16(x, w[0])),
+                _mm256_add_epi32(sum[1], _mm256_madd_epi16(x, w[1])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add_i8(_: __m256i, _: [__m256i; 2], _: [__m256i; 2]) -> [__m256i; 2] {
+        unreachable!("Isa::multiplies_bytes")
+    }
+
+    #[inline(always)]
+    fn mul_add_bf16(_: __m256i, _: [__m256i; 2], _: [__m256i; 2]) -> [__m256i; 2] {
+        unreachable!("Isa::multiplies_bf16")
+    }
+
+    #[inline(always)]
+    fn i8_to_f32(quad: [__m256i; 2]) -> [[__m256i; 2]; 4] {
+        // SAFETY: AVX2 as above.
+        unsafe {
+            let spread = |half: __m256i, i: i8| {
+                // Byte 4i + j of each chunk to the top of its dword j.
+                let top = |j| 4 * i + j;
+                let places = _mm256_setr_epi8(
+                    -1,
+                    -1,
+                    -1,
+                    top(0),
+                    -1,
+                    -1,
+                    -1,
+                    top(1),
+                    -1,
+                    -1,
+                    -1,
+                    top(2),
+                    -1,
+                    -1,
+                    -1,
+                    top(3), //
+                    -1,
+                    -1,
+                    -1,
+                    top(0),
+                    -1,
+                    -1,
+                    -1,
+                    top(1),
+                    -1,
+                    -1,
+                    -1,
+                    top(2),
+                    -1,
+                    -1,
+                    -1,
+                    top(3),
+                );
+                let top = _mm256_shuffle_epi8(half, places);
+                _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top)))
+            };
+            let both = |i| [spread(quad[0], i), spread(quad[1], i)];
+            [both(0), both(1), both(2), both(3)]
+        }
+    }
+
+    #[inline(always)]
+    fn i8_to_i16([a, b]: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+        // SAFETY: AVX2 as above.
+        unsafe {
+            let low = |half| _mm256_srai_epi16::<8>(_mm256_unpacklo_epi8(half, half));
+            let high = |half| _mm256_srai_epi16::<8>(_mm256_unpackhi_epi8(half, half));
+            [[low(a), low(b)], [high(a), high(b)]]
+        }
+    }
+
+    #[inline(always)]
+    fn i8_to_bf16(_: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+        unreachable!("Isa::multiplies_bf16")
+    }
+}

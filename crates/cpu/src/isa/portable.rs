@@ -1,0 +1,152 @@
+//! What every CPU of the target has; four f32 to a register.
+
+use super::Arith;
+use crate::lanes::{Chunk, Quad};
+use bytemuck::cast;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+pub(crate) struct Portable;
+
+impl Arith for Portable {
+    const TILE: (usize, usize) = (1, 3);
+    const DIRECT_ROWS: [usize; 3] = [1; 3];
+    const DIRECT_TILES: usize = 1;
+
+    type Splat = Chunk;
+    type Quad = [Chunk; 4];
+
+    #[inline(always)]
+    fn splat(chunk: &Chunk) -> Chunk {
+        *chunk
+    }
+
+    #[inline(always)]
+    fn load(quad: &Quad) -> [Chunk; 4] {
+        quad.0
+    }
+
+    #[inline(always)]
+    fn store(value: [Chunk; 4], quad: &mut Quad) {
+        quad.0 = value;
+    }
+
+    #[inline(always)]
+    fn transpose(rows: [[Chunk; 4]; 4]) -> [[Chunk; 4]; 4] {
+        let mut columns = rows;
+        for (j, column) in columns.iter_mut().enumerate() {
+            for (chunk, row) in column.iter_mut().zip(&rows) {
+                *chunk = row[j];
+            }
+        }
+        columns
+    }
+
+    #[inline(always)]
+    fn mul_add(x: Chunk, w: [Chunk; 4], sum: [Chunk; 4]) -> [Chunk; 4] {
+        let (x, w): ([f32; 4], [[f32; 4]; 4]) = (cast(x), cast(w));
+        let mut sum: [[f32; 4]; 4] = cast(sum);
+        for (sum, w) in sum.iter_mut().zip(&w) {
+            for l in 0..4 {
+                sum[l] += x[l] * w[l];
+            }
+        }
+        cast(sum)
+    }
+
+    #[inline(always)]
+    fn mul_add_i16(x: Chunk, w: [Chunk; 4], sum: [Chunk; 4]) -> [Chunk; 4] {
+        let mut sum = sum;
+        for (sum, w) in sum.iter_mut().zip(&w) {
+            // The compiler does not find pmaddwd where a factor is used twice, as every factor of a tile is.
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: every x86-64 has SSE2.
+            unsafe {
+                let (x, w, before): (__m128i, __m128i, __m128i) = (cast(x), cast(*w), cast(*sum));
+                *sum = cast(_mm_add_epi32(before, _mm_madd_epi16(x, w)));
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            {
+                let (x, w): ([[i16; 2]; 4], [[i16; 2]; 4]) = (cast(x), cast(*w));
+                let mut lanes: [i32; 4] = cast(*sum);
+                for l in 0..4 {
+                    let pair =
+                        i32::from(x[l][0]) * i32::from(w[l][0]) + i32::from(x[l][1]) * i32::from(w[l][1]);
+                    lanes[l] = lanes[l].wrapping_add(pair);
+                }
+                *sum = cast(lanes);
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn mul_add_i8(_: Chunk, _: [Chunk; 4], _: [Chunk; 4]) -> [Chunk; 4] {
+        unreachable!("Isa::multiplies_bytes")
+    }
+
+    #[inline(always)]
+    fn mul_add_bf16(_: Chunk, _: [Chunk; 4], _: [Chunk; 4]) -> [Chunk; 4] {
+        unreachable!("Isa::multiplies_bf16")
+    }
+
+    #[inline(always)]
+    fn i8_to_f32([a, b, c, d]: [Chunk; 4]) -> [[Chunk; 4]; 4] {
+        Self::transpose([i8_to_f32(a), i8_to_f32(b), i8_to_f32(c), i8_to_f32(d)])
+    }
+
+    #[inline(always)]
+    fn i8_to_i16([a, b, c, d]: [Chunk; 4]) -> [[Chunk; 4]; 2] {
+        let (a, b, c, d) = (i8_to_i16(a), i8_to_i16(b), i8_to_i16(c), i8_to_i16(d));
+        [[a[0], b[0], c[0], d[0]], [a[1], b[1], c[1], d[1]]]
+    }
+
+    #[inline(always)]
+    fn i8_to_bf16(_: [Chunk; 4]) -> [[Chunk; 4]; 2] {
+        unreachable!("Isa::multiplies_bf16")
+    }
+}
+
+/// By the bits of `2^23 + 128 + w`, whose lowest byte is `w + 128`: two steps fewer than by way of integers, and none in which SSE2
+/// waits for what a register held before.
+#[inline(always)]
+fn i8_to_f32(bytes: Chunk) -> [Chunk; 4] {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has SSE2.
+    unsafe {
+        let offset = _mm_xor_si128(cast(bytes), _mm_set1_epi8(i8::MIN));
+        let exponent = _mm_set1_epi16((8_388_608.0f32.to_bits() >> 16) as i16);
+        let value = |bits| cast(_mm_sub_ps(_mm_castsi128_ps(bits), _mm_set1_ps(8_388_608.0 + 128.0)));
+        let low = _mm_unpacklo_epi8(offset, _mm_setzero_si128());
+        let high = _mm_unpackhi_epi8(offset, _mm_setzero_si128());
+        [
+            value(_mm_unpacklo_epi16(low, exponent)),
+            value(_mm_unpackhi_epi16(low, exponent)),
+            value(_mm_unpacklo_epi16(high, exponent)),
+            value(_mm_unpackhi_epi16(high, exponent)),
+        ]
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let bytes: [i8; 16] = cast(bytes);
+        let four = |first: usize| cast(std::array::from_fn::<f32, 4, _>(|i| f32::from(bytes[first + i])));
+        [four(0), four(4), four(8), four(12)]
+    }
+}
+
+#[inline(always)]
+fn i8_to_i16(bytes: Chunk) -> [Chunk; 2] {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has SSE2.
+    unsafe {
+        let bytes: __m128i = cast(bytes);
+        let signs = _mm_cmpgt_epi8(_mm_setzero_si128(), bytes);
+        [cast(_mm_unpacklo_epi8(bytes, signs)), cast(_mm_unpackhi_epi8(bytes, signs))]
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let bytes: [i8; 16] = cast(bytes);
+        let half = |first: usize| cast(std::array::from_fn::<i16, 8, _>(|i| i16::from(bytes[first + i])));
+        [half(0), half(8)]
+    }
+}

@@ -1,0 +1,109 @@
+//! Four chains: the layout that every sum of this backend has, whatever the registers are.
+//!
+//! A row, of hidden states or of weights, is a row of *chunks* of 16 bytes: 4 f32, 8 bf16, 8 int16 or 16 int8, neighbours in k; the
+//! last is padded with zeros. A logit is four partial sums, one for each f32 (int32) of a chunk. Lane `l` adds, from zero and `k`
+//! ascending, the products of the `l`-th f32 of each chunk (the `l`-th pair of bf16 or int16, the `l`-th four of int8). Then the
+//! lanes are added: `(0 + 2) + (1 + 3)`. That is all that a logit's bits depend on (promise 1). Integer sums are exact in any order.
+//!
+//! Four weight rows take turns in a *quad*, which is one register of AVX-512: then a chunk of a hidden row, repeated four times, meets
+//! four of weights. With fewer chunks to a logit the weights would take more shuffling to get there (all sixteen f32 of a row in
+//! one register: none, but four times the memory for sums on the way and for hidden rows); with one f32 to a logit, twice as much.
+
+use crate::isa::Arith;
+use bytemuck::{Pod, Zeroable};
+use half::{bf16, f16};
+
+/// Sixteen bytes of one row, or the four partial sums of one logit.
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C, align(16))]
+pub struct Chunk(pub [u8; 16]);
+
+/// One chunk of each of four rows, or four chunks of one row; the sums of four logits.
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Quad(pub [Chunk; 4]);
+
+/// Elements of one row in a quad: f32; 16 bits; 8 bits.
+pub(crate) const WIDE: usize = 16;
+pub(crate) const HALF: usize = 32;
+pub(crate) const BYTE: usize = 64;
+
+/// A kind of inner loop: what a step of `S` elements of k is, and how it joins the sums. As widened and
+/// transposed weights a step is `G` parts of four quads, one part after the other in k.
+///
+/// Narrow weights are transposed first, as few registers, and then widened part by part: widened first, each of the `G` times as many
+/// registers would have to be transposed.
+pub(crate) trait Kind<const S: usize, const G: usize> {
+    /// A weight as it is stored.
+    type Weight: Copy + Default + Sync;
+    /// Whether it multiplies bf16 ([`Work::BF16`](crate::isa::Work::BF16)).
+    const BF16: bool = false;
+
+    /// One step of a weight row: four chunks, widened as far as it is before it is transposed. Exact.
+    fn load<A: Arith>(weights: &[Self::Weight; S]) -> A::Quad;
+
+    /// Part `part` of a step of four weight rows, transposed: widens what it needs of it. Exact.
+    #[inline(always)]
+    fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
+        let _ = part;
+        *step
+    }
+
+    /// Adds the products of one chunk of a hidden row with those of four weight rows.
+    fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;
+
+    /// Adds the lanes of sixteen logits in the fixed order. (Sums of integers have ways of their own to become f32.)
+    #[inline(always)]
+    fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
+        A::reduce_f32(sums)
+    }
+}
+
+/// A stored weight that the float loop widens to f32 on its own, exactly.
+pub(crate) trait Widen: Copy + Default + Send + Sync {
+    fn widen(self) -> f32;
+}
+
+impl Widen for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Widen for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Widen for f16 {
+    /// Exact for every finite value, subnormals included; weights are known to be finite (an infinity would
+    /// come out as 65536). Sign and magnitude move to their places in an f32, whose exponent is then too
+    /// small by 127 - 15 = 112: multiplying by 2^112 mends it, and is exact.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        const SHIFT_EXPONENT: f32 = f32::from_bits((127 + 112) << 23);
+        let moved = ((u32::from(self.to_bits()) << 16) as i32 >> 3) as u32 & 0x8fff_ffff;
+        f32::from_bits(moved) * SHIFT_EXPONENT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finite_16_bit_weight_widens_exactly() {
+        for bits in 0..=u16::MAX {
+            let (h, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            if h.is_finite() {
+                assert_eq!(Widen::widen(h).to_bits(), h.to_f32_const().to_bits(), "{bits:#06x}");
+            }
+            if b.is_finite() {
+                assert_eq!(Widen::widen(b).to_bits(), b.to_f32_const().to_bits(), "{bits:#06x}");
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The inner loops of lmhead's CPU backend, compiled once per instruction set. A crate of its own, since optimising them takes longer
+//! than all the rest.
+//!
+//! ```text
+//! hidden rows -> pack.rs    gathered, widened or quantised, in tiles                (once per call)
+//!             -> block.rs   packed rows x 64 vocabulary ids -> raw f32 logits        (one task per block)
+//!                block/: weights straight from memory for few rows, through panels for more
+//!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum;
+//!                isa.rs, isa/: the instruction sets; product.rs: which loop for which rows and weights
+//! ```
+//!
+//! Made for the library `lmhead`, whose documentation has the promises; what is public here may change with it.
+
+mod bf16_dot;
+mod block;
+mod convert;
+mod float;
+mod int8;
+mod int8_dot;
+#[allow(unsafe_code, reason = "instructions of sets that were detected")]
+mod isa;
+mod lanes;
+mod pack;
+mod product;
+#[allow(unsafe_code, reason = "compiled for AVX2, called where it was detected")]
+pub mod quantize;
+#[allow(unsafe_code, reason = "instructions of sets that were detected")]
+pub mod roof;
+
+pub use block::Scratch;
+pub use convert::RowType;
+pub use isa::{Arith, Isa, Work};
+pub use pack::pass_rows;
+pub use product::{Format, PackedRows, Rows, Weights, weight_sums};
+
+/// Vocabulary ids that one call of [`PackedRows::multiply`] takes at most.
+pub const BLOCK: usize = 64;

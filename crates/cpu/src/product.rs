@@ -1,0 +1,148 @@
+//! Which inner loop multiplies which rows with which weights.
+
+use crate::BLOCK;
+use crate::bf16_dot::{Bf16, Bf16Int8};
+use crate::block::{Matmul, Scratch};
+use crate::convert::RowType;
+use crate::float::{Float, FloatInt8};
+use crate::int8::Int8;
+use crate::int8_dot::{Int8Dot, Offset, RowSums};
+use crate::isa::Isa;
+use crate::lanes::{BYTE, HALF, Kind, WIDE};
+use crate::pack::{self, Packed};
+use half::{bf16, f16};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// How weights are stored and what becomes of the rows that they meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Weights of the rows' type.
+    Float,
+    /// int8 weights; rows are quantised.
+    W8a8,
+    /// int8 weights; rows stay as they are.
+    W8a16,
+}
+
+/// Weights `[ids, hidden]` as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Weights<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+    I8(&'a [i8]),
+}
+
+/// Hidden rows, wherever each of them lies.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub dtype: RowType,
+    /// Elements of a row.
+    pub hidden: usize,
+    /// The bytes of row `i`, little-endian.
+    pub row: &'a (dyn Fn(usize) -> &'a [u8] + Sync),
+}
+
+/// Rows that are packed for one inner loop.
+#[derive(Debug)]
+pub struct PackedRows {
+    packed: Packed,
+    hidden: usize,
+    inner: Inner,
+    /// `[rows]`, of rows that were quantised; or empty.
+    scales: Vec<f32>,
+}
+
+/// The inner loops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Inner {
+    Float,
+    Bf16,
+    Int8,
+    /// Of rows that are packed with an offset of 128.
+    Int8Dot,
+}
+
+impl PackedRows {
+    /// Packs rows `range` for weights of `format`, on the threads of the current pool.
+    pub fn new(isa: Isa, rows: &Rows<'_>, format: Format, range: Range<usize>) -> PackedRows {
+        // What an inner loop reads of a weight row at a time.
+        let step = |wide| if format == Format::Float { wide } else { BYTE };
+        let hidden = rows.hidden;
+        let unscaled = |inner, packed| PackedRows { packed, hidden, inner, scales: Vec::new() };
+        let scaled = |inner, (packed, scales)| PackedRows { packed, hidden, inner, scales };
+        match format {
+            _ if isa.multiplies_bf16(format, Some(rows.dtype)) => {
+                unscaled(Inner::Bf16, pack::bf16(isa, rows, range, step(HALF)))
+            }
+            Format::W8a8 if isa.multiplies_bytes() => {
+                scaled(Inner::Int8Dot, pack::quantized_bytes(isa, rows, range))
+            }
+            Format::W8a8 => scaled(Inner::Int8, pack::quantized(isa, rows, range)),
+            Format::Float | Format::W8a16 => {
+                unscaled(Inner::Float, pack::float(isa, rows, range, step(WIDE)))
+            }
+        }
+    }
+
+    /// The scale of each row, of rows that were quantised; or nothing.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`, at most [`BLOCK`]; int8 weights
+    /// not scaled yet. What follows them in `weights` is read ahead of the next call. Other columns of `logits` `[rows, BLOCK]` are
+    /// not to be used. `sums` `[ids]` are [`weight_sums`], where there are any.
+    ///
+    /// # Panics
+    /// Where the rows were packed for another format of weights, or for an instruction set that this machine lacks.
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        weights: Weights<'_>,
+        ids: usize,
+        sums: &[i32],
+        logits: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        match (self.inner, weights) {
+            (Inner::Float, Weights::F32(w)) => self.run::<WIDE, 1, Float<f32>>(isa, w, ids, logits, scratch),
+            (Inner::Float, Weights::F16(w)) => self.run::<WIDE, 1, Float<f16>>(isa, w, ids, logits, scratch),
+            (Inner::Float, Weights::Bf16(w)) => {
+                self.run::<WIDE, 1, Float<bf16>>(isa, w, ids, logits, scratch)
+            }
+            (Inner::Float, Weights::I8(w)) => self.run::<BYTE, 4, FloatInt8>(isa, w, ids, logits, scratch),
+            (Inner::Bf16, Weights::Bf16(w)) => self.run::<HALF, 1, Bf16>(isa, w, ids, logits, scratch),
+            (Inner::Bf16, Weights::I8(w)) => self.run::<BYTE, 2, Bf16Int8>(isa, w, ids, logits, scratch),
+            (Inner::Int8, Weights::I8(w)) => self.run::<BYTE, 2, Int8>(isa, w, ids, logits, scratch),
+            (Inner::Int8Dot, Weights::I8(w)) => {
+                self.run::<BYTE, 1, Int8Dot>(isa, w, ids, logits, scratch);
+                isa.run(Offset { logits, weights: sums });
+            }
+            (inner, _) => panic!("the rows were packed for weights of another format ({inner:?})"),
+        }
+    }
+
+    fn run<const S: usize, const G: usize, K: Kind<S, G>>(
+        &self,
+        isa: Isa,
+        weights: &[K::Weight],
+        ids: usize,
+        logits: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (rows, hidden) = (&self.packed, self.hidden);
+        isa.run(Matmul::<S, G, K> { rows, weights, hidden, ids, logits, scratch });
+    }
+}
+
+/// The sums of int8 weights `[ids, hidden]` over `hidden`, which [`PackedRows::multiply`] wants where
+/// [`Isa::multiplies_bytes`]; on the threads of the current pool.
+pub fn weight_sums(isa: Isa, weights: &[i8], hidden: usize) -> Vec<i32> {
+    let Some(ids) = weights.len().checked_div(hidden) else { return Vec::new() };
+    let mut sums = vec![0; ids];
+    let blocks = weights.par_chunks(BLOCK * hidden).zip(sums.par_chunks_mut(BLOCK));
+    blocks.for_each(|(weights, sums)| isa.run(RowSums { weights, hidden, sums }));
+    sums
+}

@@ -1,0 +1,188 @@
+//! The roofs of this machine: how fast its memory can be read, and how fast its registers can multiply. Benchmarks hold the matmul
+//! against them; nothing else calls this.
+
+use crate::convert::RowType;
+use crate::isa::Isa;
+use crate::product::Format;
+use rayon::prelude::*;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Bytes that one task reads.
+const PART: usize = 1 << 20;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Sums in flight: more than an instruction's latency times the number that begin in each cycle, few enough for 16 registers.
+const CHAINS: usize = 12;
+/// Rounds over the chains between two looks at the clock.
+const ROUNDS: usize = 1 << 14;
+
+/// Reads `bytes` once, on all threads of the current pool, and returns the sum of their 64-bit words (little-endian; what is left of
+/// the last cache line of each MiB is passed over). Its time is the least that a matmul over these weights can take.
+pub fn read_stream(bytes: &[u8]) -> u64 {
+    let read = |part: &[u8]| {
+        let mut sums = [0u64; LINE / 8];
+        let lines = part.as_chunks::<LINE>().0;
+        // Without asking ahead: on Zen 4 that cost a quarter of the speed.
+        for line in lines {
+            for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+                *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+            }
+        }
+        sums.iter().fold(0u64, |a, b| a.wrapping_add(*b))
+    };
+    bytes.par_chunks(PART).map(read).reduce(|| 0, u64::wrapping_add)
+}
+
+/// Operations per second (a multiplication and an addition are two) of the instruction that multiplies rows of type `rows` with weights
+/// of `format`, on all threads of the current pool, with everything in registers: measured for `time`. `None` where no such loop
+/// was written, on other processors than x86.
+///
+/// # Panics
+/// Where this machine lacks the instruction set.
+pub fn arithmetic_rate(isa: Isa, format: Format, rows: RowType, time: Duration) -> Option<f64> {
+    assert!(isa.is_available(), "this machine does not have {isa}");
+    let spin = spinner(isa, format, rows)?;
+    let rates = rayon::broadcast(|_| {
+        let (began, mut operations) = (Instant::now(), 0);
+        loop {
+            operations += spin();
+            let elapsed = began.elapsed();
+            if elapsed >= time {
+                return operations as f64 / elapsed.as_secs_f64();
+            }
+        }
+    });
+    Some(rates.iter().sum())
+}
+
+/// A loop over registers; a call returns how many operations it was. Not to be called where the instruction set is not available.
+#[cfg(target_arch = "x86_64")]
+fn spinner(isa: Isa, format: Format, rows: RowType) -> Option<fn() -> u64> {
+    let exact = format == Format::W8a8;
+    // SAFETY, of each call: `arithmetic_rate` has asked for the instruction set, and the functions' features are parts of it.
+    Some(match isa {
+        _ if isa.multiplies_bf16(format, Some(rows)) => || unsafe { bf16_avx512() },
+        Isa::Avx512 | Isa::Avx512Bf16 if exact => || unsafe { int8_avx512() },
+        Isa::Avx512 | Isa::Avx512Bf16 => || unsafe { f32_avx512() },
+        Isa::Avx2 if exact => || unsafe { int8_avx2() },
+        Isa::Avx2 => || unsafe { f32_avx2() },
+        Isa::Portable if exact => int8_portable,
+        Isa::Portable => f32_portable,
+    })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn spinner(_: Isa, _: Format, _: RowType) -> Option<fn() -> u64> {
+    None
+}
+
+/// Runs `$step` on every chain, `ROUNDS` times; the number of operations, `$each` a step. Every step takes the chain's own sum, so that
+/// none of it can be worked out before the loop.
+#[cfg(target_arch = "x86_64")]
+macro_rules! spin {
+    ($start:expr, $each:expr, $step:expr) => {{
+        let mut sums = [black_box($start); CHAINS];
+        let step = $step;
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = step(*sum);
+            }
+        }
+        black_box(sums);
+        (ROUNDS * CHAINS * $each) as u64
+    }};
+}
+
+/// `vdpbf16ps`: two products for each of 16 sums.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16_avx512() -> u64 {
+    let half = black_box(_mm512_set1_ps(0.5));
+    let x = _mm512_cvtne2ps_pbh(half, half);
+    spin!(_mm512_setzero_ps(), 2 * 32, |sum| _mm512_dpbf16_ps(sum, x, x))
+}
+
+/// `vpdpbusd`: four products for each of 16 sums.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn int8_avx512() -> u64 {
+    let x = black_box(_mm512_set1_epi8(3));
+    spin!(_mm512_setzero_si512(), 2 * 64, |sum| _mm512_dpbusd_epi32(sum, x, x))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn f32_avx512() -> u64 {
+    let x = black_box(_mm512_set1_ps(0.5));
+    spin!(_mm512_setzero_ps(), 2 * 16, |sum| _mm512_fmadd_ps(sum, x, x))
+}
+
+/// `vpmaddwd` and an addition: two products for each of 8 sums.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn int8_avx2() -> u64 {
+    let x = black_box(_mm256_set1_epi16(3));
+    spin!(_mm256_setzero_si256(), 2 * 16, |sum| _mm256_add_epi32(sum, _mm256_madd_epi16(sum, x)))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn f32_avx2() -> u64 {
+    let x = black_box(_mm256_set1_ps(0.5));
+    spin!(_mm256_setzero_ps(), 2 * 8, |sum| _mm256_fmadd_ps(sum, x, x))
+}
+
+/// `pmaddwd` and an addition: two products for each of 4 sums.
+#[cfg(target_arch = "x86_64")]
+fn int8_portable() -> u64 {
+    // SAFETY: every x86-64 has SSE2.
+    unsafe {
+        let x = black_box(_mm_set1_epi16(3));
+        spin!(_mm_setzero_si128(), 2 * 8, |sum| _mm_add_epi32(sum, _mm_madd_epi16(sum, x)))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn f32_portable() -> u64 {
+    // SAFETY: every x86-64 has SSE2.
+    unsafe {
+        let x = black_box(_mm_set1_ps(0.5));
+        spin!(_mm_setzero_ps(), 2 * 4, |sum| _mm_add_ps(_mm_mul_ps(sum, x), x))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_reads_every_word() {
+        for words in [0usize, 7, 8, 100_000, 300_000] {
+            let values: Vec<u64> = (0..words as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+            // Whole lines of each part are read; parts are whole lines but for the last.
+            let whole = words / 8 * 8;
+            let want = values[..whole].iter().fold(0u64, |a, b| a.wrapping_add(*b));
+            assert_eq!(read_stream(bytemuck::cast_slice(&values)), want, "{words}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_of_this_machine_has_its_rates() {
+        for isa in Isa::available() {
+            for rows in [RowType::Bf16, RowType::F16, RowType::F32] {
+                for format in [Format::Float, Format::W8a8, Format::W8a16] {
+                    let rate = arithmetic_rate(isa, format, rows, Duration::from_micros(100));
+                    assert_eq!(rate.is_some(), cfg!(target_arch = "x86_64"), "{isa} {format:?}");
+                    assert!(
+                        rate.is_none_or(|rate| rate > 0.0 && rate.is_finite()),
+                        "{isa} {format:?}: {rate:?}"
+                    );
+                }
+            }
+        }
+    }
+}

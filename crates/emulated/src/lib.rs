@@ -1,0 +1,253 @@
+//! A CUDA device on the CPU, for the kernels of `kernels/`.
+//!
+//! The kernels' source, compiled by a C++ compiler, runs with one fiber per CUDA thread; each PTX instruction does what
+//! its documentation says, and what no GPU reports is found: missing barriers and fences, data read before a copy has
+//! landed, lanes that part, accesses outside of a buffer. `kernels/README.md` tells how to write and to debug a kernel.
+//!
+//! ```
+//! use lmhead_emulated::{Device, LaunchConfig, carriers};
+//! use lmhead::backend::params::MmaCarrierParams;
+//!
+//! # fn main() -> Result<(), lmhead_emulated::Fault> {
+//! let mut device = Device::new();
+//! let weights = device.upload(&[1i8; 8 * 32]); // [vocab, hidden]
+//! let rows = device.upload(&[2i8; 3 * 32]); // [rows, hidden]
+//! let out = device.alloc(3 * 8 * 4)?; // [rows, vocab] int32
+//! let params = MmaCarrierParams {
+//!     weights: weights.pointer(),
+//!     rows: rows.pointer(),
+//!     out: out.pointer(),
+//!     vocab: 8,
+//!     row_count: 3,
+//!     hidden: 32,
+//! };
+//! let config = LaunchConfig::new([1, 1, 1], [carriers::MMA_THREADS, 1, 1]).shared(carriers::MMA_SHARED);
+//! device.launch(&carriers::mma_s8(), &params, &config)?;
+//! assert_eq!(device.download::<i32>(out)?, [64; 24]);
+//! # Ok(())
+//! # }
+//! ```
+
+#![allow(unsafe_code, reason = "the edge to C++, and fibers that share memory")]
+
+/// Where the static libraries lie that g++ made of device and kernels: `liblmhead_emulated_{kernels,device,switch}.a`.
+pub const ARCHIVES: &str = env!("OUT_DIR");
+
+pub mod arithmetic;
+mod backend;
+mod buffer;
+pub mod carriers;
+mod fault;
+#[doc(hidden)]
+pub mod ffi;
+mod launch;
+mod order;
+#[doc(hidden)]
+pub mod probe;
+mod run;
+mod tensor_map;
+mod worker;
+
+pub use backend::{EmulatedBuffer, EmulatedDevice, Staging};
+pub use buffer::Buffer;
+pub use fault::{Fault, FaultKind};
+pub use launch::{Kernel, LaunchConfig, Params};
+pub use tensor_map::encode;
+
+use buffer::Memory;
+use launch::Prepared;
+
+/// A device: its buffers, and launches one after the other.
+///
+/// Kernels reach the device's own buffers and nothing else: an address outside of them is a fault. So a launch is safe whatever
+/// its parameters say.
+#[derive(Debug, Default)]
+pub struct Device {
+    memories: Vec<Memory>,
+    /// Numbers of freed buffers.
+    free: Vec<u32>,
+    trace: Vec<String>,
+}
+
+impl Device {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A buffer of `bytes` bytes, of no particular content, aligned to 256.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where this machine has not that much memory.
+    pub fn alloc(&mut self, bytes: usize) -> Result<Buffer, Fault> {
+        let memory = Memory::new(bytes, true);
+        Ok(self.add(memory.ok_or_else(|| out_of_memory(bytes))?))
+    }
+
+    /// A buffer that holds a copy of `data`.
+    ///
+    /// # Panics
+    /// As a `Vec` does, where there is no memory for a second copy; likewise [`Device::upload_read_only`].
+    pub fn upload<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Buffer {
+        self.copied(data, true)
+    }
+
+    /// The same; a kernel that writes to it is at fault.
+    pub fn upload_read_only<T: bytemuck::NoUninit>(&mut self, data: &[T]) -> Buffer {
+        self.copied(data, false)
+    }
+
+    /// The buffer's content, as many whole values as it holds.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where the buffer is another device's.
+    pub fn download<T: bytemuck::AnyBitPattern>(&self, buffer: Buffer) -> Result<Vec<T>, Fault> {
+        let memory = &self.memories[self.find(buffer)?];
+        // Of values without bytes there are none.
+        let size = size_of::<T>().max(1);
+        let count = if size_of::<T>() == 0 { 0 } else { memory.bytes / size };
+        Ok(memory.bytes().chunks_exact(size).take(count).map(bytemuck::pod_read_unaligned).collect())
+    }
+
+    /// Overwrites the buffer from byte `at` on.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where the buffer is another device's, or smaller.
+    pub fn write(&mut self, buffer: Buffer, at: usize, bytes: &[u8]) -> Result<(), Fault> {
+        let number = self.find(buffer)?;
+        let range = within(&self.memories[number], at, bytes.len())?;
+        self.memories[number].bytes_mut()[range].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Copies bytes of the buffer, from byte `at` on.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    pub fn read(&self, buffer: Buffer, at: usize, bytes: &mut [u8]) -> Result<(), Fault> {
+        let memory = &self.memories[self.find(buffer)?];
+        bytes.copy_from_slice(&memory.bytes()[within(memory, at, bytes.len())?]);
+        Ok(())
+    }
+
+    /// Zeros `bytes` bytes from `address` on.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where they are not within one buffer.
+    pub fn clear(&mut self, address: u64, bytes: usize) -> Result<(), Fault> {
+        let inside = |memory: &&mut Memory| {
+            let at = address.checked_sub(memory.address()).and_then(|at| usize::try_from(at).ok());
+            at.is_some_and(|at| within(memory, at, bytes).is_ok())
+        };
+        let Some(memory) = self.memories.iter_mut().find(inside) else {
+            let text = format!(
+                "device memory: wanted {bytes} bytes of one buffer, got {address:#x}; clear what is allocated"
+            );
+            return Err(Fault::refused("", 0, text));
+        };
+        let at = (address - memory.address()) as usize;
+        memory.bytes_mut()[at..at + bytes].fill(0);
+        Ok(())
+    }
+
+    /// Gives a buffer's memory back: kernels that still reach for it are at fault.
+    ///
+    /// # Errors
+    /// Of kind `Launch` where the buffer is another device's.
+    pub fn free(&mut self, buffer: Buffer) -> Result<(), Fault> {
+        let number = self.find(buffer)?;
+        self.memories[number] = Memory::new(0, false).ok_or_else(|| out_of_memory(0))?;
+        self.free.push(buffer.number);
+        Ok(())
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// # Errors
+    /// The first fault that was found; kind `Launch` where the device refuses to begin. Buffers then hold what was written so far.
+    pub fn launch<P: Params>(
+        &mut self,
+        kernel: &Kernel<P>,
+        params: &P,
+        config: &LaunchConfig,
+    ) -> Result<(), Fault> {
+        let launch = Prepared::new(kernel, params, config)?;
+        run::run(&mut self.memories, &mut self.trace, &[launch])
+    }
+
+    /// Runs two kernels, the second by programmatic dependent launch: it may begin when every block of the first has executed
+    /// `griddepcontrol.launch_dependents` or ended. They overlap with two or more threads ([`LaunchConfig::threads`] of the first).
+    ///
+    /// # Errors
+    /// As [`Device::launch`], of either; kind `Dependency` where the second touches what the first writes before `griddepcontrol.wait`.
+    pub fn launch_dependent<P: Params, Q: Params>(
+        &mut self,
+        first: (&Kernel<P>, &P, &LaunchConfig),
+        second: (&Kernel<Q>, &Q, &LaunchConfig),
+    ) -> Result<(), Fault> {
+        let launches =
+            [Prepared::new(first.0, first.1, first.2)?, Prepared::new(second.0, second.1, second.2)?];
+        run::run(&mut self.memories, &mut self.trace, &launches)
+    }
+
+    /// The lines that [`LaunchConfig::trace`] asked for, since the last call: one per instruction.
+    pub fn take_trace(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.trace)
+    }
+
+    fn copied<T: bytemuck::NoUninit>(&mut self, data: &[T], writable: bool) -> Buffer {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let mut memory =
+            Memory::new(bytes.len(), writable).unwrap_or_else(|| panic!("{}", out_of_memory(bytes.len())));
+        memory.bytes_mut().copy_from_slice(bytes);
+        self.add(memory)
+    }
+
+    fn add(&mut self, memory: Memory) -> Buffer {
+        let (address, bytes) = (memory.address(), memory.bytes);
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.memories[number as usize] = memory;
+                number
+            }
+            None => {
+                self.memories.push(memory);
+                u32::try_from(self.memories.len() - 1).expect("fewer than 2^32 buffers")
+            }
+        };
+        Buffer { number, address, bytes }
+    }
+
+    /// The number of the buffer's memory.
+    fn find(&self, buffer: Buffer) -> Result<usize, Fault> {
+        match self.memories.get(buffer.number as usize) {
+            Some(memory) if memory.address() == buffer.address => Ok(buffer.number as usize),
+            _ => {
+                let text = format!(
+                    "device buffer: wanted one of this device, got number {}, of another or freed; use it with the device \
+                     that made it",
+                    buffer.number
+                );
+                Err(Fault::refused("", 0, text))
+            }
+        }
+    }
+}
+
+fn within(memory: &Memory, at: usize, bytes: usize) -> Result<std::ops::Range<usize>, Fault> {
+    match at.checked_add(bytes) {
+        Some(end) if end <= memory.bytes => Ok(at..end),
+        _ => {
+            let text = format!(
+                "device buffer: wanted a range of its {} bytes, got {bytes} from {at} on; allocate as much as is used",
+                memory.bytes
+            );
+            Err(Fault::refused("", 0, text))
+        }
+    }
+}
+
+fn out_of_memory(bytes: usize) -> Fault {
+    let text =
+        format!("device memory: wanted {bytes} bytes, this machine has not that much; use a smaller buffer");
+    Fault::refused("", 0, text)
+}

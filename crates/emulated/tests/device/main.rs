@@ -1,0 +1,19 @@
+//! The products of `kernels/` on the emulated device, against float64, the CPU backend and each other. What is generic over the device
+//! is in `lmhead_testkit::product`; a GPU runs the same table.
+#![allow(unsafe_code, reason = "launches")]
+
+mod golden;
+mod limits;
+mod out_of_order;
+mod properties;
+mod refused;
+mod seeds;
+mod sizes;
+mod whole;
+
+use lmhead_emulated::EmulatedDevice;
+
+/// A device of its own for each test: launches of one wait for each other.
+fn device() -> EmulatedDevice {
+    EmulatedDevice::new(1)
+}

@@ -1,0 +1,26 @@
+//! The table of shapes.
+
+use crate::device;
+use lmhead_testkit::product::table::{Scale, cases, run};
+use std::sync::Mutex;
+
+#[test]
+fn every_case_of_the_table() {
+    let cases = cases(Scale::Reduced);
+    let (waiting, problems) = (Mutex::new(cases.iter()), Mutex::new(Vec::new()));
+    let next = || waiting.lock().expect("no test panics here").next();
+    let work = || {
+        let device = device();
+        while let Some(case) = next() {
+            if let Err(problem) = run(&device, case) {
+                problems.lock().expect("no test panics here").push(problem);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let problems = problems.into_inner().expect("no test panics here");
+    assert!(problems.is_empty(), "{} of {} cases:\n{}", problems.len(), cases.len(), problems.join("\n"));
+}

@@ -1,0 +1,196 @@
+//! Kernels that are wrong on purpose: each kind of fault is found, and named as what it is.
+
+use crate::planted::{Row, check, plain};
+use lmhead_emulated::FaultKind::*;
+use lmhead_emulated::probe::*;
+use lmhead_emulated::{Device, LaunchConfig};
+
+#[test]
+fn memory() {
+    let rows: &[Row] = &[
+        (1, "no barrier between a write and another thread's read", &[Race], 8),
+        (2, "a read past the end of shared memory", &[SharedBounds], 8),
+        (3, "a shared address that is not aligned", &[Misaligned], 8),
+        (4, "a read past the end of a buffer", &[GlobalBounds], 8),
+        (5, "a global address that is not aligned", &[Misaligned], 8),
+        (6, "a write to a buffer for reading", &[GlobalBounds], 8),
+        (7, "a write to what others still read", &[Race], 8),
+        (8, "a vector store that is not aligned", &[Misaligned], 8),
+        (9, "a read before shared memory", &[SharedBounds], 8),
+        (10, "trap", &[Trap], 8),
+    ];
+    check("broken_memory", rows, plain(broken_memory, 64, 256));
+}
+
+#[test]
+fn warps() {
+    let rows: &[Row] = &[
+        (1, "no bar.warp.sync between a write and another lane's read", &[Race], 8),
+        (2, "ldmatrix by half of a warp", &[Divergence], 8),
+        (3, "a shuffle with a lane that has ended", &[Divergence], 8),
+        (4, "two instructions at once", &[Divergence], 8),
+        (5, "two masks at once", &[Divergence], 8),
+        (6, "a shuffle from outside of the mask", &[Divergence], 8),
+        (7, "a lane that does not come", &[Divergence], 8),
+    ];
+    check("broken_warp", rows, plain(broken_warp, 32, 256));
+}
+
+#[test]
+fn copies() {
+    let rows: &[Row] = &[
+        (1, "cp.async without a wait", &[Incomplete], 8),
+        (2, "a wait for the wrong group", &[Incomplete], 8),
+        (3, "a wait, but no barrier for the others", &[Race], 8),
+        (4, "cp.async into what others still read", &[Race], 8),
+        (5, "cp.async that outlives its thread", &[Incomplete], 8),
+        (6, "a group that was never committed", &[Incomplete], 8),
+        (7, "cp.async to an address that is not aligned", &[Misaligned], 8),
+        (8, "cp.async of more than its size", &[Operand], 8),
+    ];
+    check("broken_copies", rows, plain(broken_copies, 64, 512));
+}
+
+#[test]
+fn barriers() {
+    let rows: &[Row] = &[
+        (1, "a barrier that half of the block reaches", &[Deadlock], 8),
+        (7, "halves of two warps at a barrier for one", &[Divergence], 8),
+        (8, "two barriers for the lanes of one warp", &[Divergence], 8),
+        (9, "bar.arrive without a count", &[Operand], 8),
+        (2, "a named barrier that too few reach", &[Deadlock], 8),
+        (3, "a named barrier with two counts", &[Barrier, Deadlock], 8),
+        (4, "a barrier that does not exist", &[Operand], 8),
+        (5, "a count that is no multiple of a warp", &[Operand], 8),
+        (6, "two barriers for one meeting", &[Deadlock], 8),
+    ];
+    let run = |how: u32, seed: u64| {
+        // 20 and 21: threads that have ended are not waited for by the block's barrier.
+        let how = if how == 0 { [0, 20, 21][(seed % 3) as usize] } else { how };
+        plain(broken_barriers, 96, 0)(how, seed)
+    };
+    check("broken_barriers", rows, run);
+}
+
+#[test]
+fn constant_memory_that_is_not() {
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_constant(), 32, 0, 128).input(&[7; 64]).n(&[how]).grid(2);
+        probe.config(|c| c.seed(seed).threads(1 + (seed % 2) as usize)).run()
+    };
+    let rows: &[Row] = &[
+        (1, "a word by .nc and then a store to it", &[Dependency], 8),
+        (2, "a store and then .nc", &[Dependency], 8),
+        (3, "a word by .nc that another block stores", &[Dependency], 8),
+        (4, "16 bytes by .nc, some of which are stored to", &[Dependency], 8),
+        (5, "a store to half of a word that was loaded by .nc", &[Dependency], 8),
+        (6, "an atomic on it", &[Dependency], 8),
+    ];
+    check("broken_constant", rows, run);
+}
+
+#[test]
+fn one_instruction_at_two_places() {
+    let run = |how: u32, seed: u64| {
+        let how = if how == 0 { [0, 20, 21][(seed % 3) as usize] } else { how };
+        plain(broken_places, 64, 512)(how, seed)
+    };
+    let rows: &[Row] = &[
+        (1, "bar.sync", &[Divergence], 8),
+        (2, "ldmatrix", &[Divergence], 8),
+        (3, "mma.sync of int8, by one lane elsewhere", &[Divergence], 8),
+        (4, "mma.sync of bf16", &[Divergence], 8),
+        (5, "bar.sync with a count", &[Divergence], 8),
+        (6, "bar.arrive", &[Divergence], 8),
+    ];
+    check("broken_places", rows, run);
+    let fault = plain(broken_places, 64, 512)(2, 0).expect_err("two places");
+    assert!(fault.text.contains(" at broken_sm80.cu:"), "{fault}");
+}
+
+#[test]
+fn loops_without_an_end() {
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_spin(), 64, 0, 64).n(&[how]);
+        probe.config(|c| c.seed(seed).instruction_limit(100_000)).run()
+    };
+    check("broken_spin", &[(1, "a loop that waits for nobody", &[Deadlock], 8)], run);
+    let fault = run(1, 0).expect_err("no end");
+    assert!(fault.text.contains("Threads:") && fault.text.contains(" in ld.global.b32 0x"), "{fault}");
+}
+
+#[test]
+fn what_is_waited_for_comes_before_the_threads_and_a_report_that_is_cut_says_so() {
+    let fault = plain(broken_barriers, 96, 0)(2, 0).expect_err("too few reach it");
+    assert!(fault.text.contains(" Barrier 1: 32 of 64 threads came. Threads:"), "{fault}");
+    assert!(fault.text.ends_with("threads 32 to 95 ended."), "{fault}");
+    let fault = plain(broken_waits, 512, 16)(0, 0).expect_err("nobody arrives");
+    let at = |part: &str| fault.text.find(part).unwrap_or_else(|| panic!("no {part}: {fault}"));
+    assert!(at("mbarrier 0x408 in phase 0 lacks 3 of 3 arrivals") < at(" Threads: thread 0 in "), "{fault}");
+    assert!(fault.text.len() > 6000 && fault.text.ends_with(" [cut]"), "{fault}");
+}
+
+#[test]
+fn refused_launches() {
+    type Change = fn(LaunchConfig) -> LaunchConfig;
+    let launch = |change: Change| {
+        let config = change(LaunchConfig::new([4, 1, 1], [64, 1, 1]));
+        let mut device = Device::new();
+        let out = device.alloc(256)?;
+        let params =
+            ProbeParams { map: NO_MAP, map_out: NO_MAP, input: out.pointer(), out: out.pointer(), n: [0; 6] };
+        device.launch(&broken_memory(), &params, &config)
+    };
+    let rows: &[(Change, &str)] = &[
+        (|c| LaunchConfig { grid: [0, 1, 1], ..c }, "grid x: wanted 1 to 2147483647 blocks, got 0"),
+        (|c| LaunchConfig { grid: [1, 65536, 1], ..c }, "grid y: wanted 1 to 65535 blocks, got 65536"),
+        (|c| LaunchConfig { block: [0, 1, 1], ..c }, "block x: wanted 1 to 1024 threads, got 0"),
+        (|c| LaunchConfig { block: [32, 64, 1], ..c }, "at most 1024 threads, got 2048"),
+        (
+            |c| LaunchConfig { block: [96, 1, 1], ..c },
+            "at most the 64 threads of the kernel's launch bounds, got 96",
+        ),
+        (|c| LaunchConfig { dynamic_shared: 50_000, ..c }, "the kernel's limit of 49152 bytes"),
+        (|c| c.shared(232_449), "at most 232448 bytes (227 KB)"),
+        (|c| LaunchConfig { shared_limit: 240_000, ..c }, "the kernel's limit was set to 240000"),
+        (|c| c.cluster([3, 1, 1]), "cluster x: wanted a divisor of the grid's 4 blocks, got 3"),
+        (|c| LaunchConfig { grid: [16, 1, 1], cluster: [16, 1, 1], ..c }, "at most 8 blocks, got 16"),
+        (|c| c.threads(0), "threads: wanted at least 1"),
+    ];
+    for (change, wanted) in rows {
+        match launch(*change) {
+            Err(fault) => {
+                assert_eq!(fault.kind, Launch, "{fault}");
+                assert!(fault.text.contains(wanted), "wanted {wanted:?}, got {fault}");
+            }
+            Ok(()) => panic!("wanted a refusal with {wanted:?}"),
+        }
+    }
+    let mut device = Device::new();
+    let out = device.upload(&[0u32; 1]);
+    let mut most = ManyParams([7; 8191]);
+    (most.0[0], most.0[1]) = (out.address() as u32, (out.address() >> 32) as u32);
+    let config = LaunchConfig::new([1; 3], [1, 1, 1]);
+    device.launch(&probe_params(), &most, &config).expect("32764 bytes of parameters");
+    assert_eq!(device.download::<u32>(out), Ok(vec![7]));
+    let many = TooManyParams([0; 8192]);
+    let config = LaunchConfig::new([1; 3], [32, 1, 1]);
+    let fault =
+        Device::new().launch(&broken_params(), &many, &config).expect_err("32768 bytes of parameters");
+    assert!(fault.text.contains("wanted at most 32764 bytes, the kernel has 32768"), "{fault}");
+}
+
+#[test]
+fn the_device_goes_on_after_a_fault() {
+    for _ in 0..3 {
+        let run = plain(broken_memory, 64, 256);
+        assert!(run(2, 1).is_err());
+        assert!(run(0, 1).is_ok());
+    }
+}
+
+#[test]
+#[ignore = "it damages memory: for scripts/emulated-asan, which must see it"]
+fn a_plain_pointer_past_the_end() {
+    let _ = plain(broken_plain_pointer, 32, 0)(0, 0);
+}

@@ -1,0 +1,206 @@
+//! The matmul kernels' walk with one mistake each: the device names the mistake, or the logits are wrong.
+
+use crate::planted::record;
+use lmhead::backend::device::NO_ADJUSTMENTS;
+use lmhead::backend::params::{LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, RowMatrix, WeightMatrix};
+use lmhead::plan::{Precision, Tile};
+use lmhead_emulated::FaultKind::{self, *};
+use lmhead_emulated::emulated_kernel;
+use lmhead_emulated::{Device, Fault, LaunchConfig, Params};
+use std::ptr::null;
+
+/// `BrokenMatmulParams` of `broken_matmul.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct BrokenMatmulParams {
+    pub product: MatmulParams,
+    pub how: u32,
+}
+
+// SAFETY: mirrors the struct of broken_matmul.h.
+unsafe impl Params for BrokenMatmulParams {}
+
+/// Three tiles of 64 ids, of which the last has a few and ends within 16 bytes, one of rows; four stages of k and a tail that ends
+/// within 16 bytes and lies where the tile of logits will.
+const VOCAB: usize = 150;
+const ROWS: usize = 13;
+const HIDDEN: usize = 4 * 64 + 21;
+/// Floats from row to row: 16 bytes are stored at once.
+const PITCH: usize = VOCAB.next_multiple_of(4);
+
+/// The walk's tile.
+pub fn tile(precision: Precision) -> &'static Tile {
+    precision.tiles().iter().find(|tile| (tile.ids, tile.rows) == (64, 16)).expect("a tile")
+}
+
+/// No adjustments, onto logits and statuses.
+pub fn product(logits: LogitMatrix, weights: WeightMatrix, rows: RowMatrix) -> MatmulParams {
+    MatmulParams {
+        weights,
+        rows,
+        row_scales: null(),
+        logits,
+        adjustments: NO_ADJUSTMENTS,
+        softcap: 0.0,
+        scale: 2.0,
+        vocab: 0,
+        row_count: 0,
+        hidden: 0,
+        stages: 4,
+    }
+}
+
+/// bf16 bits of a small integer.
+fn integer(i: usize) -> (i32, u16) {
+    let value = (i.wrapping_mul(2_654_435_761) >> 7) as i32 % 17 - 8;
+    (value, half::bf16::from_f32(value as f32).to_bits())
+}
+
+/// A fault, as docs/faults.md has it.
+pub fn told(fault: &Fault) -> String {
+    format!("{:?} in {}", fault.kind, fault.instruction)
+}
+
+pub enum Outcome {
+    Right,
+    Wrong,
+    Fault(Fault),
+}
+
+/// Runs the walk with mistake `how`. `offset` elements before the first row leave it aligned to an element only. With a `cap` the softcap
+/// comes in, which leaves nothing to compare with but the walk itself.
+fn run(how: u32, seed: u64, offset: usize, cap: bool, stages: usize) -> Outcome {
+    // The last row ends with its last element: what is read behind it is outside of the buffer.
+    let pitch = HIDDEN.next_multiple_of(8);
+    let nan = half::bf16::NAN.to_bits();
+    let weights: Vec<u16> = (0..(VOCAB - 1) * pitch + HIDDEN)
+        .map(|i| if i % pitch < HIDDEN { integer(i / pitch * HIDDEN + i % pitch).1 } else { nan })
+        .collect();
+    let row = |row: usize, k: usize| integer(1_000_003 + row * HIDDEN + k);
+    let rows: Vec<u16> = (0..offset)
+        .map(|_| nan)
+        .chain(
+            (0..(ROWS - 1) * pitch + HIDDEN)
+                .map(|i| if i % pitch < HIDDEN { row(i / pitch, i % pitch).1 } else { nan }),
+        )
+        .collect();
+    let indices: Vec<i32> =
+        (0..ROWS as i32).map(|i| if i == 4 { -1 } else { (i * 5) % ROWS as i32 }).collect();
+    let additions: Vec<u32> = (0..=ROWS as u32).map(|i| 2 * i).collect();
+    let ids: Vec<u32> = (0..ROWS as u32).flat_map(|i| [i + 50, 128 + i]).collect();
+
+    let mut device = Device::new();
+    let logits = device.upload(&[f32::NAN; ROWS * PITCH]);
+    let status = device.upload(&[0u32; ROWS]);
+    let input = device.upload_read_only(&rows);
+    let mut product = product(
+        LogitMatrix {
+            data: logits.pointer(),
+            pitch: 4 * PITCH as u64,
+            status: status.pointer(),
+            dtype: LMHEAD_DTYPE_F32,
+        },
+        WeightMatrix {
+            data: device.upload_read_only(&weights).pointer(),
+            pitch: 2 * pitch as u64,
+            scales: null(),
+            bias: null(),
+        },
+        RowMatrix {
+            data: (input.address() as usize + 2 * offset) as *const _,
+            pitch: 2 * pitch as u64,
+            indices: device.upload_read_only(&indices).pointer(),
+            index_bytes: 4,
+            source_rows: ROWS as u32,
+        },
+    );
+    product.adjustments.addition_offsets = device.upload_read_only(&additions).pointer();
+    product.adjustments.addition_ids = device.upload_read_only(&ids).pointer();
+    product.adjustments.addition_values = device.upload_read_only(&vec![0.5f32; ids.len()]).pointer();
+    // Zeros leave the logits as they are.
+    product.adjustments.temperatures = device.upload_read_only(&[0f32; ROWS]).pointer();
+    (product.vocab, product.row_count, product.hidden) = (VOCAB as u32, ROWS as u32, HIDDEN as u32);
+    (product.stages, product.softcap) = (stages as u32, if cap { 50.0 } else { 0.0 });
+    let tile = tile(Precision::Bf16);
+    let shared = tile.shared_bytes(stages) as u32;
+    let config = LaunchConfig::new([VOCAB.div_ceil(tile.ids) as u32, 1, 1], [128, 1, 1]);
+    let config = config.shared(shared).seed(seed);
+    let params = BrokenMatmulParams { product, how };
+    if let Err(fault) = device.launch(&emulated_kernel!(broken_matmul: BrokenMatmulParams), &params, &config)
+    {
+        return Outcome::Fault(fault);
+    }
+    let out = device.download::<f32>(logits).expect("the device's own buffer");
+    let right = (0..ROWS).all(|r| {
+        (0..VOCAB).all(|id| {
+            let dot =
+                |from: i32| (0..HIDDEN).map(|k| row(from as usize, k).0 * integer(id * HIDDEN + k).0).sum();
+            let sum: i32 = if indices[r] < 0 { 0 } else { dot(indices[r]) };
+            let added = if id == r + 50 || id == 128 + r { 0.5 } else { 0.0 };
+            out[r * PITCH + id] == 2.0 * sum as f32 + added
+        }) && out[r * PITCH + VOCAB..][..PITCH - VOCAB].iter().all(|v| v.is_nan())
+    });
+    if right { Outcome::Right } else { Outcome::Wrong }
+}
+
+#[test]
+fn the_walk_itself_is_right() {
+    for seed in 0..100 {
+        for offset in [0, 1] {
+            match run(0, seed, offset, false, 3 + seed as usize % 2) {
+                Outcome::Right => {}
+                Outcome::Wrong => panic!("seed {seed}: wrong logits"),
+                Outcome::Fault(fault) => panic!("a false alarm: {fault}"),
+            }
+        }
+        if let Outcome::Fault(fault) = run(0, seed, 0, true, 4) {
+            panic!("a false alarm: {fault}");
+        }
+    }
+}
+
+#[test]
+fn each_mistake_is_named() {
+    let rows: &[(u32, &str, &[FaultKind])] = &[
+        (2, "a wait for one group too few", &[Incomplete]),
+        (3, "no barrier between landing and reading", &[Incomplete, Race]),
+        (4, "copies into the stage that is read next", &[Incomplete, Race]),
+        (5, "copies into a stage that others still read", &[Race]),
+        (6, "groups that are never committed", &[Incomplete]),
+        (10, "sums over stages that others still read", &[Race]),
+        (11, "no barrier between sums and their softcap", &[Race]),
+        (12, "no barrier between softcap and additions", &[Race]),
+        (13, "no barrier between additions and the temperature", &[Race]),
+        (14, "no barrier between the temperature and the store", &[Race]),
+        (20, "weights behind the last id", &[GlobalBounds]),
+        (21, "the last stage taken for a whole one", &[GlobalBounds]),
+        (24, "a row by a bad index", &[GlobalBounds]),
+        (25, "16-byte copies of rows that are not aligned", &[Misaligned]),
+        (40, "logits behind the last id", &[GlobalBounds]),
+    ];
+    for &(how, what, kinds) in rows {
+        let offset = usize::from(how == 25);
+        let named = |seed| match run(how, seed, offset, matches!(how, 11 | 12), 4) {
+            Outcome::Fault(fault) if kinds.contains(&fault.kind) => told(&fault),
+            Outcome::Fault(fault) => panic!("{what}: wanted {kinds:?}, got {fault}"),
+            _ => panic!("{what}, seed {seed}: wanted {kinds:?}, got none"),
+        };
+        record("broken_matmul", how, what, &(0..6).map(named).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn mistakes_that_no_detector_can_see_give_wrong_logits() {
+    for (how, what) in [
+        (22, "no zeros behind the end of k"),
+        (23, "a swizzle that is only read"),
+        (27, "sources that do not go on"),
+    ] {
+        let seen = |seed| match run(how, seed, 0, false, 4) {
+            Outcome::Right => panic!("{what}, seed {seed}: right logits"),
+            Outcome::Wrong => "wrong logits".into(),
+            Outcome::Fault(fault) => told(&fault),
+        };
+        record("broken_matmul", how, what, &(0..6).map(seen).collect::<Vec<_>>());
+    }
+}

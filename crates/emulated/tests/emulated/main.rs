@@ -1,0 +1,18 @@
+//! The emulated CUDA device: its instructions, its checks, and the carrier kernels on it.
+#![allow(unsafe_code, reason = "parameters of kernels")]
+
+mod blame;
+mod broken;
+mod broken_hopper;
+mod broken_matmul;
+mod broken_quant_matmul;
+mod carriers;
+mod conversions;
+mod hopper;
+mod instructions;
+mod matmul_parts;
+mod planted;
+mod probed;
+mod readme;
+mod refused;
+mod tensor_core;

@@ -1,0 +1,254 @@
+//! The machine code of the embedded kernels, read back: `cargo test --features cuda --test machine_code`. Needs the CUDA
+//! toolkit's programs and no GPU. Without the feature only the reader itself is tested, on recorded text.
+
+mod expectations;
+mod wrappers;
+
+use expectations::{Expectation, all_faults, faults};
+use lmhead_gpu::code::{Code, parse};
+
+/// cuobjdump 13.2 on a fatbin of two kernels: `multiply` (one mma.sync), `pick` (an array in local memory).
+const RESOURCES: &str = include_str!("samples/res_usage.txt");
+const SASS: &str = include_str!("samples/sass.txt");
+
+fn sample(kernel: &str, architecture: &str) -> Code {
+    let codes = parse("sample", RESOURCES, SASS).expect("recorded text");
+    let wanted = |code: &Code| code.kernel == kernel && code.architecture == architecture;
+    codes.into_iter().find(wanted).expect("a recorded kernel")
+}
+
+#[test]
+fn recorded_output_is_read_by_kernel_and_architecture() {
+    let codes = parse("sample", RESOURCES, SASS).expect("recorded text");
+    let numbers: Vec<_> = codes
+        .iter()
+        .map(|c| {
+            (
+                c.kernel.as_str(),
+                c.architecture.as_str(),
+                c.registers,
+                c.stack,
+                c.local,
+                c.shared,
+                c.instructions(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        numbers,
+        [
+            ("pick", "sm_80", 10, 256, 0, 0, 25),
+            ("multiply", "sm_80", 14, 0, 0, 0, 15),
+            ("pick", "sm_90a", 12, 256, 0, 0, 26),
+            ("multiply", "sm_90a", 16, 0, 0, 0, 16),
+        ]
+    );
+}
+
+#[test]
+fn instructions_are_counted_by_operation_and_modifiers() {
+    let multiply = sample("multiply", "sm_90a");
+    for (pattern, count) in [
+        ("IMMA", 1),
+        ("IMMA.16832.S8", 1),
+        ("LDG.E.128", 2),
+        ("LDG.128", 2),
+        ("LDG.64", 0),
+        ("STG.128", 1),
+        ("EXIT", 2),
+        ("HMMA", 0),
+        ("LDG.E.12", 0),
+        ("LD", 0),
+    ] {
+        assert_eq!(multiply.count(pattern), count, "{pattern}");
+    }
+    let pick = sample("pick", "sm_80");
+    assert_eq!(
+        (pick.count("LDL"), pick.count("STL"), pick.count("BRA")),
+        (1, 1, 2),
+        "@P0 is not an operation"
+    );
+}
+
+#[test]
+fn text_of_another_form_is_refused() {
+    for (resources, sass, wanted) in [
+        ("", "", "found no machine code"),
+        (&RESOURCES.replace("REG:", "REG "), SASS, "has no line of multiply for sm_80"),
+        (&RESOURCES.replace("STACK:256", "STACK:many"), SASS, "-res-usage: not understood"),
+        (&RESOURCES.replace("arch = sm_80", ""), SASS, "-res-usage: not understood"),
+        (
+            RESOURCES,
+            &SASS.replace("Function : multiply", "Function : other"),
+            "-sass has no code of multiply",
+        ),
+        (RESOURCES, &SASS.replace("arch = ", ""), "no architecture before pick"),
+        (RESOURCES, "/*0010*/  NOP;", "-sass: not understood"),
+    ] {
+        let error = parse("sample", resources, sass).expect_err("not the recorded text");
+        assert!(error.contains(wanted), "wanted \"{wanted}\", got \"{error}\"");
+    }
+}
+
+const MULTIPLY: Expectation = Expectation {
+    kernel: "multiply",
+    architectures: &["sm_80", "sm_90a"],
+    present: &[("IMMA", 1), ("LDG.128", 2)],
+    absent: &["HMMA"],
+    registers: 16,
+    calls: 0,
+};
+
+#[test]
+fn each_broken_expectation_is_a_fault_that_says_what_came() {
+    let code = sample("multiply", "sm_90a");
+    assert_eq!(faults(&code, &MULTIPLY), [""; 0]);
+    for (row, wanted) in [
+        (Expectation { registers: 15, ..MULTIPLY }, "wanted at most 15 registers, got 16"),
+        (Expectation { present: &[("HGMMA", 1)], ..MULTIPLY }, "wanted 1 HGMMA, got 0"),
+        (Expectation { present: &[("LDG.128", 8)], ..MULTIPLY }, "wanted 8 LDG.128, got 2"),
+        (Expectation { present: &[("LDG.128", 1)], ..MULTIPLY }, "wanted 1 LDG.128, got 2"),
+        (Expectation { absent: &["IMMA"], ..MULTIPLY }, "wanted no IMMA, got 1"),
+    ] {
+        assert_eq!(faults(&code, &row), [format!("sample multiply sm_90a: {wanted}")]);
+    }
+    let pick = Expectation { kernel: "pick", present: &[], registers: 255, ..MULTIPLY };
+    let found = faults(&sample("pick", "sm_80"), &pick).join("\n");
+    for wanted in [
+        "wanted no stack frame, got 256 bytes",
+        "no local loads (LDL), got 1",
+        "no local stores (STL), got 1",
+    ] {
+        assert!(found.contains(wanted), "{found}");
+    }
+}
+
+#[test]
+fn a_kernel_without_a_row_and_a_row_without_a_kernel_are_faults() {
+    let codes = [sample("multiply", "sm_80"), sample("pick", "sm_80")];
+    let found = all_faults(&codes, &[MULTIPLY], &["sm_80"]);
+    assert_eq!(found, ["sample pick sm_80: wanted one row in tests/machine_code/expectations.rs, got 0"]);
+    let twice = all_faults(&codes[..1], &[MULTIPLY, MULTIPLY], &["sm_80"]);
+    assert_eq!(twice, ["sample multiply sm_80: wanted one row in tests/machine_code/expectations.rs, got 2"]);
+    let gone = all_faults(&codes[..1], &[MULTIPLY], &["sm_80", "sm_90a"]);
+    assert_eq!(gone, ["multiply sm_90a: the table has a row, the fatbins have no code"]);
+}
+
+#[cfg(feature = "cuda")]
+mod with_the_toolkit {
+    use super::*;
+    use expectations::EXPECTED;
+    use lmhead::backend::cuda::fatbins::EMBEDDED;
+    use lmhead_gpu::tools::Tools;
+    use std::fs;
+    use std::process::Command;
+
+    #[test]
+    fn every_embedded_kernel_is_as_the_table_says() {
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let codes = tools.embedded(EMBEDDED, folder.path()).unwrap_or_else(|problem| panic!("{problem}"));
+        let architectures: Vec<_> =
+            EMBEDDED.iter().flat_map(|fatbin| fatbin.architectures).copied().collect();
+        let faults = all_faults(&codes, EXPECTED, &architectures);
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+
+    /// The CUDA backend lets `quant_matmul` begin beside `quantize_rows` by the architecture of its code: there it must wait.
+    #[test]
+    fn dependent_launches_wait_where_the_backend_counts_on_it() {
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let codes = tools.embedded(EMBEDDED, folder.path()).unwrap_or_else(|problem| panic!("{problem}"));
+        for code in &codes {
+            let counts = (code.count("ACQBULK"), code.count("PREEXIT"));
+            let newest = usize::from(code.architecture == "sm_90");
+            let name = format!("{} {}", code.kernel, code.architecture);
+            if code.kernel.starts_with("quant_matmul") {
+                assert_eq!(counts, (newest, 0), "{name}");
+            } else if code.kernel.starts_with("quantize_rows") {
+                assert_eq!(counts, (0, newest), "{name}");
+            }
+        }
+    }
+
+    /// ptxas says there that it serialises wgmma, or had to mend the order of its registers: nothing else shows it.
+    #[test]
+    fn nvcc_had_nothing_to_say() {
+        for fatbin in EMBEDDED {
+            let name = format!("fatbins/{}.warnings", fatbin.name.replace('/', "-"));
+            let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+            let said = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert_eq!(said, "", "kernels/{}.cu", fatbin.name);
+        }
+    }
+
+    /// The example of kernels/README.md, by the row that it shows.
+    #[test]
+    fn the_readmes_kernel_is_as_its_row_says() {
+        macro_rules! with_text {
+            ($row:expr) => {
+                ($row, stringify!($row))
+            };
+        }
+        let (row, text) = with_text!(Expectation {
+            kernel: "add_one",
+            architectures: &["sm_80", "sm_89", "sm_90"],
+            present: &[("LDG", 1)],
+            absent: &[],
+            registers: 16,
+            calls: 0
+        });
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = fs::read_to_string(here.join("kernels/README.md")).expect("the page");
+        let bare = |text: &str| text.split_whitespace().collect::<String>().replace(",}", "}");
+        assert!(bare(&page).contains(&bare(text)), "kernels/README.md: wanted {text}");
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let fatbin = folder.path().join("add_one.fatbin");
+        let mut nvcc = Command::new(&tools.nvcc);
+        nvcc.args(["-fatbin", "-std=c++17", "-I"]).arg(here.join("kernels"));
+        nvcc.args(
+            row.architectures
+                .iter()
+                .map(|name| format!("-gencode=arch=compute_{0},code=sm_{0}", name.trim_start_matches("sm_"))),
+        );
+        nvcc.arg("-o").arg(&fatbin).arg(here.join("tests/emulated/kernels/add_one_sm80.cu"));
+        tools.run(&mut nvcc).unwrap_or_else(|problem| panic!("{problem}"));
+        let codes = tools.read("add_one", &fatbin).unwrap_or_else(|problem| panic!("{problem}"));
+        let found = all_faults(&codes, &[row], row.architectures);
+        assert!(found.is_empty(), "{}", found.join("\n"));
+    }
+
+    /// 48 sums that need each other, in 32 registers.
+    const SPILLS: &str = r#"
+extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float *in, float *out) {
+  float held[48];
+#pragma unroll
+  for (int i = 0; i < 48; ++i) held[i] = in[i * 1024 + threadIdx.x];
+#pragma unroll
+  for (int i = 0; i < 48; ++i)
+#pragma unroll
+    for (int j = 0; j < 48; ++j) held[i] += held[j] * held[47 - i];
+#pragma unroll
+  for (int i = 0; i < 48; ++i) out[i * 1024 + threadIdx.x] = held[i];
+}
+"#;
+
+    #[test]
+    fn a_kernel_that_spills_on_purpose_is_caught() {
+        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [source, fatbin] = ["spills.cu", "spills.fatbin"].map(|name| folder.path().join(name));
+        fs::write(&source, SPILLS).expect("a file");
+        let mut nvcc = Command::new(&tools.nvcc);
+        nvcc.args(["-fatbin", "-arch=sm_80", "-o"]).arg(&fatbin).arg(&source);
+        tools.run(&mut nvcc).unwrap_or_else(|problem| panic!("{problem}"));
+        let codes = tools.read("spills", &fatbin).unwrap_or_else(|problem| panic!("{problem}"));
+        let row = Expectation { kernel: "spills", present: &[], ..MULTIPLY };
+        let found = all_faults(&codes, &[Expectation { registers: 32, ..row }], &["sm_80"]).join("\n");
+        for wanted in ["wanted no stack frame", "wanted no local loads", "wanted no local stores"] {
+            assert!(found.contains(wanted), "wanted \"{wanted}\", got \"{found}\"");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The whole way, property by property: sharded equals unsharded in every bit, and both are within the promised error of the
+//! float64 reference, for any dp, tp, group size, rows, selection, vocabulary, hidden size, dtype, mode and request. On any backend.
+
+use crate::{TestHead, row_bits};
+use lmhead::backend::Backend;
+use lmhead::config::{HeadConfig, Quantization};
+use lmhead::dtype::DType;
+use lmhead::exchange::{Exchange, local};
+use lmhead::head::LmHead;
+use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
+use lmhead::reference::{Reference, judge_top_k, logsumexp};
+use lmhead::result::{Answer, Output, Request, RowStatus};
+use lmhead::rows::{HiddenRows, RowCounts};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mode {
+    Exact,
+    Capacity,
+    Discover,
+}
+
+#[derive(Debug, Clone)]
+pub struct Case {
+    head: TestHead,
+    config: HeadConfig,
+    layout: ParallelLayout,
+    size: usize,
+    mode: Mode,
+    request: Request,
+    /// Per dp rank: hidden rows, and perhaps a selection from them.
+    rows: Vec<(usize, Option<Vec<usize>>)>,
+    seed: u64,
+}
+
+/// Steps on heads of those kinds (type of the hidden rows, and quantisation) with at most so many elements in a row.
+pub fn cases(kinds: &[(DType, Quantization)], most_hidden: usize) -> impl Strategy<Value = Case> + use<> {
+    let kinds = prop::sample::select(kinds.to_vec());
+    let vocab = prop_oneof![1usize..5, 60usize..70, 1usize..700];
+    let hidden = prop_oneof![1usize..5, 1..=most_hidden];
+    let request = prop_oneof![
+        Just(Request::Argmax),
+        prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
+        (1usize..80).prop_map(Request::top_k),
+    ];
+    let epilogue =
+        (any::<bool>(), prop::option::of(1f32..40.0), prop::sample::select(vec![1.0f32, 0.0625, -2.5]));
+    let shape = (1usize..6, 1usize..4, 1usize..3, any::<bool>(), any::<bool>(), any::<prop::sample::Index>());
+    let mode = prop::sample::select(vec![Mode::Exact, Mode::Capacity, Mode::Discover]);
+    (kinds, vocab, hidden, request, epilogue, shape, mode, any::<u64>()).prop_flat_map(
+        |((dtype, quantization), vocab, hidden, request, epilogue, shape, mode, seed)| {
+            let (dp, tp, pp, megatron, split, pick) = shape;
+            let order = if megatron { RankOrder::PpDpTp } else { RankOrder::DpPpTp };
+            let layout = ParallelLayout { dp, tp, pp, order };
+            let sizes = layout.group_sizes();
+            let size = sizes[pick.index(sizes.len())];
+            let request = match request {
+                Request::TopK { k } => Request::top_k(k.min(vocab)),
+                other => other,
+            };
+            let mut head = TestHead::random(vocab, hidden, dtype, quantization, seed);
+            let (bias, softcap, scale) = epilogue;
+            if bias {
+                head = head.with_bias(seed);
+            }
+            let mut config = head.config();
+            config.final_logit_softcapping = softcap;
+            config.logit_scale = scale;
+            config.split_rows_over_tp = split;
+            // Idle ranks, and selections that repeat and reorder.
+            let one = prop_oneof![2 => Just(0usize), 5 => 1usize..6].prop_flat_map(|n| {
+                let selection = if n == 0 {
+                    Just(None).boxed()
+                } else {
+                    prop::option::of(prop::collection::vec(0..n, 0..9)).boxed()
+                };
+                (Just(n), selection)
+            });
+            let rows = prop::collection::vec(one, dp);
+            (Just(head), Just(config), rows).prop_map(move |(head, config, rows)| Case {
+                head,
+                config,
+                layout,
+                size,
+                mode,
+                request,
+                rows,
+                seed,
+            })
+        },
+    )
+}
+
+impl Case {
+    /// Hidden rows of a dp rank.
+    fn hidden(&self, dp: usize) -> Vec<u8> {
+        self.head.rows(self.rows[dp].0, self.seed ^ (dp as u64 + 1))
+    }
+
+    /// Output rows of a dp rank, as hidden row numbers.
+    fn wanted(&self, dp: usize) -> Vec<usize> {
+        let (rows, selection) = &self.rows[dp];
+        selection.clone().unwrap_or_else(|| (0..*rows).collect())
+    }
+
+    /// The answers of every last-stage rank, with its dp and tp index.
+    fn run_sharded(&self, backend: &Arc<dyn Backend>) -> Vec<(usize, usize, Answer)> {
+        let mut endpoints: BTreeMap<Vec<usize>, Vec<Option<local::LocalExchange>>> = BTreeMap::new();
+        let mut ranks = Vec::new();
+        for rank in 0..self.layout.world_size().unwrap() {
+            let Some(group) = HeadGroup::of(rank, &self.layout, self.size).unwrap() else { continue };
+            let all = endpoints
+                .entry(group.ranks().to_vec())
+                .or_insert_with(|| local::group(group.size()).into_iter().map(Some).collect());
+            let endpoint = all[group.me()].take().unwrap();
+            let at = self.layout.coordinates(rank).unwrap();
+            ranks.push((at, group, endpoint));
+        }
+        thread::scope(|scope| {
+            let threads: Vec<_> = ranks
+                .into_iter()
+                .map(|(at, group, endpoint)| {
+                    scope.spawn(move || {
+                        (at.dp, at.tp, self.run_rank(backend, at.dp, group, Arc::new(endpoint)))
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    }
+
+    fn run_rank(
+        &self,
+        backend: &Arc<dyn Backend>,
+        dp: usize,
+        group: HeadGroup,
+        exchange: Arc<dyn Exchange>,
+    ) -> Answer {
+        let shard = self.head.shard(group.shard(self.head.vocab, group.me()));
+        let first = dp - group.replica_of(group.me());
+        let counts: Vec<usize> = (first..first + group.replicas()).map(|d| self.wanted(d).len()).collect();
+        let own = self.wanted(dp).len();
+        let bytes = self.hidden(dp);
+        let mut hidden = HiddenRows::new(&bytes, self.head.dtype, self.rows[dp].0, self.head.hidden).unwrap();
+        if let Some(selection) = &self.rows[dp].1 {
+            hidden = hidden.select(selection).unwrap();
+        }
+        let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
+        head.warm_up(1, &[self.request]).unwrap();
+        let counts = match self.mode {
+            Mode::Exact => RowCounts::exact(&counts),
+            Mode::Capacity => RowCounts::capacity(counts.iter().copied().max().unwrap() + 1, own),
+            Mode::Discover => RowCounts::discover(own),
+        };
+        head.step(counts, &self.request).unwrap().run(hidden).unwrap()
+    }
+
+    /// One output row on one rank with the whole head and no other row beside it.
+    fn run_alone(&self, backend: &Arc<dyn Backend>, dp: usize, row: usize) -> Answer {
+        let bytes = self.hidden(dp);
+        let selection = [row];
+        let hidden = HiddenRows::new(&bytes, self.head.dtype, self.rows[dp].0, self.head.hidden).unwrap();
+        let hidden = hidden.select(&selection).unwrap();
+        let group = HeadGroup::data_parallel(1, 0).unwrap();
+        let exchange = Arc::new(local::group(1).remove(0));
+        let shard = self.head.shard(0..self.head.vocab);
+        let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
+        head.step(RowCounts::exact(&[1]), &self.request).unwrap().run(hidden).unwrap()
+    }
+
+    /// Every rank's answers are those of each row alone, in every bit, and within the promise of the float64 reference.
+    pub fn holds(&self, backend: &Arc<dyn Backend>) -> Result<(), TestCaseError> {
+        let answers = self.run_sharded(backend);
+        for dp in 0..self.layout.dp {
+            let wanted = self.wanted(dp);
+            let alone: Vec<Answer> = wanted.iter().map(|&row| self.run_alone(backend, dp, row)).collect();
+            // Every tp rank is answered all rows of its replica, or its part of them.
+            let mut next = 0;
+            for (_, _, answer) in answers.iter().filter(|(d, _, _)| *d == dp) {
+                let first = if self.config.split_rows_over_tp { next } else { 0 };
+                if !self.config.split_rows_over_tp {
+                    prop_assert_eq!(answer.rows(), wanted.len());
+                }
+                for row in 0..answer.rows() {
+                    prop_assert_eq!(row_bits(answer, row), row_bits(&alone[first + row], 0));
+                }
+                next += answer.rows();
+            }
+            let expected =
+                if self.config.split_rows_over_tp { wanted.len() } else { wanted.len() * self.layout.tp };
+            prop_assert_eq!(next, expected);
+            for (row, answer) in wanted.iter().zip(&alone) {
+                self.judge(backend, dp, *row, answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One row's answer against the float64 reference.
+    fn judge(
+        &self,
+        backend: &Arc<dyn Backend>,
+        dp: usize,
+        row: usize,
+        answer: &Answer,
+    ) -> Result<(), TestCaseError> {
+        let shard = self.head.shard(0..self.head.vocab);
+        let flushes = backend.flushes_subnormals(lmhead::backend::HeadTypes::of(&shard, self.head.dtype));
+        let reference =
+            Reference::new(&shard, self.config.epilogue()).flushing(flushes).accurate_as(backend.accuracy());
+        let size = self.head.hidden * self.head.dtype.size();
+        let hidden = &self.hidden(dp)[row * size..(row + 1) * size];
+        let prepared = reference.row(hidden, self.head.dtype).unwrap();
+        let truths: Vec<_> = (0..self.head.vocab).map(|v| reference.logit(&prepared, v)).collect();
+        prop_assert_eq!(&answer.row_status, &vec![RowStatus::Good]);
+        match &answer.output {
+            Output::Logits { dtype, bytes, .. } => {
+                for (v, truth) in truths.iter().enumerate() {
+                    let got = f64::from(dtype.read(bytes, v));
+                    let allowed = truth.allowed_as(*dtype);
+                    prop_assert!(
+                        (got - truth.logit).abs() <= allowed,
+                        "id {}: {} {:?} {}",
+                        v,
+                        got,
+                        truth,
+                        allowed
+                    );
+                }
+            }
+            Output::Argmax { ids } => prop_assert!(judge_top_k(&truths, ids, None).is_ok()),
+            Output::TopK { values, ids, logsumexp: sum, .. } => {
+                let judged = judge_top_k(&truths, ids, Some(values));
+                prop_assert!(judged.as_ref().is_ok_and(|worst| *worst <= 1.0), "{:?}", judged);
+                let truth = logsumexp(&truths.iter().map(|t| t.logit).collect::<Vec<_>>());
+                let moved = truths.iter().map(|t| t.allowed).fold(0.0, f64::max);
+                let allowed = 1e-6 * truth.abs().max(1.0) + moved;
+                prop_assert!((f64::from(sum[0]) - truth).abs() <= allowed, "{} {}", sum[0], truth);
+            }
+            other => panic!("unknown output {other:?}"),
+        }
+        Ok(())
+    }
+}

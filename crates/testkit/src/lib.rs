@@ -1,0 +1,199 @@
+//! What several test programs and benches share: random heads and rows, groups of ranks on threads, and what they are asked.
+
+pub mod adjusting;
+pub mod carriers;
+pub mod end_to_end;
+pub mod golden;
+#[allow(unsafe_code, reason = "launches")]
+pub mod product;
+pub mod report;
+pub mod requests;
+
+use half::{bf16, f16};
+use lmhead::backend::Backend;
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::config::{HeadConfig, Quantization};
+use lmhead::dtype::DType;
+use lmhead::error::Result;
+use lmhead::exchange::{Exchange, local};
+use lmhead::head::LmHead;
+use lmhead::layout::HeadGroup;
+use lmhead::quantize::quantize_row;
+use lmhead::result::{Answer, Output};
+use lmhead::weights::{HeadShard, Matrix};
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+/// SplitMix64: small, seeded, printed by whoever uses it.
+#[derive(Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`; 0 for n = 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+
+    /// Near Gaussian, variance 1: the sum of 12 uniforms less 6.
+    pub fn normal(&mut self) -> f32 {
+        let sum: f64 = (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum();
+        (sum - 6.0) as f32
+    }
+
+    pub fn normals(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.normal()).collect()
+    }
+
+    /// All int8 values, −128 included.
+    pub fn int8(&mut self, count: u32) -> Vec<i8> {
+        (0..count).map(|_| self.next() as i8).collect()
+    }
+
+    /// About normally distributed.
+    pub fn bf16(&mut self, count: u32) -> Vec<bf16> {
+        (0..count)
+            .map(|_| {
+                let bits = self.next();
+                let sum: i32 = (0..4).map(|i| i32::from((bits >> (16 * i)) as i16)).sum();
+                bf16::from_f32(sum as f32 / 40_000.0)
+            })
+            .collect()
+    }
+}
+
+/// A whole head, from which shards are cut.
+#[derive(Debug, Clone)]
+pub struct TestHead {
+    pub vocab: usize,
+    pub hidden: usize,
+    pub dtype: DType,
+    pub quantization: Quantization,
+    /// `[vocab, hidden]`; rounded to `dtype` when a shard is cut, or quantised.
+    pub weights: Vec<f32>,
+    pub bias: Option<Vec<f32>>,
+}
+
+impl TestHead {
+    pub fn random(vocab: usize, hidden: usize, dtype: DType, quantization: Quantization, seed: u64) -> Self {
+        let scale = 1.0 / (hidden as f32).sqrt();
+        let weights = Random(seed).normals(vocab * hidden).into_iter().map(|w| 3.0 * w * scale).collect();
+        TestHead { vocab, hidden, dtype, quantization, weights, bias: None }
+    }
+
+    pub fn with_bias(mut self, seed: u64) -> Self {
+        self.bias = Some(Random(seed ^ 0xb1a5).normals(self.vocab));
+        self
+    }
+
+    pub fn shard(&self, vocab: Range<usize>) -> Arc<HeadShard> {
+        let part = &self.weights[vocab.start * self.hidden..vocab.end * self.hidden];
+        let matrix = if self.quantization != Quantization::None {
+            let mut values = vec![0i8; part.len()];
+            let scales = (0..vocab.len())
+                .map(|v| v * self.hidden..(v + 1) * self.hidden)
+                .map(|row| quantize_row(&part[row.clone()], &mut values[row]))
+                .collect();
+            Matrix::I8 { values: values.into(), scales }
+        } else {
+            match self.dtype {
+                DType::F32 => Matrix::F32(part.to_vec().into()),
+                DType::F16 => Matrix::F16(part.iter().map(|w| f16::from_f32(*w)).collect::<Vec<_>>().into()),
+                DType::Bf16 => {
+                    Matrix::Bf16(part.iter().map(|w| bf16::from_f32(*w)).collect::<Vec<_>>().into())
+                }
+                DType::I8 => unreachable!("int8 comes by quantisation"),
+            }
+        };
+        let bias = self.bias.as_ref().map(|b| b[vocab.clone()].to_vec());
+        let shard = HeadShard::new(vocab, self.vocab, self.hidden, self.quantization, matrix, bias);
+        Arc::new(shard.expect("a shard of a test head"))
+    }
+
+    /// The configuration of this head, whose rows have its `dtype`.
+    pub fn config(&self) -> HeadConfig {
+        let mut config = HeadConfig::new(self.vocab, self.hidden);
+        config.quantization = self.quantization;
+        config.hidden_dtype = Some(self.dtype);
+        config
+    }
+
+    /// `rows` hidden rows in this head's dtype.
+    pub fn rows(&self, rows: usize, seed: u64) -> Vec<u8> {
+        let values = Random(seed).normals(rows * self.hidden);
+        let mut bytes = vec![0; values.len() * self.dtype.size()];
+        self.dtype.round_into(&values, &mut bytes);
+        bytes
+    }
+}
+
+/// One backend for all tests of a program, on two threads.
+pub fn backend() -> Arc<dyn Backend> {
+    static BACKEND: OnceLock<Arc<CpuBackend>> = OnceLock::new();
+    BACKEND.get_or_init(|| Arc::new(CpuBackend::new(Some(2)).expect("the CPU backend"))).clone()
+}
+
+/// Runs `run` for each member of a data-parallel group, on a thread of its own.
+pub fn each_rank<T: Send>(size: usize, run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = local::group(size)
+            .into_iter()
+            .enumerate()
+            .map(|(me, endpoint)| scope.spawn(move || run(me, Arc::new(endpoint) as Arc<dyn Exchange>)))
+            .collect();
+        threads.into_iter().map(|t| t.join().expect("a rank's thread")).collect()
+    })
+}
+
+/// The head of member `me` of a data-parallel group.
+pub fn head_of(
+    head: &TestHead,
+    config: &HeadConfig,
+    size: usize,
+    me: usize,
+    exchange: Arc<dyn Exchange>,
+) -> Result<LmHead> {
+    let group = HeadGroup::data_parallel(size, me)?;
+    let shard = head.shard(group.shard(head.vocab, me));
+    LmHead::new(config, group, shard, exchange, backend())
+}
+
+/// An answer's row as bits, so that NaN equals itself.
+pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
+    let bits = match &answer.output {
+        Output::Logits { dtype, vocab_size, bytes } => {
+            let size = vocab_size * dtype.size();
+            bytes[row * size..][..size].iter().map(|b| u64::from(*b)).collect()
+        }
+        Output::Argmax { ids } => vec![ids[row] as u64],
+        Output::TopK { k, values, ids, logsumexp } => {
+            let values = values[row * k..][..*k].iter().map(|v| u64::from(v.to_bits()));
+            let ids = ids[row * k..][..*k].iter().map(|i| *i as u64);
+            values.chain(ids).chain([u64::from(logsumexp[row].to_bits())]).collect()
+        }
+        Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+            let own = row * top_n..(row + 1) * top_n;
+            let floats = [logprobs[row]].into_iter().chain(top_logprobs[own.clone()].iter().copied());
+            let ids = [ranks[row]].into_iter().chain(top_ids[own].iter().copied());
+            floats.map(|v| u64::from(v.to_bits())).chain(ids.map(|i| i as u64)).collect()
+        }
+        Output::Sample { ids } => vec![ids[row] as u64],
+        other => panic!("no bits known of {other:?}"),
+    };
+    (answer.row_status[row] as u8, bits)
+}
+
+/// Memory of one row in a chunk of logprobs: f32 logits of the largest shard, hidden states, and candidates: kept (16 bytes each), and
+/// encoded once to send and once from every rank (36 and 8 each).
+pub fn chunk_row(shard: usize, hidden_bytes: usize, top_n: usize, size: usize) -> u64 {
+    let (kept, candidates) = (top_n.max(1), top_n.max(1).min(shard));
+    (shard * 4 + hidden_bytes + 16 * kept + (36 + 8 * candidates) * (1 + size)) as u64
+}

@@ -1,0 +1,97 @@
+//! What the benches that write JSON share: medians, and where and how a run was made.
+
+use serde_json::{Value, json};
+use std::process::Command;
+
+/// The environment variable `name` as a number, or `default`.
+pub fn setting(name: &str, default: usize) -> usize {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}: wanted a whole number, got `{text}`")),
+        Err(_) => default,
+    }
+}
+
+/// The median, the tenth and the ninetieth percentile, and each of the values, to `digits` decimals.
+pub fn summary(values: &[f64], digits: i32) -> Value {
+    let round = |value: f64| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: f64| {
+        let place = share * (sorted.len() - 1) as f64;
+        let (low, high) = (sorted[place as usize], sorted[(place.ceil()) as usize]);
+        round(low + place.fract() * (high - low))
+    };
+    let samples: Vec<f64> = values.iter().map(|value| round(*value)).collect();
+    json!({ "median": at(0.5), "p10": at(0.1), "p90": at(0.9), "samples": samples })
+}
+
+/// Commit, date, machine and load: the head of a result.
+pub fn about(command: &str) -> Value {
+    json!({
+        "commit": said("git", &["describe", "--always", "--dirty", "--exclude", "*"]),
+        "date": said("date", &["-u", "+%F"]),
+        "command": command,
+        "machine": machine(),
+        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+        "load_average_before": load(),
+    })
+}
+
+/// The mean number of programs that ran or waited for a processor in the last minute: near 0 on a quiet machine.
+pub fn load() -> Value {
+    // Linux: proc(5), /proc/loadavg.
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let one = text.split_whitespace().next().and_then(|number| number.parse::<f64>().ok());
+    one.map_or(Value::Null, |load| json!(load))
+}
+
+/// The processor, with its family and model: what virtual machines call theirs says little.
+fn machine() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_string())
+    };
+    let name = field("model name").unwrap_or_else(|| "unknown processor".into());
+    let family = field("cpu family").zip(field("model"));
+    let family = family.map_or(String::new(), |(family, model)| format!(" (family {family}, model {model})"));
+    format!("{name}{family}, {} {}", std::env::consts::OS, std::env::consts::ARCH)
+}
+
+fn said(program: &str, arguments: &[&str]) -> String {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let output = Command::new(program).args(arguments).current_dir(root).output();
+    output.map_or_else(|_| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().into())
+}
+
+/// Writes the result where `--out FILE` says (seen from the package's folder, in which cargo starts benches), else prints it.
+pub fn report(result: &Value) {
+    let text = compact(result, 0) + "\n";
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--out");
+    match arguments.nth(1) {
+        Some(out) => {
+            std::fs::write(&out, text).unwrap_or_else(|e| panic!("{out} cannot be written: {e}"));
+            println!("written: {out}");
+        }
+        None => print!("{text}"),
+    }
+}
+
+/// JSON with a line for each object of nothing but numbers and lists.
+fn compact(value: &Value, depth: usize) -> String {
+    let flat = |value: &Value| match value {
+        Value::Object(map) => !map.values().any(Value::is_object),
+        _ => true,
+    };
+    match value {
+        Value::Object(map) if depth == 0 || !flat(value) => {
+            let indent = " ".repeat(depth + 1);
+            let lines: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("{indent}{}: {}", json!(key), compact(value, depth + 1)))
+                .collect();
+            format!("{{\n{}\n{}}}", lines.join(",\n"), " ".repeat(depth))
+        }
+        _ => value.to_string(),
+    }
+}

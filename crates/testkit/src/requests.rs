@@ -1,0 +1,377 @@
+//! Requests with adjustments, against whole f32 logits that one rank computes: for any dp, tp, group size, mode and rows the answers
+//! are those that the definitions give over the full row, and the same bits as for the row alone. On any backend.
+
+use crate::adjusting::OwnAdjustments;
+use crate::{Random, TestHead, chunk_row, row_bits};
+use lmhead::backend::Backend;
+use lmhead::config::{HeadConfig, LOGPROBS_CHUNK_BYTES, Quantization, Verify};
+use lmhead::dtype::DType;
+use lmhead::exchange::{Exchange, local};
+use lmhead::head::LmHead;
+use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder, shard_range};
+use lmhead::reference::{logsumexp, sample, top_k};
+use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus};
+use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mode {
+    Exact,
+    Capacity,
+    Discover,
+}
+
+#[derive(Debug, Clone)]
+pub struct Case {
+    head: TestHead,
+    config: HeadConfig,
+    layout: ParallelLayout,
+    size: usize,
+    mode: Mode,
+    request: Request,
+    /// Per dp rank.
+    rows: Vec<usize>,
+    adjustments: Vec<Option<OwnAdjustments>>,
+    seed: u64,
+}
+
+/// Steps on heads of those kinds: type of the hidden rows, and quantisation.
+pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + use<> {
+    let kinds = prop::sample::select(kinds.to_vec());
+    let vocab = prop_oneof![3 => 1usize..5, 3 => 60usize..70, 3 => 1usize..500, 1 => 1000usize..2500];
+    let request = prop_oneof![
+        Just(Request::Argmax),
+        prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
+        (1usize..80).prop_map(Request::top_k),
+        (0usize..80, any::<bool>()).prop_map(|(top_n, processed)| Request::Logprobs { top_n, processed }),
+        (0usize..5).prop_map(Request::processed_logprobs),
+        Just(Request::Sample),
+        Just(Request::Sample),
+    ];
+    let epilogue =
+        (any::<bool>(), prop::option::of(1f32..40.0), prop::sample::select(vec![1.0f32, 0.0625, -2.5]));
+    let shape = (1usize..5, 1usize..4, any::<bool>(), any::<prop::sample::Index>());
+    let mode = prop::sample::select(vec![Mode::Exact, Mode::Capacity, Mode::Discover]);
+    // Sizes of logits; 0: small integers, so that many tie.
+    let magnitude = prop::sample::select(vec![1.0f32, 1.0, 0.0, 0.0, 1e30, 1e-30]);
+    (kinds, vocab, 1usize..40, request, epilogue, shape, mode, magnitude, any::<u64>()).prop_map(
+        |((dtype, quantization), vocab, hidden, request, epilogue, shape, mode, magnitude, seed)| {
+            let (dp, tp, split, pick) = shape;
+            let layout = ParallelLayout { dp, tp, pp: 1, order: RankOrder::default() };
+            let sizes = layout.group_sizes();
+            let request = match request {
+                Request::TopK { k } => Request::top_k(k.min(vocab)),
+                Request::Logprobs { top_n, processed } => {
+                    Request::Logprobs { top_n: top_n.min(vocab), processed }
+                }
+                other => other,
+            };
+            let mut random = Random(seed);
+            let mut head = TestHead::random(vocab, hidden, dtype, quantization, seed);
+            for w in &mut head.weights {
+                *w = match (magnitude == 0.0, dtype) {
+                    (true, _) => random.below(3) as f32 - 1.0,
+                    (_, DType::F16) => *w,
+                    _ => *w * magnitude,
+                };
+            }
+            let (bias, softcap, scale) = epilogue;
+            if bias && magnitude == 1.0 {
+                head = head.with_bias(seed);
+            }
+            let mut config = head.config();
+            config.final_logit_softcapping = softcap;
+            config.logit_scale = scale;
+            config.split_rows_over_tp = split;
+            config.verify = [Verify::Always, Verify::WarmUp, Verify::Every(2)][random.below(3)];
+            let rows: Vec<usize> = (0..dp).map(|_| random.below(5) * random.below(2)).collect();
+            let raw = match request {
+                Request::Logprobs { top_n, .. } => Request::logprobs(top_n),
+                _ => Request::logprobs(usize::MAX),
+            };
+            let adjustments = rows
+                .iter()
+                .map(|&n| {
+                    (random.below(3) > 0 && request != raw)
+                        .then(|| OwnAdjustments::random(n, vocab, &mut random))
+                })
+                .collect();
+            let size = sizes[pick.index(sizes.len())];
+            // Chunks of one to three rows, or all at once.
+            let top_n = if let Request::Logprobs { top_n, .. } = request { top_n } else { 0 };
+            let row = chunk_row(shard_range(vocab, size, 0).len(), hidden * dtype.size(), top_n, size);
+            if let n @ 1.. = random.below(4) as u64 {
+                config.logprobs_chunk_bytes = n * row + random.below(row as usize) as u64;
+            }
+            Case { head, config, layout, size, mode, request, rows, adjustments, seed }
+        },
+    )
+}
+
+impl Case {
+    /// Hidden rows of a dp rank: integers where the weights are, and here and there a broken row.
+    fn hidden(&self, dp: usize) -> Vec<u8> {
+        let mut random = Random(self.seed ^ (dp as u64 + 1));
+        let integers = self.head.weights.iter().all(|w| w.fract() == 0.0);
+        let mut values = random.normals(self.rows[dp] * self.head.hidden);
+        if integers {
+            values.iter_mut().for_each(|v| *v = v.round());
+        }
+        if random.below(4) == 0
+            && let Some(value) = values.first_mut()
+        {
+            *value = f32::NAN;
+        }
+        let mut bytes = vec![0; values.len() * self.head.dtype.size()];
+        self.head.dtype.round_into(&values, &mut bytes);
+        bytes
+    }
+
+    /// Targets of a dp rank's rows, for logprobs.
+    fn targets(&self, dp: usize) -> Option<Vec<i64>> {
+        let mut random = Random(self.seed ^ 0x7a6 ^ dp as u64);
+        let targets = (0..self.rows[dp]).map(|_| random.below(self.head.vocab) as i64).collect();
+        matches!(self.request, Request::Logprobs { .. }).then_some(targets)
+    }
+
+    /// How a dp rank's rows are sampled, in one mixed batch.
+    fn sampling(&self, dp: usize) -> Option<Vec<SamplingParams>> {
+        let mut random = Random(self.seed ^ 0x5a3 ^ dp as u64);
+        let params = (0..self.rows[dp]).map(|_| random_params(&mut random, self.head.vocab)).collect();
+        (self.request == Request::Sample).then_some(params)
+    }
+
+    fn begin<'h>(&self, head: &'h mut LmHead, counts: RowCounts, own: bool) -> lmhead::Step<'h> {
+        let any = self.adjustments.iter().any(Option::is_some);
+        let say = if self.mode == Mode::Discover { own } else { any };
+        let step =
+            if say { head.step_adjusted(counts, &self.request) } else { head.step(counts, &self.request) };
+        step.unwrap()
+    }
+
+    /// The answers of every rank, with its dp index.
+    pub fn run_sharded(&self, backend: &Arc<dyn Backend>) -> Vec<(usize, Answer)> {
+        let mut endpoints: BTreeMap<Vec<usize>, Vec<Option<local::LocalExchange>>> = BTreeMap::new();
+        let mut ranks = Vec::new();
+        for rank in 0..self.layout.world_size().unwrap() {
+            let group = HeadGroup::of(rank, &self.layout, self.size).unwrap().unwrap();
+            let all = endpoints
+                .entry(group.ranks().to_vec())
+                .or_insert_with(|| local::group(group.size()).into_iter().map(Some).collect());
+            let endpoint = all[group.me()].take().unwrap();
+            ranks.push((self.layout.coordinates(rank).unwrap().dp, group, endpoint));
+        }
+        thread::scope(|scope| {
+            let threads: Vec<_> = ranks
+                .into_iter()
+                .map(|(dp, group, endpoint)| {
+                    scope.spawn(move || (dp, self.run_rank(backend, dp, group, Arc::new(endpoint))))
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    }
+
+    fn run_rank(
+        &self,
+        backend: &Arc<dyn Backend>,
+        dp: usize,
+        group: HeadGroup,
+        exchange: Arc<dyn Exchange>,
+    ) -> Answer {
+        let shard = self.head.shard(group.shard(self.head.vocab, group.me()));
+        let first = dp - group.replica_of(group.me());
+        let counts = &self.rows[first..first + group.replicas()];
+        let bytes = self.hidden(dp);
+        let hidden = HiddenRows::new(&bytes, self.head.dtype, self.rows[dp], self.head.hidden).unwrap();
+        let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
+        head.warm_up(1, &[self.request]).unwrap();
+        let counts = match self.mode {
+            Mode::Exact => RowCounts::exact(counts),
+            Mode::Capacity => RowCounts::capacity(counts.iter().copied().max().unwrap() + 1, self.rows[dp]),
+            Mode::Discover => RowCounts::discover(self.rows[dp]),
+        };
+        let own = self.adjustments[dp].as_ref();
+        let step = self.begin(&mut head, counts, own.is_some());
+        let (targets, sampling) = (self.targets(dp), self.sampling(dp));
+        let (targets, sampling) = (targets.as_deref(), sampling.as_deref());
+        match own {
+            Some(own) => {
+                own.with(|a| step.run_with(hidden, &RowInputs { targets, sampling, adjustments: Some(a) }))
+            }
+            None => step.run_with(hidden, &RowInputs { targets, sampling, adjustments: None }),
+        }
+        .unwrap()
+    }
+
+    /// One row on one rank with the whole head: the answer, or with `plain` all unadjusted f32 logits.
+    fn run_alone(&self, backend: &Arc<dyn Backend>, dp: usize, row: usize, plain: bool) -> Answer {
+        let bytes = self.hidden(dp);
+        let selection = [row];
+        let hidden = HiddenRows::new(&bytes, self.head.dtype, self.rows[dp], self.head.hidden).unwrap();
+        let hidden = hidden.select(&selection).unwrap();
+        let shard = self.head.shard(0..self.head.vocab);
+        let exchange = Arc::new(local::group(1).remove(0));
+        let group = HeadGroup::data_parallel(1, 0).unwrap();
+        let mut config = self.config.clone();
+        config.logprobs_chunk_bytes = LOGPROBS_CHUNK_BYTES;
+        let mut head = LmHead::new(&config, group, shard, exchange, backend.clone()).unwrap();
+        let targets = self.targets(dp).map(|t| vec![t[row]]);
+        let sampling = self.sampling(dp).map(|s| vec![s[row]]);
+        let (targets, sampling) = (targets.as_deref(), sampling.as_deref());
+        match &self.adjustments[dp] {
+            _ if plain => {
+                head.step(RowCounts::exact(&[1]), &Request::logits(DType::F32)).unwrap().run(hidden)
+            }
+            None => {
+                let step = head.step(RowCounts::exact(&[1]), &self.request).unwrap();
+                step.run_with(hidden, &RowInputs { targets, sampling, adjustments: None })
+            }
+            Some(own) => own.only(row).with(|a| {
+                let step = head.step_adjusted(RowCounts::exact(&[1]), &self.request).unwrap();
+                step.run_with(hidden, &RowInputs { targets, sampling, adjustments: Some(a) })
+            }),
+        }
+        .unwrap()
+    }
+
+    /// Judges an answer of one row by the whole row of logits.
+    fn judge(
+        &self,
+        backend: &Arc<dyn Backend>,
+        dp: usize,
+        row: usize,
+        answer: &Answer,
+    ) -> Result<(), TestCaseError> {
+        let plain = self.run_alone(backend, dp, row, true);
+        let raw = plain.output.logits_f32().unwrap();
+        let mut logits = raw.clone();
+        if let Some(own) = &self.adjustments[dp] {
+            own.by_definition(row, &mut logits);
+        }
+        let broken = plain.row_status[0] != RowStatus::Good
+            || logits.iter().any(|l| l.is_nan() || *l == f32::INFINITY);
+        let nothing = logits.iter().all(|l| *l == f32::NEG_INFINITY);
+        let status = match (broken, nothing) {
+            (true, _) => RowStatus::NonFinite,
+            (_, true) => RowStatus::NothingAllowed,
+            _ => RowStatus::Good,
+        };
+        prop_assert_eq!(answer.row_status[0], status);
+        let wide: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        match &answer.output {
+            Output::Logits { dtype, bytes, .. } => {
+                let mut want = vec![0; bytes.len()];
+                dtype.round_into(&logits, &mut want);
+                if status != RowStatus::NonFinite {
+                    prop_assert_eq!(bytes, &want);
+                }
+            }
+            Output::Argmax { ids } => {
+                let want = if status == RowStatus::Good { top_k(&wide, 1)[0] as i64 } else { -1 };
+                prop_assert_eq!(ids[0], want);
+            }
+            Output::TopK { k, values, ids, logsumexp: sums } => {
+                if status != RowStatus::Good {
+                    prop_assert!(ids.iter().all(|id| *id == -1) && values.iter().all(|v| v.is_nan()));
+                    prop_assert!(sums[0].is_nan());
+                    return Ok(());
+                }
+                let (want_ids, want_values) = best(&wide, *k);
+                prop_assert_eq!(ids, &want_ids);
+                // -0 and +0 are equal.
+                prop_assert_eq!(bits(&plus_zero(values)), bits(&plus_zero(&want_values)));
+                let truth = logsumexp(&wide);
+                let error = (f64::from(sums[0]) - truth).abs();
+                prop_assert!(error <= 1e-6 * truth.abs().max(1.0), "logsumexp {} truth {}", sums[0], truth);
+            }
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                if status != RowStatus::Good {
+                    prop_assert!(logprobs[0].is_nan() && ranks[0] == -1);
+                    prop_assert!(
+                        top_ids.iter().all(|id| *id == -1) && top_logprobs.iter().all(|v| v.is_nan())
+                    );
+                    return Ok(());
+                }
+                let target = self.targets(dp).unwrap()[row] as usize;
+                let better =
+                    |(v, l): (usize, &f32)| *l > logits[target] || (*l == logits[target] && v < target);
+                let rank = 1 + logits.iter().enumerate().filter(|at| better(*at)).count();
+                prop_assert_eq!(ranks[0], rank as i64);
+                let (want_ids, want_values) = best(&wide, *top_n);
+                prop_assert_eq!(top_ids, &want_ids);
+                let truth = logsumexp(&wide);
+                let pairs = want_values.iter().zip(top_logprobs).chain([(&logits[target], &logprobs[0])]);
+                for (logit, got) in pairs {
+                    let (want, got) = (f64::from(*logit) - truth, f64::from(*got));
+                    let allowed = 1e-6 * truth.abs().max(1.0) + DType::F32.half_ulp(want.abs());
+                    let good = got <= 0.0 && (got == want || (got - want).abs() <= allowed);
+                    prop_assert!(good, "logprob {} truth {}", got, want);
+                }
+            }
+            Output::Sample { ids } => {
+                let params = self.sampling(dp).unwrap()[row];
+                let want = (status == RowStatus::Good).then(|| sample(&logits, &params)).flatten();
+                prop_assert_eq!(ids[0], want.map_or(-1, |id| id as i64), "{:?}", params);
+            }
+            other => panic!("no judge for {other:?}"),
+        }
+        Ok(())
+    }
+
+    /// Every rank's answers are those of each row alone, and what the definitions say over full logits.
+    pub fn holds(&self, backend: &Arc<dyn Backend>) -> Result<(), TestCaseError> {
+        let answers = self.run_sharded(backend);
+        for dp in 0..self.layout.dp {
+            let alone: Vec<Answer> =
+                (0..self.rows[dp]).map(|row| self.run_alone(backend, dp, row, false)).collect();
+            for (row, answer) in alone.iter().enumerate() {
+                self.judge(backend, dp, row, answer)?;
+            }
+            let mut next = 0;
+            for (_, answer) in answers.iter().filter(|(d, _)| *d == dp) {
+                prop_assert!(answer.stats.chunk_bytes <= self.config.logprobs_chunk_bytes);
+                let first = if self.config.split_rows_over_tp { next } else { 0 };
+                for row in 0..answer.rows() {
+                    prop_assert_eq!(row_bits(answer, row), row_bits(&alone[first + row], 0));
+                }
+                next += answer.rows();
+            }
+            let times = if self.config.split_rows_over_tp { 1 } else { self.layout.tp };
+            prop_assert_eq!(next, self.rows[dp] * times);
+        }
+        Ok(())
+    }
+}
+
+/// Parameters of every kind: each filter is on in about half of the rows.
+fn random_params(random: &mut Random, vocab: usize) -> SamplingParams {
+    let uniform = |random: &mut Random| (random.below(1 << 20) + 1) as f32 / (1 << 20) as f32;
+    SamplingParams {
+        seed: random.next() >> (random.below(2) * 62),
+        position: random.next() >> (random.below(2) * 60),
+        temperature: [0.0, 1.0, 0.3, 2.5, 1e-30, 1e20][random.below(6)],
+        top_k: [0, 0, 1, 1 + random.below(vocab), 1 + random.below(vocab), usize::MAX][random.below(6)],
+        top_p: [1.0, 1.0, uniform(random), uniform(random), 0.9, 1e-40][random.below(6)],
+        min_p: [0.0, 0.0, 0.0, uniform(random), 0.05, 1.0][random.below(6)],
+    }
+}
+
+fn plus_zero(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|v| v + 0.0).collect()
+}
+
+/// The k best allowed ids and their values, filled up with -1 and minus infinity.
+fn best(logits: &[f64], k: usize) -> (Vec<i64>, Vec<f32>) {
+    let allowed = top_k(logits, k).into_iter().filter(|&id| logits[id] > f64::NEG_INFINITY);
+    let mut ids: Vec<i64> = allowed.map(|id| id as i64).collect();
+    let mut values: Vec<f32> = ids.iter().map(|&id| logits[id as usize] as f32).collect();
+    ids.resize(k, -1);
+    values.resize(k, f32::NEG_INFINITY);
+    (ids, values)
+}

@@ -1,0 +1,220 @@
+//! Thousands of random steps, with faults and rebuilds among them: no hang, no wrong bit, no growth.
+//!
+//! ```text
+//! LMHEAD_SOAK_SECONDS=600 cargo test --release --test soak -- --ignored --nocapture      # for as long as asked (120 s by default)
+//! LMHEAD_SOAK_SEED=7 ...                                                                 # the same sequence again
+//! ```
+
+use lmhead::adjust::Adjustments;
+use lmhead::config::Quantization;
+use lmhead::dtype::DType;
+use lmhead::error::Error;
+use lmhead::head::LmHead;
+use lmhead::result::{Answer, Request, RowInputs};
+use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
+use lmhead_testkit::{Random, TestHead, each_rank, head_of, row_bits};
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+const SEED: u64 = 20_261_122;
+
+/// A row's status and the bits of its answer.
+type Bits = (u8, Vec<u64>);
+
+/// Bits of (request, row) as first seen, on whichever rank and in a group of whatever size: every later step must repeat them.
+type Seen = Mutex<HashMap<(String, u64), Bits>>;
+
+/// What resident memory may grow by once every buffer has had its largest size. 8 MB is the allocator's own noise (its arenas, of which
+/// each thread may bring one, are kept and filled in another order each time); 10000 steps that each kept one row of logits per rank
+/// would be 80 MB, and an hour of steps (a million and more) that each kept ten bytes would be beyond it, too.
+const NOISE: u64 = 8 << 20;
+
+/// Resident memory of this process in bytes, where the system tells.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
+}
+
+/// `steps` random steps of a new group of `size` ranks; how much resident memory grew in the second half.
+fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) -> Option<u64> {
+    let mut config = test.config();
+    config.timeout = Duration::from_secs(30);
+    let (vocab, hidden) = (test.vocab, test.hidden);
+    let grown = each_rank(size, |me, exchange| {
+        let mut head = head_of(test, &config, size, me, exchange).unwrap();
+        // The same sequence of choices on every rank.
+        let mut random = Random(seed);
+        let mut settled = None;
+        for step in 0..steps {
+            let counts: Vec<usize> = (0..size).map(|_| random.below(4) * random.below(3)).collect();
+            let request = [
+                Request::argmax(),
+                Request::top_k(1 + random.below(20)),
+                Request::logits(DType::F32),
+                Request::processed_logprobs(random.below(5)),
+                Request::sample(),
+            ][random.below(5)];
+            let adjusted = random.below(3) == 0;
+            let first_row = random.next() % 64;
+            let mode = random.below(3);
+            // A rank alone has nobody to disagree with.
+            let breaker = (random.below(50) == 0 && size > 1).then(|| random.below(size));
+            // It leaves in the middle of the step, or it asks for something else.
+            let leaves = random.below(2) == 0;
+            let mine = counts[me];
+            let announced = match mode {
+                0 => RowCounts::exact(&counts),
+                1 => RowCounts::capacity(8, mine),
+                _ => RowCounts::discover(mine),
+            };
+            let numbers: Vec<u64> = (0..mine as u64).map(|i| (first_row + 7 * me as u64 + i) % 64).collect();
+            let bytes: Vec<u8> = numbers.iter().flat_map(|&n| test.rows(1, 1000 + n)).collect();
+            let rows = HiddenRows::new(&bytes, test.dtype, mine, hidden).unwrap();
+            // The target and the mask of a row are its number's.
+            let targets: Vec<i64> = numbers.iter().map(|n| (n * 7 % vocab as u64) as i64).collect();
+            let word = |n: u64, word: u64| (n + 1).wrapping_mul(word + 3).wrapping_mul(0x9e37_79b9) as i32;
+            let words = vocab.div_ceil(32) as u64;
+            let mask: Vec<i32> = numbers.iter().flat_map(|&n| (0..words).map(move |w| word(n, w))).collect();
+            // So is the way it is sampled: greedy, plain, by min_p, by top_p or from a few.
+            let params = |&n: &u64| SamplingParams {
+                seed: n,
+                position: 3 * n,
+                temperature: if n % 7 == 0 { 0.0 } else { 1.0 },
+                top_k: if n % 5 == 0 { 9 } else { 0 },
+                top_p: if n % 3 == 0 { 0.8 } else { 1.0 },
+                min_p: if n % 4 == 0 { 0.05 } else { 0.0 },
+            };
+            let sampling: Vec<SamplingParams> = numbers.iter().map(params).collect();
+            let asked = match breaker {
+                Some(breaker) if breaker == me && !leaves => Request::top_k(21),
+                _ => request,
+            };
+            let inputs = RowInputs {
+                sampling: (asked == Request::Sample).then_some(&sampling[..]),
+                targets: matches!(asked, Request::Logprobs { .. }).then_some(&targets[..]),
+                adjustments: adjusted.then_some(Adjustments::allowed(&mask)),
+            };
+            let begin = if adjusted { LmHead::step_adjusted } else { LmHead::step };
+            let result: Result<Answer, Error> = match begin(&mut head, announced, &asked) {
+                Ok(begun) if breaker == Some(me) && leaves => {
+                    drop(begun);
+                    Err(Error::Poisoned { cause: "dropped on purpose".into() })
+                }
+                Ok(begun) => begun.run_with(rows, &inputs),
+                Err(error) => Err(error),
+            };
+            match (result, breaker) {
+                (Ok(answer), None) => {
+                    assert_eq!(answer.rows(), mine);
+                    let mut seen = seen.lock().unwrap();
+                    for (row, &number) in numbers.iter().enumerate() {
+                        let bits = row_bits(&answer, row);
+                        let first = seen
+                            .entry((format!("{request} {adjusted}"), number))
+                            .or_insert_with(|| bits.clone());
+                        assert_eq!(
+                            *first, bits,
+                            "seed {seed}, step {step}, rank {me} of {size}, row {number}, {request}"
+                        );
+                    }
+                }
+                (Err(error), Some(_)) => {
+                    assert!(
+                        matches!(error, Error::StepMismatch { .. } | Error::Poisoned { .. }),
+                        "seed {seed}, step {step}: {error}"
+                    );
+                    head.rebuild().unwrap();
+                }
+                (result, breaker) => {
+                    panic!("seed {seed}, step {step}, rank {me}, breaker {breaker:?}: {result:?}")
+                }
+            }
+            if step == steps / 2 {
+                settled = resident();
+            }
+        }
+        resident().zip(settled).map(|(end, middle)| end.saturating_sub(middle))
+    });
+    grown.into_iter().flatten().max()
+}
+
+#[test]
+fn thousands_of_random_steps_neither_hang_nor_grow() {
+    println!("seed {SEED}");
+    let test = TestHead::random(500, 24, DType::Bf16, Quantization::None, SEED);
+    let began = Instant::now();
+    let grown = group_of(4, &test, 20_000, SEED, &Seen::default());
+    assert!(began.elapsed() < Duration::from_secs(300), "took {:?}", began.elapsed());
+    // By the middle every buffer has had its largest size.
+    if let Some(grown) = grown {
+        assert!(grown < NOISE, "resident memory grew by {grown} bytes in the second half");
+    }
+}
+
+/// Steps of a group before it goes and another comes.
+const STEPS: u64 = 400;
+
+/// Groups come and go, of all sizes and types: threads, exchanges, heads and their buffers with them.
+#[test]
+#[ignore = "for as long as LMHEAD_SOAK_SECONDS says (120 by default): run it with --ignored"]
+fn groups_come_and_go_for_as_long_as_asked() {
+    let number = |name: &str, default: u64| match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}: wanted a whole number, got `{text}`")),
+        Err(_) => default,
+    };
+    let time = Duration::from_secs(number("LMHEAD_SOAK_SECONDS", 120));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = number("LMHEAD_SOAK_SEED", now.as_secs());
+    println!("seed {seed}, for {time:?}; {STEPS} steps a group");
+    let types = [
+        (DType::Bf16, Quantization::None),
+        (DType::F32, Quantization::None),
+        (DType::F16, Quantization::None),
+        (DType::Bf16, Quantization::W8a8),
+        (DType::Bf16, Quantization::W8a16),
+    ];
+    let (began, mut told) = (Instant::now(), Instant::now());
+    // (seconds, resident bytes) when a head has gone, with all its groups.
+    let mut curve: Vec<(f64, u64)> = Vec::new();
+    let (mut heads, mut steps) = (0, 0);
+    while began.elapsed() < time {
+        let mut random = Random(seed.wrapping_add(heads));
+        let (dtype, quantization) = types[heads as usize % types.len()];
+        let vocab = 100 + random.below(500);
+        let test = TestHead::random(vocab, 24, dtype, quantization, random.next());
+        // One head over two groups: the second must repeat the first one's bits.
+        let (seen, seed) = (Seen::default(), random.next());
+        for size in [1 + random.below(2), 3 + random.below(3)] {
+            group_of(size, &test, STEPS, seed, &seen);
+            steps += STEPS;
+        }
+        heads += 1;
+        drop((test, seen));
+        let Some(bytes) = resident() else { continue };
+        curve.push((began.elapsed().as_secs_f64(), bytes));
+        if told.elapsed() > time / 20 || began.elapsed() >= time {
+            told = Instant::now();
+            let (seconds, mb) = (began.elapsed().as_secs_f64(), bytes as f64 / 1e6);
+            println!("{seconds:7.1} s  {heads:5} heads  {steps:9} steps  resident {mb:.1} MB");
+        }
+    }
+    // In the first quarter every type, size and buffer has come at least twice.
+    let warm = curve.len() / 4;
+    if resident().is_none() {
+        println!("this system does not tell of resident memory: growth was not judged");
+        return;
+    }
+    assert!(
+        warm >= 2 * types.len(),
+        "only {heads} heads in {time:?}, too few to judge growth by: wanted {}; give it more seconds",
+        8 * types.len()
+    );
+    let peak = |part: &[(f64, u64)]| part.iter().map(|(_, bytes)| *bytes).max().unwrap();
+    let (before, after) = (peak(&curve[..warm]), peak(&curve[warm..]));
+    let grown = after.saturating_sub(before);
+    println!("largest until {:.0} s: {before} bytes; after: {after}, {grown} more", curve[warm].0);
+    assert!(grown < NOISE, "seed {seed}: resident memory grew by {grown} bytes after the warm-up: {curve:?}");
+}
