@@ -1,4 +1,4 @@
-"""What PyTorch reaches on the shapes of benches/gpu_matmul, on the same GPU: run.sh bench runs both, one after the other.
+"""What PyTorch reaches on the shapes of crates/gpu/benches/gpu_matmul, on the same GPU: run.sh bench runs both, one after the other.
 
     python3 gpu_peers.py OUT.json [SECONDS [BENCH.json]]
 
@@ -8,7 +8,7 @@ rotating weights (more than 150 MB together), rows and outputs, on random data; 
 their 10th and 90th percentile. What PyTorch refuses is written down with its words. Shapes that SECONDS (150) do not suffice
 for are listed as left out.
 
-BENCH.json is what benches/gpu_matmul wrote just before: a peer's share of the read roof is taken from the product there that moves
+BENCH.json is what crates/gpu/benches/gpu_matmul wrote just before: a peer's share of the read roof is taken from the product there that moves
 the most similar number of bytes. The copy roof is measured here again, so that both runs can be seen to have met the same
 memory. Clocks are read while a peer is replayed.
 
@@ -190,7 +190,7 @@ def main():
     try:
         with open(sys.argv[3]) as f:
             products = json.load(f)["products"]
-        roofs = f"{len(products)} products of benches/gpu_matmul"
+        roofs = f"{len(products)} products of crates/gpu/benches/gpu_matmul"
     except (IndexError, OSError, ValueError, KeyError) as e:
         products, roofs = [], f"none: {e!r}"
     print(f"read roofs from {roofs}", flush=True)

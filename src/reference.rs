@@ -76,7 +76,7 @@ pub enum Accuracy {
     /// Tensor cores cut each step of a sum toward zero: 1.5 times the first. The second is `1.5e-8·K` from K = 3334 on: what is cut is a
     /// part of the sum, so the largest errors are those of the largest logits and grow with K. An H100's own sums were off by up to 7.8e-5
     /// at 12288 and 1.04e-4 at 16384 (`benches/results/h100`), sums of f16 rows and int8 weights on the emulated device, which has an H100's
-    /// bits, by 6.9e-5 at 7168 (the largest of 8450) and 1.05e-4 at 12288 (of 3072; `tests/device`).
+    /// bits, by 6.9e-5 at 7168 (the largest of 8450) and 1.05e-4 at 12288 (of 3072; `crates/emulated/tests/device`).
     TensorCores,
 }
 

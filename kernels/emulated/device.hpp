@@ -7,7 +7,7 @@ struct TensorMap;
 
 namespace emulated {
 
-// What KERNEL makes of a kernel; mirrored in src/backend/emulated/ffi.rs.
+// What KERNEL makes of a kernel; mirrored in crates/emulated/src/ffi.rs.
 struct Kernel {
   const char *name;
   void (*body)(const void *params);

@@ -1,4 +1,4 @@
-// What the driver hands over for a launch; mirrored in src/backend/emulated/ffi.rs.
+// What the driver hands over for a launch; mirrored in crates/emulated/src/ffi.rs.
 #pragma once
 #include "device.hpp"
 

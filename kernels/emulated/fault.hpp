@@ -6,7 +6,7 @@ namespace emulated {
 
 struct Fiber;
 
-// Mirrored in src/backend/emulated/fault.rs.
+// Mirrored in crates/emulated/src/fault.rs.
 enum class FaultKind : int32_t {
   none = 0,
   shared_bounds = 1,   // outside of shared memory

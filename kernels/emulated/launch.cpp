@@ -1,4 +1,4 @@
-// What the driver calls: src/backend/emulated/ffi.rs.
+// What the driver calls: crates/emulated/src/ffi.rs.
 #include <cstdarg>
 #include <cstdio>
 

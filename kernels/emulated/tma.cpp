@@ -1,9 +1,9 @@
-// TMA. A tensor map is the emulated device's own struct, filled in by the driver (src/backend/emulated/tensor_map.rs).
+// TMA. A tensor map is the emulated device's own struct, filled in by the driver (crates/emulated/src/tensor_map.rs).
 #include "machine.hpp"
 
 namespace emulated {
 
-// Mirrored in src/backend/emulated/tensor_map.rs.
+// Mirrored in crates/emulated/src/tensor_map.rs.
 struct Map {
   uint64_t magic, address;
   uint64_t size[2];  // elements along x, y

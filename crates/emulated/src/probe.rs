@@ -1,4 +1,4 @@
-//! The kernels of `tests/emulated/kernels`, and what they take: for the tests and benches of this package.
+//! The kernels of `crates/emulated/tests/emulated/kernels`, and what they take: for the tests and benches of this package.
 
 use crate::{Buffer, Device, Fault, Kernel, LaunchConfig, Params, emulated_kernel, encode};
 use lmhead::backend::params::TensorMap;

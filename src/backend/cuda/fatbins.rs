@@ -89,7 +89,7 @@ impl Fatbin {
                 format!("kernels/{}.cu", self.name),
                 format!("a device that runs {}", self.architectures.join(", ")),
                 format!("compute capability {device}"),
-                "use another device, or compile for this one (build/cuda/architectures.rs, LMHEAD_CUDA_ARCHS)",
+                "use another device, or compile for this one (crates/nvcc/src/architectures.rs, LMHEAD_CUDA_ARCHS)",
             )
         })
     }

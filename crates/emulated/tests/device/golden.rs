@@ -22,7 +22,7 @@ fn the_emulated_backend_is_within_the_stated_error() {
             _ => DType::I8,
         };
         let hidden = golden.config.hidden_dtype.unwrap();
-        // Heads without a kernel are refused, as tests/device shows.
+        // Heads without a kernel are refused, as crates/emulated/tests/device shows.
         if Precision::of(weights, golden.quantization, hidden).is_err() {
             continue;
         }

@@ -1,5 +1,5 @@
 //! Each wrapper of `kernels/ptx` is called by a probe, whose results a test looks at. (That nvcc makes the instruction of it is tested in
-//! `tests/machine_code`.)
+//! `crates/gpu/tests/machine_code`.)
 
 use lmhead_emulated::FaultKind;
 use lmhead_emulated::probe::*;
@@ -39,7 +39,10 @@ fn every_wrapper_is_called() {
     };
     let called: BTreeSet<&str> = PROBES.into_iter().flat_map(calls).collect();
     let missing: Vec<_> = names.difference(&called).collect();
-    assert!(missing.is_empty(), "call these in tests/emulated/kernels/probes_*.cu, with a test: {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "call these in crates/emulated/tests/emulated/kernels/probes_*.cu, with a test: {missing:?}"
+    );
 }
 
 #[test]

@@ -43,10 +43,13 @@ fn the_page_shows_what_runs() {
     ] {
         assert!(
             kernel.contains(shown),
-            "tests/emulated/kernels/add_one_sm80.cu: wanted what kernels/README.md shows:\n{shown}"
+            "crates/emulated/tests/emulated/kernels/add_one_sm80.cu: wanted what kernels/README.md shows:\n{shown}"
         );
     }
     let test = include_str!("readme.rs").lines().map(str::trim).collect::<Vec<_>>().join("\n");
-    let shown = between("// A test.\n", "// build/cuda/architectures.rs");
-    assert!(test.contains(shown), "tests/emulated/readme.rs: wanted what kernels/README.md shows:\n{shown}");
+    let shown = between("// A test.\n", "// crates/nvcc/src/architectures.rs");
+    assert!(
+        test.contains(shown),
+        "crates/emulated/tests/emulated/readme.rs: wanted what kernels/README.md shows:\n{shown}"
+    );
 }

@@ -1,5 +1,5 @@
 //! The carriers on the GPU, compared with the emulated device and with the plain product: int8 and integers in every bit, random
-//! 16-bit data with the chain of instructions that the emulated device models. The cases are those of `tests/emulated`.
+//! 16-bit data with the chain of instructions that the emulated device models. The cases are those of `crates/emulated/tests/emulated`.
 
 use crate::results::{self, Aspect, Comparison, Way};
 use half::bf16;

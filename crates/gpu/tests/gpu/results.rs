@@ -105,7 +105,7 @@ pub fn write(device: &Result<CudaDevice, String>) -> Result<(), String> {
         Err(reason) => serde_json::json!({ "none": reason }),
     };
     let text = serde_json::json!({
-        "method": "each carrier kernel through the driver API; bits compared value by value; seeded operands (tests/emulated/cases.rs)",
+        "method": "each carrier kernel through the driver API; bits compared value by value; seeded operands (crates/emulated/tests/emulated/cases.rs)",
         "device": on,
         "kernels": crate::carriers::WAYS,
         "summary": summaries(&comparisons),

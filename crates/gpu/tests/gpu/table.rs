@@ -1,4 +1,4 @@
-//! The table of `tests/device`, by the same code: what the emulated device runs in small a GPU runs in small and whole.
+//! The table of `crates/emulated/tests/device`, by the same code: what the emulated device runs in small a GPU runs in small and whole.
 
 use libtest_mimic::{Completion, Failed, Trial};
 use lmhead::backend::cuda::CudaDevice;

@@ -211,7 +211,7 @@ pub fn all_faults(codes: &[Code], table: &[Expectation], architectures: &[&str])
         match rows[..] {
             [row] => found.extend(faults(code, row)),
             _ => found.push(format!(
-                "{} {} {}: wanted one row in tests/machine_code/expectations.rs, got {}",
+                "{} {} {}: wanted one row in crates/gpu/tests/machine_code/expectations.rs, got {}",
                 code.file,
                 code.kernel,
                 code.architecture,

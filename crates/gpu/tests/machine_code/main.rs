@@ -127,9 +127,15 @@ fn each_broken_expectation_is_a_fault_that_says_what_came() {
 fn a_kernel_without_a_row_and_a_row_without_a_kernel_are_faults() {
     let codes = [sample("multiply", "sm_80"), sample("pick", "sm_80")];
     let found = all_faults(&codes, &[MULTIPLY], &["sm_80"]);
-    assert_eq!(found, ["sample pick sm_80: wanted one row in tests/machine_code/expectations.rs, got 0"]);
+    assert_eq!(
+        found,
+        ["sample pick sm_80: wanted one row in crates/gpu/tests/machine_code/expectations.rs, got 0"]
+    );
     let twice = all_faults(&codes[..1], &[MULTIPLY, MULTIPLY], &["sm_80"]);
-    assert_eq!(twice, ["sample multiply sm_80: wanted one row in tests/machine_code/expectations.rs, got 2"]);
+    assert_eq!(
+        twice,
+        ["sample multiply sm_80: wanted one row in crates/gpu/tests/machine_code/expectations.rs, got 2"]
+    );
     let gone = all_faults(&codes[..1], &[MULTIPLY], &["sm_80", "sm_90a"]);
     assert_eq!(gone, ["multiply sm_90a: the table has a row, the fatbins have no code"]);
 }
@@ -199,7 +205,7 @@ mod with_the_toolkit {
             registers: 16,
             calls: 0
         });
-        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let page = fs::read_to_string(here.join("kernels/README.md")).expect("the page");
         let bare = |text: &str| text.split_whitespace().collect::<String>().replace(",}", "}");
         assert!(bare(&page).contains(&bare(text)), "kernels/README.md: wanted {text}");
@@ -213,7 +219,7 @@ mod with_the_toolkit {
                 .iter()
                 .map(|name| format!("-gencode=arch=compute_{0},code=sm_{0}", name.trim_start_matches("sm_"))),
         );
-        nvcc.arg("-o").arg(&fatbin).arg(here.join("tests/emulated/kernels/add_one_sm80.cu"));
+        nvcc.arg("-o").arg(&fatbin).arg(here.join("crates/emulated/tests/emulated/kernels/add_one_sm80.cu"));
         tools.run(&mut nvcc).unwrap_or_else(|problem| panic!("{problem}"));
         let codes = tools.read("add_one", &fatbin).unwrap_or_else(|problem| panic!("{problem}"));
         let found = all_faults(&codes, &[row], row.architectures);

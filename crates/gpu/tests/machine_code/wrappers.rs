@@ -25,7 +25,7 @@ fn every_wrapper_is_called() {
             .any(|text| ["(", "<"].iter().any(|behind| text.contains(&format!("ptx::{name}{behind}"))))
     };
     let missing: Vec<_> = wrappers.iter().filter(|name| !called(name)).collect();
-    assert!(missing.is_empty(), "call these in tests/machine_code/wrappers/*.cu: {missing:?}");
+    assert!(missing.is_empty(), "call these in crates/gpu/tests/machine_code/wrappers/*.cu: {missing:?}");
 }
 
 /// Kernel of the wrapper files -> instructions that must be in it.
@@ -125,9 +125,9 @@ fn every_wrapper_becomes_its_instruction() {
 
     let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let compile = |architecture: &str| {
-        let source = here.join(format!("tests/machine_code/wrappers/sm{architecture}.cu"));
+        let source = here.join(format!("crates/gpu/tests/machine_code/wrappers/sm{architecture}.cu"));
         let fatbin = folder.path().join(format!("sm{architecture}.fatbin"));
         let mut nvcc = Command::new(&tools.nvcc);
         nvcc.args(["-fatbin", "-std=c++17", "-fmad=false", "-I"]).arg(here.join("kernels"));

@@ -1,5 +1,5 @@
 //! One product of `kernels/`, whole: its operands and where they lie, what must come out, and whether it does. Generic over the device,
-//! and shared: `tests/device` runs it on the emulated one, `tests/gpu` on a GPU.
+//! and shared: `crates/emulated/tests/device` runs it on the emulated one, `crates/gpu/tests/gpu` on a GPU.
 //!
 //! ```text
 //! Product (what) -> Operands (values) -> Loaded (on the device) -> launches -> against `expected` and float64

@@ -1,4 +1,4 @@
-// The kernel that kernels/README.md shows, word for word (tests/emulated/readme.rs).
+// The kernel that kernels/README.md shows, word for word (crates/emulated/tests/emulated/readme.rs).
 #include "params.h"
 
 typedef struct AddOneParams {

@@ -1,4 +1,4 @@
-// Kernels that are wrong on purpose: n[0] says how, 0 is the correct one. Each must be caught (tests/emulated/broken.rs).
+// Kernels that are wrong on purpose: n[0] says how, 0 is the correct one. Each must be caught (crates/emulated/tests/emulated/broken.rs).
 #include "probe.h"
 #include "ptx.cuh"
 
