@@ -35,6 +35,7 @@ fn main() {
         ));
     }
 
+    write_table(&kernels);
     compiler_is_there();
     // The kernels first: a linker that reads archives once finds the device behind them.
     for (files, name) in
@@ -47,6 +48,26 @@ fn main() {
     if address_sanitizer() {
         link_address_sanitizer();
     }
+}
+
+/// `kernels.rs`, which `src/backend.rs` includes: the name of every kernel and what the macro KERNEL of `ptx/core.cuh` makes of it.
+fn write_table(sources: &[PathBuf]) {
+    let mut names = Vec::new();
+    for source in sources {
+        let text = fs::read_to_string(source).unwrap_or_else(|e| fail(&format!("{}: {e}", source.display())));
+        // `KERNEL(name, ...)`, or a macro whose name ends so, at the beginning of a line.
+        let starts = text.lines().filter_map(|line| line.split_once("KERNEL("));
+        let starts = starts.filter(|(before, _)| before.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+        names.extend(starts.filter_map(|(_, name)| Some(name.split_once(',')?.0.to_string())));
+    }
+    let externs = names.iter().map(|name| {
+        format!("#[link_name = \"lmhead_kernel_{name}\"] static {}: RawKernel;\n", name.to_uppercase())
+    });
+    let rows = names.iter().map(|name| format!("({name:?}, &raw const {}),\n", name.to_uppercase()));
+    let (externs, rows): (String, String) = (externs.collect(), rows.collect());
+    let text = format!("{{\nunsafe extern \"C\" {{\n{externs}}}\nvec![\n{rows}]\n}}\n");
+    let file = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.rs");
+    fs::write(&file, text).unwrap_or_else(|e| fail(&format!("{}: {e}", file.display())));
 }
 
 fn cpp() -> cc::Build {

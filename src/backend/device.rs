@@ -22,25 +22,11 @@ pub use scratch::NO_ADJUSTMENTS;
 use crate::error::Result;
 use crate::plan::DeviceLimits;
 
-/// A struct of a kernel's parameters.
+/// A struct of a kernel's parameters. Those of `kernels/params.h` are made with it ([`params`](super::params)).
 ///
 /// # Safety
 /// `repr(C)`, laid out as the struct that the kernel takes.
 pub unsafe trait Params: Copy + 'static {}
-
-use super::params as p;
-// SAFETY: params.rs mirrors params.h; here and below.
-unsafe impl Params for p::MatmulParams {}
-// SAFETY: as above.
-unsafe impl Params for p::QuantizeRowsParams {}
-// SAFETY: as above.
-unsafe impl Params for p::ReadStreamParams {}
-// SAFETY: as above.
-unsafe impl Params for p::MmaCarrierParams {}
-// SAFETY: as above.
-unsafe impl Params for p::WgmmaCarrierParams {}
-// SAFETY: as above.
-unsafe impl Params for p::GatherCarrierParams {}
 
 /// The shape of one launch; blocks and threads along x.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

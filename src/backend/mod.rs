@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod cuda;
 #[allow(unsafe_code, reason = "launches and copies that the device does later")]
 pub mod device;
+#[allow(unsafe_code, reason = "that structs of both languages are one")]
 pub mod params;
 pub mod tensor_map;
 

@@ -336,3 +336,16 @@ const _: () = {
     ["Offset of field: ReadStreamParams::pieces"][::core::mem::offset_of!(ReadStreamParams, pieces) - 8usize];
     ["Offset of field: ReadStreamParams::out"][::core::mem::offset_of!(ReadStreamParams, out) - 16usize];
 };
+
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for MmaCarrierParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for WgmmaCarrierParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for GatherCarrierParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for MatmulParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for QuantizeRowsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for ReadStreamParams {}

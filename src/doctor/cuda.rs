@@ -103,8 +103,14 @@ mod tests {
     use crate::backend::cuda::fatbins::Capability;
 
     const FATBINS: &[Fatbin] = &[
-        Fatbin { name: "a", kernels: &["a"], architectures: &["sm_80", "compute_80"], bytes: &[] },
-        Fatbin { name: "b", kernels: &["b"], architectures: &["sm_90a"], bytes: &[] },
+        Fatbin {
+            name: "a",
+            kernels: &["a"],
+            architectures: &["sm_80", "compute_80"],
+            warnings: "",
+            bytes: &[],
+        },
+        Fatbin { name: "b", kernels: &["b"], architectures: &["sm_90a"], warnings: "", bytes: &[] },
     ];
 
     #[test]
@@ -150,12 +156,14 @@ mod tests {
                     "quant_matmul_64x8",
                 ],
                 architectures: &["sm_80"],
+                warnings: "",
                 bytes: &[],
             },
             Fatbin {
                 name: "quantize",
                 kernels: &["quantize_rows_bf16"],
                 architectures: &["sm_80"],
+                warnings: "",
                 bytes: &[],
             },
         ];

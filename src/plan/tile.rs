@@ -54,7 +54,7 @@ pub struct Tile {
     /// Rows of a block.
     pub rows: usize,
     /// Bytes of a row in one stage, beside 128 bytes of each weight row.
-    pub(super) row_bytes: usize,
+    pub row_bytes: usize,
 }
 
 impl Tile {

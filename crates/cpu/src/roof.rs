@@ -63,12 +63,16 @@ pub fn arithmetic_rate(isa: Isa, format: Format, rows: RowType, time: Duration) 
 #[cfg(target_arch = "x86_64")]
 fn spinner(isa: Isa, format: Format, rows: RowType) -> Option<fn() -> u64> {
     let exact = format == Format::W8a8;
-    // SAFETY, of each call: `arithmetic_rate` has asked for the instruction set, and the functions' features are parts of it.
     Some(match isa {
+        // SAFETY: `arithmetic_rate` has asked for the instruction set.
         _ if isa.multiplies_bf16(format, Some(rows)) => || unsafe { bf16_avx512() },
+        // SAFETY: `arithmetic_rate` has asked for the instruction set.
         Isa::Avx512 | Isa::Avx512Bf16 if exact => || unsafe { int8_avx512() },
+        // SAFETY: `arithmetic_rate` has asked for the instruction set.
         Isa::Avx512 | Isa::Avx512Bf16 => || unsafe { f32_avx512() },
+        // SAFETY: `arithmetic_rate` has asked for the instruction set.
         Isa::Avx2 if exact => || unsafe { int8_avx2() },
+        // SAFETY: `arithmetic_rate` has asked for the instruction set.
         Isa::Avx2 => || unsafe { f32_avx2() },
         Isa::Portable if exact => int8_portable,
         Isa::Portable => f32_portable,

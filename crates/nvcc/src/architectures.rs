@@ -1,4 +1,4 @@
-//! Which kernel file is compiled for which architectures.
+//! Which kernel file is compiled for which architectures: its name says so.
 
 /// The environment variable that narrows the choice, for quicker builds and smaller programs: `sm_90a` for an H100, `sm_80`
 /// for an A100. A file that has none of its names is left out.
@@ -10,26 +10,35 @@ const PORTABLE: &[&str] = &["sm_80", "sm_89", "sm_90", "compute_80"];
 /// wgmma and setmaxnreg exist on compute capability 9.0 only.
 const HOPPER: &[&str] = &["sm_90a"];
 
+/// What a file whose name ends in this is compiled for.
+const BY_SUFFIX: [(&str, &[&str]); 2] = [("_sm80", PORTABLE), ("_sm90a", HOPPER)];
+
 /// One `.cu` file: a fatbin of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelFile {
     /// Below `kernels/`, without `.cu`.
-    pub name: &'static str,
+    pub name: String,
     pub architectures: &'static [&'static str],
 }
 
-/// Every kernel file. A new one is a row here.
-pub const FILES: &[KernelFile] = &[
-    KernelFile { name: "carriers/gather_bf16_sm90a", architectures: HOPPER },
-    KernelFile { name: "carriers/mma_s8_sm80", architectures: PORTABLE },
-    KernelFile { name: "carriers/wgmma_registers_sm90a", architectures: HOPPER },
-    KernelFile { name: "carriers/wgmma_sm90a", architectures: HOPPER },
-    KernelFile { name: "gather_matmul_sm80", architectures: PORTABLE },
-    KernelFile { name: "quant_matmul_sm80", architectures: PORTABLE },
-    KernelFile { name: "quantize_rows_sm80", architectures: PORTABLE },
-    KernelFile { name: "read_stream_sm80", architectures: PORTABLE },
-    KernelFile { name: "w8a16_matmul_sm80", architectures: PORTABLE },
-];
+impl KernelFile {
+    /// The file of this name, which ends with the least architecture that its kernels need.
+    ///
+    /// # Errors
+    /// Any other end.
+    pub fn new(name: &str) -> Result<KernelFile, String> {
+        let found = BY_SUFFIX.iter().find(|(suffix, _)| name.ends_with(suffix));
+        let Some((_, architectures)) = found else {
+            return Err(format!(
+                "kernels/{name}.cu: wanted a name that ends in _sm80 (compiled for {}) or _sm90a (for {}), got none of them; \
+                 rename it",
+                PORTABLE.join(", "),
+                HOPPER.join(", ")
+            ));
+        };
+        Ok(KernelFile { name: name.into(), architectures })
+    }
+}
 
 /// The architectures that [`VARIABLE`] asks for; all of them where it is unset.
 ///
@@ -53,7 +62,7 @@ pub fn parse(text: Option<&str>) -> Result<Vec<&'static str>, String> {
     Ok(known.into_iter().filter(|name| names.contains(name)).collect())
 }
 
-/// What of `wanted` the kernel file is compiled for, in the table's order. Nothing: the file is left out of this build.
+/// What of `wanted` the kernel file is compiled for, in the order of its own. Nothing: the file is left out of this build.
 pub fn narrow(file: &KernelFile, wanted: &[&str]) -> Vec<&'static str> {
     file.architectures.iter().copied().filter(|name| wanted.contains(name)).collect()
 }

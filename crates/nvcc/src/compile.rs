@@ -14,8 +14,8 @@ const FLAGS: &[&str] =
 /// One run of nvcc.
 #[derive(Debug)]
 pub struct Job {
-    /// The file's name in the table.
-    pub name: &'static str,
+    /// The kernel file's name.
+    pub name: String,
     pub source: PathBuf,
     /// The folder of the headers.
     pub include: PathBuf,

@@ -5,7 +5,7 @@ pub mod architectures;
 pub mod compile;
 pub mod toolkit;
 
-use architectures::{FILES, KernelFile};
+use architectures::KernelFile;
 use compile::{Compiled, Job, problem};
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -53,20 +53,20 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
     let wanted = env::var(architectures::VARIABLE).ok();
     let wanted = architectures::parse(wanted.as_deref())?;
     let (sources, headers) = files(&kernels)?;
-    complete(&kernels, &sources)?;
+    let kernel_files = kernel_files(&kernels, &sources)?;
     let folder = out.join("fatbins");
     fs::create_dir_all(&folder).map_err(|e| problem(&folder, &e))?;
-    let (here, absent): (Vec<_>, Vec<_>) = FILES
+    let (here, absent): (Vec<_>, Vec<_>) = kernel_files
         .iter()
         .map(|file| (file, architectures::narrow(file, &wanted)))
         .partition(|(_, architectures)| !architectures.is_empty());
     let rows = absent.iter().map(|(file, _)| format!("    ({:?}, &{:?}),\n", file.name, file.architectures));
     write(&left_out, &format!("&[\n{}]", rows.collect::<String>()))?;
     let job = |(file, architectures): (&KernelFile, Vec<&'static str>)| -> Result<Job, String> {
-        let source = kernels.join(file.name).with_extension("cu");
+        let source = kernels.join(format!("{}.cu", file.name));
         let inputs = compile::inputs(&source, &headers, &architectures, &compiler)?;
         let output = folder.join(file.name.replace('/', "-"));
-        Ok(Job { name: file.name, source, include: kernels.clone(), architectures, output, inputs })
+        Ok(Job { name: file.name.clone(), source, include: kernels.clone(), architectures, output, inputs })
     };
     let jobs = here.into_iter().map(job).collect::<Result<Vec<_>, _>>()?;
 
@@ -76,12 +76,12 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
         for line in done.warnings.lines() {
             println!("cargo::warning={}: {line}", job.name);
         }
-        let (name, kernels, architectures) = (job.name, &done.kernels, &job.architectures);
-        let fatbin = done.fatbin.display().to_string();
+        let (name, kernels, architectures) = (&job.name, &done.kernels, &job.architectures);
+        let (fatbin, warnings) = (done.fatbin.display().to_string(), &done.warnings);
         writeln!(
             text,
             "    Fatbin {{ name: {name:?}, kernels: &{kernels:?}, architectures: &{architectures:?}, \
-             bytes: include_bytes!({fatbin:?}) }},"
+             warnings: {warnings:?}, bytes: include_bytes!({fatbin:?}) }},"
         )
         .expect("a string takes all text");
     }
@@ -139,17 +139,16 @@ pub fn files(kernels: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), String> {
     Ok((sources, headers))
 }
 
-/// Every source has its row in the table.
-pub fn complete(kernels: &Path, sources: &[PathBuf]) -> Result<(), String> {
-    let listed =
-        |source: &&PathBuf| FILES.iter().any(|file| kernels.join(file.name).with_extension("cu") == **source);
-    match sources.iter().find(|source| !listed(source)) {
-        Some(source) => Err(format!(
-            "{}: wanted its architectures in the table of crates/nvcc/src/architectures.rs, got no row; add one",
-            source.display()
-        )),
-        None => Ok(()),
-    }
+/// The kernel files among sources below `kernels`.
+///
+/// # Errors
+/// As [`KernelFile::new`].
+pub fn kernel_files(kernels: &Path, sources: &[PathBuf]) -> Result<Vec<KernelFile>, String> {
+    let name = |source: &PathBuf| {
+        let below = source.strip_prefix(kernels).unwrap_or(source).with_extension("");
+        KernelFile::new(&below.to_string_lossy())
+    };
+    sources.iter().map(name).collect()
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! The build script's decisions for feature `cuda`: which nvcc, which architectures, what is compiled anew. Runs without nvcc.
 
-use lmhead_nvcc::architectures::{self, FILES, KernelFile};
+use lmhead_nvcc::architectures::{self, KernelFile};
 use lmhead_nvcc::{compile, toolkit};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -117,23 +117,20 @@ fn an_old_nvcc_and_a_program_that_is_none_are_refused_by_version() {
     }
 }
 
-/// Rows that no real table changes.
-const PORTABLE: KernelFile =
-    KernelFile { name: "portable", architectures: &["sm_80", "sm_89", "sm_90", "compute_80"] };
-const HOPPER: KernelFile = KernelFile { name: "hopper", architectures: &["sm_90a"] };
-
 #[test]
-fn the_architectures_are_the_tables_narrowed_by_the_variable() {
+fn the_architectures_are_those_of_the_name_narrowed_by_the_variable() {
+    let [portable_file, hopper_file] =
+        ["a_sm80", "folder/b_sm90a"].map(|name| KernelFile::new(name).expect("a good name"));
     for (text, portable, hopper) in [
-        (None, PORTABLE.architectures, HOPPER.architectures),
+        (None, &["sm_80", "sm_89", "sm_90", "compute_80"][..], &["sm_90a"][..]),
         (Some("sm_90a,sm_80"), &["sm_80"][..], &["sm_90a"][..]),
         (Some("sm_90a"), &[], &["sm_90a"][..]),
         (Some("sm_80"), &["sm_80"][..], &[]),
         (Some(" compute_80  sm_90a;sm_80, "), &["sm_80", "compute_80"][..], &["sm_90a"][..]),
     ] {
         let wanted = architectures::parse(text).expect("known architectures");
-        assert_eq!(architectures::narrow(&PORTABLE, &wanted), portable, "{text:?}");
-        assert_eq!(architectures::narrow(&HOPPER, &wanted), hopper, "{text:?}");
+        assert_eq!(architectures::narrow(&portable_file, &wanted), portable, "{text:?}");
+        assert_eq!(architectures::narrow(&hopper_file, &wanted), hopper, "{text:?}");
     }
 }
 
@@ -158,17 +155,18 @@ fn machine_code_and_ptx_are_asked_for_by_nvccs_words() {
 }
 
 #[test]
-fn the_table_has_a_row_for_every_kernel_file_and_a_file_for_every_row() {
+fn a_kernel_file_whose_name_says_nothing_of_architectures_is_refused() {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    let (sources, headers) = lmhead_nvcc::files(&kernels).expect("the kernels' folder");
+    let (mut sources, headers) = lmhead_nvcc::files(&kernels).expect("the kernels' folder");
     assert!(!sources.is_empty() && !headers.is_empty());
-    assert_eq!(lmhead_nvcc::complete(&kernels, &sources), Ok(()));
-    for file in FILES {
-        assert!(kernels.join(file.name).with_extension("cu").is_file(), "{file:?}");
-    }
-    let stray = kernels.join("stray.cu");
-    let error = lmhead_nvcc::complete(&kernels, std::slice::from_ref(&stray)).expect_err("no row");
-    assert!(error.contains("stray.cu: wanted its architectures in the table"), "{error}");
+    let files = lmhead_nvcc::kernel_files(&kernels, &sources).expect("good names");
+    assert!(files.iter().any(|file| file.name == "carriers/wgmma_sm90a" && file.architectures == ["sm_90a"]));
+    sources.push(kernels.join("stray.cu"));
+    let error = lmhead_nvcc::kernel_files(&kernels, &sources).expect_err("no architecture");
+    assert!(
+        error.starts_with("kernels/stray.cu: wanted a name that ends in _sm80 (compiled for sm_80, "),
+        "{error}"
+    );
 }
 
 #[test]
@@ -242,7 +240,8 @@ fn an_unchanged_file_is_not_compiled_again_and_a_failure_is_told_in_nvccs_words(
         let architectures = vec!["sm_80"];
         let inputs = compile::inputs(&source, &[], &architectures, "V13.0.88").expect("readable");
         let (include, output) = (at.path().to_path_buf(), at.path().join("out"));
-        let job = compile::Job { name: "a", source: source.clone(), include, architectures, output, inputs };
+        let job =
+            compile::Job { name: "a".into(), source: source.clone(), include, architectures, output, inputs };
         let _alone = alone();
         compile::run(&nvcc, 1, &job)
     };

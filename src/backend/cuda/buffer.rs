@@ -29,8 +29,8 @@ impl Buffer {
         let (device, stream) = (&self.device, self.device.stream());
         let what = || format!("{} bytes on {} filled", self.bytes, device.info().name);
         // SAFETY: the whole of the allocation.
-        device
-            .call(what, || unsafe { result::memset_d8_async(self.address, value, self.bytes, stream.0) })?;
+        let fill = || unsafe { result::memset_d8_async(self.address, value, self.bytes, stream.0) };
+        device.call(what, fill)?;
         device.wait(stream)
     }
 

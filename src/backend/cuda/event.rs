@@ -35,8 +35,8 @@ impl Event {
     /// `Device`.
     pub fn record(&self, stream: CudaStream) -> Result<()> {
         // SAFETY: an event and a stream of this context.
-        self.device
-            .call(|| "an event's record".into(), || unsafe { result::event::record(self.raw, stream.0) })?;
+        let record = || unsafe { result::event::record(self.raw, stream.0) };
+        self.device.call(|| "an event's record".into(), record)?;
         *self.on.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
         Ok(())
     }

@@ -12,6 +12,8 @@ pub struct Fatbin {
     pub kernels: &'static [&'static str],
     /// `sm_*`: machine code; `compute_*`: PTX, which the driver translates.
     pub architectures: &'static [&'static str],
+    /// What nvcc had to say.
+    pub warnings: &'static str,
     /// What the driver loads.
     pub bytes: &'static [u8],
 }
@@ -89,7 +91,7 @@ impl Fatbin {
                 format!("kernels/{}.cu", self.name),
                 format!("a device that runs {}", self.architectures.join(", ")),
                 format!("compute capability {device}"),
-                "use another device, or compile for this one (crates/nvcc/src/architectures.rs, LMHEAD_CUDA_ARCHS)",
+                "use another device, or compile for this one (LMHEAD_CUDA_ARCHS)",
             )
         })
     }
@@ -144,7 +146,8 @@ mod tests {
 
     #[test]
     fn an_older_device_and_an_unknown_kernel_are_refused_by_name() {
-        let fatbin = Fatbin { name: "a/b", kernels: &["b"], architectures: &["sm_90a"], bytes: &[] };
+        let fatbin =
+            Fatbin { name: "a/b", kernels: &["b"], architectures: &["sm_90a"], warnings: "", bytes: &[] };
         let error = fatbin.code_for(Capability(8, 6)).expect_err("no code").to_string();
         assert!(
             error.starts_with(

@@ -59,10 +59,8 @@ impl Graph {
         // Other threads may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: a stream of this context, here and below.
-        device.call(
-            || "a graph's beginning".into(),
-            || unsafe { result::stream::begin_capture(stream.0, mode) },
-        )?;
+        let begin = || unsafe { result::stream::begin_capture(stream.0, mode) };
+        device.call(|| "a graph's beginning".into(), begin)?;
         device.recording_begins(stream);
         let recording = Recording { device, stream, ended: false };
         let done = work();
@@ -93,8 +91,8 @@ impl Graph {
     /// device's context.
     pub unsafe fn launch(&self, stream: CudaStream) -> Result<()> {
         // SAFETY: the caller's promise.
-        self.device
-            .call(|| self.contents.to_string(), || unsafe { result::graph::launch(self.raw, stream.0) })?;
+        let launch = || unsafe { result::graph::launch(self.raw, stream.0) };
+        self.device.call(|| self.contents.to_string(), launch)?;
         self.device.launched(stream, Launched::Graph(Arc::clone(&self.contents)));
         Ok(())
     }

@@ -47,7 +47,7 @@ fn the_page_shows_what_runs() {
         );
     }
     let test = include_str!("readme.rs").lines().map(str::trim).collect::<Vec<_>>().join("\n");
-    let shown = between("// A test.\n", "// crates/nvcc/src/architectures.rs");
+    let shown = between("// A test.\n", "// crates/gpu/tests/machine_code");
     assert!(
         test.contains(shown),
         "crates/emulated/tests/emulated/readme.rs: wanted what kernels/README.md shows:\n{shown}"

@@ -1,15 +1,16 @@
-//! What every kernel's machine code must be like. A new kernel is one row in `EXPECTED`.
+//! What every kernel's machine code must be like: of the planned tiles by formulas, of each other kernel in a row of `OTHERS`. Exact counts of
+//! all of them: `docs/machine-code.md`, which `scripts/machine-code --check` holds against what nvcc makes.
 
 use lmhead_gpu::code::Code;
 
 /// One kernel, on the architectures that it names.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Expectation {
     pub kernel: &'static str,
     pub architectures: &'static [&'static str],
     /// Instructions and how many of them, as [`Code::count`] finds them: fewer means a loop that was not unrolled, more that
     /// code was doubled. Measured with nvcc 13.0.
-    pub present: &'static [(&'static str, usize)],
+    pub present: Vec<(&'static str, usize)>,
     /// Instructions that must not be there.
     pub absent: &'static [&'static str],
     /// Per thread, at most.
@@ -19,146 +20,172 @@ pub struct Expectation {
     pub calls: usize,
 }
 
-/// A kernel of `kernels/matmul`: tensor-core instructions of one stage, loads of their operands, the stages' copies (the prologue's
-/// and the loop's, each for whole stages and for the last), logits through shared memory and out by 16 bytes in each type.
 #[cfg(feature = "cuda")]
-macro_rules! matmul {
-    (
-        $kernel:literal, $mma:literal $count:literal, $ldsm:literal, $copies:literal, $logits:literal, $out:literal,
-        $registers:literal $(, $more:tt)*
-    ) => {
+pub use tables::{Other, PORTABLE, expected};
+
+#[cfg(feature = "cuda")]
+mod tables {
+    use super::Expectation;
+    use lmhead::DType;
+    use lmhead::plan::{Precision, Tile};
+
+    /// What a kernel whose file ends in `_sm80` has machine code for.
+    pub const PORTABLE: &[&str] = &["sm_80", "sm_89", "sm_90"];
+    const HOPPER: &[&str] = &["sm_90a"];
+
+    /// Of every kernel.
+    pub fn expected() -> Vec<Expectation> {
+        let mut rows = OTHERS.map(|row| row.into()).to_vec();
+        for (precision, registers) in REGISTERS {
+            assert_eq!(
+                precision.tiles().len(),
+                registers.len(),
+                "{precision}: wanted a number for each tile"
+            );
+            rows.extend(
+                precision
+                    .tiles()
+                    .iter()
+                    .zip(*registers)
+                    .map(|(tile, registers)| matmul(*precision, tile, *registers)),
+            );
+        }
+        for (dtype, loads, registers) in [(DType::Bf16, 4, 64), (DType::F16, 4, 64), (DType::F32, 8, 40)] {
+            rows.push(Expectation {
+                kernel: Precision::W8a8(dtype).quantizer().expect("rows are quantised"),
+                architectures: PORTABLE,
+                // Rows in and int8 out by 16 bytes, in twice: for the largest and for the rest.
+                present: vec![("LDG.128", loads), ("STG.128", 1)],
+                absent: &["HMMA", "IMMA", "LDGSTS"],
+                registers,
+                calls: 18,
+            });
+        }
+        rows
+    }
+
+    /// At most so many registers a thread, for each tile of a precision in the order of the plan. Measured with nvcc 13.0.
+    const REGISTERS: &[(Precision, &[u32])] = &[
+        (Precision::Bf16, &[63, 64, 96, 128, 82, 80, 120, 168, 160]),
+        (Precision::F16, &[63, 64, 96, 128, 82, 80, 120, 168, 160]),
+        (Precision::W8a8(DType::Bf16), &[48, 53, 77, 115, 70, 80, 110, 164, 156]),
+        (Precision::W8a16(DType::Bf16), &[63, 62, 80, 125, 121, 102, 123, 190]),
+        (Precision::W8a16(DType::F16), &[62, 62, 81, 127, 82, 86, 114, 183]),
+    ];
+
+    /// A kernel of `kernels/matmul`.
+    fn matmul(precision: Precision, tile: &Tile, registers: u32) -> Expectation {
+        let threads = tile.threads() as usize;
+        // Four warps share the ids; of 128 rows they have the first 64.
+        let (ids, rows) = (tile.ids / 64, tile.rows.min(64));
+        let widened = matches!(precision, Precision::W8a16(_));
+        let mma = match precision {
+            Precision::Bf16 | Precision::W8a16(DType::Bf16) => "HMMA.16816.F32.BF16",
+            Precision::W8a8(_) => "IMMA.16832.S8",
+            _ => "HMMA.16816.F32",
+        };
+        // A stage is 128 bytes of k: four instructions of 16-bit or of int8 operands, eight of int8 weights as 16 bits, over 16 ids x 8 rows.
+        let steps = if widened { 8 } else { 4 };
+        // 16 bytes a thread at a time, in four places: the prologue and the loop, each for whole stages and for the last.
+        let pieces = |bytes: usize| bytes.div_ceil(16 * threads);
+        let copies = 4 * (pieces(tile.ids * 128) + pieces(tile.rows * tile.row_bytes));
+        // Logits pass through shared memory, and leave by 16 bytes in each type.
+        let (from_shared, out) = match tile.ids * tile.rows / threads {
+            4 => (5, 3),
+            8 => (6, 4),
+            16 => (12, 8),
+            _ => (20, 12),
+        };
+        let mut present = vec![
+            (mma, ids * rows / 8 * steps),
+            // Both operands for `mma`; rows beside widened weights are read by words.
+            ("LDSM.M88.4", 4 * ids + if widened { 0 } else { rows / 4 }),
+            ("LDGSTS.BYPASS.128", copies),
+            ("LDS.128", from_shared),
+            ("STG.128", out),
+        ];
+        if widened {
+            present.push(("LDS.64", rows));
+        }
         Expectation {
-            kernel: $kernel,
-            architectures: &["sm_80", "sm_89", "sm_90"],
-            present: &[
-                ($mma, $count),
-                ("LDSM.M88.4", $ldsm),
-                ("LDGSTS.BYPASS.128", $copies),
-                ("LDS.128", $logits),
-                ("STG.128", $out),
-                $($more),*
-            ],
+            kernel: tile.kernel,
+            architectures: PORTABLE,
+            present,
             absent: &["HGMMA", "IGMMA", "LDG.128.CONSTANT", "LDSM.M88.2"],
-            registers: $registers,
+            registers,
             calls: 19,
         }
-    };
-}
+    }
 
-/// `quantize_rows`: rows in and int8 out by 16 bytes, twice: for the largest and for the rest.
-#[cfg(feature = "cuda")]
-const fn quantize(
-    kernel: &'static str,
-    present: &'static [(&'static str, usize)],
-    registers: u32,
-) -> Expectation {
-    let architectures = &["sm_80", "sm_89", "sm_90"];
-    Expectation { kernel, architectures, present, absent: &["HMMA", "IMMA", "LDGSTS"], registers, calls: 18 }
-}
+    /// A kernel that no plan names.
+    #[derive(Clone, Copy)]
+    pub struct Other {
+        pub kernel: &'static str,
+        pub architectures: &'static [&'static str],
+        pub present: &'static [(&'static str, usize)],
+        pub absent: &'static [&'static str],
+        pub registers: u32,
+    }
 
-#[cfg(feature = "cuda")]
-pub const EXPECTED: &[Expectation] = &[
-    Expectation {
-        kernel: "carrier_mma_s8_sm80",
-        architectures: &["sm_80", "sm_89", "sm_90"],
-        present: &[("IMMA.16832.S8", 32), ("LDGSTS.BYPASS.128", 4), ("LDSM.M88.4", 16)],
-        absent: &["HMMA"],
-        registers: 112,
-        calls: 0,
-    },
-    Expectation {
-        kernel: "carrier_wgmma_s8_sm90a",
-        architectures: &["sm_90a"],
-        present: &[("IGMMA.64x64x32.S8", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
-        absent: &["HGMMA", "IMMA", "LDGSTS"],
-        registers: 168,
-        calls: 0,
-    },
-    Expectation {
-        kernel: "carrier_wgmma_bf16_sm90a",
-        architectures: &["sm_90a"],
-        present: &[("HGMMA.64x64x16.BF16", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
-        absent: &["IGMMA", "HMMA", "LDGSTS"],
-        registers: 168,
-        calls: 0,
-    },
-    Expectation {
-        kernel: "read_stream",
-        architectures: &["sm_80", "sm_89", "sm_90"],
-        present: &[("LDG.E.128", 8)],
-        absent: &["HMMA"],
-        registers: 64,
-        calls: 0,
-    },
-    Expectation {
-        kernel: "carrier_wgmma_registers_bf16_sm90a",
-        architectures: &["sm_90a"],
-        present: &[("HGMMA.64x64x16.BF16", 4), ("LDSM.M88.4", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
-        absent: &["IGMMA", "HMMA", "LDGSTS"],
-        registers: 168,
-        calls: 0,
-    },
-    Expectation {
-        kernel: "carrier_gather_bf16_sm90a",
-        architectures: &["sm_90a"],
-        present: &[
-            ("HGMMA.64x32x16.BF16", 4),
-            ("UTMALDG.2D", 2),
-            ("LDGSTS.BYPASS.128", 2),
-            ("FENCE.VIEW.ASYNC", 2),
-            ("USETMAXREG", 2),
-        ],
-        absent: &["IGMMA", "HMMA"],
-        registers: 168,
-        calls: 0,
-    },
-    matmul!("gather_matmul_bf16_64x8", "HMMA.16816.F32.BF16" 4, 6, 20, 5, 3, 63),
-    matmul!("gather_matmul_bf16_64x16", "HMMA.16816.F32.BF16" 8, 8, 20, 6, 4, 64),
-    matmul!("gather_matmul_bf16_64x32", "HMMA.16816.F32.BF16" 16, 12, 24, 12, 8, 96),
-    matmul!("gather_matmul_bf16_64x64", "HMMA.16816.F32.BF16" 32, 20, 32, 20, 12, 128),
-    matmul!("gather_matmul_bf16_128x8", "HMMA.16816.F32.BF16" 8, 10, 36, 6, 4, 82),
-    matmul!("gather_matmul_bf16_128x16", "HMMA.16816.F32.BF16" 16, 12, 36, 12, 8, 80),
-    matmul!("gather_matmul_bf16_128x32", "HMMA.16816.F32.BF16" 32, 16, 40, 20, 12, 120),
-    matmul!("gather_matmul_bf16_128x64", "HMMA.16816.F32.BF16" 64, 24, 48, 20, 12, 168),
-    matmul!("gather_matmul_bf16_128x128", "HMMA.16816.F32.BF16" 64, 24, 32, 20, 12, 160),
-    matmul!("gather_matmul_f16_64x8", "HMMA.16816.F32" 4, 6, 20, 5, 3, 63),
-    matmul!("gather_matmul_f16_64x16", "HMMA.16816.F32" 8, 8, 20, 6, 4, 64),
-    matmul!("gather_matmul_f16_64x32", "HMMA.16816.F32" 16, 12, 24, 12, 8, 96),
-    matmul!("gather_matmul_f16_64x64", "HMMA.16816.F32" 32, 20, 32, 20, 12, 128),
-    matmul!("gather_matmul_f16_128x8", "HMMA.16816.F32" 8, 10, 36, 6, 4, 82),
-    matmul!("gather_matmul_f16_128x16", "HMMA.16816.F32" 16, 12, 36, 12, 8, 80),
-    matmul!("gather_matmul_f16_128x32", "HMMA.16816.F32" 32, 16, 40, 20, 12, 120),
-    matmul!("gather_matmul_f16_128x64", "HMMA.16816.F32" 64, 24, 48, 20, 12, 168),
-    matmul!("gather_matmul_f16_128x128", "HMMA.16816.F32" 64, 24, 32, 20, 12, 160),
-    matmul!("quant_matmul_64x8", "IMMA.16832.S8" 4, 6, 20, 5, 3, 48),
-    matmul!("quant_matmul_64x16", "IMMA.16832.S8" 8, 8, 20, 6, 4, 53),
-    matmul!("quant_matmul_64x32", "IMMA.16832.S8" 16, 12, 24, 12, 8, 77),
-    matmul!("quant_matmul_64x64", "IMMA.16832.S8" 32, 20, 32, 20, 12, 115),
-    matmul!("quant_matmul_128x8", "IMMA.16832.S8" 8, 10, 36, 6, 4, 70),
-    matmul!("quant_matmul_128x16", "IMMA.16832.S8" 16, 12, 36, 12, 8, 80),
-    matmul!("quant_matmul_128x32", "IMMA.16832.S8" 32, 16, 40, 20, 12, 110),
-    matmul!("quant_matmul_128x64", "IMMA.16832.S8" 64, 24, 48, 20, 12, 164),
-    matmul!("quant_matmul_128x128", "IMMA.16832.S8" 64, 24, 32, 20, 12, 156),
-    matmul!("w8a16_matmul_bf16_64x8", "HMMA.16816.F32.BF16" 8, 4, 20, 5, 3, 63, ("LDS.64", 8)),
-    matmul!("w8a16_matmul_bf16_64x16", "HMMA.16816.F32.BF16" 16, 4, 24, 6, 4, 62, ("LDS.64", 16)),
-    matmul!("w8a16_matmul_bf16_64x32", "HMMA.16816.F32.BF16" 32, 4, 32, 12, 8, 80, ("LDS.64", 32)),
-    matmul!("w8a16_matmul_bf16_64x64", "HMMA.16816.F32.BF16" 64, 4, 48, 20, 12, 125, ("LDS.64", 64)),
-    matmul!("w8a16_matmul_bf16_128x8", "HMMA.16816.F32.BF16" 16, 8, 36, 6, 4, 121, ("LDS.64", 8)),
-    matmul!("w8a16_matmul_bf16_128x16", "HMMA.16816.F32.BF16" 32, 8, 40, 12, 8, 102, ("LDS.64", 16)),
-    matmul!("w8a16_matmul_bf16_128x32", "HMMA.16816.F32.BF16" 64, 8, 48, 20, 12, 123, ("LDS.64", 32)),
-    matmul!("w8a16_matmul_bf16_128x64", "HMMA.16816.F32.BF16" 128, 8, 64, 20, 12, 190, ("LDS.64", 64)),
-    matmul!("w8a16_matmul_f16_64x8", "HMMA.16816.F32" 8, 4, 20, 5, 3, 62, ("LDS.64", 8)),
-    matmul!("w8a16_matmul_f16_64x16", "HMMA.16816.F32" 16, 4, 24, 6, 4, 62, ("LDS.64", 16)),
-    matmul!("w8a16_matmul_f16_64x32", "HMMA.16816.F32" 32, 4, 32, 12, 8, 81, ("LDS.64", 32)),
-    matmul!("w8a16_matmul_f16_64x64", "HMMA.16816.F32" 64, 4, 48, 20, 12, 127, ("LDS.64", 64)),
-    matmul!("w8a16_matmul_f16_128x8", "HMMA.16816.F32" 16, 8, 36, 6, 4, 82, ("LDS.64", 8)),
-    matmul!("w8a16_matmul_f16_128x16", "HMMA.16816.F32" 32, 8, 40, 12, 8, 86, ("LDS.64", 16)),
-    matmul!("w8a16_matmul_f16_128x32", "HMMA.16816.F32" 64, 8, 48, 20, 12, 114, ("LDS.64", 32)),
-    matmul!("w8a16_matmul_f16_128x64", "HMMA.16816.F32" 128, 8, 64, 20, 12, 183, ("LDS.64", 64)),
-    quantize("quantize_rows_bf16", &[("LDG.128", 4), ("STG.128", 1)], 64),
-    quantize("quantize_rows_f16", &[("LDG.128", 4), ("STG.128", 1)], 64),
-    quantize("quantize_rows_f32", &[("LDG.128", 8), ("STG.128", 1)], 40),
-];
+    impl From<Other> for Expectation {
+        fn from(row: Other) -> Expectation {
+            let Other { kernel, architectures, present, absent, registers } = row;
+            Expectation { kernel, architectures, present: present.to_vec(), absent, registers, calls: 0 }
+        }
+    }
+
+    /// Every kernel that no plan names.
+    const OTHERS: [Other; 6] = [
+        Other {
+            kernel: "carrier_mma_s8_sm80",
+            architectures: PORTABLE,
+            present: &[("IMMA.16832.S8", 32), ("LDGSTS.BYPASS.128", 4), ("LDSM.M88.4", 16)],
+            absent: &["HMMA"],
+            registers: 112,
+        },
+        Other {
+            kernel: "carrier_wgmma_s8_sm90a",
+            architectures: HOPPER,
+            present: &[("IGMMA.64x64x32.S8", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
+            absent: &["HGMMA", "IMMA", "LDGSTS"],
+            registers: 168,
+        },
+        Other {
+            kernel: "carrier_wgmma_bf16_sm90a",
+            architectures: HOPPER,
+            present: &[("HGMMA.64x64x16.BF16", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
+            absent: &["IGMMA", "HMMA", "LDGSTS"],
+            registers: 168,
+        },
+        Other {
+            kernel: "read_stream",
+            architectures: PORTABLE,
+            present: &[("LDG.E.128", 8)],
+            absent: &["HMMA"],
+            registers: 64,
+        },
+        Other {
+            kernel: "carrier_wgmma_registers_bf16_sm90a",
+            architectures: HOPPER,
+            present: &[("HGMMA.64x64x16.BF16", 4), ("LDSM.M88.4", 4), ("UTMALDG.2D", 3), ("USETMAXREG", 2)],
+            absent: &["IGMMA", "HMMA", "LDGSTS"],
+            registers: 168,
+        },
+        Other {
+            kernel: "carrier_gather_bf16_sm90a",
+            architectures: HOPPER,
+            present: &[
+                ("HGMMA.64x32x16.BF16", 4),
+                ("UTMALDG.2D", 2),
+                ("LDGSTS.BYPASS.128", 2),
+                ("FENCE.VIEW.ASYNC", 2),
+                ("USETMAXREG", 2),
+            ],
+            absent: &["IGMMA", "HMMA"],
+            registers: 168,
+        },
+    ];
+}
 
 /// What is wrong with a kernel's code; one line each, empty where all is well. No kernel may spill registers, keep an array in
 /// local memory or call a function that was not inlined, ptxas' own beside: each costs memory traffic that no kernel here is planned with.
@@ -186,7 +213,7 @@ pub fn faults(code: &Code, expected: &Expectation) -> Vec<String> {
     if code.registers > expected.registers {
         faults.push(format!("wanted at most {} registers, got {}", expected.registers, code.registers));
     }
-    for (pattern, wanted) in expected.present {
+    for (pattern, wanted) in &expected.present {
         let count = code.count(pattern);
         if count != *wanted {
             faults.push(format!("wanted {wanted} {pattern}, got {count}"));
