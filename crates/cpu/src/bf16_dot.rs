@@ -1,8 +1,8 @@
 //! The bf16 inner loops of instruction sets that multiply bf16 as it is: bf16 or int8 weights, bf16 rows, f32 sums. What one step rounds,
 //! and that it takes subnormal numbers for zeros, is the hardware's.
 
-use crate::isa::Arith;
-use crate::lanes::{BYTE, HALF, Kind};
+use crate::isa::{Arith, Sets};
+use crate::lanes::{BYTE, Dot, HALF, Kind};
 use bytemuck::cast;
 use half::bf16;
 
@@ -12,25 +12,19 @@ pub(crate) struct Bf16;
 /// int8 weights (W8A16), which bf16 holds exactly, bf16 rows, f32 sums.
 pub(crate) struct Bf16Int8;
 
-/// A lane takes two neighbours of k in one step, as `vdpbf16ps` does.
 impl Kind<HALF, 1> for Bf16 {
     type Weight = bf16;
-    const BF16: bool = true;
+    type Dot = DotBf16;
 
     #[inline(always)]
     fn load<A: Arith>(weights: &[bf16; HALF]) -> A::Quad {
         A::load(&cast(*weights))
     }
-
-    #[inline(always)]
-    fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
-        A::mul_add_bf16(x, w, sum)
-    }
 }
 
 impl Kind<BYTE, 2> for Bf16Int8 {
     type Weight = i8;
-    const BF16: bool = true;
+    type Dot = DotBf16;
 
     #[inline(always)]
     fn load<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
@@ -42,6 +36,13 @@ impl Kind<BYTE, 2> for Bf16Int8 {
         let ([a, b], [c, d]) = (A::i8_to_bf16(step[2 * part]), A::i8_to_bf16(step[2 * part + 1]));
         [a, b, c, d]
     }
+}
+
+/// Products of bf16: a lane takes two neighbours of k in one step, as `vdpbf16ps` does.
+pub(crate) struct DotBf16;
+
+impl Dot for DotBf16 {
+    const SETS: Sets = Sets::Bf16;
 
     #[inline(always)]
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {

@@ -1,13 +1,19 @@
 //! Packed rows x one block of the vocabulary -> raw f32 logits.
 //!
-//! Few rows (`direct.rs`): the weights go from memory through the registers, transposed and widened on the way, for a tile or two of
-//! rows. More rows (`panels.rs`): a piece of k after the other; 16 weight rows of it are transposed and widened into a panel that stays
-//! in the first-level cache, and every tile of rows runs over it. Both ways are the same sums in the same order.
+//! Few rows (`direct.rs`): the weights go from memory through the registers, transposed and widened on the
+//! way, for a tile or two of rows. More rows (`panels.rs`): a piece of k after the other; 16 weight rows of
+//! it are transposed and widened into a panel that stays in the first-level cache, and every tile of rows
+//! runs over it. Both ways are the same sums in the same order.
+//!
+//! What is optimised for each instruction set and each size is the inner loops alone, each as a function of
+//! its own ([`Loops`]); the walks over weights and rows around them are plain code, once for each type of
+//! weights.
 
 use crate::BLOCK;
-use crate::isa::{Arith, Work};
-use crate::lanes::{Chunk, Kind, Quad};
+use crate::isa::{Arith, Isa, Sets, Work};
+use crate::lanes::{Chunk, Dot, Kind, Quad};
 use crate::pack::Packed;
+use std::marker::PhantomData;
 
 /// Vocabulary ids whose sums are four quads: those of a panel, and of a tile's sums.
 const GROUP: usize = 16;
@@ -34,6 +40,8 @@ macro_rules! unrolled {
 mod direct;
 mod panels;
 
+pub(crate) use direct::quads;
+
 /// Memory of one thread, reused from block to block: a panel (16 KiB) and the sums of its logits (1 KiB for each row of the pass).
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -42,59 +50,112 @@ pub struct Scratch {
     sums: Vec<[Quad; 4]>,
 }
 
-/// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and `ids` vocabulary rows; what lies beyond `ids` in the
-/// last group of 16 is not to be used.
-pub(crate) struct Matmul<'a, const S: usize, const G: usize, K: Kind<S, G>> {
-    pub rows: &'a Packed,
-    /// `[ids, hidden]`, and whatever follows: what is read next, if anything is.
-    pub weights: &'a [K::Weight],
+/// Weights `[ids, hidden]`, and whatever follows: what is read next, if anything is.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightRows<'a, W> {
+    pub weights: &'a [W],
     pub hidden: usize,
     pub ids: usize,
+}
+
+impl<'a, W: Copy> WeightRows<'a, W> {
+    /// A vocabulary row; behind the last one, the last one again.
+    #[inline(always)]
+    fn row(&self, id: usize) -> &'a [W] {
+        &self.weights[id.min(self.ids - 1) * self.hidden..][..self.hidden]
+    }
+
+    /// `count` whole steps from `first` on of four such rows.
+    #[inline(always)]
+    fn steps<const S: usize>(&self, id: usize, first: usize, count: usize) -> [&'a [[W; S]]; 4] {
+        let row = |i: usize| {
+            let at = (id + i).min(self.ids - 1) * self.hidden + first * S;
+            self.weights[at..][..count * S].as_chunks().0
+        };
+        [row(0), row(1), row(2), row(3)]
+    }
+
+    /// Copies what is left of four rows behind their whole steps to the beginning of a step of zeros.
+    fn tail<const S: usize>(&self, id: usize, padded: &mut [[W; S]; 4]) {
+        for (i, padded) in padded.iter_mut().enumerate() {
+            let tail = self.row(id + i).as_chunks::<S>().1;
+            padded[..tail.len()].copy_from_slice(tail);
+        }
+    }
+}
+
+/// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and vocabulary row; what lies beyond
+/// the latter in the last group of 16 is not to be used.
+pub(crate) struct Matmul<'a, W> {
+    pub rows: &'a Packed,
+    pub weights: WeightRows<'a, W>,
     /// `[rows, BLOCK]`
     pub logits: &'a mut [f32],
     pub scratch: &'a mut Scratch,
 }
 
-impl<const S: usize, const G: usize, K: Kind<S, G>> Work for Matmul<'_, S, G, K> {
-    type Output = ();
-    const BF16: bool = K::BF16;
-
-    #[inline(always)]
-    fn run<A: Arith>(self) {
-        if self.hidden == 0 {
+impl<W: Copy + Default> Matmul<'_, W> {
+    pub fn run<const S: usize, const G: usize, K: Kind<S, G, Weight = W>>(self, isa: Isa) {
+        if self.weights.hidden == 0 {
             self.logits.fill(0.0);
             return;
         }
         debug_assert_eq!(self.rows.parts(), G, "rows are packed for weights of this kind");
-        match (self.rows.direct(), A::TILE.0) {
-            (true, _) => self.direct::<A>(),
-            (false, 4) => self.panels::<A, 4>(),
-            (false, _) => self.panels::<A, 1>(),
+        let loops = isa.run(LoopsOf::<S, G, K>(PhantomData));
+        match self.rows.direct() {
+            Some(quads) => self.direct(&loops, quads),
+            None => self.panels(&loops),
         }
     }
 }
 
-impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
-    /// A vocabulary row; behind the last one, the last one again.
-    #[inline(always)]
-    fn row(&self, id: usize) -> &[K::Weight] {
-        &self.weights[id.min(self.ids - 1) * self.hidden..][..self.hidden]
-    }
+/// The addresses of a kind's loops for an instruction set. Called so, they take the walks out of what is
+/// compiled for each set, and kinds with the same [`Dot`] share the loops over panels.
+struct Loops<const S: usize, W> {
+    direct: fn(&mut direct::Tile<'_, S, W>),
+    widen: fn(&mut panels::Widen<'_, W>),
+    panel: fn(&mut panels::Tiles<'_>),
+    reduce: fn(&mut Reduce<'_>),
+}
 
-    /// The last, shorter step of four rows, padded with zeros.
+/// Looks them up.
+struct LoopsOf<const S: usize, const G: usize, K>(PhantomData<K>);
+
+impl<const S: usize, const G: usize, K: Kind<S, G>> Work for LoopsOf<S, G, K> {
+    type Output = Loops<S, K::Weight>;
+    const SETS: Sets = K::Dot::SETS;
+
     #[inline(always)]
-    fn tail<A: Arith>(&self, id: usize, whole: usize) -> [A::Quad; 4] {
-        let mut padded = [[K::Weight::default(); S]; 4];
-        for (i, padded) in padded.iter_mut().enumerate() {
-            let tail = &self.row(id + i)[whole * S..];
-            padded[..tail.len()].copy_from_slice(tail);
+    fn run<A: Arith>(self) -> Self::Output {
+        Loops {
+            direct: direct::tile::<S, G, K, A>,
+            widen: |call| A::call(panels::WidenOf::<S, G, K>(call, PhantomData)),
+            panel: panels::tiles::<K::Dot, A>,
+            reduce: |call| A::call(ReduceOf::<K::Dot>(call, PhantomData)),
         }
-        [
-            K::load::<A>(&padded[0]),
-            K::load::<A>(&padded[1]),
-            K::load::<A>(&padded[2]),
-            K::load::<A>(&padded[3]),
-        ]
+    }
+}
+
+/// The sums `[rows]` of 16 ids -> their logits, columns `column..` of `[rows, BLOCK]`.
+struct Reduce<'a> {
+    sums: &'a [[Quad; 4]],
+    logits: &'a mut [f32],
+    column: usize,
+}
+
+/// The loop of a kind of sums for it.
+struct ReduceOf<'c, 'a, D>(&'c mut Reduce<'a>, PhantomData<D>);
+
+impl<D: Dot> Work for ReduceOf<'_, '_, D> {
+    type Output = ();
+    const SETS: Sets = D::SETS;
+
+    #[inline(always)]
+    fn run<A: Arith>(self) {
+        let Reduce { sums, ref mut logits, column } = *self.0;
+        for (sums, logits) in sums.iter().zip(logits.chunks_exact_mut(BLOCK)) {
+            logits[column..][..GROUP].copy_from_slice(&D::reduce::<A>(sums));
+        }
     }
 }
 
@@ -105,17 +166,37 @@ fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize,
     steps: &[[A::Quad; 4]; N],
     sums: &mut [[A::Quad; M]; N],
 ) {
-    unrolled!(g in 0..G => {
-        let mut quads = [steps[0]; N];
-        unrolled!(c in 0..N => {
-            quads[c] = K::part::<A>(&steps[c], g);
+    // A part needs its own widened weights alone. Written out, the parts would be mixed, which takes more
+    // registers than there are: of four parts that was slower by up to a tenth, but not of two, nor of one
+    // row.
+    if const { M == 1 || G <= 2 } {
+        unrolled!(g in 0..G => {
+            join_part::<S, G, K, A, M, N>(&x[g], steps, g, sums);
         });
-        unrolled!(j in 0..4 => {
-            unrolled!(r in rows 0..M => {
-                let x = A::splat(&x[g][j][r]);
-                unrolled!(c in 0..N => {
-                    sums[c][r] = K::mul_add::<A>(x, quads[c][j], sums[c][r]);
-                });
+        return;
+    }
+    for (g, x) in x.iter().enumerate() {
+        join_part::<S, G, K, A, M, N>(x, steps, g, sums);
+    }
+}
+
+/// Part `g` of it.
+#[inline(always)]
+fn join_part<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
+    x: &[[Chunk; M]; 4],
+    steps: &[[A::Quad; 4]; N],
+    g: usize,
+    sums: &mut [[A::Quad; M]; N],
+) {
+    let mut quads = [steps[0]; N];
+    unrolled!(c in 0..N => {
+        quads[c] = K::part::<A>(&steps[c], g);
+    });
+    unrolled!(j in 0..4 => {
+        unrolled!(r in rows 0..M => {
+            let x = A::splat(&x[j][r]);
+            unrolled!(c in 0..N => {
+                sums[c][r] = K::Dot::mul_add::<A>(x, quads[c][j], sums[c][r]);
             });
         });
     });

@@ -1,7 +1,7 @@
 //! The float inner loops: f32, f16, bf16 and (W8A16) int8 weights, widened to f32, f32 sums.
 
 use crate::isa::Arith;
-use crate::lanes::{BYTE, Kind, WIDE, Widen};
+use crate::lanes::{BYTE, Dot, Kind, WIDE, Widen};
 use bytemuck::cast;
 use std::marker::PhantomData;
 
@@ -13,6 +13,7 @@ pub(crate) struct FloatInt8;
 
 impl<W: Widen> Kind<WIDE, 1> for Float<W> {
     type Weight = W;
+    type Dot = DotF32;
 
     #[inline(always)]
     fn load<A: Arith>(weights: &[W; WIDE]) -> A::Quad {
@@ -22,15 +23,11 @@ impl<W: Widen> Kind<WIDE, 1> for Float<W> {
         }
         A::load(&cast(step))
     }
-
-    #[inline(always)]
-    fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
-        A::mul_add(x, w, sum)
-    }
 }
 
 impl Kind<BYTE, 4> for FloatInt8 {
     type Weight = i8;
+    type Dot = DotF32;
 
     #[inline(always)]
     fn load<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
@@ -41,7 +38,12 @@ impl Kind<BYTE, 4> for FloatInt8 {
     fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
         A::i8_to_f32(step[part])
     }
+}
 
+/// Four products of f32, one for each lane.
+pub(crate) struct DotF32;
+
+impl Dot for DotF32 {
     #[inline(always)]
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {
         A::mul_add(x, w, sum)

@@ -6,21 +6,29 @@
 //! be, and that fits.
 
 use crate::BLOCK;
-use crate::isa::{Arith, Work};
-use crate::lanes::{BYTE, Chunk, Kind, Quad};
+use crate::isa::{Arith, Sets, Work};
+use crate::lanes::{BYTE, Chunk, Dot, Kind, Quad};
 use bytemuck::{Zeroable, cast};
 
 /// int8 weights, int8 rows, int32 sums.
 pub(crate) struct Int8Dot;
 
-/// A lane takes four neighbours of k in one step, as `vpdpbusd` does.
 impl Kind<BYTE, 1> for Int8Dot {
     type Weight = i8;
+    type Dot = DotI8;
 
     #[inline(always)]
     fn load<A: Arith>(weights: &[i8; BYTE]) -> A::Quad {
         A::load(&cast(*weights))
     }
+}
+
+/// Products of unsigned and signed bytes: a lane takes four neighbours of k in one step, as `vpdpbusd` does.
+pub(crate) struct DotI8;
+
+impl Dot for DotI8 {
+    const SETS: Sets = Sets::Bytes;
+    const EXACT: bool = true;
 
     #[inline(always)]
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad {

@@ -113,24 +113,15 @@ impl Isa {
     pub fn run<W: Work>(self, work: W) -> W::Output {
         // An `Isa` can be written down by anyone; asking again costs a load or two per block of the vocabulary.
         assert!(self.is_available(), "this machine does not have {self}");
-        if const { W::BF16 } {
-            #[cfg(target_arch = "x86_64")]
-            if self == Isa::Avx512Bf16 {
-                // SAFETY: the features that the function was compiled with were detected on this machine just above.
-                return unsafe { run_avx512_bf16(work) };
-            }
-            unreachable!("{self} has no products of bf16: Isa::multiplies_bf16");
-        }
         match self {
-            Isa::Portable => work.run::<Portable>(),
-            // SAFETY: as above.
+            Isa::Portable if const { W::SETS.portable_and_avx2() } => Portable::call(work),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { run_avx2(work) },
-            // SAFETY: as above; the last has all that the one before it has.
+            Isa::Avx2 if const { W::SETS.portable_and_avx2() } => Avx2::call(work),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => unsafe { run_avx512(work) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("not available"),
+            Isa::Avx512 | Isa::Avx512Bf16 if const { W::SETS.avx512() } => Avx512::<false>::call(work),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 if const { W::SETS.avx512_bf16() } => Avx512::<true>::call(work),
+            _ => unreachable!("{self} has no {:?} products", W::SETS),
         }
     }
 }
@@ -142,12 +133,41 @@ impl fmt::Display for Isa {
 }
 
 /// Loops that are compiled once per instruction set. `run` and all that it calls in its inner loops are
-/// `#[inline(always)]`: what is not inlined is compiled for the baseline.
+/// `#[inline(always)]`, or [`Arith::call`]: what is neither is compiled for the baseline.
 pub trait Work {
     type Output;
-    /// Whether it multiplies bf16: then it is compiled for the sets that can, and for no other.
-    const BF16: bool = false;
+    /// The sets that it is compiled for.
+    const SETS: Sets = Sets::All;
     fn run<A: Arith>(self) -> Self::Output;
+}
+
+/// The instruction sets that a [`Work`] is compiled for: those that have its products. One that does without
+/// bf16 runs on [`Isa::Avx512Bf16`] as it was compiled for [`Isa::Avx512`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sets {
+    All,
+    /// Those that multiply bf16 ([`Isa::multiplies_bf16`]).
+    Bf16,
+    /// Those that multiply bytes ([`Isa::multiplies_bytes`]).
+    Bytes,
+    /// All others: they widen bytes first.
+    NoBytes,
+}
+
+impl Sets {
+    const fn portable_and_avx2(self) -> bool {
+        matches!(self, Sets::All | Sets::NoBytes)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    const fn avx512(self) -> bool {
+        matches!(self, Sets::All | Sets::Bytes)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    const fn avx512_bf16(self) -> bool {
+        matches!(self, Sets::Bf16)
+    }
 }
 
 /// What the generic loops must know of the instruction set: its registers, and one step of every inner loop. Each set is a file of
@@ -166,6 +186,10 @@ pub trait Arith {
     /// A quad, in as many registers as it takes.
     type Quad: Copy;
 
+    /// Runs `work` as a function of its own, which is compiled once, however many call it. Several small
+    /// functions also take less time to optimise than a large one.
+    fn call<W: Work>(work: W) -> W::Output;
+
     fn splat(chunk: &Chunk) -> Self::Splat;
     fn load(quad: &Quad) -> Self::Quad;
     fn store(value: Self::Quad, quad: &mut Quad);
@@ -177,6 +201,7 @@ pub trait Arith {
     fn mul_add(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
     /// `sum[l] += x[2l] * w[2l] + x[2l + 1] * w[2l + 1]` over int16 x and w, int32 sums, exact, wrapping.
+    /// Only asked of the instruction sets that have no `mul_add_i8`.
     fn mul_add_i16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
     /// `sum[l] += Σ x[4l + i] * w[4l + i]` over four unsigned x and signed w, int32 sums, exact, wrapping. Only asked of the
@@ -190,7 +215,8 @@ pub trait Arith {
     /// The four chunks of int8 of a quad -> those of their f32: quad `i` has elements `4i..4i + 4` of each chunk. Exact.
     fn i8_to_f32(quad: Self::Quad) -> [Self::Quad; 4];
 
-    /// The same as int16: quad `i` has elements `8i..8i + 8` of each chunk. Exact.
+    /// The same as int16: quad `i` has elements `8i..8i + 8` of each chunk. Exact. Only asked of the
+    /// instruction sets that have no `mul_add_i8`.
     fn i8_to_i16(quad: Self::Quad) -> [Self::Quad; 2];
 
     /// The same as bf16. Exact. Only asked of the instruction sets that multiply them ([`Isa::multiplies_bf16`]).
@@ -238,7 +264,7 @@ struct Bf16Step {
 
 impl Work for Bf16Step {
     type Output = [f32; 16];
-    const BF16: bool = true;
+    const SETS: Sets = Sets::Bf16;
 
     #[inline(always)]
     fn run<A: Arith>(self) -> [f32; 16] {
@@ -297,73 +323,60 @@ pub(crate) fn prefetch<T>(line: *const T) {
     let _ = line;
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn run_avx2<W: Work>(work: W) -> W::Output {
-    work.run::<Avx2>()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn run_avx512<W: Work>(work: W) -> W::Output {
-    work.run::<Avx512<false>>()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi")]
-fn run_avx512_bf16<W: Work>(work: W) -> W::Output {
-    work.run::<Avx512<true>>()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytemuck::Zeroable;
     use half::bf16;
 
-    /// Widens one quad of int8 in each way that the instruction set has.
-    struct Widened<const BF16: bool>([i8; 64]);
+    /// One quad of int8 as `widened` elements of type `T`, by the instruction set's way to them.
+    fn check<A: Arith, T: bytemuck::AnyBitPattern + PartialEq + fmt::Debug, const N: usize>(
+        narrow: [i8; 64],
+        widened: [A::Quad; N],
+        widen: impl Fn(i8) -> T,
+    ) {
+        let each = 16 / N;
+        for (i, quad) in widened.into_iter().enumerate() {
+            let mut bytes = Quad::zeroed();
+            A::store(quad, &mut bytes);
+            let wide: &[T] = bytemuck::cast_slice(bytemuck::bytes_of(&bytes));
+            let narrow = narrow.chunks(16).flat_map(|chunk| &chunk[each * i..each * (i + 1)]);
+            assert!(wide.iter().copied().eq(narrow.map(|narrow| widen(*narrow))), "{wide:?}");
+        }
+    }
 
-    impl<const BF16: bool> Work for Widened<BF16> {
+    struct ToF32([i8; 64]);
+    struct ToI16([i8; 64]);
+    struct ToBf16([i8; 64]);
+
+    impl Work for ToF32 {
         type Output = ();
-        const BF16: bool = BF16;
 
         #[inline(always)]
         fn run<A: Arith>(self) {
-            let Widened(narrow) = self;
-            let quad = A::load(&cast(narrow));
-            let stored = |quad| {
-                let mut bytes = Quad::zeroed();
-                A::store(quad, &mut bytes);
-                bytes
-            };
-            for (i, wide) in A::i8_to_f32(quad).into_iter().enumerate() {
-                let wide: [[f32; 4]; 4] = cast(stored(wide));
-                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
-                    assert_eq!(
-                        wide.map(f32::to_bits),
-                        [0, 1, 2, 3].map(|j| f32::from(narrow[4 * i + j]).to_bits())
-                    );
-                }
-            }
-            for (i, wide) in A::i8_to_i16(quad).into_iter().enumerate() {
-                let wide: [[i16; 8]; 4] = cast(stored(wide));
-                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
-                    assert!(wide.iter().zip(&narrow[8 * i..]).all(|(w, n)| *w == i16::from(*n)));
-                }
-            }
-            for (i, wide) in
-                if BF16 { A::i8_to_bf16(quad).to_vec() } else { Vec::new() }.into_iter().enumerate()
-            {
-                let wide: [[u16; 8]; 4] = cast(stored(wide));
-                for (wide, narrow) in wide.iter().zip(narrow.chunks(16)) {
-                    assert!(
-                        wide.iter()
-                            .zip(&narrow[8 * i..])
-                            .all(|(w, n)| *w == bf16::from_f32(f32::from(*n)).to_bits())
-                    );
-                }
-            }
+            let widen = |narrow| f32::from(narrow).to_bits();
+            check::<A, u32, 4>(self.0, A::i8_to_f32(A::load(&cast(self.0))), widen);
+        }
+    }
+
+    impl Work for ToI16 {
+        type Output = ();
+        const SETS: Sets = Sets::NoBytes;
+
+        #[inline(always)]
+        fn run<A: Arith>(self) {
+            check::<A, i16, 2>(self.0, A::i8_to_i16(A::load(&cast(self.0))), i16::from);
+        }
+    }
+
+    impl Work for ToBf16 {
+        type Output = ();
+        const SETS: Sets = Sets::Bf16;
+
+        #[inline(always)]
+        fn run<A: Arith>(self) {
+            let widen = |narrow| bf16::from_f32(f32::from(narrow)).to_bits();
+            check::<A, u16, 2>(self.0, A::i8_to_bf16(A::load(&cast(self.0))), widen);
         }
     }
 
@@ -404,9 +417,12 @@ mod tests {
             for first in (0..256).step_by(64) {
                 // 37 and 256 have no common factor: every value once, in no order that a mistake could keep.
                 let narrow = std::array::from_fn(|i| ((first + i) * 37) as i8);
-                isa.run(Widened::<false>(narrow));
+                isa.run(ToF32(narrow));
+                if !isa.multiplies_bytes() {
+                    isa.run(ToI16(narrow));
+                }
                 if isa == Isa::Avx512Bf16 {
-                    isa.run(Widened::<true>(narrow));
+                    isa.run(ToBf16(narrow));
                 }
             }
         }

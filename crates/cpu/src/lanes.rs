@@ -9,7 +9,7 @@
 //! four of weights. With fewer chunks to a logit the weights would take more shuffling to get there (all sixteen f32 of a row in
 //! one register: none, but four times the memory for sums on the way and for hidden rows); with one f32 to a logit, twice as much.
 
-use crate::isa::Arith;
+use crate::isa::{Arith, Sets};
 use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
@@ -28,16 +28,17 @@ pub(crate) const WIDE: usize = 16;
 pub(crate) const HALF: usize = 32;
 pub(crate) const BYTE: usize = 64;
 
-/// A kind of inner loop: what a step of `S` elements of k is, and how it joins the sums. As widened and
-/// transposed weights a step is `G` parts of four quads, one part after the other in k.
+/// A kind of inner loop: how weights are stored, and how they become chunks that meet those of hidden rows. A
+/// step is `S` elements of k; as widened and transposed weights it is `G` parts of four quads, one part after
+/// the other in k.
 ///
-/// Narrow weights are transposed first, as few registers, and then widened part by part: widened first, each of the `G` times as many
-/// registers would have to be transposed.
+/// Narrow weights are transposed first, as few registers, and then widened part by part: widened first, each
+/// of the `G` times as many registers would have to be transposed.
 pub(crate) trait Kind<const S: usize, const G: usize> {
     /// A weight as it is stored.
     type Weight: Copy + Default + Sync;
-    /// Whether it multiplies bf16 ([`Work::BF16`](crate::isa::Work::BF16)).
-    const BF16: bool = false;
+    /// How its chunks meet those of hidden rows.
+    type Dot: Dot;
 
     /// One step of a weight row: four chunks, widened as far as it is before it is transposed. Exact.
     fn load<A: Arith>(weights: &[Self::Weight; S]) -> A::Quad;
@@ -48,6 +49,15 @@ pub(crate) trait Kind<const S: usize, const G: usize> {
         let _ = part;
         *step
     }
+}
+
+/// How a chunk of a hidden row and one of a weight row join the sums, whatever the weights were stored as:
+/// kinds that share it share the loops over panels.
+pub(crate) trait Dot {
+    /// The instruction sets that have it.
+    const SETS: Sets = Sets::All;
+    /// Whether sums are exact: then the optimiser may add in any order.
+    const EXACT: bool = false;
 
     /// Adds the products of one chunk of a hidden row with those of four weight rows.
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;

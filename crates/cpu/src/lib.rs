@@ -29,7 +29,7 @@ pub mod roof;
 
 pub use block::Scratch;
 pub use convert::RowType;
-pub use isa::{Arith, Isa, Work};
+pub use isa::{Arith, Isa, Sets, Work};
 pub use pack::pass_rows;
 pub use product::{Format, PackedRows, Rows, Weights, weight_sums};
 

@@ -1,5 +1,6 @@
 //! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles read.
 
+use crate::block::quads;
 use crate::convert::RowType;
 use crate::isa::{Arith, Isa, Work};
 use crate::lanes::{BYTE, Chunk};
@@ -27,7 +28,8 @@ pub fn pass_rows(hidden: usize) -> usize {
     (PASS_BYTES / 4 / hidden.max(1)).clamp(4, PASS_ROWS)
 }
 
-/// Packed rows: piece after piece of k, in each piece tile after tile, in each tile chunk after chunk, one for each row.
+/// Packed rows: tile after tile, in each tile chunk after chunk of k, one for each row. Tiles over panels are
+/// cut further: then it is piece after piece of k, and in each piece tile after tile.
 #[derive(Debug)]
 pub(crate) struct Packed {
     chunks: Vec<Chunk>,
@@ -55,21 +57,35 @@ impl Packed {
         tiles(self.rows, self.tiling.tile_rows)
     }
 
+    /// The tiles as runs of one size: first row, rows of a tile and of the run.
+    pub fn runs(&self) -> [(usize, usize, usize); 2] {
+        let tiles = self.tiles().len().max(1);
+        let (rows, larger) = (self.rows / tiles, self.rows % tiles);
+        let rows_of_larger = larger * (rows + 1);
+        [(0, rows + 1, rows_of_larger), (rows_of_larger, rows, self.rows - rows_of_larger)]
+    }
+
     /// Parts of a step ([`Kind`](crate::lanes::Kind)'s `G`) of the weights that they are packed for.
     pub fn parts(&self) -> usize {
         self.parts
     }
 
-    /// Whether weights go to the tiles straight from memory, not through panels.
-    pub fn direct(&self) -> bool {
+    /// Quads of weights that go to the tiles straight from memory, or `None` where they go through panels.
+    pub fn direct(&self) -> Option<usize> {
         self.tiling.direct
     }
 
-    /// A piece of the tile whose first row is `row`; `M` is its number of rows.
-    #[inline(always)]
-    pub fn tile<const M: usize>(&self, piece: &Range<usize>, row: usize) -> &[[Chunk; M]] {
-        let first = piece.start * self.rows + row * piece.len();
-        self.chunks[first..][..M * piece.len()].as_chunks().0
+    /// The chunks of a tile, of packed rows that are [`direct`](Self::direct): its first row, and its number
+    /// of rows.
+    pub fn tile(&self, row: usize, rows: usize) -> &[Chunk] {
+        debug_assert!(self.tiling.direct.is_some(), "the pieces of other tiles lie apart");
+        &self.chunks[row * self.per_row..][..rows * self.per_row]
+    }
+
+    /// The chunks of a piece of tiles from such a row on, so many rows together, of packed rows that are not.
+    pub fn piece(&self, piece: &Range<usize>, row: usize, rows: usize) -> &[Chunk] {
+        debug_assert!(self.tiling.direct.is_none(), "a tile's pieces lie one behind the other");
+        &self.chunks[piece.start * self.rows + row * piece.len()..][..rows * piece.len()]
     }
 
     /// Rows of `per_row` chunks, for weights of which a step is so many parts; `fill(row, piece, chunks)` writes a piece of a row over
@@ -80,30 +96,34 @@ impl Packed {
     {
         let tiling = isa.run(ChooseTiling { rows, per_row, parts });
         let mut chunks = vec![Chunk::default(); rows * per_row];
-        chunks.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
-            let len = chunks.len() / rows;
-            for (first, rows) in tiles(rows, tiling.tile_rows) {
-                let chunks = &mut chunks[first * len..][..rows * len];
-                for r in 0..rows {
-                    let mut row = [Chunk::default(); PIECE];
-                    fill(first + r, piece, &mut row[..len]);
-                    for (to, from) in chunks[r..].iter_mut().step_by(rows).zip(&row) {
-                        *to = *from;
+        let mut rest = &mut chunks[..];
+        // A tile that weights go to straight takes the whole of k; tiles over panels take a piece of it in
+        // turn.
+        for (first, rows) in tiles(rows, if tiling.direct.is_some() { tiling.tile_rows } else { rows }) {
+            let together = rest.split_off_mut(..rows * per_row).expect("there are so many chunks");
+            together.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
+                let len = chunks.len() / rows;
+                for (row, rows) in tiles(rows, tiling.tile_rows) {
+                    let chunks = &mut chunks[row * len..][..rows * len];
+                    for r in 0..rows {
+                        let mut chunks_of_row = [Chunk::default(); PIECE];
+                        fill(first + row + r, piece, &mut chunks_of_row[..len]);
+                        for (to, from) in chunks[r..].iter_mut().step_by(rows).zip(&chunks_of_row) {
+                            *to = *from;
+                        }
                     }
                 }
-            }
-        });
+            });
+        }
         Packed { chunks, rows, per_row, parts, tiling }
     }
 }
 
-/// As few tiles as may be, of about the same size.
+/// As few tiles as may be, of about the same size: the larger ones first.
 fn tiles(rows: usize, tile_rows: usize) -> impl ExactSizeIterator<Item = (usize, usize)> {
-    let tiles = rows.div_ceil(tile_rows);
-    (0..tiles).map(move |tile| {
-        let first = tile * rows / tiles;
-        (first, (tile + 1) * rows / tiles - first)
-    })
+    let tiles = rows.div_ceil(tile_rows.max(1));
+    let (each, larger) = (rows / tiles.max(1), rows % tiles.max(1));
+    (0..tiles).map(move |tile| (tile * each + tile.min(larger), each + usize::from(tile < larger)))
 }
 
 /// How packed rows meet the weights.
@@ -111,7 +131,8 @@ fn tiles(rows: usize, tile_rows: usize) -> impl ExactSizeIterator<Item = (usize,
 struct Tiling {
     /// Rows of a tile at most.
     tile_rows: usize,
-    direct: bool,
+    /// Quads of weights of a tile that weights go to straight.
+    direct: Option<usize>,
 }
 
 /// Few rows are a tile, or a few, that weights go to straight.
@@ -130,7 +151,12 @@ impl Work for ChooseTiling {
         let tiles = if self.parts == 1 { A::DIRECT_TILES } else { 1 };
         let bytes = self.rows * self.per_row * size_of::<Chunk>();
         let direct = self.rows <= tile_rows || (self.rows <= tile_rows * tiles && bytes <= DIRECT_BYTES);
-        Tiling { tile_rows: if direct { tile_rows } else { A::TILE.1 }, direct }
+        if !direct {
+            return Tiling { tile_rows: A::TILE.1, direct: None };
+        }
+        // Those of the largest tile: several take the same number.
+        let most = self.rows.div_ceil(self.rows.div_ceil(tile_rows).max(1));
+        Tiling { tile_rows, direct: Some(quads::<A>(self.parts, most)) }
     }
 }
 

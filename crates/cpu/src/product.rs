@@ -2,7 +2,7 @@
 
 use crate::BLOCK;
 use crate::bf16_dot::{Bf16, Bf16Int8};
-use crate::block::{Matmul, Scratch};
+use crate::block::{Matmul, Scratch, WeightRows};
 use crate::convert::RowType;
 use crate::float::{Float, FloatInt8};
 use crate::int8::Int8;
@@ -132,8 +132,8 @@ impl PackedRows {
         logits: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let (rows, hidden) = (&self.packed, self.hidden);
-        isa.run(Matmul::<S, G, K> { rows, weights, hidden, ids, logits, scratch });
+        let weights = WeightRows { weights, hidden: self.hidden, ids };
+        Matmul { rows: &self.packed, weights, logits, scratch }.run::<S, G, K>(isa);
     }
 }
 

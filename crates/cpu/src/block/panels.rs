@@ -1,124 +1,159 @@
 //! Weights that are transposed and widened into panels, over which all tiles of rows run.
 
-use super::{GROUP, GROUPS, LINE, Matmul};
-use crate::BLOCK;
-use crate::isa::{Arith, prefetch};
-use crate::lanes::{Chunk, Kind, Quad};
+use super::{GROUP, GROUPS, LINE, Loops, Matmul, Reduce, WeightRows};
+use crate::isa::{Arith, Sets, Work, prefetch};
+use crate::lanes::{Chunk, Dot, Kind, Quad};
 use bytemuck::Zeroable;
+use std::marker::PhantomData;
 
-impl<const S: usize, const G: usize, K: Kind<S, G>> Matmul<'_, S, G, K> {
-    /// Any number of rows, through panels, tiles of `N` quads of weights.
-    #[inline(always)]
-    pub(super) fn panels<A: Arith, const N: usize>(self) {
+impl<W: Copy> Matmul<'_, W> {
+    /// Any number of rows, through panels.
+    pub(super) fn panels<const S: usize>(self, loops: &Loops<S, W>) {
         let rows = self.rows.rows();
         let mut panel = std::mem::take(&mut self.scratch.panel);
         let mut sums = std::mem::take(&mut self.scratch.sums);
         sums.clear();
         sums.resize(GROUPS * rows, [Quad::zeroed(); 4]);
-        let groups = self.ids.div_ceil(GROUP);
+        let WeightRows { weights, hidden, ids } = self.weights;
+        let groups = ids.div_ceil(GROUP);
         let calls = groups * self.rows.tiles().len();
+        // Weights of four chunks of k of a row.
+        let step = S / self.rows.parts();
         let mut pieces = self.rows.pieces().peekable();
         while let Some(piece) = pieces.next() {
             // While the tiles run over this piece, the next one of the same weight rows comes from memory; after the last, the
             // first of the block that follows.
-            let next = pieces.peek().map_or(self.ids * self.hidden, |next| next.start / 4 * (S / G));
+            let next = pieces.peek().map_or(ids * hidden, |next| next.start / 4 * step);
             let mut ahead = Ahead {
-                line: self.weights.as_ptr().wrapping_add(next),
-                stride: self.hidden,
-                step: S / G,
+                line: weights.as_ptr().wrapping_add(next).cast(),
+                stride: hidden * size_of::<W>(),
+                chunks: 4 * LINE / (step * size_of::<W>()),
                 rows: (groups * GROUP).div_ceil(calls),
                 left: groups * GROUP,
             };
+            panel.resize(4 * piece.len(), Quad::zeroed());
+            let first = piece.start / 4 * step / S;
             for group in 0..groups {
-                panel.resize(4 * piece.len(), Quad::zeroed());
-                self.widen_into::<A, N>(group * GROUP, piece.start / (4 * G), &mut panel);
+                (loops.widen)(&mut Widen {
+                    weights: &self.weights,
+                    id: group * GROUP,
+                    first,
+                    panel: &mut panel,
+                });
                 let sums = &mut sums[group * rows..][..rows];
-                for (row, tile_rows) in self.rows.tiles() {
-                    let sums = &mut sums[row..][..tile_rows];
-                    macro_rules! tile {
-                        ($m:literal) => {{
-                            let x = self.rows.tile::<$m>(&piece, row);
-                            for (column, panel) in panel.chunks_exact(N * piece.len()).enumerate() {
-                                tile::<S, G, K, A, $m, N>(x, panel, sums, column * N, &ahead);
-                            }
-                        }};
+                for (row, tile_rows, rows) in self.rows.runs() {
+                    if rows > 0 {
+                        (loops.panel)(&mut Tiles {
+                            x: self.rows.piece(&piece, row, rows),
+                            panel: &panel,
+                            sums: &mut sums[row..][..rows],
+                            tile_rows,
+                            ahead: &mut ahead,
+                        });
                     }
-                    match tile_rows {
-                        1 => tile!(1),
-                        2 => tile!(2),
-                        3 => tile!(3),
-                        4 if const { A::TILE.1 >= 4 } => tile!(4),
-                        5 if const { A::TILE.1 >= 5 } => tile!(5),
-                        6 if const { A::TILE.1 >= 6 } => tile!(6),
-                        _ => unreachable!("tiles have at most A::TILE.1 rows, and that at most 6"),
-                    }
-                    ahead.advance();
                 }
             }
         }
-        for group in 0..groups {
-            let sums = &sums[group * rows..][..rows];
-            for (sums, logits) in sums.iter().zip(self.logits.chunks_exact_mut(BLOCK)) {
-                logits[group * GROUP..][..GROUP].copy_from_slice(&K::reduce::<A>(sums));
-            }
+        for (group, sums) in sums.chunks_exact(rows).enumerate().take(groups) {
+            (loops.reduce)(&mut Reduce { sums, logits: self.logits, column: group * GROUP });
         }
         (self.scratch.panel, self.scratch.sums) = (panel, sums);
     }
+}
 
-    /// Widens the steps from `first` on of 16 weight rows into a panel: `[4 / N, chunks, N]` quads of four rows.
+/// Widens the steps from `first` on of 16 weight rows from `id` on into a panel: `[4 / N, chunks, N]` quads
+/// of four rows, `N` of [`Arith::TILE`].
+pub(super) struct Widen<'a, W> {
+    weights: &'a WeightRows<'a, W>,
+    id: usize,
+    first: usize,
+    panel: &'a mut [Quad],
+}
+
+/// The loop of a kind for it.
+pub(super) struct WidenOf<'c, 'a, const S: usize, const G: usize, K: Kind<S, G>>(
+    pub &'c mut Widen<'a, K::Weight>,
+    pub PhantomData<K>,
+);
+
+impl<const S: usize, const G: usize, K: Kind<S, G>> Work for WidenOf<'_, '_, S, G, K> {
+    type Output = ();
+    const SETS: Sets = K::Dot::SETS;
+
     #[inline(always)]
-    fn widen_into<A: Arith, const N: usize>(&self, id: usize, first: usize, panel: &mut [Quad]) {
-        let whole = self.hidden / S;
-        for (column, panel) in panel.chunks_exact_mut(panel.len() / 4 * N).enumerate() {
-            for c in 0..N {
-                let id = id + 4 * (column * N + c);
-                let steps = panel.as_chunks_mut::<N>().0.as_chunks_mut::<4>().0.as_chunks_mut::<G>().0;
-                let n = steps.len().min(whole - first.min(whole));
-                let row = |i| &self.row(id + i).as_chunks::<S>().0[first.min(whole)..][..n];
-                let rows = [row(0), row(1), row(2), row(3)];
-                for step in 0..n {
-                    let transposed = A::transpose([
-                        K::load::<A>(&rows[0][step]),
-                        K::load::<A>(&rows[1][step]),
-                        K::load::<A>(&rows[2][step]),
-                        K::load::<A>(&rows[3][step]),
-                    ]);
-                    store::<S, G, K, A, N>(&transposed, &mut steps[step], c);
-                }
-                if let Some(step) = steps.get_mut(n) {
-                    store::<S, G, K, A, N>(&A::transpose(self.tail::<A>(id, whole)), step, c);
-                }
+    fn run<A: Arith>(self) {
+        let Widen { weights, id, first, ref mut panel } = *self.0;
+        let chunks = panel.len() / 4;
+        for quad in 0..4 {
+            let id = id + 4 * quad;
+            if const { A::TILE.0 == 4 } {
+                widen_rows::<S, G, K, A, 4>(weights, id, first, panel, quad);
+            } else {
+                let column = &mut panel[quad * chunks..][..chunks];
+                widen_rows::<S, G, K, A, 1>(weights, id, first, column, 0);
             }
         }
     }
 }
 
-/// One step of four weight rows, transposed -> quad `c` of `N` of each of its chunks in a panel.
+/// The steps from `first` on of four weight rows -> quad `c` of `N` of each chunk of a panel.
 #[inline(always)]
-fn store<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
-    step: &[A::Quad; 4],
+fn widen_rows<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
+    weights: &WeightRows<'_, K::Weight>,
+    id: usize,
+    first: usize,
+    panel: &mut [Quad],
+    c: usize,
+) {
+    let steps = panel.as_chunks_mut::<N>().0.as_chunks_mut::<4>().0.as_chunks_mut::<G>().0;
+    let count = steps.len().min(weights.hidden / S - first);
+    let rows = weights.steps::<S>(id, first, count);
+    let (whole, last) = steps.split_at_mut(count);
+    for step in 0..count {
+        let rows = [&rows[0][step], &rows[1][step], &rows[2][step], &rows[3][step]];
+        widen::<S, G, K, A, N>(rows, &mut whole[step], c);
+    }
+    if let [last, ..] = last {
+        let mut padded = [[K::Weight::default(); S]; 4];
+        weights.tail(id, &mut padded);
+        widen::<S, G, K, A, N>(padded.each_ref(), last, c);
+    }
+}
+
+/// One step of four weight rows, transposed and widened -> quad `c` of `N` of each of its chunks in a panel.
+#[inline(always)]
+fn widen<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
+    rows: [&[K::Weight; S]; 4],
     panel: &mut [[[Quad; N]; 4]; G],
     c: usize,
 ) {
+    let step = A::transpose([
+        K::load::<A>(rows[0]),
+        K::load::<A>(rows[1]),
+        K::load::<A>(rows[2]),
+        K::load::<A>(rows[3]),
+    ]);
     unrolled!(g in 0..G => {
-        let quads = K::part::<A>(step, g);
+        let quads = K::part::<A>(&step, g);
         unrolled!(j in 0..4 => {
             A::store(quads[j], &mut panel[g][j][c]);
         });
     });
 }
 
-/// Weights that a tile asks for on its way: at each of its steps, one line of each of so many rows.
-struct Ahead<W> {
-    line: *const W,
+/// Weights that a tile asks for on its way, line after line of so many rows.
+struct Ahead {
+    line: *const u8,
+    /// Bytes of a weight row.
     stride: usize,
-    step: usize,
+    /// Chunks of k from one line to the next, a power of two.
+    chunks: usize,
     rows: usize,
     /// Rows that this and all later tiles ask for.
     left: usize,
 }
 
-impl<W> Ahead<W> {
+impl Ahead {
     /// The next tile's.
     #[inline(always)]
     fn advance(&mut self) {
@@ -128,33 +163,90 @@ impl<W> Ahead<W> {
     }
 }
 
-/// A piece of k: adds `M` packed rows x `N` quads of widened weights to quads `column..` of `sums` `[M]`.
+/// Adds the products of a piece of k of rows and of the 16 weight rows of a panel to the rows' sums, for
+/// tiles of one size. It is one call for all of them: one for each cost two to four percent.
+pub(super) struct Tiles<'a> {
+    /// `[tiles, chunks, rows]`
+    x: &'a [Chunk],
+    /// `[4 / N, chunks, N]`
+    panel: &'a [Quad],
+    /// `[tiles, rows]`
+    sums: &'a mut [[Quad; 4]],
+    tile_rows: usize,
+    ahead: &'a mut Ahead,
+}
+
+/// Calls the loop of their size.
+pub(super) fn tiles<D: Dot, A: Arith>(tiles: &mut Tiles<'_>) {
+    match tiles.tile_rows {
+        1 => A::call(TilesOf::<D, 1>(tiles, PhantomData)),
+        2 => A::call(TilesOf::<D, 2>(tiles, PhantomData)),
+        3 if const { A::TILE.1 >= 3 } => A::call(TilesOf::<D, 3>(tiles, PhantomData)),
+        4 if const { A::TILE.1 >= 4 } => A::call(TilesOf::<D, 4>(tiles, PhantomData)),
+        5 if const { A::TILE.1 >= 5 } => A::call(TilesOf::<D, 5>(tiles, PhantomData)),
+        6 if const { A::TILE.1 >= 6 } => A::call(TilesOf::<D, 6>(tiles, PhantomData)),
+        _ => unreachable!("tiles have at most A::TILE.1 rows, and that at most 6"),
+    }
+}
+
+/// Tiles of `M` rows.
+struct TilesOf<'c, 'a, D, const M: usize>(&'c mut Tiles<'a>, PhantomData<D>);
+
+impl<D: Dot, const M: usize> Work for TilesOf<'_, '_, D, M> {
+    type Output = ();
+    const SETS: Sets = D::SETS;
+
+    #[inline(always)]
+    fn run<A: Arith>(self) {
+        let Tiles { x, panel, ref mut sums, ref mut ahead, .. } = *self.0;
+        for (x, sums) in x.chunks_exact(panel.len() / 4 * M).zip(sums.as_chunks_mut::<M>().0) {
+            let x = x.as_chunks::<M>().0;
+            if const { A::TILE.0 == 4 } {
+                tile::<D, A, M, 4, 4>(x, panel, sums, 0, ahead);
+            } else {
+                for column in 0..4 {
+                    let panel = &panel[column * x.len()..];
+                    // 12 sums leave none of 16 registers over. Exact sums of several chunks the optimiser
+                    // would add in another order, which takes more of them: up to a quarter slower.
+                    if const { D::EXACT && A::TILE.1 == 6 } {
+                        tile::<D, A, M, 1, 1>(x, panel, sums, column, ahead);
+                    } else {
+                        tile::<D, A, M, 1, 4>(x, panel, sums, column, ahead);
+                    }
+                }
+            }
+            ahead.advance();
+        }
+    }
+}
+
+/// `M` rows x `N` quads of a panel, from its beginning, to quads `column..` of `sums`; `C` chunks at a time.
 #[inline(always)]
-fn tile<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
+fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize>(
     x: &[[Chunk; M]],
     panel: &[Quad],
-    sums: &mut [[Quad; 4]],
+    sums: &mut [[Quad; 4]; M],
     column: usize,
-    ahead: &Ahead<K::Weight>,
+    ahead: &Ahead,
 ) {
-    let sums = &mut sums[..M];
     let mut registers = [[A::load(&Quad::zeroed()); N]; M];
     for r in 0..M {
         for c in 0..N {
             registers[r][c] = A::load(&sums[r][column + c]);
         }
     }
-    let steps = x.as_chunks::<4>().0.iter().zip(panel.as_chunks::<N>().0.as_chunks::<4>().0);
+    let steps = x.as_chunks::<C>().0.iter().zip(panel.as_chunks::<N>().0.as_chunks::<C>().0);
+    // The line of the last byte: weights are aligned as their file left them, and a line that two pieces
+    // share came with the first of them.
+    let mut line = ahead.line.wrapping_add(LINE - 1);
     for (step, (x, w)) in steps.enumerate() {
-        if column == 0 && (step * ahead.step * size_of::<K::Weight>()).is_multiple_of(LINE) {
-            // The line of the last byte: weights are aligned as their file left them, and a line that two pieces share came
-            // with the first of them.
-            let line = ahead.line.wrapping_add(step * ahead.step).wrapping_byte_add(LINE - 1);
+        if column == 0 && (step * C) & (ahead.chunks - 1) == 0 {
             for row in 0..ahead.rows {
                 prefetch(line.wrapping_add(row * ahead.stride));
             }
+            line = line.wrapping_add(LINE);
         }
-        for j in 0..4 {
+        for j in 0..C {
             let mut quads = [registers[0][0]; N];
             for c in 0..N {
                 quads[c] = A::load(&w[j][c]);
@@ -162,7 +254,7 @@ fn tile<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize,
             for r in 0..M {
                 let x = A::splat(&x[j][r]);
                 for c in 0..N {
-                    registers[r][c] = K::mul_add::<A>(x, quads[c], registers[r][c]);
+                    registers[r][c] = D::mul_add::<A>(x, quads[c], registers[r][c]);
                 }
             }
         }

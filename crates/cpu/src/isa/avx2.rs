@@ -1,19 +1,33 @@
 //! AVX2 and FMA: a quad is two registers.
 
-use super::Arith;
+use super::{Arith, Work};
 use crate::lanes::{Chunk, Quad};
 use std::arch::x86_64::*;
 
-/// Named by `run_avx2` alone, which is called where AVX2 and FMA were detected: what every `unsafe` block here rests on.
+/// Named by [`Isa::run`](super::Isa::run) alone, which asks whether AVX2 and FMA were detected: what every
+/// `unsafe` block here rests on.
 pub(crate) struct Avx2;
 
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+fn run<W: Work>(work: W) -> W::Output {
+    work.run::<Avx2>()
+}
+
 impl Arith for Avx2 {
+    // 12 sums, a quad of weights, a chunk of a row and a product: all 16 registers.
     const TILE: (usize, usize) = (1, 6);
     const DIRECT_ROWS: [usize; 3] = [5, 5, 2];
     const DIRECT_TILES: usize = 1;
 
     type Splat = __m256i;
     type Quad = [__m256i; 2];
+
+    #[inline(always)]
+    fn call<W: Work>(work: W) -> W::Output {
+        // SAFETY: AVX2 and FMA as above.
+        unsafe { run(work) }
+    }
 
     #[inline(always)]
     fn splat(chunk: &Chunk) -> __m256i {

@@ -1,12 +1,24 @@
 //! AVX-512 with VNNI, and with BF16 and VBMI where `BF16` is true: a quad is one register.
 
-use super::Arith;
+use super::{Arith, Work};
 use crate::lanes::{Chunk, Quad};
 use std::arch::x86_64::*;
 
-/// Named by `run_avx512` and `run_avx512_bf16` alone, which are called where AVX-512 F, BW, DQ, VL and VNNI, and for the latter BF16
-/// and VBMI, were detected: what every `unsafe` block here rests on.
+/// Named by [`Isa::run`](super::Isa::run) alone, which asks whether AVX-512 F, BW, DQ, VL and VNNI, and with
+/// `BF16` those and VBMI, were detected: what every `unsafe` block here rests on.
 pub(crate) struct Avx512<const BF16: bool>;
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn run<W: Work>(work: W) -> W::Output {
+    work.run::<Avx512<false>>()
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx512vbmi")]
+fn run_bf16<W: Work>(work: W) -> W::Output {
+    work.run::<Avx512<true>>()
+}
 
 impl<const BF16: bool> Arith for Avx512<BF16> {
     // 16 sums, 4 quads of weights, a chunk of a row; enough sums for two multiplications a cycle of 6 cycles each.
@@ -18,6 +30,12 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
 
     type Splat = __m512i;
     type Quad = __m512i;
+
+    #[inline(always)]
+    fn call<W: Work>(work: W) -> W::Output {
+        // SAFETY: the features as above.
+        unsafe { if const { BF16 } { run_bf16(work) } else { run(work) } }
+    }
 
     #[inline(always)]
     fn splat(chunk: &Chunk) -> __m512i {
@@ -62,9 +80,8 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn mul_add_i16(x: __m512i, w: __m512i, sum: __m512i) -> __m512i {
-        // SAFETY: VNNI as above.
-        unsafe { _mm512_dpwssd_epi32(sum, x, w) }
+    fn mul_add_i16(_: __m512i, _: __m512i, _: __m512i) -> __m512i {
+        unreachable!("Isa::multiplies_bytes")
     }
 
     #[inline(always)]
@@ -106,14 +123,8 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn i8_to_i16(quad: __m512i) -> [__m512i; 2] {
-        // SAFETY: AVX-512 BW as above.
-        unsafe {
-            [
-                _mm512_srai_epi16::<8>(_mm512_unpacklo_epi8(quad, quad)),
-                _mm512_srai_epi16::<8>(_mm512_unpackhi_epi8(quad, quad)),
-            ]
-        }
+    fn i8_to_i16(_: __m512i) -> [__m512i; 2] {
+        unreachable!("Isa::multiplies_bytes")
     }
 
     /// By table: VBMI's lookup takes seven bits, which hold every magnitude but one of 0 and 128: they share the entry of 128.

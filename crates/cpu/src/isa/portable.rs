@@ -1,6 +1,6 @@
 //! What every CPU of the target has; four f32 to a register.
 
-use super::Arith;
+use super::{Arith, Work};
 use crate::lanes::{Chunk, Quad};
 use bytemuck::cast;
 #[cfg(target_arch = "x86_64")]
@@ -9,12 +9,19 @@ use std::arch::x86_64::*;
 pub(crate) struct Portable;
 
 impl Arith for Portable {
-    const TILE: (usize, usize) = (1, 3);
+    // 8 sums, a quad of weights, a chunk of a row and a product are 14 registers; another row's four sums
+    // would not fit.
+    const TILE: (usize, usize) = (1, 2);
     const DIRECT_ROWS: [usize; 3] = [1; 3];
     const DIRECT_TILES: usize = 1;
 
     type Splat = Chunk;
     type Quad = [Chunk; 4];
+
+    #[inline(never)]
+    fn call<W: Work>(work: W) -> W::Output {
+        work.run::<Portable>()
+    }
 
     #[inline(always)]
     fn splat(chunk: &Chunk) -> Chunk {
@@ -32,14 +39,14 @@ impl Arith for Portable {
     }
 
     #[inline(always)]
-    fn transpose(rows: [[Chunk; 4]; 4]) -> [[Chunk; 4]; 4] {
-        let mut columns = rows;
-        for (j, column) in columns.iter_mut().enumerate() {
-            for (chunk, row) in column.iter_mut().zip(&rows) {
-                *chunk = row[j];
-            }
-        }
-        columns
+    fn transpose([a, b, c, d]: [[Chunk; 4]; 4]) -> [[Chunk; 4]; 4] {
+        // Written out: a loop would go by way of memory.
+        [
+            [a[0], b[0], c[0], d[0]],
+            [a[1], b[1], c[1], d[1]],
+            [a[2], b[2], c[2], d[2]],
+            [a[3], b[3], c[3], d[3]],
+        ]
     }
 
     #[inline(always)]
