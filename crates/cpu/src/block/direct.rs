@@ -158,14 +158,18 @@ impl<const S: usize, const G: usize, K: Kind<S, G>, const M: usize, const N: usi
         }
         for step in 0..count {
             if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
-                let line = if step < ahead.turn { ahead.near } else { ahead.far }.wrapping_add(step * S);
-                for (c, asked) in asked.into_iter().enumerate().take(N) {
+                let mut line = if step < ahead.turn { ahead.near } else { ahead.far }.wrapping_add(step * S);
+                for asked in asked.into_iter().take(N) {
                     // Where there is one tile it asks for all of them: no question, as counting was what
                     // bounded few rows.
                     if const { N == 1 || G > 1 || A::DIRECT_TILES == 1 } || asked {
-                        for i in 4 * c..4 * (c + 1) {
-                            prefetch(line.wrapping_add(i * ahead.hidden));
+                        // From row to row: the places of all rows would take more registers than there are.
+                        for _ in 0..4 {
+                            prefetch(line);
+                            line = line.wrapping_add(ahead.hidden);
                         }
+                    } else {
+                        line = line.wrapping_add(4 * ahead.hidden);
                     }
                 }
             }

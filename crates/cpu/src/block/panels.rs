@@ -236,13 +236,14 @@ fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize>(
         }
     }
     let steps = x.as_chunks::<C>().0.iter().zip(panel.as_chunks::<N>().0.as_chunks::<C>().0);
+    let Ahead { line, stride, chunks, rows, .. } = *ahead;
     // The line of the last byte: weights are aligned as their file left them, and a line that two pieces
     // share came with the first of them.
-    let mut line = ahead.line.wrapping_add(LINE - 1);
+    let mut line = line.wrapping_add(LINE - 1);
     for (step, (x, w)) in steps.enumerate() {
-        if column == 0 && (step * C) & (ahead.chunks - 1) == 0 {
-            for row in 0..ahead.rows {
-                prefetch(line.wrapping_add(row * ahead.stride));
+        if column == 0 && (step * C) & (chunks - 1) == 0 {
+            for row in 0..rows {
+                prefetch(line.wrapping_add(row * stride));
             }
             line = line.wrapping_add(LINE);
         }
