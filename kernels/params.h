@@ -128,4 +128,107 @@ typedef struct ReadStreamParams {
   uint32_t *out;      /* [1]: the sum of all 32-bit words is added to it, modulo 2^32 */
 } ReadStreamParams;
 
+/* kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product with
+ * TMA reads its weights. */
+typedef struct ReadBulkParams {
+  const void *data;   /* [bytes], 16-byte aligned */
+  uint64_t bytes;     /* a multiple of 16 */
+  uint32_t *out;      /* [1]: as above */
+  uint32_t run;       /* copies of a block in a row, before it skips the other blocks' runs; at least 1 */
+} ReadBulkParams;
+
+/* The same of a row-major matrix, by boxes of 64 or 128 rows x 128 bytes, 32 KB of neighbours at once. */
+typedef struct ReadBoxesParams {
+  TensorMap matrix;       /* boxes of box_rows x 128 bytes, 128-byte swizzle */
+  uint32_t *out;          /* [1]: as above */
+  uint32_t rows;          /* of the matrix */
+  uint32_t columns;       /* pieces of 128 bytes of a row; the last may be cut */
+  uint32_t box_rows;      /* 64 or 128 */
+  uint32_t element_bytes; /* of the map */
+} ReadBoxesParams;
+
+/* kernels/check: operands and comparisons of tests and benches on the device. */
+
+/* What an array is filled with: functions of seed and place (kernels/check/values.cuh). */
+enum LmheadFill {
+  LMHEAD_FILL_BYTES = 0,    /* every byte the lowest of the seed */
+  LMHEAD_FILL_I8 = 1,       /* all int8 */
+  LMHEAD_FILL_BF16 = 2,     /* of both signs, magnitudes from 2^-8 to 1 */
+  LMHEAD_FILL_F16 = 3,
+  LMHEAD_FILL_F32 = 4,
+  LMHEAD_FILL_SMALL_I8 = 5, /* integers from -8 to 7 */
+  LMHEAD_FILL_SMALL_BF16 = 6,
+  LMHEAD_FILL_SMALL_F16 = 7,
+  LMHEAD_FILL_SMALL_F32 = 8
+};
+
+/* kernels/check/fill_sm80.cu. */
+typedef struct FillParams {
+  void *out;           /* [pieces] of 16 bytes, 16-byte aligned */
+  uint64_t pieces;
+  uint64_t first;      /* pieces before the first one, of a larger array whose part this is */
+  uint64_t seed;
+  uint32_t row;        /* elements; of small integers the first of each row is 127, below 2^32. 0: none */
+  uint32_t kind;       /* LMHEAD_FILL_* */
+} FillParams;
+
+/* One value that is not what it should be. */
+typedef struct Mismatch {
+  uint32_t row;
+  uint32_t column;
+  uint32_t want;       /* bits */
+  uint32_t got;
+} Mismatch;
+
+/* Places for mismatches. */
+enum LmheadMismatches { LMHEAD_MISMATCHES = 8 };
+
+typedef struct Mismatches {
+  uint64_t count;
+  uint32_t noted;      /* those that asked for a place below; may be more than there are */
+  uint32_t none;
+  Mismatch some[LMHEAD_MISMATCHES];
+} Mismatches;
+
+/* kernels/check/compare_sm80.cu: counts the elements of a matrix whose bits are not those of another. */
+typedef struct CompareParams {
+  const void *want;    /* [rows, columns] of want_dtype; null: poison, which is ones in every bit */
+  const void *got;     /* [rows, columns] of dtype; poison is a mismatch unless it is wanted */
+  uint64_t want_pitch; /* bytes from row to row */
+  uint64_t got_pitch;
+  uint32_t rows;
+  uint32_t columns;    /* at least 1 */
+  uint32_t want_dtype; /* LMHEAD_DTYPE_*: as `dtype`, or f32, which is rounded to it first */
+  uint32_t dtype;
+  Mismatches *found;   /* [1], zeros before */
+} CompareParams;
+
+/* kernels/check/project_sm80.cu: whether a product of integers is right, by a random sum of its columns. */
+
+/* projection[k] += sum over ids of r(id)·scale(id)·weights[id, k], modulo 2^64; all are integers. */
+typedef struct ProjectWeightsParams {
+  WeightMatrix weights; /* scales: integers, may be null; bias is left out */
+  uint64_t *projection; /* [hidden], zeros before */
+  uint64_t seed;        /* of r */
+  uint32_t kind;        /* LMHEAD_FILL_SMALL_I8, _BF16 or _F16: the weights' type */
+  uint32_t vocab;
+  uint32_t hidden;
+} ProjectWeightsParams;
+
+/* difference[row] += sum over k of rows[row, k]·projection[k] - sum over ids of r(id)·logits[row, id], modulo
+ * 2^64: 0 where the row is right. A logit that is no integer adds a random number. */
+typedef struct ProjectRowsParams {
+  RowMatrix rows;
+  const uint64_t *projection; /* [hidden] */
+  const float *logits;        /* [row_count, vocab] */
+  uint64_t pitch;             /* bytes from row to row of logits */
+  uint64_t *difference;       /* [row_count], zeros before */
+  uint64_t seed;
+  uint32_t kind;              /* LMHEAD_FILL_SMALL_BF16, _F16 or _F32: the rows' type */
+  uint32_t row_count;
+  uint32_t vocab;
+  uint32_t hidden;
+  uint32_t parts;             /* blocks of a row */
+} ProjectRowsParams;
+
 #endif

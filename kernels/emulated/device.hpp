@@ -134,6 +134,7 @@ constexpr uint32_t kOwnBlock = 1u << 31;
 void prefetch_tensormap(const TensorMap *map);
 void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *map, int32_t x, int32_t y, uint32_t barrier,
                  uint32_t blocks);
+void bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier);
 void tma_store_2d(const TensorMap *map, int32_t x, int32_t y, uint32_t from);
 void bulk_commit_group();
 void bulk_wait_group(const char *instruction, uint32_t pending, bool read);

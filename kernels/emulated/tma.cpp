@@ -128,13 +128,26 @@ void perform(Cluster &cluster, size_t which) {
   std::free(op);
 }
 
-Pending *begin(Fiber &self, bool store, Block &block, const Map &map, int32_t x, int32_t y, uint32_t address) {
-  const uint32_t offset = shared_offset(self, block, address, tile_bytes(map), 128);
+Pending *begin(Fiber &self, bool store, Block &block, const Map &map, int32_t x, int32_t y, uint32_t address,
+               uint32_t alignment = 128) {
+  const uint32_t offset = shared_offset(self, block, address, tile_bytes(map), alignment);
   auto *op = static_cast<Pending *>(zeroed(sizeof(Pending)));
   op->store = store, op->ticket = ++self.cluster->tickets, op->issuer = &self, op->block = &block;
   op->map = map, op->x = x, op->y = y, op->offset = offset;
   self.cluster->pending.push(op);
   return op;
+}
+
+// A load to one block, which counts as landed on its mbarrier at that place.
+void begin_load(Fiber &self, Block &block, const Map &map, int32_t x, int32_t y, uint32_t to, uint32_t barrier_offset,
+                uint32_t alignment) {
+  Mbarrier &barrier = mbarrier_for(self, block, barrier_offset);
+  if (!barrier.init_fenced)
+    fail_at(FaultKind::proxy, kSharedBase + barrier_offset, "TMA with mbarrier 0x%x, whose init the asynchronous proxy may not "
+            "see (wanted fence.mbarrier_init after mbarrier.init, by the same thread)", kSharedBase + barrier_offset);
+  Pending *op = begin(self, false, block, map, x, y, to, alignment);
+  op->barrier = barrier_offset;
+  note_copy_issued(block, op->offset, tile_bytes(map), self, Proxy::async);
 }
 
 }  // namespace
@@ -162,15 +175,19 @@ void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer,
       fail(FaultKind::cluster, "multicast to block %u of the cluster, which has ended (wanted barrier.cluster before the "
            "end of a block that others still write to)", rank);
     check_begun(self, block, to);
-    Mbarrier &barrier = mbarrier_for(self, block, barrier_offset);
-    if (!barrier.init_fenced)
-      fail_at(FaultKind::proxy, barrier_address, "TMA with mbarrier 0x%x, whose init the asynchronous proxy may not see "
-              "(wanted fence.mbarrier_init after mbarrier.init, by the same thread)", barrier_address);
-    Pending *op = begin(self, false, block, map, x, y, to);
-    op->barrier = barrier_offset;
-    note_copy_issued(block, op->offset, tile_bytes(map), self, Proxy::async);
+    begin_load(self, block, map, x, y, to, barrier_offset, 128);
   }
   if (cluster.random.one_in(8)) yield();
+}
+
+void bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier_address) {
+  Fiber &self = enter("cp.async.bulk", to);
+  if (bytes == 0 || bytes % 16 != 0) fail(FaultKind::operand, "a bulk copy of %u bytes: wanted a multiple of 16", bytes);
+  check_global(self, from, bytes, 16, Access::read);
+  // A matrix of one row of bytes, whose box is all of it.
+  const Map row = {kMagic, reinterpret_cast<uint64_t>(from), {bytes, 1}, bytes, {bytes, 1}, 1, 0};
+  begin_load(self, *self.block, row, 0, 0, to, shared_offset(self, *self.block, barrier_address, 8, 8), 16);
+  if (self.cluster->random.one_in(8)) yield();
 }
 
 void tma_store_2d(const TensorMap *pointer, int32_t x, int32_t y, uint32_t from) {

@@ -1,4 +1,5 @@
-// TMA: tiles of a matrix between global and shared memory, by a tensor map. x counts elements along a row, y rows.
+// TMA: tiles of a matrix between global and shared memory, by a tensor map, and plain runs of bytes. x counts
+// elements along a row, y rows.
 #pragma once
 #include "core.cuh"
 
@@ -32,6 +33,14 @@ PTX void tma_load_2d_multicast(uint32_t to, const TensorMap *map, int32_t x, int
          asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                       ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
                       "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
+                      : "memory"));
+}
+
+// Bytes as they lie, without a map: a multiple of 16, from and to multiples of 16.
+PTX void bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
+  EITHER(emulated::bulk_load(to, from, bytes, barrier),
+         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                      "l"(from), "r"(bytes), "r"(barrier)
                       : "memory"));
 }
 

@@ -336,6 +336,256 @@ const _: () = {
     ["Offset of field: ReadStreamParams::pieces"][::core::mem::offset_of!(ReadStreamParams, pieces) - 8usize];
     ["Offset of field: ReadStreamParams::out"][::core::mem::offset_of!(ReadStreamParams, out) - 16usize];
 };
+#[doc = " kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product with\n TMA reads its weights."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadBulkParams {
+    #[doc = " [bytes], 16-byte aligned"]
+    pub data: *const ::core::ffi::c_void,
+    #[doc = " a multiple of 16"]
+    pub bytes: u64,
+    #[doc = " [1]: as above"]
+    pub out: *mut u32,
+    #[doc = " copies of a block in a row, before it skips the other blocks' runs; at least 1"]
+    pub run: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadBulkParams"][::core::mem::size_of::<ReadBulkParams>() - 32usize];
+    ["Alignment of ReadBulkParams"][::core::mem::align_of::<ReadBulkParams>() - 8usize];
+    ["Offset of field: ReadBulkParams::data"][::core::mem::offset_of!(ReadBulkParams, data) - 0usize];
+    ["Offset of field: ReadBulkParams::bytes"][::core::mem::offset_of!(ReadBulkParams, bytes) - 8usize];
+    ["Offset of field: ReadBulkParams::out"][::core::mem::offset_of!(ReadBulkParams, out) - 16usize];
+    ["Offset of field: ReadBulkParams::run"][::core::mem::offset_of!(ReadBulkParams, run) - 24usize];
+};
+#[doc = " The same of a row-major matrix, by boxes of 64 or 128 rows x 128 bytes, 32 KB of neighbours at once."]
+#[repr(C)]
+#[repr(align(64))]
+#[derive(Debug, Copy, Clone)]
+pub struct ReadBoxesParams {
+    #[doc = " boxes of box_rows x 128 bytes, 128-byte swizzle"]
+    pub matrix: TensorMap,
+    #[doc = " [1]: as above"]
+    pub out: *mut u32,
+    #[doc = " of the matrix"]
+    pub rows: u32,
+    #[doc = " pieces of 128 bytes of a row; the last may be cut"]
+    pub columns: u32,
+    #[doc = " 64 or 128"]
+    pub box_rows: u32,
+    #[doc = " of the map"]
+    pub element_bytes: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ReadBoxesParams"][::core::mem::size_of::<ReadBoxesParams>() - 192usize];
+    ["Alignment of ReadBoxesParams"][::core::mem::align_of::<ReadBoxesParams>() - 64usize];
+    ["Offset of field: ReadBoxesParams::matrix"][::core::mem::offset_of!(ReadBoxesParams, matrix) - 0usize];
+    ["Offset of field: ReadBoxesParams::out"][::core::mem::offset_of!(ReadBoxesParams, out) - 128usize];
+    ["Offset of field: ReadBoxesParams::rows"][::core::mem::offset_of!(ReadBoxesParams, rows) - 136usize];
+    ["Offset of field: ReadBoxesParams::columns"]
+        [::core::mem::offset_of!(ReadBoxesParams, columns) - 140usize];
+    ["Offset of field: ReadBoxesParams::box_rows"]
+        [::core::mem::offset_of!(ReadBoxesParams, box_rows) - 144usize];
+    ["Offset of field: ReadBoxesParams::element_bytes"]
+        [::core::mem::offset_of!(ReadBoxesParams, element_bytes) - 148usize];
+};
+#[doc = " every byte the lowest of the seed"]
+pub const LMHEAD_FILL_BYTES: LmheadFill = 0;
+#[doc = " all int8"]
+pub const LMHEAD_FILL_I8: LmheadFill = 1;
+#[doc = " of both signs, magnitudes from 2^-8 to 1"]
+pub const LMHEAD_FILL_BF16: LmheadFill = 2;
+pub const LMHEAD_FILL_F16: LmheadFill = 3;
+pub const LMHEAD_FILL_F32: LmheadFill = 4;
+#[doc = " integers from -8 to 7"]
+pub const LMHEAD_FILL_SMALL_I8: LmheadFill = 5;
+pub const LMHEAD_FILL_SMALL_BF16: LmheadFill = 6;
+pub const LMHEAD_FILL_SMALL_F16: LmheadFill = 7;
+pub const LMHEAD_FILL_SMALL_F32: LmheadFill = 8;
+#[doc = " What an array is filled with: functions of seed and place (kernels/check/values.cuh)."]
+pub type LmheadFill = ::core::ffi::c_uint;
+#[doc = " kernels/check/fill_sm80.cu."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct FillParams {
+    #[doc = " [pieces] of 16 bytes, 16-byte aligned"]
+    pub out: *mut ::core::ffi::c_void,
+    pub pieces: u64,
+    #[doc = " pieces before the first one, of a larger array whose part this is"]
+    pub first: u64,
+    pub seed: u64,
+    #[doc = " elements; of small integers the first of each row is 127, below 2^32. 0: none"]
+    pub row: u32,
+    #[doc = " LMHEAD_FILL_*"]
+    pub kind: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FillParams"][::core::mem::size_of::<FillParams>() - 40usize];
+    ["Alignment of FillParams"][::core::mem::align_of::<FillParams>() - 8usize];
+    ["Offset of field: FillParams::out"][::core::mem::offset_of!(FillParams, out) - 0usize];
+    ["Offset of field: FillParams::pieces"][::core::mem::offset_of!(FillParams, pieces) - 8usize];
+    ["Offset of field: FillParams::first"][::core::mem::offset_of!(FillParams, first) - 16usize];
+    ["Offset of field: FillParams::seed"][::core::mem::offset_of!(FillParams, seed) - 24usize];
+    ["Offset of field: FillParams::row"][::core::mem::offset_of!(FillParams, row) - 32usize];
+    ["Offset of field: FillParams::kind"][::core::mem::offset_of!(FillParams, kind) - 36usize];
+};
+#[doc = " One value that is not what it should be."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Mismatch {
+    pub row: u32,
+    pub column: u32,
+    #[doc = " bits"]
+    pub want: u32,
+    pub got: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Mismatch"][::core::mem::size_of::<Mismatch>() - 16usize];
+    ["Alignment of Mismatch"][::core::mem::align_of::<Mismatch>() - 4usize];
+    ["Offset of field: Mismatch::row"][::core::mem::offset_of!(Mismatch, row) - 0usize];
+    ["Offset of field: Mismatch::column"][::core::mem::offset_of!(Mismatch, column) - 4usize];
+    ["Offset of field: Mismatch::want"][::core::mem::offset_of!(Mismatch, want) - 8usize];
+    ["Offset of field: Mismatch::got"][::core::mem::offset_of!(Mismatch, got) - 12usize];
+};
+pub const LMHEAD_MISMATCHES: LmheadMismatches = 8;
+#[doc = " Places for mismatches."]
+pub type LmheadMismatches = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Mismatches {
+    pub count: u64,
+    #[doc = " those that asked for a place below; may be more than there are"]
+    pub noted: u32,
+    pub none: u32,
+    pub some: [Mismatch; 8usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Mismatches"][::core::mem::size_of::<Mismatches>() - 144usize];
+    ["Alignment of Mismatches"][::core::mem::align_of::<Mismatches>() - 8usize];
+    ["Offset of field: Mismatches::count"][::core::mem::offset_of!(Mismatches, count) - 0usize];
+    ["Offset of field: Mismatches::noted"][::core::mem::offset_of!(Mismatches, noted) - 8usize];
+    ["Offset of field: Mismatches::none"][::core::mem::offset_of!(Mismatches, none) - 12usize];
+    ["Offset of field: Mismatches::some"][::core::mem::offset_of!(Mismatches, some) - 16usize];
+};
+#[doc = " kernels/check/compare_sm80.cu: counts the elements of a matrix whose bits are not those of another."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CompareParams {
+    #[doc = " [rows, columns] of want_dtype; null: poison, which is ones in every bit"]
+    pub want: *const ::core::ffi::c_void,
+    #[doc = " [rows, columns] of dtype; poison is a mismatch unless it is wanted"]
+    pub got: *const ::core::ffi::c_void,
+    #[doc = " bytes from row to row"]
+    pub want_pitch: u64,
+    pub got_pitch: u64,
+    pub rows: u32,
+    #[doc = " at least 1"]
+    pub columns: u32,
+    #[doc = " LMHEAD_DTYPE_*: as `dtype`, or f32, which is rounded to it first"]
+    pub want_dtype: u32,
+    pub dtype: u32,
+    #[doc = " [1], zeros before"]
+    pub found: *mut Mismatches,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CompareParams"][::core::mem::size_of::<CompareParams>() - 56usize];
+    ["Alignment of CompareParams"][::core::mem::align_of::<CompareParams>() - 8usize];
+    ["Offset of field: CompareParams::want"][::core::mem::offset_of!(CompareParams, want) - 0usize];
+    ["Offset of field: CompareParams::got"][::core::mem::offset_of!(CompareParams, got) - 8usize];
+    ["Offset of field: CompareParams::want_pitch"]
+        [::core::mem::offset_of!(CompareParams, want_pitch) - 16usize];
+    ["Offset of field: CompareParams::got_pitch"]
+        [::core::mem::offset_of!(CompareParams, got_pitch) - 24usize];
+    ["Offset of field: CompareParams::rows"][::core::mem::offset_of!(CompareParams, rows) - 32usize];
+    ["Offset of field: CompareParams::columns"][::core::mem::offset_of!(CompareParams, columns) - 36usize];
+    ["Offset of field: CompareParams::want_dtype"]
+        [::core::mem::offset_of!(CompareParams, want_dtype) - 40usize];
+    ["Offset of field: CompareParams::dtype"][::core::mem::offset_of!(CompareParams, dtype) - 44usize];
+    ["Offset of field: CompareParams::found"][::core::mem::offset_of!(CompareParams, found) - 48usize];
+};
+#[doc = " projection[k] += sum over ids of r(id)·scale(id)·weights[id, k], modulo 2^64; all are integers."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ProjectWeightsParams {
+    #[doc = " scales: integers, may be null; bias is left out"]
+    pub weights: WeightMatrix,
+    #[doc = " [hidden], zeros before"]
+    pub projection: *mut u64,
+    #[doc = " of r"]
+    pub seed: u64,
+    #[doc = " LMHEAD_FILL_SMALL_I8, _BF16 or _F16: the weights' type"]
+    pub kind: u32,
+    pub vocab: u32,
+    pub hidden: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ProjectWeightsParams"][::core::mem::size_of::<ProjectWeightsParams>() - 64usize];
+    ["Alignment of ProjectWeightsParams"][::core::mem::align_of::<ProjectWeightsParams>() - 8usize];
+    ["Offset of field: ProjectWeightsParams::weights"]
+        [::core::mem::offset_of!(ProjectWeightsParams, weights) - 0usize];
+    ["Offset of field: ProjectWeightsParams::projection"]
+        [::core::mem::offset_of!(ProjectWeightsParams, projection) - 32usize];
+    ["Offset of field: ProjectWeightsParams::seed"]
+        [::core::mem::offset_of!(ProjectWeightsParams, seed) - 40usize];
+    ["Offset of field: ProjectWeightsParams::kind"]
+        [::core::mem::offset_of!(ProjectWeightsParams, kind) - 48usize];
+    ["Offset of field: ProjectWeightsParams::vocab"]
+        [::core::mem::offset_of!(ProjectWeightsParams, vocab) - 52usize];
+    ["Offset of field: ProjectWeightsParams::hidden"]
+        [::core::mem::offset_of!(ProjectWeightsParams, hidden) - 56usize];
+};
+#[doc = " difference[row] += sum over k of rows[row, k]·projection[k] - sum over ids of r(id)·logits[row, id], modulo\n 2^64: 0 where the row is right. A logit that is no integer adds a random number."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ProjectRowsParams {
+    pub rows: RowMatrix,
+    #[doc = " [hidden]"]
+    pub projection: *const u64,
+    #[doc = " [row_count, vocab]"]
+    pub logits: *const f32,
+    #[doc = " bytes from row to row of logits"]
+    pub pitch: u64,
+    #[doc = " [row_count], zeros before"]
+    pub difference: *mut u64,
+    pub seed: u64,
+    #[doc = " LMHEAD_FILL_SMALL_BF16, _F16 or _F32: the rows' type"]
+    pub kind: u32,
+    pub row_count: u32,
+    pub vocab: u32,
+    pub hidden: u32,
+    #[doc = " blocks of a row"]
+    pub parts: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ProjectRowsParams"][::core::mem::size_of::<ProjectRowsParams>() - 96usize];
+    ["Alignment of ProjectRowsParams"][::core::mem::align_of::<ProjectRowsParams>() - 8usize];
+    ["Offset of field: ProjectRowsParams::rows"][::core::mem::offset_of!(ProjectRowsParams, rows) - 0usize];
+    ["Offset of field: ProjectRowsParams::projection"]
+        [::core::mem::offset_of!(ProjectRowsParams, projection) - 32usize];
+    ["Offset of field: ProjectRowsParams::logits"]
+        [::core::mem::offset_of!(ProjectRowsParams, logits) - 40usize];
+    ["Offset of field: ProjectRowsParams::pitch"]
+        [::core::mem::offset_of!(ProjectRowsParams, pitch) - 48usize];
+    ["Offset of field: ProjectRowsParams::difference"]
+        [::core::mem::offset_of!(ProjectRowsParams, difference) - 56usize];
+    ["Offset of field: ProjectRowsParams::seed"][::core::mem::offset_of!(ProjectRowsParams, seed) - 64usize];
+    ["Offset of field: ProjectRowsParams::kind"][::core::mem::offset_of!(ProjectRowsParams, kind) - 72usize];
+    ["Offset of field: ProjectRowsParams::row_count"]
+        [::core::mem::offset_of!(ProjectRowsParams, row_count) - 76usize];
+    ["Offset of field: ProjectRowsParams::vocab"]
+        [::core::mem::offset_of!(ProjectRowsParams, vocab) - 80usize];
+    ["Offset of field: ProjectRowsParams::hidden"]
+        [::core::mem::offset_of!(ProjectRowsParams, hidden) - 84usize];
+    ["Offset of field: ProjectRowsParams::parts"]
+        [::core::mem::offset_of!(ProjectRowsParams, parts) - 88usize];
+};
 
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl crate::backend::device::Params for MmaCarrierParams {}
@@ -349,3 +599,15 @@ unsafe impl crate::backend::device::Params for MatmulParams {}
 unsafe impl crate::backend::device::Params for QuantizeRowsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl crate::backend::device::Params for ReadStreamParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for ReadBulkParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for ReadBoxesParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for FillParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for CompareParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for ProjectWeightsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl crate::backend::device::Params for ProjectRowsParams {}

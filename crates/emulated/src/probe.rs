@@ -56,11 +56,11 @@ probes! {
     probe_ldmatrix probe_mma probe_cp_async probe_cp_async_groups probe_warp probe_small_stores probe_named_barriers
     probe_global probe_atomics probe_geometry probe_arithmetic probe_conversions probe_shared_pairs
     probe_tanh probe_place probe_tiles
-    probe_stmatrix probe_mbarrier probe_tma_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
+    probe_stmatrix probe_mbarrier probe_tma_load probe_bulk_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
     probe_secondary probe_registers probe_elect probe_noinc probe_trap
     broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary
     broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a
-    broken_fragments broken_accumulators broken_one broken_waits
+    broken_fragments broken_accumulators broken_one broken_waits broken_bulk
 }
 
 /// One launch: input words, how many words of output (which begin as zeros), variants and maps.

@@ -58,6 +58,33 @@ fn pipelines() {
 }
 
 #[test]
+fn bulk_copies() {
+    let run = |how: u32, seed: u64| {
+        let probe =
+            Probe::new(broken_bulk(), 64, 1056, 64).input(&[3; 512]).n(&[how]).config(|c| c.seed(seed));
+        let out = probe.run()?;
+        assert!(how != 0 || out[..32] == [48; 32], "{out:?}");
+        Ok(out)
+    };
+    let rows: &[Row] = &[
+        (1, "no wait for the stage to be full", &[Incomplete, Race], 8),
+        (2, "no wait for the stage to be empty", &[Race, Barrier, Incomplete], 8),
+        (3, "from an address that is no multiple of 16", &[Misaligned], 8),
+        (4, "of a size that is no multiple of 16", &[Operand], 8),
+        (5, "beyond the end of an array", &[GlobalBounds], 8),
+        (6, "beyond the end of shared memory", &[SharedBounds], 8),
+        (7, "to an address that is no multiple of 16", &[Misaligned], 8),
+        (8, "no fence after mbarrier.init", &[Proxy], 8),
+        (9, "expect_tx of more bytes than come", &[Transactions], 8),
+        (10, "expect_tx of fewer bytes than come", &[Transactions], 8),
+        (11, "copies for which nobody waits", &[Incomplete], 8),
+        (12, "a stage that is released before it was read", &[Race, Incomplete], 8),
+        (13, "to another block's memory", &[Cluster], 8),
+    ];
+    check("broken_bulk", rows, run);
+}
+
+#[test]
 fn proxies() {
     let run = |how: u32, seed: u64| {
         // 0 stands for the correct one of each pair.

@@ -98,6 +98,36 @@ fn tma_loads_swizzle_and_fill_with_zeros() {
 }
 
 #[test]
+fn bulk_loads_bring_bytes_as_they_lie() {
+    let input: Vec<u32> = (0..4096u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
+    // Bytes, from, to, copies: single pieces, parts of rows of banks, all of what a stage of a kernel takes.
+    for (bytes, from, to, copies) in [
+        (16, 0, 0, 1),
+        (16, 16368, 48, 1),
+        (48, 32, 16, 3),
+        (2048, 1040, 80, 1),
+        (16384, 0, 0, 4),
+        (4096, 272, 32, 16),
+    ] {
+        let words = (to + bytes) / 4 + 12;
+        for seed in 0..5 {
+            let probe = Probe::new(probe_bulk_load(), 64, 4 * words + 8, words as usize)
+                .input(&input)
+                .n(&[bytes, from, to, copies, words])
+                .config(|c| c.seed(seed));
+            let mut want: Vec<u32> = (0..words).map(|i| !i).collect();
+            let (first, count) = ((to / 4) as usize, (bytes / 4) as usize);
+            want[first..first + count].copy_from_slice(&input[(from / 4) as usize..][..count]);
+            assert_eq!(
+                probe.output(),
+                want,
+                "{bytes} bytes from {from} to {to} in {copies} copies, seed {seed}"
+            );
+        }
+    }
+}
+
+#[test]
 fn tma_stores_stay_inside_the_matrix() {
     let (columns, height, box_rows) = (176i64, 20i64, 8u32);
     let mut random = Random(5);

@@ -14,5 +14,6 @@ mod matmul_parts;
 mod planted;
 mod probed;
 mod readme;
+mod reads;
 mod refused;
 mod tensor_core;

@@ -201,7 +201,8 @@ mod with_the_toolkit {
             architectures: PORTABLE,
             present: &[("LDG", 1)],
             absent: &[],
-            registers: 16
+            registers: 16,
+            calls: 0
         });
         let row = Expectation::from(row);
         let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

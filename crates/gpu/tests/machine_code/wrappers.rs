@@ -107,6 +107,7 @@ const BECOMES: &[(&str, &[&str])] = &[
         &[
             "UTMALDG.2D",
             "UTMALDG.2D.MULTICAST",
+            "UBLKCP.S.G",
             "UTMASTG.2D",
             "UTMACCTL.PF",
             "UTMACMDFLUSH",

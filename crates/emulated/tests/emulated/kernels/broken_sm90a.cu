@@ -121,6 +121,45 @@ KERNEL(broken_pipeline, ProbeParams, 256, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + (t - 128) * 4 + i, uint32_t(d[i]));
 }
 
+// Bulk copies of plain bytes: a ring of two stages of 512 bytes, four copies in turn, a warp that adds what
+// has landed.
+KERNEL(broken_bulk, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
+  // 1 no wait for the stage to be full; 2 no wait for it to be empty; 3 from an odd address; 4 of a size that
+  // is no multiple of 16; 5 beyond the array; 6 beyond shared memory; 7 to an odd address; 8 no fence after
+  // mbarrier.init; 9 expect_tx of more bytes than come; 10 of fewer; 11 one copy more, for which nobody
+  // waits; 12 released before it was read; 13 another block's memory.
+  const uint32_t barriers = s + 1024;
+  const auto full = [&](uint32_t k) { return barriers + 8 * (k % 2); };
+  const auto empty = [&](uint32_t k) { return barriers + 16 + 8 * (k % 2); };
+  if (t == 0) {
+    for (uint32_t i = 0; i < 2; ++i) mbarrier_init(full(i), 1), mbarrier_init(empty(i), 1);
+    if (how != 8) fence_mbarrier_init();
+  }
+  barrier_sync_all();
+  if (t >= 32) {
+    if (t != 32) return;
+    const uint8_t *from = reinterpret_cast<const uint8_t *>(params.in);
+    for (uint32_t k = 0; k < (how == 11 ? 6 : 4); ++k) {
+      if (how != 2) wait(empty(k), k / 2 % 2 ^ 1);
+      mbarrier_arrive_expect_tx(full(k), how == 9 ? 528 : how == 10 ? 496 : how == 4 ? 504 : 512);
+      const uint32_t at = how == 6 ? s + 800 : s + k % 2 * 512;
+      bulk_load(how == 7 ? at + 8 : how == 13 ? at | 1u << 24 : at, from + 512 * (k % 4) + (how == 3 ? 4 : how == 5 ? 16 * (k == 3) : 0),
+                how == 4 ? 504 : 512, full(k));
+    }
+    return;
+  }
+  uint32_t sum = 0;
+  for (uint32_t k = 0; k < 4; ++k) {
+    if (how != 1) wait(full(k), k / 2 % 2);
+    if (how == 12 && t == 0) mbarrier_arrive(empty(k));
+    for (uint32_t i = t; i < 128; i += 32) sum += ld_shared_u32(s + k % 2 * 512 + 4 * i);
+    bar_warp_sync();
+    if (how != 12 && t == 0) mbarrier_arrive(empty(k));
+  }
+  st_global_u32(params.out + t, sum);
+}
+
 // Ordinary accesses beside those of TMA and wgmma. 128 threads, 64 + 8 rows of 128 bytes.
 KERNEL(broken_proxies, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;

@@ -86,6 +86,26 @@ KERNEL(probe_tma_load, ProbeParams, 64, 1) {
   copy_out(s, params.n[2], params.out);
 }
 
+// n[0] bytes from byte n[1] of `in` to byte n[2] of shared memory, in n[3] copies of one phase; out: all n[4]
+// words of shared memory.
+KERNEL(probe_bulk_load, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared(), barrier = s + 4 * params.n[4], bytes = params.n[0] / params.n[3];
+  for (uint32_t i = threadIdx.x; i < params.n[4]; i += 64) st_shared_u32(s + 4 * i, ~i);
+  fence_proxy_async();
+  if (threadIdx.x == 0) {
+    mbarrier_init(barrier, 1);
+    fence_mbarrier_init();
+  }
+  barrier_sync_all();
+  if (threadIdx.x == 0) {
+    mbarrier_arrive_expect_tx(barrier, params.n[0]);
+    const uint8_t *from = reinterpret_cast<const uint8_t *>(params.in) + params.n[1];
+    for (uint32_t at = 0; at < params.n[0]; at += bytes) bulk_load(s + params.n[2] + at, from + at, bytes, barrier);
+  }
+  wait(barrier, 0);
+  copy_out(s, params.n[4], params.out);
+}
+
 // n[0], n[1]: x and y; n[2]: words of a tile; in: the tile as it shall lie in shared memory.
 KERNEL(probe_tma_store, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared();

@@ -52,6 +52,7 @@ KERNEL(tma, HopperWrapperParams, 128, 1) {
   ptx::tma_load_2d_hint(at, &params.map, 0, 1, at, ptx::createpolicy_evict_first());
   ptx::tma_load_2d_hint(at, &params.map, 0, 1, at, ptx::createpolicy_evict_last());
   ptx::tma_load_2d_multicast(at, &params.map, 0, 1, at, 3);
+  ptx::bulk_load(at, params.out, 64, at);
   while (!ptx::mbarrier_try_wait_parity(at, 0)) {
   }
   ptx::fence_proxy_async();

@@ -1,0 +1,45 @@
+// What tests and benches fill arrays with: functions of a seed and a place, so that the host knows each value
+// (crates/gpu/src/fill.rs has the same), and integers of any type.
+#pragma once
+#include "ptx.cuh"
+
+namespace check {
+
+using namespace ptx;
+
+// 64 random bits of a place (the finisher of splitmix64, Steele et al. 2014).
+DEVICE uint64_t random(uint64_t seed, uint64_t place) {
+  uint64_t v = seed + (place + 1) * 0x9e3779b97f4a7c15u;
+  v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9u;
+  v = (v ^ v >> 27) * 0x94d049bb133111ebu;
+  return v ^ v >> 31;
+}
+
+DEVICE constexpr uint32_t element_bytes(uint32_t kind) {
+  if (kind == LMHEAD_FILL_F32 || kind == LMHEAD_FILL_SMALL_F32) return 4;
+  return kind == LMHEAD_FILL_BYTES || kind == LMHEAD_FILL_I8 || kind == LMHEAD_FILL_SMALL_I8 ? 1 : 2;
+}
+
+// The bits of a small integer in the type of a kind.
+DEVICE uint32_t bits_of(uint32_t kind, int32_t v) {
+  const float f = cvt_rn_f32_s32(v);
+  switch (kind) {
+    case LMHEAD_FILL_SMALL_I8: return uint32_t(v) & 0xff;
+    case LMHEAD_FILL_SMALL_BF16: return mov_b32_f32(f) >> 16;
+    case LMHEAD_FILL_SMALL_F16: return cvt_rn_f16_f32(f).bits;
+    default: return mov_b32_f32(f);
+  }
+}
+
+// The integer that those bits are, of an element at a byte of a word.
+DEVICE int32_t integer_of(uint32_t kind, uint32_t word, uint32_t byte) {
+  const uint32_t bits = word >> 8 * byte;
+  switch (kind) {
+    case LMHEAD_FILL_SMALL_I8: return int8_t(bits);
+    case LMHEAD_FILL_SMALL_BF16: return cvt_rzi_s32_f32(mov_f32_b32(bits << 16));
+    case LMHEAD_FILL_SMALL_F16: return cvt_rzi_s32_f32(cvt_f32_f16({uint16_t(bits)}));
+    default: return cvt_rzi_s32_f32(mov_f32_b32(bits));
+  }
+}
+
+}  // namespace check
