@@ -8,5 +8,4 @@ nvcc=${NVCC:-nvcc}
 flags="-O3 -std=c++17 -gencode=arch=compute_90a,code=sm_90a ${NVCC_FLAGS:-}"
 $nvcc $flags -Xcompiler -pthread -o "$build/tensor_core_bits" tensor_core_bits.cu &
 $nvcc $flags -Xcompiler -pthread -o "$build/tensor_core_model" tensor_core_model.cu &
-$nvcc $flags -Xcompiler -fPIC -shared -o "$build/libread_stream.so" read_stream.cu &
 for job in $(jobs -p); do wait "$job"; done

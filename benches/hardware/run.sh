@@ -1,10 +1,10 @@
 #!/bin/bash
-# bash run.sh OUTDIR [bits] [model] [sanitizer] [peers]: builds and runs the programs of this folder (all by default) on
-# the GPU of this machine and leaves their JSON in OUTDIR. Needs nvcc, a Hopper GPU and, for the peers, PyTorch.
+# bash run.sh OUTDIR [bits] [model] [sanitizer]: builds and runs the programs of this folder (all by default) on
+# the GPU of this machine and leaves their JSON in OUTDIR. Needs nvcc and a Hopper GPU.
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
-what=${*:-bits model sanitizer peers}
+what=${*:-bits model sanitizer}
 cd "$(dirname "$0")"
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
@@ -24,7 +24,6 @@ sanitizer() {
   done
   return $failed
 }
-peers() { python3 roofs_and_peers.py "$out/roofs_and_peers.json" "$build/libread_stream.so" ${QUICK:-}; }
 
 failed=0
 for part in $what; do

@@ -72,10 +72,10 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// The stream of [`KernelDevice::open_stream`].
     fn on(&self, own: &Self::OwnedStream) -> Self::Stream;
 
-    /// Waits until everything on the stream has ended.
+    /// Waits until everything on the stream has ended, but not for ever.
     ///
     /// # Errors
-    /// `Device` where something on it failed.
+    /// `Device` where something on it failed, or does not end.
     fn wait(&self, stream: Self::Stream) -> Result<()>;
 
     /// Memory of no particular content, aligned to 256 bytes; of 0 bytes too.
@@ -128,6 +128,8 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// # Errors
     /// As [`KernelDevice::queue_write`].
     fn write_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        // A copy from memory that is not locked waits for what is before it, and knows no deadline.
+        self.wait(stream)?;
         // SAFETY: they are borrowed until the wait has returned; a copy that was refused touches nothing.
         unsafe { self.queue_write(stream, buffer, at, bytes)? };
         self.wait(stream)

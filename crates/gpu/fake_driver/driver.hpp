@@ -10,6 +10,9 @@
 //   FAKE_MEMORY                                     bytes of device memory
 //   FAKE_INIT FAKE_LOAD FAKE_CAPTURE FAKE_REPLAY    error codes of cuInit, cuModuleLoadData, cuGraphInstantiate, cuGraphLaunch
 //   FAKE_LAUNCH, FAKE_RUN                           error codes of a launch, of a kernel that runs; from number FAKE_FROM on (0)
+//   FAKE_HANG                                       kernels from that number on never end; a call that would wait
+//                                                   for one without a deadline ends the process
+//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong
 //   FAKE_LOG                                        launches are written to that file instead of run
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a launch loaded, is written
 //                                                   to that file
@@ -37,7 +40,7 @@ namespace fake {
 
 enum Error {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
-  NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
+  NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
 };
 
 inline long long number(const char *name, long long otherwise) {
@@ -55,6 +58,7 @@ struct Graph {
 struct Stream {
   std::deque<Work> queue;
   Graph *recording = nullptr;
+  bool asked = false;  // how far it is, since something was put there
 };
 struct Event {
   Stream *on = nullptr;
@@ -105,10 +109,9 @@ inline int usable() { return !current ? INVALID_CONTEXT : lost; }
   LOCKED;      \
   if (const int e = usable()) return e
 
-// Of every call that may wait: a thread that records must not.
+// Of every call that may wait, or asks whether a wait has ended: a thread that records must not.
 inline int waits() {
-  ++counts.waits;
-  if (!recording) return SUCCESS;
+  if (!recording) return ++counts.waits, SUCCESS;
   recording->recording->broken = true;
   return CAPTURE_UNSUPPORTED;
 }
@@ -125,22 +128,36 @@ inline int put(void *handle, Work work) {
   if (stream->recording)
     stream->recording->work.push_back(std::move(work));
   else
-    stream->queue.push_back(std::move(work));
+    stream->asked = false, stream->queue.push_back(std::move(work));
   return SUCCESS;
 }
 
-inline int drain(Stream &stream) {
+// Runs what is on the stream, up to a kernel that never ends: that is NOT_READY's work.
+inline int run_queue(Stream &stream) {
   while (!lost && !stream.queue.empty()) {
-    const Work work = std::move(stream.queue.front());
+    const Work work = stream.queue.front();
+    const int answer = work();
+    if (answer == NOT_READY) return NOT_READY;
     stream.queue.pop_front();
-    lost = work();
+    lost = answer;
   }
   return lost;
+}
+// Of calls that wait themselves.
+inline int drain(Stream &stream) {
+  const int answer = run_queue(stream);
+  if (answer == NOT_READY) std::fprintf(stderr, "fake driver: a wait for a kernel that never ends\n"), std::abort();
+  return answer;
 }
 inline int drain_all() {
   drain(default_stream);
   for (Stream *stream : streams) drain(*stream);
   return lost;
+}
+// Of calls that only ask: the first question after new work always comes too early.
+inline int ask(Stream &stream) {
+  if (!stream.queue.empty() && !stream.asked) return stream.asked = true, NOT_READY;
+  return run_queue(stream);
 }
 
 // The bytes are of one allocation.

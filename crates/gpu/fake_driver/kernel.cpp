@@ -3,6 +3,7 @@
 
 #include "driver.hpp"
 #include "emulated/fiber.hpp"
+#include "params.h"
 
 using namespace fake;
 
@@ -14,10 +15,13 @@ int lmhead_emulated_run_cluster(emulated::Worker *worker, const emulated::Launch
 
 namespace {
 
-long long launches = 0, runs = 0;
+long long launches = 0, runs = 0, started = 0;
 
 int run(const emulated::Launch &shape, const std::vector<uint8_t> &params) {
   if (const int error = int(number("FAKE_RUN", 0)); error && runs++ >= number("FAKE_FROM", 0)) return error;
+  static const long long hangs = number("FAKE_HANG", -1);
+  if (hangs >= 0 && started >= hangs) return NOT_READY;
+  ++started;
   static emulated::Worker *worker = emulated::open_worker();
   static emulated::Fault fault;
   static uint64_t seed = 0;
@@ -38,6 +42,12 @@ int run(const emulated::Launch &shape, const std::vector<uint8_t> &params) {
   bool failed = lmhead_emulated_check_launch(&launch, &fault) != 0;
   for (uint64_t i = 0; !failed && i < clusters; ++i)
     failed = lmhead_emulated_run_cluster(worker, &launch, i, &fault) == 1;
+  const char *flips = std::getenv("FAKE_FLIP");
+  if (!failed && flips && std::strcmp(flips, launch.kernel->name) == 0) {
+    const auto &p = *static_cast<const MatmulParams *>(aligned);
+    const uint64_t last = uint64_t(p.vocab - 1) * (p.logits.dtype == LMHEAD_DTYPE_F32 ? 4 : 2);
+    static_cast<uint8_t *>(p.logits.data)[(p.row_count - 1) * p.logits.pitch + last] ^= 1;
+  }
   std::free(aligned);
   if (failed) std::fprintf(stderr, "fake driver: kernel %s: %s\n", launch.kernel->name, fault.text);
   return failed ? LAUNCH_FAILED : SUCCESS;
@@ -142,11 +152,14 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
   });
 }
 
+// Encoded as the emulated device has it (kernels/emulated/tma.cpp), which is what its kernels read.
 int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address, const uint64_t *sizes,
                            const uint64_t *pitches, const unsigned *box, const unsigned *steps, int interleave, int swizzle,
                            int promotion, int fill) {
-  if (rank != 2 || steps[0] != 1 || steps[1] != 1 || interleave || promotion != 3 || fill) return 1;
-  const uint64_t said[8] = {uint64_t(type), uint64_t(address), sizes[0], sizes[1], pitches[0], box[0], box[1], uint64_t(swizzle)};
+  if (rank != 2 || type > 2 || steps[0] != 1 || steps[1] != 1 || interleave || swizzle > 3 || promotion != 3 || fill) return 1;
+  static const uint64_t kSwizzles[] = {0, 3, 2, 1};  // ptx::Swizzle of CU_TENSOR_MAP_SWIZZLE_NONE, _32B, _64B, _128B
+  const uint64_t said[7] = {0x70616d2d64656168, uint64_t(address), sizes[0], sizes[1], pitches[0],
+                            box[0] | uint64_t(box[1]) << 32, uint64_t(1) << type | kSwizzles[swizzle] << 32};
   std::memcpy(map, said, sizeof said);
   return 0;
 }

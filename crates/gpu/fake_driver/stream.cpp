@@ -3,6 +3,17 @@
 
 using namespace fake;
 
+namespace {
+
+// A wait counts once, when its last question is answered.
+int answered(int answer) {
+  if (answer == NOT_READY) return NOT_READY;
+  const int e = waits();
+  return e ? e : answer;
+}
+
+}  // namespace
+
 extern "C" {
 
 int cuStreamCreate(Stream **out, unsigned) {
@@ -15,11 +26,19 @@ int cuStreamDestroy_v2(Stream *stream) {
   drain(*stream);
   return streams.erase(stream), delete stream, lost;
 }
+// The tests' own.
 int cuStreamSynchronize(void *handle) {
   USABLE;
   if (const int e = waits()) return e;
   Stream *stream = known(handle);
   return stream ? drain(*stream) : INVALID_HANDLE;
+}
+int cuStreamQuery(void *handle) {
+  USABLE;
+  Stream *stream = known(handle);
+  if (!stream) return INVALID_HANDLE;
+  if (stream->recording) return stream->recording->broken = true, CAPTURE_UNSUPPORTED;
+  return answered(ask(*stream));
 }
 
 int cuStreamBeginCapture_v2(void *handle, int) {
@@ -69,18 +88,20 @@ int cuEventCreate(Event **out, unsigned) {
 }
 int cuEventDestroy_v2(Event *event) {
   LOCKED;
-  drain_all();
   return events.erase(event), delete event, 0;
 }
 int cuEventRecord(Event *event, void *stream) {
   USABLE;
   event->on = known(stream), event->reached = false;
-  return put(stream, [event] { return event->reached = true, event->when = std::chrono::steady_clock::now(), 0; });
+  return put(stream, [event] {
+    // It may have been destroyed since, which waits for nothing.
+    if (events.count(event)) event->reached = true, event->when = std::chrono::steady_clock::now();
+    return 0;
+  });
 }
-int cuEventSynchronize(Event *event) {
+int cuEventQuery(Event *event) {
   USABLE;
-  if (const int e = waits()) return e;
-  return event->on ? drain(*event->on) : 0;
+  return answered(event->reached || !event->on ? SUCCESS : ask(*event->on));
 }
 int cuEventElapsedTime(float *milliseconds, const Event *from, const Event *to) {
   USABLE;

@@ -4,23 +4,29 @@
 #![allow(unsafe_code, reason = "launches")]
 
 #[cfg(feature = "cuda")]
+pub mod about;
+pub mod check;
+#[cfg(feature = "cuda")]
 pub mod clocked;
 pub mod code;
 #[cfg(feature = "cuda")]
 pub mod fake_driver;
+pub mod fill;
 #[cfg(feature = "cuda")]
-pub mod load;
+pub mod heads;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 #[cfg(feature = "cuda")]
 pub mod needs;
-#[cfg(feature = "cuda")]
 pub mod operands;
 #[cfg(feature = "cuda")]
+pub mod peers;
+#[cfg(feature = "cuda")]
+pub mod probes;
+#[cfg(feature = "cuda")]
 pub mod products;
+pub mod recorded;
 #[cfg(feature = "cuda")]
 pub mod roofs;
-#[cfg(feature = "cuda")]
-pub mod table;
-#[cfg(feature = "cuda")]
-pub mod timing;
 #[cfg(feature = "cuda")]
 pub mod tools;

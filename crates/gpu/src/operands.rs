@@ -1,9 +1,10 @@
-//! Operands of any size on a device, quickly made, and products of them with guarded, poisoned outputs.
+//! Operands of any size, made and kept on a device, and products of them with guarded, poisoned outputs that
+//! are compared there.
 
+use crate::check::{Checker, Span, code, scales};
+use crate::fill::Fill;
 use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, Spec};
-use lmhead::backend::params::{
-    LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LogitMatrix, RowMatrix, WeightMatrix,
-};
+use lmhead::backend::params::{LogitMatrix, RowMatrix, WeightMatrix};
 use lmhead::epilogue::Epilogue;
 use lmhead::plan::{Plan, Precision, Shape};
 use lmhead::{DType, Result};
@@ -15,87 +16,80 @@ const POISON: u8 = 0xff;
 /// Bytes that are copied to or from the device at once.
 const CHUNK: usize = 256 << 20;
 
-/// Operands on the host.
+/// What is multiplied. All values are functions of the whole head's seed and their place, so that a shard has
+/// those of its head.
+#[derive(Debug, Clone, Copy)]
 pub struct Operands {
     pub precision: Precision,
+    /// The ids `first..first + vocab` of a head.
+    pub first: usize,
     pub vocab: usize,
     pub hidden: usize,
     pub source_rows: usize,
-    /// `[vocab, pitch]` bytes: rows of a multiple of 16.
-    pub weights: Vec<u8>,
-    pub pitch: usize,
-    /// `[vocab]`, of int8 weights.
-    pub scales: Vec<f32>,
-    /// `[source_rows, hidden]`.
-    pub rows: Vec<u8>,
-}
-
-/// `words` 64-bit words of the same seed (xorshift64*).
-fn words(seed: u64, words: usize) -> impl Iterator<Item = u64> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..words).map(move |_| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    })
-}
-
-/// `n` values of that type of magnitudes from 2^-9 to 2, of both signs.
-pub fn values(dtype: DType, n: usize, seed: u64) -> Vec<u8> {
-    let each = 8 / dtype.size();
-    let mut bytes = Vec::with_capacity(n.div_ceil(each) * 8);
-    // In each lane: sign and mantissa kept, the exponent made of three random bits and a base.
-    let place = |word: u64| match dtype {
-        DType::I8 => word,
-        DType::Bf16 => {
-            let low = (word >> 5) & 0x0007_0007_0007_0007;
-            (word & 0x807f_807f_807f_807f) | ((low + 0x0077_0077_0077_0077) << 7)
-        }
-        DType::F16 => {
-            let low = (word >> 7) & 0x0007_0007_0007_0007;
-            (word & 0x83ff_83ff_83ff_83ff) | ((low + 0x0007_0007_0007_0007) << 10)
-        }
-        DType::F32 => {
-            let low = (word >> 11) & 0x0000_0007_0000_0007;
-            (word & 0x807f_ffff_807f_ffff) | ((low + 0x0000_0077_0000_0077) << 23)
-        }
-    };
-    for word in words(seed, n.div_ceil(each)) {
-        bytes.extend_from_slice(&place(word).to_le_bytes());
-    }
-    bytes.truncate(n * dtype.size());
-    bytes
+    /// Small integers, whose sums are exact; random values otherwise.
+    pub integers: bool,
+    seed: u64,
 }
 
 impl Operands {
+    /// A whole head with random values.
     pub fn new(precision: Precision, vocab: usize, hidden: usize, source_rows: usize) -> Self {
         let seed = (vocab * hidden) as u64;
-        let int8 = precision.weight_bytes() == 1;
-        let pitch = (hidden * precision.weight_bytes()).next_multiple_of(16);
-        // What is behind a row is as random as the row: it must not be read as numbers.
-        let dtype = if int8 { DType::I8 } else { precision.rows() };
-        let weights = values(dtype, vocab * pitch / dtype.size(), seed);
-        let scales = words(seed ^ 1, if int8 { vocab } else { 0 });
-        let scales = scales.map(|word| (1 + (word >> 44)) as f32 * 2f32.powi(-30)).collect();
-        let rows = values(precision.rows(), source_rows * hidden, seed ^ 2);
-        Operands { precision, vocab, hidden, source_rows, weights, pitch, scales, rows }
+        Operands { precision, first: 0, vocab, hidden, source_rows, integers: false, seed }
+    }
+
+    /// The same with small integers.
+    #[must_use]
+    pub fn integers(self) -> Self {
+        Operands { integers: true, ..self }
     }
 
     /// Ids `first..first + vocab` of these weights, with the same rows.
-    pub fn shard(&self, first: usize, vocab: usize) -> Self {
-        let scales =
-            if self.scales.is_empty() { Vec::new() } else { self.scales[first..first + vocab].to_vec() };
-        Operands {
-            precision: self.precision,
-            vocab,
-            hidden: self.hidden,
-            source_rows: self.source_rows,
-            weights: self.weights[first * self.pitch..(first + vocab) * self.pitch].to_vec(),
-            pitch: self.pitch,
-            scales,
-            rows: self.rows.clone(),
-        }
+    #[must_use]
+    pub fn shard(self, first: usize, vocab: usize) -> Self {
+        Operands { first: self.first + first, vocab, ..self }
+    }
+
+    /// The weights' type.
+    pub fn weights(&self) -> DType {
+        if self.precision.weight_bytes() == 1 { DType::I8 } else { self.precision.rows() }
+    }
+
+    /// Bytes from one row of weights to the next. What is behind a row is as random as the row: it must not
+    /// be read as numbers.
+    pub fn pitch(&self) -> usize {
+        (self.hidden * self.precision.weight_bytes()).next_multiple_of(16)
+    }
+
+    /// Bytes of all weights, and of all rows.
+    pub fn bytes(&self) -> (usize, usize) {
+        (self.vocab * self.pitch(), self.source_rows * self.hidden * self.precision.rows().size())
+    }
+
+    fn weight_fill(&self) -> Fill {
+        let (dtype, seed) = (self.weights(), self.seed);
+        if self.integers { Fill::Small { dtype, seed, row: 0 } } else { Fill::Random(dtype, seed) }
+    }
+
+    fn row_fill(&self) -> Fill {
+        let (dtype, seed) = (self.precision.rows(), self.seed ^ 2);
+        if self.integers { Fill::Small { dtype, seed, row: self.hidden } } else { Fill::Random(dtype, seed) }
+    }
+
+    /// `[vocab]`, of int8 weights.
+    pub fn scales(&self) -> Vec<f32> {
+        let vocab = if self.weights() == DType::I8 { self.vocab } else { 0 };
+        scales(self.first, vocab, self.seed ^ 1, self.integers)
+    }
+
+    /// All weights on the host, `[vocab, pitch]` bytes.
+    pub fn host_weights(&self) -> Vec<u8> {
+        self.weight_fill().bytes(self.first * self.pitch(), self.bytes().0)
+    }
+
+    /// All rows on the host, `[source_rows, hidden]`.
+    pub fn host_rows(&self) -> Vec<u8> {
+        self.row_fill().bytes(0, self.bytes().1)
     }
 }
 
@@ -104,12 +98,11 @@ pub struct Loaded<'d, D: KernelDevice> {
     pub device: &'d D,
     pub matmul: Matmul<D>,
     pub shape: Shape,
-    precision: Precision,
+    pub operands: Operands,
+    check: Checker<D>,
     weights: D::Buffer,
-    pitch: usize,
     scales: Option<D::Buffer>,
     rows: D::Buffer,
-    source_rows: usize,
 }
 
 /// Logits on a device, between guards, rows a little apart.
@@ -120,44 +113,45 @@ pub struct Output<D: KernelDevice> {
     workspace: D::Buffer,
     workspace_bytes: usize,
     indices: Option<D::Buffer>,
-    rows: usize,
+    pub rows: usize,
     row_bytes: usize,
-    /// Bytes of a logit.
-    size: usize,
     pitch: usize,
     dtype: DType,
 }
 
 fn upload<D: KernelDevice>(device: &D, bytes: &[u8]) -> Result<D::Buffer> {
-    let buffer = device.alloc(bytes.len())?;
+    let buffer = device.alloc(bytes.len().next_multiple_of(16))?;
     for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
         device.write(&buffer, i * CHUNK, chunk)?;
     }
     Ok(buffer)
 }
 
+fn said(e: lmhead::Error) -> String {
+    e.to_string()
+}
+
 impl<'d, D: KernelDevice> Loaded<'d, D> {
     pub fn new(device: &'d D, operands: &Operands, max_rows: usize) -> Result<Self> {
         let Operands { precision, vocab, hidden, .. } = *operands;
         let matmul = Matmul::prepare(device, Spec { precision, vocab, hidden, max_rows })?;
-        let scales = (!operands.scales.is_empty())
-            .then(|| upload(device, bytemuck::cast_slice(&operands.scales)))
-            .transpose()?;
-        Ok(Loaded {
-            device,
-            matmul,
-            shape: Shape { rows: max_rows, vocab, hidden },
-            precision,
-            weights: upload(device, &operands.weights)?,
-            pitch: operands.pitch,
-            scales,
-            rows: upload(device, &operands.rows)?,
-            source_rows: operands.source_rows,
-        })
+        let (weight_bytes, row_bytes) = operands.bytes();
+        let check = Checker::new(device)?;
+        let weights = device.alloc(weight_bytes)?;
+        let rows = device.alloc(row_bytes.next_multiple_of(16))?;
+        let first = operands.first * operands.pitch();
+        check.fill(device, &weights, 0, weight_bytes, (operands.weight_fill(), first))?;
+        check.fill(device, &rows, 0, row_bytes, (operands.row_fill(), 0))?;
+        let scales = operands.scales();
+        let scales = (!scales.is_empty()).then(|| upload(device, bytemuck::cast_slice(&scales)));
+        let scales = scales.transpose()?;
+        device.wait(device.stream())?;
+        let shape = Shape { rows: max_rows, vocab, hidden };
+        Ok(Loaded { device, matmul, shape, operands: *operands, check, weights, scales, rows })
     }
 
     pub fn plans(&self, rows: usize) -> Result<Vec<Plan>> {
-        Plan::candidates(self.precision, Shape { rows, ..self.shape }, &self.device.limits())
+        Plan::candidates(self.operands.precision, Shape { rows, ..self.shape }, &self.device.limits())
     }
 
     /// Room for the logits of `rows` rows, or of those that `indices` pick. `gap`: elements between rows.
@@ -170,52 +164,49 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
     ) -> Result<Output<D>> {
         let row_bytes = self.shape.vocab * dtype.size();
         let pitch = row_bytes + gap * dtype.size();
-        let bytes = 2 * GUARD + rows * pitch;
+        let bytes = (2 * GUARD + rows * pitch).next_multiple_of(16);
         let workspace_bytes = self.matmul.workspace_bytes(rows)?;
         Ok(Output {
             buffer: self.device.alloc(bytes)?,
             bytes,
-            status: self.device.alloc(4 * rows)?,
-            workspace: self.device.alloc(workspace_bytes)?,
+            status: self.device.alloc((4 * rows).next_multiple_of(16))?,
+            workspace: self.device.alloc(workspace_bytes.next_multiple_of(16))?,
             workspace_bytes,
             indices: indices.map(|i| upload(self.device, bytemuck::cast_slice(i))).transpose()?,
             rows,
             row_bytes,
-            size: dtype.size(),
             pitch,
             dtype,
         })
     }
 
+    fn weight_matrix(&self) -> WeightMatrix {
+        let address = |buffer: &D::Buffer| self.device.address(buffer) as usize;
+        WeightMatrix {
+            data: address(&self.weights) as *const _,
+            pitch: self.operands.pitch() as u64,
+            scales: self.scales.as_ref().map_or(std::ptr::null(), |b| address(b) as *const f32),
+            bias: std::ptr::null(),
+        }
+    }
+
     pub fn call(&self, out: &Output<D>) -> Call {
         let address = |buffer: &D::Buffer| self.device.address(buffer) as usize;
-        let floats = |buffer: &Option<D::Buffer>| {
-            buffer.as_ref().map_or(std::ptr::null(), |b| address(b) as *const f32)
-        };
         Call {
             rows: out.rows,
-            weights: WeightMatrix {
-                data: address(&self.weights) as *const _,
-                pitch: self.pitch as u64,
-                scales: floats(&self.scales),
-                bias: std::ptr::null(),
-            },
+            weights: self.weight_matrix(),
             hidden: RowMatrix {
                 data: address(&self.rows) as *const _,
-                pitch: (self.shape.hidden * self.precision.rows().size()) as u64,
-                indices: floats(&out.indices).cast(),
+                pitch: (self.shape.hidden * self.operands.precision.rows().size()) as u64,
+                indices: out.indices.as_ref().map_or(std::ptr::null(), |b| address(b) as *const _),
                 index_bytes: 8,
-                source_rows: self.source_rows as u32,
+                source_rows: self.operands.source_rows as u32,
             },
             logits: LogitMatrix {
                 data: (address(&out.buffer) + GUARD) as *mut _,
                 pitch: out.pitch as u64,
                 status: address(&out.status) as *mut u32,
-                dtype: match out.dtype {
-                    DType::F32 => LMHEAD_DTYPE_F32,
-                    DType::F16 => LMHEAD_DTYPE_F16,
-                    _ => LMHEAD_DTYPE_BF16,
-                },
+                dtype: code(out.dtype),
             },
             adjustments: NO_ADJUSTMENTS,
             epilogue: Epilogue::default(),
@@ -226,15 +217,13 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
 
     /// Fills the output, its status and the workspace with poison.
     pub fn poison(&self, out: &Output<D>) -> Result<()> {
-        let poison = vec![POISON; CHUNK.min(out.bytes.max(out.workspace_bytes).max(4 * out.rows))];
+        let poison = (Fill::Bytes(POISON), 0);
         for (buffer, bytes) in
             [(&out.buffer, out.bytes), (&out.status, 4 * out.rows), (&out.workspace, out.workspace_bytes)]
         {
-            for at in (0..bytes).step_by(CHUNK) {
-                self.device.write(buffer, at, &poison[..(bytes - at).min(CHUNK)])?;
-            }
+            self.check.fill(self.device, buffer, 0, bytes, poison)?;
         }
-        Ok(())
+        self.device.wait(self.device.stream())
     }
 
     /// Poisons the output, runs the plan, waits. No plan: the product's own choice.
@@ -250,84 +239,266 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         }
         self.device.wait(stream)
     }
-}
 
-impl<D: KernelDevice> Output<D> {
-    /// The logits, some rows at a time: `look(first row, bytes of whole rows one behind the other)`. Checks guards, gaps and statuses.
-    pub fn each(
+    fn logits(&self, out: &Output<D>) -> Span {
+        Span { address: self.device.address(&out.buffer) + GUARD as u64, pitch: out.pitch, dtype: out.dtype }
+    }
+
+    fn mismatches(
         &self,
-        device: &D,
-        mut look: impl FnMut(usize, &[u8]) -> std::result::Result<(), String>,
+        want: Option<Span>,
+        got: Span,
+        shape: (usize, usize),
+        what: &str,
     ) -> std::result::Result<(), String> {
-        let said = |e: lmhead::Error| e.to_string();
-        let mut status = vec![0u32; self.rows];
-        device.read(&self.status, 0, bytemuck::cast_slice_mut(&mut status)).map_err(said)?;
+        let found = self.check.mismatches(self.device, want, got, shape).map_err(said)?;
+        if found.count == 0 { Ok(()) } else { Err(format!("of {} {what}, {found}", shape.0 * shape.1)) }
+    }
+
+    /// Statuses are good, and nothing beside the logits was written.
+    fn intact(&self, out: &Output<D>) -> std::result::Result<(), String> {
+        let mut status = vec![0u32; out.rows];
+        self.device.read(&out.status, 0, bytemuck::cast_slice_mut(&mut status)).map_err(said)?;
         if let Some(row) = status.iter().position(|&status| status != 0) {
             return Err(format!("row {row} has status {:#x}", status[row]));
         }
-        for at in [0, GUARD + self.rows * self.pitch] {
-            let mut guard = [0; GUARD];
-            device.read(&self.buffer, at, &mut guard).map_err(said)?;
-            if guard != [POISON; GUARD] {
-                return Err("memory beside the logits was written to".into());
-            }
-        }
-        let at_once = (CHUNK / self.pitch).max(1);
-        let (mut read, mut packed) = (Vec::new(), Vec::new());
-        for first in (0..self.rows).step_by(at_once) {
-            let rows = at_once.min(self.rows - first);
-            read.resize(rows * self.pitch, 0);
-            device.read(&self.buffer, GUARD + first * self.pitch, &mut read).map_err(said)?;
-            packed.clear();
-            for (i, row) in read.chunks(self.pitch).enumerate() {
-                let (logits, gap) = row.split_at(self.row_bytes);
-                if gap.iter().any(|&byte| byte != POISON) {
-                    return Err(format!("the gap behind row {} was written to", first + i));
-                }
-                // No logit of these operands is that NaN.
-                let unwritten = |logit: &[u8]| logit.iter().all(|&byte| byte == POISON);
-                if let Some(id) = logits.chunks(self.size).position(unwritten) {
-                    return Err(format!("the logit of row {}, id {id} was not written", first + i));
-                }
-                packed.extend_from_slice(logits);
-            }
-            look(first, &packed)?;
+        let (logits, size) = (self.logits(out), out.dtype.size());
+        let at = |address: u64, pitch| Span { address, pitch, dtype: out.dtype };
+        let behind = logits.address + (out.rows * out.pitch) as u64;
+        for (span, shape) in [
+            (at(logits.address - GUARD as u64, GUARD), (1, GUARD / size)),
+            (at(behind, GUARD), (1, GUARD / size)),
+            (
+                at(logits.address + out.row_bytes as u64, out.pitch),
+                (out.rows, (out.pitch - out.row_bytes) / size),
+            ),
+        ] {
+            self.mismatches(None, span, shape, "elements beside the logits")?;
         }
         Ok(())
     }
 
-    /// All logits.
-    pub fn all(&self, device: &D) -> std::result::Result<Vec<u8>, String> {
-        let mut all = Vec::new();
-        self.each(device, |_, bytes| {
-            all.extend_from_slice(bytes);
-            Ok(())
-        })?;
-        Ok(all)
+    /// The same bits as another output, rounded to this one's type; nothing else was written, and all of it
+    /// was.
+    pub fn equals(&self, out: &Output<D>, want: &Output<D>) -> std::result::Result<(), String> {
+        self.intact(out)?;
+        let shape = (out.rows, self.shape.vocab);
+        if (want.rows, want.row_bytes / want.dtype.size()) != shape {
+            return Err(format!("{} rows to compare with {}", shape.0, want.rows));
+        }
+        self.mismatches(Some(self.logits(want)), self.logits(out), shape, "logits")
     }
 
     /// The same bits as `want`, `[rows, vocab]` one behind the other.
-    pub fn equals(&self, device: &D, want: &[u8]) -> std::result::Result<(), String> {
-        if want.len() != self.rows * self.row_bytes {
-            return Err(format!("{} bytes to compare with {}", want.len(), self.rows * self.row_bytes));
+    pub fn equals_bytes(&self, out: &Output<D>, want: &[u8]) -> std::result::Result<(), String> {
+        if want.len() != out.rows * out.row_bytes {
+            return Err(format!("{} bytes to compare with {}", want.len(), out.rows * out.row_bytes));
         }
-        self.each(device, |first, bytes| {
-            let want = &want[first * self.row_bytes..][..bytes.len()];
-            if bytes == want {
-                return Ok(());
+        self.intact(out)?;
+        let buffer = upload(self.device, want).map_err(said)?;
+        let span = Span { address: self.device.address(&buffer), pitch: out.row_bytes, dtype: out.dtype };
+        self.mismatches(Some(span), self.logits(out), (out.rows, self.shape.vocab), "logits")
+    }
+
+    /// The same bits as columns `from..` of rows `rows[i]` of a larger output of the same type.
+    pub fn equals_part(
+        &self,
+        out: &Output<D>,
+        (want, rows, from): (&Output<D>, &[i64], usize),
+    ) -> std::result::Result<(), String> {
+        self.intact(out)?;
+        let whole = self.logits(want);
+        for (i, &row) in rows.iter().enumerate() {
+            let start = (row as usize * want.pitch + from * want.dtype.size()) as u64;
+            let want = Span { address: whole.address + start, ..whole };
+            let got = Span { address: self.logits(out).address + (i * out.pitch) as u64, ..self.logits(out) };
+            self.mismatches(Some(want), got, (1, self.shape.vocab), &format!("logits of row {row}"))?;
+        }
+        Ok(())
+    }
+
+    /// What must be right of every product of these integers.
+    pub fn projection(&self) -> Result<D::Buffer> {
+        let Operands { vocab, hidden, .. } = self.operands;
+        self.check.projection(self.device, self.weight_matrix(), self.operands.weights(), (vocab, hidden))
+    }
+
+    /// Whether f32 logits are the exact product of the integers.
+    ///
+    /// # Errors
+    /// Which rows are not, or what was written beside them.
+    pub fn is_exact(&self, out: &Output<D>, projection: &D::Buffer) -> std::result::Result<(), String> {
+        assert!(self.operands.integers && out.dtype == DType::F32, "exact f32 logits of integers");
+        self.intact(out)?;
+        let Operands { vocab, hidden, precision, .. } = self.operands;
+        let rows = (self.call(out).hidden, precision.rows(), hidden);
+        let logits = self.logits(out);
+        let wrong =
+            self.check.wrong_rows(self.device, projection, rows, logits, (out.rows, vocab)).map_err(said)?;
+        match wrong.first() {
+            None => Ok(()),
+            Some(first) => Err(format!("{} of {} rows are wrong, the first {first}", wrong.len(), out.rows)),
+        }
+    }
+
+    /// All logits on the host, one row behind the other.
+    pub fn all(&self, out: &Output<D>) -> std::result::Result<Vec<u8>, String> {
+        self.intact(out)?;
+        self.part(out, 0..self.shape.vocab)
+    }
+
+    /// Some ids of every row on the host, one row behind the other.
+    pub fn part(&self, out: &Output<D>, ids: std::ops::Range<usize>) -> std::result::Result<Vec<u8>, String> {
+        let size = out.dtype.size();
+        let mut bytes = vec![0; out.rows * ids.len() * size];
+        for (row, to) in bytes.chunks_mut((ids.len() * size).max(1)).enumerate() {
+            let at = GUARD + row * out.pitch + ids.start * size;
+            self.device.read(&out.buffer, at, to).map_err(said)?;
+        }
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lmhead_emulated::EmulatedDevice;
+
+    const PRECISIONS: [Precision; 7] = [
+        Precision::Bf16,
+        Precision::F16,
+        Precision::W8a8(DType::Bf16),
+        Precision::W8a8(DType::F16),
+        Precision::W8a8(DType::F32),
+        Precision::W8a16(DType::Bf16),
+        Precision::W8a16(DType::F16),
+    ];
+
+    #[test]
+    fn a_device_is_filled_as_the_host_says() {
+        let device = EmulatedDevice::new(1);
+        let check = Checker::new(&device).expect("kernels");
+        let types = [DType::I8, DType::Bf16, DType::F16, DType::F32];
+        let random = types.map(|dtype| Fill::Random(dtype, 0x1234_5678_9abc));
+        let small = types.map(|dtype| Fill::Small { dtype, seed: 7, row: 50 });
+        let buffer = device.alloc(1 << 14).expect("memory");
+        for fill in random.into_iter().chain(small).chain([Fill::Bytes(0x5a)]) {
+            for (at, bytes, first) in [(0, 16, 0), (32, 4096, 160), (0, 1 << 14, 1 << 20)] {
+                check.fill(&device, &buffer, 0, 1 << 14, (Fill::Bytes(0xee), 0)).expect("a launch");
+                check.fill(&device, &buffer, at, bytes, (fill, first)).expect("a launch");
+                let mut all = vec![0; 1 << 14];
+                device.read(&buffer, 0, &mut all).expect("a copy");
+                assert!(
+                    all[at..at + bytes] == fill.bytes(first, bytes),
+                    "{fill:?}, {bytes} bytes from {first}"
+                );
+                let outside = all[..at].iter().chain(&all[at + bytes..]);
+                assert!(outside.copied().all(|byte| byte == 0xee), "{fill:?}: written beside it");
             }
-            let size = self.dtype.size();
-            let differs = |(_, (a, b)): &(usize, (&[u8], &[u8]))| a != b;
-            let pairs = || bytes.chunks(size).zip(want.chunks(size)).enumerate();
-            let count = pairs().filter(differs).count();
-            let (at, (got, wanted)) = pairs().find(differs).expect("they differ");
-            let vocab = self.row_bytes / size;
-            Err(format!(
-                "{count} of {} logits have other bits, the first at row {}, id {}: {got:02x?} for {wanted:02x?}",
-                bytes.len() / size,
-                first + at / vocab,
-                at % vocab
-            ))
-        })
+        }
+        // Integers are what they say, and the first of a row 127.
+        let bytes = Fill::Small { dtype: DType::I8, seed: 3, row: 100 }.bytes(0, 1000);
+        let firsts = bytes.iter().step_by(100).all(|byte| *byte == 127);
+        assert!(firsts && bytes.iter().filter(|byte| !(-8..8).contains(&(**byte as i8))).count() == 10);
+    }
+
+    #[test]
+    fn a_product_of_integers_is_proved_and_each_kind_of_mistake_found() {
+        let device = EmulatedDevice::new(2);
+        for precision in PRECISIONS {
+            // Rows of k that do not end with a piece of 16 bytes, picked by index, one of them twice.
+            let operands = Operands::new(precision, 130, 200, 9).integers();
+            let loaded = Loaded::new(&device, &operands, 9).expect("memory");
+            let projection = loaded.projection().expect("a projection");
+            let out = loaded.output(5, Some(&[8, 0, 3, 3, 7]), DType::F32, 1).expect("memory");
+            loaded.run(&out, None).expect("a launch");
+            assert_eq!(loaded.is_exact(&out, &projection), Ok(()), "{precision}");
+            let at = |row: usize, id: usize| GUARD + row * out.pitch + 4 * id;
+            let read = |place: usize| {
+                let mut bytes = [0; 4];
+                device.read(&out.buffer, place, &mut bytes).expect("a copy");
+                f32::from_le_bytes(bytes)
+            };
+            let write =
+                |place: usize, v: f32| device.write(&out.buffer, place, &v.to_le_bytes()).expect("a copy");
+            for (row, id) in [(0, 0), (2, 77), (4, 129)] {
+                let right = read(at(row, id));
+                let next = if id == 129 { 128 } else { id + 1 };
+                let other = read(at(row, next));
+                for wrong in
+                    [right + 1.0, right - 1.0, right + 65536.0, right + 0.5, f32::NAN, f32::INFINITY, 3e9]
+                {
+                    write(at(row, id), wrong);
+                    let problem = loaded.is_exact(&out, &projection).expect_err("wrong");
+                    assert_eq!(problem, format!("1 of 5 rows are wrong, the first {row}"), "{wrong}");
+                }
+                // Two logits that have changed places.
+                write(at(row, id), other);
+                write(at(row, next), right);
+                assert_eq!(loaded.is_exact(&out, &projection).is_err(), right != other, "{precision}");
+                write(at(row, id), right);
+                write(at(row, next), other);
+            }
+            assert_eq!(loaded.is_exact(&out, &projection), Ok(()), "{precision}");
+            // The product of other weights.
+            let shard = Loaded::new(&device, &operands.shard(0, 129), 9).expect("memory");
+            let fewer = shard.projection().expect("a projection");
+            assert!(loaded.is_exact(&out, &fewer).is_err(), "{precision}");
+        }
+    }
+
+    #[test]
+    fn comparisons_count_name_and_round() {
+        let device = EmulatedDevice::new(3);
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let operands = Operands::new(Precision::Bf16, 301, 72, 4);
+            let loaded = Loaded::new(&device, &operands, 4).expect("memory");
+            let want = loaded.output(4, None, DType::F32, 0).expect("memory");
+            let out = loaded.output(4, None, dtype, 3).expect("memory");
+            loaded.run(&want, None).expect("a launch");
+            loaded.run(&out, None).expect("a launch");
+            assert_eq!(loaded.equals(&out, &want), Ok(()), "{dtype}");
+            let all = loaded.all(&out).expect("logits");
+            assert_eq!(loaded.equals_bytes(&out, &all), Ok(()), "{dtype}");
+
+            let size = dtype.size();
+            let at = |row: usize, id: usize| GUARD + row * out.pitch + size * id;
+            let flip = |place: usize| {
+                let mut byte = [0];
+                device.read(&out.buffer, place, &mut byte).expect("a copy");
+                device.write(&out.buffer, place, &[byte[0] ^ 1]).expect("a copy");
+            };
+            let places = [(0, 0), (1, 255), (1, 256), (3, 300)];
+            places.iter().for_each(|&(row, id)| flip(at(row, id)));
+            let problem = loaded.equals(&out, &want).expect_err("four flipped bits");
+            assert!(
+                problem.starts_with("of 1204 logits, 4 have other bits, as row 0, id 0: wanted 0x"),
+                "{problem}"
+            );
+            assert!(
+                places.iter().all(|(row, id)| problem.contains(&format!("row {row}, id {id}: "))),
+                "{problem}"
+            );
+            places.iter().for_each(|&(row, id)| flip(at(row, id)));
+            assert_eq!(loaded.equals(&out, &want), Ok(()), "{dtype}");
+
+            // What nobody has written is wrong, also where the other one lacks it, too.
+            device.write(&out.buffer, at(2, 100), &[POISON; 4][..size]).expect("a copy");
+            let poisoned = loaded.part(&out, 0..301).expect("logits");
+            let problem = loaded.equals_bytes(&out, &poisoned).expect_err("a hole");
+            assert!(problem.contains("1 have other bits, as row 2, id 100"), "{problem}");
+            loaded.run(&out, None).expect("a launch");
+
+            // Before, between and behind the rows.
+            for place in [0, GUARD - 1, at(1, 301), at(4, 0), at(4, 0) + GUARD - 1] {
+                flip(place);
+                let problem = loaded.equals(&out, &want).expect_err("written beside");
+                assert!(problem.contains("elements beside the logits"), "{place}: {problem}");
+                flip(place);
+            }
+            let status = device.write(&out.status, 4, &[1, 0, 0, 0]);
+            status.expect("a copy");
+            assert_eq!(loaded.equals(&out, &want), Err("row 1 has status 0x1".into()));
+        }
     }
 }

@@ -1,8 +1,9 @@
-//! The products at full size: every plan gives the bits of every other, of the emulated device and, in int8, of the CPU; nothing beside
-//! the logits is written, nothing of them is left out.
+//! The products at full size: every plan gives the bits of every other and, of integers, the exact product;
+//! nothing beside the logits is written, nothing of them is left out. All of it is compared on the device.
 
 use crate::needs::{GpuTest, Needs, small};
 use crate::operands::{Loaded, Operands};
+use crate::recorded::{Recorded, compare_ends, rounded, same_bits};
 use libtest_mimic::Failed;
 use lmhead::DType;
 use lmhead::backend::cpu::CpuBackend;
@@ -12,23 +13,25 @@ use lmhead::backend::device::KernelDevice;
 use lmhead::backend::{Backend, Job, LogitsOut};
 use lmhead::epilogue::Epilogue;
 use lmhead::merge::{Candidate, PartialSpec, RowPartial};
-use lmhead::plan::{Plan, Precision};
+use lmhead::plan::Precision;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, Matrix};
-use lmhead_emulated::EmulatedDevice;
+use lmhead_testkit::product::table::{Case, PRECISIONS, cases, run};
+use lmhead_testkit::product::{bits_of, raw_logits};
 
 const GB: usize = 1 << 30;
 
+/// By what they are worth where minutes are few.
 pub const TESTS: &[GpuTest] = &[
+    GpuTest { name: "bits::table", needs: Needs::Memory(GB), run: table },
+    // The arithmetic that the emulated device has, here and below.
+    GpuTest { name: "bits::recorded", needs: Needs::Exactly(Capability(9, 0)), run: recorded_table },
+    GpuTest { name: "bits::ends_of_a_head", needs: Needs::Exactly(Capability(9, 0)), run: ends },
+    GpuTest { name: "bits::a_graph_replays_the_same", needs: Needs::Memory(8 * GB), run: graph },
     GpuTest {
         name: "products::every_plan_has_the_same_bits",
-        needs: Needs::Memory(16 * GB),
+        needs: Needs::Memory(24 * GB),
         run: every_plan,
-    },
-    GpuTest {
-        name: "products::every_vocabulary_and_hidden_size",
-        needs: Needs::Memory(16 * GB),
-        run: every_vocabulary,
     },
     GpuTest {
         name: "products::bits_do_not_depend_on_batch_position_or_shard",
@@ -36,15 +39,9 @@ pub const TESTS: &[GpuTest] = &[
         run: independent,
     },
     GpuTest {
-        name: "products::int8_has_the_emulated_devices_bits",
-        needs: Needs::Memory(4 * GB),
-        run: emulated_int8,
-    },
-    GpuTest {
-        name: "products::halves_have_the_emulated_devices_bits",
-        // The arithmetic that the emulated device has.
-        needs: Needs::Exactly(Capability(9, 0)),
-        run: emulated_halves,
+        name: "products::every_vocabulary_and_hidden_size",
+        needs: Needs::Memory(24 * GB),
+        run: every_vocabulary,
     },
     GpuTest { name: "products::int8_has_the_cpus_bits", needs: Needs::Memory(8 * GB), run: cpu_int8 },
     GpuTest {
@@ -52,17 +49,7 @@ pub const TESTS: &[GpuTest] = &[
         needs: Needs::Memory(20 * GB),
         run: many_logits,
     },
-    GpuTest { name: "products::a_graph_replays_the_same_bits", needs: Needs::Memory(8 * GB), run: graph },
-];
-
-const ALL: [Precision; 7] = [
-    Precision::Bf16,
-    Precision::F16,
-    Precision::W8a8(DType::Bf16),
-    Precision::W8a8(DType::F16),
-    Precision::W8a8(DType::F32),
-    Precision::W8a16(DType::Bf16),
-    Precision::W8a16(DType::F16),
+    GpuTest { name: "products::more_tiles_than_16_bits_count", needs: Needs::Memory(GB), run: many_tiles },
 ];
 
 /// What went wrong, with the product and the plan.
@@ -70,34 +57,67 @@ fn of(what: &str, precision: Precision, rows: usize) -> impl Fn(String) -> Faile
     move |problem| format!("{precision}, {rows} rows, {what}: {problem}").into()
 }
 
-/// Every plan for these rows, against the first.
+fn all_good(problems: Vec<String>) -> Result<(), Failed> {
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("\n").into()) }
+}
+
+/// Every tile on small shapes with every finish: int8 by the rule, 16 bits within the bounds, and all alike.
+fn table(device: &CudaDevice) -> Result<(), Failed> {
+    let step = if small() { 9 } else { 1 };
+    all_good(cases().iter().step_by(step).filter_map(|case| run(device, case).err()).collect())
+}
+
+fn recorded_table(device: &CudaDevice) -> Result<(), Failed> {
+    let recorded = Recorded::read()?;
+    let one = |case: Case| {
+        let got = bits_of(&raw_logits(device, &case.product)?);
+        same_bits(&got, &recorded.case(&case)?).map_err(|problem| format!("{}: {problem}", case.name))
+    };
+    let step = if small() { 9 } else { 1 };
+    all_good(rounded().step_by(step).filter_map(|case| one(case).err()).collect())
+}
+
+/// A whole head is multiplied: not where a processor emulates the device.
+fn ends(device: &CudaDevice) -> Result<(), Failed> {
+    if small() {
+        return recorded_table(device);
+    }
+    Ok(compare_ends(device, &Recorded::read()?)?)
+}
+
+/// Every plan for these rows against the first, and the chosen one against the exact product of integers.
 fn compare_plans(
     loaded: &Loaded<'_, CudaDevice>,
     rows: usize,
     dtype: DType,
     gap: usize,
 ) -> Result<(), Failed> {
-    let (device, precision) = (loaded.device, loaded.matmul.spec().precision);
-    let out = loaded.output(rows, None, dtype, gap)?;
-    let mut first: Option<(Plan, Vec<u8>)> = None;
-    for plan in loaded.plans(rows)? {
-        loaded.run(&out, Some(&plan))?;
-        match &first {
-            None => {
-                let bits = out.all(device).map_err(of(plan.tile.kernel, precision, rows))?;
-                first = Some((plan, bits));
-            }
-            Some((before, bits)) => {
-                let what = format!("{} against {}", plan.tile.kernel, before.tile.kernel);
-                out.equals(device, bits).map_err(of(&what, precision, rows))?;
-            }
-        }
+    let precision = loaded.matmul.spec().precision;
+    let [first, out] = [0, gap].map(|gap| loaded.output(rows, None, dtype, gap));
+    let (first, out) = (first?, out?);
+    let plans = loaded.plans(rows)?;
+    loaded.run(&first, Some(&plans[0]))?;
+    for plan in &plans {
+        loaded.run(&out, Some(plan))?;
+        let what = format!("{} against {}", plan.tile.kernel, plans[0].tile.kernel);
+        loaded.equals(&out, &first).map_err(of(&what, precision, rows))?;
+    }
+    Ok(())
+}
+
+fn exact(device: &CudaDevice, operands: &Operands, all_rows: &[usize]) -> Result<(), Failed> {
+    let loaded = Loaded::new(device, &operands.integers(), operands.source_rows)?;
+    let projection = loaded.projection()?;
+    for &rows in all_rows {
+        let out = loaded.output(rows, None, DType::F32, rows % 2)?;
+        loaded.run(&out, None)?;
+        loaded.is_exact(&out, &projection).map_err(of("integers", operands.precision, rows))?;
     }
     Ok(())
 }
 
 fn every_plan(device: &CudaDevice) -> Result<(), Failed> {
-    for precision in ALL {
+    for precision in PRECISIONS {
         let (vocab, hidden, rows): (_, _, &[usize]) = match precision {
             _ if small() => (300, 144, &[1, 9, 40]),
             Precision::Bf16 | Precision::W8a8(DType::Bf16) => {
@@ -108,9 +128,9 @@ fn every_plan(device: &CudaDevice) -> Result<(), Failed> {
         };
         let most = rows[rows.len() - 1];
         let operands = Operands::new(precision, vocab, hidden, most);
+        exact(device, &operands, rows)?;
         let loaded = Loaded::new(device, &operands, most)?;
         for &rows in rows {
-            // The largest with as few bytes as possible: two copies of it are on the host.
             let dtype = if rows > 1000 { DType::Bf16 } else { DType::F32 };
             compare_plans(&loaded, rows, dtype, rows % 3)?;
         }
@@ -129,8 +149,9 @@ fn every_vocabulary(device: &CudaDevice) -> Result<(), Failed> {
         vocabularies.into_iter().zip(hidden.into_iter().cycle()).collect()
     };
     for (i, (vocab, hidden)) in sizes.into_iter().enumerate() {
-        let precision = ALL[i % ALL.len()];
+        let precision = PRECISIONS[i % PRECISIONS.len()];
         let operands = Operands::new(precision, vocab, hidden, 37);
+        exact(device, &operands, &[3, 37])?;
         let loaded = Loaded::new(device, &operands, 37)?;
         for (rows, dtype) in [(3, DType::Bf16), (37, DType::F32), (1, DType::F16)] {
             compare_plans(&loaded, rows, dtype, i % 2)?;
@@ -144,62 +165,29 @@ fn independent(device: &CudaDevice) -> Result<(), Failed> {
     for precision in [Precision::Bf16, Precision::W8a8(DType::Bf16), Precision::W8a16(DType::F16)] {
         let operands = Operands::new(precision, vocab, hidden, rows);
         let loaded = Loaded::new(device, &operands, rows)?;
-        let out = loaded.output(rows, None, DType::F32, 0)?;
-        loaded.run(&out, None)?;
-        let whole = out.all(device).map_err(of("the whole batch", precision, rows))?;
-        let of_row = |row: i64| &whole[row as usize * 4 * vocab..][..4 * vocab];
+        let whole = loaded.output(rows, None, DType::F32, 0)?;
+        loaded.run(&whole, None)?;
         // Alone, at other places, and more than once.
         let last = rows as i64 - 1;
         for picked in [vec![last], vec![last, 0, last, 3, 3, 1, last], (0..=last).rev().step_by(3).collect()]
         {
             let out = loaded.output(picked.len(), Some(&picked), DType::F32, 1)?;
             loaded.run(&out, None)?;
-            let want: Vec<u8> = picked.iter().flat_map(|&row| of_row(row)).copied().collect();
-            out.equals(device, &want).map_err(of("picked rows", precision, picked.len()))?;
+            loaded.equals_part(&out, (&whole, &picked, 0)).map_err(of(
+                "picked rows",
+                precision,
+                picked.len(),
+            ))?;
         }
         // Of a shard.
         let (first, ids) = (64, vocab / 2 - 17);
         let shard = Loaded::new(device, &operands.shard(first, ids), rows)?;
         let out = shard.output(rows, None, DType::F32, 0)?;
         shard.run(&out, None)?;
-        let part = |row: i64| &of_row(row)[4 * first..4 * (first + ids)];
-        let want: Vec<u8> = (0..=last).flat_map(part).copied().collect();
-        out.equals(device, &want).map_err(of("a shard", precision, rows))?;
+        let all: Vec<i64> = (0..=last).collect();
+        shard.equals_part(&out, (&whole, &all, first)).map_err(of("a shard", precision, rows))?;
     }
     Ok(())
-}
-
-/// Some ids of a large product, computed by the emulated device.
-fn against_emulated(device: &CudaDevice, precision: Precision) -> Result<(), Failed> {
-    let (vocab, hidden, rows, ids) = if small() { (300, 144, 9, 70) } else { (129_280, 7168, 28, 130) };
-    let operands = Operands::new(precision, vocab, hidden, rows);
-    let loaded = Loaded::new(device, &operands, rows)?;
-    let out = loaded.output(rows, None, DType::F32, 0)?;
-    loaded.run(&out, None)?;
-    let whole = out.all(device).map_err(of("the GPU", precision, rows))?;
-
-    let emulated = EmulatedDevice::new(1);
-    for first in [0, vocab - ids] {
-        let part = Loaded::new(&emulated, &operands.shard(first, ids), rows)?;
-        let out = part.output(rows, None, DType::F32, 0)?;
-        part.run(&out, None)?;
-        let want: Vec<u8> =
-            (0..rows).flat_map(|row| &whole[4 * (row * vocab + first)..][..4 * ids]).copied().collect();
-        out.equals(&emulated, &want).map_err(of("the emulated device for the GPU", precision, rows))?;
-    }
-    Ok(())
-}
-
-fn emulated_int8(device: &CudaDevice) -> Result<(), Failed> {
-    [DType::Bf16, DType::F16, DType::F32]
-        .into_iter()
-        .try_for_each(|rows| against_emulated(device, Precision::W8a8(rows)))
-}
-
-fn emulated_halves(device: &CudaDevice) -> Result<(), Failed> {
-    [Precision::Bf16, Precision::F16, Precision::W8a16(DType::Bf16), Precision::W8a16(DType::F16)]
-        .into_iter()
-        .try_for_each(|precision| against_emulated(device, precision))
 }
 
 /// Through whole backends: logits and candidates, with host memory for all at once, and for a part of it at a time.
@@ -208,15 +196,16 @@ fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
         if small() { (300, 144, 9, 4096) } else { (129_280, 7168, 28, 4 << 20) };
     let operands = Operands::new(Precision::W8a8(DType::Bf16), vocab, hidden, rows);
     let values: Vec<i8> = operands
-        .weights
-        .chunks(operands.pitch)
+        .host_weights()
+        .chunks(operands.pitch())
         .flat_map(|row| bytemuck::cast_slice::<u8, i8>(&row[..hidden]))
         .copied()
         .collect();
-    let matrix = Matrix::I8 { values: values.into(), scales: operands.scales.clone() };
+    let matrix = Matrix::I8 { values: values.into(), scales: operands.scales() };
     let shard = HeadShard::new(0..vocab, vocab, hidden, lmhead::Quantization::W8a8, matrix, None)?;
+    let hidden_rows = operands.host_rows();
     let job = Job {
-        rows: HiddenRows::new(&operands.rows, DType::Bf16, rows, hidden)?,
+        rows: HiddenRows::new(&hidden_rows, DType::Bf16, rows, hidden)?,
         shard: &shard,
         epilogue: Epilogue::default(),
         adjustments: None,
@@ -261,42 +250,28 @@ fn answers(backend: &dyn Backend, job: &Job<'_>) -> lmhead::Result<(Vec<u8>, Vec
 fn many_logits(device: &CudaDevice) -> Result<(), Failed> {
     let (vocab, hidden, rows) = if small() { (300, 64, 17) } else { (262_208, 64, 8200) };
     let precision = Precision::W8a8(DType::Bf16);
-    let operands = Operands::new(precision, vocab, hidden, rows);
-    let loaded = Loaded::new(device, &operands, rows)?;
+    let loaded = Loaded::new(device, &Operands::new(precision, vocab, hidden, rows), rows)?;
     let out = loaded.output(rows, None, DType::Bf16, 1)?;
     loaded.run(&out, None)?;
     // Each row alone is far from 2^31, and must have the bits that it has here: the last rows, and one in the middle of the rest.
     let picked = [0, rows as i64 / 2, rows as i64 - 2, rows as i64 - 1];
     let few = loaded.output(picked.len(), Some(&picked), DType::Bf16, 0)?;
     loaded.run(&few, None)?;
-    let want = few.all(device).map_err(of("rows alone", precision, picked.len()))?;
-    let mut seen = 0;
-    let row_bytes = 2 * vocab;
-    out.each(device, |first, bytes| {
-        for (i, &row) in picked.iter().enumerate() {
-            let Some(at) = (row as usize).checked_sub(first).filter(|at| (at + 1) * row_bytes <= bytes.len())
-            else {
-                continue;
-            };
-            seen += 1;
-            if bytes[at * row_bytes..][..row_bytes] != want[i * row_bytes..][..row_bytes] {
-                return Err(format!("row {row} has other bits than alone"));
-            }
-        }
-        Ok(())
-    })
-    .map_err(of("more than 2^31 logits", precision, rows))?;
-    if seen == picked.len() { Ok(()) } else { Err("rows were not compared".into()) }
+    loaded.equals_part(&few, (&out, &picked, 0)).map_err(of("more than 2^31 logits", precision, rows))
+}
+
+fn many_tiles(device: &CudaDevice) -> Result<(), Failed> {
+    let vocab = if small() { 1025 } else { 65_536 * 128 + 1 };
+    exact(device, &Operands::new(Precision::W8a8(DType::Bf16), vocab, 16, 1), &[1])
 }
 
 fn graph(device: &CudaDevice) -> Result<(), Failed> {
     let (vocab, hidden, rows) = if small() { (300, 144, 9) } else { (129_280, 7168, 28) };
     for precision in [Precision::Bf16, Precision::W8a8(DType::Bf16), Precision::W8a16(DType::Bf16)] {
-        let operands = Operands::new(precision, vocab, hidden, rows);
-        let loaded = Loaded::new(device, &operands, rows)?;
-        let out = loaded.output(rows, None, DType::F32, 0)?;
-        loaded.run(&out, None)?;
-        let eager = out.all(device).map_err(of("eager", precision, rows))?;
+        let loaded = Loaded::new(device, &Operands::new(precision, vocab, hidden, rows), rows)?;
+        let [eager, out] = [0, 1].map(|gap| loaded.output(rows, None, DType::F32, gap));
+        let (eager, out) = (eager?, out?);
+        loaded.run(&eager, None)?;
         let own = device.open_stream()?;
         let (stream, call) = (device.on(&own), loaded.call(&out));
         // SAFETY: all of it is this device's, and lives until the last wait below.
@@ -306,7 +281,7 @@ fn graph(device: &CudaDevice) -> Result<(), Failed> {
             // SAFETY: as above.
             unsafe { graph.launch(stream) }?;
             device.wait(stream)?;
-            out.equals(device, &eager).map_err(of("a replay", precision, rows))?;
+            loaded.equals(&out, &eager).map_err(of("a replay", precision, rows))?;
         }
     }
     Ok(())

@@ -1,44 +1,89 @@
-//! What the memory can do with as many bytes as a product moves: only reading them, and copying them.
+//! What the memory can do with as many bytes as a product moves: only reading them, by plain loads or by bulk
+//! copies, and copying them.
 
+use crate::check::Checker;
 use crate::clocked::Clocked;
-use crate::operands::values;
+use crate::fill::Fill;
 use cudarc::driver::result;
-use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream, Kernel};
+use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream, Kernel, encode};
 use lmhead::backend::device::{Grid, KernelDevice};
-use lmhead::backend::params::ReadStreamParams;
+use lmhead::backend::params::{ReadBoxesParams, ReadBulkParams, ReadStreamParams};
+use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead::{DType, Error, Result};
+use std::collections::BTreeMap;
 
 /// Random bytes, again and again.
 const PATTERN: usize = 16 << 20;
+/// Of the ring of `kernels/read_bulk_sm90a.cu`: six stages, two barriers each.
+const STAGE: usize = 32768;
+const BULK_SHARED: usize = 6 * (STAGE + 16);
+const BULK_THREADS: u32 = 160;
+
+/// A way of reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Loads of 16 bytes, four blocks a processor.
+    Loads,
+    /// Bulk copies of 32 KB: blocks, and how many copies one makes one behind the other.
+    Bulk { blocks: u32, run: u32 },
+    /// Boxes of so many rows x 128 bytes of a matrix with rows of `pitch` bytes.
+    Boxes { blocks: u32, rows: u32, pitch: usize },
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Way::Loads => write!(f, "16-byte loads"),
+            Way::Bulk { blocks, run } => write!(f, "bulk copies of 32 KB, {blocks} blocks, {run} in a run"),
+            Way::Boxes { blocks, rows, .. } => write!(f, "boxes of {rows} rows x 128 bytes, {blocks} blocks"),
+        }
+    }
+}
 
 /// Memory to read and to copy, of which each pass takes another window, so that the second-level cache holds nothing of it.
 pub struct Roofs<'d> {
-    device: &'d CudaDevice,
+    pub device: &'d CudaDevice,
     stream: CudaStream,
     read: Kernel<ReadStreamParams>,
+    /// Both need a device of compute capability 9.0: why there are none.
+    bulk: std::result::Result<(Kernel<ReadBulkParams>, Kernel<ReadBoxesParams>), String>,
     from: Buffer,
     to: Buffer,
-    sum: Buffer,
+    /// One word for each way that was ever asked for.
+    found: Buffer,
+    ways: BTreeMap<Way, usize>,
     /// Sums of the pattern's words before each word, and of all.
     sums: Vec<u32>,
 }
+
+const WAYS: usize = 256;
 
 impl<'d> Roofs<'d> {
     /// For products that move at most `largest` bytes; windows come again after `rotate` bytes at the earliest.
     pub fn new(device: &'d CudaDevice, stream: CudaStream, largest: usize, rotate: usize) -> Result<Self> {
         let bytes = (largest + rotate).next_multiple_of(256);
-        let pattern = values(DType::I8, PATTERN.min(bytes), 77);
+        let pattern = Fill::Random(DType::I8, 77);
         let mut sums = vec![0u32];
-        for word in pattern.chunks_exact(4) {
+        for word in pattern.bytes(0, PATTERN.min(bytes)).chunks_exact(4) {
             let word = u32::from_le_bytes(word.try_into().expect("four bytes"));
             sums.push(sums[sums.len() - 1].wrapping_add(word));
         }
-        let from = device.alloc(bytes)?;
-        for at in (0..bytes).step_by(pattern.len()) {
-            device.write(&from, at, &pattern[..pattern.len().min(bytes - at)])?;
+        let check = Checker::new(device)?;
+        let (from, to, found) = (device.alloc(bytes)?, device.alloc(bytes)?, device.filled(4 * WAYS, 0)?);
+        for at in (0..bytes).step_by(PATTERN) {
+            check.fill(device, &from, at, PATTERN.min(bytes - at), (pattern, 0))?;
         }
-        let (to, sum) = (device.alloc(bytes)?, device.filled(4, 0)?);
-        Ok(Roofs { device, stream, read: device.kernel("read_stream")?, from, to, sum, sums })
+        device.synchronize()?;
+        let read: Kernel<ReadStreamParams> = device.kernel("read_stream")?;
+        read.leave_carveout()?;
+        let both = || Ok((device.kernel("read_bulk")?, device.kernel("read_boxes")?));
+        let bulk = both().map_err(|e: Error| crate::needs::first_sentence(&e));
+        Ok(Roofs { device, stream, read, bulk, from, to, found, ways: BTreeMap::new(), sums })
+    }
+
+    /// Why bulk copies are not measured here.
+    pub fn no_bulk(&self) -> Option<&str> {
+        self.bulk.as_ref().err().map(String::as_str)
     }
 
     /// Where pass `i` over so many bytes begins: windows lie one behind the other.
@@ -47,21 +92,79 @@ impl<'d> Roofs<'d> {
         i % ((self.from.len() - bytes) / step + 1) * step
     }
 
-    /// Reading so many bytes, rounded to 16, and nothing else.
-    pub fn reading(&self, bytes: usize, passes: usize) -> Result<Clocked> {
-        // No more than have something to read.
-        let most = u32::try_from(bytes.div_ceil(16 * 512)).unwrap_or(u32::MAX).max(1);
-        let blocks = most.min(self.device.info().processors * 4);
-        let grid = Grid { blocks, threads: 512, shared_bytes: 0 };
-        Clocked::new(self.device, self.stream, passes, |i| {
-            let params = ReadStreamParams {
-                data: (self.from.address() as usize + self.window(i, bytes)) as *const _,
-                pieces: bytes as u64 / 16,
-                out: self.sum.pointer(),
+    /// Reading so many bytes, rounded to 16, and nothing else, by loads and, where the device has them, by
+    /// bulk copies.
+    pub fn reading(&mut self, bytes: usize, passes: usize) -> Result<Vec<(Way, Clocked)>> {
+        let blocks = self.device.info().processors.min(bytes.div_ceil(STAGE) as u32);
+        let bulk = self.bulk.is_ok().then_some(Way::Bulk { blocks, run: 1 });
+        let ways = [Way::Loads].into_iter().chain(bulk);
+        ways.map(|way| Ok((way, self.reading_by(way, bytes, passes)?))).collect()
+    }
+
+    /// The same by one way. Bytes that boxes read are whole rows.
+    pub fn reading_by(&mut self, way: Way, bytes: usize, passes: usize) -> Result<Clocked> {
+        let place = self.ways.len();
+        let place = *self.ways.entry(way).or_insert(place);
+        assert!(place < WAYS, "fewer ways than places");
+        let out = (self.found.address() as usize + 4 * place) as *mut u32;
+        let bulk = || {
+            let why = |reason: &String| Error::Unsupported {
+                what: way.to_string(),
+                wanted: "compute capability 9.0".into(),
+                got: reason.clone(),
+                fix: "read by loads".into(),
             };
+            self.bulk.as_ref().map_err(why)
+        };
+        let ring = |blocks| Grid { blocks, threads: BULK_THREADS, shared_bytes: BULK_SHARED };
+        let start = |i| self.from.address() + self.window(i, bytes) as u64;
+        let launch = |i: usize| {
             // SAFETY: the window is within the buffer, which lives as long as whoever replays borrows `self`.
-            unsafe { self.device.launch(self.stream, &self.read, &grid, &params) }
-        })
+            unsafe {
+                match way {
+                    Way::Loads => {
+                        // No more blocks than have something to read.
+                        let most = u32::try_from(bytes.div_ceil(16 * 512)).unwrap_or(u32::MAX).max(1);
+                        let blocks = most.min(self.device.info().processors * 4);
+                        let grid = Grid { blocks, threads: 512, shared_bytes: 0 };
+                        let params = ReadStreamParams {
+                            data: start(i) as usize as *const _,
+                            pieces: bytes as u64 / 16,
+                            out,
+                        };
+                        self.device.launch(self.stream, &self.read, &grid, &params)
+                    }
+                    Way::Bulk { blocks, run } => {
+                        let (data, bytes) = (start(i) as usize as *const _, bytes as u64 / 16 * 16);
+                        let params = ReadBulkParams { data, bytes, out, run };
+                        self.device.launch(self.stream, &bulk()?.0, &ring(blocks), &params)
+                    }
+                    Way::Boxes { blocks, rows, pitch } => {
+                        let (count, columns) = ((bytes / pitch) as u64, pitch.div_ceil(128) as u32);
+                        let matrix = encode(&Tiled2d {
+                            address: start(i),
+                            element_bytes: 2,
+                            columns: pitch as u64 / 2,
+                            rows: count,
+                            pitch: pitch as u64,
+                            box_columns: 64,
+                            box_rows: rows,
+                            swizzle: Swizzle::Bytes128,
+                        })?;
+                        let params = ReadBoxesParams {
+                            matrix,
+                            out,
+                            rows: count as u32,
+                            columns,
+                            box_rows: rows,
+                            element_bytes: 2,
+                        };
+                        self.device.launch(self.stream, &bulk()?.1, &ring(blocks), &params)
+                    }
+                }
+            }
+        };
+        Clocked::new(self.device, self.stream, passes, launch)
     }
 
     /// Copying half of so many bytes, so that all of them move.
@@ -82,31 +185,43 @@ impl<'d> Roofs<'d> {
         })
     }
 
-    /// Whether `replays` of one graph of reading passes, since the last call, have read every word.
+    /// Whether so many replays of one graph of reading passes by each way, since the last call, have read
+    /// every word.
     ///
     /// # Errors
     /// The sum that they must have found and the one that they did.
-    pub fn check(&mut self, bytes: usize, passes: usize, replays: usize) -> std::result::Result<(), String> {
-        let (words, pattern) = (bytes / 16 * 4, self.sums.len() - 1);
+    pub fn check(
+        &mut self,
+        bytes: usize,
+        passes: usize,
+        replays: &[(Way, usize)],
+    ) -> std::result::Result<(), String> {
+        let pattern = self.sums.len() - 1;
         // Of the first `n` words of the buffer.
         let before = |n: usize| {
             let all = self.sums[pattern].wrapping_mul((n / pattern) as u32);
             all.wrapping_add(self.sums[n % pattern])
         };
-        let pass = |i: usize| {
-            let at = self.window(i, bytes) / 4;
-            before(at + words).wrapping_sub(before(at))
-        };
-        let once = (0..passes).fold(0u32, |sum, i| sum.wrapping_add(pass(i)));
-        let want = once.wrapping_mul(replays as u32);
         let said = |e: Error| e.to_string();
-        let got = self.sum.read::<u32>().map_err(said)?[0];
-        self.sum.write(&[0u32]).map_err(said)?;
-        if got == want {
-            return Ok(());
+        let found = self.found.read::<u32>().map_err(said)?;
+        self.found.write(&vec![0u32; WAYS]).map_err(said)?;
+        for (way, replays) in replays {
+            let words = match way {
+                Way::Boxes { pitch, .. } => bytes / pitch * pitch / 4,
+                _ => bytes / 16 * 4,
+            };
+            let pass = |i: usize| {
+                let at = self.window(i, bytes) / 4;
+                before(at + words).wrapping_sub(before(at))
+            };
+            let once = (0..passes).fold(0u32, |sum, i| sum.wrapping_add(pass(i)));
+            let (want, got) = (once.wrapping_mul(*replays as u32), found[self.ways[way]]);
+            if got != want {
+                return Err(format!(
+                    "{way}, {bytes} bytes: wanted the sum {want:#x}, got {got:#x}: it left words out"
+                ));
+            }
         }
-        Err(format!(
-            "the read stream of {bytes} bytes: wanted the sum {want:#x}, got {got:#x}: it left words out"
-        ))
+        Ok(())
     }
 }

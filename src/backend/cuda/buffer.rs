@@ -8,7 +8,8 @@ use cudarc::driver::result;
 
 /// Memory of one device, freed when dropped.
 ///
-/// It is not tied to a stream: the driver lets everything that uses the memory end before it is freed.
+/// It is not tied to a stream: everything that uses the memory ends before it is freed. On streams of an
+/// engine's the driver sees to that, and waits as long as it takes.
 #[derive(Debug)]
 pub struct Buffer {
     device: CudaDevice,
@@ -124,7 +125,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // A device that was lost has lost its memory too: whatever is said of that, nobody can act on it.
+        // The driver would wait without end for a kernel that does not end. A device that was lost has lost
+        // its memory too.
+        let _ = self.device.settle();
         // SAFETY: allocated by `new`, freed once.
         let _ = self.device.call(String::new, || unsafe { result::free_sync(self.address) });
     }

@@ -39,6 +39,13 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Leaves it as it is: releasing one in which a kernel does not end would wait without end.
+    pub fn abandon(&mut self) {
+        self.primary = None;
+    }
+}
+
 impl Drop for Context {
     fn drop(&mut self) {
         if let Some(device) = self.primary {

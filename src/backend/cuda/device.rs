@@ -2,7 +2,7 @@
 
 use super::buffer::Buffer;
 use super::context::Context;
-use super::driver::{DeviceInfo, describe, devices, driver, failed};
+use super::driver::{DeviceInfo, describe, devices, driver, failed, loses_device};
 use super::fatbins::{self, Fatbin};
 use super::kernel::{Kernel, Launch, Launched};
 use super::pinned::Pinned;
@@ -14,7 +14,17 @@ use crate::plan::{DeviceLimits, Precision};
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a wait for the device may take, unless [`CudaDevice::set_patience`] says otherwise: the longest
+/// product takes a hundredth.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// A wait asks again at once for so long, then lets other threads run, then sleeps between two questions.
+const SPIN: Duration = Duration::from_micros(200);
+const YIELD: Duration = Duration::from_millis(5);
+const SLEEP: Duration = Duration::from_micros(100);
 
 /// Launches that are remembered, to name the one that a failure may be of.
 const REMEMBERED: usize = 32;
@@ -48,6 +58,12 @@ struct Opened {
     shared_limit: usize,
     shared_per_processor: usize,
     own_stream: CudaStream,
+    /// Streams that are ours, of which the driver may wait for the work.
+    streams: Mutex<Vec<CudaStream>>,
+    /// Of a wait, in nanoseconds.
+    patience: AtomicU64,
+    /// Why the device can do nothing more for this process.
+    lost: OnceLock<String>,
     modules: Mutex<HashMap<&'static str, Module>>,
     /// The latest launches: the driver tells of a failure when it is next asked, and not of which.
     launches: Mutex<VecDeque<(CudaStream, Launched)>>,
@@ -63,8 +79,29 @@ struct Module(sys::CUmodule);
 // SAFETY: a handle, which the driver takes from any thread.
 unsafe impl Send for Module {}
 
+impl Opened {
+    /// Whether what is on our stream, which nobody may have waited for, ends in time.
+    fn ends(&self) -> bool {
+        let (began, patience) = (Instant::now(), Duration::from_nanos(self.patience.load(Ordering::Relaxed)));
+        let Ok(_bound) = self.context.bind() else { return false };
+        // SAFETY: our stream, of this context.
+        while unsafe { sys::cuStreamQuery(self.own_stream.0) } == sys::CUresult::CUDA_ERROR_NOT_READY {
+            if began.elapsed() >= patience {
+                return false;
+            }
+            std::thread::sleep(SLEEP);
+        }
+        true
+    }
+}
+
 impl Drop for Opened {
     fn drop(&mut self) {
+        // The driver would wait for what never ends; the end of the process gives all of it back.
+        if self.lost.get().is_some() || !self.ends() {
+            self.context.abandon();
+            return;
+        }
         let Ok(_bound) = self.context.bind() else { return };
         // SAFETY: ours, and nothing uses them any more: kernels and buffers keep the device.
         let _ = unsafe { result::stream::destroy(self.own_stream.0) };
@@ -148,6 +185,9 @@ impl CudaDevice {
             shared_limit,
             shared_per_processor,
             own_stream: CudaStream(stream),
+            streams: Mutex::new(vec![CudaStream(stream)]),
+            patience: AtomicU64::new(nanoseconds(PATIENCE)),
+            lost: OnceLock::new(),
             modules: Mutex::default(),
             launches: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
             recordings: Mutex::default(),
@@ -157,6 +197,19 @@ impl CudaDevice {
 
     pub fn info(&self) -> &DeviceInfo {
         &self.0.info
+    }
+
+    /// Lets every wait for the device take so long ([`PATIENCE`] otherwise). After a longer one the device
+    /// counts as lost: what was launched may still run, and write.
+    pub fn set_patience(&self, patience: Duration) {
+        self.0.patience.store(nanoseconds(patience), Ordering::Relaxed);
+    }
+
+    /// Why the device can do nothing more for this process, where that is so: a kernel that failed or did not
+    /// end in time, or memory that did. Every call says it from then on, and what the device holds is left to
+    /// the end of the process.
+    pub fn lost(&self) -> Option<&str> {
+        self.0.lost.get().map(String::as_str)
     }
 
     /// A whole backend on this device; `host` does what comes after the logits.
@@ -183,6 +236,8 @@ impl CudaDevice {
     pub fn kernel<P: Copy>(&self, name: &str) -> Result<Kernel<P>> {
         let fatbin = fatbins::with_kernel(name)?;
         let architecture = fatbin.code_for(self.info().capability)?;
+        // The driver may wait for all that runs before it loads a kernel.
+        self.settle()?;
         let module = self.module(fatbin)?;
         let loading = |e| failed(format!("kernel {name} ({architecture}, {})", self.info().name), e);
         let text = std::ffi::CString::new(name).expect("a name in the source");
@@ -253,14 +308,85 @@ impl CudaDevice {
         self.0.shared_limit
     }
 
-    /// Runs `call` with the context current; `what` names it where it fails.
+    /// Runs `call` with the context current; `what` names it where it fails. A device that was lost is not
+    /// called any more.
     pub(super) fn call<T>(
         &self,
         what: impl FnOnce() -> String,
         call: impl FnOnce() -> std::result::Result<T, DriverError>,
     ) -> Result<T> {
+        if let Some(why) = self.lost() {
+            let problem = format!("the device was lost before: {why}");
+            let fix = "start the process again".into();
+            return Err(Error::Device { what: what(), problem, fix });
+        }
         let bound = self.context().bind();
-        bound.and_then(|_bound| call()).map_err(|e| failed(what(), e))
+        bound.and_then(|_bound| call()).map_err(|e| {
+            let error = failed(what(), e);
+            if loses_device(e.0) {
+                let _ = self.0.lost.set(error.to_string());
+            }
+            error
+        })
+    }
+
+    /// Asks until the answer is another one than "not ready", at most as long as the device's patience lasts.
+    pub(super) fn poll(&self, what: impl Fn() -> String, ask: impl Fn() -> sys::CUresult) -> Result<()> {
+        let began = Instant::now();
+        let patience = Duration::from_nanos(self.0.patience.load(Ordering::Relaxed));
+        loop {
+            let ready = self.call(&what, || match ask() {
+                sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+                answer => answer.result().map(|()| true),
+            })?;
+            if ready {
+                return Ok(());
+            }
+            match began.elapsed() {
+                waited if waited >= patience => break,
+                waited if waited < SPIN => std::hint::spin_loop(),
+                waited if waited < YIELD => std::thread::yield_now(),
+                _ => std::thread::sleep(SLEEP),
+            }
+        }
+        let fix = "the device is lost to this process: start it again; what needs longer is given longer by CudaDevice::set_patience";
+        let problem = format!("no end within {patience:?}");
+        let error = Error::Device { what: what(), problem, fix: fix.into() };
+        let _ = self.0.lost.set(error.to_string());
+        Err(error)
+    }
+
+    /// Waits for one of our streams, unless a graph is recorded of it, which runs nothing.
+    pub(super) fn settle_one(&self, stream: CudaStream) -> Result<()> {
+        let what = || format!("{}, after {}", self.info().name, self.suspect(stream));
+        self.poll(what, || {
+            // Nobody begins to record of it between the two questions: asking for a stream that records
+            // breaks what it records.
+            let recordings = lock(&self.0.recordings);
+            match recordings.iter().any(|(on, _)| *on == stream) {
+                true => sys::CUresult::CUDA_SUCCESS,
+                // SAFETY: a stream of ours, which lives.
+                false => unsafe { sys::cuStreamQuery(stream.0) },
+            }
+        })
+    }
+
+    /// Waits, with a deadline, for what a call of the driver's would wait for without one: the work on all of
+    /// our streams.
+    pub(super) fn settle(&self) -> Result<()> {
+        // None of them is destroyed meanwhile.
+        let streams = lock(&self.0.streams);
+        streams.iter().try_for_each(|stream| self.settle_one(*stream))
+    }
+
+    /// A stream of ours, from now on.
+    pub(super) fn owns(&self, stream: CudaStream) {
+        lock(&self.0.streams).push(stream);
+    }
+
+    /// A stream that is about to be destroyed.
+    pub(super) fn disowns(&self, stream: CudaStream) {
+        lock(&self.0.streams).retain(|known| *known != stream);
     }
 
     /// Remembers a launch. Neither allocates, but while a graph is recorded, nor fails.
@@ -337,7 +463,7 @@ impl KernelDevice for CudaDevice {
     fn wait(&self, stream: CudaStream) -> Result<()> {
         let what = || format!("{}, after {}", self.info().name, self.suspect(stream));
         // SAFETY: a stream of this context.
-        self.call(what, || unsafe { result::stream::synchronize(stream.0) })
+        self.poll(what, || unsafe { sys::cuStreamQuery(stream.0) })
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {
@@ -402,6 +528,10 @@ impl KernelDevice for CudaDevice {
         // SAFETY: as above.
         unsafe { second.0.launch_on(stream, &second_launch, second.2) }
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn launch(grid: &Grid) -> Launch {

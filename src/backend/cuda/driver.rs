@@ -101,8 +101,8 @@ const FUNCTIONS: &[&str] = &[
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventElapsedTime",
+    "cuEventQuery",
     "cuEventRecord",
-    "cuEventSynchronize",
     "cuFuncGetAttribute",
     "cuFuncGetParamInfo",
     "cuFuncLoad",
@@ -132,7 +132,7 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
-    "cuStreamSynchronize",
+    "cuStreamQuery",
     "cuTensorMapEncodeTiled",
 ];
 
@@ -211,16 +211,40 @@ pub(super) fn failed(what: impl Into<String>, error: DriverError) -> Error {
         | E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             "the driver is older than the nvcc that compiled the kernels, or the device is: compare both in lmhead doctor"
         }
-        E::CUDA_ERROR_ILLEGAL_ADDRESS
-        | E::CUDA_ERROR_LAUNCH_FAILED
-        | E::CUDA_ERROR_MISALIGNED_ADDRESS
-        | E::CUDA_ERROR_ILLEGAL_INSTRUCTION => {
+        E::CUDA_ERROR_ECC_UNCORRECTABLE | E::CUDA_ERROR_NVLINK_UNCORRECTABLE => {
+            "the device is lost to this process, and its memory may be failing: look at nvidia-smi -q -d ECC before it is used again"
+        }
+        E::CUDA_ERROR_LAUNCH_TIMEOUT => {
+            "the device is lost to this process: start it again, on a device without a display's time limit"
+        }
+        other if loses_device(other) => {
             "the device is lost to this process: start it again, and run it under compute-sanitizer"
         }
         _ => "look up the code in NVIDIA's driver API reference",
     };
     let problem = format!("{}: {}", text(error.error_name()), text(error.error_string()));
     Error::Device { what: what.into(), problem, fix: fix.into() }
+}
+
+/// Whether a context that has met this error answers every later call with an error, too (CUDA driver API
+/// reference, "the process must be terminated and relaunched" and errors of the hardware).
+pub(super) fn loses_device(error: sys::CUresult) -> bool {
+    use sys::cudaError_enum as E;
+    matches!(
+        error,
+        E::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | E::CUDA_ERROR_ECC_UNCORRECTABLE
+            | E::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | E::CUDA_ERROR_ILLEGAL_ADDRESS
+            | E::CUDA_ERROR_LAUNCH_TIMEOUT
+            | E::CUDA_ERROR_ASSERT
+            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | E::CUDA_ERROR_MISALIGNED_ADDRESS
+            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | E::CUDA_ERROR_INVALID_PC
+            | E::CUDA_ERROR_LAUNCH_FAILED
+    )
 }
 
 #[cfg(test)]

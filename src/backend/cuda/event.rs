@@ -44,7 +44,7 @@ impl Event {
     /// Waits until the device has come to the mark.
     ///
     /// # Errors
-    /// `Device`, also where something before the mark failed.
+    /// As [`CudaDevice::wait`](crate::backend::device::KernelDevice::wait), of what is before the mark.
     pub fn wait(&self) -> Result<()> {
         let what = || {
             let on = *self.on.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +52,7 @@ impl Event {
             format!("{}, after {suspect}", self.device.info().name)
         };
         // SAFETY: as above.
-        self.device.call(what, || unsafe { result::event::synchronize(self.raw) })
+        self.device.poll(what, || unsafe { sys::cuEventQuery(self.raw) })
     }
 
     /// Seconds from this mark to the `later` one, as the device counts them (to half a microsecond). Waits for the later one.

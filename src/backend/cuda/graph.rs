@@ -58,10 +58,13 @@ impl Graph {
     ) -> Result<Self> {
         // Other threads may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // Before: from now on no thread asks how far the stream is, which would break the recording.
+        device.recording_begins(stream);
         // SAFETY: a stream of this context, here and below.
         let begin = || unsafe { result::stream::begin_capture(stream.0, mode) };
-        device.call(|| "a graph's beginning".into(), begin)?;
-        device.recording_begins(stream);
+        device.call(|| "a graph's beginning".into(), begin).inspect_err(|_| {
+            device.recording_ends(stream);
+        })?;
         let recording = Recording { device, stream, ended: false };
         let done = work();
         let recorded = recording.end();

@@ -165,6 +165,21 @@ impl<P: Copy> Kernel<P> {
         &self.attributes
     }
 
+    /// Leaves to the driver how much of what cache and shared memory have together is cache: for kernels that
+    /// use no shared memory.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn leave_carveout(&self) -> Result<()> {
+        let driver = sys::CUshared_carveout_enum::CU_SHAREDMEM_CARVEOUT_DEFAULT as i32;
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        let what = || format!("kernel {}: its shared memory", self.name);
+        // SAFETY: a loaded function.
+        self.device.call(what, || unsafe {
+            result::function::set_function_attribute(self.function, attribute, driver)
+        })
+    }
+
     /// Which of the embedded architectures this device runs.
     pub fn architecture(&self) -> &'static str {
         self.architecture

@@ -15,7 +15,7 @@ mod stream;
 mod tensor_map;
 
 pub use buffer::Buffer;
-pub use device::CudaDevice;
+pub use device::{CudaDevice, PATIENCE};
 pub use driver::{DeviceInfo, DriverVersion, devices, driver};
 pub use event::Event;
 pub use graph::Graph;

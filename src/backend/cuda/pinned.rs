@@ -49,6 +49,8 @@ impl AsMut<[u8]> for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        // As of device memory: the driver would wait without end.
+        let _ = self.device.settle();
         // SAFETY: allocated by `new`, freed once; nothing that was queued on it is left (the queueing function's promise).
         let _ = self.device.call(String::new, || unsafe { result::free_host(self.start.as_ptr().cast()) });
     }

@@ -44,7 +44,9 @@ impl OwnedStream {
             result::stream::create(result::stream::StreamKind::NonBlocking)
         };
         let raw = open().map_err(|e| failed(format!("a stream of {}", device.info().name), e))?;
-        Ok(OwnedStream { device, raw: CudaStream(raw) })
+        let raw = CudaStream(raw);
+        device.owns(raw);
+        Ok(OwnedStream { device, raw })
     }
 
     /// Its handle, which is good while this lives.
@@ -55,9 +57,10 @@ impl OwnedStream {
 
 impl Drop for OwnedStream {
     fn drop(&mut self) {
-        if let Ok(_bound) = self.device.context().bind() {
-            // SAFETY: made by `open`, destroyed once; the driver lets what is queued end first.
-            let _ = unsafe { result::stream::destroy(self.raw.0) };
-        }
+        // What is queued ends first, or the device is lost.
+        let _ = self.device.settle_one(self.raw);
+        self.device.disowns(self.raw);
+        // SAFETY: made by `open`, destroyed once.
+        let _ = self.device.call(String::new, || unsafe { result::stream::destroy(self.raw.0) });
     }
 }

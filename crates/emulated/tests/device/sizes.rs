@@ -1,12 +1,12 @@
 //! The table of shapes.
 
 use crate::device;
-use lmhead_testkit::product::table::{Scale, cases, run};
+use lmhead_testkit::product::table::{cases, run};
 use std::sync::Mutex;
 
 #[test]
 fn every_case_of_the_table() {
-    let cases = cases(Scale::Reduced);
+    let cases = cases();
     let (waiting, problems) = (Mutex::new(cases.iter()), Mutex::new(Vec::new()));
     let next = || waiting.lock().expect("no test panics here").next();
     let work = || {

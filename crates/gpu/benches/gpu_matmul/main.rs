@@ -1,22 +1,29 @@
-//! How long products take on a GPU: criterion with a measurement by CUDA events, of graphs that are replayed over rotating buffers.
+//! What is measured on a GPU: whole heads beside roofs and peers, patterns of reading, four launches for a
+//! profiler; and criterion's view of some products.
 //!
 //! ```text
-//! cargo bench --features cuda --bench gpu_matmul               # some shapes, criterion's report
-//! cargo bench --features cuda --bench gpu_matmul -- --table FILE   # all shapes, each beside its roofs, as JSON
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul                          # some shapes,
+//! criterion's report cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS    #
+//! whole heads, as JSON
 //! ```
-//! Without a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle` carries this program: `run.sh bench`.
+//! `probes FILE SECONDS`, `profile` and `about` (device, driver, commit and date, as JSON) likewise. Without
+//! a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle` carries this program: `run.sh
+//! first`.
 #![allow(unsafe_code, reason = "launches")]
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event};
-use lmhead_gpu::table::{self, Kind, Place};
-use lmhead_gpu::timing::{self, Replayed, Weights};
+use lmhead_gpu::about::about;
+use lmhead_gpu::heads::{self, KINDS, Replayed, Weights};
+use lmhead_gpu::probes;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip_while(|arg| arg != "--table");
-    let table = args.next().map(|_| args.next());
+    // Cargo's own come first.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let device = match CudaDevice::open(0).and_then(|device| {
         device.runs(lmhead::plan::Precision::Bf16)?;
         Ok(device)
@@ -27,10 +34,25 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
-    let done = match table {
-        None => with_criterion(&device),
-        Some(None) => Err("--table: wanted a file's name, got nothing; name the JSON to write".into()),
-        Some(Some(file)) => table::write(&device, std::path::Path::new(&file)),
+    let seconds = |text: &str| {
+        let seconds =
+            text.parse::<f64>().map_err(|_| format!("wanted seconds, got \"{text}\"; name a number"));
+        seconds.and_then(|s| {
+            if s > 0.0 { Ok(s) } else { Err(format!("wanted more than no seconds, got {s}; give it time")) }
+        })
+    };
+    let done = match args[..] {
+        ["about"] => {
+            println!("{}", about(&device));
+            Ok(())
+        }
+        ["heads", file, time] => seconds(time).and_then(|time| heads::write(&device, Path::new(file), time)),
+        ["probes", file, time] => {
+            seconds(time).and_then(|time| probes::write(&device, Path::new(file), time))
+        }
+        ["profile"] => heads::profile(&device),
+        ["heads" | "probes", ..] => Err("wanted a file's name and seconds; name the JSON to write".into()),
+        _ => with_criterion(&device),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,7 +62,6 @@ fn main() -> ExitCode {
         }
     }
 }
-
 /// Time as the device counts it, between two events on a stream.
 struct DeviceTime {
     stream: CudaStream,
@@ -82,18 +103,17 @@ impl Measurement for DeviceTime {
 
 fn with_criterion(device: &CudaDevice) -> Result<(), String> {
     let said = |e: lmhead::Error| e.to_string();
-    let own = timing::stream(device)?;
+    let own = heads::stream(device)?;
     let stream = own.handle();
     let event = || Event::new(device).map_err(said);
     let time = DeviceTime { stream, from: event()?, to: event()? };
     let mut criterion = Criterion::default().with_measurement(time).sample_size(20).configure_from_args();
-    let head = &table::heads()[0];
-    for kind in [Kind::Bf16, Kind::W8a8, Kind::W8a16] {
-        let place = Place { head, shards: 1 };
-        let weights = Weights::new(device, stream, &table::operands(kind, &place)).map_err(said)?;
-        for &rows in table::few_rows() {
-            let run = Replayed::new(&weights, kind, rows).map_err(said)?;
-            let mut group = criterion.benchmark_group(format!("{kind} {place}"));
+    let head = heads::heads()[0];
+    for kind in KINDS {
+        let weights = Weights::new(device, &head, kind).map_err(said)?;
+        for &rows in heads::row_counts() {
+            let run = Replayed::new(&weights, stream, rows).map_err(said)?;
+            let mut group = criterion.benchmark_group(format!("{kind} {head}"));
             group.throughput(Throughput::BytesDecimal(run.bytes as u64));
             group.bench_function(BenchmarkId::from_parameter(rows), |bencher| {
                 bencher.iter_custom(|times| (0..times).map(|_| run.work.replay().expect("a replay")).sum());

@@ -6,12 +6,13 @@
 
 mod backend;
 mod calls;
+mod lost;
+
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
-use lmhead_gpu::{products, table};
+use lmhead_gpu::{heads, kernels, probes, products};
 use std::ffi::c_char;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -109,7 +110,7 @@ fn the_gpus_tests_pass_on_the_fake_driver() {
 #[ignore = "needs the fake driver: the_gpus_tests_pass_on_the_fake_driver runs it"]
 fn in_child_products() {
     let device = CudaDevice::open(0).expect("a device");
-    for test in products::TESTS {
+    for test in products::TESTS.iter().chain(kernels::TESTS) {
         assert_eq!(test.needs.met_by(&device), Ok(()), "{}", test.name);
         if let Err(failed) = (test.run)(&device) {
             panic!("{}: {}", test.name, failed.message().unwrap_or_default());
@@ -117,56 +118,116 @@ fn in_child_products() {
     }
 }
 
+/// With programs that stand in for nvidia-smi and PyTorch.
 #[test]
-fn the_benchs_table_is_whole() {
+fn whole_heads_are_measured_with_their_roofs_and_peers() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (file, smi) = (folder.path().join("table.json"), folder.path().join("nvidia-smi"));
-    // It takes its time, and knows the device that is asked for.
-    let script = "#!/bin/sh\nsleep 0.05\ncase \"$*\" in\n*driver_version*) echo 580.1 ;;\n\
-                  *clocks.sm,*--id=7) echo '1965 MHz, 2619 MHz, 612.34 W, 54' ;;\n*) exit 1 ;;\nesac\n";
-    std::fs::write(&smi, script).expect("a file");
-    std::fs::set_permissions(&smi, std::fs::Permissions::from_mode(0o755)).expect("an owner");
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
-    let says = [("LMHEAD_GPU_SMALL", "1"), ("TABLE", file.to_str().expect("text"))];
-    child("in_child_table", &[&says[..], &[("PATH", &path), ("CUDA_VISIBLE_DEVICES", "7,1")]].concat());
-    let table: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
-    // A head, whole and halved; five kinds of product, two numbers of rows.
-    for (list, count) in [("products", 20), ("left_out", 0)] {
-        assert_eq!(table[list].as_array().map(Vec::len), Some(count), "{list}");
-    }
-    for product in table["products"].as_array().expect("a list") {
-        for timed in [product, &product["read_roof"], &product["copy_roof"]] {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let (stand_ins, peers) = (root.join("stand_ins"), root.join("../../benches/gpu_peers.py"));
+    let text = |path: PathBuf| path.to_str().expect("text").to_string();
+    let path = format!("{}:{}", stand_ins.display(), std::env::var("PATH").unwrap_or_default());
+    let (stand_ins, peers, file) = (text(stand_ins), text(peers), text(folder.path().join("out.json")));
+    let measured = |what: &str, more: &[(&str, &str)]| -> serde_json::Value {
+        let says = [("LMHEAD_GPU_SMALL", "1"), ("WHAT", what), ("FILE", &file), ("PATH", &path)];
+        let date = [("LMHEAD_DATE", "2026-01-02T03:04:05Z"), ("PYTHONDONTWRITEBYTECODE", "1")];
+        child("in_child_measures", &[&says[..], &date, more].concat());
+        serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON")
+    };
+    let heads = measured("heads", &[("PYTHONPATH", &stand_ins), ("LMHEAD_GPU_PEERS", &peers)]);
+    assert_eq!((&heads["device"]["name"], &heads["device"]["driver"]), (&"Fake 0".into(), &"580.1".into()));
+    assert_eq!(heads["date"], "2026-01-02T03:04:05Z");
+    assert_eq!(heads["peers"]["torch"], "0.0+stand.in");
+    // One head, three kinds of product, two numbers of rows.
+    let products = heads["products"].as_array().expect("a list");
+    assert_eq!(
+        (products.len(), &heads["left_out"], &heads["problem"]),
+        (6, &().into(), &().into()),
+        "{heads}"
+    );
+    for product in products {
+        let peers = product["peers"].as_array().expect("peers");
+        let int8 = product["kind"] != "bf16";
+        assert_eq!(peers.len(), if int8 { 4 } else { 5 }, "{product}");
+        let refused = product["refusals"].as_array().expect("refusals");
+        assert_eq!(refused.len(), usize::from(int8), "{product}");
+        assert!(refused.iter().all(|one| one["peer"] == "torch._weight_int8pack_mm"), "{product}");
+        for timed in [product, &product["read_roof"], &product["copy_roof"]].into_iter().chain(peers) {
             let [p10, median, p90] =
                 ["p10_us", "median_us", "p90_us"].map(|key| timed[key].as_f64().expect("a number"));
             assert!(0.0 < p10 && p10 <= median && median <= p90, "{product}");
         }
+        assert_eq!(
+            product["reads"].as_array().map(Vec::len),
+            Some(2),
+            "by loads and by bulk copies: {product}"
+        );
+        assert_eq!((&product["correct"], &product["exact"]), (&true.into(), &true.into()), "{product}");
         let number = |key: &str| product[key].as_u64().expect("a number");
         let (vocab, hidden, rows) = (number("vocab"), number("hidden"), number("rows"));
-        let (weight, row, scales) = match product["kind"].as_str().expect("text") {
-            "bf16" | "f16" => (2, 2 * hidden, 0),
-            "w8a8 of quantised rows" => (1, hidden + 4, 4),
-            _ => (1, 2 * hidden, 4),
-        };
-        assert_eq!(
-            number("bytes"),
-            vocab * (weight * hidden + scales) + rows * (row + 2 * vocab),
-            "{product}"
-        );
+        let (weight, scales) = if int8 { (1, 4) } else { (2, 0) };
+        let bytes = vocab * (weight * hidden + scales) + rows * (2 * hidden + 2 * vocab);
+        assert_eq!((number("bytes"), number("weight_copies")), (bytes, 2), "{product}");
         assert_eq!(
             (&product["clocks"]["sm"], &product["clocks"]["temperature_c"]),
             (&"1965 MHz".into(), &"54".into())
         );
     }
-    assert_eq!((&table["device"]["name"], &table["device"]["driver"]), (&"Fake 0".into(), &"580.1".into()));
+    // Without PyTorch everything but the peers; on an older device everything but bulk copies.
+    let alone = measured("heads", &[("LMHEAD_GPU_PEERS", &peers), ("FAKE_CAPABILITY", "80")]);
+    assert!(alone["peers"]["none"].as_str().is_some_and(|why| why.contains("no PyTorch here")), "{alone}");
+    assert!(alone["no_bulk_copies"].as_str().is_some_and(|why| why.contains("sm_90a")), "{alone}");
+    let products = alone["products"].as_array().expect("a list");
+    assert!(products.len() == 6 && products.iter().all(|p| p["correct"] == true), "{alone}");
+    assert!(
+        products
+            .iter()
+            .all(|p| p["peers"] == serde_json::json!([])
+                && p["reads"].as_array().is_some_and(|r| r.len() == 1))
+    );
+
+    // One wrong bit in the last logit of one kernel: both proofs say so, and no other kernel is blamed.
+    let wrong = measured("wrong heads", &[("FAKE_FLIP", "quant_matmul_64x8")]);
+    let mut blamed = 0;
+    for product in wrong["products"].as_array().expect("a list") {
+        let by_it = product["plan"].as_str().is_some_and(|plan| plan.contains("quant_matmul_64x8"));
+        assert_eq!(product["correct"], !by_it, "{product}");
+        if by_it {
+            blamed += 1;
+            let said = |value: &serde_json::Value| value.to_string();
+            let rows = product["rows"].as_u64().expect("a number");
+            let wanted = format!("1 of {rows} rows are wrong, the first {}", rows - 1);
+            assert!(said(&product["exact"]).contains(&wanted), "{product}");
+            let wanted = format!("1 have other bits, as row {}, id 199: wanted 0x", rows - 1);
+            assert!(said(&product["same_bits"]["problem"]).contains(&wanted), "{product}");
+        }
+    }
+    assert!(blamed > 0, "{wrong}");
+
+    let probes = measured("probes", &[]);
+    let patterns: std::collections::BTreeSet<_> = probes["reads"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|read| read["pattern"].as_str())
+        .collect();
+    assert!(patterns.len() >= 4 && patterns.contains("boxes of 128 rows x 128 bytes"), "{probes}");
+    let none = measured("probes", &[("FAKE_CAPABILITY", "80")]);
+    assert!(none["none"].as_str().is_some_and(|why| why.contains("sm_90a")), "{none}");
 }
 
 #[test]
-#[ignore = "needs the fake driver: the_benchs_table_is_whole runs it"]
-fn in_child_table() {
+#[ignore = "needs the fake driver: whole_heads_are_measured_with_their_roofs_and_peers runs it"]
+fn in_child_measures() {
     let device = CudaDevice::open(0).expect("a device");
-    let file = PathBuf::from(std::env::var_os("TABLE").expect("a file"));
-    table::write(&device, &file).expect("a table");
+    let file = PathBuf::from(std::env::var_os("FILE").expect("a file"));
+    match std::env::var("WHAT").as_deref() {
+        Ok("heads") => heads::write(&device, &file, 60.0).expect("whole heads"),
+        Ok("wrong heads") => {
+            let error = heads::write(&device, &file, 60.0).expect_err("a wrong product");
+            assert!(error.contains(" products are not right: "), "{error}");
+        }
+        _ => probes::write(&device, &file, 60.0).expect("probes"),
+    }
 }
 
 const PARAMS: MmaCarrierParams = MmaCarrierParams {
@@ -247,7 +308,7 @@ fn in_child_memory() {
         swizzle: Swizzle::Bytes128,
     };
     let map = encode(&tiled).expect("a map");
-    let said: &[u64] = bytemuck::cast_slice(&map.opaque[..64]);
-    // Type UINT16, address, sizes, pitch, box, swizzle 128B.
-    assert_eq!(said, [1, matrix.address(), 72, 100, 160, 64, 32, 3]);
+    let said: &[u64] = bytemuck::cast_slice(&map.opaque[8..56]);
+    // Address, sizes, pitch, box, elements of two bytes, swizzle 128B.
+    assert_eq!(said, [matrix.address(), 72, 100, 160, 32 << 32 | 64, 1 << 32 | 2]);
 }

@@ -64,23 +64,23 @@ pub const WAYS: [Way; 5] = [
 ];
 
 pub const TESTS: &[GpuTest] = &[
-    GpuTest { name: "carriers::mma_s8", needs: Needs::Kernel(MMA_S8), run: mma_s8 },
-    GpuTest { name: "carriers::wgmma_s8", needs: Needs::Kernel(WGMMA_S8), run: wgmma_s8 },
-    GpuTest { name: "carriers::wgmma_bf16", needs: Needs::Kernel(WGMMA_BF16), run: wgmma_bf16 },
+    GpuTest { name: "kernels::carriers::mma_s8", needs: Needs::Kernel(MMA_S8), run: mma_s8 },
+    GpuTest { name: "kernels::carriers::wgmma_s8", needs: Needs::Kernel(WGMMA_S8), run: wgmma_s8 },
+    GpuTest { name: "kernels::carriers::wgmma_bf16", needs: Needs::Kernel(WGMMA_BF16), run: wgmma_bf16 },
     GpuTest {
-        name: "carriers::wgmma_registers_bf16",
+        name: "kernels::carriers::wgmma_registers_bf16",
         needs: Needs::Kernel(WGMMA_REGISTERS_BF16),
         run: wgmma_registers_bf16,
     },
-    GpuTest { name: "carriers::gather_bf16", needs: Needs::Kernel(GATHER_BF16), run: gather_bf16 },
-    GpuTest { name: "carriers::bits_of_bf16", needs: Needs::Kernel(WGMMA_BF16), run: bits_of_bf16 },
+    GpuTest { name: "kernels::carriers::gather_bf16", needs: Needs::Kernel(GATHER_BF16), run: gather_bf16 },
+    GpuTest { name: "kernels::carriers::bits_of_bf16", needs: Needs::Kernel(WGMMA_BF16), run: bits_of_bf16 },
     GpuTest {
-        name: "carriers::a_parameter_of_another_size",
+        name: "kernels::carriers::a_parameter_of_another_size",
         needs: Needs::Kernel(MMA_S8),
         run: another_size,
     },
     GpuTest {
-        name: "carriers::a_launch_that_cannot_be",
+        name: "kernels::carriers::a_launch_that_cannot_be",
         needs: Needs::Kernel(MMA_S8),
         run: impossible_launch,
     },

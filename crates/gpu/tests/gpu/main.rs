@@ -1,25 +1,46 @@
-//! What only a GPU can show: `cargo test --features cuda --test gpu`, or the bundle of `scripts/gpu-bundle` on a machine without
-//! Rust. Where there is no GPU, or an older one, a test reports `ignored` with the reason; it never passes unseen.
+//! What only a GPU can show: `cargo test --features cuda --test gpu`, or the bundle of `scripts/gpu-bundle`
+//! on a machine without Rust. `record FILE` writes what the emulated device computes, so that no minute of a
+//! GPU goes into it; `fake-driver FOLDER` puts the project's own libcuda into a folder. Where there is no
+//! GPU, or an older one, a test reports `ignored` with the reason; it never passes unseen.
 #![allow(unsafe_code, reason = "launches")]
 
 mod carriers;
 mod memory;
 mod results;
-mod table;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 use lmhead::backend::cuda::CudaDevice;
 use lmhead_gpu::needs::{GpuTest, Needs, first_sentence};
-use lmhead_gpu::products;
+use lmhead_gpu::recorded::Recorded;
+use lmhead_gpu::{kernels, products};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
 fn main() -> ExitCode {
+    // For the bundle, on a machine without a GPU.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let asked = match [args.first().map(String::as_str), args.get(1).map(String::as_str)] {
+        [Some("record"), Some(file)] => Some(Recorded::write(Path::new(file))),
+        [Some("fake-driver"), Some(folder)] => {
+            println!("{}", lmhead_gpu::fake_driver::folder(Path::new(folder)).display());
+            Some(Ok(()))
+        }
+        _ => None,
+    };
+    match asked {
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        Some(Err(problem)) => {
+            eprintln!("gpu: {problem}");
+            return ExitCode::FAILURE;
+        }
+        None => {}
+    }
     let mut args = Arguments::from_args();
     // One stream, in order: a fault is told with the launch that it belongs to.
     args.test_threads = Some(1);
-    let tests = memory::TESTS.iter().chain(carriers::TESTS).chain(table::TESTS).chain(products::TESTS);
-    let trials = tests.map(trial).chain(table::whole(fit)).collect();
+    let tests = products::TESTS.iter().chain(kernels::TESTS).chain(carriers::TESTS).chain(memory::TESTS);
+    let trials = tests.map(trial).collect();
     let conclusion = libtest_mimic::run(&args, trials);
     if !args.list
         && let Err(problem) = results::write(device())

@@ -1,6 +1,7 @@
 //! What was compared, as JSON in the file that `LMHEAD_GPU_RESULTS` names.
 
-use lmhead::backend::cuda::{CudaDevice, driver};
+use lmhead::backend::cuda::CudaDevice;
+use lmhead_gpu::about::about;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -92,25 +93,15 @@ pub fn add(comparison: Comparison) {
 pub fn write(device: &Result<CudaDevice, String>) -> Result<(), String> {
     let Some(path) = std::env::var_os("LMHEAD_GPU_RESULTS").map(PathBuf::from) else { return Ok(()) };
     let comparisons = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-    let on = match device {
-        Ok(device) => {
-            let info = device.info();
-            serde_json::json!({
-                "name": info.name,
-                "compute_capability": info.capability.to_string(),
-                "memory_bytes": info.memory,
-                "driver": driver().map(|version| format!("for CUDA {version}")).unwrap_or_default(),
-            })
-        }
-        Err(reason) => serde_json::json!({ "none": reason }),
+    let mut text = match device {
+        Ok(device) => about(device),
+        Err(reason) => serde_json::json!({ "device": null, "none": reason }),
     };
-    let text = serde_json::json!({
-        "method": "each carrier kernel through the driver API; bits compared value by value; seeded operands (crates/emulated/tests/emulated/cases.rs)",
-        "device": on,
-        "kernels": crate::carriers::WAYS,
-        "summary": summaries(&comparisons),
-        "comparisons": *comparisons,
-    });
+    text["method"] =
+        "each carrier kernel through the driver API; bits compared value by value; seeded operands".into();
+    text["kernels"] = serde_json::json!(crate::carriers::WAYS);
+    text["summary"] = serde_json::json!(summaries(&comparisons));
+    text["comparisons"] = serde_json::json!(*comparisons);
     let text = serde_json::to_string_pretty(&text).expect("this is JSON");
     std::fs::write(&path, text + "\n").map_err(|e| format!("{}: {e}", path.display()))
 }

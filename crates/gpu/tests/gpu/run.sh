@@ -1,46 +1,73 @@
 #!/usr/bin/env bash
-# run.sh [tests|sanitize|bench|all]: the GPU tests and benches of lmhead, on a machine with a driver and no Rust.
+# run.sh first [--only STEP[,STEP]]: evidence from a GPU within 480 seconds, on a machine with a driver and no
+# Rust.
 #
-#   tests     what this machine can run, the tests on the GPU (a JSON of the carriers' bits), the program's own checks on the
-#             GPU, small and at full size, and the same kernels on the emulated device
-#   sanitize  the small cases under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
-#   bench     the products at full size, each beside its roofs, then PyTorch on the same shapes
+#   doctor     what this machine can run
+#   bits       16-bit products against the bits that the emulated device computed when the bundle was made,
+#              int8 against the rule, every tile on small shapes, a captured graph against eager launches
+#   heads      129280 x 7168 and 128256 x 4096 in bf16, W8A8 and W8A16, 1 to 4096 rows: each by turns with its
+#              roofs and with PyTorch, with a proof that the product is right beside each time
+#   memcheck   every kernel once under compute-sanitizer
+#   racecheck  the same
+#   ncu        four launches under Nsight Compute
+#   probes     patterns of reading weights, by 16 to 132 blocks
+#   rest       the other tests, by what they are worth, until the time is up
 #
-# Logs and JSON go to $OUT (./out), eight files at most, as they come: what there is remains where a step, or all of this, is stopped.
-# Groups of tests are programs of their own: a GPU that one of them loses is there for the next. Each mode ends within eight minutes: a step
-# that finds no time left is not run. LMHEAD_EMULATED_TESTS is a filter of the emulated tests. Exit codes: 0 all good, 1 something
-# failed or was ignored for want of a GPU, 2 wrong arguments.
+# In this order, each under a limit of its own. A second call does what the first had no time for:
+# `run.sh first --only rest`. Results are in $OUT (./out), seven files at most, as they come; summary.json
+# names device, driver, commit and date. What is missing here (driver, PyTorch, compute-sanitizer, ncu) is told
+# by its step, and the others go on. On the machine where the project is, `scripts/gpu-results OUT` makes of
+# them what can be committed. LMHEAD_GPU_SECONDS gives another time than 480 seconds.
+# Exit codes: 0 all good, 1 something failed or is missing, 2 wrong arguments.
 set -uo pipefail
-case "${1:-all}" in
-  tests | sanitize | bench) modes=$1 ;;
-  all) modes="tests sanitize bench" ;;
-  *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+all="doctor bits heads memcheck racecheck ncu probes rest"
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ "${1:-}" = first ] || usage
+case $# in
+  1) wanted=$all ;;
+  3) [ "$2" = --only ] || usage; wanted=${3//,/ } ;;
+  *) usage ;;
 esac
+[ -n "${wanted// /}" ] || usage
+for step in $wanted; do
+  [[ " $all " == *" $step "* ]] || { echo "run.sh: wanted steps of: $all; got $step" >&2; exit 2; }
+done
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "${OUT:-out}" && out=$(cd "${OUT:-out}" && pwd) || exit 1
+cd "$here" || exit 1
 # Where CUDA toolkits are that no PATH names.
 PATH=$PATH:/usr/local/cuda/bin
-mode_seconds=460
-rows=()
-failed=0
+# A little is kept for what remains when a step has been stopped.
+deadline=$((SECONDS + ${LMHEAD_GPU_SECONDS:-480} - 10))
+LMHEAD_COMMIT=$(tr '\n' ' ' <COMMIT | sed 's/ $//')
+LMHEAD_DATE=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+export LMHEAD_COMMIT LMHEAD_DATE LMHEAD_GPU_PEERS=$here/gpu_peers.py LMHEAD_GPU_RECORDED=$here/recorded.safetensors
+method="run.sh first --only ${wanted// /,}: each step a program of its own under a limit"
+about= none="no step has asked" rows=() failed=0
 
 # summary: the verdicts so far, as JSON.
 summary() {
   local i name verdict seconds counts
   {
-    echo '['
+    if [ -n "$about" ]; then
+      printf '%s, ' "${about%\}}"
+    else
+      printf '{"device": null, "none": "%s", "commit": "%s", "date": "%s", ' "${none//[\"\\[:cntrl:]]/}" "$LMHEAD_COMMIT" "$LMHEAD_DATE"
+    fi
+    printf '"method": "%s", "steps": [\n' "$method"
     for i in "${!rows[@]}"; do
       IFS='|' read -r name verdict seconds counts <<<"${rows[$i]}"
       printf '  {"step": "%s", "verdict": "%s", "seconds": %s, "tests": "%s"}%s\n' \
         "$name" "${verdict//[\"\\[:cntrl:]]/}" "$seconds" "$counts" "$([ "$i" = $((${#rows[@]} - 1)) ] || echo ,)"
     done
-    echo ']'
+    echo ']}'
   } >"$out/summary.json"
 }
 
-# shorten LOG FROM: of what was written to the log from that byte on, leaves the first and the last two megabytes.
+# shorten LOG FROM: of what was written to the log from that byte on, leaves the first and the last half
+# megabyte.
 shorten() {
-  local log=$1 from=$2 keep=2097152 size short
+  local log=$1 from=$2 keep=524288 size short
   size=$(stat -c %s "$log")
   [ $((size - from)) -gt $((2 * keep + 100)) ] || return 0
   short=$(mktemp) || return 0
@@ -53,9 +80,30 @@ shorten() {
   rm -f "$short"
 }
 
+# Sessions of their own, so that what a program has started is stopped with it.
+session=$(command -v setsid || true)
+# limited SECONDS LOG COMMAND...: its exit code, or 124. Nobody waits for a program that even a kill does not
+# end.
+limited() {
+  local end=$((SECONDS + $1)) log=$2 pid
+  shift 2
+  ${session:+"$session"} "$@" >>"$log" 2>&1 </dev/null &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    if [ "$SECONDS" -ge "$end" ]; then
+      kill -TERM -- "${session:+-}$pid" 2>/dev/null
+      sleep 2
+      kill -KILL -- "${session:+-}$pid" 2>/dev/null
+      return 124
+    fi
+    sleep 0.1
+  done
+  wait "$pid"
+}
+
 # step NAME LOG SECONDS COMMAND...: runs it under a time limit, appends what it prints to the log, notes how it ended.
 step() {
-  local name=$1 log=$out/$2 limit=$3 start=$SECONDS left=$((mode_began + mode_seconds - SECONDS)) status=0 verdict said from
+  local name=$1 log=$out/$2 limit=$3 start=$SECONDS left=$((deadline - SECONDS)) status=0 verdict said from refusal
   shift 3
   echo "== $name"
   [ "$limit" -le "$left" ] || limit=$left
@@ -64,17 +112,22 @@ step() {
   if [ "$limit" -lt 5 ]; then
     echo "not run: no time left" >>"$log"
     verdict="no time left"
+  elif ! command -v "$1" >/dev/null; then
+    echo "not run: there is no $1 on this machine" >>"$log"
+    verdict="not here: $1"
   else
-    timeout -k 10 "$limit" "$@" >>"$log" 2>&1 </dev/null || status=$?
+    limited "$limit" "$log" "$@" || status=$?
     case $status in
       0) verdict=ok ;;
-      127) verdict="not found: $1" ;;
-      124 | 137) verdict="no end within $limit s" ;;
+      124) verdict="no end within $limit s" ;;
       *) verdict="failed ($status)" ;;
     esac
   fi
   shorten "$log" "$from"
   said=$(tail -c "+$((from + 1))" "$log" | tr -d '\0')
+  # Some machines have these tools and refuse them the device.
+  refusal=$(grep -m1 -oE 'Device not supported.*|Failed to initialize the profiler.*|ERR_NVGPUCTRPERM.*' <<<"$said")
+  [ -z "$refusal" ] || [ "$verdict" = ok ] || verdict="refused: $refusal"
   # A test that reports `ignored` has not been run: here that is a failure.
   if [ "$verdict" = ok ] && grep -qE '^(test .*ignored \(needs a GPU|ignored: )' <<<"$said"; then
     verdict="ignored: $(sed -n -e 's/^test .*ignored (needs a GPU: \(.*\))$/\1/p' -e 's/^ignored: //p' <<<"$said" | head -1)"
@@ -84,40 +137,56 @@ step() {
   summary
 }
 
-cd "$here" || exit 1
-for mode in $modes; do
-  mode_began=$SECONDS
-  if [ "$mode" = tests ]; then
-    rm -f "$out"/{tests.log,carriers.json}
-    step doctor tests.log 20 ./lmhead doctor
-    step unit tests.log 40 ./unit cuda
-    step memory tests.log 30 ./gpu --color never memory::
-    LMHEAD_GPU_RESULTS=$out/carriers.json step carriers tests.log 90 ./gpu --color never carriers::
-    step products tests.log 230 ./gpu --color never products::
-    LMHEAD_GPU_SECONDS=60 step table tests.log 130 ./gpu --color never table::
-    step program tests.log 30 ./lmhead run --backend cuda --preset tiny --rows 3,0,2 --lmhead-tp-size 3 --check
-    step head tests.log 60 \
-      ./lmhead run --backend cuda --preset deepseek-v3 --rows 7,0,12,9 --lmhead-tp-size 4 --check
-    step emulated tests.log 110 ./emulated ${LMHEAD_EMULATED_TESTS:+"$LMHEAD_EMULATED_TESTS"}
-  elif [ "$mode" = bench ]; then
-    rm -f "$out"/{bench.log,bench.json,peers.json}
-    LMHEAD_COMMIT=$(tr '\n' ' ' <COMMIT) LMHEAD_GPU_SECONDS=210 \
-      step products bench.log 270 ./gpu_matmul --table "$out/bench.json"
-    step peers bench.log 180 python3 gpu_peers.py "$out/peers.json" 140 "$out/bench.json"
-  else
-    rm -f "$out/sanitize.log"
-    # Calls that are meant to fail are checked by the tests themselves.
-    for tool in memcheck racecheck initcheck synccheck; do
-      LMHEAD_GPU_SMALL=1 step "$tool" sanitize.log 110 \
-        compute-sanitizer --tool "$tool" --report-api-errors no --error-exitcode 9 ./gpu --color never
-    done
-  fi
+tests() { # STEP LOG SECONDS FILTER: tests on the GPU by name
+  step "$1" "$2" "$3" ./gpu --color never "$4"
+}
+sanitize() { # TOOL SECONDS
+  # Calls that are meant to fail are checked by the tests themselves.
+  LMHEAD_GPU_SMALL=1 step "$1" sanitize.log "$2" \
+    compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 9 ./gpu --color never kernels::
+}
+
+# PyTorch's libraries are gigabytes, which come from the disk while other steps run.
+[[ " $wanted " != *" heads "* ]] || (timeout 60 python3 -c 'import torch' >/dev/null 2>&1 </dev/null &)
+# Also of a second call, which may leave the doctor out.
+said=$(mktemp) && limited 20 "$said" ./gpu_matmul about
+case $(tail -1 "$said") in
+  \{*\}) about=$(tail -1 "$said") ;;
+  *) none=$(tail -1 "$said") ;;
+esac
+rm -f "$said"
+for one in $wanted; do
+  case $one in
+    doctor) step doctor run.log 10 ./lmhead doctor ;;
+    bits) tests bits run.log 60 bits:: ;;
+    heads) step heads run.log 120 ./gpu_matmul heads "$out/heads.json" 105 ;;
+    memcheck) sanitize memcheck 60 ;;
+    racecheck) sanitize racecheck 60 ;;
+    ncu)
+      step ncu ncu.log 40 ncu --clock-control none --kernel-name regex:matmul --launch-count 4 --section LaunchStats --section Occupancy \
+        --section SpeedOfLight --section MemoryWorkloadAnalysis --section ComputeWorkloadAnalysis --section WarpStateStats ./gpu_matmul profile
+      ;;
+    probes) step probes run.log 30 ./gpu_matmul probes "$out/probes.json" 15 ;;
+    rest)
+      tests plans run.log 60 products::every_plan
+      tests independent run.log 30 products::bits_do_not_depend
+      LMHEAD_GPU_RESULTS=$out/carriers.json tests carriers run.log 60 kernels::carriers
+      tests many_logits run.log 30 products::more_than
+      tests vocabularies run.log 60 products::every_vocabulary
+      tests many_tiles run.log 20 products::more_tiles
+      tests memory run.log 20 memory::
+      step program run.log 30 ./lmhead run --backend cuda --preset tiny --rows 3,0,2 --lmhead-tp-size 3 --check
+      tests cpu_int8 run.log 60 products::int8_has_the_cpus
+      sanitize initcheck 60
+      sanitize synccheck 60
+      ;;
+  esac
 done
 
 echo
-printf '%-10s %-8s %-40s %s\n' step seconds tests verdict
+printf '%-12s %-8s %-40s %s\n' step seconds tests verdict
 for row in "${rows[@]}"; do
   IFS='|' read -r name verdict seconds counts <<<"$row"
-  printf '%-10s %-8s %-40s %s\n' "$name" "$seconds" "$counts" "$verdict"
+  printf '%-12s %-8s %-40s %s\n' "$name" "$seconds" "$counts" "$verdict"
 done
 exit $failed

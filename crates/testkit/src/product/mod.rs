@@ -162,6 +162,17 @@ pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Res
     Ok([chosen].into_iter().chain(others).collect())
 }
 
+/// Raw logits `[rows, vocab]` by the chosen plan.
+///
+/// # Errors
+/// What the device refused or found.
+pub fn raw_logits<D: KernelDevice>(device: &D, product: &Product) -> Result<Vec<f32>, String> {
+    let operands = Operands::new(product);
+    let plan = plans(device, product, 0)?[0];
+    let ran = Loaded::new(device, product, &operands)?.launch(&Launch::raw(&plan, &operands))?;
+    Ok(ran.f32s())
+}
+
 /// Everything that is promised of one product:
 /// - raw logits are within the bounds of the accuracy rules, and exact where bits are known;
 /// - every plan gives the same bits;

@@ -21,15 +21,6 @@ pub const PRECISIONS: [Precision; 7] = [
     Precision::W8a16(DType::F16),
 ];
 
-/// How much of a head is multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scale {
-    /// A tile or two of ids with the vocabulary's own tail, for the emulated device. Hidden sizes are real.
-    Reduced,
-    /// The whole head, for a GPU.
-    Whole,
-}
-
 #[derive(Debug, Clone)]
 pub struct Case {
     pub name: String,
@@ -59,7 +50,7 @@ fn finishes() -> Vec<(&'static str, Finish)> {
 }
 
 /// Every precision with every hidden size and every finish; vocabularies, rows, layouts and values go around beside them.
-pub fn cases(scale: Scale) -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     let finishes = finishes();
     // Each tile, and each side of its end. Large tiles have small hidden sizes where the device is slow.
     let (few, many) = ([1, 3, 8, 9, 2, 5, 16, 17], [1, 7, 28, 33, 64, 65, 130, 200]);
@@ -70,10 +61,10 @@ pub fn cases(scale: Scale) -> Vec<Case> {
             let n = p * HIDDENS.len() + h;
             let (name, finish) = finishes[n % finishes.len()];
             let vocab = VOCABS[n % VOCABS.len()];
-            let (rows, vocab, work) = match scale {
-                Scale::Whole => (many[n % many.len()], vocab, usize::MAX),
-                Scale::Reduced if hidden <= 896 => (many[n % many.len()], reduced(vocab), 40 << 20),
-                Scale::Reduced => (few[n % few.len()], reduced(vocab), 20 << 20),
+            let vocab = reduced(vocab);
+            let (rows, work) = match hidden {
+                ..=896 => (many[n % many.len()], 40 << 20),
+                _ => (few[n % few.len()], 20 << 20),
             };
             let mut product = Product::new(precision, rows, vocab, hidden);
             product.finish = finish;
@@ -86,19 +77,12 @@ pub fn cases(scale: Scale) -> Vec<Case> {
             cases.push(Case { name, product, work });
         }
     }
-    if scale == Scale::Reduced {
-        // Large tiles with a real hidden size: many times round the ring of stages.
-        for (i, precision) in PRECISIONS.into_iter().enumerate() {
-            let mut product = Product::new(precision, [65, 128][i % 2], 130, 7168);
-            (product.finish, product.values) = (Finish::ALL, [Values::Gaussian, Values::Integers][i % 2]);
-            let name = format!("{precision}, {}, {:?}, large tiles", product.shape, product.values);
-            cases.push(Case { name, product, work: usize::MAX });
-        }
-    }
-    if scale == Scale::Whole {
-        // More tiles of ids than 16 bits count.
-        let product = Product::new(Precision::W8a8(DType::Bf16), 1, 65_536 * 128 + 1, 16);
-        cases.push(Case { name: "65,537 tiles".into(), product, work: usize::MAX });
+    // Large tiles with a real hidden size: many times round the ring of stages.
+    for (i, precision) in PRECISIONS.into_iter().enumerate() {
+        let mut product = Product::new(precision, [65, 128][i % 2], 130, 7168);
+        (product.finish, product.values) = (Finish::ALL, [Values::Gaussian, Values::Integers][i % 2]);
+        let name = format!("{precision}, {}, {:?}, large tiles", product.shape, product.values);
+        cases.push(Case { name, product, work: usize::MAX });
     }
     cases
 }
@@ -131,20 +115,16 @@ pub fn run<D: KernelDevice>(device: &D, case: &Case) -> Result<(), String> {
 
 #[test]
 fn every_size_and_finish_is_in_the_table() {
-    for scale in [Scale::Reduced, Scale::Whole] {
-        let cases = cases(scale);
-        let met = |found: &dyn Fn(&Case) -> bool| cases.iter().filter(|case| found(case)).count();
-        for hidden in HIDDENS {
-            let large = usize::from(scale == Scale::Reduced && hidden == 7168);
-            assert_eq!(met(&|c| c.product.shape.hidden == hidden), PRECISIONS.len() * (1 + large));
-        }
-        for (name, finish) in finishes() {
-            assert!(met(&|c| c.product.finish == finish) >= 4, "{name}");
-        }
-        if scale == Scale::Whole {
-            for vocab in VOCABS {
-                assert!(met(&|c| c.product.shape.vocab == vocab) >= 5, "{vocab}");
-            }
-        }
+    let cases = cases();
+    let met = |found: &dyn Fn(&Case) -> bool| cases.iter().filter(|case| found(case)).count();
+    for hidden in HIDDENS {
+        let large = usize::from(hidden == 7168);
+        assert_eq!(met(&|c| c.product.shape.hidden == hidden), PRECISIONS.len() * (1 + large));
+    }
+    for (name, finish) in finishes() {
+        assert!(met(&|c| c.product.finish == finish) >= 4, "{name}");
+    }
+    for vocab in VOCABS {
+        assert!(met(&|c| c.product.shape.vocab == reduced(vocab)) >= 5, "{vocab}");
     }
 }

@@ -1,0 +1,139 @@
+//! Who measured what: device, driver, commit and date, which every result has; and how fast the clocks run
+//! under load.
+
+use crate::clocked::Clocked;
+use cudarc::driver::{result, sys};
+use lmhead::backend::cuda::{CudaDevice, driver};
+use serde_json::{Value, json};
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// nvidia-smi is given up after so long, and not asked again.
+const PATIENCE: Duration = Duration::from_secs(5);
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+fn command(fields: &str) -> Command {
+    // As CUDA counts: the first device that this process may see.
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    let id = visible.split(',').next().filter(|id| !id.is_empty()).unwrap_or("0");
+    let mut command = Command::new("nvidia-smi");
+    command.args([&format!("--query-gpu={fields}"), "--format=csv,noheader", &format!("--id={id}")]);
+    command
+}
+
+/// The fields' values, while `meanwhile` is called again and again; none where nvidia-smi does not answer.
+fn asked(
+    fields: &str,
+    mut meanwhile: impl FnMut() -> lmhead::Result<()>,
+) -> lmhead::Result<Option<Vec<String>>> {
+    if GIVEN_UP.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    let started = command(fields).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let Ok(mut child) = started else {
+        GIVEN_UP.store(true, Ordering::Relaxed);
+        return Ok(None);
+    };
+    let began = Instant::now();
+    let ended = loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            break status.success();
+        }
+        let worked = meanwhile();
+        if worked.is_err() || began.elapsed() > PATIENCE {
+            // Nobody waits for one that hangs in the driver.
+            let _ = child.kill();
+            worked?;
+            GIVEN_UP.store(true, Ordering::Relaxed);
+            break false;
+        }
+    };
+    let mut text = String::new();
+    let read = ended && child.stdout.take().is_some_and(|mut out| out.read_to_string(&mut text).is_ok());
+    let values: Vec<String> = text.trim().split(", ").map(String::from).collect();
+    Ok((read && values.len() == fields.split(',').count()).then_some(values))
+}
+
+/// What the first program says of itself that runs that command, one line.
+fn first_line(command: &mut Command) -> Option<String> {
+    let said = command.stderr(Stdio::null()).output().ok().filter(|said| said.status.success())?;
+    Some(String::from_utf8_lossy(&said.stdout).trim().lines().next()?.to_string())
+}
+
+/// The driver's version: by nvidia-smi, or by its kernel module.
+fn driver_version() -> String {
+    let wait = || {
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    };
+    let said = asked("driver_version", wait).ok().flatten().map(|values| values[0].clone());
+    // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue ..."
+    let module = || {
+        let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+        let version =
+            |word: &&str| word.split('.').count() > 1 && word.split('.').all(|n| n.parse::<u32>().is_ok());
+        text.lines().next()?.split_whitespace().find(version).map(String::from)
+    };
+    said.or_else(module).unwrap_or_else(|| "unknown".into())
+}
+
+/// Bytes of the second-level cache.
+pub fn cache_bytes(device: &CudaDevice) -> usize {
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+    // SAFETY: the device of that number, which is open.
+    let ask = || unsafe {
+        result::device::get_attribute(result::device::get(device.info().ordinal as i32)?, attribute)
+    };
+    device
+        .bound(ask)
+        .ok()
+        .and_then(std::result::Result::ok)
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(50 << 20)
+}
+
+/// Device, driver, commit and date. The bundle's `run.sh` hands in commit and date, the same for all results
+/// of a run.
+pub fn about(device: &CudaDevice) -> Value {
+    let handed = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let commit =
+        handed("LMHEAD_COMMIT").or_else(|| first_line(Command::new("git").args(["rev-parse", "HEAD"])));
+    let date = handed("LMHEAD_DATE")
+        .or_else(|| first_line(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])));
+    let (info, unknown) = (device.info(), || "unknown".to_string());
+    json!({
+        "device": {
+            "name": info.name,
+            "compute_capability": info.capability.to_string(),
+            "memory_bytes": info.memory,
+            "processors": info.processors,
+            "cache_bytes": cache_bytes(device),
+            "driver": driver_version(),
+            "cuda": driver().map(|version| version.to_string()).unwrap_or_default(),
+        },
+        "commit": commit.unwrap_or_else(unknown),
+        "date": date.unwrap_or_else(unknown),
+        "version": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// Clocks, power and temperature while the work is replayed.
+///
+/// # Errors
+/// Of the replays.
+pub fn clocks_under(work: &Clocked) -> lmhead::Result<Value> {
+    let silent = || json!("unknown: nvidia-smi does not answer");
+    if GIVEN_UP.load(Ordering::Relaxed) {
+        return Ok(silent());
+    }
+    // Until the clocks have settled; on an emulated device there are none.
+    let (began, settle) = (Instant::now(), Duration::from_millis(if crate::needs::small() { 0 } else { 50 }));
+    while began.elapsed() < settle {
+        work.replay()?;
+    }
+    let said = asked("clocks.sm,clocks.mem,power.draw,temperature.gpu", || work.replay().map(drop))?;
+    let Some(said) = said else { return Ok(silent()) };
+    Ok(json!({ "sm": said[0], "memory": said[1], "power": said[2], "temperature_c": said[3] }))
+}

@@ -1,0 +1,449 @@
+//! Whole heads: each product by turns with its roofs and with its peers, and whether it is right, as JSON.
+
+use crate::about::{about, cache_bytes, clocks_under};
+use crate::clocked::Clocked;
+use crate::needs::small;
+use crate::operands::{Loaded, Operands, Output};
+use crate::peers::Peers;
+use crate::roofs::Roofs;
+use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream, OwnedStream};
+use lmhead::backend::device::KernelDevice;
+use lmhead::plan::{Plan, Precision};
+use lmhead::{DType, Result};
+use serde_json::{Value, json};
+use std::fmt;
+use std::path::Path;
+use std::time::Instant;
+
+/// Bytes of outputs that one measurement may take, two of them at least.
+const OUTPUTS: usize = 4 << 30;
+/// Hidden states of an engine's step, of which the rows are picked.
+const SOURCE_ROWS: usize = 8192;
+const METHOD: &str = "\
+    CUDA events around replays of a CUDA graph of several launches over rotating weights (two copies at \
+    least, three times the second-level cache), rows and logits; rows are picked by index; bf16 logits; \
+    random data; time of one launch, median and 10th and 90th percentile of replays. Bytes: weights, \
+    scales, rows and logits, each once. Roofs (as many bytes only read, by loads and by bulk copies, or \
+    only copied) and peers (PyTorch, its own graphs) are replayed by turns with the product, all in one \
+    run. `exact`: f32 logits of small integers by the same plan are the exact product, of every row (a \
+    random combination of all columns modulo 2^64). `same_bits`: the logits that the timed replays left \
+    are those of another tile, bit for bit, and nothing else was written";
+
+/// A head of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    pub vocab: usize,
+    pub hidden: usize,
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.vocab, self.hidden)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Bf16,
+    /// From bf16 rows: quantised, then multiplied.
+    W8a8,
+    /// From bf16 rows.
+    W8a16,
+}
+
+pub const KINDS: [Kind; 3] = [Kind::Bf16, Kind::W8a8, Kind::W8a16];
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Bf16 => "bf16",
+            Kind::W8a8 => "w8a8",
+            Kind::W8a16 => "w8a16",
+        })
+    }
+}
+
+impl Kind {
+    pub fn precision(self) -> Precision {
+        match self {
+            Kind::Bf16 => Precision::Bf16,
+            Kind::W8a8 => Precision::W8a8(DType::Bf16),
+            Kind::W8a16 => Precision::W8a16(DType::Bf16),
+        }
+    }
+
+    /// The weights of its peers.
+    fn weights(self) -> &'static str {
+        if self == Kind::Bf16 { "bf16" } else { "int8" }
+    }
+}
+
+/// On an emulated device sizes at which nothing is measured but that all of it runs.
+pub fn heads() -> Vec<Head> {
+    match small() {
+        true => vec![Head { vocab: 200, hidden: 64 }],
+        false => vec![Head { vocab: 129_280, hidden: 7168 }, Head { vocab: 128_256, hidden: 4096 }],
+    }
+}
+
+/// By what they are worth where time is short.
+pub fn row_counts() -> &'static [usize] {
+    if small() { &[1, 9] } else { &[1, 64, 28, 256, 4, 4096] }
+}
+
+pub fn stream(device: &CudaDevice) -> std::result::Result<OwnedStream, String> {
+    device.open_stream().map_err(said)
+}
+
+fn said(e: lmhead::Error) -> String {
+    e.to_string()
+}
+
+/// A head's weights on the device in one type: random ones, in as many copies as are three times the
+/// second-level cache together, and integers with what their products must be.
+pub struct Weights<'d> {
+    kind: Kind,
+    copies: Vec<Loaded<'d, CudaDevice>>,
+    integers: Loaded<'d, CudaDevice>,
+    projection: Buffer,
+    /// Of one copy, scales included.
+    bytes: usize,
+}
+
+impl<'d> Weights<'d> {
+    pub fn new(device: &'d CudaDevice, head: &Head, kind: Kind) -> Result<Self> {
+        let most = row_counts().iter().copied().max().expect("some");
+        let source = if small() { most } else { SOURCE_ROWS };
+        let operands = Operands::new(kind.precision(), head.vocab, head.hidden, source);
+        let bytes = operands.bytes().0;
+        let copies = if small() { 2 } else { (3 * cache_bytes(device)).div_ceil(bytes).max(2) };
+        let load = |operands: &Operands| Loaded::new(device, operands, most);
+        let integers = load(&operands.integers())?;
+        Ok(Weights {
+            kind,
+            copies: (0..copies).map(|_| load(&operands)).collect::<Result<_>>()?,
+            projection: integers.projection()?,
+            integers,
+            bytes: bytes + 4 * operands.scales().len(),
+        })
+    }
+
+    /// Rows of a step: spread over the source, in no order.
+    fn picks(&self, rows: usize) -> Vec<i64> {
+        let source = self.copies[0].operands.source_rows;
+        (0..rows).map(|i| ((i * 5003 + 17) % source) as i64).collect()
+    }
+}
+
+/// bf16 logits of so many rows, again and again.
+pub struct Replayed<'w, 'd> {
+    pub work: Clocked,
+    /// That one product moves at least: weights and scales, rows and logits, each once.
+    pub bytes: usize,
+    plan: Plan,
+    outputs: Vec<Output<CudaDevice>>,
+    weights: &'w Weights<'d>,
+    rows: usize,
+}
+
+impl<'w, 'd> Replayed<'w, 'd> {
+    /// Each launch has its own logits and, as far as there are copies, its own weights and rows.
+    pub fn new(weights: &'w Weights<'d>, stream: CudaStream, rows: usize) -> Result<Self> {
+        let copies = &weights.copies;
+        let (device, matmul) = (copies[0].device, &copies[0].matmul);
+        let spec = matmul.spec();
+        let logits = rows * spec.vocab * 2;
+        let few = if rows > 256 { 2 } else { 8 };
+        let launches = few.max(copies.len()).min((OUTPUTS / logits).max(2));
+        let loaded = |i: usize| &copies[i % copies.len()];
+        let picks = weights.picks(rows);
+        let outputs: Vec<_> = (0..launches)
+            .map(|i| loaded(i).output(rows, Some(&picks), DType::Bf16, 0))
+            .collect::<Result<_>>()?;
+        let launch = |i: usize| {
+            // SAFETY: all of it lives as long as the graph.
+            unsafe { loaded(i).matmul.run(device, stream, &loaded(i).call(&outputs[i])) }
+        };
+        let work = Clocked::new(device, stream, launches, launch)?;
+        let bytes = weights.bytes + rows * spec.hidden * spec.precision.rows().size() + logits;
+        Ok(Replayed { work, bytes, plan: matmul.plan(rows)?, outputs, weights, rows })
+    }
+
+    fn loaded(&self, i: usize) -> &'w Loaded<'d, CudaDevice> {
+        &self.weights.copies[i % self.weights.copies.len()]
+    }
+
+    /// Overwrites all outputs, so that what is found there later was written by a replay.
+    fn poison(&self) -> Result<()> {
+        self.outputs.iter().enumerate().try_for_each(|(i, out)| self.loaded(i).poison(out))
+    }
+
+    /// The plan on integers, in f32, is the exact product.
+    fn exact(&self) -> std::result::Result<(), String> {
+        let Weights { integers, projection, .. } = self.weights;
+        let out =
+            integers.output(self.rows, Some(&self.weights.picks(self.rows)), DType::F32, 0).map_err(said)?;
+        integers.run(&out, Some(&self.plan)).map_err(said)?;
+        integers.is_exact(&out, projection)
+    }
+
+    /// The outputs are those of another tile: its kernel's name.
+    fn same_bits(&self) -> std::result::Result<&'static str, String> {
+        let loaded = self.loaded(0);
+        let plans = loaded.plans(self.rows).map_err(said)?;
+        let others = plans.iter().filter(|plan| plan.tile != self.plan.tile);
+        // The largest tile: the quickest where rows are many.
+        let other =
+            others.max_by_key(|plan| plan.tile.ids * plan.tile.rows).ok_or("there is no other tile")?;
+        let picks = self.weights.picks(self.rows);
+        let want = loaded.output(self.rows, Some(&picks), DType::F32, 0).map_err(said)?;
+        loaded.run(&want, Some(other)).map_err(said)?;
+        for (i, out) in self.outputs.iter().enumerate() {
+            let name = |problem| format!("launch {i} against {}: {problem}", other.tile.kernel);
+            self.loaded(i).equals(out, &want).map_err(name)?;
+        }
+        Ok(other.tile.kernel)
+    }
+}
+
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// In microseconds, and the bytes a second of the median.
+pub fn quantiles(seconds: &[f64], bytes: usize) -> Value {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |q: f64| sorted[(q * (sorted.len() - 1) as f64).round() as usize] * 1e6;
+    json!({
+        "median_us": median(seconds) * 1e6, "p10_us": at(0.1), "p90_us": at(0.9), "replays": seconds.len(),
+        "bytes_per_s": bytes as f64 / median(seconds),
+    })
+}
+
+/// Something that is replayed in turn: seconds of one launch.
+pub type Turn<'a> = Box<dyn FnMut() -> std::result::Result<f64, String> + 'a>;
+
+/// Seconds of each, which take turns: five times at least, then until so many seconds have gone by. One more
+/// each warms up.
+pub fn by_turns(turns: &mut [Turn<'_>], seconds: f64) -> std::result::Result<Vec<Vec<f64>>, String> {
+    let mut times = vec![Vec::new(); turns.len()];
+    turns.iter_mut().try_for_each(|turn| turn().map(drop))?;
+    let began = Instant::now();
+    let (least, most) = if small() { (2, 2) } else { (5, 40) };
+    while times[0].len() < least || (times[0].len() < most && began.elapsed().as_secs_f64() < seconds) {
+        for (turn, times) in turns.iter_mut().zip(&mut times) {
+            times.push(turn()?);
+        }
+    }
+    Ok(times)
+}
+
+/// What is written to the file, as it comes.
+pub struct Report<'a> {
+    pub value: Value,
+    file: &'a Path,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(device: &CudaDevice, method: &str, file: &'a Path) -> Self {
+        let mut value = about(device);
+        value["method"] = json!(method);
+        Report { value, file }
+    }
+
+    pub fn push(&mut self, list: &str, value: Value) {
+        match &mut self.value[list] {
+            Value::Array(all) => all.push(value),
+            none => *none = json!([value]),
+        }
+    }
+
+    pub fn save(&self) -> std::result::Result<(), String> {
+        let text = serde_json::to_string_pretty(&self.value).expect("this is JSON");
+        std::fs::write(self.file, text + "\n").map_err(|e| format!("{}: {e}", self.file.display()))
+    }
+}
+
+/// Measures all and writes it, also what there is after an error. Shapes that `seconds` do not suffice for
+/// are left out by name.
+///
+/// # Errors
+/// What failed; also where a product is not right.
+pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> std::result::Result<(), String> {
+    let mut report = Report::new(device, METHOD, file);
+    let done = measure(device, &mut report, seconds);
+    if let Err(problem) = &done {
+        report.value["problem"] = json!(problem);
+    }
+    report.save()?;
+    done?;
+    let wrong = |product: &&Value| product["correct"] != true;
+    match report.value["products"].as_array().map_or(0, |all| all.iter().filter(wrong).count()) {
+        0 => Ok(()),
+        n => Err(format!("{n} products are not right: {}", file.display())),
+    }
+}
+
+fn measure(device: &CudaDevice, report: &mut Report<'_>, seconds: f64) -> std::result::Result<(), String> {
+    let (began, own) = (Instant::now(), stream(device)?);
+    let mut peers = Peers::start();
+    let most = row_counts().iter().copied().max().expect("some");
+    // 16-bit weights, rows and logits.
+    let largest =
+        heads().into_iter().map(|head| 2 * (head.vocab * head.hidden + most * (head.hidden + head.vocab)));
+    let rotate = if small() { 4096 } else { 3 * cache_bytes(device) };
+    let mut roofs = Roofs::new(device, own.handle(), largest.max().expect("some"), rotate).map_err(said)?;
+    if let Some(reason) = roofs.no_bulk() {
+        report.value["no_bulk_copies"] = json!(reason);
+    }
+    let mut left = heads().len() * row_counts().len() * KINDS.len();
+    for head in heads() {
+        let mut weights = Vec::new();
+        for kind in KINDS {
+            match Weights::new(device, &head, kind) {
+                Ok(made) => weights.push(made),
+                // A smaller GPU has no room for the largest.
+                Err(e) if e.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY") => {
+                    left -= row_counts().len();
+                    report.push("left_out", json!(format!("{kind} {head}: {e}")));
+                }
+                Err(e) => return Err(format!("{kind} {head}: {e}")),
+            }
+        }
+        report.value["peers"] = peers.about();
+        for &rows in row_counts() {
+            for weights in &weights {
+                let name = format!("{} {head}, {rows} rows", weights.kind);
+                let time = seconds - began.elapsed().as_secs_f64();
+                let share = time / left as f64;
+                left -= 1;
+                if time <= 0.0 {
+                    report.push("left_out", json!(format!("{name}: no time left")));
+                    continue;
+                }
+                match product((weights, &head, rows), own.handle(), (&mut roofs, &mut peers), share) {
+                    Ok(row) => report.push("products", row),
+                    Err(problem) if problem.contains("CUDA_ERROR_OUT_OF_MEMORY") => {
+                        report.push("left_out", json!(format!("{name}: {problem}")));
+                    }
+                    Err(problem) => return Err(format!("{name}: {problem}")),
+                }
+                // What there is, should something stop this program.
+                report.save()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One product with its roofs and peers, measured by turns.
+fn product(
+    (weights, head, rows): (&Weights<'_>, &Head, usize),
+    stream: CudaStream,
+    (roofs, peers): (&mut Roofs<'_>, &mut Peers),
+    seconds: f64,
+) -> std::result::Result<Value, String> {
+    let began = Instant::now();
+    let run = Replayed::new(weights, stream, rows).map_err(said)?;
+    let (bytes, launches) = (run.bytes, run.work.launches);
+    let exact = run.exact();
+    run.poison().map_err(said)?;
+    let reading = roofs.reading(bytes, launches).map_err(said)?;
+    let copying = roofs.copying(bytes, launches).map_err(said)?;
+    let told = peers.prepare(head.vocab, head.hidden, rows, launches, weights.kind.weights());
+    let told_peers = told["peers"].as_array().cloned().unwrap_or_default();
+
+    let peers_cell = std::cell::RefCell::new(&mut *peers);
+    let mut turns: Vec<Turn<'_>> = vec![Box::new(|| run.work.replay().map_err(said))];
+    for (_, work) in &reading {
+        turns.push(Box::new(|| work.replay().map_err(said)));
+    }
+    turns.push(Box::new(|| copying.replay().map_err(said)));
+    // A peer that is gone has no time, and stops nobody.
+    for peer in 0..told_peers.len() {
+        let peers = &peers_cell;
+        turns.push(Box::new(move || Ok(peers.borrow_mut().replay(peer).unwrap_or(f64::NAN))));
+    }
+    // Half of the time has gone into what comes before.
+    let times = by_turns(&mut turns, (seconds - began.elapsed().as_secs_f64()).max(seconds / 2.0))?;
+    drop(turns);
+    let (own, rest) = times.split_first().expect("the product's");
+    let (reads, rest) = rest.split_at(reading.len());
+    let (copies, peer_times) = rest.split_first().expect("the copies'");
+    let counts: Vec<_> = reading.iter().zip(reads).map(|((way, _), times)| (*way, times.len() + 1)).collect();
+    roofs.check(bytes, launches, &counts)?;
+
+    let same_bits = run.same_bits();
+    let (way, best) = reading
+        .iter()
+        .zip(reads)
+        .map(|((way, _), times)| (way, times))
+        .min_by(|a, b| median(a.1).total_cmp(&median(b.1)))
+        .expect("a way of reading");
+    let with = |mut value: Value, key: &str, text: Value| {
+        value[key] = text;
+        value
+    };
+    let peer = |(told, times): (&Value, &Vec<f64>)| {
+        let seen: Vec<f64> = times.iter().copied().filter(|t| t.is_finite()).collect();
+        let bytes = told["bytes"].as_u64().unwrap_or(0) as usize;
+        let mut row = if seen.is_empty() { json!({}) } else { quantiles(&seen, bytes) };
+        for key in ["name", "output", "bytes", "error"] {
+            row[key] = told[key].clone();
+        }
+        row
+    };
+    let operations = 2.0 * (rows * head.vocab * head.hidden) as f64 / median(own);
+    let share = median(best) / median(own);
+    let mut row = quantiles(own, bytes);
+    let more = json!({
+        "vocab": head.vocab, "hidden": head.hidden, "rows": rows, "kind": weights.kind.to_string(), "output": "bf16",
+        "plan": run.plan.to_string(), "launches": launches, "weight_copies": weights.copies.len(), "bytes": bytes,
+        "operations_per_s": operations, "share_of_read_roof": share,
+        "correct": exact.is_ok() && same_bits.is_ok(),
+        "exact": exact.as_ref().map_or_else(|e| json!(e), |()| json!(true)),
+        "same_bits": same_bits.as_ref().map_or_else(|e| json!({ "problem": e }), |kernel| json!(kernel)),
+        "read_roof": with(quantiles(best, bytes), "way", json!(way.to_string())),
+        "reads": reading.iter().zip(reads).map(|((way, _), t)| with(quantiles(t, bytes), "way", json!(way.to_string())))
+            .collect::<Vec<_>>(),
+        "copy_roof": quantiles(copies, bytes),
+        "peers": told_peers.iter().zip(peer_times).map(peer).collect::<Vec<_>>(),
+        "refusals": told["refusals"],
+    });
+    for (key, value) in more.as_object().expect("an object") {
+        row[key] = value.clone();
+    }
+    if small() || rows == 28 || rows == 4096 {
+        row["clocks"] = clocks_under(&run.work).map_err(said)?;
+    }
+    let right = if row["correct"] == true { "right" } else { "WRONG" };
+    println!(
+        "{} {head}, {rows} rows: {:.1} us, {:.3} TB/s, {share:.3} of the read roof, {:.1} T(FL)OP/s, {right}",
+        weights.kind,
+        1e6 * median(own),
+        bytes as f64 / median(own) / 1e12,
+        operations / 1e12
+    );
+    peers.release();
+    Ok(row)
+}
+
+/// Runs four products once each, for a profiler: few and many rows in 16 bits, few in both int8 forms.
+///
+/// # Errors
+/// What the device refuses.
+pub fn profile(device: &CudaDevice) -> std::result::Result<(), String> {
+    let head = heads()[0];
+    for (kind, rows) in [(Kind::Bf16, 1), (Kind::Bf16, 256), (Kind::W8a8, 28), (Kind::W8a16, 28)] {
+        let rows = if small() { rows.min(9) } else { rows };
+        let operands = Operands::new(kind.precision(), head.vocab, head.hidden, rows);
+        let loaded = Loaded::new(device, &operands, rows).map_err(said)?;
+        let out = loaded.output(rows, None, DType::Bf16, 0).map_err(said)?;
+        println!("{kind} {head}, {rows} rows: {}", loaded.matmul.plan(rows).map_err(said)?);
+        loaded.run(&out, None).map_err(said)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! PyTorch on the same shapes, by turns: a program of its own (`benches/gpu_peers.py`) that is told what to
+//! replay when.
+
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+/// How long an answer may take: the first, while libraries are loaded; a head's weights and graphs; one
+/// replay.
+const LOADING: Duration = Duration::from_secs(60);
+const PREPARING: Duration = Duration::from_secs(30);
+const REPLAYING: Duration = Duration::from_secs(10);
+
+struct Program {
+    child: Child,
+    to: ChildStdin,
+    lines: Receiver<String>,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Nobody waits for one that hangs in the driver.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program, or why there is none.
+pub struct Peers {
+    program: Result<Program, String>,
+    /// What it said of itself.
+    ready: Option<Value>,
+}
+
+impl Peers {
+    /// Starts the program that `LMHEAD_GPU_PEERS` names, and does not wait for it.
+    pub fn start() -> Self {
+        let start = || {
+            let path = std::env::var_os("LMHEAD_GPU_PEERS").filter(|path| !path.is_empty());
+            let path = path.ok_or("LMHEAD_GPU_PEERS names no program; the bundle's run.sh does")?;
+            let mut command = Command::new("python3");
+            command.arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().map_err(|e| format!("python3: {e}"))?;
+            let (to, from) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+            let (sender, lines) = channel();
+            std::thread::spawn(move || {
+                for line in BufReader::new(from).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+            Ok(Program { child, to, lines })
+        };
+        Peers { program: start(), ready: None }
+    }
+
+    fn answer(&mut self, patience: Duration) -> Result<Value, String> {
+        let program = self.program.as_mut().map_err(|reason| reason.clone())?;
+        let line = program.lines.recv_timeout(patience).map_err(|e| match e {
+            RecvTimeoutError::Timeout => format!("no answer within {patience:?}"),
+            RecvTimeoutError::Disconnected => "it ended".into(),
+        });
+        let answer = line.and_then(|line| serde_json::from_str(&line).map_err(|e| format!("{e}: {line}")));
+        answer.map_err(|problem| self.gone(problem))
+    }
+
+    /// From now on there is none, for that reason.
+    fn gone(&mut self, reason: String) -> String {
+        let reason = format!("the peers' program: {reason}");
+        self.program = Err(reason.clone());
+        reason
+    }
+
+    fn ask(&mut self, request: &Value, patience: Duration) -> Result<Value, String> {
+        let program = self.program.as_mut().map_err(|reason| reason.clone())?;
+        if let Err(e) = writeln!(program.to, "{request}").and_then(|()| program.to.flush()) {
+            return Err(self.gone(e.to_string()));
+        }
+        self.answer(patience)
+    }
+
+    /// What the program says of itself, or why there is none. Waits for it at the first time.
+    pub fn about(&mut self) -> Value {
+        if self.ready.is_none() && self.program.is_ok() {
+            match self.answer(LOADING) {
+                Ok(said) if said["ready"].is_object() => self.ready = Some(said["ready"].clone()),
+                Ok(said) => drop(self.gone(said["none"].as_str().unwrap_or("no word of itself").to_string())),
+                Err(_) => {}
+            }
+        }
+        match (&self.program, &self.ready) {
+            (Ok(_), Some(ready)) => ready.clone(),
+            (Err(reason), _) => json!({ "none": reason }),
+            (Ok(_), None) => json!({ "none": "it said nothing" }),
+        }
+    }
+
+    /// Prepares the peers of a shape: what is known of each, and what was refused.
+    pub fn prepare(
+        &mut self,
+        vocab: usize,
+        hidden: usize,
+        rows: usize,
+        launches: usize,
+        weights: &str,
+    ) -> Value {
+        let ask = json!({ "vocab": vocab, "hidden": hidden, "rows": rows, "launches": launches, "weights": weights });
+        match self.ask(&json!({ "prepare": ask }), PREPARING) {
+            Ok(said) => said,
+            Err(reason) => json!({ "peers": [], "refusals": [{ "peer": "all", "said": reason }] }),
+        }
+    }
+
+    /// Seconds of one launch of that peer.
+    ///
+    /// # Errors
+    /// Where the program is gone.
+    pub fn replay(&mut self, peer: usize) -> Result<f64, String> {
+        let said = self.ask(&json!({ "replay": peer }), REPLAYING)?;
+        said["us"].as_f64().map(|us| us / 1e6).ok_or_else(|| format!("no time of peer {peer}: {said}"))
+    }
+
+    /// Gives the memory of what was prepared back.
+    pub fn release(&mut self) {
+        let _ = self.ask(&json!({ "release": {} }), PREPARING);
+    }
+}
