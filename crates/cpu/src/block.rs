@@ -14,6 +14,7 @@ use crate::isa::{Arith, Isa, Sets, Work};
 use crate::lanes::{Chunk, Dot, Kind, Quad};
 use crate::pack::Packed;
 use std::marker::PhantomData;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Vocabulary ids whose sums are four quads: those of a panel, and of a tile's sums.
 const GROUP: usize = 16;
@@ -130,7 +131,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Work for LoopsOf<S, G, K> {
         Loops {
             direct: direct::tile::<S, G, K, A>,
             widen: |call| A::call(panels::WidenOf::<S, G, K>(call, PhantomData)),
-            panel: panels::tiles::<K::Dot, A>,
+            panel: panels::tiles_of::<S, G, K, A>(),
             reduce: |call| A::call(ReduceOf::<K::Dot>(call, PhantomData)),
         }
     }
@@ -166,12 +167,14 @@ fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize,
     steps: &[[A::Quad; 4]; N],
     sums: &mut [[A::Quad; M]; N],
 ) {
-    // A part needs its own widened weights alone. Written out, the parts would be mixed, which takes more
-    // registers than there are: of four parts that was slower by up to a tenth, but not of two, nor of one
-    // row.
-    if const { M == 1 || G <= 2 } {
+    // A part needs its own widened weights alone. Mixed with each other, as the compiler would have them, the parts take more registers
+    // than there are. Of two it is kept from it by a fence, which costs nothing, of four by a loop; so of five rows, measured.
+    if const { M == 1 || G == 1 || (G == 2 && M != 5) } {
         unrolled!(g in 0..G => {
             join_part::<S, G, K, A, M, N>(&x[g], steps, g, sums);
+            if g + 1 < G && const { M > 1 } {
+                compiler_fence(Ordering::SeqCst);
+            }
         });
         return;
     }

@@ -27,7 +27,6 @@ impl<W: Copy> Matmul<'_, W> {
             let mut ahead = Ahead {
                 line: weights.as_ptr().wrapping_add(next).cast(),
                 stride: hidden * size_of::<W>(),
-                chunks: 4 * LINE / (step * size_of::<W>()),
                 rows: (groups * GROUP).div_ceil(calls),
                 left: groups * GROUP,
             };
@@ -146,8 +145,6 @@ struct Ahead {
     line: *const u8,
     /// Bytes of a weight row.
     stride: usize,
-    /// Chunks of k from one line to the next, a power of two.
-    chunks: usize,
     rows: usize,
     /// Rows that this and all later tiles ask for.
     left: usize,
@@ -176,23 +173,39 @@ pub(super) struct Tiles<'a> {
     ahead: &'a mut Ahead,
 }
 
+/// The loops over panels of a kind: those of its [`Dot`], which ask for a line ahead at every fourth, eighth or sixteenth chunk (`L`), and
+/// on AVX-512 take as many at a time where a step of the weights is whole lines (`C`): a test in the loop costs up to six percent.
+pub(super) fn tiles_of<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>() -> fn(&mut Tiles<'_>) {
+    // Chunks of k in a line of weights.
+    const fn line<const S: usize, const G: usize, W>() -> usize {
+        4 * LINE / (S / G * size_of::<W>())
+    }
+    match const { (line::<S, G, K::Weight>(), G) } {
+        (4, _) if const { line::<S, G, K::Weight>() == 4 } => tiles::<K::Dot, A, 4, 4>,
+        (8, 1) if const { line::<S, G, K::Weight>() == 8 && G == 1 } => tiles::<K::Dot, A, 8, 4>,
+        (8, 2) if const { line::<S, G, K::Weight>() == 8 && G == 2 } => tiles::<K::Dot, A, 8, 8>,
+        (16, 4) if const { line::<S, G, K::Weight>() == 16 && G == 4 } => tiles::<K::Dot, A, 16, 16>,
+        _ => unreachable!("kinds have steps of one to four lines"),
+    }
+}
+
 /// Calls the loop of their size.
-pub(super) fn tiles<D: Dot, A: Arith>(tiles: &mut Tiles<'_>) {
+fn tiles<D: Dot, A: Arith, const L: usize, const C: usize>(tiles: &mut Tiles<'_>) {
     match tiles.tile_rows {
-        1 => A::call(TilesOf::<D, 1>(tiles, PhantomData)),
-        2 => A::call(TilesOf::<D, 2>(tiles, PhantomData)),
-        3 if const { A::TILE.1 >= 3 } => A::call(TilesOf::<D, 3>(tiles, PhantomData)),
-        4 if const { A::TILE.1 >= 4 } => A::call(TilesOf::<D, 4>(tiles, PhantomData)),
-        5 if const { A::TILE.1 >= 5 } => A::call(TilesOf::<D, 5>(tiles, PhantomData)),
-        6 if const { A::TILE.1 >= 6 } => A::call(TilesOf::<D, 6>(tiles, PhantomData)),
+        1 => A::call(TilesOf::<D, 1, L, C>(tiles, PhantomData)),
+        2 => A::call(TilesOf::<D, 2, L, C>(tiles, PhantomData)),
+        3 if const { A::TILE.1 >= 3 } => A::call(TilesOf::<D, 3, L, C>(tiles, PhantomData)),
+        4 if const { A::TILE.1 >= 4 } => A::call(TilesOf::<D, 4, L, C>(tiles, PhantomData)),
+        5 if const { A::TILE.1 >= 5 } => A::call(TilesOf::<D, 5, L, C>(tiles, PhantomData)),
+        6 if const { A::TILE.1 >= 6 } => A::call(TilesOf::<D, 6, L, C>(tiles, PhantomData)),
         _ => unreachable!("tiles have at most A::TILE.1 rows, and that at most 6"),
     }
 }
 
 /// Tiles of `M` rows.
-struct TilesOf<'c, 'a, D, const M: usize>(&'c mut Tiles<'a>, PhantomData<D>);
+struct TilesOf<'c, 'a, D, const M: usize, const L: usize, const C: usize>(&'c mut Tiles<'a>, PhantomData<D>);
 
-impl<D: Dot, const M: usize> Work for TilesOf<'_, '_, D, M> {
+impl<D: Dot, const M: usize, const L: usize, const C: usize> Work for TilesOf<'_, '_, D, M, L, C> {
     type Output = ();
     const SETS: Sets = D::SETS;
 
@@ -202,16 +215,16 @@ impl<D: Dot, const M: usize> Work for TilesOf<'_, '_, D, M> {
         for (x, sums) in x.chunks_exact(panel.len() / 4 * M).zip(sums.as_chunks_mut::<M>().0) {
             let x = x.as_chunks::<M>().0;
             if const { A::TILE.0 == 4 } {
-                tile::<D, A, M, 4, 4>(x, panel, sums, 0, ahead);
+                tile::<D, A, M, 4, C, L>(x, panel, sums, 0, ahead);
             } else {
                 for column in 0..4 {
                     let panel = &panel[column * x.len()..];
                     // 12 sums leave none of 16 registers over. Exact sums of several chunks the optimiser
                     // would add in another order, which takes more of them: up to a quarter slower.
                     if const { D::EXACT && A::TILE.1 == 6 } {
-                        tile::<D, A, M, 1, 1>(x, panel, sums, column, ahead);
+                        tile::<D, A, M, 1, 1, L>(x, panel, sums, column, ahead);
                     } else {
-                        tile::<D, A, M, 1, 4>(x, panel, sums, column, ahead);
+                        tile::<D, A, M, 1, 4, L>(x, panel, sums, column, ahead);
                     }
                 }
             }
@@ -222,7 +235,7 @@ impl<D: Dot, const M: usize> Work for TilesOf<'_, '_, D, M> {
 
 /// `M` rows x `N` quads of a panel, from its beginning, to quads `column..` of `sums`; `C` chunks at a time.
 #[inline(always)]
-fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize>(
+fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize, const L: usize>(
     x: &[[Chunk; M]],
     panel: &[Quad],
     sums: &mut [[Quad; 4]; M],
@@ -236,12 +249,12 @@ fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize>(
         }
     }
     let steps = x.as_chunks::<C>().0.iter().zip(panel.as_chunks::<N>().0.as_chunks::<C>().0);
-    let Ahead { line, stride, chunks, rows, .. } = *ahead;
+    let Ahead { line, stride, rows, .. } = *ahead;
     // The line of the last byte: weights are aligned as their file left them, and a line that two pieces
     // share came with the first of them.
     let mut line = line.wrapping_add(LINE - 1);
     for (step, (x, w)) in steps.enumerate() {
-        if column == 0 && (step * C) & (chunks - 1) == 0 {
+        if column == 0 && (step * C).is_multiple_of(L) {
             for row in 0..rows {
                 prefetch(line.wrapping_add(row * stride));
             }
