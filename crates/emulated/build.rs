@@ -29,13 +29,18 @@ fn main() {
     let switch = PathBuf::from(format!("kernels/emulated/switch_{target}.S"));
     if !switch.exists() {
         fail(&format!(
-            "the emulated device runs on x86_64 and aarch64, and this target is {target}; build without it, or \
-             add {}",
+            "the emulated device runs on x86_64 and aarch64, and this target is {target}; build without it \
+             (--package lmhead-cli), or add {}",
             switch.display()
         ));
     }
 
     write_table(&kernels);
+    // Docs and lints link nothing.
+    println!("cargo::rerun-if-env-changed=DOCS_RS");
+    if env::var_os("DOCS_RS").is_some() {
+        return;
+    }
     compiler_is_there();
     // The kernels first: a linker that reads archives once finds the device behind them.
     for (files, name) in
@@ -58,7 +63,10 @@ fn write_table(sources: &[PathBuf]) {
         // `KERNEL(name, ...)`, or a macro whose name ends so, at the beginning of a line.
         let starts = text.lines().filter_map(|line| line.split_once("KERNEL("));
         let starts = starts.filter(|(before, _)| before.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
-        names.extend(starts.filter_map(|(_, name)| Some(name.split_once(',')?.0.to_string())));
+        names.extend(starts.map(|(_, name)| match name.split_once(',') {
+            Some((name, _)) => name.to_string(),
+            None => fail(&format!("{}: wanted `KERNEL(name, ` on one line, got `{name}`", source.display())),
+        }));
     }
     let externs = names.iter().map(|name| {
         format!("#[link_name = \"lmhead_kernel_{name}\"] static {}: RawKernel;\n", name.to_uppercase())
@@ -125,7 +133,7 @@ fn compiler_is_there() {
 fn no_compiler(problem: &str) -> String {
     format!(
         "the emulated device wants a C++17 compiler, and got none ({problem}); install g++ 12 or newer \
-         (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), name one in CXX, or build without it"
+         (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), name one in CXX, or build without it (--package lmhead-cli)"
     )
 }
 

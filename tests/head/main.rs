@@ -8,4 +8,3 @@ mod golden_adjusted;
 mod golden_sampled;
 mod requests;
 mod sampling;
-mod soak;

@@ -47,6 +47,7 @@ pub struct Rows<'a> {
 /// Rows that are packed for one inner loop.
 #[derive(Debug)]
 pub struct PackedRows {
+    isa: Isa,
     packed: Packed,
     hidden: usize,
     inner: Inner,
@@ -70,8 +71,8 @@ impl PackedRows {
         // What an inner loop reads of a weight row at a time.
         let step = |wide| if format == Format::Float { wide } else { BYTE };
         let hidden = rows.hidden;
-        let unscaled = |inner, packed| PackedRows { packed, hidden, inner, scales: Vec::new() };
-        let scaled = |inner, (packed, scales)| PackedRows { packed, hidden, inner, scales };
+        let unscaled = |inner, packed| PackedRows { isa, packed, hidden, inner, scales: Vec::new() };
+        let scaled = |inner, (packed, scales)| PackedRows { isa, packed, hidden, inner, scales };
         match format {
             _ if isa.multiplies_bf16(format, Some(rows.dtype)) => {
                 unscaled(Inner::Bf16, pack::bf16(isa, rows, range, step(HALF)))
@@ -96,10 +97,9 @@ impl PackedRows {
     /// not to be used. `sums` `[ids]` are [`weight_sums`], where there are any.
     ///
     /// # Panics
-    /// Where the rows were packed for another format of weights, or for an instruction set that this machine lacks.
+    /// Where the rows were packed for another format of weights.
     pub fn multiply(
         &self,
-        isa: Isa,
         weights: Weights<'_>,
         ids: usize,
         sums: &[i32],
@@ -107,18 +107,16 @@ impl PackedRows {
         scratch: &mut Scratch,
     ) {
         match (self.inner, weights) {
-            (Inner::Float, Weights::F32(w)) => self.run::<WIDE, 1, Float<f32>>(isa, w, ids, logits, scratch),
-            (Inner::Float, Weights::F16(w)) => self.run::<WIDE, 1, Float<f16>>(isa, w, ids, logits, scratch),
-            (Inner::Float, Weights::Bf16(w)) => {
-                self.run::<WIDE, 1, Float<bf16>>(isa, w, ids, logits, scratch)
-            }
-            (Inner::Float, Weights::I8(w)) => self.run::<BYTE, 4, FloatInt8>(isa, w, ids, logits, scratch),
-            (Inner::Bf16, Weights::Bf16(w)) => self.run::<HALF, 1, Bf16>(isa, w, ids, logits, scratch),
-            (Inner::Bf16, Weights::I8(w)) => self.run::<BYTE, 2, Bf16Int8>(isa, w, ids, logits, scratch),
-            (Inner::Int8, Weights::I8(w)) => self.run::<BYTE, 2, Int8>(isa, w, ids, logits, scratch),
+            (Inner::Float, Weights::F32(w)) => self.run::<WIDE, 1, Float<f32>>(w, ids, logits, scratch),
+            (Inner::Float, Weights::F16(w)) => self.run::<WIDE, 1, Float<f16>>(w, ids, logits, scratch),
+            (Inner::Float, Weights::Bf16(w)) => self.run::<WIDE, 1, Float<bf16>>(w, ids, logits, scratch),
+            (Inner::Float, Weights::I8(w)) => self.run::<BYTE, 4, FloatInt8>(w, ids, logits, scratch),
+            (Inner::Bf16, Weights::Bf16(w)) => self.run::<HALF, 1, Bf16>(w, ids, logits, scratch),
+            (Inner::Bf16, Weights::I8(w)) => self.run::<BYTE, 2, Bf16Int8>(w, ids, logits, scratch),
+            (Inner::Int8, Weights::I8(w)) => self.run::<BYTE, 2, Int8>(w, ids, logits, scratch),
             (Inner::Int8Dot, Weights::I8(w)) => {
-                self.run::<BYTE, 1, Int8Dot>(isa, w, ids, logits, scratch);
-                isa.run(Offset { logits, weights: sums });
+                self.run::<BYTE, 1, Int8Dot>(w, ids, logits, scratch);
+                self.isa.run(Offset { logits, weights: sums });
             }
             (inner, _) => panic!("the rows were packed for weights of another format ({inner:?})"),
         }
@@ -126,14 +124,13 @@ impl PackedRows {
 
     fn run<const S: usize, const G: usize, K: Kind<S, G>>(
         &self,
-        isa: Isa,
         weights: &[K::Weight],
         ids: usize,
         logits: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let weights = WeightRows { weights, hidden: self.hidden, ids };
-        Matmul { rows: &self.packed, weights, logits, scratch }.run::<S, G, K>(isa);
+        Matmul { rows: &self.packed, weights, logits, scratch }.run::<S, G, K>(self.isa);
     }
 }
 

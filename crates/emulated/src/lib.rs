@@ -28,24 +28,31 @@
 //! # }
 //! ```
 
-#![allow(unsafe_code, reason = "the edge to C++, and fibers that share memory")]
-
 /// Where the static libraries lie that g++ made of device and kernels: `liblmhead_emulated_{kernels,device,switch}.a`.
 pub const ARCHIVES: &str = env!("OUT_DIR");
 
+#[allow(unsafe_code, reason = "functions of the C++ side")]
 pub mod arithmetic;
+#[allow(unsafe_code, reason = "launches and copies that the trait has for unsafe")]
 mod backend;
+#[allow(unsafe_code, reason = "memory that kernels write to")]
 mod buffer;
 pub mod carriers;
+#[allow(unsafe_code, reason = "texts of the C++ side")]
 mod fault;
+#[allow(unsafe_code, reason = "the C++ side")]
 #[doc(hidden)]
 pub mod ffi;
+#[allow(unsafe_code, reason = "what the C++ side is handed")]
 mod launch;
 mod order;
+#[allow(unsafe_code, reason = "parameters of kernels")]
 #[doc(hidden)]
 pub mod probe;
+#[allow(unsafe_code, reason = "what the C++ side is handed")]
 mod run;
 mod tensor_map;
+#[allow(unsafe_code, reason = "the C++ side's threads")]
 mod worker;
 
 pub use backend::{EmulatedBuffer, EmulatedDevice, Staging};

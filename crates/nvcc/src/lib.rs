@@ -1,5 +1,6 @@
-//! What the build script of `lmhead` does for its feature `cuda`: nvcc makes one fatbin of every kernel file. They are embedded and loaded at run time, so that the library
-//! links to nothing of CUDA and the same program runs on a machine without a driver.
+//! What the build script of `lmhead` does for its feature `cuda`: nvcc makes one fatbin of every kernel file. They are
+//! embedded and loaded at run time, so that the library links to nothing of CUDA and the same program runs on a
+//! machine without a driver.
 
 pub mod architectures;
 pub mod compile;

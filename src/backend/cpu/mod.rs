@@ -360,7 +360,7 @@ impl<'a> Pass<'a> {
                 Matrix::I8 { values, scales } => (Weights::I8(&values[from..]), Some(scales)),
             };
             let sums = self.weight_sums.get(own.clone()).unwrap_or_default();
-            self.packed.multiply(self.isa, weights, own.len(), sums, logits, scratch);
+            self.packed.multiply(weights, own.len(), sums, logits, scratch);
             let row_scales = self.packed.scales();
             let scales = scales.map_or(&[][..], |scales| &scales[own.clone()]);
             let bias = self.shard.bias().map(|bias| &bias[own]);

@@ -336,7 +336,15 @@ fn a_broken_row_is_marked_and_the_others_are_answered() {
 #[test]
 fn doctor_says_what_there_is() {
     let printed = good(&["doctor"]);
-    for word in ["processor", "threads", "memory", "backend cpu", "exchange local"] {
+    for word in [
+        "processor",
+        "threads",
+        "memory",
+        "backend cpu",
+        "backend cuda",
+        "backend emulated",
+        "exchange local",
+    ] {
         assert!(printed.contains(word), "{printed}");
     }
     let json: serde_json::Value = serde_json::from_str(&good(&["doctor", "--json"])).unwrap();
