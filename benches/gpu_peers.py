@@ -244,7 +244,7 @@ def serve(torch, l2):
         if "replay" in request:
             try:
                 answer({"us": graphs[request["replay"]].replay()})
-            except REFUSED as e:
+            except (*REFUSED, IndexError) as e:
                 answer({"refused": first_line(e)})
         elif "release" in request:
             graphs = []
