@@ -368,7 +368,7 @@ impl CudaDevice {
         what: String,
         call: impl FnOnce() -> std::result::Result<(), DriverError> + Send + 'static,
     ) -> Result<()> {
-        // It would only tell so; what waits there is left alone.
+        // A device that was lost is not called: no thread is started to find that out.
         self.call(|| what.clone(), || Ok(()))?;
         let patience = Duration::from_nanos(self.0.patience.load(Ordering::Relaxed));
         let (device, name, (done, answer)) = (self.clone(), what.clone(), channel());
