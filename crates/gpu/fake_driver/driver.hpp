@@ -12,6 +12,9 @@
 //   FAKE_LAUNCH, FAKE_RUN                           error codes of a launch, of a kernel that runs; from number FAKE_FROM on (0)
 //   FAKE_HANG                                       kernels from that number on never end; a call that would wait
 //                                                   for one without a deadline ends the process
+//   FAKE_BLOCKS                                     that call waits for ever, as a driver's does
+//   FAKE_BUSY                                       a stream is idle so many milliseconds after the last work
+//                                                   that was put there, as if it took so long
 //   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong
 //   FAKE_LOG                                        launches are written to that file instead of run
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a launch loaded, is written
@@ -32,6 +35,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "emulated/machine.hpp"
@@ -59,10 +63,11 @@ struct Stream {
   std::deque<Work> queue;
   Graph *recording = nullptr;
   bool asked = false;  // how far it is, since something was put there
+  std::chrono::steady_clock::time_point put;  // the last work
 };
 struct Event {
   Stream *on = nullptr;
-  bool reached = false;
+  bool reached = false, asked = false;
   std::chrono::steady_clock::time_point when;
 };
 struct Context {
@@ -128,13 +133,13 @@ inline int put(void *handle, Work work) {
   if (stream->recording)
     stream->recording->work.push_back(std::move(work));
   else
-    stream->asked = false, stream->queue.push_back(std::move(work));
+    stream->asked = false, stream->put = std::chrono::steady_clock::now(), stream->queue.push_back(std::move(work));
   return SUCCESS;
 }
 
-// Runs what is on the stream, up to a kernel that never ends: that is NOT_READY's work.
-inline int run_queue(Stream &stream) {
-  while (!lost && !stream.queue.empty()) {
+// Runs what is on the stream, up to a mark, or up to a kernel that never ends: that is NOT_READY's work.
+inline int run_queue(Stream &stream, const Event *mark = nullptr) {
+  while (!lost && !stream.queue.empty() && !(mark && mark->reached)) {
     const Work work = stream.queue.front();
     const int answer = work();
     if (answer == NOT_READY) return NOT_READY;
@@ -146,8 +151,12 @@ inline int run_queue(Stream &stream) {
 // Of calls that wait themselves.
 inline int drain(Stream &stream) {
   const int answer = run_queue(stream);
-  if (answer == NOT_READY) std::fprintf(stderr, "fake driver: a wait for a kernel that never ends\n"), std::abort();
-  return answer;
+  if (answer != NOT_READY) return answer;
+  if (number("FAKE_BLOCKS", 0)) {
+    lock.unlock();  // others go on
+    for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
+  }
+  std::fprintf(stderr, "fake driver: a wait for a kernel that never ends\n"), std::abort();
 }
 inline int drain_all() {
   drain(default_stream);
@@ -157,6 +166,8 @@ inline int drain_all() {
 // Of calls that only ask: the first question after new work always comes too early.
 inline int ask(Stream &stream) {
   if (!stream.queue.empty() && !stream.asked) return stream.asked = true, NOT_READY;
+  const auto busy = std::chrono::milliseconds(number("FAKE_BUSY", 0));
+  if (std::chrono::steady_clock::now() - stream.put < busy) return NOT_READY;
   return run_queue(stream);
 }
 

@@ -92,7 +92,7 @@ int cuEventDestroy_v2(Event *event) {
 }
 int cuEventRecord(Event *event, void *stream) {
   USABLE;
-  event->on = known(stream), event->reached = false;
+  event->on = known(stream), event->reached = event->asked = false;
   return put(stream, [event] {
     // It may have been destroyed since, which waits for nothing.
     if (events.count(event)) event->reached = true, event->when = std::chrono::steady_clock::now();
@@ -101,7 +101,10 @@ int cuEventRecord(Event *event, void *stream) {
 }
 int cuEventQuery(Event *event) {
   USABLE;
-  return answered(event->reached || !event->on ? SUCCESS : ask(*event->on));
+  if (event->reached || !event->on) return answered(SUCCESS);
+  // The first question comes too early here, too. What was put on the stream later does not count.
+  if (!event->asked) return event->asked = true, NOT_READY;
+  return answered(run_queue(*event->on, event));
 }
 int cuEventElapsedTime(float *milliseconds, const Event *from, const Event *to) {
   USABLE;

@@ -8,8 +8,8 @@ use cudarc::driver::result;
 
 /// Memory of one device, freed when dropped.
 ///
-/// It is not tied to a stream: everything that uses the memory ends before it is freed. On streams of an
-/// engine's the driver sees to that, and waits as long as it takes.
+/// It is not tied to a stream: everything that uses the memory ends before it is freed, on an engine's streams
+/// too. Where that takes longer than the device's patience, the device is lost and the memory with it.
 #[derive(Debug)]
 pub struct Buffer {
     device: CudaDevice,
@@ -125,10 +125,12 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // The driver would wait without end for a kernel that does not end. A device that was lost has lost
-        // its memory too.
+        // The driver waits here without end for a kernel that does not end: for one on our streams this says
+        // which it was. A device that was lost has lost its memory too.
         let _ = self.device.settle();
+        let what = format!("{} bytes on {} freed", self.bytes, self.device.info().name);
+        let address = self.address;
         // SAFETY: allocated by `new`, freed once.
-        let _ = self.device.call(String::new, || unsafe { result::free_sync(self.address) });
+        let _ = self.device.call_in_time(what, move || unsafe { result::free_sync(address) });
     }
 }

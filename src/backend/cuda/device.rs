@@ -3,6 +3,7 @@
 use super::buffer::Buffer;
 use super::context::Context;
 use super::driver::{DeviceInfo, describe, devices, driver, failed, loses_device};
+use super::event::Event;
 use super::fatbins::{self, Fatbin};
 use super::kernel::{Kernel, Launch, Launched};
 use super::pinned::Pinned;
@@ -15,6 +16,7 @@ use cudarc::driver::{DriverError, result, sys};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -252,13 +254,10 @@ impl CudaDevice {
         if let Some(module) = modules.get(fatbin.name) {
             return Ok(module.0);
         }
-        let load = || -> std::result::Result<_, DriverError> {
-            let _bound = self.context().bind()?;
-            // SAFETY: a whole fatbin of nvcc's, which says itself how long it is.
-            unsafe { result::module::load_data(fatbin.bytes.as_ptr().cast()) }
-        };
         let what = || format!("kernels/{}.cu on {}", fatbin.name, self.info().name);
-        let module = load().map_err(|e| failed(what(), e))?;
+        // SAFETY: a whole fatbin of nvcc's, which says itself how long it is.
+        let load = || unsafe { result::module::load_data(fatbin.bytes.as_ptr().cast()) };
+        let module = self.call(what, load)?;
         modules.insert(fatbin.name, Module(module));
         Ok(module)
     }
@@ -349,34 +348,85 @@ impl CudaDevice {
                 _ => std::thread::sleep(SLEEP),
             }
         }
-        let fix = "the device is lost to this process: start it again; what needs longer is given longer by CudaDevice::set_patience";
-        let problem = format!("no end within {patience:?}");
-        let error = Error::Device { what: what(), problem, fix: fix.into() };
+        Err(self.expired(what(), patience))
+    }
+
+    /// From now on the device is lost: what is named did not end in time.
+    fn expired(&self, what: String, patience: Duration) -> Error {
+        let fix = "the device is lost to this process: start it again; \
+                   what needs longer is given longer by CudaDevice::set_patience";
+        let error = Error::Device { what, problem: format!("no end within {patience:?}"), fix: fix.into() };
         let _ = self.0.lost.set(error.to_string());
-        Err(error)
+        error
     }
 
-    /// Waits for one of our streams, unless a graph is recorded of it, which runs nothing.
-    pub(super) fn settle_one(&self, stream: CudaStream) -> Result<()> {
+    /// Runs a call that waits, without a deadline, for all that the context runs: also for what others have
+    /// put on streams of their own, of which nobody here may ask. It has a thread of its own, which is left
+    /// behind when the device's patience ends.
+    pub(super) fn call_in_time(
+        &self,
+        what: String,
+        call: impl FnOnce() -> std::result::Result<(), DriverError> + Send + 'static,
+    ) -> Result<()> {
+        // A device that was lost is not called: no thread is started to find that out.
+        self.call(|| what.clone(), || Ok(()))?;
+        let patience = Duration::from_nanos(self.0.patience.load(Ordering::Relaxed));
+        let (device, name, (done, answer)) = (self.clone(), what.clone(), channel());
+        let run = move || {
+            let answer = device.call(|| name, call);
+            // Before the answer: the last to drop the device is never this thread.
+            drop(device);
+            let _ = done.send(answer);
+        };
+        let started = std::thread::Builder::new().name("lmhead cuda call".into()).spawn(run);
+        let problem = |e: std::io::Error| {
+            let fix = "let this process have more threads; the memory stays the device's until it ends";
+            Error::Device { what: what.clone(), problem: format!("no thread for it: {e}"), fix: fix.into() }
+        };
+        started.map_err(problem)?;
+        answer.recv_timeout(patience).unwrap_or_else(|_| Err(self.expired(what, patience)))
+    }
+
+    /// A mark behind what is on the stream now, or none where all of it has ended. What others put there
+    /// later, again and again, is not waited for.
+    fn mark(&self, stream: CudaStream) -> Result<Option<Event>> {
         let what = || format!("{}, after {}", self.info().name, self.suspect(stream));
-        self.poll(what, || {
-            // Nobody begins to record of it between the two questions: asking for a stream that records
-            // breaks what it records.
-            let recordings = lock(&self.0.recordings);
-            match recordings.iter().any(|(on, _)| *on == stream) {
-                true => sys::CUresult::CUDA_SUCCESS,
-                // SAFETY: a stream of ours, which lives.
-                false => unsafe { sys::cuStreamQuery(stream.0) },
-            }
-        })
+        // SAFETY: a stream of this context.
+        let idle = self.call(what, || match unsafe { sys::cuStreamQuery(stream.0) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => answer.result().map(|()| true),
+        })?;
+        if idle {
+            return Ok(None);
+        }
+        let mark = Event::untimed(self)?;
+        mark.record(stream)?;
+        Ok(Some(mark))
     }
 
-    /// Waits, with a deadline, for what a call of the driver's would wait for without one: the work on all of
-    /// our streams.
+    /// As [`CudaDevice::mark`], on a stream of ours; none where a graph is recorded of it, which runs
+    /// nothing.
+    fn mark_ours(&self, stream: CudaStream) -> Result<Option<Event>> {
+        // Until the mark is there nobody begins to record: asking for a stream that records breaks what it
+        // records.
+        let recordings = lock(&self.0.recordings);
+        if recordings.iter().any(|(on, _)| *on == stream) { Ok(None) } else { self.mark(stream) }
+    }
+
+    /// Waits for what is on one of our streams now.
+    pub(super) fn settle_one(&self, stream: CudaStream) -> Result<()> {
+        self.mark_ours(stream)?.map_or(Ok(()), |mark| mark.wait())
+    }
+
+    /// Waits, with a deadline, for what a call of the driver's would wait for without one: the work that is
+    /// on all of our streams now.
     pub(super) fn settle(&self) -> Result<()> {
-        // None of them is destroyed meanwhile.
-        let streams = lock(&self.0.streams);
-        streams.iter().try_for_each(|stream| self.settle_one(*stream))
+        let marks: Vec<_> = {
+            // None of them is destroyed before its mark is there.
+            let streams = lock(&self.0.streams);
+            streams.iter().map(|stream| self.mark_ours(*stream)).collect::<Result<_>>()?
+        };
+        marks.iter().flatten().try_for_each(Event::wait)
     }
 
     /// A stream of ours, from now on.
@@ -461,9 +511,7 @@ impl KernelDevice for CudaDevice {
     }
 
     fn wait(&self, stream: CudaStream) -> Result<()> {
-        let what = || format!("{}, after {}", self.info().name, self.suspect(stream));
-        // SAFETY: a stream of this context.
-        self.poll(what, || unsafe { sys::cuStreamQuery(stream.0) })
+        self.mark(stream)?.map_or(Ok(()), |mark| mark.wait())
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer> {

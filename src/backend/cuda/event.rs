@@ -24,7 +24,15 @@ impl Event {
     /// # Errors
     /// `Device`.
     pub fn new(device: &CudaDevice) -> Result<Self> {
-        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        Self::with(device, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// One that only tells whether the device has come to it, which costs the device less.
+    pub(super) fn untimed(device: &CudaDevice) -> Result<Self> {
+        Self::with(device, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn with(device: &CudaDevice, flags: sys::CUevent_flags) -> Result<Self> {
         let raw = device.call(|| "an event".into(), || result::event::create(flags))?;
         Ok(Event { device: device.clone(), raw, on: Mutex::default() })
     }

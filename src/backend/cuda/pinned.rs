@@ -51,7 +51,11 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         // As of device memory: the driver would wait without end.
         let _ = self.device.settle();
-        // SAFETY: allocated by `new`, freed once; nothing that was queued on it is left (the queueing function's promise).
-        let _ = self.device.call(String::new, || unsafe { result::free_host(self.start.as_ptr().cast()) });
+        let what =
+            format!("{} bytes of locked host memory for {} freed", self.bytes, self.device.info().name);
+        let start = self.start.as_ptr() as usize;
+        // SAFETY: allocated by `new`, freed once; nothing that was queued on it is left (the queueing
+        // function's promise).
+        let _ = self.device.call_in_time(what, move || unsafe { result::free_host(start as *mut _) });
     }
 }

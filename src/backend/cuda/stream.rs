@@ -1,7 +1,6 @@
 //! Where work is queued: an engine's streams, and our own.
 
 use super::device::CudaDevice;
-use super::driver::failed;
 use crate::error::Result;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
@@ -39,12 +38,8 @@ pub struct OwnedStream {
 
 impl OwnedStream {
     pub(super) fn open(device: CudaDevice) -> Result<Self> {
-        let open = || {
-            let _bound = device.context().bind()?;
-            result::stream::create(result::stream::StreamKind::NonBlocking)
-        };
-        let raw = open().map_err(|e| failed(format!("a stream of {}", device.info().name), e))?;
-        let raw = CudaStream(raw);
+        let open = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let raw = CudaStream(device.call(|| format!("a stream of {}", device.info().name), open)?);
         device.owns(raw);
         Ok(OwnedStream { device, raw })
     }

@@ -3,10 +3,12 @@
 
 use super::calls::{load, operands, queue};
 use super::child_and_end;
+use cudarc::driver::result;
 use lmhead::Error;
-use lmhead::backend::cuda::{CudaDevice, Event, Graph, Launch};
+use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph, Launch};
 use lmhead::backend::device::KernelDevice;
 use lmhead::backend::params::{MmaCarrierParams, ReadStreamParams};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Launches that make the operands, before those that are meant.
@@ -88,6 +90,57 @@ fn kernels_that_do_not_end_are_given_up() {
     }
 }
 
+/// The driver waits for those before it frees memory, and of an engine's stream nobody asks.
+#[test]
+fn a_kernel_on_an_engines_stream_that_does_not_end_stops_no_drop() {
+    let began = Instant::now();
+    let says = [("FAKE_HANG", "2"), ("FAKE_BLOCKS", "1"), ("WAY", "engine's stream")];
+    let (text, _) = child_and_end("lost::in_child_hang", &says);
+    let wanted = "64 bytes on Fake 0 freed: no end within 50ms; the device is lost to this process";
+    assert!(text.contains(wanted), "{text}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_device_that_others_keep_busy_is_not_lost() {
+    child_and_end("lost::in_child_busy", &[("FAKE_BUSY", "200")]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: a_device_that_others_keep_busy_is_not_lost runs it"]
+fn in_child_busy() {
+    let device = CudaDevice::open(0).expect("a device");
+    let (own, fed) = (device.open_stream().expect("a stream"), device.filled(64, 0).expect("memory"));
+    device.set_patience(Duration::from_secs(2));
+    let stream = device.on(&own);
+    let (ends, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                // SAFETY: the memory outlives the stream.
+                unsafe { device.clear(stream, fed.address(), 16) }.expect("it is queued");
+                rounds.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        // From here on the stream is never idle.
+        while rounds.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        let began = Instant::now();
+        let done = device.wait(stream).and_then(|()| {
+            drop(device.filled(64, 0)?);
+            drop(device.staging(64)?);
+            device.kernel::<MmaCarrierParams>("carrier_mma_s8_sm80").map(drop)
+        });
+        let took = began.elapsed();
+        ends.store(true, Ordering::Relaxed);
+        done.expect("others' work is not waited for");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    });
+    assert_eq!(device.lost(), None);
+}
+
 /// Also where nothing is left but the device itself.
 #[test]
 fn a_device_that_is_closed_does_not_wait_for_ever() {
@@ -116,16 +169,21 @@ fn in_child_hang() {
     let own = device.open_stream().expect("a stream");
     let (stream, event) = (device.on(&own), Event::new(&device).expect("an event"));
     let graph = Graph::capture(&device, stream, || queue(&loaded, &out, stream)).expect("a graph");
+    let create = || result::stream::create(result::stream::StreamKind::NonBlocking);
+    let theirs = device.bound(create).expect("a context").expect("a stream");
+    // SAFETY: it lives as long as the process.
+    let theirs = unsafe { CudaStream::from_raw(theirs.cast()) };
     let buffer = device.filled(64, 0).expect("memory");
     device.set_patience(Duration::from_millis(50));
+    let on = if way == "engine's stream" { theirs } else { stream };
     // SAFETY: its memory is given up with the device.
-    unsafe { graph.launch(stream) }.expect("launches");
-    event.record(stream).expect("a mark");
+    unsafe { graph.launch(on) }.expect("launches");
+    event.record(on).expect("a mark");
     let waited = match way.as_str() {
         "stream" => device.wait(stream),
         "event" => event.wait(),
         "copy" => device.read_on(stream, &buffer, 0, &mut [0; 64]),
-        "buffer" => {
+        "buffer" | "engine's stream" => {
             drop(buffer);
             device.synchronize()
         }

@@ -15,9 +15,9 @@
 #
 # In this order, each under a limit of its own. A second call does what the first had no time for:
 # `run.sh first --only rest`. Results are in $OUT (./out), seven files at most, as they come; summary.json
-# names device, driver, commit and date. What is missing here (driver, PyTorch, compute-sanitizer, ncu) is told
-# by its step, and the others go on. On the machine where the project is, `scripts/gpu-results OUT` makes of
-# them what can be committed. LMHEAD_GPU_SECONDS gives another time than 480 seconds.
+# names device, driver, commit and date. What is missing here (driver, PyTorch, compute-sanitizer, ncu) is
+# told by its step, and the others go on. On the machine where the project is, `scripts/gpu-results OUT` makes
+# of them what can be committed. LMHEAD_GPU_SECONDS gives another time than 480 seconds.
 # Exit codes: 0 all good, 1 something failed or is missing, 2 wrong arguments.
 set -uo pipefail
 all="doctor bits heads memcheck racecheck ncu probes rest"
@@ -41,9 +41,12 @@ PATH=$PATH:/usr/local/cuda/bin
 deadline=$((SECONDS + ${LMHEAD_GPU_SECONDS:-480} - 10))
 LMHEAD_COMMIT=$(tr '\n' ' ' <COMMIT | sed 's/ $//')
 LMHEAD_DATE=$(date -u +%Y-%m-%dT%H:%M:%SZ)
-export LMHEAD_COMMIT LMHEAD_DATE LMHEAD_GPU_PEERS=$here/gpu_peers.py LMHEAD_GPU_RECORDED=$here/recorded.safetensors
+export LMHEAD_COMMIT LMHEAD_DATE
+export LMHEAD_GPU_PEERS=$here/gpu_peers.py LMHEAD_GPU_RECORDED=$here/recorded.safetensors
 method="run.sh first --only ${wanted// /,}: each step a program of its own under a limit"
 about= none="no step has asked" rows=() failed=0
+# The largest head, unless nothing is meant to be measured.
+preset=${LMHEAD_GPU_SMALL:+tiny} preset=${preset:-deepseek-v3}
 
 # summary: the verdicts so far, as JSON.
 summary() {
@@ -52,13 +55,15 @@ summary() {
     if [ -n "$about" ]; then
       printf '%s, ' "${about%\}}"
     else
-      printf '{"device": null, "none": "%s", "commit": "%s", "date": "%s", ' "${none//[\"\\[:cntrl:]]/}" "$LMHEAD_COMMIT" "$LMHEAD_DATE"
+      printf '{"device": null, "none": "%s", "commit": "%s", "date": "%s", ' \
+        "${none//[\"\\[:cntrl:]]/}" "$LMHEAD_COMMIT" "$LMHEAD_DATE"
     fi
     printf '"method": "%s", "steps": [\n' "$method"
     for i in "${!rows[@]}"; do
       IFS='|' read -r name verdict seconds counts <<<"${rows[$i]}"
       printf '  {"step": "%s", "verdict": "%s", "seconds": %s, "tests": "%s"}%s\n' \
-        "$name" "${verdict//[\"\\[:cntrl:]]/}" "$seconds" "$counts" "$([ "$i" = $((${#rows[@]} - 1)) ] || echo ,)"
+        "$name" "${verdict//[\"\\[:cntrl:]]/}" "$seconds" "$counts" \
+        "$([ "$i" = $((${#rows[@]} - 1)) ] || echo ,)"
     done
     echo ']}'
   } >"$out/summary.json"
@@ -101,15 +106,39 @@ limited() {
   wait "$pid"
 }
 
-# step NAME LOG SECONDS COMMAND...: runs it under a time limit, appends what it prints to the log, notes how it ended.
+# evidence NAME: lines that a good end of this step's tool has, and how many of them. These tools end well,
+# too, where they have looked at nothing.
+evidence() {
+  case $1 in
+    ncu) echo '4 ^==PROF== Profiling "' ;;
+    racecheck) echo '1 RACECHECK SUMMARY' ;;
+    memcheck | initcheck | synccheck) echo '1 ERROR SUMMARY' ;;
+    *) echo '0 .' ;;
+  esac
+}
+
+# step NAME LOG SECONDS COMMAND...: runs it under a time limit, appends what it prints to the log, notes how
+# it ended.
 step() {
-  local name=$1 log=$out/$2 limit=$3 start=$SECONDS left=$((deadline - SECONDS)) status=0 verdict said from refusal
+  local name=$1 log=$out/$2 limit=$3 start=$SECONDS left=$((deadline - SECONDS))
+  local least=5 status=0 verdict said from refusal word wanted pattern seen words=()
   shift 3
   echo "== $name"
   [ "$limit" -le "$left" ] || limit=$left
+  # A measurement that is told its seconds needs some more, to start and to end what it has begun.
+  case "$1 ${2:-}" in
+    './gpu_matmul heads' | './gpu_matmul probes')
+      least=20
+      for word; do
+        ! [[ $word =~ ^[0-9]+$ && $word -gt $((limit - 15)) ]] || word=$((limit - 15))
+        words+=("$word")
+      done
+      set -- "${words[@]}"
+      ;;
+  esac
   printf '== %s: %s\n' "$name" "$*" >>"$log"
   from=$(stat -c %s "$log")
-  if [ "$limit" -lt 5 ]; then
+  if [ "$limit" -lt "$least" ]; then
     echo "not run: no time left" >>"$log"
     verdict="no time left"
   elif ! command -v "$1" >/dev/null; then
@@ -125,15 +154,27 @@ step() {
   fi
   shorten "$log" "$from"
   said=$(tail -c "+$((from + 1))" "$log" | tr -d '\0')
-  # Some machines have these tools and refuse them the device.
-  refusal=$(grep -m1 -oE 'Device not supported.*|Failed to initialize the profiler.*|ERR_NVGPUCTRPERM.*' <<<"$said")
-  [ -z "$refusal" ] || [ "$verdict" = ok ] || verdict="refused: $refusal"
+  # Some machines have these tools and refuse them the device, and ncu ends well none the less.
+  refusal='Device not supported.*|Failed to initialize the profiler.*|ERR_NVGPUCTRPERM.*'
+  refusal=$(grep -m1 -oE "$refusal" <<<"$said" | head -1)
+  [ -z "$refusal" ] || verdict="refused: $refusal"
   # A test that reports `ignored` has not been run: here that is a failure.
   if [ "$verdict" = ok ] && grep -qE '^(test .*ignored \(needs a GPU|ignored: )' <<<"$said"; then
-    verdict="ignored: $(sed -n -e 's/^test .*ignored (needs a GPU: \(.*\))$/\1/p' -e 's/^ignored: //p' <<<"$said" | head -1)"
+    word='s/^test .*ignored (needs a GPU: \(.*\))$/\1/p'
+    verdict="ignored: $(sed -n -e "$word" -e 's/^ignored: //p' <<<"$said" | head -1)"
+  fi
+  # Times without those of the peers cannot be published.
+  if [ "$verdict" = ok ] && grep -q '^no peers: ' <<<"$said"; then
+    verdict=$(grep -m1 '^no peers: ' <<<"$said")
+  fi
+  read -r wanted pattern <<<"$(evidence "$name")"
+  seen=$(grep -cE "$pattern" <<<"$said")
+  if [ "$verdict" = ok ] && [ "$seen" -lt "$wanted" ]; then
+    verdict="no evidence: $seen of $wanted lines with ${pattern#^}"
   fi
   [ "$verdict" = ok ] || { failed=1 && tail -15 <<<"$said"; }
-  rows+=("$name|$verdict|$((SECONDS - start))|$(sed -n 's/^test result: [^ ]* \([^;]*; [^;]*; [^;]*\);.*/\1/p' <<<"$said" | tail -1)")
+  word='s/^test result: [^ ]* \([^;]*; [^;]*; [^;]*\);.*/\1/p'
+  rows+=("$name|${verdict//|/ }|$((SECONDS - start))|$(sed -n "$word" <<<"$said" | tail -1)")
   summary
 }
 
@@ -163,22 +204,27 @@ for one in $wanted; do
     memcheck) sanitize memcheck 60 ;;
     racecheck) sanitize racecheck 60 ;;
     ncu)
-      step ncu ncu.log 40 ncu --clock-control none --kernel-name regex:matmul --launch-count 4 --section LaunchStats --section Occupancy \
-        --section SpeedOfLight --section MemoryWorkloadAnalysis --section ComputeWorkloadAnalysis --section WarpStateStats ./gpu_matmul profile
+      step ncu ncu.log 40 ncu --clock-control none --kernel-name regex:matmul --launch-count 4 \
+        --section LaunchStats --section Occupancy --section SpeedOfLight --section MemoryWorkloadAnalysis \
+        --section ComputeWorkloadAnalysis --section WarpStateStats ./gpu_matmul profile
       ;;
     probes) step probes run.log 30 ./gpu_matmul probes "$out/probes.json" 15 ;;
     rest)
       tests plans run.log 60 products::every_plan
       tests independent run.log 30 products::bits_do_not_depend
-      LMHEAD_GPU_RESULTS=$out/carriers.json tests carriers run.log 60 kernels::carriers
       tests many_logits run.log 30 products::more_than
       tests vocabularies run.log 60 products::every_vocabulary
       tests many_tiles run.log 20 products::more_tiles
       tests memory run.log 20 memory::
-      step program run.log 30 ./lmhead run --backend cuda --preset tiny --rows 3,0,2 --lmhead-tp-size 3 --check
-      tests cpu_int8 run.log 60 products::int8_has_the_cpus
+      step program run.log 30 \
+        ./lmhead run --backend cuda --preset tiny --rows 3,0,2 --lmhead-tp-size 3 --check
       sanitize initcheck 60
       sanitize synccheck 60
+      # What keeps the processor busy, and the GPU hardly: for the time that is left.
+      LMHEAD_GPU_RESULTS=$out/carriers.json tests carriers run.log 60 kernels::carriers
+      step whole_program run.log 60 \
+        ./lmhead run --backend cuda --preset "$preset" --rows 7,0,12,9 --lmhead-tp-size 4 --check
+      tests cpu_int8 run.log 60 products::int8_has_the_cpus
       ;;
   esac
 done
