@@ -12,7 +12,8 @@
 //   FAKE_LAUNCH, FAKE_RUN                           error codes of a launch, of a kernel that runs; from number FAKE_FROM on (0)
 //   FAKE_HANG                                       kernels from that number on never end; a call that would wait
 //                                                   for one without a deadline ends the process
-//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong
+//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong;
+//                                                   or read_bulk or read_boxes, whose sum is
 //   FAKE_LOG                                        launches are written to that file instead of run
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a launch loaded, is written
 //                                                   to that file
