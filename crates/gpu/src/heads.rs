@@ -27,9 +27,9 @@ pub const METHOD: &str = "\
     random data; time of one launch, median and 10th and 90th percentile of replays. Bytes: weights, \
     scales, rows and logits, each once. Roofs (as many bytes only read, by loads and by bulk copies, or \
     only copied) and peers (PyTorch, its own graphs) are replayed by turns with the product, all in one \
-    run; a process for each kind of weights. `exact`: f32 logits of small integers by the same plan are the exact product, of every row (a \
-    random combination of all columns modulo 2^64). `same_bits`: the logits that the timed replays left \
-    are those of another tile, bit for bit, and nothing else was written";
+    run; a process for each kind of weights. `exact`: f32 logits of small integers by the same plan are the \
+    exact product, of every row (a random combination of all columns modulo 2^64). `same_bits`: the logits \
+    that the timed replays left are those of another tile, bit for bit, and nothing else was written";
 
 /// A head of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,13 @@ pub fn heads() -> Vec<Head> {
 /// By what they are worth where time is short.
 pub fn row_counts() -> &'static [usize] {
     if small() { &[1, 9] } else { &[1, 64, 28, 256, 4, 4096] }
+}
+
+/// Nothing here takes long: a kernel that hangs shall be told before the time of its step is up.
+pub fn impatient(device: &CudaDevice) {
+    if !small() {
+        device.set_patience(Duration::from_secs(8));
+    }
 }
 
 pub fn stream(device: &CudaDevice) -> std::result::Result<OwnedStream, String> {
@@ -296,6 +303,7 @@ impl<'a> Report<'a> {
         let all = self.value["left_out"].as_array();
         all.is_some_and(|all| all.contains(&json!(format!("{name}: {NOT_REACHED}"))))
     }
+
     pub fn new(device: &CudaDevice, method: &str, file: &'a Path) -> Self {
         let mut value = about(device);
         value["method"] = json!(method);
@@ -341,9 +349,11 @@ fn no_memory(problem: &str) -> bool {
 /// Which kinds' processes failed.
 pub fn write_all(program: &Path, file: &Path, seconds: f64) -> std::result::Result<(), String> {
     let began = Instant::now();
-    // A file of another run is none to go on with.
-    let _ = std::fs::remove_file(file);
     let date = date().unwrap_or_default();
+    // One that this run has written before is not gone on with; another run's stays until there is a new one.
+    if parsed(file).is_some_and(|old| old["date"] == date) {
+        let _ = std::fs::remove_file(file);
+    }
     let mut failed = Vec::new();
     for (i, kind) in KINDS.into_iter().enumerate() {
         for _ in 0..2 {
@@ -394,6 +404,7 @@ fn within(command: &mut Command, limit: Duration) -> std::result::Result<(), Str
 /// # Errors
 /// What failed; also where a product is not right.
 pub fn write(device: &CudaDevice, file: &Path, seconds: f64, kind: Kind) -> std::result::Result<(), String> {
+    impatient(device);
     let mut report = Report::extend(device, METHOD, file);
     if report.value["products"].is_null() && report.value["left_out"].is_null() {
         names().for_each(|(_, name)| report.leave(&name, NOT_REACHED));
@@ -659,4 +670,59 @@ pub fn profile(device: &CudaDevice) -> std::result::Result<(), String> {
         loaded.run(&out, None).map_err(said)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// The kinds that a program was started for, which fails for one of them.
+    fn started(left_out: &[String]) -> (std::result::Result<(), String>, String) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [program, file] = ["program", "heads.json"].map(|name| folder.path().join(name));
+        let script = "#!/bin/sh\necho $4 >>$2.log\n[ $4 != w8a8 ]\n";
+        std::fs::write(&program, script).expect("a program");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("a program");
+        std::fs::write(&file, json!({ "left_out": left_out }).to_string()).expect("a file");
+        let done = write_all(&program, &file, 60.0);
+        (done, std::fs::read_to_string(folder.path().join("heads.json.log")).expect("a log"))
+    }
+
+    #[test]
+    fn a_kind_that_fails_takes_no_other_along_and_is_tried_once_more() {
+        let (done, log) = started(&[]);
+        assert_eq!(log, "bf16\nw8a8\nw8a16\n");
+        let problem = done.expect_err("one has failed");
+        assert!(problem.starts_with("w8a8: exit status: 1: "), "{problem}");
+        let waiting: Vec<_> = names()
+            .filter(|(kind, _)| *kind == Kind::W8a8)
+            .map(|(_, n)| format!("{n}: {NOT_REACHED}"))
+            .collect();
+        let (done, log) = started(&waiting[1..]);
+        assert_eq!(log, "bf16\nw8a8\nw8a8\nw8a16\n");
+        assert!(done.is_err());
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_given_up() {
+        let mut command = Command::new("sleep");
+        let problem = within(command.arg("60"), Duration::from_millis(50)).expect_err("no end");
+        assert_eq!(problem, "no end within 0 s");
+    }
+
+    #[test]
+    fn no_memory_is_no_mistake() {
+        let none = "device memory: CUDA_ERROR_OUT_OF_MEMORY".to_string();
+        assert_eq!(proved::<()>(Err(none.clone())), Err(none));
+        assert_eq!(proved::<()>(Err("row 1".into())), Ok(Err("row 1".into())));
+        assert_eq!(proved(Ok(1)), Ok(Ok(1)));
+    }
+
+    #[test]
+    fn kinds_are_known_by_name() {
+        assert!(KINDS.into_iter().all(|kind| Kind::named(&kind.to_string()) == Ok(kind)));
+        let refused = Kind::named("w4a16").expect_err("no kind");
+        assert_eq!(refused, "wanted a kind of weights, got \"w4a16\"; name one of bf16, w8a8, w8a16");
+    }
 }

@@ -2,7 +2,7 @@
 //! how they should lie.
 
 use crate::about::cache_bytes;
-use crate::heads::{Report, Turn, by_turns, heads, quantiles, stream};
+use crate::heads::{Report, Turn, by_turns, heads, impatient, quantiles, stream};
 use crate::needs::small;
 use crate::roofs::{Reading, Roofs, Way};
 use lmhead::backend::cuda::CudaDevice;
@@ -21,6 +21,7 @@ const METHOD: &str = "\
 /// # Errors
 /// What failed, or which patterns left words out.
 pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), String> {
+    impatient(device);
     let own = stream(device)?;
     let (head, processors) = (heads()[0], device.info().processors);
     let pitch = 2 * head.hidden;

@@ -67,8 +67,8 @@ pub struct Roofs<'d> {
 const WAYS: usize = 256;
 
 impl<'d> Roofs<'d> {
-    /// For products that move at most `largest` bytes. Windows come again after `rotate` bytes at the earliest;
-    /// there are two of the largest, as of weights.
+    /// For products that move at most `largest` bytes. Windows come again after `rotate` bytes at the
+    /// earliest; there are two of the largest, as of weights.
     pub fn new(device: &'d CudaDevice, stream: CudaStream, largest: usize, rotate: usize) -> Result<Self> {
         let bytes = (largest + rotate).max(2 * largest.next_multiple_of(256)).next_multiple_of(256);
         let pattern = Fill::Random(DType::I8, 77);

@@ -1,4 +1,5 @@
-//! Mistakes made on purpose: the comparisons of [`Loaded`] must find each of them, on whatever device they run.
+//! Mistakes made on purpose: the comparisons of [`Loaded`] must find each of them, on whatever device they
+//! run.
 
 use super::{GUARD, Loaded, Operands, Output, POISON};
 use lmhead::DType;

@@ -162,7 +162,8 @@ for one in $wanted; do
     heads)
       # A process for each kind; the rest of the limit is for what each of them has begun when its time is up.
       left=$((deadline - SECONDS))
-      step heads run.log 120 ./gpu_matmul heads "$out/heads.json" $((left > 120 ? 105 : left > 20 ? left - 15 : 5))
+      left=$((left > 120 ? 105 : left > 20 ? left - 15 : 5))
+      step heads run.log 120 ./gpu_matmul heads "$out/heads.json" "$left"
       ;;
     memcheck) sanitize memcheck 60 ;;
     racecheck) sanitize racecheck 60 ;;
