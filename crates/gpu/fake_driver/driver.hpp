@@ -134,7 +134,8 @@ inline int put(void *handle, Work work) {
   if (stream->recording)
     stream->recording->work.push_back(std::move(work));
   else
-    stream->asked = false, stream->put = std::chrono::steady_clock::now(), stream->queue.push_back(std::move(work));
+    stream->asked = false, stream->put = std::chrono::steady_clock::now(),
+    stream->queue.push_back(std::move(work));
   return SUCCESS;
 }
 
