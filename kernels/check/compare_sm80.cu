@@ -30,7 +30,8 @@ DEVICE void note(const CompareParams &p, const Mismatch &one) {
 }  // namespace
 
 KERNEL(count_mismatches, CompareParams, 256, 4) {
-  const uint32_t bytes = params.dtype == LMHEAD_DTYPE_F32 ? 4 : 2, poison = bytes == 4 ? 0xffffffffu : 0xffffu;
+  const uint32_t bytes = params.dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
+  const uint32_t poison = bytes == 4 ? 0xffffffffu : 0xffffu;
   const uint32_t want_bytes = params.want_dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
   // A block's elements, row by row, without a division for each.
   const uint32_t blocks_of_row = (params.columns + 255) / 256;
@@ -44,10 +45,12 @@ KERNEL(count_mismatches, CompareParams, 256, 4) {
   for (; row < params.rows; advance()) {
     const uint32_t column = place * 256 + threadIdx.x;
     if (column >= params.columns) continue;
-    const uint32_t got = load(static_cast<const uint8_t *>(params.got) + row * params.got_pitch, column, bytes);
+    const uint8_t *got_row = static_cast<const uint8_t *>(params.got) + row * params.got_pitch;
+    const uint32_t got = load(got_row, column, bytes);
     uint32_t want = poison;
     if (params.want) {
-      want = load(static_cast<const uint8_t *>(params.want) + row * params.want_pitch, column, want_bytes);
+      const uint8_t *want_row = static_cast<const uint8_t *>(params.want) + row * params.want_pitch;
+      want = load(want_row, column, want_bytes);
       if (params.want_dtype != params.dtype) want = rounded(params.dtype, want);
     }
     // What nobody has written is no answer, whatever was wanted.

@@ -10,11 +10,14 @@ using namespace check;
 DEVICE uint64_t floats(uint32_t kind, uint64_t word) {
   switch (kind) {
     case LMHEAD_FILL_BF16:
-      return (word & 0x807f807f807f807fu) | (((word >> 5) & 0x0007000700070007u) + 0x0077007700770077u) << 7;
+      return (word & 0x807f807f807f807fu) |
+             (((word >> 5) & 0x0007000700070007u) + 0x0077007700770077u) << 7;
     case LMHEAD_FILL_F16:
-      return (word & 0x83ff83ff83ff83ffu) | (((word >> 7) & 0x0007000700070007u) + 0x0007000700070007u) << 10;
+      return (word & 0x83ff83ff83ff83ffu) |
+             (((word >> 7) & 0x0007000700070007u) + 0x0007000700070007u) << 10;
     case LMHEAD_FILL_F32:
-      return (word & 0x807fffff807fffffu) | (((word >> 11) & 0x0000000700000007u) + 0x0000007700000077u) << 23;
+      return (word & 0x807fffff807fffffu) |
+             (((word >> 11) & 0x0000000700000007u) + 0x0000007700000077u) << 23;
     default: return word;
   }
 }
@@ -42,8 +45,10 @@ DEVICE uint64_t word_at(const FillParams &p, uint64_t place) {
 
 KERNEL(fill, FillParams, 256, 4) {
   uint8_t *out = static_cast<uint8_t *>(params.out);
-  for (uint64_t i = uint64_t(blockIdx.x) * 256 + threadIdx.x; i < params.pieces; i += uint64_t(gridDim.x) * 256) {
-    const uint64_t place = 2 * (params.first + i), low = word_at(params, place), high = word_at(params, place + 1);
+  const uint64_t step = uint64_t(gridDim.x) * 256;
+  for (uint64_t i = uint64_t(blockIdx.x) * 256 + threadIdx.x; i < params.pieces; i += step) {
+    const uint64_t place = 2 * (params.first + i);
+    const uint64_t low = word_at(params, place), high = word_at(params, place + 1);
     st_global_v4(out + 16 * i, {uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)});
   }
 }

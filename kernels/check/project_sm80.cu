@@ -2,7 +2,8 @@
 // columns (Freivalds 1977).
 //     sum over ids of r(id)·logits[row, id] =
 //     sum over k of rows[row, k]·(sum over ids of r(id)·weights[id, k])
-// All of it modulo 2^64, where nothing is rounded. A wrong logit changes the left side by r(id) times its error.
+// All of it modulo 2^64, where nothing is rounded. A wrong logit changes the left side by r(id) times its
+// error.
 #include "check/values.cuh"
 
 namespace {
@@ -22,7 +23,10 @@ DEVICE void project(const ProjectWeightsParams &p, uint32_t piece, uint32_t firs
     const U32x4 v = ld_global_v4(row + 16 * uint64_t(piece));
     const uint32_t words[4] = {v.x, v.y, v.z, v.w};
     uint64_t factor = random(p.seed, id);
-    if (p.weights.scales) factor *= uint64_t(int64_t(cvt_rzi_s32_f32(mov_f32_b32(ld_global_u32(p.weights.scales + id)))));
+    if (p.weights.scales) {
+      const float scale = mov_f32_b32(ld_global_u32(p.weights.scales + id));
+      factor *= uint64_t(int64_t(cvt_rzi_s32_f32(scale)));
+    }
 #pragma unroll
     for (uint32_t j = 0; j < kEach; ++j)
       sums[j] += factor * uint64_t(int64_t(integer_of(p.kind, words[j * kBytes / 4], j * kBytes % 4)));
@@ -59,13 +63,15 @@ KERNEL(project_weights, ProjectWeightsParams, 256, 2) {
 
 // Blocks: `parts` of each row.
 KERNEL(project_rows, ProjectRowsParams, 256, 2) {
-  const uint32_t row = blockIdx.x / params.parts, first = blockIdx.x % params.parts * kThreads + threadIdx.x;
+  const uint32_t row = blockIdx.x / params.parts;
+  const uint32_t first = blockIdx.x % params.parts * kThreads + threadIdx.x;
   const uint32_t step = params.parts * kThreads;
   if (row >= params.row_count) return;
   uint64_t sum = 0;
   const int64_t index = index_of(params.rows, row);
   if (index >= 0 && index < int64_t(params.rows.source_rows)) {  // another index is a row of zeros
-    const uint8_t *from = static_cast<const uint8_t *>(params.rows.data) + uint64_t(index) * params.rows.pitch;
+    const uint8_t *data = static_cast<const uint8_t *>(params.rows.data);
+    const uint8_t *from = data + uint64_t(index) * params.rows.pitch;
     for (uint32_t k = first; k < params.hidden; k += step) {
       const U32x2 v = ld_global_v2(params.projection + k);
       sum += uint64_t(int64_t(element(params.kind, from, k))) * (uint64_t(v.y) << 32 | v.x);

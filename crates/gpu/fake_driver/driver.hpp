@@ -15,7 +15,8 @@
 //   FAKE_BLOCKS                                     that call waits for ever, as a driver's does
 //   FAKE_BUSY                                       a stream is idle so many milliseconds after the last work
 //                                                   that was put there, as if it took so long
-//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong
+//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong;
+//                                                   or read_bulk or read_boxes, whose sum is
 //   FAKE_LOG                                        launches are written to that file instead of run
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a launch loaded, is written
 //                                                   to that file
@@ -133,7 +134,8 @@ inline int put(void *handle, Work work) {
   if (stream->recording)
     stream->recording->work.push_back(std::move(work));
   else
-    stream->asked = false, stream->put = std::chrono::steady_clock::now(), stream->queue.push_back(std::move(work));
+    stream->asked = false, stream->put = std::chrono::steady_clock::now(),
+    stream->queue.push_back(std::move(work));
   return SUCCESS;
 }
 

@@ -6,6 +6,7 @@ use cudarc::driver::{result, sys};
 use lmhead::backend::cuda::{CudaDevice, driver};
 use serde_json::{Value, json};
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -94,14 +95,32 @@ pub fn cache_bytes(device: &CudaDevice) -> usize {
         .unwrap_or(50 << 20)
 }
 
+fn handed(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+/// When this run began, as `LMHEAD_DATE` says; now, where it says nothing.
+pub fn date() -> Option<String> {
+    handed("LMHEAD_DATE").or_else(|| first_line(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])))
+}
+
+/// Writes a file so that at every moment there is either the old one or the new one, whole.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_whole(file: &Path, text: &str) -> Result<(), String> {
+    let mut name = file.file_name().unwrap_or_default().to_os_string();
+    name.push(".part");
+    let part = file.with_file_name(name);
+    let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, file));
+    written.map_err(|e| format!("{}: {e}", file.display()))
+}
+
 /// Device, driver, commit and date. The bundle's `run.sh` hands in commit and date, the same for all results
 /// of a run.
 pub fn about(device: &CudaDevice) -> Value {
-    let handed = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
     let commit =
         handed("LMHEAD_COMMIT").or_else(|| first_line(Command::new("git").args(["rev-parse", "HEAD"])));
-    let date = handed("LMHEAD_DATE")
-        .or_else(|| first_line(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])));
     let (info, unknown) = (device.info(), || "unknown".to_string());
     json!({
         "device": {
@@ -114,7 +133,7 @@ pub fn about(device: &CudaDevice) -> Value {
             "cuda": driver().map(|version| version.to_string()).unwrap_or_default(),
         },
         "commit": commit.unwrap_or_else(unknown),
-        "date": date.unwrap_or_else(unknown),
+        "date": date().unwrap_or_else(unknown),
         "version": env!("CARGO_PKG_VERSION"),
     })
 }

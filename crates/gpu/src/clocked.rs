@@ -2,6 +2,7 @@
 
 use lmhead::Result;
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
+use std::cell::Cell;
 
 /// Work of several alike launches, recorded once, and how long a replay of it takes.
 pub struct Clocked {
@@ -9,12 +10,14 @@ pub struct Clocked {
     stream: CudaStream,
     from: Event,
     to: Event,
+    replays: Cell<usize>,
     /// Launches of one replay.
     pub launches: usize,
 }
 
 impl Clocked {
-    /// `launch(i)` puts launch `i` on the stream. What it works on must live until the last replay has ended, and be nobody else's.
+    /// `launch(i)` puts launch `i` on the stream. What it works on must live until the last replay has ended,
+    /// and be nobody else's.
     pub fn new(
         device: &CudaDevice,
         stream: CudaStream,
@@ -22,15 +25,28 @@ impl Clocked {
         launch: impl FnMut(usize) -> Result<()>,
     ) -> Result<Self> {
         let graph = Graph::capture(device, stream, || (0..launches).try_for_each(launch))?;
-        Ok(Clocked { graph, stream, from: Event::new(device)?, to: Event::new(device)?, launches })
+        let (from, to) = (Event::new(device)?, Event::new(device)?);
+        Ok(Clocked { graph, stream, from, to, replays: Cell::new(0), launches })
     }
 
-    /// Seconds of one launch, by a replay of all.
+    /// Seconds of one launch, by a replay of all. One more replay goes before it, so that the stream is busy
+    /// when the clock starts: the time that the host takes to launch the graph is not in the result.
     pub fn replay(&self) -> Result<f64> {
+        self.launch()?;
         self.from.record(self.stream)?;
-        // SAFETY: the promise that `new` asks for.
-        unsafe { self.graph.launch(self.stream)? };
+        self.launch()?;
         self.to.record(self.stream)?;
         Ok(self.from.seconds_to(&self.to)? / self.launches as f64)
+    }
+
+    fn launch(&self) -> Result<()> {
+        self.replays.set(self.replays.get() + 1);
+        // SAFETY: the promise that `new` asks for.
+        unsafe { self.graph.launch(self.stream) }
+    }
+
+    /// Replays so far, the untimed ones included.
+    pub fn replays(&self) -> usize {
+        self.replays.get()
     }
 }

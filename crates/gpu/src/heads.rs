@@ -1,11 +1,11 @@
 //! Whole heads: each product by turns with its roofs and with its peers, and whether it is right, as JSON.
 
-use crate::about::{about, cache_bytes, clocks_under};
+use crate::about::{about, cache_bytes, clocks_under, date, write_whole};
 use crate::clocked::Clocked;
 use crate::needs::small;
 use crate::operands::{Loaded, Operands, Output};
 use crate::peers::Peers;
-use crate::roofs::Roofs;
+use crate::roofs::{Reading, Roofs};
 use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream, OwnedStream};
 use lmhead::backend::device::KernelDevice;
 use lmhead::plan::{Plan, Precision};
@@ -13,21 +13,23 @@ use lmhead::{DType, Result};
 use serde_json::{Value, json};
 use std::fmt;
 use std::path::Path;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Bytes of outputs that one measurement may take, two of them at least.
 const OUTPUTS: usize = 4 << 30;
 /// Hidden states of an engine's step, of which the rows are picked.
 const SOURCE_ROWS: usize = 8192;
-const METHOD: &str = "\
+pub const METHOD: &str = "\
     CUDA events around replays of a CUDA graph of several launches over rotating weights (two copies at \
-    least, three times the second-level cache), rows and logits; rows are picked by index; bf16 logits; \
+    least, three times the second-level cache), rows and logits; one untimed replay right before each timed \
+    one, so that no time in which the host launches is counted; rows are picked by index; bf16 logits; \
     random data; time of one launch, median and 10th and 90th percentile of replays. Bytes: weights, \
     scales, rows and logits, each once. Roofs (as many bytes only read, by loads and by bulk copies, or \
     only copied) and peers (PyTorch, its own graphs) are replayed by turns with the product, all in one \
-    run. `exact`: f32 logits of small integers by the same plan are the exact product, of every row (a \
-    random combination of all columns modulo 2^64). `same_bits`: the logits that the timed replays left \
-    are those of another tile, bit for bit, and nothing else was written";
+    run; a process for each kind of weights. `exact`: f32 logits of small integers by the same plan are the \
+    exact product, of every row (a random combination of all columns modulo 2^64). `same_bits`: the logits \
+    that the timed replays left are those of another tile, bit for bit, and nothing else was written";
 
 /// A head of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,16 @@ impl Kind {
         }
     }
 
+    /// The kind of that name.
+    ///
+    /// # Errors
+    /// Which there are.
+    pub fn named(name: &str) -> std::result::Result<Self, String> {
+        let known = KINDS.map(|kind| kind.to_string()).join(", ");
+        let kind = KINDS.into_iter().find(|kind| kind.to_string() == name);
+        kind.ok_or(format!("wanted a kind of weights, got \"{name}\"; name one of {known}"))
+    }
+
     /// The weights of its peers.
     fn weights(self) -> &'static str {
         if self == Kind::Bf16 { "bf16" } else { "int8" }
@@ -89,6 +101,13 @@ pub fn heads() -> Vec<Head> {
 /// By what they are worth where time is short.
 pub fn row_counts() -> &'static [usize] {
     if small() { &[1, 9] } else { &[1, 64, 28, 256, 4, 4096] }
+}
+
+/// Nothing here takes long: a kernel that hangs shall be told before the time of its step is up.
+pub fn impatient(device: &CudaDevice) {
+    if !small() {
+        device.set_patience(Duration::from_secs(8));
+    }
 }
 
 pub fn stream(device: &CudaDevice) -> std::result::Result<OwnedStream, String> {
@@ -247,7 +266,44 @@ pub struct Report<'a> {
     file: &'a Path,
 }
 
+/// Why a product has no time: nobody has come to it.
+const NOT_REACHED: &str = "not reached";
+/// What a program writes down before it does it, since it may never come back.
+const TRYING_BULK: &str = "bulk copies";
+
 impl<'a> Report<'a> {
+    /// Goes on with a file of the same run and method, which a process before this one has begun.
+    pub fn extend(device: &CudaDevice, method: &str, file: &'a Path) -> Self {
+        let new = Self::new(device, method, file);
+        let old = parsed(file).filter(|old| {
+            ["device", "commit", "date", "method"].into_iter().all(|key| old[key] == new.value[key])
+        });
+        Report { value: old.unwrap_or(new.value), file }
+    }
+
+    /// Says why that product has no time.
+    fn leave(&mut self, name: &str, reason: &str) {
+        self.reached(name);
+        self.push("left_out", json!(format!("{name}: {reason}")));
+    }
+
+    /// It has a time.
+    fn reached(&mut self, name: &str) {
+        let of_it = |entry: &Value| entry.as_str().is_some_and(|text| text.starts_with(&format!("{name}: ")));
+        if let Some(all) = self.value["left_out"].as_array_mut() {
+            all.retain(|entry| !of_it(entry));
+            if all.is_empty() {
+                self.value["left_out"].take();
+            }
+        }
+    }
+
+    /// Nobody has come to it so far.
+    fn waits(&self, name: &str) -> bool {
+        let all = self.value["left_out"].as_array();
+        all.is_some_and(|all| all.contains(&json!(format!("{name}: {NOT_REACHED}"))))
+    }
+
     pub fn new(device: &CudaDevice, method: &str, file: &'a Path) -> Self {
         let mut value = about(device);
         value["method"] = json!(method);
@@ -263,89 +319,246 @@ impl<'a> Report<'a> {
 
     pub fn save(&self) -> std::result::Result<(), String> {
         let text = serde_json::to_string_pretty(&self.value).expect("this is JSON");
-        std::fs::write(self.file, text + "\n").map_err(|e| format!("{}: {e}", self.file.display()))
+        write_whole(self.file, &(text + "\n"))
     }
 }
 
-/// Measures all and writes it, also what there is after an error. Shapes that `seconds` do not suffice for
-/// are left out by name.
+fn parsed(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+fn name_of(kind: Kind, head: &Head, rows: usize) -> String {
+    format!("{kind} {head}, {rows} rows")
+}
+
+fn names() -> impl Iterator<Item = (Kind, String)> {
+    let shapes = heads().into_iter().flat_map(|head| row_counts().iter().map(move |&rows| (head, rows)));
+    shapes.flat_map(|(head, rows)| KINDS.map(|kind| (kind, name_of(kind, &head, rows))))
+}
+
+/// Memory that is not there makes nothing wrong.
+fn no_memory(problem: &str) -> bool {
+    problem.contains("CUDA_ERROR_OUT_OF_MEMORY")
+}
+
+/// Measures all kinds, each by [`write`] in a process of its own (`program heads FILE SECONDS KIND`), so that
+/// one that loses the device takes no other along. What such a process had not come to is tried once more,
+/// without what it was at.
+///
+/// # Errors
+/// Which kinds' processes failed.
+pub fn write_all(program: &Path, file: &Path, seconds: f64) -> std::result::Result<(), String> {
+    let began = Instant::now();
+    let date = date().unwrap_or_default();
+    // One that this run has written before is not gone on with; another run's stays until there is a new one.
+    if parsed(file).is_some_and(|old| old["date"] == date) {
+        let _ = std::fs::remove_file(file);
+    }
+    let mut failed = Vec::new();
+    for (i, kind) in KINDS.into_iter().enumerate() {
+        for _ in 0..2 {
+            let left = seconds - began.elapsed().as_secs_f64();
+            if left < 1.0 {
+                break;
+            }
+            let share = left / (KINDS.len() - i) as f64;
+            let mut command = Command::new(program);
+            command.arg("heads").arg(file).args([format!("{share:.1}"), kind.to_string()]);
+            command.env("LMHEAD_DATE", &date).stdin(Stdio::null());
+            let Err(problem) = within(&mut command, Duration::from_secs_f64(share + 8.0)) else { break };
+            failed.push(format!("{kind}: {problem}"));
+            let waiting = |name: &str| {
+                let entry = json!(format!("{name}: {NOT_REACHED}"));
+                parsed(file).is_some_and(|v| v["left_out"].as_array().is_some_and(|all| all.contains(&entry)))
+            };
+            if !names().any(|(of, name)| of == kind && waiting(&name)) {
+                break;
+            }
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("{}: {}", failed.join("; "), file.display())) }
+}
+
+/// Runs a program that is given so long.
+fn within(command: &mut Command, limit: Duration) -> std::result::Result<(), String> {
+    let mut child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
+    let began = Instant::now();
+    loop {
+        match child.try_wait() {
+            Ok(Some(end)) if end.success() => return Ok(()),
+            Ok(Some(end)) => return Err(end.to_string()),
+            Ok(None) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(20)),
+            Ok(None) => {
+                // Nobody waits for its end: it may hang in the driver.
+                let _ = child.kill();
+                return Err(format!("no end within {:.0} s", limit.as_secs_f64()));
+            }
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+}
+
+/// Measures one kind and writes it, also what there is after an error, to a file that names every product
+/// from the beginning on, as left out until it is measured. Goes on with a file of the same run.
 ///
 /// # Errors
 /// What failed; also where a product is not right.
-pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> std::result::Result<(), String> {
-    let mut report = Report::new(device, METHOD, file);
-    let done = measure(device, &mut report, seconds);
-    if let Err(problem) = &done {
-        report.value["problem"] = json!(problem);
+pub fn write(device: &CudaDevice, file: &Path, seconds: f64, kind: Kind) -> std::result::Result<(), String> {
+    impatient(device);
+    let mut report = Report::extend(device, METHOD, file);
+    if report.value["products"].is_null() && report.value["left_out"].is_null() {
+        names().for_each(|(_, name)| report.leave(&name, NOT_REACHED));
+    }
+    let failed = measure(device, &mut report, seconds, kind);
+    if let Err(problem) = &failed {
+        let before = report.value["problem"].as_str().map(|before| format!("{before}; ")).unwrap_or_default();
+        report.value["problem"] = json!(format!("{before}{kind}: {problem}"));
     }
     report.save()?;
-    done?;
-    let wrong = |product: &&Value| product["correct"] != true;
+    let failed = failed?;
+    if failed > 0 {
+        return Err(format!("{failed} products could not be measured: {}", file.display()));
+    }
+    let wrong = |product: &&Value| product["kind"] == kind.to_string() && product["correct"] != true;
     match report.value["products"].as_array().map_or(0, |all| all.iter().filter(wrong).count()) {
         0 => Ok(()),
         n => Err(format!("{n} products are not right: {}", file.display())),
     }
 }
 
-fn measure(device: &CudaDevice, report: &mut Report<'_>, seconds: f64) -> std::result::Result<(), String> {
-    let (began, own) = (Instant::now(), stream(device)?);
-    let mut peers = Peers::start();
-    let most = row_counts().iter().copied().max().expect("some");
-    // 16-bit weights, rows and logits.
-    let largest =
-        heads().into_iter().map(|head| 2 * (head.vocab * head.hidden + most * (head.hidden + head.vocab)));
-    let rotate = if small() { 4096 } else { 3 * cache_bytes(device) };
-    let mut roofs = Roofs::new(device, own.handle(), largest.max().expect("some"), rotate).map_err(said)?;
+/// Bulk copies are the first thing that may lose the device: tried alone, and left out where they left words
+/// out, or where the process that tried them before did not come back.
+fn try_bulk(roofs: &mut Roofs<'_>, report: &mut Report<'_>, bytes: usize) -> std::result::Result<(), String> {
+    let before = report.value["no_bulk_copies"].as_str().map(String::from);
+    if report.value["trying"] == TRYING_BULK {
+        roofs.without_bulk("the process that tried bulk copies before this one did not come back".into());
+    } else if let Some(reason) = before {
+        roofs.without_bulk(reason);
+    } else if roofs.no_bulk().is_none() {
+        report.value["trying"] = json!(TRYING_BULK);
+        report.save()?;
+        let mut tried = || {
+            let readings = roofs.reading(bytes, 2)?;
+            readings.iter().try_for_each(|reading| reading.work.replay().map(drop))?;
+            roofs.check(&readings)
+        };
+        match tried() {
+            Ok(problems) => without_wrong(roofs, &problems),
+            Err(e) if roofs.device.lost().is_some() => return Err(format!("bulk copies: {e}")),
+            Err(e) => roofs.without_bulk(e.to_string()),
+        }
+    }
+    report.value.as_object_mut().expect("an object").remove("trying");
     if let Some(reason) = roofs.no_bulk() {
         report.value["no_bulk_copies"] = json!(reason);
+        println!("no bulk copies: {reason}");
     }
-    let mut left = heads().len() * row_counts().len() * KINDS.len();
+    report.save()
+}
+
+/// Of [`Roofs::reading`]'s ways: bulk copies that leave words out are not taken again.
+fn without_wrong(roofs: &mut Roofs<'_>, problems: &[Option<String>]) {
+    if let Some(Some(problem)) = problems.get(1) {
+        roofs.without_bulk(problem.clone());
+    }
+}
+
+/// How many products could not be measured, other than for want of time or memory.
+fn measure(
+    device: &CudaDevice,
+    report: &mut Report<'_>,
+    seconds: f64,
+    kind: Kind,
+) -> std::result::Result<usize, String> {
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let time = || end.saturating_duration_since(Instant::now()).as_secs_f64();
+    report.save()?;
+    let own = stream(device)?;
+    let mut peers = Peers::start(end);
+    let most = row_counts().iter().copied().max().expect("some");
+    let weight = kind.precision().weight_bytes();
+    // With rows and logits of 16 bits.
+    let largest = heads()
+        .into_iter()
+        .map(|head| (weight * head.hidden + 4) * head.vocab + 2 * most * (head.hidden + head.vocab));
+    let largest = largest.max().expect("some");
+    let rotate = if small() { 4096 } else { 3 * cache_bytes(device) };
+    let mut roofs = Roofs::new(device, own.handle(), largest, rotate).map_err(said)?;
+    try_bulk(&mut roofs, report, largest.min(64 << 20))?;
+    let waiting = |report: &Report<'_>, head: &Head| {
+        row_counts().iter().filter(|&&rows| report.waits(&name_of(kind, head, rows))).count()
+    };
+    let mut failed = 0;
+    let mut left: usize = heads().iter().map(|head| waiting(report, head)).sum();
     for head in heads() {
-        let mut weights = Vec::new();
-        for kind in KINDS {
-            match Weights::new(device, &head, kind) {
-                Ok(made) => weights.push(made),
-                // A smaller GPU has no room for the largest.
-                Err(e) if e.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY") => {
-                    left -= row_counts().len();
-                    report.push("left_out", json!(format!("{kind} {head}: {e}")));
-                }
-                Err(e) => return Err(format!("{kind} {head}: {e}")),
-            }
+        if waiting(report, &head) == 0 {
+            continue;
         }
-        report.value["peers"] = peers.about();
+        let weights = Weights::new(device, &head, kind);
+        if report.value["peers"]["torch"].is_null() {
+            report.value["peers"] = peers.about();
+        } else {
+            peers.about();
+        }
         for &rows in row_counts() {
-            for weights in &weights {
-                let name = format!("{} {head}, {rows} rows", weights.kind);
-                let time = seconds - began.elapsed().as_secs_f64();
-                let share = time / left as f64;
-                left -= 1;
-                if time <= 0.0 {
-                    report.push("left_out", json!(format!("{name}: no time left")));
-                    continue;
-                }
-                match product((weights, &head, rows), own.handle(), (&mut roofs, &mut peers), share) {
-                    Ok(row) => report.push("products", row),
-                    Err(problem) if problem.contains("CUDA_ERROR_OUT_OF_MEMORY") => {
-                        report.push("left_out", json!(format!("{name}: {problem}")));
-                    }
-                    Err(problem) => return Err(format!("{name}: {problem}")),
-                }
-                // What there is, should something stop this program.
-                report.save()?;
+            let name = name_of(kind, &head, rows);
+            if !report.waits(&name) {
+                continue;
             }
+            let share = time() / left as f64;
+            left -= 1;
+            if share <= 0.0 {
+                report.leave(&name, "no time left");
+                continue;
+            }
+            // Should it not come back.
+            report.leave(&name, "the process ended while it was measured");
+            report.save()?;
+            let measured = match &weights {
+                Ok(weights) => product(weights, (&head, rows), own.handle(), (&mut roofs, &mut peers), share),
+                Err(e) => Err(e.to_string()),
+            };
+            match measured {
+                Ok(row) => {
+                    report.reached(&name);
+                    report.push("products", row);
+                }
+                Err(problem) => {
+                    report.leave(&name, &problem);
+                    failed += usize::from(!no_memory(&problem));
+                    println!("{name}: {problem}");
+                    if device.lost().is_some() {
+                        return Err(format!("{name}: {problem}"));
+                    }
+                    peers.release();
+                }
+            }
+            if let Some(reason) = roofs.no_bulk() {
+                report.value["no_bulk_copies"] = json!(reason);
+            }
+            report.save()?;
         }
     }
-    // What run.sh makes the step's verdict of.
-    if let Some(reason) = peers.about()["none"].as_str() {
-        println!("no peers: {reason}");
+    Ok(failed)
+}
+
+/// What a proof says of a product. Where there is no memory for the proof, the product is not wrong.
+///
+/// # Errors
+/// That there is no memory.
+fn proved<T>(
+    outcome: std::result::Result<T, String>,
+) -> std::result::Result<std::result::Result<T, String>, String> {
+    match outcome {
+        Err(problem) if no_memory(&problem) => Err(problem),
+        outcome => Ok(outcome),
     }
-    Ok(())
 }
 
 /// One product with its roofs and peers, measured by turns.
 fn product(
-    (weights, head, rows): (&Weights<'_>, &Head, usize),
+    weights: &Weights<'_>,
+    (head, rows): (&Head, usize),
     stream: CudaStream,
     (roofs, peers): (&mut Roofs<'_>, &mut Peers),
     seconds: f64,
@@ -353,8 +566,9 @@ fn product(
     let began = Instant::now();
     let run = Replayed::new(weights, stream, rows).map_err(said)?;
     let (bytes, launches) = (run.bytes, run.work.launches);
-    let exact = run.exact();
+    let exact = proved(run.exact())?;
     run.poison().map_err(said)?;
+    roofs.forget().map_err(said)?;
     let reading = roofs.reading(bytes, launches).map_err(said)?;
     let copying = roofs.copying(bytes, launches).map_err(said)?;
     let told = peers.prepare(head.vocab, head.hidden, rows, launches, weights.kind.weights());
@@ -362,8 +576,8 @@ fn product(
 
     let peers_cell = std::cell::RefCell::new(&mut *peers);
     let mut turns: Vec<Turn<'_>> = vec![Box::new(|| run.work.replay().map_err(said))];
-    for (_, work) in &reading {
-        turns.push(Box::new(|| work.replay().map_err(said)));
+    for reading in &reading {
+        turns.push(Box::new(|| reading.work.replay().map_err(said)));
     }
     turns.push(Box::new(|| copying.replay().map_err(said)));
     // A peer that is gone has no time, and stops nobody.
@@ -374,19 +588,18 @@ fn product(
     // Half of the time has gone into what comes before.
     let times = by_turns(&mut turns, (seconds - began.elapsed().as_secs_f64()).max(seconds / 2.0))?;
     drop(turns);
+    // Their memory is wanted for what follows.
+    peers.release();
     let (own, rest) = times.split_first().expect("the product's");
     let (reads, rest) = rest.split_at(reading.len());
     let (copies, peer_times) = rest.split_first().expect("the copies'");
-    let counts: Vec<_> = reading.iter().zip(reads).map(|((way, _), times)| (*way, times.len() + 1)).collect();
-    roofs.check(bytes, launches, &counts)?;
-
-    let same_bits = run.same_bits();
-    let (way, best) = reading
-        .iter()
-        .zip(reads)
-        .map(|((way, _), times)| (way, times))
-        .min_by(|a, b| median(a.1).total_cmp(&median(b.1)))
-        .expect("a way of reading");
+    let problems = roofs.check(&reading).map_err(said)?;
+    without_wrong(roofs, &problems);
+    let same_bits = proved(run.same_bits())?;
+    // A way that left words out is no roof.
+    let best = reading.iter().zip(reads).zip(&problems).filter(|(_, problem)| problem.is_none());
+    let best = best.map(|((Reading { way, .. }, times), _)| (way, times));
+    let best = best.min_by(|a, b| median(a.1).total_cmp(&median(b.1)));
     let with = |mut value: Value, key: &str, text: Value| {
         value[key] = text;
         value
@@ -401,18 +614,25 @@ fn product(
         row
     };
     let operations = 2.0 * (rows * head.vocab * head.hidden) as f64 / median(own);
-    let share = median(best) / median(own);
+    let share = best.map(|(_, times)| median(times) / median(own));
+    let read = |((Reading { way, .. }, times), problem): ((&Reading, &Vec<f64>), &Option<String>)| {
+        let row = match problem {
+            None => quantiles(times, bytes),
+            Some(problem) => json!({ "problem": problem }),
+        };
+        with(row, "way", json!(way.to_string()))
+    };
     let mut row = quantiles(own, bytes);
     let more = json!({
-        "vocab": head.vocab, "hidden": head.hidden, "rows": rows, "kind": weights.kind.to_string(), "output": "bf16",
-        "plan": run.plan.to_string(), "launches": launches, "weight_copies": weights.copies.len(), "bytes": bytes,
+        "vocab": head.vocab, "hidden": head.hidden, "rows": rows, "kind": weights.kind.to_string(),
+        "output": "bf16", "plan": run.plan.to_string(), "launches": launches,
+        "weight_copies": weights.copies.len(), "bytes": bytes,
         "operations_per_s": operations, "share_of_read_roof": share,
         "correct": exact.is_ok() && same_bits.is_ok(),
         "exact": exact.as_ref().map_or_else(|e| json!(e), |()| json!(true)),
         "same_bits": same_bits.as_ref().map_or_else(|e| json!({ "problem": e }), |kernel| json!(kernel)),
-        "read_roof": with(quantiles(best, bytes), "way", json!(way.to_string())),
-        "reads": reading.iter().zip(reads).map(|((way, _), t)| with(quantiles(t, bytes), "way", json!(way.to_string())))
-            .collect::<Vec<_>>(),
+        "read_roof": best.map(|(way, times)| with(quantiles(times, bytes), "way", json!(way.to_string()))),
+        "reads": reading.iter().zip(reads).zip(&problems).map(read).collect::<Vec<_>>(),
         "copy_roof": quantiles(copies, bytes),
         "peers": told_peers.iter().zip(peer_times).map(peer).collect::<Vec<_>>(),
         "refusals": told["refusals"],
@@ -425,13 +645,13 @@ fn product(
     }
     let right = if row["correct"] == true { "right" } else { "WRONG" };
     println!(
-        "{} {head}, {rows} rows: {:.1} us, {:.3} TB/s, {share:.3} of the read roof, {:.1} T(FL)OP/s, {right}",
+        "{} {head}, {rows} rows: {:.1} us, {:.3} TB/s, {} of the read roof, {:.1} T(FL)OP/s, {right}",
         weights.kind,
         1e6 * median(own),
         bytes as f64 / median(own) / 1e12,
+        share.map_or("?".into(), |share| format!("{share:.3}")),
         operations / 1e12
     );
-    peers.release();
     Ok(row)
 }
 
@@ -450,4 +670,59 @@ pub fn profile(device: &CudaDevice) -> std::result::Result<(), String> {
         loaded.run(&out, None).map_err(said)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// The kinds that a program was started for, which fails for one of them.
+    fn started(left_out: &[String]) -> (std::result::Result<(), String>, String) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [program, file] = ["program", "heads.json"].map(|name| folder.path().join(name));
+        let script = "#!/bin/sh\necho $4 >>$2.log\n[ $4 != w8a8 ]\n";
+        std::fs::write(&program, script).expect("a program");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("a program");
+        std::fs::write(&file, json!({ "left_out": left_out }).to_string()).expect("a file");
+        let done = write_all(&program, &file, 60.0);
+        (done, std::fs::read_to_string(folder.path().join("heads.json.log")).expect("a log"))
+    }
+
+    #[test]
+    fn a_kind_that_fails_takes_no_other_along_and_is_tried_once_more() {
+        let (done, log) = started(&[]);
+        assert_eq!(log, "bf16\nw8a8\nw8a16\n");
+        let problem = done.expect_err("one has failed");
+        assert!(problem.starts_with("w8a8: exit status: 1: "), "{problem}");
+        let waiting: Vec<_> = names()
+            .filter(|(kind, _)| *kind == Kind::W8a8)
+            .map(|(_, n)| format!("{n}: {NOT_REACHED}"))
+            .collect();
+        let (done, log) = started(&waiting[1..]);
+        assert_eq!(log, "bf16\nw8a8\nw8a8\nw8a16\n");
+        assert!(done.is_err());
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_given_up() {
+        let mut command = Command::new("sleep");
+        let problem = within(command.arg("60"), Duration::from_millis(50)).expect_err("no end");
+        assert_eq!(problem, "no end within 0 s");
+    }
+
+    #[test]
+    fn no_memory_is_no_mistake() {
+        let none = "device memory: CUDA_ERROR_OUT_OF_MEMORY".to_string();
+        assert_eq!(proved::<()>(Err(none.clone())), Err(none));
+        assert_eq!(proved::<()>(Err("row 1".into())), Ok(Err("row 1".into())));
+        assert_eq!(proved(Ok(1)), Ok(Ok(1)));
+    }
+
+    #[test]
+    fn kinds_are_known_by_name() {
+        assert!(KINDS.into_iter().all(|kind| Kind::named(&kind.to_string()) == Ok(kind)));
+        let refused = Kind::named("w4a16").expect_err("no kind");
+        assert_eq!(refused, "wanted a kind of weights, got \"w4a16\"; name one of bf16, w8a8, w8a16");
+    }
 }

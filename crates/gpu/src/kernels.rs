@@ -2,7 +2,7 @@
 
 use crate::needs::{GpuTest, Needs};
 use crate::operands::{Loaded, Operands};
-use crate::roofs::Roofs;
+use crate::roofs::{Reading, Roofs, Way};
 use libtest_mimic::Failed;
 use lmhead::DType;
 use lmhead::backend::cuda::CudaDevice;
@@ -10,50 +10,70 @@ use lmhead::backend::cuda::fatbins::Capability;
 use lmhead::plan::Precision;
 
 pub const TESTS: &[GpuTest] = &[
-    GpuTest { name: "kernels::products", needs: Needs::Memory(1 << 30), run: products },
+    of("kernels::bf16", |device| products(device, Precision::Bf16)),
+    of("kernels::w8a8_bf16", |device| products(device, Precision::W8a8(DType::Bf16))),
+    of("kernels::w8a16_bf16", |device| products(device, Precision::W8a16(DType::Bf16))),
+    of("kernels::f16", |device| products(device, Precision::F16)),
+    of("kernels::w8a16_f16", |device| products(device, Precision::W8a16(DType::F16))),
+    of("kernels::w8a8_f16", |device| products(device, Precision::W8a8(DType::F16))),
+    of("kernels::w8a8_f32", |device| products(device, Precision::W8a8(DType::F32))),
     GpuTest { name: "kernels::reads", needs: Needs::Capability(Capability(8, 0)), run: reads },
 ];
 
-/// Every tile of every precision, with tails of ids, rows and k; and the kernels that fill and compare.
-fn products(device: &CudaDevice) -> Result<(), Failed> {
-    for precision in [
-        Precision::Bf16,
-        Precision::W8a8(DType::Bf16),
-        Precision::W8a16(DType::Bf16),
-        Precision::F16,
-        Precision::W8a16(DType::F16),
-        Precision::W8a8(DType::F16),
-        Precision::W8a8(DType::F32),
-    ] {
-        let operands = Operands::new(precision, 130, 272, 9).integers();
-        let loaded = Loaded::new(device, &operands, 9)?;
-        let (out, projection) =
-            (loaded.output(9, Some(&[8, 7, 6, 5, 4, 3, 2, 1, 0]), DType::F32, 1)?, loaded.projection()?);
-        let mut seen = Vec::new();
-        for plan in loaded.plans(9)? {
-            if seen.contains(&plan.tile.kernel) {
-                continue;
-            }
-            seen.push(plan.tile.kernel);
-            loaded.run(&out, Some(&plan))?;
-            let of = |problem| format!("{}: {problem}", plan.tile.kernel);
-            loaded.is_exact(&out, &projection).map_err(of)?;
+const fn of(name: &'static str, run: fn(&CudaDevice) -> Result<(), Failed>) -> GpuTest {
+    GpuTest { name, needs: Needs::Memory(1 << 30), run }
+}
+
+/// Says which kernel has ended well: that is what remains of a run that is cut off.
+fn clean(kernel: &str) {
+    println!("== {kernel}: ran, and is right");
+}
+
+/// Every tile of a precision, with tails of ids, rows and k; and the kernels that fill and compare.
+fn products(device: &CudaDevice, precision: Precision) -> Result<(), Failed> {
+    // Ends the line that the test's name is on.
+    println!();
+    let operands = Operands::new(precision, 130, 272, 9).integers();
+    let loaded = Loaded::new(device, &operands, 9)?;
+    let (out, projection) =
+        (loaded.output(9, Some(&[8, 7, 6, 5, 4, 3, 2, 1, 0]), DType::F32, 1)?, loaded.projection()?);
+    let mut seen = Vec::new();
+    for plan in loaded.plans(9)? {
+        if seen.contains(&plan.tile.kernel) {
+            continue;
         }
+        seen.push(plan.tile.kernel);
+        loaded.run(&out, Some(&plan))?;
+        let of = |problem| format!("{}: {problem}", plan.tile.kernel);
+        loaded.is_exact(&out, &projection).map_err(of)?;
+        clean(plan.tile.kernel);
     }
     Ok(())
 }
 
-/// The kernels that only read.
-fn reads(device: &CudaDevice) -> Result<(), Failed> {
+/// The kernels that only read, by each way: every word is in the sum.
+pub fn reads(device: &CudaDevice) -> Result<(), Failed> {
+    println!();
     let own = crate::heads::stream(device)?;
-    // More than a stage, and no whole number of them.
-    let bytes = 3 * 32768 + 1024;
+    // More than a stage, and no whole number of them; whole rows for boxes.
+    let (pitch, bytes) = (1024, 3 * 32768 + 1024);
     let mut roofs = Roofs::new(device, own.handle(), bytes, 4096)?;
-    let works = roofs.reading(bytes, 2)?;
-    for (way, work) in &works {
-        work.replay().map_err(|e| format!("{way:?}: {e}"))?;
+    let mut readings = roofs.reading(bytes, 2)?;
+    if roofs.no_bulk().is_none() {
+        readings.push(roofs.reading_by(Way::Boxes { blocks: 2, rows: 64, pitch }, bytes, 2)?);
     }
-    let counts: Vec<_> = works.iter().map(|(way, _)| (*way, 1)).collect();
-    roofs.check(bytes, 2, &counts)?;
-    Ok(())
+    for Reading { way, work, .. } in &readings {
+        work.replay().map_err(|e| format!("{way}: {e}"))?;
+    }
+    let problems = roofs.check(&readings)?;
+    for (Reading { way, .. }, problem) in readings.iter().zip(&problems) {
+        match problem {
+            None => clean(&way.to_string()),
+            Some(problem) => println!("== {problem}"),
+        }
+    }
+    match problems.into_iter().flatten().next() {
+        None => Ok(()),
+        Some(problem) => Err(problem.into()),
+    }
 }

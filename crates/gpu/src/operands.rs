@@ -1,6 +1,8 @@
 //! Operands of any size, made and kept on a device, and products of them with guarded, poisoned outputs that
 //! are compared there.
 
+pub mod mistakes;
+
 use crate::check::{Checker, Span, code, scales};
 use crate::fill::Fill;
 use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, Spec};
@@ -364,16 +366,6 @@ mod tests {
     use super::*;
     use lmhead_emulated::EmulatedDevice;
 
-    const PRECISIONS: [Precision; 7] = [
-        Precision::Bf16,
-        Precision::F16,
-        Precision::W8a8(DType::Bf16),
-        Precision::W8a8(DType::F16),
-        Precision::W8a8(DType::F32),
-        Precision::W8a16(DType::Bf16),
-        Precision::W8a16(DType::F16),
-    ];
-
     #[test]
     fn a_device_is_filled_as_the_host_says() {
         let device = EmulatedDevice::new(1);
@@ -400,105 +392,5 @@ mod tests {
         let bytes = Fill::Small { dtype: DType::I8, seed: 3, row: 100 }.bytes(0, 1000);
         let firsts = bytes.iter().step_by(100).all(|byte| *byte == 127);
         assert!(firsts && bytes.iter().filter(|byte| !(-8..8).contains(&(**byte as i8))).count() == 10);
-    }
-
-    #[test]
-    fn a_product_of_integers_is_proved_and_each_kind_of_mistake_found() {
-        let device = EmulatedDevice::new(2);
-        for precision in PRECISIONS {
-            // Rows of k that do not end with a piece of 16 bytes, picked by index, one of them twice.
-            let operands = Operands::new(precision, 130, 200, 9).integers();
-            let loaded = Loaded::new(&device, &operands, 9).expect("memory");
-            let projection = loaded.projection().expect("a projection");
-            let out = loaded.output(5, Some(&[8, 0, 3, 3, 7]), DType::F32, 1).expect("memory");
-            loaded.run(&out, None).expect("a launch");
-            assert_eq!(loaded.is_exact(&out, &projection), Ok(()), "{precision}");
-            let at = |row: usize, id: usize| GUARD + row * out.pitch + 4 * id;
-            let read = |place: usize| {
-                let mut bytes = [0; 4];
-                device.read(&out.buffer, place, &mut bytes).expect("a copy");
-                f32::from_le_bytes(bytes)
-            };
-            let write =
-                |place: usize, v: f32| device.write(&out.buffer, place, &v.to_le_bytes()).expect("a copy");
-            for (row, id) in [(0, 0), (2, 77), (4, 129)] {
-                let right = read(at(row, id));
-                let next = if id == 129 { 128 } else { id + 1 };
-                let other = read(at(row, next));
-                for wrong in
-                    [right + 1.0, right - 1.0, right + 65536.0, right + 0.5, f32::NAN, f32::INFINITY, 3e9]
-                {
-                    write(at(row, id), wrong);
-                    let problem = loaded.is_exact(&out, &projection).expect_err("wrong");
-                    assert_eq!(problem, format!("1 of 5 rows are wrong, the first {row}"), "{wrong}");
-                }
-                // Two logits that have changed places.
-                write(at(row, id), other);
-                write(at(row, next), right);
-                assert_eq!(loaded.is_exact(&out, &projection).is_err(), right != other, "{precision}");
-                write(at(row, id), right);
-                write(at(row, next), other);
-            }
-            assert_eq!(loaded.is_exact(&out, &projection), Ok(()), "{precision}");
-            // The product of other weights.
-            let shard = Loaded::new(&device, &operands.shard(0, 129), 9).expect("memory");
-            let fewer = shard.projection().expect("a projection");
-            assert!(loaded.is_exact(&out, &fewer).is_err(), "{precision}");
-        }
-    }
-
-    #[test]
-    fn comparisons_count_name_and_round() {
-        let device = EmulatedDevice::new(3);
-        for dtype in [DType::F32, DType::Bf16, DType::F16] {
-            let operands = Operands::new(Precision::Bf16, 301, 72, 4);
-            let loaded = Loaded::new(&device, &operands, 4).expect("memory");
-            let want = loaded.output(4, None, DType::F32, 0).expect("memory");
-            let out = loaded.output(4, None, dtype, 3).expect("memory");
-            loaded.run(&want, None).expect("a launch");
-            loaded.run(&out, None).expect("a launch");
-            assert_eq!(loaded.equals(&out, &want), Ok(()), "{dtype}");
-            let all = loaded.all(&out).expect("logits");
-            assert_eq!(loaded.equals_bytes(&out, &all), Ok(()), "{dtype}");
-
-            let size = dtype.size();
-            let at = |row: usize, id: usize| GUARD + row * out.pitch + size * id;
-            let flip = |place: usize| {
-                let mut byte = [0];
-                device.read(&out.buffer, place, &mut byte).expect("a copy");
-                device.write(&out.buffer, place, &[byte[0] ^ 1]).expect("a copy");
-            };
-            let places = [(0, 0), (1, 255), (1, 256), (3, 300)];
-            places.iter().for_each(|&(row, id)| flip(at(row, id)));
-            let problem = loaded.equals(&out, &want).expect_err("four flipped bits");
-            assert!(
-                problem.starts_with("of 1204 logits, 4 have other bits, as row 0, id 0: wanted 0x"),
-                "{problem}"
-            );
-            assert!(
-                places.iter().all(|(row, id)| problem.contains(&format!("row {row}, id {id}: "))),
-                "{problem}"
-            );
-            places.iter().for_each(|&(row, id)| flip(at(row, id)));
-            assert_eq!(loaded.equals(&out, &want), Ok(()), "{dtype}");
-
-            // What nobody has written is wrong, also where the other one lacks it, too.
-            device.write(&out.buffer, at(2, 100), &[POISON; 4][..size]).expect("a copy");
-            let poisoned = loaded.part(&out, 0..301).expect("logits");
-            let problem = loaded.equals_bytes(&out, &poisoned).expect_err("a hole");
-            assert!(problem.contains("1 have other bits, as row 2, id 100"), "{problem}");
-            loaded.run(&out, None).expect("a launch");
-
-            // Before, between and behind the rows.
-            for place in [0, GUARD - 1, at(1, 301), at(4, 0), at(4, 0) + GUARD - 1] {
-                flip(place);
-                let problem = loaded.equals(&out, &want).expect_err("written beside");
-                assert!(problem.contains("elements beside the logits"), "{place}: {problem}");
-                flip(place);
-            }
-            let status = device.write(&out.status, 4, &[1, 0, 0, 0]);
-            status.expect("a copy");
-            assert_eq!(loaded.equals(&out, &want), Err("row 1 has status 0x1".into()));
-        }
     }
 }

@@ -5,13 +5,15 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long an answer may take: the first, while libraries are loaded; a head's weights and graphs; one
-/// replay.
+/// How long an answer may take where there is time: the first, while libraries are loaded; a head's weights
+/// and graphs; one replay.
 const LOADING: Duration = Duration::from_secs(60);
 const PREPARING: Duration = Duration::from_secs(30);
 const REPLAYING: Duration = Duration::from_secs(10);
+/// When time is up, so that what has been measured so far is told with its peers.
+const AT_LEAST: Duration = Duration::from_secs(1);
 
 struct Program {
     child: Child,
@@ -21,9 +23,9 @@ struct Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Nobody waits for one that hangs in the driver.
+        // Nobody waits for its end: it may hang in the driver.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.child.try_wait();
     }
 }
 
@@ -32,11 +34,13 @@ pub struct Peers {
     program: Result<Program, String>,
     /// What it said of itself.
     ready: Option<Value>,
+    /// When the time for all of it is up.
+    end: Instant,
 }
 
 impl Peers {
-    /// Starts the program that `LMHEAD_GPU_PEERS` names, and does not wait for it.
-    pub fn start() -> Self {
+    /// Starts the program that `LMHEAD_GPU_PEERS` names, and does not wait for it. It has until `end`.
+    pub fn start(end: Instant) -> Self {
         let start = || {
             let path = std::env::var_os("LMHEAD_GPU_PEERS").filter(|path| !path.is_empty());
             let path = path.ok_or("LMHEAD_GPU_PEERS names no program; the bundle's run.sh does")?;
@@ -54,13 +58,14 @@ impl Peers {
             });
             Ok(Program { child, to, lines })
         };
-        Peers { program: start(), ready: None }
+        Peers { program: start(), ready: None, end }
     }
 
     fn answer(&mut self, patience: Duration) -> Result<Value, String> {
+        let patience = patience.min(self.end.saturating_duration_since(Instant::now()).max(AT_LEAST));
         let program = self.program.as_mut().map_err(|reason| reason.clone())?;
         let line = program.lines.recv_timeout(patience).map_err(|e| match e {
-            RecvTimeoutError::Timeout => format!("no answer within {patience:?}"),
+            RecvTimeoutError::Timeout => format!("no answer within {:.0} s", patience.as_secs_f64()),
             RecvTimeoutError::Disconnected => "it ended".into(),
         });
         let answer = line.and_then(|line| serde_json::from_str(&line).map_err(|e| format!("{e}: {line}")));
@@ -71,6 +76,8 @@ impl Peers {
     fn gone(&mut self, reason: String) -> String {
         let reason = format!("the peers' program: {reason}");
         self.program = Err(reason.clone());
+        // For who reads the log: the products go on without.
+        println!("no peers: {reason}");
         reason
     }
 
@@ -90,6 +97,8 @@ impl Peers {
                 Ok(said) => drop(self.gone(said["none"].as_str().unwrap_or("no word of itself").to_string())),
                 Err(_) => {}
             }
+        } else if let Err(reason) = &self.program {
+            println!("no peers: {reason}");
         }
         match (&self.program, &self.ready) {
             (Ok(_), Some(ready)) => ready.clone(),
@@ -107,7 +116,9 @@ impl Peers {
         launches: usize,
         weights: &str,
     ) -> Value {
-        let ask = json!({ "vocab": vocab, "hidden": hidden, "rows": rows, "launches": launches, "weights": weights });
+        let ask = json!({
+            "vocab": vocab, "hidden": hidden, "rows": rows, "launches": launches, "weights": weights
+        });
         match self.ask(&json!({ "prepare": ask }), PREPARING) {
             Ok(said) => said,
             Err(reason) => json!({ "peers": [], "refusals": [{ "peer": "all", "said": reason }] }),

@@ -2,31 +2,32 @@
 //! how they should lie.
 
 use crate::about::cache_bytes;
-use crate::heads::{Report, Turn, by_turns, heads, quantiles, stream};
+use crate::heads::{Report, Turn, by_turns, heads, impatient, quantiles, stream};
 use crate::needs::small;
-use crate::roofs::{Roofs, Way};
+use crate::roofs::{Reading, Roofs, Way};
 use lmhead::backend::cuda::CudaDevice;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 const METHOD: &str = "\
     CUDA events around replays of a CUDA graph of two launches over rotating windows of random data, each \
-    of the size of a bf16 head; all patterns take turns; six stages of 32 KB a block, one block a \
-    processor; the sum of all words is compared, so that none was left out. Boxes: row-major weights by \
-    tensor maps, 128-byte swizzle";
+    about of the size of a bf16 head: for each pattern as many bytes as give all of its blocks the same \
+    share; one untimed replay right before each timed one; all patterns take turns, but where a row says \
+    `alone`; six stages of 32 KB a block, one block a processor. `read_all`: the sum of all words is right, \
+    so that none was left out. Boxes: row-major weights by tensor maps, 128-byte swizzle";
 
-/// Measures all patterns and writes them.
+/// Measures all patterns and writes them, each as soon as it has been read alone.
 ///
 /// # Errors
-/// What failed, or a device without bulk copies.
+/// What failed, or which patterns left words out.
 pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), String> {
-    let said = |e: lmhead::Error| e.to_string();
+    impatient(device);
     let own = stream(device)?;
-    let (head, passes) = (heads()[0], 2);
+    let (head, processors) = (heads()[0], device.info().processors);
     let pitch = 2 * head.hidden;
-    let bytes = head.vocab * pitch;
-    let rotate = if small() { bytes } else { bytes.max(3 * cache_bytes(device)) };
-    let mut roofs = Roofs::new(device, own.handle(), bytes, rotate).map_err(said)?;
+    let most = head.vocab * pitch;
+    let rotate = if small() { most } else { most.max(3 * cache_bytes(device)) };
+    let mut roofs = Roofs::new(device, own.handle(), most, rotate).map_err(said)?;
     let mut report = Report::new(device, METHOD, file);
     if let Some(reason) = roofs.no_bulk() {
         report.value["none"] = json!(reason);
@@ -34,45 +35,129 @@ pub fn write(device: &CudaDevice, file: &Path, seconds: f64) -> Result<(), Strin
         println!("ignored: {reason}");
         return Ok(());
     }
-    let processors = device.info().processors;
-    let mut works = vec![(Way::Loads, roofs.reading_by(Way::Loads, bytes, passes).map_err(said)?)];
-    for blocks in [processors, processors / 2, processors / 4, processors / 8].map(|n| n.max(1)) {
-        let apart = bytes.div_ceil(32768).div_ceil(blocks as usize) as u32;
-        for way in [
-            Way::Bulk { blocks, run: 1 },
-            Way::Bulk { blocks, run: 16 },
-            Way::Bulk { blocks, run: apart },
-            Way::Boxes { blocks, rows: 64, pitch },
-            Way::Boxes { blocks, rows: 128, pitch },
-        ] {
-            if works.iter().all(|(known, _)| *known != way) {
-                works.push((way, roofs.reading_by(way, bytes, passes).map_err(said)?));
+    let (mut readings, mut rows, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+    for way in ways(processors, most, pitch) {
+        let reading = roofs.reading_by(way, even(way, processors, most), 2).map_err(said);
+        let seconds = reading.and_then(|reading| {
+            let seconds = reading.work.replay().map_err(said)?;
+            Ok((roofs.check(std::slice::from_ref(&reading)).map_err(said)?.remove(0), seconds, reading))
+        });
+        match seconds {
+            Ok((problem, seconds, reading)) => {
+                let mut row = row(&reading, processors, &[seconds], problem.is_none());
+                row["alone"] = json!(true);
+                rows.push(row);
+                match problem {
+                    None => readings.push((rows.len() - 1, reading)),
+                    Some(problem) => problems.push(problem),
+                }
             }
+            Err(problem) => problems.push(format!("{way}: {problem}")),
+        }
+        report.value["reads"] = json!(rows);
+        if !problems.is_empty() {
+            report.value["problem"] = json!(problems.join("; "));
+        }
+        report.save()?;
+        if let Some(why) = device.lost() {
+            return Err(format!("{}: {why}", problems.join("; ")));
         }
     }
+    let (places, readings): (Vec<usize>, Vec<Reading>) = readings.into_iter().unzip();
+    // The sums count from here on, as the replays do.
+    let readings = readings.into_iter().map(|r| roofs.reading_by(r.way, r.bytes, 2).map_err(said));
+    let readings: Vec<Reading> = readings.collect::<Result<_, _>>()?;
     let mut turns: Vec<Turn<'_>> = Vec::new();
-    for (_, work) in &works {
-        turns.push(Box::new(move || work.replay().map_err(said)));
+    for reading in &readings {
+        turns.push(Box::new(|| reading.work.replay().map_err(said)));
     }
     let times = by_turns(&mut turns, seconds)?;
     drop(turns);
-    for ((way, _), times) in works.iter().zip(&times) {
-        let mut row = quantiles(times, bytes);
-        println!("{way}: {:.3} TB/s", row["bytes_per_s"].as_f64().unwrap_or(0.0) / 1e12);
-        let (blocks, pattern) = match way {
-            Way::Loads => (4 * processors, "16-byte loads".to_string()),
-            Way::Bulk { blocks, run: 1 } => (*blocks, "contiguous 32 KB, neighbouring blocks".into()),
-            Way::Bulk { blocks, run: 16 } => (*blocks, "contiguous 32 KB, runs of 16".into()),
-            Way::Bulk { blocks, .. } => (*blocks, "contiguous 32 KB, one range a block".into()),
-            Way::Boxes { blocks, rows, .. } => (*blocks, format!("boxes of {rows} rows x 128 bytes")),
-        };
-        for (key, value) in [("pattern", json!(pattern)), ("blocks", json!(blocks)), ("bytes", json!(bytes))]
-        {
-            row[key] = value;
-        }
-        report.push("reads", row);
+    let checked = roofs.check(&readings).map_err(said)?;
+    for (((place, reading), times), problem) in places.into_iter().zip(&readings).zip(&times).zip(checked) {
+        rows[place] = row(reading, processors, times, problem.is_none());
+        let speed = rows[place]["bytes_per_s"].as_f64().unwrap_or(0.0) / 1e12;
+        println!("{}: {speed:.3} TB/s{}", reading.way, if problem.is_none() { "" } else { ", WRONG" });
+        problems.extend(problem);
     }
+    report.value["reads"] = json!(rows);
+    if problems.is_empty() {
+        return report.save();
+    }
+    report.value["problem"] = json!(problems.join("; "));
     report.save()?;
-    let counts: Vec<_> = works.iter().zip(&times).map(|((way, _), times)| (*way, times.len() + 1)).collect();
-    roofs.check(bytes, passes, &counts)
+    Err(problems.join("; "))
+}
+
+fn said(e: lmhead::Error) -> String {
+    e.to_string()
+}
+
+/// The patterns, by how much is known of them: one that loses the device takes only those behind it along.
+fn ways(processors: u32, bytes: usize, pitch: usize) -> Vec<Way> {
+    let blocks = [processors, processors / 2, processors / 4, processors / 8].map(|n| n.max(1));
+    let bulk = blocks.into_iter().flat_map(|blocks| {
+        let apart = (bytes / 32768 / blocks as usize).max(1) as u32;
+        [1, 16, apart].map(|run| Way::Bulk { blocks, run })
+    });
+    let boxes =
+        blocks.into_iter().flat_map(|blocks| [64, 128].map(|rows| Way::Boxes { blocks, rows, pitch }));
+    let mut ways = vec![Way::Loads];
+    for way in bulk.chain(boxes) {
+        if !ways.contains(&way) {
+            ways.push(way);
+        }
+    }
+    ways
+}
+
+/// The most bytes, `most` at most, of which each block reads as many as every other: a tail that some blocks
+/// have would be taken for the pattern's own cost. All of them, where a block has less than one turn.
+fn even(way: Way, processors: u32, most: usize) -> usize {
+    let turn = match way {
+        Way::Loads => 4 * processors as usize * 512 * 16,
+        Way::Bulk { blocks, run } => blocks as usize * run as usize * 32768,
+        Way::Boxes { blocks, rows, pitch } => blocks as usize * rows as usize * pitch,
+    };
+    if most < turn { most } else { most / turn * turn }
+}
+
+fn row(reading: &Reading, processors: u32, times: &[f64], read_all: bool) -> Value {
+    let mut row = quantiles(times, reading.bytes);
+    let (blocks, pattern) = match reading.way {
+        Way::Loads => (4 * processors, "16-byte loads".to_string()),
+        Way::Bulk { blocks, run: 1 } => (blocks, "contiguous 32 KB, neighbouring blocks".into()),
+        Way::Bulk { blocks, run: 16 } => (blocks, "contiguous 32 KB, runs of 16".into()),
+        Way::Bulk { blocks, .. } => (blocks, "contiguous 32 KB, one range a block".into()),
+        Way::Boxes { blocks, rows, .. } => (blocks, format!("boxes of {rows} rows x 128 bytes")),
+    };
+    row["pattern"] = json!(pattern);
+    row["blocks"] = json!(blocks);
+    row["bytes"] = json!(reading.bytes);
+    row["read_all"] = json!(read_all);
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_block_of_a_pattern_reads_as_much_as_every_other() {
+        // An H100's processors, and a bf16 head of DeepSeek-V3.
+        let (processors, pitch) = (132, 2 * 7168);
+        let most = 129_280 * pitch;
+        for way in ways(processors, most, pitch) {
+            let bytes = even(way, processors, most);
+            let turn = match way {
+                Way::Loads => continue,
+                Way::Bulk { blocks, run } => blocks as usize * run as usize * 32768,
+                Way::Boxes { blocks, rows, .. } => blocks as usize * rows as usize * pitch,
+            };
+            assert!(bytes.is_multiple_of(turn) && bytes <= most && 10 * bytes > 9 * most, "{way}: {bytes}");
+        }
+        let boxes = Way::Boxes { blocks: 132, rows: 128, pitch };
+        assert_eq!(even(boxes, processors, most), 118_272 * pitch);
+        assert_eq!(even(boxes, processors, 200 * 128), 200 * 128);
+    }
 }

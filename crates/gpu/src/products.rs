@@ -1,7 +1,9 @@
 //! The products at full size: every plan gives the bits of every other and, of integers, the exact product;
 //! nothing beside the logits is written, nothing of them is left out. All of it is compared on the device.
 
+use crate::kernels;
 use crate::needs::{GpuTest, Needs, small};
+use crate::operands::mistakes::mistakes_are_found;
 use crate::operands::{Loaded, Operands};
 use crate::recorded::{Recorded, compare_ends, rounded, same_bits};
 use libtest_mimic::Failed;
@@ -23,11 +25,15 @@ const GB: usize = 1 << 30;
 
 /// By what they are worth where minutes are few.
 pub const TESTS: &[GpuTest] = &[
+    // What is compared on the device is worth something only where the comparison can say no.
+    GpuTest { name: "bits::mistakes_are_found", needs: Needs::Memory(GB), run: mistakes },
     GpuTest { name: "bits::table", needs: Needs::Memory(GB), run: table },
     // The arithmetic that the emulated device has, here and below.
     GpuTest { name: "bits::recorded", needs: Needs::Exactly(Capability(9, 0)), run: recorded_table },
     GpuTest { name: "bits::ends_of_a_head", needs: Needs::Exactly(Capability(9, 0)), run: ends },
     GpuTest { name: "bits::a_graph_replays_the_same", needs: Needs::Memory(8 * GB), run: graph },
+    // Before whole heads are measured beside them.
+    GpuTest { name: "bits::reads", needs: Needs::Capability(Capability(8, 0)), run: kernels::reads },
     GpuTest {
         name: "products::every_plan_has_the_same_bits",
         needs: Needs::Memory(24 * GB),
@@ -59,6 +65,10 @@ fn of(what: &str, precision: Precision, rows: usize) -> impl Fn(String) -> Faile
 
 fn all_good(problems: Vec<String>) -> Result<(), Failed> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("\n").into()) }
+}
+
+fn mistakes(device: &CudaDevice) -> Result<(), Failed> {
+    Ok(mistakes_are_found(device)?)
 }
 
 /// Every tile on small shapes with every finish: int8 by the rule, 16 bits within the bounds, and all alike.
@@ -138,7 +148,7 @@ fn every_plan(device: &CudaDevice) -> Result<(), Failed> {
     Ok(())
 }
 
-/// KERNELS' vocabularies and hidden sizes: odd pitches, tails of tiles and of k.
+/// Models' vocabularies and hidden sizes: odd pitches, tails of tiles and of k.
 fn every_vocabulary(device: &CudaDevice) -> Result<(), Failed> {
     let vocabularies =
         [32_000, 50_257, 102_400, 128_256, 129_280, 151_936, 152_064, 202_048, 256_000, 262_144, 262_208];
@@ -190,7 +200,8 @@ fn independent(device: &CudaDevice) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Through whole backends: logits and candidates, with host memory for all at once, and for a part of it at a time.
+/// Through whole backends: logits and candidates, with host memory for all at once, and for a part of it at a
+/// time.
 fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
     let (vocab, hidden, rows, part) =
         if small() { (300, 144, 9, 4096) } else { (129_280, 7168, 28, 4 << 20) };
@@ -253,7 +264,8 @@ fn many_logits(device: &CudaDevice) -> Result<(), Failed> {
     let loaded = Loaded::new(device, &Operands::new(precision, vocab, hidden, rows), rows)?;
     let out = loaded.output(rows, None, DType::Bf16, 1)?;
     loaded.run(&out, None)?;
-    // Each row alone is far from 2^31, and must have the bits that it has here: the last rows, and one in the middle of the rest.
+    // Each row alone is far from 2^31, and must have the bits that it has here: the last rows, and one in the
+    // middle of the rest.
     let picked = [0, rows as i64 / 2, rows as i64 - 2, rows as i64 - 1];
     let few = loaded.output(picked.len(), Some(&picked), DType::Bf16, 0)?;
     loaded.run(&few, None)?;

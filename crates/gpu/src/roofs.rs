@@ -40,7 +40,15 @@ impl std::fmt::Display for Way {
     }
 }
 
-/// Memory to read and to copy, of which each pass takes another window, so that the second-level cache holds nothing of it.
+/// So many bytes, read again and again by one way, each pass another window.
+pub struct Reading {
+    pub way: Way,
+    pub bytes: usize,
+    pub work: Clocked,
+}
+
+/// Memory to read and to copy, of which each pass takes another window, so that the second-level cache holds
+/// nothing of it.
 pub struct Roofs<'d> {
     pub device: &'d CudaDevice,
     stream: CudaStream,
@@ -59,9 +67,10 @@ pub struct Roofs<'d> {
 const WAYS: usize = 256;
 
 impl<'d> Roofs<'d> {
-    /// For products that move at most `largest` bytes; windows come again after `rotate` bytes at the earliest.
+    /// For products that move at most `largest` bytes. Windows come again after `rotate` bytes at the
+    /// earliest; there are two of the largest, as of weights.
     pub fn new(device: &'d CudaDevice, stream: CudaStream, largest: usize, rotate: usize) -> Result<Self> {
-        let bytes = (largest + rotate).next_multiple_of(256);
+        let bytes = (largest + rotate).max(2 * largest.next_multiple_of(256)).next_multiple_of(256);
         let pattern = Fill::Random(DType::I8, 77);
         let mut sums = vec![0u32];
         for word in pattern.bytes(0, PATTERN.min(bytes)).chunks_exact(4) {
@@ -69,7 +78,9 @@ impl<'d> Roofs<'d> {
             sums.push(sums[sums.len() - 1].wrapping_add(word));
         }
         let check = Checker::new(device)?;
-        let (from, to, found) = (device.alloc(bytes)?, device.alloc(bytes)?, device.filled(4 * WAYS, 0)?);
+        // Copies read one half of what moves, and write the other.
+        let to = device.alloc((bytes / 2).next_multiple_of(256))?;
+        let (from, found) = (device.alloc(bytes)?, device.filled(4 * WAYS, 0)?);
         for at in (0..bytes).step_by(PATTERN) {
             check.fill(device, &from, at, PATTERN.min(bytes - at), (pattern, 0))?;
         }
@@ -86,23 +97,28 @@ impl<'d> Roofs<'d> {
         self.bulk.as_ref().err().map(String::as_str)
     }
 
-    /// Where pass `i` over so many bytes begins: windows lie one behind the other.
-    fn window(&self, i: usize, bytes: usize) -> usize {
+    /// From now on nothing is read by bulk copies, for that reason.
+    pub fn without_bulk(&mut self, reason: String) {
+        self.bulk = Err(reason);
+    }
+
+    /// Where pass `i` over so many bytes of a buffer begins: windows lie one behind the other.
+    fn window(buffer: &Buffer, i: usize, bytes: usize) -> usize {
         let step = bytes.next_multiple_of(256);
-        i % ((self.from.len() - bytes) / step + 1) * step
+        i % ((buffer.len() - bytes) / step + 1) * step
     }
 
     /// Reading so many bytes, rounded to 16, and nothing else, by loads and, where the device has them, by
     /// bulk copies.
-    pub fn reading(&mut self, bytes: usize, passes: usize) -> Result<Vec<(Way, Clocked)>> {
+    pub fn reading(&mut self, bytes: usize, passes: usize) -> Result<Vec<Reading>> {
         let blocks = self.device.info().processors.min(bytes.div_ceil(STAGE) as u32);
         let bulk = self.bulk.is_ok().then_some(Way::Bulk { blocks, run: 1 });
         let ways = [Way::Loads].into_iter().chain(bulk);
-        ways.map(|way| Ok((way, self.reading_by(way, bytes, passes)?))).collect()
+        ways.map(|way| self.reading_by(way, bytes, passes)).collect()
     }
 
     /// The same by one way. Bytes that boxes read are whole rows.
-    pub fn reading_by(&mut self, way: Way, bytes: usize, passes: usize) -> Result<Clocked> {
+    pub fn reading_by(&mut self, way: Way, bytes: usize, passes: usize) -> Result<Reading> {
         let place = self.ways.len();
         let place = *self.ways.entry(way).or_insert(place);
         assert!(place < WAYS, "fewer ways than places");
@@ -117,7 +133,7 @@ impl<'d> Roofs<'d> {
             self.bulk.as_ref().map_err(why)
         };
         let ring = |blocks| Grid { blocks, threads: BULK_THREADS, shared_bytes: BULK_SHARED };
-        let start = |i| self.from.address() + self.window(i, bytes) as u64;
+        let start = |i| self.from.address() + Self::window(&self.from, i, bytes) as u64;
         let launch = |i: usize| {
             // SAFETY: the window is within the buffer, which lives as long as whoever replays borrows `self`.
             unsafe {
@@ -164,19 +180,17 @@ impl<'d> Roofs<'d> {
                 }
             }
         };
-        Clocked::new(self.device, self.stream, passes, launch)
+        Ok(Reading { way, bytes, work: Clocked::new(self.device, self.stream, passes, launch)? })
     }
 
     /// Copying half of so many bytes, so that all of them move.
     pub fn copying(&self, bytes: usize, passes: usize) -> Result<Clocked> {
         Clocked::new(self.device, self.stream, passes, |i| {
             let half = bytes / 32 * 16;
-            let at = self.window(i, half) as u64;
+            let at = |buffer: &Buffer| buffer.address() + Self::window(buffer, i, half) as u64;
+            let (to, from) = (at(&self.to), at(&self.from));
             // SAFETY: as above.
-            let copy = || unsafe {
-                let (to, from) = (self.to.address() + at, self.from.address() + at);
-                result::memcpy_dtod_async(to, from, half, self.stream.as_raw().cast())
-            };
+            let copy = || unsafe { result::memcpy_dtod_async(to, from, half, self.stream.as_raw().cast()) };
             self.device.bound(copy)?.map_err(|e| Error::Device {
                 what: "a copy on the device".into(),
                 problem: e.to_string(),
@@ -185,43 +199,37 @@ impl<'d> Roofs<'d> {
         })
     }
 
-    /// Whether so many replays of one graph of reading passes by each way, since the last call, have read
-    /// every word.
-    ///
-    /// # Errors
-    /// The sum that they must have found and the one that they did.
-    pub fn check(
-        &mut self,
-        bytes: usize,
-        passes: usize,
-        replays: &[(Way, usize)],
-    ) -> std::result::Result<(), String> {
+    /// Forgets what was read so far, as of a measurement that ended before it was checked.
+    pub fn forget(&mut self) -> Result<()> {
+        self.found.write(&vec![0u32; WAYS])
+    }
+
+    /// What is wrong with each: the sum that its replays must have found and the one that they did. All that
+    /// was read since the last call, or since [`Roofs::forget`], is by these, each way once.
+    pub fn check(&mut self, readings: &[Reading]) -> Result<Vec<Option<String>>> {
+        let found = self.found.read::<u32>()?;
+        self.forget()?;
         let pattern = self.sums.len() - 1;
         // Of the first `n` words of the buffer.
         let before = |n: usize| {
             let all = self.sums[pattern].wrapping_mul((n / pattern) as u32);
             all.wrapping_add(self.sums[n % pattern])
         };
-        let said = |e: Error| e.to_string();
-        let found = self.found.read::<u32>().map_err(said)?;
-        self.found.write(&vec![0u32; WAYS]).map_err(said)?;
-        for (way, replays) in replays {
+        let problem = |Reading { way, bytes, work }: &Reading| {
             let words = match way {
                 Way::Boxes { pitch, .. } => bytes / pitch * pitch / 4,
                 _ => bytes / 16 * 4,
             };
             let pass = |i: usize| {
-                let at = self.window(i, bytes) / 4;
+                let at = Self::window(&self.from, i, *bytes) / 4;
                 before(at + words).wrapping_sub(before(at))
             };
-            let once = (0..passes).fold(0u32, |sum, i| sum.wrapping_add(pass(i)));
-            let (want, got) = (once.wrapping_mul(*replays as u32), found[self.ways[way]]);
-            if got != want {
-                return Err(format!(
-                    "{way}, {bytes} bytes: wanted the sum {want:#x}, got {got:#x}: it left words out"
-                ));
-            }
-        }
-        Ok(())
+            let once = (0..work.launches).fold(0u32, |sum, i| sum.wrapping_add(pass(i)));
+            let (want, got) = (once.wrapping_mul(work.replays() as u32), found[self.ways[way]]);
+            (got != want).then(|| {
+                format!("{way}, {bytes} bytes: wanted the sum {want:#x}, got {got:#x}: it left words out")
+            })
+        };
+        Ok(readings.iter().map(problem).collect())
     }
 }

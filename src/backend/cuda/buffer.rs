@@ -8,8 +8,8 @@ use cudarc::driver::result;
 
 /// Memory of one device, freed when dropped.
 ///
-/// It is not tied to a stream: everything that uses the memory ends before it is freed, on an engine's streams
-/// too. Where that takes longer than the device's patience, the device is lost and the memory with it.
+/// It is not tied to a stream: everything that uses the memory ends before it is freed, on an engine's
+/// streams too. Where that takes longer than the device's patience, the device is lost and the memory with it.
 #[derive(Debug)]
 pub struct Buffer {
     device: CudaDevice,

@@ -2,59 +2,92 @@
 //! profiler; and criterion's view of some products.
 //!
 //! ```text
-//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul                          # some shapes,
-//! criterion's report cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS    #
-//! whole heads, as JSON
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul                             criterion's view
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS [KIND]
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- probes FILE SECONDS
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- profile | about
 //! ```
-//! `probes FILE SECONDS`, `profile` and `about` (device, driver, commit and date, as JSON) likewise. Without
-//! a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle` carries this program: `run.sh
-//! first`.
+//! `heads` writes JSON: all kinds of weights, each by a process of its own, or one (bf16, w8a8, w8a16), for
+//! which a file of the same run is gone on with. `about` says device, driver, commit and date, as JSON.
+//! Options go to criterion. Without a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle`
+//! carries this program: `run.sh first`.
 #![allow(unsafe_code, reason = "launches")]
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event};
 use lmhead_gpu::about::about;
-use lmhead_gpu::heads::{self, KINDS, Replayed, Weights};
+use lmhead_gpu::heads::{self, KINDS, Kind, Replayed, Weights};
 use lmhead_gpu::probes;
 use std::path::Path;
 use std::process::ExitCode;
+
+const WANTED: &str =
+    "wanted heads FILE SECONDS [KIND], probes FILE SECONDS, profile, about, or options of criterion";
+
+enum Ask<'a> {
+    About,
+    AllHeads(&'a Path, f64),
+    Heads(&'a Path, f64, Kind),
+    Probes(&'a Path, f64),
+    Profile,
+    Criterion,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds < 1e6 => Ok(seconds),
+        Ok(seconds) => Err(format!("wanted more than no seconds, got {seconds}; give it time")),
+        Err(_) => Err(format!("wanted seconds, got \"{text}\"; name a number")),
+    }
+}
+
+fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
+    match *args {
+        ["about"] => Ok(Ask::About),
+        ["heads", file, time] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?)),
+        ["heads", file, time, kind] => Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?)),
+        ["probes", file, time] => Ok(Ask::Probes(Path::new(file), seconds(time)?)),
+        ["profile"] => Ok(Ask::Profile),
+        [] => Ok(Ask::Criterion),
+        [first, ..] if first.starts_with('-') => Ok(Ask::Criterion),
+        _ => Err(format!("{WANTED}; got \"{}\"", args.join(" "))),
+    }
+}
+
+fn done(ask: &Ask<'_>) -> Result<(), String> {
+    if let Ask::AllHeads(file, seconds) = ask {
+        // No device is opened here: a process for each kind opens it.
+        let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
+        return heads::write_all(&program, file, *seconds);
+    }
+    let opened = CudaDevice::open(0).and_then(|device| {
+        device.runs(lmhead::plan::Precision::Bf16)?;
+        Ok(device)
+    });
+    let device = match opened {
+        Ok(device) => device,
+        Err(error) => {
+            println!("ignored: no GPU: {error}");
+            return Ok(());
+        }
+    };
+    match ask {
+        Ask::About => println!("{}", about(&device)),
+        Ask::AllHeads(..) => unreachable!("answered above"),
+        Ask::Heads(file, seconds, kind) => heads::write(&device, file, *seconds, *kind)?,
+        Ask::Probes(file, seconds) => probes::write(&device, file, *seconds)?,
+        Ask::Profile => heads::profile(&device)?,
+        Ask::Criterion => with_criterion(&device)?,
+    }
+    Ok(())
+}
 
 fn main() -> ExitCode {
     // Cargo's own come first.
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let device = match CudaDevice::open(0).and_then(|device| {
-        device.runs(lmhead::plan::Precision::Bf16)?;
-        Ok(device)
-    }) {
-        Ok(device) => device,
-        Err(error) => {
-            println!("ignored: no GPU: {error}");
-            return ExitCode::SUCCESS;
-        }
-    };
-    let seconds = |text: &str| {
-        let seconds =
-            text.parse::<f64>().map_err(|_| format!("wanted seconds, got \"{text}\"; name a number"));
-        seconds.and_then(|s| {
-            if s > 0.0 { Ok(s) } else { Err(format!("wanted more than no seconds, got {s}; give it time")) }
-        })
-    };
-    let done = match args[..] {
-        ["about"] => {
-            println!("{}", about(&device));
-            Ok(())
-        }
-        ["heads", file, time] => seconds(time).and_then(|time| heads::write(&device, Path::new(file), time)),
-        ["probes", file, time] => {
-            seconds(time).and_then(|time| probes::write(&device, Path::new(file), time))
-        }
-        ["profile"] => heads::profile(&device),
-        ["heads" | "probes", ..] => Err("wanted a file's name and seconds; name the JSON to write".into()),
-        _ => with_criterion(&device),
-    };
-    match done {
+    match asked(&args).and_then(|ask| done(&ask)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("gpu_matmul: {problem}");
@@ -62,6 +95,7 @@ fn main() -> ExitCode {
         }
     }
 }
+
 /// Time as the device counts it, between two events on a stream.
 struct DeviceTime {
     stream: CudaStream,

@@ -11,6 +11,7 @@ mod lost;
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
+use lmhead_gpu::about::about;
 use lmhead_gpu::{heads, kernels, probes, products};
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
@@ -129,6 +130,8 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     let (stand_ins, peers, file) = (text(stand_ins), text(peers), text(folder.path().join("out.json")));
     let measured = |what: &str, more: &[(&str, &str)]| -> serde_json::Value {
         let says = [("LMHEAD_GPU_SMALL", "1"), ("WHAT", what), ("FILE", &file), ("PATH", &path)];
+        // A file of the same run would be gone on with.
+        let _ = std::fs::remove_file(&file);
         let date = [("LMHEAD_DATE", "2026-01-02T03:04:05Z"), ("PYTHONDONTWRITEBYTECODE", "1")];
         child("in_child_measures", &[&says[..], &date, more].concat());
         serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON")
@@ -185,6 +188,34 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
                 && p["reads"].as_array().is_some_and(|r| r.len() == 1))
     );
 
+    // Bulk copies that leave words out are no roof, and stop nothing.
+    let loads = measured("heads", &[("FAKE_FLIP", "read_bulk")]);
+    let why = loads["no_bulk_copies"].as_str().unwrap_or_default();
+    assert!(why.starts_with("bulk copies of 32 KB") && why.ends_with("it left words out"), "{loads}");
+    let products = loads["products"].as_array().expect("a list");
+    assert!(
+        products.len() == 6 && products.iter().all(|p| p["read_roof"]["way"] == "16-byte loads"),
+        "{loads}"
+    );
+    assert_eq!((&loads["trying"], &loads["left_out"]), (&().into(), &().into()), "{loads}");
+
+    // Nor are they tried again where a process has not come back from them.
+    let loads = measured("after bulk copies", &[]);
+    let why = loads["no_bulk_copies"].as_str().unwrap_or_default();
+    assert!(why.contains("did not come back"), "{loads}");
+    assert_eq!(
+        (loads["products"].as_array().map(Vec::len), &loads["trying"]),
+        (Some(6), &().into()),
+        "{loads}"
+    );
+
+    // A lost device: every product that has no time is named, with its reason.
+    let lost = measured("lost heads", &[("FAKE_RUN", "214"), ("FAKE_FROM", "60")]);
+    let left_out = lost["left_out"].as_array().expect("a list").len();
+    assert_eq!(left_out + lost["products"].as_array().map_or(0, Vec::len), 6, "{lost}");
+    let problem = lost["problem"].as_str().unwrap_or_default();
+    assert!(problem.starts_with("bf16: ") && problem.contains("CUDA_ERROR_ECC_UNCORRECTABLE"), "{lost}");
+
     // One wrong bit in the last logit of one kernel: both proofs say so, and no other kernel is blamed.
     let wrong = measured("wrong heads", &[("FAKE_FLIP", "quant_matmul_64x8")]);
     let mut blamed = 0;
@@ -211,6 +242,15 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
         .filter_map(|read| read["pattern"].as_str())
         .collect();
     assert!(patterns.len() >= 4 && patterns.contains("boxes of 128 rows x 128 bytes"), "{probes}");
+    let wrong = measured("wrong probes", &[("FAKE_FLIP", "read_boxes")]);
+    for (read, right) in probes["reads"].as_array().into_iter().flatten().map(|read| (read, true)).chain(
+        wrong["reads"].as_array().into_iter().flatten().map(|read| {
+            (read, !read["pattern"].as_str().is_some_and(|pattern| pattern.starts_with("boxes")))
+        }),
+    ) {
+        assert_eq!((&read["read_all"], read["alone"].is_null()), (&right.into(), right), "{read}");
+    }
+    assert!(wrong["problem"].as_str().is_some_and(|p| p.contains("it left words out")), "{wrong}");
     let none = measured("probes", &[("FAKE_CAPABILITY", "80")]);
     assert!(none["none"].as_str().is_some_and(|why| why.contains("sm_90a")), "{none}");
 }
@@ -220,11 +260,26 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
 fn in_child_measures() {
     let device = CudaDevice::open(0).expect("a device");
     let file = PathBuf::from(std::env::var_os("FILE").expect("a file"));
-    match std::env::var("WHAT").as_deref() {
-        Ok("heads") => heads::write(&device, &file, 60.0).expect("whole heads"),
-        Ok("wrong heads") => {
-            let error = heads::write(&device, &file, 60.0).expect_err("a wrong product");
+    let what = std::env::var("WHAT").expect("what to measure");
+    // As a process for each would, one after the other.
+    let all = || heads::KINDS.map(|kind| heads::write(&device, &file, 60.0, kind));
+    match what.as_str() {
+        "heads" => all().into_iter().for_each(|done| done.expect("whole heads")),
+        "after bulk copies" => {
+            let mut begun = about(&device);
+            begun["method"] = heads::METHOD.into();
+            begun["trying"] = "bulk copies".into();
+            std::fs::write(&file, begun.to_string()).expect("a file");
+            all().into_iter().for_each(|done| done.expect("whole heads"));
+        }
+        "lost heads" => drop(all().into_iter().find_map(Result::err).expect("a lost device")),
+        "wrong heads" => {
+            let error = all().into_iter().find_map(Result::err).expect("a wrong product");
             assert!(error.contains(" products are not right: "), "{error}");
+        }
+        "wrong probes" => {
+            let error = probes::write(&device, &file, 60.0).expect_err("words left out");
+            assert!(error.starts_with("boxes of 64 rows") && error.contains("left words out"), "{error}");
         }
         _ => probes::write(&device, &file, 60.0).expect("probes"),
     }

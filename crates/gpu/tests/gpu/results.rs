@@ -1,7 +1,7 @@
 //! What was compared, as JSON in the file that `LMHEAD_GPU_RESULTS` names.
 
 use lmhead::backend::cuda::CudaDevice;
-use lmhead_gpu::about::about;
+use lmhead_gpu::about::{about, write_whole};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -103,5 +103,5 @@ pub fn write(device: &Result<CudaDevice, String>) -> Result<(), String> {
     text["summary"] = serde_json::json!(summaries(&comparisons));
     text["comparisons"] = serde_json::json!(*comparisons);
     let text = serde_json::to_string_pretty(&text).expect("this is JSON");
-    std::fs::write(&path, text + "\n").map_err(|e| format!("{}: {e}", path.display()))
+    write_whole(&path, &(text + "\n"))
 }

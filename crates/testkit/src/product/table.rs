@@ -1,4 +1,4 @@
-//! The table of shapes: every vocabulary and hidden size of `KERNELS.md`'s models x types x what is done to the logits.
+//! The table of shapes: every vocabulary and hidden size of models x types x what is done to the logits.
 
 use super::{Finish, Index, Layout, Product, Values, run_product};
 use lmhead::DType;
@@ -49,7 +49,8 @@ fn finishes() -> Vec<(&'static str, Finish)> {
     ]
 }
 
-/// Every precision with every hidden size and every finish; vocabularies, rows, layouts and values go around beside them.
+/// Every precision with every hidden size and every finish; vocabularies, rows, layouts and values go around
+/// beside them.
 pub fn cases() -> Vec<Case> {
     let finishes = finishes();
     // Each tile, and each side of its end. Large tiles have small hidden sizes where the device is slow.
