@@ -23,7 +23,8 @@ fn main() {
     let mut device = Vec::new();
     let [mut kernels, mut test_kernels] = [const { Vec::new() }; 2];
     watch(Path::new("kernels"), &mut device, &mut kernels);
-    // Always: they take two seconds, and a feature that only this package's tests need is one that they cannot switch on.
+    // Always: they take two seconds, and a feature that only this package's tests need is one that they
+    // cannot switch on.
     watch(Path::new("tests/emulated/kernels"), &mut device, &mut test_kernels);
     let target = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let switch = PathBuf::from(format!("kernels/emulated/switch_{target}.S"));
@@ -55,7 +56,8 @@ fn main() {
     }
 }
 
-/// `kernels.rs`, which `src/backend.rs` includes: the name of every kernel and what the macro KERNEL of `ptx/core.cuh` makes of it.
+/// `kernels.rs`, which `src/backend.rs` includes: the name of every kernel and what the macro KERNEL of
+/// `ptx/core.cuh` makes of it.
 fn write_table(sources: &[PathBuf]) {
     let mut names = Vec::new();
     for source in sources {
@@ -137,8 +139,8 @@ fn no_compiler(problem: &str) -> String {
     )
 }
 
-/// Sources of a folder and those below it, sorted; each of its files, and the folder itself, makes the build run again when it
-/// changes.
+/// Sources of a folder and those below it, sorted; each of its files, and the folder itself, makes the build
+/// run again when it changes.
 fn watch(folder: &Path, device: &mut Vec<PathBuf>, kernels: &mut Vec<PathBuf>) {
     println!("cargo::rerun-if-changed={}", folder.display());
     let entries = match fs::read_dir(folder) {

@@ -1,5 +1,5 @@
-//! The bf16 inner loops of instruction sets that multiply bf16 as it is: bf16 or int8 weights, bf16 rows, f32 sums. What one step rounds,
-//! and that it takes subnormal numbers for zeros, is the hardware's.
+//! The bf16 inner loops of instruction sets that multiply bf16 as it is: bf16 or int8 weights, bf16 rows, f32
+//! sums. What one step rounds, and that it takes subnormal numbers for zeros, is the hardware's.
 
 use crate::isa::{Arith, Sets};
 use crate::lanes::{BYTE, Dot, HALF, Kind};

@@ -22,8 +22,9 @@ const GROUPS: usize = BLOCK / GROUP;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// `for $i in 0..$n { $body }` for a constant `$n` of at most 4, or 11 rows, written out: arrays of registers stay in registers only
-/// where every index is a constant before the optimiser looks at them, and it leaves loops of this size as they are.
+/// `for $i in 0..$n { $body }` for a constant `$n` of at most 4, or 11 rows, written out: arrays of registers
+/// stay in registers only where every index is a constant before the optimiser looks at them, and it leaves
+/// loops of this size as they are.
 macro_rules! unrolled {
     ($i:ident in 0..$n:expr => $body:block) => {
         const { assert!($n <= 4) };
@@ -43,7 +44,8 @@ mod panels;
 
 pub(crate) use direct::quads;
 
-/// Memory of one thread, reused from block to block: a panel (16 KiB) and the sums of its logits (1 KiB for each row of the pass).
+/// Memory of one thread, reused from block to block: a panel (16 KiB) and the sums of its logits (1 KiB for
+/// each row of the pass).
 #[derive(Debug, Default)]
 pub struct Scratch {
     panel: Vec<Quad>,
@@ -160,15 +162,17 @@ impl<D: Dot> Work for ReduceOf<'_, '_, D> {
     }
 }
 
-/// One step of k: its chunks of `M` rows x `N` times four weight rows, transposed. Each chunk of a row is read once for all of them.
+/// One step of k: its chunks of `M` rows x `N` times four weight rows, transposed. Each chunk of a row is
+/// read once for all of them.
 #[inline(always)]
 fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
     x: &[[[Chunk; M]; 4]; G],
     steps: &[[A::Quad; 4]; N],
     sums: &mut [[A::Quad; M]; N],
 ) {
-    // A part needs its own widened weights alone. Mixed with each other, as the compiler would have them, the parts take more registers
-    // than there are. Of two it is kept from it by a fence, which costs nothing, of four by a loop; so of five rows, measured.
+    // A part needs its own widened weights alone. Mixed with each other, as the compiler would have them, the
+    // parts take more registers than there are. Of two it is kept from it by a fence, which costs nothing, of
+    // four by a loop; so of five rows, measured.
     if const { M == 1 || G == 1 || (G == 2 && M != 5) } {
         unrolled!(g in 0..G => {
             join_part::<S, G, K, A, M, N>(&x[g], steps, g, sums);

@@ -1,5 +1,6 @@
-//! Conversions of slices. Everything here is `#[inline(always)]` integer code without branches, so that it vectorises for the
-//! instruction set that it is inlined into; `half`'s own conversions look for one at every element.
+//! Conversions of slices. Everything here is `#[inline(always)]` integer code without branches, so that it
+//! vectorises for the instruction set that it is inlined into; `half`'s own conversions look for one at every
+//! element.
 
 /// The type of the elements of hidden rows, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +41,8 @@ impl RowType {
         }
     }
 
-    /// Rounds `values` to this type (half to even) into `out`. Finite values beyond the type's range become infinite, as IEEE 754
-    /// says.
+    /// Rounds `values` to this type (half to even) into `out`. Finite values beyond the type's range become
+    /// infinite, as IEEE 754 says.
     #[inline(always)]
     pub fn round_into(self, values: &[f32], out: &mut [u8]) {
         match self {
@@ -79,7 +80,8 @@ fn round_bf16(value: f32) -> u16 {
 fn round_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
-    // As for bf16, with the exponent moved from f32's bias of 127 to 15; from 65520 on this is infinity or above.
+    // As for bf16, with the exponent moved from f32's bias of 127 to 15; from 65520 on this is infinity or
+    // above.
     let moved = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
     // Below 2^-14: in 0.5 + x the last place is 2^-24, f16's smallest step, so the addition rounds.
     let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
@@ -98,8 +100,8 @@ fn widen_bf16(bits: u16) -> f32 {
 #[inline(always)]
 fn widen_f16(bits: u16) -> f32 {
     let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
-    // The places are f32's; the exponent is too small by 127 - 15 = 112, which a product with 2^112 mends exactly,
-    // subnormals included. Infinity and NaN keep their mantissa under f32's own highest exponent.
+    // The places are f32's; the exponent is too small by 127 - 15 = 112, which a product with 2^112 mends
+    // exactly, subnormals included. Infinity and NaN keep their mantissa under f32's own highest exponent.
     let finite = (f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
     let widened = if magnitude >= 0x7c00 { (magnitude << 13) | 0x7f80_0000 } else { finite };
     f32::from_bits(sign | widened)

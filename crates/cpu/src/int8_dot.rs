@@ -1,9 +1,9 @@
-//! The W8A8 inner loop of instruction sets that add four products of bytes at once: int8 weights as they are stored, int8 rows, int32
-//! sums. Exact in any order.
+//! The W8A8 inner loop of instruction sets that add four products of bytes at once: int8 weights as they are
+//! stored, int8 rows, int32 sums. Exact in any order.
 //!
-//! The instruction multiplies unsigned by signed bytes. So rows are packed as `q + 128`: `Σ q w = Σ (q + 128) w - 128 Σ w`, and the
-//! sums of the weights are worked out once for a shard. The sums on the way may wrap; modulo 2^32 the difference is what it should
-//! be, and that fits.
+//! The instruction multiplies unsigned by signed bytes. So rows are packed as `q + 128`: `Σ q w = Σ (q + 128)
+//! w - 128 Σ w`, and the sums of the weights are worked out once for a shard. The sums on the way may wrap;
+//! modulo 2^32 the difference is what it should be, and that fits.
 
 use crate::BLOCK;
 use crate::isa::{Arith, Sets, Work};

@@ -30,8 +30,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
     Avx512,
-    /// Those, BF16 and VBMI: Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice the products of an
-    /// FMA, with bf16 heads and W8A16 ones; all others are computed as by [`Isa::Avx512`].
+    /// Those, BF16 and VBMI: Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice
+    /// the products of an FMA, with bf16 heads and W8A16 ones; all others are computed as by [`Isa::Avx512`].
     Avx512Bf16,
 }
 
@@ -85,10 +85,10 @@ impl Isa {
         Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
     }
 
-    /// The family whose members give the same bits for heads of this format and rows of this type: the lane layout and the order of
-    /// the sums are the same in every loop, so only fused or separate rounding tells them apart, and W8A8 is exact. `vdpbf16ps`
-    /// rounds as its maker chose, perhaps another way in each generation: the name has a number that is made of what this
-    /// machine's gives.
+    /// The family whose members give the same bits for heads of this format and rows of this type: the lane
+    /// layout and the order of the sums are the same in every loop, so only fused or separate rounding tells
+    /// them apart, and W8A8 is exact. `vdpbf16ps` rounds as its maker chose, perhaps another way in each
+    /// generation: the name has a number that is made of what this machine's gives.
     pub fn family(self, format: Format, rows: Option<RowType>) -> &'static str {
         match self {
             _ if format == Format::W8a8 => "exact",
@@ -103,15 +103,16 @@ impl Isa {
         matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
     }
 
-    /// Whether rows are multiplied as bf16, without widening them first: bf16 rows, with weights that bf16 holds exactly. Subnormal
-    /// numbers then count as zeros.
+    /// Whether rows are multiplied as bf16, without widening them first: bf16 rows, with weights that bf16
+    /// holds exactly. Subnormal numbers then count as zeros.
     pub fn multiplies_bf16(self, format: Format, rows: Option<RowType>) -> bool {
         self == Isa::Avx512Bf16 && rows == Some(RowType::Bf16) && format != Format::W8a8
     }
 
     /// Runs `work` compiled for this instruction set.
     pub fn run<W: Work>(self, work: W) -> W::Output {
-        // An `Isa` can be written down by anyone; asking again costs a load or two per block of the vocabulary.
+        // An `Isa` can be written down by anyone; asking again costs a load or two per block of the
+        // vocabulary.
         assert!(self.is_available(), "this machine does not have {self}");
         match self {
             Isa::Portable if const { W::SETS.portable_and_avx2() } => Portable::call(work),
@@ -170,15 +171,17 @@ impl Sets {
     }
 }
 
-/// What the generic loops must know of the instruction set: its registers, and one step of every inner loop. Each set is a file of
-/// its own below `isa/`.
+/// What the generic loops must know of the instruction set: its registers, and one step of every inner loop.
+/// Each set is a file of its own below `isa/`.
 pub trait Arith {
-    /// Quads of weights that a tile over a panel takes, and the rows that it takes at most: what the registers hold.
+    /// Quads of weights that a tile over a panel takes, and the rows that it takes at most: what the
+    /// registers hold.
     const TILE: (usize, usize);
-    /// Rows of a tile that weights go to straight from memory, without a panel, at most (11 or fewer): where a step of weights is one
-    /// part, two, four.
+    /// Rows of a tile that weights go to straight from memory, without a panel, at most (11 or fewer): where
+    /// a step of weights is one part, two, four.
     const DIRECT_ROWS: [usize; 3];
-    /// Such tiles at most, where a step of weights is one part: for each of them the weights are transposed again.
+    /// Such tiles at most, where a step of weights is one part: for each of them the weights are transposed
+    /// again.
     const DIRECT_TILES: usize;
 
     /// One chunk, once for each chunk of a quad.
@@ -204,22 +207,24 @@ pub trait Arith {
     /// Only asked of the instruction sets that have no `mul_add_i8`.
     fn mul_add_i16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
-    /// `sum[l] += Σ x[4l + i] * w[4l + i]` over four unsigned x and signed w, int32 sums, exact, wrapping. Only asked of the
-    /// instruction sets that have an instruction for it ([`Isa::multiplies_bytes`]).
+    /// `sum[l] += Σ x[4l + i] * w[4l + i]` over four unsigned x and signed w, int32 sums, exact, wrapping.
+    /// Only asked of the instruction sets that have an instruction for it ([`Isa::multiplies_bytes`]).
     fn mul_add_i8(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
-    /// `sum[l] += x[2l + 1] * w[2l + 1] + x[2l] * w[2l]` over bf16 x and w, f32 sums, as the hardware rounds it. Only asked of the
-    /// instruction sets that have an instruction for it ([`Isa::multiplies_bf16`]).
+    /// `sum[l] += x[2l + 1] * w[2l + 1] + x[2l] * w[2l]` over bf16 x and w, f32 sums, as the hardware rounds
+    /// it. Only asked of the instruction sets that have an instruction for it ([`Isa::multiplies_bf16`]).
     fn mul_add_bf16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
-    /// The four chunks of int8 of a quad -> those of their f32: quad `i` has elements `4i..4i + 4` of each chunk. Exact.
+    /// The four chunks of int8 of a quad -> those of their f32: quad `i` has elements `4i..4i + 4` of each
+    /// chunk. Exact.
     fn i8_to_f32(quad: Self::Quad) -> [Self::Quad; 4];
 
     /// The same as int16: quad `i` has elements `8i..8i + 8` of each chunk. Exact. Only asked of the
     /// instruction sets that have no `mul_add_i8`.
     fn i8_to_i16(quad: Self::Quad) -> [Self::Quad; 2];
 
-    /// The same as bf16. Exact. Only asked of the instruction sets that multiply them ([`Isa::multiplies_bf16`]).
+    /// The same as bf16. Exact. Only asked of the instruction sets that multiply them
+    /// ([`Isa::multiplies_bf16`]).
     fn i8_to_bf16(quad: Self::Quad) -> [Self::Quad; 2];
 
     /// The sums of sixteen logits -> the logits: `(lane 0 + lane 2) + (lane 1 + lane 3)` of each chunk.
@@ -276,8 +281,8 @@ impl Work for Bf16Step {
     }
 }
 
-/// A number made of what steps give where their rounding shows: products and sums of any size beside each other, some that nearly cancel,
-/// some of subnormal numbers.
+/// A number made of what steps give where their rounding shows: products and sums of any size beside each
+/// other, some that nearly cancel, some of subnormal numbers.
 fn rounding(step: impl Fn([u16; 8], [u16; 32], [f32; 16]) -> [f32; 16]) -> u64 {
     let mut random = 1u64;
     // Multiplier and increment of Knuth's MMIX; the high bits are the good ones.
@@ -287,8 +292,8 @@ fn rounding(step: impl Fn([u16; 8], [u16; 32], [f32; 16]) -> [f32; 16]) -> u64 {
     };
     let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
     for round in 0..4096 {
-        // Least exponents and how many: products and sums within what a sum holds of each other; in some rounds of subnormal and of the
-        // smallest normal numbers.
+        // Least exponents and how many: products and sums within what a sum holds of each other; in some
+        // rounds of subnormal and of the smallest normal numbers.
         let (of_w, of_sum) = if round % 16 == 0 { ((0, 2), (0, 8)) } else { ((120, 16), (112, 32)) };
         let mut bf16 = |(least, count): (u32, u32)| (next() & 0x807f | (least + next() % count) << 7) as u16;
         let x: [u16; 8] = std::array::from_fn(|_| bf16((120, 16)));

@@ -1,13 +1,15 @@
 //! Four chains: the layout that every sum of this backend has, whatever the registers are.
 //!
-//! A row, of hidden states or of weights, is a row of *chunks* of 16 bytes: 4 f32, 8 bf16, 8 int16 or 16 int8, neighbours in k; the
-//! last is padded with zeros. A logit is four partial sums, one for each f32 (int32) of a chunk. Lane `l` adds, from zero and `k`
-//! ascending, the products of the `l`-th f32 of each chunk (the `l`-th pair of bf16 or int16, the `l`-th four of int8). Then the
-//! lanes are added: `(0 + 2) + (1 + 3)`. That is all that a logit's bits depend on (promise 1). Integer sums are exact in any order.
+//! A row, of hidden states or of weights, is a row of *chunks* of 16 bytes: 4 f32, 8 bf16, 8 int16 or 16
+//! int8, neighbours in k; the last is padded with zeros. A logit is four partial sums, one for each f32
+//! (int32) of a chunk. Lane `l` adds, from zero and `k` ascending, the products of the `l`-th f32 of each
+//! chunk (the `l`-th pair of bf16 or int16, the `l`-th four of int8). Then the lanes are added: `(0 + 2) + (1
+//! + 3)`. That is all that a logit's bits depend on (promise 1). Integer sums are exact in any order.
 //!
-//! Four weight rows take turns in a *quad*, which is one register of AVX-512: then a chunk of a hidden row, repeated four times, meets
-//! four of weights. With fewer chunks to a logit the weights would take more shuffling to get there (all sixteen f32 of a row in
-//! one register: none, but four times the memory for sums on the way and for hidden rows); with one f32 to a logit, twice as much.
+//! Four weight rows take turns in a *quad*, which is one register of AVX-512: then a chunk of a hidden row,
+//! repeated four times, meets four of weights. With fewer chunks to a logit the weights would take more
+//! shuffling to get there (all sixteen f32 of a row in one register: none, but four times the memory for sums
+//! on the way and for hidden rows); with one f32 to a logit, twice as much.
 
 use crate::isa::{Arith, Sets};
 use bytemuck::{Pod, Zeroable};
@@ -62,7 +64,8 @@ pub(crate) trait Dot {
     /// Adds the products of one chunk of a hidden row with those of four weight rows.
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;
 
-    /// Adds the lanes of sixteen logits in the fixed order. (Sums of integers have ways of their own to become f32.)
+    /// Adds the lanes of sixteen logits in the fixed order. (Sums of integers have ways of their own to
+    /// become f32.)
     #[inline(always)]
     fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
         A::reduce_f32(sums)

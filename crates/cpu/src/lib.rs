@@ -1,5 +1,5 @@
-//! The inner loops of lmhead's CPU backend, compiled once per instruction set. A crate of its own, since optimising them takes longer
-//! than all the rest.
+//! The inner loops of lmhead's CPU backend, compiled once per instruction set. A crate of its own, since
+//! optimising them takes longer than all the rest.
 //!
 //! ```text
 //! hidden rows -> pack.rs    gathered, widened or quantised, in tiles                (once per call)
@@ -9,7 +9,8 @@
 //!                isa.rs, isa/: the instruction sets; product.rs: which loop for which rows and weights
 //! ```
 //!
-//! Made for the library `lmhead`, whose documentation has the promises; what is public here may change with it.
+//! Made for the library `lmhead`, whose documentation has the promises; what is public here may change with
+//! it.
 
 mod bf16_dot;
 mod block;

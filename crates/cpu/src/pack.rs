@@ -1,4 +1,5 @@
-//! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles read.
+//! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles
+//! read.
 
 use crate::block::quads;
 use crate::convert::RowType;
@@ -10,17 +11,18 @@ use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Chunks of k in a piece, over which all rows go before the next piece: as widened weights of 16 vocabulary ids they are 16 KiB,
-/// half of a first-level cache.
+/// Chunks of k in a piece, over which all rows go before the next piece: as widened weights of 16 vocabulary
+/// ids they are 16 KiB, half of a first-level cache.
 pub(crate) const PIECE: usize = 64;
 
-/// Bytes of packed rows that one pass over the weights works on: they are read again for every block of vocabulary ids, and stay in
-/// a last-level cache that others use too.
+/// Bytes of packed rows that one pass over the weights works on: they are read again for every block of
+/// vocabulary ids, and stay in a last-level cache that others use too.
 const PASS_BYTES: usize = 8 << 20;
 /// Rows of one pass at most: their pieces and their sums, 256 KiB each, stay in a second-level cache.
 const PASS_ROWS: usize = 256;
-/// Bytes of packed rows of several tiles that weights go to straight: all of them are read again for every eight ids, from a second-level
-/// cache where there is room for these weights and for the next ones beside them.
+/// Bytes of packed rows of several tiles that weights go to straight: all of them are read again for every
+/// eight ids, from a second-level cache where there is room for these weights and for the next ones beside
+/// them.
 const DIRECT_BYTES: usize = 512 << 10;
 
 /// Rows that are packed at a time for this hidden size.
@@ -88,8 +90,8 @@ impl Packed {
         &self.chunks[piece.start * self.rows + row * piece.len()..][..rows * piece.len()]
     }
 
-    /// Rows of `per_row` chunks, for weights of which a step is so many parts; `fill(row, piece, chunks)` writes a piece of a row over
-    /// zeros.
+    /// Rows of `per_row` chunks, for weights of which a step is so many parts; `fill(row, piece, chunks)`
+    /// writes a piece of a row over zeros.
     fn new<F>(isa: Isa, rows: usize, per_row: usize, parts: usize, fill: F) -> Packed
     where
         F: Fn(usize, usize, &mut [Chunk]) + Sync,
@@ -171,8 +173,8 @@ pub(crate) fn float(isa: Isa, rows: &Rows<'_>, range: Range<usize>, step: usize)
     })
 }
 
-/// Rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so. For weights that are read
-/// `step` at a time.
+/// Rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so. For
+/// weights that are read `step` at a time.
 pub(crate) fn bf16(isa: Isa, rows: &Rows<'_>, range: Range<usize>, step: usize) -> Packed {
     Packed::new(isa, range.len(), rows.hidden.next_multiple_of(step) / 8, step / 32, |row, piece, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);

@@ -92,9 +92,10 @@ impl PackedRows {
         &self.scales
     }
 
-    /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`, at most [`BLOCK`]; int8 weights
-    /// not scaled yet. What follows them in `weights` is read ahead of the next call. Other columns of `logits` `[rows, BLOCK]` are
-    /// not to be used. `sums` `[ids]` are [`weight_sums`], where there are any.
+    /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`, at
+    /// most [`BLOCK`]; int8 weights not scaled yet. What follows them in `weights` is read ahead of the next
+    /// call. Other columns of `logits` `[rows, BLOCK]` are not to be used. `sums` `[ids]` are
+    /// [`weight_sums`], where there are any.
     ///
     /// # Panics
     /// Where the rows were packed for another format of weights.

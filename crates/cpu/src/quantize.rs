@@ -1,8 +1,8 @@
 //! Symmetric int8 quantisation of one row: the rule of promise 2, for hidden rows and for weights alike.
 //!
 //! `scale = absmax / 127`, `q = clamp(round_half_even(x / scale), -127, 127)`, every operation one IEEE f32
-//! operation. A row whose scale would be below [`f32::MIN_POSITIVE`] gets scale 1 and zeros. A row with NaN or
-//! infinity gets scale NaN (and zeros), so that it stays visible in every logit computed from it.
+//! operation. A row whose scale would be below [`f32::MIN_POSITIVE`] gets scale 1 and zeros. A row with NaN
+//! or infinity gets scale NaN (and zeros), so that it stays visible in every logit computed from it.
 
 /// Quantises `values` into `out` and returns the scale.
 ///
@@ -50,8 +50,9 @@ pub(crate) fn quantize(values: &[f32], out: &mut [i8]) -> f32 {
 /// `clamp(round_half_even(x), -127, 127)` for finite `|x| < 2^22`; here `|x|` is at most a few ulps above 127.
 #[inline(always)]
 fn round_half_even_i8(x: f32) -> i8 {
-    // Adding 1.5 * 2^23 rounds to an integer in the current mode, half to even, and leaves it, in two's complement, in the low bits.
-    // `round_ties_even` and a saturating `as i32` would not vectorise on every instruction set.
+    // Adding 1.5 * 2^23 rounds to an integer in the current mode, half to even, and leaves it, in two's
+    // complement, in the low bits. `round_ties_even` and a saturating `as i32` would not vectorise on every
+    // instruction set.
     const MAGIC: f32 = 12_582_912.0;
     (x.clamp(-127.0, 127.0) + MAGIC).to_bits() as i8
 }

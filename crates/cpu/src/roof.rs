@@ -1,5 +1,5 @@
-//! The roofs of this machine: how fast its memory can be read, and how fast its registers can multiply. Benchmarks hold the matmul
-//! against them; nothing else calls this.
+//! The roofs of this machine: how fast its memory can be read, and how fast its registers can multiply.
+//! Benchmarks hold the matmul against them; nothing else calls this.
 
 use crate::convert::RowType;
 use crate::isa::Isa;
@@ -15,13 +15,15 @@ const PART: usize = 1 << 20;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Sums in flight: more than an instruction's latency times the number that begin in each cycle, few enough for 16 registers.
+/// Sums in flight: more than an instruction's latency times the number that begin in each cycle, few enough
+/// for 16 registers.
 const CHAINS: usize = 12;
 /// Rounds over the chains between two looks at the clock.
 const ROUNDS: usize = 1 << 14;
 
-/// Reads `bytes` once, on all threads of the current pool, and returns the sum of their 64-bit words (little-endian; what is left of
-/// the last cache line of each MiB is passed over). Its time is the least that a matmul over these weights can take.
+/// Reads `bytes` once, on all threads of the current pool, and returns the sum of their 64-bit words
+/// (little-endian; what is left of the last cache line of each MiB is passed over). Its time is the least
+/// that a matmul over these weights can take.
 pub fn read_stream(bytes: &[u8]) -> u64 {
     let read = |part: &[u8]| {
         let mut sums = [0u64; LINE / 8];
@@ -37,9 +39,9 @@ pub fn read_stream(bytes: &[u8]) -> u64 {
     bytes.par_chunks(PART).map(read).reduce(|| 0, u64::wrapping_add)
 }
 
-/// Operations per second (a multiplication and an addition are two) of the instruction that multiplies rows of type `rows` with weights
-/// of `format`, on all threads of the current pool, with everything in registers: measured for `time`. `None` where no such loop
-/// was written, on other processors than x86.
+/// Operations per second (a multiplication and an addition are two) of the instruction that multiplies rows
+/// of type `rows` with weights of `format`, on all threads of the current pool, with everything in registers:
+/// measured for `time`. `None` where no such loop was written, on other processors than x86.
 ///
 /// # Panics
 /// Where this machine lacks the instruction set.
@@ -59,7 +61,8 @@ pub fn arithmetic_rate(isa: Isa, format: Format, rows: RowType, time: Duration) 
     Some(rates.iter().sum())
 }
 
-/// A loop over registers; a call returns how many operations it was. Not to be called where the instruction set is not available.
+/// A loop over registers; a call returns how many operations it was. Not to be called where the instruction
+/// set is not available.
 #[cfg(target_arch = "x86_64")]
 fn spinner(isa: Isa, format: Format, rows: RowType) -> Option<fn() -> u64> {
     let exact = format == Format::W8a8;
@@ -84,8 +87,8 @@ fn spinner(_: Isa, _: Format, _: RowType) -> Option<fn() -> u64> {
     None
 }
 
-/// Runs `$step` on every chain, `ROUNDS` times; the number of operations, `$each` a step. Every step takes the chain's own sum, so that
-/// none of it can be worked out before the loop.
+/// Runs `$step` on every chain, `ROUNDS` times; the number of operations, `$each` a step. Every step takes
+/// the chain's own sum, so that none of it can be worked out before the loop.
 #[cfg(target_arch = "x86_64")]
 macro_rules! spin {
     ($start:expr, $each:expr, $step:expr) => {{

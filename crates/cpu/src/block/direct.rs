@@ -5,8 +5,8 @@ use crate::isa::{Arith, Sets, Work, prefetch};
 use crate::lanes::{Chunk, Dot, Kind, Quad};
 use bytemuck::Zeroable;
 
-/// Where there is one tile, how many bytes ahead of each weight row are asked for: measured. Within a row the hardware would do, but each
-/// row is the beginning of another stream.
+/// Where there is one tile, how many bytes ahead of each weight row are asked for: measured. Within a row the
+/// hardware would do, but each row is the beginning of another stream.
 const AHEAD_BYTES: usize = 2048;
 
 /// Quads of weights that a tile of so many rows takes, where a step of weights is so many parts. Each weight
@@ -29,7 +29,8 @@ impl<W: Copy + Default> Matmul<'_, W> {
         let tiles = self.rows.tiles().len();
         let hidden = self.weights.hidden;
         let whole = hidden / S;
-        // One tile asks for what it will soon take itself. Two have time to ask for all of the weight rows that follow, half of them each.
+        // One tile asks for what it will soon take itself. Two have time to ask for all of the weight rows
+        // that follow, half of them each.
         let steps = if tiles == 1 { (AHEAD_BYTES / (S * size_of::<W>())).min(whole) } else { whole };
         let mut padded = [[[W::default(); S]; 4]; 4];
         for group in (0..self.weights.ids).step_by(GROUP) {
@@ -140,8 +141,8 @@ impl<const S: usize, const G: usize, K: Kind<S, G>, const M: usize, const N: usi
 
     #[inline(always)]
     fn run<A: Arith>(self) {
-        // A local value of a whole line aligns the frame, and so what registers have no room for: the compiler alone would lay it across
-        // two lines, which costs up to four percent.
+        // A local value of a whole line aligns the frame, and so what registers have no room for: the
+        // compiler alone would lay it across two lines, which costs up to four percent.
         std::hint::black_box(&mut Quad::zeroed());
         let Tile { x, weights: rows, ref mut sums, column, ahead, asked } = *self.0;
         let x = x.as_chunks::<M>().0.as_chunks::<4>().0.as_chunks::<G>().0;

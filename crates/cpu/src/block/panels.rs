@@ -21,8 +21,8 @@ impl<W: Copy> Matmul<'_, W> {
         let step = S / self.rows.parts();
         let mut pieces = self.rows.pieces().peekable();
         while let Some(piece) = pieces.next() {
-            // While the tiles run over this piece, the next one of the same weight rows comes from memory; after the last, the
-            // first of the block that follows.
+            // While the tiles run over this piece, the next one of the same weight rows comes from memory;
+            // after the last, the first of the block that follows.
             let next = pieces.peek().map_or(ids * hidden, |next| next.start / 4 * step);
             let mut ahead = Ahead {
                 line: weights.as_ptr().wrapping_add(next).cast(),
@@ -173,8 +173,9 @@ pub(super) struct Tiles<'a> {
     ahead: &'a mut Ahead,
 }
 
-/// The loops over panels of a kind: those of its [`Dot`], which ask for a line ahead at every fourth, eighth or sixteenth chunk (`L`), and
-/// on AVX-512 take as many at a time where a step of the weights is whole lines (`C`): a test in the loop costs up to six percent.
+/// The loops over panels of a kind: those of its [`Dot`], which ask for a line ahead at every fourth, eighth
+/// or sixteenth chunk (`L`), and on AVX-512 take as many at a time where a step of the weights is whole lines
+/// (`C`): a test in the loop costs up to six percent.
 pub(super) fn tiles_of<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>() -> fn(&mut Tiles<'_>) {
     // Chunks of k in a line of weights.
     const fn line<const S: usize, const G: usize, W>() -> usize {

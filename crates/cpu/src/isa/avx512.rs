@@ -21,10 +21,12 @@ fn run_bf16<W: Work>(work: W) -> W::Output {
 }
 
 impl<const BF16: bool> Arith for Avx512<BF16> {
-    // 16 sums, 4 quads of weights, a chunk of a row; enough sums for two multiplications a cycle of 6 cycles each.
+    // 16 sums, 4 quads of weights, a chunk of a row; enough sums for two multiplications a cycle of 6 cycles
+    // each.
     const TILE: (usize, usize) = (4, 4);
-    // Of two quads of weights: 22 sums and what transposes. Where weights are widened besides, registers hold only ten sums (of 5 rows); the
-    // others move to memory and back, which up to these rows was measured to cost less than a panel.
+    // Of two quads of weights: 22 sums and what transposes. Where weights are widened besides, registers hold
+    // only ten sums (of 5 rows); the others move to memory and back, which up to these rows was measured to
+    // cost less than a panel.
     const DIRECT_ROWS: [usize; 3] = [11, 10, 11];
     const DIRECT_TILES: usize = 2;
 
@@ -127,8 +129,8 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
         unreachable!("Isa::multiplies_bytes")
     }
 
-    /// By table: VBMI's lookup takes seven bits, which hold every magnitude but one of 0 and 128: they share the entry of 128.
-    /// Its low byte is that of 0 too; the high byte is zeroed where the weight is 0.
+    /// By table: VBMI's lookup takes seven bits, which hold every magnitude but one of 0 and 128: they share
+    /// the entry of 128. Its low byte is that of 0 too; the high byte is zeroed where the weight is 0.
     #[inline(always)]
     fn i8_to_bf16(quad: __m512i) -> [__m512i; 2] {
         if !BF16 {

@@ -114,8 +114,8 @@ impl Arith for Portable {
     }
 }
 
-/// By the bits of `2^23 + 128 + w`, whose lowest byte is `w + 128`: two steps fewer than by way of integers, and none in which SSE2
-/// waits for what a register held before.
+/// By the bits of `2^23 + 128 + w`, whose lowest byte is `w + 128`: two steps fewer than by way of integers,
+/// and none in which SSE2 waits for what a register held before.
 #[inline(always)]
 fn i8_to_f32(bytes: Chunk) -> [Chunk; 4] {
     #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
-//! The CUDA backend without a GPU: a fake `libcuda.so` (`crates/gpu/fake_driver`) stands in for drivers that are too old, find no device,
-//! know older devices or fail. Kernels run on the emulated device inside of it, or are written down. The program on it:
-//! `crates/cli/tests/cuda_driver`.
+//! The CUDA backend without a GPU: a fake `libcuda.so` (`crates/gpu/fake_driver`) stands in for drivers that
+//! are too old, find no device, know older devices or fail. Kernels run on the emulated device inside of it,
+//! or are written down. The program on it: `crates/cli/tests/cuda_driver`.
 #![allow(unsafe_code, reason = "the driver's interface")]
 #![cfg(target_os = "linux")]
 
@@ -24,7 +24,8 @@ fn fake_driver() -> &'static Path {
     lmhead_gpu::fake_driver::folder(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
-/// This program again, running one of the tests below that need the fake driver, with what it shall say: the child's output.
+/// This program again, running one of the tests below that need the fake driver, with what it shall say: the
+/// child's output.
 fn child(test: &str, says: &[(&str, &str)]) -> String {
     let (text, end) = child_and_end(test, says);
     // Whatever a child does: kernels and graphs are on the device before they are launched.
@@ -45,8 +46,8 @@ fn child_and_end(test: &str, says: &[(&str, &str)]) -> (String, String) {
     (text, std::fs::read_to_string(end.path()).expect("an end"))
 }
 
-/// What the fake driver, in a child, has done so far: "waits", "allocations", "loads", "lazy kernels", "lazy graphs", "slow
-/// copies".
+/// What the fake driver, in a child, has done so far: "waits", "allocations", "loads", "lazy kernels", "lazy
+/// graphs", "slow copies".
 fn count(what: &str) -> i64 {
     let what = std::ffi::CString::new(what).expect("a name");
     // SAFETY: the fake driver's own function, which takes a C string and answers a long long.

@@ -1,5 +1,6 @@
-//! What every kernel's machine code must be like: of the planned tiles by formulas, of each other kernel in a row of `OTHERS`. Exact counts of
-//! all of them: `docs/machine-code.md`, which `scripts/machine-code --check` holds against what nvcc makes.
+//! What every kernel's machine code must be like: of the planned tiles by formulas, of each other kernel in a
+//! row of `OTHERS`. Exact counts of all of them: `docs/machine-code.md`, which `scripts/machine-code --check`
+//! holds against what nvcc makes.
 
 use lmhead_gpu::code::Code;
 
@@ -8,15 +9,16 @@ use lmhead_gpu::code::Code;
 pub struct Expectation {
     pub kernel: &'static str,
     pub architectures: &'static [&'static str],
-    /// Instructions and how many of them, as [`Code::count`] finds them: fewer means a loop that was not unrolled, more that
-    /// code was doubled. Measured with nvcc 13.0.
+    /// Instructions and how many of them, as [`Code::count`] finds them: fewer means a loop that was not
+    /// unrolled, more that code was doubled. Measured with nvcc 13.0.
     pub present: Vec<(&'static str, usize)>,
     /// Instructions that must not be there.
     pub absent: &'static [&'static str],
     /// Per thread, at most.
     pub registers: u32,
-    /// Calls, at most, none of which needs a stack: ptxas' own subroutines for the rare cases of an IEEE division, one call for each
-    /// division, and on sm_80 and sm_89 for lanes that vote, shuffle or leave a loop.
+    /// Calls, at most, none of which needs a stack: ptxas' own subroutines for the rare cases of an IEEE
+    /// division, one call for each division, and on sm_80 and sm_89 for lanes that vote, shuffle or leave a
+    /// loop.
     pub calls: usize,
 }
 
@@ -64,7 +66,8 @@ mod tables {
         rows
     }
 
-    /// At most so many registers a thread, for each tile of a precision in the order of the plan. Measured with nvcc 13.0.
+    /// At most so many registers a thread, for each tile of a precision in the order of the plan. Measured
+    /// with nvcc 13.0.
     const REGISTERS: &[(Precision, &[u32])] = &[
         (Precision::Bf16, &[63, 64, 96, 128, 82, 80, 120, 168, 160]),
         (Precision::F16, &[63, 64, 96, 128, 82, 80, 120, 168, 160]),
@@ -84,9 +87,11 @@ mod tables {
             Precision::W8a8(_) => "IMMA.16832.S8",
             _ => "HMMA.16816.F32",
         };
-        // A stage is 128 bytes of k: four instructions of 16-bit or of int8 operands, eight of int8 weights as 16 bits, over 16 ids x 8 rows.
+        // A stage is 128 bytes of k: four instructions of 16-bit or of int8 operands, eight of int8 weights
+        // as 16 bits, over 16 ids x 8 rows.
         let steps = if widened { 8 } else { 4 };
-        // 16 bytes a thread at a time, in four places: the prologue and the loop, each for whole stages and for the last.
+        // 16 bytes a thread at a time, in four places: the prologue and the loop, each for whole stages and
+        // for the last.
         let pieces = |bytes: usize| bytes.div_ceil(16 * threads);
         let copies = 4 * (pieces(tile.ids * 128) + pieces(tile.rows * tile.row_bytes));
         // Logits pass through shared memory, and leave by 16 bytes in each type.
@@ -242,8 +247,9 @@ mod tables {
     ];
 }
 
-/// What is wrong with a kernel's code; one line each, empty where all is well. No kernel may spill registers, keep an array in
-/// local memory or call a function that was not inlined, ptxas' own beside: each costs memory traffic that no kernel here is planned with.
+/// What is wrong with a kernel's code; one line each, empty where all is well. No kernel may spill registers,
+/// keep an array in local memory or call a function that was not inlined, ptxas' own beside: each costs
+/// memory traffic that no kernel here is planned with.
 pub fn faults(code: &Code, expected: &Expectation) -> Vec<String> {
     let mut faults = Vec::new();
     for (what, bytes) in [("stack frame", code.stack), ("local memory", code.local)] {
@@ -281,8 +287,8 @@ pub fn faults(code: &Code, expected: &Expectation) -> Vec<String> {
     faults.into_iter().map(name).collect()
 }
 
-/// The faults of all kernels, those without a row and rows without a kernel among them. `architectures` are the ones that this
-/// build has.
+/// The faults of all kernels, those without a row and rows without a kernel among them. `architectures` are
+/// the ones that this build has.
 pub fn all_faults(codes: &[Code], table: &[Expectation], architectures: &[&str]) -> Vec<String> {
     let applies = |row: &Expectation, code: &Code| {
         row.kernel == code.kernel && row.architectures.contains(&code.architecture.as_str())
