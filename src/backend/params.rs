@@ -1,6 +1,19 @@
 //! The structs that cross from host to device. Written by scripts/bindings from kernels/params.h: change that.
 #![allow(rustdoc::broken_intra_doc_links, clippy::doc_markdown)]
 
+pub const LMHEAD_EXP_LOG2E: u32 = 1069066811;
+pub const LMHEAD_EXP_SHIFT: u32 = 1262485504;
+pub const LMHEAD_EXP_LN2_HI: u32 = 1060205080;
+pub const LMHEAD_EXP_LN2_LO: u32 = 2969756424;
+pub const LMHEAD_EXP_C2: u32 = 1056964601;
+pub const LMHEAD_EXP_C3: u32 = 1042983385;
+pub const LMHEAD_EXP_C4: u32 = 1026207380;
+pub const LMHEAD_EXP_C5: u32 = 1007247843;
+pub const LMHEAD_EXP_C6: u32 = 984914664;
+pub const LMHEAD_EXP_LIMIT: u32 = 1241513984;
+pub const LMHEAD_LN2_HI64: u64 = 4604418534311723008;
+pub const LMHEAD_LN2_LO64: u64 = 4461442080421002358;
+pub const LMHEAD_LSE_LIMIT: u32 = 1233125376;
 #[doc = " How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap), the emulated device has its own."]
 #[repr(C)]
 #[repr(align(64))]
