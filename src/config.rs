@@ -467,7 +467,8 @@ impl HeadConfig {
         // A row's candidates: kept (in a vector that grows by doubling), and encoded once to send and once from every rank.
         let kept = 16 * top_n.max(1).min(self.vocab_size) as u64;
         let candidates = top_n.max(1).min(shard) as u64;
-        let encoded = 36 + 8 * candidates;
+        // A partial, and how many ids beat the target.
+        let encoded = 44 + 8 * candidates;
         let each = shard as u64 * 4 + hidden as u64 + kept + encoded * (1 + group_size as u64);
         if self.logprobs_chunk_bytes < each {
             return Err(Error::config(

@@ -1,9 +1,11 @@
 //! Ranks -> head groups; vocabulary -> shards; rows -> parts. Pure arithmetic.
 
 use crate::error::{Error, Result};
-use crate::merge::BLOCK;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+
+/// Shards begin at multiples of this many vocabulary ids, which is what suits the kernels. No answer depends on it.
+pub const BLOCK: usize = 64;
 
 /// How global ranks are numbered, slowest dimension first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -3,9 +3,11 @@
 
 mod adjusted;
 mod sampled;
+mod sums;
 
 pub use adjusted::adjust_row;
 pub use sampled::{judge_sample, sample, survivors};
+pub use sums::{exp_sum, exp_term};
 
 use crate::config::Quantization;
 use crate::dtype::DType;

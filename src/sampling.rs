@@ -2,7 +2,7 @@
 //!
 //! For the row's logits `l_v` (f32, after adjustments), temperature T > 0 and `z_v = l_v / T` in f64, an id v survives
 //!
-//! 1. **min_p**: where `p_v >= min_p · p_max`, that is `(l_v - l_max) / T >= ln(min_p)`;
+//! 1. **min_p**: where `p_v >= min_p · p_max`, that is `(l_v - l_max) / T >= ln(min_p)`, both sides in f32;
 //! 2. **top_k**: among the k largest of those, ties by lowest id;
 //! 3. **top_p**: in the smallest set of the largest of those, ties by lowest id, whose mass is at least `top_p` of all of theirs.
 //!

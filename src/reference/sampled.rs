@@ -68,14 +68,18 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
     let max_high = truths.iter().map(high).fold(f64::NEG_INFINITY, f64::max);
     let least = f64::from(params.min_p).ln();
     let reaches = |logit: f64, max: f64, off: f64| (logit - max) / t + off >= least;
-    let perhaps: Vec<bool> = truths.iter().map(|x| reaches(high(x), max_low, slack(least))).collect();
-    let surely: Vec<bool> = truths.iter().map(|x| reaches(low(x), max_high, -slack(least))).collect();
+    // Both sides of that are f32: two roundings on the left, one on the right.
+    let off = least.abs() * 2f64.powi(-22) + 1e-12;
+    let perhaps: Vec<bool> = truths.iter().map(|x| reaches(high(x), max_low, off)).collect();
+    let surely: Vec<bool> = truths.iter().map(|x| reaches(low(x), max_high, -off)).collect();
     let exists = |x: &Truth| x.logit > f64::NEG_INFINITY;
 
     // What may stand before an id, and what surely does, in number and in mass.
-    let most = |x: &Truth| (((high(x) - max_low) / t).exp() + 1e-12).min(1.0);
+    // A mass is off by the rounding of its f32 argument, by the polynomial, by half a unit.
+    let mass = |x: f64, sign: f64| x.exp() * (1.0 + sign * (1e-7 + x.abs() * 2f64.powi(-22))) + sign * 1e-12;
+    let most = |x: &Truth| mass(((high(x) - max_low) / t).min(0.0), 1.0).min(1.0);
     let by_high = Ahead::new(truths, &perhaps, high, most);
-    let by_low = Ahead::new(truths, &surely, low, |x| (((low(x) - max_high) / t).exp() - 1e-12).max(0.0));
+    let by_low = Ahead::new(truths, &surely, low, |x| mass((low(x) - max_high) / t, -1.0).max(0.0));
     let k = if params.top_k == 0 { usize::MAX } else { params.top_k };
     let top_p = f64::from(params.top_p);
     // The nucleus is a share of what top_k leaves.

@@ -1,11 +1,13 @@
 //! What an id weighs in the nucleus: `exp((l - l_max) / T)` in fixed point. Sums of these are integers: they have no order, so no shard
 //! shows in them.
 //!
+//! `(l - l_max) / T` is f32, and its exponential is a term of [`ExpSum`](crate::merge::ExpSum): the same bits on every CPU and GPU.
+//!
 //! The unit is `2^-40` for vocabularies of up to `2^23` ids, and doubles with each doubling beyond, so that all of them together fit 63 bits.
 //! Together the roundings of 262144 ids are under `2^-23` of the largest mass, those of any vocabulary under `2^-18`.
 
 use super::SamplingParams;
-use crate::merge::exp_nonpositive;
+use crate::exponential::Term;
 
 /// How the logits of one row are weighed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,44 +16,49 @@ pub struct Scale {
     max: f32,
     temperature: f32,
     /// `ln(min_p)`; minus infinity keeps all.
-    least: f64,
-    /// Units in the mass of the largest logit.
-    units: f64,
+    least: f32,
+    /// The largest logit's mass is `2^23 << shift`.
+    shift: u32,
 }
 
 impl Scale {
     /// The scale of a row whose largest logit is `max`, for a temperature above 0.
     pub fn new(params: &SamplingParams, max: f32, vocab_size: usize) -> Self {
-        let least = libm::log(f64::from(params.min_p));
-        Scale { max, temperature: params.temperature, least, units: largest_mass(vocab_size) as f64 }
+        let least = libm::log(f64::from(params.min_p)) as f32;
+        let shift = largest_mass(vocab_size).trailing_zeros() - 23;
+        Scale { max, temperature: params.temperature, least, shift }
     }
 
-    /// The mass of logit `l`, which is at most the largest; 0 for minus infinity. Rounded to the nearest.
+    /// The mass of logit `l`, which is at most the largest; 0 for minus infinity. Rounded to the nearest, halves up.
     #[inline(always)]
     pub fn mass(&self, l: f32) -> u64 {
-        // 2^52 has a unit of 1 in its last place: adding it rounds, and leaves the integer in the low bits.
-        const SHIFTER: f64 = (1u64 << 52) as f64;
-        let scaled = exp_nonpositive(self.below_max(l)) * self.units;
-        (scaled + SHIFTER).to_bits() & ((1 << 52) - 1)
+        // Below, a mass is less than half a unit, and the shift would not fit.
+        const LEAST: f32 = -43.0;
+        let x = self.below_max(l);
+        let term = Term::exp(x);
+        let right = term.exponent.wrapping_add(23).wrapping_neg() as u32 & 63;
+        let half = (1u64 << right) >> 1;
+        let mass = ((u64::from(term.significand) << self.shift) + half) >> right;
+        if x >= LEAST { mass } else { 0 }
     }
 
-    /// The min_p filter: whether `exp((l - max) / T) >= min_p`.
+    /// The min_p filter: whether `exp((l - max) / T) >= min_p`, by the logarithms of both.
     #[inline(always)]
     pub fn reaches(&self, l: f32) -> bool {
         self.below_max(l) >= self.least
     }
 
-    /// `(l - max) / T`: the natural logarithm of the probability relative to the largest.
+    /// `(l - max) / T`, each operation rounded: the natural logarithm of the probability relative to the largest.
     #[inline(always)]
-    fn below_max(&self, l: f32) -> f64 {
-        (f64::from(l) - f64::from(self.max)) / f64::from(self.temperature)
+    fn below_max(&self, l: f32) -> f32 {
+        (l - self.max) / self.temperature
     }
 }
 
-/// The mass of a row's largest logit: 1 in units of this vocabulary. No id weighs more.
+/// The mass of a row's largest logit: 1 in units of this vocabulary, 2^31 or more, as ids have 32 bits. No id weighs more.
 pub fn largest_mass(vocab_size: usize) -> u64 {
     let bits = usize::BITS - vocab_size.saturating_sub(1).leading_zeros();
-    1 << (63 - bits.clamp(23, 63))
+    1 << (63 - bits.clamp(23, 32))
 }
 
 /// The mass that the nucleus has to reach: the smallest integer not below `top_p · total`, and not below 1. Exact for top_p in (0, 1].
@@ -79,11 +86,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mass_is_the_exponential(l in -90f32..=0.0, max in -1e3f32..1e3, temperature in 0.05f32..20.0) {
-            let (l, scale) = (max + l, scale(max, temperature, 0.0));
-            let truth = scale.below_max(l).exp() * 2f64.powi(40);
+        fn a_mass_is_the_exponential(
+            l in -90f32..=0.0, max in -1e3f32..1e3, temperature in 0.05f32..20.0, vocab_bits in 0u32..33,
+        ) {
+            let params = SamplingParams { temperature, ..SamplingParams::default() };
+            let (l, scale) = (max + l, Scale::new(&params, max, 1 << vocab_bits));
+            let truth = f64::from(scale.below_max(l)).exp() * largest_mass(1 << vocab_bits) as f64;
             let got = scale.mass(l) as f64;
-            prop_assert!((got - truth).abs() <= 0.5 + truth * 1e-13, "{} {}", got, truth);
+            prop_assert!((got - truth).abs() <= 0.5 + truth * 1e-7, "{} {}", got, truth);
         }
 
         #[test]

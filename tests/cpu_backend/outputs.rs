@@ -31,7 +31,7 @@ proptest! {
                     let job = Job { rows: case.all_rows(), shard: &shard, epilogue, adjustments: None };
                     // What was there before is overwritten.
                     let mut out = vec![RowPartial::new(PartialSpec { k: 3, sum: false }); rows];
-                    out.iter_mut().for_each(|p| p.push_block(0, &[1e30, f32::NAN], false));
+                    out.iter_mut().for_each(|p| p.push(0, &[1e30, f32::NAN], false));
                     backend.partials(&job, spec, &mut out).unwrap();
                     merged.iter_mut().zip(&out).for_each(|(all, part)| all.merge(part));
                 }
@@ -39,7 +39,7 @@ proptest! {
                     let want: Vec<f32> = want[row * vocab..][..vocab].iter().map(|&b| f32::from_bits(b)).collect();
                     let mut pushed = RowPartial::new(spec);
                     for (block, logits) in want.chunks(64).enumerate() {
-                        pushed.push_block(block * 64, logits, true);
+                        pushed.push(block * 64, logits, true);
                     }
                     let list = |p: &RowPartial| {
                         p.sorted().iter().map(|c| (c.id, c.value.to_bits())).collect::<Vec<_>>()

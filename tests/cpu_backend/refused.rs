@@ -95,6 +95,6 @@ fn instruction_sets_are_chosen_by_name() {
     assert!(backend.threads() >= 1);
     assert_eq!(
         (backend.name(), backend.fingerprint(plain(DType::Bf16).types())),
-        ("cpu", "cpu/portable/2 bf16".to_string())
+        ("cpu", "cpu/portable/3 bf16".to_string())
     );
 }

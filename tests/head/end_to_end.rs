@@ -89,7 +89,7 @@ fn only_candidates_cross_for_top_k() {
     let gathered = peers * rows as u64 * 64 * 2 + peers * 64;
     for stats in stats(Request::top_k(k)) {
         assert_eq!(stats.rounds, 3);
-        assert_eq!(stats.bytes_received, gathered + peers * rows as u64 * (8 * k as u64 + 32));
+        assert_eq!(stats.bytes_received, gathered + peers * rows as u64 * (8 * k as u64 + 40));
         assert_eq!(stats.bytes_sent, stats.bytes_received);
     }
     // More candidates than a shard has ids are not sent: 256, 256, 256 and 232 of them here.
@@ -98,7 +98,7 @@ fn only_candidates_cross_for_top_k() {
             .filter(|m| *m != me)
             .map(|m| lmhead::layout::shard_range(1000, size, m).len() as u64)
             .sum();
-        assert_eq!(stats.bytes_received, gathered + rows as u64 * (8 * others + 32 * peers));
+        assert_eq!(stats.bytes_received, gathered + rows as u64 * (8 * others + 40 * peers));
     }
     for (me, stats) in stats(Request::logits(DType::Bf16)).into_iter().enumerate() {
         let others = 1000 - lmhead::layout::shard_range(1000, size, me).len() as u64;

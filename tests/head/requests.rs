@@ -157,7 +157,7 @@ fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
                     let targets = (0..SIZE).flat_map(|r| (0..ROWS).map(move |row| target(r, row)));
                     let owned = targets.filter(|t| *t as usize / 128 == rank).count() as u64;
                     let all = (SIZE * ROWS) as u64;
-                    let partial = 8 + 24 + 8 * (top_n as u64).max(1) + 4;
+                    let partial = 8 + 32 + 8 * (top_n as u64).max(1) + 4;
                     let fixed = peers * (64 + ROWS as u64 * (4 + 32) + ROWS as u64 * partial);
                     assert_eq!(stats.bytes_sent, fixed + peers * 4 * owned);
                     assert_eq!(stats.bytes_received, fixed + 4 * (all - owned));
@@ -188,9 +188,9 @@ fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
     }
     for (bytes, request, want) in [
         (
-            779,
+            819,
             Request::logprobs(0),
-            "logprobs_chunk_bytes: wanted at least 780: a row of 32 bytes of hidden states",
+            "logprobs_chunk_bytes: wanted at least 820: a row of 32 bytes of hidden states",
         ),
         (8000, Request::logprobs(513), "request logprobs: wanted at most the vocabulary size, 512"),
         (8000, Request::argmax(), "targets: wanted none with argmax, got some"),
@@ -236,8 +236,8 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
         step.run_with(hidden, &RowInputs { targets: Some(&targets), ..RowInputs::default() }).unwrap()
     });
-    // A row is (1024 logits + 8 hidden states) x 4 bytes and 148 for candidates: 233 to a chunk, rank 1's one row in the first.
-    let chunks = 3001usize.div_ceil(233) as u32;
+    // A row is (1024 logits + 8 hidden states) x 4 bytes and 172 for candidates: 232 to a chunk, rank 1's one row in the first.
+    let chunks = 3001usize.div_ceil(232) as u32;
     for answer in &answers {
         assert_eq!(answer.stats.rounds, 2 + 3 * chunks);
         assert!(answer.row_status.iter().all(|s| *s == RowStatus::Good));

@@ -14,7 +14,7 @@ use lmhead::config::{HeadConfig, ModelConfig, Quantization, Settings};
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
 use lmhead::error::{Error, Result};
-use lmhead::merge::BLOCK;
+use lmhead::layout::BLOCK;
 use lmhead::quantize::MAX_INT8_HIDDEN;
 use lmhead::quantize::fidelity::Divergence;
 use lmhead::rows::HiddenRows;

@@ -237,7 +237,7 @@ impl Case {
                 prop_assert!(judged.as_ref().is_ok_and(|worst| *worst <= 1.0), "{:?}", judged);
                 let truth = logsumexp(&truths.iter().map(|t| t.logit).collect::<Vec<_>>());
                 let moved = truths.iter().map(|t| t.allowed).fold(0.0, f64::max);
-                let allowed = 1e-6 * truth.abs().max(1.0) + moved;
+                let allowed = 5e-7 * truth.abs().max(1.0) + moved;
                 prop_assert!((f64::from(sum[0]) - truth).abs() <= allowed, "{} {}", sum[0], truth);
             }
             other => panic!("unknown output {other:?}"),

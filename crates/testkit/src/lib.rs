@@ -196,5 +196,5 @@ pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
 /// encoded once to send and once from every rank (36 and 8 each).
 pub fn chunk_row(shard: usize, hidden_bytes: usize, top_n: usize, size: usize) -> u64 {
     let (kept, candidates) = (top_n.max(1), top_n.max(1).min(shard));
-    (shard * 4 + hidden_bytes + 16 * kept + (36 + 8 * candidates) * (1 + size)) as u64
+    (shard * 4 + hidden_bytes + 16 * kept + (44 + 8 * candidates) * (1 + size)) as u64
 }

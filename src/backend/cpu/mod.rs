@@ -29,7 +29,8 @@ use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
-use crate::merge::{BLOCK, PartialSpec, RowPartial};
+use crate::layout::BLOCK;
+use crate::merge::{PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
 use crate::weights::{HeadShard, Matrix};
 use lmhead_cpu::{Arith, Format, PackedRows, Scratch, Weights, Work, roof};
@@ -41,7 +42,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Part of the fingerprint: raised whenever a row's bits change.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Most threads of a pool: more than any machine has CPUs, few enough to be started.
 const MAX_THREADS: usize = 1024;
@@ -126,7 +127,7 @@ impl CpuBackend {
 
     /// Partials of logits that are held.
     pub(crate) fn partials_of(&self, held: &HeldLogits<'_>, spec: PartialSpec, out: &mut [RowPartial]) {
-        tally::partials(&self.pool, held, spec, out);
+        tally::partials(&self.pool, self.isa, held, spec, out);
     }
 
     /// Threads of the pool.
@@ -258,7 +259,7 @@ impl Backend for CpuBackend {
                 let found = blocks(&vocab).into_par_iter().fold(empty, |mut partials, block| {
                     let ids = block_ids(block, &vocab);
                     let first = ids.start;
-                    pass.block(ids, |row, logits, finite| partials[row].push_block(first, logits, finite));
+                    pass.block(ids, |row, logits, finite| partials[row].push(first, logits, finite));
                     partials
                 });
                 let found = found.reduce_with(merge).unwrap_or_default();
@@ -271,7 +272,7 @@ impl Backend for CpuBackend {
     }
 
     fn tally(&self, tally: Tally<'_>) -> Result<()> {
-        tally::tally(&self.pool, tally)
+        tally::tally(&self.pool, self.isa, tally)
     }
 
     fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {

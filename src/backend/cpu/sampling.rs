@@ -2,7 +2,8 @@
 
 use crate::backend::{HeldLogits, HistogramQuery, SamplingPass, Wanted};
 use crate::error::Result;
-use crate::merge::{BLOCK, Candidate, block_max};
+use crate::layout::BLOCK;
+use crate::merge::{Candidate, largest};
 use crate::sampling::SamplingParams;
 use crate::sampling::cut::{BINS, Kept, Sum, order_key};
 use crate::sampling::philox::{LARGEST_NOISE, Words, gumbel};
@@ -25,7 +26,7 @@ pub(super) fn sample(
     pool.install(|| match pass {
         SamplingPass::Maxima { rows, out } => {
             rows.par_iter().zip(out).for_each(|(&row, out)| {
-                *out = if finite(row) { block_max(own(row)) } else { f32::NAN };
+                *out = if finite(row) { largest(own(row)) } else { f32::NAN };
             });
         }
         SamplingPass::Histograms { queries, out } => {
@@ -133,7 +134,7 @@ impl Work for Best<'_> {
         let mut least = f32::NEG_INFINITY;
         for (i, block) in logits.chunks(BLOCK).enumerate() {
             // Ids ascend: one that equals the worst of k is worse.
-            if block_max(block) <= least {
+            if largest(block) <= least {
                 continue;
             }
             let ids = (first_id + i * BLOCK) as u32..;
@@ -175,7 +176,7 @@ impl Work for Draw<'_> {
         let mut best = Drawn::nothing();
         let words = Words::new(params.seed, params.position);
         // The block of the largest logit first: what it draws rules out most others.
-        let maxima: Vec<f32> = logits.chunks(BLOCK).map(block_max).collect();
+        let maxima: Vec<f32> = logits.chunks(BLOCK).map(largest).collect();
         let largest = (0..maxima.len()).reduce(|a, b| if maxima[b] > maxima[a] { b } else { a });
         let order = largest.into_iter().chain((0..maxima.len()).filter(|i| Some(*i) != largest));
         for i in order.filter(|i| maxima[*i] > f32::NEG_INFINITY) {
@@ -248,7 +249,7 @@ mod tests {
             cut in logit(), ties_end in 0u32..200_000,
         ) {
             let first_id = blocks * BLOCK;
-            let max = block_max(&logits);
+            let max = largest(&logits);
             prop_assume!(max > f32::NEG_INFINITY);
             let params = SamplingParams { seed, position, temperature, min_p, ..SamplingParams::default() };
             let kept = (temperature > 0.0).then(|| Kept { cut, ties_end, ..Kept::new(Scale::new(&params, max, 1 << 18)) });
@@ -304,7 +305,7 @@ mod tests {
         fn histograms_are_the_same_for_every_instruction_set(
             logits in prop::collection::vec(logit(), 1..300), temperature in 0.05f32..5.0, step in 0u32..4, at in 0usize..300,
         ) {
-            let max = block_max(&logits);
+            let max = largest(&logits);
             prop_assume!(max > f32::NEG_INFINITY);
             let params = SamplingParams { temperature, ..SamplingParams::default() };
             let kept = Kept::new(Scale::new(&params, max, 1 << 18));

@@ -1,13 +1,13 @@
-//! Partials and counts of logits that are held in memory: one task per row, blocks ascending.
+//! Partials and counts of logits that are held in memory: one task per row.
 
 use crate::backend::HeldLogits;
 use crate::backend::Tally;
 use crate::error::{Error, Result};
-use crate::merge::PartialSpec;
-use crate::merge::{BLOCK, Candidate, RowPartial};
+use crate::merge::{Candidate, PartialSpec, RowPartial};
+use lmhead_cpu::{Arith, Isa, Work};
 use rayon::prelude::*;
 
-pub(super) fn tally(pool: &rayon::ThreadPool, tally: Tally<'_>) -> Result<()> {
+pub(super) fn tally(pool: &rayon::ThreadPool, isa: Isa, tally: Tally<'_>) -> Result<()> {
     let Tally { logits, vocab, nonfinite, targets, spec, partials, better } = tally;
     let (rows, columns) = (partials.len(), vocab.len());
     for (what, got, wanted) in [
@@ -23,12 +23,10 @@ pub(super) fn tally(pool: &rayon::ThreadPool, tally: Tally<'_>) -> Result<()> {
     let one = |row: usize, partial: &mut RowPartial, better: &mut u32| {
         partial.reset(spec);
         *better = 0;
-        let own = &logits[row * columns..(row + 1) * columns];
-        for (i, block) in own.chunks(BLOCK).enumerate() {
-            partial.push_block(vocab.start + i * BLOCK, block, !nonfinite[row]);
-        }
+        let logits = &logits[row * columns..(row + 1) * columns];
+        isa.run(Push { logits, first_id: vocab.start, finite: !nonfinite[row], partial });
         if !partial.nonfinite() {
-            *better = beating(own, vocab.start, targets[row]);
+            *better = beating(logits, vocab.start, targets[row]);
         }
     };
     pool.install(|| {
@@ -40,6 +38,7 @@ pub(super) fn tally(pool: &rayon::ThreadPool, tally: Tally<'_>) -> Result<()> {
 /// Partials alone.
 pub(super) fn partials(
     pool: &rayon::ThreadPool,
+    isa: Isa,
     held: &HeldLogits<'_>,
     spec: PartialSpec,
     out: &mut [RowPartial],
@@ -47,11 +46,30 @@ pub(super) fn partials(
     let columns = held.vocab.len();
     let one = |row: usize, partial: &mut RowPartial| {
         partial.reset(spec);
-        for (i, block) in held.logits[row * columns..(row + 1) * columns].chunks(BLOCK).enumerate() {
-            partial.push_block(held.vocab.start + i * BLOCK, block, !held.nonfinite[row]);
-        }
+        let logits = &held.logits[row * columns..(row + 1) * columns];
+        isa.run(Push { logits, first_id: held.vocab.start, finite: !held.nonfinite[row], partial });
     };
     pool.install(|| out.par_iter_mut().enumerate().for_each(|(row, partial)| one(row, partial)));
+}
+
+/// A row's logits into its partial. In pieces: most have no logit that is among the best.
+struct Push<'a> {
+    logits: &'a [f32],
+    first_id: usize,
+    finite: bool,
+    partial: &'a mut RowPartial,
+}
+
+impl Work for Push<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arith>(self) {
+        const PIECE: usize = 64;
+        for (i, piece) in self.logits.chunks(PIECE).enumerate() {
+            self.partial.push(self.first_id + i * PIECE, piece, self.finite);
+        }
+    }
 }
 
 /// How many of the logits of consecutive ids beat the target: before it those that equal it too.
