@@ -212,7 +212,7 @@ impl Backend for CpuBackend {
                 let after = left.split_off(pass.rows.len());
                 let columns = Columns { rows: std::mem::replace(&mut left, after), first_id: vocab.start };
                 columns.for_each_block(blocks(&vocab), size, &|ids: Range<usize>, mut rows| {
-                    pass.block(ids, |row, logits, finite| {
+                    pass.block(ids, |row: usize, logits: &[f32], finite: bool| {
                         if !finite {
                             flags[pass.rows.start + row].store(true, Ordering::Relaxed);
                         }
@@ -259,7 +259,7 @@ impl Backend for CpuBackend {
                 let found = blocks(&vocab).into_par_iter().fold(empty, |mut partials, block| {
                     let ids = block_ids(block, &vocab);
                     let first = ids.start;
-                    pass.block(ids, |row, logits, finite| partials[row].push(first, logits, finite));
+                    pass.block(ids, Push { partials: &mut partials, first_id: first });
                     partials
                 });
                 let found = found.reduce_with(merge).unwrap_or_default();
@@ -347,7 +347,7 @@ impl<'a> Pass<'a> {
 
     /// Computes the logits of vocabulary `ids` (within one block) and gives each row's to
     /// `take(row, logits [ids.len()], all finite)`.
-    fn block(&self, ids: Range<usize>, take: impl FnMut(usize, &[f32], bool)) {
+    fn block(&self, ids: Range<usize>, take: impl Take) {
         THREAD.with_borrow_mut(|thread| {
             let Thread { logits, scratch } = thread;
             logits.resize(self.rows.len() * BLOCK, 0.0);
@@ -399,6 +399,32 @@ struct Thread {
     scratch: Scratch,
 }
 
+/// What becomes of a row's logits of one block.
+trait Take {
+    /// `finite`: all of them were.
+    fn take(&mut self, row: usize, logits: &[f32], finite: bool);
+}
+
+impl<F: FnMut(usize, &[f32], bool)> Take for F {
+    #[inline(always)]
+    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
+        self(row, logits, finite);
+    }
+}
+
+/// They go to the rows' partials. Not a closure: those are compiled for the baseline, where an FMA is a call.
+struct Push<'a> {
+    partials: &'a mut [RowPartial],
+    first_id: usize,
+}
+
+impl Take for Push<'_> {
+    #[inline(always)]
+    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
+        self.partials[row].push(self.first_id, logits, finite);
+    }
+}
+
 /// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.
 struct Finish<'a, F> {
     /// `[rows, BLOCK]`, of which `ids` columns are used.
@@ -415,7 +441,7 @@ struct Finish<'a, F> {
     take: F,
 }
 
-impl<F: FnMut(usize, &[f32], bool)> Work for Finish<'_, F> {
+impl<F: Take> Work for Finish<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -435,7 +461,7 @@ impl<F: FnMut(usize, &[f32], bool)> Work for Finish<'_, F> {
             if let Some((adjustments, first_row, first_id)) = self.adjust {
                 finite &= adjustments.apply(first_row + row, first_id, logits);
             }
-            (self.take)(row, logits, finite);
+            self.take.take(row, logits, finite);
         }
     }
 }
