@@ -142,7 +142,8 @@ fn logprobs_are_the_same_for_any_sharding_and_chunk_and_agree_with_topk() {
     assert_eq!(none["logprobs"], all["logprobs"]);
     let (_, processed) = run(&["logprobs", "--processed"]);
     assert_eq!(processed["row_status"].2, [0, 0, 2, 0, 0, 0, 0]);
-    assert_eq!(floats(&processed["logprobs"].2)[3], 0.0, "the only id that row 3 allows");
+    let only = floats(&processed["logprobs"].2)[3];
+    assert!((-1e-7..=0.0).contains(&only), "the only id that row 3 allows: {only}");
     assert_eq!(floats(&processed["logprobs"].2)[4], f32::NEG_INFINITY, "64 is not allowed");
     assert!(floats(&processed["logprobs"].2)[2].is_nan(), "nothing is allowed");
 }

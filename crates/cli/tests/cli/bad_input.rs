@@ -156,7 +156,7 @@ fn bad_input_is_refused_with_a_sentence() {
         (logprobs_of("targets_6"), &["tensor targets: wanted [7], one id for each output row, got [6]"]),
         (
             [logprobs_of("target_ok"), vec!["--config".into(), file("chunk.toml")]].concat(),
-            &["logprobs_chunk_bytes: wanted at least 744", "got 100"],
+            &["logprobs_chunk_bytes: wanted at least 760", "got 100"],
         ),
         (with(&["--rows", "3,3"]), &["--rows: wanted 7 in all", "got 6 in all"]),
         (with(&["--rows", "3,-4"]), &["--rows: wanted row counts of at least 0", "got `-4`"]),
