@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Part of the fingerprint: raised whenever a row's bits change.
+/// Part of the fingerprint: raised whenever a row's bits change; 3 are the sums of f32 terms.
 const VERSION: u32 = 3;
 
 /// Most threads of a pool: more than any machine has CPUs, few enough to be started.
