@@ -80,14 +80,18 @@ def ln_f64(value: float) -> float:
 
 
 def neighbours(value: float) -> list[float]:
-    """What a logarithm may be that is right to within one in the last place, the nearest float64 first."""
+    """What a logarithm may be that is less than one unit in the last place off: the nearest float64 first."""
     return [value, math.nextafter(value, -math.inf), math.nextafter(value, math.inf)]
 
 
-def finish(total: ExpSum, largest: Number) -> float:
-    """The row's logsumexp in float64; `largest` is its largest allowed logit."""
+def finish(total: ExpSum, largest: Number) -> list[float]:
+    """The row's logsumexp in float64; `largest` is its largest allowed logit.
+
+    The logarithm of the definition is a port of a library's, and may not be the nearest float64. So there are
+    three answers, in the order of `neighbours`; the data must be such that all are the same in f32.
+    """
     if abs(largest) > LARGEST_SUM:
-        return to_float(largest)
+        return [to_float(largest)] * 3
     value = sum(word << (32 * j) for j, word in enumerate(total.words))
     length = value.bit_length()
     assert 0 < length < 128
@@ -95,12 +99,10 @@ def finish(total: ExpSum, largest: Number) -> float:
     head = value >> (length - 64) if length > 64 else value << (64 - length)
     f = float(head) * 2.0**-63  # Python converts integers rounded half to even
     k = float(32 * (total.top - 2) + length - 1)
-    nearest, *others = [(k * LN2_HI64 + ln) + k * LN2_LO64 for ln in neighbours(ln_f64(f))]
-    # The logarithm of the definition is a port of a library's, and may not be the nearest float64. The data
-    # must be such that this does not show in f32.
-    same = all(from_real(v) == from_real(nearest) for v in others)
-    assert same, "the logsumexp is too close to the middle of two f32: take other logits"
-    return nearest
+    answers = [(k * LN2_HI64 + ln) + k * LN2_LO64 for ln in neighbours(ln_f64(f))]
+    in_f32 = {from_real(v) for v in answers}
+    assert len(in_f32) == 1, "the logsumexp is too close to the middle of two f32: take other logits"
+    return answers
 
 
 def below_max(logit: Number, largest: int, temperature: int) -> Number:

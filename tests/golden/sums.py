@@ -46,6 +46,21 @@ def terms(r: Random) -> np.ndarray:
     return (bits | r.integers(bits.shape, 0, 1) << 31).astype(np.uint32).view(F32)
 
 
+def last_places(_: Random) -> np.ndarray:
+    """One logit a row, whose term is another where one coefficient is off by its last place.
+
+    The bits are from a search. One term in a million depends on the last place of C6: `terms` would miss it.
+    """
+    bits = [
+        0xBFDA2773, 0xBEB0FCCC, 0xC1EB9CE3, 0x3F88BCBD, 0x40E93EBA, 0x416386AC, 0xBEABE26F, 0x414D5869,  # C6
+        0x3EBE59E5, 0xC06F0365, 0xC219AB3F, 0x3F8346A2, 0xBFDA2773, 0xC2436019, 0x40438D67, 0x3EA75CA1,  # C5
+        0xBFDD033C, 0x3EAA14E4, 0xBEAD71BA, 0x3E613864, 0x427534E8, 0x4047594D, 0x425134CC, 0x40746B72,  # C4
+        0x3F05B5F5, 0xBF7CF8A8, 0x3ED3A05F, 0x427534E8,  # C3
+        0xBEE9C11C, 0x3ED3D730, 0x3F87C227, 0xBFCAD03D,  # C2
+    ]  # fmt: skip
+    return np.array(bits, dtype=np.uint32).view(F32).reshape(-1, 1)
+
+
 def equal(_: Random) -> np.ndarray:
     """3000 equal logits: words of more than 32 bits, which the finish carries."""
     return np.array([np.full(3000, value) for value in (0.0, -7.3125, 16.9, 1048576.0)])
@@ -57,6 +72,13 @@ def one_huge(r: Random) -> np.ndarray:
     rows = r.bell(len(gaps), 130)
     for row, gap in enumerate(gaps):
         rows[row, [0, 64, 129, 77][row % 4]] = gap
+    return rows
+
+
+def above_one(r: Random) -> np.ndarray:
+    """Long sums just above 1: their logarithm shows how the fraction was cut and rounded."""
+    rows = -10 * np.abs(r.bell(8, 300)) - 6
+    rows[:, 100] = 0
     return rows
 
 
@@ -150,8 +172,10 @@ CASES: dict[str, Builder] = {
     "bell": bell,
     "magnitudes": magnitudes,
     "terms": terms,
+    "last_places": last_places,
     "equal": equal,
     "one_huge": one_huge,
+    "above_one": above_one,
     "tiny": tiny,
     "digit_borders": digit_borders,
     "beyond": beyond,
@@ -163,11 +187,11 @@ def solve(name: str, build: Builder) -> bytes:
     logits = build(Random(fnv1a(f"sums {name}"))).astype(F32)
     n = len(logits)
     tops, words = np.zeros(n, dtype=np.int32), np.zeros((n, 3), dtype=np.int64)
-    lse, truth = np.full(n, -np.inf), np.full(n, -np.inf)
+    lse, near, truth = np.full(n, -np.inf), np.full((n, 2), -np.inf), np.full(n, -np.inf)
     for i, row in enumerate(map(from_row, logits)):
         total, largest = exp_sum(row), max(row)
         tops[i], words[i] = total.top, total.words
-        lse[i] = finish(total, largest)
+        lse[i], *near[i] = finish(total, largest)
         if largest == MINUS_INFINITY:
             assert total.top == EMPTY
             continue
@@ -180,6 +204,7 @@ def solve(name: str, build: Builder) -> bytes:
         "expected.top": Tensor("I32", tops),
         "expected.words": Tensor("I64", words),
         "expected.logsumexp": Tensor("F64", lse),
+        "expected.logsumexp_near": Tensor("F64", near),
         "expected.truth": Tensor("F64", truth),
     }
     return serialize(named, {"vocab_size": str(logits.shape[1])})
