@@ -19,7 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import adjusted
+import masses
 import sampled
+import sums
 from cases import CASES, Builder
 from draws import Random, fnv1a
 from formats import serialize
@@ -37,7 +39,9 @@ def generate(name: str, build: Builder) -> bytes:
         expected = solve(made)
         if expected is not None:
             return serialize(made.inputs() | expected, made.metadata())
-    raise SystemExit(f"{name}: no seed of {SEEDS} keeps its answers apart; make k smaller or the logits wider")
+    raise SystemExit(
+        f"{name}: no seed of {SEEDS} keeps its answers apart; make k smaller or the logits wider"
+    )
 
 
 def differences(files: dict[str, bytes], folder: Path) -> list[str]:
@@ -63,15 +67,23 @@ def write(files: dict[str, bytes], folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="golden files of lmhead")
-    parser.add_argument("--check", action="store_true", help="compare with the files; exit 1 when they differ")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the files; exit 1 when they differ"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases and their sizes, write nothing")
     arguments = parser.parse_args()
     folders = {
         HERE: {f"{name}.safetensors": generate(name, build) for name, build in CASES.items()},
         HERE / "adjusted": adjusted.files(),
+        HERE / "masses": masses.files(),
         HERE / "sampled": sampled.files(),
+        HERE / "sums": sums.files(),
     }
-    files = {name: content for files in folders.values() for name, content in files.items()}
+    files = {
+        str((folder / name).relative_to(HERE)): content
+        for folder, made in folders.items()
+        for name, content in made.items()
+    }
     total = sum(map(len, files.values()))
     if arguments.list:
         for name, content in files.items():
@@ -79,7 +91,7 @@ def main() -> int:
         print(f"{total:8} in {len(files)} files")
         return 0
     if arguments.check:
-        found = [line for folder, files in folders.items() for line in differences(files, folder)]
+        found = [line for folder, made in folders.items() for line in differences(made, folder)]
         for line in found:
             print(line, file=sys.stderr)
         if found:

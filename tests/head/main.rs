@@ -6,5 +6,6 @@ mod end_to_end;
 mod golden;
 mod golden_adjusted;
 mod golden_sampled;
+mod golden_sums;
 mod requests;
 mod sampling;
