@@ -18,7 +18,6 @@ use crate::backend::{
     Backend, HeadTypes, HeldLogits, Job, LogitsOut, Resident, SamplingPass, Tally, check_boundaries,
     check_job, check_logits,
 };
-use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::merge::{PartialSpec, RowPartial};
