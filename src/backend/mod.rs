@@ -274,7 +274,7 @@ pub(crate) fn check_logits(out: &LogitsOut<'_>, rows: usize, columns: usize) -> 
     Ok(row_bytes)
 }
 
-/// Sums of exponentials are formed per global block (promise 1): a shard may not cut one in two.
+/// Shards begin at multiples of 64 ids: a word of a mask has 32 ids, a kernel's tile 64 or 128. No sum depends on it.
 pub(crate) fn check_boundaries(shard: &HeadShard) -> Result<()> {
     let vocab = shard.vocab();
     let whole = vocab.start.is_multiple_of(BLOCK)
