@@ -249,6 +249,21 @@ fn no_order_or_grouping_of_a_sum_shows() {
     }
 }
 
+/// With every check of the device, lanes in any order.
+#[test]
+fn lanes_add_up_without_an_alarm() {
+    let mut random = Random(25);
+    let row: Vec<f32> = random.normals(300).iter().map(|l| l * 20.0).collect();
+    let words: Vec<u32> = row.iter().map(|l| l.to_bits()).collect();
+    for seed in 0..100 {
+        let probe = Probe::new(probe_sum(), 32, 0, 8 * 3).input(&words).grid(3).n(&[300, 128, 4]);
+        let out = probe.config(|c| c.seed(seed)).output();
+        for (logits, out) in row.chunks(128).zip(out.chunks(8)) {
+            assert_eq!(Sum::decode(out), Sum::of(logits), "seed {seed}");
+        }
+    }
+}
+
 fn shuffle<T>(items: &mut [T], random: &mut Random) {
     (1..items.len()).rev().for_each(|i| items.swap(i, random.below(i + 1)));
 }
