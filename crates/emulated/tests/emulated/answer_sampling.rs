@@ -48,7 +48,7 @@ fn masses_have_the_models_bits() {
         masses_are_the_models(0, 1, 1, unit);
         // Each mass from 0 to 2, and halves: x from -(unit + 2)·ln 2 on.
         let [first, last] = [unit - 1, unit + 2].map(|n| (n as f32 * -std::f32::consts::LN_2).to_bits());
-        masses_are_the_models(first, (last - first) / 10_000 | 1, 10_000, unit);
+        masses_are_the_models(first, ((last - first) / 10_000) | 1, 10_000, unit);
     }
 }
 

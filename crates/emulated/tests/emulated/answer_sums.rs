@@ -361,12 +361,12 @@ fn logarithms_are_libm_s(first: u64, step: u64, count: u32) {
 #[test]
 fn logarithms_have_the_bits_of_libm() {
     // All of f64, by an odd step that meets all last bits.
-    let every = u64::MAX / 2_000_000 | 1;
+    let every = (u64::MAX / 2_000_000) | 1;
     logarithms_are_libm_s(0, every, 2_000_000);
     // What the finish asks for, 1 to 2, and what log1p is asked for, -1 to 0: the negatives from -2^-33 on.
-    logarithms_are_libm_s(1f64.to_bits() - 3, (1u64 << 52) / 1_000_000 | 1, 1_000_004);
+    logarithms_are_libm_s(1f64.to_bits() - 3, ((1u64 << 52) / 1_000_000) | 1, 1_000_004);
     let [least, most] = [(-2f64.powi(-33)).to_bits(), (-1f64).to_bits()];
-    logarithms_are_libm_s(least - 3, (most - least) / 1_000_000 | 1, 1_000_004);
+    logarithms_are_libm_s(least - 3, ((most - least) / 1_000_000) | 1, 1_000_004);
     // Where another branch begins, and around each power of two: the upper words that log and log1p compare
     // with, for both signs, and those where 1 + x is a power of two, or sqrt(2) times one.
     let words = [
