@@ -67,8 +67,8 @@ float f32_of_f16(uint16_t bits) {
   return out;
 }
 
-// Nearly as far from the truth as PTX allows, in a direction that the operand's bits choose: so tests see what
-// depends on the last bits, which differ between chips.
+// Nearly as far from the truth as PTX allows, in a direction that the operand's bits choose: so tests see
+// what depends on the last bits, which differ between chips.
 float log2_approximate(float v) {
   uint32_t bits;
   bits_of(v, bits);

@@ -1,5 +1,5 @@
-//! Prints what nvcc made of every embedded kernel: registers, memory and the instructions that matter, by architecture. Then
-//! what the functions of `kernels/answers` cost, which no embedded kernel calls yet.
+//! Prints what nvcc made of every embedded kernel: registers, memory and the instructions that matter, by
+//! architecture. Then what the functions of `kernels/answers` cost, which no embedded kernel calls yet.
 //!
 //!     scripts/machine-code            Markdown tables
 //!     scripts/machine-code --json     of the kernels alone, with every operation's count
@@ -51,8 +51,9 @@ fn answers() -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|e| format!("a temporary folder: {e}"))?;
     let codes = answer_costs::compile(&Tools::find()?, folder.path())?;
     let text = "\n## Sums, masses and noise\n\n\
-        Of the functions of `kernels/answers`, compiled by themselves (`crates/gpu/tests/machine_code/answers_sm80.cu`). What is done for\n\
-        every logit has no f64, which `crates/gpu/tests/machine_code/answers.rs` holds, with bounds for these numbers.\n\n";
+        Of the functions of `kernels/answers`, compiled by themselves\n\
+        (`crates/gpu/tests/machine_code/answers_sm80.cu`). What is done for every logit has no f64:\n\
+        `crates/gpu/tests/machine_code/answers.rs` holds that, and bounds for these numbers.\n\n";
     Ok(text.to_string() + &answer_costs::table(&codes))
 }
 

@@ -1,7 +1,7 @@
 //! What `kernels/answers` costs in machine code: instructions for each logit, and where f64 is.
 //!
-//! The kernels of `tests/machine_code/answers_sm80.cu` do the same for eight logits and for twenty-four, without a loop. The
-//! difference of the two is what sixteen logits cost, without what is done once.
+//! The kernels of `tests/machine_code/answers_sm80.cu` do the same for eight logits and for twenty-four, without
+//! a loop. The difference of the two is what sixteen logits cost, without what is done once.
 
 use crate::code::Code;
 use crate::tools::Tools;

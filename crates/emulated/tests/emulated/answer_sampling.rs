@@ -234,7 +234,8 @@ fn drawn(logits: &[f32], seed: u64, position: u64, temperature: f32) -> Option<u
     best.map(|(_, _, id)| id)
 }
 
-/// With every check of the device, lanes in any order: equal logits without noise, so that all lanes have the best score.
+/// With every check of the device, lanes in any order: equal logits without noise, so that all lanes have the
+/// best score.
 #[test]
 fn lanes_draw_without_an_alarm() {
     let mut input = vec![1, 0, 7, 0, 0, 0];

@@ -212,6 +212,12 @@ fn rows(random: &mut Random) -> Vec<Vec<f32>> {
     row(&mut |_| none);
     row(&mut |i| if i == 699 { -87.5 } else { none });
     row(&mut |i| if i % 2 == 0 { -0.0 } else { 0.0 });
+    // On the limits, and the next floats beyond.
+    row(&mut |i| [-2_097_152.0, -2_097_152.2][i % 2]);
+    row(&mut |i| [2_097_152.0, 2_097_152.2, 2_097_000.0][i % 3]);
+    row(&mut |i| [1_048_576.0, 0.0][i % 2]);
+    row(&mut |i| [1_048_576.1, 0.0][i % 2]);
+    row(&mut |i| [-1_048_576.0, none][i % 2]);
     row(&mut |_| 2.5e6);
     row(&mut |_| -1_048_577.0);
     rows

@@ -140,7 +140,7 @@ fn pairs_from_shared_memory() {
     }
 }
 
-/// What one thread of the probe puts out: seven f64, a shift, the funnel shift and leading zeros, single floats.
+/// What one thread of the probe puts out: seven f64, a shift, the funnel shift and leading zeros, then f32.
 fn wide_arithmetic(a: f64, b: f64) -> [u64; 11] {
     let (bits, n) = (a.to_bits(), b.to_bits() as u32);
     let (low, high) = (bits as u32, (bits >> 32) as u32);

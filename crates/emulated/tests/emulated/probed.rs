@@ -12,7 +12,8 @@ macro_rules! headers {
     };
 }
 const HEADERS: [(&str, &str); 14] = headers!(
-    arithmetic arithmetic_f64 async_copy barrier cluster control core global mbarrier mma shared tma warp wgmma
+    arithmetic arithmetic_f64 async_copy barrier cluster control core global mbarrier mma shared tma warp
+    wgmma
 );
 const PROBES: [&str; 4] = [
     include_str!("kernels/probes_sm80.cu"),

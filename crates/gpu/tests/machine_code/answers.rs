@@ -1,6 +1,6 @@
-//! The functions of `kernels/answers` as nvcc compiles them: few instructions for each logit, and f64 only where a row is
-//! finished or a candidate scored. (Many GPUs have one f64 unit for 64 of f32: thirty f64 operations a logit would take
-//! longer there than the product that the logits come from.)
+//! The functions of `kernels/answers` as nvcc compiles them: few instructions for each logit, and f64 only where a
+//! row is finished or a candidate scored. (Many GPUs have one f64 unit for 64 of f32: thirty f64 operations a
+//! logit would take longer there than the product that the logits come from.)
 
 use lmhead_gpu::answer_costs::*;
 use lmhead_gpu::tools::Tools;
