@@ -3,8 +3,8 @@
 // SunPro, a Sun Microsystems, Inc. business. Permission to use, copy, modify, and distribute this software is
 // freely granted, provided that this notice is preserved).
 //
-// The same operations in the same order, each rounded on its own. About 25 operations and one or two
-// divisions: for what is done once a row, and for the few candidates of a draw that the f32 screen (noise.cuh) leaves.
+// The same operations in the same order, each rounded on its own. About 25 operations and one or two divisions:
+// for what is done once a row, and for the few candidates of a draw that the f32 screen (noise.cuh) leaves.
 #pragma once
 #include "ptx.cuh"
 
