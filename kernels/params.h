@@ -238,8 +238,8 @@ typedef struct ProjectRowsParams {
  *   r = fma(-n, LN2_LO, fma(-n, LN2_HI, x))                   ln 2 in two parts, after Cody and Waite
  *   p = 1 + r*(1 + r*(C2 + r*(C3 + r*(C4 + r*(C5 + r*C6)))))  Horner's rule in fma
  *   e^x = p * 2^n, with a relative error of at most 1e-7
- * C2 to C6 are a minimax fit of e^r on |r| <= 0.42 (ln(2)/2, and what LOG2E's rounding adds at the limit), with
- * c0 = c1 = 1 and an error of 1.2e-8. Each was rounded to f32 before the next was fitted. */
+ * C2 to C6 are a minimax fit of e^r on |r| <= 0.42 (ln(2)/2, and what LOG2E's rounding adds at the limit),
+ * with c0 = c1 = 1 and an error of 1.2e-8. Each was rounded to f32 before the next was fitted. */
 #define LMHEAD_EXP_LOG2E 0x3fb8aa3bu
 #define LMHEAD_EXP_SHIFT 0x4b400000u  /* 1.5 * 2^23: adding it rounds to an integer */
 #define LMHEAD_EXP_LN2_HI 0x3f317218u
@@ -251,8 +251,8 @@ typedef struct ProjectRowsParams {
 #define LMHEAD_EXP_C6 0x3ab49ae8u
 #define LMHEAD_EXP_LIMIT 0x4a000000u  /* 2^21: a logit of a larger magnitude has no term */
 
-/* The logarithm of a sum, in f64: ln 2 in two parts, as FreeBSD's e_log.c has it. The first part ends in 21 zero
- * bits, so that its product with an exponent is exact. */
+/* The logarithm of a sum, in f64: ln 2 in two parts, as FreeBSD's e_log.c has it. The first part ends in
+ * 21 zero bits, so that its product with an exponent is exact. */
 #define LMHEAD_LN2_HI64 0x3fe62e42fee00000u
 #define LMHEAD_LN2_LO64 0x3dea39ef35793c76u
 /* 2^20, as f32: where the row's largest logit has a larger magnitude, the logarithm is that logit. */

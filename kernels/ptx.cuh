@@ -4,6 +4,7 @@
 #include "ptx/core.cuh"
 
 #include "ptx/arithmetic.cuh"
+#include "ptx/arithmetic_f64.cuh"
 #include "ptx/async_copy.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/cluster.cuh"

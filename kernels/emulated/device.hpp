@@ -86,6 +86,7 @@ int32_t truncated_s32(float v);
 uint16_t bf16_of(float v);
 uint16_t f16_of(float v);
 float f32_of_f16(uint16_t bits);
+float log2_approximate(float v);
 uint32_t sub_f16x2(uint32_t a, uint32_t b);
 uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c);
 inline uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {

@@ -67,6 +67,23 @@ float f32_of_f16(uint16_t bits) {
   return out;
 }
 
+// Nearly as far from the truth as PTX allows, in a direction that the operand's bits choose: so tests see
+// what depends on the last bits, which differ between chips.
+float log2_approximate(float v) {
+  uint32_t bits;
+  bits_of(v, bits);
+  float nan;
+  float_of(0x7fffffffu, nan);
+  if (v != v) return check_f32("lg2.approx.ftz.f32", v), nan;
+  if ((bits & 0x7fffffffu) < 0x00800000u) return -__builtin_inff();
+  if (bits >> 31) return nan;
+  const double truth = __builtin_log2(v), magnitude = v > 0.5f && v < 2 ? 1 : __builtin_fabs(truth);
+  const uint32_t mixed = (bits ^ bits >> 15) * 0x9e3779b1u;
+  // Three quarters of the bound: the result is rounded to f32 besides.
+  const double error = magnitude * 0x1.8p-23;
+  return float(mixed >> 31 ? truth + error : truth - error);
+}
+
 // The difference of two f16 is exact in f32 where their exponents are near, and has fewer than 24 + 16 bits otherwise: in f64 it
 // is always exact, so that it is rounded once.
 uint32_t sub_f16x2(uint32_t a, uint32_t b) {

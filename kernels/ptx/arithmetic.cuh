@@ -39,6 +39,20 @@ PTX float fma_rn_f32(float a, float b, float c) {
   return v;
 }
 
+PTX float abs_f32(float v) {
+  float out;
+  EITHER(out = __builtin_fabsf(v), asm("abs.f32 %0, %1;" : "=f"(out) : "f"(v)));
+  return out;
+}
+
+// The binary logarithm, nearly: within 2^-22 of it for 1/2 < v < 2, elsewhere within 2^-22 of its magnitude.
+// Subnormals count as 0. Chips may differ in the last bits: never for what bits are promised for.
+PTX float lg2_approx_ftz_f32(float v) {
+  float out;
+  EITHER(out = emulated::log2_approximate(v), asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v)));
+  return out;
+}
+
 // To the nearest integer, ties to even; beyond int32 to its ends, NaN to 0.
 PTX int32_t cvt_rni_s32_f32(float v) {
   int32_t out;
@@ -54,6 +68,11 @@ PTX int32_t cvt_rzi_s32_f32(float v) {
 PTX float cvt_rn_f32_s32(int32_t v) {
   float out;
   EITHER(out = emulated::f32_of_s32(v), asm("cvt.rn.f32.s32 %0, %1;" : "=f"(out) : "r"(v)));
+  return out;
+}
+PTX float cvt_rn_f32_u32(uint32_t v) {
+  float out;
+  EITHER(out = float(v), asm("cvt.rn.f32.u32 %0, %1;" : "=f"(out) : "r"(v)));
   return out;
 }
 PTX Bf16 cvt_rn_bf16_f32(float v) {
@@ -92,6 +111,26 @@ PTX uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   uint32_t out;
   EITHER(out = emulated::prmt(low, high, selector),
          asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector)));
+  return out;
+}
+
+// The upper word of (high, low) << n, with n modulo 32.
+PTX uint32_t shf_l_wrap(uint32_t low, uint32_t high, uint32_t n) {
+  uint32_t out;
+  EITHER(out = uint32_t((uint64_t(high) << 32 | low) << (n & 31) >> 32),
+         asm("shf.l.wrap.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(n)));
+  return out;
+}
+// v >> n; 0 where n is above 63.
+PTX uint64_t shr_u64(uint64_t v, uint32_t n) {
+  uint64_t out;
+  EITHER(out = n > 63 ? 0 : v >> n, asm("shr.u64 %0, %1, %2;" : "=l"(out) : "l"(v), "r"(n)));
+  return out;
+}
+// Leading zeros; of 0 it is 64.
+PTX uint32_t clz_b64(uint64_t v) {
+  uint32_t out;
+  EITHER(out = v ? uint32_t(__builtin_clzll(v)) : 64, asm("clz.b64 %0, %1;" : "=r"(out) : "l"(v)));
   return out;
 }
 

@@ -55,7 +55,9 @@ pub fn broken_params() -> Kernel<TooManyParams> {
 probes! {
     probe_ldmatrix probe_mma probe_cp_async probe_cp_async_groups probe_warp probe_small_stores probe_named_barriers
     probe_global probe_atomics probe_geometry probe_arithmetic probe_conversions probe_shared_pairs
-    probe_tanh probe_place probe_tiles
+    probe_tanh probe_place probe_tiles probe_wide_arithmetic
+    probe_term probe_sum probe_merge probe_logarithms probe_gumbel probe_mass probe_scale probe_philox
+    probe_bounds probe_draw
     probe_stmatrix probe_mbarrier probe_tma_load probe_bulk_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
     probe_secondary probe_registers probe_elect probe_noinc probe_trap
     broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary

@@ -1,12 +1,15 @@
-//! Prints what nvcc made of every embedded kernel: registers, memory and the instructions that matter, by architecture.
+//! Prints what nvcc made of every embedded kernel: registers, memory and the instructions that matter, by
+//! architecture. Then what the functions of `kernels/answers` cost, which no embedded kernel calls yet.
 //!
-//!     scripts/machine-code            a Markdown table
-//!     scripts/machine-code --json     with every operation's count
+//!     scripts/machine-code            Markdown tables
+//!     scripts/machine-code --json     of the kernels alone, with every operation's count
 //!
 //! Needs the CUDA toolkit's programs (`scripts/cuda-toolkit`) and no GPU.
 
 use lmhead::backend::cuda::fatbins::EMBEDDED;
+use lmhead_gpu::answer_costs;
 use lmhead_gpu::code::Code;
+use lmhead_gpu::tools::Tools;
 use std::process::ExitCode;
 
 /// Matrix products of each generation, copies that need no registers, wide loads, and what must not be there.
@@ -24,9 +27,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match read() {
-        Ok(codes) if json => println!("{}", serde_json::to_string_pretty(&codes).expect("codes are JSON")),
-        Ok(codes) => print!("{}", table(&codes)),
+    let printed = read().and_then(|codes| match json {
+        true => Ok(serde_json::to_string_pretty(&codes).expect("codes are JSON") + "\n"),
+        false => Ok(table(&codes) + &answers()?),
+    });
+    match printed {
+        Ok(text) => print!("{text}"),
         Err(problem) => {
             eprintln!("machine-code: {problem}");
             return ExitCode::FAILURE;
@@ -37,7 +43,18 @@ fn main() -> ExitCode {
 
 fn read() -> Result<Vec<Code>, String> {
     let folder = tempfile::tempdir().map_err(|e| format!("a temporary folder: {e}"))?;
-    lmhead_gpu::tools::Tools::find()?.embedded(EMBEDDED, folder.path())
+    Tools::find()?.embedded(EMBEDDED, folder.path())
+}
+
+/// A section of the page for what no embedded kernel calls.
+fn answers() -> Result<String, String> {
+    let folder = tempfile::tempdir().map_err(|e| format!("a temporary folder: {e}"))?;
+    let codes = answer_costs::compile(&Tools::find()?, folder.path())?;
+    let text = "\n## Sums, masses and noise\n\n\
+        Of the functions of `kernels/answers`, compiled by themselves\n\
+        (`crates/gpu/tests/machine_code/answers_sm80.cu`). What is done for every logit has no f64:\n\
+        `crates/gpu/tests/machine_code/answers.rs` holds that, and bounds for these numbers.\n\n";
+    Ok(text.to_string() + &answer_costs::table(&codes))
 }
 
 fn table(codes: &[Code]) -> String {

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "cuda")]
 pub mod about;
+#[cfg(feature = "cuda")]
+pub mod answer_costs;
 pub mod check;
 #[cfg(feature = "cuda")]
 pub mod clocked;

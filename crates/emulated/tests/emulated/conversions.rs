@@ -139,3 +139,92 @@ fn pairs_from_shared_memory() {
         assert_eq!(probe.run().expect_err("refused").kind, kind);
     }
 }
+
+/// What one thread of the probe puts out: seven f64, a shift, the funnel shift and leading zeros, then f32.
+fn wide_arithmetic(a: f64, b: f64) -> [u64; 11] {
+    let (bits, n) = (a.to_bits(), b.to_bits() as u32);
+    let (low, high) = (bits as u32, (bits >> 32) as u32);
+    let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+    let single = f32::from_bits(low);
+    // How far a NaN's payload goes is not promised, and which one this processor makes is not asked.
+    let wide = |x: f64| if x.is_nan() { f64::NAN.to_bits() } else { x.to_bits() };
+    let short = |x: f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+    let funnel = if n % 32 == 0 { high } else { high << (n % 32) | low >> (32 - n % 32) };
+    [
+        wide(a + b),
+        wide(a * b),
+        wide(a / b),
+        wide(f64::from(single)),
+        wide(f64::from(low as i32)),
+        wide(f64::from(low)),
+        wide(bits as f64),
+        bits.checked_shr(n).unwrap_or(0),
+        pair(funnel, (bits >> (n % 64)).leading_zeros()),
+        pair(low & 0x7fff_ffff, (low as f32).to_bits()),
+        pair(0, short(a as f32)),
+    ]
+}
+
+#[test]
+fn wide_arithmetic_is_rounded_once() {
+    let mut random = Random(12);
+    let ends = [
+        0.0,
+        1.0,
+        f64::MIN_POSITIVE,
+        f64::MAX,
+        f64::INFINITY,
+        f64::NAN,
+        5e-324,
+        3.4e38,
+        1.5 * 2f64.powi(-149),
+    ];
+    let mut pairs: Vec<[u64; 2]> = Vec::new();
+    for a in ends.into_iter().flat_map(|x| [x, -x]) {
+        pairs.extend(ends.into_iter().flat_map(|x| [x, -x]).map(|b| [a.to_bits(), b.to_bits()]));
+    }
+    for i in 0..200_000 {
+        let (a, b) = (random.next(), random.next());
+        // Of any size, or near each other; ties of the rounding to f32; shifts of any number up to 127.
+        pairs.push(match i % 4 {
+            0 => [a, b],
+            1 => [a, a ^ (b & 0x800f_ffff_0000_00ff)],
+            2 => [a & 0xbfff_ffff_f000_0000 | 0x3000_0000_1000_0000, b],
+            _ => [a >> (b % 64), b & !0xffff_ffff | (b & 127)],
+        });
+    }
+    // Every power of two and its neighbours, as single floats too.
+    pairs.extend((0..=255u64).flat_map(|e| (0..3).map(move |d| [((e << 23) + d).wrapping_sub(1), e])));
+    let words: Vec<u32> = pairs.iter().flatten().flat_map(|&v| [v as u32, (v >> 32) as u32]).collect();
+    let count = pairs.len() as u32;
+    let probe = Probe::new(probe_wide_arithmetic(), 256, 0, 22 * pairs.len()).input(&words).n(&[count]);
+    let out = probe.grid(count.div_ceil(256)).config(|c| c.checks(false)).output();
+    let mut inexact = 0;
+    for (pair, out) in pairs.iter().zip(out.chunks(22)) {
+        let [a, b] = pair.map(f64::from_bits);
+        let mut got: Vec<u64> = out.chunks(2).map(|v| u64::from(v[0]) | u64::from(v[1]) << 32).collect();
+        let logarithm = f32::from_bits((got[10] >> 32) as u32);
+        got[10] &= 0xffff_ffff;
+        for v in &mut got[..7] {
+            *v = if f64::from_bits(*v).is_nan() { f64::NAN.to_bits() } else { *v };
+        }
+        got[10] = if f32::from_bits(got[10] as u32).is_nan() { f32::NAN.to_bits().into() } else { got[10] };
+        assert_eq!(got, wide_arithmetic(a, b), "{pair:016x?}");
+        // Within PTX's bounds; subnormals count as 0.
+        let single = f32::from_bits(pair[0] as u32);
+        let single = if single.is_subnormal() { 0.0 } else { single };
+        let truth = f64::from(single).log2();
+        if truth.is_finite() {
+            let bound = if single > 0.5 && single < 2.0 { 1.0 } else { truth.abs() };
+            let error = (f64::from(logarithm) - truth).abs();
+            assert!(error <= bound * 2f64.powi(-22), "log2 of {single:e}: wanted {truth}, got {logarithm}");
+            inexact += usize::from(error > bound * 2f64.powi(-24));
+        } else {
+            assert!(
+                truth.is_nan() && logarithm.is_nan() || truth == f64::from(logarithm),
+                "{single:e}: {logarithm}"
+            );
+        }
+    }
+    assert!(inexact > pairs.len() / 10, "the emulated logarithm is to be off: {inexact} of {}", pairs.len());
+}

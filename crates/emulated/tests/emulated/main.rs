@@ -1,6 +1,8 @@
 //! The emulated CUDA device: its instructions, its checks, and the carrier kernels on it.
 #![allow(unsafe_code, reason = "parameters of kernels")]
 
+mod answer_sampling;
+mod answer_sums;
 mod blame;
 mod broken;
 mod broken_hopper;

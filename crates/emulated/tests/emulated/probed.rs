@@ -11,13 +11,15 @@ macro_rules! headers {
         [$((stringify!($name), include_str!(concat!("../../kernels/ptx/", stringify!($name), ".cuh")))),*]
     };
 }
-const HEADERS: [(&str, &str); 13] = headers!(
-    arithmetic async_copy barrier cluster control core global mbarrier mma shared tma warp wgmma
+const HEADERS: [(&str, &str); 14] = headers!(
+    arithmetic arithmetic_f64 async_copy barrier cluster control core global mbarrier mma shared tma warp
+    wgmma
 );
-const PROBES: [&str; 3] = [
+const PROBES: [&str; 4] = [
     include_str!("kernels/probes_sm80.cu"),
     include_str!("kernels/probes_sm90a.cu"),
     include_str!("kernels/probes_matmul_sm80.cu"),
+    include_str!("kernels/probes_answers_sm80.cu"),
 ];
 
 #[test]

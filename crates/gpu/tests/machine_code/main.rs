@@ -1,6 +1,8 @@
 //! The machine code of the embedded kernels, read back: `cargo test --features cuda --test machine_code`. Needs the CUDA
 //! toolkit's programs and no GPU. Without the feature only the reader itself is tested, on recorded text.
 
+#[cfg(feature = "cuda")]
+mod answers;
 mod expectations;
 mod wrappers;
 

@@ -206,6 +206,30 @@ KERNEL(probe_arithmetic, ProbeParams, 256, 1) {
   st_global_f32(out + 8, cvt_f32_f16(F16{uint16_t(mov_b32_f32(a))}));
 }
 
+DEVICE void st_global_u64(uint32_t *&out, uint64_t v) {
+  st_global_v2(out, {uint32_t(v), uint32_t(v >> 32)});
+  out += 2;
+}
+
+// Two f64 a thread, a and b, whose words are taken for other types, too; 22 words out.
+KERNEL(probe_wide_arithmetic, ProbeParams, 256, 1) {
+  const uint32_t t = blockIdx.x * 256 + threadIdx.x;
+  if (t >= params.n[0]) return;
+  const U32x4 in = ld_global_v4(params.in + 4 * t);
+  const uint64_t a_bits = uint64_t(in.y) << 32 | in.x, b_bits = uint64_t(in.w) << 32 | in.z;
+  const double a = mov_f64_b64(a_bits), b = mov_f64_b64(b_bits);
+  const float single = mov_f32_b32(in.x);
+  uint32_t *out = params.out + 22 * t;
+  const double wide[7] = {add_rn_f64(a, b),    mul_rn_f64(a, b),     div_rn_f64(a, b), cvt_f64_f32(single),
+                          cvt_rn_f64_s32(int32_t(in.x)), cvt_rn_f64_u32(in.x), cvt_rn_f64_u64(a_bits)};
+  for (double v : wide) st_global_u64(out, mov_b64_f64(v));
+  st_global_u64(out, shr_u64(a_bits, in.z));
+  st_global_u64(out, uint64_t(shf_l_wrap(in.x, in.y, in.z)) << 32 | clz_b64(a_bits >> (in.z & 63)));
+  st_global_u64(out, uint64_t(mov_b32_f32(abs_f32(single))) << 32 | mov_b32_f32(cvt_rn_f32_u32(in.x)));
+  const uint64_t logarithm = mov_b32_f32(lg2_approx_ftz_f32(single));
+  st_global_u64(out, logarithm << 32 | mov_b32_f32(cvt_rn_f32_f64(a)));
+}
+
 // n[0]: 0 bf16, 1 f16, 2 s8; n[1] times the same product, on registers alone: what mma.sync costs.
 KERNEL(bench_mma, ProbeParams, 128, 1) {
   const uint32_t t = threadIdx.x;

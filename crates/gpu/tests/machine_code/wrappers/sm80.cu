@@ -82,3 +82,15 @@ KERNEL(arithmetic, WrapperParams, 32, 1) {
   const uint32_t difference = ptx::sub_rn_f16x2(params.address, ptx::fma_rn_bf16x2(threadIdx.x, params.address, 7));
   params.out[32 + threadIdx.x] = ptx::prmt(difference, params.address, threadIdx.x) + uint32_t(ptx::cvt_rzi_s32_f32(v));
 }
+
+KERNEL(wide_arithmetic, WrapperParams, 32, 1) {
+  const uint64_t bits = uint64_t(params.address) << 32 | threadIdx.x;
+  const double a = ptx::mov_f64_b64(bits), b = ptx::cvt_rn_f64_u64(bits);
+  const double c = ptx::cvt_rn_f64_u32(params.address);
+  const double d = ptx::add_rn_f64(a, ptx::mul_rn_f64(b, ptx::cvt_rn_f64_s32(int32_t(threadIdx.x))));
+  const float e = ptx::cvt_rn_f32_f64(ptx::div_rn_f64(d, c)), f = ptx::cvt_rn_f32_u32(params.address);
+  const double g = ptx::cvt_f64_f32(ptx::abs_f32(ptx::lg2_approx_ftz_f32(ptx::mul_rn_f32(e, f))));
+  params.out[threadIdx.x] = uint32_t(ptx::shr_u64(ptx::mov_b64_f64(g), params.address));
+  const uint32_t funnel = ptx::shf_l_wrap(params.address, threadIdx.x, 7 * threadIdx.x);
+  params.out[32 + threadIdx.x] = funnel + ptx::clz_b64(bits);
+}

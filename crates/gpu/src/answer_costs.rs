@@ -1,0 +1,92 @@
+//! What `kernels/answers` costs in machine code: instructions for each logit, and where f64 is.
+//!
+//! The kernels of `tests/machine_code/answers_sm80.cu` do the same for eight logits and for twenty-four, without
+//! a loop. The difference of the two is what sixteen logits cost, without what is done once.
+
+use crate::code::Code;
+use crate::tools::Tools;
+use std::path::Path;
+use std::process::Command;
+
+pub const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_89", "sm_90"];
+
+/// What is done for every logit: the name in the kernels, and in words.
+pub const PER_LOGIT: [(&str, &str); 3] = [
+    ("sum", "add e^l to a sum of exponentials, eight logits at a time"),
+    ("mass", "add a mass of top_p, its IEEE division included"),
+    ("screen", "bound z + g for the draw, its random word included"),
+];
+
+/// What is done once a row, and for the few candidates that the screen leaves.
+pub const RARE: [(&str, &str); 2] = [
+    ("finish", "merge the lanes' sums, take the logarithm"),
+    ("score", "score a candidate, merge the lanes' winners"),
+];
+
+/// The kernels, compiled for all of [`ARCHITECTURES`]; `folder` is for the file in between.
+///
+/// # Errors
+/// nvcc's or cuobjdump's own words.
+pub fn compile(tools: &Tools, folder: &Path) -> Result<Vec<Code>, String> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let fatbin = folder.join("answers_sm80.fatbin");
+    let mut nvcc = Command::new(&tools.nvcc);
+    nvcc.args(["-fatbin", "-std=c++17", "-O3", "-fmad=false", "-I"]).arg(here.join("../../kernels"));
+    nvcc.args(ARCHITECTURES.map(lmhead_nvcc::architectures::gencode)).arg("-o").arg(&fatbin);
+    tools.run(nvcc.arg(here.join("tests/machine_code/answers_sm80.cu")))?;
+    tools.read("answers_sm80", &fatbin)
+}
+
+/// One of the kernels.
+///
+/// # Panics
+/// When there is no such kernel among `codes`.
+pub fn find<'a>(codes: &'a [Code], kernel: &str, architecture: &str) -> &'a Code {
+    let found = codes.iter().find(|code| code.kernel == kernel && code.architecture == architecture);
+    found.unwrap_or_else(|| panic!("answers_sm80.cu: no kernel {kernel} for {architecture}"))
+}
+
+/// Instructions for each logit.
+pub fn per_logit(codes: &[Code], what: &str, architecture: &str) -> f64 {
+    let [few, many] =
+        [8, 24].map(|n| find(codes, &format!("{what}_{n}"), architecture).instructions() as f64);
+    (many - few) / 16.0
+}
+
+/// Instructions that compute in f64 or convert from or to it.
+pub fn f64_instructions(code: &Code) -> usize {
+    let is_f64 = |name: &str| {
+        let mut parts = name.split('.');
+        let operation = parts.next().unwrap_or_default();
+        // A reciprocal's first bits are taken from the upper half of an f64.
+        ["DADD", "DMUL", "DFMA", "DSETP", "DMNMX"].contains(&operation)
+            || parts.any(|modifier| modifier == "F64" || modifier.ends_with("64H"))
+    };
+    code.operations.iter().filter(|(name, _)| is_f64(name)).map(|(_, count)| count).sum()
+}
+
+/// A Markdown table of both kinds.
+pub fn table(codes: &[Code]) -> String {
+    let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let head = |first: &str| {
+        let names = ARCHITECTURES.iter().map(|name| name.to_string());
+        let line = row([first.to_string()].into_iter().chain(names).collect());
+        line + &row(vec!["---".into(); 1 + ARCHITECTURES.len()])
+    };
+    let line = |words: &str, cell: &dyn Fn(&str) -> String| {
+        row([words.to_string()].into_iter().chain(ARCHITECTURES.map(cell)).collect())
+    };
+    let mut text = head("for every logit: instructions");
+    for (what, words) in PER_LOGIT {
+        text += &line(words, &|architecture| format!("{:.1}", per_logit(codes, what, architecture)));
+    }
+    text += "\n";
+    text += &head("rarely: instructions (of f64)");
+    for (what, words) in RARE {
+        text += &line(words, &|architecture| {
+            let code = find(codes, what, architecture);
+            format!("{} ({})", code.instructions(), f64_instructions(code))
+        });
+    }
+    text
+}

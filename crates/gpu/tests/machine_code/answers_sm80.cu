@@ -1,0 +1,103 @@
+// What the functions of kernels/answers cost: compiled and counted, never launched. Each kernel whose name ends
+// in 8 treats eight logits a thread without a loop, its partner twenty-four: the difference is the price of 16.
+#include "answers/exponential.cuh"
+#include "answers/mass.cuh"
+#include "answers/noise.cuh"
+
+using namespace ptx;
+
+struct CostParams {
+  const float *logits;
+  uint32_t *out;
+  const uint32_t *partial;
+  uint64_t seed;
+  uint64_t position;
+  answers::Scale scale;
+  answers::DrawScale draw;
+  uint32_t unit;
+};
+
+template <uint32_t kLogits>
+DEVICE void load(const CostParams &p, float (&logits)[kLogits]) {
+#pragma unroll
+  for (uint32_t i = 0; i < kLogits; i += 4) {
+    const U32x4 four = ld_global_v4(p.logits + threadIdx.x * kLogits + i);
+    const uint32_t bits[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) logits[i + j] = mov_f32_b32(bits[j]);
+  }
+}
+DEVICE answers::ExpSum load_sum(const CostParams &p) {
+  const U32x4 a = ld_global_v4(p.partial), b = ld_global_v4(p.partial + 4);
+  answers::ExpSum sum;
+  sum.floor = int32_t(a.x);
+  sum.words[0] = uint64_t(a.z) << 32 | a.y, sum.words[1] = uint64_t(b.x) << 32 | a.w, sum.words[2] = b.y;
+  return sum;
+}
+DEVICE void store(uint32_t *out, const answers::ExpSum &sum) {
+  st_global_u32(out, uint32_t(sum.floor));
+#pragma unroll
+  for (uint32_t i = 0; i < 3; ++i)
+    st_global_v2(out + 2 + 2 * i, {uint32_t(sum.words[i]), uint32_t(sum.words[i] >> 32)});
+}
+
+template <uint32_t kLogits>
+DEVICE void add_all(const CostParams &p) {
+  float logits[kLogits];
+  load(p, logits);
+  answers::ExpSum sum = load_sum(p);
+#pragma unroll
+  for (uint32_t i = 0; i < kLogits; i += 8) {
+    float eight[8];
+#pragma unroll
+    for (uint32_t j = 0; j < 8; ++j) eight[j] = logits[i + j];
+    sum.add(eight);
+  }
+  store(p.out + 8 * threadIdx.x, sum);
+}
+
+template <uint32_t kLogits>
+DEVICE void add_masses(const CostParams &p) {
+  float logits[kLogits];
+  load(p, logits);
+  uint64_t sum = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < kLogits; ++i) sum += answers::mass(p.scale.below_max(logits[i]), p.unit);
+  st_global_v2(p.out + 2 * threadIdx.x, {uint32_t(sum), uint32_t(sum >> 32)});
+}
+
+template <uint32_t kLogits>
+DEVICE void find_floor(const CostParams &p) {
+  float logits[kLogits];
+  load(p, logits);
+  answers::Draw draw;
+#pragma unroll
+  for (uint32_t i = 0; i < kLogits; i += 4) {
+    const U32x4 words = answers::noise_words(p.seed, p.position, threadIdx.x * kLogits + i);
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (uint32_t j = 0; j < 4; ++j) draw.raise_floor(p.draw.bounds(logits[i + j], word[j]).low);
+  }
+  st_global_f32(p.out + threadIdx.x, draw.floor);
+}
+
+KERNEL(sum_8, CostParams, 128, 1) { add_all<8>(params); }
+KERNEL(sum_24, CostParams, 128, 1) { add_all<24>(params); }
+KERNEL(mass_8, CostParams, 128, 1) { add_masses<8>(params); }
+KERNEL(mass_24, CostParams, 128, 1) { add_masses<24>(params); }
+KERNEL(screen_8, CostParams, 128, 1) { find_floor<8>(params); }
+KERNEL(screen_24, CostParams, 128, 1) { find_floor<24>(params); }
+
+// What is done once a row, in f64.
+KERNEL(finish, CostParams, 128, 1) {
+  answers::ExpSum sum = load_sum(params);
+  sum.merge_lanes();
+  st_global_f32(params.out, cvt_rn_f32_f64(answers::logsumexp(sum, params.scale.max)));
+}
+// What is done for the candidates that the screen leaves, in f64.
+KERNEL(score, CostParams, 128, 1) {
+  answers::Draw draw;
+  draw.offer(params.draw.score(params.scale.max, params.unit), threadIdx.x, params.scale.max);
+  draw.merge_lanes();
+  st_global_v2(params.out, {draw.id, mov_b32_f32(draw.logit)});
+}

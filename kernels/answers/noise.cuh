@@ -1,0 +1,132 @@
+// Sampling by the Gumbel-max trick: the id with the largest z + g is drawn, where z = l / T and g is the id's
+// noise, a function of (seed, position, id). z + g is compared in f64 without rounding. An f32 screen rules
+// most ids out first; it never decides between two.
+#pragma once
+#include "answers/logarithm.cuh"
+
+namespace answers {
+
+// Four random words of a counter and a key: Philox4x32-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel
+// Random Numbers: As Easy as 1, 2, 3", SC 2011).
+DEVICE U32x4 philox4x32(U32x4 counter, U32x2 key) {
+#pragma unroll
+  for (uint32_t round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t(counter.x) * 0xd2511f53u, b = uint64_t(counter.z) * 0xcd9e8d57u;
+    const uint32_t x = uint32_t(b >> 32) ^ counter.y ^ key.x, z = uint32_t(a >> 32) ^ counter.w ^ key.y;
+    counter = {x, uint32_t(b), z, uint32_t(a)};
+    key.x += 0x9e3779b9u, key.y += 0xbb67ae85u;  // the golden ratio and sqrt(3) - 1
+  }
+  return counter;
+}
+
+// The words of ids first to first + 3; first is a multiple of 4.
+DEVICE U32x4 noise_words(uint64_t seed, uint64_t position, uint32_t first) {
+  return philox4x32({first / 4, 0, uint32_t(position), uint32_t(position >> 32)},
+                    {uint32_t(seed), uint32_t(seed >> 32)});
+}
+
+// Standard Gumbel noise of a word: -ln(-ln(1 - v)) with v = (word + 1/2)·2^-32. Between -3.14 and 22.88;
+// smaller words are larger noise.
+DEVICE double gumbel(uint32_t word) {
+  const double v = multiply(add(cvt_rn_f64_u32(word), 0.5), constant(0x3df0000000000000));  // 2^-32
+  return -log(-log1p(-v));
+}
+
+// An exact sum of two f64: high + low, high being the nearest f64 (Knuth, TAOCP volume 2, 4.2.2, theorem B).
+struct Score {
+  double high, low;
+
+  DEVICE static Score sum(double a, double b) {
+    const double high = add(a, b), part = subtract(high, a);
+    return {high, add(subtract(a, subtract(high, part)), subtract(b, part))};
+  }
+  DEVICE bool above(Score other) const {
+    return high > other.high || (high == other.high && low > other.low);
+  }
+  DEVICE bool equals(Score other) const { return high == other.high && low == other.low; }
+};
+
+// Between which z + g lies, in f32. One of them may be NaN, which bounds nothing.
+struct Bounds {
+  float low, high;
+};
+
+// How the logits of one row are drawn from. At temperature 0 z is the logit, and there is no noise.
+struct DrawScale {
+  float temperature;
+  float inverse;  // near 1 / T; infinite where that is
+
+  DEVICE static DrawScale of(float temperature) {
+    return {temperature, temperature == 0 ? 1.0f : div_rn_f32(1.0f, temperature)};
+  }
+
+  DEVICE Score score(float logit, uint32_t word) const {
+    const double l = add(cvt_f64_f32(logit), 0.0);  // -0 becomes 0
+    if (temperature == 0) return {l, 0};
+    return Score::sum(div_rn_f64(l, cvt_f64_f32(temperature)), gumbel(word));
+  }
+
+  // -ln(1 - v) is v + v^2/2 for v < 2^-8, which is for words below 2^24. For larger ones it comes from the
+  // logarithm of 1 - v, whose word is the complement. The noise is then within 7e-5 of the exact one by the
+  // bounds of lg2.approx, and z within 2^-21 of itself. The slack is more than that.
+  DEVICE Bounds bounds(float logit, uint32_t word) const {
+    const float ln2 = mov_f32_b32(0x3f317218);
+    const bool small = word < 1u << 24;
+    const float v = fma_rn_f32(cvt_rn_f32_u32(small ? word : ~word), 0x1p-32f, 0x1p-33f);
+    const float series = fma_rn_f32(mul_rn_f32(v, 0.5f), v, v);
+    const float logarithm = mul_rn_f32(lg2_approx_ftz_f32(v), -ln2);
+    const float noise = mul_rn_f32(lg2_approx_ftz_f32(small ? series : logarithm), -ln2);
+    const float z = mul_rn_f32(logit, inverse);
+    const float sum = add_rn_f32(z, temperature == 0 ? 0.0f : noise);
+    const float slack = fma_rn_f32(abs_f32(z), 0x1p-20f, 0x1p-12f);
+    return {add_rn_f32(sum, -slack), add_rn_f32(sum, slack)};
+  }
+};
+
+// The winner of the candidates offered so far; of equal ones the lowest id. `floor` is not above the winner
+// of all candidates, those still to come among them: any candidate's lower bound may raise it, those of other
+// threads too. The higher it is, the fewer candidates are scored in f64.
+struct Draw {
+  static constexpr uint32_t kNobody = UINT32_MAX;
+
+  Score best = {-__builtin_inf(), 0};
+  uint32_t id = kNobody;
+  float logit = 0;
+  float floor = -__builtin_inff();
+
+  // NaN raises nothing.
+  DEVICE void raise_floor(float low) { floor = low > floor ? low : floor; }
+  // Whether the candidate must be scored. Minus infinity is no candidate.
+  DEVICE bool may_win(float value, Bounds bounds) const {
+    return !(bounds.high < floor) && value > -__builtin_inff();
+  }
+
+  DEVICE void offer(Score score, uint32_t candidate, float value) {
+    if (!score.above(best) && !(score.equals(best) && candidate < id)) return;
+    best = score, id = candidate, logit = value;
+  }
+  DEVICE void merge(const Draw &other) {
+    if (other.id != kNobody) offer(other.best, other.id, other.logit);
+    raise_floor(other.floor);
+  }
+
+  // The winner over the lanes of a full warp, in each of them.
+  DEVICE void merge_lanes() {
+#pragma unroll 1
+    for (uint32_t distance = 16; distance; distance /= 2) {
+      const auto other = [distance](double v) {
+        const uint64_t bits = mov_b64_f64(v);
+        const uint32_t low = shfl_bfly(uint32_t(bits), distance);
+        return mov_f64_b64(uint64_t(shfl_bfly(uint32_t(bits >> 32), distance)) << 32 | low);
+      };
+      Draw theirs;
+      theirs.best = {other(best.high), other(best.low)};
+      theirs.id = shfl_bfly(id, distance);
+      theirs.logit = mov_f32_b32(shfl_bfly(mov_b32_f32(logit), distance));
+      theirs.floor = mov_f32_b32(shfl_bfly(mov_b32_f32(floor), distance));
+      merge(theirs);
+    }
+  }
+};
+
+}  // namespace answers
