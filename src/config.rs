@@ -383,7 +383,7 @@ impl HeadConfig {
     /// # Errors
     /// `Config` naming the key, the rule and the value.
     pub fn validate(&self) -> Result<()> {
-        // 2^30 ids are 2^24 blocks of 64: what the sums of `merge` hold without overflow.
+        // Ids have 32 bits, and the sums of `merge` room for 2^32 terms.
         let largest = 1 << 30;
         for (key, size) in [("vocab_size", self.vocab_size), ("hidden_size", self.hidden_size)] {
             if size == 0 || size > largest {

@@ -24,7 +24,8 @@
 //!
 //! 1. **Same bits.** Within one backend and instruction set a row's answer is bitwise the same whatever the batch around it, its
 //!    position, the padding, the group size, the shard and the number of threads. Sums of exponentials
-//!    have the same bits on every backend, and logsumexp is within `5e-7·max(1, |lse|)` of float64 over the same logits.
+//!    have the same bits on every backend, and logsumexp is within `5e-7·max(1, |lse|)` of float64 over the same logits
+//!    where the largest of them is within ±2^20; beyond, it is that logit.
 //! 2. **int8 is exact.** W8A8 logits follow one rule word for word ([`quantize`]), with int32 sums.
 //! 3. **Errors, never undefined behaviour.** Bad input is refused with what was wanted, what came and what to do. A rank that
 //!    disagrees, does not come or gives up ends the step with a named error on every rank, by the deadline.

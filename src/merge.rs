@@ -50,7 +50,7 @@ pub struct PartialSpec {
 pub struct RowPartial {
     spec: PartialSpec,
     nonfinite: bool,
-    /// A heap with the worst kept candidate on top while blocks are pushed; order is made in `sorted`.
+    /// A heap with the worst kept candidate on top; `sorted` puts them in order.
     heap: Vec<Candidate>,
     sum: ExpSum,
 }
@@ -74,14 +74,14 @@ impl RowPartial {
         self.sum = ExpSum::default();
     }
 
-    /// Adds the logits of consecutive ids from `first_id`. `finite` says that every logit is finite, in the backend's own
-    /// judgement (a softcap may have hidden an infinity). Minus infinity from an adjustment is legal: it is never a candidate
-    /// and adds nothing to the sum.
+    /// Adds the logits of consecutive ids from `first_id`. `finite` says that every logit is finite, in the backend's
+    /// own judgement (a softcap may have hidden an infinity). Minus infinity from an adjustment is legal: it is never
+    /// a candidate and adds nothing to the sum.
     #[inline(always)]
     pub fn push(&mut self, first_id: usize, logits: &[f32], finite: bool) {
         self.nonfinite |= !finite;
         if self.nonfinite {
-            return; // the row's answer is its status: nothing else of it is kept
+            return; // the row's answer is its status
         }
         let max = largest(logits);
         if max == f32::NEG_INFINITY {
@@ -96,7 +96,7 @@ impl RowPartial {
         }
     }
 
-    /// Not in the loops that are compiled for each instruction set: few blocks come here.
+    /// Not in the loops that are compiled for each instruction set: few logits come here.
     #[inline(never)]
     fn offer_all(&mut self, first_id: usize, logits: &[f32]) {
         for (i, &value) in logits.iter().enumerate() {
@@ -237,7 +237,8 @@ impl RowPartial {
         self.nonfinite |= bytes[4] == 1;
         let mut at = 8;
         if spec.sum {
-            self.sum.merge(&ExpSum::decode(bytes[at..].first_chunk().expect("as long as was asked")));
+            let sum = ExpSum::decode(bytes[at..].first_chunk().expect("as long as was asked"));
+            self.sum.merge(&sum.ok_or_else(|| broken("the sum is none that logits have".into()))?);
             at += ExpSum::BYTES;
         }
         for (i, bytes) in bytes[at..].as_chunks::<8>().0[..n].iter().enumerate() {
@@ -342,5 +343,27 @@ mod tests {
         let mut bytes = [0; 16];
         bytes[0] = 2;
         assert!(partial.merge_encoded(&bytes).is_err());
+        // Sums that no logits have: another top, words without a top, none with one, padding.
+        let spec = PartialSpec { k: 1, sum: true };
+        let mut good = [0; 48];
+        whole(&[1.0], spec).encode(&mut good);
+        assert!(RowPartial::new(spec).merge_encoded(&good).is_ok());
+        for (at, with) in
+            [(8, &[0xff, 0xff, 0xff, 0x7f][..]), (8, &[0, 0, 0, 0x80]), (12, &[1]), (16, &[0; 24])]
+        {
+            let mut bad = good;
+            bad[at..at + with.len()].copy_from_slice(with);
+            assert!(RowPartial::new(spec).merge_encoded(&bad).is_err(), "byte {at}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 40..64), first in any::<bool>()) {
+            let spec = PartialSpec { k: 2, sum: true };
+            let mut partial = if first { RowPartial::new(spec) } else { whole(&[1.0, -3.0], spec) };
+            let _ = partial.merge_encoded(&bytes);
+            let _ = (partial.logsumexp_f64(), partial.sorted());
+        }
     }
 }

@@ -33,7 +33,7 @@ DEVICE Term term(float x) {
 // carry goes from word to word before the logarithm is taken, so that what is dropped does not depend on the
 // order. 2^30 terms fit a word.
 struct ExpSum {
-  // Below those of all terms. (The definition's INT32_MIN for `top` has no room for 32·top.)
+  // Below those of all terms, and far enough from INT32_MIN that differences fit.
   static constexpr int32_t kNoFloor = -(1 << 24), kNoTerm = -(1 << 26);
 
   // 32·(top - 1): the least exponent of a term that reaches the highest word. Terms are compared with it.

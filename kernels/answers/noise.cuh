@@ -70,7 +70,7 @@ struct DrawScale {
   // logarithm of 1 - v, whose word is the complement. The noise is then within 7e-5 of the exact one by the
   // bounds of lg2.approx, and z within 2^-21 of itself. The slack is more than that.
   DEVICE Bounds bounds(float logit, uint32_t word) const {
-    const float ln2 = mov_f32_b32(0x3f317218);
+    const float ln2 = mov_f32_b32(LMHEAD_EXP_LN2_HI);
     const bool small = word < 1u << 24;
     const float v = fma_rn_f32(cvt_rn_f32_u32(small ? word : ~word), 0x1p-32f, 0x1p-33f);
     const float series = fma_rn_f32(mul_rn_f32(v, 0.5f), v, v);

@@ -1,6 +1,7 @@
 //! Sampled tokens from their definition in [`crate::sampling`]: by sorting whole rows.
 
 use super::Truth;
+use crate::dtype::DType;
 use crate::sampling::SamplingParams;
 use crate::sampling::mass::{self, Scale};
 use crate::sampling::philox::{Words, gumbel};
@@ -68,18 +69,26 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
     let max_high = truths.iter().map(high).fold(f64::NEG_INFINITY, f64::max);
     let least = f64::from(params.min_p).ln();
     let reaches = |logit: f64, max: f64, off: f64| (logit - max) / t + off >= least;
-    // Both sides of that are f32: two roundings on the left, one on the right.
+    // The difference, the quotient and ln(min_p) are each rounded to f32.
     let off = least.abs() * 2f64.powi(-22) + 1e-12;
+    // A difference beyond f32 is taken for an infinite one.
+    let may_overflow = |x: &Truth| max_high - low(x) >= DType::F32.rounds_to_infinity();
     let perhaps: Vec<bool> = truths.iter().map(|x| reaches(high(x), max_low, off)).collect();
-    let surely: Vec<bool> = truths.iter().map(|x| reaches(low(x), max_high, -off)).collect();
+    let survives =
+        |x: &Truth| least == f64::NEG_INFINITY || (!may_overflow(x) && reaches(low(x), max_high, -off));
+    let surely: Vec<bool> = truths.iter().map(survives).collect();
     let exists = |x: &Truth| x.logit > f64::NEG_INFINITY;
 
     // What may stand before an id, and what surely does, in number and in mass.
-    // A mass is off by the rounding of its f32 argument, by the polynomial, by half a unit.
-    let mass = |x: f64, sign: f64| x.exp() * (1.0 + sign * (1e-7 + x.abs() * 2f64.powi(-22))) + sign * 1e-12;
+    // A mass is off by the roundings of its f32 argument, by the polynomial, by half a unit.
+    let unit = 1.0 / mass::largest_mass(truths.len()) as f64;
+    let mass = |x: f64, sign: f64| x.exp() * (1.0 + sign * (1e-7 + x.abs() * 2f64.powi(-22))) + sign * unit;
     let most = |x: &Truth| mass(((high(x) - max_low) / t).min(0.0), 1.0).min(1.0);
     let by_high = Ahead::new(truths, &perhaps, high, most);
-    let by_low = Ahead::new(truths, &surely, low, |x| mass((low(x) - max_high) / t, -1.0).max(0.0));
+    let by_low = Ahead::new(truths, &surely, low, |x| match may_overflow(x) {
+        true => 0.0,
+        false => mass((low(x) - max_high) / t, -1.0).max(0.0),
+    });
     let k = if params.top_k == 0 { usize::MAX } else { params.top_k };
     let top_p = f64::from(params.top_p);
     // The nucleus is a share of what top_k leaves.
@@ -209,6 +218,15 @@ mod tests {
             let ties = logits.iter().filter(|l| **l == logits[id]).count();
             prop_assert!(others == 1 || (params.temperature == 0.0 && others == ties), "{} pass", others);
             prop_assert!(judge_sample(&truths, &params, -1).is_err());
+        }
+
+        /// Differences that f32 does not hold.
+        #[test]
+        fn what_is_sampled_of_huge_logits_may_be_sampled(seed: u64, top_p in 0.9f32..=1.0, min_p in prop_oneof![Just(0f32), 0f32..0.01]) {
+            let params = SamplingParams { seed, temperature: 1e38, top_p, min_p, ..SamplingParams::default() };
+            let logits = [3e38, -3e38, 2e38, -2e38, 0.0];
+            let id = sample(&logits, &params).unwrap();
+            prop_assert_eq!(judge_sample(&truths(&logits, 0.0), &params, id as i64), Ok(()));
         }
 
         #[test]

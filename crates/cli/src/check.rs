@@ -160,7 +160,7 @@ pub fn check(
                 let truth = reference::logsumexp(&logits);
                 // What the logits are off moves the sum by at most its softmax-weighted mean.
                 let moved: f64 = truths.iter().map(|t| (t.logit - truth).exp() * t.allowed).sum();
-                let allowed = 5e-7 * truth.abs().max(1.0) + moved;
+                let allowed = reference::logsumexp_allowed(truth, logits.len()) + moved;
                 let got = f64::from(logsumexp[row]);
                 report.value((got - truth).abs(), allowed, || {
                     format!("row {row}: logsumexp {got}, truth {truth}")
@@ -268,8 +268,8 @@ impl CheckReport {
                 self.value(error, 0.0, || format!("row {row}, id {id}: logprob {got}, not allowed"));
                 continue;
             }
-            let allowed =
-                truths[id].allowed + moved + 5e-7 * lse.abs().max(1.0) + DType::F32.half_ulp(truth.abs());
+            let of_lse = reference::logsumexp_allowed(lse, logits.len());
+            let allowed = truths[id].allowed + moved + of_lse + DType::F32.half_ulp(truth.abs());
             self.value((got - truth).abs(), allowed, || {
                 format!("row {row}, id {id}: logprob {got}, truth {truth}")
             });

@@ -8,7 +8,7 @@ use lmhead::dtype::DType;
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
-use lmhead::reference::{Reference, judge_top_k, logsumexp};
+use lmhead::reference::{Reference, judge_top_k, logsumexp, logsumexp_allowed};
 use lmhead::result::{Answer, Output, Request, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
 use proptest::prelude::*;
@@ -237,7 +237,7 @@ impl Case {
                 prop_assert!(judged.as_ref().is_ok_and(|worst| *worst <= 1.0), "{:?}", judged);
                 let truth = logsumexp(&truths.iter().map(|t| t.logit).collect::<Vec<_>>());
                 let moved = truths.iter().map(|t| t.allowed).fold(0.0, f64::max);
-                let allowed = 5e-7 * truth.abs().max(1.0) + moved;
+                let allowed = logsumexp_allowed(truth, truths.len()) + moved;
                 prop_assert!((f64::from(sum[0]) - truth).abs() <= allowed, "{} {}", sum[0], truth);
             }
             other => panic!("unknown output {other:?}"),

@@ -192,8 +192,8 @@ pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
     (answer.row_status[row] as u8, bits)
 }
 
-/// Memory of one row in a chunk of logprobs: f32 logits of the largest shard, hidden states, and candidates: kept (16 bytes each), and
-/// encoded once to send and once from every rank (36 and 8 each).
+/// Memory of one row in a chunk of logprobs: f32 logits of the largest shard, hidden states, and candidates: kept (16
+/// bytes each), and encoded once to send and once from every rank (44 bytes and 8 each).
 pub fn chunk_row(shard: usize, hidden_bytes: usize, top_n: usize, size: usize) -> u64 {
     let (kept, candidates) = (top_n.max(1), top_n.max(1).min(shard));
     (shard * 4 + hidden_bytes + 16 * kept + (44 + 8 * candidates) * (1 + size)) as u64

@@ -52,7 +52,7 @@ pub(super) fn partials(
     pool.install(|| out.par_iter_mut().enumerate().for_each(|(row, partial)| one(row, partial)));
 }
 
-/// A row's logits into its partial. In pieces: most have no logit that is among the best.
+/// Adds a row's logits to its partial, piece by piece: most pieces have no logit that is among the best.
 struct Push<'a> {
     logits: &'a [f32],
     first_id: usize,
