@@ -1,8 +1,11 @@
 //! Masses, the filter min_p and Gumbel noise of the answers (`kernels/answers`), against the definition
-//! written out in integers and f64; nothing of it is the library's, but for the random words of a seed.
+//! written out in integers and f64; nothing of it is the library's, but for the random words of a seed. The
+//! CPU backend's answers are held to the same.
 
 use super::answer_sums::term;
-use lmhead::sampling::philox::Words;
+use lmhead::SamplingParams;
+use lmhead::sampling::mass::Scale;
+use lmhead::sampling::philox::{self, Words};
 use lmhead_emulated::probe::*;
 use lmhead_testkit::Random;
 use std::cmp::Ordering;
@@ -26,10 +29,13 @@ fn mass(x: f32, unit: u32) -> u64 {
 fn masses_are_the_models(first: u32, step: u32, count: u32, unit: u32) {
     let probe = Probe::new(probe_mass(), 256, 0, 2 * count as usize).n(&[first, step, count, unit]);
     let out = probe.grid(count.div_ceil(64 * 256)).config(|c| c.checks(false).threads(2)).output();
+    // The CPU backend's masses too, of a vocabulary with this unit.
+    let host = Scale::new(&SamplingParams::default(), 0.0, 1 << (63 - unit));
     for (i, got) in out.chunks(2).enumerate() {
         let x = f32::from_bits(first.wrapping_add((i as u32).wrapping_mul(step)));
         if x <= 0.0 {
-            assert_eq!(wide(got), mass(x, unit), "mass of {x:e} ({:#x}), unit {unit}", x.to_bits());
+            let said = format!("mass of {x:e} ({:#x}), unit {unit}", x.to_bits());
+            assert_eq!((wide(got), host.mass(x)), (mass(x, unit), mass(x, unit)), "{said}");
         }
     }
 }
@@ -146,6 +152,7 @@ fn noise_has_the_bits_of_libm() {
             let word = first.wrapping_add((i as u32).wrapping_mul(step));
             let (wanted, got) = (gumbel(word), f64::from_bits(wide(got)));
             assert_eq!(got.to_bits(), wanted.to_bits(), "word {word:#x}: wanted {wanted}, got {got}");
+            assert_eq!(philox::gumbel(word).to_bits(), wanted.to_bits(), "word {word:#x} on the CPU");
         }
     }
 }

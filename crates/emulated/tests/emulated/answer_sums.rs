@@ -1,8 +1,9 @@
 //! Terms, sums of exponentials and logarithms of the answers (`kernels/answers`), against a model that is
 //! written from the definition alone: it holds all terms of a row and knows no order, and it shares no code
-//! with the library.
+//! with the library, whose sums are held to it as well.
 
 use lmhead::backend::params;
+use lmhead::merge::ExpSum;
 use lmhead_emulated::probe::*;
 use lmhead_testkit::Random;
 
@@ -230,6 +231,12 @@ fn no_order_or_grouping_of_a_sum_shows() {
     let wanted: Vec<Sum> = rows.iter().map(|row| Sum::of(row)).collect();
     let maxima: Vec<f32> =
         rows.iter().map(|row| row.iter().copied().fold(f32::NEG_INFINITY, f32::max)).collect();
+    // The CPU backend's sums are these too.
+    for ((row, sum), max) in rows.iter().zip(&wanted).zip(&maxima) {
+        let host = ExpSum::of(row);
+        let got = (host.top(), host.words(), host.ln(*max).to_bits());
+        assert_eq!(got, (sum.top, sum.words, sum.ln(*max).to_bits()), "seed 22");
+    }
     let tops = wanted.iter().map(|sum| sum.top);
     assert!(tops.clone().min() == Some(i32::MIN) && tops.max() > Some(90_000), "{wanted:?}");
     // Parts of one warp's lanes with one logit each and with some left over; logits by turns of 1, 4 and 8.
