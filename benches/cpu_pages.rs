@@ -128,7 +128,7 @@ fn main() {
                         }
                     };
                     let began = Instant::now();
-                    black_box(backend.read_stream(&head.map));
+                    black_box(backend.read_stream(&head.map).expect("this process made the backend"));
                     note("read", began);
                     let rows = HiddenRows::new(&row, DType::Bf16, 1, HIDDEN).expect("a row");
                     let job =

@@ -21,6 +21,9 @@ use std::time::Duration;
 /// What [`HeadConfig::logprobs_chunk_bytes`] is where nothing is said: 64 MiB, 130 rows of a whole vocabulary of 128256.
 pub const LOGPROBS_CHUNK_BYTES: u64 = 64 << 20;
 
+/// What [`HeadConfig::create_timeout`] is where nothing is said.
+pub const CREATE_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// How the weights are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -204,8 +207,14 @@ pub struct Settings {
     pub tie_word_embeddings: Option<bool>,
     /// When exact steps check their contract.
     pub verify: Verify,
-    /// Deadline of each collective operation, milliseconds. Absent: 30000.
+    /// Deadline of a whole step, milliseconds, from its beginning on. Absent: 30000.
     pub timeout_ms: Option<u64>,
+    /// Deadline of the creation of a head and of its rebuilding, milliseconds: ranks come to them later than
+    /// to a step, as weights take their time to load. Absent: 300000.
+    pub create_timeout_ms: Option<u64>,
+    /// Version of the weights, as the engine counts it; ranks of different versions do not answer together.
+    /// Absent: 0.
+    pub weights_version: Option<u64>,
     /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows, f32 logits
     /// over the shard, and candidates. Absent: 64 MiB.
     pub logprobs_chunk_bytes: Option<u64>,
@@ -284,8 +293,14 @@ pub struct HeadConfig {
     pub hidden_dtype: Option<DType>,
     /// When exact steps check their contract.
     pub verify: Verify,
-    /// Deadline of each collective operation.
+    /// Deadline of a whole step, from its beginning on.
     pub timeout: Duration,
+    /// Deadline of the creation of a head and of its rebuilding: ranks come to them later than to a step, as
+    /// weights take their time to load.
+    pub create_timeout: Duration,
+    /// Version of the weights, as the engine counts it: part of every step's contract. See
+    /// [`LmHead::set_weights_version`](crate::LmHead::set_weights_version).
+    pub weights_version: u64,
     /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows, f32 logits
     /// over the shard, and candidates.
     pub logprobs_chunk_bytes: u64,
@@ -294,7 +309,7 @@ pub struct HeadConfig {
 }
 
 impl HeadConfig {
-    /// A plain head: no scale, softcap or quantisation; every step verified; 30 s deadlines.
+    /// A plain head: no scale, softcap or quantisation; every step verified; 30 s for a step.
     pub fn new(vocab_size: usize, hidden_size: usize) -> Self {
         HeadConfig {
             name: "lm_head".into(),
@@ -308,6 +323,8 @@ impl HeadConfig {
             hidden_dtype: None,
             verify: Verify::Always,
             timeout: Duration::from_secs(30),
+            create_timeout: CREATE_TIMEOUT,
+            weights_version: 0,
             logprobs_chunk_bytes: LOGPROBS_CHUNK_BYTES,
             cost_model: None,
         }
@@ -371,6 +388,8 @@ impl HeadConfig {
             hidden_dtype: settings.hidden_dtype,
             verify: settings.verify,
             timeout: Duration::from_millis(settings.timeout_ms.unwrap_or(30_000)),
+            create_timeout: settings.create_timeout_ms.map_or(CREATE_TIMEOUT, Duration::from_millis),
+            weights_version: settings.weights_version.unwrap_or(0),
             logprobs_chunk_bytes: settings.logprobs_chunk_bytes.unwrap_or(LOGPROBS_CHUNK_BYTES),
             cost_model: settings.cost_model,
         };
@@ -415,6 +434,9 @@ impl HeadConfig {
         }
         if self.timeout.is_zero() {
             return Err(Error::config("timeout_ms", "at least 1", 0, "30000 is the default"));
+        }
+        if self.create_timeout.is_zero() {
+            return Err(Error::config("create_timeout_ms", "at least 1", 0, "300000 is the default"));
         }
         if self.verify == Verify::Every(0) {
             return Err(Error::config(

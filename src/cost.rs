@@ -1,10 +1,11 @@
 //! The cost model behind `lmhead_tp_size = auto`: the time of one step at group size P. Arithmetic, not a measurement.
 //!
-//! `T = max(w K V / (P · memory), 2 r b K V / (P · flops)) + gather + exchange + 2 α`, with
+//! `T = max(w K V / (P · memory), 2 r b K V / (P · flops)) + gather + exchange + c α`, with
 //! `gather = (r − 1) b K h / link` and `exchange = (P − 1)/P b V l / link` for logits, or
-//! `(P − 1) b (8 k + 8) / link` for k candidates. K hidden size, V vocabulary, b rows per replica, r = P / tp replicas in the group (1 at
-//! P = 1); w, h and l bytes of a weight, of an element of a hidden row and of an exchanged logit. With tp = 1 the arithmetic of a
-//! rank, `2 b K V`, does not fall with P: that is where sharing stops to pay.
+//! `(P − 1) b (8 k + 8) / link` for k candidates. K hidden size, V vocabulary, b rows per replica, r = P / tp
+//! replicas in the group (1 at P = 1), c collectives in a step; w, h and l bytes of a weight, of an element of a
+//! hidden row and of an exchanged logit. With tp = 1 the arithmetic of a rank, `2 b K V`, does not fall with P:
+//! that is where sharing stops to pay.
 
 use crate::config::Quantization;
 use crate::dtype::DType;
@@ -25,12 +26,21 @@ pub struct CostModel {
     pub link_gb_per_s: f64,
     /// Latency of one collective, µs.
     pub latency_us: f64,
+    /// Collectives of one step, each of which takes that latency; absent: 2, the gather of rows and the
+    /// exchange of results. Headers that check the contract are one more; a nucleus, adjustments and chunks
+    /// of logprobs are more.
+    #[serde(default = "two")]
+    pub collectives: u64,
     /// Candidates exchanged per row; absent: whole logits.
     #[serde(default)]
     pub candidates: Option<usize>,
     /// Type of exchanged logits: f32, f16 or bf16; absent: bf16.
     #[serde(default = "bf16")]
     pub logits_dtype: DType,
+}
+
+fn two() -> u64 {
+    2
 }
 
 fn bf16() -> DType {
@@ -97,7 +107,7 @@ impl CostModel {
             flop_us: 2.0 * replicas * b * k * v / (p * self.tflops * 1e6),
             gather_us: (replicas - 1.0) * b * k * shape.hidden_bytes as f64 / link,
             exchange_us: exchanged / link,
-            latency_us: if p > 1.0 { 2.0 * self.latency_us } else { 0.0 },
+            latency_us: if p > 1.0 { self.collectives as f64 * self.latency_us } else { 0.0 },
         }
     }
 
@@ -170,6 +180,7 @@ impl Machine {
             tflops: if quantization == Quantization::W8a8 { self.int8_tops } else { self.tflops },
             link_gb_per_s: self.link_gb_per_s,
             latency_us: self.latency_us,
+            collectives: two(),
             candidates,
             logits_dtype,
         }
@@ -222,11 +233,20 @@ mod tests {
         fn laws(
             vocab_size in 1usize..300_000, hidden_size in 1usize..20_000, rows_per_rank in 0usize..1000,
             speeds in prop::array::uniform4(1.0f64..5000.0), log in 0u32..6, tp in 1usize..5,
-            candidates in prop::option::of(1usize..100), wide in any::<bool>(),
+            candidates in prop::option::of(1usize..100), wide in any::<bool>(), collectives in 1u64..50,
         ) {
             let logits_dtype = if wide { DType::F32 } else { DType::F16 };
             let [memory_gb_per_s, tflops, link_gb_per_s, latency_us] = speeds;
-            let model = CostModel { rows_per_rank, memory_gb_per_s, tflops, link_gb_per_s, latency_us, candidates, logits_dtype };
+            let model = CostModel {
+                rows_per_rank,
+                memory_gb_per_s,
+                tflops,
+                link_gb_per_s,
+                latency_us,
+                collectives,
+                candidates,
+                logits_dtype,
+            };
             let shape = StepShape { tp, ..StepShape::sixteen_bit(vocab_size, hidden_size) };
             let alone = model.step(&shape, 1);
             prop_assert_eq!((alone.gather_us, alone.exchange_us, alone.latency_us), (0.0, 0.0, 0.0));
@@ -234,6 +254,8 @@ mod tests {
             let p = replicas * tp;
             let step = model.step(&shape, p);
             let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs();
+            let latency = if p > 1 { collectives as f64 * latency_us } else { 0.0 };
+            prop_assert!(close(step.latency_us, latency));
             prop_assert!(close(step.stream_us * p as f64, alone.stream_us));
             prop_assert!(p == 1 || close(step.flop_us * tp as f64, alone.flop_us), "{:?} {:?}", step, alone);
             let total = step.matmul_us() + step.gather_us + step.exchange_us + step.latency_us;

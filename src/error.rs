@@ -2,7 +2,8 @@
 //!
 //! Variants map one to one to status codes ([`Error::code`]).
 
-use crate::exchange::Operation;
+use crate::exchange::{Operation, Place};
+use crate::head::StepRecord;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,17 +41,18 @@ pub enum Error {
     Tensor { path: PathBuf, tensor: String, wanted: String, got: String, fix: String },
     /// The ranks of a group did not make the same call. All of them get this error.
     #[error("step {step}: {}", mismatch_text(.disagreements))]
-    StepMismatch { step: u64, disagreements: Vec<Disagreement> },
+    StepMismatch { step: u64, disagreements: Vec<Disagreement>, evidence: Box<Evidence> },
     /// A rank did not come before the deadline.
     #[error(
-        "step {step}: {operation}: ranks {missing:?} did not come within {after:?}; look at those ranks (idle, crashed, slow or in another call; timeout_ms sets the deadline), then {}", after_a_fault(.operation)
+        "step {step}: {operation}: ranks {missing:?} did not come within {after:?}{}; look at those ranks \
+         (idle, crashed, slow or in another call; timeout_ms sets the deadline), then {}", last_seen(.missing, .evidence), after_a_fault(.operation)
     )]
-    Timeout { step: u64, operation: String, after: Duration, missing: Vec<usize> },
+    Timeout { step: u64, operation: String, after: Duration, missing: Vec<usize>, evidence: Box<Evidence> },
     /// A rank left the group for good: its endpoint of the exchange was dropped, as when its thread ends or panics.
     #[error(
         "step {step}: {operation}: ranks {ranks:?} have left the group; make a new exchange and new heads on every rank"
     )]
-    RankLost { step: u64, operation: String, ranks: Vec<usize> },
+    RankLost { step: u64, operation: String, ranks: Vec<usize>, evidence: Box<Evidence> },
     /// An earlier fault left the group in an unknown state; the head refuses to go on.
     #[error(
         "the head refuses further steps after an earlier fault ({cause}); call rebuild() on every rank of the group"
@@ -144,6 +146,38 @@ impl Error {
         }
     }
 
+    pub(crate) fn mismatch(step: u64, disagreements: Vec<Disagreement>) -> Self {
+        Error::StepMismatch { step, disagreements, evidence: Box::default() }
+    }
+
+    /// What this rank knew when the group failed, where the error is of the group.
+    pub fn evidence(&self) -> Option<&Evidence> {
+        match self {
+            Error::StepMismatch { evidence, .. }
+            | Error::Timeout { evidence, .. }
+            | Error::RankLost { evidence, .. } => Some(evidence),
+            _ => None,
+        }
+    }
+
+    /// Adds what the rank knows, to an error of the group that has none yet.
+    pub(crate) fn with_evidence(mut self, known: impl FnOnce() -> Evidence) -> Self {
+        if let Error::StepMismatch { evidence, .. }
+        | Error::Timeout { evidence, .. }
+        | Error::RankLost { evidence, .. } = &mut self
+            && evidence.last_seen.is_empty()
+        {
+            **evidence = known();
+        }
+        self
+    }
+
+    /// True where a peer gave up and said why: everybody has been told.
+    pub(crate) fn was_told(&self) -> bool {
+        let Error::StepMismatch { disagreements, .. } = self else { return false };
+        disagreements.iter().all(|d| d.field == ABANDONED)
+    }
+
     /// A status code for interfaces without enums. Never 0, stable across versions.
     pub fn code(&self) -> i32 {
         match self {
@@ -186,6 +220,68 @@ impl Error {
     }
 }
 
+/// The field of a disagreement that is none: a rank gave up by itself.
+pub(crate) const ABANDONED: &str = "abandoned";
+
+/// What a rank knew when its group failed. It does not count where errors are compared: two ranks report the
+/// same error whatever each of them has seen before.
+#[derive(Debug, Clone, Default)]
+pub struct Evidence {
+    /// Every rank of the group, where it was last.
+    pub last_seen: Vec<LastSeen>,
+    /// This rank's last steps, the latest last.
+    pub recent_steps: Vec<StepRecord>,
+}
+
+impl PartialEq for Evidence {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.last_seen.iter().try_for_each(|seen| writeln!(f, "{seen}"))?;
+        self.recent_steps.iter().try_for_each(|step| writeln!(f, "{step}"))
+    }
+}
+
+/// Where a rank was last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastSeen {
+    pub rank: usize,
+    /// `None` where the transport knows nothing.
+    pub place: Option<Place>,
+    /// Name of the place's head, where this process has one of that id.
+    pub head: Option<String>,
+}
+
+impl fmt::Display for LastSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(place) = &self.place else { return write!(f, "rank {} was never seen", self.rank) };
+        write!(f, "rank {} was last seen {:.3} s ago, ", self.rank, place.age.as_secs_f64())?;
+        if !place.operation.is_creation() {
+            write!(f, "in step {} ", place.step)?;
+        }
+        match &self.head {
+            Some(name) => write!(f, "of head `{name}`")?,
+            None => write!(f, "of a head of id {:#010x}", place.head)?,
+        }
+        write!(f, " (instance {}, epoch {}): {}", place.instance, place.epoch, place.operation)
+    }
+}
+
+/// Where the missing ranks were last, after the sentence that names them; of many only the first.
+fn last_seen(missing: &[usize], evidence: &Evidence) -> String {
+    const NAMED: usize = 8;
+    let seen = evidence.last_seen.iter().filter(|seen| missing.contains(&seen.rank));
+    let mut text: String = seen.take(NAMED).map(|seen| format!("; {seen}")).collect();
+    if !text.is_empty() && missing.len() > NAMED {
+        text += &format!("; {} more are in the evidence", missing.len() - NAMED);
+    }
+    text
+}
+
 /// One field of the contract on which ranks differ, with what each group of ranks said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disagreement {
@@ -221,7 +317,7 @@ impl fmt::Display for Listed<'_> {
 /// The sentence of a `StepMismatch`. Where one rank gave up by itself, the others' calls were not at fault.
 fn mismatch_text(disagreements: &[Disagreement]) -> String {
     let listed = Listed(disagreements);
-    if disagreements.iter().all(|d| d.field == "abandoned" || d.field == "refused") {
+    if disagreements.iter().all(|d| d.field == ABANDONED || d.field == "refused") {
         return format!("the group cannot go on: {listed}; mend that, then rebuild the head on every rank");
     }
     format!(
@@ -231,8 +327,8 @@ fn mismatch_text(disagreements: &[Disagreement]) -> String {
 
 /// A head that was never made cannot be rebuilt.
 fn after_a_fault(operation: &str) -> &'static str {
-    if operation == Operation::Create.to_string() {
-        "rebuild the head, or make a new exchange where there is none yet"
+    if [Operation::Create, Operation::SelfTest].iter().any(|creation| operation == creation.to_string()) {
+        "rebuild the head, or make it again on every rank where there is none yet"
     } else {
         "rebuild the head on every rank"
     }

@@ -5,39 +5,52 @@
 //! * `adjusting`: masks, additions and penalties on their way to the shards.
 //! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
 //! * `sampling`: sampled tokens, in rounds that the rows' parameters ask for.
+//! * `inputs`: the digest of what the tensor-parallel ranks of a replica must share.
 //! * `rounds`: one collective operation of a step and what it cost.
+//! * `guard`: whatever ends a creation, a step or a rebuilding tells the peers.
+//! * `recorder`: the last steps, for whoever asks what happened before a fault.
+//! * `self_test`: whether the transport delivers what is sent to whom it is sent.
+//! * `warm_up`: steps of every kind before the first real one.
 //! * `traffic`: what a step exchanges, worked out before it runs.
 //! * `buffers`: bytes that are resized and cut into messages.
 
 mod adjusting;
 mod agreement;
 mod buffers;
+mod guard;
+mod inputs;
 mod logprobs;
 mod pipeline;
+mod recorder;
 mod rounds;
 mod sampling;
+mod self_test;
 mod traffic;
+mod warm_up;
 
 pub use pipeline::Step;
+pub use recorder::{OperationRecord, Outcome, StepRecord};
 pub use traffic::{RankTraffic, bytes_exchanged, step_traffic};
 
-use buffers::resize;
+use recorder::Recorder;
 
 use crate::backend::{Backend, Resident};
 use crate::config::HeadConfig;
+use crate::digest;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::exchange::columns::Seen;
-use crate::exchange::{Exchange, Operation};
+use crate::exchange::{Call, Exchange, Operation, Reset};
 use crate::layout::HeadGroup;
 use crate::merge::RowPartial;
-use crate::result::{Request, RowInputs, StepStats};
-use crate::rows::{HiddenRows, RowCounts};
-use crate::sampling::{LISTED, SamplingParams};
+use crate::process::Maker;
+use crate::result::{Request, StepStats};
+use crate::rows::RowCounts;
 use crate::step::{self, Header, Mode, Ticket};
 use crate::weights::HeadShard;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// One rank's part of a sharded LM head.
 ///
@@ -54,11 +67,15 @@ pub struct LmHead {
     resident: Resident,
     hidden_dtype: DType,
     id: u32,
+    instance: u32,
+    maker: Maker,
     epoch: u32,
     sequence: u64,
     agreement: u64,
+    weights_version: u64,
     warming_up: bool,
     poisoned: Option<String>,
+    recorder: Recorder,
     scratch: Scratch,
 }
 
@@ -82,14 +99,17 @@ struct Scratch {
 
 impl LmHead {
     /// Creates this rank's part of the head; collective. `shard` is the group's [`HeadGroup::shard`] of the
-    /// caller's member, `exchange` connects the members of `group` in their order.
+    /// caller's member, `exchange` connects the members of `group` in their order. The head opens a channel
+    /// of its own on the exchange: several heads, and their threads, may share one.
     ///
-    /// The ranks compare their settings here: configuration, dtypes, quantisation, backend and its instruction set.
+    /// The ranks compare their settings here: configuration, dtypes, quantisation, weights, backend and its
+    /// instruction set. Then they test the exchange.
     ///
     /// # Errors
-    /// `Config`, `Shape` or `Dtype` where the parts do not fit each other; `StepMismatch` naming every setting on which
-    /// ranks differ, or the rank whose parts do not fit; `Timeout` or `RankLost` where a rank does not come. After those two
-    /// the exchange cannot be used again: make a new one.
+    /// `Config`, `Shape` or `Dtype` where the parts do not fit each other; `StepMismatch` naming every
+    /// setting on which ranks differ, or the rank whose parts do not fit; `Exchange` where the self-test
+    /// finds pieces mixed up; `Timeout` or `RankLost` where a rank does not come. After any of them the head
+    /// may be created again, on the same exchange, by all ranks.
     pub fn new(
         config: &HeadConfig,
         group: HeadGroup,
@@ -101,9 +121,15 @@ impl LmHead {
             DType::I8 => DType::Bf16,
             own => own,
         });
+        let id = digest::fnv(config.name.as_bytes()) as u32;
+        guard::remember(id, &config.name);
+        let (instance, exchange) =
+            exchange.channel(id).map_err(|fault| fault.without_call("opening of the head's channel"))?;
         let mut head = LmHead {
             config: config.clone(),
-            id: step::digest(config.name.as_bytes()) as u32,
+            id,
+            instance,
+            maker: Maker::here(),
             group,
             shard,
             exchange,
@@ -113,16 +139,33 @@ impl LmHead {
             epoch: 0,
             sequence: 0,
             agreement: 0,
+            weights_version: config.weights_version,
             warming_up: false,
             poisoned: None,
+            recorder: Recorder::new(),
             scratch: Scratch::default(),
         };
-        // A rank whose parts do not fit still takes part in the agreement: the others learn why, and nobody waits.
-        let checked = head.check_parts();
-        let prepared = checked.and_then(|()| head.backend.prepare(&head.shard, hidden_dtype));
-        let refusal = prepared.map(|resident| head.resident = resident).err();
-        head.agree_on_settings(refusal)?;
+        let call = head.creation_call(Operation::Create);
+        head.guarded(&call, "creation of the head", |head| head.create(&call))?;
         Ok(head)
+    }
+
+    fn create(&mut self, call: &Call) -> Result<()> {
+        // Without an exchange for the group there is nothing to agree over: the peers are told by its notice.
+        self.check_exchange()?;
+        // A rank whose other parts do not fit still takes part in the agreement: the others learn why, and
+        // nobody waits.
+        let prepared = self.check_parts().and_then(|()| self.backend.prepare(&self.shard, self.hidden_dtype));
+        let refusal = prepared.map(|resident| self.resident = resident).err();
+        self.agree(call, refusal)
+    }
+
+    /// What follows the meeting of all ranks, at creation and at rebuilding.
+    fn agree(&mut self, call: &Call, refusal: Option<Error>) -> Result<()> {
+        self.agree_on_settings(call, refusal)?;
+        // The epoch may be another one now.
+        let call = Call { epoch: self.epoch, ..*call };
+        self.test_exchange(&call)
     }
 
     /// The head's configuration.
@@ -150,50 +193,39 @@ impl LmHead {
         self.poisoned.as_deref()
     }
 
-    /// Runs steps of every kind with `rows` zero rows per replica, so that buffers are allocated and code and weights are paged in
-    /// before the first real step. Collective, and nothing but [`LmHead::step`] and [`Step::run`].
-    ///
-    /// # Errors
-    /// As those two.
-    pub fn warm_up(&mut self, rows: usize, requests: &[Request]) -> Result<()> {
-        // Should a step panic, the head is poisoned, and rebuild() clears this too.
-        self.warming_up = true;
-        let result = self.run_warm_up(rows, requests);
-        self.warming_up = false;
-        result
+    /// This rank's last steps, the latest last: what the evidence of an error has, at any time.
+    pub fn recent_steps(&self) -> Vec<StepRecord> {
+        self.recorder.steps()
     }
 
-    fn run_warm_up(&mut self, rows: usize, requests: &[Request]) -> Result<()> {
-        let (hidden, dtype) = (self.config.hidden_size, self.hidden_dtype);
-        let mut zeros = Vec::new();
-        resize(&mut zeros, [rows, hidden, dtype.size()], "rows of the warm-up")?;
-        let targets = vec![0; if requests.is_empty() { 0 } else { rows }];
-        // With filters that take every round there is.
-        let filters =
-            SamplingParams { top_k: LISTED + 1, top_p: 0.5, min_p: 0.1, ..SamplingParams::default() };
-        let sampling = vec![filters; targets.len()];
-        for request in requests {
-            let each = vec![rows; self.group.replicas()];
-            for counts in [RowCounts::Exact(each), RowCounts::discover(rows), RowCounts::capacity(rows, rows)]
-            {
-                let hidden = HiddenRows::new(&zeros, dtype, rows, hidden)?;
-                let inputs = RowInputs {
-                    targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-                    sampling: (*request == Request::Sample).then_some(&sampling[..]),
-                    adjustments: None,
-                };
-                self.step(counts, request)?.run_with(hidden, &inputs)?;
-            }
-        }
-        Ok(())
+    /// The version of the weights, as the engine counts it: `weights_version` of the configuration, until it
+    /// is set.
+    pub fn weights_version(&self) -> u64 {
+        self.weights_version
+    }
+
+    /// Says that the weights are of another version now. Engines that swap weights while the head lives call
+    /// it on every rank between the same two steps; the next verified step finds a rank that did not.
+    pub fn set_weights_version(&mut self, version: u64) {
+        self.weights_version = version;
+    }
+
+    /// Gives back the memory that is kept from step to step: buffers of the largest step so far, and what the
+    /// backend keeps of the kind. The next steps allocate anew. This rank's own matter; no other rank needs
+    /// to do the same.
+    pub fn release_memory(&mut self) {
+        self.scratch = Scratch::default();
+        self.backend.release_memory();
     }
 
     /// Begins a step: fixes its arguments and, where the mode and the verification setting say so, checks the contract with the
     /// other ranks. Collective. The step must be run; there is no other way to use it.
     ///
     /// # Errors
-    /// `Request` or `Shape` for arguments that no head or group could take (nothing is sent then and the head stays usable);
-    /// `StepMismatch`, `Timeout`, `RankLost` as the contract says; `Poisoned` after an earlier fault.
+    /// `Request`, `Config` or `Shape` for arguments that no head or group could take. The peers of this rank
+    /// have begun the step or will: they are told at once, and the head is poisoned, also where all ranks are
+    /// refused alike. A head of one rank stays usable. `StepMismatch`, `Timeout`, `RankLost` as the contract
+    /// says; `Poisoned` after an earlier fault.
     pub fn step(&mut self, counts: RowCounts, request: &Request) -> Result<Step<'_>> {
         self.begin(counts, request, false)
     }
@@ -210,24 +242,51 @@ impl LmHead {
     }
 
     fn begin(&mut self, counts: RowCounts, request: &Request, adjusted: bool) -> Result<Step<'_>> {
+        self.maker.check("the head")?;
         if let Some(cause) = &self.poisoned {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
+        let call = self.call_from_now(Operation::Contract, self.config.timeout);
+        let (request, mut stats) = (*request, StepStats::default());
+        let (ticket, counts, adjusted) = self.guarded(&call, "step", |head| {
+            let ticket = head.ticket(call, counts, request, adjusted)?;
+            let mut known = match &ticket.counts {
+                RowCounts::Exact(list) => Some(list.clone()),
+                _ if head.group.replicas() == 1 => Some(vec![ticket.header.rows as usize]),
+                _ => None,
+            };
+            let mut adjusted = adjusted;
+            if ticket.verified && head.group.size() > 1 {
+                let agreed = head.check_contract(&ticket, &mut stats)?;
+                known = Some(agreed.rows.iter().step_by(head.group.tp()).copied().collect());
+                adjusted = agreed.adjusted;
+            }
+            Ok((ticket, known, adjusted))
+        })?;
+        Ok(Step { head: self, ticket, counts, adjusted, compared: false, stats, done: false })
+    }
+
+    /// The next step's number and this rank's side of its contract.
+    fn ticket(&mut self, call: Call, counts: RowCounts, request: Request, adjusted: bool) -> Result<Ticket> {
+        self.exchange.note(&call);
         request.check(self.config.vocab_size)?;
-        self.check_logprobs(request, adjusted)?;
+        self.check_logprobs(&request, adjusted)?;
         let own = counts.own(self.group.replica_of(self.group.me()), self.group.replicas())?;
         let (mode, counts_field) = step::counts_field(&counts);
         let header = Header {
             head: self.id,
+            instance: self.instance,
             epoch: self.epoch,
             mode,
             verify: self.config.verify,
-            request: Some(*request),
+            request: Some(request),
             adjusted,
             sequence: self.sequence,
             rows: own as u64,
             counts: counts_field,
             agreement: self.agreement,
+            weights_version: self.weights_version,
+            inputs: 0,
         };
         let verified = match mode {
             Mode::Exact => self.config.verify.applies(self.sequence, self.warming_up),
@@ -237,29 +296,28 @@ impl LmHead {
             Mode::Capacity => matches!(request, Request::Logprobs { .. }),
             Mode::Create => false,
         };
-        let ticket = Ticket { header, request: *request, timeout: self.config.timeout, counts };
         self.sequence += 1;
+        self.recorder.begin(&header, call.began);
+        let call = Call { terms: header.terms(), ..call };
+        Ok(Ticket { header, request, verified, call, counts })
+    }
 
-        let mut stats = StepStats::default();
-        let mut adjusted = adjusted;
-        let mut known = match &ticket.counts {
-            RowCounts::Exact(list) => Some(list.clone()),
-            _ if self.group.replicas() == 1 => Some(vec![own]),
-            _ => None,
-        };
-        if verified && self.group.size() > 1 {
-            match self.check_contract(&ticket, &mut stats) {
-                Ok((by_replica, any)) => {
-                    known = Some(by_replica);
-                    adjusted = any;
-                }
-                Err(error) => {
-                    self.fail(&ticket, &error);
-                    return Err(error);
-                }
-            }
+    /// A call of this head's next step that begins now.
+    fn call_from_now(&self, operation: Operation, timeout: Duration) -> Call {
+        let began = Instant::now();
+        // A timeout beyond what the clock can say is for ever: a century.
+        let century = Duration::from_secs(100 * 365 * 24 * 3600);
+        let deadline = began.checked_add(timeout).unwrap_or(began + century);
+        Call {
+            head: self.id,
+            instance: self.instance,
+            epoch: self.epoch,
+            step: self.sequence,
+            operation,
+            terms: 0,
+            began,
+            deadline,
         }
-        Ok(Step { head: self, ticket, counts: known, adjusted, stats, done: false })
     }
 
     /// Brings the head back after a fault, under a new epoch. Collective: every rank of the group calls it, also those on which
@@ -269,33 +327,54 @@ impl LmHead {
     /// `Timeout` or `RankLost` naming the ranks that do not come, `StepMismatch` as [`LmHead::new`]. The head then refuses
     /// steps; rebuild it again once the cause is mended.
     pub fn rebuild(&mut self) -> Result<()> {
-        let result = self.try_rebuild();
+        self.maker.check("the head")?;
+        let call = self.creation_call(Operation::Rebuild);
+        let result = self.guarded(&call, "rebuilding of the head", |head| {
+            head.exchange.note(&call);
+            // A transport tells the peers itself of the faults that it returns here.
+            head.exchange.reset(&call).map_err(|fault| fault.into_error(&call, head.group.ranks()))
+        });
+        let result = result.and_then(|reset| {
+            if reset != Reset::Done {
+                return Err(Error::Exchange {
+                    operation: call.operation.to_string(),
+                    problem: format!(
+                        "the exchange `{}` cannot be brought back after a fault",
+                        self.exchange.name()
+                    ),
+                    fix: "make a new exchange and new heads on every rank".into(),
+                });
+            }
+            self.epoch += 1;
+            self.sequence = 0;
+            self.warming_up = false;
+            // One deadline for both parts.
+            let call = Call { epoch: self.epoch, step: 0, operation: Operation::Create, ..call };
+            self.guarded(&call, "rebuilding of the head", |head| head.agree(&call, None))
+        });
         self.poisoned = result.as_ref().err().map(Error::to_string);
         result
     }
 
-    fn try_rebuild(&mut self) -> Result<()> {
-        let call = step::call(&self.creation_header(0, 0), Operation::Create, self.config.timeout);
-        self.exchange.reset(&call).map_err(|fault| fault.into_error(&call, self.group.ranks()))?;
-        self.epoch += 1;
-        self.sequence = 0;
-        self.warming_up = false;
-        self.agree_on_settings(None)
+    /// The exchange must be the group's.
+    fn check_exchange(&self) -> Result<()> {
+        let place = |size: usize, me: usize| format!("member {me} of a group of {size}");
+        let (group, exchange) = (&self.group, &self.exchange);
+        if (exchange.size(), exchange.me()) == (group.size(), group.me()) {
+            return Ok(());
+        }
+        Err(Error::shape(
+            "exchange",
+            place(group.size(), group.me()),
+            place(exchange.size(), exchange.me()),
+            "make the exchange from the same group, its members in the same order",
+        ))
     }
 
     /// Everything about the parts that one rank can judge alone.
     fn check_parts(&self) -> Result<()> {
         self.config.validate()?;
         let (shard, config, group) = (&self.shard, &self.config, &self.group);
-        let place = |size: usize, me: usize| format!("member {me} of a group of {size}");
-        if (self.exchange.size(), self.exchange.me()) != (group.size(), group.me()) {
-            return Err(Error::shape(
-                "exchange",
-                place(group.size(), group.me()),
-                place(self.exchange.size(), self.exchange.me()),
-                "make the exchange from the same group, its members in the same order",
-            ));
-        }
         if shard.hidden_size() != config.hidden_size {
             return Err(Error::shape(
                 "hidden_size",
@@ -320,14 +399,5 @@ impl LmHead {
             return Err(Error::dtype("quantization", config.quantization, shard.quantization(), fix));
         }
         self.backend.check(shard, self.hidden_dtype)
-    }
-
-    /// After an error in a step: no further steps, and the peers are told.
-    fn fail(&mut self, ticket: &Ticket, error: &Error) {
-        // Alone, a refused input leaves nobody waiting and nothing half done.
-        if self.group.size() > 1 || !error.is_bad_input() {
-            self.poisoned = Some(error.to_string());
-            self.exchange.abandon(&ticket.call(Operation::ExchangeResults), &error.cause());
-        }
     }
 }

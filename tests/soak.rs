@@ -15,7 +15,7 @@ use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
 use lmhead_testkit::{Random, TestHead, each_rank, head_of, row_bits};
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const SEED: u64 = 20_261_122;
@@ -139,6 +139,73 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
         resident().zip(settled).map(|(end, middle)| end.saturating_sub(middle))
     });
     grown.into_iter().flatten().max()
+}
+
+/// Heads of two names, two of each, on one exchange; each is stepped by a thread of its own on every rank,
+/// with faults and rebuilding among the steps.
+#[test]
+fn heads_on_threads_share_one_exchange() {
+    const RANKS: usize = 3;
+    const STEPS: u64 = 1500;
+    println!("seed {SEED}");
+    let tests: Vec<TestHead> =
+        (0..4).map(|i| TestHead::random(300, 24, DType::Bf16, Quantization::None, SEED + i)).collect();
+    let began = Instant::now();
+    each_rank(RANKS, |me, exchange| {
+        let heads: Vec<LmHead> = tests
+            .iter()
+            .enumerate()
+            .map(|(i, test)| {
+                let mut config = test.config();
+                config.name = ["target", "draft"][i % 2].into();
+                head_of(test, &config, RANKS, me, Arc::clone(&exchange)).unwrap()
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for (i, (mut head, test)) in heads.into_iter().zip(&tests).enumerate() {
+                scope.spawn(move || {
+                    let mut random = Random(SEED ^ i as u64);
+                    let mut seen: HashMap<(String, u64), Bits> = HashMap::new();
+                    for step in 0..STEPS {
+                        let counts: Vec<usize> = (0..RANKS).map(|_| random.below(4)).collect();
+                        let request = [Request::argmax(), Request::top_k(5), Request::logits(DType::F32)]
+                            [random.below(3)];
+                        let breaker = (random.below(40) == 0).then(|| random.below(RANKS));
+                        let first_row = random.next() % 16;
+                        let numbers: Vec<u64> = (0..counts[me] as u64)
+                            .map(|row| (first_row + 5 * me as u64 + row) % 16)
+                            .collect();
+                        let bytes: Vec<u8> = numbers.iter().flat_map(|&n| test.rows(1, 1000 + n)).collect();
+                        let rows = HiddenRows::new(&bytes, test.dtype, counts[me], test.hidden).unwrap();
+                        let begun = match breaker == Some(me) {
+                            // Refused by this rank alone.
+                            true => head.step(RowCounts::capacity(1, 2), &request),
+                            false => head.step(RowCounts::exact(&counts), &request),
+                        };
+                        let result = begun.and_then(|begun| begun.run(rows));
+                        if breaker.is_some() {
+                            let error = result.unwrap_err();
+                            let own = breaker == Some(me) && error.is_bad_input();
+                            assert!(
+                                own || matches!(error, Error::StepMismatch { .. }),
+                                "head {i}, step {step}: {error}"
+                            );
+                            head.rebuild().unwrap();
+                            continue;
+                        }
+                        let answer = result.unwrap_or_else(|error| panic!("head {i}, step {step}: {error}"));
+                        for (row, &number) in numbers.iter().enumerate() {
+                            let bits = row_bits(&answer, row);
+                            let first =
+                                seen.entry((request.to_string(), number)).or_insert_with(|| bits.clone());
+                            assert_eq!(*first, bits, "head {i}, step {step}, rank {me}, {request}");
+                        }
+                    }
+                });
+            }
+        });
+    });
+    assert!(began.elapsed() < Duration::from_secs(300), "took {:?}", began.elapsed());
 }
 
 #[test]

@@ -200,6 +200,9 @@ pub trait Backend: Send + Sync {
         Ok(Resident::default())
     }
 
+    /// Gives back memory that is kept from job to job and can be had again: scratch, never weights.
+    fn release_memory(&self) {}
+
     /// All logits of the job.
     ///
     /// # Errors

@@ -38,6 +38,11 @@ fn every_refused_combination_with_its_message() {
         ("verify = \"never\"", MODEL, "unknown variant `never`"),
         ("timeout_ms = 0", MODEL, "timeout_ms: wanted at least 1, got 0; 30000 is the default"),
         (
+            "create_timeout_ms = 0",
+            MODEL,
+            "create_timeout_ms: wanted at least 1, got 0; 300000 is the default",
+        ),
+        (
             "logit_scale = 2.0\nlogits_scaling = 2.0",
             MODEL,
             "logit_scale, logits_scaling: wanted one of the two, got logit_scale 2 and logits_scaling 2",
@@ -169,6 +174,7 @@ fn group_size_of_auto_minus_one_and_numbers() {
         tflops: 742.0,
         link_gb_per_s: 360.0,
         latency_us: 12.0,
+        collectives: 2,
         candidates: None,
         logits_dtype: DType::Bf16,
     });
@@ -208,6 +214,7 @@ fn auto_rules_and_what_the_cost_model_is_asked_about() {
         tflops: 742.0,
         link_gb_per_s: 25.0,
         latency_us: 12.0,
+        collectives: 2,
         candidates: None,
         logits_dtype: DType::Bf16,
     });

@@ -1,171 +1,107 @@
-//! Ranks as threads of one process: queues under one lock.
+//! Ranks as threads of one process: a log of messages per sender, one lock per channel.
 //!
-//! A rank waits only here, on its own OS thread, and never past its deadline. A rank that fails tells the
-//! group by a fault that every waiting peer sees at once; a rank whose endpoint is dropped (its thread ended or panicked) is
-//! seen as lost. Messages are copied once by the sender (one copy serves all receivers of a gather) and once
-//! by each receiver.
+//! A rank waits only here, on its own OS thread, and never past its deadline. It is woken once: when the last
+//! message that it waits for has come, or when the channel fails. A rank that fails tells the channel by a
+//! fault that every waiting peer sees at once. A rank whose endpoint is dropped (its thread ended or
+//! panicked) is seen as lost.
+//!
+//! A message is copied once by its sender and once by each receiver, outside of the lock unless it is small.
+//! Under the lock a call does work in proportion to the number of members, without allocating for each of
+//! them, so that groups of hundreds of threads can be run in one process.
 
-use super::{Call, Exchange, Fault, Operation};
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+mod channel;
 
-/// One member's endpoint of a group within the process.
+use super::{Call, Exchange, Fault, Place, Reset, check_members, check_pieces};
+use crate::process::Maker;
+use channel::{Addressees, Channel, Delivery, Post};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// One member's endpoint of a group within the process: of the group's first channel, or of a head's own.
 #[derive(Debug)]
 pub struct LocalExchange {
-    group: Arc<Group>,
-    me: usize,
+    member: Arc<Member>,
+    channel: Arc<Channel>,
 }
 
 /// Makes the endpoints of a group of `size` members; endpoint m is member m's.
 pub fn group(size: usize) -> Vec<LocalExchange> {
-    let state = State {
-        queues: (0..size * size).map(|_| VecDeque::new()).collect(),
-        fault: None,
-        gone: vec![false; size],
-        waiting: vec![None; size],
-        resetting: vec![false; size],
-        generation: 0,
-    };
-    let group = Arc::new(Group { size, state: Mutex::new(state), changed: Condvar::new() });
-    (0..size).map(|me| LocalExchange { group: Arc::clone(&group), me }).collect()
-}
-
-#[derive(Debug)]
-struct Group {
-    size: usize,
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Debug)]
-struct State {
-    /// `queues[to * size + from]`.
-    queues: Vec<VecDeque<Message>>,
-    /// The first fault since the last reset, and the call that it happened in. Whoever lacks a message sees it instead of waiting.
-    fault: Option<(Call, Fault)>,
-    gone: Vec<bool>,
-    /// The calls in which members wait for messages at this moment.
-    waiting: Vec<Option<Call>>,
-    resetting: Vec<bool>,
-    /// Counts resets.
-    generation: u64,
-}
-
-#[derive(Debug)]
-struct Message {
-    call: Call,
-    bytes: Arc<[u8]>,
-}
-
-impl Group {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs under the lock with the state half changed.
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-impl State {
-    /// The pending fault, as a member in `call` is told of it.
-    fn told(&self, call: &Call) -> Option<Fault> {
-        let (earlier, fault) = self.fault.as_ref()?;
-        let same = (earlier.head, earlier.epoch, earlier.step, earlier.operation)
-            == (call.head, call.epoch, call.step, call.operation);
-        Some(match same {
-            true => fault.clone(),
-            false => Fault::Earlier { call: Box::new(*earlier), fault: Box::new(fault.clone()) },
+    let transport = Arc::new(Transport {
+        size,
+        maker: Maker::here(),
+        channels: Mutex::new(Channels { open: HashMap::new(), gone: vec![false; size] }),
+        places: (0..size).map(|_| Mutex::new(None)).collect(),
+    });
+    let channel = Arc::new(Channel::new(vec![false; size]));
+    (0..size)
+        .map(|me| {
+            let opened = Mutex::new(HashMap::new());
+            let member = Arc::new(Member { transport: Arc::clone(&transport), me, opened });
+            LocalExchange { member, channel: Arc::clone(&channel) }
         })
-    }
+        .collect()
+}
 
-    /// Of the members whose messages are missing, those that have not come to this step: a member that waits in it itself is
-    /// held up by another. All of them, where that leaves nobody.
-    fn to_blame(&self, call: &Call, missing: Vec<usize>) -> Vec<usize> {
-        let held_up = |m: &usize| {
-            self.waiting[*m].is_some_and(|w| (w.head, w.epoch, w.step) == (call.head, call.epoch, call.step))
-        };
-        let absent: Vec<usize> = missing.iter().copied().filter(|m| !held_up(m)).collect();
-        if absent.is_empty() { missing } else { absent }
-    }
+/// What the members share beside the messages.
+#[derive(Debug)]
+struct Transport {
+    size: usize,
+    /// In a process that was forked from it no peer has a thread, and any lock may be held by one of those
+    /// threads.
+    maker: Maker,
+    channels: Mutex<Channels>,
+    /// The last call that each member noted, in whatever channel, and when.
+    places: Vec<Mutex<Option<(Call, Instant)>>>,
+}
+
+#[derive(Debug)]
+struct Channels {
+    /// By head and instance, until every member has left.
+    open: HashMap<(u32, u32), Arc<Channel>>,
+    /// Members of which no endpoint is left: they will open no further channel.
+    gone: Vec<bool>,
+}
+
+/// A member's side of the transport: lives as long as any of its endpoints.
+#[derive(Debug)]
+struct Member {
+    transport: Arc<Transport>,
+    me: usize,
+    /// How many channels of each head this member has opened.
+    opened: Mutex<HashMap<u32, u32>>,
+}
+
+/// Locks what is whole at any moment, also after a panic of another thread: nothing that can panic runs under
+/// these locks with the state half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl LocalExchange {
-    /// Posts one message to each `(member, bytes)`, under one lock: peers see all of them or none.
-    fn post(&self, call: &Call, messages: Vec<(usize, Arc<[u8]>)>) {
-        let mut state = self.group.lock();
-        for (to, bytes) in messages {
-            state.queues[to * self.group.size + self.me].push_back(Message { call: *call, bytes });
-        }
-        self.group.changed.notify_all();
+    fn is_here(&self) -> bool {
+        self.member.transport.maker.is_here()
     }
 
-    /// The next message of each of `from`, in their order.
-    fn take(&self, call: &Call, from: &[usize]) -> Result<Vec<Message>, Fault> {
-        let queue = |member: usize| self.me * self.group.size + member;
-        let mut state = self.group.lock();
-        // Messages that arrived before a fault still count, so that all members come to the same end of a step. Not so where
-        // the fault was in the making of a head: one that is only half there must not be taken for whole.
-        if call.operation == Operation::Create
-            && state.fault.as_ref().is_some_and(|(earlier, _)| earlier.operation == Operation::Create)
-            && let Some(fault) = state.told(call)
-        {
-            return Err(fault);
-        }
-        loop {
-            let missing: Vec<usize> =
-                from.iter().copied().filter(|&m| state.queues[queue(m)].is_empty()).collect();
-            if missing.is_empty() {
-                let next = |&m: &usize| state.queues[queue(m)].pop_front().expect("seen above");
-                return Ok(from.iter().map(next).collect());
-            }
-            if let Some(fault) = state.told(call) {
-                return Err(fault);
-            }
-            let lost: Vec<usize> = missing.iter().copied().filter(|&m| state.gone[m]).collect();
-            let fault = if !lost.is_empty() {
-                Fault::Lost { members: lost }
-            } else if call.left().is_zero() {
-                Fault::Timeout { missing: state.to_blame(call, missing) }
-            } else {
-                state.waiting[self.me] = Some(*call);
-                // A poisoned lock is recovered as in `lock`.
-                let waited = self.group.changed.wait_timeout(state, call.left());
-                state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-                state.waiting[self.me] = None;
-                continue;
-            };
-            state.fault = Some((*call, fault.clone()));
-            self.group.changed.notify_all();
-            return Err(fault);
-        }
+    /// Refuses in a forked process.
+    fn check_process(&self) -> Result<(), Fault> {
+        self.member.transport.maker.check("the exchange").map_err(|error| Fault::Broken {
+            problem: error.to_string(),
+            fix: "ranks of one process are its threads".into(),
+        })
     }
 
-    /// Copies messages into the receive buffers and says what did not fit.
-    fn deliver(
-        &self,
-        call: &Call,
-        from: &[usize],
-        messages: &[Message],
-        recv: &mut [&mut [u8]],
-    ) -> Result<(), Fault> {
-        let mut wrong = Vec::new();
-        let mut other = None;
-        for ((&member, message), buffer) in from.iter().zip(messages).zip(recv) {
-            let common = buffer.len().min(message.bytes.len());
-            buffer[..common].copy_from_slice(&message.bytes[..common]);
-            if buffer.len() != message.bytes.len() {
-                wrong.push((member, buffer.len(), message.bytes.len()));
-            }
-            if !message.call.same_as(call) {
-                let theirs = message.call.told_to(call);
-                other.get_or_insert(Fault::OtherCall { member, theirs });
-            }
-        }
+    /// Sends `post` and takes the next message of each of `from`; pieces of `recv` in the same order.
+    fn exchange(&self, call: &Call, post: Post, from: &[usize], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
+        let me = self.member.me;
+        let Delivery { wrong, other } = self.channel.exchange(me, call, post, from, recv)?;
         match (wrong.is_empty(), other) {
             (false, _) => Err(Fault::Length { peers: wrong }),
-            // A member that gave up and went on to something else has said why: that says more than what it went on to. Headers
-            // say still more: there the caller looks at what has arrived.
-            (true, Some(fault)) => Err(match call.operation {
-                Operation::Create | Operation::Contract => fault,
-                _ => self.group.lock().told(call).unwrap_or(fault),
+            // A member that gave up and went on to something else has said why: that says more than what it
+            // went on to. Headers say still more: there the caller looks at what has arrived.
+            (true, Some(fault)) => Err(match call.operation.has_headers() {
+                true => fault,
+                false => self.channel.told(call).unwrap_or(fault),
             }),
             (true, None) => Ok(()),
         }
@@ -178,11 +114,24 @@ impl Exchange for LocalExchange {
     }
 
     fn size(&self) -> usize {
-        self.group.size
+        self.member.transport.size
     }
 
     fn me(&self) -> usize {
-        self.me
+        self.member.me
+    }
+
+    fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
+        self.check_process()?;
+        let mut opened = lock(&self.member.opened);
+        let next = opened.entry(head).or_default();
+        let instance = *next;
+        *next += 1;
+        let mut channels = lock(&self.member.transport.channels);
+        let gone = channels.gone.clone();
+        let entry = channels.open.entry((head, instance));
+        let channel = Arc::clone(entry.or_insert_with(|| Arc::new(Channel::new(gone))));
+        Ok((instance, Arc::new(LocalExchange { member: Arc::clone(&self.member), channel })))
     }
 
     fn all_gather_v(
@@ -192,80 +141,90 @@ impl Exchange for LocalExchange {
         send: &[u8],
         recv: &mut [&mut [u8]],
     ) -> Result<(), Fault> {
-        let bytes: Arc<[u8]> = send.into();
-        self.post(call, members.iter().map(|&to| (to, Arc::clone(&bytes))).collect());
-        let messages = self.take(call, members)?;
-        self.deliver(call, members, &messages, recv)
+        self.check_process()?;
+        let size = self.size();
+        check_members(size, self.member.me, members, recv.len())?;
+        self.exchange(call, Post::same(*call, Addressees::of(members, size), send), members, recv)
     }
 
     fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
-        let everyone: Vec<usize> = (0..self.group.size).collect();
-        self.post(call, send.iter().map(|&bytes| bytes.into()).enumerate().collect());
-        let messages = self.take(call, &everyone)?;
-        self.deliver(call, &everyone, &messages, recv)
+        self.check_process()?;
+        let size = self.size();
+        check_pieces(size, send.len(), recv.len())?;
+        let everyone: Vec<usize> = (0..size).collect();
+        self.exchange(call, Post::pieces(*call, send), &everyone, recv)
     }
 
-    fn abandon(&self, call: &Call, reason: &str) {
-        let mut state = self.group.lock();
-        state.fault.get_or_insert((*call, Fault::Abandoned { member: self.me, reason: reason.into() }));
-        self.group.changed.notify_all();
-    }
-
-    fn reset(&self, call: &Call) -> Result<(), Fault> {
-        let mut state = self.group.lock();
-        let before = state.generation;
-        state.resetting[self.me] = true;
-        loop {
-            if state.generation != before {
-                return Ok(());
-            }
-            if state.resetting.iter().all(|&r| r) {
-                state.queues.iter_mut().for_each(VecDeque::clear);
-                state.fault = None;
-                state.resetting.fill(false);
-                state.generation += 1;
-                self.group.changed.notify_all();
-                return Ok(());
-            }
-            let missing: Vec<usize> = (0..self.group.size).filter(|&m| !state.resetting[m]).collect();
-            let lost: Vec<usize> = missing.iter().copied().filter(|&m| state.gone[m]).collect();
-            if !lost.is_empty() || call.left().is_zero() {
-                state.resetting[self.me] = false;
-                return Err(if lost.is_empty() {
-                    Fault::Timeout { missing }
-                } else {
-                    Fault::Lost { members: lost }
-                });
-            }
-            let waited = self.group.changed.wait_timeout(state, call.left());
-            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+    fn note(&self, call: &Call) {
+        if !self.is_here() {
+            return;
         }
+        *lock(&self.member.transport.places[self.member.me]) = Some((*call, Instant::now()));
+    }
+
+    fn places(&self) -> Vec<Option<Place>> {
+        if !self.is_here() {
+            return vec![None; self.size()];
+        }
+        let places = self.member.transport.places.iter();
+        places.map(|place| lock(place).map(|(call, at)| call.place(at.elapsed()))).collect()
+    }
+
+    fn pending_fault(&self) -> Option<(Call, Fault)> {
+        self.is_here().then(|| self.channel.pending_fault())?
+    }
+
+    fn notify_abort(&self, call: &Call, reason: &str) {
+        if self.is_here() {
+            self.channel.give_up(self.member.me, call, reason);
+        }
+    }
+
+    fn reset(&self, call: &Call) -> Result<Reset, Fault> {
+        self.check_process()?;
+        self.channel.reset(self.member.me, call).map(|()| Reset::Done)
     }
 }
 
 impl Drop for LocalExchange {
     fn drop(&mut self) {
-        self.group.lock().gone[self.me] = true;
-        self.group.changed.notify_all();
+        if self.is_here() && self.channel.leave(self.member.me) {
+            let channel = &self.channel;
+            lock(&self.member.transport.channels).open.retain(|_, open| !Arc::ptr_eq(open, channel));
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if !self.transport.maker.is_here() {
+            return;
+        }
+        let mut channels = lock(&self.transport.channels);
+        channels.gone[self.me] = true;
+        // Those that this member has never opened: peers that wait there wait for nobody.
+        channels.open.retain(|_, channel| !channel.leave(self.me));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exchange::Operation;
     use std::sync::Barrier;
     use std::thread;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     fn call(step: u64, ms: u64) -> Call {
         Call {
             head: 1,
+            instance: 0,
             epoch: 0,
             step,
             operation: Operation::GatherRows,
             terms: 0,
             began: Instant::now(),
-            timeout: Duration::from_millis(ms),
+            deadline: Instant::now() + Duration::from_millis(ms),
         }
     }
 
@@ -379,7 +338,7 @@ mod tests {
             let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
             if e.me() == 0 {
                 e.all_gather_v(&call(3, 9000), &[0, 1], &[1], &mut slices).unwrap();
-                e.abandon(&call(4, 9000), "enough");
+                e.notify_abort(&call(4, 9000), "enough");
                 return;
             }
             e.all_gather_v(&call(3, 9000), &[0, 1], &[1], &mut slices).unwrap();
@@ -422,7 +381,7 @@ mod tests {
                 let mut recv = [[0u8; 1]; 3];
                 let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
                 if e.me() == 2 {
-                    e.abandon(&call(round, 9000), "enough");
+                    e.notify_abort(&call(round, 9000), "enough");
                 } else {
                     let fault =
                         e.all_gather_v(&call(round, 9000), &[0, 1, 2], &[1], &mut slices).unwrap_err();
@@ -442,6 +401,135 @@ mod tests {
             let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
             let fault = e.all_gather_v(&call(e.me() as u64, 9000), &[0, 1], &[1], &mut slices).unwrap_err();
             assert!(matches!(fault, Fault::OtherCall { member, .. } if member != e.me()), "{fault:?}");
+        });
+    }
+
+    #[test]
+    fn channels_do_not_meet_and_a_left_one_is_lost() {
+        each(2, |e| {
+            let (first, a) = e.channel(7).unwrap();
+            let (second, b) = e.channel(7).unwrap();
+            let (other, c) = e.channel(8).unwrap();
+            assert_eq!([first, second, other], [0, 1, 0]);
+            let gather = |on: &dyn Exchange, byte: u8| {
+                let mut recv = [[0u8; 1]; 2];
+                let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
+                on.all_gather_v(&call(0, 9000), &[0, 1], &[byte], &mut slices).map(|()| recv)
+            };
+            // In another order on each, by a thread each.
+            thread::scope(|scope| {
+                let mut all = [(&a, 1u8), (&b, 2), (&c, 3)];
+                if e.me() == 1 {
+                    all.reverse();
+                }
+                for (on, byte) in all {
+                    scope.spawn(move || assert_eq!(gather(&**on, byte), Ok([[byte]; 2])));
+                }
+            });
+            if e.me() == 0 {
+                drop(a);
+            } else {
+                assert_eq!(gather(&*a, 1), Err(Fault::Lost { members: vec![0] }));
+            }
+            assert_eq!(gather(&*b, 4), Ok([[4]; 2]));
+            // A member that leaves altogether is lost in channels that it never opened.
+            if e.me() == 0 {
+                drop((e, b, c));
+            } else {
+                let (_, late) = e.channel(9).unwrap();
+                assert_eq!(gather(&*late, 1), Err(Fault::Lost { members: vec![0] }));
+            }
+        });
+    }
+
+    #[test]
+    fn channels_that_all_have_left_are_forgotten() {
+        let endpoints = group(2);
+        for _ in 0..10 {
+            let channels: Vec<_> = endpoints.iter().map(|e| e.channel(7).unwrap()).collect();
+            assert_eq!(lock(&endpoints[0].member.transport.channels).open.len(), 1);
+            drop(channels);
+            assert!(lock(&endpoints[0].member.transport.channels).open.is_empty());
+        }
+    }
+
+    #[test]
+    fn messages_for_a_part_of_the_members_do_not_stay_for_the_others() {
+        each(4, |e| {
+            for step in 0..100 {
+                let pair = [e.me() % 2, e.me() % 2 + 2];
+                let (mut a, mut b) = ([9u8], [9u8]);
+                e.all_gather_v(&call(step, 9000), &pair, &[e.me() as u8], &mut [&mut a, &mut b]).unwrap();
+                assert_eq!([usize::from(a[0]), usize::from(b[0])], pair);
+            }
+            let mut recv = [[0u8; 1]; 4];
+            let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
+            e.all_gather_v(&call(100, 9000), &[0, 1, 2, 3], &[e.me() as u8], &mut slices).unwrap();
+            assert_eq!(recv, [[0], [1], [2], [3]]);
+            let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
+            e.all_gather_v(&call(101, 9000), &[0, 1, 2, 3], &[0], &mut slices).unwrap();
+            assert!(e.channel.kept() <= 4 * 9, "{} messages", e.channel.kept());
+        });
+    }
+
+    #[test]
+    fn arguments_that_do_not_fit_are_refused_by_name() {
+        let e = group(2).remove(1);
+        let (mut a, mut b) = ([0u8], [0u8]);
+        for members in [&[0, 2][..], &[1, 0], &[0], &[0, 1, 7]] {
+            let fault = e.all_gather_v(&call(0, 50), members, &[1], &mut [&mut a, &mut b]).unwrap_err();
+            assert!(
+                matches!(&fault, Fault::Broken { problem, .. } if problem.contains("of 0..2")),
+                "{fault:?}"
+            );
+        }
+        let fault = e.all_gather_v(&call(0, 50), &[0, 1], &[1], &mut [&mut a]).unwrap_err();
+        assert!(
+            matches!(&fault, Fault::Broken { problem, .. } if problem.contains("wanted 2 receive buffers"))
+        );
+        let fault = e.all_to_all_v(&call(0, 50), &[&[1]], &mut [&mut a, &mut b]).unwrap_err();
+        assert!(
+            matches!(&fault, Fault::Broken { problem, .. } if problem.contains("wanted 2 pieces to send"))
+        );
+    }
+
+    #[test]
+    fn hundreds_of_members_meet() {
+        for size in [256, 512] {
+            let endpoints = group(size);
+            let everyone: Vec<usize> = (0..size).collect();
+            thread::scope(|scope| {
+                for e in &endpoints {
+                    let everyone = &everyone;
+                    scope.spawn(move || {
+                        for step in 0..3 {
+                            let mut recv = vec![0u8; 2 * size];
+                            let mut slices: Vec<&mut [u8]> = recv.chunks_mut(2).collect();
+                            let mine = (e.me() as u16).to_le_bytes();
+                            e.all_gather_v(&call(step, 30_000), everyone, &mine, &mut slices).unwrap();
+                            let got =
+                                recv.as_chunks::<2>().0.iter().map(|b| usize::from(u16::from_le_bytes(*b)));
+                            assert!(got.eq(0..size));
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_try_to_reset_that_one_gives_up_ends_for_all_and_the_next_comes_about() {
+        each(3, |e| {
+            let rebuild = |ms| Call { operation: Operation::Rebuild, ..call(0, ms) };
+            for _ in 0..50 {
+                if e.me() == 2 {
+                    e.notify_abort(&rebuild(9000), "not yet");
+                } else {
+                    let fault = Fault::Abandoned { member: 2, reason: "not yet".into() };
+                    assert_eq!(e.reset(&rebuild(9000)), Err(fault));
+                }
+                assert_eq!(e.reset(&rebuild(9000)), Ok(Reset::Done));
+            }
         });
     }
 }

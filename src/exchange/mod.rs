@@ -2,164 +2,40 @@
 //! [`Exchange::all_to_all_v`]. A transport knows ranks, bytes and deadlines; it knows nothing of logits.
 //!
 //! * [`local`]: ranks are threads of one process.
+//! * [`Call`], [`Place`] and [`Fault`]: which collective it is, where a member is, and how a collective ends
+//!   badly.
 //! * [`columns`]: puts gathered logits in row order; the only place that knows that layout.
 
+mod call;
 pub mod columns;
 pub mod local;
 
-use crate::error::{Disagreement, Error};
-use std::fmt;
-use std::time::{Duration, Instant};
+pub use call::{Call, Fault, Operation, Place};
 
-/// What a collective carries; named in every error of it.
+use std::sync::Arc;
+
+/// What a transport did to bring a group back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Operation {
-    /// The agreement of all ranks when a head is created or rebuilt.
-    Create,
-    /// The headers that check a step's contract.
-    Contract,
-    /// Hidden rows.
-    GatherRows,
-    /// Logits or candidates.
-    ExchangeResults,
-    /// How long each shard's slice of the adjustments is.
-    AdjustmentSizes,
-    /// Each shard's slice of the adjustments.
-    Adjustments,
-    /// The ids whose logprobs are asked for.
-    Targets,
-    /// The logits of those ids, from the shards that have them.
-    TargetLogits,
-    /// How each row is sampled.
-    SamplingParams,
-    /// Each shard's largest logits.
-    LargestLogits,
-    /// Each shard's histograms of logits, to the rows' owners.
-    Histograms,
-    /// Where the owners cut the logits of their rows.
-    Cuts,
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Operation::Create => "creation of the head",
-            Operation::Contract => "exchange of step headers",
-            Operation::GatherRows => "all_gather of hidden rows",
-            Operation::ExchangeResults => "all_to_all of results",
-            Operation::AdjustmentSizes => "all_to_all of adjustment sizes",
-            Operation::Adjustments => "all_to_all of adjustments",
-            Operation::Targets => "all_gather of targets",
-            Operation::TargetLogits => "all_gather of target logits",
-            Operation::SamplingParams => "all_gather of sampling parameters",
-            Operation::LargestLogits => "all_gather of largest logits",
-            Operation::Histograms => "all_to_all of histograms",
-            Operation::Cuts => "all_to_all of cuts",
-        })
-    }
-}
-
-/// One collective call: which it is, and until when its peers are waited for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Call {
-    /// Tells heads that share a transport apart.
-    pub head: u32,
-    pub epoch: u32,
-    pub step: u64,
-    pub operation: Operation,
-    /// Digest of what all members must have in common in this step: mode, request, counts, settings.
-    pub terms: u64,
-    /// When the call began and how long it may take.
-    pub began: Instant,
-    pub timeout: Duration,
-}
-
-impl Call {
-    /// Time that is left before the deadline.
-    pub fn left(&self) -> Duration {
-        self.timeout.saturating_sub(self.began.elapsed())
-    }
-
-    /// True when `other` is the same call as seen by another rank.
-    pub fn same_as(&self, other: &Call) -> bool {
-        (self.head, self.epoch, self.step, self.operation, self.terms)
-            == (other.head, other.epoch, other.step, other.operation, other.terms)
-    }
-
-    /// What a member in `self` is doing, as told to one in `other`.
-    pub fn told_to(&self, other: &Call) -> String {
-        if self.head != other.head {
-            let id = self.head;
-            return format!("the {} of step {} of another head (id {id:#010x})", self.operation, self.step);
-        }
-        if (self.epoch, self.step, self.operation) == (other.epoch, other.step, other.operation) {
-            return format!("the {} with another mode, request or counts", self.operation);
-        }
-        format!("the {} of step {} (epoch {})", self.operation, self.step, self.epoch)
-    }
-}
-
-/// How a collective can end other than well. The group is then in an unknown state until [`Exchange::reset`].
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum Fault {
-    /// These members did not come before the deadline.
-    Timeout { missing: Vec<usize> },
-    /// These members are gone for good.
-    Lost { members: Vec<usize> },
-    /// A member gave up its step, or found a fault of its own, and said why.
-    Abandoned { member: usize, reason: String },
-    /// Members sent another number of bytes than was wanted: `(member, wanted, got)`. Every receive buffer holds the
-    /// first `min(wanted, got)` bytes of what its peer sent.
-    Length { peers: Vec<(usize, usize, usize)> },
-    /// A member is in another call.
-    OtherCall { member: usize, theirs: String },
-    /// The group has failed before, in another call than the one that reports it.
-    Earlier { call: Box<Call>, fault: Box<Fault> },
-    /// The transport broke.
-    Broken { problem: String, fix: String },
-}
-
-impl Fault {
-    /// The error that a rank reports for this fault in `call`. Members become the group's global `ranks`.
-    pub fn into_error(self, call: &Call, ranks: &[usize]) -> Error {
-        let rank = |member: usize| ranks.get(member).copied().unwrap_or(member);
-        let all = |members: Vec<usize>| members.into_iter().map(rank).collect();
-        let operation = call.operation.to_string();
-        let mismatch = |field: &str, said: Vec<(Vec<usize>, String)>| Error::StepMismatch {
-            step: call.step,
-            disagreements: vec![Disagreement { field: field.into(), said }],
-        };
-        match self {
-            Fault::Timeout { missing } => {
-                Error::Timeout { step: call.step, operation, after: call.timeout, missing: all(missing) }
-            }
-            Fault::Lost { members } => Error::RankLost { step: call.step, operation, ranks: all(members) },
-            Fault::Abandoned { member, reason } => mismatch("abandoned", vec![(vec![rank(member)], reason)]),
-            Fault::Length { peers } => {
-                let said = |(member, wanted, got)| {
-                    (
-                        vec![rank(member)],
-                        format!("{got} bytes where {wanted} were expected in the {operation}"),
-                    )
-                };
-                mismatch("counts", peers.into_iter().map(said).collect())
-            }
-            Fault::OtherCall { member, theirs } => {
-                let what = format!("{theirs} where the {operation} of step {} was expected", call.step);
-                mismatch("order", vec![(vec![rank(member)], what)])
-            }
-            Fault::Earlier { call, fault } => fault.into_error(&call, ranks),
-            Fault::Broken { problem, fix } => Error::Exchange { operation, problem, fix },
-        }
-    }
+pub enum Reset {
+    /// The channel works again, with everything undelivered dropped.
+    Done,
+    /// This transport cannot: a new exchange and new heads are needed on every rank.
+    Reconnect,
 }
 
 /// A transport between the members `0..size` of one head group.
 ///
-/// Every member makes the same calls in the same order, one at a time: heads that share an endpoint are stepped one after
-/// the other. A call returns by its deadline, whatever the peers do. Buffers are host memory; a transport of device memory extends this trait together with the backend that needs it.
+/// **Channels.** Every head opens a channel of its own with [`Exchange::channel`]. Calls of different
+/// channels never meet, and may come from different threads at the same time. Within one channel every member
+/// makes the same calls in the same order, one at a time.
+///
+/// **Deadlines.** A call returns by its [`Call::deadline`], whatever the peers do.
+///
+/// **Bad arguments** (members out of range or out of order, a wrong number of pieces) are a [`Fault::Broken`]
+/// at once, before anything is sent; [`check_members`] and [`check_pieces`] say what is legal.
+///
+/// Buffers are host memory. Pieces of 0 bytes are legal everywhere, and their pointers are never read.
 pub trait Exchange: Send + Sync {
     /// `local`, `mpi`, ...
     fn name(&self) -> &'static str;
@@ -170,8 +46,19 @@ pub trait Exchange: Send + Sync {
     /// The caller's member number.
     fn me(&self) -> usize;
 
+    /// Opens this member's next channel for the heads of id `head`, and says which it is: 0 for the first of
+    /// that head, then 1, and so on. Members that open their channels of a head in the same order get
+    /// channels that belong together. Never waits for the peers.
+    ///
+    /// A transport without channels of its own (tags, communicators) may return itself under another number;
+    /// its heads are then stepped one after the other, in the same order on every rank.
+    ///
+    /// # Errors
+    /// `Broken` where the transport has no channel left.
+    fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault>;
+
     /// Every member of `members` (ascending, the caller among them) sends `send` to all of them; `recv[i]` is what
-    /// `members[i]` sent, the caller's own included. Sizes may differ by member; 0 is legal.
+    /// `members[i]` sent, the caller's own included. Sizes may differ by member.
     ///
     /// # Errors
     /// A [`Fault`]; see there what the buffers then hold.
@@ -189,12 +76,67 @@ pub trait Exchange: Send + Sync {
     /// A [`Fault`]; see there what the buffers then hold.
     fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault>;
 
-    /// Tells the peers, as far as the transport can, that the caller will not finish `call`'s step. Never blocks.
-    fn abandon(&self, call: &Call, reason: &str);
+    /// Where this member is. The head says so before every operation and at the beginning of every step; a
+    /// transport that can, lets the peers know. Never blocks.
+    fn note(&self, call: &Call) {
+        let _ = call;
+    }
 
-    /// Brings a group back after a fault: returns when all members have called it, with everything undelivered dropped.
+    /// The last known place of each member, in any channel of this transport; `None` where nothing is known.
+    fn places(&self) -> Vec<Option<Place>> {
+        vec![None; self.size()]
+    }
+
+    /// The fault that this channel is in, and the call that it happened in: polled while a device is waited
+    /// for.
+    fn pending_fault(&self) -> Option<(Call, Fault)> {
+        None
+    }
+
+    /// Tells the peers of this channel, as far as the transport can, that the caller will not finish `call`'s
+    /// step, and why. Their waits end at once. Never blocks.
+    fn notify_abort(&self, call: &Call, reason: &str);
+
+    /// Brings a channel back after a fault: returns when all members have called it, with everything
+    /// undelivered dropped; or says that this transport cannot.
     ///
     /// # Errors
     /// `Timeout` naming the members that did not come, `Lost` naming those that cannot.
-    fn reset(&self, call: &Call) -> Result<(), Fault>;
+    fn reset(&self, call: &Call) -> Result<Reset, Fault>;
+}
+
+/// Refuses members that an exchange of `size` members, of which the caller is `me`, cannot gather over, and a
+/// number of receive buffers that is not theirs.
+///
+/// # Errors
+/// `Broken`, saying what was wanted.
+pub fn check_members(size: usize, me: usize, members: &[usize], buffers: usize) -> Result<(), Fault> {
+    let ascending = members.windows(2).all(|pair| pair[0] < pair[1]);
+    let in_range = members.last().is_none_or(|&last| last < size);
+    if !ascending || !in_range || !members.contains(&me) {
+        return Err(Fault::Broken {
+            problem: format!("wanted ascending members of 0..{size} with {me} among them, got {members:?}"),
+            fix: "make the exchange for as many ranks as the head group has".into(),
+        });
+    }
+    check_count("receive buffers", members.len(), buffers)
+}
+
+/// Refuses other numbers of pieces than an exchange of `size` members takes.
+///
+/// # Errors
+/// `Broken`, saying what was wanted.
+pub fn check_pieces(size: usize, send: usize, recv: usize) -> Result<(), Fault> {
+    check_count("pieces to send", size, send)?;
+    check_count("receive buffers", size, recv)
+}
+
+fn check_count(what: &str, wanted: usize, got: usize) -> Result<(), Fault> {
+    if wanted == got {
+        return Ok(());
+    }
+    Err(Fault::Broken {
+        problem: format!("wanted {wanted} {what}, one for each member, got {got}"),
+        fix: "make the exchange for as many ranks as the head group has".into(),
+    })
 }

@@ -2,10 +2,11 @@
 
 use super::LmHead;
 use crate::backend::HeadTypes;
+use crate::digest;
 use crate::error::{Disagreement, Error, Result};
 use crate::exchange::{Call, Fault, Operation};
 use crate::result::StepStats;
-use crate::step::{self, HEADER_BYTES, Header, Mode, Ticket};
+use crate::step::{self, Agreed, HEADER_BYTES, Header, Mode, Ticket};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -16,6 +17,10 @@ impl LmHead {
     /// What all ranks must have in common, by the names that messages use.
     fn settings(&self) -> BTreeMap<&'static str, String> {
         let c = &self.config;
+        let fingerprint = match self.shard.fingerprint() {
+            Some(fingerprint) => format!("a checkpoint of fingerprint {fingerprint:#018x}"),
+            None => "weights without a fingerprint".into(),
+        };
         BTreeMap::from([
             ("backend", self.backend.fingerprint(HeadTypes::of(&self.shard, self.hidden_dtype))),
             ("bias", self.shard.bias().is_some().to_string()),
@@ -25,6 +30,7 @@ impl LmHead {
             ("hidden_size", c.hidden_size.to_string()),
             ("logit_scale", c.logit_scale.to_string()),
             ("logprobs_chunk_bytes", c.logprobs_chunk_bytes.to_string()),
+            ("instance", self.instance.to_string()),
             ("name", c.name.clone()),
             ("quantization", c.quantization.to_string()),
             ("split_rows_over_tp", c.split_rows_over_tp.to_string()),
@@ -32,12 +38,15 @@ impl LmHead {
             ("verify", c.verify.to_string()),
             ("vocab_size", c.vocab_size.to_string()),
             ("weights", self.shard.matrix().dtype().to_string()),
+            ("weights_fingerprint", fingerprint),
+            ("weights_version", self.weights_version.to_string()),
         ])
     }
 
     pub(super) fn creation_header(&self, length: u64, digest: u64) -> Header {
         Header {
             head: self.id,
+            instance: self.instance,
             epoch: self.epoch,
             mode: Mode::Create,
             verify: self.config.verify,
@@ -47,32 +56,40 @@ impl LmHead {
             rows: 0,
             counts: length,
             agreement: digest,
+            weights_version: self.weights_version,
+            inputs: 0,
         }
+    }
+
+    /// A call of a creation or a rebuilding that begins now.
+    pub(super) fn creation_call(&self, operation: Operation) -> Call {
+        Call { step: 0, ..self.call_from_now(operation, self.config.create_timeout) }
     }
 
     /// The collective part of creation: every rank's digest of its settings; where those differ, the settings themselves, so
     /// that the error can name them. A rank with a `refusal` sends that instead, and gets it back as its own error. The epoch
     /// becomes the highest that any rank has.
-    pub(super) fn agree_on_settings(&mut self, refusal: Option<Error>) -> Result<()> {
+    pub(super) fn agree_on_settings(&mut self, call: &Call, refusal: Option<Error>) -> Result<()> {
         let mut settings = self.settings();
         if let Some(refusal) = &refusal {
             settings.insert(REFUSED, refusal.to_string());
         }
         let text = serde_json::to_vec(&settings).expect("a map of strings is JSON");
-        self.agreement = step::digest(&text);
+        self.agreement = digest::of_bytes(&text);
         if self.group.size() == 1 {
             return refusal.map_or(Ok(()), Err);
         }
-        let agreed = self.compare_settings(&text);
+        let agreed = self.compare_settings(call, &text);
         refusal.map_or(agreed, Err)
     }
 
-    fn compare_settings(&mut self, text: &[u8]) -> Result<()> {
+    fn compare_settings(&mut self, call: &Call, text: &[u8]) -> Result<()> {
         let mine = self.creation_header(text.len() as u64, self.agreement);
-        let call = step::call(&mine, Operation::Create, self.config.timeout);
+        let call = Call { terms: mine.terms(), ..*call };
+        self.exchange.note(&call);
         let members: Vec<usize> = (0..self.group.size()).collect();
         let ranks = self.group.ranks().to_vec();
-        let mismatch = |disagreements| Err(Error::StepMismatch { step: 0, disagreements });
+        let mismatch = |disagreements| Err(Error::mismatch(0, disagreements));
 
         let mut headers = vec![[0; HEADER_BYTES]; members.len()];
         let mut slices: Vec<&mut [u8]> = headers.iter_mut().map(|h| &mut h[..]).collect();
@@ -106,7 +123,7 @@ impl LmHead {
         let mut texts: Vec<Vec<u8>> =
             decoded.iter().map(|h| vec![0; h.counts.min(1 << 20) as usize]).collect();
         let mut slices: Vec<&mut [u8]> = texts.iter_mut().map(Vec::as_mut_slice).collect();
-        let call = step::call(&self.creation_header(0, 0), Operation::Create, self.config.timeout);
+        let call = Call { terms: 0, epoch: self.epoch, ..call };
         match self.exchange.all_gather_v(&call, &members, text, &mut slices) {
             Ok(()) | Err(Fault::OtherCall { .. }) => {}
             Err(fault) => return Err(fault.into_error(&call, &ranks)),
@@ -131,26 +148,16 @@ impl LmHead {
         mismatch(keys.into_iter().filter_map(|key| step::disagreement(key, said(key))).collect())
     }
 
-    /// The exchange of headers over the whole group; the rows of each replica come out, and whether any rank has adjustments.
-    pub(super) fn check_contract(
-        &self,
-        ticket: &Ticket,
-        stats: &mut StepStats,
-    ) -> Result<(Vec<usize>, bool)> {
+    /// The exchange of headers over the whole group.
+    pub(super) fn check_contract(&mut self, ticket: &Ticket, stats: &mut StepStats) -> Result<Agreed> {
         let began = Instant::now();
         let members: Vec<usize> = (0..self.group.size()).collect();
         let mut headers = vec![[0; HEADER_BYTES]; members.len()];
         let mut slices: Vec<&mut [u8]> = headers.iter_mut().map(|h| &mut h[..]).collect();
-        let call = ticket.call(Operation::Contract);
-        let gathered = self.exchange.all_gather_v(&call, &members, &ticket.header.encode(), &mut slices);
-        let rows = self.judge(ticket, &call, gathered, &members, &headers)?;
-        let peers = (members.len() - 1) as u64;
-        stats.bytes_sent += peers * HEADER_BYTES as u64;
-        stats.bytes_received += peers * HEADER_BYTES as u64;
-        stats.rounds += 1;
+        let (operation, own) = (Operation::Contract, ticket.header.encode());
+        let agreed = self.gather_pieces((ticket, stats), operation, &members, &own, &mut slices, true)?;
         stats.contract = began.elapsed();
-        let adjusted = headers.iter().filter_map(Header::decode).any(|h| h.adjusted);
-        Ok(((0..self.group.replicas()).map(|replica| rows[replica * self.group.tp()]).collect(), adjusted))
+        Ok(agreed.expect("headers were asked for"))
     }
 
     /// Turns what a collective with headers delivered into the members' rows. Where ranks disagree, the headers say more
@@ -162,7 +169,7 @@ impl LmHead {
         gathered: std::result::Result<(), Fault>,
         members: &[usize],
         headers: &[[u8; HEADER_BYTES]],
-    ) -> Result<Vec<usize>> {
+    ) -> Result<Agreed> {
         let agreed =
             || step::agree(&self.group, members, headers, &ticket.header, &self.config.name, &ticket.counts);
         match gathered {

@@ -26,6 +26,7 @@ use crate::exchange::Operation;
 use crate::merge::{Candidate, PartialSpec, RowPartial};
 use crate::result::{Answer, Output, Request, RowInputs, RowStatus};
 use crate::rows::HiddenRows;
+use crate::step::HEADER_BYTES;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -359,15 +360,20 @@ impl Step<'_> {
         }
         let shards: Vec<Range<usize>> = (0..group.size()).map(|m| group.shard(vocab_size, m)).collect();
         let owner = |id: u32| shards.partition_point(|shard| shard.end <= id as usize);
-        let mut sizes = vec![0; group.size()];
+        let with_header = self.compares_now();
+        let extra = if with_header { HEADER_BYTES } else { 0 };
+        let mut sizes = vec![extra; group.size()];
         chunk.targets.iter().for_each(|target| sizes[owner(target.id)] += 4);
         send.clear();
+        if with_header {
+            send.extend(self.ticket.header.encode());
+        }
         send.extend(known.iter().flat_map(|value| value.to_le_bytes()));
         let members: Vec<usize> = (0..group.size()).collect();
         let mut pieces: Vec<_> = self
-            .all_gather(Operation::TargetLogits, &members, send, &sizes, recv)?
+            .all_gather_with(Operation::TargetLogits, &members, send, &sizes, recv, with_header)?
             .into_iter()
-            .map(|piece| piece.as_chunks::<4>().0.iter())
+            .map(|piece| piece[extra..].as_chunks::<4>().0.iter())
             .collect();
         for target in &mut chunk.targets {
             let bytes = pieces[owner(target.id)].next().expect("as many as were counted");

@@ -2,7 +2,8 @@
 //! `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
 
 use super::buffers::{cut, cut_shared, resize, sum};
-use super::{LmHead, Scratch};
+use super::recorder::Outcome;
+use super::{LmHead, Scratch, inputs};
 use crate::adjust::ShardAdjustments;
 use crate::backend::{Job, LogitsOut};
 use crate::dtype::DType;
@@ -25,6 +26,8 @@ pub struct Step<'h> {
     pub(super) counts: Option<Vec<usize>>,
     /// Whether any rank has adjustments.
     pub(super) adjusted: bool,
+    /// The tensor-parallel ranks of each replica have compared their inputs.
+    pub(super) compared: bool,
     pub(super) stats: StepStats,
     pub(super) done: bool,
 }
@@ -35,9 +38,9 @@ impl Step<'_> {
         self.counts.as_deref()
     }
 
-    /// Runs the step on this rank's hidden rows. Collective; returns by the deadline of its operations. With tensor parallelism
-    /// every rank of a replica passes the same rows (their bytes are not compared), and is answered all of them, or with
-    /// `split_rows_over_tp` its part.
+    /// Runs the step on this rank's hidden rows. Collective; returns by the deadline that its beginning set.
+    /// With tensor parallelism every rank of a replica passes the same rows (a verified step compares their
+    /// digests), and is answered all of them, or with `split_rows_over_tp` its part.
     ///
     /// # Errors
     /// `Shape` or `Dtype` where the rows are not those announced; `StepMismatch`, `Timeout`, `RankLost` where a peer is
@@ -47,7 +50,7 @@ impl Step<'_> {
     }
 
     /// [`Step::run`] with what else belongs to the rows. The tensor-parallel ranks of a replica pass the same inputs, as they pass
-    /// the same rows; their contents are not compared.
+    /// the same rows; a verified step compares their digests.
     ///
     /// # Errors
     /// As [`Step::run`], and `Shape` or `Request` naming the row where the inputs do not fit the rows or the vocabulary.
@@ -55,11 +58,16 @@ impl Step<'_> {
         let mut scratch = std::mem::take(&mut self.head.scratch);
         let result = self.pipeline(hidden, inputs, &mut scratch);
         self.head.scratch = scratch;
-        // Not before: a panic in the pipeline is seen by `drop`.
-        self.done = true;
-        if let Err(error) = &result {
-            self.head.fail(&self.ticket, error);
+        let outcome = if result.is_ok() { Outcome::Finished } else { Outcome::Failed };
+        let group_rows = self.counts.as_ref().map(|counts| counts.iter().map(|n| *n as u64).sum());
+        self.head.recorder.end(outcome, group_rows);
+        let call = self.ticket.call(Operation::Idle);
+        let result = result.map_err(|error| self.head.failed(&call, error));
+        if result.is_ok() {
+            self.head.exchange.note(&call);
         }
+        // Not before: a panic in any of this is seen by `drop`.
+        self.done = true;
         result
     }
 
@@ -69,10 +77,14 @@ impl Step<'_> {
         inputs: &RowInputs<'_>,
         scratch: &mut Scratch,
     ) -> Result<Answer> {
+        self.head.maker.check("the head")?;
         self.check_rows(&hidden)?;
         self.check_targets(inputs)?;
         self.check_sampling(inputs)?;
         self.check_adjustments(inputs)?;
+        if self.shares_inputs() {
+            self.ticket.header.inputs = inputs::digest(&hidden, inputs);
+        }
         if let Request::Logprobs { top_n, .. } = self.ticket.request {
             return self.logprobs(hidden, inputs, top_n, scratch);
         }
@@ -94,6 +106,23 @@ impl Step<'_> {
             }
             Request::Logprobs { .. } | Request::Sample => unreachable!("answered above"),
         }
+    }
+
+    /// The tensor-parallel ranks of a replica compare their inputs in this step: where headers are exchanged
+    /// at all.
+    fn shares_inputs(&self) -> bool {
+        let group = &self.head.group;
+        group.size() > 1
+            && group.tp() > 1
+            && (self.ticket.verified || self.ticket.header.mode == Mode::Capacity)
+    }
+
+    /// Whether the next operation of all members carries headers: the first one in which the inputs are
+    /// known. In capacity mode only ranks of one tensor-parallel index have seen each other's headers before.
+    pub(super) fn compares_now(&mut self) -> bool {
+        let now = self.shares_inputs() && !self.compared;
+        self.compared |= now;
+        now
     }
 
     /// The rows must be those that the ticket announced.
@@ -134,15 +163,14 @@ impl Step<'_> {
         send_rows: &'b mut Vec<u8>,
         gathered: &'b mut Vec<u8>,
     ) -> Result<(HiddenRows<'b>, Vec<usize>)> {
-        let head = &*self.head;
-        if head.group.replicas() == 1 {
+        let group = &self.head.group;
+        if group.replicas() == 1 {
             return Ok((hidden, vec![hidden.len()]));
         }
         let began = Instant::now();
-        let members = head.group.row_members();
-        let me = members.iter().position(|&m| m == head.group.me()).expect("a member of its own rows");
-        let (bytes, what) = (hidden.row_bytes(), "gathered rows");
-        let call = self.ticket.call(Operation::GatherRows);
+        let members = group.row_members();
+        let (bytes, what, operation) = (hidden.row_bytes(), "gathered rows", Operation::GatherRows);
+        let books = (&self.ticket, &mut self.stats);
         let counts = match &self.counts {
             Some(counts) => {
                 let send = match hidden.contiguous() {
@@ -155,11 +183,8 @@ impl Step<'_> {
                 };
                 let total = sum(counts, "row counts")?;
                 resize(gathered, [total, bytes, 1], what)?;
-                let sizes = counts.iter().map(|rows| rows * bytes);
-                let mut slices = cut(gathered, sizes);
-                head.exchange
-                    .all_gather_v(&call, &members, send, &mut slices)
-                    .map_err(|fault| fault.into_error(&call, head.group.ranks()))?;
+                let mut slices = cut(gathered, counts.iter().map(|rows| rows * bytes));
+                self.head.gather_pieces(books, operation, &members, send, &mut slices, false)?;
                 counts.clone()
             }
             None => {
@@ -175,10 +200,9 @@ impl Step<'_> {
                 padding.fill(0);
                 resize(gathered, [payload, members.len(), 1], what)?;
                 let mut slices = cut(gathered, members.iter().map(|_| payload));
-                let delivered = head.exchange.all_gather_v(&call, &members, send_rows, &mut slices);
-                let headers: Vec<[u8; HEADER_BYTES]> =
-                    slices.iter().map(|s| s[..HEADER_BYTES].try_into().expect("a header's bytes")).collect();
-                let counts = head.judge(&self.ticket, &call, delivered, &members, &headers)?;
+                let agreed =
+                    self.head.gather_pieces(books, operation, &members, send_rows, &mut slices, true)?;
+                let counts = agreed.expect("headers were asked for").rows;
                 if let Some(replica) = counts.iter().position(|&rows| rows > max) {
                     return Err(Error::shape(
                         format!("rows of replica {replica}"),
@@ -198,19 +222,6 @@ impl Step<'_> {
                 counts
             }
         };
-        self.stats.rounds += 1;
-        let padded = match self.ticket.counts {
-            RowCounts::Capacity { max, .. } if self.counts.is_none() => Some(HEADER_BYTES + max * bytes),
-            _ => None,
-        };
-        for (replica, rows) in counts.iter().enumerate() {
-            let size = |rows: usize| padded.unwrap_or(rows * bytes) as u64;
-            if replica == me {
-                self.stats.bytes_sent += size(*rows) * (members.len() - 1) as u64;
-            } else {
-                self.stats.bytes_received += size(*rows);
-            }
-        }
         self.stats.gather = began.elapsed();
         self.counts = Some(counts.clone());
         let total = counts.iter().sum();
@@ -358,8 +369,7 @@ impl Step<'_> {
     ) -> Result<Vec<&'b [u8]>> {
         let (size, me) = (self.head.group.size(), self.head.group.me());
         let mine = self.answered(counts, me).len();
-        // In capacity mode only ranks of one tp index have seen each other's headers; here all meet.
-        let with_header = self.ticket.header.mode == Mode::Capacity && self.head.group.tp() > 1;
+        let with_header = self.compares_now();
         let extra = if with_header { HEADER_BYTES } else { 0 };
         let outgoing = |member| {
             let rows = self.answered(counts, member);
@@ -376,21 +386,9 @@ impl Step<'_> {
         let sizes: Vec<usize> = (0..size).map(|member| mine * stride(member) + extra).collect();
         resize(recv, [sum(&sizes, "results")?, 1, 1], "results of the other shards")?;
         let mut slices = cut(recv, sizes.iter().copied());
-        let call = self.ticket.call(Operation::ExchangeResults);
-        let delivered = self.head.exchange.all_to_all_v(&call, &messages, &mut slices);
-        if with_header {
-            let everyone: Vec<usize> = (0..size).collect();
-            let headers: Vec<[u8; HEADER_BYTES]> =
-                slices.iter().map(|s| s[..HEADER_BYTES].try_into().expect("a header's bytes")).collect();
-            self.head.judge(&self.ticket, &call, delivered, &everyone, &headers)?;
-        } else {
-            delivered.map_err(|fault| fault.into_error(&call, self.head.group.ranks()))?;
-        }
-        let to_others =
-            messages.iter().enumerate().filter(|(m, _)| *m != me).map(|(_, bytes)| bytes.len() as u64);
-        self.stats.bytes_sent += to_others.sum::<u64>();
-        self.stats.bytes_received += (recv.len() - sizes[me]) as u64;
-        self.stats.rounds += 1;
+        let books = (&self.ticket, &mut self.stats);
+        let operation = Operation::ExchangeResults;
+        self.head.exchange_pieces(books, operation, &messages, &mut slices, with_header)?;
         Ok(cut_shared(recv, &sizes).into_iter().map(|message| &message[extra..]).collect())
     }
 }
@@ -405,11 +403,7 @@ impl Drop for Step<'_> {
         } else {
             "dropped the step without running it"
         };
-        if self.head.group.size() > 1 {
-            let call = self.ticket.call(Operation::GatherRows);
-            self.head.exchange.abandon(&call, reason);
-        }
-        self.head.poisoned = Some(format!("step {}: this rank {reason}", self.ticket.header.sequence));
+        self.head.give_up(&self.ticket.call(Operation::Idle), reason);
     }
 }
 

@@ -33,7 +33,7 @@ use crate::sampling::cut::{Kept, Sum};
 use crate::sampling::mass::Scale;
 use crate::sampling::score::Drawn;
 use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
-use crate::step::{self, HEADER_BYTES, Mode};
+use crate::step::{self, HEADER_BYTES};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -91,8 +91,7 @@ impl Step<'_> {
         if group.size() == 1 {
             return Ok(own.to_vec());
         }
-        // In capacity mode only ranks of one tp index have seen each other's headers; here all meet.
-        let with_header = self.ticket.header.mode == Mode::Capacity && group.tp() > 1;
+        let with_header = self.compares_now();
         let extra = if with_header { HEADER_BYTES } else { 0 };
         let mut send = Vec::with_capacity(extra + own.len() * PARAMS_BYTES);
         if with_header {
@@ -121,7 +120,7 @@ impl Step<'_> {
                 let ranks = group.ranks()[replica * group.tp()..].iter().copied();
                 let disagreements = step::disagreement("sampling parameters", ranks.zip(said));
                 let disagreements = disagreements.into_iter().collect();
-                return Err(Error::StepMismatch { step: self.ticket.header.sequence, disagreements });
+                return Err(Error::mismatch(self.ticket.header.sequence, disagreements));
             }
             all.extend(decode(ranks[0]));
         }

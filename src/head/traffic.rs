@@ -94,7 +94,11 @@ pub fn step_traffic(
         true => gathers + chunks * (gathers + 2),
         false => gathers + sampled.rounds + 1,
     };
-    let header = if verified { peers(size) * HEADER_BYTES as u128 } else { 0 };
+    // With tensor parallelism the headers come once more, with a digest of the inputs, in the first operation
+    // of all members that knows them; logprobs of no rows have none.
+    let shared = group.tp() > 1 && (!logprobs || total > 0);
+    let headers = if verified { 1 + u128::from(shared) } else { 0 };
+    let header = headers * peers(size) * HEADER_BYTES as u128;
     let fits = |n: u128| {
         u64::try_from(n).map_err(|_| {
             let got = format!("{n} for {total} rows");
@@ -230,13 +234,14 @@ mod tests {
             let received: u64 = with.iter().map(|r| r.bytes_received).sum();
             prop_assert_eq!(sent, received);
             let alone = group.size() == 1;
-            let header = if alone { 0 } else { 64 * (group.size() as u64 - 1) };
+            let rows: usize = counts.iter().sum();
+            let headers = if group.tp() > 1 && (kind != 3 || rows > 0) { 2 } else { 1 };
+            let header = if alone { 0 } else { headers * HEADER_BYTES as u64 * (group.size() as u64 - 1) };
             for (with, without) in with.iter().zip(&without) {
                 prop_assert_eq!(with.bytes_sent - header, without.bytes_sent);
                 prop_assert_eq!(with.bytes_received - header, without.bytes_received);
                 prop_assert_eq!(with.rounds, without.rounds + u64::from(!alone));
             }
-            let rows: usize = counts.iter().sum();
             let targets = if kind == 3 && !alone { 4 * rows as u64 } else { 0 };
             prop_assert!(with.iter().all(|r| r.target_bytes == targets));
             prop_assert_eq!(bytes_exchanged(&with), u128::from(received + targets * (group.size() as u64 - 1)));

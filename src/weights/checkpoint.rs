@@ -5,11 +5,14 @@ use super::folder::Tensors;
 use super::hf_config::{self, Activations};
 use super::load::{self, Progress};
 use super::safetensors_file::Tensor;
+use super::storage::forget;
 use super::stored::{self, Format, StoredHead};
 use crate::config::{HeadConfig, ModelConfig, Quantization, Settings};
+use crate::digest::Digest;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::layout::HeadGroup;
+use crate::process;
 use crate::quantize::MAX_INT8_HIDDEN;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -242,8 +245,42 @@ impl Checkpoint {
         let quantization = self.quantization(options.quantization)?;
         let bias = self.bias(vocab.clone(), vocab_size, options.bias)?;
         let quantize = quantization != Quantization::None;
+        // Before the shard is read: the pages that this lets go may be the shard's.
+        let fingerprint = self.fingerprint(vocab_size);
         let matrix = load::matrix(&self.head, vocab.clone(), quantize, options.progress)?;
-        HeadShard::from_finite(vocab, vocab_size, self.head.hidden, quantization, matrix, bias)
+        let shard = HeadShard::from_finite(vocab, vocab_size, self.head.hidden, quantization, matrix, bias)?;
+        Ok(shard.with_fingerprint(fingerprint))
+    }
+
+    /// A number that the shards of this head have in common and those of another head have not: a hash of how
+    /// it is stored and of the stored bytes of 64 rows spread evenly over the vocabulary, their scales and
+    /// biases. Every rank reads these rows, whatever its shard; they are a thousandth of the head or less.
+    fn fingerprint(&self, vocab_size: usize) -> u64 {
+        const ROWS: usize = 64;
+        const HUGE_PAGE: usize = 2 << 20;
+        let head = &self.head;
+        let mut digest = Digest::new();
+        let about = format!("{} {:?} {} {}", self.dtype(), head.weight.info.dtype, head.hidden, vocab_size);
+        digest.bytes(about.as_bytes());
+        let scale = match &head.format {
+            Format::Int8 { scale, .. } => Some(scale),
+            Format::Float(_) => None,
+        };
+        let tensors = [Some(&head.weight), scale, head.bias.as_ref()];
+        for tensor in tensors.into_iter().flatten() {
+            let bytes = tensor.bytes();
+            let row_bytes = bytes.len() / tensor.info.shape.first().copied().unwrap_or(1).max(1);
+            for row in (0..ROWS).map(|i| i * (vocab_size - 1) / (ROWS - 1)) {
+                let own = row * row_bytes..(row + 1) * row_bytes;
+                digest.bytes(&bytes[own.clone()]);
+                // Reading a page may bring as much along as the system's largest page: of 64 rows more than a
+                // shard has.
+                let first = tensor.info.bytes.start;
+                let around = (first + own.start).saturating_sub(HUGE_PAGE)..first + own.end + HUGE_PAGE;
+                forget(tensor.file.map(), around);
+            }
+        }
+        digest.finish()
     }
 
     /// The shard of this rank of `group`. Without `options.quantization`, `config.quantization` is made so.
@@ -410,16 +447,18 @@ fn same_weights(tensors: &mut Tensors, a: &str, b: &str) -> Result<bool> {
         let b = tensors.get_if_stored(&format!("{b}.{form}"))?;
         match (a, b) {
             (None, None) => {}
-            (Some(a), Some(b)) if same_bytes(&a, &b) => {}
+            (Some(a), Some(b)) if same_bytes(&a, &b)? => {}
             _ => return Ok(false),
         }
     }
     Ok(true)
 }
 
-fn same_bytes(a: &Tensor, b: &Tensor) -> bool {
+fn same_bytes(a: &Tensor, b: &Tensor) -> Result<bool> {
     const CHUNK: usize = 4 << 20;
-    a.info.dtype == b.info.dtype
-        && a.info.shape == b.info.shape
-        && a.bytes().par_chunks(CHUNK).zip(b.bytes().par_chunks(CHUNK)).all(|(a, b)| a == b)
+    if a.info.dtype != b.info.dtype || a.info.shape != b.info.shape {
+        return Ok(false);
+    }
+    let (a, b) = (a.bytes().par_chunks(CHUNK), b.bytes().par_chunks(CHUNK));
+    process::on_live_threads(|| a.zip(b).all(|(a, b)| a == b))
 }

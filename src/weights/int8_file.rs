@@ -8,6 +8,7 @@ use super::checkpoint::Checkpoint;
 use super::load::{Meter, Progress, Rows, rows_per_task};
 use super::stored::Format;
 use crate::error::{Error, Result};
+use crate::process;
 use crate::quantize::quantize_row;
 use rayon::prelude::*;
 use safetensors::Dtype;
@@ -87,29 +88,32 @@ impl Checkpoint {
             .par_chunks_mut(task)
             .zip(squares.par_chunks_mut(task))
             .zip(bytes.par_chunks(task * row_bytes));
-        let written = tasks.enumerate().try_for_each_init(
-            || (vec![0.0f32; hidden], Vec::with_capacity(task * hidden)),
-            |(wide, values), (i, ((scales, squares), bytes))| {
-                // Rows before a bad one are still looked at: the first is the one that is named.
-                if bad.load(Ordering::Relaxed) < i * task {
-                    return Ok(());
-                }
-                values.resize(scales.len() * hidden, 0i8);
-                let rows = values.chunks_mut(hidden).zip(scales.iter_mut()).zip(bytes.chunks(row_bytes));
-                for (j, ((q, scale), row)) in rows.enumerate() {
-                    dtype.widen(row, wide);
-                    *scale = quantize_row(wide, q);
-                    if scale.is_nan() {
-                        bad.fetch_min(i * task + j, Ordering::Relaxed);
+        let parallel = tasks.enumerate();
+        let written = process::on_live_threads(|| {
+            parallel.try_for_each_init(
+                || (vec![0.0f32; hidden], Vec::with_capacity(task * hidden)),
+                |(wide, values), (i, ((scales, squares), bytes))| {
+                    // Rows before a bad one are still looked at: the first is the one that is named.
+                    if bad.load(Ordering::Relaxed) < i * task {
                         return Ok(());
                     }
-                    squares[j] = squares_of(wide, q, *scale);
-                }
-                write(layout.weights.start + i * task * hidden, bytemuck::cast_slice(values))?;
-                meter.add(bytes.len());
-                Ok(())
-            },
-        );
+                    values.resize(scales.len() * hidden, 0i8);
+                    let rows = values.chunks_mut(hidden).zip(scales.iter_mut()).zip(bytes.chunks(row_bytes));
+                    for (j, ((q, scale), row)) in rows.enumerate() {
+                        dtype.widen(row, wide);
+                        *scale = quantize_row(wide, q);
+                        if scale.is_nan() {
+                            bad.fetch_min(i * task + j, Ordering::Relaxed);
+                            return Ok(());
+                        }
+                        squares[j] = squares_of(wide, q, *scale);
+                    }
+                    write(layout.weights.start + i * task * hidden, bytemuck::cast_slice(values))?;
+                    meter.add(bytes.len());
+                    Ok(())
+                },
+            )
+        })?;
         let bad = bad.into_inner();
         if bad < vocab_size {
             return Err(Rows { weight: &self.head.weight, vocab: 0..vocab_size, hidden }.not_finite(bad));

@@ -7,6 +7,7 @@ use super::storage::{Fresh, Storage, forget};
 use super::stored::{Format, StoredHead};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::process;
 use crate::quantize::quantize_row;
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -56,6 +57,15 @@ pub(super) fn rows_per_task(row_bytes: usize) -> usize {
 
 /// Rows `vocab` of the stored head; float heads are quantised to int8 where `quantize`.
 pub(super) fn matrix(
+    head: &StoredHead,
+    vocab: Range<usize>,
+    quantize: bool,
+    progress: Option<Progress<'_>>,
+) -> Result<Matrix> {
+    process::on_live_threads(|| read(head, vocab, quantize, progress))?
+}
+
+fn read(
     head: &StoredHead,
     vocab: Range<usize>,
     quantize: bool,

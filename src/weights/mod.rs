@@ -72,6 +72,7 @@ pub struct HeadShard {
     quantization: Quantization,
     matrix: Matrix,
     bias: Option<Vec<f32>>,
+    fingerprint: Option<u64>,
     /// Of int8 weights, `[vocab.len()]`, once a backend asked for them.
     row_sums: OnceLock<Vec<i32>>,
 }
@@ -178,7 +179,32 @@ impl HeadShard {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let row_sums = OnceLock::new();
-        Ok(HeadShard { number, vocab, vocab_size, hidden_size, quantization, matrix, bias, row_sums })
+        let fingerprint = None;
+        Ok(HeadShard {
+            number,
+            vocab,
+            vocab_size,
+            hidden_size,
+            quantization,
+            matrix,
+            bias,
+            fingerprint,
+            row_sums,
+        })
+    }
+
+    /// Says which checkpoint the shard is of: a number that is the same for all shards of one head, and
+    /// another for any other head. Loaders set it; whoever joins the parts of a shard may.
+    #[must_use]
+    pub fn with_fingerprint(mut self, fingerprint: u64) -> Self {
+        self.fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// Which checkpoint the shard is of, where that is known. Ranks of a group compare it when a head is
+    /// created.
+    pub fn fingerprint(&self) -> Option<u64> {
+        self.fingerprint
     }
 
     /// No other shard of this process has it, nor had it: what a backend keeps of a shard is found by that.

@@ -19,8 +19,10 @@ use super::load::{Meter, Progress, rows_per_task};
 use super::storage::Fresh;
 use super::{HeadShard, Matrix};
 use crate::config::{ModelConfig, Quantization};
+use crate::digest;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::process;
 use crate::quantize::{MAX_INT8_HIDDEN, quantize_row};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -109,6 +111,16 @@ pub fn shard(
     progress: Option<Progress<'_>>,
 ) -> Result<HeadShard> {
     check(spec, &vocab, quantization)?;
+    process::on_live_threads(|| make(spec, seed, vocab, quantization, progress))?
+}
+
+fn make(
+    spec: &Spec,
+    seed: u64,
+    vocab: Range<usize>,
+    quantization: Quantization,
+    progress: Option<Progress<'_>>,
+) -> Result<HeadShard> {
     let hidden = spec.hidden_size;
     let elements = vocab.len().saturating_mul(hidden);
     let meter = Meter::new(elements as u64 * spec.dtype.size() as u64, progress);
@@ -144,7 +156,9 @@ pub fn shard(
         Matrix::I8 { values: values.finish(WHAT)?, scales }
     };
     meter.finish();
-    HeadShard::from_finite(vocab, spec.vocab_size, hidden, quantization, matrix, None)
+    let shard = HeadShard::from_finite(vocab, spec.vocab_size, hidden, quantization, matrix, None)?;
+    let about = format!("synthetic {} {} {} {seed}", spec.vocab_size, hidden, spec.dtype);
+    Ok(shard.with_fingerprint(digest::of_bytes(about.as_bytes())))
 }
 
 fn check(spec: &Spec, vocab: &Range<usize>, quantization: Quantization) -> Result<()> {

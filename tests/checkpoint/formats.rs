@@ -279,3 +279,51 @@ fn scales_and_bias_of_other_shards_are_not_read() {
     assert!(text(3..8).contains("lm_head.weight_scale: wanted finite scales, got NaN at vocabulary row 5"));
     assert!(text(0..4).contains("lm_head.bias: wanted finite bias, got inf at vocabulary row 2"));
 }
+
+/// Whichever shard is loaded, and however it is quantised; but another for other weights, scales, biases or
+/// another type.
+#[test]
+fn the_fingerprint_is_the_heads_and_no_shards() {
+    const VOCAB: usize = 200;
+    const HIDDEN: usize = 8;
+    let floats = exact_values(VOCAB, HIDDEN);
+    let ints = int8_values(VOCAB, HIDDEN);
+    let scales: Vec<f32> = (0..VOCAB).map(|i| (i + 1) as f32 / 64.0).collect();
+    let (w, shape) = ("lm_head.weight", [VOCAB, HIDDEN]);
+    let of = |tensors: &[(&str, T)], cut: std::ops::Range<usize>, quantization| {
+        let folder = Folder::new();
+        folder.write("config.json", config(VOCAB, HIDDEN, "").as_bytes());
+        folder.write("model.safetensors", &file_bytes(tensors, 0));
+        let options = LoadOptions { quantization, ..LoadOptions::default() };
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        checkpoint.shard(cut, VOCAB, &options).unwrap().fingerprint().unwrap()
+    };
+    let changed = |values: &[f32], row: usize| {
+        let mut values = values.to_vec();
+        let at = row * values.len() / VOCAB;
+        values[at] += 0.5;
+        values
+    };
+    let bf16 = vec![(w, bf16s(&shape, &floats))];
+    let own = of(&bf16, 0..64, None);
+    for cut in [0..0, 64..128, 192..200, 0..200] {
+        assert_eq!(of(&bf16, cut, None), own);
+    }
+    assert_eq!(of(&bf16, 0..64, Some(Quantization::W8a8)), own);
+    let int8 =
+        |scales: &[f32]| vec![(w, i8s(&shape, &ints)), ("lm_head.weight_scale", f32s(&[VOCAB], scales))];
+    let biased = |bias: &[f32]| vec![(w, bf16s(&shape, &floats)), ("lm_head.bias", f32s(&[VOCAB], bias))];
+    // Rows 0 and 199 are among the 64 that count.
+    let others = [
+        of(&[(w, bf16s(&shape, &changed(&floats, 0)))], 64..128, None),
+        of(&[(w, bf16s(&shape, &changed(&floats, 199)))], 64..128, None),
+        of(&[(w, f32s(&shape, &floats))], 64..128, None),
+        of(&int8(&scales), 64..128, None),
+        of(&int8(&changed(&scales, 199)), 64..128, None),
+        of(&biased(&scales), 64..128, None),
+        of(&biased(&changed(&scales, 0)), 64..128, None),
+        own,
+    ];
+    let different: std::collections::HashSet<u64> = others.into_iter().collect();
+    assert_eq!(different.len(), others.len(), "{others:x?}");
+}

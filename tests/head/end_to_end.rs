@@ -4,6 +4,7 @@ use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::result::{Output, Request, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::step::HEADER_BYTES;
 use lmhead_testkit::end_to_end::cases;
 use lmhead_testkit::{TestHead, backend, each_rank, row_bits};
 use proptest::prelude::*;
@@ -86,7 +87,7 @@ fn only_candidates_cross_for_top_k() {
         })
     };
     let peers = size as u64 - 1;
-    let gathered = peers * rows as u64 * 64 * 2 + peers * 64;
+    let gathered = peers * rows as u64 * 64 * 2 + peers * HEADER_BYTES as u64;
     for stats in stats(Request::top_k(k)) {
         assert_eq!(stats.rounds, 3);
         assert_eq!(stats.bytes_received, gathered + peers * rows as u64 * (8 * k as u64 + 40));

@@ -7,5 +7,10 @@ mod golden;
 mod golden_adjusted;
 mod golden_sampled;
 mod golden_sums;
+mod pools;
+mod reports;
 mod requests;
 mod sampling;
+#[cfg(target_os = "linux")]
+mod transports;
+mod wrong_transports;

@@ -7,6 +7,7 @@ use lmhead::error::Error;
 use lmhead::exchange::{Exchange, local};
 use lmhead::result::{Answer, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::step::HEADER_BYTES;
 use lmhead_testkit::requests::cases;
 use lmhead_testkit::{TestHead, backend, each_rank, head_of, row_bits};
 use proptest::prelude::*;
@@ -158,7 +159,8 @@ fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
                     let owned = targets.filter(|t| *t as usize / 128 == rank).count() as u64;
                     let all = (SIZE * ROWS) as u64;
                     let partial = 8 + 32 + 8 * (top_n as u64).max(1) + 4;
-                    let fixed = peers * (64 + ROWS as u64 * (4 + 32) + ROWS as u64 * partial);
+                    let fixed =
+                        peers * (HEADER_BYTES as u64 + ROWS as u64 * (4 + 32) + ROWS as u64 * partial);
                     assert_eq!(stats.bytes_sent, fixed + peers * 4 * owned);
                     assert_eq!(stats.bytes_received, fixed + 4 * (all - owned));
                     assert_eq!(stats.rows_computed, all);

@@ -4,12 +4,13 @@
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::Error;
-use lmhead::exchange::{Call, Exchange, Fault, Operation, local};
+use lmhead::exchange::{Call, Exchange, Fault, Operation, Reset, local};
 use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
 use lmhead::result::{Answer, Output, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
+use lmhead::step::HEADER_BYTES;
 use lmhead_testkit::{Random, TestHead, each_rank, head_of};
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
@@ -210,8 +211,8 @@ fn rounds_and_bytes_follow_from_the_parameters_and_not_from_the_logits() {
     const ROWS: usize = 3;
     const VOCAB: usize = 2560; // shards of 640
     let plain = SamplingParams::default();
-    // Headers, hidden rows and parameters: 3 rounds, 64 + 3 · 4 + 3 · 32 bytes from each of the others.
-    let before = (3, (SIZE - 1) * (64 + ROWS * (4 + 32)));
+    // Headers, hidden rows and parameters: 3 rounds, 96 + 3 · 4 + 3 · 32 bytes from each of the others.
+    let before = (3, (SIZE - 1) * (HEADER_BYTES + ROWS * (4 + 32)));
     let candidate = (1, (SIZE - 1) * ROWS * 8);
     let maxima = (1, (SIZE - 1) * SIZE * ROWS * 4);
     // Four times histograms of 256 words for the own rows, and 8 bytes for every other rank's rows.
@@ -306,14 +307,14 @@ fn in_capacity_mode_tensor_parallel_ranks_see_each_others_headers_with_the_param
     for answer in four_ranks(Verify::Always, |_| RowCounts::capacity(3, 2), plain) {
         let stats = answer.unwrap().stats;
         // Padded rows of the one peer of the same tp index; headers and parameters, then candidates, of all three others.
-        let bytes = (64 + 3 * 8 * 4) + 3 * (64 + 2 * 32) + 3 * 2 * 8;
+        let bytes = (HEADER_BYTES as u64 + 3 * 8 * 4) + 3 * (HEADER_BYTES as u64 + 2 * 32) + 3 * 2 * 8;
         assert_eq!((stats.rounds, stats.bytes_received), (3, bytes));
     }
 }
 
 /// An exchange whose bytes come damaged in one operation.
 struct Damages {
-    inner: local::LocalExchange,
+    inner: Arc<dyn Exchange>,
     operation: Operation,
     random: Mutex<Random>,
 }
@@ -359,10 +360,15 @@ impl Exchange for Damages {
         self.damage(call, recv);
         done
     }
-    fn abandon(&self, call: &Call, reason: &str) {
-        self.inner.abandon(call, reason);
+    fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
+        let (instance, inner) = self.inner.channel(head)?;
+        let random = Mutex::new(self.random.lock().unwrap().clone());
+        Ok((instance, Arc::new(Damages { inner, operation: self.operation, random })))
     }
-    fn reset(&self, call: &Call) -> Result<(), Fault> {
+    fn notify_abort(&self, call: &Call, reason: &str) {
+        self.inner.notify_abort(call, reason);
+    }
+    fn reset(&self, call: &Call) -> Result<Reset, Fault> {
         self.inner.reset(call)
     }
 }
@@ -392,7 +398,7 @@ fn damaged_bytes_neither_panic_nor_leave_the_vocabulary() {
                             let random = Mutex::new(Random(seed << 1 | me as u64));
                             let exchange: Arc<dyn Exchange> = match me {
                                 0 => Arc::new(inner),
-                                _ => Arc::new(Damages { inner, operation, random }),
+                                _ => Arc::new(Damages { inner: Arc::new(inner), operation, random }),
                             };
                             let config = HeadConfig { timeout: Duration::from_secs(20), ..test.config() };
                             let mut head = head_of(test, &config, 2, me, exchange)?;

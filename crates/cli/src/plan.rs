@@ -17,7 +17,7 @@ use lmhead::error::{Error, Result};
 use lmhead::layout::{ParallelLayout, RankOrder};
 use lmhead::result::Request;
 use lmhead::weights::synthetic::{self, Preset};
-use report::{Costs, Report, WeightBytes};
+use report::{Collectives, Costs, Report, WeightBytes};
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -157,18 +157,31 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         logits_dtype,
         ..*speeds
     };
-    let asked = if matches!(request, Request::Logits { .. }) { None } else { Some(candidates) };
+    let whole = matches!(request, Request::Logits { .. });
+    let asked = if whole { None } else { Some(candidates) };
+    let collectives = match speeds.is_empty() {
+        true => Vec::new(),
+        false => {
+            let best = if whole { Request::top_k(candidates) } else { request };
+            let requests = [Request::logits(logits_dtype), best];
+            Collectives::over_sizes(&config, &layout, most, requests, sampling)?
+        }
+    };
+    // Auto chooses before its size is known; sizes differ in chunks of logprobs alone.
+    let most_collectives = collectives.iter().map(|c| if whole { c.logits } else { c.candidates }).max();
     // A configured model keeps what it says of the request: auto does not know the real one.
     config.cost_model = speeds.first().map(|(_, speeds)| match config.cost_model {
         Some(_) => CostModel { rows_per_rank: most, ..*speeds },
-        None => model(speeds, asked),
+        None => {
+            CostModel { collectives: most_collectives.unwrap_or(speeds.collectives), ..model(speeds, asked) }
+        }
     });
     config.validate()?;
     let costs: Vec<Costs> = speeds
         .iter()
         .map(|(name, speeds)| {
             let models = (&model(speeds, None), &model(speeds, Some(candidates)));
-            Costs::over_sizes(name, &head.weight, &config, &layout, models)
+            Costs::over_sizes(name, &head.weight, &config, &layout, models, &collectives)
         })
         .collect();
     if args.svg.is_some() && costs.is_empty() {
@@ -334,13 +347,14 @@ impl PlanArgs {
                     fix: "give the others, or add --machine h100-nvlink".into(),
                 });
             };
-            let (rows_per_rank, candidates, logits_dtype) = (0, None, DType::Bf16);
+            let (rows_per_rank, collectives, candidates, logits_dtype) = (0, 2, None, DType::Bf16);
             let model = CostModel {
                 rows_per_rank,
                 memory_gb_per_s,
                 tflops,
                 link_gb_per_s,
                 latency_us,
+                collectives,
                 candidates,
                 logits_dtype,
             };

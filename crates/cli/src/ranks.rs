@@ -1,4 +1,4 @@
-//! The ranks of a run: one OS thread each, every head group with an exchange of its own.
+//! The ranks that this process runs: one OS thread each, every head group with an exchange of its own.
 
 use crate::Failure;
 use crate::args::CountMode;
@@ -33,23 +33,55 @@ pub struct Ranks {
     exchanges: Vec<Arc<dyn Exchange>>,
 }
 
+/// How the ranks of this process reach the others of their groups: all that [`set_up`] has to know of a
+/// transport.
+pub trait Connect {
+    /// The global ranks that this process runs, ascending, each once. Those that hold no part of a head are
+    /// passed over.
+    fn ranks(&self, layout: &ParallelLayout) -> Result<Vec<usize>>;
+
+    /// The endpoint of member `group.me()`. It is asked for once for each rank that holds a part.
+    fn endpoint(&mut self, group: &HeadGroup) -> Result<Arc<dyn Exchange>>;
+}
+
+/// All ranks in this process, connected by [`local`].
+#[derive(Default)]
+pub struct InProcess {
+    /// By the groups' ranks: the endpoints of members that have not come yet.
+    groups: BTreeMap<Vec<usize>, Vec<Option<Arc<dyn Exchange>>>>,
+}
+
+impl Connect for InProcess {
+    fn ranks(&self, layout: &ParallelLayout) -> Result<Vec<usize>> {
+        Ok((0..layout.world_size()?).collect())
+    }
+
+    fn endpoint(&mut self, group: &HeadGroup) -> Result<Arc<dyn Exchange>> {
+        let endpoints = self.groups.entry(group.ranks().to_vec()).or_insert_with(|| {
+            local::group(group.size()).into_iter().map(|e| Some(Arc::new(e) as Arc<dyn Exchange>)).collect()
+        });
+        Ok(endpoints[group.me()].take().expect("each member comes once"))
+    }
+}
+
 /// What a rank brings back: its answer, and the time of each step as it saw it.
 pub struct Done {
     pub answer: Answer,
     pub steps: Vec<(Duration, lmhead::result::StepStats)>,
 }
 
-/// Loads the shards and connects the groups. A range of the vocabulary is loaded once, whoever shares it.
+/// Loads the shards of this process's ranks and connects them to their groups. A range of the vocabulary is
+/// loaded once, whoever shares it.
 pub fn set_up(
     source: &HeadSource,
     config: &HeadConfig,
     layout: &ParallelLayout,
     group_size: usize,
+    connect: &mut dyn Connect,
 ) -> Result<Ranks> {
     let mut shards: BTreeMap<(usize, usize), Arc<HeadShard>> = BTreeMap::new();
-    let mut exchanges: BTreeMap<Vec<usize>, Vec<Option<Arc<dyn Exchange>>>> = BTreeMap::new();
-    let (mut ranks, mut endpoints_of) = (Vec::new(), Vec::new());
-    for rank in 0..layout.world_size()? {
+    let (mut ranks, mut exchanges) = (Vec::new(), Vec::new());
+    for rank in connect.ranks(layout)? {
         let Some(group) = HeadGroup::of(rank, layout, group_size)? else { continue };
         let vocab = group.shard(config.vocab_size, group.me());
         let key = (vocab.start, vocab.end);
@@ -65,14 +97,11 @@ pub fn set_up(
                 Arc::clone(place.insert(Arc::new(shard)))
             }
         };
-        let endpoints = exchanges.entry(group.ranks().to_vec()).or_insert_with(|| {
-            local::group(group.size()).into_iter().map(|e| Some(Arc::new(e) as Arc<dyn Exchange>)).collect()
-        });
-        endpoints_of.push(endpoints[group.me()].take().expect("each member comes once"));
+        exchanges.push(connect.endpoint(&group)?);
         let at = layout.coordinates(rank)?;
         ranks.push(Rank { rank, dp: at.dp, tp: at.tp, group, shard });
     }
-    Ok(Ranks { ranks, exchanges: endpoints_of })
+    Ok(Ranks { ranks, exchanges })
 }
 
 /// How the ranks run their steps.
@@ -160,4 +189,86 @@ fn run_one(rank: &Rank, exchange: Arc<dyn Exchange>, backend: Arc<dyn Backend>, 
         answer = Some(done);
     }
     Ok(Done { answer: answer.expect("at least one step"), steps })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::Rows;
+    use crate::row_data::RowData;
+    use lmhead::backend::cpu::CpuBackend;
+    use lmhead::config::Settings;
+    use lmhead::layout::RankOrder;
+    use lmhead::weights::synthetic;
+
+    /// A process of several: it runs some ranks and has their endpoints.
+    struct Process {
+        endpoints: Vec<(usize, Option<Arc<dyn Exchange>>)>,
+    }
+
+    impl Connect for Process {
+        fn ranks(&self, _: &ParallelLayout) -> Result<Vec<usize>> {
+            Ok(self.endpoints.iter().map(|(rank, _)| *rank).collect())
+        }
+
+        fn endpoint(&mut self, group: &HeadGroup) -> Result<Arc<dyn Exchange>> {
+            let rank = group.ranks()[group.me()];
+            let own = self.endpoints.iter_mut().find(|(own, _)| *own == rank);
+            Ok(own.and_then(|(_, endpoint)| endpoint.take()).expect("each rank of this process once"))
+        }
+    }
+
+    /// Six ranks in two groups of three, as one process and as three that each run other ranks of them.
+    #[test]
+    fn processes_that_each_run_their_own_ranks_answer_as_one_process_does() {
+        let settings = Settings::default();
+        let preset = synthetic::preset("tiny").unwrap();
+        let source = HeadSource::of_sizes(preset, &settings, None).unwrap();
+        let mut config = source.config(&settings).unwrap();
+        let layout = ParallelLayout { dp: 6, tp: 1, pp: 1, order: RankOrder::default() };
+        let (request, counts) = (Request::top_k(3), vec![2, 0, 3, 1, 4, 2]);
+        let total: usize = counts.iter().sum();
+        let dtype = source.hidden_dtype(&config).unwrap();
+        config.hidden_dtype = Some(dtype);
+        let hidden = |row| synthetic::hidden_row(5, row as u64, config.hidden_size, dtype);
+        let rows = Rows {
+            bytes: (0..total).flat_map(hidden).collect(),
+            dtype,
+            origin: String::new(),
+            counts,
+            indices: None,
+            data: RowData::synthetic(5, total, config.vocab_size, &request),
+        };
+        let parts = rows.by_rank();
+        let plan =
+            Plan { config: &config, request, mode: CountMode::Exact, steps: 1, rows: &rows, parts: &parts };
+        let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(Some(2)).unwrap());
+        let answers = |connect: &mut dyn Connect| -> Vec<(usize, Answer)> {
+            let ranks = set_up(&source, &config, &layout, 3, connect).unwrap();
+            let Ok((ranks, done)) = run(ranks, &backend, &plan) else { panic!("a rank failed") };
+            ranks.iter().zip(done).map(|(rank, done)| (rank.rank, done.answer)).collect()
+        };
+        let together = answers(&mut InProcess::default());
+        assert_eq!(together.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+
+        let mut endpoints: BTreeMap<usize, Arc<dyn Exchange>> = BTreeMap::new();
+        for first in [0, 3] {
+            let group = local::group(3).into_iter().map(|e| Arc::new(e) as Arc<dyn Exchange>);
+            endpoints.extend((first..).zip(group));
+        }
+        let processes = [vec![0, 4], vec![1, 2, 5], vec![3]];
+        let processes = processes.map(|ranks| Process {
+            endpoints: ranks.into_iter().map(|rank| (rank, endpoints.remove(&rank))).collect(),
+        });
+        let mut apart: Vec<(usize, Answer)> = thread::scope(|scope| {
+            let answers = &answers;
+            let threads = processes.map(|mut process| scope.spawn(move || answers(&mut process)));
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        apart.sort_by_key(|(rank, _)| *rank);
+        for ((rank, want), (same, got)) in together.iter().zip(&apart) {
+            assert_eq!((rank, &want.output, &want.row_status), (same, &got.output, &got.row_status));
+        }
+        assert_eq!(apart.len(), 6);
+    }
 }

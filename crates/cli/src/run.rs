@@ -5,11 +5,11 @@ use crate::backends::{Chosen, choose};
 use crate::check;
 use crate::input::{HeadSource, Rows};
 use crate::output::{Assembled, OutFile};
-use crate::ranks::{self, Done, Plan, Rank};
+use crate::ranks::{self, Done, InProcess, Plan, Rank};
 use crate::report::{self, RankReport, Report, StepReport};
 use crate::{Failure, print, sampling_args};
 use lmhead::backend::HeadTypes;
-use lmhead::config::Settings;
+use lmhead::config::{HeadConfig, Settings};
 use lmhead::dtype::DType;
 use lmhead::exchange::columns;
 use lmhead::layout::{ParallelLayout, RankOrder};
@@ -56,7 +56,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         ExchangeName::Auto | ExchangeName::Local => "local",
     };
     let began = Instant::now();
-    let set_up = ranks::set_up(&source, &config, &layout, group_size)?;
+    let set_up = ranks::set_up(&source, &config, &layout, group_size, &mut InProcess::default())?;
     let load_seconds = began.elapsed().as_secs_f64();
     let warnings = source.warnings();
     for warning in &warnings {
@@ -87,7 +87,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
 
     let checked = match args.check {
         true => {
-            let shards = group_shards(&ranks);
+            let shards = group_shards(&ranks, &source, &config)?;
             let types = shards.first().map(|shard| HeadTypes::of(shard, rows.dtype));
             let data = check::Data {
                 gaussian: source.is_synthetic(),
@@ -184,11 +184,22 @@ fn same_bits(a: &Answer, b: &Answer) -> bool {
         }
 }
 
-/// The shards of the first group, which together are the vocabulary.
-fn group_shards(ranks: &[Rank]) -> Vec<Arc<HeadShard>> {
-    let Some(first) = ranks.first() else { return Vec::new() };
-    let members = ranks.iter().filter(|r| r.group.ranks() == first.group.ranks());
-    members.map(|r| Arc::clone(&r.shard)).collect()
+/// The shards of the first group, which together are the vocabulary. Those of members that other processes
+/// run are loaded here.
+fn group_shards(
+    ranks: &[Rank],
+    source: &HeadSource,
+    config: &HeadConfig,
+) -> Result<Vec<Arc<HeadShard>>, Failure> {
+    let Some(first) = ranks.first() else { return Ok(Vec::new()) };
+    let shard = |(member, rank): (usize, &usize)| match ranks.iter().find(|r| r.rank == *rank) {
+        Some(here) => Ok(Arc::clone(&here.shard)),
+        None => {
+            let vocab = first.group.shard(config.vocab_size, member);
+            Ok(Arc::new(source.shard(vocab, config, &|_, _| ())?))
+        }
+    };
+    first.group.ranks().iter().enumerate().map(shard).collect()
 }
 
 fn mode_name(mode: CountMode) -> &'static str {
@@ -242,7 +253,9 @@ fn full_logits_bytes(ranks: &[Rank], done: &[Done], plan: &Plan) -> u64 {
         let gathered: usize = peers.map(|dp| plan.parts[dp].places.len()).sum();
         let row: usize =
             others().map(|m| columns::row_stride(group.shard(vocab_size, m).len(), DType::F32)).sum();
-        (others().count() * HEADER_BYTES + gathered * hidden + done.answer.rows() * row) as u64
+        // With tensor parallelism the headers come again, with a digest of the inputs.
+        let headers = if group.tp() > 1 { 2 } else { 1 };
+        (others().count() * headers * HEADER_BYTES + gathered * hidden + done.answer.rows() * row) as u64
     };
     ranks.iter().zip(done).map(of_rank).sum()
 }

@@ -4,10 +4,14 @@ pub mod adjusting;
 pub mod carriers;
 pub mod end_to_end;
 pub mod golden;
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "signals")]
+pub mod processes;
 #[allow(unsafe_code, reason = "launches")]
 pub mod product;
 pub mod report;
 pub mod requests;
+pub mod wrong;
 
 use half::{bf16, f16};
 use lmhead::backend::Backend;

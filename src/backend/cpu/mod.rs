@@ -15,6 +15,7 @@
 //! for W8A8 on AVX-512 a sum (4 bytes) for each vocabulary id, kept with the shard;
 //! for partials one `RowPartial` for each row of a pass and running task. Never rows x vocabulary.
 
+mod pool;
 mod sampling;
 mod tally;
 
@@ -34,6 +35,7 @@ use crate::merge::{PartialSpec, RowPartial};
 use crate::rows::HiddenRows;
 use crate::weights::{HeadShard, Matrix};
 use lmhead_cpu::{Arith, Format, PackedRows, Scratch, Weights, Work, roof};
+use pool::Pool;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -68,12 +70,13 @@ pub fn choose_isa(name: Option<&str>) -> Result<Isa> {
     }
 }
 
-/// The CPU as a [`Backend`]. It has a thread pool of its own, which all ranks of a process share: put it in an
-/// `Arc`. Calls may come from any number of threads at once.
+/// The CPU as a [`Backend`]. It has a thread pool of its own, which all ranks of a process share: put it in
+/// an `Arc`. Calls may come from any number of threads at once, workers of other rayon pools among them. In a
+/// process that was forked from the one that made it every call is `Unsupported`.
 #[derive(Debug)]
 pub struct CpuBackend {
     isa: Isa,
-    pool: rayon::ThreadPool,
+    pool: Pool,
 }
 
 impl CpuBackend {
@@ -105,19 +108,7 @@ impl CpuBackend {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("lmhead-cpu-{i}"))
-            .build()
-            .map_err(|problem| {
-                Error::unsupported(
-                    "thread pool of the CPU backend",
-                    format!("{threads} threads"),
-                    problem,
-                    "ask for fewer threads",
-                )
-            })?;
-        Ok(CpuBackend { isa, pool })
+        Ok(CpuBackend { isa, pool: Pool::new(threads)? })
     }
 
     /// The instruction set in use.
@@ -126,24 +117,39 @@ impl CpuBackend {
     }
 
     /// Partials of logits that are held.
-    pub(crate) fn partials_of(&self, held: &HeldLogits<'_>, spec: PartialSpec, out: &mut [RowPartial]) {
-        tally::partials(&self.pool, self.isa, held, spec, out);
+    ///
+    /// # Errors
+    /// As every call of a [`CpuBackend`] in a forked process.
+    pub(crate) fn partials_of(
+        &self,
+        held: &HeldLogits<'_>,
+        spec: PartialSpec,
+        out: &mut [RowPartial],
+    ) -> Result<()> {
+        tally::partials(&self.pool, self.isa, held, spec, out)
     }
 
     /// Threads of the pool.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.pool.size()
     }
 
     /// Reads `bytes` once, on all threads of the pool: [`roof::read_stream`].
-    pub fn read_stream(&self, bytes: &[u8]) -> u64 {
+    ///
+    /// # Errors
+    /// `Unsupported` in a process that was forked from the one that made the backend.
+    pub fn read_stream(&self, bytes: &[u8]) -> Result<u64> {
         self.pool.install(|| roof::read_stream(bytes))
     }
 
     /// Operations per second of the instruction that multiplies heads of these types, on all threads of the pool:
     /// [`roof::arithmetic_rate`].
-    pub fn arithmetic_rate(&self, types: HeadTypes, time: Duration) -> Option<f64> {
-        let (format, rows) = (format(types.quantization), types.hidden.float()?);
+    ///
+    /// # Errors
+    /// As [`CpuBackend::read_stream`].
+    pub fn arithmetic_rate(&self, types: HeadTypes, time: Duration) -> Result<Option<f64>> {
+        let Some(rows) = types.hidden.float() else { return Ok(None) };
+        let format = format(types.quantization);
         self.pool.install(|| roof::arithmetic_rate(self.isa, format, rows, time))
     }
 }
@@ -187,7 +193,9 @@ impl Backend for CpuBackend {
     }
 
     fn prepare(&self, shard: &Arc<HeadShard>, _: DType) -> Result<Resident> {
-        self.pool.install(|| weight_sums(self.isa, shard));
+        self.pool.install(|| {
+            weight_sums(self.isa, shard);
+        })?;
         Ok(Resident::default())
     }
 
@@ -225,7 +233,7 @@ impl Backend for CpuBackend {
                     });
                 });
             }
-        });
+        })?;
         for (flag, seen) in out.nonfinite.iter_mut().zip(flags) {
             *flag |= seen.into_inner();
         }
@@ -267,7 +275,7 @@ impl Backend for CpuBackend {
                     *o = partial;
                 }
             }
-        });
+        })?;
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The passes of [sampling](crate::sampling) over logits that are held in memory: one task per row.
 
+use super::pool::Pool;
 use crate::backend::{HeldLogits, HistogramQuery, SamplingPass, Wanted};
 use crate::error::Result;
 use crate::layout::BLOCK;
@@ -14,12 +15,7 @@ use std::cmp::Ordering;
 
 const NOT_FINITE: Candidate = Candidate { value: f32::NAN, id: 0 };
 
-pub(super) fn sample(
-    pool: &rayon::ThreadPool,
-    isa: Isa,
-    held: &HeldLogits<'_>,
-    pass: SamplingPass<'_>,
-) -> Result<()> {
+pub(super) fn sample(pool: &Pool, isa: Isa, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
     let (columns, first_id) = (held.vocab.len(), held.vocab.start);
     let own = |row: usize| &held.logits[row * columns..(row + 1) * columns];
     let finite = |row: usize| !held.nonfinite[row];
@@ -64,8 +60,7 @@ pub(super) fn sample(
                 }
             });
         }
-    });
-    Ok(())
+    })
 }
 
 struct Histogram<'a> {

@@ -1,5 +1,6 @@
 //! Partials and counts of logits that are held in memory: one task per row.
 
+use super::pool::Pool;
 use crate::backend::HeldLogits;
 use crate::backend::Tally;
 use crate::error::{Error, Result};
@@ -7,7 +8,7 @@ use crate::merge::{Candidate, PartialSpec, RowPartial};
 use lmhead_cpu::{Arith, Isa, Work};
 use rayon::prelude::*;
 
-pub(super) fn tally(pool: &rayon::ThreadPool, isa: Isa, tally: Tally<'_>) -> Result<()> {
+pub(super) fn tally(pool: &Pool, isa: Isa, tally: Tally<'_>) -> Result<()> {
     let Tally { logits, vocab, nonfinite, targets, spec, partials, better } = tally;
     let (rows, columns) = (partials.len(), vocab.len());
     for (what, got, wanted) in [
@@ -31,25 +32,24 @@ pub(super) fn tally(pool: &rayon::ThreadPool, isa: Isa, tally: Tally<'_>) -> Res
     };
     pool.install(|| {
         partials.par_iter_mut().zip(better).enumerate().for_each(|(row, (p, b))| one(row, p, b));
-    });
-    Ok(())
+    })
 }
 
 /// Partials alone.
 pub(super) fn partials(
-    pool: &rayon::ThreadPool,
+    pool: &Pool,
     isa: Isa,
     held: &HeldLogits<'_>,
     spec: PartialSpec,
     out: &mut [RowPartial],
-) {
+) -> Result<()> {
     let columns = held.vocab.len();
     let one = |row: usize, partial: &mut RowPartial| {
         partial.reset(spec);
         let logits = &held.logits[row * columns..(row + 1) * columns];
         isa.run(Push { logits, first_id: held.vocab.start, finite: !held.nonfinite[row], partial });
     };
-    pool.install(|| out.par_iter_mut().enumerate().for_each(|(row, partial)| one(row, partial)));
+    pool.install(|| out.par_iter_mut().enumerate().for_each(|(row, partial)| one(row, partial)))
 }
 
 /// Adds a row's logits to its partial, piece by piece: most pieces have no logit that is among the best.

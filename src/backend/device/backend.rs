@@ -379,7 +379,7 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
                 let logits = outputs.close_up(&mut received[outputs.logits..outputs.total]);
                 let logits = bytemuck::cast_slice(logits);
                 let held = HeldLogits { logits, vocab: vocab.clone(), nonfinite: &nonfinite };
-                self.host.partials_of(&held, spec, out);
+                self.host.partials_of(&held, spec, out)?;
             }
             Ok(())
         })

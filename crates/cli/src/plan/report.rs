@@ -108,41 +108,95 @@ pub struct SizeCost {
     pub lmhead_tp_size: usize,
     /// Of the largest shard.
     pub shard_bytes: u64,
+    /// Of a step of each kind; each takes the machine's latency.
+    pub collectives: Collectives,
     pub logits: StepCost,
     pub logits_us: f64,
     pub candidates: StepCost,
     pub candidates_us: f64,
 }
 
+/// Collective operations of a step in which whole logits or candidates are exchanged.
+#[derive(Clone, Copy, Serialize)]
+pub struct Collectives {
+    pub logits: u64,
+    pub candidates: u64,
+}
+
+impl Collectives {
+    /// For every legal group size, in its order: of steps in which every replica brings `rows` rows.
+    /// `requests`: the one that exchanges logits, and the one that exchanges candidates.
+    pub fn over_sizes(
+        config: &HeadConfig,
+        layout: &ParallelLayout,
+        rows: usize,
+        requests: [Request; 2],
+        sampling: Option<SamplingParams>,
+    ) -> Result<Vec<Self>> {
+        let hidden_dtype = config.hidden_dtype.expect("set before planning");
+        let verified = config.verify != Verify::WarmUp;
+        let uniform = sampling.unwrap_or_default();
+        let last_stage = layout.rank(Coordinates { dp: 0, tp: 0, pp: layout.pp - 1 });
+        // Where not even one row of logprobs fits a chunk, no step can run: such a size counts as if all rows
+        // were one chunk.
+        let one_chunk = HeadConfig { logprobs_chunk_bytes: u64::MAX, ..config.clone() };
+        let of = |p: usize, request: &Request| -> Result<u64> {
+            if p == 1 {
+                return Ok(0);
+            }
+            let group = HeadGroup::of(last_stage, layout, p)?.expect("a rank of the last stage");
+            let counts = vec![rows; group.replicas()];
+            let traffic =
+                |config| step_traffic(config, &group, hidden_dtype, &counts, request, &uniform, verified);
+            let traffic = traffic(config).or_else(|_| traffic(&one_chunk))?;
+            Ok(traffic.first().map_or(0, |rank| rank.rounds))
+        };
+        let size =
+            |p: usize| Ok(Collectives { logits: of(p, &requests[0])?, candidates: of(p, &requests[1])? });
+        layout.group_sizes().into_iter().map(size).collect()
+    }
+}
+
 impl Costs {
-    /// `logits` and `candidates`: the machine's model for each of the two kinds of exchange.
+    /// `logits` and `candidates`: the machine's model for each of the two kinds of exchange. `collectives`:
+    /// of each legal size.
     pub fn over_sizes(
         machine: &str,
         weight: &WeightBytes,
         config: &HeadConfig,
         layout: &ParallelLayout,
         (logits, candidates): (&CostModel, &CostModel),
+        collectives: &[Collectives],
     ) -> Self {
-        let (shape, legal) = (config.step_shape(layout.tp), layout.group_sizes());
-        let fastest = |model: &CostModel| model.best(&shape, &legal).unwrap_or(1);
-        let size = |&p: &usize| {
-            let (full, best) = (logits.step(&shape, p), candidates.step(&shape, p));
+        let shape = config.step_shape(layout.tp);
+        let size = |(p, collectives): (usize, &Collectives)| {
+            let cost = |model: &CostModel, collectives| CostModel { collectives, ..*model }.step(&shape, p);
+            let full = cost(logits, collectives.logits);
+            let best = cost(candidates, collectives.candidates);
             SizeCost {
                 lmhead_tp_size: p,
                 shard_bytes: weight.of(config, shard_range(config.vocab_size, p, 0).len()),
+                collectives: *collectives,
                 logits: full,
                 logits_us: full.total_us(),
                 candidates: best,
                 candidates_us: best.total_us(),
             }
         };
+        let sizes: Vec<SizeCost> = layout.group_sizes().into_iter().zip(collectives).map(size).collect();
+        // The smallest of equals.
+        let fastest = |us: fn(&SizeCost) -> f64| {
+            let least = sizes.iter().min_by(|a, b| us(a).total_cmp(&us(b)));
+            least.map_or(1, |size| size.lmhead_tp_size)
+        };
+        let most = |kind: fn(&Collectives) -> u64| collectives.iter().map(kind).max().unwrap_or(0);
         Costs {
             machine: machine.into(),
-            logits: *logits,
-            candidates: *candidates,
-            fastest_logits: fastest(logits),
-            fastest_candidates: fastest(candidates),
-            sizes: legal.iter().map(size).collect(),
+            logits: CostModel { collectives: most(|c| c.logits), ..*logits },
+            candidates: CostModel { collectives: most(|c| c.candidates), ..*candidates },
+            fastest_logits: fastest(|size| size.logits_us),
+            fastest_candidates: fastest(|size| size.candidates_us),
+            sizes,
         }
     }
 }
@@ -261,10 +315,6 @@ impl Report {
         lines.extend(self.step_lines());
         for costs in &self.costs {
             lines.push(costs.table());
-        }
-        let rounds = if self.has_headers() { &self.verified } else { &self.unverified }.rounds;
-        if !self.costs.is_empty() && rounds > 2 {
-            lines.push(format!("the model counts the latency of two collectives; this step has {rounds}"));
         }
         lines.extend(self.auto_lines());
         if let Some(path) = svg {
@@ -397,6 +447,15 @@ impl StepPlan {
 }
 
 impl Costs {
+    /// How many collectives a step has, in brackets; nothing where no ranks share.
+    fn collectives_sentence(&self) -> String {
+        match (self.logits.collectives, self.candidates.collectives) {
+            (0, 0) => String::new(),
+            (n, m) if n == m => format!(" ({n} in a step)"),
+            (n, m) => format!(" ({n} in a step with logits, {m} with candidates)"),
+        }
+    }
+
     fn table(&self) -> String {
         let model = &self.logits;
         let kept = self.candidates.candidates.unwrap_or_default();
@@ -429,6 +488,10 @@ impl Costs {
             let (full, best, p) = (&size.logits, &size.candidates, size.lmhead_tp_size);
             let mark = |fastest: usize| if fastest == p { "* " } else { "" };
             let exchanged = |us: f64| if p == 1 { "-".to_string() } else { tenths(us) };
+            let latency = match full.latency_us == best.latency_us {
+                true => exchanged(full.latency_us),
+                false => format!("{} / {}", exchanged(full.latency_us), exchanged(best.latency_us)),
+            };
             table.add_row([
                 p.to_string(),
                 bytes(size.shard_bytes),
@@ -437,14 +500,18 @@ impl Costs {
                 exchanged(full.gather_us),
                 exchanged(full.exchange_us),
                 exchanged(best.exchange_us),
-                exchanged(full.latency_us),
+                latency,
                 format!("{}{}", mark(self.fastest_logits), tenths(size.logits_us)),
                 format!("{}{}", mark(self.fastest_candidates), tenths(size.candidates_us)),
             ]);
         }
         right_aligned(&mut table);
         lines.push(table.to_string());
-        lines.push("* the fastest; stream and arithmetic overlap: a step counts the longer".into());
+        lines.push(format!(
+            "* the fastest; stream and arithmetic overlap: a step counts the longer; latency is that of every \
+             collective{}",
+            self.collectives_sentence()
+        ));
         lines.join("\n")
     }
 }

@@ -131,8 +131,12 @@ fn a_plan_is_what_a_run_measures() {
 /// 32 data-parallel ranks with 28 rows each on H100s: the figures of the cost model, worked out by hand, in whole µs.
 #[test]
 fn the_table_over_group_sizes() {
+    let files = Files::new();
+    // Two collectives, as in the table: without headers.
+    std::fs::write(files.path("bare.toml"), "verify = \"warm_up\"").unwrap();
     let args = "--preset deepseek-v3 --dp 32 --machine h100-nvlink,h100-infiniband --logits-dtype bf16";
-    let args: Vec<&str> = args.split(' ').collect();
+    let config = files.name("bare.toml");
+    let args: Vec<&str> = args.split(' ').chain(["--config", &config]).collect();
     let planned = plan(&args);
     #[rustfmt::skip]
     let table = [
@@ -173,9 +177,56 @@ fn the_table_over_group_sizes() {
         "* 126.2 µs",
         "* 320.1 µs",
         "not a measurement",
-        "the model counts the latency of two collectives; this step has 3",
+        "latency is that of every collective (2 in a step)",
         "cost_model = { rows_per_rank = 28, memory_gb_per_s = 3015.0",
     ] {
+        assert!(printed.contains(words), "{words}\n{printed}");
+    }
+}
+
+/// A step takes the latency of each of its rounds: of two, of three with headers, of the 13 and more of a
+/// nucleus.
+#[test]
+fn every_collective_costs_its_latency() {
+    let files = Files::new();
+    for (v, verify) in ["always", "warm_up"].iter().enumerate() {
+        std::fs::write(files.path(&format!("v{v}.toml")), format!("verify = \"{verify}\"")).unwrap();
+    }
+    // Rounds of a verified step with whole logits, and of one with candidates.
+    for (rest, logits, candidates) in [
+        ("--dp 8", 3, 3),
+        ("--dp 8 --request argmax", 3, 3),
+        // Headers, rows, parameters, largest logits, four histograms and four cuts, candidates.
+        ("--dp 8 --request sample --top-p 0.5", 3, 13),
+        ("--dp 8 --request sample --temperature 0", 3, 4),
+        // Headers; the targets' ids; rows, logits of targets and partials of one chunk.
+        ("--dp 8 --request logprobs:2", 3, 5),
+    ] {
+        for (v, headers) in [(0, 1), (1, 0)] {
+            let config = files.name(&format!("v{v}.toml"));
+            let args =
+                format!("--preset deepseek-v3 {rest} --machine h100-nvlink --latency-us 7 --config {config}");
+            let args: Vec<&str> = args.split(' ').collect();
+            let planned = plan(&args);
+            for size in planned["costs"][0]["sizes"].as_array().unwrap() {
+                let alone = size["lmhead_tp_size"] == 1;
+                for (kind, rounds) in [("logits", logits), ("candidates", candidates)] {
+                    let rounds = if alone { 0 } else { rounds - 1 + headers };
+                    assert_eq!(size["collectives"][kind], rounds, "{args:?} {kind}: {size}");
+                    assert_eq!(size[kind]["latency_us"], 7.0 * rounds as f64, "{args:?} {kind}: {size}");
+                }
+            }
+            let of_step = planned[["verified", "unverified"][v]]["rounds"].as_u64().unwrap();
+            let asked = if rest.contains("--request") { candidates } else { logits };
+            if planned["lmhead_tp_size"] != 1 {
+                assert_eq!(of_step, asked - 1 + headers, "{args:?}");
+            }
+            assert_eq!(planned["auto"]["cost_model"]["collectives"], asked - 1 + headers, "{args:?}");
+        }
+    }
+    let args = "plan --preset deepseek-v3 --dp 8 --machine h100-nvlink --request sample --top-p 0.5";
+    let printed = good(&args.split(' ').collect::<Vec<_>>());
+    for words in ["36.0 µs / 156.0 µs", "(3 in a step with logits, 13 with candidates)"] {
         assert!(printed.contains(words), "{words}\n{printed}");
     }
 }

@@ -1,0 +1,158 @@
+//! Transports that are wrong on purpose: each wraps one that is right.
+
+use lmhead::exchange::{Call, Exchange, Fault, Operation, Place, Reset};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrong {
+    /// all_gather delivers the members' pieces in another order (nccl#1906).
+    GatherOrder,
+    /// all_to_all delivers one peer's piece as another's.
+    PieceOrder,
+    /// all_to_all takes the piece after an empty one for it.
+    PieceAfterEmpty,
+    /// all_to_all loses the last byte of every piece.
+    LastByte,
+    /// Every operation begins so many milliseconds late.
+    Slow(u64),
+    /// That operation panics.
+    PanicIn(Operation),
+    /// That operation panics, and so does every notice.
+    PanicInAbort(Operation),
+}
+
+/// A transport with a mistake, which can be switched on later.
+pub struct WrongExchange {
+    inner: Arc<dyn Exchange>,
+    wrong: Wrong,
+    on: Arc<AtomicBool>,
+}
+
+impl WrongExchange {
+    pub fn new(inner: Arc<dyn Exchange>, wrong: Wrong) -> Self {
+        WrongExchange { inner, wrong, on: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// One that is right until the switch, which is returned with it, is set.
+    pub fn later(inner: Arc<dyn Exchange>, wrong: Wrong) -> (Self, Arc<AtomicBool>) {
+        let on = Arc::new(AtomicBool::new(false));
+        (WrongExchange { inner, wrong, on: Arc::clone(&on) }, on)
+    }
+
+    fn is(&self, wrong: Wrong) -> bool {
+        self.wrong == wrong && self.on.load(Ordering::SeqCst)
+    }
+
+    /// What comes before an operation.
+    fn begin(&self, operation: Operation) {
+        if let Wrong::Slow(ms) = self.wrong
+            && self.on.load(Ordering::SeqCst)
+        {
+            std::thread::sleep(Duration::from_millis(ms));
+        }
+        if self.is(Wrong::PanicIn(operation)) || self.is(Wrong::PanicInAbort(operation)) {
+            std::panic::resume_unwind(Box::new("a transport's bug"));
+        }
+    }
+}
+
+/// Bytes that arrived, in pieces as long as those of `recv`.
+fn pieces(recv: &[&mut [u8]]) -> Vec<Vec<u8>> {
+    recv.iter().map(|piece| vec![0; piece.len()]).collect()
+}
+
+/// Delivers `arrived[from(i)]` as piece i, as far as it goes; what is left is zero.
+fn deliver(arrived: &[Vec<u8>], recv: &mut [&mut [u8]], from: impl Fn(usize) -> usize) {
+    for (i, piece) in recv.iter_mut().enumerate() {
+        let bytes = &arrived[from(i)];
+        let common = piece.len().min(bytes.len());
+        piece[..common].copy_from_slice(&bytes[..common]);
+        piece[common..].fill(0);
+    }
+}
+
+impl Exchange for WrongExchange {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+
+    fn me(&self) -> usize {
+        self.inner.me()
+    }
+
+    fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
+        let (instance, inner) = self.inner.channel(head)?;
+        Ok((instance, Arc::new(WrongExchange { inner, wrong: self.wrong, on: Arc::clone(&self.on) })))
+    }
+
+    fn all_gather_v(
+        &self,
+        call: &Call,
+        members: &[usize],
+        send: &[u8],
+        recv: &mut [&mut [u8]],
+    ) -> Result<(), Fault> {
+        self.begin(call.operation);
+        if !self.is(Wrong::GatherOrder) {
+            return self.inner.all_gather_v(call, members, send, recv);
+        }
+        let mut arrived = pieces(recv);
+        let mut slices: Vec<&mut [u8]> = arrived.iter_mut().map(Vec::as_mut_slice).collect();
+        let result = self.inner.all_gather_v(call, members, send, &mut slices);
+        let count = arrived.len();
+        deliver(&arrived, recv, |i| (i + 1) % count);
+        result
+    }
+
+    fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
+        self.begin(call.operation);
+        let mut arrived = pieces(recv);
+        let mut slices: Vec<&mut [u8]> = arrived.iter_mut().map(Vec::as_mut_slice).collect();
+        let result = self.inner.all_to_all_v(call, send, &mut slices);
+        let (count, me) = (arrived.len(), self.inner.me());
+        let next = |i: usize| (1..count).map(|step| (i + step) % count).find(|i| *i != me).unwrap_or(i);
+        deliver(&arrived, recv, |i| {
+            let moved = self.is(Wrong::PieceOrder) && i != me;
+            let skipped = self.is(Wrong::PieceAfterEmpty) && i > 0 && arrived[i - 1].is_empty();
+            match (moved, skipped) {
+                (true, _) => next(i),
+                (_, true) => i - 1,
+                _ => i,
+            }
+        });
+        if self.is(Wrong::LastByte) {
+            recv.iter_mut().filter_map(|piece| piece.last_mut()).for_each(|byte| *byte = !*byte);
+        }
+        result
+    }
+
+    fn note(&self, call: &Call) {
+        self.inner.note(call);
+    }
+
+    fn places(&self) -> Vec<Option<Place>> {
+        self.inner.places()
+    }
+
+    fn pending_fault(&self) -> Option<(Call, Fault)> {
+        self.inner.pending_fault()
+    }
+
+    fn notify_abort(&self, call: &Call, reason: &str) {
+        if matches!(self.wrong, Wrong::PanicInAbort(_)) && self.on.load(Ordering::SeqCst) {
+            std::panic::resume_unwind(Box::new("a transport's second bug"));
+        }
+        self.inner.notify_abort(call, reason);
+    }
+
+    fn reset(&self, call: &Call) -> Result<Reset, Fault> {
+        self.inner.reset(call)
+    }
+}

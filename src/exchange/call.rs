@@ -1,0 +1,282 @@
+//! Which collective a call is, where a member is, and how a collective ends badly.
+
+use crate::error::{ABANDONED, Disagreement, Error};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// What a collective carries; named in every error of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// The agreement of all ranks when a head is created or rebuilt.
+    Create,
+    /// The meeting of all ranks that rebuild a head, before they agree anew.
+    Rebuild,
+    /// The transport's own test, after the agreement: pieces whose bytes are known.
+    SelfTest,
+    /// The headers that check a step's contract.
+    Contract,
+    /// Hidden rows.
+    GatherRows,
+    /// Logits or candidates.
+    ExchangeResults,
+    /// How long each shard's slice of the adjustments is.
+    AdjustmentSizes,
+    /// Each shard's slice of the adjustments.
+    Adjustments,
+    /// The ids whose logprobs are asked for.
+    Targets,
+    /// The logits of those ids, from the shards that have them.
+    TargetLogits,
+    /// How each row is sampled.
+    SamplingParams,
+    /// Each shard's largest logits.
+    LargestLogits,
+    /// Each shard's histograms of logits, to the rows' owners.
+    Histograms,
+    /// Where the owners cut the logits of their rows.
+    Cuts,
+    /// None: the step is done, and the next has not begun. A [`Place`] only.
+    Idle,
+}
+
+impl Operation {
+    /// All of them, by their codes.
+    pub const ALL: [Operation; 15] = [
+        Operation::Create,
+        Operation::Rebuild,
+        Operation::SelfTest,
+        Operation::Contract,
+        Operation::GatherRows,
+        Operation::ExchangeResults,
+        Operation::AdjustmentSizes,
+        Operation::Adjustments,
+        Operation::Targets,
+        Operation::TargetLogits,
+        Operation::SamplingParams,
+        Operation::LargestLogits,
+        Operation::Histograms,
+        Operation::Cuts,
+        Operation::Idle,
+    ];
+
+    /// A number for transports that tell peers where a rank is. Ranks of one group run one version of this
+    /// library: codes are not stable across versions.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The operation of that number.
+    pub fn from_code(code: u8) -> Option<Operation> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+
+    /// A part of the making or rebuilding of a head.
+    pub fn is_creation(self) -> bool {
+        matches!(self, Operation::Create | Operation::Rebuild | Operation::SelfTest)
+    }
+
+    /// Its messages are headers: what ranks disagree on is found there.
+    pub fn has_headers(self) -> bool {
+        matches!(self, Operation::Create | Operation::Contract)
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Operation::Create => "creation of the head",
+            Operation::Rebuild => "rebuilding of the head",
+            Operation::SelfTest => "self-test of the exchange",
+            Operation::Contract => "exchange of step headers",
+            Operation::GatherRows => "all_gather of hidden rows",
+            Operation::ExchangeResults => "all_to_all of results",
+            Operation::AdjustmentSizes => "all_to_all of adjustment sizes",
+            Operation::Adjustments => "all_to_all of adjustments",
+            Operation::Targets => "all_gather of targets",
+            Operation::TargetLogits => "all_gather of target logits",
+            Operation::SamplingParams => "all_gather of sampling parameters",
+            Operation::LargestLogits => "all_gather of largest logits",
+            Operation::Histograms => "all_to_all of histograms",
+            Operation::Cuts => "all_to_all of cuts",
+            Operation::Idle => "idle after the step",
+        })
+    }
+}
+
+/// One collective call: which it is, and until when its peers are waited for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Call {
+    /// Id of the head: a hash of its name.
+    pub head: u32,
+    /// Tells the heads of one name on one transport apart: the number of the head's channel.
+    pub instance: u32,
+    pub epoch: u32,
+    pub step: u64,
+    pub operation: Operation,
+    /// Digest of what all members must have in common in this step: mode, request, counts, settings.
+    pub terms: u64,
+    /// When the step (or the creation, or the rebuilding) began.
+    pub began: Instant,
+    /// When it must have ended: one deadline for all of its operations.
+    pub deadline: Instant,
+}
+
+impl Call {
+    /// Time that is left before the deadline.
+    pub fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The time from the step's beginning to its deadline.
+    pub fn timeout(&self) -> Duration {
+        self.deadline.saturating_duration_since(self.began)
+    }
+
+    /// True when `other` is the same call as seen by another rank.
+    pub fn same_as(&self, other: &Call) -> bool {
+        self.same_operation(other) && self.terms == other.terms
+    }
+
+    /// True when `other` is in the same step of the same head.
+    pub fn same_step(&self, other: &Call) -> bool {
+        (self.head, self.instance, self.epoch, self.step)
+            == (other.head, other.instance, other.epoch, other.step)
+    }
+
+    /// True when `other` is in the same operation of the same step, on whatever terms.
+    pub fn same_operation(&self, other: &Call) -> bool {
+        self.same_step(other) && self.operation == other.operation
+    }
+
+    /// What a member in `self` is doing, as told to one in `other`.
+    pub fn told_to(&self, other: &Call) -> String {
+        let (operation, step) = (self.operation, self.step);
+        if self.head != other.head {
+            return format!("the {operation} of step {step} of another head (id {:#010x})", self.head);
+        }
+        if self.instance != other.instance {
+            let instance = self.instance;
+            return format!(
+                "the {operation} of step {step} of another head of this name (instance {instance})"
+            );
+        }
+        if self.same_operation(other) {
+            return format!("the {operation} with another mode, request or counts");
+        }
+        format!("the {operation} of step {step} (epoch {})", self.epoch)
+    }
+
+    /// The place that `self` is, as seen `age` later.
+    pub fn place(&self, age: Duration) -> Place {
+        Place {
+            head: self.head,
+            instance: self.instance,
+            epoch: self.epoch,
+            step: self.step,
+            operation: self.operation,
+            age,
+        }
+    }
+}
+
+/// Where a member was when it was last heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub head: u32,
+    pub instance: u32,
+    pub epoch: u32,
+    pub step: u64,
+    pub operation: Operation,
+    /// How long ago that was.
+    pub age: Duration,
+}
+
+/// How a collective can end other than well. The group is then in an unknown state until
+/// [`Exchange::reset`](crate::exchange::Exchange::reset).
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// These members did not come before the deadline.
+    Timeout { missing: Vec<usize> },
+    /// These members are gone for good.
+    Lost { members: Vec<usize> },
+    /// A member gave up its step, or found a fault of its own, and said why.
+    Abandoned { member: usize, reason: String },
+    /// Members sent another number of bytes than was wanted: `(member, wanted, got)`. Every receive buffer
+    /// holds the first `min(wanted, got)` bytes of what its peer sent.
+    Length { peers: Vec<(usize, usize, usize)> },
+    /// A member is in another call.
+    OtherCall { member: usize, theirs: String },
+    /// The group has failed before, in another call than the one that reports it.
+    Earlier { call: Box<Call>, fault: Box<Fault> },
+    /// The transport broke.
+    Broken { problem: String, fix: String },
+}
+
+impl Fault {
+    /// The error for a fault outside of any collective, in `operation`.
+    pub(crate) fn without_call(self, operation: &str) -> Error {
+        let (problem, fix) = match self {
+            Fault::Broken { problem, fix } => (problem, fix),
+            other => (format!("{other:?}"), "make a new exchange and new heads on every rank".into()),
+        };
+        Error::Exchange { operation: operation.into(), problem, fix }
+    }
+
+    /// The error that a rank reports for this fault in `call`. Members become the group's global `ranks`.
+    pub fn into_error(self, call: &Call, ranks: &[usize]) -> Error {
+        let rank = |member: usize| ranks.get(member).copied().unwrap_or(member);
+        let all = |members: Vec<usize>| members.into_iter().map(rank).collect();
+        let operation = call.operation.to_string();
+        let mismatch = |field: &str, said: Vec<(Vec<usize>, String)>| Error::StepMismatch {
+            step: call.step,
+            disagreements: vec![Disagreement { field: field.into(), said }],
+            evidence: Box::default(),
+        };
+        match self {
+            Fault::Timeout { missing } => {
+                let (after, evidence) = (call.timeout(), Box::default());
+                Error::Timeout { step: call.step, operation, after, missing: all(missing), evidence }
+            }
+            Fault::Lost { members } => {
+                let evidence = Box::default();
+                Error::RankLost { step: call.step, operation, ranks: all(members), evidence }
+            }
+            Fault::Abandoned { member, reason } => mismatch(ABANDONED, vec![(vec![rank(member)], reason)]),
+            Fault::Length { peers } => {
+                let said = |(member, wanted, got)| {
+                    (
+                        vec![rank(member)],
+                        format!(
+                            "{got} bytes where {wanted} were expected in the {operation}: \
+                             other counts, another mode or another request"
+                        ),
+                    )
+                };
+                mismatch("counts", peers.into_iter().map(said).collect())
+            }
+            Fault::OtherCall { member, theirs } => {
+                let what = format!("{theirs} where the {operation} of step {} was expected", call.step);
+                mismatch("order", vec![(vec![rank(member)], what)])
+            }
+            Fault::Earlier { call, fault } => fault.into_error(&call, ranks),
+            Fault::Broken { problem, fix } => Error::Exchange { operation, problem, fix },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_has_its_code() {
+        for (code, operation) in Operation::ALL.into_iter().enumerate() {
+            assert_eq!(usize::from(operation.code()), code);
+            assert_eq!(Operation::from_code(code as u8), Some(operation));
+        }
+        assert_eq!(Operation::ALL.len(), usize::from(Operation::Idle.code()) + 1, "the last one");
+        assert_eq!(Operation::from_code(u8::MAX), None);
+    }
+}

@@ -1,0 +1,504 @@
+//! One channel: the members' messages and waits under one lock.
+//!
+//! Every sender has a log of its messages; every receiver has a cursor in each log. A message is in memory
+//! once, whatever the number of its receivers.
+//!
+//! In a group of P threads a round is P^2 deliveries, so what counts is how often a delivery writes to memory
+//! that other threads read. Small messages are copied under the lock without a count of their readers; their
+//! senders drop them a few at a time. Large ones are copied outside of the lock, and go when the last
+//! receiver has them.
+
+use super::lock;
+use crate::exchange::{Call, Fault, Operation};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Messages of up to as many bytes are copied under the lock.
+const SMALL: usize = 512;
+
+/// Small messages that a log keeps before its sender looks which of them have been read.
+const KEPT: usize = 8;
+
+/// Whom a message is for.
+#[derive(Debug)]
+pub(super) enum Addressees {
+    Everyone,
+    Some(Vec<usize>),
+}
+
+impl Addressees {
+    /// `members`, ascending, of a group of `size`.
+    pub(super) fn of(members: &[usize], size: usize) -> Self {
+        if members.len() == size { Addressees::Everyone } else { Addressees::Some(members.to_vec()) }
+    }
+
+    fn contains(&self, member: usize) -> bool {
+        match self {
+            Addressees::Everyone => true,
+            Addressees::Some(members) => members.binary_search(&member).is_ok(),
+        }
+    }
+}
+
+/// What one call of one member sends.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) call: Call,
+    to: Addressees,
+    bytes: Box<[u8]>,
+    /// Where each member's piece ends; empty where all are sent the same.
+    ends: Vec<usize>,
+}
+
+impl Post {
+    /// The same bytes to all of `to`.
+    pub(super) fn same(call: Call, to: Addressees, bytes: &[u8]) -> Self {
+        Post { call, to, bytes: bytes.into(), ends: Vec::new() }
+    }
+
+    /// To each member its piece.
+    pub(super) fn pieces(call: Call, pieces: &[&[u8]]) -> Self {
+        let ends = pieces.iter().scan(0, |end, piece| {
+            *end += piece.len();
+            Some(*end)
+        });
+        let ends = ends.collect();
+        Post { call, to: Addressees::Everyone, bytes: pieces.concat().into(), ends }
+    }
+
+    /// Copying it takes no longer than counting its readers.
+    fn is_small(&self) -> bool {
+        self.bytes.len() <= SMALL.max(self.ends.len() * 64)
+    }
+
+    /// The bytes for `member`.
+    pub(super) fn piece(&self, member: usize) -> &[u8] {
+        if self.ends.is_empty() {
+            return &self.bytes;
+        }
+        let start = member.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[member]]
+    }
+}
+
+/// What a call's messages were, beside their bytes.
+#[derive(Debug, Default)]
+pub(super) struct Delivery {
+    /// `(member, wanted, got)`, of other lengths than the buffers.
+    pub(super) wrong: Vec<(usize, usize, usize)>,
+    /// The first member that is in another call.
+    pub(super) other: Option<Fault>,
+}
+
+impl Delivery {
+    /// Copies what `post` of `member` has for `me`, and notes what does not fit.
+    fn add(&mut self, call: &Call, me: usize, member: usize, post: &Post, buffer: &mut [u8]) {
+        let bytes = post.piece(me);
+        let common = buffer.len().min(bytes.len());
+        buffer[..common].copy_from_slice(&bytes[..common]);
+        if buffer.len() != bytes.len() {
+            self.wrong.push((member, buffer.len(), bytes.len()));
+        }
+        if self.other.is_none() && !post.call.same_as(call) {
+            self.other = Some(Fault::OtherCall { member, theirs: post.call.told_to(call) });
+        }
+    }
+}
+
+/// One channel of a group.
+#[derive(Debug)]
+pub(super) struct Channel {
+    state: Mutex<State>,
+    /// One for each member that waits for some others: nobody is woken for another's message.
+    wake: Vec<Condvar>,
+    /// Of all members that wait for everyone: the last to come readies all of them, and one call of the
+    /// system wakes them.
+    wake_all: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// By sender.
+    logs: Vec<Log>,
+    /// `cursors[to * size + from]`: number of the next message of `from` that `to` has not looked at.
+    cursors: Vec<u64>,
+    /// By receiver: the call in which it waits at this moment, whether for everyone, and how many messages it
+    /// lacks.
+    waiting: Vec<Option<Call>>,
+    for_everyone: Vec<bool>,
+    missing: Vec<usize>,
+    /// By sender, `words` of it: the receivers that wait for its next message, a bit each.
+    awaited: Vec<u64>,
+    words: usize,
+    /// The first fault since the last reset, and the call that it happened in. Whoever lacks a message sees
+    /// it instead of waiting.
+    fault: Option<(Call, Fault)>,
+    /// Members that have left the channel.
+    gone: Vec<bool>,
+    /// Members that wait in [`Channel::reset`].
+    resetting: Vec<bool>,
+    /// How often each member has tried to reset the channel since that last came about, and the last of these
+    /// tries that it gave up, with its reason. Members that try as often as each other meet in tries of one
+    /// number.
+    tries: Vec<u64>,
+    given_up: Vec<Option<(u64, Fault)>>,
+    /// Counts resets.
+    generation: u64,
+}
+
+/// A sender's last messages, in order.
+#[derive(Debug, Default)]
+struct Log {
+    /// Number of the first.
+    first: u64,
+    entries: VecDeque<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// `None`: read by all.
+    post: Option<Arc<Post>>,
+    /// Of a large message: addressees that have not read it.
+    unread: usize,
+}
+
+impl State {
+    fn size(&self) -> usize {
+        self.logs.len()
+    }
+
+    /// The pending fault, as a member in `call` is told of it.
+    fn told(&self, call: &Call) -> Option<Fault> {
+        let (earlier, fault) = self.fault.as_ref()?;
+        Some(match earlier.same_operation(call) {
+            true => fault.clone(),
+            false => Fault::Earlier { call: Box::new(*earlier), fault: Box::new(fault.clone()) },
+        })
+    }
+
+    /// Takes the next message of `from` for `to`, where there is one: a small one is delivered at once, a
+    /// large one returned.
+    fn take(&mut self, to: usize, from: usize, deliver: &mut impl FnMut(&Post)) -> Option<Option<Arc<Post>>> {
+        let at = to * self.size() + from;
+        let (log, cursor) = (&mut self.logs[from], &mut self.cursors[at]);
+        *cursor = (*cursor).max(log.first);
+        loop {
+            let entry = log.entries.get_mut((*cursor - log.first) as usize)?;
+            *cursor += 1;
+            match &entry.post {
+                Some(post) if post.to.contains(to) => {
+                    if post.is_small() {
+                        deliver(post);
+                        return Some(None);
+                    }
+                    let large = Arc::clone(post);
+                    entry.unread -= 1;
+                    if entry.unread == 0 {
+                        entry.post = None;
+                    }
+                    return Some(Some(large));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Drops the messages of `from` that all their addressees have read.
+    fn trim(&mut self, from: usize) {
+        let size = self.size();
+        let (log, cursors, gone) = (&mut self.logs[from], &self.cursors, &self.gone);
+        while let Some(entry) = log.entries.front() {
+            let read = |to: usize| gone[to] || cursors[to * size + from] > log.first;
+            let done = match &entry.post {
+                None => true,
+                Some(post) => match &post.to {
+                    Addressees::Everyone => (0..size).all(read),
+                    Addressees::Some(members) => members.iter().copied().all(read),
+                },
+            };
+            if !done {
+                return;
+            }
+            log.entries.pop_front();
+            log.first += 1;
+        }
+    }
+
+    /// Appends a message of `from`; returns the members that now have all that they wait for.
+    fn post(&mut self, from: usize, post: Post) -> Vec<usize> {
+        let mut ready = Vec::new();
+        for word in 0..self.words {
+            let at = from * self.words + word;
+            let mut bits = self.awaited[at];
+            while bits != 0 {
+                let bit = bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let to = 64 * word + bit;
+                if post.to.contains(to) {
+                    self.awaited[at] &= !(1 << bit);
+                    self.missing[to] -= 1;
+                    if self.missing[to] == 0 {
+                        ready.push(to);
+                    }
+                }
+            }
+        }
+        if self.logs[from].entries.len() >= KEPT {
+            self.trim(from);
+        }
+        let unread = match &post.to {
+            Addressees::Everyone => self.size(),
+            Addressees::Some(members) => members.len(),
+        };
+        self.logs[from].entries.push_back(Entry { post: Some(Arc::new(post)), unread });
+        ready
+    }
+
+    /// `to` waits for the next message of `from`, or no longer.
+    fn set_awaited(&mut self, from: usize, to: usize, awaited: bool) {
+        let (word, bit) = (&mut self.awaited[from * self.words + to / 64], 1 << (to % 64));
+        if awaited {
+            *word |= bit;
+        } else {
+            *word &= !bit;
+        }
+    }
+
+    /// Of the members `from`, those whose messages `to` lacks.
+    fn missing_of(&self, to: usize, from: &[usize]) -> Vec<usize> {
+        let awaits = |m: &usize| self.awaited[m * self.words + to / 64] >> (to % 64) & 1 == 1;
+        from.iter().copied().filter(awaits).collect()
+    }
+
+    /// Of the members whose messages are missing, those that have not come to this step: a member that waits
+    /// in it itself is held up by another. All of them, where that leaves nobody.
+    fn to_blame(&self, call: &Call, missing: Vec<usize>) -> Vec<usize> {
+        let held_up = |m: &usize| self.waiting[*m].is_some_and(|theirs| theirs.same_step(call));
+        let absent: Vec<usize> = missing.iter().copied().filter(|m| !held_up(m)).collect();
+        if absent.is_empty() { missing } else { absent }
+    }
+}
+
+impl Channel {
+    /// A channel of as many members as `gone` says of: which have already left for good.
+    pub(super) fn new(gone: Vec<bool>) -> Self {
+        let size = gone.len();
+        let words = size.div_ceil(64);
+        let state = State {
+            logs: (0..size).map(|_| Log::default()).collect(),
+            cursors: vec![0; size * size],
+            waiting: vec![None; size],
+            for_everyone: vec![false; size],
+            missing: vec![0; size],
+            awaited: vec![0; size * words],
+            words,
+            fault: None,
+            gone,
+            resetting: vec![false; size],
+            tries: vec![0; size],
+            given_up: vec![None; size],
+            generation: 0,
+        };
+        let wake = (0..size).map(|_| Condvar::new()).collect();
+        Channel { state: Mutex::new(state), wake, wake_all: Condvar::new() }
+    }
+
+    /// Waits until `me` is woken, at the longest until the deadline of `call`.
+    fn wait<'s>(&self, me: usize, call: &Call, mut state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        state.waiting[me] = Some(*call);
+        let condition = if state.for_everyone[me] { &self.wake_all } else { &self.wake[me] };
+        let woken = condition.wait_timeout(state, call.left());
+        state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        state.waiting[me] = None;
+        state
+    }
+
+    fn wake_everybody(&self) {
+        self.wake_all.notify_all();
+        self.wake.iter().for_each(Condvar::notify_one);
+    }
+
+    /// Sends `post`, waits for the next message of each of `from` and copies them to `recv`, in the same
+    /// order.
+    pub(super) fn exchange(
+        &self,
+        me: usize,
+        call: &Call,
+        post: Post,
+        from: &[usize],
+        recv: &mut [&mut [u8]],
+    ) -> Result<Delivery, Fault> {
+        let mut state = lock(&self.state);
+        // Messages that arrived before a fault still count, so that all members come to the same end of a
+        // step. Not so where the fault was in the making of a head: one that is only half there must not be
+        // taken for whole.
+        if call.operation.is_creation()
+            && state.fault.as_ref().is_some_and(|(earlier, _)| earlier.operation.is_creation())
+            && let Some(fault) = state.told(call)
+        {
+            return Err(fault);
+        }
+        let ready = state.post(me, post);
+        if !ready.is_empty() {
+            let together = ready.iter().any(|&member| state.for_everyone[member]);
+            let alone = ready.iter().filter(|&&member| !state.for_everyone[member]);
+            let alone: Vec<usize> = alone.copied().collect();
+            drop(state);
+            if together {
+                self.wake_all.notify_all();
+            }
+            alone.into_iter().for_each(|member| self.wake[member].notify_one());
+            state = lock(&self.state);
+        }
+
+        let mut delivery = Delivery::default();
+        let mut large: Vec<(usize, Arc<Post>)> = Vec::new();
+        let mut lacking: Vec<usize> = Vec::new();
+        let mut take = |state: &mut State, i: usize| {
+            let member = from[i];
+            let mut deliver = |post: &Post| delivery.add(call, me, member, post, recv[i]);
+            match state.take(me, member, &mut deliver) {
+                Some(Some(post)) => large.push((i, post)),
+                Some(None) => {}
+                None => return false,
+            }
+            true
+        };
+        for (i, &member) in from.iter().enumerate() {
+            if !take(&mut state, i) {
+                lacking.push(i);
+                state.set_awaited(member, me, true);
+            }
+        }
+        state.missing[me] = lacking.len();
+        state.for_everyone[me] = from.len() == self.wake.len();
+        while state.missing[me] > 0 {
+            let told = state.told(call);
+            let over = call.left().is_zero();
+            if told.is_none() && !over && !state.gone.contains(&true) {
+                state = self.wait(me, call, state);
+                continue;
+            }
+            let missing = state.missing_of(me, from);
+            let lost: Vec<usize> = missing.iter().copied().filter(|&m| state.gone[m]).collect();
+            let found = match (told, lost.is_empty()) {
+                (Some(told), _) => Err(told),
+                (None, false) => Ok(Fault::Lost { members: lost }),
+                (None, true) if over => Ok(Fault::Timeout { missing: state.to_blame(call, missing) }),
+                // Whoever has left is not waited for.
+                (None, true) => {
+                    state = self.wait(me, call, state);
+                    continue;
+                }
+            };
+            from.iter().for_each(|&member| state.set_awaited(member, me, false));
+            state.missing[me] = 0;
+            return Err(match found {
+                Err(told) => told,
+                Ok(found) => {
+                    state.fault = Some((*call, found.clone()));
+                    self.wake_everybody();
+                    found
+                }
+            });
+        }
+        for i in lacking {
+            let taken = take(&mut state, i);
+            debug_assert!(taken, "a message that was counted");
+        }
+        drop(state);
+        for (i, post) in large {
+            delivery.add(call, me, from[i], &post, recv[i]);
+        }
+        Ok(delivery)
+    }
+
+    /// The pending fault, as a member in `call` is told of it.
+    pub(super) fn told(&self, call: &Call) -> Option<Fault> {
+        lock(&self.state).told(call)
+    }
+
+    /// The pending fault and its call.
+    pub(super) fn pending_fault(&self) -> Option<(Call, Fault)> {
+        lock(&self.state).fault.clone()
+    }
+
+    /// Brings the channel into the fault that `me` gives up `call`, where it is in none yet.
+    pub(super) fn give_up(&self, me: usize, call: &Call, reason: &str) {
+        let fault = Fault::Abandoned { member: me, reason: reason.into() };
+        let mut state = lock(&self.state);
+        if call.operation == Operation::Rebuild {
+            state.tries[me] += u64::from(!state.resetting[me]);
+            state.resetting[me] = false;
+            state.given_up[me] = Some((state.tries[me], fault.clone()));
+        }
+        state.fault.get_or_insert((*call, fault));
+        drop(state);
+        self.wake_everybody();
+    }
+
+    /// Meets all members, with everything undelivered dropped.
+    pub(super) fn reset(&self, me: usize, call: &Call) -> Result<(), Fault> {
+        let mut state = lock(&self.state);
+        let before = state.generation;
+        state.resetting[me] = true;
+        state.for_everyone[me] = true;
+        state.tries[me] += 1;
+        loop {
+            if state.generation != before {
+                return Ok(());
+            }
+            // A try that a peer has given up does not come about, also where that peer tries again already.
+            let given_up = state.given_up.iter().flatten().map(|(theirs, _)| *theirs).max().unwrap_or(0);
+            if (0..state.size()).all(|m| state.resetting[m] && state.tries[m] > given_up) {
+                state.logs.iter_mut().for_each(|log| *log = Log::default());
+                state.cursors.fill(0);
+                state.awaited.fill(0);
+                state.missing.fill(0);
+                state.fault = None;
+                state.resetting.fill(false);
+                state.tries.fill(0);
+                state.given_up.fill(None);
+                state.generation += 1;
+                self.wake_everybody();
+                return Ok(());
+            }
+            let missing: Vec<usize> = (0..state.size()).filter(|&m| !state.resetting[m]).collect();
+            let lost: Vec<usize> = missing.iter().copied().filter(|&m| state.gone[m]).collect();
+            let own = state.tries[me];
+            let told = state.given_up.iter().flatten().find(|(theirs, _)| *theirs >= own);
+            if let Some((_, fault)) = told.cloned() {
+                state.resetting[me] = false;
+                return Err(fault);
+            }
+            if !lost.is_empty() || call.left().is_zero() {
+                let reason = format!("it waited for members {missing:?} in vain");
+                state.given_up[me] = Some((own, Fault::Abandoned { member: me, reason }));
+                state.resetting[me] = false;
+                drop(state);
+                self.wake_everybody();
+                return Err(match lost.is_empty() {
+                    true => Fault::Timeout { missing },
+                    false => Fault::Lost { members: lost },
+                });
+            }
+            state = self.wait(me, call, state);
+        }
+    }
+
+    /// Messages that are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        lock(&self.state).logs.iter().map(|log| log.entries.len()).sum()
+    }
+
+    /// `me` leaves for good; true where nobody is left.
+    pub(super) fn leave(&self, me: usize) -> bool {
+        let mut state = lock(&self.state);
+        state.gone[me] = true;
+        let empty = state.gone.iter().all(|&gone| gone);
+        drop(state);
+        self.wake_everybody();
+        empty
+    }
+}

@@ -1,0 +1,101 @@
+//! Whatever ends a creation, a step or a rebuilding on one rank tells its peers at once, and poisons the
+//! head.
+
+use super::LmHead;
+use super::recorder::Outcome;
+use crate::error::{Error, Evidence, LastSeen, Result};
+use crate::exchange::Call;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+
+/// Names of the heads that this process has made, by id: for messages about places.
+static NAMES: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
+
+/// Remembers the name of a head.
+pub(super) fn remember(id: u32, name: &str) {
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    names.entry(id).or_insert_with(|| name.into());
+}
+
+/// Reached by an unwinding panic only while it is armed.
+struct Guard<'h> {
+    head: &'h mut LmHead,
+    call: Call,
+    doing: &'static str,
+    armed: bool,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            let reason = format!("its thread panicked in the {}", self.doing);
+            self.head.give_up(&self.call, &reason);
+        }
+    }
+}
+
+impl LmHead {
+    /// Runs `part` of a creation, a step or a rebuilding. Where it fails or panics, the peers are told and
+    /// the head is poisoned.
+    pub(super) fn guarded<T>(
+        &mut self,
+        call: &Call,
+        doing: &'static str,
+        part: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut guard = Guard { head: self, call: *call, doing, armed: true };
+        let result = part(guard.head);
+        guard.armed = false;
+        drop(guard);
+        result.map_err(|error| self.failed(call, error))
+    }
+
+    /// What an error means for the head and its peers; the error comes back with what this rank knows.
+    pub(super) fn failed(&mut self, call: &Call, error: Error) -> Error {
+        self.recorder.end(Outcome::Failed, None);
+        let error = error.with_evidence(|| self.evidence());
+        // Alone, a refused input leaves nobody waiting and nothing half done.
+        if self.is_shared() || !error.is_bad_input() {
+            self.poisoned = Some(error.to_string());
+            if !error.was_told() {
+                self.notify_abort(call, &error.cause());
+            }
+        }
+        error
+    }
+
+    /// This rank ends `call`'s step for `reason`, without an error of its own to return.
+    pub(super) fn give_up(&mut self, call: &Call, reason: &str) {
+        self.recorder.end(Outcome::Failed, None);
+        self.poisoned = Some(format!("step {}: this rank {reason}", call.step));
+        self.notify_abort(call, reason);
+    }
+
+    /// There are peers to tell.
+    fn is_shared(&self) -> bool {
+        self.group.size() > 1 || self.exchange.size() > 1
+    }
+
+    /// Tells the peers. This runs while a panic unwinds: another one, of the transport, must not leave it.
+    fn notify_abort(&self, call: &Call, reason: &str) {
+        if self.is_shared() {
+            let exchange = AssertUnwindSafe(&self.exchange);
+            // The transport's panic says no more than that the peers may not have been told.
+            let _ = catch_unwind(|| exchange.notify_abort(call, reason));
+        }
+    }
+
+    /// Where everybody is, and this rank's last steps.
+    fn evidence(&self) -> Evidence {
+        let exchange = AssertUnwindSafe(&self.exchange);
+        let places = catch_unwind(|| exchange.places()).unwrap_or_default();
+        let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = |(member, &rank): (usize, &usize)| {
+            let place = places.get(member).copied().flatten();
+            LastSeen { rank, place, head: place.and_then(|place| names.get(&place.head).cloned()) }
+        };
+        let last_seen = self.group.ranks().iter().enumerate().map(seen).collect();
+        Evidence { last_seen, recent_steps: self.recorder.steps() }
+    }
+}

@@ -1,0 +1,167 @@
+//! The flight recorder: a rank's last steps, for whoever asks what happened before a fault. It allocates
+//! once.
+
+use crate::exchange::Operation;
+use crate::result::Request;
+use crate::step::{Header, Mode};
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Steps that are kept.
+const STEPS: usize = 32;
+
+/// More than there are kinds of operations in a step.
+const OPERATIONS: usize = 16;
+
+/// One step as a rank has seen it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct StepRecord {
+    /// Number of the step since the head was made or rebuilt.
+    pub step: u64,
+    pub epoch: u32,
+    pub request: Option<Request>,
+    pub mode: Mode,
+    /// Rows that this rank's replica brought.
+    pub rows: u64,
+    /// Rows of the whole group, where the step came so far.
+    pub group_rows: Option<u64>,
+    /// From the beginning of the step to its end; 0 while it runs.
+    pub time: Duration,
+    pub outcome: Outcome,
+    operations: [OperationRecord; OPERATIONS],
+    used: usize,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    Running,
+    Finished,
+    Failed,
+}
+
+/// The collective operations of one kind in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OperationRecord {
+    pub operation: Operation,
+    pub calls: u32,
+    /// To and from other ranks.
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// With the wait for the peers.
+    pub time: Duration,
+}
+
+const NONE: OperationRecord = OperationRecord {
+    operation: Operation::Idle,
+    calls: 0,
+    bytes_sent: 0,
+    bytes_received: 0,
+    time: Duration::ZERO,
+};
+
+impl StepRecord {
+    /// By kind, in the order in which each came first.
+    pub fn operations(&self) -> &[OperationRecord] {
+        &self.operations[..self.used]
+    }
+}
+
+/// As it is displayed: a derived one would list the places that are not used.
+impl fmt::Debug for StepRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StepRecord({self})")
+    }
+}
+
+impl fmt::Display for StepRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {} (epoch {}): ", self.step, self.epoch)?;
+        if let Some(request) = self.request {
+            write!(f, "{request}, ")?;
+        }
+        write!(f, "{}, {} rows", self.mode, self.rows)?;
+        if let Some(rows) = self.group_rows {
+            write!(f, " of {rows}")?;
+        }
+        match self.outcome {
+            Outcome::Running => write!(f, ", running")?,
+            Outcome::Finished => write!(f, ", finished in {:.0} us", self.time.as_secs_f64() * 1e6)?,
+            Outcome::Failed => write!(f, ", failed after {:.0} us", self.time.as_secs_f64() * 1e6)?,
+        }
+        for (i, o) in self.operations().iter().enumerate() {
+            let comma = if i == 0 { ":" } else { "," };
+            let times = if o.calls == 1 { String::new() } else { format!("{} x ", o.calls) };
+            let micros = o.time.as_secs_f64() * 1e6;
+            let (operation, sent, received) = (o.operation, o.bytes_sent, o.bytes_received);
+            write!(f, "{comma} {times}{operation} ({sent} bytes sent, {received} received, {micros:.0} us)")?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the last steps.
+pub(super) struct Recorder {
+    steps: VecDeque<StepRecord>,
+    began: Instant,
+}
+
+impl Recorder {
+    pub fn new() -> Self {
+        Recorder { steps: VecDeque::with_capacity(STEPS), began: Instant::now() }
+    }
+
+    /// A step begins.
+    pub fn begin(&mut self, header: &Header, began: Instant) {
+        if self.steps.len() == STEPS {
+            self.steps.pop_front();
+        }
+        self.began = began;
+        self.steps.push_back(StepRecord {
+            step: header.sequence,
+            epoch: header.epoch,
+            request: header.request,
+            mode: header.mode,
+            rows: header.rows,
+            group_rows: None,
+            time: Duration::ZERO,
+            outcome: Outcome::Running,
+            operations: [NONE; OPERATIONS],
+            used: 0,
+        });
+    }
+
+    /// A collective of the running step has ended, well or not.
+    pub fn operation(&mut self, operation: Operation, sent: u64, received: u64, time: Duration) {
+        let Some(step) = self.running() else { return };
+        let known = step.operations().iter().position(|record| record.operation == operation);
+        let at = known.unwrap_or(step.used.min(OPERATIONS - 1));
+        step.used = step.used.max(at + 1);
+        let record = &mut step.operations[at];
+        record.operation = operation;
+        record.calls += 1;
+        record.bytes_sent += sent;
+        record.bytes_received += received;
+        record.time += time;
+    }
+
+    /// The running step has ended.
+    pub fn end(&mut self, outcome: Outcome, group_rows: Option<u64>) {
+        let time = self.began.elapsed();
+        let Some(step) = self.running() else { return };
+        step.outcome = outcome;
+        step.group_rows = group_rows.or(step.group_rows);
+        step.time = time;
+    }
+
+    fn running(&mut self) -> Option<&mut StepRecord> {
+        self.steps.back_mut().filter(|step| step.outcome == Outcome::Running)
+    }
+
+    /// The steps, the latest last.
+    pub fn steps(&self) -> Vec<StepRecord> {
+        self.steps.iter().copied().collect()
+    }
+}

@@ -1,0 +1,76 @@
+//! Which process made a thing. `fork` copies memory but only the calling thread, so a thread pool or a queue
+//! that other threads serve looks whole in the child and never answers there. Such things remember their
+//! process and refuse by name.
+
+use crate::error::{Error, Result};
+use std::sync::OnceLock;
+
+/// The process in which a value was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Maker(u32);
+
+impl Maker {
+    /// The calling process.
+    pub(crate) fn here() -> Self {
+        Maker(std::process::id())
+    }
+
+    /// False in a process that was forked from the maker.
+    pub(crate) fn is_here(self) -> bool {
+        self == Self::here()
+    }
+
+    /// # Errors
+    /// `Unsupported` in a process that was forked from the maker; `what` names the value.
+    pub(crate) fn check(self, what: &str) -> Result<()> {
+        if self.is_here() {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            what,
+            format!("a call from process {}, which made it", self.0),
+            format!("one from process {}, which was forked from it", std::process::id()),
+            "fork first and make backend, exchange and head in the child, or start the child with exec \
+             (Python's multiprocessing: spawn)",
+        ))
+    }
+}
+
+/// Runs parallel loops of `work` on the caller's rayon pool: the pool whose worker the caller is, else
+/// rayon's global one.
+///
+/// Where this library has used the global pool before a fork, that pool has no threads in the child, and a
+/// loop on it would never end: there `work` runs on a pool that is made for it.
+///
+/// # Errors
+/// `Unsupported` where that pool cannot be made.
+pub(crate) fn on_live_threads<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R> {
+    static GLOBAL: OnceLock<Maker> = OnceLock::new();
+    if rayon::current_thread_index().is_some() || GLOBAL.get_or_init(Maker::here).is_here() {
+        return Ok(work());
+    }
+    let pool = rayon::ThreadPoolBuilder::new().build().map_err(|problem| {
+        let fix = "raise the limit of threads, or load before the fork";
+        Error::unsupported("a thread pool in a forked process", "threads", problem, fix)
+    })?;
+    Ok(pool.install(work))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_process_is_refused_by_name() {
+        assert_eq!(Maker::here().check("the CPU backend"), Ok(()));
+        let other = Maker(Maker::here().0 ^ 1);
+        let error = other.check("the CPU backend").unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }));
+        let text = error.to_string();
+        assert!(text.starts_with("the CPU backend: wanted a call from process "), "{text}");
+        assert!(
+            text.contains("forked from it") && text.contains("make backend, exchange and head"),
+            "{text}"
+        );
+    }
+}

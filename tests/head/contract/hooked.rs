@@ -1,0 +1,146 @@
+//! An exchange and a backend that do something else beside: panic, wait, mix pieces up, or write down what
+//! they were asked.
+
+use super::*;
+use lmhead::backend::Resident;
+use lmhead::exchange::{Call, Fault, Place, Reset};
+
+/// When a hook of an exchange runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    BeforeGather,
+    AfterGather,
+    BeforeExchange,
+    AfterExchange,
+    Abort,
+    Reset,
+}
+
+/// Told of every call, and of what has arrived.
+pub type Hook = Arc<dyn Fn(When, &Call, &mut [&mut [u8]]) + Send + Sync>;
+
+/// An exchange whose channels call a hook.
+pub struct HookedExchange {
+    pub inner: Arc<dyn Exchange>,
+    pub hook: Hook,
+}
+
+/// `inner` with a hook, as heads take it.
+pub fn hooked(
+    inner: Arc<dyn Exchange>,
+    hook: impl Fn(When, &Call, &mut [&mut [u8]]) + Send + Sync + 'static,
+) -> Arc<dyn Exchange> {
+    Arc::new(HookedExchange { inner, hook: Arc::new(hook) })
+}
+
+impl Exchange for HookedExchange {
+    fn name(&self) -> &'static str {
+        "hooked"
+    }
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+    fn me(&self) -> usize {
+        self.inner.me()
+    }
+    fn channel(&self, head: u32) -> std::result::Result<(u32, Arc<dyn Exchange>), Fault> {
+        let (instance, inner) = self.inner.channel(head)?;
+        Ok((instance, Arc::new(HookedExchange { inner, hook: Arc::clone(&self.hook) })))
+    }
+    fn all_gather_v(
+        &self,
+        call: &Call,
+        members: &[usize],
+        send: &[u8],
+        recv: &mut [&mut [u8]],
+    ) -> std::result::Result<(), Fault> {
+        (self.hook)(When::BeforeGather, call, recv);
+        let done = self.inner.all_gather_v(call, members, send, recv);
+        (self.hook)(When::AfterGather, call, recv);
+        done
+    }
+    fn all_to_all_v(
+        &self,
+        call: &Call,
+        send: &[&[u8]],
+        recv: &mut [&mut [u8]],
+    ) -> std::result::Result<(), Fault> {
+        (self.hook)(When::BeforeExchange, call, recv);
+        let done = self.inner.all_to_all_v(call, send, recv);
+        (self.hook)(When::AfterExchange, call, recv);
+        done
+    }
+    fn note(&self, call: &Call) {
+        self.inner.note(call);
+    }
+    fn places(&self) -> Vec<Option<Place>> {
+        self.inner.places()
+    }
+    fn notify_abort(&self, call: &Call, reason: &str) {
+        (self.hook)(When::Abort, call, &mut []);
+        self.inner.notify_abort(call, reason);
+    }
+    fn reset(&self, call: &Call) -> std::result::Result<Reset, Fault> {
+        (self.hook)(When::Reset, call, &mut []);
+        self.inner.reset(call)
+    }
+}
+
+/// What a backend was asked: the call's name, its rows, and whether they had adjustments.
+pub type Asked = (&'static str, usize, bool);
+
+/// A backend that calls a hook before every call.
+pub struct HookedBackend {
+    pub hook: Box<dyn Fn(Asked) + Send + Sync>,
+}
+
+impl Backend for HookedBackend {
+    fn name(&self) -> &'static str {
+        lmhead_testkit::backend().name()
+    }
+    fn fingerprint(&self, types: HeadTypes) -> String {
+        lmhead_testkit::backend().fingerprint(types)
+    }
+    fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
+        lmhead_testkit::backend().check(shard, hidden)
+    }
+    fn prepare(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Resident> {
+        (self.hook)(("prepare", 0, false));
+        lmhead_testkit::backend().prepare(shard, hidden)
+    }
+    fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
+        (self.hook)(("logits", job.rows.len(), job.adjustments.is_some()));
+        lmhead_testkit::backend().logits(job, out)
+    }
+    fn tally(&self, tally: Tally<'_>) -> Result<()> {
+        (self.hook)(("tally", tally.targets.len(), false));
+        lmhead_testkit::backend().tally(tally)
+    }
+    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
+        let name = match &pass {
+            SamplingPass::Maxima { .. } => "maxima",
+            SamplingPass::Histograms { .. } => "histograms",
+            SamplingPass::Ties { .. } => "ties",
+            SamplingPass::Candidates { .. } => "candidates",
+        };
+        (self.hook)((name, held.nonfinite.len(), false));
+        lmhead_testkit::backend().sample(held, pass)
+    }
+    fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
+        (self.hook)(("partials", job.rows.len(), job.adjustments.is_some()));
+        lmhead_testkit::backend().partials(job, spec, out)
+    }
+}
+
+/// A head of the test's weights, with a backend and an exchange of one's own.
+pub fn head_with(
+    config: &HeadConfig,
+    size: usize,
+    me: usize,
+    exchange: Arc<dyn Exchange>,
+    backend: Arc<dyn Backend>,
+) -> Result<LmHead> {
+    let group = HeadGroup::data_parallel(size, me)?;
+    let shard = test_head().shard(group.shard(200, me));
+    LmHead::new(config, group, shard, exchange, backend)
+}

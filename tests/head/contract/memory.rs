@@ -1,0 +1,67 @@
+//! What a head does before its first real step, and what it gives back after the largest.
+
+use super::*;
+use hooked::Asked;
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+/// Rows as a device's kernels tell them apart: by the next power of two.
+fn kind((name, rows, adjusted): Asked) -> Asked {
+    (name, rows.next_power_of_two() * usize::from(rows > 0), adjusted)
+}
+
+#[test]
+fn after_warm_up_no_step_of_up_to_as_many_rows_is_the_first_of_its_kind() {
+    const SEQUENCES: usize = 3;
+    const DRAFTS: usize = 3;
+    let rows = SEQUENCES * (1 + DRAFTS);
+    let requests = [
+        Request::logits(DType::F32),
+        Request::argmax(),
+        Request::top_k(5),
+        Request::logprobs(2),
+        Request::processed_logprobs(2),
+        Request::sample(),
+    ];
+    each_rank(2, |me, exchange| {
+        let asked: Arc<Mutex<BTreeSet<Asked>>> = Arc::default();
+        let written = Arc::clone(&asked);
+        let backend = HookedBackend {
+            hook: Box::new(move |asked| {
+                let _ = written.lock().unwrap().insert(kind(asked));
+            }),
+        };
+        let mut config = config(PATIENT);
+        // Chunks of 5 rows: logprobs of all rows take several.
+        config.logprobs_chunk_bytes = 5 * (lmhead_testkit::chunk_row(128, 64, 2, 2));
+        let mut head = head_with(&config, 2, me, exchange, Arc::new(backend)).unwrap();
+        head.warm_up(rows, &requests).unwrap();
+        let warm = std::mem::take(&mut *asked.lock().unwrap());
+        for request in requests {
+            for each in [[0, 0], [1, 0], [0, rows], [2, 5], [rows, 1], [rows, rows]] {
+                for adjusted in [false, true] {
+                    let mine = each[me];
+                    let bytes = test_head().rows(mine, 7);
+                    let hidden = HiddenRows::new(&bytes, DType::F32, mine, 16).unwrap();
+                    let (targets, mask) = (vec![3i64; mine], vec![-1i32; mine * 7]);
+                    let sampling = vec![lmhead::SamplingParams { top_p: 0.9, ..Default::default() }; mine];
+                    let raw = request == Request::logprobs(2);
+                    let adjusted = adjusted && !raw;
+                    let inputs = lmhead::RowInputs {
+                        targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
+                        sampling: (request == Request::Sample).then_some(&sampling[..]),
+                        adjustments: adjusted.then(|| lmhead::Adjustments::allowed(&mask)),
+                    };
+                    for counts in
+                        [RowCounts::exact(&each), RowCounts::capacity(rows, mine), RowCounts::discover(mine)]
+                    {
+                        let begin = if adjusted { LmHead::step_adjusted } else { LmHead::step };
+                        begin(&mut head, counts, &request).unwrap().run_with(hidden, &inputs).unwrap();
+                    }
+                }
+            }
+        }
+        let first: Vec<Asked> = asked.lock().unwrap().difference(&warm).copied().collect();
+        assert!(first.is_empty(), "never asked in the warm-up: {first:?}");
+    });
+}

@@ -1,0 +1,322 @@
+//! The contract over two transports, as one table: ranks as threads over `local`, and ranks as processes over
+//! sockets.
+//!
+//! Every row is a scenario that each rank runs. It returns how its calls ended, and the time that took; the
+//! row's check reads the answers of all ranks. After each fault the head is rebuilt and must answer the same
+//! bits as before.
+
+mod scenarios;
+
+use lmhead_testkit::processes::{self, Processes, on_processes, on_threads};
+use scenarios::{AT_ONCE_MS, LINGERS_MS, LONG_MS, PANIC, SCENARIOS, SHORT_MS, SIZE};
+use serde_json::Value;
+use std::time::Duration;
+
+/// The test that starts as a rank.
+const ENTRY: &str = "transports::a_rank_of_another_test";
+
+/// Returns at once, but where another test here has started this program as one of its ranks.
+#[test]
+fn a_rank_of_another_test() {
+    processes::enter(SCENARIOS);
+}
+
+/// The answers of a row over both transports, with the transport's name. Times are printed.
+fn both(name: &str, size: usize) -> [(&'static str, Vec<Option<Value>>); 2] {
+    let answers = [
+        ("local", on_threads(SCENARIOS, name, size)),
+        ("processes", on_processes(ENTRY, name, size, Duration::from_secs(60))),
+    ];
+    for (transport, answers) in &answers {
+        let ms = answers.iter().map(|answer| answer.as_ref().and_then(|answer| answer["ms"].as_f64()));
+        println!("{name}, {transport}: ms to the end on each rank: {:?}", ms.collect::<Vec<_>>());
+    }
+    answers
+}
+
+/// Code and text of a rank's error.
+fn error_of(answer: &Option<Value>) -> (i64, String) {
+    let answer = answer.as_ref().expect("a rank that did not panic");
+    (answer["code"].as_i64().expect("a code"), answer["text"].as_str().expect("a text").into())
+}
+
+fn ms_of(answer: &Option<Value>) -> f64 {
+    answer.as_ref().and_then(|answer| answer["ms"].as_f64()).expect("a time")
+}
+
+/// Codes of [`Error::code`].
+const SHAPE: i64 = 2;
+const MISMATCH: i64 = 8;
+const TIMEOUT: i64 = 9;
+const LOST: i64 = 10;
+const POISONED: i64 = 11;
+
+/// One row: what the ranks other than the one at fault get, and what that one gets.
+struct Row {
+    name: &'static str,
+    others: (i64, &'static str),
+    culprit: (i64, &'static str),
+    /// The deadline is waited for.
+    waits: bool,
+}
+
+const fn row(name: &'static str, others: (i64, &'static str), culprit: (i64, &'static str)) -> Row {
+    Row { name, others, culprit, waits: false }
+}
+
+const ROWS_OF_THE_TABLE: &[Row] = &[
+    row(
+        "another request",
+        (MISMATCH, "request: ranks [0, 2] say argmax, ranks [1] say topk:2"),
+        (MISMATCH, "request: ranks [0, 2] say argmax, ranks [1] say topk:2"),
+    ),
+    row(
+        "another mode",
+        (MISMATCH, "mode: ranks [0, 2] say exact, ranks [1] say discover"),
+        (MISMATCH, "mode: ranks [0, 2] say exact, ranks [1] say discover"),
+    ),
+    row("other counts", (MISMATCH, "its own replica has 5 rows"), (MISMATCH, "ranks [1] say [2, 5, 2]")),
+    row(
+        "a dropped step",
+        (MISMATCH, "abandoned: ranks [1] say dropped the step without running it"),
+        (POISONED, "this rank dropped the step"),
+    ),
+    row(
+        "rows that do not fit",
+        (MISMATCH, "abandoned: ranks [1] say hidden_states: wanted 2 rows"),
+        (SHAPE, "wanted 2 rows, as announced in step(), got 3 rows"),
+    ),
+    row(
+        "a panic in a step",
+        (MISMATCH, "abandoned: ranks [1] say its thread panicked in the step"),
+        (POISONED, "this rank its thread panicked in the step"),
+    ),
+    row(
+        "other weights_version",
+        (MISMATCH, "weights_version: ranks [0, 2] say 0, ranks [1] say 1"),
+        (MISMATCH, "weights_version: ranks [0, 2] say 0, ranks [1] say 1"),
+    ),
+    row(
+        "a refusal of its own data",
+        (MISMATCH, "abandoned: ranks [1] say"),
+        (SHAPE, "wanted at most 4 rows, got 5"),
+    ),
+    Row {
+        waits: true,
+        ..row(
+            "a skipped call",
+            (TIMEOUT, "ranks [1] did not come within 500ms"),
+            (TIMEOUT, "ranks [1] did not come"),
+        )
+    },
+];
+
+#[test]
+fn every_break_is_named_on_every_rank_over_threads_and_processes() {
+    for row in ROWS_OF_THE_TABLE {
+        for (transport, answers) in both(row.name, SIZE) {
+            for (rank, answer) in answers.iter().enumerate() {
+                let (code, text) = error_of(answer);
+                let want = if rank == 1 { row.culprit } else { row.others };
+                let what = format!("{}, {transport}, rank {rank}: {code} {text}", row.name);
+                assert!(code == want.0 && text.contains(want.1), "{what}\nwant {want:?}");
+                let ms = ms_of(answer);
+                let bounds = if row.waits { (SHORT_MS as f64 - 1.0, AT_ONCE_MS) } else { (0.0, AT_ONCE_MS) };
+                assert!(bounds.0 <= ms && ms <= bounds.1, "{what}: {ms} ms");
+            }
+        }
+    }
+}
+
+/// Every answer of a row: the codes and words that each rank may get.
+fn assert_all(name: &str, size: usize, allowed: impl Fn(usize) -> Vec<(i64, &'static str)>, ms: (f64, f64)) {
+    for (transport, answers) in both(name, size) {
+        for (rank, answer) in answers.iter().enumerate() {
+            let (code, text) = error_of(answer);
+            let what = format!("{name}, {transport}, rank {rank}: {code} {text}");
+            let allowed = allowed(rank);
+            assert!(
+                allowed.iter().any(|(own, words)| *own == code && text.contains(words)),
+                "{what}\nwant {allowed:?}"
+            );
+            let took = ms_of(answer);
+            assert!(ms.0 <= took && took <= ms.1, "{what}: {took} ms");
+        }
+    }
+}
+
+const AT_ONCE: (f64, f64) = (0.0, AT_ONCE_MS);
+
+#[test]
+fn two_heads_of_one_name_in_swapped_order_never_mix_and_both_places_are_named() {
+    let place = |rank| if rank == 1 { "(instance 0, " } else { "(instance 1, " };
+    let waits = (SHORT_MS as f64 - 1.0, AT_ONCE_MS);
+    assert_all("two heads of one name, swapped", SIZE, |rank| vec![(TIMEOUT, place(rank))], waits);
+}
+
+#[test]
+fn a_shard_of_another_checkpoint_is_found_when_the_head_is_made() {
+    let words = "weights_fingerprint: ranks [0, 2] say";
+    assert_all("a shard of another checkpoint", SIZE, |_| vec![(MISMATCH, words)], AT_ONCE);
+}
+
+#[test]
+fn other_rows_of_a_tensor_parallel_rank_are_named_on_every_rank() {
+    assert_all("other rows of a tensor-parallel rank", 4, |_| vec![(MISMATCH, "replica 1")], AT_ONCE);
+}
+
+#[test]
+fn heads_of_one_transport_may_be_on_threads_of_their_own() {
+    assert_all("heads on two threads", SIZE, |_| vec![(0, "")], (0.0, LONG_MS as f64));
+}
+
+/// Each operation used to start the clock anew: with a timeout of 0.5 s a step took 5.6 s.
+#[test]
+fn a_step_has_one_deadline_for_all_of_its_operations() {
+    let allowed =
+        |_| vec![(TIMEOUT, "ranks [1] did not come within 500ms"), (TIMEOUT, "did not come within 500ms")];
+    assert_all("a slow transport", SIZE, allowed, (SHORT_MS as f64 * 0.9, SHORT_MS as f64 * 4.0));
+}
+
+#[test]
+fn another_mode_is_named_where_nobody_has_rows() {
+    let words = "mode: ranks [0, 2] say exact, ranks [1] say capacity";
+    assert_all("another mode without rows", SIZE, |_| vec![(MISMATCH, words)], AT_ONCE);
+}
+
+#[test]
+fn a_group_larger_than_its_exchange_is_refused_on_every_rank() {
+    assert_all(
+        "a group larger than its exchange",
+        SIZE,
+        |_| vec![(SHAPE, "exchange: wanted member")],
+        AT_ONCE,
+    );
+}
+
+#[test]
+fn a_panic_of_transport_or_backend_is_told_to_the_others_at_once() {
+    for name in [
+        "a panic in the header round",
+        "a panic in the gather",
+        "a panic in the making",
+        "a panic in prepare",
+    ] {
+        for (transport, answers) in both(name, SIZE) {
+            assert_eq!(error_of(&answers[1]).0, PANIC, "{name}, {transport}");
+            for rank in [0, 2] {
+                let (code, text) = error_of(&answers[rank]);
+                // A head that was never made is gone with its panic.
+                let made = !name.contains("making") && !name.contains("prepare");
+                let told = code == MISMATCH && text.contains("ranks [1] say its thread panicked");
+                let gone = code == LOST && text.contains("ranks [1] have left");
+                let what = format!("{name}, {transport}, rank {rank}: {code} {text}");
+                assert!(told || (gone && !made), "{what}");
+                assert!(
+                    ms_of(&answers[rank]) < 0.75 * LINGERS_MS as f64,
+                    "{what}: {} ms",
+                    ms_of(&answers[rank])
+                );
+            }
+        }
+    }
+}
+
+/// Two panics at once used to end the process. The others cannot be told; they see that the rank has gone.
+#[test]
+fn a_panic_in_the_notice_of_a_panic_is_contained() {
+    let allowed = |rank| match rank {
+        1 => vec![(PANIC, "")],
+        _ => vec![(LOST, "ranks [1] have left")],
+    };
+    assert_all("a panic in the notice of a panic", SIZE, allowed, AT_ONCE);
+}
+
+#[test]
+fn threads_and_processes_answer_the_same_bits() {
+    let [(_, threads), (_, processes)] = both("good steps", 4);
+    assert!(threads.iter().all(Option::is_some));
+    assert_eq!(threads, processes);
+}
+
+/// No break hangs, whoever made it and in whichever way; all ranks get it in the same step, and go on
+/// together.
+#[test]
+fn random_steps_and_faults_answer_the_same_bits_over_both() {
+    let [(_, threads), (_, processes)] = both("random steps and faults", 4);
+    assert!(threads.iter().all(Option::is_some));
+    assert_eq!(threads, processes);
+}
+
+#[test]
+fn a_rank_that_ends_is_lost_at_once() {
+    for (transport, answers) in both("a rank that goes", SIZE) {
+        for rank in [0, 2] {
+            let (code, text) = error_of(&answers[rank]);
+            assert!(
+                code == LOST && text.contains("ranks [1] have left"),
+                "{transport}, rank {rank}: {code} {text}"
+            );
+            assert!(ms_of(&answers[rank]) < AT_ONCE_MS, "{transport}");
+        }
+    }
+}
+
+/// SIGKILL: the sockets close, and no deadline is waited for.
+#[test]
+fn a_killed_process_is_lost_at_once() {
+    let mut ranks = Processes::start(ENTRY, "steps for ever", SIZE);
+    (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
+    ranks.kill(1);
+    let answers = ranks.answers(Duration::from_secs(60), None);
+    assert_eq!(answers[1], None);
+    for rank in [0, 2] {
+        let (code, text) = error_of(&answers[rank]);
+        assert!(code == LOST && text.contains("ranks [1] have left"), "rank {rank}: {code} {text}");
+        let ms = ms_of(&answers[rank]);
+        println!("SIGKILL: rank {rank} knew after at most {ms:.1} ms");
+        assert!(ms < 2.0 * SHORT_MS as f64, "rank {rank}: {ms} ms");
+    }
+}
+
+/// Every rank of `ranks` got a timeout, and rank 1 is named. It may have been stopped when its last message had
+/// gone to one of the others alone: that one then waits for the other, which waits for rank 1 and names it.
+fn assert_names_the_stopped(answers: &[Option<Value>], ranks: &[usize]) {
+    let errors: Vec<(i64, String)> = ranks.iter().map(|&rank| error_of(&answers[rank])).collect();
+    assert!(errors.iter().all(|(code, _)| *code == TIMEOUT), "{errors:?}");
+    let names = |text: &str| {
+        let named = ["ranks [1] ", "ranks [0, 1] ", "ranks [1, 2] "];
+        named.iter().any(|named| text.contains(&format!("{named}did not come within 1s")))
+    };
+    assert!(errors.iter().any(|(_, text)| names(text)), "{errors:?}");
+}
+
+/// SIGSTOP: nothing closes; the deadline passes, and the rank that stands still is named.
+#[test]
+fn a_stopped_process_is_named_at_the_deadline() {
+    let mut ranks = Processes::start(ENTRY, "steps for ever", SIZE);
+    (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
+    ranks.stop(1);
+    let answers = ranks.answers(Duration::from_secs(60), Some(1));
+    assert_names_the_stopped(&answers, &[0, 2]);
+    for rank in [0, 2] {
+        let ms = ms_of(&answers[rank]);
+        println!("SIGSTOP: rank {rank} knew after {ms:.1} ms of a deadline of {}", 2 * SHORT_MS);
+        assert!(ms < AT_ONCE_MS, "rank {rank}: {ms} ms");
+    }
+}
+
+/// SIGSTOP and, once the others have given up, SIGCONT: the group is rebuilt with all of its ranks.
+#[test]
+fn a_stopped_process_that_goes_on_is_taken_back() {
+    let mut ranks = Processes::start(ENTRY, "a stopped rank comes back", SIZE);
+    (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
+    ranks.stop(1);
+    ranks.wait_for(0, "failed");
+    ranks.wait_for(2, "failed");
+    // Well behind its own deadline: it then reads what the others have told it before it judges by itself.
+    std::thread::sleep(Duration::from_millis(300));
+    ranks.go_on(1);
+    let answers = ranks.answers(Duration::from_secs(60), None);
+    assert_names_the_stopped(&answers, &[0, 1, 2]);
+}
