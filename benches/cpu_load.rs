@@ -93,7 +93,9 @@ impl Bench {
         let out = File::create(&int8).expect("the int8 file");
         let checkpoint = Checkpoint::from_file(&bf16, TENSOR).expect("the bf16 file");
         self.pool
-            .install(|| checkpoint.write_int8(TENSOR, self.vocab, &out, &int8, None))
+            .install(|| {
+                checkpoint.write_int8(TENSOR, &HeadConfig::new(self.vocab, HIDDEN), &out, &int8, None)
+            })
             .expect("the int8 file");
         for file in [&bf16, &int8] {
             File::open(file).and_then(|file| file.sync_all()).expect("the files on the disk");

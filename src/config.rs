@@ -3,6 +3,9 @@
 
 mod group_size;
 mod model;
+pub(crate) mod model_rules;
+mod object;
+pub(crate) mod python_json;
 
 pub use group_size::GroupSizeRule;
 pub use model::ModelConfig;
@@ -201,8 +204,11 @@ pub struct Settings {
     pub bias: Option<bool>,
     /// Absent: what the checkpoint holds.
     pub quantization: Option<Quantization>,
-    /// Type of the hidden states. Absent: the weights' own; bf16 for an int8 head, which takes f32, f16 or bf16.
+    /// Type of the hidden states. Absent: the weights' own; bf16 for an int8 head. The cpu backend takes f32,
+    /// f16 and bf16 with any head.
     pub hidden_dtype: Option<DType>,
+    /// `f32` widens a 16-bit head at load, so that logits are sums of f32 products. Absent: as stored.
+    pub head_dtype: Option<DType>,
     /// The head is the embedding. Absent: as the model says, else where no head is stored.
     pub tie_word_embeddings: Option<bool>,
     /// When exact steps check their contract.
@@ -219,10 +225,16 @@ pub struct Settings {
     /// over the shard, and candidates. Absent: 64 MiB.
     pub logprobs_chunk_bytes: Option<u64>,
     /// Speeds by which `lmhead_tp_size = auto` chooses.
+    #[serde(deserialize_with = "object::optional")]
     pub cost_model: Option<CostModel>,
 }
 
 impl Settings {
+    /// Whether the user says what scales the logits, in either form.
+    pub(crate) fn has_scale(&self) -> bool {
+        self.logit_scale.is_some() || self.logits_scaling.is_some()
+    }
+
     /// Reads TOML.
     ///
     /// # Errors
@@ -236,7 +248,9 @@ impl Settings {
     /// # Errors
     /// `Config` naming the unknown key or the bad value with its line.
     pub fn from_json(text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|e| unreadable("JSON configuration", &e))
+        serde_json::from_str(text)
+            .map(|object::Object(settings)| settings)
+            .map_err(|e| unreadable("JSON configuration", &e))
     }
 
     /// Reads a file: JSON where its name ends in `.json`, otherwise TOML.
@@ -265,6 +279,7 @@ fn read_text(path: &Path, fix: &str) -> Result<String> {
     std::fs::read_to_string(path).map_err(unreadable)
 }
 
+/// The error of a parser on one line.
 fn unreadable(what: &str, error: &dyn fmt::Display) -> Error {
     let got = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     Error::config(what, "the keys that config::Settings documents", got, "correct or remove that key")
@@ -289,8 +304,11 @@ pub struct HeadConfig {
     pub final_logit_softcapping: Option<f32>,
     /// How the weights are multiplied; must be the shard's.
     pub quantization: Quantization,
-    /// Type of the hidden states. `None`: the weights' own; bf16 for an int8 head, which takes f32, f16 or bf16.
+    /// Type of the hidden states. `None`: the weights' own; bf16 for an int8 head. The cpu backend takes f32,
+    /// f16 and bf16 with any head.
     pub hidden_dtype: Option<DType>,
+    /// Type that the weights must have been loaded in; `None`: any.
+    pub head_dtype: Option<DType>,
     /// When exact steps check their contract.
     pub verify: Verify,
     /// Deadline of a whole step, from its beginning on.
@@ -321,6 +339,7 @@ impl HeadConfig {
             final_logit_softcapping: None,
             quantization: Quantization::None,
             hidden_dtype: None,
+            head_dtype: None,
             verify: Verify::Always,
             timeout: Duration::from_secs(30),
             create_timeout: CREATE_TIMEOUT,
@@ -334,8 +353,9 @@ impl HeadConfig {
     /// `quantization` is what the loaded weights are.
     ///
     /// # Errors
-    /// `Config` where a size is given by neither, where scale and inverse scale are both given, and as
-    /// [`HeadConfig::validate`].
+    /// `Config` where a size is given by neither, where scale and inverse scale are both given, where the
+    /// model's `config.json` has a key that seems to change logits and is not understood (unless the settings
+    /// have a scale of their own), and as [`HeadConfig::validate`].
     pub fn resolve(settings: &Settings, model: &ModelConfig, quantization: Quantization) -> Result<Self> {
         let size = |key: &str, own: Option<usize>, models: Option<usize>| {
             own.or(models).ok_or_else(|| {
@@ -348,10 +368,12 @@ impl HeadConfig {
             })
         };
         // A user who sets one form overrides whichever the model has.
-        let (scale, scaling) = if settings.logit_scale.is_some() || settings.logits_scaling.is_some() {
+        let (scale, scaling) = if settings.has_scale() {
             (settings.logit_scale, settings.logits_scaling)
+        } else if let Some(refusal) = &model.refusal {
+            return Err(refusal.clone());
         } else {
-            (model.logit_scale, model.logits_scaling)
+            (model.logit_scale, None)
         };
         let logit_scale = match (scale, scaling) {
             (Some(scale), Some(scaling)) => {
@@ -386,6 +408,7 @@ impl HeadConfig {
             final_logit_softcapping: settings.final_logit_softcapping.or(model.final_logit_softcapping),
             quantization,
             hidden_dtype: settings.hidden_dtype,
+            head_dtype: settings.head_dtype,
             verify: settings.verify,
             timeout: Duration::from_millis(settings.timeout_ms.unwrap_or(30_000)),
             create_timeout: settings.create_timeout_ms.map_or(CREATE_TIMEOUT, Duration::from_millis),

@@ -383,6 +383,14 @@ impl LmHead {
                 "load the shard with this configuration",
             ));
         }
+        if let Some(wanted) = config.head_dtype.filter(|wanted| *wanted != shard.matrix().dtype()) {
+            return Err(Error::dtype(
+                "head_dtype",
+                wanted,
+                shard.matrix().dtype(),
+                "load the shard with this configuration (LoadOptions::head_dtype)",
+            ));
+        }
         let wanted = group.shard(config.vocab_size, group.me());
         if shard.vocab_size() != config.vocab_size || shard.vocab() != wanted {
             let text =

@@ -241,7 +241,7 @@ pub(crate) fn check_job(job: &Job<'_>, rows: usize, out_rows: usize) -> Result<(
     }
     if !job.shard.takes(job.rows.dtype()) {
         let fix = "check() the backend when the head is made";
-        return Err(Error::dtype("hidden_states", job.shard.matrix().dtype(), job.rows.dtype(), fix));
+        return Err(Error::dtype("hidden_states", "f32, f16 or bf16", job.rows.dtype(), fix));
     }
     if rows != out_rows {
         return Err(Error::shape("output rows", rows, out_rows, "pass one for each selected row"));

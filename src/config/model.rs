@@ -1,24 +1,53 @@
 //! What a model's own `config.json` says of its head.
 
+use super::model_rules::{self, Names, Rule, Step, Tied};
+use super::python_json;
 use crate::error::{Error, Result};
+use serde_json::Value;
 use std::path::Path;
 
-/// What a model's `config.json` says of its head. Keys are looked up under `text_config` first, then at the top; keys of
-/// no concern to the head are ignored.
+/// Where the settings of the text model may lie in the `config.json` of a model of several kinds of input.
+const TEXT_CONFIGS: [&[&str]; 5] = [
+    &["text_config"],
+    &["llm_config"],
+    &["language_config"],
+    &["thinker_config", "text_config"],
+    &["decoder"],
+];
+
+/// What a model's `config.json` says of its head, as the model's own class uses it: which keys scale or cap
+/// the logits is a rule of the `model_type`. Keys are looked up in `text_config` (or `llm_config`,
+/// `language_config`) first, then at the top; keys of no concern to the head are ignored.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ModelConfig {
+    /// The `model_type` whose rule is used.
+    pub model_type: Option<String>,
     pub vocab_size: Option<usize>,
+    /// Columns of the head; absent where the model type's head has others than `hidden_size`.
     pub hidden_size: Option<usize>,
+    /// Multiplies the logits after the softcap, whatever the model's keys for it are.
     pub logit_scale: Option<f32>,
-    pub logits_scaling: Option<f32>,
+    /// `cap * tanh(logit / cap)` before the scale: a model that scales first has its cap divided by the
+    /// scale.
     pub final_logit_softcapping: Option<f32>,
+    /// Whether the head is the embedding: as `config.json` says (the top level before `text_config`), else
+    /// the default of the model type, where it is known.
     pub tie_word_embeddings: Option<bool>,
-    /// `quantization_config` as it stands; [`crate::weights::Checkpoint`] judges what of it concerns the head.
-    pub quantization_config: Option<serde_json::Value>,
+    /// Rows of the head of an EAGLE-3 draft model, whose ids are not those of `vocab_size`.
+    pub draft_vocab_size: Option<usize>,
+    /// `quantization_config` as it stands; [`crate::weights::Checkpoint`] judges what of it concerns the
+    /// head.
+    pub quantization_config: Option<Value>,
+    /// What a person should know, such as a key that the model's class does not read.
+    pub warnings: Vec<String>,
+    /// Why these logits cannot be the model's; [`super::HeadConfig::resolve`] returns it unless the settings
+    /// have a scale of their own.
+    pub(crate) refusal: Option<Error>,
+    pub(crate) rule: Option<&'static Rule>,
 }
 
 impl ModelConfig {
-    /// Reads a `config.json`.
+    /// Reads a `config.json`, as Python's `json` would: `Infinity`, `NaN` and a byte-order mark are taken.
     ///
     /// # Errors
     /// `File` where it cannot be read, `Config` where it is not JSON or a key has a value of the wrong kind.
@@ -27,12 +56,13 @@ impl ModelConfig {
         Self::from_json(&text, &path.display().to_string())
     }
 
-    /// Reads the text of a `config.json`; `name` stands in messages.
+    /// Reads the text of a `config.json`; `name` stands in messages. A key that looks as if it changed logits
+    /// and is not understood is no error here: [`super::HeadConfig::resolve`] refuses it.
     ///
     /// # Errors
     /// As [`ModelConfig::from_file`].
     pub fn from_json(text: &str, name: &str) -> Result<Self> {
-        let root: serde_json::Value = serde_json::from_str(text)
+        let root: Value = python_json::from_str(text)
             .map_err(|e| Error::config(name, "a JSON object", e, "pass a Hugging Face config.json"))?;
         if !root.is_object() {
             return Err(Error::config(
@@ -42,47 +72,337 @@ impl ModelConfig {
                 "pass a Hugging Face config.json",
             ));
         }
-        let get = |key: &str| -> Option<&serde_json::Value> {
-            let present = |v: &&serde_json::Value| !v.is_null();
-            root.get("text_config").and_then(|t| t.get(key)).filter(present).or(root.get(key)).filter(present)
+        let keys = Keys::of(&root, name);
+        let own_type = keys.top("model_type").and_then(Value::as_str);
+        let text_type = keys.text("model_type").and_then(Value::as_str);
+        let known = |model_type: &Option<&str>| model_type.is_some_and(|t| model_rules::of(t).is_some());
+        // A class for several kinds of input has a head of its own; one that is not known may hold a text
+        // model whole.
+        let model_type = [own_type, text_type].into_iter().find(known).unwrap_or(text_type.or(own_type));
+        let rule = model_type.and_then(model_rules::of);
+
+        let mut warnings = Vec::new();
+        let mut unread = Vec::new();
+        if let (Some(own), Some(text)) = (rule, text_type.and_then(model_rules::of))
+            && own.steps.is_empty()
+            && !text.steps.is_empty()
+        {
+            let text = Logits::by_rule(&keys, text_type.unwrap_or_default(), text, &[])?;
+            if text.scale != 1.0 || text.cap.is_some() {
+                let (own, keys) = (own_type.unwrap_or_default(), text.used.join(", "));
+                warnings.push(format!(
+                    "{name}: {own}'s class in transformers does not scale or cap logits: \
+                     {keys} of text_config is not used"
+                ));
+            }
+            unread = text.used;
+        }
+        let logits = match rule {
+            Some(rule) => Logits::by_rule(&keys, model_type.unwrap_or_default(), rule, &unread)?,
+            None => Logits::unknown(&keys, model_type)?,
         };
-        let wrong = |key: &str, wanted: &str, got: &serde_json::Value| {
-            Error::config(format!("{name}: {key}"), wanted, got, "correct the model's config.json")
-        };
-        let size = |key: &str| match get(key) {
-            None => Ok(None),
-            Some(v) => match v.as_u64().and_then(|n| usize::try_from(n).ok()) {
-                Some(n) => Ok(Some(n)),
-                None => Err(wrong(key, "a whole number", v)),
-            },
-        };
-        let number = |key: &str| match get(key) {
-            None => Ok(None),
-            Some(v) => v.as_f64().map(|n| Some(n as f32)).ok_or_else(|| wrong(key, "a number", v)),
-        };
-        let flag = |key: &str| match get(key) {
-            None => Ok(None),
-            Some(v) => v.as_bool().map(Some).ok_or_else(|| wrong(key, "true or false", v)),
-        };
+        let vocab_keys = rule.map_or(&[][..], |rule| rule.vocab_keys);
+        let mut vocab_size = keys.size("vocab_size")?;
+        for key in vocab_keys {
+            vocab_size = keys.size(key)?.or(vocab_size);
+        }
+        let draft_vocab_size = keys.size("draft_vocab_size")?;
+        let own_width = rule.is_some_and(|rule| rule.own_width);
         Ok(ModelConfig {
-            vocab_size: size("vocab_size")?,
-            hidden_size: size("hidden_size")?,
-            logit_scale: number("logit_scale")?,
-            logits_scaling: number("logits_scaling")?,
-            final_logit_softcapping: number("final_logit_softcapping")?,
-            tie_word_embeddings: flag("tie_word_embeddings")?,
-            quantization_config: get("quantization_config").or(get("compression_config")).cloned(),
+            model_type: model_type.map(String::from),
+            vocab_size: draft_vocab_size.or(vocab_size),
+            hidden_size: if own_width { None } else { keys.size("hidden_size")? },
+            logit_scale: (logits.scale != 1.0).then_some(logits.scale as f32),
+            final_logit_softcapping: logits.cap.map(|cap| cap as f32),
+            tie_word_embeddings: keys.tied(rule)?,
+            draft_vocab_size,
+            quantization_config: keys.get("quantization_config").or(keys.get("compression_config")).cloned(),
+            warnings,
+            refusal: logits.refusal,
+            rule,
         })
+    }
+
+    /// The names under which this model's head may be stored.
+    pub(crate) fn names(&self) -> &'static Names {
+        self.rule.map_or(&model_rules::ANY, |rule| rule.names)
+    }
+
+    /// Whether the class keeps a head of its own whatever its configuration says.
+    pub(crate) fn never_tied(&self) -> bool {
+        self.rule.is_some_and(|rule| rule.tied == Tied::Never)
     }
 }
 
-fn json_kind(value: &serde_json::Value) -> &'static str {
+/// The two levels of a `config.json`.
+struct Keys<'a> {
+    root: &'a Value,
+    text: Option<&'a Value>,
+    name: &'a str,
+}
+
+impl<'a> Keys<'a> {
+    fn of(root: &'a Value, name: &'a str) -> Self {
+        let text = TEXT_CONFIGS.iter().find_map(|path| {
+            let found = path.iter().try_fold(root, |level, key| level.get(key));
+            found.filter(|text| text.is_object())
+        });
+        Keys { root, text, name }
+    }
+
+    fn top(&self, key: &str) -> Option<&'a Value> {
+        self.root.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &str) -> Option<&'a Value> {
+        self.text.and_then(|text| text.get(key)).filter(|value| !value.is_null())
+    }
+
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.text(key).or(self.top(key))
+    }
+
+    fn wrong(&self, key: &str, wanted: &str, got: &Value) -> Error {
+        Error::config(format!("{}: {key}", self.name), wanted, got, "correct the model's config.json")
+    }
+
+    fn size(&self, key: &str) -> Result<Option<usize>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => match v.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                Some(n) => Ok(Some(n)),
+                None => Err(self.wrong(key, "a whole number", v)),
+            },
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(v) => v.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number", v)),
+        }
+    }
+
+    /// The first of several keys that is set, and its number.
+    fn first_number(&self, keys: &[&'static str]) -> Result<Option<(&'static str, f64)>> {
+        for key in keys {
+            if let Some(number) = self.number(key)? {
+                return Ok(Some((key, number)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn tied(&self, rule: Option<&Rule>) -> Result<Option<bool>> {
+        let key = "tie_word_embeddings";
+        let flag = |value: Option<&Value>| match value {
+            None => Ok(None),
+            Some(v) => v.as_bool().map(Some).ok_or_else(|| self.wrong(key, "true or false", v)),
+        };
+        let (top, text) = (flag(self.top(key))?, flag(self.text(key))?);
+        let default = match rule.map_or(Tied::Unknown, |rule| rule.tied) {
+            Tied::Always => return Ok(Some(true)),
+            Tied::Never => return Ok(Some(false)),
+            Tied::Yes => Some(true),
+            Tied::No => Some(false),
+            Tied::Unknown => None,
+        };
+        if text == Some(true) && rule.is_some_and(|rule| rule.text_flag_counts) {
+            return Ok(Some(true));
+        }
+        Ok(top.or(text).or(default))
+    }
+
+    /// Every key that looks as if it changed logits and has a value that may do so.
+    fn suspects(&self) -> Vec<(&'a str, &'a Value)> {
+        let levels = [Some(self.root), self.text].into_iter().flatten();
+        levels
+            .filter_map(Value::as_object)
+            .flatten()
+            .filter(|(key, value)| model_rules::looks_like_logits(key) && !is_neutral(key, value))
+            .map(|(key, value)| (key.as_str(), value))
+            .collect()
+    }
+}
+
+/// null, false, nothing at all, and a scale of 1: values of keys that change no logits.
+fn is_neutral(key: &str, value: &Value) -> bool {
     match value {
-        serde_json::Value::Null => "null",
-        serde_json::Value::Bool(_) => "true or false",
-        serde_json::Value::Number(_) => "a number",
-        serde_json::Value::String(_) => "a string",
-        serde_json::Value::Array(_) => "an array",
-        serde_json::Value::Object(_) => "an object",
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(n) => n.as_f64() == Some(1.0) && !key.contains("cap"),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(keys) => keys.is_empty(),
+        Value::Bool(true) => false,
+    }
+}
+
+/// Steps of a model, joined to one cap and one scale after it.
+struct Logits {
+    cap: Option<f64>,
+    scale: f64,
+    /// Keys that were read, for the message that they are not used.
+    used: Vec<&'static str>,
+    refusal: Option<Error>,
+    /// Key, what was wanted, and what came, of something that is understood and not done.
+    undone: Option<(String, String, Value)>,
+}
+
+/// What a user may do about a key that is not understood.
+const SAY_IT: &str = "say what it does: logit_scale (1 for nothing) and final_logit_softcapping of lmhead's \
+                      own configuration then stand for it";
+
+impl Logits {
+    fn none() -> Self {
+        Logits { cap: None, scale: 1.0, used: Vec::new(), refusal: None, undone: None }
+    }
+
+    fn multiply(&mut self, factor: f64) {
+        self.scale *= factor;
+    }
+
+    /// `cap * tanh(scale * z / cap)` is `scale * (cap/scale) * tanh(z / (cap/scale))`.
+    fn cap(&mut self, cap: f64) {
+        self.cap = Some((cap / self.scale).abs());
+    }
+
+    fn refuse(&mut self, keys: &Keys, key: &str, wanted: String, got: &Value) {
+        let key = format!("{}: {key}", keys.name);
+        self.refusal.get_or_insert_with(|| Error::config(key, wanted, got, SAY_IT));
+    }
+
+    /// Refuses what is understood and not done, once all steps are known: a scale of the user's own stands
+    /// for theirs.
+    fn refuse_undone(&mut self, keys: &Keys) {
+        if let Some((key, wanted, got)) = self.undone.take() {
+            let scale = self.scale as f32;
+            let fix = format!(
+                "do it yourself with the logits: logit_scale = {scale} in lmhead's own configuration asks \
+                 for them without it"
+            );
+            self.refusal = Some(Error::config(format!("{}: {key}", keys.name), wanted, got, fix));
+        }
+    }
+
+    /// `unread`: keys that the class is known not to read.
+    fn by_rule(keys: &Keys, model_type: &str, rule: &'static Rule, unread: &[&str]) -> Result<Self> {
+        let mut logits = Self::none();
+        for step in rule.steps {
+            match step {
+                Step::Multiply(names, default) | Step::Divide(names, default) => {
+                    let set = keys.first_number(names)?;
+                    let (key, factor) = set.unwrap_or((names[0], *default));
+                    if !(factor.is_finite() && factor != 0.0) {
+                        let wanted = "a finite number other than 0";
+                        let got = keys.get(key).cloned().unwrap_or_default();
+                        return Err(keys.wrong(key, wanted, &got));
+                    }
+                    let divides = matches!(step, Step::Divide(..));
+                    logits.multiply(if divides { 1.0 / factor } else { factor });
+                    logits.used.extend(*names);
+                }
+                Step::MultiplyOverWidth(key, default) => {
+                    let base = keys.number(key)?.unwrap_or(*default);
+                    let width = keys.size("hidden_size")?.filter(|&width| width > 0 && base > 0.0);
+                    let Some(width) = width else {
+                        let got = keys.get(key).cloned().unwrap_or_default();
+                        return Err(keys.wrong(key, "a number above 0, and hidden_size beside it", &got));
+                    };
+                    // null says hidden_size: no scale.
+                    let explicit_null = keys.get(key).is_none() && keys.has_null(key);
+                    logits.multiply(if explicit_null { 1.0 } else { base / width as f64 });
+                    logits.used.push(key);
+                }
+                Step::DivideBySqrtWidth { if_tied } => {
+                    let untied = keys.top("tie_word_embeddings") == Some(&Value::Bool(false));
+                    if !(*if_tied && untied) {
+                        let width = keys.size("d_model")?.filter(|&width| width > 0);
+                        let Some(width) = width else {
+                            return Err(keys.wrong("d_model", "a whole number above 0", &Value::Null));
+                        };
+                        logits.multiply((width as f64).powf(-0.5));
+                    }
+                }
+                Step::Cap(names, default) => {
+                    let absent = names.iter().all(|key| !keys.has_null(key));
+                    let set = keys.first_number(names)?.map(|(_, cap)| cap);
+                    if let Some(cap) = set.or(default.filter(|_| absent)) {
+                        logits.cap(cap);
+                    }
+                    logits.used.extend(*names);
+                }
+                Step::Refuse(key, why) => {
+                    let set = |v: &&Value| !is_neutral(key, v) && v.as_f64() != Some(0.0);
+                    if let Some(got) = keys.get(key).filter(set) {
+                        let wanted = format!("a {model_type} without it, as {why}");
+                        logits.undone = Some((key.to_string(), wanted, got.clone()));
+                    }
+                    logits.used.push(key);
+                }
+                Step::RefuseValue(key, value, why) => {
+                    if let Some(got) = keys.get(key).filter(|got| got.as_u64() == Some(*value)) {
+                        let wanted = format!("another value for {model_type}: {why}");
+                        logits.undone = Some((key.to_string(), wanted, got.clone()));
+                    }
+                }
+                Step::RefuseAlways(why) => {
+                    let wanted = format!("a model whose logits are one matrix product: {why}");
+                    logits.undone = Some(("model_type".into(), wanted, Value::from(model_type)));
+                }
+            }
+        }
+        logits.refuse_undone(keys);
+        let lists = [&logits.used, unread, rule.harmless, rule.vocab_keys];
+        let read = |key: &str| lists.iter().any(|list| list.contains(&key));
+        if let Some((key, got)) = keys.suspects().into_iter().find(|(key, _)| !read(key)) {
+            let wanted = format!("no such key, as {model_type}'s class in transformers reads none");
+            logits.refuse(keys, key, wanted, got);
+        }
+        Ok(logits)
+    }
+
+    /// A model type without a rule. Two keys mean the same wherever they occur; what `logits_scaling` does
+    /// depends on the model.
+    fn unknown(keys: &Keys, model_type: Option<&str>) -> Result<Self> {
+        let mut logits = Self::none();
+        let (scale, cap) = ("logit_scale", "final_logit_softcapping");
+        if let Some(factor) = keys.number(scale)? {
+            logits.multiply(factor);
+        }
+        if let Some(number) = keys.number(cap)? {
+            logits.cap = Some(number);
+        }
+        let about =
+            model_type.map_or("a config.json without model_type".into(), |t| format!("model_type {t}"));
+        for (key, got) in keys.suspects() {
+            let together = logits.cap.is_some() && logits.scale != 1.0;
+            if key == scale && together {
+                let wanted = format!("it or {cap} for {about}, whose order of the two is not known");
+                logits.refuse(keys, key, wanted, got);
+            } else if key != scale && key != cap {
+                let wanted = format!("no key of unknown effect on logits, and that of {about} is not known");
+                logits.refuse(keys, key, wanted, got);
+            }
+        }
+        Ok(logits)
+    }
+}
+
+impl Keys<'_> {
+    /// Whether the key is there and null, at the level that speaks first.
+    fn has_null(&self, key: &str) -> bool {
+        let levels = [self.text, Some(self.root)].into_iter().flatten();
+        levels.filter_map(|level| level.get(key)).next().is_some_and(Value::is_null)
+    }
+}
+
+fn json_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
     }
 }

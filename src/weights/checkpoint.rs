@@ -3,10 +3,11 @@
 use super::HeadShard;
 use super::folder::Tensors;
 use super::hf_config::{self, Activations};
+use super::int8_file;
 use super::load::{self, Progress};
-use super::safetensors_file::Tensor;
-use super::storage::forget;
+use super::safetensors_file::{Tensor, integers};
 use super::stored::{self, Format, StoredHead};
+use crate::config::model_rules::{ANY, Names};
 use crate::config::{HeadConfig, ModelConfig, Quantization, Settings};
 use crate::digest::Digest;
 use crate::dtype::DType;
@@ -19,10 +20,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-const HEAD: &str = "lm_head";
-const EMBEDDING: &str = "embed_tokens";
-const EMBEDDING_EXACT: &str = "model.embed_tokens";
-
 /// How a shard is to be loaded. The default: as stored, with the bias where one is stored, silently.
 #[derive(Clone, Copy, Default)]
 pub struct LoadOptions<'a> {
@@ -31,6 +28,14 @@ pub struct LoadOptions<'a> {
     pub quantization: Option<Quantization>,
     /// Absent: a bias where one is stored.
     pub bias: Option<bool>,
+    /// Read the weights into memory of this process: no step then depends on the file, and one that is
+    /// shortened while it is read is an error. Without it float rows and int8 rows stay in the file's mapping
+    /// where they are aligned, and a file that is shortened later is a SIGBUS
+    /// ([`SafetensorsFile`](super::SafetensorsFile)).
+    pub copy: bool,
+    /// The type of the weights in memory. Absent: as stored. `f32` widens a 16-bit head, which is exact; its
+    /// logits are then sums of f32 products on every backend that has them.
+    pub head_dtype: Option<DType>,
     pub progress: Option<Progress<'a>>,
 }
 
@@ -41,6 +46,8 @@ pub struct Checkpoint {
     pub(super) head: StoredHead,
     model: ModelConfig,
     activations: Activations,
+    /// Target ids of a draft vocabulary.
+    draft: Option<Vec<u32>>,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -48,13 +55,17 @@ impl Checkpoint {
     /// Opens a Hugging Face folder: `config.json` and `model.safetensors`, or the files of
     /// `model.safetensors.index.json`, or the folder's only `.safetensors` file.
     ///
-    /// The head is `lm_head.weight`, else the only tensor whose name ends in `.lm_head.weight`. With tied embeddings
-    /// it is `model.embed_tokens.weight`, else the only tensor whose name ends in `embed_tokens.weight`: when `config.json`
-    /// says `tie_word_embeddings`, or when it does not say and no head is stored.
+    /// Which tensor is the head is decided as transformers 5 does it. The names of heads and embeddings are
+    /// those of the `model_type` (`lm_head.weight`, `embed_out.weight`, `cls.predictions.decoder.weight`,
+    /// ...), and all that are known where it is not. A stored head is the head, whatever
+    /// `tie_word_embeddings` says. Where none is stored, the embedding is, unless `config.json` or the model
+    /// type's default says that the two are not tied. The files of an index are opened: what they hold
+    /// counts, not what the index lists.
     ///
     /// # Errors
-    /// `File` for a file that is missing, damaged or not safetensors; `Config` for a bad `config.json`; `Tensor`
-    /// for a head that is absent, ambiguous, of an unsupported format, or of other sizes than the configuration says.
+    /// `File` for a file that is missing, damaged or not safetensors; `Config` for a bad `config.json`;
+    /// `Tensor` for a head that is absent, ambiguous, of an unsupported format, or of other sizes than the
+    /// configuration says, and for a tensor of the head's module that is not read.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(folder, &Settings::default())
     }
@@ -65,7 +76,19 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_with(folder: impl AsRef<Path>, settings: &Settings) -> Result<Self> {
-        let folder = folder.as_ref();
+        Self::open_folder(folder.as_ref(), settings, None)
+    }
+
+    /// As [`Checkpoint::open_with`], with `tensor` as the head in place of the one that would be chosen. What
+    /// `config.json` says of sizes, scale and softcap is kept.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; `Tensor` where there is none of this name.
+    pub fn open_tensor(folder: impl AsRef<Path>, tensor: &str, settings: &Settings) -> Result<Self> {
+        Self::open_folder(folder.as_ref(), settings, Some(tensor))
+    }
+
+    fn open_folder(folder: &Path, settings: &Settings, tensor: Option<&str>) -> Result<Self> {
         let about = std::fs::metadata(folder).map_err(|e| {
             Error::file(
                 folder,
@@ -77,18 +100,35 @@ impl Checkpoint {
             let fix = "pass the folder, or open the file with the name of its head's tensor";
             return Err(Error::file(folder, "wanted a Hugging Face model folder, got a file", fix));
         }
+        if let Some(error) = unmerged_adapter(folder) {
+            return Err(error);
+        }
         let model = ModelConfig::from_file(&folder.join("config.json"))?;
         let mut tensors = Tensors::of_folder(folder)?;
-        let tied = settings.tie_word_embeddings.or(model.tie_word_embeddings);
-        let mut warnings = Vec::new();
-        let module = choose_module(&mut tensors, tied, &mut warnings)?;
-        let bias = find_bias(&tensors, &module);
-        let head = stored::recognise(&mut tensors, &format!("{module}.weight"), bias.as_deref())?;
+        let mut warnings = [&model.warnings, tensors.warnings()].concat();
+        let Chosen { module, bias } = match tensor {
+            Some(name) => named(&tensors, name),
+            // A model that is refused anyway, whatever its folder holds, is refused for that reason.
+            None => choose(&mut tensors, &model, settings.tie_word_embeddings, &mut warnings).map_err(
+                |error| {
+                    let refusal = model.refusal.clone().filter(|_| !settings.has_scale());
+                    refusal.unwrap_or(error)
+                },
+            )?,
+        };
+        let name = if tensor.is_some_and(|name| name == module) {
+            module.clone()
+        } else {
+            format!("{module}.weight")
+        };
+        let head = stored::recognise(&mut tensors, &name, bias.as_deref())?;
+        refuse_beside(&mut tensors, folder, &model, &module)?;
+        let draft = draft_ids(&mut tensors, &model, &head)?;
         let activations = match head.format {
             Format::Int8 { .. } => hf_config::activations(model.quantization_config.as_ref(), &module)?,
             Format::Float(_) => Activations::Unstated,
         };
-        let checkpoint = Self::new(head, model, activations, warnings);
+        let checkpoint = Checkpoint { draft, ..Self::new(head, model, activations, warnings) };
         if let Some(hidden) = settings.hidden_size.or(checkpoint.model.hidden_size) {
             checkpoint.check_hidden(hidden)?;
         }
@@ -98,24 +138,41 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The head `tensor` (usually `lm_head.weight`) of one `.safetensors` file. Its scales, where it is int8, are
-    /// `{tensor}_scale`; its bias, where stored, is named like it with `.bias` for `.weight`.
+    /// The head `tensor` (usually `lm_head.weight`) of one `.safetensors` file. Its scales, where it is int8,
+    /// are `{tensor}_scale`; its bias, where stored, is named like it with `.bias` for `.weight`. Scale and
+    /// softcap of the logits are those of its metadata, where [`Checkpoint::write_int8`] has put them.
     ///
     /// # Errors
     /// `File` for a file that is missing, damaged or not safetensors; `Tensor` for a head that is absent or of an
-    /// unsupported format.
+    /// unsupported format, and for a scale or softcap that is no such number.
     pub fn from_file(path: impl AsRef<Path>, tensor: &str) -> Result<Self> {
         let mut tensors = Tensors::of_file(path.as_ref())?;
-        // Either name of a packed weight will do.
-        let packed = tensor.strip_suffix("_packed").filter(|name| tensors.contains(&format!("{name}_shape")));
-        let name = packed.unwrap_or(tensor);
-        let bias = name.strip_suffix(".weight").map(|module| format!("{module}.bias"));
-        let head = stored::recognise(&mut tensors, name, bias.as_deref())?;
-        Ok(Self::new(head, ModelConfig::default(), Activations::Unstated, Vec::new()))
+        let Chosen { module, bias } = named(&tensors, tensor);
+        if !tensors.has_module(&module) {
+            let listed = super::safetensors_file::listed(tensors.names());
+            // Who names no tensor asks for lm_head.weight, which a tied model does not have.
+            let fix = match stored::find_module(&tensors, ANY.embeddings, false) {
+                Ok(Some(embedding)) => {
+                    format!("a tied model's head is its embedding: name it, --tensor {embedding}.weight")
+                }
+                _ => "check the name and the file".into(),
+            };
+            return Err(Error::tensor(tensors.place(), tensor, "a tensor of this name", listed, fix));
+        }
+        let name = if module == tensor { module } else { format!("{module}.weight") };
+        let head = stored::recognise(&mut tensors, &name, bias.as_deref())?;
+        let model = int8_file::model_of(&head.weight.file)?;
+        Ok(Self::new(head, model, Activations::Unstated, Vec::new()))
     }
 
     fn new(head: StoredHead, model: ModelConfig, activations: Activations, warnings: Vec<String>) -> Self {
-        Checkpoint { head, model, activations, warnings: Mutex::new(warnings) }
+        Checkpoint { head, model, activations, draft: None, warnings: Mutex::new(warnings) }
+    }
+
+    /// Where the head is that of an EAGLE-3 draft model: the target model's id of each draft id, `[draft
+    /// vocabulary]`. Answers are in draft ids; this translates them.
+    pub fn target_ids(&self) -> Option<&[u32]> {
+        self.draft.as_deref()
     }
 
     /// Rows of the stored weight: the vocabulary and, where there is some, padding of the checkpoint.
@@ -148,13 +205,28 @@ impl Checkpoint {
         self.head.weight.file.path()
     }
 
-    /// What `config.json` says, with the tensor's sizes where it says none (for one file: always).
+    /// What `config.json` says, or the metadata of one file, with the tensor's sizes where it says none (for
+    /// one file: always).
     pub fn model_config(&self) -> ModelConfig {
         ModelConfig {
             vocab_size: self.model.vocab_size.or(Some(self.head.rows)),
             hidden_size: self.model.hidden_size.or(Some(self.head.hidden)),
             ..self.model.clone()
         }
+    }
+
+    /// Checks that nobody has written to the head's files since they were opened
+    /// ([`SafetensorsFile::check_unchanged`](super::SafetensorsFile::check_unchanged)).
+    ///
+    /// # Errors
+    /// `File` naming the one that was written to.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let scale = match &self.head.format {
+            Format::Int8 { scale, .. } => Some(scale),
+            Format::Float(_) => None,
+        };
+        let tensors = [Some(&self.head.weight), scale, self.head.bias.as_ref()];
+        tensors.into_iter().flatten().try_for_each(|tensor| tensor.file.check_unchanged())
     }
 
     /// What has been noticed so far that is no error but that a person should know. Nothing is printed.
@@ -220,6 +292,31 @@ impl Checkpoint {
         Ok(quantization)
     }
 
+    /// The type of the weights of a shard that is loaded with these options.
+    ///
+    /// # Errors
+    /// `Config` for a type that is neither f32 nor the stored one, and for any beside int8 weights.
+    pub fn weights_dtype(&self, asked: Option<DType>, quantization: Quantization) -> Result<DType> {
+        let stored = self.dtype();
+        let own = if quantization == Quantization::None { stored } else { DType::I8 };
+        match asked {
+            None => Ok(own),
+            Some(asked) if own == DType::I8 => Err(Error::config(
+                "head_dtype",
+                format!("nothing beside {quantization}"),
+                asked,
+                "leave it out, or the quantisation: int8 weights stay int8",
+            )),
+            Some(asked) if asked == DType::F32 || asked == stored => Ok(asked),
+            Some(asked) => Err(Error::config(
+                "head_dtype",
+                format!("f32, or {stored} as {} is stored", self.tensor_name()),
+                asked,
+                "leave it out: weights are not rounded at load",
+            )),
+        }
+    }
+
     /// Vocabulary ids `vocab` of a head of `vocab_size` ids. Reads those rows' bytes and no others; float rows
     /// stay in the file's mapping where they are aligned for their type.
     ///
@@ -244,20 +341,21 @@ impl Checkpoint {
         }
         let quantization = self.quantization(options.quantization)?;
         let bias = self.bias(vocab.clone(), vocab_size, options.bias)?;
-        let quantize = quantization != Quantization::None;
-        // Before the shard is read: the pages that this lets go may be the shard's.
-        let fingerprint = self.fingerprint(vocab_size);
-        let matrix = load::matrix(&self.head, vocab.clone(), quantize, options.progress)?;
+        let how = load::How {
+            quantize: quantization != Quantization::None,
+            widen: self.weights_dtype(options.head_dtype, quantization)? == DType::F32,
+            copy: options.copy,
+        };
+        let matrix = load::matrix(&self.head, vocab.clone(), how, options.progress)?;
         let shard = HeadShard::from_finite(vocab, vocab_size, self.head.hidden, quantization, matrix, bias)?;
-        Ok(shard.with_fingerprint(fingerprint))
+        Ok(shard.with_fingerprint(self.fingerprint(vocab_size)?))
     }
 
     /// A number that the shards of this head have in common and those of another head have not: a hash of how
     /// it is stored and of the stored bytes of 64 rows spread evenly over the vocabulary, their scales and
     /// biases. Every rank reads these rows, whatever its shard; they are a thousandth of the head or less.
-    fn fingerprint(&self, vocab_size: usize) -> u64 {
+    fn fingerprint(&self, vocab_size: usize) -> Result<u64> {
         const ROWS: usize = 64;
-        const HUGE_PAGE: usize = 2 << 20;
         let head = &self.head;
         let mut digest = Digest::new();
         let about = format!("{} {:?} {} {}", self.dtype(), head.weight.info.dtype, head.hidden, vocab_size);
@@ -266,24 +364,21 @@ impl Checkpoint {
             Format::Int8 { scale, .. } => Some(scale),
             Format::Float(_) => None,
         };
-        let tensors = [Some(&head.weight), scale, head.bias.as_ref()];
-        for tensor in tensors.into_iter().flatten() {
-            let bytes = tensor.bytes();
-            let row_bytes = bytes.len() / tensor.info.shape.first().copied().unwrap_or(1).max(1);
+        let mut row_bytes = Vec::new();
+        for tensor in [Some(&head.weight), scale, head.bias.as_ref()].into_iter().flatten() {
+            let bytes = &tensor.info.bytes;
+            row_bytes.resize(bytes.len() / tensor.info.shape.first().copied().unwrap_or(1).max(1), 0);
             for row in (0..ROWS).map(|i| i * (vocab_size - 1) / (ROWS - 1)) {
-                let own = row * row_bytes..(row + 1) * row_bytes;
-                digest.bytes(&bytes[own.clone()]);
-                // Reading a page may bring as much along as the system's largest page: of 64 rows more than a
-                // shard has.
-                let first = tensor.info.bytes.start;
-                let around = (first + own.start).saturating_sub(HUGE_PAGE)..first + own.end + HUGE_PAGE;
-                forget(tensor.file.map(), around);
+                // Not through the mapping: a page of it may bring as much along as a shard has.
+                tensor.file.read_at(bytes.start + row * row_bytes.len(), &mut row_bytes)?;
+                digest.bytes(&row_bytes);
             }
         }
-        digest.finish()
+        Ok(digest.finish())
     }
 
-    /// The shard of this rank of `group`. Without `options.quantization`, `config.quantization` is made so.
+    /// The shard of this rank of `group`. Where the options leave them out, quantisation and type are the
+    /// configuration's.
     ///
     /// # Errors
     /// As [`Checkpoint::shard`]; `Tensor` where `config.hidden_size` is not the weight's; `Config` where options and
@@ -304,11 +399,12 @@ impl Checkpoint {
                 "resolve the configuration with Checkpoint::quantization",
             ));
         }
-        let options = LoadOptions { quantization: Some(asked), ..*options };
+        let head_dtype = options.head_dtype.or(config.head_dtype);
+        let options = LoadOptions { quantization: Some(asked), head_dtype, ..*options };
         self.shard(group.shard(config.vocab_size, group.me()), config.vocab_size, &options)
     }
 
-    fn check_hidden(&self, hidden_size: usize) -> Result<()> {
+    pub(super) fn check_hidden(&self, hidden_size: usize) -> Result<()> {
         let found = self.head.hidden;
         if hidden_size == found {
             return Ok(());
@@ -370,74 +466,245 @@ impl Checkpoint {
     }
 }
 
-/// The module that the head is read from: `lm_head`, or the embedding.
-fn choose_module(tensors: &mut Tensors, tied: Option<bool>, warnings: &mut Vec<String>) -> Result<String> {
-    let absent = |tensors: &Tensors, wanted: &str, fix: &str| {
-        let listed = super::safetensors_file::listed(tensors.names());
-        Error::tensor(tensors.place(), format!("{HEAD}.weight"), wanted, listed, fix)
-    };
-    if tied == Some(true) {
-        let embedding = stored::find_module(tensors, EMBEDDING_EXACT, EMBEDDING)?;
-        // Several heads do not matter beside an embedding that wins anyway.
-        let head = stored::find_module(tensors, HEAD, HEAD);
-        return match (embedding, head) {
-            (Some(embedding), head) => {
-                if let Ok(Some(head)) = head
-                    && !same_weights(tensors, &embedding, &head)?
-                {
-                    warnings.push(format!(
-                        "{}: tie_word_embeddings is true, but {head}.weight is stored and differs from {embedding}.weight; \
-                         the embedding is used",
-                        tensors.place().display()
-                    ));
-                }
-                Ok(embedding)
-            }
-            (None, Ok(Some(head))) => {
-                warnings.push(format!(
-                    "{}: tie_word_embeddings is true, but no {EMBEDDING}.weight is stored; {head}.weight is used",
-                    tensors.place().display()
-                ));
-                Ok(head)
-            }
-            (None, Err(error)) => Err(error),
-            (None, Ok(None)) => {
-                let wanted = "the embedding (tie_word_embeddings is true) or a head";
-                Err(absent(tensors, wanted, "pass a folder whose files hold the model's embedding"))
-            }
-        };
-    }
-    if let Some(head) = stored::find_module(tensors, HEAD, HEAD)? {
-        return Ok(head);
-    }
-    if tied == Some(false) {
-        let fix = "the file is of a model without its head, or set tie_word_embeddings = true";
-        return Err(absent(tensors, "a head, as tie_word_embeddings is false", fix));
-    }
-    let embedding = stored::find_module(tensors, EMBEDDING_EXACT, EMBEDDING)?;
-    embedding.ok_or_else(|| {
-        let fix = "pass the file that holds the head, with its tensor's name";
-        absent(tensors, "a head, or an embedding to use as one", fix)
-    })
+/// Where the head is, as transformers 5 decides.
+struct Chosen {
+    module: String,
+    /// The tensor of its bias, where one is stored.
+    bias: Option<String>,
 }
 
-/// The bias of a head: beside it, or, for an embedding that serves as head, `lm_head.bias` or the only tensor that ends so.
-fn find_bias(tensors: &Tensors, module: &str) -> Option<String> {
+/// A stored head comes before an embedding, even one that it should be tied to and differs from. Without a
+/// head the embedding serves, unless the model's class has a head of its own. `own`: the user's word, which
+/// comes before all.
+fn choose(
+    tensors: &mut Tensors,
+    model: &ModelConfig,
+    own: Option<bool>,
+    warnings: &mut Vec<String>,
+) -> Result<Chosen> {
+    let names = model.names();
+    // Without a known model type, two names of heads in one folder leave no way to decide.
+    let only_one = model.rule.is_none();
+    let tied = own.or(model.tie_word_embeddings);
+    let head = stored::find_module(tensors, names.heads, only_one)?;
+    if let (Some(head), true) = (&head, own != Some(true)) {
+        if tied == Some(true)
+            && let Some(embedding) = stored::find_module(tensors, names.embeddings, false).unwrap_or(None)
+            && !same_weights(tensors, &embedding, head)?
+        {
+            warnings.push(format!(
+                "{}: tie_word_embeddings is true, but {head}.weight is stored and differs from \
+                 {embedding}.weight; \
+                 the stored head is used, as transformers 5 does",
+                tensors.place().display()
+            ));
+        }
+        return Ok(Chosen { bias: bias_of_head(tensors, head, names), module: head.clone() });
+    }
+    if head.is_none() {
+        refuse_part_of_head(tensors, names)?;
+        // A file that cannot be read may hold the head.
+        if let Some(error) = tensors.unread() {
+            return Err(error.clone());
+        }
+    }
+    let absent = |tensors: &Tensors, wanted: &str, fix: &str| {
+        let listed = super::safetensors_file::listed(tensors.names());
+        let name = names.heads[0].trim_start_matches('.');
+        Error::tensor(tensors.place(), format!("{name}.weight"), wanted, listed, fix)
+    };
+    if tied == Some(false) {
+        let fix = "pass the folder of the whole model; if its embedding is the head, name its tensor with \
+                   --tensor (Checkpoint::open_tensor), or set tie_word_embeddings = true in lmhead's own \
+                   configuration";
+        let wanted = match model.never_tied() {
+            true => "a head, as this model type has one of its own",
+            false => "a head, as tie_word_embeddings is false",
+        };
+        return Err(absent(tensors, wanted, fix));
+    }
+    let embedding = stored::find_module(tensors, names.embeddings, only_one)?;
+    let Some(module) = embedding.or_else(|| head.clone()) else {
+        let fix = "name its tensor with --tensor (Checkpoint::open_tensor)";
+        let wanted = match tied {
+            Some(true) => "the embedding (tie_word_embeddings is true) or a head",
+            _ => "a head, or an embedding to use as one",
+        };
+        return Err(absent(tensors, wanted, fix));
+    };
+    match &head {
+        Some(head) if *head == module => warnings.push(format!(
+            "{}: tie_word_embeddings is true, but no embedding is stored; {head}.weight is used",
+            tensors.place().display()
+        )),
+        Some(head) if !same_weights(tensors, &module, head)? => warnings.push(format!(
+            "{}: {head}.weight is stored and differs from {module}.weight; the embedding is used, as asked",
+            tensors.place().display()
+        )),
+        _ => {}
+    }
+    let bias = if head.as_ref() == Some(&module) {
+        bias_of_head(tensors, &module, names)
+    } else {
+        bias_of_embedding(tensors, &module, names)
+    };
+    Ok(Chosen { module, bias })
+}
+
+/// Tensors of a head's module without a weight in a form that is known: whatever they are, the embedding is
+/// not the head.
+fn refuse_part_of_head(tensors: &Tensors, names: &Names) -> Result<()> {
+    let of_head = |name: &&str| {
+        names.heads.iter().any(|head| {
+            let whole = head.trim_start_matches('.');
+            let rest = match name.strip_prefix(whole).and_then(|rest| rest.strip_prefix('.')) {
+                Some(rest) => Some(rest),
+                None if head.starts_with('.') => {
+                    name.split_once(head).and_then(|(_, rest)| rest.strip_prefix('.'))
+                }
+                None => None,
+            };
+            // A head's bias is stored beside a tied embedding.
+            rest.is_some_and(|rest| rest != "bias" && !names.biases.contains(name) && is_of_weight(rest))
+        })
+    };
+    match tensors.names().find(of_head) {
+        None => Ok(()),
+        Some(name) => Err(stored::unread(tensors.place(), name, "the weight of a head beside it")),
+    }
+}
+
+/// Whether a tensor of a head's module says how its weight is stored. The layers before a head's last matrix
+/// (`lm_head.dense.weight`) do not.
+fn is_of_weight(rest: &str) -> bool {
+    rest.starts_with("weight") || rest.starts_with("parametrizations.weight") || stored::is_peft_part(rest)
+}
+
+fn bias_of_head(tensors: &Tensors, module: &str, names: &Names) -> Option<String> {
     let own = format!("{module}.bias");
-    let exact = format!("{HEAD}.bias");
-    let is_embedding = module.rsplit('.').next() == Some(EMBEDDING);
-    if !is_embedding || tensors.contains(&own) {
-        return tensors.contains(&own).then_some(own);
+    if tensors.contains(&own) { Some(own) } else { other_bias(tensors, names) }
+}
+
+/// The bias of an embedding that serves as head: beside it, or where the head's would be.
+fn bias_of_embedding(tensors: &Tensors, module: &str, names: &Names) -> Option<String> {
+    let own = format!("{module}.bias");
+    if tensors.contains(&own) {
+        return Some(own);
     }
-    if tensors.contains(&exact) {
-        return Some(exact);
+    let of_heads = names.heads.iter().find_map(|head| find_tensor(tensors, &format!("{head}.bias")));
+    of_heads.or_else(|| other_bias(tensors, names))
+}
+
+fn other_bias(tensors: &Tensors, names: &Names) -> Option<String> {
+    names.biases.iter().find_map(|bias| find_tensor(tensors, bias))
+}
+
+/// The tensor of this name, or, where it begins with a dot, the only one that ends so.
+fn find_tensor(tensors: &Tensors, name: &str) -> Option<String> {
+    let whole = name.trim_start_matches('.');
+    if tensors.contains(whole) {
+        return Some(whole.to_string());
     }
-    let ending = format!(".{exact}");
-    let mut others = tensors.names().filter(|name| name.ends_with(&ending));
+    let mut others = tensors.names().filter(|other| name.starts_with('.') && other.ends_with(name));
     match (others.next(), others.next()) {
         (Some(only), None) => Some(only.to_string()),
         _ => None,
     }
+}
+
+/// The module of a tensor that the user names; either name of a packed weight will do. A name without
+/// `.weight` is kept whole.
+fn named(tensors: &Tensors, tensor: &str) -> Chosen {
+    let packed = tensor.strip_suffix("_packed").filter(|name| tensors.contains(&format!("{name}_shape")));
+    let name = packed.unwrap_or(tensor);
+    match name.strip_suffix(".weight") {
+        Some(module) => Chosen { bias: Some(format!("{module}.bias")), module: module.to_string() },
+        None => Chosen { module: name.to_string(), bias: None },
+    }
+}
+
+/// Tensors outside of the head's module that would change its logits.
+fn refuse_beside(tensors: &mut Tensors, folder: &Path, model: &ModelConfig, module: &str) -> Result<()> {
+    // Where an embedding serves, the head's own module must be empty but for a bias.
+    for head in model.names().heads.iter().map(|head| head.trim_start_matches('.')) {
+        let part = |name: &&str| {
+            let rest = name.strip_prefix(head).and_then(|rest| rest.strip_prefix('.'));
+            head != module && rest.is_some_and(stored::is_peft_part)
+        };
+        if let Some(name) = tensors.names().find(part) {
+            return Err(stored::unread(tensors.place(), name, "a head without LoRA matrices"));
+        }
+    }
+    // Encoder-decoder models of BART's kind add it to their logits; their decoders alone do not.
+    if let Some(bias) = tensors.get_if_stored("final_logits_bias")?
+        && bias.bytes().iter().any(|byte| *byte != 0)
+    {
+        let fix =
+            "this bias is not added: set it to zero for a decoder alone, or add it to the logits yourself";
+        return Err(bias.error("zeros", "other values", fix));
+    }
+    adapter_of_head(folder, module)
+}
+
+/// Folders that PEFT wrote hold no config.json of a model.
+fn unmerged_adapter(folder: &Path) -> Option<Error> {
+    let adapter = folder.join(ADAPTER_CONFIG);
+    let whole = folder.join("config.json").exists();
+    (!whole && adapter.exists()).then(|| {
+        let problem = format!(
+            "wanted a model folder with config.json, got a LoRA adapter without its model ({ADAPTER_CONFIG})"
+        );
+        Error::file(folder, problem, stored::MERGE)
+    })
+}
+
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// transformers applies an adapter that lies beside a model. One that does not touch the head changes hidden
+/// states alone.
+fn adapter_of_head(folder: &Path, module: &str) -> Result<()> {
+    let path = folder.join("adapter_model.safetensors");
+    if !folder.join(ADAPTER_CONFIG).exists() || !path.exists() {
+        return Ok(());
+    }
+    let adapter = super::SafetensorsFile::open(&path)?;
+    let last = module.rsplit('.').next().unwrap_or(module);
+    match adapter.names().find(|name| name.split('.').any(|part| part == last)) {
+        None => Ok(()),
+        Some(name) => Err(stored::unread(&path, name, &format!("no LoRA matrices for {module}"))),
+    }
+}
+
+/// The target id of each draft id (`d2t` holds differences), where the head is that of an EAGLE-3 draft
+/// model.
+fn draft_ids(tensors: &mut Tensors, model: &ModelConfig, head: &StoredHead) -> Result<Option<Vec<u32>>> {
+    let Some(draft) = model.draft_vocab_size else { return Ok(None) };
+    if draft != head.rows {
+        let wanted = format!("{draft} rows, config.json's draft_vocab_size");
+        let fix = "pass the folder of the draft model whole, or correct its config.json";
+        return Err(head.weight.error(wanted, format!("{} rows", head.rows), fix));
+    }
+    let Some(offsets) = tensors.get_if_stored("d2t")? else { return Ok(None) };
+    let fix = "export the draft model again";
+    let values = integers(offsets.info.dtype, offsets.bytes()).filter(|_| offsets.info.shape == [draft]);
+    let Some(values) = values else {
+        return Err(offsets.error(
+            format!("i64 or i32 [{draft}], one for each draft id"),
+            &offsets.info,
+            fix,
+        ));
+    };
+    let ids = values.iter().enumerate().map(|(id, offset)| {
+        let target = i64::try_from(id).ok().and_then(|id| id.checked_add(*offset));
+        target.and_then(|target| u32::try_from(target).ok()).ok_or_else(|| {
+            offsets.error(
+                "differences that lead to ids from 0 to 2^32 - 1",
+                format!("{offset} at draft id {id}"),
+                fix,
+            )
+        })
+    });
+    ids.collect::<Result<Vec<u32>>>().map(Some)
 }
 
 /// Whether two modules store the same tensors, byte for byte.

@@ -1,19 +1,26 @@
 //! Which file of a checkpoint holds which tensor: one file, or a Hugging Face folder of them.
 
 use super::safetensors_file::{SafetensorsFile, Tensor, absent};
+use crate::config::python_json;
 use crate::error::{Error, Result};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The tensors of a checkpoint by name. Files are opened when one of their tensors is first wanted.
+/// The tensors of a checkpoint by name.
 pub(super) struct Tensors {
     /// What messages about the whole name: the file, or the index.
     place: PathBuf,
     file_of: BTreeMap<String, PathBuf>,
     open: HashMap<PathBuf, SafetensorsFile>,
+    /// The first file of the index that is there and cannot be read: nobody knows what it holds.
+    unread: Option<Error>,
+    /// Names that two files of the index hold.
+    twice: BTreeMap<String, [PathBuf; 2]>,
+    /// What else lies in the folder that a person should know.
+    warnings: Vec<String>,
 }
 
 impl Tensors {
@@ -24,18 +31,31 @@ impl Tensors {
             place: path.to_path_buf(),
             file_of: file.names().map(|name| (name.to_string(), file.path_buf())).collect(),
             open: HashMap::from([(file.path_buf(), file)]),
+            unread: None,
+            twice: BTreeMap::new(),
+            warnings: Vec::new(),
         })
     }
 
     /// `model.safetensors`, else the files of `model.safetensors.index.json`, else the folder's only
-    /// `.safetensors` file.
+    /// `.safetensors` file. The files of an index are opened and speak for themselves: it may be older than
+    /// they are.
     pub fn of_folder(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         if single.exists() {
-            return Self::of_file(&single);
+            let mut tensors = Self::of_file(&single)?;
+            let parts = files_ending(folder, ".safetensors")?.iter().any(|name| is_shard_name(name));
+            if index.exists() || parts {
+                let beside = if index.exists() { INDEX } else { "another checkpoint" };
+                tensors.warnings.push(format!(
+                    "{}: {SINGLE} is used, as transformers does; the files of {beside} beside it are not",
+                    folder.display()
+                ));
+            }
+            return Ok(tensors);
         }
         if index.exists() {
-            return Ok(Tensors { file_of: read_index(folder, &index)?, place: index, open: HashMap::new() });
+            return Self::of_index(folder, index);
         }
         let wanted = format!("wanted {SINGLE} or {INDEX}");
         let others = files_ending(folder, ".safetensors")?;
@@ -54,6 +74,62 @@ impl Tensors {
         }
     }
 
+    /// Every file that the index names and that is there is opened: what it holds is what a loader would
+    /// find.
+    fn of_index(folder: &Path, index: PathBuf) -> Result<Self> {
+        let listed = read_index(folder, &index)?;
+        let files: BTreeSet<PathBuf> = listed.values().cloned().collect();
+        let mut warnings = Vec::new();
+        let strangers: Vec<String> = files_ending(folder, ".safetensors")?
+            .into_iter()
+            .filter(|name| is_shard_name(name) && !files.contains(&folder.join(name)))
+            .collect();
+        if !strangers.is_empty() {
+            let names = super::safetensors_file::listed(strangers.iter().map(String::as_str));
+            warnings.push(format!(
+                "{}: {names} is not in {INDEX} and not looked at: is it of another checkpoint?",
+                folder.display()
+            ));
+        }
+        let mut tensors = Tensors {
+            place: index,
+            file_of: listed,
+            open: HashMap::new(),
+            unread: None,
+            twice: BTreeMap::new(),
+            warnings,
+        };
+        let mut holder: BTreeMap<String, PathBuf> = BTreeMap::new();
+        // A file that is missing is an error only where one of its tensors is wanted: the head is often
+        // fetched alone.
+        for path in files.into_iter().filter(|path| path.exists()) {
+            let file = match SafetensorsFile::open(&path) {
+                Ok(file) => file,
+                Err(error) => {
+                    tensors.unread.get_or_insert(error);
+                    continue;
+                }
+            };
+            for name in file.names() {
+                if let Some(other) = holder.insert(name.to_string(), path.clone()) {
+                    tensors.twice.insert(name.to_string(), [other, path.clone()]);
+                }
+            }
+            tensors.open.insert(path, file);
+        }
+        tensors.file_of.extend(holder);
+        Ok(tensors)
+    }
+
+    /// The error of a file that should hold part of the checkpoint and cannot be read.
+    pub fn unread(&self) -> Option<&Error> {
+        self.unread.as_ref()
+    }
+
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// What messages about the checkpoint as a whole name.
     pub fn place(&self) -> &Path {
         &self.place
@@ -68,11 +144,21 @@ impl Tensors {
         self.file_of.contains_key(name)
     }
 
+    /// Whether anything is stored under the name of a module, or under this name itself.
+    pub fn has_module(&self, module: &str) -> bool {
+        self.names().any(|name| name.strip_prefix(module).is_some_and(|r| r.is_empty() || r.starts_with('.')))
+    }
+
     /// The tensor, its file opened and its header checked.
     pub fn get(&mut self, name: &str) -> Result<Tensor> {
         let Some(path) = self.file_of.get(name) else {
             return Err(absent(&self.place, name, self.names()));
         };
+        if let Some([one, other]) = self.twice.get(name) {
+            let got = format!("two: in {} and in {}", one.display(), other.display());
+            let fix = "two checkpoints lie in one folder: remove one of them and write the index again";
+            return Err(Error::tensor(&self.place, name, "one tensor of this name", got, fix));
+        }
         if let Some(file) = self.open.get(path) {
             return file.handle(name);
         }
@@ -93,12 +179,21 @@ impl Tensors {
     }
 }
 
+/// `model-00001-of-00002.safetensors`: the name of a part of a checkpoint.
+fn is_shard_name(name: &str) -> bool {
+    let numbers = name.strip_suffix(".safetensors").and_then(|name| name.split_once("-of-"));
+    let digits = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|(before, total)| {
+        digits(total) && before.rsplit_once('-').is_some_and(|(_, number)| digits(number))
+    })
+}
+
 /// `weight_map` of the index: tensor -> file, each a name within the folder.
 fn read_index(folder: &Path, index: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let fix = "download the folder again, or save it again with transformers' save_pretrained";
     let text = std::fs::read_to_string(index)
         .map_err(|e| Error::file(index, format!("cannot be read: {e}"), fix))?;
-    let root: serde_json::Value = serde_json::from_str(&text)
+    let root: serde_json::Value = python_json::from_str(&text)
         .map_err(|e| Error::file(index, format!("wanted JSON, got an error: {e}"), fix))?;
     let Some(map) = root.get("weight_map").and_then(|m| m.as_object()) else {
         let problem = "wanted an object weight_map of tensor names to file names, got none";

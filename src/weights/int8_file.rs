@@ -1,12 +1,22 @@
 //! A float head -> a `.safetensors` file of its int8 form, row by row: neither head is ever held in memory.
 //!
-//! The file holds, one after the other, `NAME_scale` f32 `[vocab]`, the bias as it was stored where there is one, and `NAME` i8
-//! `[vocab, hidden]`: what [`Checkpoint::from_file`] reads, quantised by the rule of [`crate::quantize`], the same bits as a
-//! head that is quantised at load.
+//! The file holds, one after the other, `NAME_scale` f32 `[vocab]`, the bias as it was stored where there is
+//! one, and `NAME` i8 `[vocab, hidden]`: what [`Checkpoint::from_file`] reads, quantised by the rule of
+//! [`crate::quantize`], the same bits as a head that is quantised at load. Its `__metadata__` keep what
+//! `config.json` said of the logits, so that the file alone gives the model's logits:
+//!
+//! | key | value |
+//! |---|---|
+//! | `lmhead.logit_scale` | what multiplies the logits, where that is not 1 |
+//! | `lmhead.final_logit_softcapping` | the cap of the logits, where there is one |
+//! | `lmhead.model_type` | the model's `model_type`, where it is known |
+//! | `lmhead.quantize` | how the file was made |
 
 use super::checkpoint::Checkpoint;
 use super::load::{Meter, Progress, Rows, rows_per_task};
+use super::safetensors_file::SafetensorsFile;
 use super::stored::Format;
+use crate::config::{HeadConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::process;
 use crate::quantize::quantize_row;
@@ -21,6 +31,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// The key under which the file says how it was made; the source's own metadata stand beside it.
 const MADE: &str = "lmhead.quantize";
+const SCALE: &str = "lmhead.logit_scale";
+const SOFTCAP: &str = "lmhead.final_logit_softcapping";
+const MODEL_TYPE: &str = "lmhead.model_type";
 
 /// What quantising cost the weights: `‖W − Ŵ‖ / ‖W‖`, Euclidean norms in f64; 0 where W is all zeros.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,17 +49,19 @@ pub struct WeightError {
 type Squares = [f64; 2];
 
 impl Checkpoint {
-    /// Writes the first `vocab_size` rows of a float head as int8 under the name `name`, with their scales and the bias. `out` is an
-    /// empty file, `path` its name in messages. Runs on the caller's rayon pool; the bytes do not depend on its size. Memory:
+    /// Writes the first `config.vocab_size` rows of a float head as int8 under the name `name`, with their
+    /// scales, the bias, and the scale and softcap of `config`'s logits. `out` is an empty file, `path` its
+    /// name in messages. Runs on the caller's rayon pool; the bytes do not depend on its size. Memory:
     /// [`Checkpoint::int8_working_bytes`]; the source is read through its mapping.
     ///
     /// # Errors
-    /// `Tensor` where the head is int8 already, has fewer rows than `vocab_size`, or for its first weight or bias that is not finite, by
-    /// its row; `File` where `out` cannot be written. `out` is then of no use.
+    /// `Tensor` where the head is int8 already, has fewer rows or another hidden size than `config`, or for
+    /// its first weight or bias that is not finite, by its row; `File` where `out` cannot be written. `out`
+    /// is then of no use.
     pub fn write_int8(
         &self,
         name: &str,
-        vocab_size: usize,
+        config: &HeadConfig,
         out: impl Write + Seek + Send,
         path: &Path,
         progress: Option<Progress<'_>>,
@@ -56,10 +71,12 @@ impl Checkpoint {
             let fix = "it is quantised already: load it as it is, as w8a8 or w8a16";
             return Err(weight.error("f32, f16 or bf16 weights", &weight.info, fix));
         };
+        let vocab_size = config.vocab_size;
         self.check_vocab(vocab_size)?;
+        self.check_hidden(config.hidden_size)?;
         // As a loader would look at it.
         self.bias(0..vocab_size, vocab_size, None)?;
-        let layout = Layout::of(self, name, vocab_size);
+        let layout = Layout::of(self, name, config);
         let failed = |e: io::Error| {
             Error::file(
                 path,
@@ -146,8 +163,8 @@ struct Layout {
 
 impl Layout {
     /// The wider types first, so that all are aligned; the header is filled up with spaces to 8 bytes, as the format's own writers do.
-    fn of(checkpoint: &Checkpoint, name: &str, vocab_size: usize) -> Self {
-        let head = &checkpoint.head;
+    fn of(checkpoint: &Checkpoint, name: &str, config: &HeadConfig) -> Self {
+        let (head, vocab_size) = (&checkpoint.head, config.vocab_size);
         let mut end = 0;
         let mut entries = Map::new();
         let mut place = |name: String, dtype: Dtype, shape: &[usize], bytes: usize| {
@@ -168,6 +185,17 @@ impl Layout {
 
         let mut metadata = head.weight.file.metadata().clone();
         metadata.insert(MADE.into(), format!("int8, a symmetric scale per row, from {}", checkpoint.dtype()));
+        // Rust writes the shortest digits that give the same f32 again.
+        for (key, value) in [
+            (SCALE, (config.logit_scale != 1.0).then(|| config.logit_scale.to_string())),
+            (SOFTCAP, config.final_logit_softcapping.map(|cap| cap.to_string())),
+            (MODEL_TYPE, checkpoint.model_config().model_type),
+        ] {
+            match value {
+                Some(value) => metadata.insert(key.into(), value),
+                None => metadata.remove(key),
+            };
+        }
         entries.insert("__metadata__".into(), json!(metadata));
         let mut text = Value::Object(entries).to_string().into_bytes();
         text.resize(text.len().next_multiple_of(8), b' ');
@@ -175,6 +203,30 @@ impl Layout {
         let shifted = |range: Range<usize>| range.start + header.len()..range.end + header.len();
         Layout { scales: shifted(scales), bias: bias.map(shifted), weights: shifted(weights), header }
     }
+}
+
+/// What the metadata of a file say of the model: nothing in files that others wrote.
+///
+/// # Errors
+/// `Tensor` naming `__metadata__` and the key whose value is not a number that it can be.
+pub(super) fn model_of(file: &SafetensorsFile) -> Result<ModelConfig> {
+    let number = |key: &str, wanted: &str, may_be: fn(f32) -> bool| {
+        let Some(text) = file.metadata().get(key) else { return Ok(None) };
+        match text.parse::<f32>() {
+            Ok(value) if may_be(value) => Ok(Some(value)),
+            _ => {
+                let fix = "write the file again with `lmhead quantize`, or take that key out of it";
+                let wanted = format!("{wanted} under the key {key}");
+                Err(Error::tensor(file.path(), "__metadata__", wanted, format!("`{text}`"), fix))
+            }
+        }
+    };
+    Ok(ModelConfig {
+        model_type: file.metadata().get(MODEL_TYPE).cloned(),
+        logit_scale: number(SCALE, "a finite number other than 0", |v| v.is_finite() && v != 0.0)?,
+        final_logit_softcapping: number(SOFTCAP, "a finite number above 0", |v| v.is_finite() && v > 0.0)?,
+        ..ModelConfig::default()
+    })
 }
 
 impl WeightError {

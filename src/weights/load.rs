@@ -1,19 +1,20 @@
-//! From a stored head to a shard's matrix: mapped, checked, unpacked or quantised, row by row and in parallel on
-//! the caller's rayon pool. Reads the shard's rows and no others.
+//! From a stored head to a shard's matrix: mapped or copied, checked, unpacked or quantised, row by row and
+//! in parallel on the caller's rayon pool. Reads the shard's rows and no others.
 
 use super::Matrix;
-use super::safetensors_file::Tensor;
+use super::safetensors_file::{SafetensorsFile, Tensor};
 use super::storage::{Fresh, Storage, forget};
 use super::stored::{Format, StoredHead};
 use crate::dtype::DType;
+use crate::epilogue::all_finite;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::quantize::quantize_row;
+use bytemuck::Pod;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Told `(bytes done, bytes in all)` while a shard is made; called from several threads, the last time with both equal.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
@@ -55,56 +56,65 @@ pub(super) fn rows_per_task(row_bytes: usize) -> usize {
     (TASK_BYTES / row_bytes.max(1)).max(1)
 }
 
-/// Rows `vocab` of the stored head; float heads are quantised to int8 where `quantize`.
+/// What is done with the stored rows.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    /// Float heads become int8.
+    pub quantize: bool,
+    /// 16-bit heads become f32.
+    pub widen: bool,
+    /// The file is read, never through its mapping.
+    pub copy: bool,
+}
+
+/// Rows `vocab` of the stored head.
 pub(super) fn matrix(
     head: &StoredHead,
     vocab: Range<usize>,
-    quantize: bool,
+    how: How,
     progress: Option<Progress<'_>>,
 ) -> Result<Matrix> {
-    process::on_live_threads(|| read(head, vocab, quantize, progress))?
+    process::on_live_threads(|| read(head, vocab, how, progress))?
 }
 
-fn read(
-    head: &StoredHead,
-    vocab: Range<usize>,
-    quantize: bool,
-    progress: Option<Progress<'_>>,
-) -> Result<Matrix> {
+fn read(head: &StoredHead, vocab: Range<usize>, how: How, progress: Option<Progress<'_>>) -> Result<Matrix> {
     let row_bytes = head.weight.info.bytes.len() / head.rows;
     let start = head.weight.info.bytes.start;
     let bytes = start + vocab.start * row_bytes..start + vocab.end * row_bytes;
     let meter = Meter::new(bytes.len() as u64, progress);
-    let map = head.weight.file.map();
+    let file = File { file: &head.weight.file, bytes, copy: how.copy };
     let matrix = match &head.format {
         Format::Int8 { scale, packed } => {
             let scales = scale.finite_floats(vocab.clone(), "scales")?;
-            let values = if *packed {
-                unpack(map, bytes, vocab.len(), head.hidden, &meter)?
-            } else {
-                Storage::from_map(map, bytes)
+            let values = match packed {
+                true => unpack(&file, vocab.len(), head.hidden, &meter)?,
+                false => file.values("int8 weights")?,
             };
             Matrix::I8 { values, scales }
         }
-        Format::Float(dtype) if quantize => {
+        Format::Float(dtype) if how.quantize => {
             let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
-            quantized(&source, *dtype, bytes, &meter)?
+            quantized(&source, *dtype, &file, &meter)?
+        }
+        Format::Float(dtype) if how.widen && *dtype != DType::F32 => {
+            let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
+            widened(&source, *dtype, &file, &meter)?
         }
         Format::Float(dtype) => {
             let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
             match dtype {
                 DType::F32 => {
-                    let values = Storage::<f32>::from_map(map, bytes);
+                    let values = file.values::<f32>("f32 weights")?;
                     source.check_finite(&values, |v| v.to_bits() & 0x7fff_ffff, 0x7f80_0000, &meter)?;
                     Matrix::F32(values)
                 }
                 DType::F16 => {
-                    let values = Storage::<f16>::from_map(map, bytes);
+                    let values = file.values::<f16>("f16 weights")?;
                     source.check_finite(&values, |v| v.to_bits() & 0x7fff, 0x7c00, &meter)?;
                     Matrix::F16(values)
                 }
                 DType::Bf16 => {
-                    let values = Storage::<bf16>::from_map(map, bytes);
+                    let values = file.values::<bf16>("bf16 weights")?;
                     source.check_finite(&values, |v| v.to_bits() & 0x7fff, 0x7f80, &meter)?;
                     Matrix::Bf16(values)
                 }
@@ -114,6 +124,52 @@ fn read(
     };
     meter.finish();
     Ok(matrix)
+}
+
+/// The bytes of the shard's rows in their file.
+struct File<'a> {
+    file: &'a SafetensorsFile,
+    /// Counted from the start of the file.
+    bytes: Range<usize>,
+    /// They are read, never through the mapping.
+    copy: bool,
+}
+
+impl File<'_> {
+    /// All of them, as elements.
+    fn values<T: Pod + Send>(&self, what: &str) -> Result<Storage<T>> {
+        if !self.copy {
+            return Ok(Storage::from_map(self.file.map(), self.bytes.clone()));
+        }
+        let mut values = Fresh::<T>::zeros(self.bytes.len() / size_of::<T>(), what)?;
+        let task = TASK_BYTES / size_of::<T>();
+        values.par_chunks_mut(task).enumerate().try_for_each(|(i, values)| {
+            self.file.read_at(self.bytes.start + i * TASK_BYTES, bytemuck::cast_slice_mut(values))
+        })?;
+        values.finish(what)
+    }
+
+    /// Passes `length` bytes from the `start`th on to `work`, which will not need them again. `buffer` holds
+    /// a copy.
+    fn with(
+        &self,
+        start: usize,
+        length: usize,
+        buffer: &mut Vec<u8>,
+        work: impl FnOnce(&[u8]),
+    ) -> Result<()> {
+        let own = self.bytes.start + start..self.bytes.start + start + length;
+        if self.copy {
+            buffer.resize(length, 0);
+            self.file.read_at(own.start, buffer)?;
+            work(buffer);
+        } else {
+            let map = self.file.map();
+            work(&map[own.clone()]);
+            forget(map, own);
+        }
+        Ok(())
+    }
 }
 
 /// The shard's rows of a float weight.
@@ -170,28 +226,28 @@ impl Rows<'_> {
 /// Quantises the rows in `bytes` of the file, each by the rule of [`crate::quantize`]. Holds one widened row per thread, and of the
 /// file what the threads are at. Its time beside that of reading the file, clearing the copy's pages and quantising alone:
 /// `cargo bench --bench cpu_load`, `benches/results/cpu/load.json`.
-fn quantized(source: &Rows<'_>, dtype: DType, bytes: Range<usize>, meter: &Meter<'_>) -> Result<Matrix> {
+fn quantized(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
     const WHAT: &str = "int8 weights";
     let (rows, hidden) = (source.vocab.len(), source.hidden);
     let row_bytes = hidden * dtype.size();
-    let map = source.weight.file.map();
     let mut values = Fresh::<i8>::zeros(rows * hidden, WHAT)?;
     let mut scales = vec![0.0f32; rows];
     let task = rows_per_task(row_bytes);
-    values.par_chunks_mut(task * hidden).zip(scales.par_chunks_mut(task)).enumerate().for_each_init(
-        || vec![0.0f32; hidden],
-        |wide, (i, (values, scales))| {
-            let start = bytes.start + i * task * row_bytes;
-            let own = start..start + scales.len() * row_bytes;
-            let rows = values.chunks_mut(hidden).zip(scales).zip(map[own.clone()].chunks(row_bytes));
-            for ((q, scale), row) in rows {
-                dtype.widen(row, wide);
-                *scale = quantize_row(wide, q);
-            }
-            forget(map, own.clone());
-            meter.add(own.len());
+    values.par_chunks_mut(task * hidden).zip(scales.par_chunks_mut(task)).enumerate().try_for_each_init(
+        || (vec![0.0f32; hidden], Vec::new()),
+        |(wide, buffer), (i, (values, scales))| {
+            let length = scales.len() * row_bytes;
+            file.with(i * task * row_bytes, length, buffer, |bytes| {
+                let rows = values.chunks_mut(hidden).zip(scales).zip(bytes.chunks(row_bytes));
+                for ((q, scale), row) in rows {
+                    dtype.widen(row, wide);
+                    *scale = quantize_row(wide, q);
+                }
+            })?;
+            meter.add(length);
+            Ok(())
         },
-    );
+    )?;
     // quantize_row marks a row with NaN or infinity by a NaN scale.
     match scales.iter().position(|s| s.is_nan()) {
         Some(row) => Err(source.not_finite(row)),
@@ -199,28 +255,46 @@ fn quantized(source: &Rows<'_>, dtype: DType, bytes: Range<usize>, meter: &Meter
     }
 }
 
+/// The rows as f32, which is exact.
+fn widened(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
+    const WHAT: &str = "f32 weights";
+    let (rows, hidden) = (source.vocab.len(), source.hidden);
+    let row_bytes = hidden * dtype.size();
+    let task = rows_per_task(row_bytes);
+    let mut values = Fresh::<f32>::zeros(rows * hidden, WHAT)?;
+    let first_bad = AtomicUsize::new(usize::MAX);
+    values.par_chunks_mut(task * hidden).enumerate().try_for_each_init(Vec::new, |buffer, (i, values)| {
+        let length = values.len() * dtype.size();
+        file.with(i * task * row_bytes, length, buffer, |bytes| dtype.widen(bytes, values))?;
+        if let Some(row) = values.chunks(hidden).position(|row| !all_finite(row)) {
+            first_bad.fetch_min(i * task + row, Ordering::Relaxed);
+        }
+        meter.add(length);
+        Ok(())
+    })?;
+    match first_bad.into_inner() {
+        usize::MAX => Ok(Matrix::F32(values.finish(WHAT)?)),
+        row => Err(source.not_finite(row)),
+    }
+}
+
 /// `[rows, ceil(hidden / 4)]` words -> `[rows, hidden]`: byte `k` of a row is weight `k` plus 128.
-fn unpack(
-    map: &Mmap,
-    bytes: Range<usize>,
-    rows: usize,
-    hidden: usize,
-    meter: &Meter<'_>,
-) -> Result<Storage<i8>> {
+fn unpack(file: &File<'_>, rows: usize, hidden: usize, meter: &Meter<'_>) -> Result<Storage<i8>> {
     const WHAT: &str = "int8 weights";
     let row_bytes = hidden.div_ceil(4) * 4;
     let mut values = Fresh::<i8>::zeros(rows * hidden, WHAT)?;
     let task = rows_per_task(row_bytes);
-    values.par_chunks_mut(task * hidden).enumerate().for_each(|(i, values)| {
-        let start = bytes.start + i * task * row_bytes;
-        let own = start..start + values.len() / hidden * row_bytes;
-        for (row, packed) in values.chunks_mut(hidden).zip(map[own.clone()].chunks(row_bytes)) {
-            for (value, byte) in row.iter_mut().zip(packed) {
-                *value = (byte ^ 0x80) as i8;
+    values.par_chunks_mut(task * hidden).enumerate().try_for_each_init(Vec::new, |buffer, (i, values)| {
+        let length = values.len() / hidden * row_bytes;
+        file.with(i * task * row_bytes, length, buffer, |bytes| {
+            for (row, packed) in values.chunks_mut(hidden).zip(bytes.chunks(row_bytes)) {
+                for (value, byte) in row.iter_mut().zip(packed) {
+                    *value = (byte ^ 0x80) as i8;
+                }
             }
-        }
-        forget(map, own.clone());
-        meter.add(own.len());
-    });
+        })?;
+        meter.add(length);
+        Ok(())
+    })?;
     values.finish(WHAT)
 }

@@ -260,13 +260,21 @@ impl HeadShard {
         self.matrix.len() as u64 * self.matrix.dtype().size() as u64 + scales + bias
     }
 
-    /// True where `dtype` hidden states can be multiplied with these weights:
-    /// the weights' own type, or any float type for int8 weights.
-    pub fn takes(&self, dtype: DType) -> bool {
-        match self.matrix.dtype() {
-            DType::I8 => dtype != DType::I8,
-            own => own == dtype,
+    /// True where the weights are read from their file's mapping, which must stay as it is
+    /// ([`LoadOptions::copy`] takes them out of it).
+    pub fn is_mapped(&self) -> bool {
+        match &self.matrix {
+            Matrix::F32(s) => s.is_mapped(),
+            Matrix::F16(s) => s.is_mapped(),
+            Matrix::Bf16(s) => s.is_mapped(),
+            Matrix::I8 { values, .. } => values.is_mapped(),
         }
+    }
+
+    /// True where hidden states of `dtype` can be multiplied with these weights: any float type. (Whether a
+    /// backend has a product for the two types, [`Backend::check`](crate::backend::Backend::check) says.)
+    pub fn takes(&self, dtype: DType) -> bool {
+        dtype != DType::I8
     }
 }
 

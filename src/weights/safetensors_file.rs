@@ -10,6 +10,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Bytes of the header's length, at the start of a file.
 const LENGTH_BYTES: usize = 8;
@@ -30,13 +31,33 @@ pub struct TensorInfo {
 
 /// A read-only `.safetensors` file. Clones share one mapping.
 ///
-/// The file must not be shortened while it is open: the operating system would end the process on the
-/// next read beyond its new end. (Replacing it by a rename is fine.)
+/// The file must not be shortened while it is open: the next read beyond its new end is a SIGBUS, which ends
+/// the process unless the process handles it. This library installs no signal handler, because an engine has
+/// its own; the program `lmhead` has one. [`LoadOptions::copy`](super::LoadOptions::copy) loads without the
+/// mapping. (Replacing the file by a rename is fine.)
 #[derive(Debug, Clone)]
 pub struct SafetensorsFile {
     path: Arc<Path>,
+    file: Arc<File>,
+    /// What the file was when it was opened.
+    stamp: Stamp,
     map: Arc<Mmap>,
     header: Arc<Header>,
+}
+
+/// Every write to a file changes one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    /// `None` where the system does not say.
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let about = file.metadata()?;
+        Ok(Stamp { bytes: about.len(), modified: about.modified().ok() })
+    }
 }
 
 /// What a file says of itself.
@@ -66,9 +87,38 @@ impl SafetensorsFile {
     /// one tensor is at fault.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let map = map_file(path)?;
+        let (file, stamp, map) = map_file(path)?;
         let header = read_header(path, &map)?;
-        Ok(SafetensorsFile { path: path.into(), map: Arc::new(map), header: Arc::new(header) })
+        Ok(SafetensorsFile {
+            path: path.into(),
+            file: Arc::new(file),
+            stamp,
+            map: Arc::new(map),
+            header: Arc::new(header),
+        })
+    }
+
+    /// Checks that nobody has written to the file since it was opened, by its length and its time of
+    /// modification. What was read of it meanwhile is otherwise part of the old and part of the new file.
+    ///
+    /// # Errors
+    /// `File` where somebody has, or where the system cannot say.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let problem = match Stamp::of(&self.file) {
+            Ok(now) if now == self.stamp => return Ok(()),
+            Ok(now) if now.bytes != self.stamp.bytes => {
+                format!("was written to while it was in use: wanted {} bytes, got {}", self.stamp.bytes, now.bytes)
+            }
+            Ok(_) => "was written to while it was in use: wanted the time of modification that it had, got a later \
+                      one"
+            .into(),
+            Err(e) => format!("was opened and can no longer be examined: {e}"),
+        };
+        Err(Error::file(
+            &self.path,
+            problem,
+            "let its writer finish, or rename a new file into its place; then try again",
+        ))
     }
 
     /// As it was given to [`SafetensorsFile::open`].
@@ -141,6 +191,22 @@ impl SafetensorsFile {
     pub(super) fn map(&self) -> &Arc<Mmap> {
         &self.map
     }
+
+    /// Reads the bytes from `start` on into `out`, not through the mapping: where the file has become shorter
+    /// this is an error, not a signal.
+    pub(super) fn read_at(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        #[cfg(unix)]
+        let read = std::os::unix::fs::FileExt::read_exact_at(&*self.file, out, start as u64);
+        #[cfg(not(unix))]
+        let read: std::io::Result<()> = {
+            out.copy_from_slice(&self.map[start..start + out.len()]);
+            Ok(())
+        };
+        read.map_err(|e| {
+            let wanted = format!("bytes {start} to {}", start + out.len());
+            Error::file(&self.path, format!("cannot be read: wanted {wanted}, got an error: {e}"), DAMAGED)
+        })
+    }
 }
 
 impl std::fmt::Display for TensorInfo {
@@ -185,8 +251,8 @@ pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// Maps a regular file that is not empty.
-fn map_file(path: &Path) -> Result<Mmap> {
+/// Opens and maps a regular file that is not empty.
+fn map_file(path: &Path) -> Result<(File, Stamp, Mmap)> {
     let unreadable = |e: std::io::Error| {
         Error::file(path, format!("cannot be read: {e}"), "pass a .safetensors file that exists")
     };
@@ -201,13 +267,70 @@ fn map_file(path: &Path) -> Result<Mmap> {
         return Err(Error::file(path, "wanted a regular file, got a pipe or a device", fix));
     }
     let file = File::open(path).map_err(unreadable)?;
-    if file.metadata().map_err(unreadable)?.len() == 0 {
+    let stamp = Stamp::of(&file).map_err(unreadable)?;
+    if stamp.bytes == 0 {
         return Err(Error::file(path, "wanted a safetensors file, got an empty file", DAMAGED));
     }
     // SAFETY: the mapping is read-only and private to this type, which hands out no more than its length.
     // Rust cannot rule out that another process changes the file meanwhile; every value is checked after it is read as plain
     // bytes, so a change gives other numbers, never another type. Shortening is named in the type's docs.
-    unsafe { Mmap::map(&file) }.map_err(unreadable)
+    let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+    Ok((file, stamp, map))
+}
+
+/// What a file is that begins so, and what to do about it; `None` where it begins like safetensors or like
+/// nothing known.
+fn foreign_format(file: &[u8]) -> Option<(&'static str, &'static str)> {
+    // A header's length in its first eight bytes may look like anything, but the header then begins with a
+    // brace.
+    if file.get(LENGTH_BYTES) == Some(&b'{') {
+        return None;
+    }
+    let convert = "convert it with save_file of Python's safetensors package";
+    let fetch = "fetch the file itself: its server sent something else in its place";
+    let starts: [(&[u8], &str, &str); 11] = [
+        (
+            b"version https://git-lfs.github.com/spec/",
+            "a Git LFS pointer, which stands in place of the file",
+            "fetch the file itself with `git lfs pull`, or with `hf download`",
+        ),
+        (
+            b"# xet version",
+            "a Xet pointer, which stands in place of the file",
+            "fetch the file itself with `hf download`",
+        ),
+        (
+            b"PK\x03\x04",
+            "a zip archive, as PyTorch (.bin, .pt, .pth) and NumPy (.npz) write",
+            "load it there, and save its tensors with save_file of Python's safetensors package",
+        ),
+        (
+            b"\x93NUMPY",
+            "a NumPy array (.npy)",
+            "load it with numpy.load and save it with safetensors.numpy.save_file",
+        ),
+        (b"GGUF", "a GGUF file", "pass the safetensors files that it was made from"),
+        (b"\x80\x02", "a pickle, as old versions of PyTorch write", convert),
+        (b"\x80\x04", "a pickle", convert),
+        (b"\x89HDF", "an HDF5 file", convert),
+        (b"\x1f\x8b", "a gzip archive", "unpack it"),
+        (b"\x28\xb5\x2f\xfd", "a zstd archive", "unpack it"),
+        (b"7z\xbc\xaf", "a 7z archive", "unpack it"),
+    ];
+    if let Some((_, what, fix)) = starts.iter().find(|(start, ..)| file.starts_with(start)) {
+        return Some((what, fix));
+    }
+    // A server's answer may begin with a byte-order mark and empty lines.
+    let text = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file).trim_ascii_start();
+    let tag = |tag: &[u8]| text.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag));
+    match text.first() {
+        Some(b'<') if [&b"<!doctype html"[..], b"<html", b"<head"].iter().any(|start| tag(start)) => {
+            Some(("an HTML page", fetch))
+        }
+        Some(b'<') if tag(b"<?xml") => Some(("an XML document", fetch)),
+        Some(b'{') => Some(("JSON text without a header's length before it", fetch)),
+        _ => None,
+    }
 }
 
 /// The checked header of a mapped file: every range lies within the file.
@@ -215,6 +338,9 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
     let problem = |wanted: String, got: String| {
         Error::file(path, format!("not a whole safetensors file: wanted {wanted}, got {got}"), DAMAGED)
     };
+    if let Some((what, fix)) = foreign_format(file) {
+        return Err(Error::file(path, format!("wanted a safetensors file, got {what}"), fix));
+    }
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err(problem(
             format!("at least {LENGTH_BYTES} bytes of header length"),
@@ -277,6 +403,18 @@ fn blame(path: &Path, header: &[u8], error: &serde_json::Error) -> Error {
             return Error::file(path, format!("not a safetensors file: {got} an error: {e}"), DAMAGED);
         }
     };
+    if let Some(metadata) = entries.get("__metadata__") {
+        let wanted = "an object whose values are all text";
+        let fix = "save the file again with every value of its metadata as text";
+        let Some(metadata) = metadata.as_object() else {
+            let got = shortened(metadata);
+            return Error::tensor(path, "__metadata__", wanted, got, fix);
+        };
+        if let Some((key, value)) = metadata.iter().find(|(_, value)| !value.is_string()) {
+            let got = format!("{} under the key `{key}`", shortened(value));
+            return Error::tensor(path, "__metadata__", wanted, got, fix);
+        }
+    }
     for (name, entry) in entries.iter().filter(|(name, _)| *name != "__metadata__") {
         let info: RawInfo = match serde_json::from_value(entry.clone()) {
             Ok(info) => info,
@@ -301,6 +439,15 @@ fn blame(path: &Path, header: &[u8], error: &serde_json::Error) -> Error {
     }
     let problem = format!("wanted a header whose tensors lie one after the other, got an error: {error}");
     Error::file(path, problem, DAMAGED)
+}
+
+/// A value as a message quotes it.
+fn shortened(value: &serde_json::Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(40) {
+        None => text,
+        Some((end, _)) => format!("{}...", &text[..end]),
+    }
 }
 
 /// A tensor of a checkpoint and the file that holds it.
@@ -329,12 +476,14 @@ impl Tensor {
             return Err(self.error(format!("{what} in f32, f16 or bf16"), &self.info, fix));
         };
         let (start, size) = (range.start, dtype.size());
-        let Some(bytes) = self.bytes().get(start * size..range.end * size) else {
-            let have = self.info.bytes.len() / size;
+        let have = self.info.bytes.len() / size;
+        if range.end > have || range.start > range.end {
             return Err(self.error(format!("{what} of rows {start} to {}", range.end), have, fix));
-        };
+        }
+        let mut bytes = vec![0; range.len() * size];
+        self.file.read_at(self.info.bytes.start + start * size, &mut bytes)?;
         let mut values = vec![0.0; range.len()];
-        dtype.widen(bytes, &mut values);
+        dtype.widen(&bytes, &mut values);
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(i) => {

@@ -44,39 +44,107 @@ impl Format {
 /// The ways a module's weight can be stored, as the tensor's name ends.
 const WEIGHT_FORMS: [&str; 4] = ["weight", "weight_packed", "qweight", "W_q"];
 
-/// The module (`lm_head`, `model.language_model.embed_tokens`) named `last`: `exact` where it is stored,
-/// otherwise the only one whose name ends in `.last`. `None` where there is none.
+/// Tensors of a head's module that this crate reads. Any other may change the logits and is refused by name.
+const READ: [&str; 5] = ["weight", "weight_packed", "weight_scale", "weight_shape", "bias"];
+
+/// The module (`lm_head`, `model.language_model.embed_tokens`) that is stored under one of `names`: the first
+/// of them that is there. A name with a dot in front (`.lm_head`) is meant whole, or as the end of only one
+/// other. `None` where there is none.
 ///
 /// # Errors
-/// `Tensor` listing them where there are several.
-pub(super) fn find_module(tensors: &Tensors, exact: &str, last: &str) -> Result<Option<String>> {
+/// `Tensor` listing them where a name is the end of several, or where `only_one` and several names are there.
+pub(super) fn find_module(tensors: &Tensors, names: &[&str], only_one: bool) -> Result<Option<String>> {
     let mut modules: Vec<&str> = tensors
         .names()
-        .filter_map(|name| {
-            let (module, form) = name.rsplit_once('.')?;
-            let ours = module == last || module.strip_suffix(last).is_some_and(|rest| rest.ends_with('.'));
-            (ours && WEIGHT_FORMS.contains(&form)).then_some(module)
-        })
+        .filter_map(|name| name.rsplit_once('.'))
+        .filter(|(_, form)| WEIGHT_FORMS.contains(form))
+        .map(|(module, _)| module)
         .collect();
     modules.dedup(); // the names are sorted
-    if modules.contains(&exact) {
-        return Ok(Some(exact.to_string()));
-    }
-    match modules.as_slice() {
-        [] => Ok(None),
-        [only] => Ok(Some(only.to_string())),
-        several => {
-            let got: Vec<String> = several.iter().map(|m| format!("{m}.weight")).collect();
-            Err(Error::tensor(
-                tensors.place(),
-                format!("{exact}.weight"),
-                format!("it, or only one tensor whose name ends in .{last}.weight"),
-                got.join(", "),
-                "pass the file that holds the right one, with its tensor's name",
-            ))
+    let mut found: Vec<&str> = Vec::new();
+    for name in names {
+        let whole = name.strip_prefix('.').unwrap_or(name);
+        let here = match modules.contains(&whole) {
+            true => vec![whole],
+            false if name.starts_with('.') => modules.iter().copied().filter(|m| m.ends_with(name)).collect(),
+            false => Vec::new(),
+        };
+        if here.len() > 1 {
+            return Err(ambiguous(
+                tensors,
+                whole,
+                format!("it, or only one tensor whose name ends in {name}.weight"),
+                &here,
+            ));
+        }
+        found.extend(here);
+        if !found.is_empty() && !only_one {
+            break;
         }
     }
+    found.dedup();
+    match found.as_slice() {
+        [first, _, ..] => {
+            let wanted = "only one of the names of a head, as config.json names no model_type that is known";
+            Err(ambiguous(tensors, first, wanted.into(), &found))
+        }
+        several => Ok(several.first().map(|module| module.to_string())),
+    }
 }
+
+fn ambiguous(tensors: &Tensors, module: &str, wanted: String, found: &[&str]) -> Error {
+    let got: Vec<String> = found.iter().map(|m| format!("{m}.weight")).collect();
+    let fix = "name the right one with --tensor (Checkpoint::open_tensor)";
+    Error::tensor(tensors.place(), format!("{module}.weight"), wanted, got.join(", "), fix)
+}
+
+/// Refuses tensors under `module` that this crate does not read: each may change the logits (the matrices of
+/// LoRA, a norm of the weights, a scale of the hidden states).
+///
+/// # Errors
+/// `Tensor` naming the first.
+pub(super) fn refuse_unread(tensors: &Tensors, module: &str) -> Result<()> {
+    let beside = |name: &&str| {
+        let rest = name.strip_prefix(module).and_then(|rest| rest.strip_prefix('.'));
+        rest.is_some_and(|rest| !READ.contains(&rest))
+    };
+    match tensors.names().find(beside) {
+        None => Ok(()),
+        Some(name) => Err(unread(tensors.place(), name, &format!("only {module}.{{{}}}", READ.join(", ")))),
+    }
+}
+
+/// The error for a tensor that would change the logits and is not read.
+pub(super) fn unread(path: &Path, name: &str, wanted: &str) -> Error {
+    let fix = match is_peft(name) {
+        true => MERGE,
+        false => {
+            "fold it into the weight and export again; if it does not change logits, remove it from the file"
+        }
+    };
+    let what = if is_peft(name) {
+        "a LoRA tensor beside it, which is not read"
+    } else {
+        "a tensor that is not read"
+    };
+    Error::tensor(path, name, wanted, what, fix)
+}
+
+/// Whether PEFT gave a tensor its name.
+pub(super) fn is_peft(name: &str) -> bool {
+    ["lora_", ".base_layer.", "modules_to_save.", "original_module.", "base_model.model."]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// Whether the rest of a name, behind its module, is of PEFT.
+pub(super) fn is_peft_part(rest: &str) -> bool {
+    is_peft(&format!(".{rest}"))
+}
+
+/// What to do with weights that PEFT has not merged.
+pub(super) const MERGE: &str = "merge the LoRA adapter first: peft.AutoPeftModelForCausalLM.from_pretrained(DIR)\
+                                .merge_and_unload().save_pretrained(NEW)";
 
 /// Reads the shapes and types of the head whose weight is (or would be, unpacked) the tensor `name`.
 /// `bias`: the name of its bias, used where stored.
@@ -85,6 +153,9 @@ pub(super) fn find_module(tensors: &Tensors, exact: &str, last: &str) -> Result<
 /// `Tensor` where it is absent, has a shape or type that no head has, or is in a format that this crate does not read.
 pub(super) fn recognise(tensors: &mut Tensors, name: &str, bias: Option<&str>) -> Result<StoredHead> {
     refuse_foreign(tensors, name)?;
+    if let Some(module) = name.strip_suffix(".weight") {
+        refuse_unread(tensors, module)?;
+    }
     let packed_name = format!("{name}_packed");
     let packed = match (tensors.contains(name), tensors.contains(&packed_name)) {
         (true, true) => {

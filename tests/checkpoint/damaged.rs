@@ -96,6 +96,61 @@ fn every_refused_header_with_its_message() {
     assert_words(&SafetensorsFile::open("/dev/null").unwrap_err(), &["wanted a regular file"]);
 }
 
+/// What people pass in place of safetensors: each is recognised, and the remedy is named.
+#[test]
+fn other_formats_are_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5368709120\n";
+    let table: [(&[u8], &str, &str); 14] = [
+        (pointer.as_bytes(), "got a Git LFS pointer", "git lfs pull"),
+        (b"# xet version 0\nfilesize = 4\n", "got a Xet pointer", "hf download"),
+        (b"PK\x03\x04\x14\0\0\0\x08\0 and so on", "got a zip archive, as PyTorch", "save_file"),
+        (b"\x93NUMPY\x01\0v\0{'descr': '<f4'}", "got a NumPy array", "numpy.load"),
+        (b"GGUF\x03\0\0\0\x10\0\0\0", "got a GGUF file", "safetensors files that it was made from"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF", "got a pickle", "save_file"),
+        (b"\x89HDF\r\n\x1a\n\0\0\0\0", "got an HDF5 file", "save_file"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "got a gzip archive", "unpack it"),
+        (b"<!DOCTYPE html><html>", "got an HTML page", "fetch the file itself"),
+        (b"\xef\xbb\xbf\n <HTML lang=en>", "got an HTML page", "fetch the file itself"),
+        (b"<?xml version='1.0'?><Error>", "got an XML document", "fetch the file itself"),
+        (b"{\"error\": \"Invalid credentials\"}", "got JSON text", "fetch the file itself"),
+        (b"Entry not found", "not a whole safetensors file", "fetch or write it again"),
+        (b"<t", "not a whole safetensors file", "fetch or write it again"),
+    ];
+    let folder = Folder::new();
+    for (bytes, what, fix) in table {
+        let error = SafetensorsFile::open(folder.write("w.safetensors", bytes)).unwrap_err();
+        assert_words(&error, &["w.safetensors: ", what, fix]);
+    }
+    // A length that begins like a gzip archive, before a header.
+    let header = format!("{{{}}}", " ".repeat(0x088b1f - 2));
+    let file = raw_file(&header, &[], 0x088b1f % 8);
+    assert!(file.starts_with(&[0x1f, 0x8b, 0x08]));
+    assert_eq!(SafetensorsFile::open(folder.write("w", &file)).unwrap().names().count(), 0);
+}
+
+#[test]
+fn odd_metadata_is_told_as_that() {
+    let folder = Folder::new();
+    let long = "x".repeat(100);
+    for (metadata, got) in [
+        (r#"{"step": 3}"#, "got 3 under the key `step`"),
+        (r#"{"format": "pt", "a": {"b": []}}"#, r#"got {"b":[]} under the key `a`"#),
+        (r#"{"format": null}"#, "got null under the key `format`"),
+        (r#"["pt"]"#, r#"got ["pt"]"#),
+        (r#""pt""#, r#"got "pt""#),
+        (&format!(r#"["{long}"]"#), "got [\"xxxxxxxx"),
+    ] {
+        let entry = r#""w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+        let file = raw_file(&format!(r#"{{"__metadata__":{metadata},{entry}}}"#), &[0; 8], 0);
+        let error = SafetensorsFile::open(folder.write("w", &file)).unwrap_err();
+        assert_words(
+            &error,
+            &["tensor __metadata__: wanted an object whose values are all text", got, "as text"],
+        );
+        assert!(error.to_string().len() < 300, "{error}");
+    }
+}
+
 /// Opens a file and, where that is possible, loads everything in it that could be a head.
 fn exercise(path: &Path) {
     let Ok(file) = SafetensorsFile::open(path) else { return };

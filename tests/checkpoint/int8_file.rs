@@ -1,7 +1,7 @@
 //! A quantised head as a file: read back, it is the head that is quantised at load; whatever goes wrong is an error.
 
 use crate::files::*;
-use lmhead::config::Quantization;
+use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::dtype::DType;
 use lmhead::error::Error;
 use lmhead::layout::shard_range;
@@ -16,8 +16,13 @@ const NAMED: &str = "out.safetensors";
 
 fn written(checkpoint: &Checkpoint, name: &str, vocab: usize) -> Result<Vec<u8>, Error> {
     let mut out = Cursor::new(Vec::new());
-    checkpoint.write_int8(name, vocab, &mut out, Path::new(NAMED), None)?;
+    checkpoint.write_int8(name, &plain(checkpoint, vocab), &mut out, Path::new(NAMED), None)?;
     Ok(out.into_inner())
+}
+
+/// The head without scale and softcap.
+fn plain(checkpoint: &Checkpoint, vocab: usize) -> HeadConfig {
+    HeadConfig::new(vocab, checkpoint.hidden_size())
 }
 
 fn on_threads<T: Send>(threads: usize, task: impl FnOnce() -> T + Send) -> T {
@@ -77,7 +82,9 @@ fn the_first_row_that_is_not_finite_is_named() {
     }
     let told = Mutex::new(Vec::new());
     let progress = |done, total| told.lock().unwrap().push((done, total));
-    source.write_int8("w", 130, Cursor::new(Vec::new()), Path::new(NAMED), Some(&progress)).unwrap();
+    source
+        .write_int8("w", &plain(&source, 130), Cursor::new(Vec::new()), Path::new(NAMED), Some(&progress))
+        .unwrap();
     let (told, total) = (told.into_inner().unwrap(), (130 * hidden * 4) as u64);
     assert_eq!(told.last(), Some(&(total, total)));
     assert!(told.len() > 2 && told.iter().all(|(done, all)| done <= all && *all == total), "{told:?}");
@@ -119,10 +126,58 @@ fn a_full_disk_is_an_error_at_any_byte() {
     let size = written(&source, "h.weight", rows).unwrap().len();
     for room in 0..size {
         let out = Full { inner: Cursor::new(Vec::new()), room };
-        let error = source.write_int8("h.weight", rows, out, Path::new(NAMED), None).unwrap_err();
+        let error =
+            source.write_int8("h.weight", &plain(&source, rows), out, Path::new(NAMED), None).unwrap_err();
         assert!(matches!(error, Error::File { .. }), "{error}");
         assert!(error.to_string().starts_with("out.safetensors: cannot be written:"), "{error}");
     }
     let out = Full { inner: Cursor::new(Vec::new()), room: size };
-    assert!(source.write_int8("h.weight", rows, out, Path::new(NAMED), None).is_ok());
+    assert!(source.write_int8("h.weight", &plain(&source, rows), out, Path::new(NAMED), None).is_ok());
+}
+
+/// What a file says of its logits is written, read back with the same bits, and refused where it cannot be.
+#[test]
+fn scale_softcap_and_model_type_are_kept() {
+    let weights = f32s(&[3, 2], &exact_values(3, 2));
+    let keys = r#", "model_type": "gemma2", "final_logit_softcapping": 29.7"#;
+    let folder = Folder::model(&config(3, 2, keys), &[("lm_head.weight", weights.clone())]);
+    let model = folder.open().unwrap();
+    let resolved = |checkpoint: &Checkpoint| {
+        let quantization = checkpoint.quantization(Some(Quantization::W8a8)).unwrap();
+        HeadConfig::resolve(&Settings::default(), &checkpoint.model_config(), quantization).unwrap()
+    };
+    for (scale, softcap) in
+        [(1.0 / 3.0, Some(29.7)), (-1e-30, None), (1.0, Some(f32::MIN_POSITIVE)), (1.0, None)]
+    {
+        let config = HeadConfig { logit_scale: scale, final_logit_softcapping: softcap, ..resolved(&model) };
+        let mut bytes = Cursor::new(Vec::new());
+        model.write_int8("h.weight", &config, &mut bytes, Path::new(NAMED), None).unwrap();
+        let int8 = Checkpoint::from_file(folder.write("int8", &bytes.into_inner()), "h.weight").unwrap();
+        assert_eq!(resolved(&int8).epilogue(), config.epilogue());
+        assert_eq!(int8.model_config().model_type.as_deref(), Some("gemma2"));
+        let asked = int8.model_config();
+        assert_eq!((asked.logit_scale.is_some(), asked.final_logit_softcapping), (scale != 1.0, softcap));
+    }
+    let wrong = HeadConfig::new(3, 3);
+    let error = model.write_int8("h", &wrong, Cursor::new(Vec::new()), Path::new(NAMED), None).unwrap_err();
+    assert_words(&error, &["lm_head.weight: wanted [vocabulary, 3]", "got [3, 2]"]);
+
+    let entry = r#""h":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}"#;
+    for (key, value, wanted) in [
+        ("logit_scale", "x", "wanted a finite number other than 0 under the key lmhead.logit_scale, got `x`"),
+        ("logit_scale", "0", "other than 0"),
+        ("logit_scale", "NaN", "a finite number"),
+        ("logit_scale", "1e39", "a finite number"),
+        (
+            "final_logit_softcapping",
+            "-30",
+            "a finite number above 0 under the key lmhead.final_logit_softcapping",
+        ),
+        ("final_logit_softcapping", "", "got ``"),
+    ] {
+        let header = format!(r#"{{"__metadata__":{{"lmhead.{key}":"{value}"}},{entry}}}"#);
+        let error =
+            Checkpoint::from_file(folder.write("odd", &raw_file(&header, &[0; 8], 0)), "h").unwrap_err();
+        assert_words(&error, &["odd: tensor __metadata__: ", wanted]);
+    }
 }

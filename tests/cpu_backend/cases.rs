@@ -36,14 +36,25 @@ pub const fn plain(dtype: DType) -> Kind {
     Kind { weights: dtype, quantization: Quantization::None, hidden: dtype }
 }
 
+/// Weights and hidden states of two float types.
+pub const fn mixed(weights: DType, hidden: DType) -> Kind {
+    Kind { weights, quantization: Quantization::None, hidden }
+}
+
 pub const fn int8(quantization: Quantization, hidden: DType) -> Kind {
     Kind { weights: DType::I8, quantization, hidden }
 }
 
-pub const KINDS: [Kind; 9] = [
+pub const KINDS: [Kind; 15] = [
     plain(DType::F32),
     plain(DType::F16),
     plain(DType::Bf16),
+    mixed(DType::F32, DType::F16),
+    mixed(DType::F32, DType::Bf16),
+    mixed(DType::F16, DType::F32),
+    mixed(DType::F16, DType::Bf16),
+    mixed(DType::Bf16, DType::F32),
+    mixed(DType::Bf16, DType::F16),
     int8(Quantization::W8a8, DType::F32),
     int8(Quantization::W8a8, DType::F16),
     int8(Quantization::W8a8, DType::Bf16),

@@ -19,7 +19,8 @@ pub struct RunArgs {
     /// Head: one safetensors file
     #[arg(long, value_name = "FILE", help_heading = "Head (one of)")]
     pub head: Option<PathBuf>,
-    /// With --head: the tensor's name; an int8 tensor's scale is NAME_scale [default: lm_head.weight]
+    /// The head's tensor: with --head [default: lm_head.weight]; with --model in place of the one found.
+    /// Scales of int8: NAME_scale
     #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true)]
     pub tensor: Option<String>,
     /// Head: synthetic weights of a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
@@ -31,10 +32,15 @@ pub struct RunArgs {
     /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
     #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
     pub quantize: Option<String>,
+    /// Copy stored weights into memory: steps do not depend on the file, which stays mapped otherwise
+    #[arg(long)]
+    pub copy: bool,
 
-    /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and, for each output row, targets [n],
-    /// allowed i32 [n, ceil(vocab/32)] (a bit per id) and additions to single logits: adjust_rows, adjust_ids, adjust_values [m];
-    /// synthetic rows without it
+    /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and,
+    /// for each output row, targets [n]; allowed i32 [n, ceil(vocab/32)] (a bit per id); additions to single
+    /// logits: adjust_rows, adjust_ids, adjust_values [m]; penalties: repetition_penalty, frequency_penalty,
+    /// presence_penalty [n] with count_rows, count_ids, count_values, count_in_prompt [m]; sampling: seed,
+    /// position, temperature, top_k, top_p, min_p [n]; synthetic rows without it
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
@@ -80,8 +86,8 @@ pub struct RunArgs {
     /// Threads of the CPU, which all ranks share [default: all cores]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub threads: Option<String>,
-    /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its output row) and of the
-    /// check's choice of rows
+    /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its
+    /// output row) where --hidden has none, and of the check's choice of rows
     #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
     pub seed: String,
     /// Steps to time after the warm-up; medians are reported
@@ -91,6 +97,9 @@ pub struct RunArgs {
     /// Write the answer as safetensors, in output-row order; folders are not created
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// With an EAGLE-3 draft model: answer the target model's ids (its d2t) in place of draft ids
+    #[arg(long)]
+    pub target_ids: bool,
     /// Compare with the float64 reference; exit 1 beyond the promised error
     #[arg(long)]
     pub check: bool,

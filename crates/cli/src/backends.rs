@@ -35,7 +35,7 @@ pub fn choose(
             precision.and_then(|precision| cuda(threads, precision)).or_else(|error| {
                 // A build or a machine without a GPU is nothing to tell of; one that fails is.
                 if matches!(&error, Error::Device { problem, .. } if !problem.starts_with("CUDA_ERROR_NO_DEVICE")) {
-                    eprintln!("warning: not on the GPU: {error}");
+                    crate::tell(format_args!("warning: not on the GPU: {error}"));
                 }
                 cpu(threads)
             })

@@ -40,6 +40,9 @@ pub struct CheckReport {
     pub everything: bool,
     pub rows: usize,
     pub values: u64,
+    /// Those of them that are not finite, or are those of a row without an answer, where the truth is the
+    /// same.
+    pub not_finite: u64,
     /// Largest error, and the error allowed to that value.
     pub largest_error: f64,
     pub allowed_there: f64,
@@ -85,6 +88,7 @@ pub fn check(
         everything,
         rows: chosen_rows.len(),
         values: 0,
+        not_finite: 0,
         largest_error: 0.0,
         allowed_there: 0.0,
         worst_ratio: 0.0,
@@ -127,31 +131,22 @@ pub fn check(
             report.mistake(format!("row {row}: status {status:?}, wanted {should_be:?}"));
             continue;
         }
-        if should_be != RowStatus::Good {
-            report.unanswered(row, &answer.output);
-            continue;
-        }
         match &answer.output {
+            // Logits are delivered whatever the row's status: also what is not finite must be what the truth
+            // is.
             Output::Logits { dtype, vocab_size, bytes } => {
                 let own = &bytes[row * vocab_size * dtype.size()..][..vocab_size * dtype.size()];
                 for (&id, truth) in columns.iter().zip(&truths) {
                     let got = f64::from(dtype.read(own, id));
-                    if truth.logit == f64::NEG_INFINITY {
-                        let error = if got == truth.logit { 0.0 } else { f64::INFINITY };
-                        report.value(error, 0.0, || format!("row {row}, id {id}: {got}, not allowed"));
-                        continue;
-                    }
-                    let error = truth.error_of(got, *dtype);
-                    report.value(error, truth.allowed_as(*dtype), || {
-                        format!("row {row}, id {id}: {got}, truth {}", truth.logit)
-                    });
-                    if *dtype == DType::F32 {
+                    let error = report.logit(row, id, got, truth, *dtype);
+                    if *dtype == DType::F32 && should_be == RowStatus::Good && truth.logit.is_finite() {
                         squares += truth.logit * truth.logit;
                         largest = largest.max(error);
                         counted += 1;
                     }
                 }
             }
+            output if should_be != RowStatus::Good => report.unanswered(row, output),
             Output::Argmax { ids } => report.best(row, &truths, &ids[row..=row], None),
             Output::TopK { k, values, ids, logsumexp } => {
                 let own = row * k..(row + 1) * k;
@@ -182,6 +177,9 @@ pub fn check(
             }
             _ => unreachable!("args knows these requests only"),
         }
+    }
+    if report.values == 0 {
+        report.mistake(format!("nothing was compared: there are {} output rows", answer.rows));
     }
     let plain = plain && !rows.data.is_adjusted();
     if data.gaussian && plain && counted > 0 && squares > 0.0 {
@@ -219,25 +217,49 @@ impl CheckReport {
         }
     }
 
-    /// A row whose status is not good answers id -1 and NaN; `Logits` passes what was computed.
+    /// A logit of any row; returns its error, infinite where it is not what the truth is.
+    fn logit(&mut self, row: usize, id: usize, got: f64, truth: &Truth, dtype: DType) -> f64 {
+        let (error, allowed) = if !truth.logit.is_finite() {
+            self.not_finite += 1;
+            let same = got == truth.logit || (got.is_nan() && truth.logit.is_nan());
+            (if same { 0.0 } else { f64::INFINITY }, 0.0)
+        } else if !truth.raw.is_finite() {
+            // The softcap of an infinity is the cap, but for the roundings of tanh, product and scale.
+            let near = Truth { allowed: 8.0 * f64::from(f32::EPSILON) * truth.logit.abs(), ..*truth };
+            (near.error_of(got, dtype), near.allowed_as(dtype))
+        } else if truth.may_overflow() && !got.is_finite() {
+            self.not_finite += 1;
+            (0.0, 0.0)
+        } else {
+            (truth.error_of(got, dtype), truth.allowed_as(dtype))
+        };
+        self.value(error, allowed, || format!("row {row}, id {id}: {got}, truth {}", truth.logit));
+        error
+    }
+
+    /// A row whose status is not good answers id -1 and NaN, whatever is asked for beside all logits.
     fn unanswered(&mut self, row: usize, output: &Output) {
-        let good = match output {
-            Output::Argmax { ids } | Output::Sample { ids } => ids[row] == -1,
+        let (good, values) = match output {
+            Output::Argmax { ids } | Output::Sample { ids } => (ids[row] == -1, 1),
             Output::TopK { k, values, ids, logsumexp } => {
                 let own = row * k..(row + 1) * k;
-                ids[own.clone()].iter().all(|id| *id == -1)
+                let good = ids[own.clone()].iter().all(|id| *id == -1)
                     && values[own].iter().all(|v| v.is_nan())
-                    && logsumexp[row].is_nan()
+                    && logsumexp[row].is_nan();
+                (good, k + 1)
             }
             Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
                 let own = row * top_n..(row + 1) * top_n;
-                logprobs[row].is_nan()
+                let good = logprobs[row].is_nan()
                     && ranks[row] == -1
                     && top_ids[own.clone()].iter().all(|id| *id == -1)
-                    && top_logprobs[own].iter().all(|l| l.is_nan())
+                    && top_logprobs[own].iter().all(|l| l.is_nan());
+                (good, top_n + 1)
             }
-            _ => true,
+            _ => unreachable!("args knows these requests only, and logits have their own comparison"),
         };
+        self.values += values as u64;
+        self.not_finite += values as u64;
         if !good {
             self.mistake(format!("row {row}: answered although its status is not good"));
         }
@@ -502,6 +524,56 @@ mod tests {
         assert!(!passes(top, |a| parts(a).0[3] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] += 0.06));
         assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
+    }
+
+    /// The last column of row 1 of the hidden states is spoiled, and the answer has what the reference makes
+    /// of it.
+    #[test]
+    fn rows_that_are_not_finite_are_compared_value_by_value() {
+        let with = |value: f32, request: Request, spoil: &dyn Fn(&mut Assembled)| {
+            let (mut answer, mut rows, shards, config) = right_answer(Request::logits(DType::F32));
+            let size = config.hidden_size * rows.dtype.size();
+            rows.dtype.round_into(&[value], &mut rows.bytes[2 * size - rows.dtype.size()..2 * size]);
+            let everything: Vec<usize> = (0..config.vocab_size).collect();
+            let own = &rows.bytes[size..2 * size];
+            let (truths, finite) = truths(&shards, &config, own, rows.dtype, &everything, DATA).unwrap();
+            assert!(!finite);
+            match request {
+                Request::Logits { .. } => {
+                    for (id, truth) in truths.iter().enumerate() {
+                        set_logit(&mut answer, config.vocab_size + id, |_| truth.logit as f32);
+                    }
+                }
+                _ => answer.output = Output::Argmax { ids: vec![0, -1, 0] },
+            }
+            answer.row_status[1] = RowStatus::NonFinite;
+            spoil(&mut answer);
+            check(&answer, &rows, &shards, &config, SEED, DATA).unwrap()
+        };
+        let logits = Request::logits(DType::F32);
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let report = with(value, logits, &|_| ());
+            assert!(report.passed, "{:?}", report.mistakes);
+            assert_eq!((report.values, report.not_finite), (3000, 1000));
+            let wrong = |change: fn(f32) -> f32| !with(value, logits, &|a| set_logit(a, 1007, change)).passed;
+            assert!(wrong(|_| 0.5), "{value}: a number");
+            assert!(wrong(|v| if v.is_nan() { f32::INFINITY } else { f32::NAN }), "{value}");
+            assert!(wrong(|v| if v.is_nan() { f32::NEG_INFINITY } else { -v }), "{value}: the other sign");
+        }
+        let report = with(f32::NAN, Request::argmax(), &|_| ());
+        assert_eq!((report.values, report.not_finite), (3, 1));
+        let one = with(f32::NAN, Request::argmax(), &|a| a.output = Output::Argmax { ids: vec![0, 4, 0] });
+        assert!(one.mistakes.iter().any(|m| m.contains("row 1: answered although")), "{:?}", one.mistakes);
+    }
+
+    #[test]
+    fn comparing_nothing_is_no_pass() {
+        let (_, mut rows, shards, config) = right_answer(Request::argmax());
+        (rows.counts, rows.bytes) = (vec![0], Vec::new());
+        let answer = Assembled::new(&Request::argmax(), 0, config.vocab_size).unwrap();
+        let report = check(&answer, &rows, &shards, &config, SEED, DATA).unwrap();
+        assert!(!report.passed && report.values == 0);
+        assert_eq!(report.mistakes, ["nothing was compared: there are 0 output rows"]);
     }
 
     #[test]

@@ -23,11 +23,15 @@ pub struct HeadSource {
     seed: u64,
     quantization: Option<Quantization>,
     bias: Option<bool>,
+    /// Stored weights are copied into memory.
+    copy: bool,
+    /// The type that 16-bit weights are widened to.
+    head_dtype: Option<DType>,
 }
 
 enum Kind {
     Stored(Box<Checkpoint>),
-    Synthetic(Preset),
+    Synthetic(Box<Preset>),
 }
 
 impl HeadSource {
@@ -39,21 +43,24 @@ impl HeadSource {
             got: got.into(),
             fix: "try --preset tiny, or --model with a Hugging Face folder".into(),
         };
-        if args.tensor.is_some() && args.head.is_none() {
+        if args.tensor.is_some() && args.preset.is_some() {
             return Err(Error::Config {
                 key: "--tensor".into(),
-                wanted: "--head FILE beside it".into(),
-                got: "none".into(),
-                fix: "a model folder's head is found by itself".into(),
+                wanted: "--model FOLDER or --head FILE beside it".into(),
+                got: "--preset".into(),
+                fix: "a preset has no tensors: leave it out".into(),
             });
         }
         let kind = match (&args.model, &args.head, &args.preset) {
-            (Some(folder), None, None) => Kind::Stored(Box::new(Checkpoint::open_with(folder, settings)?)),
+            (Some(folder), None, None) => Kind::Stored(Box::new(match &args.tensor {
+                Some(tensor) => Checkpoint::open_tensor(folder, tensor, settings)?,
+                None => Checkpoint::open_with(folder, settings)?,
+            })),
             (None, Some(file), None) => {
                 let tensor = args.tensor.as_deref().unwrap_or("lm_head.weight");
                 Kind::Stored(Box::new(Checkpoint::from_file(file, tensor)?))
             }
-            (None, None, Some(name)) => Kind::Synthetic(synthetic::preset(name)?),
+            (None, None, Some(name)) => Kind::Synthetic(Box::new(synthetic::preset(name)?)),
             (None, None, None) => return Err(one_of("none")),
             _ => return Err(one_of("several")),
         };
@@ -65,7 +72,16 @@ impl HeadSource {
                 fix: "an answer to made-up rows is of use to nobody: pass the hidden states".into(),
             });
         }
-        Self::new(kind, args.model.is_some(), settings, args.quantize()?, args.seed()?)
+        if args.copy && matches!(kind, Kind::Synthetic(_)) {
+            return Err(Error::Config {
+                key: "--copy".into(),
+                wanted: "--model or --head beside it".into(),
+                got: "--preset".into(),
+                fix: "leave it out: weights of a preset are made in memory".into(),
+            });
+        }
+        let source = Self::new(kind, args.model.is_some(), settings, args.quantize()?, args.seed()?)?;
+        Ok(HeadSource { copy: args.copy, ..source })
     }
 
     /// The head of a model folder.
@@ -76,7 +92,7 @@ impl HeadSource {
 
     /// A head of these sizes, which need not exist.
     pub fn of_sizes(sizes: Preset, settings: &Settings, quantization: Option<Quantization>) -> Result<Self> {
-        Self::new(Kind::Synthetic(sizes), false, settings, quantization, 0)
+        Self::new(Kind::Synthetic(Box::new(sizes)), false, settings, quantization, 0)
     }
 
     fn new(
@@ -89,9 +105,11 @@ impl HeadSource {
         // Settings that have no meaning for this kind of head are refused, not passed over.
         let tied = settings.tie_word_embeddings.is_some() && !of_model;
         let biased = settings.bias == Some(true) && matches!(kind, Kind::Synthetic(_));
+        let typed = settings.head_dtype.is_some() && matches!(kind, Kind::Synthetic(_));
         for (key, given, why) in [
             ("tie_word_embeddings", tied, "only a --model has embeddings"),
             ("bias", biased, "presets have none"),
+            ("head_dtype", typed, "a preset's weights are made in its own type"),
         ] {
             if given {
                 return Err(Error::Config {
@@ -103,17 +121,21 @@ impl HeadSource {
             }
         }
         let quantization = quantization.or(settings.quantization);
-        Ok(HeadSource { kind, seed, quantization, bias: settings.bias })
+        let head_dtype = settings.head_dtype;
+        if let Kind::Stored(checkpoint) = &kind {
+            checkpoint.weights_dtype(head_dtype, checkpoint.quantization(quantization)?)?;
+        }
+        Ok(HeadSource { kind, seed, quantization, bias: settings.bias, copy: false, head_dtype })
     }
 
     pub fn is_synthetic(&self) -> bool {
         matches!(self.kind, Kind::Synthetic(_))
     }
 
-    /// Type of the weights before any quantisation.
+    /// Type of the weights before any quantisation, as they are loaded.
     pub fn dtype(&self) -> DType {
         match &self.kind {
-            Kind::Stored(checkpoint) => checkpoint.dtype(),
+            Kind::Stored(checkpoint) => self.head_dtype.unwrap_or(checkpoint.dtype()),
             Kind::Synthetic(preset) => preset.dtype,
         }
     }
@@ -127,13 +149,11 @@ impl HeadSource {
     }
 
     /// The type of hidden rows that are not given: as configured, else the head's own, bf16 for a stored int8 head.
-    pub fn hidden_dtype(&self, config: &HeadConfig) -> Result<DType> {
-        let dtype = config.hidden_dtype.unwrap_or(match self.dtype() {
+    pub fn hidden_dtype(&self, config: &HeadConfig) -> DType {
+        config.hidden_dtype.unwrap_or(match self.dtype() {
             DType::I8 => DType::Bf16,
             own => own,
-        });
-        check_dtype(dtype, self, config)?;
-        Ok(dtype)
+        })
     }
 
     /// What the head calls itself in the report.
@@ -151,6 +171,22 @@ impl HeadSource {
         match &self.kind {
             Kind::Stored(checkpoint) => checkpoint.warnings(),
             Kind::Synthetic(_) => Vec::new(),
+        }
+    }
+
+    /// Checks that nobody has written to the head's files since they were opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.check_unchanged(),
+            Kind::Synthetic(_) => Ok(()),
+        }
+    }
+
+    /// The target model's id of each id, where the head is a draft model's.
+    pub fn target_ids(&self) -> Option<&[u32]> {
+        match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.target_ids(),
+            Kind::Synthetic(_) => None,
         }
     }
 
@@ -215,6 +251,8 @@ impl HeadSource {
                 let options = LoadOptions {
                     quantization: self.quantization,
                     bias: self.bias,
+                    copy: self.copy,
+                    head_dtype: self.head_dtype,
                     progress: Some(progress),
                 };
                 checkpoint.shard(vocab, config.vocab_size, &options)
@@ -268,7 +306,7 @@ impl Rows {
         match &args.hidden {
             None => {
                 let counts = given.unwrap_or_else(|| spread(SYNTHETIC_ROWS));
-                let dtype = source.hidden_dtype(config)?;
+                let dtype = source.hidden_dtype(config);
                 let seed = args.seed()?;
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
                 let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request)
@@ -285,7 +323,7 @@ impl Rows {
             Some(path) => {
                 let file = SafetensorsFile::open(path)?;
                 let hidden = file.float_matrix("hidden_states")?;
-                check_hidden(path, &hidden.dtype, hidden.columns, source, config)?;
+                check_hidden(path, &hidden.dtype, hidden.columns, config)?;
                 let counts = given.unwrap_or_else(|| spread(hidden.rows));
                 if total(&counts)? != hidden.rows {
                     return Err(Error::Shape {
@@ -304,10 +342,12 @@ impl Rows {
                     false => None,
                 };
                 let outputs = indices.as_ref().map_or(hidden.rows, Vec::len);
-                let data = RowData::read(&file, outputs, config.vocab_size, request)?
-                    .sampled(args.sampling()?, outputs);
+                let (sampling, given) = (args.sampling()?, args.sampling.given());
+                let data = RowData::read(&file, outputs, config.vocab_size, request, sampling, &given)?;
                 let origin = path.display().to_string();
-                Ok(Rows { bytes: hidden.bytes.to_vec(), dtype: hidden.dtype, origin, counts, indices, data })
+                let bytes = hidden.bytes.to_vec();
+                file.check_unchanged()?;
+                Ok(Rows { bytes, dtype: hidden.dtype, origin, counts, indices, data })
             }
         }
     }
@@ -354,14 +394,8 @@ fn total(counts: &[usize]) -> Result<usize> {
     })
 }
 
-/// Hidden states must be of the head's hidden size, and of its type unless it is int8.
-fn check_hidden(
-    path: &Path,
-    dtype: &DType,
-    columns: usize,
-    source: &HeadSource,
-    config: &HeadConfig,
-) -> Result<()> {
+/// Hidden states must be of the head's hidden size, and of the type that is configured.
+fn check_hidden(path: &Path, dtype: &DType, columns: usize, config: &HeadConfig) -> Result<()> {
     let refuse = |wanted: String, got: String, fix: &str| Error::Tensor {
         path: path.into(),
         tensor: "hidden_states".into(),
@@ -377,28 +411,9 @@ fn check_hidden(
             "pass hidden states of this head's model",
         ));
     }
-    let own = source.dtype();
     if let Some(wanted) = config.hidden_dtype.filter(|wanted| wanted != dtype) {
         let fix = "correct hidden_dtype in the configuration, or convert the hidden states";
         return Err(refuse(format!("{wanted}, the configuration's hidden_dtype"), dtype.to_string(), fix));
-    }
-    if own != DType::I8 && config.quantization == Quantization::None && own != *dtype {
-        let fix = format!("convert the hidden states to {own}");
-        return Err(refuse(format!("{own}, the head's dtype"), dtype.to_string(), &fix));
-    }
-    Ok(())
-}
-
-/// Synthetic rows of a configured type must be of one that the head takes.
-fn check_dtype(dtype: DType, source: &HeadSource, config: &HeadConfig) -> Result<()> {
-    let own = source.dtype();
-    if own != DType::I8 && config.quantization == Quantization::None && own != dtype {
-        return Err(Error::Dtype {
-            what: "hidden_dtype".into(),
-            wanted: format!("{own}, the head's dtype"),
-            got: dtype.to_string(),
-            fix: "leave it out, or quantise the head: int8 heads take any".into(),
-        });
     }
     Ok(())
 }

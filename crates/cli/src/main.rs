@@ -1,11 +1,17 @@
 //! The `lmhead` program: one file per subcommand. It sits on the public API and has no arithmetic of its own.
 
+// They panic where nothing can be written: `print` and `tell` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod backends;
 mod bench;
 mod check;
 mod doctor;
+mod draft;
 mod input;
+#[allow(unsafe_code, reason = "signal handlers")]
+mod interrupt;
 mod output;
 mod plan;
 mod quantize;
@@ -56,16 +62,28 @@ impl From<lmhead::Error> for Failure {
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no failure.
 pub fn print(text: &str) -> Result<(), Failure> {
-    use std::io::{ErrorKind, Write};
+    use std::io::Write;
     let mut out = std::io::stdout().lock();
-    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::Input(lmhead::Error::File {
+    printed(writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()))
+}
+
+/// What came of writing to standard output.
+fn printed(result: std::io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::Input(lmhead::Error::File {
             path: "standard output".into(),
             problem: format!("cannot be written: {e}"),
             fix: "send it somewhere that takes it".into(),
         })),
         _ => Ok(()),
     }
+}
+
+/// Writes a line to standard error. Where that cannot be written there is nobody to tell; the exit code says
+/// it still.
+pub fn tell(line: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Messages of the library name settings; where those are options here, the option.
@@ -89,23 +107,35 @@ fn in_options(error: lmhead::Error) -> lmhead::Error {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run(args) => run::run(&args),
-        Command::Plan(args) => plan::plan(&args),
-        Command::Quantize(args) => quantize::quantize(&args),
-        Command::Bench(args) => bench::bench(&args),
-        Command::Doctor(args) => doctor::doctor(&args),
+    let result = match Cli::try_parse().map(|cli| cli.command) {
+        Ok(command) => {
+            interrupt::watch();
+            match command {
+                Command::Run(args) => run::run(&args),
+                Command::Plan(args) => plan::plan(&args),
+                Command::Quantize(args) => quantize::quantize(&args),
+                Command::Bench(args) => bench::bench(&args),
+                Command::Doctor(args) => doctor::doctor(&args),
+            }
+        }
+        // An option that is none, in clap's words; there may be nobody who reads them.
+        Err(error) if error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
+        // What was asked for: help or the version.
+        Err(help) => printed(help.print()).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(Failure::Input(error)) => {
-            eprintln!("error: {}", in_options(error));
+            tell(format_args!("error: {}", in_options(error)));
             ExitCode::from(2)
         }
         Err(Failure::Ranks(failed)) => {
             for (rank, error) in failed {
-                eprintln!("error: rank {rank}: {error}");
+                tell(format_args!("error: rank {rank}: {error}"));
             }
             ExitCode::from(3)
         }

@@ -1,10 +1,13 @@
-//! The answer as a safetensors file, written beside its target and renamed.
+//! The one writer of files: beside their target, renamed when they are whole, removed when the program ends
+//! before that.
 
+use crate::interrupt::Listed;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::{Output, Request, RowStatus};
-use safetensors::tensor::{Dtype, TensorView};
-use std::io::Write;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -16,6 +19,26 @@ pub struct OutFile {
     target: PathBuf,
     option: &'static str,
 }
+
+/// A file beside its target. It is gone when dropped, and when a signal ends the program.
+pub struct Temporary {
+    // Dropped in this order: it is listed for as long as it exists.
+    file: NamedTempFile,
+    listed: Listed,
+}
+
+impl Temporary {
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    pub fn as_file(&self) -> &File {
+        self.file.as_file()
+    }
+}
+
+/// What `--out` may name beside a file that does not exist yet.
+const NOT_REGULAR: &str = "is not a regular file";
 
 impl OutFile {
     /// Checks that `named`, the value of `option`, can be written: a new or an existing regular file, not one of `inputs`, in a
@@ -34,7 +57,7 @@ impl OutFile {
                 let target = std::fs::canonicalize(named)
                     .map_err(|e| refuse(format!("cannot be followed: {}", e.kind()), "name a file"))?;
                 if !target.is_file() {
-                    return Err(refuse("is not a regular file".into(), "name a file"));
+                    return Err(refuse(NOT_REGULAR.into(), "name a file"));
                 }
                 if std::fs::metadata(&target).is_ok_and(|about| about.permissions().readonly()) {
                     return Err(refuse("is read-only".into(), "allow writing it, or name another"));
@@ -74,8 +97,8 @@ impl OutFile {
         }
     }
 
-    /// A file beside the target, gone when dropped.
-    pub fn temporary(&self) -> Result<NamedTempFile> {
+    /// A new file beside the target.
+    pub fn temporary(&self) -> Result<Temporary> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".lmhead-").suffix(".tmp");
         #[cfg(unix)]
@@ -84,48 +107,72 @@ impl OutFile {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        builder.tempfile_in(self.folder()).map_err(|e| self.failed(e.kind()))
+        let (file, listed) = Listed::make(|| builder.tempfile_in(self.folder()), NamedTempFile::path)
+            .map_err(|e| self.failed(e.kind()))?;
+        Ok(Temporary { file, listed })
     }
 
-    /// Writes the tensors beside the target and moves the file to its place.
+    /// Writes the answer as safetensors.
     pub fn write(self, answer: &Assembled) -> Result<()> {
-        let tensors = answer.tensors();
-        let views: Vec<(&str, TensorView)> = tensors
-            .iter()
-            .map(|(name, dtype, shape, bytes)| {
-                TensorView::new(*dtype, shape.clone(), bytes)
-                    .map(|view| (*name, view))
-                    .map_err(|e| self.failed(e))
-            })
-            .collect::<Result<_>>()?;
-        let temporary = self.temporary()?;
-        // safetensors puts a file of its own, for the owner alone, in the temporary one's place.
-        safetensors::serialize_to_file(views, None, temporary.path()).map_err(|e| self.failed(e))?;
-        self.keep(temporary)
+        self.write_with(|out| write_safetensors(out, answer.tensors()))
     }
 
-    /// Writes `bytes` beside the target and moves the file to its place.
+    /// Writes `bytes`.
     pub fn write_bytes(self, bytes: &[u8]) -> Result<()> {
-        let mut temporary = self.temporary()?;
-        temporary.write_all(bytes).map_err(|e| self.failed(e))?;
+        self.write_with(|out| out.write_all(bytes))
+    }
+
+    /// Writes beside the target and moves the file to its place.
+    fn write_with(self, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
+        let temporary = self.temporary()?;
+        let mut out = BufWriter::with_capacity(1 << 20, temporary.as_file());
+        let written = write(&mut out).and_then(|()| out.flush());
+        // Without what it still holds after an error: it would be written again when dropped.
+        drop(out.into_parts());
+        written.map_err(|e| self.failed(e))?;
         self.keep(temporary)
     }
 
     /// [`OutFile::keep`] of a file whose bytes are on the disk before its name is: what a machine that stops leaves is whole.
-    pub fn keep_synced(self, temporary: NamedTempFile) -> Result<()> {
+    pub fn keep_synced(self, temporary: Temporary) -> Result<()> {
         temporary.as_file().sync_all().map_err(|e| self.failed(e))?;
         self.keep(temporary)
     }
 
     /// Moves a file that is complete from beside the target to its place.
-    pub fn keep(self, temporary: NamedTempFile) -> Result<()> {
+    pub fn keep(self, temporary: Temporary) -> Result<()> {
         // An older answer's permissions stay; a new file gets those of any new file.
-        let like = std::fs::metadata(&self.target).or_else(|_| temporary.as_file().metadata());
-        let permissions = like.map_err(|e| self.failed(e))?.permissions();
-        std::fs::set_permissions(temporary.path(), permissions).map_err(|e| self.failed(e))?;
-        temporary.persist(&self.target).map_err(|e| self.failed(e.error))?;
+        let permissions = match std::fs::symlink_metadata(&self.target) {
+            // It was a file, or nothing, when the run began.
+            Ok(about) if !about.is_file() => return Err(self.failed(NOT_REGULAR)),
+            Ok(about) => about.permissions(),
+            Err(_) => temporary.as_file().metadata().map_err(|e| self.failed(e))?.permissions(),
+        };
+        let Temporary { file, listed } = temporary;
+        std::fs::set_permissions(file.path(), permissions).map_err(|e| self.failed(e))?;
+        file.persist(&self.target).map_err(|e| self.failed(e.error))?;
+        drop(listed);
         Ok(())
     }
+}
+
+/// A file of `tensors`: the widest types first, then by name, as the format's own writers order them.
+fn write_safetensors(out: &mut impl Write, mut tensors: Vec<Tensor<'_>>) -> io::Result<()> {
+    tensors.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let mut end = 0;
+    let infos = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        let start = end;
+        end += bytes.len();
+        let info = TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (start, end) };
+        (name.to_string(), info)
+    });
+    let metadata = Metadata::new(None, infos.collect()).map_err(io::Error::other)?;
+    let mut header = serde_json::to_vec(&metadata)?;
+    // The tensors begin at a multiple of 8 bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    tensors.iter().try_for_each(|(_, _, _, bytes)| out.write_all(bytes))
 }
 
 /// The answers of all ranks in output-row order.
@@ -262,4 +309,64 @@ fn little_i64(values: &[i64]) -> Vec<u8> {
 
 fn little_f32(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    use std::os::unix::net::UnixListener;
+
+    /// What is no regular file is refused at the start and, where it came later, at the end; it stays as it
+    /// is.
+    #[test]
+    fn only_a_regular_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let entries = || std::fs::read_dir(folder.path()).unwrap().count();
+        let check = |name: &str| OutFile::check(&at(name), &[], "--out");
+        let refused = |result: Result<()>| assert!(result.unwrap_err().to_string().contains(NOT_REGULAR));
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        std::fs::create_dir(at("folder")).unwrap();
+        symlink(at("socket"), at("to_socket")).unwrap();
+        symlink(at("nowhere"), at("to_nothing")).unwrap();
+        for name in ["socket", "folder", "to_socket"] {
+            refused(check(name).map(|_| ()));
+        }
+        assert!(check("to_nothing").is_err());
+
+        let before = entries();
+        for name in ["late", "late_folder"] {
+            let out = check(name).unwrap();
+            let _late = match name {
+                "late" => Some(UnixListener::bind(at(name)).unwrap()),
+                _ => std::fs::create_dir(at(name)).map(|()| None).unwrap(),
+            };
+            refused(out.write_bytes(b"an answer"));
+        }
+        assert!(std::fs::symlink_metadata(at("late")).unwrap().file_type().is_socket());
+        assert!(at("late_folder").is_dir());
+        assert_eq!(entries(), before + 2, "no temporary file stays");
+
+        std::fs::write(at("file"), "an older answer").unwrap();
+        symlink(at("file"), at("to_file")).unwrap();
+        check("to_file").unwrap().write_bytes(b"an answer").unwrap();
+        assert_eq!(std::fs::read(at("file")).unwrap(), b"an answer");
+        assert!(at("to_file").is_symlink());
+    }
+
+    /// The same bytes as the format's own writer.
+    #[test]
+    fn an_answer_is_written_as_the_safetensors_crate_writes_it() {
+        use safetensors::tensor::TensorView;
+        let answer = Assembled::new(&Request::top_k(3), 5, 100).unwrap();
+        let tensors = answer.tensors();
+        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+            (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        let want = safetensors::serialize(views, None).unwrap();
+        let mut got = Vec::new();
+        write_safetensors(&mut got, answer.tensors()).unwrap();
+        assert!(got == want);
+    }
 }

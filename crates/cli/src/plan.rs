@@ -132,7 +132,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let head = args.head(&mut settings)?;
     let mut config = head.source.config(&settings)?;
     request.check(config.vocab_size)?;
-    config.hidden_dtype = Some(head.source.hidden_dtype(&config)?);
+    config.hidden_dtype = Some(head.source.hidden_dtype(&config));
     if settings.bias == Some(true) && !head.source.has_bias() {
         return Err(Error::Config {
             key: "bias".into(),

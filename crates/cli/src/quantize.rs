@@ -4,13 +4,13 @@ use crate::args::{at_least_one, refused};
 use crate::input::progress_bar;
 use crate::output::OutFile;
 use crate::report::{bytes, command, machine};
-use crate::{Failure, print};
+use crate::{Failure, print, tell};
 use clap::Args;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::{Backend, Job, LogitsOut};
-use lmhead::config::{HeadConfig, ModelConfig, Quantization, Settings};
+use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
 use lmhead::error::{Error, Result};
@@ -20,7 +20,8 @@ use lmhead::quantize::fidelity::Divergence;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, synthetic};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Instant;
 
 #[derive(Args)]
@@ -78,6 +79,10 @@ struct Report {
     out: String,
     /// Its name in the new file.
     tensor: String,
+    /// In the new file's metadata, where `lmhead run` finds them.
+    model_type: Option<String>,
+    logit_scale: f32,
+    final_logit_softcapping: Option<f32>,
     bytes_in: u64,
     bytes_out: u64,
     seconds: f64,
@@ -127,22 +132,20 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
             got: e.to_string(),
             fix: "use fewer".into(),
         })?;
-    let warnings = warnings(&checkpoint, &model, config.vocab_size);
+    let warnings = warnings(&checkpoint, config.vocab_size);
     for warning in &warnings {
-        eprintln!("warning: {warning}");
+        tell(format_args!("warning: {warning}"));
     }
 
     let temporary = out.temporary()?;
-    remove_when_interrupted(temporary.path());
     let began = Instant::now();
     let bar = progress_bar("quantising");
     let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let error = pool.install(|| {
-        checkpoint.write_int8(&name, config.vocab_size, temporary.as_file(), &args.out, Some(&progress))
-    })?;
+    let error = pool
+        .install(|| checkpoint.write_int8(&name, &config, temporary.as_file(), &args.out, Some(&progress)))?;
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
 
@@ -151,6 +154,7 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     let comparison =
         Comparison { backend: &backend, config: &config, original: &checkpoint, written: &written };
     let (w8a16, w8a8) = pool.install(|| comparison.run(rows, seed))?;
+    checkpoint.check_unchanged()?;
     let bytes_out = temporary.as_file().metadata().map_or(0, |about| about.len());
     out.keep_synced(temporary)?;
 
@@ -165,6 +169,9 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
         dtype: checkpoint.dtype(),
         out: args.out.display().to_string(),
         tensor: name,
+        model_type: model.model_type,
+        logit_scale: config.logit_scale,
+        final_logit_softcapping: config.final_logit_softcapping,
         bytes_in: (config.vocab_size * config.hidden_size * checkpoint.dtype().size()) as u64,
         bytes_out,
         seconds,
@@ -241,7 +248,7 @@ impl QuantizeArgs {
 }
 
 /// What a person should know of the head beside what the file says.
-fn warnings(checkpoint: &Checkpoint, model: &ModelConfig, vocab_size: usize) -> Vec<String> {
+fn warnings(checkpoint: &Checkpoint, vocab_size: usize) -> Vec<String> {
     let mut warnings = checkpoint.warnings();
     if vocab_size < checkpoint.rows() {
         warnings.push(format!(
@@ -250,26 +257,7 @@ fn warnings(checkpoint: &Checkpoint, model: &ModelConfig, vocab_size: usize) -> 
             checkpoint.tensor_name()
         ));
     }
-    for (key, value) in [
-        ("logit_scale", model.logit_scale),
-        ("logits_scaling", model.logits_scaling),
-        ("final_logit_softcapping", model.final_logit_softcapping),
-    ] {
-        if let Some(value) = value {
-            let text = "is no part of the new file: set it in the configuration that it is run with";
-            warnings.push(format!("config.json's {key} = {value} {text}"));
-        }
-    }
     warnings
-}
-
-/// An interrupted program leaves no part of a file behind. Where no handler can be set, it does; never under the final name.
-fn remove_when_interrupted(path: &Path) {
-    let path = path.to_path_buf();
-    let _ = ctrlc::set_handler(move || {
-        let _ = std::fs::remove_file(&path);
-        std::process::exit(130);
-    });
 }
 
 /// The original and the written head, on the same rows.
@@ -344,6 +332,15 @@ impl Comparison<'_> {
     }
 }
 
+/// A word as a POSIX shell takes it.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=+,:@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.into();
+    }
+    format!("'{}'", word.replace('\'', r"'\''")).into()
+}
+
 impl Fidelity {
     fn of(rows: &[Divergence]) -> Self {
         let kls = || rows.iter().map(Divergence::kl);
@@ -402,8 +399,20 @@ impl Report {
             lines.push(format!("against the original on {} Gaussian rows, seed {}:", self.rows, self.seed));
             lines.push(table.to_string());
         }
-        let tensor = if self.tensor == HEAD { String::new() } else { format!(" --tensor {}", self.tensor) };
-        lines.push(format!("run it: lmhead run --head {}{tensor} --quantize w8a8 (or w8a16)", self.out));
+        let mut kept = Vec::new();
+        if self.logit_scale != 1.0 {
+            kept.push(format!("logit_scale {}", self.logit_scale));
+        }
+        kept.extend(self.final_logit_softcapping.map(|cap| format!("final_logit_softcapping {cap}")));
+        if !kept.is_empty() {
+            lines.push(format!("kept in the file, and used by `lmhead run`: {}", kept.join(", ")));
+        }
+        let tensor = match self.tensor.as_str() {
+            HEAD => String::new(),
+            other => format!(" --tensor {}", quoted(other)),
+        };
+        let how = if self.hidden_size <= MAX_INT8_HIDDEN { "w8a8 (or w8a16)" } else { "w8a16" };
+        lines.push(format!("run it: lmhead run --head {}{tensor} --quantize {how}", quoted(&self.out)));
         lines.join("\n")
     }
 }

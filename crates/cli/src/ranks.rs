@@ -228,7 +228,7 @@ mod tests {
         let layout = ParallelLayout { dp: 6, tp: 1, pp: 1, order: RankOrder::default() };
         let (request, counts) = (Request::top_k(3), vec![2, 0, 3, 1, 4, 2]);
         let total: usize = counts.iter().sum();
-        let dtype = source.hidden_dtype(&config).unwrap();
+        let dtype = source.hidden_dtype(&config);
         config.hidden_dtype = Some(dtype);
         let hidden = |row| synthetic::hidden_row(5, row as u64, config.hidden_size, dtype);
         let rows = Rows {

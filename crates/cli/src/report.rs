@@ -176,6 +176,7 @@ impl CheckReport {
         };
         let extent = if self.everything { "everything" } else { "a seeded sample" };
         let found = match (request, self.error_over_rms) {
+            _ if self.values == 0 => "nothing was compared".into(),
             ("argmax", _) => "no id that another beats by more than rounding".into(),
             (sampled, _) if sampled.starts_with("sample") => {
                 "no token that a filter surely excludes or another surely beats".into()
@@ -189,7 +190,12 @@ impl CheckReport {
                 self.largest_error, self.allowed_there, self.worst_ratio
             ),
         };
-        format!("{verdict} against {truth} ({extent}: {} values of {} rows): {found}", self.values, self.rows)
+        let broken = match self.not_finite {
+            0 => String::new(),
+            n => format!(", {n} of them not finite or without an answer, as in the truth"),
+        };
+        let (values, rows) = (self.values, self.rows);
+        format!("{verdict} against {truth} ({extent}: {values} values of {rows} rows{broken}): {found}")
     }
 }
 

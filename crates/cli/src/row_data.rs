@@ -1,6 +1,6 @@
 //! What `--hidden` holds beside the hidden rows: data of single output rows, numbered over all ranks.
 
-use lmhead::adjust::{Additions, Adjustments};
+use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
 use lmhead::error::{Error, Result};
 use lmhead::result::{Request, RowInputs};
 use lmhead::rows;
@@ -17,11 +17,15 @@ pub struct RowData {
     allowed: Option<Vec<i32>>,
     /// `adjust_rows`, `adjust_ids` and `adjust_values`, by row.
     additions: Option<OwnAdditions>,
+    /// `repetition_penalty`, `frequency_penalty`, `presence_penalty`, and `count_*` by row.
+    penalties: Option<OwnPenalties>,
     /// Of the output rows, for sampling.
     sampling: Option<Vec<SamplingParams>>,
+    /// The parameters of sampling that the file has a tensor for.
+    own_sampling: Vec<&'static str>,
     words: usize,
-    /// There are adjustments, and raw logprobs do not see them.
-    left_aside: bool,
+    /// What a person should know of the tensors.
+    notes: Vec<String>,
 }
 
 struct OwnAdditions {
@@ -31,25 +35,57 @@ struct OwnAdditions {
     values: Vec<f32>,
 }
 
+struct OwnPenalties {
+    /// Each `[n]`.
+    repetition: Vec<f32>,
+    frequency: Vec<f32>,
+    presence: Vec<f32>,
+    /// `[n + 1]`
+    offsets: Vec<usize>,
+    ids: Vec<i64>,
+    counts: Vec<u32>,
+    in_prompt: Vec<bool>,
+}
+
 impl RowData {
-    /// Reads what there is, and checks it against `n` output rows.
-    pub fn read(file: &SafetensorsFile, n: usize, vocab_size: usize, request: &Request) -> Result<Self> {
+    /// Reads what there is, and checks it against `n` output rows. `sampling` is how rows are sampled where
+    /// the file does not say, and `given` the options that said so.
+    pub fn read(
+        file: &SafetensorsFile,
+        n: usize,
+        vocab_size: usize,
+        request: &Request,
+        sampling: Option<SamplingParams>,
+        given: &[&'static str],
+    ) -> Result<Self> {
         let words = vocab_size.div_ceil(32);
         let logprobs = matches!(request, Request::Logprobs { .. });
         // Raw logprobs are those of the model: nothing that is said of its logits touches them.
         let raw = matches!(request, Request::Logprobs { processed: false, .. });
-        let data = RowData {
+        let mut notes = Vec::new();
+        let (sampling, own_sampling) = match sampling {
+            Some(params) => sampling_of(file, n, params, given)?,
+            None => (None, Vec::new()),
+        };
+        let mut data = RowData {
             targets: if logprobs { Some(targets(file, n, vocab_size)?) } else { None },
-            allowed: allowed(file, n, words)?,
+            allowed: allowed(file, n, vocab_size, &mut notes)?,
             additions: additions(file, n)?,
-            sampling: None,
+            penalties: penalties(file, n)?,
+            sampling,
+            own_sampling,
             words,
-            left_aside: false,
+            notes,
         };
         data.with(|inputs| inputs.adjustments.map_or(Ok(()), |a| a.check(n, vocab_size)))
             .map_err(|error| in_tensors(file, error))?;
         if raw && data.is_adjusted() {
-            return Ok(RowData { allowed: None, additions: None, left_aside: true, ..data });
+            (data.allowed, data.additions, data.penalties) = (None, None, None);
+            data.notes = vec![
+                "--hidden holds adjustments, which raw logprobs leave aside; --processed asks for those of the adjusted \
+                 logits"
+                    .into(),
+            ];
         }
         Ok(data)
     }
@@ -66,38 +102,66 @@ impl RowData {
 
     /// Every one of `n` rows is sampled with the same parameters, each at its own position.
     pub fn sampled(self, params: Option<SamplingParams>, n: usize) -> Self {
-        let each = |params| (0..n as u64).map(|position| SamplingParams { position, ..params }).collect();
-        RowData { sampling: params.map(each), ..self }
+        RowData { sampling: params.map(|params| each_at_its_place(params, n)), ..self }
     }
 
-    /// What a person should know of tensors that this run does not use.
-    pub fn left_aside(&self) -> Option<&'static str> {
-        let words = "--hidden holds adjustments, which raw logprobs leave aside; --processed asks for those of the adjusted logits";
-        self.left_aside.then_some(words)
+    /// What a person should know of the tensors, such as those that this run does not use.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The parameters of sampling that are each row's own.
+    pub fn own_sampling(&self) -> &[&'static str] {
+        &self.own_sampling
     }
 
     pub fn is_adjusted(&self) -> bool {
-        self.allowed.is_some() || self.additions.is_some()
+        self.allowed.is_some() || self.additions.is_some() || self.penalties.is_some()
     }
 
     /// The data of the output rows `places`, in that order.
     pub fn of(&self, places: &[usize]) -> RowData {
-        let allowed = self.allowed.as_ref().map(|mask| {
+        fn each<T: Copy>(places: &[usize], of_all: &[T]) -> Vec<T> {
+            places.iter().map(|&row| of_all[row]).collect()
+        }
+        /// The entries of the rows, which are `offsets[row]..offsets[row + 1]` of `of_all`.
+        fn entries<T: Copy>(places: &[usize], offsets: &[usize], of_all: &[T]) -> Vec<T> {
+            places.iter().flat_map(|&row| &of_all[offsets[row]..offsets[row + 1]]).copied().collect()
+        }
+        let offsets_of = |offsets: &[usize]| {
+            let mut end = 0;
+            let lengths = places.iter().map(|&row| offsets[row + 1] - offsets[row]);
+            let ends = lengths.map(|length| {
+                end += length;
+                end
+            });
+            std::iter::once(0).chain(ends).collect()
+        };
+        let words = |mask: &Vec<i32>| {
             places.iter().flat_map(|&row| &mask[row * self.words..(row + 1) * self.words]).copied().collect()
-        });
-        let additions = self.additions.as_ref().map(|all| {
-            let mut own = OwnAdditions { offsets: vec![0], ids: Vec::new(), values: Vec::new() };
-            for &row in places {
-                let entries = all.offsets[row]..all.offsets[row + 1];
-                own.ids.extend_from_slice(&all.ids[entries.clone()]);
-                own.values.extend_from_slice(&all.values[entries]);
-                own.offsets.push(own.ids.len());
-            }
-            own
-        });
-        let targets = self.targets.as_ref().map(|all| places.iter().map(|&row| all[row]).collect());
-        let sampling = self.sampling.as_ref().map(|all| places.iter().map(|&row| all[row]).collect());
-        RowData { targets, allowed, additions, sampling, words: self.words, left_aside: self.left_aside }
+        };
+        RowData {
+            targets: self.targets.as_ref().map(|all| each(places, all)),
+            allowed: self.allowed.as_ref().map(words),
+            additions: self.additions.as_ref().map(|all| OwnAdditions {
+                offsets: offsets_of(&all.offsets),
+                ids: entries(places, &all.offsets, &all.ids),
+                values: entries(places, &all.offsets, &all.values),
+            }),
+            penalties: self.penalties.as_ref().map(|all| OwnPenalties {
+                repetition: each(places, &all.repetition),
+                frequency: each(places, &all.frequency),
+                presence: each(places, &all.presence),
+                offsets: offsets_of(&all.offsets),
+                ids: entries(places, &all.offsets, &all.ids),
+                counts: entries(places, &all.offsets, &all.counts),
+                in_prompt: entries(places, &all.offsets, &all.in_prompt),
+            }),
+            sampling: self.sampling.as_ref().map(|all| each(places, all)),
+            own_sampling: self.own_sampling.clone(),
+            words: self.words,
+            notes: Vec::new(),
+        }
     }
 
     /// As the library takes it.
@@ -107,13 +171,24 @@ impl RowData {
             ids: &a.ids,
             values: &a.values,
         });
-        let adjustments = Adjustments { allowed: self.allowed.as_deref(), additions, penalties: None };
+        let penalties = self.penalties.as_ref().map(|p| Penalties {
+            repetition: &p.repetition,
+            frequency: &p.frequency,
+            presence: &p.presence,
+            counts: Counts { offsets: &p.offsets, ids: &p.ids, counts: &p.counts, in_prompt: &p.in_prompt },
+        });
+        let adjustments = Adjustments { allowed: self.allowed.as_deref(), additions, penalties };
         use_them(RowInputs {
             targets: self.targets.as_deref(),
             sampling: self.sampling.as_deref(),
             adjustments: self.is_adjusted().then_some(adjustments),
         })
     }
+}
+
+/// A row's position is its place among the output rows.
+fn each_at_its_place(params: SamplingParams, n: usize) -> Vec<SamplingParams> {
+    (0..n as u64).map(|position| SamplingParams { position, ..params }).collect()
 }
 
 fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Vec<i64>> {
@@ -141,22 +216,50 @@ fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Vec<i6
     Ok(targets)
 }
 
-fn allowed(file: &SafetensorsFile, n: usize, words: usize) -> Result<Option<Vec<i32>>> {
+/// The mask, cut or filled up to the words of the vocabulary: masks are made as wide as a tokenizer, which
+/// may know fewer or more ids than the head has rows. Ids beyond a mask are not allowed: no grammar has them.
+/// (xgrammar's own kernels leave them as they are and warn of it, because what is sampled then breaks the
+/// grammar; llguidance's forbid them.)
+fn allowed(
+    file: &SafetensorsFile,
+    n: usize,
+    vocab_size: usize,
+    notes: &mut Vec<String>,
+) -> Result<Option<Vec<i32>>> {
     if !file.contains("allowed") {
         return Ok(None);
     }
+    let words = vocab_size.div_ceil(32);
     let info = file.tensor("allowed")?;
-    if info.dtype != Dtype::I32 || info.shape != [n, words] {
-        let wanted = format!("i32 [{n}, {words}], a row of bits for each output row");
-        return Err(refused(
-            file,
-            "allowed",
-            wanted,
-            info.to_string(),
-            "write bit id % 32 of word id / 32 for each id",
+    let own = match info.shape.as_slice() {
+        &[rows, own] if info.dtype == Dtype::I32 && rows == n && own > 0 => own,
+        _ => {
+            let wanted = format!("i32 [{n}, {words}], a row of bits for each output row");
+            let fix = "write bit id % 32 of word id / 32 for each id";
+            return Err(refused(file, "allowed", wanted, info.to_string(), fix));
+        }
+    };
+    let read = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let mut mask = Vec::with_capacity(n * words);
+    for row in file.bytes("allowed")?.chunks(own * 4) {
+        mask.extend(row.chunks(4).take(words).map(read));
+        mask.extend(std::iter::repeat_n(0, words.saturating_sub(own)));
+    }
+    if own < words {
+        let covered = own * 32;
+        notes.push(format!(
+            "--hidden's mask `allowed` covers {covered} ids, the vocabulary has {vocab_size}: ids {covered} to {} are not \
+             allowed",
+            vocab_size - 1
+        ));
+    } else if own > words {
+        notes.push(format!(
+            "--hidden's mask `allowed` covers {} ids, the vocabulary has {vocab_size}: what it says of ids beyond is not \
+             used",
+            own * 32
         ));
     }
-    Ok(Some(file.bytes("allowed")?.as_chunks::<4>().0.iter().map(|word| i32::from_le_bytes(*word)).collect()))
+    Ok(Some(mask))
 }
 
 fn additions(file: &SafetensorsFile, n: usize) -> Result<Option<OwnAdditions>> {
@@ -165,31 +268,220 @@ fn additions(file: &SafetensorsFile, n: usize) -> Result<Option<OwnAdditions>> {
         return Ok(None);
     }
     let rows_of = file.indices("adjust_rows")?;
-    let ids = file.indices("adjust_ids")?;
+    let ids = entries(file, "adjust_ids", "adjust_rows", rows_of.len())?;
     let info = file.tensor("adjust_values")?;
     if info.dtype != Dtype::F32 || info.shape != [rows_of.len()] {
         let wanted = format!("f32 [{}], as many as adjust_rows", rows_of.len());
         let fix = "store one value for each row and id";
         return Err(refused(file, "adjust_values", wanted, info.to_string(), fix));
     }
-    if ids.len() != rows_of.len() {
-        let wanted = format!("[{}], as many as adjust_rows", rows_of.len());
-        let got = format!("[{}]", ids.len());
-        return Err(refused(file, "adjust_ids", wanted, got, "store one id for each row"));
-    }
-    let what = format!("{}: adjust_rows", file.path().display());
-    let rows_of = rows::row_numbers(&what, &rows_of, n)?;
     let values: Vec<f32> =
         file.bytes("adjust_values")?.as_chunks::<4>().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
-    // By row; the entries of one row stay in their order, in which they are added.
-    let mut order: Vec<usize> = (0..rows_of.len()).collect();
-    order.sort_by_key(|&at| rows_of[at]);
-    let offsets = (0..=n).map(|row| order.partition_point(|&at| rows_of[at] < row)).collect();
+    let (offsets, order) = by_row(file, "adjust_rows", &rows_of, n)?;
     Ok(Some(OwnAdditions {
         offsets,
         ids: order.iter().map(|&at| ids[at]).collect(),
         values: order.iter().map(|&at| values[at]).collect(),
     }))
+}
+
+/// `[length]` integers, one for each entry of `rows`.
+fn entries(file: &SafetensorsFile, name: &str, rows: &str, length: usize) -> Result<Vec<i64>> {
+    let values = file.indices(name)?;
+    if values.len() != length {
+        let (wanted, got) = (format!("[{length}], as many as {rows}"), format!("[{}]", values.len()));
+        return Err(refused(file, name, wanted, got, "store one for each row and id"));
+    }
+    Ok(values)
+}
+
+/// Entries that name their rows, sorted by row: the offsets of each row, and the order, in which those of one
+/// row stay as they were.
+fn by_row(file: &SafetensorsFile, name: &str, rows_of: &[i64], n: usize) -> Result<(Vec<usize>, Vec<usize>)> {
+    let what = format!("{}: {name}", file.path().display());
+    let rows_of = rows::row_numbers(&what, rows_of, n)?;
+    let mut order: Vec<usize> = (0..rows_of.len()).collect();
+    order.sort_by_key(|&at| rows_of[at]);
+    let offsets = (0..=n).map(|row| order.partition_point(|&at| rows_of[at] < row)).collect();
+    Ok((offsets, order))
+}
+
+const COUNTS: [&str; 4] = ["count_rows", "count_ids", "count_values", "count_in_prompt"];
+
+fn penalties(file: &SafetensorsFile, n: usize) -> Result<Option<OwnPenalties>> {
+    let kinds = [("repetition_penalty", 1.0), ("frequency_penalty", 0.0), ("presence_penalty", 0.0)];
+    let penalty = kinds.iter().find(|(name, _)| file.contains(name));
+    let count = COUNTS.iter().find(|name| file.contains(name));
+    // One without the other changes nothing, and whoever stores it expects a change.
+    let lone = |present: &str, missing: &str, fix: &str| {
+        Err(refused(file, missing, format!("it beside {present}"), "none".into(), fix))
+    };
+    match (penalty, count) {
+        (None, None) => return Ok(None),
+        (Some((name, _)), None) => {
+            return lone(name, COUNTS[0], "store the ids that came before, or leave out the penalty");
+        }
+        (None, Some(name)) => {
+            return lone(
+                name,
+                "repetition_penalty, frequency_penalty or presence_penalty",
+                "store one of them",
+            );
+        }
+        (Some(_), Some(_)) => {}
+    }
+    let [repetition, frequency, presence] = kinds.map(|(name, neutral)| match file.contains(name) {
+        true => floats(file, name, n),
+        false => Ok(vec![neutral; n]),
+    });
+    let rows_of = file.indices(COUNTS[0])?;
+    let ids = entries(file, COUNTS[1], COUNTS[0], rows_of.len())?;
+    let counts = entries(file, COUNTS[2], COUNTS[0], rows_of.len())?;
+    if let Some(at) = counts.iter().position(|n| u32::try_from(*n).is_err()) {
+        let (wanted, got) = ("counts of at least 0".into(), format!("{} at position {at}", counts[at]));
+        return Err(refused(file, COUNTS[2], wanted, got, "count the tokens of the output"));
+    }
+    let in_prompt = match file.contains(COUNTS[3]) {
+        false => vec![false; rows_of.len()],
+        true => {
+            let info = file.tensor(COUNTS[3])?;
+            let bytes = file.bytes(COUNTS[3])?;
+            let known = matches!(info.dtype, Dtype::BOOL | Dtype::U8) && bytes.iter().all(|b| *b <= 1);
+            if !known || info.shape != [rows_of.len()] {
+                let wanted = format!("bool (or u8 of 0 and 1) [{}], as many as {}", rows_of.len(), COUNTS[0]);
+                return Err(refused(
+                    file,
+                    COUNTS[3],
+                    wanted,
+                    info.to_string(),
+                    "store whether the prompt has the id",
+                ));
+            }
+            bytes.iter().map(|b| *b == 1).collect()
+        }
+    };
+    let (offsets, order) = by_row(file, COUNTS[0], &rows_of, n)?;
+    Ok(Some(OwnPenalties {
+        repetition: repetition?,
+        frequency: frequency?,
+        presence: presence?,
+        offsets,
+        ids: order.iter().map(|&at| ids[at]).collect(),
+        counts: order.iter().map(|&at| counts[at] as u32).collect(),
+        in_prompt: order.iter().map(|&at| in_prompt[at]).collect(),
+    }))
+}
+
+/// Each row's parameters, and the names of those that have a tensor.
+type OwnSampling = (Option<Vec<SamplingParams>>, Vec<&'static str>);
+
+fn sampling_of(
+    file: &SafetensorsFile,
+    n: usize,
+    params: SamplingParams,
+    given: &[&'static str],
+) -> Result<OwnSampling> {
+    let mut rows = each_at_its_place(params, n);
+    let mut own = Vec::new();
+    for (name, option) in [
+        ("seed", ""),
+        ("position", ""),
+        ("temperature", "--temperature"),
+        ("top_k", "--top-k"),
+        ("top_p", "--top-p"),
+        ("min_p", "--min-p"),
+    ] {
+        if !file.contains(name) {
+            continue;
+        }
+        if given.contains(&option) {
+            return Err(Error::Config {
+                key: option.into(),
+                wanted: format!("it, or the tensor {name} of {}", file.path().display()),
+                got: "both".into(),
+                fix: "leave out the option, or the tensor".into(),
+            });
+        }
+        own.push(name);
+        match name {
+            "seed" | "position" | "top_k" => {
+                let values = whole_numbers(file, name, n)?;
+                for (row, value) in rows.iter_mut().zip(values) {
+                    match name {
+                        "seed" => row.seed = value,
+                        "position" => row.position = value,
+                        // Beyond the vocabulary it keeps all ids, however large it is.
+                        _ => row.top_k = usize::try_from(value).unwrap_or(usize::MAX),
+                    }
+                }
+            }
+            _ => {
+                for (row, value) in rows.iter_mut().zip(floats(file, name, n)?) {
+                    match name {
+                        "temperature" => row.temperature = value,
+                        "top_p" => row.top_p = value,
+                        _ => row.min_p = value,
+                    }
+                }
+                for (number, row) in rows.iter().enumerate() {
+                    row.check(number).map_err(|error| in_tensors(file, error))?;
+                }
+            }
+        }
+    }
+    Ok((Some(rows), own))
+}
+
+/// `[n]` integers of at least 0.
+fn whole_numbers(file: &SafetensorsFile, name: &str, n: usize) -> Result<Vec<u64>> {
+    let info = file.tensor(name)?;
+    let bytes = file.bytes(name)?;
+    let (eights, fours) = (bytes.as_chunks::<8>().0, bytes.as_chunks::<4>().0);
+    let values: Option<Vec<i128>> = match info.dtype {
+        _ if info.shape != [n] => None,
+        Dtype::I64 => Some(eights.iter().map(|b| i64::from_le_bytes(*b).into()).collect()),
+        Dtype::U64 => Some(eights.iter().map(|b| u64::from_le_bytes(*b).into()).collect()),
+        Dtype::I32 => Some(fours.iter().map(|b| i32::from_le_bytes(*b).into()).collect()),
+        Dtype::U32 => Some(fours.iter().map(|b| u32::from_le_bytes(*b).into()).collect()),
+        _ => None,
+    };
+    let Some(values) = values else {
+        let wanted = format!("i64, u64, i32 or u32 [{n}], one for each output row");
+        return Err(refused(file, name, wanted, info.to_string(), "store it as such a tensor"));
+    };
+    let negative = |row: usize| {
+        let fix = if name == "top_k" { "0 keeps all ids" } else { "use a number of at least 0" };
+        refused(
+            file,
+            name,
+            "whole numbers of at least 0".into(),
+            format!("{} in row {row}", values[row]),
+            fix,
+        )
+    };
+    let convert = |(row, value): (usize, &i128)| u64::try_from(*value).map_err(|_| negative(row));
+    values.iter().enumerate().map(convert).collect()
+}
+
+/// `[n]` floats; f64, which NumPy makes where nothing is said, is rounded to f32.
+fn floats(file: &SafetensorsFile, name: &str, n: usize) -> Result<Vec<f32>> {
+    let info = file.tensor(name)?;
+    let bytes = file.bytes(name)?;
+    let wide: Option<Vec<f64>> = match info.dtype {
+        _ if info.shape != [n] => None,
+        Dtype::F64 => Some(bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
+        Dtype::F32 => Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect()),
+        _ => None,
+    };
+    let Some(wide) = wide else {
+        let wanted = format!("f32 or f64 [{n}], one for each output row");
+        return Err(refused(file, name, wanted, info.to_string(), "store it as such a tensor"));
+    };
+    if let Some(row) = wide.iter().position(|v| *v != 0.0 && *v as f32 == 0.0) {
+        let (wanted, got) = ("0, or numbers that f32 tells from 0", format!("{} in row {row}", wide[row]));
+        return Err(refused(file, name, wanted.into(), got, "use 0 or a larger one"));
+    }
+    Ok(wide.iter().map(|v| *v as f32).collect())
 }
 
 fn refused(file: &SafetensorsFile, tensor: &str, wanted: String, got: String, fix: &str) -> Error {
@@ -201,7 +493,13 @@ fn in_tensors(file: &SafetensorsFile, error: Error) -> Error {
     let name = |what: String| {
         let what = what
             .replace("additions: id", "adjust_ids: id")
-            .replace("additions: value", "adjust_values: value");
+            .replace("additions: value", "adjust_values: value")
+            .replace("penalties: counts: id", "count_ids: id")
+            .replace("penalties: counts of", "count_ids of")
+            .replace("penalties: count of", "count_values: count of")
+            .replace("penalties: repetition", "repetition_penalty")
+            .replace("penalties: frequency", "frequency_penalty")
+            .replace("penalties: presence", "presence_penalty");
         format!("{}: {what}", file.path().display())
     };
     match error {

@@ -7,7 +7,7 @@ use crate::input::{HeadSource, Rows};
 use crate::output::{Assembled, OutFile};
 use crate::ranks::{self, Done, InProcess, Plan, Rank};
 use crate::report::{self, RankReport, Report, StepReport};
-use crate::{Failure, print, sampling_args};
+use crate::{Failure, draft, print, sampling_args, tell};
 use lmhead::backend::HeadTypes;
 use lmhead::config::{HeadConfig, Settings};
 use lmhead::dtype::DType;
@@ -35,10 +35,11 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let source = HeadSource::open(args, &settings)?;
     let mut config = source.config(&settings)?;
     request.check(config.vocab_size)?;
+    let targets = if args.target_ids { Some(draft::target_ids(&source, &request)?) } else { None };
     let rows = Rows::read(args, &source, &config, &request)?;
     config.hidden_dtype = Some(rows.dtype);
-    if let Some(aside) = rows.data.left_aside() {
-        eprintln!("warning: {aside}");
+    for note in rows.data.notes() {
+        tell(format_args!("warning: {note}"));
     }
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
     let group_size = config.group_size(&layout)?;
@@ -58,10 +59,12 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let began = Instant::now();
     let set_up = ranks::set_up(&source, &config, &layout, group_size, &mut InProcess::default())?;
     let load_seconds = began.elapsed().as_secs_f64();
-    let warnings = source.warnings();
+    source.check_unchanged()?;
+    let mut warnings = source.warnings();
     for warning in &warnings {
-        eprintln!("warning: {warning}");
+        tell(format_args!("warning: {warning}"));
     }
+    warnings.extend(rows.data.notes().iter().cloned());
 
     let parts = rows.by_rank();
     let plan = Plan { config: &config, request, mode: args.mode, steps, rows: &rows, parts: &parts };
@@ -70,19 +73,15 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let of_status =
         |status| (0..answer.rows).filter(|&i| answer.row_status[i] == status).collect::<Vec<usize>>();
     let bad = of_status(RowStatus::NonFinite);
-    if !bad.is_empty() {
-        let first = &bad[..bad.len().min(8)];
-        let rows = if bad.len() == 1 { "output row has" } else { "output rows have" };
-        eprintln!("warning: {} {rows} non-finite logits (row_status 1), the first: {first:?}", bad.len());
-    }
     let none = of_status(RowStatus::NothingAllowed);
-    if !none.is_empty() {
-        let first = &none[..none.len().min(8)];
-        let rows = if none.len() == 1 { "output row has" } else { "output rows have" };
-        eprintln!(
-            "warning: {} {rows} no id that is allowed (row_status 2), the first: {first:?}",
-            none.len()
-        );
+    for (rows, problem) in
+        [(&bad, "non-finite logits (row_status 1)"), (&none, "no id that is allowed (row_status 2)")]
+    {
+        if !rows.is_empty() {
+            let (n, first) = (rows.len(), &rows[..rows.len().min(8)]);
+            let have = if n == 1 { "output row has" } else { "output rows have" };
+            tell(format_args!("warning: {n} {have} {problem}, the first: {first:?}"));
+        }
     }
 
     let checked = match args.check {
@@ -98,6 +97,14 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         }
         false => None,
     };
+    // A step that read old and new weights is of neither file, and a check against the new ones says nothing
+    // of it.
+    if ranks.iter().any(|rank| rank.shard.is_mapped()) {
+        source.check_unchanged()?;
+    }
+    if let Some(targets) = targets {
+        draft::translate(&mut answer.output, targets);
+    }
     if let Some(out) = out {
         out.write(&answer)?;
     }
@@ -113,7 +120,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         hidden_size: config.hidden_size,
         weights: weights.to_string(),
         quantization: config.quantization.to_string(),
-        request: sampling_args::words(&request, sampling.as_ref()),
+        request: sampling_args::words(&request, sampling.as_ref(), rows.data.own_sampling()),
         mode: mode_name(args.mode).into(),
         backend: description,
         exchange: exchange.into(),

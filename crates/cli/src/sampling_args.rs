@@ -23,14 +23,24 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// How every row is sampled where `request` is `sample`; `None` where it is another one.
-    pub fn params(&self, request: &str, seed: u64) -> Result<Option<SamplingParams>> {
-        let options = [
+    fn options(&self) -> [(&'static str, &Option<String>); 4] {
+        [
             ("--temperature", &self.temperature),
             ("--top-k", &self.top_k),
             ("--top-p", &self.top_p),
             ("--min-p", &self.min_p),
-        ];
+        ]
+    }
+
+    /// The options that are given.
+    pub fn given(&self) -> Vec<&'static str> {
+        let given = self.options().into_iter().filter(|(_, text)| text.is_some());
+        given.map(|(option, _)| option).collect()
+    }
+
+    /// How every row is sampled where `request` is `sample`; `None` where it is another one.
+    pub fn params(&self, request: &str, seed: u64) -> Result<Option<SamplingParams>> {
+        let options = self.options();
         if request != "sample" {
             let given = options.iter().find(|(_, text)| text.is_some());
             let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
@@ -77,15 +87,24 @@ impl SamplingArgs {
     }
 }
 
-/// The request as reports name it.
-pub fn words(request: &Request, sampling: Option<&SamplingParams>) -> String {
-    sampling.map_or_else(
-        || request.to_string(),
-        |params| {
-            let SamplingParams { seed, temperature, top_k, top_p, min_p, .. } = params;
-            format!(
-                "sample: temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}, seed {seed}"
-            )
-        },
-    )
+/// The request as reports name it. `own` are the parameters that each row has for itself.
+pub fn words(request: &Request, sampling: Option<&SamplingParams>, own: &[&str]) -> String {
+    let Some(SamplingParams { seed, temperature, top_k, top_p, min_p, .. }) = sampling else {
+        return request.to_string();
+    };
+    let mut words: Vec<String> = [
+        ("temperature", temperature.to_string()),
+        ("top_k", top_k.to_string()),
+        ("top_p", top_p.to_string()),
+        ("min_p", min_p.to_string()),
+        ("seed", seed.to_string()),
+    ]
+    .into_iter()
+    .filter(|(name, _)| !own.contains(name))
+    .map(|(name, value)| format!("{name} {value}"))
+    .collect();
+    if !own.is_empty() {
+        words.push(format!("each row's own {}", own.join(", ")));
+    }
+    format!("sample: {}", words.join(", "))
 }

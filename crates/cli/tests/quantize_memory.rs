@@ -1,6 +1,6 @@
 //! What `Checkpoint::write_int8` allocates, counted: a head is never held. Its own test program, since the count is the whole process's.
 
-use lmhead::{Checkpoint, DType};
+use lmhead::{Checkpoint, DType, HeadConfig};
 use peak_alloc::PeakAlloc;
 use safetensors::tensor::{Dtype, TensorView};
 use std::fs::File;
@@ -33,10 +33,11 @@ fn writing_stays_within_its_bound_on_any_number_of_threads() {
             let slack = 64 << 10;
             assert!(bound + slack < size / 2, "{bound} bytes would say little of a head of {size}");
             let file = File::create(&out).unwrap();
+            let config = HeadConfig::new(vocab, hidden);
             pool.install(|| ());
             MEMORY.reset_peak_usage();
             let before = MEMORY.current_usage();
-            pool.install(|| checkpoint.write_int8("w", vocab, &file, &out, None)).unwrap();
+            pool.install(|| checkpoint.write_int8("w", &config, &file, &out, None)).unwrap();
             let taken = MEMORY.peak_usage() - before;
             assert!(
                 taken <= bound + slack,

@@ -106,7 +106,8 @@ impl Isa {
     /// Whether rows are multiplied as bf16, without widening them first: bf16 rows, with weights that bf16
     /// holds exactly. Subnormal numbers then count as zeros.
     pub fn multiplies_bf16(self, format: Format, rows: Option<RowType>) -> bool {
-        self == Isa::Avx512Bf16 && rows == Some(RowType::Bf16) && format != Format::W8a8
+        let weights_fit = matches!(format, Format::Float | Format::W8a16);
+        self == Isa::Avx512Bf16 && rows == Some(RowType::Bf16) && weights_fit
     }
 
     /// Runs `work` compiled for this instruction set.

@@ -17,8 +17,10 @@ use std::ops::Range;
 /// How weights are stored and what becomes of the rows that they meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Weights of the rows' type.
+    /// Float weights of the rows' type.
     Float,
+    /// Float weights of another type than the rows': both are widened to f32, which is exact.
+    Mixed,
     /// int8 weights; rows are quantised.
     W8a8,
     /// int8 weights; rows stay as they are.
@@ -69,7 +71,7 @@ impl PackedRows {
     /// Packs rows `range` for weights of `format`, on the threads of the current pool.
     pub fn new(isa: Isa, rows: &Rows<'_>, format: Format, range: Range<usize>) -> PackedRows {
         // What an inner loop reads of a weight row at a time.
-        let step = |wide| if format == Format::Float { wide } else { BYTE };
+        let step = |wide| if matches!(format, Format::Float | Format::Mixed) { wide } else { BYTE };
         let hidden = rows.hidden;
         let unscaled = |inner, packed| PackedRows { isa, packed, hidden, inner, scales: Vec::new() };
         let scaled = |inner, (packed, scales)| PackedRows { isa, packed, hidden, inner, scales };
@@ -81,7 +83,7 @@ impl PackedRows {
                 scaled(Inner::Int8Dot, pack::quantized_bytes(isa, rows, range))
             }
             Format::W8a8 => scaled(Inner::Int8, pack::quantized(isa, rows, range)),
-            Format::Float | Format::W8a16 => {
+            Format::Float | Format::Mixed | Format::W8a16 => {
                 unscaled(Inner::Float, pack::float(isa, rows, range, step(WIDE)))
             }
         }

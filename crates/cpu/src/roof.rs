@@ -181,7 +181,7 @@ mod tests {
     fn every_instruction_set_of_this_machine_has_its_rates() {
         for isa in Isa::available() {
             for rows in [RowType::Bf16, RowType::F16, RowType::F32] {
-                for format in [Format::Float, Format::W8a8, Format::W8a16] {
+                for format in [Format::Float, Format::Mixed, Format::W8a8, Format::W8a16] {
                     let rate = arithmetic_rate(isa, format, rows, Duration::from_micros(100));
                     assert_eq!(rate.is_some(), cfg!(target_arch = "x86_64"), "{isa} {format:?}");
                     assert!(

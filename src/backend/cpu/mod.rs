@@ -149,15 +149,16 @@ impl CpuBackend {
     /// As [`CpuBackend::read_stream`].
     pub fn arithmetic_rate(&self, types: HeadTypes, time: Duration) -> Result<Option<f64>> {
         let Some(rows) = types.hidden.float() else { return Ok(None) };
-        let format = format(types.quantization);
+        let format = format(types);
         self.pool.install(|| roof::arithmetic_rate(self.isa, format, rows, time))
     }
 }
 
 /// What the inner loops call it.
-fn format(quantization: Quantization) -> Format {
-    match quantization {
-        Quantization::None => Format::Float,
+fn format(types: HeadTypes) -> Format {
+    match types.quantization {
+        Quantization::None if types.weights == types.hidden => Format::Float,
+        Quantization::None => Format::Mixed,
         Quantization::W8a8 => Format::W8a8,
         Quantization::W8a16 => Format::W8a16,
     }
@@ -170,23 +171,21 @@ impl Backend for CpuBackend {
 
     /// `cpu/FAMILY/VERSION DTYPE`. Instruction sets of a family ([`Isa::family`]) give the same bits.
     fn fingerprint(&self, types: HeadTypes) -> String {
-        let family = self.isa.family(format(types.quantization), types.hidden.float());
+        let family = self.isa.family(format(types), types.hidden.float());
         format!("cpu/{family}/{VERSION} {}", types.weights)
     }
 
     fn flushes_subnormals(&self, types: HeadTypes) -> bool {
-        self.isa.multiplies_bf16(format(types.quantization), types.hidden.float())
+        self.isa.multiplies_bf16(format(types), types.hidden.float())
     }
 
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
         if !shard.takes(hidden) {
-            let weights = shard.matrix().dtype();
-            let wanted = if weights == DType::I8 { "f32, f16 or bf16" } else { weights.name() };
             return Err(Error::dtype(
                 "hidden_states on the cpu backend",
-                format!("{wanted} for {weights} weights"),
+                "f32, f16 or bf16",
                 hidden,
-                "convert the hidden states, or load the head in their type",
+                "pass them as floats: w8a8 heads quantise them",
             ));
         }
         check_boundaries(shard)
@@ -390,8 +389,9 @@ fn weight_sums(isa: Isa, shard: &HeadShard) -> &[i32] {
 
 fn pack(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
     let dtype = rows.dtype().float().expect("Backend::check has refused int8 hidden states");
+    let format = format(HeadTypes::of(shard, rows.dtype()));
     let rows = lmhead_cpu::Rows { dtype, hidden: rows.hidden(), row: &|i| rows.row(i) };
-    PackedRows::new(isa, &rows, format(shard.quantization()), range)
+    PackedRows::new(isa, &rows, format, range)
 }
 
 thread_local! {

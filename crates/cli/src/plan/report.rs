@@ -273,7 +273,7 @@ impl Report {
             weights: head.weight.dtype,
             quantization: config.quantization.to_string(),
             hidden_dtype,
-            request: sampling_args::words(request, sampling.as_ref()),
+            request: sampling_args::words(request, sampling.as_ref(), &[]),
             dp: layout.dp,
             tp: layout.tp,
             pp: layout.pp,

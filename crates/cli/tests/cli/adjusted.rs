@@ -167,7 +167,7 @@ fn raw_logprobs_leave_adjustments_aside_and_say_so() {
     assert!(said.contains("raw logprobs leave aside; --processed"), "{said}");
     // What is left aside is checked all the same.
     tensors.pop();
-    tensors.push(("allowed".into(), Dtype::I32, vec![7, 4], vec![0; 112]));
+    tensors.push(("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 120]));
     let (code, said) = run(&tensors, &[]);
     assert!(code == Some(2) && said.contains("allowed"), "{said}");
 }

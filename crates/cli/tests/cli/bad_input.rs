@@ -1,6 +1,7 @@
 //! What is refused, and how.
 
 use super::adjusted::{additions, targets};
+use super::per_row::{bools, counts, f32_values, i64_tensor};
 use super::*;
 
 /// Every bad input: exit 2, a sentence on standard error, nothing on standard output, no file.
@@ -14,6 +15,8 @@ fn bad_input_is_refused_with_a_sentence() {
     std::fs::write(files.path("sizes.toml"), "hidden_size = 21").unwrap();
     std::fs::write(files.path("vocab.toml"), "vocab_size = 151").unwrap();
     std::fs::write(files.path("dtype.toml"), "hidden_dtype = \"f16\"").unwrap();
+    std::fs::write(files.path("f16_head.toml"), "head_dtype = \"f16\"").unwrap();
+    std::fs::write(files.path("f32_head.toml"), "head_dtype = \"f32\"").unwrap();
     std::fs::write(files.path("tied.toml"), "tie_word_embeddings = true").unwrap();
     std::fs::write(files.path("bias.toml"), "bias = true").unwrap();
     std::fs::write(files.path("read-only"), "kept").unwrap();
@@ -25,7 +28,6 @@ fn bad_input_is_refused_with_a_sentence() {
     let whole = std::fs::read(files.path("head.safetensors")).unwrap();
     std::fs::write(files.path("short"), &whole[..whole.len() - 5]).unwrap();
     write(&files.path("narrow"), &[bf16_tensor("hidden_states", &[7, 19], 2)]);
-    write(&files.path("f32"), &[f32_tensor("hidden_states", &[7, 20], 2)]);
     write(&files.path("other"), &[bf16_tensor("states", &[7, 20], 2)]);
     write(&files.path("outside"), &[bf16_tensor("hidden_states", &[7, 20], 2), indices(&[0, 6, 7])]);
     write(&files.path("negative"), &[bf16_tensor("hidden_states", &[7, 20], 2), indices(&[0, -1])]);
@@ -39,7 +41,7 @@ fn bad_input_is_refused_with_a_sentence() {
     rows_with("target_ok", vec![targets(&[0; 7])]);
     rows_with("targets_6", vec![targets(&[0; 6])]);
     std::fs::write(files.path("chunk.toml"), "logprobs_chunk_bytes = 100").unwrap();
-    rows_with("mask_words", vec![("allowed".into(), Dtype::I32, vec![7, 4], vec![0; 7 * 16])]);
+    rows_with("mask_words", vec![("allowed".into(), Dtype::I32, vec![7, 0], vec![])]);
     rows_with("mask_rows", vec![("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 6 * 20])]);
     rows_with("mask_type", vec![("allowed".into(), Dtype::U32, vec![7, 5], vec![0; 7 * 20])]);
     rows_with("add_row", additions(&[0, 7], &[1, 1], &[0.0, 0.0]));
@@ -47,6 +49,40 @@ fn bad_input_is_refused_with_a_sentence() {
     rows_with("add_nan", additions(&[5], &[1], &[f32::NAN]));
     rows_with("add_short", additions(&[5, 6], &[1, 1], &[0.0]));
     rows_with("add_ids_short", additions(&[5, 6], &[1], &[0.0, 0.0]));
+    let ones = [1.0; 7];
+    let penalty = |more: Vec<Tensor>| [vec![f32_values("repetition_penalty", &ones)], more].concat();
+    let counted = |rows: &[i64], ids: &[i64], values: &[i64]| {
+        let names = ["count_rows", "count_ids", "count_values"];
+        penalty(
+            names.iter().zip([rows, ids, values]).map(|(name, values)| i64_tensor(name, values)).collect(),
+        )
+    };
+    rows_with("penalty_alone", penalty(vec![]));
+    rows_with("counts_alone", counts());
+    rows_with("penalty_0", [vec![f32_values("repetition_penalty", &[0.0; 7])], counts()].concat());
+    rows_with("penalty_6", [vec![f32_values("presence_penalty", &ones[..6])], counts()].concat());
+    rows_with("count_row", counted(&[7], &[0], &[0]));
+    rows_with("count_id", counted(&[6], &[150], &[0]));
+    rows_with("count_twice", counted(&[6, 0, 6], &[9, 9, 9], &[1, 1, 1]));
+    rows_with("count_negative", counted(&[0, 1], &[0, 0], &[0, -1]));
+    rows_with("count_huge", counted(&[0], &[3], &[1 << 31]));
+    rows_with("count_short", counted(&[0, 1], &[0, 0], &[0]));
+    rows_with("prompt_short", [counted(&[0], &[0], &[0]), vec![bools("count_in_prompt", &[])]].concat());
+    rows_with("prompt_2", {
+        let twos = ("count_in_prompt".into(), Dtype::U8, vec![1], vec![2]);
+        [counted(&[0], &[0], &[0]), vec![twos]].concat()
+    });
+    rows_with("seed_negative", vec![i64_tensor("seed", &[0, 0, 0, -4, 0, 0, 0])]);
+    rows_with("seed_6", vec![i64_tensor("seed", &[0; 6])]);
+    rows_with("seed_float", vec![f32_values("seed", &ones)]);
+    rows_with("top_k_negative", vec![i64_tensor("top_k", &[-1; 7])]);
+    rows_with("warm", vec![f32_values("temperature", &ones)]);
+    rows_with("cold", vec![f32_values("temperature", &[1.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0])]);
+    rows_with("tiny_temperature", {
+        vec![("temperature".into(), Dtype::F64, vec![7], 1e-50f64.to_le_bytes().repeat(7))]
+    });
+    rows_with("top_p_0", vec![f32_values("top_p", &[0.0; 7])]);
+    rows_with("min_p_nan", vec![f32_values("min_p", &[f32::NAN; 7])]);
     rows_with("add_part", additions(&[5], &[1], &[0.0])[..2].to_vec());
     let (head, hidden) = (file("head.safetensors"), file("hidden.safetensors"));
     let before = files.entries();
@@ -58,11 +94,22 @@ fn bad_input_is_refused_with_a_sentence() {
     let sampled = |extra: &[&str]| {
         [with(&["--request", "sample"]), extra.iter().map(ToString::to_string).collect()].concat()
     };
+    let sampled_of = |name: &str, extra: &[&str]| {
+        let extra = ["--request", "sample"].iter().chain(extra).map(ToString::to_string).collect();
+        [with_hidden(name), extra].concat()
+    };
     let only = |args: &[&str]| args.iter().map(ToString::to_string).collect::<Vec<String>>();
     let table: Vec<(Vec<String>, &[&str])> = vec![
         (only(&[]), &["--model, --head, --preset: wanted one of them, got none"]),
         (only(&["--preset", "tiny", "--head", &head]), &["wanted one of them, got several"]),
-        (only(&["--preset", "tiny", "--tensor", "x"]), &["--tensor: wanted --head FILE beside it"]),
+        (
+            only(&["--preset", "tiny", "--tensor", "x"]),
+            &["--tensor: wanted --model FOLDER or --head FILE beside it"],
+        ),
+        (
+            only(&["--preset", "tiny", "--copy"]),
+            &["--copy: wanted --model or --head beside it, got --preset"],
+        ),
         (only(&["--preset", "gpt-9"]), &["gpt-9", "deepseek-v3", "tiny"]),
         (only(&["--model", &file("nowhere")]), &["nowhere", "cannot be read"]),
         (only(&["--model", &file("empty_model")]), &["empty_model", "config.json"]),
@@ -84,7 +131,14 @@ fn bad_input_is_refused_with_a_sentence() {
             with_hidden("narrow"),
             &["narrow: tensor hidden_states: wanted hidden size 20, the head's, got hidden size 19"],
         ),
-        (with_hidden("f32"), &["f32: tensor hidden_states: wanted bf16, the head's dtype, got f32"]),
+        (
+            with(&["--config", &file("f16_head.toml")]),
+            &["head_dtype: wanted f32, or bf16 as lm_head.weight is stored, got f16"],
+        ),
+        (
+            with(&["--config", &file("f32_head.toml"), "--quantize", "w8a16"]),
+            &["head_dtype: wanted nothing beside w8a16, got f32"],
+        ),
         (with_hidden("other"), &["tensor hidden_states", "states"]),
         (
             with_hidden("outside"),
@@ -94,7 +148,7 @@ fn bad_input_is_refused_with_a_sentence() {
         (
             with_hidden("mask_words"),
             &[
-                "mask_words: tensor allowed: wanted i32 [7, 5], a row of bits for each output row, got I32 [7, 4]",
+                "mask_words: tensor allowed: wanted i32 [7, 5], a row of bits for each output row, got I32 [7, 0]",
             ],
         ),
         (with_hidden("mask_rows"), &["tensor allowed: wanted i32 [7, 5]", "got I32 [6, 5]"]),
@@ -108,6 +162,64 @@ fn bad_input_is_refused_with_a_sentence() {
         (with_hidden("add_short"), &["tensor adjust_values: wanted f32 [2], as many as adjust_rows", "[1]"]),
         (with_hidden("add_ids_short"), &["tensor adjust_ids: wanted [2], as many as adjust_rows, got [1]"]),
         (with_hidden("add_part"), &["tensor adjust_values: wanted", "adjust_rows"]),
+        (
+            with_hidden("penalty_alone"),
+            &["penalty_alone: tensor count_rows: wanted it beside repetition_penalty, got none"],
+        ),
+        (
+            with_hidden("counts_alone"),
+            &[
+                "tensor repetition_penalty, frequency_penalty or presence_penalty: wanted it beside count_rows",
+            ],
+        ),
+        (
+            with_hidden("penalty_0"),
+            &[
+                "penalty_0: repetition_penalty of row 0: wanted a finite number above 0, got 0; 1 changes nothing",
+            ],
+        ),
+        (with_hidden("penalty_6"), &["tensor presence_penalty: wanted f32 or f64 [7]", "got F32 [6]"]),
+        (
+            with_hidden("count_row"),
+            &["count_row: count_rows: index 7 at position 0 is not a row: wanted 0 to 6"],
+        ),
+        (with_hidden("count_id"), &["count_id: count_ids: id of row 6: wanted an id from 0 to 149, got 150"]),
+        (with_hidden("count_twice"), &["count_ids of row 6: wanted each id once, got id 9 more than once"]),
+        (
+            with_hidden("count_negative"),
+            &["tensor count_values: wanted counts of at least 0, got -1 at position 1"],
+        ),
+        (with_hidden("count_huge"), &["count_values: count of row 0, id 3: wanted at most 2147483647"]),
+        (with_hidden("count_short"), &["tensor count_values: wanted [2], as many as count_rows, got [1]"]),
+        (with_hidden("prompt_short"), &["tensor count_in_prompt: wanted bool (or u8 of 0 and 1) [1]"]),
+        (with_hidden("prompt_2"), &["tensor count_in_prompt: wanted bool (or u8 of 0 and 1) [1]"]),
+        (
+            sampled_of("seed_negative", &[]),
+            &["tensor seed: wanted whole numbers of at least 0, got -4 in row 3; use"],
+        ),
+        (sampled_of("seed_6", &[]), &["tensor seed: wanted i64, u64, i32 or u32 [7]", "got I64 [6]"]),
+        (sampled_of("seed_float", &[]), &["tensor seed: wanted i64, u64, i32 or u32 [7]", "got F32 [7]"]),
+        (sampled_of("top_k_negative", &[]), &["tensor top_k", "got -1 in row 0; 0 keeps all ids"]),
+        (
+            sampled_of("warm", &["--temperature", "1"]),
+            &[
+                "--temperature: wanted it, or the tensor temperature of",
+                "warm, got both; leave out the option",
+            ],
+        ),
+        (
+            sampled_of("cold", &[]),
+            &["cold: temperature of row 2: wanted a finite number of at least 0, got -1"],
+        ),
+        (
+            sampled_of("tiny_temperature", &[]),
+            &["tensor temperature: wanted 0, or numbers that f32 tells from 0", "in row 0"],
+        ),
+        (
+            sampled_of("top_p_0", &[]),
+            &["top_p_0: top_p of row 0: wanted a number above 0 and at most 1, got 0"],
+        ),
+        (sampled_of("min_p_nan", &[]), &["min_p_nan: min_p of row 0: wanted a number from 0 to 1, got NaN"]),
         (with(&["--request", "logprobs"]), &["hidden.safetensors: tensor targets"]),
         (
             with(&["--request", "logprobs:-1"]),
@@ -229,8 +341,8 @@ fn bad_input_is_refused_with_a_sentence() {
         (with(&["--out", &file(&"n".repeat(300))]), &["cannot be written"]),
         (with(&["--config", "/dev/null"]), &["is not a regular file"]),
         (
-            only(&["--preset", "tiny", "--config", &file("dtype.toml")]),
-            &["hidden_dtype: wanted bf16, the head's dtype, got f16"],
+            only(&["--preset", "tiny", "--config", &file("f32_head.toml")]),
+            &["head_dtype: wanted nothing (a preset's weights are made in its own type), got a value"],
         ),
         (
             only(&["--preset", "tiny", "--config", &file("tied.toml")]),

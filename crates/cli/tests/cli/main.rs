@@ -5,6 +5,11 @@ mod adjusted;
 mod backends;
 mod bad_input;
 mod bench;
+#[cfg(unix)]
+mod ends;
+mod mixed;
+mod models;
+mod per_row;
 mod plan;
 mod quantize;
 mod sampled;

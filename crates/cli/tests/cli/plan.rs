@@ -338,7 +338,7 @@ fn bad_plans_are_refused_with_a_sentence() {
     std::fs::write(files.path("i8.toml"), "cost_model = { rows_per_rank = 1, memory_gb_per_s = 1.0, tflops = 1.0, link_gb_per_s = 1.0, latency_us = 1.0, logits_dtype = \"i8\" }").unwrap();
     std::fs::write(files.path("tied.toml"), "tie_word_embeddings = true").unwrap();
     std::fs::write(files.path("sizes.toml"), "hidden_size = 21").unwrap();
-    std::fs::write(files.path("dtype.toml"), "hidden_dtype = \"f16\"").unwrap();
+    std::fs::write(files.path("dtype.toml"), "head_dtype = \"f32\"").unwrap();
     std::fs::write(files.path("chunk.toml"), "logprobs_chunk_bytes = 100").unwrap();
     std::fs::write(files.path("bias.toml"), "bias = true").unwrap();
     let model = files.name("model");
@@ -419,7 +419,7 @@ fn bad_plans_are_refused_with_a_sentence() {
         (tiny(&format!("--config {}", at("sizes.toml"))), &["hidden_size: wanted 256, the preset's, got 21"]),
         (
             tiny(&format!("--config {}", at("dtype.toml"))),
-            &["hidden_dtype: wanted bf16, the head's dtype, got f16"],
+            &["head_dtype: wanted nothing (a preset's weights are made in its own type)"],
         ),
         (
             tiny(&format!("--config {} --dp 2 --lmhead-tp-size 2 --request logprobs", at("chunk.toml"))),

@@ -97,7 +97,8 @@ fn the_file_answers_as_the_original_quantised_at_load() {
     }
 }
 
-/// Rows of padding are left out, a tied embedding gets a name by which it is found, and what config.json says of logits is pointed out.
+/// Rows of padding are left out, a tied embedding gets a name by which it is found, and what config.json says
+/// of logits is kept: the printed command gives the model's logits.
 #[test]
 fn a_models_head_stands_alone() {
     let files = Files::new();
@@ -108,18 +109,18 @@ fn a_models_head_stands_alone() {
     write(&files.path("padded/model.safetensors"), &[tensor]);
     std::fs::create_dir(files.path("tied")).unwrap();
     write(&files.path("tied/model.safetensors"), &[bf16_tensor("model.embed_tokens.weight", &[150, 20], 1)]);
-    let config = r#"{"vocab_size": 150, "hidden_size": 20, "tie_word_embeddings": true, "final_logit_softcapping": 0.5, "logit_scale": 2}"#;
+    let config = r#"{"vocab_size": 150, "hidden_size": 20, "tie_word_embeddings": true,
+        "model_type": "muse_spark", "final_logit_softcapping": 1.0, "output_multiplier": 2}"#;
     std::fs::write(files.path("tied/config.json"), config).unwrap();
-    std::fs::write(files.path("soft.toml"), "final_logit_softcapping = 0.5\nlogit_scale = 2.0").unwrap();
-    let (out, soft) = (files.name("int8"), files.name("soft.toml"));
-    for (folder, vocab, warned, settings) in [
-        ("padded", 140, vec!["10 rows of lm_head.weight behind the vocabulary of 140 are padding"], vec![]),
+    let out = files.name("an int8 'head'");
+    for (folder, vocab, warned, kept) in [
         (
-            "tied",
-            150,
-            vec!["logit_scale = 2 is no part", "final_logit_softcapping = 0.5 is no part"],
-            vec!["--config", &soft],
+            "padded",
+            140,
+            vec!["10 rows of lm_head.weight behind the vocabulary of 140 are padding"],
+            json!([null, 1.0, null]),
         ),
+        ("tied", 150, vec![], json!(["muse_spark", 2.0, 0.5])),
     ] {
         let model = files.name(folder);
         let report = quantize(&["--model", &model, "--out", &out]);
@@ -132,11 +133,23 @@ fn a_models_head_stands_alone() {
         for (got, want) in warnings.iter().zip(warned) {
             assert!(got.as_str().unwrap().contains(want), "{got}");
         }
+        assert_eq!(
+            json!([report["model_type"], report["logit_scale"], report["final_logit_softcapping"]]),
+            kept
+        );
         for how in ["w8a8", "w8a16"] {
             let original = answer(&files, &["--model", &model, "--quantize", how]);
-            let int8 = [&["--head", &out, "--quantize", how], &settings[..]].concat();
-            assert!(original == answer(&files, &int8), "{folder} {how}");
+            assert!(original == answer(&files, &["--head", &out, "--quantize", how]), "{folder} {how}");
         }
+        let printed = good(&["quantize", "--model", &model, "--out", &out, "--rows", "0"]);
+        let command = printed.lines().find_map(|line| line.strip_prefix("run it: lmhead ")).unwrap();
+        let command = command.strip_suffix(" (or w8a16)").unwrap();
+        let (program, rows, to) =
+            (env!("CARGO_BIN_EXE_lmhead"), files.name("hidden.safetensors"), files.name("by_command"));
+        let script = format!("'{program}' {command} --hidden '{rows}' --out '{to}'");
+        assert!(Command::new("bash").args(["-c", &script]).output().unwrap().status.success(), "{script}");
+        let original = answer(&files, &["--model", &model, "--quantize", "w8a8"]);
+        assert!(std::fs::read(&to).unwrap() == original, "{folder}: {script}");
     }
     let (head, small) = (files.name("head.safetensors"), files.name("small"));
     assert_eq!(quantize(&["--head", &head, "--out", &small, "--vocab-size", "70"])["vocab_size"], 70);
@@ -355,27 +368,23 @@ fn a_file_is_whole_or_not_there() {
     };
     let unchanged = || assert_eq!(std::fs::read_to_string(files.path("int8")).unwrap(), "an older file");
 
-    // bash's limit of 100 KiB a file; first as an error of the write, then as a signal that ends the program.
-    for (trap, signal) in [("trap '' XFSZ; ", None), ("", Some(25))] {
+    // bash's limit of 100 KiB a file, with and without a signal that would end the program.
+    for trap in ["trap '' XFSZ; ", ""] {
         let script =
             format!("{trap}ulimit -f 100; exec '{program}' quantize --head '{source}' --out '{out}'");
         let result = Command::new("bash").args(["-c", &script]).output().unwrap();
         let said = text(&result.stderr);
         unchanged();
-        assert_eq!(result.status.signal(), signal, "{said}");
-        if signal.is_none() {
-            assert_eq!(result.status.code(), Some(2), "{said}");
-            assert!(
-                said.contains("int8: cannot be written: File too large") && said.contains("make room"),
-                "{said}"
-            );
-            assert_eq!(temporaries().len(), 0);
-        }
-        temporaries().iter().for_each(|left| std::fs::remove_file(left.path()).unwrap());
+        assert_eq!(result.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("int8: cannot be written: File too large") && said.contains("make room"),
+            "{said}"
+        );
+        assert_eq!(temporaries().len(), 0);
     }
 
     // Interrupted while it compares, for a second or so, with the file written but not yet in its place.
-    for signal in ["-INT", "-TERM"] {
+    for (signal, number) in [("-INT", 2), ("-TERM", 15)] {
         let mut child = Command::new(program)
             .args(["quantize", "--head", &source, "--out", &out, "--rows", "1024", "--threads", "1"])
             .stdout(Stdio::null())
@@ -386,7 +395,7 @@ fn a_file_is_whole_or_not_there() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(child.wait().unwrap().signal(), Some(number), "{signal}: as without a handler");
         assert_eq!(temporaries().len(), 0, "{signal}");
         unchanged();
     }
