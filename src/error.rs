@@ -40,17 +40,20 @@ pub enum Error {
     #[error("{}: tensor {tensor}: wanted {wanted}, got {got}; {fix}", path.display())]
     Tensor { path: PathBuf, tensor: String, wanted: String, got: String, fix: String },
     /// The ranks of a group did not make the same call. All of them get this error.
-    #[error("step {step}: {}", mismatch_text(.disagreements))]
+    #[error("step {step}: {}", mismatch_text(.disagreements, .evidence))]
     StepMismatch { step: u64, disagreements: Vec<Disagreement>, evidence: Box<Evidence> },
     /// A rank did not come before the deadline.
     #[error(
         "step {step}: {operation}: ranks {missing:?} did not come within {after:?}{}; look at those ranks \
-         (idle, crashed, slow or in another call; timeout_ms sets the deadline), then {}", last_seen(.missing, .evidence), after_a_fault(.operation)
+         (idle, crashed, slow or in another call; {} sets the deadline), then {}",
+        last_seen(.missing, .evidence), deadline_key(.operation), after_a_fault(.evidence)
     )]
     Timeout { step: u64, operation: String, after: Duration, missing: Vec<usize>, evidence: Box<Evidence> },
-    /// A rank left the group for good: its endpoint of the exchange was dropped, as when its thread ends or panics.
+    /// A rank left the group for good: its endpoint of the exchange was dropped, as when its thread ends or
+    /// panics.
     #[error(
-        "step {step}: {operation}: ranks {ranks:?} have left the group; make a new exchange and new heads on every rank"
+        "step {step}: {operation}: ranks {ranks:?} have left the group; make new heads on every rank, and a \
+         new exchange where a rank's thread or process has ended"
     )]
     RankLost { step: u64, operation: String, ranks: Vec<usize>, evidence: Box<Evidence> },
     /// An earlier fault left the group in an unknown state; the head refuses to go on.
@@ -202,6 +205,13 @@ impl Error {
     pub(crate) fn cause(&self) -> String {
         match self {
             Error::StepMismatch { disagreements, .. } => Listed(disagreements).to_string(),
+            Error::Timeout { step, operation, after, missing, evidence } => {
+                let seen = last_seen(missing, evidence);
+                format!("step {step}: {operation}: ranks {missing:?} did not come within {after:?}{seen}")
+            }
+            Error::RankLost { step, operation, ranks, .. } => {
+                format!("step {step}: {operation}: ranks {ranks:?} have left the group")
+            }
             other => other.to_string(),
         }
     }
@@ -231,6 +241,10 @@ pub struct Evidence {
     pub last_seen: Vec<LastSeen>,
     /// This rank's last steps, the latest last.
     pub recent_steps: Vec<StepRecord>,
+    /// Where this rank is a task of a rayon pool of fewer threads than the group has ranks: both numbers.
+    pub small_pool: Option<(usize, usize)>,
+    /// The head was being created: there is none to rebuild.
+    pub no_head: bool,
 }
 
 impl PartialEq for Evidence {
@@ -254,21 +268,32 @@ pub struct LastSeen {
     pub place: Option<Place>,
     /// Name of the place's head, where this process has one of that id.
     pub head: Option<String>,
+    /// Where it was since then, in another head, and that head's name.
+    pub elsewhere: Option<(Place, Option<String>)>,
 }
 
 impl fmt::Display for LastSeen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(place) = &self.place else { return write!(f, "rank {} was never seen", self.rank) };
-        write!(f, "rank {} was last seen {:.3} s ago, ", self.rank, place.age.as_secs_f64())?;
-        if !place.operation.is_creation() {
-            write!(f, "in step {} ", place.step)?;
+        write!(f, "rank {} was last seen {}", self.rank, at(place, self.head.as_deref()))?;
+        match &self.elsewhere {
+            Some((place, head)) => write!(f, ", and since then {}", at(place, head.as_deref())),
+            None => Ok(()),
         }
-        match &self.head {
-            Some(name) => write!(f, "of head `{name}`")?,
-            None => write!(f, "of a head of id {:#010x}", place.head)?,
-        }
-        write!(f, " (instance {}, epoch {}): {}", place.instance, place.epoch, place.operation)
     }
+}
+
+/// How long ago a place was, and where.
+fn at(place: &Place, head: Option<&str>) -> String {
+    let mut text = format!("{:.3} s ago, ", place.age.as_secs_f64());
+    if !place.operation.is_creation() {
+        text += &format!("in step {} ", place.step);
+    }
+    text += &match head {
+        Some(name) => format!("of head `{name}`"),
+        None => format!("of a head of id {:#010x}", place.head),
+    };
+    text + &format!(" (instance {}, epoch {}): {}", place.instance, place.epoch, place.operation)
 }
 
 /// Where the missing ranks were last, after the sentence that names them; of many only the first.
@@ -278,6 +303,12 @@ fn last_seen(missing: &[usize], evidence: &Evidence) -> String {
     let mut text: String = seen.take(NAMED).map(|seen| format!("; {seen}")).collect();
     if !text.is_empty() && missing.len() > NAMED {
         text += &format!("; {} more are in the evidence", missing.len() - NAMED);
+    }
+    if let Some((threads, ranks)) = evidence.small_pool {
+        text += &format!(
+            "; this rank is a task of a rayon pool of {threads} threads, and the group has {ranks} ranks: \
+             ranks in one pool need a thread each"
+        );
     }
     text
 }
@@ -315,23 +346,27 @@ impl fmt::Display for Listed<'_> {
 }
 
 /// The sentence of a `StepMismatch`. Where one rank gave up by itself, the others' calls were not at fault.
-fn mismatch_text(disagreements: &[Disagreement]) -> String {
-    let listed = Listed(disagreements);
+fn mismatch_text(disagreements: &[Disagreement], evidence: &Evidence) -> String {
+    let (listed, then) = (Listed(disagreements), after_a_fault(evidence));
     if disagreements.iter().all(|d| d.field == ABANDONED || d.field == "refused") {
-        return format!("the group cannot go on: {listed}; mend that, then rebuild the head on every rank");
+        return format!("the group cannot go on: {listed}; mend that, then {then}");
     }
     format!(
-        "the ranks of the group disagree: {listed}; make the same calls with the same arguments on every rank, then rebuild the head"
+        "the ranks of the group disagree: {listed}; make the same calls with the same arguments on every \
+         rank, then {then}"
     )
 }
 
-/// A head that was never made cannot be rebuilt.
-fn after_a_fault(operation: &str) -> &'static str {
-    if [Operation::Create, Operation::SelfTest].iter().any(|creation| operation == creation.to_string()) {
-        "rebuild the head, or make it again on every rank where there is none yet"
-    } else {
-        "rebuild the head on every rank"
-    }
+/// What to do about the head, as every rank must. A head that was never made cannot be rebuilt.
+fn after_a_fault(evidence: &Evidence) -> &'static str {
+    if evidence.no_head { "make the head again on every rank" } else { "rebuild the head on every rank" }
+}
+
+/// The configuration's key of the deadline that was missed.
+fn deadline_key(operation: &str) -> &'static str {
+    let creation = Operation::ALL.iter().filter(|operation| operation.is_creation());
+    let mut names = creation.map(Operation::to_string);
+    if names.any(|name| name == operation) { "create_timeout_ms" } else { "timeout_ms" }
 }
 
 fn limit_text(limit: usize) -> String {

@@ -40,7 +40,7 @@ use crate::digest;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::exchange::columns::Seen;
-use crate::exchange::{Call, Exchange, Operation, Reset};
+use crate::exchange::{Call, Exchange, Fault, Operation, Reset};
 use crate::layout::HeadGroup;
 use crate::merge::RowPartial;
 use crate::process::Maker;
@@ -74,6 +74,8 @@ pub struct LmHead {
     agreement: u64,
     weights_version: u64,
     warming_up: bool,
+    /// The creation has come about: there is a head to rebuild.
+    is_made: bool,
     poisoned: Option<String>,
     recorder: Recorder,
     scratch: Scratch,
@@ -95,6 +97,13 @@ struct Scratch {
     /// `[rows of the group, shard]`, of a step that samples.
     held: Vec<f32>,
     chunk: logprobs::Chunk,
+}
+
+/// Now, and `timeout` later. A timeout beyond what the clock can say is for ever: a century.
+fn from_now(timeout: Duration) -> (Instant, Instant) {
+    let began = Instant::now();
+    let century = Duration::from_secs(100 * 365 * 24 * 3600);
+    (began, began.checked_add(timeout).unwrap_or(began + century))
 }
 
 impl LmHead {
@@ -123,8 +132,7 @@ impl LmHead {
         });
         let id = digest::fnv(config.name.as_bytes()) as u32;
         guard::remember(id, &config.name);
-        let (instance, exchange) =
-            exchange.channel(id).map_err(|fault| fault.without_call("opening of the head's channel"))?;
+        let (instance, exchange) = guard::open_channel(&*exchange, id, config.create_timeout)?;
         let mut head = LmHead {
             config: config.clone(),
             id,
@@ -141,12 +149,14 @@ impl LmHead {
             agreement: 0,
             weights_version: config.weights_version,
             warming_up: false,
+            is_made: false,
             poisoned: None,
             recorder: Recorder::new(),
             scratch: Scratch::default(),
         };
         let call = head.creation_call(Operation::Create);
         head.guarded(&call, "creation of the head", |head| head.create(&call))?;
+        head.is_made = true;
         Ok(head)
     }
 
@@ -157,6 +167,12 @@ impl LmHead {
         // nobody waits.
         let prepared = self.check_parts().and_then(|()| self.backend.prepare(&self.shard, self.hidden_dtype));
         let refusal = prepared.map(|resident| self.resident = resident).err();
+        // After the deadline no agreement comes about: the notice tells the peers of the refusal.
+        if call.left().is_zero()
+            && let Some(refusal) = refusal
+        {
+            return Err(refusal);
+        }
         self.agree(call, refusal)
     }
 
@@ -304,10 +320,7 @@ impl LmHead {
 
     /// A call of this head's next step that begins now.
     fn call_from_now(&self, operation: Operation, timeout: Duration) -> Call {
-        let began = Instant::now();
-        // A timeout beyond what the clock can say is for ever: a century.
-        let century = Duration::from_secs(100 * 365 * 24 * 3600);
-        let deadline = began.checked_add(timeout).unwrap_or(began + century);
+        let (began, deadline) = from_now(timeout);
         Call {
             head: self.id,
             instance: self.instance,
@@ -329,21 +342,34 @@ impl LmHead {
     pub fn rebuild(&mut self) -> Result<()> {
         self.maker.check("the head")?;
         let call = self.creation_call(Operation::Rebuild);
-        let result = self.guarded(&call, "rebuilding of the head", |head| {
+        let reset = self.guarded(&call, "rebuilding of the head", |head| {
             head.exchange.note(&call);
-            // A transport tells the peers itself of the faults that it returns here.
-            head.exchange.reset(&call).map_err(|fault| fault.into_error(&call, head.group.ranks()))
+            Ok(head.exchange.reset(&call))
         });
-        let result = result.and_then(|reset| {
-            if reset != Reset::Done {
-                return Err(Error::Exchange {
-                    operation: call.operation.to_string(),
-                    problem: format!(
-                        "the exchange `{}` cannot be brought back after a fault",
-                        self.exchange.name()
-                    ),
-                    fix: "make a new exchange and new heads on every rank".into(),
-                });
+        let result = reset.and_then(|reset| {
+            match reset {
+                Ok(Reset::Done) => {}
+                Ok(Reset::Reconnect) => {
+                    return Err(Error::Exchange {
+                        operation: call.operation.to_string(),
+                        problem: format!(
+                            "the exchange `{}` cannot be brought back after a fault",
+                            self.exchange.name()
+                        ),
+                        fix: "make a new exchange and new heads on every rank".into(),
+                    });
+                }
+                // Only here the transport has not met the peers at all.
+                Err(fault @ Fault::Broken { .. }) => {
+                    let error = fault.into_error(&call, self.group.ranks());
+                    return Err(self.failed(&call, error));
+                }
+                // The transport has ended the peers' waits itself. Another notice would end those of peers
+                // that have come since.
+                Err(fault) => {
+                    let error = fault.into_error(&call, self.group.ranks());
+                    return Err(error.with_evidence(|| self.evidence()));
+                }
             }
             self.epoch += 1;
             self.sequence = 0;

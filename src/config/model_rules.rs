@@ -530,7 +530,12 @@ pub(crate) const RULES: &[Rule] = &[
     },
     Rule {
         model_types: &["mistral_large4", "mistral_large4_text"], steps: &[Step::Cap(CAP, Some(30.0))],
-        source: "transformers: MistralLarge4ForConditionalGeneration", ..PLAIN
+        names: &Names {
+            heads: &[".lm_head", "output"],
+            embeddings: &["model.embed_tokens", ".embed_tokens", "tok_embeddings"],
+            biases: &[],
+        },
+        source: "transformers: MistralLarge4ForConditionalGeneration; output is stored", ..PLAIN
     },
     Rule {
         model_types: &["recurrent_gemma"], tied: Tied::Yes,

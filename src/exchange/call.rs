@@ -162,7 +162,7 @@ impl Call {
             );
         }
         if self.same_operation(other) {
-            return format!("the {operation} with another mode, request or counts");
+            return format!("the {operation} with another mode, request, counts or weights version");
         }
         format!("the {operation} of step {step} (epoch {})", self.epoch)
     }

@@ -11,9 +11,9 @@
 
 mod channel;
 
-use super::{Call, Exchange, Fault, Place, Reset, check_members, check_pieces};
+use super::{Call, Exchange, Fault, Operation, Place, Reset, check_members, check_pieces};
 use crate::process::Maker;
-use channel::{Addressees, Channel, Delivery, Post};
+use channel::{Addressees, Channel, Creation, Delivery, Post};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -23,6 +23,8 @@ use std::time::Instant;
 pub struct LocalExchange {
     member: Arc<Member>,
     channel: Arc<Channel>,
+    /// The group's first channel, from which the heads open theirs.
+    is_first: bool,
 }
 
 /// Makes the endpoints of a group of `size` members; endpoint m is member m's.
@@ -38,7 +40,7 @@ pub fn group(size: usize) -> Vec<LocalExchange> {
         .map(|me| {
             let opened = Mutex::new(HashMap::new());
             let member = Arc::new(Member { transport: Arc::clone(&transport), me, opened });
-            LocalExchange { member, channel: Arc::clone(&channel) }
+            LocalExchange { member, channel: Arc::clone(&channel), is_first: true }
         })
         .collect()
 }
@@ -52,7 +54,7 @@ struct Transport {
     maker: Maker,
     channels: Mutex<Channels>,
     /// The last call that each member noted, in whatever channel, and when.
-    places: Vec<Mutex<Option<(Call, Instant)>>>,
+    places: Vec<Mutex<Noted>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +70,7 @@ struct Channels {
 struct Member {
     transport: Arc<Transport>,
     me: usize,
-    /// How many channels of each head this member has opened.
+    /// By head: the number of channels that this member has opened or passed over.
     opened: Mutex<HashMap<u32, u32>>,
 }
 
@@ -78,7 +80,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A call that a member noted, and when.
+type Noted = Option<(Call, Instant)>;
+
+fn place((call, at): (Call, Instant)) -> Place {
+    call.place(at.elapsed())
+}
+
 impl LocalExchange {
+    /// What each member noted last: in this channel, and in any.
+    fn noted(&self) -> impl Iterator<Item = (Noted, Noted)> {
+        let places = self.channel.places.iter().zip(&self.member.transport.places);
+        places.map(|(here, anywhere)| (*lock(here), *lock(anywhere)))
+    }
+
     fn is_here(&self) -> bool {
         self.member.transport.maker.is_here()
     }
@@ -123,15 +138,37 @@ impl Exchange for LocalExchange {
 
     fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
         self.check_process()?;
+        let me = self.member.me;
         let mut opened = lock(&self.member.opened);
         let next = opened.entry(head).or_default();
-        let instance = *next;
-        *next += 1;
         let mut channels = lock(&self.member.transport.channels);
+        // A channel that a peer gave up before this member came is of a creation that has failed. Where the
+        // peers have begun another one, that one is joined. Otherwise a refusal of a peer is news to this
+        // member; a peer that waited for it in vain is not.
+        let mut refused = None;
+        let mut instance = *next;
+        while let Some(channel) = channels.open.get(&(head, instance)) {
+            match channel.state_of_creation() {
+                Creation::Open => {
+                    refused = None;
+                    break;
+                }
+                Creation::Refused => refused = Some(instance),
+                Creation::Failed => {}
+            }
+            instance += 1;
+        }
+        let instance = refused.unwrap_or(instance);
+        for passed in *next..instance {
+            if channels.open.get(&(head, passed)).is_some_and(|channel| channel.leave(me)) {
+                channels.open.remove(&(head, passed));
+            }
+        }
+        *next = instance + 1;
         let gone = channels.gone.clone();
         let entry = channels.open.entry((head, instance));
         let channel = Arc::clone(entry.or_insert_with(|| Arc::new(Channel::new(gone))));
-        Ok((instance, Arc::new(LocalExchange { member: Arc::clone(&self.member), channel })))
+        Ok((instance, Arc::new(LocalExchange { member: Arc::clone(&self.member), channel, is_first: false })))
     }
 
     fn all_gather_v(
@@ -159,15 +196,29 @@ impl Exchange for LocalExchange {
         if !self.is_here() {
             return;
         }
-        *lock(&self.member.transport.places[self.member.me]) = Some((*call, Instant::now()));
+        let noted = Some((*call, Instant::now()));
+        *lock(&self.channel.places[self.member.me]) = noted;
+        *lock(&self.member.transport.places[self.member.me]) = noted;
     }
 
     fn places(&self) -> Vec<Option<Place>> {
         if !self.is_here() {
             return vec![None; self.size()];
         }
-        let places = self.member.transport.places.iter();
-        places.map(|place| lock(place).map(|(call, at)| call.place(at.elapsed()))).collect()
+        let seen = |(here, anywhere): (Noted, Noted)| here.or(anywhere).map(place);
+        self.noted().map(seen).collect()
+    }
+
+    fn places_elsewhere(&self) -> Vec<Option<Place>> {
+        if !self.is_here() {
+            return vec![None; self.size()];
+        }
+        let later = |(here, anywhere): (Noted, Noted)| {
+            let (here, anywhere) = (here?, anywhere?);
+            let channel = |(call, _): &(Call, Instant)| (call.head, call.instance);
+            (channel(&here) != channel(&anywhere) && here.1 < anywhere.1).then(|| place(anywhere))
+        };
+        self.noted().map(later).collect()
     }
 
     fn pending_fault(&self) -> Option<(Call, Fault)> {
@@ -175,8 +226,14 @@ impl Exchange for LocalExchange {
     }
 
     fn notify_abort(&self, call: &Call, reason: &str) {
-        if self.is_here() {
+        if !self.is_here() {
+            return;
+        }
+        let unopened = self.is_first && call.operation == Operation::Create;
+        if !unopened {
             self.channel.give_up(self.member.me, call, reason);
+        } else if let Ok((instance, own)) = self.channel(call.head) {
+            own.notify_abort(&Call { instance, ..*call }, reason);
         }
     }
 
@@ -210,7 +267,6 @@ impl Drop for Member {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::Operation;
     use std::sync::Barrier;
     use std::thread;
     use std::time::Duration;
@@ -454,6 +510,31 @@ mod tests {
     }
 
     #[test]
+    fn a_late_member_passes_over_what_its_peers_left_and_joins_the_latest() {
+        let endpoints = group(2);
+        let open = |me: usize| endpoints[me].channel(7).unwrap();
+        // Member 0 fails twice, then waits; member 1 joins it there.
+        drop((open(0).1, open(0).1));
+        let waiting = open(0);
+        let joined = open(1);
+        assert_eq!((waiting.0, joined.0), (2, 2));
+        drop((waiting, joined));
+        // Member 0 refuses before member 1 has come: that one is told.
+        let create = Call { head: 7, operation: Operation::Create, ..call(0, 9000) };
+        endpoints[0].notify_abort(&create, "no weights");
+        let (instance, told) = open(1);
+        let refused = Fault::Abandoned { member: 0, reason: "no weights".into() };
+        assert_eq!((instance, told.pending_fault().map(|(_, fault)| fault)), (3, Some(refused)));
+        drop(told);
+        assert_eq!((open(0).0, open(1).0), (4, 4));
+        // A refusal is no news where the peer tries again already.
+        endpoints[1].notify_abort(&create, "no weights");
+        let again = open(1);
+        assert_eq!((again.0, open(0).0), (6, 6));
+        assert_eq!(lock(&endpoints[0].member.transport.channels).open.len(), 1);
+    }
+
+    #[test]
     fn messages_for_a_part_of_the_members_do_not_stay_for_the_others() {
         each(4, |e| {
             for step in 0..100 {
@@ -517,17 +598,46 @@ mod tests {
         }
     }
 
+    /// Until `member` waits for a reset.
+    fn await_resetting(e: &LocalExchange, member: usize) {
+        while !e.channel.is_resetting(member) {
+            thread::yield_now();
+        }
+    }
+
     #[test]
-    fn a_try_to_reset_that_one_gives_up_ends_for_all_and_the_next_comes_about() {
+    fn a_try_to_reset_that_one_gives_up_ends_for_all_who_wait_and_the_next_comes_about() {
         each(3, |e| {
             let rebuild = |ms| Call { operation: Operation::Rebuild, ..call(0, ms) };
             for _ in 0..50 {
                 if e.me() == 2 {
+                    (0..2).for_each(|member| await_resetting(&e, member));
                     e.notify_abort(&rebuild(9000), "not yet");
                 } else {
                     let fault = Fault::Abandoned { member: 2, reason: "not yet".into() };
                     assert_eq!(e.reset(&rebuild(9000)), Err(fault));
                 }
+                assert_eq!(e.reset(&rebuild(9000)), Ok(Reset::Done));
+            }
+        });
+    }
+
+    #[test]
+    fn members_that_tried_to_reset_unequally_often_meet_in_the_next_try_of_all() {
+        let together = Barrier::new(3);
+        each(3, |e| {
+            let rebuild = |ms| Call { operation: Operation::Rebuild, ..call(0, ms) };
+            for tries in 0..4 {
+                // Alone, member 0 waits in vain; then member 1 gives up without having waited.
+                (0..tries).filter(|_| e.me() == 0).for_each(|_| {
+                    let fault = e.reset(&rebuild(20)).unwrap_err();
+                    assert_eq!(fault, Fault::Timeout { missing: vec![1, 2] });
+                });
+                together.wait();
+                if e.me() == 1 {
+                    (0..tries).for_each(|_| e.notify_abort(&rebuild(20), "not yet"));
+                }
+                together.wait();
                 assert_eq!(e.reset(&rebuild(9000)), Ok(Reset::Done));
             }
         });

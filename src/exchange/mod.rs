@@ -50,6 +50,9 @@ pub trait Exchange: Send + Sync {
     /// that head, then 1, and so on. Members that open their channels of a head in the same order get
     /// channels that belong together. Never waits for the peers.
     ///
+    /// A channel that a peer gave up before this member came belongs to a creation that has failed. A
+    /// transport that can passes such channels over, so that the next creation of all members meets.
+    ///
     /// A transport without channels of its own (tags, communicators) may return itself under another number;
     /// its heads are then stepped one after the other, in the same order on every rank.
     ///
@@ -82,8 +85,15 @@ pub trait Exchange: Send + Sync {
         let _ = call;
     }
 
-    /// The last known place of each member, in any channel of this transport; `None` where nothing is known.
+    /// The last known place of each member in this channel; where it was never seen here, its last place in
+    /// any channel of this transport; `None` where nothing is known.
     fn places(&self) -> Vec<Option<Place>> {
+        vec![None; self.size()]
+    }
+
+    /// The last known place of each member in another channel, where that is later than its place in this
+    /// one.
+    fn places_elsewhere(&self) -> Vec<Option<Place>> {
         vec![None; self.size()]
     }
 
@@ -94,11 +104,14 @@ pub trait Exchange: Send + Sync {
     }
 
     /// Tells the peers of this channel, as far as the transport can, that the caller will not finish `call`'s
-    /// step, and why. Their waits end at once. Never blocks.
+    /// step, and why. Their waits end at once. Never blocks. On the exchange from which the heads open their
+    /// channels, a call of the creation says that the caller could not open its next channel of that head.
     fn notify_abort(&self, call: &Call, reason: &str);
 
     /// Brings a channel back after a fault: returns when all members have called it, with everything
-    /// undelivered dropped; or says that this transport cannot.
+    /// undelivered dropped; or says that this transport cannot. A peer that is in another call meanwhile is
+    /// told. Members that wait here are told of any fault but `Broken`; those that come later wait for those
+    /// who call it again.
     ///
     /// # Errors
     /// `Timeout` naming the members that did not come, `Lost` naming those that cannot.

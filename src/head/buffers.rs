@@ -1,6 +1,7 @@
 //! Byte buffers that are resized and cut into messages.
 
 use crate::error::{Error, Result};
+use std::ops::Range;
 
 /// Sets the length of a buffer to the product of `shape`, without aborting where there is no such memory. Old contents stay.
 pub(in crate::head) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &str) -> Result<usize> {
@@ -19,6 +20,34 @@ pub(in crate::head) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &st
     }
     buffer.resize(bytes, 0);
     Ok(bytes)
+}
+
+/// Puts `header` before each of the messages, which are ranges of `buffer` in ascending order, and makes each range that of
+/// its message with the header. Neighbours that are the same range keep one header. What follows moves within the buffer:
+/// messages may be large, and a copy of each would double what they take.
+pub(in crate::head) fn put_before_each(
+    buffer: &mut Vec<u8>,
+    messages: &mut [Range<usize>],
+    header: &[u8],
+) -> Result<()> {
+    let mut distinct: Vec<Range<usize>> = messages.to_vec();
+    distinct.dedup();
+    resize(buffer, [buffer.len() + distinct.len() * header.len(), 1, 1], "messages with their headers")?;
+    for (i, message) in distinct.iter().enumerate().rev() {
+        let start = message.start + i * header.len();
+        buffer.copy_within(message.clone(), start + header.len());
+        buffer[start..start + header.len()].copy_from_slice(header);
+    }
+    let mut i = 0;
+    let mut before = messages.first().cloned();
+    for message in messages {
+        if before.as_ref() != Some(message) {
+            i += 1;
+            before = Some(message.clone());
+        }
+        *message = message.start + i * header.len()..message.end + (i + 1) * header.len();
+    }
+    Ok(())
 }
 
 /// Makes `buffer` `length` times `value`, without aborting where there is no such memory.
@@ -87,4 +116,26 @@ pub(in crate::head) fn cut_shared<'b>(mut buffer: &'b [u8], sizes: &[usize]) -> 
             piece
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_gets_its_header() {
+        let whole: Vec<u8> = (0..20).collect();
+        for cuts in [&[0, 20][..], &[0, 7, 20], &[0, 0, 3, 3, 20, 20], &[0, 20, 20, 20]] {
+            let ranges: Vec<Range<usize>> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
+            // Each for two members.
+            let mut messages: Vec<_> =
+                ranges.iter().flat_map(|range| [range.clone(), range.clone()]).collect();
+            let (wanted, mut buffer) = (messages.clone(), whole.clone());
+            put_before_each(&mut buffer, &mut messages, b"head").unwrap();
+            for (message, range) in messages.into_iter().zip(wanted) {
+                assert_eq!(buffer[message], [b"head", &whole[range]].concat());
+            }
+        }
+        put_before_each(&mut Vec::new(), &mut [], b"head").unwrap();
+    }
 }

@@ -1,13 +1,14 @@
 //! Whatever ends a creation, a step or a rebuilding on one rank tells its peers at once, and poisons the
 //! head.
 
-use super::LmHead;
 use super::recorder::Outcome;
+use super::{LmHead, from_now};
 use crate::error::{Error, Evidence, LastSeen, Result};
-use crate::exchange::Call;
+use crate::exchange::{Call, Exchange, Operation, Place};
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Names of the heads that this process has made, by id: for messages about places.
 static NAMES: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
@@ -16,6 +17,36 @@ static NAMES: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
 pub(super) fn remember(id: u32, name: &str) {
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     names.entry(id).or_insert_with(|| name.into());
+}
+
+/// Opens the channel of the heads of id `head`. Where that fails or panics, the peers are told on the
+/// exchange itself, as far as the transport can.
+pub(super) fn open_channel(
+    exchange: &dyn Exchange,
+    head: u32,
+    timeout: Duration,
+) -> Result<(u32, Arc<dyn Exchange>)> {
+    const OPENING: &str = "opening of the head's channel";
+    let (began, deadline) = from_now(timeout);
+    let operation = Operation::Create;
+    let call = Call { head, instance: 0, epoch: 0, step: 0, operation, terms: 0, began, deadline };
+    // A second panic says no more than that the peers may not have been told.
+    let tell = |reason: &str| {
+        if exchange.size() > 1 {
+            let _ = catch_unwind(AssertUnwindSafe(|| exchange.notify_abort(&call, reason)));
+        }
+    };
+    match catch_unwind(AssertUnwindSafe(|| exchange.channel(head))) {
+        Ok(opened) => opened.map_err(|fault| {
+            let error = fault.without_call(OPENING);
+            tell(&error.cause());
+            error
+        }),
+        Err(panic) => {
+            tell(&format!("its thread panicked in the {OPENING}"));
+            resume_unwind(panic)
+        }
+    }
 }
 
 /// Reached by an unwinding panic only while it is armed.
@@ -57,7 +88,7 @@ impl LmHead {
         let error = error.with_evidence(|| self.evidence());
         // Alone, a refused input leaves nobody waiting and nothing half done.
         if self.is_shared() || !error.is_bad_input() {
-            self.poisoned = Some(error.to_string());
+            self.poisoned = Some(error.cause());
             if !error.was_told() {
                 self.notify_abort(call, &error.cause());
             }
@@ -68,7 +99,11 @@ impl LmHead {
     /// This rank ends `call`'s step for `reason`, without an error of its own to return.
     pub(super) fn give_up(&mut self, call: &Call, reason: &str) {
         self.recorder.end(Outcome::Failed, None);
-        self.poisoned = Some(format!("step {}: this rank {reason}", call.step));
+        let text = match reason.strip_prefix("its ") {
+            Some(owned) => format!("this rank's {owned}"),
+            None => format!("this rank {reason}"),
+        };
+        self.poisoned = Some(format!("step {}: {text}", call.step));
         self.notify_abort(call, reason);
     }
 
@@ -87,15 +122,23 @@ impl LmHead {
     }
 
     /// Where everybody is, and this rank's last steps.
-    fn evidence(&self) -> Evidence {
+    pub(super) fn evidence(&self) -> Evidence {
         let exchange = AssertUnwindSafe(&self.exchange);
         let places = catch_unwind(|| exchange.places()).unwrap_or_default();
+        let elsewhere = catch_unwind(|| exchange.places_elsewhere()).unwrap_or_default();
         let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = |(member, &rank): (usize, &usize)| {
             let place = places.get(member).copied().flatten();
-            LastSeen { rank, place, head: place.and_then(|place| names.get(&place.head).cloned()) }
+            let name = |place: Place| names.get(&place.head).cloned();
+            let elsewhere = elsewhere.get(member).copied().flatten().map(|place| (place, name(place)));
+            LastSeen { rank, place, head: place.and_then(name), elsewhere }
         };
         let last_seen = self.group.ranks().iter().enumerate().map(seen).collect();
-        Evidence { last_seen, recent_steps: self.recorder.steps() }
+        // Ranks that are tasks of one pool can only meet where each has a thread.
+        let threads = rayon::current_num_threads();
+        let small = rayon::current_thread_index().is_some() && threads < self.group.size();
+        let small_pool = small.then_some((threads, self.group.size()));
+        let recent_steps = self.recorder.steps();
+        Evidence { last_seen, recent_steps, small_pool, no_head: !self.is_made }
     }
 }

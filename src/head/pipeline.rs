@@ -1,7 +1,7 @@
 //! [`Step::run`]: the pipeline. It reads top to bottom like the line
 //! `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
 
-use super::buffers::{cut, cut_shared, resize, sum};
+use super::buffers::{cut, cut_shared, put_before_each, resize, sum};
 use super::recorder::Outcome;
 use super::{LmHead, Scratch, inputs};
 use crate::adjust::ShardAdjustments;
@@ -364,25 +364,21 @@ impl Step<'_> {
         &mut self,
         counts: &[usize],
         stride: &dyn Fn(usize) -> usize,
-        send: &[u8],
+        send: &mut Vec<u8>,
         recv: &'b mut Vec<u8>,
     ) -> Result<Vec<&'b [u8]>> {
         let (size, me) = (self.head.group.size(), self.head.group.me());
         let mine = self.answered(counts, me).len();
         let with_header = self.compares_now();
         let extra = if with_header { HEADER_BYTES } else { 0 };
-        let outgoing = |member| {
-            let rows = self.answered(counts, member);
-            &send[rows.start * stride(me)..rows.end * stride(me)]
-        };
-        let copies: Vec<Vec<u8>>;
-        let messages: Vec<&[u8]> = if with_header {
-            let header = self.ticket.header.encode();
-            copies = (0..size).map(|member| [&header[..], outgoing(member)].concat()).collect();
-            copies.iter().map(Vec::as_slice).collect()
-        } else {
-            (0..size).map(outgoing).collect()
-        };
+        let mut outgoing: Vec<Range<usize>> = (0..size)
+            .map(|member| self.answered(counts, member))
+            .map(|rows| rows.start * stride(me)..rows.end * stride(me))
+            .collect();
+        if with_header {
+            put_before_each(send, &mut outgoing, &self.ticket.header.encode())?;
+        }
+        let messages: Vec<&[u8]> = outgoing.into_iter().map(|bytes| &send[bytes]).collect();
         let sizes: Vec<usize> = (0..size).map(|member| mine * stride(member) + extra).collect();
         resize(recv, [sum(&sizes, "results")?, 1, 1], "results of the other shards")?;
         let mut slices = cut(recv, sizes.iter().copied());

@@ -43,6 +43,7 @@ fn names_of_heads_and_embeddings_by_model_type() {
         ("mamba", vec!["backbone.embeddings.weight", "backbone.norm_f.weight"], "backbone.embeddings.weight"),
         ("rwkv", vec!["head.weight", "rwkv.embeddings.weight"], "head.weight"),
         ("ctrl", vec!["transformer.w.weight", "transformer.layernorm.weight"], "transformer.w.weight"),
+        ("mistral_large4", vec!["output.weight", "tok_embeddings.weight"], "output.weight"),
         ("internlm2", vec!["output.weight", "model.tok_embeddings.weight"], "output.weight"),
         (
             "chatglm",

@@ -83,3 +83,24 @@ fn a_head_alone_answers_from_inside_a_parallel_loop() {
     let got: Vec<_> = (0..32u64).into_par_iter().map(one).collect();
     assert_eq!(want, got);
 }
+
+/// Two of the ranks hold the pool's threads while the others wait for one.
+#[test]
+fn a_pool_of_fewer_threads_than_ranks_is_named() {
+    let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);
+    let config = HeadConfig { create_timeout: Duration::from_millis(300), ..test.config() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let errors = Mutex::new(Vec::new());
+    pool.scope(|scope| {
+        for (me, endpoint) in local::group(SIZE).into_iter().enumerate() {
+            let (test, config, errors) = (&test, &config, &errors);
+            scope.spawn(move |_| {
+                let made = head_of(test, config, SIZE, me, Arc::new(endpoint));
+                errors.lock().unwrap().push(made.err().expect("not all ranks can meet").to_string());
+            });
+        }
+    });
+    let errors = errors.into_inner().unwrap();
+    let named = |text: &String| text.contains("a rayon pool of 2 threads, and the group has 4 ranks");
+    assert!(named(&errors[0]), "{errors:?}");
+}

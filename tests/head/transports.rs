@@ -89,7 +89,7 @@ const ROWS_OF_THE_TABLE: &[Row] = &[
     row(
         "a panic in a step",
         (MISMATCH, "abandoned: ranks [1] say its thread panicked in the step"),
-        (POISONED, "this rank its thread panicked in the step"),
+        (POISONED, "this rank's thread panicked in the step"),
     ),
     row(
         "other weights_version",

@@ -141,6 +141,10 @@ impl Exchange for WrongExchange {
         self.inner.places()
     }
 
+    fn places_elsewhere(&self) -> Vec<Option<Place>> {
+        self.inner.places_elsewhere()
+    }
+
     fn pending_fault(&self) -> Option<(Call, Fault)> {
         self.inner.pending_fault()
     }

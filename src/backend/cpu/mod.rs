@@ -285,6 +285,12 @@ impl Backend for CpuBackend {
     fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
         sampling::sample(&self.pool, self.isa, held, pass)
     }
+
+    /// What the pool's threads keep.
+    fn release_memory(&self) {
+        // In a forked process there are no such threads.
+        let _ = self.pool.install(|| rayon::broadcast(|_| THREAD.set(Thread::default())));
+    }
 }
 
 /// Numbers of the global blocks that `vocab` touches; `vocab` is not empty.

@@ -22,6 +22,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::merge::{PartialSpec, RowPartial};
 use crate::plan::Shape;
+use crate::process::Maker;
 use crate::reference::Accuracy;
 use crate::weights::HeadShard;
 use std::ops::Range;
@@ -43,6 +44,7 @@ pub struct DeviceBackend<D: KernelDevice> {
     staged: usize,
     heads: Mutex<Heads<D>>,
     idle: Mutex<Idle<D>>,
+    maker: Maker,
 }
 
 impl<D: KernelDevice> std::fmt::Debug for DeviceBackend<D> {
@@ -122,7 +124,8 @@ impl Outputs {
 impl<D: KernelDevice> DeviceBackend<D> {
     /// The backend of `device`; `host` does what comes after the logits.
     pub fn new(device: D, host: CpuBackend) -> Self {
-        DeviceBackend { device, host, staged: STAGED, heads: Mutex::default(), idle: Mutex::default() }
+        let (heads, idle) = (Mutex::default(), Mutex::default());
+        DeviceBackend { device, host, staged: STAGED, heads, idle, maker: Maker::here() }
     }
 
     /// Locks at most about so many bytes of host memory for what a call sends, and as many for what it receives (64 MiB). More than that
@@ -134,6 +137,11 @@ impl<D: KernelDevice> DeviceBackend<D> {
 
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// A driver's context does not outlive a fork.
+    fn check_process(&self) -> Result<()> {
+        self.maker.check("the device backend")
     }
 
     /// Runs `work` with memory of its own, for that many bytes of outputs.
@@ -331,11 +339,13 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
     }
 
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
+        self.check_process()?;
         precision(shard, hidden)?;
         check_boundaries(shard)
     }
 
     fn prepare(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Resident> {
+        self.check_process()?;
         if shard.vocab().is_empty() {
             return Ok(Resident::default());
         }
@@ -345,6 +355,7 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
     }
 
     fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
+        self.check_process()?;
         let rows = job.rows.len();
         check_job(job, rows, out.nonfinite.len())?;
         check_job(job, rows, out.any_allowed.as_ref().map_or(rows, |flags| flags.len()))?;
@@ -353,6 +364,7 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
     }
 
     fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
+        self.check_process()?;
         check_job(job, job.rows.len(), out.len())?;
         if spec.k == 0 {
             return Err(Error::request("candidates of a partial", "at least 1", 0, "ask for one"));
@@ -391,6 +403,14 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
 
     fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
         self.host.sample(held, pass)
+    }
+
+    /// Device and host memory of calls; heads stay.
+    fn release_memory(&self) {
+        if self.check_process().is_ok() {
+            lock(&self.idle).clear();
+            self.host.release_memory();
+        }
     }
 }
 

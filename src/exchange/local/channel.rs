@@ -12,6 +12,7 @@ use super::lock;
 use crate::exchange::{Call, Fault, Operation};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Messages of up to as many bytes are copied under the lock.
 const SMALL: usize = 512;
@@ -105,6 +106,17 @@ impl Delivery {
     }
 }
 
+/// What a member that has not opened a channel finds there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Creation {
+    /// All who opened it are there.
+    Open,
+    /// A peer gave the creation up for a reason of its own.
+    Refused,
+    /// A peer left without one, or waited in vain.
+    Failed,
+}
+
 /// One channel of a group.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -114,6 +126,8 @@ pub(super) struct Channel {
     /// Of all members that wait for everyone: the last to come readies all of them, and one call of the
     /// system wakes them.
     wake_all: Condvar,
+    /// The last call that each member noted in this channel, and when.
+    pub(super) places: Vec<Mutex<Option<(Call, Instant)>>>,
 }
 
 #[derive(Debug)]
@@ -133,15 +147,17 @@ struct State {
     /// The first fault since the last reset, and the call that it happened in. Whoever lacks a message sees
     /// it instead of waiting.
     fault: Option<(Call, Fault)>,
+    /// The fault is of a member that came after the deadline itself.
+    is_of_late: bool,
     /// Members that have left the channel.
     gone: Vec<bool>,
+    /// One of them has left since the channel was made.
+    left: bool,
     /// Members that wait in [`Channel::reset`].
     resetting: Vec<bool>,
-    /// How often each member has tried to reset the channel since that last came about, and the last of these
-    /// tries that it gave up, with its reason. Members that try as often as each other meet in tries of one
-    /// number.
-    tries: Vec<u64>,
-    given_up: Vec<Option<(u64, Fault)>>,
+    /// Why a member's wait there ended without a reset, until that member has seen it. Only waits in progress
+    /// are ended: a member that comes later waits for those who try again, however often they tried before.
+    ended: Vec<Option<Fault>>,
     /// Counts resets.
     generation: u64,
 }
@@ -170,10 +186,30 @@ impl State {
     /// The pending fault, as a member in `call` is told of it.
     fn told(&self, call: &Call) -> Option<Fault> {
         let (earlier, fault) = self.fault.as_ref()?;
-        Some(match earlier.same_operation(call) {
+        // Who waited in vain says how long.
+        let waited_longer = matches!(fault, Fault::Timeout { .. }) && earlier.timeout() != call.timeout();
+        Some(match earlier.same_operation(call) && !waited_longer {
             true => fault.clone(),
             false => Fault::Earlier { call: Box::new(*earlier), fault: Box::new(fault.clone()) },
         })
+    }
+
+    /// The pending fault is that a member, and not `me`, did not come in time.
+    fn blames_another(&self, me: usize) -> bool {
+        match &self.fault {
+            Some((_, Fault::Timeout { missing })) => !missing.contains(&me),
+            Some((_, Fault::Abandoned { .. })) => self.is_of_late,
+            _ => false,
+        }
+    }
+
+    /// Ends all waits for a reset.
+    fn end_resetting(&mut self, fault: &Fault) {
+        for (resetting, ended) in self.resetting.iter_mut().zip(&mut self.ended) {
+            if std::mem::take(resetting) {
+                *ended = Some(fault.clone());
+            }
+        }
     }
 
     /// Takes the next message of `from` for `to`, where there is one: a small one is delivered at once, a
@@ -293,14 +329,16 @@ impl Channel {
             awaited: vec![0; size * words],
             words,
             fault: None,
+            is_of_late: false,
             gone,
+            left: false,
             resetting: vec![false; size],
-            tries: vec![0; size],
-            given_up: vec![None; size],
+            ended: vec![None; size],
             generation: 0,
         };
         let wake = (0..size).map(|_| Condvar::new()).collect();
-        Channel { state: Mutex::new(state), wake, wake_all: Condvar::new() }
+        let places = (0..size).map(|_| Mutex::new(None)).collect();
+        Channel { state: Mutex::new(state), wake, wake_all: Condvar::new(), places }
     }
 
     /// Waits until `me` is woken, at the longest until the deadline of `call`.
@@ -328,6 +366,7 @@ impl Channel {
         from: &[usize],
         recv: &mut [&mut [u8]],
     ) -> Result<Delivery, Fault> {
+        let late = Instant::now().checked_duration_since(call.deadline).filter(|by| !by.is_zero());
         let mut state = lock(&self.state);
         // Messages that arrived before a fault still count, so that all members come to the same end of a
         // step. Not so where the fault was in the making of a head: one that is only half there must not be
@@ -373,7 +412,8 @@ impl Channel {
         state.missing[me] = lacking.len();
         state.for_everyone[me] = from.len() == self.wake.len();
         while state.missing[me] > 0 {
-            let told = state.told(call);
+            // A member that is late itself has waited for nobody, so that it has nobody to blame.
+            let told = state.told(call).filter(|_| late.is_none() || !state.blames_another(me));
             let over = call.left().is_zero();
             if told.is_none() && !over && !state.gone.contains(&true) {
                 state = self.wait(me, call, state);
@@ -384,6 +424,16 @@ impl Channel {
             let found = match (told, lost.is_empty()) {
                 (Some(told), _) => Err(told),
                 (None, false) => Ok(Fault::Lost { members: lost }),
+                (None, true) if late.is_some() => {
+                    let by = late.unwrap_or_default();
+                    let reason = format!(
+                        "this rank came to the {} {:.3} s after the deadline of {:?}",
+                        call.operation,
+                        by.as_secs_f64(),
+                        call.timeout()
+                    );
+                    Ok(Fault::Abandoned { member: me, reason })
+                }
                 (None, true) if over => Ok(Fault::Timeout { missing: state.to_blame(call, missing) }),
                 // Whoever has left is not waited for.
                 (None, true) => {
@@ -396,7 +446,8 @@ impl Channel {
             return Err(match found {
                 Err(told) => told,
                 Ok(found) => {
-                    state.fault = Some((*call, found.clone()));
+                    state.is_of_late |= late.is_some();
+                    state.fault.get_or_insert((*call, found.clone()));
                     self.wake_everybody();
                     found
                 }
@@ -418,6 +469,16 @@ impl Channel {
         lock(&self.state).told(call)
     }
 
+    /// What a member that has not opened the channel finds there.
+    pub(super) fn state_of_creation(&self) -> Creation {
+        let state = lock(&self.state);
+        match (&state.fault, state.left) {
+            (Some((_, Fault::Abandoned { .. })), _) => Creation::Refused,
+            (None, false) => Creation::Open,
+            _ => Creation::Failed,
+        }
+    }
+
     /// The pending fault and its call.
     pub(super) fn pending_fault(&self) -> Option<(Call, Fault)> {
         lock(&self.state).fault.clone()
@@ -428,62 +489,66 @@ impl Channel {
         let fault = Fault::Abandoned { member: me, reason: reason.into() };
         let mut state = lock(&self.state);
         if call.operation == Operation::Rebuild {
-            state.tries[me] += u64::from(!state.resetting[me]);
-            state.resetting[me] = false;
-            state.given_up[me] = Some((state.tries[me], fault.clone()));
+            state.end_resetting(&fault);
         }
         state.fault.get_or_insert((*call, fault));
         drop(state);
         self.wake_everybody();
     }
 
-    /// Meets all members, with everything undelivered dropped.
+    /// Meets all members, with everything undelivered dropped. A peer that is in a step meanwhile is told.
     pub(super) fn reset(&self, me: usize, call: &Call) -> Result<(), Fault> {
         let mut state = lock(&self.state);
         let before = state.generation;
         state.resetting[me] = true;
+        state.ended[me] = None;
         state.for_everyone[me] = true;
-        state.tries[me] += 1;
+        if state.fault.is_none() {
+            let reason = "it rebuilds the head".into();
+            state.fault = Some((*call, Fault::Abandoned { member: me, reason }));
+            self.wake_everybody();
+        }
         loop {
             if state.generation != before {
                 return Ok(());
             }
-            // A try that a peer has given up does not come about, also where that peer tries again already.
-            let given_up = state.given_up.iter().flatten().map(|(theirs, _)| *theirs).max().unwrap_or(0);
-            if (0..state.size()).all(|m| state.resetting[m] && state.tries[m] > given_up) {
+            if let Some(fault) = state.ended[me].take() {
+                return Err(fault);
+            }
+            let missing: Vec<usize> = (0..state.size()).filter(|&m| !state.resetting[m]).collect();
+            if missing.is_empty() {
                 state.logs.iter_mut().for_each(|log| *log = Log::default());
                 state.cursors.fill(0);
                 state.awaited.fill(0);
                 state.missing.fill(0);
-                state.fault = None;
+                (state.fault, state.is_of_late) = (None, false);
                 state.resetting.fill(false);
-                state.tries.fill(0);
-                state.given_up.fill(None);
                 state.generation += 1;
                 self.wake_everybody();
                 return Ok(());
             }
-            let missing: Vec<usize> = (0..state.size()).filter(|&m| !state.resetting[m]).collect();
             let lost: Vec<usize> = missing.iter().copied().filter(|&m| state.gone[m]).collect();
-            let own = state.tries[me];
-            let told = state.given_up.iter().flatten().find(|(theirs, _)| *theirs >= own);
-            if let Some((_, fault)) = told.cloned() {
+            if !lost.is_empty() {
+                // Every peer sees for itself who has left.
                 state.resetting[me] = false;
-                return Err(fault);
+                return Err(Fault::Lost { members: lost });
             }
-            if !lost.is_empty() || call.left().is_zero() {
-                let reason = format!("it waited for members {missing:?} in vain");
-                state.given_up[me] = Some((own, Fault::Abandoned { member: me, reason }));
+            if call.left().is_zero() {
                 state.resetting[me] = false;
-                drop(state);
+                let fault = Fault::Timeout { missing };
+                let told = Fault::Earlier { call: Box::new(*call), fault: Box::new(fault.clone()) };
+                state.end_resetting(&told);
                 self.wake_everybody();
-                return Err(match lost.is_empty() {
-                    true => Fault::Timeout { missing },
-                    false => Fault::Lost { members: lost },
-                });
+                return Err(fault);
             }
             state = self.wait(me, call, state);
         }
+    }
+
+    /// `member` waits in [`Channel::reset`].
+    #[cfg(test)]
+    pub(super) fn is_resetting(&self, member: usize) -> bool {
+        lock(&self.state).resetting[member]
     }
 
     /// Messages that are kept.
@@ -496,6 +561,7 @@ impl Channel {
     pub(super) fn leave(&self, me: usize) -> bool {
         let mut state = lock(&self.state);
         state.gone[me] = true;
+        state.left = true;
         let empty = state.gone.iter().all(|&gone| gone);
         drop(state);
         self.wake_everybody();

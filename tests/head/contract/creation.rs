@@ -1,6 +1,7 @@
 //! Creation: settings, weights and the exchange itself, and ranks that bring what does not fit.
 
 use super::*;
+use lmhead::exchange::{Call, Fault, Reset};
 
 #[test]
 fn creation_names_every_setting_on_which_ranks_differ() {
@@ -88,20 +89,136 @@ fn creation_with_a_wrong_part_tells_the_waiting_ranks_and_can_be_tried_again() {
 }
 
 #[test]
-fn a_rank_that_comes_late_to_creation_gets_no_head_either() {
-    let errors = each_rank(2, |me, exchange| {
+fn a_rank_that_comes_late_to_creation_joins_the_peer_that_tries_again() {
+    each_rank(2, |me, exchange| {
+        let make = |ms| head_of(&test_head(), &config(ms), 2, me, Arc::clone(&exchange));
         if me == 1 {
-            thread::sleep(Duration::from_millis(900));
+            thread::sleep(Duration::from_millis(600));
+        } else {
+            let error = make(250).err().unwrap();
+            assert!(matches!(&error, Error::Timeout { missing, .. } if missing == &[1]), "{error}");
+            let text = error.to_string();
+            for want in
+                ["creation of the head", "create_timeout_ms", "then make the head again on every rank"]
+            {
+                assert!(text.contains(want), "{text}\nwant {want}");
+            }
+            assert!(!text.contains("rebuild"), "{text}");
         }
-        head_of(&test_head(), &config(250), 2, me, exchange).err().unwrap()
+        make(PATIENT).unwrap();
     });
-    for error in errors {
-        assert!(matches!(&error, Error::Timeout { missing, .. } if missing == &[1]), "{error}");
-        assert!(
-            error.to_string().contains("creation of the head")
-                && error.to_string().contains("make it again on every rank"),
-            "{error}"
-        );
+}
+
+#[test]
+fn after_a_creation_on_some_ranks_only_the_next_of_all_comes_about() {
+    let together = Barrier::new(2);
+    each_rank(2, |me, exchange| {
+        let make = |ms| head_of(&test_head(), &config(ms), 2, me, Arc::clone(&exchange));
+        for alone in [1, 0, 0, 1] {
+            if me == alone {
+                assert!(matches!(make(50).err().unwrap(), Error::Timeout { .. }));
+            }
+            together.wait();
+            let mut heads = [make(PATIENT).unwrap(), make(PATIENT).unwrap()];
+            for head in &mut heads {
+                step(head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS).unwrap();
+            }
+            together.wait();
+        }
+    });
+}
+
+#[test]
+fn a_deadline_that_no_creation_can_keep_is_refused_by_name_and_told() {
+    let ended = each_rank(2, |me, exchange| {
+        let mut config = config(PATIENT);
+        if me == 1 {
+            config.create_timeout = Duration::ZERO;
+        }
+        let began = Instant::now();
+        (head_of(&test_head(), &config, 2, me, exchange).err().unwrap(), began.elapsed())
+    });
+    assert!(
+        matches!(&ended[1].0, Error::Config { key, .. } if key.contains("create_timeout")),
+        "{}",
+        ended[1].0
+    );
+    assert_mismatch(&[ended[0].0.clone()], "ranks [1] say create_timeout_ms: wanted");
+    assert_at_once("a creation without time", &ended);
+}
+
+/// An exchange that opens no channel, by an error or a panic.
+struct WithoutChannels {
+    inner: Arc<dyn Exchange>,
+    panics: bool,
+}
+
+impl Exchange for WithoutChannels {
+    fn name(&self) -> &'static str {
+        "without channels"
+    }
+    fn size(&self) -> usize {
+        self.inner.size()
+    }
+    fn me(&self) -> usize {
+        self.inner.me()
+    }
+    fn channel(&self, _: u32) -> std::result::Result<(u32, Arc<dyn Exchange>), Fault> {
+        if self.panics {
+            std::panic::resume_unwind(Box::new("a transport's bug"));
+        }
+        Err(Fault::Broken { problem: "no channel is left".into(), fix: "make fewer heads".into() })
+    }
+    fn all_gather_v(
+        &self,
+        call: &Call,
+        members: &[usize],
+        send: &[u8],
+        recv: &mut [&mut [u8]],
+    ) -> std::result::Result<(), Fault> {
+        self.inner.all_gather_v(call, members, send, recv)
+    }
+    fn all_to_all_v(
+        &self,
+        call: &Call,
+        send: &[&[u8]],
+        recv: &mut [&mut [u8]],
+    ) -> std::result::Result<(), Fault> {
+        self.inner.all_to_all_v(call, send, recv)
+    }
+    fn notify_abort(&self, call: &Call, reason: &str) {
+        self.inner.notify_abort(call, reason);
+    }
+    fn reset(&self, call: &Call) -> std::result::Result<Reset, Fault> {
+        self.inner.reset(call)
+    }
+}
+
+#[test]
+fn a_channel_that_does_not_open_is_told_and_the_next_creation_comes_about() {
+    for panics in [true, false] {
+        let ended = each_rank(2, |me, exchange| {
+            let make = |exchange| head_of(&test_head(), &config(PATIENT), 2, me, exchange);
+            let broken: Arc<dyn Exchange> = match me {
+                1 => Arc::new(WithoutChannels { inner: Arc::clone(&exchange), panics }),
+                _ => Arc::clone(&exchange),
+            };
+            let began = Instant::now();
+            if me == 1 {
+                // A peer that came later would meet this rank's next try.
+                thread::sleep(Duration::from_millis(300));
+            }
+            let made = catch_unwind(AssertUnwindSafe(|| make(broken)));
+            let ended = (made.map(|made| made.err().unwrap()), began.elapsed());
+            make(exchange).unwrap();
+            ended
+        });
+        let ended: Vec<Ended> =
+            ended.into_iter().filter_map(|(made, time)| Some((made.ok()?, time))).collect();
+        let want = if panics { "its thread panicked in the opening" } else { "no channel is left" };
+        assert_eq!(ended.len(), 2 - usize::from(panics));
+        assert!(ended.iter().all(|(error, _)| error.to_string().contains(want)), "{ended:?}");
+        assert_at_once("a channel that does not open", &ended);
     }
 }
 

@@ -211,6 +211,10 @@ fn a_panic_anywhere_is_told_at_once_and_poisons_the_head() {
             let exchange = match me {
                 1 => hooked(exchange, move |when, call, _| {
                     if at(when, call.operation, call.epoch) && fires.swap(false, Ordering::SeqCst) {
+                        if when == When::Reset {
+                            // A peer that came later would meet this rank's next try.
+                            thread::sleep(Duration::from_millis(300));
+                        }
                         std::panic::resume_unwind(Box::new("a transport's bug"));
                     }
                 }),
@@ -397,4 +401,114 @@ fn counts_beyond_memory_are_refused_not_aborted() {
     let mut head = head_of(&test_head(), &config(30_000), 1, 0, exchange).unwrap();
     let error = head.warm_up(usize::MAX / 2, &[Request::argmax()]).unwrap_err();
     assert!(error.to_string().contains("fits this machine's memory"), "{error}");
+}
+
+#[test]
+fn a_rebuild_on_one_rank_ends_its_peers_step_at_once_and_meets_its_rebuild() {
+    let ended = each_rank(2, |me, exchange| {
+        let mut head = head_of(&test_head(), &config(PATIENT), 2, me, exchange).unwrap();
+        let both = |head: &mut LmHead| step(head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS);
+        both(&mut head).unwrap();
+        let began = Instant::now();
+        let error = (me == 1).then(|| both(&mut head).unwrap_err());
+        head.rebuild().unwrap();
+        both(&mut head).unwrap();
+        error.map(|error| (error, began.elapsed()))
+    });
+    let ended: Vec<Ended> = ended.into_iter().flatten().collect();
+    assert_mismatch(&[ended[0].0.clone()], "abandoned: ranks [0] say it rebuilds the head");
+    assert_at_once("a rebuild on one rank", &ended);
+}
+
+#[test]
+fn ranks_that_rebuilt_unequally_often_meet_in_the_next_rebuild_of_all() {
+    let together = Barrier::new(2);
+    each_rank(2, |me, exchange| {
+        let config = |ms| HeadConfig { timeout: Duration::from_millis(PATIENT), ..config(ms) };
+        let mut head = head_of(&test_head(), &config(1500), 2, me, exchange).unwrap();
+        for alone in 0..2 {
+            if me == alone {
+                let error = head.rebuild().unwrap_err();
+                assert!(
+                    matches!(&error, Error::Timeout { missing, .. } if missing == &[1 - alone]),
+                    "{error}"
+                );
+            }
+            together.wait();
+            head.rebuild().unwrap();
+            together.wait();
+        }
+        step(&mut head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS).unwrap();
+    });
+}
+
+#[test]
+fn a_rank_that_comes_late_to_rebuilding_joins_the_peer_that_tries_again() {
+    each_rank(2, |me, exchange| {
+        let mut head = head_of(&test_head(), &config(1000), 2, me, exchange).unwrap();
+        if me == 1 {
+            thread::sleep(Duration::from_millis(1500));
+        } else {
+            assert!(matches!(head.rebuild().unwrap_err(), Error::Timeout { .. }));
+        }
+        head.rebuild().unwrap();
+        step(&mut head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS).unwrap();
+    });
+}
+
+#[test]
+fn a_rank_that_is_late_itself_blames_nobody_else() {
+    each_rank(2, |me, exchange| {
+        let config = HeadConfig { create_timeout: Duration::from_millis(PATIENT), ..config(200) };
+        let mut head = head_of(&test_head(), &config, 2, me, exchange).unwrap();
+        let bytes = test_head().rows(ROWS, 7);
+        let begun = head.step(RowCounts::exact(&[ROWS; 2]), &Request::argmax()).unwrap();
+        thread::sleep(Duration::from_millis(400 + 200 * me as u64));
+        let error = begun.run(HiddenRows::new(&bytes, DType::F32, ROWS, 16).unwrap()).unwrap_err();
+        let text = error.to_string();
+        // Rank 0's rows have arrived when rank 1 comes.
+        let operation = ["all_gather of hidden rows", "all_to_all of results"][me];
+        let want = format!("ranks [{me}] say this rank came to the {operation} 0.");
+        assert!(text.contains(&want), "{text}\nwant {want}");
+        assert!(text.contains("s after the deadline of 200ms"), "{text}");
+        head.rebuild().unwrap();
+    });
+}
+
+#[test]
+fn a_peer_with_another_timeout_says_how_long_the_rank_was_waited_for() {
+    let errors = each_rank(2, |me, exchange| {
+        let timeout = Duration::from_millis([150, PATIENT][me]);
+        let config = HeadConfig { timeout, ..config(PATIENT) };
+        let mut head = head_of(&test_head(), &config, 2, me, exchange).unwrap();
+        if me == 1 {
+            thread::sleep(Duration::from_millis(400));
+        }
+        step(&mut head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS)
+            .and_then(|_| step(&mut head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS))
+            .unwrap_err()
+    });
+    for error in errors {
+        assert!(error.to_string().contains("ranks [1] did not come within 150ms"), "{error}");
+    }
+}
+
+#[test]
+fn a_poisoned_head_says_its_cause_without_the_advice_of_the_cause() {
+    each_rank(2, |me, exchange| {
+        let mut head = head_of(&test_head(), &config(PATIENT), 2, me, exchange).unwrap();
+        let both = |head: &mut LmHead| step(head, RowCounts::exact(&[ROWS; 2]), Request::argmax(), ROWS);
+        if me == 1 {
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                let _step = head.step(RowCounts::exact(&[ROWS; 2]), &Request::argmax()).unwrap();
+                std::panic::resume_unwind(Box::new("an engine's bug"));
+            }));
+        } else {
+            both(&mut head).unwrap_err();
+        }
+        let text = both(&mut head).unwrap_err().to_string();
+        let want =
+            ["ranks [1] say its thread panicked in the step)", "this rank's thread panicked in the step)"];
+        assert!(text.contains(want[me]), "{text}");
+    });
 }

@@ -103,3 +103,21 @@ fn heads_come_and_go_on_one_exchange() {
         }
     });
 }
+
+#[test]
+fn a_timeout_says_where_the_rank_was_in_this_head_and_where_it_is_now() {
+    let gave_up = Barrier::new(2);
+    each_rank(2, |me, exchange| {
+        let mut heads = two_heads(me, &exchange, 300, ["target", "draft"]);
+        both(&mut heads[0]).unwrap();
+        both(&mut heads[1]).unwrap();
+        if me == 0 {
+            let text = both(&mut heads[0]).unwrap_err().to_string();
+            let here =
+                "in step 0 of head `target` (instance 0, epoch 0): idle after the step, and since then 0.";
+            let elsewhere = "in step 0 of head `draft` (instance 0, epoch 0): idle after the step";
+            assert!(text.contains(here) && text.contains(elsewhere), "{text}");
+        }
+        gave_up.wait();
+    });
+}

@@ -76,6 +76,9 @@ impl Exchange for HookedExchange {
     fn places(&self) -> Vec<Option<Place>> {
         self.inner.places()
     }
+    fn places_elsewhere(&self) -> Vec<Option<Place>> {
+        self.inner.places_elsewhere()
+    }
     fn notify_abort(&self, call: &Call, reason: &str) {
         (self.hook)(When::Abort, call, &mut []);
         self.inner.notify_abort(call, reason);

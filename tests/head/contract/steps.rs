@@ -95,7 +95,8 @@ fn unverified_steps_that_move_equal_bytes_are_told_apart() {
     for error in &errors {
         let text = error.to_string();
         assert!(
-            text.contains("with another mode, request or counts") || text.contains("abandoned"),
+            text.contains("with another mode, request, counts or weights version")
+                || text.contains("abandoned"),
             "{text}"
         );
     }

@@ -62,7 +62,7 @@ struct Shared {
 struct State {
     size: usize,
     channels: HashMap<Key, Channel>,
-    /// Channels of each head that this rank has opened.
+    /// By head: the number of channels that this rank has opened or passed over.
     opened: HashMap<u32, u32>,
     /// Peers whose sockets have closed.
     gone: Vec<bool>,
@@ -254,7 +254,10 @@ impl Channel {
                 && missing.iter().all(|member| heard.contains(member))
         };
         let told = self.fault().filter(|told| !on_their_way(told))?;
-        Some(match told.call.same_operation(call) {
+        // Who waited in vain says how long; frames carry microseconds.
+        let [theirs, ours] = [&told.call, call].map(|call| call.timeout().as_micros());
+        let waited_longer = matches!(told.fault, Fault::Timeout { .. }) && theirs != ours;
+        Some(match told.call.same_operation(call) && !waited_longer {
             true => told.fault.clone(),
             false => Fault::Earlier { call: Box::new(told.call), fault: Box::new(told.fault.clone()) },
         })
@@ -408,9 +411,22 @@ impl Exchange for ProcessExchange {
 
     fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
         let mut state = self.links.shared.lock();
-        let next = state.opened.entry(head).or_default();
-        let instance = *next;
-        *next += 1;
+        let first = state.opened.get(&head).copied().unwrap_or_default();
+        // As `local` does: failed creations are passed over; a refusal is news where none has begun since.
+        let (mut instance, mut refused) = (first, None);
+        while let Some(channel) = state.channels.get(&(head, instance)) {
+            match channel.fault().map(|told| &told.fault) {
+                Some(Fault::Abandoned { .. }) => refused = Some(instance),
+                None if !channel.left.contains(&true) => {
+                    refused = None;
+                    break;
+                }
+                _ => {}
+            }
+            instance += 1;
+        }
+        let instance = refused.unwrap_or(instance);
+        state.opened.insert(head, instance + 1);
         Ok((instance, Arc::new(ProcessExchange { links: Arc::clone(&self.links), key: (head, instance) })))
     }
 
@@ -456,6 +472,8 @@ impl Exchange for ProcessExchange {
 
     fn reset(&self, call: &Call) -> Result<Reset, Fault> {
         let Links { me, size, shared, .. } = &*self.links;
+        // A peer that is in a step meanwhile is told.
+        self.notify_abort(call, "it rebuilds the head");
         let mut state = shared.lock();
         let wanted = state.channel(self.key).generation + 1;
         state.channel(self.key).wanted[*me] = wanted;
