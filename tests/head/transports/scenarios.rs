@@ -34,7 +34,7 @@ pub const SHORT_MS: u64 = 500;
 pub const PANIC: i64 = -1;
 
 /// How long a rank that panicked keeps its head.
-pub const LINGERS_MS: u64 = 1200;
+pub const LINGERS_MS: u64 = 4000;
 
 /// What "at once" may take on a busy machine with two cores.
 pub const AT_ONCE_MS: f64 = 10_000.0;
