@@ -1,9 +1,9 @@
-//! `e^x` of one f32 as an integer times a power of two, from f32 operations that every CPU and GPU rounds alike. Sums
-//! of exponentials and the masses of `top_p` are made of it.
+//! `e^x` of one f32 as an integer times a power of two, from f32 operations that every CPU and GPU rounds
+//! alike. Sums of exponentials and the masses of `top_p` are made of it.
 //!
-//! The method is range reduction after Cody and Waite ("Software Manual for the Elementary Functions", 1980) and a
-//! polynomial of degree 6; `kernels/params.h` has the formula and the constants, which host and device share.
-//! `kernels/answers` is the same for a device.
+//! The method is range reduction after Cody and Waite ("Software Manual for the Elementary Functions", 1980)
+//! and a polynomial of degree 6; `kernels/params.h` has the formula and the constants, which host and device
+//! share. `kernels/answers` is the same for a device.
 
 use crate::backend::params as c;
 
@@ -33,8 +33,8 @@ pub(crate) struct Term {
 impl Term {
     /// `e^x` for `|x| <= LIMIT`, with a relative error below 1e-7. For other x it is anything.
     ///
-    /// Without branches, so that a loop over it vectorises. Where the instruction set has no FMA, `mul_add` calls the
-    /// system's `fmaf`, which is slow and has the same bits.
+    /// Without branches, so that a loop over it vectorises. Where the instruction set has no FMA, `mul_add`
+    /// calls the system's `fmaf`, which is slow and has the same bits.
     #[inline(always)]
     pub fn exp(x: f32) -> Term {
         let shifted = x.mul_add(LOG2E, SHIFT);

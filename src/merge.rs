@@ -1,6 +1,6 @@
-//! Partials -> one answer per row. A partial is what one shard knows of a row: its best candidates and its sum
-//! of exponentials. Merging is exact, commutative and associative, so no tile, shard, rank or thread shows in
-//! the result.
+//! Partials -> one answer per row. A partial is what one shard knows of a row: its best candidates and its
+//! sum of exponentials. Merging is exact, commutative and associative, so no tile, shard, rank or thread
+//! shows in the result.
 
 mod sum;
 
@@ -29,7 +29,8 @@ impl Candidate {
         Candidate { value: f32::from_le_bytes([a, b, c, d]), id: u32::from_le_bytes([e, f, g, h]) }
     }
 
-    /// The order of every answer: larger value first, then lower id. −0 and +0 are equal. Never called on NaN.
+    /// The order of every answer: larger value first, then lower id. −0 and +0 are equal. Never called on
+    /// NaN.
     #[inline]
     pub fn beats(&self, other: &Candidate) -> bool {
         self.value > other.value || (self.value == other.value && self.id < other.id)
@@ -74,9 +75,9 @@ impl RowPartial {
         self.sum = ExpSum::default();
     }
 
-    /// Adds the logits of consecutive ids from `first_id`. `finite` says that every logit is finite, in the backend's
-    /// own judgement (a softcap may have hidden an infinity). Minus infinity from an adjustment is legal: it is never
-    /// a candidate and adds nothing to the sum.
+    /// Adds the logits of consecutive ids from `first_id`. `finite` says that every logit is finite, in the
+    /// backend's own judgement (a softcap may have hidden an infinity). Minus infinity from an adjustment is
+    /// legal: it is never a candidate and adds nothing to the sum.
     #[inline(always)]
     pub fn push(&mut self, first_id: usize, logits: &[f32], finite: bool) {
         self.nonfinite |= !finite;
@@ -182,14 +183,14 @@ impl RowPartial {
         }
     }
 
-    /// Bytes of an encoded partial that keeps at most `k` candidates: 8 for the header, 32 for the sum, 8 for each
-    /// candidate.
+    /// Bytes of an encoded partial that keeps at most `k` candidates: 8 for the header, 32 for the sum, 8 for
+    /// each candidate.
     pub fn encoded_len(spec: PartialSpec) -> usize {
         8 + if spec.sum { ExpSum::BYTES } else { 0 } + 8 * spec.k
     }
 
-    /// Writes the partial for another rank. `out` has the [`RowPartial::encoded_len`] of this spec, or of one with a smaller k where
-    /// no more candidates can have been seen.
+    /// Writes the partial for another rank. `out` has the [`RowPartial::encoded_len`] of this spec, or of one
+    /// with a smaller k where no more candidates can have been seen.
     ///
     /// # Panics
     /// When `out` is too short for the candidates.

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use std::ops::Range;
 
-/// Sets the length of a buffer to the product of `shape`, without aborting where there is no such memory. Old contents stay.
+/// Sets the length of a buffer to the product of `shape`, without aborting where there is no such memory. Old
+/// contents stay.
 pub(in crate::head) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &str) -> Result<usize> {
     let bytes = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
     let too_large = || {
@@ -22,9 +23,9 @@ pub(in crate::head) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &st
     Ok(bytes)
 }
 
-/// Puts `header` before each of the messages, which are ranges of `buffer` in ascending order, and makes each range that of
-/// its message with the header. Neighbours that are the same range keep one header. What follows moves within the buffer:
-/// messages may be large, and a copy of each would double what they take.
+/// Puts `header` before each of the messages, which are ranges of `buffer` in ascending order, and makes each
+/// range that of its message with the header. Neighbours that are the same range keep one header. What
+/// follows moves within the buffer: messages may be large, and a copy of each would double what they take.
 pub(in crate::head) fn put_before_each(
     buffer: &mut Vec<u8>,
     messages: &mut [Range<usize>],
@@ -66,8 +67,8 @@ pub(in crate::head) fn fill<T: Clone>(
     Ok(())
 }
 
-/// Makes `logits` `[rows, columns]`, without aborting where there is no such memory and without room for more: a vector that grows by
-/// itself would take up to twice as much.
+/// Makes `logits` `[rows, columns]`, without aborting where there is no such memory and without room for
+/// more: a vector that grows by itself would take up to twice as much.
 pub(in crate::head) fn hold(
     logits: &mut Vec<f32>,
     rows: usize,

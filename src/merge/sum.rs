@@ -1,21 +1,23 @@
-//! A sum of exponentials whose bits do not depend on the order or grouping of what is added, in the manner of binned
-//! summation (J. Demmel, H. D. Nguyen, "Parallel Reproducible Summation", IEEE TC 2015).
+//! A sum of exponentials whose bits do not depend on the order or grouping of what is added, in the manner of
+//! binned summation (J. Demmel, H. D. Nguyen, "Parallel Reproducible Summation", IEEE TC 2015).
 //!
-//! Each logit l has one term, `e^l = significand · 2^exponent`, a function of its 32 bits alone. Terms are added as
-//! integers on an absolute grid of digits: digit j counts units of `2^(32 j)`. With `d = exponent div 32`, a term's
-//! `significand · 2^(exponent mod 32)` has its low 32 bits in digit d and the others in digit `d + 1`. The three highest
-//! digits that any term reached are kept, as u64 words that are never carried into each other before the end. So adding
-//! commutes and associates exactly: no tile, shard, rank or thread shows.
+//! Each logit l has one term, `e^l = significand · 2^exponent`, a function of its 32 bits alone. Terms are
+//! added as integers on an absolute grid of digits: digit j counts units of `2^(32 j)`. With
+//! `d = exponent div 32`, a term's `significand · 2^(exponent mod 32)` has its low 32 bits in digit d and
+//! the others in digit `d + 1`. The three highest digits that any term reached are kept, as u64 words that are never
+//! carried into each other before the end. So adding commutes and associates exactly: no tile, shard, rank or
+//! thread shows.
 //!
-//! A word has room for 2^32 terms. Lower digits are dropped, which takes less than 2^-55 of the largest term from each
-//! term: of a vocabulary of 2^20 less than 2^-35 of the sum.
+//! A word has room for 2^32 terms. Lower digits are dropped, which takes less than 2^-55 of the largest term
+//! from each term: of a vocabulary of 2^20 less than 2^-35 of the sum.
 
 use crate::backend::params as c;
 use crate::exponential::{LIMIT, Term};
 
 const LN2_HI: f64 = f64::from_bits(c::LMHEAD_LN2_HI64);
 const LN2_LO: f64 = f64::from_bits(c::LMHEAD_LN2_LO64);
-/// Where the largest logit is beyond 2^20, the logarithm *is* that logit: the other logits add less than 22.2 to it.
+/// Where the largest logit is beyond 2^20, the logarithm *is* that logit: the other logits add less than 22.2
+/// to it.
 const LARGEST: f32 = f32::from_bits(c::LMHEAD_LSE_LIMIT);
 
 /// `Σ e^l`.
@@ -52,13 +54,14 @@ impl ExpSum {
         self.top
     }
 
-    /// Digits `top - 2`, `top - 1` and `top`, in units of `2^(32 j)` for digit j; none is carried into the next.
+    /// Digits `top - 2`, `top - 1` and `top`, in units of `2^(32 j)` for digit j; none is carried into the
+    /// next.
     pub fn words(&self) -> [u64; 3] {
         self.words
     }
 
-    /// Adds the terms of these logits: finite, or minus infinity, which adds nothing. Magnitudes above 2^21 add nothing
-    /// either; see [`ExpSum::ln`].
+    /// Adds the terms of these logits: finite, or minus infinity, which adds nothing. Magnitudes above 2^21
+    /// add nothing either; see [`ExpSum::ln`].
     #[inline(always)]
     pub fn add(&mut self, logits: &[f32]) {
         let (chunks, rest) = logits.as_chunks::<CHUNK>();
@@ -151,8 +154,9 @@ impl ExpSum {
 
     /// `ln(Σ e^l)`, where `max` is the largest logit that was added, or minus infinity.
     ///
-    /// Where `|max| <= 2^20` it is within `5e-7·max(1, |ln|)` of the exact value over the same logits; beyond, it is `max`.
-    /// The arithmetic is f64 in a fixed order, its logarithm is that of the crate `libm`: the same bits everywhere.
+    /// Where `|max| <= 2^20` it is within `5e-7·max(1, |ln|)` of the exact value over the same logits;
+    /// beyond, it is `max`. The arithmetic is f64 in a fixed order, its logarithm is that of the crate
+    /// `libm`: the same bits everywhere.
     pub fn ln(&self, max: f32) -> f64 {
         if self.top == Self::EMPTY.top || max.is_nan() || max.abs() > LARGEST {
             return f64::from(max);
@@ -215,14 +219,16 @@ mod tests {
         }
     }
 
-    /// Rows of all kinds: near each other, over the whole range, tied, beyond the limits, with minus infinity among them.
+    /// Rows of all kinds: near each other, over the whole range, tied, beyond the limits, with minus infinity
+    /// among them.
     fn row() -> impl Strategy<Value = Vec<f32>> {
         let near = prop::collection::vec(-30f32..30.0, 0..900);
         let any_finite = any::<f32>().prop_map(|v| if v.is_finite() { v } else { f32::NEG_INFINITY });
         let wide = prop::collection::vec(any_finite, 0..400);
         let large = prop::collection::vec(-2e6f32..2.2e6, 0..300);
         let ties = (-1e6f32..1e6, 1usize..3000).prop_map(|(l, n)| vec![l; n]);
-        // Steps of half a digit, so that terms fall to every digit from the highest to those that are dropped.
+        // Steps of half a digit, so that terms fall to every digit from the highest to those that are
+        // dropped.
         let digits = (-500i32..500, prop::collection::vec(0i32..12, 1..300))
             .prop_map(|(first, steps)| steps.iter().map(|s| (first + s) as f32 * 11.09).collect());
         let masked = prop::collection::vec(prop_oneof![Just(f32::NEG_INFINITY), -5f32..5.0], 0..300);
@@ -249,7 +255,8 @@ mod tests {
         /// Cut anywhere, not at blocks; added and merged in any order; sent or not.
         #[test]
         fn any_cut_order_and_grouping_gives_the_same_words(
-            logits in row(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..9), seed in any::<u64>(), parts in 1usize..5,
+            logits in row(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..9),
+            seed in any::<u64>(), parts in 1usize..5,
         ) {
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(logits.len() + 1)).collect();
             cuts.extend([0, logits.len()]);

@@ -3,9 +3,9 @@
 use crate::backend::params as c;
 use std::collections::BTreeMap;
 
-/// `a·b + c` rounded once, without a fused instruction: the product is exact in f64, the sum is rounded to odd there and
-/// then to f32 (S. Boldo, G. Melquiond, "Emulation of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding
-/// to Odd", IEEE TC 2008).
+/// `a·b + c` rounded once, without a fused instruction: the product is exact in f64, the sum is rounded to
+/// odd there and then to f32 (S. Boldo, G. Melquiond, "Emulation of FMA and Correctly Rounded Sums: Proved
+/// Algorithms Using Rounding to Odd", IEEE TC 2008).
 fn fma(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
@@ -20,8 +20,9 @@ fn fma(a: f32, b: f32, c: f32) -> f32 {
     f64::from_bits(if away { sum.to_bits() + 1 } else { sum.to_bits() - 1 }) as f32
 }
 
-/// `e^x` as `(significand, exponent)`: the significand is an integer of 24 bits, the value is `significand · 2^exponent`.
-/// `None` where x adds nothing to a sum: minus infinity, and magnitudes above 2^21. NaN is not to be asked.
+/// `e^x` as `(significand, exponent)`: the significand is an integer of 24 bits, the value is
+/// `significand · 2^exponent`. `None` where x adds nothing to a sum: minus infinity, and magnitudes above 2^21.
+/// NaN is not to be asked.
 pub fn exp_term(x: f32) -> Option<(u32, i32)> {
     let float = f32::from_bits;
     if x.abs() > float(c::LMHEAD_EXP_LIMIT) {
@@ -41,8 +42,8 @@ pub fn exp_term(x: f32) -> Option<(u32, i32)> {
     Some((significand, n as i32 - if below_one { 24 } else { 23 }))
 }
 
-/// The sum of `e^l` over a row as `(top, words)`: word i counts units of `2^(32 (top - 2 + i))`. `None` where no logit
-/// has a term.
+/// The sum of `e^l` over a row as `(top, words)`: word i counts units of `2^(32 (top - 2 + i))`. `None` where
+/// no logit has a term.
 pub fn exp_sum(logits: &[f32]) -> Option<(i32, [u64; 3])> {
     let mut digits: BTreeMap<i32, u64> = BTreeMap::new();
     for (significand, exponent) in logits.iter().filter_map(|l| exp_term(*l)) {

@@ -1,10 +1,12 @@
-//! What an id weighs in the nucleus: `exp((l - l_max) / T)` in fixed point. Sums of these are integers: they have no order, so no shard
-//! shows in them.
+//! What an id weighs in the nucleus: `exp((l - l_max) / T)` in fixed point. Sums of these are integers: they
+//! have no order, so no shard shows in them.
 //!
-//! `(l - l_max) / T` is f32, and its exponential is a term of [`ExpSum`](crate::merge::ExpSum): the same bits on every CPU and GPU.
+//! `(l - l_max) / T` is f32, and its exponential is a term of [`ExpSum`](crate::merge::ExpSum): the same bits
+//! on every CPU and GPU.
 //!
-//! The unit is `2^-40` for vocabularies of up to `2^23` ids, and doubles with each doubling beyond, so that all of them together fit 63 bits.
-//! Together the roundings of 262144 ids are under `2^-23` of the largest mass, those of any vocabulary under `2^-18`.
+//! The unit is `2^-40` for vocabularies of up to `2^23` ids, and doubles with each doubling beyond, so that
+//! all of them together fit 63 bits. Together the roundings of 262144 ids are under `2^-23` of the largest
+//! mass, those of any vocabulary under `2^-18`.
 
 use super::SamplingParams;
 use crate::exponential::Term;
@@ -29,7 +31,8 @@ impl Scale {
         Scale { max, temperature: params.temperature, least, shift }
     }
 
-    /// The mass of logit `l`, which is at most the largest; 0 for minus infinity. Rounded to the nearest, halves up.
+    /// The mass of logit `l`, which is at most the largest; 0 for minus infinity. Rounded to the nearest,
+    /// halves up.
     #[inline(always)]
     pub fn mass(&self, l: f32) -> u64 {
         // Below, a mass is less than half a unit, and the shift would not fit.
@@ -48,20 +51,23 @@ impl Scale {
         self.below_max(l) >= self.least
     }
 
-    /// `(l - max) / T`, each operation rounded: the natural logarithm of the probability relative to the largest.
+    /// `(l - max) / T`, each operation rounded: the natural logarithm of the probability relative to the
+    /// largest.
     #[inline(always)]
     fn below_max(&self, l: f32) -> f32 {
         (l - self.max) / self.temperature
     }
 }
 
-/// The mass of a row's largest logit: 1 in units of this vocabulary, 2^31 or more, as ids have 32 bits. No id weighs more.
+/// The mass of a row's largest logit: 1 in units of this vocabulary, 2^31 or more, as ids have 32 bits. No id
+/// weighs more.
 pub fn largest_mass(vocab_size: usize) -> u64 {
     let bits = usize::BITS - vocab_size.saturating_sub(1).leading_zeros();
     1 << (63 - bits.clamp(23, 32))
 }
 
-/// The mass that the nucleus has to reach: the smallest integer not below `top_p · total`, and not below 1. Exact for top_p in (0, 1].
+/// The mass that the nucleus has to reach: the smallest integer not below `top_p · total`, and not below 1.
+/// Exact for top_p in (0, 1].
 pub fn share(top_p: f32, total: u64) -> u64 {
     // top_p = significand · 2^-shift, at most 1.
     let bits = top_p.to_bits();

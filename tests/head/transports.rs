@@ -143,7 +143,8 @@ fn assert_all(name: &str, size: usize, allowed: impl Fn(usize) -> Vec<(i64, &'st
     }
 }
 
-/// No rank took longer than the most, and one took the least: a rank that began after the others is told with them.
+/// No rank took longer than the most, and one took the least: a rank that began after the others is told with
+/// them.
 fn assert_times(name: &str, transport: &str, answers: &[Option<Value>], (least, most): (f64, f64)) {
     let longest = answers.iter().map(ms_of).fold(0.0, f64::max);
     assert!(least <= longest && longest <= most, "{name}, {transport}: {longest} ms");
@@ -283,8 +284,9 @@ fn a_killed_process_is_lost_at_once() {
     }
 }
 
-/// Every rank of `ranks` got a timeout, and rank 1 is named. It may have been stopped when its last message had
-/// gone to one of the others alone: that one then waits for the other, which waits for rank 1 and names it.
+/// Every rank of `ranks` got a timeout, and rank 1 is named. It may have been stopped when its last message
+/// had gone to one of the others alone: that one then waits for the other, which waits for rank 1 and names
+/// it.
 fn assert_names_the_stopped(answers: &[Option<Value>], ranks: &[usize]) {
     let errors: Vec<(i64, String)> = ranks.iter().map(|&rank| error_of(&answers[rank])).collect();
     assert!(errors.iter().all(|(code, _)| *code == TIMEOUT), "{errors:?}");
