@@ -21,7 +21,7 @@ use lmhead::epilogue::Epilogue;
 use lmhead::merge::{Candidate, PartialSpec, RowPartial};
 use lmhead::rows::HiddenRows;
 use lmhead::sampling::SamplingParams;
-use lmhead::sampling::cut::{BINS, Kept, Sum};
+use lmhead::sampling::cut::{Digits, Kept, Sum};
 use lmhead::sampling::mass::Scale;
 use lmhead::weights::HeadShard;
 use lmhead::weights::synthetic::{self, Spec};
@@ -123,10 +123,11 @@ fn held(criterion: &mut Criterion) {
                 backend.sample(&held, pass).expect("maxima");
             });
         });
+        let digit = Digits::of_rounds(4).each().next().expect("a first digit");
         let queries: Vec<HistogramQuery> = (0..rows)
-            .map(|row| HistogramQuery { row, kept: kept[row], sum: Sum::Masses, step: 0, key: 0 })
+            .map(|row| HistogramQuery { row, kept: kept[row], sum: Sum::Masses, digit, key: 0 })
             .collect();
-        let mut bins = vec![0; rows * BINS];
+        let mut bins = vec![0; rows * digit.bins()];
         group.bench_function(BenchmarkId::new("sampling, histogram of masses", rows), |b| {
             b.iter(|| {
                 let pass = SamplingPass::Histograms { queries: &queries, out: &mut bins };

@@ -46,7 +46,8 @@
 //! * [`philox`]: where the noise comes from; a function of (seed, position, id) alone.
 //! * [`mass`]: what an id weighs: a fixed-point number, so that sums have no order.
 //! * `score`: `z_v + g_v` compared without rounding.
-//! * [`cut`]: finding the k-th largest logit, or the end of the nucleus, in a fixed number of steps and without the logits.
+//! * [`cut`]: finding the k-th largest logit, or the end of the nucleus, without the logits and in a number
+//!   of rounds that they do not decide.
 
 pub mod cut;
 pub mod mass;
@@ -85,11 +86,13 @@ impl Default for SamplingParams {
 /// Bytes of the parameters on their way to the shards.
 pub(crate) const PARAMS_BYTES: usize = 32;
 
-/// Up to this k the candidates themselves are exchanged, in one round; above it the k-th largest is searched for, which costs no more
-/// bytes: 8 a candidate against four histograms of 256 words.
+/// Up to this k the candidates themselves are exchanged, in one round; above it the k-th largest is searched
+/// for, which costs no more bytes: 8 a candidate against four histograms of 256 words, or more histograms
+/// with fewer words in total.
 pub(crate) const LISTED: usize = 1024;
 
-/// What has to be known of a row before it can be drawn; it depends on the parameters alone, so that every rank knows the rounds.
+/// What has to be known of a row before it can be drawn; it depends on the parameters alone, which every rank
+/// knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The best of every shard is enough: by logit at temperature 0, else by score.

@@ -20,7 +20,7 @@ use crate::merge::{Candidate, PartialSpec, RowPartial};
 use crate::reference::Accuracy;
 use crate::rows::HiddenRows;
 use crate::sampling::SamplingParams;
-use crate::sampling::cut::{Kept, Sum};
+use crate::sampling::cut::{Digit, Kept, Sum};
 use crate::weights::HeadShard;
 use std::any::Any;
 use std::fmt;
@@ -82,7 +82,8 @@ pub struct HeldLogits<'a> {
 pub enum SamplingPass<'a> {
     /// The largest logit of each row: minus infinity where nothing is allowed, NaN where a logit is not finite.
     Maxima { rows: &'a [usize], out: &'a mut [f32] },
-    /// For each query a histogram of [`BINS`](crate::sampling::cut::BINS) words.
+    /// For each query a histogram, of as many words as its digit has [bins](Digit::bins). All queries of a
+    /// pass ask for the same digit.
     Histograms { queries: &'a [HistogramQuery], out: &'a mut [u64] },
     /// For each query the end of the ids that belong to the first `allowance` kept ids with that logit; 0 for none.
     Ties { queries: &'a [TiesQuery], out: &'a mut [u32] },
@@ -119,14 +120,14 @@ pub struct TiesQuery {
     pub allowance: u32,
 }
 
-/// A histogram over one byte of the order keys of a row's kept logits.
+/// A histogram over one digit of the order keys of a row's kept logits.
 #[derive(Debug, Clone, Copy)]
 pub struct HistogramQuery {
     pub row: usize,
     pub kept: Kept,
     pub sum: Sum,
-    /// Byte `step` from the top is counted, of logits whose keys begin with the bytes of `key` above it.
-    pub step: u32,
+    /// The digit that is counted, of logits whose keys begin with the bits of `key` above it.
+    pub digit: Digit,
     pub key: u32,
 }
 

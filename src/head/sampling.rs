@@ -1,22 +1,22 @@
-//! Sampled tokens: shards send candidates, largest logits or histograms of fixed size, and never logits.
+//! Sampled tokens: shards send candidates, largest logits or histograms, and never logits.
 //!
 //! ```text
 //! parameters of all rows   all_gather over the group, which compares them between the tp ranks of a replica
 //! adjustments              two all_to_alls, in a step that has them
 //! matmul -> epilogue -> adjustments     [rows of the group, shard] f32, held
-//! largest logits           all_gather, where shards filter: with min_p or top_p without top_k, or with a top_k above 1024
-//! cut at top_k             4 x (histograms to the rows' owners, cuts back), where a top_k is above 1024
-//! cut at top_p             4 x the same, where there is a top_p and either no top_k or one above 1024
+//! largest logits           all_gather, where shards filter: min_p or top_p without top_k, or top_k above 1024
+//! cut at top_k             n x (histograms to the rows' owners, cuts back), where a top_k is above 1024
+//! cut at top_p             n x the same, where there is a top_p and either no top_k or one above 1024
 //! candidates               all_to_all to the rows' owners, who draw
 //! ```
 //!
-//! Which of these a step takes depends on its parameters alone, never on logits, and every rank knows them all.
+//! Which of these a step takes depends on its parameters alone, never on logits, and every rank knows them
+//! all. The n of a cut is 4 to 16: it follows from the size of the group and from how many rows have that cut
+//! and the same owner ([`Digits`](crate::sampling::cut::Digits)).
 //!
 //! * `cuts`: the two searches.
 
 mod cuts;
-
-pub(super) use cuts::{CUT_BYTES, HISTOGRAM_BYTES};
 
 use super::buffers::{fill, hold, resize};
 use super::pipeline::status;

@@ -3,7 +3,7 @@
 //! The same sums as in [`StepStats`](crate::result::StepStats), from the sizes that the pipeline uses.
 
 use super::pipeline::encoded_stride;
-use super::sampling::{CUT_BYTES, HISTOGRAM_BYTES, places};
+use super::sampling::places;
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::exchange::columns;
 use crate::layout::HeadGroup;
 use crate::merge::PartialSpec;
 use crate::result::Request;
-use crate::sampling::cut::STEPS;
+use crate::sampling::cut::{CUT_BYTES, Digits, WORD_BYTES};
 use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
 use crate::step::HEADER_BYTES;
 use serde::Serialize;
@@ -136,28 +136,33 @@ struct Sampled {
     rows: Vec<[u128; 2]>,
     /// Rows of the group.
     total: u128,
-    /// Bytes of a row's largest logit, where shards filter; and times that its logits are cut.
+    /// Bytes of a row's largest logit, where shards filter.
     maxima: u128,
+    /// Bytes that a row's searches take to its owner from another shard, and back.
+    histograms: u128,
     cuts: u128,
 }
 
 impl Sampled {
     fn new(kind: Kind, group: &HeadGroup, counts: &[usize]) -> Self {
-        let cuts = match kind {
+        let searches = match kind {
             Kind::Cut { top_k, nucleus } => u128::from(top_k.is_some()) + u128::from(nucleus),
             _ => 0,
         };
         let filters = matches!(kind, Kind::Threshold | Kind::Cut { .. });
         let rows = |member: usize| {
             let own = counts[group.replica_of(member)];
-            [own as u128, group.answered_rows(own, member, true).len() as u128]
+            (own, group.answered_rows(own, member, true).len())
         };
+        let busiest = (0..group.size()).map(|member| rows(member).1).max().unwrap_or(0);
+        let digits = Digits::planned(busiest, group.size());
         Sampled {
-            rounds: 1 + u128::from(filters) + cuts * 2 * u128::from(STEPS),
-            rows: (0..group.size()).map(rows).collect(),
+            rounds: 1 + u128::from(filters) + searches * 2 * digits.rounds() as u128,
+            rows: (0..group.size()).map(|m| [rows(m).0 as u128, rows(m).1 as u128]).collect(),
             total: counts.iter().map(|n| *n as u128).sum(),
             maxima: if filters { 4 } else { 0 },
-            cuts: cuts * u128::from(STEPS),
+            histograms: searches * (digits.words() * WORD_BYTES) as u128,
+            cuts: searches * (digits.rounds() * CUT_BYTES) as u128,
         }
     }
 
@@ -167,7 +172,8 @@ impl Sampled {
         let peers = self.rows.len() as u128 - 1;
         let others = self.total - decided;
         (own * PARAMS_BYTES as u128 + self.total * self.maxima) * peers
-            + self.cuts * (others * HISTOGRAM_BYTES as u128 + decided * CUT_BYTES as u128 * peers)
+            + others * self.histograms
+            + decided * self.cuts * peers
     }
 
     fn received(&self, member: usize) -> u128 {
@@ -176,8 +182,8 @@ impl Sampled {
         let all: u128 = self.rows.iter().map(|[rows, _]| rows).sum();
         (all - own) * PARAMS_BYTES as u128
             + self.total * self.maxima * peers
-            + self.cuts
-                * (decided * HISTOGRAM_BYTES as u128 * peers + (self.total - decided) * CUT_BYTES as u128)
+            + decided * self.histograms * peers
+            + (self.total - decided) * self.cuts
     }
 }
 
@@ -246,6 +252,29 @@ mod tests {
             prop_assert!(with.iter().all(|r| r.target_bytes == targets));
             prop_assert_eq!(bytes_exchanged(&with), u128::from(received + targets * (group.size() as u64 - 1)));
         }
+    }
+
+    /// A nucleus for four rows on each of 128 ranks: in four rounds of 256 bins a step would exchange 605 MB.
+    #[test]
+    fn histograms_of_a_large_group_are_small() {
+        const SIZE: usize = 128;
+        let config = HeadConfig::new(1000, 256);
+        let group = HeadGroup::data_parallel(SIZE, 0).unwrap();
+        let sampling = SamplingParams { top_p: 0.9, ..SamplingParams::default() };
+        let (counts, request) = ([4; SIZE], Request::sample());
+        let ranks = step_traffic(&config, &group, DType::Bf16, &counts, &request, &sampling, true).unwrap();
+        // From each of the others: its header, and of four rows hidden states, parameters and the candidate
+        // of the own ones, and the largest logits of all. Of four rows in each round the histogram, and the
+        // answer to it.
+        let other = HEADER_BYTES + 4 * (256 * 2 + PARAMS_BYTES + 8) + 4 * SIZE * 4;
+        let exchanged = |words: usize, rounds: usize| {
+            (SIZE * (SIZE - 1) * (other + 4 * (words * 8 + rounds * 8))) as u128
+        };
+        assert_eq!(exchanged(4 * 256, 4), 605_503_488);
+        assert_eq!(bytes_exchanged(&ranks), exchanged(2 * 128 + 3 * 64, 5));
+        assert_eq!(bytes_exchanged(&ranks), 306_393_088);
+        // Headers, rows, parameters, largest logits and candidates take five rounds, each digit two.
+        assert!(ranks.iter().all(|rank| rank.rounds == 5 + 2 * 5));
     }
 
     #[test]

@@ -1,13 +1,122 @@
-//! Where a filter cuts a row's logits, found without the logits: in four steps, each of which learns one byte of the last logit
-//! that is kept. In a step every shard sends a histogram of 256 sums (of ids, or of their masses) over the next byte of its
-//! logits' order keys; the row's owner adds them up, sees in which bin the goal is reached, and tells the shards.
+//! Where a filter cuts a row's logits, found without the logits: in rounds, each of which learns one digit of
+//! the order key of the last logit that is kept. In a round every shard sends a histogram: the sums (of ids,
+//! or of their masses) of its logits by that digit of their order keys. The row's owner adds the histograms
+//! up, sees in which bin the goal is reached, and tells the shards.
+//!
+//! [`Digits`] says how the 32 bits of a key are cut into digits. The search finds the same cut whatever the
+//! digits are.
 
 use super::mass::{self, Scale};
 
-/// Steps of a search: bytes of an [`order_key`].
-pub(crate) const STEPS: u32 = 4;
-/// Bins of a histogram: values of a byte.
-pub const BINS: usize = 256;
+/// Bins of the largest histogram: values of the widest digit of any [`Digits`].
+pub const BINS: usize = 1 << 32u32.div_ceil(Digits::FEWEST);
+
+/// What the latency of one collective would carry, in bytes: 20 µs at 45 GB/s, InfiniBand's figures in the
+/// cost model (the machine `h100-infiniband` of `lmhead plan`). It is a constant and not a setting, so that
+/// all ranks choose the same digits.
+const LATENCY_BYTES: u128 = 900_000;
+
+/// Bytes of a histogram's word. Fewer would not pay: the masses of a shard of n ids add up to at most
+/// `n · 2^40` in vocabularies of up to 2^23 ids, so that 6 bytes are enough for 256 ids only, and 7 bytes save
+/// an eighth.
+pub(crate) const WORD_BYTES: usize = 8;
+/// Bytes of the owner's answer to a shard's histogram: the key as far as it is known, and how many ties the
+/// shard keeps.
+pub(crate) const CUT_BYTES: usize = 8;
+
+/// Bits of an order key, of which one round of a search learns the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digit {
+    /// Bits of the key above the digit, which earlier rounds have learned.
+    known: u32,
+    width: u32,
+}
+
+impl Digit {
+    /// Bins of a histogram over this digit: its values.
+    pub fn bins(self) -> usize {
+        1 << self.width
+    }
+
+    /// How far a key is shifted to the right until the digit is at its end.
+    #[inline(always)]
+    pub(crate) fn shift(self) -> u32 {
+        32 - self.known - self.width
+    }
+
+    /// Mask of the bits that are known before this digit is.
+    #[inline(always)]
+    pub(crate) fn known_bits(self) -> u32 {
+        // A shift by all 32 bits would be none.
+        u32::MAX.checked_shl(32 - self.known).unwrap_or(0)
+    }
+}
+
+/// How a search cuts the 32 bits of a key into digits, one for each round: as equal as they can be, the wider
+/// ones first. Of all digits for that many rounds these have the fewest bins in total.
+///
+/// More rounds have smaller histograms, and each costs the latency of two collectives: 4 rounds of 8 bits
+/// send 8 KiB for each row and shard, 5 rounds 3.5 KiB, 6 rounds 2 KiB, 8 rounds 1 KiB, 16 rounds half of
+/// that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digits {
+    rounds: u32,
+}
+
+impl Digits {
+    /// The fewest rounds that are chosen. Three would save two latencies where rows and shards are few, but
+    /// their histograms have 2048 words for each row, which a backend sums up in several tables at a time:
+    /// these would not stay in a processor's first cache.
+    pub(crate) const FEWEST: u32 = 4;
+    /// The most rounds that are chosen: with more rounds the histograms are not smaller.
+    pub(crate) const MOST: u32 = 16;
+
+    /// The digits of a search in `rounds` rounds, 4 to 16.
+    ///
+    /// # Panics
+    /// With other numbers of rounds.
+    pub fn of_rounds(rounds: u32) -> Self {
+        assert!((Self::FEWEST..=Self::MOST).contains(&rounds), "{rounds} rounds");
+        Digits { rounds }
+    }
+
+    /// The fastest digits for a group of `size` ranks of which the busiest decides `rows` rows. The time of a
+    /// search is the latency of two collectives for each round, and the bytes that the busiest rank receives
+    /// over the bandwidth. Of equal times the fewest rounds win. All ranks know both numbers, so that all
+    /// choose the same digits.
+    pub fn planned(rows: usize, size: usize) -> Self {
+        let received = rows as u128 * size.saturating_sub(1) as u128;
+        let cost = |digits: &Digits| {
+            let latency = 2 * u128::from(digits.rounds) * LATENCY_BYTES;
+            // Saturated costs are equal, and four rounds win: no step of so many rows fits any memory.
+            latency.saturating_add(received.saturating_mul(digits.bytes() as u128))
+        };
+        let all = (Self::FEWEST..=Self::MOST).map(|rounds| Digits { rounds });
+        all.min_by_key(cost).expect("a choice of rounds")
+    }
+
+    /// Rounds of a search.
+    pub fn rounds(self) -> usize {
+        self.rounds as usize
+    }
+
+    /// The digit of each round, in order.
+    pub fn each(self) -> impl Iterator<Item = Digit> {
+        let (narrow, wider) = (32 / self.rounds, 32 % self.rounds);
+        (0..self.rounds)
+            .map(move |i| Digit { known: i * narrow + i.min(wider), width: narrow + u32::from(i < wider) })
+    }
+
+    /// Words of the histograms of all rounds, for one row and shard.
+    pub(crate) fn words(self) -> usize {
+        self.each().map(Digit::bins).sum()
+    }
+
+    /// Bytes of the histograms and answers of all rounds, for one row and shard.
+    fn bytes(self) -> usize {
+        self.words() * WORD_BYTES + self.rounds() * CUT_BYTES
+    }
+}
 
 /// A logit's bits in an order that its value has: larger logits have larger keys, and -0 has that of +0.
 #[inline(always)]
@@ -59,7 +168,7 @@ pub(crate) struct Search {
     goal: Goal,
     /// Sum of all that is certainly above the cut.
     above: u64,
-    /// The bytes of the cut's key that are known, in their places.
+    /// The digits of the cut's key that are known, in their places.
     key: u32,
     wanted: u64,
 }
@@ -75,30 +184,35 @@ impl Search {
         Search { goal, above: 0, key: 0, wanted: 0 }
     }
 
-    /// Learns the byte of step `step` from the shards' histograms, `word(shard, bin)` with shards in vocabulary order: the key as far as it
-    /// is known comes back. After the last step `allowances[shard]` is how many of the shard's ids that tie with the cut are kept, lowest
-    /// first.
-    pub fn learn(&mut self, step: u32, word: impl Fn(usize, usize) -> u64, allowances: &mut [u32]) -> u32 {
-        let bin_total = |bin: usize| (0..allowances.len()).map(|shard| word(shard, bin)).sum::<u64>();
-        if step == 0 {
-            let total: u64 = (0..BINS).map(bin_total).sum();
+    /// Learns the next digit from the histograms over it: the key as far as it is known comes back. `totals` is
+    /// their sum, `word(shard, bin)` what each shard has, with shards in vocabulary order. After the last digit
+    /// `allowances[shard]` is how many of the shard's ids that tie with the cut are kept, lowest first.
+    pub fn learn(
+        &mut self,
+        digit: Digit,
+        totals: &[u64],
+        word: impl Fn(usize, usize) -> u64,
+        allowances: &mut [u32],
+    ) -> u32 {
+        if digit.known == 0 {
+            let total: u64 = totals.iter().sum();
             self.wanted = match self.goal {
                 Goal::Ids(k) => u64::from(k).min(total),
                 Goal::Masses { top_p, .. } if total > 0 => mass::share(top_p, total),
                 Goal::Masses { .. } => 0, // the row has no logit that could be kept
             };
         }
-        let mut bin = BINS - 1;
+        let mut bin = totals.len() - 1;
         loop {
-            let next = self.above + bin_total(bin);
+            let next = self.above + totals[bin];
             if next >= self.wanted || bin == 0 {
                 break;
             }
             self.above = next;
             bin -= 1;
         }
-        self.key |= (bin as u32) << (24 - 8 * step);
-        if step + 1 == STEPS {
+        self.key |= (bin as u32) << digit.shift();
+        if digit.shift() == 0 {
             let each = match self.goal {
                 Goal::Ids(_) => 1,
                 Goal::Masses { scale, .. } => scale.mass(logit_of(self.key)).max(1),
@@ -126,19 +240,19 @@ mod tests {
     }
 
     /// A search over `logits` that lie on shards of `shard` ids: the ids that it keeps.
-    fn search(logits: &[f32], shard: usize, kept: &Kept, goal: Goal) -> Vec<usize> {
+    fn search(digits: Digits, logits: &[f32], shard: usize, kept: &Kept, goal: Goal) -> Vec<usize> {
         let shards = || logits.chunks(shard).enumerate();
         let (mut search, mut key) = (Search::new(goal), 0);
         let mut allowances = vec![0; shards().count()];
-        for step in 0..STEPS {
-            let histograms: Vec<[u64; BINS]> = shards()
+        for digit in digits.each() {
+            let (above, shift) = (32 - digit.known, 32 - digit.known - digit.width);
+            let histograms: Vec<Vec<u64>> = shards()
                 .map(|(s, own)| {
-                    let mut histogram = [0; BINS];
+                    let mut histogram = vec![0; digit.bins()];
                     for (i, &l) in own.iter().enumerate() {
-                        let known =
-                            u64::from(order_key(l)) >> (32 - 8 * step) == u64::from(key) >> (32 - 8 * step);
+                        let known = u64::from(order_key(l)) >> above == u64::from(key) >> above;
                         if known && kept.keeps(l, (s * shard + i) as u32) {
-                            histogram[order_key(l) as usize >> (24 - 8 * step) & 255] += match goal {
+                            histogram[order_key(l) as usize >> shift & (digit.bins() - 1)] += match goal {
                                 Goal::Ids(_) => 1,
                                 Goal::Masses { .. } => kept.scale.mass(l),
                             };
@@ -147,7 +261,10 @@ mod tests {
                     histogram
                 })
                 .collect();
-            key = search.learn(step, |shard, bin| histograms[shard][bin], &mut allowances);
+            let totals: Vec<u64> = (0..digit.bins())
+                .map(|bin| histograms.iter().map(|histogram| histogram[bin]).sum())
+                .collect();
+            key = search.learn(digit, &totals, |shard, bin| histograms[shard][bin], &mut allowances);
         }
         let cut = logit_of(key);
         let mut ids = Vec::new();
@@ -162,6 +279,48 @@ mod tests {
             }
         }
         ids
+    }
+
+    fn every_plan() -> impl Iterator<Item = Digits> {
+        (Digits::FEWEST..=Digits::MOST).map(Digits::of_rounds)
+    }
+
+    #[test]
+    fn digits_are_all_the_bits_of_a_key_once() {
+        for digits in every_plan() {
+            let mut known = 0;
+            for digit in digits.each() {
+                assert_eq!(digit.known, known, "{digits:?}");
+                assert!((2..=BINS).contains(&digit.bins()), "{digits:?}");
+                let mask = digit.known_bits() | ((digit.bins() - 1) as u32) << digit.shift();
+                known += digit.width;
+                assert_eq!((mask.leading_ones(), mask.count_ones()), (known, known), "{digits:?}");
+            }
+            assert_eq!((known, digits.each().count()), (32, digits.rounds()));
+        }
+        let widths = |rounds| Digits::of_rounds(rounds).each().map(|digit| digit.width).collect::<Vec<_>>();
+        assert_eq!(widths(4), [8; 4]);
+        assert_eq!(widths(5), [7, 7, 6, 6, 6]);
+        assert_eq!(widths(7), [5, 5, 5, 5, 4, 4, 4]);
+        assert_eq!([4, 5, 6, 8, 16].map(|n| Digits::of_rounds(n).words()), [1024, 448, 256, 128, 64]);
+    }
+
+    /// A round more is worth its two latencies where the histograms shrink by more than those carry.
+    #[test]
+    fn more_rows_and_shards_take_more_rounds() {
+        let rounds = |rows, size| Digits::planned(rows, size).rounds();
+        // The latency of two collectives is that of 1.8 MB; a row and shard have 4600 bytes less in five
+        // rounds than in four.
+        assert_eq!([391, 392].map(|rows| rounds(rows, 2)), [4, 5]);
+        assert_eq!([rounds(28, 4), rounds(28, 8), rounds(4, 128), rounds(28, 128)], [4, 4, 5, 7]);
+        assert_eq!([rounds(0, 8), rounds(usize::MAX, 1), rounds(usize::MAX, usize::MAX)], [4, 4, 4]);
+        let mut before = 0;
+        for peers in (0..40).map(|bits| 1usize << bits) {
+            let now = rounds(peers, 2);
+            assert!(now >= before, "{peers}");
+            before = now;
+        }
+        assert_eq!(before, Digits::MOST as usize);
     }
 
     proptest! {
@@ -188,7 +347,9 @@ mod tests {
             order.sort_by(|a, b| logits[*b].partial_cmp(&logits[*a]).unwrap());
             let sorted = |mut ids: Vec<usize>| { ids.sort_unstable(); ids };
             let best = sorted(order[..order.len().min(k as usize)].to_vec());
-            prop_assert_eq!(search(&logits, shard, &kept, Goal::Ids(k)), best);
+            for digits in every_plan() {
+                prop_assert_eq!(&search(digits, &logits, shard, &kept, Goal::Ids(k)), &best, "{:?}", digits);
+            }
 
             let masses: Vec<u64> = order.iter().map(|id| scale.mass(logits[*id])).collect();
             let goal = mass::share(top_p, masses.iter().sum());
@@ -198,7 +359,10 @@ mod tests {
                 n += 1;
             }
             let nucleus = sorted(order[..n].to_vec());
-            prop_assert_eq!(search(&logits, shard, &kept, Goal::Masses { top_p, scale }), nucleus);
+            for digits in every_plan() {
+                let found = search(digits, &logits, shard, &kept, Goal::Masses { top_p, scale });
+                prop_assert_eq!(&found, &nucleus, "{:?}", digits);
+            }
         }
     }
 }

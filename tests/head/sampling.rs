@@ -5,7 +5,7 @@ use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::Error;
 use lmhead::exchange::{Call, Exchange, Fault, Operation, Reset, local};
-use lmhead::head::LmHead;
+use lmhead::head::{LmHead, step_traffic};
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
 use lmhead::result::{Answer, Output, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
@@ -215,7 +215,8 @@ fn rounds_and_bytes_follow_from_the_parameters_and_not_from_the_logits() {
     let before = (3, (SIZE - 1) * (HEADER_BYTES + ROWS * (4 + 32)));
     let candidate = (1, (SIZE - 1) * ROWS * 8);
     let maxima = (1, (SIZE - 1) * SIZE * ROWS * 4);
-    // Four times histograms of 256 words for the own rows, and 8 bytes for every other rank's rows.
+    // Four times, as there are few rows: histograms of 256 words for the own rows, and 8 bytes for every
+    // other rank's rows.
     let cut = (8, 4 * (SIZE - 1) * ROWS * (256 * 8 + 8));
     let listed = |k: usize| (1, (SIZE - 1) * ROWS * 8 * k);
     for (params, rounds) in [
@@ -237,6 +238,105 @@ fn rounds_and_bytes_follow_from_the_parameters_and_not_from_the_logits() {
             assert_eq!((stats.rounds, stats.bytes_received), (wanted.0, wanted.1 as u64), "{params:?}");
             assert_eq!(stats.bytes_sent, stats.bytes_received, "every rank does the same");
             assert!(!stats.exchange.is_zero());
+        }
+    }
+}
+
+/// The more rows a rank decides and the more shards there are, the smaller are the digits that a cut is
+/// searched by: no token may show it.
+#[test]
+fn tokens_do_not_depend_on_the_digits_that_cuts_are_searched_by() {
+    const VOCAB: usize = 1100;
+    let ties: Vec<f32> = Random(5).normals(VOCAB).into_iter().map(|l| (8.0 * l).round() / 4.0).collect();
+    let mut digits_seen = std::collections::BTreeSet::new();
+    for rows in [90, 900, 3600] {
+        let params: Vec<SamplingParams> = (0..rows)
+            .map(|row| SamplingParams {
+                seed: 3,
+                position: row,
+                top_p: [0.3, 0.9, 0.999][row as usize % 3],
+                // One row in four is cut twice.
+                top_k: if row % 4 == 0 { 1060 } else { 0 },
+                temperature: 2.0,
+                ..SamplingParams::default()
+            })
+            .collect();
+        let (alone, _) = draw(&ties, 1, &params);
+        assert!(alone.iter().all(|id| *id >= 0));
+        for size in 2..10 {
+            let (shared, stats) = draw(&ties, size, &params);
+            assert_eq!(shared, alone, "{rows} rows on {size} ranks");
+            digits_seen.insert(stats.rounds);
+        }
+    }
+    // Headers, rows, parameters, largest logits and candidates take five rounds; each of the two searches has
+    // its own digits.
+    let (fewest, most) = (*digits_seen.first().unwrap(), *digits_seen.last().unwrap());
+    assert!(fewest == 5 + 2 * (4 + 4) && most >= 5 + 2 * (5 + 7), "{digits_seen:?}");
+}
+
+/// The digits of a cut follow from the rows that each rank decides. With tensor parallelism that is a part of
+/// its replica's rows, whether it is answered all of them or not, and in no mode does any rank take other
+/// rounds than its peers.
+#[test]
+fn ranks_search_by_the_same_digits_in_every_mode_and_layout() {
+    const ROWS: [usize; 3] = [801, 0, 30];
+    const VOCAB: usize = 500;
+    let logits: Vec<f32> = Random(8).normals(VOCAB).into_iter().map(|l| 3.0 * l).collect();
+    let test = head_with(&logits);
+    let params = |first: usize, rows: usize| -> Vec<SamplingParams> {
+        let plain = SamplingParams { top_p: 0.9, ..SamplingParams::default() };
+        (first..first + rows).map(|row| SamplingParams { position: row as u64, ..plain }).collect()
+    };
+    let (alone, _) = draw(&logits, 1, &params(0, ROWS.iter().sum()));
+    let layout = ParallelLayout { dp: 3, tp: 2, pp: 1, order: RankOrder::default() };
+    // Beside the two rounds of each digit: rows, parameters, largest logits and candidates, and with exact
+    // and discovered counts the headers.
+    type Mode = (&'static str, fn(usize) -> RowCounts, u32);
+    let modes: [Mode; 3] = [
+        ("exact", |_| RowCounts::exact(&ROWS), 5),
+        ("capacity", |rows| RowCounts::capacity(810, rows), 4),
+        ("discover", RowCounts::discover, 5),
+    ];
+    for split in [false, true] {
+        let config = HeadConfig { split_rows_over_tp: split, ..test.config() };
+        let group = HeadGroup::of(0, &layout, 6).unwrap().expect("a head");
+        let sampling = params(0, 1)[0];
+        let planned =
+            step_traffic(&config, &group, DType::F32, &ROWS, &Request::sample(), &sampling, true).unwrap();
+        for (mode, counts, others) in modes {
+            let answers = each_rank(6, |rank, exchange| {
+                let group = HeadGroup::of(rank, &layout, 6).unwrap().expect("a head");
+                let replica = group.replica_of(rank);
+                let rows = ROWS[replica];
+                let shard = test.shard(group.shard(VOCAB, group.me()));
+                let backend = lmhead_testkit::backend();
+                let mut head = LmHead::new(&config, group, shard, exchange, backend).unwrap();
+                let bytes = 1f32.to_le_bytes().repeat(rows);
+                let hidden = HiddenRows::new(&bytes, DType::F32, rows, 1).unwrap();
+                let sampling = params(ROWS[..replica].iter().sum(), rows);
+                let inputs = RowInputs { sampling: Some(&sampling), ..RowInputs::default() };
+                head.step(counts(rows), &Request::sample()).unwrap().run_with(hidden, &inputs).unwrap()
+            });
+            for (rank, answer) in answers.iter().enumerate() {
+                let stats = answer.stats;
+                // The first rank of a replica decides 401 rows at the most, for five others: 2005, six
+                // digits.
+                assert_eq!(stats.rounds, others + 2 * 6, "{mode}, split {split}, rank {rank}");
+                if mode == "exact" {
+                    let wanted = (planned[rank].bytes_sent, planned[rank].bytes_received);
+                    assert_eq!(
+                        (stats.bytes_sent, stats.bytes_received),
+                        wanted,
+                        "split {split}, rank {rank}"
+                    );
+                }
+            }
+            let ids: Vec<i64> = match split {
+                true => answers.iter().flat_map(tokens).copied().collect(),
+                false => answers.iter().step_by(2).flat_map(tokens).copied().collect(),
+            };
+            assert_eq!(ids, alone, "{mode}, split {split}");
         }
     }
 }

@@ -26,8 +26,8 @@ pub(super) fn sample(pool: &Pool, isa: Isa, held: &HeldLogits<'_>, pass: Samplin
             });
         }
         SamplingPass::Histograms { queries, out } => {
-            queries.par_iter().zip(out.par_chunks_exact_mut(BINS)).for_each(|(query, bins)| {
-                let bins: &mut [u64; BINS] = bins.try_into().expect("as many as there are bins");
+            let bins = queries.first().map_or(1, |query| query.digit.bins());
+            queries.par_iter().zip(out.par_chunks_exact_mut(bins)).for_each(|(query, bins)| {
                 // Such a row's largest logit is another shard's, if it has one: logits here may be above it, and weigh more than any
                 // may. It has no answer anyway.
                 if !finite(query.row) {
@@ -67,7 +67,8 @@ struct Histogram<'a> {
     query: &'a HistogramQuery,
     logits: &'a [f32],
     first_id: usize,
-    bins: &'a mut [u64; BINS],
+    /// One for each value of the digit.
+    bins: &'a mut [u64],
 }
 
 impl Work for Histogram<'_> {
@@ -75,16 +76,14 @@ impl Work for Histogram<'_> {
 
     #[inline(always)]
     fn run<A: Arith>(self) {
-        let Histogram { query: &HistogramQuery { kept, sum, step, key, .. }, logits, first_id, bins } = self;
-        // Bits of the key that are known; a shift by all 32 would be none.
-        let known = if step == 0 { 0 } else { u32::MAX << (32 - 8 * step) };
-        let byte = 24 - 8 * step;
+        let Histogram { query: &HistogramQuery { kept, sum, digit, key, .. }, logits, first_id, bins } = self;
+        let (known, shift, last) = (digit.known_bits(), digit.shift(), digit.bins() - 1);
         // Neighbours mostly fall into one bin, where each addition would wait for the last: four tables take turns.
-        let mut tables = [[0; BINS]; 4];
+        let mut tables = [[0u64; BINS]; 4];
         let mut weights = [0; BLOCK];
         for (i, block) in logits.chunks(BLOCK).enumerate() {
             let first = (first_id + i * BLOCK) as u32;
-            // After the second step most blocks have no logit with the known bytes.
+            // After the first rounds most blocks have no logit with the known digits.
             if !block.iter().fold(false, |any, &l| any | ((order_key(l) ^ key) & known == 0)) {
                 continue;
             }
@@ -98,11 +97,13 @@ impl Work for Histogram<'_> {
                 *weight = if counts { whole } else { 0 };
             }
             for (j, (weight, &l)) in weights.iter().zip(block).enumerate() {
-                tables[j % 4][(order_key(l) >> byte) as usize & (BINS - 1)] += weight;
+                // The second mask is for the compiler, which then checks no index.
+                tables[j % 4][(order_key(l) >> shift) as usize & last & (BINS - 1)] += weight;
             }
         }
-        for (bin, sum) in bins.iter_mut().enumerate() {
-            *sum = tables.iter().map(|table| table[bin]).sum();
+        let [a, b, c, d] = &tables;
+        for ((((sum, a), b), c), d) in bins.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *sum = a + b + c + d;
         }
     }
 }
@@ -215,6 +216,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu::CpuBackend;
     use crate::backend::{Backend, TiesQuery};
+    use crate::sampling::cut::{Digit, Digits};
     use crate::sampling::mass::Scale;
     use crate::sampling::score::Score;
     use proptest::prelude::*;
@@ -298,27 +300,34 @@ mod tests {
 
         #[test]
         fn histograms_are_the_same_for_every_instruction_set(
-            logits in prop::collection::vec(logit(), 1..300), temperature in 0.05f32..5.0, step in 0u32..4, at in 0usize..300,
+            logits in prop::collection::vec(logit(), 1..300), temperature in 0.05f32..5.0, rounds in 4u32..=16,
+            round in any::<prop::sample::Index>(), at in 0usize..300,
         ) {
             let max = largest(&logits);
             prop_assume!(max > f32::NEG_INFINITY);
             let params = SamplingParams { temperature, ..SamplingParams::default() };
             let kept = Kept::new(Scale::new(&params, max, 1 << 18));
             let key = order_key(logits[at % logits.len()]);
+            let digits: Vec<Digit> = Digits::of_rounds(rounds).each().collect();
+            let round = round.index(digits.len());
+            let digit = digits[round];
+            let known: usize = digits[..round].iter().map(|digit| digit.bins().ilog2() as usize).sum();
+            let width = digit.bins().ilog2() as usize;
+            let bits = |key: u32| format!("{key:032b}");
             for sum in [Sum::Ids, Sum::Masses] {
-                let query = HistogramQuery { row: 0, kept, sum, step, key };
-                let mut wanted = [0; BINS];
+                let query = HistogramQuery { row: 0, kept, sum, digit, key };
+                let mut wanted = vec![0; digit.bins()];
                 for &l in &logits {
-                    let same = (0..step).all(|s| order_key(l).to_be_bytes()[s as usize] == key.to_be_bytes()[s as usize]);
-                    if same && l > f32::NEG_INFINITY {
+                    let own = bits(order_key(l));
+                    if own[..known] == bits(key)[..known] && l > f32::NEG_INFINITY {
                         let weight = if sum == Sum::Ids { 1 } else { kept.scale.mass(l) };
-                        wanted[usize::from(order_key(l).to_be_bytes()[step as usize])] += weight;
+                        wanted[usize::from_str_radix(&own[known..known + width], 2).unwrap()] += weight;
                     }
                 }
                 for isa in Isa::available() {
-                    let mut bins = [7; BINS];
+                    let mut bins = vec![7; digit.bins()];
                     isa.run(Histogram { query: &query, logits: &logits, first_id: 0, bins: &mut bins });
-                    prop_assert_eq!(bins, wanted);
+                    prop_assert_eq!(&bins, &wanted, "{} {:?}", isa, digit);
                 }
             }
         }

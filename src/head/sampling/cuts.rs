@@ -7,13 +7,9 @@ use crate::exchange::Operation;
 use crate::head::Step;
 use crate::head::buffers::{fill, resize};
 use crate::sampling::Kind;
-use crate::sampling::cut::{BINS, Goal, STEPS, Search, Sum, logit_of};
+use crate::sampling::cut::{BINS, CUT_BYTES, Digit, Digits, Goal, Search, Sum, WORD_BYTES, logit_of};
 use crate::sampling::mass::largest_mass;
 use std::ops::Range;
-
-/// Bytes of a row's histogram, and of the answer to it: the key as far as it is known, and how many ties are kept.
-pub(in crate::head) const HISTOGRAM_BYTES: usize = BINS * 8;
-pub(in crate::head) const CUT_BYTES: usize = 8;
 
 impl Step<'_> {
     /// Rows whose filters end at the k-th largest logit, or at the end of the nucleus, learn where that is.
@@ -63,33 +59,49 @@ impl Step<'_> {
         let most: Vec<u64> =
             (0..group.size()).map(|m| group.shard(vocab_size, m).len() as u64 * each).collect();
         let mut known = vec![[0; 2]; cuts.len()]; // of each row the key and the own shard's allowance
+        let busiest = decided.iter().map(Range::len).max().unwrap_or(0);
+        let digits = Digits::planned(busiest, group.size());
+        let widest = digits.each().map(Digit::bins).max().unwrap_or(0);
         let mut histograms = Vec::new();
-        fill(&mut histograms, 0, cuts.len() * BINS, "histograms")?;
+        fill(&mut histograms, 0, cuts.len() * widest, "histograms")?;
+        let mut queries = Vec::with_capacity(cuts.len());
+        let mut totals = [0u64; BINS];
         let mut learned = Vec::new();
-        for step in 0..STEPS {
-            let queries: Vec<HistogramQuery> = cuts
-                .iter()
-                .zip(&known)
-                .map(|((f, _), &[key, _])| HistogramQuery { row: f.row, kept: f.kept, sum, step, key })
-                .collect();
-            let pass = SamplingPass::Histograms { queries: &queries, out: &mut histograms };
+        let mut allowances = vec![0; group.size()];
+        for digit in digits.each() {
+            let bins = digit.bins();
+            let histograms = &mut histograms[..cuts.len() * bins];
+            queries.clear();
+            queries.extend(cuts.iter().zip(&known).map(|((f, _), &[key, _])| HistogramQuery {
+                row: f.row,
+                kept: f.kept,
+                sum,
+                digit,
+                key,
+            }));
+            let pass = SamplingPass::Histograms { queries: &queries, out: histograms };
             self.head.backend.sample(held, pass)?;
-            let theirs = self.histograms_to_owners(&histograms, &decided, send, recv)?;
+            let theirs = self.histograms_to_owners(histograms, bins, &decided, send, recv)?;
             resize(&mut learned, [group.size(), mine.len(), CUT_BYTES], "cuts")?;
-            let mut allowances = vec![0; group.size()];
             for (i, search) in searches.iter_mut().enumerate() {
-                let of_row = |shard: usize| {
-                    &theirs[shard][i * HISTOGRAM_BYTES..][..HISTOGRAM_BYTES].as_chunks::<8>().0[..BINS]
-                };
-                let word = |shard: usize, bin: usize| u64::from_le_bytes(of_row(shard)[bin]);
+                let of_row = |shard: usize| &theirs[shard].as_chunks::<WORD_BYTES>().0[i * bins..][..bins];
+                let totals = &mut totals[..bins];
+                totals.fill(0);
                 for (shard, most) in most.iter().enumerate() {
-                    let all: u128 = (0..BINS).map(|bin| u128::from(word(shard, bin))).sum();
-                    if all > u128::from(*most) {
+                    let mut all = 0u64;
+                    for (total, word) in totals.iter_mut().zip(of_row(shard)) {
+                        let word = u64::from_le_bytes(*word);
+                        all = all.saturating_add(word);
+                        // What all shards have at the most fits 63 bits, and more than that is refused here.
+                        *total = total.wrapping_add(word);
+                    }
+                    if all > *most {
                         let problem = format!("{all} came from a shard that has {most} at the most");
                         return Err(broken(Operation::Histograms, problem));
                     }
                 }
-                let key = search.learn(step, word, &mut allowances);
+                let word = |shard: usize, bin: usize| u64::from_le_bytes(of_row(shard)[bin]);
+                let key = search.learn(digit, totals, word, &mut allowances);
                 for (shard, allowance) in allowances.iter().enumerate() {
                     let cut = &mut learned[(shard * mine.len() + i) * CUT_BYTES..][..CUT_BYTES];
                     cut[..4].copy_from_slice(&key.to_le_bytes());
@@ -121,26 +133,27 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Each member is sent the histograms of the rows that it decides: those of all shards come back, `[shard][rows decided here]`.
+    /// Each member is sent the histograms of the rows that it decides, each of `bins` words: those of all
+    /// shards come back, `[shard][rows decided here]`.
     fn histograms_to_owners<'b>(
         &mut self,
         histograms: &[u64],
+        bins: usize,
         decided: &[Range<usize>],
         send: &'b mut Vec<u8>,
         recv: &'b mut Vec<u8>,
     ) -> Result<Vec<&'b [u8]>> {
-        resize(send, [histograms.len(), 8, 1], "histograms")?;
-        for (bytes, word) in send.as_chunks_mut::<8>().0.iter_mut().zip(histograms) {
+        resize(send, [histograms.len(), WORD_BYTES, 1], "histograms")?;
+        for (bytes, word) in send.as_chunks_mut::<WORD_BYTES>().0.iter_mut().zip(histograms) {
             *bytes = word.to_le_bytes();
         }
         if decided.len() == 1 {
             return Ok(vec![&send[..]]);
         }
-        let messages: Vec<&[u8]> = decided
-            .iter()
-            .map(|rows| &send[rows.start * HISTOGRAM_BYTES..rows.end * HISTOGRAM_BYTES])
-            .collect();
-        let sizes = vec![decided[self.head.group.me()].len() * HISTOGRAM_BYTES; decided.len()];
+        let of_row = bins * WORD_BYTES;
+        let messages: Vec<&[u8]> =
+            decided.iter().map(|rows| &send[rows.start * of_row..rows.end * of_row]).collect();
+        let sizes = vec![decided[self.head.group.me()].len() * of_row; decided.len()];
         self.all_to_all(Operation::Histograms, &messages, &sizes, recv)
     }
 

@@ -63,6 +63,10 @@ fn a_plan_is_what_a_run_measures() {
         (&tiny, "split", "--rows 7,4 --tp 2 --lmhead-tp-size 4 --request sample --top-p 0.5 --min-p 0.01"),
         (&tiny, "plain", "--rows 9 --tp 4 --request sample --top-k 300 --top-p 0.5"),
         (&tiny, "plain", "--rows 5 --request sample --top-p 0.5"),
+        // So many rows that cuts take five, six and six rounds instead of four.
+        (&tiny, "plain", "--rows 90,0,10,0,200 --lmhead-tp-size 5 --request sample --top-p 0.5"),
+        (&tiny, "split", "--rows 900,30 --tp 2 --lmhead-tp-size 4 --request sample --top-p 0.5 --top-k 990"),
+        (&tiny, "plain", "--rows 30,801 --tp 2 --lmhead-tp-size 4 --request sample --top-p 0.5 --top-k 990"),
         (&tiny, "plain", "--rows 0,0 --lmhead-tp-size 2"),
         (&stored, "plain", "--rows 3,1,2,1 --lmhead-tp-size 4"),
         (&stored, "plain", "--rows 3,4 --lmhead-tp-size 2 --quantize w8a8 --request topk:140"),
