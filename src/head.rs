@@ -227,11 +227,12 @@ impl LmHead {
     }
 
     /// Gives back the memory that is kept from step to step: buffers of the largest step so far, and what the
-    /// backend keeps of the kind. The next steps allocate anew. This rank's own matter; no other rank needs
-    /// to do the same.
+    /// backend and the exchange keep of the kind. The next steps allocate anew. This rank's own matter; no
+    /// other rank needs to do the same.
     pub fn release_memory(&mut self) {
         self.scratch = Scratch::default();
         self.backend.release_memory();
+        self.exchange.release_memory();
     }
 
     /// Begins a step: fixes its arguments and, where the mode and the verification setting say so, checks the contract with the

@@ -6,14 +6,17 @@
 //! panicked) is seen as lost.
 //!
 //! A message is copied once by its sender and once by each receiver, outside of the lock unless it is small.
-//! Under the lock a call does work in proportion to the number of members, without allocating for each of
-//! them, so that groups of hundreds of threads can be run in one process.
+//! Under the lock a call does work in proportion to the number of members, so that groups of hundreds of
+//! threads can be run in one process. A call allocates where it sends more bytes or has more members than
+//! any before it, or ends in a fault; otherwise it allocates nothing.
 
 mod channel;
+mod post;
 
 use super::{Call, Exchange, Fault, Operation, Place, Reset, check_members, check_pieces};
 use crate::process::Maker;
-use channel::{Addressees, Channel, Creation, Delivery, Post};
+use channel::{Channel, Creation, Delivery};
+use post::Outgoing;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -30,7 +33,7 @@ pub struct LocalExchange {
 /// Makes the endpoints of a group of `size` members; endpoint m is member m's.
 pub fn group(size: usize) -> Vec<LocalExchange> {
     let transport = Arc::new(Transport {
-        size,
+        everyone: (0..size).collect(),
         maker: Maker::here(),
         channels: Mutex::new(Channels { open: HashMap::new(), gone: vec![false; size] }),
         places: (0..size).map(|_| Mutex::new(None)).collect(),
@@ -48,7 +51,8 @@ pub fn group(size: usize) -> Vec<LocalExchange> {
 /// What the members share beside the messages.
 #[derive(Debug)]
 struct Transport {
-    size: usize,
+    /// All members, ascending.
+    everyone: Vec<usize>,
     /// In a process that was forked from it no peer has a thread, and any lock may be held by one of those
     /// threads.
     maker: Maker,
@@ -106,10 +110,16 @@ impl LocalExchange {
         })
     }
 
-    /// Sends `post` and takes the next message of each of `from`; pieces of `recv` in the same order.
-    fn exchange(&self, call: &Call, post: Post, from: &[usize], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
+    /// Sends `outgoing` and takes the next message of each of `from`; pieces of `recv` in the same order.
+    fn exchange(
+        &self,
+        call: &Call,
+        outgoing: Outgoing<'_>,
+        from: &[usize],
+        recv: &mut [&mut [u8]],
+    ) -> Result<(), Fault> {
         let me = self.member.me;
-        let Delivery { wrong, other } = self.channel.exchange(me, call, post, from, recv)?;
+        let Delivery { wrong, other } = self.channel.exchange(me, call, outgoing, from, recv)?;
         match (wrong.is_empty(), other) {
             (false, _) => Err(Fault::Length { peers: wrong }),
             // A member that gave up and went on to something else has said why: that says more than what it
@@ -129,7 +139,7 @@ impl Exchange for LocalExchange {
     }
 
     fn size(&self) -> usize {
-        self.member.transport.size
+        self.member.transport.everyone.len()
     }
 
     fn me(&self) -> usize {
@@ -179,17 +189,14 @@ impl Exchange for LocalExchange {
         recv: &mut [&mut [u8]],
     ) -> Result<(), Fault> {
         self.check_process()?;
-        let size = self.size();
-        check_members(size, self.member.me, members, recv.len())?;
-        self.exchange(call, Post::same(*call, Addressees::of(members, size), send), members, recv)
+        check_members(self.size(), self.member.me, members, recv.len())?;
+        self.exchange(call, Outgoing::Same { to: members, bytes: send }, members, recv)
     }
 
     fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
         self.check_process()?;
-        let size = self.size();
-        check_pieces(size, send.len(), recv.len())?;
-        let everyone: Vec<usize> = (0..size).collect();
-        self.exchange(call, Post::pieces(*call, send), &everyone, recv)
+        check_pieces(self.size(), send.len(), recv.len())?;
+        self.exchange(call, Outgoing::Pieces(send), &self.member.transport.everyone, recv)
     }
 
     fn note(&self, call: &Call) {
@@ -219,6 +226,12 @@ impl Exchange for LocalExchange {
             (channel(&here) != channel(&anywhere) && here.1 < anywhere.1).then(|| place(anywhere))
         };
         self.noted().map(later).collect()
+    }
+
+    fn release_memory(&self) {
+        if self.is_here() {
+            self.channel.release_memory(self.member.me);
+        }
     }
 
     fn pending_fault(&self) -> Option<(Call, Fault)> {

@@ -97,6 +97,10 @@ pub trait Exchange: Send + Sync {
         vec![None; self.size()]
     }
 
+    /// Gives back memory of this member that was kept for messages as large as those so far: the next one
+    /// allocates again. Called between steps.
+    fn release_memory(&self) {}
+
     /// The fault that this channel is in, and the call that it happened in: polled while a device is waited
     /// for.
     fn pending_fault(&self) -> Option<(Call, Fault)> {

@@ -1,5 +1,5 @@
-//! The flight recorder: a rank's last steps, for whoever asks what happened before a fault. It allocates
-//! once.
+//! The flight recorder: a rank's last steps, for whoever asks what happened before a fault. It allocates when
+//! it is made; recording a step allocates nothing.
 
 use crate::exchange::Operation;
 use crate::result::Request;
@@ -104,6 +104,7 @@ impl fmt::Display for StepRecord {
 
 /// Keeps the last steps.
 pub(super) struct Recorder {
+    /// Has room for [`STEPS`] from the beginning, and never has more.
     steps: VecDeque<StepRecord>,
     began: Instant,
 }
@@ -163,5 +164,49 @@ impl Recorder {
     /// The steps, the latest last.
     pub fn steps(&self) -> Vec<StepRecord> {
         self.steps.iter().copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Verify;
+
+    #[test]
+    fn the_last_steps_are_kept_in_the_memory_of_the_first() {
+        let mut recorder = Recorder::new();
+        let (memory, room) = (recorder.steps.as_slices().0.as_ptr(), recorder.steps.capacity());
+        for sequence in 0..10 * STEPS as u64 {
+            let header = Header {
+                head: 1,
+                instance: 0,
+                epoch: 2,
+                mode: Mode::Exact,
+                verify: Verify::Always,
+                request: Some(Request::argmax()),
+                adjusted: false,
+                sequence,
+                rows: sequence,
+                counts: 0,
+                agreement: 0,
+                weights_version: 0,
+                inputs: 0,
+            };
+            recorder.begin(&header, Instant::now());
+            for operation in Operation::ALL.into_iter().chain([Operation::GatherRows; 100]) {
+                recorder.operation(operation, 3, 5, Duration::from_micros(1));
+            }
+            recorder.end(Outcome::Finished, Some(7));
+        }
+        assert_eq!(recorder.steps.capacity(), room);
+        let steps = recorder.steps();
+        assert!(steps.iter().map(|step| step.step).eq(9 * STEPS as u64..10 * STEPS as u64));
+        let last = steps.last().unwrap();
+        assert_eq!((last.outcome, last.group_rows), (Outcome::Finished, Some(7)));
+        assert_eq!(last.operations().len(), Operation::ALL.len());
+        let gather = last.operations().iter().find(|o| o.operation == Operation::GatherRows).unwrap();
+        assert_eq!((gather.calls, gather.bytes_sent, gather.bytes_received), (101, 303, 505));
+        recorder.steps.make_contiguous();
+        assert_eq!(recorder.steps.as_slices().0.as_ptr(), memory, "moved to other memory");
     }
 }

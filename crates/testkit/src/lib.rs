@@ -1,6 +1,8 @@
 //! What several test programs and benches share: random heads and rows, groups of ranks on threads, and what they are asked.
 
 pub mod adjusting;
+#[allow(unsafe_code, reason = "an allocator")]
+pub mod allocations;
 pub mod carriers;
 pub mod end_to_end;
 pub mod golden;

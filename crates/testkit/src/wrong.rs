@@ -145,6 +145,10 @@ impl Exchange for WrongExchange {
         self.inner.places_elsewhere()
     }
 
+    fn release_memory(&self) {
+        self.inner.release_memory();
+    }
+
     fn pending_fault(&self) -> Option<(Call, Fault)> {
         self.inner.pending_fault()
     }

@@ -5,82 +5,15 @@
 //!
 //! In a group of P threads a round is P^2 deliveries, so what counts is how often a delivery writes to memory
 //! that other threads read. Small messages are copied under the lock without a count of their readers; their
-//! senders drop them a few at a time. Large ones are copied outside of the lock, and go when the last
-//! receiver has them.
+//! senders drop them a few at a time. Large ones are copied outside of the lock, and leave the log when the
+//! last receiver has them. A message that nobody holds any more is a buffer of its sender again: see `post`.
 
 use super::lock;
+use super::post::{KEPT, Outgoing, Post, SendBuffers};
 use crate::exchange::{Call, Fault, Operation};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-
-/// Messages of up to as many bytes are copied under the lock.
-const SMALL: usize = 512;
-
-/// Small messages that a log keeps before its sender looks which of them have been read.
-const KEPT: usize = 8;
-
-/// Whom a message is for.
-#[derive(Debug)]
-pub(super) enum Addressees {
-    Everyone,
-    Some(Vec<usize>),
-}
-
-impl Addressees {
-    /// `members`, ascending, of a group of `size`.
-    pub(super) fn of(members: &[usize], size: usize) -> Self {
-        if members.len() == size { Addressees::Everyone } else { Addressees::Some(members.to_vec()) }
-    }
-
-    fn contains(&self, member: usize) -> bool {
-        match self {
-            Addressees::Everyone => true,
-            Addressees::Some(members) => members.binary_search(&member).is_ok(),
-        }
-    }
-}
-
-/// What one call of one member sends.
-#[derive(Debug)]
-pub(super) struct Post {
-    pub(super) call: Call,
-    to: Addressees,
-    bytes: Box<[u8]>,
-    /// Where each member's piece ends; empty where all are sent the same.
-    ends: Vec<usize>,
-}
-
-impl Post {
-    /// The same bytes to all of `to`.
-    pub(super) fn same(call: Call, to: Addressees, bytes: &[u8]) -> Self {
-        Post { call, to, bytes: bytes.into(), ends: Vec::new() }
-    }
-
-    /// To each member its piece.
-    pub(super) fn pieces(call: Call, pieces: &[&[u8]]) -> Self {
-        let ends = pieces.iter().scan(0, |end, piece| {
-            *end += piece.len();
-            Some(*end)
-        });
-        let ends = ends.collect();
-        Post { call, to: Addressees::Everyone, bytes: pieces.concat().into(), ends }
-    }
-
-    /// Copying it takes no longer than counting its readers.
-    fn is_small(&self) -> bool {
-        self.bytes.len() <= SMALL.max(self.ends.len() * 64)
-    }
-
-    /// The bytes for `member`.
-    pub(super) fn piece(&self, member: usize) -> &[u8] {
-        if self.ends.is_empty() {
-            return &self.bytes;
-        }
-        let start = member.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.bytes[start..self.ends[member]]
-    }
-}
 
 /// What a call's messages were, beside their bytes.
 #[derive(Debug, Default)]
@@ -128,6 +61,20 @@ pub(super) struct Channel {
     wake_all: Condvar,
     /// The last call that each member noted in this channel, and when.
     pub(super) places: Vec<Mutex<Option<(Call, Instant)>>>,
+    /// What each member's calls use, from one to the next.
+    own: Vec<Mutex<Own>>,
+}
+
+/// A member's memory for its calls. Lists are empty between calls; only their room stays.
+#[derive(Debug, Default)]
+struct Own {
+    buffers: SendBuffers,
+    /// Members that the own message lets go on, and that wait for some others only.
+    ready: Vec<usize>,
+    /// Large messages that are taken, each with its place in the list of senders.
+    large: Vec<(usize, Arc<Post>)>,
+    /// Places of the senders whose messages have not come yet.
+    lacking: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -163,11 +110,25 @@ struct State {
 }
 
 /// A sender's last messages, in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Log {
     /// Number of the first.
     first: u64,
     entries: VecDeque<Entry>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { first: 0, entries: VecDeque::with_capacity(2 * KEPT) }
+    }
+}
+
+impl Log {
+    /// As it was in the beginning.
+    fn clear(&mut self) {
+        self.first = 0;
+        self.entries.clear();
+    }
 }
 
 #[derive(Debug)]
@@ -222,7 +183,7 @@ impl State {
             let entry = log.entries.get_mut((*cursor - log.first) as usize)?;
             *cursor += 1;
             match &entry.post {
-                Some(post) if post.to.contains(to) => {
+                Some(post) if post.is_for(to) => {
                     if post.is_small() {
                         deliver(post);
                         return Some(None);
@@ -247,9 +208,9 @@ impl State {
             let read = |to: usize| gone[to] || cursors[to * size + from] > log.first;
             let done = match &entry.post {
                 None => true,
-                Some(post) => match &post.to {
-                    Addressees::Everyone => (0..size).all(read),
-                    Addressees::Some(members) => members.iter().copied().all(read),
+                Some(post) => match post.members() {
+                    None => (0..size).all(read),
+                    Some(members) => members.iter().copied().all(read),
                 },
             };
             if !done {
@@ -260,9 +221,10 @@ impl State {
         }
     }
 
-    /// Appends a message of `from`; returns the members that now have all that they wait for.
-    fn post(&mut self, from: usize, post: Post) -> Vec<usize> {
-        let mut ready = Vec::new();
+    /// Appends a message of `from`. Members that now have all that they wait for are added to `ready`, but
+    /// for those that wait for everyone: true where there are any of those.
+    fn post(&mut self, from: usize, post: Arc<Post>, ready: &mut Vec<usize>) -> bool {
+        let mut together = false;
         for word in 0..self.words {
             let at = from * self.words + word;
             let mut bits = self.awaited[at];
@@ -270,11 +232,13 @@ impl State {
                 let bit = bits.trailing_zeros() as usize;
                 bits &= bits - 1;
                 let to = 64 * word + bit;
-                if post.to.contains(to) {
+                if post.is_for(to) {
                     self.awaited[at] &= !(1 << bit);
                     self.missing[to] -= 1;
-                    if self.missing[to] == 0 {
-                        ready.push(to);
+                    match (self.missing[to], self.for_everyone[to]) {
+                        (0, true) => together = true,
+                        (0, false) => ready.push(to),
+                        _ => {}
                     }
                 }
             }
@@ -282,12 +246,9 @@ impl State {
         if self.logs[from].entries.len() >= KEPT {
             self.trim(from);
         }
-        let unread = match &post.to {
-            Addressees::Everyone => self.size(),
-            Addressees::Some(members) => members.len(),
-        };
-        self.logs[from].entries.push_back(Entry { post: Some(Arc::new(post)), unread });
-        ready
+        let unread = post.members().map_or(self.size(), <[usize]>::len);
+        self.logs[from].entries.push_back(Entry { post: Some(post), unread });
+        together
     }
 
     /// `to` waits for the next message of `from`, or no longer.
@@ -338,7 +299,8 @@ impl Channel {
         };
         let wake = (0..size).map(|_| Condvar::new()).collect();
         let places = (0..size).map(|_| Mutex::new(None)).collect();
-        Channel { state: Mutex::new(state), wake, wake_all: Condvar::new(), places }
+        let own = (0..size).map(|_| Mutex::default()).collect();
+        Channel { state: Mutex::new(state), wake, wake_all: Condvar::new(), places, own }
     }
 
     /// Waits until `me` is woken, at the longest until the deadline of `call`.
@@ -356,16 +318,45 @@ impl Channel {
         self.wake.iter().for_each(Condvar::notify_one);
     }
 
-    /// Sends `post`, waits for the next message of each of `from` and copies them to `recv`, in the same
+    /// Sends `outgoing`, waits for the next message of each of `from` and copies them to `recv`, in the same
     /// order.
     pub(super) fn exchange(
         &self,
         me: usize,
         call: &Call,
-        post: Post,
+        outgoing: Outgoing<'_>,
         from: &[usize],
         recv: &mut [&mut [u8]],
     ) -> Result<Delivery, Fault> {
+        // Taken and put back, so that nobody waits for its lock: not even a second call of this member, which
+        // the contract forbids. That one would find nothing there and allocate.
+        let mut own = std::mem::take(&mut *lock(&self.own[me]));
+        own.ready.reserve(self.wake.len());
+        own.lacking.reserve(from.len());
+        let post = own.buffers.post(*call, outgoing, self.wake.len());
+        let result = self.exchange_post(me, call, post, &mut own, from, recv);
+        own.ready.clear();
+        own.large.clear();
+        own.lacking.clear();
+        *lock(&self.own[me]) = own;
+        result
+    }
+
+    /// Forgets the memory for large messages of `me`.
+    pub(super) fn release_memory(&self, me: usize) {
+        lock(&self.own[me]).buffers.release_large();
+    }
+
+    fn exchange_post(
+        &self,
+        me: usize,
+        call: &Call,
+        post: Arc<Post>,
+        own: &mut Own,
+        from: &[usize],
+        recv: &mut [&mut [u8]],
+    ) -> Result<Delivery, Fault> {
+        let Own { ready, large, lacking, .. } = own;
         let late = Instant::now().checked_duration_since(call.deadline).filter(|by| !by.is_zero());
         let mut state = lock(&self.state);
         // Messages that arrived before a fault still count, so that all members come to the same end of a
@@ -377,27 +368,27 @@ impl Channel {
         {
             return Err(fault);
         }
-        let ready = state.post(me, post);
-        if !ready.is_empty() {
-            let together = ready.iter().any(|&member| state.for_everyone[member]);
-            let alone = ready.iter().filter(|&&member| !state.for_everyone[member]);
-            let alone: Vec<usize> = alone.copied().collect();
+        let together = state.post(me, post, ready);
+        if together || !ready.is_empty() {
             drop(state);
             if together {
                 self.wake_all.notify_all();
             }
-            alone.into_iter().for_each(|member| self.wake[member].notify_one());
+            ready.iter().for_each(|&member| self.wake[member].notify_one());
             state = lock(&self.state);
         }
 
         let mut delivery = Delivery::default();
-        let mut large: Vec<(usize, Arc<Post>)> = Vec::new();
-        let mut lacking: Vec<usize> = Vec::new();
         let mut take = |state: &mut State, i: usize| {
             let member = from[i];
             let mut deliver = |post: &Post| delivery.add(call, me, member, post, recv[i]);
             match state.take(me, member, &mut deliver) {
-                Some(Some(post)) => large.push((i, post)),
+                Some(Some(post)) => {
+                    if large.is_empty() {
+                        large.reserve(from.len());
+                    }
+                    large.push((i, post));
+                }
                 Some(None) => {}
                 None => return false,
             }
@@ -453,12 +444,13 @@ impl Channel {
                 }
             });
         }
-        for i in lacking {
+        for &i in lacking.iter() {
             let taken = take(&mut state, i);
             debug_assert!(taken, "a message that was counted");
         }
         drop(state);
-        for (i, post) in large {
+        // A message is let go as soon as it is copied: its sender may want the buffer.
+        for (i, post) in large.drain(..) {
             delivery.add(call, me, from[i], &post, recv[i]);
         }
         Ok(delivery)
@@ -517,7 +509,7 @@ impl Channel {
             }
             let missing: Vec<usize> = (0..state.size()).filter(|&m| !state.resetting[m]).collect();
             if missing.is_empty() {
-                state.logs.iter_mut().for_each(|log| *log = Log::default());
+                state.logs.iter_mut().for_each(Log::clear);
                 state.cursors.fill(0);
                 state.awaited.fill(0);
                 state.missing.fill(0);

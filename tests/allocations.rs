@@ -1,0 +1,324 @@
+//! After a few rounds to warm up, a step allocates nothing: held by an allocator that counts the calls of all
+//! threads. [`CASES`] lists what is held.
+//!
+//! ```text
+//! cargo test --test allocations                  # all cases
+//! cargo test --test allocations -- exchange      # those with `exchange` in their name
+//! LMHEAD_ALLOCATION_BACKTRACES=3 ...             # and where the first unwanted calls came from
+//! ```
+
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::exchange::{Call, Exchange, Operation, local};
+use lmhead_testkit::allocations::{CountingAllocator, Counts, Rounds, counted, steady, steady_ranks};
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::panic::catch_unwind;
+use std::time::{Duration, Instant};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// One after the other, each on the program's main thread.
+const CASES: [(&str, fn()); 12] = [
+    ("the allocator counts every call of every thread", the_allocator_counts),
+    ("a round that allocates now and then is found", what_allocates_is_found),
+    ("the exchange gathers small messages", || exchange_gathers(&[64, 0, 7, 500])),
+    ("the exchange gathers large messages", || exchange_gathers(&[100_000, 0, 513, 5_000])),
+    ("the exchange sends every member its piece", exchange_sends_pieces),
+    ("the exchange gathers within parts of a group", exchange_gathers_within_parts),
+    ("the exchange notes places", exchange_notes_places),
+    ("the exchange gives back what it keeps", exchange_gives_back),
+    ("the pool takes a caller's job", || pool_takes_jobs(1)),
+    ("the pool takes the jobs of several callers", || pool_takes_jobs(4)),
+    ("rayon's loops that a step may use", rayons_quiet_loops),
+    ("rayon's loops that a step may not use", rayons_loops_that_allocate),
+];
+
+fn main() {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_asked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
+    let (mut passed, mut failed, mut passed_over) = (0, 0, 0);
+    for (name, case) in CASES {
+        if !is_asked(name) {
+            passed_over += 1;
+        } else if catch_unwind(case).is_ok() {
+            println!("test {name} ... ok");
+            passed += 1;
+        } else {
+            println!("test {name} ... FAILED");
+            failed += 1;
+        }
+    }
+    // As the harness says it, for whoever adds up the tests of all programs.
+    let outcome = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {outcome}. {passed} passed; {failed} failed; 0 ignored; 0 measured; \
+         {passed_over} filtered out"
+    );
+    if failed > 0 {
+        std::process::exit(101);
+    }
+}
+
+fn the_allocator_counts() {
+    let ((), all, mine) = counted(|| {
+        let mut bytes: Vec<u8> = black_box(Vec::with_capacity(10));
+        bytes.reserve_exact(1000);
+        drop(black_box(bytes));
+    });
+    let one_each = Counts { allocations: 1, reallocations: 0, frees: 1 };
+    // An empty vector is not moved but made anew; a filled one is moved.
+    assert!(all == mine && all.allocations + all.reallocations == 2 && all.frees > 0, "{all}");
+    let ((), all, mine) = counted(|| drop(black_box(vec![0u64; 100])));
+    assert_eq!((all, mine), (one_each, one_each));
+    let ((), all, mine) = counted(|| {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| (0..1000).for_each(|i| drop(black_box(Box::new(i)))));
+            thread.join().expect("a thread that ends");
+        });
+    });
+    assert!(all.allocations >= 1000 && mine.allocations < 100, "{all}, of them here {mine}");
+}
+
+fn what_allocates_is_found() {
+    let rounds = Rounds { warm_up: 3, counted: 100 };
+    let once = |round: u64| {
+        if round == 50 {
+            drop(black_box(Box::new(round)));
+        }
+    };
+    let told = rounds.run(once).expect_err("one allocation and one free");
+    assert!(told.contains("1 allocations, 0 reallocations, 1 frees"), "{told}");
+    let told = rounds.run_ranks(3, |rank| move |round| once(round + rank as u64)).expect_err("three of each");
+    assert!(told.contains("got 3 allocations, 0 reallocations, 3 frees"), "{told}");
+    // What happens in the warm-up is nobody's business.
+    let first = |round: u64| {
+        if round < 3 {
+            drop(black_box(Box::new(round)))
+        }
+    };
+    assert_eq!(rounds.run(first), Ok(()));
+    let mut kept = Some(Box::new(7));
+    assert_eq!(
+        rounds.run(|round| kept = kept.take().filter(|_| round < 50)),
+        Ok(()),
+        "a free of what was there"
+    );
+}
+
+fn call(operation: Operation, step: u64) -> Call {
+    let began = Instant::now();
+    let deadline = began + Duration::from_secs(30);
+    Call { head: 1, instance: 0, epoch: 0, step, operation, terms: 0, began, deadline }
+}
+
+/// `N` pieces of `len(i)` bytes each, one behind the other in `bytes`.
+fn cut<const N: usize>(mut bytes: &mut [u8], len: impl Fn(usize) -> usize) -> [&mut [u8]; N] {
+    std::array::from_fn(|i| bytes.split_off_mut(..len(i)).expect("room for all pieces"))
+}
+
+const RANKS: usize = 4;
+
+/// Gathers of up to `sizes` bytes, of which each member has another one in each step.
+fn exchange_gathers(sizes: &[usize; RANKS]) {
+    let (endpoints, everyone) = (local::group(RANKS), [0, 1, 2, 3]);
+    steady_ranks(RANKS, |me| {
+        let endpoint = &endpoints[me];
+        let send = vec![me as u8; 100_000];
+        let mut recv = vec![9; RANKS * 100_000];
+        move |step| {
+            let len = |member: usize| sizes[(member + step as usize) % RANKS];
+            let mut pieces: [&mut [u8]; RANKS] = cut(&mut recv, len);
+            let call = call(Operation::GatherRows, step);
+            endpoint.all_gather_v(&call, &everyone, &send[..len(me)], &mut pieces).unwrap();
+            for (member, piece) in pieces.iter().enumerate() {
+                assert!(piece.iter().all(|byte| usize::from(*byte) == member));
+            }
+        }
+    });
+}
+
+/// Small and large messages in turn.
+fn exchange_sends_pieces() {
+    let endpoints = local::group(RANKS);
+    steady_ranks(RANKS, |me| {
+        let endpoint = &endpoints[me];
+        let send: Vec<Vec<u8>> = (0..RANKS).map(|to| vec![(16 * me + to) as u8; 20_000]).collect();
+        let mut recv = vec![9; RANKS * 20_000];
+        move |step| {
+            let len = |from: usize, to: usize| (from + to) * if step.is_multiple_of(2) { 3 } else { 2000 };
+            let pieces: [&[u8]; RANKS] = std::array::from_fn(|to| &send[to][..len(me, to)]);
+            let mut arrived: [&mut [u8]; RANKS] = cut(&mut recv, |from| len(from, me));
+            let call = call(Operation::ExchangeResults, step);
+            endpoint.all_to_all_v(&call, &pieces, &mut arrived).unwrap();
+            for (from, piece) in arrived.iter().enumerate() {
+                assert!(piece.iter().all(|byte| usize::from(*byte) == 16 * from + me));
+            }
+        }
+    });
+}
+
+/// As replicas of two tensor-parallel ranks do: rows within a part, results within all.
+fn exchange_gathers_within_parts() {
+    let endpoints = local::group(RANKS);
+    steady_ranks(RANKS, |me| {
+        let endpoint = &endpoints[me];
+        let part = [me % 2, me % 2 + 2];
+        let send = vec![me as u8; 3000];
+        let mut recv = vec![9; RANKS * 3000];
+        move |step| {
+            for len in [8, 3000] {
+                let mut pieces: [&mut [u8]; 2] = cut(&mut recv, |_| len);
+                let call = call(Operation::GatherRows, step);
+                endpoint.all_gather_v(&call, &part, &send[..len], &mut pieces).unwrap();
+                assert_eq!([pieces[0][len - 1], pieces[1][len - 1]].map(usize::from), part);
+                let mut pieces: [&mut [u8]; RANKS] = cut(&mut recv, |_| len);
+                let call = Call { operation: Operation::ExchangeResults, ..call };
+                endpoint.all_to_all_v(&call, &[&send[..len]; RANKS], &mut pieces).unwrap();
+                assert_eq!(pieces.map(|piece| usize::from(piece[0])), [0, 1, 2, 3]);
+            }
+        }
+    });
+}
+
+fn exchange_notes_places() {
+    let endpoints = local::group(RANKS);
+    steady_ranks(RANKS, |me| {
+        let endpoint = &endpoints[me];
+        move |step| {
+            endpoint.note(&call(Operation::Contract, step));
+            endpoint.note(&call(Operation::Idle, step));
+            assert_eq!(endpoint.pending_fault(), None);
+        }
+    });
+    let places = endpoints[0].places();
+    assert!(places.iter().all(|place| place.is_some_and(|place| place.operation == Operation::Idle)));
+}
+
+fn exchange_gives_back() {
+    let endpoint = local::group(1).remove(0);
+    let (send, mut recv) = (vec![3; 100_000], vec![0; 100_000]);
+    let mut gather = |step| {
+        let call = call(Operation::GatherRows, step);
+        counted(|| endpoint.all_gather_v(&call, &[0], &send, &mut [&mut recv]).unwrap()).1
+    };
+    let (first, second) = (gather(0), gather(1));
+    assert!(first.allocations > 0 && second == Counts::NONE, "{first}, then {second}");
+    let ((), given_back, _) = counted(|| endpoint.release_memory());
+    assert!(given_back.frees > 0, "{given_back}");
+    let (next, last) = (gather(2), gather(3));
+    assert!(next.allocations > 0 && last == Counts::NONE, "{next}, then {last}");
+}
+
+/// What has threads stays until the program ends: nobody waits for the threads of a pool that is dropped, and
+/// on their way out they would allocate while the next case is counted.
+fn lasting<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+/// On pools of one and of several threads; each job is cut into pieces that all threads take up.
+fn pool_takes_jobs(callers: usize) {
+    let bytes = vec![1u8; 8 << 20];
+    for threads in [1, 3] {
+        let backend = lasting(CpuBackend::new(Some(threads)).unwrap());
+        let take = |round: u64| {
+            let part = &bytes[..if round.is_multiple_of(2) { 64 } else { bytes.len() }];
+            let sum = (part.len() as u64 / 8).wrapping_mul(0x0101_0101_0101_0101);
+            assert_eq!(backend.read_stream(part), Ok(sum));
+        };
+        match callers {
+            1 => steady(take),
+            _ => steady_ranks(callers, |_| take),
+        }
+    }
+}
+
+const ITEMS: usize = 5000;
+
+/// A parallel loop over `ITEMS` numbers, on a thread of the pool.
+type Loop = (&'static str, fn(&mut [u64], &mut Vec<u64>));
+
+const QUIET: [Loop; 14] = [
+    ("join", |items, _| {
+        let (low, high) = items.split_at_mut(ITEMS / 2);
+        rayon::join(|| low[0] += 1, || high[0] += 1);
+    }),
+    ("par_iter_mut, for_each", |items, _| items.par_iter_mut().for_each(|item| *item += 1)),
+    ("enumerate", |items, _| items.par_iter_mut().enumerate().for_each(|(i, item)| *item += i as u64)),
+    ("zip", |items, kept| items.par_iter_mut().zip(&*kept).for_each(|(item, other)| *item += other)),
+    ("par_chunks_mut, zip", |items, kept| {
+        let chunks = items.par_chunks_mut(64).zip(kept.par_chunks_exact_mut(64));
+        chunks.for_each(|(a, b)| a[0] += b[0]);
+    }),
+    ("for_each_init", |items, _| items.par_iter_mut().for_each_init(|| 7, |init, item| *item += *init)),
+    ("try_for_each", |items, _| {
+        let small = |item: &u64| if *item < u64::MAX { Ok(()) } else { Err(()) };
+        assert_eq!(items.par_iter().try_for_each(small), Ok(()));
+    }),
+    ("map, reduce", |items, _| {
+        black_box(items.par_iter().map(|item| item ^ 1).reduce(|| 0, u64::wrapping_add));
+    }),
+    ("reduce_with", |items, _| {
+        black_box(items.par_iter().copied().reduce_with(u64::max));
+    }),
+    ("a range, fold, reduce", |_, _| {
+        let fold = (0..ITEMS).into_par_iter().fold(
+            || [0u64; 8],
+            |mut sums, i| {
+                sums[i % 8] += i as u64;
+                sums
+            },
+        );
+        black_box(fold.reduce(|| [0; 8], |a, b| std::array::from_fn(|i| a[i] + b[i])));
+    }),
+    ("filter, sum", |items, _| {
+        black_box(items.par_iter().filter(|item| **item % 2 == 0).sum::<u64>());
+    }),
+    ("any", |items, _| assert!(!items.par_iter().any(|item| *item == u64::MAX))),
+    ("collect_into_vec of a vector with room", |items, kept| {
+        items.par_iter().map(|item| item ^ 1).collect_into_vec(kept);
+    }),
+    ("par_sort_unstable", |items, _| items.par_sort_unstable_by_key(|item| item.wrapping_mul(0x9e37_79b9))),
+];
+
+const ALLOCATING: [Loop; 5] = [
+    ("collect", |items, _| drop(black_box(items.par_iter().map(|item| item ^ 1).collect::<Vec<_>>()))),
+    ("par_extend of a filter", |items, kept| {
+        kept.clear();
+        kept.par_extend(items.par_iter().copied().filter(|item| item % 2 == 1));
+        kept.resize(ITEMS, 0);
+    }),
+    ("scope and spawn", |items, _| rayon::scope(|scope| scope.spawn(|_| items[0] += 1))),
+    ("broadcast", |_, _| drop(black_box(rayon::broadcast(|of| of.index())))),
+    ("par_sort", |items, _| items.par_sort_by_key(|item| item.wrapping_mul(0x9e37_79b9))),
+];
+
+fn told_of(pool: &rayon::ThreadPool, (name, run): Loop) -> Result<(), String> {
+    let (mut items, mut kept) = (vec![1; ITEMS], vec![2; ITEMS]);
+    pool.install(|| {
+        // A worker that is asleep at first may take up its first piece late.
+        Rounds { warm_up: 300, counted: 500 }.run(|round| {
+            run(&mut items, &mut kept);
+            black_box((name, round));
+        })
+    })
+}
+
+fn three_threads() -> &'static rayon::ThreadPool {
+    let pool = lasting(rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads"));
+    // They have begun.
+    pool.broadcast(|_| ());
+    pool
+}
+
+fn rayons_quiet_loops() {
+    let pool = three_threads();
+    let told = |quiet: Loop| told_of(pool, quiet).err().map(|told| (quiet.0, told));
+    assert_eq!(QUIET.into_iter().filter_map(told).collect::<Vec<_>>(), []);
+}
+
+fn rayons_loops_that_allocate() {
+    let pool = three_threads();
+    let quiet = ALLOCATING.into_iter().filter(|loud| told_of(pool, *loud).is_ok()).map(|(name, _)| name);
+    assert_eq!(quiet.collect::<Vec<_>>(), [""; 0], "a step may use these");
+}
