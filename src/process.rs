@@ -56,9 +56,51 @@ pub(crate) fn on_live_threads<R: Send>(work: impl FnOnce() -> R + Send) -> Resul
     Ok(pool.install(work))
 }
 
+/// Most threads that [`on_threads`] starts: more than any machine has CPUs, few enough to be started.
+const MAX_THREADS: usize = 1024;
+
+/// Runs parallel loops of `work` on `threads` threads, which end with it.
+///
+/// The caller waits outside of rayon. A worker of another pool that waited inside it would take up other
+/// tasks of its pool meanwhile, and where those are ranks of the caller's group, one would begin on top of
+/// the other.
+///
+/// # Errors
+/// `Config` for 0 threads or more than 1024; `Unsupported` where they cannot be started.
+pub(crate) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
+    if !(1..=MAX_THREADS).contains(&threads) {
+        let fix = "leave it out to use every CPU";
+        return Err(Error::config("threads", format!("1 to {MAX_THREADS}"), threads, fix));
+    }
+    let refused = |problem: &dyn std::fmt::Display| {
+        Error::unsupported("threads", format!("{threads} threads"), problem, "ask for fewer")
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("lmhead-load-{i}"))
+        .build()
+        .map_err(|problem| refused(&problem))?;
+    std::thread::scope(|scope| {
+        let waits = std::thread::Builder::new().name("lmhead-load-wait".into());
+        let waits = waits.spawn_scoped(scope, || pool.install(work)).map_err(|problem| refused(&problem))?;
+        waits.join().map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_runs_on_as_many_threads_as_asked_for_whoever_asks() {
+        let other = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        for threads in [1, 3] {
+            let counted = || on_threads(threads, rayon::current_num_threads);
+            assert_eq!((counted(), other.install(counted)), (Ok(threads), Ok(threads)));
+        }
+        let panic = std::panic::catch_unwind(|| on_threads(1, || -> () { panic!("as it was") })).unwrap_err();
+        assert_eq!(panic.downcast_ref(), Some(&"as it was"));
+    }
 
     #[test]
     fn another_process_is_refused_by_name() {

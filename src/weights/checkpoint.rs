@@ -37,6 +37,10 @@ pub struct LoadOptions<'a> {
     /// logits are then sums of f32 products on every backend that has them.
     pub head_dtype: Option<DType>,
     pub progress: Option<Progress<'a>>,
+    /// Threads that read, check, widen and quantise, 1 to 1024; they end with the load. Absent: the caller's
+    /// rayon pool, which is the global one (a thread for each CPU) where the caller is no worker of another.
+    /// The weights are the same whatever their number.
+    pub threads: Option<usize>,
 }
 
 /// The LM head of a checkpoint, found and checked, not yet read: the files are mapped, and each
@@ -321,15 +325,23 @@ impl Checkpoint {
     /// stay in the file's mapping where they are aligned for their type.
     ///
     /// # Errors
-    /// `Config` as [`Checkpoint::quantization`], and for `bias: Some(true)` without a stored bias; `Shape` for a range
-    /// outside of the vocabulary; `Tensor` for fewer rows than `vocab_size`, and for the first weight, scale or
-    /// bias of the shard that is not finite; `Unsupported` where memory is refused.
+    /// `Config` as [`Checkpoint::quantization`], for `bias: Some(true)` without a stored bias, and for a number
+    /// of threads that cannot be; `Shape` for a range outside of the vocabulary; `Tensor` for fewer rows than
+    /// `vocab_size`, and for the first weight, scale or bias of the shard that is not finite; `Unsupported`
+    /// where memory or threads are refused.
     pub fn shard(
         &self,
         vocab: Range<usize>,
         vocab_size: usize,
         options: &LoadOptions<'_>,
     ) -> Result<HeadShard> {
+        match options.threads {
+            None => self.load(vocab, vocab_size, options),
+            Some(threads) => process::on_threads(threads, || self.load(vocab, vocab_size, options))?,
+        }
+    }
+
+    fn load(&self, vocab: Range<usize>, vocab_size: usize, options: &LoadOptions<'_>) -> Result<HeadShard> {
         self.check_vocab(vocab_size)?;
         if vocab.start > vocab.end || vocab.end > vocab_size {
             return Err(Error::shape(

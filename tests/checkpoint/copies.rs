@@ -8,9 +8,11 @@ use lmhead::exchange::local;
 use lmhead::layout::HeadGroup;
 use lmhead::weights::{Checkpoint, LoadOptions, Matrix, SafetensorsFile};
 use lmhead::{LmHead, Settings};
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 const ROWS: usize = 300;
 /// More than one task of a load, and rows that no task divides.
@@ -150,4 +152,76 @@ fn a_write_is_noticed_and_a_rename_is_none() {
     std::fs::write(&path, &bytes).unwrap();
     assert_words(&file.check_unchanged().unwrap_err(), &["head: was written to", "a later one", "rename"]);
     assert_eq!(checkpoint.check_unchanged(), Ok(()));
+}
+
+/// Every way to read, widen and quantise keeps to its threads, and their number changes no weight.
+#[test]
+fn as_many_threads_load_as_are_asked_for() {
+    for (tensors, ways) in heads() {
+        let folder = Folder::new();
+        let path = folder.write("head", &file_bytes(&tensors, 0));
+        let checkpoint = Checkpoint::from_file(&path, "w.weight").unwrap();
+        let widened = [(None, Some(DType::F32), false)];
+        let ways = ways.iter().flat_map(|way| [(*way, None, false), (*way, None, true)]);
+        let widens = checkpoint.dtype() != DType::I8;
+        for (quantization, head_dtype, copy) in ways.chain(widened.into_iter().filter(|_| widens)) {
+            let options = LoadOptions { quantization, head_dtype, copy, ..LoadOptions::default() };
+            let whole = checkpoint.shard(0..ROWS, ROWS, &options).unwrap();
+            for threads in [1, 3] {
+                // Of every thread that tells of its progress, the caller's own included.
+                let seen = Mutex::new(HashSet::new());
+                let progress = |_, _| {
+                    seen.lock().unwrap().insert(std::thread::current().id());
+                };
+                let options = LoadOptions { threads: Some(threads), progress: Some(&progress), ..options };
+                let shard = checkpoint.shard(0..ROWS, ROWS, &options).unwrap();
+                assert!(elements(&shard) == elements(&whole) && scales(&shard) == scales(&whole));
+                let seen = seen.into_inner().unwrap();
+                assert!((1..=threads).contains(&seen.len()), "{quantization:?}: {seen:?} of {threads}");
+                assert!(!seen.contains(&std::thread::current().id()));
+            }
+        }
+    }
+}
+
+/// The first task on each thread waits until all threads have one: so many there are.
+#[test]
+fn all_the_threads_of_a_load_load() {
+    const THREADS: usize = 3;
+    let folder = Folder::new();
+    // Two tasks for each thread.
+    let rows = 2 * THREADS * (1 << 20) / (2 * HIDDEN) + 1;
+    let bytes = file_bytes(&[("w.weight", bf16s(&[rows, HIDDEN], &exact_values(rows, HIDDEN)))], 0);
+    let checkpoint = Checkpoint::from_file(folder.write("head", &bytes), "w.weight").unwrap();
+    let (met, waited) = (Mutex::new(HashSet::new()), Condvar::new());
+    let progress = |done, total| {
+        if done == total {
+            return;
+        }
+        let mut met = met.lock().unwrap();
+        met.insert(std::thread::current().id());
+        waited.notify_all();
+        let patience = Duration::from_secs(20);
+        let (met, _) = waited.wait_timeout_while(met, patience, |met| met.len() < THREADS).unwrap();
+        assert_eq!(met.len(), THREADS, "threads that load at once");
+    };
+    let options = LoadOptions {
+        quantization: Some(Quantization::W8a8),
+        threads: Some(THREADS),
+        progress: Some(&progress),
+        ..LoadOptions::default()
+    };
+    checkpoint.shard(0..rows, rows, &options).unwrap();
+}
+
+#[test]
+fn numbers_of_threads_that_cannot_be_are_refused() {
+    let folder = Folder::new();
+    let path = folder.write("head", &file_bytes(&[("w.weight", f32s(&[3, 2], &exact_values(3, 2)))], 0));
+    let checkpoint = Checkpoint::from_file(&path, "w.weight").unwrap();
+    for threads in [0, 1025, usize::MAX] {
+        let options = LoadOptions { threads: Some(threads), ..LoadOptions::default() };
+        let error = checkpoint.shard(0..3, 3, &options).unwrap_err();
+        assert_words(&error, &["threads: wanted 1 to 1024, got", &threads.to_string(), "to use every CPU"]);
+    }
 }

@@ -2,6 +2,7 @@
 //! what came; negative numbers are values like any other.
 
 use crate::sampling_args::SamplingArgs;
+use crate::threads;
 use clap::{Args, ValueEnum};
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
@@ -83,16 +84,21 @@ pub struct RunArgs {
     /// What carries bytes between ranks
     #[arg(long, default_value = "auto")]
     pub exchange: ExchangeName,
-    /// Threads of the CPU, which all ranks share [default: all cores]
+    /// Threads of the CPU, which load the head and which all ranks share in their steps [default: all cores]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub threads: Option<String>,
     /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its
     /// output row) where --hidden has none, and of the check's choice of rows
     #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
     pub seed: String,
-    /// Steps to time after the warm-up; medians are reported
+    /// Steps to time. Reported are medians of each rank, and p50, p90, p99 and max of the slowest rank of
+    /// each step, by nearest rank: pN is the shortest time that N of 100 steps do not exceed
     #[arg(long, value_name = "N", default_value = "3", allow_hyphen_values = true)]
     pub steps: String,
+    /// Steps of the same kind before those, which are not timed; 0: the first timed step also allocates
+    /// buffers and brings weights into memory [default: as many as --steps, 3 at most]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub warm_up: Option<String>,
 
     /// Write the answer as safetensors, in output-row order; folders are not created
     #[arg(long, value_name = "FILE")]
@@ -130,6 +136,9 @@ pub enum ExchangeName {
     Auto,
     Local,
 }
+
+/// More steps of warm-up make no step faster (`benches/results/cpu/run.json`).
+const MOST_WARM_UP: usize = 3;
 
 /// Ranks are threads here, and every pair of them has a queue.
 const MAX_RANKS: usize = 1024;
@@ -172,7 +181,13 @@ impl RunArgs {
     }
 
     pub fn threads(&self) -> Result<Option<usize>> {
-        self.threads.as_deref().map(|text| at_least_one("--threads", text)).transpose()
+        threads::parse(self.threads.as_deref())
+    }
+
+    pub fn warm_up(&self) -> Result<usize> {
+        let Some(text) = &self.warm_up else { return Ok(self.steps()?.min(MOST_WARM_UP)) };
+        let wanted = "a whole number of at least 0";
+        text.parse().map_err(|_| refused("--warm-up", wanted, text, "leave it out where unsure"))
     }
 
     pub fn steps(&self) -> Result<usize> {

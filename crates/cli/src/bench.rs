@@ -2,13 +2,14 @@
 //! arithmetic could do in the same run.
 
 mod on_demand;
+mod progress;
 mod report;
 mod subject;
 
 use crate::args::{RequestWords, at_least_one, refused, row_counts};
 use crate::output::OutFile;
 use crate::report::{command, machine};
-use crate::{Failure, print};
+use crate::{Failure, print, threads};
 use clap::{Args, ValueEnum};
 use lmhead::backend::Backend;
 use lmhead::backend::HeadTypes;
@@ -18,6 +19,7 @@ use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::Request;
 use lmhead::weights::synthetic;
+use progress::Progress;
 use report::{HeadReport, Report, RowsReport, StageReport, Timing};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -235,7 +237,7 @@ const MAX_ROWS: usize = 1 << 20;
 
 pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
     let plan = args.plan()?;
-    let threads = args.threads.as_deref().map(|text| at_least_one("--threads", text)).transpose()?;
+    let threads = threads::parse(args.threads.as_deref())?;
     let out = match args.json.as_deref() {
         Some(path) if path != Path::new("-") => Some(OutFile::check(path, &[], "--json")?),
         _ => None,
@@ -247,6 +249,7 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
     for &kind in &plan.types {
         subject::config(&plan, kind)?;
     }
+    threads::limit(threads)?;
     let device = args.backend.open(threads)?;
     if args.on_demand {
         return on_demand::serve(&plan, &device);
@@ -285,7 +288,9 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
 /// Every row count and stage of one head.
 fn time_head(plan: &Plan, subject: &mut Subject<'_>) -> Result<HeadReport> {
     let mut rows_reports = Vec::new();
+    let progress = Progress::new(plan, &subject.name());
     for &rows in &plan.rows {
+        progress.begin(rows);
         // Once without looking: buffers come, pages and clocks wake.
         for &stage in &plan.stages {
             subject.time(stage, rows)?;
@@ -298,6 +303,7 @@ fn time_head(plan: &Plan, subject: &mut Subject<'_>) -> Result<HeadReport> {
             for (samples, &stage) in samples.iter_mut().zip(&plan.stages) {
                 samples.push(subject.time(stage, rows)?);
             }
+            progress.repeated();
         }
         let read = Timing::of(reads.iter().map(|time| micros(*time)));
         let rate = (!rates.is_empty()).then(|| Timing::of(rates.iter().map(|rate| rate / 1e9)).median);
@@ -324,13 +330,15 @@ fn time_head(plan: &Plan, subject: &mut Subject<'_>) -> Result<HeadReport> {
                 parts,
             }
         });
-        rows_reports.push(RowsReport {
+        let report = RowsReport {
             rows,
             read,
             read_gb_per_s: subject.weight_bytes() as f64 / (read.median * 1e3),
             arithmetic_gop_per_s: rate,
             stages: stages.collect(),
-        });
+        };
+        progress.timed(&report);
+        rows_reports.push(report);
     }
     Ok(HeadReport {
         dtype: subject.name(),

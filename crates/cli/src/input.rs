@@ -254,6 +254,8 @@ impl HeadSource {
                     copy: self.copy,
                     head_dtype: self.head_dtype,
                     progress: Some(progress),
+                    // Those of the process: `threads::limit`.
+                    threads: None,
                 };
                 checkpoint.shard(vocab, config.vocab_size, &options)
             }
@@ -435,12 +437,15 @@ fn synthetic_rows(seed: u64, rows: usize, hidden: usize, dtype: DType) -> Result
     Ok(bytes)
 }
 
-/// A progress bar on standard error, where that is a terminal.
+/// A progress bar of bytes on standard error, where that is a terminal.
 pub fn progress_bar(what: &str) -> ProgressBar {
+    progress_bar_like("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}", what)
+}
+
+/// A progress bar of another look, by indicatif's template.
+pub fn progress_bar_like(template: &str, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    let style =
-        ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
-    if let Ok(style) = style {
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar.set_message(what.to_string());

@@ -4,6 +4,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+mod assembled;
 mod backends;
 mod bench;
 mod check;
@@ -20,6 +21,8 @@ mod report;
 mod row_data;
 mod run;
 mod sampling_args;
+mod threads;
+mod times;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -1,11 +1,11 @@
 //! The one writer of files: beside their target, renamed when they are whole, removed when the program ends
 //! before that.
 
+use crate::assembled::Assembled;
 use crate::interrupt::Listed;
-use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
-use lmhead::result::{Output, Request, RowStatus};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -156,8 +156,11 @@ impl OutFile {
     }
 }
 
+/// Name, type, shape, and little-endian elements.
+pub type Tensor<'a> = (&'static str, Dtype, Vec<usize>, Cow<'a, [u8]>);
+
 /// A file of `tensors`: the widest types first, then by name, as the format's own writers order them.
-fn write_safetensors(out: &mut impl Write, mut tensors: Vec<Tensor<'_>>) -> io::Result<()> {
+pub fn write_safetensors(out: &mut impl Write, mut tensors: Vec<Tensor<'_>>) -> io::Result<()> {
     tensors.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     let mut end = 0;
     let infos = tensors.iter().map(|(name, dtype, shape, bytes)| {
@@ -173,142 +176,6 @@ fn write_safetensors(out: &mut impl Write, mut tensors: Vec<Tensor<'_>>) -> io::
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     tensors.iter().try_for_each(|(_, _, _, bytes)| out.write_all(bytes))
-}
-
-/// The answers of all ranks in output-row order.
-pub struct Assembled {
-    pub rows: usize,
-    pub row_status: Vec<RowStatus>,
-    pub output: Output,
-}
-
-type Tensor<'a> = (&'static str, Dtype, Vec<usize>, std::borrow::Cow<'a, [u8]>);
-
-impl Assembled {
-    /// Room for `rows` rows of what `request` answers.
-    pub fn new(request: &Request, rows: usize, vocab_size: usize) -> Result<Self> {
-        let output = match *request {
-            Request::Logits { dtype } => {
-                let bytes = filled(0, [rows, vocab_size, dtype.size()])?;
-                Output::Logits { dtype, vocab_size, bytes }
-            }
-            Request::Argmax => Output::Argmax { ids: filled(0, [rows, 1, 1])? },
-            Request::Sample => Output::Sample { ids: filled(0, [rows, 1, 1])? },
-            Request::TopK { k } => Output::TopK {
-                k,
-                values: filled(0.0, [rows, k, 1])?,
-                ids: filled(0, [rows, k, 1])?,
-                logsumexp: filled(0.0, [rows, 1, 1])?,
-            },
-            Request::Logprobs { top_n, .. } => Output::Logprobs {
-                top_n,
-                logprobs: filled(0.0, [rows, 1, 1])?,
-                ranks: filled(0, [rows, 1, 1])?,
-                top_ids: filled(0, [rows, top_n, 1])?,
-                top_logprobs: filled(0.0, [rows, top_n, 1])?,
-            },
-            _ => unreachable!("args knows these requests only"),
-        };
-        Ok(Assembled { rows, row_status: vec![RowStatus::Good; rows], output })
-    }
-
-    /// Puts row `from` of a rank's output in place `to`.
-    pub fn put(&mut self, to: usize, answer: &lmhead::result::Answer, from: usize) {
-        self.row_status[to] = answer.row_status[from];
-        match (&mut self.output, &answer.output) {
-            (Output::Logits { dtype, vocab_size, bytes }, Output::Logits { bytes: theirs, .. }) => {
-                let size = *vocab_size * dtype.size();
-                bytes[to * size..][..size].copy_from_slice(&theirs[from * size..][..size]);
-            }
-            (Output::Argmax { ids }, Output::Argmax { ids: theirs })
-            | (Output::Sample { ids }, Output::Sample { ids: theirs }) => ids[to] = theirs[from],
-            (
-                Output::TopK { k, values, ids, logsumexp },
-                Output::TopK { values: their_values, ids: their_ids, logsumexp: theirs, .. },
-            ) => {
-                let k = *k;
-                values[to * k..][..k].copy_from_slice(&their_values[from * k..][..k]);
-                ids[to * k..][..k].copy_from_slice(&their_ids[from * k..][..k]);
-                logsumexp[to] = theirs[from];
-            }
-            (
-                Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs },
-                Output::Logprobs {
-                    logprobs: theirs,
-                    ranks: their_ranks,
-                    top_ids: their_ids,
-                    top_logprobs: their_tops,
-                    ..
-                },
-            ) => {
-                let n = *top_n;
-                (logprobs[to], ranks[to]) = (theirs[from], their_ranks[from]);
-                top_ids[to * n..][..n].copy_from_slice(&their_ids[from * n..][..n]);
-                top_logprobs[to * n..][..n].copy_from_slice(&their_tops[from * n..][..n]);
-            }
-            _ => unreachable!("every rank answers the same request"),
-        }
-    }
-
-    fn tensors(&self) -> Vec<Tensor<'_>> {
-        let mut tensors: Vec<Tensor<'_>> = match &self.output {
-            Output::Logits { dtype, vocab_size, bytes } => {
-                let dtype = match dtype {
-                    DType::F16 => Dtype::F16,
-                    DType::Bf16 => Dtype::BF16,
-                    _ => Dtype::F32,
-                };
-                vec![("logits", dtype, vec![self.rows, *vocab_size], bytes.into())]
-            }
-            Output::Argmax { ids } => vec![("argmax", Dtype::I64, vec![self.rows], little_i64(ids).into())],
-            Output::Sample { ids } => vec![("sampled", Dtype::I64, vec![self.rows], little_i64(ids).into())],
-            Output::TopK { k, values, ids, logsumexp } => vec![
-                ("topk_values", Dtype::F32, vec![self.rows, *k], little_f32(values).into()),
-                ("topk_ids", Dtype::I64, vec![self.rows, *k], little_i64(ids).into()),
-                ("logsumexp", Dtype::F32, vec![self.rows], little_f32(logsumexp).into()),
-            ],
-            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
-                let mut tensors: Vec<Tensor<'_>> = vec![
-                    ("logprobs", Dtype::F32, vec![self.rows], little_f32(logprobs).into()),
-                    ("target_ranks", Dtype::I64, vec![self.rows], little_i64(ranks).into()),
-                ];
-                if *top_n > 0 {
-                    let shape = vec![self.rows, *top_n];
-                    tensors.push(("top_ids", Dtype::I64, shape.clone(), little_i64(top_ids).into()));
-                    tensors.push(("top_logprobs", Dtype::F32, shape, little_f32(top_logprobs).into()));
-                }
-                tensors
-            }
-            _ => unreachable!("args knows these requests only"),
-        };
-        let status: Vec<u8> = self.row_status.iter().map(|s| *s as u8).collect();
-        tensors.push(("row_status", Dtype::U8, vec![self.rows], status.into()));
-        tensors
-    }
-}
-
-/// A vector of `shape`, without aborting where there is no such memory.
-fn filled<T: Clone>(value: T, shape: [usize; 3]) -> Result<Vec<T>> {
-    let mut values = Vec::new();
-    let length = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let Some(length) = length.filter(|&n| values.try_reserve_exact(n).is_ok()) else {
-        return Err(Error::Shape {
-            what: "the answer of all rows".into(),
-            wanted: "a buffer that fits this machine's memory".into(),
-            got: format!("{shape:?} elements"),
-            fix: "pass fewer rows, or ask for argmax or a smaller topk".into(),
-        });
-    };
-    values.resize(length, value);
-    Ok(values)
-}
-
-fn little_i64(values: &[i64]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn little_f32(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 #[cfg(all(test, unix))]
@@ -353,20 +220,5 @@ mod tests {
         check("to_file").unwrap().write_bytes(b"an answer").unwrap();
         assert_eq!(std::fs::read(at("file")).unwrap(), b"an answer");
         assert!(at("to_file").is_symlink());
-    }
-
-    /// The same bytes as the format's own writer.
-    #[test]
-    fn an_answer_is_written_as_the_safetensors_crate_writes_it() {
-        use safetensors::tensor::TensorView;
-        let answer = Assembled::new(&Request::top_k(3), 5, 100).unwrap();
-        let tensors = answer.tensors();
-        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-            (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
-        let want = safetensors::serialize(views, None).unwrap();
-        let mut got = Vec::new();
-        write_safetensors(&mut got, answer.tensors()).unwrap();
-        assert!(got == want);
     }
 }

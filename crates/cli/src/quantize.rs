@@ -4,7 +4,7 @@ use crate::args::{at_least_one, refused};
 use crate::input::progress_bar;
 use crate::output::OutFile;
 use crate::report::{bytes, command, machine};
-use crate::{Failure, print, tell};
+use crate::{Failure, print, tell, threads};
 use clap::Args;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
@@ -117,6 +117,7 @@ struct Fidelity {
 
 pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     let (rows, seed, threads) = (args.rows()?, args.seed()?, args.threads()?);
+    threads::limit(threads)?;
     let backend = CpuBackend::new(threads)?;
     let threads = backend.threads();
     let (checkpoint, name) = args.open()?;
@@ -125,13 +126,6 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     let model = checkpoint.model_config();
     let config = HeadConfig::resolve(&settings, &model, Quantization::None)?;
     let out = OutFile::check(&args.out, &args.input_files(&checkpoint), "--out")?;
-    let pool =
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Error::Unsupported {
-            what: "--threads".into(),
-            wanted: format!("{threads} threads"),
-            got: e.to_string(),
-            fix: "use fewer".into(),
-        })?;
     let warnings = warnings(&checkpoint, config.vocab_size);
     for warning in &warnings {
         tell(format_args!("warning: {warning}"));
@@ -144,8 +138,7 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let error = pool
-        .install(|| checkpoint.write_int8(&name, &config, temporary.as_file(), &args.out, Some(&progress)))?;
+    let error = checkpoint.write_int8(&name, &config, temporary.as_file(), &args.out, Some(&progress))?;
     bar.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
 
@@ -153,7 +146,7 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     let written = Checkpoint::from_file(temporary.path(), &name)?;
     let comparison =
         Comparison { backend: &backend, config: &config, original: &checkpoint, written: &written };
-    let (w8a16, w8a8) = pool.install(|| comparison.run(rows, seed))?;
+    let (w8a16, w8a8) = comparison.run(rows, seed)?;
     checkpoint.check_unchanged()?;
     let bytes_out = temporary.as_file().metadata().map_or(0, |about| about.len());
     out.keep_synced(temporary)?;
@@ -235,7 +228,7 @@ impl QuantizeArgs {
     }
 
     fn threads(&self) -> Result<Option<usize>> {
-        self.threads.as_deref().map(|text| at_least_one("--threads", text)).transpose()
+        threads::parse(self.threads.as_deref())
     }
 
     /// Files that are read: nothing may be written over them.

@@ -3,13 +3,14 @@
 use crate::Failure;
 use crate::args::CountMode;
 use crate::input::{HeadSource, RankRows, Rows, progress_bar};
+use crate::times::{SlowestRank, StageTimes};
 use lmhead::backend::Backend;
-use lmhead::config::HeadConfig;
+use lmhead::config::{HeadConfig, Verify};
 use lmhead::error::Result;
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, ParallelLayout};
-use lmhead::result::{Answer, Request};
+use lmhead::result::{Answer, Request, StepStats};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::weights::HeadShard;
 use std::collections::BTreeMap;
@@ -64,10 +65,19 @@ impl Connect for InProcess {
     }
 }
 
-/// What a rank brings back: its answer, and the time of each step as it saw it.
+/// What a rank brings back: the answer of its last step, and what it has to tell.
 pub struct Done {
     pub answer: Answer,
-    pub steps: Vec<(Duration, lmhead::result::StepStats)>,
+    pub told: Told,
+}
+
+/// What a rank tells of its steps.
+pub struct Told {
+    /// Rows that it is answered.
+    pub rows: usize,
+    /// Of the last step.
+    pub stats: StepStats,
+    pub times: StageTimes,
 }
 
 /// Loads the shards of this process's ranks and connects them to their groups. A range of the vocabulary is
@@ -109,27 +119,36 @@ pub struct Plan<'a> {
     pub config: &'a HeadConfig,
     pub request: Request,
     pub mode: CountMode,
+    /// Steps before the timed ones.
+    pub warm_up: usize,
     pub steps: usize,
     pub rows: &'a Rows,
     pub parts: &'a [RankRows],
 }
 
-/// Runs every rank on a thread of its own: creation, warm-up, then the timed steps.
+/// Runs every rank on a thread of its own: creation, warm-up, then the timed steps. What these take is told
+/// to `slowest`, whose groups are those of the ranks in ascending order.
 pub fn run(
     ranks: Ranks,
     backend: &Arc<dyn Backend>,
     plan: &Plan,
+    slowest: &SlowestRank,
 ) -> std::result::Result<(Vec<Rank>, Vec<Done>), Failure> {
     let Ranks { ranks, exchanges } = ranks;
+    let mut groups: Vec<&[usize]> = ranks.iter().map(|rank| rank.group.ranks()).collect();
+    groups.sort_unstable();
+    groups.dedup();
     let results: Vec<std::result::Result<Done, String>> = thread::scope(|scope| {
         let threads: Vec<_> = ranks
             .iter()
             .zip(exchanges)
             .map(|(rank, exchange)| {
                 let backend = Arc::clone(backend);
+                let group = groups.partition_point(|ranks| *ranks < rank.group.ranks());
+                let took = move |step: usize, time: Duration| slowest.add(group, step, time);
                 thread::Builder::new()
                     .name(format!("rank {}", rank.rank))
-                    .spawn_scoped(scope, move || run_one(rank, exchange, backend, plan))
+                    .spawn_scoped(scope, move || run_one(rank, exchange, backend, plan, took))
             })
             .collect();
         threads
@@ -152,7 +171,13 @@ pub fn run(
     Err(Failure::Ranks(failures))
 }
 
-fn run_one(rank: &Rank, exchange: Arc<dyn Exchange>, backend: Arc<dyn Backend>, plan: &Plan) -> Result<Done> {
+fn run_one(
+    rank: &Rank,
+    exchange: Arc<dyn Exchange>,
+    backend: Arc<dyn Backend>,
+    plan: &Plan,
+    took: impl Fn(usize, Duration),
+) -> Result<Done> {
     let part = &plan.parts[rank.dp];
     let config = plan.config;
     let size = config.hidden_size * plan.rows.dtype.size();
@@ -174,21 +199,39 @@ fn run_one(rank: &Rank, exchange: Arc<dyn Exchange>, backend: Arc<dyn Backend>, 
     };
     let data = plan.rows.data.of(&part.places);
     let mut head = LmHead::new(config, group, Arc::clone(&rank.shard), exchange, backend)?;
-    head.warm_up(1, &[plan.request])?;
-    let mut steps = Vec::new();
-    let mut answer = None;
-    for _ in 0..plan.steps {
-        let began = Instant::now();
+    if config.verify == Verify::WarmUp {
+        // The ranks compare their contract in the head's own warm-up only. Without rows it streams no
+        // weights.
+        head.warm_up(0, &[plan.request])?;
+    }
+    let mut step = || {
         let step = if plan.rows.data.is_adjusted() {
             head.step_adjusted(counts(), &plan.request)?
         } else {
             head.step(counts(), &plan.request)?
         };
-        let done = data.with(|inputs| step.run_with(hidden, &inputs))?;
-        steps.push((began.elapsed(), done.stats));
-        answer = Some(done);
+        data.with(|inputs| step.run_with(hidden, &inputs))
+    };
+    // As the timed ones are, so that none of those is the first to touch a buffer, a page of the weights or a
+    // kernel.
+    for _ in 0..plan.warm_up {
+        step()?;
     }
-    Ok(Done { answer: answer.expect("at least one step"), steps })
+    let mut times = StageTimes::default();
+    let mut last = None;
+    for number in 0..plan.steps {
+        // An answer can be gigabytes: a rank has one at a time.
+        drop(last.take());
+        let began = Instant::now();
+        let answer = step()?;
+        let time = began.elapsed();
+        took(number, time);
+        times.add(time, &answer.stats);
+        last = Some(answer);
+    }
+    let answer = last.expect("at least one step");
+    let told = Told { rows: answer.rows(), stats: answer.stats, times };
+    Ok(Done { answer, told })
 }
 
 #[cfg(test)]
@@ -240,12 +283,20 @@ mod tests {
             data: RowData::synthetic(5, total, config.vocab_size, &request),
         };
         let parts = rows.by_rank();
-        let plan =
-            Plan { config: &config, request, mode: CountMode::Exact, steps: 1, rows: &rows, parts: &parts };
+        let plan = Plan {
+            config: &config,
+            request,
+            mode: CountMode::Exact,
+            warm_up: 0,
+            steps: 1,
+            rows: &rows,
+            parts: &parts,
+        };
         let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(Some(2)).unwrap());
         let answers = |connect: &mut dyn Connect| -> Vec<(usize, Answer)> {
             let ranks = set_up(&source, &config, &layout, 3, connect).unwrap();
-            let Ok((ranks, done)) = run(ranks, &backend, &plan) else { panic!("a rank failed") };
+            let slowest = SlowestRank::new(2, plan.steps).unwrap();
+            let Ok((ranks, done)) = run(ranks, &backend, &plan, &slowest) else { panic!("a rank failed") };
             ranks.iter().zip(done).map(|(rank, done)| (rank.rank, done.answer)).collect()
         };
         let together = answers(&mut InProcess::default());

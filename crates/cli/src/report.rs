@@ -1,12 +1,13 @@
 //! What `lmhead run` tells: a table for a person, the same as JSON for a program.
 
 use crate::check::CheckReport;
+use crate::times::Percentiles;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use lmhead::doctor::processor_name;
 use serde::Serialize;
 
-/// Everything about one run. Times are medians over the timed steps; a stage's is that of the slowest rank.
+/// Everything about one run. Times are medians over the timed steps, but for the percentiles.
 #[derive(Serialize)]
 pub struct Report {
     /// Version of lmhead.
@@ -33,6 +34,8 @@ pub struct Report {
     pub output_rows: usize,
     pub rows_not_good: usize,
     pub load_seconds: f64,
+    /// Steps before the timed ones.
+    pub warm_up: usize,
     pub steps: usize,
     pub ranks: Vec<RankReport>,
     pub step: StepReport,
@@ -65,7 +68,7 @@ pub struct RankReport {
     pub chunk_bytes: u64,
 }
 
-/// One step over all ranks.
+/// One step over all ranks. A stage's time, and `step_us`, is the largest of the ranks' medians.
 #[derive(Serialize)]
 pub struct StepReport {
     pub contract_us: f64,
@@ -73,6 +76,11 @@ pub struct StepReport {
     pub matmul_us: f64,
     pub exchange_us: f64,
     pub step_us: f64,
+    /// `p50_us`, `p90_us`, `p99_us` and `max_us` of the slowest rank of each step of each group. The ranks of a
+    /// group leave a step together, and an engine waits for the last: a rank's own percentiles would hide a
+    /// straggler that is another one in each step.
+    #[serde(flatten)]
+    pub percentiles: Percentiles,
     /// Bytes that crossed between ranks.
     pub bytes_exchanged: u64,
     /// Collective operations of a rank, the most of all ranks.
@@ -141,11 +149,22 @@ impl Report {
         }
         lines.push(table.to_string());
         lines.push(format!(
-            "head ready in {:.1} s; step {} (median of {}, slowest rank); weights at {:.1} GB/s",
+            "head ready in {:.1} s; weights at {:.1} GB/s; times above: medians of {}",
             self.load_seconds,
-            micros(self.step.step_us),
-            self.steps,
-            self.step.weight_gb_per_s
+            self.step.weight_gb_per_s,
+            counted(self.steps, "step")
+        ));
+        let groups = self.ranks.len() / self.lmhead_tp_size;
+        let Percentiles { p50_us, p90_us, p99_us, max_us } = self.step.percentiles;
+        lines.push(format!(
+            "step, by its slowest rank: p50 {}, p90 {}, p99 {}, max {} of {}{}, after {} of warm-up",
+            micros(p50_us),
+            micros(p90_us),
+            micros(p99_us),
+            micros(max_us),
+            counted(self.steps, "step"),
+            if groups > 1 { format!(" of {groups} groups") } else { String::new() },
+            self.warm_up
         ));
         if self.step.rounds > 0 {
             lines.push(format!(
@@ -166,39 +185,6 @@ impl Report {
     }
 }
 
-impl CheckReport {
-    fn sentence(&self, request: &str, quantization: &str) -> String {
-        let verdict = if self.passed { "check passed" } else { "CHECK FAILED" };
-        // What quantising costs is not an error of the computation, and not seen here.
-        let truth = match quantization {
-            "none" => "float64".to_string(),
-            how => format!("float64 arithmetic on the {how} head"),
-        };
-        let extent = if self.everything { "everything" } else { "a seeded sample" };
-        let found = match (request, self.error_over_rms) {
-            _ if self.values == 0 => "nothing was compared".into(),
-            ("argmax", _) => "no id that another beats by more than rounding".into(),
-            (sampled, _) if sampled.starts_with("sample") => {
-                "no token that a filter surely excludes or another surely beats".into()
-            }
-            (_, Some(over)) => format!(
-                "largest error {over:.1e} of the logits' rms, allowed {:.0e}; in itself {:.1e}, its worst-case bound {:.1e}",
-                self.rms_limit, self.largest_error, self.allowed_there
-            ),
-            (_, None) => format!(
-                "largest error {:.1e}, its worst-case bound {:.1e}; nearest to its bound: {:.1e} of it",
-                self.largest_error, self.allowed_there, self.worst_ratio
-            ),
-        };
-        let broken = match self.not_finite {
-            0 => String::new(),
-            n => format!(", {n} of them not finite or without an answer, as in the truth"),
-        };
-        let (values, rows) = (self.values, self.rows);
-        format!("{verdict} against {truth} ({extent}: {values} values of {rows} rows{broken}): {found}")
-    }
-}
-
 /// The command, without the program's path.
 pub fn command() -> String {
     std::env::args_os().skip(1).fold("lmhead".into(), |line, word| line + " " + &word.to_string_lossy())
@@ -206,6 +192,11 @@ pub fn command() -> String {
 
 pub fn machine() -> String {
     format!("{}, {} {}", processor_name(), std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// `1 step`, `3 steps`.
+fn counted(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Bytes with a decimal prefix.

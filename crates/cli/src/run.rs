@@ -1,30 +1,33 @@
 //! `lmhead run`: the whole way, from files or synthetic data to an answer, a check and a report.
 
 use crate::args::{CountMode, ExchangeName, RunArgs};
+use crate::assembled::Assembled;
 use crate::backends::{Chosen, choose};
 use crate::check;
 use crate::input::{HeadSource, Rows};
-use crate::output::{Assembled, OutFile};
-use crate::ranks::{self, Done, InProcess, Plan, Rank};
+use crate::output::OutFile;
+use crate::ranks::{self, InProcess, Plan, Rank, Told};
 use crate::report::{self, RankReport, Report, StepReport};
-use crate::{Failure, draft, print, sampling_args, tell};
+use crate::times::{Percentiles, SlowestRank, Times};
+use crate::{Failure, draft, print, sampling_args, tell, threads};
 use lmhead::backend::HeadTypes;
 use lmhead::config::{HeadConfig, Settings};
 use lmhead::dtype::DType;
 use lmhead::exchange::columns;
 use lmhead::layout::{ParallelLayout, RankOrder};
-use lmhead::result::{Answer, Output, Request, RowStatus, StepStats};
+use lmhead::result::{Answer, Request, RowStatus};
 use lmhead::step::HEADER_BYTES;
 use lmhead::weights::HeadShard;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Runs it all; false when the check failed.
 pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     // Everything that the user wrote is judged before anything is loaded or computed.
-    let (request, threads, steps, seed) = (args.request()?, args.threads()?, args.steps()?, args.seed()?);
-    let sampling = args.sampling()?;
+    let (request, threads, seed) = (args.request()?, args.threads()?, args.seed()?);
+    let (warm_up, steps, sampling) = (args.warm_up()?, args.steps()?, args.sampling()?);
     args.check_ranks()?;
+    threads::limit(threads)?;
     let mut settings = match &args.config {
         Some(path) => Settings::from_file(path)?,
         None => Settings::default(),
@@ -43,6 +46,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     }
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
     let group_size = config.group_size(&layout)?;
+    let slowest = SlowestRank::new(layout.world_size()? / group_size, steps)?;
     request.check(config.vocab_size)?;
     if let Request::Logprobs { top_n, .. } = request {
         config.logprobs_chunk_rows(group_size, rows.dtype, top_n)?;
@@ -67,9 +71,10 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     warnings.extend(rows.data.notes().iter().cloned());
 
     let parts = rows.by_rank();
-    let plan = Plan { config: &config, request, mode: args.mode, steps, rows: &rows, parts: &parts };
-    let (ranks, done) = ranks::run(set_up, &backend, &plan)?;
-    assemble(&mut answer, &ranks, &done, &plan)?;
+    let plan = Plan { config: &config, request, mode: args.mode, warm_up, steps, rows: &rows, parts: &parts };
+    let (ranks, done) = ranks::run(set_up, &backend, &plan, &slowest)?;
+    let (answers, told): (Vec<Answer>, Vec<Told>) = done.into_iter().map(|d| (d.answer, d.told)).unzip();
+    assemble(&mut answer, &ranks, answers, &plan)?;
     let of_status =
         |status| (0..answer.rows).filter(|&i| answer.row_status[i] == status).collect::<Vec<usize>>();
     let bad = of_status(RowStatus::NonFinite);
@@ -132,9 +137,10 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         output_rows: answer.rows,
         rows_not_good: bad.len() + none.len(),
         load_seconds,
+        warm_up,
         steps,
-        step: step_report(&ranks, &done, &plan),
-        ranks: ranks.iter().zip(&done).map(|(rank, done)| rank_report(rank, done, &plan)).collect(),
+        step: step_report(&ranks, &told, &plan, slowest.percentiles()),
+        ranks: ranks.iter().zip(&told).map(|(rank, told)| rank_report(rank, told, &plan)).collect(),
         check: checked,
         out: args.out.as_ref().map(|path| path.display().to_string()),
         warnings,
@@ -147,48 +153,24 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     Ok(passed)
 }
 
-/// The ranks' answers in output-row order. The tp ranks of a replica answer the same rows: theirs must be the same bits.
-fn assemble(answer: &mut Assembled, ranks: &[Rank], done: &[Done], plan: &Plan) -> Result<(), Failure> {
+/// Puts the ranks' answers in output-row order. The tp ranks of a replica answer the same rows: theirs must
+/// be the same bits. Each answer is given back before the next one is looked at.
+fn assemble(whole: &mut Assembled, ranks: &[Rank], answers: Vec<Answer>, plan: &Plan) -> Result<(), Failure> {
     let mut answered = vec![0; plan.parts.len()];
-    for (i, rank) in ranks.iter().enumerate() {
-        let (places, theirs) = (&plan.parts[rank.dp].places, &done[i].answer);
-        let first = ranks.iter().position(|r| r.dp == rank.dp).expect("the rank itself at the latest");
-        if first != i && !plan.config.split_rows_over_tp {
-            if !same_bits(&done[first].answer, theirs) {
-                let text = format!(
-                    "its answer differs from rank {}'s; please report it with the command",
-                    ranks[first].rank
-                );
-                return Err(Failure::Ranks(vec![(rank.rank, text)]));
-            }
-            continue;
-        }
-        for from in 0..theirs.rows() {
-            answer.put(places[answered[rank.dp]], theirs, from);
-            answered[rank.dp] += 1;
+    for (rank, answer) in ranks.iter().zip(answers) {
+        let places = &plan.parts[rank.dp].places;
+        let first = ranks.iter().find(|r| r.dp == rank.dp).expect("the rank itself at the latest");
+        if first.rank == rank.rank || plan.config.split_rows_over_tp {
+            let begin = answered[rank.dp];
+            answered[rank.dp] += answer.rows();
+            whole.take(&places[begin..answered[rank.dp]], answer);
+        } else if !whole.has(places, &answer) {
+            let text =
+                format!("its answer differs from rank {}'s; please report it with the command", first.rank);
+            return Err(Failure::Ranks(vec![(rank.rank, text)]));
         }
     }
     Ok(())
-}
-
-/// Bit by bit, so that NaN equals itself.
-fn same_bits(a: &Answer, b: &Answer) -> bool {
-    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    a.row_status == b.row_status
-        && match (&a.output, &b.output) {
-            (Output::Logits { bytes: a, .. }, Output::Logits { bytes: b, .. }) => a == b,
-            (Output::Argmax { ids: a }, Output::Argmax { ids: b })
-            | (Output::Sample { ids: a }, Output::Sample { ids: b }) => a == b,
-            (
-                Output::TopK { values, ids, logsumexp, .. },
-                Output::TopK { values: v, ids: i, logsumexp: l, .. },
-            ) => ids == i && bits(values) == bits(v) && bits(logsumexp) == bits(l),
-            (
-                Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. },
-                Output::Logprobs { logprobs: l, ranks: r, top_ids: i, top_logprobs: t, .. },
-            ) => ranks == r && top_ids == i && bits(logprobs) == bits(l) && bits(top_logprobs) == bits(t),
-            _ => false,
-        }
 }
 
 /// The shards of the first group, which together are the vocabulary. Those of members that other processes
@@ -217,17 +199,9 @@ fn mode_name(mode: CountMode) -> &'static str {
     }
 }
 
-/// The median of a rank's steps, µs.
-fn median(done: &Done, time: impl Fn(&(Duration, StepStats)) -> Duration) -> f64 {
-    let mut times: Vec<f64> = done.steps.iter().map(|s| time(s).as_secs_f64() * 1e6).collect();
-    times.sort_by(f64::total_cmp);
-    let n = times.len();
-    if n % 2 == 1 { times[n / 2] } else { (times[n / 2 - 1] + times[n / 2]) / 2.0 }
-}
-
-fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
+fn rank_report(rank: &Rank, told: &Told, plan: &Plan) -> RankReport {
     let vocab = rank.shard.vocab();
-    let stats = done.answer.stats;
+    let Told { stats, times, .. } = told;
     RankReport {
         rank: rank.rank,
         dp: rank.dp,
@@ -237,11 +211,11 @@ fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
         output_rows: plan.parts[rank.dp].places.len(),
         shard: [vocab.start, vocab.end],
         shard_bytes: rank.shard.bytes(),
-        contract_us: median(done, |s| s.1.contract),
-        gather_us: median(done, |s| s.1.gather),
-        matmul_us: median(done, |s| s.1.matmul),
-        exchange_us: median(done, |s| s.1.exchange),
-        step_us: median(done, |s| s.0),
+        contract_us: times.contract.median_us(),
+        gather_us: times.gather.median_us(),
+        matmul_us: times.matmul.median_us(),
+        exchange_us: times.exchange.median_us(),
+        step_us: times.step.median_us(),
         bytes_sent: stats.bytes_sent,
         bytes_received: stats.bytes_received,
         rounds: stats.rounds,
@@ -250,9 +224,9 @@ fn rank_report(rank: &Rank, done: &Done, plan: &Plan) -> RankReport {
 }
 
 /// What a verified exact step for all f32 logits would bring to the ranks: headers, hidden rows, logits.
-fn full_logits_bytes(ranks: &[Rank], done: &[Done], plan: &Plan) -> u64 {
+fn full_logits_bytes(ranks: &[Rank], told: &[Told], plan: &Plan) -> u64 {
     let hidden = plan.config.hidden_size * plan.rows.dtype.size();
-    let of_rank = |(rank, done): (&Rank, &Done)| {
+    let of_rank = |(rank, told): (&Rank, &Told)| {
         let (group, vocab_size) = (&rank.group, plan.config.vocab_size);
         let others = || (0..group.size()).filter(|m| *m != group.me());
         let first = rank.dp - group.replica_of(group.me());
@@ -262,26 +236,25 @@ fn full_logits_bytes(ranks: &[Rank], done: &[Done], plan: &Plan) -> u64 {
             others().map(|m| columns::row_stride(group.shard(vocab_size, m).len(), DType::F32)).sum();
         // With tensor parallelism the headers come again, with a digest of the inputs.
         let headers = if group.tp() > 1 { 2 } else { 1 };
-        (others().count() * headers * HEADER_BYTES + gathered * hidden + done.answer.rows() * row) as u64
+        (others().count() * headers * HEADER_BYTES + gathered * hidden + told.rows * row) as u64
     };
-    ranks.iter().zip(done).map(of_rank).sum()
+    ranks.iter().zip(told).map(of_rank).sum()
 }
 
-fn step_report(ranks: &[Rank], done: &[Done], plan: &Plan) -> StepReport {
-    let slowest = |time: &dyn Fn(&(Duration, StepStats)) -> Duration| {
-        done.iter().map(|d| median(d, time)).fold(0.0, f64::max)
-    };
-    let matmul_us = slowest(&|s| s.1.matmul);
-    let streamed: u64 = done.iter().map(|d| d.answer.stats.weight_bytes).sum();
+fn step_report(ranks: &[Rank], told: &[Told], plan: &Plan, percentiles: Percentiles) -> StepReport {
+    let slowest = |of: &dyn Fn(&Told) -> &Times| told.iter().map(|t| of(t).median_us()).fold(0.0, f64::max);
+    let matmul_us = slowest(&|t| &t.times.matmul);
+    let streamed: u64 = told.iter().map(|t| t.stats.weight_bytes).sum();
     StepReport {
-        contract_us: slowest(&|s| s.1.contract),
-        gather_us: slowest(&|s| s.1.gather),
+        contract_us: slowest(&|t| &t.times.contract),
+        gather_us: slowest(&|t| &t.times.gather),
         matmul_us,
-        exchange_us: slowest(&|s| s.1.exchange),
-        step_us: slowest(&|s| s.0),
-        bytes_exchanged: done.iter().map(|d| d.answer.stats.bytes_received).sum(),
-        rounds: done.iter().map(|d| d.answer.stats.rounds).max().unwrap_or(0),
-        full_logits_bytes: full_logits_bytes(ranks, done, plan),
+        exchange_us: slowest(&|t| &t.times.exchange),
+        step_us: slowest(&|t| &t.times.step),
+        percentiles,
+        bytes_exchanged: told.iter().map(|t| t.stats.bytes_received).sum(),
+        rounds: told.iter().map(|t| t.stats.rounds).max().unwrap_or(0),
+        full_logits_bytes: full_logits_bytes(ranks, told, plan),
         weight_gb_per_s: if matmul_us > 0.0 { streamed as f64 / (matmul_us * 1e3) } else { 0.0 },
     }
 }

@@ -94,6 +94,20 @@ impl Timing {
     }
 }
 
+impl RowsReport {
+    /// The medians in a line.
+    pub fn line(&self, head: &str) -> String {
+        let rows = if self.rows == 1 { "row" } else { "rows" };
+        let stages = self.stages.iter().map(|s| format!(", {} {}", s.stage, micros(s.time.median)));
+        format!(
+            "{head}, {} {rows}: read {}{}",
+            self.rows,
+            micros(self.read.median),
+            stages.collect::<String>()
+        )
+    }
+}
+
 impl Report {
     /// A table for each type of weights.
     pub fn text(&self, written: Option<&Path>) -> String {

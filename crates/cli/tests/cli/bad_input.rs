@@ -316,6 +316,14 @@ fn bad_input_is_refused_with_a_sentence() {
         ),
         (with(&["--quantize", "int4"]), &["--quantize: wanted none, w8a8 or w8a16, got `int4`"]),
         (with(&["--threads", "0"]), &["--threads: wanted a whole number of at least 1, got `0`"]),
+        (
+            with(&["--warm-up", "-1"]),
+            &["--warm-up: wanted a whole number of at least 0, got `-1`; leave it out where unsure"],
+        ),
+        (
+            with(&["--steps", "18446744073709551615"]),
+            &["--steps: wanted a number of steps whose times, 8 bytes each"],
+        ),
         (with(&["--threads", "-1"]), &["--threads", "got `-1`"]),
         (with(&["--steps", "0"]), &["--steps"]),
         (with(&["--seed", "-1"]), &["--seed: wanted a whole number from 0", "got `-1`"]),

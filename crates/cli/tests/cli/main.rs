@@ -13,6 +13,9 @@ mod per_row;
 mod plan;
 mod quantize;
 mod sampled;
+mod terminal;
+mod threads;
+mod timing;
 
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};

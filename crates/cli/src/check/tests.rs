@@ -1,0 +1,215 @@
+//! The check itself is checked: right answers pass, and every kind of wrong one fails.
+
+use super::*;
+use lmhead::config::Quantization;
+use lmhead::result::Request;
+use lmhead::sampling::SamplingParams;
+use lmhead::weights::synthetic;
+
+const ROWS: usize = 3;
+const SEED: u64 = 11;
+const DATA: Data = Data { gaussian: true, flushes: false, accuracy: Accuracy::Rounded };
+
+/// A small head in two shards, rows, and the answer that the reference itself gives, rounded to f32.
+fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, HeadConfig) {
+    let preset = synthetic::preset("tiny").unwrap();
+    let config = HeadConfig::new(preset.vocab_size, preset.hidden_size);
+    let cuts = [0..512, 512..preset.vocab_size];
+    let shard = |ids| synthetic::shard(&preset.spec(), SEED, ids, Quantization::None, None).unwrap();
+    let shards: Vec<Arc<HeadShard>> = cuts.into_iter().map(|ids| Arc::new(shard(ids))).collect();
+    let bytes = (0..ROWS as u64)
+        .flat_map(|row| synthetic::hidden_row(SEED, row, preset.hidden_size, preset.dtype))
+        .collect();
+    let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request)
+        .sampled((request == Request::Sample).then(SamplingParams::default), ROWS);
+    let origin = "test".into();
+    let rows = Rows { bytes, dtype: preset.dtype, origin, counts: vec![ROWS], indices: None, data };
+    let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
+    let everything: Vec<usize> = (0..config.vocab_size).collect();
+    let size = config.hidden_size * rows.dtype.size();
+    for row in 0..ROWS {
+        let own = &rows.bytes[row * size..(row + 1) * size];
+        let (truths, _) = truths(&shards, &config, own, rows.dtype, &everything, DATA).unwrap();
+        let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
+        match &mut answer.output {
+            Output::Logits { dtype, vocab_size, bytes } => {
+                let wide: Vec<f32> = logits.iter().map(|l| *l as f32).collect();
+                let stride = *vocab_size * dtype.size();
+                dtype.round_into(&wide, &mut bytes[row * stride..(row + 1) * stride]);
+            }
+            Output::Argmax { ids } => ids[row] = reference::top_k(&logits, 1)[0] as i64,
+            Output::Sample { ids } => {
+                let wide: Vec<f32> = logits.iter().map(|l| *l as f32).collect();
+                let params = rows.data.with(|inputs| inputs.sampling.unwrap()[row]);
+                ids[row] = reference::sample(&wide, &params).unwrap() as i64;
+            }
+            Output::TopK { k, values, ids, logsumexp } => {
+                for (place, id) in reference::top_k(&logits, *k).into_iter().enumerate() {
+                    ids[row * *k + place] = id as i64;
+                    values[row * *k + place] = logits[id] as f32;
+                }
+                logsumexp[row] = reference::logsumexp(&logits) as f32;
+            }
+            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
+                let lse = reference::logsumexp(&logits);
+                let order = reference::top_k(&logits, logits.len());
+                let target = rows.data.with(|inputs| inputs.targets.unwrap()[row] as usize);
+                logprobs[row] = (logits[target] - lse) as f32;
+                ranks[row] = 1 + order.iter().position(|id| *id == target).unwrap() as i64;
+                for (place, id) in order.into_iter().take(*top_n).enumerate() {
+                    top_ids[row * *top_n + place] = id as i64;
+                    top_logprobs[row * *top_n + place] = (logits[id] - lse) as f32;
+                }
+            }
+            _ => unreachable!(),
+        }
+    }
+    (answer, rows, shards, config)
+}
+
+/// Whether the check passes after `spoil`.
+fn passes(request: Request, spoil: impl FnOnce(&mut Assembled)) -> bool {
+    let (mut answer, rows, shards, config) = right_answer(request);
+    spoil(&mut answer);
+    let report = check(&answer, &rows, &shards, &config, SEED, DATA).unwrap();
+    assert_eq!(report.passed, report.mistakes.is_empty());
+    assert!(report.everything && report.rows == ROWS);
+    report.passed
+}
+
+fn set_logit(answer: &mut Assembled, at: usize, change: impl FnOnce(f32) -> f32) {
+    let Output::Logits { dtype, bytes, .. } = &mut answer.output else { unreachable!() };
+    let (size, value) = (dtype.size(), dtype.read(bytes, at));
+    dtype.round_into(&[change(value)], &mut bytes[at * size..(at + 1) * size]);
+}
+
+#[test]
+fn an_infinity_is_right_exactly_where_rounding_makes_one() {
+    let truth = |logit: f64| Truth { logit, allowed: 1.0, raw: logit, raw_allowed: 1.0 };
+    assert_eq!(truth(70_000.0).error_of(f64::INFINITY, DType::F16), 0.0);
+    assert_eq!(truth(65_519.5).error_of(f64::INFINITY, DType::F16), 0.0, "within the allowed error");
+    assert_eq!(truth(65_000.0).error_of(f64::INFINITY, DType::F16), f64::INFINITY);
+    assert_eq!(truth(70_000.0).error_of(f64::NEG_INFINITY, DType::F16), f64::INFINITY);
+    assert!(truth(70_000.0).error_of(65_504.0, DType::F16) > truth(70_000.0).allowed_as(DType::F16));
+    assert!(truth(1e39).may_overflow() && !truth(1e37).may_overflow());
+    assert!(Truth { logit: 1.0, ..truth(1e39) }.may_overflow(), "a softcap hides nothing");
+}
+
+#[test]
+fn the_right_answer_passes_and_every_kind_of_wrong_one_fails() {
+    for dtype in [DType::F32, DType::Bf16, DType::F16] {
+        let request = Request::logits(dtype);
+        assert!(passes(request, |_| ()));
+        // The last column of the last row, off by 2 % of a typical logit: more than any rounding.
+        assert!(!passes(request, |a| set_logit(a, ROWS * 1000 - 1, |v| v + 0.06)), "{dtype}");
+        assert!(!passes(request, |a| set_logit(a, 1700, |_| f32::NAN)), "{dtype}");
+        assert!(!passes(request, |a| a.row_status[1] = RowStatus::NonFinite), "{dtype}");
+    }
+    assert!(
+        !passes(Request::logits(DType::F32), |a| set_logit(a, 5, |v| v + 5e-4)),
+        "beyond 5e-5 of the rms"
+    );
+    assert!(passes(Request::argmax(), |_| ()));
+    let spoil_id = |answer: &mut Assembled| {
+        let Output::Argmax { ids } = &mut answer.output else { unreachable!() };
+        ids[2] = (ids[2] + 1) % 1000;
+    };
+    assert!(!passes(Request::argmax(), spoil_id));
+    let top = Request::top_k(4);
+    assert!(passes(top, |_| ()));
+    fn parts(answer: &mut Assembled) -> (&mut Vec<f32>, &mut Vec<i64>, &mut Vec<f32>) {
+        let Output::TopK { values, ids, logsumexp, .. } = &mut answer.output else { unreachable!() };
+        (values, ids, logsumexp)
+    }
+    assert!(!passes(top, |a| parts(a).1.swap(4, 5)));
+    assert!(!passes(top, |a| parts(a).0[3] += 0.06));
+    assert!(!passes(top, |a| parts(a).2[0] += 0.06));
+    assert!(!passes(top, |a| parts(a).2[0] = f32::NAN));
+}
+
+/// The last column of row 1 of the hidden states is spoiled, and the answer has what the reference makes
+/// of it.
+#[test]
+fn rows_that_are_not_finite_are_compared_value_by_value() {
+    let with = |value: f32, request: Request, spoil: &dyn Fn(&mut Assembled)| {
+        let (mut answer, mut rows, shards, config) = right_answer(Request::logits(DType::F32));
+        let size = config.hidden_size * rows.dtype.size();
+        rows.dtype.round_into(&[value], &mut rows.bytes[2 * size - rows.dtype.size()..2 * size]);
+        let everything: Vec<usize> = (0..config.vocab_size).collect();
+        let own = &rows.bytes[size..2 * size];
+        let (truths, finite) = truths(&shards, &config, own, rows.dtype, &everything, DATA).unwrap();
+        assert!(!finite);
+        match request {
+            Request::Logits { .. } => {
+                for (id, truth) in truths.iter().enumerate() {
+                    set_logit(&mut answer, config.vocab_size + id, |_| truth.logit as f32);
+                }
+            }
+            _ => answer.output = Output::Argmax { ids: vec![0, -1, 0] },
+        }
+        answer.row_status[1] = RowStatus::NonFinite;
+        spoil(&mut answer);
+        check(&answer, &rows, &shards, &config, SEED, DATA).unwrap()
+    };
+    let logits = Request::logits(DType::F32);
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let report = with(value, logits, &|_| ());
+        assert!(report.passed, "{:?}", report.mistakes);
+        assert_eq!((report.values, report.not_finite), (3000, 1000));
+        let wrong = |change: fn(f32) -> f32| !with(value, logits, &|a| set_logit(a, 1007, change)).passed;
+        assert!(wrong(|_| 0.5), "{value}: a number");
+        assert!(wrong(|v| if v.is_nan() { f32::INFINITY } else { f32::NAN }), "{value}");
+        assert!(wrong(|v| if v.is_nan() { f32::NEG_INFINITY } else { -v }), "{value}: the other sign");
+    }
+    let report = with(f32::NAN, Request::argmax(), &|_| ());
+    assert_eq!((report.values, report.not_finite), (3, 1));
+    let one = with(f32::NAN, Request::argmax(), &|a| a.output = Output::Argmax { ids: vec![0, 4, 0] });
+    assert!(one.mistakes.iter().any(|m| m.contains("row 1: answered although")), "{:?}", one.mistakes);
+}
+
+#[test]
+fn comparing_nothing_is_no_pass() {
+    let (_, mut rows, shards, config) = right_answer(Request::argmax());
+    (rows.counts, rows.bytes) = (vec![0], Vec::new());
+    let answer = Assembled::new(&Request::argmax(), 0, config.vocab_size).unwrap();
+    let report = check(&answer, &rows, &shards, &config, SEED, DATA).unwrap();
+    assert!(!report.passed && report.values == 0);
+    assert_eq!(report.mistakes, ["nothing was compared: there are 0 output rows"]);
+}
+
+#[test]
+fn a_token_that_cannot_be_sampled_fails() {
+    let request = Request::sample();
+    let spoil = |id: i64| {
+        passes(request, |answer| {
+            let Output::Sample { ids } = &mut answer.output else { unreachable!() };
+            ids[1] = if id < 0 { ids[1] } else { id };
+        })
+    };
+    assert!(spoil(-1), "the right one");
+    // One id is drawn from this row; every other is wrong.
+    let wrong = (0..1000).filter(|id| !spoil(*id)).count();
+    assert_eq!(wrong, 999);
+}
+
+#[test]
+fn wrong_logprobs_and_ranks_fail() {
+    let request = Request::logprobs(3);
+    type Change = fn(&mut [f32], &mut [i64], &mut [i64], &mut [f32]);
+    let spoil = |change: Change| {
+        passes(request, |answer| {
+            let Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. } = &mut answer.output else {
+                unreachable!()
+            };
+            change(logprobs, ranks, top_ids, top_logprobs);
+        })
+    };
+    assert!(spoil(|_, _, _, _| ()));
+    assert!(!spoil(|logprobs, _, _, _| logprobs[1] += 0.06));
+    assert!(!spoil(|logprobs, _, _, _| logprobs[2] = f32::NAN));
+    assert!(!spoil(|_, ranks, _, _| ranks[0] += 1));
+    assert!(!spoil(|_, ranks, _, _| ranks[2] = 0));
+    assert!(!spoil(|_, _, ids, _| ids.swap(0, 1)));
+    assert!(!spoil(|_, _, ids, _| ids[8] = -1));
+    assert!(!spoil(|_, _, _, tops| tops[4] -= 0.06));
+}

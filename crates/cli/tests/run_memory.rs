@@ -1,0 +1,73 @@
+//! What `lmhead run` takes beside its weights: an answer of each rank once, and next to nothing for each
+//! step. By the system's count of a child's largest resident memory; a test program of its own, because a
+//! child begins as a copy of what starts it, and that must be small.
+#![cfg(target_os = "linux")]
+#![allow(unsafe_code, reason = "a child's own use of memory")]
+
+use safetensors::tensor::{Dtype, TensorView};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// Largest resident memory of `lmhead run` with these arguments, in bytes.
+fn peak(args: &[&str]) -> usize {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
+    #[expect(clippy::zombie_processes, reason = "wait4 waits for it")]
+    let child = command.arg("run").args(args).stdout(Stdio::null()).spawn().unwrap();
+    let mut status = 0;
+    // SAFETY: zeros are a valid `rusage`, and the call writes it and the status. The child is waited for
+    // nowhere else.
+    let (waited, usage) = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        (libc::wait4(child.id() as libc::pid_t, &mut status, 0, &mut usage), usage)
+    };
+    assert_eq!((waited, status), (child.id() as libc::pid_t, 0), "{args:?}");
+    usage.ru_maxrss as usize * 1024
+}
+
+/// A head whose weights are small beside its logits.
+fn head(path: &Path, ids: usize) {
+    let weights = (0..ids * 8).map(|i| ((i * 37 % 251) as f32 - 125.0) / 64.0);
+    let bytes: Vec<u8> = weights.flat_map(f32::to_le_bytes).collect();
+    let view = TensorView::new(Dtype::F32, vec![ids, 8], &bytes).unwrap();
+    safetensors::serialize_to_file([("lm_head.weight", view)], None, path).unwrap();
+}
+
+#[test]
+fn an_answer_is_held_once() {
+    let folder = TempDir::new().unwrap();
+    let head_path = folder.path().join("head");
+    head(&head_path, 20_000);
+    let run = |rows: &str, more: &[&str]| {
+        let args = ["--head", head_path.to_str().unwrap(), "--rows", rows, "--steps", "3", "--threads", "1"];
+        peak(&[&args[..], more].concat())
+    };
+    let answer = 1000 * 20_000 * 4;
+    // One rank. Several, whose logits are exchanged: as they are sent, on their way in the transport, as
+    // they are received, and the answers. The whole is put together as the answers go.
+    let shared: &[&str] = &["--lmhead-tp-size", "4"];
+    for (rows, few, more, copies) in [("1000", "1", &[][..], 1), ("250,250,250,250", "1,1,1,1", shared, 4)] {
+        let taken = run(rows, more) - run(few, more);
+        eprintln!("{rows}: {:.2} of an answer", taken as f64 / answer as f64);
+        assert!(taken <= copies * answer + answer / 2, "{rows}: {taken} for an answer of {answer}");
+        assert!(taken >= answer / 10 * 9, "the count counts: {taken} for an answer of {answer}");
+    }
+}
+
+#[test]
+fn steps_take_next_to_no_memory() {
+    let folder = TempDir::new().unwrap();
+    let head_path = folder.path().join("head");
+    head(&head_path, 64);
+    let ranks = ["1"; 16].join(",");
+    let run = |steps: &str| {
+        let args = ["--head", head_path.to_str().unwrap(), "--rows", &ranks, "--steps", steps];
+        peak(&[&args[..], &["--request", "argmax", "--threads", "1"]].concat())
+    };
+    // Times are kept exactly until there are 1024 different ones, so the growth is that of the steps after
+    // those.
+    let (few, many) = (run("2000"), run("10000"));
+    let each = many.saturating_sub(few) as f64 / (8000.0 * 16.0);
+    eprintln!("{each:.1} bytes for each step and rank");
+    assert!(each < 32.0, "{each} bytes for each step and rank; 8 are kept for each step of a group");
+}
