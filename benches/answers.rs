@@ -1,30 +1,32 @@
-//! What becomes of logits on the CPU backend: partials as they come, then tallies and the passes of sampling over held ones. Products,
-//! their other stages and whole steps: `lmhead bench`.
+//! What becomes of logits on the CPU backend: answers as they come, then the passes over held ones. Products, their
+//! other stages and whole steps: `lmhead bench`.
 //!
 //! ```text
 //! cargo bench --bench answers                             # the best instruction set of this machine
 //! LMHEAD_CPU_ISA=avx2 cargo bench --bench answers -- 'sampling'
 //! ```
-//! - `partials`, `partials, 64 best`: the maximum and the sum, or candidates as well, in place of written logits: on a head of one
-//!   column, whose products are few;
-//! - `tally` and the `sampling` passes: over held f32 logits of 32768 ids.
+//! - `logits`, `partials`, `partials, 64 best`: logits rounded into the caller's rows, or the maximum and the sum,
+//!   or candidates as well, in place of them: on a head of one column, whose products are few;
+//! - `partials, 8 best, rank` and the `sampling` passes: over held f32 logits of 32768 ids.
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lmhead::backend::cpu::CpuBackend;
-use lmhead::backend::{
-    Backend, HeldLogits, HistogramQuery, Job, LogitsOut, SamplingPass, Tally, TiesQuery, Wanted,
-};
+use lmhead::backend::{Backend, Job, LogitsOut, On, Out, Pass, Status, Which};
+use lmhead::backend::{HistogramQuery, TiesQuery, Wanted};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
-use lmhead::merge::{Candidate, PartialSpec, RowPartial};
+use lmhead::memory::SpanMut;
+use lmhead::merge::Candidate;
+use lmhead::merge::PartialSpec;
 use lmhead::rows::HiddenRows;
 use lmhead::sampling::SamplingParams;
 use lmhead::sampling::cut::{Digits, Kept, Sum};
 use lmhead::sampling::mass::Scale;
 use lmhead::weights::HeadShard;
 use lmhead::weights::synthetic::{self, Spec};
+use std::sync::Arc;
 use std::time::Duration;
 
 const ROWS: [usize; 5] = [1, 4, 28, 64, 256];
@@ -32,9 +34,10 @@ const VOCAB: usize = 16_384;
 /// Ids of the held logits.
 const HELD: usize = 32_768;
 
-fn head(vocab_size: usize, hidden_size: usize, dtype: DType, quantization: Quantization) -> HeadShard {
+fn head(vocab_size: usize, hidden_size: usize, dtype: DType, quantization: Quantization) -> Arc<HeadShard> {
     let spec = Spec { vocab_size, hidden_size, dtype };
-    synthetic::shard(&spec, 0, 0..vocab_size, quantization, None).expect("the sizes fit")
+    let shard = synthetic::shard(&spec, 0, 0..vocab_size, quantization, None);
+    Arc::new(shard.expect("the sizes fit"))
 }
 
 /// `[rows, hidden]`
@@ -48,11 +51,8 @@ fn group<'a>(criterion: &'a mut Criterion, name: String) -> BenchmarkGroup<'a, W
     group
 }
 
-/// f32 logits of the job, written.
-fn logits(backend: &CpuBackend, job: &Job<'_>, bytes: &mut [u8], nonfinite: &mut [bool]) {
-    let stride = job.shard.vocab().len() * DType::F32.size();
-    let out = LogitsOut { bytes, stride, dtype: DType::F32, nonfinite, any_allowed: None };
-    backend.logits(job, out).expect("logits");
+fn job(rows: HiddenRows<'_>) -> Job<'_> {
+    Job { rows, epilogue: Epilogue::default(), adjustments: None }
 }
 
 /// Logits that go to partials one block after the other.
@@ -61,16 +61,31 @@ fn partials(criterion: &mut Criterion) {
     let dtype = DType::Bf16;
     let shard = head(VOCAB, 1, dtype, Quantization::None);
     let column = hidden(ROWS[ROWS.len() - 1], 1, dtype);
+    let mut loaded = backend.load(&shard, dtype).expect("a loaded shard");
     let mut group = group(criterion, format!("partials/{}", backend.isa()));
     for rows in ROWS {
         let x = HiddenRows::new(&column[..rows * dtype.size()], dtype, rows, 1).expect("the sizes fit");
-        let job = Job { rows: x, shard: &shard, epilogue: Epilogue::default(), adjustments: None };
         group.throughput(Throughput::Elements(rows as u64));
-        for (stage, k) in [("partials", 1), ("partials, 64 best", 64)] {
-            let spec = PartialSpec { k, sum: true };
-            let mut out = vec![RowPartial::new(spec); rows];
+        let mut bytes = vec![0u32; rows * VOCAB];
+        let mut words = vec![0u32; rows];
+        for (stage, dtype) in [("logits, f32", DType::F32), ("logits, bf16", DType::Bf16)] {
             group.bench_function(BenchmarkId::new(stage, rows), |b| {
-                b.iter(|| backend.partials(&job, spec, &mut out).expect("partials"));
+                b.iter(|| {
+                    let (data, stride) = (SpanMut::host(&mut bytes[..]), VOCAB * dtype.size());
+                    let status = Status::Apart { words: SpanMut::host(&mut words[..]), stride: 4 };
+                    let out = Out::Logits(LogitsOut { data, stride, dtype, status });
+                    loaded.run(&job(x), out, &mut On::default()).expect("logits");
+                });
+            });
+        }
+        for (stage, k) in [("partials", 1), ("partials, 20 best", 20), ("partials, 64 best", 64)] {
+            let spec = PartialSpec { k, sum: true, targets: 0 };
+            let mut out = vec![0u64; rows * spec.stride(VOCAB) / 8];
+            group.bench_function(BenchmarkId::new(stage, rows), |b| {
+                b.iter(|| {
+                    let out = Out::Partials(spec, SpanMut::host(&mut out[..]));
+                    loaded.run(&job(x), out, &mut On::default()).expect("partials");
+                });
             });
         }
     }
@@ -83,44 +98,43 @@ fn held(criterion: &mut Criterion) {
     let shard = head(HELD, 256, DType::F32, Quantization::None);
     let most = ROWS[ROWS.len() - 1];
     let x = hidden(most, 256, DType::F32);
-    let mut all = vec![0.0f32; most * HELD];
-    let mut nonfinite = vec![false; most];
-    let rows = HiddenRows::new(&x, DType::F32, most, 256).expect("the sizes fit");
-    let job = Job { rows, shard: &shard, epilogue: Epilogue::default(), adjustments: None };
-    logits(&backend, &job, bytemuck::cast_slice_mut(&mut all), &mut nonfinite);
-
+    let mut loaded = backend.load(&shard, DType::F32).expect("a loaded shard");
     let mut group = group(criterion, format!("held logits/{}", backend.isa()));
     for rows in ROWS {
-        let logits = &all[..rows * HELD];
-        let nonfinite = &nonfinite[..rows];
-        group.throughput(Throughput::Bytes(size_of_val(logits) as u64));
-        let spec = PartialSpec { k: 8, sum: true };
-        let (mut partials, mut better) = (vec![RowPartial::new(spec); rows], vec![0; rows]);
-        let targets: Vec<Candidate> =
-            logits.chunks(HELD).map(|row| Candidate { value: row[100], id: 100 }).collect();
-        group.bench_function(BenchmarkId::new("tally, 8 best", rows), |b| {
+        let x = HiddenRows::from_f32(bytemuck::cast_slice(&x[..4 * rows * 256]), rows, 256);
+        let x = x.expect("the sizes fit");
+        let held = loaded.hold(&job(x), false, &mut On::default()).expect("held logits");
+        group.throughput(Throughput::Bytes((rows * HELD * size_of::<f32>()) as u64));
+        let (of, numbers) = (Which::Adjusted, (0..rows).collect::<Vec<usize>>());
+        let mut maxima = vec![0.0; rows];
+        let pass = Pass::Maxima { rows: &numbers, out: &mut maxima };
+        held.pass(pass).expect("maxima");
+        let mut logits_at = |id: u32| {
+            let (ids, mut out) = (vec![id; rows], vec![0.0; rows]);
+            let pass = Pass::TargetLogits { of, targets: &ids, per_row: 1, out: &mut out };
+            held.pass(pass).expect("logits of targets");
+            out
+        };
+        let (hundredth, seventh) = (logits_at(100), logits_at(7));
+        let spec = PartialSpec { k: 8, sum: true, targets: 1 };
+        let mut out = vec![0u64; rows * spec.stride(HELD) / 8];
+        let targets: Vec<Candidate> = hundredth.iter().map(|&value| Candidate { value, id: 100 }).collect();
+        group.bench_function(BenchmarkId::new("partials, 8 best, rank", rows), |b| {
             b.iter(|| {
-                let (partials, better, targets) = (&mut partials[..], &mut better[..], &targets[..]);
-                let tally = Tally { logits, vocab: 0..HELD, nonfinite, targets, spec, partials, better };
-                backend.tally(tally).expect("a tally");
+                let (targets, out) = (&targets[..], SpanMut::host(&mut out[..]));
+                held.pass(Pass::Partials { of, spec, targets, out }).expect("partials");
             });
         });
-        let held = HeldLogits { logits, vocab: 0..HELD, nonfinite };
-        let numbers: Vec<usize> = (0..rows).collect();
         let params = |row: usize| SamplingParams { position: row as u64, ..SamplingParams::default() };
-        let kept: Vec<Kept> = logits
-            .chunks(HELD)
+        let kept: Vec<Kept> = maxima
+            .iter()
             .enumerate()
-            .map(|(row, logits)| {
-                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                Kept::new(Scale::new(&params(row), max, HELD))
-            })
+            .map(|(row, max)| Kept::new(Scale::new(&params(row), *max, HELD)))
             .collect();
-        let mut maxima = vec![0.0; rows];
         group.bench_function(BenchmarkId::new("sampling, maxima", rows), |b| {
             b.iter(|| {
-                let pass = SamplingPass::Maxima { rows: &numbers, out: &mut maxima };
-                backend.sample(&held, pass).expect("maxima");
+                let pass = Pass::Maxima { rows: &numbers, out: &mut maxima };
+                held.pass(pass).expect("maxima");
             });
         });
         let digit = Digits::of_rounds(4).each().next().expect("a first digit");
@@ -130,18 +144,18 @@ fn held(criterion: &mut Criterion) {
         let mut bins = vec![0; rows * digit.bins()];
         group.bench_function(BenchmarkId::new("sampling, histogram of masses", rows), |b| {
             b.iter(|| {
-                let pass = SamplingPass::Histograms { queries: &queries, out: &mut bins };
-                backend.sample(&held, pass).expect("histograms");
+                let pass = Pass::Histograms { queries: &queries, out: &mut bins };
+                held.pass(pass).expect("histograms");
             });
         });
         let queries: Vec<TiesQuery> = (0..rows)
-            .map(|row| TiesQuery { row, kept: kept[row], logit: logits[row * HELD + 7], allowance: 1 })
+            .map(|row| TiesQuery { row, kept: kept[row], logit: seventh[row], allowance: 1 })
             .collect();
         let mut ends = vec![0; rows];
         group.bench_function(BenchmarkId::new("sampling, ties", rows), |b| {
             b.iter(|| {
-                let pass = SamplingPass::Ties { queries: &queries, out: &mut ends };
-                backend.sample(&held, pass).expect("ties");
+                let pass = Pass::Ties { queries: &queries, out: &mut ends };
+                held.pass(pass).expect("ties");
             });
         });
         type Ask<'a> = Box<dyn Fn(usize) -> Wanted + 'a>;
@@ -159,8 +173,8 @@ fn held(criterion: &mut Criterion) {
             let mut out = vec![Candidate { value: 0.0, id: 0 }; places];
             group.bench_function(BenchmarkId::new(name, rows), |b| {
                 b.iter(|| {
-                    let pass = SamplingPass::Candidates { rows: &wanted, out: &mut out };
-                    backend.sample(&held, pass).expect("candidates");
+                    let pass = Pass::Candidates { rows: &wanted, out: SpanMut::host(&mut out[..]) };
+                    held.pass(pass).expect("candidates");
                 });
             });
         }

@@ -24,7 +24,7 @@ const GROUPS: [usize; 7] = [8, 16, 32, 64, 128, 256, 512];
 /// Microseconds of a rank's comparison of `size` headers, its own list of counts included.
 fn agreement(size: usize) -> f64 {
     let group = HeadGroup::data_parallel(size, 0).expect("a group");
-    let counts = RowCounts::Exact(vec![28; size]);
+    let counts = vec![28; size];
     let mine = Header {
         head: 7,
         instance: 0,
@@ -33,6 +33,7 @@ fn agreement(size: usize) -> f64 {
         verify: lmhead::config::Verify::Always,
         request: Some(Request::argmax()),
         adjusted: false,
+        on_device: false,
         sequence: 3,
         rows: 28,
         counts: 99,

@@ -10,7 +10,7 @@
 //! A bf16 head is written as safetensors, and again as int8. In each repetition each of these runs once, from the page cache and then
 //! (on Linux) with the file's pages dropped from it, by `posix_fadvise` after `fsync`; `mincore` says how much of the file was still there:
 //! - `none`, `w8a8`, `int8`: `Checkpoint::from_file` and `head_shard` of the bf16 head as it is, quantised at load, and of the int8 file,
-//!   which is mapped and not read yet. `ready` is with `Backend::prepare`, which for W8A8 reads all weights where the backend needs their
+//!   which is mapped and not read yet. `ready` is with `Backend::load`, which for W8A8 reads all weights where the backend needs their
 //!   sums.
 //! - `read`: the same file's bytes by `pread` into 1 MiB for each thread; `mapped`: by [`CpuBackend::read_stream`] through a mapping.
 //!
@@ -103,7 +103,7 @@ impl Bench {
         Files { bf16, int8, folder }
     }
 
-    /// Seconds until the shard is there, and until the backend has prepared it.
+    /// Seconds until the shard is there, and until the backend has loaded it.
     fn load(&self, file: &Path, quantization: Quantization) -> [Taken; 2] {
         let mut config = HeadConfig::new(self.vocab, HIDDEN);
         (config.quantization, config.hidden_dtype) = (quantization, Some(DType::Bf16));
@@ -115,7 +115,7 @@ impl Bench {
         });
         let loaded = began.taken();
         let shard = Arc::new(shard);
-        self.backend.prepare(&shard, DType::Bf16).expect("a prepared shard");
+        black_box(self.backend.load(&shard, DType::Bf16).expect("a loaded shard"));
         [loaded, began.taken()]
     }
 

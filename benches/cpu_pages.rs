@@ -10,9 +10,11 @@
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, unused_imports))]
 
 use half::bf16;
+use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
-use lmhead::backend::{Backend, Job, LogitsOut};
+use lmhead::backend::{Job, LogitsOut, On, Out, Status};
 use lmhead::epilogue::Epilogue;
+use lmhead::memory::SpanMut;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::synthetic::{self, Spec};
 use lmhead::weights::{HeadShard, Matrix, Storage};
@@ -60,7 +62,7 @@ fn huge_share(map: &Mmap) -> f64 {
 
 /// Weights with their map, which is read as it is.
 struct Head {
-    shard: HeadShard,
+    shard: Arc<HeadShard>,
     map: Arc<Mmap>,
 }
 
@@ -83,7 +85,7 @@ impl Head {
         };
         let shard =
             HeadShard::new(0..vocab, vocab, HIDDEN, quantization, matrix, None).expect("the sizes fit");
-        Head { shard, map }
+        Head { shard: Arc::new(shard), map }
     }
 }
 
@@ -114,35 +116,34 @@ fn main() {
         for &threads in &thread_counts {
             let backend = CpuBackend::new(Some(threads)).expect("a backend");
             let mut speeds: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+            let mut loaded = heads.each_ref().map(|(pages, head)| {
+                (*pages, head, backend.load(&head.shard, DType::Bf16).expect("a loaded shard"))
+            });
             for repetition in 0..repetitions + 1 {
-                let mut order: Vec<_> = heads.iter().collect();
+                let mut order: Vec<_> = loaded.iter_mut().collect();
                 if repetition % 2 == 1 {
                     order.reverse();
                 }
-                for (pages, head) in order {
+                for (pages, head, loaded) in order {
                     let mut note = |what, began: Instant| {
                         // The first one warms up.
                         if repetition > 0 {
                             let speed = head.map.len() as f64 / began.elapsed().as_secs_f64() / 1e9;
-                            speeds.entry((what, pages)).or_default().push(speed);
+                            speeds.entry((what, *pages)).or_default().push(speed);
                         }
                     };
                     let began = Instant::now();
                     black_box(backend.read_stream(&head.map).expect("this process made the backend"));
                     note("read", began);
                     let rows = HiddenRows::new(&row, DType::Bf16, 1, HIDDEN).expect("a row");
-                    let job =
-                        Job { rows, shard: &head.shard, epilogue: Epilogue::default(), adjustments: None };
-                    let (stride, dtype, mut nonfinite) = (logits.len(), DType::F32, [false]);
-                    let out = LogitsOut {
-                        bytes: &mut logits,
-                        stride,
-                        dtype,
-                        nonfinite: &mut nonfinite,
-                        any_allowed: None,
-                    };
+                    let job = Job { rows, epilogue: Epilogue::default(), adjustments: None };
+                    let (stride, dtype, mut status) = (logits.len(), DType::F32, [0u32]);
+                    let words = SpanMut::host(&mut status[..]);
+                    let data = SpanMut::host(&mut logits[..]);
+                    let status = Status::Apart { words, stride: 4 };
+                    let out = Out::Logits(LogitsOut { data, stride, dtype, status });
                     let began = Instant::now();
-                    backend.logits(&job, out).expect("logits");
+                    loaded.run(&job, out, &mut On::default()).expect("logits");
                     note("matmul, 1 row", began);
                 }
             }

@@ -43,7 +43,7 @@ fn steps(
     let sampling: Vec<SamplingParams> =
         positions.map(|position| SamplingParams { position, ..sampling }).collect();
     let inputs = RowInputs {
-        sampling: (request == Request::Sample).then_some(&sampling[..]),
+        sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
         targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
         adjustments: masked.then_some(Adjustments::allowed(&mask)),
     };

@@ -50,8 +50,8 @@ typedef struct GatherCarrierParams {
 
 /* What a kernel says of a row, or'ed into its status word. */
 enum LmheadStatus {
-  LMHEAD_STATUS_NONFINITE = 1,   /* a logit is NaN or infinite, or becomes so by the temperature; minus infinity from an adjustment is legal */
-  LMHEAD_STATUS_ALLOWED = 2,     /* a logit is above minus infinity; said only where there are adjustments */
+  LMHEAD_STATUS_NONFINITE = 1,   /* a logit, as it is delivered, is NaN or infinite; minus infinity from an adjustment is legal */
+  LMHEAD_STATUS_ALLOWED = 2,     /* a logit is above minus infinity */
   LMHEAD_STATUS_BAD_INDEX = 4    /* the row's index is not a row: it was taken for a row of zeros */
 };
 
@@ -76,7 +76,7 @@ typedef struct RowMatrix {
 typedef struct LogitMatrix {
   void *data;         /* [row_count, vocab], aligned to its elements; to 16 bytes it is written faster */
   uint64_t pitch;     /* bytes from row to row, a multiple of an element: a shard writes its columns of a wider row */
-  uint32_t *status;   /* [row_count] LMHEAD_STATUS_*, or'ed: zeros before */
+  uint32_t *status;   /* [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0 */
   uint32_t dtype;     /* LMHEAD_DTYPE_* */
 } LogitMatrix;
 
@@ -110,15 +110,33 @@ typedef struct MatmulParams {
   uint32_t stages;    /* of k in shared memory: 3 or 4, as many as the launch has room for */
 } MatmulParams;
 
+/* A vocabulary id and its f32 logit. */
+typedef struct Candidate {
+  float value;
+  uint32_t id;
+} Candidate;
+
+/* What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a
+ * matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts
+ * (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. */
+typedef struct PartialRow {
+  uint64_t digits[3];   /* sum of exponentials: digits top - 2, top - 1 and top, none carried into the next */
+  int32_t top;          /* the highest digit; INT32_MIN where no logit has a term, or no sum was asked for */
+  uint32_t status;      /* LMHEAD_STATUS_* */
+  uint32_t candidates;  /* places that are taken; what is in the others is nobody's */
+  uint32_t none;        /* 0 */
+} PartialRow;
+
 /* kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale. */
 typedef struct QuantizeRowsParams {
   RowMatrix rows;
   int8_t *out;         /* [row_count, hidden], 16-byte aligned */
   uint64_t out_pitch;  /* bytes from row to row, a multiple of 16; what is behind `hidden` is set to 0 */
   float *scales;       /* [row_count] */
-  uint32_t *status;    /* [row_count] LMHEAD_STATUS_BAD_INDEX or 0, stored: they need not be zeros before */
+  uint32_t *status;    /* [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where it is so; stored */
   uint32_t row_count;
   uint32_t hidden;
+  uint32_t status_before;  /* LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0 */
 } QuantizeRowsParams;
 
 /* kernels/read_stream_sm80.cu: reads an array. */

@@ -73,7 +73,8 @@ DEVICE void quantize(Type type, const QuantizeRowsParams &p) {
   // The product that follows may begin: its weights do not depend on the rows.
   griddepcontrol_launch_dependents();
   const uint32_t number = matmul::row_number(p.rows, row, p.row_count);
-  if (threadIdx.x == 0) st_global_u32(p.status + row, number == matmul::kNoRow ? LMHEAD_STATUS_BAD_INDEX : 0);
+  if (threadIdx.x == 0)
+    st_global_u32(p.status + row, p.status_before | (number == matmul::kNoRow ? LMHEAD_STATUS_BAD_INDEX : 0));
   const uint8_t *from = static_cast<const uint8_t *>(p.rows.data) + (number == matmul::kNoRow ? 0 : number * p.rows.pitch);
   const uint32_t hidden = number == matmul::kNoRow ? 0 : p.hidden;
   const bool aligned = (uint64_t(p.rows.data) | p.rows.pitch) % 16 == 0;

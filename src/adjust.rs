@@ -41,7 +41,7 @@
 
 mod shard;
 
-pub(crate) use shard::Arrays;
+pub(crate) use shard::PackedAt;
 pub use shard::ShardAdjustments;
 
 use crate::error::{Error, Result};
@@ -105,6 +105,11 @@ impl<'a> Adjustments<'a> {
     /// # Errors
     /// `Shape` where a length does not fit; `Request` naming the row and the id of a value that is not legal.
     pub fn check(&self, rows: usize, vocab_size: usize) -> Result<()> {
+        self.check_with(rows, vocab_size, &mut Vec::new())
+    }
+
+    /// [`Adjustments::check`]; `sorted` is room for the ids of one row.
+    pub(crate) fn check_with(&self, rows: usize, vocab_size: usize, sorted: &mut Vec<i64>) -> Result<()> {
         let words = vocab_size.div_ceil(32);
         if let Some(mask) = self.allowed
             && rows.checked_mul(words) != Some(mask.len())
@@ -129,7 +134,7 @@ impl<'a> Adjustments<'a> {
             }
         }
         if let Some(p) = &self.penalties {
-            p.check(rows, vocab_size)?;
+            p.check(rows, vocab_size, sorted)?;
         }
         Ok(())
     }
@@ -142,25 +147,39 @@ impl<'a> Adjustments<'a> {
     /// The part of `rows` that concerns the ids `vocab` (whose start is a multiple of 32, or which is empty), for
     /// [`ShardAdjustments::push_encoded`]. What `check` refuses must not come here.
     pub fn encode(&self, rows: Range<usize>, vocab: Range<usize>, vocab_size: usize) -> Vec<u8> {
-        shard::encode(self, rows, vocab, vocab_size)
+        let mut out = Vec::new();
+        self.encode_into(rows, vocab, vocab_size, &mut out, &mut Vec::new());
+        out
+    }
+
+    /// [`Adjustments::encode`], appended to `out`; `entries` is room for those of one row.
+    pub(crate) fn encode_into(
+        &self,
+        rows: Range<usize>,
+        vocab: Range<usize>,
+        vocab_size: usize,
+        out: &mut Vec<u8>,
+        entries: &mut Vec<usize>,
+    ) {
+        shard::encode(self, rows, vocab, vocab_size, out, entries);
     }
 }
 
 impl Penalties<'_> {
-    fn check(&self, rows: usize, vocab_size: usize) -> Result<()> {
+    fn check(&self, rows: usize, vocab_size: usize, sorted: &mut Vec<i64>) -> Result<()> {
         for (name, values, least) in [
-            ("repetition", self.repetition, f32::MIN_POSITIVE),
-            ("frequency", self.frequency, f32::MIN),
-            ("presence", self.presence, f32::MIN),
+            ("penalties: repetition", self.repetition, f32::MIN_POSITIVE),
+            ("penalties: frequency", self.frequency, f32::MIN),
+            ("penalties: presence", self.presence, f32::MIN),
         ] {
-            check_length(&format!("penalties: {name}"), values.len(), rows, "one for each row")?;
+            check_length(name, values.len(), rows, "one for each row")?;
             if let Some(row) = values.iter().position(|v| !(v.is_finite() && *v >= least)) {
                 let (wanted, neutral) = match name {
-                    "repetition" => ("a finite number above 0", 1),
+                    "penalties: repetition" => ("a finite number above 0", 1),
                     _ => ("a finite number", 0),
                 };
                 return Err(Error::request(
-                    format!("penalties: {name} of row {row}"),
+                    format!("{name} of row {row}"),
                     wanted,
                     values[row],
                     format!("{neutral} changes nothing"),
@@ -179,7 +198,6 @@ impl Penalties<'_> {
                 "count the tokens of one output",
             ));
         }
-        let mut sorted = Vec::new();
         for row in 0..rows {
             let ids = &c.ids[c.offsets[row]..c.offsets[row + 1]];
             if ids.is_sorted_by(|a, b| a < b) {

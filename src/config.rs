@@ -10,11 +10,14 @@ pub(crate) mod python_json;
 pub use group_size::GroupSizeRule;
 pub use model::ModelConfig;
 
+pub use crate::dtype::Quantization;
+
 use crate::cost::CostModel;
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
 use crate::layout::shard_range;
+use crate::merge::PartialSpec;
 use crate::quantize::MAX_INT8_HIDDEN;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -26,48 +29,6 @@ pub const LOGPROBS_CHUNK_BYTES: u64 = 64 << 20;
 
 /// What [`HeadConfig::create_timeout`] is where nothing is said.
 pub const CREATE_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// How the weights are multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantization {
-    /// 16- or 32-bit weights as they are.
-    None,
-    /// int8 weights and int8 activations (quantised per row), int32 accumulation: exact everywhere.
-    W8a8,
-    /// int8 weights, 16- or 32-bit activations, f32 accumulation.
-    W8a16,
-}
-
-impl Quantization {
-    /// The name used in options, messages and JSON.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Quantization::None => "none",
-            Quantization::W8a8 => "w8a8",
-            Quantization::W8a16 => "w8a16",
-        }
-    }
-}
-
-impl fmt::Display for Quantization {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl std::str::FromStr for Quantization {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        [Quantization::None, Quantization::W8a8, Quantization::W8a16]
-            .into_iter()
-            .find(|q| q.name() == text)
-            .ok_or_else(|| {
-                Error::config("quantization", "none, w8a8 or w8a16", format!("`{text}`"), "use one of those")
-            })
-    }
-}
 
 /// The size of a head group: how many ranks share one head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -506,15 +467,19 @@ impl HeadConfig {
     ///
     /// # Errors
     /// `Config` where not even one row fits, naming what would.
-    pub fn logprobs_chunk_rows(&self, group_size: usize, hidden_dtype: DType, top_n: usize) -> Result<usize> {
+    pub fn logprobs_chunk_rows(
+        &self,
+        group_size: usize,
+        hidden_dtype: DType,
+        targets: usize,
+        top_n: usize,
+    ) -> Result<usize> {
         let shard = shard_range(self.vocab_size, group_size, 0).len();
         let hidden = self.hidden_size * hidden_dtype.size();
-        // A row's candidates: kept (in a vector that grows by doubling), and encoded once to send and once from every rank.
-        let kept = 16 * top_n.max(1).min(self.vocab_size) as u64;
-        let candidates = top_n.max(1).min(shard) as u64;
-        // A partial, and how many ids beat the target.
-        let encoded = 44 + 8 * candidates;
-        let each = shard as u64 * 4 + hidden as u64 + kept + encoded * (1 + group_size as u64);
+        // A row's partials: once to send and once from every rank.
+        let candidates = top_n.max(1).min(shard);
+        let partial = PartialSpec { k: candidates, sum: true, targets }.stride(shard) as u64;
+        let each = shard as u64 * 4 + hidden as u64 + partial * (1 + group_size as u64);
         if self.logprobs_chunk_bytes < each {
             return Err(Error::config(
                 "logprobs_chunk_bytes",

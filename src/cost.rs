@@ -7,8 +7,8 @@
 //! hidden row and of an exchanged logit. With tp = 1 the arithmetic of a rank, `2 b K V`, does not fall with P:
 //! that is where sharing stops to pay.
 
-use crate::config::Quantization;
 use crate::dtype::DType;
+use crate::dtype::Quantization;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 

@@ -150,6 +150,48 @@ impl std::str::FromStr for DType {
     }
 }
 
+/// How the weights are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// 16- or 32-bit weights as they are.
+    None,
+    /// int8 weights and int8 activations (quantised per row), int32 accumulation: exact everywhere.
+    W8a8,
+    /// int8 weights, 16- or 32-bit activations, f32 accumulation.
+    W8a16,
+}
+
+impl Quantization {
+    /// The name used in options, messages and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Quantization::None => "none",
+            Quantization::W8a8 => "w8a8",
+            Quantization::W8a16 => "w8a16",
+        }
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Quantization {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        [Quantization::None, Quantization::W8a8, Quantization::W8a16]
+            .into_iter()
+            .find(|q| q.name() == text)
+            .ok_or_else(|| {
+                Error::config("quantization", "none, w8a8 or w8a16", format!("`{text}`"), "use one of those")
+            })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

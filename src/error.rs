@@ -2,8 +2,7 @@
 //!
 //! Variants map one to one to status codes ([`Error::code`]).
 
-use crate::exchange::{Operation, Place};
-use crate::head::StepRecord;
+use crate::call::{Operation, Place};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -239,8 +238,9 @@ pub(crate) const ABANDONED: &str = "abandoned";
 pub struct Evidence {
     /// Every rank of the group, where it was last.
     pub last_seen: Vec<LastSeen>,
-    /// This rank's last steps, the latest last.
-    pub recent_steps: Vec<StepRecord>,
+    /// This rank's last steps, a line each, the latest last: see
+    /// [`LmHead::recent_steps`](crate::LmHead::recent_steps).
+    pub recent_steps: Vec<String>,
     /// Where this rank is a task of a rayon pool of fewer threads than the group has ranks: both numbers.
     pub small_pool: Option<(usize, usize)>,
     /// The head was being created: there is none to rebuild.

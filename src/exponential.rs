@@ -5,7 +5,7 @@
 //! and a polynomial of degree 6; `kernels/params.h` has the formula and the constants, which host and device
 //! share. `kernels/answers` is the same for a device.
 
-use crate::backend::params as c;
+use crate::params as c;
 
 const LOG2E: f32 = f32::from_bits(c::LMHEAD_EXP_LOG2E);
 const SHIFT: f32 = f32::from_bits(c::LMHEAD_EXP_SHIFT);

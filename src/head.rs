@@ -1,56 +1,62 @@
 //! [`LmHead`]: one rank's part of a sharded head, from its creation over steps to its rebuilding after a fault.
 //!
-//! * `agreement`: what all ranks agree on at creation and at the beginning of a step.
-//! * `pipeline`: [`Step::run`], `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
+//! * `agreement`: what all ranks agree on at creation.
+//! * `step`: a step's beginning with its contract, and its run into the caller's memory.
+//! * `run`: `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
 //! * `adjusting`: masks, additions and penalties on their way to the shards.
 //! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
 //! * `sampling`: sampled tokens, in rounds that the rows' parameters ask for.
 //! * `inputs`: the digest of what the tensor-parallel ranks of a replica must share.
-//! * `rounds`: one collective operation of a step and what it cost.
+//! * `wire`: one collective operation of a step and what it cost; alone, nothing.
 //! * `guard`: whatever ends a creation, a step or a rebuilding tells the peers.
+//! * `abort`: ending a step from another thread.
 //! * `recorder`: the last steps, for whoever asks what happened before a fault.
 //! * `self_test`: whether the transport delivers what is sent to whom it is sent.
 //! * `warm_up`: steps of every kind before the first real one.
 //! * `traffic`: what a step exchanges, worked out before it runs.
-//! * `buffers`: bytes that are resized and cut into messages.
+//! * `buffers`: memory that is kept from step to step.
 
+mod abort;
 mod adjusting;
 mod agreement;
 mod buffers;
 mod guard;
 mod inputs;
 mod logprobs;
-mod pipeline;
 mod recorder;
-mod rounds;
+#[allow(unsafe_code, reason = "a workspace that a step has borrowed")]
+mod run;
 mod sampling;
 mod self_test;
+mod step;
 mod traffic;
 mod warm_up;
+#[allow(unsafe_code, reason = "device memory of a step, which its buffers keep")]
+mod wire;
 
-pub use pipeline::Step;
+pub use abort::AbortHandle;
 pub use recorder::{OperationRecord, Outcome, StepRecord};
+pub use step::{Step, StepOptions, Ticket};
 pub use traffic::{RankTraffic, bytes_exchanged, step_traffic};
 
-use recorder::Recorder;
-
-use crate::backend::{Backend, Resident};
+use crate::backend::HeadTypes;
+use crate::backend::{Backend, LoadedShard};
 use crate::config::HeadConfig;
 use crate::digest;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::exchange::columns::Seen;
 use crate::exchange::{Call, Exchange, Fault, Operation, Reset};
 use crate::layout::HeadGroup;
-use crate::merge::RowPartial;
 use crate::process::Maker;
 use crate::result::{Request, StepStats};
-use crate::rows::RowCounts;
-use crate::step::{self, Header, Mode, Ticket};
-use crate::weights::HeadShard;
+use crate::step::Header;
+use crate::weights::{HeadShard, ShardInfo};
+use buffers::Arena;
+use run::Scratch;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use wire::{Open, Wire};
 
 /// One rank's part of a sharded LM head.
 ///
@@ -59,12 +65,11 @@ use std::time::{Duration, Instant};
 /// within the deadline; the head then refuses further steps until [`LmHead::rebuild`].
 pub struct LmHead {
     config: HeadConfig,
-    group: HeadGroup,
-    shard: Arc<HeadShard>,
-    exchange: Arc<dyn Exchange>,
+    wire: Wire,
     backend: Arc<dyn Backend>,
-    /// The backend's own copy of the shard, where it needs one.
-    resident: Resident,
+    /// The shard where it is multiplied, once the head is made.
+    loaded: Option<Box<dyn LoadedShard>>,
+    info: ShardInfo,
     hidden_dtype: DType,
     id: u32,
     instance: u32,
@@ -77,26 +82,12 @@ pub struct LmHead {
     /// The creation has come about: there is a head to rebuild.
     is_made: bool,
     poisoned: Option<String>,
-    recorder: Recorder,
+    /// The ticket of the step that has begun and is not run yet.
+    begun: Option<u64>,
+    aborts: AbortHandle,
     scratch: Scratch,
-}
-
-/// Buffers that live from step to step.
-#[derive(Default)]
-struct Scratch {
-    /// Own rows that had to be brought together for sending.
-    send_rows: Vec<u8>,
-    /// Rows of the group `[rows, hidden]`; in capacity mode before that the padded payloads.
-    gathered: Vec<u8>,
-    /// Results by destination.
-    send: Vec<u8>,
-    /// Results by source.
-    recv: Vec<u8>,
-    seen: Vec<Seen>,
-    partials: Vec<RowPartial>,
-    /// `[rows of the group, shard]`, of a step that samples.
-    held: Vec<f32>,
-    chunk: logprobs::Chunk,
+    /// An answer, until it is whole.
+    answer: Arena,
 }
 
 /// Now, and `timeout` later. A timeout beyond what the clock can say is for ever: a century.
@@ -133,17 +124,32 @@ impl LmHead {
         let id = digest::fnv(config.name.as_bytes()) as u32;
         guard::remember(id, &config.name);
         let (instance, exchange) = guard::open_channel(&*exchange, id, config.create_timeout)?;
+        let (began, deadline) = from_now(config.create_timeout);
+        let operation = Operation::Create;
+        let call = Call { head: id, instance, epoch: 0, step: 0, operation, terms: 0, began, deadline };
+        let open = Open {
+            header: Header::of_creation(id, instance, config.verify),
+            request: Request::Argmax,
+            verified: false,
+            call,
+            capacity: 0,
+            counts: Vec::with_capacity(group.replicas()),
+            adjusted: false,
+            compared: false,
+            stats: StepStats::default(),
+        };
+        let aborts = AbortHandle::new(&exchange, call);
+        let wire = Wire::new(exchange, group, &config.name, config.vocab_size, open);
         let mut head = LmHead {
             config: config.clone(),
+            wire,
+            backend,
+            loaded: None,
+            info: shard.info(),
+            hidden_dtype,
             id,
             instance,
             maker: Maker::here(),
-            group,
-            shard,
-            exchange,
-            backend,
-            resident: Resident::default(),
-            hidden_dtype,
             epoch: 0,
             sequence: 0,
             agreement: 0,
@@ -151,22 +157,26 @@ impl LmHead {
             warming_up: false,
             is_made: false,
             poisoned: None,
-            recorder: Recorder::new(),
+            begun: None,
+            aborts,
             scratch: Scratch::default(),
+            answer: Arena::default(),
         };
         let call = head.creation_call(Operation::Create);
-        head.guarded(&call, "creation of the head", |head| head.create(&call))?;
+        head.guarded(&call, "creation of the head", |head| head.create(&call, shard))?;
         head.is_made = true;
         Ok(head)
     }
 
-    fn create(&mut self, call: &Call) -> Result<()> {
+    fn create(&mut self, call: &Call, shard: Arc<HeadShard>) -> Result<()> {
         // Without an exchange for the group there is nothing to agree over: the peers are told by its notice.
         self.check_exchange()?;
         // A rank whose other parts do not fit still takes part in the agreement: the others learn why, and
         // nobody waits.
-        let prepared = self.check_parts().and_then(|()| self.backend.prepare(&self.shard, self.hidden_dtype));
-        let refusal = prepared.map(|resident| self.resident = resident).err();
+        let loaded = self.check_parts().and_then(|()| self.backend.load(&shard, self.hidden_dtype));
+        // What the backend does not use in place goes with it.
+        drop(shard);
+        let refusal = loaded.map(|loaded| self.loaded = Some(loaded)).err();
         // After the deadline no agreement comes about: the notice tells the peers of the refusal.
         if call.left().is_zero()
             && let Some(refusal) = refusal
@@ -191,12 +201,17 @@ impl LmHead {
 
     /// The ranks that share this head.
     pub fn group(&self) -> &HeadGroup {
-        &self.group
+        &self.wire.group
     }
 
-    /// The caller's shard.
-    pub fn shard(&self) -> &HeadShard {
-        &self.shard
+    /// What is known of the caller's shard.
+    pub fn shard(&self) -> &ShardInfo {
+        &self.info
+    }
+
+    fn types(&self) -> HeadTypes {
+        let ShardInfo { dtype: weights, quantization, .. } = self.info;
+        HeadTypes { weights, quantization, hidden: self.hidden_dtype }
     }
 
     /// The type of the hidden states that steps take.
@@ -211,7 +226,7 @@ impl LmHead {
 
     /// This rank's last steps, the latest last: what the evidence of an error has, at any time.
     pub fn recent_steps(&self) -> Vec<StepRecord> {
-        self.recorder.steps()
+        self.wire.recorder.steps()
     }
 
     /// The version of the weights, as the engine counts it: `weights_version` of the configuration, until it
@@ -230,93 +245,11 @@ impl LmHead {
     /// backend and the exchange keep of the kind. The next steps allocate anew. This rank's own matter; no
     /// other rank needs to do the same.
     pub fn release_memory(&mut self) {
-        self.scratch = Scratch::default();
-        self.backend.release_memory();
-        self.exchange.release_memory();
-    }
-
-    /// Begins a step: fixes its arguments and, where the mode and the verification setting say so, checks the contract with the
-    /// other ranks. Collective. The step must be run; there is no other way to use it.
-    ///
-    /// # Errors
-    /// `Request`, `Config` or `Shape` for arguments that no head or group could take. The peers of this rank
-    /// have begun the step or will: they are told at once, and the head is poisoned, also where all ranks are
-    /// refused alike. A head of one rank stays usable. `StepMismatch`, `Timeout`, `RankLost` as the contract
-    /// says; `Poisoned` after an earlier fault.
-    pub fn step(&mut self, counts: RowCounts, request: &Request) -> Result<Step<'_>> {
-        self.begin(counts, request, false)
-    }
-
-    /// [`LmHead::step`] for rows of which some have [`Adjustments`](crate::adjust::Adjustments), which [`Step::run_with`] takes.
-    ///
-    /// With exact counts or a capacity every rank of the group says the same, also where it has none itself; it is part of the
-    /// contract. With `discover` it is learned: a rank that begins a plain `step` takes part in the others' adjustments.
-    ///
-    /// # Errors
-    /// As [`LmHead::step`].
-    pub fn step_adjusted(&mut self, counts: RowCounts, request: &Request) -> Result<Step<'_>> {
-        self.begin(counts, request, true)
-    }
-
-    fn begin(&mut self, counts: RowCounts, request: &Request, adjusted: bool) -> Result<Step<'_>> {
-        self.maker.check("the head")?;
-        if let Some(cause) = &self.poisoned {
-            return Err(Error::Poisoned { cause: cause.clone() });
+        (self.scratch, self.answer) = (Scratch::default(), Arena::default());
+        if let Some(loaded) = &mut self.loaded {
+            loaded.release_memory();
         }
-        let call = self.call_from_now(Operation::Contract, self.config.timeout);
-        let (request, mut stats) = (*request, StepStats::default());
-        let (ticket, counts, adjusted) = self.guarded(&call, "step", |head| {
-            let ticket = head.ticket(call, counts, request, adjusted)?;
-            let mut known = match &ticket.counts {
-                RowCounts::Exact(list) => Some(list.clone()),
-                _ if head.group.replicas() == 1 => Some(vec![ticket.header.rows as usize]),
-                _ => None,
-            };
-            let mut adjusted = adjusted;
-            if ticket.verified && head.group.size() > 1 {
-                let agreed = head.check_contract(&ticket, &mut stats)?;
-                known = Some(agreed.rows.iter().step_by(head.group.tp()).copied().collect());
-                adjusted = agreed.adjusted;
-            }
-            Ok((ticket, known, adjusted))
-        })?;
-        Ok(Step { head: self, ticket, counts, adjusted, compared: false, stats, done: false })
-    }
-
-    /// The next step's number and this rank's side of its contract.
-    fn ticket(&mut self, call: Call, counts: RowCounts, request: Request, adjusted: bool) -> Result<Ticket> {
-        self.exchange.note(&call);
-        request.check(self.config.vocab_size)?;
-        self.check_logprobs(&request, adjusted)?;
-        let own = counts.own(self.group.replica_of(self.group.me()), self.group.replicas())?;
-        let (mode, counts_field) = step::counts_field(&counts);
-        let header = Header {
-            head: self.id,
-            instance: self.instance,
-            epoch: self.epoch,
-            mode,
-            verify: self.config.verify,
-            request: Some(request),
-            adjusted,
-            sequence: self.sequence,
-            rows: own as u64,
-            counts: counts_field,
-            agreement: self.agreement,
-            weights_version: self.weights_version,
-            inputs: 0,
-        };
-        let verified = match mode {
-            Mode::Exact => self.config.verify.applies(self.sequence, self.warming_up),
-            Mode::Discover => true,
-            // Otherwise the header rides in the payload.
-            // Chunks of logprobs are gathered by counts.
-            Mode::Capacity => matches!(request, Request::Logprobs { .. }),
-            Mode::Create => false,
-        };
-        self.sequence += 1;
-        self.recorder.begin(&header, call.began);
-        let call = Call { terms: header.terms(), ..call };
-        Ok(Ticket { header, request, verified, call, counts })
+        self.wire.exchange.release_memory();
     }
 
     /// A call of this head's next step that begins now.
@@ -342,10 +275,12 @@ impl LmHead {
     /// steps; rebuild it again once the cause is mended.
     pub fn rebuild(&mut self) -> Result<()> {
         self.maker.check("the head")?;
+        self.begun = None;
         let call = self.creation_call(Operation::Rebuild);
+        self.forget_abort(&call);
         let reset = self.guarded(&call, "rebuilding of the head", |head| {
-            head.exchange.note(&call);
-            Ok(head.exchange.reset(&call))
+            head.wire.exchange.note(&call);
+            Ok(head.wire.exchange.reset(&call))
         });
         let result = reset.and_then(|reset| {
             match reset {
@@ -355,20 +290,20 @@ impl LmHead {
                         operation: call.operation.to_string(),
                         problem: format!(
                             "the exchange `{}` cannot be brought back after a fault",
-                            self.exchange.name()
+                            self.wire.exchange.name()
                         ),
                         fix: "make a new exchange and new heads on every rank".into(),
                     });
                 }
                 // Only here the transport has not met the peers at all.
                 Err(fault @ Fault::Broken { .. }) => {
-                    let error = fault.into_error(&call, self.group.ranks());
+                    let error = fault.into_error(&call, self.wire.group.ranks());
                     return Err(self.failed(&call, error));
                 }
                 // The transport has ended the peers' waits itself. Another notice would end those of peers
                 // that have come since.
                 Err(fault) => {
-                    let error = fault.into_error(&call, self.group.ranks());
+                    let error = fault.into_error(&call, self.wire.group.ranks());
                     return Err(error.with_evidence(|| self.evidence()));
                 }
             }
@@ -386,7 +321,7 @@ impl LmHead {
     /// The exchange must be the group's.
     fn check_exchange(&self) -> Result<()> {
         let place = |size: usize, me: usize| format!("member {me} of a group of {size}");
-        let (group, exchange) = (&self.group, &self.exchange);
+        let (group, exchange) = (&self.wire.group, &self.wire.exchange);
         if (exchange.size(), exchange.me()) == (group.size(), group.me()) {
             return Ok(());
         }
@@ -401,38 +336,38 @@ impl LmHead {
     /// Everything about the parts that one rank can judge alone.
     fn check_parts(&self) -> Result<()> {
         self.config.validate()?;
-        let (shard, config, group) = (&self.shard, &self.config, &self.group);
-        if shard.hidden_size() != config.hidden_size {
+        let (info, config, group) = (&self.info, &self.config, &self.wire.group);
+        if info.hidden_size != config.hidden_size {
             return Err(Error::shape(
                 "hidden_size",
                 config.hidden_size,
-                shard.hidden_size(),
+                info.hidden_size,
                 "load the shard with this configuration",
             ));
         }
-        if let Some(wanted) = config.head_dtype.filter(|wanted| *wanted != shard.matrix().dtype()) {
+        if let Some(wanted) = config.head_dtype.filter(|wanted| *wanted != info.dtype) {
             return Err(Error::dtype(
                 "head_dtype",
                 wanted,
-                shard.matrix().dtype(),
+                info.dtype,
                 "load the shard with this configuration (LoadOptions::head_dtype)",
             ));
         }
         let wanted = group.shard(config.vocab_size, group.me());
-        if shard.vocab_size() != config.vocab_size || shard.vocab() != wanted {
+        if info.vocab_size != config.vocab_size || info.vocab != wanted {
             let text =
                 |range: &Range<usize>, size: usize| format!("ids {}..{} of {size}", range.start, range.end);
             return Err(Error::shape(
                 "shard",
                 text(&wanted, config.vocab_size),
-                text(&shard.vocab(), shard.vocab_size()),
+                text(&info.vocab, info.vocab_size),
                 "load the shard that the group gives this member",
             ));
         }
-        if shard.quantization() != config.quantization {
+        if info.quantization != config.quantization {
             let fix = "resolve the configuration with the quantisation of the loaded shard";
-            return Err(Error::dtype("quantization", config.quantization, shard.quantization(), fix));
+            return Err(Error::dtype("quantization", config.quantization, info.quantization, fix));
         }
-        self.backend.check(shard, self.hidden_dtype)
+        Ok(())
     }
 }

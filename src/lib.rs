@@ -77,6 +77,7 @@
 
 pub mod adjust;
 pub mod backend;
+pub mod call;
 pub mod config;
 pub mod cost;
 mod digest;
@@ -86,9 +87,14 @@ pub mod epilogue;
 pub mod error;
 pub mod exchange;
 mod exponential;
+pub mod finish;
 pub mod head;
 pub mod layout;
+#[allow(unsafe_code, reason = "addresses with a length, of memory that Rust may not know")]
+pub mod memory;
 pub mod merge;
+#[allow(unsafe_code, reason = "that structs of both languages are one")]
+pub mod params;
 pub mod plan;
 mod process;
 pub mod quantize;

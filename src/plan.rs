@@ -21,8 +21,8 @@
 //! A plan differs in how many ids and rows a block takes and how many steps of k it keeps, and so in how often weights are read, how
 //! much is padded and how many of the device's processors have work; nothing else.
 
-use crate::config::Quantization;
 use crate::dtype::DType;
+use crate::dtype::Quantization;
 use crate::error::{Error, Result};
 use crate::quantize::MAX_INT8_HIDDEN;
 use std::fmt;

@@ -9,8 +9,8 @@ pub use adjusted::adjust_row;
 pub use sampled::{judge_sample, sample, survivors};
 pub use sums::{exp_sum, exp_term};
 
-use crate::config::Quantization;
 use crate::dtype::DType;
+use crate::dtype::Quantization;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
 use crate::quantize;

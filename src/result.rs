@@ -1,11 +1,17 @@
 //! What can be asked for, and what comes back.
 
+mod buffers;
+
+pub use buffers::AnswerBuffers;
+pub(crate) use buffers::OwnedAnswer;
+
 use crate::adjust::Adjustments;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::sampling::SamplingParams;
 use serde::Serialize;
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 /// What one step computes for every row. All but `Logits` exchange candidates, never whole logits.
@@ -19,13 +25,30 @@ pub enum Request {
     /// The `k` largest logits, ordered by value descending then id ascending, and the logsumexp over the
     /// whole vocabulary.
     TopK { k: usize },
-    /// Of a target id of each row ([`RowInputs::targets`]) the logprob and the rank, and the `top_n` best ids with theirs. Of the raw
-    /// logits, or with `processed` of the adjusted ones. Rows are computed in chunks: see `logprobs_chunk_bytes` in the configuration.
-    Logprobs { top_n: usize, processed: bool },
-    /// One token of each row, sampled with the row's own parameters ([`RowInputs::sampling`]): see [`sampling`](crate::sampling). A step
+    /// Of `targets` ids of each row ([`RowInputs::targets`]) the logprobs and ranks, and the `top_n` best ids with
+    /// theirs. Of the raw logits, or with `processed` of the adjusted ones. Rows are computed in chunks: see
+    /// `logprobs_chunk_bytes` in the configuration.
+    Logprobs { targets: usize, top_n: usize, processed: bool },
+    /// One token of each row, sampled with the row's own parameters ([`RowInputs::sampling`]): see
+    /// [`sampling`](crate::sampling); and where asked for, of that token what `Logprobs` tells of a target. A step
     /// holds the f32 logits of all rows of the group over the own shard.
-    Sample,
+    Sample { logprobs: Option<TokenLogprobs> },
 }
+
+/// What is told of a sampled token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenLogprobs {
+    /// Best ids beside it.
+    pub top_n: usize,
+    /// Of the adjusted logits, before the temperature; else of the raw ones.
+    pub processed: bool,
+}
+
+/// Most targets of a row: what a count of 16 bits holds.
+const MAX_TARGETS: usize = 0xffff;
+
+/// The target of a row that has none, as in other libraries' `ignore_index`.
+pub const NO_TARGET_ID: i64 = -100;
 
 impl Request {
     /// All logits in `dtype`.
@@ -45,17 +68,22 @@ impl Request {
 
     /// Logprob and rank of a target id of each row, and of the `top_n` best ids (0: none), from raw logits.
     pub fn logprobs(top_n: usize) -> Self {
-        Request::Logprobs { top_n, processed: false }
+        Request::Logprobs { targets: 1, top_n, processed: false }
     }
 
     /// The same from logits with the step's adjustments.
     pub fn processed_logprobs(top_n: usize) -> Self {
-        Request::Logprobs { top_n, processed: true }
+        Request::Logprobs { targets: 1, top_n, processed: true }
     }
 
     /// One sampled token of each row.
     pub fn sample() -> Self {
-        Request::Sample
+        Request::Sample { logprobs: None }
+    }
+
+    /// One sampled token of each row, with its logprob and rank and the `top_n` best ids, from raw logits.
+    pub fn sample_with_logprobs(top_n: usize) -> Self {
+        Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed: false }) }
     }
 
     /// Checks the request against a vocabulary.
@@ -76,12 +104,25 @@ impl Request {
                     "ask for at least one and at most all",
                 ))
             }
-            Request::Logprobs { top_n, .. } if top_n > vocab_size => Err(Error::request(
-                "request logprobs",
-                format!("at most the vocabulary size, {vocab_size}, of best ids"),
-                format!("top_n = {top_n}"),
-                "ask for fewer",
-            )),
+            Request::Logprobs { targets, .. } if !(1..=MAX_TARGETS).contains(&targets) => {
+                Err(Error::request(
+                    "request logprobs",
+                    format!("1 to {MAX_TARGETS} targets of each row"),
+                    targets,
+                    "ask for one at least; -100 is none",
+                ))
+            }
+            Request::Logprobs { top_n, .. }
+            | Request::Sample { logprobs: Some(TokenLogprobs { top_n, .. }) }
+                if top_n > vocab_size =>
+            {
+                Err(Error::request(
+                    "request logprobs",
+                    format!("at most the vocabulary size, {vocab_size}, of best ids"),
+                    format!("top_n = {top_n}"),
+                    "ask for fewer",
+                ))
+            }
             _ => Ok(()),
         }
     }
@@ -92,10 +133,14 @@ impl fmt::Display for Request {
         match self {
             Request::Logits { dtype } => write!(f, "logits in {dtype}"),
             Request::Argmax => f.write_str("argmax"),
-            Request::Sample => f.write_str("sample"),
+            Request::Sample { logprobs: None } => f.write_str("sample"),
+            Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed }) } => {
+                write!(f, "sample with {}logprobs:{top_n}", if *processed { "processed " } else { "" })
+            }
             Request::TopK { k } => write!(f, "topk:{k}"),
-            Request::Logprobs { top_n, processed } => {
-                write!(f, "{}logprobs:{top_n}", if *processed { "processed " } else { "" })
+            Request::Logprobs { targets, top_n, processed } => {
+                write!(f, "{}logprobs:{top_n}", if *processed { "processed " } else { "" })?;
+                if *targets == 1 { Ok(()) } else { write!(f, " of {targets} targets") }
             }
         }
     }
@@ -104,7 +149,8 @@ impl fmt::Display for Request {
 /// What belongs to the rows of a step beside their hidden states: data of each rank's own rows, in their order.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowInputs<'a> {
-    /// `[rows]`, for `Logprobs` only: the id of each row whose logprob is asked for.
+    /// `[rows, targets]`, for `Logprobs` only: the ids whose logprobs are asked for; [`NO_TARGET_ID`] (−100) for
+    /// none.
     pub targets: Option<&'a [i64]>,
     /// `[rows]`, for `Sample` only: how each row is sampled. [`SamplingParams::check`] when a request comes in spares a group the step
     /// that its parameters would end.
@@ -113,17 +159,31 @@ pub struct RowInputs<'a> {
     pub adjustments: Option<Adjustments<'a>>,
 }
 
+impl<'a> RowInputs<'a> {
+    /// Those of the rows `range` of `rows`; adjustments stay those of all rows.
+    pub(crate) fn rows(&self, range: Range<usize>, rows: usize) -> Self {
+        let targets = self.targets.map(|targets| {
+            let each = targets.len().checked_div(rows).unwrap_or(0);
+            &targets[range.start * each..range.end * each]
+        });
+        let sampling = self.sampling.map(|params| &params[range]);
+        RowInputs { targets, sampling, adjustments: self.adjustments }
+    }
+}
+
 /// Whether a row could be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[repr(u8)]
 pub enum RowStatus {
     /// Answered.
     Good = 0,
-    /// An f32 logit of the row is NaN or infinite: id −1 and NaN are answered; `Logits` passes values as computed.
-    /// (Minus infinity from an adjustment is legal.)
+    /// A logit of the row is NaN or infinite, in f32 or in the 16-bit type that is delivered: id −1 and NaN are
+    /// answered; `Logits` passes values as computed. (Minus infinity from an adjustment is legal.)
     NonFinite = 1,
     /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
     NothingAllowed = 2,
+    /// An index or id in device memory was none, which only the device could see: as `NonFinite`.
+    BadInput = 3,
 }
 
 /// The answer to the rows that this rank brought (or its part of them), in their order.
@@ -133,6 +193,18 @@ pub struct Answer {
     pub row_status: Vec<RowStatus>,
     pub output: Output,
     pub stats: StepStats,
+}
+
+impl RowStatus {
+    /// The status of a byte of [`AnswerBuffers::row_status`].
+    pub fn of_byte(byte: u8) -> Self {
+        match byte {
+            0 => RowStatus::Good,
+            1 => RowStatus::NonFinite,
+            2 => RowStatus::NothingAllowed,
+            _ => RowStatus::BadInput,
+        }
+    }
 }
 
 impl Answer {
@@ -147,19 +219,47 @@ impl Answer {
 #[non_exhaustive]
 pub enum Output {
     /// Row-major `[rows, vocab_size]`, little-endian elements of `dtype`.
-    Logits { dtype: DType, vocab_size: usize, bytes: Vec<u8> },
+    Logits {
+        dtype: DType,
+        vocab_size: usize,
+        bytes: Vec<u8>,
+    },
     /// `[rows]`; −1 where the row's status is not good.
-    Argmax { ids: Vec<i64> },
+    Argmax {
+        ids: Vec<i64>,
+    },
     /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's status is not good.
     /// Where fewer than k ids are allowed, the places that are left hold minus infinity and −1.
-    TopK { k: usize, values: Vec<f32>, ids: Vec<i64>, logsumexp: Vec<f32> },
-    /// `[rows]`; −1 where the row's status is not good.
-    Sample { ids: Vec<i64> },
-    /// `logprobs` `[rows]` are `l_t - logsumexp`, at most 0, and `ranks` `[rows]` are `1 + #{l_v > l_t, or l_v = l_t and v < t}`, of each
-    /// row's target t. `top_ids` and `top_logprobs` are row-major `[rows, top_n]`, ordered by value descending then id ascending. NaN
-    /// and −1 where the row's status is not good. A target that is not allowed has logprob minus infinity; where fewer than
-    /// top_n ids are allowed, the places that are left hold minus infinity and −1.
-    Logprobs { top_n: usize, logprobs: Vec<f32>, ranks: Vec<i64>, top_ids: Vec<i64>, top_logprobs: Vec<f32> },
+    TopK {
+        k: usize,
+        values: Vec<f32>,
+        ids: Vec<i64>,
+        logsumexp: Vec<f32>,
+    },
+    /// `[rows]`; −1 where the row's status is not good. `logprobs` where asked for: of one target a row, the token.
+    Sample {
+        ids: Vec<i64>,
+        logprobs: Option<Logprobs>,
+    },
+    Logprobs(Logprobs),
+}
+
+/// Logprobs and ranks of targets, and of the best ids.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Logprobs {
+    /// Targets of a row.
+    pub targets: usize,
+    pub top_n: usize,
+    /// `[rows, targets]`: `l_t - logsumexp`, at most 0; minus infinity for a target that is not allowed. NaN where
+    /// there is no target, or the row's status is not good.
+    pub logprobs: Vec<f32>,
+    /// `[rows, targets]`: `1 + #{l_v > l_t, or l_v = l_t and v < t}`; −1 where the logprob is NaN.
+    pub ranks: Vec<i64>,
+    /// `[rows, top_n]`, ordered by value descending then id ascending: −1 where the row's status is not good, and in
+    /// the places that are left where fewer than top_n ids are allowed.
+    pub top_ids: Vec<i64>,
+    /// `[rows, top_n]`; NaN where the row's status is not good, minus infinity in places that are left.
+    pub top_logprobs: Vec<f32>,
 }
 
 impl Output {

@@ -3,18 +3,66 @@
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::memory::{Memory, Span};
 
-/// Hidden states `[rows, hidden]`, row-major, little-endian, and which of their rows are wanted.
+/// Hidden states `[rows, hidden]`, row-major, little-endian, in host or device memory, and which of their rows
+/// are wanted.
 ///
 /// Without a selection every row is wanted, in order. With one (`logits_indices`), output row `i` is row
-/// `selection[i]`: unordered and repeated rows are legal, and so is an empty selection.
+/// `selection[i]`: unordered and repeated rows are legal, and so is an empty selection. Indices in device
+/// memory are looked at there: the output row of one that is no row has the status `BadInput`.
 #[derive(Debug, Clone, Copy)]
 pub struct HiddenRows<'a> {
-    bytes: &'a [u8],
+    data: Span<'a>,
     dtype: DType,
     rows: usize,
     hidden: usize,
-    selection: Option<&'a [usize]>,
+    /// Bytes from one row to the next.
+    stride: usize,
+    selection: Option<Selection<'a>>,
+}
+
+/// Numbers of rows, i32 or i64.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    data: Span<'a>,
+    /// Bytes of a number: 4 or 8.
+    size: usize,
+}
+
+impl<'a> Selection<'a> {
+    /// How many rows are selected.
+    pub fn len(&self) -> usize {
+        self.data.len() / self.size
+    }
+
+    /// No row is.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// Where the numbers lie.
+    pub fn data(&self) -> Span<'a> {
+        self.data
+    }
+
+    /// Bytes of a number: 4 or 8.
+    pub fn index_bytes(&self) -> usize {
+        self.size
+    }
+
+    /// Number `i`.
+    ///
+    /// # Panics
+    /// Where there are not so many, and in device memory.
+    pub fn get(&self, i: usize) -> i64 {
+        let bytes = self.data.as_host().expect("indices in host memory");
+        let bytes = &bytes[i * self.size..][..self.size];
+        match bytes.try_into() {
+            Ok(wide) => i64::from_le_bytes(wide),
+            Err(_) => i64::from(i32::from_le_bytes(bytes.try_into().expect("four bytes"))),
+        }
+    }
 }
 
 impl<'a> HiddenRows<'a> {
@@ -23,14 +71,7 @@ impl<'a> HiddenRows<'a> {
     /// # Errors
     /// When `bytes` does not hold exactly `rows * hidden` elements, or `dtype` is int8.
     pub fn new(bytes: &'a [u8], dtype: DType, rows: usize, hidden: usize) -> Result<Self> {
-        if dtype == DType::I8 {
-            return Err(Error::dtype(
-                "hidden_states",
-                "f32, f16 or bf16",
-                dtype,
-                "pass the hidden states unquantised; w8a8 heads quantise them themselves",
-            ));
-        }
+        check_float(dtype)?;
         let wanted = rows.checked_mul(hidden).and_then(|n| n.checked_mul(dtype.size()));
         if wanted != Some(bytes.len()) {
             return Err(Error::shape(
@@ -40,10 +81,39 @@ impl<'a> HiddenRows<'a> {
                     None => format!("[{rows}, {hidden}] {dtype}, more bytes than can exist"),
                 },
                 format!("{} bytes", bytes.len()),
-                "pass whole rows, contiguous",
+                "pass whole rows, contiguous; or say how far apart they are (HiddenRows::strided)",
             ));
         }
-        Ok(HiddenRows { bytes, dtype, rows, hidden, selection: None })
+        let (data, stride) = (Span::host(bytes), hidden * dtype.size());
+        Ok(HiddenRows { data, dtype, rows, hidden, stride, selection: None })
+    }
+
+    /// A view of `data`, of any memory, as `[rows, hidden]` of `dtype`, each row `stride` bytes after the one
+    /// before.
+    ///
+    /// # Errors
+    /// `Shape` where the stride is shorter than a row or no multiple of an element, where `data` ends within
+    /// the rows, or is not aligned to its elements; `Dtype` for int8.
+    pub fn strided(data: Span<'a>, dtype: DType, rows: usize, hidden: usize, stride: usize) -> Result<Self> {
+        check_float(dtype)?;
+        let what = "hidden_states";
+        let row_bytes = hidden.checked_mul(dtype.size());
+        if row_bytes.is_none_or(|row| stride < row) || !stride.is_multiple_of(dtype.size()) {
+            let wanted = format!("at least {hidden} elements of {dtype} from row to row, whole ones");
+            let fix = "give the stride in bytes";
+            return Err(Error::shape("stride of hidden_states", wanted, format!("{stride} bytes"), fix));
+        }
+        let row_bytes = row_bytes.unwrap_or_default();
+        let wanted = match rows.checked_sub(1) {
+            None => Some(0),
+            Some(before) => before.checked_mul(stride).and_then(|bytes| bytes.checked_add(row_bytes)),
+        };
+        if wanted.is_none_or(|wanted| wanted > data.len()) {
+            let wanted = format!("[{rows}, {hidden}] {dtype}, {stride} bytes from row to row");
+            return Err(Error::shape(what, wanted, format!("{} bytes", data.len()), "pass whole rows"));
+        }
+        data.check_aligned(what, dtype.size())?;
+        Ok(HiddenRows { data, dtype, rows, hidden, stride, selection: None })
     }
 
     /// The same from f32 values (little-endian machines).
@@ -56,29 +126,77 @@ impl<'a> HiddenRows<'a> {
 
     /// No rows: what an idle rank brings.
     pub fn none(dtype: DType, hidden: usize) -> Self {
-        HiddenRows { bytes: &[], dtype, rows: 0, hidden, selection: None }
+        let stride = hidden * dtype.size();
+        HiddenRows { data: Span::EMPTY, dtype, rows: 0, hidden, stride, selection: None }
     }
 
     /// Output row `i` becomes row `selection[i]` of this view.
     ///
     /// # Errors
     /// [`Error::Index`] for the first index that is not a row.
-    pub fn select(mut self, selection: &'a [usize]) -> Result<Self> {
-        if let Some(position) = selection.iter().position(|&row| row >= self.rows) {
-            return Err(Error::Index {
-                what: "logits_indices".into(),
-                position,
-                index: i64::try_from(selection[position]).unwrap_or(i64::MAX),
-                limit: self.rows,
-            });
+    pub fn select(self, selection: &'a [usize]) -> Result<Self> {
+        let limit = self.rows;
+        if let Some(position) = selection.iter().position(|&row| row >= limit) {
+            let index = i64::try_from(selection[position]).unwrap_or(i64::MAX);
+            return Err(Error::Index { what: "logits_indices".into(), position, index, limit });
         }
-        self.selection = Some(selection);
-        Ok(self)
+        Ok(self.with_selection(Span::host(selection), size_of::<usize>()))
+    }
+
+    /// [`HiddenRows::select`] by i64 numbers.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn select_i64(self, selection: &'a [i64]) -> Result<Self> {
+        check_indices(selection.iter().copied(), self.rows)?;
+        Ok(self.with_selection(Span::host(selection), 8))
+    }
+
+    /// [`HiddenRows::select`] by i32 numbers.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn select_i32(self, selection: &'a [i32]) -> Result<Self> {
+        check_indices(selection.iter().map(|&index| i64::from(index)), self.rows)?;
+        Ok(self.with_selection(Span::host(selection), 4))
+    }
+
+    /// [`HiddenRows::select`] by numbers in the rows' memory, of 4 (i32) or 8 (i64) bytes each.
+    ///
+    /// # Errors
+    /// As that, for numbers in host memory; those on a device are looked at there. `Shape` where they lie in
+    /// another memory than the rows, or are no whole numbers.
+    pub fn select_span(self, selection: Span<'a>, index_bytes: usize) -> Result<Self> {
+        let what = "logits_indices";
+        selection.check_memory(what, self.data.memory())?;
+        match index_bytes {
+            4 if selection.memory() == Memory::Host => self.select_i32(selection.host_elements(what)?),
+            8 if selection.memory() == Memory::Host => self.select_i64(selection.host_elements(what)?),
+            4 | 8 => {
+                selection.check_aligned(what, index_bytes)?;
+                if !selection.len().is_multiple_of(index_bytes) {
+                    let (wanted, got) = (format!("whole numbers of {index_bytes} bytes"), selection.len());
+                    return Err(Error::shape(
+                        what,
+                        wanted,
+                        format!("{got} bytes"),
+                        "pass all of their bytes",
+                    ));
+                }
+                Ok(self.with_selection(selection, index_bytes))
+            }
+            other => Err(Error::shape(what, "indices of 4 or 8 bytes", other, "pass i32 or i64")),
+        }
+    }
+
+    fn with_selection(mut self, data: Span<'a>, size: usize) -> Self {
+        self.selection = Some(Selection { data, size });
+        self
     }
 
     /// Output rows: the length of the selection, or all rows.
     pub fn len(&self) -> usize {
-        self.selection.map_or(self.rows, <[usize]>::len)
+        self.selection.map_or(self.rows, |selection| selection.len())
     }
 
     /// True when there is no output row.
@@ -101,31 +219,45 @@ impl<'a> HiddenRows<'a> {
         self.hidden * self.dtype.size()
     }
 
-    /// All rows that were given, one after the other, and how many they are: what a selection picks from.
-    pub fn source(&self) -> (&'a [u8], usize) {
-        (self.bytes, self.rows)
+    /// Bytes from one row to the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Where the rows lie.
+    pub fn memory(&self) -> Memory {
+        self.data.memory()
+    }
+
+    /// All rows that were given, and how many they are: what a selection picks from.
+    pub fn source(&self) -> (Span<'a>, usize) {
+        (self.data, self.rows)
     }
 
     /// The rows of [`HiddenRows::source`] that are wanted, where that is not all of them in order.
-    pub fn selection(&self) -> Option<&'a [usize]> {
+    pub fn selection(&self) -> Option<Selection<'a>> {
         self.selection
     }
 
     /// The bytes of all output rows where they already lie one after the other.
-    pub fn contiguous(&self) -> Option<&'a [u8]> {
-        self.selection.is_none().then_some(self.bytes)
+    pub fn contiguous(&self) -> Option<Span<'a>> {
+        let whole = self.selection.is_none() && (self.stride == self.row_bytes() || self.rows <= 1);
+        whole.then(|| self.data.part(0..self.rows * self.row_bytes()))
     }
 
     /// Output rows `range` alone.
     ///
     /// # Panics
     /// When the range ends beyond [`HiddenRows::len`].
+    #[must_use]
     pub fn range(mut self, range: std::ops::Range<usize>) -> Self {
-        match self.selection {
-            Some(selection) => self.selection = Some(&selection[range]),
+        assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {} rows", self.len());
+        match &mut self.selection {
+            Some(Selection { data, size }) => *data = data.part(range.start * *size..range.end * *size),
+            None if range.is_empty() => (self.data, self.rows) = (self.data.part(0..0), 0),
             None => {
-                let size = self.row_bytes();
-                self.bytes = &self.bytes[range.start * size..range.end * size];
+                let end = (range.end - 1) * self.stride + self.row_bytes();
+                self.data = self.data.part(range.start * self.stride..end);
                 self.rows = range.len();
             }
         }
@@ -135,7 +267,7 @@ impl<'a> HiddenRows<'a> {
     /// Copies the output rows, in order, to the beginning of `out`.
     ///
     /// # Panics
-    /// When `out` is too small.
+    /// When `out` is too small, and in device memory.
     pub fn copy_into(&self, out: &mut [u8]) {
         let size = self.row_bytes();
         for i in 0..self.len() {
@@ -146,10 +278,32 @@ impl<'a> HiddenRows<'a> {
     /// The bytes of output row `i`.
     ///
     /// # Panics
-    /// When `i >= self.len()`.
+    /// When `i >= self.len()`, and in device memory.
     pub fn row(&self, i: usize) -> &'a [u8] {
-        let row = self.selection.map_or(i, |selection| selection[i]);
-        &self.bytes[row * self.row_bytes()..][..self.row_bytes()]
+        let row = self.selection.map_or(i, |selection| selection.get(i) as usize);
+        let bytes = self.data.as_host().expect("rows in host memory");
+        &bytes[row * self.stride..][..self.row_bytes()]
+    }
+}
+
+fn check_float(dtype: DType) -> Result<()> {
+    if dtype != DType::I8 {
+        return Ok(());
+    }
+    let fix = "pass the hidden states unquantised; w8a8 heads quantise them themselves";
+    Err(Error::dtype("hidden_states", "f32, f16 or bf16", dtype, fix))
+}
+
+fn check_indices(mut indices: impl Iterator<Item = i64>, limit: usize) -> Result<()> {
+    let mut position = 0;
+    let bad = indices.find(|&index| {
+        let legal = usize::try_from(index).is_ok_and(|row| row < limit);
+        position += usize::from(legal);
+        !legal
+    });
+    match bad {
+        None => Ok(()),
+        Some(index) => Err(Error::Index { what: "logits_indices".into(), position, index, limit }),
     }
 }
 
@@ -248,7 +402,8 @@ mod tests {
         let text = HiddenRows::from_f32(&[0.0; 5], 3, 2).unwrap_err().to_string();
         assert_eq!(
             text,
-            "hidden_states: wanted [3, 2] f32, 24 bytes, got 20 bytes; pass whole rows, contiguous"
+            "hidden_states: wanted [3, 2] f32, 24 bytes, got 20 bytes; \
+             pass whole rows, contiguous; or say how far apart they are (HiddenRows::strided)"
         );
         assert!(HiddenRows::new(&[], DType::I8, 0, 1).is_err());
         assert!(HiddenRows::new(&[], DType::F32, usize::MAX, usize::MAX).is_err());

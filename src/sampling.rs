@@ -37,7 +37,7 @@
 //! let hidden = HiddenRows::new(&bytes, preset.dtype, 2, preset.hidden_size)?;
 //! let inputs = RowInputs { sampling: Some(&params), ..RowInputs::default() };
 //! let answer = head.step(RowCounts::exact(&[2]), &Request::sample())?.run_with(hidden, &inputs)?;
-//! let Output::Sample { ids } = answer.output else { unreachable!() };
+//! let Output::Sample { ids, .. } = answer.output else { unreachable!() };
 //! assert!(ids.iter().all(|id| (0..preset.vocab_size as i64).contains(id)));
 //! # Ok(())
 //! # }

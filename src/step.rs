@@ -1,23 +1,25 @@
-//! One collective call: its ticket, its contract, its deadline.
+//! A step's contract.
 //!
 //! The contract is that every rank of a group makes the same calls, in the same order, with agreeing arguments. Each
 //! rank states its side in a header of 96 bytes; all of them are compared.
 
 use crate::config::Verify;
 use crate::digest;
+use crate::dtype::DType;
 use crate::error::{Disagreement, Error, Result};
-use crate::exchange::{Call, Operation};
 use crate::layout::HeadGroup;
-use crate::result::Request;
+use crate::result::{Request, TokenLogprobs};
 use crate::rows::RowCounts;
+use bytemuck::{Pod, Zeroable};
 use std::fmt;
+use std::mem::offset_of;
 
 /// Bytes of an encoded [`Header`].
 pub const HEADER_BYTES: usize = 96;
 
-const MAGIC: [u8; 4] = *b"LMH2";
+const MAGIC: [u8; 4] = *b"LMH3";
 
-/// One rank's side of the contract, little-endian:
+/// One rank's side of the contract; [`Header::encode`] makes [`HEADER_BYTES`] of it, little-endian:
 ///
 /// | bytes | field |
 /// |---|---|
@@ -28,17 +30,18 @@ const MAGIC: [u8; 4] = *b"LMH2";
 /// | 16 | mode: 0 create, 1 exact, 2 capacity, 3 discover |
 /// | 17 | verification: 0 always, 1 warm_up, 2 every n |
 /// | 18 | request: 0 none, 1 logits, 2 argmax, 3 topk, 4 logprobs, 5 sample |
-/// | 19 | dtype of requested logits; logprobs: 1 where processed |
+/// | 19 | dtype of requested logits; logprobs, also a sampled token's: 1 raw, 2 processed |
 /// | 20..24 | n of `verify = every n` |
 /// | 24..32 | sequence: number of the step |
-/// | 32..40 | request's parameter (k, top_n) |
+/// | 32..40 | request's parameter: k; or top_n and, from bit 48 on, the targets of a row |
 /// | 40..48 | rows that the rank's replica brings |
 /// | 48..56 | exact: digest of all counts; capacity: the capacity |
 /// | 56..64 | digest of what was agreed at creation: sizes, dtypes, quantisation, backend, ... |
 /// | 64..72 | version of the weights, as the engine counts it |
 /// | 72..80 | digest of the inputs that a replica's ranks share; 0 where they are not known yet |
 /// | 80 | 1 where the step has adjustments |
-/// | 81..96 | zero |
+/// | 81 | 1 where rows and answers are in device memory |
+/// | 82..96 | zero |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub head: u32,
@@ -48,6 +51,7 @@ pub struct Header {
     pub verify: Verify,
     pub request: Option<Request>,
     pub adjusted: bool,
+    pub on_device: bool,
     pub sequence: u64,
     pub rows: u64,
     pub counts: u64,
@@ -83,38 +87,104 @@ impl fmt::Display for Mode {
     }
 }
 
+/// A header's bytes, field by field.
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C)]
+struct Wire {
+    magic: [u8; 4],
+    head: u32,
+    instance: u32,
+    epoch: u32,
+    mode: u8,
+    verify: u8,
+    request: u8,
+    detail: u8,
+    every: u32,
+    sequence: u64,
+    parameter: u64,
+    rows: u64,
+    counts: u64,
+    agreement: u64,
+    weights_version: u64,
+    inputs: u64,
+    adjusted: u8,
+    on_device: u8,
+    zeros: [u8; 14],
+}
+
+const _: () = assert!(size_of::<Wire>() == HEADER_BYTES, "no gaps");
+const _: () = assert!(cfg!(target_endian = "little"), "integers travel as they lie in memory");
+
+/// Where a header has what is each replica's own.
+const ROWS: std::ops::Range<usize> = offset_of!(Wire, rows)..offset_of!(Wire, counts);
+const INPUTS: std::ops::Range<usize> = offset_of!(Wire, inputs)..offset_of!(Wire, adjusted);
+const ADJUSTED: usize = offset_of!(Wire, adjusted);
+/// From this bit of the parameter on: targets of a row.
+const TARGETS: u32 = 48;
+
 impl Header {
+    /// Of a creation.
+    pub(crate) fn of_creation(head: u32, instance: u32, verify: Verify) -> Self {
+        Header {
+            head,
+            instance,
+            epoch: 0,
+            mode: Mode::Create,
+            verify,
+            request: None,
+            adjusted: false,
+            on_device: false,
+            sequence: 0,
+            rows: 0,
+            counts: 0,
+            agreement: 0,
+            weights_version: 0,
+            inputs: 0,
+        }
+    }
+
     /// The header's bytes.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
-        let (kind, dtype, parameter) = match self.request {
+        let processed = |processed: bool| if processed { 2 } else { 1 };
+        let (request, detail, parameter) = match self.request {
             None => (0, 0, 0),
             Some(Request::Logits { dtype }) => (1, dtype.code(), 0),
             Some(Request::Argmax) => (2, 0, 0),
             Some(Request::TopK { k }) => (3, 0, k as u64),
-            Some(Request::Logprobs { top_n, processed }) => (4, u8::from(processed), top_n as u64),
-            Some(Request::Sample) => (5, 0, 0),
+            Some(Request::Logprobs { targets, top_n, processed: of }) => {
+                (4, processed(of), top_n as u64 | (targets as u64) << TARGETS)
+            }
+            Some(Request::Sample { logprobs: None }) => (5, 0, 0),
+            Some(Request::Sample { logprobs: Some(told) }) => {
+                (5, processed(told.processed), told.top_n as u64)
+            }
         };
         let (verify, every) = match self.verify {
             Verify::Always => (0, 0),
             Verify::WarmUp => (1, 0),
             Verify::Every(n) => (2, n),
         };
-        let mut out = [0; HEADER_BYTES];
-        out[..4].copy_from_slice(&MAGIC);
-        out[4..8].copy_from_slice(&self.head.to_le_bytes());
-        out[8..12].copy_from_slice(&self.instance.to_le_bytes());
-        out[12..16].copy_from_slice(&self.epoch.to_le_bytes());
-        out[16..20].copy_from_slice(&[self.mode as u8, verify, kind, dtype]);
-        out[20..24].copy_from_slice(&every.to_le_bytes());
-        out[24..32].copy_from_slice(&self.sequence.to_le_bytes());
-        out[32..40].copy_from_slice(&parameter.to_le_bytes());
-        out[ROWS].copy_from_slice(&self.rows.to_le_bytes());
-        out[48..56].copy_from_slice(&self.counts.to_le_bytes());
-        out[56..64].copy_from_slice(&self.agreement.to_le_bytes());
-        out[64..72].copy_from_slice(&self.weights_version.to_le_bytes());
-        out[INPUTS].copy_from_slice(&self.inputs.to_le_bytes());
-        out[ADJUSTED] = u8::from(self.adjusted);
-        out
+        bytemuck::cast(Wire {
+            magic: MAGIC,
+            head: self.head,
+            instance: self.instance,
+            epoch: self.epoch,
+            mode: self.mode as u8,
+            verify,
+            request,
+            detail,
+            every,
+            sequence: self.sequence,
+            parameter,
+            rows: self.rows,
+            counts: self.counts,
+            agreement: self.agreement,
+            weights_version: self.weights_version,
+            inputs: self.inputs,
+            adjusted: u8::from(self.adjusted),
+            on_device: u8::from(self.on_device),
+            zeros: [0; 14],
+        })
     }
 
     /// Digest of all that the members must have in common. The rows and inputs are each replica's own, and
@@ -126,77 +196,61 @@ impl Header {
 
     /// Reads a header; `None` where the bytes are none of this version.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
-        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        if bytes[..4] != MAGIC {
+        let wire: Wire = bytemuck::pod_read_unaligned(bytes);
+        if wire.magic != MAGIC {
             return None;
         }
+        let flag = |byte: u8| if byte <= 1 { Some(byte == 1) } else { None };
         let mode = [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover];
-        let verify = match bytes[17] {
+        let verify = match wire.verify {
             0 => Verify::Always,
             1 => Verify::WarmUp,
-            2 => Verify::Every(u32_at(20)),
+            2 => Verify::Every(wire.every),
             _ => return None,
         };
-        let request = match bytes[18] {
-            0 => None,
-            1 => Some(Request::Logits { dtype: crate::dtype::DType::from_code(bytes[19])? }),
-            2 => Some(Request::Argmax),
-            3 => Some(Request::TopK { k: usize::try_from(u64_at(bytes, 32)).ok()? }),
-            4 if bytes[19] <= 1 => Some(Request::Logprobs {
-                top_n: usize::try_from(u64_at(bytes, 32)).ok()?,
-                processed: bytes[19] == 1,
-            }),
-            5 => Some(Request::Sample),
+        let parameter = usize::try_from(wire.parameter).ok()?;
+        let top_n = (wire.parameter & ((1 << TARGETS) - 1)) as usize;
+        let request = match (wire.request, wire.detail) {
+            (0, _) => None,
+            (1, dtype) => Some(Request::Logits { dtype: DType::from_code(dtype)? }),
+            (2, _) => Some(Request::Argmax),
+            (3, _) => Some(Request::TopK { k: parameter }),
+            (4, of @ 1..=2) => {
+                let targets = (wire.parameter >> TARGETS) as usize;
+                Some(Request::Logprobs { targets, top_n, processed: of == 2 })
+            }
+            (5, 0) => Some(Request::Sample { logprobs: None }),
+            (5, of @ 1..=2) => {
+                Some(Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed: of == 2 }) })
+            }
             _ => return None,
         };
         Some(Header {
-            head: u32_at(4),
-            instance: u32_at(8),
-            epoch: u32_at(12),
-            mode: *mode.get(usize::from(bytes[16]))?,
+            head: wire.head,
+            instance: wire.instance,
+            epoch: wire.epoch,
+            mode: *mode.get(usize::from(wire.mode))?,
             verify,
             request,
-            adjusted: match bytes[ADJUSTED] {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
-            sequence: u64_at(bytes, 24),
-            rows: u64_at(bytes, ROWS.start),
-            counts: u64_at(bytes, 48),
-            agreement: u64_at(bytes, 56),
-            weights_version: u64_at(bytes, 64),
-            inputs: u64_at(bytes, INPUTS.start),
+            adjusted: flag(wire.adjusted)?,
+            on_device: flag(wire.on_device)?,
+            sequence: wire.sequence,
+            rows: wire.rows,
+            counts: wire.counts,
+            agreement: wire.agreement,
+            weights_version: wire.weights_version,
+            inputs: wire.inputs,
         })
     }
-}
 
-/// Where a header has what is each replica's own.
-const ROWS: std::ops::Range<usize> = 40..48;
-const INPUTS: std::ops::Range<usize> = 72..80;
-const ADJUSTED: usize = 80;
+    /// The rows that the header `bytes` announces.
+    pub(crate) fn rows_of(bytes: &[u8; HEADER_BYTES]) -> usize {
+        u64_at(bytes, ROWS.start) as usize
+    }
+}
 
 fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
-}
-
-/// A step's number and its rank's side of the contract, fixed before anything is sent.
-#[derive(Debug, Clone)]
-pub(crate) struct Ticket {
-    pub header: Header,
-    pub counts: RowCounts,
-    pub request: Request,
-    /// The step begins with an exchange of headers.
-    pub verified: bool,
-    /// A call of the step; its operation stands for none in particular.
-    pub call: Call,
-}
-
-impl Ticket {
-    /// A call of this step.
-    pub fn call(&self, operation: Operation) -> Call {
-        Call { operation, ..self.call }
-    }
 }
 
 /// The digest of exact counts and the capacity, as the header carries them.
@@ -212,17 +266,9 @@ pub(crate) fn counts_field(counts: &RowCounts) -> (Mode, u64) {
     }
 }
 
-/// What agreeing headers say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Agreed {
-    /// The rows that each member's replica brings.
-    pub rows: Vec<usize>,
-    /// Some rank has adjustments.
-    pub adjusted: bool,
-}
-
 /// Compares the headers of `members` (ascending).
-/// `mine` is the caller's own; `name` is its head's name and `counts` its own view of the counts, for messages.
+/// `mine` is the caller's own; `name` is its head's name and `counts` its own list of exact counts, for messages.
+/// Returned is whether any rank has adjustments; the rows of each are in its header.
 ///
 /// Every rank that sees the same headers comes to the same result. Headers are compared as bytes, in one pass
 /// over the members; texts are made only where they differ.
@@ -235,8 +281,8 @@ pub fn agree(
     headers: &[[u8; HEADER_BYTES]],
     mine: &Header,
     name: &str,
-    counts: &RowCounts,
-) -> Result<Agreed> {
+    counts: &[usize],
+) -> Result<bool> {
     let own = mine.encode();
     // Where counts are learned, so is who has adjustments.
     let learned = mine.mode == Mode::Discover;
@@ -255,10 +301,7 @@ pub fn agree(
     let replicas_agree =
         || (1..headers.len()).all(|at| !same_replica(at) || of_replica(at - 1) == of_replica(at));
     if headers.iter().all(common) && replicas_agree() {
-        return Ok(Agreed {
-            rows: headers.iter().map(|header| u64_at(header, ROWS.start) as usize).collect(),
-            adjusted: headers.iter().any(|header| header[ADJUSTED] != 0),
-        });
+        return Ok(headers.iter().any(|header| header[ADJUSTED] != 0));
     }
     let disagreements = disagreements(group, members, headers, mine, name, counts);
     Err(Error::mismatch(mine.sequence, disagreements))
@@ -271,7 +314,7 @@ fn disagreements(
     headers: &[[u8; HEADER_BYTES]],
     mine: &Header,
     name: &str,
-    counts: &RowCounts,
+    counts: &[usize],
 ) -> Vec<Disagreement> {
     let ranks = || members.iter().map(|&m| group.ranks()[m]);
     let decoded: Vec<Option<Header>> = headers.iter().map(Header::decode).collect();
@@ -303,16 +346,14 @@ fn disagreements(
     compare("mode", &|h| h.mode.name().into());
     compare("verification", &|h| h.verify.to_string());
     compare("request", &|h| h.request.map_or_else(|| "none".into(), |r| r.to_string()));
+    compare("memory", &|h| if h.on_device { "device memory" } else { "host memory" }.into());
     compare("weights_version", &|h| h.weights_version.to_string());
     if decoded.iter().any(|h| h.mode != Mode::Discover) {
         compare("adjustments", &|h| if h.adjusted { "some rows have them" } else { "none" }.into());
     }
     compare("agreement", &|h| format!("{:#018x} of sizes, dtypes and backend", h.agreement));
     if decoded.iter().all(|h| h.mode == mine.mode) {
-        let list = match counts {
-            RowCounts::Exact(list) => format!("{list:?}"),
-            _ => String::new(),
-        };
+        let list = format!("{counts:?}");
         compare("counts", &|h| match mine.mode {
             Mode::Capacity => format!("a capacity of {} rows", h.counts),
             Mode::Exact if h.counts == mine.counts => list.clone(),
@@ -379,6 +420,7 @@ mod tests {
             verify: Verify::Always,
             request: Some(Request::Argmax),
             adjusted: false,
+            on_device: false,
             sequence: 3,
             rows: 2,
             counts: 99,
@@ -391,18 +433,19 @@ mod tests {
     proptest! {
         #[test]
         fn headers_survive_the_wire(
-            head in any::<u32>(), epoch in any::<u32>(), mode in 0usize..4, verify in 0u32..9, request in 0usize..6,
+            head in any::<u32>(), epoch in any::<u32>(), mode in 0usize..4, verify in 0u32..9, request in 0usize..7,
             sequence in any::<u64>(), rows in any::<u64>(), counts in any::<u64>(), agreement in any::<u64>(), k in any::<u32>(),
             adjusted in any::<bool>(), instance in any::<u32>(), weights_version in any::<u64>(),
-            inputs in any::<u64>(),
+            inputs in any::<u64>(), every: bool, targets in 1usize..0xffff,
         ) {
             let dtype = [DType::F32, DType::F16, DType::Bf16][request % 3];
             let header = Header {
-                head, instance, epoch, adjusted, sequence, rows, counts, agreement, weights_version, inputs,
+                head, instance, epoch, adjusted, on_device: every, sequence, rows, counts, agreement, weights_version, inputs,
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
                 verify: [Verify::Always, Verify::WarmUp, Verify::Every(verify)][verify as usize % 3],
                 request: [None, Some(Request::Argmax), Some(Request::TopK { k: k as usize }), Some(Request::Logits { dtype }),
-                    Some(Request::Logits { dtype }), Some(Request::Logprobs { top_n: k as usize, processed: adjusted })][request],
+                    Some(Request::Logits { dtype }), Some(Request::Logprobs { targets, top_n: k as usize, processed: adjusted }),
+                    Some(Request::Sample { logprobs: every.then_some(TokenLogprobs { top_n: k as usize, processed: adjusted }) })][request],
             };
             prop_assert_eq!(Header::decode(&header.encode()), Some(header));
         }
@@ -415,7 +458,7 @@ mod tests {
             }
             let group = HeadGroup::data_parallel(2, 0).unwrap();
             let mine = header();
-            let counts = RowCounts::exact(&[2, 2]);
+            let counts = [2, 2];
             let both = agree(&group, &[0, 1], &[mine.encode(), bytes], &mine, "lm_head", &counts);
             prop_assert!(both.is_err());
         }
@@ -425,7 +468,7 @@ mod tests {
     fn each_field_is_compared_and_named() {
         let group = HeadGroup::data_parallel(3, 0).unwrap();
         let mine = header();
-        let counts = RowCounts::exact(&[2, 5, 2]);
+        let counts = [2, 5, 2];
         let table: &[(&str, Header)] = &[
             (
                 "head: ranks [0, 2] say `lm_head`, ranks [1] say another head (id 0x00000008)",
@@ -463,10 +506,7 @@ mod tests {
             assert!(matches!(error, Error::StepMismatch { step: 3, .. }));
         }
         let headers = [mine.encode(); 3];
-        assert_eq!(
-            agree(&group, &[0, 1, 2], &headers, &mine, "lm_head", &counts),
-            Ok(Agreed { rows: vec![2, 2, 2], adjusted: false })
-        );
+        assert_eq!(agree(&group, &[0, 1, 2], &headers, &mine, "lm_head", &counts), Ok(false));
     }
 
     #[test]
@@ -475,7 +515,7 @@ mod tests {
         let mine = Header { mode: Mode::Discover, counts: 0, ..header() };
         let odd = Header { rows: 9, ..mine };
         let headers = [mine.encode(), mine.encode(), mine.encode(), odd.encode()];
-        let error = agree(&group, &[0, 1, 2, 3], &headers, &mine, "h", &RowCounts::discover(2)).unwrap_err();
+        let error = agree(&group, &[0, 1, 2, 3], &headers, &mine, "h", &[]).unwrap_err();
         assert!(
             error.to_string().contains("rows of replica 1: ranks [2] say 2 rows, ranks [3] say 9 rows"),
             "{error}"

@@ -7,19 +7,41 @@
 //! LMHEAD_ALLOCATION_BACKTRACES=3 ...             # and where the first unwanted calls came from
 //! ```
 
+use lmhead::LmHead;
+use lmhead::adjust::{Additions, Adjustments, Counts as TokenCounts, Penalties, ShardAdjustments};
+use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::{Ask, Job, LogitsOut, On, Out, Pass, Status, Which};
+use lmhead::backend::{HistogramQuery, TiesQuery, Wanted};
+use lmhead::config::Quantization;
+use lmhead::dtype::DType;
+use lmhead::epilogue::Epilogue;
 use lmhead::exchange::{Call, Exchange, Operation, local};
+use lmhead::head::StepOptions;
+use lmhead::layout::{HeadGroup, ParallelLayout};
+use lmhead::memory::SpanMut;
+use lmhead::merge::Candidate;
+use lmhead::merge::PartialSpec;
+use lmhead::result::{AnswerBuffers, NO_TARGET_ID, Request, RowInputs, TokenLogprobs};
+use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
+use lmhead::sampling::cut::{Digits, Kept, Sum};
+use lmhead::sampling::mass::Scale;
+use lmhead::weights::synthetic::{self, Spec};
+use lmhead_testkit::adjusting::OwnAdjustments;
 use lmhead_testkit::allocations::{CountingAllocator, Counts, Rounds, counted, steady, steady_ranks};
+use lmhead_testkit::{Random, TestHead};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::panic::catch_unwind;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// One after the other, each on the program's main thread.
-const CASES: [(&str, fn()); 12] = [
+const CASES: [(&str, fn()); 17] = [
     ("the allocator counts every call of every thread", the_allocator_counts),
     ("a round that allocates now and then is found", what_allocates_is_found),
     ("the exchange gathers small messages", || exchange_gathers(&[64, 0, 7, 500])),
@@ -30,8 +52,13 @@ const CASES: [(&str, fn()); 12] = [
     ("the exchange gives back what it keeps", exchange_gives_back),
     ("the pool takes a caller's job", || pool_takes_jobs(1)),
     ("the pool takes the jobs of several callers", || pool_takes_jobs(4)),
+    ("a shard on the CPU answers every request", || loaded_shard_answers(Quantization::None)),
+    ("a shard on the CPU that quantises rows", || loaded_shard_answers(Quantization::W8a8)),
     ("rayon's loops that a step may use", rayons_quiet_loops),
     ("rayon's loops that a step may not use", rayons_loops_that_allocate),
+    ("a head alone answers every request", || heads_answer(1, 1)),
+    ("the heads of a data-parallel group answer every request", || heads_answer(3, 1)),
+    ("the heads of a tensor-parallel group answer every request", || heads_answer(2, 2)),
 ];
 
 fn main() {
@@ -233,6 +260,92 @@ fn pool_takes_jobs(callers: usize) {
     }
 }
 
+/// Every call of a loaded shard, with few rows, with several and with more than one product takes.
+fn loaded_shard_answers(quantization: Quantization) {
+    const ROWS: usize = 270;
+    const VOCAB: usize = 3000;
+    let (hidden_size, dtype) = (80, DType::Bf16);
+    let spec = Spec { vocab_size: VOCAB, hidden_size, dtype };
+    let shard = synthetic::shard(&spec, 0, 0..VOCAB, quantization, None).unwrap();
+    let shard = Arc::new(shard);
+    let x: Vec<u8> =
+        (0..ROWS as u64).flat_map(|row| synthetic::hidden_row(0, row, hidden_size, dtype)).collect();
+    let x = HiddenRows::new(&x, dtype, ROWS, hidden_size).unwrap();
+    let picks: Vec<i64> = (0..ROWS as i64).rev().collect();
+    let own = OwnAdjustments::random(ROWS, VOCAB, &mut Random(7));
+    let adjustments = [1, 7, ROWS].map(|rows| {
+        let mut slice = ShardAdjustments::new(0..VOCAB);
+        own.with(|all| slice.push_encoded(&all.encode(0..rows, 0..VOCAB, VOCAB), rows)).unwrap();
+        slice
+    });
+    let (few, many) =
+        (PartialSpec { k: 2, sum: true, targets: 0 }, PartialSpec { k: 100, sum: true, targets: 0 });
+    let tallied = PartialSpec { k: 5, sum: true, targets: 2 };
+    let largest = (ROWS * many.stride(VOCAB)).max(4 * ROWS * VOCAB);
+    let mut out = vec![0u64; largest.div_ceil(8)];
+    let (mut words, mut values, mut ends) = (vec![0u32; ROWS], vec![0.0; 2 * ROWS], vec![0; ROWS]);
+    let (ids, numbers) = (vec![5u32; 2 * ROWS], (0..ROWS).collect::<Vec<_>>());
+    let tops = vec![Candidate { value: 0.5, id: 5 }; 2 * ROWS];
+    let kept = Kept::new(Scale::new(&SamplingParams::default(), 3.0, VOCAB));
+    let digit = Digits::of_rounds(4).each().next().unwrap();
+    let queries = vec![HistogramQuery { row: 0, kept, sum: Sum::Masses, digit, key: 0 }; ROWS];
+    let mut bins = vec![0; ROWS * digit.bins()];
+    let ties = vec![TiesQuery { row: 0, kept, logit: 0.5, allowance: 1 }; ROWS];
+    let wanted: Vec<(usize, Wanted)> = (0..ROWS)
+        .map(|row| match row % 3 {
+            0 => (row, Wanted::Best { k: 50 }),
+            1 => (row, Wanted::Drawn { params: SamplingParams::default(), kept: None }),
+            _ => (row, Wanted::Drawn { params: SamplingParams::default(), kept: Some(kept) }),
+        })
+        .collect();
+    for threads in [1, 3] {
+        let backend = lasting(CpuBackend::new(Some(threads)).unwrap());
+        let loaded = Box::leak(backend.load(&shard, dtype).unwrap());
+        for ask in [
+            Ask::Logits { dtype: DType::F32 },
+            Ask::Partials(few),
+            Ask::Partials(many),
+            Ask::Hold { raw: true },
+        ] {
+            loaded.prepare(ROWS, ask).unwrap();
+        }
+        // One round of each size: threads of a new pool allocate when they first look for work.
+        let told = Rounds { warm_up: 3, counted: 60 }.run(|round| {
+            let case = round as usize % 3;
+            let rows = [1, 7, ROWS][case];
+            let adjustments = (round % 2 == 0).then_some(&adjustments[case]);
+            let picked = x.select_i64(&picks[..rows]).unwrap();
+            let job = Job { rows: picked, epilogue: Epilogue::default(), adjustments };
+            let on = &mut On::default();
+            for dtype in [DType::F32, DType::Bf16] {
+                let (data, stride) = (SpanMut::host(&mut out[..]), VOCAB * dtype.size());
+                let status = Status::Apart { words: SpanMut::host(&mut words[..]), stride: 4 };
+                loaded.run(&job, Out::Logits(LogitsOut { data, stride, dtype, status }), on).unwrap();
+            }
+            for spec in [few, many] {
+                let out = SpanMut::host(&mut out[..]).part(0..rows * spec.stride(VOCAB));
+                loaded.run(&job, Out::Partials(spec, out), on).unwrap();
+            }
+            let held = loaded.hold(&job, true, on).unwrap();
+            for of in [Which::Raw, Which::Adjusted] {
+                let (targets, out_values) = (&ids[..2 * rows], &mut values[..2 * rows]);
+                held.pass(Pass::TargetLogits { of, targets, per_row: 2, out: out_values }).unwrap();
+                let out = SpanMut::host(&mut out[..]).part(0..rows * tallied.stride(VOCAB));
+                held.pass(Pass::Partials { of, spec: tallied, targets: &tops[..2 * rows], out }).unwrap();
+            }
+            let rows_of = &numbers[..rows];
+            held.pass(Pass::Maxima { rows: rows_of, out: &mut values[..rows] }).unwrap();
+            let bins = &mut bins[..rows * digit.bins()];
+            held.pass(Pass::Histograms { queries: &queries[..rows], out: bins }).unwrap();
+            held.pass(Pass::Ties { queries: &ties[..rows], out: &mut ends[..rows] }).unwrap();
+            let places: usize = wanted[..rows].iter().map(|(_, wanted)| wanted.places()).sum();
+            let out = SpanMut::host(&mut out[..]).part(0..8 * places);
+            held.pass(Pass::Candidates { rows: &wanted[..rows], out }).unwrap();
+        });
+        assert_eq!(told, Ok(()), "{threads} threads");
+    }
+}
+
 const ITEMS: usize = 5000;
 
 /// A parallel loop over `ITEMS` numbers, on a thread of the pool.
@@ -321,4 +434,200 @@ fn rayons_loops_that_allocate() {
     let pool = three_threads();
     let quiet = ALLOCATING.into_iter().filter(|loud| told_of(pool, *loud).is_ok()).map(|(name, _)| name);
     assert_eq!(quiet.collect::<Vec<_>>(), [""; 0], "a step may use these");
+}
+
+const VOCAB: usize = 700;
+const HIDDEN: usize = 24;
+const ROWS: usize = 5;
+
+/// Of every kind, with as many as a row has of what can be asked for.
+fn requests() -> [Request; 10] {
+    let told = TokenLogprobs { top_n: 3, processed: false };
+    [
+        Request::logits(DType::F32),
+        Request::logits(DType::Bf16),
+        Request::argmax(),
+        Request::top_k(5),
+        Request::top_k(VOCAB),
+        Request::Logprobs { targets: 3, top_n: 4, processed: true },
+        Request::logprobs(0),
+        Request::sample(),
+        Request::Sample { logprobs: Some(told) },
+        Request::Sample { logprobs: Some(TokenLogprobs { processed: true, ..told }) },
+    ]
+}
+
+/// What a replica brings with its rows; the same on all of its ranks.
+struct Inputs {
+    hidden: Vec<f32>,
+    targets: Vec<i64>,
+    sampling: Vec<SamplingParams>,
+    allowed: Vec<i32>,
+    offsets: Vec<usize>,
+    ids: Vec<i64>,
+    ones: Vec<f32>,
+    counts: Vec<u32>,
+    in_prompt: Vec<bool>,
+}
+
+impl Inputs {
+    fn new(replica: usize) -> Self {
+        let mut random = Random(replica as u64);
+        let params = |row: usize, random: &mut Random| {
+            let plain = SamplingParams { seed: random.next(), ..SamplingParams::default() };
+            match row % ROWS {
+                0 => SamplingParams { top_p: 0.8, ..plain },
+                1 => SamplingParams { temperature: 0.0, ..plain },
+                2 => SamplingParams { top_k: 40, min_p: 0.1, ..plain },
+                3 => SamplingParams { min_p: 0.2, ..plain },
+                _ => plain,
+            }
+        };
+        Inputs {
+            hidden: (0..ROWS * HIDDEN).map(|_| random.below(9) as f32 - 4.0).collect(),
+            targets: (0..3 * ROWS)
+                .map(|i| if i == 4 { NO_TARGET_ID } else { random.below(VOCAB) as i64 })
+                .collect(),
+            sampling: (0..ROWS).map(|row| params(row, &mut random)).collect(),
+            allowed: vec![-2; ROWS * VOCAB.div_ceil(32)],
+            offsets: (0..=ROWS).collect(),
+            ids: (0..ROWS).map(|_| random.below(VOCAB) as i64).collect(),
+            ones: vec![1.5; ROWS],
+            counts: vec![2; ROWS],
+            in_prompt: vec![true; ROWS],
+        }
+    }
+
+    fn of<'a>(&'a self, request: &Request, rows: usize, adjusted: bool) -> RowInputs<'a> {
+        let (offsets, ids, ones) = (&self.offsets[..=rows], &self.ids[..rows], &self.ones[..rows]);
+        let (counts, in_prompt) = (&self.counts[..rows], &self.in_prompt[..rows]);
+        RowInputs {
+            targets: match *request {
+                Request::Logprobs { targets, .. } => Some(&self.targets[..rows * targets]),
+                _ => None,
+            },
+            sampling: matches!(request, Request::Sample { .. }).then_some(&self.sampling[..rows]),
+            adjustments: adjusted.then_some(Adjustments {
+                allowed: Some(&self.allowed[..rows * VOCAB.div_ceil(32)]),
+                additions: Some(Additions { offsets, ids, values: ones }),
+                penalties: Some(Penalties {
+                    repetition: ones,
+                    frequency: ones,
+                    presence: ones,
+                    counts: TokenCounts { offsets, ids, counts, in_prompt },
+                }),
+            }),
+        }
+    }
+}
+
+/// The caller's memory for any answer to as many rows as there can be.
+struct Answered {
+    row_status: Vec<u8>,
+    logits: Vec<f32>,
+    ids: Vec<i64>,
+    values: Vec<f32>,
+    floats: Vec<f32>,
+    ranks: Vec<i64>,
+    top_ids: Vec<i64>,
+    top_logprobs: Vec<f32>,
+}
+
+impl Answered {
+    fn new() -> Self {
+        Answered {
+            row_status: vec![9; ROWS],
+            logits: vec![0.0; ROWS * VOCAB],
+            ids: vec![0; ROWS * VOCAB],
+            values: vec![0.0; ROWS * VOCAB],
+            floats: vec![0.0; 3 * ROWS],
+            ranks: vec![0; 3 * ROWS],
+            top_ids: vec![0; 4 * ROWS],
+            top_logprobs: vec![0.0; 4 * ROWS],
+        }
+    }
+
+    fn of(&mut self, request: &Request, rows: usize) -> AnswerBuffers<'_> {
+        let none = AnswerBuffers {
+            row_status: SpanMut::host(&mut self.row_status[..rows]),
+            ..AnswerBuffers::default()
+        };
+        let told = |targets: usize, top_n: usize| (rows * targets, rows * top_n);
+        let (targets, top) = match *request {
+            Request::Logits { .. } => {
+                return AnswerBuffers { logits: SpanMut::host(&mut self.logits[..rows * VOCAB]), ..none };
+            }
+            Request::Argmax | Request::Sample { logprobs: None } => {
+                return AnswerBuffers { ids: SpanMut::host(&mut self.ids[..rows]), ..none };
+            }
+            Request::TopK { k } => {
+                return AnswerBuffers {
+                    ids: SpanMut::host(&mut self.ids[..rows * k]),
+                    values: SpanMut::host(&mut self.values[..rows * k]),
+                    logsumexp: SpanMut::host(&mut self.floats[..rows]),
+                    ..none
+                };
+            }
+            Request::Logprobs { targets, top_n, .. } => told(targets, top_n),
+            Request::Sample { logprobs: Some(asked) } => told(1, asked.top_n),
+            _ => unreachable!("no other request"),
+        };
+        AnswerBuffers {
+            ids: SpanMut::host(&mut self.ids[..rows]),
+            logprobs: SpanMut::host(&mut self.floats[..targets]),
+            ranks: SpanMut::host(&mut self.ranks[..targets]),
+            top_ids: SpanMut::host(&mut self.top_ids[..top]),
+            top_logprobs: SpanMut::host(&mut self.top_logprobs[..top]),
+            ..none
+        }
+    }
+}
+
+/// Steps of every request with rows that change, without and with adjustments, in every mode, after a warm-up
+/// of the most rows.
+fn heads_answer(dp: usize, tp: usize) {
+    let layout = ParallelLayout { dp, tp, ..ParallelLayout::data_parallel(dp) };
+    let test = TestHead::random(VOCAB, HIDDEN, DType::F32, Quantization::None, 7);
+    let backend: &Arc<dyn Backend> = lasting(Arc::new(CpuBackend::new(Some(2)).unwrap()));
+    for request in requests() {
+        let endpoints: Vec<Arc<dyn Exchange>> =
+            local::group(dp * tp).into_iter().map(|endpoint| Arc::new(endpoint) as _).collect();
+        let steps = |rank: usize| {
+            let group = HeadGroup::of(rank, &layout, dp * tp).unwrap().unwrap();
+            let shard = test.shard(group.shard(VOCAB, rank));
+            let (exchange, backend) = (Arc::clone(&endpoints[rank]), Arc::clone(backend));
+            let mut head = LmHead::new(&test.config(), group, shard, exchange, backend).unwrap();
+            head.warm_up(ROWS, &[request]).unwrap();
+            let (inputs, mut answered) = (Inputs::new(rank / tp), Answered::new());
+            let mut exact = RowCounts::Exact(Vec::with_capacity(dp));
+            move |round: u64| {
+                let rows_of = |replica: usize| (round as usize + 2 * replica) % (ROWS + 1);
+                let rows = rows_of(rank / tp);
+                let counts = match round % 3 {
+                    0 => {
+                        if let RowCounts::Exact(list) = &mut exact {
+                            list.clear();
+                            list.extend((0..dp).map(rows_of));
+                        }
+                        &exact
+                    }
+                    1 => &RowCounts::discover(rows),
+                    _ => &RowCounts::capacity(ROWS, rows),
+                };
+                let raw = matches!(request, Request::Logprobs { processed: false, .. });
+                let adjusted = round % 2 == 1 && !raw;
+                let options = StepOptions { adjusted, on_device: false };
+                let hidden = HiddenRows::from_f32(&inputs.hidden[..rows * HIDDEN], rows, HIDDEN).unwrap();
+                let ticket = head.begin(counts, &request, options).unwrap();
+                let (of_rows, answer) = (inputs.of(&request, rows, adjusted), answered.of(&request, rows));
+                head.run_into(ticket, hidden, &of_rows, answer, On::default()).unwrap();
+                assert!(answered.row_status[..rows].iter().all(|status| *status == 0));
+            }
+        };
+        println!("  {request}");
+        match dp * tp {
+            1 => steady(steps(0)),
+            ranks => steady_ranks(ranks, steps),
+        }
+    }
 }

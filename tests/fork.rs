@@ -4,7 +4,8 @@
 #![allow(unsafe_code, reason = "fork, waitpid, kill and _exit are C functions")]
 
 use lmhead::backend::cpu::CpuBackend;
-use lmhead::backend::{Backend, HeadTypes, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
+use lmhead::backend::{Backend, HeadTypes};
+use lmhead::backend::{Job, LoadedShard, LogitsOut, On, Out, Pass, Status, Which};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
@@ -12,7 +13,8 @@ use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
-use lmhead::merge::{Candidate, PartialSpec, RowPartial};
+use lmhead::memory::SpanMut;
+use lmhead::merge::PartialSpec;
 use lmhead::result::{Output, Request};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::weights::HeadShard;
@@ -85,44 +87,46 @@ fn alone() -> Arc<dyn Exchange> {
     Arc::new(local::group(1).remove(0))
 }
 
-/// Every call of a backend that has work for its threads.
-fn calls(backend: &CpuBackend, test: &TestHead, shard: &Arc<HeadShard>) -> Vec<(&'static str, Result<()>)> {
+/// What a backend and a shard that it has loaded do with threads, each by its name. `loaded` holds logits.
+fn calls(
+    backend: &CpuBackend,
+    loaded: &mut dyn LoadedShard,
+    test: &TestHead,
+    shard: &Arc<HeadShard>,
+) -> Vec<(&'static str, Result<()>)> {
     let bytes = test.rows(2, 7);
     let rows = HiddenRows::new(&bytes, test.dtype, 2, test.hidden).unwrap();
-    let job = Job { rows, shard, epilogue: Epilogue::default(), adjustments: None };
-    let (stride, spec) = (4 * test.vocab, PartialSpec { k: 2, sum: true });
-    let (mut logits, mut nonfinite) = (vec![0; 2 * stride], [false; 2]);
-    let out = LogitsOut {
-        bytes: &mut logits,
-        stride,
-        dtype: DType::F32,
-        nonfinite: &mut nonfinite,
-        any_allowed: None,
-    };
-    let mut partials = [RowPartial::new(spec), RowPartial::new(spec)];
-    let values = vec![1.0; 2 * test.vocab];
-    let vocab = 0..test.vocab;
-    let held = HeldLogits { logits: &values, vocab: vocab.clone(), nonfinite: &[false; 2] };
-    let (mut better, mut largest) = ([0; 2], [0.0; 2]);
-    let tally = Tally {
-        logits: &values,
-        vocab,
-        nonfinite: &[false; 2],
-        targets: &[Candidate { value: 1.0, id: 3 }; 2],
-        spec,
-        partials: &mut [RowPartial::new(spec), RowPartial::new(spec)],
-        better: &mut better,
-    };
+    let job = Job { rows, epilogue: Epilogue::default(), adjustments: None };
+    let (stride, spec) = (4 * test.vocab, PartialSpec { k: 2, sum: true, targets: 0 });
+    let (mut logits, mut status) = (vec![0u8; 2 * stride], [0u32; 2]);
+    let status = Status::Apart { words: SpanMut::host(&mut status[..]), stride: 4 };
+    let data = SpanMut::host(&mut logits[..]);
+    let logits = Out::Logits(LogitsOut { data, stride, dtype: DType::F32, status });
+    let mut partials = vec![0u64; 2 * spec.stride(test.vocab) / 8];
+    let mut told = partials.clone();
+    let mut largest = [0.0; 2];
     let types = HeadTypes::of(shard, test.dtype);
-    vec![
-        ("prepare", backend.prepare(shard, test.dtype).map(|_| ())),
-        ("logits", backend.logits(&job, out)),
-        ("partials", backend.partials(&job, spec, &mut partials)),
-        ("tally", backend.tally(tally)),
-        ("sample", backend.sample(&held, SamplingPass::Maxima { rows: &[0, 1], out: &mut largest })),
+    let mut said = vec![
+        ("load", backend.load(shard, test.dtype).map(|_| ())),
+        ("run to logits", loaded.run(&job, logits, &mut On::default())),
+        (
+            "run to partials",
+            loaded.run(&job, Out::Partials(spec, SpanMut::host(&mut partials[..])), &mut On::default()),
+        ),
+        ("hold", loaded.hold(&job, false, &mut On::default()).map(|_| ())),
+    ];
+    // SAFETY: no workspace was given.
+    let held = unsafe { loaded.held() }.expect("held logits, of this call or an earlier one");
+    let maxima = Pass::Maxima { rows: &[0, 1], out: &mut largest };
+    let (of, out) = (Which::Adjusted, SpanMut::host(&mut told[..]));
+    let partials = Pass::Partials { of, spec, targets: &[], out };
+    said.extend([
+        ("maxima of held logits", held.pass(maxima)),
+        ("partials of held logits", held.pass(partials)),
         ("read_stream", backend.read_stream(&bytes).map(|_| ())),
         ("arithmetic_rate", backend.arithmetic_rate(types, Duration::from_millis(1)).map(|_| ())),
-    ]
+    ]);
+    said
 }
 
 /// The peers of a rank are threads that the child does not have. One of them may hold a lock at the fork:
@@ -179,7 +183,8 @@ fn what_was_made_before_a_fork_refuses_by_name_and_what_is_made_after_it_works()
         let spec = Spec { vocab_size: 300, hidden_size: 64, dtype: DType::Bf16 };
         let made = synthetic::shard(&spec, 3, 0..300, quantization, None).unwrap();
         let backend = Arc::new(CpuBackend::new(Some(2)).unwrap());
-        for (name, result) in calls(&backend, &test, &shard) {
+        let mut loaded = backend.load(&shard, test.dtype).unwrap();
+        for (name, result) in calls(&backend, &mut *loaded, &test, &shard) {
             assert_eq!(result, Ok(()), "{name} in the process that made the backend");
         }
         let mut head = head_on(&test, backend.clone(), alone()).unwrap();
@@ -193,7 +198,7 @@ fn what_was_made_before_a_fork_refuses_by_name_and_what_is_made_after_it_works()
         };
         let said = in_child(|| {
             let began = Instant::now();
-            for (name, result) in calls(&backend, &test, &shard) {
+            for (name, result) in calls(&backend, &mut *loaded, &test, &shard) {
                 refused(name, result.expect_err(name));
             }
             refused("a head on that backend", head_on(&test, backend.clone(), alone()).err().unwrap());

@@ -93,7 +93,7 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
                 _ => request,
             };
             let inputs = RowInputs {
-                sampling: (asked == Request::Sample).then_some(&sampling[..]),
+                sampling: matches!(asked, Request::Sample { .. }).then_some(&sampling[..]),
                 targets: matches!(asked, Request::Logprobs { .. }).then_some(&targets[..]),
                 adjustments: adjusted.then_some(Adjustments::allowed(&mask)),
             };

@@ -193,6 +193,16 @@ DEVICE U32x4 piece_of(Half half, const U32x4 (&v)[2]) {
   return {pack(half, v[0].x, v[0].y), pack(half, v[0].z, v[0].w), pack(half, v[1].x, v[1].y), pack(half, v[1].z, v[1].w)};
 }
 
+// The smallest magnitude, as bits, of a finite f32 that is rounded to infinity.
+DEVICE constexpr uint32_t overflow_bits(F32) { return 0x7f800000u; }
+DEVICE constexpr uint32_t overflow_bits(F16) { return 0x477ff000u; }   // 65520
+DEVICE constexpr uint32_t overflow_bits(Bf16) { return 0x7f7f8000u; }
+// Whether a finite logit becomes infinite by rounding. Infinity itself is judged before: from a mask it is legal.
+template <class Type>
+DEVICE bool overflows(Type type, uint32_t bits) {
+  return (bits & 0x7fffffffu) - overflow_bits(type) < 0x7f800000u - overflow_bits(type);
+}
+
 // Rounding, and out: 16 bytes a thread, those of a row side by side.
 template <class T, class Type>
 DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type) {
@@ -213,8 +223,14 @@ DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type) {
     for (uint32_t n = 0; n < kAtOnce; ++n) {
       const uint32_t i = threadIdx.x + (round + n) * T::kThreads;
       const uint32_t row = at.first_row + i / kPieces, id = at.first_id + i % kPieces * kEach;
-      if (i < kAll && row < p.row_count)
-        st_global_v4(static_cast<uint8_t *>(p.logits.data) + row * p.logits.pitch + uint64_t(id) * kBytes, piece_of(type, v[n]));
+      if (i >= kAll || row >= p.row_count) continue;
+      st_global_v4(static_cast<uint8_t *>(p.logits.data) + row * p.logits.pitch + uint64_t(id) * kBytes, piece_of(type, v[n]));
+      bool over = false;
+#pragma unroll
+      for (uint32_t part = 0; part < kEach / 4; ++part)
+        over |= overflows(type, v[n][part].x) | overflows(type, v[n][part].y) | overflows(type, v[n][part].z) | overflows(type, v[n][part].w);
+      // Rare, so each thread says it alone.
+      if (over) atom_or_u32(p.logits.status + row, LMHEAD_STATUS_NONFINITE);
     }
   }
 }
@@ -229,7 +245,10 @@ DEVICE void store_narrow(const MatmulParams &p, const Place &at, Type type) {
 #pragma unroll
     for (uint32_t i = 0; i < T::kIds / 32; ++i) {
       const uint32_t column = 32 * i + lane_id(), id = at.first_id + column;
-      if (id < p.vocab) store_logit(type, to + uint64_t(id) * kBytes, ld_shared_f32(logit_address<T>(r, column)));
+      if (id >= p.vocab) continue;
+      const float v = ld_shared_f32(logit_address<T>(r, column));
+      store_logit(type, to + uint64_t(id) * kBytes, v);
+      if (overflows(type, mov_b32_f32(v))) atom_or_u32(p.logits.status + at.first_row + r, LMHEAD_STATUS_NONFINITE);
     }
   }
 }

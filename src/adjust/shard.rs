@@ -1,4 +1,5 @@
-//! One shard's slice of the group's adjustments: its bytes between ranks, and the arithmetic on a block of logits.
+//! One shard's slice of the group's adjustments: its bytes between ranks, and the arithmetic on a block of
+//! logits.
 
 use super::Adjustments;
 use crate::error::{Error, Result};
@@ -34,23 +35,16 @@ struct Count {
     in_prompt: bool,
 }
 
-/// Adjustments of some rows as the device's kernels take them (`LogitAdjustments` of `kernels/params.h`). A kind that no row has
-/// is empty.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub(crate) struct Arrays {
+/// Where the arrays of packed adjustments begin ([`ShardAdjustments::pack`]), in words. A kind that no row
+/// has is `None`.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(crate) struct PackedAt {
     /// `[rows + 1]`, ids and values `[entries]`.
-    pub addition_offsets: Vec<u32>,
-    pub addition_ids: Vec<u32>,
-    pub addition_values: Vec<f32>,
-    /// `[rows + 1]`; ids and `2 count + in_prompt` `[entries]`; the penalties `[rows]`.
-    pub count_offsets: Vec<u32>,
-    pub count_ids: Vec<u32>,
-    pub counts: Vec<u32>,
-    pub repetition: Vec<f32>,
-    pub frequency: Vec<f32>,
-    pub presence: Vec<f32>,
+    pub additions: Option<[usize; 3]>,
+    /// `[rows + 1]`; ids and `2 count + in_prompt` `[entries]`; repetition, frequency and presence `[rows]`.
+    pub counts: Option<[usize; 6]>,
     /// `[rows, ceil(vocab.len() / 32)]`: rows without a mask allow everything.
-    pub allowed: Vec<u32>,
+    pub allowed: Option<usize>,
 }
 
 const MASK: u32 = 1;
@@ -65,15 +59,18 @@ const PENALTIES: u32 = 4;
 /// | `[rows, ceil(vocab.len() / 32)]` | mask |
 /// | `[rows]`, then `[entries, 2]` | additions: entries of each row; id in the shard, value f32 |
 /// | `[rows, 4]`, then `[entries, 2]` | penalties: repetition, frequency, presence, entries; id in the shard, 2 count + in_prompt |
+///
+/// They are appended to `out`; `entries` is room for those of one row.
 pub(super) fn encode(
     from: &Adjustments<'_>,
     rows: Range<usize>,
     vocab: Range<usize>,
     vocab_size: usize,
-) -> Vec<u8> {
-    let mut out = Vec::new();
+    out: &mut Vec<u8>,
+    entries: &mut Vec<usize>,
+) {
     if from.is_empty() || rows.is_empty() || vocab.is_empty() {
-        return out;
+        return;
     }
     debug_assert!(vocab.start.is_multiple_of(32));
     let mut put = |word: u32| out.extend_from_slice(&word.to_le_bytes());
@@ -88,37 +85,43 @@ pub(super) fn encode(
             own.iter().for_each(|&word| put(word as u32));
         }
     }
+    let inside = |id: i64| vocab.contains(&(id as usize));
+    let inside_count = |offsets: &[usize], ids: &[i64], row: usize| {
+        ids[offsets[row]..offsets[row + 1]].iter().filter(|id| inside(**id)).count() as u32
+    };
     // The entries of one row that are in the shard, by id; equal ids stay in their order.
-    let slice = |offsets: &[usize], ids: &[i64], row: usize| {
-        let inside = |&at: &usize| vocab.contains(&(ids[at] as usize));
-        let mut own: Vec<usize> = (offsets[row]..offsets[row + 1]).filter(inside).collect();
-        own.sort_by_key(|&at| ids[at]);
-        own
+    let slice = |entries: &mut Vec<usize>, offsets: &[usize], ids: &[i64], row: usize| {
+        entries.clear();
+        entries.extend((offsets[row]..offsets[row + 1]).filter(|&at| inside(ids[at])));
+        entries.sort_unstable_by_key(|&at| (ids[at], at));
     };
     let local = |id: i64| (id as usize - vocab.start) as u32;
     if let Some(a) = &from.additions {
-        let entries: Vec<Vec<usize>> = rows.clone().map(|row| slice(a.offsets, a.ids, row)).collect();
-        entries.iter().for_each(|own| put(own.len() as u32));
-        for at in entries.into_iter().flatten() {
-            put(local(a.ids[at]));
-            put(a.values[at].to_bits());
+        rows.clone().for_each(|row| put(inside_count(a.offsets, a.ids, row)));
+        for row in rows.clone() {
+            slice(entries, a.offsets, a.ids, row);
+            for &at in entries.iter() {
+                put(local(a.ids[at]));
+                put(a.values[at].to_bits());
+            }
         }
     }
     if let Some(p) = &from.penalties {
         let c = &p.counts;
-        let entries: Vec<Vec<usize>> = rows.clone().map(|row| slice(c.offsets, c.ids, row)).collect();
-        for (row, own) in rows.zip(&entries) {
+        for row in rows.clone() {
             put(p.repetition[row].to_bits());
             put(p.frequency[row].to_bits());
             put(p.presence[row].to_bits());
-            put(own.len() as u32);
+            put(inside_count(c.offsets, c.ids, row));
         }
-        for at in entries.into_iter().flatten() {
-            put(local(c.ids[at]));
-            put(c.counts[at] << 1 | u32::from(c.in_prompt[at]));
+        for row in rows {
+            slice(entries, c.offsets, c.ids, row);
+            for &at in entries.iter() {
+                put(local(c.ids[at]));
+                put(c.counts[at] << 1 | u32::from(c.in_prompt[at]));
+            }
         }
     }
-    out
 }
 
 /// Reads words and refuses to read beyond the end.
@@ -150,6 +153,20 @@ impl ShardAdjustments {
     /// Of no rows yet, for the ids `vocab`.
     pub fn new(vocab: Range<usize>) -> Self {
         ShardAdjustments { vocab, ..ShardAdjustments::default() }
+    }
+
+    /// Of no rows again, for the ids `vocab`; the memory stays.
+    pub fn clear(&mut self, vocab: Range<usize>) {
+        self.vocab = vocab;
+        self.rows.clear();
+        self.masks.clear();
+        self.additions.clear();
+        self.counts.clear();
+    }
+
+    /// The ids that they are for.
+    pub fn vocab(&self) -> Range<usize> {
+        self.vocab.clone()
     }
 
     /// Number of rows.
@@ -193,25 +210,26 @@ impl ShardAdjustments {
             if id < size { Ok(id) } else { Err(broken(format!("id {id} of a shard of {size}"))) }
         };
         if kinds & ADDITIONS != 0 {
-            let counts: Vec<u32> = (0..rows).map(|_| words.next()).collect::<Result<_>>()?;
-            for (row, n) in self.rows[first..].iter_mut().zip(counts) {
+            for row in &mut self.rows[first..] {
+                row.additions = 0..words.next()? as usize;
+            }
+            for row in &mut self.rows[first..] {
                 let start = self.additions.len();
-                for _ in 0..n {
+                for _ in 0..row.additions.end {
                     self.additions.push((inside(words.next()?)?, words.float()?));
                 }
                 row.additions = start..self.additions.len();
             }
         }
         if kinds & PENALTIES != 0 {
-            let mut entries = Vec::with_capacity(rows);
             for row in &mut self.rows[first..] {
                 (row.repetition, row.frequency, row.presence) =
                     (words.float()?, words.float()?, words.float()?);
-                entries.push(words.next()?);
+                row.counts = 0..words.next()? as usize;
             }
-            for (row, n) in self.rows[first..].iter_mut().zip(entries) {
+            for row in &mut self.rows[first..] {
                 let start = self.counts.len();
-                for _ in 0..n {
+                for _ in 0..row.counts.end {
                     let (id, packed) = (inside(words.next()?)?, words.next()?);
                     self.counts.push(Count { id, count: packed >> 1, in_prompt: packed & 1 == 1 });
                 }
@@ -224,49 +242,63 @@ impl ShardAdjustments {
         Ok(())
     }
 
-    /// The rows `range` as arrays for a device.
+    /// Writes the rows `range` as arrays for a device, as `LogitAdjustments` of `kernels/params.h` takes
+    /// them, one behind the other; what was in `out` goes.
     ///
     /// # Panics
     /// When the range ends beyond [`ShardAdjustments::len`], or with 2^32 entries and more.
-    pub(crate) fn arrays(&self, range: Range<usize>) -> Arrays {
+    pub(crate) fn pack(&self, range: Range<usize>, out: &mut Vec<u32>) -> PackedAt {
         let rows = &self.rows[range];
-        let mut out = Arrays::default();
-        let end = |entries: usize| u32::try_from(entries).expect("fewer than 2^32 entries");
+        let mut at = PackedAt::default();
+        out.clear();
+        /// Begins an array.
+        fn array(out: &mut Vec<u32>, values: impl Iterator<Item = u32>) -> usize {
+            let start = out.len();
+            out.extend(values);
+            start
+        }
+        let offsets = |out: &mut Vec<u32>, entries: fn(&Row) -> &Range<usize>| {
+            let mut end = 0usize;
+            let ends = rows.iter().map(|row| {
+                end += entries(row).len();
+                u32::try_from(end).expect("fewer than 2^32 entries")
+            });
+            array(out, std::iter::once(0).chain(ends))
+        };
         if rows.iter().any(|row| !row.additions.is_empty()) {
-            out.addition_offsets.push(0);
-            for row in rows {
-                let own = &self.additions[row.additions.clone()];
-                out.addition_ids.extend(own.iter().map(|(id, _)| *id));
-                out.addition_values.extend(own.iter().map(|(_, value)| *value));
-                out.addition_offsets.push(end(out.addition_ids.len()));
-            }
+            let entries = || rows.iter().flat_map(|row| &self.additions[row.additions.clone()]);
+            at.additions = Some([
+                offsets(out, |row| &row.additions),
+                array(out, entries().map(|(id, _)| *id)),
+                array(out, entries().map(|(_, value)| value.to_bits())),
+            ]);
         }
         if rows.iter().any(|row| !row.counts.is_empty()) {
-            out.count_offsets.push(0);
-            for row in rows {
-                let own = &self.counts[row.counts.clone()];
-                out.count_ids.extend(own.iter().map(|c| c.id));
-                out.counts.extend(own.iter().map(|c| c.count << 1 | u32::from(c.in_prompt)));
-                out.count_offsets.push(end(out.count_ids.len()));
-                out.repetition.push(row.repetition);
-                out.frequency.push(row.frequency);
-                out.presence.push(row.presence);
-            }
+            let entries = || rows.iter().flat_map(|row| &self.counts[row.counts.clone()]);
+            at.counts = Some([
+                offsets(out, |row| &row.counts),
+                array(out, entries().map(|c| c.id)),
+                array(out, entries().map(|c| c.count << 1 | u32::from(c.in_prompt))),
+                array(out, rows.iter().map(|row| row.repetition.to_bits())),
+                array(out, rows.iter().map(|row| row.frequency.to_bits())),
+                array(out, rows.iter().map(|row| row.presence.to_bits())),
+            ]);
         }
         if rows.iter().any(|row| row.mask.is_some()) {
             let words = self.vocab.len().div_ceil(32);
+            at.allowed = Some(out.len());
             for row in rows {
                 match row.mask {
-                    Some(at) => out.allowed.extend_from_slice(&self.masks[at..at + words]),
-                    None => out.allowed.resize(out.allowed.len() + words, u32::MAX),
+                    Some(at) => out.extend_from_slice(&self.masks[at..at + words]),
+                    None => out.resize(out.len() + words, u32::MAX),
                 }
             }
         }
-        out
+        at
     }
 
-    /// Adjusts the logits of consecutive ids from `first_id`, a multiple of 32 from the shard's start, of row `row`.
-    /// False where one became plus infinity or NaN; minus infinity is legal.
+    /// Adjusts the logits of consecutive ids from `first_id`, a multiple of 32 from the shard's start, of row
+    /// `row`. False where one became plus infinity or NaN; minus infinity is legal.
     #[inline]
     pub fn apply(&self, row: usize, first_id: usize, logits: &mut [f32]) -> bool {
         let row = &self.rows[row];

@@ -1,32 +1,39 @@
-//! What the CUDA and the emulated device have in common: memory, kernels, and on them the products of `kernels/` and a whole
-//! [`Backend`](super::Backend).
+//! What the CUDA and the emulated device have in common: memory, kernels, and on them the products of
+//! `kernels/`, a whole [`Backend`](super::Backend), and an exchange of device memory between ranks that share
+//! a device.
 //!
 //! ```text
-//! describe (Spec) -> plan (crate::plan) -> prepare (Matmul: kernels loaded, workspace size) -> run (Matmul::run: launches only)
+//! describe (Spec) -> plan (crate::plan) -> prepare (Matmul: kernels loaded) -> run (Matmul::run: launches)
 //! ```
 //!
-//! An engine whose rows lie in device memory uses [`Matmul`]. [`DeviceBackend`] is what [`LmHead`](crate::LmHead) drives: rows come
-//! from and answers go to host memory.
+//! [`DeviceBackend`] is what [`LmHead`](crate::LmHead) drives: it loads a shard, which multiplies rows of
+//! device memory in place and brings those of the host there. [`Matmul`] is the product alone.
 
+mod adjustments;
 mod backend;
-mod head;
-mod heads;
+mod checks;
+mod finish;
+mod held;
 mod matmul;
-mod scratch;
-mod transfer;
+mod pack;
+mod room;
+mod shard;
+pub mod shared_device;
+mod weights;
 
+pub use adjustments::NO_ADJUSTMENTS;
 pub use backend::DeviceBackend;
 pub use matmul::{Call, Matmul, Spec};
-pub use scratch::NO_ADJUSTMENTS;
+
+pub use crate::params::Params;
+use matmul::{dtype_code, of_product};
 
 use crate::error::Result;
+use crate::memory::{self, Memory, Span, SpanMut};
 use crate::plan::DeviceLimits;
 
-/// A struct of a kernel's parameters. Those of `kernels/params.h` are made with it ([`params`](super::params)).
-///
-/// # Safety
-/// `repr(C)`, laid out as the struct that the kernel takes.
-pub unsafe trait Params: Copy + 'static {}
+/// The most rows of a call: what a plan can count; memory is the real limit.
+const MAX_ROWS: usize = 1 << 24;
 
 /// The shape of one launch; blocks and threads along x.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +44,60 @@ pub struct Grid {
     pub shared_bytes: usize,
 }
 
-/// A device that runs the kernels of `kernels/`.
+/// One side of a [`CopyRows`]: rows `pitch` bytes apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Side {
+    pub memory: Memory,
+    pub address: u64,
+    pub pitch: usize,
+}
+
+impl Side {
+    /// Rows without a gap from the span's first byte on.
+    pub fn of(span: &Span<'_>, pitch: usize) -> Self {
+        Side { memory: span.memory(), address: span.address(), pitch }
+    }
+}
+
+/// `rows` rows of `row_bytes` bytes each, from one place to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyRows {
+    pub to: Side,
+    pub from: Side,
+    pub row_bytes: usize,
+    pub rows: usize,
+}
+
+impl CopyRows {
+    /// `bytes` bytes without a gap.
+    pub fn whole((to, to_address): (Memory, u64), (from, from_address): (Memory, u64), bytes: usize) -> Self {
+        let side = |memory, address| Side { memory, address, pitch: bytes };
+        CopyRows { to: side(to, to_address), from: side(from, from_address), row_bytes: bytes, rows: 1 }
+    }
+
+    /// There is nothing to copy; the addresses then mean nothing.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0 || self.row_bytes == 0
+    }
+
+    /// The same as one row, where neither side has gaps.
+    #[must_use]
+    pub fn joined(self) -> Self {
+        let packed = |side: Side| self.rows == 1 || side.pitch == self.row_bytes;
+        if !packed(self.to) || !packed(self.from) {
+            return self;
+        }
+        let row_bytes = self.rows * self.row_bytes;
+        let whole = |side| Side { pitch: row_bytes, ..side };
+        CopyRows { to: whole(self.to), from: whole(self.from), row_bytes, rows: 1 }
+    }
+}
+
+/// A device that runs the kernels of `kernels/`. A clone is the same device.
 ///
-/// Work on one [`KernelDevice::Stream`] happens in order; that on two streams in any order, unless the host waits for one in between.
-pub trait KernelDevice: Send + Sync + 'static {
+/// Work on one [`KernelDevice::Stream`] happens in order; that on two streams in any order, unless the host
+/// waits for one in between.
+pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// Device memory, freed when dropped.
     type Buffer: Send + Sync;
     /// Host memory that queued copies go from and to, freed when dropped.
@@ -51,6 +108,8 @@ pub trait KernelDevice: Send + Sync + 'static {
     type Stream: Copy + Send;
     /// A stream of one's own, which ends when dropped.
     type OwnedStream: Send;
+    /// A mark on a stream, which may be put anew, again and again.
+    type Event: Send + Sync;
 
     /// `cuda`, `emulated`: the name of the backend.
     fn name(&self) -> &'static str;
@@ -59,6 +118,9 @@ pub trait KernelDevice: Send + Sync + 'static {
     fn fingerprint(&self) -> String;
 
     fn limits(&self) -> DeviceLimits;
+
+    /// Its number among the devices of its kind.
+    fn ordinal(&self) -> u32;
 
     /// The device's own stream.
     fn stream(&self) -> Self::Stream;
@@ -71,6 +133,46 @@ pub trait KernelDevice: Send + Sync + 'static {
 
     /// The stream of [`KernelDevice::open_stream`].
     fn on(&self, own: &Self::OwnedStream) -> Self::Stream;
+
+    /// The stream of that handle.
+    ///
+    /// # Safety
+    /// As of [`memory::Stream::from_raw`].
+    unsafe fn stream_from(&self, stream: memory::Stream) -> Self::Stream;
+
+    /// The handle of a stream, by which streams are told apart.
+    fn handle(&self, stream: Self::Stream) -> memory::Stream;
+
+    /// A mark that is on no stream: reached.
+    ///
+    /// # Errors
+    /// `Device` where there is none.
+    fn event(&self) -> Result<Self::Event>;
+
+    /// Puts the mark behind what is on the stream; an earlier one is forgotten.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn record(&self, event: &Self::Event, stream: Self::Stream) -> Result<()>;
+
+    /// Lets what is queued on the stream from now on begin only when the mark, as it is now, has been
+    /// reached.
+    ///
+    /// # Errors
+    /// `Device`.
+    fn stream_waits(&self, stream: Self::Stream, event: &Self::Event) -> Result<()>;
+
+    /// Whether the mark has been reached.
+    ///
+    /// # Errors
+    /// `Device` where what is before it failed.
+    fn reached(&self, event: &Self::Event) -> Result<bool>;
+
+    /// Waits until the mark has been reached, but not for ever. Makes nothing.
+    ///
+    /// # Errors
+    /// As [`KernelDevice::wait`].
+    fn wait_for(&self, event: &Self::Event) -> Result<()>;
 
     /// Waits until everything on the stream has ended, but not for ever.
     ///
@@ -93,10 +195,12 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// `Device` where there is not that much.
     fn staging(&self, bytes: usize) -> Result<Self::Staging>;
 
-    /// Queues a copy of `bytes` to `buffer` from byte `at` on; waits for nothing where they are [`KernelDevice::Staging`].
+    /// Queues a copy of `bytes` to `buffer` from byte `at` on; waits for nothing where they are
+    /// [`KernelDevice::Staging`].
     ///
     /// # Errors
-    /// `Shape` where the buffer is smaller; `Device` where the copy is refused, or what was on the stream before failed.
+    /// `Shape` where the buffer is smaller; `Device` where the copy is refused, or what was on the stream
+    /// before failed.
     ///
     /// # Safety
     /// The bytes live and stay as they are until the stream was waited for.
@@ -108,7 +212,8 @@ pub trait KernelDevice: Send + Sync + 'static {
         bytes: &[u8],
     ) -> Result<()>;
 
-    /// Queues a copy from `buffer`, from byte `at` on; waits for nothing where the bytes are [`KernelDevice::Staging`].
+    /// Queues a copy from `buffer`, from byte `at` on; waits for nothing where the bytes are
+    /// [`KernelDevice::Staging`].
     ///
     /// # Errors
     /// As [`KernelDevice::queue_write`]; `bytes` are then of no particular content.
@@ -123,7 +228,38 @@ pub trait KernelDevice: Send + Sync + 'static {
         bytes: &mut [u8],
     ) -> Result<()>;
 
-    /// Copies `bytes` to `buffer` from byte `at` on, behind what is on the stream. The copy is done when this returns.
+    /// Queues a copy from, to or within device memory; waits for nothing where the host's side, if there is
+    /// one, is [locked](KernelDevice::is_locked).
+    ///
+    /// # Errors
+    /// As [`KernelDevice::queue_write`].
+    ///
+    /// # Safety
+    /// Both sides are there and live, nobody writes what is read or touches what is written, until the stream
+    /// was waited for.
+    unsafe fn copy_rows(&self, stream: Self::Stream, copy: &CopyRows) -> Result<()>;
+
+    /// Whether all of these host bytes are locked memory ([`KernelDevice::staging`]): copies from and to them
+    /// need no detour.
+    fn is_locked(&self, bytes: &Span<'_>) -> bool;
+
+    /// Whether the host can look at device memory ([`KernelDevice::lend`]).
+    fn lends(&self) -> bool {
+        false
+    }
+
+    /// Device memory as host bytes, where the host can look at it.
+    ///
+    /// # Safety
+    /// The bytes are one allocation's of this device, and nothing that is queued uses them as long as they
+    /// are lent.
+    unsafe fn lend<'a>(&self, bytes: SpanMut<'a>) -> Option<&'a mut [u8]> {
+        let _ = bytes;
+        None
+    }
+
+    /// Copies `bytes` to `buffer` from byte `at` on, behind what is on the stream. The copy is done when this
+    /// returns.
     ///
     /// # Errors
     /// As [`KernelDevice::queue_write`].
@@ -146,7 +282,8 @@ pub trait KernelDevice: Send + Sync + 'static {
         at: usize,
         bytes: &mut [u8],
     ) -> Result<()> {
-        // First what was launched: its failure is told as its own, not as the copy's, and nothing is copied then.
+        // First what was launched: its failure is told as its own, not as the copy's, and nothing is copied
+        // then.
         self.wait(stream)?;
         // SAFETY: as above.
         unsafe { self.queue_read(stream, buffer, at, bytes)? };
@@ -175,22 +312,36 @@ pub trait KernelDevice: Send + Sync + 'static {
     /// `Unsupported` where there is none, or none for this device; `Device` where it cannot be loaded.
     fn kernel<P: Params>(&self, name: &'static str) -> Result<Self::Kernel<P>>;
 
-    /// Sets `words` 32-bit words from `address` on to zero, on the stream.
+    /// Sets `words` 32-bit words from `address` on to `value`, on the stream.
     ///
     /// # Errors
     /// `Device`.
     ///
     /// # Safety
     /// As [`KernelDevice::launch`].
-    unsafe fn clear(&self, stream: Self::Stream, address: u64, words: usize) -> Result<()>;
+    unsafe fn fill(&self, stream: Self::Stream, address: u64, words: usize, value: u32) -> Result<()>;
+
+    /// [`KernelDevice::fill`] with zeros.
+    ///
+    /// # Errors
+    /// As that.
+    ///
+    /// # Safety
+    /// As that.
+    unsafe fn clear(&self, stream: Self::Stream, address: u64, words: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.fill(stream, address, words, 0) }
+    }
 
     /// Queues a launch; neither allocates nor waits.
     ///
     /// # Errors
-    /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is told by the next wait or copy.
+    /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is told by the next
+    /// wait or copy.
     ///
     /// # Safety
-    /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.
+    /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the
+    /// kernel has ended.
     unsafe fn launch<P: Params>(
         &self,
         stream: Self::Stream,
@@ -199,8 +350,9 @@ pub trait KernelDevice: Send + Sync + 'static {
         params: &P,
     ) -> Result<()>;
 
-    /// Queues two launches of which the second may begin before the first has ended (programmatic dependent launch): its kernel waits
-    /// itself, by `griddepcontrol.wait`, for what the first writes. On devices before compute capability 9.0 it begins afterwards.
+    /// Queues two launches of which the second may begin before the first has ended (programmatic dependent
+    /// launch): its kernel waits itself, by `griddepcontrol.wait`, for what the first writes. On devices
+    /// before compute capability 9.0 it begins afterwards.
     ///
     /// # Errors
     /// As [`KernelDevice::launch`], of either; where the second is refused, the first is queued.

@@ -2,15 +2,18 @@
 //! [`Exchange::all_to_all_v`]. A transport knows ranks, bytes and deadlines; it knows nothing of logits.
 //!
 //! * [`local`]: ranks are threads of one process.
+//! * [`DeviceExchange`]: the same on device memory, on a stream.
 //! * [`Call`], [`Place`] and [`Fault`]: which collective it is, where a member is, and how a collective ends
 //!   badly.
-//! * [`columns`]: puts gathered logits in row order; the only place that knows that layout.
 
-mod call;
-pub mod columns;
+#[allow(unsafe_code, reason = "an interface for device addresses")]
+mod device;
+mod fault;
 pub mod local;
 
-pub use call::{Call, Fault, Operation, Place};
+pub use crate::call::{Call, Operation, Place};
+pub use device::{Caps, DeviceExchange, Pending, Piece};
+pub use fault::Fault;
 
 use std::sync::Arc;
 
@@ -120,6 +123,11 @@ pub trait Exchange: Send + Sync {
     /// # Errors
     /// `Timeout` naming the members that did not come, `Lost` naming those that cannot.
     fn reset(&self, call: &Call) -> Result<Reset, Fault>;
+
+    /// This channel's side for device memory, where it has one.
+    fn device(&self) -> Option<&dyn DeviceExchange> {
+        None
+    }
 }
 
 /// Refuses members that an exchange of `size` members, of which the caller is `me`, cannot gather over, and a

@@ -1,14 +1,11 @@
-//! The collective side of the contract: what all ranks agree on when a head is created, and the headers of a step.
+//! What all ranks agree on when a head is created or rebuilt.
 
 use super::LmHead;
-use crate::backend::HeadTypes;
 use crate::digest;
 use crate::error::{Disagreement, Error, Result};
 use crate::exchange::{Call, Fault, Operation};
-use crate::result::StepStats;
-use crate::step::{self, Agreed, HEADER_BYTES, Header, Mode, Ticket};
+use crate::step::{self, HEADER_BYTES, Header, Mode};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 /// The key under which a rank whose own parts do not fit says why.
 const REFUSED: &str = "refused";
@@ -17,15 +14,15 @@ impl LmHead {
     /// What all ranks must have in common, by the names that messages use.
     fn settings(&self) -> BTreeMap<&'static str, String> {
         let c = &self.config;
-        let fingerprint = match self.shard.fingerprint() {
+        let fingerprint = match self.info.fingerprint {
             Some(fingerprint) => format!("a checkpoint of fingerprint {fingerprint:#018x}"),
             None => "weights without a fingerprint".into(),
         };
         BTreeMap::from([
-            ("backend", self.backend.fingerprint(HeadTypes::of(&self.shard, self.hidden_dtype))),
-            ("bias", self.shard.bias().is_some().to_string()),
+            ("backend", self.backend.fingerprint(self.types())),
+            ("bias", self.info.has_bias.to_string()),
             ("final_logit_softcapping", c.final_logit_softcapping.map_or("none".into(), |v| v.to_string())),
-            ("head ranks", format!("{:?}", self.group.ranks())),
+            ("head ranks", format!("{:?}", self.wire.group.ranks())),
             ("hidden_dtype", self.hidden_dtype.to_string()),
             ("hidden_size", c.hidden_size.to_string()),
             ("logit_scale", c.logit_scale.to_string()),
@@ -34,30 +31,22 @@ impl LmHead {
             ("name", c.name.clone()),
             ("quantization", c.quantization.to_string()),
             ("split_rows_over_tp", c.split_rows_over_tp.to_string()),
-            ("tp", self.group.tp().to_string()),
+            ("tp", self.wire.group.tp().to_string()),
             ("verify", c.verify.to_string()),
             ("vocab_size", c.vocab_size.to_string()),
-            ("weights", self.shard.matrix().dtype().to_string()),
+            ("weights", self.info.dtype.to_string()),
             ("weights_fingerprint", fingerprint),
             ("weights_version", self.weights_version.to_string()),
         ])
     }
 
-    pub(super) fn creation_header(&self, length: u64, digest: u64) -> Header {
+    fn creation_header(&self, length: u64, digest: u64) -> Header {
         Header {
-            head: self.id,
-            instance: self.instance,
             epoch: self.epoch,
-            mode: Mode::Create,
-            verify: self.config.verify,
-            request: None,
-            adjusted: false,
-            sequence: 0,
-            rows: 0,
             counts: length,
             agreement: digest,
             weights_version: self.weights_version,
-            inputs: 0,
+            ..Header::of_creation(self.id, self.instance, self.config.verify)
         }
     }
 
@@ -76,7 +65,7 @@ impl LmHead {
         }
         let text = serde_json::to_vec(&settings).expect("a map of strings is JSON");
         self.agreement = digest::of_bytes(&text);
-        if self.group.size() == 1 {
+        if self.wire.group.size() == 1 {
             return refusal.map_or(Ok(()), Err);
         }
         let agreed = self.compare_settings(call, &text);
@@ -86,15 +75,15 @@ impl LmHead {
     fn compare_settings(&mut self, call: &Call, text: &[u8]) -> Result<()> {
         let mine = self.creation_header(text.len() as u64, self.agreement);
         let call = Call { terms: mine.terms(), ..*call };
-        self.exchange.note(&call);
-        let members: Vec<usize> = (0..self.group.size()).collect();
-        let ranks = self.group.ranks().to_vec();
+        self.wire.exchange.note(&call);
+        let members: Vec<usize> = (0..self.wire.group.size()).collect();
+        let ranks = self.wire.group.ranks().to_vec();
         let mismatch = |disagreements| Err(Error::mismatch(0, disagreements));
 
         let mut headers = vec![[0; HEADER_BYTES]; members.len()];
         let mut slices: Vec<&mut [u8]> = headers.iter_mut().map(|h| &mut h[..]).collect();
         // Ranks of other heads or epochs are in other calls: their headers say so better than the fault does.
-        let fault = match self.exchange.all_gather_v(&call, &members, &mine.encode(), &mut slices) {
+        let fault = match self.wire.exchange.all_gather_v(&call, &members, &mine.encode(), &mut slices) {
             Ok(()) | Err(Fault::OtherCall { .. }) => None,
             Err(fault @ Fault::Length { .. }) => Some(fault),
             Err(fault) => return Err(fault.into_error(&call, &ranks)),
@@ -124,7 +113,7 @@ impl LmHead {
             decoded.iter().map(|h| vec![0; h.counts.min(1 << 20) as usize]).collect();
         let mut slices: Vec<&mut [u8]> = texts.iter_mut().map(Vec::as_mut_slice).collect();
         let call = Call { terms: 0, epoch: self.epoch, ..call };
-        match self.exchange.all_gather_v(&call, &members, text, &mut slices) {
+        match self.wire.exchange.all_gather_v(&call, &members, text, &mut slices) {
             Ok(()) | Err(Fault::OtherCall { .. }) => {}
             Err(fault) => return Err(fault.into_error(&call, &ranks)),
         }
@@ -146,38 +135,5 @@ impl LmHead {
         };
         let keys: BTreeSet<&str> = theirs.iter().flat_map(|map| map.keys().map(String::as_str)).collect();
         mismatch(keys.into_iter().filter_map(|key| step::disagreement(key, said(key))).collect())
-    }
-
-    /// The exchange of headers over the whole group.
-    pub(super) fn check_contract(&mut self, ticket: &Ticket, stats: &mut StepStats) -> Result<Agreed> {
-        let began = Instant::now();
-        let members: Vec<usize> = (0..self.group.size()).collect();
-        let mut headers = vec![[0; HEADER_BYTES]; members.len()];
-        let mut slices: Vec<&mut [u8]> = headers.iter_mut().map(|h| &mut h[..]).collect();
-        let (operation, own) = (Operation::Contract, ticket.header.encode());
-        let agreed = self.gather_pieces((ticket, stats), operation, &members, &own, &mut slices, true)?;
-        stats.contract = began.elapsed();
-        Ok(agreed.expect("headers were asked for"))
-    }
-
-    /// Turns what a collective with headers delivered into the members' rows. Where ranks disagree, the headers say more
-    /// than the transport's fault does.
-    pub(super) fn judge(
-        &self,
-        ticket: &Ticket,
-        call: &Call,
-        gathered: std::result::Result<(), Fault>,
-        members: &[usize],
-        headers: &[[u8; HEADER_BYTES]],
-    ) -> Result<Agreed> {
-        let agreed =
-            || step::agree(&self.group, members, headers, &ticket.header, &self.config.name, &ticket.counts);
-        match gathered {
-            Ok(()) => agreed(),
-            Err(fault @ (Fault::Length { .. } | Fault::OtherCall { .. })) => {
-                agreed().and_then(|_| Err(fault.into_error(call, self.group.ranks())))
-            }
-            Err(fault) => Err(fault.into_error(call, self.group.ranks())),
-        }
     }
 }

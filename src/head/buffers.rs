@@ -1,122 +1,124 @@
-//! Byte buffers that are resized and cut into messages.
+//! Memory that a head keeps from step to step, and vectors of slices that are used again.
 
+use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::memory::{Allocation, Memory, SpanMut};
 use std::ops::Range;
 
-/// Sets the length of a buffer to the product of `shape`, without aborting where there is no such memory. Old
-/// contents stay.
-pub(in crate::head) fn resize(buffer: &mut Vec<u8>, shape: [usize; 3], what: &str) -> Result<usize> {
-    let bytes = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize);
-    let too_large = || {
-        Error::shape(
-            what,
-            "a buffer that fits this machine's memory",
-            format!("{shape:?} bytes"),
-            "send fewer rows in one step",
-        )
-    };
-    let bytes = bytes.ok_or_else(too_large)?;
-    if bytes > buffer.len() {
-        buffer.try_reserve_exact(bytes - buffer.len()).map_err(|_| too_large())?;
-    }
-    buffer.resize(bytes, 0);
-    Ok(bytes)
-}
+/// Memory that grows to what the largest step needed, of whatever kind a step asks for.
+#[derive(Default)]
+pub(super) struct Arena(Option<Box<dyn Allocation>>);
 
-/// Puts `header` before each of the messages, which are ranges of `buffer` in ascending order, and makes each
-/// range that of its message with the header. Neighbours that are the same range keep one header. What
-/// follows moves within the buffer: messages may be large, and a copy of each would double what they take.
-pub(in crate::head) fn put_before_each(
-    buffer: &mut Vec<u8>,
-    messages: &mut [Range<usize>],
-    header: &[u8],
-) -> Result<()> {
-    let mut distinct: Vec<Range<usize>> = messages.to_vec();
-    distinct.dedup();
-    resize(buffer, [buffer.len() + distinct.len() * header.len(), 1, 1], "messages with their headers")?;
-    for (i, message) in distinct.iter().enumerate().rev() {
-        let start = message.start + i * header.len();
-        buffer.copy_within(message.clone(), start + header.len());
-        buffer[start..start + header.len()].copy_from_slice(header);
-    }
-    let mut i = 0;
-    let mut before = messages.first().cloned();
-    for message in messages {
-        if before.as_ref() != Some(message) {
-            i += 1;
-            before = Some(message.clone());
+impl Arena {
+    /// `bytes` bytes of `memory`, of no particular content; what was there before is lost where it grows.
+    ///
+    /// # Errors
+    /// As [`Backend::allocate`].
+    pub fn at_least(
+        &mut self,
+        backend: &dyn Backend,
+        memory: Memory,
+        bytes: usize,
+        what: &str,
+    ) -> Result<SpanMut<'_>> {
+        if bytes == 0 {
+            return Ok(SpanMut::EMPTY);
         }
-        *message = message.start + i * header.len()..message.end + (i + 1) * header.len();
+        let fits = |kept: &dyn Allocation| kept.span().memory() == memory && kept.span().len() >= bytes;
+        if !self.0.as_deref().is_some_and(fits) {
+            // First the old one goes: both need not fit at once.
+            self.0 = None;
+            self.0 = Some(backend.allocate(memory, bytes, what)?);
+        }
+        let kept = self.0.as_mut().map_or(SpanMut::EMPTY, |kept| kept.span_mut());
+        Ok(kept.part(0..bytes))
     }
-    Ok(())
 }
 
-/// Makes `buffer` `length` times `value`, without aborting where there is no such memory.
-pub(in crate::head) fn fill<T: Clone>(
-    buffer: &mut Vec<T>,
-    value: T,
-    length: usize,
-    what: &str,
-) -> Result<()> {
-    buffer.clear();
-    buffer.try_reserve_exact(length).map_err(|_| {
-        let (wanted, fix) = ("a buffer that fits this machine's memory", "send fewer rows in one step");
-        Error::shape(what, wanted, format!("{length} of {} bytes", size_of::<T>()), fix)
-    })?;
-    buffer.resize(length, value);
-    Ok(())
-}
-
-/// Makes `logits` `[rows, columns]`, without aborting where there is no such memory and without room for
-/// more: a vector that grows by itself would take up to twice as much.
-pub(in crate::head) fn hold(
-    logits: &mut Vec<f32>,
-    rows: usize,
-    columns: usize,
-    what: &str,
-    fix: &str,
-) -> Result<()> {
-    let too_large = || {
-        let got = format!("{rows} rows of {columns} f32");
-        Error::shape(what, "a buffer that fits this machine's memory", got, fix)
-    };
-    let wanted = rows.checked_mul(columns).ok_or_else(too_large)?;
-    if wanted > logits.capacity() {
-        *logits = Vec::new();
-        logits.try_reserve_exact(wanted).map_err(|_| too_large())?;
-    }
-    logits.resize(wanted, 0.0);
-    Ok(())
+/// The product, and the sum, checked; `what` names the buffer.
+pub(super) fn bytes_of(what: &str, shape: [usize; 2]) -> Result<usize> {
+    shape[0].checked_mul(shape[1]).filter(|&n| n <= isize::MAX as usize).ok_or_else(|| {
+        let (wanted, got) = ("a buffer that fits this machine's memory", format!("{shape:?} bytes"));
+        Error::shape(what, wanted, got, "send fewer rows in one step")
+    })
 }
 
 /// The sum, checked.
-pub(in crate::head) fn sum(counts: &[usize], what: &str) -> Result<usize> {
+pub(super) fn sum(counts: &[usize], what: &str) -> Result<usize> {
     counts.iter().try_fold(0usize, |total, &n| total.checked_add(n)).ok_or_else(|| {
         Error::shape(what, "a sum that fits 64 bits", format!("{counts:?}"), "send fewer rows in one step")
     })
 }
 
-/// Cuts a buffer into consecutive pieces.
-pub(in crate::head) fn cut(mut buffer: &mut [u8], sizes: impl Iterator<Item = usize>) -> Vec<&mut [u8]> {
-    sizes
-        .map(|size| {
-            let (piece, rest) = std::mem::take(&mut buffer).split_at_mut(size);
-            buffer = rest;
-            piece
-        })
-        .collect()
+/// Makes `buffer` `length` times `value`, without aborting where there is no such memory.
+pub(super) fn fill<T: Clone>(buffer: &mut Vec<T>, value: T, length: usize, what: &str) -> Result<()> {
+    buffer.clear();
+    reserve(buffer, length, what)?;
+    buffer.resize(length, value);
+    Ok(())
 }
 
-/// [`cut`] for a shared buffer.
-pub(in crate::head) fn cut_shared<'b>(mut buffer: &'b [u8], sizes: &[usize]) -> Vec<&'b [u8]> {
-    sizes
-        .iter()
-        .map(|&size| {
-            let (piece, rest) = buffer.split_at(size);
-            buffer = rest;
-            piece
-        })
-        .collect()
+/// Makes room for `more` elements, without aborting where there is no such memory.
+pub(super) fn reserve<T>(buffer: &mut Vec<T>, more: usize, what: &str) -> Result<()> {
+    buffer.try_reserve(more).map_err(|_| {
+        let (wanted, fix) = ("a buffer that fits this machine's memory", "send fewer rows in one step");
+        Error::shape(what, wanted, format!("{more} of {} bytes", size_of::<T>()), fix)
+    })
+}
+
+/// An empty vector in the memory of another whose borrows have ended. Collecting in place allocates nothing.
+pub(super) fn recycle<'b>(mut slices: Vec<&[u8]>) -> Vec<&'b [u8]> {
+    slices.clear();
+    slices.into_iter().map(|_| unreachable!("it is empty")).collect()
+}
+
+/// [`recycle`] for slices that are written.
+pub(super) fn recycle_mut<'b>(mut slices: Vec<&mut [u8]>) -> Vec<&'b mut [u8]> {
+    slices.clear();
+    slices.into_iter().map(|_| unreachable!("it is empty")).collect()
+}
+
+/// Cuts a buffer into consecutive pieces.
+pub(super) fn cut<'b>(mut buffer: &'b mut [u8], sizes: &[usize], pieces: &mut Vec<&'b mut [u8]>) {
+    for &size in sizes {
+        let (piece, rest) = std::mem::take(&mut buffer).split_at_mut(size);
+        pieces.push(piece);
+        buffer = rest;
+    }
+}
+
+/// Where each of consecutive pieces of these sizes begins.
+pub(super) fn starts_of(sizes: impl Iterator<Item = usize>, starts: &mut Vec<usize>) {
+    starts.clear();
+    let mut next = 0;
+    starts.extend(sizes.map(|size| {
+        let start = next;
+        next += size;
+        start
+    }));
+}
+
+/// Puts `header` before each of the messages, which are ranges of `buffer` in ascending order and end at
+/// `end`; behind it the buffer has room for as many headers. Each range becomes that of its message with the
+/// header. Neighbours that are the same range keep one header. What follows moves within the buffer: messages
+/// may be large, and a copy of each would double what they take.
+pub(super) fn put_before_each(buffer: &mut [u8], messages: &mut [Range<usize>], header: &[u8]) {
+    let is_first = |messages: &[Range<usize>], i: usize| i == 0 || messages[i] != messages[i - 1];
+    let mut before = (0..messages.len()).filter(|&i| is_first(messages, i)).count();
+    let mut i = messages.len();
+    while i > 0 {
+        // All that are this one range.
+        let last = i - 1;
+        let message = messages[last].clone();
+        while i > 0 && messages[i - 1] == message {
+            i -= 1;
+        }
+        before -= 1;
+        let start = message.start + before * header.len();
+        buffer.copy_within(message.clone(), start + header.len());
+        buffer[start..start + header.len()].copy_from_slice(header);
+        messages[i..=last].fill(start..message.end + (before + 1) * header.len());
+    }
 }
 
 #[cfg(test)]
@@ -131,12 +133,23 @@ mod tests {
             // Each for two members.
             let mut messages: Vec<_> =
                 ranges.iter().flat_map(|range| [range.clone(), range.clone()]).collect();
-            let (wanted, mut buffer) = (messages.clone(), whole.clone());
-            put_before_each(&mut buffer, &mut messages, b"head").unwrap();
+            let wanted = messages.clone();
+            let mut buffer = [&whole[..], &vec![0; 4 * ranges.len()]].concat();
+            put_before_each(&mut buffer, &mut messages, b"head");
             for (message, range) in messages.into_iter().zip(wanted) {
                 assert_eq!(buffer[message], [b"head", &whole[range]].concat());
             }
         }
-        put_before_each(&mut Vec::new(), &mut [], b"head").unwrap();
+        put_before_each(&mut [], &mut [], b"head");
+    }
+
+    #[test]
+    fn vectors_keep_their_memory() {
+        let bytes = [1u8, 2];
+        let mut slices: Vec<&[u8]> = Vec::with_capacity(10);
+        slices.push(&bytes);
+        let at = slices.as_ptr().cast::<u8>();
+        let again: Vec<&'static [u8]> = recycle(slices);
+        assert_eq!((again.as_ptr().cast(), again.len(), again.capacity()), (at, 0, 10));
     }
 }

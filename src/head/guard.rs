@@ -84,7 +84,7 @@ impl LmHead {
 
     /// What an error means for the head and its peers; the error comes back with what this rank knows.
     pub(super) fn failed(&mut self, call: &Call, error: Error) -> Error {
-        self.recorder.end(Outcome::Failed, None);
+        self.wire.recorder.end(Outcome::Failed, None);
         let error = error.with_evidence(|| self.evidence());
         // Alone, a refused input leaves nobody waiting and nothing half done.
         if self.is_shared() || !error.is_bad_input() {
@@ -98,7 +98,7 @@ impl LmHead {
 
     /// This rank ends `call`'s step for `reason`, without an error of its own to return.
     pub(super) fn give_up(&mut self, call: &Call, reason: &str) {
-        self.recorder.end(Outcome::Failed, None);
+        self.wire.recorder.end(Outcome::Failed, None);
         let text = match reason.strip_prefix("its ") {
             Some(owned) => format!("this rank's {owned}"),
             None => format!("this rank {reason}"),
@@ -109,13 +109,13 @@ impl LmHead {
 
     /// There are peers to tell.
     fn is_shared(&self) -> bool {
-        self.group.size() > 1 || self.exchange.size() > 1
+        self.wire.group.size() > 1 || self.wire.exchange.size() > 1
     }
 
     /// Tells the peers. This runs while a panic unwinds: another one, of the transport, must not leave it.
     fn notify_abort(&self, call: &Call, reason: &str) {
         if self.is_shared() {
-            let exchange = AssertUnwindSafe(&self.exchange);
+            let exchange = AssertUnwindSafe(&self.wire.exchange);
             // The transport's panic says no more than that the peers may not have been told.
             let _ = catch_unwind(|| exchange.notify_abort(call, reason));
         }
@@ -123,7 +123,7 @@ impl LmHead {
 
     /// Where everybody is, and this rank's last steps.
     pub(super) fn evidence(&self) -> Evidence {
-        let exchange = AssertUnwindSafe(&self.exchange);
+        let exchange = AssertUnwindSafe(&self.wire.exchange);
         let places = catch_unwind(|| exchange.places()).unwrap_or_default();
         let elsewhere = catch_unwind(|| exchange.places_elsewhere()).unwrap_or_default();
         let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,12 +133,12 @@ impl LmHead {
             let elsewhere = elsewhere.get(member).copied().flatten().map(|place| (place, name(place)));
             LastSeen { rank, place, head: place.and_then(name), elsewhere }
         };
-        let last_seen = self.group.ranks().iter().enumerate().map(seen).collect();
+        let last_seen = self.wire.group.ranks().iter().enumerate().map(seen).collect();
         // Ranks that are tasks of one pool can only meet where each has a thread.
         let threads = rayon::current_num_threads();
-        let small = rayon::current_thread_index().is_some() && threads < self.group.size();
-        let small_pool = small.then_some((threads, self.group.size()));
-        let recent_steps = self.recorder.steps();
+        let small = rayon::current_thread_index().is_some() && threads < self.wire.group.size();
+        let small_pool = small.then_some((threads, self.wire.group.size()));
+        let recent_steps = self.wire.recorder.steps().iter().map(ToString::to_string).collect();
         Evidence { last_seen, recent_steps, small_pool, no_head: !self.is_made }
     }
 }

@@ -1,49 +1,84 @@
-//! Logprobs and ranks of target ids, and of the best ids, over prompts of any length: rows are computed in chunks, and full logits
-//! are never exchanged nor held for more than a chunk.
+//! Logprobs and ranks of target ids, and of the best ids, over prompts of any length: rows are computed in
+//! chunks, and full logits are never exchanged nor held for more than a chunk.
 //!
 //! ```text
-//! targets [rows] u32  all_gather over replicas                                        (once)
+//! targets [rows, targets] u32  all_gather over replicas                                   (once)
 //! per chunk, of rows of every replica that has some left:
 //!   hidden rows           all_gather over replicas
 //!   adjustments           two all_to_alls, in a step that has them
 //!   matmul -> epilogue -> adjustments     [rows of the chunk, shard] f32, held
-//!   target logits         all_gather from the shards that have the targets, f32 a row
-//!   partials, and how many ids of the shard beat the target         all_to_all to the rows' owners
+//!   target logits         all_gather, f32 of each target; each is looked at in the message of the shard that has its id
+//!   partials, with how many ids of the shard beat each target       all_to_all to the rows' owners
 //! ```
 //!
-//! Held beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes) for the hidden rows, the logits and the
-//! candidates of a chunk, the slice of its adjustments (1/32 of the logits for a mask), 4 bytes a row for the targets of all rows,
-//! and the answer.
+//! Held beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes) for
+//! the hidden rows, the logits and the candidates of a chunk, the slice of its adjustments (1/32 of the
+//! logits for a mask), 4 bytes for each target of all rows, and the answer.
 
-use super::buffers::{hold, resize, sum};
-use super::pipeline::{encoded_stride, status};
-use super::{LmHead, Scratch, Step};
+use super::LmHead;
+use super::buffers::{Arena, bytes_of, fill, starts_of, sum};
+use super::run::{Compute, Lists, Run, Scratch, Small};
+use super::wire::Who;
 use crate::adjust::in_vocabulary;
-use crate::backend::{Job, LogitsOut, Tally};
-use crate::dtype::DType;
+use crate::backend::{Job, Pass, Which};
 use crate::error::{Error, Result};
 use crate::exchange::Operation;
-use crate::merge::{Candidate, PartialSpec, RowPartial};
-use crate::result::{Answer, Output, Request, RowInputs, RowStatus};
+use crate::finish::{self, Finish, Messages};
+use crate::memory::Span;
+use crate::merge::Candidate;
+use crate::merge::{NO_TARGET, PartialSpec};
+use crate::result::{AnswerBuffers, NO_TARGET_ID, Request, RowInputs};
 use crate::rows::HiddenRows;
 use crate::step::HEADER_BYTES;
 use std::ops::Range;
 use std::time::Instant;
 
-/// Buffers of one chunk.
+/// Memory that lives from step to step.
 #[derive(Default)]
-pub(super) struct Chunk {
-    /// `[rows, shard]`
+pub(super) struct Room {
+    /// Targets of all rows of the group.
+    ids: Vec<u32>,
+    pub told: Told,
+    /// The first row of each replica that is not computed yet.
+    next: Vec<usize>,
+    /// Where each replica's rows begin.
+    firsts: Vec<usize>,
+}
+
+/// What [`Run::tell`] works with.
+#[derive(Default)]
+pub(super) struct Told {
+    /// Targets of the rows at hand, `[rows, targets]`.
+    pub targets: Vec<u32>,
     logits: Vec<f32>,
-    nonfinite: Vec<bool>,
-    targets: Vec<Candidate>,
-    better: Vec<u32>,
+    candidates: Vec<Candidate>,
+    /// The rows at hand that each member is answered.
+    pub answered: Vec<Range<usize>>,
+}
+
+/// What is told of the rows at hand.
+#[derive(Clone, Copy)]
+pub(super) struct Telling<'a> {
+    pub of: Which,
+    pub rows: usize,
+    pub targets: usize,
+    pub top_n: usize,
+    /// Answers have a status already: see [`Finish::Logprobs`].
+    pub drawn: bool,
+    /// What is known of the rows that the caller is answered.
+    pub own: Span<'a>,
+}
+
+impl Telling<'_> {
+    fn spec(&self) -> PartialSpec {
+        PartialSpec { k: self.top_n.max(1), sum: true, targets: self.targets }
+    }
 }
 
 impl LmHead {
     /// What a request of logprobs asks of the head, beyond the request itself.
     pub(super) fn check_logprobs(&self, request: &Request, adjusted: bool) -> Result<()> {
-        let Request::Logprobs { processed, top_n } = *request else { return Ok(()) };
+        let Request::Logprobs { targets, processed, top_n } = *request else { return Ok(()) };
         if adjusted && !processed {
             return Err(Error::request(
                 "request logprobs",
@@ -52,220 +87,197 @@ impl LmHead {
                 "ask for processed logprobs, or begin the step without adjustments",
             ));
         }
-        self.chunk_rows(top_n).map(|_| ())
+        let size = self.wire.group.size();
+        self.config.logprobs_chunk_rows(size, self.hidden_dtype, targets, top_n).map(|_| ())
     }
 
-    /// Rows of the group in a chunk.
-    fn chunk_rows(&self, top_n: usize) -> Result<usize> {
-        self.config.logprobs_chunk_rows(self.group.size(), self.hidden_dtype, top_n)
-    }
-}
-
-impl Step<'_> {
-    /// A target for each row, in the vocabulary, where the request has any; nothing of them has been sent yet.
+    /// Targets for each row, in the vocabulary, where the request has any; nothing of them has been sent yet.
     pub(super) fn check_targets(&self, inputs: &RowInputs<'_>) -> Result<()> {
-        let wanted = matches!(self.ticket.request, Request::Logprobs { .. });
-        let rows = self.ticket.header.rows;
-        let targets = match (inputs.targets, wanted) {
-            (Some(targets), true) => targets,
-            (None, false) => return Ok(()),
-            (None, true) if rows == 0 => return Ok(()),
-            (None, true) => {
-                let wanted = format!("{rows} ids, one for each row");
+        let (header, vocab_size) = (&self.wire.open.header, self.config.vocab_size);
+        let request = self.wire.open.request;
+        let Request::Logprobs { targets: per_row, .. } = request else {
+            return match inputs.targets {
+                None => Ok(()),
+                Some(_) => {
+                    let what = format!("none with {request}");
+                    Err(Error::request("targets", what, "some", "ask for logprobs, or leave them out"))
+                }
+            };
+        };
+        let each = || match per_row {
+            1 => format!("{} ids, one for each row", header.rows),
+            n => {
+                format!("{} ids, {n} for each of {} rows", header.rows.saturating_mul(n as u64), header.rows)
+            }
+        };
+        let targets = match inputs.targets {
+            Some(targets) => targets,
+            None if header.rows == 0 => return Ok(()),
+            None => {
                 return Err(Error::shape(
                     "targets",
-                    wanted,
+                    each(),
                     "none",
                     "pass the ids whose logprobs are wanted",
                 ));
             }
-            (Some(_), false) => {
-                let what = format!("none with {}", self.ticket.request);
-                return Err(Error::request("targets", what, "some", "ask for logprobs, or leave them out"));
-            }
         };
-        if targets.len() as u64 != rows {
+        if header.rows.checked_mul(per_row as u64) != Some(targets.len() as u64) {
             let fix = "pass the ids of the rows that you bring";
-            return Err(Error::shape("targets", format!("{rows} ids, one for each row"), targets.len(), fix));
+            return Err(Error::shape("targets", each(), targets.len(), fix));
         }
-        let vocab_size = self.head.config.vocab_size;
-        match targets.iter().position(|&id| !in_vocabulary(id, vocab_size)) {
+        let bad = |id: i64| id != NO_TARGET_ID && !in_vocabulary(id, vocab_size);
+        match targets.iter().position(|&id| bad(id)) {
             None => Ok(()),
-            Some(row) => Err(Error::request(
-                format!("target of row {row}"),
-                format!("an id from 0 to {}", vocab_size - 1),
-                targets[row],
+            Some(at) => Err(Error::request(
+                format!("target of row {}", at / per_row),
+                format!("an id from 0 to {}, or {NO_TARGET_ID} for none", vocab_size - 1),
+                targets[at],
                 "pass ids of this head's vocabulary",
             )),
         }
     }
+}
 
+impl Run<'_> {
     /// The whole request, chunk by chunk.
     pub(super) fn logprobs(
         &mut self,
+        compute: &mut Compute<'_>,
         hidden: HiddenRows<'_>,
         inputs: &RowInputs<'_>,
-        top_n: usize,
+        (per_row, top_n): (usize, usize),
+        mut answer: AnswerBuffers<'_>,
         scratch: &mut Scratch,
-    ) -> Result<Answer> {
-        let group = self.head.group.clone();
-        let (me, vocab_size) = (group.me(), self.head.config.vocab_size);
-        let spec = PartialSpec { k: top_n.max(1), sum: true };
-        // Alone, only the rows that are answered are computed.
-        let known =
-            self.counts.clone().expect("exact counts are given, all others were learned with the headers");
-        let own_rows = if group.size() == 1 { self.answered(&known, me) } else { 0..hidden.len() };
-        let counts = if group.size() == 1 { vec![own_rows.len()] } else { known };
-        let hidden = hidden.range(own_rows.clone());
-        let own_targets = inputs.targets.map_or(&[][..], |t| &t[own_rows.clone()]);
-        let (targets, firsts) = self.gather_targets(own_targets, &counts, &mut scratch.recv)?;
+    ) -> Result<()> {
+        let group = self.wire.group.clone();
+        let (me, size, tp) = (group.me(), group.size(), group.tp());
+        let (replica, split) = (group.replica_of(me), self.config.split_rows_over_tp);
+        let own = inputs.targets.unwrap_or_default();
+        self.gather_targets(own, per_row, &mut scratch.lists, &mut scratch.small, &mut scratch.logprobs)?;
 
-        let room = self.head.chunk_rows(top_n)?;
-        let answered: usize = self.answered(&counts, me).len();
-        let mut answer = Rows::with_room(answered, top_n)?;
-        let mut next: Vec<usize> = vec![0; counts.len()];
-        while next != counts {
-            let parts = next_chunk(&next, &counts, room);
-            next = parts.iter().map(|part| part.end).collect();
-            let chunk_targets = parts
-                .iter()
-                .zip(&firsts)
-                .flat_map(|(part, first)| &targets[first + part.start..first + part.end]);
-            let unknown = |&id: &u32| Candidate { value: f32::NAN, id };
-            scratch.chunk.targets.clear();
-            scratch.chunk.targets.extend(chunk_targets.map(unknown));
-            self.chunk(hidden, &own_rows, inputs, &counts, &parts, vocab_size, spec, scratch, &mut answer)?;
+        let room = self.config.logprobs_chunk_rows(size, hidden.dtype(), per_row, top_n)?;
+        let counts = self.wire.open.counts.len();
+        fill(&mut scratch.logprobs.next, 0, counts, "row counts")?;
+        let mut done = 0;
+        while scratch.logprobs.next != self.wire.open.counts {
+            let Scratch {
+                own_rows: packed,
+                own_status,
+                gathered,
+                send,
+                recv,
+                lists,
+                small,
+                adjusting,
+                logprobs: Room { ids, told, next, firsts },
+                finish,
+                ..
+            } = &mut *scratch;
+            next_chunk(next, &self.wire.open.counts, room, &mut lists.parts);
+            next.iter_mut().zip(&lists.parts).for_each(|(next, part)| *next = part.end);
+            told.targets.clear();
+            for (part, first) in lists.parts.iter().zip(firsts.iter()) {
+                let of_part = (first + part.start) * per_row..(first + part.end) * per_row;
+                told.targets.extend_from_slice(&ids[of_part]);
+            }
+            // Rows of the chunk that each member is answered.
+            told.answered.clear();
+            let (mut before, mut first_own) = (0, 0);
+            for (at, part) in lists.parts.iter().enumerate() {
+                first_own = if at == replica { before } else { first_own };
+                for member in at * tp..(at + 1) * tp {
+                    let all = self.wire.answered(member, split);
+                    let clamp =
+                        |row: usize| (row - firsts[at]).clamp(part.start, part.end) - part.start + before;
+                    told.answered.push(clamp(all.start)..clamp(all.end));
+                }
+                before += part.len();
+            }
+            let of_own = told.answered[me].start - first_own..told.answered[me].end - first_own;
+            let mine = of_own.len();
+
+            let of_chunk = hidden.range(lists.parts[replica].clone());
+            let arenas = (packed, own_status, gathered);
+            let (rows, own) = self.gather_parts(compute, of_chunk, arenas, lists)?;
+            let own = if own.is_empty() { own } else { own.part(4 * of_own.start..4 * of_own.end) };
+            let adjustments =
+                self.gather_adjustments(inputs.adjustments.as_ref(), lists, small, adjusting)?;
+
+            let began = Instant::now();
+            let n = rows.len();
+            let job = Job { rows, epilogue: self.config.epilogue(), adjustments };
+            compute.hold(&job, false)?;
+            self.count_product(n);
+            self.wire.open.stats.matmul += began.elapsed();
+            let out = AnswerBuffers {
+                row_status: answer.row_status.reborrow().part(done..done + mine),
+                logprobs: answer.logprobs.reborrow().part(4 * per_row * done..4 * per_row * (done + mine)),
+                ranks: answer.ranks.reborrow().part(8 * per_row * done..8 * per_row * (done + mine)),
+                top_ids: answer.top_ids.reborrow().part(8 * top_n * done..8 * top_n * (done + mine)),
+                top_logprobs: answer
+                    .top_logprobs
+                    .reborrow()
+                    .part(4 * top_n * done..4 * top_n * (done + mine)),
+                ..AnswerBuffers::default()
+            };
+            let telling =
+                Telling { of: Which::Adjusted, rows: n, targets: per_row, top_n, drawn: false, own };
+            let buffers = (send, recv);
+            self.tell(compute, telling, told, buffers, lists, small, out, finish)?;
+            let stride = |member: usize| telling.spec().stride(self.wire.shards()[member].len());
+            let exchanged = n * stride(me) + mine * (0..size).map(stride).sum::<usize>();
+            let held = 4 * n * self.wire.shards()[me].len() + n * hidden.row_bytes() + exchanged;
+            let stats = &mut self.wire.open.stats;
+            stats.chunk_bytes = stats.chunk_bytes.max(held as u64);
+            done += mine;
         }
-        Ok(Answer {
-            row_status: answer.status,
-            output: Output::Logprobs {
-                top_n,
-                logprobs: answer.logprobs,
-                ranks: answer.ranks,
-                top_ids: answer.top_ids,
-                top_logprobs: answer.top_logprobs,
-            },
-            stats: self.stats,
-        })
+        Ok(())
     }
 
-    /// One chunk: rows `parts[replica]` of every replica.
-    #[allow(clippy::too_many_arguments, reason = "the loop above, in two functions")]
-    fn chunk(
+    /// What `telling` asks of held logits, for the rows that the caller is answered: target logits, partials,
+    /// their exchange, the answer.
+    #[allow(clippy::too_many_arguments, reason = "of two requests the last part")]
+    pub(super) fn tell(
         &mut self,
-        hidden: HiddenRows<'_>,
-        own_rows: &Range<usize>,
-        inputs: &RowInputs<'_>,
-        counts: &[usize],
-        parts: &[Range<usize>],
-        vocab_size: usize,
-        spec: PartialSpec,
-        scratch: &mut Scratch,
-        answer: &mut Rows,
+        compute: &mut Compute<'_>,
+        telling: Telling<'_>,
+        told: &mut Told,
+        (send, recv): (&mut Arena, &mut Arena),
+        lists: &mut Lists,
+        small: &mut Small,
+        out: AnswerBuffers<'_>,
+        scratch: &mut finish::Scratch,
     ) -> Result<()> {
-        let group = self.head.group.clone();
-        let (me, size) = (group.me(), group.size());
-        let Scratch { send_rows, gathered, send, recv, partials, chunk, .. } = scratch;
-        // gather
-        let mine = parts[group.replica_of(me)].clone();
-        let rows = self.gather_chunk(hidden.range(mine), parts, send_rows, gathered)?;
-        // Adjustments are numbered as the caller brought them.
-        let shifted: Vec<Range<usize>> = match size {
-            1 => parts.iter().map(|p| own_rows.start + p.start..own_rows.start + p.end).collect(),
-            _ => parts.to_vec(),
-        };
-        let adjustments = self.gather_adjustments(inputs.adjustments.as_ref(), &shifted)?;
-
-        // matmul -> epilogue
         let began = Instant::now();
-        let shard = self.head.shard.clone();
-        let own = shard.vocab();
-        let (n, columns) = (rows.len(), own.len());
-        let fix = "lower logprobs_chunk_bytes on every rank";
-        hold(&mut chunk.logits, n, columns, "logits of a chunk", fix)?;
-        let gathered = if group.replicas() > 1 { n * rows.row_bytes() } else { 0 };
-        chunk.nonfinite.clear();
-        chunk.nonfinite.resize(n, false);
-        let job = Job {
-            rows,
-            shard: &shard,
-            epilogue: self.head.config.epilogue(),
-            adjustments: adjustments.as_ref(),
-        };
-        self.head.backend.logits(
-            &job,
-            LogitsOut {
-                bytes: bytemuck::cast_slice_mut(&mut chunk.logits),
-                stride: columns * 4,
-                dtype: DType::F32,
-                nonfinite: &mut chunk.nonfinite,
-                any_allowed: None,
-            },
-        )?;
-        self.stats.matmul += began.elapsed();
-        self.stats.rows_computed += n as u64;
-        self.stats.weight_bytes += if n == 0 { 0 } else { shard.bytes() };
-
-        // exchange: every rank learns the targets' logits, every owner what the shards know of its rows
-        let began = Instant::now();
-        self.share_target_logits(chunk, vocab_size, send, recv)?;
-        partials.resize_with(n, || RowPartial::new(spec));
-        chunk.better.resize(n, 0);
-        self.head.backend.tally(Tally {
-            logits: &chunk.logits,
-            vocab: own,
-            nonfinite: &chunk.nonfinite,
-            targets: &chunk.targets,
+        let (me, spec) = (self.wire.group.me(), telling.spec());
+        self.share_target_logits(compute, &telling, told, lists, small)?;
+        let stride = spec.stride(self.wire.shards()[me].len());
+        let size = bytes_of("partials", [telling.rows, stride])?;
+        let mut send = send.at_least(self.backend, self.memory, size, "partials")?;
+        let Told { candidates, answered, .. } = told;
+        let pass = Pass::Partials { of: telling.of, spec, targets: candidates, out: send.reborrow() };
+        compute.pass(pass)?;
+        let mine = answered[me].clone();
+        lists.outgoing.clear();
+        lists.outgoing.extend_from_slice(answered);
+        let bytes = self.exchange_results(send, &|ids| spec.stride(ids), mine.len(), recv, lists)?;
+        let (starts, shards) = (&lists.starts[..], self.wire.shards());
+        let from = Messages { bytes, starts, shards, rows: mine.len(), own: telling.own };
+        let finish = Finish::Logprobs {
+            from,
             spec,
-            partials,
-            better: &mut chunk.better,
-        })?;
-        // Rows of the chunk, as `partials` numbers them, that a member is answered.
-        let split = self.head.config.split_rows_over_tp && size > 1;
-        let answered = |member: usize| {
-            let replica = group.replica_of(member);
-            let (all, part) = (group.answered_rows(counts[replica], member, split), &parts[replica]);
-            let before: usize = parts[..replica].iter().map(ExactSizeIterator::len).sum();
-            let clamp = |row: usize| row.clamp(part.start, part.end) - part.start + before;
-            clamp(all.start)..clamp(all.end)
+            targets: &candidates[mine.start * spec.targets..mine.end * spec.targets],
+            top_n: telling.top_n,
+            drawn: telling.drawn,
+            logprobs: out.logprobs,
+            ranks: out.ranks,
+            top_ids: out.top_ids,
+            top_logprobs: out.top_logprobs,
+            row_status: out.row_status,
         };
-        let mine = answered(me);
-        let targets = &chunk.targets[mine.clone()];
-        if size > 1 {
-            let stride_of = |member| encoded_stride(spec, group.shard(vocab_size, member).len()) + 4;
-            let stride = stride_of(me);
-            resize(send, [n, stride, 1], "partials")?;
-            for (row, (partial, better)) in
-                send.chunks_exact_mut(stride).zip(partials.iter().zip(&chunk.better))
-            {
-                partial.encode(&mut row[..stride - 4]);
-                row[stride - 4..].copy_from_slice(&better.to_le_bytes());
-            }
-            let messages: Vec<&[u8]> =
-                (0..size).map(answered).map(|rows| &send[rows.start * stride..rows.end * stride]).collect();
-            let sizes: Vec<usize> = (0..size).map(|member| mine.len() * stride_of(member)).collect();
-            partials.resize_with(mine.len(), || RowPartial::new(spec));
-            partials.iter_mut().for_each(|p| p.reset(spec));
-            chunk.better.clear();
-            chunk.better.resize(mine.len(), 0);
-            let received = self.all_to_all(Operation::ExchangeResults, &messages, &sizes, recv)?;
-            for (member, message) in received.into_iter().enumerate() {
-                let (theirs, rows) = (stride_of(member), partials.iter_mut().zip(&mut chunk.better));
-                for (bytes, (partial, better)) in message.chunks_exact(theirs).zip(rows) {
-                    let (encoded, count) = bytes.split_at(theirs - 4);
-                    partial.merge_encoded(encoded)?;
-                    *better += u32::from_le_bytes(count.try_into().expect("four bytes"));
-                }
-            }
-        }
-        let exchanged = if size > 1 { send.len() + recv.len() } else { 0 };
-        let kept = 16 * spec.k * n; // at the most: the vectors grow by doubling
-        let held = chunk.logits.capacity() * 4 + gathered + exchanged + kept;
-        self.stats.chunk_bytes = self.stats.chunk_bytes.max(held as u64);
-        for ((partial, better), target) in partials.iter().zip(&chunk.better).zip(targets) {
-            answer.push(partial, *better, target);
-        }
-        self.stats.exchange += began.elapsed();
+        compute.finish(finish, scratch)?;
+        self.wire.open.stats.exchange += began.elapsed();
         Ok(())
     }
 
@@ -273,124 +285,88 @@ impl Step<'_> {
     fn gather_targets(
         &mut self,
         own: &[i64],
-        counts: &[usize],
-        recv: &mut Vec<u8>,
-    ) -> Result<(Vec<u32>, Vec<usize>)> {
-        sum(counts, "row counts")?;
-        let firsts = counts
-            .iter()
-            .scan(0, |next, &n| {
-                let first = *next;
-                *next += n;
-                Some(first)
-            })
-            .collect();
-        let own: Vec<u32> = own.iter().map(|&id| id as u32).collect();
-        if self.head.group.replicas() == 1 {
-            return Ok((own, firsts));
-        }
+        per_row: usize,
+        lists: &mut Lists,
+        small: &mut Small,
+        room: &mut Room,
+    ) -> Result<()> {
         let began = Instant::now();
-        let send: Vec<u8> = own.iter().flat_map(|id| id.to_le_bytes()).collect();
-        let members = self.head.group.row_members();
-        let too_many = || Error::shape("row counts", "fewer rows", format!("{counts:?}"), "send fewer rows");
-        let sizes: Option<Vec<usize>> = counts.iter().map(|n| n.checked_mul(4)).collect();
-        let sizes = sizes.ok_or_else(too_many)?;
-        let pieces = self.all_gather(Operation::Targets, &members, &send, &sizes, recv)?;
-        let targets: Vec<u32> =
-            pieces.into_iter().flat_map(|p| p.as_chunks::<4>().0).map(|id| u32::from_le_bytes(*id)).collect();
-        let vocab_size = self.head.config.vocab_size;
-        if let Some(id) = targets.iter().find(|&&id| id as usize >= vocab_size) {
-            return Err(Error::Exchange {
-                operation: Operation::Targets.to_string(),
-                problem: format!("target {id} came, the vocabulary has {vocab_size} ids"),
-                fix: "run the same version of lmhead on every rank".into(),
-            });
+        let counts = &self.wire.open.counts;
+        let rows = sum(counts, "row counts")?;
+        starts_of(counts.iter().copied(), &mut room.firsts);
+        bytes_of("targets", [rows, 4 * per_row])?;
+        let Small { send, recv } = small;
+        send.clear();
+        send.extend(own.iter().flat_map(|&id| encode_target(id).to_le_bytes()));
+        lists.sizes.clear();
+        lists.sizes.extend(counts.iter().map(|rows| rows * 4 * per_row));
+        let gather = (Operation::Targets, Who::Replicas);
+        self.wire.gather_small(gather, Span::host(&send[..]), (recv, &lists.sizes), false)?;
+        room.ids.clear();
+        room.ids.extend(recv.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)));
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = room.ids.iter().find(|&&id| id != NO_TARGET && id as usize >= vocab_size) {
+            let problem = format!("target {id} came, the vocabulary has {vocab_size} ids");
+            return Err(finish::broken(Operation::Targets, problem));
         }
-        self.stats.gather += began.elapsed();
-        Ok((targets, firsts))
+        self.wire.open.stats.gather += began.elapsed();
+        Ok(())
     }
 
-    /// The hidden rows `parts[replica]` of every replica, in group order.
-    fn gather_chunk<'b>(
-        &mut self,
-        own: HiddenRows<'b>,
-        parts: &[Range<usize>],
-        send_rows: &'b mut Vec<u8>,
-        gathered: &'b mut Vec<u8>,
-    ) -> Result<HiddenRows<'b>> {
-        if self.head.group.replicas() == 1 {
-            return Ok(own);
-        }
-        let began = Instant::now();
-        let bytes = own.row_bytes();
-        let send = match own.contiguous() {
-            Some(bytes) => bytes,
-            None => {
-                resize(send_rows, [own.len(), bytes, 1], "gathered rows")?;
-                own.copy_into(send_rows);
-                send_rows
-            }
-        };
-        let members = self.head.group.row_members();
-        let sizes: Vec<usize> = parts.iter().map(|part| part.len() * bytes).collect();
-        self.all_gather(Operation::GatherRows, &members, send, &sizes, gathered)?;
-        self.stats.gather += began.elapsed();
-        let total = parts.iter().map(ExactSizeIterator::len).sum();
-        HiddenRows::new(gathered, own.dtype(), total, own.hidden())
-    }
-
-    /// Fills in the logits of the chunk's targets: each comes from the shard that has its id.
+    /// The logits of the targets at hand: each comes from the shard that has its id.
     fn share_target_logits(
         &mut self,
-        chunk: &mut Chunk,
-        vocab_size: usize,
-        send: &mut Vec<u8>,
-        recv: &mut Vec<u8>,
+        compute: &mut Compute<'_>,
+        telling: &Telling<'_>,
+        told: &mut Told,
+        lists: &mut Lists,
+        small: &mut Small,
     ) -> Result<()> {
-        let (group, own) = (self.head.group.clone(), self.head.shard.vocab());
-        let logits = &chunk.logits;
-        let inside = |(row, target): (usize, &Candidate)| {
-            let id = target.id as usize;
-            own.contains(&id).then(|| logits[row * own.len() + id - own.start])
-        };
-        let known: Vec<f32> = chunk.targets.iter().enumerate().filter_map(inside).collect();
-        if group.size() == 1 {
-            chunk.targets.iter_mut().zip(known).for_each(|(target, value)| target.value = value);
-            return Ok(());
-        }
-        let shards: Vec<Range<usize>> = (0..group.size()).map(|m| group.shard(vocab_size, m)).collect();
-        let owner = |id: u32| shards.partition_point(|shard| shard.end <= id as usize);
-        let with_header = self.compares_now();
-        let extra = if with_header { HEADER_BYTES } else { 0 };
-        let mut sizes = vec![extra; group.size()];
-        chunk.targets.iter().for_each(|target| sizes[owner(target.id)] += 4);
+        let Told { targets, logits, candidates, .. } = told;
+        fill(logits, 0.0, targets.len(), "target logits")?;
+        let pass = Pass::TargetLogits { of: telling.of, targets, per_row: telling.targets, out: logits };
+        compute.pass(pass)?;
+        let (members, headers) = (self.wire.group.size(), self.wire.compares_now());
+        let extra = if headers { HEADER_BYTES } else { 0 };
+        let Small { send, recv } = small;
         send.clear();
-        if with_header {
-            send.extend(self.ticket.header.encode());
+        if headers {
+            send.extend(self.wire.open.header.encode());
         }
-        send.extend(known.iter().flat_map(|value| value.to_le_bytes()));
-        let members: Vec<usize> = (0..group.size()).collect();
-        let mut pieces: Vec<_> = self
-            .all_gather_with(Operation::TargetLogits, &members, send, &sizes, recv, with_header)?
-            .into_iter()
-            .map(|piece| piece[extra..].as_chunks::<4>().0.iter())
-            .collect();
-        for target in &mut chunk.targets {
-            let bytes = pieces[owner(target.id)].next().expect("as many as were counted");
-            target.value = f32::from_le_bytes(*bytes);
-        }
+        send.extend(logits.iter().flat_map(|logit| logit.to_le_bytes()));
+        lists.sizes.clear();
+        lists.sizes.resize(members, send.len());
+        let gather = (Operation::TargetLogits, Who::Everyone);
+        self.wire.gather_small(gather, Span::host(&send[..]), (recv, &lists.sizes), headers)?;
+        let shards = self.wire.shards();
+        candidates.clear();
+        candidates.extend(targets.iter().enumerate().map(|(i, &id)| {
+            if id == NO_TARGET {
+                return Candidate { value: f32::NAN, id };
+            }
+            let owner = shards.partition_point(|shard| shard.end <= id as usize);
+            let message = &recv[owner * send.len() + extra..];
+            let value = message.as_chunks::<4>().0[i];
+            Candidate { value: f32::from_le_bytes(value), id }
+        }));
         Ok(())
     }
 }
 
-/// The next rows of every replica, `room` in all, from those that are left: as many of each as of the others, as long as it has any.
-/// A replica alone with its prompt fills whole chunks. The same on every rank.
-fn next_chunk(next: &[usize], counts: &[usize], mut room: usize) -> Vec<Range<usize>> {
-    let mut parts: Vec<Range<usize>> = next.iter().map(|&at| at..at).collect();
+/// A target as ranks exchange it. Checked before: an id of the vocabulary, or none.
+fn encode_target(id: i64) -> u32 {
+    if id == NO_TARGET_ID { NO_TARGET } else { id as u32 }
+}
+
+/// The next rows of every replica, `room` in all, from those that are left: as many of each as of the others,
+/// as long as it has any. A replica alone with its prompt fills whole chunks. The same on every rank.
+fn next_chunk(next: &[usize], counts: &[usize], mut room: usize, parts: &mut Vec<Range<usize>>) {
+    parts.clear();
+    parts.extend(next.iter().map(|&at| at..at));
     loop {
         let left = parts.iter().zip(counts).filter(|(part, n)| part.end < **n).count();
         if left == 0 || room == 0 {
-            return parts;
+            return;
         }
         let share = (room / left).max(1);
         for (part, &n) in parts.iter_mut().zip(counts) {
@@ -398,64 +374,6 @@ fn next_chunk(next: &[usize], counts: &[usize], mut room: usize) -> Vec<Range<us
             part.end += more;
             room -= more;
         }
-    }
-}
-
-/// Answers, row by row.
-#[derive(Default)]
-struct Rows {
-    top_n: usize,
-    status: Vec<RowStatus>,
-    logprobs: Vec<f32>,
-    ranks: Vec<i64>,
-    top_ids: Vec<i64>,
-    top_logprobs: Vec<f32>,
-}
-
-impl Rows {
-    /// Room for `rows` answers, without aborting where there is no such memory.
-    fn with_room(rows: usize, top_n: usize) -> Result<Self> {
-        let too_large = |_| {
-            let got = format!("{rows} rows with {top_n} best ids each");
-            Error::shape(
-                "logprobs answer",
-                "a buffer that fits this machine's memory",
-                got,
-                "send fewer rows in one step",
-            )
-        };
-        let mut answer = Rows { top_n, ..Rows::default() };
-        let places = rows.saturating_mul(top_n);
-        answer.status.try_reserve_exact(rows).map_err(too_large)?;
-        answer.logprobs.try_reserve_exact(rows).map_err(too_large)?;
-        answer.ranks.try_reserve_exact(rows).map_err(too_large)?;
-        answer.top_ids.try_reserve_exact(places).map_err(too_large)?;
-        answer.top_logprobs.try_reserve_exact(places).map_err(too_large)?;
-        Ok(answer)
-    }
-
-    fn push(&mut self, partial: &RowPartial, better: u32, target: &Candidate) {
-        let status = status(partial.nonfinite(), partial.nothing_allowed());
-        self.status.push(status);
-        let end = self.top_ids.len() + self.top_n;
-        if status != RowStatus::Good {
-            self.logprobs.push(f32::NAN);
-            self.ranks.push(-1);
-            self.top_ids.resize(end, -1);
-            self.top_logprobs.resize(end, f32::NAN);
-            return;
-        }
-        let lse = partial.logsumexp_f64();
-        // The sum's last bits may leave the logarithm just below the largest logit.
-        let logprob = |logit: f32| (f64::from(logit) - lse).min(0.0) as f32;
-        self.logprobs.push(logprob(target.value));
-        self.ranks.push(i64::from(better) + 1);
-        for candidate in partial.sorted().into_iter().take(self.top_n) {
-            self.top_ids.push(i64::from(candidate.id));
-            self.top_logprobs.push(logprob(candidate.value));
-        }
-        self.top_ids.resize(end, -1);
-        self.top_logprobs.resize(end, f32::NEG_INFINITY);
     }
 }
 
@@ -469,7 +387,8 @@ mod tests {
         fn chunks_are_full_and_every_row_is_in_one(counts in prop::collection::vec(0usize..40, 1..7), room in 1usize..50) {
             let (mut next, mut chunks) = (vec![0; counts.len()], 0);
             while next != counts {
-                let parts = next_chunk(&next, &counts, room);
+                let mut parts = Vec::new();
+                next_chunk(&next, &counts, room, &mut parts);
                 prop_assert!(parts.iter().zip(&next).all(|(part, at)| part.start == *at));
                 let rows: usize = parts.iter().map(ExactSizeIterator::len).sum();
                 let left: usize = counts.iter().zip(&next).map(|(n, at)| n - at).sum();
@@ -483,8 +402,13 @@ mod tests {
 
     #[test]
     fn replicas_share_a_chunk_evenly_while_they_have_rows() {
-        assert_eq!(next_chunk(&[0, 0, 0], &[9, 1, 9], 7), [0..3, 0..1, 0..3]);
-        assert_eq!(next_chunk(&[0, 0], &[100, 0], 64), [0..64, 0..0]);
-        assert_eq!(next_chunk(&[0, 0], &[usize::MAX, 1], usize::MAX), [0..usize::MAX - 1, 0..1]);
+        let chunk = |next: &[usize], counts: &[usize], room: usize| {
+            let mut parts = Vec::new();
+            next_chunk(next, counts, room, &mut parts);
+            parts
+        };
+        assert_eq!(chunk(&[0, 0, 0], &[9, 1, 9], 7), [0..3, 0..1, 0..3]);
+        assert_eq!(chunk(&[0, 0], &[100, 0], 64), [0..64, 0..0]);
+        assert_eq!(chunk(&[0, 0], &[usize::MAX, 1], usize::MAX), [0..usize::MAX - 1, 0..1]);
     }
 }

@@ -185,6 +185,7 @@ mod tests {
                 verify: Verify::Always,
                 request: Some(Request::argmax()),
                 adjusted: false,
+                on_device: false,
                 sequence,
                 rows: sequence,
                 counts: 0,

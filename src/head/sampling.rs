@@ -8,6 +8,7 @@
 //! cut at top_k             n x (histograms to the rows' owners, cuts back), where a top_k is above 1024
 //! cut at top_p             n x the same, where there is a top_p and either no top_k or one above 1024
 //! candidates               all_to_all to the rows' owners, who draw
+//! tokens                   all_gather, where logprobs are asked for; then target logits and partials as of `logprobs`
 //! ```
 //!
 //! Which of these a step takes depends on its parameters alone, never on logits, and every rank knows them
@@ -18,35 +19,48 @@
 
 mod cuts;
 
-use super::buffers::{fill, hold, resize};
-use super::pipeline::status;
-use super::{Scratch, Step};
-use crate::adjust::ShardAdjustments;
-use crate::backend::{HeldLogits, Job, LogitsOut, SamplingPass, Wanted};
-use crate::dtype::DType;
+use super::LmHead;
+use super::buffers::{Arena, bytes_of, fill, sum};
+use super::logprobs::{Telling, Told};
+use super::run::{Compute, Lists, Run, Scratch, Small};
+use super::wire::Who;
+use crate::backend::Wanted;
+use crate::backend::{Job, Pass, Which};
 use crate::error::{Error, Result};
 use crate::exchange::Operation;
+use crate::finish::{self, Finish, Messages, broken, places};
+use crate::memory::Span;
 use crate::merge::Candidate;
-use crate::result::{Answer, Output, RowInputs, RowStatus};
+use crate::merge::NO_TARGET;
+use crate::result::{AnswerBuffers, Request, RowInputs, TokenLogprobs};
 use crate::rows::HiddenRows;
 use crate::sampling::cut::{Kept, Sum};
 use crate::sampling::mass::Scale;
-use crate::sampling::score::Drawn;
 use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
 use crate::step::{self, HEADER_BYTES};
 use std::ops::Range;
 use std::time::Instant;
 
-/// What a peer sent that none of this version sends.
-fn broken(operation: Operation, problem: impl std::fmt::Display) -> Error {
-    Error::Exchange {
-        operation: operation.to_string(),
-        problem: problem.to_string(),
-        fix: "run the same version of lmhead on every rank".into(),
-    }
+/// Memory that lives from step to step.
+#[derive(Default)]
+pub(super) struct Room {
+    /// Of all rows that are computed.
+    params: Vec<SamplingParams>,
+    kinds: Vec<Kind>,
+    /// Rows that need their largest logit, and these.
+    maxima_rows: Vec<usize>,
+    maxima: Vec<f32>,
+    filtered: Vec<Filtered>,
+    wanted: Vec<(usize, Wanted)>,
+    /// Where the candidates of each row begin, and where the last ones end.
+    firsts: Vec<usize>,
+    cuts: cuts::Room,
+    tokens: Vec<u32>,
+    told: Told,
 }
 
 /// A row that is drawn by its shards after all know its largest logit.
+#[derive(Debug, Clone, Copy)]
 struct Filtered {
     /// Among the rows that were computed.
     row: usize,
@@ -55,13 +69,13 @@ struct Filtered {
     kept: Kept,
 }
 
-impl Step<'_> {
+impl LmHead {
     /// Parameters for each row, where the request has any; nothing of them has been sent yet.
     pub(super) fn check_sampling(&self, inputs: &RowInputs<'_>) -> Result<()> {
-        let wanted = self.ticket.request == crate::Request::Sample;
-        let rows = self.ticket.header.rows;
+        let request = self.wire.open.request;
+        let rows = self.wire.open.header.rows;
         let each = || format!("{rows}, one for each row");
-        let params = match (inputs.sampling, wanted) {
+        let params = match (inputs.sampling, matches!(request, Request::Sample { .. })) {
             (Some(params), true) => params,
             (None, false) => return Ok(()),
             (None, true) if rows == 0 => return Ok(()),
@@ -69,8 +83,8 @@ impl Step<'_> {
                 return Err(Error::shape("sampling parameters", each(), "none", "pass those of every row"));
             }
             (Some(_), false) => {
-                let what = format!("none with {}", self.ticket.request);
-                let fix = "ask for Request::Sample, or leave them out";
+                let what = format!("none with {request}");
+                let fix = "ask for Request::sample(), or leave them out";
                 return Err(Error::request("sampling parameters", what, "some", fix));
             }
         };
@@ -80,257 +94,254 @@ impl Step<'_> {
         }
         params.iter().enumerate().try_for_each(|(row, params)| params.check(row))
     }
+}
+
+impl Run<'_> {
+    /// The whole request.
+    pub(super) fn sampled(
+        &mut self,
+        compute: &mut Compute<'_>,
+        hidden: HiddenRows<'_>,
+        inputs: &RowInputs<'_>,
+        logprobs: Option<TokenLogprobs>,
+        mut answer: AnswerBuffers<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch {
+            own_rows,
+            own_status,
+            gathered,
+            send,
+            recv,
+            lists,
+            small,
+            adjusting,
+            sampling,
+            finish,
+            ..
+        } = scratch;
+        let (rows, own) = self.gather(compute, hidden, (own_rows, own_status, gathered), lists)?;
+        let own = self.of_answered(own);
+        self.gather_sampling(inputs.sampling.unwrap_or_default(), lists, small, &mut sampling.params)?;
+        self.count_product(rows.len());
+        let adjustments = self.gather_adjustments(inputs.adjustments.as_ref(), lists, small, adjusting)?;
+
+        let (began, n) = (Instant::now(), rows.len());
+        let raw = logprobs.is_some_and(|told| !told.processed) && adjustments.is_some();
+        compute.hold(&Job { rows, epilogue: self.config.epilogue(), adjustments }, raw)?;
+        self.wire.open.stats.matmul += began.elapsed();
+
+        let began = Instant::now();
+        let vocab_size = self.config.vocab_size;
+        sampling.kinds.clear();
+        sampling.kinds.extend(sampling.params.iter().map(|params| params.kind(vocab_size)));
+        self.share_maxima(compute, lists, small, sampling)?;
+        self.cut(compute, Sum::Ids, lists, small, sampling)?;
+        self.cut(compute, Sum::Masses, lists, small, sampling)?;
+        let tokens = logprobs.is_some();
+        self.draw(compute, own, tokens, (send, recv), lists, sampling, &mut answer, finish)?;
+        self.wire.open.stats.exchange += began.elapsed();
+        let Some(TokenLogprobs { top_n, .. }) = logprobs else { return Ok(()) };
+
+        self.share_tokens(lists, small, sampling)?;
+        let of = if raw { Which::Raw } else { Which::Adjusted };
+        let Room { told, .. } = sampling;
+        let telling = Telling { of, rows: n, targets: 1, top_n, drawn: true, own };
+        self.tell(compute, telling, told, (send, recv), lists, small, answer, finish)
+    }
 
     /// The parameters of the rows of all replicas, in group order.
-    pub(super) fn gather_sampling(
+    fn gather_sampling(
         &mut self,
         own: &[SamplingParams],
-        counts: &[usize],
-    ) -> Result<Vec<SamplingParams>> {
-        let (group, began) = (self.head.group.clone(), Instant::now());
-        if group.size() == 1 {
-            return Ok(own.to_vec());
+        lists: &mut Lists,
+        small: &mut Small,
+        all: &mut Vec<SamplingParams>,
+    ) -> Result<()> {
+        let began = Instant::now();
+        all.clear();
+        if self.wire.is_alone() {
+            all.extend_from_slice(own);
+            return Ok(());
         }
-        let with_header = self.compares_now();
-        let extra = if with_header { HEADER_BYTES } else { 0 };
-        let mut send = Vec::with_capacity(extra + own.len() * PARAMS_BYTES);
-        if with_header {
-            send.extend(self.ticket.header.encode());
+        let headers = self.wire.compares_now();
+        let extra = if headers { HEADER_BYTES } else { 0 };
+        let Small { send, recv } = small;
+        send.clear();
+        if headers {
+            send.extend(self.wire.open.header.encode());
         }
-        let vocab_size = self.head.config.vocab_size;
+        let (vocab_size, what) = (self.config.vocab_size, "sampling parameters");
         send.extend(own.iter().flat_map(|params| params.encode(vocab_size)));
-        let members: Vec<usize> = (0..group.size()).collect();
-        let bytes =
-            |member: usize| counts[group.replica_of(member)].checked_mul(PARAMS_BYTES)?.checked_add(extra);
-        let sizes: Option<Vec<usize>> = members.iter().map(|m| bytes(*m)).collect();
-        let sizes = sizes.ok_or_else(|| {
-            Error::shape("row counts", "fewer rows", format!("{counts:?}"), "send fewer rows in one step")
-        })?;
-        let mut recv = Vec::new();
-        let operation = Operation::SamplingParams;
-        let pieces = self.all_gather_with(operation, &members, &send, &sizes, &mut recv, with_header)?;
-        let pieces: Vec<&[u8]> = pieces.into_iter().map(|piece| &piece[extra..]).collect();
+        lists.sizes.clear();
+        for member in 0..self.wire.group.size() {
+            let rows = self.wire.open.counts[self.wire.group.replica_of(member)];
+            lists.sizes.push(sum(&[bytes_of(what, [rows, PARAMS_BYTES])?, extra], what)?);
+        }
+        let gather = (Operation::SamplingParams, Who::Everyone);
+        self.wire.gather_small(gather, Span::host(&send[..]), (recv, &lists.sizes), headers)?;
         let decode = |bytes: &[u8]| -> Vec<SamplingParams> {
             bytes.as_chunks::<PARAMS_BYTES>().0.iter().map(SamplingParams::decode).collect()
         };
-        let mut all = Vec::with_capacity(counts.iter().sum());
-        for (replica, ranks) in pieces.chunks(group.tp()).enumerate() {
-            if let Some(row) = differing_row(ranks) {
-                let said = ranks.iter().map(|bytes| format!("row {row}: {:?}", decode(bytes)[row]));
-                let ranks = group.ranks()[replica * group.tp()..].iter().copied();
-                let disagreements = step::disagreement("sampling parameters", ranks.zip(said));
-                let disagreements = disagreements.into_iter().collect();
-                return Err(Error::mismatch(self.ticket.header.sequence, disagreements));
+        let tp = self.wire.group.tp();
+        let mut rest = &recv[..];
+        for (replica, &rows) in self.wire.open.counts.iter().enumerate() {
+            let each = extra + rows * PARAMS_BYTES;
+            let (ranks, after) = rest.split_at(tp * each);
+            rest = after;
+            let of_rank = |rank: usize| &ranks[rank * each + extra..(rank + 1) * each];
+            let first = of_rank(0);
+            let differing = (1..tp).filter_map(|rank| differing_row(first, of_rank(rank))).min();
+            if let Some(row) = differing {
+                let said = (0..tp).map(|rank| format!("row {row}: {:?}", decode(of_rank(rank))[row]));
+                let ranks = self.wire.group.ranks()[replica * tp..].iter().copied();
+                let disagreements = step::disagreement(what, ranks.zip(said)).into_iter().collect();
+                return Err(Error::mismatch(self.wire.open.header.sequence, disagreements));
             }
-            all.extend(decode(ranks[0]));
+            all.extend(first.as_chunks::<PARAMS_BYTES>().0.iter().map(SamplingParams::decode));
         }
         // Sent by a rank that has checked them.
         for (row, params) in all.iter().enumerate() {
             params.check(row).map_err(|error| broken(Operation::SamplingParams, error))?;
         }
-        self.stats.gather += began.elapsed();
-        Ok(all)
+        self.wire.open.stats.gather += began.elapsed();
+        Ok(())
     }
 
-    /// The whole request.
-    pub(super) fn sampled(
-        &mut self,
-        hidden: HiddenRows<'_>,
-        inputs: &RowInputs<'_>,
-        scratch: &mut Scratch,
-    ) -> Result<Answer> {
-        let Scratch { send_rows, gathered, send, recv, held, .. } = scratch;
-        let (rows, counts) = self.gather(hidden, send_rows, gathered)?;
-        let params = self.gather_sampling(inputs.sampling.unwrap_or_default(), &counts)?;
-        let (rows, parts) = self.computed(rows, &counts);
-        let adjustments = self.gather_adjustments(inputs.adjustments.as_ref(), &parts)?;
-        let params = if parts.len() == 1 { &params[parts[0].clone()] } else { &params[..] };
-        self.sample((rows, adjustments.as_ref()), &counts, params, held, send, recv)
-    }
-
-    /// matmul -> epilogue -> exchange of what the rows' parameters ask -> result.
-    pub(super) fn sample(
-        &mut self,
-        (rows, adjustments): (HiddenRows<'_>, Option<&ShardAdjustments>),
-        counts: &[usize],
-        params: &[SamplingParams],
-        held: &mut Vec<f32>,
-        send: &mut Vec<u8>,
-        recv: &mut Vec<u8>,
-    ) -> Result<Answer> {
-        let began = Instant::now();
-        let (shard, n) = (self.head.shard.clone(), rows.len());
-        let own = shard.vocab();
-        let fix = "send fewer rows in one step";
-        hold(held, n, own.len(), "logits of the shard", fix)?;
-        let mut nonfinite = vec![false; n];
-        let job = Job { rows, shard: &shard, epilogue: self.head.config.epilogue(), adjustments };
-        let bytes = bytemuck::cast_slice_mut(held);
-        let (stride, nonfinite_out) = (own.len() * 4, &mut nonfinite[..]);
-        self.head.backend.logits(
-            &job,
-            LogitsOut { bytes, stride, dtype: DType::F32, nonfinite: nonfinite_out, any_allowed: None },
-        )?;
-        self.stats.matmul = began.elapsed();
-
-        let began = Instant::now();
-        let held = HeldLogits { logits: held, vocab: own, nonfinite: &nonfinite };
-        let vocab_size = self.head.config.vocab_size;
-        let kinds: Vec<Kind> = params.iter().map(|p| p.kind(vocab_size)).collect();
-        let mut filtered = self.share_maxima(&held, params, &kinds, send, recv)?;
-        self.cut(&held, &mut filtered, counts, Sum::Ids, send, recv)?;
-        self.cut(&held, &mut filtered, counts, Sum::Masses, send, recv)?;
-        let (row_status, ids) = self.draw(&held, params, &kinds, &filtered, counts, send, recv)?;
-        self.stats.exchange += began.elapsed();
-        Ok(Answer { row_status, output: Output::Sample { ids }, stats: self.stats })
-    }
-
-    /// The rows that need it learn their largest logit; a row without a finite one gets NaN or minus infinity, and keeps nothing.
+    /// The rows that need it learn their largest logit; a row without a finite one gets NaN or minus infinity,
+    /// and keeps nothing.
     fn share_maxima(
         &mut self,
-        held: &HeldLogits<'_>,
-        params: &[SamplingParams],
-        kinds: &[Kind],
-        send: &mut Vec<u8>,
-        recv: &mut Vec<u8>,
-    ) -> Result<Vec<Filtered>> {
+        compute: &mut Compute<'_>,
+        lists: &mut Lists,
+        small: &mut Small,
+        room: &mut Room,
+    ) -> Result<()> {
+        let Room { params, kinds, maxima_rows, maxima, filtered, .. } = room;
+        filtered.clear();
+        maxima_rows.clear();
         let needs = |row: &usize| matches!(kinds[*row], Kind::Threshold | Kind::Cut { .. });
-        let rows: Vec<usize> = (0..kinds.len()).filter(needs).collect();
-        if rows.is_empty() {
-            return Ok(Vec::new());
+        maxima_rows.extend((0..kinds.len()).filter(needs));
+        if maxima_rows.is_empty() {
+            return Ok(());
         }
-        let mut maxima = vec![0.0; rows.len()];
-        self.head.backend.sample(held, SamplingPass::Maxima { rows: &rows, out: &mut maxima })?;
-        if self.head.group.size() > 1 {
-            send.clear();
-            send.extend(maxima.iter().flat_map(|max| max.to_le_bytes()));
-            let members: Vec<usize> = (0..self.head.group.size()).collect();
-            let sizes = vec![send.len(); members.len()];
-            maxima.fill(f32::NEG_INFINITY);
-            for piece in self.all_gather(Operation::LargestLogits, &members, send, &sizes, recv)? {
-                for (max, bytes) in maxima.iter_mut().zip(piece.as_chunks::<4>().0) {
-                    let theirs = f32::from_le_bytes(*bytes);
-                    if theirs == f32::INFINITY {
-                        return Err(broken(Operation::LargestLogits, "infinity came"));
-                    }
-                    // NaN stays: of logits above a largest one that another shard has, masses would be anything.
-                    *max = if max.is_nan() || theirs <= *max { *max } else { theirs };
-                }
+        fill(maxima, 0.0, maxima_rows.len(), "largest logits")?;
+        compute.pass(Pass::Maxima { rows: maxima_rows, out: maxima })?;
+        let Small { recv, .. } = small;
+        let (members, bytes) = (self.wire.group.size(), 4 * maxima.len());
+        lists.sizes.clear();
+        lists.sizes.resize(members, bytes);
+        let gather = (Operation::LargestLogits, Who::Everyone);
+        self.wire.gather_small(gather, Span::host(&maxima[..]), (recv, &lists.sizes), false)?;
+        let rows = maxima.len();
+        maxima.fill(f32::NEG_INFINITY);
+        for (i, bytes) in recv.as_chunks::<4>().0.iter().enumerate() {
+            let (max, theirs) = (&mut maxima[i % rows], f32::from_le_bytes(*bytes));
+            if theirs == f32::INFINITY {
+                return Err(broken(Operation::LargestLogits, "infinity came"));
             }
+            // NaN stays: of logits above a largest one that another shard has, masses would be anything.
+            *max = if max.is_nan() || theirs <= *max { *max } else { theirs };
         }
-        let each = rows.into_iter().zip(maxima);
-        Ok(each
-            .map(|(row, max)| {
-                let scale = Scale::new(&params[row], max, self.head.config.vocab_size);
-                Filtered { row, params: params[row], kind: kinds[row], kept: Kept::new(scale) }
-            })
-            .collect())
+        let vocab_size = self.config.vocab_size;
+        filtered.extend(maxima_rows.iter().zip(&*maxima).map(|(&row, &max)| {
+            let scale = Scale::new(&params[row], max, vocab_size);
+            Filtered { row, params: params[row], kind: kinds[row], kept: Kept::new(scale) }
+        }));
+        Ok(())
     }
 
     /// The shards' candidates go to the rows' owners, who draw.
-    #[allow(clippy::too_many_arguments, reason = "what the rounds before it have found")]
+    #[allow(clippy::too_many_arguments, reason = "what the rounds before it have found, and where all goes")]
     fn draw(
         &mut self,
-        held: &HeldLogits<'_>,
-        params: &[SamplingParams],
-        kinds: &[Kind],
-        filtered: &[Filtered],
-        counts: &[usize],
-        send: &mut Vec<u8>,
-        recv: &mut Vec<u8>,
-    ) -> Result<(Vec<RowStatus>, Vec<i64>)> {
-        let (group, vocab_size) = (self.head.group.clone(), self.head.config.vocab_size);
-        let own_ids = held.vocab.len();
-        let mut rows: Vec<(usize, Wanted)> = kinds
-            .iter()
-            .zip(params)
-            .enumerate()
-            .map(|(row, (kind, params))| match kind {
-                Kind::Listed { .. } => (row, Wanted::Best { k: places(*kind, own_ids) }),
-                _ => (row, Wanted::Drawn { params: *params, kept: None }),
-            })
-            .collect();
-        for own in filtered {
-            rows[own.row].1 = Wanted::Drawn { params: own.params, kept: Some(own.kept) };
+        compute: &mut Compute<'_>,
+        own: Span<'_>,
+        with_tokens: bool,
+        (send, recv): (&mut Arena, &mut Arena),
+        lists: &mut Lists,
+        room: &mut Room,
+        answer: &mut AnswerBuffers<'_>,
+        scratch: &mut finish::Scratch,
+    ) -> Result<()> {
+        let Room { params, kinds, filtered, wanted, firsts, tokens, .. } = room;
+        let (me, vocab_size) = (self.wire.group.me(), self.config.vocab_size);
+        let own_ids = self.wire.shards()[me].len();
+        wanted.clear();
+        wanted.extend(kinds.iter().zip(&*params).enumerate().map(|(row, (kind, params))| match kind {
+            Kind::Listed { .. } => (row, Wanted::Best { k: places(*kind, own_ids) }),
+            _ => (row, Wanted::Drawn { params: *params, kept: None }),
+        }));
+        for own in &*filtered {
+            wanted[own.row].1 = Wanted::Drawn { params: own.params, kept: Some(own.kept) };
         }
-        // Where the candidates of each row begin, and where the last ones end.
-        let mut firsts = vec![0];
-        rows.iter().for_each(|(row, wanted)| firsts.push(firsts[*row] + wanted.places()));
-        let mut candidates = Vec::new();
-        fill(&mut candidates, Candidate::NOTHING, firsts[rows.len()], "candidates")?;
-        self.head.backend.sample(held, SamplingPass::Candidates { rows: &rows, out: &mut candidates })?;
-        resize(send, [candidates.len(), 8, 1], "candidates")?;
-        for (bytes, candidate) in send.as_chunks_mut::<8>().0.iter_mut().zip(&candidates) {
-            *bytes = candidate.encode();
-        }
-        drop(candidates);
+        firsts.clear();
+        firsts.push(0);
+        let mut end = 0;
+        firsts.extend(wanted.iter().map(|(_, wanted)| {
+            end += wanted.places();
+            end
+        }));
+        let each = size_of::<Candidate>();
+        let bytes = bytes_of("candidates", [end, each])?;
+        let mut candidates = send.at_least(self.backend, self.memory, bytes, "candidates")?;
+        compute.pass(Pass::Candidates { rows: wanted, out: candidates.reborrow() })?;
 
-        let alone = group.size() == 1;
-        let shards: Vec<Range<usize>> = (0..group.size()).map(|m| group.shard(vocab_size, m)).collect();
-        let (mine, mut received) = if alone {
-            (0..rows.len(), vec![&send[..]])
-        } else {
-            let message = |member: usize| {
-                let rows = self.answered(counts, member);
-                &send[firsts[rows.start] * 8..firsts[rows.end] * 8]
-            };
-            let mine = self.answered(counts, group.me());
-            let of = |ids: &Range<usize>| mine.clone().map(|row| places(kinds[row], ids.len()) * 8).sum();
-            let sizes: Vec<usize> = shards.iter().map(of).collect();
-            let messages: Vec<&[u8]> = (0..group.size()).map(message).collect();
-            (mine, self.all_to_all(Operation::ExchangeResults, &messages, &sizes, recv)?)
+        lists.outgoing.clear();
+        lists.outgoing.extend((0..self.wire.group.size()).map(|member| {
+            let rows = self.answered(member);
+            firsts[rows.start] * each..firsts[rows.end] * each
+        }));
+        let mine = self.answered(me);
+        lists.sizes.clear();
+        for shard in self.wire.shards() {
+            let of_row = |row: usize| places(kinds[row], shard.len()) * each;
+            lists.sizes.push(mine.clone().map(of_row).sum());
+        }
+        let bytes = self.deliver(candidates, recv, lists, false)?;
+        tokens.clear();
+        tokens.resize(if with_tokens { mine.len() } else { 0 }, NO_TARGET);
+        let (starts, shards) = (&lists.starts[..], self.wire.shards());
+        let finish = Finish::Draw {
+            from: Messages { bytes, starts, shards, rows: mine.len(), own },
+            params: &params[mine],
+            vocab_size,
+            ids: answer.ids.reborrow(),
+            tokens,
+            row_status: answer.row_status.reborrow(),
         };
+        compute.finish(finish, scratch)
+    }
 
-        let (mut ids, mut row_status) = (Vec::with_capacity(mine.len()), Vec::with_capacity(mine.len()));
-        let mut all = Vec::new();
-        for row in mine {
-            all.clear();
-            for (message, shard) in received.iter_mut().zip(&shards) {
-                let own = message.split_off(..places(kinds[row], shard.len()) * 8).unwrap_or_default();
-                all.extend(own.as_chunks::<8>().0.iter().map(Candidate::decode));
-                let foreign = |c: &Candidate| {
-                    c.value == f32::INFINITY
-                        || (c.value > f32::NEG_INFINITY && !shard.contains(&(c.id as usize)))
-                };
-                if let Some(c) = all[all.len() - own.len() / 8..].iter().find(|c| foreign(c)) {
-                    let problem = format!("id {} with logit {} came from ids {shard:?}", c.id, c.value);
-                    return Err(broken(Operation::ExchangeResults, problem));
-                }
-            }
-            let nonfinite = all.iter().any(|c| c.value.is_nan());
-            all.retain(|c| c.value > f32::NEG_INFINITY);
-            let id = match kinds[row] {
-                _ if nonfinite => None,
-                Kind::Listed { .. } => {
-                    let value = |a: &Candidate, b: &Candidate| b.value.partial_cmp(&a.value).expect("no NaN");
-                    all.sort_unstable_by(|a, b| value(a, b).then(a.id.cmp(&b.id)));
-                    params[row].choose(&all, vocab_size)
-                }
-                _ => {
-                    let mut best = Drawn::nothing();
-                    all.iter().for_each(|candidate| best.offer(&params[row], *candidate));
-                    best.id()
-                }
-            };
-            row_status.push(status(nonfinite, all.is_empty()));
-            ids.push(id.map_or(-1, i64::from));
+    /// Every shard learns the tokens of all rows, whose logprobs are asked for.
+    fn share_tokens(&mut self, lists: &mut Lists, small: &mut Small, room: &mut Room) -> Result<()> {
+        let began = Instant::now();
+        let Room { tokens, told, .. } = room;
+        told.answered.clear();
+        told.targets.clear();
+        let (me, size) = (self.wire.group.me(), self.wire.group.size());
+        told.answered.extend((0..size).map(|member| self.answered(member)));
+        // The tp ranks of a replica have drawn the same tokens, unless each has its part: of each row one speaks.
+        let speaks = |member: usize| -> Range<usize> { self.wire.answered(member, true) };
+        let (mine, first) = (speaks(me), told.answered[me].start);
+        let own = &tokens[mine.start - first..mine.end - first];
+        lists.sizes.clear();
+        lists.sizes.extend((0..size).map(|member| 4 * speaks(member).len()));
+        let Small { recv, .. } = small;
+        let gather = (Operation::Tokens, Who::Everyone);
+        self.wire.gather_small(gather, Span::host(own), (recv, &lists.sizes), false)?;
+        told.targets.extend(recv.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id)));
+        let vocab_size = self.config.vocab_size;
+        if let Some(id) = told.targets.iter().find(|&&id| id != NO_TARGET && id as usize >= vocab_size) {
+            let problem = format!("token {id} came, the vocabulary has {vocab_size} ids");
+            return Err(broken(Operation::Tokens, problem));
         }
-        Ok((row_status, ids))
+        self.wire.open.stats.exchange += began.elapsed();
+        Ok(())
     }
 }
 
-/// Candidates that a shard of so many ids sends for a row of this kind.
-pub(super) fn places(kind: Kind, ids: usize) -> usize {
-    match kind {
-        Kind::Listed { k } => k.min(ids),
-        _ => 1,
-    }
-}
-
-/// The first row whose parameters are not the same in all of these.
-fn differing_row(encoded: &[&[u8]]) -> Option<usize> {
-    let (first, others) = encoded.split_first()?;
-    let differs =
-        |other: &&[u8]| first.chunks(PARAMS_BYTES).zip(other.chunks(PARAMS_BYTES)).position(|(a, b)| a != b);
-    others.iter().filter_map(differs).min()
+/// The first row whose parameters are not the same in both.
+fn differing_row(a: &[u8], b: &[u8]) -> Option<usize> {
+    a.chunks(PARAMS_BYTES).zip(b.chunks(PARAMS_BYTES)).position(|(a, b)| a != b)
 }

@@ -5,7 +5,7 @@
 //! would mix rows of logits without an error.
 
 use super::LmHead;
-use super::buffers::{cut, cut_shared};
+use super::buffers::cut;
 use crate::error::{Error, Result};
 use crate::exchange::{Call, Fault, Operation};
 
@@ -78,13 +78,13 @@ impl LmHead {
     /// # Errors
     /// `Exchange` on every rank, naming the operation, the sender and the receiver of the first wrong piece.
     pub(super) fn test_exchange(&mut self, call: &Call) -> Result<()> {
-        let (size, me) = (self.group.size(), self.group.me());
+        let (size, me) = (self.wire.group.size(), self.wire.group.me());
         if size == 1 {
             return Ok(());
         }
         let call = Call { operation: Operation::SelfTest, ..*call };
-        self.exchange.note(&call);
-        let ranks = self.group.ranks().to_vec();
+        self.wire.exchange.note(&call);
+        let ranks = self.wire.group.ranks().to_vec();
         let everyone: Vec<usize> = (0..size).collect();
         let mut found = Finding::Nothing;
         found = self.test_gather(&call, &everyone, 0, found)?;
@@ -94,25 +94,26 @@ impl LmHead {
             let send: Vec<&[u8]> = send.iter().map(Vec::as_slice).collect();
             let sizes: Vec<usize> = everyone.iter().map(|&from| length(from, me, sparse)).collect();
             let mut recv = vec![0; sizes.iter().sum()];
-            let mut slices = cut(&mut recv, sizes.iter().copied());
-            let delivered = self.exchange.all_to_all_v(&call, &send, &mut slices);
+            let mut slices = Vec::new();
+            cut(&mut recv, &sizes, &mut slices);
+            let delivered = self.wire.exchange.all_to_all_v(&call, &send, &mut slices);
             let pieces = cut_shared(&recv, &sizes);
             let wanted = |from| piece(from, me, sparse);
             found = self.examine(&call, delivered, 1, &everyone, wanted, &pieces, found)?;
         }
 
-        let row_members = self.group.row_members();
+        let row_members = self.wire.group.row_members();
         if row_members.len() > 1 && row_members.len() < size {
             found = self.test_gather(&call, &row_members, 2, found)?;
         }
 
         let mut verdicts = vec![0; VERDICT_BYTES * size];
         let mut slices: Vec<&mut [u8]> = verdicts.chunks_mut(VERDICT_BYTES).collect();
-        let delivered = self.exchange.all_gather_v(&call, &everyone, &found.encode(), &mut slices);
+        let delivered = self.wire.exchange.all_gather_v(&call, &everyone, &found.encode(), &mut slices);
         delivered.map_err(|fault| fault.into_error(&call, &ranks))?;
         let error = |problem: String| Error::Exchange {
             operation: call.operation.to_string(),
-            problem: format!("the transport `{}` {problem}", self.exchange.name()),
+            problem: format!("the transport `{}` {problem}", self.wire.exchange.name()),
             fix: "do not use this transport as it is: its pieces would be mixed up in every answer".into(),
         };
         for (bytes, receiver) in verdicts.chunks(VERDICT_BYTES).zip(&ranks) {
@@ -135,11 +136,12 @@ impl LmHead {
     }
 
     fn test_gather(&self, call: &Call, members: &[usize], test: usize, found: Finding) -> Result<Finding> {
-        let send: Vec<u8> = piece(self.group.me(), EVERYONE, false).collect();
+        let send: Vec<u8> = piece(self.wire.group.me(), EVERYONE, false).collect();
         let sizes: Vec<usize> = members.iter().map(|&from| length(from, EVERYONE, false)).collect();
         let mut recv = vec![0; sizes.iter().sum()];
-        let mut slices = cut(&mut recv, sizes.iter().copied());
-        let delivered = self.exchange.all_gather_v(call, members, &send, &mut slices);
+        let mut slices = Vec::new();
+        cut(&mut recv, &sizes, &mut slices);
+        let delivered = self.wire.exchange.all_gather_v(call, members, &send, &mut slices);
         let wanted = |from| piece(from, EVERYONE, false);
         self.examine(call, delivered, test, members, wanted, &cut_shared(&recv, &sizes), found)
     }
@@ -164,11 +166,23 @@ impl LmHead {
             Err(Fault::Length { peers }) => peers.first().map(|(from, ..)| *from),
             // The call is the same in every operation here, so this can only be a peer that is not in its
             // self-test.
-            Err(fault) => return Err(fault.into_error(call, self.group.ranks())),
+            Err(fault) => return Err(fault.into_error(call, self.wire.group.ranks())),
         };
         Ok(match (found, wrong) {
             (Finding::Nothing, Some(from)) => Finding::Wrong { test, from },
             (found, _) => found,
         })
     }
+}
+
+/// Consecutive pieces of a buffer.
+fn cut_shared<'b>(mut buffer: &'b [u8], sizes: &[usize]) -> Vec<&'b [u8]> {
+    sizes
+        .iter()
+        .map(|&size| {
+            let (piece, rest) = buffer.split_at(size);
+            buffer = rest;
+            piece
+        })
+        .collect()
 }

@@ -1,13 +1,12 @@
-//! What a step exchanges, worked out before it runs: bytes and rounds of every rank of a group, with exact counts.
+//! What a step exchanges, worked out before it runs: bytes and rounds of every rank of a group, with exact
+//! counts.
 //!
 //! The same sums as in [`StepStats`](crate::result::StepStats), from the sizes that the pipeline uses.
 
-use super::pipeline::encoded_stride;
-use super::sampling::places;
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::exchange::columns;
+use crate::finish::{columns, places};
 use crate::layout::HeadGroup;
 use crate::merge::PartialSpec;
 use crate::result::Request;
@@ -21,29 +20,25 @@ use serde::Serialize;
 pub struct RankTraffic {
     /// Collective operations.
     pub rounds: u64,
-    /// To other ranks, without the logits of targets.
+    /// To other ranks.
     pub bytes_sent: u64,
-    /// From other ranks, without the logits of targets.
+    /// From other ranks.
     pub bytes_received: u64,
-    /// With `Logprobs`: bytes of the logits of all targets of the group, 4 each. Each is sent by the rank whose shard has the id, to
-    /// every other rank: a rank that has t bytes of them sends `t · (P − 1)` and receives `target_bytes − t`.
-    pub target_bytes: u64,
 }
 
-/// Bytes that the step's ranks of one group receive from each other, the logits of targets included. Of 128 bits: what fits a rank may
-/// not fit a group.
+/// Bytes that the step's ranks of one group receive from each other. Of 128 bits: what fits a rank may not
+/// fit a group.
 pub fn bytes_exchanged(ranks: &[RankTraffic]) -> u128 {
-    let own: u128 = ranks.iter().map(|rank| u128::from(rank.bytes_received)).sum();
-    let targets = ranks.first().map_or(0, |rank| u128::from(rank.target_bytes) * (ranks.len() as u128 - 1));
-    own + targets
+    ranks.iter().map(|rank| u128::from(rank.bytes_received)).sum()
 }
 
-/// What each member of `group` exchanges in a step of `counts[replica]` rows of each replica, in member order. `verified`: the step
-/// begins with the headers that check the contract. `sampling` is how every row is sampled, where that is the request.
+/// What each member of `group` exchanges in a step of `counts[replica]` rows of each replica, in member
+/// order. `verified`: the step begins with the headers that check the contract. `sampling` is how every row
+/// is sampled, where that is the request.
 ///
 /// # Errors
-/// `Shape` where `counts` are not one per replica or the bytes do not fit 64 bits; `Config` where not even one row of
-/// `Logprobs` fits `logprobs_chunk_bytes`; as [`Request::check`].
+/// `Shape` where `counts` are not one per replica or the bytes do not fit 64 bits; `Config` where not even
+/// one row of `Logprobs` fits `logprobs_chunk_bytes`; as [`Request::check`].
 pub fn step_traffic(
     config: &HeadConfig,
     group: &HeadGroup,
@@ -59,7 +54,7 @@ pub fn step_traffic(
         return Err(Error::shape("row counts", format!("{replicas} replicas"), counts.len(), fix));
     }
     request.check(config.vocab_size)?;
-    let kind = (*request == Request::Sample).then(|| sampling.kind(config.vocab_size));
+    let kind = matches!(request, Request::Sample { .. }).then(|| sampling.kind(config.vocab_size));
     if kind.is_some() {
         sampling.check(0)?;
     }
@@ -68,8 +63,8 @@ pub fn step_traffic(
     let rows = |replica: usize| counts[replica] as u128;
     let total: u128 = (0..replicas).map(rows).sum();
     let chunks = match *request {
-        Request::Logprobs { top_n, .. } => {
-            total.div_ceil(config.logprobs_chunk_rows(size, hidden_dtype, top_n)? as u128)
+        Request::Logprobs { targets, top_n, .. } => {
+            total.div_ceil(config.logprobs_chunk_rows(size, hidden_dtype, targets, top_n)? as u128)
         }
         _ => 1,
     };
@@ -85,14 +80,31 @@ pub fn step_traffic(
 
     let logprobs = matches!(request, Request::Logprobs { .. });
     let peers = |n: usize| n as u128 - 1;
-    // A gathered row: its hidden states and, with logprobs, its target's id. Rows are gathered over replicas.
-    let gathered_row = (config.hidden_size * hidden_dtype.size()) as u128 + if logprobs { 4 } else { 0 };
+    // What is told of targets, or of sampled tokens.
+    let (targets, partial) = match *request {
+        Request::Logprobs { targets, .. } => (targets as u128, None),
+        Request::Sample { logprobs: Some(told) } => {
+            (1, Some(PartialSpec { k: told.top_n.max(1), sum: true, targets: 1 }))
+        }
+        _ => (0, None),
+    };
+    // A gathered row: its hidden states and, with logprobs, its targets' ids. Rows are gathered over
+    // replicas.
+    let target_ids = if logprobs { 4 * targets } else { 0 };
+    let gathered_row = (config.hidden_size * hidden_dtype.size()) as u128 + target_ids;
+    let of_token = |member: usize| {
+        partial.map_or(0, |spec| spec.stride(group.shard(config.vocab_size, member).len()) as u128)
+    };
+    let of_tokens: u128 = (0..size).map(of_token).sum();
+    // Target logits go from everybody to everybody.
+    let target_logits = 4 * targets * total * peers(size);
     let gathers = u128::from(replicas > 1);
     let sampled = kind.map_or(Sampled::default(), |kind| Sampled::new(kind, group, counts));
     let rounds = match logprobs {
         // The targets' ids; of each chunk the rows, the targets' logits, the partials.
         true => gathers + chunks * (gathers + 2),
-        false => gathers + sampled.rounds + 1,
+        // The tokens, their logits, the partials.
+        false => gathers + sampled.rounds + 1 + if partial.is_some() { 3 } else { 0 },
     };
     // With tensor parallelism the headers come once more, with a digest of the inputs, in the first operation
     // of all members that knows them; logprobs of no rows have none.
@@ -113,16 +125,17 @@ pub fn step_traffic(
                 bytes_sent: fits(
                     header
                         + own * gathered_row * peers(replicas)
-                        + (all_answered - mine) * stride(member)
-                        + sampled.sent(member),
+                        + (all_answered - mine) * (stride(member) + of_token(member))
+                        + target_logits
+                        + sampled.sent(member, partial.is_some()),
                 )?,
                 bytes_received: fits(
                     header
                         + (total - own) * gathered_row
-                        + mine * (strides - stride(member))
-                        + sampled.received(member),
+                        + mine * (strides - stride(member) + of_tokens - of_token(member))
+                        + target_logits
+                        + sampled.received(member, partial.is_some()),
                 )?,
-                target_bytes: if logprobs { fits(4 * total)? } else { 0 },
             })
         })
         .collect()
@@ -166,39 +179,40 @@ impl Sampled {
         }
     }
 
-    /// Everybody's parameters and largest logits go to everybody; histograms go to the rows' owners, cuts come back.
-    fn sent(&self, member: usize) -> u128 {
+    /// Everybody's parameters and largest logits go to everybody; histograms go to the rows' owners, cuts
+    /// come back. With `tokens` each member tells everybody those of the rows that it decides.
+    fn sent(&self, member: usize, tokens: bool) -> u128 {
         let Some([own, decided]) = self.rows.get(member) else { return 0 };
         let peers = self.rows.len() as u128 - 1;
         let others = self.total - decided;
         (own * PARAMS_BYTES as u128 + self.total * self.maxima) * peers
             + others * self.histograms
-            + decided * self.cuts * peers
+            + decided * (self.cuts + if tokens { 4 } else { 0 }) * peers
     }
 
-    fn received(&self, member: usize) -> u128 {
+    fn received(&self, member: usize, tokens: bool) -> u128 {
         let Some([own, decided]) = self.rows.get(member) else { return 0 };
         let peers = self.rows.len() as u128 - 1;
         let all: u128 = self.rows.iter().map(|[rows, _]| rows).sum();
         (all - own) * PARAMS_BYTES as u128
             + self.total * self.maxima * peers
             + decided * self.histograms * peers
-            + (self.total - decided) * self.cuts
+            + (self.total - decided) * (self.cuts + if tokens { 4 } else { 0 })
     }
 }
 
 /// Bytes of one row in the message of a shard, by its number of ids.
 fn row_stride(request: &Request, kind: Option<Kind>) -> Box<dyn Fn(usize) -> usize> {
-    let candidates = |spec: PartialSpec, beside: usize| -> Box<dyn Fn(usize) -> usize> {
-        Box::new(move |ids| encoded_stride(spec, ids) + beside)
-    };
+    let partials =
+        |spec: PartialSpec| -> Box<dyn Fn(usize) -> usize> { Box::new(move |ids| spec.stride(ids)) };
     match *request {
         Request::Logits { dtype } => Box::new(move |ids| columns::row_stride(ids, dtype)),
-        Request::Argmax => candidates(PartialSpec { k: 1, sum: false }, 0),
-        Request::TopK { k } => candidates(PartialSpec { k, sum: true }, 0),
-        // The partial, and how many ids beat the target.
-        Request::Logprobs { top_n, .. } => candidates(PartialSpec { k: top_n.max(1), sum: true }, 4),
-        Request::Sample => Box::new(move |ids| 8 * places(kind.unwrap_or(Kind::Best), ids)),
+        Request::Argmax => partials(PartialSpec { k: 1, sum: false, targets: 0 }),
+        Request::TopK { k } => partials(PartialSpec { k, sum: true, targets: 0 }),
+        Request::Logprobs { targets, top_n, .. } => {
+            partials(PartialSpec { k: top_n.max(1), sum: true, targets })
+        }
+        Request::Sample { .. } => Box::new(move |ids| 8 * places(kind.unwrap_or(Kind::Best), ids)),
     }
 }
 
@@ -209,7 +223,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// What is sent is received, whatever the layout and the rows; headers cost one round and nothing else changes.
+        /// What is sent is received, whatever the layout and the rows; headers cost one round and nothing
+        /// else changes.
         #[test]
         fn conserved(
             vocab in 1usize..3000, hidden in 1usize..300, dp in 1usize..7, tp in 1usize..4, split in any::<bool>(),
@@ -248,9 +263,7 @@ mod tests {
                 prop_assert_eq!(with.bytes_received - header, without.bytes_received);
                 prop_assert_eq!(with.rounds, without.rounds + u64::from(!alone));
             }
-            let targets = if kind == 3 && !alone { 4 * rows as u64 } else { 0 };
-            prop_assert!(with.iter().all(|r| r.target_bytes == targets));
-            prop_assert_eq!(bytes_exchanged(&with), u128::from(received + targets * (group.size() as u64 - 1)));
+            prop_assert_eq!(bytes_exchanged(&with), u128::from(received));
         }
     }
 
@@ -291,6 +304,6 @@ mod tests {
         );
         assert!(said(&[1, 1], &Request::top_k(0)).contains("request topk"));
         assert!(said(&[1, 1], &Request::logprobs(1)).contains("logprobs_chunk_bytes"));
-        assert!(said(&[1, 1], &Request::Sample).contains("temperature of row 0"));
+        assert!(said(&[1, 1], &Request::sample()).contains("temperature of row 0"));
     }
 }

@@ -1,63 +1,131 @@
 //! Steps of every kind before the first real one: buffers are allocated, code is loaded, weights are paged
 //! in.
 
-use super::LmHead;
-use super::buffers::{fill, resize};
+use super::buffers::{Arena, bytes_of, fill};
+use super::{LmHead, StepOptions};
 use crate::adjust::{Additions, Adjustments, Counts, Penalties};
+use crate::backend::On;
 use crate::error::Result;
 use crate::layout::even_part;
-use crate::result::{Request, RowInputs};
+use crate::memory::{Memory, Span, Stream};
+use crate::result::{AnswerBuffers, Request, RowInputs};
 use crate::rows::{HiddenRows, RowCounts};
+use crate::sampling::cut::Digits;
 use crate::sampling::{LISTED, SamplingParams};
 
 impl LmHead {
     /// Runs steps of every kind with up to `rows` zero rows per replica, so that no later step of up to as
     /// many rows is the first of its kind. Collective, with the same arguments on every rank, and nothing but
-    /// [`LmHead::step`] and [`Step::run_with`](super::Step::run_with).
+    /// [`LmHead::begin`] and [`LmHead::run_into`].
     ///
     /// `rows` counts output rows: an engine that verifies k draft tokens of each sequence passes
     /// `sequences * (1 + k)`. Of each request there are
     ///
     /// * steps of `rows` rows with exact counts, learned counts and a capacity, without and with adjustments
-    ///   (where the request takes them): logprobs of more rows than a chunk has run through several chunks;
+    ///   (where the request takes them): logprobs of more rows than a chunk has run through several chunks, and
+    ///   also of each replica alone;
     /// * exact steps of no rows, and of every power of two of the group's rows, since a device's kernels go
     ///   by these.
+    ///
+    /// Adjustments have one entry a row of each kind, and a lent workspace is not tried: steps with more
+    /// entries, or partials of a device in a workspace that an engine lends, may allocate once more.
     ///
     /// # Errors
     /// As those two.
     pub fn warm_up(&mut self, rows: usize, requests: &[Request]) -> Result<()> {
+        self.warm_up_in(Memory::Host, Stream::NONE, rows, requests)
+    }
+
+    /// [`LmHead::warm_up`] for steps whose rows and answers are in the memory of the backend's device, on a
+    /// stream.
+    ///
+    /// # Errors
+    /// As that; `Unsupported` where the exchange has no side for that memory.
+    pub fn warm_up_on_device(&mut self, stream: Stream, rows: usize, requests: &[Request]) -> Result<()> {
+        self.warm_up_in(self.backend.memory(), stream, rows, requests)
+    }
+
+    fn warm_up_in(
+        &mut self,
+        memory: Memory,
+        stream: Stream,
+        rows: usize,
+        requests: &[Request],
+    ) -> Result<()> {
         // Should a step panic, the head is poisoned, and rebuild() clears this too.
         self.warming_up = true;
-        let result = self.run_warm_up(rows, requests);
+        let result = self.run_warm_up(memory, stream, rows, requests);
         self.warming_up = false;
         result
     }
 
-    fn run_warm_up(&mut self, rows: usize, requests: &[Request]) -> Result<()> {
+    fn run_warm_up(
+        &mut self,
+        memory: Memory,
+        stream: Stream,
+        rows: usize,
+        requests: &[Request],
+    ) -> Result<()> {
+        const WHAT: &str = "rows of the warm-up";
         if requests.is_empty() {
             return Ok(());
         }
-        let mut zeros = Vec::new();
-        let shape = [rows, self.config.hidden_size, self.hidden_dtype.size()];
-        resize(&mut zeros, shape, "rows of the warm-up")?;
-        let inputs = Inputs::new(rows, self.config.vocab_size)?;
-        let (replicas, replica) = (self.group.replicas(), self.group.replica_of(self.group.me()));
+        let row_bytes = self.config.hidden_size * self.hidden_dtype.size();
+        let zeros = self.backend.allocate(memory, bytes_of(WHAT, [rows, row_bytes])?, WHAT)?;
+        // All rows are the first one: rows that are picked take more memory than those that lie in order.
+        let picked = self.backend.allocate(memory, bytes_of(WHAT, [rows, 8])?, WHAT)?;
+        let mut answer = Answer { stream, memory: Arena::default() };
+        let inputs = Inputs::new(rows, requests, self.config.vocab_size)?;
+        let (replicas, replica) =
+            (self.wire.group.replicas(), self.wire.group.replica_of(self.wire.group.me()));
         let all = rows.saturating_mul(replicas);
         let powers = std::iter::successors(Some(1usize), |n| n.checked_mul(2)).take_while(|n| *n < all);
+        // With more rows a search takes more rounds, of fewer bytes a row.
+        let rounds = |mine: usize| {
+            let group = &self.wire.group;
+            let decided = (0..group.size()).map(|member| group.answered_rows(mine, member, true).len());
+            Digits::planned(decided.max().unwrap_or(0), group.size()).rounds()
+        };
+        let most_of_rounds: Vec<usize> = (1..rows).filter(|&mine| rounds(mine) != rounds(mine + 1)).collect();
         for request in requests {
             let adjustable = !matches!(request, Request::Logprobs { processed: false, .. });
             for adjusted in [false, true] {
                 if adjusted && !adjustable {
                     continue;
                 }
+                let mut step = |head: &mut Self, counts: RowCounts, mine: usize, sampled: usize| {
+                    let inputs = inputs.of(request, mine, sampled, adjusted);
+                    let hidden = (zeros.span(), picked.span().part(0..8 * mine));
+                    head.warm_up_step(&counts, request, hidden, &inputs, &mut answer)
+                };
                 for total in [0].into_iter().chain(powers.clone()).chain([all]) {
                     let counts: Vec<usize> =
                         (0..replicas).map(|r| even_part(total, replicas, r).len()).collect();
                     let mine = counts[replica];
-                    self.warm_up_step(RowCounts::Exact(counts), mine, request, &zeros, &inputs, adjusted)?;
+                    step(self, RowCounts::Exact(counts), mine, 0)?;
                 }
                 for counts in [RowCounts::discover(rows), RowCounts::capacity(rows, rows)] {
-                    self.warm_up_step(counts, rows, request, &zeros, &inputs, adjusted)?;
+                    step(self, counts, rows, 0)?;
+                }
+                match request {
+                    Request::Sample { .. } => {
+                        for sampled in 1..inputs.sampling.len() {
+                            step(self, RowCounts::Exact(vec![rows; replicas]), rows, sampled)?;
+                        }
+                        for &mine in &most_of_rounds {
+                            step(self, RowCounts::Exact(vec![mine; replicas]), mine, CUT)?;
+                        }
+                    }
+                    // Of a chunk a replica has the most rows while no other has any left.
+                    Request::Logprobs { .. } if replicas > 1 => {
+                        for alone in 0..replicas {
+                            let of = |r| if r == alone { rows } else { 0 };
+                            let counts: Vec<usize> = (0..replicas).map(of).collect();
+                            let mine = counts[replica];
+                            step(self, RowCounts::Exact(counts), mine, 0)?;
+                        }
+                    }
+                    _ => {}
                 }
             }
         }
@@ -66,44 +134,62 @@ impl LmHead {
 
     fn warm_up_step(
         &mut self,
-        counts: RowCounts,
-        rows: usize,
+        counts: &RowCounts,
         request: &Request,
-        zeros: &[u8],
-        inputs: &Inputs,
-        adjusted: bool,
+        (zeros, picked): (Span<'_>, Span<'_>),
+        inputs: &RowInputs<'_>,
+        answer: &mut Answer,
     ) -> Result<()> {
-        let (hidden, dtype) = (self.config.hidden_size, self.hidden_dtype);
-        let zeros = HiddenRows::new(&zeros[..rows * hidden * dtype.size()], dtype, rows, hidden)?;
-        let inputs = RowInputs {
-            targets: matches!(request, Request::Logprobs { .. }).then_some(&inputs.targets[..rows]),
-            sampling: (*request == Request::Sample).then_some(&inputs.sampling[..rows]),
-            adjustments: adjusted.then(|| inputs.adjustments(rows)),
-        };
-        let begin = if adjusted { LmHead::step_adjusted } else { LmHead::step };
-        begin(self, counts, request)?.run_with(zeros, &inputs).map(|_| ())
+        let (dtype, hidden) = (self.hidden_dtype, self.config.hidden_size);
+        let row_bytes = hidden * dtype.size();
+        let (all, rows) = (zeros.len().checked_div(row_bytes).unwrap_or(0), picked.len() / 8);
+        let memory = zeros.memory();
+        let hidden = HiddenRows::strided(zeros, dtype, all, hidden, row_bytes)?.select_span(picked, 8)?;
+        let (answered, vocab_size) = (self.answered_rows(rows).len(), self.config.vocab_size);
+        let bytes = AnswerBuffers::bytes(request, answered, vocab_size)?;
+        let place = answer.memory.at_least(&*self.backend, memory, bytes, "answer of the warm-up")?;
+        let buffers = AnswerBuffers::carve(place, request, answered, vocab_size);
+        let options =
+            StepOptions { adjusted: inputs.adjustments.is_some(), on_device: memory != Memory::Host };
+        let ticket = self.begin(counts, request, options)?;
+        let on = On { stream: answer.stream, workspace: None };
+        self.run_into(ticket, hidden, inputs, buffers, on).map(|_| ())
     }
 }
 
+/// Where answers go that nobody looks at.
+struct Answer {
+    stream: Stream,
+    memory: Arena,
+}
+
+/// Of [`Inputs::sampling`]: rows that all search their cuts.
+const CUT: usize = 1;
+
 /// What belongs to the rows: of every kind that there is.
 struct Inputs {
+    /// Of as many per row as any request has.
     targets: Vec<i64>,
-    sampling: Vec<SamplingParams>,
+    /// How the rows are sampled: in every way, and all of them in each of those that take the most memory.
+    sampling: [Vec<SamplingParams>; 3],
     allowed: Vec<i32>,
-    /// One entry a row.
+    /// One entry a row, of id 0.
     offsets: Vec<usize>,
+    ids: Vec<i64>,
     ones: Vec<f32>,
     counts: Vec<u32>,
     in_prompt: Vec<bool>,
 }
 
 impl Inputs {
-    fn new(rows: usize, vocab_size: usize) -> Result<Self> {
+    fn new(rows: usize, requests: &[Request], vocab_size: usize) -> Result<Self> {
         const WHAT: &str = "inputs of the warm-up";
         // The first takes every round that there is; the others are drawn in other ways.
         let plain = SamplingParams::default();
+        let cut = SamplingParams { top_k: LISTED + 1, top_p: 0.5, min_p: 0.1, ..plain };
+        let listed = SamplingParams { top_k: LISTED.min(vocab_size.saturating_sub(1)), top_p: 0.5, ..plain };
         let kinds = [
-            SamplingParams { top_k: LISTED + 1, top_p: 0.5, min_p: 0.1, ..plain },
+            cut,
             plain,
             SamplingParams { temperature: 0.0, ..plain },
             SamplingParams { top_k: 20, top_p: 0.5, ..plain },
@@ -111,16 +197,25 @@ impl Inputs {
         ];
         let mut inputs = Inputs {
             targets: Vec::new(),
-            sampling: Vec::new(),
+            sampling: Default::default(),
             allowed: Vec::new(),
             offsets: (0..=rows).collect(),
+            ids: Vec::new(),
             ones: Vec::new(),
             counts: Vec::new(),
             in_prompt: Vec::new(),
         };
-        fill(&mut inputs.targets, 0, rows, WHAT)?;
-        fill(&mut inputs.sampling, plain, rows, WHAT)?;
-        inputs.sampling.iter_mut().zip(kinds.iter().cycle()).for_each(|(params, kind)| *params = *kind);
+        let per_row = |request: &Request| match *request {
+            Request::Logprobs { targets, .. } => targets,
+            _ => 0,
+        };
+        let targets = requests.iter().map(per_row).max().unwrap_or(0);
+        fill(&mut inputs.targets, 0, bytes_of(WHAT, [rows, targets])?, WHAT)?;
+        for (params, kinds) in inputs.sampling.iter_mut().zip([&kinds[..], &[cut], &[listed]]) {
+            fill(params, plain, rows, WHAT)?;
+            params.iter_mut().zip(kinds.iter().cycle()).for_each(|(params, kind)| *params = *kind);
+        }
+        fill(&mut inputs.ids, 0, rows, WHAT)?;
         fill(&mut inputs.allowed, -1, rows * vocab_size.div_ceil(32), WHAT)?;
         fill(&mut inputs.ones, 1.0, rows, WHAT)?;
         fill(&mut inputs.counts, 1, rows, WHAT)?;
@@ -128,10 +223,20 @@ impl Inputs {
         Ok(inputs)
     }
 
+    /// Those of a step of `rows` rows.
+    fn of(&self, request: &Request, rows: usize, sampled: usize, adjusted: bool) -> RowInputs<'_> {
+        let targets = match *request {
+            Request::Logprobs { targets, .. } => Some(&self.targets[..rows * targets]),
+            _ => None,
+        };
+        let sampling = matches!(request, Request::Sample { .. }).then(|| &self.sampling[sampled][..rows]);
+        RowInputs { targets, sampling, adjustments: adjusted.then(|| self.adjustments(rows)) }
+    }
+
     /// Those of the first `rows` rows.
     fn adjustments(&self, rows: usize) -> Adjustments<'_> {
-        let words = self.allowed.len() / self.targets.len().max(1);
-        let (offsets, ids, ones) = (&self.offsets[..=rows], &self.targets[..rows], &self.ones[..rows]);
+        let words = self.allowed.len() / self.ids.len().max(1);
+        let (offsets, ids, ones) = (&self.offsets[..=rows], &self.ids[..rows], &self.ones[..rows]);
         Adjustments {
             allowed: Some(&self.allowed[..rows * words]),
             additions: Some(Additions { offsets, ids, values: ones }),

@@ -11,8 +11,8 @@
 //! A word has room for 2^32 terms. Lower digits are dropped, which takes less than 2^-55 of the largest term
 //! from each term: of a vocabulary of 2^20 less than 2^-35 of the sum.
 
-use crate::backend::params as c;
 use crate::exponential::{LIMIT, Term};
+use crate::params as c;
 
 const LN2_HI: f64 = f64::from_bits(c::LMHEAD_LN2_HI64);
 const LN2_LO: f64 = f64::from_bits(c::LMHEAD_LN2_LO64);
@@ -38,8 +38,6 @@ impl Default for ExpSum {
 
 impl ExpSum {
     const EMPTY: ExpSum = ExpSum { top: i32::MIN, words: [0; 3] };
-    /// Bytes of [`ExpSum::encode`].
-    pub(super) const BYTES: usize = 32;
 
     /// The sum over a row of logits.
     #[inline(always)]
@@ -127,7 +125,7 @@ impl ExpSum {
     }
 
     /// Joins what another part of the row sums to.
-    pub(super) fn merge(&mut self, other: &ExpSum) {
+    pub(crate) fn merge(&mut self, other: &ExpSum) {
         let mut other = *other;
         self.lift(other.top);
         other.lift(self.top);
@@ -172,28 +170,15 @@ impl ExpSum {
         (exponent * LN2_HI + libm::log(fraction)) + exponent * LN2_LO
     }
 
-    /// The highest digit (i32), four zeros, three words; little-endian.
-    pub(super) fn encode(&self) -> [u8; Self::BYTES] {
-        let mut out = [0; Self::BYTES];
-        out[..4].copy_from_slice(&self.top.to_le_bytes());
-        for (bytes, word) in out[8..].as_chunks_mut::<8>().0.iter_mut().zip(self.words) {
-            *bytes = word.to_le_bytes();
-        }
-        out
-    }
-
-    /// `None` where no logits have this sum.
-    pub(super) fn decode(bytes: &[u8; Self::BYTES]) -> Option<Self> {
-        let [top, zeros, ..] = *bytes.as_chunks::<4>().0 else { unreachable!("32 bytes") };
-        let [_, low, middle, high] = *bytes.as_chunks::<8>().0 else { unreachable!("32 bytes") };
-        let sum = ExpSum { top: i32::from_le_bytes(top), words: [low, middle, high].map(u64::from_le_bytes) };
+    /// The sum with these digits; `None` where no logits have it.
+    pub(super) fn from_parts(top: i32, words: [u64; 3]) -> Option<Self> {
         // Digits of e^l for |l| <= 2^21.
-        let reached = (-94_549..=94_549).contains(&sum.top);
-        let possible = match sum.words == [0; 3] {
-            true => sum.top == Self::EMPTY.top,
-            false => reached && sum.words.iter().all(|word| word >> 63 == 0),
+        let reached = (-94_549..=94_549).contains(&top);
+        let possible = match words == [0; 3] {
+            true => top == Self::EMPTY.top,
+            false => reached && words.iter().all(|word| word >> 63 == 0),
         };
-        (zeros == [0; 4] && possible).then_some(sum)
+        possible.then_some(ExpSum { top, words })
     }
 }
 
@@ -266,7 +251,7 @@ mod tests {
             let mut sums = vec![ExpSum::EMPTY; parts];
             pieces.iter().enumerate().for_each(|(i, piece)| sums[i * i % parts].add(piece));
             let mut all = ExpSum::EMPTY;
-            sums.iter().rev().for_each(|sum| all.merge(&ExpSum::decode(&sum.encode()).expect("a sum")));
+            sums.iter().rev().for_each(|sum| all.merge(&ExpSum::from_parts(sum.top(), sum.words()).expect("a sum")));
             prop_assert_eq!(all, of_reference(&logits));
         }
 

@@ -1,6 +1,6 @@
 //! Sums of exponentials from their definition ([promise 1](crate#promises)): term by term, every digit kept.
 
-use crate::backend::params as c;
+use crate::params as c;
 use std::collections::BTreeMap;
 
 /// `a·b + c` rounded once, without a fused instruction: the product is exact in f64, the sum is rounded to

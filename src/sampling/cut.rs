@@ -16,9 +16,9 @@ pub const BINS: usize = 1 << 32u32.div_ceil(Digits::FEWEST);
 /// all ranks choose the same digits.
 const LATENCY_BYTES: u128 = 900_000;
 
-/// Bytes of a histogram's word. Fewer would not pay: the masses of a shard of n ids add up to at most
-/// `n · 2^40` in vocabularies of up to 2^23 ids, so that 6 bytes are enough for 256 ids only, and 7 bytes save
-/// an eighth.
+/// Bytes of a histogram's word. Fewer would not pay: the masses of a shard of n ids add up to at most `n ·
+/// 2^40` in vocabularies of up to 2^23 ids, so that 6 bytes are enough for 256 ids only, and 7 bytes save an
+/// eighth.
 pub(crate) const WORD_BYTES: usize = 8;
 /// Bytes of the owner's answer to a shard's histogram: the key as far as it is known, and how many ties the
 /// shard keeps.
@@ -130,8 +130,8 @@ pub(crate) fn logit_of(key: u32) -> f32 {
     f32::from_bits(key ^ if key >> 31 == 1 { 1 << 31 } else { u32::MAX })
 }
 
-/// What of a row is kept so far, over the whole vocabulary: what min_p keeps of the logits above `cut`, and of those equal to it
-/// of the ids below `ties_end`.
+/// What of a row is kept so far, over the whole vocabulary: what min_p keeps of the logits above `cut`, and
+/// of those equal to it of the ids below `ties_end`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kept {
     pub scale: Scale,
@@ -184,9 +184,9 @@ impl Search {
         Search { goal, above: 0, key: 0, wanted: 0 }
     }
 
-    /// Learns the next digit from the histograms over it: the key as far as it is known comes back. `totals` is
-    /// their sum, `word(shard, bin)` what each shard has, with shards in vocabulary order. After the last digit
-    /// `allowances[shard]` is how many of the shard's ids that tie with the cut are kept, lowest first.
+    /// Learns the next digit from the histograms over it: the key as far as it is known comes back. `totals`
+    /// is their sum, `word(shard, bin)` what each shard has, with shards in vocabulary order. After the last
+    /// digit `allowances[shard]` is how many of the shard's ids that tie with the cut are kept, lowest first.
     pub fn learn(
         &mut self,
         digit: Digit,

@@ -1,7 +1,7 @@
 //! What `quantization_config` of a model's `config.json` says of an int8 head. Read in the layout that
 //! compressed-tensors writes: `config_groups` of `targets`, `weights` and `input_activations`.
 
-use crate::config::Quantization;
+use crate::dtype::Quantization;
 use crate::error::{Error, Result};
 use serde_json::Value;
 

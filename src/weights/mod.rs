@@ -2,31 +2,32 @@
 
 mod checkpoint;
 mod folder;
+#[allow(unsafe_code, reason = "an engine's memory")]
+mod foreign;
 mod hf_config;
 mod int8_file;
 mod load;
 #[allow(unsafe_code, reason = "mapped files")]
 mod safetensors_file;
-#[allow(unsafe_code, reason = "mapped files")]
+#[allow(unsafe_code, reason = "mapped files, and an engine's memory")]
 mod storage;
 mod stored;
 pub mod synthetic;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
+pub use foreign::{DeviceMatrix, DeviceWeights};
 pub use int8_file::WeightError;
 pub use load::Progress;
 pub use safetensors::Dtype as StoredDtype;
 pub use safetensors_file::{FloatMatrix, SafetensorsFile, TensorInfo};
 pub use storage::Storage;
 
-use crate::config::Quantization;
 use crate::dtype::DType;
+use crate::dtype::Quantization;
 use crate::error::{Error, Result};
 use crate::quantize::MAX_INT8_HIDDEN;
 use half::{bf16, f16};
 use std::ops::Range;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Weights of a shard, row-major `[vocab.len(), hidden_size]`.
 #[derive(Debug)]
@@ -65,19 +66,51 @@ impl Matrix {
 /// The part of the LM head that one rank holds: vocabulary ids `vocab` of a `[vocab_size, hidden_size]` head.
 #[derive(Debug)]
 pub struct HeadShard {
-    number: u64,
     vocab: Range<usize>,
     vocab_size: usize,
     hidden_size: usize,
     quantization: Quantization,
+    /// Of no rows where the weights are on a device.
     matrix: Matrix,
+    on_device: Option<DeviceWeights>,
     bias: Option<Vec<f32>>,
     fingerprint: Option<u64>,
-    /// Of int8 weights, `[vocab.len()]`, once a backend asked for them.
-    row_sums: OnceLock<Vec<i32>>,
+}
+
+/// What is known of a shard without its weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// The vocabulary ids of the shard. May be empty.
+    pub vocab: Range<usize>,
+    /// Vocabulary size of the whole head.
+    pub vocab_size: usize,
+    /// Columns of W.
+    pub hidden_size: usize,
+    /// Type of the stored weights.
+    pub dtype: DType,
+    pub quantization: Quantization,
+    pub has_bias: bool,
+    /// Which checkpoint the shard is of, where that is known.
+    pub fingerprint: Option<u64>,
+    /// Of weights, scales and bias.
+    pub bytes: u64,
 }
 
 impl HeadShard {
+    /// What is known of it without its weights.
+    pub fn info(&self) -> ShardInfo {
+        ShardInfo {
+            vocab: self.vocab(),
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            dtype: self.matrix.dtype(),
+            quantization: self.quantization,
+            has_bias: self.has_bias(),
+            fingerprint: self.fingerprint,
+            bytes: self.bytes(),
+        }
+    }
+
     /// Joins the parts of a shard. `bias` `[vocab.len()]` f32 is added to the dequantised logit.
     /// Reads all of it once: weights, scales and bias must be finite.
     ///
@@ -124,6 +157,35 @@ impl HeadShard {
         Ok(shard)
     }
 
+    /// Of an engine's weights, whose parts were checked.
+    fn with_weights_on_device(
+        vocab: Range<usize>,
+        vocab_size: usize,
+        hidden_size: usize,
+        quantization: Quantization,
+        weights: DeviceWeights,
+    ) -> Result<Self> {
+        let none = match weights.dtype {
+            DType::F32 => Matrix::F32(Vec::new().into()),
+            DType::F16 => Matrix::F16(Vec::new().into()),
+            DType::Bf16 => Matrix::Bf16(Vec::new().into()),
+            DType::I8 => Matrix::I8 { values: Vec::new().into(), scales: Vec::new() },
+        };
+        // The rest is checked as of a shard without ids.
+        let start = vocab.start;
+        let mut shard = Self::from_finite(start..start, vocab_size, hidden_size, quantization, none, None)?;
+        if vocab.start > vocab.end || vocab.end > vocab_size {
+            return Err(beyond(&vocab, vocab_size));
+        }
+        (shard.vocab, shard.on_device) = (vocab, Some(weights));
+        Ok(shard)
+    }
+
+    /// The weights where they are an engine's own in device memory: [`HeadShard::matrix`] then has no rows.
+    pub fn device_weights(&self) -> Option<&DeviceWeights> {
+        self.on_device.as_ref()
+    }
+
     /// [`HeadShard::new`] for loaders, which have looked at every value already and can name its file.
     pub(crate) fn from_finite(
         vocab: Range<usize>,
@@ -134,12 +196,7 @@ impl HeadShard {
         bias: Option<Vec<f32>>,
     ) -> Result<Self> {
         if vocab.start > vocab.end || vocab.end > vocab_size {
-            return Err(Error::shape(
-                "shard",
-                format!("vocabulary ids within 0..{vocab_size}"),
-                format!("{}..{}", vocab.start, vocab.end),
-                "cut shards with layout::shard_range",
-            ));
+            return Err(beyond(&vocab, vocab_size));
         }
         let rows = vocab.len();
         if rows.checked_mul(hidden_size) != Some(matrix.len()) {
@@ -176,20 +233,16 @@ impl HeadShard {
                 "use w8a16 or 16-bit weights",
             ));
         }
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let row_sums = OnceLock::new();
         let fingerprint = None;
         Ok(HeadShard {
-            number,
             vocab,
             vocab_size,
             hidden_size,
             quantization,
             matrix,
+            on_device: None,
             bias,
             fingerprint,
-            row_sums,
         })
     }
 
@@ -205,11 +258,6 @@ impl HeadShard {
     /// created.
     pub fn fingerprint(&self) -> Option<u64> {
         self.fingerprint
-    }
-
-    /// No other shard of this process has it, nor had it: what a backend keeps of a shard is found by that.
-    pub(crate) fn number(&self) -> u64 {
-        self.number
     }
 
     /// The vocabulary ids of this shard. May be empty.
@@ -237,27 +285,20 @@ impl HeadShard {
         &self.matrix
     }
 
-    /// The sum of each row of int8 weights, which belongs to every product of bytes with an offset: `sum` works them out, the first
-    /// time. It may run more than once where calls come at the same time; none waits for another, as threads of a pool must not.
-    pub(crate) fn row_sums(&self, sum: impl FnOnce(&[i8]) -> Vec<i32>) -> &[i32] {
-        let Matrix::I8 { values, .. } = &self.matrix else { return &[] };
-        if self.row_sums.get().is_none() {
-            let sums = sum(values);
-            return self.row_sums.get_or_init(|| sums);
-        }
-        self.row_sums.get().map_or(&[], Vec::as_slice)
-    }
-
     /// `[vocab().len()]`, added to the dequantised logit.
     pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }
 
+    fn has_bias(&self) -> bool {
+        self.bias.is_some() || self.on_device.as_ref().is_some_and(|weights| weights.bias != 0)
+    }
+
     /// Bytes of weights, scales and bias of this shard.
     pub fn bytes(&self) -> u64 {
-        let scales = if let Matrix::I8 { scales, .. } = &self.matrix { 4 * scales.len() as u64 } else { 0 };
-        let bias = self.bias.as_ref().map_or(0, |b| 4 * b.len() as u64);
-        self.matrix.len() as u64 * self.matrix.dtype().size() as u64 + scales + bias
+        let (rows, dtype) = (self.vocab.len() as u64, self.matrix.dtype());
+        let floats = |there: bool| if there { 4 * rows } else { 0 };
+        rows * (self.hidden_size * dtype.size()) as u64 + floats(dtype == DType::I8) + floats(self.has_bias())
     }
 
     /// True where the weights are read from their file's mapping, which must stay as it is
@@ -278,6 +319,15 @@ impl HeadShard {
     }
 }
 
+fn beyond(vocab: &Range<usize>, vocab_size: usize) -> Error {
+    Error::shape(
+        "shard",
+        format!("vocabulary ids within 0..{vocab_size}"),
+        format!("{}..{}", vocab.start, vocab.end),
+        "cut shards with layout::shard_range",
+    )
+}
+
 /// Index of the first value whose magnitude bits reach those of infinity.
 fn first_not_finite<T, B: Ord + Copy + Default>(
     values: &[T],
@@ -291,25 +341,6 @@ fn first_not_finite<T, B: Ord + Copy + Default>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Nobody waits for who works the sums out at the same time, and all see those of the first to finish.
-    #[test]
-    fn row_sums_are_worked_out_by_many_at_once() {
-        let matrix = Matrix::I8 { values: vec![1, 2, 3, -4].into(), scales: vec![1.0; 2] };
-        let shard = HeadShard::new(0..2, 2, 2, Quantization::W8a8, matrix, None).unwrap();
-        let sums = |values: &[i8]| -> Vec<i32> {
-            values.chunks(2).map(|row| row.iter().map(|w| i32::from(*w)).sum()).collect()
-        };
-        let mut inner = None;
-        let outer = shard.row_sums(|values| {
-            // While these are under way, another thread begins and finishes its own.
-            inner = std::thread::scope(|scope| scope.spawn(|| shard.row_sums(sums)).join().ok());
-            sums(values)
-        });
-        assert_eq!(outer, [3, -1]);
-        assert!(inner.is_some_and(|inner| std::ptr::eq(inner, outer)));
-        assert!(std::ptr::eq(shard.row_sums(|_| unreachable!("they are kept")), outer));
-    }
 
     #[test]
     fn parts_that_do_not_fit_are_refused() {

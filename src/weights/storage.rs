@@ -1,5 +1,6 @@
-//! Elements that are owned, or mapped from a file without a copy.
+//! Elements that are owned, mapped from a file without a copy, or an engine's own.
 
+use super::foreign::Release;
 use crate::error::{Error, Result};
 use bytemuck::Pod;
 use memmap2::{Mmap, MmapMut};
@@ -8,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-/// A read-only slice of `T`, owned or mapped.
+/// A read-only slice of `T`: owned, mapped, or an engine's own.
 pub struct Storage<T>(Inner<T>);
 
 enum Inner<T> {
@@ -22,7 +23,17 @@ enum Inner<T> {
         map: Mmap,
         bytes: usize,
     },
+    Foreign {
+        start: *const T,
+        elements: usize,
+        _release: Release,
+    },
 }
+
+// SAFETY: elements that nobody writes; foreign ones by the promise of who gave them.
+unsafe impl<T: Send + Sync> Send for Storage<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send + Sync> Sync for Storage<T> {}
 
 /// Memory for a copy of weights, zeros at first: from the system in whole pages, which the threads that write them touch first, and in
 /// huge ones where the system has them. Reading W is what a step of few rows waits for, and with pages of 4 KiB it is slower
@@ -126,6 +137,27 @@ impl<T: Pod> Storage<T> {
         }
     }
 
+    /// `elements` elements from `start` on, used in place. `release` is called when nobody uses them any more.
+    ///
+    /// # Errors
+    /// `Shape` where the address is null or not aligned to an element; `release` has been called then.
+    ///
+    /// # Safety
+    /// Until `release` is called they are there, and nobody writes them.
+    pub unsafe fn foreign(
+        start: *const T,
+        elements: usize,
+        release: impl FnOnce() + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let release = Release::new(release);
+        if elements > 0 && (start.is_null() || !start.is_aligned()) {
+            let wanted = format!("an address that is a multiple of {}, not null", align_of::<T>());
+            let fix = "align the weights to their elements";
+            return Err(Error::shape("weights", wanted, format!("{start:p}"), fix));
+        }
+        Ok(Storage(Inner::Foreign { start, elements, _release: release }))
+    }
+
     /// True where the elements are still in the file's mapping.
     pub fn is_mapped(&self) -> bool {
         matches!(self.0, Inner::Mapped { .. })
@@ -148,6 +180,11 @@ impl<T: Pod> Deref for Storage<T> {
             Inner::Mapped { map, bytes } => bytemuck::cast_slice(&map[bytes.clone()]),
             // Pages are aligned for every element.
             Inner::Copied { map, bytes } => bytemuck::cast_slice(&map[..*bytes]),
+            Inner::Foreign { elements: 0, .. } => &[],
+            // SAFETY: the promise of who gave them; aligned, as was checked.
+            Inner::Foreign { start, elements, .. } => unsafe {
+                std::slice::from_raw_parts(*start, *elements)
+            },
         }
     }
 }
@@ -158,6 +195,7 @@ impl<T> fmt::Debug for Storage<T> {
             Inner::Owned(values) => write!(f, "Owned({} elements)", values.len()),
             Inner::Mapped { bytes, .. } => write!(f, "Mapped({} bytes)", bytes.len()),
             Inner::Copied { bytes, .. } => write!(f, "Copied({bytes} bytes)"),
+            Inner::Foreign { elements, .. } => write!(f, "Foreign({elements} elements)"),
         }
     }
 }

@@ -119,7 +119,7 @@ impl Job {
                 let inputs = RowInputs {
                     adjustments: adjusted.then_some(adjustments),
                     targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-                    sampling: matches!(request, Request::Sample).then_some(&sampling[..]),
+                    sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
                 };
                 step.expect("a step").run_with(hidden, &inputs).expect("an answer")
             })

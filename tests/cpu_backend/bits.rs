@@ -3,11 +3,12 @@
 use crate::cases::{
     BACKENDS, Case, Data, KINDS, Numbers, backends_of, bits, data, epilogues, int8, kinds, plain, shapes,
 };
+use lmhead::backend::Backend;
 use lmhead::backend::cpu::Isa;
-use lmhead::backend::{Backend, Job};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
-use lmhead::merge::{PartialSpec, RowPartial};
+use lmhead::memory::Span;
+use lmhead::merge::PartialSpec;
 use lmhead::rows::HiddenRows;
 use proptest::prelude::*;
 
@@ -114,15 +115,39 @@ fn more_rows_than_one_pass() {
                 let (got, _) = case.run(backend, case.all_rows().select(&alone).unwrap(), &shard, DType::F32);
                 assert_eq!(bits(&got), want[row * 100..][..100], "{isa} row {row}");
             }
-            let spec = PartialSpec { k: 1, sum: false };
-            let mut partials = vec![RowPartial::new(spec); 1031];
-            let job =
-                Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
-            backend.partials(&job, spec, &mut partials).unwrap();
-            for (row, partial) in partials.iter().enumerate() {
+            let spec = PartialSpec { k: 1, sum: false, targets: 0 };
+            for (row, mut partial) in case.partials(backend, &shard, spec).into_iter().enumerate() {
                 let best =
                     want[row * 100..][..100].iter().map(|&b| f32::from_bits(b)).fold(f32::MIN, f32::max);
                 assert_eq!(partial.sorted()[0].value, best, "{isa} row {row}");
+            }
+        }
+    }
+}
+
+/// Rows that lie apart, picked by numbers of any width, are those that lie together.
+#[test]
+fn strides_and_indices_pick_the_same_rows() {
+    const VOCAB: usize = 70;
+    for kind in [plain(DType::Bf16), plain(DType::F32), int8(Quantization::W8a8, DType::F16)] {
+        let case = Case::new(kind, 5, 33, VOCAB, Data::Gaussian, 3);
+        let (backend, shard) = (&BACKENDS[BACKENDS.len() - 1], case.shard(0..VOCAB));
+        let want = case.bits(backend);
+        let (own, size) = (33 * kind.hidden.size(), kind.hidden.size());
+        let stride = own + 3 * size;
+        let mut apart = vec![0xffu8; 5 * stride];
+        for (row, bytes) in apart.chunks_mut(stride).enumerate() {
+            bytes[..own].copy_from_slice(case.all_rows().row(row));
+        }
+        let rows = HiddenRows::strided(Span::host(&apart), kind.hidden, 5, 33, stride).unwrap();
+        let picks = [4i64, 0, 4, 2];
+        let narrow = picks.map(|row| row as i32);
+        let all = case.run(backend, rows, &shard, DType::F32).0;
+        assert_eq!(bits(&all), want);
+        for picked in [rows.select_i64(&picks).unwrap(), rows.select_i32(&narrow).unwrap()] {
+            let (got, _) = case.run(backend, picked, &shard, DType::F32);
+            for (got, &row) in bits(&got).chunks(VOCAB).zip(&picks) {
+                assert_eq!(got, &want[row as usize * VOCAB..][..VOCAB], "{kind:?} row {row}");
             }
         }
     }

@@ -1,16 +1,20 @@
 //! Heads with their rows, made from a seed, and the backends that run them.
 
 use half::{bf16, f16};
+use lmhead::backend::HeadTypes;
 use lmhead::backend::cpu::{CpuBackend, Isa};
-use lmhead::backend::{Backend, HeadTypes, Job, LogitsOut};
+use lmhead::backend::{Backend, Job, LoadedShard, LogitsOut, On, Out, Status};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
+use lmhead::memory::SpanMut;
+use lmhead::merge::{Merge, PartialSpec};
+use lmhead::params::LMHEAD_STATUS_NONFINITE;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, Matrix, Storage};
 use proptest::prelude::*;
 use std::ops::Range;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 /// Every instruction set of this machine with one, two and three threads.
 pub static BACKENDS: LazyLock<Vec<CpuBackend>> = LazyLock::new(|| {
@@ -154,7 +158,7 @@ impl Case {
         Case { kind, rows, hidden, vocab, x, w, scales, bias: None, epilogue: Epilogue::default() }
     }
 
-    pub fn shard(&self, vocab: Range<usize>) -> HeadShard {
+    pub fn shard(&self, vocab: Range<usize>) -> Arc<HeadShard> {
         let w = &self.w[vocab.start * self.hidden..vocab.end * self.hidden];
         let matrix = match self.kind.weights {
             DType::F32 => Matrix::F32(Storage::from(w.to_vec())),
@@ -166,7 +170,8 @@ impl Case {
             },
         };
         let bias = self.bias.as_ref().map(|bias| bias[vocab.clone()].to_vec());
-        HeadShard::new(vocab, self.vocab, self.hidden, self.kind.quantization, matrix, bias).unwrap()
+        let shard = HeadShard::new(vocab, self.vocab, self.hidden, self.kind.quantization, matrix, bias);
+        Arc::new(shard.unwrap())
     }
 
     pub fn all_rows(&self) -> HiddenRows<'_> {
@@ -180,23 +185,55 @@ impl Case {
         wide
     }
 
+    /// The shard as it runs on a backend.
+    pub fn load(&self, backend: &CpuBackend, shard: &Arc<HeadShard>) -> Box<dyn LoadedShard> {
+        backend.load(shard, self.kind.hidden).unwrap()
+    }
+
+    /// A job of these rows.
+    pub fn job<'a>(&self, rows: HiddenRows<'a>) -> Job<'a> {
+        Job { rows, epilogue: self.epilogue, adjustments: None }
+    }
+
     /// `[rows.len(), vocab]` in `dtype`, and the non-finite flags.
     pub fn run(
         &self,
         backend: &CpuBackend,
         rows: HiddenRows<'_>,
-        shard: &HeadShard,
+        shard: &Arc<HeadShard>,
         dtype: DType,
     ) -> (Vec<u8>, Vec<bool>) {
         let stride = shard.vocab().len() * dtype.size();
-        let mut bytes = vec![0xa5; rows.len() * stride];
-        let mut nonfinite = vec![false; rows.len()];
-        let job = Job { rows, shard, epilogue: self.epilogue, adjustments: None };
-        backend.check(shard, rows.dtype()).unwrap();
-        let out =
-            LogitsOut { bytes: &mut bytes, stride, dtype, nonfinite: &mut nonfinite, any_allowed: None };
-        backend.logits(&job, out).unwrap();
-        (bytes, nonfinite)
+        let bytes = rows.len() * stride;
+        // Aligned to the elements.
+        let mut logits = vec![0xa5a5_a5a5u32; bytes.div_ceil(4)];
+        let mut words = vec![u32::MAX; rows.len()];
+        let out = LogitsOut {
+            data: SpanMut::host(&mut logits[..]).part(0..bytes),
+            stride,
+            dtype,
+            status: Status::Apart { words: SpanMut::host(&mut words[..]), stride: 4 },
+        };
+        let mut loaded = self.load(backend, shard);
+        loaded.run(&self.job(rows), Out::Logits(out), &mut On::default()).unwrap();
+        let nonfinite = words.iter().map(|word| word & LMHEAD_STATUS_NONFINITE != 0).collect();
+        (bytemuck::cast_slice(&logits)[..bytes].to_vec(), nonfinite)
+    }
+
+    /// The shard's partials of all rows, `[rows, spec.stride(shard)]`.
+    pub fn partial_bytes(&self, backend: &CpuBackend, shard: &Arc<HeadShard>, spec: PartialSpec) -> Vec<u64> {
+        // What was there before is overwritten.
+        let mut bytes = vec![0xa5a5_a5a5_a5a5_a5a5; self.rows * spec.stride(shard.vocab().len()) / 8];
+        let out = Out::Partials(spec, SpanMut::host(&mut bytes[..]));
+        self.load(backend, shard).run(&self.job(self.all_rows()), out, &mut On::default()).unwrap();
+        bytes
+    }
+
+    /// What they say, row by row.
+    pub fn partials(&self, backend: &CpuBackend, shard: &Arc<HeadShard>, spec: PartialSpec) -> Vec<Merge> {
+        let bytes = self.partial_bytes(backend, shard, spec);
+        let rows = bytemuck::cast_slice(&bytes).chunks_exact(spec.stride(shard.vocab().len()));
+        rows.map(|row| merged(spec, &[(row, shard)])).collect()
     }
 
     /// `[rows, vocab]` f32 bits of the whole head.
@@ -204,6 +241,16 @@ impl Case {
         let (bytes, _) = self.run(backend, self.all_rows(), &self.shard(0..self.vocab), DType::F32);
         bits(&bytes)
     }
+}
+
+/// One row's partials of some shards, joined.
+pub fn merged(spec: PartialSpec, parts: &[(&[u8], &HeadShard)]) -> Merge {
+    let mut merge = Merge::default();
+    merge.reset(spec);
+    for (row, shard) in parts {
+        merge.add(row, &shard.vocab()).unwrap();
+    }
+    merge
 }
 
 /// f32 bytes as bits; every NaN is the same one (payloads are not part of the promise).

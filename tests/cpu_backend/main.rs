@@ -6,6 +6,8 @@ mod accuracy;
 mod answers;
 mod bits;
 mod cases;
+mod held;
 mod int8;
 mod outputs;
+#[allow(unsafe_code, reason = "spans that are refused before anybody reads them")]
 mod refused;

@@ -1,12 +1,17 @@
 //! What comes out: candidates and sums, flags of non-finite rows, strided rows of every type.
 
-use crate::cases::{Case, Data, backends_of, bits, data, epilogues, floats, kinds, shapes};
+use crate::cases::{
+    Case, Data, backends_of, bits, data, epilogues, floats, kinds, merged, plain, row_bytes, shapes,
+};
 use half::{bf16, f16};
 use lmhead::backend::cpu::Isa;
-use lmhead::backend::{Backend, Job, LogitsOut};
+use lmhead::backend::{LogitsOut, On, Out, Status};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
-use lmhead::merge::{PartialSpec, RowPartial};
+use lmhead::memory::SpanMut;
+use lmhead::merge::PartialSpec;
+use lmhead::merge::{Candidate, ExpSum};
+use lmhead::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_NONFINITE};
 use proptest::prelude::*;
 
 proptest! {
@@ -20,38 +25,28 @@ proptest! {
     ) {
         let mut case = Case::new(kind, rows, hidden, vocab, data, seed);
         case.epilogue = epilogue;
-        let spec = PartialSpec { k, sum: true };
+        let spec = PartialSpec { k, sum: true, targets: 0 };
         let cut = (cut.index(vocab.div_ceil(64) + 1) * 64).min(vocab);
         for isa in Isa::available() {
             let want = case.bits(backends_of(isa).next().unwrap());
             for backend in backends_of(isa) {
-                let mut merged = vec![RowPartial::new(spec); rows];
-                for part in [0..cut, cut..vocab] {
-                    let shard = case.shard(part);
-                    let job = Job { rows: case.all_rows(), shard: &shard, epilogue, adjustments: None };
-                    // What was there before is overwritten.
-                    let mut out = vec![RowPartial::new(PartialSpec { k: 3, sum: false }); rows];
-                    out.iter_mut().for_each(|p| p.push(0, &[1e30, f32::NAN], false));
-                    backend.partials(&job, spec, &mut out).unwrap();
-                    merged.iter_mut().zip(&out).for_each(|(all, part)| all.merge(part));
-                }
-                for (row, partial) in merged.iter().enumerate() {
-                    let want: Vec<f32> = want[row * vocab..][..vocab].iter().map(|&b| f32::from_bits(b)).collect();
-                    let mut pushed = RowPartial::new(spec);
-                    for (block, logits) in want.chunks(64).enumerate() {
-                        pushed.push(block * 64, logits, true);
-                    }
-                    let list = |p: &RowPartial| {
-                        p.sorted().iter().map(|c| (c.id, c.value.to_bits())).collect::<Vec<_>>()
+                let shards = [case.shard(0..cut), case.shard(cut..vocab)];
+                let parts = shards.each_ref().map(|shard| case.partial_bytes(backend, shard, spec));
+                for row in 0..rows {
+                    let part = |i: usize| {
+                        let stride = spec.stride(shards[i].vocab().len());
+                        (&bytemuck::cast_slice(&parts[i])[row * stride..][..stride], &*shards[i])
                     };
-                    prop_assert_eq!(list(partial), list(&pushed));
-                    prop_assert_eq!(partial.logsumexp().to_bits(), pushed.logsumexp().to_bits());
-                    let mut sorted: Vec<u32> = (0..vocab as u32).collect();
-                    sorted.sort_by(|&a, &b| want[b as usize].partial_cmp(&want[a as usize]).unwrap());
+                    let mut partial = merged(spec, &[part(0), part(1)]);
+                    let logits: Vec<f32> = want[row * vocab..][..vocab].iter().map(|&b| f32::from_bits(b)).collect();
+                    let mut sorted: Vec<Candidate> =
+                        logits.iter().zip(0..).map(|(&value, id)| Candidate { value, id }).collect();
+                    sorted.sort_by(|a, b| b.value.partial_cmp(&a.value).unwrap());
+                    let sum = ExpSum::of(&logits).ln(sorted[0].value);
                     sorted.truncate(k);
-                    let ids: Vec<u32> = partial.sorted().iter().map(|c| c.id).collect();
-                    prop_assert_eq!(ids, sorted);
-                    prop_assert!(!partial.nonfinite());
+                    prop_assert_eq!(partial.sorted(), sorted);
+                    prop_assert_eq!(partial.logsumexp().to_bits(), sum.to_bits());
+                    prop_assert_eq!(partial.status(), LMHEAD_STATUS_ALLOWED);
                 }
             }
         }
@@ -89,41 +84,88 @@ proptest! {
                     }
                 }
             }
-            let spec = PartialSpec { k: 2, sum: true };
-            let mut partials = vec![RowPartial::new(spec); rows];
-            let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
-            backend.partials(&job, spec, &mut partials).unwrap();
-            for (row, partial) in partials.iter().enumerate() {
+            let spec = PartialSpec { k: 2, sum: true, targets: 0 };
+            for (row, partial) in case.partials(backend, &shard, spec).iter().enumerate() {
                 prop_assert_eq!(partial.nonfinite(), row == bad);
             }
         }
     }
 
-    /// Every output type is the f32 logit rounded half to even; bytes between the rows stay as they were; a flag
-    /// that was set stays set.
+    /// A logit that is finite and rounds to infinity counts as not finite where it is delivered so, and there alone.
+    #[test]
+    fn what_overflows_the_delivered_type_is_flagged(
+        (rows, vocab) in (1usize..4, 1usize..200), at in any::<prop::sample::Index>(), negative: bool,
+        near in -40i32..40, dtype in prop::sample::select(vec![DType::F16, DType::Bf16]),
+    ) {
+        // 65520 and 0x7f7f8000 are the first that round to infinity.
+        let limit = if dtype == DType::F16 { 65520f32.to_bits() } else { 0x7f7f_8000 };
+        let value = f32::from_bits(limit.wrapping_add_signed(near));
+        let value = if negative { -value } else { value };
+        let mut case = Case::new(plain(DType::F32), rows, 1, vocab, Data::Gaussian, 1);
+        let at = at.index(rows * vocab);
+        // One column: a row's value times that of the id.
+        case.x = row_bytes(DType::F32, &(0..rows).map(|row| f32::from(row == at / vocab)).collect::<Vec<_>>());
+        case.w = vec![1.0; vocab];
+        case.w[at % vocab] = value;
+        let shard = case.shard(0..vocab);
+        for backend in Isa::available().into_iter().map(|isa| backends_of(isa).last().unwrap()) {
+            for delivered in [DType::F32, dtype] {
+                let (bytes, nonfinite) = case.run(backend, case.all_rows(), &shard, delivered);
+                let infinite = delivered.read(&bytes, at).is_infinite();
+                prop_assert_eq!(infinite, delivered == dtype && near >= 0);
+                let want: Vec<bool> = (0..rows).map(|row| row == at / vocab && infinite).collect();
+                prop_assert_eq!(nonfinite, want, "{} delivered as {}", value, delivered);
+            }
+        }
+    }
+
+    /// Every output type is the f32 logit rounded half to even; bytes between the rows stay as they were, but for
+    /// the status words, which are there or apart.
     #[test]
     fn strided_output_touches_its_own_bytes_only(
-        kind in kinds(), (rows, hidden, vocab) in shapes(), gap in 0usize..70, last_gap in any::<bool>(),
+        kind in kinds(), (rows, hidden, vocab) in shapes(), gap in 0usize..20, last_gap in any::<bool>(),
+        inside in prop::option::of(0usize..3),
         dtype in prop::sample::select(vec![DType::F32, DType::F16, DType::Bf16]), seed in any::<u64>(),
     ) {
         let case = Case::new(kind, rows, hidden, vocab, Data::Wide, seed);
         let shard = case.shard(0..vocab);
         let own = vocab * dtype.size();
-        let stride = own + gap;
+        let at = inside.map(|words| own.next_multiple_of(4) + 4 * words);
+        let stride = match at {
+            Some(at) => at + 4 + 4 * gap,
+            None => own + gap * dtype.size(),
+        };
         for isa in Isa::available() {
             let backend = backends_of(isa).last().unwrap();
-            let (want, _) = case.run(backend, case.all_rows(), &shard, DType::F32);
-            let want = row_bytes_by_the_book(dtype, &floats(&want));
-            let mut bytes = vec![0xa5; rows * stride - if last_gap { 0 } else { gap }];
-            let mut nonfinite = vec![true; rows];
-            let job = Job { rows: case.all_rows(), shard: &shard, epilogue: case.epilogue, adjustments: None };
-            let out = LogitsOut { bytes: &mut bytes, stride, dtype, nonfinite: &mut nonfinite, any_allowed: None };
-            backend.logits(&job, out).unwrap();
-            for (got, want) in bytes.chunks(stride.max(1)).zip(want.chunks(own)) {
+            let (exact, _) = case.run(backend, case.all_rows(), &shard, DType::F32);
+            let want = row_bytes_by_the_book(dtype, &floats(&exact));
+            let end = at.map_or(own, |at| at + 4);
+            let len = rows * stride - if last_gap { 0 } else { stride - end };
+            let mut memory = vec![0xa5a5_a5a5u32; len.div_ceil(4)];
+            let mut words = vec![u32::MAX; 2 * rows];
+            let status = match at {
+                Some(at) => Status::Inside { at },
+                None => Status::Apart { words: SpanMut::host(&mut words[..]), stride: 8 },
+            };
+            let data = SpanMut::host(&mut memory[..]).part(0..len);
+            let out = Out::Logits(LogitsOut { data, stride, dtype, status });
+            case.load(backend, &shard).run(&case.job(case.all_rows()), out, &mut On::default()).unwrap();
+            let bytes: &[u8] = &bytemuck::cast_slice(&memory)[..len];
+            for (row, (got, want)) in bytes.chunks(stride).zip(want.chunks(own)).enumerate() {
                 prop_assert_eq!(&got[..own], want);
-                prop_assert!(got[own..].iter().all(|&b| b == 0xa5), "the gap was written");
+                let word = match at {
+                    Some(at) => u32::from_le_bytes(got[at..at + 4].try_into().unwrap()),
+                    None => words[2 * row],
+                };
+                let overflows = (0..vocab).any(|i| !dtype.read(want, i).is_finite());
+                let nonfinite = if overflows { LMHEAD_STATUS_NONFINITE } else { 0 };
+                prop_assert_eq!(word, LMHEAD_STATUS_ALLOWED | nonfinite);
+                let place = at.unwrap_or(stride)..at.map_or(stride, |at| at + 4);
+                let gap = got.iter().enumerate().skip(own).filter(|(i, _)| !place.contains(i));
+                prop_assert!(gap.into_iter().all(|(_, &b)| b == 0xa5), "the gap was written");
             }
-            prop_assert!(nonfinite.iter().all(|&flag| flag));
+            let apart = words.iter().skip(1).step_by(2).all(|&word| word == u32::MAX);
+            prop_assert!(apart, "more than the words was written");
         }
     }
 }

@@ -4,22 +4,21 @@
 mod creation;
 mod endings;
 mod heads;
-mod hooked;
+pub mod hooked;
 mod memory;
 mod steps;
 
-use hooked::{HookedBackend, When, head_with, hooked};
-use lmhead::backend::{Backend, HeadTypes, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
+use hooked::{When, head_with, hooked};
+use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
-use lmhead::merge::{PartialSpec, RowPartial};
 use lmhead::result::{Answer, Request, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
-use lmhead::weights::HeadShard;
+use lmhead_testkit::hooked::{Asked, hooked as hooked_backend};
 use lmhead_testkit::{TestHead, each_rank, head_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -102,7 +102,11 @@ fn only_candidates_cross_for_top_k() {
         assert_eq!(stats.bytes_received, gathered + rows as u64 * (8 * others + 40 * peers));
     }
     for (me, stats) in stats(Request::logits(DType::Bf16)).into_iter().enumerate() {
-        let others = 1000 - lmhead::layout::shard_range(1000, size, me).len() as u64;
-        assert_eq!(stats.bytes_received, gathered + rows as u64 * (2 * others + 4 * peers));
+        // Of each shard a row with its status word, in strides of 16 bytes.
+        let stride =
+            |m: usize| (2 * lmhead::layout::shard_range(1000, size, m).len() + 4).next_multiple_of(16);
+        let others: usize = (0..size).filter(|m| *m != me).map(stride).sum();
+        assert_eq!(stats.bytes_received, gathered + (rows * others) as u64);
+        assert_eq!(stats.bytes_sent, gathered + peers * (rows * stride(me)) as u64);
     }
 }

@@ -9,6 +9,20 @@ use lmhead::result::{Output, Request};
 use lmhead::weights::{LoadOptions, Matrix};
 use lmhead_testkit::golden::{goldens, statuses};
 
+/// The status of each row, some of whose logits may overflow what is delivered: the files know f32 alone.
+fn delivered(status: &[u8], logits: &[f64], vocab: usize, dtype: DType) -> Vec<u8> {
+    let rows = status.iter().zip(logits.chunks(vocab));
+    let of_row = |(&status, logits): (&u8, &[f64])| {
+        let logits: Vec<f32> = logits.iter().map(|l| *l as f32).collect();
+        let (mut bytes, mut wide) = (vec![0; logits.len() * dtype.size()], vec![0.0; logits.len()]);
+        dtype.round_into(&logits, &mut bytes);
+        dtype.widen(&bytes, &mut wide);
+        let overflows = logits.iter().zip(&wide).any(|(logit, wide)| logit.is_finite() && wide.is_infinite());
+        if status == 0 && overflows { 1 } else { status }
+    };
+    rows.map(of_row).collect()
+}
+
 #[test]
 fn logits_are_within_the_stated_error_and_exact_where_they_must_be() {
     for golden in goldens() {
@@ -20,7 +34,12 @@ fn logits_are_within_the_stated_error_and_exact_where_they_must_be() {
         for size in [1, 2, 5] {
             for dtype in [DType::F32, DType::Bf16, DType::F16] {
                 let answers = golden.run(size, Request::logits(dtype));
-                assert_eq!(statuses(&answers), status, "{} P {size}", golden.stored.name);
+                assert_eq!(
+                    statuses(&answers),
+                    delivered(status, &expected, golden.config.vocab_size, dtype),
+                    "{} P {size}",
+                    golden.stored.name
+                );
                 let got: Vec<f32> = answers.iter().flat_map(|a| a.output.logits_f32().unwrap()).collect();
                 assert_eq!(got.len(), expected.len());
                 for (i, (&got, &want)) in got.iter().zip(&expected).enumerate() {

@@ -133,16 +133,14 @@ fn adjusted_logits_best_ids_and_logprobs_are_those_of_numpy() {
                 let want = golden.stored.f64s(&format!("expected.{prefix}logprobs"));
                 let ranks = golden.stored.i64s(&format!("expected.{prefix}ranks"));
                 for chunk_bytes in [1 << 20, 20_000] {
-                    let request = Request::Logprobs { top_n: golden.k, processed };
+                    let request = Request::Logprobs { targets: 1, top_n: golden.k, processed };
                     let answers = golden.run(size, request, chunk_bytes);
                     let (mut got, mut got_ranks, mut got_ids) = (Vec::new(), Vec::new(), Vec::new());
                     for answer in &answers {
-                        let Output::Logprobs { logprobs, ranks, top_ids, .. } = &answer.output else {
-                            panic!("not logprobs")
-                        };
-                        got.extend_from_slice(logprobs);
-                        got_ranks.extend_from_slice(ranks);
-                        got_ids.extend_from_slice(top_ids);
+                        let Output::Logprobs(told) = &answer.output else { panic!("not logprobs") };
+                        got.extend_from_slice(&told.logprobs);
+                        got_ranks.extend_from_slice(&told.ranks);
+                        got_ids.extend_from_slice(&told.top_ids);
                     }
                     assert_eq!(got_ranks, ranks, "{name} P {size} {request}");
                     if processed {

@@ -68,7 +68,7 @@ impl Golden {
         });
         let mut all = (Vec::new(), Vec::new());
         for answer in answers {
-            let Output::Sample { ids } = answer.output else { panic!("{:?}", answer.output) };
+            let Output::Sample { ids, .. } = answer.output else { panic!("{:?}", answer.output) };
             all.0.extend(ids);
             all.1.extend(answer.row_status);
         }

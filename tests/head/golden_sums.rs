@@ -5,13 +5,15 @@ use lmhead::adjust::Adjustments;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::layout::even_part;
-use lmhead::merge::{ExpSum, PartialSpec, RowPartial};
+use lmhead::merge::ExpSum;
+use lmhead::merge::{Best, Merge, PartialMut, PartialSpec};
 use lmhead::result::{Output, Request, RowInputs, RowStatus};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
 use lmhead::sampling::mass::{Scale, share};
 use lmhead_testkit::golden::GoldenFile;
 use lmhead_testkit::{TestHead, each_rank, head_of};
+use std::ops::Range;
 
 /// A file of `sums`.
 struct Sums {
@@ -104,6 +106,21 @@ fn the_logarithm_is_that_of_the_definition_and_close_to_the_truth() {
     assert!(judged > 500, "{judged} rows");
 }
 
+/// Partials that are asked for their sums.
+const SUMS: PartialSpec = PartialSpec { k: 1, sum: true, targets: 0 };
+
+/// The partial of a shard with these ids and logits, in words of 8 bytes.
+fn partial(ids: &Range<usize>, logits: &[f32]) -> Vec<u64> {
+    let mut words = vec![0; SUMS.stride(ids.len()) / 8];
+    let mut best = Best::default();
+    best.reset(SUMS.k);
+    best.offer_block(ids.start, logits);
+    let mut row = PartialMut::new(bytemuck::cast_slice_mut(&mut words), &SUMS, ids.len());
+    row.set_candidates(best.candidates());
+    row.set_sum(&ExpSum::of(logits));
+    words
+}
+
 #[test]
 fn parts_that_are_merged_have_the_sum_of_the_whole_wherever_they_are_cut() {
     for sums in Sums::all() {
@@ -111,13 +128,15 @@ fn parts_that_are_merged_have_the_sum_of_the_whole_wherever_they_are_cut() {
             let logits = sums.row(row);
             let want = ExpSum::of(logits).ln(largest(logits));
             for cut in [1, 17, sums.vocab / 3, sums.vocab - 1].map(|cut| cut.min(sums.vocab)) {
-                let spec = PartialSpec { k: 1, sum: true };
-                let (mut left, mut right) = (RowPartial::new(spec), RowPartial::new(spec));
-                left.push(0, &logits[..cut], true);
-                right.push(cut, &logits[cut..], true);
-                for (mut one, other) in [(left.clone(), &right), (right.clone(), &left)] {
-                    one.merge(other);
-                    assert_eq!(one.logsumexp_f64(), want, "{} row {row} cut at {cut}", sums.name);
+                let parts = [0..cut, cut..sums.vocab].map(|ids| (partial(&ids, &logits[ids.clone()]), ids));
+                let [left, right] = &parts;
+                for order in [[left, right], [right, left]] {
+                    let mut merge = Merge::default();
+                    merge.reset(SUMS);
+                    for (bytes, ids) in order {
+                        merge.add(bytemuck::cast_slice(bytes), ids).unwrap();
+                    }
+                    assert_eq!(merge.logsumexp(), want, "{} row {row} cut at {cut}", sums.name);
                 }
             }
         }

@@ -28,7 +28,7 @@ fn rank(test: &TestHead, config: &HeadConfig, me: usize, exchange: Arc<dyn Excha
     let answer = |request: Request| {
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-            sampling: (request == Request::Sample).then_some(&sampling[..]),
+            sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
             adjustments: None,
         };
         head.step(RowCounts::exact(&[rows; SIZE]), &request)?.run_with(hidden, &inputs)

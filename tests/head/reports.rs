@@ -2,18 +2,16 @@
 //! error here, or cannot happen. nccl#1906, an all_gather in another order, is in `wrong_transports`.
 
 use lmhead::adjust::{Adjustments, Counts, Penalties};
-use lmhead::backend::{Backend, HeadTypes, HeldLogits, Job, LogitsOut, SamplingPass, Tally};
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
-use lmhead::merge::{PartialSpec, RowPartial};
 use lmhead::result::{Answer, Output, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
-use lmhead::weights::HeadShard;
+use lmhead_testkit::hooked::hooked;
 use lmhead_testkit::{TestHead, each_rank, head_of, row_bits};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -37,7 +35,7 @@ fn step(head: &mut LmHead, counts: RowCounts, request: Request, rows: usize, see
     let (targets, sampling) = (vec![7; rows], vec![SamplingParams::default(); rows]);
     let inputs = RowInputs {
         targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-        sampling: (request == Request::Sample).then_some(&sampling[..]),
+        sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
         adjustments: None,
     };
     head.step(counts, &request)?.run_with(hidden, &inputs)
@@ -127,7 +125,7 @@ fn vllm_ascend_14668_idle_ranks_penalties_and_capacity() {
         let (targets, sampling) = (vec![7; rows], vec![SamplingParams::default(); rows]);
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-            sampling: (request == Request::Sample).then_some(&sampling[..]),
+            sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
             adjustments,
         };
         head.step_adjusted(counts, &request)?.run_with(hidden, &inputs)
@@ -239,54 +237,6 @@ fn vllm_44185_a_rank_that_skips_its_draft_head() {
     assert!(matches!(&errors[1], Error::Timeout { .. }), "{}", errors[1]);
 }
 
-/// A backend that notes which of its calls are made, and with how many rows at most.
-struct Noting {
-    inner: Arc<dyn Backend>,
-    most_rows: Mutex<BTreeMap<String, usize>>,
-}
-
-impl Noting {
-    fn note(&self, call: String, rows: usize) {
-        let mut most_rows = self.most_rows.lock().unwrap();
-        let most = most_rows.entry(call).or_default();
-        *most = rows.max(*most);
-    }
-}
-
-impl Backend for Noting {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-    fn fingerprint(&self, types: HeadTypes) -> String {
-        self.inner.fingerprint(types)
-    }
-    fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
-        self.inner.check(shard, hidden)
-    }
-    fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
-        self.note(format!("logits in {}", out.dtype), job.rows.len());
-        self.inner.logits(job, out)
-    }
-    fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
-        self.note(format!("partials of {spec:?}"), job.rows.len());
-        self.inner.partials(job, spec, out)
-    }
-    fn tally(&self, tally: Tally<'_>) -> Result<()> {
-        self.note(format!("tally of {:?}", tally.spec), tally.partials.len());
-        self.inner.tally(tally)
-    }
-    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
-        let (name, rows) = match &pass {
-            SamplingPass::Maxima { rows, .. } => ("maxima", rows.len()),
-            SamplingPass::Histograms { queries, .. } => ("histograms", queries.len()),
-            SamplingPass::Ties { queries, .. } => ("ties", queries.len()),
-            SamplingPass::Candidates { rows, .. } => ("candidates", rows.len()),
-        };
-        self.note(name.into(), rows);
-        self.inner.sample(held, pass)
-    }
-}
-
 /// vllm#48568: the warm-up brought fewer rows, and the first speculative step, which has 1 + k rows for each,
 /// hung. After `warm_up(c)` no step of up to c rows makes a call of the backend that the warm-up has not made
 /// with as many rows.
@@ -295,14 +245,21 @@ fn vllm_48568_no_first_use_after_the_warm_up() {
     // Four sequences with two speculative tokens each.
     const MOST: usize = 4 * (1 + 2);
     each_rank(SIZE, |me, exchange| {
-        let backend = Arc::new(Noting { inner: lmhead_testkit::backend(), most_rows: Mutex::default() });
+        let most_rows: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
+        let noted = Arc::clone(&most_rows);
+        let backend = hooked(lmhead_testkit::backend(), move |asked| {
+            let call = format!("{}, {:?}", asked.method, asked.ask);
+            let mut noted = noted.lock().unwrap();
+            let most = noted.entry(call).or_default();
+            *most = asked.entries.max(*most);
+        });
         let group = HeadGroup::data_parallel(SIZE, me).unwrap();
         let shard = test_head().shard(group.shard(300, me));
         // Chunks of logprobs of a few rows: a step has several.
         let config = HeadConfig { logprobs_chunk_bytes: 8000, ..config("lm_head", 30_000) };
-        let mut head = LmHead::new(&config, group, shard, exchange, backend.clone()).unwrap();
+        let mut head = LmHead::new(&config, group, shard, exchange, backend).unwrap();
         head.warm_up(MOST, &requests()).unwrap();
-        let warm = std::mem::take(&mut *backend.most_rows.lock().unwrap());
+        let warm = std::mem::take(&mut *most_rows.lock().unwrap());
         assert!(warm.len() >= 8, "{warm:?}");
         for request in requests() {
             for rows in 0..=MOST {
@@ -317,7 +274,7 @@ fn vllm_48568_no_first_use_after_the_warm_up() {
             let all_full = RowCounts::exact(&[MOST; SIZE]);
             step(&mut head, all_full, request, MOST, 5).unwrap();
         }
-        for (call, rows) in backend.most_rows.lock().unwrap().iter() {
+        for (call, rows) in most_rows.lock().unwrap().iter() {
             let seen =
                 warm.get(call).unwrap_or_else(|| panic!("{call}: first used after the warm-up: {warm:?}"));
             assert!(rows <= seen, "{call}: {rows} rows, after a warm-up with {seen}");
@@ -337,7 +294,7 @@ fn sglang_39899_selections_of_idle_ranks() {
         }
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&[][..]),
-            sampling: (request == Request::Sample).then_some(&[][..]),
+            sampling: matches!(request, Request::Sample { .. }).then_some(&[][..]),
             adjustments: None,
         };
         head.step(counts, &request)?.run_with(hidden, &inputs)

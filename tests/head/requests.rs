@@ -145,7 +145,7 @@ fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
     for counts in modes {
         for top_n in [0, 5] {
             // Of a shard's 128 f32 logits and 8 f32 hidden states.
-            let row = lmhead_testkit::chunk_row(128, 8 * 4, top_n, SIZE);
+            let row = lmhead_testkit::chunk_row(128, 8 * 4, 1, top_n, SIZE);
             for (chunk_bytes, chunks) in
                 [(row, 8), (4 * row - 1, 3), (8 * row - 1, 2), (8 * row, 1), (1 << 40, 1)]
             {
@@ -155,14 +155,14 @@ fn logprobs_take_three_rounds_a_chunk_and_their_bytes_are_counted() {
                     let (stats, peers) = (answer.stats, SIZE as u64 - 1);
                     // Header, targets; then for each chunk hidden rows, target logits, partials.
                     assert_eq!(stats.rounds, 2 + 3 * chunks);
-                    let targets = (0..SIZE).flat_map(|r| (0..ROWS).map(move |row| target(r, row)));
-                    let owned = targets.filter(|t| *t as usize / 128 == rank).count() as u64;
                     let all = (SIZE * ROWS) as u64;
-                    let partial = 8 + 32 + 8 * (top_n as u64).max(1) + 4;
+                    // The count of ids that beat the target fills 8 bytes.
+                    let partial = 40 + 8 * (top_n as u64).max(1) + 8;
                     let fixed =
                         peers * (HEADER_BYTES as u64 + ROWS as u64 * (4 + 32) + ROWS as u64 * partial);
-                    assert_eq!(stats.bytes_sent, fixed + peers * 4 * owned);
-                    assert_eq!(stats.bytes_received, fixed + 4 * (all - owned));
+                    // Every rank says something of every target: its logit, or that it has not got it.
+                    assert_eq!(stats.bytes_sent, fixed + peers * 4 * all);
+                    assert_eq!(stats.bytes_received, stats.bytes_sent);
                     assert_eq!(stats.rows_computed, all);
                     if top_n == 5 && rank == 0 {
                         let bits = row_bits(&answer, 0);
@@ -183,16 +183,16 @@ fn bad_logprobs_are_refused_with_the_row_and_the_rule() {
             logprob_steps(1 << 20, Request::logprobs(0), exact, target).into_iter().enumerate()
         {
             let error = answer.unwrap_err();
-            let want = format!("target of row 1: wanted an id from 0 to 511, got {bad}");
+            let want = format!("target of row 1: wanted an id from 0 to 511, or -100 for none, got {bad}");
             assert!(error.to_string().contains(&want), "rank {rank}: {error}");
             assert_eq!(matches!(error, Error::StepMismatch { .. }), rank != 2, "rank {rank}: {error}");
         }
     }
     for (bytes, request, want) in [
         (
-            819,
+            823,
             Request::logprobs(0),
-            "logprobs_chunk_bytes: wanted at least 820: a row of 32 bytes of hidden states",
+            "logprobs_chunk_bytes: wanted at least 824: a row of 32 bytes of hidden states",
         ),
         (8000, Request::logprobs(513), "request logprobs: wanted at most the vocabulary size, 512"),
         (8000, Request::argmax(), "targets: wanted none with argmax, got some"),
@@ -238,7 +238,7 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
         step.run_with(hidden, &RowInputs { targets: Some(&targets), ..RowInputs::default() }).unwrap()
     });
-    // A row is (1024 logits + 8 hidden states) x 4 bytes and 172 for candidates: 232 to a chunk, rank 1's one row in the first.
+    // A row is (1024 logits + 8 hidden states) x 4 bytes and 168 for candidates: 232 to a chunk, rank 1's one row in the first.
     let chunks = 3001usize.div_ceil(232) as u32;
     for answer in &answers {
         assert_eq!(answer.stats.rounds, 2 + 3 * chunks);

@@ -1,15 +1,17 @@
 //! Sampled tokens: how often each is drawn, on what it may not depend, the rounds it takes, and what is refused.
 //! That a token is the one that the definition gives over full logits, at any sharding, is tested with the other requests in `requests.rs`.
 
+use crate::contract::hooked::{When, hooked};
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::error::Error;
-use lmhead::exchange::{Call, Exchange, Fault, Operation, Reset, local};
+use lmhead::exchange::{Exchange, Operation, local};
 use lmhead::head::{LmHead, step_traffic};
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
 use lmhead::result::{Answer, Output, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
+use lmhead::sampling::cut::Digits;
 use lmhead::step::HEADER_BYTES;
 use lmhead_testkit::{Random, TestHead, each_rank, head_of};
 use proptest::prelude::*;
@@ -56,7 +58,7 @@ fn draw_from(
 }
 
 fn tokens(answer: &Answer) -> &[i64] {
-    let Output::Sample { ids } = &answer.output else { panic!("{:?}", answer.output) };
+    let Output::Sample { ids, .. } = &answer.output else { panic!("{:?}", answer.output) };
     ids
 }
 
@@ -401,6 +403,27 @@ fn tensor_parallel_ranks_that_disagree_on_parameters_are_named() {
     }
 }
 
+/// The busiest of the ranks fixes the rounds of a search; of an odd number of rows two ranks decide different
+/// numbers.
+#[test]
+fn a_warm_up_is_the_same_on_every_rank_where_searches_change_their_rounds() {
+    const MOST: usize = 1000;
+    let digits = |rows| Digits::planned(rows, 2).rounds();
+    assert!(digits(1) < digits(MOST / 2), "rows for which no number of rounds changes");
+    let test = TestHead::random(60, 8, DType::F32, Quantization::None, 3);
+    let layout = ParallelLayout { tp: 2, ..ParallelLayout::data_parallel(1) };
+    let warm = each_rank(2, |me, exchange| {
+        let group = HeadGroup::of(me, &layout, 2).unwrap().unwrap();
+        let config = HeadConfig { verify: Verify::Always, ..test.config() };
+        let shard = test.shard(group.shard(60, me));
+        let mut head = LmHead::new(&config, group, shard, exchange, lmhead_testkit::backend()).unwrap();
+        head.warm_up(MOST, &[Request::sample()])
+    });
+    for (rank, warm) in warm.into_iter().enumerate() {
+        warm.unwrap_or_else(|error| panic!("rank {rank}: {error}"));
+    }
+}
+
 #[test]
 fn in_capacity_mode_tensor_parallel_ranks_see_each_others_headers_with_the_parameters() {
     let plain = |_: usize| Some(vec![SamplingParams::default(); 2]);
@@ -412,65 +435,21 @@ fn in_capacity_mode_tensor_parallel_ranks_see_each_others_headers_with_the_param
     }
 }
 
-/// An exchange whose bytes come damaged in one operation.
-struct Damages {
-    inner: Arc<dyn Exchange>,
-    operation: Operation,
-    random: Mutex<Random>,
-}
-
-impl Damages {
-    fn damage(&self, call: &Call, recv: &mut [&mut [u8]]) {
-        if call.operation != self.operation {
+/// `inner`, whose bytes come damaged in one operation.
+fn damaged(inner: Arc<dyn Exchange>, operation: Operation, seed: u64) -> Arc<dyn Exchange> {
+    let random = Mutex::new(Random(seed));
+    hooked(inner, move |when, call, recv| {
+        if call.operation != operation || !matches!(when, When::AfterGather | When::AfterExchange) {
             return;
         }
-        let mut random = self.random.lock().unwrap();
+        let mut random = random.lock().unwrap();
         for piece in recv.iter_mut().filter(|piece| !piece.is_empty()) {
             for _ in 0..1 + random.below(4) {
                 let at = random.below(piece.len());
                 piece[at] = random.next() as u8;
             }
         }
-    }
-}
-
-impl Exchange for Damages {
-    fn name(&self) -> &'static str {
-        "damages"
-    }
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-    fn me(&self) -> usize {
-        self.inner.me()
-    }
-    fn all_gather_v(
-        &self,
-        call: &Call,
-        members: &[usize],
-        send: &[u8],
-        recv: &mut [&mut [u8]],
-    ) -> Result<(), Fault> {
-        let done = self.inner.all_gather_v(call, members, send, recv);
-        self.damage(call, recv);
-        done
-    }
-    fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
-        let done = self.inner.all_to_all_v(call, send, recv);
-        self.damage(call, recv);
-        done
-    }
-    fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
-        let (instance, inner) = self.inner.channel(head)?;
-        let random = Mutex::new(self.random.lock().unwrap().clone());
-        Ok((instance, Arc::new(Damages { inner, operation: self.operation, random })))
-    }
-    fn notify_abort(&self, call: &Call, reason: &str) {
-        self.inner.notify_abort(call, reason);
-    }
-    fn reset(&self, call: &Call) -> Result<Reset, Fault> {
-        self.inner.reset(call)
-    }
+    })
 }
 
 /// What a peer of another version, or with broken memory, may send: an error or an answer within the vocabulary, never a panic.
@@ -495,10 +474,9 @@ fn damaged_bytes_neither_panic_nor_leave_the_vocabulary() {
                     .map(|(me, inner)| {
                         let (test, params) = (&test, &params);
                         scope.spawn(move || {
-                            let random = Mutex::new(Random(seed << 1 | me as u64));
                             let exchange: Arc<dyn Exchange> = match me {
                                 0 => Arc::new(inner),
-                                _ => Arc::new(Damages { inner: Arc::new(inner), operation, random }),
+                                _ => damaged(Arc::new(inner), operation, seed << 1 | me as u64),
                             };
                             let config = HeadConfig { timeout: Duration::from_secs(20), ..test.config() };
                             let mut head = head_of(test, &config, 2, me, exchange)?;

@@ -201,18 +201,15 @@ fn a_group_larger_than_its_exchange_is_refused_on_every_rank() {
 
 #[test]
 fn a_panic_of_transport_or_backend_is_told_to_the_others_at_once() {
-    for name in [
-        "a panic in the header round",
-        "a panic in the gather",
-        "a panic in the making",
-        "a panic in prepare",
-    ] {
+    for name in
+        ["a panic in the header round", "a panic in the gather", "a panic in the making", "a panic in load"]
+    {
         for (transport, answers) in both(name, SIZE) {
             assert_eq!(error_of(&answers[1]).0, PANIC, "{name}, {transport}");
             for rank in [0, 2] {
                 let (code, text) = error_of(&answers[rank]);
                 // A head that was never made is gone with its panic.
-                let made = !name.contains("making") && !name.contains("prepare");
+                let made = !name.contains("making") && !name.contains("load");
                 let told = code == MISMATCH && text.contains("ranks [1] say its thread panicked");
                 let gone = code == LOST && text.contains("ranks [1] have left");
                 let what = format!("{name}, {transport}, rank {rank}: {code} {text}");

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
-use lmhead::result::Request;
+use lmhead::result::{Request, TokenLogprobs};
 use lmhead::sampling::SamplingParams;
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ pub struct RunArgs {
     pub copy: bool,
 
     /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and,
-    /// for each output row, targets [n]; allowed i32 [n, ceil(vocab/32)] (a bit per id); additions to single
+    /// for each output row, targets [n] or [n, m] (-100: none); allowed i32 [n, ceil(vocab/32)] (a bit per id); additions to single
     /// logits: adjust_rows, adjust_ids, adjust_values [m]; penalties: repetition_penalty, frequency_penalty,
     /// presence_penalty [n] with count_rows, count_ids, count_values, count_in_prompt [m]; sampling: seed,
     /// position, temperature, top_k, top_p, min_p [n]; synthetic rows without it
@@ -67,10 +67,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
     pub mode: CountMode,
 
-    /// logits | argmax | topk:K | sample | logprobs[:N] (of the ids in targets i32 or i64 [n] of --hidden, and of the N best)
+    /// logits | argmax | topk:K | sample (a token), sample:N (with its logprob, its rank and the N best ids) |
+    /// logprobs[:N] (of the ids in --hidden's targets, and of the N best)
     #[arg(long, value_name = "WHAT", default_value = "logits", allow_hyphen_values = true)]
     pub request: String,
-    /// With logprobs: of the logits with --hidden's adjustments, which raw logprobs leave aside
+    /// With logprobs and sample:N: logprobs of the logits with --hidden's adjustments, which raw ones leave aside
     #[arg(long)]
     pub processed: bool,
     #[command(flatten)]
@@ -258,47 +259,42 @@ impl RequestWords<'_> {
             let (wanted, fix) = ("--request logits beside it", "no other request rounds its logits");
             return Err(refused("--logits-dtype", wanted, self.request, fix));
         }
-        let logprobs =
-            self.request.strip_prefix("logprobs").filter(|rest| rest.is_empty() || rest.starts_with(':'));
-        if self.processed && logprobs.is_none() {
-            let (wanted, fix) = ("--request logprobs beside it", "the other requests always use adjustments");
+        let processed = self.processed;
+        let (name, number) = match self.request.split_once(':') {
+            Some((name, number)) => (name, Some(number)),
+            None => (self.request, None),
+        };
+        let told = name == "logprobs" || (name == "sample" && number.is_some());
+        if processed && !told {
+            let wanted = "--request logprobs or sample:N beside it";
+            let fix = "whatever else is asked for is always of the adjusted logits";
             return Err(refused("--processed", wanted, self.request, fix));
         }
-        if let Some(rest) = logprobs {
-            let top_n = match rest.strip_prefix(':').map(str::parse) {
-                None => 0,
-                Some(Ok(top_n)) => top_n,
-                Some(Err(_)) => {
-                    let wanted = "N from 0 to the vocabulary size";
-                    return Err(refused(
-                        "--request logprobs:N",
-                        wanted,
-                        self.request,
-                        "write it as in logprobs:5",
-                    ));
-                }
-            };
-            return Ok(Request::Logprobs { top_n, processed: self.processed });
-        }
-        match self.request {
-            "logits" => Ok(Request::Logits { dtype }),
-            "argmax" => Ok(Request::Argmax),
-            "sample" => Ok(Request::Sample),
-            other => match other.strip_prefix("topk:").map(str::parse) {
-                Some(Ok(k)) => Ok(Request::TopK { k }),
-                Some(Err(_)) => Err(refused(
-                    "--request topk:K",
-                    "K from 1 to the vocabulary size",
-                    other,
-                    "write it as in topk:8",
-                )),
-                None => Err(refused(
-                    "--request",
-                    "logits, argmax, topk:K, sample or logprobs[:N]",
-                    other,
-                    "use one of those",
-                )),
-            },
+        let top_n = |option: &str, number: &str| {
+            let (wanted, fix) = ("N from 0 to the vocabulary size", format!("write it as in {name}:5"));
+            number.parse().map_err(|_| refused(option, wanted, self.request, &fix))
+        };
+        match (name, number) {
+            ("logits", None) => Ok(Request::Logits { dtype }),
+            ("argmax", None) => Ok(Request::Argmax),
+            ("sample", None) => Ok(Request::Sample { logprobs: None }),
+            ("sample", Some(number)) => {
+                let top_n = top_n("--request sample:N", number)?;
+                Ok(Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed }) })
+            }
+            // How many targets a row has is what --hidden says.
+            ("logprobs", number) => {
+                let top_n = number.map_or(Ok(0), |number| top_n("--request logprobs:N", number))?;
+                Ok(Request::Logprobs { targets: 1, top_n, processed })
+            }
+            ("topk", Some(number)) => number.parse().map(|k| Request::TopK { k }).map_err(|_| {
+                let (wanted, fix) = ("K from 1 to the vocabulary size", "write it as in topk:8");
+                refused("--request topk:K", wanted, self.request, fix)
+            }),
+            _ => {
+                let wanted = "logits, argmax, topk:K, sample[:N] or logprobs[:N]";
+                Err(refused("--request", wanted, self.request, "use one of those"))
+            }
         }
     }
 }

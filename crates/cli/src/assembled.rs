@@ -1,92 +1,179 @@
-//! The answers of all ranks as one, in output-row order.
+//! The answers of all ranks as one.
 //!
-//! An answer can be gigabytes of logits, so it is held once. A rank's answer is moved where it is the whole
-//! one, else copied row by row and given back; the pages of the whole are touched only as rows come.
+//! An answer can be gigabytes of logits, so it is held once: every rank writes its rows where they stay. They
+//! lie in the order of the ranks that answer them, and come into output order in place.
 
 use crate::output::Tensor;
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
-use lmhead::result::{Answer, Output, Request, RowStatus};
+use lmhead::memory::SpanMut;
+use lmhead::result::{AnswerBuffers, Logprobs, Output, Request, RowStatus};
 use safetensors::tensor::Dtype;
 
 // Numbers are written as they lie in memory, and safetensors is little-endian.
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// The answers of all ranks in output-row order.
+/// The answer to some rows, of one rank or of all.
 pub struct Assembled {
     pub rows: usize,
-    pub row_status: Vec<RowStatus>,
+    /// `[rows]`: [`RowStatus`] as numbers.
+    pub row_status: Vec<u8>,
     pub output: Output,
 }
 
 impl Assembled {
-    /// Room for `rows` rows of what `request` answers.
+    /// Room for `rows` rows of what `request` answers. Its pages are touched only as rows come.
     ///
     /// # Errors
     /// `Shape` where the system refuses so much memory.
     pub fn new(request: &Request, rows: usize, vocab_size: usize) -> Result<Self> {
+        let logprobs = |targets: usize, top_n: usize| {
+            Ok(Logprobs {
+                targets,
+                top_n,
+                logprobs: zeros([rows, targets, 1])?,
+                ranks: zeros([rows, targets, 1])?,
+                top_ids: zeros([rows, top_n, 1])?,
+                top_logprobs: zeros([rows, top_n, 1])?,
+            })
+        };
         let output = match *request {
             Request::Logits { dtype } => {
                 let bytes = zeros([rows, vocab_size, dtype.size()])?;
                 Output::Logits { dtype, vocab_size, bytes }
             }
             Request::Argmax => Output::Argmax { ids: zeros([rows, 1, 1])? },
-            Request::Sample => Output::Sample { ids: zeros([rows, 1, 1])? },
+            Request::Sample { logprobs: told } => Output::Sample {
+                ids: zeros([rows, 1, 1])?,
+                logprobs: told.map(|told| logprobs(1, told.top_n)).transpose()?,
+            },
             Request::TopK { k } => Output::TopK {
                 k,
                 values: zeros([rows, k, 1])?,
                 ids: zeros([rows, k, 1])?,
                 logsumexp: zeros([rows, 1, 1])?,
             },
-            Request::Logprobs { top_n, .. } => Output::Logprobs {
-                top_n,
-                logprobs: zeros([rows, 1, 1])?,
-                ranks: zeros([rows, 1, 1])?,
-                top_ids: zeros([rows, top_n, 1])?,
-                top_logprobs: zeros([rows, top_n, 1])?,
-            },
+            Request::Logprobs { targets, top_n, .. } => Output::Logprobs(logprobs(targets, top_n)?),
             _ => unreachable!("args knows these requests only"),
         };
-        Ok(Assembled { rows, row_status: vec![RowStatus::Good; rows], output })
+        Ok(Assembled { rows, row_status: zeros([rows, 1, 1])?, output })
     }
 
-    /// Takes a rank's answer, whose row `i` is output row `places[i]`.
-    pub fn take(&mut self, places: &[usize], answer: Answer) {
-        assert_eq!(places.len(), answer.rows(), "every row that was brought is answered");
-        if places.len() == self.rows && places.iter().enumerate().all(|(i, place)| i == *place) {
-            (self.row_status, self.output) = (answer.row_status, answer.output);
+    pub fn status(&self, row: usize) -> RowStatus {
+        RowStatus::of_byte(self.row_status[row])
+    }
+
+    /// Memory for parts of so many rows, one after the other.
+    ///
+    /// # Panics
+    /// When these are more rows than there are.
+    pub fn split(&mut self, parts: &[usize]) -> Vec<Part<'_>> {
+        let rows = self.rows;
+        let mut rest = self.whole();
+        let mut split = Vec::with_capacity(parts.len());
+        let mut left = rows;
+        for &n in parts {
+            assert!(n <= left, "parts of {parts:?} rows, there are {rows}");
+            let (part, others) = rest.split_at(n, left);
+            split.push(part);
+            (rest, left) = (others, left - n);
+        }
+        split
+    }
+
+    /// Memory for all rows.
+    pub fn whole(&mut self) -> Part<'_> {
+        let row_status = SpanMut::host(&mut self.row_status[..]);
+        let mut buffers = AnswerBuffers { row_status, ..AnswerBuffers::default() };
+        let logprobs = match &mut self.output {
+            Output::Logits { bytes, .. } => {
+                buffers.logits = SpanMut::host(&mut bytes[..]);
+                None
+            }
+            Output::Argmax { ids } => {
+                buffers.ids = SpanMut::host(&mut ids[..]);
+                None
+            }
+            Output::TopK { values, ids, logsumexp, .. } => {
+                buffers.values = SpanMut::host(&mut values[..]);
+                buffers.ids = SpanMut::host(&mut ids[..]);
+                buffers.logsumexp = SpanMut::host(&mut logsumexp[..]);
+                None
+            }
+            Output::Sample { ids, logprobs } => {
+                buffers.ids = SpanMut::host(&mut ids[..]);
+                logprobs.as_mut()
+            }
+            Output::Logprobs(logprobs) => Some(logprobs),
+            _ => unreachable!("args knows these requests only"),
+        };
+        if let Some(own) = logprobs {
+            buffers.logprobs = SpanMut::host(&mut own.logprobs[..]);
+            buffers.ranks = SpanMut::host(&mut own.ranks[..]);
+            buffers.top_ids = SpanMut::host(&mut own.top_ids[..]);
+            buffers.top_logprobs = SpanMut::host(&mut own.top_logprobs[..]);
+        }
+        Part { rows: self.rows, buffers }
+    }
+
+    /// Whether the rows from `first` on are those of `other` bit by bit, so that NaN equals itself.
+    pub fn has(&self, first: usize, other: &Assembled) -> bool {
+        let same = |(own, theirs): (&[u8], &[u8])| {
+            let size = own.len() / self.rows.max(1);
+            own.get(first * size..(first + other.rows) * size) == Some(theirs)
+        };
+        columns(self).into_iter().zip(columns(other)).all(same)
+    }
+
+    /// Moves row `i` to `places[i]`, for every row, without a second copy of them.
+    ///
+    /// # Panics
+    /// When `places` is no permutation of the rows.
+    pub fn reorder(&mut self, places: &[usize]) {
+        let rows = self.rows;
+        assert_eq!(places.len(), rows, "every row has a place");
+        if places.iter().enumerate().all(|(row, place)| row == *place) {
             return;
         }
-        for (status, &place) in answer.row_status.iter().zip(places) {
-            self.row_status[place] = *status;
-        }
-        let rows = self.rows;
-        for (own, theirs) in columns_mut(&mut self.output).into_iter().zip(columns(&answer.output)) {
-            let size = own.len() / rows.max(1);
-            for (from, &to) in places.iter().enumerate() {
-                own[to * size..][..size].copy_from_slice(&theirs[from * size..][..size]);
+        for column in columns_mut(self) {
+            let size = column.len() / rows;
+            let mut held = vec![0; size];
+            let mut moved = vec![false; rows];
+            for start in 0..rows {
+                if moved[start] {
+                    continue;
+                }
+                // Along a cycle each row is held while the one before it takes its place.
+                held.copy_from_slice(&column[start * size..][..size]);
+                let mut at = start;
+                loop {
+                    at = places[at];
+                    assert!(!moved[at], "two rows have the place {at}");
+                    moved[at] = true;
+                    held.swap_with_slice(&mut column[at * size..][..size]);
+                    if at == start {
+                        break;
+                    }
+                }
             }
         }
     }
 
-    /// Whether the rows `places` are those of `answer` bit by bit, so that NaN equals itself.
-    pub fn has(&self, places: &[usize], answer: &Answer) -> bool {
-        let statuses = places.iter().map(|&place| self.row_status[place]);
-        let same_column = |(own, theirs): (&[u8], &[u8])| {
-            let size = own.len() / self.rows.max(1);
-            let row =
-                |(from, &at): (usize, &usize)| own[at * size..][..size] == theirs[from * size..][..size];
-            theirs.len() == places.len() * size && places.iter().enumerate().all(row)
-        };
-        statuses.eq(answer.row_status.iter().copied())
-            && columns(&self.output).into_iter().zip(columns(&answer.output)).all(same_column)
-    }
-
-    /// As they are written: views of the answer, but for the status.
+    /// As they are written: views of the answer.
     pub fn tensors(&self) -> Vec<Tensor<'_>> {
         let rows = self.rows;
-        let mut tensors: Vec<(&'static str, Dtype, Vec<usize>)> = match &self.output {
+        let of_logprobs = |told: &Logprobs, names: [&'static str; 2]| {
+            let shape = if told.targets == 1 { vec![rows] } else { vec![rows, told.targets] };
+            vec![
+                (names[0], Dtype::F32, shape.clone()),
+                (names[1], Dtype::I64, shape),
+                ("top_ids", Dtype::I64, vec![rows, told.top_n]),
+                ("top_logprobs", Dtype::F32, vec![rows, told.top_n]),
+            ]
+        };
+        let mut tensors = vec![("row_status", Dtype::U8, vec![rows])];
+        tensors.extend(match &self.output {
             Output::Logits { dtype, vocab_size, .. } => {
                 let dtype = match dtype {
                     DType::F16 => Dtype::F16,
@@ -96,63 +183,139 @@ impl Assembled {
                 vec![("logits", dtype, vec![rows, *vocab_size])]
             }
             Output::Argmax { .. } => vec![("argmax", Dtype::I64, vec![rows])],
-            Output::Sample { .. } => vec![("sampled", Dtype::I64, vec![rows])],
+            Output::Sample { logprobs, .. } => {
+                let mut tensors = vec![("sampled", Dtype::I64, vec![rows])];
+                let names = ["sampled_logprobs", "sampled_ranks"];
+                tensors.extend(logprobs.iter().flat_map(|told| of_logprobs(told, names)));
+                tensors
+            }
             Output::TopK { k, .. } => vec![
                 ("topk_values", Dtype::F32, vec![rows, *k]),
                 ("topk_ids", Dtype::I64, vec![rows, *k]),
                 ("logsumexp", Dtype::F32, vec![rows]),
             ],
-            Output::Logprobs { top_n, .. } => vec![
-                ("logprobs", Dtype::F32, vec![rows]),
-                ("target_ranks", Dtype::I64, vec![rows]),
-                ("top_ids", Dtype::I64, vec![rows, *top_n]),
-                ("top_logprobs", Dtype::F32, vec![rows, *top_n]),
-            ],
+            Output::Logprobs(told) => of_logprobs(told, ["logprobs", "target_ranks"]),
             _ => unreachable!("args knows these requests only"),
-        };
-        if let Output::Logprobs { top_n: 0, .. } = &self.output {
-            tensors.truncate(2);
-        }
-        let with_bytes = tensors.into_iter().zip(columns(&self.output));
-        let mut tensors: Vec<Tensor<'_>> =
-            with_bytes.map(|((name, dtype, shape), bytes)| (name, dtype, shape, bytes.into())).collect();
-        let status: Vec<u8> = self.row_status.iter().map(|s| *s as u8).collect();
-        tensors.push(("row_status", Dtype::U8, vec![rows], status.into()));
+        });
+        let tensors = tensors.into_iter().zip(columns(self));
         tensors
+            // No best ids were asked for.
+            .filter(|((name, _, shape), _)| !(name.starts_with("top_") && shape[1] == 0))
+            .map(|((name, dtype, shape), bytes)| (name, dtype, shape, bytes.into()))
+            .collect()
     }
 }
 
-/// The parts of an answer, each `[rows, bytes of a row]`.
-fn columns(output: &Output) -> Vec<&[u8]> {
-    match output {
-        Output::Logits { bytes, .. } => vec![bytes],
-        Output::Argmax { ids } | Output::Sample { ids } => vec![cast_slice(ids)],
+/// Memory for the answer to some of the rows.
+pub struct Part<'a> {
+    pub rows: usize,
+    buffers: AnswerBuffers<'a>,
+}
+
+impl<'a> Part<'a> {
+    /// The memory, for one step.
+    pub fn buffers(&mut self) -> AnswerBuffers<'_> {
+        let AnswerBuffers {
+            row_status,
+            logits,
+            logits_stride,
+            ids,
+            values,
+            logsumexp,
+            logprobs,
+            ranks,
+            top_ids,
+            top_logprobs,
+        } = &mut self.buffers;
+        AnswerBuffers {
+            row_status: row_status.reborrow(),
+            logits: logits.reborrow(),
+            logits_stride: *logits_stride,
+            ids: ids.reborrow(),
+            values: values.reborrow(),
+            logsumexp: logsumexp.reborrow(),
+            logprobs: logprobs.reborrow(),
+            ranks: ranks.reborrow(),
+            top_ids: top_ids.reborrow(),
+            top_logprobs: top_logprobs.reborrow(),
+        }
+    }
+
+    /// The first `n` of `rows` rows, and the others.
+    fn split_at(self, n: usize, rows: usize) -> (Part<'a>, Part<'a>) {
+        let mut first = AnswerBuffers::default();
+        let mut others = AnswerBuffers::default();
+        let own = self.buffers;
+        for (span, first, others) in [
+            (own.row_status, &mut first.row_status, &mut others.row_status),
+            (own.logits, &mut first.logits, &mut others.logits),
+            (own.ids, &mut first.ids, &mut others.ids),
+            (own.values, &mut first.values, &mut others.values),
+            (own.logsumexp, &mut first.logsumexp, &mut others.logsumexp),
+            (own.logprobs, &mut first.logprobs, &mut others.logprobs),
+            (own.ranks, &mut first.ranks, &mut others.ranks),
+            (own.top_ids, &mut first.top_ids, &mut others.top_ids),
+            (own.top_logprobs, &mut first.top_logprobs, &mut others.top_logprobs),
+        ] {
+            let at = span.len() / rows.max(1) * n;
+            (*first, *others) = span.split_at(at);
+        }
+        (Part { rows: n, buffers: first }, Part { rows: rows - n, buffers: others })
+    }
+}
+
+/// The parts of an answer, each `[rows, bytes of a row]`: the status, then what the request answers.
+fn columns(answer: &Assembled) -> Vec<&[u8]> {
+    fn of_logprobs(told: &Logprobs) -> [&[u8]; 4] {
+        [
+            cast_slice(&told.logprobs),
+            cast_slice(&told.ranks),
+            cast_slice(&told.top_ids),
+            cast_slice(&told.top_logprobs),
+        ]
+    }
+    let mut columns: Vec<&[u8]> = vec![&answer.row_status];
+    match &answer.output {
+        Output::Logits { bytes, .. } => columns.push(bytes),
+        Output::Argmax { ids } => columns.push(cast_slice(ids)),
+        Output::Sample { ids, logprobs } => {
+            columns.push(cast_slice(ids));
+            columns.extend(logprobs.iter().flat_map(of_logprobs));
+        }
         Output::TopK { values, ids, logsumexp, .. } => {
-            vec![cast_slice(values), cast_slice(ids), cast_slice(logsumexp)]
+            columns.extend([cast_slice(values), cast_slice(ids), cast_slice(logsumexp)]);
         }
-        Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. } => {
-            vec![cast_slice(logprobs), cast_slice(ranks), cast_slice(top_ids), cast_slice(top_logprobs)]
-        }
+        Output::Logprobs(told) => columns.extend(of_logprobs(told)),
         _ => unreachable!("args knows these requests only"),
     }
+    columns
 }
 
 /// The same in the same order.
-fn columns_mut(output: &mut Output) -> Vec<&mut [u8]> {
-    match output {
-        Output::Logits { bytes, .. } => vec![bytes],
-        Output::Argmax { ids } | Output::Sample { ids } => vec![cast_slice_mut(ids)],
-        Output::TopK { values, ids, logsumexp, .. } => {
-            vec![cast_slice_mut(values), cast_slice_mut(ids), cast_slice_mut(logsumexp)]
+fn columns_mut(answer: &mut Assembled) -> Vec<&mut [u8]> {
+    fn of_logprobs(told: &mut Logprobs) -> [&mut [u8]; 4] {
+        [
+            cast_slice_mut(&mut told.logprobs),
+            cast_slice_mut(&mut told.ranks),
+            cast_slice_mut(&mut told.top_ids),
+            cast_slice_mut(&mut told.top_logprobs),
+        ]
+    }
+    let mut columns: Vec<&mut [u8]> = vec![&mut answer.row_status];
+    match &mut answer.output {
+        Output::Logits { bytes, .. } => columns.push(bytes),
+        Output::Argmax { ids } => columns.push(cast_slice_mut(ids)),
+        Output::Sample { ids, logprobs } => {
+            columns.push(cast_slice_mut(ids));
+            columns.extend(logprobs.iter_mut().flat_map(of_logprobs));
         }
-        Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. } => vec![
-            cast_slice_mut(logprobs),
-            cast_slice_mut(ranks),
-            cast_slice_mut(top_ids),
-            cast_slice_mut(top_logprobs),
-        ],
+        Output::TopK { values, ids, logsumexp, .. } => {
+            columns.extend([cast_slice_mut(values), cast_slice_mut(ids), cast_slice_mut(logsumexp)]);
+        }
+        Output::Logprobs(told) => columns.extend(of_logprobs(told)),
         _ => unreachable!("args knows these requests only"),
     }
+    columns
 }
 
 /// A vector of `shape`, which the system hands out page by page when they are written. Memory that it
@@ -172,84 +335,103 @@ fn zeros<T: Pod>(shape: [usize; 3]) -> Result<Vec<T>> {
 mod tests {
     use super::*;
     use crate::output::write_safetensors;
-    use lmhead::result::StepStats;
 
     const VOCAB: usize = 70;
 
-    fn requests() -> [Request; 7] {
+    fn requests() -> [Request; 10] {
         [
             Request::logits(DType::F32),
             Request::logits(DType::Bf16),
             Request::argmax(),
             Request::sample(),
+            Request::sample_with_logprobs(0),
+            Request::sample_with_logprobs(2),
             Request::top_k(3),
             Request::logprobs(0),
             Request::logprobs(2),
+            Request::Logprobs { targets: 4, top_n: 3, processed: true },
         ]
     }
 
-    /// An answer of `rows` rows that all differ. The first begins with a NaN.
-    fn answer(request: &Request, rows: usize) -> Answer {
-        let Assembled { mut output, .. } = Assembled::new(request, rows, VOCAB).unwrap();
-        for column in columns_mut(&mut output) {
-            let size = (column.len() / rows.max(1)).max(1);
-            column.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i / size * 83 + i % 5) as u8);
-            column.iter_mut().take(size.min(4)).for_each(|byte| *byte = 0xff);
+    /// Fills a part with rows `rows` of an answer whose rows all differ.
+    fn fill(mut part: Part<'_>, rows: &[usize]) {
+        assert_eq!(part.rows, rows.len());
+        let own = part.buffers();
+        for (number, span) in [
+            own.row_status,
+            own.logits,
+            own.ids,
+            own.values,
+            own.logsumexp,
+            own.logprobs,
+            own.ranks,
+            own.top_ids,
+            own.top_logprobs,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let bytes = span.into_host().unwrap();
+            let size = bytes.len() / rows.len().max(1);
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                let (row, at) = (rows[i / size], i % size);
+                *byte = (row * 83 + at * 7 + number) as u8;
+            }
         }
-        let row_status = (0..rows).map(|i| [RowStatus::Good, RowStatus::NonFinite][i % 2]).collect();
-        Answer { row_status, output, stats: StepStats::default() }
     }
 
-    /// An answer to all rows in their order is moved. Rows in another order, and those of several ranks, are
-    /// copied to their places.
+    /// The answer to rows 0, 1, .. in this order.
+    fn answer(request: &Request, rows: usize) -> Assembled {
+        let mut whole = Assembled::new(request, rows, VOCAB).unwrap();
+        fill(whole.whole(), &(0..rows).collect::<Vec<_>>());
+        whole
+    }
+
     #[test]
-    fn answers_of_ranks_are_put_together_in_output_order() {
+    fn parts_of_ranks_become_the_answer_in_output_order() {
         for request in requests() {
-            let mut whole = Assembled::new(&request, 5, VOCAB).unwrap();
-            let theirs = answer(&request, 5);
-            let address = columns(&theirs.output)[0].as_ptr();
-            whole.take(&[0, 1, 2, 3, 4], theirs);
-            assert_eq!(columns(&whole.output)[0].as_ptr(), address, "{request}: moved, not copied");
-
-            let mut other = Assembled::new(&request, 5, VOCAB).unwrap();
-            let places = [4, 2, 0, 1, 3];
-            other.take(&places, answer(&request, 5));
-            for (from, &to) in places.iter().enumerate() {
-                for (own, theirs) in columns(&other.output).into_iter().zip(columns(&whole.output)) {
-                    let size = theirs.len() / 5;
-                    assert_eq!(own[to * size..][..size], theirs[from * size..][..size], "{request}");
-                }
-                assert_eq!(other.row_status[to], whole.row_status[from], "{request}");
-            }
-
-            let mut several = Assembled::new(&request, 5, VOCAB).unwrap();
-            let parts = [&[3, 1][..], &[], &[0, 4, 2]];
-            parts.iter().for_each(|places| several.take(places, answer(&request, places.len())));
-            for places in parts {
-                assert!(several.has(places, &answer(&request, places.len())), "{request} {places:?}");
+            let want = answer(&request, 6);
+            // Some cycles of several rows, rows that stay, and a rank without rows.
+            for parts in
+                [&[&[0, 1][..], &[2, 3, 4, 5]][..], &[&[3, 1, 0], &[], &[2, 5, 4]], &[&[5, 4, 3, 2, 1, 0]]]
+            {
+                let mut whole = Assembled::new(&request, 6, VOCAB).unwrap();
+                let sizes: Vec<usize> = parts.iter().map(|rows| rows.len()).collect();
+                whole.split(&sizes).into_iter().zip(parts).for_each(|(part, rows)| fill(part, rows));
+                let address = columns(&whole)[1].as_ptr();
+                whole.reorder(&parts.concat());
+                assert_eq!(columns(&whole), columns(&want), "{request} {parts:?}");
+                assert_eq!(columns(&whole)[1].as_ptr(), address, "{request}: in place");
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "two rows have the place 1")]
+    fn rows_do_not_share_a_place() {
+        answer(&Request::argmax(), 3).reorder(&[1, 1, 2]);
     }
 
     /// The tensor-parallel ranks of a replica must answer the same bits: every byte and every status counts.
     #[test]
     fn an_answer_of_other_bits_is_another_answer() {
         for request in requests() {
-            let places = [2, 0, 1];
-            let mut whole = Assembled::new(&request, 3, VOCAB).unwrap();
-            whole.take(&places, answer(&request, 3));
-            assert!(whole.has(&places, &answer(&request, 3)), "{request}");
-            for column in 0..columns(&whole.output).len() {
-                let bytes = columns(&whole.output)[column].len();
+            let whole = answer(&request, 5);
+            let part = || {
+                let mut part = Assembled::new(&request, 3, VOCAB).unwrap();
+                fill(part.whole(), &[1, 2, 3]);
+                part
+            };
+            assert!(whole.has(1, &part()), "{request}");
+            assert!(!whole.has(0, &part()) && !whole.has(3, &part()), "{request}");
+            for column in 0..columns(&whole).len() {
+                let bytes = columns(&part())[column].len();
                 for at in [0, bytes / 2, bytes.saturating_sub(1)].into_iter().filter(|_| bytes > 0) {
-                    let mut spoiled = answer(&request, 3);
-                    columns_mut(&mut spoiled.output)[column][at] ^= 1;
-                    assert!(!whole.has(&places, &spoiled), "{request}: byte {at} of part {column}");
+                    let mut spoiled = part();
+                    columns_mut(&mut spoiled)[column][at] ^= 1;
+                    assert!(!whole.has(1, &spoiled), "{request}: byte {at} of part {column}");
                 }
             }
-            let mut spoiled = answer(&request, 3);
-            spoiled.row_status[2] = RowStatus::NothingAllowed;
-            assert!(!whole.has(&places, &spoiled), "{request}");
         }
     }
 
@@ -258,8 +440,7 @@ mod tests {
     fn an_answer_is_written_as_the_safetensors_crate_writes_it() {
         use safetensors::tensor::TensorView;
         for request in requests() {
-            let mut whole = Assembled::new(&request, 5, VOCAB).unwrap();
-            whole.take(&[1, 0, 2, 3, 4], answer(&request, 5));
+            let whole = answer(&request, 5);
             let tensors = whole.tensors();
             let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
                 (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())

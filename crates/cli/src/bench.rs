@@ -17,7 +17,7 @@ use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
-use lmhead::result::Request;
+use lmhead::result::{Request, TokenLogprobs};
 use lmhead::weights::synthetic;
 use progress::Progress;
 use report::{HeadReport, Report, RowsReport, StageReport, Timing};
@@ -48,7 +48,7 @@ pub struct BenchArgs {
     rows: String,
     /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32 logits), epilogue (dequantised
     /// and written; on a head of one column), softcap (that with a softcap), or a whole step of one rank: logits, argmax, topk:K,
-    /// logprobs[:N], sample
+    /// logprobs[:N], sample[:N]
     #[arg(long, value_name = "STAGE,...", default_value = "rows,matmul,epilogue,logits,argmax,topk:8")]
     stages: String,
     /// Repetitions: in each, the read stream and then every stage is timed once
@@ -220,6 +220,9 @@ impl Stage {
             Stage::Epilogue => "epilogue".into(),
             Stage::Softcap => "softcap".into(),
             Stage::Request(Request::Logits { .. }) => "logits".into(),
+            Stage::Request(Request::Sample { logprobs: Some(TokenLogprobs { top_n, .. }) }) => {
+                format!("sample:{top_n}")
+            }
             Stage::Request(request) => request.to_string(),
         }
     }

@@ -13,7 +13,7 @@ use lmhead::config::HeadConfig;
 use lmhead::dtype::DType;
 use lmhead::error::Result;
 use lmhead::reference::{self, Accuracy, Reference, ReferenceRow, Truth};
-use lmhead::result::{Output, RowStatus};
+use lmhead::result::{Output, Request, RowStatus, TokenLogprobs};
 use lmhead::weights::HeadShard;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -37,15 +37,58 @@ pub struct Data {
     pub accuracy: Accuracy,
 }
 
-/// Compares `answer` with the reference over `shards`, which together are the whole vocabulary.
+/// What is known of a row.
+struct Judged {
+    /// Of the logits with adjustments.
+    truths: Vec<Truth>,
+    /// Of those without, where they differ and logprobs of them are wanted.
+    raw: Option<Vec<Truth>>,
+    overflow: Overflow,
+}
+
+/// Whether a row has a logit that is not finite.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Overflow {
+    No,
+    /// One is finite or not, within its allowed error.
+    Perhaps,
+    Surely,
+}
+
+impl Overflow {
+    /// In f32, before adjustments.
+    fn of_raw(truths: &[Truth]) -> Self {
+        if truths.iter().any(Truth::may_overflow) { Overflow::Surely } else { Overflow::No }
+    }
+
+    /// Of what is delivered. An adjustment may put minus infinity, which is legal.
+    fn of_delivered(truths: &[Truth], dtype: DType) -> Self {
+        let limit = dtype.rounds_to_infinity();
+        let of = |t: &Truth| match t.logit {
+            f64::NEG_INFINITY => Overflow::No,
+            _ if t.logit.abs() - t.allowed >= limit => Overflow::Surely,
+            _ if t.logit + t.allowed >= f64::from(f32::MAX) => Overflow::Surely,
+            _ if t.logit.abs() + t.allowed >= limit => Overflow::Perhaps,
+            _ => Overflow::No,
+        };
+        truths.iter().map(of).max().unwrap_or(Overflow::No)
+    }
+}
+
+/// Compares `answer` with the reference over `shards`, which together are the whole vocabulary. `request` is what
+/// it answers.
 pub fn check(
     answer: &Assembled,
+    request: &Request,
     rows: &Rows,
     shards: &[Arc<HeadShard>],
     config: &HeadConfig,
     seed: u64,
     data: Data,
 ) -> Result<CheckReport> {
+    // Without them the logprobs are of the adjusted logits, as the tokens are.
+    let raw_logprobs =
+        matches!(request, Request::Sample { logprobs: Some(TokenLogprobs { processed: false, .. }) });
     // Whether a row has anything allowed is seen on all columns only.
     let all_columns = !matches!(answer.output, Output::Logits { .. }) || rows.data.is_adjusted();
     let work = answer.rows as u128 * config.vocab_size as u128 * config.hidden_size as u128;
@@ -78,35 +121,39 @@ pub fn check(
         mistakes: Vec::new(),
     };
     let size = config.hidden_size * rows.dtype.size();
+    let delivered = if let Output::Logits { dtype, .. } = answer.output { dtype } else { DType::F32 };
     let plain = config.final_logit_softcapping.is_none() && config.logit_scale == 1.0;
     let (mut squares, mut largest, mut counted) = (0.0f64, 0.0f64, 0u64);
     for &row in &chosen_rows {
         let bytes = &rows.bytes[rows.hidden_of(row) * size..][..size];
-        let judged = |columns: &[usize]| -> Result<(Vec<Truth>, bool)> {
-            let (mut truths, finite) = truths(shards, config, bytes, rows.dtype, columns, data)?;
-            let mut broken = !finite || truths.iter().any(Truth::may_overflow);
+        let judged = |columns: &[usize]| -> Result<Judged> {
+            let (mut adjusted, finite) = truths(shards, config, bytes, rows.dtype, columns, data)?;
+            let mut overflow = if finite { Overflow::of_raw(&adjusted) } else { Overflow::Surely };
+            let mut raw = None;
             rows.data.with(|inputs| {
                 if let Some(adjustments) = &inputs.adjustments {
-                    reference::adjust_row(&mut truths, columns, adjustments, row, config.vocab_size);
+                    raw = raw_logprobs.then(|| adjusted.clone());
+                    reference::adjust_row(&mut adjusted, columns, adjustments, row, config.vocab_size);
                 }
             });
-            broken |= truths.iter().any(|t| t.logit + t.allowed >= f64::from(f32::MAX));
-            Ok((truths, broken))
+            overflow = overflow.max(Overflow::of_delivered(&adjusted, delivered));
+            Ok(Judged { truths: adjusted, raw, overflow })
         };
         let forbidden = |truths: &[Truth]| truths.iter().all(|t| t.logit == f64::NEG_INFINITY);
-        let (truths, mut broken) = judged(&columns)?;
-        let (status, mut nothing) = (answer.row_status[row], forbidden(&truths));
-        let unsure = nothing || (!broken && status != RowStatus::Good);
+        let Judged { truths, raw, mut overflow } = judged(&columns)?;
+        let (status, mut nothing) = (answer.status(row), forbidden(&truths));
+        let unsure = nothing || (overflow != Overflow::Surely && status != RowStatus::Good);
         if unsure && columns.len() < config.vocab_size {
             // What is not in the sample may overflow, or be allowed: look at every column.
             let every: Vec<usize> = (0..config.vocab_size).collect();
-            let (all, any_broken) = judged(&every)?;
-            (broken, nothing) = (any_broken, forbidden(&all));
+            let all = judged(&every)?;
+            (overflow, nothing) = (all.overflow, forbidden(&all.truths));
         }
-        let should_be = match (broken, nothing) {
-            (true, _) => RowStatus::NonFinite,
-            (false, true) => RowStatus::NothingAllowed,
-            (false, false) => RowStatus::Good,
+        let without_overflow = if nothing { RowStatus::NothingAllowed } else { RowStatus::Good };
+        let should_be = match overflow {
+            Overflow::Surely => RowStatus::NonFinite,
+            Overflow::Perhaps if status == RowStatus::NonFinite => RowStatus::NonFinite,
+            _ => without_overflow,
         };
         if status != should_be {
             report.mistake(format!("row {row}: status {status:?}, wanted {should_be:?}"));
@@ -142,18 +189,22 @@ pub fn check(
                     format!("row {row}: logsumexp {got}, truth {truth}")
                 });
             }
-            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
-                let own = row * top_n..(row + 1) * top_n;
-                let tops = (&top_ids[own.clone()], &top_logprobs[own]);
-                let target = rows.data.with(|inputs| inputs.targets.map_or(0, |t| t[row] as usize));
-                report.logprobs(row, &truths, target, logprobs[row], ranks[row], tops);
-            }
-            Output::Sample { ids } => {
+            Output::Logprobs(told) => rows.data.with(|inputs| {
+                let targets = inputs.targets.expect("logprobs are asked for of targets");
+                let own = &targets[row * told.targets..(row + 1) * told.targets];
+                report.logprobs(row, &truths, own, told);
+            }),
+            Output::Sample { ids, logprobs } => {
                 let params =
                     rows.data.with(|inputs| inputs.sampling.expect("a request to sample has them")[row]);
                 report.values += 1;
-                if let Err(text) = reference::judge_sample(&truths, &params, ids[row]) {
-                    report.mistake(format!("row {row}: {text}"));
+                match (reference::judge_sample(&truths, &params, ids[row]), logprobs) {
+                    (Err(text), _) => report.mistake(format!("row {row}: {text}")),
+                    (Ok(()), Some(told)) => {
+                        let of = raw.as_deref().unwrap_or(&truths);
+                        report.logprobs(row, of, &ids[row..=row], told);
+                    }
+                    (Ok(()), None) => {}
                 }
             }
             _ => unreachable!("args knows these requests only"),

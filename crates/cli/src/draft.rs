@@ -27,13 +27,14 @@ pub fn target_ids<'a>(source: &'a HeadSource, request: &Request) -> Result<&'a [
 
 /// Puts target ids in the place of draft ids; -1 (no id) stays.
 pub fn translate(output: &mut Output, targets: &[u32]) {
-    let ids = match output {
-        Output::Argmax { ids } | Output::Sample { ids } | Output::TopK { ids, .. } => ids,
-        Output::Logprobs { top_ids, .. } => top_ids,
+    let (ids, more) = match output {
+        Output::Argmax { ids } | Output::TopK { ids, .. } => (ids, None),
+        Output::Sample { ids, logprobs } => (ids, logprobs.as_mut().map(|told| &mut told.top_ids)),
+        Output::Logprobs(told) => (&mut told.top_ids, None),
         // Logits are refused before.
         _ => return,
     };
-    for id in ids {
+    for id in ids.iter_mut().chain(more.into_iter().flatten()) {
         if let Some(target) = usize::try_from(*id).ok().and_then(|id| targets.get(id)) {
             *id = i64::from(*target);
         }

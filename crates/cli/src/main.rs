@@ -95,7 +95,7 @@ fn in_options(error: lmhead::Error) -> lmhead::Error {
         "quantize" | "preset" | "threads" | "machine" => format!("--{key}"),
         "lmhead_tp_size" => "--lmhead-tp-size".into(),
         "request topk" => "--request topk:K".into(),
-        "request logprobs" => "--request logprobs:N".into(),
+        "request logprobs" => "--request logprobs:N, sample:N".into(),
         _ => key,
     };
     match error {

@@ -68,7 +68,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks")]
     lmhead_tp_size: Option<String>,
 
-    /// logits | argmax | topk:K | logprobs[:N] | sample, in a step with exact counts and without adjustments
+    /// logits | argmax | topk:K | logprobs[:N] | sample[:N], in a step with exact counts and without adjustments
     #[arg(long, value_name = "WHAT", default_value = "logits")]
     request: String,
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]

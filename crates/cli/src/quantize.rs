@@ -8,13 +8,15 @@ use crate::{Failure, print, tell, threads};
 use clap::Args;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
+use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
-use lmhead::backend::{Backend, Job, LogitsOut};
+use lmhead::backend::{Job, LogitsOut, On, Out, Status};
 use lmhead::config::{HeadConfig, Quantization, Settings};
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
 use lmhead::error::{Error, Result};
 use lmhead::layout::BLOCK;
+use lmhead::memory::SpanMut;
 use lmhead::quantize::MAX_INT8_HIDDEN;
 use lmhead::quantize::fidelity::Divergence;
 use lmhead::rows::HiddenRows;
@@ -22,6 +24,7 @@ use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, synthetic};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Args)]
@@ -287,14 +290,14 @@ impl Comparison<'_> {
                 let options = LoadOptions { quantization: Some(quantization), ..LoadOptions::default() };
                 of.shard(slice.clone(), vocab_size, &options)
             };
-            let original = self.logits(hidden_rows, &shard(self.original, Quantization::None)?, epilogue)?;
+            let original = self.logits(hidden_rows, shard(self.original, Quantization::None)?, epilogue)?;
             for (quantization, divergences) in
                 [(Quantization::W8a16, &mut w8a16), (Quantization::W8a8, &mut w8a8)]
             {
                 if divergences.is_empty() {
                     continue;
                 }
-                let other = self.logits(hidden_rows, &shard(self.written, quantization)?, epilogue)?;
+                let other = self.logits(hidden_rows, shard(self.written, quantization)?, epilogue)?;
                 let rows = original.chunks(slice.len()).zip(other.chunks(slice.len()));
                 for (divergence, (original, other)) in divergences.iter_mut().zip(rows) {
                     divergence.push(start, original, other);
@@ -307,20 +310,19 @@ impl Comparison<'_> {
     }
 
     /// `[rows, ids of the shard]`
-    fn logits(&self, rows: HiddenRows<'_>, shard: &HeadShard, epilogue: Epilogue) -> Result<Vec<f32>> {
+    fn logits(&self, rows: HiddenRows<'_>, shard: HeadShard, epilogue: Epilogue) -> Result<Vec<f32>> {
         let columns = shard.vocab().len();
         let mut logits = vec![0.0f32; rows.len() * columns];
-        let mut nonfinite = vec![false; rows.len()];
-        self.backend.logits(
-            &Job { rows, shard, epilogue, adjustments: None },
-            LogitsOut {
-                bytes: bytemuck::cast_slice_mut(&mut logits),
-                stride: columns * 4,
-                dtype: DType::F32,
-                nonfinite: &mut nonfinite,
-                any_allowed: None,
-            },
-        )?;
+        let mut status = vec![0u32; rows.len()];
+        let mut loaded = self.backend.load(&Arc::new(shard), rows.dtype())?;
+        let out = LogitsOut {
+            data: SpanMut::host(&mut logits[..]),
+            stride: columns * size_of::<f32>(),
+            dtype: DType::F32,
+            status: Status::Apart { words: SpanMut::host(&mut status[..]), stride: size_of::<u32>() },
+        };
+        let job = Job { rows, epilogue, adjustments: None };
+        loaded.run(&job, Out::Logits(out), &mut On::default())?;
         Ok(logits)
     }
 }

@@ -2,15 +2,17 @@
 
 use crate::Failure;
 use crate::args::CountMode;
+use crate::assembled::Part;
 use crate::input::{HeadSource, RankRows, Rows, progress_bar};
 use crate::times::{SlowestRank, StageTimes};
 use lmhead::backend::Backend;
+use lmhead::backend::On;
 use lmhead::config::{HeadConfig, Verify};
 use lmhead::error::Result;
 use lmhead::exchange::{Exchange, local};
-use lmhead::head::LmHead;
+use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::{HeadGroup, ParallelLayout};
-use lmhead::result::{Answer, Request, StepStats};
+use lmhead::result::{Request, StepStats};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::weights::HeadShard;
 use std::collections::BTreeMap;
@@ -65,15 +67,9 @@ impl Connect for InProcess {
     }
 }
 
-/// What a rank brings back: the answer of its last step, and what it has to tell.
-pub struct Done {
-    pub answer: Answer,
-    pub told: Told,
-}
-
 /// What a rank tells of its steps.
 pub struct Told {
-    /// Rows that it is answered.
+    /// Rows that it was answered.
     pub rows: usize,
     /// Of the last step.
     pub stats: StepStats,
@@ -126,29 +122,33 @@ pub struct Plan<'a> {
     pub parts: &'a [RankRows],
 }
 
-/// Runs every rank on a thread of its own: creation, warm-up, then the timed steps. What these take is told
-/// to `slowest`, whose groups are those of the ranks in ascending order.
+/// Runs every rank on a thread of its own: creation, warm-up, then the timed steps, each of which writes the
+/// rank's answer into its part of `parts`. What the timed steps take is told to `slowest`, whose groups are
+/// those of the ranks in ascending order.
 pub fn run(
     ranks: Ranks,
     backend: &Arc<dyn Backend>,
     plan: &Plan,
     slowest: &SlowestRank,
-) -> std::result::Result<(Vec<Rank>, Vec<Done>), Failure> {
+    parts: Vec<Part>,
+) -> std::result::Result<(Vec<Rank>, Vec<Told>), Failure> {
+    assert_eq!(parts.len(), ranks.ranks.len(), "every rank has a part");
     let Ranks { ranks, exchanges } = ranks;
     let mut groups: Vec<&[usize]> = ranks.iter().map(|rank| rank.group.ranks()).collect();
     groups.sort_unstable();
     groups.dedup();
-    let results: Vec<std::result::Result<Done, String>> = thread::scope(|scope| {
+    let results: Vec<std::result::Result<Told, String>> = thread::scope(|scope| {
         let threads: Vec<_> = ranks
             .iter()
             .zip(exchanges)
-            .map(|(rank, exchange)| {
+            .zip(parts)
+            .map(|((rank, exchange), part)| {
                 let backend = Arc::clone(backend);
                 let group = groups.partition_point(|ranks| *ranks < rank.group.ranks());
                 let took = move |step: usize, time: Duration| slowest.add(group, step, time);
                 thread::Builder::new()
                     .name(format!("rank {}", rank.rank))
-                    .spawn_scoped(scope, move || run_one(rank, exchange, backend, plan, took))
+                    .spawn_scoped(scope, move || run_one(rank, exchange, backend, plan, part, took))
             })
             .collect();
         threads
@@ -160,13 +160,13 @@ pub fn run(
             })
             .collect()
     });
-    let failed = |(rank, result): (&Rank, &std::result::Result<Done, String>)| {
+    let failed = |(rank, result): (&Rank, &std::result::Result<Told, String>)| {
         result.as_ref().err().map(|text| (rank.rank, text.clone()))
     };
     let failures: Vec<(usize, String)> = ranks.iter().zip(&results).filter_map(failed).collect();
     if failures.is_empty() {
-        let done = results.into_iter().flatten().collect();
-        return Ok((ranks, done));
+        let told = results.into_iter().flatten().collect();
+        return Ok((ranks, told));
     }
     Err(Failure::Ranks(failures))
 }
@@ -176,8 +176,9 @@ fn run_one(
     exchange: Arc<dyn Exchange>,
     backend: Arc<dyn Backend>,
     plan: &Plan,
+    mut answer: Part,
     took: impl Fn(usize, Duration),
-) -> Result<Done> {
+) -> Result<Told> {
     let part = &plan.parts[rank.dp];
     let config = plan.config;
     let size = config.hidden_size * plan.rows.dtype.size();
@@ -204,13 +205,11 @@ fn run_one(
         // weights.
         head.warm_up(0, &[plan.request])?;
     }
+    let options = StepOptions { adjusted: plan.rows.data.is_adjusted(), ..StepOptions::default() };
+    let rows = answer.rows;
     let mut step = || {
-        let step = if plan.rows.data.is_adjusted() {
-            head.step_adjusted(counts(), &plan.request)?
-        } else {
-            head.step(counts(), &plan.request)?
-        };
-        data.with(|inputs| step.run_with(hidden, &inputs))
+        let ticket = head.begin(&counts(), &plan.request, options)?;
+        data.with(|inputs| head.run_into(ticket, hidden, &inputs, answer.buffers(), On::default()))
     };
     // As the timed ones are, so that none of those is the first to touch a buffer, a page of the weights or a
     // kernel.
@@ -218,25 +217,21 @@ fn run_one(
         step()?;
     }
     let mut times = StageTimes::default();
-    let mut last = None;
+    let mut stats = StepStats::default();
     for number in 0..plan.steps {
-        // An answer can be gigabytes: a rank has one at a time.
-        drop(last.take());
         let began = Instant::now();
-        let answer = step()?;
+        stats = step()?;
         let time = began.elapsed();
         took(number, time);
-        times.add(time, &answer.stats);
-        last = Some(answer);
+        times.add(time, &stats);
     }
-    let answer = last.expect("at least one step");
-    let told = Told { rows: answer.rows(), stats: answer.stats, times };
-    Ok(Done { answer, told })
+    Ok(Told { rows, stats, times })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assembled::Assembled;
     use crate::input::Rows;
     use crate::row_data::RowData;
     use lmhead::backend::cpu::CpuBackend;
@@ -293,11 +288,19 @@ mod tests {
             parts: &parts,
         };
         let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(Some(2)).unwrap());
-        let answers = |connect: &mut dyn Connect| -> Vec<(usize, Answer)> {
+        let answers = |connect: &mut dyn Connect| -> Vec<(usize, Assembled)> {
             let ranks = set_up(&source, &config, &layout, 3, connect).unwrap();
             let slowest = SlowestRank::new(2, plan.steps).unwrap();
-            let Ok((ranks, done)) = run(ranks, &backend, &plan, &slowest) else { panic!("a rank failed") };
-            ranks.iter().zip(done).map(|(rank, done)| (rank.rank, done.answer)).collect()
+            let room = |rank: &Rank| {
+                let rows = plan.parts[rank.dp].places.len();
+                Assembled::new(&request, rows, config.vocab_size).unwrap()
+            };
+            let mut answers: Vec<Assembled> = ranks.ranks.iter().map(room).collect();
+            let parts = answers.iter_mut().map(Assembled::whole).collect();
+            let Ok((ranks, _)) = run(ranks, &backend, &plan, &slowest, parts) else {
+                panic!("a rank failed")
+            };
+            ranks.iter().map(|rank| rank.rank).zip(answers).collect()
         };
         let together = answers(&mut InProcess::default());
         assert_eq!(together.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
@@ -311,7 +314,7 @@ mod tests {
         let processes = processes.map(|ranks| Process {
             endpoints: ranks.into_iter().map(|rank| (rank, endpoints.remove(&rank))).collect(),
         });
-        let mut apart: Vec<(usize, Answer)> = thread::scope(|scope| {
+        let mut apart: Vec<(usize, Assembled)> = thread::scope(|scope| {
             let answers = &answers;
             let threads = processes.map(|mut process| scope.spawn(move || answers(&mut process)));
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()

@@ -2,7 +2,7 @@
 
 use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
 use lmhead::error::{Error, Result};
-use lmhead::result::{Request, RowInputs};
+use lmhead::result::{NO_TARGET_ID, Request, RowInputs, TokenLogprobs};
 use lmhead::rows;
 use lmhead::sampling::SamplingParams;
 use lmhead::weights::SafetensorsFile;
@@ -11,8 +11,8 @@ use safetensors::Dtype;
 /// The optional tensors of `--hidden`, `n` output rows.
 #[derive(Default)]
 pub struct RowData {
-    /// `targets`, `[n]`; read for the requests that need them.
-    targets: Option<Vec<i64>>,
+    /// `targets`, `[n, targets of a row]`; read for the requests that need them.
+    targets: Option<Targets>,
     /// `allowed`, `[n, ceil(vocab / 32)]`.
     allowed: Option<Vec<i32>>,
     /// `adjust_rows`, `adjust_ids` and `adjust_values`, by row.
@@ -26,6 +26,11 @@ pub struct RowData {
     words: usize,
     /// What a person should know of the tensors.
     notes: Vec<String>,
+}
+
+struct Targets {
+    ids: Vec<i64>,
+    of_a_row: usize,
 }
 
 struct OwnAdditions {
@@ -81,11 +86,12 @@ impl RowData {
             .map_err(|error| in_tensors(file, error))?;
         if raw && data.is_adjusted() {
             (data.allowed, data.additions, data.penalties) = (None, None, None);
-            data.notes = vec![
-                "--hidden holds adjustments, which raw logprobs leave aside; --processed asks for those of the adjusted \
-                 logits"
-                    .into(),
-            ];
+            data.notes = vec![LEFT_ASIDE.into()];
+        }
+        if matches!(request, Request::Sample { logprobs: Some(TokenLogprobs { processed: false, .. }) })
+            && data.is_adjusted()
+        {
+            data.notes.push(LEFT_ASIDE.into());
         }
         Ok(data)
     }
@@ -97,12 +103,29 @@ impl RowData {
             ((z ^ (z >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9) % vocab_size as u64) as i64
         };
         let wanted = matches!(request, Request::Logprobs { .. });
-        RowData { targets: wanted.then(|| (0..n).map(target).collect()), ..RowData::default() }
+        let targets = wanted.then(|| Targets { ids: (0..n).map(target).collect(), of_a_row: 1 });
+        RowData { targets, ..RowData::default() }
+    }
+
+    /// The same with these targets, `[n, of_a_row]`.
+    #[cfg(test)]
+    pub fn with_targets(self, ids: Vec<i64>, of_a_row: usize) -> Self {
+        RowData { targets: Some(Targets { ids, of_a_row }), ..self }
     }
 
     /// Every one of `n` rows is sampled with the same parameters, each at its own position.
     pub fn sampled(self, params: Option<SamplingParams>, n: usize) -> Self {
         RowData { sampling: params.map(|params| each_at_its_place(params, n)), ..self }
+    }
+
+    /// The request, with as many targets of a row as there are.
+    pub fn asked(&self, request: Request) -> Request {
+        match (request, &self.targets) {
+            (Request::Logprobs { top_n, processed, .. }, Some(own)) => {
+                Request::Logprobs { targets: own.of_a_row, top_n, processed }
+            }
+            (other, _) => other,
+        }
     }
 
     /// What a person should know of the tensors, such as those that this run does not use.
@@ -141,7 +164,10 @@ impl RowData {
             places.iter().flat_map(|&row| &mask[row * self.words..(row + 1) * self.words]).copied().collect()
         };
         RowData {
-            targets: self.targets.as_ref().map(|all| each(places, all)),
+            targets: self.targets.as_ref().map(|all| Targets {
+                ids: places.iter().flat_map(|&row| all.of(row)).copied().collect(),
+                of_a_row: all.of_a_row,
+            }),
             allowed: self.allowed.as_ref().map(words),
             additions: self.additions.as_ref().map(|all| OwnAdditions {
                 offsets: offsets_of(&all.offsets),
@@ -179,10 +205,16 @@ impl RowData {
         });
         let adjustments = Adjustments { allowed: self.allowed.as_deref(), additions, penalties };
         use_them(RowInputs {
-            targets: self.targets.as_deref(),
+            targets: self.targets.as_ref().map(|all| &all.ids[..]),
             sampling: self.sampling.as_deref(),
             adjustments: self.is_adjusted().then_some(adjustments),
         })
+    }
+}
+
+impl Targets {
+    fn of(&self, row: usize) -> &[i64] {
+        &self.ids[row * self.of_a_row..(row + 1) * self.of_a_row]
     }
 }
 
@@ -191,29 +223,42 @@ fn each_at_its_place(params: SamplingParams, n: usize) -> Vec<SamplingParams> {
     (0..n as u64).map(|position| SamplingParams { position, ..params }).collect()
 }
 
-fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Vec<i64>> {
+const LEFT_ASIDE: &str = "--hidden holds adjustments, which raw logprobs leave aside; --processed asks for those of the adjusted logits";
+
+/// Most targets of a row, as the library takes them.
+const MAX_TARGETS: usize = 0xffff;
+
+fn targets(file: &SafetensorsFile, n: usize, vocab_size: usize) -> Result<Targets> {
+    let fix = "store the ids whose logprobs are wanted";
     if !file.contains("targets") {
-        let wanted = format!("i64 or i32 [{n}], which --request logprobs needs");
-        return Err(refused(
-            file,
-            "targets",
-            wanted,
-            "none".into(),
-            "store the ids whose logprobs are wanted",
-        ));
+        let wanted = format!("i64 or i32 [{n}] or [{n}, m], which --request logprobs needs");
+        return Err(refused(file, "targets", wanted, "none".into(), fix));
     }
-    let targets = file.indices("targets")?;
-    if targets.len() != n {
-        let (wanted, got) = (format!("[{n}], one id for each output row"), format!("[{}]", targets.len()));
-        return Err(refused(file, "targets", wanted, got, "store the ids whose logprobs are wanted"));
-    }
-    let outside = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= vocab_size);
-    if let Some(row) = targets.iter().position(outside) {
-        let wanted = format!("ids from 0 to {}", vocab_size - 1);
-        let got = format!("{} in row {row}", targets[row]);
+    let info = file.tensor("targets")?;
+    let of_a_row = match info.shape[..] {
+        [rows] if rows == n => Some(1),
+        [rows, m] if rows == n && (1..=MAX_TARGETS).contains(&m) => Some(m),
+        _ => None,
+    };
+    let bytes = file.bytes("targets")?;
+    let ids: Option<Vec<i64>> = match info.dtype {
+        Dtype::I64 => Some(bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect()),
+        Dtype::I32 => Some(bytes.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()),
+        _ => None,
+    };
+    let (Some(of_a_row), Some(ids)) = (of_a_row, ids) else {
+        let wanted =
+            format!("i64 or i32 [{n}], one id for each output row, or [{n}, m], m from 1 to {MAX_TARGETS}");
+        return Err(refused(file, "targets", wanted, info.to_string(), fix));
+    };
+    let refused_id =
+        |id: &i64| *id != NO_TARGET_ID && usize::try_from(*id).map_or(true, |id| id >= vocab_size);
+    if let Some(at) = ids.iter().position(refused_id) {
+        let wanted = format!("ids from 0 to {}, or {NO_TARGET_ID} for none", vocab_size - 1);
+        let got = format!("{} in row {}", ids[at], at / of_a_row);
         return Err(refused(file, "targets", wanted, got, "store ids of this head's vocabulary"));
     }
-    Ok(targets)
+    Ok(Targets { ids, of_a_row })
 }
 
 /// The mask, cut or filled up to the words of the vocabulary: masks are made as wide as a tokenizer, which

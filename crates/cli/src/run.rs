@@ -6,16 +6,16 @@ use crate::backends::{Chosen, choose};
 use crate::check;
 use crate::input::{HeadSource, Rows};
 use crate::output::OutFile;
-use crate::ranks::{self, InProcess, Plan, Rank, Told};
+use crate::ranks::{self, InProcess, Plan, Rank, Ranks, Told};
 use crate::report::{self, RankReport, Report, StepReport};
 use crate::times::{Percentiles, SlowestRank, Times};
 use crate::{Failure, draft, print, sampling_args, tell, threads};
-use lmhead::backend::HeadTypes;
+use lmhead::backend::{Backend, HeadTypes};
 use lmhead::config::{HeadConfig, Settings};
 use lmhead::dtype::DType;
-use lmhead::exchange::columns;
+use lmhead::finish::columns;
 use lmhead::layout::{ParallelLayout, RankOrder};
-use lmhead::result::{Answer, Request, RowStatus};
+use lmhead::result::{Request, RowStatus};
 use lmhead::step::HEADER_BYTES;
 use lmhead::weights::HeadShard;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     request.check(config.vocab_size)?;
     let targets = if args.target_ids { Some(draft::target_ids(&source, &request)?) } else { None };
     let rows = Rows::read(args, &source, &config, &request)?;
+    let request = rows.data.asked(request);
     config.hidden_dtype = Some(rows.dtype);
     for note in rows.data.notes() {
         tell(format_args!("warning: {note}"));
@@ -48,8 +49,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let group_size = config.group_size(&layout)?;
     let slowest = SlowestRank::new(layout.world_size()? / group_size, steps)?;
     request.check(config.vocab_size)?;
-    if let Request::Logprobs { top_n, .. } = request {
-        config.logprobs_chunk_rows(group_size, rows.dtype, top_n)?;
+    if let Request::Logprobs { targets, top_n, .. } = request {
+        config.logprobs_chunk_rows(group_size, rows.dtype, targets, top_n)?;
     }
     let out =
         args.out.as_deref().map(|path| OutFile::check(path, &args.input_files(), "--out")).transpose()?;
@@ -72,11 +73,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
 
     let parts = rows.by_rank();
     let plan = Plan { config: &config, request, mode: args.mode, warm_up, steps, rows: &rows, parts: &parts };
-    let (ranks, done) = ranks::run(set_up, &backend, &plan, &slowest)?;
-    let (answers, told): (Vec<Answer>, Vec<Told>) = done.into_iter().map(|d| (d.answer, d.told)).unzip();
-    assemble(&mut answer, &ranks, answers, &plan)?;
-    let of_status =
-        |status| (0..answer.rows).filter(|&i| answer.row_status[i] == status).collect::<Vec<usize>>();
+    let (ranks, told) = compute(set_up, &backend, &plan, &slowest, &mut answer)?;
+    let of_status = |status| (0..answer.rows).filter(|&i| answer.status(i) == status).collect::<Vec<usize>>();
     let bad = of_status(RowStatus::NonFinite);
     let none = of_status(RowStatus::NothingAllowed);
     for (rows, problem) in
@@ -98,7 +96,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
                 flushes: types.is_some_and(|types| backend.flushes_subnormals(types)),
                 accuracy: backend.accuracy(),
             };
-            Some(check::check(&answer, &rows, &shards, &config, seed, data)?)
+            Some(check::check(&answer, &request, &rows, &shards, &config, seed, data)?)
         }
         false => None,
     };
@@ -153,24 +151,69 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     Ok(passed)
 }
 
-/// Puts the ranks' answers in output-row order. The tp ranks of a replica answer the same rows: theirs must
-/// be the same bits. Each answer is given back before the next one is looked at.
-fn assemble(whole: &mut Assembled, ranks: &[Rank], answers: Vec<Answer>, plan: &Plan) -> Result<(), Failure> {
-    let mut answered = vec![0; plan.parts.len()];
-    for (rank, answer) in ranks.iter().zip(answers) {
-        let places = &plan.parts[rank.dp].places;
-        let first = ranks.iter().find(|r| r.dp == rank.dp).expect("the rank itself at the latest");
-        if first.rank == rank.rank || plan.config.split_rows_over_tp {
-            let begin = answered[rank.dp];
-            answered[rank.dp] += answer.rows();
-            whole.take(&places[begin..answered[rank.dp]], answer);
-        } else if !whole.has(places, &answer) {
-            let text =
-                format!("its answer differs from rank {}'s; please report it with the command", first.rank);
-            return Err(Failure::Ranks(vec![(rank.rank, text)]));
+/// Runs the ranks' steps, which leave their answers in `whole`, in output-row order. The tp ranks of a replica
+/// answer the same rows, unless these are split among them: the first writes into `whole`, the others into
+/// memory of their own, which must then hold the same bits.
+fn compute(
+    set_up: Ranks,
+    backend: &Arc<dyn Backend>,
+    plan: &Plan,
+    slowest: &SlowestRank,
+    whole: &mut Assembled,
+) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
+    let (shares, places) = shares(&set_up.ranks, plan);
+    let room = |share: &Share| Assembled::new(&plan.request, share.rows, plan.config.vocab_size);
+    let again = shares.iter().filter(|share| share.same_as.is_some());
+    let mut repeated: Vec<Assembled> = again.map(room).collect::<lmhead::Result<_>>()?;
+    let once: Vec<usize> = shares.iter().filter(|s| s.same_as.is_none()).map(|s| s.rows).collect();
+
+    let (mut of_whole, mut of_repeated) =
+        (whole.split(&once).into_iter(), repeated.iter_mut().map(Assembled::whole));
+    let parts = shares.iter().map(|share| match share.same_as {
+        None => of_whole.next().expect("a part for each share"),
+        Some(_) => of_repeated.next().expect("memory for each share"),
+    });
+    let done = ranks::run(set_up, backend, plan, slowest, parts.collect())?;
+
+    let again = shares.iter().enumerate().filter_map(|(i, share)| Some((i, share.first, share.same_as?)));
+    for ((i, first, rank), answer) in again.zip(repeated) {
+        if !whole.has(first, &answer) {
+            let text = format!("its answer differs from rank {rank}'s; please report it with the command");
+            return Err(Failure::Ranks(vec![(done.0[i].rank, text)]));
         }
     }
-    Ok(())
+    whole.reorder(&places);
+    Ok(done)
+}
+
+/// Which rows of the whole answer, in the order of the ranks, a rank answers.
+struct Share {
+    first: usize,
+    rows: usize,
+    /// The rank that writes them into the whole, where that is another one.
+    same_as: Option<usize>,
+}
+
+/// What each rank answers, and for each row of the whole, as the ranks leave it, its output row.
+fn shares(ranks: &[Rank], plan: &Plan) -> (Vec<Share>, Vec<usize>) {
+    let split = plan.config.split_rows_over_tp;
+    let mut order: Vec<usize> = Vec::new();
+    let mut shares: Vec<Share> = Vec::new();
+    for rank in ranks {
+        let places = &plan.parts[rank.dp].places;
+        let answered = rank.group.answered_rows(places.len(), rank.group.me(), split);
+        let rows = answered.len();
+        let before = ranks[..shares.len()].iter().position(|other| other.dp == rank.dp);
+        shares.push(match before.filter(|_| !split) {
+            Some(same) => Share { first: shares[same].first, rows, same_as: Some(ranks[same].rank) },
+            None => {
+                let first = order.len();
+                order.extend(&places[answered]);
+                Share { first, rows, same_as: None }
+            }
+        });
+    }
+    (shares, order)
 }
 
 /// The shards of the first group, which together are the vocabulary. Those of members that other processes

@@ -1,4 +1,4 @@
-//! The options of `--request sample`, which `lmhead run` and `lmhead plan` share.
+//! The options of `--request sample` and `sample:N`, which `lmhead run` and `lmhead plan` share.
 
 use crate::args::refused;
 use clap::Args;
@@ -41,7 +41,7 @@ impl SamplingArgs {
     /// How every row is sampled where `request` is `sample`; `None` where it is another one.
     pub fn params(&self, request: &str, seed: u64) -> Result<Option<SamplingParams>> {
         let options = self.options();
-        if request != "sample" {
+        if request != "sample" && !request.starts_with("sample:") {
             let given = options.iter().find(|(_, text)| text.is_some());
             let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
             return given.map_or(Ok(None), |(option, _)| Err(refused(option, wanted, request, fix)));
@@ -106,5 +106,5 @@ pub fn words(request: &Request, sampling: Option<&SamplingParams>, own: &[&str])
     if !own.is_empty() {
         words.push(format!("each row's own {}", own.join(", ")));
     }
-    format!("sample: {}", words.join(", "))
+    format!("{request}: {}", words.join(", "))
 }

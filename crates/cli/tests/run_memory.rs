@@ -1,4 +1,4 @@
-//! What `lmhead run` takes beside its weights: an answer of each rank once, and next to nothing for each
+//! What `lmhead run` takes beside its weights: the answer of all ranks once, and next to nothing for each
 //! step. By the system's count of a child's largest resident memory; a test program of its own, because a
 //! child begins as a copy of what starts it, and that must be small.
 #![cfg(target_os = "linux")]
@@ -33,23 +33,43 @@ fn head(path: &Path, ids: usize) {
     safetensors::serialize_to_file([("lm_head.weight", view)], None, path).unwrap();
 }
 
+/// Hidden rows for that head, whose answers are wanted in the opposite order.
+fn reversed_rows(path: &Path, rows: usize) {
+    let hidden: Vec<u8> = (0..rows * 8).flat_map(|i| ((i * 53 % 257) as f32 / 64.0).to_le_bytes()).collect();
+    let indices: Vec<u8> = (0..rows as i64).rev().flat_map(i64::to_le_bytes).collect();
+    let tensors = [
+        ("hidden_states", TensorView::new(Dtype::F32, vec![rows, 8], &hidden).unwrap()),
+        ("logits_indices", TensorView::new(Dtype::I64, vec![rows], &indices).unwrap()),
+    ];
+    safetensors::serialize_to_file(tensors, None, path).unwrap();
+}
+
 #[test]
 fn an_answer_is_held_once() {
     let folder = TempDir::new().unwrap();
-    let head_path = folder.path().join("head");
-    head(&head_path, 20_000);
-    let run = |rows: &str, more: &[&str]| {
-        let args = ["--head", head_path.to_str().unwrap(), "--rows", rows, "--steps", "3", "--threads", "1"];
-        peak(&[&args[..], more].concat())
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    head(&folder.path().join("head"), 20_000);
+    reversed_rows(&folder.path().join("few"), 1);
+    reversed_rows(&folder.path().join("many"), 1000);
+    let run = |args: &[&str]| {
+        let (head, steps) = (["--head", &at("head")], ["--steps", "3", "--threads", "1"]);
+        peak(&[&head[..], &steps, args].concat())
     };
     let answer = 1000 * 20_000 * 4;
-    // One rank. Several, whose logits are exchanged: as they are sent, on their way in the transport, as
-    // they are received, and the answers. The whole is put together as the answers go.
-    let shared: &[&str] = &["--lmhead-tp-size", "4"];
-    for (rows, few, more, copies) in [("1000", "1", &[][..], 1), ("250,250,250,250", "1,1,1,1", shared, 4)] {
-        let taken = run(rows, more) - run(few, more);
-        eprintln!("{rows}: {:.2} of an answer", taken as f64 / answer as f64);
-        assert!(taken <= copies * answer + answer / 2, "{rows}: {taken} for an answer of {answer}");
+    let (few, many) = (at("few"), at("many"));
+    let (ones, parts) = ("1,1,1,1", "250,250,250,250");
+    // Ranks write where the answer stays, and rows come into another order in place. Ranks that share a head
+    // exchange logits, which are there three times more: as they are sent, on their way in the transport, and
+    // as they are received.
+    for (few, more, copies) in [
+        (&["--rows", "1"][..], &["--rows", "1000"][..], 1),
+        (&["--hidden", &few], &["--hidden", &many], 1),
+        (&["--rows", ones], &["--rows", parts], 1),
+        (&["--rows", ones, "--lmhead-tp-size", "4"], &["--rows", parts, "--lmhead-tp-size", "4"], 4),
+    ] {
+        let taken = run(more) - run(few);
+        eprintln!("{more:?}: {:.2} of an answer", taken as f64 / answer as f64);
+        assert!(taken <= copies * answer + answer / 4, "{more:?}: {taken} for an answer of {answer}");
         assert!(taken >= answer / 10 * 9, "the count counts: {taken} for an answer of {answer}");
     }
 }

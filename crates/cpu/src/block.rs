@@ -12,7 +12,8 @@
 use crate::BLOCK;
 use crate::isa::{Arith, Isa, Sets, Work};
 use crate::lanes::{Chunk, Dot, Kind, Quad};
-use crate::pack::Packed;
+use crate::pack::{PIECE, Packed};
+use bytemuck::Zeroable;
 use std::marker::PhantomData;
 use std::sync::atomic::{Ordering, compiler_fence};
 
@@ -51,6 +52,16 @@ pub struct Scratch {
     panel: Vec<Quad>,
     /// `[groups of 16 ids that are under way, rows]`
     sums: Vec<[Quad; 4]>,
+}
+
+impl Scratch {
+    /// Makes room for so many rows of a pass.
+    pub fn reserve(&mut self, rows: usize) {
+        if self.panel.len() < 4 * PIECE {
+            self.panel.resize(4 * PIECE, Quad::zeroed());
+        }
+        self.sums.reserve((GROUPS * rows).saturating_sub(self.sums.len()));
+    }
 }
 
 /// Weights `[ids, hidden]`, and whatever follows: what is read next, if anything is.

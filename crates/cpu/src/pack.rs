@@ -34,13 +34,42 @@ pub fn pass_rows(hidden: usize) -> usize {
 /// cut further: then it is piece after piece of k, and in each piece tile after tile.
 #[derive(Debug)]
 pub(crate) struct Packed {
+    /// `[rows, per_row]`, and what is left of larger ones before.
     chunks: Vec<Chunk>,
     rows: usize,
+    layout: Layout,
+    tiling: Tiling,
+}
+
+/// What a packed row is made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
     /// Chunks of each row: those of whole steps of k.
     per_row: usize,
-    /// Parts of a step of the weights that they are packed for.
+    /// Parts of a step of the weights that it is packed for.
     parts: usize,
-    tiling: Tiling,
+}
+
+impl Layout {
+    /// f32 rows, for weights that are read `step` at a time.
+    pub fn float(hidden: usize, step: usize) -> Layout {
+        Layout { per_row: hidden.next_multiple_of(step) / 4, parts: step / 16 }
+    }
+
+    /// bf16 rows, for weights that are read `step` at a time.
+    pub fn bf16(hidden: usize, step: usize) -> Layout {
+        Layout { per_row: hidden.next_multiple_of(step) / 8, parts: step / 32 }
+    }
+
+    /// Quantised rows that are kept as int16.
+    pub fn int16(hidden: usize) -> Layout {
+        Layout { per_row: hidden.next_multiple_of(BYTE) / 8, parts: 2 }
+    }
+
+    /// Quantised rows that are kept as bytes.
+    pub fn bytes(hidden: usize) -> Layout {
+        Layout { per_row: hidden.next_multiple_of(BYTE) / 16, parts: 1 }
+    }
 }
 
 impl Packed {
@@ -50,7 +79,7 @@ impl Packed {
 
     /// The chunks of each piece.
     pub fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
-        let per_row = self.per_row;
+        let per_row = self.layout.per_row;
         (0..per_row).step_by(PIECE).map(move |first| first..per_row.min(first + PIECE))
     }
 
@@ -69,7 +98,7 @@ impl Packed {
 
     /// Parts of a step ([`Kind`](crate::lanes::Kind)'s `G`) of the weights that they are packed for.
     pub fn parts(&self) -> usize {
-        self.parts
+        self.layout.parts
     }
 
     /// Quads of weights that go to the tiles straight from memory, or `None` where they go through panels.
@@ -81,7 +110,7 @@ impl Packed {
     /// of rows.
     pub fn tile(&self, row: usize, rows: usize) -> &[Chunk] {
         debug_assert!(self.tiling.direct.is_some(), "the pieces of other tiles lie apart");
-        &self.chunks[row * self.per_row..][..rows * self.per_row]
+        &self.chunks[row * self.layout.per_row..][..rows * self.layout.per_row]
     }
 
     /// The chunks of a piece of tiles from such a row on, so many rows together, of packed rows that are not.
@@ -90,15 +119,31 @@ impl Packed {
         &self.chunks[piece.start * self.rows + row * piece.len()..][..rows * piece.len()]
     }
 
-    /// Rows of `per_row` chunks, for weights of which a step is so many parts; `fill(row, piece, chunks)`
-    /// writes a piece of a row over zeros.
-    fn new<F>(isa: Isa, rows: usize, per_row: usize, parts: usize, fill: F) -> Packed
+    /// Nothing is packed, and no memory is held.
+    pub fn empty() -> Packed {
+        let tiling = Tiling { tile_rows: 1, direct: None };
+        Packed { chunks: Vec::new(), rows: 0, layout: Layout { per_row: 0, parts: 1 }, tiling }
+    }
+
+    /// Makes room for so many rows.
+    pub fn reserve(&mut self, layout: Layout, rows: usize) {
+        let wanted = rows * layout.per_row;
+        if wanted > self.chunks.len() {
+            self.chunks.resize(wanted, Chunk::default());
+        }
+    }
+
+    /// Packs so many rows over what was packed before; `fill(row, piece, chunks)` writes a piece of a row over
+    /// zeros.
+    fn pack<F>(&mut self, isa: Isa, layout: Layout, rows: usize, fill: F)
     where
         F: Fn(usize, usize, &mut [Chunk]) + Sync,
     {
+        let Layout { per_row, parts } = layout;
         let tiling = isa.run(ChooseTiling { rows, per_row, parts });
-        let mut chunks = vec![Chunk::default(); rows * per_row];
-        let mut rest = &mut chunks[..];
+        self.reserve(layout, rows);
+        (self.rows, self.layout, self.tiling) = (rows, layout, tiling);
+        let mut rest = &mut self.chunks[..rows * per_row];
         // A tile that weights go to straight takes the whole of k; tiles over panels take a piece of it in
         // turn.
         for (first, rows) in tiles(rows, if tiling.direct.is_some() { tiling.tile_rows } else { rows }) {
@@ -117,7 +162,6 @@ impl Packed {
                 }
             });
         }
-        Packed { chunks, rows, per_row, parts, tiling }
     }
 }
 
@@ -162,30 +206,32 @@ impl Work for ChooseTiling {
     }
 }
 
-/// Widens rows `range` to f32, for weights that are read `step` at a time.
-pub(crate) fn float(isa: Isa, rows: &Rows<'_>, range: Range<usize>, step: usize) -> Packed {
+/// Widens rows `range` to f32.
+pub(crate) fn float(packed: &mut Packed, isa: Isa, layout: Layout, rows: &Rows<'_>, range: Range<usize>) {
     let (hidden, size) = (rows.hidden, rows.dtype.size());
-    Packed::new(isa, range.len(), hidden.next_multiple_of(step) / 4, step / 16, |row, piece, chunks| {
+    packed.pack(isa, layout, range.len(), |row, piece, chunks| {
         let out: &mut [f32] = cast_slice_mut(chunks);
         let k = piece * PIECE * 4..hidden.min(piece * PIECE * 4 + out.len());
         let bytes = &(rows.row)(range.start + row)[k.start * size..k.end * size];
         isa.run(WidenRow { bytes, dtype: rows.dtype, out: &mut out[..k.len()] });
-    })
+    });
 }
 
-/// Rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so. For
-/// weights that are read `step` at a time.
-pub(crate) fn bf16(isa: Isa, rows: &Rows<'_>, range: Range<usize>, step: usize) -> Packed {
-    Packed::new(isa, range.len(), rows.hidden.next_multiple_of(step) / 8, step / 32, |row, piece, chunks| {
+/// Packs rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so.
+pub(crate) fn bf16(packed: &mut Packed, isa: Isa, layout: Layout, rows: &Rows<'_>, range: Range<usize>) {
+    packed.pack(isa, layout, range.len(), |row, piece, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
         let bytes = &(rows.row)(range.start + row)[piece * PIECE * 16..];
         let bytes = &bytes[..bytes.len().min(out.len())];
         out[..bytes.len()].copy_from_slice(bytes);
-    })
+    });
 }
 
-/// Rows that are widened to f32 and quantised (promise 2).
-struct Quantized {
+/// Rows that are widened to f32 and quantised (promise 2). The memory is reused.
+#[derive(Debug, Default)]
+pub(crate) struct Quantized {
+    /// `[rows, hidden]`
+    wide: Vec<f32>,
     /// `[rows, hidden]`
     values: Vec<i8>,
     /// `[rows]`
@@ -194,19 +240,39 @@ struct Quantized {
 }
 
 impl Quantized {
-    fn new(isa: Isa, rows: &Rows<'_>, range: Range<usize>) -> Quantized {
+    /// Makes room for so many rows.
+    pub fn reserve(&mut self, rows: usize, hidden: usize) {
+        let elements = rows * hidden;
+        if elements > self.values.len() {
+            self.wide.resize(elements, 0.0);
+            self.values.resize(elements, 0);
+        }
+        self.scales.reserve(rows.saturating_sub(self.scales.len()));
+    }
+
+    /// Quantises rows `range`, over what was there before.
+    pub fn quantize(&mut self, isa: Isa, rows: &Rows<'_>, range: Range<usize>) {
         let hidden = rows.hidden;
-        let mut values = vec![0; range.len() * hidden];
-        let mut scales = vec![1.0; range.len()];
-        values.par_chunks_mut(hidden.max(1)).zip(&mut scales).enumerate().for_each_init(
-            || vec![0.0; hidden],
-            |wide, (row, (out, scale))| {
-                let bytes = (rows.row)(range.start + row);
-                isa.run(WidenRow { bytes, dtype: rows.dtype, out: wide });
-                *scale = isa.run(QuantizeRow { values: wide, out });
-            },
-        );
-        Quantized { values, scales, hidden }
+        self.reserve(range.len(), hidden);
+        self.hidden = hidden;
+        self.scales.clear();
+        self.scales.resize(range.len(), 1.0);
+        let values = self.values.par_chunks_mut(hidden.max(1)).zip(self.wide.par_chunks_mut(hidden.max(1)));
+        values.zip(&mut self.scales).enumerate().for_each(|(row, ((out, wide), scale))| {
+            let bytes = (rows.row)(range.start + row);
+            isa.run(WidenRow { bytes, dtype: rows.dtype, out: wide });
+            *scale = isa.run(QuantizeRow { values: wide, out });
+        });
+    }
+
+    /// The scale of each row.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// There are no rows.
+    pub fn clear(&mut self) {
+        self.scales.clear();
     }
 
     /// The values of a row from `first` on.
@@ -215,30 +281,24 @@ impl Quantized {
     }
 }
 
-/// Rows `range` quantised and offset by 128 to be unsigned; and their scales.
-pub(crate) fn quantized_bytes(isa: Isa, rows: &Rows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
-    let (count, hidden) = (range.len(), rows.hidden);
-    let quantized = Quantized::new(isa, rows, range);
-    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 16, 1, |row, piece, chunks| {
+/// Packs quantised rows as bytes, offset by 128 to be unsigned.
+pub(crate) fn quantized_bytes(packed: &mut Packed, isa: Isa, layout: Layout, quantized: &Quantized) {
+    packed.pack(isa, layout, quantized.scales.len(), |row, piece, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
         for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 16)) {
             *out = (*q as u8) ^ 0x80; // + 128
         }
     });
-    (packed, quantized.scales)
 }
 
-/// Rows `range` quantised, the int8 values kept as int16; and their scales.
-pub(crate) fn quantized(isa: Isa, rows: &Rows<'_>, range: Range<usize>) -> (Packed, Vec<f32>) {
-    let (count, hidden) = (range.len(), rows.hidden);
-    let quantized = Quantized::new(isa, rows, range);
-    let packed = Packed::new(isa, count, hidden.next_multiple_of(BYTE) / 8, 2, |row, piece, chunks| {
+/// Packs quantised rows, the int8 values kept as int16.
+pub(crate) fn quantized(packed: &mut Packed, isa: Isa, layout: Layout, quantized: &Quantized) {
+    packed.pack(isa, layout, quantized.scales.len(), |row, piece, chunks| {
         let out: &mut [i16] = cast_slice_mut(chunks);
         for (out, q) in out.iter_mut().zip(quantized.rest(row, piece * PIECE * 8)) {
             *out = i16::from(*q);
         }
     });
-    (packed, quantized.scales)
 }
 
 /// One row by the rule of promise 2; IEEE on every instruction set.

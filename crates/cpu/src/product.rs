@@ -9,7 +9,7 @@ use crate::int8::Int8;
 use crate::int8_dot::{Int8Dot, Offset, RowSums};
 use crate::isa::Isa;
 use crate::lanes::{BYTE, HALF, Kind, WIDE};
-use crate::pack::{self, Packed};
+use crate::pack::{self, Layout, Packed, Quantized};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -46,15 +46,15 @@ pub struct Rows<'a> {
     pub row: &'a (dyn Fn(usize) -> &'a [u8] + Sync),
 }
 
-/// Rows that are packed for one inner loop.
+/// Rows that are packed for one inner loop. The memory is reused from one packing to the next.
 #[derive(Debug)]
 pub struct PackedRows {
     isa: Isa,
     packed: Packed,
     hidden: usize,
     inner: Inner,
-    /// `[rows]`, of rows that were quantised; or empty.
-    scales: Vec<f32>,
+    /// Rows that were quantised, or none.
+    quantized: Quantized,
 }
 
 /// The inner loops.
@@ -68,30 +68,60 @@ enum Inner {
 }
 
 impl PackedRows {
-    /// Packs rows `range` for weights of `format`, on the threads of the current pool.
-    pub fn new(isa: Isa, rows: &Rows<'_>, format: Format, range: Range<usize>) -> PackedRows {
+    /// No rows.
+    pub fn new(isa: Isa) -> PackedRows {
+        let quantized = Quantized::default();
+        PackedRows { isa, packed: Packed::empty(), hidden: 0, inner: Inner::Float, quantized }
+    }
+
+    /// Which loop multiplies such rows with such weights, and how the rows are packed for it.
+    fn inner(&self, format: Format, dtype: RowType, hidden: usize) -> (Inner, Layout) {
         // What an inner loop reads of a weight row at a time.
         let step = |wide| if matches!(format, Format::Float | Format::Mixed) { wide } else { BYTE };
-        let hidden = rows.hidden;
-        let unscaled = |inner, packed| PackedRows { isa, packed, hidden, inner, scales: Vec::new() };
-        let scaled = |inner, (packed, scales)| PackedRows { isa, packed, hidden, inner, scales };
         match format {
-            _ if isa.multiplies_bf16(format, Some(rows.dtype)) => {
-                unscaled(Inner::Bf16, pack::bf16(isa, rows, range, step(HALF)))
+            _ if self.isa.multiplies_bf16(format, Some(dtype)) => {
+                (Inner::Bf16, Layout::bf16(hidden, step(HALF)))
             }
-            Format::W8a8 if isa.multiplies_bytes() => {
-                scaled(Inner::Int8Dot, pack::quantized_bytes(isa, rows, range))
-            }
-            Format::W8a8 => scaled(Inner::Int8, pack::quantized(isa, rows, range)),
+            Format::W8a8 if self.isa.multiplies_bytes() => (Inner::Int8Dot, Layout::bytes(hidden)),
+            Format::W8a8 => (Inner::Int8, Layout::int16(hidden)),
             Format::Float | Format::Mixed | Format::W8a16 => {
-                unscaled(Inner::Float, pack::float(isa, rows, range, step(WIDE)))
+                (Inner::Float, Layout::float(hidden, step(WIDE)))
+            }
+        }
+    }
+
+    /// Makes room for `rows` rows: packing up to as many allocates nothing.
+    pub fn reserve(&mut self, format: Format, dtype: RowType, hidden: usize, rows: usize) {
+        let (inner, layout) = self.inner(format, dtype, hidden);
+        self.packed.reserve(layout, rows);
+        if matches!(inner, Inner::Int8 | Inner::Int8Dot) {
+            self.quantized.reserve(rows, hidden);
+        }
+    }
+
+    /// Packs rows `range` for weights of `format`, on the threads of the current pool.
+    pub fn pack(&mut self, rows: &Rows<'_>, format: Format, range: Range<usize>) {
+        let (inner, layout) = self.inner(format, rows.dtype, rows.hidden);
+        (self.inner, self.hidden) = (inner, rows.hidden);
+        self.quantized.clear();
+        let (isa, packed) = (self.isa, &mut self.packed);
+        match inner {
+            Inner::Float => pack::float(packed, isa, layout, rows, range),
+            Inner::Bf16 => pack::bf16(packed, isa, layout, rows, range),
+            Inner::Int8 => {
+                self.quantized.quantize(isa, rows, range);
+                pack::quantized(packed, isa, layout, &self.quantized);
+            }
+            Inner::Int8Dot => {
+                self.quantized.quantize(isa, rows, range);
+                pack::quantized_bytes(packed, isa, layout, &self.quantized);
             }
         }
     }
 
     /// The scale of each row, of rows that were quantised; or nothing.
     pub fn scales(&self) -> &[f32] {
-        &self.scales
+        self.quantized.scales()
     }
 
     /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`, at

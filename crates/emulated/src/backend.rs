@@ -3,18 +3,43 @@
 use super::ffi::RawKernel;
 use super::{Buffer, Device, Fault, Kernel, LaunchConfig, Params};
 use lmhead::backend::cpu::CpuBackend;
-use lmhead::backend::device::{DeviceBackend, Grid, KernelDevice};
+use lmhead::backend::device::{CopyRows, DeviceBackend, Grid, KernelDevice};
 use lmhead::error::{Error, Result};
+use lmhead::memory::{self, Memory, Span, SpanMut};
 use lmhead::plan::DeviceLimits;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// An emulated device that several threads share: one launch after the other, each on all cores, checked for races.
+/// An emulated device that several threads share: one launch after the other, each on all cores, checked for
+/// races.
 #[derive(Debug, Clone, Default)]
 pub struct EmulatedDevice {
     device: Arc<Mutex<Device>>,
     /// Of the next launch.
     seed: Arc<AtomicU64>,
+    ordinal: u32,
+    /// Whether it says that host memory is locked: copies are the same.
+    unlocked: bool,
+    counts: Arc<Counted>,
+}
+
+/// What an [`EmulatedDevice`] has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Buffers, locked memory, streams, events and kernels that were made.
+    pub made: u64,
+    /// Kernels of products that ran: one a product, beside what quantises its rows.
+    pub products: u64,
+    /// Copies of any kind.
+    pub copies: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    made: AtomicU64,
+    products: AtomicU64,
+    copies: AtomicU64,
 }
 
 /// Memory of an [`EmulatedDevice`], freed when dropped.
@@ -27,7 +52,31 @@ pub struct EmulatedBuffer {
 impl EmulatedDevice {
     /// `seed`: the schedule of the first launch; each further one has another.
     pub fn new(seed: u64) -> Self {
-        EmulatedDevice { device: Arc::default(), seed: Arc::new(AtomicU64::new(seed)) }
+        EmulatedDevice { seed: Arc::new(AtomicU64::new(seed)), ..EmulatedDevice::default() }
+    }
+
+    /// The same as the device of that number.
+    #[must_use]
+    pub fn numbered(self, ordinal: u32) -> Self {
+        EmulatedDevice { ordinal, ..self }
+    }
+
+    /// The same, which takes all host memory for unlocked: its callers bring bytes by detours then, as with a
+    /// GPU.
+    #[must_use]
+    pub fn unlocked(self) -> Self {
+        EmulatedDevice { unlocked: true, ..self }
+    }
+
+    /// What was done so far.
+    pub fn counts(&self) -> Counts {
+        let Counted { made, products, copies } = &*self.counts;
+        let [made, products, copies] = [made, products, copies].map(|n| n.load(Ordering::Relaxed));
+        Counts { made, products, copies }
+    }
+
+    fn count(&self, what: impl Fn(&Counted) -> &AtomicU64) {
+        what(&self.counts).fetch_add(1, Ordering::Relaxed);
     }
 
     /// A whole backend on this device; `host` does what comes after the logits.
@@ -88,6 +137,8 @@ impl KernelDevice for EmulatedDevice {
     type Kernel<P: Params> = Kernel<P>;
     type Stream = ();
     type OwnedStream = ();
+    /// Whatever comes before it has ended when it is put.
+    type Event = ();
 
     fn name(&self) -> &'static str {
         "emulated"
@@ -103,9 +154,42 @@ impl KernelDevice for EmulatedDevice {
         DeviceLimits::H100
     }
 
+    fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
     fn stream(&self) {}
 
     fn open_stream(&self) -> Result<()> {
+        self.count(|c| &c.made);
+        Ok(())
+    }
+
+    unsafe fn stream_from(&self, _: memory::Stream) {}
+
+    fn handle(&self, (): ()) -> memory::Stream {
+        // SAFETY: there is one, and nobody looks at its handle.
+        unsafe { memory::Stream::from_raw(0) }
+    }
+
+    fn event(&self) -> Result<()> {
+        self.count(|c| &c.made);
+        Ok(())
+    }
+
+    fn record(&self, (): &(), (): ()) -> Result<()> {
+        Ok(())
+    }
+
+    fn stream_waits(&self, (): (), (): &()) -> Result<()> {
+        Ok(())
+    }
+
+    fn reached(&self, (): &()) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn wait_for(&self, (): &()) -> Result<()> {
         Ok(())
     }
 
@@ -117,6 +201,7 @@ impl KernelDevice for EmulatedDevice {
     }
 
     fn alloc(&self, bytes: usize) -> Result<EmulatedBuffer> {
+        self.count(|c| &c.made);
         let buffer = self.lock().alloc(bytes).map_err(failed)?;
         Ok(EmulatedBuffer { device: self.clone(), buffer })
     }
@@ -126,19 +211,71 @@ impl KernelDevice for EmulatedDevice {
     }
 
     fn staging(&self, bytes: usize) -> Result<Staging> {
+        self.count(|c| &c.made);
         // Not zeros: what no copy brought shall show.
         Ok(Staging { words: vec![0xcbcb_cbcb_cbcb_cbcb; bytes.div_ceil(8)], bytes })
     }
 
+    unsafe fn copy_rows(&self, (): (), copy: &CopyRows) -> Result<()> {
+        if copy.is_empty() {
+            return Ok(());
+        }
+        self.count(|c| &c.copies);
+        let mut device = self.lock();
+        let (mut row, bytes) = (Vec::new(), copy.row_bytes);
+        for i in 0..copy.rows {
+            let [from, to] = [copy.from, copy.to].map(|side| side.address + (i * side.pitch) as u64);
+            match copy.from.memory {
+                Memory::Host => {
+                    let start = std::ptr::with_exposed_provenance(from as usize);
+                    // SAFETY: the caller's promise.
+                    row.splice(.., unsafe { std::slice::from_raw_parts(start, bytes) }.iter().copied());
+                }
+                Memory::Device(_) => {
+                    row.splice(.., device.bytes(from, bytes).map_err(failed)?.iter().copied());
+                }
+            }
+            match copy.to.memory {
+                Memory::Host => {
+                    let start = std::ptr::with_exposed_provenance_mut(to as usize);
+                    // SAFETY: the caller's promise.
+                    unsafe { std::slice::from_raw_parts_mut(start, bytes) }.copy_from_slice(&row);
+                }
+                Memory::Device(_) => device.bytes_mut(to, bytes).map_err(failed)?.copy_from_slice(&row),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies are done when they are queued.
+    fn is_locked(&self, _: &Span<'_>) -> bool {
+        !self.unlocked
+    }
+
+    fn lends(&self) -> bool {
+        true
+    }
+
+    /// It is the host's memory.
+    unsafe fn lend<'a>(&self, bytes: SpanMut<'a>) -> Option<&'a mut [u8]> {
+        self.lock().bytes(bytes.address(), bytes.len()).ok()?;
+        let start = std::ptr::with_exposed_provenance_mut(bytes.address() as usize);
+        // SAFETY: bytes of one buffer, which nobody else uses: the caller's promise.
+        Some(unsafe { std::slice::from_raw_parts_mut(start, bytes.len()) })
+    }
+
     unsafe fn queue_write(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {
+        self.count(|c| &c.copies);
         self.lock().write(buffer.buffer, at, bytes).map_err(failed)
     }
 
     unsafe fn queue_read(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &mut [u8]) -> Result<()> {
+        self.count(|c| &c.copies);
         self.lock().read(buffer.buffer, at, bytes).map_err(failed)
     }
 
     fn kernel<P: Params>(&self, name: &'static str) -> Result<Kernel<P>> {
+        self.count(|c| &c.made);
         let Some((_, raw)) = kernels().into_iter().find(|(known, _)| *known == name) else {
             let known: Vec<_> = kernels().into_iter().map(|(name, _)| name).collect();
             let wanted = format!("one of {}", known.join(", "));
@@ -148,12 +285,16 @@ impl KernelDevice for EmulatedDevice {
         Ok(unsafe { Kernel::new(raw) })
     }
 
-    unsafe fn clear(&self, (): (), address: u64, words: usize) -> Result<()> {
-        self.lock().clear(address, 4 * words).map_err(failed)
+    unsafe fn fill(&self, (): (), address: u64, words: usize, value: u32) -> Result<()> {
+        let mut device = self.lock();
+        let bytes = device.bytes_mut(address, 4 * words).map_err(failed)?;
+        bytes.as_chunks_mut().0.iter_mut().for_each(|word| *word = value.to_ne_bytes());
+        Ok(())
     }
 
     unsafe fn launch<P: Params>(&self, (): (), kernel: &Kernel<P>, grid: &Grid, params: &P) -> Result<()> {
         let config = self.config(grid);
+        self.count(|c| &c.products);
         self.lock().launch(kernel, params, &config).map_err(failed)
     }
 
@@ -165,6 +306,7 @@ impl KernelDevice for EmulatedDevice {
         second: (&Kernel<Q>, &Grid, &Q),
     ) -> Result<()> {
         let (one, other) = (self.config(first.1), self.config(second.1));
+        self.count(|c| &c.products);
         let launches = ((first.0, first.2, &one), (second.0, second.2, &other));
         self.lock().launch_dependent(launches.0, launches.1).map_err(failed)
     }

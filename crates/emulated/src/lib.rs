@@ -55,7 +55,7 @@ mod tensor_map;
 #[allow(unsafe_code, reason = "the C++ side's threads")]
 mod worker;
 
-pub use backend::{EmulatedBuffer, EmulatedDevice, Staging};
+pub use backend::{Counts, EmulatedBuffer, EmulatedDevice, Staging};
 pub use buffer::Buffer;
 pub use fault::{Fault, FaultKind};
 pub use launch::{Kernel, LaunchConfig, Params};
@@ -136,24 +136,37 @@ impl Device {
         Ok(())
     }
 
-    /// Zeros `bytes` bytes from `address` on.
+    /// `bytes` bytes from `address` on.
     ///
     /// # Errors
     /// Of kind `Launch` where they are not within one buffer.
-    pub fn clear(&mut self, address: u64, bytes: usize) -> Result<(), Fault> {
-        let inside = |memory: &&mut Memory| {
-            let at = address.checked_sub(memory.address()).and_then(|at| usize::try_from(at).ok());
-            at.is_some_and(|at| within(memory, at, bytes).is_ok())
+    pub fn bytes(&self, address: u64, bytes: usize) -> Result<&[u8], Fault> {
+        let (memory, range) = self.locate(address, bytes)?;
+        Ok(&self.memories[memory].bytes()[range])
+    }
+
+    /// The same, to be written.
+    ///
+    /// # Errors
+    /// As [`Device::bytes`].
+    pub fn bytes_mut(&mut self, address: u64, bytes: usize) -> Result<&mut [u8], Fault> {
+        let (memory, range) = self.locate(address, bytes)?;
+        Ok(&mut self.memories[memory].bytes_mut()[range])
+    }
+
+    /// The memory that has all of these bytes, by its number, and where in it they are.
+    fn locate(&self, address: u64, bytes: usize) -> Result<(usize, std::ops::Range<usize>), Fault> {
+        let range = |memory: &Memory| {
+            let at = address.checked_sub(memory.address()).and_then(|at| usize::try_from(at).ok())?;
+            within(memory, at, bytes).ok()
         };
-        let Some(memory) = self.memories.iter_mut().find(inside) else {
+        let found = self.memories.iter().enumerate().find_map(|(i, memory)| Some((i, range(memory)?)));
+        found.ok_or_else(|| {
             let text = format!(
-                "device memory: wanted {bytes} bytes of one buffer, got {address:#x}; clear what is allocated"
+                "device memory: wanted {bytes} bytes of one buffer, got {address:#x}; use what is allocated"
             );
-            return Err(Fault::refused("", 0, text));
-        };
-        let at = (address - memory.address()) as usize;
-        memory.bytes_mut()[at..at + bytes].fill(0);
-        Ok(())
+            Fault::refused("", 0, text)
+        })
     }
 
     /// Gives a buffer's memory back: kernels that still reach for it are at fault.

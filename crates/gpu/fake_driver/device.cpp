@@ -29,7 +29,8 @@ long long fake_count(const char *what) {
   const std::map<std::string, long long> all = {{"waits", counts.waits}, {"allocations", counts.allocations},
                                                 {"loads", counts.loads}, {"lazy kernels", counts.lazy_kernels},
                                                 {"lazy graphs", counts.lazy_graphs},
-                                                {"slow copies", counts.slow_copies}};
+                                                {"slow copies", counts.slow_copies}, {"handles", counts.handles},
+                                                {"copies", counts.copies}, {"products", counts.products}};
   const auto found = all.find(what);
   return found == all.end() ? -1 : found->second;
 }

@@ -68,7 +68,10 @@ struct Stream {
 };
 struct Event {
   Stream *on = nullptr;
-  bool reached = false, asked = false;
+  // Of its records: the number put last, and the number that the device has come to.
+  long long recorded = 0, reached = 0;
+  bool asked = false;
+  bool is_reached() const { return reached >= recorded; }
   std::chrono::steady_clock::time_point when;
 };
 struct Context {
@@ -100,9 +103,10 @@ inline std::set<void *> graphs, events;
 inline std::set<Module *> modules;
 inline int retained = 0;  // contexts
 // What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and graphs that a launch had to
-// bring to the device, since nobody had done so before; copies from or to host memory that is not locked, for which a driver waits.
+// bring to the device, since nobody had done so before; copies from or to host memory that is not locked, for which a driver waits;
+// streams and events made. And what a step should do once: copies of any kind, and products.
 inline struct Counts {
-  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies;
+  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles, copies, products;
 } counts;
 inline int lost = SUCCESS;  // after a kernel failed, everything does
 inline Stream default_stream;
@@ -139,9 +143,9 @@ inline int put(void *handle, Work work) {
   return SUCCESS;
 }
 
-// Runs what is on the stream, up to a mark, or up to a kernel that never ends: that is NOT_READY's work.
-inline int run_queue(Stream &stream, const Event *mark = nullptr) {
-  while (!lost && !stream.queue.empty() && !(mark && mark->reached)) {
+// Runs what is on the stream, up to a mark's record, or up to a kernel that never ends: that is NOT_READY's work.
+inline int run_queue(Stream &stream, const Event *mark = nullptr, long long record = 0) {
+  while (!lost && !stream.queue.empty() && !(mark && mark->reached >= record)) {
     const Work work = stream.queue.front();
     const int answer = work();
     if (answer == NOT_READY) return NOT_READY;
@@ -185,6 +189,7 @@ inline bool inside(uint64_t address, size_t bytes) { return within(memories, add
 // A queued copy, which must not outlive the locked memory that it uses.
 inline std::map<uint64_t, int> pending;  // copies by the locked memory's address
 inline int put_copy(void *stream, const void *host, size_t bytes, Work work) {
+  ++counts.copies;
   if (!within(locked, uint64_t(host), bytes)) return ++counts.slow_copies, put(stream, std::move(work));
   const uint64_t start = std::prev(locked.upper_bound(uint64_t(host)))->first;
   ++pending[start];

@@ -85,10 +85,43 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
+  ++counts.copies;
   return put(stream, [=] {
     if (!inside(to, bytes) || !inside(from, bytes)) return int(ILLEGAL_ADDRESS);
     return std::memmove((void *)to, (void *)from, bytes), 0;
   });
+}
+
+// CUDA_MEMCPY2D, without arrays.
+struct Side2d {
+  size_t x, y;
+  int type;  // 1: host, 2: device
+  uint8_t *host;
+  uint64_t device;
+  void *array;
+  size_t pitch;
+  uint8_t *start() const { return type == 1 ? host : reinterpret_cast<uint8_t *>(device); }
+  bool is_inside(size_t width, size_t height) const { return type == 1 || inside(device, (height - 1) * pitch + width); }
+};
+struct Copy2d {
+  Side2d from, to;
+  size_t width, height;
+};
+int cuMemcpy2DAsync_v2(const Copy2d *copy, void *stream) {
+  USABLE;
+  const Copy2d all = *copy;
+  const Side2d &from = all.from, &to = all.to;
+  const auto legal = [&](const Side2d &side) { return (side.type == 1 || side.type == 2) && !side.x && !side.y && side.pitch >= all.width; };
+  if (!legal(from) || !legal(to) || !all.width || !all.height) return INVALID_VALUE;
+  const auto work = [all] {
+    if (!all.from.is_inside(all.width, all.height) || !all.to.is_inside(all.width, all.height)) return int(ILLEGAL_ADDRESS);
+    for (size_t row = 0; row < all.height; ++row)
+      std::memcpy(all.to.start() + row * all.to.pitch, all.from.start() + row * all.from.pitch, all.width);
+    return 0;
+  };
+  const Side2d &host = from.type == 1 ? from : to;
+  if (host.type == 1) return put_copy(stream, host.host, (all.height - 1) * host.pitch + all.width, work);
+  return ++counts.copies, put(stream, work);
 }
 
 }  // extern "C"

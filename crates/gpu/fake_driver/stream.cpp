@@ -18,6 +18,7 @@ extern "C" {
 
 int cuStreamCreate(Stream **out, unsigned) {
   USABLE;
+  ++counts.handles;
   return streams.insert(*out = new Stream), 0;
 }
 int cuStreamDestroy_v2(Stream *stream) {
@@ -84,6 +85,7 @@ int cuGraphExecDestroy(Graph *graph) { return cuGraphDestroy(graph); }
 
 int cuEventCreate(Event **out, unsigned) {
   USABLE;
+  ++counts.handles;
   return *out = new Event, events.insert(*out), 0;
 }
 int cuEventDestroy_v2(Event *event) {
@@ -92,23 +94,37 @@ int cuEventDestroy_v2(Event *event) {
 }
 int cuEventRecord(Event *event, void *stream) {
   USABLE;
-  event->on = known(stream), event->reached = event->asked = false;
-  return put(stream, [event] {
+  event->on = known(stream), event->asked = false;
+  return put(stream, [event, record = ++event->recorded] {
     // It may have been destroyed since, which waits for nothing.
-    if (events.count(event)) event->reached = true, event->when = std::chrono::steady_clock::now();
+    if (events.count(event)) event->reached = record, event->when = std::chrono::steady_clock::now();
     return 0;
+  });
+}
+// Work that waits runs what it waits for: nothing is lost if it does so late.
+int cuStreamWaitEvent(void *stream, Event *event, unsigned flags) {
+  USABLE;
+  if (flags) return INVALID_VALUE;
+  if (!events.count(event)) return INVALID_HANDLE;
+  Stream *on = event->on;
+  if (!on || event->is_reached()) return known(stream) ? SUCCESS : INVALID_HANDLE;
+  return put(stream, [event, on, record = event->recorded] {
+    // A stream that is gone was drained before.
+    if (!events.count(event) || event->reached >= record || (on != &default_stream && !streams.count(on))) return int(SUCCESS);
+    const int answer = run_queue(*on, event, record);
+    return answer;
   });
 }
 int cuEventQuery(Event *event) {
   USABLE;
-  if (event->reached || !event->on) return answered(SUCCESS);
+  if (event->is_reached() || !event->on) return answered(SUCCESS);
   // The first question comes too early here, too. What was put on the stream later does not count.
   if (!event->asked) return event->asked = true, NOT_READY;
-  return answered(run_queue(*event->on, event));
+  return answered(run_queue(*event->on, event, event->recorded));
 }
 int cuEventElapsedTime(float *milliseconds, const Event *from, const Event *to) {
   USABLE;
-  if (!from->reached || !to->reached) return 600;
+  if (!from->is_reached() || !to->is_reached() || !from->on || !to->on) return 600;
   return *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count(), 0;
 }
 

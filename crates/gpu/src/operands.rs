@@ -6,7 +6,7 @@ pub mod mistakes;
 use crate::check::{Checker, Span, code, scales};
 use crate::fill::Fill;
 use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, Spec};
-use lmhead::backend::params::{LogitMatrix, RowMatrix, WeightMatrix};
+use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LogitMatrix, RowMatrix, WeightMatrix};
 use lmhead::epilogue::Epilogue;
 use lmhead::plan::{Plan, Precision, Shape};
 use lmhead::{DType, Result};
@@ -261,7 +261,7 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
     fn intact(&self, out: &Output<D>) -> std::result::Result<(), String> {
         let mut status = vec![0u32; out.rows];
         self.device.read(&out.status, 0, bytemuck::cast_slice_mut(&mut status)).map_err(said)?;
-        if let Some(row) = status.iter().position(|&status| status != 0) {
+        if let Some(row) = status.iter().position(|&status| status != LMHEAD_STATUS_ALLOWED) {
             return Err(format!("row {row} has status {:#x}", status[row]));
         }
         let (logits, size) = (self.logits(out), out.dtype.size());

@@ -8,18 +8,20 @@ use crate::operands::{Loaded, Operands};
 use crate::recorded::{Recorded, compare_ends, rounded, same_bits};
 use libtest_mimic::Failed;
 use lmhead::DType;
+use lmhead::backend::Backend;
+use lmhead::backend::Job;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::cuda::fatbins::Capability;
 use lmhead::backend::cuda::{CudaDevice, Graph};
 use lmhead::backend::device::KernelDevice;
-use lmhead::backend::{Backend, Job, LogitsOut};
 use lmhead::epilogue::Epilogue;
-use lmhead::merge::{Candidate, PartialSpec, RowPartial};
 use lmhead::plan::Precision;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, Matrix};
+use lmhead_testkit::product::shards::answers;
 use lmhead_testkit::product::table::{Case, PRECISIONS, cases, run};
 use lmhead_testkit::product::{bits_of, raw_logits};
+use std::sync::Arc;
 
 const GB: usize = 1 << 30;
 
@@ -213,49 +215,30 @@ fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
         .copied()
         .collect();
     let matrix = Matrix::I8 { values: values.into(), scales: operands.scales() };
-    let shard = HeadShard::new(0..vocab, vocab, hidden, lmhead::Quantization::W8a8, matrix, None)?;
+    let shard = Arc::new(HeadShard::new(0..vocab, vocab, hidden, lmhead::Quantization::W8a8, matrix, None)?);
     let hidden_rows = operands.host_rows();
     let job = Job {
         rows: HiddenRows::new(&hidden_rows, DType::Bf16, rows, hidden)?,
-        shard: &shard,
         epilogue: Epilogue::default(),
         adjustments: None,
     };
     let host = || CpuBackend::new(None);
     let (cpu, cuda) = (host()?, device.clone().backend(host()?));
     let in_parts = device.clone().backend(host()?).staged(part);
-    let want = answers(&cpu, &job)?;
+    let ask = |backend: &dyn Backend| -> lmhead::Result<_> {
+        Ok(answers(&mut *backend.load(&shard, DType::Bf16)?, &job, DType::F32, 5))
+    };
+    let want = ask(&cpu)?;
     for (name, backend) in [("at once", cuda), ("in parts", in_parts)] {
-        let (logits, candidates) = answers(&backend, &job)?;
-        if logits != want.0 {
+        let (logits, words, candidates) = ask(&backend)?;
+        if (logits, words) != (want.0.clone(), want.1.clone()) {
             return Err(format!("{name}: the GPU's int8 logits have other bits than the CPU's").into());
         }
-        if candidates != want.1 {
+        if candidates != want.2 {
             return Err(format!("{name}: the GPU's candidates or sums are others than the CPU's").into());
         }
     }
     Ok(())
-}
-
-/// The best of a row, and the bits of its logsumexp.
-type Best = (Vec<Candidate>, u64);
-
-/// f32 logits, and the best of each row.
-fn answers(backend: &dyn Backend, job: &Job<'_>) -> lmhead::Result<(Vec<u8>, Vec<Best>)> {
-    let (rows, stride) = (job.rows.len(), 4 * job.shard.vocab().len());
-    let (mut bytes, mut nonfinite) = (vec![0xff; rows * stride], vec![false; rows]);
-    let out = LogitsOut {
-        bytes: &mut bytes,
-        stride,
-        dtype: DType::F32,
-        nonfinite: &mut nonfinite,
-        any_allowed: None,
-    };
-    backend.logits(job, out)?;
-    let spec = PartialSpec { k: 5, sum: true };
-    let mut partials = vec![RowPartial::new(spec); rows];
-    backend.partials(job, spec, &mut partials)?;
-    Ok((bytes, partials.iter().map(|row| (row.sorted(), row.logsumexp_f64().to_bits())).collect()))
 }
 
 fn many_logits(device: &CudaDevice) -> Result<(), Failed> {

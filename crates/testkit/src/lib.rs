@@ -6,6 +6,9 @@ pub mod allocations;
 pub mod carriers;
 pub mod end_to_end;
 pub mod golden;
+#[allow(unsafe_code, reason = "held logits of the inner backend")]
+pub mod hooked;
+pub mod lent;
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "signals")]
 pub mod processes;
@@ -25,7 +28,7 @@ use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
 use lmhead::quantize::quantize_row;
-use lmhead::result::{Answer, Output};
+use lmhead::result::{Answer, Logprobs, Output};
 use lmhead::weights::{HeadShard, Matrix};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -186,21 +189,27 @@ pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
             let ids = ids[row * k..][..*k].iter().map(|i| *i as u64);
             values.chain(ids).chain([u64::from(logsumexp[row].to_bits())]).collect()
         }
-        Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
-            let own = row * top_n..(row + 1) * top_n;
-            let floats = [logprobs[row]].into_iter().chain(top_logprobs[own.clone()].iter().copied());
-            let ids = [ranks[row]].into_iter().chain(top_ids[own].iter().copied());
-            floats.map(|v| u64::from(v.to_bits())).chain(ids.map(|i| i as u64)).collect()
+        Output::Logprobs(told) => logprob_bits(told, row).collect(),
+        Output::Sample { ids, logprobs } => {
+            let told = logprobs.iter().flat_map(|told| logprob_bits(told, row));
+            [ids[row] as u64].into_iter().chain(told).collect()
         }
-        Output::Sample { ids } => vec![ids[row] as u64],
         other => panic!("no bits known of {other:?}"),
     };
     (answer.row_status[row] as u8, bits)
 }
 
-/// Memory of one row in a chunk of logprobs: f32 logits of the largest shard, hidden states, and candidates: kept (16
-/// bytes each), and encoded once to send and once from every rank (44 bytes and 8 each).
-pub fn chunk_row(shard: usize, hidden_bytes: usize, top_n: usize, size: usize) -> u64 {
-    let (kept, candidates) = (top_n.max(1), top_n.max(1).min(shard));
-    (shard * 4 + hidden_bytes + 16 * kept + (44 + 8 * candidates) * (1 + size)) as u64
+fn logprob_bits(told: &Logprobs, row: usize) -> impl Iterator<Item = u64> {
+    let (of_targets, of_best) =
+        (row * told.targets..(row + 1) * told.targets, row * told.top_n..(row + 1) * told.top_n);
+    let floats = told.logprobs[of_targets.clone()].iter().chain(&told.top_logprobs[of_best.clone()]);
+    let ids = told.ranks[of_targets].iter().chain(&told.top_ids[of_best]);
+    floats.map(|v| u64::from(v.to_bits())).chain(ids.map(|i| *i as u64))
+}
+
+/// Memory of one row in a chunk of logprobs: f32 logits of the largest shard, hidden states, and partials, once to
+/// send and once from every rank: 40 bytes, 8 for each candidate and 4 for each target.
+pub fn chunk_row(shard: usize, hidden_bytes: usize, targets: usize, top_n: usize, size: usize) -> u64 {
+    let partial = 40 + 8 * top_n.max(1).min(shard) + 4 * targets.next_multiple_of(2);
+    (shard * 4 + hidden_bytes + partial * (1 + size)) as u64
 }

@@ -1,7 +1,13 @@
 //! Requests with adjustments, against whole f32 logits that one rank computes: for any dp, tp, group size, mode and rows the answers
 //! are those that the definitions give over the full row, and the same bits as for the row alone. On any backend.
 
+#[allow(unsafe_code, reason = "copies to and from a device")]
+mod resident;
+
+pub use resident::{Resident, steady_steps};
+
 use crate::adjusting::OwnAdjustments;
+use crate::lent::{Scattered, run_into};
 use crate::{Random, TestHead, chunk_row, row_bits};
 use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, LOGPROBS_CHUNK_BYTES, Quantization, Verify};
@@ -10,7 +16,7 @@ use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder, shard_range};
 use lmhead::reference::{logsumexp, logsumexp_allowed, sample, top_k};
-use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus};
+use lmhead::result::{Answer, Logprobs, NO_TARGET_ID, Output, Request, RowInputs, RowStatus, TokenLogprobs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
 use proptest::prelude::*;
@@ -36,22 +42,36 @@ pub struct Case {
     /// Per dp rank.
     rows: Vec<usize>,
     adjustments: Vec<Option<OwnAdjustments>>,
+    lent: Option<Lent>,
     seed: u64,
+}
+
+/// Memory of the caller's own, which the sharded steps run in.
+#[derive(Debug, Clone, Copy)]
+struct Lent {
+    /// Elements between rows of logits.
+    gap: usize,
+    /// Of the numbers by which scattered rows are selected; `None`: rows lie one after the other.
+    index_bytes: Option<usize>,
 }
 
 /// Steps on heads of those kinds: type of the hidden rows, and quantisation.
 pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + use<> {
     let kinds = prop::sample::select(kinds.to_vec());
     let vocab = prop_oneof![3 => 1usize..5, 3 => 60usize..70, 3 => 1usize..500, 1 => 1000usize..2500];
-    let request = prop_oneof![
-        Just(Request::Argmax),
-        prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
-        (1usize..80).prop_map(Request::top_k),
-        (0usize..80, any::<bool>()).prop_map(|(top_n, processed)| Request::Logprobs { top_n, processed }),
-        (0usize..5).prop_map(Request::processed_logprobs),
-        Just(Request::Sample),
-        Just(Request::Sample),
-    ];
+    let request =
+        prop_oneof![
+            Just(Request::Argmax),
+            prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
+            (1usize..80).prop_map(Request::top_k),
+            (1usize..4, 0usize..80, any::<bool>())
+                .prop_map(|(targets, top_n, processed)| Request::Logprobs { targets, top_n, processed }),
+            (0usize..5).prop_map(Request::processed_logprobs),
+            Just(Request::sample()),
+            (0usize..9, any::<bool>()).prop_map(|(top_n, processed)| Request::Sample {
+                logprobs: Some(TokenLogprobs { top_n, processed })
+            }),
+        ];
     let epilogue =
         (any::<bool>(), prop::option::of(1f32..40.0), prop::sample::select(vec![1.0f32, 0.0625, -2.5]));
     let shape = (1usize..5, 1usize..4, any::<bool>(), any::<prop::sample::Index>());
@@ -65,8 +85,11 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
             let sizes = layout.group_sizes();
             let request = match request {
                 Request::TopK { k } => Request::top_k(k.min(vocab)),
-                Request::Logprobs { top_n, processed } => {
-                    Request::Logprobs { top_n: top_n.min(vocab), processed }
+                Request::Logprobs { targets, top_n, processed } => {
+                    Request::Logprobs { targets, top_n: top_n.min(vocab), processed }
+                }
+                Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed }) } => {
+                    Request::Sample { logprobs: Some(TokenLogprobs { top_n: top_n.min(vocab), processed }) }
                 }
                 other => other,
             };
@@ -89,25 +112,27 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
             config.split_rows_over_tp = split;
             config.verify = [Verify::Always, Verify::WarmUp, Verify::Every(2)][random.below(3)];
             let rows: Vec<usize> = (0..dp).map(|_| random.below(5) * random.below(2)).collect();
-            let raw = match request {
-                Request::Logprobs { top_n, .. } => Request::logprobs(top_n),
-                _ => Request::logprobs(usize::MAX),
-            };
+            let raw = matches!(request, Request::Logprobs { processed: false, .. });
             let adjustments = rows
                 .iter()
                 .map(|&n| {
-                    (random.below(3) > 0 && request != raw)
-                        .then(|| OwnAdjustments::random(n, vocab, &mut random))
+                    (random.below(3) > 0 && !raw).then(|| OwnAdjustments::random(n, vocab, &mut random))
                 })
                 .collect();
             let size = sizes[pick.index(sizes.len())];
             // Chunks of one to three rows, or all at once.
-            let top_n = if let Request::Logprobs { top_n, .. } = request { top_n } else { 0 };
-            let row = chunk_row(shard_range(vocab, size, 0).len(), hidden * dtype.size(), top_n, size);
+            let (targets, top_n) = match request {
+                Request::Logprobs { targets, top_n, .. } => (targets, top_n),
+                _ => (1, 0),
+            };
+            let row =
+                chunk_row(shard_range(vocab, size, 0).len(), hidden * dtype.size(), targets, top_n, size);
             if let n @ 1.. = random.below(4) as u64 {
                 config.logprobs_chunk_bytes = n * row + random.below(row as usize) as u64;
             }
-            Case { head, config, layout, size, mode, request, rows, adjustments, seed }
+            let index_bytes = [None, Some(4), Some(8)][random.below(3)];
+            let lent = (random.below(3) > 0).then(|| Lent { gap: random.below(4), index_bytes });
+            Case { head, config, layout, size, mode, request, rows, adjustments, lent, seed }
         },
     )
 }
@@ -131,26 +156,41 @@ impl Case {
         bytes
     }
 
-    /// Targets of a dp rank's rows, for logprobs.
+    /// Targets of a dp rank's rows, for logprobs; some are none.
     fn targets(&self, dp: usize) -> Option<Vec<i64>> {
+        let Request::Logprobs { targets, .. } = self.request else { return None };
         let mut random = Random(self.seed ^ 0x7a6 ^ dp as u64);
-        let targets = (0..self.rows[dp]).map(|_| random.below(self.head.vocab) as i64).collect();
-        matches!(self.request, Request::Logprobs { .. }).then_some(targets)
+        let id = |random: &mut Random| match random.below(5) {
+            0 => NO_TARGET_ID,
+            _ => random.below(self.head.vocab) as i64,
+        };
+        Some((0..self.rows[dp] * targets).map(|_| id(&mut random)).collect())
     }
 
     /// How a dp rank's rows are sampled, in one mixed batch.
     fn sampling(&self, dp: usize) -> Option<Vec<SamplingParams>> {
         let mut random = Random(self.seed ^ 0x5a3 ^ dp as u64);
         let params = (0..self.rows[dp]).map(|_| random_params(&mut random, self.head.vocab)).collect();
-        (self.request == Request::Sample).then_some(params)
+        matches!(self.request, Request::Sample { .. }).then_some(params)
+    }
+
+    /// Whether a rank says that there are adjustments, where it has some of its own or not.
+    fn says_adjusted(&self, own: bool) -> bool {
+        if self.mode == Mode::Discover { own } else { self.adjustments.iter().any(Option::is_some) }
+    }
+
+    /// What a rank says of the rows `counts` of its group's replicas, of which it brings `mine`.
+    fn counts(&self, counts: &[usize], mine: usize) -> RowCounts {
+        match self.mode {
+            Mode::Exact => RowCounts::exact(counts),
+            Mode::Capacity => RowCounts::capacity(counts.iter().copied().max().unwrap() + 1, mine),
+            Mode::Discover => RowCounts::discover(mine),
+        }
     }
 
     fn begin<'h>(&self, head: &'h mut LmHead, counts: RowCounts, own: bool) -> lmhead::Step<'h> {
-        let any = self.adjustments.iter().any(Option::is_some);
-        let say = if self.mode == Mode::Discover { own } else { any };
-        let step =
-            if say { head.step_adjusted(counts, &self.request) } else { head.step(counts, &self.request) };
-        step.unwrap()
+        let begin = if self.says_adjusted(own) { LmHead::step_adjusted } else { LmHead::step };
+        begin(head, counts, &self.request).unwrap()
     }
 
     /// The answers of every rank, with its dp index.
@@ -187,25 +227,30 @@ impl Case {
         let first = dp - group.replica_of(group.me());
         let counts = &self.rows[first..first + group.replicas()];
         let bytes = self.hidden(dp);
-        let hidden = HiddenRows::new(&bytes, self.head.dtype, self.rows[dp], self.head.hidden).unwrap();
+        let scattered = Scattered::new(&bytes, self.head.dtype, self.head.hidden, self.seed ^ dp as u64);
+        let hidden = match self.lent.and_then(|lent| lent.index_bytes) {
+            Some(index_bytes) => scattered.rows(index_bytes),
+            None => HiddenRows::new(&bytes, self.head.dtype, self.rows[dp], self.head.hidden),
+        };
+        let hidden = hidden.unwrap();
         // A warm-up with rows takes a dozen steps: minutes on the emulated device where many ranks share it.
         let warm_up = usize::from(group.size() <= 2);
         let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
         head.warm_up(warm_up, &[self.request]).unwrap();
-        let counts = match self.mode {
-            Mode::Exact => RowCounts::exact(counts),
-            Mode::Capacity => RowCounts::capacity(counts.iter().copied().max().unwrap() + 1, self.rows[dp]),
-            Mode::Discover => RowCounts::discover(self.rows[dp]),
-        };
+        let counts = self.counts(counts, self.rows[dp]);
         let own = self.adjustments[dp].as_ref();
-        let step = self.begin(&mut head, counts, own.is_some());
         let (targets, sampling) = (self.targets(dp), self.sampling(dp));
         let (targets, sampling) = (targets.as_deref(), sampling.as_deref());
-        match own {
-            Some(own) => {
-                own.with(|a| step.run_with(hidden, &RowInputs { targets, sampling, adjustments: Some(a) }))
+        let step = |inputs: &RowInputs<'_>| match self.lent {
+            Some(Lent { gap, .. }) => {
+                let adjusted = self.says_adjusted(own.is_some());
+                run_into(&mut head, &counts, &self.request, adjusted, hidden, inputs, gap)
             }
-            None => step.run_with(hidden, &RowInputs { targets, sampling, adjustments: None }),
+            None => self.begin(&mut head, counts, own.is_some()).run_with(hidden, inputs),
+        };
+        match own {
+            Some(own) => own.with(|a| step(&RowInputs { targets, sampling, adjustments: Some(a) })),
+            None => step(&RowInputs { targets, sampling, adjustments: None }),
         }
         .unwrap()
     }
@@ -222,7 +267,10 @@ impl Case {
         let mut config = self.config.clone();
         config.logprobs_chunk_bytes = LOGPROBS_CHUNK_BYTES;
         let mut head = LmHead::new(&config, group, shard, exchange, backend.clone()).unwrap();
-        let targets = self.targets(dp).map(|t| vec![t[row]]);
+        let targets = self.targets(dp).map(|t| {
+            let each = t.len() / self.rows[dp];
+            t[row * each..(row + 1) * each].to_vec()
+        });
         let sampling = self.sampling(dp).map(|s| vec![s[row]]);
         let (targets, sampling) = (targets.as_deref(), sampling.as_deref());
         match &self.adjustments[dp] {
@@ -255,8 +303,16 @@ impl Case {
         if let Some(own) = &self.adjustments[dp] {
             own.by_definition(row, &mut logits);
         }
+        // What is delivered counts: a logit may be finite in f32 and infinite in 16 bits.
+        let overflows = |dtype: DType| {
+            let (mut bytes, mut wide) = (vec![0; logits.len() * dtype.size()], vec![0.0; logits.len()]);
+            dtype.round_into(&logits, &mut bytes);
+            dtype.widen(&bytes, &mut wide);
+            logits.iter().zip(&wide).any(|(l, w)| l.is_finite() && w.is_infinite())
+        };
         let broken = plain.row_status[0] != RowStatus::Good
-            || logits.iter().any(|l| l.is_nan() || *l == f32::INFINITY);
+            || logits.iter().any(|l| l.is_nan() || *l == f32::INFINITY)
+            || matches!(self.request, Request::Logits { dtype } if overflows(dtype));
         let nothing = logits.iter().all(|l| *l == f32::NEG_INFINITY);
         let status = match (broken, nothing) {
             (true, _) => RowStatus::NonFinite,
@@ -293,34 +349,21 @@ impl Case {
                 let allowed = logsumexp_allowed(truth, wide.len());
                 prop_assert!(error <= allowed, "logsumexp {} truth {}", sums[0], truth);
             }
-            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
-                if status != RowStatus::Good {
-                    prop_assert!(logprobs[0].is_nan() && ranks[0] == -1);
-                    prop_assert!(
-                        top_ids.iter().all(|id| *id == -1) && top_logprobs.iter().all(|v| v.is_nan())
-                    );
-                    return Ok(());
-                }
-                let target = self.targets(dp).unwrap()[row] as usize;
-                let better =
-                    |(v, l): (usize, &f32)| *l > logits[target] || (*l == logits[target] && v < target);
-                let rank = 1 + logits.iter().enumerate().filter(|at| better(*at)).count();
-                prop_assert_eq!(ranks[0], rank as i64);
-                let (want_ids, want_values) = best(&wide, *top_n);
-                prop_assert_eq!(top_ids, &want_ids);
-                let truth = logsumexp(&wide);
-                let pairs = want_values.iter().zip(top_logprobs).chain([(&logits[target], &logprobs[0])]);
-                for (logit, got) in pairs {
-                    let (want, got) = (f64::from(*logit) - truth, f64::from(*got));
-                    let allowed = logsumexp_allowed(truth, wide.len()) + DType::F32.half_ulp(want.abs());
-                    let good = got <= 0.0 && (got == want || (got - want).abs() <= allowed);
-                    prop_assert!(good, "logprob {} truth {}", got, want);
-                }
+            Output::Logprobs(told) => {
+                let targets = self.targets(dp).unwrap();
+                let own = &targets[row * told.targets..(row + 1) * told.targets];
+                judge_logprobs(told, own, &logits, status == RowStatus::Good)?;
             }
-            Output::Sample { ids } => {
+            Output::Sample { ids, logprobs } => {
                 let params = self.sampling(dp).unwrap()[row];
                 let want = (status == RowStatus::Good).then(|| sample(&logits, &params)).flatten();
                 prop_assert_eq!(ids[0], want.map_or(-1, |id| id as i64), "{:?}", params);
+                let Request::Sample { logprobs: asked } = self.request else { unreachable!() };
+                prop_assert_eq!(asked.is_some(), logprobs.is_some());
+                if let (Some(asked), Some(told)) = (asked, logprobs) {
+                    let of = if asked.processed { &logits } else { &raw };
+                    judge_logprobs(told, ids, of, status == RowStatus::Good)?;
+                }
             }
             other => panic!("no judge for {other:?}"),
         }
@@ -350,6 +393,43 @@ impl Case {
         }
         Ok(())
     }
+}
+
+/// Judges what is told of the targets of one row, by its logits.
+fn judge_logprobs(told: &Logprobs, targets: &[i64], logits: &[f32], good: bool) -> Result<(), TestCaseError> {
+    let Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs, .. } = told;
+    prop_assert_eq!(
+        (told.targets, logprobs.len(), ranks.len()),
+        (targets.len(), targets.len(), targets.len())
+    );
+    if !good {
+        prop_assert!(logprobs.iter().all(|v| v.is_nan()) && ranks.iter().all(|rank| *rank == -1));
+        prop_assert!(top_ids.iter().all(|id| *id == -1) && top_logprobs.iter().all(|v| v.is_nan()));
+        return Ok(());
+    }
+    let wide: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
+    let (want_ids, want_values) = best(&wide, *top_n);
+    prop_assert_eq!(top_ids, &want_ids);
+    let truth = logsumexp(&wide);
+    let judge = |logit: f32, got: f32| {
+        let (want, got) = (f64::from(logit) - truth, f64::from(got));
+        let allowed = logsumexp_allowed(truth, wide.len()) + DType::F32.half_ulp(want.abs());
+        let good = got <= 0.0 && (got == want || (got - want).abs() <= allowed);
+        prop_assert!(good, "logprob {} truth {}", got, want);
+        Ok(())
+    };
+    want_values.iter().zip(top_logprobs).try_for_each(|(logit, got)| judge(*logit, *got))?;
+    for ((&target, &logprob), &got) in targets.iter().zip(logprobs).zip(ranks) {
+        if target == NO_TARGET_ID {
+            prop_assert!(logprob.is_nan() && got == -1);
+            continue;
+        }
+        let target = target as usize;
+        let better = |(v, l): (usize, &f32)| *l > logits[target] || (*l == logits[target] && v < target);
+        prop_assert_eq!(got, 1 + logits.iter().enumerate().filter(|at| better(*at)).count() as i64);
+        judge(logits[target], logprob)?;
+    }
+    Ok(())
 }
 
 /// Parameters of every kind: each filter is on in about half of the rows.

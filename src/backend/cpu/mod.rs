@@ -3,44 +3,54 @@
 //! ```text
 //! hidden rows -> packed in tiles                                   (crates/cpu, once per call)
 //!             -> packed rows x 64 vocabulary ids -> raw f32 logits  (crates/cpu, one task per block)
-//!             -> epilogue: dequantise, bias, softcap, scale; adjustments
-//!             -> rounded into the caller's rows, or pushed to the row's partial
+//!             -> epilogue: dequantise, bias, softcap, scale; adjustments   product.rs
+//!             -> rounded into the caller's rows                            loaded.rs, columns.rs
+//!                or the best candidates and the sum of each row            partials.rs
+//!                or held in f32, for passes over them                      held.rs, sampling.rs, ranks.rs
 //! ```
 //!
-//! What it does beside PyTorch, the memory's speed and the peaks of its instructions: `benches/results/cpu/pytorch.json`.
+//! What it does beside PyTorch, the memory's speed and the peaks of its instructions:
+//! `benches/results/cpu/pytorch.json`.
 //!
-//! Memory beyond the caller's: packed rows of one pass (at most 8 MiB, or 4 rows where those are larger, 256 rows at most), for W8A8
-//! while they are packed their quantised values too (a byte for each) and for each thread a row in f32; for each
-//! thread a block of logits (`[rows of a pass, 64]` f32, at most 64 KiB), a panel (16 KiB) and sums (1 KiB for each row of a pass);
-//! for W8A8 on AVX-512 a sum (4 bytes) for each vocabulary id, kept with the shard;
-//! for partials one `RowPartial` for each row of a pass and running task. Never rows x vocabulary.
+//! Weights are used where they are. Other memory is kept from call to call, and calls of the same size or a
+//! smaller one allocate nothing. A loaded shard has
+//!
+//! * packed rows of one product: at most 8 MiB, or 4 rows where those are larger, 256 rows at most. For W8A8 it
+//!   has these rows in f32, too, and their quantised values, a byte each;
+//! * for few candidates: of each row of a product and each of 4 parts of the vocabulary for each thread the
+//!   best and the sum, 16 bytes a candidate and 96;
+//! * for many candidates: up to 64 MiB of logits;
+//! * for held logits: rows x shard in f32, twice where those without adjustments are kept, too.
+//!
+//! Heads of the same weights share, for W8A8 on AVX-512, a sum (4 bytes) for each vocabulary id. All heads of a
+//! backend share what each thread has: a block of logits (`[rows of a product, 64]` f32, at most 64 KiB), a
+//! panel (16 KiB) and sums (1 KiB for each row of a product).
 
+mod check;
+#[allow(unsafe_code, reason = "threads write different columns of one buffer")]
+mod columns;
+#[allow(unsafe_code, reason = "logits of somebody else's memory")]
+mod held;
+#[allow(unsafe_code, reason = "memory of a caller that outlives a call")]
+mod loaded;
+mod partials;
 mod pool;
+mod product;
+mod ranks;
 mod sampling;
-mod tally;
 
+pub(crate) use held::Held;
 pub use lmhead_cpu::Isa;
 
-use crate::adjust::ShardAdjustments;
-use crate::backend::{
-    Backend, HeadTypes, HeldLogits, Job, LogitsOut, Resident, SamplingPass, Tally, check_boundaries,
-    check_job, check_logits,
-};
-use crate::config::Quantization;
-use crate::dtype::DType;
-use crate::epilogue::Epilogue;
+use crate::backend::{Backend, HeadTypes, LoadedShard};
+use crate::dtype::{DType, Quantization};
 use crate::error::{Error, Result};
-use crate::layout::BLOCK;
-use crate::merge::{PartialSpec, RowPartial};
-use crate::rows::HiddenRows;
-use crate::weights::{HeadShard, Matrix};
-use lmhead_cpu::{Arith, Format, PackedRows, Scratch, Weights, Work, roof};
+use crate::memory::{Allocation, HostMemory, Memory};
+use crate::weights::{HeadShard, ShardInfo};
+use lmhead_cpu::{Format, roof};
 use pool::Pool;
-use rayon::prelude::*;
-use std::cell::RefCell;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Part of the fingerprint: raised whenever a row's bits change; 3 are the sums of f32 terms.
@@ -75,8 +85,16 @@ pub fn choose_isa(name: Option<&str>) -> Result<Isa> {
 /// process that was forked from the one that made it every call is `Unsupported`.
 #[derive(Debug)]
 pub struct CpuBackend {
+    cpu: Arc<Cpu>,
+}
+
+/// Threads that compute and the instruction set that they use, shared by a backend and what it has loaded.
+#[derive(Debug)]
+struct Cpu {
     isa: Isa,
     pool: Pool,
+    /// Rows of a product for which every thread has memory.
+    ready: AtomicUsize,
 }
 
 impl CpuBackend {
@@ -108,30 +126,23 @@ impl CpuBackend {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        Ok(CpuBackend { isa, pool: Pool::new(threads)? })
+        let cpu = Cpu { isa, pool: Pool::new(threads)?, ready: AtomicUsize::new(0) };
+        Ok(CpuBackend { cpu: Arc::new(cpu) })
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.cpu.isa
     }
 
-    /// Partials of logits that are held.
-    ///
-    /// # Errors
-    /// As every call of a [`CpuBackend`] in a forked process.
-    pub(crate) fn partials_of(
-        &self,
-        held: &HeldLogits<'_>,
-        spec: PartialSpec,
-        out: &mut [RowPartial],
-    ) -> Result<()> {
-        tally::partials(&self.pool, self.isa, held, spec, out)
+    /// Passes over logits of a shard that are somebody else's.
+    pub(crate) fn passes_over(&self, info: &ShardInfo) -> Held {
+        Held::over(&self.cpu, info)
     }
 
     /// Threads of the pool.
     pub fn threads(&self) -> usize {
-        self.pool.size()
+        self.cpu.pool.size()
     }
 
     /// Reads `bytes` once, on all threads of the pool: [`roof::read_stream`].
@@ -139,7 +150,7 @@ impl CpuBackend {
     /// # Errors
     /// `Unsupported` in a process that was forked from the one that made the backend.
     pub fn read_stream(&self, bytes: &[u8]) -> Result<u64> {
-        self.pool.install(|| roof::read_stream(bytes))
+        self.cpu.pool.install(|| roof::read_stream(bytes))
     }
 
     /// Operations per second of the instruction that multiplies heads of these types, on all threads of the pool:
@@ -150,7 +161,7 @@ impl CpuBackend {
     pub fn arithmetic_rate(&self, types: HeadTypes, time: Duration) -> Result<Option<f64>> {
         let Some(rows) = types.hidden.float() else { return Ok(None) };
         let format = format(types);
-        self.pool.install(|| roof::arithmetic_rate(self.isa, format, rows, time))
+        self.cpu.pool.install(|| roof::arithmetic_rate(self.cpu.isa, format, rows, time))
     }
 }
 
@@ -164,318 +175,59 @@ fn format(types: HeadTypes) -> Format {
     }
 }
 
+impl Cpu {
+    /// Makes room on every thread for products of so many rows.
+    fn reserve(&self, rows: usize) -> Result<()> {
+        if self.ready.load(Ordering::Acquire) < rows {
+            self.pool.install(|| rayon::broadcast(|_| product::reserve_thread(rows)))?;
+            self.ready.fetch_max(rows, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Frees what the threads keep.
+    fn release_memory(&self) {
+        self.ready.store(0, Ordering::Release);
+        // In a forked process there are no such threads.
+        let _ = self.pool.install(|| rayon::broadcast(|_| product::release_thread()));
+    }
+}
+
 impl Backend for CpuBackend {
     fn name(&self) -> &'static str {
         "cpu"
     }
 
+    fn memory(&self) -> Memory {
+        Memory::Host
+    }
+
     /// `cpu/FAMILY/VERSION DTYPE`. Instruction sets of a family ([`Isa::family`]) give the same bits.
     fn fingerprint(&self, types: HeadTypes) -> String {
-        let family = self.isa.family(format(types), types.hidden.float());
+        let family = self.cpu.isa.family(format(types), types.hidden.float());
         format!("cpu/{family}/{VERSION} {}", types.weights)
     }
 
     fn flushes_subnormals(&self, types: HeadTypes) -> bool {
-        self.isa.multiplies_bf16(format(types), types.hidden.float())
+        self.cpu.isa.multiplies_bf16(format(types), types.hidden.float())
     }
 
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
-        if !shard.takes(hidden) {
-            return Err(Error::dtype(
-                "hidden_states on the cpu backend",
-                "f32, f16 or bf16",
-                hidden,
-                "pass them as floats: w8a8 heads quantise them",
-            ));
+        check::shard(shard, hidden)
+    }
+
+    fn load(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Box<dyn LoadedShard>> {
+        check::shard(shard, hidden)?;
+        // A head on it would be refused at its first step.
+        self.cpu.pool.check()?;
+        Ok(Box::new(loaded::CpuShard::load(&self.cpu, shard, hidden)?))
+    }
+
+    fn allocate(&self, memory: Memory, bytes: usize, what: &str) -> Result<Box<dyn Allocation>> {
+        if memory != Memory::Host {
+            let fix = "the cpu backend computes in host memory alone";
+            return Err(Error::shape(what, Memory::Host, memory, fix));
         }
-        check_boundaries(shard)
-    }
-
-    fn prepare(&self, shard: &Arc<HeadShard>, _: DType) -> Result<Resident> {
-        self.pool.install(|| {
-            weight_sums(self.isa, shard);
-        })?;
-        Ok(Resident::default())
-    }
-
-    fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
-        let (rows, vocab) = (job.rows.len(), job.shard.vocab());
-        check_job(job, rows, out.nonfinite.len())?;
-        check_job(job, rows, out.any_allowed.as_ref().map_or(rows, |flags| flags.len()))?;
-        let size = out.dtype.size();
-        let row_bytes = check_logits(&out, rows, vocab.len())?;
-        if rows == 0 || vocab.is_empty() {
-            return Ok(());
-        }
-        let flags: Vec<AtomicBool> = (0..rows).map(|_| AtomicBool::new(false)).collect();
-        let allowed: Vec<AtomicBool> = match &out.any_allowed {
-            Some(_) => (0..rows).map(|_| AtomicBool::new(false)).collect(),
-            None => Vec::new(),
-        };
-        let mut left: Vec<&mut [u8]> =
-            out.bytes.chunks_mut(out.stride).take(rows).map(|row| &mut row[..row_bytes]).collect();
-        self.pool.install(|| {
-            for pass in Pass::all(self.isa, job) {
-                let after = left.split_off(pass.rows.len());
-                let columns = Columns { rows: std::mem::replace(&mut left, after), first_id: vocab.start };
-                columns.for_each_block(blocks(&vocab), size, &|ids: Range<usize>, mut rows| {
-                    pass.block(ids, |row: usize, logits: &[f32], finite: bool| {
-                        if !finite {
-                            flags[pass.rows.start + row].store(true, Ordering::Relaxed);
-                        }
-                        if let Some(any) = allowed.get(pass.rows.start + row)
-                            && logits.iter().any(|l| *l > f32::NEG_INFINITY)
-                        {
-                            any.store(true, Ordering::Relaxed);
-                        }
-                        out.dtype.round_into(logits, rows[row]);
-                    });
-                });
-            }
-        })?;
-        for (flag, seen) in out.nonfinite.iter_mut().zip(flags) {
-            *flag |= seen.into_inner();
-        }
-        for (flag, seen) in out.any_allowed.into_iter().flatten().zip(allowed) {
-            *flag |= seen.into_inner();
-        }
-        Ok(())
-    }
-
-    fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
-        check_job(job, job.rows.len(), out.len())?;
-        if spec.k == 0 {
-            return Err(Error::request("candidates of a partial", "at least 1", 0, "ask for one"));
-        }
-        for partial in out.iter_mut() {
-            partial.reset(spec);
-        }
-        let vocab = job.shard.vocab();
-        if out.is_empty() || vocab.is_empty() {
-            return Ok(());
-        }
-        let merge = |mut all: Vec<RowPartial>, part: Vec<RowPartial>| {
-            for (a, p) in all.iter_mut().zip(&part) {
-                a.merge(p);
-            }
-            all
-        };
-        self.pool.install(|| {
-            for pass in Pass::all(self.isa, job) {
-                let empty = || vec![RowPartial::new(spec); pass.rows.len()];
-                let found = blocks(&vocab).into_par_iter().fold(empty, |mut partials, block| {
-                    let ids = block_ids(block, &vocab);
-                    let first = ids.start;
-                    pass.block(ids, Push { partials: &mut partials, first_id: first });
-                    partials
-                });
-                let found = found.reduce_with(merge).unwrap_or_default();
-                for (o, partial) in out[pass.rows.clone()].iter_mut().zip(found) {
-                    *o = partial;
-                }
-            }
-        })?;
-        Ok(())
-    }
-
-    fn tally(&self, tally: Tally<'_>) -> Result<()> {
-        tally::tally(&self.pool, self.isa, tally)
-    }
-
-    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
-        sampling::sample(&self.pool, self.isa, held, pass)
-    }
-
-    /// What the pool's threads keep.
-    fn release_memory(&self) {
-        // In a forked process there are no such threads.
-        let _ = self.pool.install(|| rayon::broadcast(|_| THREAD.set(Thread::default())));
-    }
-}
-
-/// Numbers of the global blocks that `vocab` touches; `vocab` is not empty.
-fn blocks(vocab: &Range<usize>) -> Range<usize> {
-    vocab.start / BLOCK..vocab.end.div_ceil(BLOCK)
-}
-
-/// The ids of `vocab` in a global block.
-fn block_ids(block: usize, vocab: &Range<usize>) -> Range<usize> {
-    (block * BLOCK).max(vocab.start)..((block + 1) * BLOCK).min(vocab.end)
-}
-
-/// What is left of the caller's rows: every row's bytes from vocabulary id `first_id` on.
-struct Columns<'a> {
-    rows: Vec<&'a mut [u8]>,
-    first_id: usize,
-}
-
-impl<'a> Columns<'a> {
-    /// Cuts the rows in halves of whole blocks, again and again, and calls `leaf` with the ids of one block and
-    /// each row's bytes for them. Each task so holds its own slices: no two can write to the same byte.
-    fn for_each_block<F>(self, blocks: Range<usize>, size: usize, leaf: &F)
-    where
-        F: Fn(Range<usize>, Vec<&'a mut [u8]>) + Sync,
-    {
-        if blocks.len() == 1 {
-            let ids = self.rows.first().map_or(0, |row| row.len() / size);
-            return leaf(self.first_id..self.first_id + ids, self.rows);
-        }
-        let middle = blocks.start + blocks.len() / 2;
-        let cut = (middle * BLOCK - self.first_id) * size;
-        let (low, high) = self.rows.into_iter().map(|row| row.split_at_mut(cut)).unzip();
-        let low = Columns { rows: low, first_id: self.first_id };
-        let high = Columns { rows: high, first_id: middle * BLOCK };
-        rayon::join(
-            || low.for_each_block(blocks.start..middle, size, leaf),
-            || high.for_each_block(middle..blocks.end, size, leaf),
-        );
-    }
-}
-
-/// One pass over the shard: some rows, packed, and all that a task must know to compute a block of their logits.
-struct Pass<'a> {
-    isa: Isa,
-    shard: &'a HeadShard,
-    epilogue: Epilogue,
-    adjustments: Option<&'a ShardAdjustments>,
-    /// `[vocab]`, where rows are packed with an offset; or empty.
-    weight_sums: &'a [i32],
-    /// The job's rows that are packed here.
-    rows: Range<usize>,
-    packed: PackedRows,
-}
-
-impl<'a> Pass<'a> {
-    /// The passes of a job, on a thread of the pool; each is packed, by the pool's threads, when its turn comes.
-    fn all(isa: Isa, job: &Job<'a>) -> impl Iterator<Item = Pass<'a>> {
-        let Job { rows, shard, epilogue, adjustments } = *job;
-        let step = lmhead_cpu::pass_rows(rows.hidden());
-        let weight_sums = weight_sums(isa, shard);
-        (0..rows.len()).step_by(step).map(move |first| {
-            let range = first..rows.len().min(first + step);
-            let packed = pack(isa, &rows, shard, range.clone());
-            Pass { isa, shard, epilogue, adjustments, weight_sums, rows: range, packed }
-        })
-    }
-
-    /// Computes the logits of vocabulary `ids` (within one block) and gives each row's to
-    /// `take(row, logits [ids.len()], all finite)`.
-    fn block(&self, ids: Range<usize>, take: impl Take) {
-        THREAD.with_borrow_mut(|thread| {
-            let Thread { logits, scratch } = thread;
-            logits.resize(self.rows.len() * BLOCK, 0.0);
-            let start = self.shard.vocab().start;
-            let own = ids.start - start..ids.end - start;
-            let from = own.start * self.shard.hidden_size();
-            let (weights, scales) = match self.shard.matrix() {
-                Matrix::F32(w) => (Weights::F32(&w[from..]), None),
-                Matrix::F16(w) => (Weights::F16(&w[from..]), None),
-                Matrix::Bf16(w) => (Weights::Bf16(&w[from..]), None),
-                Matrix::I8 { values, scales } => (Weights::I8(&values[from..]), Some(scales)),
-            };
-            let sums = self.weight_sums.get(own.clone()).unwrap_or_default();
-            self.packed.multiply(weights, own.len(), sums, logits, scratch);
-            let row_scales = self.packed.scales();
-            let scales = scales.map_or(&[][..], |scales| &scales[own.clone()]);
-            let bias = self.shard.bias().map(|bias| &bias[own]);
-            let epilogue = self.epilogue;
-            let adjust = self.adjustments.map(|a| (a, self.rows.start, ids.start));
-            self.isa.run(Finish { logits, ids: ids.len(), row_scales, scales, bias, epilogue, adjust, take });
-        });
-    }
-}
-
-/// The sums of the shard's weights, where rows are packed with an offset.
-fn weight_sums(isa: Isa, shard: &HeadShard) -> &[i32] {
-    if shard.quantization() != Quantization::W8a8 || !isa.multiplies_bytes() {
-        return &[];
-    }
-    shard.row_sums(|weights| lmhead_cpu::weight_sums(isa, weights, shard.hidden_size()))
-}
-
-fn pack(isa: Isa, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) -> PackedRows {
-    let dtype = rows.dtype().float().expect("Backend::check has refused int8 hidden states");
-    let format = format(HeadTypes::of(shard, rows.dtype()));
-    let rows = lmhead_cpu::Rows { dtype, hidden: rows.hidden(), row: &|i| rows.row(i) };
-    PackedRows::new(isa, &rows, format, range)
-}
-
-thread_local! {
-    /// Belongs to a thread of a pool, and so goes with it. Never borrowed across a point where rayon could put
-    /// another task on this thread.
-    static THREAD: RefCell<Thread> = RefCell::default();
-}
-
-#[derive(Default)]
-struct Thread {
-    /// `[rows of the pass, BLOCK]`
-    logits: Vec<f32>,
-    scratch: Scratch,
-}
-
-/// What becomes of a row's logits of one block.
-trait Take {
-    /// `finite`: all of them were.
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool);
-}
-
-impl<F: FnMut(usize, &[f32], bool)> Take for F {
-    #[inline(always)]
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
-        self(row, logits, finite);
-    }
-}
-
-/// They go to the rows' partials. Not a closure: those are compiled for the baseline, where an FMA is a call.
-struct Push<'a> {
-    partials: &'a mut [RowPartial],
-    first_id: usize,
-}
-
-impl Take for Push<'_> {
-    #[inline(always)]
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
-        self.partials[row].push(self.first_id, logits, finite);
-    }
-}
-
-/// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.
-struct Finish<'a, F> {
-    /// `[rows, BLOCK]`, of which `ids` columns are used.
-    logits: &'a mut [f32],
-    ids: usize,
-    /// `[rows]`, or empty.
-    row_scales: &'a [f32],
-    /// `[ids]`, or empty.
-    scales: &'a [f32],
-    bias: Option<&'a [f32]>,
-    epilogue: Epilogue,
-    /// The adjustments, the first row's number in them and the first id.
-    adjust: Option<(&'a ShardAdjustments, usize, usize)>,
-    take: F,
-}
-
-impl<F: Take> Work for Finish<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<A: Arith>(mut self) {
-        for (row, logits) in self.logits.chunks_exact_mut(BLOCK).enumerate() {
-            let logits = &mut logits[..self.ids];
-            // Each product rounded on its own (promise 2); Rust contracts nothing.
-            if let Some(row_scale) = self.row_scales.get(row) {
-                for l in logits.iter_mut() {
-                    *l *= row_scale;
-                }
-            }
-            for (l, scale) in logits.iter_mut().zip(self.scales) {
-                *l *= scale;
-            }
-            let mut finite = self.epilogue.apply(logits, self.bias);
-            if let Some((adjustments, first_row, first_id)) = self.adjust {
-                finite &= adjustments.apply(first_row + row, first_id, logits);
-            }
-            self.take.take(row, logits, finite);
-        }
+        Ok(Box::new(HostMemory::new(bytes, what)?))
     }
 }

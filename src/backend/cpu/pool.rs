@@ -57,6 +57,15 @@ impl Pool {
         self.threads().current_num_threads()
     }
 
+    /// Refuses a process that was forked from the one that made the pool: its threads are not there, and work
+    /// given to them would never end.
+    ///
+    /// # Errors
+    /// `Unsupported`.
+    pub(super) fn check(&self) -> Result<()> {
+        self.maker.check("the CPU backend")
+    }
+
     /// Runs `work` on the pool and waits for it; on a thread of the pool, runs it there. A panic of `work`
     /// goes on in the caller. Allocates nothing. Jobs of several callers run side by side where they wait
     /// together, so `work` must not wait for another caller's.
@@ -66,10 +75,9 @@ impl Pool {
     /// start a second rank in the middle of the first one's step, and that one waits for the first for ever.
     ///
     /// # Errors
-    /// `Unsupported` in a process that was forked from the one that made the pool: its threads are not there,
-    /// and work given to them would never end.
+    /// As [`Pool::check`].
     pub(super) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R> {
-        self.maker.check("the CPU backend")?;
+        self.check()?;
         if self.threads().current_thread_index().is_some() {
             return Ok(work());
         }

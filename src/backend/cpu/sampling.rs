@@ -1,9 +1,10 @@
 //! The passes of [sampling](crate::sampling) over logits that are held in memory: one task per row.
 
 use super::pool::Pool;
-use crate::backend::{HeldLogits, HistogramQuery, SamplingPass, Wanted};
+use crate::backend::{HistogramQuery, TiesQuery, Wanted};
 use crate::error::Result;
 use crate::layout::BLOCK;
+use crate::merge::Best;
 use crate::merge::{Candidate, largest};
 use crate::sampling::SamplingParams;
 use crate::sampling::cut::{BINS, Kept, Sum, order_key};
@@ -11,55 +12,62 @@ use crate::sampling::philox::{LARGEST_NOISE, Words, gumbel};
 use crate::sampling::score::{Drawn, scaled};
 use lmhead_cpu::{Arith, Isa, Work};
 use rayon::prelude::*;
-use std::cmp::Ordering;
 
-const NOT_FINITE: Candidate = Candidate { value: f32::NAN, id: 0 };
+pub(super) const NOT_FINITE: Candidate = Candidate { value: f32::NAN, id: 0 };
 
-pub(super) fn sample(pool: &Pool, isa: Isa, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
-    let (columns, first_id) = (held.vocab.len(), held.vocab.start);
-    let own = |row: usize| &held.logits[row * columns..(row + 1) * columns];
-    let finite = |row: usize| !held.nonfinite[row];
-    pool.install(|| match pass {
-        SamplingPass::Maxima { rows, out } => {
-            rows.par_iter().zip(out).for_each(|(&row, out)| {
-                *out = if finite(row) { largest(own(row)) } else { f32::NAN };
-            });
-        }
-        SamplingPass::Histograms { queries, out } => {
-            let bins = queries.first().map_or(1, |query| query.digit.bins());
-            queries.par_iter().zip(out.par_chunks_exact_mut(bins)).for_each(|(query, bins)| {
-                // Such a row's largest logit is another shard's, if it has one: logits here may be above it, and weigh more than any
-                // may. It has no answer anyway.
-                if !finite(query.row) {
-                    return bins.fill(0);
-                }
-                isa.run(Histogram { query, logits: own(query.row), first_id, bins });
-            });
-        }
-        SamplingPass::Ties { queries, out } => {
-            queries.par_iter().zip(out).for_each(|(query, out)| {
-                let ids = (first_id as u32..).zip(own(query.row));
-                let mut ties = ids.filter(|(id, l)| **l == query.logit && query.kept.keeps(**l, *id));
-                let last = query.allowance.checked_sub(1).and_then(|before| ties.nth(before as usize));
-                *out = last.map_or(0, |(id, _)| id + 1);
-            });
-        }
-        SamplingPass::Candidates { rows, mut out } => {
-            let places =
-                rows.iter().map(|(row, wanted)| (*row, wanted, out.split_off_mut(..wanted.places())));
-            let places: Vec<_> = places.collect();
-            places.into_par_iter().for_each(|(row, wanted, out)| match (out, wanted) {
-                (None | Some([]), _) => {} // a shard without ids
-                (Some(out), _) if !finite(row) => {
-                    out.fill(Candidate::NOTHING);
-                    out[0] = NOT_FINITE;
-                }
-                (Some(out), Wanted::Best { .. }) => isa.run(Best { logits: own(row), first_id, out }),
-                (Some(out), Wanted::Drawn { params, kept }) => {
-                    out[0] = isa.run(Draw { params, kept: kept.as_ref(), logits: own(row), first_id });
-                }
-            });
-        }
+/// Held logits of a shard.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    /// `[rows, ids]`
+    pub logits: &'a [f32],
+    pub ids: usize,
+    pub first_id: usize,
+    /// `[rows]`
+    pub nonfinite: &'a [bool],
+}
+
+impl<'a> View<'a> {
+    fn row(&self, row: usize) -> &'a [f32] {
+        &self.logits[row * self.ids..(row + 1) * self.ids]
+    }
+}
+
+pub(super) fn maxima(pool: &Pool, view: View<'_>, rows: &[usize], out: &mut [f32]) -> Result<()> {
+    pool.install(|| {
+        rows.par_iter().zip(out).for_each(|(&row, out)| {
+            *out = if view.nonfinite[row] { f32::NAN } else { largest(view.row(row)) };
+        });
+    })
+}
+
+pub(super) fn histograms(
+    pool: &Pool,
+    isa: Isa,
+    view: View<'_>,
+    queries: &[HistogramQuery],
+    out: &mut [u64],
+) -> Result<()> {
+    let bins = queries.first().map_or(1, |query| query.digit.bins());
+    pool.install(|| {
+        queries.par_iter().zip(out.par_chunks_exact_mut(bins)).for_each(|(query, bins)| {
+            // Such a row's largest logit is another shard's, if it has one: logits here may be above it, and weigh
+            // more than any may. It has no answer anyway.
+            if view.nonfinite[query.row] {
+                return bins.fill(0);
+            }
+            isa.run(Histogram { query, logits: view.row(query.row), first_id: view.first_id, bins });
+        });
+    })
+}
+
+pub(super) fn ties(pool: &Pool, view: View<'_>, queries: &[TiesQuery], out: &mut [u32]) -> Result<()> {
+    pool.install(|| {
+        queries.par_iter().zip(out).for_each(|(query, out)| {
+            let ids = (view.first_id as u32..).zip(view.row(query.row));
+            let mut ties = ids.filter(|(id, l)| **l == query.logit && query.kept.keeps(**l, *id));
+            let last = query.allowance.checked_sub(1).and_then(|before| ties.nth(before as usize));
+            *out = last.map_or(0, |(id, _)| id + 1);
+        });
     })
 }
 
@@ -108,49 +116,69 @@ impl Work for Histogram<'_> {
     }
 }
 
+/// Memory of one thread that finds candidates.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    pub best: Best,
+    /// The largest logit of each block.
+    maxima: Vec<f32>,
+}
+
+impl Room {
+    /// Makes room for the `k` best of rows of so many ids.
+    pub fn reserve(&mut self, k: usize, ids: usize) {
+        self.best.reset(k);
+        self.maxima.reserve(ids.div_ceil(BLOCK).saturating_sub(self.maxima.len()));
+    }
+}
+
+/// What is wanted of a row whose logits are finite, as many candidates as `out` has places.
+pub(super) fn candidates(
+    isa: Isa,
+    logits: &[f32],
+    first_id: usize,
+    wanted: &Wanted,
+    room: &mut Room,
+    out: &mut [Candidate],
+) {
+    match wanted {
+        Wanted::Best { .. } => isa.run(BestOf { logits, first_id, best: &mut room.best, out }),
+        Wanted::Drawn { params, kept } => {
+            let (kept, maxima) = (kept.as_ref(), &mut room.maxima);
+            out.fill(isa.run(Draw { params, kept, logits, first_id, maxima }));
+        }
+    }
+}
+
 /// The best candidates of a row, as many as `out` has places.
-struct Best<'a> {
+struct BestOf<'a> {
     logits: &'a [f32],
     first_id: usize,
+    best: &'a mut Best,
     out: &'a mut [Candidate],
 }
 
-impl Work for Best<'_> {
+impl Work for BestOf<'_> {
     type Output = ();
 
-    /// Candidates are collected until there are twice as many as wanted, and then the worse half goes: in whatever order the logits
-    /// come, each costs a few comparisons, where a heap would cost its height.
     #[inline(always)]
     fn run<A: Arith>(self) {
-        let Best { logits, first_id, out } = self;
-        let k = out.len();
-        let order =
-            |a: &Candidate, b: &Candidate| if a.beats(b) { Ordering::Less } else { Ordering::Greater };
-        let mut found: Vec<Candidate> = Vec::with_capacity(2 * k + BLOCK);
-        let mut least = f32::NEG_INFINITY;
+        let BestOf { logits, first_id, best, out } = self;
+        best.reset(out.len());
         for (i, block) in logits.chunks(BLOCK).enumerate() {
-            // Ids ascend: one that equals the worst of k is worse.
-            if largest(block) <= least {
-                continue;
-            }
-            let ids = (first_id + i * BLOCK) as u32..;
-            let candidates = ids.zip(block).map(|(id, &value)| Candidate { value, id });
-            found.extend(candidates.filter(|c| c.value > least));
-            if found.len() >= 2 * k {
-                let (_, worst, _) = found.select_nth_unstable_by(k - 1, order);
-                least = worst.value;
-                found.truncate(k);
-            }
+            best.offer_block(first_id + i * BLOCK, block);
         }
-        if found.len() > k {
-            found.select_nth_unstable_by(k - 1, order);
-            found.truncate(k);
-        }
+        let found = best.candidates();
         let (kept, rest) = out.split_at_mut(found.len());
-        kept.copy_from_slice(&found);
+        kept.copy_from_slice(found);
         rest.fill(Candidate::NOTHING);
     }
 }
+
+/// Random words of a block, in whole cache lines: where the stack would have them begin is chance, and costs up
+/// to half of a draw's time.
+#[repr(align(64))]
+struct Aligned([u32; BLOCK]);
 
 struct Draw<'a> {
     params: &'a SamplingParams,
@@ -158,6 +186,8 @@ struct Draw<'a> {
     kept: Option<&'a Kept>,
     logits: &'a [f32],
     first_id: usize,
+    /// Overwritten.
+    maxima: &'a mut Vec<f32>,
 }
 
 impl Work for Draw<'_> {
@@ -167,12 +197,15 @@ impl Work for Draw<'_> {
     /// logit, or by their random word, as too small to beat the best so far.
     #[inline(always)]
     fn run<A: Arith>(self) -> Candidate {
-        let Draw { params, kept, logits, first_id } = self;
+        let Draw { params, kept, logits, first_id, maxima } = self;
         let keeps = |l: f32, id: u32| kept.is_none_or(|kept| kept.keeps(l, id));
         let mut best = Drawn::nothing();
         let words = Words::new(params.seed, params.position);
         // The block of the largest logit first: what it draws rules out most others.
-        let maxima: Vec<f32> = logits.chunks(BLOCK).map(largest).collect();
+        maxima.clear();
+        for block in logits.chunks(BLOCK) {
+            maxima.push(largest(block));
+        }
         let largest = (0..maxima.len()).reduce(|a, b| if maxima[b] > maxima[a] { b } else { a });
         let order = largest.into_iter().chain((0..maxima.len()).filter(|i| Some(*i) != largest));
         for i in order.filter(|i| maxima[*i] > f32::NEG_INFINITY) {
@@ -185,7 +218,8 @@ impl Work for Draw<'_> {
             }
             let reach = word_limit(scaled(maxima[i], params.temperature), best.score());
             let Some(limit) = reach else { continue };
-            for (j, &word) in words.block(first).iter().enumerate().take(block.len()) {
+            let random = Aligned(words.block(first));
+            for (j, &word) in random.0.iter().enumerate().take(block.len()) {
                 let candidate = Candidate { value: block[j], id: first + j as u32 };
                 if word <= limit && keeps(candidate.value, candidate.id) {
                     best.offer_with(params, candidate, gumbel(word));
@@ -214,8 +248,8 @@ fn word_limit(z: f64, best: Option<f64>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::TiesQuery;
     use crate::backend::cpu::CpuBackend;
-    use crate::backend::{Backend, TiesQuery};
     use crate::sampling::cut::{Digit, Digits};
     use crate::sampling::mass::Scale;
     use crate::sampling::score::Score;
@@ -258,7 +292,7 @@ mod tests {
             }
             let wanted = naive.candidate().unwrap_or(Candidate::NOTHING);
             for isa in Isa::available() {
-                let got = isa.run(Draw { params: &params, kept: kept.as_ref(), logits: &logits, first_id });
+                let got = isa.run(Draw { params: &params, kept: kept.as_ref(), logits: &logits, first_id, maxima: &mut vec![] });
                 prop_assert_eq!(got, wanted, "{}", isa);
             }
         }
@@ -292,7 +326,7 @@ mod tests {
             want.resize(k.min(logits.len()), Candidate::NOTHING);
             for isa in Isa::available() {
                 let mut got = vec![NOT_FINITE; want.len()];
-                isa.run(Best { logits: &logits, first_id, out: &mut got });
+                isa.run(BestOf { logits: &logits, first_id, best: &mut Best::default(), out: &mut got });
                 got.sort_by(|a, b| b.value.partial_cmp(&a.value).unwrap().then(a.id.cmp(&b.id)));
                 prop_assert_eq!(&got, &want);
             }
@@ -337,11 +371,11 @@ mod tests {
     fn ties_are_taken_from_the_lowest_id() {
         let backend = CpuBackend::new(Some(1)).unwrap();
         let logits = [1.0, 0.0, -0.0, 2.0, 0.0];
-        let held = HeldLogits { logits: &logits, vocab: 64..69, nonfinite: &[false] };
+        let view = View { logits: &logits, ids: 5, first_id: 64, nonfinite: &[false] };
         let kept = Kept::new(Scale::new(&SamplingParams::default(), 2.0, 69));
         let mut out = [9; 4];
         let queries = [0, 1, 2, 4].map(|allowance| TiesQuery { row: 0, kept, logit: 0.0, allowance });
-        backend.sample(&held, SamplingPass::Ties { queries: &queries, out: &mut out }).unwrap();
+        super::ties(&backend.cpu.pool, view, &queries, &mut out).unwrap();
         assert_eq!(out, [0, 66, 67, 0], "an allowance beyond the ties cannot come");
     }
 }

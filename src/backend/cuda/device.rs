@@ -1,17 +1,18 @@
 //! One opened device: its context, a stream, and the modules that were loaded into it.
+//!
+//! * `operations`: what it does for others.
 
-use super::buffer::Buffer;
+mod operations;
+
 use super::context::Context;
 use super::driver::{DeviceInfo, describe, devices, driver, failed, loses_device};
-use super::event::Event;
 use super::fatbins::{self, Fatbin};
-use super::kernel::{Kernel, Launch, Launched};
-use super::pinned::Pinned;
-use super::stream::{CudaStream, OwnedStream};
+use super::launch::Launched;
+use super::stream::CudaStream;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::device::{DeviceBackend, Grid, KernelDevice, Params};
+use crate::backend::device::{DeviceBackend, KernelDevice};
 use crate::error::{Error, Result};
-use crate::plan::{DeviceLimits, Precision};
+use crate::plan::Precision;
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
@@ -67,6 +68,8 @@ struct Opened {
     /// Why the device can do nothing more for this process.
     lost: OnceLock<String>,
     modules: Mutex<HashMap<&'static str, Module>>,
+    /// Locked host memory that was made here: first address and bytes.
+    locked: Mutex<Vec<(u64, usize)>>,
     /// The latest launches: the driver tells of a failure when it is next asked, and not of which.
     launches: Mutex<VecDeque<(CudaStream, Launched)>>,
     /// Streams of which a [`Graph`](super::Graph) records, with the launches so far: they run when that is launched.
@@ -191,6 +194,7 @@ impl CudaDevice {
             patience: AtomicU64::new(nanoseconds(PATIENCE)),
             lost: OnceLock::new(),
             modules: Mutex::default(),
+            locked: Mutex::default(),
             launches: Mutex::new(VecDeque::with_capacity(REMEMBERED)),
             recordings: Mutex::default(),
             context,
@@ -231,24 +235,6 @@ impl CudaDevice {
         Ok(())
     }
 
-    /// The embedded kernel of that name, which takes one struct `P` of [`crate::backend::params`]. Loads its file on first use.
-    ///
-    /// # Errors
-    /// `Unsupported`: no such kernel, no code for this device, or a parameter of another size. `Device`: the driver refuses it.
-    pub fn kernel<P: Copy>(&self, name: &str) -> Result<Kernel<P>> {
-        let fatbin = fatbins::with_kernel(name)?;
-        let architecture = fatbin.code_for(self.info().capability)?;
-        // The driver may wait for all that runs before it loads a kernel.
-        self.settle()?;
-        let module = self.module(fatbin)?;
-        let loading = |e| failed(format!("kernel {name} ({architecture}, {})", self.info().name), e);
-        let text = std::ffi::CString::new(name).expect("a name in the source");
-        let _bound = self.context().bind().map_err(loading)?;
-        // SAFETY: the module stays loaded as long as the device, which the kernel keeps.
-        let function = unsafe { result::module::get_function(module, text) }.map_err(loading)?;
-        Kernel::new(self.clone(), name, architecture, function)
-    }
-
     fn module(&self, fatbin: &'static Fatbin) -> Result<sys::CUmodule> {
         let mut modules = lock(&self.0.modules);
         if let Some(module) = modules.get(fatbin.name) {
@@ -260,27 +246,6 @@ impl CudaDevice {
         let module = self.call(what, load)?;
         modules.insert(fatbin.name, Module(module));
         Ok(module)
-    }
-
-    /// Device memory with every byte set to `value`.
-    ///
-    /// # Errors
-    /// `Device`, as where memory is short.
-    pub fn filled(&self, bytes: usize, value: u8) -> Result<Buffer> {
-        let buffer = Buffer::new(self.clone(), bytes)?;
-        buffer.fill(value)?;
-        Ok(buffer)
-    }
-
-    /// Device memory with a copy of `values`.
-    ///
-    /// # Errors
-    /// As [`CudaDevice::filled`].
-    pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Buffer> {
-        let values: &[u8] = bytemuck::cast_slice(values);
-        let buffer = Buffer::new(self.clone(), values.len())?;
-        self.write(&buffer, 0, values)?;
-        Ok(buffer)
     }
 
     /// Waits for everything on the device's own stream.
@@ -387,46 +352,14 @@ impl CudaDevice {
         answer.recv_timeout(patience).unwrap_or_else(|_| Err(self.expired(what, patience)))
     }
 
-    /// A mark behind what is on the stream now, or none where all of it has ended. What others put there
-    /// later, again and again, is not waited for.
-    fn mark(&self, stream: CudaStream) -> Result<Option<Event>> {
-        let what = || format!("{}, after {}", self.info().name, self.suspect(stream));
-        // SAFETY: a stream of this context.
-        let idle = self.call(what, || match unsafe { sys::cuStreamQuery(stream.0) } {
-            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            answer => answer.result().map(|()| true),
-        })?;
-        if idle {
-            return Ok(None);
-        }
-        let mark = Event::untimed(self)?;
-        mark.record(stream)?;
-        Ok(Some(mark))
+    /// Remembers locked host memory.
+    pub(super) fn locks(&self, start: u64, bytes: usize) {
+        lock(&self.0.locked).push((start, bytes));
     }
 
-    /// As [`CudaDevice::mark`], on a stream of ours; none where a graph is recorded of it, which runs
-    /// nothing.
-    fn mark_ours(&self, stream: CudaStream) -> Result<Option<Event>> {
-        // Until the mark is there nobody begins to record: asking for a stream that records breaks what it
-        // records.
-        let recordings = lock(&self.0.recordings);
-        if recordings.iter().any(|(on, _)| *on == stream) { Ok(None) } else { self.mark(stream) }
-    }
-
-    /// Waits for what is on one of our streams now.
-    pub(super) fn settle_one(&self, stream: CudaStream) -> Result<()> {
-        self.mark_ours(stream)?.map_or(Ok(()), |mark| mark.wait())
-    }
-
-    /// Waits, with a deadline, for what a call of the driver's would wait for without one: the work that is
-    /// on all of our streams now.
-    pub(super) fn settle(&self) -> Result<()> {
-        let marks: Vec<_> = {
-            // None of them is destroyed before its mark is there.
-            let streams = lock(&self.0.streams);
-            streams.iter().map(|stream| self.mark_ours(*stream)).collect::<Result<_>>()?
-        };
-        marks.iter().flatten().try_for_each(Event::wait)
+    /// Locked host memory that is about to be freed.
+    pub(super) fn unlocks(&self, start: u64) {
+        lock(&self.0.locked).retain(|(known, _)| *known != start);
     }
 
     /// A stream of ours, from now on.
@@ -472,118 +405,8 @@ impl CudaDevice {
     }
 }
 
-impl KernelDevice for CudaDevice {
-    type Buffer = Buffer;
-    type Staging = Pinned;
-    type Kernel<P: Params> = Kernel<P>;
-    type Stream = CudaStream;
-    type OwnedStream = OwnedStream;
-
-    fn name(&self) -> &'static str {
-        "cuda"
-    }
-
-    /// The bits of 16-bit products are the tensor cores', which differ by compute capability.
-    fn fingerprint(&self) -> String {
-        format!("cuda/{}", self.info().capability)
-    }
-
-    fn limits(&self) -> DeviceLimits {
-        let fatbins::Capability(major, minor) = self.info().capability;
-        DeviceLimits {
-            capability: (major, minor),
-            processors: self.info().processors as usize,
-            shared_bytes: self.shared_limit(),
-            shared_per_processor: self.0.shared_per_processor,
-        }
-    }
-
-    fn stream(&self) -> CudaStream {
-        self.0.own_stream
-    }
-
-    fn open_stream(&self) -> Result<OwnedStream> {
-        OwnedStream::open(self.clone())
-    }
-
-    fn on(&self, own: &OwnedStream) -> CudaStream {
-        own.handle()
-    }
-
-    fn wait(&self, stream: CudaStream) -> Result<()> {
-        self.mark(stream)?.map_or(Ok(()), |mark| mark.wait())
-    }
-
-    fn alloc(&self, bytes: usize) -> Result<Buffer> {
-        Buffer::new(self.clone(), bytes)
-    }
-
-    fn address(&self, buffer: &Buffer) -> u64 {
-        buffer.address()
-    }
-
-    fn staging(&self, bytes: usize) -> Result<Pinned> {
-        Pinned::new(self.clone(), bytes)
-    }
-
-    unsafe fn queue_write(&self, stream: CudaStream, buffer: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { buffer.queue_write(stream, at, bytes) }
-    }
-
-    unsafe fn queue_read(
-        &self,
-        stream: CudaStream,
-        buffer: &Buffer,
-        at: usize,
-        bytes: &mut [u8],
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { buffer.queue_read(stream, at, bytes) }
-    }
-
-    fn kernel<P: Params>(&self, name: &'static str) -> Result<Kernel<P>> {
-        CudaDevice::kernel(self, name)
-    }
-
-    unsafe fn clear(&self, stream: CudaStream, address: u64, words: usize) -> Result<()> {
-        let what = || format!("{words} words on {} set to zero", self.info().name);
-        // SAFETY: the caller's promise.
-        self.call(what, || unsafe { sys::cuMemsetD32Async(address, 0, words, stream.0) }.result())
-    }
-
-    unsafe fn launch<P: Params>(
-        &self,
-        stream: CudaStream,
-        kernel: &Kernel<P>,
-        grid: &Grid,
-        params: &P,
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { kernel.launch_on(stream, &launch(grid), params) }
-    }
-
-    unsafe fn launch_dependent<P: Params, Q: Params>(
-        &self,
-        stream: CudaStream,
-        first: (&Kernel<P>, &Grid, &P),
-        second: (&Kernel<Q>, &Grid, &Q),
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { first.0.launch_on(stream, &launch(first.1), first.2)? };
-        // Code for older architectures does not wait, so it must not begin before.
-        let second_launch = Launch { programmatic: second.0.waits(), ..launch(second.1) };
-        // SAFETY: as above.
-        unsafe { second.0.launch_on(stream, &second_launch, second.2) }
-    }
-}
-
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn launch(grid: &Grid) -> Launch {
-    Launch { dynamic_shared: grid.shared_bytes, ..Launch::new([grid.blocks, 1, 1], [grid.threads, 1, 1]) }
 }
 
 /// What these locks guard is whole at every moment.

@@ -49,6 +49,29 @@ impl Event {
         Ok(())
     }
 
+    /// Whether the device has come to the mark.
+    ///
+    /// # Errors
+    /// `Device`, of what is before the mark.
+    pub(super) fn reached(&self) -> Result<bool> {
+        // SAFETY: as above.
+        let ask = || match unsafe { sys::cuEventQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => answer.result().map(|()| true),
+        };
+        self.device.call(|| format!("a mark on {}", self.device.info().name), ask)
+    }
+
+    /// What is queued on the stream from now on begins when the device has come to the mark.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub(super) fn holds(&self, stream: CudaStream) -> Result<()> {
+        // SAFETY: as above.
+        let wait = || unsafe { sys::cuStreamWaitEvent(stream.0, self.raw, 0) }.result();
+        self.device.call(|| format!("a stream of {} that waits", self.device.info().name), wait)
+    }
+
     /// Waits until the device has come to the mark.
     ///
     /// # Errors

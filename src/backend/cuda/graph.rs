@@ -1,7 +1,7 @@
 //! Work that is recorded once and put on a stream again and again, as engines do with a decode step.
 
 use super::device::CudaDevice;
-use super::kernel::Launched;
+use super::launch::Launched;
 use super::stream::CudaStream;
 use crate::error::Result;
 use cudarc::driver::{result, sys};

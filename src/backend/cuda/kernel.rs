@@ -2,6 +2,7 @@
 
 use super::device::CudaDevice;
 use super::driver::failed;
+use super::launch::{Launch, Launched};
 use super::stream::CudaStream;
 use crate::backend::device::KernelDevice;
 use crate::error::{Error, Result};
@@ -27,27 +28,7 @@ pub struct Attributes {
     pub virtual_architecture: usize,
 }
 
-/// The shape of one launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Launch {
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads in x, y, z.
-    pub block: [u32; 3],
-    /// Bytes per block.
-    pub dynamic_shared: usize,
-    /// Blocks of a cluster in x, y, z; `[1, 1, 1]` is none.
-    pub cluster: [u32; 3],
-    /// May start before the kernel before it has ended: the kernel itself waits (`griddepcontrol.wait`) for what it reads of it.
-    pub programmatic: bool,
-}
-
 impl Launch {
-    /// Without shared memory, cluster or overlap.
-    pub fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
-        Launch { grid, block, dynamic_shared: 0, cluster: [1; 3], programmatic: false }
-    }
-
     /// Everything about a launch that is wrong whatever the driver says.
     fn check(&self, kernel: &str, attributes: &Attributes) -> Result<()> {
         let wrong = |wanted: String, fix: &str| {
@@ -92,29 +73,6 @@ impl fmt::Display for Launch {
             write!(f, ", cluster {cluster:?}")?;
         }
         if *programmatic { write!(f, ", programmatic") } else { Ok(()) }
-    }
-}
-
-/// What was put on a stream, kept without a text being made: a launch allocates nothing.
-#[derive(Debug, Clone)]
-pub(super) enum Launched {
-    Kernel {
-        name: Arc<str>,
-        architecture: &'static str,
-        launch: Launch,
-    },
-    /// A graph, by what it holds.
-    Graph(Arc<str>),
-}
-
-impl fmt::Display for Launched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Launched::Kernel { name, architecture, launch } => {
-                write!(f, "kernel {name} ({architecture}), {launch}")
-            }
-            Launched::Graph(contents) => f.write_str(contents),
-        }
     }
 }
 

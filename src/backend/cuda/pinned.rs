@@ -29,6 +29,7 @@ impl Pinned {
         let start = NonNull::new(start.cast::<u8>()).expect("the driver said that it succeeded");
         // SAFETY: the whole of the allocation.
         unsafe { start.write_bytes(0, bytes) };
+        device.locks(start.as_ptr().expose_provenance() as u64, bytes);
         Ok(Pinned { device, start, bytes })
     }
 }
@@ -54,6 +55,7 @@ impl Drop for Pinned {
         let what =
             format!("{} bytes of locked host memory for {} freed", self.bytes, self.device.info().name);
         let start = self.start.as_ptr() as usize;
+        self.device.unlocks(start as u64);
         // SAFETY: allocated by `new`, freed once; nothing that was queued on it is left (the queueing
         // function's promise).
         let _ = self.device.call_in_time(what, move || unsafe { result::free_host(start as *mut _) });

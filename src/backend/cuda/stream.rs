@@ -1,8 +1,6 @@
-//! Where work is queued: an engine's streams, and our own.
+//! Where work is queued: streams by their handles, an engine's and our own.
 
-use super::device::CudaDevice;
-use crate::error::Result;
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 use std::ffi::c_void;
 
 /// A stream of a device's context, by its handle.
@@ -26,36 +24,5 @@ impl CudaStream {
     /// The `CUstream`.
     pub fn as_raw(self) -> *mut c_void {
         self.0.cast()
-    }
-}
-
-/// A stream that ends when dropped. It does not wait for the default stream, nor that for it.
-#[derive(Debug)]
-pub struct OwnedStream {
-    device: CudaDevice,
-    raw: CudaStream,
-}
-
-impl OwnedStream {
-    pub(super) fn open(device: CudaDevice) -> Result<Self> {
-        let open = || result::stream::create(result::stream::StreamKind::NonBlocking);
-        let raw = CudaStream(device.call(|| format!("a stream of {}", device.info().name), open)?);
-        device.owns(raw);
-        Ok(OwnedStream { device, raw })
-    }
-
-    /// Its handle, which is good while this lives.
-    pub fn handle(&self) -> CudaStream {
-        self.raw
-    }
-}
-
-impl Drop for OwnedStream {
-    fn drop(&mut self) {
-        // What is queued ends first, or the device is lost.
-        let _ = self.device.settle_one(self.raw);
-        self.device.disowns(self.raw);
-        // SAFETY: made by `open`, destroyed once.
-        let _ = self.device.call(String::new, || unsafe { result::stream::destroy(self.raw.0) });
     }
 }

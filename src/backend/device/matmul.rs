@@ -2,8 +2,8 @@
 
 use super::{Grid, KernelDevice};
 use crate::backend::params::{
-    LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LogitAdjustments, LogitMatrix, MatmulParams,
-    QuantizeRowsParams, RowMatrix, WeightMatrix,
+    LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LMHEAD_STATUS_ALLOWED, LogitAdjustments,
+    LogitMatrix, MatmulParams, QuantizeRowsParams, RowMatrix, WeightMatrix,
 };
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -21,7 +21,8 @@ pub struct Spec {
     pub max_rows: usize,
 }
 
-/// One call's rows and where everything lies in device memory. Shapes and alignments are those of `kernels/params.h`.
+/// One call's rows and where everything lies in device memory. Shapes and alignments are those of
+/// `kernels/params.h`.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
     /// Output rows; 0 launches nothing.
@@ -99,14 +100,16 @@ impl<D: KernelDevice> Matmul<D> {
         if rows == 0 { Ok(0) } else { self.plan(rows).map(|plan| plan.workspace.bytes) }
     }
 
-    /// Queues the call's launches on the stream: nothing is allocated, loaded or waited for, so that a graph can capture it.
+    /// Queues the call's launches on the stream: nothing is allocated, loaded or waited for, so that a graph
+    /// can capture it.
     ///
     /// # Errors
-    /// `Shape` where an address, a pitch or the workspace is not what the kernels take, naming it; nothing is launched then.
-    /// `Device` where a launch is refused.
+    /// `Shape` where an address, a pitch or the workspace is not what the kernels take, naming it; nothing is
+    /// launched then. `Device` where a launch is refused.
     ///
     /// # Safety
-    /// All addresses are of this device and their memory is as large as the call's sizes say, until the launches have ended.
+    /// All addresses are of this device and their memory is as large as the call's sizes say, until the
+    /// launches have ended.
     pub unsafe fn run(&self, device: &D, stream: D::Stream, call: &Call) -> Result<()> {
         if call.rows == 0 {
             return Ok(());
@@ -138,6 +141,10 @@ impl<D: KernelDevice> Matmul<D> {
         };
         crate::plan::check(precision, &shape, &plan.tile, plan.stages, &self.limits)?;
         let (row_count, hidden) = (call.rows as u32, hidden as u32);
+        let a = &call.adjustments;
+        let adjusted = !(a.allowed.is_null() && a.addition_offsets.is_null() && a.count_offsets.is_null());
+        // Kernels look for a logit above minus infinity only where adjustments may have left none.
+        let status_before = if adjusted { 0 } else { LMHEAD_STATUS_ALLOWED };
         let mut params = MatmulParams {
             weights: call.weights,
             rows: call.hidden,
@@ -156,11 +163,13 @@ impl<D: KernelDevice> Matmul<D> {
         let named = |error| of_product(&plan.shape, error);
         let (Some(quantize), Some(quantizer)) = (&plan.quantize, &self.quantizer) else {
             // SAFETY: the caller's promise, for this and what follows.
-            unsafe { device.clear(stream, call.logits.status as u64, call.rows).map_err(named)? };
+            unsafe {
+                device.fill(stream, call.logits.status as u64, call.rows, status_before).map_err(named)?
+            };
             // SAFETY: as above.
             return unsafe { device.launch(stream, kernel, &grid, &params).map_err(named) };
         };
-        // The rows' status is stored by the kernel that quantises them: nothing need be cleared.
+        // The rows' status is stored by the kernel that quantises them.
         let scales = (call.workspace + plan.workspace.scales as u64) as usize;
         let rows = QuantizeRowsParams {
             rows: call.hidden,
@@ -170,6 +179,7 @@ impl<D: KernelDevice> Matmul<D> {
             status: call.logits.status,
             row_count,
             hidden,
+            status_before,
         };
         params.row_scales = scales as *const f32;
         params.rows = RowMatrix {

@@ -1,134 +1,161 @@
 //! Where a row's filters cut its logits: the rounds of [`Search`], for all rows that have one.
 
-use super::{Filtered, broken};
-use crate::backend::{HeldLogits, HistogramQuery, SamplingPass, TiesQuery};
+use super::Filtered;
+use crate::backend::Pass;
+use crate::backend::{HistogramQuery, TiesQuery};
 use crate::error::Result;
 use crate::exchange::Operation;
-use crate::head::Step;
-use crate::head::buffers::{fill, resize};
+use crate::finish::broken;
+use crate::head::buffers::{bytes_of, fill, starts_of};
+use crate::head::run::{Compute, Lists, Run, Small};
+use crate::memory::Span;
 use crate::sampling::Kind;
 use crate::sampling::cut::{BINS, CUT_BYTES, Digit, Digits, Goal, Search, Sum, WORD_BYTES, logit_of};
 use crate::sampling::mass::largest_mass;
 use std::ops::Range;
 
-impl Step<'_> {
+/// Memory that lives from step to step.
+#[derive(Default)]
+pub(super) struct Room {
+    /// The filtered rows that are cut, by their place among these, and what each is cut at.
+    cuts: Vec<(usize, Goal)>,
+    /// The cut rows that each member decides.
+    decided: Vec<Range<usize>>,
+    searches: Vec<Search>,
+    /// Of each cut row the key, as far as it is known, and the own shard's allowance of ties.
+    known: Vec<[u32; 2]>,
+    histograms: Vec<u64>,
+    queries: Vec<HistogramQuery>,
+    /// `[shard][rows decided here]` of [`CUT_BYTES`].
+    learned: Vec<u8>,
+    allowances: Vec<u32>,
+    ties: Vec<TiesQuery>,
+    ends: Vec<u32>,
+}
+
+impl Run<'_> {
     /// Rows whose filters end at the k-th largest logit, or at the end of the nucleus, learn where that is.
     pub(super) fn cut(
         &mut self,
-        held: &HeldLogits<'_>,
-        filtered: &mut [Filtered],
-        counts: &[usize],
+        compute: &mut Compute<'_>,
         sum: Sum,
-        send: &mut Vec<u8>,
-        recv: &mut Vec<u8>,
+        lists: &mut Lists,
+        small: &mut Small,
+        room: &mut super::Room,
     ) -> Result<()> {
-        let mut cuts: Vec<(&mut Filtered, Goal)> = filtered
-            .iter_mut()
-            .filter_map(|f| {
-                let goal = match (sum, f.kind) {
-                    (Sum::Ids, Kind::Cut { top_k: Some(k), .. }) => Goal::Ids(k),
-                    (Sum::Masses, Kind::Cut { nucleus: true, .. }) => {
-                        Goal::Masses { top_p: f.params.top_p, scale: f.kept.scale }
-                    }
-                    _ => return None,
-                };
-                Some((f, goal))
-            })
-            .collect();
-        if cuts.is_empty() {
+        let super::Room { filtered, cuts: room, .. } = room;
+        room.cuts.clear();
+        room.cuts.extend(filtered.iter().enumerate().filter_map(|(i, f)| {
+            let goal = match (sum, f.kind) {
+                (Sum::Ids, Kind::Cut { top_k: Some(k), .. }) => Goal::Ids(k),
+                (Sum::Masses, Kind::Cut { nucleus: true, .. }) => {
+                    Goal::Masses { top_p: f.params.top_p, scale: f.kept.scale }
+                }
+                _ => return None,
+            };
+            Some((i, goal))
+        }));
+        if room.cuts.is_empty() {
             return Ok(());
         }
-        let (group, me) = (self.head.group.clone(), self.head.group.me());
-        // A row is decided by one member: the tp ranks of a replica share its rows.
-        let decided: Vec<Range<usize>> = (0..group.size())
-            .map(|member| {
-                let replica = group.replica_of(member);
-                let first: usize = counts[..replica].iter().sum();
-                let part = group.answered_rows(counts[replica], member, true);
-                let at = |row: usize| cuts.partition_point(|(f, _)| f.row < first + row);
-                // Alone, the rows are those that this rank answers, whatever is left of its replica's.
-                if group.size() == 1 { 0..cuts.len() } else { at(part.start)..at(part.end) }
-            })
-            .collect();
+        let (me, size) = (self.wire.group.me(), self.wire.group.size());
+        self.decide(filtered, room);
+        let Room { cuts, decided, searches, known, histograms, queries, learned, allowances, ties, ends } =
+            room;
         let mine = decided[me].clone();
-        let mut searches: Vec<Search> =
-            cuts[mine.clone()].iter().map(|(_, goal)| Search::new(*goal)).collect();
-        // What a shard can count of one row at the most: all its ids.
-        let vocab_size = self.head.config.vocab_size;
-        let each = if sum == Sum::Ids { 1 } else { largest_mass(vocab_size) };
-        let most: Vec<u64> =
-            (0..group.size()).map(|m| group.shard(vocab_size, m).len() as u64 * each).collect();
-        let mut known = vec![[0; 2]; cuts.len()]; // of each row the key and the own shard's allowance
+        searches.clear();
+        searches.extend(cuts[mine.clone()].iter().map(|(_, goal)| Search::new(*goal)));
         let busiest = decided.iter().map(Range::len).max().unwrap_or(0);
-        let digits = Digits::planned(busiest, group.size());
+        let digits = Digits::planned(busiest, size);
         let widest = digits.each().map(Digit::bins).max().unwrap_or(0);
-        let mut histograms = Vec::new();
-        fill(&mut histograms, 0, cuts.len() * widest, "histograms")?;
-        let mut queries = Vec::with_capacity(cuts.len());
-        let mut totals = [0u64; BINS];
-        let mut learned = Vec::new();
-        let mut allowances = vec![0; group.size()];
+        fill(known, [0; 2], cuts.len(), "cuts")?;
+        fill(histograms, 0, bytes_of("histograms", [cuts.len(), widest])?, "histograms")?;
+        fill(learned, 0, bytes_of("cuts", [size * CUT_BYTES, mine.len()])?, "cuts")?;
+        fill(allowances, 0, size, "cuts")?;
         for digit in digits.each() {
-            let bins = digit.bins();
-            let histograms = &mut histograms[..cuts.len() * bins];
+            let histograms = &mut histograms[..cuts.len() * digit.bins()];
             queries.clear();
-            queries.extend(cuts.iter().zip(&known).map(|((f, _), &[key, _])| HistogramQuery {
-                row: f.row,
-                kept: f.kept,
-                sum,
-                digit,
-                key,
+            queries.extend(cuts.iter().zip(&*known).map(|((at, _), &[key, _])| {
+                let Filtered { row, kept, .. } = filtered[*at];
+                HistogramQuery { row, kept, sum, digit, key }
             }));
-            let pass = SamplingPass::Histograms { queries: &queries, out: histograms };
-            self.head.backend.sample(held, pass)?;
-            let theirs = self.histograms_to_owners(histograms, bins, &decided, send, recv)?;
-            resize(&mut learned, [group.size(), mine.len(), CUT_BYTES], "cuts")?;
-            for (i, search) in searches.iter_mut().enumerate() {
-                let of_row = |shard: usize| &theirs[shard].as_chunks::<WORD_BYTES>().0[i * bins..][..bins];
-                let totals = &mut totals[..bins];
-                totals.fill(0);
-                for (shard, most) in most.iter().enumerate() {
-                    let mut all = 0u64;
-                    for (total, word) in totals.iter_mut().zip(of_row(shard)) {
-                        let word = u64::from_le_bytes(*word);
-                        all = all.saturating_add(word);
-                        // What all shards have at the most fits 63 bits, and more than that is refused here.
-                        *total = total.wrapping_add(word);
-                    }
-                    if all > *most {
-                        let problem = format!("{all} came from a shard that has {most} at the most");
-                        return Err(broken(Operation::Histograms, problem));
-                    }
-                }
-                let word = |shard: usize, bin: usize| u64::from_le_bytes(of_row(shard)[bin]);
-                let key = search.learn(digit, totals, word, &mut allowances);
-                for (shard, allowance) in allowances.iter().enumerate() {
-                    let cut = &mut learned[(shard * mine.len() + i) * CUT_BYTES..][..CUT_BYTES];
-                    cut[..4].copy_from_slice(&key.to_le_bytes());
-                    cut[4..].copy_from_slice(&allowance.to_le_bytes());
-                }
-            }
-            self.cuts_to_shards(&learned, &decided, &mut known, recv)?;
+            compute.pass(Pass::Histograms { queries, out: histograms })?;
+            let theirs = self.histograms_to_owners(histograms, digit.bins(), decided, lists, small)?;
+            self.learn(digit, sum, theirs, searches, allowances, learned)?;
+            self.cuts_to_shards(learned, decided, known, lists, small)?;
         }
-        let queries: Vec<TiesQuery> = cuts
-            .iter()
-            .zip(&known)
-            .map(|((f, _), &[key, allowance])| TiesQuery {
-                row: f.row,
-                kept: f.kept,
-                logit: logit_of(key),
-                allowance,
-            })
-            .collect();
-        if let Some(query) = queries.iter().find(|query| query.allowance as usize > held.vocab.len()) {
-            let problem = format!("{} ties came for {} ids", query.allowance, held.vocab.len());
+        ties.clear();
+        ties.extend(cuts.iter().zip(&*known).map(|((at, _), &[key, allowance])| {
+            let Filtered { row, kept, .. } = filtered[*at];
+            TiesQuery { row, kept, logit: logit_of(key), allowance }
+        }));
+        let own_ids = self.wire.shards()[me].len();
+        if let Some(query) = ties.iter().find(|query| query.allowance as usize > own_ids) {
+            let problem = format!("{} ties came for {own_ids} ids", query.allowance);
             return Err(broken(Operation::Cuts, problem));
         }
         // A row of which nothing is kept has a cut that is no number, which keeps nothing.
-        let mut ends = vec![0; cuts.len()];
-        self.head.backend.sample(held, SamplingPass::Ties { queries: &queries, out: &mut ends })?;
-        for ((f, _), (query, end)) in cuts.iter_mut().zip(queries.iter().zip(ends)) {
-            (f.kept.cut, f.kept.ties_end) = (query.logit, end);
+        fill(ends, 0, cuts.len(), "cuts")?;
+        compute.pass(Pass::Ties { queries: ties, out: ends })?;
+        for ((at, _), (query, &end)) in cuts.iter().zip(ties.iter().zip(&*ends)) {
+            let kept = &mut filtered[*at].kept;
+            (kept.cut, kept.ties_end) = (query.logit, end);
+        }
+        Ok(())
+    }
+
+    /// Who decides which of the cut rows. A row is decided by one member: the tp ranks of a replica share its
+    /// rows.
+    fn decide(&self, filtered: &[Filtered], room: &mut Room) {
+        let Room { cuts, decided, .. } = room;
+        decided.clear();
+        decided.extend((0..self.wire.group.size()).map(|member| {
+            let part = self.wire.answered(member, true);
+            let at = |row: usize| cuts.partition_point(|(at, _)| filtered[*at].row < row);
+            at(part.start)..at(part.end)
+        }));
+    }
+
+    /// Puts the next digit of each row decided here, and what each shard keeps of its ties, in `learned`; from
+    /// the shards' histograms `theirs`, `[shard][rows decided here][bins]`.
+    fn learn(
+        &self,
+        digit: Digit,
+        sum: Sum,
+        theirs: &[u8],
+        searches: &mut [Search],
+        allowances: &mut [u32],
+        learned: &mut [u8],
+    ) -> Result<()> {
+        let (bins, mine) = (digit.bins(), searches.len());
+        let words = theirs.as_chunks::<WORD_BYTES>().0;
+        // What a shard can count of one row at the most: all its ids.
+        let each = if sum == Sum::Ids { 1 } else { largest_mass(self.config.vocab_size) };
+        let mut totals = [0u64; BINS];
+        for (i, search) in searches.iter_mut().enumerate() {
+            let of_row = |shard: usize| &words[(shard * mine + i) * bins..][..bins];
+            let totals = &mut totals[..bins];
+            totals.fill(0);
+            for (shard, ids) in self.wire.shards().iter().enumerate() {
+                let (most, mut all) = (ids.len() as u64 * each, 0u64);
+                for (total, word) in totals.iter_mut().zip(of_row(shard)) {
+                    let word = u64::from_le_bytes(*word);
+                    all = all.saturating_add(word);
+                    // What all shards have at the most fits 63 bits, and more than that is refused here.
+                    *total = total.wrapping_add(word);
+                }
+                if all > most {
+                    let problem = format!("{all} came from a shard that has {most} at the most");
+                    return Err(broken(Operation::Histograms, problem));
+                }
+            }
+            let word = |shard: usize, bin: usize| u64::from_le_bytes(of_row(shard)[bin]);
+            let key = search.learn(digit, totals, word, allowances);
+            for (shard, allowance) in allowances.iter().enumerate() {
+                let cut = &mut learned[(shard * mine + i) * CUT_BYTES..][..CUT_BYTES];
+                cut[..4].copy_from_slice(&key.to_le_bytes());
+                cut[4..].copy_from_slice(&allowance.to_le_bytes());
+            }
         }
         Ok(())
     }
@@ -140,41 +167,43 @@ impl Step<'_> {
         histograms: &[u64],
         bins: usize,
         decided: &[Range<usize>],
-        send: &'b mut Vec<u8>,
-        recv: &'b mut Vec<u8>,
-    ) -> Result<Vec<&'b [u8]>> {
-        resize(send, [histograms.len(), WORD_BYTES, 1], "histograms")?;
-        for (bytes, word) in send.as_chunks_mut::<WORD_BYTES>().0.iter_mut().zip(histograms) {
-            *bytes = word.to_le_bytes();
-        }
-        if decided.len() == 1 {
-            return Ok(vec![&send[..]]);
-        }
+        lists: &mut Lists,
+        small: &'b mut Small,
+    ) -> Result<&'b [u8]> {
         let of_row = bins * WORD_BYTES;
-        let messages: Vec<&[u8]> =
-            decided.iter().map(|rows| &send[rows.start * of_row..rows.end * of_row]).collect();
-        let sizes = vec![decided[self.head.group.me()].len() * of_row; decided.len()];
-        self.all_to_all(Operation::Histograms, &messages, &sizes, recv)
+        lists.outgoing.clear();
+        lists.outgoing.extend(decided.iter().map(|rows| rows.start * of_row..rows.end * of_row));
+        let mine = lists.outgoing[self.wire.group.me()].len();
+        lists.sizes.clear();
+        lists.sizes.resize(decided.len(), mine);
+        let recv = &mut small.recv;
+        let outgoing = (Span::host(histograms), &lists.outgoing[..]);
+        self.wire.exchange_small(Operation::Histograms, outgoing, (recv, &lists.sizes))?;
+        Ok(recv)
     }
 
-    /// Each member is told its part of `learned`, `[member][rows decided here]`; what all owners tell this one is put in its place.
+    /// Each member is told its part of `learned`, `[member][rows decided here]`; what all owners tell this one is
+    /// put in its place.
     fn cuts_to_shards(
         &mut self,
         learned: &[u8],
         decided: &[Range<usize>],
         known: &mut [[u32; 2]],
-        recv: &mut Vec<u8>,
+        lists: &mut Lists,
+        small: &mut Small,
     ) -> Result<()> {
-        let mine = decided[self.head.group.me()].len() * CUT_BYTES;
-        let received = if decided.len() == 1 {
-            vec![learned]
-        } else {
-            let messages: Vec<&[u8]> = (0..decided.len()).map(|m| &learned[m * mine..][..mine]).collect();
-            let sizes: Vec<usize> = decided.iter().map(|rows| rows.len() * CUT_BYTES).collect();
-            self.all_to_all(Operation::Cuts, &messages, &sizes, recv)?
-        };
-        for (rows, bytes) in decided.iter().zip(received) {
-            for (known, words) in known[rows.clone()].iter_mut().zip(bytes.as_chunks::<CUT_BYTES>().0) {
+        let mine = decided[self.wire.group.me()].len() * CUT_BYTES;
+        lists.outgoing.clear();
+        lists.outgoing.extend((0..decided.len()).map(|member| member * mine..(member + 1) * mine));
+        lists.sizes.clear();
+        lists.sizes.extend(decided.iter().map(|rows| rows.len() * CUT_BYTES));
+        let recv = &mut small.recv;
+        let outgoing = (Span::host(learned), &lists.outgoing[..]);
+        self.wire.exchange_small(Operation::Cuts, outgoing, (recv, &lists.sizes))?;
+        starts_of(lists.sizes.iter().copied(), &mut lists.starts);
+        for (rows, &start) in decided.iter().zip(&lists.starts) {
+            let bytes = recv[start..].as_chunks::<CUT_BYTES>().0;
+            for (known, words) in known[rows.clone()].iter_mut().zip(bytes) {
                 let word = |at: usize| u32::from_le_bytes(words[at..at + 4].try_into().expect("four bytes"));
                 *known = [word(0), word(4)];
             }

@@ -1,8 +1,6 @@
-//! An exchange and a backend that do something else beside: panic, wait, mix pieces up, or write down what
-//! they were asked.
+//! An exchange that does something else beside: panic, wait, mix pieces up, or write down what it was asked.
 
 use super::*;
-use lmhead::backend::Resident;
 use lmhead::exchange::{Call, Fault, Place, Reset};
 
 /// When a hook of an exchange runs.
@@ -86,52 +84,6 @@ impl Exchange for HookedExchange {
     fn reset(&self, call: &Call) -> std::result::Result<Reset, Fault> {
         (self.hook)(When::Reset, call, &mut []);
         self.inner.reset(call)
-    }
-}
-
-/// What a backend was asked: the call's name, its rows, and whether they had adjustments.
-pub type Asked = (&'static str, usize, bool);
-
-/// A backend that calls a hook before every call.
-pub struct HookedBackend {
-    pub hook: Box<dyn Fn(Asked) + Send + Sync>,
-}
-
-impl Backend for HookedBackend {
-    fn name(&self) -> &'static str {
-        lmhead_testkit::backend().name()
-    }
-    fn fingerprint(&self, types: HeadTypes) -> String {
-        lmhead_testkit::backend().fingerprint(types)
-    }
-    fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
-        lmhead_testkit::backend().check(shard, hidden)
-    }
-    fn prepare(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Resident> {
-        (self.hook)(("prepare", 0, false));
-        lmhead_testkit::backend().prepare(shard, hidden)
-    }
-    fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
-        (self.hook)(("logits", job.rows.len(), job.adjustments.is_some()));
-        lmhead_testkit::backend().logits(job, out)
-    }
-    fn tally(&self, tally: Tally<'_>) -> Result<()> {
-        (self.hook)(("tally", tally.targets.len(), false));
-        lmhead_testkit::backend().tally(tally)
-    }
-    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
-        let name = match &pass {
-            SamplingPass::Maxima { .. } => "maxima",
-            SamplingPass::Histograms { .. } => "histograms",
-            SamplingPass::Ties { .. } => "ties",
-            SamplingPass::Candidates { .. } => "candidates",
-        };
-        (self.hook)((name, held.nonfinite.len(), false));
-        lmhead_testkit::backend().sample(held, pass)
-    }
-    fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
-        (self.hook)(("partials", job.rows.len(), job.adjustments.is_some()));
-        lmhead_testkit::backend().partials(job, spec, out)
     }
 }
 

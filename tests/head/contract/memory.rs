@@ -1,13 +1,13 @@
 //! What a head does before its first real step, and what it gives back after the largest.
 
 use super::*;
-use hooked::Asked;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 /// Rows as a device's kernels tell them apart: by the next power of two.
-fn kind((name, rows, adjusted): Asked) -> Asked {
-    (name, rows.next_power_of_two() * usize::from(rows > 0), adjusted)
+fn kind(asked: Asked) -> String {
+    let rows = asked.rows.next_power_of_two() * usize::from(asked.rows > 0);
+    format!("{:?}", Asked { rows, entries: rows, ..asked })
 }
 
 #[test]
@@ -24,17 +24,15 @@ fn after_warm_up_no_step_of_up_to_as_many_rows_is_the_first_of_its_kind() {
         Request::sample(),
     ];
     each_rank(2, |me, exchange| {
-        let asked: Arc<Mutex<BTreeSet<Asked>>> = Arc::default();
+        let asked: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let written = Arc::clone(&asked);
-        let backend = HookedBackend {
-            hook: Box::new(move |asked| {
-                let _ = written.lock().unwrap().insert(kind(asked));
-            }),
-        };
+        let backend = hooked_backend(lmhead_testkit::backend(), move |asked| {
+            let _ = written.lock().unwrap().insert(kind(asked));
+        });
         let mut config = config(PATIENT);
         // Chunks of 5 rows: logprobs of all rows take several.
-        config.logprobs_chunk_bytes = 5 * (lmhead_testkit::chunk_row(128, 64, 2, 2));
-        let mut head = head_with(&config, 2, me, exchange, Arc::new(backend)).unwrap();
+        config.logprobs_chunk_bytes = 5 * (lmhead_testkit::chunk_row(128, 64, 1, 2, 2));
+        let mut head = head_with(&config, 2, me, exchange, backend).unwrap();
         head.warm_up(rows, &requests).unwrap();
         let warm = std::mem::take(&mut *asked.lock().unwrap());
         for request in requests {
@@ -49,7 +47,7 @@ fn after_warm_up_no_step_of_up_to_as_many_rows_is_the_first_of_its_kind() {
                     let adjusted = adjusted && !raw;
                     let inputs = lmhead::RowInputs {
                         targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-                        sampling: (request == Request::Sample).then_some(&sampling[..]),
+                        sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
                         adjustments: adjusted.then(|| lmhead::Adjustments::allowed(&mask)),
                     };
                     for counts in
@@ -61,7 +59,7 @@ fn after_warm_up_no_step_of_up_to_as_many_rows_is_the_first_of_its_kind() {
                 }
             }
         }
-        let first: Vec<Asked> = asked.lock().unwrap().difference(&warm).copied().collect();
+        let first: Vec<String> = asked.lock().unwrap().difference(&warm).cloned().collect();
         assert!(first.is_empty(), "never asked in the warm-up: {first:?}");
     });
 }

@@ -230,7 +230,7 @@ fn tensor_parallel(
         let sampling = [lmhead::SamplingParams::default(); ROWS];
         let inputs = lmhead::RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-            sampling: (request == Request::Sample).then_some(&sampling[..]),
+            sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
             adjustments: Some(adjustments),
         };
         let began = Instant::now();

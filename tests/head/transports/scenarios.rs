@@ -1,17 +1,16 @@
 //! What the ranks do, row by row. Each returns how its calls ended.
 
-use lmhead::backend::{Backend, HeadTypes, HeldLogits, Job, LogitsOut, Resident, SamplingPass, Tally};
+use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, Operation};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
-use lmhead::merge::{PartialSpec, RowPartial};
 use lmhead::result::{Answer, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
-use lmhead::weights::HeadShard;
+use lmhead_testkit::hooked::hooked;
 use lmhead_testkit::processes::{Rank, Scenarios, outcome};
 use lmhead_testkit::wrong::{Wrong, WrongExchange};
 use lmhead_testkit::{Random, TestHead, head_of, row_bits};
@@ -96,7 +95,7 @@ pub const SCENARIOS: &Scenarios = &[
     ("a panic in the gather", |rank| panicking(rank, Wrong::PanicIn(Operation::GatherRows))),
     ("a panic in the making", |rank| panicking(rank, Wrong::PanicIn(Operation::Create))),
     ("a panic in the notice of a panic", |rank| panicking(rank, Wrong::PanicInAbort(Operation::Contract))),
-    ("a panic in prepare", a_panic_in_prepare),
+    ("a panic in load", a_panic_in_load),
     ("random steps and faults", random_steps),
     ("a rank that goes", a_rank_that_goes),
     ("steps for ever", steps_for_ever),
@@ -184,7 +183,7 @@ fn good_steps(rank: Rank) -> Value {
         let (targets, sampling) = (vec![99; mine], vec![params; mine]);
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-            sampling: (request == Request::Sample).then_some(&sampling[..]),
+            sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
             adjustments: None,
         };
         for counts in [RowCounts::exact(&counts), RowCounts::discover(mine), RowCounts::capacity(5, mine)] {
@@ -277,7 +276,7 @@ fn a_slow_transport(rank: Rank) -> Value {
     let hidden = HiddenRows::new(&bytes, DType::F32, ROWS, 16).expect("rows");
     let inputs = RowInputs { sampling: Some(&[params; ROWS]), ..RowInputs::default() };
     let began = Instant::now();
-    outcome(began, &head.step(exact(), &Request::Sample).and_then(|step| step.run_with(hidden, &inputs)))
+    outcome(began, &head.step(exact(), &Request::sample()).and_then(|step| step.run_with(hidden, &inputs)))
 }
 
 /// Nobody has rows, so that the messages of both modes are short.
@@ -323,41 +322,15 @@ fn panicking(rank: Rank, wrong: Wrong) -> Value {
     })
 }
 
-/// A backend that panics while it prepares a shard.
-struct Unprepared(Arc<dyn Backend>);
-
-impl Backend for Unprepared {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-    fn fingerprint(&self, types: HeadTypes) -> String {
-        self.0.fingerprint(types)
-    }
-    fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()> {
-        self.0.check(shard, hidden)
-    }
-    fn prepare(&self, _: &Arc<HeadShard>, _: DType) -> Result<Resident> {
-        std::panic::resume_unwind(Box::new("a backend's bug"))
-    }
-    fn logits(&self, job: &Job<'_>, out: LogitsOut<'_>) -> Result<()> {
-        self.0.logits(job, out)
-    }
-    fn partials(&self, job: &Job<'_>, spec: PartialSpec, out: &mut [RowPartial]) -> Result<()> {
-        self.0.partials(job, spec, out)
-    }
-    fn tally(&self, tally: Tally<'_>) -> Result<()> {
-        self.0.tally(tally)
-    }
-    fn sample(&self, held: &HeldLogits<'_>, pass: SamplingPass<'_>) -> Result<()> {
-        self.0.sample(held, pass)
-    }
-}
-
 /// The backend of rank 1 panics while the head is made.
-fn a_panic_in_prepare(rank: Rank) -> Value {
+fn a_panic_in_load(rank: Rank) -> Value {
     let (test, group) = (test_head(), HeadGroup::data_parallel(rank.size, rank.me).expect("a group"));
     let backend: Arc<dyn Backend> = match rank.me {
-        1 => Arc::new(Unprepared(lmhead_testkit::backend())),
+        1 => hooked(lmhead_testkit::backend(), |asked| {
+            if asked.method == "load" {
+                std::panic::resume_unwind(Box::new("a backend's bug"));
+            }
+        }),
         _ => lmhead_testkit::backend(),
     };
     let shard = test.shard(group.shard(test.vocab, rank.me));
@@ -392,7 +365,7 @@ fn random_steps(rank: Rank) -> Value {
         let sampling = vec![SamplingParams { top_p: 0.9, ..SamplingParams::default() }; rows];
         let asked = if breaks && how == 0 { Request::top_k(9) } else { request };
         let inputs = RowInputs {
-            sampling: (asked == Request::Sample).then_some(&sampling[..]),
+            sampling: matches!(asked, Request::Sample { .. }).then_some(&sampling[..]),
             ..RowInputs::default()
         };
         let result = match head.step(announced, &asked) {

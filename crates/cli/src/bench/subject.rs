@@ -3,7 +3,7 @@
 use super::{Device, HeadType, Plan, Stage};
 use crate::input::progress_bar;
 use lmhead::backend::HeadTypes;
-use lmhead::backend::{Job, LogitsOut};
+use lmhead::backend::{Job, LoadedShard, LogitsOut, On, Out, Status};
 use lmhead::config::HeadConfig;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
@@ -11,6 +11,7 @@ use lmhead::error::{Error, Result};
 use lmhead::exchange::local;
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
+use lmhead::memory::SpanMut;
 use lmhead::result::{Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
@@ -28,17 +29,20 @@ pub struct Subject<'a> {
     /// The whole head, on one rank.
     head: LmHead,
     shard: Arc<HeadShard>,
+    /// The same, for its matmul alone.
+    loaded: Box<dyn LoadedShard>,
     /// One id: its matmul is small beside the packing of its rows.
-    one_id: HeadShard,
+    one_id: Box<dyn LoadedShard>,
     /// One column: its sums are there at once, and what is left is the epilogue.
-    one_column: HeadShard,
+    one_column: Box<dyn LoadedShard>,
     hidden_dtype: DType,
     /// `[most rows, hidden]`, and a column of their own for `one_column`.
     hidden: Vec<u8>,
     column: Vec<u8>,
     most_rows: usize,
-    /// `[most rows, vocab]` f32, where a stage writes logits.
+    /// `[most rows, vocab]` f32, where a stage writes logits, and the rows' status words.
     logits: Vec<u8>,
+    status: Vec<u32>,
 }
 
 /// How long something took, and the parts that a step tells of.
@@ -89,18 +93,21 @@ impl<'a> Subject<'a> {
         )?;
         let rows = 0..most_rows as u64;
         let row = |hidden, row| synthetic::hidden_row(plan.seed, row, hidden, dtype);
+        let load = |shard: &Arc<HeadShard>| device.backend.load(shard, dtype);
         let mut subject = Subject {
             device,
             kind,
             head,
-            one_id: make(1, plan.hidden_size, None)?,
-            one_column: make(plan.vocab_size, 1, None)?,
+            loaded: load(&shard)?,
+            one_id: load(&Arc::new(make(1, plan.hidden_size, None)?))?,
+            one_column: load(&Arc::new(make(plan.vocab_size, 1, None)?))?,
             shard,
             hidden_dtype: dtype,
             hidden,
             column: rows.clone().flat_map(|i| row(1, i)).collect(),
             most_rows,
             logits,
+            status: vec![0; most_rows],
         };
         for (to, i) in subject.hidden.chunks_exact_mut(plan.hidden_size * dtype.size()).zip(rows) {
             to.copy_from_slice(&row(plan.hidden_size, i));
@@ -145,26 +152,27 @@ impl<'a> Subject<'a> {
         let whole = Epilogue { softcap: self.head.config().final_logit_softcapping, scale: 1.0 };
         let capped = Epilogue { softcap: Some(SOFTCAP), scale: 1.0 };
         let (shard, hidden, epilogue) = match stage {
-            Stage::Rows => (&self.one_id, &self.hidden, Epilogue::default()),
-            Stage::Epilogue => (&self.one_column, &self.column, Epilogue::default()),
-            Stage::Softcap => (&self.one_column, &self.column, capped),
-            _ => (&*self.shard, &self.hidden, whole),
+            Stage::Rows => (&mut self.one_id, &self.hidden, Epilogue::default()),
+            Stage::Epilogue => (&mut self.one_column, &self.column, Epilogue::default()),
+            Stage::Softcap => (&mut self.one_column, &self.column, capped),
+            _ => (&mut self.loaded, &self.hidden, whole),
         };
-        let columns = shard.hidden_size();
+        let columns = shard.info().hidden_size;
         let bytes = &hidden[..rows * columns * self.hidden_dtype.size()];
         let hidden = HiddenRows::new(bytes, self.hidden_dtype, rows, columns)?;
-        let job = Job { rows: hidden, shard, epilogue, adjustments: None };
-        let stride = shard.vocab().len() * DType::F32.size();
-        let mut nonfinite = vec![false; rows];
-        let began = Instant::now();
+        let job = Job { rows: hidden, epilogue, adjustments: None };
+        let stride = shard.info().vocab.len() * DType::F32.size();
         let out = LogitsOut {
-            bytes: &mut self.logits[..rows * stride],
+            data: SpanMut::host(&mut self.logits[..rows * stride]),
             stride,
             dtype: DType::F32,
-            nonfinite: &mut nonfinite,
-            any_allowed: None,
+            status: Status::Apart {
+                words: SpanMut::host(&mut self.status[..rows]),
+                stride: size_of::<u32>(),
+            },
         };
-        self.device.backend.logits(&job, out)?;
+        let began = Instant::now();
+        shard.run(&job, Out::Logits(out), &mut On::default())?;
         Ok(Sample { time: began.elapsed(), parts: None })
     }
 
@@ -179,7 +187,7 @@ impl<'a> Subject<'a> {
             .collect();
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
-            sampling: (*request == Request::Sample).then_some(&sampling[..]),
+            sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
             adjustments: None,
         };
         let began = Instant::now();

@@ -2,7 +2,7 @@
 
 use lmhead::dtype::DType;
 use lmhead::reference::{self, Truth};
-use lmhead::result::Output;
+use lmhead::result::{Logprobs, NO_TARGET_ID, Output};
 use serde::Serialize;
 
 /// What was compared and how far it was off.
@@ -29,6 +29,8 @@ pub struct CheckReport {
     pub mistakes: Vec<String>,
 }
 
+const TOKENS: &str = "no token that a filter surely excludes or another surely beats";
+
 impl CheckReport {
     /// The verdict in a sentence.
     pub fn sentence(&self, request: &str, quantization: &str) -> String {
@@ -42,9 +44,11 @@ impl CheckReport {
         let found = match (request, self.error_over_rms) {
             _ if self.values == 0 => "nothing was compared".into(),
             ("argmax", _) => "no id that another beats by more than rounding".into(),
-            (sampled, _) if sampled.starts_with("sample") => {
-                "no token that a filter surely excludes or another surely beats".into()
-            }
+            (sampled, _) if sampled.starts_with("sample with") => format!(
+                "{TOKENS}; of logprobs the largest error {:.1e}, its worst-case bound {:.1e}",
+                self.largest_error, self.allowed_there
+            ),
+            (sampled, _) if sampled.starts_with("sample") => TOKENS.into(),
             (_, Some(over)) => format!(
                 "largest error {over:.1e} of the logits' rms, allowed {:.0e}; in itself {:.1e}, its worst-case bound {:.1e}",
                 self.rms_limit, self.largest_error, self.allowed_there
@@ -105,8 +109,19 @@ impl CheckReport {
 
     /// A row whose status is not good answers id -1 and NaN, whatever is asked for beside all logits.
     pub(super) fn unanswered(&mut self, row: usize, output: &Output) {
+        let nothing_told = |told: &Logprobs| {
+            let (own, top) = (told.targets * row..told.targets * (row + 1), top_of(told, row));
+            let none = told.logprobs[own.clone()].iter().chain(&told.top_logprobs[top.clone()]);
+            let good = none.copied().all(f32::is_nan)
+                && told.ranks[own].iter().chain(&told.top_ids[top]).all(|number| *number == -1);
+            (good, told.targets + told.top_n)
+        };
         let (good, values) = match output {
-            Output::Argmax { ids } | Output::Sample { ids } => (ids[row] == -1, 1),
+            Output::Argmax { ids } | Output::Sample { ids, logprobs: None } => (ids[row] == -1, 1),
+            Output::Sample { ids, logprobs: Some(told) } => {
+                let (good, values) = nothing_told(told);
+                (good && ids[row] == -1, values + 1)
+            }
             Output::TopK { k, values, ids, logsumexp } => {
                 let own = row * k..(row + 1) * k;
                 let good = ids[own.clone()].iter().all(|id| *id == -1)
@@ -114,14 +129,7 @@ impl CheckReport {
                     && logsumexp[row].is_nan();
                 (good, k + 1)
             }
-            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
-                let own = row * top_n..(row + 1) * top_n;
-                let good = logprobs[row].is_nan()
-                    && ranks[row] == -1
-                    && top_ids[own.clone()].iter().all(|id| *id == -1)
-                    && top_logprobs[own].iter().all(|l| l.is_nan());
-                (good, top_n + 1)
-            }
+            Output::Logprobs(told) => nothing_told(told),
             _ => unreachable!("args knows these requests only, and logits have their own comparison"),
         };
         self.values += values as u64;
@@ -131,38 +139,56 @@ impl CheckReport {
         }
     }
 
-    /// Logprob and rank of a target, and the best ids.
-    pub(super) fn logprobs(
-        &mut self,
-        row: usize,
-        truths: &[Truth],
-        target: usize,
-        logprob: f32,
-        rank: i64,
-        (top_ids, top_logprobs): (&[i64], &[f32]),
-    ) {
+    /// Logprobs and ranks of a row's targets, and the best ids.
+    pub(super) fn logprobs(&mut self, row: usize, truths: &[Truth], targets: &[i64], told: &Logprobs) {
+        let top = top_of(told, row);
+        let (top_ids, top_logprobs) = (&told.top_ids[top.clone()], &told.top_logprobs[top]);
         self.best(row, truths, top_ids, None);
         let logits: Vec<f64> = truths.iter().map(|t| t.logit).collect();
         let lse = reference::logsumexp(&logits);
         let moved: f64 = truths.iter().map(|t| (t.logit - lse).exp() * t.allowed).sum();
-        let own = truths[target];
-        let pairs =
-            top_ids.iter().zip(top_logprobs).filter(|(id, _)| **id >= 0 && (**id as usize) < truths.len());
-        let all = pairs.map(|(&id, &got)| (id as usize, got)).chain([(target, logprob)]);
-        for (id, got) in all {
+        let logprob = |report: &mut Self, id: usize, got: f32| {
             let (truth, got) = (truths[id].logit - lse, f64::from(got));
             if truth == f64::NEG_INFINITY {
                 let error = if got == truth { 0.0 } else { f64::INFINITY };
-                self.value(error, 0.0, || format!("row {row}, id {id}: logprob {got}, not allowed"));
-                continue;
+                report.value(error, 0.0, || format!("row {row}, id {id}: logprob {got}, not allowed"));
+                return;
             }
             let of_lse = reference::logsumexp_allowed(lse, logits.len());
             let allowed = truths[id].allowed + moved + of_lse + DType::F32.half_ulp(truth.abs());
-            self.value((got - truth).abs(), allowed, || {
+            report.value((got - truth).abs(), allowed, || {
                 format!("row {row}, id {id}: logprob {got}, truth {truth}")
             });
+        };
+        for (&id, &got) in top_ids.iter().zip(top_logprobs) {
+            match usize::try_from(id).ok().filter(|id| *id < truths.len()) {
+                Some(id) => logprob(self, id, got),
+                // A place that is left, where `best` has not found fault with the id.
+                None if got == f32::NEG_INFINITY => self.values += 1,
+                None => self.mistake(format!("row {row}: logprob {got} of no id")),
+            }
         }
-        // Ids that surely beat the target, and those that may: ties are decided by what was computed.
+        let own = row * told.targets..(row + 1) * told.targets;
+        for ((&target, &got), &rank) in targets.iter().zip(&told.logprobs[own.clone()]).zip(&told.ranks[own])
+        {
+            if target == NO_TARGET_ID {
+                self.values += 2;
+                self.not_finite += 2;
+                if !got.is_nan() || rank != -1 {
+                    self.mistake(format!("row {row}: logprob {got}, rank {rank} of no target"));
+                }
+                continue;
+            }
+            let target = usize::try_from(target).expect("targets are checked when they are read");
+            logprob(self, target, got);
+            self.rank(row, truths, target, rank);
+        }
+    }
+
+    /// The rank of a target: ties are decided by what was computed.
+    fn rank(&mut self, row: usize, truths: &[Truth], target: usize, rank: i64) {
+        let own = truths[target];
+        // Ids that surely beat the target, and those that may.
         let others = || truths.iter().enumerate().filter(|(id, _)| *id != target);
         let sure = others().filter(|(_, t)| t.logit - t.allowed > own.logit + own.allowed).count() as i64;
         let perhaps = others()
@@ -208,4 +234,9 @@ impl CheckReport {
             }
         }
     }
+}
+
+/// Where a row's best ids are.
+fn top_of(told: &Logprobs, row: usize) -> std::ops::Range<usize> {
+    row * told.top_n..(row + 1) * told.top_n
 }

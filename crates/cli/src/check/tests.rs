@@ -2,7 +2,7 @@
 
 use super::*;
 use lmhead::config::Quantization;
-use lmhead::result::Request;
+use lmhead::result::{Logprobs, NO_TARGET_ID, Request};
 use lmhead::sampling::SamplingParams;
 use lmhead::weights::synthetic;
 
@@ -21,7 +21,16 @@ fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, Head
         .flat_map(|row| synthetic::hidden_row(SEED, row, preset.hidden_size, preset.dtype))
         .collect();
     let data = crate::row_data::RowData::synthetic(SEED, ROWS, config.vocab_size, &request)
-        .sampled((request == Request::Sample).then(SamplingParams::default), ROWS);
+        .sampled(matches!(request, Request::Sample { .. }).then(SamplingParams::default), ROWS);
+    let data = match request {
+        // The last target of each row is none.
+        Request::Logprobs { targets, .. } if targets > 1 => {
+            let id =
+                |i| if (i + 1) % targets == 0 { NO_TARGET_ID } else { (i * 137 % config.vocab_size) as i64 };
+            data.with_targets((0..ROWS * targets).map(id).collect(), targets)
+        }
+        _ => data,
+    };
     let origin = "test".into();
     let rows = Rows { bytes, dtype: preset.dtype, origin, counts: vec![ROWS], indices: None, data };
     let mut answer = Assembled::new(&request, ROWS, config.vocab_size).unwrap();
@@ -38,10 +47,11 @@ fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, Head
                 dtype.round_into(&wide, &mut bytes[row * stride..(row + 1) * stride]);
             }
             Output::Argmax { ids } => ids[row] = reference::top_k(&logits, 1)[0] as i64,
-            Output::Sample { ids } => {
+            Output::Sample { ids, logprobs } => {
                 let wide: Vec<f32> = logits.iter().map(|l| *l as f32).collect();
                 let params = rows.data.with(|inputs| inputs.sampling.unwrap()[row]);
                 ids[row] = reference::sample(&wide, &params).unwrap() as i64;
+                logprobs.iter_mut().for_each(|told| tell(told, row, &logits, &ids[row..=row]));
             }
             Output::TopK { k, values, ids, logsumexp } => {
                 for (place, id) in reference::top_k(&logits, *k).into_iter().enumerate() {
@@ -50,28 +60,39 @@ fn right_answer(request: Request) -> (Assembled, Rows, Vec<Arc<HeadShard>>, Head
                 }
                 logsumexp[row] = reference::logsumexp(&logits) as f32;
             }
-            Output::Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs } => {
-                let lse = reference::logsumexp(&logits);
-                let order = reference::top_k(&logits, logits.len());
-                let target = rows.data.with(|inputs| inputs.targets.unwrap()[row] as usize);
-                logprobs[row] = (logits[target] - lse) as f32;
-                ranks[row] = 1 + order.iter().position(|id| *id == target).unwrap() as i64;
-                for (place, id) in order.into_iter().take(*top_n).enumerate() {
-                    top_ids[row * *top_n + place] = id as i64;
-                    top_logprobs[row * *top_n + place] = (logits[id] - lse) as f32;
-                }
-            }
+            Output::Logprobs(told) => rows.data.with(|inputs| {
+                let own = row * told.targets..(row + 1) * told.targets;
+                tell(told, row, &logits, &inputs.targets.unwrap()[own]);
+            }),
             _ => unreachable!(),
         }
     }
     (answer, rows, shards, config)
 }
 
+/// What the definitions say of a row's targets and of its best ids.
+fn tell(told: &mut Logprobs, row: usize, logits: &[f64], targets: &[i64]) {
+    let lse = reference::logsumexp(logits);
+    let order = reference::top_k(logits, logits.len());
+    for (place, target) in (row * told.targets..).zip(targets) {
+        if *target == NO_TARGET_ID {
+            (told.logprobs[place], told.ranks[place]) = (f32::NAN, -1);
+            continue;
+        }
+        told.logprobs[place] = (logits[*target as usize] - lse) as f32;
+        told.ranks[place] = 1 + order.iter().position(|id| *id as i64 == *target).unwrap() as i64;
+    }
+    for (place, id) in (row * told.top_n..(row + 1) * told.top_n).zip(order) {
+        told.top_ids[place] = id as i64;
+        told.top_logprobs[place] = (logits[id] - lse) as f32;
+    }
+}
+
 /// Whether the check passes after `spoil`.
 fn passes(request: Request, spoil: impl FnOnce(&mut Assembled)) -> bool {
     let (mut answer, rows, shards, config) = right_answer(request);
     spoil(&mut answer);
-    let report = check(&answer, &rows, &shards, &config, SEED, DATA).unwrap();
+    let report = check(&answer, &request, &rows, &shards, &config, SEED, DATA).unwrap();
     assert_eq!(report.passed, report.mistakes.is_empty());
     assert!(report.everything && report.rows == ROWS);
     report.passed
@@ -103,7 +124,7 @@ fn the_right_answer_passes_and_every_kind_of_wrong_one_fails() {
         // The last column of the last row, off by 2 % of a typical logit: more than any rounding.
         assert!(!passes(request, |a| set_logit(a, ROWS * 1000 - 1, |v| v + 0.06)), "{dtype}");
         assert!(!passes(request, |a| set_logit(a, 1700, |_| f32::NAN)), "{dtype}");
-        assert!(!passes(request, |a| a.row_status[1] = RowStatus::NonFinite), "{dtype}");
+        assert!(!passes(request, |a| a.row_status[1] = RowStatus::NonFinite as u8), "{dtype}");
     }
     assert!(
         !passes(Request::logits(DType::F32), |a| set_logit(a, 5, |v| v + 5e-4)),
@@ -147,9 +168,9 @@ fn rows_that_are_not_finite_are_compared_value_by_value() {
             }
             _ => answer.output = Output::Argmax { ids: vec![0, -1, 0] },
         }
-        answer.row_status[1] = RowStatus::NonFinite;
+        answer.row_status[1] = RowStatus::NonFinite as u8;
         spoil(&mut answer);
-        check(&answer, &rows, &shards, &config, SEED, DATA).unwrap()
+        check(&answer, &request, &rows, &shards, &config, SEED, DATA).unwrap()
     };
     let logits = Request::logits(DType::F32);
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -172,7 +193,7 @@ fn comparing_nothing_is_no_pass() {
     let (_, mut rows, shards, config) = right_answer(Request::argmax());
     (rows.counts, rows.bytes) = (vec![0], Vec::new());
     let answer = Assembled::new(&Request::argmax(), 0, config.vocab_size).unwrap();
-    let report = check(&answer, &rows, &shards, &config, SEED, DATA).unwrap();
+    let report = check(&answer, &Request::argmax(), &rows, &shards, &config, SEED, DATA).unwrap();
     assert!(!report.passed && report.values == 0);
     assert_eq!(report.mistakes, ["nothing was compared: there are 0 output rows"]);
 }
@@ -182,7 +203,7 @@ fn a_token_that_cannot_be_sampled_fails() {
     let request = Request::sample();
     let spoil = |id: i64| {
         passes(request, |answer| {
-            let Output::Sample { ids } = &mut answer.output else { unreachable!() };
+            let Output::Sample { ids, .. } = &mut answer.output else { unreachable!() };
             ids[1] = if id < 0 { ids[1] } else { id };
         })
     };
@@ -193,23 +214,61 @@ fn a_token_that_cannot_be_sampled_fails() {
 }
 
 #[test]
-fn wrong_logprobs_and_ranks_fail() {
-    let request = Request::logprobs(3);
-    type Change = fn(&mut [f32], &mut [i64], &mut [i64], &mut [f32]);
-    let spoil = |change: Change| {
+fn what_is_told_of_no_target_fails() {
+    let request = Request::Logprobs { targets: 3, top_n: 1, processed: false };
+    let spoil = |change: fn(&mut Logprobs)| {
         passes(request, |answer| {
-            let Output::Logprobs { logprobs, ranks, top_ids, top_logprobs, .. } = &mut answer.output else {
-                unreachable!()
-            };
-            change(logprobs, ranks, top_ids, top_logprobs);
+            let Output::Logprobs(told) = &mut answer.output else { unreachable!() };
+            change(told);
         })
     };
-    assert!(spoil(|_, _, _, _| ()));
-    assert!(!spoil(|logprobs, _, _, _| logprobs[1] += 0.06));
-    assert!(!spoil(|logprobs, _, _, _| logprobs[2] = f32::NAN));
-    assert!(!spoil(|_, ranks, _, _| ranks[0] += 1));
-    assert!(!spoil(|_, ranks, _, _| ranks[2] = 0));
-    assert!(!spoil(|_, _, ids, _| ids.swap(0, 1)));
-    assert!(!spoil(|_, _, ids, _| ids[8] = -1));
-    assert!(!spoil(|_, _, _, tops| tops[4] -= 0.06));
+    assert!(spoil(|_| ()));
+    assert!(!spoil(|told| told.logprobs[2] = -1.0));
+    assert!(!spoil(|told| told.ranks[5] = 1));
+    // A target beside it.
+    assert!(!spoil(|told| told.logprobs[4] -= 0.06));
+    assert!(!spoil(|told| told.ranks[7] += 1));
+}
+
+/// The status of a row whose logits round to infinity is 1; within the allowed error it may be either.
+#[test]
+fn an_overflow_is_that_of_the_delivered_type() {
+    let of = |logit: f64, dtype| {
+        let truth = Truth { logit, allowed: 1.0, raw: logit, raw_allowed: 1.0 };
+        let small = Truth { logit: 0.5, raw: 0.5, ..truth };
+        Overflow::of_delivered(&[small, truth, small], dtype)
+    };
+    for (logit, f16) in [
+        (70_000.0, Overflow::Surely),
+        (-70_000.0, Overflow::Surely),
+        (65_520.5, Overflow::Perhaps),
+        (-65_519.5, Overflow::Perhaps),
+        (65_504.0, Overflow::No),
+        (f64::NEG_INFINITY, Overflow::No),
+    ] {
+        assert!(of(logit, DType::F16) == f16, "{logit}");
+        assert!(of(logit, DType::Bf16) == Overflow::No && of(logit, DType::F32) == Overflow::No, "{logit}");
+    }
+    // Between bf16's largest number and f32's.
+    assert!(of(3.4e38, DType::Bf16) == Overflow::Surely && of(3.4e38, DType::F32) == Overflow::No);
+}
+
+#[test]
+fn wrong_logprobs_and_ranks_fail() {
+    for request in [Request::logprobs(3), Request::sample_with_logprobs(3)] {
+        let spoil = |change: fn(&mut Logprobs)| {
+            passes(request, |answer| match &mut answer.output {
+                Output::Logprobs(told) | Output::Sample { logprobs: Some(told), .. } => change(told),
+                _ => unreachable!(),
+            })
+        };
+        assert!(spoil(|_| ()));
+        assert!(!spoil(|told| told.logprobs[1] += 0.06));
+        assert!(!spoil(|told| told.logprobs[2] = f32::NAN));
+        assert!(!spoil(|told| told.ranks[0] += 1));
+        assert!(!spoil(|told| told.ranks[2] = 0));
+        assert!(!spoil(|told| told.top_ids.swap(0, 1)));
+        assert!(!spoil(|told| told.top_ids[8] = -1));
+        assert!(!spoil(|told| told.top_logprobs[4] -= 0.06));
+    }
 }

@@ -400,14 +400,6 @@ impl Report {
                 "of these {headers} and one round are the headers that check the contract, in one of {n} steps"
             ),
         });
-        let targets = self.ranks.iter().map(|rank| rank.verified.target_bytes).max().unwrap_or(0);
-        if targets > 0 {
-            let (all, most) = (bytes(targets), bytes(targets * (self.lmhead_tp_size as u64 - 1)));
-            lines.push(format!(
-                "and the logits of the targets beside the table, from the shards that have their ids: a rank receives up to {all}, \
-                 sends up to {most}"
-            ));
-        }
         lines
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// `allowed` [7, 5] of 150 ids: row 2 allows nothing, row 3 only id 149, the others every third id.
-fn allowed_tensor() -> Tensor {
+pub fn allowed_tensor() -> Tensor {
     let allows = |row: usize, id: usize| match row {
         2 => false,
         3 => id == 149,
@@ -170,4 +170,45 @@ fn raw_logprobs_leave_adjustments_aside_and_say_so() {
     tensors.push(("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 120]));
     let (code, said) = run(&tensors, &[]);
     assert!(code == Some(2) && said.contains("allowed"), "{said}");
+}
+
+/// Several targets of a row are those of runs with one target each; -100 is none.
+#[test]
+fn a_row_has_as_many_targets_as_the_file_says() {
+    let files = Files::new();
+    let (head, rows, out) = (files.name("head.safetensors"), files.name("rows"), files.name("out"));
+    let ids: Vec<i32> = (0..21).map(|i| if i % 5 == 2 { -100 } else { i * 41 % 150 }).collect();
+    let run = |tensor: Tensor, args: &[&str]| {
+        write(&files.path("rows"), &[bf16_tensor("hidden_states", &[7, 20], 2), tensor]);
+        let all = ["run", "--head", &head, "--hidden", &rows, "--out", &out, "--steps", "1", "--check"];
+        let run = lmhead(&[&all[..], &["--request", "logprobs:2"], args].concat());
+        assert!(run.status.success(), "{args:?}: {}{}", text(&run.stdout), text(&run.stderr));
+        read(&files.path("out"))
+    };
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let matrix = || ("targets".into(), Dtype::I32, vec![7, 3], bytes.clone());
+    let all = run(matrix(), &[]);
+    assert_eq!((all["logprobs"].0, &all["logprobs"].1[..]), (Dtype::F32, &[7usize, 3][..]));
+    assert_eq!((all["target_ranks"].0, &all["target_ranks"].1[..]), (Dtype::I64, &[7usize, 3][..]));
+    for extra in [
+        &["--rows", "3,0,4", "--lmhead-tp-size", "3"][..],
+        &["--dp", "2", "--tp", "2", "--lmhead-tp-size", "4", "--mode", "discover"],
+    ] {
+        assert_eq!(run(matrix(), extra), all, "{extra:?}");
+    }
+    for column in 0..3 {
+        let own: Vec<i64> = ids.iter().skip(column).step_by(3).map(|id| i64::from(*id)).collect();
+        let one = run(targets(&own), &[]);
+        assert_eq!(one["top_ids"], all["top_ids"]);
+        for (row, id) in own.into_iter().enumerate() {
+            let at = row * 3 + column;
+            let logprob = &all["logprobs"].2[4 * at..4 * at + 4];
+            let rank = &all["target_ranks"].2[8 * at..8 * at + 8];
+            assert_eq!(logprob, &one["logprobs"].2[4 * row..4 * row + 4], "row {row}, id {id}");
+            assert_eq!(rank, &one["target_ranks"].2[8 * row..8 * row + 8], "row {row}, id {id}");
+            let none =
+                f32::from_le_bytes(logprob.try_into().unwrap()).is_nan() && rank == (-1i64).to_le_bytes();
+            assert_eq!(none, id == -100, "row {row}, id {id}");
+        }
+    }
 }

@@ -40,6 +40,13 @@ fn bad_input_is_refused_with_a_sentence() {
     rows_with("target_negative", vec![targets(&[-1, 1, 2, 3, 4, 5, 6])]);
     rows_with("target_ok", vec![targets(&[0; 7])]);
     rows_with("targets_6", vec![targets(&[0; 6])]);
+    let several = |rows: usize, of_a_row: usize, values: &[i64]| -> Tensor {
+        ("targets".into(), Dtype::I64, vec![rows, of_a_row], targets(values).3)
+    };
+    rows_with("targets_none", vec![several(7, 0, &[])]);
+    rows_with("targets_2x7", vec![several(2, 7, &[0; 14])]);
+    rows_with("targets_150", vec![several(7, 2, &[0, 1, 2, 3, -100, 5, 6, 7, 8, 9, 10, 150, 12, 13])]);
+    rows_with("targets_f32", vec![f32_tensor("targets", &[7], 1)]);
     std::fs::write(files.path("chunk.toml"), "logprobs_chunk_bytes = 100").unwrap();
     rows_with("mask_words", vec![("allowed".into(), Dtype::I32, vec![7, 0], vec![])]);
     rows_with("mask_rows", vec![("allowed".into(), Dtype::I32, vec![6, 5], vec![0; 6 * 20])]);
@@ -227,11 +234,11 @@ fn bad_input_is_refused_with_a_sentence() {
         ),
         (
             with(&["--request", "logprobs:151"]),
-            &["--request logprobs:N: wanted at most the vocabulary size, 150", "151"],
+            &["--request logprobs:N, sample:N: wanted at most the vocabulary size, 150", "151"],
         ),
         (
             with(&["--request", "logprobsx"]),
-            &["--request: wanted logits, argmax, topk:K, sample or logprobs[:N]"],
+            &["--request: wanted logits, argmax, topk:K, sample[:N] or logprobs[:N]"],
         ),
         (
             with(&["--temperature", "0.5"]),
@@ -259,16 +266,35 @@ fn bad_input_is_refused_with_a_sentence() {
         (sampled(&["--top-p", "nan"]), &["--top-p: wanted a number above 0"]),
         (sampled(&["--min-p", "-0.1"]), &["--min-p: wanted a number from 0 to 1, got `-0.1`"]),
         (sampled(&["--min-p", "2"]), &["--min-p: wanted a number from 0 to 1, got `2`"]),
-        (with(&["--processed"]), &["--processed: wanted --request logprobs beside it, got `logits`"]),
+        (
+            with(&["--processed"]),
+            &["--processed: wanted --request logprobs or sample:N beside it, got `logits`"],
+        ),
         (
             logprobs_of("target_150"),
-            &["target_150: tensor targets: wanted ids from 0 to 149, got 150 in row 4"],
+            &["target_150: tensor targets: wanted ids from 0 to 149, or -100 for none, got 150 in row 4"],
         ),
-        (logprobs_of("target_negative"), &["tensor targets: wanted ids from 0 to 149, got -1 in row 0"]),
-        (logprobs_of("targets_6"), &["tensor targets: wanted [7], one id for each output row, got [6]"]),
+        (
+            logprobs_of("target_negative"),
+            &["tensor targets: wanted ids from 0 to 149, or -100 for none, got -1 in row 0"],
+        ),
+        (
+            logprobs_of("targets_6"),
+            &["tensor targets: wanted i64 or i32 [7], one id for each output row, or [7, m]", "[6]"],
+        ),
+        (logprobs_of("targets_none"), &["targets: wanted i64 or i32 [7]", "m from 1 to 65535", "[7, 0]"]),
+        (logprobs_of("targets_2x7"), &["targets: wanted i64 or i32 [7]", "[2, 7]"]),
+        (logprobs_of("targets_150"), &["targets: wanted ids from 0 to 149", "got 150 in row 5"]),
+        (logprobs_of("targets_f32"), &["targets: wanted i64 or i32 [7]", "F32"]),
+        (with(&["--request", "sample:x"]), &["--request sample:N: wanted N from 0", "got `sample:x`"]),
+        (with(&["--request", "sample:151"]), &["sample:N: wanted at most the vocabulary size, 150", "151"]),
+        (
+            with(&["--request", "sample", "--processed"]),
+            &["--processed: wanted --request logprobs or sample:N beside it, got `sample`"],
+        ),
         (
             [logprobs_of("target_ok"), vec!["--config".into(), file("chunk.toml")]].concat(),
-            &["logprobs_chunk_bytes: wanted at least 760", "got 100"],
+            &["logprobs_chunk_bytes: wanted at least 752", "got 100"],
         ),
         (with(&["--rows", "3,3"]), &["--rows: wanted 7 in all", "got 6 in all"]),
         (with(&["--rows", "3,-4"]), &["--rows: wanted row counts of at least 0", "got `-4`"]),
@@ -303,7 +329,7 @@ fn bad_input_is_refused_with_a_sentence() {
         (with(&["--request", "topk:-1"]), &["--request topk:K", "got `topk:-1`"]),
         (
             with(&["--request", "topk"]),
-            &["--request: wanted logits, argmax, topk:K, sample or logprobs[:N], got `topk`"],
+            &["--request: wanted logits, argmax, topk:K, sample[:N] or logprobs[:N], got `topk`"],
         ),
         (with(&["--logits-dtype", "i8"]), &["--logits-dtype: wanted f32, bf16 or f16, got `i8`"]),
         (

@@ -16,8 +16,18 @@ fn number(value: &Value) -> f64 {
 
 #[test]
 fn every_type_row_count_and_stage_is_reported() {
-    let stages =
-        ["rows", "matmul", "epilogue", "softcap", "logits", "argmax", "topk:3", "logprobs:2", "sample"];
+    let stages = [
+        "rows",
+        "matmul",
+        "epilogue",
+        "softcap",
+        "logits",
+        "argmax",
+        "topk:3",
+        "logprobs:2",
+        "sample",
+        "sample:2",
+    ];
     let (types, rows) = (["bf16", "f16", "f32", "w8a8", "w8a16"], [1, 5]);
     let report = bench(&[
         "--vocab-size",

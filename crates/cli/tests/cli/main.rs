@@ -52,7 +52,10 @@ fn write(path: &Path, tensors: &[Tensor]) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-fn read(path: &Path) -> HashMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+/// The tensors of a file by name: type, shape and bytes.
+type Tensors = HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn read(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let own = |view: &TensorView| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
@@ -274,7 +277,8 @@ fn presets_run_with_any_quantisation_and_epilogue() {
     let rows: Vec<u64> =
         json["ranks"].as_array().unwrap().iter().map(|r| r["output_rows"].as_u64().unwrap()).collect();
     assert_eq!(rows, [10, 9, 9], "28 rows, as even as possible");
-    for (request, rounds) in [("logits", 3), ("topk:8", 3), ("logprobs:8", 5), ("sample", 4)] {
+    for (request, rounds) in [("logits", 3), ("topk:8", 3), ("logprobs:8", 5), ("sample", 4), ("sample:8", 7)]
+    {
         let printed = good(&[
             "run",
             "--preset",
@@ -290,10 +294,53 @@ fn presets_run_with_any_quantisation_and_epilogue() {
         let json: serde_json::Value = serde_json::from_str(&printed).unwrap();
         assert_eq!(
             json["step"]["rounds"], rounds,
-            "header, rows, results; and targets, their logits, or parameters"
+            "{request}: header, rows, results; and targets, their logits, or parameters; or tokens, their logits, best ids"
         );
         let (bytes, full) = (&json["step"]["bytes_exchanged"], &json["step"]["full_logits_bytes"]);
         assert_eq!(bytes == full, request == "logits", "{request}: {bytes} and {full}");
+    }
+}
+
+/// A logit beyond 65504 is an infinity in f16, and the row that has one is not good. In f32 and bf16 it is.
+#[test]
+fn a_row_that_overflows_the_delivered_type_is_marked() {
+    let files = Files::new();
+    let mut hidden = bf16_tensor("hidden_states", &[7, 20], 2);
+    let large = floats(20, 3).into_iter().map(|v| bf16::from_f32(v * 131_072.0));
+    hidden.3[3 * 40..4 * 40].copy_from_slice(&large.flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>());
+    write(&files.path("large"), &[hidden]);
+    let (head, rows, out) = (files.name("head.safetensors"), files.name("large"), files.name("o"));
+    for (dtype, status) in [("f32", 0), ("bf16", 0), ("f16", 1)] {
+        for extra in [&[][..], &["--dp", "4", "--lmhead-tp-size", "4"]] {
+            let args = [
+                "run",
+                "--head",
+                &head,
+                "--hidden",
+                &rows,
+                "--out",
+                &out,
+                "--check",
+                "--logits-dtype",
+                dtype,
+            ];
+            let run = lmhead(&[&args[..], extra].concat());
+            assert!(run.status.success(), "{dtype}: {}{}", text(&run.stdout), text(&run.stderr));
+            let answer = read(&files.path("o"));
+            assert_eq!(answer["row_status"].2, [0, 0, 0, status, 0, 0, 0], "{dtype} {extra:?}");
+            let warned = text(&run.stderr)
+                .contains("1 output row has non-finite logits (row_status 1), the first: [3]");
+            assert_eq!(warned, status == 1, "{dtype}: {}", text(&run.stderr));
+            if dtype == "f16" {
+                let infinite = |pair: &[u8]| half::f16::from_le_bytes([pair[0], pair[1]]).is_infinite();
+                let rows: Vec<usize> = answer["logits"]
+                    .2
+                    .chunks(300)
+                    .map(|row| row.chunks(2).filter(|v| infinite(v)).count())
+                    .collect();
+                assert!(rows[3] > 0 && rows.iter().sum::<usize>() == rows[3], "{rows:?}");
+            }
+        }
     }
 }
 

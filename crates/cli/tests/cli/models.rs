@@ -83,7 +83,13 @@ fn a_draft_head_answers_in_target_ids_if_asked() {
         );
         i64s(&read(&files.path("ids"))[tensor].2)
     };
-    for (request, tensor) in [("argmax", "argmax"), ("topk:4", "topk_ids"), ("sample", "sampled")] {
+    for (request, tensor) in [
+        ("argmax", "argmax"),
+        ("topk:4", "topk_ids"),
+        ("sample", "sampled"),
+        ("sample:4", "sampled"),
+        ("sample:4", "top_ids"),
+    ] {
         let draft = ids(request, tensor, &["--model", &model]);
         assert_eq!(draft, ids(request, tensor, &["--head", &head]), "{request}");
         let target: Vec<i64> = draft.iter().map(|id| 50 * id + 3).collect();

@@ -1,4 +1,4 @@
-//! `--request sample`: the same tokens at any sharding, and those of the largest logits where the options leave nothing else.
+//! `--request sample` and `sample:N`: the same tokens at any sharding, and those of the largest logits where the options leave nothing else.
 
 use super::*;
 
@@ -90,4 +90,75 @@ fn options_that_leave_one_id_give_the_largest_logit_and_seeds_matter_otherwise()
     let with_seed = |seed: &str| sampled(&files, &["--temperature", "8", "--seed", seed]);
     assert_eq!(with_seed("1"), with_seed("1"));
     assert_ne!(with_seed("1"), with_seed("2"));
+}
+
+/// Runs a request with tensors beside the hidden states, checked; standard error and the answer.
+fn answered(files: &Files, more: &[Tensor], args: &[&str]) -> (String, Tensors) {
+    write(&files.path("rows"), &[&[bf16_tensor("hidden_states", &[7, 20], 2)], more].concat());
+    let (head, rows, out) = (files.name("head.safetensors"), files.name("rows"), files.name("out"));
+    let all =
+        ["run", "--head", &head, "--hidden", &rows, "--out", &out, "--steps", "1", "--check", "--request"];
+    let run = lmhead(&[&all[..], args].concat());
+    assert!(run.status.success(), "{args:?}: {}{}", text(&run.stdout), text(&run.stderr));
+    (text(&run.stderr), read(&files.path("out")))
+}
+
+/// A sampled token is told of what `logprobs` tells of a target, at any sharding.
+#[test]
+fn a_token_comes_with_its_logprob_its_rank_and_the_best_ids() {
+    let files = Files::new();
+    let mask = super::adjusted::allowed_tensor();
+    let warm = ["--temperature", "6", "--top-k", "90"];
+    for (processed, masked) in [(&[][..], false), (&[][..], true), (&["--processed"], true)] {
+        let inputs = if masked { vec![mask.clone()] } else { Vec::new() };
+        let mut first = None;
+        for extra in [
+            &[][..],
+            &["--rows", "3,0,4", "--lmhead-tp-size", "3"],
+            &["--dp", "2", "--tp", "2", "--lmhead-tp-size", "4", "--mode", "capacity"],
+            &["--dp", "7", "--lmhead-tp-size", "7", "--mode", "discover"],
+            &["--tp", "3", "--lmhead-tp-size", "-1"],
+        ] {
+            let args = [&["sample:4"][..], &warm, processed, extra].concat();
+            let (said, told) = answered(&files, &inputs, &args);
+            let left_aside = masked && processed.is_empty();
+            assert_eq!(said.contains("raw logprobs leave aside"), left_aside, "{args:?}: {said}");
+            assert_eq!(*first.get_or_insert_with(|| told.clone()), told, "{args:?}");
+        }
+        let told = first.unwrap();
+        let (_, plain) = answered(&files, &inputs, &[&["sample"][..], &warm].concat());
+        assert_eq!(told["sampled"], plain["sampled"], "the same token with and without logprobs");
+        let row_status = if masked { [0, 0, 2, 0, 0, 0, 0] } else { [0; 7] };
+        assert_eq!(told["row_status"].2, row_status);
+
+        // The same ids as targets. A row without a token has none.
+        let ids = told["sampled"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b));
+        let ids: Vec<i64> = ids.map(|id| if id == -1 { -100 } else { id }).collect();
+        let inputs = [inputs, vec![super::adjusted::targets(&ids)]].concat();
+        let (_, want) = answered(&files, &inputs, &[&["logprobs:4"][..], processed].concat());
+        for (name, of_targets) in [
+            ("sampled_logprobs", "logprobs"),
+            ("sampled_ranks", "target_ranks"),
+            ("top_ids", "top_ids"),
+            ("top_logprobs", "top_logprobs"),
+        ] {
+            let ((dtype, shape, got), (of, same, want)) = (&told[name], &want[of_targets]);
+            assert_eq!((dtype, shape), (of, same), "{name}");
+            let each = got.len() / 7;
+            // The mask allows row 2 nothing: it has no token, whatever its raw logits.
+            for row in (0..7).filter(|row| row_status[*row] == 0) {
+                let own = row * each..(row + 1) * each;
+                assert_eq!(got[own.clone()], want[own], "{name} of row {row}, {processed:?}");
+            }
+        }
+    }
+    let (_, none) = answered(&files, &[], &["sample:0"]);
+    assert_eq!(none["sampled_ranks"].1, [7]);
+    assert!(!none.contains_key("top_ids") && !none.contains_key("top_logprobs"));
+    let json = good(&["run", "--preset", "tiny", "--request", "sample:3", "--json", "--check"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let request = json["request"].as_str().unwrap();
+    assert!(request.starts_with("sample with logprobs:3: temperature 1, top_k 0"), "{request}");
+    // Of each of 28 rows the token, its logprob and its rank, and three ids and their logprobs.
+    assert_eq!(json["check"]["values"], 28 * 9);
 }

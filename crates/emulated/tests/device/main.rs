@@ -8,6 +8,8 @@ mod out_of_order;
 mod properties;
 mod refused;
 mod seeds;
+mod shards;
+mod shared_device;
 mod sizes;
 mod whole;
 

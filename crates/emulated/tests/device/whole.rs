@@ -4,7 +4,7 @@
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
-use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus};
+use lmhead::result::{Answer, Output, Request, RowInputs, RowStatus, TokenLogprobs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::{DType, Error, HeadGroup, LmHead};
 use lmhead_emulated::EmulatedDevice;
@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 /// What the kernels take.
-const KINDS: [(DType, Quantization); 7] = [
+pub const KINDS: [(DType, Quantization); 7] = [
     (DType::Bf16, Quantization::None),
     (DType::F16, Quantization::None),
     (DType::F32, Quantization::W8a8),
@@ -58,6 +58,15 @@ proptest! {
     }
 
     #[test]
+    fn steps_that_stay_on_the_device_have_the_bits_of_the_host_s(
+        case in requests::cases(&KINDS), schedule in any::<u64>(),
+    ) {
+        let device = EmulatedDevice::new(schedule);
+        let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+        case.stays_on(&requests::Resident::new(device, Arc::new(backend)))?;
+    }
+
+    #[test]
     fn sharded_equals_alone_in_every_bit_and_the_reference_within_the_promise(
         case in end_to_end::cases(&KINDS, 149), schedule in any::<u64>(),
     ) {
@@ -68,6 +77,27 @@ proptest! {
     fn int8_answers_have_the_cpu_backend_s_bits(case in requests::cases(&KINDS[2..5]), schedule in any::<u64>()) {
         let (got, want) = (bits(&case.run_sharded(&emulated(schedule))), bits(&case.run_sharded(&cpu())));
         prop_assert!(same(&got, &want), "{got:?}, on the CPU {want:?}");
+    }
+}
+
+/// An index that is no row is one row's matter, wherever its product runs.
+#[test]
+fn steps_that_stay_on_the_device_make_nothing_there_and_see_bad_indices() {
+    let told = TokenLogprobs { top_n: 2, processed: false };
+    for request in [
+        Request::logits(DType::Bf16),
+        Request::argmax(),
+        Request::top_k(3),
+        Request::Logprobs { targets: 2, top_n: 3, processed: false },
+        Request::sample(),
+        Request::Sample { logprobs: Some(told) },
+    ] {
+        for ranks in [1, 2] {
+            let device = EmulatedDevice::new(ranks as u64);
+            let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+            let resident = requests::Resident::new(device.clone(), Arc::new(backend));
+            requests::steady_steps(&resident, &|| device.counts().made, ranks, request);
+        }
     }
 }
 

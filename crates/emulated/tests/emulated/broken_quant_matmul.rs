@@ -49,6 +49,7 @@ fn run(how: u32, seed: u64) -> Outcome {
         status: status.pointer(),
         row_count: ROWS as u32,
         hidden: HIDDEN as u32,
+        status_before: 0,
     };
     let mut product = product(
         LogitMatrix {

@@ -7,6 +7,7 @@
 mod backend;
 mod calls;
 mod lost;
+mod shards;
 
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;

@@ -124,7 +124,7 @@ pub fn expected(operands: &Operands, finish: &Finish, raw: &[f32]) -> (Vec<u8>, 
         let mut logits = raw[row * vocab..(row + 1) * vocab].to_vec();
         let bias = finish.bias.then_some(&operands.bias[..]);
         let mut good = finish.epilogue().apply(&mut logits, bias);
-        let mut any = false;
+        let mut any = true;
         if finish.adjusted() {
             operands.adjustments.by_definition(row, &mut logits);
             good &= logits.iter().all(|l| *l < f32::INFINITY);
@@ -138,6 +138,9 @@ pub fn expected(operands: &Operands, finish: &Finish, raw: &[f32]) -> (Vec<u8>, 
                 good &= !finite || l.is_finite();
             }
         }
+        // A logit that is finite and delivered as infinity.
+        let limit = finish.out.rounds_to_infinity();
+        good &= logits.iter().all(|l| !l.is_finite() || f64::from(l.abs()) < limit);
         let flag = |said: bool, flag: u32| if said { flag } else { 0 };
         statuses.push(
             flag(!good, LMHEAD_STATUS_NONFINITE)

@@ -9,6 +9,9 @@ mod expected;
 mod loaded;
 mod memory;
 mod operands;
+pub mod shards;
+pub mod shared_device;
+pub mod steady;
 pub mod table;
 
 pub use expected::{bits_of, check_raw, expected, quantised};

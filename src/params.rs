@@ -17,7 +17,7 @@ pub const LMHEAD_LSE_LIMIT: u32 = 1233125376;
 #[doc = " How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap), the emulated device has its own."]
 #[repr(C)]
 #[repr(align(64))]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct TensorMap {
     pub opaque: [u8; 128usize],
 }
@@ -29,7 +29,7 @@ const _: () = {
 };
 #[doc = " int8 through cp.async and mma.sync. hidden is a multiple of 16."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MmaCarrierParams {
     #[doc = " [vocab, hidden]"]
     pub weights: *const i8,
@@ -58,7 +58,7 @@ const _: () = {
 #[doc = " 16-bit or int8 through TMA and wgmma."]
 #[repr(C)]
 #[repr(align(64))]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WgmmaCarrierParams {
     #[doc = " [vocab, hidden], boxes of 64 rows x 128 bytes, 128-byte swizzle"]
     pub weights: TensorMap,
@@ -89,7 +89,7 @@ const _: () = {
 #[doc = " bf16: TMA for the weights, cp.async for rows that are picked by index."]
 #[repr(C)]
 #[repr(align(64))]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct GatherCarrierParams {
     #[doc = " [vocab, hidden], boxes of 64 rows x 128 bytes, 128-byte swizzle"]
     pub weights: TensorMap,
@@ -125,9 +125,9 @@ const _: () = {
     ["Offset of field: GatherCarrierParams::hidden"]
         [::core::mem::offset_of!(GatherCarrierParams, hidden) - 164usize];
 };
-#[doc = " a logit is NaN or infinite, or becomes so by the temperature; minus infinity from an adjustment is legal"]
+#[doc = " a logit, as it is delivered, is NaN or infinite; minus infinity from an adjustment is legal"]
 pub const LMHEAD_STATUS_NONFINITE: LmheadStatus = 1;
-#[doc = " a logit is above minus infinity; said only where there are adjustments"]
+#[doc = " a logit is above minus infinity"]
 pub const LMHEAD_STATUS_ALLOWED: LmheadStatus = 2;
 #[doc = " the row's index is not a row: it was taken for a row of zeros"]
 pub const LMHEAD_STATUS_BAD_INDEX: LmheadStatus = 4;
@@ -139,7 +139,7 @@ pub const LMHEAD_DTYPE_BF16: LmheadDtype = 2;
 #[doc = " Types of logits, and of the rows that are quantised."]
 pub type LmheadDtype = ::core::ffi::c_uint;
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WeightMatrix {
     #[doc = " [vocab, hidden], 16-byte aligned"]
     pub data: *const ::core::ffi::c_void,
@@ -160,7 +160,7 @@ const _: () = {
     ["Offset of field: WeightMatrix::bias"][::core::mem::offset_of!(WeightMatrix, bias) - 24usize];
 };
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct RowMatrix {
     #[doc = " [source_rows, hidden], aligned to its elements; to 16 bytes it is read faster"]
     pub data: *const ::core::ffi::c_void,
@@ -183,13 +183,13 @@ const _: () = {
     ["Offset of field: RowMatrix::source_rows"][::core::mem::offset_of!(RowMatrix, source_rows) - 28usize];
 };
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitMatrix {
     #[doc = " [row_count, vocab], aligned to its elements; to 16 bytes it is written faster"]
     pub data: *mut ::core::ffi::c_void,
     #[doc = " bytes from row to row, a multiple of an element: a shard writes its columns of a wider row"]
     pub pitch: u64,
-    #[doc = " [row_count] LMHEAD_STATUS_*, or'ed: zeros before"]
+    #[doc = " [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0"]
     pub status: *mut u32,
     #[doc = " LMHEAD_DTYPE_*"]
     pub dtype: u32,
@@ -205,7 +205,7 @@ const _: () = {
 };
 #[doc = " What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from 0."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitAdjustments {
     #[doc = " [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1]"]
     pub addition_offsets: *const u32,
@@ -262,7 +262,7 @@ const _: () = {
         [::core::mem::offset_of!(LogitAdjustments, temperatures) - 88usize];
 };
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MatmulParams {
     pub weights: WeightMatrix,
     pub rows: RowMatrix,
@@ -298,9 +298,48 @@ const _: () = {
     ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 216usize];
     ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 220usize];
 };
+#[doc = " A vocabulary id and its f32 logit."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct Candidate {
+    pub value: f32,
+    pub id: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of Candidate"][::core::mem::size_of::<Candidate>() - 8usize];
+    ["Alignment of Candidate"][::core::mem::align_of::<Candidate>() - 4usize];
+    ["Offset of field: Candidate::value"][::core::mem::offset_of!(Candidate, value) - 0usize];
+    ["Offset of field: Candidate::id"][::core::mem::offset_of!(Candidate, id) - 4usize];
+};
+#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts\n (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PartialRow {
+    #[doc = " sum of exponentials: digits top - 2, top - 1 and top, none carried into the next"]
+    pub digits: [u64; 3usize],
+    #[doc = " the highest digit; INT32_MIN where no logit has a term, or no sum was asked for"]
+    pub top: i32,
+    #[doc = " LMHEAD_STATUS_*"]
+    pub status: u32,
+    #[doc = " places that are taken; what is in the others is nobody's"]
+    pub candidates: u32,
+    #[doc = " 0"]
+    pub none: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PartialRow"][::core::mem::size_of::<PartialRow>() - 40usize];
+    ["Alignment of PartialRow"][::core::mem::align_of::<PartialRow>() - 8usize];
+    ["Offset of field: PartialRow::digits"][::core::mem::offset_of!(PartialRow, digits) - 0usize];
+    ["Offset of field: PartialRow::top"][::core::mem::offset_of!(PartialRow, top) - 24usize];
+    ["Offset of field: PartialRow::status"][::core::mem::offset_of!(PartialRow, status) - 28usize];
+    ["Offset of field: PartialRow::candidates"][::core::mem::offset_of!(PartialRow, candidates) - 32usize];
+    ["Offset of field: PartialRow::none"][::core::mem::offset_of!(PartialRow, none) - 36usize];
+};
 #[doc = " kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct QuantizeRowsParams {
     pub rows: RowMatrix,
     #[doc = " [row_count, hidden], 16-byte aligned"]
@@ -309,14 +348,16 @@ pub struct QuantizeRowsParams {
     pub out_pitch: u64,
     #[doc = " [row_count]"]
     pub scales: *mut f32,
-    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX or 0, stored: they need not be zeros before"]
+    #[doc = " [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where it is so; stored"]
     pub status: *mut u32,
     pub row_count: u32,
     pub hidden: u32,
+    #[doc = " LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0"]
+    pub status_before: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of QuantizeRowsParams"][::core::mem::size_of::<QuantizeRowsParams>() - 72usize];
+    ["Size of QuantizeRowsParams"][::core::mem::size_of::<QuantizeRowsParams>() - 80usize];
     ["Alignment of QuantizeRowsParams"][::core::mem::align_of::<QuantizeRowsParams>() - 8usize];
     ["Offset of field: QuantizeRowsParams::rows"][::core::mem::offset_of!(QuantizeRowsParams, rows) - 0usize];
     ["Offset of field: QuantizeRowsParams::out"][::core::mem::offset_of!(QuantizeRowsParams, out) - 32usize];
@@ -330,10 +371,12 @@ const _: () = {
         [::core::mem::offset_of!(QuantizeRowsParams, row_count) - 64usize];
     ["Offset of field: QuantizeRowsParams::hidden"]
         [::core::mem::offset_of!(QuantizeRowsParams, hidden) - 68usize];
+    ["Offset of field: QuantizeRowsParams::status_before"]
+        [::core::mem::offset_of!(QuantizeRowsParams, status_before) - 72usize];
 };
 #[doc = " kernels/read_stream_sm80.cu: reads an array."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ReadStreamParams {
     #[doc = " [pieces] of 16 bytes, 16-byte aligned"]
     pub data: *const ::core::ffi::c_void,
@@ -351,7 +394,7 @@ const _: () = {
 };
 #[doc = " kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product with\n TMA reads its weights."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ReadBulkParams {
     #[doc = " [bytes], 16-byte aligned"]
     pub data: *const ::core::ffi::c_void,
@@ -374,7 +417,7 @@ const _: () = {
 #[doc = " The same of a row-major matrix, by boxes of 64 or 128 rows x 128 bytes, 32 KB of neighbours at once."]
 #[repr(C)]
 #[repr(align(64))]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ReadBoxesParams {
     #[doc = " boxes of box_rows x 128 bytes, 128-byte swizzle"]
     pub matrix: TensorMap,
@@ -420,7 +463,7 @@ pub const LMHEAD_FILL_SMALL_F32: LmheadFill = 8;
 pub type LmheadFill = ::core::ffi::c_uint;
 #[doc = " kernels/check/fill_sm80.cu."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FillParams {
     #[doc = " [pieces] of 16 bytes, 16-byte aligned"]
     pub out: *mut ::core::ffi::c_void,
@@ -446,7 +489,7 @@ const _: () = {
 };
 #[doc = " One value that is not what it should be."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct Mismatch {
     pub row: u32,
     pub column: u32,
@@ -467,7 +510,7 @@ pub const LMHEAD_MISMATCHES: LmheadMismatches = 8;
 #[doc = " Places for mismatches."]
 pub type LmheadMismatches = ::core::ffi::c_uint;
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct Mismatches {
     pub count: u64,
     #[doc = " those that asked for a place below; may be more than there are"]
@@ -486,7 +529,7 @@ const _: () = {
 };
 #[doc = " kernels/check/compare_sm80.cu: counts the elements of a matrix whose bits are not those of another."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct CompareParams {
     #[doc = " [rows, columns] of want_dtype; null: poison, which is ones in every bit"]
     pub want: *const ::core::ffi::c_void,
@@ -523,7 +566,7 @@ const _: () = {
 };
 #[doc = " projection[k] += sum over ids of r(id)·scale(id)·weights[id, k], modulo 2^64; all are integers."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ProjectWeightsParams {
     #[doc = " scales: integers, may be null; bias is left out"]
     pub weights: WeightMatrix,
@@ -555,7 +598,7 @@ const _: () = {
 };
 #[doc = " difference[row] += sum over k of rows[row, k]·projection[k] - sum over ids of r(id)·logits[row, id], modulo\n 2^64: 0 where the row is right. A logit that is no integer adds a random number."]
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ProjectRowsParams {
     pub rows: RowMatrix,
     #[doc = " [hidden]"]
@@ -600,27 +643,41 @@ const _: () = {
         [::core::mem::offset_of!(ProjectRowsParams, parts) - 88usize];
 };
 
+/// A struct of a kernel's parameters.
+///
+/// # Safety
+/// `repr(C)`, laid out as the struct that the kernel takes.
+pub unsafe trait Params: Copy + 'static {}
+
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for MmaCarrierParams {}
+unsafe impl Params for MmaCarrierParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for WgmmaCarrierParams {}
+unsafe impl Params for WgmmaCarrierParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for GatherCarrierParams {}
+unsafe impl Params for GatherCarrierParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for MatmulParams {}
+unsafe impl Params for MatmulParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for QuantizeRowsParams {}
+unsafe impl Params for QuantizeRowsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for ReadStreamParams {}
+unsafe impl Params for ReadStreamParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for ReadBulkParams {}
+unsafe impl Params for ReadBulkParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for ReadBoxesParams {}
+unsafe impl Params for ReadBoxesParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for FillParams {}
+unsafe impl Params for FillParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for CompareParams {}
+unsafe impl Params for CompareParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for ProjectWeightsParams {}
+unsafe impl Params for ProjectWeightsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
-unsafe impl crate::backend::device::Params for ProjectRowsParams {}
+unsafe impl Params for ProjectRowsParams {}
+// SAFETY: numbers without gaps between them (the assertions above), of which all bytes are legal.
+unsafe impl bytemuck::Zeroable for Candidate {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Candidate {}
+// SAFETY: numbers without gaps between them (the assertions above), of which all bytes are legal.
+unsafe impl bytemuck::Zeroable for PartialRow {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for PartialRow {}

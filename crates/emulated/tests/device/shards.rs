@@ -1,0 +1,241 @@
+//! Loaded shards: rows and answers in any memory.
+
+use crate::whole::KINDS;
+use lmhead::backend::Backend;
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::{Ask, Job, LogitsOut, On, Out, Status};
+use lmhead::epilogue::Epilogue;
+use lmhead::memory::{Memory, SpanMut, Stream};
+use lmhead::merge::PartialSpec;
+use lmhead::rows::HiddenRows;
+use lmhead::weights::{DeviceMatrix, HeadShard, Matrix};
+use lmhead::{DType, Quantization};
+use lmhead_emulated::EmulatedDevice;
+use lmhead_testkit::TestHead;
+use lmhead_testkit::product::shards::{Placed, answers, backend_of, cases};
+use lmhead_testkit::product::steady::{Done, steady};
+use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn cpu() -> CpuBackend {
+    CpuBackend::new(Some(2)).expect("the CPU backend")
+}
+
+/// One that has little memory for what travels, or takes host memory for unlocked, or both.
+fn device(schedule: u64) -> EmulatedDevice {
+    let device = EmulatedDevice::new(schedule);
+    if schedule.is_multiple_of(3) { device.unlocked() } else { device }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn answers_are_what_the_definitions_say_in_any_memory(case in cases(&KINDS), schedule in any::<u64>()) {
+        case.holds(&backend_of(device(schedule), cpu(), schedule.is_multiple_of(2)));
+    }
+
+    #[test]
+    fn int8_shards_have_the_cpu_backend_s_bits(case in cases(&KINDS[2..5]), schedule in any::<u64>()) {
+        case.is_the_cpus(&backend_of(device(schedule), cpu(), schedule.is_multiple_of(2)), &cpu());
+    }
+}
+
+#[test]
+fn a_repeated_call_makes_nothing_and_multiplies_once() {
+    for device in [EmulatedDevice::new(1), EmulatedDevice::new(1).unlocked()] {
+        let backend = backend_of(device.clone(), cpu(), false);
+        let done = || {
+            let counts = device.counts();
+            let [made, copies, products] = [counts.made, counts.copies, counts.products].map(|n| n as i64);
+            Done { made, copies, products, waits: 0 }
+        };
+        for (name, done) in steady(&backend, &done) {
+            println!("{name}: {} copies, {} products", done.copies, done.products);
+            let products = i64::from(!name.ends_with("finish"));
+            assert_eq!(done.products, products, "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
+    for (dtype, quantization) in KINDS {
+        let (rows, hidden, vocab) = (5, 50, 200);
+        let head = TestHead::random(vocab, hidden, dtype, quantization, 7).with_bias(8);
+        let shard = head.shard(0..vocab);
+        let backend = EmulatedDevice::new(1).numbered(3).backend(cpu());
+        let own = Backend::memory(&backend);
+        // With more between rows than a copy would have.
+        let (bytes, scales): (&[u8], &[f32]) = match shard.matrix() {
+            Matrix::F32(_) => unreachable!("no kernel takes it"),
+            Matrix::F16(w) => (bytemuck::cast_slice(w), &[]),
+            Matrix::Bf16(w) => (bytemuck::cast_slice(w), &[]),
+            Matrix::I8 { values, scales } => (bytemuck::cast_slice(values), scales),
+        };
+        let row_bytes = bytes.len() / vocab;
+        let pitch = row_bytes.next_multiple_of(16) + 32;
+        let mut padded = vec![0xff; vocab * pitch];
+        for (to, from) in padded.chunks_mut(pitch).zip(bytes.chunks(row_bytes)) {
+            to[..row_bytes].copy_from_slice(from);
+        }
+        let floats = |values: &[f32]| Placed::new(&backend, own, bytemuck::cast_slice(values));
+        let weights = Placed::new(&backend, own, &padded);
+        let (scales, bias) = (floats(scales), floats(shard.bias().expect("a bias")));
+        let matrix = DeviceMatrix {
+            data: weights.span(),
+            dtype: if quantization == Quantization::None { dtype } else { DType::I8 },
+            pitch,
+            scales: (quantization != Quantization::None).then(|| scales.span()),
+            bias: Some(bias.span()),
+        };
+        let released = Arc::new(AtomicBool::new(false));
+        let release = Arc::clone(&released);
+        // SAFETY: the memory lives until the end, and nobody writes it.
+        let foreign = unsafe {
+            HeadShard::on_device(0..vocab, vocab, hidden, quantization, matrix, move || {
+                release.store(true, Ordering::Relaxed);
+            })
+        };
+        let foreign = Arc::new(foreign.expect("weights"));
+        let refused = |backend: &dyn Backend, wanted: &str| {
+            let error = backend.load(&foreign, dtype).map(|_| ()).expect_err("refused").to_string();
+            assert!(error.contains(wanted), "{error}");
+        };
+        let wanted = "weights of the shard: wanted host memory or memory of device 0, got memory of device 3";
+        refused(&EmulatedDevice::new(1).backend(cpu()), wanted);
+        refused(&cpu(), "weights of the shard: wanted host memory, got memory of device 3");
+
+        let x = head.rows(rows, 9);
+        let x = HiddenRows::new(&x, dtype, rows, hidden).expect("rows");
+        let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None };
+        let (before, mut in_place) =
+            (backend.device().counts(), backend.load(&foreign, dtype).expect("kernels"));
+        assert_eq!(backend.device().counts().copies, before.copies, "nothing was copied");
+        let mut copied = backend.load(&shard, dtype).expect("memory");
+        assert_eq!(answers(&mut *in_place, &job, dtype, 4), answers(&mut *copied, &job, dtype, 4));
+        drop(foreign);
+        assert!(!released.load(Ordering::Relaxed), "they are used");
+        let another = in_place.another().expect("another head");
+        drop(in_place);
+        assert!(!released.load(Ordering::Relaxed), "they are used");
+        drop(another);
+        assert!(released.load(Ordering::Relaxed));
+    }
+}
+
+#[test]
+fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
+    let (rows, hidden, vocab) = (3, 16, 70);
+    let head = TestHead::random(vocab, hidden, DType::Bf16, Quantization::W8a8, 7);
+    let backend = EmulatedDevice::new(1).backend(cpu());
+    let own = Backend::memory(&backend);
+    let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
+    let source = Placed::new(&backend, own, &head.rows(rows, 9));
+    let address = source.span().address();
+    // SAFETY: nobody follows an address that is refused.
+    let span = |memory, address, len| unsafe { SpanMut::from_raw(memory, address, len) };
+    let x = HiddenRows::strided(source.span(), DType::Bf16, rows, hidden, 2 * hidden).expect("rows");
+    let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None };
+    let out = Placed::new(&backend, own, &vec![0; rows * 4 * vocab]);
+    let words = Placed::new(&backend, own, &[0; 16]);
+    let (data, status) = (out.span().address(), words.span().address());
+    let room = Placed::new(&backend, own, &vec![0; 8192]);
+    let before = backend.device().counts();
+    let mut refused = |out: Out<'_>, workspace, wanted: &str| {
+        let on = &mut On { stream: Stream::NONE, workspace };
+        let error = loaded.run(&job, out, on).expect_err(wanted).to_string();
+        assert!(error.contains(wanted), "{error}, wanted {wanted}");
+    };
+    let logits = |data, stride, status| Out::Logits(LogitsOut { data, stride, dtype: DType::F32, status });
+    let apart = |memory, address, len, stride| Status::Apart { words: span(memory, address, len), stride };
+    let good = || apart(own, status, 12, 4);
+    let all = rows * 4 * vocab;
+    let (other, host) = (Memory::Device(1), Memory::Host);
+    for (out, wanted) in [
+        (logits(span(own, data, all - 1), 280, good()), "logits: wanted 3 rows of 280 bytes, got 839 bytes"),
+        (logits(span(own, data, all), 276, good()), "logits: wanted 3 rows of 280 bytes"),
+        (logits(span(own, data + 2, all), 280, good()), "logits: wanted an address that is a multiple of 4"),
+        (logits(span(own, data, all + 4), 282, good()), "stride of the logits: wanted whole elements of f32"),
+        (logits(span(other, data, all), 280, good()), "logits: wanted host memory or memory of device 0"),
+        (logits(span(own, address, all), 280, good()), "logits: wanted memory apart from hidden_states"),
+        (
+            logits(span(own, data, all), 280, apart(own, data, 12, 4)),
+            "status words: wanted memory apart from logits",
+        ),
+        (
+            logits(span(own, data, all), 280, apart(host, status, 12, 4)),
+            "status words: wanted memory of device 0",
+        ),
+        (logits(span(own, data, all), 280, apart(own, status, 11, 4)), "status words: wanted 3 words"),
+        (logits(span(own, data, all), 280, apart(own, status + 1, 12, 4)), "status words: wanted an address"),
+        (logits(span(own, data, all), 280, apart(own, status, 12, 2)), "stride of the status words"),
+        (logits(span(own, data, all), 280, Status::Inside { at: 280 }), "place of the status words"),
+        (logits(span(own, data, all), 280, Status::Inside { at: 276 }), "place of the status words"),
+    ] {
+        refused(out, None, wanted);
+    }
+    let spec = PartialSpec { k: 4, sum: true, targets: 0 };
+    let bytes = rows * spec.stride(vocab);
+    for (spec, out, wanted) in [
+        (spec, span(own, data, bytes - 8), "partials: wanted 216 bytes, got 208 bytes"),
+        (spec, span(own, data + 4, bytes), "partials: wanted an address that is a multiple of 8"),
+        (spec, span(own, address, bytes), "partials: wanted memory apart from hidden_states"),
+        (spec, span(other, data, bytes), "partials: wanted host memory or memory of device 0"),
+        (PartialSpec { k: 0, ..spec }, span(own, data, 120), "candidates of a partial: wanted at least 1"),
+        (PartialSpec { targets: 1, ..spec }, span(own, data, bytes + 24), "targets of a product's partials"),
+    ] {
+        refused(Out::Partials(spec, out), None, wanted);
+    }
+    // Quantised rows and scales, then status words, and of partials f32 logits.
+    let start = room.span().address();
+    let good_logits = || logits(span(own, data, all), 280, good());
+    refused(
+        good_logits(),
+        Some(span(own, start, 511)),
+        "workspace: wanted 512 bytes for 3 rows, got 511 bytes",
+    );
+    refused(
+        good_logits(),
+        Some(span(own, start + 16, 512)),
+        "workspace: wanted an address that is a multiple of 256",
+    );
+    refused(
+        good_logits(),
+        Some(span(host, start, 512)),
+        "workspace: wanted memory of device 0, got host memory",
+    );
+    let partials = || Out::Partials(spec, span(own, data, bytes));
+    refused(partials(), Some(span(own, start, 1375)), "workspace: wanted 1376 bytes for 3 rows, got 1375");
+    assert_eq!(backend.device().counts(), before, "nothing was copied or launched");
+    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 1376)) };
+    loaded.run(&job, partials(), on).expect("what it says is enough");
+}
+
+#[test]
+fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
+    let (rows, hidden, vocab) = (9, 16, 64);
+    let head = TestHead::random(vocab, hidden, DType::Bf16, Quantization::None, 7);
+    let bytes = head.rows(rows, 9);
+    let x = HiddenRows::new(&bytes, DType::Bf16, rows, hidden).expect("rows");
+    let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None };
+    let spec = PartialSpec { k: 3, sum: true, targets: 0 };
+    let mut first = None;
+    // Logits of so many rows are held at once, 256 bytes each.
+    for (held, lends_more, products) in [(1, false, 9), (4, false, 3), (9, false, 1), (2, true, 1)] {
+        let backend = EmulatedDevice::new(1).backend(cpu()).held(held * 4 * vocab);
+        let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
+        let least = loaded.workspace(rows, Ask::Partials(spec)).expect("a size");
+        let whole = loaded.workspace(rows, Ask::Hold { raw: false }).expect("a size");
+        assert_eq!(least, 256 + held * 256);
+        let size = if lends_more { whole } else { least };
+        let mut workspace = Placed::new(&backend, Backend::memory(&backend), &vec![0; size]);
+        let mut out = vec![0u64; rows * spec.stride(vocab) / 8];
+        let before = backend.device().counts().products;
+        let on = &mut On { stream: Stream::NONE, workspace: Some(workspace.span_mut()) };
+        loaded.run(&job, Out::Partials(spec, SpanMut::host(&mut out[..])), on).expect("partials");
+        assert_eq!(backend.device().counts().products - before, products, "{held} rows at once");
+        assert_eq!(*first.get_or_insert_with(|| out.clone()), out, "{held} rows at once");
+    }
+}

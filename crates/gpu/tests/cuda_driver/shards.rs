@@ -1,0 +1,119 @@
+//! Loaded shards and the exchange of device memory on a driver that runs nothing before somebody waits for
+//! it.
+
+use super::{child, count};
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::cuda::CudaDevice;
+use lmhead::config::Quantization;
+use lmhead::dtype::DType;
+use lmhead::result::{Request, TokenLogprobs};
+use lmhead_testkit::product::shards::{ShardCase, backend_of};
+use lmhead_testkit::product::shared_device::pieces_arrive;
+use lmhead_testkit::product::steady::{Done, steady};
+use lmhead_testkit::requests::{Resident, steady_steps};
+use std::sync::Arc;
+
+fn cpu() -> CpuBackend {
+    CpuBackend::new(Some(1)).expect("the CPU backend")
+}
+
+#[test]
+fn answers_are_what_the_definitions_say_in_any_memory() {
+    child("shards::in_child_answers", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: answers_are_what_the_definitions_say_in_any_memory runs it"]
+fn in_child_answers() {
+    let kinds = [
+        (DType::Bf16, Quantization::None),
+        (DType::F16, Quantization::W8a8),
+        (DType::Bf16, Quantization::W8a16),
+        (DType::F16, Quantization::None),
+    ];
+    for (i, (dtype, quantization)) in kinds.into_iter().cycle().take(12).enumerate() {
+        let case = ShardCase {
+            dtype,
+            quantization,
+            rows: [1, 5, 33][i % 3],
+            hidden: [50, 64, 7][i / 2 % 3],
+            // The last shard of the second has no ids.
+            vocab: [203, 128, 320, 77][i / 3 % 4],
+            cut: [0, 128, 130, 64][i / 3 % 4],
+            bias: i % 2 == 0,
+            adjusted: i % 3 > 0,
+            scale: [1.0, 3e4][i % 2],
+            broken: i % 4 == 1,
+            k: [1, 70][i / 2 % 2],
+            seed: i as u64,
+        };
+        let device = CudaDevice::open(0).expect("a device");
+        case.holds(&backend_of(device, cpu(), i % 2 == 1));
+    }
+}
+
+#[test]
+fn a_repeated_call_makes_nothing_and_multiplies_once() {
+    child("shards::in_child_steady", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: a_repeated_call_makes_nothing_and_multiplies_once runs it"]
+fn in_child_steady() {
+    let backend = backend_of(CudaDevice::open(0).expect("a device"), cpu(), false);
+    let done = || {
+        let made = ["allocations", "loads", "lazy kernels", "lazy graphs", "handles", "slow copies"];
+        let made = made.map(count).iter().sum();
+        Done { made, copies: count("copies"), products: count("products"), waits: count("waits") }
+    };
+    for (name, done) in steady(&backend, &done) {
+        println!("{name}: {} copies, {} products, {} waits", done.copies, done.products, done.waits);
+        assert_eq!(done.products, i64::from(!name.ends_with("finish")), "{name}");
+        // A step's logits in device memory: not a byte travels, nobody waits.
+        if name.ends_with("memory of device 0: logits") {
+            assert_eq!(
+                (done.copies, done.waits),
+                (1, 0),
+                "{name}: status words alone are copied to their places"
+            );
+        }
+    }
+}
+
+#[test]
+fn pieces_arrive_on_streams_that_run_late() {
+    child("shards::in_child_pieces", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: pieces_arrive_on_streams_that_run_late runs it"]
+fn in_child_pieces() {
+    let device = CudaDevice::open(0).expect("a device");
+    for seed in 0..12 {
+        pieces_arrive(&device, 1 + seed as usize % 5, 8, seed);
+    }
+}
+
+#[test]
+fn heads_whose_steps_stay_on_the_device_make_nothing_there() {
+    child("shards::in_child_heads", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: heads_whose_steps_stay_on_the_device_make_nothing_there runs it"]
+fn in_child_heads() {
+    let made = || {
+        // Not copies to memory that is not locked: those of this test are.
+        let made = ["allocations", "loads", "lazy kernels", "lazy graphs", "handles"];
+        made.map(count).iter().map(|n| *n as u64).sum::<u64>()
+    };
+    let told = TokenLogprobs { top_n: 2, processed: false };
+    for request in [Request::logits(DType::F16), Request::top_k(3), Request::Sample { logprobs: Some(told) }]
+    {
+        for ranks in [1, 2] {
+            let device = CudaDevice::open(0).expect("a device");
+            let backend = Arc::new(backend_of(device.clone(), cpu(), false));
+            steady_steps(&Resident::new(device, backend), &made, ranks, request);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Some rows, packed, x one block of the shard -> logits.
+
+use crate::adjust::ShardAdjustments;
+use crate::backend::HeadTypes;
+use crate::dtype::Quantization;
+use crate::epilogue::Epilogue;
+use crate::layout::BLOCK;
+use crate::rows::HiddenRows;
+use crate::weights::{HeadShard, Matrix};
+use lmhead_cpu::{Arith, Isa, PackedRows, Scratch, Weights, Work};
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// One pass over the shard: some rows, packed, and all that a task must know to compute a block of their
+/// logits.
+pub(super) struct Product<'a> {
+    pub isa: Isa,
+    pub shard: &'a HeadShard,
+    pub epilogue: Epilogue,
+    /// Of all rows of the job.
+    pub adjustments: Option<&'a ShardAdjustments>,
+    /// `[vocab]`, where rows are packed with an offset; or empty.
+    pub weight_sums: &'a [i32],
+    /// The job's rows that are packed here.
+    pub rows: Range<usize>,
+    pub packed: &'a PackedRows,
+}
+
+/// Rows `range` in pieces, each as many as one product takes.
+pub(super) fn product_rows(range: Range<usize>, hidden: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = lmhead_cpu::pass_rows(hidden);
+    range.clone().step_by(step).map(move |first| first..range.end.min(first + step))
+}
+
+/// Packs rows `range`, on a thread of the pool, with the help of the others.
+pub(super) fn pack(packed: &mut PackedRows, rows: &HiddenRows<'_>, shard: &HeadShard, range: Range<usize>) {
+    let dtype = rows.dtype().float().expect("int8 hidden states were refused");
+    let format = super::format(HeadTypes::of(shard, rows.dtype()));
+    packed.pack(&lmhead_cpu::Rows { dtype, hidden: rows.hidden(), row: &|i| rows.row(i) }, format, range);
+}
+
+/// The sums of the shard's weights, `[vocab]`, where rows are packed with an offset; or nothing. On a thread
+/// of the pool.
+pub(super) fn weight_sums(isa: Isa, shard: &HeadShard) -> Vec<i32> {
+    match shard.matrix() {
+        Matrix::I8 { values, .. } if shard.quantization() == Quantization::W8a8 && isa.multiplies_bytes() => {
+            lmhead_cpu::weight_sums(isa, values, shard.hidden_size())
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Numbers of the global blocks that `vocab` touches.
+pub(super) fn blocks(vocab: &Range<usize>) -> Range<usize> {
+    vocab.start / BLOCK..vocab.end.div_ceil(BLOCK)
+}
+
+/// The ids of `vocab` in a global block.
+pub(super) fn block_ids(block: usize, vocab: &Range<usize>) -> Range<usize> {
+    (block * BLOCK).max(vocab.start)..((block + 1) * BLOCK).min(vocab.end)
+}
+
+impl Product<'_> {
+    /// Computes the logits of vocabulary `ids` (within one block) and gives each row's to `take`.
+    pub fn block(&self, ids: Range<usize>, take: impl Take) {
+        THREAD.with_borrow_mut(|thread| {
+            let Thread { logits, scratch } = thread;
+            logits.resize(self.rows.len() * BLOCK, 0.0);
+            let start = self.shard.vocab().start;
+            let own = ids.start - start..ids.end - start;
+            let from = own.start * self.shard.hidden_size();
+            let (weights, scales) = match self.shard.matrix() {
+                Matrix::F32(w) => (Weights::F32(&w[from..]), None),
+                Matrix::F16(w) => (Weights::F16(&w[from..]), None),
+                Matrix::Bf16(w) => (Weights::Bf16(&w[from..]), None),
+                Matrix::I8 { values, scales } => (Weights::I8(&values[from..]), Some(scales)),
+            };
+            let sums = self.weight_sums.get(own.clone()).unwrap_or_default();
+            self.packed.multiply(weights, own.len(), sums, logits, scratch);
+            let row_scales = self.packed.scales();
+            let scales = scales.map_or(&[][..], |scales| &scales[own.clone()]);
+            let bias = self.shard.bias().map(|bias| &bias[own]);
+            let epilogue = self.epilogue;
+            let adjust = self.adjustments.map(|a| (a, self.rows.start, ids.start));
+            self.isa.run(Finish { logits, ids: ids.len(), row_scales, scales, bias, epilogue, adjust, take });
+        });
+    }
+}
+
+thread_local! {
+    /// Belongs to a thread of a pool, and so goes with it. Never borrowed across a point where rayon could
+    /// put another task on this thread.
+    static THREAD: RefCell<Thread> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Thread {
+    /// `[rows of the product, BLOCK]`
+    logits: Vec<f32>,
+    scratch: Scratch,
+}
+
+/// Makes room on this thread for products of so many rows.
+pub(super) fn reserve_thread(rows: usize) {
+    THREAD.with_borrow_mut(|Thread { logits, scratch }| {
+        logits.reserve((rows * BLOCK).saturating_sub(logits.len()));
+        scratch.reserve(rows);
+    });
+}
+
+/// Frees what this thread keeps.
+pub(super) fn release_thread() {
+    THREAD.set(Thread::default());
+}
+
+/// What becomes of a row's logits of one block. Rows count from the first of the product.
+pub(super) trait Take {
+    /// Comes before `take` where there are adjustments: the logits without them.
+    #[inline(always)]
+    fn take_raw(&mut self, row: usize, logits: &[f32], finite: bool) {
+        let _ = (row, logits, finite);
+    }
+
+    /// `finite`: all of them were.
+    fn take(&mut self, row: usize, logits: &[f32], finite: bool);
+}
+
+impl<F: FnMut(usize, &[f32], bool)> Take for F {
+    #[inline(always)]
+    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
+        self(row, logits, finite);
+    }
+}
+
+/// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.
+struct Finish<'a, F> {
+    /// `[rows, BLOCK]`, of which `ids` columns are used.
+    logits: &'a mut [f32],
+    ids: usize,
+    /// `[rows]`, or empty.
+    row_scales: &'a [f32],
+    /// `[ids]`, or empty.
+    scales: &'a [f32],
+    bias: Option<&'a [f32]>,
+    epilogue: Epilogue,
+    /// The adjustments, the first row's number in them and the first id.
+    adjust: Option<(&'a ShardAdjustments, usize, usize)>,
+    take: F,
+}
+
+impl<F: Take> Work for Finish<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arith>(mut self) {
+        for (row, logits) in self.logits.chunks_exact_mut(BLOCK).enumerate() {
+            let logits = &mut logits[..self.ids];
+            // Each product rounded on its own (promise 2); Rust contracts nothing.
+            if let Some(row_scale) = self.row_scales.get(row) {
+                for l in logits.iter_mut() {
+                    *l *= row_scale;
+                }
+            }
+            for (l, scale) in logits.iter_mut().zip(self.scales) {
+                *l *= scale;
+            }
+            let mut finite = self.epilogue.apply(logits, self.bias);
+            if let Some((adjustments, first_row, first_id)) = self.adjust {
+                self.take.take_raw(row, logits, finite);
+                finite &= adjustments.apply(first_row + row, first_id, logits);
+            }
+            self.take.take(row, logits, finite);
+        }
+    }
+}

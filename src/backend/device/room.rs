@@ -1,0 +1,98 @@
+//! Memory that a loaded shard keeps from call to call, and memory that heads keep.
+
+use super::KernelDevice;
+use crate::error::Result;
+use crate::memory::{Allocation, Memory, Span, SpanMut};
+
+/// Memory that grows to what the largest call needed.
+pub(super) struct GrowBuffer<B>(Option<(B, usize)>);
+
+impl<B> Default for GrowBuffer<B> {
+    fn default() -> Self {
+        GrowBuffer(None)
+    }
+}
+
+impl<B> GrowBuffer<B> {
+    /// At least `bytes` bytes; what was there is lost where it grows.
+    ///
+    /// # Errors
+    /// What `alloc` says.
+    pub fn at_least(&mut self, bytes: usize, alloc: impl FnOnce(usize) -> Result<B>) -> Result<&mut B> {
+        if self.0.as_ref().is_none_or(|(_, size)| *size < bytes) {
+            // First the old one goes: both need not fit at once.
+            self.0 = None;
+            self.0 = Some((alloc(bytes)?, bytes));
+        }
+        Ok(self.get())
+    }
+
+    /// What [`GrowBuffer::at_least`] answered last.
+    ///
+    /// # Panics
+    /// Where nobody asked.
+    pub fn get(&mut self) -> &mut B {
+        &mut self.0.as_mut().expect("made before").0
+    }
+}
+
+/// Device memory of a head.
+pub(super) struct DeviceMemory<D: KernelDevice> {
+    device: D,
+    buffer: D::Buffer,
+    bytes: usize,
+}
+
+impl<D: KernelDevice> DeviceMemory<D> {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// As [`KernelDevice::alloc`].
+    pub fn new(device: &D, bytes: usize) -> Result<Self> {
+        let words = bytes.div_ceil(4);
+        let buffer = device.alloc(4 * words)?;
+        // SAFETY: the whole of the buffer, and a wait.
+        unsafe { device.clear(device.stream(), device.address(&buffer), words)? };
+        device.wait(device.stream())?;
+        Ok(DeviceMemory { device: device.clone(), buffer, bytes })
+    }
+}
+
+impl<D: KernelDevice> Allocation for DeviceMemory<D> {
+    fn span(&self) -> Span<'_> {
+        let memory = Memory::Device(self.device.ordinal());
+        // SAFETY: the buffer's own bytes, which are borrowed as long as the span is.
+        unsafe { Span::from_raw(memory, self.device.address(&self.buffer), self.bytes) }
+    }
+
+    fn span_mut(&mut self) -> SpanMut<'_> {
+        let memory = Memory::Device(self.device.ordinal());
+        // SAFETY: as above, and borrowed alone.
+        unsafe { SpanMut::from_raw(memory, self.device.address(&self.buffer), self.bytes) }
+    }
+}
+
+/// Locked host memory of a head.
+pub(super) struct LockedMemory<D: KernelDevice>(D::Staging);
+
+impl<D: KernelDevice> LockedMemory<D> {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// As [`KernelDevice::staging`].
+    pub fn new(device: &D, bytes: usize) -> Result<Self> {
+        let mut staging = device.staging(bytes)?;
+        staging.as_mut().fill(0);
+        Ok(LockedMemory(staging))
+    }
+}
+
+impl<D: KernelDevice> Allocation for LockedMemory<D> {
+    fn span(&self) -> Span<'_> {
+        Span::host(self.0.as_ref())
+    }
+
+    fn span_mut(&mut self) -> SpanMut<'_> {
+        SpanMut::host(self.0.as_mut())
+    }
+}

@@ -1,0 +1,812 @@
+//! A loaded shard: products on the caller's memory and stream, and what has to travel between host and
+//! device.
+//!
+//! ```text
+//! rows     in device memory: used in place                in host memory: one copy per row to the device
+//! logits   in device memory: written in place             in host memory: one copy per row from the device
+//! workspace  [quantised rows][status words][held f32 logits]: the caller's, or the shard's own
+//! ```
+//!
+//! What is queued on an engine's stream is not waited for. The shard's own memory is then in use until the
+//! event `used`, and whoever wants it next waits for that.
+
+use super::adjustments::{NO_ADJUSTMENTS, packed_at};
+use super::held::{self, Held};
+use super::room::GrowBuffer;
+use super::weights::Weights;
+use super::{Call, CopyRows, KernelDevice, Matmul, Side, checks, dtype_code, of_product};
+use crate::adjust::ShardAdjustments;
+use crate::backend::cpu::{self, CpuBackend};
+use crate::backend::params::{LogitAdjustments, LogitMatrix, RowMatrix};
+use crate::backend::{Ask, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Status};
+use crate::dtype::DType;
+use crate::epilogue::Epilogue;
+use crate::error::{Error, Result};
+use crate::finish::{self, Finish};
+use crate::memory::{self, Memory, Span, SpanMut};
+use crate::merge::PartialSpec;
+use crate::plan::Shape;
+use crate::process::Maker;
+use crate::rows::HiddenRows;
+use crate::weights::ShardInfo;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Room for adjustments that `prepare` makes beside a mask: words for each row.
+const ADJUSTED_WORDS: usize = 2048;
+
+/// What all shards of a backend have in common.
+pub(super) struct Common<D: KernelDevice> {
+    pub device: D,
+    pub host: Arc<CpuBackend>,
+    /// Bytes of locked host memory for what is sent, and as many for what is received.
+    pub staged: usize,
+    /// Bytes of logits that are held at once for partials.
+    pub held: usize,
+    pub maker: Maker,
+}
+
+impl<D: KernelDevice> Common<D> {
+    pub fn memory(&self) -> Memory {
+        Memory::Device(self.device.ordinal())
+    }
+}
+
+/// Memory between rows and answers.
+pub(super) struct Rooms<D: KernelDevice> {
+    /// On the device: rows, adjustments, logits with their status words, and a workspace.
+    inputs: GrowBuffer<D::Buffer>,
+    adjustments: GrowBuffer<D::Buffer>,
+    outputs: GrowBuffer<D::Buffer>,
+    workspace: GrowBuffer<D::Buffer>,
+    /// Locked memory of the host: rows on their way, adjustments, what came, held logits, and what a finish
+    /// needs.
+    sent: GrowBuffer<D::Staging>,
+    sent_adjustments: GrowBuffer<D::Staging>,
+    received: GrowBuffer<D::Staging>,
+    pub held: GrowBuffer<D::Staging>,
+    pub finish: GrowBuffer<D::Staging>,
+    /// Adjustments before they are copied to locked memory.
+    packed: Vec<u32>,
+}
+
+impl<D: KernelDevice> Default for Rooms<D> {
+    fn default() -> Self {
+        Rooms {
+            inputs: GrowBuffer::default(),
+            adjustments: GrowBuffer::default(),
+            outputs: GrowBuffer::default(),
+            workspace: GrowBuffer::default(),
+            sent: GrowBuffer::default(),
+            sent_adjustments: GrowBuffer::default(),
+            received: GrowBuffer::default(),
+            held: GrowBuffer::default(),
+            finish: GrowBuffer::default(),
+            packed: Vec::new(),
+        }
+    }
+}
+
+pub(super) struct DeviceShard<D: KernelDevice> {
+    pub weights: Arc<Weights<D>>,
+    pub common: Arc<Common<D>>,
+    pub rooms: Rooms<D>,
+    pub held: Held,
+    /// The host's code for passes.
+    pub passes: cpu::Held,
+    /// The end of what uses the shard's own memory, and the stream that it is on; none where that was waited
+    /// for.
+    used: D::Event,
+    pending: Option<memory::Stream>,
+    /// Something was queued since the last wait.
+    pub queued: bool,
+    /// The last field: memory goes before the stream that used it.
+    stream: D::OwnedStream,
+}
+
+/// Where a call's pieces lie in its workspace: bytes from its beginning.
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    /// Of the product itself: 0 to here.
+    product: usize,
+    status: usize,
+    held: usize,
+    /// From row to row of held logits.
+    pitch: usize,
+    total: usize,
+}
+
+impl<D: KernelDevice> DeviceShard<D> {
+    /// # Errors
+    /// `Device` where a stream or an event is short.
+    pub fn new(common: &Arc<Common<D>>, weights: Arc<Weights<D>>, stream: D::OwnedStream) -> Result<Self> {
+        let used = common.device.event()?;
+        let common = Arc::clone(common);
+        let passes = common.host.passes_over(&weights.info);
+        let (rooms, held) = (Rooms::default(), Held::default());
+        Ok(DeviceShard { weights, common, rooms, held, passes, used, pending: None, queued: false, stream })
+    }
+
+    fn ids(&self) -> usize {
+        self.weights.info.vocab.len()
+    }
+
+    fn own(&self) -> Memory {
+        self.common.memory()
+    }
+
+    fn product(&self) -> &Matmul<D> {
+        self.weights.product.as_ref().expect("a shard with ids")
+    }
+
+    /// Rows whose logits are held at once for partials.
+    fn at_once(&self, rows: usize) -> usize {
+        let pitch = (4 * self.ids()).next_multiple_of(16);
+        rows.min((self.common.held / pitch).max(1))
+    }
+
+    /// `held`: how many kinds of logits are.
+    fn places(&self, rows: usize, held: usize) -> Result<Places> {
+        let product = self.product().workspace_bytes(rows)?.next_multiple_of(256);
+        let pitch = (4 * self.ids()).next_multiple_of(16);
+        let status = product;
+        let logits = (4 * rows).next_multiple_of(256) + status;
+        let held_bytes = product_of(&[held, rows, pitch])?;
+        Ok(Places { product, status, held: logits, pitch, total: sum_of(&[logits, held_bytes])? })
+    }
+
+    /// The stream of a call. `own_memory`: host memory of the shard's own is about to be written.
+    pub(super) fn begin(&mut self, on: &On<'_>, own_memory: bool) -> Result<D::Stream> {
+        self.common.maker.check("the device backend")?;
+        let device = &self.common.device;
+        let stream = match on.stream {
+            stream if stream.is_none() => device.on(&self.stream),
+            // SAFETY: the promise of whoever made the handle.
+            stream => unsafe { device.stream_from(stream) },
+        };
+        if let Some(pending) = self.pending
+            && (own_memory || pending != device.handle(stream))
+        {
+            device.wait_for(&self.used)?;
+            self.pending = None;
+        }
+        self.queued = true;
+        Ok(stream)
+    }
+
+    /// Waits for the stream.
+    pub(super) fn settle(&mut self, stream: D::Stream) -> Result<()> {
+        self.common.device.record(&self.used, stream)?;
+        self.common.device.wait_for(&self.used)?;
+        (self.pending, self.queued) = (None, false);
+        Ok(())
+    }
+
+    /// The end of a call: waited for where `wait` or where there is no stream of the caller's; otherwise its
+    /// end is remembered.
+    pub(super) fn end(&mut self, on: &On<'_>, stream: D::Stream, wait: bool) -> Result<()> {
+        if !self.queued {
+            return Ok(());
+        }
+        if wait || on.stream.is_none() {
+            return self.settle(stream);
+        }
+        self.common.device.record(&self.used, stream)?;
+        self.pending = Some(self.common.device.handle(stream));
+        Ok(())
+    }
+
+    /// What `done` says. Where it failed, nothing that was queued still uses anybody's memory.
+    pub(super) fn settled<T>(&mut self, stream: D::Stream, done: Result<T>) -> Result<T> {
+        if done.is_err() {
+            drop(self.settle(stream));
+        }
+        done
+    }
+
+    /// Device memory for a workspace of that many bytes.
+    fn workspace_at(&mut self, on: &On<'_>, needed: usize, rows: usize) -> Result<u64> {
+        if let Some(given) = &on.workspace {
+            return checks::workspace(given, needed, rows, self.own());
+        }
+        let device = &self.common.device;
+        Ok(device.address(self.rooms.workspace.at_least(needed, |bytes| device.alloc(bytes))?))
+    }
+
+    /// Rows where the kernels read them: in place, or on their way to the device. `waits`: the call does, so
+    /// that what it queues may read the caller's own host memory.
+    fn rows(&mut self, stream: D::Stream, rows: &HiddenRows<'_>, waits: bool) -> Result<RowMatrix> {
+        let (source, source_rows) = rows.source();
+        if rows.memory() != Memory::Host {
+            let (indices, index_bytes) = rows
+                .selection()
+                .map_or((0, 4), |selection| (selection.data().address(), selection.index_bytes()));
+            return Ok(RowMatrix {
+                data: source.address() as usize as *const _,
+                pitch: rows.stride() as u64,
+                indices: indices as usize as *const _,
+                index_bytes: index_bytes as u32,
+                source_rows: count_of(source_rows)?,
+            });
+        }
+        let device = &self.common.device;
+        let (n, row_bytes) = (rows.len(), rows.row_bytes());
+        // Rows at multiples of 16 bytes are what the kernels copy 16 bytes at a time.
+        let pitch = row_bytes.next_multiple_of(16);
+        let total = product_of(&[n, pitch])?;
+        let address = device.address(self.rooms.inputs.at_least(total, |bytes| device.alloc(bytes))?);
+        let to = |row: usize| Side {
+            memory: Memory::Device(device.ordinal()),
+            address: address + (row * pitch) as u64,
+            pitch,
+        };
+        if waits && rows.selection().is_none() && device.is_locked(&source) {
+            let copy = CopyRows { to: to(0), from: Side::of(&source, rows.stride()), row_bytes, rows: n };
+            // SAFETY: the caller's rows, which are borrowed until the call has waited, and as much room.
+            unsafe { device.copy_rows(stream, &copy)? };
+        } else {
+            let at_once = (self.common.staged / pitch).clamp(1, n);
+            let sent = self.rooms.sent.at_least(at_once * pitch, |bytes| device.staging(bytes))?.as_mut();
+            for first in (0..n).step_by(at_once) {
+                if first > 0 {
+                    // It is filled anew.
+                    device.record(&self.used, stream)?;
+                    device.wait_for(&self.used)?;
+                }
+                let part = first..n.min(first + at_once);
+                for (row, slot) in part.clone().zip(sent.chunks_exact_mut(pitch)) {
+                    slot[..row_bytes].copy_from_slice(rows.row(row));
+                    slot[row_bytes..].fill(0);
+                }
+                let bytes = Span::host(&sent[..part.len() * pitch]);
+                let copy = CopyRows {
+                    to: to(first),
+                    from: Side::of(&bytes, pitch),
+                    row_bytes: pitch,
+                    rows: part.len(),
+                };
+                // SAFETY: the shard's own memory, which the next call waits for.
+                unsafe { device.copy_rows(stream, &copy.joined())? };
+            }
+        }
+        let data = address as usize as *const _;
+        Ok(RowMatrix {
+            data,
+            pitch: pitch as u64,
+            indices: std::ptr::null(),
+            index_bytes: 4,
+            source_rows: count_of(n)?,
+        })
+    }
+
+    /// Adjustments on their way to the device.
+    fn adjust(
+        &mut self,
+        stream: D::Stream,
+        adjustments: Option<&ShardAdjustments>,
+        rows: Range<usize>,
+    ) -> Result<LogitAdjustments> {
+        let Some(adjustments) = adjustments else { return Ok(NO_ADJUSTMENTS) };
+        let row_words = self.ids().div_ceil(32);
+        let at = adjustments.pack(rows, &mut self.rooms.packed);
+        let words: &[u8] = bytemuck::cast_slice(&self.rooms.packed);
+        if words.is_empty() {
+            return Ok(NO_ADJUSTMENTS);
+        }
+        let device = &self.common.device;
+        let address =
+            device.address(self.rooms.adjustments.at_least(words.len(), |bytes| device.alloc(bytes))?);
+        let sent = self.rooms.sent_adjustments.at_least(words.len(), |bytes| device.staging(bytes))?.as_mut();
+        sent[..words.len()].copy_from_slice(words);
+        let from = sent.as_ptr().expose_provenance() as u64;
+        let copy = CopyRows::whole((self.common.memory(), address), (Memory::Host, from), words.len());
+        // SAFETY: the shard's own memory, which the next call waits for.
+        unsafe { device.copy_rows(stream, &copy)? };
+        Ok(packed_at(address, &at, row_words))
+    }
+
+    /// Queues a product.
+    fn launch(
+        &self,
+        stream: D::Stream,
+        rows: (usize, RowMatrix),
+        logits: LogitMatrix,
+        adjustments: LogitAdjustments,
+        epilogue: Epilogue,
+        workspace: (u64, usize),
+    ) -> Result<()> {
+        let call = Call {
+            rows: rows.0,
+            weights: self.weights.matrix(),
+            hidden: rows.1,
+            logits,
+            adjustments,
+            epilogue,
+            workspace: workspace.0,
+            workspace_bytes: workspace.1,
+        };
+        // SAFETY: the addresses are of checked spans and of the shard's own memory, which is kept until its
+        // end.
+        unsafe { self.product().run(&self.common.device, stream, &call) }
+    }
+
+    /// Names the product of so many rows in what a wait for it says.
+    fn named(&self, rows: usize) -> impl Fn(Error) -> Error + use<D> {
+        let shape = Shape { rows, vocab: self.ids(), hidden: self.weights.info.hidden_size };
+        move |error| of_product(&shape, error)
+    }
+
+    /// [`LoadedShard::run`] for logits that were checked.
+    fn logits(&mut self, stream: D::Stream, job: &Job<'_>, out: LogitsOut<'_>, on: &On<'_>) -> Result<()> {
+        let (n, row_bytes) = (job.rows.len(), self.ids() * out.dtype.size());
+        let places = self.places(n, 0)?;
+        let workspace = self.workspace_at(on, places.total, n)?;
+        let to_host = out.data.memory() == Memory::Host;
+        let rows = self.rows(stream, &job.rows, to_host || on.stream.is_none())?;
+        let adjustments = self.adjust(stream, job.adjustments, 0..n)?;
+        let dtype = dtype_code(out.dtype).expect("checked: a float type");
+        let (device, own) = (self.common.device.clone(), self.own());
+        let product = (workspace, places.product);
+        if !to_host {
+            let in_place = match &out.status {
+                Status::Apart { words, stride } if *stride == 4 || n == 1 => Some(words.address()),
+                _ => None,
+            };
+            let status = in_place.unwrap_or(workspace + places.status as u64);
+            let logits = LogitMatrix {
+                data: out.data.address() as usize as *mut _,
+                pitch: out.stride as u64,
+                status: status as usize as *mut u32,
+                dtype,
+            };
+            self.launch(stream, (n, rows), logits, adjustments, job.epilogue, product)?;
+            if in_place.is_none() {
+                let (address, pitch) = match &out.status {
+                    Status::Apart { words, stride } => (words.address(), *stride),
+                    Status::Inside { at } => (out.data.address() + *at as u64, out.stride),
+                };
+                let to = Side { memory: own, address, pitch };
+                let copy = CopyRows {
+                    to,
+                    from: Side { memory: own, address: status, pitch: 4 },
+                    row_bytes: 4,
+                    rows: n,
+                };
+                // SAFETY: the caller's words, and the workspace's.
+                unsafe { device.copy_rows(stream, &copy)? };
+            }
+            return Ok(());
+        }
+        // [status words][logits]
+        let pitch = row_bytes.next_multiple_of(16);
+        let first = (4 * n).next_multiple_of(256);
+        let total = sum_of(&[first, product_of(&[n, pitch])?])?;
+        let start = device.address(self.rooms.outputs.at_least(total, |bytes| device.alloc(bytes))?);
+        let logits = LogitMatrix {
+            data: (start as usize + first) as *mut _,
+            pitch: pitch as u64,
+            status: start as usize as *mut u32,
+            dtype,
+        };
+        self.launch(stream, (n, rows), logits, adjustments, job.epilogue, product)?;
+        let from = |address: u64, pitch: usize| Side { memory: own, address, pitch };
+        let from_logits = from(start + first as u64, pitch);
+        let (words, words_pitch) = match &out.status {
+            Status::Apart { words, stride } => (words.as_span(), *stride),
+            Status::Inside { at } => (out.data.as_span().part(*at..out.data.len()), out.stride),
+        };
+        if device.is_locked(&out.data.as_span()) && device.is_locked(&words) {
+            let to = Side::of(&out.data.as_span(), out.stride);
+            let all = CopyRows { to, from: from_logits, row_bytes, rows: n };
+            let to = Side::of(&words, words_pitch);
+            let status = CopyRows { to, from: from(start, 4), row_bytes: 4, rows: n };
+            // SAFETY: checked places of the caller's, which `run` waits for.
+            unsafe {
+                device.copy_rows(stream, &all)?;
+                device.copy_rows(stream, &status)?;
+            }
+            return Ok(());
+        }
+        self.bring(stream, start, (first, total, pitch), row_bytes, out)
+    }
+
+    /// Logits through the shard's own locked memory to the caller's: in one copy where they fit it.
+    fn bring(
+        &mut self,
+        stream: D::Stream,
+        start: u64,
+        (first, total, pitch): (usize, usize, usize),
+        row_bytes: usize,
+        out: LogitsOut<'_>,
+    ) -> Result<()> {
+        let (device, own) = (&self.common.device, self.common.memory());
+        let rows = (total - first) / pitch;
+        let at_once = total.min(self.common.staged.max(first));
+        let staging = self.rooms.received.at_least(at_once, |bytes| device.staging(bytes))?.as_mut();
+        let host = staging.as_mut_ptr().expose_provenance() as u64;
+        let LogitsOut { data, stride, status, .. } = out;
+        let data = data.into_host().expect("checked: host memory");
+        let (mut apart, inside) = match status {
+            Status::Apart { words, stride } => {
+                (Some((words.into_host().expect("checked: host memory"), stride)), 0)
+            }
+            Status::Inside { at } => (None, at),
+        };
+        for at in (0..total).step_by(at_once) {
+            let bytes = at_once.min(total - at);
+            let copy = CopyRows::whole((Memory::Host, host), (own, start + at as u64), bytes);
+            // SAFETY: the shard's own memory, and a wait.
+            unsafe { device.copy_rows(stream, &copy)? };
+            device.record(&self.used, stream)?;
+            device.wait_for(&self.used)?;
+            let mut came = &staging[..bytes];
+            let mut from = at.saturating_sub(first);
+            if at == 0 {
+                for (row, word) in came[..4 * rows].as_chunks::<4>().0.iter().enumerate() {
+                    let slot = match &mut apart {
+                        Some((words, stride)) => &mut words[row * *stride..],
+                        None => &mut data[row * stride + inside..],
+                    };
+                    slot[..4].copy_from_slice(word);
+                }
+                came = &came[first..];
+                from = 0;
+            }
+            // What lies between rows is nobody's.
+            while !came.is_empty() {
+                let (row, column) = (from / pitch, from % pitch);
+                let (now, later) = came.split_at(came.len().min(pitch - column));
+                let wanted = &now[..now.len().min(row_bytes.saturating_sub(column))];
+                if !wanted.is_empty() {
+                    data[row * stride + column..][..wanted.len()].copy_from_slice(wanted);
+                }
+                (from, came) = (from + now.len(), later);
+            }
+        }
+        // Each part was waited for.
+        self.queued = false;
+        Ok(())
+    }
+
+    /// [`LoadedShard::hold`] of some rows that were checked, in a workspace that has room.
+    fn hold_rows(
+        &mut self,
+        stream: D::Stream,
+        job: &Job<'_>,
+        rows: Range<usize>,
+        raw: bool,
+        workspace: u64,
+    ) -> Result<()> {
+        let (n, ids) = (rows.len(), self.ids());
+        let part = job.rows.range(rows.clone());
+        let places = self.places(n, if raw { 2 } else { 1 })?;
+        let matrix = self.rows(stream, &part, true)?;
+        // Both kinds come from one product: the host adjusts a copy.
+        let both = raw && job.adjustments.is_some();
+        let copies = if both { 2 } else { 1 };
+        let adjustments = self.adjust(stream, job.adjustments.filter(|_| !both), rows.clone())?;
+        let held_at = workspace + places.held as u64;
+        let address = held_at + ((copies - 1) * n * places.pitch) as u64;
+        let status = workspace + places.status as u64;
+        let logits = LogitMatrix {
+            data: address as usize as *mut _,
+            pitch: places.pitch as u64,
+            status: status as usize as *mut u32,
+            dtype: dtype_code(DType::F32).expect("a float type"),
+        };
+        self.launch(stream, (n, matrix), logits, adjustments, job.epilogue, (workspace, places.product))?;
+        let (device, own) = (self.common.device.clone(), self.own());
+        let words = self.rooms.received.at_least(4 * n, |bytes| device.staging(bytes))?.as_mut();
+        let to = words.as_mut_ptr().expose_provenance() as u64;
+        let copy = CopyRows::whole((Memory::Host, to), (own, status), 4 * n);
+        // SAFETY: the shard's own memory, and a wait below.
+        unsafe { device.copy_rows(stream, &copy)? };
+        let row_bytes = 4 * ids;
+        let bytes = copies * n * row_bytes;
+        // SAFETY: held logits of the workspace, which nobody else uses as long as they are held.
+        let lend = || unsafe { device.lend(SpanMut::from_raw(own, held_at, bytes)) };
+        let lent = device.lends() && places.pitch == row_bytes;
+        if !lent {
+            let copied = self.rooms.held.at_least(bytes, |bytes| device.staging(bytes))?.as_mut();
+            let raw = &mut copied[(copies - 1) * n * row_bytes..];
+            let (memory, to) = (Memory::Host, raw.as_mut_ptr().expose_provenance() as u64);
+            let to = Side { memory, address: to, pitch: row_bytes };
+            let from = Side { memory: own, address, pitch: places.pitch };
+            // SAFETY: as above.
+            unsafe { device.copy_rows(stream, &CopyRows { to, from, row_bytes, rows: n }.joined())? };
+        }
+        let named = self.named(n);
+        self.settle(stream).map_err(named)?;
+        let held = &mut self.held;
+        (held.rows, held.both, held.adjusted_only) = (n, both, job.adjustments.is_some() && !raw);
+        held.status.clear();
+        for _ in 0..copies {
+            let words = &self.rooms.received.get().as_mut()[..4 * n];
+            held.status.extend_from_slice(bytemuck::cast_slice(words));
+        }
+        // Nothing is queued on them any more.
+        let bytes = match lent {
+            true => lend().expect("lent before"),
+            false => &mut self.rooms.held.get().as_mut()[..bytes],
+        };
+        let logits: &mut [f32] = bytemuck::cast_slice_mut(bytes);
+        if let (true, Some(adjustments)) = (both, job.adjustments) {
+            let (adjusted, raw) = logits.split_at_mut(n * ids);
+            let (status, raw_status) = held.status.split_at_mut(n);
+            let first = (rows.start, self.weights.info.vocab.start, ids);
+            held::adjust(adjustments, first, (raw, raw_status), (adjusted, status));
+        }
+        let logits: *const [f32] = logits;
+        // SAFETY: memory of the workspace, which is the held logits', or of the shard, which the next call
+        // alone writes.
+        unsafe { self.pass_over(&*logits) };
+        Ok(())
+    }
+
+    /// [`LoadedShard::run`] for partials that were checked.
+    fn partials(
+        &mut self,
+        stream: D::Stream,
+        job: &Job<'_>,
+        spec: PartialSpec,
+        out: SpanMut<'_>,
+        on: &On<'_>,
+    ) -> Result<()> {
+        let n = job.rows.len();
+        // As many rows at once as a workspace has room for that is larger than it must be.
+        let at_once = match &on.workspace {
+            Some(given) if self.places(n, 1)?.total <= given.len() => n,
+            _ => self.at_once(n),
+        };
+        let needed = self.places(at_once, 1)?.total;
+        let workspace = self.workspace_at(on, needed, n)?;
+        let mut left = out;
+        for first in (0..n).step_by(at_once) {
+            let rows = first..n.min(first + at_once);
+            let (part, rest) = left.split_at(rows.len() * spec.stride(self.ids()));
+            self.hold_rows(stream, job, rows, false, workspace)?;
+            self.held_partials(stream, spec, part)?;
+            left = rest;
+        }
+        Ok(())
+    }
+
+    /// Status words and partials of a shard without ids: nothing was seen.
+    fn nothing(&mut self, stream: D::Stream, rows: usize, out: Out<'_>) -> Result<()> {
+        let device = self.common.device.clone();
+        match out {
+            Out::Logits(LogitsOut { data, stride, status, .. }) => {
+                let (words, stride) = match status {
+                    Status::Apart { words, stride } => (words, stride),
+                    Status::Inside { at } => {
+                        let len = data.len();
+                        (data.part(at..len), stride)
+                    }
+                };
+                if words.memory() == Memory::Host {
+                    let bytes = words.into_host().expect("host memory");
+                    (0..rows).for_each(|row| bytes[row * stride..][..4].fill(0));
+                    return Ok(());
+                }
+                // SAFETY: checked words of the caller's.
+                let fill = |row: usize| unsafe {
+                    device.fill(stream, words.address() + (row * stride) as u64, 1, 0)
+                };
+                (0..rows).try_for_each(fill)
+            }
+            Out::Partials(spec, out) => self.empty_partials(stream, rows, spec, out),
+        }
+    }
+}
+
+impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
+    fn info(&self) -> &ShardInfo {
+        &self.weights.info
+    }
+
+    fn another(&self) -> Result<Box<dyn LoadedShard>> {
+        self.common.maker.check("the device backend")?;
+        let stream = self.common.device.open_stream()?;
+        Ok(Box::new(DeviceShard::new(&self.common, Arc::clone(&self.weights), stream)?))
+    }
+
+    fn workspace(&self, rows: usize, ask: Ask) -> Result<usize> {
+        if rows == 0 || self.ids() == 0 {
+            return Ok(0);
+        }
+        let places = match ask {
+            Ask::Logits { .. } => self.places(rows, 0)?,
+            Ask::Hold { raw } => self.places(rows, if raw { 2 } else { 1 })?,
+            Ask::Partials(_) => {
+                // More rows than can be are refused, however few are held at once.
+                self.product().plan(rows)?;
+                self.places(self.at_once(rows), 1)?
+            }
+        };
+        Ok(places.total)
+    }
+
+    fn prepare(&mut self, rows: usize, ask: Ask) -> Result<()> {
+        let workspace = self.workspace(rows, ask)?;
+        if workspace == 0 {
+            return Ok(());
+        }
+        self.forget();
+        let stream = self.begin(&On::default(), true)?;
+        self.settle(stream)?;
+        let (ids, hidden) = (self.ids(), self.weights.info.hidden_size * self.weights.hidden.size());
+        let at_once = if let Ask::Partials(_) = ask { self.at_once(rows) } else { rows };
+        let (staged, device) = (self.common.staged, self.common.device.clone());
+        let on_device = |bytes| device.alloc(bytes);
+        let locked = |bytes| device.staging(bytes);
+        let rooms = &mut self.rooms;
+        rooms.workspace.at_least(workspace, on_device)?;
+        let pitch = hidden.next_multiple_of(16);
+        rooms.inputs.at_least(product_of(&[at_once, pitch])?, on_device)?;
+        rooms.sent.at_least((staged / pitch).clamp(1, at_once) * pitch, locked)?;
+        let adjusted = 4 * product_of(&[at_once, ids.div_ceil(32) + ADJUSTED_WORDS])?;
+        rooms.adjustments.at_least(adjusted, on_device)?;
+        rooms.packed.clear();
+        rooms.packed.reserve(adjusted / 4);
+        rooms.sent_adjustments.at_least(adjusted, locked)?;
+        match ask {
+            Ask::Logits { dtype } => {
+                let first = (4 * rows).next_multiple_of(256);
+                let pitch = (ids * dtype.size()).next_multiple_of(16);
+                let total = sum_of(&[first, product_of(&[rows, pitch])?])?;
+                rooms.outputs.at_least(total, on_device)?;
+                rooms.received.at_least(total.min(staged.max(first)), locked)?;
+            }
+            Ask::Partials(_) | Ask::Hold { .. } => {
+                let kinds = if let Ask::Hold { raw: true } = ask { 2 } else { 1 };
+                rooms.received.at_least(4 * at_once, locked)?;
+                if !device.lends() || ids % 4 != 0 {
+                    rooms.held.at_least(product_of(&[kinds, at_once, ids, 4])?, locked)?;
+                }
+                self.held.status.clear();
+                self.held.status.reserve(kinds * at_once);
+                self.passes.nonfinite.clear();
+                self.passes.nonfinite.reserve(kinds * at_once);
+            }
+        }
+        if let Ask::Partials(spec) = ask {
+            self.passes.reserve_threads(spec.places(ids).max(1));
+            self.rooms.finish.at_least(product_of(&[at_once, spec.stride(ids)])?, locked)?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, job: &Job<'_>, out: Out<'_>, on: &mut On<'_>) -> Result<()> {
+        let (own, ids, n) = (self.own(), self.ids(), job.rows.len());
+        checks::job(job, &self.weights.info, self.weights.hidden, own)?;
+        let to_host = match &out {
+            Out::Logits(out) => {
+                checks::logits(out, job, ids, own)?;
+                out.data.memory() == Memory::Host
+            }
+            Out::Partials(spec, out) => {
+                check_spec(spec)?;
+                checks::partials(out, product_of(&[n, spec.stride(ids)])?, job, own)?;
+                out.memory() == Memory::Host
+            }
+        };
+        self.forget();
+        if n == 0 {
+            return Ok(());
+        }
+        // Whatever goes through host memory, or is computed there.
+        let by_host = to_host
+            || job.rows.memory() == Memory::Host
+            || job.adjustments.is_some()
+            || matches!(out, Out::Partials(..));
+        let uses_own = by_host || on.workspace.is_none();
+        let stream = self.begin(on, by_host)?;
+        let done = match out {
+            out if ids == 0 => self.nothing(stream, n, out),
+            Out::Logits(out) => self.logits(stream, job, out, on),
+            Out::Partials(spec, out) => self.partials(stream, job, spec, out, on),
+        };
+        self.settled(stream, done)?;
+        let named = self.named(n);
+        if !uses_own && !on.stream.is_none() {
+            return Ok(());
+        }
+        self.end(on, stream, to_host).map_err(named)
+    }
+
+    fn hold<'h>(&'h mut self, job: &Job<'_>, raw: bool, on: &mut On<'h>) -> Result<&'h mut dyn HeldLogits> {
+        let n = job.rows.len();
+        self.forget();
+        checks::job(job, &self.weights.info, self.weights.hidden, self.own())?;
+        self.held.stream = on.stream;
+        let stream = self.begin(on, true)?;
+        if n == 0 || self.ids() == 0 {
+            self.held.nothing(n);
+            // SAFETY: there are no logits.
+            unsafe { self.pass_over(&[]) };
+            self.held.is_there = true;
+            return Ok(self);
+        }
+        let needed = self.places(n, if raw { 2 } else { 1 })?.total;
+        let workspace = self.workspace_at(on, needed, n)?;
+        // It is the held logits' from now on.
+        on.workspace = None;
+        let done = self.hold_rows(stream, job, 0..n, raw, workspace);
+        self.settled(stream, done)?;
+        self.held.is_there = true;
+        Ok(self)
+    }
+
+    unsafe fn held(&mut self) -> Option<&mut dyn HeldLogits> {
+        if self.held.is_there { Some(self) } else { None }
+    }
+
+    fn pack(
+        &mut self,
+        rows: &HiddenRows<'_>,
+        out: SpanMut<'_>,
+        status: SpanMut<'_>,
+        on: &mut On<'_>,
+    ) -> Result<()> {
+        self.pack_anywhere(rows, out, status, on)
+    }
+
+    fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
+        self.finish_anywhere(what, scratch, on)
+    }
+
+    fn release_memory(&mut self) {
+        self.forget();
+        if self.common.maker.is_here() && self.wait_for_pending().is_ok() {
+            (self.rooms, self.held) = (Rooms::default(), Held::default());
+        }
+    }
+}
+
+impl<D: KernelDevice> DeviceShard<D> {
+    fn wait_for_pending(&mut self) -> Result<()> {
+        if self.pending.is_some() {
+            self.common.device.wait_for(&self.used)?;
+            self.pending = None;
+        }
+        Ok(())
+    }
+}
+
+impl<D: KernelDevice> Drop for DeviceShard<D> {
+    /// Its memory goes when nothing uses it any more.
+    fn drop(&mut self) {
+        if self.common.maker.is_here() {
+            drop(self.wait_for_pending());
+        }
+    }
+}
+
+fn check_spec(spec: &PartialSpec) -> Result<()> {
+    if spec.k == 0 {
+        return Err(Error::request("candidates of a partial", "at least 1", 0, "ask for one"));
+    }
+    if spec.targets > 0 {
+        let fix = "hold the logits, and ask for partials in a pass";
+        return Err(Error::request("targets of a product's partials", "none", spec.targets, fix));
+    }
+    Ok(())
+}
+
+fn count_of(rows: usize) -> Result<u32> {
+    let fix = "send fewer rows in one step";
+    u32::try_from(rows).map_err(|_| Error::shape("rows of hidden_states", "fewer than 2^32", rows, fix))
+}
+
+pub(super) fn product_of(sizes: &[usize]) -> Result<usize> {
+    sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).ok_or_else(|| too_large(sizes))
+}
+
+pub(super) fn sum_of(sizes: &[usize]) -> Result<usize> {
+    sizes.iter().try_fold(0usize, |n, &size| n.checked_add(size)).ok_or_else(|| too_large(sizes))
+}
+
+fn too_large(sizes: &[usize]) -> Error {
+    let fix = "send fewer rows in one step";
+    Error::shape("device memory", "fewer bytes than 2^64", format!("{sizes:?}"), fix)
+}

@@ -1,0 +1,138 @@
+//! A shard in device memory: copied there, or an engine's own that is used in place.
+
+use super::{KernelDevice, MAX_ROWS, Matmul, Spec};
+use crate::backend::params::WeightMatrix;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::plan::Precision;
+use crate::weights::{HeadShard, Matrix, ShardInfo};
+use std::sync::Arc;
+
+/// Bytes that are padded and copied at a time.
+const CHUNK: usize = 64 << 20;
+
+/// Weights, scales and bias of a shard on a device, and the product that multiplies them.
+pub(super) struct Weights<D: KernelDevice> {
+    pub info: ShardInfo,
+    /// Type of the rows.
+    pub hidden: DType,
+    /// None of a shard without ids.
+    pub product: Option<Matmul<D>>,
+    data: u64,
+    pitch: usize,
+    /// 0 where there are none.
+    scales: u64,
+    bias: u64,
+    /// What the addresses are of: memory of ours,
+    _owned: Vec<D::Buffer>,
+    /// or an engine's.
+    _foreign: Option<Arc<HeadShard>>,
+}
+
+/// What kernels multiply the shard with rows of that type.
+pub(super) fn precision(shard: &HeadShard, hidden: DType) -> Result<Precision> {
+    Precision::of(shard.matrix().dtype(), shard.quantization(), hidden)
+}
+
+/// Refuses weights that are in the memory of another device.
+pub(super) fn check_memory<D: KernelDevice>(device: &D, shard: &HeadShard) -> Result<()> {
+    let own = Memory::Device(device.ordinal());
+    match shard.device_weights() {
+        Some(weights) if weights.memory() != own => {
+            let wanted = format!("host memory or {own}");
+            let fix = "load the shard with the backend of the device that has its weights";
+            Err(Error::unsupported("weights of the shard", wanted, weights.memory(), fix))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl<D: KernelDevice> Weights<D> {
+    /// Loads the kernels, and copies the weights unless they are on the device already. Rows are padded to a
+    /// multiple of 16 bytes, which is what the kernels read at a time.
+    ///
+    /// # Errors
+    /// As [`Matmul::prepare`]; `Device` where memory is short.
+    pub fn new(device: &D, stream: D::Stream, shard: &Arc<HeadShard>, hidden: DType) -> Result<Self> {
+        let mut weights = Weights {
+            info: shard.info(),
+            hidden,
+            product: None,
+            data: 0,
+            pitch: 0,
+            scales: 0,
+            bias: 0,
+            _owned: Vec::new(),
+            _foreign: None,
+        };
+        let (vocab, columns) = (shard.vocab().len(), shard.hidden_size());
+        if vocab == 0 {
+            return Ok(weights);
+        }
+        let max_rows = MAX_ROWS.min(crate::plan::most_rows(vocab));
+        let spec = Spec { precision: precision(shard, hidden)?, vocab, hidden: columns, max_rows };
+        weights.product = Some(Matmul::prepare(device, spec)?);
+        if let Some(foreign) = shard.device_weights() {
+            (weights.data, weights.pitch) = (foreign.data, foreign.pitch);
+            (weights.scales, weights.bias) = (foreign.scales, foreign.bias);
+            weights._foreign = Some(Arc::clone(shard));
+            return Ok(weights);
+        }
+        let (matrix, pitch) = copy(device, stream, shard)?;
+        (weights.data, weights.pitch) = (device.address(&matrix), pitch);
+        weights._owned.push(matrix);
+        let mut floats = |values: &[f32]| -> Result<u64> {
+            let buffer = device.alloc(4 * values.len())?;
+            device.write_on(stream, &buffer, 0, bytemuck::cast_slice(values))?;
+            let address = device.address(&buffer);
+            weights._owned.push(buffer);
+            Ok(address)
+        };
+        if let Matrix::I8 { scales, .. } = shard.matrix() {
+            weights.scales = floats(scales)?;
+        }
+        if let Some(bias) = shard.bias() {
+            weights.bias = floats(bias)?;
+        }
+        Ok(weights)
+    }
+
+    /// Where the kernels find it.
+    pub fn matrix(&self) -> WeightMatrix {
+        WeightMatrix {
+            data: self.data as usize as *const _,
+            pitch: self.pitch as u64,
+            scales: self.scales as usize as *const f32,
+            bias: self.bias as usize as *const f32,
+        }
+    }
+}
+
+fn copy<D: KernelDevice>(device: &D, stream: D::Stream, shard: &HeadShard) -> Result<(D::Buffer, usize)> {
+    let bytes: &[u8] = match shard.matrix() {
+        Matrix::F32(w) => bytemuck::cast_slice(w),
+        Matrix::F16(w) => bytemuck::cast_slice(w),
+        Matrix::Bf16(w) => bytemuck::cast_slice(w),
+        Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
+    };
+    let (rows, row_bytes) = (shard.vocab().len(), shard.hidden_size() * shard.matrix().dtype().size());
+    let pitch = row_bytes.next_multiple_of(16);
+    let buffer = device.alloc(rows * pitch)?;
+    let at_once = (CHUNK / pitch).max(1);
+    let mut padded = Vec::new();
+    for (i, chunk) in bytes.chunks(at_once * row_bytes).enumerate() {
+        let at = i * at_once * pitch;
+        if pitch == row_bytes {
+            device.write_on(stream, &buffer, at, chunk)?;
+            continue;
+        }
+        padded.clear();
+        for row in chunk.chunks(row_bytes) {
+            padded.extend_from_slice(row);
+            padded.resize(padded.len() + pitch - row_bytes, 0);
+        }
+        device.write_on(stream, &buffer, at, &padded)?;
+    }
+    Ok((buffer, pitch))
+}

@@ -1,0 +1,262 @@
+//! A shard where it is multiplied: what [`Backend::load`] returns.
+//!
+//! ```text
+//! run   rows x shard -> logits, or partials of the best candidates          one product
+//! hold  rows x shard -> logits that stay where the backend has them         one product
+//!         pass: target logits, largest logits, histograms, ties             small answers, in host memory
+//!         pass: partials, candidates                                        what is exchanged
+//! finish  what came from all shards -> the caller's answer
+//! ```
+//!
+//! Rows, partials and answers are spans of one memory: the host's, or the device's that the backend runs on.
+//! With device memory all work goes on the caller's stream, and only what is small and decides how the step
+//! goes on is waited for.
+
+use crate::adjust::ShardAdjustments;
+use crate::backend::{HeadTypes, HistogramQuery, TiesQuery, Wanted};
+use crate::dtype::DType;
+use crate::epilogue::Epilogue;
+use crate::error::Result;
+use crate::finish::{self, Finish};
+use crate::memory::{Allocation, Memory, SpanMut, Stream};
+use crate::merge::Candidate;
+use crate::merge::PartialSpec;
+use crate::reference::Accuracy;
+use crate::rows::HiddenRows;
+use crate::weights::{HeadShard, ShardInfo};
+use std::sync::Arc;
+
+/// One kind of device.
+pub trait Backend: Send + Sync {
+    /// `cpu`, `cuda`, ...
+    fn name(&self) -> &'static str;
+
+    /// The memory that products run in: rows and answers in it are used in place. All backends take those of
+    /// the host, too.
+    fn memory(&self) -> Memory;
+
+    /// Architecture, instruction set and kernel version for heads of these types: ranks whose texts differ
+    /// may not share a group, since their bits may differ.
+    fn fingerprint(&self, types: HeadTypes) -> String;
+
+    /// Whether subnormal numbers (below 2^-126) count as zeros among the inputs and sums of heads of these
+    /// types, as some hardware has it.
+    fn flushes_subnormals(&self, types: HeadTypes) -> bool {
+        let _ = types;
+        false
+    }
+
+    /// How far a raw f32 logit of 16-bit or f32 inputs may be from float64.
+    fn accuracy(&self) -> Accuracy {
+        Accuracy::Rounded
+    }
+
+    /// Checks that this backend can run `shard` with `hidden` states, without loading it.
+    ///
+    /// # Errors
+    /// `Unsupported` or `Dtype`, saying which backend takes them.
+    fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()>;
+
+    /// Brings the shard to where products read it, for rows of type `hidden`; the instruction family is
+    /// chosen here and never per call. What the backend does not use in place it copies, and does not keep
+    /// `shard`.
+    ///
+    /// # Errors
+    /// As [`Backend::check`]; `Device` or `Unsupported` where memory is short.
+    fn load(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Box<dyn LoadedShard>>;
+
+    /// Memory that is kept from step to step, zeros at first. That of the host may be locked, so that copies
+    /// to the device do not wait.
+    ///
+    /// # Errors
+    /// `Shape` or `Device` naming `what` where there is not that much, or `memory` is not this backend's.
+    fn allocate(&self, memory: Memory, bytes: usize, what: &str) -> Result<Box<dyn Allocation>>;
+}
+
+/// One product with its epilogue: `[rows.len(), hidden] x [shard, hidden]ᵀ`.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// In the host's memory or the backend's.
+    pub rows: HiddenRows<'a>,
+    pub epilogue: Epilogue,
+    /// Applied after the epilogue, row by row; as many rows as `rows`, for the shard's vocabulary.
+    pub adjustments: Option<&'a ShardAdjustments>,
+}
+
+/// What a product is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// All logits, rounded.
+    Logits { dtype: DType },
+    /// Of each row what the spec says, over the shard's vocabulary.
+    Partials(PartialSpec),
+    /// The f32 logits, for passes. `raw`: those without adjustments, too.
+    Hold { raw: bool },
+}
+
+/// Where a product's answer goes: memory of the host or of the backend.
+#[derive(Debug)]
+pub enum Out<'a> {
+    /// See [`LogitsOut`].
+    Logits(LogitsOut<'a>),
+    /// `[rows, spec.stride(shard)]` bytes, aligned to 8: [`PartialRow`](crate::params::PartialRow)s.
+    /// `spec.targets` is 0.
+    Partials(PartialSpec, SpanMut<'a>),
+}
+
+/// Logits of one job as they leave the backend: row `i` occupies `shard x dtype.size()` bytes from
+/// `i * stride` on; what else is in a stride is left as it was.
+#[derive(Debug)]
+pub struct LogitsOut<'a> {
+    pub data: SpanMut<'a>,
+    pub stride: usize,
+    pub dtype: DType,
+    /// The status word of row `i`, u32, is at byte `i * status_stride`; overwritten with `LMHEAD_STATUS_*`:
+    /// `NONFINITE` where a logit (or what it is rounded to) is NaN or infinite and not minus infinity by an
+    /// adjustment, `ALLOWED` where one is above minus infinity, `BAD_INDEX` where the row was none.
+    pub status: Status<'a>,
+}
+
+/// Status words, u32, `stride` bytes apart.
+#[derive(Debug)]
+pub enum Status<'a> {
+    /// In memory of their own.
+    Apart { words: SpanMut<'a>, stride: usize },
+    /// In each row's stride of the logits, from this byte on; a multiple of 4.
+    Inside { at: usize },
+}
+
+/// Where device work runs.
+#[derive(Debug, Default)]
+pub struct On<'a> {
+    pub stream: Stream,
+    /// Of the backend's memory, aligned to 256 bytes; `None`: the loaded shard's own, which grows.
+    pub workspace: Option<SpanMut<'a>>,
+}
+
+/// A shard that a head runs on. Each head has its own, with memory of its own for what happens between rows
+/// and answers; heads of the same weights share these ([`LoadedShard::another`]).
+///
+/// The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows around it, their
+/// number, the shard's boundaries or the number of threads (promise 1).
+pub trait LoadedShard: Send {
+    /// What is known of the shard without its weights.
+    fn info(&self) -> &ShardInfo;
+
+    /// The same weights for another head.
+    ///
+    /// # Errors
+    /// `Device` where memory or a stream is short.
+    fn another(&self) -> Result<Box<dyn LoadedShard>>;
+
+    /// Bytes of workspace in the backend's memory that a call of so many rows takes; 0 where none are needed.
+    /// A function of its arguments and the shard alone.
+    ///
+    /// # Errors
+    /// `Shape` for more rows than can be.
+    fn workspace(&self, rows: usize, ask: Ask) -> Result<usize>;
+
+    /// Makes room for calls of up to so many rows: after it they neither allocate nor load.
+    ///
+    /// # Errors
+    /// `Shape` or `Device` where memory is short.
+    fn prepare(&mut self, rows: usize, ask: Ask) -> Result<()>;
+
+    /// One product. In host memory it is done when this returns; in the backend's, queued on the stream.
+    ///
+    /// # Errors
+    /// `Shape` or `Dtype` naming what does not fit, and how large a workspace must be, before anything is
+    /// launched; `Device` when the device fails.
+    fn run(&mut self, job: &Job<'_>, out: Out<'_>, on: &mut On<'_>) -> Result<()>;
+
+    /// One product whose f32 logits stay with the backend, until the next call of this or of `run`. `raw`:
+    /// where there are adjustments, the logits without them are kept, too.
+    ///
+    /// # Errors
+    /// As [`LoadedShard::run`].
+    fn hold<'h>(&'h mut self, job: &Job<'_>, raw: bool, on: &mut On<'h>) -> Result<&'h mut dyn HeldLogits>;
+
+    /// The logits that the last [`LoadedShard::hold`] left; `None` where there are none.
+    ///
+    /// # Safety
+    /// The workspace that was given to that call, if any, is there, and nobody else uses it.
+    unsafe fn held(&mut self) -> Option<&mut dyn HeldLogits>;
+
+    /// Brings the wanted rows together, one after the other, in `out` `[rows, hidden]` of the same memory. A
+    /// row of a device whose index is none becomes zeros; `status` `[rows]` u32 is set to
+    /// `LMHEAD_STATUS_BAD_INDEX` there, else to
+    /// 0. With host memory there are no such rows, and `status` is empty.
+    ///
+    /// # Errors
+    /// `Shape` where a buffer does not fit; `Device` when the device fails.
+    fn pack(
+        &mut self,
+        rows: &HiddenRows<'_>,
+        out: SpanMut<'_>,
+        status: SpanMut<'_>,
+        on: &mut On<'_>,
+    ) -> Result<()> {
+        let _ = (status, on);
+        out.check_len("gathered rows", rows.len() * rows.row_bytes())?;
+        rows.copy_into(out.into_host_elements("gathered rows")?);
+        Ok(())
+    }
+
+    /// Makes the answer of what came from all shards: see [`Finish`].
+    ///
+    /// # Errors
+    /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit.
+    fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
+        let _ = on;
+        finish::on_host(what, scratch)
+    }
+
+    /// Gives back memory that is kept from call to call and can be had again: never weights.
+    fn release_memory(&mut self);
+}
+
+/// Which of the held logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// With adjustments, where there are any.
+    Adjusted,
+    /// As the epilogue left them.
+    Raw,
+}
+
+/// Logits of some rows over a shard, f32, `[rows, shard]`, wherever the backend has them.
+pub trait HeldLogits {
+    /// Rows that are held.
+    fn rows(&self) -> usize;
+
+    /// One pass over them.
+    ///
+    /// # Errors
+    /// `Shape` or `Request` where the pass does not fit; `Device` when the device fails.
+    fn pass(&mut self, pass: Pass<'_>) -> Result<()>;
+}
+
+/// One pass over held logits. Rows are numbers of held rows. A row that is not finite answers as each pass
+/// says.
+#[derive(Debug)]
+pub enum Pass<'a> {
+    /// Of each row and target the logit of that id: NaN where the id is not the shard's
+    /// ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where it is NaN.
+    TargetLogits { of: Which, targets: &'a [u32], per_row: usize, out: &'a mut [f32] },
+    /// Partials of all held rows, `[rows, spec.stride(shard)]`. `targets` `[rows, spec.targets]` are the ids
+    /// and logits that the others are compared with; those of id [`NO_TARGET`](crate::merge::NO_TARGET) count
+    /// 0. Goes to the host's memory or the backend's.
+    Partials { of: Which, spec: PartialSpec, targets: &'a [Candidate], out: SpanMut<'a> },
+    /// The largest logit of each row: minus infinity where nothing is allowed, NaN where a logit is not
+    /// finite.
+    Maxima { rows: &'a [usize], out: &'a mut [f32] },
+    /// For each query a histogram, one after the other.
+    Histograms { queries: &'a [HistogramQuery], out: &'a mut [u64] },
+    /// For each query the end of the ids that belong to the first `allowance` kept ids with that logit; 0 for
+    /// none.
+    Ties { queries: &'a [TiesQuery], out: &'a mut [u32] },
+    /// For each row, one after the other in `out` (8 bytes each), the candidates that are wanted of it, in
+    /// any order; places that are left hold minus infinity. A row that is not finite has NaN in its first
+    /// place. Goes to the host's memory or the backend's.
+    Candidates { rows: &'a [(usize, Wanted)], out: SpanMut<'a> },
+}

@@ -1,0 +1,360 @@
+//! What came from all shards -> the answer to the rows that this rank answers.
+//!
+//! A [`Finish`] says what came and where the answer goes; [`on_host`] does it in host memory. Backends whose
+//! memory is a device's do the same there.
+//!
+//! * [`columns`]: messages of logits become rows; the only place that knows that layout.
+
+pub mod columns;
+
+use crate::call::Operation;
+use crate::error::{Error, Result};
+use crate::memory::{Span, SpanMut};
+use crate::merge::Candidate;
+use crate::merge::{Merge, NO_TARGET, PartialSpec};
+use crate::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE};
+use crate::result::RowStatus;
+use crate::sampling::score::Drawn;
+use crate::sampling::{Kind, SamplingParams};
+use std::ops::Range;
+
+/// The messages of all shards: of each, `rows` rows one after the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Messages<'a> {
+    pub bytes: Span<'a>,
+    /// Where the message of each shard begins, in bytes.
+    pub starts: &'a [usize],
+    /// The vocabulary ids of each shard, ascending.
+    pub shards: &'a [Range<usize>],
+    pub rows: usize,
+    /// What is known of the rows besides: status words u32 `[rows]`, or nothing.
+    pub own: Span<'a>,
+}
+
+/// What is made of which messages. All spans of one are in one memory.
+#[derive(Debug)]
+pub enum Finish<'a> {
+    /// Rows of logits, which are in the place where they belong already, have their status: words u32
+    /// `[rows]`.
+    Status { words: Span<'a>, row_status: SpanMut<'a> },
+    /// Messages of logits ([`columns`]) become rows of the whole vocabulary, `stride` bytes apart.
+    Logits {
+        from: Messages<'a>,
+        dtype: crate::dtype::DType,
+        logits: SpanMut<'a>,
+        stride: usize,
+        row_status: SpanMut<'a>,
+    },
+    /// Of partials with k = 1, `ids` `[rows]`.
+    Argmax { from: Messages<'a>, ids: SpanMut<'a>, row_status: SpanMut<'a> },
+    /// Of partials, `ids` and `values` `[rows, k]`, `logsumexp` `[rows]`.
+    TopK {
+        from: Messages<'a>,
+        k: usize,
+        ids: SpanMut<'a>,
+        values: SpanMut<'a>,
+        logsumexp: SpanMut<'a>,
+        row_status: SpanMut<'a>,
+    },
+    /// Of partials, `logprobs` and `ranks` `[rows, spec.targets]` of `targets`, and `top_ids` and
+    /// `top_logprobs` `[rows, top_n]`.
+    Logprobs {
+        from: Messages<'a>,
+        spec: PartialSpec,
+        targets: &'a [Candidate],
+        top_n: usize,
+        /// Rows whose `row_status` is not good already stay so.
+        drawn: bool,
+        logprobs: SpanMut<'a>,
+        ranks: SpanMut<'a>,
+        top_ids: SpanMut<'a>,
+        top_logprobs: SpanMut<'a>,
+        row_status: SpanMut<'a>,
+    },
+    /// Of candidates (as many of each row and shard as the row's parameters ask, 8 bytes each), one drawn id
+    /// a row: `ids` `[rows]`. `tokens`, `[rows]` or empty, are the same for the host: [`NO_TARGET`] where the
+    /// row has none.
+    Draw {
+        from: Messages<'a>,
+        params: &'a [SamplingParams],
+        vocab_size: usize,
+        ids: SpanMut<'a>,
+        tokens: &'a mut [u32],
+        row_status: SpanMut<'a>,
+    },
+}
+
+/// Memory that is kept from one to the next.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    merge: Merge,
+    candidates: Vec<Candidate>,
+    starts: Vec<usize>,
+}
+
+impl Scratch {
+    /// Makes room for rows with as many candidates of as many shards.
+    pub fn prepare(&mut self, spec: PartialSpec, candidates: usize, shards: usize) {
+        self.merge.reset(spec);
+        self.candidates.clear();
+        self.candidates.reserve(candidates);
+        self.starts.clear();
+        self.starts.reserve(shards);
+    }
+}
+
+/// Candidates that a shard of so many ids sends for a row of this kind.
+pub(crate) fn places(kind: Kind, ids: usize) -> usize {
+    match kind {
+        Kind::Listed { k } => k.min(ids),
+        _ => 1,
+    }
+}
+
+/// What the words of all shards say of a row. `nothing_allowed`: no logit is above minus infinity.
+pub(crate) fn status(words: u32, nothing_allowed: bool) -> RowStatus {
+    if words & LMHEAD_STATUS_BAD_INDEX != 0 {
+        RowStatus::BadInput
+    } else if words & LMHEAD_STATUS_NONFINITE != 0 {
+        RowStatus::NonFinite
+    } else if nothing_allowed {
+        RowStatus::NothingAllowed
+    } else {
+        RowStatus::Good
+    }
+}
+
+fn of_word(word: u32) -> RowStatus {
+    status(word, word & LMHEAD_STATUS_ALLOWED == 0)
+}
+
+impl<'a> Messages<'a> {
+    /// All of them as host bytes.
+    fn host(&self) -> Result<&'a [u8]> {
+        self.bytes.host_elements("messages of the shards")
+    }
+
+    /// Row `row` of shard `shard`, whose rows are `stride` bytes.
+    fn row(bytes: &'a [u8], start: usize, row: usize, stride: usize) -> &'a [u8] {
+        &bytes[start + row * stride..][..stride]
+    }
+}
+
+/// Does it in host memory.
+///
+/// # Errors
+/// `Shape` where a span is not the host's, not aligned or not as long as it must be; `Exchange` where what
+/// came is none that this version sends.
+pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
+    match what {
+        Finish::Status { words, row_status } => {
+            let words: &[u32] = words.host_elements("status words")?;
+            let row_status = slots(row_status, "row_status", words.len())?;
+            row_status.iter_mut().zip(words).for_each(|(slot, &word)| *slot = of_word(word) as u8);
+            Ok(())
+        }
+        Finish::Logits { from, dtype, logits, stride, row_status } => {
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            let logits: &mut [u8] = logits.into_host_elements("logits")?;
+            let bytes = from.host()?;
+            row_status.fill(0);
+            let own: &[u32] = from.own.host_elements("status of the rows")?;
+            row_status.iter_mut().zip(own).for_each(|(slot, &word)| *slot |= word as u8);
+            for (&start, shard) in from.starts.iter().zip(from.shards) {
+                let own = columns::row_stride(shard.len(), dtype);
+                let message = &bytes[start..start + from.rows * own];
+                columns::place(message, shard, dtype, logits, stride, row_status);
+            }
+            row_status.iter_mut().for_each(|slot| *slot = of_word(u32::from(*slot)) as u8);
+            Ok(())
+        }
+        Finish::Argmax { from, ids, row_status } => {
+            let ids: &mut [i64] = slots(ids, "ids", from.rows)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            let spec = PartialSpec { k: 1, sum: false, targets: 0 };
+            merge_rows(from, spec, scratch, |row, merge| {
+                let best = merge.sorted().first().copied();
+                let status = status(merge.status(), best.is_none());
+                row_status[row] = status as u8;
+                ids[row] = match (status, best) {
+                    (RowStatus::Good, Some(best)) => i64::from(best.id),
+                    _ => -1,
+                };
+            })
+        }
+        Finish::TopK { from, k, ids, values, logsumexp, row_status } => {
+            let ids: &mut [i64] = slots(ids, "ids", from.rows * k)?;
+            let values: &mut [f32] = slots(values, "values", from.rows * k)?;
+            let logsumexp: &mut [f32] = slots(logsumexp, "logsumexp", from.rows)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            let spec = PartialSpec { k, sum: true, targets: 0 };
+            merge_rows(from, spec, scratch, |row, merge| {
+                let lse = merge.logsumexp() as f32;
+                let status = status(merge.status(), merge.sorted().is_empty());
+                row_status[row] = status as u8;
+                let places = row * k..(row + 1) * k;
+                let good = status == RowStatus::Good;
+                logsumexp[row] = if good { lse } else { f32::NAN };
+                fill_best(&mut ids[places.clone()], &mut values[places], good, merge.sorted(), |l| l);
+            })
+        }
+        Finish::Logprobs {
+            from,
+            spec,
+            targets,
+            top_n,
+            drawn,
+            logprobs,
+            ranks,
+            top_ids,
+            top_logprobs,
+            row_status,
+        } => {
+            let n = spec.targets;
+            let logprobs: &mut [f32] = slots(logprobs, "logprobs", from.rows * n)?;
+            let ranks: &mut [i64] = slots(ranks, "ranks", from.rows * n)?;
+            let top_ids: &mut [i64] = slots(top_ids, "top_ids", from.rows * top_n)?;
+            let top_logprobs: &mut [f32] = slots(top_logprobs, "top_logprobs", from.rows * top_n)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            merge_rows(from, spec, scratch, |row, merge| {
+                let lse = merge.logsumexp();
+                // The sum's last bits may leave the logarithm just below the largest logit.
+                let logprob = |logit: f32| (f64::from(logit) - lse).min(0.0) as f32;
+                let status = match RowStatus::of_byte(row_status[row]) {
+                    known if drawn && known != RowStatus::Good => known,
+                    _ => status(merge.status(), merge.sorted().is_empty()),
+                };
+                let good = status == RowStatus::Good;
+                row_status[row] = status as u8;
+                for i in 0..n {
+                    let target = targets[row * n + i];
+                    (logprobs[row * n + i], ranks[row * n + i]) = if good && target.id != NO_TARGET {
+                        (logprob(target.value), i64::from(merge.better()[i]) + 1)
+                    } else {
+                        (f32::NAN, -1)
+                    };
+                }
+                let places = row * top_n..(row + 1) * top_n;
+                let best = merge.sorted();
+                let best = &best[..best.len().min(top_n)];
+                fill_best(&mut top_ids[places.clone()], &mut top_logprobs[places], good, best, logprob);
+            })
+        }
+        Finish::Draw { from, params, vocab_size, ids, tokens, row_status } => {
+            let ids: &mut [i64] = slots(ids, "ids", from.rows)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            let own: &[u32] = from.own.host_elements("status of the rows")?;
+            draw(from, params, vocab_size, scratch, |row, nonfinite, nothing, id| {
+                let nonfinite = if nonfinite { LMHEAD_STATUS_NONFINITE } else { 0 };
+                let status = status(nonfinite | own.get(row).copied().unwrap_or(0), nothing);
+                let id = id.filter(|_| status == RowStatus::Good);
+                row_status[row] = status as u8;
+                ids[row] = id.map_or(-1, i64::from);
+                if let Some(token) = tokens.get_mut(row) {
+                    *token = id.unwrap_or(NO_TARGET);
+                }
+            })
+        }
+    }
+}
+
+/// The elements of a buffer that holds exactly `n`.
+fn slots<'a, T: bytemuck::Pod>(span: SpanMut<'a>, what: &str, n: usize) -> Result<&'a mut [T]> {
+    span.check_len(what, n * size_of::<T>())?;
+    span.into_host_elements(what)
+}
+
+/// Ids and values of the best, best first; minus infinity and -1 where there are fewer than places.
+fn fill_best(
+    ids: &mut [i64],
+    values: &mut [f32],
+    good: bool,
+    best: &[Candidate],
+    value: impl Fn(f32) -> f32,
+) {
+    ids.fill(-1);
+    values.fill(if good { f32::NEG_INFINITY } else { f32::NAN });
+    if good {
+        for ((id, slot), candidate) in ids.iter_mut().zip(values).zip(best) {
+            (*id, *slot) = (i64::from(candidate.id), value(candidate.value));
+        }
+    }
+}
+
+fn merge_rows(
+    from: Messages<'_>,
+    spec: PartialSpec,
+    scratch: &mut Scratch,
+    mut row: impl FnMut(usize, &mut Merge),
+) -> Result<()> {
+    let bytes = from.host()?;
+    let own: &[u32] = from.own.host_elements("status of the rows")?;
+    let merge = &mut scratch.merge;
+    for i in 0..from.rows {
+        merge.reset(spec);
+        merge.add_status(own.get(i).copied().unwrap_or(0));
+        for (&start, shard) in from.starts.iter().zip(from.shards) {
+            merge.add(Messages::row(bytes, start, i, spec.stride(shard.len())), shard)?;
+        }
+        row(i, merge);
+    }
+    Ok(())
+}
+
+/// Of each row calls `row(row, nonfinite, nothing_allowed, id)`.
+fn draw(
+    from: Messages<'_>,
+    params: &[SamplingParams],
+    vocab_size: usize,
+    scratch: &mut Scratch,
+    mut row: impl FnMut(usize, bool, bool, Option<u32>),
+) -> Result<()> {
+    let bytes = from.host()?;
+    let Scratch { candidates: all, starts, .. } = scratch;
+    starts.clear();
+    starts.extend_from_slice(from.starts);
+    for (i, params) in params.iter().enumerate().take(from.rows) {
+        let kind = params.kind(vocab_size);
+        all.clear();
+        for (start, shard) in starts.iter_mut().zip(from.shards) {
+            let own = places(kind, shard.len()) * size_of::<Candidate>();
+            let message = bytes[*start..*start + own].as_chunks::<8>().0;
+            *start += own;
+            for candidate in message.iter().map(|bytes| bytemuck::pod_read_unaligned::<Candidate>(bytes)) {
+                let Candidate { value, id } = candidate;
+                let foreign = value > f32::NEG_INFINITY && !shard.contains(&(id as usize));
+                if value == f32::INFINITY || foreign {
+                    let problem = format!("id {id} with logit {value} came from ids {shard:?}");
+                    return Err(broken(Operation::ExchangeResults, problem));
+                }
+                all.push(candidate);
+            }
+        }
+        let nonfinite = all.iter().any(|c| c.value.is_nan());
+        all.retain(|c| c.value > f32::NEG_INFINITY);
+        let id = match kind {
+            _ if nonfinite => None,
+            Kind::Listed { .. } => {
+                let value = |a: &Candidate, b: &Candidate| b.value.partial_cmp(&a.value).expect("no NaN");
+                all.sort_unstable_by(|a, b| value(a, b).then(a.id.cmp(&b.id)));
+                params.choose(all, vocab_size)
+            }
+            _ => {
+                let mut best = Drawn::nothing();
+                all.iter().for_each(|candidate| best.offer(params, *candidate));
+                best.id()
+            }
+        };
+        row(i, nonfinite, all.is_empty(), id);
+    }
+    Ok(())
+}
+
+/// What a peer sent that none of this version sends.
+pub(crate) fn broken(operation: Operation, problem: impl std::fmt::Display) -> Error {
+    Error::Exchange {
+        operation: operation.to_string(),
+        problem: problem.to_string(),
+        fix: "run the same version of lmhead on every rank".into(),
+    }
+}

@@ -1,0 +1,407 @@
+//! The flat form of a partial: [`PartialRow`] of `kernels/params.h`, candidates and counts, one row after the
+//! other. Whoever has logits writes it, the wire carries its bytes, [`Merge`] reads it.
+
+use super::{Candidate, ExpSum, largest};
+use crate::error::{Error, Result};
+use crate::params::{LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, PartialRow};
+use std::cmp::Ordering;
+use std::ops::Range;
+
+/// The id of no target, as ranks exchange it.
+pub const NO_TARGET: u32 = u32::MAX;
+
+/// What the partials of a step hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartialSpec {
+    /// Places for the best candidates, at least 1; a shard of fewer ids has fewer places.
+    pub k: usize,
+    /// Whether the sum of exponentials is formed.
+    pub sum: bool,
+    /// Target ids of a row, of each of which it is counted how many ids beat it.
+    pub targets: usize,
+}
+
+impl PartialSpec {
+    /// Places for candidates in the partials of a shard of so many ids.
+    pub fn places(&self, ids: usize) -> usize {
+        self.k.min(ids)
+    }
+
+    /// Bytes of a row in the partials of a shard of so many ids: a multiple of 8.
+    pub fn stride(&self, ids: usize) -> usize {
+        let candidates = self.places(ids) * size_of::<Candidate>();
+        size_of::<PartialRow>() + candidates + (4 * self.targets).next_multiple_of(8)
+    }
+}
+
+/// The places of one row's partial.
+pub struct PartialMut<'a> {
+    row: &'a mut PartialRow,
+    places: &'a mut [Candidate],
+    better: &'a mut [u32],
+}
+
+impl<'a> PartialMut<'a> {
+    /// The row in `bytes`, of a shard of so many ids; everything is set to "nothing seen".
+    ///
+    /// # Panics
+    /// When the bytes are not as many as [`PartialSpec::stride`] says, or not aligned to 8: they come from
+    /// one layout.
+    pub fn new(bytes: &'a mut [u8], spec: &PartialSpec, ids: usize) -> Self {
+        assert_eq!(bytes.len(), spec.stride(ids), "bytes of a partial");
+        let (row, rest) = bytes.split_at_mut(size_of::<PartialRow>());
+        let (places, better) = rest.split_at_mut(spec.places(ids) * size_of::<Candidate>());
+        better.fill(0);
+        let row: &mut PartialRow = bytemuck::from_bytes_mut(row);
+        *row = PartialRow { digits: [0; 3], top: i32::MIN, status: 0, candidates: 0, none: 0 };
+        let better = &mut bytemuck::cast_slice_mut(better)[..spec.targets];
+        PartialMut { row, places: bytemuck::cast_slice_mut(places), better }
+    }
+
+    /// `LMHEAD_STATUS_*`, or'ed.
+    pub fn set_status(&mut self, status: u32) {
+        self.row.status |= status;
+    }
+
+    pub fn set_sum(&mut self, sum: &ExpSum) {
+        (self.row.top, self.row.digits) = (sum.top(), sum.words());
+    }
+
+    /// The candidates, in any order. Places that are left are cleared: no stale byte travels.
+    ///
+    /// # Panics
+    /// When there are more than places.
+    pub fn set_candidates(&mut self, found: &[Candidate]) {
+        let (taken, left) = self.places.split_at_mut(found.len());
+        taken.copy_from_slice(found);
+        left.fill(Candidate::NOTHING);
+        self.row.candidates = found.len() as u32;
+    }
+
+    /// Of each target how many ids beat it, `[targets]`.
+    pub fn better(&mut self) -> &mut [u32] {
+        self.better
+    }
+}
+
+/// The best k of candidates that come in any order. They are collected until there are twice as many, and
+/// then the worse half goes: each costs a few comparisons, where a heap would cost its height.
+#[derive(Debug, Clone)]
+pub struct Best {
+    k: usize,
+    found: Vec<Candidate>,
+    /// Those that do not beat it are not among the best.
+    bar: Candidate,
+}
+
+/// What every logit above minus infinity beats.
+const NO_BAR: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
+
+impl Default for Best {
+    fn default() -> Self {
+        Best { k: 1, found: Vec::new(), bar: NO_BAR }
+    }
+}
+
+impl Best {
+    /// Forgets everything, keeps the memory. After it nothing is allocated until the next reset to a larger
+    /// k.
+    pub fn reset(&mut self, k: usize) {
+        self.k = k;
+        self.found.clear();
+        self.found.reserve_exact(2 * k);
+        self.bar = NO_BAR;
+    }
+
+    /// Offers the logits of consecutive ids from `first_id` and returns the largest. Minus infinity is never
+    /// a candidate; there is no NaN.
+    #[inline(always)]
+    pub fn offer_block(&mut self, first_id: usize, logits: &[f32]) -> f32 {
+        let max = largest(logits);
+        if max > f32::NEG_INFINITY && max >= self.bar.value {
+            self.offer_all(first_id, logits);
+        }
+        max
+    }
+
+    /// Not in the loops that are compiled for each instruction set: few blocks come here.
+    #[inline(never)]
+    fn offer_all(&mut self, first_id: usize, logits: &[f32]) {
+        for (i, &value) in logits.iter().enumerate() {
+            self.offer(Candidate { value, id: (first_id + i) as u32 });
+        }
+    }
+
+    /// Offers one candidate, whose value is no NaN.
+    #[inline(always)]
+    pub fn offer(&mut self, candidate: Candidate) {
+        if candidate.beats(&self.bar) {
+            self.found.push(candidate);
+            if self.found.len() == 2 * self.k {
+                self.keep_best();
+            }
+        }
+    }
+
+    /// Offers what another has found.
+    pub fn merge(&mut self, other: &Best) {
+        for &candidate in &other.found {
+            self.offer(candidate);
+        }
+    }
+
+    fn keep_best(&mut self) {
+        if self.found.len() >= self.k {
+            let (_, worst, _) = self.found.select_nth_unstable_by(self.k - 1, order);
+            self.bar = *worst;
+            self.found.truncate(self.k);
+        }
+    }
+
+    /// The best, in no order.
+    pub fn candidates(&mut self) -> &[Candidate] {
+        self.keep_best();
+        &self.found
+    }
+
+    /// The best, the best first.
+    pub fn sorted(&mut self) -> &[Candidate] {
+        self.keep_best();
+        self.found.sort_unstable_by(order);
+        &self.found
+    }
+}
+
+/// Better ones first.
+fn order(a: &Candidate, b: &Candidate) -> Ordering {
+    if a.beats(b) {
+        Ordering::Less
+    } else if b.beats(a) {
+        Ordering::Greater
+    } else {
+        Ordering::Equal
+    }
+}
+
+/// One row's partials joined, from however many shards. Its memory is for any number of rows, one after the
+/// other.
+#[derive(Debug, Clone, Default)]
+pub struct Merge {
+    spec: Option<PartialSpec>,
+    sum: ExpSum,
+    status: u32,
+    best: Best,
+    better: Vec<u32>,
+}
+
+impl Merge {
+    /// Nothing seen yet.
+    pub fn reset(&mut self, spec: PartialSpec) {
+        self.spec = Some(spec);
+        self.sum = ExpSum::default();
+        self.status = 0;
+        self.best.reset(spec.k);
+        self.better.clear();
+        self.better.resize(spec.targets, 0);
+    }
+
+    /// Joins the row in `bytes`, which a shard with the ids `shard` wrote.
+    ///
+    /// # Errors
+    /// `Exchange` when the bytes cannot be such a row: the sender runs another version or its memory is
+    /// damaged.
+    ///
+    /// # Panics
+    /// Without [`Merge::reset`] before.
+    pub fn add(&mut self, bytes: &[u8], shard: &Range<usize>) -> Result<()> {
+        let spec = self.spec.expect("reset first");
+        let (places, stride) = (spec.places(shard.len()), spec.stride(shard.len()));
+        if bytes.len() != stride {
+            return Err(broken(format!("wanted {stride} bytes a row, got {}", bytes.len())));
+        }
+        let (row, rest) = bytes.split_at(size_of::<PartialRow>());
+        let row: PartialRow = bytemuck::pod_read_unaligned(row);
+        let (candidates, better) = rest.split_at(places * size_of::<Candidate>());
+        let Some(sum) = ExpSum::from_parts(row.top, row.digits) else {
+            return Err(broken("the sum is none that logits have".into()));
+        };
+        if row.candidates as usize > places || row.none != 0 {
+            return Err(broken(format!("wanted at most {places} candidates, got {}", row.candidates)));
+        }
+        self.status |= row.status;
+        self.sum.merge(&sum);
+        let candidates = candidates.as_chunks::<8>().0[..row.candidates as usize].iter();
+        for candidate in candidates.map(|bytes| bytemuck::pod_read_unaligned::<Candidate>(bytes)) {
+            let Candidate { value, id } = candidate;
+            if !value.is_finite() || !shard.contains(&(id as usize)) {
+                return Err(broken(format!("candidate {id} with logit {value} came from ids {shard:?}")));
+            }
+            self.best.offer(candidate);
+        }
+        for (sum, count) in self.better.iter_mut().zip(better.as_chunks::<4>().0) {
+            // A damaged message must not panic.
+            *sum = sum.wrapping_add(u32::from_le_bytes(*count));
+        }
+        Ok(())
+    }
+
+    /// `LMHEAD_STATUS_*` that are known besides.
+    pub fn add_status(&mut self, status: u32) {
+        self.status |= status;
+    }
+
+    /// `LMHEAD_STATUS_*` of all shards, or'ed.
+    pub fn status(&self) -> u32 {
+        self.status
+    }
+
+    /// True when a logit was NaN or infinite.
+    pub fn nonfinite(&self) -> bool {
+        self.status & LMHEAD_STATUS_NONFINITE != 0
+    }
+
+    /// True where the row's own index was none.
+    pub fn bad_index(&self) -> bool {
+        self.status & LMHEAD_STATUS_BAD_INDEX != 0
+    }
+
+    /// The best k, best first; fewer where fewer ids are allowed.
+    pub fn sorted(&mut self) -> &[Candidate] {
+        self.best.sorted()
+    }
+
+    /// Of each target how many ids beat it.
+    pub fn better(&self) -> &[u32] {
+        &self.better
+    }
+
+    /// `ln(Σ e^l)`; NaN where the row is not finite, minus infinity where nothing is allowed.
+    pub fn logsumexp(&mut self) -> f64 {
+        if self.nonfinite() {
+            return f64::NAN;
+        }
+        let max = self.best.candidates().iter().fold(f32::NEG_INFINITY, |max, c| max.max(c.value));
+        self.sum.ln(max)
+    }
+}
+
+fn broken(problem: String) -> Error {
+    Error::Exchange {
+        operation: "merge of partials".into(),
+        problem,
+        fix: "run the same version of lmhead on every rank".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::BLOCK;
+    use crate::params::LMHEAD_STATUS_ALLOWED;
+    use proptest::prelude::*;
+
+    fn logits() -> impl Strategy<Value = Vec<f32>> {
+        let near = prop::collection::vec(-30.0f32..30.0, 1..900);
+        let ties = prop::collection::vec(prop::sample::select(vec![-1.0f32, -0.0, 0.0, 1.0]), 1..400);
+        let wide =
+            prop::collection::vec(any::<f32>().prop_map(|v| if v.is_finite() { v } else { 1.0 }), 1..400);
+        let masked = prop::collection::vec(prop_oneof![Just(f32::NEG_INFINITY), -5f32..5.0], 1..300);
+        prop_oneof![near, ties, wide, masked]
+    }
+
+    /// The partial of `logits`, whose first id is `first`.
+    fn partial(first: usize, logits: &[f32], spec: PartialSpec) -> Vec<u8> {
+        let mut bytes = vec![0xa5u8; spec.stride(logits.len())];
+        let mut best = Best::default();
+        best.reset(spec.k);
+        for (i, block) in logits.chunks(BLOCK).enumerate() {
+            best.offer_block(first + i * BLOCK, block);
+        }
+        let mut aligned = vec![0u64; bytes.len() / 8];
+        let mut row = PartialMut::new(bytemuck::cast_slice_mut(&mut aligned), &spec, logits.len());
+        row.set_candidates(best.candidates());
+        if spec.sum {
+            row.set_sum(&ExpSum::of(logits));
+        }
+        row.better().iter_mut().zip(1..).for_each(|(better, n)| *better = n);
+        row.set_status(LMHEAD_STATUS_ALLOWED);
+        bytes.copy_from_slice(bytemuck::cast_slice(&aligned));
+        bytes
+    }
+
+    /// What a merge says: candidates, the sum's logarithm, counts.
+    type Said = (Vec<(u32, u32)>, u64, Vec<u32>);
+
+    fn merged(spec: PartialSpec, parts: &[(usize, &[f32])]) -> Said {
+        let mut merge = Merge::default();
+        merge.reset(spec);
+        for &(first, logits) in parts {
+            let bytes = partial(first, logits, spec);
+            merge.add(&bytes, &(first..first + logits.len())).unwrap();
+        }
+        let best = merge.sorted().iter().map(|c| (c.id, c.value.to_bits())).collect();
+        (best, merge.logsumexp().to_bits(), merge.better().to_vec())
+    }
+
+    proptest! {
+        /// Cut anywhere, in any order.
+        #[test]
+        fn no_cut_and_no_order_shows(
+            logits in logits(), k in 1usize..200, length in 1usize..300, seed: u64, targets in 0usize..4,
+        ) {
+            let spec = PartialSpec { k, sum: true, targets };
+            let mut parts: Vec<(usize, &[f32])> =
+                logits.chunks(length).enumerate().map(|(i, part)| (i * length, part)).collect();
+            let n = parts.len() as u32;
+            parts.sort_by_key(|(first, _)| (*first as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let (best, sum, better) = merged(spec, &parts);
+            let mut order: Vec<u32> = (0..logits.len() as u32).filter(|i| logits[*i as usize] > f32::NEG_INFINITY).collect();
+            order.sort_by(|a, b| logits[*b as usize].partial_cmp(&logits[*a as usize]).unwrap());
+            order.truncate(k);
+            prop_assert_eq!(best.iter().map(|(id, _)| *id).collect::<Vec<_>>(), order);
+            prop_assert_eq!(sum, merged(spec, &[(0, &logits)]).1);
+            prop_assert_eq!(better, (1..=targets as u32).map(|i| i * n).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 64), top in any::<bool>()) {
+            let spec = PartialSpec { k: 2, sum: true, targets: 2 };
+            let mut bytes = bytes;
+            if top {
+                bytes[..40].copy_from_slice(&partial(0, &[1.0, -3.0], spec)[..40]);
+            }
+            let mut merge = Merge::default();
+            merge.reset(spec);
+            let _ = merge.add(&bytes, &(0..7));
+            let _ = (merge.logsumexp(), merge.sorted().len());
+        }
+    }
+
+    #[test]
+    fn damaged_rows_are_refused() {
+        let spec = PartialSpec { k: 2, sum: true, targets: 1 };
+        let good = partial(64, &[1.0, 2.0], spec);
+        assert_eq!(good.len(), 64);
+        let said = |bytes: &[u8]| {
+            let mut merge = Merge::default();
+            merge.reset(spec);
+            merge.add(bytes, &(64..66)).map_err(|e| e.to_string())
+        };
+        assert_eq!(said(&good), Ok(()));
+        assert!(said(&good[..56]).unwrap_err().contains("wanted 64 bytes a row, got 56"));
+        for (at, with, what) in [
+            (24, &[0xff, 0xff, 0xff, 0x7f][..], "the sum is none"),
+            (0, &[0; 24], "the sum is none"),
+            (32, &[3], "wanted at most 2 candidates, got 3"),
+            (36, &[1], "wanted at most 2"),
+            (40, &[0, 0, 0x80, 0x7f], "with logit inf"),
+            (40, &[0, 0, 0xc0, 0x7f], "with logit NaN"),
+            (44, &[66, 0, 0, 0], "candidate 66 with logit"),
+        ] {
+            let mut bad = good.clone();
+            bad[at..at + with.len()].copy_from_slice(with);
+            let said = said(&bad).unwrap_err();
+            assert!(said.contains(what), "byte {at}: {said}");
+        }
+    }
+}
