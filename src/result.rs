@@ -25,13 +25,13 @@ pub enum Request {
     /// The `k` largest logits, ordered by value descending then id ascending, and the logsumexp over the
     /// whole vocabulary.
     TopK { k: usize },
-    /// Of `targets` ids of each row ([`RowInputs::targets`]) the logprobs and ranks, and the `top_n` best ids with
-    /// theirs. Of the raw logits, or with `processed` of the adjusted ones. Rows are computed in chunks: see
-    /// `logprobs_chunk_bytes` in the configuration.
+    /// Of `targets` ids of each row ([`RowInputs::targets`]) the logprobs and ranks, and the `top_n` best ids
+    /// with theirs. Of the raw logits, or with `processed` of the adjusted ones. Rows are computed in chunks:
+    /// see `logprobs_chunk_bytes` in the configuration.
     Logprobs { targets: usize, top_n: usize, processed: bool },
     /// One token of each row, sampled with the row's own parameters ([`RowInputs::sampling`]): see
-    /// [`sampling`](crate::sampling); and where asked for, of that token what `Logprobs` tells of a target. A step
-    /// holds the f32 logits of all rows of the group over the own shard.
+    /// [`sampling`](crate::sampling); and where asked for, of that token what `Logprobs` tells of a target. A
+    /// step holds the f32 logits of all rows of the group over the own shard.
     Sample { logprobs: Option<TokenLogprobs> },
 }
 
@@ -146,16 +146,18 @@ impl fmt::Display for Request {
     }
 }
 
-/// What belongs to the rows of a step beside their hidden states: data of each rank's own rows, in their order.
+/// What belongs to the rows of a step beside their hidden states: data of each rank's own rows, in their
+/// order.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowInputs<'a> {
-    /// `[rows, targets]`, for `Logprobs` only: the ids whose logprobs are asked for; [`NO_TARGET_ID`] (−100) for
-    /// none.
+    /// `[rows, targets]`, for `Logprobs` only: the ids whose logprobs are asked for; [`NO_TARGET_ID`] (−100)
+    /// for none.
     pub targets: Option<&'a [i64]>,
-    /// `[rows]`, for `Sample` only: how each row is sampled. [`SamplingParams::check`] when a request comes in spares a group the step
-    /// that its parameters would end.
+    /// `[rows]`, for `Sample` only: how each row is sampled. [`SamplingParams::check`] when a request comes
+    /// in spares a group the step that its parameters would end.
     pub sampling: Option<&'a [SamplingParams]>,
-    /// Masks, additions and penalties, in a step that was begun with [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
+    /// Masks, additions and penalties, in a step that was begun with
+    /// [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
     pub adjustments: Option<Adjustments<'a>>,
 }
 
@@ -177,8 +179,8 @@ impl<'a> RowInputs<'a> {
 pub enum RowStatus {
     /// Answered.
     Good = 0,
-    /// A logit of the row is NaN or infinite, in f32 or in the 16-bit type that is delivered: id −1 and NaN are
-    /// answered; `Logits` passes values as computed. (Minus infinity from an adjustment is legal.)
+    /// A logit of the row is NaN or infinite, in f32 or in the 16-bit type that is delivered: id −1 and NaN
+    /// are answered; `Logits` passes values as computed. (Minus infinity from an adjustment is legal.)
     NonFinite = 1,
     /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
     NothingAllowed = 2,
@@ -228,15 +230,17 @@ pub enum Output {
     Argmax {
         ids: Vec<i64>,
     },
-    /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's status is not good.
-    /// Where fewer than k ids are allowed, the places that are left hold minus infinity and −1.
+    /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's
+    /// status is not good. Where fewer than k ids are allowed, the places that are left hold minus infinity
+    /// and −1.
     TopK {
         k: usize,
         values: Vec<f32>,
         ids: Vec<i64>,
         logsumexp: Vec<f32>,
     },
-    /// `[rows]`; −1 where the row's status is not good. `logprobs` where asked for: of one target a row, the token.
+    /// `[rows]`; −1 where the row's status is not good. `logprobs` where asked for: of one target a row, the
+    /// token.
     Sample {
         ids: Vec<i64>,
         logprobs: Option<Logprobs>,
@@ -250,13 +254,13 @@ pub struct Logprobs {
     /// Targets of a row.
     pub targets: usize,
     pub top_n: usize,
-    /// `[rows, targets]`: `l_t - logsumexp`, at most 0; minus infinity for a target that is not allowed. NaN where
-    /// there is no target, or the row's status is not good.
+    /// `[rows, targets]`: `l_t - logsumexp`, at most 0; minus infinity for a target that is not allowed. NaN
+    /// where there is no target, or the row's status is not good.
     pub logprobs: Vec<f32>,
     /// `[rows, targets]`: `1 + #{l_v > l_t, or l_v = l_t and v < t}`; −1 where the logprob is NaN.
     pub ranks: Vec<i64>,
-    /// `[rows, top_n]`, ordered by value descending then id ascending: −1 where the row's status is not good, and in
-    /// the places that are left where fewer than top_n ids are allowed.
+    /// `[rows, top_n]`, ordered by value descending then id ascending: −1 where the row's status is not good,
+    /// and in the places that are left where fewer than top_n ids are allowed.
     pub top_ids: Vec<i64>,
     /// `[rows, top_n]`; NaN where the row's status is not good, minus infinity in places that are left.
     pub top_logprobs: Vec<f32>,
@@ -281,7 +285,8 @@ pub struct StepStats {
     pub gather: Duration,
     /// Time in the matmul with its epilogue.
     pub matmul: Duration,
-    /// Time in the exchange of logits or candidates, and in putting them in order; of a step that samples in all that follows the logits.
+    /// Time in the exchange of logits or candidates, and in putting them in order; of a step that samples in
+    /// all that follows the logits.
     pub exchange: Duration,
     /// Bytes received from other ranks, headers included.
     pub bytes_received: u64,
@@ -291,7 +296,8 @@ pub struct StepStats {
     pub rounds: u32,
     /// Bytes of weights that the matmul streamed.
     pub weight_bytes: u64,
-    /// Memory of the largest chunk of logprobs: gathered hidden rows, logits and candidates; at most the head's `logprobs_chunk_bytes`.
+    /// Memory of the largest chunk of logprobs: gathered hidden rows, logits and candidates; at most the
+    /// head's `logprobs_chunk_bytes`.
     pub chunk_bytes: u64,
     /// Rows of the group that the matmul computed.
     pub rows_computed: u64,

@@ -1,7 +1,7 @@
 //! A step's contract.
 //!
-//! The contract is that every rank of a group makes the same calls, in the same order, with agreeing arguments. Each
-//! rank states its side in a header of 96 bytes; all of them are compared.
+//! The contract is that every rank of a group makes the same calls, in the same order, with agreeing
+//! arguments. Each rank states its side in a header of 96 bytes; all of them are compared.
 
 use crate::config::Verify;
 use crate::digest;
@@ -266,9 +266,9 @@ pub(crate) fn counts_field(counts: &RowCounts) -> (Mode, u64) {
     }
 }
 
-/// Compares the headers of `members` (ascending).
-/// `mine` is the caller's own; `name` is its head's name and `counts` its own list of exact counts, for messages.
-/// Returned is whether any rank has adjustments; the rows of each are in its header.
+/// Compares the headers of `members` (ascending). `mine` is the caller's own; `name` is its head's name and
+/// `counts` its own list of exact counts, for messages. Returned is whether any rank has adjustments; the
+/// rows of each are in its header.
 ///
 /// Every rank that sees the same headers comes to the same result. Headers are compared as bytes, in one pass
 /// over the members; texts are made only where they differ.

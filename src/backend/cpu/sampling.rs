@@ -50,8 +50,8 @@ pub(super) fn histograms(
     let bins = queries.first().map_or(1, |query| query.digit.bins());
     pool.install(|| {
         queries.par_iter().zip(out.par_chunks_exact_mut(bins)).for_each(|(query, bins)| {
-            // Such a row's largest logit is another shard's, if it has one: logits here may be above it, and weigh
-            // more than any may. It has no answer anyway.
+            // Such a row's largest logit is another shard's, if it has one: logits here may be above it, and
+            // weigh more than any may. It has no answer anyway.
             if view.nonfinite[query.row] {
                 return bins.fill(0);
             }
@@ -86,7 +86,8 @@ impl Work for Histogram<'_> {
     fn run<A: Arith>(self) {
         let Histogram { query: &HistogramQuery { kept, sum, digit, key, .. }, logits, first_id, bins } = self;
         let (known, shift, last) = (digit.known_bits(), digit.shift(), digit.bins() - 1);
-        // Neighbours mostly fall into one bin, where each addition would wait for the last: four tables take turns.
+        // Neighbours mostly fall into one bin, where each addition would wait for the last: four tables take
+        // turns.
         let mut tables = [[0u64; BINS]; 4];
         let mut weights = [0; BLOCK];
         for (i, block) in logits.chunks(BLOCK).enumerate() {
@@ -175,8 +176,8 @@ impl Work for BestOf<'_> {
     }
 }
 
-/// Random words of a block, in whole cache lines: where the stack would have them begin is chance, and costs up
-/// to half of a draw's time.
+/// Random words of a block, in whole cache lines: where the stack would have them begin is chance, and costs
+/// up to half of a draw's time.
 #[repr(align(64))]
 struct Aligned([u32; BLOCK]);
 
@@ -193,8 +194,8 @@ struct Draw<'a> {
 impl Work for Draw<'_> {
     type Output = Candidate;
 
-    /// The noise of an id costs two logarithms, and one id in thousands needs it: the others are ruled out by their block's largest
-    /// logit, or by their random word, as too small to beat the best so far.
+    /// The noise of an id costs two logarithms, and one id in thousands needs it: the others are ruled out by
+    /// their block's largest logit, or by their random word, as too small to beat the best so far.
     #[inline(always)]
     fn run<A: Arith>(self) -> Candidate {
         let Draw { params, kept, logits, first_id, maxima } = self;
@@ -230,7 +231,8 @@ impl Work for Draw<'_> {
     }
 }
 
-/// The largest random word with which an id of scaled logit at most `z` may beat the score `best`; `None` where no word is small enough.
+/// The largest random word with which an id of scaled logit at most `z` may beat the score `best`; `None`
+/// where no word is small enough.
 ///
 /// The noise must exceed `best - z`: `-ln(-ln(1 - v)) > best - z`, so `v <= -ln(1 - v) < exp(z - best)`.
 fn word_limit(z: f64, best: Option<f64>) -> Option<u32> {
@@ -297,7 +299,8 @@ mod tests {
             }
         }
 
-        /// The first word beyond the limit, or the smallest of all where none is let through, does not beat the best.
+        /// The first word beyond the limit, or the smallest of all where none is let through, does not beat
+        /// the best.
         #[test]
         fn no_word_that_is_ruled_out_would_win(
             z in prop_oneof![-30f64..30.0, -1e3f64..1e3, (-40i32..83).prop_map(|e| 10f64.powi(e))], above in -4f64..40.0, word: u32,

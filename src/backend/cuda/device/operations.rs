@@ -18,10 +18,12 @@ use cudarc::driver::{DriverError, result, sys};
 use std::ffi::c_void;
 
 impl CudaDevice {
-    /// The embedded kernel of that name, which takes one struct `P` of [`crate::backend::params`]. Loads its file on first use.
+    /// The embedded kernel of that name, which takes one struct `P` of [`crate::backend::params`]. Loads its
+    /// file on first use.
     ///
     /// # Errors
-    /// `Unsupported`: no such kernel, no code for this device, or a parameter of another size. `Device`: the driver refuses it.
+    /// `Unsupported`: no such kernel, no code for this device, or a parameter of another size. `Device`: the
+    /// driver refuses it.
     pub fn kernel<P: Copy>(&self, name: &str) -> Result<Kernel<P>> {
         let fatbin = fatbins::with_kernel(name)?;
         let architecture = fatbin.code_for(self.info().capability)?;
@@ -229,7 +231,8 @@ impl KernelDevice for CudaDevice {
                     WidthInBytes: row_bytes,
                     Height: rows,
                 };
-                // SAFETY: the caller's promise, for this and what follows; the struct lives as long as the call.
+                // SAFETY: the caller's promise, for this and what follows; the struct lives as long as the
+                // call.
                 return unsafe { sys::cuMemcpy2DAsync_v2(&all, stream.0) }.result();
             }
             match (from.memory, to.memory) {
