@@ -11,6 +11,8 @@ pub enum Operation {
     Create,
     /// The meeting of all ranks that rebuild a head, before they agree anew.
     Rebuild,
+    /// The making of connections between devices, after the agreement.
+    Connect,
     /// The transport's own test, after the agreement: pieces whose bytes are known.
     SelfTest,
     /// The headers that check a step's contract.
@@ -43,9 +45,10 @@ pub enum Operation {
 
 impl Operation {
     /// All of them, by their codes.
-    pub const ALL: [Operation; 16] = [
+    pub const ALL: [Operation; 17] = [
         Operation::Create,
         Operation::Rebuild,
+        Operation::Connect,
         Operation::SelfTest,
         Operation::Contract,
         Operation::GatherRows,
@@ -75,7 +78,7 @@ impl Operation {
 
     /// A part of the making or rebuilding of a head.
     pub fn is_creation(self) -> bool {
-        matches!(self, Operation::Create | Operation::Rebuild | Operation::SelfTest)
+        matches!(self, Operation::Create | Operation::Rebuild | Operation::Connect | Operation::SelfTest)
     }
 
     /// Its messages are headers: what ranks disagree on is found there.
@@ -88,6 +91,7 @@ impl Operation {
         match self {
             Operation::Create => "creation of the head",
             Operation::Rebuild => "rebuilding of the head",
+            Operation::Connect => "connecting of the devices",
             Operation::SelfTest => "self-test of the exchange",
             Operation::Contract => "exchange of step headers",
             Operation::GatherRows => "all_gather of hidden rows",

@@ -46,8 +46,8 @@ pub fn examine() -> Vec<Check> {
     #[cfg(feature = "cuda")]
     checks.extend(cuda::examine());
     #[cfg(not(feature = "cuda"))]
-    checks.push(not_built("cuda", "nvcc to build (scripts/cuda-toolkit) and a driver to run"));
-    checks.push(local_exchange());
+    checks.push(not_built("backend", "cuda", "nvcc to build (scripts/cuda-toolkit) and a driver to run"));
+    checks.extend([local_exchange(), nccl(), mpi()]);
     checks
 }
 
@@ -183,14 +183,50 @@ fn cpu_backend() -> Check {
     }
 }
 
-#[cfg(not(feature = "cuda"))]
-fn not_built(name: &str, needs: &str) -> Check {
+#[allow(dead_code, reason = "a build with every feature lacks nothing")]
+fn not_built(what: &str, name: &str, needs: &str) -> Check {
     let suggestion = format!("build with --features {name}; it needs {needs}");
-    Check::new(&format!("backend {name}"), Status::Note, "not in this build", suggestion)
+    Check::new(&format!("{what} {name}"), Status::Note, "not in this build", suggestion)
 }
 
 fn local_exchange() -> Check {
     Check::new("exchange local", Status::Ok, "ranks as threads of one process", "")
+}
+
+#[cfg(feature = "nccl")]
+fn nccl() -> Check {
+    match crate::exchange::nccl::Nccl::load(None) {
+        Ok(nccl) => {
+            let found = format!("NCCL {} at {}", nccl.version(), nccl.path().display());
+            Check::new("exchange nccl", Status::Ok, found, "")
+        }
+        Err(crate::Error::Unsupported { what, got, fix, .. }) => {
+            Check::new("exchange nccl", Status::Note, format!("{what}: {got}"), fix)
+        }
+        Err(other) => Check::new("exchange nccl", Status::Note, other.to_string(), "see the message"),
+    }
+}
+
+#[cfg(not(feature = "nccl"))]
+fn nccl() -> Check {
+    not_built("exchange", "nccl", "nothing to build and NVIDIA's libnccl.so.2 to run")
+}
+
+#[cfg(feature = "mpi")]
+fn mpi() -> Check {
+    let launch = match crate::layout::Launch::from_env() {
+        Ok(Some(launch)) => format!("rank {} of {}, by {}", launch.rank, launch.world_size, launch.launcher),
+        Ok(None) => "ranks as processes that mpirun starts".into(),
+        Err(error) => {
+            return Check::new("exchange mpi", Status::Missing, error.to_string(), "see the message");
+        }
+    };
+    Check::new("exchange mpi", Status::Ok, launch, "")
+}
+
+#[cfg(not(feature = "mpi"))]
+fn mpi() -> Check {
+    not_built("exchange", "mpi", "an MPI library and libclang to build (scripts/mpi)")
 }
 
 #[cfg(test)]
@@ -200,7 +236,16 @@ mod tests {
     #[test]
     fn every_part_of_this_build_is_examined_and_problems_come_with_advice() {
         let checks = examine();
-        for name in ["processor", "threads", "memory", "backend cpu", "backend cuda", "exchange local"] {
+        for name in [
+            "processor",
+            "threads",
+            "memory",
+            "backend cpu",
+            "backend cuda",
+            "exchange local",
+            "exchange nccl",
+            "exchange mpi",
+        ] {
             assert!(checks.iter().any(|c| c.name == name), "{name}");
         }
         for check in checks {

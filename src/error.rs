@@ -162,6 +162,19 @@ impl Error {
         }
     }
 
+    /// Global ranks that the error names: who did not come, is gone, gave up or refused; of a disagreement
+    /// those that are fewer than the most numerous who agree, and all of them where nobody is. Ascending.
+    pub fn ranks(&self) -> Vec<usize> {
+        let mut ranks = match self {
+            Error::Timeout { missing: ranks, .. } | Error::RankLost { ranks, .. } => ranks.clone(),
+            Error::StepMismatch { disagreements, .. } => disagreements.iter().flat_map(at_odds).collect(),
+            _ => Vec::new(),
+        };
+        ranks.sort_unstable();
+        ranks.dedup();
+        ranks
+    }
+
     /// Adds what the rank knows, to an error of the group that has none yet.
     pub(crate) fn with_evidence(mut self, known: impl FnOnce() -> Evidence) -> Self {
         if let Error::StepMismatch { evidence, .. }
@@ -331,6 +344,15 @@ impl fmt::Display for Disagreement {
         }
         Ok(())
     }
+}
+
+/// The ranks of a disagreement that are not with the majority.
+fn at_odds(disagreement: &Disagreement) -> Vec<usize> {
+    let said = &disagreement.said;
+    let most = said.iter().map(|(ranks, _)| ranks.len()).max().unwrap_or(0);
+    let majorities = said.iter().filter(|(ranks, _)| ranks.len() == most).count();
+    let with_majority = |ranks: &[usize]| said.len() > 1 && majorities == 1 && ranks.len() == most;
+    said.iter().filter(|(ranks, _)| !with_majority(ranks)).flat_map(|(ranks, _)| ranks.clone()).collect()
 }
 
 /// Joins with "; ".

@@ -35,7 +35,7 @@ mod warm_up;
 mod wire;
 
 pub use abort::AbortHandle;
-pub use recorder::{OperationRecord, Outcome, StepRecord};
+pub use recorder::{FlightRecorder, OperationRecord, Outcome, StepRecord};
 pub use step::{Step, StepOptions, Ticket};
 pub use traffic::{RankTraffic, bytes_exchanged, step_traffic};
 
@@ -191,7 +191,17 @@ impl LmHead {
         self.agree_on_settings(call, refusal)?;
         // The epoch may be another one now.
         let call = Call { epoch: self.epoch, ..*call };
+        self.connect_devices(&call)?;
         self.test_exchange(&call)
+    }
+
+    /// Lets the exchange's side for device memory meet the peers': the ranks have agreed that all have one.
+    fn connect_devices(&self, call: &Call) -> Result<()> {
+        let (exchange, group) = (&*self.wire.exchange, &self.wire.group);
+        let Some(device) = exchange.device().filter(|_| group.size() > 1) else { return Ok(()) };
+        let call = Call { operation: Operation::Connect, ..*call };
+        exchange.note(&call);
+        device.connect(&call, exchange).map_err(|fault| fault.into_error(&call, group.ranks()))
     }
 
     /// The head's configuration.
@@ -227,6 +237,15 @@ impl LmHead {
     /// This rank's last steps, the latest last: what the evidence of an error has, at any time.
     pub fn recent_steps(&self) -> Vec<StepRecord> {
         self.wire.recorder.steps()
+    }
+
+    /// A handle that other threads may ask at any time what this head has done and where its peers are.
+    pub fn flight_recorder(&self) -> FlightRecorder {
+        FlightRecorder {
+            recorder: self.wire.recorder.clone(),
+            group: Arc::clone(&self.wire.group),
+            exchange: Arc::downgrade(&self.wire.exchange),
+        }
     }
 
     /// The version of the weights, as the engine counts it: `weights_version` of the configuration, until it

@@ -1,4 +1,9 @@
-//! Ranks -> head groups; vocabulary -> shards; rows -> parts. Pure arithmetic.
+//! Ranks -> head groups; vocabulary -> shards; rows -> parts. Pure arithmetic. Which rank a process is, its
+//! launcher says ([`Launch`]).
+
+mod launch;
+
+pub use launch::{Launch, Launcher};
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -196,6 +201,19 @@ impl HeadGroup {
         Ok(HeadGroup { row_part: (me % tp, tp), ranks, me, tp })
     }
 
+    /// A group of the rank alone: a head that is replicated, on tensor-parallel rank `index` of a replica of `tp`
+    /// ranks, which counts where each is answered only its part of the rows.
+    ///
+    /// # Errors
+    /// `Config` when the replica has no such rank.
+    pub fn replicated(rank: usize, index: usize, tp: usize) -> Result<Self> {
+        if index >= tp {
+            let (wanted, fix) = (format!("one of 0..{tp}"), "pass the rank's place in its replica");
+            return Err(Error::config("tensor-parallel index", wanted, index, fix));
+        }
+        Ok(HeadGroup { ranks: vec![rank], me: 0, tp: 1, row_part: (index, tp) })
+    }
+
     /// A group of `size` data-parallel ranks numbered from 0, as member `me` sees it.
     ///
     /// # Errors
@@ -222,6 +240,12 @@ impl HeadGroup {
     /// Tensor-parallel ranks of a replica within the group.
     pub fn tp(&self) -> usize {
         self.tp
+    }
+
+    /// The caller's index among the tensor-parallel ranks of its replica, and how many they are: also of a
+    /// head that is replicated.
+    pub fn row_part(&self) -> (usize, usize) {
+        self.row_part
     }
 
     /// Replicas in the group: each brings rows of its own.

@@ -30,7 +30,8 @@ use lmhead::sampling::mass::Scale;
 use lmhead::weights::synthetic::{self, Spec};
 use lmhead_testkit::adjusting::OwnAdjustments;
 use lmhead_testkit::allocations::{CountingAllocator, Counts, Rounds, counted, steady, steady_ranks};
-use lmhead_testkit::{Random, TestHead};
+use lmhead_testkit::engine::{self, Functions};
+use lmhead_testkit::{Random, TestHead, local_group};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::panic::catch_unwind;
@@ -41,7 +42,7 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// One after the other, each on the program's main thread.
-const CASES: [(&str, fn()); 17] = [
+const CASES: [(&str, fn()); 20] = [
     ("the allocator counts every call of every thread", the_allocator_counts),
     ("a round that allocates now and then is found", what_allocates_is_found),
     ("the exchange gathers small messages", || exchange_gathers(&[64, 0, 7, 500])),
@@ -50,15 +51,18 @@ const CASES: [(&str, fn()); 17] = [
     ("the exchange gathers within parts of a group", exchange_gathers_within_parts),
     ("the exchange notes places", exchange_notes_places),
     ("the exchange gives back what it keeps", exchange_gives_back),
+    ("the exchange by callbacks carries pieces", || callbacks_carry_pieces(Functions::ALL)),
+    ("the exchange by callbacks with one function", || callbacks_carry_pieces(Functions::LEAST)),
     ("the pool takes a caller's job", || pool_takes_jobs(1)),
     ("the pool takes the jobs of several callers", || pool_takes_jobs(4)),
     ("a shard on the CPU answers every request", || loaded_shard_answers(Quantization::None)),
     ("a shard on the CPU that quantises rows", || loaded_shard_answers(Quantization::W8a8)),
     ("rayon's loops that a step may use", rayons_quiet_loops),
     ("rayon's loops that a step may not use", rayons_loops_that_allocate),
-    ("a head alone answers every request", || heads_answer(1, 1)),
-    ("the heads of a data-parallel group answer every request", || heads_answer(3, 1)),
-    ("the heads of a tensor-parallel group answer every request", || heads_answer(2, 2)),
+    ("a head alone answers every request", || heads_answer(1, 1, &local_group)),
+    ("the heads of a data-parallel group answer every request", || heads_answer(3, 1, &local_group)),
+    ("the heads of a tensor-parallel group answer every request", || heads_answer(2, 2, &local_group)),
+    ("the heads of a group over callbacks answer every request", || heads_answer(2, 2, &one_function)),
 ];
 
 fn main() {
@@ -204,6 +208,44 @@ fn exchange_gathers_within_parts() {
                 endpoint.all_to_all_v(&call, &[&send[..len]; RANKS], &mut pieces).unwrap();
                 assert_eq!(pieces.map(|piece| usize::from(piece[0])), [0, 1, 2, 3]);
             }
+        }
+    });
+}
+
+/// Exchanges over an engine that has no function but `all_to_all`.
+fn one_function(size: usize) -> Vec<Arc<dyn Exchange>> {
+    engine::group_of(size, Functions::LEAST, |_, _, _| None)
+}
+
+/// Gathers over all and over parts, and pieces for each, of lengths that change.
+fn callbacks_carry_pieces(functions: Functions) {
+    let endpoints = engine::group_of(RANKS, functions, |_, _, _| None);
+    steady_ranks(RANKS, |me| {
+        let (_, channel) = endpoints[me].channel(1).unwrap();
+        let send = vec![me as u8; 3000];
+        let mut recv = vec![9; RANKS * 3000];
+        let parts: [&[usize]; 3] = [&[0, 1, 2, 3], &[0, 2], &[1, 3]];
+        move |step| {
+            let len = |from: usize| (from + step as usize) % 3 * 1000;
+            for part in [parts[0], parts[1 + me % 2]] {
+                channel.note(&call(Operation::GatherRows, step));
+                let (mut pieces, mut rest): ([&mut [u8]; RANKS], _) = (Default::default(), &mut recv[..]);
+                for (piece, &from) in pieces.iter_mut().zip(part) {
+                    *piece = rest.split_off_mut(..len(from)).unwrap();
+                }
+                let call = call(Operation::GatherRows, step);
+                channel.all_gather_v(&call, part, &send[..len(me)], &mut pieces[..part.len()]).unwrap();
+                for (piece, &from) in pieces.iter().zip(part) {
+                    assert!(piece.iter().all(|byte| usize::from(*byte) == from));
+                }
+            }
+            let mut pieces: [&mut [u8]; RANKS] = cut(&mut recv, len);
+            let call = call(Operation::ExchangeResults, step);
+            channel.all_to_all_v(&call, &[&send[..len(me)]; RANKS], &mut pieces).unwrap();
+            let is_whole =
+                |(from, piece): (usize, &&mut [u8])| piece.iter().all(|byte| usize::from(*byte) == from);
+            assert!(pieces.iter().enumerate().all(is_whole));
+            assert_eq!(channel.pending_fault(), None);
         }
     });
 }
@@ -585,13 +627,12 @@ impl Answered {
 
 /// Steps of every request with rows that change, without and with adjustments, in every mode, after a warm-up
 /// of the most rows.
-fn heads_answer(dp: usize, tp: usize) {
+fn heads_answer(dp: usize, tp: usize, connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>) {
     let layout = ParallelLayout { dp, tp, ..ParallelLayout::data_parallel(dp) };
     let test = TestHead::random(VOCAB, HIDDEN, DType::F32, Quantization::None, 7);
     let backend: &Arc<dyn Backend> = lasting(Arc::new(CpuBackend::new(Some(2)).unwrap()));
     for request in requests() {
-        let endpoints: Vec<Arc<dyn Exchange>> =
-            local::group(dp * tp).into_iter().map(|endpoint| Arc::new(endpoint) as _).collect();
+        let endpoints = connect(dp * tp);
         let steps = |rank: usize| {
             let group = HeadGroup::of(rank, &layout, dp * tp).unwrap().unwrap();
             let shard = test.shard(group.shard(VOCAB, rank));

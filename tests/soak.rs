@@ -3,7 +3,12 @@
 //! ```text
 //! LMHEAD_SOAK_SECONDS=600 cargo test --release --test soak -- --ignored --nocapture      # for as long as asked (120 s by default)
 //! LMHEAD_SOAK_SEED=7 ...                                                                 # the same sequence again
+//! LMHEAD_SOAK_STEPS=10000 cargo test --release --features mpi --test soak -- --nocapture transports    # of each transport
 //! ```
+
+#[cfg(target_os = "linux")]
+#[path = "head/transports/mpi_ranks.rs"]
+mod mpi_ranks;
 
 use lmhead::adjust::Adjustments;
 use lmhead::config::Quantization;
@@ -208,8 +213,22 @@ fn heads_on_threads_share_one_exchange() {
     assert!(began.elapsed() < Duration::from_secs(300), "took {:?}", began.elapsed());
 }
 
+/// In a process of its own: memory is a process's, and other tests of this file fill and free theirs meanwhile.
 #[test]
 fn thousands_of_random_steps_neither_hang_nor_grow() {
+    const ALONE: &str = "LMHEAD_SOAK_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        alone.args(["--exact", "thousands_of_random_steps_neither_hang_nor_grow", "--nocapture"]);
+        let out = alone.env(ALONE, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(
+            out.status.success() && said.contains("1 passed"),
+            "{said}{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        return;
+    }
     println!("seed {SEED}");
     let test = TestHead::random(500, 24, DType::Bf16, Quantization::None, SEED);
     let began = Instant::now();
@@ -284,4 +303,184 @@ fn groups_come_and_go_for_as_long_as_asked() {
     let grown = after.saturating_sub(before);
     println!("largest until {:.0} s: {before} bytes; after: {after}, {grown} more", curve[warm].0);
     assert!(grown < NOISE, "seed {seed}: resident memory grew by {grown} bytes after the warm-up: {curve:?}");
+}
+
+/// The same steps over every transport whose ranks run on this machine without a GPU.
+#[cfg(target_os = "linux")]
+mod transports {
+    use super::mpi_ranks::join_mpi;
+    use lmhead::config::Quantization;
+    use lmhead::dtype::DType;
+    use lmhead::exchange::Exchange;
+    use lmhead::head::LmHead;
+    use lmhead::result::Request;
+    use lmhead::rows::{HiddenRows, RowCounts};
+    use lmhead_testkit::processes::{self, Launcher, Rank, Scenarios, on_processes};
+    use lmhead_testkit::soak::{self, InHostMemory, Plan, SIZES, Summary};
+    use lmhead_testkit::{TestHead, backend, each_rank_over, engine, head_of, local_group, row_bits};
+    use serde_json::{Value, json};
+    use std::sync::{Arc, Barrier};
+    use std::time::{Duration, Instant};
+
+    /// Steps of each transport where the environment says nothing: a few seconds.
+    const SHARED_STEPS: u64 = 800;
+
+    fn soak_rank(rank: &Rank) -> Summary {
+        let plan = Plan::share(SHARED_STEPS, rank.size);
+        soak::rank((rank.me, rank.size), &rank.exchange, &backend(), &InHostMemory, &plan, None)
+    }
+
+    const SCENARIOS: &Scenarios = &[
+        ("soak", |rank| soak_rank(&rank).to_json()),
+        ("a thousand rebuildings", |rank| rebuildings((rank.me, rank.size), &rank.exchange)),
+        // Ranks as threads, in a process that has nothing else in it.
+        ("a thousand rebuildings over local", |_| rebuildings_of_threads(local_group(RANKS))),
+        ("a thousand rebuildings over callbacks", |_| rebuildings_of_threads(engine::group(RANKS))),
+    ];
+
+    /// Returns at once, but where another test here has started this program as one of its ranks.
+    #[test]
+    fn a_rank_of_another_test() {
+        processes::enter(SCENARIOS, join_mpi);
+    }
+
+    /// Groups of all sizes whose ranks are threads.
+    fn soak_threads(transport: &str, connect: impl Fn(usize) -> Vec<Arc<dyn Exchange>>) {
+        let began = Instant::now();
+        let groups = SIZES.map(|size| {
+            let plan = Plan::share(SHARED_STEPS, size);
+            each_rank_over(connect(size), |me, exchange| {
+                soak::rank((me, size), &exchange, &backend(), &InHostMemory, &plan, None)
+            })
+        });
+        soak::sum_up(transport, &groups, began);
+    }
+
+    /// Groups of all sizes whose ranks are processes.
+    fn soak_processes(transport: &str, launcher: Launcher) {
+        let began = Instant::now();
+        let groups = SIZES.map(|size| {
+            let answers = on_processes(
+                launcher,
+                "transports::a_rank_of_another_test",
+                "soak",
+                size,
+                Duration::from_secs(115),
+            );
+            let summary = |(rank, answer): (usize, Option<Value>)| match answer {
+                Some(value) => Summary::from_json(&value),
+                None => panic!("rank {rank} of {size} left no summary"),
+            };
+            answers.into_iter().enumerate().map(summary).collect::<Vec<_>>()
+        });
+        soak::sum_up(transport, &groups, began);
+    }
+
+    #[test]
+    fn over_local() {
+        soak_threads("local", local_group);
+    }
+
+    #[test]
+    fn over_callbacks() {
+        soak_threads("callbacks", engine::group);
+    }
+
+    #[test]
+    fn over_processes() {
+        soak_processes("processes", Launcher::Test);
+    }
+
+    #[cfg(feature = "mpi")]
+    #[test]
+    fn over_mpi() {
+        soak_processes("mpi", Launcher::Mpirun);
+    }
+
+    const RANKS: usize = 3;
+    const ROUNDS: usize = 1000;
+
+    /// `VmRSS` in kB, `Threads` and open files of this process.
+    fn resources() -> [u64; 3] {
+        let status = std::fs::read_to_string("/proc/self/status").expect("a status");
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+            line.trim().trim_end_matches("kB").trim().parse().expect("a number")
+        };
+        let files = std::fs::read_dir("/proc/self/fd").expect("files").count() as u64;
+        [number("VmRSS:"), number("Threads:"), files]
+    }
+
+    /// Faults of three kinds, each followed by a rebuilding, and a head that comes and goes in each round.
+    /// What this process has more at the end than after a fifth of the rounds.
+    fn rebuildings((me, size): (usize, usize), exchange: &Arc<dyn Exchange>) -> Value {
+        let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);
+        let step = |head: &mut LmHead| {
+            let bytes = test.rows(2, 7);
+            let hidden = HiddenRows::new(&bytes, DType::F32, 2, 16).expect("rows");
+            head.step(RowCounts::exact(&vec![2; size]), &Request::argmax())?.run(hidden)
+        };
+        let make = || head_of(&test, &test.config(), size, me, Arc::clone(exchange)).expect("a head");
+        let mut lasting = make();
+        let want = step(&mut lasting).expect("a good step");
+        let mut before = None;
+        for round in 0..ROUNDS {
+            if round == ROUNDS / 5 {
+                before = Some(resources());
+            }
+            match (round % 3, round % size == me) {
+                (0, true) => drop(lasting.step(RowCounts::exact(&vec![2; size]), &Request::argmax())),
+                (1, true) => drop(lasting.step(RowCounts::capacity(1, 2), &Request::argmax())),
+                (2, true) => lasting.abort_handle().abort("the round says so"),
+                _ => assert!(step(&mut lasting).is_err(), "round {round}, rank {me}"),
+            }
+            lasting.rebuild().unwrap_or_else(|error| panic!("round {round}, rank {me}: {error}"));
+            let again =
+                step(&mut lasting).unwrap_or_else(|error| panic!("round {round}, rank {me}: {error}"));
+            assert_eq!(row_bits(&again, 1), row_bits(&want, 1));
+            step(&mut make()).expect("a good step");
+        }
+        let (before, after) = (before.expect("enough rounds"), resources());
+        json!([0, 1, 2].map(|i| after[i].saturating_sub(before[i])))
+    }
+
+    fn rebuildings_of_threads(exchanges: Vec<Arc<dyn Exchange>>) -> Value {
+        let end = Barrier::new(RANKS);
+        // The others' threads are still there when the first one looks.
+        let grown = each_rank_over(exchanges, |me, exchange| {
+            let grown = rebuildings((me, RANKS), &exchange);
+            end.wait();
+            grown
+        });
+        grown.into_iter().next().expect("ranks")
+    }
+
+    /// What memory may grow by: what an allocator keeps of ever other blocks. A round that kept 1 kB would be
+    /// 800 kB, and one that kept a head or a thread far more.
+    const MOST_KB: u64 = 4 << 10;
+
+    fn assert_no_growth(transport: &str, launcher: Launcher, scenario: &str, size: usize) {
+        let within = Duration::from_secs(115);
+        let answers = on_processes(launcher, "transports::a_rank_of_another_test", scenario, size, within);
+        for (rank, answer) in answers.into_iter().enumerate() {
+            let answer = answer.unwrap_or_else(|| panic!("{transport}: rank {rank} left no answer"));
+            let [kb, threads, files] = [0, 1, 2].map(|i| answer[i].as_u64().expect("a number"));
+            println!(
+                "{ROUNDS} rebuildings over {transport}, process {rank}: {kb} kB, {threads} threads and {files} \
+                 files more than after a fifth"
+            );
+            // Ranks as threads count while others have the same files of the system open.
+            assert!(kb < MOST_KB && threads == 0 && files < 10, "{transport}, process {rank}: {answer}");
+        }
+    }
+
+    /// Over MPI: `tests/mpi.rs`; over NCCL: `crates/gpu/tests/cuda_driver/nccl/faults.rs`.
+    #[test]
+    fn a_thousand_rebuildings_leave_nothing_behind() {
+        for transport in ["local", "callbacks"] {
+            let scenario = format!("a thousand rebuildings over {transport}");
+            assert_no_growth(transport, Launcher::Test, &scenario, 1);
+        }
+        assert_no_growth("processes", Launcher::Test, "a thousand rebuildings", RANKS);
+    }
 }

@@ -12,8 +12,10 @@
 mod adjustments;
 mod backend;
 mod checks;
+mod counters;
 mod finish;
 mod held;
+mod marks;
 mod matmul;
 mod pack;
 mod room;
@@ -23,6 +25,7 @@ mod weights;
 
 pub use adjustments::NO_ADJUSTMENTS;
 pub use backend::DeviceBackend;
+pub use marks::stream_marks;
 pub use matmul::{Call, Matmul, Spec};
 
 pub use crate::params::Params;
@@ -142,6 +145,16 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
 
     /// The handle of a stream, by which streams are told apart.
     fn handle(&self, stream: Self::Stream) -> memory::Stream;
+
+    /// Runs `run` on this thread as other libraries need it that call the device: with its context current,
+    /// and afterwards the one before. A device without contexts has nothing to do.
+    ///
+    /// # Errors
+    /// `Device` where it is refused; `run` has not run then.
+    fn with_context(&self, run: &mut dyn FnMut()) -> Result<()> {
+        run();
+        Ok(())
+    }
 
     /// A mark that is on no stream: reached.
     ///

@@ -1,10 +1,14 @@
 //! Device memory between the ranks of a head group, on a stream: the second, optional side of a transport.
 
-use super::{Call, Exchange, Fault};
+use super::{Call, Exchange, Fault, Reset};
 use crate::memory::{Memory, Stream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// Device bytes: an address and a length. 0 bytes are legal, and their address is never looked at.
+/// Bytes by address and length, of a device or, where [callbacks](super::callbacks) are told of it, of the
+/// host. 0 bytes are legal, and their address is never looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
 pub struct Piece {
     pub address: u64,
     pub len: usize,
@@ -23,8 +27,8 @@ pub struct Caps {
 pub struct Pending(pub u64);
 
 /// Collectives on device memory, queued on the caller's stream: [`Exchange`]'s, with the same rules for
-/// channels, order and arguments. The host transport whose [`Exchange::device`] this is stays the control
-/// plane: headers, notices and places go over it.
+/// channels, order and arguments. The host transport beside it ([`WithDevice`](super::WithDevice)) stays the
+/// control plane: headers, notices and places go over it.
 ///
 /// A call returns when its work is queued. It may wait for the peers to come, until the call's deadline, and
 /// not for their streams.
@@ -32,12 +36,38 @@ pub struct Pending(pub u64);
 /// # Safety
 /// Implementations write no other bytes than the receive pieces, and read no others than the send pieces.
 pub unsafe trait DeviceExchange: Send + Sync {
+    /// `nccl`, ...
+    fn name(&self) -> &'static str;
+
+    /// This member's side of the channel that its head has just opened on the host transport: `control`.
+    ///
+    /// # Errors
+    /// `Broken` where there is no channel left, or the device refuses.
+    fn channel(
+        &self,
+        head: u32,
+        instance: u32,
+        control: &Arc<dyn Exchange>,
+    ) -> Result<Arc<dyn DeviceExchange>, Fault>;
+
     /// The memory that pieces lie in.
     fn memory(&self) -> Memory;
 
     fn caps(&self) -> Caps;
 
+    /// Connects this member's side of the channel with its peers', once all members have agreed to make the
+    /// head, or to make it again after [`DeviceExchange::reset`]. Collective over all members; waits for them
+    /// until the call's deadline. `control` is the channel's host transport, over which it may meet them.
+    ///
+    /// # Errors
     /// As [`Exchange::all_gather_v`].
+    fn connect(&self, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
+        let (_, _) = (call, control);
+        Ok(())
+    }
+
+    /// As [`Exchange::all_gather_v`]. The receive pieces that are not empty lie one behind the other, in the
+    /// order of the members.
     ///
     /// # Errors
     /// A [`Fault`]; what is queued by then ends without harm, and the receive pieces are of no particular
@@ -46,6 +76,8 @@ pub unsafe trait DeviceExchange: Send + Sync {
     /// # Safety
     /// The pieces are in [`DeviceExchange::memory`], nobody else writes what is sent or uses what is received
     /// until the work has ended, and they live until then; where it is captured, until the graph is dropped.
+    /// A graph that has captured collectives is dropped before the channel is reset, and before the channel
+    /// itself is: a transport's end may wait for such graphs.
     unsafe fn all_gather_v(
         &self,
         call: &Call,
@@ -70,7 +102,7 @@ pub unsafe trait DeviceExchange: Send + Sync {
         stream: Stream,
     ) -> Result<(), Fault>;
 
-    /// Marks the end of what is on the stream so far.
+    /// Marks the end of what is on the stream so far. Each mark is waited for once, also after a fault.
     ///
     /// # Errors
     /// `Broken` where the device refuses.
@@ -83,6 +115,165 @@ pub unsafe trait DeviceExchange: Send + Sync {
     /// The fault. `Timeout` names members where the transport knows who did not come; else nobody.
     fn wait(&self, pending: Pending, call: &Call, control: &dyn Exchange) -> Result<(), Fault>;
 
+    /// From here on the stream is watched, until [`DeviceExchange::watch_end`], each time that the device
+    /// comes here, in replays of a graph too: where it has not come to the end within the call's whole
+    /// timeout, the channel is given up as by [`DeviceExchange::abort`], and `control` tells the peers. So a
+    /// thread that waits for the stream without a deadline comes back. One stream of a channel is watched at
+    /// a time, and the first call of a channel allocates: it is made before a graph is captured. A graph that
+    /// has captured this is replayed neither after a fault nor after the channel's end.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses, or the transport cannot watch.
+    fn watch_begin(&self, call: &Call, stream: Stream) -> Result<(), Fault> {
+        let (_, _) = (call, stream);
+        Err(Fault::Broken {
+            problem: format!("the transport `{}` watches no stream", self.name()),
+            fix: "wait with a deadline (DeviceExchange::wait)".into(),
+        })
+    }
+
+    /// The end of what [`DeviceExchange::watch_begin`] began.
+    ///
+    /// # Errors
+    /// As that.
+    fn watch_end(&self, call: &Call, stream: Stream) -> Result<(), Fault> {
+        self.watch_begin(call, stream)
+    }
+
     /// Ends everything that waits here, on this rank, for `why`. Idempotent, from any thread, never blocks.
     fn abort(&self, why: &Fault);
+
+    /// Forgets a fault, once all members have met on `control`: what was queued has ended on this rank, and
+    /// the channel may be connected anew.
+    ///
+    /// # Errors
+    /// As [`Exchange::reset`].
+    fn reset(&self, call: &Call, control: &dyn Exchange) -> Result<Reset, Fault>;
+
+    /// As [`Exchange::release_memory`].
+    fn release_memory(&self) {}
+}
+
+/// A wait asks again at once for so long, then sleeps between two questions.
+const SPIN: Duration = Duration::from_millis(1);
+const SLEEP: Duration = Duration::from_micros(50);
+
+/// Between two questions of a wait that began then.
+pub(super) fn pause(began: Instant) {
+    if began.elapsed() < SPIN { std::hint::spin_loop() } else { std::thread::sleep(SLEEP) }
+}
+
+/// Marks on the streams of one device: how a transport learns that queued work has ended. A backend of that
+/// device makes them ([`stream_marks`](crate::backend::device::stream_marks)).
+pub trait StreamMarks: Send + Sync {
+    /// The device's memory.
+    fn memory(&self) -> Memory;
+
+    /// Marks the end of what is on `stream` so far.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses.
+    fn mark(&self, stream: Stream) -> Result<Pending, Fault>;
+
+    /// Whether everything before the mark has ended. Never waits.
+    ///
+    /// # Errors
+    /// `Broken` where the device has failed, or the mark is none that is awaited.
+    fn is_reached(&self, mark: Pending) -> Result<bool, Fault>;
+
+    /// Nobody waits for this mark any longer. Only whoever made a mark gives it back: channels of several
+    /// heads have their marks from here.
+    fn give_back(&self, mark: Pending);
+
+    /// New counters of work on the device's streams.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses.
+    fn counters(&self) -> Result<Arc<dyn StreamCounters>, Fault>;
+
+    /// Memory of so many bytes with a stream of its own.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses.
+    fn scratch(&self, bytes: usize) -> Result<Box<dyn Scratch>, Fault>;
+
+    /// Runs `run` on this thread as other libraries of the device need it: with the context current that the
+    /// streams are of. The one before is current again afterwards.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses; `run` has not run then.
+    fn with_context(&self, run: &mut dyn FnMut()) -> Result<(), Fault>;
+}
+
+/// Two counters that the device itself counts up, in replays of a graph too: how often it has come to the
+/// beginning of some work, and how often to its end.
+pub trait StreamCounters: Send + Sync {
+    /// Queues that the beginning is counted. Neither allocates nor waits; may be captured.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses.
+    fn begin(&self, stream: Stream) -> Result<(), Fault>;
+
+    /// Queues that the end is counted.
+    ///
+    /// # Errors
+    /// As [`StreamCounters::begin`].
+    fn end(&self, stream: Stream) -> Result<(), Fault>;
+
+    /// Beginnings and ends that the device has come to, modulo 2^32. Asks no device.
+    fn counted(&self) -> (u32, u32);
+}
+
+/// Memory of a device, in which a transport tests itself.
+pub trait Scratch {
+    /// Of its first byte; aligned to 256.
+    fn address(&self) -> u64;
+
+    fn stream(&self) -> Stream;
+
+    /// Copies `bytes` to its beginning, and waits for that.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses.
+    fn write(&self, bytes: &[u8]) -> Result<(), Fault>;
+
+    /// Copies from its beginning, behind what is on the stream, and waits for that.
+    ///
+    /// # Errors
+    /// `Broken` where the device refuses.
+    fn read(&self, bytes: &mut [u8]) -> Result<(), Fault>;
+}
+
+/// Waits until `mark` is reached, `own` or `control` have a fault, or the call's deadline has passed; then
+/// gives the mark back. `own` is asked before the device: the transport's own state.
+///
+/// # Errors
+/// The fault. `Timeout` names nobody: a device cannot say whom it waits for.
+pub fn wait_for_mark(
+    marks: &dyn StreamMarks,
+    mark: Pending,
+    call: &Call,
+    control: &dyn Exchange,
+    mut own: impl FnMut() -> Option<Fault>,
+) -> Result<(), Fault> {
+    let began = Instant::now();
+    let done = loop {
+        if let Some(fault) = own() {
+            break Err(fault);
+        }
+        match marks.is_reached(mark) {
+            Ok(true) => break Ok(()),
+            Ok(false) => {}
+            Err(fault) => break Err(fault),
+        }
+        if let Some((call, fault)) = control.pending_fault() {
+            break Err(Fault::Earlier { call: Box::new(call), fault: Box::new(fault) });
+        }
+        if call.left().is_zero() {
+            break Err(Fault::Timeout { missing: Vec::new() });
+        }
+        pause(began);
+    };
+    marks.give_back(mark);
+    done
 }

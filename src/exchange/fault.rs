@@ -27,7 +27,7 @@ pub enum Fault {
 
 impl Fault {
     /// The error for a fault outside of any collective, in `operation`.
-    pub(crate) fn without_call(self, operation: &str) -> Error {
+    pub fn without_call(self, operation: &str) -> Error {
         let (problem, fix) = match self {
             Fault::Broken { problem, fix } => (problem, fix),
             other => (format!("{other:?}"), "make a new exchange and new heads on every rank".into()),

@@ -238,6 +238,10 @@ impl Exchange for LocalExchange {
         self.is_here().then(|| self.channel.pending_fault())?
     }
 
+    fn gone(&self) -> Vec<usize> {
+        if self.is_here() { self.channel.gone() } else { Vec::new() }
+    }
+
     fn notify_abort(&self, call: &Call, reason: &str) {
         if !self.is_here() {
             return;

@@ -2,18 +2,36 @@
 //! [`Exchange::all_to_all_v`]. A transport knows ranks, bytes and deadlines; it knows nothing of logits.
 //!
 //! * [`local`]: ranks are threads of one process.
-//! * [`DeviceExchange`]: the same on device memory, on a stream.
+//! * [`callbacks`]: the engine's own transport, by functions that it hands in.
+//! * [`messages`]: ranks that send each other messages, over any transport that carries them.
+//! * `mpi` (a feature): ranks are processes of an MPI job.
+//! * [`DeviceExchange`]: the same on device memory, on a stream; [`WithDevice`] joins it with a host
+//!   transport.
+//! * `nccl`: device memory between GPUs (feature `nccl`).
 //! * [`Call`], [`Place`] and [`Fault`]: which collective it is, where a member is, and how a collective ends
 //!   badly.
 
+#[allow(unsafe_code, reason = "an interface for addresses that an engine's functions use")]
+pub mod callbacks;
 #[allow(unsafe_code, reason = "an interface for device addresses")]
 mod device;
 mod fault;
 pub mod local;
+pub mod messages;
+#[cfg(feature = "mpi")]
+#[allow(unsafe_code, reason = "MPI's interface")]
+pub mod mpi;
+#[cfg(feature = "nccl")]
+#[allow(unsafe_code, reason = "NCCL's interface")]
+pub mod nccl;
+mod with_device;
 
 pub use crate::call::{Call, Operation, Place};
-pub use device::{Caps, DeviceExchange, Pending, Piece};
+#[cfg(feature = "nccl")]
+use device::pause;
+pub use device::{Caps, DeviceExchange, Pending, Piece, Scratch, StreamCounters, StreamMarks, wait_for_mark};
 pub use fault::Fault;
+pub use with_device::WithDevice;
 
 use std::sync::Arc;
 
@@ -108,6 +126,13 @@ pub trait Exchange: Send + Sync {
     /// for.
     fn pending_fault(&self) -> Option<(Call, Fault)> {
         None
+    }
+
+    /// The members that have left this channel for good, as far as the transport knows, with or without a
+    /// fault: asked where a wait for a device has failed, since one that has ended its last step may leave
+    /// while others still wait for theirs.
+    fn gone(&self) -> Vec<usize> {
+        Vec::new()
     }
 
     /// Tells the peers of this channel, as far as the transport can, that the caller will not finish `call`'s

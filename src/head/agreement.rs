@@ -18,8 +18,13 @@ impl LmHead {
             Some(fingerprint) => format!("a checkpoint of fingerprint {fingerprint:#018x}"),
             None => "weights without a fingerprint".into(),
         };
+        let device = match self.wire.exchange.device() {
+            Some(device) => format!("{} ({:?})", device.name(), device.caps()),
+            None => "none".into(),
+        };
         BTreeMap::from([
             ("backend", self.backend.fingerprint(self.types())),
+            ("device exchange", device),
             ("bias", self.info.has_bias.to_string()),
             ("final_logit_softcapping", c.final_logit_softcapping.map_or("none".into(), |v| v.to_string())),
             ("head ranks", format!("{:?}", self.wire.group.ranks())),

@@ -1,10 +1,11 @@
 //! Whatever ends a creation, a step or a rebuilding on one rank tells its peers at once, and poisons the
 //! head.
 
-use super::recorder::Outcome;
+use super::recorder::{Outcome, Recorder};
 use super::{LmHead, from_now};
 use crate::error::{Error, Evidence, LastSeen, Result};
 use crate::exchange::{Call, Exchange, Operation, Place};
+use crate::layout::HeadGroup;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -123,22 +124,28 @@ impl LmHead {
 
     /// Where everybody is, and this rank's last steps.
     pub(super) fn evidence(&self) -> Evidence {
-        let exchange = AssertUnwindSafe(&self.wire.exchange);
-        let places = catch_unwind(|| exchange.places()).unwrap_or_default();
-        let elsewhere = catch_unwind(|| exchange.places_elsewhere()).unwrap_or_default();
-        let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = |(member, &rank): (usize, &usize)| {
-            let place = places.get(member).copied().flatten();
-            let name = |place: Place| names.get(&place.head).cloned();
-            let elsewhere = elsewhere.get(member).copied().flatten().map(|place| (place, name(place)));
-            LastSeen { rank, place, head: place.and_then(name), elsewhere }
-        };
-        let last_seen = self.wire.group.ranks().iter().enumerate().map(seen).collect();
+        let known = evidence(&*self.wire.exchange, &self.wire.group, &self.wire.recorder);
         // Ranks that are tasks of one pool can only meet where each has a thread.
         let threads = rayon::current_num_threads();
         let small = rayon::current_thread_index().is_some() && threads < self.wire.group.size();
         let small_pool = small.then_some((threads, self.wire.group.size()));
-        let recent_steps = self.wire.recorder.steps().iter().map(ToString::to_string).collect();
-        Evidence { last_seen, recent_steps, small_pool, no_head: !self.is_made }
+        Evidence { small_pool, no_head: !self.is_made, ..known }
     }
+}
+
+/// Where the ranks of `group` are, and the last steps of the caller's.
+pub(super) fn evidence(exchange: &dyn Exchange, group: &HeadGroup, recorder: &Recorder) -> Evidence {
+    let exchange = AssertUnwindSafe(exchange);
+    let places = catch_unwind(|| exchange.places()).unwrap_or_default();
+    let elsewhere = catch_unwind(|| exchange.places_elsewhere()).unwrap_or_default();
+    let names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = |(member, &rank): (usize, &usize)| {
+        let place = places.get(member).copied().flatten();
+        let name = |place: Place| names.get(&place.head).cloned();
+        let elsewhere = elsewhere.get(member).copied().flatten().map(|place| (place, name(place)));
+        LastSeen { rank, place, head: place.and_then(name), elsewhere }
+    };
+    let last_seen = group.ranks().iter().enumerate().map(seen).collect();
+    let recent_steps = recorder.steps().iter().map(ToString::to_string).collect();
+    Evidence { last_seen, recent_steps, ..Evidence::default() }
 }

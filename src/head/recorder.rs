@@ -1,18 +1,22 @@
 //! The flight recorder: a rank's last steps, for whoever asks what happened before a fault. It allocates when
 //! it is made; recording a step allocates nothing.
 
-use crate::exchange::Operation;
+use super::guard;
+use crate::error::Evidence;
+use crate::exchange::{Exchange, Operation};
+use crate::layout::HeadGroup;
 use crate::result::Request;
 use crate::step::{Header, Mode};
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Steps that are kept.
 const STEPS: usize = 32;
 
 /// More than there are kinds of operations in a step.
-const OPERATIONS: usize = 16;
+const OPERATIONS: usize = Operation::ALL.len();
 
 /// One step as a rank has seen it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -102,25 +106,41 @@ impl fmt::Display for StepRecord {
     }
 }
 
-/// Keeps the last steps.
-pub(super) struct Recorder {
+/// Keeps the last steps. A clone keeps the same.
+#[derive(Clone)]
+pub(super) struct Recorder(Arc<Mutex<Steps>>);
+
+struct Steps {
     /// Has room for [`STEPS`] from the beginning, and never has more.
     steps: VecDeque<StepRecord>,
     began: Instant,
 }
 
+impl Steps {
+    fn running(&mut self) -> Option<&mut StepRecord> {
+        self.steps.back_mut().filter(|step| step.outcome == Outcome::Running)
+    }
+}
+
 impl Recorder {
     pub fn new() -> Self {
-        Recorder { steps: VecDeque::with_capacity(STEPS), began: Instant::now() }
+        let steps = Steps { steps: VecDeque::with_capacity(STEPS), began: Instant::now() };
+        Recorder(Arc::new(Mutex::new(steps)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Steps> {
+        // What it guards is whole at every moment.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A step begins.
-    pub fn begin(&mut self, header: &Header, began: Instant) {
-        if self.steps.len() == STEPS {
-            self.steps.pop_front();
+    pub fn begin(&self, header: &Header, began: Instant) {
+        let mut state = self.lock();
+        if state.steps.len() == STEPS {
+            state.steps.pop_front();
         }
-        self.began = began;
-        self.steps.push_back(StepRecord {
+        state.began = began;
+        state.steps.push_back(StepRecord {
             step: header.sequence,
             epoch: header.epoch,
             request: header.request,
@@ -135,8 +155,9 @@ impl Recorder {
     }
 
     /// A collective of the running step has ended, well or not.
-    pub fn operation(&mut self, operation: Operation, sent: u64, received: u64, time: Duration) {
-        let Some(step) = self.running() else { return };
+    pub fn operation(&self, operation: Operation, sent: u64, received: u64, time: Duration) {
+        let mut state = self.lock();
+        let Some(step) = state.running() else { return };
         let known = step.operations().iter().position(|record| record.operation == operation);
         let at = known.unwrap_or(step.used.min(OPERATIONS - 1));
         step.used = step.used.max(at + 1);
@@ -149,21 +170,52 @@ impl Recorder {
     }
 
     /// The running step has ended.
-    pub fn end(&mut self, outcome: Outcome, group_rows: Option<u64>) {
-        let time = self.began.elapsed();
-        let Some(step) = self.running() else { return };
+    pub fn end(&self, outcome: Outcome, group_rows: Option<u64>) {
+        let mut state = self.lock();
+        let time = state.began.elapsed();
+        let Some(step) = state.running() else { return };
         step.outcome = outcome;
         step.group_rows = group_rows.or(step.group_rows);
         step.time = time;
     }
 
-    fn running(&mut self) -> Option<&mut StepRecord> {
-        self.steps.back_mut().filter(|step| step.outcome == Outcome::Running)
-    }
-
     /// The steps, the latest last.
     pub fn steps(&self) -> Vec<StepRecord> {
-        self.steps.iter().copied().collect()
+        self.lock().steps.iter().copied().collect()
+    }
+}
+
+/// What one rank's head has done and where its peers are, asked from any thread, also while the head is in a
+/// step. It may outlive the head: then it knows no places.
+#[derive(Clone)]
+pub struct FlightRecorder {
+    pub(super) recorder: Recorder,
+    pub(super) group: Arc<HeadGroup>,
+    /// The head's: a handle that outlives it keeps no channel open.
+    pub(super) exchange: Weak<dyn Exchange>,
+}
+
+impl fmt::Debug for FlightRecorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FlightRecorder")
+    }
+}
+
+impl FlightRecorder {
+    /// This rank's last steps, the latest last.
+    pub fn steps(&self) -> Vec<StepRecord> {
+        self.recorder.steps()
+    }
+
+    /// The same in words, and where every rank of the group was last seen.
+    pub fn evidence(&self) -> Evidence {
+        match self.exchange.upgrade() {
+            Some(exchange) => guard::evidence(&*exchange, &self.group, &self.recorder),
+            None => Evidence {
+                recent_steps: self.steps().iter().map(ToString::to_string).collect(),
+                ..Evidence::default()
+            },
+        }
     }
 }
 
@@ -174,8 +226,11 @@ mod tests {
 
     #[test]
     fn the_last_steps_are_kept_in_the_memory_of_the_first() {
-        let mut recorder = Recorder::new();
-        let (memory, room) = (recorder.steps.as_slices().0.as_ptr(), recorder.steps.capacity());
+        let recorder = Recorder::new();
+        let (memory, room) = {
+            let state = recorder.lock();
+            (state.steps.as_slices().0.as_ptr(), state.steps.capacity())
+        };
         for sequence in 0..10 * STEPS as u64 {
             let header = Header {
                 head: 1,
@@ -199,7 +254,7 @@ mod tests {
             }
             recorder.end(Outcome::Finished, Some(7));
         }
-        assert_eq!(recorder.steps.capacity(), room);
+        assert_eq!(recorder.lock().steps.capacity(), room);
         let steps = recorder.steps();
         assert!(steps.iter().map(|step| step.step).eq(9 * STEPS as u64..10 * STEPS as u64));
         let last = steps.last().unwrap();
@@ -207,7 +262,8 @@ mod tests {
         assert_eq!(last.operations().len(), Operation::ALL.len());
         let gather = last.operations().iter().find(|o| o.operation == Operation::GatherRows).unwrap();
         assert_eq!((gather.calls, gather.bytes_sent, gather.bytes_received), (101, 303, 505));
-        recorder.steps.make_contiguous();
-        assert_eq!(recorder.steps.as_slices().0.as_ptr(), memory, "moved to other memory");
+        let mut state = recorder.lock();
+        state.steps.make_contiguous();
+        assert_eq!(state.steps.as_slices().0.as_ptr(), memory, "moved to other memory");
     }
 }

@@ -5,11 +5,12 @@ use super::recorder::Outcome;
 use super::run::{Compute, Run};
 use super::wire::{Who, check_memory};
 use super::{LmHead, inputs};
-use crate::backend::On;
+use crate::backend::{Ask, On};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::exchange::{Call, Operation};
 use crate::memory::{Memory, Span};
+use crate::merge::PartialSpec;
 use crate::result::{Answer, AnswerBuffers, OwnedAnswer, Request, RowInputs, StepStats};
 use crate::rows::{HiddenRows, RowCounts};
 use crate::step::{self, HEADER_BYTES, Header, Mode};
@@ -191,6 +192,55 @@ impl LmHead {
             head.wire.exchange.note(&call);
             Ok(head.wire.open.stats)
         })
+    }
+
+    /// Ends the step of `ticket` for an error of the caller's own, as one that cannot make sense of its rows:
+    /// the peers are told, and what comes back is the error as the head's own are. A ticket of another step
+    /// changes nothing.
+    pub fn fail(&mut self, ticket: Ticket, error: Error) -> Error {
+        if self.begun != Some(ticket.0) {
+            return error;
+        }
+        self.begun = None;
+        self.failed(&self.wire.open.call(Operation::Idle), error)
+    }
+
+    /// Bytes of device memory that a step of `request` takes as [`On::workspace`], of the largest of its
+    /// products; 0 on the CPU, and for `discover`, where the rows are not known before. A function of its
+    /// arguments and the head alone: not collective.
+    ///
+    /// # Errors
+    /// As [`LmHead::begin`] for arguments that no head or group could take.
+    pub fn workspace(&self, counts: &RowCounts, request: &Request, options: StepOptions) -> Result<usize> {
+        request.check(self.config.vocab_size)?;
+        let group = &self.wire.group;
+        let own = counts.own(group.replica_of(group.me()), group.replicas())?;
+        let too_many =
+            || Error::shape("row counts", "fewer rows than 2^64", "more", "send fewer rows in one step");
+        let rows = match counts {
+            _ if self.wire.is_alone() => self.answered_rows(own).len(),
+            RowCounts::Exact(list) => {
+                list.iter().try_fold(0usize, |sum, n| sum.checked_add(*n)).ok_or_else(too_many)?
+            }
+            RowCounts::Capacity { max, .. } => max.checked_mul(group.replicas()).ok_or_else(too_many)?,
+            RowCounts::Discover { .. } => return Ok(0),
+        };
+        let best = |k, sum| Ask::Partials(PartialSpec { k, sum, targets: 0 });
+        let (rows, ask) = match *request {
+            Request::Logits { dtype } => (rows, Ask::Logits { dtype }),
+            Request::Argmax => (rows, best(1, false)),
+            Request::TopK { k } => (rows, best(k, true)),
+            Request::Logprobs { targets, top_n, .. } => {
+                let (size, hidden) = (group.size(), self.hidden_dtype);
+                let chunk = self.config.logprobs_chunk_rows(size, hidden, targets, top_n)?;
+                (rows.min(chunk), Ask::Hold { raw: false })
+            }
+            Request::Sample { logprobs } => {
+                let raw = options.adjusted && logprobs.is_some_and(|told| !told.processed);
+                (rows, Ask::Hold { raw })
+            }
+        };
+        self.loaded.as_ref().map_or(Ok(0), |loaded| loaded.workspace(rows, ask))
     }
 
     fn pipeline(

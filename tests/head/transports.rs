@@ -1,14 +1,20 @@
-//! The contract over two transports, as one table: ranks as threads over `local`, and ranks as processes over
-//! sockets.
+//! The contract over several transports, as one table: ranks as threads over `local` and over an engine's
+//! callbacks, as processes over sockets and, with the feature `mpi`, as processes that `mpirun` starts, over
+//! MPI.
 //!
 //! Every row is a scenario that each rank runs. It returns how its calls ended, and the time that took; the
 //! row's check reads the answers of all ranks. After each fault the head is rebuilt and must answer the same
 //! bits as before.
 
+mod faults;
+mod mpi_ranks;
 mod scenarios;
 
-use lmhead_testkit::processes::{self, Processes, on_processes, on_threads};
-use scenarios::{AT_ONCE_MS, LINGERS_MS, LONG_MS, PANIC, SCENARIOS, SHORT_MS, SIZE};
+use lmhead_testkit::processes::{
+    self, Launcher, Processes, Scenario, on_callbacks, on_processes, on_threads,
+};
+use mpi_ranks::join_mpi;
+use scenarios::{AT_ONCE_MS, LINGERS_MS, LONG_MS, PANIC, SHORT_MS, SIZE};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -18,15 +24,30 @@ const ENTRY: &str = "transports::a_rank_of_another_test";
 /// Returns at once, but where another test here has started this program as one of its ranks.
 #[test]
 fn a_rank_of_another_test() {
-    processes::enter(SCENARIOS);
+    processes::enter(&scenarios(), join_mpi);
 }
 
-/// The answers of a row over both transports, with the transport's name. Times are printed.
-fn both(name: &str, size: usize) -> [(&'static str, Vec<Option<Value>>); 2] {
-    let answers = [
-        ("local", on_threads(SCENARIOS, name, size)),
-        ("processes", on_processes(ENTRY, name, size, Duration::from_secs(60))),
+/// All that ranks may do, by name.
+fn scenarios() -> Vec<(&'static str, Scenario)> {
+    [scenarios::SCENARIOS, faults::SCENARIOS].concat()
+}
+
+/// How ranks are started as processes, by the names of the transports.
+const LAUNCHERS: &[(&str, Launcher)] = &[
+    ("processes", Launcher::Test),
+    #[cfg(feature = "mpi")]
+    ("mpi", Launcher::Mpirun),
+];
+
+/// The answers of a row over all transports, with the transport's name. Times are printed.
+fn all(name: &str, size: usize) -> Vec<(&'static str, Vec<Option<Value>>)> {
+    let mut answers = vec![
+        ("local", on_threads(&scenarios(), name, size)),
+        ("callbacks", on_callbacks(&scenarios(), name, size)),
     ];
+    answers.extend(LAUNCHERS.iter().map(|&(transport, launcher)| {
+        (transport, on_processes(launcher, ENTRY, name, size, Duration::from_secs(100)))
+    }));
     for (transport, answers) in &answers {
         let ms = answers.iter().map(|answer| answer.as_ref().and_then(|answer| answer["ms"].as_f64()));
         println!("{name}, {transport}: ms to the end on each rank: {:?}", ms.collect::<Vec<_>>());
@@ -50,6 +71,7 @@ const MISMATCH: i64 = 8;
 const TIMEOUT: i64 = 9;
 const LOST: i64 = 10;
 const POISONED: i64 = 11;
+const EXCHANGE: i64 = 12;
 
 /// One row: what the ranks other than the one at fault get, and what that one gets.
 struct Row {
@@ -112,9 +134,9 @@ const ROWS_OF_THE_TABLE: &[Row] = &[
 ];
 
 #[test]
-fn every_break_is_named_on_every_rank_over_threads_and_processes() {
+fn every_break_is_named_on_every_rank_over_all_transports() {
     for row in ROWS_OF_THE_TABLE {
-        for (transport, answers) in both(row.name, SIZE) {
+        for (transport, answers) in all(row.name, SIZE) {
             for (rank, answer) in answers.iter().enumerate() {
                 let (code, text) = error_of(answer);
                 let want = if rank == 1 { row.culprit } else { row.others };
@@ -129,7 +151,7 @@ fn every_break_is_named_on_every_rank_over_threads_and_processes() {
 
 /// Every answer of a row: the codes and words that each rank may get.
 fn assert_all(name: &str, size: usize, allowed: impl Fn(usize) -> Vec<(i64, &'static str)>, ms: (f64, f64)) {
-    for (transport, answers) in both(name, size) {
+    for (transport, answers) in all(name, size) {
         for (rank, answer) in answers.iter().enumerate() {
             let (code, text) = error_of(answer);
             let what = format!("{name}, {transport}, rank {rank}: {code} {text}");
@@ -204,7 +226,7 @@ fn a_panic_of_transport_or_backend_is_told_to_the_others_at_once() {
     for name in
         ["a panic in the header round", "a panic in the gather", "a panic in the making", "a panic in load"]
     {
-        for (transport, answers) in both(name, SIZE) {
+        for (transport, answers) in all(name, SIZE) {
             assert_eq!(error_of(&answers[1]).0, PANIC, "{name}, {transport}");
             for rank in [0, 2] {
                 let (code, text) = error_of(&answers[rank]);
@@ -234,25 +256,31 @@ fn a_panic_in_the_notice_of_a_panic_is_contained() {
     assert_all("a panic in the notice of a panic", SIZE, allowed, AT_ONCE);
 }
 
-#[test]
-fn threads_and_processes_answer_the_same_bits() {
-    let [(_, threads), (_, processes)] = both("good steps", 4);
+/// The answers of a scenario are the same over all transports.
+fn assert_same_over_all(name: &str, size: usize) {
+    let answers = all(name, size);
+    let (_, threads) = &answers[0];
     assert!(threads.iter().all(Option::is_some));
-    assert_eq!(threads, processes);
+    for (transport, others) in &answers {
+        assert_eq!(threads, others, "{name}, {transport}");
+    }
+}
+
+#[test]
+fn all_transports_answer_the_same_bits() {
+    assert_same_over_all("good steps", 4);
 }
 
 /// No break hangs, whoever made it and in whichever way; all ranks get it in the same step, and go on
 /// together.
 #[test]
-fn random_steps_and_faults_answer_the_same_bits_over_both() {
-    let [(_, threads), (_, processes)] = both("random steps and faults", 4);
-    assert!(threads.iter().all(Option::is_some));
-    assert_eq!(threads, processes);
+fn random_steps_and_faults_answer_the_same_bits_over_all() {
+    assert_same_over_all("random steps and faults", 4);
 }
 
 #[test]
 fn a_rank_that_ends_is_lost_at_once() {
-    for (transport, answers) in both("a rank that goes", SIZE) {
+    for (transport, answers) in all("a rank that goes", SIZE) {
         for rank in [0, 2] {
             let (code, text) = error_of(&answers[rank]);
             assert!(
@@ -264,10 +292,47 @@ fn a_rank_that_ends_is_lost_at_once() {
     }
 }
 
+/// Before, inside and after a collective. Sockets close with their process; MPI tells nobody, and the deadline
+/// passes.
+#[test]
+fn a_rank_that_is_killed_around_a_collective_is_named_by_all_others() {
+    for name in [
+        "killed before the headers",
+        "killed inside the headers",
+        "killed after the gather",
+        "killed inside the exchange",
+        "killed after the exchange",
+    ] {
+        for (transport, launcher) in LAUNCHERS {
+            let answers = on_processes(*launcher, ENTRY, name, SIZE, Duration::from_secs(60));
+            assert_eq!(answers[1], None, "{name}, {transport}");
+            match launcher {
+                Launcher::Test => [0, 2].iter().for_each(|&rank| {
+                    let (code, text) = error_of(&answers[rank]);
+                    let what = format!("{name}, {transport}, rank {rank}: {code} {text}");
+                    assert!(code == LOST && text.contains("ranks [1] have left"), "{what}");
+                }),
+                Launcher::Mpirun => assert_names_the_stopped(&answers, &[0, 2]),
+            }
+            for rank in [0, 2] {
+                let ms = ms_of(&answers[rank]);
+                println!("{name}, {transport}: rank {rank} knew after {ms:.1} ms of {}", 2 * SHORT_MS);
+                assert!(ms < 2.0 * SHORT_MS as f64 + 1000.0, "{name}, {transport}, rank {rank}: {ms} ms");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_transport_that_delivers_another_ranks_bytes_is_found_at_creation() {
+    let words = "delivered other bytes in all_to_all_v";
+    assert_all("pieces in another order", SIZE, |_| vec![(EXCHANGE, words)], AT_ONCE);
+}
+
 /// SIGKILL: the sockets close, and no deadline is waited for.
 #[test]
 fn a_killed_process_is_lost_at_once() {
-    let mut ranks = Processes::start(ENTRY, "steps for ever", SIZE);
+    let mut ranks = Processes::start(Launcher::Test, ENTRY, "steps for ever", SIZE);
     (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
     ranks.kill(1);
     let answers = ranks.answers(Duration::from_secs(60), None);
@@ -294,32 +359,49 @@ fn assert_names_the_stopped(answers: &[Option<Value>], ranks: &[usize]) {
     assert!(errors.iter().any(|(_, text)| names(text)), "{errors:?}");
 }
 
-/// SIGSTOP: nothing closes; the deadline passes, and the rank that stands still is named.
-#[test]
-fn a_stopped_process_is_named_at_the_deadline() {
-    let mut ranks = Processes::start(ENTRY, "steps for ever", SIZE);
+/// What a signal does that no peer is told of: the deadline passes, and the rank that stands still is named.
+fn assert_named_at_the_deadline(launcher: Launcher, signal: &str, send: impl Fn(&mut Processes)) {
+    let mut ranks = Processes::start(launcher, ENTRY, "steps for ever", SIZE);
     (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
-    ranks.stop(1);
+    send(&mut ranks);
     let answers = ranks.answers(Duration::from_secs(60), Some(1));
     assert_names_the_stopped(&answers, &[0, 2]);
     for rank in [0, 2] {
         let ms = ms_of(&answers[rank]);
-        println!("SIGSTOP: rank {rank} knew after {ms:.1} ms of a deadline of {}", 2 * SHORT_MS);
-        assert!(ms < AT_ONCE_MS, "rank {rank}: {ms} ms");
+        println!("{signal}, {launcher:?}: rank {rank} knew after {ms:.1} ms of {}", 2 * SHORT_MS);
+        assert!(ms < 2.0 * SHORT_MS as f64 + 1000.0, "{launcher:?}, rank {rank}: {ms} ms");
     }
+}
+
+/// SIGSTOP: nothing closes.
+#[test]
+fn a_stopped_process_is_named_at_the_deadline() {
+    for (_, launcher) in LAUNCHERS {
+        assert_named_at_the_deadline(*launcher, "SIGSTOP", |ranks| ranks.stop(1));
+    }
+}
+
+/// MPI tells nobody of a process that was killed.
+#[cfg(feature = "mpi")]
+#[test]
+fn a_killed_process_of_an_mpi_job_is_named_at_the_deadline() {
+    assert_named_at_the_deadline(Launcher::Mpirun, "SIGKILL", |ranks| ranks.kill(1));
 }
 
 /// SIGSTOP and, once the others have given up, SIGCONT: the group is rebuilt with all of its ranks.
 #[test]
 fn a_stopped_process_that_goes_on_is_taken_back() {
-    let mut ranks = Processes::start(ENTRY, "a stopped rank comes back", SIZE);
-    (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
-    ranks.stop(1);
-    ranks.wait_for(0, "failed");
-    ranks.wait_for(2, "failed");
-    // Well behind its own deadline: it then reads what the others have told it before it judges by itself.
-    std::thread::sleep(Duration::from_millis(300));
-    ranks.go_on(1);
-    let answers = ranks.answers(Duration::from_secs(60), None);
-    assert_names_the_stopped(&answers, &[0, 1, 2]);
+    for (_, launcher) in LAUNCHERS {
+        let mut ranks = Processes::start(*launcher, ENTRY, "a stopped rank comes back", SIZE);
+        (0..SIZE).for_each(|rank| ranks.wait_for(rank, "steps"));
+        ranks.stop(1);
+        ranks.wait_for(0, "failed");
+        ranks.wait_for(2, "failed");
+        // Well behind its own deadline: it then reads what the others have told it before it judges by
+        // itself.
+        std::thread::sleep(Duration::from_millis(300));
+        ranks.go_on(1);
+        let answers = ranks.answers(Duration::from_secs(60), None);
+        assert_names_the_stopped(&answers, &[0, 1, 2]);
+    }
 }

@@ -82,7 +82,8 @@ pub struct RunArgs {
     /// Where the arithmetic runs
     #[arg(long, default_value = "auto")]
     pub backend: BackendName,
-    /// What carries bytes between ranks
+    /// What carries bytes between ranks: local (threads of this process) or mpi (processes, a rank each) [auto: mpi where mpirun
+    /// has started several]
     #[arg(long, default_value = "auto")]
     pub exchange: ExchangeName,
     /// Threads of the CPU, which load the head and which all ranks share in their steps [default: all cores]
@@ -113,6 +114,10 @@ pub struct RunArgs {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+
+    /// Processes that share this run, a rank each, where a launcher has started several.
+    #[arg(skip)]
+    pub processes: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,6 +141,7 @@ pub enum BackendName {
 pub enum ExchangeName {
     Auto,
     Local,
+    Mpi,
 }
 
 /// More steps of warm-up make no step faster (`benches/results/cpu/run.json`).
@@ -149,8 +155,16 @@ pub fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
 }
 
 impl RunArgs {
+    /// Data-parallel ranks, where given, or where there are as many processes as tp and these make.
     pub fn dp(&self) -> Result<Option<usize>> {
-        self.dp.as_deref().map(|text| at_least_one("--dp", text)).transpose()
+        let given = self.dp.as_deref().map(|text| at_least_one("--dp", text)).transpose()?;
+        let (None, Some(processes), None) = (given, self.processes, &self.rows) else { return Ok(given) };
+        let tp = self.tp()?;
+        if processes.is_multiple_of(tp) {
+            return Ok(Some(processes / tp));
+        }
+        let fix = "start as many processes as dp x tp";
+        Err(refused("--tp", &format!("a divisor of the {processes} processes"), &self.tp, fix))
     }
 
     pub fn tp(&self) -> Result<usize> {

@@ -160,6 +160,16 @@ impl Assembled {
         }
     }
 
+    /// The parts of the answer, each `[rows, bytes of a row]`.
+    pub fn columns(&self) -> Vec<&[u8]> {
+        columns(self)
+    }
+
+    /// The same in the same order, to be written.
+    pub fn columns_mut(&mut self) -> Vec<&mut [u8]> {
+        columns_mut(self)
+    }
+
     /// As they are written: views of the answer.
     pub fn tensors(&self) -> Vec<Tensor<'_>> {
         let rows = self.rows;

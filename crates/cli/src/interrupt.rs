@@ -45,6 +45,23 @@ impl Drop for Listed {
     }
 }
 
+/// Ends the process without destructors and exit handlers, which could wait for other processes. Files that
+/// must not outlive the program are removed.
+pub fn exit_at_once(code: u8) -> ! {
+    // The lock is never given back: no file is made after this.
+    let temporaries = std::mem::ManuallyDrop::new(TEMPORARIES.lock().unwrap_or_else(PoisonError::into_inner));
+    for path in temporaries.iter() {
+        let _ = std::fs::remove_file(path);
+    }
+    #[cfg(unix)]
+    // SAFETY: nothing of this process is used any more.
+    unsafe {
+        libc::_exit(code.into())
+    }
+    #[cfg(not(unix))]
+    std::process::exit(code.into())
+}
+
 #[cfg(not(unix))]
 pub fn watch() {}
 

@@ -13,6 +13,7 @@ mod draft;
 mod input;
 #[allow(unsafe_code, reason = "signal handlers")]
 mod interrupt;
+mod job;
 mod output;
 mod plan;
 mod quantize;
@@ -25,6 +26,7 @@ mod threads;
 mod times;
 
 use clap::{Parser, Subcommand};
+use std::fmt;
 use std::process::ExitCode;
 
 /// A sharded LM head: gather -> matmul -> exchange, checked against float64.
@@ -37,7 +39,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compute a head over data-parallel ranks, each a thread with its own shard of the vocabulary
+    /// Compute a head over data-parallel ranks, each with its own shard of the vocabulary: a thread, or a
+    /// process where mpirun starts several
     Run(Box<args::RunArgs>),
     /// Who shares a head, what each rank holds and exchanges, and what a step would take; nothing is computed
     Plan(Box<plan::PlanArgs>),
@@ -55,6 +58,22 @@ pub enum Failure {
     Input(lmhead::Error),
     /// Exit 3: ranks failed; each with its error.
     Ranks(Vec<(usize, String)>),
+    /// Exit 2: the user's input, of which the first of several processes tells.
+    Said,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Input(error) => write!(f, "{}", in_options(error.clone())),
+            Failure::Ranks(failed) => {
+                let words: Vec<String> =
+                    failed.iter().map(|(rank, error)| format!("rank {rank}: {error}")).collect();
+                f.write_str(&words.join("; "))
+            }
+            Failure::Said => f.write_str("as the first process says"),
+        }
+    }
 }
 
 impl From<lmhead::Error> for Failure {
@@ -82,11 +101,11 @@ fn printed(result: std::io::Result<()>) -> Result<(), Failure> {
     }
 }
 
-/// Writes a line to standard error. Where that cannot be written there is nobody to tell; the exit code says
-/// it still.
+/// Writes a line to standard error, in one piece: other processes of a job may write to the same. Where that
+/// cannot be written there is nobody to tell; the exit code says it still.
 pub fn tell(line: impl std::fmt::Display) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Messages of the library name settings; where those are options here, the option.
@@ -109,15 +128,21 @@ fn in_options(error: lmhead::Error) -> lmhead::Error {
     }
 }
 
+/// A subcommand of one process.
+fn alone(name: &str, run: impl FnOnce() -> Result<bool, Failure>) -> Result<bool, Failure> {
+    job::refuse_several(name)?;
+    run()
+}
+
 fn main() -> ExitCode {
     let result = match Cli::try_parse().map(|cli| cli.command) {
         Ok(command) => {
             interrupt::watch();
             match command {
-                Command::Run(args) => run::run(&args),
-                Command::Plan(args) => plan::plan(&args),
-                Command::Quantize(args) => quantize::quantize(&args),
-                Command::Bench(args) => bench::bench(&args),
+                Command::Run(mut args) => run::run(&mut args),
+                Command::Plan(args) => alone("plan", || plan::plan(&args)),
+                Command::Quantize(args) => alone("quantize", || quantize::quantize(&args)),
+                Command::Bench(args) => alone("bench", || bench::bench(&args)),
                 Command::Doctor(args) => doctor::doctor(&args),
             }
         }
@@ -129,18 +154,20 @@ fn main() -> ExitCode {
         // What was asked for: help or the version.
         Err(help) => printed(help.print()).map(|()| true),
     };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
-        Err(Failure::Input(error)) => {
-            tell(format_args!("error: {}", in_options(error)));
-            ExitCode::from(2)
-        }
+    let code = match &result {
+        Ok(true) => 0,
+        Ok(false) => 1,
         Err(Failure::Ranks(failed)) => {
-            for (rank, error) in failed {
-                tell(format_args!("error: rank {rank}: {error}"));
-            }
-            ExitCode::from(3)
+            failed.iter().for_each(|(rank, error)| tell(format_args!("error: rank {rank}: {error}")));
+            3
         }
-    }
+        Err(Failure::Said) => 2,
+        Err(failure @ Failure::Input(_)) => {
+            let rank = job::rank().map(|rank| format!("rank {rank}: ")).unwrap_or_default();
+            tell(format_args!("error: {rank}{failure}"));
+            2
+        }
+    };
+    job::end_unfinished(code);
+    ExitCode::from(code)
 }

@@ -2,6 +2,7 @@
 //! loaded and nothing computed: figures of a step are those that `lmhead run` measures of the same step.
 
 mod plot;
+mod profile;
 mod report;
 
 use crate::args::{RequestWords, at_least_one, refused, row_counts};
@@ -17,6 +18,7 @@ use lmhead::error::{Error, Result};
 use lmhead::layout::{ParallelLayout, RankOrder};
 use lmhead::result::Request;
 use lmhead::weights::synthetic::{self, Preset};
+use profile::Profile;
 use report::{Collectives, Costs, Report, WeightBytes};
 use std::path::PathBuf;
 
@@ -81,6 +83,10 @@ pub struct PlanArgs {
     /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto goes by the first
     #[arg(long, value_name = "NAME", help_heading = "Cost model")]
     machine: Option<String>,
+    /// Speeds as they were measured on a machine, with the steps measured beside them: cpu2-local, cpu2-callbacks,
+    /// cpu2-processes, cpu2-mpi, or the file of a profile; several with commas
+    #[arg(long, value_name = "NAME", help_heading = "Cost model")]
+    profile: Option<String>,
     /// Bandwidth of device memory, in place of the machine's
     #[arg(long, value_name = "GB/S", help_heading = "Cost model")]
     memory_gb_per_s: Option<String>,
@@ -147,7 +153,9 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let head = PlannedHead { name: head.name, weight: WeightBytes { dtype, bias: head.source.has_bias() } };
     let (layout, rows) = args.ranks(&config)?;
 
-    let speeds = args.speeds(&config)?;
+    let names = args.profile.iter().flat_map(|names| names.split(','));
+    let profiles: Vec<Profile> = names.map(|name| Profile::find(name.trim())).collect::<Result<_>>()?;
+    let speeds = args.speeds(&config, &profiles)?;
     let most = rows.iter().copied().max().unwrap_or(0);
     let candidates = args.candidates(&request, config.vocab_size)?;
     let logits_dtype = if let Request::Logits { dtype } = request { dtype } else { DType::Bf16 };
@@ -177,13 +185,18 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         }
     });
     config.validate()?;
-    let costs: Vec<Costs> = speeds
+    let mut costs: Vec<Costs> = speeds
         .iter()
         .map(|(name, speeds)| {
             let models = (&model(speeds, None), &model(speeds, Some(candidates)));
             Costs::over_sizes(name, &head.weight, &config, &layout, models, &collectives)
         })
         .collect();
+    for profile in &profiles {
+        let measured = profile.compare()?;
+        let own = costs.iter_mut().find(|costs| costs.machine == profile.name);
+        own.expect("costs of every profile").measured = Some(measured);
+    }
     if args.svg.is_some() && costs.is_empty() {
         let (wanted, fix) = ("speeds to plot by", "add --machine h100-nvlink, or speeds as numbers");
         let key = "--svg".to_string();
@@ -313,7 +326,7 @@ impl PlanArgs {
     }
 
     /// The machines whose speeds are compared: the configured one first.
-    fn speeds(&self, config: &HeadConfig) -> Result<Vec<(String, CostModel)>> {
+    fn speeds(&self, config: &HeadConfig, profiles: &[Profile]) -> Result<Vec<(String, CostModel)>> {
         let number = |option: &str, text: &Option<String>| {
             let parse = |text: &String| {
                 text.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0).ok_or_else(|| {
@@ -333,6 +346,9 @@ impl PlanArgs {
                 name.trim().to_string(),
                 cost::machine(name.trim())?.model(config.quantization, 0, None, DType::Bf16),
             ));
+        }
+        for profile in profiles {
+            machines.push((profile.name.clone(), profile.model(config.quantization)?));
         }
         if machines.is_empty() {
             let given = [memory, tflops, link, latency];

@@ -1,4 +1,5 @@
 //! The ranks that this process runs: one OS thread each, every head group with an exchange of its own.
+//! Who runs them: `job`.
 
 use crate::Failure;
 use crate::args::CountMode;
@@ -34,6 +35,23 @@ pub struct Rank {
 pub struct Ranks {
     pub ranks: Vec<Rank>,
     exchanges: Vec<Arc<dyn Exchange>>,
+}
+
+/// A rank of the run, in whichever process.
+pub struct Member {
+    pub rank: usize,
+    pub dp: usize,
+    pub group: HeadGroup,
+}
+
+/// All ranks, ascending. Those that hold no part of a head are passed over.
+pub fn members(layout: &ParallelLayout, group_size: usize) -> Result<Vec<Member>> {
+    let mut members = Vec::new();
+    for rank in 0..layout.world_size()? {
+        let Some(group) = HeadGroup::of(rank, layout, group_size)? else { continue };
+        members.push(Member { rank, dp: layout.coordinates(rank)?.dp, group });
+    }
+    Ok(members)
 }
 
 /// How the ranks of this process reach the others of their groups: all that [`set_up`] has to know of a
@@ -89,6 +107,8 @@ pub fn set_up(
     let (mut ranks, mut exchanges) = (Vec::new(), Vec::new());
     for rank in connect.ranks(layout)? {
         let Some(group) = HeadGroup::of(rank, layout, group_size)? else { continue };
+        // Before anything that can fail: peers of other processes see it go then.
+        exchanges.push(connect.endpoint(&group)?);
         let vocab = group.shard(config.vocab_size, group.me());
         let key = (vocab.start, vocab.end);
         let shard = match shards.entry(key) {
@@ -103,7 +123,6 @@ pub fn set_up(
                 Arc::clone(place.insert(Arc::new(shard)))
             }
         };
-        exchanges.push(connect.endpoint(&group)?);
         let at = layout.coordinates(rank)?;
         ranks.push(Rank { rank, dp: at.dp, tp: at.tp, group, shard });
     }

@@ -5,7 +5,7 @@ use crate::times::Percentiles;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use lmhead::doctor::processor_name;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Everything about one run. Times are medians over the timed steps, but for the percentiles.
 #[derive(Serialize)]
@@ -44,7 +44,7 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct RankReport {
     pub rank: usize,
     pub dp: usize,

@@ -1,30 +1,58 @@
-//! `lmhead run`: the whole way, from files or synthetic data to an answer, a check and a report.
+//! `lmhead run`: the whole way, from files or synthetic data to an answer, a check and a report. Where
+//! several processes share a run, each goes this way with its own rank, and the first collects what all have
+//! found.
 
-use crate::args::{CountMode, ExchangeName, RunArgs};
+use crate::args::{CountMode, RunArgs};
 use crate::assembled::Assembled;
 use crate::backends::{Chosen, choose};
 use crate::check;
 use crate::input::{HeadSource, Rows};
+use crate::job::{self, Job, Peers};
 use crate::output::OutFile;
-use crate::ranks::{self, InProcess, Plan, Rank, Ranks, Told};
+use crate::ranks::{self, Member, Plan, Rank, Ranks, Told};
 use crate::report::{self, RankReport, Report, StepReport};
-use crate::times::{Percentiles, SlowestRank, Times};
+use crate::times::{Percentiles, SlowestRank};
 use crate::{Failure, draft, print, sampling_args, tell, threads};
 use lmhead::backend::{Backend, HeadTypes};
 use lmhead::config::{HeadConfig, Settings};
 use lmhead::dtype::DType;
 use lmhead::finish::columns;
-use lmhead::layout::{ParallelLayout, RankOrder};
+use lmhead::layout::{Launch, ParallelLayout, RankOrder};
 use lmhead::result::{Request, RowStatus};
 use lmhead::step::HEADER_BYTES;
 use lmhead::weights::HeadShard;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs it all; false when the check failed.
-pub fn run(args: &RunArgs) -> Result<bool, Failure> {
+pub fn run(args: &mut RunArgs) -> Result<bool, Failure> {
+    let launch = job::launch(args.exchange)?;
+    args.processes = launch.map(|launch| launch.world_size);
+    // Before anything else can fail: the others wait for this process until it is there.
+    let mut job = Job::join(launch)?;
+    match run_ranks(args, launch.as_ref(), &mut job) {
+        Ok((passed, timeout)) => {
+            let own = launch.map_or(0, |launch| launch.rank);
+            job.finish(timeout).map_err(|error| Failure::Ranks(vec![(own, error.to_string())]))?;
+            Ok(passed)
+        }
+        Err(failure) => Err(job.give_up(failure)),
+    }
+}
+
+/// Runs the ranks of this process; the first process also assembles, checks and reports what all have found.
+/// Returns whether the check passed, and how long processes wait for each other at the end.
+fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(bool, Duration), Failure> {
+    let is_first = launch.is_none_or(|launch| launch.rank == 0);
+    // What all processes would say is said by the first.
+    let warn = |warning: &dyn std::fmt::Display| {
+        if is_first {
+            tell(format_args!("warning: {warning}"));
+        }
+    };
     // Everything that the user wrote is judged before anything is loaded or computed.
-    let (request, threads, seed) = (args.request()?, args.threads()?, args.seed()?);
+    let (request, threads, seed) = (args.request()?, job::threads_of(args, launch)?, args.seed()?);
     let (warm_up, steps, sampling) = (args.warm_up()?, args.steps()?, args.sampling()?);
     args.check_ranks()?;
     threads::limit(threads)?;
@@ -42,38 +70,52 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     let rows = Rows::read(args, &source, &config, &request)?;
     let request = rows.data.asked(request);
     config.hidden_dtype = Some(rows.dtype);
-    for note in rows.data.notes() {
-        tell(format_args!("warning: {note}"));
-    }
+    rows.data.notes().iter().for_each(|note| warn(note));
     let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
+    job::check_layout(launch, &layout)?;
     let group_size = config.group_size(&layout)?;
     let slowest = SlowestRank::new(layout.world_size()? / group_size, steps)?;
     request.check(config.vocab_size)?;
     if let Request::Logprobs { targets, top_n, .. } = request {
         config.logprobs_chunk_rows(group_size, rows.dtype, targets, top_n)?;
     }
-    let out =
-        args.out.as_deref().map(|path| OutFile::check(path, &args.input_files(), "--out")).transpose()?;
-    let mut answer = Assembled::new(&request, rows.outputs(), config.vocab_size)?;
+    let out = args.out.as_deref().filter(|_| is_first);
+    let out = out.map(|path| OutFile::check(path, &args.input_files(), "--out")).transpose()?;
+    let mut answer = Assembled::new(&request, if is_first { rows.outputs() } else { 0 }, config.vocab_size)?;
 
     let Chosen { backend, description, threads } =
         choose(args.backend, threads, &config, &source, rows.dtype)?;
-    let exchange = match args.exchange {
-        ExchangeName::Auto | ExchangeName::Local => "local",
-    };
     let began = Instant::now();
-    let set_up = ranks::set_up(&source, &config, &layout, group_size, &mut InProcess::default())?;
+    let set_up = ranks::set_up(&source, &config, &layout, group_size, job.connect())?;
     let load_seconds = began.elapsed().as_secs_f64();
     source.check_unchanged()?;
     let mut warnings = source.warnings();
-    for warning in &warnings {
-        tell(format_args!("warning: {warning}"));
-    }
+    warnings.iter().for_each(|warning| warn(warning));
     warnings.extend(rows.data.notes().iter().cloned());
 
     let parts = rows.by_rank();
     let plan = Plan { config: &config, request, mode: args.mode, warm_up, steps, rows: &rows, parts: &parts };
-    let (ranks, told) = compute(set_up, &backend, &plan, &slowest, &mut answer)?;
+    let members = ranks::members(&layout, group_size)?;
+    let peers = job.peers(config.create_timeout);
+    let (ranks, told) = match &peers {
+        None => compute(set_up, &backend, &plan, &slowest, &members, &mut answer)?,
+        Some(peers) => compute_apart(set_up, &backend, &plan, &slowest, &members, &mut answer, peers)?,
+    };
+    let done = (ranks.iter().zip(&told)).map(|(rank, told)| Done::of(rank, told, &plan)).collect();
+    let (done, percentiles) = match &peers {
+        None => (done, slowest.percentiles()),
+        Some(peers) => collect_done(done, &members, slowest, group_size, steps, peers)?,
+    };
+    // A step that read old and new weights is of neither file, and a check against the new ones says nothing
+    // of it.
+    let check_unchanged = || match ranks.iter().any(|rank| rank.shard.is_mapped()) {
+        true => source.check_unchanged(),
+        false => Ok(()),
+    };
+    if !is_first {
+        check_unchanged()?;
+        return Ok((true, config.create_timeout));
+    }
     let of_status = |status| (0..answer.rows).filter(|&i| answer.status(i) == status).collect::<Vec<usize>>();
     let bad = of_status(RowStatus::NonFinite);
     let none = of_status(RowStatus::NothingAllowed);
@@ -100,11 +142,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         }
         false => None,
     };
-    // A step that read old and new weights is of neither file, and a check against the new ones says nothing
-    // of it.
-    if ranks.iter().any(|rank| rank.shard.is_mapped()) {
-        source.check_unchanged()?;
-    }
+    check_unchanged()?;
     if let Some(targets) = targets {
         draft::translate(&mut answer.output, targets);
     }
@@ -126,7 +164,7 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         request: sampling_args::words(&request, sampling.as_ref(), rows.data.own_sampling()),
         mode: mode_name(args.mode).into(),
         backend: description,
-        exchange: exchange.into(),
+        exchange: job.name().into(),
         threads,
         dp: layout.dp,
         tp: layout.tp,
@@ -137,8 +175,8 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
         load_seconds,
         warm_up,
         steps,
-        step: step_report(&ranks, &told, &plan, slowest.percentiles()),
-        ranks: ranks.iter().zip(&told).map(|(rank, told)| rank_report(rank, told, &plan)).collect(),
+        step: step_report(&members, &done, &plan, percentiles),
+        ranks: done.into_iter().map(|done| done.report).collect(),
         check: checked,
         out: args.out.as_ref().map(|path| path.display().to_string()),
         warnings,
@@ -148,23 +186,22 @@ pub fn run(args: &RunArgs) -> Result<bool, Failure> {
     } else {
         print(&report.table())?;
     }
-    Ok(passed)
+    Ok((passed, config.create_timeout))
 }
 
-/// Runs the ranks' steps, which leave their answers in `whole`, in output-row order. The tp ranks of a replica
-/// answer the same rows, unless these are split among them: the first writes into `whole`, the others into
-/// memory of their own, which must then hold the same bits.
+/// Runs the ranks' steps, which leave their answers in `whole`, in output-row order. The tp ranks of a
+/// replica answer the same rows, unless these are split among them: the first writes into `whole`, the others
+/// into memory of their own, which must then hold the same bits.
 fn compute(
     set_up: Ranks,
     backend: &Arc<dyn Backend>,
     plan: &Plan,
     slowest: &SlowestRank,
+    members: &[Member],
     whole: &mut Assembled,
 ) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
-    let (shares, places) = shares(&set_up.ranks, plan);
-    let room = |share: &Share| Assembled::new(&plan.request, share.rows, plan.config.vocab_size);
-    let again = shares.iter().filter(|share| share.same_as.is_some());
-    let mut repeated: Vec<Assembled> = again.map(room).collect::<lmhead::Result<_>>()?;
+    let (shares, places) = shares(members, plan);
+    let mut repeated = room_to_repeat(&shares, plan)?;
     let once: Vec<usize> = shares.iter().filter(|s| s.same_as.is_none()).map(|s| s.rows).collect();
 
     let (mut of_whole, mut of_repeated) =
@@ -174,16 +211,133 @@ fn compute(
         Some(_) => of_repeated.next().expect("memory for each share"),
     });
     let done = ranks::run(set_up, backend, plan, slowest, parts.collect())?;
+    put_in_order(whole, &repeated, members, &shares, &places)?;
+    Ok(done)
+}
 
-    let again = shares.iter().enumerate().filter_map(|(i, share)| Some((i, share.first, share.same_as?)));
-    for ((i, first, rank), answer) in again.zip(repeated) {
-        if !whole.has(first, &answer) {
-            let text = format!("its answer differs from rank {rank}'s; please report it with the command");
-            return Err(Failure::Ranks(vec![(done.0[i].rank, text)]));
+/// The same where each process runs one rank: its answer goes to the first process.
+fn compute_apart(
+    set_up: Ranks,
+    backend: &Arc<dyn Backend>,
+    plan: &Plan,
+    slowest: &SlowestRank,
+    members: &[Member],
+    whole: &mut Assembled,
+    peers: &Peers,
+) -> Result<(Vec<Rank>, Vec<Told>), Failure> {
+    let (shares, places) = shares(members, plan);
+    let mut own = Assembled::new(&plan.request, shares[peers.me()].rows, plan.config.vocab_size)?;
+    let done = ranks::run(set_up, backend, plan, slowest, vec![own.whole()])?;
+
+    let mut repeated = if peers.is_first() { room_to_repeat(&shares, plan)? } else { Vec::new() };
+    let rows = whole.rows;
+    for (i, column) in own.columns().into_iter().enumerate() {
+        let mut pieces = Vec::new();
+        if peers.is_first() {
+            let mut rest = whole.columns_mut().swap_remove(i);
+            let row_bytes = rest.len() / rows.max(1);
+            let mut again = repeated.iter_mut().map(|answer| answer.columns_mut().swap_remove(i));
+            pieces.extend(shares.iter().map(|share| match share.same_as {
+                None => rest.split_off_mut(..share.rows * row_bytes).expect("rows for each share"),
+                Some(_) => again.next().expect("memory for each share"),
+            }));
+        }
+        peers.collect(column, &mut pieces).map_err(|error| of_rank(peers, error))?;
+    }
+    if peers.is_first() {
+        put_in_order(whole, &repeated, members, &shares, &places)?;
+    }
+    Ok(done)
+}
+
+/// An error in what the processes do together.
+fn of_rank(peers: &Peers, error: lmhead::Error) -> Failure {
+    Failure::Ranks(vec![(peers.me(), error.to_string())])
+}
+
+/// Memory for the answers that are there twice.
+fn room_to_repeat(shares: &[Share], plan: &Plan) -> lmhead::Result<Vec<Assembled>> {
+    let again = shares.iter().filter(|share| share.same_as.is_some());
+    again.map(|share| Assembled::new(&plan.request, share.rows, plan.config.vocab_size)).collect()
+}
+
+/// Compares what is there twice, and brings the rows from the ranks' order into the output's.
+fn put_in_order(
+    whole: &mut Assembled,
+    repeated: &[Assembled],
+    members: &[Member],
+    shares: &[Share],
+    places: &[usize],
+) -> Result<(), Failure> {
+    let again =
+        members.iter().zip(shares).filter_map(|(m, share)| Some((m.rank, share.first, share.same_as?)));
+    for ((rank, first, other), answer) in again.zip(repeated) {
+        if !whole.has(first, answer) {
+            let text = format!("its answer differs from rank {other}'s; please report it with the command");
+            return Err(Failure::Ranks(vec![(rank, text)]));
         }
     }
-    whole.reorder(&places);
-    Ok(done)
+    whole.reorder(places);
+    Ok(())
+}
+
+/// What a rank has to report, in whichever process it ran.
+#[derive(Serialize, Deserialize)]
+struct Done {
+    report: RankReport,
+    /// Rows that it was answered.
+    rows: usize,
+    weight_bytes: u64,
+    /// Of each timed step, where the rank had a process to itself.
+    step_nanos: Vec<u64>,
+}
+
+impl Done {
+    fn of(rank: &Rank, told: &Told, plan: &Plan) -> Self {
+        let report = rank_report(rank, told, plan);
+        Done { report, rows: told.rows, weight_bytes: told.stats.weight_bytes, step_nanos: Vec::new() }
+    }
+}
+
+/// What all processes have to report, and the percentiles of their steps: for the first one.
+fn collect_done(
+    mut done: Vec<Done>,
+    members: &[Member],
+    own: SlowestRank,
+    group_size: usize,
+    steps: usize,
+    peers: &Peers,
+) -> Result<(Vec<Done>, Percentiles), Failure> {
+    for done in &mut done {
+        done.step_nanos = own.of_group(0);
+    }
+    let text = serde_json::to_string(&done).expect("a report is JSON");
+    let texts = peers.collect_texts(&text).map_err(|error| of_rank(peers, error))?;
+    let mut all: Vec<Done> = Vec::new();
+    for (rank, text) in texts.iter().enumerate() {
+        // Ranks that share no head have not been compared before.
+        let alike = |done: &Done| done.report.rank == rank && done.step_nanos.len() == steps;
+        match serde_json::from_str::<Vec<Done>>(text) {
+            Ok(done) if done.len() == 1 && done.iter().all(alike) => all.extend(done),
+            _ => {
+                let problem = format!("its report is not that of {steps} steps of one rank");
+                let fix = "start all ranks with the same options and the same version of lmhead";
+                return Err(Failure::Ranks(vec![(rank, format!("{problem}; {fix}"))]));
+            }
+        }
+    }
+    // The groups in the order of their first ranks.
+    let mut groups: Vec<&[usize]> = members.iter().map(|member| member.group.ranks()).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let slowest = SlowestRank::new(members.len() / group_size, steps)?;
+    for done in &all {
+        let group = groups.partition_point(|ranks| *ranks < &done.report.group[..]);
+        for (step, nanos) in done.step_nanos.iter().enumerate() {
+            slowest.add(group, step, Duration::from_nanos(*nanos));
+        }
+    }
+    Ok((all, slowest.percentiles()))
 }
 
 /// Which rows of the whole answer, in the order of the ranks, a rank answers.
@@ -195,17 +349,17 @@ struct Share {
 }
 
 /// What each rank answers, and for each row of the whole, as the ranks leave it, its output row.
-fn shares(ranks: &[Rank], plan: &Plan) -> (Vec<Share>, Vec<usize>) {
+fn shares(members: &[Member], plan: &Plan) -> (Vec<Share>, Vec<usize>) {
     let split = plan.config.split_rows_over_tp;
     let mut order: Vec<usize> = Vec::new();
     let mut shares: Vec<Share> = Vec::new();
-    for rank in ranks {
+    for rank in members {
         let places = &plan.parts[rank.dp].places;
         let answered = rank.group.answered_rows(places.len(), rank.group.me(), split);
         let rows = answered.len();
-        let before = ranks[..shares.len()].iter().position(|other| other.dp == rank.dp);
+        let before = members[..shares.len()].iter().position(|other| other.dp == rank.dp);
         shares.push(match before.filter(|_| !split) {
-            Some(same) => Share { first: shares[same].first, rows, same_as: Some(ranks[same].rank) },
+            Some(same) => Share { first: shares[same].first, rows, same_as: Some(members[same].rank) },
             None => {
                 let first = order.len();
                 order.extend(&places[answered]);
@@ -267,37 +421,37 @@ fn rank_report(rank: &Rank, told: &Told, plan: &Plan) -> RankReport {
 }
 
 /// What a verified exact step for all f32 logits would bring to the ranks: headers, hidden rows, logits.
-fn full_logits_bytes(ranks: &[Rank], told: &[Told], plan: &Plan) -> u64 {
+fn full_logits_bytes(members: &[Member], done: &[Done], plan: &Plan) -> u64 {
     let hidden = plan.config.hidden_size * plan.rows.dtype.size();
-    let of_rank = |(rank, told): (&Rank, &Told)| {
-        let (group, vocab_size) = (&rank.group, plan.config.vocab_size);
+    let of_rank = |(member, done): (&Member, &Done)| {
+        let (group, vocab_size) = (&member.group, plan.config.vocab_size);
         let others = || (0..group.size()).filter(|m| *m != group.me());
-        let first = rank.dp - group.replica_of(group.me());
-        let peers = (first..first + group.replicas()).filter(|dp| *dp != rank.dp);
+        let first = member.dp - group.replica_of(group.me());
+        let peers = (first..first + group.replicas()).filter(|dp| *dp != member.dp);
         let gathered: usize = peers.map(|dp| plan.parts[dp].places.len()).sum();
         let row: usize =
             others().map(|m| columns::row_stride(group.shard(vocab_size, m).len(), DType::F32)).sum();
         // With tensor parallelism the headers come again, with a digest of the inputs.
         let headers = if group.tp() > 1 { 2 } else { 1 };
-        (others().count() * headers * HEADER_BYTES + gathered * hidden + told.rows * row) as u64
+        (others().count() * headers * HEADER_BYTES + gathered * hidden + done.rows * row) as u64
     };
-    ranks.iter().zip(told).map(of_rank).sum()
+    members.iter().zip(done).map(of_rank).sum()
 }
 
-fn step_report(ranks: &[Rank], told: &[Told], plan: &Plan, percentiles: Percentiles) -> StepReport {
-    let slowest = |of: &dyn Fn(&Told) -> &Times| told.iter().map(|t| of(t).median_us()).fold(0.0, f64::max);
-    let matmul_us = slowest(&|t| &t.times.matmul);
-    let streamed: u64 = told.iter().map(|t| t.stats.weight_bytes).sum();
+fn step_report(members: &[Member], done: &[Done], plan: &Plan, percentiles: Percentiles) -> StepReport {
+    let slowest = |of: fn(&RankReport) -> f64| done.iter().map(|d| of(&d.report)).fold(0.0, f64::max);
+    let matmul_us = slowest(|r| r.matmul_us);
+    let streamed: u64 = done.iter().map(|d| d.weight_bytes).sum();
     StepReport {
-        contract_us: slowest(&|t| &t.times.contract),
-        gather_us: slowest(&|t| &t.times.gather),
+        contract_us: slowest(|r| r.contract_us),
+        gather_us: slowest(|r| r.gather_us),
         matmul_us,
-        exchange_us: slowest(&|t| &t.times.exchange),
-        step_us: slowest(&|t| &t.times.step),
+        exchange_us: slowest(|r| r.exchange_us),
+        step_us: slowest(|r| r.step_us),
         percentiles,
-        bytes_exchanged: told.iter().map(|t| t.stats.bytes_received).sum(),
-        rounds: told.iter().map(|t| t.stats.rounds).max().unwrap_or(0),
-        full_logits_bytes: full_logits_bytes(ranks, told, plan),
+        bytes_exchanged: done.iter().map(|d| d.report.bytes_received).sum(),
+        rounds: done.iter().map(|d| d.report.rounds).max().unwrap_or(0),
+        full_logits_bytes: full_logits_bytes(members, done, plan),
         weight_gb_per_s: if matmul_us > 0.0 { streamed as f64 / (matmul_us * 1e3) } else { 0.0 },
     }
 }

@@ -114,6 +114,12 @@ impl SlowestRank {
         self.nanos[group * self.steps + step].fetch_max(nanos(time), Ordering::Relaxed);
     }
 
+    /// Nanoseconds of each step of group `group`.
+    pub fn of_group(&self, group: usize) -> Vec<u64> {
+        let steps = &self.nanos[group * self.steps..(group + 1) * self.steps];
+        steps.iter().map(|nanos| nanos.load(Ordering::Relaxed)).collect()
+    }
+
     /// Over all steps of all groups.
     pub fn percentiles(mut self) -> Percentiles {
         self.nanos.sort_unstable_by_key(|nanos| nanos.load(Ordering::Relaxed));

@@ -1,15 +1,21 @@
 // Driver, devices, contexts, and what it tells of itself.
+#include <unistd.h>
+
 #include "driver.hpp"
 
 using namespace fake;
 
 namespace {
 
-Context contexts[16];
+Context contexts[kDevices];
 
 // What was not given back.
 struct End {
-  ~End() {
+  bool written = false;
+  ~End() { write(); }
+  void write() {
+    if (written) return;
+    written = true;
     const char *path = std::getenv("FAKE_ENDS");
     FILE *file = path ? std::fopen(path, "w") : nullptr;
     if (!file) return;
@@ -19,6 +25,28 @@ struct End {
     std::fclose(file);
   }
 } end;
+
+const Hooks hooks = {
+    [] { lock.lock(); },
+    [] { lock.unlock(); },
+    [] { return current ? current->device : -1; },
+    [](void *handle, int *device) -> void * {
+      Stream *stream = known(handle);
+      return *device = stream ? stream->device : -1, stream;
+    },
+    [](void *handle) {
+      const Stream *stream = known(handle);
+      return stream && stream->recording;
+    },
+    [] { return recording && (recording->recording->broken = true); },
+    [](int device, uint64_t address, size_t bytes) { return inside(address, bytes, device); },
+    [](void *stream, std::function<Work()> make) { return put_made(stream, std::move(make)); },
+    [](void *handle, const std::function<bool()> &stop) {
+      if (Stream *stream = known(handle)) run_queue(*stream, stop);
+    },
+    [](const char *(*describe)()) { describe_peers = describe; },
+    [](int code) { end.write(), std::fflush(nullptr), _exit(code); },
+};
 
 }  // namespace
 
@@ -34,6 +62,8 @@ long long fake_count(const char *what) {
   const auto found = all.find(what);
   return found == all.end() ? -1 : found->second;
 }
+
+const Hooks *fake_driver_hooks() { return &hooks; }
 
 int cuInit(unsigned flags) { return flags ? INVALID_VALUE : int(number("FAKE_INIT", 0)); }
 int cuDriverGetVersion(int *version) { return *version = int(number("FAKE_VERSION", 13000)), 0; }
@@ -75,6 +105,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
 
 int cuDevicePrimaryCtxRetain(Context **out, int device) {
   LOCKED;
+  if (device < 0 || device >= kDevices) return INVALID_VALUE;
   return ++retained, contexts[device].device = device, *out = &contexts[device], 0;
 }
 int cuDevicePrimaryCtxRelease_v2(int) {

@@ -13,6 +13,9 @@
 //   FAKE_HANG                                       kernels from that number on never end; a call that would wait
 //                                                   for one without a deadline ends the process
 //   FAKE_BLOCKS                                     that call waits for ever, as a driver's does
+//   FAKE_ON                                         the device whose kernels fail or never end (all)
+//   FAKE_PATIENCE (120)                             a call that waits without a deadline for other ranks (see
+//                                                   libnccl's) ends the process after so many seconds
 //   FAKE_BUSY                                       a stream is idle so many milliseconds after the last work
 //                                                   that was put there, as if it took so long
 //   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong;
@@ -23,7 +26,11 @@
 //
 // A program that has loaded it may ask fake_count for what it did so far.
 //
-// device.cpp: what there is; stream.cpp: streams, graphs, events; memory.cpp: memory and copies; kernel.cpp: modules and launches.
+// Streams and memory belong to the device of the context that they were made in. A failed kernel loses only its
+// own device.
+//
+// device.cpp: what there is, and the hooks for a libnccl (hooks.hpp); stream.cpp: streams, graphs, events;
+// memory.cpp: memory and copies; kernel.cpp: modules and launches.
 #pragma once
 
 #include <chrono>
@@ -40,6 +47,7 @@
 #include <vector>
 
 #include "emulated/machine.hpp"
+#include "hooks.hpp"
 
 namespace fake {
 
@@ -53,15 +61,15 @@ inline long long number(const char *name, long long otherwise) {
   return text ? std::atoll(text) : otherwise;
 }
 
-using Work = std::function<int()>;
-
 struct Graph {
-  std::vector<Work> work;
+  std::vector<std::function<Work()>> work;  // each launch makes its own
   bool broken = false;
   bool uploaded = false;
 };
 struct Stream {
+  int device = 0;
   std::deque<Work> queue;
+  bool running = false;  // some thread runs its first work, which may run other streams
   Graph *recording = nullptr;
   bool asked = false;  // how far it is, since something was put there
   std::chrono::steady_clock::time_point put;  // the last work
@@ -89,9 +97,11 @@ struct Module {
 struct Memory {
   uint8_t *start;
   size_t bytes;
+  int device;
 };
 
 constexpr size_t kGuard = 256;
+constexpr int kDevices = 16;
 constexpr uint8_t kPoison = 0xcb, kFence = 0xfd;
 
 // Everything is guarded by one lock; the driver API may be called from any thread.
@@ -108,13 +118,14 @@ inline int retained = 0;  // contexts
 inline struct Counts {
   long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles, copies, products;
 } counts;
-inline int lost = SUCCESS;  // after a kernel failed, everything does
-inline Stream default_stream;
+inline int lost[kDevices] = {};  // after a kernel failed, everything on its device does
+inline Stream default_streams[kDevices];
+inline const char *(*describe_peers)() = nullptr;
 inline thread_local Context *current = nullptr;
 inline thread_local Stream *recording = nullptr;
 
 // Of every call that needs a context.
-inline int usable() { return !current ? INVALID_CONTEXT : lost; }
+inline int usable() { return !current ? INVALID_CONTEXT : lost[current->device]; }
 #define USABLE \
   LOCKED;      \
   if (const int e = usable()) return e
@@ -126,55 +137,81 @@ inline int waits() {
   return CAPTURE_UNSUPPORTED;
 }
 
+inline bool is_default(const Stream *stream) { return stream >= default_streams && stream < default_streams + kDevices; }
+inline bool is_alive(Stream *stream) { return is_default(stream) || streams.count(stream); }
 inline Stream *known(void *handle) {
-  if (!handle) return &default_stream;
+  if (!handle && current) return &default_streams[current->device];
   auto *stream = static_cast<Stream *>(handle);
-  return streams.count(stream) ? stream : nullptr;
+  return is_alive(stream) ? stream : nullptr;
 }
 
-inline int put(void *handle, Work work) {
+inline int put_made(void *handle, std::function<Work()> make) {
   Stream *stream = known(handle);
   if (!stream) return INVALID_HANDLE;
   if (stream->recording)
-    stream->recording->work.push_back(std::move(work));
+    stream->recording->work.push_back(std::move(make));
   else
-    stream->asked = false, stream->put = std::chrono::steady_clock::now(),
-    stream->queue.push_back(std::move(work));
+    stream->asked = false, stream->put = std::chrono::steady_clock::now(), stream->queue.push_back(make());
   return SUCCESS;
 }
+inline int put(void *handle, Work work) {
+  return put_made(handle, [work = std::move(work)] { return work; });
+}
 
-// Runs what is on the stream, up to a mark's record, or up to a kernel that never ends: that is NOT_READY's work.
-inline int run_queue(Stream &stream, const Event *mark = nullptr, long long record = 0) {
-  while (!lost && !stream.queue.empty() && !(mark && mark->reached >= record)) {
+// Runs what is on the stream until `stop()`, or up to work that never ends (NOT_READY) or waits for other ranks
+// (kPeers). Work that waits for other ranks runs their streams up to where they meet. That may lead back to a
+// stream whose first work is running: it counts as waiting.
+inline int run_queue(Stream &stream, const std::function<bool()> &stop = nullptr) {
+  int &lost_here = lost[stream.device];
+  while (!lost_here && !stream.queue.empty() && !(stop && stop())) {
+    if (stream.running) return kPeers;
     const Work work = stream.queue.front();
+    stream.running = true;
     const int answer = work();
-    if (answer == NOT_READY) return NOT_READY;
+    stream.running = false;
+    if (answer == NOT_READY || answer == kPeers) return answer;
     stream.queue.pop_front();
-    lost = answer;
+    if (answer) lost_here = answer;
   }
-  return lost;
+  return lost_here;
 }
-// Of calls that wait themselves.
+inline int run_queue_to(Stream &stream, const Event *mark, long long record) {
+  return run_queue(stream, [=] { return mark->reached >= record; });
+}
+// Of calls that wait themselves. They hold the lock once.
 inline int drain(Stream &stream) {
-  const int answer = run_queue(stream);
-  if (answer != NOT_READY) return answer;
-  if (number("FAKE_BLOCKS", 0)) {
+  const auto began = std::chrono::steady_clock::now();
+  const auto patience = std::chrono::seconds(number("FAKE_PATIENCE", 120));
+  for (;;) {
+    const int answer = run_queue(stream);
+    if (answer != NOT_READY && answer != kPeers) return answer;
+    if (answer == NOT_READY && !number("FAKE_BLOCKS", 0))
+      std::fprintf(stderr, "fake driver: a wait for a kernel that never ends\n"), std::abort();
+    if (answer == kPeers && std::chrono::steady_clock::now() - began > patience)
+      std::fprintf(stderr, "fake driver: a wait for other ranks, which did not come: %s\n",
+                   describe_peers ? describe_peers() : ""),
+          std::abort();
     lock.unlock();  // others go on
-    for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+    lock.lock();
+    if (!is_alive(&stream)) return SUCCESS;
   }
-  std::fprintf(stderr, "fake driver: a wait for a kernel that never ends\n"), std::abort();
 }
-inline int drain_all() {
-  drain(default_stream);
-  for (Stream *stream : streams) drain(*stream);
-  return lost;
+inline int drain_all(int device) {
+  drain(default_streams[device]);
+  const std::set<Stream *> now = streams;  // other threads make and destroy some while this one waits
+  for (Stream *stream : now)
+    if (is_alive(stream) && stream->device == device) drain(*stream);
+  return lost[device];
 }
+// What a caller sees of it.
+inline int seen(int answer) { return answer == kPeers ? int(NOT_READY) : answer; }
 // Of calls that only ask: the first question after new work always comes too early.
 inline int ask(Stream &stream) {
   if (!stream.queue.empty() && !stream.asked) return stream.asked = true, NOT_READY;
   const auto busy = std::chrono::milliseconds(number("FAKE_BUSY", 0));
   if (std::chrono::steady_clock::now() - stream.put < busy) return NOT_READY;
-  return run_queue(stream);
+  return seen(run_queue(stream));
 }
 
 // The bytes are of one allocation.
@@ -184,7 +221,10 @@ inline bool within(const std::map<uint64_t, Memory> &all, uint64_t address, size
   const auto &[start, memory] = *--next;
   return address - start <= memory.bytes && bytes <= memory.bytes - (address - start);
 }
-inline bool inside(uint64_t address, size_t bytes) { return within(memories, address, bytes); }
+inline bool inside(uint64_t address, size_t bytes, int device = -1) {
+  if (!within(memories, address, bytes)) return false;
+  return device < 0 || std::prev(memories.upper_bound(address))->second.device == device;
+}
 
 // A queued copy, which must not outlive the locked memory that it uses.
 inline std::map<uint64_t, int> pending;  // copies by the locked memory's address

@@ -17,11 +17,12 @@ namespace {
 
 long long launches = 0, runs = 0, started = 0;
 
-int run(const emulated::Launch &shape, const std::vector<uint8_t> &params) {
-  if (const int error = int(number("FAKE_RUN", 0)); error && runs++ >= number("FAKE_FROM", 0)) return error;
+int run(const emulated::Launch &shape, const std::vector<uint8_t> &params, int device) {
+  const bool may_fail = number("FAKE_ON", device) == device;
+  if (const int error = int(number("FAKE_RUN", 0)); may_fail && error && runs++ >= number("FAKE_FROM", 0)) return error;
   static const long long hangs = number("FAKE_HANG", -1);
-  if (hangs >= 0 && started >= hangs) return NOT_READY;
-  ++started;
+  if (may_fail && hangs >= 0 && started >= hangs) return NOT_READY;
+  started += may_fail;
   static emulated::Worker *worker = emulated::open_worker();
   static emulated::Fault fault;
   static uint64_t seed = 0;
@@ -152,9 +153,12 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
   if (const int e = int(number("FAKE_LAUNCH", 0)); e && launches++ >= number("FAKE_FROM", 0)) return e;
   const auto *bytes = static_cast<const uint8_t *>(params[0]);
   const std::vector<uint8_t> copy(bytes, bytes + function->kernel->params_bytes);
-  return put(config->stream, [=] {
+  // A stream of another context takes no launch.
+  const Stream *stream = known(config->stream);
+  if (!stream || stream->device != current->device) return INVALID_HANDLE;
+  return put(config->stream, [=, device = stream->device] {
     if (log) return int(number("FAKE_RUN", 0));
-    return run(launch, copy);
+    return run(launch, copy, device);
   });
 }
 

@@ -5,7 +5,7 @@ using namespace fake;
 
 namespace {
 
-size_t used = 0;  // of the device
+size_t used[kDevices] = {};
 
 int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
   ++counts.allocations;
@@ -15,7 +15,7 @@ int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
   if (!start) return OUT_OF_MEMORY;
   std::memset(start, kFence, kGuard), std::memset(start + kGuard, kPoison, bytes);
   std::memset(start + kGuard + bytes, kFence, kGuard);
-  return all[*address = uint64_t(start + kGuard)] = {start, bytes}, 0;
+  return all[*address = uint64_t(start + kGuard)] = {start, bytes, current->device}, 0;
 }
 int release(std::map<uint64_t, Memory> &all, uint64_t address) {
   if (!current) return INVALID_CONTEXT;
@@ -27,7 +27,7 @@ int release(std::map<uint64_t, Memory> &all, uint64_t address) {
   for (size_t i = 0; i < kGuard; ++i)
     if (memory.start[i] != kFence || memory.start[kGuard + memory.bytes + i] != kFence)
       std::fprintf(stderr, "fake driver: memory beside an allocation of %zu bytes was written to\n", memory.bytes), std::abort();
-  return all.erase(found), std::free(memory.start), lost;
+  return all.erase(found), std::free(memory.start), lost[memory.device];
 }
 
 }  // namespace
@@ -37,17 +37,19 @@ extern "C" {
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
   USABLE;
   const size_t room = size_t(number("FAKE_MEMORY", 80000000000));
-  if (bytes > room || used + bytes > room) return OUT_OF_MEMORY;
+  size_t &here = used[current->device];
+  if (bytes > room || here + bytes > room) return OUT_OF_MEMORY;
   const int e = allocate(memories, address, bytes);
-  return used += e ? 0 : bytes, e;
+  return here += e ? 0 : bytes, e;
 }
 int cuMemFree_v2(uint64_t address) {
   LOCKED;
-  drain_all();  // as the driver's, which waits for what may use the memory
   const auto found = memories.find(address);
-  const size_t bytes = found == memories.end() ? 0 : found->second.bytes;
+  if (found == memories.end()) return INVALID_VALUE;
+  const auto [start, bytes, device] = found->second;
+  drain_all(device);  // as the driver's, which waits for what may use the memory
   const int e = release(memories, address);
-  return used -= memories.count(address) ? 0 : bytes, e;
+  return used[device] -= memories.count(address) ? 0 : bytes, e;
 }
 int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
   USABLE;
@@ -56,7 +58,7 @@ int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) {
 int cuMemFreeHost(void *start) {
   LOCKED;
   // Nothing waits here: what was queued on it must have ended.
-  if (!lost && pending[uint64_t(start)] > 0)
+  if (current && !lost[current->device] && pending[uint64_t(start)] > 0)
     std::fprintf(stderr, "fake driver: locked memory was freed while a copy of it was queued\n"), std::abort();
   return release(locked, uint64_t(start));
 }

@@ -19,13 +19,15 @@ extern "C" {
 int cuStreamCreate(Stream **out, unsigned) {
   USABLE;
   ++counts.handles;
-  return streams.insert(*out = new Stream), 0;
+  *out = new Stream, (*out)->device = current->device;
+  return streams.insert(*out), 0;
 }
 int cuStreamDestroy_v2(Stream *stream) {
   LOCKED;
   if (!current || !streams.count(stream)) return INVALID_HANDLE;
-  drain(*stream);
-  return streams.erase(stream), delete stream, lost;
+  const int answer = drain(*stream);
+  if (streams.erase(stream)) delete stream;
+  return answer;
 }
 // The tests' own.
 int cuStreamSynchronize(void *handle) {
@@ -45,7 +47,7 @@ int cuStreamQuery(void *handle) {
 int cuStreamBeginCapture_v2(void *handle, int) {
   USABLE;
   Stream *stream = known(handle);
-  if (!stream || stream == &default_stream || stream->recording || recording) return INVALID_VALUE;
+  if (!stream || is_default(stream) || stream->recording || recording) return INVALID_VALUE;
   stream->recording = new Graph, graphs.insert(stream->recording), recording = stream;
   return 0;
 }
@@ -73,8 +75,8 @@ int cuGraphLaunch(Graph *graph, void *stream) {
   USABLE;
   if (const int e = int(number("FAKE_REPLAY", 0))) return e;
   if (!graph->uploaded) ++counts.lazy_graphs, graph->uploaded = true;
-  for (const Work &work : graph->work)
-    if (const int e = put(stream, work)) return e;
+  for (const auto &make : graph->work)
+    if (const int e = put_made(stream, make)) return e;
   return 0;
 }
 int cuGraphDestroy(Graph *graph) {
@@ -110,9 +112,8 @@ int cuStreamWaitEvent(void *stream, Event *event, unsigned flags) {
   if (!on || event->is_reached()) return known(stream) ? SUCCESS : INVALID_HANDLE;
   return put(stream, [event, on, record = event->recorded] {
     // A stream that is gone was drained before.
-    if (!events.count(event) || event->reached >= record || (on != &default_stream && !streams.count(on))) return int(SUCCESS);
-    const int answer = run_queue(*on, event, record);
-    return answer;
+    if (!events.count(event) || event->reached >= record || !is_alive(on)) return int(SUCCESS);
+    return run_queue_to(*on, event, record);
   });
 }
 int cuEventQuery(Event *event) {
@@ -120,7 +121,7 @@ int cuEventQuery(Event *event) {
   if (event->is_reached() || !event->on) return answered(SUCCESS);
   // The first question comes too early here, too. What was put on the stream later does not count.
   if (!event->asked) return event->asked = true, NOT_READY;
-  return answered(run_queue(*event->on, event, event->recorded));
+  return answered(seen(run_queue_to(*event->on, event, event->recorded)));
 }
 int cuEventElapsedTime(float *milliseconds, const Event *from, const Event *to) {
   USABLE;

@@ -31,10 +31,18 @@ pub fn folder(place: &Path) -> &'static Path {
 /// # Panics
 /// As [`folder`].
 pub fn library(folder: &Path, sources: impl FnOnce(&mut Command)) -> PathBuf {
+    shared_library(folder, "libcuda.so", sources)
+}
+
+/// Compiles a shared library into a folder of its own; returns the folder.
+///
+/// # Panics
+/// As [`folder`].
+pub fn shared_library(folder: &Path, name: &str, sources: impl FnOnce(&mut Command)) -> PathBuf {
     std::fs::create_dir_all(folder).expect("a folder");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(compiler);
-    command.args(["-shared", "-fPIC", "-o"]).arg(folder.join("libcuda.so"));
+    command.args(["-shared", "-fPIC", "-o"]).arg(folder.join(name));
     sources(&mut command);
     let output = command.output().expect("a C++ compiler");
     let said = String::from_utf8_lossy(&output.stderr);

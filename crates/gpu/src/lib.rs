@@ -13,11 +13,15 @@ pub mod clocked;
 pub mod code;
 #[cfg(feature = "cuda")]
 pub mod fake_driver;
+#[cfg(feature = "cuda")]
+pub mod fake_nccl;
 pub mod fill;
 #[cfg(feature = "cuda")]
 pub mod heads;
 #[cfg(feature = "cuda")]
 pub mod kernels;
+#[cfg(feature = "nccl")]
+pub mod nccl_ranks;
 #[cfg(feature = "cuda")]
 pub mod needs;
 pub mod operands;

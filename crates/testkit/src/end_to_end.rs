@@ -1,7 +1,7 @@
 //! The whole way, property by property: sharded equals unsharded in every bit, and both are within the promised error of the
 //! float64 reference, for any dp, tp, group size, rows, selection, vocabulary, hidden size, dtype, mode and request. On any backend.
 
-use crate::{TestHead, row_bits};
+use crate::{TestHead, local_group, row_bits};
 use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
@@ -107,14 +107,18 @@ impl Case {
     }
 
     /// The answers of every last-stage rank, with its dp and tp index.
-    fn run_sharded(&self, backend: &Arc<dyn Backend>) -> Vec<(usize, usize, Answer)> {
-        let mut endpoints: BTreeMap<Vec<usize>, Vec<Option<local::LocalExchange>>> = BTreeMap::new();
+    fn run_sharded(
+        &self,
+        backend: &Arc<dyn Backend>,
+        connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>,
+    ) -> Vec<(usize, usize, Answer)> {
+        let mut endpoints: BTreeMap<Vec<usize>, Vec<Option<Arc<dyn Exchange>>>> = BTreeMap::new();
         let mut ranks = Vec::new();
         for rank in 0..self.layout.world_size().unwrap() {
             let Some(group) = HeadGroup::of(rank, &self.layout, self.size).unwrap() else { continue };
             let all = endpoints
                 .entry(group.ranks().to_vec())
-                .or_insert_with(|| local::group(group.size()).into_iter().map(Some).collect());
+                .or_insert_with(|| connect(group.size()).into_iter().map(Some).collect());
             let endpoint = all[group.me()].take().unwrap();
             let at = self.layout.coordinates(rank).unwrap();
             ranks.push((at, group, endpoint));
@@ -123,9 +127,7 @@ impl Case {
             let threads: Vec<_> = ranks
                 .into_iter()
                 .map(|(at, group, endpoint)| {
-                    scope.spawn(move || {
-                        (at.dp, at.tp, self.run_rank(backend, at.dp, group, Arc::new(endpoint)))
-                    })
+                    scope.spawn(move || (at.dp, at.tp, self.run_rank(backend, at.dp, group, endpoint)))
                 })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -175,7 +177,16 @@ impl Case {
 
     /// Every rank's answers are those of each row alone, in every bit, and within the promise of the float64 reference.
     pub fn holds(&self, backend: &Arc<dyn Backend>) -> Result<(), TestCaseError> {
-        let answers = self.run_sharded(backend);
+        self.holds_over(backend, &local_group)
+    }
+
+    /// The same over the exchanges that `connect` makes for a group of that size.
+    pub fn holds_over(
+        &self,
+        backend: &Arc<dyn Backend>,
+        connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>,
+    ) -> Result<(), TestCaseError> {
+        let answers = self.run_sharded(backend, connect);
         for dp in 0..self.layout.dp {
             let wanted = self.wanted(dp);
             let alone: Vec<Answer> = wanted.iter().map(|&row| self.run_alone(backend, dp, row)).collect();

@@ -27,7 +27,7 @@ pub struct Asked {
     pub ask: Option<Ask>,
 }
 
-type Hook = Arc<dyn Fn(Asked) + Send + Sync>;
+type Hook = Arc<dyn Fn(Asked) -> Result<()> + Send + Sync>;
 
 /// `inner`, whose calls tell the hook before they are made.
 pub struct HookedBackend {
@@ -37,6 +37,17 @@ pub struct HookedBackend {
 
 /// `inner` with a hook, as heads take it.
 pub fn hooked(inner: Arc<dyn Backend>, hook: impl Fn(Asked) + Send + Sync + 'static) -> Arc<dyn Backend> {
+    failing(inner, move |asked| {
+        hook(asked);
+        Ok(())
+    })
+}
+
+/// The same, where a call that the hook refuses fails with its error and is not made.
+pub fn failing(
+    inner: Arc<dyn Backend>,
+    hook: impl Fn(Asked) -> Result<()> + Send + Sync + 'static,
+) -> Arc<dyn Backend> {
     Arc::new(HookedBackend { inner, hook: Arc::new(hook) })
 }
 
@@ -65,7 +76,7 @@ impl Backend for HookedBackend {
         self.inner.check(shard, hidden)
     }
     fn load(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Box<dyn LoadedShard>> {
-        (self.hook)(plain("load", 0));
+        (self.hook)(plain("load", 0))?;
         let inner = self.inner.load(shard, hidden)?;
         Ok(Box::new(HookedShard { inner, hook: Arc::clone(&self.hook), held_rows: 0 }))
     }
@@ -83,9 +94,9 @@ struct HookedShard {
 }
 
 impl HookedShard {
-    fn tell_product(&self, method: &'static str, job: &Job<'_>, ask: Ask) {
+    fn tell_product(&self, method: &'static str, job: &Job<'_>, ask: Ask) -> Result<()> {
         let adjusted = job.adjustments.is_some();
-        (self.hook)(Asked { adjusted, ask: Some(ask), ..plain(method, job.rows.len()) });
+        (self.hook)(Asked { adjusted, ask: Some(ask), ..plain(method, job.rows.len()) })
     }
 }
 
@@ -101,7 +112,7 @@ impl LoadedShard for HookedShard {
         self.inner.workspace(rows, ask)
     }
     fn prepare(&mut self, rows: usize, ask: Ask) -> Result<()> {
-        (self.hook)(Asked { ask: Some(ask), ..plain("prepare", rows) });
+        (self.hook)(Asked { ask: Some(ask), ..plain("prepare", rows) })?;
         self.inner.prepare(rows, ask)
     }
     fn run(&mut self, job: &Job<'_>, out: Out<'_>, on: &mut On<'_>) -> Result<()> {
@@ -109,11 +120,11 @@ impl LoadedShard for HookedShard {
             Out::Logits(logits) => Ask::Logits { dtype: logits.dtype },
             Out::Partials(spec, _) => Ask::Partials(*spec),
         };
-        self.tell_product("run", job, ask);
+        self.tell_product("run", job, ask)?;
         self.inner.run(job, out, on)
     }
     fn hold<'h>(&'h mut self, job: &Job<'_>, raw: bool, on: &mut On<'h>) -> Result<&'h mut dyn HeldLogits> {
-        self.tell_product("hold", job, Ask::Hold { raw });
+        self.tell_product("hold", job, Ask::Hold { raw })?;
         let mut on = On { stream: on.stream, workspace: on.workspace.as_mut().map(SpanMut::reborrow) };
         self.held_rows = self.inner.hold(job, raw, &mut on)?.rows();
         Ok(self)
@@ -130,11 +141,11 @@ impl LoadedShard for HookedShard {
         status: SpanMut<'_>,
         on: &mut On<'_>,
     ) -> Result<()> {
-        (self.hook)(plain("pack", rows.len()));
+        (self.hook)(plain("pack", rows.len()))?;
         self.inner.pack(rows, out, status, on)
     }
     fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
-        (self.hook)(plain("finish", 0));
+        (self.hook)(plain("finish", 0))?;
         self.inner.finish(what, scratch, on)
     }
     fn release_memory(&mut self) {
@@ -160,7 +171,7 @@ impl HeldLogits for HookedShard {
             Pass::Ties { queries, .. } => Asked { entries: queries.len(), ..plain("ties", rows) },
             Pass::Candidates { rows: of, .. } => Asked { entries: of.len(), ..plain("candidates", rows) },
         };
-        (self.hook)(asked);
+        (self.hook)(asked)?;
         held.pass(pass)
     }
 }

@@ -5,6 +5,8 @@ pub mod adjusting;
 pub mod allocations;
 pub mod carriers;
 pub mod end_to_end;
+#[allow(unsafe_code, reason = "an engine's functions, which get addresses")]
+pub mod engine;
 pub mod golden;
 #[allow(unsafe_code, reason = "held logits of the inner backend")]
 pub mod hooked;
@@ -16,6 +18,7 @@ pub mod processes;
 pub mod product;
 pub mod report;
 pub mod requests;
+pub mod soak;
 pub mod wrong;
 
 use half::{bf16, f16};
@@ -150,14 +153,27 @@ pub fn backend() -> Arc<dyn Backend> {
     BACKEND.get_or_init(|| Arc::new(CpuBackend::new(Some(2)).expect("the CPU backend"))).clone()
 }
 
+/// The endpoints of a group of threads.
+pub fn local_group(size: usize) -> Vec<Arc<dyn Exchange>> {
+    local::group(size).into_iter().map(|endpoint| Arc::new(endpoint) as _).collect()
+}
+
 /// Runs `run` for each member of a data-parallel group, on a thread of its own.
 pub fn each_rank<T: Send>(size: usize, run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync) -> Vec<T> {
+    each_rank_over(local_group(size), run)
+}
+
+/// The same over those exchanges.
+pub fn each_rank_over<T: Send>(
+    exchanges: Vec<Arc<dyn Exchange>>,
+    run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync,
+) -> Vec<T> {
     thread::scope(|scope| {
         let run = &run;
-        let threads: Vec<_> = local::group(size)
+        let threads: Vec<_> = exchanges
             .into_iter()
             .enumerate()
-            .map(|(me, endpoint)| scope.spawn(move || run(me, Arc::new(endpoint) as Arc<dyn Exchange>)))
+            .map(|(me, exchange)| scope.spawn(move || run(me, exchange)))
             .collect();
         threads.into_iter().map(|t| t.join().expect("a rank's thread")).collect()
     })

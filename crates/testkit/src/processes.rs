@@ -1,17 +1,18 @@
-//! Ranks as processes, for tests: the program of the test starts itself once for each rank.
+//! Ranks as processes, for tests: the program of the test starts itself once for each rank, or has `mpirun`
+//! start it.
 //!
 //! * [`Processes`]: starts the ranks of a scenario, stops or kills some, collects what they say, all by a
 //!   deadline.
 //! * [`enter`]: what the started program does as a rank.
-//! * [`exchange`]: the transport between them, over sockets.
+//! * `exchange`: the transport between them over sockets; that over MPI is the library's.
 //!
 //! A scenario is a function of a [`Rank`]. It runs on threads over `local` as well ([`on_threads`]), so that
-//! one table of tests covers both.
+//! one table of tests covers all.
 
-pub mod exchange;
-mod frame;
+mod exchange;
 
-use lmhead::exchange::{Exchange, local};
+use crate::{engine, local_group};
+use lmhead::exchange::Exchange;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,8 +22,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-/// Tells the started program which rank of which scenario it is: `rank size folder scenario`.
+/// Tells the started program which rank of which scenario it is: `rank size folder scenario`. The rank is
+/// [`OF_MPI`] where MPI says which it is.
 const VARIABLE: &str = "LMHEAD_TEST_RANK";
+const OF_MPI: &str = "mpi";
 
 /// How long a rank may live, whatever becomes of the test that started it.
 const LIFETIME: Duration = Duration::from_secs(120);
@@ -38,10 +41,24 @@ pub struct Rank {
 }
 
 impl Rank {
+    /// A rank that is a thread of this process.
+    pub fn of_thread(me: usize, size: usize, exchange: Arc<dyn Exchange>) -> Self {
+        Rank { me, size, exchange, folder: None }
+    }
+
     /// Tells [`Processes::wait_for`] that this rank is there.
     pub fn mark(&self, name: &str) {
         if let Some(folder) = &self.folder {
             fs::write(folder.join(format!("{}.{name}", self.me)), "").expect("a mark");
+        }
+    }
+
+    /// Waits until the test has called [`Processes::tell`].
+    pub fn wait_to_be_told(&self, name: &str) {
+        if let Some(folder) = &self.folder {
+            while !folder.join(format!("test.{name}")).exists() {
+                thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 }
@@ -60,13 +77,22 @@ fn named(scenarios: &Scenarios, name: &str) -> Scenario {
 
 /// Runs a scenario on threads of this process, over `local`; `None` for a rank that panicked.
 pub fn on_threads(scenarios: &Scenarios, name: &str, size: usize) -> Vec<Option<Value>> {
-    let scenario = named(scenarios, name);
+    on_exchanges(scenarios, name, local_group(size))
+}
+
+/// As [`on_threads`], over an engine's callbacks.
+pub fn on_callbacks(scenarios: &Scenarios, name: &str, size: usize) -> Vec<Option<Value>> {
+    on_exchanges(scenarios, name, engine::group(size))
+}
+
+fn on_exchanges(scenarios: &Scenarios, name: &str, exchanges: Vec<Arc<dyn Exchange>>) -> Vec<Option<Value>> {
+    let (scenario, size) = (named(scenarios, name), exchanges.len());
     thread::scope(|scope| {
-        let threads: Vec<_> = local::group(size)
+        let threads: Vec<_> = exchanges
             .into_iter()
             .enumerate()
-            .map(|(me, endpoint)| {
-                let rank = Rank { me, size, exchange: Arc::new(endpoint), folder: None };
+            .map(|(me, exchange)| {
+                let rank = Rank::of_thread(me, size, exchange);
                 scope.spawn(move || catch_unwind(AssertUnwindSafe(|| scenario(rank))).ok())
             })
             .collect();
@@ -74,45 +100,91 @@ pub fn on_threads(scenarios: &Scenarios, name: &str, size: usize) -> Vec<Option<
     })
 }
 
+/// Who starts the ranks, and what connects them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    /// The test itself; sockets.
+    Test,
+    /// `mpirun`, which lets the others go on when one dies; MPI.
+    Mpirun,
+}
+
 /// The processes of one scenario. Those that are left are killed when it is dropped.
 pub struct Processes {
-    ranks: Vec<Child>,
+    /// The ranks, or the launcher that started them.
+    children: Vec<Child>,
+    launcher: Launcher,
+    size: usize,
     folder: tempfile::TempDir,
 }
 
 impl Processes {
     /// Starts `size` ranks of the scenario `name`. `entry` is the full name of the test that calls [`enter`].
-    pub fn start(entry: &str, name: &str, size: usize) -> Self {
+    pub fn start(launcher: Launcher, entry: &str, name: &str, size: usize) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let program = env::current_exe().expect("this test's program");
-        let start = |me: usize| {
-            let said = File::create(folder.path().join(format!("{me}.said"))).expect("a file");
-            Command::new(&program)
+        let start = |mut command: Command, rank: &str, said: &str| {
+            let said = File::create(folder.path().join(said)).expect("a file");
+            command
                 .args(["--exact", entry, "--nocapture", "--test-threads=1"])
-                .env(VARIABLE, format!("{me} {size} {} {name}", folder.path().display()))
+                .env(VARIABLE, format!("{rank} {size} {} {name}", folder.path().display()))
                 .stdin(Stdio::null())
                 .stdout(said.try_clone().expect("a second handle"))
                 .stderr(said)
                 .spawn()
                 .expect("a process")
         };
-        Processes { ranks: (0..size).map(start).collect(), folder }
+        let children = match launcher {
+            Launcher::Test => (0..size)
+                .map(|me| start(Command::new(&program), &me.to_string(), &format!("{me}.said")))
+                .collect(),
+            Launcher::Mpirun => {
+                let mut command = Command::new("mpirun");
+                command.args(["--enable-recovery", "--oversubscribe", "--allow-run-as-root"]);
+                command.args(["-n", &size.to_string()]).arg(&program);
+                vec![start(command, OF_MPI, "mpirun.said")]
+            }
+        };
+        Processes { children, launcher, size, folder }
     }
 
     /// Waits until `rank` has left that mark.
     pub fn wait_for(&mut self, rank: usize, name: &str) {
         let began = Instant::now();
         while !self.folder.path().join(format!("{rank}.{name}")).exists() {
-            if began.elapsed() > LIFETIME || self.ranks[rank].try_wait().expect("a state").is_some() {
+            if began.elapsed() > LIFETIME || self.has_ended(rank) {
                 panic!("rank {rank} did not get to `{name}`: {}", self.said(rank));
             }
             thread::sleep(Duration::from_millis(1));
         }
     }
 
+    /// Lets ranks go on that wait to be told so.
+    pub fn tell(&self, name: &str) {
+        fs::write(self.folder.path().join(format!("test.{name}")), "").expect("a mark");
+    }
+
+    /// Whether `rank`, or its launcher, has ended.
+    fn has_ended(&mut self, rank: usize) -> bool {
+        let child = match self.launcher {
+            Launcher::Test => &mut self.children[rank],
+            Launcher::Mpirun => &mut self.children[0],
+        };
+        let ended = child.try_wait().expect("a state").is_some();
+        // The launcher goes on with the others, and waits for each of its children.
+        let gone = |pid: i32| !Path::new(&format!("/proc/{pid}")).exists();
+        ended || (self.launcher == Launcher::Mpirun && self.pid(rank).is_some_and(gone))
+    }
+
+    /// The rank's process, once it has said so.
+    fn pid(&self, rank: usize) -> Option<i32> {
+        let pid = fs::read_to_string(self.folder.path().join(format!("{rank}.pid"))).ok()?;
+        pid.parse().ok()
+    }
+
     /// Ends `rank` by SIGKILL: it can do nothing more, and its sockets close.
     pub fn kill(&mut self, rank: usize) {
-        self.ranks[rank].kill().expect("a signal");
+        self.signal(rank, libc::SIGKILL);
     }
 
     /// Stops `rank` by SIGSTOP: it does nothing, and its sockets stay open.
@@ -126,8 +198,9 @@ impl Processes {
     }
 
     fn signal(&self, rank: usize, signal: i32) {
-        // SAFETY: no memory is handed over; the process is a child that has not been waited for.
-        let sent = unsafe { libc::kill(self.ranks[rank].id() as i32, signal) };
+        let pid = self.pid(rank).expect("a rank that has begun its scenario");
+        // SAFETY: no memory is handed over; the process has left a mark, and nobody has waited for it.
+        let sent = unsafe { libc::kill(pid, signal) };
         assert_eq!(sent, 0, "a signal: {}", std::io::Error::last_os_error());
     }
 
@@ -138,35 +211,53 @@ impl Processes {
     /// Where a rank is still there after `within`.
     pub fn answers(&mut self, within: Duration, except: Option<usize>) -> Vec<Option<Value>> {
         let began = Instant::now();
-        for rank in (0..self.ranks.len()).filter(|rank| Some(*rank) != except) {
-            while self.ranks[rank].try_wait().expect("a state").is_none() {
+        for rank in (0..self.size).filter(|rank| Some(*rank) != except) {
+            while !self.has_ended(rank) {
                 assert!(began.elapsed() < within, "rank {rank} is still there: {}", self.said(rank));
                 thread::sleep(Duration::from_millis(1));
             }
         }
         let answer = |rank| fs::read(self.folder.path().join(format!("{rank}.answer"))).ok();
-        let answers = (0..self.ranks.len()).map(answer);
+        let answers = (0..self.size).map(answer);
         answers.map(|bytes| Some(serde_json::from_slice(&bytes?).expect("a whole answer"))).collect()
     }
 
-    /// What the rank wrote to its output.
+    /// What the rank, or all that one launcher started, wrote to the output.
     pub fn said(&self, rank: usize) -> String {
-        fs::read_to_string(self.folder.path().join(format!("{rank}.said"))).unwrap_or_default()
+        let name = match self.launcher {
+            Launcher::Test => format!("{rank}.said"),
+            Launcher::Mpirun => "mpirun.said".into(),
+        };
+        fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()
     }
 }
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        for rank in &mut self.ranks {
-            let _ = rank.kill();
-            let _ = rank.wait();
+        if self.launcher == Launcher::Mpirun {
+            // Ranks that have ended are no process any more; one that is stopped outlives its launcher.
+            let alive = |rank: &usize| !self.folder.path().join(format!("{rank}.answer")).exists();
+            for pid in (0..self.size).filter(alive).filter_map(|rank| self.pid(rank)) {
+                // SAFETY: no memory is handed over.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }
 
 /// Runs a scenario on processes and returns each rank's answer, as [`Processes::answers`].
-pub fn on_processes(entry: &str, name: &str, size: usize, within: Duration) -> Vec<Option<Value>> {
-    let mut processes = Processes::start(entry, name, size);
+pub fn on_processes(
+    launcher: Launcher,
+    entry: &str,
+    name: &str,
+    size: usize,
+    within: Duration,
+) -> Vec<Option<Value>> {
+    let mut processes = Processes::start(launcher, entry, name, size);
     let answers = processes.answers(within, None);
     for (rank, answer) in answers.iter().enumerate() {
         if answer.is_none() {
@@ -177,33 +268,48 @@ pub fn on_processes(entry: &str, name: &str, size: usize, within: Duration) -> V
 }
 
 /// Where this program was started as a rank: runs it and ends the process. Returns at once in the test's own
-/// process.
-pub fn enter(scenarios: &Scenarios) {
+/// process. `join_mpi` is called where `mpirun` has started it.
+pub fn enter(scenarios: &Scenarios, join_mpi: impl FnOnce(usize) -> Arc<dyn Exchange>) {
     let Some(told) = env::var_os(VARIABLE) else { return };
     let told = told.into_string().expect("UTF-8");
-    let [me, size, folder, name] = told.splitn(4, ' ').collect::<Vec<_>>()[..] else {
+    let [rank, size, folder, name] = told.splitn(4, ' ').collect::<Vec<_>>()[..] else {
         panic!("{VARIABLE}: wanted `rank size folder scenario`, got `{told}`")
     };
-    let (me, size): (usize, usize) = (me.parse().expect("a rank"), size.parse().expect("a size"));
+    let size: usize = size.parse().expect("a size");
     thread::spawn(|| {
         thread::sleep(LIFETIME);
         eprintln!("still there after {LIFETIME:?}");
         std::process::exit(3);
     });
     let folder = Path::new(folder);
-    let exchange =
-        exchange::connect(folder, me, size).unwrap_or_else(|e| panic!("rank {me}: no exchange: {e}"));
-    let rank = Rank { me, size, exchange: Arc::new(exchange), folder: Some(folder.into()) };
+    let exchange: Arc<dyn Exchange> = match rank {
+        OF_MPI => join_mpi(size),
+        rank => {
+            let me = rank.parse().expect("a rank");
+            Arc::new(
+                exchange::connect(folder, me, size).unwrap_or_else(|e| panic!("rank {me}: no exchange: {e}")),
+            )
+        }
+    };
+    let me = exchange.me();
+    let leave = |what: &str, text: String| {
+        let (part, whole) = (folder.join(format!("{me}.part")), folder.join(format!("{me}.{what}")));
+        fs::write(&part, text).and_then(|()| fs::rename(part, whole)).expect("a file for the test");
+    };
+    leave("pid", std::process::id().to_string());
     let scenario = named(scenarios, name);
-    let code = match catch_unwind(AssertUnwindSafe(|| scenario(rank))) {
+    let code = match catch_unwind(AssertUnwindSafe(|| {
+        scenario(Rank { me, size, exchange, folder: Some(folder.into()) })
+    })) {
         Ok(answer) => {
-            let (part, whole) = (folder.join(format!("{me}.part")), folder.join(format!("{me}.answer")));
-            fs::write(&part, answer.to_string()).and_then(|()| fs::rename(part, whole)).expect("an answer");
+            leave("answer", answer.to_string());
             0
         }
         Err(_) => 1,
     };
-    std::process::exit(code);
+    // Without what a library does at the end of a program: MPI would wait for ranks that are gone.
+    // SAFETY: nothing of this process is used any more.
+    unsafe { libc::_exit(code) };
 }
 
 /// How a call ended, as JSON: the error's code and text (0 and nothing where there was none), and

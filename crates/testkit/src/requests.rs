@@ -4,11 +4,11 @@
 #[allow(unsafe_code, reason = "copies to and from a device")]
 mod resident;
 
-pub use resident::{Resident, steady_steps};
+pub use resident::{OnDevice, Resident, ResidentRank, steady_steps};
 
 use crate::adjusting::OwnAdjustments;
 use crate::lent::{Scattered, run_into};
-use crate::{Random, TestHead, chunk_row, row_bits};
+use crate::{Random, TestHead, chunk_row, local_group, row_bits};
 use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, LOGPROBS_CHUNK_BYTES, Quantization, Verify};
 use lmhead::dtype::DType;
@@ -19,6 +19,7 @@ use lmhead::reference::{logsumexp, logsumexp_allowed, sample, top_k};
 use lmhead::result::{Answer, Logprobs, NO_TARGET_ID, Output, Request, RowInputs, RowStatus, TokenLogprobs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
+use lmhead::weights::HeadShard;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,6 +45,46 @@ pub struct Case {
     adjustments: Vec<Option<OwnAdjustments>>,
     lent: Option<Lent>,
     seed: u64,
+}
+
+/// One rank's part in a case: a head to be made with the others, warmed up, and one step of it.
+pub struct RankStep<'a> {
+    pub config: &'a HeadConfig,
+    pub group: HeadGroup,
+    pub shard: Arc<HeadShard>,
+    pub exchange: Arc<dyn Exchange>,
+    /// Rows of the warm-up.
+    pub warm_up: usize,
+    pub counts: RowCounts,
+    pub request: Request,
+    pub adjusted: bool,
+    pub hidden: HiddenRows<'a>,
+    pub inputs: RowInputs<'a>,
+    /// Elements between rows of logits; `None`: the answer may be the head's own.
+    pub gap: Option<usize>,
+}
+
+/// Runs ranks' steps: of this library's own interface, or of another over it.
+pub type Runner<'r> = &'r (dyn Fn(RankStep<'_>) -> Answer + Sync);
+
+impl RankStep<'_> {
+    /// Runs it by this library's own interface.
+    fn run(self, backend: &Arc<dyn Backend>) -> Answer {
+        let mut head =
+            LmHead::new(self.config, self.group, self.shard, self.exchange, backend.clone()).unwrap();
+        head.warm_up(self.warm_up, &[self.request]).unwrap();
+        match self.gap {
+            Some(gap) => {
+                let (counts, request) = (&self.counts, &self.request);
+                run_into(&mut head, counts, request, self.adjusted, self.hidden, &self.inputs, gap)
+            }
+            None => {
+                let begin = if self.adjusted { LmHead::step_adjusted } else { LmHead::step };
+                begin(&mut head, self.counts, &self.request).unwrap().run_with(self.hidden, &self.inputs)
+            }
+        }
+        .unwrap()
+    }
 }
 
 /// Memory of the caller's own, which the sharded steps run in.
@@ -188,20 +229,27 @@ impl Case {
         }
     }
 
-    fn begin<'h>(&self, head: &'h mut LmHead, counts: RowCounts, own: bool) -> lmhead::Step<'h> {
-        let begin = if self.says_adjusted(own) { LmHead::step_adjusted } else { LmHead::step };
-        begin(head, counts, &self.request).unwrap()
+    /// The answers of every rank, with its dp index.
+    pub fn run_sharded(
+        &self,
+        backend: &Arc<dyn Backend>,
+        connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>,
+    ) -> Vec<(usize, Answer)> {
+        self.run_sharded_by(&|step| step.run(backend), connect)
     }
 
-    /// The answers of every rank, with its dp index.
-    pub fn run_sharded(&self, backend: &Arc<dyn Backend>) -> Vec<(usize, Answer)> {
-        let mut endpoints: BTreeMap<Vec<usize>, Vec<Option<local::LocalExchange>>> = BTreeMap::new();
+    fn run_sharded_by(
+        &self,
+        runner: Runner<'_>,
+        connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>,
+    ) -> Vec<(usize, Answer)> {
+        let mut endpoints: BTreeMap<Vec<usize>, Vec<Option<Arc<dyn Exchange>>>> = BTreeMap::new();
         let mut ranks = Vec::new();
         for rank in 0..self.layout.world_size().unwrap() {
             let group = HeadGroup::of(rank, &self.layout, self.size).unwrap().unwrap();
             let all = endpoints
                 .entry(group.ranks().to_vec())
-                .or_insert_with(|| local::group(group.size()).into_iter().map(Some).collect());
+                .or_insert_with(|| connect(group.size()).into_iter().map(Some).collect());
             let endpoint = all[group.me()].take().unwrap();
             ranks.push((self.layout.coordinates(rank).unwrap().dp, group, endpoint));
         }
@@ -209,7 +257,7 @@ impl Case {
             let threads: Vec<_> = ranks
                 .into_iter()
                 .map(|(dp, group, endpoint)| {
-                    scope.spawn(move || (dp, self.run_rank(backend, dp, group, Arc::new(endpoint))))
+                    scope.spawn(move || (dp, self.run_rank(runner, dp, group, endpoint)))
                 })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -218,7 +266,7 @@ impl Case {
 
     fn run_rank(
         &self,
-        backend: &Arc<dyn Backend>,
+        runner: Runner<'_>,
         dp: usize,
         group: HeadGroup,
         exchange: Arc<dyn Exchange>,
@@ -235,24 +283,29 @@ impl Case {
         let hidden = hidden.unwrap();
         // A warm-up with rows takes a dozen steps: minutes on the emulated device where many ranks share it.
         let warm_up = usize::from(group.size() <= 2);
-        let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
-        head.warm_up(warm_up, &[self.request]).unwrap();
         let counts = self.counts(counts, self.rows[dp]);
         let own = self.adjustments[dp].as_ref();
         let (targets, sampling) = (self.targets(dp), self.sampling(dp));
         let (targets, sampling) = (targets.as_deref(), sampling.as_deref());
-        let step = |inputs: &RowInputs<'_>| match self.lent {
-            Some(Lent { gap, .. }) => {
-                let adjusted = self.says_adjusted(own.is_some());
-                run_into(&mut head, &counts, &self.request, adjusted, hidden, inputs, gap)
-            }
-            None => self.begin(&mut head, counts, own.is_some()).run_with(hidden, inputs),
+        let run = |inputs: RowInputs<'_>| {
+            runner(RankStep {
+                config: &self.config,
+                group,
+                shard,
+                exchange,
+                warm_up,
+                counts,
+                request: self.request,
+                adjusted: self.says_adjusted(own.is_some()),
+                hidden,
+                inputs,
+                gap: self.lent.map(|lent| lent.gap),
+            })
         };
         match own {
-            Some(own) => own.with(|a| step(&RowInputs { targets, sampling, adjustments: Some(a) })),
-            None => step(&RowInputs { targets, sampling, adjustments: None }),
+            Some(own) => own.with(|a| run(RowInputs { targets, sampling, adjustments: Some(a) })),
+            None => run(RowInputs { targets, sampling, adjustments: None }),
         }
-        .unwrap()
     }
 
     /// One row on one rank with the whole head: the answer, or with `plain` all unadjusted f32 logits.
@@ -372,7 +425,26 @@ impl Case {
 
     /// Every rank's answers are those of each row alone, and what the definitions say over full logits.
     pub fn holds(&self, backend: &Arc<dyn Backend>) -> Result<(), TestCaseError> {
-        let answers = self.run_sharded(backend);
+        self.holds_over(backend, &local_group)
+    }
+
+    /// The same over the exchanges that `connect` makes for a group of that size.
+    pub fn holds_over(
+        &self,
+        backend: &Arc<dyn Backend>,
+        connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>,
+    ) -> Result<(), TestCaseError> {
+        self.holds_by(backend, &|step| step.run(backend), connect)
+    }
+
+    /// The same for ranks whose steps `runner` runs, on backends like this one.
+    pub fn holds_by(
+        &self,
+        backend: &Arc<dyn Backend>,
+        runner: Runner<'_>,
+        connect: &dyn Fn(usize) -> Vec<Arc<dyn Exchange>>,
+    ) -> Result<(), TestCaseError> {
+        let answers = self.run_sharded_by(runner, connect);
         for dp in 0..self.layout.dp {
             let alone: Vec<Answer> =
                 (0..self.rows[dp]).map(|row| self.run_alone(backend, dp, row, false)).collect();
@@ -433,11 +505,12 @@ fn judge_logprobs(told: &Logprobs, targets: &[i64], logits: &[f32], good: bool) 
 }
 
 /// Parameters of every kind: each filter is on in about half of the rows.
-fn random_params(random: &mut Random, vocab: usize) -> SamplingParams {
+pub(crate) fn random_params(random: &mut Random, vocab: usize) -> SamplingParams {
     let uniform = |random: &mut Random| (random.below(1 << 20) + 1) as f32 / (1 << 20) as f32;
     SamplingParams {
         seed: random.next() >> (random.below(2) * 62),
-        position: random.next() >> (random.below(2) * 60),
+        // At most what an i64 holds: other languages have no more.
+        position: random.next() >> (1 + random.below(2) * 60),
         temperature: [0.0, 1.0, 0.3, 2.5, 1e-30, 1e20][random.below(6)],
         top_k: [0, 0, 1, 1 + random.below(vocab), 1 + random.below(vocab), usize::MAX][random.below(6)],
         top_p: [1.0, 1.0, uniform(random), uniform(random), 0.9, 1e-40][random.below(6)],

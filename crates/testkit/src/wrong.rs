@@ -22,7 +22,32 @@ pub enum Wrong {
     PanicIn(Operation),
     /// That operation panics, and so does every notice.
     PanicInAbort(Operation),
+    /// The process is killed at that moment of that operation.
+    Kill(Moment, Operation),
 }
+
+/// When a process is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Before it sends anything.
+    Before,
+    /// While it waits for a peer that is late.
+    Inside,
+    /// When it has heard all peers.
+    After,
+}
+
+/// Ends this process by SIGKILL: nothing of it runs any more, and nobody is told.
+fn kill_this_process() -> ! {
+    let pid = std::process::id().to_string();
+    let _ = std::process::Command::new("kill").args(["-KILL", &pid]).status();
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// How long a killed process has waited inside an operation.
+const INSIDE: Duration = Duration::from_millis(50);
 
 /// A transport with a mistake, which can be switched on later.
 pub struct WrongExchange {
@@ -55,6 +80,22 @@ impl WrongExchange {
         }
         if self.is(Wrong::PanicIn(operation)) || self.is(Wrong::PanicInAbort(operation)) {
             std::panic::resume_unwind(Box::new("a transport's bug"));
+        }
+        if self.is(Wrong::Kill(Moment::Before, operation)) {
+            kill_this_process();
+        }
+        if self.is(Wrong::Kill(Moment::Inside, operation)) {
+            std::thread::spawn(|| {
+                std::thread::sleep(INSIDE);
+                kill_this_process()
+            });
+        }
+    }
+
+    /// What comes after an operation.
+    fn end(&self, operation: Operation) {
+        if self.is(Wrong::Kill(Moment::After, operation)) {
+            kill_this_process();
         }
     }
 }
@@ -101,7 +142,9 @@ impl Exchange for WrongExchange {
     ) -> Result<(), Fault> {
         self.begin(call.operation);
         if !self.is(Wrong::GatherOrder) {
-            return self.inner.all_gather_v(call, members, send, recv);
+            let result = self.inner.all_gather_v(call, members, send, recv);
+            self.end(call.operation);
+            return result;
         }
         let mut arrived = pieces(recv);
         let mut slices: Vec<&mut [u8]> = arrived.iter_mut().map(Vec::as_mut_slice).collect();
@@ -130,6 +173,7 @@ impl Exchange for WrongExchange {
         if self.is(Wrong::LastByte) {
             recv.iter_mut().filter_map(|piece| piece.last_mut()).for_each(|byte| *byte = !*byte);
         }
+        self.end(call.operation);
         result
     }
 
@@ -151,6 +195,10 @@ impl Exchange for WrongExchange {
 
     fn pending_fault(&self) -> Option<(Call, Fault)> {
         self.inner.pending_fault()
+    }
+
+    fn gone(&self) -> Vec<usize> {
+        self.inner.gone()
     }
 
     fn notify_abort(&self, call: &Call, reason: &str) {

@@ -12,38 +12,39 @@
 //! Nobody waits for a device. An event is put anew only after the next first meeting, when all peers have
 //! queued their waits for it.
 
-use super::{CopyRows, KernelDevice};
+use super::{CopyRows, KernelDevice, stream_marks};
 use crate::error::Error;
 use crate::exchange::local;
 use crate::exchange::{
-    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Place, Reset, check_members, check_pieces,
+    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, WithDevice,
+    check_members, check_pieces, wait_for_mark,
 };
 use crate::memory::{Memory, Stream};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
-
-/// A wait asks again at once for so long, then sleeps between two questions.
-const SPIN: Duration = Duration::from_millis(1);
-const SLEEP: Duration = Duration::from_micros(50);
 
 /// Makes the endpoints of a group of `size` members that share `device`; endpoint m is member m's.
 ///
 /// # Errors
 /// `Device` where there are no events.
-pub fn group<D: KernelDevice>(device: &D, size: usize) -> crate::error::Result<Vec<SharedDeviceExchange<D>>> {
+pub fn group<D: KernelDevice>(device: &D, size: usize) -> crate::error::Result<Vec<WithDevice>> {
     let transport = Arc::new(Transport { device: device.clone(), size, channels: Mutex::default() });
     let marks = Arc::new(Marks::new(device, size)?);
-    let endpoint = |local| SharedDeviceExchange::new(Arc::new(local), &transport, Arc::clone(&marks));
+    let endpoint = |local| {
+        let local: Arc<dyn Exchange> = Arc::new(local);
+        let device = SharedDevice::new(Arc::clone(&local), &transport, Arc::clone(&marks));
+        WithDevice::new(local, Arc::new(device))
+    };
     Ok(local::group(size).into_iter().map(endpoint).collect())
 }
 
-/// One member's endpoint: [`local`]'s, with a side for device memory.
-pub struct SharedDeviceExchange<D: KernelDevice> {
+/// One member's side for device memory, beside its [`local`] endpoint.
+struct SharedDevice<D: KernelDevice> {
     local: Arc<dyn Exchange>,
     transport: Arc<Transport<D>>,
     marks: Arc<Marks<D>>,
-    state: Mutex<State<D>>,
+    stream_marks: Arc<dyn StreamMarks>,
+    state: Mutex<State>,
 }
 
 /// The events of channels that are open, by head and instance.
@@ -70,10 +71,7 @@ impl<D: KernelDevice> Marks<D> {
 }
 
 /// One member's own.
-struct State<D: KernelDevice> {
-    /// Marks of [`DeviceExchange::mark`], and whether somebody will wait for them: a [`Pending`] is a number
-    /// of one.
-    pending: Vec<(Arc<D::Event>, bool)>,
+struct State {
     /// Why nothing goes on here.
     aborted: Option<Fault>,
     words: Words,
@@ -157,10 +155,11 @@ impl Words {
     }
 }
 
-impl<D: KernelDevice> SharedDeviceExchange<D> {
+impl<D: KernelDevice> SharedDevice<D> {
     fn new(local: Arc<dyn Exchange>, transport: &Arc<Transport<D>>, marks: Arc<Marks<D>>) -> Self {
-        let state = State { pending: Vec::new(), aborted: None, words: Words::default() };
-        SharedDeviceExchange { local, transport: Arc::clone(transport), marks, state: Mutex::new(state) }
+        let state = Mutex::new(State { aborted: None, words: Words::default() });
+        let stream_marks = stream_marks(&transport.device);
+        SharedDevice { local, transport: Arc::clone(transport), marks, stream_marks, state }
     }
 
     fn own(&self) -> Memory {
@@ -187,7 +186,7 @@ impl<D: KernelDevice> SharedDeviceExchange<D> {
         recv: &[Piece],
         stream: Stream,
     ) -> Result<(), Fault> {
-        let (device, me) = (&self.transport.device, self.me());
+        let (device, me) = (&self.transport.device, self.local.me());
         // SAFETY: the caller's promise.
         let stream = unsafe { device.stream_from(stream) };
         let mut words = {
@@ -232,7 +231,7 @@ impl<D: KernelDevice> SharedDeviceExchange<D> {
         recv: &[Piece],
         stream: D::Stream,
     ) -> crate::error::Result<()> {
-        let (device, own, me) = (&self.transport.device, self.own(), self.me());
+        let (device, own, me) = (&self.transport.device, self.own(), self.local.me());
         for ((&member, told), to) in members.iter().zip(came).zip(recv) {
             if member != me {
                 device.stream_waits(stream, &self.marks.ready[member])?;
@@ -249,80 +248,23 @@ impl<D: KernelDevice> SharedDeviceExchange<D> {
     }
 }
 
-impl<D: KernelDevice> Exchange for SharedDeviceExchange<D> {
+// SAFETY: copies go from the pieces that members have told, to the caller's receive pieces, never longer than
+// either.
+unsafe impl<D: KernelDevice> DeviceExchange for SharedDevice<D> {
     fn name(&self) -> &'static str {
         "shared device"
     }
 
-    fn size(&self) -> usize {
-        self.local.size()
-    }
-
-    fn me(&self) -> usize {
-        self.local.me()
-    }
-
-    fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
-        let (instance, local) = self.local.channel(head)?;
-        let marks = self.marks_of(head, instance).map_err(|error| broken(&error))?;
-        Ok((instance, Arc::new(SharedDeviceExchange::new(local, &self.transport, marks))))
-    }
-
-    fn all_gather_v(
+    fn channel(
         &self,
-        call: &Call,
-        members: &[usize],
-        send: &[u8],
-        recv: &mut [&mut [u8]],
-    ) -> Result<(), Fault> {
-        self.local.all_gather_v(call, members, send, recv)
+        head: u32,
+        instance: u32,
+        control: &Arc<dyn Exchange>,
+    ) -> Result<Arc<dyn DeviceExchange>, Fault> {
+        let marks = self.marks_of(head, instance).map_err(|error| broken(&error))?;
+        Ok(Arc::new(SharedDevice::new(Arc::clone(control), &self.transport, marks)))
     }
 
-    fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
-        self.local.all_to_all_v(call, send, recv)
-    }
-
-    fn note(&self, call: &Call) {
-        self.local.note(call);
-    }
-
-    fn places(&self) -> Vec<Option<Place>> {
-        self.local.places()
-    }
-
-    fn places_elsewhere(&self) -> Vec<Option<Place>> {
-        self.local.places_elsewhere()
-    }
-
-    fn release_memory(&self) {
-        lock(&self.state).words = Words::default();
-        self.local.release_memory();
-    }
-
-    fn pending_fault(&self) -> Option<(Call, Fault)> {
-        self.local.pending_fault()
-    }
-
-    fn notify_abort(&self, call: &Call, reason: &str) {
-        self.local.notify_abort(call, reason);
-    }
-
-    fn reset(&self, call: &Call) -> Result<Reset, Fault> {
-        let done = self.local.reset(call)?;
-        let mut state = lock(&self.state);
-        state.aborted = None;
-        state.pending.iter_mut().for_each(|(_, awaited)| *awaited = false);
-        Ok(done)
-    }
-
-    fn device(&self) -> Option<&dyn DeviceExchange> {
-        Some(self)
-    }
-}
-
-// SAFETY: copies go from the pieces that members have told, to the caller's receive pieces, never longer than
-// either.
-unsafe impl<D: KernelDevice> DeviceExchange for SharedDeviceExchange<D> {
     fn memory(&self) -> Memory {
         self.own()
     }
@@ -340,7 +282,7 @@ unsafe impl<D: KernelDevice> DeviceExchange for SharedDeviceExchange<D> {
         recv: &[Piece],
         stream: Stream,
     ) -> Result<(), Fault> {
-        check_members(self.size(), self.me(), members, recv.len())?;
+        check_members(self.local.size(), self.local.me(), members, recv.len())?;
         self.exchange(call, members, &Sent::Same(send), recv, stream)
     }
 
@@ -351,68 +293,33 @@ unsafe impl<D: KernelDevice> DeviceExchange for SharedDeviceExchange<D> {
         recv: &[Piece],
         stream: Stream,
     ) -> Result<(), Fault> {
-        check_pieces(self.size(), send.len(), recv.len())?;
+        check_pieces(self.local.size(), send.len(), recv.len())?;
         let mut everyone = std::mem::take(&mut lock(&self.state).words.everyone);
         everyone.clear();
-        everyone.extend(0..self.size());
+        everyone.extend(0..self.local.size());
         let done = self.exchange(call, &everyone, &Sent::Pieces(send), recv, stream);
         lock(&self.state).words.everyone = everyone;
         done
     }
 
     fn mark(&self, _: &Call, stream: Stream) -> Result<Pending, Fault> {
-        let device = &self.transport.device;
-        // SAFETY: the promise of whoever made the handle.
-        let stream = unsafe { device.stream_from(stream) };
-        let mut state = lock(&self.state);
-        let at = match state.pending.iter().position(|(_, awaited)| !awaited) {
-            Some(at) => at,
-            None => {
-                state.pending.push((Arc::new(device.event().map_err(|error| broken(&error))?), false));
-                state.pending.len() - 1
-            }
-        };
-        let (event, awaited) = &mut state.pending[at];
-        device.record(event, stream).map_err(|error| broken(&error))?;
-        *awaited = true;
-        Ok(Pending(at as u64))
+        self.stream_marks.mark(stream)
     }
 
     fn wait(&self, pending: Pending, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
-        let at = usize::try_from(pending.0).unwrap_or(usize::MAX);
-        let known =
-            lock(&self.state).pending.get(at).filter(|(_, awaited)| *awaited).map(|(e, _)| Arc::clone(e));
-        let Some(event) = known else {
-            let problem =
-                format!("wanted a mark that was made here and not waited for, got number {}", pending.0);
-            return Err(Fault::Broken { problem, fix: "wait once for each mark".into() });
-        };
-        let began = Instant::now();
-        let done = loop {
-            if let Some(fault) = &lock(&self.state).aborted {
-                break Err(fault.clone());
-            }
-            match self.transport.device.reached(&event) {
-                Ok(true) => break Ok(()),
-                Ok(false) => {}
-                Err(error) => break Err(broken(&error)),
-            }
-            if let Some((call, fault)) = control.pending_fault() {
-                break Err(Fault::Earlier { call: Box::new(call), fault: Box::new(fault) });
-            }
-            if call.left().is_zero() {
-                // A device cannot say whom it waits for.
-                break Err(Fault::Timeout { missing: Vec::new() });
-            }
-            if began.elapsed() < SPIN { std::hint::spin_loop() } else { std::thread::sleep(SLEEP) }
-        };
-        if let Some((_, awaited)) = lock(&self.state).pending.get_mut(at) {
-            *awaited = false;
-        }
-        done
+        wait_for_mark(&*self.stream_marks, pending, call, control, || lock(&self.state).aborted.clone())
     }
 
     fn abort(&self, why: &Fault) {
         lock(&self.state).aborted.get_or_insert_with(|| why.clone());
+    }
+
+    fn reset(&self, _: &Call, _: &dyn Exchange) -> Result<Reset, Fault> {
+        lock(&self.state).aborted = None;
+        Ok(Reset::Done)
+    }
+
+    fn release_memory(&self) {
+        lock(&self.state).words = Words::default();
     }
 }

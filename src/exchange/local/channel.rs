@@ -476,6 +476,12 @@ impl Channel {
         lock(&self.state).fault.clone()
     }
 
+    /// The members that have left.
+    pub(super) fn gone(&self) -> Vec<usize> {
+        let state = lock(&self.state);
+        (0..state.size()).filter(|&member| state.gone[member]).collect()
+    }
+
     /// Brings the channel into the fault that `me` gives up `call`, where it is in none yet.
     pub(super) fn give_up(&self, me: usize, call: &Call, reason: &str) {
         let fault = Fault::Abandoned { member: me, reason: reason.into() };

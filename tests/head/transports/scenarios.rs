@@ -12,7 +12,7 @@ use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
 use lmhead_testkit::hooked::hooked;
 use lmhead_testkit::processes::{Rank, Scenarios, outcome};
-use lmhead_testkit::wrong::{Wrong, WrongExchange};
+use lmhead_testkit::wrong::{Moment, Wrong, WrongExchange};
 use lmhead_testkit::{Random, TestHead, head_of, row_bits};
 use serde_json::{Value, json};
 use std::hash::{Hash, Hasher};
@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub const SIZE: usize = 3;
-const ROWS: usize = 2;
+pub const ROWS: usize = 2;
 
 /// A deadline that no row may reach, and one that is waited for.
 pub const LONG_MS: u64 = 60_000;
@@ -96,21 +96,27 @@ pub const SCENARIOS: &Scenarios = &[
     ("a panic in the making", |rank| panicking(rank, Wrong::PanicIn(Operation::Create))),
     ("a panic in the notice of a panic", |rank| panicking(rank, Wrong::PanicInAbort(Operation::Contract))),
     ("a panic in load", a_panic_in_load),
+    ("killed before the headers", |rank| killed(rank, Moment::Before, Operation::Contract)),
+    ("killed inside the headers", |rank| killed(rank, Moment::Inside, Operation::Contract)),
+    ("killed after the gather", |rank| killed(rank, Moment::After, Operation::GatherRows)),
+    ("killed inside the exchange", |rank| killed(rank, Moment::Inside, Operation::ExchangeResults)),
+    ("killed after the exchange", |rank| killed(rank, Moment::After, Operation::ExchangeResults)),
+    ("pieces in another order", pieces_in_another_order),
     ("random steps and faults", random_steps),
     ("a rank that goes", a_rank_that_goes),
     ("steps for ever", steps_for_ever),
     ("a stopped rank comes back", a_stopped_rank_comes_back),
 ];
 
-fn test_head() -> TestHead {
+pub fn test_head() -> TestHead {
     TestHead::random(200, 16, DType::F32, Quantization::None, 3)
 }
 
-fn config(timeout_ms: u64) -> HeadConfig {
+pub fn config(timeout_ms: u64) -> HeadConfig {
     HeadConfig { timeout: Duration::from_millis(timeout_ms), ..test_head().config() }
 }
 
-fn exact() -> RowCounts {
+pub fn exact() -> RowCounts {
     RowCounts::exact(&[ROWS; SIZE])
 }
 
@@ -120,16 +126,16 @@ fn step(head: &mut LmHead, counts: RowCounts, request: Request, rows: usize) -> 
     head.step(counts, &request)?.run(hidden)
 }
 
-fn good_step(head: &mut LmHead) -> Result<Answer> {
+pub fn good_step(head: &mut LmHead) -> Result<Answer> {
     step(head, exact(), Request::argmax(), ROWS)
 }
 
-fn head(rank: &Rank, config: &HeadConfig) -> LmHead {
+pub fn head(rank: &Rank, config: &HeadConfig) -> LmHead {
     head_of(&test_head(), config, rank.size, rank.me, Arc::clone(&rank.exchange)).expect("a head")
 }
 
 /// Rows of an answer and a hash of their bits.
-fn bits(answer: &Answer) -> Value {
+pub fn bits(answer: &Answer) -> Value {
     let rows: Vec<_> = (0..answer.rows()).map(|row| row_bits(answer, row)).collect();
     let mut hasher = std::hash::DefaultHasher::new();
     rows.hash(&mut hasher);
@@ -322,6 +328,36 @@ fn panicking(rank: Rank, wrong: Wrong) -> Value {
     })
 }
 
+/// Rank 1 is killed in a step, rank 0 is a little late in every operation. The time is that of the step that
+/// fails, which is this one or the next.
+fn killed(rank: Rank, moment: Moment, operation: Operation) -> Value {
+    let Rank { me, size, exchange, .. } = rank;
+    let wrong = if me == 1 { Wrong::Kill(moment, operation) } else { Wrong::Slow(SHORT_MS / 5) };
+    let (exchange, on) = WrongExchange::later(exchange, wrong);
+    let config = config(2 * SHORT_MS);
+    let mut head = head_of(&test_head(), &config, size, me, Arc::new(exchange)).expect("a head");
+    good_step(&mut head).expect("a good step");
+    on.store(me < 2, Ordering::SeqCst);
+    loop {
+        let began = Instant::now();
+        let result = good_step(&mut head);
+        if result.is_err() {
+            return outcome(began, &result);
+        }
+    }
+}
+
+/// The transport of rank 1 delivers another member's bytes.
+fn pieces_in_another_order(rank: Rank) -> Value {
+    let Rank { me, size, exchange, .. } = rank;
+    let exchange: Arc<dyn Exchange> = match me {
+        1 => Arc::new(WrongExchange::new(exchange, Wrong::PieceOrder)),
+        _ => exchange,
+    };
+    let began = Instant::now();
+    outcome(began, &head_of(&test_head(), &config(LONG_MS), size, me, exchange))
+}
+
 /// The backend of rank 1 panics while the head is made.
 fn a_panic_in_load(rank: Rank) -> Value {
     let (test, group) = (test_head(), HeadGroup::data_parallel(rank.size, rank.me).expect("a group"));
@@ -341,14 +377,15 @@ fn a_panic_in_load(rank: Rank) -> Value {
 
 /// Random steps, of which a random rank breaks every third or so, each time followed by a rebuilding.
 fn random_steps(rank: Rank) -> Value {
-    const STEPS: usize = 300;
+    // More of them: LMHEAD_SOAK_STEPS=5000.
+    let steps = std::env::var("LMHEAD_SOAK_STEPS").map_or(300, |n| n.parse().expect("a number of steps"));
     let test = TestHead::random(200, 16, DType::F32, Quantization::None, 3);
     let mut head =
         head_of(&test, &config(LONG_MS), rank.size, rank.me, Arc::clone(&rank.exchange)).expect("a head");
     // The same choices on every rank.
     let mut random = Random(20_261_128);
     let mut all = Vec::new();
-    for step in 0..STEPS {
+    for step in 0..steps {
         let counts: Vec<usize> = (0..rank.size).map(|_| random.below(4) * random.below(3)).collect();
         let request = [Request::argmax(), Request::top_k(3), Request::sample()][random.below(3)];
         let (mode, breaker, how) = (random.below(3), random.below(rank.size), random.below(4));

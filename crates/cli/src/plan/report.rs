@@ -1,5 +1,6 @@
 //! The plan: tables for a person, the same and every rank as JSON for a program.
 
+use super::profile::Measured;
 use super::{PlannedHead, auto_of};
 use crate::report::{bytes, command, micros};
 use crate::sampling_args;
@@ -101,6 +102,9 @@ pub struct Costs {
     pub fastest_logits: usize,
     pub fastest_candidates: usize,
     pub sizes: Vec<SizeCost>,
+    /// Steps that were measured at these speeds, of a profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
 }
 
 #[derive(Serialize)]
@@ -197,6 +201,7 @@ impl Costs {
             fastest_logits: fastest(|size| size.logits_us),
             fastest_candidates: fastest(|size| size.candidates_us),
             sizes,
+            measured: None,
         }
     }
 }
@@ -452,12 +457,12 @@ impl Costs {
         let model = &self.logits;
         let kept = self.candidates.candidates.unwrap_or_default();
         let mut lines = vec![format!(
-            "\n{}: {:.0} GB/s memory, {:.0} TFLOP/s, {:.0} GB/s link, {} µs a collective; {} rows on each dp rank \
+            "\n{}: {} GB/s memory, {} TFLOP/s, {} GB/s link, {} µs a collective; {} rows on each dp rank \
              (arithmetic of the cost model, not a measurement)",
             self.machine,
-            model.memory_gb_per_s,
-            model.tflops,
-            model.link_gb_per_s,
+            speed(model.memory_gb_per_s),
+            speed(model.tflops),
+            speed(model.link_gb_per_s),
             model.latency_us,
             model.rows_per_rank
         )];
@@ -504,11 +509,18 @@ impl Costs {
              collective{}",
             self.collectives_sentence()
         ));
+        lines.extend(self.measured.as_ref().map(Measured::table));
         lines.join("\n")
     }
 }
 
-fn right_aligned(table: &mut Table) {
+/// A speed in whole units, and with decimals where it is less than ten.
+fn speed(value: f64) -> String {
+    let decimals = if value >= 10.0 { 0 } else { 3 };
+    format!("{value:.decimals$}")
+}
+
+pub fn right_aligned(table: &mut Table) {
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }

@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 #[cfg(unix)]
 mod ends;
+mod launched;
 mod mixed;
 mod models;
 mod per_row;

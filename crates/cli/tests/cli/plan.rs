@@ -262,6 +262,125 @@ fn auto_goes_by_what_is_configured() {
     assert_eq!(choice(&slow), (json!(1), "auto_fastest".into()));
 }
 
+/// What a refused plan says.
+fn bad(args: &[&str]) -> String {
+    let out = lmhead(args);
+    assert!(!out.status.success(), "{args:?}: {}", text(&out.stdout));
+    text(&out.stderr)
+}
+
+/// A profile with speeds that are easy to reckon with: 1 GB/s of memory, of arithmetic and of the link.
+fn slow_profile() -> Value {
+    let step = |ranks: u64, rows: u64, request: &str, dtype: Value, us: f64| {
+        json!({
+            "vocab_size": 1000, "hidden_size": 100, "weights": "bf16", "ranks": ranks, "rows_per_rank": rows,
+            "request": request, "logits_dtype": dtype, "median_us": us, "p10_us": us / 2.0, "p90_us": us * 2.0,
+        })
+    };
+    json!({
+        "name": "slow", "transport": "pigeons", "ranks": 2, "machine": "a loft", "cpus": 1, "commit": "abc",
+        "date": "2026-01-02", "command": "by hand", "load_average": 0.5,
+        "memory_gb_per_s": 1.0, "tflops": 0.001, "link_gb_per_s": 1.0, "latency_us": 10.0,
+        "steps": [
+            step(2, 3, "argmax", Value::Null, 1266.0),
+            step(2, 3, "topk:4", Value::Null, 633.0),
+            step(4, 3, "logits", json!("f16"), 1.0),
+        ],
+    })
+}
+
+/// Predictions beside measurements, worked out by hand.
+#[test]
+fn a_profile_compares_its_measured_steps_with_the_model() {
+    let files = Files::new();
+    let path = files.name("slow.json");
+    std::fs::write(files.path("slow.json"), slow_profile().to_string()).unwrap();
+    let args = ["--preset", "tiny", "--dp", "4", "--profile", &path];
+    let planned = plan(&args);
+    let costs = &planned["costs"][0];
+    assert_eq!((&costs["machine"], &costs["logits"]["latency_us"]), (&json!("slow"), &json!(10.0)));
+    let predicted: Vec<f64> = costs["measured"]["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["predicted_us"].as_f64().unwrap())
+        .collect();
+    // 3 rows of 100 bf16 are 600 bytes, at 1000 bytes a µs; a step has three collectives of 10 µs.
+    let (gather, latency) = (0.6, 30.0);
+    // Per rank 2 * 2 * 3 * 100 * 1000 / 2 operations at 1000 a µs, longer than 100 kB of weights take.
+    let matmul = 600.0;
+    let wanted = [
+        // One candidate of each of 3 rows is 16 bytes.
+        matmul + gather + 0.048 + latency,
+        matmul + gather + 3.0 * 40.0 / 1000.0 + latency,
+        // Three quarters of 3 * 1000 f16 logits; rows come from three ranks.
+        matmul + 3.0 * gather + 4.5 + latency,
+    ];
+    for (got, want) in predicted.iter().zip(wanted) {
+        assert!((got - want).abs() < 1e-6, "{predicted:?}, wanted {wanted:?}");
+    }
+    let ratio = costs["measured"]["steps"][0]["measured_to_predicted"].as_f64().unwrap();
+    assert!((ratio - 1266.0 / wanted[0]).abs() < 1e-9);
+    let printed = good(&[&["plan"], &args[..]].concat());
+    for words in [
+        "measured over pigeons on a loft, 1 CPUs, load average 0.5; 2026-01-02, commit abc, by hand",
+        "one rank while 2 work at once",
+        "1000 x 100 bf16",
+        "logits f16",
+    ] {
+        assert!(printed.contains(words), "{words}\n{printed}");
+    }
+    // Speeds as options count in the plan, and leave what was measured as it was.
+    let faster = plan(&[&args[..], &["--latency-us", "1"]].concat());
+    assert_eq!(faster["costs"][0]["logits"]["latency_us"], 1.0);
+    assert_eq!(faster["costs"][0]["measured"], costs["measured"]);
+}
+
+/// Each comes with steps that were measured over several sizes, and where and when.
+#[test]
+fn profiles_that_come_with_the_program() {
+    for transport in ["local", "callbacks", "processes", "mpi"] {
+        let name = format!("cpu2-{transport}");
+        let planned = plan(&["--preset", "tiny", "--dp", "4", "--profile", &name]);
+        let costs = &planned["costs"][0];
+        assert_eq!((&costs["machine"], &costs["measured"]["transport"]), (&json!(name), &json!(transport)));
+        let steps = costs["measured"]["steps"].as_array().unwrap();
+        let sizes: std::collections::BTreeSet<u64> =
+            steps.iter().map(|step| step["ranks"].as_u64().unwrap()).collect();
+        assert!(sizes.len() >= 3 && steps.len() >= 3 * sizes.len(), "{name}: {sizes:?}");
+        for key in ["machine", "commit", "date", "command"] {
+            let text = costs["measured"][key].as_str().unwrap();
+            assert!(!text.is_empty() && !text.contains("dirty"), "{name}: {key} {text}");
+        }
+    }
+}
+
+#[test]
+fn profiles_that_are_none_are_refused_by_name() {
+    let files = Files::new();
+    let refused = |profile: &str, more: &[&str]| {
+        bad(&[&["plan", "--preset", "tiny", "--dp", "4", "--profile", profile], more].concat())
+    };
+    let said = refused("cpu3", &[]);
+    assert!(said.contains("--profile: wanted one of cpu2-local, cpu2-callbacks,"), "{said}");
+    assert!(said.contains("or a profile's file, got `cpu3`; write one by `cargo bench"), "{said}");
+    let path = files.name("p.json");
+    let wrong = |change: &dyn Fn(&mut Value), words: &str| {
+        let mut profile = slow_profile();
+        change(&mut profile);
+        std::fs::write(files.path("p.json"), profile.to_string()).unwrap();
+        let said = refused(&path, &[]);
+        assert!(said.contains("p.json: ") && said.contains(words), "{said}\nwanted {words}");
+    };
+    wrong(&|p| drop(p.as_object_mut().unwrap().remove("tflops")), "it is no profile: missing field `tflops`");
+    wrong(&|p| p["speed"] = 1.into(), "it is no profile: unknown field `speed`");
+    wrong(&|p| p["tflops"] = 0.into(), "wanted speeds above 0");
+    wrong(&|p| p["steps"][0]["request"] = "guess".into(), "steps[0]: --request: wanted logits, argmax");
+    wrong(&|p| p["steps"][1]["ranks"] = 0.into(), "steps[1]: ");
+    let said = refused("cpu2-local", &["--quantize", "w8a8"]);
+    assert!(said.contains("--profile: wanted a head whose products are of 16 bits"), "{said}");
+}
+
 #[test]
 fn pipeline_stages_orders_and_sizes_by_hand() {
     let sizes = "--vocab-size 1000 --hidden-size 32 --dp 2 --tp 2 --pp 3 --lmhead-tp-size 4";

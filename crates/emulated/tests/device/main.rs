@@ -2,6 +2,7 @@
 //! is in `lmhead_testkit::product`; a GPU runs the same table.
 #![allow(unsafe_code, reason = "launches")]
 
+mod callbacks;
 mod golden;
 mod limits;
 mod out_of_order;

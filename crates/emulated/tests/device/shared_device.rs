@@ -2,7 +2,7 @@
 
 use crate::device;
 use lmhead::backend::device::shared_device::group;
-use lmhead::exchange::{Call, DeviceExchange, Exchange, Fault, Operation, Piece};
+use lmhead::exchange::{Call, DeviceExchange, Exchange, Fault, Operation, Piece, WithDevice};
 use lmhead::memory::Stream;
 use lmhead_testkit::product::shared_device::{call, pieces_arrive};
 use proptest::prelude::*;
@@ -18,6 +18,10 @@ proptest! {
     fn pieces_arrive_as_on_the_host(size in 1usize..7, rounds in 1usize..12, seed in any::<u64>()) {
         pieces_arrive(&device(), size, rounds, seed);
     }
+}
+
+fn side(endpoint: &WithDevice) -> &dyn DeviceExchange {
+    endpoint.device().expect("a side for device memory")
 }
 
 fn gather(endpoint: &dyn Exchange, call: &Call) -> Result<(), Fault> {
@@ -65,9 +69,8 @@ fn other_lengths_are_told_by_both_sides_and_what_is_common_arrives() {
                 let this = call(1, Operation::GatherRows, LONG);
                 let places = [place(0, 8), place(8, wanted)];
                 // SAFETY: both live until the end.
-                let done = unsafe {
-                    DeviceExchange::all_gather_v(endpoint, &this, &[0, 1], sent, &places, Stream::NONE)
-                };
+                let done =
+                    unsafe { side(endpoint).all_gather_v(&this, &[0, 1], sent, &places, Stream::NONE) };
                 let mut got = [0; 16];
                 device.read(&recv, 0, &mut got).expect("a copy");
                 assert_eq!(got, [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0]);
@@ -87,15 +90,14 @@ fn an_abort_ends_what_comes_after_and_a_reset_begins_anew() {
     let this = call(1, Operation::GatherRows, LONG);
     let nothing = Piece::default();
     // SAFETY: there are no bytes.
-    let gather =
-        || unsafe { DeviceExchange::all_gather_v(endpoint, &this, &[0], nothing, &[nothing], Stream::NONE) };
+    let gather = || unsafe { side(endpoint).all_gather_v(&this, &[0], nothing, &[nothing], Stream::NONE) };
     assert_eq!(gather(), Ok(()));
-    let pending = endpoint.mark(&this, Stream::NONE).expect("a mark");
+    let pending = side(endpoint).mark(&this, Stream::NONE).expect("a mark");
     let why = Fault::Lost { members: vec![0] };
-    endpoint.abort(&why);
-    endpoint.abort(&Fault::Timeout { missing: vec![] });
+    side(endpoint).abort(&why);
+    side(endpoint).abort(&Fault::Timeout { missing: vec![] });
     assert_eq!(gather(), Err(why.clone()));
-    assert_eq!(endpoint.wait(pending, &this, endpoint), Err(why));
+    assert_eq!(side(endpoint).wait(pending, &this, endpoint), Err(why));
     endpoint.reset(&this).expect("a reset");
     assert_eq!(gather(), Ok(()));
 }

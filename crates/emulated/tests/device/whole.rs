@@ -9,7 +9,7 @@ use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::{DType, Error, HeadGroup, LmHead};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::adjusting::OwnAdjustments;
-use lmhead_testkit::{TestHead, each_rank, row_bits};
+use lmhead_testkit::{TestHead, each_rank, local_group, row_bits};
 use lmhead_testkit::{end_to_end, requests};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ proptest! {
 
     #[test]
     fn int8_answers_have_the_cpu_backend_s_bits(case in requests::cases(&KINDS[2..5]), schedule in any::<u64>()) {
-        let (got, want) = (bits(&case.run_sharded(&emulated(schedule))), bits(&case.run_sharded(&cpu())));
+        let (got, want) = (bits(&case.run_sharded(&emulated(schedule), &local_group)), bits(&case.run_sharded(&cpu(), &local_group)));
         prop_assert!(same(&got, &want), "{got:?}, on the CPU {want:?}");
     }
 }

@@ -7,6 +7,8 @@
 mod backend;
 mod calls;
 mod lost;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod shards;
 
 use lmhead::backend::cuda::{CudaDevice, Launch, encode};

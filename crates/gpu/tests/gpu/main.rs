@@ -6,6 +6,8 @@
 
 mod carriers;
 mod memory;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod results;
 
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -18,6 +20,9 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 fn main() -> ExitCode {
+    // Where a test here has started this program as a rank.
+    #[cfg(feature = "nccl")]
+    nccl::enter();
     // For the bundle, on a machine without a GPU.
     let args: Vec<String> = std::env::args().skip(1).collect();
     let asked = match [args.first().map(String::as_str), args.get(1).map(String::as_str)] {
@@ -40,7 +45,10 @@ fn main() -> ExitCode {
     // One stream, in order: a fault is told with the launch that it belongs to.
     args.test_threads = Some(1);
     let tests = products::TESTS.iter().chain(kernels::TESTS).chain(carriers::TESTS).chain(memory::TESTS);
-    let trials = tests.map(trial).collect();
+    let trials = tests.map(trial);
+    #[cfg(feature = "nccl")]
+    let trials = trials.chain(nccl::trials());
+    let trials = trials.collect();
     let conclusion = libtest_mimic::run(&args, trials);
     if !args.list
         && let Err(problem) = results::write(device())

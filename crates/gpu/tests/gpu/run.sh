@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run.sh first [--only STEP[,STEP]]: evidence from a GPU within 480 seconds, on a machine with a driver and no
-# Rust.
+# Rust. run.sh nccl: two and four ranks, processes that share the GPU, over NCCL: no part of the first.
 #
 #   doctor     what this machine can run
 #   bits       16-bit products against the bits that the emulated device computed when the bundle was made,
@@ -12,6 +12,7 @@
 #   ncu        four launches under Nsight Compute
 #   probes     patterns of reading weights, by 16 to 132 blocks
 #   rest       the other tests, by what they are worth, until the time is up
+#   nccl       only where it is asked for: bits of steps, a rank that does not come, 1000 replays of a graph
 #
 # In this order, each under a limit of its own. A second call does what the first had no time for:
 # `run.sh first --only rest`. Results are in $OUT (./out), seven files at most, as they come; summary.json
@@ -21,7 +22,9 @@
 # Exit codes: 0 all good, 1 something failed or is missing, 2 wrong arguments.
 set -uo pipefail
 all="doctor bits heads memcheck racecheck ncu probes rest"
+known="$all nccl"
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ "$*" != nccl ] || set -- first --only nccl
 [ "${1:-}" = first ] || usage
 case $# in
   1) wanted=$all ;;
@@ -30,7 +33,7 @@ case $# in
 esac
 [ -n "${wanted// /}" ] || usage
 for step in $wanted; do
-  [[ " $all " == *" $step "* ]] || { echo "run.sh: wanted steps of: $all; got $step" >&2; exit 2; }
+  [[ " $known " == *" $step "* ]] || { echo "run.sh: wanted steps of: $known; got $step" >&2; exit 2; }
 done
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "${OUT:-out}" && out=$(cd "${OUT:-out}" && pwd) || exit 1
@@ -214,6 +217,8 @@ for one in $wanted; do
         --section ComputeWorkloadAnalysis --section WarpStateStats ./gpu_matmul profile
       ;;
     probes) step probes run.log 30 ./gpu_matmul probes "$out/probes.json" 15 ;;
+    # NCCL is the system's, PyTorch's, or that of LMHEAD_NCCL.
+    nccl) tests nccl run.log 450 nccl:: ;;
     rest)
       tests plans run.log 60 products::every_plan
       tests independent run.log 30 products::bits_do_not_depend

@@ -1,11 +1,11 @@
-//! Pieces of device memory between ranks that share a device.
+//! Pieces of device memory between ranks that share a device, or have one each.
 
 use crate::Random;
-use lmhead::backend::device::shared_device::{SharedDeviceExchange, group};
+use lmhead::backend::device::shared_device::group;
 use lmhead::backend::device::{CopyRows, KernelDevice};
 use lmhead::exchange::{Call, Exchange, Operation, Piece};
 use lmhead::memory::Memory;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 /// Call number `step` of a channel.
@@ -35,28 +35,33 @@ fn upload<D: KernelDevice>(device: &D, stream: D::Stream, to: u64, bytes: &[u8])
 /// # Panics
 /// Where something else arrives.
 pub fn pieces_arrive<D: KernelDevice>(device: &D, size: usize, rounds: usize, seed: u64) {
-    let endpoints = group(device, size).expect("events");
+    let endpoints = group(device, size).expect("events").into_iter();
+    let ranks = endpoints.map(|endpoint| (device.clone(), Arc::new(endpoint) as _)).collect();
+    pieces_arrive_between(ranks, rounds, seed);
+}
+
+/// The same over any transport: each member's device and its endpoint.
+///
+/// # Panics
+/// As [`pieces_arrive`].
+pub fn pieces_arrive_between<D: KernelDevice>(ranks: Vec<(D, Arc<dyn Exchange>)>, rounds: usize, seed: u64) {
     // Who leaves early is lost to the others.
-    let end = Barrier::new(size);
+    let end = Barrier::new(ranks.len());
     std::thread::scope(|scope| {
-        for endpoint in endpoints {
+        for (device, endpoint) in ranks {
             let end = &end;
-            scope.spawn(move || rank(device, &endpoint, rounds, seed, end));
+            scope.spawn(move || rank(&device, &*endpoint, rounds, seed, end));
         }
     });
 }
 
-fn rank<D: KernelDevice>(
-    device: &D,
-    first: &SharedDeviceExchange<D>,
-    rounds: usize,
-    seed: u64,
-    end: &Barrier,
-) {
+fn rank<D: KernelDevice>(device: &D, first: &dyn Exchange, rounds: usize, seed: u64, end: &Barrier) {
     let (size, me) = (first.size(), first.me());
     let (instance, channel) = first.channel(7).expect("a channel");
     let side = channel.device().expect("a side for device memory");
     assert_eq!(side.memory(), Memory::Device(device.ordinal()));
+    let connect = Call { instance, ..call(0, Operation::Connect, Duration::from_secs(60)) };
+    assert_eq!(side.connect(&connect, &*channel), Ok(()));
     let own = device.open_stream().expect("a stream");
     let stream = device.on(&own);
     // The same on all ranks.

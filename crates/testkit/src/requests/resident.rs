@@ -1,19 +1,19 @@
 //! The same cases with rows, exchange and answers in device memory.
 
 use super::Case;
-use crate::{TestHead, row_bits};
+use crate::soak::{Asked, Stepper};
+use crate::{TestHead, engine, local_group, row_bits};
+use lmhead::adjust::Adjustments;
 use lmhead::backend::Backend;
 use lmhead::backend::On;
 use lmhead::backend::device::{CopyRows, KernelDevice, shared_device};
-use lmhead::config::Quantization;
+use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
 use lmhead::exchange::Exchange;
 use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::HeadGroup;
 use lmhead::memory::{Allocation, Memory, Span, SpanMut, Stream};
-use lmhead::result::{
-    Answer, AnswerBuffers, Logprobs, Output, Request, RowInputs, RowStatus, StepStats, TokenLogprobs,
-};
+use lmhead::result::{Answer, AnswerBuffers, Logprobs, Output, Request, RowInputs, RowStatus, TokenLogprobs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use lmhead::sampling::SamplingParams;
 use proptest::prelude::*;
@@ -21,24 +21,72 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-/// A device that ranks as threads share.
+/// Devices of ranks as threads: one that they share, or one for each.
 pub struct Resident<D: KernelDevice> {
+    places: Vec<Place<D>>,
+    groups: Box<Groups>,
+}
+
+/// Makes the endpoints of a group of these ranks.
+type Groups = dyn Fn(&[usize]) -> Vec<Arc<dyn Exchange>> + Send + Sync;
+
+/// A device with its backend.
+struct Place<D: KernelDevice> {
     device: D,
     backend: Arc<dyn Backend>,
     streams: Mutex<Vec<D::OwnedStream>>,
 }
 
 impl<D: KernelDevice> Resident<D> {
+    /// All ranks share the device.
     pub fn new(device: D, backend: Arc<dyn Backend>) -> Self {
-        Resident { device, backend, streams: Mutex::default() }
+        let shared = device.clone();
+        Self::over(vec![(device, backend)], move |ranks| {
+            let endpoints = shared_device::group(&shared, ranks.len()).expect("events of the device");
+            endpoints.into_iter().map(|endpoint| Arc::new(endpoint) as _).collect()
+        })
     }
 
-    /// Endpoints of a group with a side for the device's memory.
-    fn group(&self, size: usize) -> Vec<Arc<dyn Exchange>> {
-        let endpoints = shared_device::group(&self.device, size).expect("events of the device");
-        endpoints.into_iter().map(|endpoint| Arc::new(endpoint) as _).collect()
+    /// All ranks share the device, and meet over an engine's callbacks.
+    pub fn over_callbacks(device: D, backend: Arc<dyn Backend>) -> Self {
+        let shared = device.clone();
+        Self::over(vec![(device, backend)], move |ranks| {
+            engine::device_group(&shared, ranks.len(), |_, _, _| None)
+        })
     }
 
+    /// Rank r has the device of that number, or they are dealt out again. `groups` makes the endpoints of a
+    /// group of these ranks, with a side for device memory.
+    pub fn over(
+        places: Vec<(D, Arc<dyn Backend>)>,
+        groups: impl Fn(&[usize]) -> Vec<Arc<dyn Exchange>> + Send + Sync + 'static,
+    ) -> Self {
+        let place = |(device, backend)| Place { device, backend, streams: Mutex::default() };
+        Resident { places: places.into_iter().map(place).collect(), groups: Box::new(groups) }
+    }
+
+    /// The endpoints of a group of these ranks.
+    pub fn group(&self, ranks: &[usize]) -> Vec<Arc<dyn Exchange>> {
+        (self.groups)(ranks)
+    }
+
+    /// The backend of a rank's device.
+    pub fn backend(&self, rank: usize) -> &Arc<dyn Backend> {
+        &self.place(rank).backend
+    }
+
+    /// Makes steps in a rank's device's memory, on a stream of its own.
+    pub fn stepper(&self, rank: usize) -> OnDevice<'_, D> {
+        let device = self.place(rank);
+        OnDevice { room: Room { device, stream: device.stream() }, kept: Mutex::default() }
+    }
+
+    fn place(&self, rank: usize) -> &Place<D> {
+        &self.places[rank % self.places.len()]
+    }
+}
+
+impl<D: KernelDevice> Place<D> {
     /// A stream of a rank's own, as long as this lives.
     fn stream(&self) -> Stream {
         let own = self.device.open_stream().expect("a stream of the device");
@@ -59,7 +107,7 @@ impl<D: KernelDevice> Resident<D> {
 
 /// One rank's memory on the device.
 struct Room<'d, D: KernelDevice> {
-    device: &'d Resident<D>,
+    device: &'d Place<D>,
     stream: Stream,
 }
 
@@ -85,26 +133,123 @@ impl<D: KernelDevice> Room<'_, D> {
         self.device.copy(self.stream, to, from, bytes);
         elements
     }
+
+    /// One step whose rows lie here already and whose answer comes here, and to the host then. What a step that
+    /// fails may still write to is added to `kept`.
+    fn step(
+        &self,
+        head: &mut LmHead,
+        asked: Asked<'_>,
+        kept: &mut Vec<Box<dyn Allocation>>,
+    ) -> lmhead::Result<Answer> {
+        let Asked { counts, request, adjusted, hidden, inputs } = asked;
+        let (vocab, answered) = (head.config().vocab_size, head.answered_rows(hidden.len()).len());
+        let (k, targets, top_n) = match request {
+            Request::TopK { k } => (k, 0, 0),
+            Request::Logprobs { targets, top_n, .. } => (1, targets, top_n),
+            Request::Sample { logprobs: Some(TokenLogprobs { top_n, .. }) } => (1, 1, top_n),
+            _ => (1, 0, 0),
+        };
+        let dtype = if let Request::Logits { dtype } = request { dtype } else { DType::F32 };
+        let mut status = self.bytes(answered);
+        let mut logits = self.bytes(answered * vocab * dtype.size());
+        let [mut ids, mut ranks, mut top_ids] =
+            [k, targets, top_n].map(|each| self.bytes(8 * answered * each));
+        let [mut values, mut logsumexp, mut logprobs, mut top_logprobs] =
+            [k, 1, targets, top_n].map(|each| self.bytes(4 * answered * each));
+        let buffers = AnswerBuffers {
+            row_status: status.span_mut(),
+            logits: logits.span_mut(),
+            logits_stride: 0,
+            ids: ids.span_mut(),
+            values: values.span_mut(),
+            logsumexp: logsumexp.span_mut(),
+            logprobs: logprobs.span_mut(),
+            ranks: ranks.span_mut(),
+            top_ids: top_ids.span_mut(),
+            top_logprobs: top_logprobs.span_mut(),
+        };
+        let options = StepOptions { adjusted, on_device: true };
+        let on = On { stream: self.stream, workspace: None };
+        let ran = head
+            .begin(&counts, &request, options)
+            .and_then(|ticket| head.run_into(ticket, hidden, &inputs, buffers, on));
+        let stats = match ran {
+            Ok(stats) => stats,
+            Err(error) => {
+                kept.extend([status, logits, ids, ranks, top_ids, values, logsumexp, logprobs, top_logprobs]);
+                return Err(error);
+            }
+        };
+        let told = || Logprobs {
+            targets,
+            top_n,
+            logprobs: self.read(&*logprobs),
+            ranks: self.read(&*ranks),
+            top_ids: self.read(&*top_ids),
+            top_logprobs: self.read(&*top_logprobs),
+        };
+        let output = match request {
+            Request::Logits { dtype } => {
+                Output::Logits { dtype, vocab_size: vocab, bytes: self.read(&*logits) }
+            }
+            Request::Argmax => Output::Argmax { ids: self.read(&*ids) },
+            Request::TopK { k } => Output::TopK {
+                k,
+                values: self.read(&*values),
+                ids: self.read(&*ids),
+                logsumexp: self.read(&*logsumexp),
+            },
+            Request::Logprobs { .. } => Output::Logprobs(told()),
+            Request::Sample { logprobs } => {
+                Output::Sample { ids: self.read(&*ids), logprobs: logprobs.map(|_| told()) }
+            }
+            other => panic!("no answer known of {other}"),
+        };
+        let row_status = self.read::<u8>(&*status).into_iter().map(RowStatus::of_byte).collect();
+        Ok(Answer { row_status, output, stats })
+    }
+}
+
+/// Makes one rank's steps with rows and answers in its device's memory.
+pub struct OnDevice<'d, D: KernelDevice> {
+    room: Room<'d, D>,
+    kept: Mutex<Vec<Box<dyn Allocation>>>,
+}
+
+impl<D: KernelDevice> Stepper for OnDevice<'_, D> {
+    fn step(&self, head: &mut LmHead, asked: Asked<'_>) -> lmhead::Result<Answer> {
+        let mut kept = self.kept.lock().expect("no step panics");
+        let rows = asked.hidden;
+        let (count, hidden_size, dtype) = (rows.len(), rows.hidden(), rows.dtype());
+        let mut bytes = vec![0u8; count * rows.row_bytes()];
+        rows.copy_into(&mut bytes);
+        let memory = self.room.with(&bytes);
+        let hidden = HiddenRows::strided(memory.span(), dtype, count, hidden_size, rows.row_bytes())?;
+        let result = self.room.step(head, Asked { hidden, ..asked }, &mut kept);
+        if result.is_err() {
+            kept.push(memory);
+        }
+        result
+    }
 }
 
 impl Case {
     /// The answers of every rank, from steps that stay on the device.
     pub fn run_resident<D: KernelDevice>(&self, device: &Resident<D>) -> Vec<(usize, Answer)> {
-        let backend = Arc::clone(&device.backend);
         let mut endpoints: BTreeMap<Vec<usize>, Vec<Arc<dyn Exchange>>> = BTreeMap::new();
         let mut ranks = Vec::new();
         for rank in 0..self.layout.world_size().unwrap() {
             let group = HeadGroup::of(rank, &self.layout, self.size).unwrap().unwrap();
-            let all = endpoints.entry(group.ranks().to_vec()).or_insert_with(|| device.group(group.size()));
+            let all = endpoints.entry(group.ranks().to_vec()).or_insert_with(|| device.group(group.ranks()));
             let endpoint = Arc::clone(&all[group.me()]);
-            ranks.push((self.layout.coordinates(rank).unwrap().dp, group, endpoint));
+            ranks.push((self.layout.coordinates(rank).unwrap().dp, device.place(rank), group, endpoint));
         }
         thread::scope(|scope| {
             let threads: Vec<_> = ranks
                 .into_iter()
-                .map(|(dp, group, endpoint)| {
-                    let backend = &backend;
-                    scope.spawn(move || (dp, self.resident_rank(device, backend, dp, group, endpoint)))
+                .map(|(dp, place, group, endpoint)| {
+                    scope.spawn(move || (dp, self.resident_rank(place, dp, group, endpoint)))
                 })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -113,8 +258,7 @@ impl Case {
 
     fn resident_rank<D: KernelDevice>(
         &self,
-        device: &Resident<D>,
-        backend: &Arc<dyn Backend>,
+        device: &Place<D>,
         dp: usize,
         group: HeadGroup,
         exchange: Arc<dyn Exchange>,
@@ -122,7 +266,8 @@ impl Case {
         let shard = self.head.shard(group.shard(self.head.vocab, group.me()));
         let first = dp - group.replica_of(group.me());
         let counts = self.counts(&self.rows[first..first + group.replicas()], self.rows[dp]);
-        let mut head = LmHead::new(&self.config, group, shard, exchange, Arc::clone(backend)).unwrap();
+        let mut head =
+            LmHead::new(&self.config, group, shard, exchange, Arc::clone(&device.backend)).unwrap();
         let memory = Room { device, stream: device.stream() };
 
         // Rows lie backwards and apart, and are picked by index.
@@ -140,89 +285,60 @@ impl Case {
         let hidden = HiddenRows::strided(hidden.span(), self.head.dtype, rows, self.head.hidden, stride);
         let hidden = hidden.unwrap().select_span(indices.span(), 4).unwrap();
 
-        let (vocab, answered) = (self.head.vocab, head.answered_rows(rows).len());
-        let (k, targets, top_n) = match self.request {
-            Request::TopK { k } => (k, 0, 0),
-            Request::Logprobs { targets, top_n, .. } => (1, targets, top_n),
-            Request::Sample { logprobs: Some(TokenLogprobs { top_n, .. }) } => (1, 1, top_n),
-            _ => (1, 0, 0),
-        };
-        let dtype = if let Request::Logits { dtype } = self.request { dtype } else { DType::F32 };
-        let mut status = memory.bytes(answered);
-        let mut logits = memory.bytes(answered * vocab * dtype.size());
-        let [mut ids, mut ranks, mut top_ids] =
-            [k, targets, top_n].map(|each| memory.bytes(8 * answered * each));
-        let [mut values, mut logsumexp, mut logprobs, mut top_logprobs] =
-            [k, 1, targets, top_n].map(|each| memory.bytes(4 * answered * each));
-        let buffers = AnswerBuffers {
-            row_status: status.span_mut(),
-            logits: logits.span_mut(),
-            logits_stride: 0,
-            ids: ids.span_mut(),
-            values: values.span_mut(),
-            logsumexp: logsumexp.span_mut(),
-            logprobs: logprobs.span_mut(),
-            ranks: ranks.span_mut(),
-            top_ids: top_ids.span_mut(),
-            top_logprobs: top_logprobs.span_mut(),
-        };
         let (of_targets, sampling, own) = (self.targets(dp), self.sampling(dp), &self.adjustments[dp]);
-        let options = StepOptions { adjusted: self.says_adjusted(own.is_some()), on_device: true };
-        let ticket = head.begin(&counts, &self.request, options).unwrap();
-        let (targets_in, sampling) = (of_targets.as_deref(), sampling.as_deref());
-        let on = On { stream: memory.stream, workspace: None };
-        let stats: StepStats = match own {
-            Some(own) => own.with(|a| {
-                let inputs = RowInputs { targets: targets_in, sampling, adjustments: Some(a) };
-                head.run_into(ticket, hidden, &inputs, buffers, on)
-            }),
-            None => {
-                let inputs = RowInputs { targets: targets_in, sampling, adjustments: None };
-                head.run_into(ticket, hidden, &inputs, buffers, on)
-            }
+        let (targets, sampling) = (of_targets.as_deref(), sampling.as_deref());
+        let mut run = |adjustments: Option<Adjustments<'_>>| {
+            let (request, adjusted) = (self.request, self.says_adjusted(own.is_some()));
+            let inputs = RowInputs { targets, sampling, adjustments };
+            let asked = Asked { counts: counts.clone(), request, adjusted, hidden, inputs };
+            memory.step(&mut head, asked, &mut Vec::new()).unwrap()
+        };
+        match own {
+            Some(own) => own.with(|adjustments| run(Some(adjustments))),
+            None => run(None),
         }
-        .unwrap();
-        let told = || Logprobs {
-            targets,
-            top_n,
-            logprobs: memory.read(&*logprobs),
-            ranks: memory.read(&*ranks),
-            top_ids: memory.read(&*top_ids),
-            top_logprobs: memory.read(&*top_logprobs),
-        };
-        let output = match self.request {
-            Request::Logits { dtype } => {
-                Output::Logits { dtype, vocab_size: vocab, bytes: memory.read(&*logits) }
-            }
-            Request::Argmax => Output::Argmax { ids: memory.read(&*ids) },
-            Request::TopK { k } => Output::TopK {
-                k,
-                values: memory.read(&*values),
-                ids: memory.read(&*ids),
-                logsumexp: memory.read(&*logsumexp),
-            },
-            Request::Logprobs { .. } => Output::Logprobs(told()),
-            Request::Sample { logprobs } => {
-                Output::Sample { ids: memory.read(&*ids), logprobs: logprobs.map(|_| told()) }
-            }
-            other => panic!("no answer known of {other}"),
-        };
-        let row_status = memory.read::<u8>(&*status).into_iter().map(RowStatus::of_byte).collect();
-        Answer { row_status, output, stats }
+    }
+
+    /// Whether all of a world of `size` ranks are one group, and each is a replica or a part of one.
+    pub fn is_of(&self, size: usize) -> bool {
+        self.size == size && self.layout.world_size() == Ok(size)
+    }
+
+    /// The same as [`Case::stays_on`] for one rank, whose peers do the same elsewhere: a case of which all ranks
+    /// are one group ([`Case::is_of`]).
+    ///
+    /// # Errors
+    /// Where the bits are others.
+    pub fn rank_stays_on<D: KernelDevice>(
+        &self,
+        device: &Resident<D>,
+        rank: usize,
+        exchange: Arc<dyn Exchange>,
+    ) -> Result<(), TestCaseError> {
+        let want = self.run_sharded(&device.place(rank).backend, &local_group);
+        let group = HeadGroup::of(rank, &self.layout, self.size).unwrap().unwrap();
+        let dp = self.layout.coordinates(rank).unwrap().dp;
+        let got = self.resident_rank(device.place(rank), dp, group, exchange);
+        same_answers(&[(dp, got)], &want[rank..=rank])
     }
 
     /// Steps that stay on the device have the bits of steps whose rows and answers are the host's.
     pub fn stays_on<D: KernelDevice>(&self, device: &Resident<D>) -> Result<(), TestCaseError> {
-        let (got, want) = (self.run_resident(device), self.run_sharded(&device.backend));
-        prop_assert_eq!(got.len(), want.len());
-        for ((dp, got), (_, want)) in got.iter().zip(&want) {
-            prop_assert_eq!(&got.row_status, &want.row_status);
-            for row in 0..want.rows() {
-                prop_assert_eq!(row_bits(got, row), row_bits(want, row), "row {} of replica {}", row, dp);
-            }
-        }
-        Ok(())
+        let want = self.run_sharded(&device.place(0).backend, &local_group);
+        same_answers(&self.run_resident(device), &want)
     }
+}
+
+/// The same rows with the same bits on each rank.
+fn same_answers(got: &[(usize, Answer)], want: &[(usize, Answer)]) -> Result<(), TestCaseError> {
+    prop_assert_eq!(got.len(), want.len());
+    for ((dp, got), (_, want)) in got.iter().zip(want) {
+        prop_assert_eq!(&got.row_status, &want.row_status);
+        for row in 0..want.rows() {
+            prop_assert_eq!(row_bits(got, row), row_bits(want, row), "row {} of replica {}", row, dp);
+        }
+    }
+    Ok(())
 }
 
 const VOCAB: usize = 200;
@@ -241,8 +357,10 @@ pub fn steady_steps<D: KernelDevice>(
     request: Request,
 ) {
     let test = TestHead::random(VOCAB, HIDDEN, DType::Bf16, Quantization::None, 5);
-    let (endpoints, meeting) = (device.group(ranks), Barrier::new(ranks));
+    let everyone: Vec<usize> = (0..ranks).collect();
+    let (endpoints, meeting) = (device.group(&everyone), Barrier::new(ranks));
     let run = |rank: usize| {
+        let device = device.place(rank);
         let group = HeadGroup::data_parallel(ranks, rank).unwrap();
         let (shard, exchange) = (test.shard(group.shard(VOCAB, rank)), Arc::clone(&endpoints[rank]));
         let mut head =
@@ -323,4 +441,89 @@ pub fn steady_steps<D: KernelDevice>(
         let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || run(rank))).collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
+}
+
+/// One rank of a head whose steps stay on the device: the argmax of its rows, of which rank r has r + 1.
+pub struct ResidentRank<'d, D: KernelDevice> {
+    pub head: LmHead,
+    room: Room<'d, D>,
+    counts: RowCounts,
+    rows: Box<dyn Allocation>,
+    ids: Box<dyn Allocation>,
+    status: Box<dyn Allocation>,
+}
+
+impl<'d, D: KernelDevice> ResidentRank<'d, D> {
+    /// Makes the head; collective. `test` is of bf16 weights.
+    ///
+    /// # Errors
+    /// As [`LmHead::new`].
+    ///
+    /// # Panics
+    /// Where the device has no memory.
+    pub fn new(
+        device: &'d Resident<D>,
+        test: &TestHead,
+        config: &HeadConfig,
+        exchange: Arc<dyn Exchange>,
+    ) -> lmhead::Result<Self> {
+        let (rank, ranks) = (exchange.me(), exchange.size());
+        let device = device.place(rank);
+        let group = HeadGroup::data_parallel(ranks, rank)?;
+        let shard = test.shard(group.shard(test.vocab, rank));
+        let head = LmHead::new(config, group, shard, exchange, Arc::clone(&device.backend))?;
+        let room = Room { device, stream: device.stream() };
+        let rows = room.with(&test.rows(rank + 1, rank as u64));
+        let (ids, status) = (room.bytes(8 * (rank + 1)), room.bytes(rank + 1));
+        let counts = RowCounts::exact(&(1..=ranks).collect::<Vec<_>>());
+        Ok(ResidentRank { head, room, counts, rows, ids, status })
+    }
+
+    /// One step: the ids.
+    ///
+    /// # Errors
+    /// As [`LmHead::run_into`].
+    pub fn step(&mut self) -> lmhead::Result<Vec<i64>> {
+        let ResidentRank { head, room, counts, rows, ids, status } = self;
+        let none = || SpanMut::host(&mut [0u8; 0][..]);
+        let row_bytes = head.config().hidden_size * 2;
+        let n = rows.span().len() / row_bytes;
+        let hidden = HiddenRows::strided(rows.span(), DType::Bf16, n, row_bytes / 2, row_bytes)?;
+        let buffers = AnswerBuffers {
+            row_status: status.span_mut(),
+            logits: none(),
+            logits_stride: 0,
+            ids: ids.span_mut(),
+            values: none(),
+            logsumexp: none(),
+            logprobs: none(),
+            ranks: none(),
+            top_ids: none(),
+            top_logprobs: none(),
+        };
+        let options = StepOptions { adjusted: false, on_device: true };
+        let ticket = head.begin(counts, &Request::argmax(), options)?;
+        let on = On { stream: room.stream, workspace: None };
+        head.run_into(ticket, hidden, &RowInputs::default(), buffers, on)?;
+        assert_eq!(room.read::<u8>(&**status), vec![0; n], "good rows");
+        Ok(room.read(&**ids))
+    }
+
+    /// What the steps must answer, from a head of one rank and rows in host memory.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub fn wanted(device: &Resident<D>, test: &TestHead, rank: usize) -> Vec<i64> {
+        let backend = &device.place(rank).backend;
+        let group = HeadGroup::data_parallel(1, 0).expect("a group");
+        let exchange = Arc::new(lmhead::exchange::local::group(1).remove(0));
+        let shard = test.shard(0..test.vocab);
+        let head = LmHead::new(&test.config(), group, shard, exchange, Arc::clone(backend));
+        let rows = test.rows(rank + 1, rank as u64);
+        let hidden = HiddenRows::new(&rows, DType::Bf16, rank + 1, test.hidden).expect("rows");
+        let mut head = head.expect("a head");
+        let step = head.step(RowCounts::exact(&[rank + 1]), &Request::argmax()).expect("a step");
+        let Output::Argmax { ids } = step.run(hidden).expect("an answer").output else { unreachable!() };
+        ids
+    }
 }

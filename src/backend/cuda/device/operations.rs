@@ -147,6 +147,10 @@ impl KernelDevice for CudaDevice {
         unsafe { memory::Stream::from_raw(stream.as_raw().expose_provenance() as u64) }
     }
 
+    fn with_context(&self, run: &mut dyn FnMut()) -> Result<()> {
+        self.bound(run)
+    }
+
     fn event(&self) -> Result<Event> {
         Event::untimed(self)
     }

@@ -1,0 +1,190 @@
+//! What was made, by number: a handle is no address, so that one that was freed, is of another kind or was
+//! made before a fork is told from those that are good.
+//!
+//! Numbers are never used again. A slot is found without a lock, and its owner is looked at before its lock is
+//! taken: in a forked process a lock may be held by a thread that is not there.
+
+use crate::backend::Backend;
+use crate::boundary::{Outcome, argument};
+use crate::exchange::Endpoint;
+use crate::head::Head;
+use crate::weights::Weights;
+use lmhead::Error;
+use std::fmt;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// No address of a program: its high bits are not all alike.
+const MARK: usize = 0x6c6d_0000_0000_0000;
+
+const CHUNK: usize = 256;
+const CHUNKS: usize = 4096;
+
+/// Anything that C holds.
+enum Thing {
+    Backend(Arc<Backend>),
+    Weights(Arc<Weights>),
+    Endpoint(Arc<Endpoint>),
+    Head(Arc<Head>),
+}
+
+impl Thing {
+    fn kind(&self) -> &'static str {
+        match self {
+            Thing::Backend(_) => Backend::NAME,
+            Thing::Weights(_) => Weights::NAME,
+            Thing::Endpoint(_) => Endpoint::NAME,
+            Thing::Head(_) => Head::NAME,
+        }
+    }
+}
+
+/// One kind of what C holds.
+pub trait Kind: Sized {
+    const NAME: &'static str;
+    /// The header's name of the handle.
+    type Handle;
+    #[allow(private_interfaces, reason = "implemented here alone")]
+    fn of(thing: &Thing) -> Option<&Arc<Self>>;
+    #[allow(private_interfaces, reason = "as above")]
+    fn thing(this: Arc<Self>) -> Thing;
+}
+
+macro_rules! kind {
+    ($kind:ident, $name:literal, $handle:ident) => {
+        impl Kind for $kind {
+            const NAME: &'static str = $name;
+            type Handle = crate::sys::$handle;
+            #[allow(private_interfaces, reason = "as in the trait")]
+            fn of(thing: &Thing) -> Option<&Arc<Self>> {
+                if let Thing::$kind(this) = thing { Some(this) } else { None }
+            }
+            #[allow(private_interfaces, reason = "as in the trait")]
+            fn thing(this: Arc<Self>) -> Thing {
+                Thing::$kind(this)
+            }
+        }
+    };
+}
+
+kind!(Backend, "backend", lmhead_backend);
+kind!(Weights, "weights", lmhead_weights);
+kind!(Endpoint, "exchange", lmhead_exchange);
+kind!(Head, "head", lmhead_head);
+
+struct Slot {
+    /// The process that made it; 0 before that.
+    owner: AtomicU32,
+    /// Nothing once it was freed.
+    thing: Mutex<Option<Thing>>,
+}
+
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+static SLOTS: [AtomicPtr<[Slot; CHUNK]>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS];
+
+/// The slot of that number, where its chunk was made.
+fn slot(number: usize) -> Option<&'static Slot> {
+    let chunk = SLOTS.get(number / CHUNK)?.load(Ordering::Acquire);
+    // SAFETY: null, or a chunk that is never freed.
+    unsafe { chunk.as_ref() }.map(|chunk| &chunk[number % CHUNK])
+}
+
+fn make_chunk(at: usize) {
+    let new = || Slot { owner: AtomicU32::new(0), thing: Mutex::new(None) };
+    let chunk = Box::into_raw(Box::new([(); CHUNK].map(|()| new())));
+    if SLOTS[at].compare_exchange(ptr::null_mut(), chunk, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        // SAFETY: made above, and nobody else has seen it.
+        drop(unsafe { Box::from_raw(chunk) });
+    }
+}
+
+/// Keeps `thing` and returns its handle.
+pub fn keep<K: Kind>(thing: K) -> Outcome<*mut K::Handle> {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    if number >= CHUNK * CHUNKS {
+        let got = "one more";
+        let fix = "keep handles from step to step, as they are meant to be";
+        return Err(Error::unsupported(
+            "handles",
+            format!("at most {} in a process", CHUNK * CHUNKS),
+            got,
+            fix,
+        )
+        .into());
+    }
+    if SLOTS[number / CHUNK].load(Ordering::Acquire).is_null() {
+        make_chunk(number / CHUNK);
+    }
+    let slot = slot(number).expect("made above");
+    *slot.thing.lock().unwrap_or_else(PoisonError::into_inner) = Some(K::thing(Arc::new(thing)));
+    slot.owner.store(std::process::id(), Ordering::Release);
+    Ok(ptr::without_provenance_mut(MARK + number))
+}
+
+/// The slot of a handle that this process has made.
+fn owned(what: &str, handle: *const impl fmt::Debug) -> Outcome<&'static Slot> {
+    let fix = "pass what this library has made, before it is freed";
+    if handle.is_null() {
+        return Err(argument(what, "a handle", "NULL", fix));
+    }
+    let known = handle.addr().checked_sub(MARK).and_then(slot);
+    let owner = known.map_or(0, |slot| slot.owner.load(Ordering::Acquire));
+    let Some(slot) = known.filter(|_| owner != 0) else {
+        return Err(argument(what, "a handle", format!("{handle:p}, which is none"), fix));
+    };
+    let here = std::process::id();
+    if owner != here {
+        let (wanted, got) = (
+            format!("a handle that process {here} has made"),
+            format!("one of process {owner}, from which it was forked"),
+        );
+        let fix = "fork first and open backends in the child, or start the child with exec (Python's \
+                   multiprocessing: spawn)";
+        return Err(argument(what, wanted, got, fix));
+    }
+    Ok(slot)
+}
+
+fn wrong(what: &str, name: &str, found: Option<&Thing>) -> crate::boundary::Failure {
+    let got = found.map_or("one that was freed".into(), |thing| format!("a handle of kind {}", thing.kind()));
+    argument(
+        what,
+        format!("a handle of kind {name}"),
+        got,
+        "pass what this library has made, before it is freed",
+    )
+}
+
+/// What the handle stands for.
+pub fn get<K: Kind>(what: &str, handle: *const K::Handle) -> Outcome<Arc<K>>
+where
+    K::Handle: fmt::Debug,
+{
+    let slot = owned(what, handle)?;
+    let thing = slot.thing.lock().unwrap_or_else(PoisonError::into_inner);
+    match thing.as_ref().and_then(K::of) {
+        Some(this) => Ok(Arc::clone(this)),
+        None => Err(wrong(what, K::NAME, thing.as_ref())),
+    }
+}
+
+/// Lets go of what the handle stands for. Null is nothing to free.
+pub fn free<K: Kind>(what: &str, handle: *mut K::Handle) -> Outcome
+where
+    K::Handle: fmt::Debug,
+{
+    if handle.is_null() {
+        return Ok(());
+    }
+    let slot = owned(what, handle)?;
+    let mut thing = slot.thing.lock().unwrap_or_else(PoisonError::into_inner);
+    if thing.as_ref().and_then(K::of).is_none() {
+        return Err(wrong(what, K::NAME, thing.as_ref()));
+    }
+    let freed = thing.take();
+    // What it does at its end is its own: the lock is for the slot.
+    drop(thing);
+    drop(freed);
+    Ok(())
+}

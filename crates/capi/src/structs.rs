@@ -1,0 +1,260 @@
+//! Structs that begin with their size, tensors and arrays, as C has them.
+
+use crate::boundary::{Outcome, argument};
+use crate::sys::{self, lmhead_tensor};
+use lmhead::DType;
+use lmhead::memory::{Memory, Span, SpanMut, Stream};
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+
+/// A struct of the header that begins with its size.
+///
+/// # Safety
+/// `repr(C)`, its first field a `usize`; all zeros are a value of it.
+pub unsafe trait Sized {
+    const NAME: &'static str;
+    /// Its size in the first version of the header that had it.
+    const FIRST: usize;
+}
+
+macro_rules! sized {
+    ($($name:ident $first:literal),*) => { $(
+        // SAFETY: as the header has it: numbers and pointers after the size.
+        unsafe impl Sized for sys::$name {
+            const NAME: &'static str = stringify!($name);
+            const FIRST: usize = $first;
+        }
+    )* };
+}
+
+sized!(
+    lmhead_backend_config 24, lmhead_load 80, lmhead_weights_config 128, lmhead_weights_info 64,
+    lmhead_transport 112, lmhead_config 96, lmhead_step 176, lmhead_stats 80, lmhead_answer 128, lmhead_needs 40
+);
+
+/// A struct of an older header is completed with zeros; one of a newer is taken where what is too much is zero.
+///
+/// # Safety
+/// Null, or pointing to as many bytes as its first field says.
+pub unsafe fn sized<T: Sized + Copy>(what: &str, pointer: *const T) -> Outcome<T> {
+    // SAFETY: as the caller says.
+    let size = unsafe { size_of_given(what, pointer)? };
+    let mut value = MaybeUninit::<T>::zeroed();
+    let bytes = size.min(size_of::<T>());
+    // SAFETY: the caller's promise for what is read; the value has at least as much room.
+    unsafe { std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), bytes) };
+    for at in size_of::<T>()..size {
+        // SAFETY: within the caller's bytes.
+        if unsafe { pointer.cast::<u8>().add(at).read() } != 0 {
+            let wanted = format!("{} with zeros from byte {} on", T::NAME, size_of::<T>());
+            let got =
+                format!("another value at byte {at}: a newer program sets what this library does not know");
+            return Err(argument(what, wanted, got, "use the library of that header, or newer"));
+        }
+    }
+    // SAFETY: zeros are a value of it, and so is what a caller writes into numbers and pointers.
+    Ok(unsafe { value.assume_init() })
+}
+
+/// # Safety
+/// As [`sized()`].
+unsafe fn size_of_given<T: Sized>(what: &str, pointer: *const T) -> Outcome<usize> {
+    // SAFETY: the caller's promise: the first field is there.
+    let size = *unsafe { crate::boundary::given(what, pointer.cast::<usize>())? };
+    if size < T::FIRST || size > 1 << 16 {
+        let wanted = format!("a {} of at least {} bytes", T::NAME, T::FIRST);
+        let fix = format!("make it with {}_init()", T::NAME);
+        return Err(argument(what, wanted, format!("size {size}"), &fix));
+    }
+    Ok(size)
+}
+
+/// Checks a struct that is answered in.
+///
+/// # Safety
+/// As [`sized()`].
+pub unsafe fn room<T: Sized>(what: &str, pointer: *mut T) -> Outcome<usize> {
+    // SAFETY: as the caller says.
+    unsafe { size_of_given(what, pointer.cast_const()) }
+}
+
+/// Answers in a struct of the caller's size, whose size stays.
+///
+/// # Safety
+/// [`room`] has returned `size` for the pointer.
+pub unsafe fn write<T: Sized>(pointer: *mut T, size: usize, value: &T) {
+    let head = size_of::<usize>();
+    let bytes = size.min(size_of::<T>()) - head;
+    let from = std::ptr::from_ref(value).cast::<u8>();
+    // SAFETY: both have that many bytes.
+    unsafe { std::ptr::copy_nonoverlapping(from.add(head), pointer.cast::<u8>().add(head), bytes) };
+}
+
+/// A size or a count.
+pub fn count(what: &str, n: i64) -> Outcome<usize> {
+    usize::try_from(n).map_err(|_| argument(what, "a number of at least 0", n, "correct it"))
+}
+
+/// `n` elements, or none where the pointer is null.
+///
+/// # Safety
+/// Null, or `n` elements that live and stay as they are for `'a`.
+pub unsafe fn array<'a, T>(what: &str, pointer: *const T, n: usize) -> Outcome<Option<&'a [T]>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    let fits = n.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= isize::MAX as usize);
+    if !pointer.is_aligned() || !fits {
+        let wanted = format!("{n} elements, aligned to {}", align_of::<T>());
+        return Err(argument(what, wanted, format!("{pointer:p}"), "align it"));
+    }
+    // SAFETY: the caller's promise.
+    Ok(Some(unsafe { std::slice::from_raw_parts(pointer, n) }))
+}
+
+/// The same, where null is refused unless there is nothing to point to.
+///
+/// # Safety
+/// As [`array()`].
+pub unsafe fn needed<'a, T>(what: &str, pointer: *const T, n: usize) -> Outcome<&'a [T]> {
+    // SAFETY: as the caller says.
+    match unsafe { array(what, pointer, n)? } {
+        Some(elements) => Ok(elements),
+        None if n == 0 => Ok(&[]),
+        None => Err(argument(what, format!("{n} elements"), "NULL", "pass them")),
+    }
+}
+
+/// The type of that number.
+pub fn dtype(what: &str, code: u32) -> Outcome<DType> {
+    match code {
+        sys::LMHEAD_F32 => Ok(DType::F32),
+        sys::LMHEAD_F16 => Ok(DType::F16),
+        sys::LMHEAD_BF16 => Ok(DType::Bf16),
+        sys::LMHEAD_I8 => Ok(DType::I8),
+        other => {
+            Err(argument(what, "LMHEAD_F32, F16, BF16 or I8", format!("{other:#x}"), "use one of those"))
+        }
+    }
+}
+
+/// The number of that type.
+pub fn dtype_code(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => sys::LMHEAD_F32,
+        DType::F16 => sys::LMHEAD_F16,
+        DType::Bf16 => sys::LMHEAD_BF16,
+        DType::I8 => sys::LMHEAD_I8,
+    }
+}
+
+/// Where a tensor lies. 0, as in a struct of zeros, is the host.
+pub fn memory(what: &str, device_type: i32, device_id: i32) -> Outcome<Memory> {
+    match device_type as u32 {
+        0 | sys::LMHEAD_HOST | sys::LMHEAD_CUDA_PINNED => Ok(Memory::Host),
+        sys::LMHEAD_CUDA => match u32::try_from(device_id) {
+            Ok(id) => Ok(Memory::Device(id)),
+            Err(_) => Err(argument(what, "a device of at least 0", device_id, "pass the device's number")),
+        },
+        other => {
+            let fix = "copy it to host or CUDA memory";
+            Err(argument(
+                what,
+                "LMHEAD_HOST, LMHEAD_CUDA or LMHEAD_CUDA_PINNED",
+                format!("device type {other}"),
+                fix,
+            ))
+        }
+    }
+}
+
+/// Rows of a tensor: number, elements and bytes from one to the next.
+pub struct Rows {
+    pub memory: Memory,
+    pub dtype: DType,
+    pub rows: usize,
+    pub columns: usize,
+    pub stride: usize,
+    /// From the first byte of the first row to the last of the last.
+    pub bytes: usize,
+}
+
+impl Rows {
+    /// What the fields of a tensor say.
+    pub fn of(what: &str, tensor: &lmhead_tensor) -> Outcome<Self> {
+        let memory = memory(what, tensor.device_type, tensor.device_id)?;
+        let dtype = dtype(what, tensor.dtype)?;
+        let (rows, columns) = (count(what, tensor.rows)?, count(what, tensor.columns)?);
+        let stride = if tensor.stride == 0 { columns } else { count(what, tensor.stride)? };
+        if tensor.reserved != 0 {
+            return Err(argument(what, "reserved = 0", tensor.reserved, "begin with a tensor of zeros"));
+        }
+        if rows > 1 && stride < columns {
+            let wanted = format!("a stride of at least the {columns} columns");
+            return Err(argument(what, wanted, stride, "strides count elements from row to row"));
+        }
+        let too_large =
+            || argument(what, "fewer bytes than 2^63", format!("[{rows}, {columns}]"), "correct the shape");
+        let bytes =
+            |elements: usize| elements.checked_mul(dtype.size()).filter(|n| isize::try_from(*n).is_ok());
+        let row = bytes(columns).ok_or_else(too_large)?;
+        let stride = bytes(stride).ok_or_else(too_large)?;
+        let bytes = match rows.checked_sub(1) {
+            None => 0,
+            Some(before) => before
+                .checked_mul(stride)
+                .and_then(|bytes| bytes.checked_add(row))
+                .filter(|n| isize::try_from(*n).is_ok())
+                .ok_or_else(too_large)?,
+        };
+        if bytes > 0 && tensor.data.is_null() {
+            return Err(argument(
+                what,
+                format!("[{rows}, {columns}] {dtype}"),
+                "NULL",
+                "pass the address of row 0",
+            ));
+        }
+        Ok(Rows { memory, dtype, rows, columns, stride, bytes })
+    }
+}
+
+/// `bytes` bytes that may be read; none where the pointer is null.
+///
+/// # Safety
+/// As [`Span::from_raw`].
+pub unsafe fn span<'a>(memory: Memory, pointer: *const c_void, bytes: usize) -> Span<'a> {
+    if pointer.is_null() || bytes == 0 {
+        return Span::EMPTY;
+    }
+    // SAFETY: as the caller says.
+    unsafe { Span::from_raw(memory, pointer.expose_provenance() as u64, bytes) }
+}
+
+/// The same to be written.
+///
+/// # Safety
+/// As [`SpanMut::from_raw`].
+pub unsafe fn span_mut<'a>(memory: Memory, pointer: *mut c_void, bytes: usize) -> SpanMut<'a> {
+    if pointer.is_null() || bytes == 0 {
+        return SpanMut::EMPTY;
+    }
+    // SAFETY: as the caller says.
+    unsafe { SpanMut::from_raw(memory, pointer.expose_provenance() as u64, bytes) }
+}
+
+/// The stream of a step: none in host memory.
+///
+/// # Safety
+/// A stream of the device's primary context, or null, which is its default stream.
+pub unsafe fn stream(memory: Memory, handle: *mut c_void) -> Outcome<Stream> {
+    match memory {
+        Memory::Host if handle.is_null() => Ok(Stream::NONE),
+        Memory::Host => {
+            let fix = "pass no stream: with host memory a function returns when all is done";
+            Err(argument("stream", "NULL with rows in host memory", format!("{handle:p}"), fix))
+        }
+        // SAFETY: as the caller says.
+        Memory::Device(_) => Ok(unsafe { Stream::from_raw(handle.addr() as u64) }),
+    }
+}

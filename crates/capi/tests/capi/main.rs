@@ -1,0 +1,8 @@
+//! The C interface, called as C calls it.
+#![allow(unsafe_code, reason = "functions of the C interface")]
+
+mod bridge;
+mod refused;
+mod requests;
+mod rig;
+mod stress;

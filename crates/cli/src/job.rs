@@ -1,0 +1,332 @@
+//! Who runs the ranks: this process alone, a thread for each; or the processes that `mpirun` has started, a
+//! rank each, of which the first collects what all have found and reports it.
+
+use crate::Failure;
+use crate::args::{ExchangeName, RunArgs};
+use crate::ranks::{Connect, InProcess};
+use lmhead::error::{Error, Result};
+use lmhead::exchange::{Call, Exchange, Operation};
+#[cfg(feature = "mpi")]
+use lmhead::exchange::{Fault, mpi::Mpi};
+#[cfg(feature = "mpi")]
+use lmhead::layout::HeadGroup;
+use lmhead::layout::{Launch, ParallelLayout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Set by launchers of MPI jobs in every process that they start. Others (Slurm's, torchrun's) also stand
+/// around programs that run once: those start an MPI job where `--exchange mpi` says so.
+const OF_MPIRUN: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE"];
+
+/// This process's place among those that `mpirun` has started, where these are several.
+fn mpirun() -> Result<Option<Launch>> {
+    if OF_MPIRUN.iter().all(|name| std::env::var_os(name).is_none()) {
+        return Ok(None);
+    }
+    Ok(Launch::from_env()?.filter(|launch| launch.world_size > 1))
+}
+
+/// The processes that share this run; `None` where it is this one alone.
+///
+/// # Errors
+/// `Config` for an environment that is half set, or no launcher's where `--exchange mpi` wants one;
+/// `Unsupported` where this build has no MPI.
+pub fn launch(exchange: ExchangeName) -> std::result::Result<Option<Launch>, Failure> {
+    let launch = match exchange {
+        ExchangeName::Local => return Ok(None),
+        ExchangeName::Auto => mpirun()?,
+        ExchangeName::Mpi => Some(Launch::from_env()?.ok_or_else(|| Error::Config {
+            key: "--exchange mpi".into(),
+            wanted: "a process that mpirun or srun has started".into(),
+            got: "one that has no launcher's variables".into(),
+            fix: "start it as in mpirun -n 4 lmhead run ...".into(),
+        })?),
+    };
+    match launch {
+        Some(launch) if !cfg!(feature = "mpi") => refuse(
+            &launch,
+            "--exchange",
+            "a build that knows MPI",
+            "build with --features mpi (scripts/mpi says what that needs), or start one process; with \
+             --exchange local each process runs all ranks by itself",
+        ),
+        launch => Ok(launch),
+    }
+}
+
+/// Refuses several processes for a subcommand that is of one.
+///
+/// # Errors
+/// `Unsupported` where `mpirun` has started several.
+pub fn refuse_several(subcommand: &str) -> std::result::Result<(), Failure> {
+    let Some(launch) = mpirun()? else { return Ok(()) };
+    let fix = "start it without mpirun; only lmhead run spreads over processes";
+    refuse(&launch, &format!("lmhead {subcommand}"), "one process", fix)
+}
+
+/// Refuses what all processes of a job are refused alike: the first one says it.
+fn refuse<T>(launch: &Launch, what: &str, wanted: &str, fix: &str) -> std::result::Result<T, Failure> {
+    if launch.rank != FIRST {
+        return Err(Failure::Said);
+    }
+    let Launch { rank, world_size, launcher, .. } = launch;
+    Err(Failure::Input(Error::Unsupported {
+        what: what.into(),
+        wanted: wanted.into(),
+        got: format!("rank {rank} of {world_size} by {launcher}"),
+        fix: fix.into(),
+    }))
+}
+
+/// MPI has been started, and not finished: the process must not end as others do, because the end of MPI
+/// waits for every rank.
+static JOINED: AtomicBool = AtomicBool::new(false);
+
+/// How long a rank that has failed stays after its report. By then the others have reported, too: `mpirun`
+/// kills them when the first one ends badly.
+const STAYS: Duration = Duration::from_millis(300);
+
+/// How long a rank other than the first waits before it reports what is wrong with its input: where the same
+/// is wrong with the first one's, that says it for all.
+#[cfg(feature = "mpi")]
+const LETS_THE_FIRST_SPEAK: Duration = Duration::from_millis(1000);
+
+/// This process's rank, where there are several.
+pub fn rank() -> Option<usize> {
+    if JOINED.load(Ordering::Relaxed) { Launch::from_env() } else { mpirun() }.ok()?.map(|launch| launch.rank)
+}
+
+/// Ends the process at once where it has not finished its part in a job. Returns otherwise.
+pub fn end_unfinished(code: u8) {
+    if JOINED.load(Ordering::Relaxed) {
+        std::thread::sleep(STAYS);
+        crate::interrupt::exit_at_once(code);
+    }
+}
+
+/// Who runs the ranks.
+pub enum Job {
+    Alone(InProcess),
+    #[cfg(feature = "mpi")]
+    Mpi(Mpi),
+}
+
+impl Job {
+    /// Joins the processes of `launch`, each of which runs one rank of `layout`.
+    ///
+    /// # Errors
+    /// `Exchange` where they do not get connected.
+    pub fn join(launch: Option<Launch>) -> Result<Self> {
+        match launch {
+            None => Ok(Job::Alone(InProcess::default())),
+            #[cfg(feature = "mpi")]
+            Some(_) => {
+                JOINED.store(true, Ordering::Relaxed);
+                Ok(Job::Mpi(Mpi::start()?))
+            }
+            #[cfg(not(feature = "mpi"))]
+            Some(_) => launch_of_none(),
+        }
+    }
+
+    /// What carries bytes between ranks.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Job::Alone(_) => "local",
+            #[cfg(feature = "mpi")]
+            Job::Mpi(_) => "mpi",
+        }
+    }
+
+    pub fn connect(&mut self) -> &mut dyn Connect {
+        match self {
+            Job::Alone(alone) => alone,
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => mpi,
+        }
+    }
+
+    /// The processes that share this run, where there are several; no call of them lasts longer than
+    /// `timeout`.
+    #[cfg_attr(not(feature = "mpi"), expect(unused_variables, reason = "there are no others"))]
+    pub fn peers(&self, timeout: Duration) -> Option<Peers> {
+        match self {
+            Job::Alone(_) => None,
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => Some(Peers::new(mpi.everyone(), timeout)),
+        }
+    }
+
+    /// Tells the other processes that this one fails. What the first one says in the same words is not said
+    /// again.
+    pub fn give_up(&self, failure: Failure) -> Failure {
+        match self {
+            Job::Alone(_) => failure,
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => {
+                let words = failure.to_string();
+                if matches!(failure, Failure::Input(_))
+                    && mpi.rank() != FIRST
+                    && first_says(&*mpi.everyone(), &words)
+                {
+                    return Failure::Said;
+                }
+                mpi.give_up(&words);
+                failure
+            }
+        }
+    }
+
+    /// Ends well, once all processes do.
+    ///
+    /// # Errors
+    /// Naming the ranks that did not come within `timeout`, or failed.
+    #[cfg_attr(not(feature = "mpi"), expect(unused_variables, reason = "there are no others"))]
+    pub fn finish(self, timeout: Duration) -> Result<()> {
+        match self {
+            Job::Alone(_) => Ok(()),
+            #[cfg(feature = "mpi")]
+            Job::Mpi(mpi) => {
+                mpi.finish(timeout)?;
+                JOINED.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+fn launch_of_none() -> Result<Job> {
+    // `launch` has refused it.
+    Err(Error::Unsupported {
+        what: "--exchange".into(),
+        wanted: "a build that knows MPI".into(),
+        got: "several processes".into(),
+        fix: "build with --features mpi".into(),
+    })
+}
+
+/// Waits for the first process to give up with these words.
+#[cfg(feature = "mpi")]
+fn first_says(everyone: &dyn Exchange, words: &str) -> bool {
+    let began = Instant::now();
+    while began.elapsed() < LETS_THE_FIRST_SPEAK {
+        match everyone.pending_fault() {
+            Some((_, Fault::Abandoned { member: FIRST, reason })) => return reason == words,
+            Some(_) => return false,
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    false
+}
+
+/// The layout must have as many ranks as there are processes.
+///
+/// # Errors
+/// `Config` naming both numbers.
+pub fn check_layout(launch: Option<&Launch>, layout: &ParallelLayout) -> Result<()> {
+    let (Some(launch), ranks) = (launch, layout.world_size()?) else { return Ok(()) };
+    if ranks == launch.world_size {
+        return Ok(());
+    }
+    Err(Error::Config {
+        key: "--dp, --tp".into(),
+        wanted: format!(
+            "{} ranks, one for each process that {} has started",
+            launch.world_size, launch.launcher
+        ),
+        got: format!("dp {} x tp {}: {ranks} ranks", layout.dp, layout.tp),
+        fix: format!("start {ranks} processes (mpirun -n {ranks}), or leave --dp out"),
+    })
+}
+
+/// Threads of this process where nothing says how many: the processes of one machine share its CPUs.
+pub fn threads_of(args: &RunArgs, launch: Option<&Launch>) -> Result<Option<usize>> {
+    let given = args.threads()?;
+    let shared = launch.and_then(|launch| launch.local_size).filter(|local| *local > 1);
+    let (None, Some(processes)) = (given, shared) else { return Ok(given) };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(Some((cpus / processes).max(1)))
+}
+
+/// All processes of a job, as the one that calls sees them.
+pub struct Peers {
+    exchange: Arc<dyn Exchange>,
+    timeout: Duration,
+}
+
+/// The process that collects and reports.
+const FIRST: usize = 0;
+
+impl Peers {
+    #[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "only MPI has several processes"))]
+    fn new(exchange: Arc<dyn Exchange>, timeout: Duration) -> Self {
+        Peers { exchange, timeout }
+    }
+
+    /// This process's rank.
+    pub fn me(&self) -> usize {
+        self.exchange.me()
+    }
+
+    /// Whether this process collects and reports.
+    pub fn is_first(&self) -> bool {
+        self.me() == FIRST
+    }
+
+    /// Sends `bytes` to the first process, whose `recv` has a piece for each process; that of the others is
+    /// empty.
+    pub fn collect(&self, bytes: &[u8], recv: &mut [&mut [u8]]) -> Result<()> {
+        let mut send: Vec<&[u8]> = vec![&[]; self.exchange.size()];
+        send[FIRST] = bytes;
+        let mut none: Vec<&mut [u8]> = send.iter().map(|_| &mut [][..]).collect();
+        let recv = if self.is_first() { recv } else { &mut none };
+        let call = self.call();
+        let ranks: Vec<usize> = (0..self.exchange.size()).collect();
+        let delivered = self.exchange.all_to_all_v(&call, &send, recv);
+        delivered.map_err(|fault| fault.into_error(&call, &ranks))
+    }
+
+    /// Sends text of any length to the first process, which gets everyone's; the others get nothing.
+    pub fn collect_texts(&self, text: &str) -> Result<Vec<String>> {
+        let size = self.exchange.size();
+        let mut lengths = vec![0; 8 * size];
+        let mut slices: Vec<&mut [u8]> = lengths.chunks_mut(8).collect();
+        self.collect(&(text.len() as u64).to_le_bytes(), &mut slices)?;
+        if !self.is_first() {
+            self.collect(text.as_bytes(), &mut [])?;
+            return Ok(Vec::new());
+        }
+        let lengths = lengths.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes) as usize);
+        let mut texts: Vec<Vec<u8>> = lengths.map(|length| vec![0; length]).collect();
+        let mut slices: Vec<&mut [u8]> = texts.iter_mut().map(Vec::as_mut_slice).collect();
+        self.collect(text.as_bytes(), &mut slices)?;
+        Ok(texts.into_iter().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect())
+    }
+
+    fn call(&self) -> Call {
+        let began = Instant::now();
+        Call {
+            head: 0,
+            instance: 0,
+            epoch: 0,
+            step: 0,
+            operation: Operation::ExchangeResults,
+            terms: 0,
+            began,
+            deadline: began + self.timeout,
+        }
+    }
+}
+
+#[cfg(feature = "mpi")]
+impl Connect for Mpi {
+    fn ranks(&self, _: &ParallelLayout) -> Result<Vec<usize>> {
+        Ok(vec![self.rank()])
+    }
+
+    fn endpoint(&mut self, group: &HeadGroup) -> Result<Arc<dyn Exchange>> {
+        Ok(Arc::new(self.exchange(group.ranks())?))
+    }
+}

@@ -1,0 +1,234 @@
+//! What ranks do over NCCL: as threads on the fake libraries (`tests/cuda_driver`), and as processes that share
+//! one GPU (`tests/gpu`). Each function is one rank's part; they panic where something is not as it must be.
+
+use lmhead::DType;
+use lmhead::backend::Backend;
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::cuda::{CudaDevice, Graph};
+use lmhead::backend::device::{KernelDevice, stream_marks};
+use lmhead::config::Quantization;
+use lmhead::exchange::nccl::{Nccl, NcclExchange};
+use lmhead::exchange::{Call, Exchange, Fault, Operation, Piece, Reset, WithDevice};
+use lmhead::memory::Stream;
+use lmhead_testkit::processes::{Rank, Scenarios};
+use lmhead_testkit::product::shards::backend_of;
+use lmhead_testkit::product::shared_device::call;
+use lmhead_testkit::requests::{Case, Resident, cases};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// One rank: its device, and its endpoint with a side for device memory.
+pub struct Ranked {
+    pub device: CudaDevice,
+    pub exchange: Arc<dyn Exchange>,
+}
+
+/// By name, for processes that share device 0.
+pub const SCENARIOS: &Scenarios = &[
+    ("steps", |rank| on_device_0(rank, |ranked| steps(ranked, 12))),
+    ("a late rank", |rank| on_device_0(rank, a_late_rank)),
+    ("replays", |rank| {
+        // Of more ranks fewer, within the test's time.
+        let wanted = if rank.size <= 2 { 1000 } else { 250 };
+        on_device_0(rank, |ranked| replays(ranked, wanted))
+    }),
+];
+
+/// Joins the host transport of a rank that is a process with NCCL.
+fn on_device_0(rank: Rank, run: impl FnOnce(&Ranked) -> Value) -> Value {
+    // NCCL takes ranks on one GPU for a mistake, unless they say that they are on hosts of their own.
+    for (name, value) in [
+        ("NCCL_HOSTID", format!("rank-{}", rank.me)),
+        ("NCCL_NET", "Socket".into()),
+        ("NCCL_SOCKET_IFNAME", "lo".into()),
+        ("NCCL_MNNVL_ENABLE", "0".into()),
+    ] {
+        // SAFETY: the threads of this process wait for sockets; none reads the environment now.
+        unsafe { std::env::set_var(name, value) };
+    }
+    let nccl = Nccl::load(None).expect("NCCL");
+    let device = CudaDevice::open(0).expect("a device");
+    let side = NcclExchange::new(nccl, stream_marks(&device), (rank.me, rank.size));
+    let exchange = Arc::new(WithDevice::new(Arc::clone(&rank.exchange), Arc::new(side)));
+    let mut said = run(&Ranked { device, exchange });
+    said["nccl"] = json!(nccl.version().to_string());
+    said
+}
+
+/// The same random cases on every rank, of groups of that size.
+fn cases_of(size: usize, wanted: usize) -> Vec<Case> {
+    let kinds = [
+        (DType::Bf16, Quantization::None),
+        (DType::F16, Quantization::W8a8),
+        (DType::Bf16, Quantization::W8a16),
+    ];
+    let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(Config::default(), random);
+    let strategy = cases(&kinds);
+    let mut next = || strategy.new_tree(&mut runner).expect("a case").current();
+    std::iter::repeat_with(&mut next).filter(|case| case.is_of(size)).take(wanted).collect()
+}
+
+/// Steps of every kind whose rows and answers stay on the device: the bits of the same steps in host memory,
+/// uneven and idle ranks among them.
+///
+/// # Panics
+/// Where bits differ.
+pub fn steps(rank: &Ranked, wanted: usize) -> Value {
+    let host = CpuBackend::new(Some(1)).expect("the CPU backend");
+    let backend: Arc<dyn Backend> = Arc::new(backend_of(rank.device.clone(), host, false));
+    let (size, me) = (rank.exchange.size(), rank.exchange.me());
+    let place = Resident::over(vec![(rank.device.clone(), backend)], |_| Vec::new());
+    let cases = cases_of(size, wanted);
+    for (i, case) in cases.iter().enumerate() {
+        let held = case.rank_stays_on(&place, me, Arc::clone(&rank.exchange));
+        held.unwrap_or_else(|failure| panic!("case {i} of {size} ranks: {failure}"));
+    }
+    json!({ "cases": cases.len() })
+}
+
+/// A rank that does not come is named by its peers at the deadline; after a reset all go on.
+///
+/// # Panics
+/// Where that is not so.
+pub fn a_late_rank(rank: &Ranked) -> Value {
+    const DEADLINE: Duration = Duration::from_secs(3);
+    const LATE: usize = 1;
+    let (size, me) = (rank.exchange.size(), rank.exchange.me());
+    let (instance, channel) = rank.exchange.channel(7).expect("a channel");
+    let side = channel.device().expect("a side for device memory");
+    let this = |step, within| Call { instance, ..call(step, Operation::GatherRows, within) };
+    let device = &rank.device;
+    let own = device.open_stream().expect("a stream");
+    let (stream, memory) = (device.on(&own), device.alloc(size).expect("memory"));
+    let handle = device.handle(stream);
+    let piece = |from: usize| Piece { address: device.address(&memory) + from as u64, len: 1 };
+    let (everyone, pieces): (Vec<usize>, Vec<Piece>) = (0..size).map(|from| (from, piece(from))).unzip();
+    let gather = |call: &Call, handle: Stream| {
+        channel.note(call);
+        device.write_on(stream, &memory, me, &[me as u8 + 1]).expect("a copy");
+        // SAFETY: the memory outlives the work: this waits for it, or it is aborted.
+        unsafe { side.all_gather_v(call, &everyone, piece(me), &pieces, handle)? };
+        side.wait(side.mark(call, handle)?, call, &*channel)
+    };
+    side.connect(&this(0, 4 * DEADLINE), &*channel).expect("a connection");
+    gather(&this(1, 4 * DEADLINE), handle).expect("a gather");
+    let (began, late) = (Instant::now(), this(2, DEADLINE));
+    let took = if me == LATE {
+        Duration::ZERO
+    } else {
+        let fault = gather(&late, handle).expect_err("a rank is missing");
+        let named = |fault: &Fault| *fault == Fault::Timeout { missing: vec![LATE] };
+        let good = match &fault {
+            Fault::Earlier { fault, .. } => named(fault),
+            fault => named(fault),
+        };
+        assert!(good, "rank {me}: {fault:?}");
+        began.elapsed()
+    };
+    assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
+    // A reset ends what the others still wait for: none comes before all deadlines have passed.
+    thread::sleep((DEADLINE + Duration::from_millis(500)).saturating_sub(began.elapsed()));
+    let rebuild = Call { operation: Operation::Rebuild, ..this(0, 10 * DEADLINE) };
+    assert_eq!(channel.reset(&rebuild), Ok(Reset::Done), "rank {me}");
+    side.connect(&this(0, 4 * DEADLINE), &*channel).expect("a connection after the reset");
+    gather(&this(3, 4 * DEADLINE), handle).expect("a gather after the reset");
+    let mut got = vec![0; size];
+    device.read_on(stream, &memory, 0, &mut got).expect("a copy");
+    assert!(got.iter().enumerate().all(|(from, byte)| *byte == from as u8 + 1), "{got:?}");
+    json!({ "seconds": took.as_secs_f64() })
+}
+
+/// A byte of what `from` has for `to` in a replay.
+fn byte(replay: usize, from: usize, to: usize, i: usize) -> u8 {
+    (replay * 97 + from * 31 + to * 7 + i) as u8
+}
+
+/// Gathers of one length and of several (none from rank 0), and an exchange of uneven pieces, in one CUDA graph:
+/// each replay moves what is in the buffers then, with one rank late in turn.
+///
+/// # Panics
+/// Where other bytes arrive.
+pub fn replays(rank: &Ranked, replays: usize) -> Value {
+    let Ranked { device, exchange } = rank;
+    let (size, me) = (exchange.size(), exchange.me());
+    let (instance, channel) = exchange.channel(7).expect("a channel");
+    let side = channel.device().expect("a side for device memory");
+    let this = |step| Call { instance, ..call(step, Operation::GatherRows, Duration::from_secs(60)) };
+    assert!(side.caps().capture);
+    side.connect(&this(0), &*channel).expect("a connection");
+
+    let gathers: [fn(usize) -> usize; 2] = [|_| 5, |from| 3 * from];
+    let length = |from: usize, to: usize| (from + 2 * to) % 4;
+    let sizes = |len: &dyn Fn(usize) -> usize| (0..size).map(len).collect::<Vec<_>>();
+    // Room for the first two gathers of all ranks, then for the exchange.
+    let room = 16 * size;
+    let own = device.open_stream().expect("a stream");
+    let stream = device.on(&own);
+    let handle = device.handle(stream);
+    let send = device.alloc(3 * room).expect("memory");
+    let recv = device.alloc(3 * room).expect("memory");
+    let pieces = |mut at: u64, sizes: &[usize]| -> Vec<Piece> {
+        let next = |&len: &usize| {
+            let piece = Piece { address: at, len };
+            at += len as u64;
+            piece
+        };
+        sizes.iter().map(next).collect()
+    };
+    let everyone: Vec<usize> = (0..size).collect();
+    let work = || {
+        for (i, len) in gathers.iter().enumerate() {
+            let at = (room * i) as u64;
+            let piece = Piece { address: device.address(&send) + at, len: len(me) };
+            let places = pieces(device.address(&recv) + at, &sizes(len));
+            // SAFETY: the buffers outlive the graph.
+            unsafe { side.all_gather_v(&this(1), &everyone, piece, &places, handle) }.expect("a gather");
+        }
+        let third = 2 * room as u64;
+        let sent = pieces(device.address(&send) + third, &sizes(&|to| length(me, to)));
+        let places = pieces(device.address(&recv) + third, &sizes(&|from| length(from, me)));
+        // SAFETY: as above.
+        unsafe { side.all_to_all_v(&this(1), &sent, &places, handle) }.expect("an exchange");
+        Ok(())
+    };
+    // Once without a graph: connections are made then.
+    work().expect("queued");
+    side.wait(side.mark(&this(1), handle).expect("a mark"), &this(1), &*channel).expect("the end");
+    let graph = Graph::capture(device, stream, work).expect("a graph");
+
+    for replay in 0..replays {
+        let mut bytes = vec![0u8; 3 * room];
+        for (i, len) in gathers.iter().enumerate() {
+            (0..len(me)).for_each(|k| bytes[room * i + k] = byte(replay, me, 9 + i, k));
+        }
+        let mut at = 2 * room;
+        for to in 0..size {
+            (0..length(me, to)).for_each(|k| bytes[at + k] = byte(replay, me, to, k));
+            at += length(me, to);
+        }
+        device.write_on(stream, &send, 0, &bytes).expect("a copy");
+        if replay < 100 && me == replay % size {
+            thread::sleep(Duration::from_millis(3));
+        }
+        // SAFETY: its memory outlives it.
+        unsafe { graph.launch(stream) }.expect("a launch");
+        let step = this(2 + replay as u64);
+        side.wait(side.mark(&step, handle).expect("a mark"), &step, &*channel).expect("the end");
+        let mut got = vec![0u8; 3 * room];
+        device.read_on(stream, &recv, 0, &mut got).expect("a copy");
+        for (i, len) in gathers.iter().enumerate() {
+            let of = |from: usize| (0..len(from)).map(move |k| byte(replay, from, 9 + i, k));
+            let wanted: Vec<u8> = (0..size).flat_map(of).collect();
+            assert_eq!(got[room * i..][..wanted.len()], wanted, "gather {i} of replay {replay}");
+        }
+        let of = |from: usize| (0..length(from, me)).map(move |k| byte(replay, from, me, k));
+        let wanted: Vec<u8> = (0..size).flat_map(of).collect();
+        assert_eq!(got[2 * room..][..wanted.len()], wanted, "exchange of replay {replay}");
+    }
+    json!({ "replays": replays })
+}

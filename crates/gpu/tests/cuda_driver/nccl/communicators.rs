@@ -1,0 +1,264 @@
+//! Communicators without heads: made, split, lent by an engine.
+
+use super::{all_are_destroyed, device, each, group, on_nccl};
+use lmhead::backend::cuda::CudaDevice;
+use lmhead::backend::device::{KernelDevice, stream_marks};
+use lmhead::exchange::nccl::{Communicator, Nccl, NcclExchange, UniqueId};
+use lmhead::exchange::{
+    Call, DeviceExchange, Exchange, Fault, Operation, Piece, Reset, StreamMarks, WithDevice, local,
+};
+use lmhead_gpu::fake_nccl::FakeNccl;
+use lmhead_testkit::product::shared_device::call;
+use std::ffi::{c_int, c_void};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn soon() -> Call {
+    call(0, Operation::Connect, SOON)
+}
+
+fn nccl() -> Nccl {
+    Nccl::load(None).expect("the fake libnccl")
+}
+
+fn locals(size: usize) -> Vec<Arc<dyn Exchange>> {
+    local::group(size).into_iter().map(|endpoint| Arc::new(endpoint) as _).collect()
+}
+
+/// Each member's communicator of all members of `control`.
+fn world(marks: &Arc<dyn StreamMarks>, control: &dyn Exchange) -> Communicator {
+    let id = UniqueId::share(nccl(), &soon(), control).expect("an id");
+    let made = Communicator::new(nccl(), marks, (control.me(), control.size()), &id, soon().deadline);
+    made.expect("a communicator")
+}
+
+/// Gathers one byte of each member, and returns them.
+fn gather(device: &CudaDevice, exchange: &dyn Exchange, byte: u8) -> Result<Vec<u8>, Fault> {
+    let (size, me) = (exchange.size(), exchange.me());
+    let side = exchange.device().expect("a side for device memory");
+    let buffer = device.alloc(size).expect("memory");
+    device.write(&buffer, me, &[byte]).expect("a copy");
+    let piece = |member: usize| Piece { address: device.address(&buffer) + member as u64, len: 1 };
+    let (everyone, pieces): (Vec<usize>, Vec<Piece>) =
+        (0..size).map(|member| (member, piece(member))).unzip();
+    let (this, stream) = (call(1, Operation::GatherRows, SOON), device.handle(device.stream()));
+    // SAFETY: memory that outlives the wait.
+    unsafe { side.all_gather_v(&this, &everyone, piece(me), &pieces, stream)? };
+    side.wait(side.mark(&this, stream)?, &this, exchange)?;
+    let mut bytes = vec![0; size];
+    device.read(&buffer, 0, &mut bytes).expect("a copy");
+    Ok(bytes)
+}
+
+/// An exchange over a communicator that is given, connected.
+fn over(
+    marks: &Arc<dyn StreamMarks>,
+    communicator: Communicator,
+    control: Arc<dyn Exchange>,
+) -> Result<WithDevice, Fault> {
+    let side = NcclExchange::over(nccl(), Arc::clone(marks), Arc::new(communicator));
+    side.connect(&soon(), &*control)?;
+    Ok(WithDevice::new(control, Arc::new(side)))
+}
+
+#[test]
+fn communicators_are_split_into_groups() {
+    on_nccl("communicators::in_child_split", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: communicators_are_split_into_groups runs it"]
+fn in_child_split() {
+    let pairs = std::sync::Mutex::new(locals(2));
+    each(locals(4), |me, control| {
+        let device = device(me);
+        let marks = stream_marks(&device);
+        let world = world(&marks, &*control);
+        assert_eq!((world.rank(), world.size()), (me, 4));
+        // Numbers that NCCL does not take. Nothing has begun: the split below is the first.
+        for (color, key, problem) in [
+            (Some(1 << 31), 0, "wanted a color of at most 2147483647, got 2147483648: NCCL takes no larger"),
+            (None, u32::MAX, "wanted a key of at most 2147483647, got 4294967295: NCCL takes no larger"),
+        ] {
+            match world.split(color, key, soon().deadline) {
+                Err(Fault::Broken { problem: said, .. }) => assert_eq!(said, problem),
+                other => panic!("{:?}", other.map(|split| split.is_some())),
+            }
+        }
+        // Ranks 0 and 2, the other way round; rank 1 alone; rank 3 nowhere.
+        let color = [Some(5), Some(0), Some(5), None][me];
+        let split = world.split(color, 10 - me as u32, soon().deadline).expect("a split");
+        let place = split.as_ref().map(|split| (split.rank(), split.size()));
+        assert_eq!(place, [Some((1, 2)), Some((0, 1)), Some((0, 2)), None][me]);
+        if let Some(split) = split.filter(|_| me % 2 == 0) {
+            let (at, size) = (split.rank(), split.size());
+            let control = pairs.lock().expect("no panic").iter().find(|own| own.me() == at).cloned();
+            let exchange = over(&marks, split, control.expect("an endpoint")).expect("an exchange");
+            assert_eq!((exchange.size(), exchange.me()), (size, at));
+            assert_eq!(gather(&device, &exchange, 40 + me as u8), Ok(vec![42, 40]));
+            // All heads use one communicator: it cannot be made anew for one of them.
+            let side = exchange.device().expect("a side");
+            side.abort(&Fault::Timeout { missing: vec![] });
+            assert_eq!(side.reset(&soon(), &exchange), Ok(Reset::Reconnect));
+            assert_eq!(gather(&device, &exchange, 0), Err(Fault::Timeout { missing: vec![] }));
+        }
+    });
+    all_are_destroyed();
+}
+
+#[test]
+fn an_engines_communicator_is_used_and_left_to_the_engine() {
+    on_nccl("communicators::in_child_lent", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: an_engines_communicator_is_used_and_left_to_the_engine runs it"]
+fn in_child_lent() {
+    type Make = unsafe extern "C" fn(*mut *mut c_void, c_int, [u8; 128], c_int) -> c_int;
+    type End = unsafe extern "C" fn(*mut c_void) -> c_int;
+    let (fake, meeting) = (FakeNccl::loaded(), Barrier::new(2));
+    // SAFETY: the types are nccl.h's.
+    let (make, end) = unsafe { (fake.get::<Make>("ncclCommInitRank"), fake.get::<End>("ncclCommAbort")) };
+    let raw = |device: &CudaDevice, control: &dyn Exchange, rank: usize| {
+        let id = UniqueId::share(nccl(), &soon(), control).expect("an id");
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: a place for the handle.
+        let made = device.bound(|| unsafe { make(&mut raw, 2, *id.as_bytes(), rank as c_int) });
+        assert_eq!(made, Ok(0));
+        raw
+    };
+    each(locals(2), |me, control| {
+        let device = device(me);
+        let marks = stream_marks(&device);
+        // SAFETY: communicators that live until `end`.
+        let borrow = |raw| unsafe { Communicator::borrow(nccl(), &marks, raw) };
+        let lent = raw(&device, &*control, me);
+        let exchange = over(&marks, borrow(lent).expect("a communicator"), Arc::clone(&control));
+        let exchange = exchange.expect("an exchange");
+        assert_eq!(gather(&device, &exchange, me as u8 + 1), Ok(vec![1, 2]));
+        drop(exchange);
+        meeting.wait();
+        assert_eq!(fake.count("communicators"), 2, "the engine's are still there");
+        // A fault stops it, and leaves it to the engine.
+        let exchange = over(&marks, borrow(lent).expect("a communicator"), Arc::clone(&control));
+        let exchange = exchange.expect("an exchange");
+        exchange.device().expect("a side").abort(&Fault::Timeout { missing: vec![] });
+        assert!(gather(&device, &exchange, 0).is_err());
+        drop(exchange);
+        meeting.wait();
+        assert_eq!(fake.count("communicators"), 2);
+        meeting.wait();
+        // SAFETY: it is used by nobody any more.
+        assert_eq!(unsafe { end(lent) }, 0);
+
+        // One whose ranks are in another order than the group's members.
+        let turned = raw(&device, &*control, 1 - me);
+        let fault = over(&marks, borrow(turned).expect("a communicator"), control).map(drop);
+        let Err(Fault::Broken { problem, .. }) = fault else { panic!("{fault:?}") };
+        let wanted = format!("the host transport is member {me} of 2, NCCL's side member {} of 2", 1 - me);
+        assert_eq!(problem, wanted);
+        meeting.wait();
+        // SAFETY: as above.
+        assert_eq!(unsafe { end(turned) }, 0);
+        let Err(Fault::Broken { problem, .. }) = borrow(std::ptr::null_mut()).map(drop) else {
+            panic!("no handle")
+        };
+        assert_eq!(problem, "wanted a communicator of NCCL, got a null pointer");
+    });
+    all_are_destroyed();
+}
+
+#[test]
+fn a_reset_of_one_channel_leaves_the_marks_of_another() {
+    on_nccl("communicators::in_child_marks", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_reset_of_one_channel_leaves_the_marks_of_another runs it"]
+fn in_child_marks() {
+    let device = device(0);
+    let exchange = group(std::slice::from_ref(&device)).remove(0);
+    let channels = [7, 8].map(|head| exchange.channel(head).expect("a channel").1);
+    let [one, other] = channels.each_ref().map(|channel| channel.device().expect("a side"));
+    for (channel, side) in channels.iter().zip([one, other]) {
+        side.connect(&soon(), &**channel).expect("a connection");
+    }
+    let (this, stream) = (call(1, Operation::GatherRows, SOON), device.handle(device.stream()));
+    let mark = one.mark(&this, stream).expect("a mark");
+    assert_eq!(other.reset(&this, &*channels[1]), Ok(Reset::Done));
+    assert_eq!(one.wait(mark, &this, &*channels[0]), Ok(()));
+}
+
+#[test]
+fn a_communicator_that_is_dropped_waits_for_its_peers_in_a_thread() {
+    on_nccl("communicators::in_child_dropped", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_communicator_that_is_dropped_waits_for_its_peers_in_a_thread runs it"]
+fn in_child_dropped() {
+    let (fake, meeting) = (FakeNccl::loaded(), Barrier::new(2));
+    each(locals(2), |me, control| {
+        let marks = stream_marks(&device(me));
+        let own = world(&marks, &*control);
+        meeting.wait();
+        if me == 1 {
+            // Rank 0 has dropped its side.
+            meeting.wait();
+            return;
+        }
+        let began = Instant::now();
+        drop(own);
+        assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+        assert_eq!(
+            fake.count("communicators"),
+            2,
+            "it is not destroyed before the peer has finalized its own"
+        );
+        meeting.wait();
+    });
+    all_are_destroyed();
+}
+
+#[test]
+fn members_that_do_not_meet_are_told_so_by_the_deadline() {
+    on_nccl("communicators::in_child_alone", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: members_that_do_not_meet_are_told_so_by_the_deadline runs it"]
+fn in_child_alone() {
+    let (marks, began) = (stream_marks(&device(0)), Instant::now());
+    let make = |id: &UniqueId| {
+        let deadline = Instant::now() + Duration::from_millis(300);
+        Communicator::new(nccl(), &marks, (0, 2), id, deadline).map(drop)
+    };
+    let alone = make(&nccl().unique_id().expect("an id"));
+    assert_eq!(alone, Err(Fault::Timeout { missing: vec![] }));
+    assert!(began.elapsed() < Duration::from_millis(1300), "{:?}", began.elapsed());
+    // More ranks than NCCL takes.
+    let (id, many) = (nccl().unique_id().expect("an id"), 1 << 31);
+    let fault = Communicator::new(nccl(), &marks, (0, many), &id, soon().deadline).map(drop);
+    let Err(Fault::Broken { problem, .. }) = fault else { panic!("{fault:?}") };
+    assert_eq!(problem, "wanted a size of at most 2147483647, got 2147483648: NCCL takes no larger");
+    // An id of another run.
+    let fault = make(&UniqueId::from_bytes(&[9; UniqueId::BYTES]).expect("an id"));
+    let Err(Fault::Broken { problem, .. }) = fault else { panic!("{fault:?}") };
+    assert!(problem.contains("Connection refused"), "{problem}");
+    all_are_destroyed();
+
+    // A side of another size than the host transport's.
+    let side = NcclExchange::new(nccl(), Arc::clone(&marks), (0, 3));
+    let fault = side.connect(&soon(), &*locals(2)[0]);
+    let Err(Fault::Broken { problem, .. }) = fault else { panic!("{fault:?}") };
+    assert_eq!(problem, "the host transport is member 0 of 2, NCCL's side member 0 of 3");
+    // One that nobody has connected, and calls that cannot be.
+    let exchange =
+        WithDevice::new(Arc::clone(&locals(1)[0]), Arc::new(NcclExchange::new(nccl(), marks, (0, 1))));
+    let Err(Fault::Broken { problem, .. }) = gather(&device(0), &exchange, 1) else {
+        panic!("no connection")
+    };
+    assert_eq!(problem, "the channel is not connected");
+}

@@ -1,0 +1,321 @@
+//! Faults of heads whose steps go over NCCL: every rank gets an error that says what happened, within the
+//! deadline and a second, and the rebuilt head answers as before.
+
+use super::{all_are_destroyed, backend, device, each, group, on_nccl, resident};
+use lmhead::backend::cuda::CudaDevice;
+use lmhead::backend::device::KernelDevice;
+use lmhead::config::{HeadConfig, Quantization, Verify};
+use lmhead::exchange::{Call, Exchange, Fault, Operation, Piece};
+use lmhead::{DType, Error};
+use lmhead_gpu::fake_nccl::FakeNccl;
+use lmhead_testkit::TestHead;
+use lmhead_testkit::product::shared_device::call;
+use lmhead_testkit::requests::{Resident, ResidentRank};
+use std::path::Path;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_millis(1500);
+
+fn test_head() -> TestHead {
+    TestHead::random(300, 32, DType::Bf16, Quantization::None, 11)
+}
+
+/// Of steps with that deadline, which begin with a collective on the device.
+fn config(test: &TestHead, name: &str) -> HeadConfig {
+    let (name, verify, timeout) = (name.into(), Verify::WarmUp, DEADLINE);
+    HeadConfig { name, verify, timeout, ..test.config() }
+}
+
+/// The error of a call that must not answer, and how long it took: at most the deadline and a second.
+fn ended<T: std::fmt::Debug>(what: &str, call: impl FnOnce() -> lmhead::Result<T>) -> Error {
+    let began = Instant::now();
+    let error = call().expect_err(what);
+    let took = began.elapsed();
+    println!("{what}, after {took:?}: {error}");
+    assert!(took < DEADLINE + Duration::from_secs(1), "{what}: {took:?}: {error}");
+    error
+}
+
+#[test]
+fn faults_of_nccl_end_on_every_rank_and_the_rebuilt_head_answers() {
+    on_nccl("faults::in_child_faults", &[("FAKE_NCCL_RANK", "1")]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: faults_of_nccl_end_on_every_rank_and_the_rebuilt_head_answers runs it"]
+fn in_child_faults() {
+    const RANKS: usize = 3;
+    // What happens to rank 1, and the words that every rank's error has.
+    let faults = [
+        ("STALL", "1", "no end on the device within 1.5s; every member has come to it"),
+        (
+            "LOST",
+            "1",
+            "remote process exited or there was a network error (code 6): socketProgress: Connection closed",
+        ),
+        ("ASYNC", "6", "remote process exited or there was a network error (code 6): an injected error"),
+        ("ASYNC", "3", "internal error - please report this issue to the NCCL developers (code 3)"),
+        (
+            "ERROR",
+            "2",
+            "unhandled system error (run with NCCL_DEBUG=INFO for details) (code 2): an injected error",
+        ),
+        // A code of a version that nobody knows yet.
+        ("ASYNC", "77", "unknown result code (code 77)"),
+    ];
+    let (resident, test, fake) = (resident(RANKS), test_head(), FakeNccl::loaded());
+    let meeting = Barrier::new(RANKS);
+    each(resident.group(&[0, 1, 2]), |me, exchange| {
+        let mut rank = ResidentRank::new(&resident, &test, &config(&test, "a"), exchange).expect("a head");
+        let wanted = ResidentRank::wanted(&resident, &test, me);
+        for (name, value, words) in faults {
+            assert_eq!(rank.step().expect("a step"), wanted, "rank {me} before {name}={value}");
+            if meeting.wait().is_leader() {
+                fake.set(name, Some(value));
+            }
+            meeting.wait();
+            let error = ended(&format!("rank {me}, {name}={value}"), || rank.step());
+            assert!(error.to_string().contains(words), "rank {me}, {name}={value}: {error}");
+            let refused = rank.step().expect_err("a poisoned head");
+            assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
+            if meeting.wait().is_leader() {
+                fake.set(name, None);
+            }
+            meeting.wait();
+            rank.head.rebuild().expect("a rebuilt head");
+        }
+        assert_eq!(rank.step().expect("a step"), wanted);
+    });
+    all_are_destroyed();
+    assert_eq!(fake.count("made"), (RANKS * (1 + faults.len())) as i64, "one for each rebuilding");
+}
+
+#[test]
+fn who_does_not_come_or_is_in_another_head_is_named() {
+    on_nccl("faults::in_child_absent", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: who_does_not_come_or_is_in_another_head_is_named runs it"]
+fn in_child_absent() {
+    const RANKS: usize = 3;
+    let (resident, test, meeting) = (resident(RANKS), test_head(), Barrier::new(RANKS));
+    each(resident.group(&[0, 1, 2]), |me, exchange| {
+        let make = |name| ResidentRank::new(&resident, &test, &config(&test, name), Arc::clone(&exchange));
+        let (mut a, mut b) = (make("a").expect("a head"), make("b").expect("a head"));
+        assert!(a.step().is_ok() && b.step().is_ok());
+        // Nobody may leave: who has left is lost to the others.
+        meeting.wait();
+        if me != 2 {
+            let error = ended(&format!("rank {me} without rank 2"), || a.step());
+            let named = "all_gather of hidden rows: ranks [2] did not come within 1.5s; rank 2 was last seen";
+            assert!(error.to_string().contains(named), "{error}");
+        }
+        meeting.wait();
+        a.head.rebuild().expect("a rebuilt head");
+        assert!(a.step().is_ok());
+        meeting.wait();
+        // Rank 0 steps `a` and then `b`, the others `b` and then `a`.
+        let (first, other) = if me == 0 { (&mut a, "`b`") } else { (&mut b, "`a`") };
+        let error = ended(&format!("rank {me} in another order"), || first.step()).to_string();
+        let named = if me == 0 { "ranks [1, 2] did not come" } else { "ranks [0] did not come" };
+        assert!(error.contains(named) && error.contains(other), "rank {me}: {error}");
+        meeting.wait();
+    });
+}
+
+#[test]
+fn a_rank_that_ends_inside_a_collective_on_the_device_is_named() {
+    on_nccl("faults::in_child_gone", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_rank_that_ends_inside_a_collective_on_the_device_is_named runs it"]
+fn in_child_gone() {
+    const RANKS: usize = 3;
+    const ENDS: usize = 2;
+    let devices: Vec<CudaDevice> = (0..RANKS).map(device).collect();
+    let (meeting, survivors) = (Barrier::new(RANKS), Barrier::new(RANKS - 1));
+    each(group(&devices), |me, first| {
+        let (instance, channel) = first.channel(7).expect("a channel");
+        let side = channel.device().expect("a side for device memory");
+        let this = |step, within| Call { instance, ..call(step, Operation::GatherRows, within) };
+        side.connect(&this(0, 20 * DEADLINE), &*channel).expect("a connection");
+        meeting.wait();
+        let (began, late) = (Instant::now(), this(1, DEADLINE));
+        // Its place says that it has come.
+        channel.note(&late);
+        if me == ENDS {
+            return;
+        }
+        let device = &devices[me];
+        let own = device.open_stream().expect("a stream");
+        let (stream, memory) = (device.handle(device.on(&own)), device.alloc(RANKS).expect("memory"));
+        let piece = |from: usize| Piece { address: device.address(&memory) + from as u64, len: 1 };
+        let (everyone, pieces): (Vec<usize>, Vec<Piece>) = (0..RANKS).map(|from| (from, piece(from))).unzip();
+        // SAFETY: the memory outlives the work, which is aborted.
+        let queued = unsafe { side.all_gather_v(&late, &everyone, piece(me), &pieces, stream) };
+        let gathered = queued.and_then(|()| side.wait(side.mark(&late, stream)?, &late, &*channel));
+        let took = began.elapsed();
+        println!("rank {me}, after {took:?}: {gathered:?}");
+        assert_eq!(gathered, Err(Fault::Lost { members: vec![ENDS] }), "rank {me}");
+        assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
+        // Whoever leaves is gone, too.
+        survivors.wait();
+    });
+    all_are_destroyed();
+}
+
+#[test]
+fn an_abort_ends_a_stalled_step_on_every_rank_at_once() {
+    on_nccl("faults::in_child_abort", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: an_abort_ends_a_stalled_step_on_every_rank_at_once runs it"]
+fn in_child_abort() {
+    let (resident, test, meeting) = (resident(2), test_head(), Barrier::new(2));
+    each(resident.group(&[0, 1]), |me, exchange| {
+        let mut config = config(&test, "a");
+        config.timeout = Duration::from_secs(300);
+        let mut rank = ResidentRank::new(&resident, &test, &config, exchange).expect("a head");
+        if meeting.wait().is_leader() {
+            FakeNccl::loaded().set("STALL", Some("1"));
+        }
+        meeting.wait();
+        thread::scope(|scope| {
+            if me == 0 {
+                let handle = rank.head.abort_handle();
+                scope.spawn(move || {
+                    thread::sleep(Duration::from_millis(200));
+                    handle.abort("the engine shuts down");
+                });
+            }
+            let error = ended(&format!("rank {me}"), || rank.step());
+            assert!(error.to_string().contains("was told to end the step: the engine shuts down"), "{error}");
+        });
+        if meeting.wait().is_leader() {
+            FakeNccl::loaded().set("STALL", None);
+        }
+        meeting.wait();
+        rank.head.rebuild().expect("a rebuilt head");
+        rank.step().expect("a step");
+    });
+    all_are_destroyed();
+}
+
+#[test]
+fn creations_that_fail_are_told_to_every_rank() {
+    on_nccl("faults::in_child_creations", &[("FAKE_NCCL_RANK", "1"), ("FAKE_NCCL_INIT", "2")]);
+    on_nccl("faults::in_child_mixed", &[("FAKE_NCCL_RANK", "1"), ("FAKE_NCCL_MIX", "1")]);
+    on_nccl("faults::in_child_duplicate", &[]);
+    on_nccl("faults::in_child_blocking", &[("NCCL_COMM_BLOCKING", "1")]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: creations_that_fail_are_told_to_every_rank runs it"]
+fn in_child_creations() {
+    let (resident, test, meeting) = (resident(3), test_head(), Barrier::new(3));
+    each(resident.group(&[0, 1, 2]), |me, exchange| {
+        let make = || ResidentRank::new(&resident, &test, &config(&test, "a"), Arc::clone(&exchange));
+        let error = make().map(drop).expect_err("no head").to_string();
+        let words = "ncclCommInitRankConfig of NCCL 2.30.7: unhandled system error";
+        assert!(error.contains(words) && error.contains("NCCL_SOCKET_IFNAME"), "rank {me}: {error}");
+        if meeting.wait().is_leader() {
+            FakeNccl::loaded().set("INIT", Some("0"));
+        }
+        meeting.wait();
+        let mut rank = make().expect("a head");
+        rank.step().expect("a step");
+    });
+    all_are_destroyed();
+}
+
+#[test]
+#[ignore = "needs the fake libraries: creations_that_fail_are_told_to_every_rank runs it"]
+fn in_child_mixed() {
+    let (resident, test) = (resident(3), test_head());
+    each(resident.group(&[0, 1, 2]), |me, exchange| {
+        let made = ResidentRank::new(&resident, &test, &config(&test, "a"), exchange);
+        let error = made.map(drop).expect_err("pieces mixed up").to_string();
+        let words = "NCCL delivered other bytes in all_gather_v of one length than member 0 sent to member 1";
+        assert!(error.contains(words), "rank {me}: {error}");
+    });
+    all_are_destroyed();
+}
+
+#[test]
+#[ignore = "needs the fake libraries: creations_that_fail_are_told_to_every_rank runs it"]
+fn in_child_duplicate() {
+    // Both on device 0.
+    let (device, test) = (super::device(0), test_head());
+    let both = [device.clone(), device.clone()];
+    let resident = Resident::over(vec![(device.clone(), backend(&device))], move |_| group(&both));
+    each(resident.group(&[0, 1]), |me, exchange| {
+        let made = ResidentRank::new(&resident, &test, &config(&test, "a"), exchange);
+        let error = made.map(drop).expect_err("one GPU").to_string();
+        assert!(
+            error.contains("Duplicate GPU detected") && error.contains("NCCL_HOSTID"),
+            "rank {me}: {error}"
+        );
+    });
+    all_are_destroyed();
+}
+
+#[test]
+#[ignore = "needs the fake libraries: creations_that_fail_are_told_to_every_rank runs it"]
+fn in_child_blocking() {
+    let (resident, test) = (resident(2), test_head());
+    each(resident.group(&[0, 1]), |_, exchange| {
+        let made = ResidentRank::new(&resident, &test, &config(&test, "a"), exchange);
+        let error = made.map(drop).expect_err("a setting that takes the deadline away").to_string();
+        assert!(error.contains("wanted NCCL_COMM_BLOCKING unset or 0, got `1`"), "{error}");
+    });
+}
+
+#[test]
+fn a_thousand_rebuildings_leave_nothing_behind() {
+    on_nccl("faults::in_child_rebuildings", &[]);
+}
+
+/// Entries of a folder of this process: its threads, its open files.
+fn entries(folder: &str) -> usize {
+    std::fs::read_dir(Path::new("/proc/self").join(folder)).expect("a folder").count()
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_thousand_rebuildings_leave_nothing_behind runs it"]
+fn in_child_rebuildings() {
+    let (resident, test, meeting) = (resident(2), test_head(), Barrier::new(2));
+    let fake = FakeNccl::loaded();
+    each(resident.group(&[0, 1]), |me, exchange: Arc<dyn Exchange>| {
+        let mut rank = ResidentRank::new(&resident, &test, &config(&test, "a"), exchange).expect("a head");
+        let mut before = None;
+        for round in 0..1000 {
+            rank.head.rebuild().expect("a rebuilt head");
+            if round % 100 != 10 {
+                continue;
+            }
+            rank.step().expect("a step");
+            meeting.wait();
+            if me == 0 {
+                // Threads that have aborted a communicator end by themselves.
+                let now = || (entries("task"), entries("fd"), fake.count("communicators"));
+                let wanted = *before.get_or_insert_with(|| {
+                    thread::sleep(Duration::from_millis(200));
+                    now()
+                });
+                let until = Instant::now() + Duration::from_secs(5);
+                while now() != wanted && Instant::now() < until {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                assert_eq!(now(), wanted, "threads, files and communicators after {round} rebuildings");
+            }
+            meeting.wait();
+        }
+    });
+    all_are_destroyed();
+    assert_eq!(fake.count("made"), 2 * 1001);
+}

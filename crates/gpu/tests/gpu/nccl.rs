@@ -1,0 +1,50 @@
+//! Ranks as processes that share one GPU, over NVIDIA's NCCL: steps, a rank that does not come, graphs. Nothing is
+//! timed: NCCL takes turns on a shared GPU, over sockets.
+
+use super::device;
+use libtest_mimic::{Completion, Failed, Trial};
+use lmhead::exchange::nccl::Nccl;
+use lmhead_gpu::nccl_ranks::SCENARIOS;
+use lmhead_gpu::needs::first_sentence;
+use lmhead_testkit::processes::{self, Launcher, on_processes};
+use std::time::Duration;
+
+/// The ranks of a group.
+const SIZES: [usize; 2] = [2, 4];
+
+/// How long a scenario may take on a GPU that its ranks take turns on.
+const WITHIN: Duration = Duration::from_secs(110);
+
+/// Runs the scenario that another test here has started this program for, and ends the process.
+pub fn enter() {
+    processes::enter(SCENARIOS, |_| panic!("this program is not started by mpirun"));
+}
+
+/// A test for each scenario and size.
+pub fn trials() -> impl Iterator<Item = Trial> {
+    let all = SCENARIOS.iter().flat_map(|(name, _)| SIZES.map(|size| (*name, size)));
+    all.map(|(name, size)| {
+        Trial::ignorable_test(format!("nccl::{} of {size} ranks", name.replace(' ', "_")), move || {
+            if let Err(reason) = device() {
+                return Ok(Completion::ignored_with(format!("needs a GPU: {reason}")));
+            }
+            match Nccl::load(None) {
+                Err(error) => {
+                    Ok(Completion::ignored_with(format!("needs a GPU: {}", first_sentence(&error))))
+                }
+                Ok(_) => run(name, size).map(|()| Completion::Completed),
+            }
+        })
+    })
+}
+
+fn run(name: &str, size: usize) -> Result<(), Failed> {
+    let answers = on_processes(Launcher::Test, "a rank", name, size, WITHIN);
+    for (rank, answer) in answers.iter().enumerate() {
+        println!("nccl, {name}, rank {rank} of {size}: {answer:?}");
+    }
+    match answers.iter().position(Option::is_none) {
+        None => Ok(()),
+        Some(rank) => Err(format!("{name}: rank {rank} of {size} failed; what it said is above").into()),
+    }
+}

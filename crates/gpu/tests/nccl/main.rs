@@ -1,0 +1,36 @@
+//! The project's own `libnccl.so.2` (`crates/gpu/fake_nccl`): what it moves, and that it finds every mistake
+//! it is there to find. Its functions are called directly, in child processes, on the fake `libcuda.so`.
+#![allow(unsafe_code, reason = "NCCL's and the driver's interface")]
+#![allow(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "a few ranks")]
+#![cfg(target_os = "linux")]
+
+mod faults;
+mod programs;
+mod ranks;
+mod right;
+mod wrong;
+
+use std::path::Path;
+use std::process::Command;
+
+/// This program again, running an ignored test below on the fake libraries, with what they shall say: whether
+/// it ended well, and what it printed.
+fn run(test: &str, says: &[(&str, &str)], older: bool) -> (Option<i32>, String) {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let nccl = if older { lmhead_gpu::fake_nccl::older_folder } else { lmhead_gpu::fake_nccl::folder }(place);
+    let folders = format!("{}:{}", lmhead_gpu::fake_driver::folder(place).display(), nccl.display());
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.args(["--exact", test, "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", folders);
+    let output = command.env("FAKE_DEVICES", "4").envs(says.iter().copied()).output();
+    let output = output.expect("the program runs");
+    let text =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    (output.status.code(), text)
+}
+
+/// The same, of a test that ends well: what it printed.
+fn child(test: &str, says: &[(&str, &str)]) -> String {
+    let (code, text) = run(test, says, false);
+    assert!(code == Some(0) && text.contains("1 passed"), "{test}, {says:?}: {code:?}: {text}");
+    text
+}

@@ -1,0 +1,383 @@
+//! Correct programs: what moves, and when.
+
+use super::ranks::{
+    Config, IN_PROGRESS, INTERNAL_ERROR, Nccl, Rank, SUCCESS, abort_all, bind, bytes, end, new_stream,
+    synchronize, write,
+};
+use super::{child, run};
+use std::collections::BTreeSet;
+use std::ffi::c_int;
+
+/// What `received` is poisoned with when an operation begins.
+const POISON: u8 = 0xcd;
+
+#[test]
+fn bytes_arrive_and_not_before_their_stream_is_waited_for() {
+    child("right::in_child_bytes", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: bytes_arrive_and_not_before_their_stream_is_waited_for runs it"]
+fn in_child_bytes() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(3);
+    let one = |rank: usize| vec![10 + rank as u8; 4];
+    let buffers: Vec<_> = ranks.iter().map(|r| (r.memory(&one(r.rank)), r.memory(&[0; 12]))).collect();
+    for (rank, (from, to)) in ranks.iter().zip(&buffers) {
+        assert_eq!(rank.all_gather(*from, *to, 4), SUCCESS);
+    }
+    let marks: Vec<_> = ranks.iter().map(Rank::mark).collect();
+    // Nobody has waited.
+    buffers.iter().for_each(|(_, to)| assert_eq!(bytes(*to, 12), [0; 12]));
+    assert_eq!(ranks[1].reaches(&marks[1]), Ok(true));
+    let wanted: Vec<u8> = (0..3).flat_map(one).collect();
+    // The peers have come to it, which they must; their streams have not gone on.
+    assert_eq!(bytes(buffers[1].1, 12), wanted);
+    for other in [0, 2] {
+        assert_eq!(bytes(buffers[other].1, 12), [POISON; 12]);
+        assert_eq!(ranks[other].reaches(&marks[other]), Ok(true));
+        assert_eq!(bytes(buffers[other].1, 12), wanted);
+    }
+
+    // In place, and another rank is late.
+    let own: Vec<_> = ranks
+        .iter()
+        .map(|r| r.memory(&(0..9).map(|i| 100 * (i / 3 == r.rank) as u8 + i as u8).collect::<Vec<_>>()))
+        .collect();
+    for rank in &ranks[..2] {
+        assert_eq!(rank.all_gather(own[rank.rank] + 3 * rank.rank as u64, own[rank.rank], 3), SUCCESS);
+        assert!(!ranks[rank.rank].ends(), "rank 2 has not come");
+        // Of what it will receive, only its own piece is kept: it is what is sent.
+        let here = bytes(own[rank.rank], 9);
+        for (piece, bytes) in here.chunks(3).enumerate() {
+            let first = 100 + 3 * rank.rank as u8;
+            let wanted = if piece == rank.rank { [first, first + 1, first + 2] } else { [POISON; 3] };
+            assert_eq!(bytes, wanted);
+        }
+    }
+    assert_eq!(ranks[2].all_gather(own[2] + 6, own[2], 3), SUCCESS);
+    for rank in &ranks {
+        assert!(rank.ends());
+        assert_eq!(bytes(own[rank.rank], 9), [100, 101, 102, 103, 104, 105, 106, 107, 108]);
+    }
+    assert_eq!(nccl.fake.count("bytes"), 3 * 12 + 3 * 9);
+    end(&ranks);
+    assert_eq!(nccl.fake.count("communicators"), 0);
+}
+
+#[test]
+fn uneven_pieces_and_none_at_all_arrive() {
+    child("right::in_child_uneven", &[]);
+}
+
+/// Broadcasts of one group, one for each root, and sends and receives with other counts for each pair.
+#[test]
+#[ignore = "needs the fake nccl: uneven_pieces_and_none_at_all_arrive runs it"]
+fn in_child_uneven() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(4);
+    // Of a rank, by turns: some, none, more.
+    let rows = [3usize, 0, 7, 1];
+    let mine = |rank: usize| -> Vec<u8> { (0..rows[rank]).map(|i| (16 * rank + i) as u8).collect() };
+    let all: Vec<u8> = (0..4).flat_map(mine).collect();
+    let mut gathered = Vec::new();
+    for rank in &ranks {
+        let (from, to) = (rank.memory(&mine(rank.rank)), rank.memory(&vec![0; all.len()]));
+        gathered.push(to);
+        let code = rank.group(|nccl| {
+            let mut at = 0;
+            for (root, count) in rows.iter().enumerate() {
+                let (to, from) = if *count == 0 { (0, 0) } else { (to + at, from) };
+                let root = root as c_int;
+                nccl.ncclBroadcast(from, to, *count, 1, root, rank.comm, rank.stream);
+                at += *count as u64;
+            }
+        });
+        assert_eq!(code, SUCCESS, "{}", nccl.last_error(rank.comm));
+    }
+    for rank in &ranks {
+        assert!(rank.ends(), "{}", nccl.fake.stuck());
+        assert_eq!(bytes(gathered[rank.rank], all.len()), all);
+    }
+
+    let count = |from: usize, to: usize| (from * 5 + to * 3) % 4;
+    let piece = |from: usize, to: usize| vec![(16 * from + to) as u8; count(from, to)];
+    let mut received = Vec::new();
+    for rank in &ranks {
+        let me = rank.rank;
+        let sends: Vec<_> = (0..4).map(|to| (rank.memory(&piece(me, to)), count(me, to))).collect();
+        let recvs: Vec<_> = (0..4).map(|from| (rank.memory(&[0; 4]), count(from, me))).collect();
+        assert_eq!(rank.exchange(&sends, &recvs), SUCCESS, "{}", nccl.last_error(rank.comm));
+        received.push(recvs);
+    }
+    for (me, rank) in ranks.iter().enumerate() {
+        assert!(rank.ends(), "{}", nccl.fake.stuck());
+        for (from, (address, count)) in received[me].iter().enumerate() {
+            assert_eq!(bytes(*address, *count), piece(from, me), "{from} -> {me}");
+        }
+    }
+    let pieces: Vec<_> = ranks
+        .iter()
+        .map(|r| {
+            (
+                r.memory(
+                    &[r.rank as u8; 8].iter().enumerate().map(|(i, b)| 16 * b + i as u8).collect::<Vec<_>>(),
+                ),
+                r.memory(&[0; 8]),
+            )
+        })
+        .collect();
+    for (rank, (from, to)) in ranks.iter().zip(&pieces) {
+        let code = rank.group(|nccl| {
+            nccl.ncclAlltoAll(*from, *to, 2, 1, rank.comm, rank.stream);
+        });
+        assert_eq!(code, SUCCESS);
+    }
+    for (me, rank) in ranks.iter().enumerate() {
+        assert!(rank.ends());
+        let wanted: Vec<u8> =
+            (0..4).flat_map(|from| [16 * from + 2 * me as u8, 16 * from + 2 * me as u8 + 1]).collect();
+        assert_eq!(bytes(pieces[me].1, 8), wanted);
+    }
+    end(&ranks);
+}
+
+#[test]
+fn communicators_are_split_by_color_and_ranked_by_key() {
+    child("right::in_child_split", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: communicators_are_split_by_color_and_ranked_by_key runs it"]
+fn in_child_split() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(4);
+    let mut children = [std::ptr::null_mut(); 4];
+    // Ranks 0, 1 and 3 in one group, 3 first; rank 2 in none.
+    let split = |rank: usize, out: &mut _| {
+        let (color, key) = [(7, 1), (7, 1), (-1, 0), (7, -5)][rank];
+        assert_eq!(nccl.ncclCommSplit(ranks[rank].comm, color, key, out, std::ptr::null()), SUCCESS);
+    };
+    for rank in [0, 2, 3] {
+        split(rank, &mut children[rank]);
+    }
+    assert_eq!(ranks[0].settle(), IN_PROGRESS, "rank 1 has not called it");
+    assert!(children[0].is_null());
+    split(1, &mut children[1]);
+    for rank in &ranks {
+        assert_eq!(rank.settle(), SUCCESS);
+    }
+    let said = |comm| {
+        let [mut count, mut rank, mut device] = [-1; 3];
+        assert_eq!(nccl.ncclCommCount(comm, &mut count), SUCCESS);
+        assert_eq!(nccl.ncclCommUserRank(comm, &mut rank), SUCCESS);
+        assert_eq!(nccl.ncclCommCuDevice(comm, &mut device), SUCCESS);
+        (count, rank, device)
+    };
+    assert!(children[2].is_null());
+    assert_eq!([0, 1, 3].map(|rank| said(children[rank])), [(3, 1, 0), (3, 2, 1), (3, 0, 3)]);
+
+    // It moves bytes among its own ranks, and outlives its parent.
+    abort_all(&ranks);
+    let of_child: Vec<_> =
+        [3, 0, 1].iter().map(|rank| Rank { comm: children[*rank], ..ranks[*rank] }).collect();
+    let buffers: Vec<_> = of_child.iter().map(|r| (r.memory(&[r.rank as u8]), r.memory(&[9; 3]))).collect();
+    for (rank, (from, to)) in of_child.iter().zip(&buffers) {
+        assert_eq!(rank.all_gather(*from, *to, 1), SUCCESS);
+    }
+    for (rank, (_, to)) in of_child.iter().zip(&buffers) {
+        assert!(rank.ends());
+        assert_eq!(bytes(*to, 3), [3, 0, 1]);
+    }
+    end(&of_child);
+
+    // One that shares its parent's resources does not outlive its abort.
+    let ranks = nccl.group(1);
+    let (mut child, config) = (std::ptr::null_mut(), Config { split_share: 1, ..Config::new(false) });
+    assert_eq!(nccl.ncclCommSplit(ranks[0].comm, 0, 0, &mut child, &config), SUCCESS);
+    assert_eq!(ranks[0].settle(), SUCCESS);
+    abort_all(&ranks);
+    assert_eq!(nccl.state(child), INTERNAL_ERROR);
+    assert_eq!(nccl.ncclCommAbort(child), SUCCESS);
+    assert_eq!(nccl.fake.count("communicators"), 0);
+}
+
+#[test]
+fn graphs_replay_as_a_set_with_the_bytes_of_each_time() {
+    child("right::in_child_graphs", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: graphs_replay_as_a_set_with_the_bytes_of_each_time runs it"]
+fn in_child_graphs() {
+    let nccl = Nccl::load();
+    let ranks = nccl.group(2);
+    let buffers = [0, 1].map(|rank: usize| (ranks[rank].memory(&[0; 4]), ranks[rank].memory(&[0; 8])));
+    let graphs = [0, 1].map(|rank: usize| {
+        let (from, to) = buffers[rank];
+        ranks[rank].capture(|| assert_eq!(ranks[rank].all_gather(from, to, 4), SUCCESS))
+    });
+    assert!(ranks.iter().all(Rank::ends), "recording put nothing on a stream");
+    for round in 0..100u8 {
+        // One rank may be a replay ahead. It reads what it sends when its stream comes to it.
+        for rank in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+            let (from, _) = buffers[rank];
+            write(from, &[round, rank as u8, 2, 3]);
+            ranks[rank].replay(graphs[rank]);
+        }
+        for rank in 0..2 {
+            assert!(ranks[rank].ends(), "{}", nccl.fake.stuck());
+            assert_eq!(bytes(buffers[rank].1, 8), [round, 0, 2, 3, round, 1, 2, 3]);
+        }
+    }
+    assert_eq!(nccl.fake.count("replays"), 200);
+    // Eager ones go on beside them.
+    for rank in &ranks {
+        let (from, to) = buffers[rank.rank];
+        assert_eq!(rank.all_gather(from, to, 4), SUCCESS);
+    }
+    assert!(ranks.iter().all(Rank::ends));
+    for (rank, graph) in ranks.iter().zip(graphs) {
+        rank.give_back(graph);
+    }
+    end(&ranks);
+}
+
+/// Ranks as threads, with communicators whose calls block until the peers have come, and streams that are
+/// waited for by a call that blocks.
+#[test]
+fn blocking_ranks_meet_across_threads() {
+    child("right::in_child_threads", &[]);
+    child("right::in_child_threads", &[("FAKE_DEVICES", "1"), ("NCCL_MULTI_RANK_GPU_ENABLE", "1")]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: blocking_ranks_meet_across_threads runs it"]
+fn in_child_threads() {
+    let nccl = Nccl::load();
+    let devices: usize = std::env::var("FAKE_DEVICES").expect("devices").parse().expect("a number");
+    let ids = [nccl.unique_id(), nccl.unique_id()];
+    let order = std::sync::Mutex::new(BTreeSet::new());
+    std::thread::scope(|scope| {
+        for me in 0..3usize {
+            let (nccl, order) = (&nccl, &order);
+            scope.spawn(move || {
+                let context = bind(me % devices);
+                let stream = new_stream();
+                // Two communicators of the same ranks, in one order everywhere.
+                let ranks = ids.map(|id| {
+                    let mut comm = std::ptr::null_mut();
+                    assert_eq!(nccl.ncclCommInitRank(&mut comm, 3, id, me as c_int), SUCCESS);
+                    Rank { nccl, context, stream, comm, rank: me }
+                });
+                let (from, to) = (ranks[0].memory(&[0]), ranks[0].memory(&[0; 3]));
+                for round in 0..50u8 {
+                    write(from, &[10 * me as u8 + round]);
+                    let rank = &ranks[usize::from(round % 2)];
+                    let code = nccl.ncclAllGather(from, to, 1, 1, rank.comm, stream);
+                    assert_eq!(code, SUCCESS, "{}", nccl.last_error(rank.comm));
+                    synchronize(stream).expect("it ends");
+                    assert_eq!(bytes(to, 3), [round, 10 + round, 20 + round]);
+                    order.lock().expect("a lock").insert((round, me));
+                }
+                for rank in &ranks {
+                    assert_eq!(nccl.ncclCommFinalize(rank.comm), SUCCESS);
+                    assert_eq!(nccl.ncclCommDestroy(rank.comm), SUCCESS);
+                }
+            });
+        }
+    });
+    assert_eq!(order.lock().expect("a lock").len(), 150);
+    assert_eq!(nccl.fake.count("communicators"), 0);
+}
+
+/// One thread with all ranks: what would block is in a group.
+#[test]
+fn one_thread_has_several_ranks_in_groups() {
+    child("right::in_child_one_thread", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: one_thread_has_several_ranks_in_groups runs it"]
+fn in_child_one_thread() {
+    let nccl = Nccl::load();
+    let id = nccl.unique_id();
+    assert_eq!(nccl.ncclGroupStart(), SUCCESS);
+    let ranks: Vec<_> = (0..3).map(|rank| Rank::make(&nccl, 3, id, rank, &Config::new(true))).collect();
+    assert_eq!(nccl.ncclGroupEnd(), SUCCESS);
+    let buffers: Vec<_> = ranks.iter().map(|r| (r.memory(&[r.rank as u8]), r.memory(&[9; 3]))).collect();
+    assert_eq!(nccl.ncclGroupStart(), SUCCESS);
+    for (rank, (from, to)) in ranks.iter().zip(&buffers) {
+        // Groups may nest: the outermost end counts.
+        assert_eq!(nccl.ncclGroupStart(), SUCCESS);
+        assert_eq!(nccl.ncclAllGather(*from, *to, 1, 1, rank.comm, rank.stream), SUCCESS);
+        assert_eq!(nccl.ncclGroupEnd(), SUCCESS);
+    }
+    assert_eq!(nccl.fake.count("launches"), 0);
+    assert_eq!(nccl.ncclGroupEnd(), SUCCESS);
+    for (rank, (_, to)) in ranks.iter().zip(&buffers) {
+        assert!(rank.ends());
+        assert_eq!(bytes(*to, 3), [0, 1, 2]);
+    }
+    assert_eq!(nccl.ncclGroupStart(), SUCCESS);
+    ranks.iter().for_each(|rank| assert_eq!(nccl.ncclCommFinalize(rank.comm), SUCCESS));
+    assert_eq!(nccl.ncclGroupEnd(), SUCCESS);
+    ranks.iter().for_each(|rank| assert_eq!(nccl.ncclCommDestroy(rank.comm), SUCCESS));
+}
+
+#[test]
+fn a_thousand_groups_come_and_go() {
+    child("right::in_child_thousand", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake nccl: a_thousand_groups_come_and_go runs it"]
+fn in_child_thousand() {
+    let nccl = Nccl::load();
+    for number in 0..1000 {
+        let ranks = nccl.group(2);
+        if number % 2 == 0 {
+            end(&ranks)
+        } else {
+            abort_all(&ranks)
+        }
+        ranks.iter().for_each(Rank::give_back_stream);
+    }
+    assert_eq!((nccl.fake.count("made"), nccl.fake.count("communicators")), (2000, 0));
+}
+
+#[test]
+fn versions_are_what_was_said() {
+    for (says, older, wanted) in [
+        (&[][..], false, "version 23007, revoke true"),
+        (&[], true, "version 22707, revoke false"),
+        (&[("FAKE_NCCL_VERSION", "21005")], false, "version 21005, revoke true"),
+    ] {
+        let (code, text) = run("right::in_child_version", says, older);
+        assert!(code == Some(0) && text.contains(wanted), "{text}");
+    }
+    // Without a driver, too; a communicator wants one.
+    let folder = lmhead_gpu::fake_nccl::folder(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let folder = folder.to_str().expect("text");
+    let (code, text) = run("right::in_child_version", &[("LD_LIBRARY_PATH", folder)], false);
+    assert!(code == Some(0) && text.contains("version 23007, revoke true, made 1"), "{text}");
+}
+
+#[test]
+#[ignore = "needs the fake nccl: versions_are_what_was_said runs it"]
+fn in_child_version() {
+    let nccl = Nccl::load();
+    let mut version = -1;
+    assert_eq!(nccl.ncclGetVersion(&mut version), SUCCESS);
+    let ids = [nccl.unique_id().0, nccl.unique_id().0];
+    assert_ne!(ids[0], ids[1]);
+    // SAFETY: not called.
+    let revoke = unsafe {
+        nccl.fake.find::<unsafe extern "C" fn(*mut std::ffi::c_void, c_int) -> c_int>("ncclCommRevoke")
+    };
+    let mut comm = std::ptr::null_mut();
+    let made = nccl.ncclCommInitRank(&mut comm, 1, nccl.unique_id(), 0);
+    // With a driver it is as without: this thread has no context.
+    let _ = nccl.fake.take_misuse();
+    println!("version {version}, revoke {}, made {made}", revoke.is_some());
+}

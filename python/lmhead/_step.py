@@ -1,0 +1,256 @@
+"""What a step asks, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import byref, c_int64
+from dataclasses import dataclass
+from typing import Any
+
+from . import _sys
+from ._library import ArgumentError, check, lib, refusal
+from ._memory import BYTES, FLOATS, I32S, I64S, U8, U32, U64S, dtype_number, host_array, vector, view
+from ._setup import Array
+from ._sys import LMHEAD_F32, LMHEAD_I32, LMHEAD_I64
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a step asks of its rows: part of the contract, the same on every rank."""
+
+    kind: int
+    k: int = 0
+    n_targets: int = 0
+    dtype: int = 0
+    flags: int = 0
+
+    @classmethod
+    def logits(cls, dtype: str = "f32") -> Request:
+        """`logits` [rows, vocab] of that type: f32, f16 or bf16."""
+        return cls(_sys.LMHEAD_LOGITS, dtype=dtype_number(dtype))
+
+    @classmethod
+    def argmax(cls) -> Request:
+        """`ids` [rows]. Ties go to the lowest id."""
+        return cls(_sys.LMHEAD_ARGMAX)
+
+    @classmethod
+    def topk(cls, k: int) -> Request:
+        """`ids` and `values` [rows, k], best first, and `logsumexp` [rows] over the whole vocabulary."""
+        return cls(_sys.LMHEAD_TOPK, k=k)
+
+    @classmethod
+    def logprobs(cls, k: int = 0, n_targets: int = 1, processed: bool = False) -> Request:
+        """`logprobs` and `ranks` [rows, n_targets] of given targets; `top_ids`, `top_logprobs` [rows, k].
+
+        `processed`: of the adjusted logits, else of the raw ones.
+        """
+        return cls(_sys.LMHEAD_LOGPROBS, k, n_targets, flags=_sys.LMHEAD_PROCESSED if processed else 0)
+
+    @classmethod
+    def sample(cls, logprobs: int | None = None, processed: bool = False) -> Request:
+        """`ids` [rows]. With `logprobs` = k also their `logprobs` and `ranks` [rows], and the k best."""
+        flags = 0 if logprobs is None else _sys.LMHEAD_WITH_LOGPROBS
+        flags |= _sys.LMHEAD_PROCESSED if processed else 0
+        return cls(_sys.LMHEAD_SAMPLE, logprobs or 0, flags=flags)
+
+    @property
+    def told(self) -> bool:
+        """Whether logprobs are answered."""
+        return self.kind == _sys.LMHEAD_LOGPROBS or bool(self.flags & _sys.LMHEAD_WITH_LOGPROBS)
+
+    def answers(self, rows: int, vocab_size: int) -> list[tuple[str, int, tuple[int, ...]]]:
+        """Name, type and shape of what is answered to `rows` rows."""
+        each: list[tuple[str, int, tuple[int, ...]]] = [("row_status", U8, (rows,))]
+        if self.kind == _sys.LMHEAD_LOGITS:
+            each.append(("logits", self.dtype, (rows, vocab_size)))
+        elif self.kind == _sys.LMHEAD_TOPK:
+            each += [("ids", LMHEAD_I64, (rows, self.k)), ("values", LMHEAD_F32, (rows, self.k))]
+            each.append(("logsumexp", LMHEAD_F32, (rows,)))
+        elif self.kind in (_sys.LMHEAD_ARGMAX, _sys.LMHEAD_SAMPLE):
+            each.append(("ids", LMHEAD_I64, (rows,)))
+        if self.told:
+            targets = (max(1, self.n_targets),) if self.kind == _sys.LMHEAD_LOGPROBS else ()
+            each += [("logprobs", LMHEAD_F32, (rows, *targets)), ("ranks", LMHEAD_I64, (rows, *targets))]
+            if self.k:
+                each += [
+                    ("top_ids", LMHEAD_I64, (rows, self.k)),
+                    ("top_logprobs", LMHEAD_F32, (rows, self.k)),
+                ]
+        return each
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """How the row counts of the group's replicas are known. A step takes a list in place of `exact`."""
+
+    mode: int
+    counts: tuple[int, ...] = ()
+    capacity_: int = 0
+
+    @classmethod
+    def exact(cls, counts: Sequence[int]) -> RowCounts:
+        """Every replica's count, in group order."""
+        return cls(_sys.LMHEAD_ROWS_EXACT, tuple(counts))
+
+    @classmethod
+    def capacity(cls, rows: int) -> RowCounts:
+        """A fixed shape, in which every rank has at most `rows` rows."""
+        return cls(_sys.LMHEAD_ROWS_CAPACITY, capacity_=rows)
+
+    @classmethod
+    def discover(cls) -> RowCounts:
+        """Learned at the beginning of the step, by one more message."""
+        return cls(_sys.LMHEAD_ROWS_DISCOVER)
+
+
+@dataclass
+class Sampling:
+    """How rows are sampled: a number for all rows, or a list or an array [rows] in host memory each.
+
+    `position` is the absolute position of the token sampled, so that no two share noise.
+    """
+
+    seed: Any = None
+    """u64; None: 0."""
+    position: Any = None
+    """i64; None: 0."""
+    temperature: Any = None
+    """f32; None: 1. 0 is greedy."""
+    top_k: Any = None
+    """i32; None, 0: all."""
+    top_p: Any = None
+    """f32; None, 1: all."""
+    min_p: Any = None
+    """f32; None, 0: all."""
+
+    def to_c(self, rows: int) -> tuple[_sys.lmhead_sampling, list[Any]]:
+        made, keep = _sys.lmhead_sampling(), []
+        for name, types in _SAMPLING:
+            address, owner = vector(f"sampling.{name}", getattr(self, name), types, rows)
+            setattr(made, name, address)
+            keep.append(owner)
+        return made, keep
+
+    def check(self, rows: int) -> None:
+        """Raises what a step would: call it before a request joins a batch."""
+        made, _keep = self.to_c(rows)
+        check(lib.lmhead_sampling_check(byref(made), rows))
+
+
+_SAMPLING = (
+    ("seed", U64S),
+    ("position", I64S),
+    ("temperature", FLOATS),
+    ("top_k", I32S),
+    ("top_p", FLOATS),
+    ("min_p", FLOATS),
+)
+
+
+@dataclass
+class Adjustments:
+    """What changes logits before anything else is asked of them: of own rows, over the whole vocabulary.
+
+    Host memory; lists are taken too. Offsets are [rows + 1]: row i has the entries from
+    offsets[i] to offsets[i + 1].
+    """
+
+    allowed: Any = None
+    """i32 [rows, ceil(vocab / 32)]: bit id % 32 of word id / 32, xgrammar's and llguidance's layout."""
+    logit_bias_offsets: Any = None
+    logit_bias_ids: Any = None
+    logit_bias_values: Any = None
+    """f32, finite or minus infinity."""
+    repetition: Any = None
+    """f32 [rows] or one for all, as `frequency` and `presence`; neutral: 1, 0, 0."""
+    frequency: Any = None
+    presence: Any = None
+    count_offsets: Any = None
+    """i64: the ids that came before, each once in a row."""
+    count_ids: Any = None
+    counts: Any = None
+    """i32: in the output so far."""
+    in_prompt: Any = None
+    """u8 or bool."""
+
+    def to_c(self, rows: int, vocab_size: int) -> tuple[_sys.lmhead_adjustments, list[Any]]:
+        made, keep = _sys.lmhead_adjustments(), []
+        if self.allowed is not None:
+            allowed = view(self.allowed)
+            host_array("adjustments.allowed", allowed, (LMHEAD_I32, U32), (rows, (vocab_size + 31) // 32))
+            made.allowed = allowed.address if rows else None
+            keep.append(allowed)
+        for name in ("repetition", "frequency", "presence"):
+            self._fill(made, keep, name, FLOATS, rows)
+        entries = {
+            "logit_bias_offsets": (("logit_bias_ids", I64S), ("logit_bias_values", FLOATS)),
+            "count_offsets": (("count_ids", I64S), ("counts", I32S), ("in_prompt", BYTES)),
+        }
+        for offsets, lists in entries.items():
+            if getattr(self, offsets) is None:
+                for name, _ in lists:
+                    if getattr(self, name) is not None:
+                        fix = "say which entries are of which row"
+                        raise refusal(ArgumentError, f"adjustments.{offsets}", f"[{rows + 1}]", "None", fix)
+                continue
+            self._fill(made, keep, offsets, I64S, rows + 1)
+            n = c_int64.from_address(getattr(made, offsets) + 8 * rows).value
+            for name, types in lists:
+                self._fill(made, keep, name, types, max(0, n))
+        return made, keep
+
+    def _fill(self, made: Any, keep: list[Any], name: str, types: tuple[int, ...], n: int) -> None:
+        address, owner = vector(f"adjustments.{name}", getattr(self, name), types, n)
+        setattr(made, name, address)
+        keep.append(owner)
+
+
+# ---- what a step answers ----
+
+Stats = _sys.lmhead_stats
+"""Fields: rows_computed of the group, bytes_sent, bytes_received, weight_bytes, contract_ns, gather_ns,
+matmul_ns, exchange_ns, rounds.
+"""
+
+
+@dataclass
+class Answer:
+    """The answer to a step: arrays of the kind that the rows came in, None for what was not asked.
+
+    Of PyTorch's tensors and others that can be allocated by DLPack's C functions, the producer's own; of
+    NumPy's arrays, NumPy's; else memoryviews. As `out` of a step: arrays to answer in, with at least as many
+    rows.
+    """
+
+    row_status: Array = None
+    """u8 [rows]: 0 good, 1 not finite, 2 nothing allowed, 3 bad input. Rows not good have id -1 and NaN."""
+    logits: Array = None
+    """[rows, vocab]."""
+    ids: Array = None
+    """i64: ARGMAX, SAMPLE [rows]; TOPK [rows, k]."""
+    values: Array = None
+    """f32 [rows, k], best first. Places that are left are minus infinity, with id -1."""
+    logsumexp: Array = None
+    """f32 [rows], over the whole vocabulary."""
+    logprobs: Array = None
+    """f32: LOGPROBS [rows, n_targets], SAMPLE [rows]."""
+    ranks: Array = None
+    """i64, of the same: 1 + how many beat it."""
+    top_ids: Array = None
+    """i64 [rows, k]."""
+    top_logprobs: Array = None
+    """f32 [rows, k]."""
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a step takes."""
+
+    workspace_bytes: int
+    first_row: int
+    rows: int
+    """Answered, of the own rows: first_row to first_row + rows."""
+    capturable: bool
+    """Whether the step may be captured in a CUDA graph."""

@@ -1,0 +1,94 @@
+//! Callbacks for device memory: the second side of an exchange, beside a host transport.
+
+use super::NAME;
+use super::channel::{Channel, Member, Pieces};
+use crate::exchange::{
+    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, check_members,
+    check_pieces, wait_for_mark,
+};
+use crate::memory::{Memory, Stream};
+use std::sync::Arc;
+
+/// One member's side of one channel.
+pub(super) struct DeviceCallbacks {
+    channel: Channel,
+    marks: Arc<dyn StreamMarks>,
+}
+
+impl DeviceCallbacks {
+    /// The channel that an exchange begins with.
+    pub(super) fn first(member: &Arc<Member>, marks: Arc<dyn StreamMarks>) -> Self {
+        DeviceCallbacks { channel: Channel::first(member), marks }
+    }
+}
+
+// SAFETY: the engine's functions are called with the pieces of the caller, and with empty ones.
+unsafe impl DeviceExchange for DeviceCallbacks {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn channel(
+        &self,
+        head: u32,
+        instance: u32,
+        _: &Arc<dyn Exchange>,
+    ) -> Result<Arc<dyn DeviceExchange>, Fault> {
+        let channel = Channel::of(&self.channel.member, (head, instance));
+        Ok(Arc::new(DeviceCallbacks { channel, marks: Arc::clone(&self.marks) }))
+    }
+
+    fn memory(&self) -> Memory {
+        self.marks.memory()
+    }
+
+    /// Whether an engine's function may run while a stream is captured is not known.
+    fn caps(&self) -> Caps {
+        Caps::default()
+    }
+
+    unsafe fn all_gather_v(
+        &self,
+        call: &Call,
+        members: &[usize],
+        send: Piece,
+        recv: &[Piece],
+        stream: Stream,
+    ) -> Result<(), Fault> {
+        let Member { size, me, .. } = *self.channel.member;
+        check_members(size, me, members, recv.len())?;
+        self.channel.exchange(call, &Pieces::Same { members, send, recv }, stream)
+    }
+
+    unsafe fn all_to_all_v(
+        &self,
+        call: &Call,
+        send: &[Piece],
+        recv: &[Piece],
+        stream: Stream,
+    ) -> Result<(), Fault> {
+        check_pieces(self.channel.member.size, send.len(), recv.len())?;
+        self.channel.exchange(call, &Pieces::Each { send, recv }, stream)
+    }
+
+    fn mark(&self, _: &Call, stream: Stream) -> Result<Pending, Fault> {
+        self.marks.mark(stream)
+    }
+
+    fn wait(&self, pending: Pending, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
+        let own = || self.channel.pending(call).map(|(_, fault)| fault);
+        wait_for_mark(&*self.marks, pending, call, control, own)
+    }
+
+    fn abort(&self, why: &Fault) {
+        self.channel.abort(why);
+    }
+
+    fn reset(&self, call: &Call, _: &dyn Exchange) -> Result<Reset, Fault> {
+        self.channel.meet_again(call)
+    }
+
+    fn release_memory(&self) {
+        self.channel.release_room();
+    }
+}

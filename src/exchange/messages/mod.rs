@@ -1,0 +1,644 @@
+//! An exchange over point-to-point messages: the collectives, channels, deadlines and faults of
+//! [`Exchange`], for any transport that carries frames of bytes between its members, in order.
+//!
+//! * [`Link`]: what such a transport does. MPI (`exchange::mpi`, a feature) is one.
+//! * [`MessageExchange`]: the exchange over a link.
+//! * `frame`: the bytes of a message.
+//! * `channel`: what has come, by channel.
+//! * `buffers`: memory that is kept from call to call.
+//!
+//! A call sends its pieces, which never waits, and then receives until it has one piece of each member. So
+//! every wait has its deadline, also where a peer has stopped and takes nothing. One thread receives for all
+//! threads that wait, whatever channels they wait in.
+//!
+//! A fault that one member finds is told to the others. It may overtake messages of a third member that were
+//! sent before: the teller says how far it had come, so that a member that lacks only such messages waits for
+//! them, and all members come to the same end of a step.
+//!
+//! Data say where their sender is. A note is sent only where no data follow soon: when a step begins, and
+//! when it has ended.
+
+mod buffers;
+mod channel;
+mod frame;
+#[cfg(test)]
+mod tests;
+
+pub use buffers::ReceiveBuffers;
+
+use super::{Call, Exchange, Fault, Operation, Place, Reset, check_members, check_pieces};
+use crate::process::Maker;
+use buffers::SendBuffers;
+use channel::{Message, State, Told};
+use frame::{HEADER_BYTES, Header, Kind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Point-to-point messages between the members `0..size` of a group. Frames between two members arrive whole
+/// and in the order in which they were sent; frames of different senders in any order.
+pub trait Link: Send + Sync {
+    /// `mpi`, ...
+    fn name(&self) -> &'static str;
+
+    /// Number of members.
+    fn size(&self) -> usize;
+
+    /// The caller's member number.
+    fn me(&self) -> usize;
+
+    /// Tells the exchanges apart that share one transport: frames carry it, and all members have the same.
+    /// See [`frame_id`].
+    fn id(&self) -> u64 {
+        0
+    }
+
+    /// Sends a frame to another member, and drops it when it has gone out. From any thread; never waits. A
+    /// peer that is gone is no error here.
+    fn send(&self, to: usize, frame: Arc<Vec<u8>>);
+
+    /// Hands over what has come. Where there is nothing it waits, at the longest until then, for something
+    /// to come or for a frame to have gone out. Called by one thread at a time. `take` waits for threads that
+    /// are in [`Link::send`]: no lock that this one needs may be held meanwhile.
+    fn receive(&self, until: Instant, take: &mut dyn FnMut(Event));
+
+    /// Frames go out by themselves. Otherwise only [`Link::receive`] moves long ones, and a call does not
+    /// return before its own have gone out.
+    fn sends_by_itself(&self) -> bool;
+
+    /// The bytes of a frame that was handed over have been read: their memory may serve for the next.
+    fn give_back(&self, bytes: Vec<u8>) {
+        drop(bytes);
+    }
+
+    /// Gives back memory that is kept for frames.
+    fn release_memory(&self) {}
+}
+
+/// What a [`Link`] hands over.
+#[derive(Debug)]
+pub enum Event {
+    /// A frame of another member.
+    Frame { from: usize, bytes: Vec<u8> },
+    /// The member has left for good; nothing of it will come any more.
+    Gone { member: usize },
+    /// The transport has failed: nothing can be exchanged any more.
+    Broken { problem: String, fix: String },
+}
+
+/// The [`Link::id`] of the exchange that a frame belongs to; `None` where the bytes are no frame.
+pub fn frame_id(bytes: &[u8]) -> Option<u64> {
+    frame::id_of(bytes)
+}
+
+/// Bytes of a frame up to its payload: enough for [`frame_length`].
+pub const FRAME_HEADER_BYTES: usize = HEADER_BYTES;
+
+/// The whole length of the frame that begins with `bytes`, for transports that are streams; `None` where they
+/// begin no frame.
+pub fn frame_length(bytes: &[u8]) -> Option<usize> {
+    frame::length(bytes)
+}
+
+/// Head and instance of a channel.
+type Key = (u32, u32);
+
+/// The channel that an endpoint is before any head opens one. No head's instance is as high.
+const WHOLE: Key = (0, u32::MAX);
+
+/// A receive returns at least so often, so that a thread that receives sees what other threads of its member
+/// have done, such as a notice of [`Exchange::notify_abort`].
+const SLICE: Duration = Duration::from_millis(2);
+
+/// A wait that ends so long after its deadline was not run, as in a process that was stopped. What its peers
+/// have sent meanwhile is then still in the transport, and so long the member has to receive it.
+const OVERSLEPT: Duration = Duration::from_millis(1);
+const CATCHING_UP: Duration = Duration::from_millis(100);
+
+/// One member's endpoint: of the first channel, from which heads open theirs, or of a head's own.
+pub struct MessageExchange {
+    member: Arc<Member>,
+    key: Key,
+    own: Mutex<Own>,
+}
+
+/// A member's side of the transport: lives as long as any of its endpoints.
+struct Member {
+    link: Box<dyn Link>,
+    maker: Maker,
+    everyone: Vec<usize>,
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+/// A member's memory for the calls of one channel. Lists are empty between calls; only their room stays.
+#[derive(Default)]
+struct Own {
+    buffers: SendBuffers,
+    /// Frames of the call under way, and what has come for it, in the order of the members.
+    sent: Vec<Arc<Vec<u8>>>,
+    came: Vec<Option<Message>>,
+}
+
+/// What a call sends.
+#[derive(Clone, Copy)]
+enum Outgoing<'a> {
+    /// The same bytes to all members that it hears.
+    Same(&'a [u8]),
+    /// To each member its piece.
+    Pieces(&'a [&'a [u8]]),
+}
+
+impl<'a> Outgoing<'a> {
+    fn piece(self, to: usize) -> &'a [u8] {
+        match self {
+            Outgoing::Same(bytes) => bytes,
+            Outgoing::Pieces(pieces) => pieces[to],
+        }
+    }
+}
+
+impl Member {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs with the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, state: &State) {
+        if state.waiting > 0 {
+            self.arrived.notify_all();
+        }
+    }
+
+    /// Waits for whatever comes next, at the longest until then. May return earlier.
+    fn wait<'s>(&'s self, mut state: MutexGuard<'s, State>, until: Instant) -> MutexGuard<'s, State> {
+        if state.receiving {
+            state.waiting += 1;
+            let left = until.saturating_duration_since(Instant::now());
+            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
+            return state;
+        }
+        state.receiving = true;
+        drop(state);
+        // Another thread takes over, also where the link panics.
+        struct Receiving<'m>(&'m Member);
+        impl Drop for Receiving<'_> {
+            fn drop(&mut self) {
+                let mut state = self.0.lock();
+                state.receiving = false;
+                self.0.wake(&state);
+            }
+        }
+        let receiving = Receiving(self);
+        self.link.receive(until.min(Instant::now() + SLICE), &mut |event| {
+            let mut state = self.lock();
+            let read = state.take(event);
+            self.wake(&state);
+            drop(state);
+            if let Some(bytes) = read {
+                self.link.give_back(bytes);
+            }
+        });
+        drop(receiving);
+        self.lock()
+    }
+
+    /// The state with everything that has come by now.
+    fn up_to_date(&self) -> MutexGuard<'_, State> {
+        let state = self.lock();
+        if state.receiving { state } else { self.wait(state, Instant::now()) }
+    }
+
+    fn is_here(&self) -> bool {
+        self.maker.is_here()
+    }
+
+    /// Refuses in a forked process.
+    fn check_process(&self) -> Result<(), Fault> {
+        self.maker.check("the exchange").map_err(|error| Fault::Broken {
+            problem: error.to_string(),
+            fix: "start ranks as programs of their own, not by fork".into(),
+        })
+    }
+
+    fn send_all(&self, buffers: &mut SendBuffers, header: &Header, payload: &[u8]) {
+        let write = |out: &mut Vec<u8>| frame::encode(out, self.link.id(), header, payload);
+        let frame = buffers.fill(HEADER_BYTES + payload.len(), write);
+        let peers = self.everyone.iter().copied().filter(|&to| to != self.link.me());
+        peers.for_each(|to| self.link.send(to, Arc::clone(&frame)));
+    }
+
+    /// Tells the peers that this member has left the channel.
+    fn leave(&self, state: &mut State, key: Key) {
+        let now = Instant::now();
+        let call = Call {
+            head: key.0,
+            instance: key.1,
+            epoch: 0,
+            step: 0,
+            operation: Operation::Create,
+            terms: 0,
+            began: now,
+            deadline: now,
+        };
+        self.send_all(&mut SendBuffers::default(), &Header { kind: Kind::Leave, generation: 0, call }, &[]);
+        if key != WHOLE {
+            let me = state.me;
+            state.channel(key).left[me] = true;
+            state.forget_left_channels();
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // The sockets and the job of a forked process are its parent's.
+        if self.is_here() {
+            let mut state = self.lock();
+            if !state.disbanded {
+                self.leave(&mut state, WHOLE);
+            }
+        }
+    }
+}
+
+impl MessageExchange {
+    /// The endpoint of member `link.me()`. Every member makes one over its own end of the same transport.
+    pub fn new(link: impl Link + 'static) -> Self {
+        let (me, size) = (link.me(), link.size());
+        let member = Member {
+            link: Box::new(link),
+            maker: Maker::here(),
+            everyone: (0..size).collect(),
+            state: Mutex::new(State::new(me, size)),
+            arrived: Condvar::new(),
+        };
+        MessageExchange { member: Arc::new(member), key: WHOLE, own: Mutex::default() }
+    }
+
+    /// All members have agreed to end: this one goes without telling the others.
+    #[cfg(feature = "mpi")]
+    pub(super) fn disband(&self) {
+        self.member.lock().disbanded = true;
+    }
+
+    /// The call as this channel's frames name it.
+    fn named(&self, call: &Call) -> Call {
+        Call { head: self.key.0, instance: self.key.1, ..*call }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        // Lists of which a panic leaves too much at the worst.
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records a fault that was found here and tells the peers.
+    fn fail(&self, state: &mut State, call: &Call, fault: Fault) {
+        let me = state.me;
+        let channel = state.channel(self.key);
+        let (generation, progress) = (channel.generation, channel.progress.clone());
+        let call = self.named(call);
+        let header = Header { kind: Kind::Fault, generation, call };
+        let told = frame::encode_fault(me, &fault, &progress);
+        self.member.send_all(&mut SendBuffers::default(), &header, &told);
+        channel.faults.push(Told { generation, call, fault, progress });
+        self.member.wake(state);
+    }
+
+    /// Sends each member of `from` its piece and takes the next message of each; pieces of `recv` in the same
+    /// order.
+    fn exchange(
+        &self,
+        call: &Call,
+        outgoing: Outgoing<'_>,
+        from: &[usize],
+        recv: &mut [&mut [u8]],
+    ) -> Result<(), Fault> {
+        // Taken and put back, so that nobody waits for its lock: not even a second call of this member, which
+        // the contract forbids. That one would find nothing there and allocate.
+        let mut own = std::mem::take(&mut *self.own());
+        let result = self.exchange_with(&mut own, &self.named(call), outgoing, from, recv);
+        own.sent.clear();
+        own.came.drain(..).flatten().for_each(|message| self.member.link.give_back(message.frame));
+        *self.own() = own;
+        result
+    }
+
+    fn exchange_with(
+        &self,
+        own: &mut Own,
+        call: &Call,
+        outgoing: Outgoing<'_>,
+        from: &[usize],
+        recv: &mut [&mut [u8]],
+    ) -> Result<(), Fault> {
+        let Own { buffers, sent, came } = own;
+        let Member { link, .. } = &*self.member;
+        let me = link.me();
+        let generation = {
+            let mut state = self.member.lock();
+            let channel = state.channel(self.key);
+            channel.begun += 1;
+            channel.generation
+        };
+        let header = Header { kind: Kind::Data, generation, call: *call };
+        let mut framed = |piece: &[u8]| {
+            let write = |out: &mut Vec<u8>| frame::encode(out, link.id(), &header, piece);
+            sent.push(buffers.fill(HEADER_BYTES + piece.len(), write));
+            Arc::clone(&sent[sent.len() - 1])
+        };
+        let peers = || from.iter().copied().filter(|&to| to != me);
+        match outgoing {
+            Outgoing::Same(bytes) => {
+                let frame = framed(bytes);
+                peers().for_each(|to| link.send(to, Arc::clone(&frame)));
+            }
+            Outgoing::Pieces(pieces) => peers().for_each(|to| link.send(to, framed(pieces[to]))),
+        }
+
+        self.wait_for_messages(call, from)?;
+        let mut state = self.member.lock();
+        let channel = state.channel(self.key);
+        from.iter().for_each(|&member| channel.progress.heard[member] = channel.begun);
+        came.extend(from.iter().map(|&m| if m == me { None } else { channel.queues[m].pop_front() }));
+        let told = channel.told(call, me, &[]);
+        drop(state);
+
+        let (mut wrong, mut other) = (Vec::new(), None);
+        for ((&member, message), buffer) in from.iter().zip(&*came).zip(recv) {
+            // To itself a member sends nothing: it has the piece.
+            let bytes = message.as_ref().map_or_else(|| outgoing.piece(me), Message::payload);
+            let common = buffer.len().min(bytes.len());
+            buffer[..common].copy_from_slice(&bytes[..common]);
+            if buffer.len() != bytes.len() {
+                wrong.push((member, buffer.len(), bytes.len()));
+            }
+            let theirs = message.as_ref().map(|message| &message.call);
+            if let Some(theirs) = theirs.filter(|theirs| !theirs.same_as(call)) {
+                other.get_or_insert(Fault::OtherCall { member, theirs: theirs.told_to(call) });
+            }
+        }
+        if !link.sends_by_itself() {
+            self.wait_until_sent(call, sent);
+        }
+        match (wrong.is_empty(), other) {
+            (false, _) => Err(Fault::Length { peers: wrong }),
+            // Why a member went on to something else says more than what that is; headers say still more.
+            (true, Some(fault)) if call.operation.has_headers() => Err(fault),
+            (true, Some(fault)) => Err(told.unwrap_or(fault)),
+            (true, None) => Ok(()),
+        }
+    }
+
+    /// Waits until a message of each of `from` is there.
+    fn wait_for_messages(&self, call: &Call, from: &[usize]) -> Result<(), Fault> {
+        let mut state = self.member.lock();
+        let me = state.me;
+        let channel = state.channel(self.key);
+        // A head of which only a part is made must not be taken for whole.
+        if call.operation.is_creation()
+            && channel.fault().is_some_and(|told| told.call.operation.is_creation())
+            && let Some(fault) = channel.told(call, me, from)
+        {
+            return Err(fault);
+        }
+        let mut deadline = call.deadline;
+        loop {
+            let channel = state.channel(self.key);
+            if from.iter().all(|&m| m == me || channel.has(m)) {
+                return Ok(());
+            }
+            if let Some(broken) = &state.broken {
+                return Err(broken.clone());
+            }
+            let channel = state.channel(self.key);
+            let told = channel.fault().is_some();
+            let now = Instant::now();
+            if deadline == call.deadline && deadline + OVERSLEPT < now {
+                deadline = now + CATCHING_UP;
+            }
+            let over = now >= deadline;
+            let left = state.channel(self.key).left.contains(&true) || state.gone.contains(&true);
+            // Most waits end well: what follows is worked out only where something has happened.
+            if told || over || left {
+                let channel = state.channel(self.key);
+                let missing: Vec<usize> =
+                    from.iter().copied().filter(|&m| m != me && !channel.has(m)).collect();
+                if let Some(fault) = channel.told(call, me, &missing) {
+                    return Err(fault);
+                }
+                let lost = state.lost_of(self.key, &missing);
+                let fault = match lost.is_empty() {
+                    false => Some(Fault::Lost { members: lost }),
+                    true => over.then(|| Fault::Timeout { missing: state.to_blame(call, missing) }),
+                };
+                if let Some(fault) = fault {
+                    self.fail(&mut state, call, fault.clone());
+                    return Err(fault);
+                }
+            }
+            state = self.member.wait(state, deadline);
+        }
+    }
+
+    /// Moves this call's frames out. Nothing that is said here ends the call, which has all that it wants: a
+    /// peer that does not take them is found by the next call.
+    fn wait_until_sent(&self, call: &Call, sent: &[Arc<Vec<u8>>]) {
+        // This call and its buffers hold one each.
+        let is_out = |frame: &Arc<Vec<u8>>| Arc::strong_count(frame) <= 2;
+        while !sent.iter().all(is_out) && !call.left().is_zero() {
+            let mut state = self.member.lock();
+            if state.broken.is_some() || state.channel(self.key).fault().is_some() {
+                return;
+            }
+            drop(self.member.wait(state, call.deadline.min(Instant::now() + SLICE)));
+        }
+    }
+}
+
+impl Exchange for MessageExchange {
+    fn name(&self) -> &'static str {
+        self.member.link.name()
+    }
+
+    fn size(&self) -> usize {
+        self.member.everyone.len()
+    }
+
+    fn me(&self) -> usize {
+        self.member.link.me()
+    }
+
+    fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault> {
+        self.member.check_process()?;
+        let mut state = self.member.up_to_date();
+        let first = state.opened.get(&head).copied().unwrap_or_default();
+        // A channel that a peer gave up before this member came is of a creation that has failed. Where the
+        // peers have begun another one, that one is joined. Otherwise a refusal of a peer is news to this
+        // member; a peer that waited for it in vain is not.
+        let (mut instance, mut refused) = (first, None);
+        while let Some(channel) = state.channels.get(&(head, instance)) {
+            match channel.fault().map(|told| &told.fault) {
+                Some(Fault::Abandoned { .. }) => refused = Some(instance),
+                None if !channel.left.contains(&true) => {
+                    refused = None;
+                    break;
+                }
+                _ => {}
+            }
+            instance += 1;
+        }
+        let instance = refused.unwrap_or(instance);
+        for passed in first..instance {
+            self.member.leave(&mut state, (head, passed));
+        }
+        state.opened.insert(head, instance + 1);
+        state.channel((head, instance));
+        let member = Arc::clone(&self.member);
+        Ok((instance, Arc::new(MessageExchange { member, key: (head, instance), own: Mutex::default() })))
+    }
+
+    fn all_gather_v(
+        &self,
+        call: &Call,
+        members: &[usize],
+        send: &[u8],
+        recv: &mut [&mut [u8]],
+    ) -> Result<(), Fault> {
+        self.member.check_process()?;
+        check_members(self.size(), self.me(), members, recv.len())?;
+        self.exchange(call, Outgoing::Same(send), members, recv)
+    }
+
+    fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault> {
+        self.member.check_process()?;
+        check_pieces(self.size(), send.len(), recv.len())?;
+        self.exchange(call, Outgoing::Pieces(send), &self.member.everyone, recv)
+    }
+
+    fn note(&self, call: &Call) {
+        if !self.member.is_here() {
+            return;
+        }
+        let call = self.named(call);
+        let noted = Some((call, Instant::now()));
+        let mut state = self.member.lock();
+        let me = state.me;
+        state.places[me] = noted;
+        let before = std::mem::replace(&mut state.channel(self.key).places[me], noted);
+        drop(state);
+        let goes_on = before.is_some_and(|(before, _)| before.same_step(&call));
+        if !goes_on || call.operation == Operation::Idle {
+            let header = Header { kind: Kind::Note, generation: 0, call };
+            self.member.send_all(&mut self.own().buffers, &header, &[]);
+        }
+    }
+
+    fn places(&self) -> Vec<Option<Place>> {
+        if !self.member.is_here() {
+            return vec![None; self.size()];
+        }
+        let mut state = self.member.up_to_date();
+        let here = state.channel(self.key).places.clone();
+        let seen = here.iter().zip(&state.places).map(|(here, anywhere)| here.or(*anywhere));
+        seen.map(|noted| noted.map(|(call, at)| call.place(at.elapsed()))).collect()
+    }
+
+    fn places_elsewhere(&self) -> Vec<Option<Place>> {
+        if !self.member.is_here() {
+            return vec![None; self.size()];
+        }
+        let mut state = self.member.up_to_date();
+        let here = state.channel(self.key).places.clone();
+        let later = here.iter().zip(&state.places).map(|(here, anywhere)| {
+            let ((_, seen), (call, at)) = ((*here)?, (*anywhere)?);
+            ((call.head, call.instance) != self.key && seen < at).then(|| call.place(at.elapsed()))
+        });
+        later.collect()
+    }
+
+    fn release_memory(&self) {
+        if self.member.is_here() {
+            self.own().buffers.release();
+            self.member.link.release_memory();
+        }
+    }
+
+    fn pending_fault(&self) -> Option<(Call, Fault)> {
+        if !self.member.is_here() {
+            return None;
+        }
+        let mut state = self.member.up_to_date();
+        state.channel(self.key).fault().map(|told| (told.call, told.fault.clone()))
+    }
+
+    fn gone(&self) -> Vec<usize> {
+        if !self.member.is_here() {
+            return Vec::new();
+        }
+        let others: Vec<usize> = (0..self.size()).filter(|&member| member != self.me()).collect();
+        self.member.up_to_date().lost_of(self.key, &others)
+    }
+
+    fn notify_abort(&self, call: &Call, reason: &str) {
+        if !self.member.is_here() {
+            return;
+        }
+        if self.key == WHOLE && call.operation == Operation::Create {
+            if let Ok((instance, own)) = self.channel(call.head) {
+                own.notify_abort(&Call { instance, ..*call }, reason);
+            }
+            return;
+        }
+        let mut state = self.member.lock();
+        if state.channel(self.key).fault().is_none() {
+            let fault = Fault::Abandoned { member: state.me, reason: reason.into() };
+            self.fail(&mut state, call, fault);
+        }
+    }
+
+    fn reset(&self, call: &Call) -> Result<Reset, Fault> {
+        self.member.check_process()?;
+        // A peer that is in a step meanwhile is told.
+        self.notify_abort(call, "it rebuilds the head");
+        let mut state = self.member.lock();
+        let me = state.me;
+        let channel = state.channel(self.key);
+        let wanted = channel.generation + 1;
+        channel.wanted[me] = wanted;
+        let header = Header { kind: Kind::Reset, generation: wanted, call: self.named(call) };
+        self.member.send_all(&mut SendBuffers::default(), &header, &[]);
+        loop {
+            if let Some(broken) = &state.broken {
+                return Err(broken.clone());
+            }
+            let channel = state.channel(self.key);
+            let missing: Vec<usize> =
+                self.member.everyone.iter().copied().filter(|&m| channel.wanted[m] < wanted).collect();
+            if missing.is_empty() {
+                let mut read = Vec::new();
+                channel.begin(wanted, &mut read);
+                drop(state);
+                read.into_iter().for_each(|message| self.member.link.give_back(message.frame));
+                return Ok(Reset::Done);
+            }
+            let lost = state.lost_of(self.key, &missing);
+            if !lost.is_empty() {
+                return Err(Fault::Lost { members: lost });
+            }
+            if call.left().is_zero() {
+                return Err(Fault::Timeout { missing });
+            }
+            state = self.member.wait(state, call.deadline);
+        }
+    }
+}
+
+impl Drop for MessageExchange {
+    fn drop(&mut self) {
+        if self.key != WHOLE && self.member.is_here() {
+            let mut state = self.member.lock();
+            self.member.leave(&mut state, self.key);
+        }
+    }
+}

@@ -1,0 +1,519 @@
+//! The transport of one head: its communicator and its collectives.
+
+use super::communicator::{ABORT_GRACE, Communicator, Group, Refused};
+use super::library::Failed;
+use super::watchdog::Watchdog;
+use super::{Nccl, UniqueId};
+use crate::exchange::{
+    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Place, Reset, StreamMarks, check_members,
+    check_pieces, wait_for_mark,
+};
+use crate::memory::{Memory, Stream};
+use crate::process::Maker;
+use std::cell::Cell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an error of NCCL that a peer has caused waits for the host transport to say which peer.
+const NAMES_GRACE: Duration = Duration::from_millis(250);
+
+/// Device memory between the ranks of a head group, over NCCL. Each head that is made on it has a
+/// communicator of its own, or all of them use one that is given.
+pub struct NcclExchange {
+    nccl: Nccl,
+    pub(super) marks: Arc<dyn StreamMarks>,
+    me: usize,
+    size: usize,
+    /// All heads use this one.
+    given: Option<Arc<Communicator>>,
+    /// The head's host channel; none before a head has opened its channel here.
+    control: Option<Arc<dyn Exchange>>,
+    maker: Maker,
+    /// Shared with the watchdog.
+    state: Arc<Mutex<State>>,
+    watchdog: Mutex<Option<Watchdog>>,
+}
+
+fn broken(problem: String, fix: &str) -> Fault {
+    Fault::Broken { problem, fix: fix.into() }
+}
+
+#[derive(Default)]
+struct State {
+    communicator: Option<Arc<Communicator>>,
+    /// Why nothing goes on here.
+    fault: Option<Fault>,
+}
+
+impl State {
+    /// Poisons the channel, and ends what its communicator does.
+    fn give_up(&mut self, why: &Fault) {
+        self.fault.get_or_insert_with(|| why.clone());
+        if let Some(communicator) = &self.communicator {
+            communicator.abort();
+        }
+    }
+}
+
+/// What these locks guard is whole at every moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl NcclExchange {
+    /// Member `me`'s side of a group of `size`: each head makes a communicator of its own. `marks` are of the
+    /// GPU that this member's memory is in ([`stream_marks`](crate::backend::device::stream_marks)).
+    pub fn new(nccl: Nccl, marks: Arc<dyn StreamMarks>, (me, size): (usize, usize)) -> Self {
+        Self::with(nccl, marks, (me, size), None, None)
+    }
+
+    /// All heads use `communicator`, whose ranks are the group's members in their order. Its heads are
+    /// stepped one after the other, in the same order on every rank. A fault in one of them ends all, and
+    /// none can be rebuilt: the communicator, the exchange and the heads are made anew.
+    pub fn over(nccl: Nccl, marks: Arc<dyn StreamMarks>, communicator: Arc<Communicator>) -> Self {
+        let place = (communicator.rank(), communicator.size());
+        Self::with(nccl, marks, place, Some(communicator), None)
+    }
+
+    fn with(
+        nccl: Nccl,
+        marks: Arc<dyn StreamMarks>,
+        (me, size): (usize, usize),
+        given: Option<Arc<Communicator>>,
+        control: Option<Arc<dyn Exchange>>,
+    ) -> Self {
+        let (state, maker) = (Arc::default(), Maker::here());
+        NcclExchange { nccl, marks, me, size, given, control, maker, state, watchdog: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.state().fault.clone()
+    }
+
+    /// Refuses in a forked process, which has neither NCCL's threads nor this one's.
+    fn check_process(&self) -> Result<(), Fault> {
+        let fix = "fork first, and make backend, exchange and head in the child";
+        self.maker.check("the exchange").map_err(|error| broken(error.to_string(), fix))
+    }
+
+    /// What ends a wait that the deadline does not: a fault of this channel, or of the host transport.
+    fn ended(&self, call: &Call, control: Option<&dyn Exchange>) -> Option<Fault> {
+        let earlier = |(call, fault)| Fault::Earlier { call: Box::new(call), fault: Box::new(fault) };
+        let late = || call.left().is_zero().then(|| Fault::Timeout { missing: Vec::new() });
+        let told = || control.and_then(|control| control.pending_fault()).map(earlier);
+        self.fault().or_else(told).or_else(late)
+    }
+
+    /// The communicator, where there is one and nothing has happened to it.
+    fn communicator(&self) -> Result<Arc<Communicator>, Fault> {
+        let state = self.state();
+        if let Some(fault) = &state.fault {
+            return Err(fault.clone());
+        }
+        state.communicator.clone().ok_or_else(|| {
+            let fix =
+                "step the head that opened this channel, or call DeviceExchange::connect on every member";
+            broken("the channel is not connected".into(), fix)
+        })
+    }
+
+    /// Queues a group of operations and waits until NCCL has put them on the stream.
+    fn issue(
+        &self,
+        call: &Call,
+        stream: Stream,
+        queue: impl FnOnce(&Group) -> Result<(), Failed>,
+    ) -> Result<(), Fault> {
+        self.check_process()?;
+        let communicator = self.communicator()?;
+        let control = self.control.as_deref();
+        let mut ended = || self.ended(call, control);
+        let issued = communicator.group(stream, queue).and_then(|()| communicator.settle(&mut ended));
+        issued.map_err(|refused| {
+            let of_peers = matches!(&refused, Refused::Failed(failed) if failed.is_of_peers());
+            self.failed(call, control, refused.into_fault(), of_peers)
+        })
+    }
+
+    /// What the caller reports where `fault` has ended its call. The communicator is aborted.
+    fn failed(&self, call: &Call, control: Option<&dyn Exchange>, fault: Fault, of_peers: bool) -> Fault {
+        let fault = match (fault, control) {
+            (Fault::Timeout { missing }, control) if missing.is_empty() => late(call, control, self.me),
+            (fault, Some(control)) if of_peers => told_soon(call, control, self.me).unwrap_or(fault),
+            (fault, _) => fault,
+        };
+        self.state().give_up(&fault);
+        self.await_abort(Instant::now() + ABORT_GRACE);
+        fault
+    }
+
+    /// Waits until the communicator of a fault is aborted; false where that takes longer.
+    pub(super) fn await_abort(&self, until: Instant) -> bool {
+        let communicator = self.state().communicator.clone();
+        communicator.is_none_or(|communicator| communicator.await_end(until))
+    }
+
+    /// Runs `queue` with the channel's watchdog, which is made where there is none.
+    fn watched(&self, queue: impl FnOnce(&Watchdog) -> Result<(), Fault>) -> Result<(), Fault> {
+        self.check_process()?;
+        let communicator = self.communicator()?;
+        let mut watchdog = lock(&self.watchdog);
+        if let Some(watchdog) = &*watchdog {
+            return queue(watchdog);
+        }
+        let Some(control) = self.control.clone() else {
+            return Err(broken(
+                "only the channel of a head is watched".into(),
+                "open a channel on the exchange",
+            ));
+        };
+        let (state, teller) = (Arc::clone(&self.state), Arc::clone(&control));
+        let trouble = move || {
+            let told = control.pending_fault();
+            let told =
+                told.map(|(call, fault)| Fault::Earlier { call: Box::new(call), fault: Box::new(fault) });
+            told.or_else(|| communicator.progress().err().map(Refused::into_fault))
+        };
+        let end = move |call: &Call, fault: &Fault| {
+            lock(&state).give_up(fault);
+            if let Fault::Broken { problem, .. } = fault {
+                teller.notify_abort(call, problem);
+            }
+        };
+        queue(watchdog.insert(Watchdog::new(self.marks.counters()?, trouble, end)?))
+    }
+
+    /// The communicator of this channel: the one that is given, or a new one.
+    fn make(&self, call: &Call, control: &dyn Exchange) -> Result<Arc<Communicator>, Fault> {
+        if let Some(given) = &self.given {
+            return Ok(Arc::clone(given));
+        }
+        let id = UniqueId::share(self.nccl, call, control)?;
+        let ended = || self.ended(call, Some(control));
+        let made = Communicator::polled(self.nccl, &self.marks, (self.me, self.size), &id, ended);
+        made.map(Arc::new).map_err(|refused| match refused.into_fault() {
+            Fault::Timeout { .. } => late(call, Some(control), self.me),
+            fault => fault,
+        })
+    }
+}
+
+/// What the host transport knows, within a while, of an error that a peer has caused: its fault, or who has
+/// not come.
+fn told_soon(call: &Call, control: &dyn Exchange, me: usize) -> Option<Fault> {
+    let until = (Instant::now() + NAMES_GRACE).min(call.deadline);
+    loop {
+        if let Some((call, fault)) = control.pending_fault() {
+            return Some(Fault::Earlier { call: Box::new(call), fault: Box::new(fault) });
+        }
+        let gone = control.gone();
+        if !gone.is_empty() {
+            return Some(Fault::Lost { members: gone });
+        }
+        if Instant::now() >= until {
+            let members = absent(call, &control.places(), &control.places_elsewhere(), me);
+            return (!members.is_empty()).then_some(Fault::Lost { members });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The fault of a wait that came to the deadline: who is gone, or has not come to the call, as far as
+/// `control` knows.
+fn late(call: &Call, control: Option<&dyn Exchange>, me: usize) -> Fault {
+    let gone = control.map(Exchange::gone).unwrap_or_default();
+    if !gone.is_empty() {
+        return Fault::Lost { members: gone };
+    }
+    let (places, elsewhere) = control.map(|c| (c.places(), c.places_elsewhere())).unwrap_or_default();
+    let missing = absent(call, &places, &elsewhere, me);
+    if !missing.is_empty() {
+        return Fault::Timeout { missing };
+    }
+    let known = !places.is_empty()
+        && places.iter().enumerate().all(|(member, place)| member == me || place.is_some());
+    let who = match known {
+        true => "every member has come to it",
+        false => "the host transport does not know who has come to it",
+    };
+    let problem = format!("no end on the device within {:?}; {who}", call.timeout());
+    broken(
+        problem,
+        "look at each rank's GPU and links (nvidia-smi, NCCL_DEBUG=WARN); timeout_ms sets the deadline",
+    )
+}
+
+/// The members that have not come to `call`, by their last places: those that are not in its step, else
+/// those that are in another operation of it.
+fn absent(call: &Call, places: &[Option<Place>], elsewhere: &[Option<Place>], me: usize) -> Vec<usize> {
+    let members = |absent: &dyn Fn(&Place) -> bool| -> Vec<usize> {
+        let others = places.iter().enumerate().filter(|(member, _)| *member != me);
+        others.filter(|(_, place)| place.as_ref().is_some_and(absent)).map(|(member, _)| member).collect()
+    };
+    let here = |place: &Place| (place.head, place.instance) == (call.head, call.instance);
+    let before = members(&|place| !here(place) || (place.epoch, place.step) < (call.epoch, call.step));
+    if !before.is_empty() {
+        return before;
+    }
+    let gone = |member: &usize| elsewhere.get(*member).is_some_and(Option::is_some);
+    let away: Vec<usize> = (0..places.len()).filter(|member| *member != me && gone(member)).collect();
+    if !away.is_empty() {
+        return away;
+    }
+    members(&|place| {
+        (place.epoch, place.step) == (call.epoch, call.step) && place.operation != call.operation
+    })
+}
+
+/// What a member sends itself must be as long as what it takes from itself.
+fn check_own(me: usize, send: usize, recv: usize) -> Result<(), Fault> {
+    if send == recv {
+        return Ok(());
+    }
+    Err(Fault::Length { peers: vec![(me, recv, send)] })
+}
+
+/// Refuses pieces that do not lie one behind the other.
+fn check_adjacent(recv: &[Piece]) -> Result<(), Fault> {
+    let mut pieces = recv.iter().filter(|piece| piece.len > 0);
+    let Some(first) = pieces.next() else { return Ok(()) };
+    let mut end = first.address + first.len as u64;
+    for piece in pieces {
+        if piece.address != end {
+            let problem =
+                format!("wanted the next piece of a gather at {end:#x}, got it at {:#x}", piece.address);
+            return Err(broken(problem, "receive a gather into one buffer, in the order of the members"));
+        }
+        end += piece.len as u64;
+    }
+    Ok(())
+}
+
+// SAFETY: NCCL writes the receive pieces and reads the send pieces, by the addresses and lengths that are
+// given.
+unsafe impl DeviceExchange for NcclExchange {
+    fn name(&self) -> &'static str {
+        "nccl"
+    }
+
+    fn channel(
+        &self,
+        _head: u32,
+        _instance: u32,
+        control: &Arc<dyn Exchange>,
+    ) -> Result<Arc<dyn DeviceExchange>, Fault> {
+        self.check_process()?;
+        let (marks, given) = (Arc::clone(&self.marks), self.given.clone());
+        let control = Some(Arc::clone(control));
+        Ok(Arc::new(Self::with(self.nccl, marks, (self.me, self.size), given, control)))
+    }
+
+    fn memory(&self) -> Memory {
+        self.marks.memory()
+    }
+
+    fn caps(&self) -> Caps {
+        Caps { capture: true }
+    }
+
+    fn connect(&self, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
+        self.check_process()?;
+        if (control.me(), control.size()) != (self.me, self.size) {
+            let member = |me: usize, size: usize| format!("member {me} of {size}");
+            let (wanted, got) = (member(control.me(), control.size()), member(self.me, self.size));
+            let problem = format!("the host transport is {wanted}, NCCL's side {got}");
+            return Err(broken(problem, "make both from the same group, its members in the same order"));
+        }
+        let communicator = self.make(call, control)?;
+        {
+            let mut state = self.state();
+            if let Some(fault) = &state.fault {
+                return Err(fault.clone());
+            }
+            state.communicator = Some(communicator);
+        }
+        self.test(call, control).inspect_err(|fault| self.state().give_up(fault))
+    }
+
+    unsafe fn all_gather_v(
+        &self,
+        call: &Call,
+        members: &[usize],
+        send: Piece,
+        recv: &[Piece],
+        stream: Stream,
+    ) -> Result<(), Fault> {
+        let (me, size) = (self.me, self.size);
+        check_members(size, me, members, recv.len())?;
+        check_adjacent(recv)?;
+        let own = members.iter().position(|&member| member == me).unwrap_or_default();
+        check_own(me, send.len, recv[own].len)?;
+        if recv.iter().all(|piece| piece.len == 0) {
+            return Ok(());
+        }
+        if members.len() < size {
+            return self.issue(call, stream, |group| {
+                let pieces = members.iter().map(|&member| (member, send)).zip(recv);
+                pieces
+                    .into_iter()
+                    .try_for_each(|((member, send), recv)| to_and_from(group, (me, member), send, *recv))
+            });
+        }
+        let even = recv.iter().all(|piece| piece.len == send.len);
+        self.issue(call, stream, |group| {
+            if even {
+                return group.all_gather(send, recv[0].address);
+            }
+            let pieces = recv.iter().enumerate().filter(|(_, piece)| piece.len > 0);
+            pieces.into_iter().try_for_each(|(root, piece)| {
+                let from = if root == me { send.address } else { piece.address };
+                group.broadcast(from, *piece, root)
+            })
+        })
+    }
+
+    unsafe fn all_to_all_v(
+        &self,
+        call: &Call,
+        send: &[Piece],
+        recv: &[Piece],
+        stream: Stream,
+    ) -> Result<(), Fault> {
+        let me = self.me;
+        check_pieces(self.size, send.len(), recv.len())?;
+        check_own(me, send[me].len, recv[me].len)?;
+        if send.iter().chain(recv).all(|piece| piece.len == 0) {
+            return Ok(());
+        }
+        self.issue(call, stream, |group| {
+            let mut pieces = send.iter().zip(recv).enumerate();
+            pieces.try_for_each(|(member, (send, recv))| to_and_from(group, (me, member), *send, *recv))
+        })
+    }
+
+    fn mark(&self, _: &Call, stream: Stream) -> Result<Pending, Fault> {
+        self.check_process()?;
+        self.marks.mark(stream)
+    }
+
+    fn wait(&self, pending: Pending, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
+        self.check_process()?;
+        let of_peers = Cell::new(false);
+        let communicator = self.state().communicator.clone();
+        let own = || {
+            self.fault().or_else(|| match communicator.as_ref()?.progress() {
+                Ok(_) => None,
+                Err(refused) => {
+                    of_peers.set(matches!(&refused, Refused::Failed(failed) if failed.is_of_peers()));
+                    Some(refused.into_fault())
+                }
+            })
+        };
+        let waited = wait_for_mark(&*self.marks, pending, call, control, own);
+        waited.map_err(|fault| self.failed(call, Some(control), fault, of_peers.get()))
+    }
+
+    fn watch_begin(&self, call: &Call, stream: Stream) -> Result<(), Fault> {
+        self.watched(|watchdog| watchdog.begin(call, stream))
+    }
+
+    fn watch_end(&self, _: &Call, stream: Stream) -> Result<(), Fault> {
+        self.watched(|watchdog| watchdog.end(stream))
+    }
+
+    fn abort(&self, why: &Fault) {
+        if self.maker.is_here() {
+            self.state().give_up(why);
+        }
+    }
+
+    fn reset(&self, call: &Call, _: &dyn Exchange) -> Result<Reset, Fault> {
+        self.check_process()?;
+        if self.given.is_some() {
+            return Ok(Reset::Reconnect);
+        }
+        // It would take the end of the old communicator for a fault, and poison the channel that is made
+        // anew.
+        if let Some(watchdog) = &*lock(&self.watchdog) {
+            watchdog.close();
+        }
+        // Also where this rank has seen no fault: its peers have lost their side.
+        self.state().give_up(&broken("the head is rebuilt".into(), "wait for it"));
+        if !self.await_abort(call.deadline) {
+            let problem = format!("ncclCommAbort of NCCL {} has not come back", self.nccl.version());
+            let fix = "drop the CUDA graphs that have captured collectives of the channel, for which NCCL \
+                       waits, and rebuild again; where there are none, end this process: the GPU or its \
+                       driver does not answer";
+            return Err(broken(problem, fix));
+        }
+        // The device has counted here until the old communicator ended.
+        *lock(&self.watchdog) = None;
+        *self.state() = State::default();
+        Ok(Reset::Done)
+    }
+}
+
+/// A piece to `member` and one from it. What a member sends itself is there already where both are one place.
+fn to_and_from(group: &Group, (me, member): (usize, usize), send: Piece, recv: Piece) -> Result<(), Failed> {
+    if member == me && send.address == recv.address {
+        return Ok(());
+    }
+    if send.len > 0 {
+        group.send(send, member)?;
+    }
+    if recv.len > 0 {
+        group.recv(recv, member)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::Operation;
+
+    fn call(step: u64, operation: Operation) -> Call {
+        let began = Instant::now();
+        Call { head: 7, instance: 1, epoch: 2, step, operation, terms: 3, began, deadline: began }
+    }
+
+    #[test]
+    fn who_has_not_come_is_told_by_the_places() {
+        let this = call(5, Operation::GatherRows);
+        let at = |step, operation| Some(call(step, operation).place(Duration::ZERO));
+        let here = at(5, Operation::GatherRows);
+        let before = at(4, Operation::Idle);
+        let within = at(5, Operation::Contract);
+        let after = at(6, Operation::GatherRows);
+        let other = Some(Call { head: 8, ..this }.place(Duration::ZERO));
+        let none = [None; 4];
+        for (places, elsewhere, wanted) in [
+            ([here, here, here, here], none, vec![]),
+            ([before, here, before, here], none, vec![2]),
+            ([here, here, within, before], none, vec![3]),
+            ([here, within, here, after], none, vec![1]),
+            ([here, None, other, here], none, vec![2]),
+            ([here, here, here, within], [None, other, None, None], vec![1]),
+        ] {
+            assert_eq!(absent(&this, &places, &elsewhere, 0), wanted, "{places:?} {elsewhere:?}");
+        }
+        assert!(
+            matches!(late(&this, None, 0), Fault::Broken { problem, .. } if problem.contains("does not know"))
+        );
+    }
+
+    #[test]
+    fn pieces_of_a_gather_lie_one_behind_the_other() {
+        let piece = |address, len| Piece { address, len };
+        let nothing = Piece::default();
+        assert_eq!(check_adjacent(&[nothing, piece(8, 4), nothing, piece(12, 2)]), Ok(()));
+        assert_eq!(check_adjacent(&[nothing, nothing]), Ok(()));
+        for apart in [[piece(8, 4), piece(16, 4)], [piece(12, 4), piece(8, 4)]] {
+            assert!(matches!(check_adjacent(&apart), Err(Fault::Broken { .. })), "{apart:?}");
+        }
+    }
+}

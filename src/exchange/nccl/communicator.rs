@@ -1,0 +1,516 @@
+//! One member's side of a communicator. No call here waits for the peers but those that say so, and these
+//! have a deadline.
+
+use super::config::ncclConfig_t;
+use super::library::Failed;
+use super::unique_id::UniqueId;
+use super::{Nccl, sys};
+use crate::exchange::{Fault, Piece, StreamMarks};
+use crate::memory::{Memory, Stream};
+use crate::process::Maker;
+use std::ffi::{c_int, c_void};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// NCCL's own setting that every communicator waits in its calls, without a deadline.
+const BLOCKING: &str = "NCCL_COMM_BLOCKING";
+
+/// A communicator of NCCL: one that this makes and destroys, or an engine's.
+///
+/// Calls of one communicator are made one at a time, under a lock that is held for no longer than NCCL takes
+/// to queue them: a communicator is aborted while no other thread is inside NCCL with it.
+pub struct Communicator {
+    nccl: Nccl,
+    device: Arc<dyn StreamMarks>,
+    handle: Arc<Handle>,
+    rank: usize,
+    size: usize,
+    /// It is the engine's: it is neither aborted nor destroyed here.
+    borrowed: bool,
+    /// A process that was forked from it has none of NCCL's threads.
+    maker: Maker,
+}
+
+struct Handle {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    Open(Raw),
+    /// A thread aborts or destroys it.
+    Ending,
+    /// It is aborted or destroyed.
+    Ended,
+}
+
+/// A communicator's handle.
+#[derive(Clone, Copy)]
+struct Raw(sys::ncclComm_t);
+
+// SAFETY: a handle that NCCL takes from any thread, one at a time: the lock around it sees to that.
+unsafe impl Send for Raw {}
+
+/// How far the background work of a communicator's last call is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    Done,
+    Going,
+}
+
+/// Why a call of a communicator came to nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Refused {
+    /// NCCL says so.
+    Failed(Failed),
+    /// The communicator was aborted.
+    Aborted,
+    /// The device's context, or what a caller polls for.
+    Fault(Fault),
+}
+
+impl From<Failed> for Refused {
+    fn from(failed: Failed) -> Self {
+        Refused::Failed(failed)
+    }
+}
+
+impl Refused {
+    pub fn into_fault(self) -> Fault {
+        match self {
+            Refused::Failed(failed) => failed.into_fault(),
+            Refused::Fault(fault) => fault,
+            Refused::Aborted => Fault::Broken {
+                problem: "the communicator of NCCL was aborted".into(),
+                fix: "rebuild the head on every rank".into(),
+            },
+        }
+    }
+}
+
+type Called<T> = std::result::Result<T, Refused>;
+
+impl Communicator {
+    /// Makes a communicator with the other members, each of which calls this with the same `id`, and waits
+    /// for them until `deadline`. `device` is of the GPU that this member's memory is in.
+    ///
+    /// # Errors
+    /// `Timeout`, which names nobody; `Broken` with NCCL's words. Nothing is left of the communicator then.
+    pub fn new(
+        nccl: Nccl,
+        device: &Arc<dyn StreamMarks>,
+        (rank, size): (usize, usize),
+        id: &UniqueId,
+        deadline: Instant,
+    ) -> std::result::Result<Self, Fault> {
+        let until = || (Instant::now() >= deadline).then(|| Fault::Timeout { missing: Vec::new() });
+        Self::polled(nccl, device, (rank, size), id, until).map_err(Refused::into_fault)
+    }
+
+    /// The same, until `ended` says why nothing comes of it.
+    pub(super) fn polled(
+        nccl: Nccl,
+        device: &Arc<dyn StreamMarks>,
+        (rank, size): (usize, usize),
+        id: &UniqueId,
+        mut ended: impl FnMut() -> Option<Fault>,
+    ) -> Called<Self> {
+        check_blocking().map_err(Refused::Fault)?;
+        let (size, rank) = (word("size", size)?, word("rank", rank)?);
+        let mut raw: sys::ncclComm_t = std::ptr::null_mut();
+        let mut config = ncclConfig_t::nonblocking();
+        let result = within(device, || {
+            // SAFETY: a place for the handle, which NCCL writes before it returns, and settings that it
+            // copies.
+            unsafe { nccl.functions().ncclCommInitRankConfig(&mut raw, size, id.raw(), rank, &mut config) }
+        })?;
+        match nccl.check("ncclCommInitRankConfig", result) {
+            // NCCL has cleaned up.
+            Err(failed) => Err(failed.into()),
+            Ok(()) if raw.is_null() => Err(nccl.none("ncclCommInitRankConfig").into()),
+            Ok(()) => Self::finished(nccl, device, raw, &mut ended),
+        }
+    }
+
+    fn of(nccl: Nccl, device: &Arc<dyn StreamMarks>, raw: sys::ncclComm_t, borrowed: bool) -> Self {
+        let handle = Handle { state: Mutex::new(State::Open(Raw(raw))), ended: Condvar::new() };
+        let (device, handle) = (Arc::clone(device), Arc::new(handle));
+        Communicator { nccl, device, handle, rank: 0, size: 0, borrowed, maker: Maker::here() }
+    }
+
+    /// Waits until the communicator that a call has begun to make is there.
+    fn finished(
+        nccl: Nccl,
+        device: &Arc<dyn StreamMarks>,
+        raw: sys::ncclComm_t,
+        ended: &mut dyn FnMut() -> Option<Fault>,
+    ) -> Called<Self> {
+        // Where it does not come about, it is aborted when this is dropped.
+        let mut made = Self::of(nccl, device, raw, false);
+        made.settle(ended)?;
+        (made.rank, made.size) = made.place()?;
+        Ok(made)
+    }
+
+    /// The engine's own communicator. It should not block (`blocking` 0 in its `ncclConfig_t`): where it
+    /// does, its first collective waits for the peers without a deadline.
+    ///
+    /// A fault stops it by `ncclCommRevoke`, from NCCL 2.28.7 on; the engine destroys it. Older versions can
+    /// only be told to abort a communicator by whoever destroys it: the engine, then.
+    ///
+    /// # Errors
+    /// `Broken` where it is none that NCCL knows, has failed before, or is of another device than `device`.
+    ///
+    /// # Safety
+    /// `raw` is an `ncclComm_t` of this library, lives as long as this, and no other thread uses it while a
+    /// collective of this is called.
+    pub unsafe fn borrow(
+        nccl: Nccl,
+        device: &Arc<dyn StreamMarks>,
+        raw: *mut c_void,
+    ) -> std::result::Result<Self, Fault> {
+        if raw.is_null() {
+            let problem = "wanted a communicator of NCCL, got a null pointer".into();
+            return Err(Fault::Broken {
+                problem,
+                fix: "pass the ncclComm_t that the engine has made".into(),
+            });
+        }
+        let mut lent = Self::of(nccl, device, raw.cast(), true);
+        let place = lent.progress().and_then(|_| lent.place());
+        (lent.rank, lent.size) = place.map_err(Refused::into_fault)?;
+        Ok(lent)
+    }
+
+    /// Splits the communicator: members of one `color` get a communicator of their own, ordered by `key`;
+    /// `None` takes no part in any. Collective over all members of this one: each calls it, also with `None`.
+    ///
+    /// # Errors
+    /// As [`Communicator::new`]. This communicator is aborted then: its part in the split may go on. `Broken`
+    /// where a number is larger than 2^31 - 1, which NCCL does not take: nothing has begun then.
+    pub fn split(
+        &self,
+        color: Option<u32>,
+        key: u32,
+        deadline: Instant,
+    ) -> std::result::Result<Option<Self>, Fault> {
+        let key = word("key", key as usize).map_err(Refused::into_fault)?;
+        let color = color.map(|color| word("color", color as usize)).transpose();
+        let color = color.map_err(Refused::into_fault)?;
+        let mut ended = || (Instant::now() >= deadline).then(|| Fault::Timeout { missing: Vec::new() });
+        let split = self.split_polled(color, key, &mut ended);
+        split.inspect_err(|_| self.abort()).map_err(Refused::into_fault)
+    }
+
+    fn split_polled(
+        &self,
+        color: Option<c_int>,
+        key: c_int,
+        ended: &mut dyn FnMut() -> Option<Fault>,
+    ) -> Called<Option<Self>> {
+        // NCCL may write the new handle in the background, at any time until the parent's work is done: where
+        // nobody waits for that any longer, its place is never freed.
+        let place = Box::into_raw(Box::new(std::ptr::null_mut()));
+        let mut config = ncclConfig_t::nonblocking();
+        let result = self.within(|parent| {
+            let color = color.unwrap_or(sys::NCCL_SPLIT_NOCOLOR);
+            // SAFETY: a live communicator, a place that lives on, settings that are copied.
+            unsafe { self.nccl.functions().ncclCommSplit(parent, color, key, place, &mut config) }
+        })?;
+        self.nccl.check("ncclCommSplit", result)?;
+        self.settle(ended)?;
+        // SAFETY: made above; NCCL is done with it.
+        let raw: sys::ncclComm_t = *unsafe { Box::from_raw(place) };
+        match (color, raw.is_null()) {
+            (None, _) => Ok(None),
+            (Some(_), true) => Err(self.nccl.none("ncclCommSplit").into()),
+            (Some(_), false) => Self::finished(self.nccl, &self.device, raw, ended).map(Some),
+        }
+    }
+
+    /// The caller's number among the members.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The number of members.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Runs `call` with the handle and the device's context, while no other thread uses the communicator.
+    fn within<T>(&self, call: impl FnOnce(sys::ncclComm_t) -> T) -> Called<T> {
+        let state = self.handle.state();
+        let State::Open(Raw(raw)) = *state else { return Err(Refused::Aborted) };
+        within(&self.device, || call(raw))
+    }
+
+    /// The member's number and how many there are; checks the device.
+    fn place(&self) -> Called<(usize, usize)> {
+        let functions = self.nccl.functions();
+        type Ask = unsafe fn(&sys::Library, sys::ncclComm_t, *mut c_int) -> sys::ncclResult_t;
+        let ask = |name: &'static str, ask: Ask| {
+            let mut answer: c_int = 0;
+            // SAFETY: a live communicator and a place for the answer.
+            let result = self.within(|raw| unsafe { ask(functions, raw, &mut answer) })?;
+            self.nccl.check(name, result)?;
+            Ok::<_, Refused>(answer)
+        };
+        let device = ask("ncclCommCuDevice", sys::Library::ncclCommCuDevice)?;
+        let (memory, own) = (self.device.memory(), Memory::Device(u32::try_from(device).unwrap_or(u32::MAX)));
+        if memory != own {
+            return Err(Refused::Fault(Fault::Broken {
+                problem: format!("wanted a communicator of {memory}, got one of {own}"),
+                fix: "make the communicator and the backend on one device".into(),
+            }));
+        }
+        let rank = ask("ncclCommUserRank", sys::Library::ncclCommUserRank)?;
+        let size = ask("ncclCommCount", sys::Library::ncclCommCount)?;
+        Ok((usize::try_from(rank).unwrap_or(usize::MAX), usize::try_from(size).unwrap_or(0)))
+    }
+
+    /// How far the last call is.
+    ///
+    /// # Errors
+    /// The error that the communicator has met, also in work that runs on the device.
+    pub(super) fn progress(&self) -> Called<Progress> {
+        let state = self.handle.state();
+        let State::Open(Raw(raw)) = *state else { return Err(Refused::Aborted) };
+        let mut answer = sys::ncclSuccess;
+        // SAFETY: a live communicator and a place for the answer. It asks no device.
+        let result = unsafe { self.nccl.functions().ncclCommGetAsyncError(raw, &mut answer) };
+        self.nccl.check_of("ncclCommGetAsyncError", result, raw)?;
+        self.nccl.check_of("a communicator", answer, raw)?;
+        Ok(if answer == sys::ncclInProgress { Progress::Going } else { Progress::Done })
+    }
+
+    /// Waits until the last call's background work is done, or `ended` says why nobody waits any longer.
+    pub(super) fn settle(&self, ended: &mut dyn FnMut() -> Option<Fault>) -> Called<()> {
+        let began = Instant::now();
+        while self.progress()? == Progress::Going {
+            if let Some(fault) = ended() {
+                return Err(Refused::Fault(fault));
+            }
+            crate::exchange::pause(began);
+        }
+        Ok(())
+    }
+
+    /// Begins a group of operations, which go together: `queue` names them, and none of them begins before
+    /// the last is named. The work goes on in the background: see [`Communicator::settle`].
+    pub(super) fn group(
+        &self,
+        stream: Stream,
+        queue: impl FnOnce(&Group) -> std::result::Result<(), Failed>,
+    ) -> Called<()> {
+        let functions = self.nccl.functions();
+        self.within(|raw| {
+            // SAFETY: the thread's own group, which ends below whatever happens between.
+            self.nccl.check_of("ncclGroupStart", unsafe { functions.ncclGroupStart() }, raw)?;
+            let queued = queue(&Group { nccl: self.nccl, raw, stream: stream.raw() as sys::cudaStream_t });
+            // SAFETY: the group that was begun above.
+            let ended = self.nccl.check_of("ncclGroupEnd", unsafe { functions.ncclGroupEnd() }, raw);
+            queued.and(ended).map_err(Refused::from)
+        })?
+    }
+
+    /// Ends everything that the communicator does, on this rank: a thread does so, since NCCL takes its time.
+    /// Idempotent; never waits.
+    pub fn abort(&self) {
+        let (functions, borrowed) = (self.nccl.functions(), self.borrowed);
+        self.end("lmhead-abort", move |raw| {
+            // Their answers change nothing.
+            if !borrowed {
+                // SAFETY: a live communicator, which is never used again.
+                let _ = unsafe { functions.ncclCommAbort(raw) };
+            } else if let Ok(revoke) = &functions.ncclCommRevoke {
+                // SAFETY: a live communicator, which the engine destroys.
+                let _ = unsafe { revoke(raw, sys::NCCL_REVOKE_DEFAULT as c_int) };
+            }
+        });
+    }
+
+    /// Destroys the communicator, in a thread. Peers take what was sent to them before.
+    fn destroy(&self) {
+        let (functions, device) = (self.nccl.functions(), Arc::clone(&self.device));
+        self.end("lmhead-destroy", move |raw| {
+            // Its answer changes nothing: without the context the communicator stays.
+            let _ = within(&device, || finalize_and_destroy(functions, raw));
+        });
+    }
+
+    /// Ends the communicator by `end` in a thread of that name, where nothing has ended it before. Never
+    /// waits.
+    fn end(&self, name: &str, end: impl FnOnce(sys::ncclComm_t) + Send + 'static) {
+        let State::Open(raw) = self.handle.take(State::Ending) else { return };
+        // Nobody else is inside NCCL with it: they had the lock, and find no handle from now on.
+        let handle = Arc::clone(&self.handle);
+        let run = move || {
+            let Raw(raw) = { raw };
+            end(raw);
+            handle.take(State::Ended);
+            handle.ended.notify_all();
+        };
+        // Without a thread nothing can end it: what waits for it says so at its deadline.
+        let _ = std::thread::Builder::new().name(name.into()).spawn(run);
+    }
+
+    /// Waits until the communicator has been aborted or destroyed; false where that takes longer.
+    pub(super) fn await_end(&self, until: Instant) -> bool {
+        let mut state = self.handle.state();
+        while !matches!(*state, State::Ended) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let woken = self.handle.ended.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+impl Handle {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What it guards is whole at every moment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state before. One that has ended stays so.
+    fn take(&self, next: State) -> State {
+        let mut state = self.state();
+        match (*state, next) {
+            (State::Open(_), _) | (State::Ending, State::Ended) => std::mem::replace(&mut *state, next),
+            (State::Ending | State::Ended, _) => *state,
+        }
+    }
+}
+
+impl Drop for Communicator {
+    fn drop(&mut self) {
+        if self.borrowed || !self.maker.is_here() {
+            return;
+        }
+        // What has ended well is destroyed, which lets peers take what was sent to them; else it is aborted.
+        match self.progress() {
+            Ok(Progress::Done) => self.destroy(),
+            _ => self.abort(),
+        }
+        // What takes longer is left to its thread: peers that drop theirs late, graphs that hold collectives.
+        self.await_end(Instant::now() + ABORT_GRACE);
+    }
+}
+
+/// Ends a communicator whose operations have ended well. Waits for the peers' communicators, and for graphs
+/// that have captured its collectives: NCCL blocks in `ncclCommDestroy` also where communicators do not
+/// block.
+fn finalize_and_destroy(functions: &sys::Library, raw: sys::ncclComm_t) {
+    let began = Instant::now();
+    // SAFETY: a live communicator, which nobody else uses any more; the same below.
+    let mut result = unsafe { functions.ncclCommFinalize(raw) };
+    while matches!(result, sys::ncclSuccess | sys::ncclInProgress) {
+        let mut state = sys::ncclSuccess;
+        // SAFETY: as above, and a place for the answer.
+        let asked = unsafe { functions.ncclCommGetAsyncError(raw, &mut state) };
+        result = if asked == sys::ncclSuccess { state } else { asked };
+        if result == sys::ncclSuccess {
+            // SAFETY: as above. It is never used again.
+            let _ = unsafe { functions.ncclCommDestroy(raw) };
+            return;
+        }
+        // Peers may come much later: this then asks rarely.
+        let pause = began.elapsed() / 16;
+        std::thread::sleep(pause.clamp(Duration::from_micros(50), Duration::from_millis(10)));
+    }
+    // SAFETY: as above. A communicator with an error is not destroyed but aborted.
+    let _ = unsafe { functions.ncclCommAbort(raw) };
+}
+
+/// Names the operations of a group.
+pub(super) struct Group {
+    nccl: Nccl,
+    raw: sys::ncclComm_t,
+    stream: sys::cudaStream_t,
+}
+
+/// NCCL moves bytes as they are.
+const BYTES: sys::ncclDataType_t = sys::ncclUint8;
+
+impl Group {
+    pub fn send(&self, piece: Piece, to: usize) -> std::result::Result<(), Failed> {
+        let (Group { nccl, raw, stream }, address) = (self, piece.address as *const c_void);
+        // SAFETY: a live communicator, a stream of its device, and a piece that the caller of the collective
+        // promises to keep; the same below.
+        let result =
+            unsafe { nccl.functions().ncclSend(address, piece.len, BYTES, to as c_int, *raw, *stream) };
+        nccl.check_of("ncclSend", result, *raw)
+    }
+
+    pub fn recv(&self, piece: Piece, from: usize) -> std::result::Result<(), Failed> {
+        let (Group { nccl, raw, stream }, address) = (self, piece.address as *mut c_void);
+        // SAFETY: as above.
+        let result =
+            unsafe { nccl.functions().ncclRecv(address, piece.len, BYTES, from as c_int, *raw, *stream) };
+        nccl.check_of("ncclRecv", result, *raw)
+    }
+
+    /// Everyone gets `to.len` bytes of `root`, which has them at `from`.
+    pub fn broadcast(&self, from: u64, to: Piece, root: usize) -> std::result::Result<(), Failed> {
+        let Group { nccl, raw, stream } = self;
+        let (from, recv) = (from as *const c_void, to.address as *mut c_void);
+        // SAFETY: as above.
+        let result = unsafe {
+            nccl.functions().ncclBroadcast(from, recv, to.len, BYTES, root as c_int, *raw, *stream)
+        };
+        nccl.check_of("ncclBroadcast", result, *raw)
+    }
+
+    /// Everyone gets what each sent, of one length, one behind the other from `to` on.
+    pub fn all_gather(&self, send: Piece, to: u64) -> std::result::Result<(), Failed> {
+        let Group { nccl, raw, stream } = self;
+        let (from, recv) = (send.address as *const c_void, to as *mut c_void);
+        // SAFETY: as above.
+        let result = unsafe { nccl.functions().ncclAllGather(from, recv, send.len, BYTES, *raw, *stream) };
+        nccl.check_of("ncclAllGather", result, *raw)
+    }
+}
+
+/// Runs `call` on this thread with the device's context current: NCCL takes the device from there, and opens
+/// a context on the first one where there is none.
+fn within<T>(device: &Arc<dyn StreamMarks>, call: impl FnOnce() -> T) -> Called<T> {
+    let (mut call, mut answer) = (Some(call), None);
+    device.with_context(&mut || answer = call.take().map(|call| call())).map_err(Refused::Fault)?;
+    answer.ok_or_else(|| {
+        Refused::Fault(Fault::Broken {
+            problem: "the device ran nothing in its context".into(),
+            fix: "report it: StreamMarks::with_context must run what it is given".into(),
+        })
+    })
+}
+
+/// A number as NCCL takes it. Two that are larger must not become one: ranks would be in one group.
+fn word(what: &str, number: usize) -> Called<c_int> {
+    c_int::try_from(number).map_err(|_| {
+        Refused::Fault(Fault::Broken {
+            problem: format!("wanted a {what} of at most {}, got {number}: NCCL takes no larger", c_int::MAX),
+            fix: format!("pass a smaller {what}"),
+        })
+    })
+}
+
+/// NCCL's environment goes before a communicator's own settings.
+fn check_blocking() -> std::result::Result<(), Fault> {
+    match std::env::var(BLOCKING) {
+        Ok(value) if value.trim() != "0" => Err(Fault::Broken {
+            problem: format!(
+                "wanted {BLOCKING} unset or 0, got `{value}`: NCCL would wait without a deadline"
+            ),
+            fix: format!("unset {BLOCKING}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// How long the end of a communicator may take before those who wait for it go on without it.
+pub(super) const ABORT_GRACE: Duration = Duration::from_millis(500);

@@ -1,0 +1,143 @@
+//! The device side's own test when a channel is connected: pieces whose every byte is a function of who sends
+//! it, who receives it and its place. The head tests the host transport in the same way.
+
+use super::NcclExchange;
+use crate::exchange::{Call, DeviceExchange, Exchange, Fault, Piece, Scratch};
+use std::time::Instant;
+
+/// The collectives, as an error names them.
+const TESTS: [&str; 3] = ["all_gather_v of one length", "all_gather_v of uneven lengths", "all_to_all_v"];
+/// Stands for the receivers of a gather, who are all sent the same.
+const EVERYONE: usize = 0xffff;
+/// No piece is as long.
+const PLACE: usize = 32;
+
+/// Bytes that `from` sends to `to`; none among the uneven ones of a group of three or more.
+fn length(test: usize, from: usize, to: usize) -> usize {
+    match test {
+        0 => 24,
+        1 => (from * 7 + 3) % 17 * usize::from(from % 3 != 2),
+        _ => (from * 7 + to * 5 + 3) % 17 * usize::from((from + to) % 3 != 2),
+    }
+}
+
+fn piece(test: usize, from: usize, to: usize) -> impl Iterator<Item = u8> {
+    (0..length(test, from, to)).map(move |at| (test * 89 + from * 131 + to * 29 + at * 7 + 1) as u8)
+}
+
+/// What a member has found: the test and the sender of the first wrong piece.
+type Finding = Option<(usize, usize)>;
+
+/// A finding as the others are told of it: `[test + 1, from]`, two u32; test + 1 is 0 where nothing is wrong.
+const FINDING_BYTES: usize = 8;
+
+fn encode(found: Finding) -> [u8; FINDING_BYTES] {
+    let (test, from) = found.map_or((0, 0), |(test, from)| (test as u32 + 1, from as u32));
+    let mut bytes = [0; FINDING_BYTES];
+    bytes[..4].copy_from_slice(&test.to_le_bytes());
+    bytes[4..].copy_from_slice(&from.to_le_bytes());
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Finding {
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+    Some((word(0).checked_sub(1)?, word(4)))
+}
+
+/// Places of pieces of these lengths, one behind the other.
+fn places(mut address: u64, lengths: impl Iterator<Item = usize>) -> Vec<Piece> {
+    let next = |len| {
+        let piece = Piece { address, len };
+        address += len as u64;
+        piece
+    };
+    lengths.map(next).collect()
+}
+
+impl NcclExchange {
+    /// Gives up for `fault`, and frees the scratch where NCCL has ended: it may write there until then, and
+    /// the freeing would wait for it without a deadline. Else the scratch is never freed.
+    fn keep_until_the_end(&self, scratch: Box<dyn Scratch>, fault: &Fault) {
+        self.abort(fault);
+        // Whatever failed has waited for the abort already, as long as a fault may.
+        if !self.await_abort(Instant::now()) {
+            std::mem::forget(scratch);
+        }
+    }
+
+    /// Runs each collective once over all members, and lets every member know what the others have found.
+    ///
+    /// # Errors
+    /// `Broken` on every member, naming the collective, the sender and the receiver of a wrong piece.
+    pub(super) fn test(&self, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
+        let (size, me) = (control.size(), control.me());
+        let everyone: Vec<usize> = (0..size).collect();
+        // For each test a region to send from and one to receive in.
+        let region = PLACE * size;
+        let scratch = self.marks.scratch(2 * TESTS.len() * region)?;
+        let sent = |test: usize| 2 * test * region;
+        let received = |test: usize| sent(test) + region;
+        let to_all = |test: usize| if test < 2 { vec![EVERYONE] } else { everyone.clone() };
+        let mut bytes = vec![0xee; 2 * TESTS.len() * region];
+        for test in 0..TESTS.len() {
+            let own = to_all(test).into_iter().flat_map(|to| piece(test, me, to));
+            bytes[sent(test)..].iter_mut().zip(own).for_each(|(to, byte)| *to = byte);
+        }
+        scratch.write(&bytes)?;
+        let (address, stream) = (scratch.address(), scratch.stream());
+        let run = || {
+            for test in 0..TESTS.len() {
+                let receiver = if test < 2 { EVERYONE } else { me };
+                let send = to_all(test).into_iter().map(|to| length(test, me, to));
+                let send = places(address + sent(test) as u64, send);
+                let recv = everyone.iter().map(|&from| length(test, from, receiver));
+                let recv = places(address + received(test) as u64, recv);
+                // SAFETY: within the scratch, which lives until the wait, or until NCCL is aborted.
+                unsafe {
+                    match test {
+                        0 | 1 => self.all_gather_v(call, &everyone, send[0], &recv, stream)?,
+                        _ => self.all_to_all_v(call, &send, &recv, stream)?,
+                    }
+                }
+            }
+            self.wait(self.mark(call, stream)?, call, control)
+        };
+        if let Err(fault) = run() {
+            self.keep_until_the_end(scratch, &fault);
+            return Err(fault);
+        }
+        scratch.read(&mut bytes)?;
+        // Freeing waits for all that the device runs. Before the peers go on that is nothing that waits for
+        // this member, also where they share the device.
+        drop(scratch);
+
+        let mut found = None;
+        for test in 0..TESTS.len() {
+            let (mut at, receiver) = (received(test), if test < 2 { EVERYONE } else { me });
+            for &from in &everyone {
+                let len = length(test, from, receiver);
+                if !bytes[at..at + len].iter().copied().eq(piece(test, from, receiver)) {
+                    found.get_or_insert((test, from));
+                }
+                at += len;
+            }
+        }
+        let mut findings = vec![0; FINDING_BYTES * size];
+        let mut recv: Vec<&mut [u8]> = findings.chunks_mut(FINDING_BYTES).collect();
+        control.all_gather_v(call, &everyone, &encode(found), &mut recv)?;
+        let mut wrong = findings.chunks(FINDING_BYTES).map(decode).enumerate();
+        match wrong.find_map(|(to, found)| found.map(|(test, from)| (test, from, to))) {
+            None => Ok(()),
+            Some((test, from, to)) => {
+                let what = TESTS.get(test).copied().unwrap_or("a collective");
+                Err(Fault::Broken {
+                    problem: format!(
+                        "NCCL delivered other bytes in {what} than member {from} sent to member {to}"
+                    ),
+                    fix: "do not use this NCCL as it is: NCCL_DEBUG=INFO says over which paths it sends"
+                        .into(),
+                })
+            }
+        }
+    }
+}

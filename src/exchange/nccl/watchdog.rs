@@ -1,0 +1,222 @@
+//! The thread that ends a head's work on the device where nobody waits for it with a deadline: an engine that
+//! replays a graph and then waits for its stream as the runtime does.
+
+use crate::exchange::{Call, Fault, StreamCounters};
+use crate::memory::Stream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two looks at the counters.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Watches one channel's work. Its thread ends when this is dropped.
+pub(super) struct Watchdog(Arc<Shared>);
+
+struct Shared {
+    counters: Arc<dyn StreamCounters>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// The call that is watched, for its timeout; none before the first.
+    call: Option<Call>,
+    closed: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // What it guards is whole at every moment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watchdog {
+    /// `trouble` says why work that runs will not end, where something has happened; `end` ends it. Neither
+    /// calls this, nor blocks.
+    ///
+    /// # Errors
+    /// `Broken` where there is no thread.
+    pub fn new(
+        counters: Arc<dyn StreamCounters>,
+        trouble: impl Fn() -> Option<Fault> + Send + 'static,
+        end: impl Fn(&Call, &Fault) + Send + 'static,
+    ) -> Result<Self, Fault> {
+        let state = Mutex::new(State { call: None, closed: false });
+        let shared = Arc::new(Shared { counters, state, changed: Condvar::new() });
+        let watched = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("lmhead-watchdog".into());
+        thread.spawn(move || watched.watch(trouble, end)).map_err(|error| Fault::Broken {
+            problem: format!("no thread that watches the device's work: {error}"),
+            fix: "look at the limit of threads (ulimit -u)".into(),
+        })?;
+        Ok(Watchdog(shared))
+    }
+
+    /// Queues the beginning of work that must end within the call's timeout.
+    pub fn begin(&self, call: &Call, stream: Stream) -> Result<(), Fault> {
+        self.0.counters.begin(stream)?;
+        self.0.state().call = Some(*call);
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    /// Queues its end.
+    pub fn end(&self, stream: Stream) -> Result<(), Fault> {
+        self.0.counters.end(stream)
+    }
+
+    /// Nothing is ended from here on; waits where that is being done. The counters live until this is
+    /// dropped.
+    pub fn close(&self) {
+        self.0.state().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn watch(&self, trouble: impl Fn() -> Option<Fault>, end: impl Fn(&Call, &Fault)) {
+        // The counters as they were when work was first seen to run, and when that was.
+        let mut running: Option<((u32, u32), Instant)> = None;
+        let mut state = self.state();
+        while !state.closed {
+            let Some(call) = state.call else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(state);
+            let (begun, ended) = self.counters.counted();
+            if begun == ended {
+                running = None;
+            } else if running.is_none_or(|(counted, _)| counted != (begun, ended)) {
+                running = Some(((begun, ended), Instant::now()));
+            }
+            let fault = running.and_then(|(_, since)| trouble().or_else(|| overdue(&call, since, begun)));
+            if let Some(fault) = fault {
+                // Under the lock: a channel that has closed this may be connected anew.
+                let state = self.state();
+                if !state.closed {
+                    end(&call, &fault);
+                }
+                // Nothing is watched any longer: the channel is given up.
+                return;
+            }
+            state = self.changed.wait_timeout(self.state(), LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// The fault of work that has run for longer than it may.
+fn overdue(call: &Call, since: Instant, begun: u32) -> Option<Fault> {
+    let timeout = call.timeout();
+    (since.elapsed() >= timeout).then(|| Fault::Broken {
+        problem: format!("run {begun} of the watched work did not end on the device within {timeout:?}"),
+        fix: "look at the other ranks (one that did not replay its graph, or crashed), and at each rank's \
+              GPU and links (nvidia-smi, NCCL_DEBUG=WARN); timeout_ms sets the deadline"
+            .into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::Operation;
+    use std::sync::mpsc;
+
+    /// Counters that a test counts up.
+    #[derive(Default)]
+    struct Counted(Mutex<(u32, u32)>);
+
+    impl StreamCounters for Counted {
+        fn begin(&self, _: Stream) -> Result<(), Fault> {
+            self.0.lock().expect("no panic").0 += 1;
+            Ok(())
+        }
+
+        fn end(&self, _: Stream) -> Result<(), Fault> {
+            self.0.lock().expect("no panic").1 += 1;
+            Ok(())
+        }
+
+        fn counted(&self) -> (u32, u32) {
+            *self.0.lock().expect("no panic")
+        }
+    }
+
+    fn call(timeout: Duration) -> Call {
+        let (began, operation) = (Instant::now(), Operation::GatherRows);
+        let deadline = began + timeout;
+        Call { head: 7, instance: 0, epoch: 0, step: 3, operation, terms: 0, began, deadline }
+    }
+
+    fn watchdog(trouble: Option<Fault>) -> (Watchdog, mpsc::Receiver<(Call, Fault)>) {
+        let (told, tells) = mpsc::channel();
+        let end = move |call: &Call, fault: &Fault| told.send((*call, fault.clone())).expect("a receiver");
+        (Watchdog::new(Arc::new(Counted::default()), move || trouble.clone(), end).expect("a thread"), tells)
+    }
+
+    #[test]
+    fn work_that_goes_on_is_left_alone_and_work_that_does_not_is_ended_once() {
+        let (dog, tells) = watchdog(None);
+        let call = call(Duration::from_millis(300));
+        // Longer than the timeout altogether, each time a new beginning.
+        for _ in 0..40 {
+            dog.begin(&call, Stream::NONE).expect("counted");
+            std::thread::sleep(Duration::from_millis(10));
+            dog.end(Stream::NONE).expect("counted");
+        }
+        assert!(tells.try_recv().is_err());
+        dog.begin(&call, Stream::NONE).expect("counted");
+        let began = Instant::now();
+        let (watched, fault) = tells.recv_timeout(Duration::from_secs(60)).expect("an end");
+        assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
+        assert_eq!(watched, call);
+        let Fault::Broken { problem, .. } = fault else { panic!("{fault:?}") };
+        assert_eq!(problem, "run 41 of the watched work did not end on the device within 300ms");
+        assert!(tells.recv_timeout(Duration::from_millis(500)).is_err(), "once, and the thread has ended");
+    }
+
+    #[test]
+    fn trouble_ends_work_that_runs_before_its_timeout() {
+        let lost = Fault::Lost { members: vec![1] };
+        let (dog, tells) = watchdog(Some(lost.clone()));
+        let call = call(Duration::from_secs(3600));
+        assert!(tells.recv_timeout(Duration::from_millis(50)).is_err(), "nothing runs");
+        dog.begin(&call, Stream::NONE).expect("counted");
+        assert_eq!(tells.recv_timeout(Duration::from_secs(60)), Ok((call, lost)));
+    }
+
+    #[test]
+    fn trouble_that_is_seen_while_it_is_closed_ends_nothing() {
+        let (told, tells) = mpsc::channel();
+        let ((enter, entered), (go, going)) = (mpsc::channel(), mpsc::channel());
+        let trouble = move || {
+            enter.send(()).expect("a receiver");
+            going.recv().expect("a sender");
+            Some(Fault::Lost { members: vec![1] })
+        };
+        let end = move |call: &Call, fault: &Fault| told.send((*call, fault.clone())).expect("a receiver");
+        let dog = Watchdog::new(Arc::new(Counted::default()), trouble, end).expect("a thread");
+        dog.begin(&call(Duration::from_secs(3600)), Stream::NONE).expect("counted");
+        entered.recv_timeout(Duration::from_secs(60)).expect("a look");
+        dog.close();
+        go.send(()).expect("a receiver");
+        // The thread has ended without a word.
+        assert_eq!(tells.recv_timeout(Duration::from_secs(60)), Err(mpsc::RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn a_watchdog_that_is_dropped_ends() {
+        let (dog, tells) = watchdog(None);
+        dog.begin(&call(Duration::from_millis(100)), Stream::NONE).expect("counted");
+        drop(dog);
+        // The thread drops its end of the channel, and says nothing before.
+        assert_eq!(tells.recv_timeout(Duration::from_secs(60)), Err(mpsc::RecvTimeoutError::Disconnected));
+    }
+}
