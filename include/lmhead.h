@@ -269,7 +269,7 @@ typedef struct lmhead_place {
     uint32_t head, instance, epoch;
     int32_t operation;
     uint64_t step;
-    uint64_t age_us;
+    uint64_t age_us; /* since the last note */
 } lmhead_place;
 
 /* The engine's own transport between the members of one head group. Every member makes the same calls in the
@@ -296,7 +296,8 @@ typedef struct lmhead_transport {
     /* NULL: peers learn of a given-up step by the deadline. Tells them `notice` as it stands, and ends the
      * caller's own wait, should another thread wait. Never blocks; from any thread. */
     void (*notify_abort)(void *user, const lmhead_call *call, const char *notice);
-    /* May be NULL. Where the caller is, before every operation and around every step. Never blocks. */
+    /* May be NULL. Where the caller is, before every operation and around every step; and again every 0.1 s
+     * while it waits for a device, as a sign that it lives: `place` has to see those, too. Never blocks. */
     void (*note)(void *user, const lmhead_call *call);
     /* NULL: not known. Where a member was last seen, for blame: 0, or other than 0 where it was not. Never
      * blocks. */
@@ -323,8 +324,9 @@ LMHEAD_API lmhead_status lmhead_exchange_callbacks(const lmhead_transport *trans
 /* NCCL between the GPUs of the members, for steps in device memory. `control` is a host exchange of the same
  * members, for headers, notices and blame: NCCL cannot say who is late. `nccl_comm` is the engine's own
  * ncclComm_t of these members in their order: the engine keeps order among its users and destroys it after
- * the last head; heads on it cannot be rebuilt. NULL: each head makes a communicator of its own. NCCL is looked
- * for at run time: LMHEAD_NCCL in the environment, the loader's path, PyPI's wheel. Needs the feature nccl. */
+ * the last head; heads on it cannot be rebuilt. NULL: each head makes a communicator of its own. NCCL is
+ * looked for at run time: LMHEAD_NCCL in the environment, the loader's path, PyPI's wheel. Needs the feature
+ * nccl. */
 LMHEAD_API lmhead_status lmhead_exchange_nccl(const lmhead_backend *device, void *nccl_comm,
                                               const lmhead_exchange *control, lmhead_exchange **endpoint);
 
@@ -371,8 +373,10 @@ typedef struct lmhead_group {
     const int64_t *ranks; /* global ranks, replica slowest, the tp of a replica side by side */
     int64_t n;
     int64_t rank;     /* the caller's */
-    int64_t tp;       /* tensor-parallel ranks of a replica; 0: 1. Divides n, but for n = 1: a head for itself */
-    int64_t tp_index; /* of the caller; looked at where n is 1: its part of the rows with split_rows_over_tp */
+    int64_t tp;       /* tensor-parallel ranks of a replica; 0: 1. Divides n, but for n = 1: a head for
+                         itself */
+    int64_t tp_index; /* of the caller; looked at where n is 1: its part of the rows with
+                         split_rows_over_tp */
 } lmhead_group;
 
 /* Collective: the ranks compare everything here. group NULL: a head of its own, then exchange is NULL too.
@@ -396,8 +400,8 @@ enum {
     LMHEAD_TOPK = 3,     /* ids, values [rows, k], logsumexp [rows] */
     LMHEAD_LOGPROBS = 4, /* of `targets`: logprobs, ranks [rows, n_targets]; of the k best: top_ids,
                             top_logprobs [rows, k] */
-    LMHEAD_SAMPLE = 5    /* ids [rows]; with LMHEAD_WITH_LOGPROBS also logprobs, ranks [rows], and of the k best
-                            top_ids, top_logprobs [rows, k] */
+    LMHEAD_SAMPLE = 5    /* ids [rows]; with LMHEAD_WITH_LOGPROBS also logprobs, ranks [rows], and of the k
+                            best top_ids, top_logprobs [rows, k] */
 };
 
 enum {
@@ -470,7 +474,8 @@ enum {
     LMHEAD_ROW_NONFINITE =
         1, /* a logit is NaN or infinite. Such rows have id -1 and NaN; logits are as computed */
     LMHEAD_ROW_NOTHING_ALLOWED = 2,
-    LMHEAD_ROW_BAD_INPUT = 3 /* only in device memory: an index outside of the rows */
+    LMHEAD_ROW_BAD_INPUT =
+        3 /* only in device memory: an index outside of the rows, or a message that no rank can have sent */
 };
 
 typedef struct lmhead_stats {
@@ -514,13 +519,13 @@ LMHEAD_API lmhead_status lmhead_plan(const lmhead_head *head, const lmhead_step 
  * with as many rows as the largest of `counts` (or the capacity) or fewer neither allocate nor load nor
  * compile, in any mode. Collective, with the same steps on every rank. Where `counts` is NULL (one replica,
  * EXACT) `rows` is the largest; else it is not looked at. Of `hidden` only device_type counts, of other
- * pointers nothing but `stream`. Adjustments with more than an entry a row may allocate once more. Not during
- * capture. */
+ * pointers nothing but `stream`. Adjustments with more than an entry a row may allocate once more, and so may,
+ * on a device, partials of more than 64 candidates a row in a workspace that is lent. Not during capture. */
 LMHEAD_API lmhead_status lmhead_prepare(lmhead_head *head, const lmhead_step *steps, size_t n);
 
-/* One step. Collective. ARGUMENT is refused before anything is sent, and the head stays usable: the peers wait
- * for the call that is right, by the deadline. During capture: yes, where lmhead_plan says capturable, with a
- * workspace; a replay is a step and all ranks replay together. */
+/* One step. Collective. ARGUMENT is refused before anything is sent, and the head stays usable: the peers
+ * wait for the call that is right, by the deadline. During capture: yes, where lmhead_plan says capturable,
+ * with a workspace; a replay is a step and all ranks replay together. */
 LMHEAD_API lmhead_status lmhead_run(lmhead_head *head, const lmhead_step *step, lmhead_answer *answer);
 
 /* What device work that has ended says: OK, or the fault of an asynchronous step (as ncclCommGetAsyncError).

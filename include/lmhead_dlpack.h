@@ -3,8 +3,8 @@
 #define LMHEAD_DLPACK_H
 #include "lmhead.h"
 
-/* 0, or -1 where the tensor has other than two dimensions, vector lanes, columns that do not lie side by side, or
- * rows that lie over each other. */
+/* 0, or -1 where the tensor has other than two dimensions, vector lanes, columns that do not lie side by
+ * side, or rows that lie over each other. */
 static inline int lmhead_tensor_from_dlpack(const DLTensor *from, lmhead_tensor *to) {
     if (from->ndim != 2 || from->dtype.lanes != 1) return -1;
     if (from->strides && from->shape[1] > 1 && from->strides[1] != 1) return -1;

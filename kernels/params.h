@@ -52,7 +52,8 @@ typedef struct GatherCarrierParams {
 enum LmheadStatus {
   LMHEAD_STATUS_NONFINITE = 1,   /* a logit, as it is delivered, is NaN or infinite; minus infinity from an adjustment is legal */
   LMHEAD_STATUS_ALLOWED = 2,     /* a logit is above minus infinity */
-  LMHEAD_STATUS_BAD_INDEX = 4    /* the row's index is not a row: it was taken for a row of zeros */
+  LMHEAD_STATUS_BAD_INDEX = 4,   /* the row's index is not a row: it was taken for a row of zeros */
+  LMHEAD_STATUS_ADJUSTED = 8     /* a logit became NaN or infinite by adjustments, where those without are kept, too */
 };
 
 /* Types of logits, and of the rows that are quantised. */
@@ -96,20 +97,6 @@ typedef struct LogitAdjustments {
   const float *temperatures;        /* [row_count], may be null: divides the row's logits, unless it is 0 */
 } LogitAdjustments;
 
-typedef struct MatmulParams {
-  WeightMatrix weights;
-  RowMatrix rows;
-  const float *row_scales; /* [row_count]; of quantised rows */
-  LogitMatrix logits;
-  LogitAdjustments adjustments;
-  float softcap;      /* final_logit_softcapping; 0 is none */
-  float scale;        /* multiplies the logit after the softcap */
-  uint32_t vocab;
-  uint32_t row_count;
-  uint32_t hidden;
-  uint32_t stages;    /* of k in shared memory: 3 or 4, as many as the launch has room for */
-} MatmulParams;
-
 /* A vocabulary id and its f32 logit. */
 typedef struct Candidate {
   float value;
@@ -118,7 +105,8 @@ typedef struct Candidate {
 
 /* What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a
  * matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts
- * (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. */
+ * (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids has a
+ * place for each. */
 typedef struct PartialRow {
   uint64_t digits[3];   /* sum of exponentials: digits top - 2, top - 1 and top, none carried into the next */
   int32_t top;          /* the highest digit; INT32_MIN where no logit has a term, or no sum was asked for */
@@ -126,6 +114,198 @@ typedef struct PartialRow {
   uint32_t candidates;  /* places that are taken; what is in the others is nobody's */
   uint32_t none;        /* 0 */
 } PartialRow;
+
+/* The most candidates of a row that kernels find. */
+enum LmheadBest { LMHEAD_BEST = 64 };
+
+/* What a product leaves of each tile of ids instead of logits: PartialRows without targets and without status,
+ * [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are left out. */
+typedef struct TilePartials {
+  uint8_t *data;        /* aligned to 8; null: logits are stored */
+  uint32_t *bars;       /* [row_count] zeros before: a row's k-th best logit is known to be no smaller, in the order
+                           of answers::ordered */
+  uint32_t k;           /* 1 to LMHEAD_BEST */
+  uint32_t sum;         /* 0: no sums */
+} TilePartials;
+
+typedef struct MatmulParams {
+  WeightMatrix weights;
+  RowMatrix rows;
+  const float *row_scales; /* [row_count]; of quantised rows */
+  LogitMatrix logits;      /* of partials the status alone */
+  LogitAdjustments adjustments;
+  float *raw;              /* [row_count, vocab] at logits.pitch: f32 logits without adjustments, besides; may be
+                              null */
+  TilePartials partials;
+  float softcap;      /* final_logit_softcapping; 0 is none */
+  float scale;        /* multiplies the logit after the softcap */
+  uint32_t vocab;
+  uint32_t row_count;
+  uint32_t hidden;
+  uint32_t stages;    /* of k in shared memory: 3 or 4, as many as the launch has room for */
+} MatmulParams;
+
+/* kernels/partials_sm80.cu: what parts of a vocabulary know of rows is joined, a block a row. */
+
+/* PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have
+ * ids. */
+typedef struct PartialParts {
+  const uint8_t *data;     /* aligned to 8 */
+  const uint32_t *status;  /* [rows] LMHEAD_STATUS_* that are known besides, may be null */
+  uint64_t gap;            /* a multiple of 8 */
+  uint32_t nonfinite;      /* LMHEAD_STATUS_* that leave a row without an answer */
+  uint32_t rows;
+  uint32_t k;              /* 1 to LMHEAD_BEST */
+  uint32_t targets;
+  uint32_t vocab;
+  uint32_t parts;          /* with ids */
+  uint32_t part_ids;       /* of each part but the last; 0: whole blocks of 64, spread over shards evenly */
+  uint32_t shards;         /* where part_ids is 0: parts, those without ids included */
+} PartialParts;
+
+/* All parts become one. */
+typedef struct MergePartialsParams {
+  PartialParts from;
+  uint8_t *out;            /* [rows] PartialRows of all ids, aligned to 8 */
+  uint32_t first_id;       /* added to ids */
+} MergePartialsParams;
+
+/* Answers. A message that no shard can have sent makes status 3. */
+typedef struct FinishParams {
+  PartialParts from;
+  int64_t *ids;            /* [rows, k]; -1 where there is none */
+  float *values;           /* [rows, k], best first, minus infinity where there is none; null: not wanted */
+  float *logsumexp;        /* [rows], beside values */
+  uint8_t *row_status;     /* [rows] 0 good, 1 not finite, 2 nothing allowed, 3 bad input */
+} FinishParams;
+
+/* Logprobs. */
+typedef struct FinishLogprobsParams {
+  PartialParts from;
+  const Candidate *targets; /* [rows, from.targets]; of id UINT32_MAX is none */
+  float *logprobs;          /* [rows, from.targets] of the targets; NaN where there is none */
+  int64_t *ranks;           /* beside them, from 1; -1 where there is none */
+  int64_t *top_ids;         /* [rows, top_n] as FinishParams.ids */
+  float *top_logprobs;      /* [rows, top_n] */
+  uint8_t *row_status;      /* [rows] as FinishParams */
+  uint32_t top_n;           /* 0 to from.k */
+  uint32_t drawn;           /* 1: rows whose status is not 0 already stay so */
+} FinishLogprobsParams;
+
+/* Rows of whole logits: what the shards' messages and other words say of them. */
+typedef struct FinishStatusParams {
+  const uint8_t *data;     /* of each shard `gap` bytes, then [rows] of its logits and a status word, in the last 4
+                              of as many bytes as are a multiple of 16; null: none */
+  const uint32_t *words;   /* [rows] LMHEAD_STATUS_* besides, may be null */
+  uint8_t *row_status;     /* [rows] as FinishParams */
+  uint64_t gap;
+  uint32_t rows;
+  uint32_t vocab;
+  uint32_t shards;         /* as PartialParts.part_ids = 0 */
+  uint32_t element_bytes;  /* of a logit */
+} FinishStatusParams;
+
+/* kernels/pack_rows_sm80.cu: rows picked by index, one behind the other. */
+typedef struct PackRowsParams {
+  RowMatrix rows;
+  uint8_t *out;            /* [row_count, row_bytes], aligned to 2 bytes; to 16 it is written faster */
+  uint32_t *status;        /* [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is zeros;
+                              else 0 */
+  uint32_t row_count;
+  uint32_t row_bytes;      /* a multiple of 2 */
+} PackRowsParams;
+
+/* kernels/held_sm80.cu: passes over logits that a product left. */
+
+typedef struct HeldMatrix {
+  const float *data;       /* [rows, ids], 16-byte aligned */
+  const uint32_t *status;  /* [rows] LMHEAD_STATUS_* */
+  uint64_t pitch;          /* bytes from row to row, a multiple of 16 */
+  uint32_t nonfinite;      /* flags of status that leave a row without an answer */
+  uint32_t rows;
+  uint32_t ids;
+  uint32_t first_id;       /* of the shard: ids below count from 0 of the vocabulary */
+} HeldMatrix;
+
+/* What each part of the rows knows of them, as TilePartials: without status. */
+typedef struct SummariseHeldParams {
+  HeldMatrix held;
+  uint8_t *data;            /* [parts, rows] PartialRows, of ids that count from the shard's first */
+  const Candidate *targets; /* [rows, target_count]: how many ids of the part beat it; of id UINT32_MAX none */
+  uint32_t k;               /* 1 to LMHEAD_BEST, at most part_ids */
+  uint32_t sum;
+  uint32_t target_count;
+  uint32_t part_ids;        /* a multiple of 64 */
+} SummariseHeldParams;
+
+typedef struct HeldTargetsParams {
+  HeldMatrix held;
+  const uint32_t *targets;  /* [rows, per_row] ids */
+  float *out;               /* [rows, per_row]; NaN where the id is not the shard's */
+  uint32_t per_row;
+} HeldTargetsParams;
+
+/* What of a row is kept by a draw or a search: of logits above `cut`, and equal to it of ids below
+ * `ties_end`, those whose (logit - max) / temperature is not below `least`. */
+typedef struct KeptLogits {
+  float max;
+  float temperature;
+  float least;
+  float cut;
+  uint32_t ties_end;
+  uint32_t row;             /* of the held ones */
+} KeptLogits;
+
+typedef struct HeldMaximaParams {
+  HeldMatrix held;
+  const uint32_t *rows;     /* [count] */
+  float *out;               /* [count] the largest logit; minus infinity, NaN of a row without an answer */
+} HeldMaximaParams;
+
+/* How many kept logits, or what mass of them, have which value of a digit of their order keys. */
+typedef struct HeldHistogram {
+  KeptLogits kept;
+  uint32_t masses;          /* 1: masses are added up, 0: ids */
+  uint32_t known;           /* mask of the bits above the digit, which are those of `key` */
+  uint32_t key;
+  uint32_t shift;           /* of the digit to the last bits */
+} HeldHistogram;
+
+typedef struct HeldHistogramsParams {
+  HeldMatrix held;
+  const HeldHistogram *queries; /* [count] */
+  uint64_t *out;            /* [count, bins] */
+  uint32_t bins;            /* 2 to 256, a power of two */
+  uint32_t unit;            /* the largest mass is 2 to this power */
+} HeldHistogramsParams;
+
+typedef struct HeldTies {
+  KeptLogits kept;
+  float logit;
+  uint32_t allowance;
+} HeldTies;
+
+typedef struct HeldTiesParams {
+  HeldMatrix held;
+  const HeldTies *queries;  /* [count] */
+  uint32_t *out;            /* [count] the id behind the `allowance`th kept one with that logit; 0 for none */
+} HeldTiesParams;
+
+/* Candidates of a row: the k best, or the one that is drawn. */
+typedef struct HeldWanted {
+  KeptLogits kept;          /* of a draw, where `filtered` */
+  uint32_t filtered;
+  uint32_t k;               /* 0: a draw, of one */
+  uint64_t seed;
+  uint64_t position;
+  uint64_t place;           /* of the first candidate in `out` */
+} HeldWanted;
+
+typedef struct HeldCandidatesParams {
+  HeldMatrix held;
+  const HeldWanted *queries; /* [count] */
+  Candidate *out;           /* minus infinity where there are fewer; of a row without an answer NaN first */
+} HeldCandidatesParams;
 
 /* kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale. */
 typedef struct QuantizeRowsParams {

@@ -156,6 +156,12 @@ impl Call {
             == (other.head, other.instance, other.epoch, other.step)
     }
 
+    /// True when `other` is in a later step of the same head, of the same epoch.
+    pub fn is_before(&self, other: &Call) -> bool {
+        let head = |call: &Call| (call.head, call.instance, call.epoch);
+        head(self) == head(other) && self.step < other.step
+    }
+
     /// True when `other` is in the same operation of the same step, on whatever terms.
     pub fn same_operation(&self, other: &Call) -> bool {
         self.same_step(other) && self.operation == other.operation

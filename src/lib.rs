@@ -20,20 +20,7 @@
 //! Around them: [`config`] and [`layout`] say who shares what, [`step`] is the contract between ranks, [`mod@reference`] the
 //! float64 truth that everything is compared with.
 //!
-//! # Promises
-//!
-//! 1. **Same bits.** Within one backend and instruction set a row's answer is bitwise the same whatever the batch around it, its
-//!    position, the padding, the group size, the shard and the number of threads. Sums of exponentials
-//!    have the same bits on every backend, and logsumexp is within `5e-7·max(1, |lse|)` of float64 over the same logits
-//!    where the largest of them is within ±2^20; beyond, it is that logit.
-//! 2. **int8 is exact.** W8A8 logits follow one rule word for word ([`quantize`]), with int32 sums.
-//! 3. **Errors, never undefined behaviour.** Bad input is refused with what was wanted, what came and what to do. A rank that
-//!    disagrees, does not come or gives up ends the step with a named error on every rank, by the deadline.
-//! 4. **Ties** go to the lowest vocabulary id.
-//! 5. **Accuracy.** A raw f32 logit is within `K·2^-24·Σ|x_k·w_k|` of float64 over the same rounded inputs (K the hidden size), and on
-//!    Gaussian data within `5e-5` of the logits' root mean square; tensor cores, which cut sums instead of rounding them, have
-//!    constants of their own ([`reference::Accuracy`]). Inputs below `2^-126` count as zero where the backend
-//!    says so ([`Backend::flushes_subnormals`](backend::Backend::flushes_subnormals)).
+#![doc = include_str!("../docs/promises.md")]
 //!
 //! ```
 //! use lmhead::backend::cpu::CpuBackend;
@@ -116,7 +103,11 @@ pub use rows::{HiddenRows, RowCounts};
 pub use sampling::SamplingParams;
 pub use weights::{Checkpoint, HeadShard};
 
-/// Compiles and runs the README's Rust.
+/// Compiles and runs the Rust of the README and of docs/.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/engines.md")]
+    struct Engines;
+}

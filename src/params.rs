@@ -131,6 +131,8 @@ pub const LMHEAD_STATUS_NONFINITE: LmheadStatus = 1;
 pub const LMHEAD_STATUS_ALLOWED: LmheadStatus = 2;
 #[doc = " the row's index is not a row: it was taken for a row of zeros"]
 pub const LMHEAD_STATUS_BAD_INDEX: LmheadStatus = 4;
+#[doc = " a logit became NaN or infinite by adjustments, where those without are kept, too"]
+pub const LMHEAD_STATUS_ADJUSTED: LmheadStatus = 8;
 #[doc = " What a kernel says of a row, or'ed into its status word."]
 pub type LmheadStatus = ::core::ffi::c_uint;
 pub const LMHEAD_DTYPE_F32: LmheadDtype = 0;
@@ -261,43 +263,6 @@ const _: () = {
     ["Offset of field: LogitAdjustments::temperatures"]
         [::core::mem::offset_of!(LogitAdjustments, temperatures) - 88usize];
 };
-#[repr(C)]
-#[derive(Debug, Copy, Clone, PartialEq)]
-pub struct MatmulParams {
-    pub weights: WeightMatrix,
-    pub rows: RowMatrix,
-    #[doc = " [row_count]; of quantised rows"]
-    pub row_scales: *const f32,
-    pub logits: LogitMatrix,
-    pub adjustments: LogitAdjustments,
-    #[doc = " final_logit_softcapping; 0 is none"]
-    pub softcap: f32,
-    #[doc = " multiplies the logit after the softcap"]
-    pub scale: f32,
-    pub vocab: u32,
-    pub row_count: u32,
-    pub hidden: u32,
-    #[doc = " of k in shared memory: 3 or 4, as many as the launch has room for"]
-    pub stages: u32,
-}
-#[allow(clippy::unnecessary_operation, clippy::identity_op)]
-const _: () = {
-    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 224usize];
-    ["Alignment of MatmulParams"][::core::mem::align_of::<MatmulParams>() - 8usize];
-    ["Offset of field: MatmulParams::weights"][::core::mem::offset_of!(MatmulParams, weights) - 0usize];
-    ["Offset of field: MatmulParams::rows"][::core::mem::offset_of!(MatmulParams, rows) - 32usize];
-    ["Offset of field: MatmulParams::row_scales"]
-        [::core::mem::offset_of!(MatmulParams, row_scales) - 64usize];
-    ["Offset of field: MatmulParams::logits"][::core::mem::offset_of!(MatmulParams, logits) - 72usize];
-    ["Offset of field: MatmulParams::adjustments"]
-        [::core::mem::offset_of!(MatmulParams, adjustments) - 104usize];
-    ["Offset of field: MatmulParams::softcap"][::core::mem::offset_of!(MatmulParams, softcap) - 200usize];
-    ["Offset of field: MatmulParams::scale"][::core::mem::offset_of!(MatmulParams, scale) - 204usize];
-    ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 208usize];
-    ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 212usize];
-    ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 216usize];
-    ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 220usize];
-};
 #[doc = " A vocabulary id and its f32 logit."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -312,7 +277,7 @@ const _: () = {
     ["Offset of field: Candidate::value"][::core::mem::offset_of!(Candidate, value) - 0usize];
     ["Offset of field: Candidate::id"][::core::mem::offset_of!(Candidate, id) - 4usize];
 };
-#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts\n (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes."]
+#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts\n (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids has a\n place for each."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PartialRow {
@@ -336,6 +301,519 @@ const _: () = {
     ["Offset of field: PartialRow::status"][::core::mem::offset_of!(PartialRow, status) - 28usize];
     ["Offset of field: PartialRow::candidates"][::core::mem::offset_of!(PartialRow, candidates) - 32usize];
     ["Offset of field: PartialRow::none"][::core::mem::offset_of!(PartialRow, none) - 36usize];
+};
+pub const LMHEAD_BEST: LmheadBest = 64;
+#[doc = " The most candidates of a row that kernels find."]
+pub type LmheadBest = ::core::ffi::c_uint;
+#[doc = " What a product leaves of each tile of ids instead of logits: PartialRows without targets and without status,\n [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are left out."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct TilePartials {
+    #[doc = " aligned to 8; null: logits are stored"]
+    pub data: *mut u8,
+    #[doc = " [row_count] zeros before: a row's k-th best logit is known to be no smaller, in the order\nof answers::ordered"]
+    pub bars: *mut u32,
+    #[doc = " 1 to LMHEAD_BEST"]
+    pub k: u32,
+    #[doc = " 0: no sums"]
+    pub sum: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TilePartials"][::core::mem::size_of::<TilePartials>() - 24usize];
+    ["Alignment of TilePartials"][::core::mem::align_of::<TilePartials>() - 8usize];
+    ["Offset of field: TilePartials::data"][::core::mem::offset_of!(TilePartials, data) - 0usize];
+    ["Offset of field: TilePartials::bars"][::core::mem::offset_of!(TilePartials, bars) - 8usize];
+    ["Offset of field: TilePartials::k"][::core::mem::offset_of!(TilePartials, k) - 16usize];
+    ["Offset of field: TilePartials::sum"][::core::mem::offset_of!(TilePartials, sum) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct MatmulParams {
+    pub weights: WeightMatrix,
+    pub rows: RowMatrix,
+    #[doc = " [row_count]; of quantised rows"]
+    pub row_scales: *const f32,
+    #[doc = " of partials the status alone"]
+    pub logits: LogitMatrix,
+    pub adjustments: LogitAdjustments,
+    #[doc = " [row_count, vocab] at logits.pitch: f32 logits without adjustments, besides; may be\nnull"]
+    pub raw: *mut f32,
+    pub partials: TilePartials,
+    #[doc = " final_logit_softcapping; 0 is none"]
+    pub softcap: f32,
+    #[doc = " multiplies the logit after the softcap"]
+    pub scale: f32,
+    pub vocab: u32,
+    pub row_count: u32,
+    pub hidden: u32,
+    #[doc = " of k in shared memory: 3 or 4, as many as the launch has room for"]
+    pub stages: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 256usize];
+    ["Alignment of MatmulParams"][::core::mem::align_of::<MatmulParams>() - 8usize];
+    ["Offset of field: MatmulParams::weights"][::core::mem::offset_of!(MatmulParams, weights) - 0usize];
+    ["Offset of field: MatmulParams::rows"][::core::mem::offset_of!(MatmulParams, rows) - 32usize];
+    ["Offset of field: MatmulParams::row_scales"]
+        [::core::mem::offset_of!(MatmulParams, row_scales) - 64usize];
+    ["Offset of field: MatmulParams::logits"][::core::mem::offset_of!(MatmulParams, logits) - 72usize];
+    ["Offset of field: MatmulParams::adjustments"]
+        [::core::mem::offset_of!(MatmulParams, adjustments) - 104usize];
+    ["Offset of field: MatmulParams::raw"][::core::mem::offset_of!(MatmulParams, raw) - 200usize];
+    ["Offset of field: MatmulParams::partials"][::core::mem::offset_of!(MatmulParams, partials) - 208usize];
+    ["Offset of field: MatmulParams::softcap"][::core::mem::offset_of!(MatmulParams, softcap) - 232usize];
+    ["Offset of field: MatmulParams::scale"][::core::mem::offset_of!(MatmulParams, scale) - 236usize];
+    ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 240usize];
+    ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 244usize];
+    ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 248usize];
+    ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 252usize];
+};
+#[doc = " PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have\n ids."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PartialParts {
+    #[doc = " aligned to 8"]
+    pub data: *const u8,
+    #[doc = " [rows] LMHEAD_STATUS_* that are known besides, may be null"]
+    pub status: *const u32,
+    #[doc = " a multiple of 8"]
+    pub gap: u64,
+    #[doc = " LMHEAD_STATUS_* that leave a row without an answer"]
+    pub nonfinite: u32,
+    pub rows: u32,
+    #[doc = " 1 to LMHEAD_BEST"]
+    pub k: u32,
+    pub targets: u32,
+    pub vocab: u32,
+    #[doc = " with ids"]
+    pub parts: u32,
+    #[doc = " of each part but the last; 0: whole blocks of 64, spread over shards evenly"]
+    pub part_ids: u32,
+    #[doc = " where part_ids is 0: parts, those without ids included"]
+    pub shards: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PartialParts"][::core::mem::size_of::<PartialParts>() - 56usize];
+    ["Alignment of PartialParts"][::core::mem::align_of::<PartialParts>() - 8usize];
+    ["Offset of field: PartialParts::data"][::core::mem::offset_of!(PartialParts, data) - 0usize];
+    ["Offset of field: PartialParts::status"][::core::mem::offset_of!(PartialParts, status) - 8usize];
+    ["Offset of field: PartialParts::gap"][::core::mem::offset_of!(PartialParts, gap) - 16usize];
+    ["Offset of field: PartialParts::nonfinite"][::core::mem::offset_of!(PartialParts, nonfinite) - 24usize];
+    ["Offset of field: PartialParts::rows"][::core::mem::offset_of!(PartialParts, rows) - 28usize];
+    ["Offset of field: PartialParts::k"][::core::mem::offset_of!(PartialParts, k) - 32usize];
+    ["Offset of field: PartialParts::targets"][::core::mem::offset_of!(PartialParts, targets) - 36usize];
+    ["Offset of field: PartialParts::vocab"][::core::mem::offset_of!(PartialParts, vocab) - 40usize];
+    ["Offset of field: PartialParts::parts"][::core::mem::offset_of!(PartialParts, parts) - 44usize];
+    ["Offset of field: PartialParts::part_ids"][::core::mem::offset_of!(PartialParts, part_ids) - 48usize];
+    ["Offset of field: PartialParts::shards"][::core::mem::offset_of!(PartialParts, shards) - 52usize];
+};
+#[doc = " All parts become one."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct MergePartialsParams {
+    pub from: PartialParts,
+    #[doc = " [rows] PartialRows of all ids, aligned to 8"]
+    pub out: *mut u8,
+    #[doc = " added to ids"]
+    pub first_id: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MergePartialsParams"][::core::mem::size_of::<MergePartialsParams>() - 72usize];
+    ["Alignment of MergePartialsParams"][::core::mem::align_of::<MergePartialsParams>() - 8usize];
+    ["Offset of field: MergePartialsParams::from"]
+        [::core::mem::offset_of!(MergePartialsParams, from) - 0usize];
+    ["Offset of field: MergePartialsParams::out"]
+        [::core::mem::offset_of!(MergePartialsParams, out) - 56usize];
+    ["Offset of field: MergePartialsParams::first_id"]
+        [::core::mem::offset_of!(MergePartialsParams, first_id) - 64usize];
+};
+#[doc = " Answers. A message that no shard can have sent makes status 3."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FinishParams {
+    pub from: PartialParts,
+    #[doc = " [rows, k]; -1 where there is none"]
+    pub ids: *mut i64,
+    #[doc = " [rows, k], best first, minus infinity where there is none; null: not wanted"]
+    pub values: *mut f32,
+    #[doc = " [rows], beside values"]
+    pub logsumexp: *mut f32,
+    #[doc = " [rows] 0 good, 1 not finite, 2 nothing allowed, 3 bad input"]
+    pub row_status: *mut u8,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FinishParams"][::core::mem::size_of::<FinishParams>() - 88usize];
+    ["Alignment of FinishParams"][::core::mem::align_of::<FinishParams>() - 8usize];
+    ["Offset of field: FinishParams::from"][::core::mem::offset_of!(FinishParams, from) - 0usize];
+    ["Offset of field: FinishParams::ids"][::core::mem::offset_of!(FinishParams, ids) - 56usize];
+    ["Offset of field: FinishParams::values"][::core::mem::offset_of!(FinishParams, values) - 64usize];
+    ["Offset of field: FinishParams::logsumexp"][::core::mem::offset_of!(FinishParams, logsumexp) - 72usize];
+    ["Offset of field: FinishParams::row_status"]
+        [::core::mem::offset_of!(FinishParams, row_status) - 80usize];
+};
+#[doc = " Logprobs."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FinishLogprobsParams {
+    pub from: PartialParts,
+    #[doc = " [rows, from.targets]; of id UINT32_MAX is none"]
+    pub targets: *const Candidate,
+    #[doc = " [rows, from.targets] of the targets; NaN where there is none"]
+    pub logprobs: *mut f32,
+    #[doc = " beside them, from 1; -1 where there is none"]
+    pub ranks: *mut i64,
+    #[doc = " [rows, top_n] as FinishParams.ids"]
+    pub top_ids: *mut i64,
+    #[doc = " [rows, top_n]"]
+    pub top_logprobs: *mut f32,
+    #[doc = " [rows] as FinishParams"]
+    pub row_status: *mut u8,
+    #[doc = " 0 to from.k"]
+    pub top_n: u32,
+    #[doc = " 1: rows whose status is not 0 already stay so"]
+    pub drawn: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FinishLogprobsParams"][::core::mem::size_of::<FinishLogprobsParams>() - 112usize];
+    ["Alignment of FinishLogprobsParams"][::core::mem::align_of::<FinishLogprobsParams>() - 8usize];
+    ["Offset of field: FinishLogprobsParams::from"]
+        [::core::mem::offset_of!(FinishLogprobsParams, from) - 0usize];
+    ["Offset of field: FinishLogprobsParams::targets"]
+        [::core::mem::offset_of!(FinishLogprobsParams, targets) - 56usize];
+    ["Offset of field: FinishLogprobsParams::logprobs"]
+        [::core::mem::offset_of!(FinishLogprobsParams, logprobs) - 64usize];
+    ["Offset of field: FinishLogprobsParams::ranks"]
+        [::core::mem::offset_of!(FinishLogprobsParams, ranks) - 72usize];
+    ["Offset of field: FinishLogprobsParams::top_ids"]
+        [::core::mem::offset_of!(FinishLogprobsParams, top_ids) - 80usize];
+    ["Offset of field: FinishLogprobsParams::top_logprobs"]
+        [::core::mem::offset_of!(FinishLogprobsParams, top_logprobs) - 88usize];
+    ["Offset of field: FinishLogprobsParams::row_status"]
+        [::core::mem::offset_of!(FinishLogprobsParams, row_status) - 96usize];
+    ["Offset of field: FinishLogprobsParams::top_n"]
+        [::core::mem::offset_of!(FinishLogprobsParams, top_n) - 104usize];
+    ["Offset of field: FinishLogprobsParams::drawn"]
+        [::core::mem::offset_of!(FinishLogprobsParams, drawn) - 108usize];
+};
+#[doc = " Rows of whole logits: what the shards' messages and other words say of them."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FinishStatusParams {
+    #[doc = " of each shard `gap` bytes, then [rows] of its logits and a status word, in the last 4\nof as many bytes as are a multiple of 16; null: none"]
+    pub data: *const u8,
+    #[doc = " [rows] LMHEAD_STATUS_* besides, may be null"]
+    pub words: *const u32,
+    #[doc = " [rows] as FinishParams"]
+    pub row_status: *mut u8,
+    pub gap: u64,
+    pub rows: u32,
+    pub vocab: u32,
+    #[doc = " as PartialParts.part_ids = 0"]
+    pub shards: u32,
+    #[doc = " of a logit"]
+    pub element_bytes: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FinishStatusParams"][::core::mem::size_of::<FinishStatusParams>() - 48usize];
+    ["Alignment of FinishStatusParams"][::core::mem::align_of::<FinishStatusParams>() - 8usize];
+    ["Offset of field: FinishStatusParams::data"][::core::mem::offset_of!(FinishStatusParams, data) - 0usize];
+    ["Offset of field: FinishStatusParams::words"]
+        [::core::mem::offset_of!(FinishStatusParams, words) - 8usize];
+    ["Offset of field: FinishStatusParams::row_status"]
+        [::core::mem::offset_of!(FinishStatusParams, row_status) - 16usize];
+    ["Offset of field: FinishStatusParams::gap"][::core::mem::offset_of!(FinishStatusParams, gap) - 24usize];
+    ["Offset of field: FinishStatusParams::rows"]
+        [::core::mem::offset_of!(FinishStatusParams, rows) - 32usize];
+    ["Offset of field: FinishStatusParams::vocab"]
+        [::core::mem::offset_of!(FinishStatusParams, vocab) - 36usize];
+    ["Offset of field: FinishStatusParams::shards"]
+        [::core::mem::offset_of!(FinishStatusParams, shards) - 40usize];
+    ["Offset of field: FinishStatusParams::element_bytes"]
+        [::core::mem::offset_of!(FinishStatusParams, element_bytes) - 44usize];
+};
+#[doc = " kernels/pack_rows_sm80.cu: rows picked by index, one behind the other."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PackRowsParams {
+    pub rows: RowMatrix,
+    #[doc = " [row_count, row_bytes], aligned to 2 bytes; to 16 it is written faster"]
+    pub out: *mut u8,
+    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is zeros;\nelse 0"]
+    pub status: *mut u32,
+    pub row_count: u32,
+    #[doc = " a multiple of 2"]
+    pub row_bytes: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PackRowsParams"][::core::mem::size_of::<PackRowsParams>() - 56usize];
+    ["Alignment of PackRowsParams"][::core::mem::align_of::<PackRowsParams>() - 8usize];
+    ["Offset of field: PackRowsParams::rows"][::core::mem::offset_of!(PackRowsParams, rows) - 0usize];
+    ["Offset of field: PackRowsParams::out"][::core::mem::offset_of!(PackRowsParams, out) - 32usize];
+    ["Offset of field: PackRowsParams::status"][::core::mem::offset_of!(PackRowsParams, status) - 40usize];
+    ["Offset of field: PackRowsParams::row_count"]
+        [::core::mem::offset_of!(PackRowsParams, row_count) - 48usize];
+    ["Offset of field: PackRowsParams::row_bytes"]
+        [::core::mem::offset_of!(PackRowsParams, row_bytes) - 52usize];
+};
+#[doc = " kernels/held_sm80.cu: passes over logits that a product left."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldMatrix {
+    #[doc = " [rows, ids], 16-byte aligned"]
+    pub data: *const f32,
+    #[doc = " [rows] LMHEAD_STATUS_*"]
+    pub status: *const u32,
+    #[doc = " bytes from row to row, a multiple of 16"]
+    pub pitch: u64,
+    #[doc = " flags of status that leave a row without an answer"]
+    pub nonfinite: u32,
+    pub rows: u32,
+    pub ids: u32,
+    #[doc = " of the shard: ids below count from 0 of the vocabulary"]
+    pub first_id: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldMatrix"][::core::mem::size_of::<HeldMatrix>() - 40usize];
+    ["Alignment of HeldMatrix"][::core::mem::align_of::<HeldMatrix>() - 8usize];
+    ["Offset of field: HeldMatrix::data"][::core::mem::offset_of!(HeldMatrix, data) - 0usize];
+    ["Offset of field: HeldMatrix::status"][::core::mem::offset_of!(HeldMatrix, status) - 8usize];
+    ["Offset of field: HeldMatrix::pitch"][::core::mem::offset_of!(HeldMatrix, pitch) - 16usize];
+    ["Offset of field: HeldMatrix::nonfinite"][::core::mem::offset_of!(HeldMatrix, nonfinite) - 24usize];
+    ["Offset of field: HeldMatrix::rows"][::core::mem::offset_of!(HeldMatrix, rows) - 28usize];
+    ["Offset of field: HeldMatrix::ids"][::core::mem::offset_of!(HeldMatrix, ids) - 32usize];
+    ["Offset of field: HeldMatrix::first_id"][::core::mem::offset_of!(HeldMatrix, first_id) - 36usize];
+};
+#[doc = " What each part of the rows knows of them, as TilePartials: without status."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct SummariseHeldParams {
+    pub held: HeldMatrix,
+    #[doc = " [parts, rows] PartialRows, of ids that count from the shard's first"]
+    pub data: *mut u8,
+    #[doc = " [rows, target_count]: how many ids of the part beat it; of id UINT32_MAX none"]
+    pub targets: *const Candidate,
+    #[doc = " 1 to LMHEAD_BEST, at most part_ids"]
+    pub k: u32,
+    pub sum: u32,
+    pub target_count: u32,
+    #[doc = " a multiple of 64"]
+    pub part_ids: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SummariseHeldParams"][::core::mem::size_of::<SummariseHeldParams>() - 72usize];
+    ["Alignment of SummariseHeldParams"][::core::mem::align_of::<SummariseHeldParams>() - 8usize];
+    ["Offset of field: SummariseHeldParams::held"]
+        [::core::mem::offset_of!(SummariseHeldParams, held) - 0usize];
+    ["Offset of field: SummariseHeldParams::data"]
+        [::core::mem::offset_of!(SummariseHeldParams, data) - 40usize];
+    ["Offset of field: SummariseHeldParams::targets"]
+        [::core::mem::offset_of!(SummariseHeldParams, targets) - 48usize];
+    ["Offset of field: SummariseHeldParams::k"][::core::mem::offset_of!(SummariseHeldParams, k) - 56usize];
+    ["Offset of field: SummariseHeldParams::sum"]
+        [::core::mem::offset_of!(SummariseHeldParams, sum) - 60usize];
+    ["Offset of field: SummariseHeldParams::target_count"]
+        [::core::mem::offset_of!(SummariseHeldParams, target_count) - 64usize];
+    ["Offset of field: SummariseHeldParams::part_ids"]
+        [::core::mem::offset_of!(SummariseHeldParams, part_ids) - 68usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldTargetsParams {
+    pub held: HeldMatrix,
+    #[doc = " [rows, per_row] ids"]
+    pub targets: *const u32,
+    #[doc = " [rows, per_row]; NaN where the id is not the shard's"]
+    pub out: *mut f32,
+    pub per_row: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldTargetsParams"][::core::mem::size_of::<HeldTargetsParams>() - 64usize];
+    ["Alignment of HeldTargetsParams"][::core::mem::align_of::<HeldTargetsParams>() - 8usize];
+    ["Offset of field: HeldTargetsParams::held"][::core::mem::offset_of!(HeldTargetsParams, held) - 0usize];
+    ["Offset of field: HeldTargetsParams::targets"]
+        [::core::mem::offset_of!(HeldTargetsParams, targets) - 40usize];
+    ["Offset of field: HeldTargetsParams::out"][::core::mem::offset_of!(HeldTargetsParams, out) - 48usize];
+    ["Offset of field: HeldTargetsParams::per_row"]
+        [::core::mem::offset_of!(HeldTargetsParams, per_row) - 56usize];
+};
+#[doc = " What of a row is kept by a draw or a search: of logits above `cut`, and equal to it of ids below\n `ties_end`, those whose (logit - max) / temperature is not below `least`."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct KeptLogits {
+    pub max: f32,
+    pub temperature: f32,
+    pub least: f32,
+    pub cut: f32,
+    pub ties_end: u32,
+    #[doc = " of the held ones"]
+    pub row: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of KeptLogits"][::core::mem::size_of::<KeptLogits>() - 24usize];
+    ["Alignment of KeptLogits"][::core::mem::align_of::<KeptLogits>() - 4usize];
+    ["Offset of field: KeptLogits::max"][::core::mem::offset_of!(KeptLogits, max) - 0usize];
+    ["Offset of field: KeptLogits::temperature"][::core::mem::offset_of!(KeptLogits, temperature) - 4usize];
+    ["Offset of field: KeptLogits::least"][::core::mem::offset_of!(KeptLogits, least) - 8usize];
+    ["Offset of field: KeptLogits::cut"][::core::mem::offset_of!(KeptLogits, cut) - 12usize];
+    ["Offset of field: KeptLogits::ties_end"][::core::mem::offset_of!(KeptLogits, ties_end) - 16usize];
+    ["Offset of field: KeptLogits::row"][::core::mem::offset_of!(KeptLogits, row) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldMaximaParams {
+    pub held: HeldMatrix,
+    #[doc = " [count]"]
+    pub rows: *const u32,
+    #[doc = " [count] the largest logit; minus infinity, NaN of a row without an answer"]
+    pub out: *mut f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldMaximaParams"][::core::mem::size_of::<HeldMaximaParams>() - 56usize];
+    ["Alignment of HeldMaximaParams"][::core::mem::align_of::<HeldMaximaParams>() - 8usize];
+    ["Offset of field: HeldMaximaParams::held"][::core::mem::offset_of!(HeldMaximaParams, held) - 0usize];
+    ["Offset of field: HeldMaximaParams::rows"][::core::mem::offset_of!(HeldMaximaParams, rows) - 40usize];
+    ["Offset of field: HeldMaximaParams::out"][::core::mem::offset_of!(HeldMaximaParams, out) - 48usize];
+};
+#[doc = " How many kept logits, or what mass of them, have which value of a digit of their order keys."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldHistogram {
+    pub kept: KeptLogits,
+    #[doc = " 1: masses are added up, 0: ids"]
+    pub masses: u32,
+    #[doc = " mask of the bits above the digit, which are those of `key`"]
+    pub known: u32,
+    pub key: u32,
+    #[doc = " of the digit to the last bits"]
+    pub shift: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldHistogram"][::core::mem::size_of::<HeldHistogram>() - 40usize];
+    ["Alignment of HeldHistogram"][::core::mem::align_of::<HeldHistogram>() - 4usize];
+    ["Offset of field: HeldHistogram::kept"][::core::mem::offset_of!(HeldHistogram, kept) - 0usize];
+    ["Offset of field: HeldHistogram::masses"][::core::mem::offset_of!(HeldHistogram, masses) - 24usize];
+    ["Offset of field: HeldHistogram::known"][::core::mem::offset_of!(HeldHistogram, known) - 28usize];
+    ["Offset of field: HeldHistogram::key"][::core::mem::offset_of!(HeldHistogram, key) - 32usize];
+    ["Offset of field: HeldHistogram::shift"][::core::mem::offset_of!(HeldHistogram, shift) - 36usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldHistogramsParams {
+    pub held: HeldMatrix,
+    #[doc = " [count]"]
+    pub queries: *const HeldHistogram,
+    #[doc = " [count, bins]"]
+    pub out: *mut u64,
+    #[doc = " 2 to 256, a power of two"]
+    pub bins: u32,
+    #[doc = " the largest mass is 2 to this power"]
+    pub unit: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldHistogramsParams"][::core::mem::size_of::<HeldHistogramsParams>() - 64usize];
+    ["Alignment of HeldHistogramsParams"][::core::mem::align_of::<HeldHistogramsParams>() - 8usize];
+    ["Offset of field: HeldHistogramsParams::held"]
+        [::core::mem::offset_of!(HeldHistogramsParams, held) - 0usize];
+    ["Offset of field: HeldHistogramsParams::queries"]
+        [::core::mem::offset_of!(HeldHistogramsParams, queries) - 40usize];
+    ["Offset of field: HeldHistogramsParams::out"]
+        [::core::mem::offset_of!(HeldHistogramsParams, out) - 48usize];
+    ["Offset of field: HeldHistogramsParams::bins"]
+        [::core::mem::offset_of!(HeldHistogramsParams, bins) - 56usize];
+    ["Offset of field: HeldHistogramsParams::unit"]
+        [::core::mem::offset_of!(HeldHistogramsParams, unit) - 60usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldTies {
+    pub kept: KeptLogits,
+    pub logit: f32,
+    pub allowance: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldTies"][::core::mem::size_of::<HeldTies>() - 32usize];
+    ["Alignment of HeldTies"][::core::mem::align_of::<HeldTies>() - 4usize];
+    ["Offset of field: HeldTies::kept"][::core::mem::offset_of!(HeldTies, kept) - 0usize];
+    ["Offset of field: HeldTies::logit"][::core::mem::offset_of!(HeldTies, logit) - 24usize];
+    ["Offset of field: HeldTies::allowance"][::core::mem::offset_of!(HeldTies, allowance) - 28usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldTiesParams {
+    pub held: HeldMatrix,
+    #[doc = " [count]"]
+    pub queries: *const HeldTies,
+    #[doc = " [count] the id behind the `allowance`th kept one with that logit; 0 for none"]
+    pub out: *mut u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldTiesParams"][::core::mem::size_of::<HeldTiesParams>() - 56usize];
+    ["Alignment of HeldTiesParams"][::core::mem::align_of::<HeldTiesParams>() - 8usize];
+    ["Offset of field: HeldTiesParams::held"][::core::mem::offset_of!(HeldTiesParams, held) - 0usize];
+    ["Offset of field: HeldTiesParams::queries"][::core::mem::offset_of!(HeldTiesParams, queries) - 40usize];
+    ["Offset of field: HeldTiesParams::out"][::core::mem::offset_of!(HeldTiesParams, out) - 48usize];
+};
+#[doc = " Candidates of a row: the k best, or the one that is drawn."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldWanted {
+    #[doc = " of a draw, where `filtered`"]
+    pub kept: KeptLogits,
+    pub filtered: u32,
+    #[doc = " 0: a draw, of one"]
+    pub k: u32,
+    pub seed: u64,
+    pub position: u64,
+    #[doc = " of the first candidate in `out`"]
+    pub place: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldWanted"][::core::mem::size_of::<HeldWanted>() - 56usize];
+    ["Alignment of HeldWanted"][::core::mem::align_of::<HeldWanted>() - 8usize];
+    ["Offset of field: HeldWanted::kept"][::core::mem::offset_of!(HeldWanted, kept) - 0usize];
+    ["Offset of field: HeldWanted::filtered"][::core::mem::offset_of!(HeldWanted, filtered) - 24usize];
+    ["Offset of field: HeldWanted::k"][::core::mem::offset_of!(HeldWanted, k) - 28usize];
+    ["Offset of field: HeldWanted::seed"][::core::mem::offset_of!(HeldWanted, seed) - 32usize];
+    ["Offset of field: HeldWanted::position"][::core::mem::offset_of!(HeldWanted, position) - 40usize];
+    ["Offset of field: HeldWanted::place"][::core::mem::offset_of!(HeldWanted, place) - 48usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct HeldCandidatesParams {
+    pub held: HeldMatrix,
+    #[doc = " [count]"]
+    pub queries: *const HeldWanted,
+    #[doc = " minus infinity where there are fewer; of a row without an answer NaN first"]
+    pub out: *mut Candidate,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of HeldCandidatesParams"][::core::mem::size_of::<HeldCandidatesParams>() - 56usize];
+    ["Alignment of HeldCandidatesParams"][::core::mem::align_of::<HeldCandidatesParams>() - 8usize];
+    ["Offset of field: HeldCandidatesParams::held"]
+        [::core::mem::offset_of!(HeldCandidatesParams, held) - 0usize];
+    ["Offset of field: HeldCandidatesParams::queries"]
+        [::core::mem::offset_of!(HeldCandidatesParams, queries) - 40usize];
+    ["Offset of field: HeldCandidatesParams::out"]
+        [::core::mem::offset_of!(HeldCandidatesParams, out) - 48usize];
 };
 #[doc = " kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale."]
 #[repr(C)]
@@ -658,6 +1136,28 @@ unsafe impl Params for GatherCarrierParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for MatmulParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for MergePartialsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for FinishParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for FinishLogprobsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for FinishStatusParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for PackRowsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for SummariseHeldParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for HeldTargetsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for HeldMaximaParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for HeldHistogramsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for HeldTiesParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for HeldCandidatesParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for QuantizeRowsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for ReadStreamParams {}
@@ -681,3 +1181,19 @@ unsafe impl bytemuck::Pod for Candidate {}
 unsafe impl bytemuck::Zeroable for PartialRow {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for PartialRow {}
+// SAFETY: numbers without gaps between them (the assertions above), of which all bytes are legal.
+unsafe impl bytemuck::Zeroable for KeptLogits {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for KeptLogits {}
+// SAFETY: numbers without gaps between them (the assertions above), of which all bytes are legal.
+unsafe impl bytemuck::Zeroable for HeldHistogram {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for HeldHistogram {}
+// SAFETY: numbers without gaps between them (the assertions above), of which all bytes are legal.
+unsafe impl bytemuck::Zeroable for HeldTies {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for HeldTies {}
+// SAFETY: numbers without gaps between them (the assertions above), of which all bytes are legal.
+unsafe impl bytemuck::Zeroable for HeldWanted {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for HeldWanted {}

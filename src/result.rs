@@ -184,7 +184,7 @@ pub enum RowStatus {
     NonFinite = 1,
     /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
     NothingAllowed = 2,
-    /// An index or id in device memory was none, which only the device could see: as `NonFinite`.
+    /// What only the device could see: an index there was none, or what a rank sent cannot be. As `NonFinite`.
     BadInput = 3,
 }
 

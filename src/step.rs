@@ -433,25 +433,37 @@ mod tests {
     proptest! {
         #[test]
         fn headers_survive_the_wire(
-            head in any::<u32>(), epoch in any::<u32>(), mode in 0usize..4, verify in 0u32..9, request in 0usize..7,
-            sequence in any::<u64>(), rows in any::<u64>(), counts in any::<u64>(), agreement in any::<u64>(), k in any::<u32>(),
-            adjusted in any::<bool>(), instance in any::<u32>(), weights_version in any::<u64>(),
+            head in any::<u32>(), epoch in any::<u32>(), mode in 0usize..4, verify in 0u32..9,
+            request in 0usize..7, sequence in any::<u64>(), rows in any::<u64>(), counts in any::<u64>(),
+            agreement in any::<u64>(), k in any::<u32>(), adjusted in any::<bool>(),
+            instance in any::<u32>(), weights_version in any::<u64>(),
             inputs in any::<u64>(), every: bool, targets in 1usize..0xffff,
         ) {
             let dtype = [DType::F32, DType::F16, DType::Bf16][request % 3];
+            let (top_n, processed) = (k as usize, adjusted);
+            let logprobs = every.then_some(TokenLogprobs { top_n, processed });
             let header = Header {
-                head, instance, epoch, adjusted, on_device: every, sequence, rows, counts, agreement, weights_version, inputs,
+                head, instance, epoch, adjusted, on_device: every, sequence, rows, counts, agreement,
+                weights_version, inputs,
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
                 verify: [Verify::Always, Verify::WarmUp, Verify::Every(verify)][verify as usize % 3],
-                request: [None, Some(Request::Argmax), Some(Request::TopK { k: k as usize }), Some(Request::Logits { dtype }),
-                    Some(Request::Logits { dtype }), Some(Request::Logprobs { targets, top_n: k as usize, processed: adjusted }),
-                    Some(Request::Sample { logprobs: every.then_some(TokenLogprobs { top_n: k as usize, processed: adjusted }) })][request],
+                request: [
+                    None,
+                    Some(Request::Argmax),
+                    Some(Request::TopK { k: k as usize }),
+                    Some(Request::Logits { dtype }),
+                    Some(Request::Logits { dtype }),
+                    Some(Request::Logprobs { targets, top_n, processed }),
+                    Some(Request::Sample { logprobs }),
+                ][request],
             };
             prop_assert_eq!(Header::decode(&header.encode()), Some(header));
         }
 
         #[test]
-        fn junk_never_panics(bytes in prop::collection::vec(any::<u8>(), HEADER_BYTES), magic in any::<bool>()) {
+        fn junk_never_panics(
+            bytes in prop::collection::vec(any::<u8>(), HEADER_BYTES), magic in any::<bool>(),
+        ) {
             let mut bytes: [u8; HEADER_BYTES] = bytes.try_into().unwrap();
             if magic {
                 bytes[..4].copy_from_slice(&MAGIC);

@@ -29,12 +29,13 @@ use lmhead::sampling::cut::{Digits, Kept, Sum};
 use lmhead::sampling::mass::Scale;
 use lmhead::weights::synthetic::{self, Spec};
 use lmhead_testkit::adjusting::OwnAdjustments;
-use lmhead_testkit::allocations::{CountingAllocator, Counts, Rounds, counted, steady, steady_ranks};
+use lmhead_testkit::allocations::{
+    Case, CountingAllocator, Counts, Rounds, counted, run_cases, steady, steady_ranks,
+};
 use lmhead_testkit::engine::{self, Functions};
 use lmhead_testkit::{Random, TestHead, local_group};
 use rayon::prelude::*;
 use std::hint::black_box;
-use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// One after the other, each on the program's main thread.
-const CASES: [(&str, fn()); 20] = [
+const CASES: [Case; 20] = [
     ("the allocator counts every call of every thread", the_allocator_counts),
     ("a round that allocates now and then is found", what_allocates_is_found),
     ("the exchange gathers small messages", || exchange_gathers(&[64, 0, 7, 500])),
@@ -66,29 +67,7 @@ const CASES: [(&str, fn()); 20] = [
 ];
 
 fn main() {
-    let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let is_asked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
-    let (mut passed, mut failed, mut passed_over) = (0, 0, 0);
-    for (name, case) in CASES {
-        if !is_asked(name) {
-            passed_over += 1;
-        } else if catch_unwind(case).is_ok() {
-            println!("test {name} ... ok");
-            passed += 1;
-        } else {
-            println!("test {name} ... FAILED");
-            failed += 1;
-        }
-    }
-    // As the harness says it, for whoever adds up the tests of all programs.
-    let outcome = if failed == 0 { "ok" } else { "FAILED" };
-    println!(
-        "\ntest result: {outcome}. {passed} passed; {failed} failed; 0 ignored; 0 measured; \
-         {passed_over} filtered out"
-    );
-    if failed > 0 {
-        std::process::exit(101);
-    }
+    run_cases(&CASES);
 }
 
 fn the_allocator_counts() {

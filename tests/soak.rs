@@ -1,9 +1,12 @@
 //! Thousands of random steps, with faults and rebuilds among them: no hang, no wrong bit, no growth.
 //!
 //! ```text
-//! LMHEAD_SOAK_SECONDS=600 cargo test --release --test soak -- --ignored --nocapture      # for as long as asked (120 s by default)
-//! LMHEAD_SOAK_SEED=7 ...                                                                 # the same sequence again
-//! LMHEAD_SOAK_STEPS=10000 cargo test --release --features mpi --test soak -- --nocapture transports    # of each transport
+//! # for as long as asked (120 s by default)
+//! LMHEAD_SOAK_SECONDS=600 cargo test --release --test soak -- --ignored --nocapture
+//! # the same sequence again
+//! LMHEAD_SOAK_SEED=7 ...
+//! # so many steps of each transport
+//! LMHEAD_SOAK_STEPS=10000 cargo test --release --features mpi --test soak -- --nocapture transports
 //! ```
 
 #[cfg(target_os = "linux")]
@@ -28,12 +31,14 @@ const SEED: u64 = 20_261_122;
 /// A row's status and the bits of its answer.
 type Bits = (u8, Vec<u64>);
 
-/// Bits of (request, row) as first seen, on whichever rank and in a group of whatever size: every later step must repeat them.
+/// Bits of (request, row) as first seen, on whichever rank and in a group of whatever size: every later step
+/// must repeat them.
 type Seen = Mutex<HashMap<(String, u64), Bits>>;
 
-/// What resident memory may grow by once every buffer has had its largest size. 8 MB is the allocator's own noise (its arenas, of which
-/// each thread may bring one, are kept and filled in another order each time); 10000 steps that each kept one row of logits per rank
-/// would be 80 MB, and an hour of steps (a million and more) that each kept ten bytes would be beyond it, too.
+/// What resident memory may grow by once every buffer has had its largest size. 8 MB is the allocator's own
+/// noise (its arenas, of which each thread may bring one, are kept and filled in another order each time);
+/// 10000 steps that each kept one row of logits per rank would be 80 MB, and an hour of steps (a million and
+/// more) that each kept ten bytes would be beyond it, too.
 const NOISE: u64 = 8 << 20;
 
 /// Resident memory of this process in bytes, where the system tells.
@@ -213,7 +218,8 @@ fn heads_on_threads_share_one_exchange() {
     assert!(began.elapsed() < Duration::from_secs(300), "took {:?}", began.elapsed());
 }
 
-/// In a process of its own: memory is a process's, and other tests of this file fill and free theirs meanwhile.
+/// In a process of its own: memory is a process's, and other tests of this file fill and free theirs
+/// meanwhile.
 #[test]
 fn thousands_of_random_steps_neither_hang_nor_grow() {
     const ALONE: &str = "LMHEAD_SOAK_ALONE";
@@ -327,7 +333,7 @@ mod transports {
 
     fn soak_rank(rank: &Rank) -> Summary {
         let plan = Plan::share(SHARED_STEPS, rank.size);
-        soak::rank((rank.me, rank.size), &rank.exchange, &backend(), &InHostMemory, &plan, None)
+        soak::rank((rank.me, rank.size), &rank.exchange, &backend(), &InHostMemory, &plan)
     }
 
     const SCENARIOS: &Scenarios = &[
@@ -350,7 +356,7 @@ mod transports {
         let groups = SIZES.map(|size| {
             let plan = Plan::share(SHARED_STEPS, size);
             each_rank_over(connect(size), |me, exchange| {
-                soak::rank((me, size), &exchange, &backend(), &InHostMemory, &plan, None)
+                soak::rank((me, size), &exchange, &backend(), &InHostMemory, &plan)
             })
         });
         soak::sum_up(transport, &groups, began);

@@ -1,162 +1,146 @@
-//! Bytes as the structs of the C interface: whatever their fields say, every call ends in a status, and a head works on.
+//! Bytes as the structs of a step: whatever their fields say, every call ends in a status, stays within the
+//! caller's memory and writes nothing without success, and a head works on.
 //!
-//! Pointers are those of buffers that are as long as a struct says, or null: C cannot be held to more.
+//! Pointers are null, or of memory that is exactly as long as a struct says: C cannot be held to more.
 #![no_main]
+
+mod rig;
 
 use libfuzzer_sys::fuzz_target;
 use lmhead_capi::sys::*;
+use rig::{Guarded, Input, init, known, tensor};
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 const VOCAB: usize = 70;
 const HIDDEN: usize = 4;
-/// Bytes of each buffer.
-const ROOM: usize = 1 << 13;
+/// The most bytes of an array.
+const ROOM: i128 = 1 << 13;
 
 struct Rig {
     head: usize,
     weights: Vec<f32>,
 }
 
-/// What `NAME_init()` of the header does.
-fn zeroed<T: Copy>() -> T {
-    // SAFETY: structs of the header: numbers and pointers.
-    unsafe { std::mem::zeroed() }
+static RIG: LazyLock<Rig> = LazyLock::new(|| {
+    let weights: Vec<f32> = (0..VOCAB * HIDDEN).map(|i| (i % 7) as f32 - 3.0).collect();
+    let backend_config = lmhead_backend_config { threads: 1, ..init!(lmhead_backend_config) };
+    let wrapped = lmhead_weights_config {
+        vocab_size: VOCAB as i64,
+        matrix: tensor(weights.as_ptr(), VOCAB, HIDDEN),
+        ..init!(lmhead_weights_config)
+    };
+    let config =
+        lmhead_config { vocab_size: VOCAB as i64, hidden_size: HIDDEN as i64, ..init!(lmhead_config) };
+    let (mut backend, mut shard, mut head) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    // SAFETY: all are there.
+    unsafe {
+        assert_eq!(lmhead_backend_open(&raw const backend_config, &raw mut backend), 0);
+        assert_eq!(lmhead_weights_wrap(&raw const wrapped, &raw mut shard), 0);
+        let made = lmhead_create(&raw const config, ptr::null(), shard, ptr::null(), backend, &raw mut head);
+        assert_eq!(made, 0);
+    }
+    Rig { head: head.addr(), weights }
+});
+
+thread_local! {
+    static MEMORY: Guarded = Guarded::new(40, 4 * 4096);
 }
 
-fn tensor(data: *const f32, rows: usize) -> lmhead_tensor {
-    lmhead_tensor {
-        data: data.cast_mut().cast(),
-        device_type: LMHEAD_HOST as i32,
-        device_id: 0,
-        dtype: LMHEAD_F32,
-        reserved: 0,
-        rows: rows as i64,
-        columns: HIDDEN as i64,
-        stride: 0,
+/// Bytes of an element; of unknown types the most.
+fn size(dtype: u32) -> i128 {
+    match dtype {
+        LMHEAD_F32 | LMHEAD_I32 => 4,
+        LMHEAD_F16 | LMHEAD_BF16 => 2,
+        LMHEAD_I8 => 1,
+        _ => 8,
     }
 }
 
-fn rig() -> &'static Rig {
-    static RIG: OnceLock<Rig> = OnceLock::new();
-    RIG.get_or_init(|| {
-        let weights: Vec<f32> = (0..VOCAB * HIDDEN).map(|i| (i % 7) as f32 - 3.0).collect();
-        let backend_config =
-            lmhead_backend_config { size: size_of::<lmhead_backend_config>(), threads: 1, ..zeroed() };
-        let wrapped = lmhead_weights_config {
-            size: size_of::<lmhead_weights_config>(),
-            vocab_size: VOCAB as i64,
-            matrix: tensor(weights.as_ptr(), VOCAB),
-            ..zeroed()
-        };
-        let config = lmhead_config {
-            size: size_of::<lmhead_config>(),
-            vocab_size: VOCAB as i64,
-            hidden_size: HIDDEN as i64,
-            ..zeroed()
-        };
-        let (mut backend, mut shard, mut head) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
-        // SAFETY: all are there.
-        unsafe {
-            assert_eq!(lmhead_backend_open(&raw const backend_config, &raw mut backend), 0);
-            assert_eq!(lmhead_weights_wrap(&raw const wrapped, &raw mut shard), 0);
-            let made =
-                lmhead_create(&raw const config, ptr::null(), shard, ptr::null(), backend, &raw mut head);
-            assert_eq!(made, 0);
+/// What arrays hold: small numbers of both signs, as bytes, integers or floats.
+struct Words(u64);
+
+impl Words {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        match self.0 >> 61 {
+            0 => 0,
+            1 => self.0 >> 60,
+            2 => u64::from((self.0 >> 58) as u32) | (self.0 >> 59) << 32,
+            3 => u64::from(((self.0 >> 40) as f32).to_bits()) | u64::from(0.5f32.to_bits()) << 32,
+            4 => u64::MAX,
+            5 => 0x0101_0000_0101_0000 & self.0,
+            _ => self.0,
         }
-        Rig { head: head as usize, weights }
-    })
+    }
 }
 
-/// Takes fields from the input.
-struct Input<'a>(&'a [u8]);
+struct Arrays<'a, 'b> {
+    input: Input<'a>,
+    memory: &'b Guarded,
+    words: Words,
+}
 
-impl Input<'_> {
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        let n = N.min(self.0.len());
-        bytes[..n].copy_from_slice(&self.0[..n]);
-        self.0 = &self.0[n..];
-        bytes
-    }
-
-    /// Mostly small, sometimes any.
-    fn number(&mut self) -> i64 {
-        match self.bytes::<1>()[0] {
-            byte @ 0..=199 => i64::from(byte % 12),
-            200..=219 => -1,
-            220..=229 => i64::MAX,
-            _ => i64::from_le_bytes(self.bytes()),
+impl Arrays<'_, '_> {
+    /// Null, or so many bytes that the library reads.
+    fn bytes(&mut self, bytes: i128, align: usize) -> *mut u8 {
+        if bytes > ROOM || self.input.chance(41) {
+            return ptr::null_mut();
         }
-    }
-
-    fn word(&mut self) -> u32 {
-        match self.bytes::<1>()[0] {
-            byte @ 0..=239 => u32::from(byte % 8),
-            _ => u32::from_le_bytes(self.bytes()),
+        let place = self.memory.take(bytes, align);
+        for at in (0..if place.is_null() { 0 } else { bytes as usize }).step_by(8) {
+            let word = self.words.next().to_le_bytes();
+            let n = word.len().min(bytes as usize - at);
+            // SAFETY: within the array.
+            unsafe { place.add(at).copy_from_nonoverlapping(word.as_ptr(), n) };
         }
+        place
     }
 
-    fn dtype(&mut self) -> u32 {
-        let byte = self.bytes::<1>()[0];
-        [LMHEAD_F32, LMHEAD_F16, LMHEAD_BF16, LMHEAD_I8, LMHEAD_F32, LMHEAD_F32, 0, 5][usize::from(byte % 8)]
+    fn array<T>(&mut self, elements: i128) -> *mut T {
+        self.bytes(elements.saturating_mul(size_of::<T>() as i128), align_of::<T>()).cast()
     }
 
-    fn tensor(&mut self, data: *mut u8) -> lmhead_tensor {
+    /// Null, or elements that the library writes.
+    fn out<T>(&mut self, elements: i128) -> *mut T {
+        let bytes = elements.saturating_mul(size_of::<T>() as i128);
+        if bytes > ROOM || self.input.chance(41) {
+            return ptr::null_mut();
+        }
+        self.memory.take(bytes, align_of::<T>()).cast()
+    }
+
+    /// Whatever fields, and the memory that they speak of where it is not too much.
+    fn tensor(&mut self, columns: usize, place: impl Fn(&mut Self, i128, usize) -> *mut u8) -> lmhead_tensor {
+        let input = &mut self.input;
         let mut tensor = lmhead_tensor {
-            data: data.cast(),
-            device_type: self.word() as i32,
-            device_id: self.word() as i32,
-            dtype: self.dtype(),
-            reserved: u32::from(self.bytes::<1>()[0] > 250),
-            rows: self.number(),
-            columns: if self.bytes::<1>()[0] < 200 { HIDDEN as i64 } else { self.number() },
-            stride: self.number(),
+            data: ptr::null_mut(),
+            device_type: input.word() as i32,
+            device_id: input.word() as i32,
+            dtype: input.dtype(),
+            reserved: u32::from(input.byte() > 250),
+            rows: input.number(),
+            columns: if input.chance(200) { columns as i64 } else { input.number() },
+            stride: input.number(),
         };
-        let stride = if tensor.stride == 0 { tensor.columns } else { tensor.stride };
-        let elements = i128::from(tensor.rows) * i128::from(stride.max(tensor.columns)).abs();
-        if elements.abs() > ROOM as i128 / 8 || tensor.device_type == LMHEAD_CUDA as i32 {
-            tensor.data = ptr::null_mut();
+        let (rows, columns) = (i128::from(tensor.rows), i128::from(tensor.columns));
+        let stride = if tensor.stride == 0 { columns } else { i128::from(tensor.stride) };
+        let elements = if rows > 0 { (rows - 1).saturating_mul(stride).saturating_add(columns) } else { 0 };
+        if tensor.device_type != LMHEAD_CUDA as i32 {
+            let size = size(tensor.dtype);
+            tensor.data = place(self, elements.saturating_mul(size), size as usize).cast();
         }
         tensor
     }
 }
 
-/// Null, or the buffer where `elements` of `size` bytes fit into it.
-fn buffer<T>(input: &mut Input<'_>, buffer: &mut [u64], elements: i128) -> *mut T {
-    let fits = (0..=(ROOM / 16) as i128).contains(&elements);
-    if fits && input.bytes::<1>()[0] > 40 { buffer.as_mut_ptr().cast() } else { ptr::null_mut() }
-}
-
-fuzz_target!(|data: &[u8]| {
-    let rig = rig();
-    let head: *mut lmhead_head = ptr::without_provenance_mut(rig.head);
+fn try_it(data: &[u8], memory: &Guarded) {
+    let head: *mut lmhead_head = ptr::without_provenance_mut(RIG.head);
     let mut input = Input(data);
-    let mut buffers: Vec<Vec<u64>> = (0..24).map(|_| vec![0; ROOM / 8]).collect();
-    // What arrays hold: small numbers of both signs, as bytes, integers or floats.
-    let mut state = u64::from_le_bytes(input.bytes());
-    for word in buffers.iter_mut().flatten() {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        *word = match state >> 61 {
-            0 => 0,
-            1 => state >> 60,
-            2 => u64::from((state >> 58) as u32) | (state >> 59) << 32,
-            3 => u64::from(((state >> 40) as f32).to_bits()) | u64::from(0.5f32.to_bits()) << 32,
-            4 => u64::MAX,
-            5 => 0x0101_0000_0101_0000 & state,
-            _ => state,
-        };
-    }
-    let mut all = buffers.iter_mut();
-    let mut next = || all.next().expect("enough of them");
-
-    let rows = input.number();
+    let words = Words(u64::from_le_bytes(input.bytes()));
+    let (rows, k, targets) = (input.number(), input.number(), input.number());
     let n = i128::from(rows);
-    let k = input.number();
-    let targets = input.number();
-    let hidden = next().as_mut_ptr().cast::<u8>();
     let mut step = lmhead_step {
-        size: size_of::<lmhead_step>(),
         mode: input.word() as i32,
         request: (input.word() % 7) as i32,
         rows,
@@ -165,82 +149,91 @@ fuzz_target!(|data: &[u8]| {
         n_targets: targets,
         logits_dtype: input.dtype(),
         flags: input.word(),
-        hidden: input.tensor(hidden),
-        index_dtype: input.dtype(),
-        ..zeroed()
+        ..init!(lmhead_step)
     };
-    step.counts = buffer(&mut input, next(), 1);
-    step.indices = buffer::<u8>(&mut input, next(), n).cast();
-    step.targets = buffer(&mut input, next(), n * i128::from(targets.max(1)));
+    let mut all = Arrays { input, memory, words };
+    step.hidden = all.tensor(HIDDEN, Arrays::bytes);
+    step.index_dtype = all.input.dtype();
+    step.counts = all.array(1);
+    let of_index = if step.index_dtype == LMHEAD_I32 { 4 } else { 8 };
+    step.indices = all.bytes(n * of_index, of_index as usize).cast();
+    step.targets = all.array(n * i128::from(targets.max(1)));
     let sampling = lmhead_sampling {
-        seed: buffer(&mut input, next(), n),
-        position: buffer(&mut input, next(), n),
-        temperature: buffer(&mut input, next(), n),
-        top_k: buffer(&mut input, next(), n),
-        top_p: buffer(&mut input, next(), n),
-        min_p: buffer(&mut input, next(), n),
+        seed: all.array(n),
+        position: all.array(n),
+        temperature: all.array(n),
+        top_k: all.array(n),
+        top_p: all.array(n),
+        min_p: all.array(n),
     };
-    if input.bytes::<1>()[0] > 60 {
+    if all.input.byte() > 60 {
         step.sampling = &raw const sampling;
     }
-    let (offsets, entries) = {
-        let offsets: &mut [u64] = next();
-        let last = input.number();
-        if let Some(end) = usize::try_from(rows).ok().and_then(|rows| offsets.get_mut(rows)) {
-            *end = last as u64;
+    let mut offsets = || {
+        let (place, last) = (all.array::<i64>(n + 1), all.input.number());
+        if !place.is_null() && rows >= 0 {
+            // SAFETY: as long as that.
+            unsafe { place.add(rows as usize).write(last) };
         }
-        (buffer(&mut input, offsets, n + 1), i128::from(last))
+        (place, i128::from(last))
     };
-    let mut adjustments: lmhead_adjustments = zeroed();
-    adjustments.allowed = buffer(&mut input, next(), n * VOCAB.div_ceil(32) as i128);
-    adjustments.logit_bias_offsets = offsets;
-    adjustments.logit_bias_ids = buffer(&mut input, next(), entries);
-    adjustments.logit_bias_values = buffer(&mut input, next(), entries);
-    adjustments.repetition = buffer(&mut input, next(), n);
-    if input.bytes::<1>()[0] > 128 {
+    let (additions, counts) = (offsets(), offsets());
+    let adjustments = lmhead_adjustments {
+        allowed: all.array(n * VOCAB.div_ceil(32) as i128),
+        logit_bias_offsets: additions.0,
+        logit_bias_ids: all.array(additions.1),
+        logit_bias_values: all.array(additions.1),
+        repetition: all.array(n),
+        frequency: all.array(n),
+        presence: all.array(n),
+        count_offsets: counts.0,
+        count_ids: all.array(counts.1),
+        counts: all.array(counts.1),
+        in_prompt: all.array(counts.1),
+    };
+    if all.input.byte() > 128 {
         step.adjustments = &raw const adjustments;
     }
-    let best = n * i128::from(k.clamp(0, 1 << 20)).max(1);
-    let told = n * i128::from(targets.clamp(0, 1 << 20)).max(1);
-    let logits = next().as_mut_ptr().cast::<u8>();
-    let mut answer = lmhead_answer {
-        size: size_of::<lmhead_answer>(),
-        row_status: buffer(&mut input, next(), n),
-        logits: lmhead_tensor { columns: VOCAB as i64, ..input.tensor(logits) },
-        ids: buffer(&mut input, next(), best),
-        values: buffer(&mut input, next(), best),
-        logsumexp: buffer(&mut input, next(), n),
-        ..zeroed()
-    };
-    answer.logprobs = answer.values.cast();
-    answer.ranks = buffer(&mut input, next(), told.max(best));
-    if i128::from(answer.logits.rows).abs() * i128::from(answer.logits.stride.max(VOCAB as i64)) > (ROOM / 8) as i128 {
-        answer.logits.data = ptr::null_mut();
-    }
-    let mut needs = lmhead_needs { size: size_of::<lmhead_needs>(), ..zeroed() };
-    // SAFETY: every pointer is null or of a buffer that is as long as the structs say.
+    let best = n.saturating_mul(i128::from(k.max(1)));
+    let told = n.saturating_mul(i128::from(targets.max(1)));
+    let first = memory.taken();
+    let mut answer =
+        lmhead_answer {
+            row_status: all.out(n),
+            logits: all.tensor(VOCAB, |all, bytes, align| {
+                if bytes > ROOM { ptr::null_mut() } else { all.memory.take(bytes, align) }
+            }),
+            ids: all.out(best),
+            values: all.out(best),
+            logsumexp: all.out(n),
+            logprobs: all.out(told),
+            ranks: all.out(told),
+            top_ids: all.out(best),
+            top_logprobs: all.out(best),
+            ..init!(lmhead_answer)
+        };
+    let end = memory.taken();
+    let mut needs = init!(lmhead_needs);
+    // SAFETY: every pointer is null, or of memory that is as long as the structs say.
     unsafe {
-        let planned = lmhead_plan(head, &raw const step, &raw mut needs);
-        let ran = lmhead_run(head, &raw const step, &raw mut answer);
-        for status in [planned, ran] {
-            assert!((0..=16).contains(&status) && status != LMHEAD_ERROR_INTERNAL as i32, "{status}");
+        known(lmhead_plan(head, &raw const step, &raw mut needs));
+        if known(lmhead_run(head, &raw const step, &raw mut answer)) != 0 {
+            assert!(memory.is_untouched(first, end), "written without success");
         }
+        memory.check();
         // Whatever came before, a good step is answered.
         let (mut ids, mut status) = ([-9i64; 1], [9u8; 1]);
         let good = lmhead_step {
-            size: size_of::<lmhead_step>(),
             request: LMHEAD_ARGMAX as i32,
             rows: 1,
-            hidden: tensor(rig.weights.as_ptr(), 1),
-            ..zeroed()
+            hidden: tensor(RIG.weights.as_ptr(), 1, HIDDEN),
+            ..init!(lmhead_step)
         };
-        let mut answer = lmhead_answer {
-            size: size_of::<lmhead_answer>(),
-            row_status: status.as_mut_ptr(),
-            ids: ids.as_mut_ptr(),
-            ..zeroed()
-        };
+        let mut answer =
+            lmhead_answer { row_status: status.as_mut_ptr(), ids: ids.as_mut_ptr(), ..init!(lmhead_answer) };
         assert_eq!(lmhead_run(head, &raw const good, &raw mut answer), 0);
         assert!(status[0] == 0 && (0..VOCAB as i64).contains(&ids[0]));
     }
-});
+}
+
+fuzz_target!(|data: &[u8]| MEMORY.with(|memory| try_it(data, memory)));

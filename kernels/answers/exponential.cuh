@@ -67,10 +67,10 @@ struct ExpSum {
     for (uint32_t i = 0; i < 3; ++i) words[i] += other.words[i];
   }
 
-  // The sum over the lanes of a full warp, in each of them.
-  DEVICE void merge_lanes() {
+  // The sum over each group of so many lanes of a full warp, a power of two, in each of them.
+  DEVICE void merge_lanes(uint32_t lanes = 32) {
 #pragma unroll 1
-    for (uint32_t distance = 16; distance; distance /= 2) {
+    for (uint32_t distance = lanes / 2; distance; distance /= 2) {
       ExpSum other;
       other.floor = int32_t(shfl_bfly(uint32_t(floor), distance));
       for (uint32_t i = 0; i < 3; ++i) {

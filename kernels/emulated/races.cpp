@@ -121,7 +121,7 @@ inline void refuse_barrier(const Piece &piece, uint32_t offset, const char *acce
 }
 
 inline void refuse_pending(Block &block, const Piece &piece, uint32_t offset, const char *access) {
-  if (piece.writer.pending)
+  if (piece.writer.state == kPending)
     conflict(FaultKind::incomplete, block, offset, access, piece.writer,
              "a copy into it is not known to be complete (wanted its wait, or the mbarrier's phase), issued by");
 }
@@ -144,7 +144,7 @@ inline void check_readers(Block &block, const Piece &piece, uint32_t offset, con
   if (!piece.many_readers) return;
   for (uint32_t i = 0; i < clock.size; ++i)
     if (piece.many_readers[i] > clock.plain[i])
-      conflict(FaultKind::race, block, offset, access, Stamp{uint16_t(i), Proxy::generic, false, piece.many_readers[i]},
+      conflict(FaultKind::race, block, offset, access, Stamp{uint16_t(i), Proxy::generic, 0, piece.many_readers[i]},
                "it was read by");
 }
 
@@ -191,7 +191,7 @@ void Shadow::close() {
 void note_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &reader) {
   if (!block.shadow.pieces) return;
   const Clock &clock = reader.clock;
-  const Stamp stamp{uint16_t(reader.agent), Proxy::generic, false, reader.now()};
+  const Stamp stamp{uint16_t(reader.agent), Proxy::generic, 0, reader.now()};
   each(block, offset, bytes, [&](Piece &piece, uint32_t at) {
     check_writer(block, piece, at, clock, "read");
     add_reader(piece, stamp, clock.size, [&](const Stamp &other) { return other.time <= clock.plain[other.agent]; });
@@ -204,7 +204,16 @@ void note_write(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer) {
     check_writer(block, piece, at, writer.clock, "write");
     check_readers(block, piece, at, writer.clock, "write");
   });
-  settle(block, offset, bytes, Stamp{uint16_t(writer.agent), Proxy::generic, false, writer.now()});
+  settle(block, offset, bytes, Stamp{uint16_t(writer.agent), Proxy::generic, 0, writer.now()});
+}
+
+void note_atomic(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer) {
+  if (!block.shadow.pieces) return;
+  each(block, offset, bytes, [&](Piece &piece, uint32_t at) {
+    if (piece.writer.state != kAtomic) check_writer(block, piece, at, writer.clock, "atomic");
+    check_readers(block, piece, at, writer.clock, "atomic");
+  });
+  settle(block, offset, bytes, Stamp{uint16_t(writer.agent), Proxy::generic, kAtomic, writer.now()});
 }
 
 void note_copy_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer, Proxy proxy) {
@@ -215,13 +224,13 @@ void note_copy_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issu
     if (proxy == Proxy::async) check_proxy(block, piece, at, issuer.clock, access);
     check_readers(block, piece, at, issuer.clock, access);
   });
-  settle(block, offset, bytes, Stamp{uint16_t(issuer.agent), proxy, true, issuer.now()});
+  settle(block, offset, bytes, Stamp{uint16_t(issuer.agent), proxy, kPending, issuer.now()});
 }
 
 void note_copy_known(Block &block, uint32_t offset, uint32_t bytes, uint32_t agent, uint32_t time) {
   if (!block.shadow.pieces) return;
   each(block, offset, bytes, [&](Piece &piece, uint32_t) {
-    piece.writer.agent = uint16_t(agent), piece.writer.time = time, piece.writer.pending = false;
+    piece.writer.agent = uint16_t(agent), piece.writer.time = time, piece.writer.state = 0;
   });
 }
 
@@ -236,7 +245,7 @@ void note_store_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &iss
 
 void note_store_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer) {
   if (!block.shadow.pieces) return;
-  const Stamp stamp{uint16_t(issuer.agent), Proxy::async, false, issuer.now()};
+  const Stamp stamp{uint16_t(issuer.agent), Proxy::async, 0, issuer.now()};
   each(block, offset, bytes, [&](Piece &piece, uint32_t) {
     --piece.reading;
     add_reader(piece, stamp, issuer.clock.size,
@@ -247,7 +256,7 @@ void note_store_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &issue
 void note_wgmma_read(Block &block, uint32_t offset, uint32_t bytes, WgmmaReader &reader) {
   if (!block.shadow.pieces) return;
   Warpgroup &group = reader.group;
-  const Stamp stamp{uint16_t(group.agent), Proxy::async, false, reader.time};
+  const Stamp stamp{uint16_t(group.agent), Proxy::async, 0, reader.time};
   const auto look_up = [&](uint32_t agent) {
     if (agent == reader.agent) return;
     uint32_t plain = 0xffffffffu, fenced = plain;

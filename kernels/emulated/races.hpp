@@ -15,10 +15,11 @@ struct Cluster;
 enum class Proxy : uint8_t { generic, async };
 
 // An access: an agent at its own time. Time 0: none.
+constexpr uint8_t kPending = 1, kAtomic = 2;
 struct Stamp {
   uint16_t agent;
   Proxy proxy;
-  bool pending;  // of a copy that is under way
+  uint8_t state;  // of a write: kPending, of a copy that is under way; kAtomic
   uint32_t time;
 };
 
@@ -49,6 +50,8 @@ struct WgmmaReader {
 // All: [offset, offset + bytes) of the block's shared memory. They end the launch where something is wrong.
 void note_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &reader);
 void note_write(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer);
+// Atomics need no order among themselves. Of several, later accesses are held to know the last.
+void note_atomic(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer);
 // Asynchronous writes: from their issue until somebody can know them, then as known through `agent` at `time`.
 void note_copy_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer, Proxy proxy);
 void note_copy_known(Block &block, uint32_t offset, uint32_t bytes, uint32_t agent, uint32_t time);

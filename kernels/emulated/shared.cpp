@@ -39,6 +39,19 @@ void st_shared(const char *instruction, uint32_t address, const void *from, uint
   std::memcpy(self.block->shared + offset, from, bytes);
 }
 
+uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) {
+  Fiber &self = enter("atom.shared.add.u64", address);
+  const uint32_t offset = shared_offset(self, *self.block, address, 8, 8);
+  check_values(self, &v, 8);
+  note_atomic(*self.block, offset, 8, self);
+  uint64_t old;
+  std::memcpy(&old, self.block->shared + offset, 8);
+  v += old;
+  std::memcpy(self.block->shared + offset, &v, 8);
+  yield();  // others may come between an atomic and what is made of it
+  return old;
+}
+
 namespace {
 
 void transpose(uint8_t (&matrix)[8][16]) {

@@ -1,6 +1,10 @@
-// Sums -> logits: dequantise, bias, softcap, scale; additions, penalties, mask; temperature; rounding. A tile of logits passes
-// through shared memory, [kRows][kIds] f32, and every step is one rounded f32 operation in the CPU backend's order.
+// Sums -> logits, or what a tile of them knows of its rows: dequantise, bias, softcap, scale; additions,
+// penalties, mask; temperature; then rounding, or the best candidates and a sum of exponentials. A tile of
+// logits passes through shared memory, [kRows][kIds] f32, and every step is one rounded f32 operation in the
+// CPU backend's order.
 #pragma once
+#include "answers/best.cuh"
+#include "answers/exponential.cuh"
 #include "matmul/multiply.cuh"
 #include "matmul/softcap.cuh"
 
@@ -20,8 +24,9 @@ DEVICE void say(const MatmulParams &p, uint32_t row, bool found, uint32_t flag) 
   if (vote_any(found) && lane_id() == 0) atom_or_u32(p.logits.status + row, flag);
 }
 
-// Dequantise, bias and, where no softcap comes between, scale: the sums of a thread's ids x rows, in registers, so that nothing
-// waits but for the scales; then into the tile. Adding -0 and multiplying by 1 change no bits: what there is not needs no branch.
+// Dequantise, bias and, where no softcap comes between, scale: the sums of a thread's ids x rows, in
+// registers, so that nothing waits but for the scales; then into the tile. Adding -0 and multiplying by 1
+// change no bits: what there is not needs no branch.
 template <class T>
 DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
   constexpr uint32_t kParts = T::kWarpIds / 16, kRowParts = T::kWarpRows / 8;
@@ -34,7 +39,8 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
       // Ids behind the last are computed like it: they say of a row what the last says.
-      const uint32_t wanted = at.first_id + column + i * 16 + half * 8, id = wanted < p.vocab ? wanted : p.vocab - 1;
+      const uint32_t wanted = at.first_id + column + i * 16 + half * 8,
+                     id = wanted < p.vocab ? wanted : p.vocab - 1;
       if constexpr (T::Type::kWeightScales) weight_scale[i][half] = load_f32(p.weights.scales + id);
       bias[i][half] = p.weights.bias ? load_f32(p.weights.bias + id) : -0.0f;
     }
@@ -45,7 +51,8 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
     for (uint32_t j = 0; j < kRowParts; ++j)
 #pragma unroll
       for (uint32_t e = 0; e < 2; ++e) {
-        const uint32_t wanted = at.first_row + row + j * 8 + e, of = wanted < p.row_count ? wanted : p.row_count - 1;
+        const uint32_t wanted = at.first_row + row + j * 8 + e,
+                       of = wanted < p.row_count ? wanted : p.row_count - 1;
         row_scale[j][e] = load_f32(p.row_scales + of);
       }
   // Bit 2j + e: something of row 8j + e is no number.
@@ -78,7 +85,8 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
   for (uint32_t bit = 0; bit < 2 * kRowParts; ++bit) {
     // Lanes 4n + l have the rows of lane l.
     const uint32_t votes = vote_ballot(broken >> bit & 1), of = at.first_row + row + bit / 2 * 8 + bit % 2;
-    if (lane < 4 && votes & 0x11111111u << lane && of < p.row_count) atom_or_u32(p.logits.status + of, LMHEAD_STATUS_NONFINITE);
+    if (lane < 4 && votes & 0x11111111u << lane && of < p.row_count)
+      atom_or_u32(p.logits.status + of, LMHEAD_STATUS_NONFINITE);
   }
 }
 
@@ -87,9 +95,11 @@ template <class T>
 DEVICE void soften(const MatmulParams &p, const Place &at) {
   const uint32_t column = threadIdx.x % T::kIds;
 #pragma unroll 1
-  for (uint32_t r = threadIdx.x / T::kIds; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / T::kIds) {
+  for (uint32_t r = threadIdx.x / T::kIds; r < T::kRows && at.first_row + r < p.row_count;
+       r += T::kThreads / T::kIds) {
     const uint32_t to = logit_address<T>(r, column);
-    const float v = mul_rn_f32(mul_rn_f32(tanh(div_rn_f32(ld_shared_f32(to), p.softcap)), p.softcap), p.scale);
+    const float v =
+        mul_rn_f32(mul_rn_f32(tanh(div_rn_f32(ld_shared_f32(to), p.softcap)), p.softcap), p.scale);
     // Infinity before the softcap, which hides it, was seen by `spread`.
     say(p, at.first_row + r, !is_finite(v), LMHEAD_STATUS_NONFINITE);
     st_shared_f32(to, v);
@@ -117,7 +127,8 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
     const uint32_t row = at.first_row + r;
     if (a.addition_offsets) {
       const uint32_t end = ld_global_u32(a.addition_offsets + row + 1);
-      uint32_t entry = first_not_below(a.addition_ids, ld_global_u32(a.addition_offsets + row), end, at.first_id);
+      uint32_t entry =
+          first_not_below(a.addition_ids, ld_global_u32(a.addition_offsets + row), end, at.first_id);
       for (; entry < end; ++entry) {
         const uint32_t id = ld_global_u32(a.addition_ids + entry);
         // Past the tile; or before it, as where ids do not ascend: nothing outside of the tile is touched.
@@ -134,17 +145,20 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
       for (; entry < end; ++entry) {
         const uint32_t id = ld_global_u32(a.count_ids + entry);
         if (id - at.first_id >= end_id - at.first_id) break;
-        const uint32_t packed = ld_global_u32(a.counts + entry), count = packed >> 1, to = logit_address<T>(r, id - at.first_id);
+        const uint32_t packed = ld_global_u32(a.counts + entry), count = packed >> 1,
+                       to = logit_address<T>(r, id - at.first_id);
         float v = ld_shared_f32(to);
         if (packed) v = v > 0 ? div_rn_f32(v, repetition) : mul_rn_f32(v, repetition);
-        if (count) v = add_rn_f32(add_rn_f32(v, -mul_rn_f32(frequency, cvt_rn_f32_s32(int32_t(count)))), -presence);
+        if (count)
+          v = add_rn_f32(add_rn_f32(v, -mul_rn_f32(frequency, cvt_rn_f32_s32(int32_t(count)))), -presence);
         st_shared_f32(to, v);
       }
     }
   }
 }
 
-// Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ...: of a mask one bit of each word.
+// Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ...: of a mask one bit of
+// each word.
 template <class T>
 DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
   const LogitAdjustments &a = p.adjustments;
@@ -160,7 +174,8 @@ DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
       if (id >= p.vocab) continue;
       const uint32_t from = logit_address<T>(r, 32 * i + lane);
       float v = ld_shared_f32(from);
-      if (a.allowed && !(ld_global_u32(a.allowed + row * a.allowed_pitch + id / 32) >> lane & 1)) v = -kInfinity;
+      if (a.allowed && !(ld_global_u32(a.allowed + row * a.allowed_pitch + id / 32) >> lane & 1))
+        v = -kInfinity;
       good &= v < kInfinity, any |= v > -kInfinity;
       if (temperature != 0) {
         const bool finite = is_finite(v);
@@ -169,7 +184,7 @@ DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
       }
       st_shared_f32(from, v);
     }
-    say(p, row, !good, LMHEAD_STATUS_NONFINITE);
+    say(p, row, !good, p.raw ? LMHEAD_STATUS_ADJUSTED : LMHEAD_STATUS_NONFINITE);
     if (adjusted) say(p, row, any, LMHEAD_STATUS_ALLOWED);
   }
 }
@@ -190,14 +205,16 @@ DEVICE uint32_t pack(Bf16, uint32_t low, uint32_t high) {
 DEVICE U32x4 piece_of(F32, const U32x4 (&v)[1]) { return v[0]; }
 template <class Half>
 DEVICE U32x4 piece_of(Half half, const U32x4 (&v)[2]) {
-  return {pack(half, v[0].x, v[0].y), pack(half, v[0].z, v[0].w), pack(half, v[1].x, v[1].y), pack(half, v[1].z, v[1].w)};
+  return {pack(half, v[0].x, v[0].y), pack(half, v[0].z, v[0].w), pack(half, v[1].x, v[1].y),
+          pack(half, v[1].z, v[1].w)};
 }
 
 // The smallest magnitude, as bits, of a finite f32 that is rounded to infinity.
 DEVICE constexpr uint32_t overflow_bits(F32) { return 0x7f800000u; }
 DEVICE constexpr uint32_t overflow_bits(F16) { return 0x477ff000u; }   // 65520
 DEVICE constexpr uint32_t overflow_bits(Bf16) { return 0x7f7f8000u; }
-// Whether a finite logit becomes infinite by rounding. Infinity itself is judged before: from a mask it is legal.
+// Whether a finite logit becomes infinite by rounding. Infinity itself is judged before: from a mask it is
+// legal.
 template <class Type>
 DEVICE bool overflows(Type type, uint32_t bits) {
   return (bits & 0x7fffffffu) - overflow_bits(type) < 0x7f800000u - overflow_bits(type);
@@ -205,8 +222,9 @@ DEVICE bool overflows(Type type, uint32_t bits) {
 
 // Rounding, and out: 16 bytes a thread, those of a row side by side.
 template <class T, class Type>
-DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type) {
-  constexpr uint32_t kBytes = sizeof(Type), kEach = 16 / kBytes, kPieces = T::kIds / kEach, kAll = T::kRows * kPieces;
+DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type, uint8_t *data) {
+  constexpr uint32_t kBytes = sizeof(Type), kEach = 16 / kBytes, kPieces = T::kIds / kEach,
+                     kAll = T::kRows * kPieces;
   constexpr uint32_t kRounds = (kAll + T::kThreads - 1) / T::kThreads, kAtOnce = kRounds < 4 ? kRounds : 4;
 #pragma unroll 1
   for (uint32_t round = 0; round < kRounds; round += kAtOnce) {
@@ -224,41 +242,119 @@ DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type) {
       const uint32_t i = threadIdx.x + (round + n) * T::kThreads;
       const uint32_t row = at.first_row + i / kPieces, id = at.first_id + i % kPieces * kEach;
       if (i >= kAll || row >= p.row_count) continue;
-      st_global_v4(static_cast<uint8_t *>(p.logits.data) + row * p.logits.pitch + uint64_t(id) * kBytes, piece_of(type, v[n]));
+      st_global_v4(data + row * p.logits.pitch + uint64_t(id) * kBytes, piece_of(type, v[n]));
       bool over = false;
 #pragma unroll
       for (uint32_t part = 0; part < kEach / 4; ++part)
-        over |= overflows(type, v[n][part].x) | overflows(type, v[n][part].y) | overflows(type, v[n][part].z) | overflows(type, v[n][part].w);
+        over |= overflows(type, v[n][part].x) | overflows(type, v[n][part].y) |
+                overflows(type, v[n][part].z) | overflows(type, v[n][part].w);
       // Rare, so each thread says it alone.
       if (over) atom_or_u32(p.logits.status + row, LMHEAD_STATUS_NONFINITE);
     }
   }
 }
 
-// The same where rows begin anywhere, or end within the tile: a warp has a row, and its lanes store side by side.
+// The same where rows begin anywhere, or end within the tile: a warp has a row, and its lanes store side by
+// side.
 template <class T, class Type>
-DEVICE void store_narrow(const MatmulParams &p, const Place &at, Type type) {
+DEVICE void store_narrow(const MatmulParams &p, const Place &at, Type type, uint8_t *data) {
   constexpr uint32_t kBytes = sizeof(Type);
 #pragma unroll 1
   for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
-    uint8_t *to = static_cast<uint8_t *>(p.logits.data) + (at.first_row + r) * p.logits.pitch;
+    uint8_t *to = data + (at.first_row + r) * p.logits.pitch;
 #pragma unroll
     for (uint32_t i = 0; i < T::kIds / 32; ++i) {
       const uint32_t column = 32 * i + lane_id(), id = at.first_id + column;
       if (id >= p.vocab) continue;
       const float v = ld_shared_f32(logit_address<T>(r, column));
       store_logit(type, to + uint64_t(id) * kBytes, v);
-      if (overflows(type, mov_b32_f32(v))) atom_or_u32(p.logits.status + at.first_row + r, LMHEAD_STATUS_NONFINITE);
+      if (overflows(type, mov_b32_f32(v)))
+        atom_or_u32(p.logits.status + at.first_row + r, LMHEAD_STATUS_NONFINITE);
     }
   }
 }
 
 template <class T, class Type>
-DEVICE void store(const MatmulParams &p, const Place &at, Type type) {
-  if ((uint64_t(p.logits.data) | p.logits.pitch) % 16 == 0 && at.first_id + T::kIds <= p.vocab)
-    store_wide<T>(p, at, type);
+DEVICE void store(const MatmulParams &p, const Place &at, Type type, void *data) {
+  if ((uint64_t(data) | p.logits.pitch) % 16 == 0 && at.first_id + T::kIds <= p.vocab)
+    store_wide<T>(p, at, type, static_cast<uint8_t *>(data));
   else
-    store_narrow<T>(p, at, type);
+    store_narrow<T>(p, at, type, static_cast<uint8_t *>(data));
+}
+
+// The tile's candidates: a warp has a row.
+template <class T>
+DEVICE void find_best(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride) {
+  constexpr uint32_t kTileBytes = T::kRows * T::kLogitPitch;
+  using answers::Best;
+  static_assert(kTileBytes + T::kThreads / 32 * Best::kBytes <= kMinStages * T::kStageBytes, "the stages hold both");
+  const uint32_t list = dynamic_shared() + kTileBytes + threadIdx.x / 32 * Best::kBytes, lane = lane_id();
+#pragma unroll 1
+  for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
+    uint32_t *bar = p.partials.bars + at.first_row + r;
+    const uint32_t known = ld_relaxed_u32(bar);
+    Best best(list, p.partials.k, known);
+#pragma unroll
+    for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+      const uint32_t id = at.first_id + 32 * i + lane;
+      best.offer(id < p.vocab, ld_shared_u32(logit_address<T>(r, 32 * i + lane)), id);
+    }
+    if (best.count >= best.k) {
+      best.keep();
+      if (lane == 0 && best.least() > known) atom_max_u32(bar, best.least());
+    } else {
+      bar_warp_sync();
+    }
+    uint8_t *row = partials + (at.first_row + r) * stride;
+    if (lane == 0) st_global_v2(row + offsetof(PartialRow, candidates), {best.count, 0});
+    for (uint32_t n = lane; n < best.count; n += 32)
+      st_global_v2(row + sizeof(PartialRow) + n * sizeof(Candidate), ld_shared_v2(best.at(n)));
+    // Before the next row's take their places.
+    bar_warp_sync();
+  }
+}
+
+// The tile's sums: a row's threads are neighbours in a warp.
+template <class T>
+DEVICE void add_up(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride) {
+  constexpr uint32_t kLanes = T::kThreads / T::kRows < 32 ? T::kThreads / T::kRows : 32, kEach = 8;
+  const uint32_t r = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  answers::ExpSum sum;
+  if (p.partials.sum) {
+#pragma unroll 1
+    for (uint32_t column = kEach * lane; column < T::kIds; column += kEach * kLanes) {
+      float some[kEach];
+#pragma unroll
+      for (uint32_t i = 0; i < kEach; i += 4) {
+        const U32x4 four = ld_shared_v4(logit_address<T>(r, column + i));
+        const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (uint32_t j = 0; j < 4; ++j)
+          some[i + j] = at.first_id + column + i + j < p.vocab ? mov_f32_b32(words[j]) : -kInfinity;
+      }
+      sum.add(some);
+    }
+    sum.merge_lanes(kLanes);
+  }
+  if (lane || at.first_row + r >= p.row_count) return;
+  uint8_t *row = partials + (at.first_row + r) * stride;
+#pragma unroll
+  for (uint32_t i = 0; i < 3; ++i)
+    st_global_v2(row + 8 * i, {uint32_t(sum.words[i]), uint32_t(sum.words[i] >> 32)});
+  // The row's status is known when all tiles are.
+  st_global_v2(row + offsetof(PartialRow, top), {uint32_t(sum.top()), 0});
+}
+
+// Instead of logits what the tile knows of its rows.
+template <class T>
+DEVICE void summarise(const MatmulParams &p, const Place &at) {
+  const uint32_t ids = p.vocab - at.first_id < T::kIds ? p.vocab - at.first_id : T::kIds;
+  const uint32_t k = p.partials.k;
+  const auto stride = [k](uint32_t ids) { return answers::partial_bytes(k < ids ? k : ids, 0); };
+  // All tiles before this one are whole.
+  uint8_t *partials = p.partials.data + at.first_id / T::kIds * (p.row_count * stride(T::kIds));
+  find_best<T>(p, at, partials, stride(ids));
+  add_up<T>(p, at, partials, stride(ids));
 }
 
 // By all threads of the block, after the last product.
@@ -273,6 +369,10 @@ DEVICE void epilogue(const MatmulParams &p, const Place &at, const Sums<T> &d) {
     soften<T>(p, at);
     barrier_sync_all();
   }
+  if (p.raw) {
+    store<T>(p, at, F32{}, p.raw);
+    barrier_sync_all();
+  }
   if (a.addition_offsets || a.count_offsets) {
     adjust<T>(p, at);
     barrier_sync_all();
@@ -282,12 +382,14 @@ DEVICE void epilogue(const MatmulParams &p, const Place &at, const Sums<T> &d) {
     settle<T>(p, at, adjusted);
     barrier_sync_all();
   }
-  if (p.logits.dtype == LMHEAD_DTYPE_F32)
-    store<T>(p, at, F32{});
+  if (p.partials.data)
+    summarise<T>(p, at);
+  else if (p.logits.dtype == LMHEAD_DTYPE_F32)
+    store<T>(p, at, F32{}, p.logits.data);
   else if (p.logits.dtype == LMHEAD_DTYPE_F16)
-    store<T>(p, at, F16{});
+    store<T>(p, at, F16{}, p.logits.data);
   else
-    store<T>(p, at, Bf16{});
+    store<T>(p, at, Bf16{}, p.logits.data);
 }
 
 }  // namespace matmul

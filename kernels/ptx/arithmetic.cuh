@@ -127,6 +127,12 @@ PTX uint64_t shr_u64(uint64_t v, uint32_t n) {
   EITHER(out = n > 63 ? 0 : v >> n, asm("shr.u64 %0, %1, %2;" : "=l"(out) : "l"(v), "r"(n)));
   return out;
 }
+// Ones.
+PTX uint32_t popc_b32(uint32_t v) {
+  uint32_t out;
+  EITHER(out = uint32_t(__builtin_popcount(v)), asm("popc.b32 %0, %1;" : "=r"(out) : "r"(v)));
+  return out;
+}
 // Leading zeros; of 0 it is 64.
 PTX uint32_t clz_b64(uint64_t v) {
   uint32_t out;

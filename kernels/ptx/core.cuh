@@ -1,5 +1,7 @@
 // What every device file needs: the two compilers' common words, 16-bit types, how a kernel is declared.
 #pragma once
+#include <stddef.h>
+
 #include "../params.h"
 
 #if defined(__CUDACC__)

@@ -10,6 +10,12 @@ PTX uint32_t ld_global_u32(const void *address) {
          asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(address) : "memory"));
   return v;
 }
+PTX uint8_t ld_global_u8(const void *address) {
+  uint32_t v = 0;
+  EITHER(emulated::ld_global("ld.global.b8", address, &v, 1),
+         asm volatile("ld.global.b8 %0, [%1];" : "=r"(v) : "l"(address) : "memory"));
+  return uint8_t(v);
+}
 PTX U32x2 ld_global_v2(const void *address) {
   U32x2 v;
   EITHER(emulated::ld_global("ld.global.v2.b32", address, &v, 8),
@@ -23,6 +29,14 @@ PTX U32x4 ld_global_v4(const void *address) {
                       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                       : "l"(address)
                       : "memory"));
+  return v;
+}
+
+// A word that other blocks change by atomics meanwhile.
+PTX uint32_t ld_relaxed_u32(const void *address) {
+  uint32_t v;
+  EITHER(emulated::ld_global("ld.relaxed.gpu.global.b32", address, &v, 4),
+         asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(address) : "memory"));
   return v;
 }
 
@@ -62,6 +76,10 @@ PTX U32x4 ld_global_nc_no_allocate_v4(const void *address) {
   return v;
 }
 
+PTX void st_global_u8(void *address, uint8_t v) {
+  EITHER(emulated::st_global("st.global.b8", address, &v, 1),
+         asm volatile("st.global.b8 [%0], %1;" ::"l"(address), "r"(uint32_t(v)) : "memory"));
+}
 PTX void st_global_u16(void *address, uint16_t v) {
   EITHER(emulated::st_global("st.global.b16", address, &v, 2),
          asm volatile("st.global.b16 [%0], %1;" ::"l"(address), "h"(v) : "memory"));

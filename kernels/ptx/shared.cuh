@@ -75,6 +75,14 @@ PTX void st_shared_v4(uint32_t address, U32x4 v) {
                       : "memory"));
 }
 
+// An atomic of the block's threads; gives the value before.
+PTX uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) {
+  uint64_t old;
+  EITHER(old = emulated::atom_shared_add_u64(address, v),
+         asm volatile("atom.relaxed.cta.shared.add.u64 %0, [%1], %2;" : "=l"(old) : "r"(address), "l"(v) : "memory"));
+  return old;
+}
+
 // ldmatrix: lane 8i + r gives the address of row r of matrix i; lane l gets the pair (row l/4, columns 2(l%4), +1) of
 // each. With .trans rows and columns change roles.
 PTX void ldmatrix_x1(uint32_t &d0, uint32_t address AND_PLACE) {

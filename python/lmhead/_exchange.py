@@ -115,7 +115,10 @@ class Transport:
         raise NotImplementedError
 
     def note(self, call: Call) -> None:
-        """Where the caller is, before every operation and around every step. Never blocks."""
+        """Where the caller is, before every operation and around every step. Never blocks.
+
+        Again every 0.1 s while it waits for a device, as a sign that it lives: `place` has to see those, too.
+        """
         raise NotImplementedError
 
     def place(self, member: int) -> Place | None:

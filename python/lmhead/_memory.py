@@ -484,7 +484,8 @@ class ByProducer:
         say = _SetError(lambda _, kind, text: problem.append((kind + b": " + text).decode(errors="replace")))
         if self.api.allocate(byref(wanted), byref(managed), None, say) != 0:
             raise MemoryError(f"{NAMES[number]} {list(shape)}: {problem}")
-        address = managed.contents.tensor.data or 0
+        tensor = managed.contents.tensor
+        address = (tensor.data or 0) + tensor.byte_offset
         self.api.managed_to_object(managed, byref(made))
         array = ctypes.cast(made, ctypes.py_object).value
         # The function has made a reference, and so has `value`.

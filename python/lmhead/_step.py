@@ -212,6 +212,7 @@ Stats = _sys.lmhead_stats
 """Fields: rows_computed of the group, bytes_sent, bytes_received, weight_bytes, contract_ns, gather_ns,
 matmul_ns, exchange_ns, rounds.
 """
+Stats.__repr__ = lambda self: f"Stats({', '.join(f'{k}={getattr(self, k)}' for k, _ in self._fields_[1:])})"
 
 
 @dataclass

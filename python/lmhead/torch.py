@@ -100,8 +100,9 @@ class Snapshot:
     """What a head was made of, kept alive: says whether tensors are still that.
 
     Compared are address, type, shape and strides, the version that PyTorch counts for writes in place, and on
-    CPUs some of the elements: writes through `.data` are not counted. A write of that kind to a few elements
-    only may go unseen.
+    CPUs all elements of a bias and some of a weight: writes through `.data`, or by another library into the
+    same memory, are not counted. Of a weight such a write to a few elements may go unseen; on a GPU all such
+    writes do.
     """
 
     _ELEMENTS = 64
@@ -133,17 +134,28 @@ class Snapshot:
         """A view of some elements."""
         # On a GPU the comparison would wait for the device.
         bits = {4: torch.int32, 2: torch.int16}.get(tensor.element_size())
-        if tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.is_neg() or bits is None:
+        if tensor.device.type != "cpu" or tensor.is_neg() or bits is None:
             return None
-        # As integers: a NaN equals itself. An odd step does not stay in one column of an even width.
-        return tensor.view(bits).view(-1)[:: tensor.numel() // cls._ELEMENTS | 1]
+        # As integers: a NaN equals itself.
+        tensor = tensor.view(bits)
+        if tensor.dim() < 2:
+            return tensor
+        # Odd steps do not stay in one column of an even width.
+        if tensor.is_contiguous():
+            return tensor.view(-1)[:: tensor.numel() // cls._ELEMENTS | 1]
+        rows, columns = tensor.shape
+        return tensor[:: rows // (cls._ELEMENTS // 4) | 1, :: columns // 4 | 1]
 
 
 class LmHead(torch.nn.Module):
     """In the place of a model's output `Linear`: hidden [..., hidden] -> logits [..., vocab].
 
-    `weight` [vocab, hidden] is used in place: without a quantization no copy is made. `bias` is copied. When
-    either is changed or exchanged, the next call makes the head anew.
+    `weight` [vocab, hidden] is used in place: without a quantization no copy is made of a contiguous one.
+    `bias` is copied. When either is changed or exchanged, the next call makes the head anew.
+
+    Of what was copied, writes that PyTorch does not count may go unseen: those through `.data`, or by another
+    library into the same memory. On a CPU all of a bias is looked at, and of a weight some elements. Call
+    `reload` after such a write to a part of a weight; on a GPU, after any of them.
 
     `group` and `exchange` share the head: each member holds its shard. Then every call is a collective step,
     and a rank that has no rows calls `join` in its place. After a change of its weights a shared head refuses

@@ -153,7 +153,7 @@ def test_answers_in_given_memory(head, rows):
     out = Answer(ids=memoryview(array.array("q", [-7] * 4)), row_status=bytearray(3))
     answer = head.argmax(rows, out=out, stats=True)
     assert answer.ids is out.ids and out.ids.tolist() == [*head.argmax(rows).ids.tolist(), -7]
-    assert answer.stats.rows_computed == 3
+    assert answer.stats.rows_computed == 3 and "rows_computed=3" in repr(answer.stats)
     with pytest.raises(lmhead.ArgumentError, match="read-only"):
         head.argmax(rows, out=Answer(ids=bytes(24)))
     with pytest.raises(lmhead.DtypeError, match=r"out\.ids: wanted i64, got i32"):

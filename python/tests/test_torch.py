@@ -226,6 +226,48 @@ def test_changed_weights_are_seen(dtype, quantization, change):
     assert torch.equal(answer_of(compiled, dtype), want)
 
 
+def an_unseen_element(module):
+    """Writes an element of the weight that no snapshot looks at, and past PyTorch's count of writes."""
+    weight = module.weight
+    snapshot, version = lt.Snapshot(weight), weight._version
+    for i in range(weight.numel()):
+        was = weight.data[i // HIDDEN, i % HIDDEN].item()
+        weight.data[i // HIDDEN, i % HIDDEN] = 50
+        if snapshot.is_of(weight):
+            assert weight._version == version
+            return
+        weight.data[i // HIDDEN, i % HIDDEN] = was
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("dtype, quantization", KINDS)
+def test_an_element_written_through_data_counts_in_place_or_after_reload(dtype, quantization, contiguous):
+    weight = linear(dtype).weight.detach()
+    if not contiguous:
+        weight = weight.t().contiguous().t()
+    module = lt.LmHead(weight, quantization=quantization)
+    was = answer_of(module, dtype)
+    an_unseen_element(module)
+    want = answer_of(lt.LmHead(module.weight, quantization=quantization), dtype)
+    assert not torch.equal(was, want)
+    is_copied = quantization is not None or not contiguous
+    assert torch.equal(answer_of(module, dtype), was if is_copied else want)
+    module.reload()
+    assert torch.equal(answer_of(module, dtype), want)
+
+
+def test_weights_that_are_not_contiguous_and_biases_are_looked_at():
+    weight, bias = linear().weight.detach().t().contiguous().t(), torch.zeros(VOCAB, dtype=torch.bfloat16)
+    module = lt.LmHead(weight, bias)
+    was = answer_of(module, torch.bfloat16)
+    module.weight.data.neg_()
+    negated = answer_of(module, torch.bfloat16)
+    assert torch.equal(negated, -was)
+    for id in (0, 1, VOCAB - 1):
+        module.bias.data[id] += 4
+        assert (answer_of(module, torch.bfloat16) - negated)[:, id].min() > 3
+
+
 @pytest.mark.parametrize("quantization", [None, "w8a8"])
 def test_a_module_is_converted(quantization):
     before = linear(torch.float32, bias=True)

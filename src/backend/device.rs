@@ -18,6 +18,8 @@ mod held;
 mod marks;
 mod matmul;
 mod pack;
+mod partials;
+mod passes;
 mod room;
 mod shard;
 pub mod shared_device;
@@ -27,6 +29,7 @@ pub use adjustments::NO_ADJUSTMENTS;
 pub use backend::DeviceBackend;
 pub use marks::stream_marks;
 pub use matmul::{Call, Matmul, Spec};
+pub use partials::NO_PARTIALS;
 
 pub use crate::params::Params;
 use matmul::{dtype_code, of_product};

@@ -205,7 +205,8 @@ pub trait LoadedShard: Send {
     /// Makes the answer of what came from all shards: see [`Finish`].
     ///
     /// # Errors
-    /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit.
+    /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit. In device memory what came is
+    /// looked at there, and a row of it that cannot be has the status of bad input.
     fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
         let _ = on;
         finish::on_host(what, scratch)

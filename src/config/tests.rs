@@ -452,3 +452,15 @@ fn auto_rules_and_what_the_cost_model_is_asked_about() {
     assert_eq!((int8.1, float.1), (GroupSizeRule::AutoFastest, GroupSizeRule::AutoFastest));
     assert!(int8.0 < float.0, "{int8:?} {float:?}");
 }
+
+/// What docs/configuration.md shows.
+#[test]
+fn the_settings_of_the_page_are_settings() {
+    let page = include_str!("../../docs/configuration.md");
+    let blocks: Vec<&str> =
+        page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 2, "blocks of TOML");
+    for block in blocks {
+        Settings::from_toml(block).unwrap_or_else(|error| panic!("{error}:\n{block}"));
+    }
+}

@@ -114,7 +114,8 @@ pub unsafe trait Transport: Send + Sync {
     }
 
     /// Where the caller is, before every operation and at the beginning and the end of a step: for transports
-    /// that let the peers know. Never blocks.
+    /// that let the peers know. A caller that waits for its device says the same again every 0.1 s: peers see
+    /// by the age of its place that it lives. Never blocks.
     fn note(&self, call: &Call) {
         let _ = call;
     }
@@ -148,11 +149,19 @@ pub unsafe trait Transport: Send + Sync {
     }
 }
 
+/// The most members. A member keeps a few bytes for each: a size that nobody means must not take all memory.
+const MOST_MEMBERS: usize = 1 << 20;
+
 /// The exchange of member `me` of `size`, over a transport of host memory.
 ///
 /// # Errors
-/// `Config` where there is no such member; `Unsupported` for a transport of device memory.
+/// `Config` where there is no such member, or there are more than 2^20; `Unsupported` for a transport of device
+/// memory.
 pub fn exchange(size: usize, me: usize, transport: Arc<dyn Transport>) -> Result<Arc<dyn Exchange>> {
+    if size > MOST_MEMBERS {
+        let fix = "pass how many members the head group has";
+        return Err(Error::config("members of an exchange", format!("at most {MOST_MEMBERS}"), size, fix));
+    }
     if me >= size {
         let fix = "pass the caller's number among the members of the head group";
         return Err(Error::config("member of an exchange", format!("one of 0..{size}"), me, fix));

@@ -248,9 +248,15 @@ impl Exchange for LocalExchange {
         }
         let unopened = self.is_first && call.operation == Operation::Create;
         if !unopened {
-            self.channel.give_up(self.member.me, call, reason);
+            self.channel.give_up(call, Fault::Abandoned { member: self.member.me, reason: reason.into() });
         } else if let Ok((instance, own)) = self.channel(call.head) {
             own.notify_abort(&Call { instance, ..*call }, reason);
+        }
+    }
+
+    fn notify_fault(&self, call: &Call, fault: &Fault) {
+        if self.is_here() {
+            self.channel.give_up(call, fault.clone());
         }
     }
 

@@ -11,6 +11,7 @@
 //! * [`Call`], [`Place`] and [`Fault`]: which collective it is, where a member is, and how a collective ends
 //!   badly.
 
+mod blame;
 #[allow(unsafe_code, reason = "an interface for addresses that an engine's functions use")]
 pub mod callbacks;
 #[allow(unsafe_code, reason = "an interface for device addresses")]
@@ -81,8 +82,9 @@ pub trait Exchange: Send + Sync {
     /// `Broken` where the transport has no channel left.
     fn channel(&self, head: u32) -> Result<(u32, Arc<dyn Exchange>), Fault>;
 
-    /// Every member of `members` (ascending, the caller among them) sends `send` to all of them; `recv[i]` is what
-    /// `members[i]` sent, the caller's own included. Sizes may differ by member.
+    /// Every member of `members` (ascending, the caller among them) sends `send` to all of them; `recv[i]` is
+    /// what `members[i]` sent, the caller's own included. Sizes may differ by member. Members of no common
+    /// list gather at the same point, each list by itself: transports may count on it.
     ///
     /// # Errors
     /// A [`Fault`]; see there what the buffers then hold.
@@ -94,14 +96,16 @@ pub trait Exchange: Send + Sync {
         recv: &mut [&mut [u8]],
     ) -> Result<(), Fault>;
 
-    /// Member m is sent `send[m]`; `recv[m]` is what m sent, the caller's own included. Both have one entry per member.
+    /// Member m is sent `send[m]`; `recv[m]` is what m sent, the caller's own included. Both have one entry
+    /// per member.
     ///
     /// # Errors
     /// A [`Fault`]; see there what the buffers then hold.
     fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault>;
 
-    /// Where this member is. The head says so before every operation and at the beginning of every step; a
-    /// transport that can, lets the peers know. Never blocks.
+    /// Where this member is. The head says so before every operation and at the beginning of every step, and
+    /// whoever waits for a device now and then anew, as a sign that it lives; a transport that can, lets the
+    /// peers know. Never blocks.
     fn note(&self, call: &Call) {
         let _ = call;
     }
@@ -123,7 +127,7 @@ pub trait Exchange: Send + Sync {
     fn release_memory(&self) {}
 
     /// The fault that this channel is in, and the call that it happened in: polled while a device is waited
-    /// for.
+    /// for. One of a later step does not end that wait.
     fn pending_fault(&self) -> Option<(Call, Fault)> {
         None
     }
@@ -139,6 +143,12 @@ pub trait Exchange: Send + Sync {
     /// step, and why. Their waits end at once. Never blocks. On the exchange from which the heads open their
     /// channels, a call of the creation says that the caller could not open its next channel of that head.
     fn notify_abort(&self, call: &Call, reason: &str);
+
+    /// As [`Exchange::notify_abort`], of a fault that the caller has found: peers name the same members,
+    /// where the transport can tell them.
+    fn notify_fault(&self, call: &Call, fault: &Fault) {
+        self.notify_abort(call, &format!("{fault:?}"));
+    }
 
     /// Brings a channel back after a fault: returns when all members have called it, with everything
     /// undelivered dropped; or says that this transport cannot. A peer that is in another call meanwhile is

@@ -29,10 +29,11 @@
 //! the engine does with communicators of its own between two steps. A head waits on the host for each of its
 //! collectives, so that no order within a step is left to chance. `NCCL_LAUNCH_ORDER_IMPLICIT=1` (2.26 and
 //! newer) lets NCCL keep the order of the calls on the device. Two ranks that step two heads in opposite
-//! order end at the deadline, with each other's place.
+//! order end at the deadline, with each other's place; where two threads do so, the error says that, too.
 //!
-//! When a channel is connected, its members exchange pieces of known bytes on the device: a communicator whose
-//! ranks are in another order than the group's, or a path that mixes bytes up, is refused by name.
+//! When a channel is connected, its members exchange pieces on the device whose bytes only they know: a
+//! communicator whose ranks are in another order than the group's, one with members of another run, or a path
+//! that mixes bytes up, is refused by name.
 //!
 //! # What is called
 //! | collective | calls of NCCL |
@@ -68,7 +69,8 @@
 //!
 //! `ncclCommAbort` is used also where there is `ncclCommRevoke`: a revoked communicator is good for nothing
 //! but to be destroyed or split again by all of its members, and a lost one takes no part in a split. An
-//! engine's own communicator is revoked, where NCCL is 2.28.7 or newer, and left to the engine to destroy.
+//! engine's own communicator is revoked, where NCCL is 2.28.7 or newer, and left to the engine to destroy;
+//! older versions have no end for it but the engine's `ncclCommAbort`.
 
 mod channel;
 mod communicator;

@@ -78,6 +78,10 @@ impl Exchange for WithDevice {
         self.control.notify_abort(call, reason);
     }
 
+    fn notify_fault(&self, call: &Call, fault: &Fault) {
+        self.control.notify_fault(call, fault);
+    }
+
     fn reset(&self, call: &Call) -> Result<Reset, Fault> {
         match self.control.reset(call)? {
             Reset::Done => self.device.reset(call, &*self.control),

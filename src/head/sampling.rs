@@ -4,11 +4,12 @@
 //! parameters of all rows   all_gather over the group, which compares them between the tp ranks of a replica
 //! adjustments              two all_to_alls, in a step that has them
 //! matmul -> epilogue -> adjustments     [rows of the group, shard] f32, held
-//! largest logits           all_gather, where shards filter: min_p or top_p without top_k, or top_k above 1024
+//! largest logits           all_gather, where shards filter: min_p, or top_p without top_k, or top_k > 1024
 //! cut at top_k             n x (histograms to the rows' owners, cuts back), where a top_k is above 1024
 //! cut at top_p             n x the same, where there is a top_p and either no top_k or one above 1024
 //! candidates               all_to_all to the rows' owners, who draw
-//! tokens                   all_gather, where logprobs are asked for; then target logits and partials as of `logprobs`
+//! tokens                   all_gather, where logprobs are asked for; then target logits and partials, as
+//!                          `logprobs` does
 //! ```
 //!
 //! Which of these a step takes depends on its parameters alone, never on logits, and every rank knows them
@@ -208,8 +209,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The rows that need it learn their largest logit; a row without a finite one gets NaN or minus infinity,
-    /// and keeps nothing.
+    /// The rows that need it learn their largest logit; a row without a finite one gets NaN or minus
+    /// infinity, and keeps nothing.
     fn share_maxima(
         &mut self,
         compute: &mut Compute<'_>,
@@ -321,7 +322,8 @@ impl Run<'_> {
         told.targets.clear();
         let (me, size) = (self.wire.group.me(), self.wire.group.size());
         told.answered.extend((0..size).map(|member| self.answered(member)));
-        // The tp ranks of a replica have drawn the same tokens, unless each has its part: of each row one speaks.
+        // The tp ranks of a replica have drawn the same tokens, unless each has its part: of each row one
+        // speaks.
         let speaks = |member: usize| -> Range<usize> { self.wire.answered(member, true) };
         let (mine, first) = (speaks(me), told.answered[me].start);
         let own = &tokens[mine.start - first..mine.end - first];

@@ -4,7 +4,7 @@
 use super::buffers::{cut, fill, recycle, recycle_mut, sum};
 use super::recorder::Recorder;
 use crate::error::{Error, Result};
-use crate::exchange::{Call, Exchange, Fault, Operation, Piece};
+use crate::exchange::{Call, DeviceExchange, Exchange, Fault, Operation, Piece};
 use crate::layout::HeadGroup;
 use crate::memory::{Memory, Span, SpanMut, Stream};
 use crate::result::{Request, StepStats};
@@ -187,12 +187,11 @@ impl Wire {
                 (_, Received::Device(stream)) => {
                     let device = device_of(exchange)?;
                     let send = Piece { address: send.address(), len: send.len() };
-                    // SAFETY: spans of memory that the head keeps, or that its caller lends it, until the
-                    // stream has passed the step.
-                    unsafe { device.all_gather_v(call, members, send, &room.recv_pieces, stream)? };
-                    // Until kernels make the answers the host waits for what comes, and no longer than the
-                    // step may.
-                    device.wait(device.mark(call, stream)?, call, exchange)
+                    await_queued(device, call, exchange, stream, || {
+                        // SAFETY: spans of memory that the head keeps, or that its caller lends it, until the
+                        // stream has passed the step.
+                        unsafe { device.all_gather_v(call, members, send, &room.recv_pieces, stream) }
+                    })
                 }
             }
         })
@@ -236,9 +235,10 @@ impl Wire {
                     };
                     room.send_pieces.clear();
                     room.send_pieces.extend(outgoing.iter().map(piece));
-                    // SAFETY: as of the gather.
-                    unsafe { device.all_to_all_v(call, &room.send_pieces, &room.recv_pieces, stream)? };
-                    device.wait(device.mark(call, stream)?, call, exchange)
+                    await_queued(device, call, exchange, stream, || {
+                        // SAFETY: as of the gather.
+                        unsafe { device.all_to_all_v(call, &room.send_pieces, &room.recv_pieces, stream) }
+                    })
                 }
             }
         })
@@ -412,6 +412,25 @@ fn mixed() -> Fault {
     Fault::Broken {
         problem: "device memory where host memory is exchanged".into(),
         fix: "report it: rows and results of one step are in one memory".into(),
+    }
+}
+
+/// Queues a collective and waits for it, no longer than the step may take: until a step's requests are decided
+/// on the device, the host has to know what came.
+fn await_queued(
+    device: &dyn DeviceExchange,
+    call: &Call,
+    exchange: &dyn Exchange,
+    stream: Stream,
+    queue: impl FnOnce() -> std::result::Result<(), Fault>,
+) -> std::result::Result<(), Fault> {
+    let before = device.mark(call, stream)?;
+    match queue().and_then(|()| device.mark(call, stream)) {
+        Ok(mark) => device.wait(Some(before), mark, call, exchange),
+        Err(fault) => {
+            device.forget(before);
+            Err(fault)
+        }
     }
 }
 

@@ -58,6 +58,9 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// The fewest ids of any tile.
+    pub(crate) const FEWEST_IDS: usize = 64;
+
     /// Threads of a block: four warps share the ids, four more have the second half of 128 rows.
     pub const fn threads(&self) -> u32 {
         if self.rows > 64 { 256 } else { 128 }

@@ -31,6 +31,16 @@ impl Scale {
         Scale { max, temperature: params.temperature, least, shift }
     }
 
+    /// The row's largest logit, the temperature, and the least value of `(l - max) / T` that is kept.
+    pub(crate) fn parts(&self) -> (f32, f32, f32) {
+        (self.max, self.temperature, self.least)
+    }
+
+    /// The largest mass is 2 to this power.
+    pub(crate) fn unit(&self) -> u32 {
+        23 + self.shift
+    }
+
     /// The mass of logit `l`, which is at most the largest; 0 for minus infinity. Rounded to the nearest,
     /// halves up.
     #[inline(always)]

@@ -1,5 +1,5 @@
 /* A program of an engine's own: links, runs a step, and gets a sentence for a mistake. With OTHER_RUST it also calls
- * another Rust library, in which a panic is caught. C99 to C++20. */
+ * another Rust library, in which a panic is caught. With an argument it computes on GPU 0. C99 to C++20. */
 #include <lmhead.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,8 +19,15 @@ int other_rust_catches_a_panic(int number);
         }                                                                                        \
     } while (0)
 
-int main(void) {
-    static float weights[65][4], hidden[2][4];
+/* The high half of a float: exact for these numbers. */
+static uint16_t bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)(bits >> 16);
+}
+
+int main(int n, char **arguments) {
+    static uint16_t weights[65][16], hidden[2][16];
     lmhead_backend_config open = lmhead_backend_config_init();
     lmhead_weights_config wrapped = lmhead_weights_config_init();
     lmhead_config config = lmhead_config_init();
@@ -32,21 +39,23 @@ int main(void) {
     uint8_t status[2];
     int64_t ids[2];
     int i;
+    (void)arguments;
     if (lmhead_abi() != LMHEAD_ABI) return 1;
-    for (i = 0; i < 65; i++) weights[i][i % 4] = (float)i;
-    hidden[0][0] = 1;  /* ids 0, 4 .. 64: the largest is 64 */
-    hidden[1][3] = -1; /* ids 3, 7 .. 63: all others are 0, the lowest of which is 0 */
+    for (i = 0; i < 65; i++) weights[i][i % 4] = bf16((float)i);
+    hidden[0][0] = bf16(1);  /* ids 0, 4 .. 64: the largest is 64 */
+    hidden[1][3] = bf16(-1); /* ids 3, 7 .. 63: all others are 0, the lowest of which is 0 */
     open.threads = 2;
+    if (n > 1) open.device_type = LMHEAD_CUDA;
     CHECK(lmhead_backend_open(&open, &backend));
     wrapped.vocab_size = 65;
     wrapped.matrix.data = weights;
     wrapped.matrix.device_type = LMHEAD_HOST;
-    wrapped.matrix.dtype = LMHEAD_F32;
+    wrapped.matrix.dtype = LMHEAD_BF16;
     wrapped.matrix.rows = 65;
-    wrapped.matrix.columns = 4;
+    wrapped.matrix.columns = 16;
     CHECK(lmhead_weights_wrap(&wrapped, &shard));
     config.vocab_size = 65;
-    config.hidden_size = 4;
+    config.hidden_size = 16;
     CHECK(lmhead_create(&config, NULL, shard, NULL, backend, &head));
     step.request = LMHEAD_ARGMAX;
     step.rows = 2;

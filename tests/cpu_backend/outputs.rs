@@ -91,7 +91,8 @@ proptest! {
         }
     }
 
-    /// A logit that is finite and rounds to infinity counts as not finite where it is delivered so, and there alone.
+    /// A logit that is finite and rounds to infinity counts as not finite where it is delivered so, and there
+    /// alone.
     #[test]
     fn what_overflows_the_delivered_type_is_flagged(
         (rows, vocab) in (1usize..4, 1usize..200), at in any::<prop::sample::Index>(), negative: bool,
@@ -119,8 +120,8 @@ proptest! {
         }
     }
 
-    /// Every output type is the f32 logit rounded half to even; bytes between the rows stay as they were, but for
-    /// the status words, which are there or apart.
+    /// Every output type is the f32 logit rounded half to even; bytes between the rows stay as they were, but
+    /// for the status words, which are there or apart.
     #[test]
     fn strided_output_touches_its_own_bytes_only(
         kind in kinds(), (rows, hidden, vocab) in shapes(), gap in 0usize..20, last_gap in any::<bool>(),

@@ -6,6 +6,7 @@
 //! row's check reads the answers of all ranks. After each fault the head is rebuilt and must answer the same
 //! bits as before.
 
+mod device_waits;
 mod faults;
 mod mpi_ranks;
 mod scenarios;
@@ -29,7 +30,7 @@ fn a_rank_of_another_test() {
 
 /// All that ranks may do, by name.
 fn scenarios() -> Vec<(&'static str, Scenario)> {
-    [scenarios::SCENARIOS, faults::SCENARIOS].concat()
+    [scenarios::SCENARIOS, faults::SCENARIOS, device_waits::SCENARIOS].concat()
 }
 
 /// How ranks are started as processes, by the names of the transports.

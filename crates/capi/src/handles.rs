@@ -1,8 +1,8 @@
 //! What was made, by number: a handle is no address, so that one that was freed, is of another kind or was
 //! made before a fork is told from those that are good.
 //!
-//! Numbers are never used again. A slot is found without a lock, and its owner is looked at before its lock is
-//! taken: in a forked process a lock may be held by a thread that is not there.
+//! Numbers are never used again. A slot is found without a lock, and its owner is looked at before its lock
+//! is taken: in a forked process a lock may be held by a thread that is not there.
 
 use crate::backend::Backend;
 use crate::boundary::{Outcome, argument};

@@ -561,8 +561,8 @@ pub unsafe extern "C" fn lmhead_flight_recorder(
             .iter()
             .map(|seen| {
                 let elsewhere = seen.elsewhere.as_ref().map(|(place, head)| place_of(place, head));
-                json!({ "rank": seen.rank, "place": seen.place.as_ref().map(|place| place_of(place, &seen.head)),
-                    "elsewhere": elsewhere })
+                let place = seen.place.as_ref().map(|place| place_of(place, &seen.head));
+                json!({ "rank": seen.rank, "place": place, "elsewhere": elsewhere })
             })
             .collect();
         // SAFETY: a place of the caller's.

@@ -1,7 +1,8 @@
 //! An `lmhead_step` and an `lmhead_answer` as the library's own arguments.
 //!
-//! What no step could be (unknown numbers, negative sizes, a null pointer where there are rows) is an argument
-//! that is refused before the step begins. Whatever else does not fit is an error of the step: peers are told.
+//! What no step could be (unknown numbers, negative sizes, a null pointer where there are rows) is an
+//! argument that is refused before the step begins. Whatever else does not fit is an error of the step: peers
+//! are told.
 
 use crate::boundary::{Failure, Outcome, argument, call, given};
 use crate::structs::{Rows, array, count, dtype, memory, needed, span, span_mut};
@@ -383,8 +384,8 @@ fn without_offsets(what: &str, there_are_some: bool) -> Outcome {
     Err(argument(&what, "offsets of the entries that are given", "NULL", "pass [rows + 1] offsets"))
 }
 
-/// Offsets of `rows` rows, and the entries that they speak of. A negative one is too large, and refused as the
-/// others that do not ascend.
+/// Offsets of `rows` rows, and the entries that they speak of. A negative one is too large, and refused as
+/// the others that do not ascend.
 ///
 /// # Safety
 /// Null, or `rows + 1` numbers.

@@ -29,10 +29,12 @@ macro_rules! sized {
 
 sized!(
     lmhead_backend_config 24, lmhead_load 80, lmhead_weights_config 128, lmhead_weights_info 64,
-    lmhead_transport 112, lmhead_config 96, lmhead_step 176, lmhead_stats 80, lmhead_answer 128, lmhead_needs 40
+    lmhead_transport 112, lmhead_config 96, lmhead_step 176, lmhead_stats 80, lmhead_answer 128,
+    lmhead_needs 40
 );
 
-/// A struct of an older header is completed with zeros; one of a newer is taken where what is too much is zero.
+/// A struct of an older header is completed with zeros; one of a newer is taken where what is too much is
+/// zero.
 ///
 /// # Safety
 /// Null, or pointing to as many bytes as its first field says.
@@ -132,9 +134,17 @@ pub fn dtype(what: &str, code: u32) -> Outcome<DType> {
         sys::LMHEAD_F16 => Ok(DType::F16),
         sys::LMHEAD_BF16 => Ok(DType::Bf16),
         sys::LMHEAD_I8 => Ok(DType::I8),
-        other => {
-            Err(argument(what, "LMHEAD_F32, F16, BF16 or I8", format!("{other:#x}"), "use one of those"))
-        }
+        other => Err(argument(what, "f32, f16, bf16 or i8", dlpack_name(other), "use one of those")),
+    }
+}
+
+/// Like "float64", of DLPack's numbers; what is none of them as it stands.
+fn dlpack_name(number: u32) -> String {
+    let [code, bits, ..] = number.to_le_bytes();
+    let kind = ["int", "uint", "float", "handle", "bfloat", "complex", "bool"].get(usize::from(code));
+    match kind {
+        Some(kind) if bits > 0 && number >> 16 == 1 => format!("{kind}{bits}"),
+        _ => format!("{number:#x}"),
     }
 }
 

@@ -1,5 +1,5 @@
-//! The structs, constants and functions of the C interface. Written by scripts/bindings from include/lmhead.h:
-//! change that.
+//! The structs, constants and functions of the C interface. Written by scripts/bindings from
+//! include/lmhead.h: change that.
 #![allow(non_camel_case_types, dead_code, clippy::all)]
 
 pub const LMHEAD_VERSION_MAJOR: u32 = 0;

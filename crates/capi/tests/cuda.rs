@@ -1,5 +1,5 @@
-//! The C interface on a GPU's memory and streams: the project's own libcuda, which runs kernels on the emulated
-//! device, and runs nothing before somebody waits for it.
+//! The C interface on a GPU's memory and streams: the project's own libcuda, which runs kernels on the
+//! emulated device, and runs nothing before somebody waits for it.
 #![allow(unsafe_code, reason = "functions of the C interface")]
 #![cfg(target_os = "linux")]
 
@@ -11,7 +11,7 @@ use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::KernelDevice;
 use lmhead_capi::sys::*;
 use rig::{backend_of, fails, good, init};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr;
 
@@ -19,17 +19,111 @@ const VOCAB: usize = 200;
 const HIDDEN: usize = 48;
 const ROWS: usize = 3;
 
-/// This program again, on the fake libraries.
-fn child(test: &str) {
+/// The folders of the fake libraries, as the loader takes them.
+fn fakes() -> String {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folders = [lmhead_gpu::fake_driver::folder(place), lmhead_gpu::fake_nccl::folder(place)];
-    let path = folders.map(|folder| folder.display().to_string()).join(":");
+    folders.map(|folder| folder.display().to_string()).join(":")
+}
+
+/// Runs the program: whether it succeeded, and what it said.
+fn run(command: &mut Command) -> (bool, String) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (output.status.success(), text.concat())
+}
+
+/// This program again, on the fake libraries.
+fn child(test: &str) {
     let mut command = Command::new(std::env::current_exe().expect("a program"));
     command.args(["--exact", test, "--ignored", "--nocapture"]);
-    let output = command.env("LD_LIBRARY_PATH", path).env("FAKE_DEVICES", "2").output().expect("it runs");
-    let text =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    let (good, text) = run(command.env("LD_LIBRARY_PATH", fakes()).env("FAKE_DEVICES", "2"));
+    assert!(good && text.contains("1 passed"), "{text}");
+}
+
+/// The folder of the libraries that cargo has built of this package, beside this program.
+fn libraries() -> PathBuf {
+    std::env::current_exe().expect("a program").parent().expect("a folder").to_path_buf()
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// No library of a GPU's, of C++ or of MPI is needed to start what lies in the file.
+fn needs_none(file: &Path) {
+    let (good, text) = run(Command::new("readelf").arg("-d").arg(file));
+    let needed: Vec<_> = text.lines().filter(|line| line.contains("(NEEDED)")).collect();
+    let has_none_of =
+        |words: &[&str]| !words.iter().any(|word| needed.iter().any(|line| line.contains(word)));
+    assert!(
+        good && !needed.is_empty() && has_none_of(&["cuda", "nccl", "stdc++", "mpi"]),
+        "{file:?}: {text}"
+    );
+}
+
+/// A program in C, with the shared library and with the archive: it needs nothing of CUDA or NCCL to link.
+/// Without a driver the CPU's backend works, and the GPU's is refused with a sentence; on the fake one both
+/// answer.
+#[test]
+fn programs_in_c_link_without_cuda_and_find_it_at_run_time() {
+    let (place, folder) = (Path::new(env!("CARGO_TARGET_TMPDIR")), libraries());
+    let source = root().join("tests/c/consumer.c");
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    // Programs look for it by its soname.
+    let soname = place.join(format!("liblmhead.so.{LMHEAD_ABI}"));
+    let _ = std::fs::remove_file(&soname);
+    needs_none(&folder.join("liblmhead_capi.so"));
+    std::os::unix::fs::symlink(folder.join("liblmhead_capi.so"), &soname).expect("a link");
+    for kind in ["shared", "static"] {
+        let program = place.join(format!("consumer-{kind}"));
+        let mut cc = Command::new(&compiler);
+        cc.arg(&source).arg("-I").arg(root().join("include")).arg("-o").arg(&program);
+        if kind == "shared" {
+            cc.arg("-L").arg(&folder).arg("-llmhead_capi");
+        } else {
+            // What rustc names for a static link: scripts/check-c holds the list to that.
+            cc.arg(folder.join("liblmhead_capi.a"));
+            cc.args(["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"]);
+        }
+        assert_eq!(run(&mut cc), (true, String::new()), "{cc:?}");
+        needs_none(&program);
+        let consume = |arguments: &[&str], path: &str| {
+            let path = format!("{}:{path}", place.display());
+            run(Command::new(&program).args(arguments).env("LD_LIBRARY_PATH", path))
+        };
+        for path in ["/nowhere", &fakes()] {
+            let (good, text) = consume(&[], path);
+            assert!(good && text.starts_with("64 0; request: wanted"), "{kind}: {text}");
+        }
+        let (good, text) = consume(&["cuda"], &fakes());
+        assert!(good && text.starts_with("64 0; request: wanted"), "{kind}: {text}");
+        if !has_driver() {
+            let (good, text) = consume(&["cuda"], "/nowhere");
+            assert!(
+                !good && text.contains("CUDA driver: wanted libcuda of a driver for CUDA"),
+                "{kind}: {text}"
+            );
+        }
+    }
+}
+
+/// Whether this machine has a libcuda of its own.
+fn has_driver() -> bool {
+    lmhead::backend::cuda::driver().is_ok()
+}
+
+/// python/tests/device_memory.py says what is tried.
+#[test]
+fn python_answers_the_same_in_device_memory() {
+    let (good, text) = run(Command::new("python3")
+        .arg(root().join("python/tests/device_memory.py"))
+        .env("PYTHONPATH", root().join("python"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("LMHEAD_LIBRARY", libraries().join("liblmhead_capi.so"))
+        .env("LD_LIBRARY_PATH", fakes())
+        .env("FAKE_DEVICES", "2"));
+    assert!(good && text.contains("device memory: the host's bits"), "{text}");
 }
 
 #[test]

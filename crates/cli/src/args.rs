@@ -1,5 +1,5 @@
-//! The options of `lmhead run`. Values are taken as text and judged here, so that an error names the option, what was wanted and
-//! what came; negative numbers are values like any other.
+//! The options of `lmhead run`. Values are taken as text and judged here, so that an error names the option,
+//! what was wanted and what came; negative numbers are values like any other.
 
 use crate::sampling_args::SamplingArgs;
 use crate::threads;
@@ -38,10 +38,11 @@ pub struct RunArgs {
     pub copy: bool,
 
     /// Rows: safetensors with hidden_states [rows, hidden] in rank order; optionally logits_indices [n] and,
-    /// for each output row, targets [n] or [n, m] (-100: none); allowed i32 [n, ceil(vocab/32)] (a bit per id); additions to single
-    /// logits: adjust_rows, adjust_ids, adjust_values [m]; penalties: repetition_penalty, frequency_penalty,
-    /// presence_penalty [n] with count_rows, count_ids, count_values, count_in_prompt [m]; sampling: seed,
-    /// position, temperature, top_k, top_p, min_p [n]; synthetic rows without it
+    /// for each output row, targets [n] or [n, m] (-100: none); allowed i32 [n, ceil(vocab/32)] (a bit per
+    /// id); additions to single logits: adjust_rows, adjust_ids, adjust_values [m]; penalties:
+    /// repetition_penalty, frequency_penalty, presence_penalty [n] with count_rows, count_ids, count_values,
+    /// count_in_prompt [m]; sampling: seed, position, temperature, top_k, top_p, min_p [n]; synthetic rows
+    /// without it
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
@@ -59,19 +60,21 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     pub tp: String,
-    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where above 1, else what
-    /// a configured cost_model finds fastest, else 1, a whole head on every rank [default: auto]
+    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
+    /// above 1, else what a configured cost_model finds fastest, else 1, a whole head on every rank [default:
+    /// auto]
     #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", allow_hyphen_values = true)]
     pub lmhead_tp_size: Option<String>,
     /// How ranks learn each other's rows: exact (all known), capacity (a fixed shape) or discover
     #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
     pub mode: CountMode,
 
-    /// logits | argmax | topk:K | sample (a token), sample:N (with its logprob, its rank and the N best ids) |
-    /// logprobs[:N] (of the ids in --hidden's targets, and of the N best)
+    /// logits | argmax | topk:K | sample (a token), sample:N (with its logprob, its rank and the N best ids)
+    /// | logprobs[:N] (of the ids in --hidden's targets, and of the N best)
     #[arg(long, value_name = "WHAT", default_value = "logits", allow_hyphen_values = true)]
     pub request: String,
-    /// With logprobs and sample:N: logprobs of the logits with --hidden's adjustments, which raw ones leave aside
+    /// With logprobs and sample:N: logprobs of the logits with --hidden's adjustments, which raw ones leave
+    /// aside
     #[arg(long)]
     pub processed: bool,
     #[command(flatten)]
@@ -82,8 +85,8 @@ pub struct RunArgs {
     /// Where the arithmetic runs
     #[arg(long, default_value = "auto")]
     pub backend: BackendName,
-    /// What carries bytes between ranks: local (threads of this process) or mpi (processes, a rank each) [auto: mpi where mpirun
-    /// has started several]
+    /// What carries bytes between ranks: local (threads of this process) or mpi (processes, a rank each)
+    /// [auto: mpi where mpirun has started several]
     #[arg(long, default_value = "auto")]
     pub exchange: ExchangeName,
     /// Threads of the CPU, which load the head and which all ranks share in their steps [default: all cores]

@@ -5,6 +5,8 @@ use crate::Failure;
 use crate::args::{ExchangeName, RunArgs};
 use crate::ranks::{Connect, InProcess};
 use lmhead::error::{Error, Result};
+#[cfg(any(test, feature = "mpi"))]
+use lmhead::exchange::Place;
 use lmhead::exchange::{Call, Exchange, Operation};
 #[cfg(feature = "mpi")]
 use lmhead::exchange::{Fault, mpi::Mpi};
@@ -13,6 +15,8 @@ use lmhead::layout::HeadGroup;
 use lmhead::layout::{Launch, ParallelLayout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Set by launchers of MPI jobs in every process that they start. Others (Slurm's, torchrun's) also stand
@@ -178,7 +182,8 @@ impl Job {
         }
     }
 
-    /// Ends well, once all processes do.
+    /// Ends well, once all processes do. The first one is waited for as long as it says that it lives
+    /// ([`Alive`]).
     ///
     /// # Errors
     /// Naming the ranks that did not come within `timeout`, or failed.
@@ -188,6 +193,9 @@ impl Job {
             Job::Alone(_) => Ok(()),
             #[cfg(feature = "mpi")]
             Job::Mpi(mpi) => {
+                if mpi.rank() != FIRST {
+                    await_first(&*mpi.everyone(), timeout);
+                }
                 mpi.finish(timeout)?;
                 JOINED.store(false, Ordering::Relaxed);
                 Ok(())
@@ -306,17 +314,63 @@ impl Peers {
     }
 
     fn call(&self) -> Call {
-        let began = Instant::now();
-        Call {
-            head: 0,
-            instance: 0,
-            epoch: 0,
-            step: 0,
-            operation: Operation::ExchangeResults,
-            terms: 0,
-            began,
-            deadline: began + self.timeout,
+        of_job(Operation::ExchangeResults, self.timeout)
+    }
+}
+
+/// A call of all processes.
+fn of_job(operation: Operation, timeout: Duration) -> Call {
+    let began = Instant::now();
+    let deadline = began + timeout;
+    Call { head: 0, instance: 0, epoch: 0, step: 0, operation, terms: 0, began, deadline }
+}
+
+/// How often the first process says that it lives, while the others wait for it alone.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// The first process checks and writes the answers, which may take longer than any call: until this is
+/// dropped, it tells the others that it lives.
+pub struct Alive(Option<(Sender<()>, JoinHandle<()>)>);
+
+impl Alive {
+    /// # Errors
+    /// `Exchange` where there is no thread for it.
+    pub fn new(peers: &Peers) -> Result<Self> {
+        let exchange = Arc::clone(&peers.exchange);
+        let (stop, stopped) = mpsc::channel();
+        let tell = move || {
+            while stopped.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+                exchange.note(&of_job(Operation::ExchangeResults, BEAT));
+                // Moves it out.
+                let _ = exchange.pending_fault();
+            }
+        };
+        let thread = Builder::new().name("lmhead alive".into()).spawn(tell);
+        let thread = thread.map_err(|error| Error::Exchange {
+            operation: "telling the other processes that the answers are checked".into(),
+            problem: format!("no thread: {error}"),
+            fix: "look at the limit of threads (ulimit -u)".into(),
+        })?;
+        Ok(Alive(Some((stop, thread))))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.0.take() {
+            drop(stop);
+            let _ = thread.join();
         }
+    }
+}
+
+/// Waits until the first process comes to the end of the job, has failed, or has said nothing for `silence`:
+/// then the end says what is wrong.
+#[cfg(any(test, feature = "mpi"))]
+fn await_first(everyone: &dyn Exchange, silence: Duration) {
+    let lives = |place: &Place| place.operation != Operation::Idle && place.age < silence;
+    while everyone.pending_fault().is_none() && everyone.places()[FIRST].as_ref().is_some_and(lives) {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -328,5 +382,56 @@ impl Connect for Mpi {
 
     fn endpoint(&mut self, group: &HeadGroup) -> Result<Arc<dyn Exchange>> {
         Ok(Arc::new(self.exchange(group.ranks())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lmhead::exchange::local;
+
+    /// The first process works for three times as long as the others would wait without a word of it.
+    #[test]
+    fn the_first_process_is_waited_for_as_long_as_it_lives() {
+        const TIMEOUT: Duration = Duration::from_secs(1);
+        std::thread::scope(|scope| {
+            for exchange in local::group(3) {
+                scope.spawn(move || {
+                    let peers = Peers { exchange: Arc::new(exchange), timeout: TIMEOUT };
+                    // As before the check: what all have found goes to the first one.
+                    peers.exchange.note(&peers.call());
+                    let mut bytes = [0; 3];
+                    let mut recv: Vec<&mut [u8]> = bytes.chunks_mut(1).collect();
+                    peers.collect(&[7], &mut recv).expect("all are there");
+                    if peers.is_first() {
+                        let alive = Alive::new(&peers).expect("a thread");
+                        std::thread::sleep(3 * TIMEOUT);
+                        drop(alive);
+                    } else {
+                        await_first(&*peers.exchange, TIMEOUT);
+                    }
+                    let end = of_job(Operation::Idle, TIMEOUT);
+                    peers.exchange.note(&end);
+                    let mut recv: Vec<&mut [u8]> = bytes.chunks_mut(1).collect();
+                    let met = peers.exchange.all_gather_v(&end, &[0, 1, 2], &[1], &mut recv);
+                    assert_eq!(met, Ok(()), "rank {}", peers.me());
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_first_process_that_says_nothing_or_has_failed_is_not_waited_for() {
+        for fails in [false, true] {
+            let exchanges = local::group(2);
+            exchanges[FIRST].note(&of_job(Operation::ExchangeResults, BEAT));
+            let (began, silence) = (Instant::now(), Duration::from_millis(if fails { 600_000 } else { 300 }));
+            if fails {
+                exchanges[FIRST].notify_abort(&of_job(Operation::Idle, BEAT), "the check failed");
+            }
+            await_first(&exchanges[1], silence);
+            assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+            assert_eq!(exchanges[1].pending_fault().is_some(), fails);
+        }
     }
 }

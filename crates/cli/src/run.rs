@@ -7,7 +7,7 @@ use crate::assembled::Assembled;
 use crate::backends::{Chosen, choose};
 use crate::check;
 use crate::input::{HeadSource, Rows};
-use crate::job::{self, Job, Peers};
+use crate::job::{self, Alive, Job, Peers};
 use crate::output::OutFile;
 use crate::ranks::{self, Member, Plan, Rank, Ranks, Told};
 use crate::report::{self, RankReport, Report, StepReport};
@@ -116,6 +116,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         check_unchanged()?;
         return Ok((true, config.create_timeout));
     }
+    let _alive = peers.as_ref().map(Alive::new).transpose()?;
     let of_status = |status| (0..answer.rows).filter(|&i| answer.status(i) == status).collect::<Vec<usize>>();
     let bad = of_status(RowStatus::NonFinite);
     let none = of_status(RowStatus::NothingAllowed);

@@ -11,7 +11,7 @@ use cpu_time::ThreadTime;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use lmhead::DType;
-use lmhead::backend::device::NO_ADJUSTMENTS;
+use lmhead::backend::device::{NO_ADJUSTMENTS, NO_PARTIALS};
 use lmhead::backend::params::{
     GatherCarrierParams, LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, MmaCarrierParams, RowMatrix,
     WeightMatrix, WgmmaCarrierParams,
@@ -161,6 +161,8 @@ fn matmul(
             dtype: LMHEAD_DTYPE_F32,
         },
         adjustments: NO_ADJUSTMENTS,
+        raw: std::ptr::null_mut(),
+        partials: NO_PARTIALS,
         softcap: 0.0,
         scale: 1.0,
         vocab,

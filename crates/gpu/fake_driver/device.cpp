@@ -19,9 +19,11 @@ struct End {
     const char *path = std::getenv("FAKE_ENDS");
     FILE *file = path ? std::fopen(path, "w") : nullptr;
     if (!file) return;
-    std::fprintf(file, "%zu allocations, %zu streams, %zu graphs, %zu events, %zu modules, %d contexts\n", memories.size() + locked.size(),
-                 streams.size(), graphs.size(), events.size(), modules.size(), retained);
-    std::fprintf(file, "%lld kernels and %lld graphs loaded by a launch\n", counts.lazy_kernels, counts.lazy_graphs);
+    std::fprintf(file, "%zu allocations, %zu streams, %zu graphs, %zu events, %zu modules, %d contexts\n",
+                 memories.size() + locked.size(), streams.size(), graphs.size(), events.size(),
+                 modules.size(), retained);
+    std::fprintf(file, "%lld kernels and %lld graphs loaded by a launch\n", counts.lazy_kernels,
+                 counts.lazy_graphs);
     std::fclose(file);
   }
 } end;
@@ -54,11 +56,17 @@ extern "C" {
 
 long long fake_count(const char *what) {
   LOCKED;
-  const std::map<std::string, long long> all = {{"waits", counts.waits}, {"allocations", counts.allocations},
-                                                {"loads", counts.loads}, {"lazy kernels", counts.lazy_kernels},
-                                                {"lazy graphs", counts.lazy_graphs},
-                                                {"slow copies", counts.slow_copies}, {"handles", counts.handles},
-                                                {"copies", counts.copies}, {"products", counts.products}};
+  const std::map<std::string, long long> all = {
+      {"waits", counts.waits},
+      {"allocations", counts.allocations},
+      {"loads", counts.loads},
+      {"lazy kernels", counts.lazy_kernels},
+      {"lazy graphs", counts.lazy_graphs},
+      {"slow copies", counts.slow_copies},
+      {"handles", counts.handles},
+      {"copies", counts.copies},
+      {"products", counts.products},
+  };
   const auto found = all.find(what);
   return found == all.end() ? -1 : found->second;
 }
@@ -74,8 +82,9 @@ int cuGetErrorName(int error, const char **name) {
       {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
       {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
       {701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"}, {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"},
-      {214, "CUDA_ERROR_ECC_UNCORRECTABLE"}, {220, "CUDA_ERROR_NVLINK_UNCORRECTABLE"}, {702, "CUDA_ERROR_LAUNCH_TIMEOUT"},
-      {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED"}, {710, "CUDA_ERROR_ASSERT"}, {714, "CUDA_ERROR_HARDWARE_STACK_ERROR"},
+      {214, "CUDA_ERROR_ECC_UNCORRECTABLE"},    {220, "CUDA_ERROR_NVLINK_UNCORRECTABLE"},
+      {702, "CUDA_ERROR_LAUNCH_TIMEOUT"},       {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED"},
+      {710, "CUDA_ERROR_ASSERT"},               {714, "CUDA_ERROR_HARDWARE_STACK_ERROR"},
       {715, "CUDA_ERROR_ILLEGAL_INSTRUCTION"}, {716, "CUDA_ERROR_MISALIGNED_ADDRESS"},
       {717, "CUDA_ERROR_INVALID_ADDRESS_SPACE"}, {718, "CUDA_ERROR_INVALID_PC"},
       {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
@@ -83,11 +92,15 @@ int cuGetErrorName(int error, const char **name) {
   const auto found = names.find(error);
   return *name = found == names.end() ? "CUDA_ERROR_OTHER" : found->second, 0;
 }
-int cuGetErrorString(int error, const char **text) { return *text = error ? "the driver's own words" : "no error", 0; }
+int cuGetErrorString(int error, const char **text) {
+  return *text = error ? "the driver's own words" : "no error", 0;
+}
 
 int cuDeviceGetCount(int *count) { return *count = int(number("FAKE_DEVICES", 1)), 0; }
 int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, 0; }
-int cuDeviceGetName(char *name, int size, int device) { return std::snprintf(name, size, "Fake %d", device), 0; }
+int cuDeviceGetName(char *name, int size, int device) {
+  return std::snprintf(name, size, "Fake %d", device), 0;
+}
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = size_t(number("FAKE_MEMORY", 80000000000)), 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
   const int capability = int(number("FAKE_CAPABILITY", 90));

@@ -1,33 +1,35 @@
-// A libcuda.so without a GPU: device memory is the host's, and kernels run on the emulated device, whose objects are linked into
-// this library. Only the functions that the crate uses; ABI of the CUDA driver API.
+// A libcuda.so without a GPU: device memory is the host's, and kernels run on the emulated device, whose
+// objects are linked into this library. Only the functions that the crate uses; ABI of the CUDA driver API.
 //
-// It is stricter than a driver where that finds mistakes: nothing runs before somebody waits for its stream, so what is read,
-// reused or freed too early shows; memory is poisoned and has guard zones, locked host memory too; what needs a context fails without
-// one.
+// It is stricter than a driver where that finds mistakes: nothing runs before somebody waits for its stream,
+// so what is read, reused or freed too early shows; memory is poisoned and has guard zones, locked host
+// memory too; what needs a context fails without one.
 //
 // What it says comes from the environment:
 //   FAKE_VERSION FAKE_DEVICES FAKE_CAPABILITY (90)  what there is
 //   FAKE_MEMORY                                     bytes of device memory
-//   FAKE_INIT FAKE_LOAD FAKE_CAPTURE FAKE_REPLAY    error codes of cuInit, cuModuleLoadData, cuGraphInstantiate, cuGraphLaunch
-//   FAKE_LAUNCH, FAKE_RUN                           error codes of a launch, of a kernel that runs; from number FAKE_FROM on (0)
-//   FAKE_HANG                                       kernels from that number on never end; a call that would wait
-//                                                   for one without a deadline ends the process
+//   FAKE_INIT FAKE_LOAD FAKE_CAPTURE FAKE_REPLAY    error codes of cuInit, cuModuleLoadData,
+//                                                   cuGraphInstantiate, cuGraphLaunch
+//   FAKE_LAUNCH, FAKE_RUN                           error codes of a launch, of a kernel that runs; from
+//                                                   number FAKE_FROM on (0)
+//   FAKE_HANG                                       kernels from that number on never end; a call that would
+//                                                   wait for one without a deadline ends the process
 //   FAKE_BLOCKS                                     that call waits for ever, as a driver's does
 //   FAKE_ON                                         the device whose kernels fail or never end (all)
 //   FAKE_PATIENCE (120)                             a call that waits without a deadline for other ranks (see
 //                                                   libnccl's) ends the process after so many seconds
 //   FAKE_BUSY                                       a stream is idle so many milliseconds after the last work
 //                                                   that was put there, as if it took so long
-//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit is wrong;
-//                                                   or read_bulk or read_boxes, whose sum is
+//   FAKE_FLIP                                       a kernel of the products, whose last logit's lowest bit
+//                                                   is wrong; or read_bulk or read_boxes, whose sum is
 //   FAKE_LOG                                        launches are written to that file instead of run
-//   FAKE_ENDS                                       at the end, what was not given back, and what only a launch loaded, is written
-//                                                   to that file
+//   FAKE_ENDS                                       at the end, what was not given back, and what only a
+//                                                   launch loaded, is written to that file
 //
 // A program that has loaded it may ask fake_count for what it did so far.
 //
-// Streams and memory belong to the device of the context that they were made in. A failed kernel loses only its
-// own device.
+// Streams and memory belong to the device of the context that they were made in. A failed kernel loses only
+// its own device.
 //
 // device.cpp: what there is, and the hooks for a libnccl (hooks.hpp); stream.cpp: streams, graphs, events;
 // memory.cpp: memory and copies; kernel.cpp: modules and launches.
@@ -52,8 +54,9 @@
 namespace fake {
 
 enum Error {
-  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400,
-  NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
+  SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
+  INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719,
+  CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
 };
 
 inline long long number(const char *name, long long otherwise) {
@@ -112,9 +115,10 @@ inline std::set<Stream *> streams;
 inline std::set<void *> graphs, events;
 inline std::set<Module *> modules;
 inline int retained = 0;  // contexts
-// What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and graphs that a launch had to
-// bring to the device, since nobody had done so before; copies from or to host memory that is not locked, for which a driver waits;
-// streams and events made. And what a step should do once: copies of any kind, and products.
+// What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and
+// graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
+// memory that is not locked, for which a driver waits; streams and events made. And what a step should do
+// once: copies of any kind, and products.
 inline struct Counts {
   long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles, copies, products;
 } counts;
@@ -137,10 +141,13 @@ inline int waits() {
   return CAPTURE_UNSUPPORTED;
 }
 
-inline bool is_default(const Stream *stream) { return stream >= default_streams && stream < default_streams + kDevices; }
+inline bool is_default(const Stream *stream) {
+  return stream >= default_streams && stream < default_streams + kDevices;
+}
 inline bool is_alive(Stream *stream) { return is_default(stream) || streams.count(stream); }
 inline Stream *known(void *handle) {
-  if (!handle && current) return &default_streams[current->device];
+  // CU_STREAM_LEGACY, 1, is the default stream too.
+  if (reinterpret_cast<uintptr_t>(handle) <= 1 && current) return &default_streams[current->device];
   auto *stream = static_cast<Stream *>(handle);
   return is_alive(stream) ? stream : nullptr;
 }
@@ -158,9 +165,9 @@ inline int put(void *handle, Work work) {
   return put_made(handle, [work = std::move(work)] { return work; });
 }
 
-// Runs what is on the stream until `stop()`, or up to work that never ends (NOT_READY) or waits for other ranks
-// (kPeers). Work that waits for other ranks runs their streams up to where they meet. That may lead back to a
-// stream whose first work is running: it counts as waiting.
+// Runs what is on the stream until `stop()`, or up to work that never ends (NOT_READY) or waits for other
+// ranks (kPeers). Work that waits for other ranks runs their streams up to where they meet. That may lead
+// back to a stream whose first work is running: it counts as waiting.
 inline int run_queue(Stream &stream, const std::function<bool()> &stop = nullptr) {
   int &lost_here = lost[stream.device];
   while (!lost_here && !stream.queue.empty() && !(stop && stop())) {

@@ -19,7 +19,8 @@ long long launches = 0, runs = 0, started = 0;
 
 int run(const emulated::Launch &shape, const std::vector<uint8_t> &params, int device) {
   const bool may_fail = number("FAKE_ON", device) == device;
-  if (const int error = int(number("FAKE_RUN", 0)); may_fail && error && runs++ >= number("FAKE_FROM", 0)) return error;
+  if (const int error = int(number("FAKE_RUN", 0)); may_fail && error && runs++ >= number("FAKE_FROM", 0))
+    return error;
   static const long long hangs = number("FAKE_HANG", -1);
   if (may_fail && hangs >= 0 && started >= hangs) return NOT_READY;
   started += may_fail;
@@ -33,7 +34,8 @@ int run(const emulated::Launch &shape, const std::vector<uint8_t> &params, int d
   if (posix_memalign(&aligned, 64, params.size() + 64)) return OUT_OF_MEMORY;
   std::memcpy(aligned, params.data(), params.size());
   emulated::Launch launch = shape;
-  launch.params = aligned, launch.seed = seed++, launch.checks = 1, launch.instruction_limit = uint64_t(1) << 32;
+  launch.params = aligned, launch.seed = seed++, launch.checks = 1,
+  launch.instruction_limit = uint64_t(1) << 32;
   launch.allocations = table.data(), launch.allocation_count = table.size();
   launch.host.wait_for_primary = [](void *) { return 0; };
   launch.host.block_triggered = [](void *) {};
@@ -94,9 +96,11 @@ int cuModuleGetFunction(Function **out, Module *module, const char *name) {
   // This library's own symbols: the program has those kernels too, and its own device for them.
   static void *self = [] {
     Dl_info info;
-    return dladdr((void *)cuModuleLoadData, &info) ? dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD) : nullptr;
+    return dladdr((void *)cuModuleLoadData, &info) ? dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD)
+                                                   : nullptr;
   }();
-  auto *kernel = static_cast<const emulated::Kernel *>(dlsym(self, (std::string("lmhead_kernel_") + name).c_str()));
+  auto *kernel =
+      static_cast<const emulated::Kernel *>(dlsym(self, (std::string("lmhead_kernel_") + name).c_str()));
   if (!kernel) return NOT_FOUND;
   Function &function = module->functions[name];
   return function.kernel = kernel, *out = &function, 0;
@@ -116,8 +120,9 @@ int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
   return 0;
 }
 int cuFuncSetAttribute(Function *function, int attribute, int value) {
-  if (attribute == 9 && value >= -1 && value <= 100) return function->carveout = value, 0;  // PREFERRED_SHARED_MEMORY_CARVEOUT
-  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;           // MAX_DYNAMIC_SHARED_SIZE_BYTES
+  // PREFERRED_SHARED_MEMORY_CARVEOUT, MAX_DYNAMIC_SHARED_SIZE_BYTES
+  if (attribute == 9 && value >= -1 && value <= 100) return function->carveout = value, 0;
+  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;
   return function->shared_limit = uint32_t(value), 0;
 }
 int cuFuncGetParamInfo(const Function *function, size_t index, size_t *offset, size_t *size) {
@@ -129,14 +134,16 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
   if (extra) return INVALID_VALUE;
   if (!function->loaded) ++counts.lazy_kernels, function->loaded = true;
   emulated::Launch launch = {};
-  launch.kernel = function->kernel, launch.dynamic_shared = config->shared, launch.shared_limit = function->shared_limit;
-  std::memcpy(launch.grid, config->grid, sizeof launch.grid), std::memcpy(launch.block, config->block, sizeof launch.block);
+  launch.kernel = function->kernel, launch.dynamic_shared = config->shared,
+  launch.shared_limit = function->shared_limit;
+  std::memcpy(launch.grid, config->grid, sizeof launch.grid);
+  std::memcpy(launch.block, config->block, sizeof launch.block);
   for (unsigned &blocks : launch.cluster) blocks = 1;
   FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr;
   if (log)
-    std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u carveout %d", function->kernel->name, launch.grid[0],
-                 launch.grid[1], launch.grid[2], launch.block[0], launch.block[1], launch.block[2], config->shared,
-                 function->carveout);
+    std::fprintf(log, "%s grid %u %u %u block %u %u %u shared %u carveout %d", function->kernel->name,
+                 launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0], launch.block[1],
+                 launch.block[2], config->shared, function->carveout);
   for (unsigned i = 0; i < config->attribute_count; ++i) {
     const Attribute &a = config->attributes[i];
     if (a.id == 4) {
@@ -164,10 +171,13 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
 
 // Encoded as the emulated device has it (kernels/emulated/tma.cpp), which is what its kernels read.
 int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address, const uint64_t *sizes,
-                           const uint64_t *pitches, const unsigned *box, const unsigned *steps, int interleave, int swizzle,
-                           int promotion, int fill) {
-  if (rank != 2 || type > 2 || steps[0] != 1 || steps[1] != 1 || interleave || swizzle > 3 || promotion != 3 || fill) return 1;
-  static const uint64_t kSwizzles[] = {0, 3, 2, 1};  // ptx::Swizzle of CU_TENSOR_MAP_SWIZZLE_NONE, _32B, _64B, _128B
+                           const uint64_t *pitches, const unsigned *box, const unsigned *steps,
+                           int interleave, int swizzle, int promotion, int fill) {
+  if (rank != 2 || type > 2 || steps[0] != 1 || steps[1] != 1 || interleave || swizzle > 3 ||
+      promotion != 3 || fill)
+    return 1;
+  // ptx::Swizzle of CU_TENSOR_MAP_SWIZZLE_NONE, _32B, _64B, _128B
+  static const uint64_t kSwizzles[] = {0, 3, 2, 1};
   const uint64_t said[7] = {0x70616d2d64656168, uint64_t(address), sizes[0], sizes[1], pitches[0],
                             box[0] | uint64_t(box[1]) << 32, uint64_t(1) << type | kSwizzles[swizzle] << 32};
   std::memcpy(map, said, sizeof said);

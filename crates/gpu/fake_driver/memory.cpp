@@ -26,7 +26,8 @@ int release(std::map<uint64_t, Memory> &all, uint64_t address) {
   const Memory memory = found->second;
   for (size_t i = 0; i < kGuard; ++i)
     if (memory.start[i] != kFence || memory.start[kGuard + memory.bytes + i] != kFence)
-      std::fprintf(stderr, "fake driver: memory beside an allocation of %zu bytes was written to\n", memory.bytes), std::abort();
+      std::fprintf(stderr, "fake driver: memory beside an allocation of %zu bytes was written to\n",
+                   memory.bytes), std::abort();
   return all.erase(found), std::free(memory.start), lost[memory.device];
 }
 
@@ -59,12 +60,15 @@ int cuMemFreeHost(void *start) {
   LOCKED;
   // Nothing waits here: what was queued on it must have ended.
   if (current && !lost[current->device] && pending[uint64_t(start)] > 0)
-    std::fprintf(stderr, "fake driver: locked memory was freed while a copy of it was queued\n"), std::abort();
+    std::fprintf(stderr, "fake driver: locked memory was freed while a copy of it was queued\n"),
+        std::abort();
   return release(locked, uint64_t(start));
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
   USABLE;
-  return put(stream, [=] { return inside(to, bytes) ? (std::memset((void *)to, value, bytes), 0) : ILLEGAL_ADDRESS; });
+  return put(stream, [=] {
+    return inside(to, bytes) ? (std::memset((void *)to, value, bytes), 0) : ILLEGAL_ADDRESS;
+  });
 }
 int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
   USABLE;
@@ -79,11 +83,15 @@ int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
   USABLE;
-  return put_copy(stream, from, bytes, [=] { return inside(to, bytes) ? (std::memcpy((void *)to, from, bytes), 0) : ILLEGAL_ADDRESS; });
+  return put_copy(stream, from, bytes, [=] {
+    return inside(to, bytes) ? (std::memcpy((void *)to, from, bytes), 0) : ILLEGAL_ADDRESS;
+  });
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
-  return put_copy(stream, to, bytes, [=] { return inside(from, bytes) ? (std::memcpy(to, (void *)from, bytes), 0) : ILLEGAL_ADDRESS; });
+  return put_copy(stream, to, bytes, [=] {
+    return inside(from, bytes) ? (std::memcpy(to, (void *)from, bytes), 0) : ILLEGAL_ADDRESS;
+  });
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
@@ -103,7 +111,9 @@ struct Side2d {
   void *array;
   size_t pitch;
   uint8_t *start() const { return type == 1 ? host : reinterpret_cast<uint8_t *>(device); }
-  bool is_inside(size_t width, size_t height) const { return type == 1 || inside(device, (height - 1) * pitch + width); }
+  bool is_inside(size_t width, size_t height) const {
+    return type == 1 || inside(device, (height - 1) * pitch + width);
+  }
 };
 struct Copy2d {
   Side2d from, to;
@@ -113,10 +123,13 @@ int cuMemcpy2DAsync_v2(const Copy2d *copy, void *stream) {
   USABLE;
   const Copy2d all = *copy;
   const Side2d &from = all.from, &to = all.to;
-  const auto legal = [&](const Side2d &side) { return (side.type == 1 || side.type == 2) && !side.x && !side.y && side.pitch >= all.width; };
+  const auto legal = [&](const Side2d &side) {
+    return (side.type == 1 || side.type == 2) && !side.x && !side.y && side.pitch >= all.width;
+  };
   if (!legal(from) || !legal(to) || !all.width || !all.height) return INVALID_VALUE;
   const auto work = [all] {
-    if (!all.from.is_inside(all.width, all.height) || !all.to.is_inside(all.width, all.height)) return int(ILLEGAL_ADDRESS);
+    if (!all.from.is_inside(all.width, all.height) || !all.to.is_inside(all.width, all.height))
+      return int(ILLEGAL_ADDRESS);
     for (size_t row = 0; row < all.height; ++row)
       std::memcpy(all.to.start() + row * all.to.pitch, all.from.start() + row * all.from.pitch, all.width);
     return 0;

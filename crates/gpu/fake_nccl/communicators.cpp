@@ -44,9 +44,12 @@ std::string read(const void *from, Config &config) {
   if (size < 24) return "ncclConfig_t: a size of " + std::to_string(size);
   std::memcpy(static_cast<void *>(&config), from, std::min(size, sizeof config));
   if (config.magic != 0xcafebeef) return "ncclConfig_t argument not initialized via NCCL_CONFIG_INITIALIZER";
-  const auto within = [](int value, int low, int high) { return value == kUnset || (value >= low && value <= high); };
-  bool good = within(config.blocking, 0, 1) && within(config.cga_cluster_size, 0, 8) && within(config.min_ctas, 1, 1024) &&
-              within(config.max_ctas, 1, 1024) && within(config.split_share, 0, 1) && within(config.traffic_class, 0, 255);
+  const auto within = [](int value, int low, int high) {
+    return value == kUnset || (value >= low && value <= high);
+  };
+  bool good = within(config.blocking, 0, 1) && within(config.cga_cluster_size, 0, 8) &&
+              within(config.min_ctas, 1, 1024) && within(config.max_ctas, 1, 1024) &&
+              within(config.split_share, 0, 1) && within(config.traffic_class, 0, 255);
   for (const int other : config.others) good = good && within(other, 0, INT32_MAX);
   return good ? "" : "ncclConfig_t: a field has a value that is none of its own, nor NCCL_CONFIG_UNDEF_INT";
 }
@@ -54,14 +57,16 @@ std::string read(const void *from, Config &config) {
 std::shared_ptr<Seat> seat_of(int device, const Clique &clique) {
   static std::map<std::pair<int, const void *>, std::weak_ptr<Seat>> seats;
   for (auto i = seats.begin(); i != seats.end();) i = i->second.expired() ? seats.erase(i) : std::next(i);
-  std::weak_ptr<Seat> &place = seats[{device, setting("NCCL_MULTI_RANK_GPU_ENABLE", 0) ? this_thread() : nullptr}];
+  std::weak_ptr<Seat> &place =
+      seats[{device, setting("NCCL_MULTI_RANK_GPU_ENABLE", 0) ? this_thread() : nullptr}];
   std::shared_ptr<Seat> seat = place.lock();
   // A thread may have several ranks on one device, which are apart.
   if (!seat || seat->members.count(clique.number)) place = seat = std::make_shared<Seat>();
   return seat;
 }
 
-std::shared_ptr<Communicator> join(const std::shared_ptr<Clique> &clique, int rank, int device, std::shared_ptr<Seat> seat) {
+std::shared_ptr<Communicator> join(const std::shared_ptr<Clique> &clique, int rank, int device,
+                                   std::shared_ptr<Seat> seat) {
   auto made = std::make_shared<Communicator>();
   made->clique = clique, made->rank = rank, made->device = device, made->seat = std::move(seat);
   made->handle = reinterpret_cast<void *>(kFirstHandle + 16 * ++handles);
@@ -89,7 +94,8 @@ void all_came(Clique &clique) {
     const auto [there, is_new] = by_device.emplace(member->device, rank);
     if (is_new) continue;
     const std::string words = "Duplicate GPU detected : rank " + std::to_string(rank) + " and rank " +
-                              std::to_string(there->second) + " both on CUDA device " + std::to_string(member->device);
+                              std::to_string(there->second) + " both on CUDA device " +
+                              std::to_string(member->device);
     for (const auto &[_, each] : clique.members) fail(*each, INVALID_USAGE, words);
     return;
   }
@@ -99,23 +105,29 @@ int make(void **out, int size, const UniqueId &unique, int rank, const void *con
          bool asks_environment) {
   const Locked locked;
   if (hooks().refuse_recording())
-    return refuse(nullptr, UNHANDLED_CUDA_ERROR, "a communicator was made by a thread that captures a stream");
+    return refuse(nullptr, UNHANDLED_CUDA_ERROR,
+                  "a communicator was made by a thread that captures a stream");
   if (!out) return refuse(nullptr, INVALID_ARGUMENT, "newcomm argument is NULL");
   *out = nullptr;
   if (size < 1 || rank < 0 || rank >= size)
-    return refuse(nullptr, INVALID_ARGUMENT, "Invalid rank requested : " + std::to_string(rank) + "/" + std::to_string(size));
+    return refuse(nullptr, INVALID_ARGUMENT,
+                  "Invalid rank requested : " + std::to_string(rank) + "/" + std::to_string(size));
   Config config;
-  if (const std::string words = read(config_of_caller, config); !words.empty()) return refuse(nullptr, INVALID_ARGUMENT, words);
+  if (const std::string words = read(config_of_caller, config); !words.empty())
+    return refuse(nullptr, INVALID_ARGUMENT, words);
   const long long only = setting("FAKE_NCCL_RANK", rank);
-  if (const int code = int(setting("FAKE_NCCL_INIT", 0)); code && only == rank) return refuse(nullptr, code, "an injected error");
+  if (const int code = int(setting("FAKE_NCCL_INIT", 0)); code && only == rank)
+    return refuse(nullptr, code, "an injected error");
   const int device = hooks().device();
   if (device < 0)
-    return misuse(nullptr, "a communicator was made by a thread without a current context"), int(UNHANDLED_CUDA_ERROR);
+    return misuse(nullptr, "a communicator was made by a thread without a current context"),
+           int(UNHANDLED_CUDA_ERROR);
 
   uint64_t number;
   std::memcpy(&number, unique.bytes + sizeof kIdMagic, sizeof number);
   if (std::memcmp(unique.bytes, kIdMagic, sizeof kIdMagic) != 0 || !ids.count(number))
-    return refuse(nullptr, SYSTEM_ERROR, "socketStartConnect: Connect to the address of the unique id failed : Connection refused");
+    return refuse(nullptr, SYSTEM_ERROR,
+                  "socketStartConnect: Connect to the address of the unique id failed : Connection refused");
   Id &id = ids[number];
   if (id.is_used) return misuse(nullptr, "a unique id was used for a second communicator");
   if (!id.gathering) {
@@ -124,10 +136,12 @@ int make(void **out, int size, const UniqueId &unique, int rank, const void *con
   }
   const std::shared_ptr<Clique> clique = id.gathering;
   if (clique->size != size)
-    return misuse(clique.get(), "rank " + std::to_string(rank) + " makes a communicator of " + std::to_string(size) +
-                                    " ranks, others made one of " + std::to_string(clique->size));
+    return misuse(clique.get(), "rank " + std::to_string(rank) + " makes a communicator of " +
+                                    std::to_string(size) + " ranks, others made one of " +
+                                    std::to_string(clique->size));
   if (!clique->came.insert(rank).second)
-    return misuse(clique.get(), "rank " + std::to_string(rank) + " came twice to clique " + std::to_string(clique->number));
+    return misuse(clique.get(),
+                  "rank " + std::to_string(rank) + " came twice to clique " + std::to_string(clique->number));
   const auto made = join(clique, rank, device, seat_of(device, *clique));
   made->blocking = (asks_environment ? setting("NCCL_COMM_BLOCKING", config.blocking) : config.blocking) != 0;
   // One that was aborted before all had come is missing for ever.
@@ -165,10 +179,10 @@ std::shared_ptr<Communicator> find(void *handle, const char *function, int &answ
   if (!handle)
     answer = refuse(nullptr, INVALID_ARGUMENT, std::string(function) + ": comm argument is NULL");
   else
-    answer = (misuse(nullptr, std::string(function) + (value > kFirstHandle && value <= kFirstHandle + 16 * handles
-                                                           ? ": the communicator was destroyed or aborted before"
-                                                           : ": no communicator has this handle")),
-              INVALID_ARGUMENT);
+    misuse(nullptr, function + std::string(value > kFirstHandle && value <= kFirstHandle + 16 * handles
+                                               ? ": the communicator was destroyed or aborted before"
+                                               : ": no communicator has this handle")),
+        answer = INVALID_ARGUMENT;
   return nullptr;
 }
 std::shared_ptr<Communicator> find_ready(void *handle, const char *function, int &answer) {
@@ -176,7 +190,8 @@ std::shared_ptr<Communicator> find_ready(void *handle, const char *function, int
   if (!found) return nullptr;
   if (found->failure) return answer = refuse(found.get(), found->failure, found->words), nullptr;
   if (!found->job) return found;
-  const std::string words = std::string(function) + " of " + found->name() + " while " + found->doing + " is in progress";
+  const std::string words =
+      std::string(function) + " of " + found->name() + " while " + found->doing + " is in progress";
   misuse(nullptr, words), fail(*found, INVALID_ARGUMENT, words);  // NCCL keeps the error, too
   return answer = INVALID_ARGUMENT, nullptr;
 }
@@ -220,11 +235,16 @@ int ncclGetVersion(int *version) {
 }
 const char *ncclGetErrorString(int code) {
   static const char *const kTexts[] = {
-      "no error", "unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+      "no error",
+      "unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
       "unhandled system error (run with NCCL_DEBUG=INFO for details)",
       "internal error - please report this issue to the NCCL developers",
-      "invalid argument (run with NCCL_DEBUG=WARN for details)", "invalid usage (run with NCCL_DEBUG=WARN for details)",
-      "remote process exited or there was a network error", "NCCL operation in progress", "operation timed out"};
+      "invalid argument (run with NCCL_DEBUG=WARN for details)",
+      "invalid usage (run with NCCL_DEBUG=WARN for details)",
+      "remote process exited or there was a network error",
+      "NCCL operation in progress",
+      "operation timed out",
+  };
   return code >= 0 && code <= TIMEOUT ? kTexts[code] : "unknown result code";
 }
 const char *ncclGetLastError(void *handle) {
@@ -251,7 +271,9 @@ int ncclGetUniqueId(UniqueId *out) {
 int ncclCommInitRankConfig(void **out, int size, UniqueId id, int rank, const void *config) {
   return make(out, size, id, rank, config, true);
 }
-int ncclCommInitRank(void **out, int size, UniqueId id, int rank) { return make(out, size, id, rank, nullptr, false); }
+int ncclCommInitRank(void **out, int size, UniqueId id, int rank) {
+  return make(out, size, id, rank, nullptr, false);
+}
 
 // A nonblocking parent returns ncclSuccess at once; its state is ncclInProgress. The new communicator is
 // written when the parent's state becomes ncclSuccess.
@@ -263,7 +285,8 @@ int ncclCommSplit(void *handle, int color, int key, void **out, const void *conf
   const auto parent = find_ready(handle, "ncclCommSplit", answer);
   if (!parent) return answer;
   if (!out) return refuse(parent.get(), INVALID_ARGUMENT, "newcomm argument is NULL");
-  if (color < 0 && color != kNoColor) return refuse(parent.get(), INVALID_ARGUMENT, "ncclCommSplit: a negative color");
+  if (color < 0 && color != kNoColor)
+    return refuse(parent.get(), INVALID_ARGUMENT, "ncclCommSplit: a negative color");
   Config config;
   if (const std::string words = read(config_of_caller, config); !words.empty())
     return refuse(parent.get(), INVALID_ARGUMENT, words);
@@ -299,7 +322,8 @@ int ncclCommFinalize(void *handle) {
   const auto ending = find_ready(handle, "ncclCommFinalize", answer);
   if (!ending) return answer;
   if (ending->is_revoked || ending->is_finalizing)
-    return refuse(ending.get(), INVALID_ARGUMENT, "ncclCommFinalize after it was called, or after ncclCommRevoke");
+    return refuse(ending.get(), INVALID_ARGUMENT,
+                  "ncclCommFinalize after it was called, or after ncclCommRevoke");
   ending->is_finalizing = true;
   return begin(ending, "ncclCommFinalize", [weak = std::weak_ptr<Communicator>(ending)] {
     const auto ending = weak.lock();
@@ -318,11 +342,13 @@ int ncclCommDestroy(void *handle) {
   const auto ending = find(handle, "ncclCommDestroy", answer);
   if (!ending) return answer;
   if (ending->failure)
-    misuse(nullptr, ending->name() + " was destroyed after an error, where only ncclCommAbort ends what is on streams");
+    misuse(nullptr, ending->name() +
+                        " was destroyed after an error, where only ncclCommAbort ends what is on streams");
   else if (ending->job)
     misuse(nullptr, ending->name() + " was destroyed while " + ending->doing + " is in progress");
   else if (const size_t number = ending->is_revoked ? 0 : unfinished(*ending))
-    misuse(nullptr, ending->name() + " was destroyed before " + std::to_string(number) + " of its launches ended");
+    misuse(nullptr,
+           ending->name() + " was destroyed before " + std::to_string(number) + " of its launches ended");
   return end(ending), SUCCESS;
 }
 int ncclCommAbort(void *handle) {
@@ -336,8 +362,10 @@ int ncclCommAbort(void *handle) {
     misuse(nullptr, ending->name() + " was aborted while another thread has it in an open group");
   end(ending);
   for (const auto &[_, other] : communicators)
-    if ((other->shares && other->parent.lock() == ending) || (ending->shares && ending->parent.lock() == other))
-      fail(*other, INTERNAL_ERROR, "a communicator that shares resources with this one (splitShare) was aborted");
+    if ((other->shares && other->parent.lock() == ending) ||
+        (ending->shares && ending->parent.lock() == other))
+      fail(*other, INTERNAL_ERROR,
+           "a communicator that shares resources with this one (splitShare) was aborted");
   return SUCCESS;
 }
 #ifndef FAKE_NCCL_OLDER
@@ -348,9 +376,11 @@ int ncclCommRevoke(void *handle, int flags) {
   int answer;
   const auto revoked = find(handle, "ncclCommRevoke", answer);
   if (!revoked) return answer;
-  if (flags) return refuse(revoked.get(), INVALID_ARGUMENT, "ncclCommRevoke: flags must be NCCL_REVOKE_DEFAULT");
+  if (flags)
+    return refuse(revoked.get(), INVALID_ARGUMENT, "ncclCommRevoke: flags must be NCCL_REVOKE_DEFAULT");
   if (revoked->is_revoked || revoked->is_finalizing)
-    return refuse(revoked.get(), INVALID_ARGUMENT, "ncclCommRevoke after it was called, or after ncclCommFinalize");
+    return refuse(revoked.get(), INVALID_ARGUMENT,
+                  "ncclCommRevoke after it was called, or after ncclCommFinalize");
   if (revoked->in_group_of && revoked->in_group_of != this_thread())
     misuse(nullptr, revoked->name() + " was revoked while another thread has it in an open group");
   revoked->is_revoked = true, revoked->failure = SUCCESS;

@@ -36,7 +36,8 @@ std::string conflict(const Communicator &communicator, const std::vector<Operati
     const Range to = received(operations[i], communicator);
     for (size_t j = 0; j < operations.size(); ++j) {
       const std::string both = describe(operations[i]) + " and " + describe(operations[j]);
-      if (j < i && overlap(to, received(operations[j], communicator))) return both + " receive the same bytes";
+      if (j < i && overlap(to, received(operations[j], communicator)))
+        return both + " receive the same bytes";
       const Range from = sent(operations[j], communicator);
       if (overlap(to, from) && !(i == j && is_in_place(operations[i], communicator)))
         return both + " receive and send the same bytes";
@@ -56,7 +57,8 @@ int launch(const std::shared_ptr<Communicator> &communicator, const std::vector<
       return misuse(c.clique.get(), c.name() + ": a group with two streams for one communicator");
     stream = call.stream, operations.push_back(call.operation);
   }
-  if (const std::string words = conflict(c, operations); !words.empty()) return misuse(c.clique.get(), c.name() + ": " + words);
+  if (const std::string words = conflict(c, operations); !words.empty())
+    return misuse(c.clique.get(), c.name() + ": " + words);
   // Of a captured one the replays count.
   const long long number = next_launch(c.rank, !hooks().is_recording(stream));
   if (const int code = int(setting("FAKE_NCCL_ERROR", 0)); code && is_hit(c.rank, number))
@@ -81,13 +83,18 @@ int end_group() {
   }
   if (error) return error;
   bool blocks = false, does_not = false;
-  const auto note_kind = [&](const auto &communicator) { (communicator->blocking ? blocks : does_not) = true; };
+  const auto note_kind = [&](const auto &communicator) {
+    (communicator->blocking ? blocks : does_not) = true;
+  };
   std::for_each(all.begin(), all.end(), note_kind), std::for_each(begun.begin(), begun.end(), note_kind);
   if (blocks && does_not) return misuse(nullptr, "a group with blocking and nonblocking communicators");
   int answer = SUCCESS;
-  const auto note = [&](int code) { answer = answer == SUCCESS || answer == IN_PROGRESS ? (code ? code : answer) : answer; };
+  const auto note = [&](int code) {
+    answer = answer == SUCCESS || answer == IN_PROGRESS ? (code ? code : answer) : answer;
+  };
   for (const auto &communicator : all) note(launch(communicator, calls));
-  for (const auto &communicator : begun) note(communicator->blocking ? complete(*communicator) : int(IN_PROGRESS));
+  for (const auto &communicator : begun)
+    note(communicator->blocking ? complete(*communicator) : int(IN_PROGRESS));
   return answer;
 }
 
@@ -102,26 +109,31 @@ int call(const char *function, void *handle, void *stream, const Operation &oper
     const std::string place = c.name() + ": " + function;
     if (c.is_revoked || c.is_finalizing)
       return answer = misuse(nullptr, place + " after ncclCommRevoke or ncclCommFinalize"), nullptr;
-    const bool sends = operation.kind != Kind::RECV && (operation.kind != Kind::BROADCAST || operation.peer == c.rank);
+    const bool sends =
+        operation.kind != Kind::RECV && (operation.kind != Kind::BROADCAST || operation.peer == c.rank);
     const bool receives = operation.kind != Kind::SEND;
     std::string refused;
-    if (operation.peer < 0 || operation.peer >= c.clique->size) refused = "peer or root " + std::to_string(operation.peer);
+    if (operation.peer < 0 || operation.peer >= c.clique->size)
+      refused = "peer or root " + std::to_string(operation.peer);
     if (!type_bytes(operation.type)) refused = "type " + std::to_string(operation.type);
-    if (operation.count && ((sends && !operation.send) || (receives && !operation.recv))) refused = "a buffer that is NULL";
+    if (operation.count && ((sends && !operation.send) || (receives && !operation.recv)))
+      refused = "a buffer that is NULL";
     if (!refused.empty()) return answer = refuse(&c, INVALID_ARGUMENT, place + ": " + refused), nullptr;
-    if (stream == reinterpret_cast<void *>(2)) return answer = misuse(c.clique.get(), place + ": cudaStreamPerThread"), nullptr;
+    if (stream == reinterpret_cast<void *>(2))
+      return answer = misuse(c.clique.get(), place + ": cudaStreamPerThread"), nullptr;
     int device = -1;
     stream = hooks().stream(stream, &device);
     if (device != c.device)
-      return answer = misuse(c.clique.get(), place + ": a stream of " +
-                                                 (device < 0 ? "nobody" : "device " + std::to_string(device)) +
-                                                 ", of a communicator on device " + std::to_string(c.device)),
+      return answer = misuse(c.clique.get(),
+                             place + ": a stream of " +
+                                 (device < 0 ? "nobody" : "device " + std::to_string(device)) +
+                                 ", of a communicator on device " + std::to_string(c.device)),
              nullptr;
     if (group.depth) return found;
     const auto [issuer, is_new] = c.clique->issuers.emplace(this_thread(), c.rank);
     if (!is_new && issuer->second != c.rank)
-      return answer = misuse(c.clique.get(), place + ": its thread issues for rank " + std::to_string(issuer->second) +
-                                                 " too, without a group"),
+      return answer = misuse(c.clique.get(), place + ": its thread issues for rank " +
+                                                 std::to_string(issuer->second) + " too, without a group"),
              nullptr;
     return found;
   };
@@ -140,14 +152,17 @@ size_t type_bytes(int type) {
   return type >= 0 && type < 12 ? kBytes[type] : 0;
 }
 std::string describe(const Operation &operation) {
-  constexpr const char *kNames[] = {"a broadcast from ", "an all_gather", "an all_to_all", "a send to ", "a receive from "};
+  constexpr const char *kNames[] = {"a broadcast from ", "an all_gather", "an all_to_all", "a send to ",
+                                    "a receive from "};
   const bool has_peer = operation.is_pair() || operation.kind == Kind::BROADCAST;
   return kNames[int(operation.kind)] + (has_peer ? std::to_string(operation.peer) : "") + " of " +
          std::to_string(operation.count) + " of type " + std::to_string(operation.type);
 }
 
 bool is_in_group() { return group.depth > 0; }
-void complete_at_group_end(const std::shared_ptr<Communicator> &communicator) { group.begun.push_back(communicator); }
+void complete_at_group_end(const std::shared_ptr<Communicator> &communicator) {
+  group.begun.push_back(communicator);
+}
 
 }  // namespace fake_nccl
 
@@ -163,14 +178,18 @@ int ncclGroupEnd() {
   return end_group();
 }
 
-int ncclBroadcast(const void *send, void *recv, size_t count, int type, int root, void *communicator, void *stream) {
-  return call("ncclBroadcast", communicator, stream, {Kind::BROADCAST, uint64_t(send), uint64_t(recv), count, type, root});
+int ncclBroadcast(const void *send, void *recv, size_t count, int type, int root, void *communicator,
+                  void *stream) {
+  return call("ncclBroadcast", communicator, stream,
+              {Kind::BROADCAST, uint64_t(send), uint64_t(recv), count, type, root});
 }
 int ncclAllGather(const void *send, void *recv, size_t count, int type, void *communicator, void *stream) {
-  return call("ncclAllGather", communicator, stream, {Kind::ALL_GATHER, uint64_t(send), uint64_t(recv), count, type, 0});
+  return call("ncclAllGather", communicator, stream,
+              {Kind::ALL_GATHER, uint64_t(send), uint64_t(recv), count, type, 0});
 }
 int ncclAlltoAll(const void *send, void *recv, size_t count, int type, void *communicator, void *stream) {
-  return call("ncclAlltoAll", communicator, stream, {Kind::ALL_TO_ALL, uint64_t(send), uint64_t(recv), count, type, 0});
+  return call("ncclAlltoAll", communicator, stream,
+              {Kind::ALL_TO_ALL, uint64_t(send), uint64_t(recv), count, type, 0});
 }
 int ncclSend(const void *send, size_t count, int type, int peer, void *communicator, void *stream) {
   return call("ncclSend", communicator, stream, {Kind::SEND, uint64_t(send), 0, count, type, peer});

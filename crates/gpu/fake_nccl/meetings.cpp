@@ -25,13 +25,17 @@ size_t next(Issued &issued, const Operation &operation) {
 
 // Where the sides of operation `number` meet; `side` becomes this rank's. The tables forget it once all sides
 // are issued, since nobody looks for it any more.
-std::shared_ptr<Meeting> meet(Clique &clique, const Communicator &c, const Operation &operation, size_t number, size_t &side) {
+std::shared_ptr<Meeting> meet(Clique &clique, const Communicator &c, const Operation &operation,
+                              size_t number, size_t &side) {
   const auto find = [&](auto &all, std::vector<int> ranks) {
     std::shared_ptr<Meeting> &there = all[number];
-    if (!there) there = std::make_shared<Meeting>(), there->sides.resize(ranks.size()), there->ranks = std::move(ranks);
+    if (!there)
+      there = std::make_shared<Meeting>(), there->sides.resize(ranks.size()), there->ranks = std::move(ranks);
     const std::shared_ptr<Meeting> meeting = there;
     meeting->sides[side].is_issued = true;
-    if (std::all_of(meeting->sides.begin(), meeting->sides.end(), [](const Side &one) { return one.is_issued; })) all.erase(number);
+    if (std::all_of(meeting->sides.begin(), meeting->sides.end(),
+                    [](const Side &one) { return one.is_issued; }))
+      all.erase(number);
     return meeting;
   };
   if (!operation.is_pair()) {
@@ -54,7 +58,14 @@ std::string disagreement(const Side &a, int rank_a, const Side &b, int rank_b) {
   if ((a.captured < 0) != (b.captured < 0))
     return describe(x) + ": " + (a.captured < 0 ? other : one) + " replays a graph, and " +
            (a.captured < 0 ? one : other) + " does not";
-  if (a.captured != b.captured) return describe(x) + ": " + one + " and " + other + " replay graphs of other operations";
+  if (a.captured != b.captured)
+    return describe(x) + ": " + one + " and " + other + " replay graphs of other operations";
+  return "";
+}
+
+// In which other order two ranks have issued what they share before an operation, in words.
+std::string disorder(const Side &a, int rank_a, const Side &b, int rank_b) {
+  const std::string one = "rank " + std::to_string(rank_a), other = "rank " + std::to_string(rank_b);
   const auto la = a.launch.lock(), lb = b.launch.lock();
   if (!la || !lb) return "";
   const auto &in_a = la->communicator->seat->members, &in_b = lb->communicator->seat->members;
@@ -62,11 +73,13 @@ std::string disagreement(const Side &a, int rank_a, const Side &b, int rank_b) {
     const auto theirs = b.before.find(clique);
     const auto ma = in_a.find(clique), mb = in_b.find(clique);
     if (theirs == b.before.end() || ma == in_a.end() || mb == in_b.end()) continue;
-    if (ma->second->gives_up() || mb->second->gives_up() || ma->second->failure || mb->second->failure) continue;
+    if (ma->second->gives_up() || mb->second->gives_up() || ma->second->failure || mb->second->failure)
+      continue;
     const size_t na = issued.with(mb->second->rank), nb = theirs->second.with(ma->second->rank);
     if (na != nb)
-      return describe(x) + ": before it, " + one + " had issued " + std::to_string(na) + " operations of clique " +
-             std::to_string(clique) + ", and " + other + " " + std::to_string(nb) + ": another order, or other groups";
+      return describe(a.operation) + ": before it, " + one + " had issued " + std::to_string(na) +
+             " operations of clique " + std::to_string(clique) + ", and " + other + " " + std::to_string(nb) +
+             ": another order, or other groups";
   }
   return "";
 }
@@ -86,21 +99,25 @@ void inject(Launch &launch, long long number) {
 
 // The operations of a launch take their places among those of the other ranks.
 std::shared_ptr<Launch> issue(const std::shared_ptr<Communicator> &communicator, void *stream,
-                              const std::vector<Operation> &operations, long long number, Captured *captured) {
+                              const std::vector<Operation> &operations, long long number,
+                              Captured *captured) {
   Communicator &c = *communicator;
   const auto launch = std::make_shared<Launch>();
   launch->communicator = communicator, launch->stream = stream, launch->operations = operations;
-  ++counts["launches"], counts["operations"] += (long long)operations.size(), counts["replays"] += captured != nullptr;
+  ++counts["launches"], counts["operations"] += (long long)operations.size(),
+      counts["replays"] += captured != nullptr;
   unfinished(c);  // forgets those that have ended
   c.launches.push_back(launch);
   if (c.gives_up())
-    return misuse(nullptr, "a graph was launched that has operations of " + c.name() + ", which is gone"), launch;
+    return misuse(nullptr, "a graph was launched that has operations of " + c.name() + ", which is gone"),
+           launch;
 
   if (captured) number = next_launch(c.rank, true);
   inject(*launch, number);
   if (captured && !captured->is_launched) {
     captured->is_launched = true;
-    for (const Operation &operation : operations) captured->numbers.push_back((long long)next(c.captured, operation));
+    for (const Operation &operation : operations)
+      captured->numbers.push_back((long long)next(c.captured, operation));
   }
   std::map<uint64_t, Issued> before;
   for (const auto &[clique, member] : c.seat->members) before[clique] = member->issued;
@@ -114,7 +131,15 @@ std::shared_ptr<Launch> issue(const std::shared_ptr<Communicator> &communicator,
     side.before = before, side.launch = launch;
     for (size_t other = 0; other < meeting->sides.size(); ++other) {
       if (other == mine || !meeting->sides[other].is_issued) continue;
-      const std::string words = disagreement(side, c.rank, meeting->sides[other], meeting->ranks[other]);
+      const Side &theirs = meeting->sides[other];
+      std::string words = disagreement(side, c.rank, theirs, meeting->ranks[other]);
+      if (words.empty()) {
+        words = disorder(side, c.rank, theirs, meeting->ranks[other]);
+        if (!words.empty() && setting("FAKE_NCCL_DEADLOCK", 0)) {
+          launch->stalls = theirs.launch.lock()->stalls = true;
+          continue;
+        }
+      }
       if (words.empty()) continue;
       const std::string kind = operations[i].is_pair() ? "pair's" : "collective";
       misuse(c.clique.get(), "clique " + std::to_string(c.clique->number) + ", " + kind + " operation " +
@@ -136,7 +161,8 @@ int arrive(Launch &launch) {
     const Operation &operation = launch.operations[i];
     const Range from = sent(operation, c);
     if (!is_memory(c, from) || !is_memory(c, received(operation, c)))
-      return misuse(c.clique.get(), c.name() + ": " + describe(operation) + ": a buffer is not in one allocation of device " +
+      return misuse(c.clique.get(), c.name() + ": " + describe(operation) +
+                                        ": a buffer is not in one allocation of device " +
                                         std::to_string(c.device)),
              kIllegalAddress;
     const auto *bytes = reinterpret_cast<const uint8_t *>(from.address);
@@ -183,8 +209,10 @@ void deliver(const Launch &launch) {
     const auto &[meeting, mine] = launch.sides[i];
     const Range from = sent(operation, c);
     if (from.bytes && !is_in_place(operation, c) &&
-        std::memcmp(reinterpret_cast<const void *>(from.address), meeting->sides[mine].sent.data(), from.bytes) != 0)
-      misuse(c.clique.get(), c.name() + ": " + describe(operation) + ": what it sends was written to before it had ended");
+        std::memcmp(reinterpret_cast<const void *>(from.address), meeting->sides[mine].sent.data(),
+                    from.bytes) != 0)
+      misuse(c.clique.get(),
+             c.name() + ": " + describe(operation) + ": what it sends was written to before it had ended");
     const uint64_t bytes = bytes_of(operation);
     const auto piece = [&](size_t side, uint64_t at) {
       const auto start = meeting->sides[side].sent.begin() + long(at);
@@ -203,7 +231,8 @@ void deliver(const Launch &launch) {
   }
   if (launch.mixes) mix(copies);
   for (const Copy &copy : copies) {
-    if (!copy.bytes.empty()) std::memcpy(reinterpret_cast<void *>(copy.to), copy.bytes.data(), copy.bytes.size());
+    if (!copy.bytes.empty())
+      std::memcpy(reinterpret_cast<void *>(copy.to), copy.bytes.data(), copy.bytes.size());
     counts["bytes"] += (long long)copy.bytes.size();
   }
 }
@@ -255,7 +284,8 @@ Range received(const Operation &operation, const Communicator &c) {
 }
 bool is_in_place(const Operation &operation, const Communicator &c) {
   if (operation.kind == Kind::BROADCAST) return operation.send == operation.recv;
-  return operation.kind == Kind::ALL_GATHER && operation.send == operation.recv + uint64_t(c.rank) * bytes_of(operation);
+  return operation.kind == Kind::ALL_GATHER &&
+         operation.send == operation.recv + uint64_t(c.rank) * bytes_of(operation);
 }
 
 size_t unfinished(Communicator &communicator) {
@@ -273,8 +303,8 @@ void run_launches(Communicator &communicator) {
     if (const auto launch = weak.lock()) hooks().run_until(launch->stream, [&] { return launch->has_ended; });
 }
 
-int put(const std::shared_ptr<Communicator> &communicator, void *stream, const std::vector<Operation> &operations,
-        long long number) {
+int put(const std::shared_ptr<Communicator> &communicator, void *stream,
+        const std::vector<Operation> &operations, long long number) {
   const auto captured = hooks().is_recording(stream) ? std::make_shared<Captured>() : nullptr;
   return hooks().put(stream, [=]() -> Work {
     const auto launch = issue(communicator, stream, operations, number, captured.get());
@@ -295,8 +325,10 @@ std::string stuck() {
         std::string ranks;
         const auto &[meeting, mine] = launch->sides[i];
         for (size_t side = 0; side < meeting->sides.size(); ++side)
-          if (!meeting->sides[side].has_arrived) ranks += (ranks.empty() ? "" : ", ") + std::to_string(meeting->ranks[side]);
-        if (!ranks.empty()) all += c.name() + ": " + describe(launch->operations[i]) + " waits for ranks [" + ranks + "]\n";
+          if (!meeting->sides[side].has_arrived)
+            ranks += (ranks.empty() ? "" : ", ") + std::to_string(meeting->ranks[side]);
+        if (!ranks.empty())
+          all += c.name() + ": " + describe(launch->operations[i]) + " waits for ranks [" + ranks + "]\n";
       }
     }
   }

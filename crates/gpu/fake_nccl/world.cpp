@@ -49,7 +49,8 @@ struct End {
         std::fclose(file);
       }
     if (misuses.empty()) return;
-    std::fprintf(stderr, "fake nccl: %zu misuses that no test took, the first: %s\n", misuses.size(), misuses.front().c_str());
+    std::fprintf(stderr, "fake nccl: %zu misuses that no test took, the first: %s\n", misuses.size(),
+                 misuses.front().c_str());
     hooks().end(86);
   }
 };
@@ -59,7 +60,8 @@ struct End {
 const fake::Hooks &hooks() {
   static const fake::Hooks &found = [&]() -> const fake::Hooks & {
     void *driver = dlopen("libcuda.so", RTLD_LAZY);
-    auto *get = driver ? reinterpret_cast<const fake::Hooks *(*)()>(dlsym(driver, "fake_driver_hooks")) : nullptr;
+    auto *get =
+        driver ? reinterpret_cast<const fake::Hooks *(*)()>(dlsym(driver, "fake_driver_hooks")) : nullptr;
     if (!get) return kNoDriver;
     get()->set_description([]() -> const char * {
       thread_local std::string all;
@@ -122,7 +124,8 @@ extern "C" {
 // received, "misuses". -1 for any other name.
 long long fake_nccl_count(const char *what) {
   const Locked locked;
-  static const std::set<std::string> all = {"communicators", "made", "launches", "replays", "operations", "bytes", "misuses"};
+  static const std::set<std::string> all = {"communicators", "made",  "launches", "replays",
+                                            "operations",    "bytes", "misuses"};
   if (!all.count(what)) return -1;
   return std::strcmp(what, "communicators") == 0 ? (long long)communicators.size() : counts[what];
 }
@@ -133,6 +136,13 @@ void fake_nccl_set(const char *name, const char *value) {
     said[name] = value;
   else
     said.erase(name);
+}
+// As if the process of a rank had died: the others of its communicators get ncclRemoteError.
+void fake_nccl_lose(int rank) {
+  const Locked locked;
+  for (const auto &[_, other] : communicators)
+    if (other->rank != rank && other->clique->came.count(rank))
+      fail(*other, REMOTE_ERROR, "socketProgress: Connection closed by remote peer");
 }
 // Which ranks wait for which, in words.
 const char *fake_nccl_stuck() {

@@ -40,6 +40,8 @@
 //                              ones
 //   FAKE_NCCL_RANK             limits all of the above, version and polls excepted, to this rank of each
 //                              communicator
+//   FAKE_NCCL_DEADLOCK         1: operations that two ranks issue in another order are no misuse and never
+//                              end, as with NCCL
 //   FAKE_NCCL_FROM (0)         limits the faults of launches to those from this number on; a rank's launches
 //                              are counted over all its communicators, replays of graphs included
 //   FAKE_NCCL_ENDS             at the exit, the number of communicators that are left and of misuses that
@@ -49,7 +51,8 @@
 //   NCCL_COMM_BLOCKING         takes precedence over `blocking` of a caller's ncclConfig_t, as with NCCL
 // Compiled with FAKE_NCCL_OLDER, it has no ncclCommRevoke and is version 22707.
 //
-// For tests it exports fake_nccl_count, fake_nccl_set, fake_nccl_stuck and fake_nccl_take_misuse (world.cpp).
+// For tests it exports fake_nccl_count, fake_nccl_set, fake_nccl_lose, fake_nccl_stuck and
+// fake_nccl_take_misuse (world.cpp).
 //
 // world.cpp: settings, misuses, the end of the process; communicators.cpp: how communicators are made and
 // end; groups.cpp: calls and groups; meetings.cpp: what happens on streams.
@@ -73,8 +76,8 @@ using fake::kPeers;
 using fake::Work;
 
 enum Result {
-  SUCCESS = 0, UNHANDLED_CUDA_ERROR = 1, SYSTEM_ERROR = 2, INTERNAL_ERROR = 3, INVALID_ARGUMENT = 4, INVALID_USAGE = 5,
-  REMOTE_ERROR = 6, IN_PROGRESS = 7, TIMEOUT = 8,
+  SUCCESS = 0, UNHANDLED_CUDA_ERROR = 1, SYSTEM_ERROR = 2, INTERNAL_ERROR = 3, INVALID_ARGUMENT = 4,
+  INVALID_USAGE = 5, REMOTE_ERROR = 6, IN_PROGRESS = 7, TIMEOUT = 8,
 };
 constexpr int kIllegalAddress = 700;  // CUDA_ERROR_ILLEGAL_ADDRESS
 constexpr int kNoColor = -1;
@@ -235,8 +238,8 @@ bool is_hit(int rank, long long launch);  // the settings that make something fa
 size_t unfinished(Communicator &communicator);
 void run_launches(Communicator &communicator);
 // Puts the operations on the stream; the driver's code.
-int put(const std::shared_ptr<Communicator> &communicator, void *stream, const std::vector<Operation> &operations,
-        long long number);
+int put(const std::shared_ptr<Communicator> &communicator, void *stream,
+        const std::vector<Operation> &operations, long long number);
 std::string stuck();
 
 }  // namespace fake_nccl

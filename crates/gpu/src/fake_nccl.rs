@@ -109,6 +109,12 @@ impl FakeNccl {
         }
     }
 
+    /// As if the process of `rank` had died: the others of its communicators get `ncclRemoteError`.
+    pub fn lose(&self, rank: i32) {
+        // SAFETY: the library's own function.
+        unsafe { self.get::<unsafe extern "C" fn(i32)>("fake_nccl_lose")(rank) };
+    }
+
     /// Which ranks wait for which, in words.
     pub fn stuck(&self) -> String {
         self.text("fake_nccl_stuck").unwrap_or_default()

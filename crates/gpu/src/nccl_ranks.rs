@@ -1,5 +1,6 @@
-//! What ranks do over NCCL: as threads on the fake libraries (`tests/cuda_driver`), and as processes that share
-//! one GPU (`tests/gpu`). Each function is one rank's part; they panic where something is not as it must be.
+//! What ranks do over NCCL: as threads on the fake libraries (`tests/cuda_driver`), and as processes that
+//! share one GPU (`tests/gpu`). Each function is one rank's part; they panic where something is not as it
+//! must be.
 
 use lmhead::DType;
 use lmhead::backend::Backend;
@@ -8,8 +9,7 @@ use lmhead::backend::cuda::{CudaDevice, Graph};
 use lmhead::backend::device::{KernelDevice, stream_marks};
 use lmhead::config::Quantization;
 use lmhead::exchange::nccl::{Nccl, NcclExchange};
-use lmhead::exchange::{Call, Exchange, Fault, Operation, Piece, Reset, WithDevice};
-use lmhead::memory::Stream;
+use lmhead::exchange::{Call, DeviceExchange, Exchange, Fault, Operation, Piece, Reset, WithDevice};
 use lmhead_testkit::processes::{Rank, Scenarios};
 use lmhead_testkit::product::shards::backend_of;
 use lmhead_testkit::product::shared_device::call;
@@ -29,17 +29,31 @@ pub struct Ranked {
 
 /// By name, for processes that share device 0.
 pub const SCENARIOS: &Scenarios = &[
-    ("steps", |rank| on_device_0(rank, |ranked| steps(ranked, 12))),
-    ("a late rank", |rank| on_device_0(rank, a_late_rank)),
+    ("steps", |rank| on_device_0(&rank, |ranked| steps(ranked, 12))),
+    ("a late rank", |rank| on_device_0(&rank, a_late_rank)),
+    (KILLED_RANK, |rank| {
+        let is_killed = || {
+            rank.mark(WAITED_FOR);
+            thread::sleep(Duration::from_secs(3600));
+        };
+        on_device_0(&rank, |ranked| a_killed_rank(ranked, is_killed))
+    }),
     ("replays", |rank| {
         // Of more ranks fewer, within the test's time.
         let wanted = if rank.size <= 2 { 1000 } else { 250 };
-        on_device_0(rank, |ranked| replays(ranked, wanted))
+        on_device_0(&rank, |ranked| replays(ranked, wanted))
     }),
 ];
 
+/// The scenario whose rank [`BROKEN`] is killed by the test, once it has left the mark [`WAITED_FOR`].
+pub const KILLED_RANK: &str = "a killed rank";
+pub const WAITED_FOR: &str = "waited for";
+
+/// The rank that does not come, or is killed.
+pub const BROKEN: usize = 1;
+
 /// Joins the host transport of a rank that is a process with NCCL.
-fn on_device_0(rank: Rank, run: impl FnOnce(&Ranked) -> Value) -> Value {
+fn on_device_0(rank: &Rank, run: impl FnOnce(&Ranked) -> Value) -> Value {
     // NCCL takes ranks on one GPU for a mistake, unless they say that they are on hosts of their own.
     for (name, value) in [
         ("NCCL_HOSTID", format!("rank-{}", rank.me)),
@@ -91,55 +105,113 @@ pub fn steps(rank: &Ranked, wanted: usize) -> Value {
     json!({ "cases": cases.len() })
 }
 
+/// The deadline of a collective that one rank breaks, and of those that all come to.
+const DEADLINE: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(12);
+
+/// A connected channel of one rank, and memory for a gather of a byte of each.
+struct Gathers<'r> {
+    rank: &'r Ranked,
+    instance: u32,
+    channel: Arc<dyn Exchange>,
+    memory: <CudaDevice as KernelDevice>::Buffer,
+    stream: <CudaDevice as KernelDevice>::OwnedStream,
+}
+
+impl<'r> Gathers<'r> {
+    /// Collective.
+    fn new(rank: &'r Ranked) -> Self {
+        let (instance, channel) = rank.exchange.channel(7).expect("a channel");
+        let memory = rank.device.alloc(channel.size()).expect("memory");
+        let stream = rank.device.open_stream().expect("a stream");
+        let gathers = Gathers { rank, instance, channel, memory, stream };
+        gathers.connect();
+        gathers
+    }
+
+    fn call(&self, step: u64, within: Duration) -> Call {
+        Call { instance: self.instance, ..call(step, Operation::GatherRows, within) }
+    }
+
+    fn side(&self) -> &dyn DeviceExchange {
+        self.channel.device().expect("a side for device memory")
+    }
+
+    fn connect(&self) {
+        self.side().connect(&self.call(0, SOON), &*self.channel).expect("a connection");
+    }
+
+    /// One gather.
+    fn run(&self, call: &Call) -> Result<(), Fault> {
+        let (device, me, size) = (&self.rank.device, self.channel.me(), self.channel.size());
+        let stream = device.on(&self.stream);
+        let piece = |from: usize| Piece { address: device.address(&self.memory) + from as u64, len: 1 };
+        let (everyone, pieces): (Vec<usize>, Vec<Piece>) = (0..size).map(|from| (from, piece(from))).unzip();
+        self.channel.note(call);
+        device.write_on(stream, &self.memory, me, &[me as u8 + 1]).expect("a copy");
+        let (side, handle) = (self.side(), device.handle(stream));
+        // SAFETY: the memory outlives the work: this waits for it, or it is aborted.
+        unsafe { side.all_gather_v(call, &everyone, piece(me), &pieces, handle)? };
+        side.wait(None, side.mark(call, handle)?, call, &*self.channel)?;
+        let mut got = vec![0; size];
+        device.read_on(stream, &self.memory, 0, &mut got).expect("a copy");
+        assert!(got.iter().enumerate().all(|(from, byte)| *byte == from as u8 + 1), "{got:?}");
+        Ok(())
+    }
+
+    /// A gather that a rank breaks: the fault, and how long it took, at most the deadline and a second.
+    fn fails(&self, step: u64) -> (Fault, Duration) {
+        let began = Instant::now();
+        let fault = self.run(&self.call(step, DEADLINE)).expect_err("a rank is missing");
+        let (took, me) = (began.elapsed(), self.channel.me());
+        assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
+        match fault {
+            Fault::Earlier { fault, .. } => (*fault, took),
+            fault => (fault, took),
+        }
+    }
+}
+
 /// A rank that does not come is named by its peers at the deadline; after a reset all go on.
 ///
 /// # Panics
 /// Where that is not so.
 pub fn a_late_rank(rank: &Ranked) -> Value {
-    const DEADLINE: Duration = Duration::from_secs(3);
-    const LATE: usize = 1;
-    let (size, me) = (rank.exchange.size(), rank.exchange.me());
-    let (instance, channel) = rank.exchange.channel(7).expect("a channel");
-    let side = channel.device().expect("a side for device memory");
-    let this = |step, within| Call { instance, ..call(step, Operation::GatherRows, within) };
-    let device = &rank.device;
-    let own = device.open_stream().expect("a stream");
-    let (stream, memory) = (device.on(&own), device.alloc(size).expect("memory"));
-    let handle = device.handle(stream);
-    let piece = |from: usize| Piece { address: device.address(&memory) + from as u64, len: 1 };
-    let (everyone, pieces): (Vec<usize>, Vec<Piece>) = (0..size).map(|from| (from, piece(from))).unzip();
-    let gather = |call: &Call, handle: Stream| {
-        channel.note(call);
-        device.write_on(stream, &memory, me, &[me as u8 + 1]).expect("a copy");
-        // SAFETY: the memory outlives the work: this waits for it, or it is aborted.
-        unsafe { side.all_gather_v(call, &everyone, piece(me), &pieces, handle)? };
-        side.wait(side.mark(call, handle)?, call, &*channel)
-    };
-    side.connect(&this(0, 4 * DEADLINE), &*channel).expect("a connection");
-    gather(&this(1, 4 * DEADLINE), handle).expect("a gather");
-    let (began, late) = (Instant::now(), this(2, DEADLINE));
-    let took = if me == LATE {
-        Duration::ZERO
-    } else {
-        let fault = gather(&late, handle).expect_err("a rank is missing");
-        let named = |fault: &Fault| *fault == Fault::Timeout { missing: vec![LATE] };
-        let good = match &fault {
-            Fault::Earlier { fault, .. } => named(fault),
-            fault => named(fault),
-        };
-        assert!(good, "rank {me}: {fault:?}");
-        began.elapsed()
-    };
-    assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
+    let (me, gathers) = (rank.exchange.me(), Gathers::new(rank));
+    gathers.run(&gathers.call(1, SOON)).expect("a gather");
+    let began = Instant::now();
+    let mut seconds = 0.0;
+    if me != BROKEN {
+        let (fault, took) = gathers.fails(2);
+        assert_eq!(fault, Fault::Timeout { missing: vec![BROKEN] }, "rank {me}");
+        seconds = took.as_secs_f64();
+    }
     // A reset ends what the others still wait for: none comes before all deadlines have passed.
     thread::sleep((DEADLINE + Duration::from_millis(500)).saturating_sub(began.elapsed()));
-    let rebuild = Call { operation: Operation::Rebuild, ..this(0, 10 * DEADLINE) };
-    assert_eq!(channel.reset(&rebuild), Ok(Reset::Done), "rank {me}");
-    side.connect(&this(0, 4 * DEADLINE), &*channel).expect("a connection after the reset");
-    gather(&this(3, 4 * DEADLINE), handle).expect("a gather after the reset");
-    let mut got = vec![0; size];
-    device.read_on(stream, &memory, 0, &mut got).expect("a copy");
-    assert!(got.iter().enumerate().all(|(from, byte)| *byte == from as u8 + 1), "{got:?}");
+    let rebuild = Call { operation: Operation::Rebuild, ..gathers.call(0, 10 * DEADLINE) };
+    assert_eq!(gathers.channel.reset(&rebuild), Ok(Reset::Done), "rank {me}");
+    gathers.connect();
+    gathers.run(&gathers.call(3, SOON)).expect("a gather after the reset");
+    json!({ "seconds": seconds })
+}
+
+/// A rank ends while its peers wait for it in a gather: they name it. `ends` kills it, or, of a thread,
+/// returns: its endpoints are gone then, too.
+///
+/// # Panics
+/// Where that is not so.
+pub fn a_killed_rank(rank: &Ranked, ends: impl FnOnce()) -> Value {
+    let (me, gathers) = (rank.exchange.me(), Gathers::new(rank));
+    gathers.run(&gathers.call(1, SOON)).expect("a gather");
+    if me == BROKEN {
+        gathers.channel.note(&gathers.call(2, DEADLINE));
+        ends();
+        return Value::Null;
+    }
+    let (fault, took) = gathers.fails(2);
+    assert_eq!(fault, Fault::Lost { members: vec![BROKEN] }, "rank {me}");
+    // Who leaves is gone, too: nobody does before all have named the killed one.
+    thread::sleep((DEADLINE + Duration::from_secs(2)).saturating_sub(took));
     json!({ "seconds": took.as_secs_f64() })
 }
 
@@ -148,8 +220,8 @@ fn byte(replay: usize, from: usize, to: usize, i: usize) -> u8 {
     (replay * 97 + from * 31 + to * 7 + i) as u8
 }
 
-/// Gathers of one length and of several (none from rank 0), and an exchange of uneven pieces, in one CUDA graph:
-/// each replay moves what is in the buffers then, with one rank late in turn.
+/// Gathers of one length and of several (none from rank 0), and an exchange of uneven pieces, in one CUDA
+/// graph: each replay moves what is in the buffers then, with one rank late in turn.
 ///
 /// # Panics
 /// Where other bytes arrive.
@@ -198,7 +270,7 @@ pub fn replays(rank: &Ranked, replays: usize) -> Value {
     };
     // Once without a graph: connections are made then.
     work().expect("queued");
-    side.wait(side.mark(&this(1), handle).expect("a mark"), &this(1), &*channel).expect("the end");
+    side.wait(None, side.mark(&this(1), handle).expect("a mark"), &this(1), &*channel).expect("the end");
     let graph = Graph::capture(device, stream, work).expect("a graph");
 
     for replay in 0..replays {
@@ -218,7 +290,7 @@ pub fn replays(rank: &Ranked, replays: usize) -> Value {
         // SAFETY: its memory outlives it.
         unsafe { graph.launch(stream) }.expect("a launch");
         let step = this(2 + replay as u64);
-        side.wait(side.mark(&step, handle).expect("a mark"), &step, &*channel).expect("the end");
+        side.wait(None, side.mark(&step, handle).expect("a mark"), &step, &*channel).expect("the end");
         let mut got = vec![0u8; 3 * room];
         device.read_on(stream, &recv, 0, &mut got).expect("a copy");
         for (i, len) in gathers.iter().enumerate() {

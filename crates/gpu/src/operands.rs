@@ -5,7 +5,7 @@ pub mod mistakes;
 
 use crate::check::{Checker, Span, code, scales};
 use crate::fill::Fill;
-use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, Spec};
+use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, NO_PARTIALS, Spec};
 use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LogitMatrix, RowMatrix, WeightMatrix};
 use lmhead::epilogue::Epilogue;
 use lmhead::plan::{Plan, Precision, Shape};
@@ -211,6 +211,8 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
                 dtype: code(out.dtype),
             },
             adjustments: NO_ADJUSTMENTS,
+            raw: 0,
+            partials: NO_PARTIALS,
             epilogue: Epilogue::default(),
             workspace: address(&out.workspace) as u64,
             workspace_bytes: out.workspace_bytes,

@@ -18,7 +18,8 @@ use lmhead::epilogue::Epilogue;
 use lmhead::plan::Precision;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, Matrix};
-use lmhead_testkit::product::shards::answers;
+use lmhead_testkit::product::partials;
+use lmhead_testkit::product::shards::{ShardCase, answers};
 use lmhead_testkit::product::table::{Case, PRECISIONS, cases, run};
 use lmhead_testkit::product::{bits_of, raw_logits};
 use std::sync::Arc;
@@ -52,6 +53,7 @@ pub const TESTS: &[GpuTest] = &[
         run: every_vocabulary,
     },
     GpuTest { name: "products::int8_has_the_cpus_bits", needs: Needs::Memory(8 * GB), run: cpu_int8 },
+    GpuTest { name: "products::int8_answers_are_the_cpus", needs: Needs::Memory(GB), run: cpu_answers },
     GpuTest {
         name: "products::more_than_2_to_the_31_logits",
         needs: Needs::Memory(20 * GB),
@@ -237,6 +239,31 @@ fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
         if candidates != want.2 {
             return Err(format!("{name}: the GPU's candidates or sums are others than the CPU's").into());
         }
+    }
+    Ok(())
+}
+
+/// Candidates, sums, ranks, searches and draws, by the kernels that find them where the logits are.
+fn cpu_answers(device: &CudaDevice) -> Result<(), Failed> {
+    let host = || CpuBackend::new(None);
+    let (cpu, cuda) = (host()?, device.clone().backend(host()?));
+    partials::are_the_cpus(&cuda, &cpu, 1);
+    for seed in 0..8 {
+        let case = ShardCase {
+            dtype: DType::Bf16,
+            quantization: lmhead::Quantization::W8a8,
+            rows: 33,
+            hidden: 50,
+            vocab: 5000 + seed as usize,
+            cut: 64 * seed as usize,
+            bias: true,
+            adjusted: seed % 2 == 0,
+            scale: 1.0,
+            broken: false,
+            k: 40,
+            seed,
+        };
+        case.is_the_cpus(&cuda, &cpu);
     }
     Ok(())
 }

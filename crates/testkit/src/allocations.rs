@@ -280,3 +280,34 @@ pub fn steady_ranks<R: FnMut(u64)>(ranks: usize, make: impl Fn(usize) -> R + Syn
         panic!("{problem}");
     }
 }
+
+/// A case of a counting program, by name.
+pub type Case = (&'static str, fn());
+
+/// Runs cases one after the other on this thread, and says so as the test harness does. The program's arguments
+/// choose those with one of them in their name. Ends the program where a case panics.
+pub fn run_cases(cases: &[Case]) {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_asked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
+    let (mut passed, mut failed, mut passed_over) = (0, 0, 0);
+    for &(name, case) in cases {
+        if !is_asked(name) {
+            passed_over += 1;
+        } else if catch_unwind(case).is_ok() {
+            println!("test {name} ... ok");
+            passed += 1;
+        } else {
+            println!("test {name} ... FAILED");
+            failed += 1;
+        }
+    }
+    // As the harness says it, for whoever adds up the tests of all programs.
+    let outcome = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {outcome}. {passed} passed; {failed} failed; 0 ignored; 0 measured; \
+         {passed_over} filtered out"
+    );
+    if failed > 0 {
+        std::process::exit(101);
+    }
+}

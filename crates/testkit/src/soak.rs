@@ -20,7 +20,7 @@ use lmhead::sampling::SamplingParams;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -196,9 +196,7 @@ impl Stepper for InHostMemory {
     }
 }
 
-/// Runs member `me` of a group of `size` by the plan, which all members share. Before a step that one of them
-/// breaks they come to `meeting`, where the transport may end a member's step for what a peer does in the next
-/// one: a device's does, whose peers cannot know that all has arrived.
+/// Runs member `me` of a group of `size` by the plan, which all members share.
 ///
 /// # Panics
 /// Where an answer has other bits than the unsharded one, or a step does not end as it should on this rank.
@@ -208,7 +206,6 @@ pub fn rank(
     backend: &Arc<dyn Backend>,
     stepper: &dyn Stepper,
     plan: &Plan,
-    meeting: Option<&Barrier>,
 ) -> Summary {
     let mut heads = [0, 1].map(|which| Soaked::new(which, (me, size), exchange, backend, plan));
     let mut summary = Summary::default();
@@ -216,7 +213,7 @@ pub fn rank(
         let parts = thread::scope(|scope| {
             let threads = heads.iter_mut().enumerate().map(|(which, head)| {
                 let random = Random(plan.seed ^ (which as u64 + 1));
-                scope.spawn(move || head.steps(plan.steps / 2, random, (stepper, meeting)))
+                scope.spawn(move || head.steps(plan.steps / 2, random, stepper))
             });
             let threads: Vec<_> = threads.collect();
             threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
@@ -229,7 +226,7 @@ pub fn rank(
     let mut random = Random(plan.seed);
     for step in 0..plan.steps {
         let which = random.below(2);
-        heads[which].one(step, &mut random, (stepper, meeting), &mut summary);
+        heads[which].one(step, &mut random, stepper, &mut summary);
     }
     summary
 }
@@ -266,8 +263,6 @@ impl Break {
 }
 
 const BREAKS: [Break; 4] = [Break::AnotherRequest, Break::Drop, Break::Panic, Break::OwnData];
-
-type With<'a> = (&'a dyn Stepper, Option<&'a Barrier>);
 
 /// One head of a rank, and the whole head beside it, which one rank has.
 struct Soaked {
@@ -312,10 +307,10 @@ impl Soaked {
         Soaked { head, alone, test, tp, me, most_rows: plan.most_rows, seed: plan.seed }
     }
 
-    fn steps(&mut self, steps: u64, mut random: Random, with: With<'_>) -> Summary {
+    fn steps(&mut self, steps: u64, mut random: Random, stepper: &dyn Stepper) -> Summary {
         let mut summary = Summary::default();
         for step in 0..steps {
-            self.one(step, &mut random, with, &mut summary);
+            self.one(step, &mut random, stepper, &mut summary);
         }
         summary
     }
@@ -337,7 +332,7 @@ impl Soaked {
     }
 
     /// One step, the same on every rank but for its rows.
-    fn one(&mut self, step: u64, random: &mut Random, (stepper, meeting): With<'_>, summary: &mut Summary) {
+    fn one(&mut self, step: u64, random: &mut Random, stepper: &dyn Stepper, summary: &mut Summary) {
         let size = self.head.group().size();
         let (replicas, replica) = (size / self.tp, self.me / self.tp);
         let most = [0, 1, self.most_rows / 8, self.most_rows][random.below(4)];
@@ -350,9 +345,6 @@ impl Soaked {
         let broken = (random.below(30) == 0 && size > 1)
             .then(|| (random.below(size), BREAKS[random.below(BREAKS.len())]));
         let rows_seed = random.next();
-        if broken.is_some() {
-            meeting.map(Barrier::wait);
-        }
 
         // The same for all ranks of a replica.
         let mut own = Random(rows_seed ^ replica as u64);

@@ -208,6 +208,10 @@ impl Exchange for WrongExchange {
         self.inner.notify_abort(call, reason);
     }
 
+    fn notify_fault(&self, call: &Call, fault: &Fault) {
+        self.inner.notify_fault(call, fault);
+    }
+
     fn reset(&self, call: &Call) -> Result<Reset, Fault> {
         self.inner.reset(call)
     }

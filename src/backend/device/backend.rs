@@ -26,8 +26,9 @@ const HELD: usize = 256 << 20;
 const VERSION: u32 = 2;
 
 /// The kernels on one device as a [`Backend`]. Rows and answers in the device's
-/// memory are used in place, on the caller's stream. Passes over held logits run, for now, by the CPU
-/// backend's code, so that they have its bits.
+/// memory are used in place, on the caller's stream. Partials, passes over held logits and answers are made by
+/// kernels, with the bits of the CPU backend's code; that code makes draws' choice among listed candidates, and
+/// finds more than 64 candidates of a row.
 pub struct DeviceBackend<D: KernelDevice> {
     common: Arc<Common<D>>,
 }

@@ -1,13 +1,15 @@
-//! Answers in device memory, for now by the host's code: what came is brought to the host, and the answers
-//! back. Logits alone stay on the device: their columns are copied to their places there.
+//! Answers in device memory, by kernels and copies there. The host's code makes draws and the best of more
+//! candidates than kernels find: for these what came is brought to the host, and the answers back.
 
-use super::shard::{DeviceShard, product_of};
+use super::partials::{self, BEST};
+use super::shard::DeviceShard;
 use super::{CopyRows, KernelDevice, Side};
 use crate::backend::On;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::finish::{self, Finish, Messages, columns};
 use crate::memory::{Memory, Span, SpanMut};
+use crate::merge::PartialSpec;
 
 /// The most buffers of an answer.
 const BUFFERS: usize = 5;
@@ -44,34 +46,32 @@ impl<'a> Carver<'a> {
     }
 }
 
-/// Memory of what is to be finished, and bytes of the host that stand for it.
-fn sizes(what: &Finish<'_>) -> (Memory, usize) {
-    let (from, out): (Span<'_>, [usize; BUFFERS]) = match what {
-        Finish::Status { words, row_status } => (*words, [row_status.len(), 0, 0, 0, 0]),
-        // Status words of each shard, then of the row, and its status.
-        Finish::Logits { from, row_status, .. } => {
-            (from.bytes, [4 * from.rows * from.shards.len(), 4 * from.rows, row_status.len(), 0, 0])
-        }
-        Finish::Argmax { from, ids, row_status } => (from.bytes, [ids.len(), row_status.len(), 0, 0, 0]),
-        Finish::TopK { from, ids, values, logsumexp, row_status, .. } => {
-            (from.bytes, [ids.len(), values.len(), logsumexp.len(), row_status.len(), 0])
-        }
-        Finish::Logprobs { from, logprobs, ranks, top_ids, top_logprobs, row_status, .. } => {
-            (from.bytes, [logprobs.len(), ranks.len(), top_ids.len(), top_logprobs.len(), row_status.len()])
-        }
-        Finish::Draw { from, ids, row_status, .. } => (from.bytes, [ids.len(), row_status.len(), 0, 0, 0]),
-    };
-    let own = match what {
-        Finish::Status { .. } => 0,
+/// What came.
+fn source<'a>(what: &Finish<'a>) -> Span<'a> {
+    match what {
+        Finish::Status { words, .. } => *words,
         Finish::Logits { from, .. }
         | Finish::Argmax { from, .. }
         | Finish::TopK { from, .. }
         | Finish::Logprobs { from, .. }
-        | Finish::Draw { from, .. } => from.own.len().next_multiple_of(8),
+        | Finish::Draw { from, .. } => from.bytes,
+    }
+}
+
+/// Bytes of the host that stand for what is finished there.
+fn host_bytes(what: &Finish<'_>) -> usize {
+    let (from, out): (_, [usize; BUFFERS]) = match what {
+        Finish::TopK { from, ids, values, logsumexp, row_status, .. } => {
+            (from, [ids.len(), values.len(), logsumexp.len(), row_status.len(), 0])
+        }
+        Finish::Logprobs { from, logprobs, ranks, top_ids, top_logprobs, row_status, .. } => {
+            (from, [logprobs.len(), ranks.len(), top_ids.len(), top_logprobs.len(), row_status.len()])
+        }
+        Finish::Draw { from, ids, row_status, .. } => (from, [ids.len(), row_status.len(), 0, 0, 0]),
+        Finish::Status { .. } | Finish::Logits { .. } | Finish::Argmax { .. } => return 0,
     };
-    let messages = if let Finish::Logits { .. } = what { 0 } else { from.len().next_multiple_of(8) } + own;
-    let outputs: usize = out.iter().map(|bytes| bytes.next_multiple_of(8)).sum();
-    (if from.is_empty() { Memory::Host } else { from.memory() }, messages + outputs)
+    let all = [from.bytes.len(), from.own.len()].into_iter().chain(out);
+    all.map(|bytes| bytes.next_multiple_of(8)).sum()
 }
 
 /// Refuses outputs in another memory than what came.
@@ -106,8 +106,9 @@ impl<D: KernelDevice> DeviceShard<D> {
         scratch: &mut finish::Scratch,
         on: &mut On<'_>,
     ) -> Result<()> {
-        let (memory, bytes) = sizes(&what);
-        if memory == Memory::Host {
+        let source = source(&what);
+        let memory = source.memory();
+        if source.is_empty() || memory == Memory::Host {
             return finish::on_host(what, scratch);
         }
         let own = self.common.memory();
@@ -116,6 +117,8 @@ impl<D: KernelDevice> DeviceShard<D> {
             return Err(Error::shape("messages of the shards", format!("host memory or {own}"), memory, fix));
         }
         check_outputs(&what, own)?;
+        let Some(what) = self.finish_by_kernel(what, on)? else { return Ok(()) };
+        let bytes = host_bytes(&what);
         let stream = self.begin(on, true)?;
         let device = self.common.device.clone();
         self.rooms.finish.at_least(bytes, |bytes| device.staging(bytes))?;
@@ -127,6 +130,51 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.end(on, stream, false)
     }
 
+    /// Queues the kernels that make the answer: nothing goes through the host. What they do not make comes
+    /// back: draws, and of more candidates than they find the best.
+    fn finish_by_kernel<'a>(&mut self, what: Finish<'a>, on: &On<'_>) -> Result<Option<Finish<'a>>> {
+        match what {
+            Finish::TopK { k, .. } if k > BEST => return Ok(Some(what)),
+            Finish::Logprobs { spec, .. } if spec.k > BEST => return Ok(Some(what)),
+            Finish::Draw { .. } => return Ok(Some(what)),
+            Finish::Logprobs { from, spec, targets, top_n, drawn, .. } if spec.targets > 0 => {
+                // Targets come from the host, by way of the shard's own memory.
+                let parts = partials::parts(&from, &spec)?;
+                if targets.len() != from.rows * spec.targets {
+                    let wanted = from.rows * spec.targets;
+                    return Err(Error::shape("targets", wanted, targets.len(), "pass one for each place"));
+                }
+                let stream = self.begin(on, true)?;
+                let done = self
+                    .ask(stream, bytemuck::cast_slice(targets))
+                    .and_then(|targets| self.finish_logprobs(stream, parts, targets, (top_n, drawn), &what));
+                self.settled(stream, done)?;
+                self.end(on, stream, false)?;
+            }
+            what => self.only_on(on, |shard, stream| match &what {
+                Finish::Status { words, row_status } => shard.finish_status(stream, None, *words, row_status),
+                Finish::Logits { from, dtype, logits, stride, row_status } => {
+                    shard.place_logits(stream, from, *dtype, logits, *stride)?;
+                    shard.finish_status(stream, Some((from, *dtype)), from.own, row_status)
+                }
+                Finish::Argmax { from, ids, row_status } => {
+                    let parts = partials::parts(from, &PartialSpec { k: 1, sum: false, targets: 0 })?;
+                    shard.finish_best(stream, parts, (ids, row_status), None)
+                }
+                Finish::TopK { from, k, ids, values, logsumexp, row_status } => {
+                    let parts = partials::parts(from, &PartialSpec { k: *k, sum: true, targets: 0 })?;
+                    shard.finish_best(stream, parts, (ids, row_status), Some((values, logsumexp)))
+                }
+                Finish::Logprobs { from, spec, top_n, drawn, .. } => {
+                    let parts = partials::parts(from, spec)?;
+                    shard.finish_logprobs(stream, parts, 0, (*top_n, *drawn), &what)
+                }
+                Finish::Draw { .. } => unreachable!("the host draws"),
+            })?,
+        }
+        Ok(None)
+    }
+
     fn finish_in(
         &mut self,
         stream: D::Stream,
@@ -136,21 +184,6 @@ impl<D: KernelDevice> DeviceShard<D> {
     ) -> Result<()> {
         let mut carver = Carver { left: room, outputs: [Mirror::default(); BUFFERS], n: 0 };
         match what {
-            Finish::Status { words, row_status } => {
-                let words = self.bring_here(stream, words, &mut carver)?;
-                let row_status = carver.output(&row_status);
-                finish::on_host(Finish::Status { words, row_status }, scratch)?;
-            }
-            Finish::Logits { from, dtype, logits, stride, row_status } => {
-                let words = self.place_logits(stream, from, dtype, logits, stride, &mut carver)?;
-                let row_status = carver.output(&row_status);
-                finish::on_host(Finish::Status { words, row_status }, scratch)?;
-            }
-            Finish::Argmax { from, ids, row_status } => {
-                let from = self.messages_here(stream, from, &mut carver)?;
-                let (ids, row_status) = (carver.output(&ids), carver.output(&row_status));
-                finish::on_host(Finish::Argmax { from, ids, row_status }, scratch)?;
-            }
             Finish::TopK { from, k, ids, values, logsumexp, row_status } => {
                 let from = self.messages_here(stream, from, &mut carver)?;
                 let [ids, values, logsumexp, row_status] =
@@ -201,6 +234,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 let (ids, row_status) = (carver.output(&ids), carver.output(&row_status));
                 finish::on_host(Finish::Draw { from, params, vocab_size, ids, tokens, row_status }, scratch)?;
             }
+            _ => unreachable!("kernels make the others"),
         }
         self.queued = true;
         let own = self.common.memory();
@@ -238,16 +272,15 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(Messages { bytes: self.bring_here(stream, from.bytes, carver)?, own, ..from })
     }
 
-    /// Copies each shard's columns to their places; returns the rows' status words, on the host.
-    fn place_logits<'a>(
-        &mut self,
+    /// Queues: each shard's columns go to their places.
+    fn place_logits(
+        &self,
         stream: D::Stream,
-        from: Messages<'_>,
+        from: &Messages<'_>,
         dtype: DType,
-        logits: SpanMut<'_>,
+        logits: &SpanMut<'_>,
         stride: usize,
-        carver: &mut Carver<'a>,
-    ) -> Result<Span<'a>> {
+    ) -> Result<()> {
         let (own, rows, size) = (self.common.memory(), from.rows, dtype.size());
         let vocab = from.shards.last().map_or(0, |shard| shard.end);
         let needed =
@@ -257,33 +290,17 @@ impl<D: KernelDevice> DeviceShard<D> {
             let got = format!("{} bytes, {stride} a row", logits.len());
             return Err(Error::shape("logits", wanted, got, "allocate rows x stride bytes"));
         }
-        let came = carver.take(product_of(&[rows, from.shards.len(), 4])?);
-        let side = |memory, address, pitch| Side { memory, address, pitch };
-        for (i, (start, shard)) in from.starts.iter().zip(from.shards).enumerate() {
+        partials::message_places(from, |ids| columns::row_stride(ids, dtype))?;
+        let side = |address, pitch| Side { memory: own, address, pitch };
+        for (start, shard) in from.starts.iter().zip(from.shards) {
             let own_stride = columns::row_stride(shard.len(), dtype);
             let message = from.bytes.part(*start..*start + rows * own_stride).address();
-            let to = side(own, logits.address() + (shard.start * size) as u64, stride);
+            let to = side(logits.address() + (shard.start * size) as u64, stride);
             let row_bytes = shard.len() * size;
-            let columns = CopyRows { to, from: side(own, message, own_stride), row_bytes, rows };
-            let words = side(own, message + columns::status_at(shard.len(), dtype) as u64, own_stride);
-            let to = came[4 * rows * i..].as_mut_ptr().expose_provenance() as u64;
-            let status = CopyRows { to: side(Memory::Host, to, 4), from: words, row_bytes: 4, rows };
-            // SAFETY: parts of what came, places of the caller's, and the shard's own memory, with a wait.
-            unsafe {
-                self.common.device.copy_rows(stream, &columns)?;
-                self.common.device.copy_rows(stream, &status)?;
-            }
+            let columns = CopyRows { to, from: side(message, own_stride), row_bytes, rows };
+            // SAFETY: parts of what came, and places of the caller's.
+            unsafe { self.common.device.copy_rows(stream, &columns)? };
         }
-        self.settle(stream)?;
-        let words = carver.take(4 * rows);
-        words.fill(0);
-        if !from.own.is_empty() {
-            let own = self.bring_here(stream, from.own, carver)?;
-            words.copy_from_slice(own.as_host().unwrap_or_default());
-        }
-        for shard in came.chunks_exact(4 * rows) {
-            words.iter_mut().zip(shard).for_each(|(word, said)| *word |= said);
-        }
-        Ok(Span::host(words))
+        Ok(())
     }
 }

@@ -1,15 +1,14 @@
-//! Passes over held logits, for now by the host's code: over device memory itself where the host can look at
-//! it, otherwise over a copy that was made once.
+//! Logits that stay with the shard. Passes over them are by kernels (`passes`), but for more candidates of a row
+//! than kernels find: those by the host's code, over device memory itself where the host can look at it,
+//! otherwise over a copy that is made once.
 
 use super::shard::{DeviceShard, product_of};
-use super::{CopyRows, KernelDevice};
-use crate::adjust::ShardAdjustments;
+use super::{CopyRows, KernelDevice, Side};
 use crate::backend::params::{
-    LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, PartialRow,
+    HeldMatrix, LMHEAD_STATUS_ADJUSTED, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, PartialRow,
 };
 use crate::backend::{HeldLogits, On, Pass, Which};
 use crate::error::{Error, Result};
-use crate::layout::BLOCK;
 use crate::memory::{self, Memory, SpanMut};
 use crate::merge::PartialSpec;
 
@@ -27,32 +26,37 @@ pub(super) struct Held {
     pub adjusted_only: bool,
     /// `[rows]`, and those of the logits that the product left where `both`.
     pub status: Vec<u32>,
+    /// The logits on the device; none of no ids.
+    pub matrix: Option<HeldMatrix>,
+    /// The host's code can pass over them.
+    pub on_host: bool,
+    /// What a pass asks, before it is copied to locked memory.
+    pub asked: Vec<u8>,
 }
 
-/// Adjusts a copy of logits `[rows, ids]` and of their status words.
-pub(super) fn adjust(
-    adjustments: &ShardAdjustments,
-    (first_row, first_id, ids): (usize, usize, usize),
-    (raw, raw_status): (&[f32], &[u32]),
-    (adjusted, status): (&mut [f32], &mut [u32]),
-) {
-    adjusted.copy_from_slice(raw);
-    for (row, logits) in adjusted.chunks_exact_mut(ids).enumerate() {
-        let mut finite = true;
-        for (i, block) in logits.chunks_mut(BLOCK).enumerate() {
-            finite &= adjustments.apply(first_row + row, first_id + i * BLOCK, block);
-        }
-        let flag = |is: bool, flag| if is { flag } else { 0 };
-        let allowed = flag(logits.iter().any(|l| *l > f32::NEG_INFINITY), LMHEAD_STATUS_ALLOWED);
-        let before = raw_status[row] & !LMHEAD_STATUS_ALLOWED;
-        status[row] = before | flag(!finite, LMHEAD_STATUS_NONFINITE) | allowed;
-    }
-}
+// SAFETY: device addresses, which no thread of the host follows.
+unsafe impl Send for Held {}
 
 impl Held {
+    /// Those of that kind.
+    pub fn matrix(&self, of: Which) -> Option<HeldMatrix> {
+        let held = self.matrix?;
+        if !self.both {
+            return Some(held);
+        }
+        Some(match of {
+            Which::Adjusted => HeldMatrix { nonfinite: held.nonfinite | LMHEAD_STATUS_ADJUSTED, ..held },
+            Which::Raw => HeldMatrix {
+                data: (held.data as u64 + held.rows as u64 * held.pitch) as usize as *const f32,
+                ..held
+            },
+        })
+    }
+
     /// Logits of a shard without ids, or of no rows.
     pub fn nothing(&mut self, rows: usize) {
-        (self.rows, self.both, self.adjusted_only) = (rows, false, false);
+        (self.rows, self.both, self.adjusted_only, self.matrix) = (rows, false, false, None);
+        self.on_host = true;
         self.status.clear();
         self.status.resize(rows, 0);
     }
@@ -70,6 +74,60 @@ impl<D: KernelDevice> DeviceShard<D> {
         let nonfinite = status.iter().map(|word| word & bad != 0);
         // SAFETY: the caller's promise.
         unsafe { self.passes.lend(logits, *rows, *both, nonfinite) };
+    }
+
+    /// Lets the host's code pass over the held logits: they are copied once, where it cannot look at them.
+    fn bring_held(&mut self) -> Result<()> {
+        let Some(held) = self.held.matrix.filter(|_| !self.held.on_host) else { return Ok(()) };
+        let (device, own) = (self.common.device.clone(), self.common.memory());
+        let (rows, ids, pitch) = (held.rows as usize, held.ids as usize, held.pitch as usize);
+        let on = On { stream: self.held.stream, workspace: None };
+        let stream = self.begin(&on, true)?;
+        let words = self.rooms.received.at_least(4 * rows, |bytes| device.staging(bytes))?.as_mut();
+        let to = words.as_mut_ptr().expose_provenance() as u64;
+        let copy = CopyRows::whole((Memory::Host, to), (own, held.status as u64), 4 * rows);
+        // SAFETY: the shard's own memory, and a wait below.
+        unsafe { device.copy_rows(stream, &copy)? };
+        let kinds = if self.held.both { 2 } else { 1 };
+        let bytes = 4 * kinds * rows * ids;
+        // SAFETY: held logits of the workspace, which nobody else uses as long as they are held.
+        let lend = || unsafe { device.lend(SpanMut::from_raw(own, held.data as u64, bytes)) };
+        let lent = device.lends() && pitch == 4 * ids;
+        if !lent {
+            let copied = self.rooms.held.at_least(bytes, |bytes| device.staging(bytes))?.as_mut();
+            let to = Side {
+                memory: Memory::Host,
+                address: copied.as_mut_ptr().expose_provenance() as u64,
+                pitch: 4 * ids,
+            };
+            let from = Side { memory: own, address: held.data as u64, pitch };
+            let copy = CopyRows { to, from, row_bytes: 4 * ids, rows: kinds * rows };
+            // SAFETY: as above.
+            unsafe { device.copy_rows(stream, &copy.joined())? };
+        }
+        self.settle(stream)?;
+        let words: &[u32] = bytemuck::cast_slice(&self.rooms.received.get().as_mut()[..4 * rows]);
+        let status = &mut self.held.status;
+        status.clear();
+        if self.held.both {
+            let adjusted = |word: &u32| match word & LMHEAD_STATUS_ADJUSTED {
+                0 => *word,
+                _ => word | LMHEAD_STATUS_NONFINITE,
+            };
+            status.extend(words.iter().map(adjusted));
+        }
+        status.extend_from_slice(words);
+        // Nothing is queued on them any more.
+        let bytes = match lent {
+            true => lend().expect("lent before"),
+            false => &mut self.rooms.held.get().as_mut()[..bytes],
+        };
+        let logits: *const [f32] = bytemuck::cast_slice(bytes);
+        self.held.on_host = true;
+        // SAFETY: memory of the workspace, which is the held logits', or of the shard, which the next call
+        // alone writes.
+        unsafe { self.pass_over(&*logits) };
+        Ok(())
     }
 
     /// Forgets what is held: its memory may go.
@@ -131,6 +189,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     fn pass_on_host(&mut self, pass: Pass<'_>) -> Result<()> {
+        self.bring_held()?;
         let Pass::Partials { of, spec, targets, mut out } = pass else { return self.passes.pass(pass) };
         self.passes.pass(Pass::Partials { of, spec, targets, out: out.reborrow() })?;
         // The host's code knows no indices.
@@ -169,6 +228,7 @@ impl<D: KernelDevice> HeldLogits for DeviceShard<D> {
             let fix = "hold them with `raw`";
             return Err(Error::request("held logits", "those without adjustments", "those with them", fix));
         }
+        let Some(pass) = self.pass_by_kernel(pass)? else { return Ok(()) };
         let (what, bytes, out) = match &pass {
             Pass::Partials { spec, out, .. } => {
                 let stride = spec.stride(self.weights.info.vocab.len());

@@ -2,8 +2,8 @@
 
 use super::{Grid, KernelDevice};
 use crate::backend::params::{
-    LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LMHEAD_STATUS_ALLOWED, LogitAdjustments,
-    LogitMatrix, MatmulParams, QuantizeRowsParams, RowMatrix, WeightMatrix,
+    LMHEAD_BEST, LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LMHEAD_STATUS_ALLOWED,
+    LogitAdjustments, LogitMatrix, MatmulParams, QuantizeRowsParams, RowMatrix, TilePartials, WeightMatrix,
 };
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -29,9 +29,13 @@ pub struct Call {
     pub rows: usize,
     pub weights: WeightMatrix,
     pub hidden: RowMatrix,
-    /// `status` need not be zeros.
+    /// `status` need not be zeros; where partials are wanted it alone is used.
     pub logits: LogitMatrix,
     pub adjustments: LogitAdjustments,
+    /// 0, or where f32 logits without adjustments go besides, at the pitch of the logits, which are f32, too.
+    pub raw: u64,
+    /// Instead of the logits ([`NO_PARTIALS`](super::NO_PARTIALS): none). `bars` need not be zeros.
+    pub partials: TilePartials,
     pub epilogue: Epilogue,
     /// At least [`Matmul::workspace_bytes`] for these rows, aligned to 16; 0 where none are needed.
     pub workspace: u64,
@@ -151,6 +155,8 @@ impl<D: KernelDevice> Matmul<D> {
             row_scales: std::ptr::null(),
             logits: call.logits,
             adjustments: call.adjustments,
+            raw: call.raw as usize as *mut f32,
+            partials: call.partials,
             softcap: call.epilogue.softcap.unwrap_or(0.0),
             scale: call.epilogue.scale,
             vocab: vocab as u32,
@@ -161,8 +167,12 @@ impl<D: KernelDevice> Matmul<D> {
         let (threads, shared_bytes) = (plan.tile.threads(), plan.shared_bytes());
         let grid = Grid { blocks: plan.blocks, threads, shared_bytes };
         let named = |error| of_product(&plan.shape, error);
-        let (Some(quantize), Some(quantizer)) = (&plan.quantize, &self.quantizer) else {
+        if !call.partials.data.is_null() {
             // SAFETY: the caller's promise, for this and what follows.
+            unsafe { device.clear(stream, call.partials.bars as u64, call.rows).map_err(named)? };
+        }
+        let (Some(quantize), Some(quantizer)) = (&plan.quantize, &self.quantizer) else {
+            // SAFETY: as above.
             unsafe {
                 device.fill(stream, call.logits.status as u64, call.rows, status_before).map_err(named)?
             };
@@ -274,17 +284,36 @@ fn check(call: &Call, plan: &Plan) -> Result<()> {
         aligned("indices", call.hidden.indices as u64, bytes as usize, false)?;
     }
 
-    let size = match call.logits.dtype {
-        LMHEAD_DTYPE_F32 => 4,
-        LMHEAD_DTYPE_F16 | LMHEAD_DTYPE_BF16 => 2,
-        other => {
-            let wanted = "LMHEAD_DTYPE_F32, _F16 or _BF16".to_string();
-            return wrong("type of the logits", wanted, other.to_string(), "use one of those");
-        }
-    };
-    aligned("logits", call.logits.data as u64, size, false)?;
-    pitched("pitch of the logits", call.logits.pitch, vocab * size, size)?;
     aligned("row status", call.logits.status as u64, 4, false)?;
+    if call.partials.data.is_null() {
+        let size = match call.logits.dtype {
+            LMHEAD_DTYPE_F32 => 4,
+            LMHEAD_DTYPE_F16 | LMHEAD_DTYPE_BF16 => 2,
+            other => {
+                let wanted = "LMHEAD_DTYPE_F32, _F16 or _BF16".to_string();
+                return wrong("type of the logits", wanted, other.to_string(), "use one of those");
+            }
+        };
+        aligned("logits", call.logits.data as u64, size, false)?;
+        pitched("pitch of the logits", call.logits.pitch, vocab * size, size)?;
+        aligned("logits without adjustments", call.raw, 4, true)?;
+        if call.raw != 0 && call.logits.dtype != LMHEAD_DTYPE_F32 {
+            let fix = "ask for f32 logits";
+            return wrong("logits beside those without adjustments", "f32".into(), "16 bits".into(), fix);
+        }
+    } else {
+        aligned("partials of the tiles", call.partials.data as u64, 8, false)?;
+        aligned("bars of the rows", call.partials.bars as u64, 4, false)?;
+        if !(1..=LMHEAD_BEST).contains(&call.partials.k) {
+            let wanted = format!("1 to {LMHEAD_BEST}");
+            return wrong(
+                "candidates of a tile",
+                wanted,
+                call.partials.k.to_string(),
+                "hold the logits instead",
+            );
+        }
+    }
 
     let a = &call.adjustments;
     for (what, address) in [

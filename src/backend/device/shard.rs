@@ -4,36 +4,43 @@
 //! ```text
 //! rows     in device memory: used in place                in host memory: one copy per row to the device
 //! logits   in device memory: written in place             in host memory: one copy per row from the device
-//! workspace  [quantised rows][status words][held f32 logits]: the caller's, or the shard's own
+//! partials made by kernels: the product leaves those of its tiles, which a second kernel joins
+//! workspace  [quantised rows][status words][held f32 logits, or bars and the tiles' partials]: the caller's,
+//!            or the shard's own
 //! ```
 //!
 //! What is queued on an engine's stream is not waited for. The shard's own memory is then in use until the
 //! event `used`, and whoever wants it next waits for that.
 
 use super::adjustments::{NO_ADJUSTMENTS, packed_at};
-use super::held::{self, Held};
+use super::held::Held;
+use super::partials::{self, BEST, NO_ANSWER, NO_PARTIALS, tile_bytes};
 use super::room::GrowBuffer;
 use super::weights::Weights;
 use super::{Call, CopyRows, KernelDevice, Matmul, Side, checks, dtype_code, of_product};
 use crate::adjust::ShardAdjustments;
 use crate::backend::cpu::{self, CpuBackend};
-use crate::backend::params::{LogitAdjustments, LogitMatrix, RowMatrix};
+use crate::backend::params::{HeldMatrix, LogitAdjustments, LogitMatrix, RowMatrix, TilePartials};
 use crate::backend::{Ask, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Status};
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
 use crate::finish::{self, Finish};
 use crate::memory::{self, Memory, Span, SpanMut};
-use crate::merge::PartialSpec;
-use crate::plan::Shape;
+use crate::merge::{Candidate, PartialSpec};
+use crate::plan::{Shape, Tile};
 use crate::process::Maker;
 use crate::rows::HiddenRows;
+use crate::sampling::cut::BINS;
 use crate::weights::ShardInfo;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Room for adjustments that `prepare` makes beside a mask: words for each row.
 const ADJUSTED_WORDS: usize = 2048;
+
+/// Targets of a row that `prepare` makes room for.
+const TARGETS: usize = 8;
 
 /// What all shards of a backend have in common.
 pub(super) struct Common<D: KernelDevice> {
@@ -57,13 +64,17 @@ pub(super) struct Rooms<D: KernelDevice> {
     /// On the device: rows, adjustments, logits with their status words, and a workspace.
     inputs: GrowBuffer<D::Buffer>,
     adjustments: GrowBuffer<D::Buffer>,
-    outputs: GrowBuffer<D::Buffer>,
+    pub outputs: GrowBuffer<D::Buffer>,
     workspace: GrowBuffer<D::Buffer>,
+    /// What kernels are asked besides rows, and what parts of held rows know.
+    asked: GrowBuffer<D::Buffer>,
+    pub parts: GrowBuffer<D::Buffer>,
     /// Locked memory of the host: rows on their way, adjustments, what came, held logits, and what a finish
     /// needs.
     sent: GrowBuffer<D::Staging>,
     sent_adjustments: GrowBuffer<D::Staging>,
-    received: GrowBuffer<D::Staging>,
+    sent_asked: GrowBuffer<D::Staging>,
+    pub received: GrowBuffer<D::Staging>,
     pub held: GrowBuffer<D::Staging>,
     pub finish: GrowBuffer<D::Staging>,
     /// Adjustments before they are copied to locked memory.
@@ -77,8 +88,11 @@ impl<D: KernelDevice> Default for Rooms<D> {
             adjustments: GrowBuffer::default(),
             outputs: GrowBuffer::default(),
             workspace: GrowBuffer::default(),
+            asked: GrowBuffer::default(),
+            parts: GrowBuffer::default(),
             sent: GrowBuffer::default(),
             sent_adjustments: GrowBuffer::default(),
+            sent_asked: GrowBuffer::default(),
             received: GrowBuffer::default(),
             held: GrowBuffer::default(),
             finish: GrowBuffer::default(),
@@ -104,13 +118,31 @@ pub(super) struct DeviceShard<D: KernelDevice> {
     stream: D::OwnedStream,
 }
 
+/// What a product leaves.
+#[derive(Clone, Copy)]
+struct Outputs {
+    logits: LogitMatrix,
+    raw: u64,
+    partials: TilePartials,
+}
+
+impl Outputs {
+    /// Logits alone.
+    fn of(logits: LogitMatrix) -> Self {
+        Outputs { logits, raw: 0, partials: NO_PARTIALS }
+    }
+}
+
 /// Where a call's pieces lie in its workspace: bytes from its beginning.
 #[derive(Debug, Clone, Copy)]
-struct Places {
+pub(super) struct Places {
     /// Of the product itself: 0 to here.
     product: usize,
-    status: usize,
-    held: usize,
+    pub status: usize,
+    /// What no candidate of a row is below; where tiles' partials are made.
+    bars: usize,
+    /// Held logits, or tiles' partials.
+    pub held: usize,
     /// From row to row of held logits.
     pitch: usize,
     total: usize,
@@ -139,10 +171,14 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.weights.product.as_ref().expect("a shard with ids")
     }
 
-    /// Rows whose logits are held at once for partials.
-    fn at_once(&self, rows: usize) -> usize {
-        let pitch = (4 * self.ids()).next_multiple_of(16);
-        rows.min((self.common.held / pitch).max(1))
+    /// Rows whose logits are held at once for partials, or what tiles leave instead of them.
+    fn at_once(&self, rows: usize, spec: &PartialSpec) -> usize {
+        let row = if by_kernels(spec) {
+            self.ids().div_ceil(Tile::FEWEST_IDS) * spec.stride(Tile::FEWEST_IDS)
+        } else {
+            (4 * self.ids()).next_multiple_of(16)
+        };
+        rows.min((self.common.held / row).max(1))
     }
 
     /// `held`: how many kinds of logits are.
@@ -152,18 +188,42 @@ impl<D: KernelDevice> DeviceShard<D> {
         let status = product;
         let logits = (4 * rows).next_multiple_of(256) + status;
         let held_bytes = product_of(&[held, rows, pitch])?;
-        Ok(Places { product, status, held: logits, pitch, total: sum_of(&[logits, held_bytes])? })
+        let total = sum_of(&[logits, held_bytes])?;
+        Ok(Places { product, status, bars: logits, held: logits, pitch, total })
     }
 
-    /// The stream of a call. `own_memory`: host memory of the shard's own is about to be written.
-    pub(super) fn begin(&mut self, on: &On<'_>, own_memory: bool) -> Result<D::Stream> {
+    /// Of partials.
+    fn partial_places(&self, rows: usize, spec: &PartialSpec) -> Result<Places> {
+        if !by_kernels(spec) {
+            return self.places(rows, 1);
+        }
+        let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
+        let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
+        // As of the smallest tiles, whatever the plan: what is enough for some rows is enough for fewer.
+        let total = sum_of(&[held, tile_bytes(spec, rows, self.ids(), Tile::FEWEST_IDS)?])?;
+        Ok(Places { product, status, bars, held, pitch, total })
+    }
+
+    /// Bytes of a workspace for so many rows' partials.
+    fn partial_workspace(&self, rows: usize, spec: &PartialSpec) -> Result<usize> {
+        Ok(self.partial_places(self.at_once(rows, spec), spec)?.total)
+    }
+
+    /// The stream of a call.
+    fn stream_of(&self, on: &On<'_>) -> Result<D::Stream> {
         self.common.maker.check("the device backend")?;
-        let device = &self.common.device;
-        let stream = match on.stream {
-            stream if stream.is_none() => device.on(&self.stream),
+        Ok(match on.stream {
+            stream if stream.is_none() => self.common.device.on(&self.stream),
             // SAFETY: the promise of whoever made the handle.
-            stream => unsafe { device.stream_from(stream) },
-        };
+            stream => unsafe { self.common.device.stream_from(stream) },
+        })
+    }
+
+    /// The stream of a call that uses the shard's own memory. `own_memory`: that of the host is about to be
+    /// written.
+    pub(super) fn begin(&mut self, on: &On<'_>, own_memory: bool) -> Result<D::Stream> {
+        let stream = self.stream_of(on)?;
+        let device = &self.common.device;
         if let Some(pending) = self.pending
             && (own_memory || pending != device.handle(stream))
         {
@@ -213,22 +273,40 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(device.address(self.rooms.workspace.at_least(needed, |bytes| device.alloc(bytes))?))
     }
 
+    /// Rows of device memory as the kernels read them.
+    pub(super) fn matrix_of(&self, rows: &HiddenRows<'_>) -> Result<RowMatrix> {
+        let (source, source_rows) = rows.source();
+        let (indices, index_bytes) = rows
+            .selection()
+            .map_or((0, 4), |selection| (selection.data().address(), selection.index_bytes()));
+        Ok(RowMatrix {
+            data: source.address() as usize as *const _,
+            pitch: rows.stride() as u64,
+            indices: indices as usize as *const _,
+            index_bytes: index_bytes as u32,
+            source_rows: count_of(source_rows)?,
+        })
+    }
+
+    /// A call that uses the caller's memory alone: on the caller's stream nothing is waited for or remembered.
+    pub(super) fn only_on(
+        &mut self,
+        on: &On<'_>,
+        queue: impl FnOnce(&mut Self, D::Stream) -> Result<()>,
+    ) -> Result<()> {
+        let stream = self.stream_of(on)?;
+        let done = queue(self, stream);
+        self.settled(stream, done)?;
+        if on.stream.is_none() { self.settle(stream) } else { Ok(()) }
+    }
+
     /// Rows where the kernels read them: in place, or on their way to the device. `waits`: the call does, so
     /// that what it queues may read the caller's own host memory.
     fn rows(&mut self, stream: D::Stream, rows: &HiddenRows<'_>, waits: bool) -> Result<RowMatrix> {
-        let (source, source_rows) = rows.source();
         if rows.memory() != Memory::Host {
-            let (indices, index_bytes) = rows
-                .selection()
-                .map_or((0, 4), |selection| (selection.data().address(), selection.index_bytes()));
-            return Ok(RowMatrix {
-                data: source.address() as usize as *const _,
-                pitch: rows.stride() as u64,
-                indices: indices as usize as *const _,
-                index_bytes: index_bytes as u32,
-                source_rows: count_of(source_rows)?,
-            });
+            return self.matrix_of(rows);
         }
+        let source = rows.source().0;
         let device = &self.common.device;
         let (n, row_bytes) = (rows.len(), rows.row_bytes());
         // Rows at multiples of 16 bytes are what the kernels copy 16 bytes at a time.
@@ -310,7 +388,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         &self,
         stream: D::Stream,
         rows: (usize, RowMatrix),
-        logits: LogitMatrix,
+        out: Outputs,
         adjustments: LogitAdjustments,
         epilogue: Epilogue,
         workspace: (u64, usize),
@@ -319,8 +397,10 @@ impl<D: KernelDevice> DeviceShard<D> {
             rows: rows.0,
             weights: self.weights.matrix(),
             hidden: rows.1,
-            logits,
+            logits: out.logits,
             adjustments,
+            raw: out.raw,
+            partials: out.partials,
             epilogue,
             workspace: workspace.0,
             workspace_bytes: workspace.1,
@@ -359,7 +439,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 status: status as usize as *mut u32,
                 dtype,
             };
-            self.launch(stream, (n, rows), logits, adjustments, job.epilogue, product)?;
+            self.launch(stream, (n, rows), Outputs::of(logits), adjustments, job.epilogue, product)?;
             if in_place.is_none() {
                 let (address, pitch) = match &out.status {
                     Status::Apart { words, stride } => (words.address(), *stride),
@@ -388,7 +468,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             status: start as usize as *mut u32,
             dtype,
         };
-        self.launch(stream, (n, rows), logits, adjustments, job.epilogue, product)?;
+        self.launch(stream, (n, rows), Outputs::of(logits), adjustments, job.epilogue, product)?;
         let from = |address: u64, pitch: usize| Side { memory: own, address, pitch };
         let from_logits = from(start + first as u64, pitch);
         let (words, words_pitch) = match &out.status {
@@ -468,78 +548,46 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(())
     }
 
-    /// [`LoadedShard::hold`] of some rows that were checked, in a workspace that has room.
+    /// [`LoadedShard::hold`] of some rows that were checked, in a workspace that has room. `waits`: as of
+    /// [`DeviceShard::rows`].
     fn hold_rows(
         &mut self,
         stream: D::Stream,
         job: &Job<'_>,
         rows: Range<usize>,
-        raw: bool,
+        (raw, waits): (bool, bool),
         workspace: u64,
     ) -> Result<()> {
         let (n, ids) = (rows.len(), self.ids());
         let part = job.rows.range(rows.clone());
         let places = self.places(n, if raw { 2 } else { 1 })?;
-        let matrix = self.rows(stream, &part, true)?;
-        // Both kinds come from one product: the host adjusts a copy.
+        let matrix = self.rows(stream, &part, waits)?;
         let both = raw && job.adjustments.is_some();
-        let copies = if both { 2 } else { 1 };
-        let adjustments = self.adjust(stream, job.adjustments.filter(|_| !both), rows.clone())?;
-        let held_at = workspace + places.held as u64;
-        let address = held_at + ((copies - 1) * n * places.pitch) as u64;
-        let status = workspace + places.status as u64;
+        let adjustments = self.adjust(stream, job.adjustments, rows)?;
+        let address = workspace + places.held as u64;
+        // Behind those with adjustments.
+        let raw_address = if both { address + (n * places.pitch) as u64 } else { 0 };
         let logits = LogitMatrix {
             data: address as usize as *mut _,
             pitch: places.pitch as u64,
-            status: status as usize as *mut u32,
+            status: (workspace + places.status as u64) as usize as *mut u32,
             dtype: dtype_code(DType::F32).expect("a float type"),
         };
-        self.launch(stream, (n, matrix), logits, adjustments, job.epilogue, (workspace, places.product))?;
-        let (device, own) = (self.common.device.clone(), self.own());
-        let words = self.rooms.received.at_least(4 * n, |bytes| device.staging(bytes))?.as_mut();
-        let to = words.as_mut_ptr().expose_provenance() as u64;
-        let copy = CopyRows::whole((Memory::Host, to), (own, status), 4 * n);
-        // SAFETY: the shard's own memory, and a wait below.
-        unsafe { device.copy_rows(stream, &copy)? };
-        let row_bytes = 4 * ids;
-        let bytes = copies * n * row_bytes;
-        // SAFETY: held logits of the workspace, which nobody else uses as long as they are held.
-        let lend = || unsafe { device.lend(SpanMut::from_raw(own, held_at, bytes)) };
-        let lent = device.lends() && places.pitch == row_bytes;
-        if !lent {
-            let copied = self.rooms.held.at_least(bytes, |bytes| device.staging(bytes))?.as_mut();
-            let raw = &mut copied[(copies - 1) * n * row_bytes..];
-            let (memory, to) = (Memory::Host, raw.as_mut_ptr().expose_provenance() as u64);
-            let to = Side { memory, address: to, pitch: row_bytes };
-            let from = Side { memory: own, address, pitch: places.pitch };
-            // SAFETY: as above.
-            unsafe { device.copy_rows(stream, &CopyRows { to, from, row_bytes, rows: n }.joined())? };
-        }
-        let named = self.named(n);
-        self.settle(stream).map_err(named)?;
+        let product = (workspace, places.product);
+        let out = Outputs { logits, raw: raw_address, partials: NO_PARTIALS };
+        self.launch(stream, (n, matrix), out, adjustments, job.epilogue, product)?;
         let held = &mut self.held;
         (held.rows, held.both, held.adjusted_only) = (n, both, job.adjustments.is_some() && !raw);
-        held.status.clear();
-        for _ in 0..copies {
-            let words = &self.rooms.received.get().as_mut()[..4 * n];
-            held.status.extend_from_slice(bytemuck::cast_slice(words));
-        }
-        // Nothing is queued on them any more.
-        let bytes = match lent {
-            true => lend().expect("lent before"),
-            false => &mut self.rooms.held.get().as_mut()[..bytes],
-        };
-        let logits: &mut [f32] = bytemuck::cast_slice_mut(bytes);
-        if let (true, Some(adjustments)) = (both, job.adjustments) {
-            let (adjusted, raw) = logits.split_at_mut(n * ids);
-            let (status, raw_status) = held.status.split_at_mut(n);
-            let first = (rows.start, self.weights.info.vocab.start, ids);
-            held::adjust(adjustments, first, (raw, raw_status), (adjusted, status));
-        }
-        let logits: *const [f32] = logits;
-        // SAFETY: memory of the workspace, which is the held logits', or of the shard, which the next call
-        // alone writes.
-        unsafe { self.pass_over(&*logits) };
+        held.on_host = false;
+        held.matrix = Some(HeldMatrix {
+            data: logits.data.cast_const().cast(),
+            status: logits.status.cast_const(),
+            pitch: logits.pitch,
+            nonfinite: NO_ANSWER,
+            rows: n as u32,
+            ids: ids as u32,
+            first_id: self.weights.info.vocab.start as u32,
+        });
         Ok(())
     }
 
@@ -554,20 +602,100 @@ impl<D: KernelDevice> DeviceShard<D> {
     ) -> Result<()> {
         let n = job.rows.len();
         // As many rows at once as a workspace has room for that is larger than it must be.
-        let at_once = match &on.workspace {
-            Some(given) if self.places(n, 1)?.total <= given.len() => n,
-            _ => self.at_once(n),
+        let all = self.partial_places(n, &spec)?.total;
+        let (at_once, needed) = match &on.workspace {
+            Some(given) if all <= given.len() => (n, all),
+            _ => (self.at_once(n, &spec), self.partial_workspace(n, &spec)?),
         };
-        let needed = self.places(at_once, 1)?.total;
         let workspace = self.workspace_at(on, needed, n)?;
         let mut left = out;
         for first in (0..n).step_by(at_once) {
             let rows = first..n.min(first + at_once);
             let (part, rest) = left.split_at(rows.len() * spec.stride(self.ids()));
-            self.hold_rows(stream, job, rows, false, workspace)?;
-            self.held_partials(stream, spec, part)?;
+            if by_kernels(&spec) {
+                let waits = part.memory() == Memory::Host || on.stream.is_none();
+                self.tile_partials(stream, job, rows, &spec, (workspace, waits), part)?;
+            } else {
+                self.held.stream = on.stream;
+                self.hold_rows(stream, job, rows, (false, true), workspace)?;
+                self.held_partials(stream, spec, part)?;
+            }
             left = rest;
         }
+        Ok(())
+    }
+
+    /// Some rows' partials by kernels, in a workspace that has room. `waits`: as of [`DeviceShard::rows`].
+    fn tile_partials(
+        &mut self,
+        stream: D::Stream,
+        job: &Job<'_>,
+        rows: Range<usize>,
+        spec: &PartialSpec,
+        (workspace, waits): (u64, bool),
+        out: SpanMut<'_>,
+    ) -> Result<()> {
+        let n = rows.len();
+        let plan = self.product().plan(n)?;
+        let places = self.partial_places(n, spec)?;
+        if rows.start > 0 && (job.rows.memory() == Memory::Host || job.adjustments.is_some()) {
+            // The part before is on its way still from the same memory of the host.
+            self.settle(stream)?;
+            self.queued = true;
+        }
+        let matrix = self.rows(stream, &job.rows.range(rows.clone()), waits)?;
+        let adjustments = self.adjust(stream, job.adjustments, rows)?;
+        let logits = LogitMatrix {
+            data: std::ptr::null_mut(),
+            pitch: 0,
+            status: (workspace + places.status as u64) as usize as *mut u32,
+            dtype: dtype_code(DType::F32).expect("a float type"),
+        };
+        let partials = TilePartials {
+            data: (workspace + places.held as u64) as usize as *mut u8,
+            bars: (workspace + places.bars as u64) as usize as *mut u32,
+            k: spec.k as u32,
+            sum: u32::from(spec.sum),
+        };
+        let product = (workspace, places.product);
+        let outputs = Outputs { logits, raw: 0, partials };
+        self.launch(stream, (n, matrix), outputs, adjustments, job.epilogue, product)?;
+        if out.memory() != Memory::Host {
+            return self.merge_tiles(stream, (workspace, &places), &plan, spec, out.address());
+        }
+        let (device, bytes) = (self.common.device.clone(), out.len());
+        let to = device.address(self.rooms.outputs.at_least(bytes, |bytes| device.alloc(bytes))?);
+        self.merge_tiles(stream, (workspace, &places), &plan, spec, to)?;
+        let named = self.named(n);
+        self.answer(stream, to, out.into_host().expect("checked: host memory")).map_err(named)
+    }
+
+    /// Host bytes on their way to the device: where they will be.
+    pub(super) fn ask(&mut self, stream: D::Stream, bytes: &[u8]) -> Result<u64> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let device = &self.common.device;
+        let to = device.address(self.rooms.asked.at_least(bytes.len(), |bytes| device.alloc(bytes))?);
+        let sent = self.rooms.sent_asked.at_least(bytes.len(), |bytes| device.staging(bytes))?.as_mut();
+        sent[..bytes.len()].copy_from_slice(bytes);
+        let from = sent.as_ptr().expose_provenance() as u64;
+        let copy = CopyRows::whole((self.common.memory(), to), (Memory::Host, from), bytes.len());
+        // SAFETY: the shard's own memory, which the next call waits for.
+        unsafe { device.copy_rows(stream, &copy)? };
+        Ok(to)
+    }
+
+    /// Bytes of the device's, waited for and copied to the host's.
+    pub(super) fn answer(&mut self, stream: D::Stream, from: u64, out: &mut [u8]) -> Result<()> {
+        let (device, bytes) = (self.common.device.clone(), out.len());
+        let staging = self.rooms.received.at_least(bytes, |bytes| device.staging(bytes))?.as_mut();
+        let host = staging.as_mut_ptr().expose_provenance() as u64;
+        let copy = CopyRows::whole((Memory::Host, host), (self.own(), from), bytes);
+        // SAFETY: the shard's own memory, and a wait.
+        unsafe { device.copy_rows(stream, &copy)? };
+        self.settle(stream)?;
+        out.copy_from_slice(&self.rooms.received.get().as_mut()[..bytes]);
         Ok(())
     }
 
@@ -594,6 +722,9 @@ impl<D: KernelDevice> DeviceShard<D> {
                 };
                 (0..rows).try_for_each(fill)
             }
+            Out::Partials(spec, out) if out.memory() != Memory::Host => {
+                self.merge_nothing(stream, rows, &spec, out.address())
+            }
             Out::Partials(spec, out) => self.empty_partials(stream, rows, spec, out),
         }
     }
@@ -617,10 +748,10 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         let places = match ask {
             Ask::Logits { .. } => self.places(rows, 0)?,
             Ask::Hold { raw } => self.places(rows, if raw { 2 } else { 1 })?,
-            Ask::Partials(_) => {
+            Ask::Partials(spec) => {
                 // More rows than can be are refused, however few are held at once.
                 self.product().plan(rows)?;
-                self.places(self.at_once(rows), 1)?
+                return self.partial_workspace(rows, &spec);
             }
         };
         Ok(places.total)
@@ -635,7 +766,7 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         let stream = self.begin(&On::default(), true)?;
         self.settle(stream)?;
         let (ids, hidden) = (self.ids(), self.weights.info.hidden_size * self.weights.hidden.size());
-        let at_once = if let Ask::Partials(_) = ask { self.at_once(rows) } else { rows };
+        let at_once = if let Ask::Partials(spec) = ask { self.at_once(rows, &spec) } else { rows };
         let (staged, device) = (self.common.staged, self.common.device.clone());
         let on_device = |bytes| device.alloc(bytes);
         let locked = |bytes| device.staging(bytes);
@@ -657,9 +788,26 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
                 rooms.outputs.at_least(total, on_device)?;
                 rooms.received.at_least(total.min(staged.max(first)), locked)?;
             }
+            Ask::Partials(spec) if by_kernels(&spec) => {
+                let bytes = product_of(&[at_once, spec.stride(ids)])?;
+                rooms.outputs.at_least(bytes, on_device)?;
+                rooms.received.at_least(bytes, locked)?;
+            }
             Ask::Partials(_) | Ask::Hold { .. } => {
                 let kinds = if let Ask::Hold { raw: true } = ask { 2 } else { 1 };
-                rooms.received.at_least(4 * at_once, locked)?;
+                // Of as many candidates as kernels find, and some targets.
+                let spec = PartialSpec { k: BEST, sum: true, targets: TARGETS };
+                let parts = partials::tile_bytes(&spec, rows, ids, partials::part_ids(ids))?;
+                rooms.parts.at_least(parts, on_device)?;
+                let answer = product_of(&[at_once, spec.stride(ids).max(8 * BINS)])?;
+                rooms.outputs.at_least(answer, on_device)?;
+                rooms.received.at_least(answer, locked)?;
+                // What a draw asks of a row is less.
+                let asked = product_of(&[at_once, TARGETS, size_of::<Candidate>()])?;
+                self.held.asked.clear();
+                self.held.asked.reserve(asked);
+                rooms.asked.at_least(asked, on_device)?;
+                rooms.sent_asked.at_least(asked, locked)?;
                 if !device.lends() || ids % 4 != 0 {
                     rooms.held.at_least(product_of(&[kinds, at_once, ids, 4])?, locked)?;
                 }
@@ -669,7 +817,9 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
                 self.passes.nonfinite.reserve(kinds * at_once);
             }
         }
-        if let Ask::Partials(spec) = ask {
+        if let Ask::Partials(spec) = ask
+            && !by_kernels(&spec)
+        {
             self.passes.reserve_threads(spec.places(ids).max(1));
             self.rooms.finish.at_least(product_of(&[at_once, spec.stride(ids)])?, locked)?;
         }
@@ -698,7 +848,7 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         let by_host = to_host
             || job.rows.memory() == Memory::Host
             || job.adjustments.is_some()
-            || matches!(out, Out::Partials(..));
+            || matches!(&out, Out::Partials(spec, _) if ids > 0 && !by_kernels(spec));
         let uses_own = by_host || on.workspace.is_none();
         let stream = self.begin(on, by_host)?;
         let done = match out {
@@ -731,8 +881,10 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         let workspace = self.workspace_at(on, needed, n)?;
         // It is the held logits' from now on.
         on.workspace = None;
-        let done = self.hold_rows(stream, job, 0..n, raw, workspace);
+        let done = self.hold_rows(stream, job, 0..n, (raw, on.stream.is_none()), workspace);
         self.settled(stream, done)?;
+        let named = self.named(n);
+        self.end(on, stream, false).map_err(named)?;
         self.held.is_there = true;
         Ok(self)
     }
@@ -782,10 +934,20 @@ impl<D: KernelDevice> Drop for DeviceShard<D> {
     }
 }
 
-fn check_spec(spec: &PartialSpec) -> Result<()> {
+/// Whether kernels make such partials; of more candidates the host makes them of held logits.
+pub(super) fn by_kernels(spec: &PartialSpec) -> bool {
+    spec.k <= BEST
+}
+
+pub(super) fn check_candidates(spec: &PartialSpec) -> Result<()> {
     if spec.k == 0 {
         return Err(Error::request("candidates of a partial", "at least 1", 0, "ask for one"));
     }
+    Ok(())
+}
+
+fn check_spec(spec: &PartialSpec) -> Result<()> {
+    check_candidates(spec)?;
     if spec.targets > 0 {
         let fix = "hold the logits, and ask for partials in a pass";
         return Err(Error::request("targets of a product's partials", "none", spec.targets, fix));
@@ -793,7 +955,7 @@ fn check_spec(spec: &PartialSpec) -> Result<()> {
     Ok(())
 }
 
-fn count_of(rows: usize) -> Result<u32> {
+pub(super) fn count_of(rows: usize) -> Result<u32> {
     let fix = "send fewer rows in one step";
     u32::try_from(rows).map_err(|_| Error::shape("rows of hidden_states", "fewer than 2^32", rows, fix))
 }

@@ -306,8 +306,20 @@ unsafe impl<D: KernelDevice> DeviceExchange for SharedDevice<D> {
         self.stream_marks.mark(stream)
     }
 
-    fn wait(&self, pending: Pending, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
-        wait_for_mark(&*self.stream_marks, pending, call, control, || lock(&self.state).aborted.clone())
+    fn forget(&self, mark: Pending) {
+        self.stream_marks.give_back(mark);
+    }
+
+    fn wait(
+        &self,
+        before: Option<Pending>,
+        pending: Pending,
+        call: &Call,
+        control: &dyn Exchange,
+    ) -> Result<(), Fault> {
+        wait_for_mark(&*self.stream_marks, before, pending, call, control, || {
+            lock(&self.state).aborted.clone()
+        })
     }
 
     fn abort(&self, why: &Fault) {

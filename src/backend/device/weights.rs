@@ -1,5 +1,6 @@
 //! A shard in device memory: copied there, or an engine's own that is used in place.
 
+use super::partials::Kernels;
 use super::{KernelDevice, MAX_ROWS, Matmul, Spec};
 use crate::backend::params::WeightMatrix;
 use crate::dtype::DType;
@@ -19,6 +20,7 @@ pub(super) struct Weights<D: KernelDevice> {
     pub hidden: DType,
     /// None of a shard without ids.
     pub product: Option<Matmul<D>>,
+    pub kernels: Kernels<D>,
     data: u64,
     pitch: usize,
     /// 0 where there are none.
@@ -55,10 +57,19 @@ impl<D: KernelDevice> Weights<D> {
     /// # Errors
     /// As [`Matmul::prepare`]; `Device` where memory is short.
     pub fn new(device: &D, stream: D::Stream, shard: &Arc<HeadShard>, hidden: DType) -> Result<Self> {
+        let (vocab, columns) = (shard.vocab().len(), shard.hidden_size());
+        let product = if vocab == 0 {
+            None
+        } else {
+            let max_rows = MAX_ROWS.min(crate::plan::most_rows(vocab));
+            let precision = precision(shard, hidden)?;
+            Some(Matmul::prepare(device, Spec { precision, vocab, hidden: columns, max_rows })?)
+        };
         let mut weights = Weights {
             info: shard.info(),
             hidden,
-            product: None,
+            product,
+            kernels: Kernels::load(device)?,
             data: 0,
             pitch: 0,
             scales: 0,
@@ -66,13 +77,9 @@ impl<D: KernelDevice> Weights<D> {
             _owned: Vec::new(),
             _foreign: None,
         };
-        let (vocab, columns) = (shard.vocab().len(), shard.hidden_size());
         if vocab == 0 {
             return Ok(weights);
         }
-        let max_rows = MAX_ROWS.min(crate::plan::most_rows(vocab));
-        let spec = Spec { precision: precision(shard, hidden)?, vocab, hidden: columns, max_rows };
-        weights.product = Some(Matmul::prepare(device, spec)?);
         if let Some(foreign) = shard.device_weights() {
             (weights.data, weights.pitch) = (foreign.data, foreign.pitch);
             (weights.scales, weights.bias) = (foreign.scales, foreign.bias);

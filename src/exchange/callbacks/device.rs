@@ -75,9 +75,19 @@ unsafe impl DeviceExchange for DeviceCallbacks {
         self.marks.mark(stream)
     }
 
-    fn wait(&self, pending: Pending, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
+    fn forget(&self, mark: Pending) {
+        self.marks.give_back(mark);
+    }
+
+    fn wait(
+        &self,
+        before: Option<Pending>,
+        pending: Pending,
+        call: &Call,
+        control: &dyn Exchange,
+    ) -> Result<(), Fault> {
         let own = || self.channel.pending(call).map(|(_, fault)| fault);
-        wait_for_mark(&*self.marks, pending, call, control, own)
+        wait_for_mark(&*self.marks, before, pending, call, control, own)
     }
 
     fn abort(&self, why: &Fault) {

@@ -104,6 +104,10 @@ impl Exchange for Channel {
         self.give_up(call, Fault::Abandoned { member: self.member.me, reason: reason.into() });
     }
 
+    fn notify_fault(&self, call: &Call, fault: &Fault) {
+        self.give_up(call, fault.clone());
+    }
+
     fn reset(&self, call: &Call) -> Result<Reset, Fault> {
         self.meet_again(call)
     }

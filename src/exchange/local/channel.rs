@@ -482,9 +482,8 @@ impl Channel {
         (0..state.size()).filter(|&member| state.gone[member]).collect()
     }
 
-    /// Brings the channel into the fault that `me` gives up `call`, where it is in none yet.
-    pub(super) fn give_up(&self, me: usize, call: &Call, reason: &str) {
-        let fault = Fault::Abandoned { member: me, reason: reason.into() };
+    /// Brings the channel into a fault that a member has found in `call`, where it is in none yet.
+    pub(super) fn give_up(&self, call: &Call, fault: Fault) {
         let mut state = lock(&self.state);
         if call.operation == Operation::Rebuild {
             state.end_resetting(&fault);

@@ -218,10 +218,12 @@ impl Channel {
     /// The fault that ends the wait of `me` for messages of `missing` in the collective that was begun last.
     pub fn told(&self, call: &Call, me: usize, missing: &[usize]) -> Option<Fault> {
         // Where the member that found the fault has completed this collective or a later one with us and with
-        // those whose messages are missing, these were sent before: they are on their way.
+        // those whose messages are missing, these were sent before: they are on their way. Not those of a
+        // member that wants a reset, which was behind them.
         let on_their_way = |told: &Told| {
             let was_heard = |member: &usize| told.progress.heard[*member] >= self.begun;
-            !missing.is_empty() && was_heard(&me) && missing.iter().all(was_heard)
+            let will_come = |member: &usize| was_heard(member) && self.wanted[*member] <= self.generation;
+            !missing.is_empty() && was_heard(&me) && missing.iter().all(will_come)
         };
         let told = self.fault().filter(|told| !on_their_way(told))?;
         // Who waited in vain says how long; frames carry microseconds.

@@ -15,8 +15,11 @@
 //! sent before: the teller says how far it had come, so that a member that lacks only such messages waits for
 //! them, and all members come to the same end of a step.
 //!
-//! Data say where their sender is. A note is sent only where no data follow soon: when a step begins, and
-//! when it has ended.
+//! Data say where their sender is. A note is sent only where no data follow soon: when a step begins, when it
+//! has ended, and while a device is waited for.
+//!
+//! Members count their collectives alike: where not all members gather, the others gather at the same point,
+//! in lists of their own. By these numbers a fault says how far its finder had come.
 
 mod buffers;
 mod channel;
@@ -527,7 +530,11 @@ impl Exchange for MessageExchange {
         state.places[me] = noted;
         let before = std::mem::replace(&mut state.channel(self.key).places[me], noted);
         drop(state);
-        let goes_on = before.is_some_and(|(before, _)| before.same_step(&call));
+        // Within a step data say it, but for one that notes the same again after a while: it waits for its
+        // device.
+        let goes_on = before.is_some_and(|(before, at)| {
+            before.same_step(&call) && !(before.same_operation(&call) && at.elapsed() > SLICE)
+        });
         if !goes_on || call.operation == Operation::Idle {
             let header = Header { kind: Kind::Note, generation: 0, call };
             self.member.send_all(&mut self.own().buffers, &header, &[]);
@@ -590,10 +597,16 @@ impl Exchange for MessageExchange {
             }
             return;
         }
+        self.notify_fault(call, &Fault::Abandoned { member: self.me(), reason: reason.into() });
+    }
+
+    fn notify_fault(&self, call: &Call, fault: &Fault) {
+        if !self.member.is_here() {
+            return;
+        }
         let mut state = self.member.lock();
         if state.channel(self.key).fault().is_none() {
-            let fault = Fault::Abandoned { member: state.me, reason: reason.into() };
-            self.fail(&mut state, call, fault);
+            self.fail(&mut state, call, fault.clone());
         }
     }
 

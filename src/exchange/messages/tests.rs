@@ -401,49 +401,74 @@ fn a_damaged_frame_is_refused_by_name_and_nobody_hangs() {
     }
 }
 
-/// All come to the same end of a step, whichever frame is late: either everyone completes it, or nobody
-/// begins the next.
+/// Who gathers with whom in each call of a random program: lists of members, each member in one of them, as
+/// with tensor parallelism; every other time one list of all. With `some_sit_out`, which no head does, one
+/// of several lists does not gather.
+fn random_program(random: &mut Random, size: usize, some_sit_out: bool) -> Vec<Vec<Vec<usize>>> {
+    let mut lists = || {
+        let parts = 1 + random.below(2) * random.below(size);
+        let mut lists = vec![Vec::new(); parts];
+        (0..size).for_each(|member| lists[random.below(parts)].push(member));
+        lists.truncate(if some_sit_out { (parts - 1).max(1) } else { parts });
+        lists
+    };
+    let mut program: Vec<_> = (0..14).map(|_| lists()).collect();
+    // Whoever was alone behind the abort is told here.
+    program.push(vec![(0..size).collect()]);
+    program
+}
+
+/// All come to the same end, whichever frame is late: a gather of all that one member has completed, all
+/// complete; behind the abort nobody completes one; and everybody is told of it at once, which is not at the
+/// deadline. Each call is a step of its own, so that a member may learn of it in an earlier or in a later
+/// one. Where some sit a gather out, they count their calls differently, and all that holds is that everybody
+/// is told.
 #[test]
 fn random_aborts_end_in_the_same_step_on_all_members() {
     println!("seed {SEED}");
-    let size = 4;
-    let meet = Barrier::new(size);
-    let failed: Vec<Mutex<Vec<u64>>> = (0..size).map(|_| Mutex::default()).collect();
-    each(group(size), |e| {
-        // The same choices on every member.
-        let mut random = Random(SEED);
-        for round in 0..150u32 {
-            let (breaker, at) = (random.below(size), random.below(12) as u64);
-            let mut step = 0;
-            let fault = loop {
-                if e.me() == breaker && step == at {
-                    e.notify_abort(&call(step, 20_000), "on purpose");
-                    break Fault::Abandoned { member: breaker, reason: "on purpose".into() };
-                }
-                // A part of the members, then all, as a step with tensor parallelism does.
-                let pair: Vec<usize> = [e.me() % 2, e.me() % 2 + 2].into();
-                let (mut a, mut b) = ([9u8], [9u8]);
-                let part =
-                    e.all_gather_v(&call(2 * step, 20_000), &pair, &[e.me() as u8], &mut [&mut a, &mut b]);
-                let whole = part.and_then(|()| gather(&e, &call(2 * step + 1, 20_000), step as u8));
-                match whole {
-                    Ok(got) => assert_eq!(got, vec![step as u8; size]),
-                    Err(fault) => break fault,
-                }
-                step += 1;
-            };
-            let abandoned =
-                |fault: &Fault| matches!(fault, Fault::Abandoned { member, .. } if *member == breaker);
-            let earlier = matches!(&fault, Fault::Earlier { fault, .. } if abandoned(fault));
-            assert!(abandoned(&fault) || earlier, "round {round}: {fault:?}");
-            failed[e.me()].lock().unwrap().push(step);
-            meet.wait();
-            while e.reset(&Call { epoch: round, ..call(0, 20_000) }).is_err() {}
-            assert_eq!(gather(&e, &Call { epoch: round, ..call(99, 20_000) }, 3), Ok(vec![3; size]));
-        }
-    });
-    let steps: Vec<Vec<u64>> = failed.into_iter().map(|steps| steps.into_inner().unwrap()).collect();
-    assert!(steps.windows(2).all(|pair| pair[0] == pair[1]), "{steps:?}");
+    for (size, some_sit_out) in (2..=5).flat_map(|size| [(size, false), (size, true)]) {
+        each(group(size), |e| {
+            // The same choices on every member.
+            let mut random = Random(SEED + size as u64);
+            for round in 0..100u32 {
+                let program = random_program(&mut random, size, some_sit_out);
+                let (breaker, at) = (random.below(size), random.below(program.len()));
+                let broken = Fault::Abandoned { member: breaker, reason: format!("round {round}") };
+                let is_whole = |lists: &[Vec<usize>]| lists[0].len() == size;
+                let whole_before = program[..at].iter().filter(|lists| is_whole(lists)).count();
+                let mut whole = 0;
+                let fault = program.iter().enumerate().find_map(|(step, lists)| {
+                    let own = Call { epoch: round, ..call(step as u64, 20_000) };
+                    if e.me() == breaker && step == at {
+                        e.notify_abort(&own, &format!("round {round}"));
+                        return Some(broken.clone());
+                    }
+                    let members = lists.iter().find(|list| list.contains(&e.me()))?;
+                    let mut recv = vec![[0u8]; members.len()];
+                    let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
+                    let sent = [16 * step as u8 + e.me() as u8];
+                    e.all_gather_v(&own, members, &sent, &mut slices).err().or_else(|| {
+                        let of = |member: usize| [16 * step as u8 + member as u8];
+                        assert!(recv.iter().zip(members).all(|(got, &member)| *got == of(member)));
+                        whole += usize::from(is_whole(lists));
+                        None
+                    })
+                });
+                let told = match fault {
+                    Some(Fault::Earlier { call, fault }) => {
+                        assert_eq!(call.step, at as u64, "{size} members, round {round}");
+                        Some(*fault)
+                    }
+                    fault => fault,
+                };
+                let what = format!("{size} members, round {round}: {:?}", &program[..=at]);
+                assert_eq!(told, Some(broken), "{what}");
+                assert!(some_sit_out || whole == whole_before, "{what}: {whole} of {whole_before}");
+                assert_eq!(e.reset(&Call { epoch: round, ..call(0, 20_000) }), Ok(Reset::Done));
+                assert_eq!(gather(&e, &Call { epoch: round, ..call(99, 20_000) }, 3), Ok(vec![3; size]));
+            }
+        });
+    }
 }
 
 #[test]

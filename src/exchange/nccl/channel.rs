@@ -4,18 +4,16 @@ use super::communicator::{ABORT_GRACE, Communicator, Group, Refused};
 use super::library::Failed;
 use super::watchdog::Watchdog;
 use super::{Nccl, UniqueId};
+use crate::exchange::blame::{Beat, blame, late, told};
 use crate::exchange::{
-    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Place, Reset, StreamMarks, check_members,
+    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, check_members,
     check_pieces, wait_for_mark,
 };
 use crate::memory::{Memory, Stream};
 use crate::process::Maker;
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-/// How long an error of NCCL that a peer has caused waits for the host transport to say which peer.
-const NAMES_GRACE: Duration = Duration::from_millis(250);
+use std::time::Instant;
 
 /// Device memory between the ranks of a head group, over NCCL. Each head that is made on it has a
 /// communicator of its own, or all of them use one that is given.
@@ -102,9 +100,8 @@ impl NcclExchange {
 
     /// What ends a wait that the deadline does not: a fault of this channel, or of the host transport.
     fn ended(&self, call: &Call, control: Option<&dyn Exchange>) -> Option<Fault> {
-        let earlier = |(call, fault)| Fault::Earlier { call: Box::new(call), fault: Box::new(fault) };
         let late = || call.left().is_zero().then(|| Fault::Timeout { missing: Vec::new() });
-        let told = || control.and_then(|control| control.pending_fault()).map(earlier);
+        let told = || control.and_then(|control| told(call, control));
         self.fault().or_else(told).or_else(late)
     }
 
@@ -131,7 +128,11 @@ impl NcclExchange {
         self.check_process()?;
         let communicator = self.communicator()?;
         let control = self.control.as_deref();
-        let mut ended = || self.ended(call, control);
+        let mut beat = Beat::new();
+        let mut ended = || {
+            control.inspect(|control| beat.keep(call, *control));
+            self.ended(call, control)
+        };
         let issued = communicator.group(stream, queue).and_then(|()| communicator.settle(&mut ended));
         issued.map_err(|refused| {
             let of_peers = matches!(&refused, Refused::Failed(failed) if failed.is_of_peers());
@@ -141,13 +142,14 @@ impl NcclExchange {
 
     /// What the caller reports where `fault` has ended its call. The communicator is aborted.
     fn failed(&self, call: &Call, control: Option<&dyn Exchange>, fault: Fault, of_peers: bool) -> Fault {
+        let until = Instant::now() + ABORT_GRACE;
         let fault = match (fault, control) {
-            (Fault::Timeout { missing }, control) if missing.is_empty() => late(call, control, self.me),
-            (fault, Some(control)) if of_peers => told_soon(call, control, self.me).unwrap_or(fault),
+            (Fault::Timeout { missing }, Some(control)) if missing.is_empty() => late(call, control),
+            (fault, Some(control)) if of_peers => told_soon(call, control).unwrap_or(fault),
             (fault, _) => fault,
         };
         self.state().give_up(&fault);
-        self.await_abort(Instant::now() + ABORT_GRACE);
+        self.await_abort(until);
         fault
     }
 
@@ -172,11 +174,8 @@ impl NcclExchange {
             ));
         };
         let (state, teller) = (Arc::clone(&self.state), Arc::clone(&control));
-        let trouble = move || {
-            let told = control.pending_fault();
-            let told =
-                told.map(|(call, fault)| Fault::Earlier { call: Box::new(call), fault: Box::new(fault) });
-            told.or_else(|| communicator.progress().err().map(Refused::into_fault))
+        let trouble = move |call: &Call| {
+            told(call, &*control).or_else(|| communicator.progress().err().map(Refused::into_fault))
         };
         let end = move |call: &Call, fault: &Fault| {
             lock(&state).give_up(fault);
@@ -196,77 +195,16 @@ impl NcclExchange {
         let ended = || self.ended(call, Some(control));
         let made = Communicator::polled(self.nccl, &self.marks, (self.me, self.size), &id, ended);
         made.map(Arc::new).map_err(|refused| match refused.into_fault() {
-            Fault::Timeout { .. } => late(call, Some(control), self.me),
+            Fault::Timeout { .. } => late(call, control),
             fault => fault,
         })
     }
 }
 
-/// What the host transport knows, within a while, of an error that a peer has caused: its fault, or who has
-/// not come.
-fn told_soon(call: &Call, control: &dyn Exchange, me: usize) -> Option<Fault> {
-    let until = (Instant::now() + NAMES_GRACE).min(call.deadline);
-    loop {
-        if let Some((call, fault)) = control.pending_fault() {
-            return Some(Fault::Earlier { call: Box::new(call), fault: Box::new(fault) });
-        }
-        let gone = control.gone();
-        if !gone.is_empty() {
-            return Some(Fault::Lost { members: gone });
-        }
-        if Instant::now() >= until {
-            let members = absent(call, &control.places(), &control.places_elsewhere(), me);
-            return (!members.is_empty()).then_some(Fault::Lost { members });
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The fault of a wait that came to the deadline: who is gone, or has not come to the call, as far as
-/// `control` knows.
-fn late(call: &Call, control: Option<&dyn Exchange>, me: usize) -> Fault {
-    let gone = control.map(Exchange::gone).unwrap_or_default();
-    if !gone.is_empty() {
-        return Fault::Lost { members: gone };
-    }
-    let (places, elsewhere) = control.map(|c| (c.places(), c.places_elsewhere())).unwrap_or_default();
-    let missing = absent(call, &places, &elsewhere, me);
-    if !missing.is_empty() {
-        return Fault::Timeout { missing };
-    }
-    let known = !places.is_empty()
-        && places.iter().enumerate().all(|(member, place)| member == me || place.is_some());
-    let who = match known {
-        true => "every member has come to it",
-        false => "the host transport does not know who has come to it",
-    };
-    let problem = format!("no end on the device within {:?}; {who}", call.timeout());
-    broken(
-        problem,
-        "look at each rank's GPU and links (nvidia-smi, NCCL_DEBUG=WARN); timeout_ms sets the deadline",
-    )
-}
-
-/// The members that have not come to `call`, by their last places: those that are not in its step, else
-/// those that are in another operation of it.
-fn absent(call: &Call, places: &[Option<Place>], elsewhere: &[Option<Place>], me: usize) -> Vec<usize> {
-    let members = |absent: &dyn Fn(&Place) -> bool| -> Vec<usize> {
-        let others = places.iter().enumerate().filter(|(member, _)| *member != me);
-        others.filter(|(_, place)| place.as_ref().is_some_and(absent)).map(|(member, _)| member).collect()
-    };
-    let here = |place: &Place| (place.head, place.instance) == (call.head, call.instance);
-    let before = members(&|place| !here(place) || (place.epoch, place.step) < (call.epoch, call.step));
-    if !before.is_empty() {
-        return before;
-    }
-    let gone = |member: &usize| elsewhere.get(*member).is_some_and(Option::is_some);
-    let away: Vec<usize> = (0..places.len()).filter(|member| *member != me && gone(member)).collect();
-    if !away.is_empty() {
-        return away;
-    }
-    members(&|place| {
-        (place.epoch, place.step) == (call.epoch, call.step) && place.operation != call.operation
-    })
+/// What the host transport knows, within a while, of an error that a peer has caused: its fault, or who is
+/// gone.
+fn told_soon(call: &Call, control: &dyn Exchange) -> Option<Fault> {
+    blame(call, control, |members| Fault::Lost { members })
 }
 
 /// What a member sends itself must be as long as what it takes from itself.
@@ -400,7 +338,17 @@ unsafe impl DeviceExchange for NcclExchange {
         self.marks.mark(stream)
     }
 
-    fn wait(&self, pending: Pending, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
+    fn forget(&self, mark: Pending) {
+        self.marks.give_back(mark);
+    }
+
+    fn wait(
+        &self,
+        before: Option<Pending>,
+        pending: Pending,
+        call: &Call,
+        control: &dyn Exchange,
+    ) -> Result<(), Fault> {
         self.check_process()?;
         let of_peers = Cell::new(false);
         let communicator = self.state().communicator.clone();
@@ -413,7 +361,7 @@ unsafe impl DeviceExchange for NcclExchange {
                 }
             })
         };
-        let waited = wait_for_mark(&*self.marks, pending, call, control, own);
+        let waited = wait_for_mark(&*self.marks, before, pending, call, control, own);
         waited.map_err(|fault| self.failed(call, Some(control), fault, of_peers.get()))
     }
 
@@ -433,8 +381,8 @@ unsafe impl DeviceExchange for NcclExchange {
 
     fn reset(&self, call: &Call, _: &dyn Exchange) -> Result<Reset, Fault> {
         self.check_process()?;
-        if self.given.is_some() {
-            return Ok(Reset::Reconnect);
+        if let Some(given) = &self.given {
+            return given.unended().map_or(Ok(Reset::Reconnect), Err);
         }
         // It would take the end of the old communicator for a fault, and poison the channel that is made
         // anew.
@@ -474,37 +422,6 @@ fn to_and_from(group: &Group, (me, member): (usize, usize), send: Piece, recv: P
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::Operation;
-
-    fn call(step: u64, operation: Operation) -> Call {
-        let began = Instant::now();
-        Call { head: 7, instance: 1, epoch: 2, step, operation, terms: 3, began, deadline: began }
-    }
-
-    #[test]
-    fn who_has_not_come_is_told_by_the_places() {
-        let this = call(5, Operation::GatherRows);
-        let at = |step, operation| Some(call(step, operation).place(Duration::ZERO));
-        let here = at(5, Operation::GatherRows);
-        let before = at(4, Operation::Idle);
-        let within = at(5, Operation::Contract);
-        let after = at(6, Operation::GatherRows);
-        let other = Some(Call { head: 8, ..this }.place(Duration::ZERO));
-        let none = [None; 4];
-        for (places, elsewhere, wanted) in [
-            ([here, here, here, here], none, vec![]),
-            ([before, here, before, here], none, vec![2]),
-            ([here, here, within, before], none, vec![3]),
-            ([here, within, here, after], none, vec![1]),
-            ([here, None, other, here], none, vec![2]),
-            ([here, here, here, within], [None, other, None, None], vec![1]),
-        ] {
-            assert_eq!(absent(&this, &places, &elsewhere, 0), wanted, "{places:?} {elsewhere:?}");
-        }
-        assert!(
-            matches!(late(&this, None, 0), Fault::Broken { problem, .. } if problem.contains("does not know"))
-        );
-    }
 
     #[test]
     fn pieces_of_a_gather_lie_one_behind_the_other() {

@@ -39,7 +39,7 @@ struct Handle {
 #[derive(Clone, Copy)]
 enum State {
     Open(Raw),
-    /// A thread aborts or destroys it.
+    /// A thread aborts or destroys it; or a fault has met an engine's, which only the engine can end.
     Ending,
     /// It is aborted or destroyed.
     Ended,
@@ -64,9 +64,7 @@ pub(super) enum Progress {
 pub(super) enum Refused {
     /// NCCL says so.
     Failed(Failed),
-    /// The communicator was aborted.
-    Aborted,
-    /// The device's context, or what a caller polls for.
+    /// The device's context, the end of the communicator, or what a caller polls for.
     Fault(Fault),
 }
 
@@ -81,10 +79,6 @@ impl Refused {
         match self {
             Refused::Failed(failed) => failed.into_fault(),
             Refused::Fault(fault) => fault,
-            Refused::Aborted => Fault::Broken {
-                problem: "the communicator of NCCL was aborted".into(),
-                fix: "rebuild the head on every rank".into(),
-            },
         }
     }
 }
@@ -157,7 +151,8 @@ impl Communicator {
     /// does, its first collective waits for the peers without a deadline.
     ///
     /// A fault stops it by `ncclCommRevoke`, from NCCL 2.28.7 on; the engine destroys it. Older versions can
-    /// only be told to abort a communicator by whoever destroys it: the engine, then.
+    /// only abort a communicator, which destroys it: that is the engine's to do. Until then what was queued
+    /// stays on its stream, and a rebuilding of a head says so.
     ///
     /// # Errors
     /// `Broken` where it is none that NCCL knows, has failed before, or is of another device than `device`.
@@ -242,8 +237,41 @@ impl Communicator {
     /// Runs `call` with the handle and the device's context, while no other thread uses the communicator.
     fn within<T>(&self, call: impl FnOnce(sys::ncclComm_t) -> T) -> Called<T> {
         let state = self.handle.state();
-        let State::Open(Raw(raw)) = *state else { return Err(Refused::Aborted) };
+        let State::Open(Raw(raw)) = *state else { return Err(self.gone()) };
         within(&self.device, || call(raw))
+    }
+
+    /// Why there is no handle any more.
+    fn gone(&self) -> Refused {
+        let (problem, fix) = match (self.borrowed, &self.nccl.functions().ncclCommRevoke) {
+            (false, _) => ("the communicator of NCCL was aborted".into(), "rebuild the head on every rank"),
+            (true, Ok(_)) => (
+                "the engine's communicator of NCCL was revoked".into(),
+                "destroy it on every rank, and make communicator, exchange and heads anew",
+            ),
+            (true, Err(_)) => (
+                format!(
+                    "a fault has met the engine's communicator, which is not ended: NCCL {} has no \
+                     ncclCommRevoke, and what was queued stays on its stream",
+                    self.nccl.version()
+                ),
+                "end it by ncclCommAbort on every rank before the heads are dropped, which wait for their \
+                 streams; then make communicator, exchange and heads anew",
+            ),
+        };
+        Refused::Fault(Fault::Broken { problem, fix: fix.into() })
+    }
+
+    /// What the engine has yet to do about a communicator of its own that has met a fault, where nothing here
+    /// can end it.
+    pub(super) fn unended(&self) -> Option<Fault> {
+        let unended = self.is_the_engines_to_end() && matches!(*self.handle.state(), State::Ending);
+        unended.then(|| self.gone().into_fault())
+    }
+
+    /// It is the engine's, and NCCL has nothing that stops it without destroying it.
+    fn is_the_engines_to_end(&self) -> bool {
+        self.borrowed && self.nccl.functions().ncclCommRevoke.is_err()
     }
 
     /// The member's number and how many there are; checks the device.
@@ -276,7 +304,7 @@ impl Communicator {
     /// The error that the communicator has met, also in work that runs on the device.
     pub(super) fn progress(&self) -> Called<Progress> {
         let state = self.handle.state();
-        let State::Open(Raw(raw)) = *state else { return Err(Refused::Aborted) };
+        let State::Open(Raw(raw)) = *state else { return Err(self.gone()) };
         let mut answer = sys::ncclSuccess;
         // SAFETY: a live communicator and a place for the answer. It asks no device.
         let result = unsafe { self.nccl.functions().ncclCommGetAsyncError(raw, &mut answer) };
@@ -316,8 +344,12 @@ impl Communicator {
     }
 
     /// Ends everything that the communicator does, on this rank: a thread does so, since NCCL takes its time.
-    /// Idempotent; never waits.
+    /// An engine's is revoked; where NCCL cannot do that, it is used no more. Idempotent; never waits.
     pub fn abort(&self) {
+        if self.is_the_engines_to_end() {
+            self.handle.take(State::Ending);
+            return;
+        }
         let (functions, borrowed) = (self.nccl.functions(), self.borrowed);
         self.end("lmhead-abort", move |raw| {
             // Their answers change nothing.
@@ -356,8 +388,12 @@ impl Communicator {
         let _ = std::thread::Builder::new().name(name.into()).spawn(run);
     }
 
-    /// Waits until the communicator has been aborted or destroyed; false where that takes longer.
+    /// Waits until the communicator has been aborted or destroyed; false where that takes longer, or is the
+    /// engine's to do.
     pub(super) fn await_end(&self, until: Instant) -> bool {
+        if self.is_the_engines_to_end() {
+            return false;
+        }
         let mut state = self.handle.state();
         while !matches!(*state, State::Ended) {
             let left = until.saturating_duration_since(Instant::now());

@@ -1,8 +1,11 @@
 //! The device side's own test when a channel is connected: pieces whose every byte is a function of who sends
-//! it, who receives it and its place. The head tests the host transport in the same way.
+//! it, who receives it and its place, and of a word that only these members know: those of another run, whose
+//! id one of them may hold, send other bytes. The head tests the host transport in the same way.
 
 use super::NcclExchange;
 use crate::exchange::{Call, DeviceExchange, Exchange, Fault, Piece, Scratch};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::time::Instant;
 
 /// The collectives, as an error names them.
@@ -21,8 +24,23 @@ fn length(test: usize, from: usize, to: usize) -> usize {
     }
 }
 
-fn piece(test: usize, from: usize, to: usize) -> impl Iterator<Item = u8> {
-    (0..length(test, from, to)).map(move |at| (test * 89 + from * 131 + to * 29 + at * 7 + 1) as u8)
+fn piece(word: [u8; WORD], test: usize, from: usize, to: usize) -> impl Iterator<Item = u8> {
+    let byte = move |at: usize| (test * 89 + from * 131 + to * 29 + at * 7 + 1) as u8;
+    (0..length(test, from, to)).map(move |at| byte(at) ^ word[at % WORD])
+}
+
+/// Bytes of the word that only the members know.
+const WORD: usize = 8;
+
+/// A word that member 0 draws, and all members of `control` get. Collective over them.
+fn share_word(call: &Call, control: &dyn Exchange, everyone: &[usize]) -> Result<[u8; WORD], Fault> {
+    let own = RandomState::new().build_hasher().finish().to_le_bytes();
+    let send = if control.me() == 0 { &own[..] } else { &[] };
+    let mut word = [0; WORD];
+    let mut recv: Vec<&mut [u8]> = everyone.iter().map(|_| &mut [][..]).collect();
+    recv[0] = &mut word;
+    control.all_gather_v(call, everyone, send, &mut recv)?;
+    Ok(word)
 }
 
 /// What a member has found: the test and the sender of the first wrong piece.
@@ -72,6 +90,7 @@ impl NcclExchange {
     pub(super) fn test(&self, call: &Call, control: &dyn Exchange) -> Result<(), Fault> {
         let (size, me) = (control.size(), control.me());
         let everyone: Vec<usize> = (0..size).collect();
+        let word = share_word(call, control, &everyone)?;
         // For each test a region to send from and one to receive in.
         let region = PLACE * size;
         let scratch = self.marks.scratch(2 * TESTS.len() * region)?;
@@ -80,7 +99,7 @@ impl NcclExchange {
         let to_all = |test: usize| if test < 2 { vec![EVERYONE] } else { everyone.clone() };
         let mut bytes = vec![0xee; 2 * TESTS.len() * region];
         for test in 0..TESTS.len() {
-            let own = to_all(test).into_iter().flat_map(|to| piece(test, me, to));
+            let own = to_all(test).into_iter().flat_map(|to| piece(word, test, me, to));
             bytes[sent(test)..].iter_mut().zip(own).for_each(|(to, byte)| *to = byte);
         }
         scratch.write(&bytes)?;
@@ -100,7 +119,7 @@ impl NcclExchange {
                     }
                 }
             }
-            self.wait(self.mark(call, stream)?, call, control)
+            self.wait(None, self.mark(call, stream)?, call, control)
         };
         if let Err(fault) = run() {
             self.keep_until_the_end(scratch, &fault);
@@ -116,7 +135,7 @@ impl NcclExchange {
             let (mut at, receiver) = (received(test), if test < 2 { EVERYONE } else { me });
             for &from in &everyone {
                 let len = length(test, from, receiver);
-                if !bytes[at..at + len].iter().copied().eq(piece(test, from, receiver)) {
+                if !bytes[at..at + len].iter().copied().eq(piece(word, test, from, receiver)) {
                     found.get_or_insert((test, from));
                 }
                 at += len;
@@ -134,7 +153,8 @@ impl NcclExchange {
                     problem: format!(
                         "NCCL delivered other bytes in {what} than member {from} sent to member {to}"
                     ),
-                    fix: "do not use this NCCL as it is: NCCL_DEBUG=INFO says over which paths it sends"
+                    fix: "make the communicator from an id that only these members get; where it is, do not \
+                          use this NCCL as it is: NCCL_DEBUG=INFO says over which paths it sends"
                         .into(),
                 })
             }

@@ -39,7 +39,7 @@ impl Watchdog {
     /// `Broken` where there is no thread.
     pub fn new(
         counters: Arc<dyn StreamCounters>,
-        trouble: impl Fn() -> Option<Fault> + Send + 'static,
+        trouble: impl Fn(&Call) -> Option<Fault> + Send + 'static,
         end: impl Fn(&Call, &Fault) + Send + 'static,
     ) -> Result<Self, Fault> {
         let state = Mutex::new(State { call: None, closed: false });
@@ -81,7 +81,7 @@ impl Drop for Watchdog {
 }
 
 impl Shared {
-    fn watch(&self, trouble: impl Fn() -> Option<Fault>, end: impl Fn(&Call, &Fault)) {
+    fn watch(&self, trouble: impl Fn(&Call) -> Option<Fault>, end: impl Fn(&Call, &Fault)) {
         // The counters as they were when work was first seen to run, and when that was.
         let mut running: Option<((u32, u32), Instant)> = None;
         let mut state = self.state();
@@ -97,7 +97,8 @@ impl Shared {
             } else if running.is_none_or(|(counted, _)| counted != (begun, ended)) {
                 running = Some(((begun, ended), Instant::now()));
             }
-            let fault = running.and_then(|(_, since)| trouble().or_else(|| overdue(&call, since, begun)));
+            let fault =
+                running.and_then(|(_, since)| trouble(&call).or_else(|| overdue(&call, since, begun)));
             if let Some(fault) = fault {
                 // Under the lock: a channel that has closed this may be connected anew.
                 let state = self.state();
@@ -158,7 +159,11 @@ mod tests {
     fn watchdog(trouble: Option<Fault>) -> (Watchdog, mpsc::Receiver<(Call, Fault)>) {
         let (told, tells) = mpsc::channel();
         let end = move |call: &Call, fault: &Fault| told.send((*call, fault.clone())).expect("a receiver");
-        (Watchdog::new(Arc::new(Counted::default()), move || trouble.clone(), end).expect("a thread"), tells)
+        (
+            Watchdog::new(Arc::new(Counted::default()), move |_: &Call| trouble.clone(), end)
+                .expect("a thread"),
+            tells,
+        )
     }
 
     #[test]
@@ -196,7 +201,7 @@ mod tests {
     fn trouble_that_is_seen_while_it_is_closed_ends_nothing() {
         let (told, tells) = mpsc::channel();
         let ((enter, entered), (go, going)) = (mpsc::channel(), mpsc::channel());
-        let trouble = move || {
+        let trouble = move |_: &Call| {
             enter.send(()).expect("a receiver");
             going.recv().expect("a sender");
             Some(Fault::Lost { members: vec![1] })

@@ -2,7 +2,9 @@
 //! collective, a product that fails or does not end, memory that is short, a transport that mixes bytes up, a
 //! row that is not finite.
 
-use super::scenarios::{LONG_MS, ROWS, SHORT_MS, SIZE, bits, config, exact, good_step, head, test_head};
+use super::scenarios::{
+    LONG_MS, ROWS, SHORT_MS, SIZE, await_end_of, bits, config, exact, good_step, head, test_head,
+};
 use super::{
     AT_ONCE, ENTRY, LAUNCHERS, LOST, MISMATCH, SHAPE, TIMEOUT, all, assert_all, assert_same_over_all,
 };
@@ -60,7 +62,7 @@ enum Moment {
 
 /// Sends the signal to this process. Every thread of it stands still or is gone.
 #[allow(unsafe_code, reason = "a signal")]
-fn send_to_itself(signal: i32) {
+pub fn send_to_itself(signal: i32) {
     // SAFETY: no memory is handed over.
     let sent = unsafe { libc::kill(libc::getpid(), signal) };
     assert_eq!(sent, 0, "a signal: {}", std::io::Error::last_os_error());
@@ -94,6 +96,7 @@ fn signalled(rank: Rank, moment: Moment, signal: i32) -> Value {
     for _ in 0..3 {
         good_step(&mut head).expect("a good step");
     }
+    await_end_of(2, &*rank.exchange);
     armed.store(true, Ordering::SeqCst);
     let began = Instant::now();
     let ended = outcome(began, &good_step(&mut head));

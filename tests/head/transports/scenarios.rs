@@ -4,7 +4,7 @@ use lmhead::backend::Backend;
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
-use lmhead::exchange::{Exchange, Operation};
+use lmhead::exchange::{Exchange, Operation, Place};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
 use lmhead::result::{Answer, Request, RowInputs};
@@ -328,15 +328,25 @@ fn panicking(rank: Rank, wrong: Wrong) -> Value {
     })
 }
 
+/// Waits until all members have ended that step: a process that is killed takes with it what it has not sent
+/// yet.
+pub fn await_end_of(step: u64, exchange: &dyn Exchange) {
+    let ended = |place: &Place| place.step > step || (place.step, place.operation) == (step, Operation::Idle);
+    while !exchange.places().iter().all(|place| place.as_ref().is_some_and(ended)) {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Rank 1 is killed in a step, rank 0 is a little late in every operation. The time is that of the step that
 /// fails, which is this one or the next.
 fn killed(rank: Rank, moment: Moment, operation: Operation) -> Value {
     let Rank { me, size, exchange, .. } = rank;
     let wrong = if me == 1 { Wrong::Kill(moment, operation) } else { Wrong::Slow(SHORT_MS / 5) };
+    let (first, config) = (Arc::clone(&exchange), config(2 * SHORT_MS));
     let (exchange, on) = WrongExchange::later(exchange, wrong);
-    let config = config(2 * SHORT_MS);
     let mut head = head_of(&test_head(), &config, size, me, Arc::new(exchange)).expect("a head");
     good_step(&mut head).expect("a good step");
+    await_end_of(0, &*first);
     on.store(me < 2, Ordering::SeqCst);
     loop {
         let began = Instant::now();

@@ -2,6 +2,8 @@
 #![allow(unsafe_code, reason = "functions of the C interface")]
 
 mod bridge;
+#[cfg(target_os = "linux")]
+mod fork;
 mod refused;
 mod requests;
 mod rig;

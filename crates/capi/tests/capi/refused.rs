@@ -135,7 +135,12 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
             "flags: wanted LMHEAD_ADJUSTED, PROCESSED and WITH_LOGPROBS",
         ),
         (|s| s.flags = LMHEAD_PROCESSED, LMHEAD_ERROR_ARGUMENT, "no flags of logprobs with argmax"),
-        (|s| s.hidden.dtype = 5, LMHEAD_ERROR_ARGUMENT, "hidden: wanted LMHEAD_F32, F16, BF16 or I8"),
+        (|s| s.hidden.dtype = 5, LMHEAD_ERROR_ARGUMENT, "hidden: wanted f32, f16, bf16 or i8, got 0x5;"),
+        (
+            |s| s.hidden.dtype = 0x14002,
+            LMHEAD_ERROR_ARGUMENT,
+            "hidden: wanted f32, f16, bf16 or i8, got float64;",
+        ),
         (|s| s.hidden.device_type = 4, LMHEAD_ERROR_ARGUMENT, "hidden: wanted LMHEAD_HOST, LMHEAD_CUDA"),
         (|s| s.hidden.data = ptr::null_mut(), LMHEAD_ERROR_ARGUMENT, "hidden: wanted [3, 8] f32, got NULL"),
         (|s| s.hidden.stride = 3, LMHEAD_ERROR_ARGUMENT, "hidden: wanted a stride of at least the 8 columns"),
@@ -290,7 +295,7 @@ fn structs_of_older_and_newer_headers() {
 
 #[test]
 fn a_rank_that_does_not_come_is_named_by_number_and_an_abort_ends_the_wait() {
-    let heads: Vec<usize> = heads_of_two(&[10, 20]).into_iter().map(|head| head as usize).collect();
+    let heads: Vec<usize> = heads_of_two(&[10, 20], 300).into_iter().map(|head| head as usize).collect();
     let began = Instant::now();
     let head: *mut lmhead_head = ptr::without_provenance_mut(heads[0]);
     let mut rows = Rows::new(1);
@@ -335,8 +340,8 @@ fn a_rank_that_does_not_come_is_named_by_number_and_an_abort_ends_the_wait() {
     assert!(!last_error().is_empty());
 }
 
-/// Heads of two ranks of those numbers, over an engine of the process's own.
-fn heads_of_two(ranks: &[i64; 2]) -> Vec<*mut lmhead_head> {
+/// Heads of two ranks of those numbers, over an engine of the process's own, with that deadline of a step.
+pub fn heads_of_two(ranks: &[i64; 2], timeout_ms: u32) -> Vec<*mut lmhead_head> {
     let backend = backend_of(LMHEAD_HOST, 2) as usize;
     let members = engines(2, Functions::ALL, |_, _, _| None).into_iter().enumerate();
     let create = |(me, engine)| {
@@ -344,7 +349,7 @@ fn heads_of_two(ranks: &[i64; 2]) -> Vec<*mut lmhead_head> {
             let endpoint = bridge::endpoint(Arc::new(engine), 2, me, false);
             let (mut first, mut count) = (0, 0);
             let mut head = ptr::null_mut();
-            let config = lmhead_config { timeout_ms: 300, create_timeout_ms: 20_000, ..config() };
+            let config = lmhead_config { timeout_ms, create_timeout_ms: 20_000, ..config() };
             let group = lmhead_group { ranks: ranks.as_ptr(), n: 2, rank: ranks[me], tp: 1, tp_index: 0 };
             // SAFETY: all are there.
             unsafe {
@@ -385,6 +390,11 @@ fn tables_without_what_is_required_and_groups_that_do_not_fit() {
         let table = bridge::table(2, 2, true);
         let status = lmhead_exchange_callbacks(&raw const table, ptr::null_mut(), &raw mut endpoint);
         fails(status, LMHEAD_ERROR_CONFIG, "member of an exchange: wanted one of 0..2, got 2");
+        for n in [1 << 40, usize::MAX >> 1] {
+            let table = bridge::table(n, 0, true);
+            let status = lmhead_exchange_callbacks(&raw const table, ptr::null_mut(), &raw mut endpoint);
+            fails(status, LMHEAD_ERROR_CONFIG, "members of an exchange: wanted at most 1048576, got ");
+        }
         assert!(endpoint.is_null());
 
         let (mut n, mut ranks) = (1, [0i64; 8]);

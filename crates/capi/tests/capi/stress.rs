@@ -1,9 +1,9 @@
 //! Threads that use the interface at once: heads of one backend and one set of weights are made, stepped and
 //! freed, while other threads ask for heads that may be gone.
 //!
-//! It covers the table of handles, the pool that heads share, and the recorder that other threads read. Each head
-//! is alone: two heads on one exchange are the soak's. It looks for wrong answers, crashes and hangs, and cannot
-//! prove that there is no race.
+//! It covers the table of handles, the pool that heads share, and the recorder that other threads read. Each
+//! head is alone: two heads on one exchange are the soak's. It looks for wrong answers, crashes and hangs,
+//! and cannot prove that there is no race.
 
 use crate::refused::{Rows, config, run, whole, wrap};
 use crate::rig::{backend_of, good};

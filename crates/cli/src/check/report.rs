@@ -45,16 +45,17 @@ impl CheckReport {
             _ if self.values == 0 => "nothing was compared".into(),
             ("argmax", _) => "no id that another beats by more than rounding".into(),
             (sampled, _) if sampled.starts_with("sample with") => format!(
-                "{TOKENS}; of logprobs the largest error {:.1e}, its worst-case bound {:.1e}",
+                "{TOKENS}; largest error of a logprob {:.1e} (no correct sum exceeds {:.1e})",
                 self.largest_error, self.allowed_there
             ),
             (sampled, _) if sampled.starts_with("sample") => TOKENS.into(),
             (_, Some(over)) => format!(
-                "largest error {over:.1e} of the logits' rms, allowed {:.0e}; in itself {:.1e}, its worst-case bound {:.1e}",
+                "largest error {over:.1e} of the logits' rms, allowed {:.0e}; \
+                 largest absolute error {:.1e} (no correct sum exceeds {:.1e})",
                 self.rms_limit, self.largest_error, self.allowed_there
             ),
             (_, None) => format!(
-                "largest error {:.1e}, its worst-case bound {:.1e}; nearest to its bound: {:.1e} of it",
+                "largest absolute error {:.1e} (no correct sum exceeds {:.1e}); nearest to its bound: {:.1e} of it",
                 self.largest_error, self.allowed_there, self.worst_ratio
             ),
         };

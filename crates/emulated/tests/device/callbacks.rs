@@ -75,7 +75,7 @@ fn pieces_come_to_their_places_and_a_mark_is_reached() {
             };
             assert_eq!(done, Ok(()));
             let mark = side(endpoint).mark(&this, Stream::NONE).expect("a mark");
-            assert_eq!(side(endpoint).wait(mark, &this, &**endpoint), Ok(()));
+            assert_eq!(side(endpoint).wait(None, mark, &this, &**endpoint), Ok(()));
             let mut got = [9; 16];
             device.read(&recv, 0, &mut got).expect("a copy");
             assert_eq!(got, [1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2]);
@@ -126,5 +126,5 @@ fn a_notice_ends_the_wait_for_the_device() {
     side(&endpoints[1]).abort(&why);
     // Another mark than those of the device: it is never reached.
     let mark = side(&endpoints[0]).mark(&this, Stream::NONE).expect("a mark");
-    assert_eq!(side(&endpoints[0]).wait(mark, &this, &*endpoints[0]), Err(why));
+    assert_eq!(side(&endpoints[0]).wait(None, mark, &this, &*endpoints[0]), Err(why));
 }

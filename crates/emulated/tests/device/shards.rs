@@ -12,6 +12,7 @@ use lmhead::weights::{DeviceMatrix, HeadShard, Matrix};
 use lmhead::{DType, Quantization};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::TestHead;
+use lmhead_testkit::product::partials;
 use lmhead_testkit::product::shards::{Placed, answers, backend_of, cases};
 use lmhead_testkit::product::steady::{Done, steady};
 use proptest::prelude::*;
@@ -39,6 +40,31 @@ proptest! {
     #[test]
     fn int8_shards_have_the_cpu_backend_s_bits(case in cases(&KINDS[2..5]), schedule in any::<u64>()) {
         case.is_the_cpus(&backend_of(device(schedule), cpu(), schedule.is_multiple_of(2)), &cpu());
+    }
+}
+
+#[test]
+fn partials_that_tie_everywhere_are_the_cpu_backend_s() {
+    for seed in 0..2 {
+        partials::are_the_cpus(&device(seed).backend(cpu()), &cpu(), seed);
+    }
+}
+
+/// What is enough for some rows is enough for fewer, of whatever tiles a plan is.
+#[test]
+fn a_workspace_for_some_rows_does_for_fewer() {
+    let backend = EmulatedDevice::new(1).backend(cpu());
+    for vocab in [1000, 6400, 8000, 12_800] {
+        let head = TestHead::random(vocab, 16, DType::Bf16, Quantization::None, 7);
+        let loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
+        for k in [1, 8, 64, 65] {
+            let spec = PartialSpec { k, sum: true, targets: 0 };
+            for ask in [Ask::Partials(spec), Ask::Hold { raw: true }, Ask::Logits { dtype: DType::F32 }] {
+                let bytes = |rows| loaded.workspace(rows, ask).expect("a size");
+                let sizes: Vec<usize> = (1..=520).map(bytes).collect();
+                assert!(sizes.is_sorted(), "{vocab} ids, {ask:?}");
+            }
+        }
     }
 }
 
@@ -188,7 +214,7 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
     ] {
         refused(Out::Partials(spec, out), None, wanted);
     }
-    // Quantised rows and scales, then status words, and of partials f32 logits.
+    // Quantised rows and scales, then status words.
     let start = room.span().address();
     let good_logits = || logits(span(own, data, all), 280, good());
     refused(
@@ -206,10 +232,11 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
         Some(span(host, start, 512)),
         "workspace: wanted memory of device 0, got host memory",
     );
+    // Besides bars, and of each of 3 rows 72 bytes of a tile of 64 ids and of the last 6 ids.
     let partials = || Out::Partials(spec, span(own, data, bytes));
-    refused(partials(), Some(span(own, start, 1375)), "workspace: wanted 1376 bytes for 3 rows, got 1375");
+    refused(partials(), Some(span(own, start, 1199)), "workspace: wanted 1200 bytes for 3 rows, got 1199");
     assert_eq!(backend.device().counts(), before, "nothing was copied or launched");
-    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 1376)) };
+    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 1200)) };
     loaded.run(&job, partials(), on).expect("what it says is enough");
 }
 
@@ -222,13 +249,14 @@ fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
     let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None };
     let spec = PartialSpec { k: 3, sum: true, targets: 0 };
     let mut first = None;
-    // Logits of so many rows are held at once, 256 bytes each.
+    // What tiles leave of so many rows is held at once: of a tile of 64 ids 64 bytes a row.
     for (held, lends_more, products) in [(1, false, 9), (4, false, 3), (9, false, 1), (2, true, 1)] {
-        let backend = EmulatedDevice::new(1).backend(cpu()).held(held * 4 * vocab);
+        let backend = EmulatedDevice::new(1).backend(cpu()).held(held * spec.stride(64));
         let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
         let least = loaded.workspace(rows, Ask::Partials(spec)).expect("a size");
         let whole = loaded.workspace(rows, Ask::Hold { raw: false }).expect("a size");
-        assert_eq!(least, 256 + held * 256);
+        // Status words, bars, and the tiles' partials.
+        assert_eq!(least, 512 + held * 64);
         let size = if lends_more { whole } else { least };
         let mut workspace = Placed::new(&backend, Backend::memory(&backend), &vec![0; size]);
         let mut out = vec![0u64; rows * spec.stride(vocab) / 8];

@@ -97,7 +97,7 @@ fn an_abort_ends_what_comes_after_and_a_reset_begins_anew() {
     side(endpoint).abort(&why);
     side(endpoint).abort(&Fault::Timeout { missing: vec![] });
     assert_eq!(gather(), Err(why.clone()));
-    assert_eq!(side(endpoint).wait(pending, &this, endpoint), Err(why));
+    assert_eq!(side(endpoint).wait(None, pending, &this, endpoint), Err(why));
     endpoint.reset(&this).expect("a reset");
     assert_eq!(gather(), Ok(()));
 }

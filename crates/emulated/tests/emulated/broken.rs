@@ -90,6 +90,36 @@ fn constant_memory_that_is_not() {
 }
 
 #[test]
+fn lists_of_candidates_and_histograms() {
+    let words: Vec<u32> =
+        (0..64u32).map(|i| (f32::from((i * 37 % 50) as u8) - 20.0).to_bits() | (i % 5)).collect();
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_answers(), 64, 2 * 1024 + 64, 24).input(&words).n(&[how]);
+        let out = probe.config(|c| c.seed(seed)).run()?;
+        let best = |of: std::ops::Range<usize>| {
+            let mut ids: Vec<usize> = of.collect();
+            let value = |id: &usize| f32::from_bits(words[*id]);
+            ids.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.cmp(b)));
+            ids[..3].iter().map(|id| *id as u32).collect::<Vec<_>>()
+        };
+        assert_eq!(out[..9], [best(0..32), best(32..64), best(0..64)].concat(), "mistake {how}, seed {seed}");
+        let counts = (0..8).map(|bin| words.iter().filter(|word| **word % 8 == bin).count() as u32);
+        assert_eq!(out[16..], counts.collect::<Vec<_>>(), "mistake {how}, seed {seed}");
+        Ok(out)
+    };
+    let rows: &[Row] = &[
+        (1, "another warp's list read without a barrier", &[Race], 8),
+        (2, "the next row's candidates before the last ones are read", &[Race], 8),
+        (3, "bins added to before they are cleared", &[Race], 8),
+        (4, "bins read while others add to them", &[Race], 8),
+        (5, "a sum without an atomic", &[Race], 8),
+        (6, "candidates of a part of a warp", &[Divergence], 8),
+        (7, "an atomic at an address that is not aligned", &[Misaligned], 8),
+    ];
+    check("broken_answers", rows, run);
+}
+
+#[test]
 fn one_instruction_at_two_places() {
     let run = |how: u32, seed: u64| {
         let how = if how == 0 { [0, 20, 21][(seed % 3) as usize] } else { how };

@@ -1,7 +1,7 @@
 //! The matmul kernels' walk with one mistake each: the device names the mistake, or the logits are wrong.
 
 use crate::planted::record;
-use lmhead::backend::device::NO_ADJUSTMENTS;
+use lmhead::backend::device::{NO_ADJUSTMENTS, NO_PARTIALS};
 use lmhead::backend::params::{LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, RowMatrix, WeightMatrix};
 use lmhead::plan::{Precision, Tile};
 use lmhead_emulated::FaultKind::{self, *};
@@ -41,6 +41,8 @@ pub fn product(logits: LogitMatrix, weights: WeightMatrix, rows: RowMatrix) -> M
         row_scales: null(),
         logits,
         adjustments: NO_ADJUSTMENTS,
+        raw: std::ptr::null_mut(),
+        partials: NO_PARTIALS,
         softcap: 0.0,
         scale: 2.0,
         vocab: 0,

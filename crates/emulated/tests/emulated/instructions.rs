@@ -213,8 +213,10 @@ fn named_barriers() {
 
 #[test]
 fn global_memory() {
-    let input: Vec<u32> = (0..16).map(|i: u32| (i + 1).wrapping_mul(0x1234_5677)).collect();
-    assert_eq!(Probe::new(probe_global(), 1, 0, 16).input(&input).output(), input);
+    let input: Vec<u32> = (0..19).map(|i: u32| (i + 1).wrapping_mul(0x1234_5677)).collect();
+    let mut wanted = input.clone();
+    wanted[18] = input[18].count_ones();
+    assert_eq!(Probe::new(probe_global(), 1, 0, 19).input(&input).output(), wanted);
 }
 
 #[test]
@@ -226,6 +228,21 @@ fn atomics_between_blocks() {
         let out = probe.config(|c| c.seed(seed).threads(2)).output();
         assert_eq!(out[..4], [n * (n - 1) / 2, n - 1, u32::MAX, 2 * n], "seed {seed}");
         assert_eq!(out[4..10], [n, n, 0, n - 1, n * (n - 1) / 2, n], "seed {seed}");
+    }
+}
+
+#[test]
+fn atomics_within_a_block() {
+    for seed in 0..10 {
+        let probe = Probe::new(probe_shared_atomics(), 64, 32, 8 + 64).n(&[1 << 20]);
+        let out = probe.config(|c| c.seed(seed)).output();
+        for bin in 0..4u64 {
+            let sum: u64 = (0..64).filter(|t| t % 4 == bin).map(|t| (t << 40) + 1).sum();
+            assert_eq!([out[2 * bin as usize], out[2 * bin as usize + 1]], [sum as u32, (sum >> 32) as u32]);
+            let mut order: Vec<u32> = (0..16).map(|i| out[8 + 4 * i + bin as usize]).collect();
+            order.sort_unstable();
+            assert!(order.into_iter().eq(0..16), "seed {seed}: each has its own value before");
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use lmhead_testkit::product::shards::backend_of;
 use lmhead_testkit::product::shared_device::pieces_arrive_between;
 use lmhead_testkit::requests::{self, Resident, steady_steps};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -33,12 +34,25 @@ const RANKS: usize = 12;
 
 /// A child on both fake libraries, with a device for every rank.
 fn on_nccl(test: &str, says: &[(&str, &str)]) -> String {
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folders = [super::fake_driver(), lmhead_gpu::fake_nccl::folder(place)];
+    on_libraries(lmhead_gpu::fake_nccl::folder, test, says)
+}
+
+fn on_libraries(nccl: fn(&Path) -> &'static Path, test: &str, says: &[(&str, &str)]) -> String {
+    let folders = [super::fake_driver(), nccl(Path::new(env!("CARGO_TARGET_TMPDIR")))];
     let path = folders.map(|folder| folder.display().to_string()).join(":");
     let devices = RANKS.to_string();
     let both = [("LD_LIBRARY_PATH", path.as_str()), ("FAKE_DEVICES", &devices)];
-    child(&format!("nccl::{test}"), &[&both[..], says].concat())
+    let text = child(&format!("nccl::{test}"), &[&both[..], says].concat());
+    text.lines().filter_map(|line| line.split_once(TIME)).for_each(|(_, time)| println!("{time}"));
+    text
+}
+
+/// Begins what a child prints for docs/transport-faults.md.
+const TIME: &str = "time: ";
+
+/// Prints, also from a child, when a rank knew of a fault.
+fn knew(fault: &str, rank: usize, took: Duration) {
+    println!("{TIME}{fault}: rank {rank} knew after {:.1} ms", took.as_secs_f64() * 1e3);
 }
 
 fn device(ordinal: usize) -> CudaDevice {
@@ -69,14 +83,19 @@ fn resident(ranks: usize) -> Resident<CudaDevice> {
     })
 }
 
-/// Runs a thread for each member, and returns what they return.
+/// Runs a thread for each member, and returns what they return. A rank that panics ends the program: the others
+/// may wait for it.
 fn each<T: Send>(
     endpoints: Vec<Arc<dyn Exchange>>,
     run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync,
 ) -> Vec<T> {
     thread::scope(|scope| {
         let run = &run;
-        let threads = endpoints.into_iter().enumerate().map(|(me, own)| scope.spawn(move || run(me, own)));
+        let one = |me, own| match catch_unwind(AssertUnwindSafe(|| run(me, own))) {
+            Ok(returned) => returned,
+            Err(_) => std::process::exit(101),
+        };
+        let threads = endpoints.into_iter().enumerate().map(|(me, own)| scope.spawn(move || one(me, own)));
         let threads: Vec<_> = threads.collect();
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
     })

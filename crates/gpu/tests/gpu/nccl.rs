@@ -1,12 +1,12 @@
-//! Ranks as processes that share one GPU, over NVIDIA's NCCL: steps, a rank that does not come, graphs. Nothing is
-//! timed: NCCL takes turns on a shared GPU, over sockets.
+//! Ranks as processes that share one GPU, over NVIDIA's NCCL: steps, a rank that does not come or is killed,
+//! graphs. Nothing is timed but faults: NCCL takes turns on a shared GPU, over sockets.
 
 use super::device;
 use libtest_mimic::{Completion, Failed, Trial};
 use lmhead::exchange::nccl::Nccl;
-use lmhead_gpu::nccl_ranks::SCENARIOS;
+use lmhead_gpu::nccl_ranks::{BROKEN, KILLED_RANK, SCENARIOS, WAITED_FOR};
 use lmhead_gpu::needs::first_sentence;
-use lmhead_testkit::processes::{self, Launcher, on_processes};
+use lmhead_testkit::processes::{self, Launcher, Processes};
 use std::time::Duration;
 
 /// The ranks of a group.
@@ -39,11 +39,24 @@ pub fn trials() -> impl Iterator<Item = Trial> {
 }
 
 fn run(name: &str, size: usize) -> Result<(), Failed> {
-    let answers = on_processes(Launcher::Test, "a rank", name, size, WITHIN);
+    let mut ranks = Processes::start(Launcher::Test, "a rank", name, size);
+    let killed = (name == KILLED_RANK).then_some(BROKEN);
+    if let Some(rank) = killed {
+        ranks.wait_for(rank, WAITED_FOR);
+        // Its peers wait for it by now, or come to it after its end: they name it either way.
+        std::thread::sleep(Duration::from_millis(500));
+        ranks.kill(rank);
+    }
+    let answers = ranks.answers(WITHIN, None);
+    let mut failed = None;
     for (rank, answer) in answers.iter().enumerate() {
         println!("nccl, {name}, rank {rank} of {size}: {answer:?}");
+        if answer.is_none() && killed != Some(rank) {
+            println!("{}", ranks.said(rank));
+            failed.get_or_insert(rank);
+        }
     }
-    match answers.iter().position(Option::is_none) {
+    match failed {
         None => Ok(()),
         Some(rank) => Err(format!("{name}: rank {rank} of {size} failed; what it said is above").into()),
     }

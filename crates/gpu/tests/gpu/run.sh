@@ -12,7 +12,7 @@
 #   ncu        four launches under Nsight Compute
 #   probes     patterns of reading weights, by 16 to 132 blocks
 #   rest       the other tests, by what they are worth, until the time is up
-#   nccl       only where it is asked for: bits of steps, a rank that does not come, 1000 replays of a graph
+#   nccl       only where it is asked for: bits of steps, a rank that is late or killed, replays of a graph
 #
 # In this order, each under a limit of its own. A second call does what the first had no time for:
 # `run.sh first --only rest`. Results are in $OUT (./out), seven files at most, as they come; summary.json

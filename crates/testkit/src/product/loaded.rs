@@ -2,7 +2,7 @@
 
 use super::{Finish, Guarded, Index, Operands, Product};
 use lmhead::DType;
-use lmhead::backend::device::{Call, KernelDevice, Matmul, Spec};
+use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_PARTIALS, Spec};
 use lmhead::backend::params::{
     LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LogitAdjustments, LogitMatrix, RowMatrix,
     WeightMatrix,
@@ -208,6 +208,8 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
                 },
             },
             adjustments: self.arrays.params(&launch.finish, first),
+            raw: 0,
+            partials: NO_PARTIALS,
             epilogue: launch.finish.epilogue(),
             workspace,
             workspace_bytes: launch.plan.workspace.bytes,

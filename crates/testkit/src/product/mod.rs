@@ -9,6 +9,7 @@ mod expected;
 mod loaded;
 mod memory;
 mod operands;
+pub mod partials;
 pub mod shards;
 pub mod shared_device;
 pub mod steady;

@@ -138,8 +138,8 @@ fn rank<D: KernelDevice>(device: &D, first: &dyn Exchange, rounds: usize, seed: 
     }
     let last = Call { instance, ..call(rounds as u64, Operation::ExchangeResults, Duration::from_secs(60)) };
     let pending = side.mark(&last, device.handle(stream)).expect("a mark");
-    assert_eq!(side.wait(pending, &last, &*channel), Ok(()));
-    assert!(side.wait(pending, &last, &*channel).is_err(), "each mark is waited for once");
+    assert_eq!(side.wait(None, pending, &last, &*channel), Ok(()));
+    assert!(side.wait(None, pending, &last, &*channel).is_err(), "each mark is waited for once");
     end.wait();
     for (round, buffer, want) in &received {
         let mut got = vec![0; want.len()];

@@ -113,7 +113,7 @@ DEVICE void walk(const MatmulParams &p, uint32_t how) {
   }
   MatmulParams out = p;
   if (how == 40) out.vocab = at.first_id + T::kIds;  // ids behind the last, too
-  store<T>(out, at, F32{});
+  store<T>(out, at, F32{}, out.logits.data);
 }
 
 }  // namespace

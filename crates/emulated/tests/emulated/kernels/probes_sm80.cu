@@ -142,7 +142,7 @@ KERNEL(probe_named_barriers, ProbeParams, 128, 1) {
   if (!sends) st_global_u32(params.out + threadIdx.x - 64, sum);
 }
 
-// Loads and stores of every width; 16 words in, 17 out.
+// Loads and stores of every width, and of the last word its ones; 19 words in and out.
 KERNEL(probe_global, ProbeParams, 1, 1) {
   const uint32_t *in = params.in;
   uint32_t *out = params.out;
@@ -155,6 +155,10 @@ KERNEL(probe_global, ProbeParams, 1, 1) {
   st_global_f32(out + 10, ld_global_nc_f32(in + 10));
   st_global_u16(out + 11, ld_global_nc_u16(in + 11));
   st_global_u16(reinterpret_cast<char *>(out + 11) + 2, ld_global_nc_u16(reinterpret_cast<const char *>(in + 11) + 2));
+  st_global_u32(out + 16, ld_relaxed_u32(in + 16));
+  for (uint32_t i = 0; i < 4; ++i)
+    st_global_u8(reinterpret_cast<char *>(out + 17) + i, ld_global_u8(reinterpret_cast<const char *>(in + 17) + i));
+  st_global_u32(out + 18, popc_b32(ld_global_u32(in + 18)));
 }
 
 // Counters shared by all blocks, and a ticket that tells the last block: out[0..7] the counters, [8] the winner's sum.
@@ -176,6 +180,18 @@ KERNEL(probe_atomics, ProbeParams, 64, 1) {
     for (uint32_t i = 0; i < all; ++i) sum += ld_global_u32(out + 16 + i);
     atom_exch_u32(out + 8, sum);
   }
+}
+
+// Sums of a block in shared memory: thread t adds n[0]·t·2^20 + 1 to bin t % 4. Out: the four bins, then of each thread in what
+// order it came to its bin, which is what the low words of the values before count.
+KERNEL(probe_shared_atomics, ProbeParams, 64, 1) {
+  const uint32_t s = dynamic_shared(), t = threadIdx.x, bin = s + 8 * (t % 4);
+  if (t < 4) st_shared_v2(s + 8 * t, {0, 0});
+  barrier_sync_all();
+  const uint64_t before = atom_shared_add_u64(bin, (uint64_t(params.n[0]) * t << 20) + 1);
+  barrier_sync_all();
+  if (t < 4) st_global_v2(params.out + 2 * t, ld_shared_v2(s + 8 * t));
+  st_global_u32(params.out + 8 + t, uint32_t(before) & 0xfffffu);
 }
 
 // The geometry, as each thread sees it: 12 words per thread.

@@ -43,6 +43,9 @@ fn in_child_scenarios() {
         each_ranked(size, |ranked| {
             nccl_ranks::a_late_rank(&ranked);
         });
+        each_ranked(size, |ranked| {
+            nccl_ranks::a_killed_rank(&ranked, || {});
+        });
     }
 }
 

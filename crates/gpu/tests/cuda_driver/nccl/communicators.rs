@@ -1,13 +1,13 @@
 //! Communicators without heads: made, split, lent by an engine.
 
-use super::{all_are_destroyed, device, each, group, on_nccl};
+use super::{all_are_destroyed, device, each, group, knew, on_libraries, on_nccl};
 use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::{KernelDevice, stream_marks};
 use lmhead::exchange::nccl::{Communicator, Nccl, NcclExchange, UniqueId};
 use lmhead::exchange::{
     Call, DeviceExchange, Exchange, Fault, Operation, Piece, Reset, StreamMarks, WithDevice, local,
 };
-use lmhead_gpu::fake_nccl::FakeNccl;
+use lmhead_gpu::fake_nccl::{self, FakeNccl};
 use lmhead_testkit::product::shared_device::call;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Barrier};
@@ -46,7 +46,7 @@ fn gather(device: &CudaDevice, exchange: &dyn Exchange, byte: u8) -> Result<Vec<
     let (this, stream) = (call(1, Operation::GatherRows, SOON), device.handle(device.stream()));
     // SAFETY: memory that outlives the wait.
     unsafe { side.all_gather_v(&this, &everyone, piece(me), &pieces, stream)? };
-    side.wait(side.mark(&this, stream)?, &this, exchange)?;
+    side.wait(None, side.mark(&this, stream)?, &this, exchange)?;
     let mut bytes = vec![0; size];
     device.read(&buffer, 0, &mut bytes).expect("a copy");
     Ok(bytes)
@@ -111,6 +111,8 @@ fn in_child_split() {
 #[test]
 fn an_engines_communicator_is_used_and_left_to_the_engine() {
     on_nccl("communicators::in_child_lent", &[]);
+    // Without ncclCommRevoke.
+    on_libraries(fake_nccl::older_folder, "communicators::in_child_lent", &[]);
 }
 
 #[test]
@@ -141,17 +143,49 @@ fn in_child_lent() {
         drop(exchange);
         meeting.wait();
         assert_eq!(fake.count("communicators"), 2, "the engine's are still there");
-        // A fault stops it, and leaves it to the engine.
+        // A fault stops it in the middle of a gather to which rank 1 does not come, and leaves it to the
+        // engine.
         let exchange = over(&marks, borrow(lent).expect("a communicator"), Arc::clone(&control));
         let exchange = exchange.expect("an exchange");
-        exchange.device().expect("a side").abort(&Fault::Timeout { missing: vec![] });
-        assert!(gather(&device, &exchange, 0).is_err());
+        let side = exchange.device().expect("a side");
+        let (this, own) = (call(1, Operation::GatherRows, SOON), device.open_stream().expect("a stream"));
+        let (stream, buffer) = (device.handle(device.on(&own)), device.alloc(2).expect("memory"));
+        let pieces = [0, 1].map(|member| Piece { address: device.address(&buffer) + member, len: 1 });
+        // SAFETY: memory that lives until the stream has passed the gather, below.
+        let begins = || unsafe { side.all_gather_v(&this, &[0, 1], pieces[me], &pieces, stream) };
+        let begun = (me == 0).then(|| {
+            begins().expect("queued");
+            marks.mark(stream).expect("a mark")
+        });
+        let has_passed = || begun.is_none_or(|mark| marks.is_reached(mark).expect("a device that works"));
+        let passes = || {
+            let until = Instant::now() + SOON;
+            while !has_passed() {
+                assert!(Instant::now() < until, "the stream still waits");
+            }
+        };
+        side.abort(&Fault::Timeout { missing: vec![] });
+        assert!(begins().is_err());
+        let reset = side.reset(&soon(), &exchange);
+        if nccl().version().to_string() == "2.27.7" {
+            let Err(Fault::Broken { problem, fix }) = reset else { panic!("{reset:?}") };
+            let wanted = "a fault has met the engine's communicator, which is not ended: NCCL 2.27.7 has no \
+                          ncclCommRevoke, and what was queued stays on its stream";
+            assert_eq!(problem, wanted);
+            assert!(fix.starts_with("end it by ncclCommAbort on every rank"), "{fix}");
+            std::thread::sleep(Duration::from_millis(100));
+            assert_eq!(has_passed(), me == 1, "only the engine can end what waits");
+        } else {
+            assert_eq!(reset, Ok(Reset::Reconnect));
+            passes();
+        }
         drop(exchange);
         meeting.wait();
         assert_eq!(fake.count("communicators"), 2);
         meeting.wait();
         // SAFETY: it is used by nobody any more.
         assert_eq!(unsafe { end(lent) }, 0);
+        passes();
 
         // One whose ranks are in another order than the group's members.
         let turned = raw(&device, &*control, 1 - me);
@@ -188,7 +222,7 @@ fn in_child_marks() {
     let (this, stream) = (call(1, Operation::GatherRows, SOON), device.handle(device.stream()));
     let mark = one.mark(&this, stream).expect("a mark");
     assert_eq!(other.reset(&this, &*channels[1]), Ok(Reset::Done));
-    assert_eq!(one.wait(mark, &this, &*channels[0]), Ok(()));
+    assert_eq!(one.wait(None, mark, &this, &*channels[0]), Ok(()));
 }
 
 #[test]
@@ -261,4 +295,69 @@ fn in_child_alone() {
         panic!("no connection")
     };
     assert_eq!(problem, "the channel is not connected");
+}
+
+#[test]
+fn ids_of_two_runs_that_are_mixed_up_are_told_at_creation() {
+    on_nccl("communicators::in_child_mixed_up", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: ids_of_two_runs_that_are_mixed_up_are_told_at_creation runs it"]
+fn in_child_mixed_up() {
+    const ALONE: Duration = Duration::from_millis(600);
+    let (fake, meeting, first) = (FakeNccl::loaded(), Barrier::new(4), Barrier::new(3));
+    // Two runs of two members, each with a host transport and an id of its own.
+    let ids = || [0, 1].map(|_| nccl().unique_id().expect("an id"));
+    let (one, both) = (ids(), ids());
+    each([locals(2), locals(2)].concat(), |rank, control| {
+        let (run, me, device) = (rank / 2, rank % 2, device(rank));
+        let marks = stream_marks(&device);
+        let make = |name: &str, id: &UniqueId, within: Duration| {
+            let began = Instant::now();
+            let made = Communicator::new(nccl(), &marks, (me, 2), id, began + within);
+            let made = made.and_then(|made| over(&marks, made, Arc::clone(&control)));
+            let took = began.elapsed();
+            if let Err(fault) = &made {
+                println!("{fault:?}");
+                knew(name, rank, took);
+            }
+            assert!(took < within + Duration::from_secs(1), "{name}, run {run}, member {me}: {took:?}");
+            made
+        };
+        // Member 1 of the second run holds the first run's id, and comes when that run has met.
+        match (run, me) {
+            (0, _) => {
+                let exchange = make("ids of two runs, one mixed up", &one[0], SOON).expect("an exchange");
+                first.wait();
+                assert_eq!(gather(&device, &exchange, 7 + me as u8), Ok(vec![7, 8]));
+            }
+            (_, 0) => {
+                let alone = make("ids of two runs, one mixed up", &one[1], ALONE).map(drop);
+                assert_eq!(alone, Err(Fault::Timeout { missing: vec![] }));
+            }
+            _ => {
+                first.wait();
+                let Err(Fault::Broken { problem, .. }) =
+                    make("ids of two runs, one mixed up", &one[0], SOON).map(drop)
+                else {
+                    panic!("a second use of an id")
+                };
+                let misuse = fake.take_misuse().expect("a misuse");
+                assert!(problem.contains(&misuse) && misuse.contains("a unique id was used"), "{problem}");
+            }
+        }
+        meeting.wait();
+        // The members 1 hold each other's: NCCL makes two communicators, each of both runs.
+        let Err(Fault::Broken { problem, fix }) =
+            make("ids of two runs, swapped", &both[(run + me) % 2], SOON).map(drop)
+        else {
+            panic!("members of two runs in one communicator")
+        };
+        let words = "NCCL delivered other bytes in all_gather_v of one length than member 1 sent to member 0";
+        assert_eq!(problem, words, "run {run}, member {me}");
+        assert!(fix.starts_with("make the communicator from an id that only these members get"), "{fix}");
+        meeting.wait();
+    });
+    all_are_destroyed();
 }

@@ -1,7 +1,7 @@
 //! Faults of heads whose steps go over NCCL: every rank gets an error that says what happened, within the
 //! deadline and a second, and the rebuilt head answers as before.
 
-use super::{all_are_destroyed, backend, device, each, group, on_nccl, resident};
+use super::{all_are_destroyed, backend, device, each, group, knew, on_nccl, resident};
 use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::KernelDevice;
 use lmhead::config::{HeadConfig, Quantization, Verify};
@@ -12,6 +12,7 @@ use lmhead_testkit::TestHead;
 use lmhead_testkit::product::shared_device::call;
 use lmhead_testkit::requests::{Resident, ResidentRank};
 use std::path::Path;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,13 +29,14 @@ fn config(test: &TestHead, name: &str) -> HeadConfig {
     HeadConfig { name, verify, timeout, ..test.config() }
 }
 
-/// The error of a call that must not answer, and how long it took: at most the deadline and a second.
-fn ended<T: std::fmt::Debug>(what: &str, call: impl FnOnce() -> lmhead::Result<T>) -> Error {
+/// The error of a rank's call that must not answer: it comes within the deadline and a second.
+fn ended<T: std::fmt::Debug>(fault: &str, rank: usize, call: impl FnOnce() -> lmhead::Result<T>) -> Error {
     let began = Instant::now();
-    let error = call().expect_err(what);
+    let error = call().expect_err(fault);
     let took = began.elapsed();
-    println!("{what}, after {took:?}: {error}");
-    assert!(took < DEADLINE + Duration::from_secs(1), "{what}: {took:?}: {error}");
+    println!("{error}");
+    knew(fault, rank, took);
+    assert!(took < DEADLINE + Duration::from_secs(1), "{fault}, rank {rank}: {took:?}: {error}");
     error
 }
 
@@ -76,7 +78,7 @@ fn in_child_faults() {
                 fake.set(name, Some(value));
             }
             meeting.wait();
-            let error = ended(&format!("rank {me}, {name}={value}"), || rank.step());
+            let error = ended(&format!("{name}={value}"), me, || rank.step());
             assert!(error.to_string().contains(words), "rank {me}, {name}={value}: {error}");
             let refused = rank.step().expect_err("a poisoned head");
             assert!(matches!(refused, Error::Poisoned { .. }), "{refused}");
@@ -109,7 +111,7 @@ fn in_child_absent() {
         // Nobody may leave: who has left is lost to the others.
         meeting.wait();
         if me != 2 {
-            let error = ended(&format!("rank {me} without rank 2"), || a.step());
+            let error = ended("a skipped call", me, || a.step());
             let named = "all_gather of hidden rows: ranks [2] did not come within 1.5s; rank 2 was last seen";
             assert!(error.to_string().contains(named), "{error}");
         }
@@ -119,11 +121,93 @@ fn in_child_absent() {
         meeting.wait();
         // Rank 0 steps `a` and then `b`, the others `b` and then `a`.
         let (first, other) = if me == 0 { (&mut a, "`b`") } else { (&mut b, "`a`") };
-        let error = ended(&format!("rank {me} in another order"), || first.step()).to_string();
+        let error = ended("two heads, swapped", me, || first.step()).to_string();
         let named = if me == 0 { "ranks [1, 2] did not come" } else { "ranks [0] did not come" };
         assert!(error.contains(named) && error.contains(other), "rank {me}: {error}");
         meeting.wait();
     });
+}
+
+#[test]
+fn heads_on_threads_of_their_own_keep_one_order_or_are_named() {
+    on_nccl("faults::in_child_threads", &[("FAKE_NCCL_DEADLOCK", "1")]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: heads_on_threads_of_their_own_keep_one_order_or_are_named runs it"]
+fn in_child_threads() {
+    const SEED: u64 = 21;
+    const STEPS: usize = 60;
+    println!("seed {SEED}");
+    let mut random = SEED;
+    // Which head is stepped next, alike on both ranks.
+    let order: Vec<usize> = (0..STEPS)
+        .map(|_| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 63) as usize
+        })
+        .collect();
+    let (resident, test, fake) = (resident(2), test_head(), FakeNccl::loaded());
+    let (meeting, launches) = (Barrier::new(2), AtomicI64::new(0));
+    each(resident.group(&[0, 1]), |me, exchange| {
+        let make = |name| ResidentRank::new(&resident, &test, &config(&test, name), Arc::clone(&exchange));
+        let mut heads = ["a", "b"].map(|name| make(name).expect("a head"));
+        let wanted = ResidentRank::wanted(&resident, &test, me);
+        // Each head has a thread, and the threads take their turns in that order.
+        let turn = AtomicUsize::new(0);
+        let await_turn = |own: usize| {
+            let until = Instant::now() + 40 * DEADLINE;
+            while turn.load(Ordering::SeqCst) != own {
+                assert!(Instant::now() < until, "rank {me}: the turn of step {own} does not come");
+                thread::yield_now();
+            }
+        };
+        thread::scope(|scope| {
+            for (i, head) in heads.iter_mut().enumerate() {
+                let (order, wanted, turn, await_turn) = (&order, &wanted, &turn, &await_turn);
+                scope.spawn(move || {
+                    for own in (0..STEPS).filter(|&own| order[own] == i) {
+                        await_turn(own);
+                        assert_eq!(&head.step().expect("a step"), wanted, "rank {me}, step {own}");
+                        turn.store(own + 1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        // Rank 0 comes to `a` first and rank 1 to `b`; then each to the other one.
+        if meeting.wait().is_leader() {
+            launches.store(fake.count("launches"), Ordering::SeqCst);
+        }
+        meeting.wait();
+        thread::scope(|scope| {
+            for (i, head) in heads.iter_mut().enumerate() {
+                let (fake, launches) = (&fake, launches.load(Ordering::SeqCst));
+                scope.spawn(move || {
+                    let until = Instant::now() + 40 * DEADLINE;
+                    while i != me && fake.count("launches") < launches + 2 && Instant::now() < until {
+                        thread::yield_now();
+                    }
+                    let error = ended("two heads on threads, swapped", me, || head.step()).to_string();
+                    // By the rank that finds it first: either one is in both heads.
+                    let words = |member: usize| {
+                        format!(
+                            "no end on the device within 1.5s; every member has come to it, and members \
+                             [{member}] have come to another head meanwhile; step the heads of one device in \
+                             one order"
+                        )
+                    };
+                    let named = (0..2).any(|member| error.contains(&words(member)));
+                    assert!(named, "rank {me}, head {i}: {error}");
+                });
+            }
+        });
+        meeting.wait();
+        for head in &mut heads {
+            head.head.rebuild().expect("a rebuilt head");
+            assert_eq!(head.step().expect("a step"), wanted, "rank {me}");
+        }
+    });
+    all_are_destroyed();
 }
 
 #[test]
@@ -132,12 +216,29 @@ fn a_rank_that_ends_inside_a_collective_on_the_device_is_named() {
 }
 
 #[test]
+fn a_rank_that_does_not_answer_in_a_device_collective_is_named() {
+    on_nccl("faults::in_child_silent", &[]);
+}
+
+#[test]
 #[ignore = "needs the fake libraries: a_rank_that_ends_inside_a_collective_on_the_device_is_named runs it"]
 fn in_child_gone() {
+    absent_inside(true);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_rank_that_does_not_answer_in_a_device_collective_is_named runs it"]
+fn in_child_silent() {
+    absent_inside(false);
+}
+
+/// One rank says that it has come to a gather, and then ends, or does something else.
+fn absent_inside(ends: bool) {
     const RANKS: usize = 3;
     const ENDS: usize = 2;
     let devices: Vec<CudaDevice> = (0..RANKS).map(device).collect();
-    let (meeting, survivors) = (Barrier::new(RANKS), Barrier::new(RANKS - 1));
+    let [meeting, end] = [RANKS; 2].map(Barrier::new);
+    let survivors = Barrier::new(RANKS - 1);
     each(group(&devices), |me, first| {
         let (instance, channel) = first.channel(7).expect("a channel");
         let side = channel.device().expect("a side for device memory");
@@ -148,6 +249,9 @@ fn in_child_gone() {
         // Its place says that it has come.
         channel.note(&late);
         if me == ENDS {
+            if !ends {
+                end.wait();
+            }
             return;
         }
         let device = &devices[me];
@@ -157,14 +261,115 @@ fn in_child_gone() {
         let (everyone, pieces): (Vec<usize>, Vec<Piece>) = (0..RANKS).map(|from| (from, piece(from))).unzip();
         // SAFETY: the memory outlives the work, which is aborted.
         let queued = unsafe { side.all_gather_v(&late, &everyone, piece(me), &pieces, stream) };
-        let gathered = queued.and_then(|()| side.wait(side.mark(&late, stream)?, &late, &*channel));
+        let gathered = queued.and_then(|()| side.wait(None, side.mark(&late, stream)?, &late, &*channel));
         let took = began.elapsed();
         println!("rank {me}, after {took:?}: {gathered:?}");
-        assert_eq!(gathered, Err(Fault::Lost { members: vec![ENDS] }), "rank {me}");
+        let fault = match gathered.expect_err("a rank is absent") {
+            // By the peer that found it first.
+            Fault::Earlier { call, fault } if call.step == late.step => *fault,
+            fault => fault,
+        };
+        let wanted = match ends {
+            true => Fault::Lost { members: vec![ENDS] },
+            false => Fault::Timeout { missing: vec![ENDS] },
+        };
+        assert_eq!(fault, wanted, "rank {me}");
         assert!(took < DEADLINE + Duration::from_secs(1), "rank {me}: {took:?}");
         // Whoever leaves is gone, too.
         survivors.wait();
+        if !ends {
+            end.wait();
+        }
     });
+    all_are_destroyed();
+}
+
+#[test]
+fn a_rank_that_is_killed_before_inside_or_after_a_collective_is_named() {
+    on_nccl("faults::in_child_killed", &[("FAKE_NCCL_RANK", "1")]);
+}
+
+/// Rank 1 ends as a killed process does, without a word: its endpoints are gone, and of what it has queued
+/// nothing arrives. Inside of a collective NCCL sees that; before one nobody does until the deadline.
+#[test]
+#[ignore = "needs the fake libraries: a_rank_that_is_killed_before_inside_or_after_a_collective_is_named runs it"]
+fn in_child_killed() {
+    const RANKS: usize = 3;
+    const KILLED: usize = 1;
+    let devices: Vec<CudaDevice> = (0..RANKS).map(device).collect();
+    let (fake, meeting, survivors) = (FakeNccl::loaded(), Barrier::new(RANKS), Barrier::new(RANKS - 1));
+    // After so many collectives, inside the next one or before it.
+    for (name, ended, inside) in [
+        ("before a collective", 0, false),
+        ("inside a collective", 0, true),
+        ("after a collective", 1, false),
+        ("inside another collective", 1, true),
+        ("after two collectives", 2, false),
+    ] {
+        fake.set("STALL", None);
+        each(group(&devices), |me, first| {
+            let (instance, channel) = first.channel(7).expect("a channel");
+            let side = channel.device().expect("a side for device memory");
+            let this = |step, within| Call { instance, ..call(step, Operation::GatherRows, within) };
+            side.connect(&this(0, 20 * DEADLINE), &*channel).expect("a connection");
+            let device = &devices[me];
+            let own = device.open_stream().expect("a stream");
+            let (stream, memory) = (device.handle(device.on(&own)), device.alloc(2 * RANKS).expect("memory"));
+            let pieces = |at: usize| -> Vec<Piece> {
+                let address = device.address(&memory) + at as u64;
+                (0..RANKS as u64).map(|from| Piece { address: address + from, len: 1 }).collect()
+            };
+            let (sent, received) = (pieces(0), pieces(RANKS));
+            let everyone: Vec<usize> = (0..RANKS).collect();
+            // A gather and an exchange in turn.
+            let queue = |call: &Call| {
+                channel.note(call);
+                // SAFETY: the memory outlives the work: this waits for it, or it is aborted.
+                unsafe {
+                    match call.step % 2 {
+                        1 => side.all_gather_v(call, &everyone, sent[me], &received, stream),
+                        _ => side.all_to_all_v(call, &sent, &received, stream),
+                    }
+                }
+            };
+            let run = |call: &Call| {
+                queue(call).and_then(|()| side.wait(None, side.mark(call, stream)?, call, &*channel))
+            };
+            for step in 1..=ended {
+                run(&this(step, 20 * DEADLINE)).expect("a collective");
+            }
+            meeting.wait();
+            let (began, last) = (Instant::now(), this(ended + 1, DEADLINE));
+            if me == KILLED {
+                thread::sleep(Duration::from_millis(100));
+                if inside {
+                    fake.set("STALL", Some("1"));
+                    queue(&last).expect("queued");
+                }
+                // Nobody is told of that.
+                side.abort(&Fault::Lost { members: vec![KILLED] });
+                drop((channel, first));
+                if inside {
+                    fake.lose(KILLED as i32);
+                }
+                return;
+            }
+            // One waits already, the other one comes later.
+            thread::sleep(Duration::from_millis(if me == 0 { 0 } else { 300 }));
+            let gathered = run(&last);
+            let took = began.elapsed();
+            knew(&format!("killed {name}"), me, took);
+            let fault = match gathered.expect_err("a rank is lost") {
+                // By the peer that found it first.
+                Fault::Earlier { call, fault } if call.step == last.step => *fault,
+                fault => fault,
+            };
+            assert_eq!(fault, Fault::Lost { members: vec![KILLED] }, "{name}, rank {me}");
+            assert!(took < DEADLINE + Duration::from_secs(1), "{name}, rank {me}: {took:?}");
+            // Whoever leaves is gone, too.
+            survivors.wait();
+        });
+    }
     all_are_destroyed();
 }
 
@@ -193,7 +398,7 @@ fn in_child_abort() {
                     handle.abort("the engine shuts down");
                 });
             }
-            let error = ended(&format!("rank {me}"), || rank.step());
+            let error = ended("an abort after 200 ms", me, || rank.step());
             assert!(error.to_string().contains("was told to end the step: the engine shuts down"), "{error}");
         });
         if meeting.wait().is_leader() {
@@ -220,7 +425,7 @@ fn in_child_creations() {
     let (resident, test, meeting) = (resident(3), test_head(), Barrier::new(3));
     each(resident.group(&[0, 1, 2]), |me, exchange| {
         let make = || ResidentRank::new(&resident, &test, &config(&test, "a"), Arc::clone(&exchange));
-        let error = make().map(drop).expect_err("no head").to_string();
+        let error = ended("a creation that fails", me, || make().map(drop)).to_string();
         let words = "ncclCommInitRankConfig of NCCL 2.30.7: unhandled system error";
         assert!(error.contains(words) && error.contains("NCCL_SOCKET_IFNAME"), "rank {me}: {error}");
         if meeting.wait().is_leader() {
@@ -238,8 +443,8 @@ fn in_child_creations() {
 fn in_child_mixed() {
     let (resident, test) = (resident(3), test_head());
     each(resident.group(&[0, 1, 2]), |me, exchange| {
-        let made = ResidentRank::new(&resident, &test, &config(&test, "a"), exchange);
-        let error = made.map(drop).expect_err("pieces mixed up").to_string();
+        let make = || ResidentRank::new(&resident, &test, &config(&test, "a"), exchange).map(drop);
+        let error = ended("pieces of another rank", me, make).to_string();
         let words = "NCCL delivered other bytes in all_gather_v of one length than member 0 sent to member 1";
         assert!(error.contains(words), "rank {me}: {error}");
     });

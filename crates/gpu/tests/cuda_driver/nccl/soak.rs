@@ -8,7 +8,6 @@
 use super::{all_are_destroyed, each, on_nccl, resident};
 use lmhead_gpu::fake_nccl::FakeNccl;
 use lmhead_testkit::soak::{Plan, SIZES, Summary, rank, sum_up};
-use std::sync::Barrier;
 use std::time::Instant;
 
 /// Steps of all groups where the environment says nothing: kernels are emulated, a step takes a while.
@@ -21,10 +20,9 @@ fn groups(sizes: &[usize], plan: impl Fn(usize) -> Plan + Sync) -> Vec<Vec<Summa
         let ranks: Vec<usize> = (0..size).collect();
         // One thread steps both heads: NCCL wants one order of a device's communicators.
         let plan = Plan { on_threads: false, ..plan(size) };
-        let meeting = Barrier::new(size);
         each(resident.group(&ranks), |me, exchange| {
             let stepper = resident.stepper(me);
-            rank((me, size), &exchange, resident.backend(me), &stepper, &plan, Some(&meeting))
+            rank((me, size), &exchange, resident.backend(me), &stepper, &plan)
         })
     };
     sizes.iter().map(group).collect()

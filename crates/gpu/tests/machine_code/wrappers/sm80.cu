@@ -20,6 +20,8 @@ KERNEL(shared_memory, WrapperParams, 128, 1) {
   ptx::st_shared_v4(at, {one, two[0] ^ two[1], eight[0] ^ eight[1], eight[2] ^ eight[3]});
   ptx::ldmatrix_x1_trans(one, at), ptx::ldmatrix_x2_trans(two, at), ptx::ldmatrix_x4_trans(eight, at);
   ptx::st_shared_v4(ptx::dynamic_shared(), {one, two[0] ^ two[1], eight[0] ^ eight[1], eight[2] ^ eight[3]});
+  const uint64_t sum = ptx::atom_shared_add_u64(at, pair.x);
+  ptx::st_global_v2(params.out, {uint32_t(sum), uint32_t(sum >> 32)});
 }
 
 KERNEL(global_memory, WrapperParams, 128, 1) {
@@ -35,6 +37,7 @@ KERNEL(global_memory, WrapperParams, 128, 1) {
   uint32_t old = ptx::atom_add_u32(sums, 1) + ptx::atom_max_u32(sums, 2) + ptx::atom_or_u32(sums, 4);
   old += ptx::atom_exch_u32(sums, 5) + ptx::atom_cas_u32(sums, 6, 7);
   const uint64_t wide = ptx::atom_add_u64(sums, 1) + ptx::atom_max_u64(sums, 2);
+  ptx::st_global_u8(out + 18, ptx::ld_global_u8(in)), old += ptx::ld_relaxed_u32(sums + 2);
   ptx::fence_acq_rel_gpu();
   ptx::st_global_v2(out + 16, {old + uint32_t(wide), uint32_t(wide >> 32)});
 }
@@ -92,5 +95,5 @@ KERNEL(wide_arithmetic, WrapperParams, 32, 1) {
   const double g = ptx::cvt_f64_f32(ptx::abs_f32(ptx::lg2_approx_ftz_f32(ptx::mul_rn_f32(e, f))));
   params.out[threadIdx.x] = uint32_t(ptx::shr_u64(ptx::mov_b64_f64(g), params.address));
   const uint32_t funnel = ptx::shf_l_wrap(params.address, threadIdx.x, 7 * threadIdx.x);
-  params.out[32 + threadIdx.x] = funnel + ptx::clz_b64(bits);
+  params.out[32 + threadIdx.x] = funnel + ptx::clz_b64(bits) + ptx::popc_b32(threadIdx.x);
 }

@@ -1,0 +1,42 @@
+// What the kernels of answers do in shared memory, wrong on purpose: n[0] says how, 0 is right.
+#include "answers/best.cuh"
+#include "probe.h"
+
+using namespace answers;
+
+// 64 threads, `in` 64 words; two lists of candidates, then 8 bins of 8 bytes. Out: the best three of the
+// words that each warp has, then of both, and how many words have which last three bits.
+KERNEL(broken_answers, ProbeParams, 64, 1) {
+  const uint32_t how = params.n[0], t = threadIdx.x, warp = t / 32, lane = t % 32;
+  const uint32_t bins = dynamic_shared() + 2 * Best::kBytes;
+  const uint32_t word = ld_global_u32(params.in + t);
+  const auto list = [](uint32_t warp) { return dynamic_shared() + warp * Best::kBytes; };
+  Best best(list(warp), 3);
+  for (uint32_t turn = 0; turn < 2; ++turn) {
+    best.count = 0, best.bar = 0;
+    if (how != 6 || lane < 16) best.offer(true, word, t);
+    best.keep();
+    if (lane < 3) st_global_u32(params.out + 3 * warp + lane, ld_shared_v2(best.at(lane)).y);
+    if (how != 2) bar_warp_sync();  // before the next row's take their places
+  }
+  if (how != 1) barrier_sync_all();
+  if (warp == 0) {
+    const U32x2 theirs = lane < 3 ? ld_shared_v2(list(1) + 8 * lane) : U32x2{0, 0};
+    best.offer(lane < 3, theirs.x, theirs.y);
+    best.keep();
+    if (lane < 3) st_global_u32(params.out + 6 + lane, ld_shared_v2(best.at(lane)).y);
+  }
+
+  if (t < 8) st_shared_v2(bins + 8 * t, {0, 0});
+  if (how != 3) barrier_sync_all();
+  const uint32_t bin = bins + 8 * (word % 8);
+  if (how == 5) {
+    const U32x2 sum = ld_shared_v2(bin);
+    st_shared_v2(bin, {sum.x + 1, sum.y});
+  } else {
+    atom_shared_add_u64(bin, 1);
+  }
+  if (how != 4) barrier_sync_all();
+  if (t < 8) st_global_u32(params.out + 16 + t, ld_shared_u32(bins + 8 * t));
+  if (how == 7) atom_shared_add_u64(bin + 4, 1);  // not aligned
+}

@@ -1,0 +1,101 @@
+// What the warps of a block know of one row, joined.
+#pragma once
+#include "answers/best.cuh"
+#include "answers/exponential.cuh"
+
+namespace answers {
+
+// What is known of a row, beside its best candidates.
+struct Row {
+  ExpSum sum;
+  uint32_t status = 0;
+};
+
+// A block's warps look for one row: of each a list of candidates, and what else it found. At
+// dynamic_shared().
+template <uint32_t kWarps>
+struct Warps {
+  static constexpr uint32_t kEach = 40;  // words of the sum, floor, status, candidates
+  static constexpr uint32_t kBytes = kWarps * (Best::kBytes + kEach);
+
+  DEVICE static uint32_t list(uint32_t warp) { return dynamic_shared() + warp * Best::kBytes; }
+  DEVICE static uint32_t row(uint32_t warp) {
+    return dynamic_shared() + kWarps * Best::kBytes + warp * kEach;
+  }
+
+  // By the whole block, each warp with its own. The first warp then has all of it, the best first.
+  DEVICE static void join(Row &all, Best &best) {
+    const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
+    best.keep();
+    all.sum.merge_lanes();
+#pragma unroll
+    for (uint32_t distance = 16; distance; distance /= 2) all.status |= shfl_bfly(all.status, distance);
+    if (lane == 0) {
+      const uint32_t to = row(warp);
+      for (uint32_t i = 0; i < 3; ++i)
+        st_shared_v2(to + 8 * i, {uint32_t(all.sum.words[i]), uint32_t(all.sum.words[i] >> 32)});
+      st_shared_v2(to + 24, {uint32_t(all.sum.floor), all.status});
+      st_shared_u32(to + 32, best.count);
+    }
+    barrier_sync_all();
+    if (warp) return;
+#pragma unroll 1
+    for (uint32_t other = 1; other < kWarps; ++other) {
+      const uint32_t from = row(other), count = ld_shared_u32(from + 32);
+      ExpSum sum;
+      for (uint32_t i = 0; i < 3; ++i) {
+        const U32x2 word = ld_shared_v2(from + 8 * i);
+        sum.words[i] = uint64_t(word.y) << 32 | word.x;
+      }
+      const U32x2 floor_status = ld_shared_v2(from + 24);
+      sum.floor = int32_t(floor_status.x);
+      all.sum.merge(sum);
+      all.status |= floor_status.y;
+#pragma unroll 1
+      for (uint32_t n = 0; n < count; n += 32) {
+        const bool has = n + lane < count;
+        const U32x2 candidate = has ? ld_shared_v2(list(other) + 8 * (n + lane)) : U32x2{0, 0};
+        best.offer(has, candidate.x, candidate.y);
+      }
+    }
+    best.keep();
+  }
+};
+
+// Stores what is known of a row, by one warp: all but the status of a part, whose row has others. Ids are
+// raised by `first_id`.
+DEVICE void store_partial(uint8_t *out, const Row &all, const Best &best, uint32_t places,
+                          uint32_t first_id) {
+  const uint32_t lane = lane_id();
+  if (lane < 3) {
+    const uint64_t word = lane == 0 ? all.sum.words[0] : lane == 1 ? all.sum.words[1] : all.sum.words[2];
+    st_global_v2(out + 8 * lane, {uint32_t(word), uint32_t(word >> 32)});
+  }
+  if (lane == 3) st_global_v2(out + offsetof(PartialRow, top), {uint32_t(all.sum.top()), all.status});
+  if (lane == 4) st_global_v2(out + offsetof(PartialRow, candidates), {best.count, 0});
+  for (uint32_t n = lane; n < places; n += 32) {
+    // No stale byte travels.
+    U32x2 candidate = {0xff800000u, 0};
+    if (n < best.count) candidate = ld_shared_v2(best.at(n)), candidate.y += first_id;
+    st_global_v2(out + sizeof(PartialRow) + n * sizeof(Candidate), candidate);
+  }
+}
+
+// The counts behind the candidates, by one warp: `count(n)` of target n, in all lanes. Zeros up to the end.
+template <class Count>
+DEVICE void store_counts(uint8_t *out, uint32_t places, uint32_t targets, Count count) {
+  uint8_t *to = out + sizeof(PartialRow) + places * sizeof(Candidate);
+#pragma unroll 1
+  for (uint32_t n = 0; n < (targets + 1) / 2 * 2; ++n) {
+    const uint32_t beat = n < targets ? count(n) : 0;
+    if (lane_id() == 0) st_global_u32(to + 4 * n, beat);
+  }
+}
+
+DEVICE uint32_t sum_lanes(uint32_t v) {
+#pragma unroll
+  for (uint32_t distance = 16; distance; distance /= 2) v += shfl_bfly(v, distance);
+  return v;
+}
+
+}  // namespace answers

@@ -1,0 +1,350 @@
+// Passes over logits that a product left in memory, [rows, ids] f32.
+#include "answers/join.cuh"
+#include "answers/mass.cuh"
+#include "answers/noise.cuh"
+
+namespace {
+
+using namespace answers;
+
+constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kEach = 4;  // logits a thread takes at once
+
+DEVICE const float *row_of(const HeldMatrix &held, uint32_t row) {
+  return reinterpret_cast<const float *>(reinterpret_cast<const uint8_t *>(held.data) + row * held.pitch);
+}
+
+// kEach logits of a row from number i on; behind the last there is minus infinity. i is a multiple of kEach.
+DEVICE void load(const float *logits, uint32_t ids, uint32_t i, float (&some)[kEach]) {
+  const bool whole = i + kEach <= ids;
+  const U32x4 four = whole ? ld_global_v4(logits + i) : U32x4{};
+  const uint32_t words[kEach] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+  for (uint32_t j = 0; j < kEach; ++j)
+    some[j] = whole         ? mov_f32_b32(words[j])
+              : i + j < ids ? mov_f32_b32(ld_global_u32(logits + i + j))
+                            : -__builtin_inff();
+}
+
+// Whether the row has an answer.
+DEVICE bool is_good(const HeldMatrix &held, uint32_t row) {
+  return !(ld_global_u32(held.status + row) & held.nonfinite);
+}
+
+// The candidates of ids first to first + ids of a row, by the block: the best k, as far as each warp has
+// found them.
+DEVICE void find(const float *logits, uint32_t ids, uint32_t first, bool sum, Row &all, Best &best) {
+  // As many turns in all lanes: candidates are offered by whole warps.
+#pragma unroll 1
+  for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < ids; i += kEach * kThreads) {
+    float some[kEach];
+    load(logits, ids, i, some);
+    if (sum) all.sum.add(some);
+    bool wanted = false;
+#pragma unroll
+    for (uint32_t j = 0; j < kEach; ++j) wanted |= ordered(some[j]) >= best.least();
+    if (!vote_any(wanted)) continue;
+#pragma unroll
+    for (uint32_t j = 0; j < kEach; ++j) best.offer(i + j < ids, mov_b32_f32(some[j]), first + i + j);
+  }
+}
+
+// Minus infinity never is.
+DEVICE bool keeps(const KeptLogits &kept, float logit, uint32_t id) {
+  const bool above = logit > kept.cut || (logit == kept.cut && id < kept.ties_end);
+  return above && Scale{kept.max, kept.temperature}.below_max(logit) >= kept.least;
+}
+
+// What `at` says, read by each thread.
+template <class T>
+DEVICE T ask(const T *at) {
+  static_assert(sizeof(T) % 8 == 0, "pairs of words");
+  T out;
+  uint32_t *words = reinterpret_cast<uint32_t *>(&out);
+#pragma unroll
+  for (uint32_t i = 0; i < sizeof(T) / 4; i += 2) {
+    const U32x2 two = ld_global_v2(reinterpret_cast<const uint32_t *>(at) + i);
+    words[i] = two.x, words[i + 1] = two.y;
+  }
+  return out;
+}
+
+}  // namespace
+
+// A block has a part of a row.
+KERNEL(summarise_held, SummariseHeldParams, 256, 4) {
+  const HeldMatrix &held = params.held;
+  const uint32_t parts = (held.ids + params.part_ids - 1) / params.part_ids;
+  const uint32_t row = blockIdx.x / parts, part = blockIdx.x % parts, first = part * params.part_ids;
+  const uint32_t ids = held.ids - first < params.part_ids ? held.ids - first : params.part_ids;
+  const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
+  const float *logits = row_of(held, row) + first;
+  Best best(Warps<kWarps>::list(warp), params.k);
+  Row all;
+  find(logits, ids, first, params.sum, all, best);
+  Warps<kWarps>::join(all, best);
+
+  const uint32_t places = params.k < ids ? params.k : ids;
+  uint8_t *out = params.data + part * (held.rows * partial_bytes(params.k, params.target_count)) +
+                 row * partial_bytes(places, params.target_count);
+  if (warp == 0) store_partial(out, all, best, places, 0);
+  // A warp has a target.
+  uint8_t *counts = out + sizeof(PartialRow) + places * sizeof(Candidate);
+#pragma unroll 1
+  for (uint32_t n = warp; n < params.target_count; n += kWarps) {
+    const U32x2 target = ld_global_v2(params.targets + uint64_t(row) * params.target_count + n);
+    uint32_t count = 0;
+    if (target.y != UINT32_MAX) {
+      const uint64_t key = key_of(target.x, target.y);
+#pragma unroll 1
+      for (uint32_t i = kEach * lane; i < ids; i += kEach * 32) {
+        float some[kEach];
+        load(logits, ids, i, some);
+#pragma unroll
+        for (uint32_t j = 0; j < kEach; ++j)
+          count += i + j < ids && key_of(mov_b32_f32(some[j]), held.first_id + first + i + j) > key;
+      }
+      count = sum_lanes(count);
+    }
+    if (lane == 0) st_global_u32(counts + 4 * n, count);
+  }
+}
+
+// A thread has a target.
+KERNEL(held_targets, HeldTargetsParams, 256, 4) {
+  const uint64_t n = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= uint64_t(params.held.rows) * params.per_row) return;
+  const uint32_t id = ld_global_u32(params.targets + n) - params.held.first_id;
+  const float *row = row_of(params.held, uint32_t(n / params.per_row));
+  st_global_u32(params.out + n, id < params.held.ids ? ld_global_u32(row + id) : 0x7fc00000u);
+}
+
+// A block has a row.
+KERNEL(held_maxima, HeldMaximaParams, 256, 4) {
+  const uint32_t row = ld_global_u32(params.rows + blockIdx.x), warp = threadIdx.x / 32;
+  const float *logits = row_of(params.held, row);
+  uint32_t largest = ordered(-__builtin_inff());
+#pragma unroll 1
+  for (uint32_t i = kEach * threadIdx.x; i < params.held.ids; i += kEach * kThreads) {
+    float some[kEach];
+    load(logits, params.held.ids, i, some);
+#pragma unroll
+    for (uint32_t j = 0; j < kEach; ++j) {
+      const uint32_t key = ordered(some[j]);
+      largest = key > largest ? key : largest;
+    }
+  }
+  const auto larger = [](uint32_t a, uint32_t b) { return a > b ? a : b; };
+#pragma unroll
+  for (uint32_t distance = 16; distance; distance /= 2)
+    largest = larger(largest, shfl_bfly(largest, distance));
+  if (lane_id() == 0) st_shared_u32(dynamic_shared() + 4 * warp, largest);
+  barrier_sync_all();
+  if (threadIdx.x) return;
+  for (uint32_t other = 1; other < kWarps; ++other)
+    largest = larger(largest, ld_shared_u32(dynamic_shared() + 4 * other));
+  const uint32_t bits = largest ^ (largest >> 31 ? 0x80000000u : 0xffffffffu);
+  st_global_u32(params.out + blockIdx.x, is_good(params.held, row) ? bits : 0x7fc00000u);
+}
+
+namespace {
+
+// Adds the lanes' weights to their bins, by a whole warp. Neighbours mostly fall into one bin, where single
+// additions would wait for each other: those of one bin are summed up first.
+DEVICE void add_to_bins(uint32_t bins, bool counts, uint32_t bin, uint64_t weight) {
+  uint32_t left = vote_ballot(counts);
+#pragma unroll 1
+  for (uint32_t turn = 0; turn < 2 && left; ++turn) {
+    const uint32_t lowest = left & (0u - left), leader = 63 - clz_b64(lowest);
+    const uint32_t theirs = shfl_idx(bin, leader);
+    const bool same = counts && bin == theirs;
+    uint64_t sum = same ? weight : 0;
+#pragma unroll
+    for (uint32_t distance = 16; distance; distance /= 2) {
+      const uint32_t low = shfl_bfly(uint32_t(sum), distance);
+      sum += uint64_t(shfl_bfly(uint32_t(sum >> 32), distance)) << 32 | low;
+    }
+    if (lane_id() == leader) atom_shared_add_u64(bins + 8 * bin, sum);
+    left &= ~vote_ballot(same);
+  }
+  // What is left is spread over many.
+  if (left >> lane_id() & 1) atom_shared_add_u64(bins + 8 * bin, weight);
+}
+
+}  // namespace
+
+// A block has a query; bins at dynamic_shared().
+KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
+  const HeldHistogram query = ask(params.queries + blockIdx.x);
+  const KeptLogits &kept = query.kept;
+  const float *logits = row_of(params.held, kept.row);
+  const uint32_t bins = dynamic_shared();
+  for (uint32_t bin = threadIdx.x; bin < params.bins; bin += kThreads) st_shared_v2(bins + 8 * bin, {0, 0});
+  barrier_sync_all();
+  const Scale scale = {kept.max, kept.temperature};
+  // Of such a row logits may be above what another shard has as its largest, and weigh more than any may.
+  const uint32_t ids = is_good(params.held, kept.row) ? params.held.ids : 0;
+  // As many turns in all lanes.
+#pragma unroll 1
+  for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < ids; i += kEach * kThreads) {
+    float some[kEach];
+    load(logits, ids, i, some);
+#pragma unroll
+    for (uint32_t j = 0; j < kEach; ++j) {
+      const uint32_t key = ordered(some[j]);
+      const bool counts =
+          ((key ^ query.key) & query.known) == 0 && keeps(kept, some[j], params.held.first_id + i + j);
+      const uint64_t weight = !counts ? 0 : query.masses ? mass(scale.below_max(some[j]), params.unit) : 1;
+      add_to_bins(bins, counts, key >> query.shift & (params.bins - 1), weight);
+    }
+  }
+  barrier_sync_all();
+  for (uint32_t bin = threadIdx.x; bin < params.bins; bin += kThreads)
+    st_global_v2(params.out + uint64_t(blockIdx.x) * params.bins + bin, ld_shared_v2(bins + 8 * bin));
+}
+
+// A block has a query, and goes through the row in the order of ids. At dynamic_shared() how many each warp
+// has, twice.
+KERNEL(held_ties, HeldTiesParams, 256, 4) {
+  const HeldTies query = ask(params.queries + blockIdx.x);
+  const float *logits = row_of(params.held, query.kept.row);
+  const uint32_t lane = lane_id(), warp = threadIdx.x / 32, ids = params.held.ids;
+  uint32_t before = 0, turn = 0;
+  if (query.allowance == 0) {
+    if (threadIdx.x == 0) st_global_u32(params.out + blockIdx.x, 0);
+    return;
+  }
+#pragma unroll 1
+  for (uint32_t first = 0; first < ids && before < query.allowance; first += kEach * kThreads, turn ^= 1) {
+    const uint32_t i = first + kEach * threadIdx.x;
+    float some[kEach];
+    load(logits, ids, i, some);
+    uint32_t ties = 0;
+#pragma unroll
+    for (uint32_t j = 0; j < kEach; ++j)
+      ties |= uint32_t(i + j < ids && some[j] == query.logit &&
+                       keeps(query.kept, some[j], params.held.first_id + i + j))
+              << j;
+    const uint32_t own = popc_b32(ties);
+    uint32_t upto = own;  // of the lanes up to this one
+#pragma unroll
+    for (uint32_t distance = 1; distance < 32; distance *= 2) {
+      const uint32_t lower = shfl_up(upto, distance);
+      upto += lane >= distance ? lower : 0;
+    }
+    const uint32_t counts = dynamic_shared() + 4 * kWarps * turn;
+    if (lane == 31) st_shared_u32(counts + 4 * warp, upto);
+    barrier_sync_all();
+    uint32_t all = before;
+    upto += before;
+#pragma unroll
+    for (uint32_t other = 0; other < kWarps; ++other) {
+      const uint32_t count = ld_shared_u32(counts + 4 * other);
+      all += count, upto += other < warp ? count : 0;
+    }
+    // The one that is looked for is among this thread's.
+    if (upto - own < query.allowance && query.allowance <= upto) {
+      uint32_t left = query.allowance - (upto - own);
+#pragma unroll
+      for (uint32_t j = 0; j < kEach; ++j)
+        if (ties >> j & 1 && --left == 0)
+          st_global_u32(params.out + blockIdx.x, params.held.first_id + i + j + 1);
+    }
+    before = all;
+  }
+  if (threadIdx.x == 0 && before < query.allowance) st_global_u32(params.out + blockIdx.x, 0);
+}
+
+namespace {
+
+// The row's drawn id, in the first warp.
+DEVICE Draw draw(const HeldMatrix &held, const HeldWanted &query) {
+  const float *logits = row_of(held, query.kept.row);
+  const DrawScale scale = DrawScale::of(query.kept.temperature);
+  Draw drawn;
+  // As many turns in all lanes: they share how high the floor is.
+#pragma unroll 1
+  for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < held.ids; i += kEach * kThreads) {
+    const uint32_t id = held.first_id + i;
+    float some[kEach];
+    load(logits, held.ids, i, some);
+    const U32x4 four = noise_words(query.seed, query.position, id);
+    const uint32_t words[kEach] = {four.x, four.y, four.z, four.w};
+    const float known = drawn.floor;
+    Bounds bounds[kEach];
+#pragma unroll
+    for (uint32_t j = 0; j < kEach; ++j) {
+      if (query.filtered && !keeps(query.kept, some[j], id + j)) some[j] = -__builtin_inff();
+      bounds[j] = scale.bounds(some[j], words[j]);
+      if (some[j] > -__builtin_inff()) drawn.raise_floor(bounds[j].low);
+    }
+    if (vote_any(drawn.floor > known)) {
+#pragma unroll
+      for (uint32_t distance = 16; distance; distance /= 2)
+        drawn.raise_floor(mov_f32_b32(shfl_bfly(mov_b32_f32(drawn.floor), distance)));
+    }
+#pragma unroll 1
+    for (uint32_t j = 0; j < kEach; ++j) {
+      const float value = j == 0 ? some[0] : j == 1 ? some[1] : j == 2 ? some[2] : some[3];
+      const Bounds bound = j == 0 ? bounds[0] : j == 1 ? bounds[1] : j == 2 ? bounds[2] : bounds[3];
+      const uint32_t word = j == 0 ? words[0] : j == 1 ? words[1] : j == 2 ? words[2] : words[3];
+      if (drawn.may_win(value, bound)) drawn.offer(scale.score(value, word), id + j, value);
+    }
+  }
+  drawn.merge_lanes();
+  const uint32_t found = dynamic_shared(), warp = threadIdx.x / 32;
+  const auto store = [](uint32_t to, double v) {
+    const uint64_t bits = mov_b64_f64(v);
+    st_shared_v2(to, {uint32_t(bits), uint32_t(bits >> 32)});
+  };
+  const auto read = [](uint32_t from) {
+    const U32x2 bits = ld_shared_v2(from);
+    return mov_f64_b64(uint64_t(bits.y) << 32 | bits.x);
+  };
+  if (lane_id() == 0) {
+    store(found + 24 * warp, drawn.best.high), store(found + 24 * warp + 8, drawn.best.low);
+    st_shared_v2(found + 24 * warp + 16, {drawn.id, mov_b32_f32(drawn.logit)});
+  }
+  barrier_sync_all();
+#pragma unroll 1
+  for (uint32_t other = 0; other < kWarps; ++other) {
+    Draw theirs;
+    theirs.best = {read(found + 24 * other), read(found + 24 * other + 8)};
+    const U32x2 id_logit = ld_shared_v2(found + 24 * other + 16);
+    theirs.id = id_logit.x, theirs.logit = mov_f32_b32(id_logit.y);
+    drawn.merge(theirs);
+  }
+  return drawn;
+}
+
+DEVICE void store(Candidate *to, uint32_t value_bits, uint32_t id) { st_global_v2(to, {value_bits, id}); }
+
+}  // namespace
+
+// A block has a query.
+KERNEL(held_candidates, HeldCandidatesParams, 256, 2) {
+  const HeldWanted query = ask(params.queries + blockIdx.x);
+  const HeldMatrix &held = params.held;
+  const uint32_t lane = lane_id(), warp = threadIdx.x / 32, places = query.k ? query.k : 1;
+  Candidate *out = params.out + query.place;
+  if (!is_good(held, query.kept.row)) {
+    for (uint32_t n = threadIdx.x; n < places; n += kThreads)
+      store(out + n, n ? 0xff800000u : 0x7fc00000u, 0);
+    return;
+  }
+  if (query.k == 0) {
+    const Draw drawn = draw(held, query);
+    const bool nobody = drawn.id == Draw::kNobody;
+    if (threadIdx.x == 0) store(out, nobody ? 0xff800000u : mov_b32_f32(drawn.logit), nobody ? 0 : drawn.id);
+    return;
+  }
+  Best best(Warps<kWarps>::list(warp), query.k);
+  Row all;
+  find(row_of(held, query.kept.row), held.ids, held.first_id, false, all, best);
+  Warps<kWarps>::join(all, best);
+  if (warp) return;
+  for (uint32_t n = lane; n < places; n += 32) {
+    const bool there = n < best.count;
+    const U32x2 candidate = there ? ld_shared_v2(best.at(n)) : U32x2{0xff800000u, 0};
+    store(out + n, candidate.x, candidate.y);
+  }
+}

@@ -1,0 +1,237 @@
+// What parts of a vocabulary know of rows, joined: tiles of a product become a shard's partials, and the
+// partials of all shards become answers. A block has a row; its lanes take parts in turn, and no order of
+// them shows.
+#include "answers/join.cuh"
+
+namespace {
+
+using namespace answers;
+
+constexpr uint32_t kThreads = 256, kWarps = kThreads / 32;
+
+// Row statuses, as answers deliver them.
+constexpr uint8_t kGood = 0, kNotFinite = 1, kNothingAllowed = 2, kBadInput = 3;
+// In the status of a row of which a message came that no shard can have sent.
+constexpr uint32_t kDamaged = 0x80000000u;
+// The highest digit of e^l for |l| <= 2^21.
+constexpr int32_t kHighestDigit = 94549;
+
+struct Ids {
+  uint32_t first, end;
+};
+
+DEVICE Ids cut(uint64_t first, uint64_t end, uint32_t vocab) {
+  return {first < vocab ? uint32_t(first) : vocab, end < vocab ? uint32_t(end) : vocab};
+}
+
+// The ids of shard i: blocks of 64, the larger shards first.
+DEVICE Ids shard_ids(uint32_t vocab, uint32_t shards, uint32_t i) {
+  const uint32_t blocks = (vocab + 63) / 64, each = blocks / shards, more = blocks % shards;
+  const uint32_t first = i * each + (i < more ? i : more);
+  return cut(64ull * first, 64ull * (first + each + (i < more)), vocab);
+}
+
+// The ids of part i.
+DEVICE Ids ids_of(const PartialParts &p, uint32_t i) {
+  if (p.part_ids) return cut(uint64_t(i) * p.part_ids, (uint64_t(i) + 1) * p.part_ids, p.vocab);
+  return shard_ids(p.vocab, p.shards, i);
+}
+
+DEVICE uint64_t load_u64(const uint8_t *from) {
+  const U32x2 v = ld_global_v2(from);
+  return uint64_t(v.y) << 32 | v.x;
+}
+
+// One lane's part of the row, if it has one: its sum and status. Returns how many candidates follow.
+DEVICE uint32_t take(Row &all, const uint8_t *part, uint32_t places) {
+  ExpSum sum;
+  for (uint32_t i = 0; i < 3; ++i) sum.words[i] = load_u64(part + 8 * i);
+  const U32x2 top_status = ld_global_v2(part + offsetof(PartialRow, top));
+  const U32x2 candidates = ld_global_v2(part + offsetof(PartialRow, candidates));
+  const int32_t top = int32_t(top_status.x);
+  all.status |= top_status.y & ~kDamaged;
+  const bool empty = !(sum.words[0] | sum.words[1] | sum.words[2]);
+  const bool fits = (sum.words[0] | sum.words[1] | sum.words[2]) >> 63 == 0 && -kHighestDigit <= top &&
+                    top <= kHighestDigit;
+  if (!(empty ? top == INT32_MIN : fits) || candidates.x > places || candidates.y) {
+    all.status |= kDamaged;
+    return 0;
+  }
+  sum.floor = ExpSum::floor_of(top);
+  all.sum.merge(sum);
+  return candidates.x;
+}
+
+// Where part i's row lies: all parts before it have k places.
+DEVICE const uint8_t *row_of(const PartialParts &p, uint32_t i, uint32_t row, uint32_t places) {
+  return p.data + i * (p.gap + p.rows * partial_bytes(p.k, p.targets)) + p.gap +
+         row * partial_bytes(places, p.targets);
+}
+
+DEVICE uint32_t places_of(const PartialParts &p, const Ids &ids) {
+  return p.k < ids.end - ids.first ? p.k : ids.end - ids.first;
+}
+
+// Joins all parts of the row; the first warp has the answer, the best first.
+DEVICE Row join(const PartialParts &p, uint32_t row, Best &best) {
+  const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
+  best = Best(Warps<kWarps>::list(warp), p.k);
+  Row all;
+#pragma unroll 1
+  for (uint32_t first = 32 * warp; first < p.parts; first += kThreads) {
+    const uint32_t i = first + lane;
+    const bool there = i < p.parts;
+    const Ids ids = ids_of(p, there ? i : 0);
+    const uint32_t places = places_of(p, ids);
+    const uint8_t *part = row_of(p, i, row, places);
+    const uint32_t count = there ? take(all, part, places) : 0;
+#pragma unroll 1
+    for (uint32_t n = 0; vote_any(n < count); ++n) {
+      U32x2 candidate = {0, 0};
+      if (n < count) candidate = ld_global_v2(part + sizeof(PartialRow) + n * sizeof(Candidate));
+      const bool finite = (candidate.x & 0x7fffffffu) < 0x7f800000u;
+      const bool own = candidate.y - ids.first < ids.end - ids.first;
+      if (n < count && !(finite && own)) all.status |= kDamaged;
+      best.offer(n < count && finite && own, candidate.x, candidate.y);
+    }
+  }
+  Warps<kWarps>::join(all, best);
+  if (warp == 0 && p.status) all.status |= ld_global_u32(p.status + row);
+  return all;
+}
+
+// How many ids beat target n of the row, by one warp.
+DEVICE uint32_t beating(const PartialParts &p, uint32_t row, uint32_t n) {
+  uint32_t count = 0;
+  for (uint32_t i = lane_id(); i < p.parts; i += 32) {
+    const uint32_t places = places_of(p, ids_of(p, i));
+    count +=
+        ld_global_u32(row_of(p, i, row, places) + sizeof(PartialRow) + places * sizeof(Candidate) + 4 * n);
+  }
+  return sum_lanes(count);
+}
+
+DEVICE uint8_t status_of(uint32_t words, bool nothing_allowed) {
+  if (words & (LMHEAD_STATUS_BAD_INDEX | kDamaged)) return kBadInput;
+  if (words & LMHEAD_STATUS_NONFINITE) return kNotFinite;
+  return nothing_allowed ? kNothingAllowed : kGood;
+}
+
+DEVICE void store_id(int64_t *to, int64_t id) {
+  st_global_v2(to, {uint32_t(id), uint32_t(uint64_t(id) >> 32)});
+}
+
+}  // namespace
+
+KERNEL(merge_partials, MergePartialsParams, 256, 4) {
+  const PartialParts &from = params.from;
+  const uint32_t row = blockIdx.x;
+  Best best(0, from.k);
+  Row all = join(from, row, best);
+  if (threadIdx.x >= 32) return;
+  const uint32_t places = from.k < from.vocab ? from.k : from.vocab;
+  uint8_t *out = params.out + uint64_t(row) * partial_bytes(places, from.targets);
+  // Of a row that has no answer nothing but that is said: what else is known depends on what was seen first.
+  const bool good = !(all.status & (from.nonfinite | kDamaged));
+  if (good) {
+    all.status = best.count ? LMHEAD_STATUS_ALLOWED : 0;
+  } else {
+    all.sum = ExpSum();
+    best.count = 0;
+    all.status = LMHEAD_STATUS_NONFINITE | (all.status & LMHEAD_STATUS_BAD_INDEX);
+  }
+  store_partial(out, all, best, places, params.first_id);
+  store_counts(out, places, from.targets, [&](uint32_t n) { return good ? beating(from, row, n) : 0; });
+}
+
+namespace {
+
+constexpr uint32_t kNan = 0x7fc00000u, kMinusInfinity = 0xff800000u;
+
+// The best n of a row, by one warp; `value` of each logit.
+template <class Value>
+DEVICE void store_best(const Best &best, bool good, uint32_t n, int64_t *ids, float *values, Value value) {
+  for (uint32_t i = lane_id(); i < n; i += 32) {
+    const bool there = good && i < best.count;
+    const U32x2 candidate = there ? ld_shared_v2(best.at(i)) : U32x2{0, 0};
+    store_id(ids + i, there ? int64_t(candidate.y) : -1);
+    if (!values) continue;
+    const float none = mov_f32_b32(good ? kMinusInfinity : kNan);
+    st_global_f32(values + i, there ? value(mov_f32_b32(candidate.x)) : none);
+  }
+}
+
+// Of the best: without one the answer is not a number.
+DEVICE double logsumexp_of(const Row &all, const Best &best) {
+  return best.count ? logsumexp(all.sum, mov_f32_b32(ld_shared_v2(best.at(0)).x)) : constant(kNan64);
+}
+
+}  // namespace
+
+KERNEL(finish_best, FinishParams, 256, 4) {
+  const uint32_t row = blockIdx.x, k = params.from.k;
+  Best best(0, k);
+  const Row all = join(params.from, row, best);
+  if (threadIdx.x >= 32) return;
+  const uint8_t status = status_of(all.status, best.count == 0);
+  const uint64_t first = uint64_t(row) * k;
+  float *values = params.values ? params.values + first : nullptr;
+  store_best(best, status == kGood, k, params.ids + first, values, [](float logit) { return logit; });
+  if (lane_id()) return;
+  st_global_u8(params.row_status + row, status);
+  if (values)
+    st_global_f32(params.logsumexp + row,
+                  status == kGood ? cvt_rn_f32_f64(logsumexp_of(all, best)) : mov_f32_b32(kNan));
+}
+
+KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
+  const PartialParts &from = params.from;
+  const uint32_t row = blockIdx.x, lane = lane_id(), n = params.top_n;
+  Best best(0, from.k);
+  const Row all = join(from, row, best);
+  if (threadIdx.x >= 32) return;
+  uint8_t status = status_of(all.status, best.count == 0);
+  if (params.drawn) {
+    const uint8_t known = ld_global_u8(params.row_status + row);
+    status = known == kGood ? status : known;
+  }
+  const bool good = status == kGood;
+  const double lse = logsumexp_of(all, best);
+  // The sum's last bits may leave the logarithm just below the largest logit.
+  const auto logprob = [lse](float logit) {
+    const double difference = subtract(cvt_f64_f32(logit), lse);
+    return cvt_rn_f32_f64(difference < 0 ? difference : 0);
+  };
+  const uint64_t first = uint64_t(row) * n;
+  store_best(best, good, n, params.top_ids + first, params.top_logprobs + first, logprob);
+#pragma unroll 1
+  for (uint32_t i = 0; i < from.targets; ++i) {
+    const uint64_t at = uint64_t(row) * from.targets + i;
+    const U32x2 target = ld_global_v2(params.targets + at);
+    const uint32_t beat = beating(from, row, i);
+    const bool there = good && target.y != UINT32_MAX;
+    if (lane) continue;
+    st_global_f32(params.logprobs + at, there ? logprob(mov_f32_b32(target.x)) : mov_f32_b32(kNan));
+    store_id(params.ranks + at, there ? int64_t(beat) + 1 : -1);
+  }
+  // Behind the last look at what was known.
+  bar_warp_sync();
+  if (lane == 0) st_global_u8(params.row_status + row, status);
+}
+
+// A thread has a row.
+KERNEL(finish_status, FinishStatusParams, 256, 4) {
+  const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
+  if (row >= params.rows) return;
+  uint32_t words = params.words ? ld_global_u32(params.words + row) : 0;
+  const uint8_t *message = params.data;
+#pragma unroll 1
+  for (uint32_t i = 0; message && i < params.shards; ++i) {
+    const Ids ids = shard_ids(params.vocab, params.shards, i);
+    const uint64_t stride = (uint64_t(ids.end - ids.first) * params.element_bytes + 4 + 15) / 16 * 16;
+    message += params.gap;
+    words |= ld_global_u32(message + (row + 1) * stride - 4);
+    message += params.rows * stride;
+  }
+  st_global_u8(params.row_status + row, status_of(words, !(words & LMHEAD_STATUS_ALLOWED)));
+}
