@@ -53,7 +53,7 @@ enum LmheadStatus {
   LMHEAD_STATUS_NONFINITE = 1,   /* a logit, as it is delivered, is NaN or infinite; minus infinity from an adjustment is legal */
   LMHEAD_STATUS_ALLOWED = 2,     /* a logit is above minus infinity */
   LMHEAD_STATUS_BAD_INDEX = 4,   /* the row's index is not a row: it was taken for a row of zeros */
-  LMHEAD_STATUS_ADJUSTED = 8     /* a logit became NaN or infinite by adjustments, where those without are kept, too */
+  LMHEAD_STATUS_ADJUSTED = 8     /* a logit is NaN or infinite by adjustments alone, where both are kept */
 };
 
 /* Types of logits, and of the rows that are quantised. */
@@ -105,8 +105,8 @@ typedef struct Candidate {
 
 /* What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a
  * matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts
- * (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids has a
- * place for each. */
+ * (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids
+ * has a place for each. */
 typedef struct PartialRow {
   uint64_t digits[3];   /* sum of exponentials: digits top - 2, top - 1 and top, none carried into the next */
   int32_t top;          /* the highest digit; INT32_MIN where no logit has a term, or no sum was asked for */
@@ -118,12 +118,13 @@ typedef struct PartialRow {
 /* The most candidates of a row that kernels find. */
 enum LmheadBest { LMHEAD_BEST = 64 };
 
-/* What a product leaves of each tile of ids instead of logits: PartialRows without targets and without status,
- * [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are left out. */
+/* What a product leaves of each tile of ids instead of logits: PartialRows without targets and without
+ * status, [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are
+ * left out. */
 typedef struct TilePartials {
   uint8_t *data;        /* aligned to 8; null: logits are stored */
-  uint32_t *bars;       /* [row_count] zeros before: a row's k-th best logit is known to be no smaller, in the order
-                           of answers::ordered */
+  uint32_t *bars;       /* [row_count] zeros before: a row's k-th best logit is known to be no smaller, in
+                           the order of answers::ordered */
   uint32_t k;           /* 1 to LMHEAD_BEST */
   uint32_t sum;         /* 0: no sums */
 } TilePartials;
@@ -134,8 +135,8 @@ typedef struct MatmulParams {
   const float *row_scales; /* [row_count]; of quantised rows */
   LogitMatrix logits;      /* of partials the status alone */
   LogitAdjustments adjustments;
-  float *raw;              /* [row_count, vocab] at logits.pitch: f32 logits without adjustments, besides; may be
-                              null */
+  float *raw;              /* [row_count, vocab] at logits.pitch: f32 logits without adjustments, besides;
+                              may be null */
   TilePartials partials;
   float softcap;      /* final_logit_softcapping; 0 is none */
   float scale;        /* multiplies the logit after the softcap */
@@ -194,8 +195,8 @@ typedef struct FinishLogprobsParams {
 
 /* Rows of whole logits: what the shards' messages and other words say of them. */
 typedef struct FinishStatusParams {
-  const uint8_t *data;     /* of each shard `gap` bytes, then [rows] of its logits and a status word, in the last 4
-                              of as many bytes as are a multiple of 16; null: none */
+  const uint8_t *data;     /* of each shard `gap` bytes, then [rows] of its logits and a status word, in the
+                              last 4 of as many bytes as are a multiple of 16; null: none */
   const uint32_t *words;   /* [rows] LMHEAD_STATUS_* besides, may be null */
   uint8_t *row_status;     /* [rows] as FinishParams */
   uint64_t gap;
@@ -209,8 +210,8 @@ typedef struct FinishStatusParams {
 typedef struct PackRowsParams {
   RowMatrix rows;
   uint8_t *out;            /* [row_count, row_bytes], aligned to 2 bytes; to 16 it is written faster */
-  uint32_t *status;        /* [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is zeros;
-                              else 0 */
+  uint32_t *status;        /* [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is
+                              zeros; else 0 */
   uint32_t row_count;
   uint32_t row_bytes;      /* a multiple of 2 */
 } PackRowsParams;
@@ -231,7 +232,7 @@ typedef struct HeldMatrix {
 typedef struct SummariseHeldParams {
   HeldMatrix held;
   uint8_t *data;            /* [parts, rows] PartialRows, of ids that count from the shard's first */
-  const Candidate *targets; /* [rows, target_count]: how many ids of the part beat it; of id UINT32_MAX none */
+  const Candidate *targets; /* [rows, target_count]: how many ids beat it; of id UINT32_MAX none */
   uint32_t k;               /* 1 to LMHEAD_BEST, at most part_ids */
   uint32_t sum;
   uint32_t target_count;

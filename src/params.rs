@@ -131,7 +131,7 @@ pub const LMHEAD_STATUS_NONFINITE: LmheadStatus = 1;
 pub const LMHEAD_STATUS_ALLOWED: LmheadStatus = 2;
 #[doc = " the row's index is not a row: it was taken for a row of zeros"]
 pub const LMHEAD_STATUS_BAD_INDEX: LmheadStatus = 4;
-#[doc = " a logit became NaN or infinite by adjustments, where those without are kept, too"]
+#[doc = " a logit is NaN or infinite by adjustments alone, where both are kept"]
 pub const LMHEAD_STATUS_ADJUSTED: LmheadStatus = 8;
 #[doc = " What a kernel says of a row, or'ed into its status word."]
 pub type LmheadStatus = ::core::ffi::c_uint;
@@ -277,7 +277,7 @@ const _: () = {
     ["Offset of field: Candidate::value"][::core::mem::offset_of!(Candidate, value) - 0usize];
     ["Offset of field: Candidate::id"][::core::mem::offset_of!(Candidate, id) - 4usize];
 };
-#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts\n (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids has a\n place for each."]
+#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts\n (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids\n has a place for each."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PartialRow {
@@ -305,13 +305,13 @@ const _: () = {
 pub const LMHEAD_BEST: LmheadBest = 64;
 #[doc = " The most candidates of a row that kernels find."]
 pub type LmheadBest = ::core::ffi::c_uint;
-#[doc = " What a product leaves of each tile of ids instead of logits: PartialRows without targets and without status,\n [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are left out."]
+#[doc = " What a product leaves of each tile of ids instead of logits: PartialRows without targets and without\n status, [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are\n left out."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct TilePartials {
     #[doc = " aligned to 8; null: logits are stored"]
     pub data: *mut u8,
-    #[doc = " [row_count] zeros before: a row's k-th best logit is known to be no smaller, in the order\nof answers::ordered"]
+    #[doc = " [row_count] zeros before: a row's k-th best logit is known to be no smaller, in\nthe order of answers::ordered"]
     pub bars: *mut u32,
     #[doc = " 1 to LMHEAD_BEST"]
     pub k: u32,
@@ -337,7 +337,7 @@ pub struct MatmulParams {
     #[doc = " of partials the status alone"]
     pub logits: LogitMatrix,
     pub adjustments: LogitAdjustments,
-    #[doc = " [row_count, vocab] at logits.pitch: f32 logits without adjustments, besides; may be\nnull"]
+    #[doc = " [row_count, vocab] at logits.pitch: f32 logits without adjustments, besides;\nmay be null"]
     pub raw: *mut f32,
     pub partials: TilePartials,
     #[doc = " final_logit_softcapping; 0 is none"]
@@ -505,7 +505,7 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FinishStatusParams {
-    #[doc = " of each shard `gap` bytes, then [rows] of its logits and a status word, in the last 4\nof as many bytes as are a multiple of 16; null: none"]
+    #[doc = " of each shard `gap` bytes, then [rows] of its logits and a status word, in the\nlast 4 of as many bytes as are a multiple of 16; null: none"]
     pub data: *const u8,
     #[doc = " [rows] LMHEAD_STATUS_* besides, may be null"]
     pub words: *const u32,
@@ -545,7 +545,7 @@ pub struct PackRowsParams {
     pub rows: RowMatrix,
     #[doc = " [row_count, row_bytes], aligned to 2 bytes; to 16 it is written faster"]
     pub out: *mut u8,
-    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is zeros;\nelse 0"]
+    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is\nzeros; else 0"]
     pub status: *mut u32,
     pub row_count: u32,
     #[doc = " a multiple of 2"]
@@ -599,7 +599,7 @@ pub struct SummariseHeldParams {
     pub held: HeldMatrix,
     #[doc = " [parts, rows] PartialRows, of ids that count from the shard's first"]
     pub data: *mut u8,
-    #[doc = " [rows, target_count]: how many ids of the part beat it; of id UINT32_MAX none"]
+    #[doc = " [rows, target_count]: how many ids beat it; of id UINT32_MAX none"]
     pub targets: *const Candidate,
     #[doc = " 1 to LMHEAD_BEST, at most part_ids"]
     pub k: u32,

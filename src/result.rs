@@ -184,7 +184,8 @@ pub enum RowStatus {
     NonFinite = 1,
     /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
     NothingAllowed = 2,
-    /// What only the device could see: an index there was none, or what a rank sent cannot be. As `NonFinite`.
+    /// What only the device could see: an index there was none, or what a rank sent cannot be. As
+    /// `NonFinite`.
     BadInput = 3,
 }
 

@@ -26,8 +26,8 @@ const HELD: usize = 256 << 20;
 const VERSION: u32 = 2;
 
 /// The kernels on one device as a [`Backend`]. Rows and answers in the device's
-/// memory are used in place, on the caller's stream. Partials, passes over held logits and answers are made by
-/// kernels, with the bits of the CPU backend's code; that code makes draws' choice among listed candidates, and
+/// memory are used in place, on the caller's stream. Partials, passes over held logits and answers are made
+/// by kernels, with the bits of the CPU backend's code. That code chooses among a draw's listed candidates, and
 /// finds more than 64 candidates of a row.
 pub struct DeviceBackend<D: KernelDevice> {
     common: Arc<Common<D>>,

@@ -157,7 +157,8 @@ KERNEL(probe_global, ProbeParams, 1, 1) {
   st_global_u16(reinterpret_cast<char *>(out + 11) + 2, ld_global_nc_u16(reinterpret_cast<const char *>(in + 11) + 2));
   st_global_u32(out + 16, ld_relaxed_u32(in + 16));
   for (uint32_t i = 0; i < 4; ++i)
-    st_global_u8(reinterpret_cast<char *>(out + 17) + i, ld_global_u8(reinterpret_cast<const char *>(in + 17) + i));
+    st_global_u8(reinterpret_cast<char *>(out + 17) + i,
+                 ld_global_u8(reinterpret_cast<const char *>(in + 17) + i));
   st_global_u32(out + 18, popc_b32(ld_global_u32(in + 18)));
 }
 
@@ -182,8 +183,8 @@ KERNEL(probe_atomics, ProbeParams, 64, 1) {
   }
 }
 
-// Sums of a block in shared memory: thread t adds n[0]·t·2^20 + 1 to bin t % 4. Out: the four bins, then of each thread in what
-// order it came to its bin, which is what the low words of the values before count.
+// Sums of a block in shared memory: thread t adds n[0]·t·2^20 + 1 to bin t % 4. Out: the four bins, then of
+// each thread how many came to its bin before it, which is in the lowest bits of the value before.
 KERNEL(probe_shared_atomics, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, bin = s + 8 * (t % 4);
   if (t < 4) st_shared_v2(s + 8 * t, {0, 0});
