@@ -17,7 +17,7 @@ use lmhead::backend::{HistogramQuery, TiesQuery, Wanted};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
-use lmhead::memory::SpanMut;
+use lmhead::memory::{Span, SpanMut};
 use lmhead::merge::Candidate;
 use lmhead::merge::PartialSpec;
 use lmhead::rows::HiddenRows;
@@ -52,7 +52,7 @@ fn group<'a>(criterion: &'a mut Criterion, name: String) -> BenchmarkGroup<'a, W
 }
 
 fn job(rows: HiddenRows<'_>) -> Job<'_> {
-    Job { rows, epilogue: Epilogue::default(), adjustments: None }
+    Job { rows, epilogue: Epilogue::default(), adjustments: None, placed: None }
 }
 
 /// Logits that go to partials one block after the other.
@@ -111,7 +111,12 @@ fn held(criterion: &mut Criterion) {
         held.pass(pass).expect("maxima");
         let mut logits_at = |id: u32| {
             let (ids, mut out) = (vec![id; rows], vec![0.0; rows]);
-            let pass = Pass::TargetLogits { of, targets: &ids, per_row: 1, out: &mut out };
+            let pass = Pass::TargetLogits {
+                of,
+                targets: Span::host(&ids[..]),
+                per_row: 1,
+                out: SpanMut::host(&mut out[..]),
+            };
             held.pass(pass).expect("logits of targets");
             out
         };
@@ -122,7 +127,7 @@ fn held(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("partials, 8 best, rank", rows), |b| {
             b.iter(|| {
                 let (targets, out) = (&targets[..], SpanMut::host(&mut out[..]));
-                held.pass(Pass::Partials { of, spec, targets, out }).expect("partials");
+                held.pass(Pass::Partials { of, spec, targets: Span::host(targets), out }).expect("partials");
             });
         });
         let params = |row: usize| SamplingParams { position: row as u64, ..SamplingParams::default() };

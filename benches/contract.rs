@@ -34,6 +34,8 @@ fn agreement(size: usize) -> f64 {
         request: Some(Request::argmax()),
         adjusted: false,
         on_device: false,
+        unfiltered: false,
+        placed: Default::default(),
         sequence: 3,
         rows: 28,
         counts: 99,

@@ -136,7 +136,7 @@ fn main() {
                     black_box(backend.read_stream(&head.map).expect("this process made the backend"));
                     note("read", began);
                     let rows = HiddenRows::new(&row, DType::Bf16, 1, HIDDEN).expect("a row");
-                    let job = Job { rows, epilogue: Epilogue::default(), adjustments: None };
+                    let job = Job { rows, epilogue: Epilogue::default(), adjustments: None, placed: None };
                     let (stride, dtype, mut status) = (logits.len(), DType::F32, [0u32]);
                     let words = SpanMut::host(&mut status[..]);
                     let data = SpanMut::host(&mut logits[..]);

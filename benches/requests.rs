@@ -46,6 +46,7 @@ fn steps(
         sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
         targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
         adjustments: masked.then_some(Adjustments::allowed(&mask)),
+        ..RowInputs::default()
     };
     let run = |me: usize, exchange: local::LocalExchange| {
         let group = HeadGroup::data_parallel(RANKS, me).expect("a group");

@@ -116,6 +116,7 @@ enum {
     LMHEAD_F16 = LMHEAD_DTYPE(2, 16),
     LMHEAD_BF16 = LMHEAD_DTYPE(4, 16),
     LMHEAD_I8 = LMHEAD_DTYPE(0, 8),
+    LMHEAD_E4M3 = LMHEAD_DTYPE(10, 8), /* FP8 without infinities: weights */
     LMHEAD_I32 = LMHEAD_DTYPE(0, 32), /* indices */
     LMHEAD_I64 = LMHEAD_DTYPE(0, 64)  /* indices */
 };
@@ -172,7 +173,7 @@ enum { LMHEAD_QUANT_AS_STORED = 0, LMHEAD_QUANT_NONE = 1, LMHEAD_QUANT_W8A8 = 2,
 typedef struct lmhead_load {
     size_t size;
     const char
-        *tensor; /* NULL: `path` is a Hugging Face folder, and the head is found; else a file's tensor */
+        *tensor; /* NULL: `path` is a Hugging Face folder or GGUF, and the head is found; else a tensor */
     int64_t vocab_size;      /* 0: what config.json says, else all rows */
     int64_t members, member; /* whose shard; members 0: the whole head */
     int32_t quantization;    /* float heads are quantised while they are read */
@@ -191,11 +192,11 @@ typedef struct lmhead_weights_config {
     size_t size;
     int64_t vocab_size;          /* of the whole head */
     int64_t first;               /* matrix row 0 is this id; the rows are the shard's */
-    lmhead_tensor matrix;        /* [shard, hidden]: f32, f16, bf16; i8 with scales */
+    lmhead_tensor matrix;        /* [shard, hidden]: f32, f16, bf16; i8, e4m3 with scales */
     const float *scales;         /* [n_scales], in the matrix's memory: one per row, or one for the tensor */
     int64_t n_scales;            /* shard rows, 1, or 0 */
     const float *bias;           /* [shard], or NULL; in its memory */
-    int32_t quantization;        /* LMHEAD_QUANT_W8A8 or W8A16 where the matrix is i8 */
+    int32_t quantization;        /* LMHEAD_QUANT_W8A8 or W8A16 where the matrix is i8, W8A16 for e4m3 */
     uint64_t version;            /* compared between the ranks; 0: not compared */
     void (*release)(void *user); /* NULL: the matrix is copied now. Else it is used in place and this called
                                   * once, by any thread, when no head needs it any more; never where
@@ -407,7 +408,18 @@ enum {
 enum {
     LMHEAD_ADJUSTED = 1,     /* some row of the group has adjustments: of the contract, but with DISCOVER */
     LMHEAD_PROCESSED = 2,    /* logprobs are of the adjusted logits */
-    LMHEAD_WITH_LOGPROBS = 4 /* SAMPLE: tell the tokens' logprobs and ranks, and the k best */
+    LMHEAD_WITH_LOGPROBS = 4, /* SAMPLE: tell the tokens' logprobs and ranks, and the k best */
+    LMHEAD_DEVICE_MASKS = 8,  /* some row of the group has `allowed` in device memory: of the contract */
+    LMHEAD_UNFILTERED = 16    /* SAMPLE on a device, without logprobs: no row of the group has top_k, top_p or
+                                 min_p, and the host looks at no parameter: of the contract */
+};
+
+/* What of a step's inputs lies in device memory, that of `hidden`, aligned to its elements. The host looks at
+ * none of it: an id, offset or parameter that is not legal makes a row with row_status BAD_INPUT. */
+enum {
+    LMHEAD_DEVICE_TARGETS = 1,
+    LMHEAD_DEVICE_SAMPLING = 2,   /* all arrays of lmhead_sampling; the struct itself is the host's */
+    LMHEAD_DEVICE_ADJUSTMENTS = 4 /* all arrays of lmhead_adjustments; likewise */
 };
 
 /* [rows] each; NULL is the default for all rows. Check before a request joins a batch: lmhead_sampling_check.
@@ -450,11 +462,11 @@ typedef struct lmhead_step {
     int64_t k;             /* TOPK: at least 1. LOGPROBS, SAMPLE with logprobs: 0 and above */
     int64_t n_targets;     /* LOGPROBS: ids per row; 0: 1 */
     uint32_t logits_dtype; /* LOGITS: f32, f16, bf16 */
-    uint32_t flags;        /* LMHEAD_ADJUSTED, LMHEAD_PROCESSED */
+    uint32_t flags;        /* LMHEAD_ADJUSTED ... */
 
     /* Own rows. `hidden` and `indices` lie in one memory, host or device; which of the two is part of the
-     * contract, so that a rank without rows says it too. The rest is host memory. In device memory a bad
-     * index is a row with row_status BAD_INPUT. */
+     * contract, so that a rank without rows says it too. The rest is host memory, but for what device_inputs
+     * names. In device memory a bad index is a row with row_status BAD_INPUT. */
     lmhead_tensor hidden; /* [any, hidden size]; without rows only device_type and device_id count */
     const void *indices;  /* [rows]: output row i is row indices[i] of hidden, unordered and repeated at will.
                              NULL: row i */
@@ -467,6 +479,15 @@ typedef struct lmhead_step {
     void *stream;
     void *workspace; /* as lmhead_plan says; NULL with 0 bytes: the head's own, which may allocate */
     size_t workspace_bytes;
+
+    /* Inputs in device memory. */
+    uint32_t device_inputs; /* LMHEAD_DEVICE_TARGETS ... */
+    uint32_t reserved;      /* 0 */
+    /* The most logit biases, and ids that came before, of a row, where rows of the group have them in device
+     * memory; 0: none do. A row with more is one of BAD_INPUT. Of the contract, also with DISCOVER; below
+     * 2^32. Messages have room for as many of every row. */
+    int64_t max_logit_bias, max_counts;
+    int64_t n_logit_bias, n_counts; /* entries of the own arrays in device memory: none beyond is read */
 } lmhead_step;
 
 enum {
@@ -475,7 +496,9 @@ enum {
         1, /* a logit is NaN or infinite. Such rows have id -1 and NaN; logits are as computed */
     LMHEAD_ROW_NOTHING_ALLOWED = 2,
     LMHEAD_ROW_BAD_INPUT =
-        3 /* only in device memory: an index outside of the rows, or a message that no rank can have sent */
+        3 /* only in device memory: an index outside of the rows, inputs that are not legal, a message that no
+             rank can have sent, or a step of capturable kind in which the ranks' headers differ: see
+             lmhead_async_status */
 };
 
 typedef struct lmhead_stats {
@@ -509,7 +532,7 @@ typedef struct lmhead_needs {
     size_t workspace_bytes; /* aligned to 256 bytes, in the backend's memory; 0 on the host, and for DISCOVER:
                                the head's own */
     int64_t first_row, rows; /* answered, of the own rows */
-    int32_t capturable;      /* whether lmhead_run of this step may be captured in a CUDA graph */
+    int32_t capturable;      /* a CUDA graph may have such a step: with a workspace, after lmhead_prepare */
 } lmhead_needs;
 
 /* What such a step takes. Pure: not collective; data pointers are not looked at. During capture: yes. */
@@ -520,7 +543,7 @@ LMHEAD_API lmhead_status lmhead_plan(const lmhead_head *head, const lmhead_step 
  * compile, in any mode. Collective, with the same steps on every rank. Where `counts` is NULL (one replica,
  * EXACT) `rows` is the largest; else it is not looked at. Of `hidden` only device_type counts, of other
  * pointers nothing but `stream`. Adjustments with more than an entry a row may allocate once more, and so may,
- * on a device, partials of more than 64 candidates a row in a workspace that is lent. Not during capture. */
+ * on a device, partials in a workspace that is lent. Not during capture. */
 LMHEAD_API lmhead_status lmhead_prepare(lmhead_head *head, const lmhead_step *steps, size_t n);
 
 /* One step. Collective. ARGUMENT is refused before anything is sent, and the head stays usable: the peers

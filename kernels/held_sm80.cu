@@ -1,4 +1,6 @@
 // Passes over logits that a product left in memory, [rows, ids] f32.
+#include "answers/held.cuh"
+#include "answers/bins.cuh"
 #include "answers/join.cuh"
 #include "answers/mass.cuh"
 #include "answers/noise.cuh"
@@ -7,28 +9,7 @@ namespace {
 
 using namespace answers;
 
-constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kEach = 4;  // logits a thread takes at once
-
-DEVICE const float *row_of(const HeldMatrix &held, uint32_t row) {
-  return reinterpret_cast<const float *>(reinterpret_cast<const uint8_t *>(held.data) + row * held.pitch);
-}
-
-// kEach logits of a row from number i on; behind the last there is minus infinity. i is a multiple of kEach.
-DEVICE void load(const float *logits, uint32_t ids, uint32_t i, float (&some)[kEach]) {
-  const bool whole = i + kEach <= ids;
-  const U32x4 four = whole ? ld_global_v4(logits + i) : U32x4{};
-  const uint32_t words[kEach] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-  for (uint32_t j = 0; j < kEach; ++j)
-    some[j] = whole         ? mov_f32_b32(words[j])
-              : i + j < ids ? mov_f32_b32(ld_global_u32(logits + i + j))
-                            : -__builtin_inff();
-}
-
-// Whether the row has an answer.
-DEVICE bool is_good(const HeldMatrix &held, uint32_t row) {
-  return !(ld_global_u32(held.status + row) & held.nonfinite);
-}
+constexpr uint32_t kThreads = 256, kWarps = kThreads / 32;
 
 // The candidates of ids first to first + ids of a row, by the block: the best k, as far as each warp has
 // found them.
@@ -52,20 +33,6 @@ DEVICE void find(const float *logits, uint32_t ids, uint32_t first, bool sum, Ro
 DEVICE bool keeps(const KeptLogits &kept, float logit, uint32_t id) {
   const bool above = logit > kept.cut || (logit == kept.cut && id < kept.ties_end);
   return above && Scale{kept.max, kept.temperature}.below_max(logit) >= kept.least;
-}
-
-// What `at` says, read by each thread.
-template <class T>
-DEVICE T ask(const T *at) {
-  static_assert(sizeof(T) % 8 == 0, "pairs of words");
-  T out;
-  uint32_t *words = reinterpret_cast<uint32_t *>(&out);
-#pragma unroll
-  for (uint32_t i = 0; i < sizeof(T) / 4; i += 2) {
-    const U32x2 two = ld_global_v2(reinterpret_cast<const uint32_t *>(at) + i);
-    words[i] = two.x, words[i + 1] = two.y;
-  }
-  return out;
 }
 
 }  // namespace
@@ -142,35 +109,9 @@ KERNEL(held_maxima, HeldMaximaParams, 256, 4) {
   if (threadIdx.x) return;
   for (uint32_t other = 1; other < kWarps; ++other)
     largest = larger(largest, ld_shared_u32(dynamic_shared() + 4 * other));
-  const uint32_t bits = largest ^ (largest >> 31 ? 0x80000000u : 0xffffffffu);
+  const uint32_t bits = mov_b32_f32(from_ordered(largest));
   st_global_u32(params.out + blockIdx.x, is_good(params.held, row) ? bits : 0x7fc00000u);
 }
-
-namespace {
-
-// Adds the lanes' weights to their bins, by a whole warp. Neighbours mostly fall into one bin, where single
-// additions would wait for each other: those of one bin are summed up first.
-DEVICE void add_to_bins(uint32_t bins, bool counts, uint32_t bin, uint64_t weight) {
-  uint32_t left = vote_ballot(counts);
-#pragma unroll 1
-  for (uint32_t turn = 0; turn < 2 && left; ++turn) {
-    const uint32_t lowest = left & (0u - left), leader = 63 - clz_b64(lowest);
-    const uint32_t theirs = shfl_idx(bin, leader);
-    const bool same = counts && bin == theirs;
-    uint64_t sum = same ? weight : 0;
-#pragma unroll
-    for (uint32_t distance = 16; distance; distance /= 2) {
-      const uint32_t low = shfl_bfly(uint32_t(sum), distance);
-      sum += uint64_t(shfl_bfly(uint32_t(sum >> 32), distance)) << 32 | low;
-    }
-    if (lane_id() == leader) atom_shared_add_u64(bins + 8 * bin, sum);
-    left &= ~vote_ballot(same);
-  }
-  // What is left is spread over many.
-  if (left >> lane_id() & 1) atom_shared_add_u64(bins + 8 * bin, weight);
-}
-
-}  // namespace
 
 // A block has a query; bins at dynamic_shared().
 KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
@@ -261,7 +202,7 @@ DEVICE Draw draw(const HeldMatrix &held, const HeldWanted &query) {
   const float *logits = row_of(held, query.kept.row);
   const DrawScale scale = DrawScale::of(query.kept.temperature);
   Draw drawn;
-  // As many turns in all lanes: they share how high the floor is.
+  // As many turns in all lanes.
 #pragma unroll 1
   for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < held.ids; i += kEach * kThreads) {
     const uint32_t id = held.first_id + i;
@@ -269,50 +210,13 @@ DEVICE Draw draw(const HeldMatrix &held, const HeldWanted &query) {
     load(logits, held.ids, i, some);
     const U32x4 four = noise_words(query.seed, query.position, id);
     const uint32_t words[kEach] = {four.x, four.y, four.z, four.w};
-    const float known = drawn.floor;
-    Bounds bounds[kEach];
 #pragma unroll
-    for (uint32_t j = 0; j < kEach; ++j) {
+    for (uint32_t j = 0; j < kEach; ++j)
       if (query.filtered && !keeps(query.kept, some[j], id + j)) some[j] = -__builtin_inff();
-      bounds[j] = scale.bounds(some[j], words[j]);
-      if (some[j] > -__builtin_inff()) drawn.raise_floor(bounds[j].low);
-    }
-    if (vote_any(drawn.floor > known)) {
-#pragma unroll
-      for (uint32_t distance = 16; distance; distance /= 2)
-        drawn.raise_floor(mov_f32_b32(shfl_bfly(mov_b32_f32(drawn.floor), distance)));
-    }
-#pragma unroll 1
-    for (uint32_t j = 0; j < kEach; ++j) {
-      const float value = j == 0 ? some[0] : j == 1 ? some[1] : j == 2 ? some[2] : some[3];
-      const Bounds bound = j == 0 ? bounds[0] : j == 1 ? bounds[1] : j == 2 ? bounds[2] : bounds[3];
-      const uint32_t word = j == 0 ? words[0] : j == 1 ? words[1] : j == 2 ? words[2] : words[3];
-      if (drawn.may_win(value, bound)) drawn.offer(scale.score(value, word), id + j, value);
-    }
+    drawn.take(scale, some, words, id);
   }
   drawn.merge_lanes();
-  const uint32_t found = dynamic_shared(), warp = threadIdx.x / 32;
-  const auto store = [](uint32_t to, double v) {
-    const uint64_t bits = mov_b64_f64(v);
-    st_shared_v2(to, {uint32_t(bits), uint32_t(bits >> 32)});
-  };
-  const auto read = [](uint32_t from) {
-    const U32x2 bits = ld_shared_v2(from);
-    return mov_f64_b64(uint64_t(bits.y) << 32 | bits.x);
-  };
-  if (lane_id() == 0) {
-    store(found + 24 * warp, drawn.best.high), store(found + 24 * warp + 8, drawn.best.low);
-    st_shared_v2(found + 24 * warp + 16, {drawn.id, mov_b32_f32(drawn.logit)});
-  }
-  barrier_sync_all();
-#pragma unroll 1
-  for (uint32_t other = 0; other < kWarps; ++other) {
-    Draw theirs;
-    theirs.best = {read(found + 24 * other), read(found + 24 * other + 8)};
-    const U32x2 id_logit = ld_shared_v2(found + 24 * other + 16);
-    theirs.id = id_logit.x, theirs.logit = mov_f32_b32(id_logit.y);
-    drawn.merge(theirs);
-  }
+  drawn.merge_warps(kWarps, dynamic_shared());
   return drawn;
 }
 

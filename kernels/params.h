@@ -118,15 +118,29 @@ typedef struct PartialRow {
 /* The most candidates of a row that kernels find. */
 enum LmheadBest { LMHEAD_BEST = 64 };
 
+/* How one row is sampled. A row with a parameter that may not be is one of bad input. */
+typedef struct SamplingRow {
+  uint64_t seed;
+  uint64_t position;
+  float temperature;       /* 0: the largest logit; else finite and above 0 */
+  uint32_t top_k;          /* only the k largest; 0, or the size of the vocabulary and above: all */
+  float top_p;             /* only the smallest set with this mass, above 0 and at most 1 */
+  float min_p;             /* only ids at least this probable relative to the best, 0 to 1 */
+} SamplingRow;
+
 /* What a product leaves of each tile of ids instead of logits: PartialRows without targets and without
  * status, [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are
  * left out. */
 typedef struct TilePartials {
   uint8_t *data;        /* aligned to 8; null: logits are stored */
   uint32_t *bars;       /* [row_count] zeros before: a row's k-th best logit is known to be no smaller, in
-                           the order of answers::ordered */
+                           the order of answers::ordered; or the score of the id that is drawn */
+  const SamplingRow *draws; /* [row_count], may be null: of each row and tile there is one Candidate instead,
+                           [row_count, tiles], the id of the vocabulary that is drawn of the tile's without
+                           any filter; minus infinity where another tile's was seen to win */
   uint32_t k;           /* 1 to LMHEAD_BEST */
   uint32_t sum;         /* 0: no sums */
+  uint32_t first_id;    /* of the shard, of draws */
 } TilePartials;
 
 typedef struct MatmulParams {
@@ -156,7 +170,7 @@ typedef struct PartialParts {
   uint64_t gap;            /* a multiple of 8 */
   uint32_t nonfinite;      /* LMHEAD_STATUS_* that leave a row without an answer */
   uint32_t rows;
-  uint32_t k;              /* 1 to LMHEAD_BEST */
+  uint32_t k;              /* 1 to LMHEAD_BEST; of kernels/lists_sm80.cu any */
   uint32_t targets;
   uint32_t vocab;
   uint32_t parts;          /* with ids */
@@ -169,6 +183,7 @@ typedef struct MergePartialsParams {
   PartialParts from;
   uint8_t *out;            /* [rows] PartialRows of all ids, aligned to 8 */
   uint32_t first_id;       /* added to ids */
+  uint32_t places;         /* of a row of `out`; those from from.k on are left as they are */
 } MergePartialsParams;
 
 /* Answers. A message that no shard can have sent makes status 3. */
@@ -193,14 +208,61 @@ typedef struct FinishLogprobsParams {
   uint32_t drawn;           /* 1: rows whose status is not 0 already stay so */
 } FinishLogprobsParams;
 
+/* kernels/lists_sm80.cu: the same answers from sorted lists of any length, the best first, that shards sent.
+ * What FinishParams and FinishLogprobsParams say comes first, but for the best; then these are put in their
+ * places, by several blocks a row. */
+typedef struct PlaceListsParams {
+  PartialParts from;
+  const uint8_t *row_status; /* [rows] */
+  int64_t *ids;             /* [rows, n] as FinishParams */
+  float *values;            /* [rows, n]: logits, or logprobs */
+  uint32_t n;
+  uint32_t blocks;          /* of a row: a multiple of from.parts */
+  uint32_t logprobs;
+} PlaceListsParams;
+
+/* Up to this top_k the candidates themselves are exchanged; above it the k-th largest is searched for. */
+enum LmheadListed { LMHEAD_LISTED = 1024 };
+
+/* kernels/draws_sm80.cu: a block a row. */
+
+/* What a product's tiles have drawn becomes the shard's candidate of each row. */
+typedef struct MergeDrawsParams {
+  const Candidate *candidates; /* [rows, tiles] */
+  const uint32_t *status;      /* [rows] LMHEAD_STATUS_*; null: 0 */
+  const SamplingRow *sampling; /* [rows] */
+  Candidate *out;              /* [rows]; minus infinity where nothing is allowed, NaN of a row without an
+                                  answer, infinity of one whose parameters ask for more than one candidate */
+  uint32_t nonfinite;          /* LMHEAD_STATUS_* that leave a row without an answer */
+  uint32_t tiles;
+  uint32_t vocab;              /* of all shards */
+} MergeDrawsParams;
+
+/* Candidates of all shards become one drawn id a row. Of each shard, shard behind shard, and row there are as
+ * many places as `places` says; 0: as many as the row's parameters ask of so many ids, one or top_k. */
+typedef struct FinishDrawParams {
+  const Candidate *candidates; /* of each row and shard in any order; minus infinity where there is none */
+  uint64_t count;              /* places in all: a row that would have some behind them is bad input */
+  const uint32_t *status;      /* [rows] LMHEAD_STATUS_* that are known besides, may be null */
+  const SamplingRow *sampling; /* [rows] */
+  int64_t *ids;                /* [rows]; -1 where there is none */
+  uint32_t *tokens;            /* [rows] the same; UINT32_MAX where there is none; may be null */
+  uint8_t *row_status;         /* [rows] as FinishParams */
+  uint32_t rows;
+  uint32_t vocab;
+  uint32_t shards;             /* as PartialParts.part_ids = 0 */
+  uint32_t places;
+} FinishDrawParams;
+
 /* Rows of whole logits: what the shards' messages and other words say of them. */
 typedef struct FinishStatusParams {
   const uint8_t *data;     /* of each shard `gap` bytes, then [rows] of its logits and a status word, in the
                               last 4 of as many bytes as are a multiple of 16; null: none */
-  const uint32_t *words;   /* [rows] LMHEAD_STATUS_* besides, may be null */
-  uint8_t *row_status;     /* [rows] as FinishParams */
+  const uint32_t *words;   /* [answered] LMHEAD_STATUS_* besides, may be null */
+  uint8_t *row_status;     /* [answered] as FinishParams */
   uint64_t gap;
-  uint32_t rows;
+  uint32_t rows;           /* of each message */
+  uint32_t answered;       /* the first of these */
   uint32_t vocab;
   uint32_t shards;         /* as PartialParts.part_ids = 0 */
   uint32_t element_bytes;  /* of a logit */
@@ -215,6 +277,66 @@ typedef struct PackRowsParams {
   uint32_t row_count;
   uint32_t row_bytes;      /* a multiple of 2 */
 } PackRowsParams;
+
+/* kernels/capacity_sm80.cu: steps of a fixed shape, whose contract is compared on the device. */
+
+/* A header (src/step.rs) in 16-bit words, and where it has what is not the same on every rank. */
+enum LmheadHeader {
+  LMHEAD_HEADER_HALVES = 48,
+  LMHEAD_HEADER_SEQUENCE = 12, /* 4 of them: the step's number */
+  LMHEAD_HEADER_ROWS = 20,     /* 4: rows of the replica */
+  LMHEAD_HEADER_INPUTS = 36    /* 4: the digest of what a replica's ranks share */
+};
+
+/* What a head's device knows of its capacity steps. */
+typedef struct CapacityState {
+  uint64_t sequence;       /* steps that have begun */
+  uint64_t mismatched;     /* the first of them whose headers differed, from 1; 0: none */
+  uint32_t member;         /* whose header differed from the own one then, the lowest */
+  uint32_t bad_rows;       /* own rows of the last step whose index was none */
+  uint16_t own[LMHEAD_HEADER_HALVES];   /* the two headers */
+  uint16_t other[LMHEAD_HEADER_HALVES];
+} CapacityState;
+
+/* Own rows, picked by index, with zeros behind the last; a block has a row. */
+typedef struct PackCapacityParams {
+  RowMatrix rows;
+  uint8_t *out;            /* [capacity, row_bytes], aligned to 2 bytes; to 16 it is written faster */
+  uint32_t *status;        /* [capacity] as PackRowsParams; 0 behind the last row */
+  uint64_t *digests;       /* [capacity] of the rows' bits; null: not wanted */
+  uint32_t row_count;      /* at most capacity */
+  uint32_t row_bytes;      /* a multiple of 2 */
+} PackCapacityParams;
+
+/* The step's number is counted up, and the own header written; one block. */
+typedef struct OpenCapacityParams {
+  uint16_t header[LMHEAD_HEADER_HALVES]; /* without the step's number, and the digest where there is one */
+  CapacityState *state;
+  uint16_t *out;           /* [LMHEAD_HEADER_HALVES] */
+  const uint64_t *digests; /* [row_count]; null: none */
+  const uint32_t *status;  /* [row_count] */
+  const uint32_t *inputs;  /* [input_words] what else a replica's ranks share; of the digest */
+  uint32_t input_words;
+  uint32_t row_count;
+} OpenCapacityParams;
+
+/* Compares the headers that came, and says where the rows of all replicas lie; one block. Where headers
+ * differ, or a replica has more rows than the capacity, there are none: each row is a bad index. */
+typedef struct CheckCapacityParams {
+  const uint16_t *own;     /* [LMHEAD_HEADER_HALVES] */
+  const uint8_t *headers;  /* [members], aligned to 2 bytes */
+  uint64_t header_pitch;   /* bytes from one to the next */
+  CapacityState *state;
+  int32_t *positions;      /* [members / ranks, parts, part_rows]: numbers of rows, -1 behind the last */
+  uint32_t members;
+  uint32_t ranks;          /* whose headers came of each replica, side by side */
+  uint32_t me;             /* of the members */
+  uint32_t capacity;       /* rows */
+  uint32_t parts;          /* a replica's rows are answered in so many parts, as even as can be */
+  uint32_t part_rows;      /* of the largest part of `capacity` rows */
+  uint32_t first_row;      /* of the first replica */
+  uint32_t replica_rows;   /* from one replica's first row to the next one's */
+} CheckCapacityParams;
 
 /* kernels/held_sm80.cu: passes over logits that a product left. */
 
@@ -307,6 +429,138 @@ typedef struct HeldCandidatesParams {
   const HeldWanted *queries; /* [count] */
   Candidate *out;           /* minus infinity where there are fewer; of a row without an answer NaN first */
 } HeldCandidatesParams;
+
+/* kernels/select_sm80.cu: the best k of held rows, best first, for any k. */
+
+/* Bits of a digit of the keys that are selected among, and how many keys are sorted at once. */
+enum LmheadSelect { LMHEAD_SELECT_DIGIT = 11, LMHEAD_SELECT_CHUNK = 2048 };
+
+/* What is known of a query's k-th largest key. */
+typedef struct SelectState {
+  uint64_t least;           /* its known digits, and zeros behind them */
+  uint32_t wanted;          /* of the keys with these digits */
+  uint32_t known;           /* 1: that is all of these, so keys from `least` on are wanted */
+} SelectState;
+
+typedef struct SelectParams {
+  HeldMatrix held;
+  const HeldWanted *queries; /* [count] of k above 0; null: the k best of each held row */
+  uint8_t *out;             /* of queries Candidates; of rows PartialRows, whose candidates are set */
+  uint64_t out_pitch;       /* of rows: bytes from row to row */
+  uint32_t *bins;           /* [rounds, count, 2^LMHEAD_SELECT_DIGIT], zeros before */
+  SelectState *states;      /* [rounds, count] */
+  uint32_t *found;          /* [count] keys that are wanted; zeros before */
+  uint64_t *keys;           /* [count, k] */
+  uint32_t count;
+  uint32_t k;               /* at most held.ids; of queries the largest, but for that */
+  uint32_t part_ids;        /* of a row's parts, a multiple of 64 */
+  uint32_t id_bits;         /* of the largest id, which counts from 0 of the shard */
+  uint32_t rounds;          /* digits of a key; 0 where all ids are wanted */
+  uint32_t round;
+} SelectParams;
+
+/* kernels/inputs_sm80.cu: what belongs to rows and lies in device memory. What of it cannot be leaves its row
+ * without an answer: LMHEAD_STATUS_BAD_INDEX is or'ed into the row's word of `status`. */
+
+/* Targets as ranks exchange them. A thread has one. */
+typedef struct EncodeTargetsParams {
+  const int64_t *ids;      /* [count], per_row of each row; -100 is none */
+  uint32_t *out;           /* [count]; UINT32_MAX is none, also where the id is none of the vocabulary */
+  uint32_t *status;        /* [rows] */
+  uint64_t count;
+  uint32_t per_row;
+  uint32_t vocab;
+} EncodeTargetsParams;
+
+/* Targets with their logits, each as the shard says that has the id. A thread has one. */
+typedef struct PickTargetsParams {
+  const uint32_t *targets; /* [count] */
+  const float *logits;     /* [shards, count] */
+  Candidate *out;          /* [count]; NaN where there is no target */
+  uint64_t count;
+  uint32_t vocab;
+  uint32_t shards;         /* as PartialParts.part_ids = 0 */
+} PickTargetsParams;
+
+/* into[row] |= from[row]. */
+typedef struct OrStatusParams {
+  const uint32_t *from;    /* [rows] */
+  uint32_t *into;
+  uint32_t rows;
+  uint32_t none;           /* 0 */
+} OrStatusParams;
+
+/* Arrays of [rows]; null is the value named for all rows. A row of which one is not legal becomes greedy. */
+typedef struct SamplingRowsParams {
+  const uint64_t *seeds;     /* 0 */
+  const int64_t *positions;  /* 0; not negative */
+  const float *temperatures; /* 1; finite, not negative */
+  const int32_t *top_k;      /* 0; not negative */
+  const float *top_p;        /* 1; above 0 and at most 1 */
+  const float *min_p;        /* 0; from 0 to 1 */
+  SamplingRow *out;          /* [rows] */
+  uint32_t *status;          /* [rows] */
+  uint32_t rows;
+  uint32_t vocab;            /* a top_k that is as large or larger becomes 0: all */
+  uint32_t unfiltered;       /* 1: a row with a filter, unless it is greedy, is one that cannot be */
+  uint32_t none;             /* 0 */
+} SamplingRowsParams;
+
+/* What a row's message to a shard has, one behind the other; nothing for a shard without ids:
+ *   masks: a bit of each id, in an even number of words
+ *   additions: as many places for {id in the shard, f32}, ascending by id; UINT32_MAX where there are fewer
+ *   counts: repetition, frequency, presence, 0; then as many places for {id in the shard, 2·count + in the
+ *   prompt} */
+typedef struct AdjustmentPlaces {
+  uint32_t masks;          /* 1: there is one */
+  uint32_t additions;      /* places of a row; 0: none */
+  uint32_t counts;
+  uint32_t none;           /* 0 */
+} AdjustmentPlaces;
+
+/* Adjustments of rows -> their messages to some shards, [destinations][rows]. A block has a row's message to
+ * one. */
+typedef struct PackAdjustmentsParams {
+  const uint32_t *allowed;         /* [rows, ceil(vocab / 32)], may be null: all are */
+  const int64_t *addition_offsets; /* [rows + 1], may be null: none; row i has entries offsets[i].. */
+  const int64_t *addition_ids;     /* [addition_entries], in any order; those of one id stay in theirs */
+  const float *addition_values;    /* finite, or minus infinity */
+  const int64_t *count_offsets;    /* [rows + 1], may be null: no counts */
+  const int64_t *count_ids;        /* [count_entries], in any order, each once in a row */
+  const uint32_t *counts;          /* below 2^31 */
+  const uint8_t *in_prompt;        /* 0 or 1 */
+  const float *repetition;         /* [rows], may be null: 1; above 0 and finite */
+  const float *frequency;          /* [rows], may be null: 0; finite */
+  const float *presence;           /* [rows], may be null: 0; finite */
+  uint64_t addition_entries;
+  uint64_t count_entries;
+  uint8_t *out;                    /* aligned to 8 */
+  uint32_t *status;                /* [rows] */
+  AdjustmentPlaces places;         /* a row with more entries is one that cannot be */
+  uint32_t rows;
+  uint32_t vocab;
+  uint32_t shards;                 /* as PartialParts.part_ids = 0 */
+  uint32_t first_shard;            /* destination j is shard first_shard + j·shard_step */
+  uint32_t shard_step;
+  uint32_t none;                   /* 0 */
+} PackAdjustmentsParams;
+
+/* Messages for one shard -> LogitAdjustments; masks stay where they are. A block has a row. */
+typedef struct UnpackAdjustmentsParams {
+  const uint8_t *data;        /* [rows] messages, aligned to 8 */
+  uint32_t *addition_offsets; /* [rows + 1] */
+  uint32_t *addition_ids;     /* [rows, places.additions] */
+  float *addition_values;
+  uint32_t *count_offsets;    /* [rows + 1] */
+  uint32_t *count_ids;        /* [rows, places.counts] */
+  uint32_t *counts;
+  float *repetition;          /* [rows] */
+  float *frequency;
+  float *presence;
+  AdjustmentPlaces places;
+  uint32_t rows;
+  uint32_t ids;               /* of the shard */
+} UnpackAdjustmentsParams;
 
 /* kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale. */
 typedef struct QuantizeRowsParams {

@@ -1,66 +1,13 @@
 // What parts of a vocabulary know of rows, joined: tiles of a product become a shard's partials, and the
 // partials of all shards become answers. A block has a row; its lanes take parts in turn, and no order of
 // them shows.
-#include "answers/join.cuh"
+#include "answers/parts.cuh"
 
 namespace {
 
 using namespace answers;
 
 constexpr uint32_t kThreads = 256, kWarps = kThreads / 32;
-
-// Row statuses, as answers deliver them.
-constexpr uint8_t kGood = 0, kNotFinite = 1, kNothingAllowed = 2, kBadInput = 3;
-// In the status of a row of which a message came that no shard can have sent.
-constexpr uint32_t kDamaged = 0x80000000u;
-// The highest digit of e^l for |l| <= 2^21.
-constexpr int32_t kHighestDigit = 94549;
-
-struct Ids {
-  uint32_t first, end;
-};
-
-DEVICE Ids cut(uint64_t first, uint64_t end, uint32_t vocab) {
-  return {first < vocab ? uint32_t(first) : vocab, end < vocab ? uint32_t(end) : vocab};
-}
-
-// The ids of shard i: blocks of 64, the larger shards first.
-DEVICE Ids shard_ids(uint32_t vocab, uint32_t shards, uint32_t i) {
-  const uint32_t blocks = (vocab + 63) / 64, each = blocks / shards, more = blocks % shards;
-  const uint32_t first = i * each + (i < more ? i : more);
-  return cut(64ull * first, 64ull * (first + each + (i < more)), vocab);
-}
-
-// The ids of part i.
-DEVICE Ids ids_of(const PartialParts &p, uint32_t i) {
-  if (p.part_ids) return cut(uint64_t(i) * p.part_ids, (uint64_t(i) + 1) * p.part_ids, p.vocab);
-  return shard_ids(p.vocab, p.shards, i);
-}
-
-DEVICE uint64_t load_u64(const uint8_t *from) {
-  const U32x2 v = ld_global_v2(from);
-  return uint64_t(v.y) << 32 | v.x;
-}
-
-// One lane's part of the row, if it has one: its sum and status. Returns how many candidates follow.
-DEVICE uint32_t take(Row &all, const uint8_t *part, uint32_t places) {
-  ExpSum sum;
-  for (uint32_t i = 0; i < 3; ++i) sum.words[i] = load_u64(part + 8 * i);
-  const U32x2 top_status = ld_global_v2(part + offsetof(PartialRow, top));
-  const U32x2 candidates = ld_global_v2(part + offsetof(PartialRow, candidates));
-  const int32_t top = int32_t(top_status.x);
-  all.status |= top_status.y & ~kDamaged;
-  const bool empty = !(sum.words[0] | sum.words[1] | sum.words[2]);
-  const bool fits = (sum.words[0] | sum.words[1] | sum.words[2]) >> 63 == 0 && -kHighestDigit <= top &&
-                    top <= kHighestDigit;
-  if (!(empty ? top == INT32_MIN : fits) || candidates.x > places || candidates.y) {
-    all.status |= kDamaged;
-    return 0;
-  }
-  sum.floor = ExpSum::floor_of(top);
-  all.sum.merge(sum);
-  return candidates.x;
-}
 
 // Where part i's row lies: all parts before it have k places.
 DEVICE const uint8_t *row_of(const PartialParts &p, uint32_t i, uint32_t row, uint32_t places) {
@@ -111,16 +58,6 @@ DEVICE uint32_t beating(const PartialParts &p, uint32_t row, uint32_t n) {
   return sum_lanes(count);
 }
 
-DEVICE uint8_t status_of(uint32_t words, bool nothing_allowed) {
-  if (words & (LMHEAD_STATUS_BAD_INDEX | kDamaged)) return kBadInput;
-  if (words & LMHEAD_STATUS_NONFINITE) return kNotFinite;
-  return nothing_allowed ? kNothingAllowed : kGood;
-}
-
-DEVICE void store_id(int64_t *to, int64_t id) {
-  st_global_v2(to, {uint32_t(id), uint32_t(uint64_t(id) >> 32)});
-}
-
 }  // namespace
 
 KERNEL(merge_partials, MergePartialsParams, 256, 4) {
@@ -130,7 +67,7 @@ KERNEL(merge_partials, MergePartialsParams, 256, 4) {
   Row all = join(from, row, best);
   if (threadIdx.x >= 32) return;
   const uint32_t places = from.k < from.vocab ? from.k : from.vocab;
-  uint8_t *out = params.out + uint64_t(row) * partial_bytes(places, from.targets);
+  uint8_t *out = params.out + uint64_t(row) * partial_bytes(params.places, from.targets);
   // Of a row that has no answer nothing but that is said: what else is known depends on what was seen first.
   const bool good = !(all.status & (from.nonfinite | kDamaged));
   if (good) {
@@ -141,12 +78,11 @@ KERNEL(merge_partials, MergePartialsParams, 256, 4) {
     all.status = LMHEAD_STATUS_NONFINITE | (all.status & LMHEAD_STATUS_BAD_INDEX);
   }
   store_partial(out, all, best, places, params.first_id);
-  store_counts(out, places, from.targets, [&](uint32_t n) { return good ? beating(from, row, n) : 0; });
+  store_counts(out, params.places, from.targets,
+               [&](uint32_t n) { return good ? beating(from, row, n) : 0; });
 }
 
 namespace {
-
-constexpr uint32_t kNan = 0x7fc00000u, kMinusInfinity = 0xff800000u;
 
 // The best n of a row, by one warp; `value` of each logit.
 template <class Value>
@@ -222,7 +158,7 @@ KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
 // A thread has a row.
 KERNEL(finish_status, FinishStatusParams, 256, 4) {
   const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
-  if (row >= params.rows) return;
+  if (row >= params.answered) return;
   uint32_t words = params.words ? ld_global_u32(params.words + row) : 0;
   const uint8_t *message = params.data;
 #pragma unroll 1

@@ -412,9 +412,9 @@ impl HeadConfig {
             let fix = "leave it out where neither you nor the model wants a softcap";
             return Err(Error::config("final_logit_softcapping", "a finite number above 0", cap, fix));
         }
-        if self.hidden_dtype == Some(DType::I8) {
+        if let Some(dtype) = self.hidden_dtype.filter(|dtype| !dtype.is_float()) {
             let fix = "w8a8 heads quantise the hidden states themselves";
-            return Err(Error::config("hidden_dtype", "f32, f16 or bf16", DType::I8, fix));
+            return Err(Error::config("hidden_dtype", "f32, f16 or bf16", dtype, fix));
         }
         if self.timeout.is_zero() {
             return Err(Error::config("timeout_ms", "at least 1", 0, "30000 is the default"));
@@ -454,9 +454,9 @@ impl HeadConfig {
                     "use microseconds",
                 ));
             }
-            if model.logits_dtype == DType::I8 {
+            if !model.logits_dtype.is_float() {
                 let (key, fix) = ("cost_model.logits_dtype", "leave it out for bf16");
-                return Err(Error::config(key, "f32, f16 or bf16", DType::I8, fix));
+                return Err(Error::config(key, "f32, f16 or bf16", model.logits_dtype, fix));
             }
         }
         Ok(())

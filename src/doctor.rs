@@ -171,7 +171,7 @@ fn cpu_backend() -> Check {
         Ok(isa) => Check::new(
             "backend cpu",
             Status::Ok,
-            format!("instruction set {isa}; bf16, f16, f32, w8a8, w8a16"),
+            format!("instruction set {isa}; bf16, f16, f32, w8a8, w8a16, fp8"),
             "",
         ),
         Err(_) => {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use half::{bf16, f16};
-use lmhead_cpu::RowType;
+use lmhead_cpu::{RowType, e4m3};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -14,6 +14,9 @@ pub enum DType {
     F16,
     Bf16,
     I8,
+    /// FP8 without infinities ([`lmhead_cpu::e4m3`]): of weights alone.
+    #[serde(skip_deserializing)]
+    E4m3,
 }
 
 impl DType {
@@ -22,8 +25,13 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::F16 | DType::Bf16 => 2,
-            DType::I8 => 1,
+            DType::I8 | DType::E4m3 => 1,
         }
+    }
+
+    /// Whether hidden states and logits can have it; weights then have no scales.
+    pub const fn is_float(self) -> bool {
+        self.float().is_some()
     }
 
     /// The name used in options, messages and JSON.
@@ -33,6 +41,7 @@ impl DType {
             DType::F16 => "f16",
             DType::Bf16 => "bf16",
             DType::I8 => "i8",
+            DType::E4m3 => "e4m3",
         }
     }
 
@@ -43,11 +52,12 @@ impl DType {
             DType::F16 => 2,
             DType::Bf16 => 3,
             DType::I8 => 4,
+            DType::E4m3 => 5,
         }
     }
 
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [DType::F32, DType::F16, DType::Bf16, DType::I8].into_iter().find(|d| d.code() == code)
+        [DType::F32, DType::F16, DType::Bf16, DType::I8, DType::E4m3].into_iter().find(|d| d.code() == code)
     }
 
     /// Element `i` of little-endian `bytes` as f32. Exact for every type.
@@ -62,6 +72,7 @@ impl DType {
                 bf16::from_le_bytes(bytes[2 * i..2 * i + 2].try_into().expect("two bytes")).to_f32()
             }
             DType::I8 => f32::from(bytes[i] as i8),
+            DType::E4m3 => e4m3::widen(bytes[i]),
         }
     }
 
@@ -72,9 +83,14 @@ impl DType {
     #[inline(always)]
     pub fn widen(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), out.len() * self.size(), "widen: bytes and elements differ");
-        match self.float() {
-            Some(float) => float.widen(bytes, out),
-            None => {
+        match (self, self.float()) {
+            (_, Some(float)) => float.widen(bytes, out),
+            (DType::E4m3, None) => {
+                for (o, b) in out.iter_mut().zip(bytes) {
+                    *o = e4m3::widen(*b);
+                }
+            }
+            (_, None) => {
                 for (o, b) in out.iter_mut().zip(bytes) {
                     *o = f32::from(*b as i8);
                 }
@@ -86,32 +102,34 @@ impl DType {
     /// Finite values beyond the type's range become infinite, as IEEE 754 says.
     ///
     /// # Panics
-    /// When `out` does not hold exactly `values.len()` elements, and for [`DType::I8`],
-    /// which is quantised ([`crate::quantize`]), never rounded to.
+    /// When `out` does not hold exactly `values.len()` elements, and for [`DType::I8`]
+    /// and [`DType::E4m3`], which are quantised ([`crate::quantize`]), never rounded to.
     #[inline(always)]
     pub fn round_into(self, values: &[f32], out: &mut [u8]) {
         assert_eq!(out.len(), values.len() * self.size(), "round_into: bytes and elements differ");
-        self.float().expect("round_into: int8 is quantised, not rounded to").round_into(values, out);
+        self.float()
+            .expect("round_into: int8 and E4M3 are quantised, not rounded to")
+            .round_into(values, out);
     }
 
-    /// What it is to the CPU's loops; nothing for int8.
+    /// What it is to the CPU's loops; nothing for int8 and E4M3.
     pub(crate) const fn float(self) -> Option<RowType> {
         match self {
             DType::F32 => Some(RowType::F32),
             DType::F16 => Some(RowType::F16),
             DType::Bf16 => Some(RowType::Bf16),
-            DType::I8 => None,
+            DType::I8 | DType::E4m3 => None,
         }
     }
 
-    /// The smallest magnitude that rounds to infinity in this type (int8 has none: it saturates).
+    /// The smallest magnitude that rounds to infinity in this type (int8 and E4M3 have none).
     pub fn rounds_to_infinity(self) -> f64 {
         // Halfway between the largest finite value and the next power of two.
         let (precision, max_exponent) = match self {
             DType::F32 => (24, 127),
             DType::F16 => (11, 15),
             DType::Bf16 => (8, 127),
-            DType::I8 => return f64::INFINITY,
+            DType::I8 | DType::E4m3 => return f64::INFINITY,
         };
         libm::ldexp(2.0 - libm::ldexp(1.0, -precision), max_exponent)
     }
@@ -123,6 +141,7 @@ impl DType {
             DType::F32 => (24, -126),
             DType::F16 => (11, -14),
             DType::Bf16 => (8, -126),
+            DType::E4m3 => (4, -6),
             DType::I8 => return 0.5,
         };
         let exponent = if value == 0.0 { min_exponent } else { libm::ilogb(value).max(min_exponent) };
@@ -158,7 +177,7 @@ pub enum Quantization {
     None,
     /// int8 weights and int8 activations (quantised per row), int32 accumulation: exact everywhere.
     W8a8,
-    /// int8 weights, 16- or 32-bit activations, f32 accumulation.
+    /// int8 or E4M3 weights, 16- or 32-bit activations, f32 accumulation.
     W8a16,
 }
 

@@ -9,7 +9,7 @@ pub mod columns;
 
 use crate::call::Operation;
 use crate::error::{Error, Result};
-use crate::memory::{Span, SpanMut};
+use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::Candidate;
 use crate::merge::{Merge, NO_TARGET, PartialSpec};
 use crate::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE};
@@ -27,7 +27,9 @@ pub struct Messages<'a> {
     /// The vocabulary ids of each shard, ascending.
     pub shards: &'a [Range<usize>],
     pub rows: usize,
-    /// What is known of the rows besides: status words u32 `[rows]`, or nothing.
+    /// The first of these, which are answered; what follows is padding.
+    pub answered: usize,
+    /// What is known of the rows besides: status words u32 `[answered]`, or nothing.
     pub own: Span<'a>,
 }
 
@@ -56,12 +58,12 @@ pub enum Finish<'a> {
         logsumexp: SpanMut<'a>,
         row_status: SpanMut<'a>,
     },
-    /// Of partials, `logprobs` and `ranks` `[rows, spec.targets]` of `targets`, and `top_ids` and
-    /// `top_logprobs` `[rows, top_n]`.
+    /// Of partials, `logprobs` and `ranks` `[rows, spec.targets]` of `targets` ([`Candidate`]s, which may be
+    /// the host's where all else is a device's), and `top_ids` and `top_logprobs` `[rows, top_n]`.
     Logprobs {
         from: Messages<'a>,
         spec: PartialSpec,
-        targets: &'a [Candidate],
+        targets: Span<'a>,
         top_n: usize,
         /// Rows whose `row_status` is not good already stay so.
         drawn: bool,
@@ -71,17 +73,47 @@ pub enum Finish<'a> {
         top_logprobs: SpanMut<'a>,
         row_status: SpanMut<'a>,
     },
-    /// Of candidates (as many of each row and shard as the row's parameters ask, 8 bytes each), one drawn id
-    /// a row: `ids` `[rows]`. `tokens`, `[rows]` or empty, are the same for the host: [`NO_TARGET`] where the
-    /// row has none.
+    /// Of candidates, 8 bytes each, one drawn id a row: `ids` `[rows]`. `tokens`, u32 `[rows]` or empty, are
+    /// the same, [`NO_TARGET`] where the row has none; they may be in host memory where the others are not.
     Draw {
         from: Messages<'a>,
-        params: &'a [SamplingParams],
+        sampling: RowSampling<'a>,
+        places: Places,
         vocab_size: usize,
         ids: SpanMut<'a>,
-        tokens: &'a mut [u32],
+        tokens: SpanMut<'a>,
         row_status: SpanMut<'a>,
     },
+}
+
+/// How each row is sampled.
+#[derive(Debug, Clone, Copy)]
+pub enum RowSampling<'a> {
+    /// Parameters that were checked.
+    Host(&'a [SamplingParams]),
+    /// [`SamplingRow`](crate::params::SamplingRow)s in the device's memory, aligned to 16 bytes. A row whose
+    /// parameters may not be is one of bad input.
+    Device(Span<'a>),
+}
+
+/// How many candidates a message has of each row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    /// As many as the row's parameters ask of the shard.
+    ByKind,
+    /// As many places for each: what is behind those that the parameters ask for is nobody's. On a device a
+    /// row that asks for more is one of bad input.
+    Each(usize),
+}
+
+impl Places {
+    /// Of a row of this kind in the message of a shard of so many ids.
+    pub(crate) fn of(self, kind: Kind, ids: usize) -> usize {
+        match self {
+            Places::ByKind => places(kind, ids),
+            Places::Each(n) => n,
+        }
+    }
 }
 
 /// Memory that is kept from one to the next.
@@ -154,7 +186,7 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
             Ok(())
         }
         Finish::Logits { from, dtype, logits, stride, row_status } => {
-            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.answered)?;
             let logits: &mut [u8] = logits.into_host_elements("logits")?;
             let bytes = from.host()?;
             row_status.fill(0);
@@ -162,15 +194,15 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
             row_status.iter_mut().zip(own).for_each(|(slot, &word)| *slot |= word as u8);
             for (&start, shard) in from.starts.iter().zip(from.shards) {
                 let own = columns::row_stride(shard.len(), dtype);
-                let message = &bytes[start..start + from.rows * own];
+                let message = &bytes[start..start + from.answered * own];
                 columns::place(message, shard, dtype, logits, stride, row_status);
             }
             row_status.iter_mut().for_each(|slot| *slot = of_word(u32::from(*slot)) as u8);
             Ok(())
         }
         Finish::Argmax { from, ids, row_status } => {
-            let ids: &mut [i64] = slots(ids, "ids", from.rows)?;
-            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            let ids: &mut [i64] = slots(ids, "ids", from.answered)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.answered)?;
             let spec = PartialSpec { k: 1, sum: false, targets: 0 };
             merge_rows(from, spec, scratch, |row, merge| {
                 let best = merge.sorted().first().copied();
@@ -183,10 +215,10 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
             })
         }
         Finish::TopK { from, k, ids, values, logsumexp, row_status } => {
-            let ids: &mut [i64] = slots(ids, "ids", from.rows * k)?;
-            let values: &mut [f32] = slots(values, "values", from.rows * k)?;
-            let logsumexp: &mut [f32] = slots(logsumexp, "logsumexp", from.rows)?;
-            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            let ids: &mut [i64] = slots(ids, "ids", from.answered * k)?;
+            let values: &mut [f32] = slots(values, "values", from.answered * k)?;
+            let logsumexp: &mut [f32] = slots(logsumexp, "logsumexp", from.answered)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.answered)?;
             let spec = PartialSpec { k, sum: true, targets: 0 };
             merge_rows(from, spec, scratch, |row, merge| {
                 let lse = merge.logsumexp() as f32;
@@ -211,11 +243,13 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
             row_status,
         } => {
             let n = spec.targets;
-            let logprobs: &mut [f32] = slots(logprobs, "logprobs", from.rows * n)?;
-            let ranks: &mut [i64] = slots(ranks, "ranks", from.rows * n)?;
-            let top_ids: &mut [i64] = slots(top_ids, "top_ids", from.rows * top_n)?;
-            let top_logprobs: &mut [f32] = slots(top_logprobs, "top_logprobs", from.rows * top_n)?;
-            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+            targets.check_len("targets", from.answered * n * size_of::<Candidate>())?;
+            let targets: &[Candidate] = targets.host_elements("targets")?;
+            let logprobs: &mut [f32] = slots(logprobs, "logprobs", from.answered * n)?;
+            let ranks: &mut [i64] = slots(ranks, "ranks", from.answered * n)?;
+            let top_ids: &mut [i64] = slots(top_ids, "top_ids", from.answered * top_n)?;
+            let top_logprobs: &mut [f32] = slots(top_logprobs, "top_logprobs", from.answered * top_n)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.answered)?;
             merge_rows(from, spec, scratch, |row, merge| {
                 let lse = merge.logsumexp();
                 // The sum's last bits may leave the logarithm just below the largest logit.
@@ -240,11 +274,14 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
                 fill_best(&mut top_ids[places.clone()], &mut top_logprobs[places], good, best, logprob);
             })
         }
-        Finish::Draw { from, params, vocab_size, ids, tokens, row_status } => {
-            let ids: &mut [i64] = slots(ids, "ids", from.rows)?;
-            let row_status: &mut [u8] = slots(row_status, "row_status", from.rows)?;
+        Finish::Draw { from, sampling, places, vocab_size, ids, tokens, row_status } => {
+            let ids: &mut [i64] = slots(ids, "ids", from.answered)?;
+            let row_status: &mut [u8] = slots(row_status, "row_status", from.answered)?;
+            let wanted = tokens_of(&from, &tokens);
+            let tokens: &mut [u32] = slots(tokens, "tokens", wanted)?;
             let own: &[u32] = from.own.host_elements("status of the rows")?;
-            draw(from, params, vocab_size, scratch, |row, nonfinite, nothing, id| {
+            let params = host_sampling(&sampling, from.answered)?;
+            draw(from, params, places, vocab_size, scratch, |row, nonfinite, nothing, id| {
                 let nonfinite = if nonfinite { LMHEAD_STATUS_NONFINITE } else { 0 };
                 let status = status(nonfinite | own.get(row).copied().unwrap_or(0), nothing);
                 let id = id.filter(|_| status == RowStatus::Good);
@@ -254,6 +291,26 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
                     *token = id.unwrap_or(NO_TARGET);
                 }
             })
+        }
+    }
+}
+
+/// How many tokens there must be: none are wanted, or one a row.
+pub(crate) fn tokens_of(from: &Messages<'_>, tokens: &SpanMut<'_>) -> usize {
+    if tokens.is_empty() { 0 } else { from.answered }
+}
+
+/// Parameters of so many rows, in host memory.
+pub(crate) fn host_sampling<'a>(sampling: &RowSampling<'a>, rows: usize) -> Result<&'a [SamplingParams]> {
+    match *sampling {
+        RowSampling::Host(params) if params.len() == rows => Ok(params),
+        RowSampling::Host(params) => {
+            Err(Error::shape("sampling parameters", rows, params.len(), "pass one for each row"))
+        }
+        RowSampling::Device(_) if rows == 0 => Ok(&[]),
+        RowSampling::Device(span) => {
+            let fix = "draw where the parameters are, or pass them in host memory";
+            Err(Error::shape("sampling parameters", Memory::Host, span.memory(), fix))
         }
     }
 }
@@ -290,7 +347,7 @@ fn merge_rows(
     let bytes = from.host()?;
     let own: &[u32] = from.own.host_elements("status of the rows")?;
     let merge = &mut scratch.merge;
-    for i in 0..from.rows {
+    for i in 0..from.answered {
         merge.reset(spec);
         merge.add_status(own.get(i).copied().unwrap_or(0));
         for (&start, shard) in from.starts.iter().zip(from.shards) {
@@ -305,6 +362,7 @@ fn merge_rows(
 fn draw(
     from: Messages<'_>,
     params: &[SamplingParams],
+    places: Places,
     vocab_size: usize,
     scratch: &mut Scratch,
     mut row: impl FnMut(usize, bool, bool, Option<u32>),
@@ -313,13 +371,18 @@ fn draw(
     let Scratch { candidates: all, starts, .. } = scratch;
     starts.clear();
     starts.extend_from_slice(from.starts);
-    for (i, params) in params.iter().enumerate().take(from.rows) {
+    for (i, params) in params.iter().enumerate() {
         let kind = params.kind(vocab_size);
         all.clear();
         for (start, shard) in starts.iter_mut().zip(from.shards) {
-            let own = places(kind, shard.len()) * size_of::<Candidate>();
-            let message = bytes[*start..*start + own].as_chunks::<8>().0;
-            *start += own;
+            let bytes = &bytes[*start..][..places.of(kind, shard.len()) * size_of::<Candidate>()];
+            *start += bytes.len();
+            let own = self::places(kind, shard.len());
+            let Some(message) = bytes.as_chunks::<8>().0.get(..own) else {
+                let got = format!("row {i} asks for {own}");
+                let wanted = format!("at most {places:?} of each shard");
+                return Err(Error::shape("candidates", wanted, got, "send more places of each row"));
+            };
             for candidate in message.iter().map(|bytes| bytemuck::pod_read_unaligned::<Candidate>(bytes)) {
                 let Candidate { value, id } = candidate;
                 let foreign = value > f32::NEG_INFINITY && !shard.contains(&(id as usize));
@@ -348,6 +411,23 @@ fn draw(
         row(i, nonfinite, all.is_empty(), id);
     }
     Ok(())
+}
+
+/// Parameters of so many rows, in host memory, which a product can draw from: no row has a filter.
+pub(crate) fn unfiltered<'a>(
+    sampling: &RowSampling<'a>,
+    rows: usize,
+    vocab_size: usize,
+) -> Result<&'a [SamplingParams]> {
+    let params = host_sampling(sampling, rows)?;
+    match params.iter().enumerate().find(|(_, params)| params.kind(vocab_size) != Kind::Best) {
+        None => Ok(params),
+        Some((row, params)) => {
+            let wanted = "temperature 0, or no top_k, top_p and min_p";
+            let fix = "hold the logits, and draw in a pass";
+            Err(Error::request(format!("filters of row {row}"), wanted, format!("{params:?}"), fix))
+        }
+    }
 }
 
 /// What a peer sent that none of this version sends.

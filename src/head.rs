@@ -3,7 +3,9 @@
 //! * `agreement`: what all ranks agree on at creation.
 //! * `step`: a step's beginning with its contract, and its run into the caller's memory.
 //! * `run`: `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
+//! * `capacity`: steps of a fixed shape that the device counts and compares.
 //! * `adjusting`: masks, additions and penalties on their way to the shards.
+//! * `placed`: inputs that lie in device memory.
 //! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
 //! * `sampling`: sampled tokens, in rounds that the rows' parameters ask for.
 //! * `inputs`: the digest of what the tensor-parallel ranks of a replica must share.
@@ -20,9 +22,12 @@ mod abort;
 mod adjusting;
 mod agreement;
 mod buffers;
+#[allow(unsafe_code, reason = "a header that is sent from where it is compared")]
+mod capacity;
 mod guard;
 mod inputs;
 mod logprobs;
+mod placed;
 mod recorder;
 #[allow(unsafe_code, reason = "a workspace that a step has borrowed")]
 mod run;
@@ -52,9 +57,10 @@ use crate::result::{Request, StepStats};
 use crate::step::Header;
 use crate::weights::{HeadShard, ShardInfo};
 use buffers::Arena;
+use recorder::QueuedSteps;
 use run::Scratch;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use wire::{Open, Wire};
 
@@ -85,6 +91,7 @@ pub struct LmHead {
     /// The ticket of the step that has begun and is not run yet.
     begun: Option<u64>,
     aborts: AbortHandle,
+    queued: Arc<QueuedSteps>,
     scratch: Scratch,
     /// An answer, until it is whole.
     answer: Arena,
@@ -118,8 +125,8 @@ impl LmHead {
         backend: Arc<dyn Backend>,
     ) -> Result<Self> {
         let hidden_dtype = config.hidden_dtype.unwrap_or(match shard.matrix().dtype() {
-            DType::I8 => DType::Bf16,
-            own => own,
+            own if own.is_float() => own,
+            _ => DType::Bf16,
         });
         let id = digest::fnv(config.name.as_bytes()) as u32;
         guard::remember(id, &config.name);
@@ -135,6 +142,8 @@ impl LmHead {
             capacity: 0,
             counts: Vec::with_capacity(group.replicas()),
             adjusted: false,
+            queued: false,
+            padded: false,
             compared: false,
             stats: StepStats::default(),
         };
@@ -158,6 +167,11 @@ impl LmHead {
             is_made: false,
             poisoned: None,
             begun: None,
+            queued: Arc::new(QueuedSteps {
+                name: config.name.clone(),
+                aborts: aborts.clone(),
+                steps: OnceLock::new(),
+            }),
             aborts,
             scratch: Scratch::default(),
             answer: Arena::default(),
@@ -243,6 +257,7 @@ impl LmHead {
     pub fn flight_recorder(&self) -> FlightRecorder {
         FlightRecorder {
             recorder: self.wire.recorder.clone(),
+            queued: Arc::clone(&self.queued),
             group: Arc::clone(&self.wire.group),
             exchange: Arc::downgrade(&self.wire.exchange),
         }
@@ -325,6 +340,10 @@ impl LmHead {
                     let error = fault.into_error(&call, self.wire.group.ranks());
                     return Err(error.with_evidence(|| self.evidence()));
                 }
+            }
+            if let Some(loaded) = &mut self.loaded {
+                let restarted = loaded.restart_capacity();
+                restarted.map_err(|error| self.failed(&call, error))?;
             }
             self.epoch += 1;
             self.sequence = 0;

@@ -57,8 +57,8 @@ impl Stream {
     }
 }
 
-/// Bytes that may be read, in memory of any kind.
-#[derive(Clone, Copy)]
+/// Bytes that may be read, in memory of any kind. Equal are the same bytes of the same memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Span<'a> {
     address: u64,
     len: usize,

@@ -305,27 +305,60 @@ const _: () = {
 pub const LMHEAD_BEST: LmheadBest = 64;
 #[doc = " The most candidates of a row that kernels find."]
 pub type LmheadBest = ::core::ffi::c_uint;
+#[doc = " How one row is sampled. A row with a parameter that may not be is one of bad input."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct SamplingRow {
+    pub seed: u64,
+    pub position: u64,
+    #[doc = " 0: the largest logit; else finite and above 0"]
+    pub temperature: f32,
+    #[doc = " only the k largest; 0, or the size of the vocabulary and above: all"]
+    pub top_k: u32,
+    #[doc = " only the smallest set with this mass, above 0 and at most 1"]
+    pub top_p: f32,
+    #[doc = " only ids at least this probable relative to the best, 0 to 1"]
+    pub min_p: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplingRow"][::core::mem::size_of::<SamplingRow>() - 32usize];
+    ["Alignment of SamplingRow"][::core::mem::align_of::<SamplingRow>() - 8usize];
+    ["Offset of field: SamplingRow::seed"][::core::mem::offset_of!(SamplingRow, seed) - 0usize];
+    ["Offset of field: SamplingRow::position"][::core::mem::offset_of!(SamplingRow, position) - 8usize];
+    ["Offset of field: SamplingRow::temperature"]
+        [::core::mem::offset_of!(SamplingRow, temperature) - 16usize];
+    ["Offset of field: SamplingRow::top_k"][::core::mem::offset_of!(SamplingRow, top_k) - 20usize];
+    ["Offset of field: SamplingRow::top_p"][::core::mem::offset_of!(SamplingRow, top_p) - 24usize];
+    ["Offset of field: SamplingRow::min_p"][::core::mem::offset_of!(SamplingRow, min_p) - 28usize];
+};
 #[doc = " What a product leaves of each tile of ids instead of logits: PartialRows without targets and without\n status, [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are\n left out."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct TilePartials {
     #[doc = " aligned to 8; null: logits are stored"]
     pub data: *mut u8,
-    #[doc = " [row_count] zeros before: a row's k-th best logit is known to be no smaller, in\nthe order of answers::ordered"]
+    #[doc = " [row_count] zeros before: a row's k-th best logit is known to be no smaller, in\nthe order of answers::ordered; or the score of the id that is drawn"]
     pub bars: *mut u32,
+    #[doc = " [row_count], may be null: of each row and tile there is one Candidate instead,\n[row_count, tiles], the id of the vocabulary that is drawn of the tile's without\nany filter; minus infinity where another tile's was seen to win"]
+    pub draws: *const SamplingRow,
     #[doc = " 1 to LMHEAD_BEST"]
     pub k: u32,
     #[doc = " 0: no sums"]
     pub sum: u32,
+    #[doc = " of the shard, of draws"]
+    pub first_id: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TilePartials"][::core::mem::size_of::<TilePartials>() - 24usize];
+    ["Size of TilePartials"][::core::mem::size_of::<TilePartials>() - 40usize];
     ["Alignment of TilePartials"][::core::mem::align_of::<TilePartials>() - 8usize];
     ["Offset of field: TilePartials::data"][::core::mem::offset_of!(TilePartials, data) - 0usize];
     ["Offset of field: TilePartials::bars"][::core::mem::offset_of!(TilePartials, bars) - 8usize];
-    ["Offset of field: TilePartials::k"][::core::mem::offset_of!(TilePartials, k) - 16usize];
-    ["Offset of field: TilePartials::sum"][::core::mem::offset_of!(TilePartials, sum) - 20usize];
+    ["Offset of field: TilePartials::draws"][::core::mem::offset_of!(TilePartials, draws) - 16usize];
+    ["Offset of field: TilePartials::k"][::core::mem::offset_of!(TilePartials, k) - 24usize];
+    ["Offset of field: TilePartials::sum"][::core::mem::offset_of!(TilePartials, sum) - 28usize];
+    ["Offset of field: TilePartials::first_id"][::core::mem::offset_of!(TilePartials, first_id) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -352,7 +385,7 @@ pub struct MatmulParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 256usize];
+    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 272usize];
     ["Alignment of MatmulParams"][::core::mem::align_of::<MatmulParams>() - 8usize];
     ["Offset of field: MatmulParams::weights"][::core::mem::offset_of!(MatmulParams, weights) - 0usize];
     ["Offset of field: MatmulParams::rows"][::core::mem::offset_of!(MatmulParams, rows) - 32usize];
@@ -363,12 +396,12 @@ const _: () = {
         [::core::mem::offset_of!(MatmulParams, adjustments) - 104usize];
     ["Offset of field: MatmulParams::raw"][::core::mem::offset_of!(MatmulParams, raw) - 200usize];
     ["Offset of field: MatmulParams::partials"][::core::mem::offset_of!(MatmulParams, partials) - 208usize];
-    ["Offset of field: MatmulParams::softcap"][::core::mem::offset_of!(MatmulParams, softcap) - 232usize];
-    ["Offset of field: MatmulParams::scale"][::core::mem::offset_of!(MatmulParams, scale) - 236usize];
-    ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 240usize];
-    ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 244usize];
-    ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 248usize];
-    ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 252usize];
+    ["Offset of field: MatmulParams::softcap"][::core::mem::offset_of!(MatmulParams, softcap) - 248usize];
+    ["Offset of field: MatmulParams::scale"][::core::mem::offset_of!(MatmulParams, scale) - 252usize];
+    ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 256usize];
+    ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 260usize];
+    ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 264usize];
+    ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 268usize];
 };
 #[doc = " PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have\n ids."]
 #[repr(C)]
@@ -383,7 +416,7 @@ pub struct PartialParts {
     #[doc = " LMHEAD_STATUS_* that leave a row without an answer"]
     pub nonfinite: u32,
     pub rows: u32,
-    #[doc = " 1 to LMHEAD_BEST"]
+    #[doc = " 1 to LMHEAD_BEST; of kernels/lists_sm80.cu any"]
     pub k: u32,
     pub targets: u32,
     pub vocab: u32,
@@ -419,6 +452,8 @@ pub struct MergePartialsParams {
     pub out: *mut u8,
     #[doc = " added to ids"]
     pub first_id: u32,
+    #[doc = " of a row of `out`; those from from.k on are left as they are"]
+    pub places: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -430,6 +465,8 @@ const _: () = {
         [::core::mem::offset_of!(MergePartialsParams, out) - 56usize];
     ["Offset of field: MergePartialsParams::first_id"]
         [::core::mem::offset_of!(MergePartialsParams, first_id) - 64usize];
+    ["Offset of field: MergePartialsParams::places"]
+        [::core::mem::offset_of!(MergePartialsParams, places) - 68usize];
 };
 #[doc = " Answers. A message that no shard can have sent makes status 3."]
 #[repr(C)]
@@ -501,18 +538,136 @@ const _: () = {
     ["Offset of field: FinishLogprobsParams::drawn"]
         [::core::mem::offset_of!(FinishLogprobsParams, drawn) - 108usize];
 };
+#[doc = " kernels/lists_sm80.cu: the same answers from sorted lists of any length, the best first, that shards sent.\n What FinishParams and FinishLogprobsParams say comes first, but for the best; then these are put in their\n places, by several blocks a row."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PlaceListsParams {
+    pub from: PartialParts,
+    #[doc = " [rows]"]
+    pub row_status: *const u8,
+    #[doc = " [rows, n] as FinishParams"]
+    pub ids: *mut i64,
+    #[doc = " [rows, n]: logits, or logprobs"]
+    pub values: *mut f32,
+    pub n: u32,
+    #[doc = " of a row: a multiple of from.parts"]
+    pub blocks: u32,
+    pub logprobs: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PlaceListsParams"][::core::mem::size_of::<PlaceListsParams>() - 96usize];
+    ["Alignment of PlaceListsParams"][::core::mem::align_of::<PlaceListsParams>() - 8usize];
+    ["Offset of field: PlaceListsParams::from"][::core::mem::offset_of!(PlaceListsParams, from) - 0usize];
+    ["Offset of field: PlaceListsParams::row_status"]
+        [::core::mem::offset_of!(PlaceListsParams, row_status) - 56usize];
+    ["Offset of field: PlaceListsParams::ids"][::core::mem::offset_of!(PlaceListsParams, ids) - 64usize];
+    ["Offset of field: PlaceListsParams::values"]
+        [::core::mem::offset_of!(PlaceListsParams, values) - 72usize];
+    ["Offset of field: PlaceListsParams::n"][::core::mem::offset_of!(PlaceListsParams, n) - 80usize];
+    ["Offset of field: PlaceListsParams::blocks"]
+        [::core::mem::offset_of!(PlaceListsParams, blocks) - 84usize];
+    ["Offset of field: PlaceListsParams::logprobs"]
+        [::core::mem::offset_of!(PlaceListsParams, logprobs) - 88usize];
+};
+pub const LMHEAD_LISTED: LmheadListed = 1024;
+#[doc = " Up to this top_k the candidates themselves are exchanged; above it the k-th largest is searched for."]
+pub type LmheadListed = ::core::ffi::c_uint;
+#[doc = " What a product's tiles have drawn becomes the shard's candidate of each row."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct MergeDrawsParams {
+    #[doc = " [rows, tiles]"]
+    pub candidates: *const Candidate,
+    #[doc = " [rows] LMHEAD_STATUS_*; null: 0"]
+    pub status: *const u32,
+    #[doc = " [rows]"]
+    pub sampling: *const SamplingRow,
+    #[doc = " [rows]; minus infinity where nothing is allowed, NaN of a row without an\nanswer, infinity of one whose parameters ask for more than one candidate"]
+    pub out: *mut Candidate,
+    #[doc = " LMHEAD_STATUS_* that leave a row without an answer"]
+    pub nonfinite: u32,
+    pub tiles: u32,
+    #[doc = " of all shards"]
+    pub vocab: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of MergeDrawsParams"][::core::mem::size_of::<MergeDrawsParams>() - 48usize];
+    ["Alignment of MergeDrawsParams"][::core::mem::align_of::<MergeDrawsParams>() - 8usize];
+    ["Offset of field: MergeDrawsParams::candidates"]
+        [::core::mem::offset_of!(MergeDrawsParams, candidates) - 0usize];
+    ["Offset of field: MergeDrawsParams::status"][::core::mem::offset_of!(MergeDrawsParams, status) - 8usize];
+    ["Offset of field: MergeDrawsParams::sampling"]
+        [::core::mem::offset_of!(MergeDrawsParams, sampling) - 16usize];
+    ["Offset of field: MergeDrawsParams::out"][::core::mem::offset_of!(MergeDrawsParams, out) - 24usize];
+    ["Offset of field: MergeDrawsParams::nonfinite"]
+        [::core::mem::offset_of!(MergeDrawsParams, nonfinite) - 32usize];
+    ["Offset of field: MergeDrawsParams::tiles"][::core::mem::offset_of!(MergeDrawsParams, tiles) - 36usize];
+    ["Offset of field: MergeDrawsParams::vocab"][::core::mem::offset_of!(MergeDrawsParams, vocab) - 40usize];
+};
+#[doc = " Candidates of all shards become one drawn id a row. Of each shard, shard behind shard, and row there are as\n many places as `places` says; 0: as many as the row's parameters ask of so many ids, one or top_k."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct FinishDrawParams {
+    #[doc = " of each row and shard in any order; minus infinity where there is none"]
+    pub candidates: *const Candidate,
+    #[doc = " places in all: a row that would have some behind them is bad input"]
+    pub count: u64,
+    #[doc = " [rows] LMHEAD_STATUS_* that are known besides, may be null"]
+    pub status: *const u32,
+    #[doc = " [rows]"]
+    pub sampling: *const SamplingRow,
+    #[doc = " [rows]; -1 where there is none"]
+    pub ids: *mut i64,
+    #[doc = " [rows] the same; UINT32_MAX where there is none; may be null"]
+    pub tokens: *mut u32,
+    #[doc = " [rows] as FinishParams"]
+    pub row_status: *mut u8,
+    pub rows: u32,
+    pub vocab: u32,
+    #[doc = " as PartialParts.part_ids = 0"]
+    pub shards: u32,
+    pub places: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of FinishDrawParams"][::core::mem::size_of::<FinishDrawParams>() - 72usize];
+    ["Alignment of FinishDrawParams"][::core::mem::align_of::<FinishDrawParams>() - 8usize];
+    ["Offset of field: FinishDrawParams::candidates"]
+        [::core::mem::offset_of!(FinishDrawParams, candidates) - 0usize];
+    ["Offset of field: FinishDrawParams::count"][::core::mem::offset_of!(FinishDrawParams, count) - 8usize];
+    ["Offset of field: FinishDrawParams::status"]
+        [::core::mem::offset_of!(FinishDrawParams, status) - 16usize];
+    ["Offset of field: FinishDrawParams::sampling"]
+        [::core::mem::offset_of!(FinishDrawParams, sampling) - 24usize];
+    ["Offset of field: FinishDrawParams::ids"][::core::mem::offset_of!(FinishDrawParams, ids) - 32usize];
+    ["Offset of field: FinishDrawParams::tokens"]
+        [::core::mem::offset_of!(FinishDrawParams, tokens) - 40usize];
+    ["Offset of field: FinishDrawParams::row_status"]
+        [::core::mem::offset_of!(FinishDrawParams, row_status) - 48usize];
+    ["Offset of field: FinishDrawParams::rows"][::core::mem::offset_of!(FinishDrawParams, rows) - 56usize];
+    ["Offset of field: FinishDrawParams::vocab"][::core::mem::offset_of!(FinishDrawParams, vocab) - 60usize];
+    ["Offset of field: FinishDrawParams::shards"]
+        [::core::mem::offset_of!(FinishDrawParams, shards) - 64usize];
+    ["Offset of field: FinishDrawParams::places"]
+        [::core::mem::offset_of!(FinishDrawParams, places) - 68usize];
+};
 #[doc = " Rows of whole logits: what the shards' messages and other words say of them."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct FinishStatusParams {
     #[doc = " of each shard `gap` bytes, then [rows] of its logits and a status word, in the\nlast 4 of as many bytes as are a multiple of 16; null: none"]
     pub data: *const u8,
-    #[doc = " [rows] LMHEAD_STATUS_* besides, may be null"]
+    #[doc = " [answered] LMHEAD_STATUS_* besides, may be null"]
     pub words: *const u32,
-    #[doc = " [rows] as FinishParams"]
+    #[doc = " [answered] as FinishParams"]
     pub row_status: *mut u8,
     pub gap: u64,
+    #[doc = " of each message"]
     pub rows: u32,
+    #[doc = " the first of these"]
+    pub answered: u32,
     pub vocab: u32,
     #[doc = " as PartialParts.part_ids = 0"]
     pub shards: u32,
@@ -521,7 +676,7 @@ pub struct FinishStatusParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of FinishStatusParams"][::core::mem::size_of::<FinishStatusParams>() - 48usize];
+    ["Size of FinishStatusParams"][::core::mem::size_of::<FinishStatusParams>() - 56usize];
     ["Alignment of FinishStatusParams"][::core::mem::align_of::<FinishStatusParams>() - 8usize];
     ["Offset of field: FinishStatusParams::data"][::core::mem::offset_of!(FinishStatusParams, data) - 0usize];
     ["Offset of field: FinishStatusParams::words"]
@@ -531,12 +686,14 @@ const _: () = {
     ["Offset of field: FinishStatusParams::gap"][::core::mem::offset_of!(FinishStatusParams, gap) - 24usize];
     ["Offset of field: FinishStatusParams::rows"]
         [::core::mem::offset_of!(FinishStatusParams, rows) - 32usize];
+    ["Offset of field: FinishStatusParams::answered"]
+        [::core::mem::offset_of!(FinishStatusParams, answered) - 36usize];
     ["Offset of field: FinishStatusParams::vocab"]
-        [::core::mem::offset_of!(FinishStatusParams, vocab) - 36usize];
+        [::core::mem::offset_of!(FinishStatusParams, vocab) - 40usize];
     ["Offset of field: FinishStatusParams::shards"]
-        [::core::mem::offset_of!(FinishStatusParams, shards) - 40usize];
+        [::core::mem::offset_of!(FinishStatusParams, shards) - 44usize];
     ["Offset of field: FinishStatusParams::element_bytes"]
-        [::core::mem::offset_of!(FinishStatusParams, element_bytes) - 44usize];
+        [::core::mem::offset_of!(FinishStatusParams, element_bytes) - 48usize];
 };
 #[doc = " kernels/pack_rows_sm80.cu: rows picked by index, one behind the other."]
 #[repr(C)]
@@ -562,6 +719,170 @@ const _: () = {
         [::core::mem::offset_of!(PackRowsParams, row_count) - 48usize];
     ["Offset of field: PackRowsParams::row_bytes"]
         [::core::mem::offset_of!(PackRowsParams, row_bytes) - 52usize];
+};
+pub const LMHEAD_HEADER_HALVES: LmheadHeader = 48;
+#[doc = " 4 of them: the step's number"]
+pub const LMHEAD_HEADER_SEQUENCE: LmheadHeader = 12;
+#[doc = " 4: rows of the replica"]
+pub const LMHEAD_HEADER_ROWS: LmheadHeader = 20;
+#[doc = " 4: the digest of what a replica's ranks share"]
+pub const LMHEAD_HEADER_INPUTS: LmheadHeader = 36;
+#[doc = " A header (src/step.rs) in 16-bit words, and where it has what is not the same on every rank."]
+pub type LmheadHeader = ::core::ffi::c_uint;
+#[doc = " What a head's device knows of its capacity steps."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct CapacityState {
+    #[doc = " steps that have begun"]
+    pub sequence: u64,
+    #[doc = " the first of them whose headers differed, from 1; 0: none"]
+    pub mismatched: u64,
+    #[doc = " whose header differed from the own one then, the lowest"]
+    pub member: u32,
+    #[doc = " own rows of the last step whose index was none"]
+    pub bad_rows: u32,
+    #[doc = " the two headers"]
+    pub own: [u16; 48usize],
+    pub other: [u16; 48usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CapacityState"][::core::mem::size_of::<CapacityState>() - 216usize];
+    ["Alignment of CapacityState"][::core::mem::align_of::<CapacityState>() - 8usize];
+    ["Offset of field: CapacityState::sequence"][::core::mem::offset_of!(CapacityState, sequence) - 0usize];
+    ["Offset of field: CapacityState::mismatched"]
+        [::core::mem::offset_of!(CapacityState, mismatched) - 8usize];
+    ["Offset of field: CapacityState::member"][::core::mem::offset_of!(CapacityState, member) - 16usize];
+    ["Offset of field: CapacityState::bad_rows"][::core::mem::offset_of!(CapacityState, bad_rows) - 20usize];
+    ["Offset of field: CapacityState::own"][::core::mem::offset_of!(CapacityState, own) - 24usize];
+    ["Offset of field: CapacityState::other"][::core::mem::offset_of!(CapacityState, other) - 120usize];
+};
+#[doc = " Own rows, picked by index, with zeros behind the last; a block has a row."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PackCapacityParams {
+    pub rows: RowMatrix,
+    #[doc = " [capacity, row_bytes], aligned to 2 bytes; to 16 it is written faster"]
+    pub out: *mut u8,
+    #[doc = " [capacity] as PackRowsParams; 0 behind the last row"]
+    pub status: *mut u32,
+    #[doc = " [capacity] of the rows' bits; null: not wanted"]
+    pub digests: *mut u64,
+    #[doc = " at most capacity"]
+    pub row_count: u32,
+    #[doc = " a multiple of 2"]
+    pub row_bytes: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PackCapacityParams"][::core::mem::size_of::<PackCapacityParams>() - 64usize];
+    ["Alignment of PackCapacityParams"][::core::mem::align_of::<PackCapacityParams>() - 8usize];
+    ["Offset of field: PackCapacityParams::rows"][::core::mem::offset_of!(PackCapacityParams, rows) - 0usize];
+    ["Offset of field: PackCapacityParams::out"][::core::mem::offset_of!(PackCapacityParams, out) - 32usize];
+    ["Offset of field: PackCapacityParams::status"]
+        [::core::mem::offset_of!(PackCapacityParams, status) - 40usize];
+    ["Offset of field: PackCapacityParams::digests"]
+        [::core::mem::offset_of!(PackCapacityParams, digests) - 48usize];
+    ["Offset of field: PackCapacityParams::row_count"]
+        [::core::mem::offset_of!(PackCapacityParams, row_count) - 56usize];
+    ["Offset of field: PackCapacityParams::row_bytes"]
+        [::core::mem::offset_of!(PackCapacityParams, row_bytes) - 60usize];
+};
+#[doc = " The step's number is counted up, and the own header written; one block."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct OpenCapacityParams {
+    #[doc = " without the step's number, and the digest where there is one"]
+    pub header: [u16; 48usize],
+    pub state: *mut CapacityState,
+    #[doc = " [LMHEAD_HEADER_HALVES]"]
+    pub out: *mut u16,
+    #[doc = " [row_count]; null: none"]
+    pub digests: *const u64,
+    #[doc = " [row_count]"]
+    pub status: *const u32,
+    #[doc = " [input_words] what else a replica's ranks share; of the digest"]
+    pub inputs: *const u32,
+    pub input_words: u32,
+    pub row_count: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of OpenCapacityParams"][::core::mem::size_of::<OpenCapacityParams>() - 144usize];
+    ["Alignment of OpenCapacityParams"][::core::mem::align_of::<OpenCapacityParams>() - 8usize];
+    ["Offset of field: OpenCapacityParams::header"]
+        [::core::mem::offset_of!(OpenCapacityParams, header) - 0usize];
+    ["Offset of field: OpenCapacityParams::state"]
+        [::core::mem::offset_of!(OpenCapacityParams, state) - 96usize];
+    ["Offset of field: OpenCapacityParams::out"][::core::mem::offset_of!(OpenCapacityParams, out) - 104usize];
+    ["Offset of field: OpenCapacityParams::digests"]
+        [::core::mem::offset_of!(OpenCapacityParams, digests) - 112usize];
+    ["Offset of field: OpenCapacityParams::status"]
+        [::core::mem::offset_of!(OpenCapacityParams, status) - 120usize];
+    ["Offset of field: OpenCapacityParams::inputs"]
+        [::core::mem::offset_of!(OpenCapacityParams, inputs) - 128usize];
+    ["Offset of field: OpenCapacityParams::input_words"]
+        [::core::mem::offset_of!(OpenCapacityParams, input_words) - 136usize];
+    ["Offset of field: OpenCapacityParams::row_count"]
+        [::core::mem::offset_of!(OpenCapacityParams, row_count) - 140usize];
+};
+#[doc = " Compares the headers that came, and says where the rows of all replicas lie; one block. Where headers\n differ, or a replica has more rows than the capacity, there are none: each row is a bad index."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct CheckCapacityParams {
+    #[doc = " [LMHEAD_HEADER_HALVES]"]
+    pub own: *const u16,
+    #[doc = " [members], aligned to 2 bytes"]
+    pub headers: *const u8,
+    #[doc = " bytes from one to the next"]
+    pub header_pitch: u64,
+    pub state: *mut CapacityState,
+    #[doc = " [members / ranks, parts, part_rows]: numbers of rows, -1 behind the last"]
+    pub positions: *mut i32,
+    pub members: u32,
+    #[doc = " whose headers came of each replica, side by side"]
+    pub ranks: u32,
+    #[doc = " of the members"]
+    pub me: u32,
+    #[doc = " rows"]
+    pub capacity: u32,
+    #[doc = " a replica's rows are answered in so many parts, as even as can be"]
+    pub parts: u32,
+    #[doc = " of the largest part of `capacity` rows"]
+    pub part_rows: u32,
+    #[doc = " of the first replica"]
+    pub first_row: u32,
+    #[doc = " from one replica's first row to the next one's"]
+    pub replica_rows: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CheckCapacityParams"][::core::mem::size_of::<CheckCapacityParams>() - 72usize];
+    ["Alignment of CheckCapacityParams"][::core::mem::align_of::<CheckCapacityParams>() - 8usize];
+    ["Offset of field: CheckCapacityParams::own"][::core::mem::offset_of!(CheckCapacityParams, own) - 0usize];
+    ["Offset of field: CheckCapacityParams::headers"]
+        [::core::mem::offset_of!(CheckCapacityParams, headers) - 8usize];
+    ["Offset of field: CheckCapacityParams::header_pitch"]
+        [::core::mem::offset_of!(CheckCapacityParams, header_pitch) - 16usize];
+    ["Offset of field: CheckCapacityParams::state"]
+        [::core::mem::offset_of!(CheckCapacityParams, state) - 24usize];
+    ["Offset of field: CheckCapacityParams::positions"]
+        [::core::mem::offset_of!(CheckCapacityParams, positions) - 32usize];
+    ["Offset of field: CheckCapacityParams::members"]
+        [::core::mem::offset_of!(CheckCapacityParams, members) - 40usize];
+    ["Offset of field: CheckCapacityParams::ranks"]
+        [::core::mem::offset_of!(CheckCapacityParams, ranks) - 44usize];
+    ["Offset of field: CheckCapacityParams::me"][::core::mem::offset_of!(CheckCapacityParams, me) - 48usize];
+    ["Offset of field: CheckCapacityParams::capacity"]
+        [::core::mem::offset_of!(CheckCapacityParams, capacity) - 52usize];
+    ["Offset of field: CheckCapacityParams::parts"]
+        [::core::mem::offset_of!(CheckCapacityParams, parts) - 56usize];
+    ["Offset of field: CheckCapacityParams::part_rows"]
+        [::core::mem::offset_of!(CheckCapacityParams, part_rows) - 60usize];
+    ["Offset of field: CheckCapacityParams::first_row"]
+        [::core::mem::offset_of!(CheckCapacityParams, first_row) - 64usize];
+    ["Offset of field: CheckCapacityParams::replica_rows"]
+        [::core::mem::offset_of!(CheckCapacityParams, replica_rows) - 68usize];
 };
 #[doc = " kernels/held_sm80.cu: passes over logits that a product left."]
 #[repr(C)]
@@ -814,6 +1135,384 @@ const _: () = {
         [::core::mem::offset_of!(HeldCandidatesParams, queries) - 40usize];
     ["Offset of field: HeldCandidatesParams::out"]
         [::core::mem::offset_of!(HeldCandidatesParams, out) - 48usize];
+};
+pub const LMHEAD_SELECT_DIGIT: LmheadSelect = 11;
+pub const LMHEAD_SELECT_CHUNK: LmheadSelect = 2048;
+#[doc = " Bits of a digit of the keys that are selected among, and how many keys are sorted at once."]
+pub type LmheadSelect = ::core::ffi::c_uint;
+#[doc = " What is known of a query's k-th largest key."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct SelectState {
+    #[doc = " its known digits, and zeros behind them"]
+    pub least: u64,
+    #[doc = " of the keys with these digits"]
+    pub wanted: u32,
+    #[doc = " 1: that is all of these, so keys from `least` on are wanted"]
+    pub known: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SelectState"][::core::mem::size_of::<SelectState>() - 16usize];
+    ["Alignment of SelectState"][::core::mem::align_of::<SelectState>() - 8usize];
+    ["Offset of field: SelectState::least"][::core::mem::offset_of!(SelectState, least) - 0usize];
+    ["Offset of field: SelectState::wanted"][::core::mem::offset_of!(SelectState, wanted) - 8usize];
+    ["Offset of field: SelectState::known"][::core::mem::offset_of!(SelectState, known) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct SelectParams {
+    pub held: HeldMatrix,
+    #[doc = " [count] of k above 0; null: the k best of each held row"]
+    pub queries: *const HeldWanted,
+    #[doc = " of queries Candidates; of rows PartialRows, whose candidates are set"]
+    pub out: *mut u8,
+    #[doc = " of rows: bytes from row to row"]
+    pub out_pitch: u64,
+    #[doc = " [rounds, count, 2^LMHEAD_SELECT_DIGIT], zeros before"]
+    pub bins: *mut u32,
+    #[doc = " [rounds, count]"]
+    pub states: *mut SelectState,
+    #[doc = " [count] keys that are wanted; zeros before"]
+    pub found: *mut u32,
+    #[doc = " [count, k]"]
+    pub keys: *mut u64,
+    pub count: u32,
+    #[doc = " at most held.ids; of queries the largest, but for that"]
+    pub k: u32,
+    #[doc = " of a row's parts, a multiple of 64"]
+    pub part_ids: u32,
+    #[doc = " of the largest id, which counts from 0 of the shard"]
+    pub id_bits: u32,
+    #[doc = " digits of a key; 0 where all ids are wanted"]
+    pub rounds: u32,
+    pub round: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SelectParams"][::core::mem::size_of::<SelectParams>() - 120usize];
+    ["Alignment of SelectParams"][::core::mem::align_of::<SelectParams>() - 8usize];
+    ["Offset of field: SelectParams::held"][::core::mem::offset_of!(SelectParams, held) - 0usize];
+    ["Offset of field: SelectParams::queries"][::core::mem::offset_of!(SelectParams, queries) - 40usize];
+    ["Offset of field: SelectParams::out"][::core::mem::offset_of!(SelectParams, out) - 48usize];
+    ["Offset of field: SelectParams::out_pitch"][::core::mem::offset_of!(SelectParams, out_pitch) - 56usize];
+    ["Offset of field: SelectParams::bins"][::core::mem::offset_of!(SelectParams, bins) - 64usize];
+    ["Offset of field: SelectParams::states"][::core::mem::offset_of!(SelectParams, states) - 72usize];
+    ["Offset of field: SelectParams::found"][::core::mem::offset_of!(SelectParams, found) - 80usize];
+    ["Offset of field: SelectParams::keys"][::core::mem::offset_of!(SelectParams, keys) - 88usize];
+    ["Offset of field: SelectParams::count"][::core::mem::offset_of!(SelectParams, count) - 96usize];
+    ["Offset of field: SelectParams::k"][::core::mem::offset_of!(SelectParams, k) - 100usize];
+    ["Offset of field: SelectParams::part_ids"][::core::mem::offset_of!(SelectParams, part_ids) - 104usize];
+    ["Offset of field: SelectParams::id_bits"][::core::mem::offset_of!(SelectParams, id_bits) - 108usize];
+    ["Offset of field: SelectParams::rounds"][::core::mem::offset_of!(SelectParams, rounds) - 112usize];
+    ["Offset of field: SelectParams::round"][::core::mem::offset_of!(SelectParams, round) - 116usize];
+};
+#[doc = " Targets as ranks exchange them. A thread has one."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct EncodeTargetsParams {
+    #[doc = " [count], per_row of each row; -100 is none"]
+    pub ids: *const i64,
+    #[doc = " [count]; UINT32_MAX is none, also where the id is none of the vocabulary"]
+    pub out: *mut u32,
+    #[doc = " [rows]"]
+    pub status: *mut u32,
+    pub count: u64,
+    pub per_row: u32,
+    pub vocab: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of EncodeTargetsParams"][::core::mem::size_of::<EncodeTargetsParams>() - 40usize];
+    ["Alignment of EncodeTargetsParams"][::core::mem::align_of::<EncodeTargetsParams>() - 8usize];
+    ["Offset of field: EncodeTargetsParams::ids"][::core::mem::offset_of!(EncodeTargetsParams, ids) - 0usize];
+    ["Offset of field: EncodeTargetsParams::out"][::core::mem::offset_of!(EncodeTargetsParams, out) - 8usize];
+    ["Offset of field: EncodeTargetsParams::status"]
+        [::core::mem::offset_of!(EncodeTargetsParams, status) - 16usize];
+    ["Offset of field: EncodeTargetsParams::count"]
+        [::core::mem::offset_of!(EncodeTargetsParams, count) - 24usize];
+    ["Offset of field: EncodeTargetsParams::per_row"]
+        [::core::mem::offset_of!(EncodeTargetsParams, per_row) - 32usize];
+    ["Offset of field: EncodeTargetsParams::vocab"]
+        [::core::mem::offset_of!(EncodeTargetsParams, vocab) - 36usize];
+};
+#[doc = " Targets with their logits, each as the shard says that has the id. A thread has one."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PickTargetsParams {
+    #[doc = " [count]"]
+    pub targets: *const u32,
+    #[doc = " [shards, count]"]
+    pub logits: *const f32,
+    #[doc = " [count]; NaN where there is no target"]
+    pub out: *mut Candidate,
+    pub count: u64,
+    pub vocab: u32,
+    #[doc = " as PartialParts.part_ids = 0"]
+    pub shards: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PickTargetsParams"][::core::mem::size_of::<PickTargetsParams>() - 40usize];
+    ["Alignment of PickTargetsParams"][::core::mem::align_of::<PickTargetsParams>() - 8usize];
+    ["Offset of field: PickTargetsParams::targets"]
+        [::core::mem::offset_of!(PickTargetsParams, targets) - 0usize];
+    ["Offset of field: PickTargetsParams::logits"]
+        [::core::mem::offset_of!(PickTargetsParams, logits) - 8usize];
+    ["Offset of field: PickTargetsParams::out"][::core::mem::offset_of!(PickTargetsParams, out) - 16usize];
+    ["Offset of field: PickTargetsParams::count"]
+        [::core::mem::offset_of!(PickTargetsParams, count) - 24usize];
+    ["Offset of field: PickTargetsParams::vocab"]
+        [::core::mem::offset_of!(PickTargetsParams, vocab) - 32usize];
+    ["Offset of field: PickTargetsParams::shards"]
+        [::core::mem::offset_of!(PickTargetsParams, shards) - 36usize];
+};
+#[doc = " into[row] |= from[row]."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct OrStatusParams {
+    #[doc = " [rows]"]
+    pub from: *const u32,
+    pub into: *mut u32,
+    pub rows: u32,
+    #[doc = " 0"]
+    pub none: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of OrStatusParams"][::core::mem::size_of::<OrStatusParams>() - 24usize];
+    ["Alignment of OrStatusParams"][::core::mem::align_of::<OrStatusParams>() - 8usize];
+    ["Offset of field: OrStatusParams::from"][::core::mem::offset_of!(OrStatusParams, from) - 0usize];
+    ["Offset of field: OrStatusParams::into"][::core::mem::offset_of!(OrStatusParams, into) - 8usize];
+    ["Offset of field: OrStatusParams::rows"][::core::mem::offset_of!(OrStatusParams, rows) - 16usize];
+    ["Offset of field: OrStatusParams::none"][::core::mem::offset_of!(OrStatusParams, none) - 20usize];
+};
+#[doc = " Arrays of [rows]; null is the value named for all rows. A row of which one is not legal becomes greedy."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct SamplingRowsParams {
+    #[doc = " 0"]
+    pub seeds: *const u64,
+    #[doc = " 0; not negative"]
+    pub positions: *const i64,
+    #[doc = " 1; finite, not negative"]
+    pub temperatures: *const f32,
+    #[doc = " 0; not negative"]
+    pub top_k: *const i32,
+    #[doc = " 1; above 0 and at most 1"]
+    pub top_p: *const f32,
+    #[doc = " 0; from 0 to 1"]
+    pub min_p: *const f32,
+    #[doc = " [rows]"]
+    pub out: *mut SamplingRow,
+    #[doc = " [rows]"]
+    pub status: *mut u32,
+    pub rows: u32,
+    #[doc = " a top_k that is as large or larger becomes 0: all"]
+    pub vocab: u32,
+    #[doc = " 1: a row with a filter, unless it is greedy, is one that cannot be"]
+    pub unfiltered: u32,
+    #[doc = " 0"]
+    pub none: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SamplingRowsParams"][::core::mem::size_of::<SamplingRowsParams>() - 80usize];
+    ["Alignment of SamplingRowsParams"][::core::mem::align_of::<SamplingRowsParams>() - 8usize];
+    ["Offset of field: SamplingRowsParams::seeds"]
+        [::core::mem::offset_of!(SamplingRowsParams, seeds) - 0usize];
+    ["Offset of field: SamplingRowsParams::positions"]
+        [::core::mem::offset_of!(SamplingRowsParams, positions) - 8usize];
+    ["Offset of field: SamplingRowsParams::temperatures"]
+        [::core::mem::offset_of!(SamplingRowsParams, temperatures) - 16usize];
+    ["Offset of field: SamplingRowsParams::top_k"]
+        [::core::mem::offset_of!(SamplingRowsParams, top_k) - 24usize];
+    ["Offset of field: SamplingRowsParams::top_p"]
+        [::core::mem::offset_of!(SamplingRowsParams, top_p) - 32usize];
+    ["Offset of field: SamplingRowsParams::min_p"]
+        [::core::mem::offset_of!(SamplingRowsParams, min_p) - 40usize];
+    ["Offset of field: SamplingRowsParams::out"][::core::mem::offset_of!(SamplingRowsParams, out) - 48usize];
+    ["Offset of field: SamplingRowsParams::status"]
+        [::core::mem::offset_of!(SamplingRowsParams, status) - 56usize];
+    ["Offset of field: SamplingRowsParams::rows"]
+        [::core::mem::offset_of!(SamplingRowsParams, rows) - 64usize];
+    ["Offset of field: SamplingRowsParams::vocab"]
+        [::core::mem::offset_of!(SamplingRowsParams, vocab) - 68usize];
+    ["Offset of field: SamplingRowsParams::unfiltered"]
+        [::core::mem::offset_of!(SamplingRowsParams, unfiltered) - 72usize];
+    ["Offset of field: SamplingRowsParams::none"]
+        [::core::mem::offset_of!(SamplingRowsParams, none) - 76usize];
+};
+#[doc = " What a row's message to a shard has, one behind the other; nothing for a shard without ids:\n   masks: a bit of each id, in an even number of words\n   additions: as many places for {id in the shard, f32}, ascending by id; UINT32_MAX where there are fewer\n   counts: repetition, frequency, presence, 0; then as many places for {id in the shard, 2·count + in the\n   prompt}"]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct AdjustmentPlaces {
+    #[doc = " 1: there is one"]
+    pub masks: u32,
+    #[doc = " places of a row; 0: none"]
+    pub additions: u32,
+    pub counts: u32,
+    #[doc = " 0"]
+    pub none: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of AdjustmentPlaces"][::core::mem::size_of::<AdjustmentPlaces>() - 16usize];
+    ["Alignment of AdjustmentPlaces"][::core::mem::align_of::<AdjustmentPlaces>() - 4usize];
+    ["Offset of field: AdjustmentPlaces::masks"][::core::mem::offset_of!(AdjustmentPlaces, masks) - 0usize];
+    ["Offset of field: AdjustmentPlaces::additions"]
+        [::core::mem::offset_of!(AdjustmentPlaces, additions) - 4usize];
+    ["Offset of field: AdjustmentPlaces::counts"][::core::mem::offset_of!(AdjustmentPlaces, counts) - 8usize];
+    ["Offset of field: AdjustmentPlaces::none"][::core::mem::offset_of!(AdjustmentPlaces, none) - 12usize];
+};
+#[doc = " Adjustments of rows -> their messages to some shards, [destinations][rows]. A block has a row's message to\n one."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct PackAdjustmentsParams {
+    #[doc = " [rows, ceil(vocab / 32)], may be null: all are"]
+    pub allowed: *const u32,
+    #[doc = " [rows + 1], may be null: none; row i has entries offsets[i].."]
+    pub addition_offsets: *const i64,
+    #[doc = " [addition_entries], in any order; those of one id stay in theirs"]
+    pub addition_ids: *const i64,
+    #[doc = " finite, or minus infinity"]
+    pub addition_values: *const f32,
+    #[doc = " [rows + 1], may be null: no counts"]
+    pub count_offsets: *const i64,
+    #[doc = " [count_entries], in any order, each once in a row"]
+    pub count_ids: *const i64,
+    #[doc = " below 2^31"]
+    pub counts: *const u32,
+    #[doc = " 0 or 1"]
+    pub in_prompt: *const u8,
+    #[doc = " [rows], may be null: 1; above 0 and finite"]
+    pub repetition: *const f32,
+    #[doc = " [rows], may be null: 0; finite"]
+    pub frequency: *const f32,
+    #[doc = " [rows], may be null: 0; finite"]
+    pub presence: *const f32,
+    pub addition_entries: u64,
+    pub count_entries: u64,
+    #[doc = " aligned to 8"]
+    pub out: *mut u8,
+    #[doc = " [rows]"]
+    pub status: *mut u32,
+    #[doc = " a row with more entries is one that cannot be"]
+    pub places: AdjustmentPlaces,
+    pub rows: u32,
+    pub vocab: u32,
+    #[doc = " as PartialParts.part_ids = 0"]
+    pub shards: u32,
+    #[doc = " destination j is shard first_shard + j·shard_step"]
+    pub first_shard: u32,
+    pub shard_step: u32,
+    #[doc = " 0"]
+    pub none: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PackAdjustmentsParams"][::core::mem::size_of::<PackAdjustmentsParams>() - 160usize];
+    ["Alignment of PackAdjustmentsParams"][::core::mem::align_of::<PackAdjustmentsParams>() - 8usize];
+    ["Offset of field: PackAdjustmentsParams::allowed"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, allowed) - 0usize];
+    ["Offset of field: PackAdjustmentsParams::addition_offsets"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, addition_offsets) - 8usize];
+    ["Offset of field: PackAdjustmentsParams::addition_ids"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, addition_ids) - 16usize];
+    ["Offset of field: PackAdjustmentsParams::addition_values"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, addition_values) - 24usize];
+    ["Offset of field: PackAdjustmentsParams::count_offsets"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, count_offsets) - 32usize];
+    ["Offset of field: PackAdjustmentsParams::count_ids"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, count_ids) - 40usize];
+    ["Offset of field: PackAdjustmentsParams::counts"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, counts) - 48usize];
+    ["Offset of field: PackAdjustmentsParams::in_prompt"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, in_prompt) - 56usize];
+    ["Offset of field: PackAdjustmentsParams::repetition"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, repetition) - 64usize];
+    ["Offset of field: PackAdjustmentsParams::frequency"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, frequency) - 72usize];
+    ["Offset of field: PackAdjustmentsParams::presence"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, presence) - 80usize];
+    ["Offset of field: PackAdjustmentsParams::addition_entries"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, addition_entries) - 88usize];
+    ["Offset of field: PackAdjustmentsParams::count_entries"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, count_entries) - 96usize];
+    ["Offset of field: PackAdjustmentsParams::out"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, out) - 104usize];
+    ["Offset of field: PackAdjustmentsParams::status"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, status) - 112usize];
+    ["Offset of field: PackAdjustmentsParams::places"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, places) - 120usize];
+    ["Offset of field: PackAdjustmentsParams::rows"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, rows) - 136usize];
+    ["Offset of field: PackAdjustmentsParams::vocab"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, vocab) - 140usize];
+    ["Offset of field: PackAdjustmentsParams::shards"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, shards) - 144usize];
+    ["Offset of field: PackAdjustmentsParams::first_shard"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, first_shard) - 148usize];
+    ["Offset of field: PackAdjustmentsParams::shard_step"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, shard_step) - 152usize];
+    ["Offset of field: PackAdjustmentsParams::none"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, none) - 156usize];
+};
+#[doc = " Messages for one shard -> LogitAdjustments; masks stay where they are. A block has a row."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct UnpackAdjustmentsParams {
+    #[doc = " [rows] messages, aligned to 8"]
+    pub data: *const u8,
+    #[doc = " [rows + 1]"]
+    pub addition_offsets: *mut u32,
+    #[doc = " [rows, places.additions]"]
+    pub addition_ids: *mut u32,
+    pub addition_values: *mut f32,
+    #[doc = " [rows + 1]"]
+    pub count_offsets: *mut u32,
+    #[doc = " [rows, places.counts]"]
+    pub count_ids: *mut u32,
+    pub counts: *mut u32,
+    #[doc = " [rows]"]
+    pub repetition: *mut f32,
+    pub frequency: *mut f32,
+    pub presence: *mut f32,
+    pub places: AdjustmentPlaces,
+    pub rows: u32,
+    #[doc = " of the shard"]
+    pub ids: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of UnpackAdjustmentsParams"][::core::mem::size_of::<UnpackAdjustmentsParams>() - 104usize];
+    ["Alignment of UnpackAdjustmentsParams"][::core::mem::align_of::<UnpackAdjustmentsParams>() - 8usize];
+    ["Offset of field: UnpackAdjustmentsParams::data"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, data) - 0usize];
+    ["Offset of field: UnpackAdjustmentsParams::addition_offsets"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, addition_offsets) - 8usize];
+    ["Offset of field: UnpackAdjustmentsParams::addition_ids"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, addition_ids) - 16usize];
+    ["Offset of field: UnpackAdjustmentsParams::addition_values"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, addition_values) - 24usize];
+    ["Offset of field: UnpackAdjustmentsParams::count_offsets"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, count_offsets) - 32usize];
+    ["Offset of field: UnpackAdjustmentsParams::count_ids"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, count_ids) - 40usize];
+    ["Offset of field: UnpackAdjustmentsParams::counts"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, counts) - 48usize];
+    ["Offset of field: UnpackAdjustmentsParams::repetition"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, repetition) - 56usize];
+    ["Offset of field: UnpackAdjustmentsParams::frequency"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, frequency) - 64usize];
+    ["Offset of field: UnpackAdjustmentsParams::presence"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, presence) - 72usize];
+    ["Offset of field: UnpackAdjustmentsParams::places"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, places) - 80usize];
+    ["Offset of field: UnpackAdjustmentsParams::rows"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, rows) - 96usize];
+    ["Offset of field: UnpackAdjustmentsParams::ids"]
+        [::core::mem::offset_of!(UnpackAdjustmentsParams, ids) - 100usize];
 };
 #[doc = " kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale."]
 #[repr(C)]
@@ -1142,9 +1841,21 @@ unsafe impl Params for FinishParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for FinishLogprobsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for PlaceListsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for MergeDrawsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for FinishDrawParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for FinishStatusParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for PackRowsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for PackCapacityParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for OpenCapacityParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for CheckCapacityParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for SummariseHeldParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
@@ -1157,6 +1868,20 @@ unsafe impl Params for HeldHistogramsParams {}
 unsafe impl Params for HeldTiesParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for HeldCandidatesParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for SelectParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for EncodeTargetsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for PickTargetsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for OrStatusParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for SamplingRowsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for PackAdjustmentsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for UnpackAdjustmentsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for QuantizeRowsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
@@ -1197,3 +1922,7 @@ unsafe impl bytemuck::Pod for HeldTies {}
 unsafe impl bytemuck::Zeroable for HeldWanted {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for HeldWanted {}
+// SAFETY: numbers without gaps between them (the assertions above), of which all bytes are legal.
+unsafe impl bytemuck::Zeroable for SamplingRow {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for SamplingRow {}

@@ -42,13 +42,16 @@ pub enum Precision {
     W8a8(DType),
     /// int8 weights; rows of this 16-bit type stay as they are.
     W8a16(DType),
+    /// FP8 E4M3 weights; rows of this 16-bit type stay as they are.
+    Fp8(DType),
 }
 
 impl Precision {
     /// The precision of a head with `weights` and `hidden` states.
     ///
     /// # Errors
-    /// `Dtype` where the kernels have none: f32 heads, f32 rows with w8a16, rows of another 16-bit type than the weights.
+    /// `Dtype` where the kernels have none: f32 heads, f32 rows with w8a16 and FP8, rows of another 16-bit
+    /// type than the weights.
     pub fn of(weights: DType, quantization: Quantization, hidden: DType) -> Result<Self> {
         let refuse =
             |wanted: &str, got: DType, fix: &str| Err(Error::dtype("device kernels", wanted, got, fix));
@@ -59,13 +62,14 @@ impl Precision {
                 Ok(Precision::W8a8(hidden))
             }
             (DType::I8, _, DType::F16 | DType::Bf16) => Ok(Precision::W8a16(hidden)),
+            (DType::E4m3, _, DType::F16 | DType::Bf16) => Ok(Precision::Fp8(hidden)),
             (DType::F32, ..) => {
-                refuse("bf16, f16 or int8 weights", weights, "use the cpu backend for f32 heads")
+                refuse("bf16, f16, int8 or FP8 weights", weights, "use the cpu backend for f32 heads")
             }
-            (DType::I8, ..) => refuse(
+            (DType::I8 | DType::E4m3, ..) => refuse(
                 "f16 or bf16 hidden states for w8a16",
                 hidden,
-                "convert the hidden states, quantise with w8a8, or use the cpu backend",
+                "convert the hidden states, or use the cpu backend (int8 heads also take them as w8a8)",
             ),
             _ => refuse(
                 &format!("{weights} hidden states for {weights} weights"),
@@ -79,7 +83,7 @@ impl Precision {
     pub const fn weight_bytes(self) -> usize {
         match self {
             Precision::Bf16 | Precision::F16 => 2,
-            Precision::W8a8(_) | Precision::W8a16(_) => 1,
+            Precision::W8a8(_) | Precision::W8a16(_) | Precision::Fp8(_) => 1,
         }
     }
 
@@ -88,7 +92,7 @@ impl Precision {
         match self {
             Precision::Bf16 => DType::Bf16,
             Precision::F16 => DType::F16,
-            Precision::W8a8(rows) | Precision::W8a16(rows) => rows,
+            Precision::W8a8(rows) | Precision::W8a16(rows) | Precision::Fp8(rows) => rows,
         }
     }
 
@@ -118,6 +122,8 @@ impl Precision {
             Precision::W8a8(_) => tiles!("quant_matmul", 128, to 128),
             Precision::W8a16(DType::F16) => tiles!("w8a16_matmul_f16", 256, to 64),
             Precision::W8a16(_) => tiles!("w8a16_matmul_bf16", 256, to 64),
+            Precision::Fp8(DType::F16) => tiles!("fp8_matmul_f16", 256, to 64),
+            Precision::Fp8(_) => tiles!("fp8_matmul_bf16", 256, to 64),
         }
     }
 
@@ -139,6 +145,7 @@ impl fmt::Display for Precision {
             Precision::F16 => write!(f, "f16"),
             Precision::W8a8(rows) => write!(f, "w8a8 of {rows} rows"),
             Precision::W8a16(rows) => write!(f, "w8a16 of {rows} rows"),
+            Precision::Fp8(rows) => write!(f, "fp8 of {rows} rows"),
         }
     }
 }

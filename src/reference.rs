@@ -172,18 +172,23 @@ impl<'a> Reference<'a> {
                 // Promise 2: three f32 roundings and nothing else.
                 (f64::from((acc as f32 * scale) * scales[v]), 0.0)
             }
-            (Matrix::I8 { values, scales }, None) => {
-                let scale = f64::from(scales[v]);
-                let (sum, size) = self.dot(row, DType::I8, values[weights].iter().map(|w| f64::from(*w)));
-                // One more rounding: the product with the scale.
-                let raw = sum * scale;
-                let bound = (self.bound(size) * (1.0 + U)) * scale.abs() + U * raw.abs() + f64::from_bits(1);
-                (raw, bound + f64::from(f32::from_bits(1)))
+            (Matrix::I8 { values, .. }, None) => {
+                let values = values[weights].iter().map(|w| f64::from(*w));
+                self.scaled(self.float(row, DType::I8, values), v)
             }
-            (Matrix::F32(w), _) => self.float(row, DType::F32, w[weights].iter().map(|w| f64::from(*w))),
-            (Matrix::F16(w), _) => self.float(row, DType::F16, w[weights].iter().map(|w| w.to_f64())),
+            (Matrix::E4m3 { values, .. }, _) => {
+                let codes = values[weights].iter().map(|code| f64::from(lmhead_cpu::e4m3::widen(*code)));
+                self.scaled(self.float(row, DType::E4m3, codes), v)
+            }
+            (Matrix::F32(w), _) => {
+                self.scaled(self.float(row, DType::F32, w[weights].iter().map(|w| f64::from(*w))), v)
+            }
+            (Matrix::F16(w), _) => {
+                self.scaled(self.float(row, DType::F16, w[weights].iter().map(|w| w.to_f64())), v)
+            }
             (Matrix::Bf16(w), _) => {
-                self.float(row, DType::Bf16, w[weights].iter().map(|w| self.seen(w.to_f64())))
+                let seen = w[weights].iter().map(|w| self.seen(w.to_f64()));
+                self.scaled(self.float(row, DType::Bf16, seen), v)
             }
         };
         let (logit, allowed) = self.epilogue(raw, raw_allowed, self.shard.bias().map(|b| f64::from(b[v])));
@@ -193,6 +198,15 @@ impl<'a> Reference<'a> {
     /// True when the row's values are all finite; otherwise its logits are not and its status is 1.
     pub fn is_finite(&self, row: &ReferenceRow) -> bool {
         row.finite
+    }
+
+    /// Times the scale of row `v` of the shard, where it has one: one more rounding.
+    fn scaled(&self, (sum, bound): (f64, f64), v: usize) -> (f64, f64) {
+        let Some(scales) = self.shard.scales() else { return (sum, bound) };
+        let scale = f64::from(scales[v]);
+        let raw = sum * scale;
+        let bound = (bound * (1.0 + U)) * scale.abs() + U * raw.abs() + f64::from_bits(1);
+        (raw, bound + f64::from(f32::from_bits(1)))
     }
 
     fn float(&self, row: &ReferenceRow, weights: DType, w: impl Iterator<Item = f64>) -> (f64, f64) {

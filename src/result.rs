@@ -1,9 +1,11 @@
 //! What can be asked for, and what comes back.
 
 mod buffers;
+mod device_inputs;
 
 pub use buffers::AnswerBuffers;
 pub(crate) use buffers::OwnedAnswer;
+pub use device_inputs::{AdditionSpans, DeviceInputs, PenaltySpans, SamplingSpans};
 
 use crate::adjust::Adjustments;
 use crate::dtype::DType;
@@ -92,8 +94,8 @@ impl Request {
     /// `Dtype` for int8 logits, `Request` for k = 0 and for k or top_n above the vocabulary.
     pub fn check(&self, vocab_size: usize) -> Result<()> {
         match *self {
-            Request::Logits { dtype: DType::I8 } => {
-                Err(Error::dtype("request logits", "f32, bf16 or f16", DType::I8, "use one of those"))
+            Request::Logits { dtype } if !dtype.is_float() => {
+                Err(Error::dtype("request logits", "f32, bf16 or f16", dtype, "use one of those"))
             }
             Request::TopK { k } if k == 0 || k > vocab_size => {
                 let wanted = format!("k from 1 to the vocabulary size, {vocab_size}");
@@ -159,6 +161,9 @@ pub struct RowInputs<'a> {
     /// Masks, additions and penalties, in a step that was begun with
     /// [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
     pub adjustments: Option<Adjustments<'a>>,
+    /// The same in the memory of the step's device, in a step that is on one. Of each kind some may be here,
+    /// or above, not both.
+    pub on_device: DeviceInputs<'a>,
 }
 
 impl<'a> RowInputs<'a> {
@@ -168,8 +173,9 @@ impl<'a> RowInputs<'a> {
             let each = targets.len().checked_div(rows).unwrap_or(0);
             &targets[range.start * each..range.end * each]
         });
-        let sampling = self.sampling.map(|params| &params[range]);
-        RowInputs { targets, sampling, adjustments: self.adjustments }
+        let sampling = self.sampling.map(|params| &params[range.clone()]);
+        let on_device = self.on_device.rows(range, rows);
+        RowInputs { targets, sampling, adjustments: self.adjustments, on_device }
     }
 }
 
@@ -184,8 +190,8 @@ pub enum RowStatus {
     NonFinite = 1,
     /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
     NothingAllowed = 2,
-    /// What only the device could see: an index there was none, or what a rank sent cannot be. As
-    /// `NonFinite`.
+    /// What only the device could see: an index there was none, inputs in its memory
+    /// ([`RowInputs::on_device`]) that cannot be, or what a rank sent cannot. As `NonFinite`.
     BadInput = 3,
 }
 

@@ -287,7 +287,7 @@ impl<'a> HiddenRows<'a> {
 }
 
 fn check_float(dtype: DType) -> Result<()> {
-    if dtype != DType::I8 {
+    if dtype.is_float() {
         return Ok(());
     }
     let fix = "pass the hidden states unquantised; w8a8 heads quantise them themselves";

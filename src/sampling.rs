@@ -56,6 +56,7 @@ pub(crate) mod score;
 
 use crate::error::{Error, Result};
 use crate::merge::Candidate;
+use crate::params::{LMHEAD_LISTED, SamplingRow};
 use mass::Scale;
 use score::Drawn;
 
@@ -84,12 +85,12 @@ impl Default for SamplingParams {
 }
 
 /// Bytes of the parameters on their way to the shards.
-pub(crate) const PARAMS_BYTES: usize = 32;
+pub(crate) const PARAMS_BYTES: usize = size_of::<SamplingRow>();
 
 /// Up to this k the candidates themselves are exchanged, in one round; above it the k-th largest is searched
 /// for, which costs no more bytes: 8 a candidate against four histograms of 256 words, or more histograms
 /// with fewer words in total.
-pub(crate) const LISTED: usize = 1024;
+pub(crate) const LISTED: usize = LMHEAD_LISTED as usize;
 
 /// What has to be known of a row before it can be drawn; it depends on the parameters alone, which every rank
 /// knows.
@@ -167,32 +168,22 @@ impl SamplingParams {
         best.id()
     }
 
-    /// The same bytes for all that means the same in this vocabulary.
-    pub(crate) fn encode(&self, vocab_size: usize) -> [u8; PARAMS_BYTES] {
-        let top_k = if self.top_k < vocab_size { self.top_k as u32 } else { 0 };
-        let mut out = [0; PARAMS_BYTES];
-        out[..8].copy_from_slice(&self.seed.to_le_bytes());
-        out[8..16].copy_from_slice(&self.position.to_le_bytes());
-        out[16..20].copy_from_slice(&top_k.to_le_bytes());
-        for (at, value) in [(20, self.temperature), (24, self.top_p), (28, self.min_p)] {
+    /// As kernels and other ranks read it: the same for all that means the same in this vocabulary.
+    pub fn to_row(&self, vocab_size: usize) -> SamplingRow {
+        SamplingRow {
+            seed: self.seed,
+            position: self.position,
             // Adding 0 makes +0 of -0.
-            out[at..at + 4].copy_from_slice(&(value + 0.0).to_le_bytes());
+            temperature: self.temperature + 0.0,
+            top_k: if self.top_k < vocab_size { self.top_k as u32 } else { 0 },
+            top_p: self.top_p,
+            min_p: self.min_p + 0.0,
         }
-        out
     }
 
-    pub(crate) fn decode(bytes: &[u8; PARAMS_BYTES]) -> Self {
-        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        let f32_at = |at: usize| f32::from_bits(u32_at(at));
-        SamplingParams {
-            seed: u64_at(0),
-            position: u64_at(8),
-            top_k: u32_at(16) as usize,
-            temperature: f32_at(20),
-            top_p: f32_at(24),
-            min_p: f32_at(28),
-        }
+    pub(crate) fn of_row(row: &SamplingRow) -> Self {
+        let SamplingRow { seed, position, temperature, top_k, top_p, min_p } = *row;
+        SamplingParams { seed, position, temperature, top_k: top_k as usize, top_p, min_p }
     }
 }
 
@@ -210,11 +201,12 @@ mod tests {
             top_p: 0.9,
             min_p: 0.05,
         };
-        assert_eq!(SamplingParams::decode(&params.encode(51)), params);
+        assert_eq!(SamplingParams::of_row(&params.to_row(51)), params);
         let none = SamplingParams { top_k: 0, min_p: 0.0, temperature: 0.0, ..params };
         for top_k in [50, 51, usize::MAX] {
             let same = SamplingParams { top_k, min_p: -0.0, temperature: -0.0, ..none };
-            assert_eq!(same.encode(50), none.encode(50), "all ids are kept");
+            let bytes = |params: SamplingParams| bytemuck::bytes_of(&params.to_row(50)).to_vec();
+            assert_eq!(bytes(same), bytes(none), "all ids are kept");
         }
     }
 

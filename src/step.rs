@@ -3,6 +3,7 @@
 //! The contract is that every rank of a group makes the same calls, in the same order, with agreeing
 //! arguments. Each rank states its side in a header of 96 bytes; all of them are compared.
 
+use crate::backend::DeviceAdjustments;
 use crate::config::Verify;
 use crate::digest;
 use crate::dtype::DType;
@@ -41,7 +42,11 @@ const MAGIC: [u8; 4] = *b"LMH3";
 /// | 72..80 | digest of the inputs that a replica's ranks share; 0 where they are not known yet |
 /// | 80 | 1 where the step has adjustments |
 /// | 81 | 1 where rows and answers are in device memory |
-/// | 82..96 | zero |
+/// | 82 | 1 where some rows have a mask in device memory |
+/// | 83 | 1 where no row has a filter: parameters in device memory, which the host does not look at |
+/// | 84..88 | the most additions of a row in device memory |
+/// | 88..92 | the most ids of a row with penalties in device memory |
+/// | 92..96 | zero |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub head: u32,
@@ -52,6 +57,10 @@ pub struct Header {
     pub request: Option<Request>,
     pub adjusted: bool,
     pub on_device: bool,
+    /// A sampling step whose rows have no filter.
+    pub unfiltered: bool,
+    /// Of adjustments in device memory.
+    pub placed: DeviceAdjustments,
     pub sequence: u64,
     pub rows: u64,
     pub counts: u64,
@@ -109,7 +118,11 @@ struct Wire {
     inputs: u64,
     adjusted: u8,
     on_device: u8,
-    zeros: [u8; 14],
+    masks: u8,
+    unfiltered: u8,
+    additions: u32,
+    penalties: u32,
+    zeros: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Wire>() == HEADER_BYTES, "no gaps");
@@ -134,6 +147,8 @@ impl Header {
             request: None,
             adjusted: false,
             on_device: false,
+            unfiltered: false,
+            placed: DeviceAdjustments::default(),
             sequence: 0,
             rows: 0,
             counts: 0,
@@ -183,7 +198,11 @@ impl Header {
             inputs: self.inputs,
             adjusted: u8::from(self.adjusted),
             on_device: u8::from(self.on_device),
-            zeros: [0; 14],
+            masks: u8::from(self.placed.allowed),
+            unfiltered: u8::from(self.unfiltered),
+            additions: self.placed.additions,
+            penalties: self.placed.counts,
+            zeros: [0; 4],
         })
     }
 
@@ -234,6 +253,12 @@ impl Header {
             request,
             adjusted: flag(wire.adjusted)?,
             on_device: flag(wire.on_device)?,
+            unfiltered: flag(wire.unfiltered)?,
+            placed: DeviceAdjustments {
+                allowed: flag(wire.masks)?,
+                additions: wire.additions,
+                counts: wire.penalties,
+            },
             sequence: wire.sequence,
             rows: wire.rows,
             counts: wire.counts,
@@ -347,6 +372,8 @@ fn disagreements(
     compare("verification", &|h| h.verify.to_string());
     compare("request", &|h| h.request.map_or_else(|| "none".into(), |r| r.to_string()));
     compare("memory", &|h| if h.on_device { "device memory" } else { "host memory" }.into());
+    compare("filters", &|h| if h.unfiltered { "no row has one" } else { "rows may have some" }.into());
+    compare("adjustments in device memory", &|h| h.placed.to_string());
     compare("weights_version", &|h| h.weights_version.to_string());
     if decoded.iter().any(|h| h.mode != Mode::Discover) {
         compare("adjustments", &|h| if h.adjusted { "some rows have them" } else { "none" }.into());
@@ -421,6 +448,8 @@ mod tests {
             request: Some(Request::Argmax),
             adjusted: false,
             on_device: false,
+            unfiltered: false,
+            placed: DeviceAdjustments::default(),
             sequence: 3,
             rows: 2,
             counts: 99,
@@ -443,7 +472,8 @@ mod tests {
             let (top_n, processed) = (k as usize, adjusted);
             let logprobs = every.then_some(TokenLogprobs { top_n, processed });
             let header = Header {
-                head, instance, epoch, adjusted, on_device: every, sequence, rows, counts, agreement,
+                head, instance, epoch, adjusted, on_device: every, unfiltered: !every, sequence, rows, counts, agreement,
+                placed: DeviceAdjustments { allowed: adjusted, additions: k, counts: !k },
                 weights_version, inputs,
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
                 verify: [Verify::Always, Verify::WarmUp, Verify::Every(verify)][verify as usize % 3],
@@ -488,6 +518,11 @@ mod tests {
             ),
             ("epoch: ranks [0, 2] say 0, ranks [1] say 1", Header { epoch: 1, ..mine }),
             ("sequence: ranks [0, 2] say step 3, ranks [1] say step 4", Header { sequence: 4, ..mine }),
+            (
+                "adjustments in device memory: ranks [0, 2] say no masks, up to 0 additions and 0 counts of a \
+                 row, ranks [1] say masks, up to 7 additions and 0 counts of a row",
+                Header { placed: DeviceAdjustments { allowed: true, additions: 7, counts: 0 }, ..mine },
+            ),
             ("mode: ranks [0, 2] say exact, ranks [1] say discover", Header { mode: Mode::Discover, ..mine }),
             (
                 "verification: ranks [0, 2] say always, ranks [1] say every 9",

@@ -19,7 +19,7 @@ use lmhead::epilogue::Epilogue;
 use lmhead::exchange::{Call, Exchange, Operation, local};
 use lmhead::head::StepOptions;
 use lmhead::layout::{HeadGroup, ParallelLayout};
-use lmhead::memory::SpanMut;
+use lmhead::memory::{Span, SpanMut};
 use lmhead::merge::Candidate;
 use lmhead::merge::PartialSpec;
 use lmhead::result::{AnswerBuffers, NO_TARGET_ID, Request, RowInputs, TokenLogprobs};
@@ -336,7 +336,7 @@ fn loaded_shard_answers(quantization: Quantization) {
             let rows = [1, 7, ROWS][case];
             let adjustments = (round % 2 == 0).then_some(&adjustments[case]);
             let picked = x.select_i64(&picks[..rows]).unwrap();
-            let job = Job { rows: picked, epilogue: Epilogue::default(), adjustments };
+            let job = Job { rows: picked, epilogue: Epilogue::default(), adjustments, placed: None };
             let on = &mut On::default();
             for dtype in [DType::F32, DType::Bf16] {
                 let (data, stride) = (SpanMut::host(&mut out[..]), VOCAB * dtype.size());
@@ -349,10 +349,12 @@ fn loaded_shard_answers(quantization: Quantization) {
             }
             let held = loaded.hold(&job, true, on).unwrap();
             for of in [Which::Raw, Which::Adjusted] {
-                let (targets, out_values) = (&ids[..2 * rows], &mut values[..2 * rows]);
+                let targets = Span::host(&ids[..2 * rows]);
+                let out_values = SpanMut::host(&mut values[..2 * rows]);
                 held.pass(Pass::TargetLogits { of, targets, per_row: 2, out: out_values }).unwrap();
                 let out = SpanMut::host(&mut out[..]).part(0..rows * tallied.stride(VOCAB));
-                held.pass(Pass::Partials { of, spec: tallied, targets: &tops[..2 * rows], out }).unwrap();
+                held.pass(Pass::Partials { of, spec: tallied, targets: Span::host(&tops[..2 * rows]), out })
+                    .unwrap();
             }
             let rows_of = &numbers[..rows];
             held.pass(Pass::Maxima { rows: rows_of, out: &mut values[..rows] }).unwrap();
@@ -538,6 +540,7 @@ impl Inputs {
                     counts: TokenCounts { offsets, ids, counts, in_prompt },
                 }),
             }),
+            ..RowInputs::default()
         }
     }
 }
@@ -636,7 +639,7 @@ fn heads_answer(dp: usize, tp: usize, connect: &dyn Fn(usize) -> Vec<Arc<dyn Exc
                 };
                 let raw = matches!(request, Request::Logprobs { processed: false, .. });
                 let adjusted = round % 2 == 1 && !raw;
-                let options = StepOptions { adjusted, on_device: false };
+                let options = StepOptions { adjusted, ..StepOptions::default() };
                 let hidden = HiddenRows::from_f32(&inputs.hidden[..rows * HIDDEN], rows, HIDDEN).unwrap();
                 let ticket = head.begin(counts, &request, options).unwrap();
                 let (of_rows, answer) = (inputs.of(&request, rows, adjusted), answered.of(&request, rows));

@@ -13,7 +13,7 @@ use lmhead::error::{Error, Result};
 use lmhead::exchange::{Exchange, local};
 use lmhead::head::LmHead;
 use lmhead::layout::HeadGroup;
-use lmhead::memory::SpanMut;
+use lmhead::memory::{Span, SpanMut};
 use lmhead::merge::PartialSpec;
 use lmhead::result::{Output, Request};
 use lmhead::rows::{HiddenRows, RowCounts};
@@ -96,7 +96,7 @@ fn calls(
 ) -> Vec<(&'static str, Result<()>)> {
     let bytes = test.rows(2, 7);
     let rows = HiddenRows::new(&bytes, test.dtype, 2, test.hidden).unwrap();
-    let job = Job { rows, epilogue: Epilogue::default(), adjustments: None };
+    let job = Job { rows, epilogue: Epilogue::default(), adjustments: None, placed: None };
     let (stride, spec) = (4 * test.vocab, PartialSpec { k: 2, sum: true, targets: 0 });
     let (mut logits, mut status) = (vec![0u8; 2 * stride], [0u32; 2]);
     let status = Status::Apart { words: SpanMut::host(&mut status[..]), stride: 4 };
@@ -119,7 +119,7 @@ fn calls(
     let held = unsafe { loaded.held() }.expect("held logits, of this call or an earlier one");
     let maxima = Pass::Maxima { rows: &[0, 1], out: &mut largest };
     let (of, out) = (Which::Adjusted, SpanMut::host(&mut told[..]));
-    let partials = Pass::Partials { of, spec, targets: &[], out };
+    let partials = Pass::Partials { of, spec, targets: Span::EMPTY, out };
     said.extend([
         ("maxima of held logits", held.pass(maxima)),
         ("partials of held logits", held.pass(partials)),

@@ -106,6 +106,7 @@ fn group_of(size: usize, test: &TestHead, steps: u64, seed: u64, seen: &Seen) ->
                 sampling: matches!(asked, Request::Sample { .. }).then_some(&sampling[..]),
                 targets: matches!(asked, Request::Logprobs { .. }).then_some(&targets[..]),
                 adjustments: adjusted.then_some(Adjustments::allowed(&mask)),
+                ..RowInputs::default()
             };
             let begin = if adjusted { LmHead::step_adjusted } else { LmHead::step };
             let result: Result<Answer, Error> = match begin(&mut head, announced, &asked) {

@@ -12,6 +12,7 @@ DEVICE uint32_t ordered(float value) {
   const uint32_t bits = mov_b32_f32(add_rn_f32(value, 0.0f));
   return bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u);
 }
+DEVICE float from_ordered(uint32_t key) { return mov_f32_b32(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
 // The least above minus infinity, which is never a candidate.
 constexpr uint32_t kLeastOrdered = 0x00800000u;
 

@@ -32,4 +32,27 @@ DEVICE uint64_t mass(float x, uint32_t unit) {
   return (twice + 1) >> 1;
 }
 
+// The mass that the nucleus has to reach: the smallest integer not below top_p·total, and not below 1. For
+// top_p above 0 and at most 1, exact.
+DEVICE uint64_t share(float top_p, uint64_t total) {
+  // top_p is significand·2^-shift, with a shift of 23 to 149.
+  const uint32_t bits = mov_b32_f32(top_p), exponent = bits >> 23, fraction = bits & 0x7fffff;
+  const uint32_t significand = exponent ? fraction | 0x800000 : fraction,
+                 shift = exponent ? 150 - exponent : 149;
+  // The product, which is below 2^88, in two words.
+  const uint64_t upper = significand * (total >> 32), lower = significand * uint64_t(uint32_t(total));
+  const uint64_t low = (upper << 32) + lower, high = (upper >> 32) + (low < lower);
+  uint64_t part = 0;
+  bool more = low | high;  // whether something is dropped
+  if (shift < 64) {
+    part = high << (64 - shift) | low >> shift;
+    more = low << (64 - shift);
+  } else if (shift < 88) {
+    part = high >> (shift - 64);
+    more = low | (high & ((1ull << (shift - 64)) - 1));
+  }
+  part += more;
+  return part ? part : 1;
+}
+
 }  // namespace answers

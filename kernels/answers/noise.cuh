@@ -25,6 +25,12 @@ DEVICE U32x4 noise_words(uint64_t seed, uint64_t position, uint32_t first) {
                     {uint32_t(seed), uint32_t(seed >> 32)});
 }
 
+// The word of one id.
+DEVICE uint32_t noise_word(uint64_t seed, uint64_t position, uint32_t id) {
+  const U32x4 words = noise_words(seed, position, id & ~3u);
+  return id & 2 ? (id & 1 ? words.w : words.z) : id & 1 ? words.y : words.x;
+}
+
 // Standard Gumbel noise of a word: -ln(-ln(1 - v)) with v = (word + 1/2)·2^-32. Between -3.14 and 22.88;
 // smaller words are larger noise.
 DEVICE double gumbel(uint32_t word) {
@@ -105,15 +111,63 @@ struct Draw {
     if (!score.above(best) && !(score.equals(best) && candidate < id)) return;
     best = score, id = candidate, logit = value;
   }
+
+  // Which of a lane's candidates must be scored, bit by bit. By a whole warp, of which so many neighbours, a
+  // power of two, share how high the floor is. Minus infinity is no candidate.
+  template <uint32_t kCount>
+  DEVICE uint32_t screen(const DrawScale &scale, const float (&logits)[kCount],
+                         const uint32_t (&words)[kCount], uint32_t lanes = 32) {
+    const float known = floor;
+    Bounds bounds[kCount];
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) {
+      bounds[i] = scale.bounds(logits[i], words[i]);
+      if (logits[i] > -__builtin_inff()) raise_floor(bounds[i].low);
+    }
+    if (vote_any(floor > known)) {
+#pragma unroll 1
+      for (uint32_t distance = lanes / 2; distance; distance /= 2)
+        raise_floor(mov_f32_b32(shfl_bfly(mov_b32_f32(floor), distance)));
+    }
+    uint32_t contenders = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < kCount; ++i) contenders |= uint32_t(may_win(logits[i], bounds[i])) << i;
+    return contenders;
+  }
+
+  // Scores those of the lane's candidates, which are of ids from `first` on.
+  template <uint32_t kCount>
+  DEVICE void offer_some(uint32_t contenders, const DrawScale &scale, const float (&logits)[kCount],
+                         const uint32_t (&words)[kCount], uint32_t first) {
+    // The f64 code stands once.
+#pragma unroll 1
+    for (uint32_t i = 0; contenders >> i; ++i) {
+      if (!(contenders >> i & 1)) continue;
+      float some = logits[0];
+      uint32_t word = words[0];
+#pragma unroll
+      for (uint32_t j = 1; j < kCount; ++j)
+        if (i == j) some = logits[j], word = words[j];
+      offer(scale.score(some, word), first + i, some);
+    }
+  }
+
+  // All of a lane's candidates. By a whole warp.
+  template <uint32_t kCount>
+  DEVICE void take(const DrawScale &scale, const float (&logits)[kCount], const uint32_t (&words)[kCount],
+                   uint32_t first) {
+    offer_some(screen(scale, logits, words), scale, logits, words, first);
+  }
+
   DEVICE void merge(const Draw &other) {
     if (other.id != kNobody) offer(other.best, other.id, other.logit);
     raise_floor(other.floor);
   }
 
-  // The winner over the lanes of a full warp, in each of them.
-  DEVICE void merge_lanes() {
+  // The winner over so many neighbouring lanes, a power of two, in each of them. By a whole warp.
+  DEVICE void merge_lanes(uint32_t lanes = 32) {
 #pragma unroll 1
-    for (uint32_t distance = 16; distance; distance /= 2) {
+    for (uint32_t distance = lanes / 2; distance; distance /= 2) {
       const auto other = [distance](double v) {
         const uint64_t bits = mov_b64_f64(v);
         const uint32_t low = shfl_bfly(uint32_t(bits), distance);
@@ -124,6 +178,33 @@ struct Draw {
       theirs.id = shfl_bfly(id, distance);
       theirs.logit = mov_f32_b32(shfl_bfly(mov_b32_f32(logit), distance));
       theirs.floor = mov_f32_b32(shfl_bfly(mov_b32_f32(floor), distance));
+      merge(theirs);
+    }
+  }
+
+  // The winner over the block's warps, after `merge_lanes`, in each thread. `at` is 24 bytes of shared memory
+  // for each warp.
+  DEVICE void merge_warps(uint32_t warps, uint32_t at) {
+    const auto store = [](uint32_t to, double v) {
+      const uint64_t bits = mov_b64_f64(v);
+      st_shared_v2(to, {uint32_t(bits), uint32_t(bits >> 32)});
+    };
+    const auto read = [](uint32_t from) {
+      const U32x2 bits = ld_shared_v2(from);
+      return mov_f64_b64(uint64_t(bits.y) << 32 | bits.x);
+    };
+    if (lane_id() == 0) {
+      const uint32_t own = at + 24 * (threadIdx.x / 32);
+      store(own, best.high), store(own + 8, best.low);
+      st_shared_v2(own + 16, {id, mov_b32_f32(logit)});
+    }
+    barrier_sync_all();
+#pragma unroll 1
+    for (uint32_t from = at; from < at + 24 * warps; from += 24) {
+      Draw theirs;
+      theirs.best = {read(from), read(from + 8)};
+      const U32x2 id_logit = ld_shared_v2(from + 16);
+      theirs.id = id_logit.x, theirs.logit = mov_f32_b32(id_logit.y);
       merge(theirs);
     }
   }

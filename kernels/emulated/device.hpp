@@ -40,6 +40,7 @@ SAME_THREAD const Dim3 &grid_size();
 SAME_THREAD uint32_t dynamic_shared();
 void ld_shared(const char *instruction, uint32_t address, void *to, uint32_t bytes);
 void st_shared(const char *instruction, uint32_t address, const void *from, uint32_t bytes);
+uint32_t atom_shared_add_u32(uint32_t address, uint32_t v);
 uint64_t atom_shared_add_u64(uint32_t address, uint64_t v);
 void ldmatrix(uint32_t *d, int matrices, bool transposed, uint32_t address, Place place);
 void stmatrix(const uint32_t *v, int matrices, bool transposed, uint32_t address, Place place);

@@ -39,18 +39,26 @@ void st_shared(const char *instruction, uint32_t address, const void *from, uint
   std::memcpy(self.block->shared + offset, from, bytes);
 }
 
-uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) {
-  Fiber &self = enter("atom.shared.add.u64", address);
-  const uint32_t offset = shared_offset(self, *self.block, address, 8, 8);
-  check_values(self, &v, 8);
-  note_atomic(*self.block, offset, 8, self);
-  uint64_t old;
-  std::memcpy(&old, self.block->shared + offset, 8);
+namespace {
+
+template <class T>
+T atom_add(const char *instruction, uint32_t address, T v) {
+  Fiber &self = enter(instruction, address);
+  const uint32_t offset = shared_offset(self, *self.block, address, sizeof v, sizeof v);
+  check_values(self, &v, sizeof v);
+  note_atomic(*self.block, offset, sizeof v, self);
+  T old;
+  std::memcpy(&old, self.block->shared + offset, sizeof v);
   v += old;
-  std::memcpy(self.block->shared + offset, &v, 8);
+  std::memcpy(self.block->shared + offset, &v, sizeof v);
   yield();  // others may come between an atomic and what is made of it
   return old;
 }
+
+}  // namespace
+
+uint32_t atom_shared_add_u32(uint32_t address, uint32_t v) { return atom_add("atom.shared.add.u32", address, v); }
+uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) { return atom_add("atom.shared.add.u64", address, v); }
 
 namespace {
 

@@ -5,6 +5,8 @@
 #pragma once
 #include "answers/best.cuh"
 #include "answers/exponential.cuh"
+#include "answers/noise.cuh"
+#include "answers/sampling.cuh"
 #include "matmul/multiply.cuh"
 #include "matmul/softcap.cuh"
 
@@ -345,6 +347,65 @@ DEVICE void add_up(const MatmulParams &p, const Place &at, uint8_t *partials, ui
   st_global_v2(row + offsetof(PartialRow, top), {uint32_t(sum.top()), 0});
 }
 
+// Of each of the tile's rows the id that is drawn. A lane has four ids, whose noise comes from one counter; a
+// warp has a row, or two.
+template <class T>
+DEVICE void draw(const MatmulParams &p, const Place &at) {
+  using namespace answers;
+  constexpr uint32_t kEach = 4, kLanes = T::kIds / kEach, kRowsAtOnce = 32 / kLanes,
+                     kWarps = T::kThreads / 32;
+  static_assert(kLanes == 16 || kLanes == 32, "whole rows in a warp");
+  const uint32_t lane = lane_id(), part = lane % kLanes, first_lane = lane - part, column = kEach * part;
+  const uint32_t tiles = (p.vocab + T::kIds - 1) / T::kIds;
+#pragma unroll 1
+  for (uint32_t turn = threadIdx.x / 32 * kRowsAtOnce; turn < T::kRows && at.first_row + turn < p.row_count;
+       turn += kWarps * kRowsAtOnce) {
+    // A row behind the last is looked at like it, and nothing is said of it.
+    const uint32_t r = turn + lane / kLanes, wanted = at.first_row + r;
+    const bool is_row = wanted < p.row_count;
+    const uint32_t row = is_row ? wanted : p.row_count - 1;
+    const SamplingRow sampling = load_sampling(p.partials.draws + row);
+    uint32_t *bar = p.partials.bars + row;
+    Draw drawn;
+    const uint32_t known = ld_relaxed_u32(bar);
+    if (known) drawn.floor = from_ordered(known);
+    const float before = drawn.floor;
+
+    const U32x4 four = ld_shared_v4(logit_address<T>(r, column));
+    float logits[kEach] = {mov_f32_b32(four.x), mov_f32_b32(four.y), mov_f32_b32(four.z),
+                           mov_f32_b32(four.w)};
+#pragma unroll
+    for (uint32_t i = 0; i < kEach; ++i)
+      if (at.first_id + column + i >= p.vocab) logits[i] = -kInfinity;
+    const DrawScale scale = DrawScale::of(sampling.temperature);
+    const uint32_t first_id = p.partials.first_id + at.first_id + column;
+    U32x4 noise = {0, 0, 0, 0};
+    if (sampling.temperature != 0) noise = noise_words(sampling.seed, sampling.position, first_id);
+    const uint32_t words[kEach] = {noise.x, noise.y, noise.z, noise.w};
+    const uint32_t contenders = drawn.screen(scale, logits, words, kLanes);
+    if (is_row && part == 0 && drawn.floor > before) atom_max_u32(bar, ordered(drawn.floor));
+
+    // Of one contender no score is needed.
+    const uint32_t lanes = vote_ballot(contenders != 0) >> first_lane & (0xffffffffu >> (32 - kLanes));
+    const bool some = contenders != 0, several = (contenders & (contenders - 1)) || (lanes & (lanes - 1));
+    bool speaks = lanes ? some : part == 0;
+    if (vote_any(some && several)) {
+      drawn.offer_some(contenders, scale, logits, words, first_id);
+      drawn.merge_lanes(kLanes);
+      speaks = part == 0;
+    } else {
+#pragma unroll
+      for (uint32_t i = 0; i < kEach; ++i)
+        if (contenders == 1u << i) drawn.id = first_id + i, drawn.logit = logits[i];
+    }
+    const bool nobody = drawn.id == Draw::kNobody;
+    Candidate *out =
+        reinterpret_cast<Candidate *>(p.partials.data) + uint64_t(row) * tiles + at.first_id / T::kIds;
+    if (is_row && speaks)
+      st_global_v2(out, {nobody ? 0xff800000u : mov_b32_f32(drawn.logit), nobody ? 0 : drawn.id});
+  }
+}
+
 // Instead of logits what the tile knows of its rows.
 template <class T>
 DEVICE void summarise(const MatmulParams &p, const Place &at) {
@@ -382,7 +443,9 @@ DEVICE void epilogue(const MatmulParams &p, const Place &at, const Sums<T> &d) {
     settle<T>(p, at, adjusted);
     barrier_sync_all();
   }
-  if (p.partials.data)
+  if (p.partials.draws)
+    draw<T>(p, at);
+  else if (p.partials.data)
     summarise<T>(p, at);
   else if (p.logits.dtype == LMHEAD_DTYPE_F32)
     store<T>(p, at, F32{}, p.logits.data);

@@ -66,8 +66,14 @@ DEVICE void multiply_alike(Kind kind, Sums<T> &d, const Fragments &at) {
   }
 }
 
+// Of two E4M3 in the upper bytes of a word's halves: 0x7fc0 for a NaN, else 0.
+DEVICE uint32_t e4m3_nan(uint32_t codes) {
+  const uint32_t sign_if_nan = ((codes & 0x7f007f00u) + 0x01000100u) & 0x80008000u;
+  return sign_if_nan - (sign_if_nan >> 9);
+}
+
 // Four int8 -> four halves, exactly: the first two in `low`, the others in `high`.
-DEVICE void widen(Bf16, uint32_t bytes, uint32_t &low, uint32_t &high) {
+DEVICE void widen(int8_t, Bf16, uint32_t bytes, uint32_t &low, uint32_t &high) {
   // A byte below 0x43 is a bf16 from 128 on: without the byte's sign bit 128 + the other seven, and without those 128 or, of a
   // negative byte, 256. The difference is the byte.
   const auto pair = [bytes](uint32_t selector) {
@@ -76,16 +82,38 @@ DEVICE void widen(Bf16, uint32_t bytes, uint32_t &low, uint32_t &high) {
   };
   low = pair(0x4140), high = pair(0x4342);
 }
-DEVICE void widen(F16, uint32_t bytes, uint32_t &low, uint32_t &high) {
+DEVICE void widen(int8_t, F16, uint32_t bytes, uint32_t &low, uint32_t &high) {
   // byte + 128 in the last bits of 1024 is the f16 1152 + byte.
   const uint32_t shifted = bytes ^ 0x80808080u, exponent = 0x64646464u, offset = 0x64806480u;
   low = sub_rn_f16x2(prmt(shifted, exponent, 0x5150), offset);
   high = sub_rn_f16x2(prmt(shifted, exponent, 0x5352), offset);
 }
 
-// int8 weights with rows of halves: 16 bytes of weights are one instruction. Within it k may stand in any order, so long as both
-// operands keep it, and ldmatrix brings lane t the bytes 4t to 4t+3: they are taken for its columns 2t, 2t+1, 2t+8, 2t+9. The
-// rows' 4t to 4t+3 are eight bytes in a row.
+// Four E4M3 -> four halves, exactly. Two codes stand in the upper bytes of a word's halves: exponent and
+// mantissa move to those of a bf16, which is then 2^-120 of the code's value, subnormal where the code is. A
+// product mends that; for f16 with 2^-112 of the value, whose exponent is an f16's but for its place.
+DEVICE void widen(E4m3, Bf16, uint32_t bytes, uint32_t &low, uint32_t &high) {
+  const auto pair = [bytes](uint32_t selector) {
+    const uint32_t codes = prmt(bytes, 0, selector);
+    const uint32_t moved = (codes & 0x7f007f00u) >> 4 | (codes & 0x80008000u);
+    // Times 2^120; adding -0 keeps the sign of zeros.
+    return fma_rn_bf16x2(moved, 0x7b807b80u, 0x80008000u) | e4m3_nan(codes);
+  };
+  low = pair(0x1404), high = pair(0x3424);
+}
+DEVICE void widen(E4m3, F16, uint32_t bytes, uint32_t &low, uint32_t &high) {
+  const auto pair = [bytes](uint32_t selector) {
+    const uint32_t codes = prmt(bytes, 0, selector);
+    // Times 2^8.
+    const uint32_t magnitude = fma_rn_bf16x2((codes & 0x7f007f00u) >> 4, 0x43804380u, 0) << 3;
+    return magnitude | (codes & 0x80008000u) | e4m3_nan(codes);
+  };
+  low = pair(0x1404), high = pair(0x3424);
+}
+
+// 8-bit weights with rows of halves: 16 bytes of weights are one instruction. Within it k may stand in any
+// order, so long as both operands keep it, and ldmatrix brings lane t the bytes 4t to 4t+3: they are taken
+// for its columns 2t, 2t+1, 2t+8, 2t+9. The rows' 4t to 4t+3 are eight bytes in a row.
 template <class T>
 DEVICE void multiply_widened(typename T::Type::Half half, Sums<T> &d, const Fragments &at) {
 #pragma unroll
@@ -97,8 +125,8 @@ DEVICE void multiply_widened(typename T::Type::Half half, Sums<T> &d, const Frag
       uint32_t a[T::kWarpIds / 16][4];
 #pragma unroll
       for (uint32_t i = 0; i < T::kWarpIds / 16; ++i) {
-        widen(half, bytes[i][2 * part], a[i][0], a[i][2]);
-        widen(half, bytes[i][2 * part + 1], a[i][1], a[i][3]);
+        widen(typename T::Type::Code{}, half, bytes[i][2 * part], a[i][0], a[i][2]);
+        widen(typename T::Type::Code{}, half, bytes[i][2 * part + 1], a[i][1], a[i][3]);
       }
 #pragma unroll
       for (uint32_t j = 0; j < T::kWarpRows / 8; ++j) {

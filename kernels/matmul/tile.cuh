@@ -32,10 +32,14 @@ struct W8A8 {
   static constexpr uint32_t kWeightBytes = 1, kRowElementBytes = 1;
   static constexpr bool kWeightScales = true, kRowScales = true;
 };
-// int8 weights, 16-bit rows.
-template <class Half_>
+// FP8 without infinities: a sign, four bits of exponent with bias 7, three of mantissa; 0x7f and 0xff are
+// NaN.
+struct E4m3 {};
+// 8-bit weights, 16-bit rows.
+template <class Half_, class Code_ = int8_t>
 struct W8A16 {
   using Half = Half_;
+  using Code = Code_;
   using Sum = float;
   static constexpr uint32_t kWeightBytes = 1, kRowElementBytes = 2;
   static constexpr bool kWeightScales = true, kRowScales = false;

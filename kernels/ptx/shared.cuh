@@ -75,7 +75,13 @@ PTX void st_shared_v4(uint32_t address, U32x4 v) {
                       : "memory"));
 }
 
-// An atomic of the block's threads; gives the value before.
+// Atomics of the block's threads; each gives the value before.
+PTX uint32_t atom_shared_add_u32(uint32_t address, uint32_t v) {
+  uint32_t old;
+  EITHER(old = emulated::atom_shared_add_u32(address, v),
+         asm volatile("atom.relaxed.cta.shared.add.u32 %0, [%1], %2;" : "=r"(old) : "r"(address), "r"(v) : "memory"));
+  return old;
+}
 PTX uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) {
   uint64_t old;
   EITHER(old = emulated::atom_shared_add_u64(address, v),

@@ -36,12 +36,13 @@ from ._library import (
 )
 from ._memory import Tensor, view
 from ._setup import Backend, Config, Group, Weights, WeightsInfo, group_ranks, shard_range
-from ._step import Adjustments, Answer, Needs, Request, RowCounts, Sampling, Stats
+from ._step import Adjustments, Answer, DeviceAdjustments, Needs, Request, RowCounts, Sampling, Stats
 
 __version__ = version()
 
 __all__ = [
     "Adjustments",
+    "DeviceAdjustments",
     "Answer",
     "ArgumentError",
     "Backend",

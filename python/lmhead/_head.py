@@ -21,9 +21,22 @@ from ._library import (
     lib,
     refusal,
 )
-from ._memory import BYTES, I64S, U8, Plain, Tensor, array_of, host_array, maker_like, stream_of, vector, view
+from ._memory import (
+    BYTES,
+    I64S,
+    U8,
+    Plain,
+    Tensor,
+    array_of,
+    host_array,
+    input_array,
+    maker_like,
+    stream_of,
+    vector,
+    view,
+)
 from ._setup import Array, Backend, Config, Group, Weights
-from ._step import Adjustments, Answer, Needs, Request, RowCounts, Sampling, Stats
+from ._step import Adjustments, Answer, DeviceAdjustments, Needs, Request, RowCounts, Sampling, Stats
 from ._sys import LMHEAD_HOST, LMHEAD_I32, LMHEAD_I64
 
 
@@ -202,6 +215,7 @@ class Head(Handle):
         sampling: Sampling | None = None,
         adjustments: Adjustments | None = None,
         adjusted: bool | None = None,
+        device_adjustments: DeviceAdjustments | None = None,
         out: Answer | None = None,
         stats: bool = False,
         stream: int | None = None,
@@ -213,9 +227,10 @@ class Head(Handle):
                      part like any other. Where the others' rows lie on a device: an empty tensor there.
         counts       The replicas' row counts, or a `RowCounts`. None: discover, where there are several.
         indices      i64 or i32 [rows], in the memory of hidden: pick rows of it.
-        targets      i64 [rows, n_targets], for `Request.logprobs`.
+        targets      i64 [rows, n_targets], for `Request.logprobs`: in host memory or that of hidden.
         sampling     For `Request.sample`.
-        adjusted     Some row of the group has adjustments. None: this rank's has.
+        adjusted     Some row of the group has adjustments in host memory. None: this rank's has.
+        device_adjustments  What rows of the group have of them in device memory.
         out          Arrays to answer in. Those that it lacks are made.
         stats        Whether the answer has `stats`.
         stream       Of device rows. None: the producer's current one.
@@ -230,12 +245,15 @@ class Head(Handle):
         else:
             n = 0 if tensor is None else tensor.shape[0] if tensor.shape else 0
         if adjusted is None:
-            adjusted = adjustments is not None
+            adjusted = adjustments is not None and device_adjustments is None
         step, counted = self._contract(request, n, counts, adjusted)
         if tensor is not None:
             step.hidden = tensor.matrix("hidden")
         step.indices, step.index_dtype = index, index_type
-        keep += self._inputs(step, request, n, targets, sampling, adjustments)
+        if device_adjustments is not None:
+            step.flags |= _sys.LMHEAD_DEVICE_MASKS if device_adjustments.allowed else 0
+            step.max_logit_bias, step.max_counts = device_adjustments.logit_bias, device_adjustments.counts
+        keep += self._inputs(step, request, n, tensor, targets, sampling, adjustments)
         step.stream = stream_of(hidden, tensor) if stream is None and tensor is not None else stream
         if workspace is not None:
             memory = view(workspace)
@@ -260,6 +278,7 @@ class Head(Handle):
         step: _sys.lmhead_step,
         request: Request,
         rows: int,
+        hidden: Tensor | None,
         targets: Array | None,
         sampling: Sampling | None,
         adjustments: Adjustments | None,
@@ -270,14 +289,22 @@ class Head(Handle):
             if request.kind != _sys.LMHEAD_LOGPROBS:
                 fix = "they are for logprobs"
                 raise refusal(RequestError, "targets", "none with this request", "some", fix)
-            step.targets, owner = _targets(targets, rows, max(1, request.n_targets))
+            each = max(1, request.n_targets)
+            flat = isinstance(targets, (list, tuple)) or len(view(targets).shape) == 1
+            shape = (rows,) if flat and each == 1 else (rows, each)
+            here = input_array("targets", targets, I64S, shape, hidden)
+            step.device_inputs |= 0 if here is None else _sys.LMHEAD_DEVICE_TARGETS
+            step.targets, owner = _targets(targets, rows, each) if here is None else here
             keep.append(owner)
         if sampling is not None:
-            made, owners = sampling.to_c(rows)
+            made, owners, placed = sampling.to_c(rows, hidden)
+            step.device_inputs |= _sys.LMHEAD_DEVICE_SAMPLING if placed else 0
             step.sampling = pointer(made)
             keep.append(owners)
         if adjustments is not None:
-            changes, owners = adjustments.to_c(rows, self.vocab_size)
+            device = adjustments.to_device(step, rows, self.vocab_size, hidden)
+            step.device_inputs |= _sys.LMHEAD_DEVICE_ADJUSTMENTS if device else 0
+            changes, owners = device or adjustments.to_c(rows, self.vocab_size)
             step.adjustments = pointer(changes)
             keep.append(owners)
         return keep

@@ -27,6 +27,7 @@ from ._library import ArgumentError, DtypeError, ShapeError, refusal
 from ._sys import (
     LMHEAD_BF16,
     LMHEAD_CUDA,
+    LMHEAD_E4M3,
     LMHEAD_F16,
     LMHEAD_F32,
     LMHEAD_HOST,
@@ -48,6 +49,7 @@ NAMES = {
     LMHEAD_F16: "f16",
     LMHEAD_BF16: "bf16",
     LMHEAD_I8: "i8",
+    LMHEAD_E4M3: "e4m3",
     LMHEAD_I32: "i32",
     LMHEAD_I64: "i64",
     U8: "u8",
@@ -61,6 +63,7 @@ _C_TYPES: dict[int, Any] = {
     LMHEAD_F16: c_uint16,
     LMHEAD_BF16: c_uint16,
     LMHEAD_I8: ctypes.c_int8,
+    LMHEAD_E4M3: c_uint8,
     LMHEAD_I32: c_int32,
     LMHEAD_I64: c_int64,
     U8: c_uint8,
@@ -436,6 +439,30 @@ def vector(what: str, value: Any, types: tuple[int, ...], n: int) -> tuple[int |
     tensor = view(value)
     host_array(what, tensor, types, (n,))
     return tensor.address if n else None, tensor
+
+
+def input_array(
+    what: str, value: Any, types: tuple[int, ...], shape: tuple[int, ...], hidden: Tensor | None
+) -> tuple[int | None, Any] | None:
+    """Address of an array that lies on the device of `hidden`, and what keeps it; None of other values."""
+    if hidden is None or hidden.on_host or value is None or isinstance(value, (int, float, list, tuple)):
+        return None
+    tensor = view(value)
+    if tensor.on_host:
+        return None
+    if (tensor.device_type, tensor.device_id) != (hidden.device_type, hidden.device_id):
+        where = f"host memory, or that of hidden, {hidden.device}"
+        raise refusal(ArgumentError, what, where, tensor.device, "move it")
+    array_of(what, tensor, types, shape)
+    return tensor.address if shape[0] else None, tensor
+
+
+def one_place(what: str, placed: int, given: int) -> bool:
+    """Whether all arrays lie on the device; refuses some that do and some that do not."""
+    if placed not in (0, given):
+        got = f"{placed} of {given} in device memory"
+        raise refusal(ArgumentError, what, "all arrays in host or in device memory", got, "move the others")
+    return placed > 0
 
 
 def host_array(what: str, tensor: Tensor, types: tuple[int, ...], shape: tuple[int, ...]) -> None:

@@ -224,7 +224,7 @@ class Weights(Handle):
         """Weights that the engine has in memory, used in place: the library keeps `matrix` alive.
 
         `matrix` [shard, hidden]: f32, f16, bf16; i8 with `scales` f32 [shard] (or [1]) and `quantization`
-        "w8a8" or "w8a16". Row 0 is vocabulary id `first`; `vocab_size` is the whole head's, and may be left
+        "w8a8" or "w8a16", e4m3 with "w8a16". Row 0 is vocabulary id `first`; `vocab_size` is the whole head's, and may be left
         out where the matrix is the whole head. `bias` f32 [shard]. Scales and bias lie in the matrix's
         memory. With `copy` a host matrix is copied now, and may have gaps between its rows.
         """

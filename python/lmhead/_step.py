@@ -9,7 +9,22 @@ from typing import Any
 
 from . import _sys
 from ._library import ArgumentError, check, lib, refusal
-from ._memory import BYTES, FLOATS, I32S, I64S, U8, U32, U64S, dtype_number, host_array, vector, view
+from ._memory import (
+    BYTES,
+    FLOATS,
+    I32S,
+    I64S,
+    U8,
+    U32,
+    U64S,
+    Tensor,
+    dtype_number,
+    host_array,
+    input_array,
+    one_place,
+    vector,
+    view,
+)
 from ._setup import Array
 from ._sys import LMHEAD_F32, LMHEAD_I32, LMHEAD_I64
 
@@ -48,9 +63,16 @@ class Request:
         return cls(_sys.LMHEAD_LOGPROBS, k, n_targets, flags=_sys.LMHEAD_PROCESSED if processed else 0)
 
     @classmethod
-    def sample(cls, logprobs: int | None = None, processed: bool = False) -> Request:
-        """`ids` [rows]. With `logprobs` = k also their `logprobs` and `ranks` [rows], and the k best."""
-        flags = 0 if logprobs is None else _sys.LMHEAD_WITH_LOGPROBS
+    def sample(
+        cls, logprobs: int | None = None, processed: bool = False, unfiltered: bool = False
+    ) -> Request:
+        """`ids` [rows]. With `logprobs` = k also their `logprobs` and `ranks` [rows], and the k best.
+
+        `unfiltered`: of a step on a device, without logprobs: no row of the group has top_k, top_p or min_p,
+        and the host looks at no parameter. A row that has one answers row_status 3.
+        """
+        flags = _sys.LMHEAD_UNFILTERED if unfiltered else 0
+        flags |= 0 if logprobs is None else _sys.LMHEAD_WITH_LOGPROBS
         flags |= _sys.LMHEAD_PROCESSED if processed else 0
         return cls(_sys.LMHEAD_SAMPLE, logprobs or 0, flags=flags)
 
@@ -106,7 +128,10 @@ class RowCounts:
 
 @dataclass
 class Sampling:
-    """How rows are sampled: a number for all rows, or a list or an array [rows] in host memory each.
+    """How rows are sampled: a number for all rows, or a list or an array [rows] each.
+
+    Arrays are in host memory; or, of a step whose rows are on a device, all of them there. A row with a value
+    there that is not legal has row_status 3.
 
     `position` is the absolute position of the token sampled, so that no two share noise.
     """
@@ -124,17 +149,23 @@ class Sampling:
     min_p: Any = None
     """f32; None, 0: all."""
 
-    def to_c(self, rows: int) -> tuple[_sys.lmhead_sampling, list[Any]]:
+    def to_c(self, rows: int, hidden: Tensor | None = None) -> tuple[_sys.lmhead_sampling, list[Any], bool]:
+        """The arrays, what keeps them, and whether they lie on the device of `hidden`."""
         made, keep = _sys.lmhead_sampling(), []
+        placed = given = 0
         for name, types in _SAMPLING:
-            address, owner = vector(f"sampling.{name}", getattr(self, name), types, rows)
+            what, value = f"sampling.{name}", getattr(self, name)
+            here = input_array(what, value, types, (rows,), hidden)
+            given += value is not None
+            placed += here is not None
+            address, owner = vector(what, value, types, rows) if here is None else here
             setattr(made, name, address)
             keep.append(owner)
-        return made, keep
+        return made, keep, one_place("sampling", placed, given)
 
     def check(self, rows: int) -> None:
         """Raises what a step would: call it before a request joins a batch."""
-        made, _keep = self.to_c(rows)
+        made, _keep, _ = self.to_c(rows)
         check(lib.lmhead_sampling_check(byref(made), rows))
 
 
@@ -148,12 +179,28 @@ _SAMPLING = (
 )
 
 
+@dataclass(frozen=True)
+class DeviceAdjustments:
+    """What rows of the group have of adjustments in device memory: the same on every rank, in every mode.
+
+    Messages have room for as many entries of every row; a row with more has row_status 3.
+    """
+
+    allowed: bool = False
+    """Some row has a mask."""
+    logit_bias: int = 0
+    """The most logit biases of a row; 0: no row has any."""
+    counts: int = 0
+    """The most ids that came before, of a row with penalties; 0: no row has penalties."""
+
+
 @dataclass
 class Adjustments:
     """What changes logits before anything else is asked of them: of own rows, over the whole vocabulary.
 
-    Host memory; lists are taken too. Offsets are [rows + 1]: row i has the entries from
-    offsets[i] to offsets[i + 1].
+    Host memory; lists are taken too. Or, of a step whose rows are on a device, all of them there, with
+    `device_adjustments` of the step. Offsets are [rows + 1]: row i has the entries from offsets[i] to
+    offsets[i + 1].
     """
 
     allowed: Any = None
@@ -173,6 +220,39 @@ class Adjustments:
     """i32: in the output so far."""
     in_prompt: Any = None
     """u8 or bool."""
+
+    def to_device(
+        self, step: _sys.lmhead_step, rows: int, vocab_size: int, hidden: Tensor | None
+    ) -> tuple[_sys.lmhead_adjustments, list[Any]] | None:
+        """The arrays where they lie on the device of `hidden`, and what keeps them; None where none does."""
+        if hidden is None or hidden.on_host:
+            return None
+        made, keep = _sys.lmhead_adjustments(), []
+        shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+            "allowed": ((LMHEAD_I32, U32), (rows, (vocab_size + 31) // 32)),
+            "logit_bias_offsets": (I64S, (rows + 1,)),
+            "count_offsets": (I64S, (rows + 1,)),
+        }
+        for name in ("repetition", "frequency", "presence"):
+            shapes[name] = (FLOATS, (rows,))
+        lists = {"n_logit_bias": "logit_bias_ids", "n_counts": "count_ids"}
+        for total, ids in lists.items():
+            value = getattr(self, ids)
+            if value is not None and not isinstance(value, (list, tuple)):
+                setattr(step, total, (*view(value).shape, 0)[0])
+        n, m = (step.n_logit_bias,), (step.n_counts,)
+        shapes |= {"logit_bias_ids": (I64S, n), "logit_bias_values": (FLOATS, n)}
+        shapes |= {"count_ids": (I64S, m), "counts": (I32S, m), "in_prompt": (BYTES, m)}
+        placed = given = 0
+        for name, (types, shape) in shapes.items():
+            value = getattr(self, name)
+            here = input_array(f"adjustments.{name}", value, types, shape, hidden)
+            given += value is not None
+            if here is not None:
+                placed += 1
+                setattr(made, name, here[0])
+                keep.append(here[1])
+        return (made, keep) if one_place("adjustments", placed, given) else None
 
     def to_c(self, rows: int, vocab_size: int) -> tuple[_sys.lmhead_adjustments, list[Any]]:
         made, keep = _sys.lmhead_adjustments(), []

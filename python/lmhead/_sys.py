@@ -31,6 +31,7 @@ LMHEAD_F32 = 73730
 LMHEAD_F16 = 69634
 LMHEAD_BF16 = 69636
 LMHEAD_I8 = 67584
+LMHEAD_E4M3 = 67594
 LMHEAD_I32 = 73728
 LMHEAD_I64 = 81920
 LMHEAD_HOST = 1
@@ -66,6 +67,11 @@ LMHEAD_SAMPLE = 5
 LMHEAD_ADJUSTED = 1
 LMHEAD_PROCESSED = 2
 LMHEAD_WITH_LOGPROBS = 4
+LMHEAD_DEVICE_MASKS = 8
+LMHEAD_UNFILTERED = 16
+LMHEAD_DEVICE_TARGETS = 1
+LMHEAD_DEVICE_SAMPLING = 2
+LMHEAD_DEVICE_ADJUSTMENTS = 4
 LMHEAD_ROW_GOOD = 0
 LMHEAD_ROW_NONFINITE = 1
 LMHEAD_ROW_NOTHING_ALLOWED = 2
@@ -299,6 +305,12 @@ class lmhead_step(Structure):
         ("stream", c_void_p),
         ("workspace", c_void_p),
         ("workspace_bytes", c_size_t),
+        ("device_inputs", c_uint32),
+        ("reserved", c_uint32),
+        ("max_logit_bias", c_int64),
+        ("max_counts", c_int64),
+        ("n_logit_bias", c_int64),
+        ("n_counts", c_int64),
     ]
 
 

@@ -17,6 +17,7 @@ from lmhead import Answer, Request, _memory
 
 VOCAB, HIDDEN, ROWS = 200, 48, 3
 CODES = {"bf16": (4, 16), "f32": (2, 32), "i8": (0, 8), "i32": (0, 32), "i64": (0, 64), "u8": (1, 8)}
+CODES["u64"] = (1, 64)
 NAMES = {code: name for name, code in CODES.items()}
 
 # The library loads the same file.
@@ -358,6 +359,64 @@ def weights_in_device_memory_are_used_in_place(wanted):
     del matrix, scale, added, weights, head
 
 
+def inputs_in_device_memory_are_the_hosts(head):
+    """Targets, sampling parameters and adjustments there have the bits of the host's; what cannot be is told."""
+    words = (VOCAB + 31) // 32
+    letters = {"i32": "i", "i64": "q", "u64": "Q", "f32": "f", "u8": "B"}
+    Fast.current = stream = new_stream()
+    rows = Fast("bf16", (ROWS, HIDDEN), HIDDEN_ROWS, stream=stream)
+
+    def there(dtype, shape, values):
+        return Fast(dtype, shape, array(letters[dtype], values).tobytes(), stream=stream)
+
+    def same(request, placed, of_host, device_adjustments=None):
+        wanted = bytes_of(head.run(request, rows, **of_host), request)
+        got = head.run(request, rows, device_adjustments=device_adjustments, **placed)
+        assert bytes_of(got, request) == wanted, request
+
+    targets = [[5, 199], [-100, 0], [63, 64]]
+    placed = there("i64", (ROWS, 2), sum(targets, []))
+    same(Request.logprobs(2, 2), {"targets": placed}, {"targets": targets})
+    bad = there("i64", (ROWS, 2), [5, VOCAB, -100, 0, -1, 3])
+    assert list(head.run(Request.logprobs(2, 2), rows, targets=bad).row_status.read(stream)) == [3, 0, 3]
+
+    numbers = {
+        "seed": ("u64", [1, 1 << 63, 3]),
+        "position": ("i64", [0, 7, 1 << 40]),
+        "temperature": ("f32", [0.5, 0.0, 1.5]),
+        "top_k": ("i32", [0, 5, 20]),
+        "top_p": ("f32", [0.9, 1.0, 0.5]),
+        "min_p": ("f32", [0.0, 0.25, 0.0]),
+    }
+    placed = lmhead.Sampling(**{name: there(dtype, (ROWS,), of) for name, (dtype, of) in numbers.items()})
+    of_host = lmhead.Sampling(**{name: of for name, (_, of) in numbers.items()})
+    same(Request.sample(2), {"sampling": placed}, {"sampling": of_host})
+    mixed = lmhead.Sampling(seed=placed.seed, top_k=[1, 2, 3])
+    words_of = "all arrays in host or in device memory"
+    refuses(lmhead.ArgumentError, words_of, head.run, Request.sample(), rows, sampling=mixed)
+
+    mask = [0x55AA55AA] * (ROWS * words)
+    arrays = {
+        "allowed": ("i32", (ROWS, words), mask),
+        "logit_bias_offsets": ("i64", (ROWS + 1,), [0, 2, 2, 3]),
+        "logit_bias_ids": ("i64", (3,), [7, 3, 199]),
+        "logit_bias_values": ("f32", (3,), [2.5, -1.0, 40.0]),
+        "repetition": ("f32", (ROWS,), [1.5, 1.0, 0.5]),
+        "presence": ("f32", (ROWS,), [0.25, 0.0, 1.0]),
+        "count_offsets": ("i64", (ROWS + 1,), [0, 1, 1, 2]),
+        "count_ids": ("i64", (2,), [9, 5]),
+        "counts": ("i32", (2,), [2, 0]),
+        "in_prompt": ("u8", (2,), [0, 1]),
+    }
+    placed = lmhead.Adjustments(**{name: there(*of) for name, of in arrays.items()})
+    of_host = {name: values for name, (_, _, values) in arrays.items()}
+    of_host["allowed"] = host("i32", (ROWS, words), array("i", mask).tobytes())
+    of_host = lmhead.Adjustments(**of_host)
+    announced = lmhead.DeviceAdjustments(allowed=True, logit_bias=2, counts=1)
+    for request in (Request.argmax(), Request.topk(4), Request.logits("f32")):
+        same(request, {"adjustments": placed}, {"adjustments": of_host}, announced)
+
+
 def pinned_memory_is_the_hosts(head, wanted):
     place = c_void_p()
     driver("cuMemHostAlloc", byref(place), ctypes.c_size_t(len(HIDDEN_ROWS)), 0)
@@ -402,6 +461,7 @@ def main():
         rows_are_picked_by_indices(head, wanted)
         a_prepared_step_takes_a_workspace(head, wanted)
         weights_in_device_memory_are_used_in_place(wanted)
+        inputs_in_device_memory_are_the_hosts(head)
         pinned_memory_is_the_hosts(head, wanted)
         memory_of_elsewhere_is_refused(head)
     del kept[:]

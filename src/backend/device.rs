@@ -11,16 +11,21 @@
 
 mod adjustments;
 mod backend;
+mod capacity;
 mod checks;
 mod counters;
+mod draws;
 mod finish;
 mod held;
+mod inputs;
+mod lists;
 mod marks;
 mod matmul;
 mod pack;
 mod partials;
 mod passes;
 mod room;
+mod select;
 mod shard;
 pub mod shared_device;
 mod weights;
@@ -35,7 +40,7 @@ pub use crate::params::Params;
 use matmul::{dtype_code, of_product};
 
 use crate::error::Result;
-use crate::memory::{self, Memory, Span, SpanMut};
+use crate::memory::{self, Memory, Span};
 use crate::plan::DeviceLimits;
 
 /// The most rows of a call: what a plan can count; memory is the real limit.
@@ -159,6 +164,15 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether what is queued on the stream becomes part of a graph instead of running. Legal while it does.
+    ///
+    /// # Errors
+    /// `Device`, also where a graph that is being made there is broken.
+    fn is_capturing(&self, stream: Self::Stream) -> Result<bool> {
+        let _ = stream;
+        Ok(false)
+    }
+
     /// A mark that is on no stream: reached.
     ///
     /// # Errors
@@ -258,21 +272,6 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// Whether all of these host bytes are locked memory ([`KernelDevice::staging`]): copies from and to them
     /// need no detour.
     fn is_locked(&self, bytes: &Span<'_>) -> bool;
-
-    /// Whether the host can look at device memory ([`KernelDevice::lend`]).
-    fn lends(&self) -> bool {
-        false
-    }
-
-    /// Device memory as host bytes, where the host can look at it.
-    ///
-    /// # Safety
-    /// The bytes are one allocation's of this device, and nothing that is queued uses them as long as they
-    /// are lent.
-    unsafe fn lend<'a>(&self, bytes: SpanMut<'a>) -> Option<&'a mut [u8]> {
-        let _ = bytes;
-        None
-    }
 
     /// Copies `bytes` to `buffer` from byte `at` on, behind what is on the stream. The copy is done when this
     /// returns.

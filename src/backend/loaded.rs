@@ -1,11 +1,12 @@
 //! A shard where it is multiplied: what [`Backend::load`] returns.
 //!
 //! ```text
-//! run   rows x shard -> logits, or partials of the best candidates          one product
+//! run   rows x shard -> logits, partials of the best candidates, or draws   one product
 //! hold  rows x shard -> logits that stay where the backend has them         one product
 //!         pass: target logits, largest logits, histograms, ties             small answers, in host memory
 //!         pass: partials, candidates                                        what is exchanged
 //! finish  what came from all shards -> the caller's answer
+//! inputs  what belongs to rows and lies in device memory: checked, packed, brought where passes read it
 //! ```
 //!
 //! Rows, partials and answers are spans of one memory: the host's, or the device's that the backend runs on.
@@ -13,13 +14,13 @@
 //! goes on is waited for.
 
 use crate::adjust::ShardAdjustments;
-use crate::backend::{HeadTypes, HistogramQuery, TiesQuery, Wanted};
+use crate::backend::capacity::{self, Arrivals, CapacitySteps, Payload};
+use crate::backend::{HeadTypes, HistogramQuery, Inputs, PlacedAdjustments, TiesQuery, Wanted};
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
-use crate::error::Result;
-use crate::finish::{self, Finish};
-use crate::memory::{Allocation, Memory, SpanMut, Stream};
-use crate::merge::Candidate;
+use crate::error::{Error, Result};
+use crate::finish::{self, Finish, RowSampling};
+use crate::memory::{Allocation, Memory, Span, SpanMut, Stream};
 use crate::merge::PartialSpec;
 use crate::reference::Accuracy;
 use crate::rows::HiddenRows;
@@ -71,6 +72,15 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// `Shape` or `Device` naming `what` where there is not that much, or `memory` is not this backend's.
     fn allocate(&self, memory: Memory, bytes: usize, what: &str) -> Result<Box<dyn Allocation>>;
+
+    /// Whether what is queued on the stream becomes part of a graph instead of running.
+    ///
+    /// # Errors
+    /// `Device` when the device fails.
+    fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        let _ = stream;
+        Ok(false)
+    }
 }
 
 /// One product with its epilogue: `[rows.len(), hidden] x [shard, hidden]ᵀ`.
@@ -81,6 +91,16 @@ pub struct Job<'a> {
     pub epilogue: Epilogue,
     /// Applied after the epilogue, row by row; as many rows as `rows`, for the shard's vocabulary.
     pub adjustments: Option<&'a ShardAdjustments>,
+    /// Those that are in the backend's memory, of as many rows. Of one kind there are some here or above, not
+    /// both.
+    pub placed: Option<PlacedAdjustments<'a>>,
+}
+
+impl Job<'_> {
+    /// There are adjustments.
+    pub fn is_adjusted(&self) -> bool {
+        self.adjustments.is_some() || self.placed.is_some()
+    }
 }
 
 /// What a product is asked for.
@@ -90,6 +110,8 @@ pub enum Ask {
     Logits { dtype: DType },
     /// Of each row what the spec says, over the shard's vocabulary.
     Partials(PartialSpec),
+    /// The id that is drawn of each row, without any filter.
+    Drawn,
     /// The f32 logits, for passes. `raw`: those without adjustments, too.
     Hold { raw: bool },
 }
@@ -102,6 +124,11 @@ pub enum Out<'a> {
     /// `[rows, spec.stride(shard)]` bytes, aligned to 8: [`PartialRow`](crate::params::PartialRow)s.
     /// `spec.targets` is 0.
     Partials(PartialSpec, SpanMut<'a>),
+    /// `[rows]` [`Candidate`](crate::merge::Candidate)s, 8 bytes each: of each row the id that is drawn of the
+    /// shard's, and its logit;
+    /// minus infinity where nothing is allowed, NaN where a logit is not finite. No row has a filter: of one in
+    /// a device's memory that has, infinity comes, which no draw takes.
+    Drawn(RowSampling<'a>, SpanMut<'a>),
 }
 
 /// Logits of one job as they leave the backend: row `i` occupies `shard x dtype.size()` bytes from
@@ -205,11 +232,79 @@ pub trait LoadedShard: Send {
     /// Makes the answer of what came from all shards: see [`Finish`].
     ///
     /// # Errors
-    /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit. In device memory what came is
-    /// looked at there, and a row of it that cannot be has the status of bad input.
+    /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit. In device memory what came
+    /// is looked at there, and a row of it that cannot be has the status of bad input: where more than 64
+    /// candidates are wanted, candidates that are not sorted, too.
     fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
         let _ = on;
         finish::on_host(what, scratch)
+    }
+
+    /// Begins a capacity step of the device's own counting: rows and header on their way to the peers.
+    /// Queued.
+    ///
+    /// # Errors
+    /// `Shape` where a buffer does not fit; `Device` when the device fails; `Unsupported` where steps are the
+    /// host's.
+    fn open_capacity(&mut self, payload: Payload<'_>, on: &mut On<'_>) -> Result<()> {
+        let (_, _) = (payload, on);
+        Err(capacity::of_the_host())
+    }
+
+    /// Compares the headers of such a step, and says where its rows lie. Queued.
+    ///
+    /// # Errors
+    /// As [`LoadedShard::open_capacity`].
+    fn check_capacity(&mut self, arrivals: Arrivals<'_>, on: &mut On<'_>) -> Result<()> {
+        let (_, _) = (arrivals, on);
+        Err(capacity::of_the_host())
+    }
+
+    /// The next such step is the first again, and no mismatch is known: of a group that was made anew.
+    ///
+    /// # Errors
+    /// `Device` when the device fails.
+    fn restart_capacity(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// From now on what is queued becomes part of a graph, or no more.
+    fn capture(&mut self, capturing: bool) {
+        let _ = capturing;
+    }
+
+    /// The end of a step that nobody waits for: [`LoadedShard::wait_queued`] waits until the stream has come
+    /// here.
+    ///
+    /// # Errors
+    /// `Device` when the device fails.
+    fn remember_queued(&mut self, on: &On<'_>) -> Result<()> {
+        let _ = on;
+        Ok(())
+    }
+
+    /// Waits for the last of these, but not for ever.
+    ///
+    /// # Errors
+    /// `Device` when the device fails.
+    fn wait_queued(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What the device has said of such steps, once there was one.
+    fn capacity_steps(&self) -> Option<Arc<dyn CapacitySteps>> {
+        None
+    }
+
+    /// Makes of inputs in the backend's memory what products and passes read: queued on the stream. Backends
+    /// of the host have none.
+    ///
+    /// # Errors
+    /// `Shape` where a buffer does not fit; `Device` when the device fails.
+    fn inputs(&mut self, what: Inputs<'_>, on: &mut On<'_>) -> Result<()> {
+        let _ = (what, on);
+        let fix = "pass inputs in host memory";
+        Err(Error::unsupported("the host's memory", "inputs of the host", "inputs in device memory", fix))
     }
 
     /// Gives back memory that is kept from call to call and can be had again: never weights.
@@ -242,12 +337,13 @@ pub trait HeldLogits {
 #[derive(Debug)]
 pub enum Pass<'a> {
     /// Of each row and target the logit of that id: NaN where the id is not the shard's
-    /// ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where it is NaN.
-    TargetLogits { of: Which, targets: &'a [u32], per_row: usize, out: &'a mut [f32] },
+    /// ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where it is NaN. `targets` u32 and `out` f32,
+    /// `[rows, per_row]`, are both the host's memory, or the backend's.
+    TargetLogits { of: Which, targets: Span<'a>, per_row: usize, out: SpanMut<'a> },
     /// Partials of all held rows, `[rows, spec.stride(shard)]`. `targets` `[rows, spec.targets]` are the ids
-    /// and logits that the others are compared with; those of id [`NO_TARGET`](crate::merge::NO_TARGET) count
-    /// 0. Goes to the host's memory or the backend's.
-    Partials { of: Which, spec: PartialSpec, targets: &'a [Candidate], out: SpanMut<'a> },
+    /// and logits ([`Candidate`](crate::merge::Candidate)) that the others are compared with; those of id
+    /// [`NO_TARGET`](crate::merge::NO_TARGET) count 0. Each is the host's memory or the backend's.
+    Partials { of: Which, spec: PartialSpec, targets: Span<'a>, out: SpanMut<'a> },
     /// The largest logit of each row: minus infinity where nothing is allowed, NaN where a logit is not
     /// finite.
     Maxima { rows: &'a [usize], out: &'a mut [f32] },

@@ -1,16 +1,20 @@
 //! Where the arithmetic runs. A backend knows rows and a shard; it does not know that there are other ranks.
 
+mod capacity;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code, reason = "the driver's interface")]
 pub mod cuda;
 #[allow(unsafe_code, reason = "launches and copies that the device does later")]
 pub mod device;
+mod inputs;
 #[allow(unsafe_code, reason = "memory of a caller that outlives a call")]
 mod loaded;
 pub mod tensor_map;
 
 pub use crate::params;
+pub use capacity::{Arrivals, CapacitySteps, Payload};
+pub use inputs::{DeviceAdjustments, Inputs, PlacedAdjustments, PlacedEntries};
 pub use loaded::{Ask, Backend, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Pass, Status, Which};
 
 use crate::dtype::{DType, Quantization};

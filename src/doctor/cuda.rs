@@ -41,6 +41,7 @@ fn backend(first: Option<&DeviceInfo>, fatbins: &[Fatbin]) -> Check {
         ("f16", Precision::F16),
         ("w8a8", Precision::W8a8(DType::Bf16)),
         ("w8a16", Precision::W8a16(DType::Bf16)),
+        ("fp8", Precision::Fp8(DType::Bf16)),
     ] {
         let mut kernels = precision.tiles().iter().map(|tile| tile.kernel).chain(precision.quantizer());
         let here = |kernel: &str| {
@@ -168,8 +169,8 @@ mod tests {
             },
         ];
         for (capability, wanted) in [
-            (Capability(8, 6), "device 0, GPU (8.6): no code of this build for bf16, f16, w8a16"),
-            (Capability(7, 5), "device 0, GPU (7.5): no code of this build for bf16, f16, w8a8, w8a16"),
+            (Capability(8, 6), "device 0, GPU (8.6): no code of this build for bf16, f16, w8a16, fp8"),
+            (Capability(7, 5), "device 0, GPU (7.5): no code of this build for bf16, f16, w8a8, w8a16, fp8"),
         ] {
             let check = backend(Some(&info(capability)), PRODUCTS);
             assert_eq!((check.status, check.message.as_str()), (Status::Note, wanted));

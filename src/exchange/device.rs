@@ -152,6 +152,11 @@ pub unsafe trait DeviceExchange: Send + Sync {
         self.watch_begin(call, stream)
     }
 
+    /// Why nothing goes on here, where that is so. Never waits.
+    fn fault(&self) -> Option<Fault> {
+        None
+    }
+
     /// Ends everything that waits here, on this rank, for `why`. Idempotent, from any thread, never blocks.
     fn abort(&self, why: &Fault);
 

@@ -39,6 +39,11 @@ impl AbortHandle {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Of the step under way, or of the last one.
+    pub(super) fn call(&self) -> Call {
+        self.state().call
+    }
+
     /// Ends the step, or the rebuilding, under way, on this rank and, as far as the transport can, on its
     /// peers: it returns `StepMismatch` with the reason. A head of one rank, which waits for nobody, ends its
     /// step. The head refuses steps from then on, until it is rebuilt. A product that runs is not cut short.

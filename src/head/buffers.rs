@@ -7,7 +7,14 @@ use std::ops::Range;
 
 /// Memory that grows to what the largest step needed, of whatever kind a step asks for.
 #[derive(Default)]
-pub(super) struct Arena(Option<Box<dyn Allocation>>);
+pub(super) struct Arena {
+    memory: Option<Box<dyn Allocation>>,
+    /// The step is being captured in a graph: memory is none that is made now.
+    pub capturing: bool,
+    /// A graph has the address of the memory; what graphs have stays where it is, also where the memory grows.
+    captured: bool,
+    of_graphs: Vec<Box<dyn Allocation>>,
+}
 
 impl Arena {
     /// `bytes` bytes of `memory`, of no particular content; what was there before is lost where it grows.
@@ -25,12 +32,22 @@ impl Arena {
             return Ok(SpanMut::EMPTY);
         }
         let fits = |kept: &dyn Allocation| kept.span().memory() == memory && kept.span().len() >= bytes;
-        if !self.0.as_deref().is_some_and(fits) {
-            // First the old one goes: both need not fit at once.
-            self.0 = None;
-            self.0 = Some(backend.allocate(memory, bytes, what)?);
+        if !self.memory.as_deref().is_some_and(fits) {
+            if self.capturing {
+                let wanted = format!("{bytes} bytes that a step before it has made");
+                let got = format!("{} bytes", self.memory.as_ref().map_or(0, |kept| kept.span().len()));
+                let fix = "prepare steps of as many rows (LmHead::warm_up_on) before one is captured";
+                return Err(Error::shape(format!("{what} of a captured step"), wanted, got, fix));
+            }
+            match std::mem::take(&mut self.captured) {
+                true => self.of_graphs.extend(self.memory.take()),
+                // First the old one goes: both need not fit at once.
+                false => self.memory = None,
+            }
+            self.memory = Some(backend.allocate(memory, bytes, what)?);
         }
-        let kept = self.0.as_mut().map_or(SpanMut::EMPTY, |kept| kept.span_mut());
+        self.captured |= self.capturing;
+        let kept = self.memory.as_mut().map_or(SpanMut::EMPTY, |kept| kept.span_mut());
         Ok(kept.part(0..bytes))
     }
 }

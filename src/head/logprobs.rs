@@ -7,24 +7,27 @@
 //!   hidden rows           all_gather over replicas
 //!   adjustments           two all_to_alls, in a step that has them
 //!   matmul -> epilogue -> adjustments     [rows of the chunk, shard] f32, held
-//!   target logits         all_gather, f32 of each target; each is looked at in the message of the shard that has its id
+//!   target logits         all_gather, f32 of each target; each is looked at in the message of the shard that
+//! has its id
 //!   partials, with how many ids of the shard beat each target       all_to_all to the rows' owners
 //! ```
+//!
+//! On a device all of this is queued on the step's stream: `placed` has targets there.
 //!
 //! Held beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes) for
 //! the hidden rows, the logits and the candidates of a chunk, the slice of its adjustments (1/32 of the
 //! logits for a mask), 4 bytes for each target of all rows, and the answer.
 
-use super::LmHead;
 use super::buffers::{Arena, bytes_of, fill, starts_of, sum};
 use super::run::{Compute, Lists, Run, Scratch, Small};
 use super::wire::Who;
+use super::{LmHead, placed};
 use crate::adjust::in_vocabulary;
 use crate::backend::{Job, Pass, Which};
 use crate::error::{Error, Result};
 use crate::exchange::Operation;
 use crate::finish::{self, Finish, Messages};
-use crate::memory::Span;
+use crate::memory::{Span, SpanMut};
 use crate::merge::Candidate;
 use crate::merge::{NO_TARGET, PartialSpec};
 use crate::result::{AnswerBuffers, NO_TARGET_ID, Request, RowInputs};
@@ -43,6 +46,8 @@ pub(super) struct Room {
     next: Vec<usize>,
     /// Where each replica's rows begin.
     firsts: Vec<usize>,
+    /// Bytes of the targets at hand among all.
+    of_parts: Vec<Range<usize>>,
 }
 
 /// What [`Run::tell`] works with.
@@ -52,6 +57,9 @@ pub(super) struct Told {
     pub targets: Vec<u32>,
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
+    /// The same in device memory, in a step that is on one: there targets are known to the host only where
+    /// they are tokens that it has drawn.
+    pub placed: placed::Targets,
     /// The rows at hand that each member is answered.
     pub answered: Vec<Range<usize>>,
 }
@@ -112,7 +120,7 @@ impl LmHead {
         };
         let targets = match inputs.targets {
             Some(targets) => targets,
-            None if header.rows == 0 => return Ok(()),
+            None if header.rows == 0 || inputs.on_device.targets.is_some() => return Ok(()),
             None => {
                 return Err(Error::shape(
                     "targets",
@@ -150,36 +158,58 @@ impl Run<'_> {
         mut answer: AnswerBuffers<'_>,
         scratch: &mut Scratch,
     ) -> Result<()> {
+        if self.wire.open.padded {
+            return self.padded_logprobs(compute, hidden, inputs, (per_row, top_n), answer, scratch);
+        }
         let group = self.wire.group.clone();
         let (me, size, tp) = (group.me(), group.size(), group.tp());
         let (replica, split) = (group.replica_of(me), self.config.split_rows_over_tp);
-        let own = inputs.targets.unwrap_or_default();
-        self.gather_targets(own, per_row, &mut scratch.lists, &mut scratch.small, &mut scratch.logprobs)?;
+        let Scratch {
+            own_rows: packed,
+            own_status,
+            input_status,
+            gathered,
+            send,
+            recv,
+            lists,
+            small,
+            adjusting,
+            placed,
+            logprobs,
+            finish,
+            ..
+        } = scratch;
+        let counts = &self.wire.open.counts;
+        bytes_of("targets", [sum(counts, "row counts")?, 4 * per_row])?;
+        starts_of(counts.iter().copied(), &mut logprobs.firsts);
+        let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
+        if self.is_on_device() {
+            let placed = &mut logprobs.told.placed;
+            self.encode_targets(compute, inputs, per_row, status.reborrow(), placed)?;
+            self.share_targets(per_row, lists, placed)?;
+        } else {
+            self.gather_targets(inputs.targets.unwrap_or_default(), per_row, lists, small, logprobs)?;
+        }
 
         let room = self.config.logprobs_chunk_rows(size, hidden.dtype(), per_row, top_n)?;
         let counts = self.wire.open.counts.len();
-        fill(&mut scratch.logprobs.next, 0, counts, "row counts")?;
+        let Room { ids, told, next, firsts, of_parts } = logprobs;
+        fill(next, 0, counts, "row counts")?;
         let mut done = 0;
-        while scratch.logprobs.next != self.wire.open.counts {
-            let Scratch {
-                own_rows: packed,
-                own_status,
-                gathered,
-                send,
-                recv,
-                lists,
-                small,
-                adjusting,
-                logprobs: Room { ids, told, next, firsts },
-                finish,
-                ..
-            } = &mut *scratch;
+        while *next != self.wire.open.counts {
             next_chunk(next, &self.wire.open.counts, room, &mut lists.parts);
             next.iter_mut().zip(&lists.parts).for_each(|(next, part)| *next = part.end);
             told.targets.clear();
+            of_parts.clear();
             for (part, first) in lists.parts.iter().zip(firsts.iter()) {
                 let of_part = (first + part.start) * per_row..(first + part.end) * per_row;
-                told.targets.extend_from_slice(&ids[of_part]);
+                if part.is_empty() {
+                    continue;
+                }
+                of_parts.push(4 * of_part.start..4 * of_part.end);
+                if !self.is_on_device() {
+                    told.targets.extend_from_slice(&ids[of_part]);
+                }
             }
             // Rows of the chunk that each member is answered.
             told.answered.clear();
@@ -198,15 +228,22 @@ impl Run<'_> {
             let mine = of_own.len();
 
             let of_chunk = hidden.range(lists.parts[replica].clone());
-            let arenas = (packed, own_status, gathered);
+            let arenas = (&mut *packed, &mut *own_status, &mut *gathered);
             let (rows, own) = self.gather_parts(compute, of_chunk, arenas, lists)?;
-            let own = if own.is_empty() { own } else { own.part(4 * of_own.start..4 * of_own.end) };
             let adjustments =
                 self.gather_adjustments(inputs.adjustments.as_ref(), lists, small, adjusting)?;
+            let mut status = match status.reborrow() {
+                none if none.is_empty() => none,
+                of_all => of_all.part(4 * lists.parts[replica].start..4 * lists.parts[replica].end),
+            };
+            let known = status.reborrow();
+            let placed = self.place_adjustments(compute, &inputs.on_device, known, lists, placed)?;
+            let own = self.with_status(compute, own, status)?;
+            let own = if own.is_empty() { own } else { own.part(4 * of_own.start..4 * of_own.end) };
 
             let began = Instant::now();
             let n = rows.len();
-            let job = Job { rows, epilogue: self.config.epilogue(), adjustments };
+            let job = Job { rows, epilogue: self.config.epilogue(), adjustments, placed };
             compute.hold(&job, false)?;
             self.count_product(n);
             self.wire.open.stats.matmul += began.elapsed();
@@ -223,8 +260,8 @@ impl Run<'_> {
             };
             let telling =
                 Telling { of: Which::Adjusted, rows: n, targets: per_row, top_n, drawn: false, own };
-            let buffers = (send, recv);
-            self.tell(compute, telling, told, buffers, lists, small, out, finish)?;
+            let buffers = (&mut *send, &mut *recv);
+            self.tell(compute, telling, told, of_parts, buffers, lists, small, out, finish)?;
             let stride = |member: usize| telling.spec().stride(self.wire.shards()[member].len());
             let exchanged = n * stride(me) + mine * (0..size).map(stride).sum::<usize>();
             let held = 4 * n * self.wire.shards()[me].len() + n * hidden.row_bytes() + exchanged;
@@ -235,14 +272,62 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The whole request in a step of padded rows, which are one chunk.
+    fn padded_logprobs(
+        &mut self,
+        compute: &mut Compute<'_>,
+        hidden: HiddenRows<'_>,
+        inputs: &RowInputs<'_>,
+        (per_row, top_n): (usize, usize),
+        answer: AnswerBuffers<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch {
+            own_rows,
+            own_status,
+            input_status,
+            gathered,
+            contract,
+            send,
+            recv,
+            lists,
+            small,
+            logprobs,
+            finish,
+            ..
+        } = scratch;
+        let Told { targets, placed, answered, .. } = &mut logprobs.told;
+        let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
+        let own = self.encode_targets(compute, inputs, per_row, status.reborrow(), placed)?;
+        let arenas = (own_rows, own_status, gathered, contract);
+        let (rows, own) = self.gather_padded(compute, (hidden, own), arenas, lists)?;
+        self.share_targets(per_row, lists, placed)?;
+        let own = self.with_status(compute, own, status)?;
+        let own = self.of_answered(own);
+        let n = rows.len();
+        let job = Job { rows, epilogue: self.config.epilogue(), adjustments: None, placed: None };
+        compute.hold(&job, false)?;
+        self.count_product(n);
+        let split = self.config.split_rows_over_tp;
+        targets.clear();
+        answered.clear();
+        answered.extend((0..self.wire.group.size()).map(|member| self.wire.answered(member, split)));
+        let telling = Telling { of: Which::Adjusted, rows: n, targets: per_row, top_n, drawn: false, own };
+        let (all, told) = (0..4 * per_row * n, &mut logprobs.told);
+        let parts = std::slice::from_ref(&all);
+        self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
+    }
+
     /// What `telling` asks of held logits, for the rows that the caller is answered: target logits, partials,
-    /// their exchange, the answer.
+    /// their exchange, the answer. `parts`: on a device, bytes of the targets at hand, of all of
+    /// [`Run::share_targets`] or, where the host knows them, of `told.targets`.
     #[allow(clippy::too_many_arguments, reason = "of two requests the last part")]
     pub(super) fn tell(
         &mut self,
         compute: &mut Compute<'_>,
         telling: Telling<'_>,
         told: &mut Told,
+        parts: &[Range<usize>],
         (send, recv): (&mut Arena, &mut Arena),
         lists: &mut Lists,
         small: &mut Small,
@@ -251,23 +336,34 @@ impl Run<'_> {
     ) -> Result<()> {
         let began = Instant::now();
         let (me, spec) = (self.wire.group.me(), telling.spec());
-        self.share_target_logits(compute, &telling, told, lists, small)?;
+        if !self.is_on_device() {
+            self.share_target_logits(compute, &telling, told, lists, small)?;
+        }
+        let Told { targets, candidates, placed, answered, .. } = told;
+        let targets = if self.is_on_device() {
+            let host = (!targets.is_empty()).then_some(&targets[..]);
+            let of = (telling.of, telling.targets);
+            self.place_candidates(compute, of, (host, parts), lists, placed)?
+        } else {
+            Span::host(&candidates[..])
+        };
         let stride = spec.stride(self.wire.shards()[me].len());
         let size = bytes_of("partials", [telling.rows, stride])?;
         let mut send = send.at_least(self.backend, self.memory, size, "partials")?;
-        let Told { candidates, answered, .. } = told;
-        let pass = Pass::Partials { of: telling.of, spec, targets: candidates, out: send.reborrow() };
+        let pass = Pass::Partials { of: telling.of, spec, targets, out: send.reborrow() };
         compute.pass(pass)?;
         let mine = answered[me].clone();
         lists.outgoing.clear();
         lists.outgoing.extend_from_slice(answered);
         let bytes = self.exchange_results(send, &|ids| spec.stride(ids), mine.len(), recv, lists)?;
         let (starts, shards) = (&lists.starts[..], self.wire.shards());
-        let from = Messages { bytes, starts, shards, rows: mine.len(), own: telling.own };
+        let answered = self.answered_of(mine.len());
+        let from = Messages { bytes, starts, shards, rows: mine.len(), answered, own: telling.own };
+        let each = spec.targets * size_of::<Candidate>();
         let finish = Finish::Logprobs {
             from,
             spec,
-            targets: &candidates[mine.start * spec.targets..mine.end * spec.targets],
+            targets: targets.part(mine.start * each..(mine.start + answered) * each),
             top_n: telling.top_n,
             drawn: telling.drawn,
             logprobs: out.logprobs,
@@ -281,7 +377,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The targets of all replicas' rows, in group order, and where each replica's begin.
+    /// The targets of all replicas' rows, in group order.
     fn gather_targets(
         &mut self,
         own: &[i64],
@@ -291,15 +387,11 @@ impl Run<'_> {
         room: &mut Room,
     ) -> Result<()> {
         let began = Instant::now();
-        let counts = &self.wire.open.counts;
-        let rows = sum(counts, "row counts")?;
-        starts_of(counts.iter().copied(), &mut room.firsts);
-        bytes_of("targets", [rows, 4 * per_row])?;
         let Small { send, recv } = small;
         send.clear();
         send.extend(own.iter().flat_map(|&id| encode_target(id).to_le_bytes()));
         lists.sizes.clear();
-        lists.sizes.extend(counts.iter().map(|rows| rows * 4 * per_row));
+        lists.sizes.extend(self.wire.open.counts.iter().map(|rows| rows * 4 * per_row));
         let gather = (Operation::Targets, Who::Replicas);
         self.wire.gather_small(gather, Span::host(&send[..]), (recv, &lists.sizes), false)?;
         room.ids.clear();
@@ -324,8 +416,13 @@ impl Run<'_> {
     ) -> Result<()> {
         let Told { targets, logits, candidates, .. } = told;
         fill(logits, 0.0, targets.len(), "target logits")?;
-        let pass = Pass::TargetLogits { of: telling.of, targets, per_row: telling.targets, out: logits };
-        compute.pass(pass)?;
+        let (per_row, out) = (telling.targets, SpanMut::host(&mut logits[..]));
+        compute.pass(Pass::TargetLogits {
+            of: telling.of,
+            targets: Span::host(&targets[..]),
+            per_row,
+            out,
+        })?;
         let (members, headers) = (self.wire.group.size(), self.wire.compares_now());
         let extra = if headers { HEADER_BYTES } else { 0 };
         let Small { send, recv } = small;

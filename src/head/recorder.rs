@@ -1,15 +1,17 @@
 //! The flight recorder: a rank's last steps, for whoever asks what happened before a fault. It allocates when
 //! it is made; recording a step allocates nothing.
 
+use super::abort::AbortHandle;
 use super::guard;
-use crate::error::Evidence;
+use crate::backend::CapacitySteps;
+use crate::error::{Error, Evidence};
 use crate::exchange::{Exchange, Operation};
 use crate::layout::HeadGroup;
 use crate::result::Request;
 use crate::step::{Header, Mode};
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// Steps that are kept.
@@ -193,6 +195,17 @@ pub struct FlightRecorder {
     pub(super) group: Arc<HeadGroup>,
     /// The head's: a handle that outlives it keeps no channel open.
     pub(super) exchange: Weak<dyn Exchange>,
+    pub(super) queued: Arc<QueuedSteps>,
+}
+
+/// What is needed to say whether queued steps have failed.
+pub(super) struct QueuedSteps {
+    /// Of the head.
+    pub name: String,
+    /// Knows the call of the last step.
+    pub aborts: AbortHandle,
+    /// What the device says, once a step was queued that says it.
+    pub steps: OnceLock<Arc<dyn CapacitySteps>>,
 }
 
 impl fmt::Debug for FlightRecorder {
@@ -205,6 +218,14 @@ impl FlightRecorder {
     /// This rank's last steps, the latest last.
     pub fn steps(&self) -> Vec<StepRecord> {
         self.recorder.steps()
+    }
+
+    /// Why a step that was queued, or replayed by a graph, has no answer, where that is so: a rank that did not
+    /// come, or headers that differ. Waits for nothing; the head says the same when it begins its next step, and
+    /// is poisoned then.
+    pub fn fault(&self) -> Option<Error> {
+        let exchange = self.exchange.upgrade()?;
+        self.queued.fault(&*exchange, &self.group)
     }
 
     /// The same in words, and where every rank of the group was last seen.
@@ -241,6 +262,8 @@ mod tests {
                 request: Some(Request::argmax()),
                 adjusted: false,
                 on_device: false,
+                unfiltered: false,
+                placed: Default::default(),
                 sequence,
                 rows: sequence,
                 counts: 0,

@@ -3,8 +3,8 @@
 
 use super::buffers::{Arena, bytes_of, put_before_each, starts_of, sum};
 use super::wire::{Via, Who, Wire};
-use super::{adjusting, logprobs, sampling};
-use crate::backend::{Backend, Job, LoadedShard, LogitsOut, On, Out, Status};
+use super::{adjusting, logprobs, placed, sampling};
+use crate::backend::{Backend, Inputs, Job, LoadedShard, LogitsOut, On, Out, Status};
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -27,6 +27,8 @@ pub(super) struct Scratch {
     pub own_status: Arena,
     /// Rows of the group `[rows, hidden]`; in capacity mode before that the padded payloads.
     pub gathered: Arena,
+    /// Of a capacity step on a device: headers, and numbers of rows.
+    pub contract: Arena,
     /// Results by destination, and by source.
     pub send: Arena,
     pub recv: Arena,
@@ -35,9 +37,24 @@ pub(super) struct Scratch {
     pub lists: Lists,
     pub small: Small,
     pub adjusting: adjusting::Room,
+    /// What of the own rows' inputs in device memory cannot be, and their adjustments.
+    pub input_status: Arena,
+    pub placed: placed::Room,
     pub logprobs: logprobs::Room,
     pub sampling: sampling::Room,
     pub finish: finish::Scratch,
+}
+
+impl Scratch {
+    /// From now on steps are captured in graphs, or no more.
+    pub fn capture(&mut self, capturing: bool) {
+        let Scratch { own_rows, own_status, gathered, contract, send, recv, words, input_status, .. } = self;
+        let own = [own_rows, own_status, gathered, contract, send, recv, words, input_status];
+        let of_inputs = self.placed.arenas().into_iter().chain(self.logprobs.told.placed.arenas());
+        for arena in own.into_iter().chain(of_inputs).chain(self.sampling.arenas()) {
+            arena.capturing = capturing;
+        }
+    }
 }
 
 /// Sizes and places of messages.
@@ -65,7 +82,7 @@ pub(super) struct Compute<'s> {
 }
 
 impl Compute<'_> {
-    fn on(&mut self) -> (&mut dyn LoadedShard, On<'_>) {
+    pub fn on(&mut self) -> (&mut dyn LoadedShard, On<'_>) {
         let workspace = self.workspace.as_mut().map(SpanMut::reborrow);
         (&mut *self.loaded, On { stream: self.stream, workspace })
     }
@@ -88,6 +105,11 @@ impl Compute<'_> {
             fix: "report it: a pass comes after its product".into(),
         })?;
         held.pass(pass)
+    }
+
+    pub fn inputs(&mut self, what: Inputs<'_>) -> Result<()> {
+        let (loaded, mut on) = self.on();
+        loaded.inputs(what, &mut on)
     }
 
     pub fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch) -> Result<()> {
@@ -129,13 +151,35 @@ impl Run<'_> {
             }
             _ => {}
         }
-        let Scratch { own_rows, own_status, gathered, send, recv, words, lists, small, adjusting, .. } =
-            scratch;
-        let (rows, own) = self.gather(compute, hidden, (own_rows, own_status, gathered), lists)?;
-        let own = self.of_answered(own);
+        let Scratch {
+            own_rows,
+            own_status,
+            input_status,
+            gathered,
+            contract,
+            send,
+            recv,
+            words,
+            lists,
+            small,
+            adjusting,
+            placed,
+            ..
+        } = scratch;
+        let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
+        let (rows, own) = match self.wire.open.padded {
+            true => {
+                let arenas = (own_rows, own_status, gathered, contract);
+                self.gather_padded(compute, (hidden, Span::EMPTY), arenas, lists)?
+            }
+            false => self.gather(compute, hidden, (own_rows, own_status, gathered), lists)?,
+        };
         self.count_product(rows.len());
         let adjustments = self.gather_adjustments(inputs.adjustments.as_ref(), lists, small, adjusting)?;
-        let job = Job { rows, epilogue: self.config.epilogue(), adjustments };
+        let placed = self.place_adjustments(compute, &inputs.on_device, status.reborrow(), lists, placed)?;
+        let own = self.with_status(compute, own, status)?;
+        let own = self.of_answered(own);
+        let job = Job { rows, epilogue: self.config.epilogue(), adjustments, placed };
         let spec = match self.wire.open.request {
             Request::Logits { dtype } => {
                 let buffers = (send, recv, words);
@@ -145,7 +189,8 @@ impl Run<'_> {
             _ => PartialSpec { k: 1, sum: false, targets: 0 },
         };
         let (from, rows) = self.best(compute, &job, spec, (send, recv), lists)?;
-        let from = Messages { bytes: from, starts: &lists.starts, shards: self.wire.shards(), rows, own };
+        let (starts, shards, answered) = (&lists.starts[..], self.wire.shards(), self.answered_of(rows));
+        let from = Messages { bytes: from, starts, shards, rows, answered, own };
         let began = Instant::now();
         let row_status = answer.row_status.reborrow();
         let ids = answer.ids.reborrow();
@@ -284,6 +329,15 @@ impl Run<'_> {
         self.wire.answered(member, self.config.split_rows_over_tp)
     }
 
+    /// Of `rows` rows that come back to the caller the ones that are his: in a padded step fewer.
+    pub fn answered_of(&self, rows: usize) -> usize {
+        if !self.wire.open.padded {
+            return rows;
+        }
+        let (own, group) = (self.wire.open.header.rows as usize, &self.wire.group);
+        group.answered_rows(own, group.me(), self.config.split_rows_over_tp).len()
+    }
+
     /// Status words of the own rows -> of those that are answered.
     pub fn of_answered<'b>(&self, own: Span<'b>) -> Span<'b> {
         let group = &self.wire.group;
@@ -314,6 +368,9 @@ impl Run<'_> {
             let (data, status) =
                 (answer.logits.reborrow(), Status::Apart { words: words.reborrow(), stride: 4 });
             compute.run(job, Out::Logits(LogitsOut { data, stride, dtype, status }))?;
+            if !own.is_empty() {
+                compute.inputs(Inputs::Status { from: own, into: words.reborrow() })?;
+            }
             compute.finish(Finish::Status { words: words.into_span(), row_status }, scratch)?;
             self.wire.open.stats.matmul += began.elapsed();
             return Ok(());
@@ -330,7 +387,8 @@ impl Run<'_> {
         let began = Instant::now();
         let stride_of = |ids: usize| columns::row_stride(ids, dtype);
         let (bytes, rows) = self.results(send, &stride_of, recv, lists)?;
-        let from = Messages { bytes, starts: &lists.starts, shards: self.wire.shards(), rows, own };
+        let (starts, shards, answered) = (&lists.starts[..], self.wire.shards(), self.answered_of(rows));
+        let from = Messages { bytes, starts, shards, rows, answered, own };
         let logits = answer.logits.reborrow();
         compute.finish(Finish::Logits { from, dtype, logits, stride, row_status }, scratch)?;
         self.wire.open.stats.exchange += began.elapsed();

@@ -3,7 +3,8 @@
 //! ```text
 //! parameters of all rows   all_gather over the group, which compares them between the tp ranks of a replica
 //! adjustments              two all_to_alls, in a step that has them
-//! matmul -> epilogue -> adjustments     [rows of the group, shard] f32, held
+//! matmul -> epilogue -> adjustments     [rows of the group, shard] f32, held; or one candidate of each row at
+//!                          once, where no row has a filter and no logprobs are asked for
 //! largest logits           all_gather, where shards filter: min_p, or top_p without top_k, or top_k > 1024
 //! cut at top_k             n x (histograms to the rows' owners, cuts back), where a top_k is above 1024
 //! cut at top_p             n x the same, where there is a top_p and either no top_k or one above 1024
@@ -25,20 +26,21 @@ use super::buffers::{Arena, bytes_of, fill, sum};
 use super::logprobs::{Telling, Told};
 use super::run::{Compute, Lists, Run, Scratch, Small};
 use super::wire::Who;
-use crate::backend::Wanted;
-use crate::backend::{Job, Pass, Which};
+use crate::backend::{Inputs, Job, Out, Pass, Wanted, Which};
 use crate::error::{Error, Result};
 use crate::exchange::Operation;
-use crate::finish::{self, Finish, Messages, broken, places};
-use crate::memory::Span;
+use crate::finish::{self, Finish, Messages, Places, RowSampling, broken, places};
+use crate::memory::{Span, SpanMut};
 use crate::merge::Candidate;
 use crate::merge::NO_TARGET;
+use crate::params::SamplingRow;
 use crate::result::{AnswerBuffers, Request, RowInputs, TokenLogprobs};
 use crate::rows::HiddenRows;
 use crate::sampling::cut::{Kept, Sum};
 use crate::sampling::mass::Scale;
 use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
 use crate::step::{self, HEADER_BYTES};
+use bytemuck::Zeroable;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -47,6 +49,12 @@ use std::time::Instant;
 pub(super) struct Room {
     /// Of all rows that are computed.
     params: Vec<SamplingParams>,
+    /// Of the own rows and of all, where the host looks at none: [`SamplingRow`]s in device memory.
+    unseen: Arena,
+    all_unseen: Arena,
+    /// Those of the own rows, where these are in device memory.
+    placed: Vec<SamplingParams>,
+    placed_rows: Vec<SamplingRow>,
     kinds: Vec<Kind>,
     /// Rows that need their largest logit, and these.
     maxima_rows: Vec<usize>,
@@ -70,6 +78,15 @@ struct Filtered {
     kept: Kept,
 }
 
+const WHAT: &str = "sampling parameters";
+
+impl Room {
+    /// Of steps that a graph may have.
+    pub fn arenas(&mut self) -> [&mut Arena; 2] {
+        [&mut self.unseen, &mut self.all_unseen]
+    }
+}
+
 impl LmHead {
     /// Parameters for each row, where the request has any; nothing of them has been sent yet.
     pub(super) fn check_sampling(&self, inputs: &RowInputs<'_>) -> Result<()> {
@@ -79,7 +96,7 @@ impl LmHead {
         let params = match (inputs.sampling, matches!(request, Request::Sample { .. })) {
             (Some(params), true) => params,
             (None, false) => return Ok(()),
-            (None, true) if rows == 0 => return Ok(()),
+            (None, true) if rows == 0 || inputs.on_device.sampling.is_some() => return Ok(()),
             (None, true) => {
                 return Err(Error::shape("sampling parameters", each(), "none", "pass those of every row"));
             }
@@ -108,6 +125,9 @@ impl Run<'_> {
         mut answer: AnswerBuffers<'_>,
         scratch: &mut Scratch,
     ) -> Result<()> {
+        if self.wire.open.header.unfiltered {
+            return self.sampled_unseen(compute, hidden, inputs, answer, scratch);
+        }
         let Scratch {
             own_rows,
             own_status,
@@ -117,30 +137,48 @@ impl Run<'_> {
             lists,
             small,
             adjusting,
+            input_status,
+            placed,
             sampling,
             finish,
             ..
         } = scratch;
+        let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
         let (rows, own) = self.gather(compute, hidden, (own_rows, own_status, gathered), lists)?;
-        let own = self.of_answered(own);
-        self.gather_sampling(inputs.sampling.unwrap_or_default(), lists, small, &mut sampling.params)?;
+        self.place_sampling(compute, inputs, status.reborrow(), sampling)?;
+        let own_params =
+            if sampling.placed.is_empty() { inputs.sampling } else { Some(&sampling.placed[..]) };
+        self.gather_sampling(own_params.unwrap_or_default(), lists, small, &mut sampling.params)?;
         self.count_product(rows.len());
         let adjustments = self.gather_adjustments(inputs.adjustments.as_ref(), lists, small, adjusting)?;
+        let placed = self.place_adjustments(compute, &inputs.on_device, status.reborrow(), lists, placed)?;
+        let own = self.with_status(compute, own, status)?;
+        let own = self.of_answered(own);
 
-        let (began, n) = (Instant::now(), rows.len());
-        let raw = logprobs.is_some_and(|told| !told.processed) && adjustments.is_some();
-        compute.hold(&Job { rows, epilogue: self.config.epilogue(), adjustments }, raw)?;
-        self.wire.open.stats.matmul += began.elapsed();
-
-        let began = Instant::now();
         let vocab_size = self.config.vocab_size;
         sampling.kinds.clear();
         sampling.kinds.extend(sampling.params.iter().map(|params| params.kind(vocab_size)));
+        let (began, n) = (Instant::now(), rows.len());
+        let job = Job { rows, epilogue: self.config.epilogue(), adjustments, placed };
+        if logprobs.is_none() && sampling.kinds.iter().all(|kind| *kind == Kind::Best) {
+            let candidates = self.draw_in_product(compute, &job, &sampling.params, send)?;
+            self.wire.open.stats.matmul += began.elapsed();
+            let began = Instant::now();
+            self.draw(compute, own, false, (candidates, recv), lists, sampling, &mut answer, finish)?;
+            self.wire.open.stats.exchange += began.elapsed();
+            return Ok(());
+        }
+        let raw = logprobs.is_some_and(|told| !told.processed) && job.is_adjusted();
+        compute.hold(&job, raw)?;
+        self.wire.open.stats.matmul += began.elapsed();
+
+        let began = Instant::now();
         self.share_maxima(compute, lists, small, sampling)?;
         self.cut(compute, Sum::Ids, lists, small, sampling)?;
         self.cut(compute, Sum::Masses, lists, small, sampling)?;
         let tokens = logprobs.is_some();
-        self.draw(compute, own, tokens, (send, recv), lists, sampling, &mut answer, finish)?;
+        let candidates = self.candidates(compute, sampling, send)?;
+        self.draw(compute, own, tokens, (candidates, recv), lists, sampling, &mut answer, finish)?;
         self.wire.open.stats.exchange += began.elapsed();
         let Some(TokenLogprobs { top_n, .. }) = logprobs else { return Ok(()) };
 
@@ -148,7 +186,152 @@ impl Run<'_> {
         let of = if raw { Which::Raw } else { Which::Adjusted };
         let Room { told, .. } = sampling;
         let telling = Telling { of, rows: n, targets: 1, top_n, drawn: true, own };
-        self.tell(compute, telling, told, (send, recv), lists, small, answer, finish)
+        let all = 0..4 * told.targets.len();
+        let parts = std::slice::from_ref(&all);
+        self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
+    }
+
+    /// The whole request where no row has a filter: each shard draws one candidate of each row in the product, and
+    /// the host looks at no parameter.
+    fn sampled_unseen(
+        &mut self,
+        compute: &mut Compute<'_>,
+        hidden: HiddenRows<'_>,
+        inputs: &RowInputs<'_>,
+        mut answer: AnswerBuffers<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Scratch {
+            own_rows,
+            own_status,
+            gathered,
+            contract,
+            send,
+            recv,
+            lists,
+            input_status,
+            placed,
+            sampling,
+            finish,
+            ..
+        } = scratch;
+        let (me, one) = (self.wire.group.me(), self.wire.group.replicas() == 1);
+        let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
+        let Room { unseen, all_unseen, placed_rows, .. } = sampling;
+        let of_own = self.unseen_rows(compute, inputs, status.reborrow(), (unseen, placed_rows))?;
+        let (rows, own) = match self.wire.open.padded {
+            true => {
+                let arenas = (own_rows, own_status, gathered, contract);
+                self.gather_padded(compute, (hidden, of_own), arenas, lists)?
+            }
+            false => self.gather(compute, hidden, (own_rows, own_status, gathered), lists)?,
+        };
+        let each = size_of::<SamplingRow>();
+        let all = match one {
+            true => unseen.at_least(self.backend, self.memory, rows.len() * each, WHAT)?.into_span(),
+            false => {
+                self.share_inputs((WHAT, Operation::SamplingParams), each, lists, (unseen, all_unseen))?
+            }
+        };
+        self.count_product(rows.len());
+        let placed = self.place_adjustments(compute, &inputs.on_device, status.reborrow(), lists, placed)?;
+        let own = self.with_status(compute, own, status)?;
+        let own = self.of_answered(own);
+
+        let n = rows.len();
+        let job = Job { rows, epilogue: self.config.epilogue(), adjustments: None, placed };
+        let bytes = bytes_of("candidates", [n, size_of::<Candidate>()])?;
+        let mut candidates = send.at_least(self.backend, self.memory, bytes, "candidates")?;
+        compute.run(&job, Out::Drawn(RowSampling::Device(all), candidates.reborrow()))?;
+        let place =
+            |rows: Range<usize>| rows.start * size_of::<Candidate>()..rows.end * size_of::<Candidate>();
+        lists.outgoing.clear();
+        lists.outgoing.extend((0..self.wire.group.size()).map(|member| place(self.answered(member))));
+        let mine = self.answered(me);
+        lists.sizes.clear();
+        lists.sizes.resize(self.wire.group.size(), place(mine.clone()).len());
+        let bytes = self.deliver(candidates, recv, lists, false)?;
+        let (starts, shards, answered) =
+            (&lists.starts[..], self.wire.shards(), self.answered_of(mine.len()));
+        let params = all.part(mine.start * each..(mine.start + answered) * each);
+        let finish_draw = Finish::Draw {
+            from: Messages { bytes, starts, shards, rows: mine.len(), answered, own },
+            sampling: RowSampling::Device(params),
+            places: Places::Each(1),
+            vocab_size: self.config.vocab_size,
+            ids: answer.ids.reborrow(),
+            tokens: SpanMut::EMPTY,
+            row_status: answer.row_status.reborrow(),
+        };
+        compute.finish(finish_draw, finish)
+    }
+
+    /// The own parameters as [`SamplingRow`]s in device memory: as many rows as the step has of a replica.
+    fn unseen_rows<'b>(
+        &mut self,
+        compute: &mut Compute<'_>,
+        inputs: &RowInputs<'_>,
+        mut status: SpanMut<'_>,
+        (room, of_host): (&'b mut Arena, &mut Vec<SamplingRow>),
+    ) -> Result<Span<'b>> {
+        let (vocab_size, each) = (self.config.vocab_size, size_of::<SamplingRow>());
+        let params = inputs.sampling.unwrap_or_default();
+        let mine = if inputs.on_device.sampling.is_some() { status.len() / 4 } else { params.len() };
+        let bytes = bytes_of(WHAT, [self.rows_of_replica(mine), each])?;
+        let mut out = room.at_least(self.backend, self.memory, bytes, WHAT)?;
+        if self.wire.open.padded {
+            // Rows that nobody is answered.
+            compute.inputs(Inputs::Fill { words: out.reborrow(), value: 0 })?;
+        }
+        if let Some(row) = params.iter().position(|params| params.kind(vocab_size) != Kind::Best) {
+            let (wanted, got) = ("none in a step that has no filters", format!("{:?}", params[row]));
+            let fix = "begin the step without StepOptions::unfiltered";
+            return Err(Error::request(format!("filter of row {row}"), wanted, got, fix));
+        }
+        of_host.clear();
+        of_host.extend(params.iter().map(|params| params.to_row(vocab_size)));
+        for (part, at) in self.own_parts(mine) {
+            let out = out.reborrow().part(at * each..(at + part.len()) * each);
+            match &inputs.on_device.sampling {
+                Some(from) => {
+                    let (from, status) =
+                        (from.rows(part.clone()), status.reborrow().part(4 * part.start..4 * part.end));
+                    let (from, unfiltered) = (&from, true);
+                    compute.inputs(Inputs::SamplingRows { from, vocab_size, unfiltered, out, status })?;
+                }
+                None => {
+                    let from = Span::host(bytemuck::cast_slice::<_, u8>(of_host));
+                    let bytes = part.start * each..part.end * each;
+                    compute.inputs(Inputs::Parts { from, parts: std::slice::from_ref(&bytes), out })?;
+                }
+            }
+        }
+        Ok(out.into_span())
+    }
+
+    /// The own parameters, where they are in device memory: the host waits for them, since they decide what
+    /// the step exchanges.
+    fn place_sampling(
+        &mut self,
+        compute: &mut Compute<'_>,
+        inputs: &RowInputs<'_>,
+        status: SpanMut<'_>,
+        room: &mut Room,
+    ) -> Result<()> {
+        room.placed.clear();
+        let Some(from) = &inputs.on_device.sampling else { return Ok(()) };
+        fill(&mut room.placed_rows, SamplingRow::zeroed(), status.len() / 4, "sampling parameters")?;
+        let (out, vocab_size) = (&mut room.placed_rows[..], self.config.vocab_size);
+        compute.inputs(Inputs::Sampling { from, vocab_size, out, status })?;
+        room.placed.extend(room.placed_rows.iter().map(|row| SamplingParams {
+            seed: row.seed,
+            position: row.position,
+            temperature: row.temperature,
+            top_k: row.top_k as usize,
+            top_p: row.top_p,
+            min_p: row.min_p,
+        }));
+        Ok(())
     }
 
     /// The parameters of the rows of all replicas, in group order.
@@ -173,7 +356,7 @@ impl Run<'_> {
             send.extend(self.wire.open.header.encode());
         }
         let (vocab_size, what) = (self.config.vocab_size, "sampling parameters");
-        send.extend(own.iter().flat_map(|params| params.encode(vocab_size)));
+        own.iter().for_each(|params| send.extend_from_slice(bytemuck::bytes_of(&params.to_row(vocab_size))));
         lists.sizes.clear();
         for member in 0..self.wire.group.size() {
             let rows = self.wire.open.counts[self.wire.group.replica_of(member)];
@@ -181,9 +364,8 @@ impl Run<'_> {
         }
         let gather = (Operation::SamplingParams, Who::Everyone);
         self.wire.gather_small(gather, Span::host(&send[..]), (recv, &lists.sizes), headers)?;
-        let decode = |bytes: &[u8]| -> Vec<SamplingParams> {
-            bytes.as_chunks::<PARAMS_BYTES>().0.iter().map(SamplingParams::decode).collect()
-        };
+        let decode =
+            |bytes: &[u8; PARAMS_BYTES]| SamplingParams::of_row(&bytemuck::pod_read_unaligned(bytes));
         let tp = self.wire.group.tp();
         let mut rest = &recv[..];
         for (replica, &rows) in self.wire.open.counts.iter().enumerate() {
@@ -194,12 +376,13 @@ impl Run<'_> {
             let first = of_rank(0);
             let differing = (1..tp).filter_map(|rank| differing_row(first, of_rank(rank))).min();
             if let Some(row) = differing {
-                let said = (0..tp).map(|rank| format!("row {row}: {:?}", decode(of_rank(rank))[row]));
+                let of_row = |rank: usize| decode(&of_rank(rank).as_chunks().0[row]);
+                let said = (0..tp).map(|rank| format!("row {row}: {:?}", of_row(rank)));
                 let ranks = self.wire.group.ranks()[replica * tp..].iter().copied();
                 let disagreements = step::disagreement(what, ranks.zip(said)).into_iter().collect();
                 return Err(Error::mismatch(self.wire.open.header.sequence, disagreements));
             }
-            all.extend(first.as_chunks::<PARAMS_BYTES>().0.iter().map(SamplingParams::decode));
+            all.extend(first.as_chunks::<PARAMS_BYTES>().0.iter().map(decode));
         }
         // Sent by a rank that has checked them.
         for (row, params) in all.iter().enumerate() {
@@ -252,22 +435,29 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The shards' candidates go to the rows' owners, who draw.
-    #[allow(clippy::too_many_arguments, reason = "what the rounds before it have found, and where all goes")]
-    fn draw(
+    /// One candidate of each row, drawn in the product: no logit is kept.
+    fn draw_in_product<'b>(
         &mut self,
         compute: &mut Compute<'_>,
-        own: Span<'_>,
-        with_tokens: bool,
-        (send, recv): (&mut Arena, &mut Arena),
-        lists: &mut Lists,
+        job: &Job<'_>,
+        params: &[SamplingParams],
+        send: &'b mut Arena,
+    ) -> Result<SpanMut<'b>> {
+        let bytes = bytes_of("candidates", [params.len(), size_of::<Candidate>()])?;
+        let mut candidates = send.at_least(self.backend, self.memory, bytes, "candidates")?;
+        compute.run(job, Out::Drawn(RowSampling::Host(params), candidates.reborrow()))?;
+        Ok(candidates)
+    }
+
+    /// The candidates of all rows, from held logits.
+    fn candidates<'b>(
+        &mut self,
+        compute: &mut Compute<'_>,
         room: &mut Room,
-        answer: &mut AnswerBuffers<'_>,
-        scratch: &mut finish::Scratch,
-    ) -> Result<()> {
-        let Room { params, kinds, filtered, wanted, firsts, tokens, .. } = room;
-        let (me, vocab_size) = (self.wire.group.me(), self.config.vocab_size);
-        let own_ids = self.wire.shards()[me].len();
+        send: &'b mut Arena,
+    ) -> Result<SpanMut<'b>> {
+        let Room { params, kinds, filtered, wanted, .. } = room;
+        let own_ids = self.wire.shards()[self.wire.group.me()].len();
         wanted.clear();
         wanted.extend(kinds.iter().zip(&*params).enumerate().map(|(row, (kind, params))| match kind {
             Kind::Listed { .. } => (row, Wanted::Best { k: places(*kind, own_ids) }),
@@ -276,17 +466,36 @@ impl Run<'_> {
         for own in &*filtered {
             wanted[own.row].1 = Wanted::Drawn { params: own.params, kept: Some(own.kept) };
         }
+        let places = wanted.iter().map(|(_, wanted)| wanted.places()).sum();
+        let bytes = bytes_of("candidates", [places, size_of::<Candidate>()])?;
+        let mut candidates = send.at_least(self.backend, self.memory, bytes, "candidates")?;
+        compute.pass(Pass::Candidates { rows: wanted, out: candidates.reborrow() })?;
+        Ok(candidates)
+    }
+
+    /// The shards' candidates go to the rows' owners, who draw.
+    #[allow(clippy::too_many_arguments, reason = "what the rounds before it have found, and where all goes")]
+    fn draw(
+        &mut self,
+        compute: &mut Compute<'_>,
+        own: Span<'_>,
+        with_tokens: bool,
+        (candidates, recv): (SpanMut<'_>, &mut Arena),
+        lists: &mut Lists,
+        room: &mut Room,
+        answer: &mut AnswerBuffers<'_>,
+        scratch: &mut finish::Scratch,
+    ) -> Result<()> {
+        let Room { params, kinds, firsts, tokens, .. } = room;
+        let (me, vocab_size) = (self.wire.group.me(), self.config.vocab_size);
+        let (own_ids, each) = (self.wire.shards()[me].len(), size_of::<Candidate>());
         firsts.clear();
         firsts.push(0);
         let mut end = 0;
-        firsts.extend(wanted.iter().map(|(_, wanted)| {
-            end += wanted.places();
+        firsts.extend(kinds.iter().map(|kind| {
+            end += places(*kind, own_ids);
             end
         }));
-        let each = size_of::<Candidate>();
-        let bytes = bytes_of("candidates", [end, each])?;
-        let mut candidates = send.at_least(self.backend, self.memory, bytes, "candidates")?;
-        compute.pass(Pass::Candidates { rows: wanted, out: candidates.reborrow() })?;
 
         lists.outgoing.clear();
         lists.outgoing.extend((0..self.wire.group.size()).map(|member| {
@@ -304,11 +513,12 @@ impl Run<'_> {
         tokens.resize(if with_tokens { mine.len() } else { 0 }, NO_TARGET);
         let (starts, shards) = (&lists.starts[..], self.wire.shards());
         let finish = Finish::Draw {
-            from: Messages { bytes, starts, shards, rows: mine.len(), own },
-            params: &params[mine],
+            from: Messages { bytes, starts, shards, rows: mine.len(), answered: mine.len(), own },
+            sampling: RowSampling::Host(&params[mine]),
+            places: Places::ByKind,
             vocab_size,
             ids: answer.ids.reborrow(),
-            tokens,
+            tokens: SpanMut::host(&mut tokens[..]),
             row_status: answer.row_status.reborrow(),
         };
         compute.finish(finish, scratch)

@@ -5,8 +5,7 @@ use super::recorder::Outcome;
 use super::run::{Compute, Run};
 use super::wire::{Who, check_memory};
 use super::{LmHead, inputs};
-use crate::backend::{Ask, On};
-use crate::dtype::DType;
+use crate::backend::{Ask, DeviceAdjustments, On};
 use crate::error::{Error, Result};
 use crate::exchange::{Call, Operation};
 use crate::memory::{Memory, Span};
@@ -35,6 +34,15 @@ pub struct StepOptions {
     pub adjusted: bool,
     /// Rows and answers are in the memory of the backend's device.
     pub on_device: bool,
+    /// Adjustments that some row of the group has in device memory ([`RowInputs::on_device`]), in a step that
+    /// is on a device: every rank says the same in every mode, also where it has none itself. Of what is
+    /// stated here there are none in host memory.
+    pub device_adjustments: DeviceAdjustments,
+    /// Of a sampling step that is on a device, without logprobs: no row has a filter (top_k, top_p, min_p) that
+    /// counts. Its parameters lie in device memory, and nobody on the host looks at them; a row that has a
+    /// filter is one of bad input. The same on every rank. Tensor-parallel ranks pass the same parameters: they
+    /// are compared in capacity mode alone, and only in replays of a graph.
+    pub unfiltered: bool,
 }
 
 impl LmHead {
@@ -53,6 +61,7 @@ impl LmHead {
         if let Some(cause) = &self.poisoned {
             return Err(Error::Poisoned { cause: cause.clone() });
         }
+        self.check_queued()?;
         if self.begun.is_some() {
             let call = self.wire.open.call(Operation::Idle);
             self.give_up(&call, "began another step without running this one");
@@ -70,7 +79,17 @@ impl LmHead {
     fn open(&mut self, call: Call, counts: &RowCounts, request: Request, options: StepOptions) -> Result<()> {
         self.wire.exchange.note(&call);
         request.check(self.config.vocab_size)?;
-        self.check_logprobs(&request, options.adjusted)?;
+        let placed = options.device_adjustments;
+        self.check_logprobs(&request, options.adjusted || !placed.is_empty())?;
+        if !placed.is_empty() && !options.on_device {
+            let fix = "begin the step with on_device, or announce adjustments in host memory";
+            return Err(Error::request(
+                "device_adjustments",
+                "a step on a device",
+                "one of host memory",
+                fix,
+            ));
+        }
         if options.on_device {
             if self.backend.memory() == Memory::Host {
                 let backend = format!("the {} backend", self.backend.name());
@@ -80,6 +99,11 @@ impl LmHead {
             let size = self.wire.group.size();
             check_memory(&*self.wire.exchange, self.backend.memory(), size)?;
         }
+        if options.unfiltered && !(options.on_device && request == Request::sample()) {
+            let (wanted, fix) = ("a step on a device that samples without logprobs", "leave it out");
+            return Err(Error::request("an unfiltered step", wanted, request, fix));
+        }
+        let queues = self.queues(counts, &request, options);
         let group = &self.wire.group;
         let own = counts.own(group.replica_of(group.me()), group.replicas())?;
         let (mode, counts_field) = step::counts_field(counts);
@@ -92,6 +116,8 @@ impl LmHead {
             request: Some(request),
             adjusted: options.adjusted,
             on_device: options.on_device,
+            unfiltered: options.unfiltered,
+            placed,
             sequence: self.sequence,
             rows: own as u64,
             counts: counts_field,
@@ -105,14 +131,16 @@ impl LmHead {
         open.header = header;
         open.request = request;
         open.call = Call { terms: header.terms(), ..call };
+        open.padded = false;
         open.verified = match mode {
             Mode::Exact => self.config.verify.applies(header.sequence, self.warming_up),
             Mode::Discover => true,
-            // Otherwise the header rides in the payload, which the host reads. Chunks of logprobs are
-            // gathered by counts.
+            // Otherwise the header rides in the payload, which the host reads. Chunks of logprobs are gathered
+            // by counts. On a device it rides there for the replays of a graph, of which no host knows.
             Mode::Capacity => options.on_device || matches!(request, Request::Logprobs { .. }),
             Mode::Create => false,
         };
+        open.queued = queues && (group.size() == 1 || mode == Mode::Capacity || !open.verified);
         open.capacity = if let RowCounts::Capacity { max, .. } = counts { *max } else { 0 };
         open.adjusted = options.adjusted;
         open.compared = false;
@@ -222,7 +250,12 @@ impl LmHead {
             RowCounts::Exact(list) => {
                 list.iter().try_fold(0usize, |sum, n| sum.checked_add(*n)).ok_or_else(too_many)?
             }
-            RowCounts::Capacity { max, .. } => max.checked_mul(group.replicas()).ok_or_else(too_many)?,
+            RowCounts::Capacity { max, .. } => {
+                // Each part of a replica's rows as large as the largest.
+                let parts = if self.config.split_rows_over_tp { group.tp() } else { 1 };
+                let padded = max.div_ceil(parts).checked_mul(parts);
+                padded.and_then(|rows| rows.checked_mul(group.replicas())).ok_or_else(too_many)?
+            }
             RowCounts::Discover { .. } => return Ok(0),
         };
         let best = |k, sum| Ask::Partials(PartialSpec { k, sum, targets: 0 });
@@ -236,7 +269,8 @@ impl LmHead {
                 (rows.min(chunk), Ask::Hold { raw: false })
             }
             Request::Sample { logprobs } => {
-                let raw = options.adjusted && logprobs.is_some_and(|told| !told.processed);
+                let adjusted = options.adjusted || !options.device_adjustments.is_empty();
+                let raw = adjusted && logprobs.is_some_and(|told| !told.processed);
                 (rows, Ask::Hold { raw })
             }
         };
@@ -255,6 +289,7 @@ impl LmHead {
         self.check_targets(inputs)?;
         self.check_sampling(inputs)?;
         self.check_adjustments(inputs)?;
+        self.check_device_inputs(inputs)?;
         self.check_on(&on)?;
         let (request, answered) = (self.wire.open.request, self.answered_rows(hidden.len()));
         let memory = if self.wire.open.header.on_device { self.backend.memory() } else { Memory::Host };
@@ -262,11 +297,28 @@ impl LmHead {
         let indices = hidden.selection().map_or(Span::EMPTY, |selection| selection.data());
         let workspace = on.workspace.as_ref().map_or(Span::EMPTY, |workspace| workspace.as_span());
         let others = [hidden.source().0, indices, workspace];
-        let answer = answer.checked(&request, rows, vocab_size, memory, others)?;
+        let answer = answer.checked(&request, rows, vocab_size, memory, others, &inputs.on_device)?;
         if self.wire.shares_inputs() {
             self.wire.open.header.inputs = inputs::digest(&hidden, inputs);
         }
-        let LmHead { config, wire, backend, loaded, info, scratch, answer: arena, .. } = self;
+        // What lies with the host is waited for: it goes by way of memory that is used again.
+        let here = inputs.targets.is_none() && inputs.sampling.is_none() && inputs.adjustments.is_none();
+        let capturing = self.is_capturing(&on)?;
+        let (is_shared, warming_up) = (self.wire.group.size() > 1, self.warming_up);
+        let open = &mut self.wire.open;
+        // Of a graph the shape is fixed, whatever rows a replay has; a warm-up makes room for that.
+        open.padded =
+            is_shared && open.queued && open.header.mode == Mode::Capacity && (capturing || warming_up);
+        // A step that is not captured has a host that may be told of a fault, by its name.
+        open.queued &= (capturing || !is_shared) && (here || hidden.is_empty());
+        if capturing {
+            self.check_capture(&on)?;
+        }
+        let LmHead { config, wire, backend, loaded, info, scratch, answer: arena, queued, .. } = self;
+        scratch.capture(capturing);
+        if let Some(loaded) = loaded {
+            loaded.capture(capturing);
+        }
         // Alone, only the rows that are answered are computed.
         let own = if wire.is_alone() { answered } else { 0..hidden.len() };
         if wire.is_alone() {
@@ -278,6 +330,17 @@ impl LmHead {
         let (backend, stream, shard_bytes, first_row) = (&**backend, on.stream, info.bytes, own.start);
         let mut run = Run { config, wire, backend, memory, stream, shard_bytes, first_row };
         let hidden = hidden.range(own);
+        if run.wire.open.queued {
+            run.watched(|run| run.request(&mut compute, hidden, &inputs, answer, scratch))?;
+            if !capturing {
+                compute.loaded.remember_queued(&On { stream, workspace: None })?;
+            }
+            if let Some(steps) = compute.loaded.capacity_steps() {
+                // Of a loaded shard they are always the same.
+                let _ = queued.steps.set(steps);
+            }
+            return Ok(());
+        }
         if memory != Memory::Host || matches!(request, Request::Logits { .. }) {
             return run.request(&mut compute, hidden, &inputs, answer, scratch);
         }
@@ -313,9 +376,9 @@ impl LmHead {
             return Err(Error::shape("hidden_states", wanted, hidden.hidden(), fix));
         }
         if hidden.dtype() != self.hidden_dtype {
-            let fix = match self.info.dtype {
-                DType::I8 => "set hidden_dtype in the configuration, or convert them",
-                _ => "hidden states have the type of the weights: convert them",
+            let fix = match self.info.dtype.is_float() {
+                false => "set hidden_dtype in the configuration, or convert them",
+                true => "hidden states have the type of the weights: convert them",
             };
             return Err(Error::dtype("hidden_states", self.hidden_dtype, hidden.dtype(), fix));
         }
@@ -420,8 +483,13 @@ impl LmHead {
 }
 
 impl Drop for LmHead {
-    /// A step that has begun and is not run is given up: its peers are told.
+    /// A step that has begun and is not run is given up: its peers are told. What was queued is waited for: it
+    /// uses memory that goes now.
     fn drop(&mut self) {
         self.leave_step();
+        if let (Some(loaded), Ok(())) = (&mut self.loaded, self.maker.check("the head")) {
+            // Nobody is there to be told.
+            let _ = loaded.wait_queued();
+        }
     }
 }

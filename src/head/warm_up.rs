@@ -96,7 +96,7 @@ impl LmHead {
                 let mut step = |head: &mut Self, counts: RowCounts, mine: usize, sampled: usize| {
                     let inputs = inputs.of(request, mine, sampled, adjusted);
                     let hidden = (zeros.span(), picked.span().part(0..8 * mine));
-                    head.warm_up_step(&counts, request, hidden, &inputs, &mut answer)
+                    head.warm_up_step(&counts, request, hidden, (&inputs, false), &mut answer)
                 };
                 for total in [0].into_iter().chain(powers.clone()).chain([all]) {
                     let counts: Vec<usize> =
@@ -128,8 +128,15 @@ impl LmHead {
                     _ => {}
                 }
             }
+            if *request == Request::sample() && memory != Memory::Host {
+                let hidden = (zeros.span(), picked.span());
+                let inputs = inputs.of(request, rows, PLAIN, false);
+                for counts in [RowCounts::Exact(vec![rows; replicas]), RowCounts::capacity(rows, rows)] {
+                    self.warm_up_step(&counts, request, hidden, (&inputs, true), &mut answer)?;
+                }
+            }
         }
-        Ok(())
+        if memory == Memory::Host { Ok(()) } else { self.prepare_watch(stream) }
     }
 
     fn warm_up_step(
@@ -137,7 +144,7 @@ impl LmHead {
         counts: &RowCounts,
         request: &Request,
         (zeros, picked): (Span<'_>, Span<'_>),
-        inputs: &RowInputs<'_>,
+        (inputs, unfiltered): (&RowInputs<'_>, bool),
         answer: &mut Answer,
     ) -> Result<()> {
         let (dtype, hidden) = (self.hidden_dtype, self.config.hidden_size);
@@ -149,8 +156,12 @@ impl LmHead {
         let bytes = AnswerBuffers::bytes(request, answered, vocab_size)?;
         let place = answer.memory.at_least(&*self.backend, memory, bytes, "answer of the warm-up")?;
         let buffers = AnswerBuffers::carve(place, request, answered, vocab_size);
-        let options =
-            StepOptions { adjusted: inputs.adjustments.is_some(), on_device: memory != Memory::Host };
+        let options = StepOptions {
+            adjusted: inputs.adjustments.is_some(),
+            on_device: memory != Memory::Host,
+            unfiltered,
+            ..StepOptions::default()
+        };
         let ticket = self.begin(counts, request, options)?;
         let on = On { stream: answer.stream, workspace: None };
         self.run_into(ticket, hidden, inputs, buffers, on).map(|_| ())
@@ -165,13 +176,16 @@ struct Answer {
 
 /// Of [`Inputs::sampling`]: rows that all search their cuts.
 const CUT: usize = 1;
+/// Of them: rows without a filter.
+const PLAIN: usize = 3;
 
 /// What belongs to the rows: of every kind that there is.
 struct Inputs {
     /// Of as many per row as any request has.
     targets: Vec<i64>,
-    /// How the rows are sampled: in every way, and all of them in each of those that take the most memory.
-    sampling: [Vec<SamplingParams>; 3],
+    /// How the rows are sampled: in every way, all of them in each of those that take the most memory, and all
+    /// without a filter.
+    sampling: [Vec<SamplingParams>; 4],
     allowed: Vec<i32>,
     /// One entry a row, of id 0.
     offsets: Vec<usize>,
@@ -211,7 +225,7 @@ impl Inputs {
         };
         let targets = requests.iter().map(per_row).max().unwrap_or(0);
         fill(&mut inputs.targets, 0, bytes_of(WHAT, [rows, targets])?, WHAT)?;
-        for (params, kinds) in inputs.sampling.iter_mut().zip([&kinds[..], &[cut], &[listed]]) {
+        for (params, kinds) in inputs.sampling.iter_mut().zip([&kinds[..], &[cut], &[listed], &[plain]]) {
             fill(params, plain, rows, WHAT)?;
             params.iter_mut().zip(kinds.iter().cycle()).for_each(|(params, kind)| *params = *kind);
         }
@@ -230,7 +244,8 @@ impl Inputs {
             _ => None,
         };
         let sampling = matches!(request, Request::Sample { .. }).then(|| &self.sampling[sampled][..rows]);
-        RowInputs { targets, sampling, adjustments: adjusted.then(|| self.adjustments(rows)) }
+        let adjustments = adjusted.then(|| self.adjustments(rows));
+        RowInputs { targets, sampling, adjustments, ..RowInputs::default() }
     }
 
     /// Those of the first `rows` rows.

@@ -23,6 +23,10 @@ pub(super) struct Open {
     pub verified: bool,
     /// A call of the step; its operation stands for none in particular.
     pub call: Call,
+    /// Nothing of the step is waited for: the host queues it, and a graph may have it.
+    pub queued: bool,
+    /// A capacity step of a graph, or of a warm-up for one, that the device counts and compares.
+    pub padded: bool,
     /// The capacity, in that mode.
     pub capacity: usize,
     /// Rows by replica; empty where they are not known yet.
@@ -176,6 +180,7 @@ impl Wire {
         let sent = send.len() * (sizes.len() - 1);
         let received = sizes.iter().sum::<usize>() - sizes[me];
         let operate = Operate { operation, sent, received, headers, via, recv, sizes };
+        let queued = self.open.queued;
         self.operate(operate, who, |exchange, call, members, room, recv| {
             match (send.as_host(), recv) {
                 (Some(send), Received::Host(mut recv)) => {
@@ -187,7 +192,7 @@ impl Wire {
                 (_, Received::Device(stream)) => {
                     let device = device_of(exchange)?;
                     let send = Piece { address: send.address(), len: send.len() };
-                    await_queued(device, call, exchange, stream, || {
+                    await_queued(device, call, exchange, (stream, queued), || {
                         // SAFETY: spans of memory that the head keeps, or that its caller lends it, until the
                         // stream has passed the step.
                         unsafe { device.all_gather_v(call, members, send, &room.recv_pieces, stream) }
@@ -217,6 +222,7 @@ impl Wire {
         let sent = outgoing.iter().map(ExactSizeIterator::len).sum::<usize>() - outgoing[me].len();
         let received = sizes.iter().sum::<usize>() - sizes[me];
         let operate = Operate { operation, sent, received, headers, via, recv, sizes };
+        let queued = self.open.queued;
         self.operate(operate, Who::Everyone, |exchange, call, _, room, recv| {
             match (send.as_host(), recv) {
                 (Some(send), Received::Host(mut recv)) => {
@@ -235,7 +241,7 @@ impl Wire {
                     };
                     room.send_pieces.clear();
                     room.send_pieces.extend(outgoing.iter().map(piece));
-                    await_queued(device, call, exchange, stream, || {
+                    await_queued(device, call, exchange, (stream, queued), || {
                         // SAFETY: as of the gather.
                         unsafe { device.all_to_all_v(call, &room.send_pieces, &room.recv_pieces, stream) }
                     })
@@ -415,15 +421,18 @@ fn mixed() -> Fault {
     }
 }
 
-/// Queues a collective and waits for it, no longer than the step may take: until a step's requests are decided
-/// on the device, the host has to know what came.
+/// Queues a collective and, unless the whole step is `queued`, waits for it, no longer than the step may take:
+/// a fault is told to whoever makes the step, by its name.
 fn await_queued(
     device: &dyn DeviceExchange,
     call: &Call,
     exchange: &dyn Exchange,
-    stream: Stream,
+    (stream, queued): (Stream, bool),
     queue: impl FnOnce() -> std::result::Result<(), Fault>,
 ) -> std::result::Result<(), Fault> {
+    if queued {
+        return queue();
+    }
     let before = device.mark(call, stream)?;
     match queue().and_then(|()| device.mark(call, stream)) {
         Ok(mark) => device.wait(Some(before), mark, call, exchange),

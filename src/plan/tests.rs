@@ -4,13 +4,15 @@ use super::*;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-const PRECISIONS: [Precision; 6] = [
+const PRECISIONS: [Precision; 8] = [
     Precision::Bf16,
     Precision::F16,
     Precision::W8a8(DType::F32),
     Precision::W8a8(DType::Bf16),
     Precision::W8a16(DType::Bf16),
     Precision::W8a16(DType::F16),
+    Precision::Fp8(DType::Bf16),
+    Precision::Fp8(DType::F16),
 ];
 
 fn rows_of(rows: usize) -> usize {
@@ -168,15 +170,16 @@ fn what_the_kernels_do_not_take_is_refused_with_the_rule() {
 
 #[test]
 fn types_without_a_kernel_are_refused_by_name() {
-    use DType::{Bf16, F16, F32, I8};
+    use DType::{Bf16, E4m3, F16, F32, I8};
     for (weights, quantization, hidden, wanted) in [
         (
             F32,
             Quantization::None,
             F32,
-            "wanted bf16, f16 or int8 weights, got f32; use the cpu backend for f32 heads",
+            "wanted bf16, f16, int8 or FP8 weights, got f32; use the cpu backend for f32 heads",
         ),
         (I8, Quantization::W8a16, F32, "wanted f16 or bf16 hidden states for w8a16, got f32; "),
+        (E4m3, Quantization::W8a16, F32, "wanted f16 or bf16 hidden states for w8a16, got f32; "),
         (Bf16, Quantization::None, F16, "wanted bf16 hidden states for bf16 weights, got f16; "),
     ] {
         let error = Precision::of(weights, quantization, hidden).expect_err("no kernel").to_string();
@@ -184,4 +187,5 @@ fn types_without_a_kernel_are_refused_by_name() {
     }
     assert_eq!(Precision::of(I8, Quantization::W8a8, F32), Ok(Precision::W8a8(F32)));
     assert_eq!(Precision::of(I8, Quantization::W8a16, F16), Ok(Precision::W8a16(F16)));
+    assert_eq!(Precision::of(E4m3, Quantization::W8a16, Bf16), Ok(Precision::Fp8(Bf16)));
 }

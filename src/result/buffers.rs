@@ -1,6 +1,6 @@
 //! The caller's memory for an answer.
 
-use super::{Answer, Logprobs, Output, Request, RowStatus, StepStats, TokenLogprobs};
+use super::{Answer, DeviceInputs, Logprobs, Output, Request, RowStatus, StepStats, TokenLogprobs};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span, SpanMut};
 
@@ -105,6 +105,7 @@ impl<'a> AnswerBuffers<'a> {
         vocab_size: usize,
         memory: Memory,
         others: [Span<'_>; 3],
+        inputs: &DeviceInputs<'_>,
     ) -> Result<Self> {
         let per_row = PerRow::of(request);
         let mut buffers = AnswerBuffers { row_status: self.row_status, ..AnswerBuffers::default() };
@@ -148,7 +149,7 @@ impl<'a> AnswerBuffers<'a> {
                 *place = given;
             }
         }
-        buffers.check_overlaps(others)?;
+        buffers.check_overlaps(others, inputs)?;
         Ok(buffers)
     }
 
@@ -213,7 +214,11 @@ impl<'a> AnswerBuffers<'a> {
         }
     }
 
-    fn check_overlaps(&self, [hidden, indices, workspace]: [Span<'_>; 3]) -> Result<()> {
+    fn check_overlaps(
+        &self,
+        [hidden, indices, workspace]: [Span<'_>; 3],
+        inputs: &DeviceInputs<'_>,
+    ) -> Result<()> {
         let all = [
             ("hidden_states", hidden),
             ("logits_indices", indices),
@@ -229,7 +234,11 @@ impl<'a> AnswerBuffers<'a> {
             ("top_logprobs", self.top_logprobs.as_span()),
         ];
         for (i, (what, one)) in all.iter().enumerate().skip(2) {
-            if let Some((other, _)) = all[..i].iter().find(|(_, other)| one.overlaps(*other)) {
+            let input = inputs.spans().find(|input| one.overlaps(*input));
+            let input = input.map(|input| ("the inputs in device memory", input));
+            if let Some((other, _)) =
+                all[..i].iter().find(|(_, other)| one.overlaps(*other)).or(input.as_ref())
+            {
                 let wanted = format!("memory that {other} does not use");
                 return Err(Error::shape(*what, wanted, format!("{one:?}"), "pass buffers of their own"));
             }
@@ -356,7 +365,10 @@ mod tests {
         let hidden = [0f32; 8];
         let said = |buffers: AnswerBuffers<'_>, request: &Request| {
             let others = [Span::host(&hidden[..]), Span::EMPTY, Span::EMPTY];
-            buffers.checked(request, 2, 10, Memory::Host, others).map(|_| ()).map_err(|e| e.to_string())
+            buffers
+                .checked(request, 2, 10, Memory::Host, others, &DeviceInputs::default())
+                .map(|_| ())
+                .map_err(|e| e.to_string())
         };
         assert_eq!(said(owned.buffers(), &request), Ok(()));
         let buffers = AnswerBuffers { values: SpanMut::EMPTY, ..owned.buffers() };

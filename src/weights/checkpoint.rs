@@ -2,11 +2,13 @@
 
 use super::HeadShard;
 use super::folder::Tensors;
+use super::gguf;
 use super::hf_config::{self, Activations};
 use super::int8_file;
 use super::load::{self, Progress};
 use super::safetensors_file::{Tensor, integers};
 use super::stored::{self, Format, StoredHead};
+use super::widened::Loaded;
 use crate::config::model_rules::{ANY, Names};
 use crate::config::{HeadConfig, ModelConfig, Quantization, Settings};
 use crate::digest::Digest;
@@ -18,6 +20,7 @@ use crate::quantize::MAX_INT8_HIDDEN;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// How a shard is to be loaded. The default: as stored, with the bias where one is stored, silently.
@@ -53,11 +56,15 @@ pub struct Checkpoint {
     /// Target ids of a draft vocabulary.
     draft: Option<Vec<u32>>,
     warnings: Mutex<Vec<String>>,
+    /// The most that rounding has moved a weight of the shards that were loaded, as a part of it: an f32's
+    /// bits.
+    rounding: AtomicU32,
 }
 
 impl Checkpoint {
     /// Opens a Hugging Face folder: `config.json` and `model.safetensors`, or the files of
-    /// `model.safetensors.index.json`, or the folder's only `.safetensors` file.
+    /// `model.safetensors.index.json`, or the folder's only `.safetensors` file. Or a GGUF file, whose head
+    /// is `output.weight`, or `token_embd.weight` where there is none.
     ///
     /// Which tensor is the head is decided as transformers 5 does it. The names of heads and embeddings are
     /// those of the `model_type` (`lm_head.weight`, `embed_out.weight`, `cls.predictions.decoder.weight`,
@@ -100,6 +107,12 @@ impl Checkpoint {
                 "pass a Hugging Face model folder that exists",
             )
         })?;
+        if !about.is_dir() && gguf::is_gguf(folder) {
+            let tied = settings.tie_word_embeddings;
+            let checkpoint = Self::open_gguf(folder, tensor, tied)?;
+            checkpoint.check_sizes(settings)?;
+            return Ok(checkpoint);
+        }
         if !about.is_dir() {
             let fix = "pass the folder, or open the file with the name of its head's tensor";
             return Err(Error::file(folder, "wanted a Hugging Face model folder, got a file", fix));
@@ -125,24 +138,57 @@ impl Checkpoint {
         } else {
             format!("{module}.weight")
         };
-        let head = stored::recognise(&mut tensors, &name, bias.as_deref())?;
+        let head =
+            stored::recognise(&mut tensors, &name, bias.as_deref(), model.quantization_config.as_ref())?;
         refuse_beside(&mut tensors, folder, &model, &module)?;
         let draft = draft_ids(&mut tensors, &model, &head)?;
         let activations = match head.format {
             Format::Int8 { .. } => hf_config::activations(model.quantization_config.as_ref(), &module)?,
             Format::Float(_) => Activations::Unstated,
+            Format::E4m3 { .. } | Format::Widened(_) => {
+                if hf_config::quantizes_inputs(model.quantization_config.as_ref(), &module) {
+                    warnings.push(format!(
+                        "{}: quantization_config quantises the hidden states of {module}, too; they are \
+                         multiplied as they come here",
+                        tensors.place().display()
+                    ));
+                }
+                Activations::Unstated
+            }
         };
         let checkpoint = Checkpoint { draft, ..Self::new(head, model, activations, warnings) };
-        if let Some(hidden) = settings.hidden_size.or(checkpoint.model.hidden_size) {
-            checkpoint.check_hidden(hidden)?;
-        }
-        if let Some(vocab) = settings.vocab_size.or(checkpoint.model.vocab_size) {
-            checkpoint.check_vocab(vocab)?;
-        }
+        checkpoint.check_sizes(settings)?;
         Ok(checkpoint)
     }
 
-    /// The head `tensor` (usually `lm_head.weight`) of one `.safetensors` file. Its scales, where it is int8,
+    fn check_sizes(&self, settings: &Settings) -> Result<()> {
+        if let Some(hidden) = settings.hidden_size.or(self.model.hidden_size) {
+            self.check_hidden(hidden)?;
+        }
+        if let Some(vocab) = settings.vocab_size.or(self.model.vocab_size) {
+            self.check_vocab(vocab)?;
+        }
+        Ok(())
+    }
+
+    /// The head of a GGUF file: the one that is named, or `output.weight`, or the embedding.
+    fn open_gguf(path: &Path, tensor: Option<&str>, tied: Option<bool>) -> Result<Self> {
+        let tensors = Tensors::of_file(path)?;
+        let [head, embedding] = gguf::HEADS;
+        if tensor.is_none() && tied != Some(true) && !tensors.contains(head) {
+            // The embedding is the head of a model that has no other: one part of several does not know.
+            tensors.check_whole_gguf(path)?;
+        }
+        let name = match tensor {
+            Some(name) => name,
+            None if tied == Some(true) || (tied.is_none() && !tensors.contains(head)) => embedding,
+            None => head,
+        };
+        Self::of_file(tensors, path, name)
+    }
+
+    /// The head `tensor` (usually `lm_head.weight`) of one `.safetensors` file, or of a GGUF file, where
+    /// `lm_head.weight` is the head whatever its name there. Its scales, where it is int8,
     /// are `{tensor}_scale`; its bias, where stored, is named like it with `.bias` for `.weight`. Scale and
     /// softcap of the logits are those of its metadata, where [`Checkpoint::write_int8`] has put them.
     ///
@@ -150,7 +196,14 @@ impl Checkpoint {
     /// `File` for a file that is missing, damaged or not safetensors; `Tensor` for a head that is absent or of an
     /// unsupported format, and for a scale or softcap that is no such number.
     pub fn from_file(path: impl AsRef<Path>, tensor: &str) -> Result<Self> {
-        let mut tensors = Tensors::of_file(path.as_ref())?;
+        let path = path.as_ref();
+        if gguf::is_gguf(path) {
+            return Self::open_gguf(path, Some(tensor).filter(|name| *name != "lm_head.weight"), None);
+        }
+        Self::of_file(Tensors::of_file(path)?, path, tensor)
+    }
+
+    fn of_file(mut tensors: Tensors, path: &Path, tensor: &str) -> Result<Self> {
         let Chosen { module, bias } = named(&tensors, tensor);
         if !tensors.has_module(&module) {
             let listed = super::safetensors_file::listed(tensors.names());
@@ -164,13 +217,17 @@ impl Checkpoint {
             return Err(Error::tensor(tensors.place(), tensor, "a tensor of this name", listed, fix));
         }
         let name = if module == tensor { module } else { format!("{module}.weight") };
-        let head = stored::recognise(&mut tensors, &name, bias.as_deref())?;
-        let model = int8_file::model_of(&head.weight.file)?;
+        let head = stored::recognise(&mut tensors, &name, bias.as_deref(), None)?;
+        let model = match head.weight.file.gguf() {
+            Some(about) => about.model(path)?,
+            None => int8_file::model_of(&head.weight.file)?,
+        };
         Ok(Self::new(head, model, Activations::Unstated, Vec::new()))
     }
 
     fn new(head: StoredHead, model: ModelConfig, activations: Activations, warnings: Vec<String>) -> Self {
-        Checkpoint { head, model, activations, draft: None, warnings: Mutex::new(warnings) }
+        let (warnings, rounding) = (Mutex::new(warnings), AtomicU32::new(0));
+        Checkpoint { head, model, activations, draft: None, warnings, rounding }
     }
 
     /// Where the head is that of an EAGLE-3 draft model: the target model's id of each draft id, `[draft
@@ -189,9 +246,37 @@ impl Checkpoint {
         self.head.hidden
     }
 
-    /// Type of the stored weights; `i8` for packed ones too.
+    /// Type of the weights as they are loaded without an option: as stored; `i8` for packed ones too, and
+    /// `bf16` for those that are widened at load.
     pub fn dtype(&self) -> DType {
         self.head.format.dtype()
+    }
+
+    /// How the head is stored and what it becomes, in words, where [`Checkpoint::dtype`] does not say it all:
+    /// `GGUF Q6_K, widened to bf16 at load, which moved a weight by at most 0.39 %`. That is of the shards
+    /// that have been loaded.
+    pub fn storage(&self, options: &LoadOptions<'_>) -> Option<String> {
+        let name = self.head.format.name()?;
+        let Format::Widened(_) = &self.head.format else { return Some(name) };
+        let quantised = options.quantization.is_some_and(|asked| asked != Quantization::None);
+        let moved = 100.0 * f32::from_bits(self.rounding.load(Ordering::Relaxed));
+        Some(match options.head_dtype {
+            _ if quantised => format!("{name}, quantised to int8 at load"),
+            Some(DType::F32) => format!("{name}, widened to f32 at load"),
+            _ if moved == 0.0 => format!("{name}, widened to bf16 at load"),
+            _ => format!("{name}, widened to bf16 at load, which moved a weight by at most {moved:.2} %"),
+        })
+    }
+
+    /// Whether shards are of float weights with a scale ([`HeadShard::with_scales`]), which the CPU backend
+    /// alone takes: NVFP4 heads that are not quantised at load.
+    pub fn has_float_scales(&self, quantization: Quantization) -> bool {
+        match &self.head.format {
+            Format::Widened(head) if quantization == Quantization::None => {
+                head.global_scale().is_ok_and(|scale| scale.is_some())
+            }
+            _ => false,
+        }
     }
 
     /// Whether a bias is stored.
@@ -225,12 +310,7 @@ impl Checkpoint {
     /// # Errors
     /// `File` naming the one that was written to.
     pub fn check_unchanged(&self) -> Result<()> {
-        let scale = match &self.head.format {
-            Format::Int8 { scale, .. } => Some(scale),
-            Format::Float(_) => None,
-        };
-        let tensors = [Some(&self.head.weight), scale, self.head.bias.as_ref()];
-        tensors.into_iter().flatten().try_for_each(|tensor| tensor.file.check_unchanged())
+        self.head.tensors().try_for_each(|tensor| tensor.file.check_unchanged())
     }
 
     /// What has been noticed so far that is no error but that a person should know. Nothing is printed.
@@ -246,11 +326,13 @@ impl Checkpoint {
         }
     }
 
-    /// How a stored int8 head is meant to be used: `config.json`'s statement, `w8a16` without one.
-    /// `None` for a float head, and where the statement is one that cannot be followed.
+    /// How a stored 8-bit head is meant to be used: `config.json`'s statement, `w8a16` without one and for
+    /// E4M3. `None` for a float head or one that is widened, and where the statement is one that cannot be
+    /// followed.
     pub fn stored_quantization(&self) -> Option<Quantization> {
         match self.head.format {
-            Format::Float(_) => None,
+            Format::Float(_) | Format::Widened(_) => None,
+            Format::E4m3 { .. } => Some(Quantization::W8a16),
             Format::Int8 { .. } => self.activations.quantization(),
         }
     }
@@ -261,6 +343,13 @@ impl Checkpoint {
     /// `Config` for `none` on an int8 head, and for an int8 head without the option where `config.json` wants
     /// activations treated in a way that is not supported; `Shape` for `w8a8` with a hidden size above [`MAX_INT8_HIDDEN`].
     pub fn quantization(&self, asked: Option<Quantization>) -> Result<Quantization> {
+        if let (Format::E4m3 { .. }, asked) = (&self.head.format, asked.unwrap_or(Quantization::W8a16)) {
+            if asked == Quantization::W8a16 {
+                return Ok(asked);
+            }
+            let wanted = format!("w8a16, as {} is stored as FP8", self.tensor_name());
+            return Err(Error::config("quantize", wanted, asked, "leave it out: FP8 weights stay FP8"));
+        }
         let int8 = matches!(self.head.format, Format::Int8 { .. });
         let quantization = match (int8, asked) {
             (false, asked) => asked.unwrap_or(Quantization::None),
@@ -302,14 +391,17 @@ impl Checkpoint {
     /// `Config` for a type that is neither f32 nor the stored one, and for any beside int8 weights.
     pub fn weights_dtype(&self, asked: Option<DType>, quantization: Quantization) -> Result<DType> {
         let stored = self.dtype();
-        let own = if quantization == Quantization::None { stored } else { DType::I8 };
+        let own = match quantization {
+            Quantization::W8a8 | Quantization::W8a16 if stored.is_float() => DType::I8,
+            _ => stored,
+        };
         match asked {
             None => Ok(own),
-            Some(asked) if own == DType::I8 => Err(Error::config(
+            Some(asked) if !own.is_float() => Err(Error::config(
                 "head_dtype",
                 format!("nothing beside {quantization}"),
                 asked,
-                "leave it out, or the quantisation: int8 weights stay int8",
+                "leave it out, or the quantisation: 8-bit weights stay as they are",
             )),
             Some(asked) if asked == DType::F32 || asked == stored => Ok(asked),
             Some(asked) => Err(Error::config(
@@ -358,8 +450,16 @@ impl Checkpoint {
             widen: self.weights_dtype(options.head_dtype, quantization)? == DType::F32,
             copy: options.copy,
         };
-        let matrix = load::matrix(&self.head, vocab.clone(), how, options.progress)?;
-        let shard = HeadShard::from_finite(vocab, vocab_size, self.head.hidden, quantization, matrix, bias)?;
+        let Loaded { matrix, scale, rounding } =
+            load::matrix(&self.head, vocab.clone(), how, options.progress)?;
+        // Floats of one sign order like their bits.
+        self.rounding.fetch_max(rounding.to_bits(), Ordering::Relaxed);
+        let rows = vocab.len();
+        let mut shard =
+            HeadShard::from_finite(vocab, vocab_size, self.head.hidden, quantization, matrix, bias)?;
+        if let Some(scale) = scale {
+            shard = shard.with_scales(vec![scale; rows])?;
+        }
         Ok(shard.with_fingerprint(self.fingerprint(vocab_size)?))
     }
 
@@ -372,15 +472,29 @@ impl Checkpoint {
         let mut digest = Digest::new();
         let about = format!("{} {:?} {} {}", self.dtype(), head.weight.info.dtype, head.hidden, vocab_size);
         digest.bytes(about.as_bytes());
-        let scale = match &head.format {
-            Format::Int8 { scale, .. } => Some(scale),
-            Format::Float(_) => None,
-        };
+        let rows = || (0..ROWS).map(|i| i * (vocab_size - 1) / (ROWS - 1));
         let mut row_bytes = Vec::new();
-        for tensor in [Some(&head.weight), scale, head.bias.as_ref()].into_iter().flatten() {
+        let widened = matches!(head.format, Format::Widened(_));
+        if let Format::Widened(stored) = &head.format {
+            let mut wide = vec![0.0f32; head.hidden];
+            for row in rows() {
+                stored.widen(row..row + 1, &mut wide, &mut row_bytes)?;
+                wide.iter().for_each(|weight| digest.bytes(&weight.to_le_bytes()));
+            }
+            digest.bytes(&stored.global_scale()?.unwrap_or(1.0).to_le_bytes());
+        }
+        // Of what is widened the bias alone is left.
+        let plain = head.tensors().skip(if widened { 1 + head.beside.len() } else { 0 });
+        for tensor in plain {
             let bytes = &tensor.info.bytes;
-            row_bytes.resize(bytes.len() / tensor.info.shape.first().copied().unwrap_or(1).max(1), 0);
-            for row in (0..ROWS).map(|i| i * (vocab_size - 1) / (ROWS - 1)) {
+            let stored_rows = tensor.info.shape.first().copied().unwrap_or(1).max(1);
+            if stored_rows < vocab_size {
+                // One scale for all.
+                digest.bytes(tensor.bytes());
+                continue;
+            }
+            row_bytes.resize(bytes.len() / stored_rows, 0);
+            for row in rows() {
                 // Not through the mapping: a page of it may bring as much along as a shard has.
                 tensor.file.read_at(bytes.start + row * row_bytes.len(), &mut row_bytes)?;
                 digest.bytes(&row_bytes);

@@ -1,5 +1,6 @@
 //! Which file of a checkpoint holds which tensor: one file, or a Hugging Face folder of them.
 
+use super::gguf;
 use super::safetensors_file::{SafetensorsFile, Tensor, absent};
 use crate::config::python_json;
 use crate::error::{Error, Result};
@@ -24,9 +25,10 @@ pub(super) struct Tensors {
 }
 
 impl Tensors {
-    /// One `.safetensors` file.
+    /// One `.safetensors` file, or GGUF.
     pub fn of_file(path: &Path) -> Result<Self> {
-        let file = SafetensorsFile::open(path)?;
+        let file =
+            if gguf::is_gguf(path) { SafetensorsFile::open_gguf(path) } else { SafetensorsFile::open(path) }?;
         Ok(Tensors {
             place: path.to_path_buf(),
             file_of: file.names().map(|name| (name.to_string(), file.path_buf())).collect(),
@@ -138,6 +140,23 @@ impl Tensors {
     /// Names of all tensors, ascending.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.file_of.keys().map(String::as_str)
+    }
+
+    /// Refuses one GGUF file of several, in which a tensor that is not there may be in another one.
+    ///
+    /// # Errors
+    /// `File` where it is one of several.
+    pub fn check_whole_gguf(&self, path: &Path) -> Result<()> {
+        let parts = self.open.values().filter_map(SafetensorsFile::gguf).map(gguf::About::parts).max();
+        match parts {
+            Some(parts) if parts > 1 => {
+                let problem =
+                    format!("wanted the part that has output.weight, got one of {parts} without it");
+                let fix = "pass the part that has it, or name the tensor that is the head";
+                Err(Error::file(path, problem, fix))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn contains(&self, name: &str) -> bool {

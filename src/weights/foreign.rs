@@ -29,12 +29,12 @@ impl Drop for Release {
 /// Where an engine has the weights of a shard in device memory: all of it of one device.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceMatrix<'a> {
-    /// bf16, f16 or int8, row-major `[vocab, hidden]`, aligned to 16 bytes.
+    /// bf16, f16, int8 or E4M3, row-major `[vocab, hidden]`, aligned to 16 bytes.
     pub data: Span<'a>,
     pub dtype: DType,
     /// Bytes from row to row, a multiple of 16.
     pub pitch: usize,
-    /// f32 `[vocab]`; of int8 weights and no others.
+    /// f32 `[vocab]`; of int8 and E4M3 weights and no others.
     pub scales: Option<Span<'a>>,
     /// f32 `[vocab]`.
     pub bias: Option<Span<'a>>,
@@ -97,7 +97,7 @@ impl HeadShard {
         if dtype == DType::F32 {
             return Err(Error::dtype(
                 "shard weights on a device",
-                "bf16, f16 or int8",
+                "bf16, f16, int8 or E4M3",
                 dtype,
                 "convert them",
             ));
@@ -124,12 +124,13 @@ impl HeadShard {
             span.check_aligned(what, 4)?;
             Ok(span.address())
         };
-        if scales.is_some() != (dtype == DType::I8) {
-            let (wanted, got) = match dtype {
-                DType::I8 => ("one f32 a row of int8 weights", "none"),
-                _ => ("none for weights that are not int8", "some"),
+        if scales.is_some() == dtype.is_float() {
+            let (wanted, got) = match dtype.is_float() {
+                false => ("one f32 a row of int8 or E4M3 weights", "none"),
+                true => ("none for float weights", "some"),
             };
-            return Err(Error::shape("shard scales", wanted, got, "scales and int8 weights belong together"));
+            let fix = "scales and 8-bit weights belong together";
+            return Err(Error::shape("shard scales", wanted, got, fix));
         }
         let weights = DeviceWeights {
             memory,
@@ -199,7 +200,11 @@ mod tests {
             (DeviceMatrix { data: span(device, 0x1000, 135), ..good }, Quantization::None, "got 135 bytes"),
             (DeviceMatrix { pitch: 40, ..good }, Quantization::None, "pitch of the shard weights"),
             (DeviceMatrix { pitch: 32, ..good }, Quantization::None, "pitch of the shard weights"),
-            (DeviceMatrix { dtype: DType::F32, ..good }, Quantization::None, "wanted bf16, f16 or int8"),
+            (
+                DeviceMatrix { dtype: DType::F32, ..good },
+                Quantization::None,
+                "wanted bf16, f16, int8 or E4M3",
+            ),
             (
                 DeviceMatrix { bias: Some(span(device, 0x2000, 8)), ..good },
                 Quantization::None,

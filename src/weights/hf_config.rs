@@ -78,6 +78,20 @@ pub(super) fn activations(config: Option<&Value>, module: &str) -> Result<Activa
     Ok(if fits { Activations::Int8PerRow } else { Activations::Other(described(inputs)) })
 }
 
+/// Bits of a weight of the head's group, where they are stated.
+pub(super) fn stated_bits(config: Option<&Value>, module: &str) -> Option<u64> {
+    let (_, group) = group_of(config?, module)?;
+    group.get("weights")?.get("num_bits")?.as_u64()
+}
+
+/// Whether the model itself quantises the hidden states of the head: compressed-tensors' `input_activations`
+/// of its group, or `activation_scheme` of an `fp8` model.
+pub(super) fn quantizes_inputs(config: Option<&Value>, module: &str) -> bool {
+    let Some(config) = config else { return false };
+    let group = group_of(config, module).and_then(|(_, group)| group.get("input_activations"));
+    config.get("activation_scheme").or(group).is_some_and(|inputs| !inputs.is_null())
+}
+
 const FIX: &str = "only symmetric 8-bit integer heads with one scale per vocabulary row can be read: \
                    quantise the head so, or leave it unquantised";
 

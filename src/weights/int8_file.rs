@@ -68,8 +68,9 @@ impl Checkpoint {
     ) -> Result<WeightError> {
         let Format::Float(dtype) = self.head.format else {
             let weight = &self.head.weight;
-            let fix = "it is quantised already: load it as it is, as w8a8 or w8a16";
-            return Err(weight.error("f32, f16 or bf16 weights", &weight.info, fix));
+            let got = self.head.format.name().unwrap_or_else(|| weight.info.to_string());
+            let fix = "it is quantised already: load it as it is";
+            return Err(weight.error("f32, f16 or bf16 weights", got, fix));
         };
         let vocab_size = config.vocab_size;
         self.check_vocab(vocab_size)?;

@@ -5,6 +5,7 @@ use super::Matrix;
 use super::safetensors_file::{SafetensorsFile, Tensor};
 use super::storage::{Fresh, Storage, forget};
 use super::stored::{Format, StoredHead};
+use super::widened::{self, Loaded};
 use crate::dtype::DType;
 use crate::epilogue::all_finite;
 use crate::error::{Error, Result};
@@ -73,8 +74,17 @@ pub(super) fn matrix(
     vocab: Range<usize>,
     how: How,
     progress: Option<Progress<'_>>,
-) -> Result<Matrix> {
-    process::on_live_threads(|| read(head, vocab, how, progress))?
+) -> Result<Loaded> {
+    process::on_live_threads(|| match &head.format {
+        Format::Widened(stored) => {
+            let bytes = vocab.len() as u64 * head.hidden as u64 * size_of::<bf16>() as u64;
+            let meter = Meter::new(bytes, progress);
+            let loaded = widened::load(&**stored, &head.weight, vocab, head.hidden, how, &meter)?;
+            meter.finish();
+            Ok(loaded)
+        }
+        _ => Ok(Loaded { matrix: read(head, vocab, how, progress)?, scale: None, rounding: 0.0 }),
+    })?
 }
 
 fn read(head: &StoredHead, vocab: Range<usize>, how: How, progress: Option<Progress<'_>>) -> Result<Matrix> {
@@ -91,6 +101,13 @@ fn read(head: &StoredHead, vocab: Range<usize>, how: How, progress: Option<Progr
                 false => file.values("int8 weights")?,
             };
             Matrix::I8 { values, scales }
+        }
+        Format::E4m3 { scale, per_row } => {
+            let scales = match per_row {
+                true => widened::scales(scale, vocab.clone())?,
+                false => vec![widened::scales(scale, 0..1)?[0]; vocab.len()],
+            };
+            Matrix::E4m3 { values: file.values("E4M3 weights")?, scales }
         }
         Format::Float(dtype) if how.quantize => {
             let source = Rows { weight: &head.weight, vocab, hidden: head.hidden };
@@ -118,9 +135,10 @@ fn read(head: &StoredHead, vocab: Range<usize>, how: How, progress: Option<Progr
                     source.check_finite(&values, |v| v.to_bits() & 0x7fff, 0x7f80, &meter)?;
                     Matrix::Bf16(values)
                 }
-                DType::I8 => unreachable!("Format::Float is never int8"),
+                DType::I8 | DType::E4m3 => unreachable!("Format::Float is a float"),
             }
         }
+        Format::Widened(_) => unreachable!("not read by its bytes"),
     };
     meter.finish();
     Ok(matrix)

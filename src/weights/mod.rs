@@ -4,15 +4,21 @@ mod checkpoint;
 mod folder;
 #[allow(unsafe_code, reason = "an engine's memory")]
 mod foreign;
+mod fp8;
+mod gguf;
+mod gptq;
 mod hf_config;
 mod int8_file;
 mod load;
+mod nvfp4;
+mod packed;
 #[allow(unsafe_code, reason = "mapped files")]
 mod safetensors_file;
 #[allow(unsafe_code, reason = "mapped files, and an engine's memory")]
 mod storage;
 mod stored;
 pub mod synthetic;
+mod widened;
 
 pub use checkpoint::{Checkpoint, LoadOptions};
 pub use foreign::{DeviceMatrix, DeviceWeights};
@@ -40,6 +46,12 @@ pub enum Matrix {
         values: Storage<i8>,
         scales: Vec<f32>,
     },
+    /// FP8 E4M3 codes, which [`lmhead_cpu::e4m3`] defines; scales as of int8. The codes of NaN make logits
+    /// that are NaN.
+    E4m3 {
+        values: Storage<u8>,
+        scales: Vec<f32>,
+    },
 }
 
 impl Matrix {
@@ -50,6 +62,7 @@ impl Matrix {
             Matrix::F16(_) => DType::F16,
             Matrix::Bf16(_) => DType::Bf16,
             Matrix::I8 { .. } => DType::I8,
+            Matrix::E4m3 { .. } => DType::E4m3,
         }
     }
 
@@ -59,6 +72,7 @@ impl Matrix {
             Matrix::F16(s) => s.len(),
             Matrix::Bf16(s) => s.len(),
             Matrix::I8 { values, .. } => values.len(),
+            Matrix::E4m3 { values, .. } => values.len(),
         }
     }
 }
@@ -73,6 +87,8 @@ pub struct HeadShard {
     /// Of no rows where the weights are on a device.
     matrix: Matrix,
     on_device: Option<DeviceWeights>,
+    /// Of float weights, where they have some.
+    float_scales: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
     fingerprint: Option<u64>,
 }
@@ -116,7 +132,7 @@ impl HeadShard {
     ///
     /// # Errors
     /// When the lengths do not fit `vocab` and `hidden_size`, when `quantization` does not fit the
-    /// matrix (int8 is `w8a8` or `w8a16`, everything else `none`), when `hidden_size` is above
+    /// matrix (int8 is `w8a8` or `w8a16`, E4M3 `w8a16`, everything else `none`), when `hidden_size` is above
     /// [`MAX_INT8_HIDDEN`] for `w8a8`, or when something is NaN or infinite.
     pub fn new(
         vocab: Range<usize>,
@@ -141,7 +157,7 @@ impl HeadShard {
             Matrix::F32(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff_ffff, f32::INFINITY.to_bits()),
             Matrix::F16(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff, f16::INFINITY.to_bits()),
             Matrix::Bf16(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff, bf16::INFINITY.to_bits()),
-            Matrix::I8 { scales, .. } => {
+            Matrix::I8 { scales, .. } | Matrix::E4m3 { scales, .. } => {
                 if let Some(row) = scales.iter().position(|s| !s.is_finite()) {
                     return Err(bad("shard scales", row));
                 }
@@ -170,6 +186,7 @@ impl HeadShard {
             DType::F16 => Matrix::F16(Vec::new().into()),
             DType::Bf16 => Matrix::Bf16(Vec::new().into()),
             DType::I8 => Matrix::I8 { values: Vec::new().into(), scales: Vec::new() },
+            DType::E4m3 => Matrix::E4m3 { values: Vec::new().into(), scales: Vec::new() },
         };
         // The rest is checked as of a shard without ids.
         let start = vocab.start;
@@ -207,7 +224,7 @@ impl HeadShard {
                 "pass exactly the rows of the shard",
             ));
         }
-        if let Matrix::I8 { scales, .. } = &matrix
+        if let Matrix::I8 { scales, .. } | Matrix::E4m3 { scales, .. } = &matrix
             && scales.len() != rows
         {
             return Err(Error::shape("shard scales", rows, scales.len(), "pass one scale per row"));
@@ -217,13 +234,15 @@ impl HeadShard {
         {
             return Err(Error::shape("shard bias", rows, bias.len(), "pass one bias per row"));
         }
-        if (matrix.dtype() == DType::I8) != (quantization != Quantization::None) {
-            return Err(Error::dtype(
-                "quantization",
-                if matrix.dtype() == DType::I8 { "w8a8 or w8a16 for int8 weights" } else { "none" },
-                quantization,
-                "quantise the weights at load, or name the quantisation that they have",
-            ));
+        let wanted = match matrix.dtype() {
+            DType::I8 if quantization == Quantization::None => Some("w8a8 or w8a16 for int8 weights"),
+            DType::E4m3 if quantization != Quantization::W8a16 => Some("w8a16 for E4M3 weights"),
+            dtype if dtype.is_float() && quantization != Quantization::None => Some("none"),
+            _ => None,
+        };
+        if let Some(wanted) = wanted {
+            let fix = "quantise the weights at load, or name the quantisation that they have";
+            return Err(Error::dtype("quantization", wanted, quantization, fix));
         }
         if quantization == Quantization::W8a8 && hidden_size > MAX_INT8_HIDDEN {
             return Err(Error::shape(
@@ -241,9 +260,40 @@ impl HeadShard {
             quantization,
             matrix,
             on_device: None,
+            float_scales: None,
             bias,
             fingerprint,
         })
+    }
+
+    /// Gives float weights a scale for each vocabulary row: a raw logit is multiplied by it before the bias
+    /// is added, as of int8 weights. The CPU backend alone takes such a shard.
+    ///
+    /// # Errors
+    /// `Shape` where there is not one for each row, one is not finite, or the weights have scales already.
+    pub fn with_scales(mut self, scales: Vec<f32>) -> Result<Self> {
+        let (rows, what) = (self.vocab.len(), "shard scales");
+        if self.scales().is_some() || self.on_device.is_some() {
+            let fix = "give scales to float weights in host memory";
+            return Err(Error::shape(what, "none beside those of the matrix", "others", fix));
+        }
+        if scales.len() != rows {
+            return Err(Error::shape(what, rows, scales.len(), "pass one scale per row"));
+        }
+        if let Some(row) = scales.iter().position(|scale| !scale.is_finite()) {
+            let got = format!("NaN or infinity in vocabulary row {}", self.vocab.start + row);
+            return Err(Error::shape(what, "finite values", got, "repair the weights"));
+        }
+        self.float_scales = Some(scales);
+        Ok(self)
+    }
+
+    /// `[vocab().len()]`, where raw logits are multiplied by them before the bias is added.
+    pub fn scales(&self) -> Option<&[f32]> {
+        match &self.matrix {
+            Matrix::I8 { scales, .. } | Matrix::E4m3 { scales, .. } => Some(scales),
+            _ => self.float_scales.as_deref(),
+        }
     }
 
     /// Says which checkpoint the shard is of: a number that is the same for all shards of one head, and
@@ -275,7 +325,7 @@ impl HeadShard {
         self.hidden_size
     }
 
-    /// How int8 weights are multiplied; `None` for the other types.
+    /// How int8 and E4M3 weights are multiplied; `None` for the other types.
     pub fn quantization(&self) -> Quantization {
         self.quantization
     }
@@ -298,7 +348,8 @@ impl HeadShard {
     pub fn bytes(&self) -> u64 {
         let (rows, dtype) = (self.vocab.len() as u64, self.matrix.dtype());
         let floats = |there: bool| if there { 4 * rows } else { 0 };
-        rows * (self.hidden_size * dtype.size()) as u64 + floats(dtype == DType::I8) + floats(self.has_bias())
+        let weights = rows * (self.hidden_size * dtype.size()) as u64;
+        weights + floats(self.scales().is_some()) + floats(self.has_bias())
     }
 
     /// True where the weights are read from their file's mapping, which must stay as it is
@@ -309,13 +360,14 @@ impl HeadShard {
             Matrix::F16(s) => s.is_mapped(),
             Matrix::Bf16(s) => s.is_mapped(),
             Matrix::I8 { values, .. } => values.is_mapped(),
+            Matrix::E4m3 { values, .. } => values.is_mapped(),
         }
     }
 
     /// True where hidden states of `dtype` can be multiplied with these weights: any float type. (Whether a
     /// backend has a product for the two types, [`Backend::check`](crate::backend::Backend::check) says.)
     pub fn takes(&self, dtype: DType) -> bool {
-        dtype != DType::I8
+        dtype.is_float()
     }
 }
 

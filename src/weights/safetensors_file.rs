@@ -1,5 +1,6 @@
 //! One `.safetensors` file, memory-mapped; its header checked in full before a byte of a tensor is touched.
 
+use super::gguf;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use memmap2::Mmap;
@@ -62,9 +63,11 @@ impl Stamp {
 
 /// What a file says of itself.
 #[derive(Debug)]
-struct Header {
-    tensors: BTreeMap<String, TensorInfo>,
-    metadata: BTreeMap<String, String>,
+pub(super) struct Header {
+    pub tensors: BTreeMap<String, TensorInfo>,
+    pub metadata: BTreeMap<String, String>,
+    /// Of a GGUF file, which this module opens for [`super::gguf`].
+    pub gguf: Option<gguf::About>,
 }
 
 /// A two-dimensional float tensor of a file, in place.
@@ -86,7 +89,11 @@ impl SafetensorsFile {
     /// on after it, or has a header that is not safetensors' JSON; `Tensor` where the header's entry of
     /// one tensor is at fault.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
+        Self::open_as(path.as_ref(), read_header)
+    }
+
+    /// Maps the file; `read_header` makes sure that all tensors lie in it.
+    pub(super) fn open_as(path: &Path, read_header: fn(&Path, &[u8]) -> Result<Header>) -> Result<Self> {
         let (file, stamp, map) = map_file(path)?;
         let header = read_header(path, &map)?;
         Ok(SafetensorsFile {
@@ -186,6 +193,11 @@ impl SafetensorsFile {
         integers(info.dtype, self.bytes(name)?).ok_or_else(|| {
             Error::tensor(&self.path, name, "i64 or i32 [n]", info, "store the indices as i64 or i32")
         })
+    }
+
+    /// What a GGUF file says beside its tensors.
+    pub(super) fn gguf(&self) -> Option<&gguf::About> {
+        self.header.gguf.as_ref()
     }
 
     pub(super) fn map(&self) -> &Arc<Mmap> {
@@ -309,7 +321,11 @@ fn foreign_format(file: &[u8]) -> Option<(&'static str, &'static str)> {
             "a NumPy array (.npy)",
             "load it with numpy.load and save it with safetensors.numpy.save_file",
         ),
-        (b"GGUF", "a GGUF file", "pass the safetensors files that it was made from"),
+        (
+            gguf::MAGIC,
+            "a GGUF file",
+            "GGUF files hold heads alone: pass it as --model or --head (Checkpoint::open)",
+        ),
         (b"\x80\x02", "a pickle, as old versions of PyTorch write", convert),
         (b"\x80\x04", "a pickle", convert),
         (b"\x89HDF", "an HDF5 file", convert),
@@ -391,7 +407,7 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
         })
         .collect();
     let told = metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
-    Ok(Header { tensors, metadata: told.collect() })
+    Ok(Header { tensors, metadata: told.collect(), gguf: None })
 }
 
 /// Finds out which tensor's entry made the header unreadable, where it is one tensor's.

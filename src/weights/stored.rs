@@ -3,16 +3,21 @@
 
 use super::folder::Tensors;
 use super::safetensors_file::{Tensor, float_dtype, integers};
+use super::widened::Widened;
+use super::{fp8, gguf, gptq, nvfp4, packed};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use safetensors::Dtype;
+use serde_json::Value;
 use std::path::Path;
 
 /// A head as it lies in its files.
 #[derive(Debug)]
 pub(super) struct StoredHead {
-    /// f32, f16, bf16 or i8 `[rows, hidden]`; or i32 `[rows, ceil(hidden / 4)]` where packed.
+    /// As its format says.
     pub weight: Tensor,
+    /// All that is read of the module besides, but the bias.
+    pub beside: Vec<Tensor>,
     pub format: Format,
     /// Vocabulary rows, padding of the checkpoint included.
     pub rows: usize,
@@ -21,15 +26,25 @@ pub(super) struct StoredHead {
     pub bias: Option<Tensor>,
 }
 
+impl StoredHead {
+    /// All tensors that it is read from.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.weight).chain(&self.beside).chain(&self.bias)
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Format {
+    /// f32, f16 or bf16 `[rows, hidden]`.
     Float(DType),
-    /// One symmetric scale per vocabulary row: f32, f16 or bf16 `[rows]` or `[rows, 1]`.
-    /// `packed`: four weights to an i32, the first in its lowest byte, each stored as `weight + 128`.
-    Int8 {
-        scale: Tensor,
-        packed: bool,
-    },
+    /// i8 `[rows, hidden]`, or i32 `[rows, ceil(hidden / 4)]` where packed; one symmetric scale per
+    /// vocabulary row: f32, f16 or bf16 `[rows]` or `[rows, 1]`. `packed`: four weights to an i32, the first
+    /// in its lowest byte, each stored as `weight + 128`.
+    Int8 { scale: Tensor, packed: bool },
+    /// FP8 E4M3 `[rows, hidden]`, and a scale for each row or one for all.
+    E4m3 { scale: Tensor, per_row: bool },
+    /// In a way that no product reads.
+    Widened(Box<dyn Widened>),
 }
 
 impl Format {
@@ -37,15 +52,63 @@ impl Format {
         match self {
             Format::Float(dtype) => *dtype,
             Format::Int8 { .. } => DType::I8,
+            Format::E4m3 { .. } => DType::E4m3,
+            Format::Widened(_) => DType::Bf16,
+        }
+    }
+
+    /// How it is stored, where its type does not say so.
+    pub fn name(&self) -> Option<String> {
+        match self {
+            Format::Float(_) | Format::Int8 { .. } => None,
+            Format::E4m3 { per_row: true, .. } => Some("FP8 E4M3 with a scale per row".into()),
+            Format::E4m3 { per_row: false, .. } => Some("FP8 E4M3 with one scale".into()),
+            Format::Widened(head) => Some(head.name()),
         }
     }
 }
 
+/// The formats that have a file of their own. Each looks for its tensors, and leaves others' alone.
+const FORMATS: [Recognise; 5] =
+    [gguf::recognise, gptq::recognise, nvfp4::recognise, packed::recognise, fp8::recognise];
+type Recognise = fn(&mut Tensors, &Named<'_>) -> Result<Option<Found>>;
+
+/// Where a head is looked for.
+pub(super) struct Named<'a> {
+    /// The tensor of its weight, were it stored plainly.
+    pub name: &'a str,
+    /// That without `.weight`.
+    pub module: &'a str,
+    /// `quantization_config` of `config.json`.
+    pub config: Option<&'a Value>,
+}
+
+impl Named<'_> {
+    /// A text of `quantization_config`.
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.config?.get(key)?.as_str()
+    }
+
+    /// Rows and columns of a block of weights, as `weight_block_size` says.
+    pub fn block_size(&self) -> Option<[usize; 2]> {
+        let sizes = self.config?.get("weight_block_size")?.as_array()?;
+        let size = |i: usize| usize::try_from(sizes.get(i)?.as_u64()?).ok().filter(|n| *n > 0);
+        Some([size(0)?, size(1)?])
+    }
+}
+
+/// A head in one of the formats.
+pub(super) struct Found {
+    pub weight: Tensor,
+    /// The other tensors that it is read from.
+    pub beside: Vec<Tensor>,
+    pub format: Format,
+    pub rows: usize,
+    pub hidden: usize,
+}
+
 /// The ways a module's weight can be stored, as the tensor's name ends.
 const WEIGHT_FORMS: [&str; 4] = ["weight", "weight_packed", "qweight", "W_q"];
-
-/// Tensors of a head's module that this crate reads. Any other may change the logits and is refused by name.
-const READ: [&str; 5] = ["weight", "weight_packed", "weight_scale", "weight_shape", "bias"];
 
 /// The module (`lm_head`, `model.language_model.embed_tokens`) that is stored under one of `names`: the first
 /// of them that is there. A name with a dot in front (`.lm_head`) is meant whole, or as the end of only one
@@ -98,19 +161,16 @@ fn ambiguous(tensors: &Tensors, module: &str, wanted: String, found: &[&str]) ->
     Error::tensor(tensors.place(), format!("{module}.weight"), wanted, got.join(", "), fix)
 }
 
-/// Refuses tensors under `module` that this crate does not read: each may change the logits (the matrices of
-/// LoRA, a norm of the weights, a scale of the hidden states).
+/// Refuses tensors under `module` that are not `read`: each may change the logits (the matrices of LoRA, a
+/// norm of the weights, a scale of the hidden states).
 ///
 /// # Errors
 /// `Tensor` naming the first.
-pub(super) fn refuse_unread(tensors: &Tensors, module: &str) -> Result<()> {
-    let beside = |name: &&str| {
-        let rest = name.strip_prefix(module).and_then(|rest| rest.strip_prefix('.'));
-        rest.is_some_and(|rest| !READ.contains(&rest))
-    };
-    match tensors.names().find(beside) {
+fn refuse_unread(tensors: &Tensors, module: &str, read: &[&str]) -> Result<()> {
+    let of_module = |name: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
+    match tensors.names().find(|name| of_module(name) && !read.contains(name)) {
         None => Ok(()),
-        Some(name) => Err(unread(tensors.place(), name, &format!("only {module}.{{{}}}", READ.join(", ")))),
+        Some(name) => Err(unread(tensors.place(), name, &format!("only {}", read.join(", ")))),
     }
 }
 
@@ -147,23 +207,68 @@ pub(super) const MERGE: &str = "merge the LoRA adapter first: peft.AutoPeftModel
                                 .merge_and_unload().save_pretrained(NEW)";
 
 /// Reads the shapes and types of the head whose weight is (or would be, unpacked) the tensor `name`.
-/// `bias`: the name of its bias, used where stored.
+/// `bias`: the name of its bias, used where stored. `config`: `quantization_config` of `config.json`.
 ///
 /// # Errors
 /// `Tensor` where it is absent, has a shape or type that no head has, or is in a format that this crate does not read.
-pub(super) fn recognise(tensors: &mut Tensors, name: &str, bias: Option<&str>) -> Result<StoredHead> {
-    refuse_foreign(tensors, name)?;
-    if let Some(module) = name.strip_suffix(".weight") {
-        refuse_unread(tensors, module)?;
-    }
+pub(super) fn recognise(
+    tensors: &mut Tensors,
+    name: &str,
+    bias: Option<&str>,
+    config: Option<&Value>,
+) -> Result<StoredHead> {
+    let module = name.strip_suffix(".weight");
+    let head = Named { name, module: module.unwrap_or(name), config };
     let packed_name = format!("{name}_packed");
-    let packed = match (tensors.contains(name), tensors.contains(&packed_name)) {
-        (true, true) => {
-            let wanted = format!("either it or {packed_name}");
-            return Err(Error::tensor(tensors.place(), name, wanted, "both", "remove the one that is stale"));
+    if tensors.contains(name) && tensors.contains(&packed_name) {
+        let wanted = format!("either it or {packed_name}");
+        return Err(Error::tensor(tensors.place(), name, wanted, "both", "remove the one that is stale"));
+    }
+    let mut found = None;
+    for recognise in FORMATS {
+        found = recognise(tensors, &head)?;
+        if found.is_some() {
+            break;
         }
-        (_, packed) => packed,
+    }
+    if found.is_none() {
+        refuse_foreign(tensors, name, &[])?;
+    }
+    let mut found = match found {
+        Some(found) => found,
+        None => float_or_int8(tensors, name)?,
     };
+    let zeros = zero_points_of_zero(tensors, name)?;
+    let known = |zeros: &Tensor| found.beside.iter().any(|tensor| tensor.name == zeros.name);
+    let zeros = zeros.filter(|zeros| !known(zeros));
+    found.beside.extend(zeros);
+    let bias = match bias {
+        Some(bias) => tensors.get_if_stored(bias)?,
+        None => None,
+    };
+    let mut read: Vec<&str> =
+        [&found.weight].into_iter().chain(&found.beside).map(|t| t.name.as_str()).collect();
+    refuse_foreign(tensors, name, &read)?;
+    if let Some(module) = module {
+        let own_bias = format!("{module}.bias");
+        read.push(&own_bias);
+        refuse_unread(tensors, module, &read)?;
+    }
+    if let Some(bias) = &bias {
+        let fix = "store the bias as one float per vocabulary row";
+        match bias.info.shape.as_slice() {
+            [_] if float_dtype(bias.info.dtype).is_some() => {}
+            _ => return Err(bias.error(format!("f32, f16 or bf16 [{}]", found.rows), &bias.info, fix)),
+        }
+    }
+    let Found { weight, beside, format, rows, hidden } = found;
+    Ok(StoredHead { weight, beside, format, rows, hidden, bias })
+}
+
+/// A head of floats, or of int8 with a scale per row.
+fn float_or_int8(tensors: &mut Tensors, name: &str) -> Result<Found> {
+    let packed_name = format!("{name}_packed");
+    let packed = tensors.contains(&packed_name);
     let weight = tensors.get(if packed { &packed_name } else { name })?;
     let &[rows, columns] = weight.info.shape.as_slice() else {
         let fix = "name the head's weight matrix";
@@ -173,34 +278,37 @@ pub(super) fn recognise(tensors: &mut Tensors, name: &str, bias: Option<&str>) -
         let fix = "the checkpoint holds no weights: export it again";
         return Err(weight.error("at least one row and one column", &weight.info, fix));
     }
-    let (format, hidden) = if packed {
-        let hidden = packed_columns(tensors, name, &weight)?;
-        (Format::Int8 { scale: scale(tensors, name, rows)?, packed: true }, hidden)
-    } else if weight.info.dtype == Dtype::I8 {
-        (Format::Int8 { scale: scale(tensors, name, rows)?, packed: false }, columns)
-    } else {
-        (Format::Float(float_weight(&weight)?), columns)
-    };
-    let bias = match bias {
-        Some(bias) => tensors.get_if_stored(bias)?,
-        None => None,
-    };
-    if let Some(bias) = &bias {
-        let fix = "store the bias as one float per vocabulary row";
-        match bias.info.shape.as_slice() {
-            [_] if float_dtype(bias.info.dtype).is_some() => {}
-            _ => return Err(bias.error(format!("f32, f16 or bf16 [{rows}]"), &bias.info, fix)),
-        }
+    if !packed && weight.info.dtype != Dtype::I8 {
+        let format = Format::Float(float_weight(&weight)?);
+        return Ok(Found { weight, beside: Vec::new(), format, rows, hidden: columns });
     }
-    Ok(StoredHead { weight, format, rows, hidden, bias })
+    let mut beside = Vec::new();
+    let hidden = match packed {
+        true => packed_columns(tensors, name, &weight)?,
+        false => columns,
+    };
+    let scale = scale(tensors, name, rows)?;
+    beside.push(scale.clone());
+    beside.extend(tensors.get_if_stored(&format!("{name}_shape"))?.filter(|_| packed));
+    Ok(Found { weight, beside, format: Format::Int8 { scale, packed }, rows, hidden })
+}
+
+/// Zero points beside the weights, where all of them are 0.
+fn zero_points_of_zero(tensors: &mut Tensors, name: &str) -> Result<Option<Tensor>> {
+    let stored = tensors.get_if_stored(&format!("{name}_zero_point"))?;
+    Ok(stored.filter(|zeros| zeros.bytes().iter().all(|byte| *byte == 0)))
 }
 
 fn float_weight(weight: &Tensor) -> Result<DType> {
     float_dtype(weight.info.dtype).ok_or_else(|| {
         let fp8 = format!("{:?}", weight.info.dtype).starts_with("F8");
         let fix = match weight.info.dtype {
-            _ if fp8 => "FP8 heads are not supported: convert the head to bf16, or quantise it to int8",
-            Dtype::U8 => "4-bit heads (bitsandbytes, GGUF-like) are not supported: convert the head to bf16",
+            _ if fp8 => {
+                "of FP8 only E4M3 is read: convert the head to that or to bf16, or quantise it to int8"
+            }
+            Dtype::U8 => {
+                "without NVFP4's scales such 4-bit heads are not supported: convert the head to bf16"
+            }
             _ => "convert the head to bf16, f16 or f32",
         };
         weight.error("f32, f16, bf16 or int8 weights", &weight.info, fix)
@@ -242,7 +350,8 @@ fn scale(tensors: &mut Tensors, name: &str, rows: usize) -> Result<Tensor> {
 fn packed_columns(tensors: &mut Tensors, name: &str, weight: &Tensor) -> Result<usize> {
     let (rows, words) = (weight.info.shape[0], weight.info.shape[1]);
     if weight.info.dtype != Dtype::I32 {
-        let fix = "only 8-bit packed heads are supported: quantise the head to int8, or leave it unquantised";
+        let fix =
+            "only 4- and 8-bit packed heads are supported: quantise the head so, or leave it unquantised";
         return Err(weight.error("i32 words of four weights", &weight.info, fix));
     }
     let shape = tensors.get(&format!("{name}_shape"))?;
@@ -258,7 +367,7 @@ fn packed_columns(tensors: &mut Tensors, name: &str, weight: &Tensor) -> Result<
         (Ok(r), Ok(columns)) if r == rows && columns.div_ceil(4) > words => Err(weight.error(
             format!("[{rows}, {}], 8 bits for each of {columns} weights", columns.div_ceil(4)),
             &weight.info,
-            "only 8-bit packed heads are supported: quantise the head to 8 bits, or leave it unquantised",
+            "only 4- and 8-bit packed heads are supported: quantise the head so, or leave it unquantised",
         )),
         _ => {
             let wanted = format!(
@@ -272,9 +381,9 @@ fn packed_columns(tensors: &mut Tensors, name: &str, weight: &Tensor) -> Result<
     }
 }
 
-/// Tensors beside the weight that belong to formats this crate does not read: what follows the weight's
-/// module, or the weight itself, and what it says.
-fn refuse_foreign(tensors: &Tensors, name: &str) -> Result<()> {
+/// Tensors beside the weight that belong to formats this crate does not read, unless they are `read`: what
+/// follows the weight's module, or the weight itself, and what it says.
+fn refuse_foreign(tensors: &mut Tensors, name: &str, read: &[&str]) -> Result<()> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let after_weight = [
         ("_zero_point", ZERO_POINTS),
@@ -305,7 +414,9 @@ fn refuse_foreign(tensors: &Tensors, name: &str) -> Result<()> {
         .into_iter()
         .chain(after_module.map(|(end, what)| (format!("{module}.{end}"), what)));
     for (tensor, what) in suspects {
-        if tensors.contains(&tensor) {
+        let zeros =
+            what == ZERO_POINTS && zero_points_of_zero(tensors, name)?.is_some_and(|t| t.name == tensor);
+        if tensors.contains(&tensor) && !read.contains(&tensor.as_str()) && !zeros {
             return Err(foreign(tensors.place(), tensor, what));
         }
     }
@@ -319,7 +430,7 @@ fn foreign(path: &Path, tensor: String, what: &str) -> Error {
     Error::tensor(
         path,
         tensor,
-        "a head of f32, f16, bf16, or int8 with one symmetric scale per vocabulary row",
+        "a head in one of the formats of docs/formats.md, and no more than its tensors",
         format!("a tensor of {what}, which is not supported"),
         "leave the head unquantised, or quantise it to int8 per channel, symmetric, with dynamic activations",
     )

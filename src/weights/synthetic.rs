@@ -313,6 +313,7 @@ mod tests {
             Matrix::F32(s) => (s.to_vec(), Vec::new()),
             Matrix::F16(s) => (s.iter().map(|v| v.to_f32()).collect(), Vec::new()),
             Matrix::Bf16(s) => (s.iter().map(|v| v.to_f32()).collect(), Vec::new()),
+            Matrix::E4m3 { .. } => unreachable!("no preset is FP8"),
             Matrix::I8 { values, scales } => (values.iter().map(|v| f32::from(*v)).collect(), scales.clone()),
         }
     }

@@ -105,7 +105,7 @@ fn other_formats_are_named() {
         (b"# xet version 0\nfilesize = 4\n", "got a Xet pointer", "hf download"),
         (b"PK\x03\x04\x14\0\0\0\x08\0 and so on", "got a zip archive, as PyTorch", "save_file"),
         (b"\x93NUMPY\x01\0v\0{'descr': '<f4'}", "got a NumPy array", "numpy.load"),
-        (b"GGUF\x03\0\0\0\x10\0\0\0", "got a GGUF file", "safetensors files that it was made from"),
+        (b"GGUF\x03\0\0\0\x10\0\0\0", "got a GGUF file", "pass it as --model or --head"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF", "got a pickle", "save_file"),
         (b"\x89HDF\r\n\x1a\n\0\0\0\0", "got an HDF5 file", "save_file"),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "got a gzip archive", "unpack it"),

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 use lmhead::config::Quantization;
+use lmhead::dtype::DType;
 use lmhead::error::Error;
 use lmhead::weights::{Checkpoint, HeadShard, LoadOptions, Matrix};
 use std::path::{Path, PathBuf};
@@ -123,14 +124,12 @@ pub fn elements(shard: &HeadShard) -> Vec<f32> {
         Matrix::F16(s) => s.iter().map(|v| v.to_f32()).collect(),
         Matrix::Bf16(s) => s.iter().map(|v| v.to_f32()).collect(),
         Matrix::I8 { values, .. } => values.iter().map(|v| f32::from(*v)).collect(),
+        Matrix::E4m3 { values, .. } => (0..values.len()).map(|i| DType::E4m3.read(values, i)).collect(),
     }
 }
 
 pub fn scales(shard: &HeadShard) -> &[f32] {
-    match shard.matrix() {
-        Matrix::I8 { scales, .. } => scales,
-        _ => &[],
-    }
+    shard.scales().unwrap_or_default()
 }
 
 pub fn is_mapped(shard: &HeadShard) -> bool {
@@ -139,6 +138,7 @@ pub fn is_mapped(shard: &HeadShard) -> bool {
         Matrix::F16(s) => s.is_mapped(),
         Matrix::Bf16(s) => s.is_mapped(),
         Matrix::I8 { values, .. } => values.is_mapped(),
+        Matrix::E4m3 { values, .. } => values.is_mapped(),
     }
 }
 

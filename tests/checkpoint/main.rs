@@ -4,6 +4,7 @@ mod config_json;
 mod copies;
 mod damaged;
 mod files;
+mod foreign_formats;
 mod formats;
 mod int8_file;
 mod model_types;

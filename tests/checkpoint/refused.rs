@@ -80,13 +80,8 @@ fn every_refused_head_with_its_message() {
         ),
         (
             "",
-            vec![("lm_head.weight", blank("F8_E4M3", &[3, 2], 6)), s()],
-            vec!["got F8_E4M3 [3, 2]", "FP8 heads are not supported"],
-        ),
-        (
-            "",
             vec![("lm_head.weight", blank("F8_E5M2", &[3, 2], 6))],
-            vec!["got F8_E5M2 [3, 2]", "FP8 heads are not supported"],
+            vec!["got F8_E5M2 [3, 2]", "of FP8 only E4M3 is read"],
         ),
         ("", vec![("lm_head.weight", blank("U8", &[6, 1], 6))], vec!["got U8 [6, 1]", "4-bit heads"]),
         // int8 and its scales
@@ -154,17 +149,21 @@ fn every_refused_head_with_its_message() {
         ),
         (
             "",
-            vec![p(), s(), shape(3, 5)],
+            vec![p(), s(), shape(3, 9)],
             vec![
                 "lm_head.weight_packed",
-                "wanted [3, 2], 8 bits for each of 5 weights",
+                "wanted [3, 3], 8 bits for each of 9 weights",
                 "got I32 [3, 1]",
-                "only 8-bit packed heads",
+                "only 4- and 8-bit packed heads",
             ],
         ),
         ("", vec![p(), s(), shape(3, 0)], vec!["lm_head.weight_shape", "got [3, 0]"]),
         ("", vec![p(), s(), shape(-3, 2)], vec!["lm_head.weight_shape", "got [-3, 2]"]),
-        ("", vec![p(), s(), shape(3, i64::MAX)], vec!["lm_head.weight_packed", "only 8-bit packed heads"]),
+        (
+            "",
+            vec![p(), s(), shape(3, i64::MAX)],
+            vec!["lm_head.weight_packed", "only 4- and 8-bit packed heads"],
+        ),
         (
             "",
             vec![p(), s(), ("lm_head.weight_shape", i64s(&[3], &[3, 2, 1]))],
@@ -189,13 +188,13 @@ fn every_refused_head_with_its_message() {
         // formats that are not read
         (
             "",
-            vec![q(), s(), zero("lm_head.weight_zero_point")],
+            vec![q(), s(), ("lm_head.weight_zero_point", i8s(&[3], &[0, 0, 1]))],
             vec!["lm_head.weight_zero_point", "zero points (asymmetric quantisation)"],
         ),
         (
             "",
-            vec![p(), s(), shape(3, 2), zero("lm_head.weight_zero_point")],
-            vec!["lm_head.weight_zero_point", "zero points"],
+            vec![p(), s(), shape(3, 2), ("lm_head.weight_zero_point", i8s(&[3], &[0, 0, 1]))],
+            vec!["lm_head.weight_zero_point", "wanted i32 [1, 1], 8 bits for each row"],
         ),
         ("", vec![q(), s(), zero("lm_head.weight_offset")], vec!["lm_head.weight_offset", "zero points"]),
         (
@@ -211,18 +210,18 @@ fn every_refused_head_with_its_message() {
         ),
         (
             "",
-            vec![("lm_head.weight", blank("F8_E4M3", &[3, 2], 6)), zero("lm_head.weight_scale_inv")],
+            vec![w(), zero("lm_head.weight_scale_inv")],
             vec!["lm_head.weight_scale_inv", "block-scaled FP8"],
         ),
         (
             "",
             vec![zero("lm_head.qweight"), zero("lm_head.qzeros"), zero("lm_head.scales")],
-            vec!["lm_head.qweight", "GPTQ or AWQ"],
+            vec!["lm_head.qweight", "wanted i32 [hidden size * bits / 32, vocabulary]", "got F32 [1]"],
         ),
         (
             "",
             vec![zero("model.lm_head.qweight"), zero("model.lm_head.qzeros")],
-            vec!["model.lm_head.qweight", "GPTQ or AWQ"],
+            vec!["model.lm_head.qweight", "wanted i32 [hidden size * bits / 32, vocabulary]"],
         ),
         (
             "",
@@ -233,12 +232,17 @@ fn every_refused_head_with_its_message() {
         (
             "",
             vec![("lm_head.weight_packed", blank("U8", &[3, 1], 3)), s()],
-            vec!["lm_head.weight_packed", "wanted i32 words", "got U8 [3, 1]", "only 8-bit packed heads"],
+            vec![
+                "lm_head.weight_packed",
+                "wanted i32 words",
+                "got U8 [3, 1]",
+                "only 4- and 8-bit packed heads",
+            ],
         ),
         (
             "",
-            vec![("lm_head.weight_packed", blank("U8", &[3, 1], 3)), zero("lm_head.weight_global_scale")],
-            vec!["lm_head.weight_global_scale", "NVFP4"],
+            vec![w(), zero("lm_head.weight_scale_2")],
+            vec!["lm_head.weight:", "two E2M1 codes to a byte", "got BF16 [3, 2]"],
         ),
         // bias
         (

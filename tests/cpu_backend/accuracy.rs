@@ -1,12 +1,16 @@
 //! Raw logits of float heads and W8A16 against float64: both halves of the accuracy rule.
 
-use crate::cases::{BACKENDS, Case, Data, KINDS, backends_of, bits, data, kinds, plain, row_bytes, shapes};
+use crate::cases::{
+    BACKENDS, Case, Data, KINDS, backends_of, bits, data, e4m3, kinds, plain, row_bytes, shapes,
+};
 use crate::int8::w8a8_by_the_word;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::{CpuBackend, Isa};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
+use lmhead::weights::{HeadShard, Matrix};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
@@ -47,7 +51,7 @@ fn check_accuracy(case: &Case, data: Data, backend: &CpuBackend) {
             let truth = sum * scale;
             let got = f64::from(got[row * case.vocab + v]);
             let mut allowed = (k * magnitudes * 2f64.powi(-24) + k * least) * scale;
-            if case.kind.weights == DType::I8 {
+            if !case.kind.weights.is_float() {
                 // The product with the scale is one more rounding.
                 allowed += truth.abs() * 2f64.powi(-24) + 2f64.powi(-149);
             }
@@ -109,6 +113,34 @@ fn subnormal_inputs_count_unless_the_backend_says_otherwise() {
                 if backend.flushes_subnormals(plain(dtype).types()) { 0.0 } else { 40.0 * 2f32.powi(-10) };
             let got = case.bits(backend).into_iter().map(f32::from_bits);
             assert!(got.eq([want; 9]), "{} {dtype}", backend.isa());
+        }
+    }
+}
+
+/// A weight that is NaN makes its id's logits NaN, and flags the rows; the others keep their bits.
+#[test]
+fn the_codes_of_nan_make_logits_nan() {
+    for (hidden, rows) in
+        [DType::F32, DType::F16, DType::Bf16].into_iter().flat_map(|h| [(h, 1), (h, 3), (h, 40)])
+    {
+        let case = Case::new(e4m3(hidden), rows, 100, 70, Data::Gaussian, 7);
+        for (code, at) in [(0x7f, 0), (0xff, 99), (0x7f, 64)] {
+            let whole = case.shard(0..70);
+            let Matrix::E4m3 { values, scales } = whole.matrix() else { panic!("FP8") };
+            let mut values = values.to_vec();
+            values[33 * 100 + at] = code;
+            let matrix = Matrix::E4m3 { values: values.into(), scales: scales.clone() };
+            let broken = HeadShard::new(0..70, 70, 100, Quantization::W8a16, matrix, None).unwrap();
+            let broken = Arc::new(broken);
+            for backend in BACKENDS.iter() {
+                let (want, (got, flags)) =
+                    (case.bits(backend), case.run(backend, case.all_rows(), &broken, DType::F32));
+                assert_eq!(flags, vec![true; rows], "{}", backend.isa());
+                for (i, (want, got)) in want.into_iter().zip(bits(&got)).enumerate() {
+                    let want = if i % 70 == 33 { f32::NAN.to_bits() } else { want };
+                    assert_eq!(got, want, "{} {hidden} row {}, id {}", backend.isa(), i / 70, i % 70);
+                }
+            }
         }
     }
 }

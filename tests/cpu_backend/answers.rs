@@ -120,6 +120,7 @@ impl Job {
                     adjustments: adjusted.then_some(adjustments),
                     targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
                     sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
+                    ..RowInputs::default()
                 };
                 step.expect("a step").run_with(hidden, &inputs).expect("an answer")
             })

@@ -49,7 +49,11 @@ pub const fn int8(quantization: Quantization, hidden: DType) -> Kind {
     Kind { weights: DType::I8, quantization, hidden }
 }
 
-pub const KINDS: [Kind; 15] = [
+pub const fn e4m3(hidden: DType) -> Kind {
+    Kind { weights: DType::E4m3, quantization: Quantization::W8a16, hidden }
+}
+
+pub const KINDS: [Kind; 18] = [
     plain(DType::F32),
     plain(DType::F16),
     plain(DType::Bf16),
@@ -65,6 +69,9 @@ pub const KINDS: [Kind; 15] = [
     int8(Quantization::W8a16, DType::F32),
     int8(Quantization::W8a16, DType::F16),
     int8(Quantization::W8a16, DType::Bf16),
+    e4m3(DType::F32),
+    e4m3(DType::F16),
+    e4m3(DType::Bf16),
 ];
 
 /// Numbers for tests: a pure function of the seed.
@@ -117,9 +124,10 @@ pub struct Case {
     pub vocab: usize,
     /// `[rows, hidden]` as the kind's hidden type.
     pub x: Vec<u8>,
-    /// `[vocab, hidden]`, f32 values that the weights' type holds exactly; int8 values for int8.
+    /// `[vocab, hidden]`, f32 values that the weights' type holds exactly; for int8 and E4M3 without the
+    /// scales.
     pub w: Vec<f32>,
-    /// `[vocab]`; 1 but for int8.
+    /// `[vocab]`; 1 but for int8 and E4M3.
     pub scales: Vec<f32>,
     pub bias: Option<Vec<f32>>,
     pub epilogue: Epilogue,
@@ -127,7 +135,7 @@ pub struct Case {
 
 pub fn rounded(dtype: DType, value: f32) -> f32 {
     match dtype {
-        DType::F32 | DType::I8 => value,
+        DType::F32 | DType::I8 | DType::E4m3 => value,
         DType::F16 => f16::from_f32(value).to_f32(),
         DType::Bf16 => bf16::from_f32(value).to_f32(),
     }
@@ -146,11 +154,16 @@ impl Case {
         let mut weight = |_| match (kind.weights, data) {
             (DType::I8, Data::Integers) => data.value(&mut numbers),
             (DType::I8, _) => f32::from(numbers.next() as i8),
+            (DType::E4m3, Data::Integers) => data.value(&mut numbers),
+            // Every code but those of NaN.
+            (DType::E4m3, _) => {
+                DType::E4m3.read(&[(numbers.next() % 127) as u8 | numbers.next() as u8 & 0x80], 0)
+            }
             (dtype, _) => rounded(dtype, data.value(&mut numbers)),
         };
         let w = (0..vocab * hidden).map(&mut weight).collect();
         let scale = |_| match (kind.weights, data) {
-            (DType::I8, Data::Gaussian | Data::Wide) => (numbers.uniform() * 0.1) as f32,
+            (DType::I8 | DType::E4m3, Data::Gaussian | Data::Wide) => (numbers.uniform() * 0.1) as f32,
             _ => 1.0,
         };
         let scales = (0..vocab).map(scale).collect();
@@ -166,6 +179,10 @@ impl Case {
             DType::Bf16 => Matrix::Bf16(w.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>().into()),
             DType::I8 => Matrix::I8 {
                 values: w.iter().map(|&v| v as i8).collect::<Vec<_>>().into(),
+                scales: self.scales[vocab.clone()].to_vec(),
+            },
+            DType::E4m3 => Matrix::E4m3 {
+                values: w.iter().map(|&v| e4m3_code(v)).collect::<Vec<_>>().into(),
                 scales: self.scales[vocab.clone()].to_vec(),
             },
         };
@@ -192,7 +209,7 @@ impl Case {
 
     /// A job of these rows.
     pub fn job<'a>(&self, rows: HiddenRows<'a>) -> Job<'a> {
-        Job { rows, epilogue: self.epilogue, adjustments: None }
+        Job { rows, epilogue: self.epilogue, adjustments: None, placed: None }
     }
 
     /// `[rows.len(), vocab]` in `dtype`, and the non-finite flags.
@@ -241,6 +258,19 @@ impl Case {
         let (bytes, _) = self.run(backend, self.all_rows(), &self.shard(0..self.vocab), DType::F32);
         bits(&bytes)
     }
+}
+
+/// The code of a value that E4M3 holds.
+pub fn e4m3_code(value: f32) -> u8 {
+    let magnitude = value.abs();
+    let code = match magnitude {
+        _ if value.is_nan() => 0x7f,
+        // Subnormal: so many of the smallest.
+        _ if magnitude < 2f32.powi(-6) => (magnitude * 512.0) as u8,
+        // Exponent and mantissa, of another bias.
+        _ => ((magnitude.to_bits() >> 20) - (120 << 3)) as u8,
+    };
+    code | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
 /// One row's partials of some shards, joined.

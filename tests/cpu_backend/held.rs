@@ -6,7 +6,7 @@ use lmhead::backend::cpu::{CpuBackend, Isa};
 use lmhead::backend::{HistogramQuery, TiesQuery, Wanted};
 use lmhead::backend::{Job, LoadedShard, LogitsOut, On, Out, Pass, Status, Which};
 use lmhead::dtype::DType;
-use lmhead::memory::SpanMut;
+use lmhead::memory::{Span, SpanMut};
 use lmhead::merge::{Candidate, ExpSum};
 use lmhead::merge::{NO_TARGET, PartialSpec};
 use lmhead::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_NONFINITE};
@@ -80,8 +80,14 @@ fn check(
         let targets: Vec<u32> = (0..rows as u32)
             .flat_map(|row| [(row * 37 + 5) % case.vocab as u32, NO_TARGET, case.vocab as u32 - 1])
             .collect();
-        let mut values = vec![7.0; 3 * rows];
-        held.pass(Pass::TargetLogits { of, targets: &targets, per_row: 3, out: &mut values }).unwrap();
+        let mut values = vec![7.0f32; 3 * rows];
+        held.pass(Pass::TargetLogits {
+            of,
+            targets: Span::host(&targets[..]),
+            per_row: 3,
+            out: SpanMut::host(&mut values[..]),
+        })
+        .unwrap();
         for (i, (&id, got)) in targets.iter().zip(&values).enumerate() {
             let is_own = vocab.contains(&(id as usize));
             let want = if is_own { own(i / 3)[id as usize - vocab.start] } else { f32::NAN };
@@ -93,7 +99,7 @@ fn check(
         let spec = PartialSpec { targets: 3, ..plain };
         let mut bytes = vec![0xa5a5u64; rows * spec.stride(ids) / 8];
         let out = SpanMut::host(&mut bytes[..]);
-        held.pass(Pass::Partials { of, spec, targets: &targets, out }).unwrap();
+        held.pass(Pass::Partials { of, spec, targets: Span::host(&targets[..]), out }).unwrap();
         for (row, partial) in partials(&bytes, spec, shard, rows).iter_mut().enumerate() {
             if !finite(words, row) {
                 assert!(partial.nonfinite() && partial.sorted().is_empty() && partial.better() == [0; 3]);
@@ -273,7 +279,12 @@ fn another_head_has_the_same_weights_and_memory_of_its_own() {
         assert_eq!(logits(&mut *second, &job), want);
         second.release_memory();
         let (targets, mut out) = ([70, 71, 72, 73, 299], [0.0; 5]);
-        let pass = Pass::TargetLogits { of: Which::Raw, targets: &targets, per_row: 1, out: &mut out };
+        let pass = Pass::TargetLogits {
+            of: Which::Raw,
+            targets: Span::host(&targets[..]),
+            per_row: 1,
+            out: SpanMut::host(&mut out[..]),
+        };
         held.pass(pass).unwrap();
         let own = |row: usize| want.0[row * 236 + targets[row] as usize - 64];
         assert_eq!(out, [0, 1, 2, 3, 4].map(own));

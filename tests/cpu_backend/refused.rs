@@ -186,11 +186,13 @@ fn rows_that_do_not_fit_are_refused() {
     refused(Pass::Maxima { rows: &[0, 2], out: &mut [0.0; 2] }, "held rows: index 2 at position 1");
     refused(Pass::Maxima { rows: &[0, 1], out: &mut [0.0; 3] }, "largest logits: wanted 2, got 3");
     let of = Which::Raw;
-    let pass = Pass::TargetLogits { of, targets: &[1, 2, 3], per_row: 2, out: &mut [0.0; 3] };
+    let mut values = [0.0f32; 3];
+    let (targets, out) = (Span::host(&[1u32, 2, 3]), SpanMut::host(&mut values));
+    let pass = Pass::TargetLogits { of, targets, per_row: 2, out };
     refused(pass, "targets of the held rows: wanted 4, got 3");
     let spec = PartialSpec { k: 1, sum: false, targets: 1 };
     let mut bytes = vec![0u64; 2 * spec.stride(100) / 8];
-    let pass = Pass::Partials { of, spec, targets: &[], out: SpanMut::host(&mut bytes[..]) };
+    let pass = Pass::Partials { of, spec, targets: Span::EMPTY, out: SpanMut::host(&mut bytes[..]) };
     refused(pass, "targets of the held rows: wanted 2, got 0");
     assert!(backend.allocate(Memory::Device(0), 8, "rows").is_err());
     assert_eq!(backend.allocate(Memory::Host, 8, "rows").unwrap().span().len(), 8);

@@ -69,7 +69,7 @@ impl Owned {
 
     fn inputs(&self) -> RowInputs<'_> {
         let (targets, sampling) = (self.targets.as_deref(), self.sampling.as_deref());
-        RowInputs { targets, sampling, adjustments: None }
+        RowInputs { targets, sampling, ..RowInputs::default() }
     }
 }
 

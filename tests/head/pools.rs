@@ -29,7 +29,7 @@ fn rank(test: &TestHead, config: &HeadConfig, me: usize, exchange: Arc<dyn Excha
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
             sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
-            adjustments: None,
+            ..RowInputs::default()
         };
         head.step(RowCounts::exact(&[rows; SIZE]), &request)?.run_with(hidden, &inputs)
     };

@@ -36,7 +36,7 @@ fn step(head: &mut LmHead, counts: RowCounts, request: Request, rows: usize, see
     let inputs = RowInputs {
         targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
         sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
-        adjustments: None,
+        ..RowInputs::default()
     };
     head.step(counts, &request)?.run_with(hidden, &inputs)
 }
@@ -127,6 +127,7 @@ fn vllm_ascend_14668_idle_ranks_penalties_and_capacity() {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
             sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
             adjustments,
+            ..RowInputs::default()
         };
         head.step_adjusted(counts, &request)?.run_with(hidden, &inputs)
     };
@@ -295,7 +296,7 @@ fn sglang_39899_selections_of_idle_ranks() {
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&[][..]),
             sampling: matches!(request, Request::Sample { .. }).then_some(&[][..]),
-            adjustments: None,
+            ..RowInputs::default()
         };
         head.step(counts, &request)?.run_with(hidden, &inputs)
     };

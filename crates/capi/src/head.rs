@@ -302,8 +302,7 @@ pub unsafe extern "C" fn lmhead_plan(
             workspace_bytes,
             first_row: answered.start as i64,
             rows: answered.len() as i64,
-            // The host waits for each collective, and finishes answers.
-            capturable: 0,
+            capturable: head.is_capturable(&counts.counts, &contract.request, contract.options).into(),
         };
         // SAFETY: as above.
         unsafe { write(needs, size, &value) };
@@ -438,7 +437,10 @@ unsafe fn own_part<'a>(
     // SAFETY: as the caller says, for all of these.
     unsafe {
         let hidden = step::hidden(step, contract, (head.hidden_dtype(), head.config().hidden_size))?;
+        let on_device = step::device_inputs(step, contract, vocab_size)?;
+        let placed = |kind: u32| step.device_inputs & kind != 0;
         let targets = match targets {
+            _ if placed(sys::LMHEAD_DEVICE_TARGETS) => None,
             Some(n) => Some(crate::structs::needed("targets", step.targets, n)?),
             None if step.targets.is_null() => None,
             None => {
@@ -451,12 +453,14 @@ unsafe fn own_part<'a>(
         }
         sampling.clear();
         match (is_sampled, step.sampling.is_null()) {
+            _ if on_device.sampling.is_some() => {}
             (true, false) => step::sampling(given("sampling", step.sampling)?, rows, sampling)?,
             (true, true) => sampling.resize(rows, SamplingParams::default()),
             _ => {}
         }
         neutral.reserve(rows);
         let adjustments = match step.adjustments.is_null() {
+            _ if placed(sys::LMHEAD_DEVICE_ADJUSTMENTS) => None,
             true => None,
             false => {
                 Some(step::adjustments(given("adjustments", step.adjustments)?, rows, vocab_size, neutral)?)
@@ -464,8 +468,8 @@ unsafe fn own_part<'a>(
         };
         let answered = head.answered_rows(rows).len();
         let buffers = step::answer(answer, contract, answered, vocab_size)?;
-        let sampling = is_sampled.then_some(&sampling[..]);
-        Ok((hidden, RowInputs { targets, sampling, adjustments }, buffers))
+        let sampling = (is_sampled && on_device.sampling.is_none()).then_some(&sampling[..]);
+        Ok((hidden, RowInputs { targets, sampling, adjustments, on_device }, buffers))
     }
 }
 
@@ -491,7 +495,11 @@ pub unsafe extern "C" fn lmhead_async_status(head: *mut lmhead_head) -> lmhead_s
         let head = handles::get::<Head>("head", head)?;
         // Without the lock of a call: one that runs must not be refused because somebody asks.
         let poisoned = head.poisoned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        poisoned.map_or(Ok(()), |cause| Err(Error::Poisoned { cause }.into()))
+        if let Some(cause) = poisoned {
+            return Err(Error::Poisoned { cause }.into());
+        }
+        // What was queued, or replayed by a graph, may have failed since.
+        head.recorder.fault().map_or(Ok(()), |error| Err(error.into()))
     })
 }
 

@@ -8,9 +8,12 @@ use crate::boundary::{Failure, Outcome, argument, call, given};
 use crate::structs::{Rows, array, count, dtype, memory, needed, span, span_mut};
 use crate::sys::{self, lmhead_adjustments, lmhead_answer, lmhead_sampling, lmhead_status, lmhead_step};
 use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
+use lmhead::backend::DeviceAdjustments;
 use lmhead::head::StepOptions;
-use lmhead::memory::{Memory, SpanMut};
-use lmhead::result::{AnswerBuffers, TokenLogprobs};
+use lmhead::memory::{Memory, Span, SpanMut};
+use lmhead::result::{
+    AdditionSpans, AnswerBuffers, DeviceInputs, PenaltySpans, SamplingSpans, TokenLogprobs,
+};
 use lmhead::{DType, Error, HiddenRows, Request, RowCounts, SamplingParams};
 
 /// A step's part of the contract, and where its rows lie.
@@ -25,18 +28,44 @@ impl Contract {
     pub fn of(step: &lmhead_step) -> Outcome<Self> {
         let memory = memory("hidden", step.hidden.device_type, step.hidden.device_id)?;
         let adjusted = step.flags & sys::LMHEAD_ADJUSTED != 0;
-        let options = StepOptions { adjusted, on_device: memory != Memory::Host };
+        let most = |what: &str, n: i64| {
+            let n = count(what, n)?;
+            u32::try_from(n).map_err(|_| argument(what, "fewer than 2^32", n, "state a smaller bound"))
+        };
+        let device_adjustments = DeviceAdjustments {
+            allowed: step.flags & sys::LMHEAD_DEVICE_MASKS != 0,
+            additions: most("max_logit_bias", step.max_logit_bias)?,
+            counts: most("max_counts", step.max_counts)?,
+        };
+        let all = sys::LMHEAD_DEVICE_TARGETS | sys::LMHEAD_DEVICE_SAMPLING | sys::LMHEAD_DEVICE_ADJUSTMENTS;
+        let named = step.device_inputs;
+        let got = || format!("{named:#x}");
+        if named & !all != 0 {
+            let wanted = "LMHEAD_DEVICE_TARGETS, SAMPLING and ADJUSTMENTS";
+            return Err(argument("device_inputs", wanted, got(), "use the library of that header, or newer"));
+        }
+        if memory == Memory::Host && (named != 0 || !device_adjustments.is_empty()) {
+            let fix = "pass hidden states in device memory, or all inputs in host memory";
+            return Err(argument("device_inputs", "none where `hidden` is host memory", got(), fix));
+        }
+        let unfiltered = step.flags & sys::LMHEAD_UNFILTERED != 0;
+        let options =
+            StepOptions { adjusted, on_device: memory != Memory::Host, device_adjustments, unfiltered };
         Ok(Contract { request: request(step)?, options, rows: count("rows", step.rows)?, memory })
     }
 }
 
 fn request(step: &lmhead_step) -> Outcome<Request> {
-    let all = sys::LMHEAD_ADJUSTED | sys::LMHEAD_PROCESSED | sys::LMHEAD_WITH_LOGPROBS;
+    let all = sys::LMHEAD_ADJUSTED
+        | sys::LMHEAD_PROCESSED
+        | sys::LMHEAD_WITH_LOGPROBS
+        | sys::LMHEAD_DEVICE_MASKS
+        | sys::LMHEAD_UNFILTERED;
     if step.flags & !all != 0 {
         let fix = "use the library of that header, or newer";
         return Err(argument(
             "flags",
-            "LMHEAD_ADJUSTED, PROCESSED and WITH_LOGPROBS",
+            "LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS and DEVICE_MASKS",
             format!("{:#x}", step.flags),
             fix,
         ));
@@ -373,6 +402,82 @@ pub unsafe fn adjustments<'a>(
         None
     };
     Ok(Adjustments { allowed, additions, penalties })
+}
+
+/// What of the rank's own inputs lies in device memory.
+///
+/// # Safety
+/// The structs are what the header says, and their arrays are in that memory.
+pub unsafe fn device_inputs<'a>(
+    step: &lmhead_step,
+    contract: &Contract,
+    vocab_size: usize,
+) -> Outcome<DeviceInputs<'a>> {
+    let (rows, memory) = (contract.rows, contract.memory);
+    let mut inputs = DeviceInputs::default();
+    /// An array of so many elements, where there is one. Without elements it is one, too.
+    fn some<'a, T>(memory: Memory, pointer: *const T, n: usize) -> Option<Span<'a>> {
+        let bytes = n.saturating_mul(size_of::<T>());
+        // SAFETY: as the caller says.
+        (!pointer.is_null()).then(|| unsafe { span(memory, pointer.cast(), bytes) })
+    }
+    let needed = |what: &str, span: Option<Span<'a>>, n: usize| match span {
+        None if n > 0 => Err(argument(what, "an address", "NULL", "pass the entries, or none of them")),
+        span => Ok(span.unwrap_or(Span::EMPTY)),
+    };
+    if step.device_inputs & sys::LMHEAD_DEVICE_TARGETS != 0 {
+        let lmhead::Request::Logprobs { targets, .. } = contract.request else {
+            return Err(argument("targets", "NULL with this request", "some", "they are for LOGPROBS"));
+        };
+        let n = rows.saturating_mul(targets);
+        inputs.targets = Some(needed("targets", some(memory, step.targets, n), n)?);
+    }
+    if step.device_inputs & sys::LMHEAD_DEVICE_SAMPLING != 0 && !step.sampling.is_null() {
+        // SAFETY: as the caller says.
+        let from = unsafe { given("sampling", step.sampling)? };
+        inputs.sampling = Some(SamplingSpans {
+            seed: some(memory, from.seed, rows),
+            position: some(memory, from.position, rows),
+            temperature: some(memory, from.temperature, rows),
+            top_k: some(memory, from.top_k, rows),
+            top_p: some(memory, from.top_p, rows),
+            min_p: some(memory, from.min_p, rows),
+        });
+    }
+    if step.device_inputs & sys::LMHEAD_DEVICE_ADJUSTMENTS == 0 || step.adjustments.is_null() {
+        return Ok(inputs);
+    }
+    // SAFETY: as the caller says.
+    let from = unsafe { given("adjustments", step.adjustments)? };
+    inputs.allowed = some(memory, from.allowed, rows.saturating_mul(vocab_size.div_ceil(32)));
+    if let Some(offsets) = some(memory, from.logit_bias_offsets, rows.saturating_add(1)) {
+        let n = count("n_logit_bias", step.n_logit_bias)?;
+        let ids = needed("adjustments.logit_bias_ids", some(memory, from.logit_bias_ids, n), n)?;
+        let values = needed("adjustments.logit_bias_values", some(memory, from.logit_bias_values, n), n)?;
+        inputs.additions = Some(AdditionSpans { offsets, ids, values });
+    } else {
+        let entries = !(from.logit_bias_ids.is_null() && from.logit_bias_values.is_null());
+        without_offsets("logit_bias", entries)?;
+    }
+    let each = [from.repetition, from.frequency, from.presence];
+    if let Some(offsets) = some(memory, from.count_offsets, rows.saturating_add(1)) {
+        let n = count("n_counts", step.n_counts)?;
+        let [repetition, frequency, presence] = each.map(|each| some(memory, each, rows));
+        inputs.penalties = Some(PenaltySpans {
+            repetition,
+            frequency,
+            presence,
+            offsets,
+            ids: needed("adjustments.count_ids", some(memory, from.count_ids, n), n)?,
+            counts: needed("adjustments.counts", some(memory, from.counts, n), n)?,
+            in_prompt: needed("adjustments.in_prompt", some(memory, from.in_prompt, n), n)?,
+        });
+    } else {
+        // Penalties of no ids change nothing.
+        let entries = !(from.count_ids.is_null() && from.counts.is_null() && from.in_prompt.is_null());
+        without_offsets("count", entries)?;
+    }
+    Ok(inputs)
 }
 
 /// Entries without offsets belong to no row: they are not passed over.

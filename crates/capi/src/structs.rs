@@ -134,7 +134,8 @@ pub fn dtype(what: &str, code: u32) -> Outcome<DType> {
         sys::LMHEAD_F16 => Ok(DType::F16),
         sys::LMHEAD_BF16 => Ok(DType::Bf16),
         sys::LMHEAD_I8 => Ok(DType::I8),
-        other => Err(argument(what, "f32, f16, bf16 or i8", dlpack_name(other), "use one of those")),
+        sys::LMHEAD_E4M3 => Ok(DType::E4m3),
+        other => Err(argument(what, "f32, f16, bf16, i8 or e4m3", dlpack_name(other), "use one of those")),
     }
 }
 
@@ -155,6 +156,7 @@ pub fn dtype_code(dtype: DType) -> u32 {
         DType::F16 => sys::LMHEAD_F16,
         DType::Bf16 => sys::LMHEAD_BF16,
         DType::I8 => sys::LMHEAD_I8,
+        DType::E4m3 => sys::LMHEAD_E4M3,
     }
 }
 

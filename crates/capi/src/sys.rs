@@ -67,6 +67,7 @@ pub const LMHEAD_F32: _bindgen_ty_2 = 73730;
 pub const LMHEAD_F16: _bindgen_ty_2 = 69634;
 pub const LMHEAD_BF16: _bindgen_ty_2 = 69636;
 pub const LMHEAD_I8: _bindgen_ty_2 = 67584;
+pub const LMHEAD_E4M3: _bindgen_ty_2 = 67594;
 pub const LMHEAD_I32: _bindgen_ty_2 = 73728;
 pub const LMHEAD_I64: _bindgen_ty_2 = 81920;
 pub type _bindgen_ty_2 = ::core::ffi::c_uint;
@@ -604,7 +605,13 @@ pub type _bindgen_ty_10 = ::core::ffi::c_uint;
 pub const LMHEAD_ADJUSTED: _bindgen_ty_11 = 1;
 pub const LMHEAD_PROCESSED: _bindgen_ty_11 = 2;
 pub const LMHEAD_WITH_LOGPROBS: _bindgen_ty_11 = 4;
+pub const LMHEAD_DEVICE_MASKS: _bindgen_ty_11 = 8;
+pub const LMHEAD_UNFILTERED: _bindgen_ty_11 = 16;
 pub type _bindgen_ty_11 = ::core::ffi::c_uint;
+pub const LMHEAD_DEVICE_TARGETS: _bindgen_ty_12 = 1;
+pub const LMHEAD_DEVICE_SAMPLING: _bindgen_ty_12 = 2;
+pub const LMHEAD_DEVICE_ADJUSTMENTS: _bindgen_ty_12 = 4;
+pub type _bindgen_ty_12 = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct lmhead_sampling {
@@ -695,10 +702,16 @@ pub struct lmhead_step {
     pub stream: *mut ::core::ffi::c_void,
     pub workspace: *mut ::core::ffi::c_void,
     pub workspace_bytes: usize,
+    pub device_inputs: u32,
+    pub reserved: u32,
+    pub max_logit_bias: i64,
+    pub max_counts: i64,
+    pub n_logit_bias: i64,
+    pub n_counts: i64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of lmhead_step"][::core::mem::size_of::<lmhead_step>() - 176usize];
+    ["Size of lmhead_step"][::core::mem::size_of::<lmhead_step>() - 216usize];
     ["Alignment of lmhead_step"][::core::mem::align_of::<lmhead_step>() - 8usize];
     ["Offset of field: lmhead_step::size"][::core::mem::offset_of!(lmhead_step, size) - 0usize];
     ["Offset of field: lmhead_step::mode"][::core::mem::offset_of!(lmhead_step, mode) - 8usize];
@@ -723,12 +736,21 @@ const _: () = {
     ["Offset of field: lmhead_step::workspace"][::core::mem::offset_of!(lmhead_step, workspace) - 160usize];
     ["Offset of field: lmhead_step::workspace_bytes"]
         [::core::mem::offset_of!(lmhead_step, workspace_bytes) - 168usize];
+    ["Offset of field: lmhead_step::device_inputs"]
+        [::core::mem::offset_of!(lmhead_step, device_inputs) - 176usize];
+    ["Offset of field: lmhead_step::reserved"][::core::mem::offset_of!(lmhead_step, reserved) - 180usize];
+    ["Offset of field: lmhead_step::max_logit_bias"]
+        [::core::mem::offset_of!(lmhead_step, max_logit_bias) - 184usize];
+    ["Offset of field: lmhead_step::max_counts"][::core::mem::offset_of!(lmhead_step, max_counts) - 192usize];
+    ["Offset of field: lmhead_step::n_logit_bias"]
+        [::core::mem::offset_of!(lmhead_step, n_logit_bias) - 200usize];
+    ["Offset of field: lmhead_step::n_counts"][::core::mem::offset_of!(lmhead_step, n_counts) - 208usize];
 };
-pub const LMHEAD_ROW_GOOD: _bindgen_ty_12 = 0;
-pub const LMHEAD_ROW_NONFINITE: _bindgen_ty_12 = 1;
-pub const LMHEAD_ROW_NOTHING_ALLOWED: _bindgen_ty_12 = 2;
-pub const LMHEAD_ROW_BAD_INPUT: _bindgen_ty_12 = 3;
-pub type _bindgen_ty_12 = ::core::ffi::c_uint;
+pub const LMHEAD_ROW_GOOD: _bindgen_ty_13 = 0;
+pub const LMHEAD_ROW_NONFINITE: _bindgen_ty_13 = 1;
+pub const LMHEAD_ROW_NOTHING_ALLOWED: _bindgen_ty_13 = 2;
+pub const LMHEAD_ROW_BAD_INPUT: _bindgen_ty_13 = 3;
+pub type _bindgen_ty_13 = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct lmhead_stats {

@@ -136,14 +136,17 @@ unsafe fn wrapped(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> Out
         let wanted = format!("{}, 1 or 0", rows.rows);
         return Err(argument("n_scales", wanted, n_scales, "one for each row, or one for all"));
     }
-    let int8 = rows.dtype == DType::I8;
-    let quantization = match (quantization(config.quantization)?, int8) {
-        (None | Some(Quantization::None), false) => Quantization::None,
-        (Some(quantization @ (Quantization::W8a8 | Quantization::W8a16)), true) => quantization,
-        (asked, _) => {
+    let quantization = match (quantization(config.quantization)?, rows.dtype) {
+        (None | Some(Quantization::None), dtype) if dtype.is_float() => Quantization::None,
+        (Some(quantization @ (Quantization::W8a8 | Quantization::W8a16)), DType::I8) => quantization,
+        (Some(Quantization::W8a16), DType::E4m3) => Quantization::W8a16,
+        (asked, dtype) => {
             let got = asked.map_or("AS_STORED".into(), |asked| asked.to_string());
-            let wanted =
-                if int8 { "w8a8 or w8a16 for int8 weights" } else { "none for weights that are not int8" };
+            let wanted = match dtype {
+                DType::I8 => "w8a8 or w8a16 for int8 weights",
+                DType::E4m3 => "w8a16 for e4m3 weights",
+                _ => "none for float weights",
+            };
             return Err(argument(
                 "quantization",
                 wanted,
@@ -168,10 +171,15 @@ unsafe fn wrapped(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> Out
             DType::F32 => Matrix::F32(storage(config, &rows, ours)?),
             DType::F16 => Matrix::F16(storage::<f16>(config, &rows, ours)?),
             DType::Bf16 => Matrix::Bf16(storage::<bf16>(config, &rows, ours)?),
-            DType::I8 => Matrix::I8 { values: storage(config, &rows, ours)?, scales },
+            DType::I8 => Matrix::I8 { values: storage(config, &rows, ours)?, scales: scales.clone() },
+            DType::E4m3 => Matrix::E4m3 { values: storage(config, &rows, ours)?, scales: scales.clone() },
         }
     };
-    Ok(HeadShard::new(vocab, vocab_size, rows.columns, quantization, matrix, bias)?)
+    let shard = HeadShard::new(vocab, vocab_size, rows.columns, quantization, matrix, bias)?;
+    match rows.dtype.is_float() && !scales.is_empty() {
+        true => Ok(shard.with_scales(scales)?),
+        false => Ok(shard),
+    }
 }
 
 /// What to do when nobody needs the memory any more.

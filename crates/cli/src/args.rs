@@ -14,10 +14,10 @@ use std::path::PathBuf;
 #[derive(Args)]
 #[command(allow_hyphen_values = true)]
 pub struct RunArgs {
-    /// Head: a Hugging Face model folder (config.json and safetensors)
+    /// Head: a Hugging Face model folder (config.json and safetensors), or a GGUF file
     #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
     pub model: Option<PathBuf>,
-    /// Head: one safetensors file
+    /// Head: one safetensors or GGUF file
     #[arg(long, value_name = "FILE", help_heading = "Head (one of)")]
     pub head: Option<PathBuf>,
     /// The head's tensor: with --head [default: lm_head.weight]; with --model in place of the one found.

@@ -4,7 +4,7 @@ use crate::args::BackendName;
 use crate::input::HeadSource;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
-use lmhead::config::{HeadConfig, Quantization};
+use lmhead::config::HeadConfig;
 use lmhead::error::{Error, Result};
 use lmhead::{DType, plan::Precision};
 use std::sync::Arc;
@@ -25,8 +25,16 @@ pub fn choose(
     source: &HeadSource,
     hidden: DType,
 ) -> Result<Chosen> {
-    let weights = if config.quantization == Quantization::None { source.dtype() } else { DType::I8 };
-    let precision = Precision::of(weights, config.quantization, hidden);
+    let weights = source.loaded_dtype(config.quantization);
+    let precision = match source.has_float_scales(config.quantization) {
+        true => Err(Error::Unsupported {
+            what: "device kernels".into(),
+            wanted: "float weights without scales".into(),
+            got: "NVFP4's scale for all weights".into(),
+            fix: "use the cpu backend, or --quantize w8a8 or w8a16".into(),
+        }),
+        false => Precision::of(weights, config.quantization, hidden),
+    };
     match name {
         BackendName::Cpu => cpu(threads),
         BackendName::Cuda => cuda(threads, precision?),

@@ -39,7 +39,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<bool, Failure> {
 fn emulated_backend() -> Check {
     if cfg!(feature = "emulated") {
         let message =
-            "the CUDA kernels on the processor, as compute capability 9.0; bf16, f16, w8a8, w8a16; slow";
+            "the CUDA kernels on the processor, as compute capability 9.0; bf16, f16, w8a8, w8a16, fp8; slow";
         Check::new("backend emulated", Status::Ok, message, "")
     } else {
         let suggestion = "build with --features emulated; it needs g++ to build";

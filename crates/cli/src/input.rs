@@ -140,6 +140,22 @@ impl HeadSource {
         }
     }
 
+    /// Type of the weights as they are multiplied.
+    pub fn loaded_dtype(&self, quantization: Quantization) -> DType {
+        match self.dtype() {
+            own if own.is_float() && quantization != Quantization::None => DType::I8,
+            own => own,
+        }
+    }
+
+    /// Whether the weights are floats with scales, which devices do not take.
+    pub fn has_float_scales(&self, quantization: Quantization) -> bool {
+        match &self.kind {
+            Kind::Stored(checkpoint) => checkpoint.has_float_scales(quantization),
+            Kind::Synthetic(_) => false,
+        }
+    }
+
     /// Whether a bias is added.
     pub fn has_bias(&self) -> bool {
         match &self.kind {
@@ -148,12 +164,26 @@ impl HeadSource {
         }
     }
 
-    /// The type of hidden rows that are not given: as configured, else the head's own, bf16 for a stored int8 head.
+    /// The type of hidden rows that are not given: as configured, else the head's own, bf16 for one that is
+    /// stored in 8 bits.
     pub fn hidden_dtype(&self, config: &HeadConfig) -> DType {
         config.hidden_dtype.unwrap_or(match self.dtype() {
-            DType::I8 => DType::Bf16,
-            own => own,
+            own if own.is_float() => own,
+            _ => DType::Bf16,
         })
+    }
+
+    /// How a checkpoint's shards are loaded.
+    fn options(&self) -> LoadOptions<'static> {
+        LoadOptions {
+            quantization: self.quantization,
+            bias: self.bias,
+            copy: self.copy,
+            head_dtype: self.head_dtype,
+            progress: None,
+            // Those of the process: `threads::limit`.
+            threads: None,
+        }
     }
 
     /// What the head calls itself in the report.
@@ -161,7 +191,9 @@ impl HeadSource {
         match &self.kind {
             Kind::Stored(checkpoint) => {
                 let (path, rows) = (checkpoint.path().display(), checkpoint.rows());
-                format!("{path}: {} ({rows} rows stored)", checkpoint.tensor_name())
+                let storage = checkpoint.storage(&self.options());
+                let storage = storage.map(|words| format!("; {words}")).unwrap_or_default();
+                format!("{path}: {} ({rows} rows stored{storage})", checkpoint.tensor_name())
             }
             Kind::Synthetic(preset) => format!("preset {} (synthetic, seed {})", preset.name, self.seed),
         }
@@ -248,15 +280,7 @@ impl HeadSource {
     ) -> Result<HeadShard> {
         match &self.kind {
             Kind::Stored(checkpoint) => {
-                let options = LoadOptions {
-                    quantization: self.quantization,
-                    bias: self.bias,
-                    copy: self.copy,
-                    head_dtype: self.head_dtype,
-                    progress: Some(progress),
-                    // Those of the process: `threads::limit`.
-                    threads: None,
-                };
+                let options = LoadOptions { progress: Some(progress), ..self.options() };
                 checkpoint.shard(vocab, config.vocab_size, &options)
             }
             Kind::Synthetic(preset) => {

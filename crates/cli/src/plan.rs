@@ -148,8 +148,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         }
         .into());
     }
-    let int8 = config.quantization != Quantization::None;
-    let dtype = if int8 { DType::I8 } else { head.source.dtype() };
+    let dtype = head.source.loaded_dtype(config.quantization);
     let head = PlannedHead { name: head.name, weight: WeightBytes { dtype, bias: head.source.has_bias() } };
     let (layout, rows) = args.ranks(&config)?;
 

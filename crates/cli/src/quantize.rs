@@ -321,7 +321,7 @@ impl Comparison<'_> {
             dtype: DType::F32,
             status: Status::Apart { words: SpanMut::host(&mut status[..]), stride: size_of::<u32>() },
         };
-        let job = Job { rows, epilogue, adjustments: None };
+        let job = Job { rows, epilogue, adjustments: None, placed: None };
         loaded.run(&job, Out::Logits(out), &mut On::default())?;
         Ok(logits)
     }

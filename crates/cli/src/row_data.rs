@@ -208,6 +208,7 @@ impl RowData {
             targets: self.targets.as_ref().map(|all| &all.ids[..]),
             sampling: self.sampling.as_deref(),
             adjustments: self.is_adjusted().then_some(adjustments),
+            ..RowInputs::default()
         })
     }
 }

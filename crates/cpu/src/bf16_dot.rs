@@ -1,5 +1,5 @@
-//! The bf16 inner loops of instruction sets that multiply bf16 as it is: bf16 or int8 weights, bf16 rows, f32
-//! sums. What one step rounds, and that it takes subnormal numbers for zeros, is the hardware's.
+//! The bf16 inner loops of instruction sets that multiply bf16 as it is: bf16, int8 or E4M3 weights, bf16
+//! rows, f32 sums. What one step rounds, and that it takes subnormal numbers for zeros, is the hardware's.
 
 use crate::isa::{Arith, Sets};
 use crate::lanes::{BYTE, Dot, HALF, Kind};
@@ -11,6 +11,9 @@ pub(crate) struct Bf16;
 
 /// int8 weights (W8A16), which bf16 holds exactly, bf16 rows, f32 sums.
 pub(crate) struct Bf16Int8;
+
+/// E4M3 weights (W8A16), which bf16 holds exactly, bf16 rows, f32 sums.
+pub(crate) struct Bf16E4m3;
 
 impl Kind<HALF, 1> for Bf16 {
     type Weight = bf16;
@@ -34,6 +37,22 @@ impl Kind<BYTE, 2> for Bf16Int8 {
     #[inline(always)]
     fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
         let ([a, b], [c, d]) = (A::i8_to_bf16(step[2 * part]), A::i8_to_bf16(step[2 * part + 1]));
+        [a, b, c, d]
+    }
+}
+
+impl Kind<BYTE, 2> for Bf16E4m3 {
+    type Weight = u8;
+    type Dot = DotBf16;
+
+    #[inline(always)]
+    fn load<A: Arith>(weights: &[u8; BYTE]) -> A::Quad {
+        A::load(&cast(*weights))
+    }
+
+    #[inline(always)]
+    fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
+        let ([a, b], [c, d]) = (A::e4m3_to_bf16(step[2 * part]), A::e4m3_to_bf16(step[2 * part + 1]));
         [a, b, c, d]
     }
 }

@@ -1,4 +1,4 @@
-//! The float inner loops: f32, f16, bf16 and (W8A16) int8 weights, widened to f32, f32 sums.
+//! The float inner loops: f32, f16, bf16 and (W8A16) int8 and E4M3 weights, widened to f32, f32 sums.
 
 use crate::isa::Arith;
 use crate::lanes::{BYTE, Dot, Kind, WIDE, Widen};
@@ -10,6 +10,9 @@ pub(crate) struct Float<W>(PhantomData<W>);
 
 /// int8 weights (W8A16), f32 rows, f32 sums.
 pub(crate) struct FloatInt8;
+
+/// E4M3 weights (W8A16), f32 rows, f32 sums.
+pub(crate) struct FloatE4m3;
 
 impl<W: Widen> Kind<WIDE, 1> for Float<W> {
     type Weight = W;
@@ -37,6 +40,21 @@ impl Kind<BYTE, 4> for FloatInt8 {
     #[inline(always)]
     fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
         A::i8_to_f32(step[part])
+    }
+}
+
+impl Kind<BYTE, 4> for FloatE4m3 {
+    type Weight = u8;
+    type Dot = DotF32;
+
+    #[inline(always)]
+    fn load<A: Arith>(weights: &[u8; BYTE]) -> A::Quad {
+        A::load(&cast(*weights))
+    }
+
+    #[inline(always)]
+    fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
+        A::e4m3_to_f32(step[part])
     }
 }
 

@@ -228,6 +228,12 @@ pub trait Arith {
     /// ([`Isa::multiplies_bf16`]).
     fn i8_to_bf16(quad: Self::Quad) -> [Self::Quad; 2];
 
+    /// [`Arith::i8_to_f32`] of E4M3 codes ([`e4m3`](crate::e4m3)). Exact; NaN stays NaN.
+    fn e4m3_to_f32(quad: Self::Quad) -> [Self::Quad; 4];
+
+    /// [`Arith::i8_to_bf16`] of E4M3 codes, of the same instruction sets. Exact; NaN stays NaN.
+    fn e4m3_to_bf16(quad: Self::Quad) -> [Self::Quad; 2];
+
     /// The sums of sixteen logits -> the logits: `(lane 0 + lane 2) + (lane 1 + lane 3)` of each chunk.
     fn reduce_f32(sums: &[Quad; 4]) -> [f32; 16] {
         let lanes: &[[f32; 4]; 16] = cast_ref(sums);
@@ -354,6 +360,8 @@ mod tests {
     struct ToF32([i8; 64]);
     struct ToI16([i8; 64]);
     struct ToBf16([i8; 64]);
+    struct E4m3ToF32([i8; 64]);
+    struct E4m3ToBf16([i8; 64]);
 
     impl Work for ToF32 {
         type Output = ();
@@ -383,6 +391,55 @@ mod tests {
         fn run<A: Arith>(self) {
             let widen = |narrow| bf16::from_f32(f32::from(narrow)).to_bits();
             check::<A, u16, 2>(self.0, A::i8_to_bf16(A::load(&cast(self.0))), widen);
+        }
+    }
+
+    /// All NaN are one.
+    fn e4m3_bits(code: i8) -> u32 {
+        let value = crate::e4m3::widen(code as u8);
+        if value.is_nan() { u32::MAX } else { value.to_bits() }
+    }
+
+    /// An f32 with all NaN alike.
+    #[derive(Debug, Clone, Copy, bytemuck::Pod, Zeroable)]
+    #[repr(transparent)]
+    struct F32(u32);
+
+    /// A bf16 with all NaN alike.
+    #[derive(Debug, Clone, Copy, bytemuck::Pod, Zeroable)]
+    #[repr(transparent)]
+    struct HalfF32(u16);
+
+    impl PartialEq for F32 {
+        fn eq(&self, other: &Self) -> bool {
+            let one = |bits: u32| if f32::from_bits(bits).is_nan() { u32::MAX } else { bits };
+            one(self.0) == one(other.0)
+        }
+    }
+
+    impl PartialEq for HalfF32 {
+        fn eq(&self, other: &Self) -> bool {
+            F32(u32::from(self.0) << 16) == F32(u32::from(other.0) << 16)
+        }
+    }
+
+    impl Work for E4m3ToF32 {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<A: Arith>(self) {
+            check::<A, F32, 4>(self.0, A::e4m3_to_f32(A::load(&cast(self.0))), |code| F32(e4m3_bits(code)));
+        }
+    }
+
+    impl Work for E4m3ToBf16 {
+        type Output = ();
+        const SETS: Sets = Sets::Bf16;
+
+        #[inline(always)]
+        fn run<A: Arith>(self) {
+            let widen = |code| HalfF32((e4m3_bits(code) >> 16) as u16);
+            check::<A, HalfF32, 2>(self.0, A::e4m3_to_bf16(A::load(&cast(self.0))), widen);
         }
     }
 
@@ -418,17 +475,19 @@ mod tests {
     }
 
     #[test]
-    fn every_int8_widens_exactly_and_to_its_place() {
+    fn every_byte_widens_exactly_and_to_its_place() {
         for isa in Isa::available() {
             for first in (0..256).step_by(64) {
                 // 37 and 256 have no common factor: every value once, in no order that a mistake could keep.
                 let narrow = std::array::from_fn(|i| ((first + i) * 37) as i8);
                 isa.run(ToF32(narrow));
+                isa.run(E4m3ToF32(narrow));
                 if !isa.multiplies_bytes() {
                     isa.run(ToI16(narrow));
                 }
                 if isa == Isa::Avx512Bf16 {
                     isa.run(ToBf16(narrow));
+                    isa.run(E4m3ToBf16(narrow));
                 }
             }
         }

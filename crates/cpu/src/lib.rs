@@ -15,6 +15,7 @@
 mod bf16_dot;
 mod block;
 mod convert;
+pub mod e4m3;
 mod float;
 mod int8;
 mod int8_dot;

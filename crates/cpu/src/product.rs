@@ -1,10 +1,10 @@
 //! Which inner loop multiplies which rows with which weights.
 
 use crate::BLOCK;
-use crate::bf16_dot::{Bf16, Bf16Int8};
+use crate::bf16_dot::{Bf16, Bf16E4m3, Bf16Int8};
 use crate::block::{Matmul, Scratch, WeightRows};
 use crate::convert::RowType;
-use crate::float::{Float, FloatInt8};
+use crate::float::{Float, FloatE4m3, FloatInt8};
 use crate::int8::Int8;
 use crate::int8_dot::{Int8Dot, Offset, RowSums};
 use crate::isa::Isa;
@@ -23,7 +23,7 @@ pub enum Format {
     Mixed,
     /// int8 weights; rows are quantised.
     W8a8,
-    /// int8 weights; rows stay as they are.
+    /// int8 or E4M3 weights; rows stay as they are.
     W8a16,
 }
 
@@ -34,6 +34,8 @@ pub enum Weights<'a> {
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
     I8(&'a [i8]),
+    /// Codes of [`e4m3`](crate::e4m3).
+    E4m3(&'a [u8]),
 }
 
 /// Hidden rows, wherever each of them lies.
@@ -125,8 +127,8 @@ impl PackedRows {
     }
 
     /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`, at
-    /// most [`BLOCK`]; int8 weights not scaled yet. What follows them in `weights` is read ahead of the next
-    /// call. Other columns of `logits` `[rows, BLOCK]` are not to be used. `sums` `[ids]` are
+    /// most [`BLOCK`]; int8 and E4M3 weights not scaled yet. What follows them in `weights` is read ahead of
+    /// the next call. Other columns of `logits` `[rows, BLOCK]` are not to be used. `sums` `[ids]` are
     /// [`weight_sums`], where there are any.
     ///
     /// # Panics
@@ -144,8 +146,10 @@ impl PackedRows {
             (Inner::Float, Weights::F16(w)) => self.run::<WIDE, 1, Float<f16>>(w, ids, logits, scratch),
             (Inner::Float, Weights::Bf16(w)) => self.run::<WIDE, 1, Float<bf16>>(w, ids, logits, scratch),
             (Inner::Float, Weights::I8(w)) => self.run::<BYTE, 4, FloatInt8>(w, ids, logits, scratch),
+            (Inner::Float, Weights::E4m3(w)) => self.run::<BYTE, 4, FloatE4m3>(w, ids, logits, scratch),
             (Inner::Bf16, Weights::Bf16(w)) => self.run::<HALF, 1, Bf16>(w, ids, logits, scratch),
             (Inner::Bf16, Weights::I8(w)) => self.run::<BYTE, 2, Bf16Int8>(w, ids, logits, scratch),
+            (Inner::Bf16, Weights::E4m3(w)) => self.run::<BYTE, 2, Bf16E4m3>(w, ids, logits, scratch),
             (Inner::Int8, Weights::I8(w)) => self.run::<BYTE, 2, Int8>(w, ids, logits, scratch),
             (Inner::Int8Dot, Weights::I8(w)) => {
                 self.run::<BYTE, 1, Int8Dot>(w, ids, logits, scratch);

@@ -5,7 +5,7 @@ use super::{Buffer, Device, Fault, Kernel, LaunchConfig, Params};
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::device::{CopyRows, DeviceBackend, Grid, KernelDevice};
 use lmhead::error::{Error, Result};
-use lmhead::memory::{self, Memory, Span, SpanMut};
+use lmhead::memory::{self, Memory, Span};
 use lmhead::plan::DeviceLimits;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -252,18 +252,6 @@ impl KernelDevice for EmulatedDevice {
         !self.unlocked
     }
 
-    fn lends(&self) -> bool {
-        true
-    }
-
-    /// It is the host's memory.
-    unsafe fn lend<'a>(&self, bytes: SpanMut<'a>) -> Option<&'a mut [u8]> {
-        self.lock().bytes(bytes.address(), bytes.len()).ok()?;
-        let start = std::ptr::with_exposed_provenance_mut(bytes.address() as usize);
-        // SAFETY: bytes of one buffer, which nobody else uses: the caller's promise.
-        Some(unsafe { std::slice::from_raw_parts_mut(start, bytes.len()) })
-    }
-
     unsafe fn queue_write(&self, (): (), buffer: &EmulatedBuffer, at: usize, bytes: &[u8]) -> Result<()> {
         self.count(|c| &c.copies);
         self.lock().write(buffer.buffer, at, bytes).map_err(failed)
@@ -329,9 +317,13 @@ mod tests {
     fn every_planned_kernel_is_there() {
         let known: Vec<_> = kernels().into_iter().map(|(name, _)| name).collect();
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            for precision in
-                [Precision::Bf16, Precision::F16, Precision::W8a8(dtype), Precision::W8a16(dtype)]
-            {
+            for precision in [
+                Precision::Bf16,
+                Precision::F16,
+                Precision::W8a8(dtype),
+                Precision::W8a16(dtype),
+                Precision::Fp8(dtype),
+            ] {
                 for kernel in precision.tiles().iter().map(|tile| tile.kernel).chain(precision.quantizer()) {
                     assert!(known.contains(&kernel), "{kernel} in {known:?}");
                 }

@@ -61,7 +61,9 @@ probes! {
     probe_stmatrix probe_mbarrier probe_tma_load probe_bulk_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
     probe_secondary probe_registers probe_elect probe_noinc probe_trap
     broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary
-    broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a broken_answers probe_shared_atomics
+    broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a
+    broken_answers broken_capacity broken_draws broken_inputs broken_select
+    probe_shared_atomics
     broken_fragments broken_accumulators broken_one broken_waits broken_bulk
 }
 

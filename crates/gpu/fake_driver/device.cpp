@@ -65,6 +65,7 @@ long long fake_count(const char *what) {
       {"slow copies", counts.slow_copies},
       {"handles", counts.handles},
       {"copies", counts.copies},
+      {"bytes to the host", counts.bytes_to_host},
       {"products", counts.products},
   };
   const auto found = all.find(what);

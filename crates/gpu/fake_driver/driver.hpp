@@ -118,9 +118,10 @@ inline int retained = 0;  // contexts
 // What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and
 // graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
 // memory that is not locked, for which a driver waits; streams and events made. And what a step should do
-// once: copies of any kind, and products.
+// once: copies of any kind, and products. And how many bytes came from a device to the host.
 inline struct Counts {
   long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles, copies, products;
+  long long bytes_to_host;
 } counts;
 inline int lost[kDevices] = {};  // after a kernel failed, everything on its device does
 inline Stream default_streams[kDevices];
@@ -239,8 +240,11 @@ inline int put_copy(void *stream, const void *host, size_t bytes, Work work) {
   ++counts.copies;
   if (!within(locked, uint64_t(host), bytes)) return ++counts.slow_copies, put(stream, std::move(work));
   const uint64_t start = std::prev(locked.upper_bound(uint64_t(host)))->first;
-  ++pending[start];
-  return put(stream, [=] { return --pending[start], work(); });
+  // Of a copy in a graph each launch is one.
+  return put_made(stream, [=] {
+    ++pending[start];
+    return Work([=] { return --pending[start], work(); });
+  });
 }
 
 }  // namespace fake

@@ -89,6 +89,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
+  counts.bytes_to_host += bytes;
   return put_copy(stream, to, bytes, [=] {
     return inside(from, bytes) ? (std::memcpy(to, (void *)from, bytes), 0) : ILLEGAL_ADDRESS;
   });
@@ -134,6 +135,7 @@ int cuMemcpy2DAsync_v2(const Copy2d *copy, void *stream) {
       std::memcpy(all.to.start() + row * all.to.pitch, all.from.start() + row * all.from.pitch, all.width);
     return 0;
   };
+  if (from.type == 2 && to.type == 1) counts.bytes_to_host += all.width * all.height;
   const Side2d &host = from.type == 1 ? from : to;
   if (host.type == 1) return put_copy(stream, host.host, (all.height - 1) * host.pitch + all.width, work);
   return ++counts.copies, put(stream, work);

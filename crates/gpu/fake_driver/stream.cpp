@@ -51,6 +51,13 @@ int cuStreamBeginCapture_v2(void *handle, int) {
   stream->recording = new Graph, graphs.insert(stream->recording), recording = stream;
   return 0;
 }
+int cuStreamIsCapturing(void *handle, int *status) {
+  USABLE;
+  Stream *stream = known(handle);
+  if (!stream) return INVALID_HANDLE;
+  *status = !stream->recording ? 0 : stream->recording->broken ? 2 : 1;
+  return 0;
+}
 int cuStreamEndCapture(void *handle, Graph **out) {
   USABLE;
   Stream *stream = known(handle);

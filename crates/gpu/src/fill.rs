@@ -27,7 +27,7 @@ pub fn random(seed: u64, place: u64) -> u64 {
 /// The `LMHEAD_FILL_SMALL_*` of a type.
 pub fn small_kind(dtype: DType) -> u32 {
     match dtype {
-        DType::I8 => p::LMHEAD_FILL_SMALL_I8,
+        DType::I8 | DType::E4m3 => p::LMHEAD_FILL_SMALL_I8,
         DType::Bf16 => p::LMHEAD_FILL_SMALL_BF16,
         DType::F16 => p::LMHEAD_FILL_SMALL_F16,
         DType::F32 => p::LMHEAD_FILL_SMALL_F32,
@@ -41,7 +41,7 @@ impl Fill {
             Fill::Bytes(value) => (p::LMHEAD_FILL_BYTES, u64::from(value), 0),
             Fill::Random(dtype, seed) => {
                 let kind = match dtype {
-                    DType::I8 => p::LMHEAD_FILL_I8,
+                    DType::I8 | DType::E4m3 => p::LMHEAD_FILL_I8,
                     DType::Bf16 => p::LMHEAD_FILL_BF16,
                     DType::F16 => p::LMHEAD_FILL_F16,
                     DType::F32 => p::LMHEAD_FILL_F32,
@@ -61,7 +61,7 @@ impl Fill {
             Fill::Random(dtype, seed) => {
                 let word = random(seed, place);
                 match dtype {
-                    DType::I8 => word,
+                    DType::I8 | DType::E4m3 => word,
                     // In each lane: sign and mantissa kept, the exponent made of three random bits and a
                     // base.
                     DType::Bf16 => {

@@ -7,6 +7,8 @@
 pub mod about;
 #[cfg(feature = "cuda")]
 pub mod answer_costs;
+#[cfg(feature = "nccl")]
+pub mod captured_steps;
 pub mod check;
 #[cfg(feature = "cuda")]
 pub mod clocked;

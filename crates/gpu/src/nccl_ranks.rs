@@ -2,6 +2,7 @@
 //! share one GPU (`tests/gpu`). Each function is one rank's part; they panic where something is not as it
 //! must be.
 
+use crate::captured_steps;
 use lmhead::DType;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
@@ -37,6 +38,10 @@ pub const SCENARIOS: &Scenarios = &[
             thread::sleep(Duration::from_secs(3600));
         };
         on_device_0(&rank, |ranked| a_killed_rank(ranked, is_killed))
+    }),
+    ("captured steps", |rank| {
+        let wanted = if rank.size <= 2 { 60 } else { 20 };
+        on_device_0(&rank, |ranked| captured_steps(ranked, wanted))
     }),
     ("replays", |rank| {
         // Of more ranks fewer, within the test's time.
@@ -103,6 +108,18 @@ pub fn steps(rank: &Ranked, wanted: usize) -> Value {
         held.unwrap_or_else(|failure| panic!("case {i} of {size} ranks: {failure}"));
     }
     json!({ "cases": cases.len() })
+}
+
+/// Whole steps of every kind in CUDA graphs, each replayed so often.
+///
+/// # Panics
+/// Where bits differ.
+pub fn captured_steps(rank: &Ranked, replays: u64) -> Value {
+    let kinds = captured_steps::kinds(rank.exchange.size());
+    for kind in &kinds {
+        captured_steps::replay_steps(&rank.device, Arc::clone(&rank.exchange), *kind, replays);
+    }
+    json!({ "kinds": kinds.len(), "replays": replays })
 }
 
 /// The deadline of a collective that one rank breaks, and of those that all come to.

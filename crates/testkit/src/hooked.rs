@@ -119,6 +119,7 @@ impl LoadedShard for HookedShard {
         let ask = match &out {
             Out::Logits(logits) => Ask::Logits { dtype: logits.dtype },
             Out::Partials(spec, _) => Ask::Partials(*spec),
+            Out::Drawn(..) => Ask::Drawn,
         };
         self.tell_product("run", job, ask)?;
         self.inner.run(job, out, on)

@@ -4,6 +4,7 @@ pub mod adjusting;
 #[allow(unsafe_code, reason = "an allocator")]
 pub mod allocations;
 pub mod carriers;
+pub mod chi_square;
 pub mod end_to_end;
 #[allow(unsafe_code, reason = "an engine's functions, which get addresses")]
 pub mod engine;
@@ -122,7 +123,7 @@ impl TestHead {
                 DType::Bf16 => {
                     Matrix::Bf16(part.iter().map(|w| bf16::from_f32(*w)).collect::<Vec<_>>().into())
                 }
-                DType::I8 => unreachable!("int8 comes by quantisation"),
+                DType::I8 | DType::E4m3 => unreachable!("8-bit weights come by quantisation"),
             }
         };
         let bias = self.bias.as_ref().map(|b| b[vocab.clone()].to_vec());

@@ -4,7 +4,7 @@
 #[allow(unsafe_code, reason = "copies to and from a device")]
 mod resident;
 
-pub use resident::{OnDevice, Resident, ResidentRank, steady_steps};
+pub use resident::{OnDevice, Resident, ResidentRank, bad_inputs, refused_inputs, steady_steps};
 
 use crate::adjusting::OwnAdjustments;
 use crate::lent::{Scattered, run_into};
@@ -100,19 +100,18 @@ struct Lent {
 pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + use<> {
     let kinds = prop::sample::select(kinds.to_vec());
     let vocab = prop_oneof![3 => 1usize..5, 3 => 60usize..70, 3 => 1usize..500, 1 => 1000usize..2500];
-    let request =
-        prop_oneof![
-            Just(Request::Argmax),
-            prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
-            (1usize..80).prop_map(Request::top_k),
-            (1usize..4, 0usize..80, any::<bool>())
-                .prop_map(|(targets, top_n, processed)| Request::Logprobs { targets, top_n, processed }),
-            (0usize..5).prop_map(Request::processed_logprobs),
-            Just(Request::sample()),
-            (0usize..9, any::<bool>()).prop_map(|(top_n, processed)| Request::Sample {
-                logprobs: Some(TokenLogprobs { top_n, processed })
-            }),
-        ];
+    let request = prop_oneof![
+        Just(Request::Argmax),
+        prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]).prop_map(Request::logits),
+        prop_oneof![3 => 1usize..80, 1 => 80usize..2500].prop_map(Request::top_k),
+        (1usize..4, prop_oneof![3 => 0usize..80, 1 => 80usize..2500], any::<bool>())
+            .prop_map(|(targets, top_n, processed)| Request::Logprobs { targets, top_n, processed }),
+        (0usize..5).prop_map(Request::processed_logprobs),
+        Just(Request::sample()),
+        (0usize..9, any::<bool>()).prop_map(|(top_n, processed)| Request::Sample {
+            logprobs: Some(TokenLogprobs { top_n, processed })
+        }),
+    ];
     let epilogue =
         (any::<bool>(), prop::option::of(1f32..40.0), prop::sample::select(vec![1.0f32, 0.0625, -2.5]));
     let shape = (1usize..5, 1usize..4, any::<bool>(), any::<prop::sample::Index>());
@@ -211,7 +210,14 @@ impl Case {
     /// How a dp rank's rows are sampled, in one mixed batch.
     fn sampling(&self, dp: usize) -> Option<Vec<SamplingParams>> {
         let mut random = Random(self.seed ^ 0x5a3 ^ dp as u64);
-        let params = (0..self.rows[dp]).map(|_| random_params(&mut random, self.head.vocab)).collect();
+        let mut params: Vec<_> =
+            (0..self.rows[dp]).map(|_| random_params(&mut random, self.head.vocab)).collect();
+        // Of some cases no row has a filter.
+        if self.seed.is_multiple_of(3) {
+            for params in &mut params {
+                (params.top_k, params.top_p, params.min_p) = (0, 1.0, 0.0);
+            }
+        }
         matches!(self.request, Request::Sample { .. }).then_some(params)
     }
 
@@ -303,8 +309,9 @@ impl Case {
             })
         };
         match own {
-            Some(own) => own.with(|a| run(RowInputs { targets, sampling, adjustments: Some(a) })),
-            None => run(RowInputs { targets, sampling, adjustments: None }),
+            Some(own) => own
+                .with(|a| run(RowInputs { targets, sampling, adjustments: Some(a), ..RowInputs::default() })),
+            None => run(RowInputs { targets, sampling, ..RowInputs::default() }),
         }
     }
 
@@ -332,11 +339,14 @@ impl Case {
             }
             None => {
                 let step = head.step(RowCounts::exact(&[1]), &self.request).unwrap();
-                step.run_with(hidden, &RowInputs { targets, sampling, adjustments: None })
+                step.run_with(hidden, &RowInputs { targets, sampling, ..RowInputs::default() })
             }
             Some(own) => own.only(row).with(|a| {
                 let step = head.step_adjusted(RowCounts::exact(&[1]), &self.request).unwrap();
-                step.run_with(hidden, &RowInputs { targets, sampling, adjustments: Some(a) })
+                step.run_with(
+                    hidden,
+                    &RowInputs { targets, sampling, adjustments: Some(a), ..RowInputs::default() },
+                )
             }),
         }
         .unwrap()

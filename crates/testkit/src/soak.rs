@@ -166,7 +166,7 @@ impl Inputs<'_> {
     fn step(&self, head: &mut LmHead, stepper: &dyn Stepper, counts: RowCounts) -> Result<Answer> {
         let run = |adjustments: Option<Adjustments<'_>>| {
             let (targets, sampling) = (self.targets.as_deref(), self.sampling.as_deref());
-            let inputs = RowInputs { targets, sampling, adjustments };
+            let inputs = RowInputs { targets, sampling, adjustments, ..RowInputs::default() };
             let Inputs { request, adjusted, hidden, .. } = *self;
             stepper.step(head, Asked { counts, request, adjusted, hidden, inputs })
         };

@@ -67,7 +67,7 @@ fn adjustments(given: &ShardAdjustments, rows: usize, shard: &ShardInfo) -> Resu
 pub(super) fn logits(out: &LogitsOut<'_>, rows: &HiddenRows<'_>, columns: usize) -> Result<()> {
     let LogitsOut { data, stride, dtype, status } = out;
     let (count, row_bytes) = (rows.len(), columns * dtype.size());
-    if *dtype == DType::I8 {
+    if !dtype.is_float() {
         let fix = "logits are rounded to a float type";
         return Err(Error::dtype("logits", "f32, f16 or bf16", dtype, fix));
     }

@@ -35,17 +35,6 @@ struct Of {
     info: ShardInfo,
 }
 
-/// Logits that somebody lends.
-struct Lent {
-    start: *const f32,
-    elements: usize,
-}
-
-// SAFETY: they are only read, by the promise of `Held::lend`.
-unsafe impl Send for Lent {}
-// SAFETY: as above.
-unsafe impl Sync for Lent {}
-
 /// Logits of some rows and the memory of the passes over them.
 pub(crate) struct Held {
     shared: Of,
@@ -54,8 +43,6 @@ pub(crate) struct Held {
     pub raw: bool,
     /// `[rows, shard]`, then those without adjustments, and what is left of more rows before.
     pub logits: HostMemory,
-    /// The same in somebody else's memory, instead of those.
-    lent: Option<Lent>,
     /// `[rows]`, then those of the logits without adjustments: whether one of them is not finite.
     pub nonfinite: Vec<bool>,
     /// One for each thread of the pool: each takes its own, or, where rows are cut in parts, that of a part.
@@ -66,45 +53,15 @@ pub(crate) struct Held {
 
 impl Held {
     pub(super) fn new(shared: &Shared) -> Held {
-        Held::over(&shared.cpu, &shared.info)
-    }
-
-    /// Passes over the logits of a shard, wherever they are.
-    pub(super) fn over(cpu: &Arc<Cpu>, info: &ShardInfo) -> Held {
         Held {
-            shared: Of { cpu: Arc::clone(cpu), info: info.clone() },
+            shared: Of { cpu: Arc::clone(&shared.cpu), info: shared.info.clone() },
             rows: 0,
             raw: false,
             logits: HostMemory::default(),
-            lent: None,
             nonfinite: Vec::new(),
             threads: Vec::new(),
             k: 0,
         }
-    }
-
-    /// Lets the passes run over logits of so many rows in somebody else's memory, `[rows, shard]`, and behind
-    /// them those without adjustments where `raw`; `nonfinite` is in the same order.
-    ///
-    /// # Safety
-    /// Until the next call, and during every pass, they are there and nobody writes them.
-    pub unsafe fn lend(
-        &mut self,
-        logits: &[f32],
-        rows: usize,
-        raw: bool,
-        nonfinite: impl Iterator<Item = bool>,
-    ) {
-        self.nonfinite.clear();
-        self.nonfinite.extend(nonfinite);
-        let kept = if raw { 2 * rows } else { rows };
-        assert_eq!(
-            (logits.len(), self.nonfinite.len()),
-            (kept * self.shared.info.vocab.len(), kept),
-            "logits and flags of the rows"
-        );
-        (self.rows, self.raw) = (rows, raw);
-        self.lent = Some(Lent { start: logits.as_ptr(), elements: logits.len() });
     }
 
     /// Makes room for so many rows, and for those without adjustments beside them where `raw`.
@@ -141,11 +98,7 @@ impl Held {
     /// The logits that are meant, `[rows, shard]`, and whether a row has one that is not finite, `[rows]`.
     fn view(&self, of: Which) -> (&[f32], &[bool]) {
         let (first, ids) = (self.first(of), self.shared.info.vocab.len());
-        let logits = match &self.lent {
-            // SAFETY: the promise of `lend`.
-            Some(lent) => unsafe { std::slice::from_raw_parts(lent.start, lent.elements) },
-            None => bytemuck::cast_slice(self.logits.as_slice()),
-        };
+        let logits: &[f32] = bytemuck::cast_slice(self.logits.as_slice());
         (&logits[first * ids..][..self.rows * ids], &self.nonfinite[first..][..self.rows])
     }
 
@@ -234,7 +187,7 @@ impl Held {
         (threads / self.rows.max(1)).min(most).max(1)
     }
 
-    fn candidates(&mut self, rows: &[(usize, Wanted)], out: &mut [Candidate]) -> Result<()> {
+    pub(super) fn candidates(&mut self, rows: &[(usize, Wanted)], out: &mut [Candidate]) -> Result<()> {
         let k = rows.iter().map(|(_, wanted)| wanted.places()).max().unwrap_or(1);
         self.reserve_threads(k);
         let (logits, nonfinite) = self.view(Which::Adjusted);
@@ -301,8 +254,12 @@ impl HeldLogits for Held {
 
     fn pass(&mut self, pass: Pass<'_>) -> Result<()> {
         match pass {
-            Pass::TargetLogits { of, targets, per_row, out } => self.target_logits(of, targets, per_row, out),
+            Pass::TargetLogits { of, targets, per_row, out } => {
+                let out = out.into_host_elements("logits of the targets")?;
+                self.target_logits(of, targets.host_elements("targets")?, per_row, out)
+            }
             Pass::Partials { of, spec, targets, out } => {
+                let targets: &[Candidate] = targets.host_elements("targets of the held rows")?;
                 check::partials(out.as_span(), spec, self.rows, self.shared.info.vocab.len())?;
                 check_len("targets of the held rows", targets.len(), self.rows * spec.targets)?;
                 self.partials(of, spec, targets, out.into_host_elements("partials")?)

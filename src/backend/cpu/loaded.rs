@@ -6,11 +6,12 @@ use super::partials::{self, Seen};
 use super::product::{Product, Take, pack, product_rows, weight_sums};
 use super::{Cpu, check, format};
 use crate::backend::HeadTypes;
-use crate::backend::{Ask, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Status, Which};
+use crate::backend::{Ask, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Status, Wanted, Which};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::finish::{RowSampling, unfiltered};
 use crate::memory::SpanMut;
-use crate::merge::PartialSpec;
+use crate::merge::{Candidate, PartialSpec};
 use crate::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_NONFINITE};
 use crate::weights::{HeadShard, ShardInfo};
 use lmhead_cpu::PackedRows;
@@ -50,6 +51,8 @@ pub(super) struct CpuShard {
     /// Candidates for which `seen` has room.
     k: usize,
     held: Held,
+    /// What is wanted of the rows that are held.
+    wanted: Vec<(usize, Wanted)>,
 }
 
 impl CpuShard {
@@ -61,7 +64,8 @@ impl CpuShard {
 
     fn of(shared: Arc<Shared>) -> CpuShard {
         let (packed, held) = (PackedRows::new(shared.cpu.isa), Held::new(&shared));
-        CpuShard { shared, packed, status: Vec::new(), seen: Vec::new(), k: 0, held }
+        let (status, seen, wanted) = (Vec::new(), Vec::new(), Vec::new());
+        CpuShard { shared, packed, status, seen, k: 0, held, wanted }
     }
 
     /// Calls `run` with each product of rows `range` of a job, on a thread of the pool.
@@ -73,7 +77,7 @@ impl CpuShard {
         mut run: impl FnMut(&Product<'_>) + Send,
     ) -> Result<()> {
         let Shared { cpu, shard, weight_sums, .. } = shared;
-        let Job { rows, epilogue, adjustments } = *job;
+        let Job { rows, epilogue, adjustments, .. } = *job;
         cpu.pool.install(|| {
             for range in product_rows(range, shard.hidden_size()) {
                 pack(packed, &rows, shard, range.clone());
@@ -158,6 +162,34 @@ impl CpuShard {
 }
 
 impl CpuShard {
+    /// Draws from held logits, some rows at a time.
+    fn drawn(&mut self, job: &Job<'_>, sampling: &RowSampling<'_>, out: SpanMut<'_>) -> Result<()> {
+        let rows = job.rows.len();
+        let params = unfiltered(sampling, rows, self.shared.info.vocab_size)?;
+        out.check_len("draws", rows * size_of::<Candidate>())?;
+        check::apart_from_rows("draws", out.as_span(), &job.rows)?;
+        self.prepare(rows, Ask::Drawn)?;
+        let out: &mut [Candidate] = out.into_host_elements("draws")?;
+        let chunk = self.drawn_rows(rows);
+        for ((params, out), first) in
+            params.chunks(chunk).zip(out.chunks_mut(chunk)).zip((0..).step_by(chunk))
+        {
+            self.keep(job, first..first + params.len(), false)?;
+            self.wanted.clear();
+            self.wanted.extend(
+                params.iter().enumerate().map(|(row, &params)| (row, Wanted::Drawn { params, kept: None })),
+            );
+            self.held.candidates(&self.wanted, out)?;
+        }
+        Ok(())
+    }
+
+    /// How many rows are held at a time to be drawn from.
+    fn drawn_rows(&self, rows: usize) -> usize {
+        let most = HELD_BYTES / (self.shared.info.vocab.len() * size_of::<f32>()).max(1);
+        rows.clamp(1, most.max(1))
+    }
+
     /// How many rows are held at a time for partials with so many candidates; `None` where no logits are
     /// held.
     ///
@@ -241,6 +273,13 @@ impl LoadedShard for CpuShard {
                     self.seen.iter_mut().for_each(|seen| seen.reset(self.k));
                 }
             }
+            Ask::Drawn => {
+                let chunk = self.drawn_rows(rows);
+                self.reserve_status(chunk);
+                self.held.reserve(chunk, false)?;
+                self.wanted.clear();
+                self.wanted.reserve(chunk);
+            }
             Ask::Hold { raw } => {
                 self.reserve_status(if raw { 2 * rows } else { rows });
                 self.held.reserve(rows, raw)?;
@@ -254,6 +293,7 @@ impl LoadedShard for CpuShard {
         match out {
             Out::Logits(out) => self.logits(job, out),
             Out::Partials(spec, out) => self.partials(job, spec, out),
+            Out::Drawn(sampling, out) => self.drawn(job, &sampling, out),
         }
     }
 

@@ -29,7 +29,6 @@
 mod check;
 #[allow(unsafe_code, reason = "threads write different columns of one buffer")]
 mod columns;
-#[allow(unsafe_code, reason = "logits of somebody else's memory")]
 mod held;
 #[allow(unsafe_code, reason = "memory of a caller that outlives a call")]
 mod loaded;
@@ -39,14 +38,13 @@ mod product;
 mod ranks;
 mod sampling;
 
-pub(crate) use held::Held;
 pub use lmhead_cpu::Isa;
 
 use crate::backend::{Backend, HeadTypes, LoadedShard};
 use crate::dtype::{DType, Quantization};
 use crate::error::{Error, Result};
 use crate::memory::{Allocation, HostMemory, Memory};
-use crate::weights::{HeadShard, ShardInfo};
+use crate::weights::HeadShard;
 use lmhead_cpu::{Format, roof};
 use pool::Pool;
 use std::sync::Arc;
@@ -133,11 +131,6 @@ impl CpuBackend {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.cpu.isa
-    }
-
-    /// Passes over logits of a shard that are somebody else's.
-    pub(crate) fn passes_over(&self, info: &ShardInfo) -> Held {
-        Held::over(&self.cpu, info)
     }
 
     /// Threads of the pool.

@@ -69,16 +69,17 @@ impl Product<'_> {
             let start = self.shard.vocab().start;
             let own = ids.start - start..ids.end - start;
             let from = own.start * self.shard.hidden_size();
-            let (weights, scales) = match self.shard.matrix() {
-                Matrix::F32(w) => (Weights::F32(&w[from..]), None),
-                Matrix::F16(w) => (Weights::F16(&w[from..]), None),
-                Matrix::Bf16(w) => (Weights::Bf16(&w[from..]), None),
-                Matrix::I8 { values, scales } => (Weights::I8(&values[from..]), Some(scales)),
+            let weights = match self.shard.matrix() {
+                Matrix::F32(w) => Weights::F32(&w[from..]),
+                Matrix::F16(w) => Weights::F16(&w[from..]),
+                Matrix::Bf16(w) => Weights::Bf16(&w[from..]),
+                Matrix::I8 { values, .. } => Weights::I8(&values[from..]),
+                Matrix::E4m3 { values, .. } => Weights::E4m3(&values[from..]),
             };
             let sums = self.weight_sums.get(own.clone()).unwrap_or_default();
             self.packed.multiply(weights, own.len(), sums, logits, scratch);
             let row_scales = self.packed.scales();
-            let scales = scales.map_or(&[][..], |scales| &scales[own.clone()]);
+            let scales = self.shard.scales().map_or(&[][..], |scales| &scales[own.clone()]);
             let bias = self.shard.bias().map(|bias| &bias[own]);
             let epilogue = self.epilogue;
             let adjust = self.adjustments.map(|a| (a, self.rows.start, ids.start));

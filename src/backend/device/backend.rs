@@ -9,7 +9,7 @@ use crate::backend::{Backend, LoadedShard};
 use crate::backend::{HeadTypes, check_boundaries};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::memory::{Allocation, Memory};
+use crate::memory::{Allocation, Memory, Stream};
 use crate::process::Maker;
 use crate::reference::Accuracy;
 use crate::weights::HeadShard;
@@ -27,8 +27,7 @@ const VERSION: u32 = 2;
 
 /// The kernels on one device as a [`Backend`]. Rows and answers in the device's
 /// memory are used in place, on the caller's stream. Partials, passes over held logits and answers are made
-/// by kernels, with the bits of the CPU backend's code. That code chooses among a draw's listed candidates, and
-/// finds more than 64 candidates of a row.
+/// by kernels, with the bits of the CPU backend's code. That code chooses among a draw's listed candidates.
 pub struct DeviceBackend<D: KernelDevice> {
     common: Arc<Common<D>>,
 }
@@ -40,10 +39,9 @@ impl<D: KernelDevice> fmt::Debug for DeviceBackend<D> {
 }
 
 impl<D: KernelDevice> DeviceBackend<D> {
-    /// The backend of `device`; `host` does what comes after the logits.
-    pub fn new(device: D, host: CpuBackend) -> Self {
-        let host = Arc::new(host);
-        let common = Common { device, host, staged: STAGED, held: HELD, maker: Maker::here() };
+    /// The backend of `device`. Nothing is left for a CPU backend to do.
+    pub fn new(device: D, _host: CpuBackend) -> Self {
+        let common = Common { device, staged: STAGED, held: HELD, maker: Maker::here() };
         DeviceBackend { common: Arc::new(common) }
     }
 
@@ -61,9 +59,8 @@ impl<D: KernelDevice> DeviceBackend<D> {
     }
 
     fn with(self, change: impl FnOnce(Common<D>) -> Common<D>) -> Self {
-        let Common { device, host, staged, held, maker } = &*self.common;
-        let (device, host) = (device.clone(), Arc::clone(host));
-        let common = Common { device, host, staged: *staged, held: *held, maker: *maker };
+        let Common { device, staged, held, maker } = &*self.common;
+        let common = Common { device: device.clone(), staged: *staged, held: *held, maker: *maker };
         DeviceBackend { common: Arc::new(change(common)) }
     }
 
@@ -109,6 +106,16 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
         let stream = device.open_stream()?;
         let weights = Weights::new(device, device.on(&stream), shard, hidden)?;
         Ok(Box::new(DeviceShard::new(&self.common, Arc::new(weights), stream)?))
+    }
+
+    fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        self.check_process()?;
+        if stream.is_none() {
+            return Ok(false);
+        }
+        let device = self.device();
+        // SAFETY: the promise of whoever made the handle.
+        device.is_capturing(unsafe { device.stream_from(stream) })
     }
 
     fn allocate(&self, memory: Memory, bytes: usize, what: &str) -> Result<Box<dyn Allocation>> {

@@ -69,7 +69,7 @@ fn strided(n: usize, stride: usize, last: usize) -> Option<usize> {
 pub(super) fn logits(out: &LogitsOut<'_>, job: &Job<'_>, columns: usize, own: Memory) -> Result<usize> {
     let rows = job.rows.len();
     let LogitsOut { data, stride, dtype, status } = out;
-    if *dtype == DType::I8 {
+    if !dtype.is_float() {
         let fix = "logits are rounded to a float type";
         return Err(Error::dtype("logits", "f32, f16 or bf16", dtype, fix));
     }

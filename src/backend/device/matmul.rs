@@ -217,13 +217,13 @@ pub(super) fn of_product(shape: &Shape, error: Error) -> Error {
     }
 }
 
-/// The code of a type of logits or rows in `kernels/params.h`; none for int8.
+/// The code of a type of logits or rows in `kernels/params.h`; none for the types of weights alone.
 pub(super) fn dtype_code(dtype: DType) -> Option<u32> {
     match dtype {
         DType::F32 => Some(LMHEAD_DTYPE_F32),
         DType::F16 => Some(LMHEAD_DTYPE_F16),
         DType::Bf16 => Some(LMHEAD_DTYPE_BF16),
-        DType::I8 => None,
+        DType::I8 | DType::E4m3 => None,
     }
 }
 
@@ -304,7 +304,8 @@ fn check(call: &Call, plan: &Plan) -> Result<()> {
     } else {
         aligned("partials of the tiles", call.partials.data as u64, 8, false)?;
         aligned("bars of the rows", call.partials.bars as u64, 4, false)?;
-        if !(1..=LMHEAD_BEST).contains(&call.partials.k) {
+        aligned("sampling parameters", call.partials.draws as u64, 16, true)?;
+        if call.partials.draws.is_null() && !(1..=LMHEAD_BEST).contains(&call.partials.k) {
             let wanted = format!("1 to {LMHEAD_BEST}");
             return wrong(
                 "candidates of a tile",

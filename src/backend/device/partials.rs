@@ -1,28 +1,35 @@
 //! Partials on the device: what a product leaves of each tile is joined to a shard's partials, and what came
 //! from all shards to answers. Nothing goes through the host.
 
-use super::shard::{DeviceShard, Places, check_candidates, product_of, sum_of};
-use super::{Grid, KernelDevice};
+use super::capacity::CapacityKernels;
+use super::shard::{DeviceShard, Places, check_candidates, count_of, product_of, sum_of};
+use super::{Grid, KernelDevice, inputs, lists, select};
 use crate::backend::params::{
-    FinishLogprobsParams, FinishParams, FinishStatusParams, HeldCandidatesParams, HeldHistogramsParams,
-    HeldMatrix, HeldMaximaParams, HeldTargetsParams, HeldTiesParams, LMHEAD_BEST, LMHEAD_STATUS_BAD_INDEX,
-    LMHEAD_STATUS_NONFINITE, MergePartialsParams, PackRowsParams, PartialParts, SummariseHeldParams,
-    TilePartials,
+    FinishDrawParams, FinishLogprobsParams, FinishParams, FinishStatusParams, HeldCandidatesParams,
+    HeldHistogramsParams, HeldMatrix, HeldMaximaParams, HeldTargetsParams, HeldTiesParams, LMHEAD_BEST,
+    LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, MergeDrawsParams, MergePartialsParams, PackRowsParams,
+    PartialParts, SummariseHeldParams, TilePartials,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::finish::{Finish, Messages, columns};
 use crate::layout::shard_range;
-use crate::memory::{Span, SpanMut};
+use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::PartialSpec;
 use crate::plan::Plan;
 
-/// The most candidates of a row that kernels find.
+/// The most candidates of a row that a warp collects: of more the logits are held, and selected from.
 pub(super) const BEST: usize = LMHEAD_BEST as usize;
 
 /// Logits instead of partials.
-pub const NO_PARTIALS: TilePartials =
-    TilePartials { data: std::ptr::null_mut(), bars: std::ptr::null_mut(), k: 0, sum: 0 };
+pub const NO_PARTIALS: TilePartials = TilePartials {
+    data: std::ptr::null_mut(),
+    bars: std::ptr::null_mut(),
+    draws: std::ptr::null(),
+    k: 0,
+    sum: 0,
+    first_id: 0,
+};
 
 /// Status flags of a row without an answer.
 pub(super) const NO_ANSWER: u32 = LMHEAD_STATUS_NONFINITE | LMHEAD_STATUS_BAD_INDEX;
@@ -43,7 +50,13 @@ pub(super) struct Kernels<D: KernelDevice> {
     pub ties: D::Kernel<HeldTiesParams>,
     pub candidates: D::Kernel<HeldCandidatesParams>,
     status: D::Kernel<FinishStatusParams>,
+    pub merge_draws: D::Kernel<MergeDrawsParams>,
+    pub draw: D::Kernel<FinishDrawParams>,
     pub pack: D::Kernel<PackRowsParams>,
+    pub capacity: CapacityKernels<D>,
+    pub select: select::Kernels<D>,
+    pub lists: lists::Kernels<D>,
+    pub inputs: inputs::Kernels<D>,
 }
 
 impl<D: KernelDevice> Kernels<D> {
@@ -61,7 +74,13 @@ impl<D: KernelDevice> Kernels<D> {
             ties: device.kernel("held_ties")?,
             candidates: device.kernel("held_candidates")?,
             status: device.kernel("finish_status")?,
+            merge_draws: device.kernel("merge_draws")?,
+            draw: device.kernel("finish_draw")?,
             pack: device.kernel("pack_rows")?,
+            capacity: CapacityKernels::load(device)?,
+            select: select::Kernels::load(device)?,
+            lists: lists::Kernels::load(device)?,
+            inputs: inputs::Kernels::load(device)?,
         })
     }
 }
@@ -102,7 +121,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             part_ids: plan.tile.ids as u32,
             shards: 0,
         };
-        self.merge(stream, from, vocab.start, out)
+        self.merge(stream, from, vocab.start, spec.places(vocab.len()), out)
     }
 
     /// Queues: partials of `rows` rows of a shard without ids, at `out`.
@@ -128,20 +147,50 @@ impl<D: KernelDevice> DeviceShard<D> {
             part_ids: 1,
             shards: 0,
         };
-        self.merge(stream, nothing, 0, out)
+        self.merge(stream, nothing, 0, 0, out)
     }
 
-    fn merge(&self, stream: D::Stream, from: PartialParts, first_id: usize, out: u64) -> Result<()> {
+    /// Partials of a shard without ids, in either memory: in the host's they are there when this returns.
+    pub(super) fn nothing_at(
+        &mut self,
+        stream: D::Stream,
+        rows: usize,
+        spec: &PartialSpec,
+        out: SpanMut<'_>,
+    ) -> Result<()> {
+        if out.memory() != Memory::Host {
+            return self.merge_nothing(stream, rows, spec, out.address());
+        }
+        let device = self.common.device.clone();
+        let to = device.address(self.rooms.outputs.at_least(out.len(), |bytes| device.alloc(bytes))?);
+        self.merge_nothing(stream, rows, spec, to)?;
+        self.answer(stream, to, out.into_host().expect("host memory"))
+    }
+
+    fn merge(
+        &self,
+        stream: D::Stream,
+        from: PartialParts,
+        first_id: usize,
+        places: usize,
+        out: u64,
+    ) -> Result<()> {
         let grid = grid(from.rows as usize);
-        let params = MergePartialsParams { from, out: out as usize as *mut u8, first_id: first_id as u32 };
+        let (first_id, places) = (first_id as u32, places as u32);
+        let params = MergePartialsParams { from, out: out as usize as *mut u8, first_id, places };
         // SAFETY: parts of the workspace, and memory of the caller's that was checked.
         unsafe { self.common.device.launch(stream, &self.weights.kernels.merge, &grid, &params) }
     }
 
-    /// Bytes of what the parts of so many held rows know of them.
+    /// Bytes for what is made of so many held rows between logits and partials, aligned to 256: what their
+    /// parts know of them, and a selection.
     pub(super) fn held_part_bytes(&self, rows: usize, spec: &PartialSpec) -> Result<usize> {
         let ids = self.weights.info.vocab.len();
-        tile_bytes(spec, rows, ids, part_ids(ids))
+        let parts = tile_bytes(&of_parts(spec), rows, ids, part_ids(ids))?;
+        if by_tiles(spec) {
+            return Ok(parts);
+        }
+        sum_of(&[parts.next_multiple_of(256), select::select_bytes(rows, spec.places(ids), ids)?])
     }
 
     /// Queues: held logits become `[rows]` partials at `out`, by way of `parts`, which has room for
@@ -155,9 +204,9 @@ impl<D: KernelDevice> DeviceShard<D> {
         parts: u64,
         out: u64,
     ) -> Result<()> {
-        let ids = held.ids as usize;
-        let (k, part_ids) = (spec.k as u32, part_ids(ids));
-        let count = ids.div_ceil(part_ids) as u32;
+        let (rows, ids) = (held.rows as usize, held.ids as usize);
+        let (of_parts, part_ids) = (of_parts(spec), part_ids(ids));
+        let (k, count) = (of_parts.k as u32, ids.div_ceil(part_ids) as u32);
         let params = SummariseHeldParams {
             held,
             data: parts as usize as *mut u8,
@@ -183,7 +232,14 @@ impl<D: KernelDevice> DeviceShard<D> {
             part_ids: params.part_ids,
             shards: 0,
         };
-        self.merge(stream, from, held.first_id as usize, out)
+        let places = spec.places(ids);
+        self.merge(stream, from, held.first_id as usize, places, out)?;
+        if by_tiles(spec) {
+            return Ok(());
+        }
+        let behind = tile_bytes(&of_parts, rows, ids, part_ids)?.next_multiple_of(256);
+        let wanted = select::Wanted::Rows { k: places, stride: spec.stride(ids) };
+        self.select(stream, held, wanted, parts + behind as u64, out)
     }
 
     /// Queues the row status of whole logits, from the shards' messages and other words.
@@ -194,13 +250,14 @@ impl<D: KernelDevice> DeviceShard<D> {
         words: Span<'_>,
         row_status: &SpanMut<'_>,
     ) -> Result<()> {
-        let rows = from.map_or(words.len() / 4, |(from, _)| from.rows);
+        let rows = from.map_or(words.len() / 4, |(from, _)| from.answered);
         let mut params = FinishStatusParams {
             data: std::ptr::null(),
             words: words_of(words),
             row_status: checked("row_status", row_status, 1, rows)? as *mut u8,
             gap: 0,
             rows: rows as u32,
+            answered: rows as u32,
             vocab: 0,
             shards: 0,
             element_bytes: 0,
@@ -208,11 +265,11 @@ impl<D: KernelDevice> DeviceShard<D> {
         if let Some((from, dtype)) = from {
             let (gap, _) = message_places(from, |ids| columns::row_stride(ids, dtype))?;
             params.data = from.bytes.address() as usize as *const u8;
-            params.gap = gap as u64;
+            (params.gap, params.rows) = (gap as u64, from.rows as u32);
             params.vocab = from.shards.last().map_or(0, |shard| shard.end) as u32;
             (params.shards, params.element_bytes) = (from.shards.len() as u32, dtype.size() as u32);
         }
-        let grid = Grid { blocks: params.rows.div_ceil(THREADS), threads: THREADS, shared_bytes: 0 };
+        let grid = Grid { blocks: params.answered.div_ceil(THREADS), threads: THREADS, shared_bytes: 0 };
         if rows == 0 {
             return Ok(());
         }
@@ -220,12 +277,13 @@ impl<D: KernelDevice> DeviceShard<D> {
         unsafe { self.common.device.launch(stream, &self.weights.kernels.status, &grid, &params) }
     }
 
-    /// Queues the logprobs of rows whose partials came from all shards, to the buffers of `answers`.
+    /// Queues the logprobs of the first `rows` rows whose partials came from all shards, to the buffers of
+    /// `answers`.
     /// `targets`: the address of `[rows, spec.targets]` candidates.
     pub(super) fn finish_logprobs(
         &self,
         stream: D::Stream,
-        parts: PartialParts,
+        (parts, rows): (PartialParts, usize),
         targets: u64,
         (top_n, drawn): (usize, bool),
         answers: &Finish<'_>,
@@ -233,7 +291,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let Finish::Logprobs { logprobs, ranks, top_ids, top_logprobs, row_status, .. } = answers else {
             unreachable!("buffers of logprobs");
         };
-        let (rows, n) = (parts.rows as usize, parts.targets as usize);
+        let n = parts.targets as usize;
         let params = FinishLogprobsParams {
             from: parts,
             targets: targets as usize as *const _,
@@ -248,19 +306,22 @@ impl<D: KernelDevice> DeviceShard<D> {
         if rows == 0 {
             return Ok(());
         }
+        if parts.k as usize > BEST {
+            return self.finish_lists_logprobs(stream, &params, count_of(rows)?);
+        }
         // SAFETY: as of `finish_best`.
         unsafe { self.common.device.launch(stream, &self.weights.kernels.logprobs, &grid(rows), &params) }
     }
 
-    /// Queues the answer to rows whose partials came from all shards; values and logsumexp may be left out.
+    /// Queues the answer to the first `rows` rows whose partials came from all shards; values and logsumexp may be left out.
     pub(super) fn finish_best(
         &self,
         stream: D::Stream,
-        parts: PartialParts,
+        (parts, rows): (PartialParts, usize),
         (ids, row_status): (&SpanMut<'_>, &SpanMut<'_>),
         values: Option<(&SpanMut<'_>, &SpanMut<'_>)>,
     ) -> Result<()> {
-        let (rows, k) = (parts.rows as usize, parts.k as usize);
+        let k = parts.k as usize;
         let ids = checked("ids", ids, 8, rows * k)?;
         let row_status = checked("row_status", row_status, 1, rows)?;
         let (values, logsumexp) = match values {
@@ -279,6 +340,9 @@ impl<D: KernelDevice> DeviceShard<D> {
         if rows == 0 {
             return Ok(());
         }
+        if k > BEST {
+            return self.finish_lists(stream, &params, count_of(rows)?);
+        }
         // SAFETY: spans of the device's memory, of the sizes that the kernel writes; messages are as long as
         // their starts say.
         unsafe { self.common.device.launch(stream, &self.weights.kernels.best, &grid(rows), &params) }
@@ -286,15 +350,25 @@ impl<D: KernelDevice> DeviceShard<D> {
 }
 
 /// Where status words are; null where there are none.
-fn words_of(words: Span<'_>) -> *const u32 {
+pub(super) fn words_of(words: Span<'_>) -> *const u32 {
     if words.is_empty() { std::ptr::null() } else { words.address() as usize as *const u32 }
 }
 
 /// The address of a buffer of `n` elements of `size` bytes.
-fn checked(what: &str, span: &SpanMut<'_>, size: usize, n: usize) -> Result<usize> {
+pub(super) fn checked(what: &str, span: &SpanMut<'_>, size: usize, n: usize) -> Result<usize> {
     span.check_len(what, n * size)?;
     span.check_aligned(what, size)?;
     Ok(span.address() as usize)
+}
+
+/// Whether a product leaves such partials of its tiles; of more candidates logits are held.
+pub(super) fn by_tiles(spec: &PartialSpec) -> bool {
+    spec.k <= BEST
+}
+
+/// What parts of held rows find: where the best are selected, the best of all tells that there is one.
+fn of_parts(spec: &PartialSpec) -> PartialSpec {
+    if by_tiles(spec) { *spec } else { PartialSpec { k: 1, ..*spec } }
 }
 
 /// Ids of a part of held logits: few parts, so that what they know is small, but some, so that few rows have
@@ -303,19 +377,30 @@ pub(super) fn part_ids(ids: usize) -> usize {
     ids.div_ceil(16).max(2048).next_multiple_of(64)
 }
 
+/// Checks what is known of the rows besides.
+pub(super) fn check_own(from: &Messages<'_>) -> Result<()> {
+    if !from.own.is_empty() {
+        from.own.check_memory("status of the rows", from.bytes.memory())?;
+        from.own.check_len("status of the rows", 4 * from.answered)?;
+        from.own.check_aligned("status of the rows", 4)?;
+    }
+    Ok(())
+}
+
+/// Whether the shards are those of the whole vocabulary, as kernels find them.
+pub(super) fn are_even(from: &Messages<'_>) -> bool {
+    let (shards, vocab) = (from.shards.len(), from.shards.last().map_or(0, |shard| shard.end));
+    from.shards.iter().enumerate().all(|(i, shard)| *shard == shard_range(vocab, shards, i))
+}
+
 /// Where each shard's message lies, which are as `stride` says of its ids: the bytes before each, and how many
 /// shards have ids.
 ///
 /// # Errors
 /// `Shape` where shards or messages are not as [`PartialParts`] says.
 pub(super) fn message_places(from: &Messages<'_>, stride: impl Fn(usize) -> usize) -> Result<(usize, usize)> {
-    if !from.own.is_empty() {
-        from.own.check_memory("status of the rows", from.bytes.memory())?;
-        from.own.check_len("status of the rows", 4 * from.rows)?;
-        from.own.check_aligned("status of the rows", 4)?;
-    }
-    let (shards, vocab) = (from.shards.len(), from.shards.last().map_or(0, |shard| shard.end));
-    let evenly = from.shards.iter().enumerate().all(|(i, shard)| *shard == shard_range(vocab, shards, i));
+    check_own(from)?;
+    let (shards, evenly) = (from.shards.len(), are_even(from));
     let gap = from.starts.first().copied().unwrap_or(0);
     let mut end = 0;
     let in_row = from.starts.iter().zip(from.shards).all(|(start, shard)| {

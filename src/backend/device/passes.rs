@@ -1,33 +1,28 @@
 //! Passes over held logits by kernels, and what travels for them: what is asked goes to the device, and answers
-//! that the host wants come back, with a wait. The host's code makes what kernels do not: more candidates of
-//! a row than they find.
+//! that the host wants come back, with a wait.
 
 use super::partials::{BEST, SHARED_BYTES, THREADS};
+use super::select::{self, select_bytes};
 use super::shard::{DeviceShard, check_candidates, product_of};
-use super::{Grid, KernelDevice};
+use super::{CopyRows, Grid, KernelDevice};
 use crate::backend::params::{
     HeldCandidatesParams, HeldHistogram, HeldHistogramsParams, HeldMatrix, HeldMaximaParams,
     HeldTargetsParams, HeldTies, HeldTiesParams, HeldWanted, KeptLogits,
 };
 use crate::backend::{On, Pass, Wanted, Which};
 use crate::error::{Error, Result};
-use crate::memory::{Memory, SpanMut};
+use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::{Candidate, PartialSpec};
 use crate::params::Params;
 use crate::sampling::cut::{Kept, Sum};
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Runs it where kernels do; otherwise gives it back.
-    pub(super) fn pass_by_kernel<'a>(&mut self, pass: Pass<'a>) -> Result<Option<Pass<'a>>> {
-        let (of, can) = match &pass {
-            Pass::TargetLogits { of, .. } => (*of, true),
-            Pass::Partials { of, spec, .. } => (*of, spec.k <= BEST),
-            Pass::Maxima { .. } | Pass::Histograms { .. } | Pass::Ties { .. } => (Which::Adjusted, true),
-            Pass::Candidates { rows, .. } => {
-                (Which::Adjusted, rows.iter().all(|(_, wanted)| wanted.places() <= BEST))
-            }
+    pub(super) fn run_pass(&mut self, pass: Pass<'_>) -> Result<()> {
+        let of = match &pass {
+            Pass::TargetLogits { of, .. } | Pass::Partials { of, .. } => *of,
+            _ => Which::Adjusted,
         };
-        let Some(held) = self.held.matrix(of).filter(|_| can) else { return Ok(Some(pass)) };
+        let Some(held) = self.held.matrix(of) else { return self.pass_over_nothing(pass) };
         match pass {
             Pass::TargetLogits { targets, per_row, out, .. } => {
                 self.target_logits(held, targets, per_row, out)
@@ -37,8 +32,94 @@ impl<D: KernelDevice> DeviceShard<D> {
             Pass::Histograms { queries, out } => self.histograms(held, queries, out),
             Pass::Ties { queries, out } => self.ties(held, queries, out),
             Pass::Candidates { rows, out } => self.candidates(held, rows, out),
-        }?;
-        Ok(None)
+        }
+    }
+
+    /// A pass over rows of a shard without ids, or over no rows.
+    fn pass_over_nothing(&mut self, pass: Pass<'_>) -> Result<()> {
+        match pass {
+            Pass::TargetLogits { targets, per_row, out, .. } => {
+                let bytes = product_of(&[self.held.rows, per_row, 4])?;
+                check_len("bytes of the targets of the held rows", targets.len(), bytes)?;
+                check_len("bytes of the targets' logits", out.len(), bytes)?;
+                self.check_place("logits of the targets", out.as_span(), 4)?;
+                self.over_nothing(false, out, |shard, stream, out| match out.memory() {
+                    Memory::Host => {
+                        let out: &mut [f32] = out.into_host_elements("logits of the targets")?;
+                        out.fill(f32::NAN);
+                        Ok(())
+                    }
+                    // SAFETY: checked words of the caller's.
+                    _ => unsafe {
+                        shard.common.device.fill(stream, out.address(), out.len() / 4, f32::NAN.to_bits())
+                    },
+                })
+            }
+            Pass::Partials { spec, targets, out, .. } => {
+                let rows = self.held.rows;
+                check_candidates(&spec)?;
+                let bytes = product_of(&[rows, spec.targets, size_of::<Candidate>()])?;
+                check_len("bytes of the targets of the held rows", targets.len(), bytes)?;
+                self.check_out("partials", &out, product_of(&[rows, spec.stride(self.ids())])?)?;
+                self.over_nothing(false, out, |shard, stream, out| shard.nothing_at(stream, rows, &spec, out))
+            }
+            Pass::Maxima { rows, out } => {
+                self.check_rows(rows.iter().copied())?;
+                check_len("largest logits", out.len(), rows.len())?;
+                out.fill(f32::NEG_INFINITY);
+                Ok(())
+            }
+            Pass::Histograms { queries, out } => {
+                self.check_rows(queries.iter().map(|query| query.row))?;
+                let bins = queries.first().map_or(0, |query| query.digit.bins());
+                check_len("bins of the histograms", out.len(), queries.len() * bins)?;
+                out.fill(0);
+                Ok(())
+            }
+            Pass::Ties { queries, out } => {
+                self.check_rows(queries.iter().map(|query| query.row))?;
+                check_len("ends of ties", out.len(), queries.len())?;
+                out.fill(0);
+                Ok(())
+            }
+            Pass::Candidates { rows, out } => {
+                let places = self.check_candidate_places(rows, &out)?;
+                let mut nothing = std::mem::take(&mut self.held.asked);
+                nothing.clear();
+                (0..places).for_each(|_| nothing.extend_from_slice(bytemuck::bytes_of(&Candidate::NOTHING)));
+                let done = self.over_nothing(true, out, |shard, stream, out| {
+                    let to = (out.memory(), out.address());
+                    if let Some(out) = out.into_host() {
+                        out.copy_from_slice(&nothing);
+                        return Ok(());
+                    }
+                    let from = (shard.common.memory(), shard.ask(stream, &nothing)?);
+                    let copy = CopyRows::whole(to, from, nothing.len());
+                    // SAFETY: the shard's own memory, and the caller's, which was checked.
+                    unsafe { shard.common.device.copy_rows(stream, &copy) }
+                });
+                self.held.asked = nothing;
+                done
+            }
+        }
+    }
+
+    /// Queues on the stream of the held logits what does not look at them. `asks`: by way of the shard's own
+    /// memory of the host.
+    fn over_nothing<'a>(
+        &mut self,
+        asks: bool,
+        out: SpanMut<'a>,
+        queue: impl FnOnce(&mut Self, D::Stream, SpanMut<'a>) -> Result<()>,
+    ) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let on = self.held_on();
+        let stream = self.begin(&on, asks || out.memory() == Memory::Host)?;
+        let done = queue(self, stream, out);
+        self.settled(stream, done)?;
+        self.end(&on, stream, false)
     }
 
     /// The stream of the held logits.
@@ -51,15 +132,18 @@ impl<D: KernelDevice> DeviceShard<D> {
         &mut self,
         held: HeldMatrix,
         spec: &PartialSpec,
-        targets: &[Candidate],
+        targets: Span<'_>,
         out: SpanMut<'_>,
     ) -> Result<()> {
-        check_len("targets of the held rows", targets.len(), self.held.rows * spec.targets)?;
+        let wanted = product_of(&[self.held.rows, spec.targets, size_of::<Candidate>()])?;
+        check_len("bytes of the targets of the held rows", targets.len(), wanted)?;
+        self.check_place("targets of the held rows", targets, align_of::<u64>())?;
         let stride = spec.stride(self.weights.info.vocab.len());
         self.check_out("partials", &out, product_of(&[self.held.rows, stride])?)?;
         check_candidates(spec)?;
         let (on, to_host) = (self.held_on(), out.memory() == Memory::Host);
-        let stream = self.begin(&on, to_host || !targets.is_empty())?;
+        let asks = targets.memory() == Memory::Host && !targets.is_empty();
+        let stream = self.begin(&on, to_host || asks)?;
         let done = self.queue_summary(stream, held, spec, targets, out);
         self.settled(stream, done)?;
         if to_host { Ok(()) } else { self.end(&on, stream, false) }
@@ -71,11 +155,14 @@ impl<D: KernelDevice> DeviceShard<D> {
         stream: D::Stream,
         held: HeldMatrix,
         spec: &PartialSpec,
-        targets: &[Candidate],
+        targets: Span<'_>,
         out: SpanMut<'_>,
     ) -> Result<()> {
         let device = self.common.device.clone();
-        let targets = self.ask(stream, bytemuck::cast_slice(targets))?;
+        let targets = match targets.as_host() {
+            Some(targets) => self.ask(stream, targets)?,
+            None => targets.address(),
+        };
         let bytes = self.held_part_bytes(self.held.rows, spec)?;
         let parts = device.address(self.rooms.parts.at_least(bytes, |bytes| device.alloc(bytes))?);
         if out.memory() != Memory::Host {
@@ -91,6 +178,12 @@ impl<D: KernelDevice> DeviceShard<D> {
         out.check_len(what, bytes)?;
         out.check_aligned(what, 8)?;
         if out.memory() == Memory::Host { Ok(()) } else { out.check_memory(what, self.common.memory()) }
+    }
+
+    /// What lies with the host or the device, for structs.
+    fn check_place(&self, what: &str, span: Span<'_>, to: usize) -> Result<()> {
+        span.check_aligned(what, to)?;
+        if span.memory() == Memory::Host { Ok(()) } else { span.check_memory(what, self.common.memory()) }
     }
 
     /// Asks `asked`, launches `blocks` blocks of what `launch` makes of the addresses of that and of the
@@ -132,25 +225,39 @@ impl<D: KernelDevice> DeviceShard<D> {
     fn target_logits(
         &mut self,
         held: HeldMatrix,
-        targets: &[u32],
+        targets: Span<'_>,
         per_row: usize,
-        out: &mut [f32],
+        out: SpanMut<'_>,
     ) -> Result<()> {
-        check_len("targets of the held rows", targets.len(), self.held.rows * per_row)?;
-        check_len("logits of the targets", out.len(), targets.len())?;
-        let blocks = targets.len().div_ceil(THREADS as usize);
-        let asked = bytemuck::cast_slice(targets);
-        let out = bytemuck::cast_slice_mut(out);
-        self.query(
-            |shard| &shard.weights.kernels.targets,
-            asked,
-            (blocks, 0),
-            out,
-            |targets, out| {
-                let (targets, out) = (targets as usize as *const u32, out as usize as *mut f32);
-                HeldTargetsParams { held, targets, out, per_row: per_row as u32 }
-            },
-        )
+        let n = product_of(&[self.held.rows, per_row])?;
+        check_len("bytes of the targets of the held rows", targets.len(), product_of(&[n, 4])?)?;
+        check_len("bytes of the logits of the targets", out.len(), targets.len())?;
+        out.check_memory("logits of the targets", targets.memory())?;
+        let blocks = n.div_ceil(THREADS as usize);
+        let params = |targets: u64, out: u64| {
+            let (targets, out) = (targets as usize as *const u32, out as usize as *mut f32);
+            HeldTargetsParams { held, targets, out, per_row: per_row as u32 }
+        };
+        if targets.memory() == Memory::Host {
+            let asked = targets.host_elements("targets")?;
+            let out = out.into_host_elements("logits of the targets")?;
+            return self.query(|shard| &shard.weights.kernels.targets, asked, (blocks, 0), out, params);
+        }
+        self.check_place("targets of the held rows", targets, 4)?;
+        self.check_place("logits of the targets", out.as_span(), 4)?;
+        if blocks == 0 {
+            return Ok(());
+        }
+        let grid = Grid { blocks: blocks as u32, threads: THREADS, shared_bytes: 0 };
+        let on = self.held_on();
+        self.only_on(&on, |shard, stream| {
+            let kernel = &shard.weights.kernels.targets;
+            // SAFETY: held logits, and checked spans of the caller's.
+            unsafe {
+                let params = params(targets.address(), out.address());
+                shard.common.device.launch(stream, kernel, &grid, &params)
+            }
+        })
     }
 
     fn maxima(&mut self, held: HeldMatrix, rows: &[usize], out: &mut [f32]) -> Result<()> {
@@ -243,57 +350,86 @@ impl<D: KernelDevice> DeviceShard<D> {
         done
     }
 
-    fn candidates(&mut self, held: HeldMatrix, rows: &[(usize, Wanted)], out: SpanMut<'_>) -> Result<()> {
+    /// Checks rows and places of candidates; returns how many places there are.
+    fn check_candidate_places(&self, rows: &[(usize, Wanted)], out: &SpanMut<'_>) -> Result<usize> {
         self.check_rows(rows.iter().map(|(row, _)| *row))?;
         let places = rows.iter().map(|(_, wanted)| wanted.places()).sum::<usize>();
-        self.check_out("candidates", &out, product_of(&[places, size_of::<Candidate>()])?)?;
-        let mut asked = std::mem::take(&mut self.held.asked);
-        asked.clear();
-        let (mut place, mut blocks) = (0, 0);
-        for (row, wanted) in rows {
-            let one = wanted_of(*row, wanted, place);
-            // A shard without as many ids has no place.
-            if wanted.places() > 0 {
-                asked.extend_from_slice(bytemuck::bytes_of(&one));
-                blocks += 1;
-            }
-            place += wanted.places() as u64;
-        }
-        let done = self.find_candidates(held, &asked, blocks, out);
-        self.held.asked = asked;
-        done
+        self.check_out("candidates", out, product_of(&[places, size_of::<Candidate>()])?)?;
+        Ok(places)
     }
 
-    fn find_candidates(
-        &mut self,
-        held: HeldMatrix,
-        asked: &[u8],
-        blocks: usize,
-        out: SpanMut<'_>,
-    ) -> Result<()> {
-        let params = |queries: u64, out: u64| HeldCandidatesParams {
-            held,
-            queries: queries as usize as *const _,
-            out: out as usize as *mut _,
-        };
-        let size = (blocks, SHARED_BYTES);
-        if out.memory() == Memory::Host {
-            let out = out.into_host().expect("host memory");
-            return self.query(|shard| &shard.weights.kernels.candidates, asked, size, out, params);
-        }
-        if blocks == 0 {
+    fn candidates(&mut self, held: HeldMatrix, rows: &[(usize, Wanted)], out: SpanMut<'_>) -> Result<()> {
+        if self.check_candidate_places(rows, &out)? == 0 {
             return Ok(());
         }
+        let mut asked = std::mem::take(&mut self.held.asked);
+        asked.clear();
+        // First those that a warp collects or draws, then those that are selected. A shard without as many
+        // ids has no place.
+        let mut counts = [0; 2];
+        let (mut k, mut least) = (0, usize::MAX);
+        for (selected, count) in counts.iter_mut().enumerate() {
+            let mut place = 0;
+            for (row, wanted) in rows {
+                let places = wanted.places();
+                if places > 0 && (places > BEST) == (selected == 1) {
+                    asked.extend_from_slice(bytemuck::bytes_of(&wanted_of(*row, wanted, place)));
+                    *count += 1;
+                    if selected == 1 {
+                        (k, least) = (k.max(places), least.min(places));
+                    }
+                }
+                place += places as u64;
+            }
+        }
+        let selection = Selection { count: counts[1], k, least };
+        let to_host = out.memory() == Memory::Host;
         let on = self.held_on();
         let stream = self.begin(&on, true)?;
-        let done = self.ask(stream, asked).and_then(|asked| {
-            let grid = Grid { blocks: blocks as u32, threads: THREADS, shared_bytes: size.1 };
-            let kernel = &self.weights.kernels.candidates;
-            // SAFETY: held logits, the shard's own memory, and the caller's, which was checked.
-            unsafe { self.common.device.launch(stream, kernel, &grid, &params(asked, out.address())) }
-        });
+        let done = self.queue_candidates(stream, held, &asked, (counts[0], selection), out);
+        self.held.asked = asked;
         self.settled(stream, done)?;
-        self.end(&on, stream, false)
+        if to_host { Ok(()) } else { self.end(&on, stream, false) }
+    }
+
+    /// With an answer in host memory it is there when this returns.
+    fn queue_candidates(
+        &mut self,
+        stream: D::Stream,
+        held: HeldMatrix,
+        asked: &[u8],
+        (collected, selected): (usize, Selection),
+        out: SpanMut<'_>,
+    ) -> Result<()> {
+        let device = self.common.device.clone();
+        let queries = self.ask(stream, asked)?;
+        let to = match out.memory() {
+            Memory::Host => {
+                device.address(self.rooms.outputs.at_least(out.len(), |bytes| device.alloc(bytes))?)
+            }
+            _ => out.address(),
+        };
+        if collected > 0 {
+            let params = HeldCandidatesParams {
+                held,
+                queries: queries as usize as *const _,
+                out: to as usize as *mut _,
+            };
+            let grid = Grid { blocks: collected as u32, threads: THREADS, shared_bytes: SHARED_BYTES };
+            // SAFETY: held logits, the shard's own memory, and the caller's, which was checked.
+            unsafe { device.launch(stream, &self.weights.kernels.candidates, &grid, &params)? };
+        }
+        let Selection { count, k, least } = selected;
+        if count > 0 {
+            let bytes = select_bytes(count, k, held.ids as usize)?;
+            let room = device.address(self.rooms.parts.at_least(bytes, |bytes| device.alloc(bytes))?);
+            let address = queries + (collected * size_of::<HeldWanted>()) as u64;
+            self.select(stream, held, select::Wanted::Queries { address, count, k, least }, room, to)?;
+        }
+        match out.into_host() {
+            Some(out) => self.answer(stream, to, out),
+            None => Ok(()),
+        }
     }
 
     /// Refuses numbers of rows that are not held.
@@ -307,6 +443,14 @@ impl<D: KernelDevice> DeviceShard<D> {
             }
         }
     }
+}
+
+/// How many rows of a pass have their candidates selected, and of them the most and the fewest.
+#[derive(Clone, Copy)]
+struct Selection {
+    count: usize,
+    k: usize,
+    least: usize,
 }
 
 fn check_len(what: &str, got: usize, wanted: usize) -> Result<()> {

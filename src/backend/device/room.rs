@@ -5,11 +5,18 @@ use crate::error::Result;
 use crate::memory::{Allocation, Memory, Span, SpanMut};
 
 /// Memory that grows to what the largest call needed.
-pub(super) struct GrowBuffer<B>(Option<(B, usize)>);
+pub(super) struct GrowBuffer<B> {
+    memory: Option<(B, usize)>,
+    /// A step is captured that may use this memory.
+    capturing: bool,
+    /// Graphs have its address: it stays where it is, also where memory grows.
+    stays: bool,
+    of_graphs: Vec<B>,
+}
 
 impl<B> Default for GrowBuffer<B> {
     fn default() -> Self {
-        GrowBuffer(None)
+        GrowBuffer { memory: None, capturing: false, stays: false, of_graphs: Vec::new() }
     }
 }
 
@@ -19,10 +26,13 @@ impl<B> GrowBuffer<B> {
     /// # Errors
     /// What `alloc` says.
     pub fn at_least(&mut self, bytes: usize, alloc: impl FnOnce(usize) -> Result<B>) -> Result<&mut B> {
-        if self.0.as_ref().is_none_or(|(_, size)| *size < bytes) {
+        if self.memory.as_ref().is_none_or(|(_, size)| *size < bytes) {
             // First the old one goes: both need not fit at once.
-            self.0 = None;
-            self.0 = Some((alloc(bytes)?, bytes));
+            let old = self.memory.take();
+            if std::mem::replace(&mut self.stays, self.capturing) {
+                self.of_graphs.extend(old.map(|(memory, _)| memory));
+            }
+            self.memory = Some((alloc(bytes)?, bytes));
         }
         Ok(self.get())
     }
@@ -32,7 +42,13 @@ impl<B> GrowBuffer<B> {
     /// # Panics
     /// Where nobody asked.
     pub fn get(&mut self) -> &mut B {
-        &mut self.0.as_mut().expect("made before").0
+        &mut self.memory.as_mut().expect("made before").0
+    }
+
+    /// From now on steps are captured that may use this memory, or no more.
+    pub fn capture(&mut self, capturing: bool) {
+        self.capturing = capturing;
+        self.stays |= capturing;
     }
 }
 

@@ -4,28 +4,34 @@
 //! ```text
 //! rows     in device memory: used in place                in host memory: one copy per row to the device
 //! logits   in device memory: written in place             in host memory: one copy per row from the device
-//! partials made by kernels: the product leaves those of its tiles, which a second kernel joins
-//! workspace  [quantised rows][status words][held f32 logits, or bars and the tiles' partials]: the caller's,
-//!            or the shard's own
+//! partials made by kernels: the product leaves those of its tiles, which a second kernel joins; draws, too
+//!          (of more candidates than a warp collects: from its logits, which are selected from)
+//! workspace  [quantised rows][status words][held f32 logits and what is made of them, or bars and the tiles'
+//!            partials]: the caller's, or the shard's own
 //! ```
 //!
 //! What is queued on an engine's stream is not waited for. The shard's own memory is then in use until the
 //! event `used`, and whoever wants it next waits for that.
 
 use super::adjustments::{NO_ADJUSTMENTS, packed_at};
+use super::capacity::Counted;
 use super::held::Held;
-use super::partials::{self, BEST, NO_ANSWER, NO_PARTIALS, tile_bytes};
+use super::partials::{self, BEST, NO_ANSWER, NO_PARTIALS, by_tiles, tile_bytes};
 use super::room::GrowBuffer;
 use super::weights::Weights;
-use super::{Call, CopyRows, KernelDevice, Matmul, Side, checks, dtype_code, of_product};
+use super::{Call, CopyRows, KernelDevice, Matmul, Side, checks, dtype_code, inputs, of_product};
 use crate::adjust::ShardAdjustments;
-use crate::backend::cpu::{self, CpuBackend};
-use crate::backend::params::{HeldMatrix, LogitAdjustments, LogitMatrix, RowMatrix, TilePartials};
-use crate::backend::{Ask, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Status};
+use crate::backend::params::{
+    HeldMatrix, LogitAdjustments, LogitMatrix, RowMatrix, SamplingRow, TilePartials,
+};
+use crate::backend::{
+    Arrivals, Ask, CapacitySteps, HeldLogits, Inputs, Job, LoadedShard, LogitsOut, On, Out, Payload, Status,
+    Which,
+};
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
-use crate::finish::{self, Finish};
+use crate::finish::{self, Finish, RowSampling};
 use crate::memory::{self, Memory, Span, SpanMut};
 use crate::merge::{Candidate, PartialSpec};
 use crate::plan::{Shape, Tile};
@@ -45,7 +51,6 @@ const TARGETS: usize = 8;
 /// What all shards of a backend have in common.
 pub(super) struct Common<D: KernelDevice> {
     pub device: D,
-    pub host: Arc<CpuBackend>,
     /// Bytes of locked host memory for what is sent, and as many for what is received.
     pub staged: usize,
     /// Bytes of logits that are held at once for partials.
@@ -69,14 +74,12 @@ pub(super) struct Rooms<D: KernelDevice> {
     /// What kernels are asked besides rows, and what parts of held rows know.
     asked: GrowBuffer<D::Buffer>,
     pub parts: GrowBuffer<D::Buffer>,
-    /// Locked memory of the host: rows on their way, adjustments, what came, held logits, and what a finish
+    /// Locked memory of the host: rows on their way, adjustments, what is asked, what came, and what a draw
     /// needs.
     sent: GrowBuffer<D::Staging>,
     sent_adjustments: GrowBuffer<D::Staging>,
     sent_asked: GrowBuffer<D::Staging>,
     pub received: GrowBuffer<D::Staging>,
-    pub held: GrowBuffer<D::Staging>,
-    pub finish: GrowBuffer<D::Staging>,
     /// Adjustments before they are copied to locked memory.
     packed: Vec<u32>,
 }
@@ -94,8 +97,6 @@ impl<D: KernelDevice> Default for Rooms<D> {
             sent_adjustments: GrowBuffer::default(),
             sent_asked: GrowBuffer::default(),
             received: GrowBuffer::default(),
-            held: GrowBuffer::default(),
-            finish: GrowBuffer::default(),
             packed: Vec::new(),
         }
     }
@@ -106,14 +107,17 @@ pub(super) struct DeviceShard<D: KernelDevice> {
     pub common: Arc<Common<D>>,
     pub rooms: Rooms<D>,
     pub held: Held,
-    /// The host's code for passes.
-    pub passes: cpu::Held,
     /// The end of what uses the shard's own memory, and the stream that it is on; none where that was waited
     /// for.
     used: D::Event,
     pending: Option<memory::Stream>,
     /// Something was queued since the last wait.
     pub queued: bool,
+    /// What is queued becomes part of a graph: nothing may wait, and memory of the shard's own stays.
+    capturing: bool,
+    /// Capacity steps, once there was one: a graph that replays them counts on here, so this is no memory that
+    /// is given back.
+    pub counted: Option<Arc<Counted<D>>>,
     /// The last field: memory goes before the stream that used it.
     stream: D::OwnedStream,
 }
@@ -140,12 +144,19 @@ pub(super) struct Places {
     product: usize,
     pub status: usize,
     /// What no candidate of a row is below; where tiles' partials are made.
-    bars: usize,
+    pub bars: usize,
     /// Held logits, or tiles' partials.
     pub held: usize,
     /// From row to row of held logits.
     pitch: usize,
-    total: usize,
+    pub total: usize,
+}
+
+impl Places {
+    /// Where what is made of held logits lies, of places for these alone.
+    fn parts(&self) -> usize {
+        self.total.next_multiple_of(256)
+    }
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
@@ -154,12 +165,22 @@ impl<D: KernelDevice> DeviceShard<D> {
     pub fn new(common: &Arc<Common<D>>, weights: Arc<Weights<D>>, stream: D::OwnedStream) -> Result<Self> {
         let used = common.device.event()?;
         let common = Arc::clone(common);
-        let passes = common.host.passes_over(&weights.info);
         let (rooms, held) = (Rooms::default(), Held::default());
-        Ok(DeviceShard { weights, common, rooms, held, passes, used, pending: None, queued: false, stream })
+        Ok(DeviceShard {
+            weights,
+            common,
+            rooms,
+            held,
+            used,
+            pending: None,
+            queued: false,
+            capturing: false,
+            counted: None,
+            stream,
+        })
     }
 
-    fn ids(&self) -> usize {
+    pub(super) fn ids(&self) -> usize {
         self.weights.info.vocab.len()
     }
 
@@ -167,13 +188,13 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.common.memory()
     }
 
-    fn product(&self) -> &Matmul<D> {
+    pub(super) fn product(&self) -> &Matmul<D> {
         self.weights.product.as_ref().expect("a shard with ids")
     }
 
     /// Rows whose logits are held at once for partials, or what tiles leave instead of them.
     fn at_once(&self, rows: usize, spec: &PartialSpec) -> usize {
-        let row = if by_kernels(spec) {
+        let row = if by_tiles(spec) {
             self.ids().div_ceil(Tile::FEWEST_IDS) * spec.stride(Tile::FEWEST_IDS)
         } else {
             (4 * self.ids()).next_multiple_of(16)
@@ -194,14 +215,35 @@ impl<D: KernelDevice> DeviceShard<D> {
 
     /// Of partials.
     fn partial_places(&self, rows: usize, spec: &PartialSpec) -> Result<Places> {
-        if !by_kernels(spec) {
-            return self.places(rows, 1);
+        if !by_tiles(spec) {
+            let places = self.places(rows, 1)?;
+            let parts = self.held_part_bytes(rows, spec)?;
+            return Ok(Places { total: sum_of(&[places.parts(), parts])?, ..places });
         }
         let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
         let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
         // As of the smallest tiles, whatever the plan: what is enough for some rows is enough for fewer.
         let total = sum_of(&[held, tile_bytes(spec, rows, self.ids(), Tile::FEWEST_IDS)?])?;
         Ok(Places { product, status, bars, held, pitch, total })
+    }
+
+    /// Of draws.
+    pub(super) fn drawn_places(&self, rows: usize) -> Result<Places> {
+        let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
+        let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
+        // As of the smallest tiles, as those of partials.
+        let total = sum_of(&[held, product_of(&[rows, self.drawn_row()])?])?;
+        Ok(Places { product, status, bars, held, pitch, total })
+    }
+
+    /// Bytes that tiles leave of a row that is drawn.
+    fn drawn_row(&self) -> usize {
+        self.ids().div_ceil(Tile::FEWEST_IDS) * size_of::<Candidate>()
+    }
+
+    /// Rows that are drawn at once.
+    pub(super) fn drawn_at_once(&self, rows: usize) -> usize {
+        rows.min((self.common.held / self.drawn_row()).max(1))
     }
 
     /// Bytes of a workspace for so many rows' partials.
@@ -227,6 +269,9 @@ impl<D: KernelDevice> DeviceShard<D> {
         if let Some(pending) = self.pending
             && (own_memory || pending != device.handle(stream))
         {
+            if self.capturing {
+                return Err(waits_in_a_graph());
+            }
             device.wait_for(&self.used)?;
             self.pending = None;
         }
@@ -236,6 +281,9 @@ impl<D: KernelDevice> DeviceShard<D> {
 
     /// Waits for the stream.
     pub(super) fn settle(&mut self, stream: D::Stream) -> Result<()> {
+        if self.capturing {
+            return Err(waits_in_a_graph());
+        }
         self.common.device.record(&self.used, stream)?;
         self.common.device.wait_for(&self.used)?;
         (self.pending, self.queued) = (None, false);
@@ -251,6 +299,10 @@ impl<D: KernelDevice> DeviceShard<D> {
         if wait || on.stream.is_none() {
             return self.settle(stream);
         }
+        if self.capturing {
+            // Whoever replays the graph says when its work has ended.
+            return Ok(());
+        }
         self.common.device.record(&self.used, stream)?;
         self.pending = Some(self.common.device.handle(stream));
         Ok(())
@@ -265,7 +317,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// Device memory for a workspace of that many bytes.
-    fn workspace_at(&mut self, on: &On<'_>, needed: usize, rows: usize) -> Result<u64> {
+    pub(super) fn workspace_at(&mut self, on: &On<'_>, needed: usize, rows: usize) -> Result<u64> {
         if let Some(given) = &on.workspace {
             return checks::workspace(given, needed, rows, self.own());
         }
@@ -357,8 +409,14 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// Adjustments on their way to the device.
-    fn adjust(
+    /// Adjustments where the kernels read them: in place, or on their way to the device.
+    fn adjust(&mut self, stream: D::Stream, job: &Job<'_>, rows: Range<usize>) -> Result<LogitAdjustments> {
+        let first = rows.start;
+        let sent = self.send_adjustments(stream, job.adjustments, rows)?;
+        Ok(inputs::with_placed(sent, job.placed.as_ref(), first))
+    }
+
+    fn send_adjustments(
         &mut self,
         stream: D::Stream,
         adjustments: Option<&ShardAdjustments>,
@@ -411,7 +469,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// Names the product of so many rows in what a wait for it says.
-    fn named(&self, rows: usize) -> impl Fn(Error) -> Error + use<D> {
+    pub(super) fn named(&self, rows: usize) -> impl Fn(Error) -> Error + use<D> {
         let shape = Shape { rows, vocab: self.ids(), hidden: self.weights.info.hidden_size };
         move |error| of_product(&shape, error)
     }
@@ -423,7 +481,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let workspace = self.workspace_at(on, places.total, n)?;
         let to_host = out.data.memory() == Memory::Host;
         let rows = self.rows(stream, &job.rows, to_host || on.stream.is_none())?;
-        let adjustments = self.adjust(stream, job.adjustments, 0..n)?;
+        let adjustments = self.adjust(stream, job, 0..n)?;
         let dtype = dtype_code(out.dtype).expect("checked: a float type");
         let (device, own) = (self.common.device.clone(), self.own());
         let product = (workspace, places.product);
@@ -562,8 +620,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         let part = job.rows.range(rows.clone());
         let places = self.places(n, if raw { 2 } else { 1 })?;
         let matrix = self.rows(stream, &part, waits)?;
-        let both = raw && job.adjustments.is_some();
-        let adjustments = self.adjust(stream, job.adjustments, rows)?;
+        let both = raw && job.is_adjusted();
+        let adjustments = self.adjust(stream, job, rows)?;
         let address = workspace + places.held as u64;
         // Behind those with adjustments.
         let raw_address = if both { address + (n * places.pitch) as u64 } else { 0 };
@@ -577,8 +635,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let out = Outputs { logits, raw: raw_address, partials: NO_PARTIALS };
         self.launch(stream, (n, matrix), out, adjustments, job.epilogue, product)?;
         let held = &mut self.held;
-        (held.rows, held.both, held.adjusted_only) = (n, both, job.adjustments.is_some() && !raw);
-        held.on_host = false;
+        (held.rows, held.both, held.adjusted_only) = (n, both, job.is_adjusted() && !raw);
         held.matrix = Some(HeldMatrix {
             data: logits.data.cast_const().cast(),
             status: logits.status.cast_const(),
@@ -612,17 +669,78 @@ impl<D: KernelDevice> DeviceShard<D> {
         for first in (0..n).step_by(at_once) {
             let rows = first..n.min(first + at_once);
             let (part, rest) = left.split_at(rows.len() * spec.stride(self.ids()));
-            if by_kernels(&spec) {
-                let waits = part.memory() == Memory::Host || on.stream.is_none();
-                self.tile_partials(stream, job, rows, &spec, (workspace, waits), part)?;
+            self.begin_part(stream, job, first)?;
+            let waits = part.memory() == Memory::Host || on.stream.is_none();
+            let to = if part.memory() == Memory::Host {
+                let device = &self.common.device;
+                device.address(self.rooms.outputs.at_least(part.len(), |bytes| device.alloc(bytes))?)
             } else {
-                self.held.stream = on.stream;
-                self.hold_rows(stream, job, rows, (false, true), workspace)?;
-                self.held_partials(stream, spec, part)?;
+                part.address()
+            };
+            let named = self.named(rows.len());
+            if by_tiles(&spec) {
+                self.tile_partials(stream, job, rows, &spec, (workspace, waits), to)?;
+            } else {
+                self.held_partials(stream, job, rows, &spec, (workspace, waits), to)?;
+            }
+            if let Some(bytes) = part.into_host() {
+                self.answer(stream, to, bytes).map_err(named)?;
             }
             left = rest;
         }
         Ok(())
+    }
+
+    /// The part of a job's rows from `first` on is about to be queued.
+    pub(super) fn begin_part(&mut self, stream: D::Stream, job: &Job<'_>, first: usize) -> Result<()> {
+        if first > 0 && (job.rows.memory() == Memory::Host || job.adjustments.is_some()) {
+            // The part before is on its way still from the same memory of the host.
+            self.settle(stream)?;
+            self.queued = true;
+        }
+        Ok(())
+    }
+
+    /// Some rows' partials at `out` by way of their logits, in a workspace that has room. `waits`: as of
+    /// [`DeviceShard::rows`].
+    fn held_partials(
+        &mut self,
+        stream: D::Stream,
+        job: &Job<'_>,
+        rows: Range<usize>,
+        spec: &PartialSpec,
+        (workspace, waits): (u64, bool),
+        out: u64,
+    ) -> Result<()> {
+        let parts = workspace + self.places(rows.len(), 1)?.parts() as u64;
+        self.hold_rows(stream, job, rows, (false, waits), workspace)?;
+        let held = self.held.matrix(Which::Adjusted).expect("a shard with ids");
+        self.summarise_held(stream, held, spec, 0, parts, out)
+    }
+
+    /// Queues a product of some rows that leaves `partials` in a workspace that has room. `waits`: as of
+    /// [`DeviceShard::rows`].
+    pub(super) fn tiles(
+        &mut self,
+        stream: D::Stream,
+        job: &Job<'_>,
+        rows: Range<usize>,
+        (workspace, places): (u64, &Places),
+        waits: bool,
+        partials: TilePartials,
+    ) -> Result<()> {
+        let n = rows.len();
+        let matrix = self.rows(stream, &job.rows.range(rows.clone()), waits)?;
+        let adjustments = self.adjust(stream, job, rows)?;
+        let logits = LogitMatrix {
+            data: std::ptr::null_mut(),
+            pitch: 0,
+            status: (workspace + places.status as u64) as usize as *mut u32,
+            dtype: dtype_code(DType::F32).expect("a float type"),
+        };
+        let product = (workspace, places.product);
+        let outputs = Outputs { logits, raw: 0, partials };
+        self.launch(stream, (n, matrix), outputs, adjustments, job.epilogue, product)
     }
 
     /// Some rows' partials by kernels, in a workspace that has room. `waits`: as of [`DeviceShard::rows`].
@@ -633,41 +751,20 @@ impl<D: KernelDevice> DeviceShard<D> {
         rows: Range<usize>,
         spec: &PartialSpec,
         (workspace, waits): (u64, bool),
-        out: SpanMut<'_>,
+        out: u64,
     ) -> Result<()> {
         let n = rows.len();
         let plan = self.product().plan(n)?;
         let places = self.partial_places(n, spec)?;
-        if rows.start > 0 && (job.rows.memory() == Memory::Host || job.adjustments.is_some()) {
-            // The part before is on its way still from the same memory of the host.
-            self.settle(stream)?;
-            self.queued = true;
-        }
-        let matrix = self.rows(stream, &job.rows.range(rows.clone()), waits)?;
-        let adjustments = self.adjust(stream, job.adjustments, rows)?;
-        let logits = LogitMatrix {
-            data: std::ptr::null_mut(),
-            pitch: 0,
-            status: (workspace + places.status as u64) as usize as *mut u32,
-            dtype: dtype_code(DType::F32).expect("a float type"),
-        };
         let partials = TilePartials {
             data: (workspace + places.held as u64) as usize as *mut u8,
             bars: (workspace + places.bars as u64) as usize as *mut u32,
             k: spec.k as u32,
             sum: u32::from(spec.sum),
+            ..NO_PARTIALS
         };
-        let product = (workspace, places.product);
-        let outputs = Outputs { logits, raw: 0, partials };
-        self.launch(stream, (n, matrix), outputs, adjustments, job.epilogue, product)?;
-        if out.memory() != Memory::Host {
-            return self.merge_tiles(stream, (workspace, &places), &plan, spec, out.address());
-        }
-        let (device, bytes) = (self.common.device.clone(), out.len());
-        let to = device.address(self.rooms.outputs.at_least(bytes, |bytes| device.alloc(bytes))?);
-        self.merge_tiles(stream, (workspace, &places), &plan, spec, to)?;
-        let named = self.named(n);
-        self.answer(stream, to, out.into_host().expect("checked: host memory")).map_err(named)
+        self.tiles(stream, job, rows, (workspace, &places), waits, partials)?;
+        self.merge_tiles(stream, (workspace, &places), &plan, spec, out)
     }
 
     /// Host bytes on their way to the device: where they will be.
@@ -722,10 +819,8 @@ impl<D: KernelDevice> DeviceShard<D> {
                 };
                 (0..rows).try_for_each(fill)
             }
-            Out::Partials(spec, out) if out.memory() != Memory::Host => {
-                self.merge_nothing(stream, rows, &spec, out.address())
-            }
-            Out::Partials(spec, out) => self.empty_partials(stream, rows, spec, out),
+            Out::Partials(spec, out) => self.nothing_at(stream, rows, &spec, out),
+            Out::Drawn(..) => unreachable!("drawn like those of other shards"),
         }
     }
 }
@@ -747,7 +842,15 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         }
         let places = match ask {
             Ask::Logits { .. } => self.places(rows, 0)?,
-            Ask::Hold { raw } => self.places(rows, if raw { 2 } else { 1 })?,
+            // Whoever may hold the rows may draw them.
+            Ask::Hold { raw } => {
+                let held = self.places(rows, if raw { 2 } else { 1 })?.total;
+                return Ok(held.max(self.drawn_places(rows)?.total));
+            }
+            Ask::Drawn => {
+                self.product().plan(rows)?;
+                self.drawn_places(self.drawn_at_once(rows))?
+            }
             Ask::Partials(spec) => {
                 // More rows than can be are refused, however few are held at once.
                 self.product().plan(rows)?;
@@ -766,7 +869,11 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         let stream = self.begin(&On::default(), true)?;
         self.settle(stream)?;
         let (ids, hidden) = (self.ids(), self.weights.info.hidden_size * self.weights.hidden.size());
-        let at_once = if let Ask::Partials(spec) = ask { self.at_once(rows, &spec) } else { rows };
+        let at_once = match ask {
+            Ask::Partials(spec) => self.at_once(rows, &spec),
+            Ask::Drawn => self.drawn_at_once(rows),
+            _ => rows,
+        };
         let (staged, device) = (self.common.staged, self.common.device.clone());
         let on_device = |bytes| device.alloc(bytes);
         let locked = |bytes| device.staging(bytes);
@@ -788,14 +895,23 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
                 rooms.outputs.at_least(total, on_device)?;
                 rooms.received.at_least(total.min(staged.max(first)), locked)?;
             }
-            Ask::Partials(spec) if by_kernels(&spec) => {
+            Ask::Drawn => {
+                let answer = product_of(&[at_once, size_of::<Candidate>()])?;
+                rooms.outputs.at_least(answer, on_device)?;
+                rooms.received.at_least(answer, locked)?;
+                let asked = product_of(&[rows, size_of::<SamplingRow>()])?;
+                self.held.asked.clear();
+                self.held.asked.reserve(asked);
+                rooms.asked.at_least(asked, on_device)?;
+                rooms.sent_asked.at_least(asked, locked)?;
+            }
+            Ask::Partials(spec) => {
                 let bytes = product_of(&[at_once, spec.stride(ids)])?;
                 rooms.outputs.at_least(bytes, on_device)?;
                 rooms.received.at_least(bytes, locked)?;
             }
-            Ask::Partials(_) | Ask::Hold { .. } => {
-                let kinds = if let Ask::Hold { raw: true } = ask { 2 } else { 1 };
-                // Of as many candidates as kernels find, and some targets.
+            Ask::Hold { .. } => {
+                // Of as many candidates as a warp collects, and some targets.
                 let spec = PartialSpec { k: BEST, sum: true, targets: TARGETS };
                 let parts = partials::tile_bytes(&spec, rows, ids, partials::part_ids(ids))?;
                 rooms.parts.at_least(parts, on_device)?;
@@ -808,20 +924,7 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
                 self.held.asked.reserve(asked);
                 rooms.asked.at_least(asked, on_device)?;
                 rooms.sent_asked.at_least(asked, locked)?;
-                if !device.lends() || ids % 4 != 0 {
-                    rooms.held.at_least(product_of(&[kinds, at_once, ids, 4])?, locked)?;
-                }
-                self.held.status.clear();
-                self.held.status.reserve(kinds * at_once);
-                self.passes.nonfinite.clear();
-                self.passes.nonfinite.reserve(kinds * at_once);
             }
-        }
-        if let Ask::Partials(spec) = ask
-            && !by_kernels(&spec)
-        {
-            self.passes.reserve_threads(spec.places(ids).max(1));
-            self.rooms.finish.at_least(product_of(&[at_once, spec.stride(ids)])?, locked)?;
         }
         Ok(())
     }
@@ -839,19 +942,25 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
                 checks::partials(out, product_of(&[n, spec.stride(ids)])?, job, own)?;
                 out.memory() == Memory::Host
             }
+            Out::Drawn(sampling, out) => {
+                self.check_drawn(sampling, n)?;
+                checks::partials(out, product_of(&[n, size_of::<Candidate>()])?, job, own)?;
+                out.memory() == Memory::Host
+            }
         };
         self.forget();
         if n == 0 {
             return Ok(());
         }
-        // Whatever goes through host memory, or is computed there.
+        // Whatever goes through host memory.
         let by_host = to_host
             || job.rows.memory() == Memory::Host
             || job.adjustments.is_some()
-            || matches!(&out, Out::Partials(spec, _) if ids > 0 && !by_kernels(spec));
+            || matches!(&out, Out::Drawn(RowSampling::Host(_), _));
         let uses_own = by_host || on.workspace.is_none();
         let stream = self.begin(on, by_host)?;
         let done = match out {
+            Out::Drawn(sampling, out) => self.drawn(stream, job, &sampling, out, on),
             out if ids == 0 => self.nothing(stream, n, out),
             Out::Logits(out) => self.logits(stream, job, out, on),
             Out::Partials(spec, out) => self.partials(stream, job, spec, out, on),
@@ -869,11 +978,9 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         self.forget();
         checks::job(job, &self.weights.info, self.weights.hidden, self.own())?;
         self.held.stream = on.stream;
-        let stream = self.begin(on, true)?;
+        let stream = self.begin(on, job.rows.memory() == Memory::Host || job.adjustments.is_some())?;
         if n == 0 || self.ids() == 0 {
             self.held.nothing(n);
-            // SAFETY: there are no logits.
-            unsafe { self.pass_over(&[]) };
             self.held.is_there = true;
             return Ok(self);
         }
@@ -907,6 +1014,44 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         self.finish_anywhere(what, scratch, on)
     }
 
+    fn open_capacity(&mut self, payload: Payload<'_>, on: &mut On<'_>) -> Result<()> {
+        self.open_payload(payload, on)
+    }
+
+    fn check_capacity(&mut self, arrivals: Arrivals<'_>, on: &mut On<'_>) -> Result<()> {
+        self.check_arrivals(arrivals, on)
+    }
+
+    fn restart_capacity(&mut self) -> Result<()> {
+        self.restart_counted()
+    }
+
+    fn capture(&mut self, capturing: bool) {
+        self.capturing = capturing;
+        // What held logits are made into lies in memory of the shard's own.
+        self.rooms.parts.capture(capturing);
+    }
+
+    fn remember_queued(&mut self, on: &On<'_>) -> Result<()> {
+        let stream = self.stream_of(on)?;
+        self.common.device.record(&self.used, stream)?;
+        self.pending = Some(self.common.device.handle(stream));
+        Ok(())
+    }
+
+    fn wait_queued(&mut self) -> Result<()> {
+        self.common.maker.check("the device backend")?;
+        self.wait_for_pending()
+    }
+
+    fn capacity_steps(&self) -> Option<Arc<dyn CapacitySteps>> {
+        self.counted.clone().map(|counted| counted as _)
+    }
+
+    fn inputs(&mut self, what: Inputs<'_>, on: &mut On<'_>) -> Result<()> {
+        self.place_inputs(what, on)
+    }
+
     fn release_memory(&mut self) {
         self.forget();
         if self.common.maker.is_here() && self.wait_for_pending().is_ok() {
@@ -934,9 +1079,13 @@ impl<D: KernelDevice> Drop for DeviceShard<D> {
     }
 }
 
-/// Whether kernels make such partials; of more candidates the host makes them of held logits.
-pub(super) fn by_kernels(spec: &PartialSpec) -> bool {
-    spec.k <= BEST
+fn waits_in_a_graph() -> Error {
+    Error::Device {
+        what: "a step that is captured in a graph".into(),
+        problem: "it would wait on the host, for its inputs in host memory or for a step on another stream"
+            .into(),
+        fix: "put all inputs in device memory, and capture on the stream of the steps before".into(),
+    }
 }
 
 pub(super) fn check_candidates(spec: &PartialSpec) -> Result<()> {

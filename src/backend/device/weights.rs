@@ -34,6 +34,10 @@ pub(super) struct Weights<D: KernelDevice> {
 
 /// What kernels multiply the shard with rows of that type.
 pub(super) fn precision(shard: &HeadShard, hidden: DType) -> Result<Precision> {
+    if shard.matrix().dtype().is_float() && shard.scales().is_some() {
+        let fix = "use the cpu backend for NVFP4 heads, or quantise them to int8 at load";
+        return Err(Error::unsupported("device kernels", "float weights without scales", "some with", fix));
+    }
     Precision::of(shard.matrix().dtype(), shard.quantization(), hidden)
 }
 
@@ -96,7 +100,7 @@ impl<D: KernelDevice> Weights<D> {
             weights._owned.push(buffer);
             Ok(address)
         };
-        if let Matrix::I8 { scales, .. } = shard.matrix() {
+        if let Some(scales) = shard.scales() {
             weights.scales = floats(scales)?;
         }
         if let Some(bias) = shard.bias() {
@@ -122,6 +126,7 @@ fn copy<D: KernelDevice>(device: &D, stream: D::Stream, shard: &HeadShard) -> Re
         Matrix::F16(w) => bytemuck::cast_slice(w),
         Matrix::Bf16(w) => bytemuck::cast_slice(w),
         Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
+        Matrix::E4m3 { values, .. } => values,
     };
     let (rows, row_bytes) = (shard.vocab().len(), shard.hidden_size() * shard.matrix().dtype().size());
     let pitch = row_bytes.next_multiple_of(16);

@@ -178,7 +178,11 @@ impl NcclExchange {
             told(call, &*control).or_else(|| communicator.progress().err().map(Refused::into_fault))
         };
         let end = move |call: &Call, fault: &Fault| {
-            lock(&state).give_up(fault);
+            // Who has not come so far, where the host has put the step there; of a replay it knows nothing.
+            let named = late(call, &*teller);
+            let is_named = matches!(&named, Fault::Timeout { missing } if !missing.is_empty());
+            let is_overdue = matches!(fault, Fault::Broken { .. }) && call.left().is_zero();
+            lock(&state).give_up(if is_overdue && is_named { &named } else { fault });
             if let Fault::Broken { problem, .. } = fault {
                 teller.notify_abort(call, problem);
             }
@@ -371,6 +375,10 @@ unsafe impl DeviceExchange for NcclExchange {
 
     fn watch_end(&self, _: &Call, stream: Stream) -> Result<(), Fault> {
         self.watched(|watchdog| watchdog.end(stream))
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        NcclExchange::fault(self)
     }
 
     fn abort(&self, why: &Fault) {

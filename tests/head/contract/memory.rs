@@ -49,6 +49,7 @@ fn after_warm_up_no_step_of_up_to_as_many_rows_is_the_first_of_its_kind() {
                         targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
                         sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
                         adjustments: adjusted.then(|| lmhead::Adjustments::allowed(&mask)),
+                        ..lmhead::RowInputs::default()
                     };
                     for counts in
                         [RowCounts::exact(&each), RowCounts::capacity(rows, mine), RowCounts::discover(mine)]

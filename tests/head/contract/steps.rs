@@ -232,6 +232,7 @@ fn tensor_parallel(
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
             sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
             adjustments: Some(adjustments),
+            ..lmhead::RowInputs::default()
         };
         let began = Instant::now();
         let step = head.step_adjusted(counts(replicas), &request);

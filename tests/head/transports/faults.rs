@@ -306,7 +306,7 @@ fn not_finite(rank: Rank) -> Value {
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
             sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
-            adjustments: None,
+            ..RowInputs::default()
         };
         let run = |head: &mut LmHead, counts| {
             let hidden = HiddenRows::new(&bytes, DType::F32, ROWS, 16)?;

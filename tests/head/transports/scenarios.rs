@@ -190,7 +190,7 @@ fn good_steps(rank: Rank) -> Value {
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
             sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
-            adjustments: None,
+            ..RowInputs::default()
         };
         for counts in [RowCounts::exact(&counts), RowCounts::discover(mine), RowCounts::capacity(5, mine)] {
             let answer = head.step(counts, &request).and_then(|step| step.run_with(hidden, &inputs));

@@ -132,14 +132,18 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
         (
             |s| s.flags = 64,
             LMHEAD_ERROR_ARGUMENT,
-            "flags: wanted LMHEAD_ADJUSTED, PROCESSED and WITH_LOGPROBS",
+            "flags: wanted LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS and DEVICE_MASKS",
         ),
         (|s| s.flags = LMHEAD_PROCESSED, LMHEAD_ERROR_ARGUMENT, "no flags of logprobs with argmax"),
-        (|s| s.hidden.dtype = 5, LMHEAD_ERROR_ARGUMENT, "hidden: wanted f32, f16, bf16 or i8, got 0x5;"),
+        (
+            |s| s.hidden.dtype = 5,
+            LMHEAD_ERROR_ARGUMENT,
+            "hidden: wanted f32, f16, bf16, i8 or e4m3, got 0x5;",
+        ),
         (
             |s| s.hidden.dtype = 0x14002,
             LMHEAD_ERROR_ARGUMENT,
-            "hidden: wanted f32, f16, bf16 or i8, got float64;",
+            "hidden: wanted f32, f16, bf16, i8 or e4m3, got float64;",
         ),
         (|s| s.hidden.device_type = 4, LMHEAD_ERROR_ARGUMENT, "hidden: wanted LMHEAD_HOST, LMHEAD_CUDA"),
         (|s| s.hidden.data = ptr::null_mut(), LMHEAD_ERROR_ARGUMENT, "hidden: wanted [3, 8] f32, got NULL"),
@@ -151,6 +155,23 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
             "stream: wanted NULL with rows in host",
         ),
         (|s| s.targets = [1i64].as_ptr(), LMHEAD_ERROR_ARGUMENT, "targets: wanted NULL with this request"),
+        (
+            |s| s.device_inputs = LMHEAD_DEVICE_TARGETS,
+            LMHEAD_ERROR_ARGUMENT,
+            "device_inputs: wanted none where `hidden` is host memory, got 0x1",
+        ),
+        (
+            |s| s.flags = LMHEAD_DEVICE_MASKS,
+            LMHEAD_ERROR_ARGUMENT,
+            "device_inputs: wanted none where `hidden` is host memory",
+        ),
+        (
+            |s| s.device_inputs = 8,
+            LMHEAD_ERROR_ARGUMENT,
+            "device_inputs: wanted LMHEAD_DEVICE_TARGETS, SAMPLING and ADJUSTMENTS, got 0x8",
+        ),
+        (|s| s.max_counts = -1, LMHEAD_ERROR_ARGUMENT, "max_counts: wanted"),
+        (|s| s.max_logit_bias = 1 << 32, LMHEAD_ERROR_ARGUMENT, "max_logit_bias: wanted fewer than 2^32"),
         (
             |s| s.rows = 4,
             LMHEAD_ERROR_SHAPE,
@@ -244,11 +265,7 @@ fn a_failed_call_leaves_the_engines_memory_to_it() {
     );
     refuse(lmhead_weights_config { matrix: strided(9), ..own }, LMHEAD_ERROR_ARGUMENT, "without a gap");
     let quantization = LMHEAD_QUANT_W8A8 as i32;
-    refuse(
-        lmhead_weights_config { quantization, ..own },
-        LMHEAD_ERROR_ARGUMENT,
-        "none for weights that are not int8",
-    );
+    refuse(lmhead_weights_config { quantization, ..own }, LMHEAD_ERROR_ARGUMENT, "none for float weights");
     let mut broken = WEIGHTS;
     broken[11] = f32::NAN;
     let matrix = tensor(&broken, HIDDEN);
@@ -265,6 +282,45 @@ fn a_failed_call_leaves_the_engines_memory_to_it() {
         lmhead_weights_free(weights);
     }
     assert_eq!(RELEASED.load(Ordering::Relaxed), 1);
+}
+
+/// FP8 has scales and is w8a16; floats may have scales.
+#[test]
+fn fp8_weights_and_floats_with_scales() {
+    let codes = vec![0x38u8; 70 * HIDDEN];
+    let scales = vec![0.5f32; 70];
+    let matrix =
+        lmhead_tensor { data: codes.as_ptr().cast_mut().cast(), dtype: LMHEAD_E4M3, ..whole().matrix };
+    let quantization = LMHEAD_QUANT_W8A16 as i32;
+    let fp8 =
+        lmhead_weights_config { matrix, quantization, scales: scales.as_ptr(), n_scales: 70, ..whole() };
+    let scaled = lmhead_weights_config { scales: scales.as_ptr(), n_scales: 1, ..whole() };
+    for (config, dtype, quantization, bytes) in [
+        (&fp8, LMHEAD_E4M3, LMHEAD_QUANT_W8A16, 70 * HIDDEN + 4 * 70),
+        (&scaled, LMHEAD_F32, LMHEAD_QUANT_NONE, 4 * 70 * HIDDEN + 4 * 70),
+    ] {
+        let weights = wrap(config);
+        let mut info = init!(lmhead_weights_info);
+        // SAFETY: made above.
+        good(unsafe { lmhead_weights_about(weights, &raw mut info) });
+        assert_eq!((info.dtype, info.quantization), (dtype, quantization as i32));
+        assert_eq!(info.bytes, bytes as u64);
+        // SAFETY: made above.
+        unsafe { lmhead_weights_free(weights) };
+    }
+    let mut weights = ptr::null_mut();
+    for (config, words) in [
+        (
+            lmhead_weights_config { quantization: LMHEAD_QUANT_W8A8 as i32, ..fp8 },
+            "wanted w8a16 for e4m3 weights",
+        ),
+        (lmhead_weights_config { n_scales: 0, ..fp8 }, "shard scales: wanted 70, got 0"),
+    ] {
+        // SAFETY: all are there.
+        let status = unsafe { lmhead_weights_wrap(&raw const config, &raw mut weights) };
+        let kind = if config.n_scales == 0 { LMHEAD_ERROR_SHAPE } else { LMHEAD_ERROR_ARGUMENT };
+        fails(status, kind, words);
+    }
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn code(dtype: DType) -> u32 {
         DType::F16 => LMHEAD_F16,
         DType::Bf16 => LMHEAD_BF16,
         DType::I8 => LMHEAD_I8,
+        DType::E4m3 => LMHEAD_E4M3,
     }
 }
 
@@ -42,6 +43,7 @@ fn wrap(shard: &Arc<HeadShard>, lent: bool) -> *mut lmhead_weights {
         Matrix::F16(values) => (values.as_ptr().cast(), &[][..]),
         Matrix::Bf16(values) => (values.as_ptr().cast(), &[][..]),
         Matrix::I8 { values, scales } => (values.as_ptr().cast(), &scales[..]),
+        Matrix::E4m3 { values, scales } => (values.as_ptr().cast(), &scales[..]),
     };
     let vocab = shard.vocab();
     let mut config = lmhead_weights_config {

@@ -160,7 +160,7 @@ impl<'a> Subject<'a> {
         let columns = shard.info().hidden_size;
         let bytes = &hidden[..rows * columns * self.hidden_dtype.size()];
         let hidden = HiddenRows::new(bytes, self.hidden_dtype, rows, columns)?;
-        let job = Job { rows: hidden, epilogue, adjustments: None };
+        let job = Job { rows: hidden, epilogue, adjustments: None, placed: None };
         let stride = shard.info().vocab.len() * DType::F32.size();
         let out = LogitsOut {
             data: SpanMut::host(&mut self.logits[..rows * stride]),
@@ -188,7 +188,7 @@ impl<'a> Subject<'a> {
         let inputs = RowInputs {
             targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
             sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
-            adjustments: None,
+            ..RowInputs::default()
         };
         let began = Instant::now();
         let answer = self.head.step(RowCounts::exact(&[rows]), request)?.run_with(hidden, &inputs)?;
@@ -217,6 +217,7 @@ fn weight_bytes(shard: &HeadShard) -> &[u8] {
         Matrix::F16(w) => bytemuck::cast_slice(w),
         Matrix::Bf16(w) => bytemuck::cast_slice(w),
         Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
+        Matrix::E4m3 { values, .. } => values,
     }
 }
 

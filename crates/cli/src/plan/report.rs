@@ -216,7 +216,7 @@ impl WeightBytes {
     /// `rows` rows with their scales and bias, as `HeadShard::bytes` counts them.
     pub fn of(&self, config: &HeadConfig, rows: usize) -> u64 {
         let row = config.hidden_size * self.dtype.size();
-        let beside = if self.dtype == DType::I8 { 4 } else { 0 } + if self.bias { 4 } else { 0 };
+        let beside = if self.dtype.is_float() { 0 } else { 4 } + if self.bias { 4 } else { 0 };
         (row + beside) as u64 * rows as u64
     }
 }

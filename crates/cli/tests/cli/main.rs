@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 #[cfg(unix)]
 mod ends;
+mod formats;
 mod launched;
 mod mixed;
 mod models;

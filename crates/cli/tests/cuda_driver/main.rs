@@ -185,7 +185,8 @@ fn an_f32_head_is_the_cpus_and_refused_elsewhere() {
         let output = with(backend);
         let problem = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{problem}");
-        let wanted = "error: device kernels: wanted bf16, f16 or int8 weights, got f32; use the cpu backend";
+        let wanted =
+            "error: device kernels: wanted bf16, f16, int8 or FP8 weights, got f32; use the cpu backend";
         assert!(problem.starts_with(wanted), "{problem}");
     }
 }
@@ -258,9 +259,9 @@ fn doctor_tells_of_driver_and_devices() {
             "note",
             "w8a16_matmul_sm80 (compute_80); cannot run carriers/gather_bf16_sm90a (made for sm_90a)",
         ),
-        (&[("FAKE_CAPABILITY", "75")], "cuda device 0", "note", "cannot run carriers/gather_bf16_sm90a"),
+        (&[("FAKE_CAPABILITY", "75")], "cuda device 0", "note", "cannot run capacity_sm80 (made for sm_80"),
         (&[("FAKE_DEVICES", "3")], "cuda device 2", "ok", "Fake 2, compute capability 9.0, 80.0 GB; runs "),
-        (&[], "backend cuda", "ok", "bf16, f16, w8a8, w8a16 on device 0, Fake 0 (9.0)"),
+        (&[], "backend cuda", "ok", "bf16, f16, w8a8, w8a16, fp8 on device 0, Fake 0 (9.0)"),
         (
             &[("FAKE_CAPABILITY", "75")],
             "backend cuda",

@@ -114,50 +114,27 @@ impl Arith for Avx2 {
     #[inline(always)]
     fn i8_to_f32(quad: [__m256i; 2]) -> [[__m256i; 2]; 4] {
         // SAFETY: AVX2 as above.
-        unsafe {
-            let spread = |half: __m256i, i: i8| {
-                // Byte 4i + j of each chunk to the top of its dword j.
-                let top = |j| 4 * i + j;
-                let places = _mm256_setr_epi8(
-                    -1,
-                    -1,
-                    -1,
-                    top(0),
-                    -1,
-                    -1,
-                    -1,
-                    top(1),
-                    -1,
-                    -1,
-                    -1,
-                    top(2),
-                    -1,
-                    -1,
-                    -1,
-                    top(3), //
-                    -1,
-                    -1,
-                    -1,
-                    top(0),
-                    -1,
-                    -1,
-                    -1,
-                    top(1),
-                    -1,
-                    -1,
-                    -1,
-                    top(2),
-                    -1,
-                    -1,
-                    -1,
-                    top(3),
-                );
-                let top = _mm256_shuffle_epi8(half, places);
-                _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top)))
-            };
-            let both = |i| [spread(quad[0], i), spread(quad[1], i)];
-            [both(0), both(1), both(2), both(3)]
-        }
+        let value = |top| unsafe { _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top))) };
+        let both = |i| [value(spread(quad[0], i)), value(spread(quad[1], i))];
+        [both(0), both(1), both(2), both(3)]
+    }
+
+    /// The code without its sign moves to an f32's places, whose exponent is then too small by 127 - 7 = 120:
+    /// a product with 2^120 mends it, exactly.
+    #[inline(always)]
+    fn e4m3_to_f32(quad: [__m256i; 2]) -> [[__m256i; 2]; 4] {
+        // SAFETY: AVX2 as above.
+        let value = |top| unsafe {
+            let magnitude = _mm256_set1_epi32(0x7f00_0000);
+            let nan = _mm256_cmpeq_epi32(_mm256_and_si256(top, magnitude), magnitude);
+            let moved =
+                _mm256_and_si256(_mm256_srai_epi32::<4>(top), _mm256_set1_epi32(0x87f0_0000_u32 as i32));
+            let shift_exponent = _mm256_castsi256_ps(_mm256_set1_epi32((127 + 120) << 23));
+            let value = _mm256_mul_ps(_mm256_castsi256_ps(moved), shift_exponent);
+            _mm256_or_si256(_mm256_castps_si256(value), nan)
+        };
+        let both = |i| [value(spread(quad[0], i)), value(spread(quad[1], i))];
+        [both(0), both(1), both(2), both(3)]
     }
 
     #[inline(always)]
@@ -173,5 +150,23 @@ impl Arith for Avx2 {
     #[inline(always)]
     fn i8_to_bf16(_: [__m256i; 2]) -> [[__m256i; 2]; 2] {
         unreachable!("Isa::multiplies_bf16")
+    }
+
+    #[inline(always)]
+    fn e4m3_to_bf16(_: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+        unreachable!("Isa::multiplies_bf16")
+    }
+}
+
+/// Byte 4i + j of each chunk to the top of its dword j, over zeros.
+#[inline(always)]
+fn spread(half: __m256i, i: i8) -> __m256i {
+    let top = |j| 4 * i + j;
+    let ([a, b, c, d], zero) = ([top(0), top(1), top(2), top(3)], -1);
+    // SAFETY: private to this file, whose callers run where AVX2 was detected.
+    unsafe {
+        let chunk =
+            _mm_setr_epi8(zero, zero, zero, a, zero, zero, zero, b, zero, zero, zero, c, zero, zero, zero, d);
+        _mm256_shuffle_epi8(half, _mm256_broadcastsi128_si256(chunk))
     }
 }

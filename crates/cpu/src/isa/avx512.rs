@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI, and with BF16 and VBMI where `BF16` is true: a quad is one register.
 
 use super::{Arith, Work};
+use crate::e4m3;
 use crate::lanes::{Chunk, Quad};
 use std::arch::x86_64::*;
 
@@ -107,21 +108,25 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
 
     #[inline(always)]
     fn i8_to_f32(quad: __m512i) -> [__m512i; 4] {
-        // SAFETY: AVX-512 F and BW as above.
-        unsafe {
-            // Byte 4i + j of each chunk to the top of its dword j; a negative place gives zero.
-            let spread = |i: i32| {
-                let to_top = _mm_add_epi8(
-                    _mm_set1_epi8(4 * i as i8),
-                    _mm_setr_epi8(
-                        -128, -128, -128, 0, -128, -128, -128, 1, -128, -128, -128, 2, -128, -128, -128, 3,
-                    ),
-                );
-                let top = _mm512_shuffle_epi8(quad, _mm512_broadcast_i32x4(to_top));
-                _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top)))
-            };
-            [spread(0), spread(1), spread(2), spread(3)]
-        }
+        // SAFETY: AVX-512 F as above.
+        let value = |top| unsafe { _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))) };
+        [0, 1, 2, 3].map(|i| value(spread(quad, i)))
+    }
+
+    /// As with AVX2.
+    #[inline(always)]
+    fn e4m3_to_f32(quad: __m512i) -> [__m512i; 4] {
+        // SAFETY: AVX-512 F as above.
+        let value = |top| unsafe {
+            let magnitude = _mm512_set1_epi32(0x7f00_0000);
+            let nan = _mm512_cmpeq_epi32_mask(_mm512_and_si512(top, magnitude), magnitude);
+            let moved =
+                _mm512_and_si512(_mm512_srai_epi32::<4>(top), _mm512_set1_epi32(0x87f0_0000_u32 as i32));
+            let shift_exponent = _mm512_castsi512_ps(_mm512_set1_epi32((127 + 120) << 23));
+            let value = _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(moved), shift_exponent));
+            _mm512_mask_mov_epi32(value, nan, _mm512_set1_epi32(-1))
+        };
+        [0, 1, 2, 3].map(|i| value(spread(quad, i)))
     }
 
     #[inline(always)]
@@ -136,18 +141,25 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
         if !BF16 {
             unreachable!("Isa::multiplies_bf16");
         }
-        // SAFETY: AVX-512 BW and VBMI as above; a table is two registers.
+        // SAFETY: AVX-512 BW and VBMI as above.
         unsafe {
-            let table = |of: &[Quad; 2]| (Self::load(&of[0]), Self::load(&of[1]));
-            let ((low, low_64), (high, high_64)) = (table(&BF16_LOW), table(&BF16_HIGH));
             let magnitude = _mm512_abs_epi8(quad);
-            let low = _mm512_permutex2var_epi8(low, magnitude, low_64);
             let not_0 = _mm512_test_epi8_mask(quad, quad);
-            let high = _mm512_maskz_permutex2var_epi8(not_0, high, magnitude, high_64);
-            const OR_OF_AND: i32 = 0xf8; // a | (b & c)
-            let high = _mm512_ternarylogic_epi32::<OR_OF_AND>(high, quad, _mm512_set1_epi8(i8::MIN));
-            [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+            signed_bf16(
+                quad,
+                look_up(&INT8_LOW, magnitude),
+                _mm512_maskz_mov_epi8(not_0, look_up(&INT8_HIGH, magnitude)),
+            )
         }
+    }
+
+    /// By table: without its sign a code has seven bits, which is what VBMI's lookup takes of it.
+    #[inline(always)]
+    fn e4m3_to_bf16(quad: __m512i) -> [__m512i; 2] {
+        if !BF16 {
+            unreachable!("Isa::multiplies_bf16");
+        }
+        signed_bf16(quad, look_up(&E4M3_LOW, quad), look_up(&E4M3_HIGH, quad))
     }
 
     #[inline(always)]
@@ -196,21 +208,88 @@ fn by_quad() -> __m512i {
     unsafe { _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15) }
 }
 
-/// The bits of a small integer in bf16.
-const fn bf16_of(integer: f32) -> u16 {
-    (integer.to_bits() >> 16) as u16
+/// Byte 4i + j of each chunk to the top of its dword j, over zeros.
+#[inline(always)]
+fn spread(quad: __m512i, i: i8) -> __m512i {
+    let (a, zero) = (4 * i, -128);
+    // SAFETY: private to this file, whose callers run where AVX-512 F and BW were detected.
+    unsafe {
+        let chunk = _mm_setr_epi8(
+            zero,
+            zero,
+            zero,
+            a,
+            zero,
+            zero,
+            zero,
+            a + 1,
+            zero,
+            zero,
+            zero,
+            a + 2,
+            zero,
+            zero,
+            zero,
+            a + 3,
+        );
+        _mm512_shuffle_epi8(quad, _mm512_broadcast_i32x4(chunk))
+    }
+}
+
+/// The entries of a table that the lower seven bits of bytes name.
+#[inline(always)]
+fn look_up(table: &[Quad; 2], bytes: __m512i) -> __m512i {
+    // SAFETY: private to this file, whose callers run where VBMI was detected; a table is two registers.
+    unsafe {
+        let half = |half: &Quad| _mm512_loadu_si512(std::ptr::from_ref(half).cast());
+        _mm512_permutex2var_epi8(half(&table[0]), bytes, half(&table[1]))
+    }
+}
+
+/// The bf16 of these low and high bytes, with the signs of `quad`'s bytes.
+#[inline(always)]
+fn signed_bf16(quad: __m512i, low: __m512i, high: __m512i) -> [__m512i; 2] {
+    const OR_OF_AND: i32 = 0xf8; // a | (b & c)
+    // SAFETY: private to this file, whose callers run where AVX-512 F and BW were detected.
+    unsafe {
+        let high = _mm512_ternarylogic_epi32::<OR_OF_AND>(high, quad, _mm512_set1_epi8(i8::MIN));
+        [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+    }
 }
 
 /// The low and the high byte of 1 to 128 in bf16, each at its number modulo 128.
-static BF16_LOW: [Quad; 2] = bf16_bytes(0);
-static BF16_HIGH: [Quad; 2] = bf16_bytes(8);
+static INT8_LOW: [Quad; 2] = bf16_bytes(int8_magnitudes(), 0);
+static INT8_HIGH: [Quad; 2] = bf16_bytes(int8_magnitudes(), 8);
+/// The same of the E4M3 codes without a sign.
+static E4M3_LOW: [Quad; 2] = bf16_bytes(e4m3_magnitudes(), 0);
+static E4M3_HIGH: [Quad; 2] = bf16_bytes(e4m3_magnitudes(), 8);
 
-const fn bf16_bytes(shift: u32) -> [Quad; 2] {
-    let mut table = [Quad([Chunk([0; 16]); 4]); 2];
+const fn int8_magnitudes() -> [f32; 128] {
+    let mut values = [0.0; 128];
     let mut i = 1;
     while i <= 128 {
-        let at = i % 128;
-        table[at / 64].0[at % 64 / 16].0[at % 16] = (bf16_of(i as f32) >> shift) as u8;
+        values[i % 128] = i as f32;
+        i += 1;
+    }
+    values
+}
+
+const fn e4m3_magnitudes() -> [f32; 128] {
+    let mut values = [0.0; 128];
+    let mut i = 0;
+    while i < 128 {
+        values[i] = e4m3::widen(i as u8);
+        i += 1;
+    }
+    values
+}
+
+/// A byte of the bf16 of each value: all of these are bf16.
+const fn bf16_bytes(values: [f32; 128], shift: u32) -> [Quad; 2] {
+    let mut table = [Quad([Chunk([0; 16]); 4]); 2];
+    let mut i = 0;
+    while i < 128 {
+        table[i / 64].0[i % 64 / 16].0[i % 16] = (values[i].to_bits() >> 16 >> shift) as u8;
         i += 1;
     }
     table

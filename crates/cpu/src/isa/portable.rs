@@ -112,6 +112,16 @@ impl Arith for Portable {
     fn i8_to_bf16(_: [Chunk; 4]) -> [[Chunk; 4]; 2] {
         unreachable!("Isa::multiplies_bf16")
     }
+
+    #[inline(always)]
+    fn e4m3_to_f32([a, b, c, d]: [Chunk; 4]) -> [[Chunk; 4]; 4] {
+        Self::transpose([e4m3_to_f32(a), e4m3_to_f32(b), e4m3_to_f32(c), e4m3_to_f32(d)])
+    }
+
+    #[inline(always)]
+    fn e4m3_to_bf16(_: [Chunk; 4]) -> [[Chunk; 4]; 2] {
+        unreachable!("Isa::multiplies_bf16")
+    }
 }
 
 /// By the bits of `2^23 + 128 + w`, whose lowest byte is `w + 128`: two steps fewer than by way of integers,
@@ -137,6 +147,37 @@ fn i8_to_f32(bytes: Chunk) -> [Chunk; 4] {
     {
         let bytes: [i8; 16] = cast(bytes);
         let four = |first: usize| cast(std::array::from_fn::<f32, 4, _>(|i| f32::from(bytes[first + i])));
+        [four(0), four(4), four(8), four(12)]
+    }
+}
+
+/// As with AVX2.
+#[inline(always)]
+fn e4m3_to_f32(bytes: Chunk) -> [Chunk; 4] {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has SSE2.
+    unsafe {
+        let (bytes, zero): (__m128i, __m128i) = (cast(bytes), _mm_setzero_si128());
+        let magnitude = _mm_set1_epi32(0x7f00_0000);
+        let shift_exponent = _mm_castsi128_ps(_mm_set1_epi32((127 + 120) << 23));
+        let value = |top: __m128i| {
+            let nan = _mm_cmpeq_epi32(_mm_and_si128(top, magnitude), magnitude);
+            let moved = _mm_and_si128(_mm_srai_epi32::<4>(top), _mm_set1_epi32(0x87f0_0000_u32 as i32));
+            let value = _mm_mul_ps(_mm_castsi128_ps(moved), shift_exponent);
+            cast(_mm_or_si128(_mm_castps_si128(value), nan))
+        };
+        let (low, high) = (_mm_unpacklo_epi8(zero, bytes), _mm_unpackhi_epi8(zero, bytes));
+        [
+            value(_mm_unpacklo_epi16(zero, low)),
+            value(_mm_unpackhi_epi16(zero, low)),
+            value(_mm_unpacklo_epi16(zero, high)),
+            value(_mm_unpackhi_epi16(zero, high)),
+        ]
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let four =
+            |first: usize| cast(std::array::from_fn::<f32, 4, _>(|i| crate::e4m3::widen(bytes.0[first + i])));
         [four(0), four(4), four(8), four(12)]
     }
 }

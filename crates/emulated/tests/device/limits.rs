@@ -40,7 +40,7 @@ fn every_id(precision: Precision, vocab: usize, hidden: usize) {
         let sum: f32 = (0..hidden).map(|k| row[k] * operands.weight(id, k)).sum();
         let scaled = match precision {
             Precision::Bf16 | Precision::F16 => sum,
-            Precision::W8a16(_) => sum * operands.scales[id],
+            Precision::W8a16(_) | Precision::Fp8(_) => sum * operands.scales[id],
             Precision::W8a8(_) => {
                 let mut q = [0i8];
                 let scale = lmhead::quantize::quantize_row(&row, &mut q);

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "launches")]
 
 mod callbacks;
+mod fp8;
 mod golden;
 mod limits;
 mod out_of_order;

@@ -12,9 +12,9 @@ use lmhead::weights::{DeviceMatrix, HeadShard, Matrix};
 use lmhead::{DType, Quantization};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::TestHead;
-use lmhead_testkit::product::partials;
 use lmhead_testkit::product::shards::{Placed, answers, backend_of, cases};
 use lmhead_testkit::product::steady::{Done, steady};
+use lmhead_testkit::product::{capacity, draws, partials};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +50,40 @@ fn partials_that_tie_everywhere_are_the_cpu_backend_s() {
     }
 }
 
+#[test]
+fn capacity_steps_are_packed_and_compared() {
+    for seed in 0..4 {
+        let backend = device(seed).backend(cpu());
+        capacity::payloads_are_packed(&backend, seed);
+        capacity::headers_are_compared(&backend, seed);
+    }
+}
+
+#[test]
+fn draws_from_the_shards_candidates_are_the_host_s() {
+    for seed in 0..3 {
+        draws::are_the_hosts(&device(seed).backend(cpu()), 100 * seed);
+    }
+}
+
+#[test]
+fn messages_of_candidates_that_do_not_fit_are_refused() {
+    draws::misplaced_messages_are_refused(&device(1).backend(cpu()));
+}
+
+#[test]
+fn products_draw_what_the_cpu_backend_s_do() {
+    for seed in 0..2 {
+        draws::of_products_are_the_cpus(&backend_of(device(seed), cpu(), seed == 1), &cpu(), 1000 * seed);
+    }
+    draws::of_filtered_rows_are_refused(&device(2).backend(cpu()), &cpu());
+}
+
+#[test]
+fn draws_are_as_often_what_they_are_as_the_softmax_says() {
+    draws::are_as_often_as_the_softmax_says(&EmulatedDevice::new(5).backend(cpu()));
+}
+
 /// What is enough for some rows is enough for fewer, of whatever tiles a plan is.
 #[test]
 fn a_workspace_for_some_rows_does_for_fewer() {
@@ -59,7 +93,9 @@ fn a_workspace_for_some_rows_does_for_fewer() {
         let loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
         for k in [1, 8, 64, 65] {
             let spec = PartialSpec { k, sum: true, targets: 0 };
-            for ask in [Ask::Partials(spec), Ask::Hold { raw: true }, Ask::Logits { dtype: DType::F32 }] {
+            for ask in
+                [Ask::Partials(spec), Ask::Hold { raw: true }, Ask::Logits { dtype: DType::F32 }, Ask::Drawn]
+            {
                 let bytes = |rows| loaded.workspace(rows, ask).expect("a size");
                 let sizes: Vec<usize> = (1..=520).map(bytes).collect();
                 assert!(sizes.is_sorted(), "{vocab} ids, {ask:?}");
@@ -79,7 +115,7 @@ fn a_repeated_call_makes_nothing_and_multiplies_once() {
         };
         for (name, done) in steady(&backend, &done) {
             println!("{name}: {} copies, {} products", done.copies, done.products);
-            let products = i64::from(!name.ends_with("finish"));
+            let products = i64::from(!name.contains("finish"));
             assert_eq!(done.products, products, "{name}");
         }
     }
@@ -99,6 +135,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
             Matrix::F16(w) => (bytemuck::cast_slice(w), &[]),
             Matrix::Bf16(w) => (bytemuck::cast_slice(w), &[]),
             Matrix::I8 { values, scales } => (bytemuck::cast_slice(values), scales),
+            Matrix::E4m3 { values, scales } => (values, scales),
         };
         let row_bytes = bytes.len() / vocab;
         let pitch = row_bytes.next_multiple_of(16) + 32;
@@ -135,7 +172,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
 
         let x = head.rows(rows, 9);
         let x = HiddenRows::new(&x, dtype, rows, hidden).expect("rows");
-        let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None };
+        let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None, placed: None };
         let (before, mut in_place) =
             (backend.device().counts(), backend.load(&foreign, dtype).expect("kernels"));
         assert_eq!(backend.device().counts().copies, before.copies, "nothing was copied");
@@ -163,7 +200,7 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
     // SAFETY: nobody follows an address that is refused.
     let span = |memory, address, len| unsafe { SpanMut::from_raw(memory, address, len) };
     let x = HiddenRows::strided(source.span(), DType::Bf16, rows, hidden, 2 * hidden).expect("rows");
-    let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None };
+    let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None, placed: None };
     let out = Placed::new(&backend, own, &vec![0; rows * 4 * vocab]);
     let words = Placed::new(&backend, own, &[0; 16]);
     let (data, status) = (out.span().address(), words.span().address());
@@ -246,7 +283,7 @@ fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
     let head = TestHead::random(vocab, hidden, DType::Bf16, Quantization::None, 7);
     let bytes = head.rows(rows, 9);
     let x = HiddenRows::new(&bytes, DType::Bf16, rows, hidden).expect("rows");
-    let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None };
+    let job = Job { rows: x, epilogue: Epilogue::default(), adjustments: None, placed: None };
     let spec = PartialSpec { k: 3, sum: true, targets: 0 };
     let mut first = None;
     // What tiles leave of so many rows is held at once: of a tile of 64 ids 64 bytes a row.

@@ -88,7 +88,9 @@ fn steps_that_stay_on_the_device_make_nothing_there_and_see_bad_indices() {
         Request::logits(DType::Bf16),
         Request::argmax(),
         Request::top_k(3),
+        Request::top_k(1000),
         Request::Logprobs { targets: 2, top_n: 3, processed: false },
+        Request::Logprobs { targets: 2, top_n: 100, processed: false },
         Request::sample(),
         Request::Sample { logprobs: Some(told) },
     ] {
@@ -137,7 +139,7 @@ fn heads_without_a_kernel_are_refused_by_name() {
         (
             DType::F32,
             Quantization::None,
-            "bf16, f16 or int8 weights, got f32; use the cpu backend for f32 heads",
+            "bf16, f16, int8 or FP8 weights, got f32; use the cpu backend for f32 heads",
         ),
         (DType::F32, Quantization::W8a16, "f16 or bf16 hidden states for w8a16, got f32"),
     ] {
@@ -149,4 +151,20 @@ fn heads_without_a_kernel_are_refused_by_name() {
             LmHead::new(&config, group, head.shard(0..70), exchange, emulated(1)).err().expect("no kernel");
         assert!(matches!(error, Error::Dtype { .. }) && error.to_string().contains(wanted), "{error}");
     }
+}
+
+#[test]
+fn inputs_in_device_memory_that_cannot_be_are_told_of_their_rows() {
+    for ranks in [1, 2, 3] {
+        let device = EmulatedDevice::new(ranks as u64);
+        let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+        requests::bad_inputs(&requests::Resident::new(device, Arc::new(backend)), ranks);
+    }
+}
+
+#[test]
+fn inputs_in_device_memory_that_do_not_fit_are_refused() {
+    let device = EmulatedDevice::new(3);
+    let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+    requests::refused_inputs(&requests::Resident::new(device, Arc::new(backend)));
 }

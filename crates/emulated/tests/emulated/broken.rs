@@ -1,6 +1,7 @@
 //! Kernels that are wrong on purpose: each kind of fault is found, and named as what it is.
 
-use crate::planted::{Row, check, plain};
+use crate::planted::{Row, check, plain, record};
+use lmhead::sampling::philox;
 use lmhead_emulated::FaultKind::*;
 use lmhead_emulated::probe::*;
 use lmhead_emulated::{Device, LaunchConfig};
@@ -120,6 +121,119 @@ fn lists_of_candidates_and_histograms() {
 }
 
 #[test]
+fn counts_and_comparisons_of_capacity_steps() {
+    let words: Vec<u32> = (0..64u32).map(|i| 100 + (i * 37 + 11) % 64).collect();
+    let least = words.iter().min().copied().expect("words");
+    let counts = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_capacity(), 64, 8, 64).input(&words).n(&[how]);
+        let out = probe.config(|c| c.seed(seed)).run()?;
+        assert_eq!(out[40], least, "mistake {how}, seed {seed}");
+        let before = out[1];
+        let is_right = out[0] == before.wrapping_add(1) && out[1..33].iter().all(|seen| *seen == before);
+        Ok((out, is_right))
+    };
+    let run = |how: u32, seed: u64| {
+        let (out, is_right) = counts(how, seed)?;
+        assert!(is_right, "mistake {how}, seed {seed}");
+        Ok(out)
+    };
+    // Global memory is not watched for what threads of one block do: the lanes' numbers tell.
+    let wrong = (0..8).filter(|seed| !counts(1, *seed).expect("no fault").1).count();
+    assert!(wrong > 0, "a number that is counted up before all lanes have read it");
+    let rows: &[Row] = &[
+        (2, "the least of a part of a warp", &[Divergence], 8),
+        (3, "another warp's number without a barrier", &[Race], 8),
+    ];
+    check("broken_capacity", rows, run);
+}
+
+#[test]
+fn selections_and_lists() {
+    let words: Vec<u32> = (0..64u32).map(|i| i * 37 % 101).collect();
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_select(), 64, 560, 137 + 64).input(&words).n(&[how]);
+        let mut out = probe.config(|c| c.seed(seed)).run()?;
+        let sorted = |words: &mut [u32]| words.sort_unstable_by(|a, b| b.cmp(a));
+        let (mut all, mut odd) = (words.clone(), words.clone());
+        sorted(&mut all);
+        odd.retain(|word| word % 2 == 1);
+        let fifth = words.iter().position(|word| *word == odd[4]).expect("a word") as u32;
+        sorted(&mut odd);
+        let counts = (0..8).map(|bin| words.iter().filter(|word| **word % 8 == bin).count() as u32);
+        assert_eq!(out[..64], all, "mistake {how}, seed {seed}");
+        assert_eq!(out[64..72], counts.collect::<Vec<_>>(), "mistake {how}, seed {seed}");
+        assert_eq!(out[72..137], [vec![fifth; 64], vec![odd.len() as u32]].concat(), "seed {seed}");
+        sorted(&mut out[137..]);
+        assert_eq!(out[137..137 + odd.len()], odd, "mistake {how}, seed {seed}");
+        Ok(out)
+    };
+    let rows: &[Row] = &[
+        (1, "bins of a digit added to before they are cleared", &[Race], 8),
+        (2, "a word's atomic at an address that is not aligned", &[Misaligned], 8),
+        (3, "bins of a digit read while others add to them", &[Race], 8),
+        (4, "another warp's sum read without a barrier", &[Race], 8),
+        (5, "what one thread has found read without a barrier", &[Race], 8),
+        (6, "a vote of a part of a warp on what is wanted", &[Divergence], 8),
+        (7, "more keys than there is room for", &[GlobalBounds], 8),
+        (8, "keys to be sorted behind their places", &[SharedBounds, Race], 8),
+        (9, "a step of a sort without a barrier", &[Race], 8),
+        (10, "sorted keys read before the last step has ended", &[Race], 8),
+        (11, "a search behind the end of a list", &[GlobalBounds], 8),
+        (12, "what one warp makes known read without a barrier", &[Race], 8),
+    ];
+    check("broken_select", rows, run);
+}
+
+#[test]
+fn cuts_and_draws_of_candidates() {
+    // Close together, so that the noise decides.
+    let logits: Vec<f32> = (0..64u32).map(|i| (i * 37 % 64) as f32 / 16.0 - 2.0).collect();
+    let words: Vec<u32> = logits.iter().map(|logit| logit.to_bits()).collect();
+    let order = |logit: f32| logit.to_bits() ^ if logit < 0.0 { u32::MAX } else { 1 << 31 };
+    let mut best: Vec<u32> = (0..64).collect();
+    best.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+    let score = |seed: u64, id: u32| {
+        f64::from(logits[id as usize]) + philox::gumbel(philox::Words::new(seed, 0).of(id))
+    };
+    let right = |seed: u64| {
+        let winner = best[..3].iter().max_by(|a, b| score(seed, **a).total_cmp(&score(seed, **b)));
+        [order(logits[best[2] as usize]), *winner.expect("three"), order(logits[best[0] as usize])]
+    };
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_draws(), 64, 8 * 256 + 16 + 48, 3).input(&words).n(&[how, seed as u32]);
+        probe.config(|c| c.seed(seed)).run()
+    };
+    let held = |how: u32, seed: u64| {
+        let out = run(how, seed)?;
+        assert_eq!(out, right(seed), "mistake {how}, seed {seed}");
+        Ok(out)
+    };
+    let rows: &[Row] = &[
+        (1, "what another warp has seen read without a barrier", &[Race], 8),
+        (2, "bins cleared that others still read", &[Race], 8),
+        (3, "bins added to before they are cleared", &[Race], 8),
+        (4, "bins read while others add to them", &[Race], 8),
+        (5, "what warps have drawn in place of bins that others still read", &[Race], 8),
+        (6, "candidates of a part of a warp", &[Divergence], 8),
+    ];
+    check("broken_draws", rows, held);
+    for (how, what) in [
+        (10, "the last candidate that is kept left out"),
+        (11, "a floor raised by candidates that are not kept"),
+        (12, "candidates of other digits counted again"),
+    ] {
+        let said = |seed| match run(how, seed).map(|out| out == right(seed)) {
+            Ok(true) => "-",
+            Ok(false) => "wrong draw",
+            Err(fault) => panic!("{what}: {fault}"),
+        };
+        let said: Vec<String> = (0..8).map(|seed| said(seed).into()).collect();
+        assert!(said.iter().any(|said| said != "-"), "{what}: nothing differs");
+        record("broken_draws", how, what, &said);
+    }
+}
+
+#[test]
 fn one_instruction_at_two_places() {
     let run = |how: u32, seed: u64| {
         let how = if how == 0 { [0, 20, 21][(seed % 3) as usize] } else { how };
@@ -223,4 +337,41 @@ fn the_device_goes_on_after_a_fault() {
 #[ignore = "it damages memory: for scripts/emulated-asan, which must see it"]
 fn a_plain_pointer_past_the_end() {
     let _ = plain(broken_plain_pointer, 32, 0)(0, 0);
+}
+
+#[test]
+fn inputs_in_device_memory() {
+    let ids = |i: u32| i * 37 % 100 * 10;
+    let target = |i: u32| -> u64 {
+        match i % 5 {
+            0 => u64::from(i) * 3,
+            1 => 50 + u64::from(i),
+            2 => (-100i64) as u64,
+            3 => (1 << 32) + 3,
+            _ => 49,
+        }
+    };
+    let mut words: Vec<u32> = (0..16).flat_map(|i| [target(i) as u32, (target(i) >> 32) as u32]).collect();
+    words.extend((0..32).map(ids));
+    let run = |how: u32, seed: u64| {
+        let probe = Probe::new(broken_inputs(), 64, 8, 58).input(&words).n(&[how]);
+        let out = probe.config(|c| c.seed(seed)).run()?;
+        let there = |i: u32| target(i) < 50;
+        let encoded = (0..16).map(|i| if there(i) { target(i) as u32 } else { u32::MAX });
+        let status = (0..8).map(|i| if there(i) && there(i + 8) { 0 } else { 4 });
+        let mut sorted: Vec<u32> = (0..32).map(ids).collect();
+        sorted.sort_unstable();
+        let large = [900, 990].map(|least| u32::from(sorted.iter().any(|id| *id > least)));
+        let wanted: Vec<u32> = encoded.chain(status).chain(sorted).chain(large).collect();
+        assert_eq!(out, wanted, "mistake {how}, seed {seed}");
+        Ok(out)
+    };
+    let rows: &[Row] = &[
+        (1, "targets beyond the last", &[GlobalBounds], 8),
+        (2, "a target of 8 bytes at an address that is not aligned", &[Misaligned], 8),
+        (3, "an id that is used before it is checked", &[GlobalBounds], 8),
+        (4, "what warps say read before all have said it", &[Race], 8),
+        (5, "what warps say written over before all have read it", &[Race], 8),
+    ];
+    check("broken_inputs", rows, run);
 }

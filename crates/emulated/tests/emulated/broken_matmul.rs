@@ -2,8 +2,12 @@
 
 use crate::planted::record;
 use lmhead::backend::device::{NO_ADJUSTMENTS, NO_PARTIALS};
-use lmhead::backend::params::{LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, RowMatrix, WeightMatrix};
+use lmhead::backend::params::{
+    LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, RowMatrix, SamplingRow, TilePartials, WeightMatrix,
+};
+use lmhead::merge::Candidate;
 use lmhead::plan::{Precision, Tile};
+use lmhead::sampling::philox;
 use lmhead_emulated::FaultKind::{self, *};
 use lmhead_emulated::emulated_kernel;
 use lmhead_emulated::{Device, Fault, LaunchConfig, Params};
@@ -69,9 +73,26 @@ pub enum Outcome {
     Fault(Fault),
 }
 
-/// Runs the walk with mistake `how`. `offset` elements before the first row leave it aligned to an element only. With a `cap` the softcap
-/// comes in, which leaves nothing to compare with but the walk itself.
-fn run(how: u32, seed: u64, offset: usize, cap: bool, stages: usize) -> Outcome {
+/// Scores of the row's ids, by the definition.
+fn drawn(row: usize, logits: impl Iterator<Item = f32>) -> u32 {
+    let words = philox::Words::new(SEED + row as u64, 3);
+    let score = |(id, logit): (u32, f32)| {
+        let noise = philox::gumbel(words.of(FIRST_ID + id));
+        (f64::from(logit) / f64::from(TEMPERATURE) + noise, FIRST_ID + id)
+    };
+    let larger = |a: (f64, u32), b: (f64, u32)| if b.0 > a.0 { b } else { a };
+    (0u32..).zip(logits).map(score).reduce(larger).expect("ids").1
+}
+
+/// Of the rows that are drawn; so warm that the noise decides.
+const TEMPERATURE: f32 = 3000.0;
+const SEED: u64 = 77;
+const FIRST_ID: u32 = 640;
+
+/// Runs the walk with mistake `how`; where `draws`, of each row an id is drawn. `offset` elements before the
+/// first row leave it aligned to an element only. With a `cap` the softcap comes in, which leaves nothing to
+/// compare with but the walk itself.
+fn run(how: u32, seed: u64, (offset, cap, draws): (usize, bool, bool), stages: usize) -> Outcome {
     // The last row ends with its last element: what is read behind it is outside of the buffer.
     let pitch = HIDDEN.next_multiple_of(8);
     let nan = half::bf16::NAN.to_bits();
@@ -123,6 +144,27 @@ fn run(how: u32, seed: u64, offset: usize, cap: bool, stages: usize) -> Outcome 
     product.adjustments.temperatures = device.upload_read_only(&[0f32; ROWS]).pointer();
     (product.vocab, product.row_count, product.hidden) = (VOCAB as u32, ROWS as u32, HIDDEN as u32);
     (product.stages, product.softcap) = (stages as u32, if cap { 50.0 } else { 0.0 });
+    let nothing = Candidate { value: f32::NEG_INFINITY, id: 0 };
+    let tiles = VOCAB.div_ceil(64);
+    let candidates = device.upload(&vec![nothing; ROWS * tiles]);
+    if draws {
+        let sampling = |row| SamplingRow {
+            seed: SEED + row as u64,
+            position: 3,
+            temperature: TEMPERATURE,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+        };
+        let sampling: Vec<SamplingRow> = (0..ROWS).map(sampling).collect();
+        product.partials = TilePartials {
+            data: candidates.pointer::<Candidate>().cast(),
+            bars: device.upload(&[0u32; ROWS]).pointer(),
+            draws: device.upload_read_only(&sampling).pointer(),
+            first_id: FIRST_ID,
+            ..NO_PARTIALS
+        };
+    }
     let tile = tile(Precision::Bf16);
     let shared = tile.shared_bytes(stages) as u32;
     let config = LaunchConfig::new([VOCAB.div_ceil(tile.ids) as u32, 1, 1], [128, 1, 1]);
@@ -132,15 +174,28 @@ fn run(how: u32, seed: u64, offset: usize, cap: bool, stages: usize) -> Outcome 
     {
         return Outcome::Fault(fault);
     }
+    let logit = |r: usize, id: usize| {
+        let dot = |from: i32| (0..HIDDEN).map(|k| row(from as usize, k).0 * integer(id * HIDDEN + k).0).sum();
+        let sum: i32 = if indices[r] < 0 { 0 } else { dot(indices[r]) };
+        2.0 * sum as f32 + if id == r + 50 || id == 128 + r { 0.5 } else { 0.0 }
+    };
+    if draws {
+        let out = device.download::<Candidate>(candidates).expect("the device's own buffer");
+        let right = (0..ROWS).all(|r| {
+            // The tiles' candidates are compared by the same score.
+            let of_tiles = &out[r * tiles..(r + 1) * tiles];
+            let mut all = vec![f32::NEG_INFINITY; VOCAB];
+            for candidate in of_tiles.iter().filter(|candidate| candidate.value > f32::NEG_INFINITY) {
+                all[(candidate.id - FIRST_ID) as usize % VOCAB] = candidate.value;
+            }
+            drawn(r, all.into_iter()) == drawn(r, (0..VOCAB).map(|id| logit(r, id)))
+        });
+        return if right { Outcome::Right } else { Outcome::Wrong };
+    }
     let out = device.download::<f32>(logits).expect("the device's own buffer");
     let right = (0..ROWS).all(|r| {
-        (0..VOCAB).all(|id| {
-            let dot =
-                |from: i32| (0..HIDDEN).map(|k| row(from as usize, k).0 * integer(id * HIDDEN + k).0).sum();
-            let sum: i32 = if indices[r] < 0 { 0 } else { dot(indices[r]) };
-            let added = if id == r + 50 || id == 128 + r { 0.5 } else { 0.0 };
-            out[r * PITCH + id] == 2.0 * sum as f32 + added
-        }) && out[r * PITCH + VOCAB..][..PITCH - VOCAB].iter().all(|v| v.is_nan())
+        (0..VOCAB).all(|id| out[r * PITCH + id] == logit(r, id))
+            && out[r * PITCH + VOCAB..][..PITCH - VOCAB].iter().all(|v| v.is_nan())
     });
     if right { Outcome::Right } else { Outcome::Wrong }
 }
@@ -148,14 +203,14 @@ fn run(how: u32, seed: u64, offset: usize, cap: bool, stages: usize) -> Outcome 
 #[test]
 fn the_walk_itself_is_right() {
     for seed in 0..100 {
-        for offset in [0, 1] {
-            match run(0, seed, offset, false, 3 + seed as usize % 2) {
+        for (offset, draws) in [(0, false), (1, false), (0, true)] {
+            match run(0, seed, (offset, false, draws), 3 + seed as usize % 2) {
                 Outcome::Right => {}
                 Outcome::Wrong => panic!("seed {seed}: wrong logits"),
                 Outcome::Fault(fault) => panic!("a false alarm: {fault}"),
             }
         }
-        if let Outcome::Fault(fault) = run(0, seed, 0, true, 4) {
+        if let Outcome::Fault(fault) = run(0, seed, (0, true, false), 4) {
             panic!("a false alarm: {fault}");
         }
     }
@@ -179,10 +234,12 @@ fn each_mistake_is_named() {
         (24, "a row by a bad index", &[GlobalBounds]),
         (25, "16-byte copies of rows that are not aligned", &[Misaligned]),
         (40, "logits behind the last id", &[GlobalBounds]),
+        (50, "draws of rows behind the last", &[GlobalBounds]),
+        (51, "no barrier between the temperature and the draw", &[Race]),
     ];
     for &(how, what, kinds) in rows {
         let offset = usize::from(how == 25);
-        let named = |seed| match run(how, seed, offset, matches!(how, 11 | 12), 4) {
+        let named = |seed| match run(how, seed, (offset, matches!(how, 11 | 12), how >= 50), 4) {
             Outcome::Fault(fault) if kinds.contains(&fault.kind) => told(&fault),
             Outcome::Fault(fault) => panic!("{what}: wanted {kinds:?}, got {fault}"),
             _ => panic!("{what}, seed {seed}: wanted {kinds:?}, got none"),
@@ -197,8 +254,9 @@ fn mistakes_that_no_detector_can_see_give_wrong_logits() {
         (22, "no zeros behind the end of k"),
         (23, "a swizzle that is only read"),
         (27, "sources that do not go on"),
+        (52, "noise of other ids"),
     ] {
-        let seen = |seed| match run(how, seed, 0, false, 4) {
+        let seen = |seed| match run(how, seed, (0, false, how >= 50), 4) {
             Outcome::Right => panic!("{what}, seed {seed}: right logits"),
             Outcome::Wrong => "wrong logits".into(),
             Outcome::Fault(fault) => told(&fault),

@@ -234,14 +234,17 @@ fn atomics_between_blocks() {
 #[test]
 fn atomics_within_a_block() {
     for seed in 0..10 {
-        let probe = Probe::new(probe_shared_atomics(), 64, 32, 8 + 64).n(&[1 << 20]);
+        let probe = Probe::new(probe_shared_atomics(), 64, 48, 8 + 64 + 4 + 64).n(&[1 << 20]);
         let out = probe.config(|c| c.seed(seed)).output();
         for bin in 0..4u64 {
             let sum: u64 = (0..64).filter(|t| t % 4 == bin).map(|t| (t << 40) + 1).sum();
             assert_eq!([out[2 * bin as usize], out[2 * bin as usize + 1]], [sum as u32, (sum >> 32) as u32]);
-            let mut order: Vec<u32> = (0..16).map(|i| out[8 + 4 * i + bin as usize]).collect();
-            order.sort_unstable();
-            assert!(order.into_iter().eq(0..16), "seed {seed}: each has its own value before");
+            assert_eq!(out[72 + bin as usize], 16, "seed {seed}");
+            for first in [8, 76] {
+                let mut order: Vec<u32> = (0..16).map(|i| out[first + 4 * i + bin as usize]).collect();
+                order.sort_unstable();
+                assert!(order.into_iter().eq(0..16), "seed {seed}: each has its own value before");
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ fn load(backend: &dyn Backend, shard: &Arc<HeadShard>) -> Box<dyn LoadedShard> {
 
 /// The logits of some rows with their status words, and the best of each: two calls.
 fn ask(loaded: &mut dyn LoadedShard, rows: HiddenRows, dtype: DType) -> (Vec<u8>, Vec<u32>, Vec<Best>) {
-    answers(loaded, &Job { rows, epilogue: Epilogue::default(), adjustments: None }, dtype, 3)
+    answers(loaded, &Job { rows, epilogue: Epilogue::default(), adjustments: None, placed: None }, dtype, 3)
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn in_child_memory() {
     // What calls are short of is told, and the calls that fit go on.
     let many = values(60 * hidden, 3);
     let many = HiddenRows::new(bytemuck::cast_slice(&many), DType::Bf16, 60, hidden).expect("rows");
-    let job = Job { rows: many, epilogue: Epilogue::default(), adjustments: None };
+    let job = Job { rows: many, epilogue: Epilogue::default(), adjustments: None, placed: None };
     let short = third.hold(&job, false, &mut On::default()).map(|_| ());
     assert!(short.expect_err("no memory").to_string().contains("CUDA_ERROR_OUT_OF_MEMORY"));
     right(&mut *third, &three);

@@ -3,6 +3,7 @@
 //! which ends with a code of its own where the fake libnccl has found a misuse that no test took.
 
 mod captured;
+mod captured_faults;
 mod communicators;
 mod contract;
 mod faults;

@@ -7,10 +7,12 @@ use lmhead::backend::cuda::CudaDevice;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::result::{Request, TokenLogprobs};
+use lmhead_testkit::product::draws;
+use lmhead_testkit::product::partials::lists::are_merged_as_on_the_host;
 use lmhead_testkit::product::shards::{ShardCase, backend_of};
 use lmhead_testkit::product::shared_device::pieces_arrive;
 use lmhead_testkit::product::steady::{Done, steady};
-use lmhead_testkit::requests::{Resident, steady_steps};
+use lmhead_testkit::requests::{Resident, bad_inputs, steady_steps};
 use std::sync::Arc;
 
 fn cpu() -> CpuBackend {
@@ -44,12 +46,14 @@ fn in_child_answers() {
             adjusted: i % 3 > 0,
             scale: [1.0, 3e4][i % 2],
             broken: i % 4 == 1,
-            k: [1, 70][i / 2 % 2],
+            k: [1, 70, 320][i / 2 % 3],
             seed: i as u64,
         };
         let device = CudaDevice::open(0).expect("a device");
         case.holds(&backend_of(device, cpu(), i % 2 == 1));
     }
+    let device = CudaDevice::open(0).expect("a device");
+    are_merged_as_on_the_host(&backend_of(device, cpu(), false), 5);
 }
 
 #[test]
@@ -68,7 +72,7 @@ fn in_child_steady() {
     };
     for (name, done) in steady(&backend, &done) {
         println!("{name}: {} copies, {} products, {} waits", done.copies, done.products, done.waits);
-        assert_eq!(done.products, i64::from(!name.ends_with("finish")), "{name}");
+        assert_eq!(done.products, i64::from(!name.contains("finish")), "{name}");
         // A step's logits in device memory: not a byte travels, nobody waits.
         if name.ends_with("memory of device 0: logits") {
             assert_eq!(
@@ -77,11 +81,27 @@ fn in_child_steady() {
                 "{name}: status words alone are copied to their places"
             );
         }
-        // Nor of what is the best of them.
-        if name.ends_with("memory of device 0: partials") {
+        // Nor of what is the best of them, or drawn.
+        let of_best = ["partials", "many partials", "finish of many", "draws by parameters there"];
+        if of_best.iter().any(|what| name.ends_with(&format!("memory of device 0: {what}"))) {
             assert_eq!((done.copies, done.waits), (0, 0), "{name}");
         }
     }
+}
+
+#[test]
+fn draws_are_the_hosts_and_the_cpu_backend_s() {
+    child("shards::in_child_draws", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: draws_are_the_hosts_and_the_cpu_backend_s runs it"]
+fn in_child_draws() {
+    let backend = backend_of(CudaDevice::open(0).expect("a device"), cpu(), true);
+    draws::are_the_hosts(&backend, 7000);
+    draws::of_products_are_the_cpus(&backend, &cpu(), 7000);
+    draws::of_filtered_rows_are_refused(&backend, &cpu());
+    draws::misplaced_messages_are_refused(&backend);
 }
 
 #[test]
@@ -112,12 +132,35 @@ fn in_child_heads() {
         made.map(count).iter().map(|n| *n as u64).sum::<u64>()
     };
     let told = TokenLogprobs { top_n: 2, processed: false };
-    for request in [Request::logits(DType::F16), Request::top_k(3), Request::Sample { logprobs: Some(told) }]
-    {
+    let on_device = |request, counted: &(dyn Fn() -> u64 + Sync)| {
         for ranks in [1, 2] {
             let device = CudaDevice::open(0).expect("a device");
             let backend = Arc::new(backend_of(device.clone(), cpu(), false));
-            steady_steps(&Resident::new(device, backend), &made, ranks, request);
+            steady_steps(&Resident::new(device, backend), counted, ranks, request);
         }
+    };
+    on_device(Request::Sample { logprobs: Some(told) }, &made);
+    // Of these nothing comes to the host: no logit, and no candidate.
+    let to_host = || count("bytes to the host") as u64;
+    assert!(to_host() > 0, "candidates of the draws came to the host");
+    let logprobs = Request::Logprobs { targets: 2, top_n: 2, processed: false };
+    on_device(logprobs, &made);
+    for request in [Request::logits(DType::F16), Request::top_k(3), Request::top_k(1000)] {
+        on_device(request, &|| made() + to_host());
+    }
+}
+
+#[test]
+fn inputs_in_device_memory_that_cannot_be_are_told_of_their_rows() {
+    child("shards::in_child_inputs", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake driver: inputs_in_device_memory_that_cannot_be_are_told_of_their_rows runs it"]
+fn in_child_inputs() {
+    for ranks in [1, 2] {
+        let device = CudaDevice::open(0).expect("a device");
+        let backend = Arc::new(backend_of(device.clone(), cpu(), false));
+        bad_inputs(&Resident::new(device, backend), ranks);
     }
 }

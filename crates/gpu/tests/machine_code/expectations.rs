@@ -69,11 +69,13 @@ mod tables {
     /// At most so many registers a thread, for each tile of a precision in the order of the plan. Measured
     /// with nvcc 13.0.
     const REGISTERS: &[(Precision, &[u32])] = &[
-        (Precision::Bf16, &[70, 72, 96, 128, 82, 86, 120, 172, 164]),
-        (Precision::F16, &[70, 72, 96, 128, 82, 86, 120, 172, 164]),
-        (Precision::W8a8(DType::Bf16), &[54, 65, 77, 116, 70, 80, 110, 167, 159]),
-        (Precision::W8a16(DType::Bf16), &[69, 65, 86, 128, 123, 102, 123, 190]),
-        (Precision::W8a16(DType::F16), &[69, 65, 83, 134, 86, 87, 116, 183]),
+        (Precision::Bf16, &[74, 74, 100, 128, 82, 86, 120, 172, 173]),
+        (Precision::F16, &[74, 74, 100, 128, 82, 86, 120, 172, 173]),
+        (Precision::W8a8(DType::Bf16), &[68, 72, 77, 117, 74, 80, 112, 167, 159]),
+        (Precision::W8a16(DType::Bf16), &[75, 75, 87, 128, 123, 102, 123, 190]),
+        (Precision::W8a16(DType::F16), &[75, 75, 84, 134, 86, 87, 116, 183]),
+        (Precision::Fp8(DType::Bf16), &[75, 75, 89, 130, 173, 168, 121, 176]),
+        (Precision::Fp8(DType::F16), &[93, 100, 119, 128, 168, 188, 187, 179]),
     ];
 
     /// A kernel of `kernels/matmul`.
@@ -81,9 +83,11 @@ mod tables {
         let threads = tile.threads() as usize;
         // Four warps share the ids; of 128 rows they have the first 64.
         let (ids, rows) = (tile.ids / 64, tile.rows.min(64));
-        let widened = matches!(precision, Precision::W8a16(_));
+        let widened = matches!(precision, Precision::W8a16(_) | Precision::Fp8(_));
         let mma = match precision {
-            Precision::Bf16 | Precision::W8a16(DType::Bf16) => "HMMA.16816.F32.BF16",
+            Precision::Bf16 | Precision::W8a16(DType::Bf16) | Precision::Fp8(DType::Bf16) => {
+                "HMMA.16816.F32.BF16"
+            }
             Precision::W8a8(_) => "IMMA.16832.S8",
             _ => "HMMA.16816.F32",
         };
@@ -95,12 +99,12 @@ mod tables {
         let pieces = |bytes: usize| bytes.div_ceil(16 * threads);
         let copies = 4 * (pieces(tile.ids * 128) + pieces(tile.rows * tile.row_bytes));
         // Logits pass through shared memory, and leave by 16 bytes in each type.
-        // f32 ones twice: without adjustments, too. Sums of exponentials read them eight at a time, once.
+        // f32 ones twice: without adjustments, too. Sums of exponentials read them eight at a time, once; draws four.
         let (from_shared, out) = match tile.ids * tile.rows / threads {
-            4 => (8, 4),
-            8 => (10, 6),
-            16 => (18, 12),
-            _ => (26, 16),
+            4 => (9, 4),
+            8 => (11, 6),
+            16 => (19, 12),
+            _ => (27, 16),
         };
         let mut present = vec![
             (mma, ids * rows / 8 * steps),
@@ -109,6 +113,10 @@ mod tables {
             ("LDGSTS.BYPASS.128", copies),
             ("LDS.128", from_shared),
             ("STG.128", out),
+            // Scores of the ids of a draw that their f32 bounds do not tell apart: one copy of that code.
+            ("DADD", 42),
+            ("DMUL", 38),
+            ("DFMA", 38),
         ];
         // Candidates of the answers, besides.
         let candidates = if tile.ids == 64 { 24 } else { 36 };
@@ -119,7 +127,7 @@ mod tables {
             present,
             absent: &["HGMMA", "IGMMA", "LDG.128.CONSTANT", "LDSM.M88.2"],
             registers,
-            calls: 50,
+            calls: 67,
         }
     }
 
@@ -142,7 +150,7 @@ mod tables {
     }
 
     /// Every kernel that no plan names.
-    const OTHERS: [Other; 23] = [
+    const OTHERS: [Other; 41] = [
         // Answers. f64 is in finishes, once a row, and in draws, for the few candidates that their bounds leave.
         Other {
             kernel: "merge_partials",
@@ -167,6 +175,22 @@ mod tables {
             absent: &["HMMA", "IMMA"],
             registers: 59,
             calls: 36,
+        },
+        Other {
+            kernel: "finish_draw",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 3)],
+            absent: &["HMMA", "IMMA"],
+            registers: 103,
+            calls: 52,
+        },
+        Other {
+            kernel: "merge_draws",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 2)],
+            absent: &["HMMA", "IMMA"],
+            registers: 60,
+            calls: 16,
         },
         Other {
             kernel: "finish_status",
@@ -225,11 +249,139 @@ mod tables {
             calls: 64,
         },
         Other {
+            kernel: "select_bins",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 4), ("ATOMS.POPC.INC.32", 4)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 36,
+            calls: 1,
+        },
+        Other {
+            kernel: "select_keys",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 4)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 40,
+            calls: 6,
+        },
+        Other {
+            kernel: "select_sort",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 36,
+            calls: 0,
+        },
+        Other {
+            kernel: "select_merge",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 22,
+            calls: 0,
+        },
+        Other {
+            kernel: "finish_lists",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA"],
+            registers: 55,
+            calls: 28,
+        },
+        Other {
+            kernel: "finish_lists_logprobs",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA"],
+            registers: 58,
+            calls: 34,
+        },
+        Other {
+            kernel: "place_lists",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA"],
+            registers: 47,
+            calls: 16,
+        },
+        Other {
+            kernel: "pack_capacity",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 1), ("STG.128", 1)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 38,
+            calls: 0,
+        },
+        Other {
+            kernel: "open_capacity",
+            architectures: PORTABLE,
+            present: &[("SHFL.BFLY", 15)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 30,
+            calls: 0,
+        },
+        Other {
+            kernel: "check_capacity",
+            architectures: PORTABLE,
+            present: &[("SHFL.BFLY", 5)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 30,
+            calls: 0,
+        },
+        Other {
             kernel: "pack_rows",
             architectures: PORTABLE,
             present: &[("LDG.128", 1), ("STG.128", 1)],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
             registers: 18,
+            calls: 0,
+        },
+        Other {
+            kernel: "encode_targets",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 16,
+            calls: 1,
+        },
+        Other {
+            kernel: "pick_targets",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 16,
+            calls: 1,
+        },
+        Other {
+            kernel: "or_status",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 10,
+            calls: 0,
+        },
+        Other {
+            kernel: "sampling_rows",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 26,
+            calls: 0,
+        },
+        Other {
+            kernel: "pack_adjustments",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 32,
+            calls: 2,
+        },
+        Other {
+            kernel: "unpack_adjustments",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 20,
             calls: 0,
         },
         Other {

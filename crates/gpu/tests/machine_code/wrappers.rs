@@ -47,6 +47,7 @@ const BECOMES: &[(&str, &[&str])] = &[
             "LDSM.MT88",
             "LDSM.MT88.2",
             "LDSM.MT88.4",
+            "ATOMS.ADD",
         ],
     ),
     (

@@ -44,7 +44,8 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
     let f16 = 2f32.powi(-14);
     let least = match product.precision {
         Precision::F16 => (f16, f16),
-        Precision::W8a16(DType::F16) => (f16, 1.0),
+        // Every weight is normal.
+        Precision::W8a16(DType::F16) | Precision::Fp8(DType::F16) => (f16, f32::MIN_POSITIVE),
         _ => (f32::MIN_POSITIVE, f32::MIN_POSITIVE),
     };
     let (mut furthest, mut squares, mut count) = (0f64, 0f64, 0usize);
@@ -74,7 +75,7 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
                 continue;
             }
             let scale = match product.precision {
-                Precision::W8a16(_) => Some(operands.scales[id]),
+                Precision::W8a16(_) | Precision::Fp8(_) => Some(operands.scales[id]),
                 _ => None,
             };
             let (sum, size) = x.iter().zip(w).fold((0f64, 0f64), |(sum, size), (x, w)| {

@@ -5,6 +5,8 @@
 //! Product (what) -> Operands (values) -> Loaded (on the device) -> launches -> against `expected` and float64
 //! ```
 
+pub mod capacity;
+pub mod draws;
 mod expected;
 mod loaded;
 mod memory;

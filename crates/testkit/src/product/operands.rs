@@ -30,12 +30,27 @@ pub struct Operands {
 }
 
 fn bytes_of(dtype: DType, values: &[f32]) -> Vec<u8> {
-    if dtype == DType::I8 {
-        return values.iter().map(|v| *v as i8 as u8).collect();
+    match dtype {
+        DType::I8 => return values.iter().map(|v| *v as i8 as u8).collect(),
+        DType::E4m3 => return values.iter().map(|v| e4m3_code(*v)).collect(),
+        _ => {}
     }
     let mut bytes = vec![0; values.len() * dtype.size()];
     dtype.round_into(values, &mut bytes);
     bytes
+}
+
+/// The code of a value that E4M3 holds.
+fn e4m3_code(value: f32) -> u8 {
+    let magnitude = value.abs();
+    let code = match magnitude < 2f32.powi(-6) {
+        // Subnormal: so many of the smallest.
+        true => (magnitude * 512.0) as u8,
+        // Exponent and mantissa, of another bias.
+        false => ((magnitude.to_bits() >> 20) - (120 << 3)) as u8,
+    };
+    assert_eq!(DType::E4m3.read(&[code], 0), magnitude, "E4M3 holds it");
+    code | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
 impl Operands {
@@ -49,10 +64,15 @@ impl Operands {
             Precision::Bf16 => DType::Bf16,
             Precision::F16 => DType::F16,
             Precision::W8a8(_) | Precision::W8a16(_) => DType::I8,
+            Precision::Fp8(_) => DType::E4m3,
         };
         let mut weight = || match (weight_type, integers) {
             (_, true) => integer(&mut random),
             (DType::I8, _) => f32::from(random.next() as i8),
+            // Every code but those of NaN.
+            (DType::E4m3, _) => {
+                DType::E4m3.read(&[random.below(127) as u8 | (random.below(2) * 128) as u8], 0)
+            }
             _ => random.normal() * 0.25,
         };
         let pool: Vec<f32> = (0..POOL + shape.hidden).map(|_| weight()).collect();
@@ -121,6 +141,7 @@ impl Operands {
             Precision::Bf16 => bf16::from_le_bytes([row[2 * k], row[2 * k + 1]]).to_f32(),
             Precision::F16 => f16::from_le_bytes([row[2 * k], row[2 * k + 1]]).to_f32(),
             Precision::W8a8(_) | Precision::W8a16(_) => f32::from(row[k] as i8),
+            Precision::Fp8(_) => DType::E4m3.read(row, k),
         }
     }
 

@@ -2,6 +2,8 @@
 //! the largest logit in each tile in turn, rows without an answer beside good ones. An int8 head's are the CPU
 //! backend's in every bit.
 
+pub mod lists;
+
 use super::shards::Placed;
 use crate::Random;
 use lmhead::adjust::ShardAdjustments;
@@ -24,8 +26,8 @@ use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Numbers of candidates: one, some, the most that kernels find and one more.
-pub const CANDIDATES: [usize; 4] = [1, 9, 64, 65];
+/// Numbers of candidates: one, some, the most that a warp collects and one more, many, and all.
+pub const CANDIDATES: [usize; 6] = [1, 9, 64, 65, 1000, usize::MAX];
 
 /// Ids and rows of the cases. 2048 ids and more are several parts of held logits, 64 or 128 a tile.
 pub const SIZES: [(usize, usize); 7] =
@@ -87,10 +89,11 @@ fn case<D: KernelDevice>(
     let mut masked = ShardAdjustments::new(0..vocab);
     own.with(|all| masked.push_encoded(&all.encode(0..rows, 0..vocab, vocab), rows)).expect("a slice");
     for adjustments in [None, Some(&masked)] {
-        let job = Job { rows: hidden, epilogue: Epilogue::default(), adjustments };
+        let job = Job { rows: hidden, epilogue: Epilogue::default(), adjustments, placed: None };
         let mut theirs = cpu.load(&shard, DType::Bf16).expect("the CPU's");
         let mut loaded = backend.load(&shard, DType::Bf16).expect("memory");
-        for sum in [true, false] {
+        // Of many candidates once.
+        for sum in [true, false].into_iter().take(if k > 65 { 1 } else { 2 }) {
             let spec = PartialSpec { k, sum, targets: 0 };
             let mut wanted = vec![0u64; rows * spec.stride(vocab) / 8];
             let out = Out::Partials(spec, SpanMut::host(&mut wanted[..]));
@@ -141,7 +144,12 @@ fn run_product<D: KernelDevice>(
 fn of_held(loaded: &mut dyn LoadedShard, job: &Job<'_>, spec: PartialSpec, targets: &[Candidate]) -> Vec<u8> {
     let mut out = vec![u64::MAX; job.rows.len() * spec.stride(loaded.info().vocab.len()) / 8];
     let held = loaded.hold(job, false, &mut On::default()).expect("held logits");
-    let pass = Pass::Partials { of: Which::Adjusted, spec, targets, out: SpanMut::host(&mut out[..]) };
+    let pass = Pass::Partials {
+        of: Which::Adjusted,
+        spec,
+        targets: Span::host(targets),
+        out: SpanMut::host(&mut out[..]),
+    };
     held.pass(pass).expect("partials");
     bytemuck::cast_slice(&out).to_vec()
 }
@@ -196,12 +204,11 @@ fn searched(loaded: &mut dyn LoadedShard, job: &Job<'_>, seed: u64) -> [Vec<u64>
             ends.extend(out.into_iter().map(u64::from));
         }
     }
-    let wants: Vec<(usize, Wanted)> = (0..4 * rows)
+    let wants: Vec<(usize, Wanted)> = (0..7 * rows)
         .map(|i| match i / rows {
             0 => (i % rows, Wanted::Drawn { params: params(i % rows), kept: None }),
             1 => (i % rows, Wanted::Drawn { params: warm(i % rows), kept: Some(kept(i % rows)) }),
-            2 => (i % rows, Wanted::Best { k: 1.min(vocab) }),
-            _ => (i % rows, Wanted::Best { k: 5.min(vocab) }),
+            n => (i % rows, Wanted::Best { k: [1, 70, 5, 1024, 64 + i][n - 2].min(vocab) }),
         })
         .collect();
     let places = wants.iter().map(|(_, wanted)| wanted.places()).sum();
@@ -231,49 +238,64 @@ fn order(logit: f32) -> u32 {
 pub fn are_the_cpus<D: KernelDevice>(backend: &DeviceBackend<D>, cpu: &CpuBackend, seed: u64) {
     let mut random = Random(seed);
     for (vocab, rows) in SIZES {
-        for k in CANDIDATES {
+        // Of many candidates a seed has one number.
+        for (i, k) in CANDIDATES.into_iter().enumerate() {
+            if i >= 4 && (i as u64 + seed).is_multiple_of(2) {
+                continue;
+            }
             let largest = random.below(vocab);
-            case(backend, cpu, (vocab, rows, k, largest), random.next());
+            case(backend, cpu, (vocab, rows, k.min(vocab + 3), largest), random.next());
         }
     }
     // Each tile and part in turn has the largest logit, at its first and last id.
     let edges = (0..4200).filter(|id| [0, 63].contains(&(id % 64)));
-    for largest in edges.step_by(5) {
-        case(backend, cpu, (4200, 2, 1, largest), random.next());
+    for (i, largest) in edges.step_by(5).enumerate() {
+        let k = if i.is_multiple_of(4) { 65 } else { 1 };
+        case(backend, cpu, (4200, 2, k, largest), random.next());
     }
-    damaged_messages_are_rows_of_bad_input(backend);
+    lists::are_merged_as_on_the_host(backend, seed);
+    for k in [3, 70] {
+        damaged_messages_are_rows_of_bad_input(backend, k);
+    }
 }
 
 /// On a device what came cannot end the step: the row says that it is none.
-fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBackend<D>) {
+fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBackend<D>, k: usize) {
     const SHARDS: [Range<usize>; 2] = [0..128, 128..200];
-    const ROWS: usize = 6;
-    let spec = PartialSpec { k: 3, sum: true, targets: 0 };
-    let stride = spec.stride(64);
+    const ROWS: usize = 8;
+    let spec = PartialSpec { k, sum: true, targets: 0 };
+    let stride = spec.stride(72);
     let mut words = vec![0u64; SHARDS.len() * ROWS * stride / 8];
     for (i, bytes) in bytemuck::cast_slice_mut(&mut words).chunks_mut(stride).enumerate() {
         let shard = &SHARDS[i / ROWS];
         let mut partial = PartialMut::new(bytes, &spec, shard.len());
         partial.set_status(LMHEAD_STATUS_ALLOWED);
         partial.set_sum(&ExpSum::of(&[1.0, 2.0]));
-        partial.set_candidates(&[1.0, 2.0].map(|value| Candidate { value, id: shard.start as u32 + 5 }));
+        let first = shard.start as u32;
+        partial.set_candidates(&[(2.0, 5), (1.0, 6)].map(|(value, id)| Candidate { value, id: first + id }));
     }
     // Of each row but the last something is wrong in the second shard's message.
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
     let row = |row: usize| (ROWS + row) * stride;
     let partial = size_of::<PartialRow>();
-    bytes[row(0) + offset_of!(PartialRow, candidates)] = 4;
+    bytes[row(0) + offset_of!(PartialRow, candidates)..][..4].copy_from_slice(&(k as u32 + 1).to_le_bytes());
     bytes[row(1) + offset_of!(PartialRow, none)] = 1;
     bytes[row(2) + offset_of!(PartialRow, top)..][..4].copy_from_slice(&100_000i32.to_le_bytes());
     bytes[row(3) + partial + 4..][..4].copy_from_slice(&127u32.to_le_bytes());
     bytes[row(4) + partial..][..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    // Long lists are sorted: one is not, and one has the same id twice.
+    bytes[row(5) + partial..][..4].copy_from_slice(&0.5f32.to_le_bytes());
+    if k > 64 {
+        let (first, second) = (row(6) + partial, row(6) + partial + 8);
+        bytes.copy_within(first..first + 8, second);
+    }
 
     let memory = Backend::memory(backend);
     let head = crate::TestHead::random(200, HIDDEN, DType::Bf16, Quantization::None, 1);
     let mut loaded = backend.load(&head.shard(0..128), DType::Bf16).expect("memory");
     let came = Placed::new(backend, memory, bytes);
     let space = |bytes: usize| Placed::new(backend, memory, &vec![0x77; bytes]);
-    let (mut ids, mut values) = (space(8 * ROWS * 3), space(4 * ROWS * 3));
+    let (mut ids, mut values) = (space(8 * ROWS * k), space(4 * ROWS * k));
     let (mut sums, mut status) = (space(4 * ROWS), space(ROWS));
     let from = Messages {
         bytes: came.span(),
@@ -281,19 +303,31 @@ fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBacke
         starts: &[0, ROWS * stride],
         shards: &SHARDS,
         rows: ROWS,
+        answered: ROWS,
     };
     let what = Finish::TopK {
         from,
-        k: 3,
+        k,
         ids: ids.span_mut(),
         values: values.span_mut(),
         logsumexp: sums.span_mut(),
         row_status: status.span_mut(),
     };
     loaded.finish(what, &mut Scratch::default(), &mut On::default()).expect("an answer");
-    assert_eq!(status.read(), [3, 3, 3, 3, 3, 0]);
+    let of_order = if k > 64 { 3 } else { 0 };
+    assert_eq!(status.read(), [3, 3, 3, 3, 3, of_order, of_order, 0]);
     let ids: Vec<i64> = bytemuck::pod_collect_to_vec(&ids.read());
-    assert_eq!(ids, [vec![-1; 15], vec![5, 133, 5]].concat(), "of a row that is none nothing is told");
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(&values.read());
     let sums: Vec<f32> = bytemuck::pod_collect_to_vec(&sums.read());
-    assert!(sums[..5].iter().all(|sum| sum.is_nan()) && sums[5].is_finite(), "{sums:?}");
+    for (row, status) in status.read().into_iter().enumerate() {
+        let (ids, values) = (&ids[row * k..][..k], &values[row * k..][..k]);
+        if status == 0 {
+            assert!(sums[row].is_finite());
+            continue;
+        }
+        assert!(ids.iter().all(|id| *id == -1), "of a row that is none nothing is told: {ids:?}");
+        assert!(values.iter().all(|value| value.is_nan()) && sums[row].is_nan());
+    }
+    let last: Vec<i64> = [5, 133, 6, 134].into_iter().chain(std::iter::repeat(-1)).take(k).collect();
+    assert_eq!(ids[7 * k..], last);
 }

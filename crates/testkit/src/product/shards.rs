@@ -306,8 +306,12 @@ impl ShardCase {
         let adjustments = slice(&random, self.rows, &vocab, self.vocab);
         let packed = HiddenRows::new(&bytes, self.dtype, self.rows, self.hidden).unwrap();
         let epilogue = Epilogue { softcap: None, scale: self.scale };
-        let job =
-            |rows, adjusted: bool| Job { rows, epilogue, adjustments: adjusted.then_some(&adjustments) };
+        let job = |rows, adjusted: bool| Job {
+            rows,
+            epilogue,
+            adjustments: adjusted.then_some(&adjustments),
+            placed: None,
+        };
         let (raw, words) = host_logits(&mut *loaded, &job(packed, false), DType::F32);
         let raw = (f32s(&raw), words);
         self.check_raw(&raw, vocab.len());
@@ -332,7 +336,12 @@ impl ShardCase {
                 let dtype = [DType::F32, DType::F16, DType::Bf16][(i + self.seed as usize) % 3];
                 self.with_rows(backend, &bytes, form, from, |rows, picked| {
                     let expected = self.picked(&want, &picked, vocab.len());
-                    let job = Job { rows, epilogue, adjustments: self.adjusted.then_some(&adjustments) };
+                    let job = Job {
+                        rows,
+                        epilogue,
+                        adjustments: self.adjusted.then_some(&adjustments),
+                        placed: None,
+                    };
                     self.placed_logits(backend, &mut *loaded, &job, dtype, to, &expected);
                     let spec = PartialSpec { k: self.k, sum: true, targets: 0 };
                     let mut out =
@@ -498,8 +507,14 @@ impl ShardCase {
             let targets: Vec<u32> = (0..rows as u32)
                 .flat_map(|row| [(row * 37 + 5) % self.vocab as u32, NO_TARGET, self.vocab as u32 - 1])
                 .collect();
-            let mut values = vec![7.0; 3 * rows];
-            held.pass(Pass::TargetLogits { of, targets: &targets, per_row: 3, out: &mut values }).unwrap();
+            let mut values = vec![7.0f32; 3 * rows];
+            held.pass(Pass::TargetLogits {
+                of,
+                targets: Span::host(&targets[..]),
+                per_row: 3,
+                out: SpanMut::host(&mut values[..]),
+            })
+            .unwrap();
             let wanted: Vec<f32> = targets
                 .iter()
                 .enumerate()
@@ -518,7 +533,13 @@ impl ShardCase {
             let want = defined(&(logits.clone(), words.clone()), spec, &vocab, &targets);
             for memory in [Memory::Host, own] {
                 let mut out = Placed::new(backend, memory, &vec![0xa5; rows * spec.stride(vocab.len())]);
-                held.pass(Pass::Partials { of, spec, targets: &targets, out: out.span_mut() }).unwrap();
+                held.pass(Pass::Partials {
+                    of,
+                    spec,
+                    targets: Span::host(&targets[..]),
+                    out: out.span_mut(),
+                })
+                .unwrap();
                 assert_eq!(said(&out.read(), spec, &vocab), want, "{of:?} to {memory}");
             }
         }
@@ -575,7 +596,7 @@ impl ShardCase {
         let adjustments = slice(&random, self.rows, &vocab, self.vocab);
         let rows = HiddenRows::new(&bytes, self.dtype, self.rows, self.hidden).unwrap();
         let epilogue = Epilogue { softcap: Some(20.0), scale: self.scale.min(1.0) };
-        let job = Job { rows, epilogue, adjustments: self.adjusted.then_some(&adjustments) };
+        let job = Job { rows, epilogue, adjustments: self.adjusted.then_some(&adjustments), placed: None };
         let answers = [backend as &dyn Backend, cpu as &dyn Backend].map(|backend| {
             let mut loaded = backend.load(&shard, self.dtype).unwrap();
             let logits = host_logits(&mut *loaded, &job, DType::Bf16);
@@ -616,6 +637,7 @@ fn run_on<D: KernelDevice>(
     let ask = match &out {
         Out::Logits(LogitsOut { dtype, .. }) => Ask::Logits { dtype: *dtype },
         Out::Partials(spec, _) => Ask::Partials(*spec),
+        Out::Drawn(..) => Ask::Drawn,
     };
     let device = backend.device();
     let own = device.open_stream().unwrap();

@@ -12,7 +12,7 @@ use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::epilogue::Epilogue;
 use lmhead::finish::columns::{row_stride, status_at};
-use lmhead::finish::{Finish, Messages, Scratch};
+use lmhead::finish::{Finish, Messages, Places, RowSampling, Scratch};
 use lmhead::memory::{Memory, Span, SpanMut, Stream};
 use lmhead::merge::Candidate;
 use lmhead::merge::PartialSpec;
@@ -38,6 +38,9 @@ const ROWS: usize = 9;
 const VOCAB: usize = 256;
 const HIDDEN: usize = 48;
 
+/// More candidates than a warp collects.
+const MANY: PartialSpec = PartialSpec { k: 100, sum: true, targets: 0 };
+
 /// Every kind of call, twice and once more, on host and device memory: the last time of each.
 ///
 /// # Panics
@@ -54,14 +57,16 @@ pub fn steady<D: KernelDevice>(backend: &DeviceBackend<D>, done: &dyn Fn() -> Do
         for memory in [Memory::Host, Backend::memory(backend)] {
             let mut loaded = backend.load(&shard, DType::Bf16).expect("memory");
             let spec = PartialSpec { k: 5, sum: true, targets: 0 };
-            for ask in [Ask::Logits { dtype: DType::F32 }, Ask::Partials(spec), Ask::Hold { raw: true }] {
+            let logits = Ask::Logits { dtype: DType::F32 };
+            let hold = Ask::Hold { raw: true };
+            for ask in [logits, Ask::Partials(spec), Ask::Partials(MANY), hold, Ask::Drawn] {
                 loaded.prepare(ROWS, ask).expect("memory");
             }
             let source = Placed::new(backend, memory, &bytes);
             let rows =
                 HiddenRows::strided(source.span(), DType::Bf16, ROWS, HIDDEN, 2 * HIDDEN).expect("rows");
             for (adjusted, adjustments) in [("", None), (", adjusted", Some(&slice))] {
-                let job = Job { rows, epilogue: Epilogue::default(), adjustments };
+                let job = Job { rows, epilogue: Epilogue::default(), adjustments, placed: None };
                 let mut calls = Calls { backend, loaded: &mut *loaded, job, memory, done, table: &mut table };
                 calls.all(&format!("{quantization}, {memory}{adjusted}"));
             }
@@ -128,6 +133,11 @@ impl<D: KernelDevice> Calls<'_, D> {
             let out = Out::Partials(spec, partials.span_mut());
             loaded.run(&job, out, &mut On { stream, workspace: None }).expect("partials");
         });
+        let mut many = space(backend, memory, ROWS * MANY.stride(VOCAB));
+        self.steady(format!("{name}: many partials"), |loaded, stream| {
+            let out = Out::Partials(MANY, many.span_mut());
+            loaded.run(&job, out, &mut On { stream, workspace: None }).expect("partials");
+        });
         let with_targets = PartialSpec { targets: 1, ..spec };
         let targets = [Candidate { value: 0.5, id: 3 }; ROWS];
         let mut told = space(backend, memory, ROWS * with_targets.stride(VOCAB));
@@ -144,17 +154,34 @@ impl<D: KernelDevice> Calls<'_, D> {
             numbers.iter().map(|&row| TiesQuery { row, kept, logit: 0.5, allowance: 1 }).collect();
         let wants: Vec<(usize, Wanted)> =
             numbers.iter().map(|&row| (row, Wanted::Drawn { params, kept: None })).collect();
-        let (mut values, mut largest) = ([0.0; ROWS], [0.0; ROWS]);
+        let all = [params; ROWS];
+        self.steady(format!("{name}: draws"), |loaded, stream| {
+            let out = Out::Drawn(RowSampling::Host(&all), drawn.span_mut());
+            loaded.run(&job, out, &mut On { stream, workspace: None }).expect("draws");
+        });
+        let there = params.to_row(VOCAB);
+        let there =
+            Placed::new(backend, Backend::memory(backend), &[bytemuck::bytes_of(&there); ROWS].concat());
+        self.steady(format!("{name}: draws by parameters there"), |loaded, stream| {
+            let out = Out::Drawn(RowSampling::Device(there.span()), drawn.span_mut());
+            loaded.run(&job, out, &mut On { stream, workspace: None }).expect("draws");
+        });
+        let (mut values, mut largest) = ([0.0f32; ROWS], [0.0; ROWS]);
         let (mut bins, mut ends) = (vec![0; ROWS * digit.bins()], [0; ROWS]);
         self.steady(format!("{name}: hold and every pass"), |loaded, stream| {
             let held = loaded.hold(&job, true, &mut On { stream, workspace: None }).expect("held logits");
             let ids = [3; ROWS];
             for pass in [
-                Pass::TargetLogits { of: Which::Raw, targets: &ids, per_row: 1, out: &mut values },
+                Pass::TargetLogits {
+                    of: Which::Raw,
+                    targets: Span::host(&ids[..]),
+                    per_row: 1,
+                    out: SpanMut::host(&mut values[..]),
+                },
                 Pass::Partials {
                     of: Which::Adjusted,
                     spec: with_targets,
-                    targets: &targets,
+                    targets: Span::host(&targets[..]),
                     out: told.span_mut(),
                 },
                 Pass::Maxima { rows: &numbers, out: &mut largest },
@@ -166,6 +193,20 @@ impl<D: KernelDevice> Calls<'_, D> {
             }
         });
         self.finishes(name, (&message, &partials, &told, &drawn), &targets, &params);
+        let [mut status, mut ids] = [ROWS, 8 * ROWS * MANY.k].map(|bytes| space(backend, memory, bytes));
+        let [mut values, mut sums] = [4 * ROWS * MANY.k, 4 * ROWS].map(|bytes| space(backend, memory, bytes));
+        let mut scratch = Scratch::default();
+        self.steady(format!("{name}: finish of many"), |loaded, stream| {
+            let what = Finish::TopK {
+                from: messages(&many),
+                k: MANY.k,
+                ids: ids.span_mut(),
+                values: values.span_mut(),
+                logsumexp: sums.span_mut(),
+                row_status: status.span_mut(),
+            };
+            loaded.finish(what, &mut scratch, &mut On { stream, workspace: None }).expect("an answer");
+        });
     }
 
     /// What came is what the calls before left.
@@ -207,7 +248,7 @@ impl<D: KernelDevice> Calls<'_, D> {
             finish(Finish::Logprobs {
                 from: messages(told),
                 spec: PartialSpec { k: 5, sum: true, targets: 1 },
-                targets,
+                targets: Span::host(targets),
                 drawn: false,
                 top_n: 4,
                 logprobs: part(&mut floats, 4 * ROWS),
@@ -218,10 +259,11 @@ impl<D: KernelDevice> Calls<'_, D> {
             });
             finish(Finish::Draw {
                 from: messages(drawn),
-                params: &params,
+                sampling: RowSampling::Host(&params),
+                places: Places::ByKind,
                 vocab_size: VOCAB,
                 ids: part(&mut ids, 8 * ROWS),
-                tokens: &mut tokens,
+                tokens: SpanMut::host(&mut tokens[..]),
                 row_status: status.span_mut(),
             });
         });
@@ -242,6 +284,7 @@ fn messages<'a, D: KernelDevice>(placed: &'a Placed<'_, D>) -> Messages<'a> {
         starts: &[0],
         shards: std::slice::from_ref(&ALL),
         rows: ROWS,
+        answered: ROWS,
     }
 }
 

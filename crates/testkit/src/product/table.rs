@@ -11,7 +11,7 @@ const VOCABS: [usize; 11] =
 /// Hidden sizes of models; 2880 leaves an int8 tail.
 const HIDDENS: [usize; 9] = [896, 2048, 2880, 3584, 4096, 5120, 7168, 8192, 12288];
 
-pub const PRECISIONS: [Precision; 7] = [
+pub const PRECISIONS: [Precision; 9] = [
     Precision::Bf16,
     Precision::F16,
     Precision::W8a8(DType::Bf16),
@@ -19,6 +19,8 @@ pub const PRECISIONS: [Precision; 7] = [
     Precision::W8a8(DType::F32),
     Precision::W8a16(DType::Bf16),
     Precision::W8a16(DType::F16),
+    Precision::Fp8(DType::Bf16),
+    Precision::Fp8(DType::F16),
 ];
 
 #[derive(Debug, Clone)]
@@ -58,7 +60,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (p, precision) in PRECISIONS.into_iter().enumerate() {
         for (h, hidden) in HIDDENS.into_iter().enumerate() {
-            // Thirteen finishes over nine hidden sizes of seven precisions: each is met four or five times.
+            // Thirteen finishes over nine hidden sizes of nine precisions: each is met six or seven times.
             let n = p * HIDDENS.len() + h;
             let (name, finish) = finishes[n % finishes.len()];
             let vocab = VOCABS[n % VOCABS.len()];

@@ -11,7 +11,7 @@ use crate::backend::cuda::owned_stream::OwnedStream;
 use crate::backend::cuda::pinned::Pinned;
 use crate::backend::cuda::stream::CudaStream;
 use crate::backend::device::{CopyRows, Grid, KernelDevice, Params, Side};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::{self, Memory, Span};
 use crate::plan::DeviceLimits;
 use cudarc::driver::{DriverError, result, sys};
@@ -149,6 +149,26 @@ impl KernelDevice for CudaDevice {
 
     fn with_context(&self, run: &mut dyn FnMut()) -> Result<()> {
         self.bound(run)
+    }
+
+    fn is_capturing(&self, stream: CudaStream) -> Result<bool> {
+        use sys::CUstreamCaptureStatus as S;
+        let mut status = S::CU_STREAM_CAPTURE_STATUS_NONE;
+        let what = || format!("a stream of {}", self.info().name);
+        // SAFETY: a stream of this context, and a word of this frame.
+        self.call(what, || unsafe { sys::cuStreamIsCapturing(stream.0, &mut status) }.result())?;
+        match status {
+            S::CU_STREAM_CAPTURE_STATUS_NONE => Ok(false),
+            S::CU_STREAM_CAPTURE_STATUS_ACTIVE => Ok(true),
+            S::CU_STREAM_CAPTURE_STATUS_INVALIDATED => Err(Error::Device {
+                what: what(),
+                problem: "the graph that is being captured there is broken".into(),
+                fix:
+                    "end the capture, and look at what was called meanwhile: nothing that waits or allocates \
+                      is allowed"
+                        .into(),
+            }),
+        }
     }
 
     fn event(&self) -> Result<Event> {

@@ -109,10 +109,16 @@ DEVICE void walk(const MatmulParams &p, uint32_t how) {
   }
   if (p.adjustments.temperatures) {
     settle<T>(p, at, p.adjustments.addition_offsets != nullptr);
-    if (how != 14) barrier_sync_all();
+    if (how != 14 && how != 51) barrier_sync_all();
   }
   MatmulParams out = p;
   if (how == 40) out.vocab = at.first_id + T::kIds;  // ids behind the last, too
+  if (p.partials.draws) {
+    if (how == 50) out.row_count = at.first_row + T::kRows;  // rows behind the last, too
+    if (how == 52) out.partials.first_id += 4;
+    draw<T>(out, at);
+    return;
+  }
   store<T>(out, at, F32{}, out.logits.data);
 }
 

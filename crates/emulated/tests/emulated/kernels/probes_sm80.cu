@@ -184,15 +184,19 @@ KERNEL(probe_atomics, ProbeParams, 64, 1) {
 }
 
 // Sums of a block in shared memory: thread t adds n[0]·t·2^20 + 1 to bin t % 4. Out: the four bins, then of
-// each thread how many came to its bin before it, which is in the lowest bits of the value before.
+// each thread how many came to its bin before it, which is in the lowest bits of the value before; and the same
+// of words, of which each thread adds 1.
 KERNEL(probe_shared_atomics, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, bin = s + 8 * (t % 4);
-  if (t < 4) st_shared_v2(s + 8 * t, {0, 0});
+  if (t < 4) st_shared_v2(s + 8 * t, {0, 0}), st_shared_u32(s + 32 + 4 * t, 0);
   barrier_sync_all();
   const uint64_t before = atom_shared_add_u64(bin, (uint64_t(params.n[0]) * t << 20) + 1);
+  const uint32_t words_before = atom_shared_add_u32(s + 32 + 4 * (t % 4), 1);
   barrier_sync_all();
   if (t < 4) st_global_v2(params.out + 2 * t, ld_shared_v2(s + 8 * t));
   st_global_u32(params.out + 8 + t, uint32_t(before) & 0xfffffu);
+  if (t < 4) st_global_u32(params.out + 72 + t, ld_shared_u32(s + 32 + 4 * t));
+  st_global_u32(params.out + 76 + t, words_before);
 }
 
 // The geometry, as each thread sees it: 12 words per thread.

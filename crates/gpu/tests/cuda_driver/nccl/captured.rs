@@ -27,6 +27,24 @@ fn in_child_replays() {
     assert_eq!(fake.count("replays"), (3 * 50 * RANKS) as i64, "each of the three calls, each time");
 }
 
+/// Whole steps, replayed with other rows, indices and numbers of rows.
+#[test]
+fn captured_steps_have_the_bits_of_eager_ones() {
+    on_nccl("captured::in_child_steps", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: captured_steps_have_the_bits_of_eager_ones runs it"]
+fn in_child_steps() {
+    for size in [1, 2, 3, 4] {
+        each_ranked(size, |ranked| {
+            nccl_ranks::captured_steps(&ranked, 6);
+        });
+    }
+    assert!(FakeNccl::loaded().count("replays") > 0);
+    all_are_destroyed();
+}
+
 /// What a GPU's test runs as processes.
 #[test]
 fn the_scenarios_of_a_gpu_hold() {
@@ -50,7 +68,7 @@ fn in_child_scenarios() {
 }
 
 /// Runs a thread for each of `size` ranks, each on a device of its own.
-fn each_ranked(size: usize, run: impl Fn(Ranked) + Sync) {
+pub fn each_ranked(size: usize, run: impl Fn(Ranked) + Sync) {
     let devices: Vec<CudaDevice> = (0..size).map(device).collect();
     each(group(&devices), |me, exchange| run(Ranked { device: devices[me].clone(), exchange }));
 }

@@ -20,7 +20,7 @@ KERNEL(shared_memory, WrapperParams, 128, 1) {
   ptx::st_shared_v4(at, {one, two[0] ^ two[1], eight[0] ^ eight[1], eight[2] ^ eight[3]});
   ptx::ldmatrix_x1_trans(one, at), ptx::ldmatrix_x2_trans(two, at), ptx::ldmatrix_x4_trans(eight, at);
   ptx::st_shared_v4(ptx::dynamic_shared(), {one, two[0] ^ two[1], eight[0] ^ eight[1], eight[2] ^ eight[3]});
-  const uint64_t sum = ptx::atom_shared_add_u64(at, pair.x);
+  const uint64_t sum = ptx::atom_shared_add_u64(at, pair.x) + ptx::atom_shared_add_u32(at, pair.y);
   ptx::st_global_v2(params.out, {uint32_t(sum), uint32_t(sum >> 32)});
 }
 

@@ -1,0 +1,536 @@
+//! Whole steps in CUDA graphs: what each rank does, over NCCL or alone. Rows, indices and the number of rows
+//! change from replay to replay, one rank is late in turn, and every answer has the bits of an eager step of a
+//! head that has the whole vocabulary.
+
+use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::cuda::{CudaDevice, Graph};
+use lmhead::backend::device::KernelDevice;
+use lmhead::backend::{Backend, On};
+use lmhead::config::{HeadConfig, Quantization, Verify};
+use lmhead::dtype::DType;
+use lmhead::exchange::Exchange;
+use lmhead::head::{LmHead, StepOptions};
+use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
+use lmhead::memory::{Memory, Span, SpanMut};
+use lmhead::result::{
+    Answer, AnswerBuffers, DeviceInputs, Output, Request, RowInputs, SamplingSpans, StepStats,
+};
+use lmhead::rows::{HiddenRows, RowCounts};
+use lmhead::sampling::SamplingParams;
+use lmhead_testkit::product::shards::backend_of;
+use lmhead_testkit::{Random, TestHead, local_group};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// Rows that indices choose from, in the engine's buffer.
+const SOURCE: usize = 9;
+const CAPACITY: usize = 5;
+/// Candidates that there is room for.
+const MOST: usize = 100;
+
+/// How a step's ranks are laid out, and what it is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    pub tp: usize,
+    pub split: bool,
+    /// Fixed shapes of padded rows, or counts that nobody verifies.
+    pub padded: bool,
+    pub request: Request,
+    pub quantization: Quantization,
+    pub dtype: DType,
+    /// An odd one leaves rows aligned to nothing.
+    pub hidden: usize,
+    pub vocab: usize,
+}
+
+impl Kind {
+    /// Targets of a row.
+    fn targets(&self) -> usize {
+        if let Request::Logprobs { targets, .. } = self.request { targets } else { 0 }
+    }
+
+    fn options(&self) -> StepOptions {
+        let unfiltered = self.request == Request::sample();
+        StepOptions { on_device: true, unfiltered, ..StepOptions::default() }
+    }
+}
+
+/// Kinds of steps for groups of that many ranks.
+pub fn kinds(ranks: usize) -> Vec<Kind> {
+    let plain = Kind {
+        tp: 1,
+        split: false,
+        padded: true,
+        request: Request::top_k(5),
+        quantization: Quantization::None,
+        dtype: DType::Bf16,
+        hidden: 64,
+        vocab: 333,
+    };
+    let mut kinds = vec![
+        plain,
+        Kind { padded: false, request: Request::argmax(), ..plain },
+        Kind { request: Request::argmax(), quantization: Quantization::W8a8, hidden: 33, ..plain },
+        Kind { request: Request::logits(DType::F16), dtype: DType::F16, vocab: 700, ..plain },
+        Kind { padded: false, quantization: Quantization::W8a16, request: Request::top_k(64), ..plain },
+        Kind { request: Request::top_k(100), ..plain },
+        Kind { request: Request::Logprobs { targets: 2, top_n: 3, processed: false }, ..plain },
+        Kind { padded: false, request: Request::logprobs(0), quantization: Quantization::W8a8, ..plain },
+        Kind { request: Request::sample(), ..plain },
+        Kind { padded: false, request: Request::sample(), quantization: Quantization::W8a8, ..plain },
+        // A header that is longer than a row, and a rank without ids.
+        Kind { hidden: 8, vocab: 65, ..plain },
+    ];
+    if ranks.is_multiple_of(2) && ranks > 0 {
+        let both = [false, true].map(|split| Kind { tp: 2, split, ..plain });
+        kinds.extend(both);
+        kinds.push(Kind {
+            tp: 2,
+            split: true,
+            padded: false,
+            request: Request::logits(DType::Bf16),
+            ..plain
+        });
+    }
+    if ranks > 1 {
+        // One replica.
+        kinds.push(Kind { tp: ranks, split: true, hidden: 40, ..plain });
+    }
+    kinds
+}
+
+/// Memory of the device, with copies that are waited for.
+struct Room<'d> {
+    device: &'d CudaDevice,
+    buffer: <CudaDevice as KernelDevice>::Buffer,
+    bytes: usize,
+}
+
+impl<'d> Room<'d> {
+    fn new(device: &'d CudaDevice, bytes: usize) -> Self {
+        Room { device, buffer: device.alloc(bytes).expect("memory"), bytes }
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::Device(self.device.ordinal())
+    }
+
+    fn span(&self, bytes: usize) -> Span<'_> {
+        assert!(bytes <= self.bytes);
+        // SAFETY: the room's own memory.
+        unsafe { Span::from_raw(self.memory(), self.device.address(&self.buffer), bytes) }
+    }
+
+    fn span_mut<'a>(&self, bytes: usize) -> SpanMut<'a> {
+        assert!(bytes <= self.bytes);
+        // SAFETY: the room outlives the graph; kernels alone use it until it is read.
+        unsafe { SpanMut::from_raw(self.memory(), self.device.address(&self.buffer), bytes) }
+    }
+
+    fn read<T: bytemuck::Pod>(&self, stream: <CudaDevice as KernelDevice>::Stream, n: usize) -> Vec<T> {
+        let mut elements = vec![T::zeroed(); n];
+        let bytes = bytemuck::cast_slice_mut(&mut elements);
+        self.device.read_on(stream, &self.buffer, 0, bytes).expect("a copy");
+        elements
+    }
+}
+
+/// Buffers of an answer of any request.
+struct Answers<'d> {
+    status: Room<'d>,
+    /// As of [`row_bytes`].
+    fields: [Room<'d>; FIELDS],
+}
+
+/// An answer: a row's status, then the bytes that belong to it.
+type Bits = Vec<(u8, Vec<u8>)>;
+
+const FIELDS: usize = 8;
+
+/// Bytes of a row in logits, ids, values, logsumexp, logprobs, ranks, top_ids and top_logprobs.
+fn row_bytes(kind: &Kind) -> [usize; FIELDS] {
+    match kind.request {
+        Request::Logits { dtype } => [dtype.size() * kind.vocab, 0, 0, 0, 0, 0, 0, 0],
+        Request::TopK { k } => [0, 8 * k, 4 * k, 4, 0, 0, 0, 0],
+        Request::Logprobs { targets: n, top_n, .. } => [0, 0, 0, 0, 4 * n, 8 * n, 8 * top_n, 4 * top_n],
+        Request::Sample { logprobs: Some(told) } => [0, 8, 0, 0, 4, 8, 8 * told.top_n, 4 * told.top_n],
+        _ => [0, 8, 0, 0, 0, 0, 0, 0],
+    }
+}
+
+impl<'d> Answers<'d> {
+    fn new(device: &'d CudaDevice, kind: &Kind) -> Self {
+        let room = |bytes: usize| Room::new(device, CAPACITY * bytes.max(8 * MOST));
+        Answers { status: room(1), fields: row_bytes(kind).map(room) }
+    }
+
+    fn buffers<'a>(&self, kind: &Kind, rows: usize) -> AnswerBuffers<'a> {
+        let mut fields = self.fields.iter().zip(row_bytes(kind));
+        let mut next = || fields.next().map(|(room, bytes)| room.span_mut(rows * bytes)).expect("a field");
+        AnswerBuffers {
+            row_status: self.status.span_mut(rows),
+            logits: next(),
+            logits_stride: 0,
+            ids: next(),
+            values: next(),
+            logsumexp: next(),
+            logprobs: next(),
+            ranks: next(),
+            top_ids: next(),
+            top_logprobs: next(),
+        }
+    }
+
+    fn bits(&self, stream: <CudaDevice as KernelDevice>::Stream, kind: &Kind, rows: usize) -> Bits {
+        let status = self.status.read::<u8>(stream, rows);
+        let fields = row_bytes(kind);
+        let read: Vec<Vec<u8>> =
+            self.fields.iter().zip(fields).map(|(room, bytes)| room.read(stream, rows * bytes)).collect();
+        let row = |row: usize| {
+            let of = |(read, bytes): (&Vec<u8>, usize)| read[row * bytes..][..bytes].to_vec();
+            read.iter().zip(fields).flat_map(of).collect()
+        };
+        status.iter().enumerate().map(|(i, status)| (*status, row(i))).collect()
+    }
+}
+
+/// The same of an answer of the host's.
+fn bits_of(answer: &Answer, kind: &Kind) -> Bits {
+    let bytes = |ids: &[i64]| bytemuck::cast_slice(ids).to_vec();
+    let floats = |values: &[f32]| bytemuck::cast_slice(values).to_vec();
+    let none = Vec::new;
+    let fields: [Vec<u8>; FIELDS] = match &answer.output {
+        Output::Logits { bytes, .. } => {
+            [bytes.clone(), none(), none(), none(), none(), none(), none(), none()]
+        }
+        Output::TopK { values, ids, logsumexp, .. } => {
+            [none(), bytes(ids), floats(values), floats(logsumexp), none(), none(), none(), none()]
+        }
+        Output::Argmax { ids } | Output::Sample { ids, .. } => {
+            [none(), bytes(ids), none(), none(), none(), none(), none(), none()]
+        }
+        Output::Logprobs(told) => [
+            none(),
+            none(),
+            none(),
+            none(),
+            floats(&told.logprobs),
+            bytes(&told.ranks),
+            bytes(&told.top_ids),
+            floats(&told.top_logprobs),
+        ],
+        other => panic!("{other:?}"),
+    };
+    let row = |row: usize| {
+        let of = |(field, bytes): (&Vec<u8>, usize)| field[row * bytes..][..bytes].to_vec();
+        fields.iter().zip(row_bytes(kind)).flat_map(of).collect()
+    };
+    answer.row_status.iter().enumerate().map(|(i, status)| (*status as u8, row(i))).collect()
+}
+
+/// What a replica brings to a replay: rows of its buffer, which of them are wanted, and what belongs to these.
+struct Brought {
+    rows: Vec<u8>,
+    indices: Vec<i64>,
+    targets: Vec<i64>,
+    sampling: Vec<SamplingParams>,
+}
+
+fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usize) -> Brought {
+    let seed = 1000 * replay + replica as u64;
+    let mut random = Random(seed);
+    // As many rows as are alive in this replay; those behind have no index.
+    let alive = random.below(rows + 1);
+    let index = |i: usize| match random.below(8) {
+        _ if i >= alive => -1,
+        0 => SOURCE as i64,
+        _ => random.below(SOURCE) as i64,
+    };
+    let indices = (0..rows).map(index).collect();
+    // Some rows have targets that are none, or that no vocabulary has.
+    let target = |_| match random.below(12) {
+        0 => -100,
+        1 => kind.vocab as i64,
+        2 => -1,
+        _ => random.below(kind.vocab) as i64,
+    };
+    let targets = (0..rows * kind.targets()).map(target).collect();
+    let params = |_| SamplingParams {
+        seed: random.next(),
+        position: random.next() >> 1,
+        temperature: [0.0, 0.7, 1.0, 2.5][random.below(4)],
+        ..SamplingParams::default()
+    };
+    Brought { rows: test.rows(SOURCE, seed), indices, targets, sampling: (0..rows).map(params).collect() }
+}
+
+/// What the rows must be answered, by a head that has the whole vocabulary; rows without an index, or with a
+/// target that cannot be, answer nothing.
+fn wanted(whole: &mut LmHead, test: &TestHead, kind: &Kind, brought: &Brought) -> Bits {
+    let (per_row, vocab) = (kind.targets(), kind.vocab as i64);
+    let targets_of = |row: usize| &brought.targets[row * per_row..(row + 1) * per_row];
+    let is_good = |row: usize| {
+        let legal = |id: &i64| *id == -100 || (0..vocab).contains(id);
+        (0..SOURCE as i64).contains(&brought.indices[row]) && targets_of(row).iter().all(legal)
+    };
+    let good: Vec<usize> = (0..brought.indices.len()).filter(|row| is_good(*row)).collect();
+    let indices: Vec<i64> = good.iter().map(|row| brought.indices[*row]).collect();
+    let targets: Vec<i64> = good.iter().flat_map(|row| targets_of(*row)).copied().collect();
+    let sampling: Vec<SamplingParams> = good.iter().map(|row| brought.sampling[*row]).collect();
+    let inputs = RowInputs {
+        targets: (per_row > 0).then_some(&targets[..]),
+        sampling: (kind.request == Request::sample()).then_some(&sampling[..]),
+        ..RowInputs::default()
+    };
+    let hidden = HiddenRows::new(&brought.rows, test.dtype, SOURCE, test.hidden).expect("rows");
+    let hidden = hidden.select_i64(&indices).expect("indices");
+    let step = whole.step(RowCounts::exact(&[good.len()]), &kind.request).expect("a step");
+    let answer = step.run_with(hidden, &inputs).expect("an answer");
+    let mut rows = bits_of(&answer, kind).into_iter();
+    let each = |row: usize| {
+        if is_good(row) { rows.next().expect("a row for each good one") } else { (3, Vec::new()) }
+    };
+    (0..brought.indices.len()).map(each).collect()
+}
+
+/// A rank's head, and what its steps use.
+pub struct Stepper<'d> {
+    pub head: LmHead,
+    kind: Kind,
+    device: &'d CudaDevice,
+    stream: <CudaDevice as KernelDevice>::OwnedStream,
+    counts: RowCounts,
+    rows: usize,
+    source: Room<'d>,
+    indices: Room<'d>,
+    targets: Room<'d>,
+    seeds: Room<'d>,
+    positions: Room<'d>,
+    temperatures: Room<'d>,
+    answers: Answers<'d>,
+    workspace: Option<Room<'d>>,
+}
+
+/// The whole head of a kind, of which each rank has its shard.
+fn test_head(kind: &Kind) -> TestHead {
+    let seed = kind.vocab as u64;
+    TestHead::random(kind.vocab, kind.hidden, kind.dtype, kind.quantization, seed).with_bias(7)
+}
+
+fn backend(device: &CudaDevice) -> Arc<dyn Backend> {
+    Arc::new(backend_of(device.clone(), CpuBackend::new(Some(1)).expect("the CPU backend"), false))
+}
+
+impl<'d> Stepper<'d> {
+    /// Collective. The last replica is idle where there are several, the others have as many rows as they may,
+    /// or fewer.
+    ///
+    /// # Panics
+    /// Where anything is refused.
+    pub fn new(device: &'d CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind, timeout: Duration) -> Self {
+        let (ranks, me) = (exchange.size(), exchange.me());
+        let layout = ParallelLayout { dp: ranks / kind.tp, tp: kind.tp, pp: 1, order: RankOrder::DpPpTp };
+        let group = HeadGroup::of(me, &layout, ranks).expect("a layout").expect("a group");
+        let test = test_head(&kind);
+        let config =
+            HeadConfig { split_rows_over_tp: kind.split, verify: Verify::WarmUp, timeout, ..test.config() };
+        let own = test.shard(group.shard(kind.vocab, me));
+        let brings = |replica: usize| match replica {
+            last if last > 0 && last + 1 == layout.dp => 0,
+            _ => CAPACITY - replica % 2,
+        };
+        let rows = brings(group.replica_of(me));
+        let counts = match kind.padded {
+            true => RowCounts::capacity(CAPACITY, rows),
+            false => RowCounts::exact(&(0..layout.dp).map(brings).collect::<Vec<_>>()),
+        };
+        let head = LmHead::new(&config, group, own, exchange, backend(device)).expect("a head");
+        let bytes = head.workspace(&counts, &kind.request, kind.options()).expect("a workspace");
+        let stream = device.open_stream().expect("a stream");
+        let mut stepper = Stepper {
+            head,
+            kind,
+            device,
+            stream,
+            counts,
+            rows,
+            source: Room::new(device, SOURCE * kind.hidden * kind.dtype.size()),
+            indices: Room::new(device, 8 * CAPACITY),
+            targets: Room::new(device, 8 * CAPACITY * kind.targets().max(1)),
+            seeds: Room::new(device, 8 * CAPACITY),
+            positions: Room::new(device, 8 * CAPACITY),
+            temperatures: Room::new(device, 4 * CAPACITY),
+            answers: Answers::new(device, &kind),
+            workspace: Some(Room::new(device, bytes)),
+        };
+        stepper.prepare();
+        stepper
+    }
+
+    /// Before a graph is captured, also after a rebuilding. Collective.
+    ///
+    /// # Panics
+    /// Where the warm-up fails.
+    pub fn prepare(&mut self) {
+        let stream = self.device.handle(self.on());
+        self.head.warm_up_on_device(stream, CAPACITY, &[self.kind.request]).expect("a warm-up");
+    }
+
+    /// From now on steps have no workspace of the engine's.
+    pub fn without_workspace(&mut self) {
+        self.workspace = None;
+    }
+
+    /// The stream of the steps.
+    pub fn on(&self) -> <CudaDevice as KernelDevice>::Stream {
+        self.device.on(&self.stream)
+    }
+
+    /// Puts what a replica brings where the steps find it, and poison where answers go.
+    fn bring(&self, brought: &Brought) {
+        let (device, stream) = (self.device, self.on());
+        device.write_on(stream, &self.source.buffer, 0, &brought.rows).expect("a copy");
+        let copy = |room: &Room<'_>, bytes: &[u8]| {
+            device.write_on(stream, &room.buffer, 0, bytes).expect("a copy");
+        };
+        copy(&self.indices, bytemuck::cast_slice(&brought.indices));
+        copy(&self.targets, bytemuck::cast_slice(&brought.targets));
+        let of = |each: fn(&SamplingParams) -> u64| brought.sampling.iter().map(each).collect::<Vec<u64>>();
+        copy(&self.seeds, bytemuck::cast_slice(&of(|params| params.seed)));
+        copy(&self.positions, bytemuck::cast_slice(&of(|params| params.position)));
+        let temperatures: Vec<f32> = brought.sampling.iter().map(|params| params.temperature).collect();
+        copy(&self.temperatures, bytemuck::cast_slice(&temperatures));
+        let poison = vec![0xee; self.answers.status.bytes];
+        device.write_on(stream, &self.answers.status.buffer, 0, &poison).expect("a copy");
+    }
+
+    /// One step: queued, or recorded where the stream is captured.
+    ///
+    /// # Errors
+    /// As [`LmHead::run_into`].
+    ///
+    /// # Panics
+    /// Where it may not be captured.
+    pub fn step(&mut self) -> lmhead::Result<StepStats> {
+        let (counts, request) = (&self.counts, &self.kind.request);
+        assert!(self.head.is_capturable(counts, request, self.kind.options()), "{:?}", self.kind);
+        self.step_of(self.kind.request)
+    }
+
+    /// [`Stepper::step`] of another request, whose answer has room in that of the kind's: one that is refused.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn step_of(&mut self, request: Request) -> lmhead::Result<StepStats> {
+        let stream = self.on();
+        let Stepper { head, kind, device, counts, rows, source, indices, answers, workspace, .. } = self;
+        let (n, kind) = (*rows, Kind { request, ..*kind });
+        let sampling = SamplingSpans {
+            seed: Some(self.seeds.span(8 * n)),
+            position: Some(self.positions.span(8 * n)),
+            temperature: Some(self.temperatures.span(4 * n)),
+            ..SamplingSpans::default()
+        };
+        let targets = kind.targets();
+        let on_device = DeviceInputs {
+            targets: (targets > 0).then(|| self.targets.span(8 * n * targets)),
+            sampling: matches!(request, Request::Sample { .. }).then_some(sampling),
+            ..DeviceInputs::default()
+        };
+        let inputs = RowInputs { on_device, ..RowInputs::default() };
+        let row_bytes = kind.hidden * kind.dtype.size();
+        let all = source.span(SOURCE * row_bytes);
+        let hidden = HiddenRows::strided(all, kind.dtype, SOURCE, kind.hidden, row_bytes)?;
+        let hidden = hidden.select_span(indices.span(8 * *rows), 8)?;
+        let answered = head.answered_rows(*rows).len();
+        let ticket = head.begin(counts, &request, kind.options())?;
+        let workspace = workspace.as_ref().map(|workspace| workspace.span_mut(workspace.bytes));
+        let on = On { stream: device.handle(stream), workspace };
+        head.run_into(ticket, hidden, &inputs, answers.buffers(&kind, answered), on)
+    }
+
+    /// # Errors
+    /// As [`Graph::capture`].
+    pub fn capture(&mut self) -> lmhead::Result<Graph> {
+        let (device, stream) = (self.device, self.on());
+        Graph::capture(device, stream, || self.step().map(drop))
+    }
+
+    /// # Panics
+    /// Where the driver refuses it.
+    pub fn replay(&self, graph: &Graph) {
+        // SAFETY: the stepper's memory and the head outlive the graph.
+        unsafe { graph.launch(self.on()) }.expect("a launch");
+    }
+
+    /// The statuses of the answered rows, once the stream has ended.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub fn statuses(&self) -> Vec<u8> {
+        self.device.wait(self.on()).expect("the end of a step");
+        self.answers.status.read::<u8>(self.on(), self.head.answered_rows(self.rows).len())
+    }
+
+    /// Brings some rows that are all there.
+    pub fn bring_rows(&self, replay: u64) {
+        let rows = test_head(&self.kind).rows(SOURCE, replay);
+        self.bring(&Brought {
+            rows,
+            indices: (0..self.rows as i64).collect(),
+            targets: vec![0; self.rows * self.kind.targets()],
+            sampling: vec![SamplingParams::default(); self.rows],
+        });
+    }
+}
+
+/// Steps of one kind, captured once and replayed so often.
+///
+/// # Panics
+/// Where bits differ, or anything is refused.
+pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind, replays: u64) {
+    let (ranks, me, test) = (exchange.size(), exchange.me(), test_head(&kind));
+    let mut stepper = Stepper::new(device, exchange, kind, Duration::from_secs(60));
+    let replica = stepper.head.group().replica_of(me);
+    let rows = stepper.rows;
+    let one = HeadGroup::data_parallel(1, 0).expect("a group");
+    let (alone, all) = (local_group(1).remove(0), test.shard(0..kind.vocab));
+    let mut whole = LmHead::new(&test.config(), one, all, alone, backend(device)).expect("a head");
+
+    let mut check = |stepper: &mut Stepper<'_>, replay: u64, run: &mut dyn FnMut(&mut Stepper<'_>)| {
+        let brought = brought(&test, &kind, replica, replay, rows);
+        stepper.bring(&brought);
+        if replay < 50 && me as u64 == replay % ranks as u64 {
+            thread::sleep(Duration::from_millis(2));
+        }
+        run(stepper);
+        device.wait(stepper.on()).expect("the end of a step");
+        let answered = stepper.head.answered_rows(rows);
+        let got = stepper.answers.bits(stepper.on(), &kind, answered.len());
+        let want = wanted(&mut whole, &test, &kind, &brought);
+        for (i, (got, want)) in got.iter().zip(&want[answered]).enumerate() {
+            let of = || format!("row {i} on rank {me} in replay {replay} of {kind:?}");
+            assert_eq!(got.0, want.0, "status of {}", of());
+            // Logits of a row that is none are as they were computed.
+            if want.0 != 3 {
+                assert_eq!(got.1, want.1, "{}", of());
+            } else if !matches!(kind.request, Request::Logits { .. } | Request::Logprobs { .. }) {
+                assert_eq!(got.1[..8], [0xff; 8], "id of {}", of());
+            }
+        }
+    };
+    check(&mut stepper, 0, &mut |stepper| {
+        stepper.step().expect("a step");
+    });
+    let graph = stepper.capture().expect("a graph");
+    for replay in 1..=replays {
+        check(&mut stepper, replay, &mut |stepper| stepper.replay(&graph));
+        assert!(stepper.head.flight_recorder().fault().is_none());
+    }
+    // Eager steps go on where the graph has been.
+    check(&mut stepper, replays + 1, &mut |stepper| {
+        stepper.step().expect("a step");
+    });
+    drop(graph);
+}

@@ -1,0 +1,46 @@
+// Logits that a product left in memory, [rows, ids] f32, as passes read them.
+#pragma once
+#include "ptx.cuh"
+
+namespace answers {
+
+using namespace ptx;
+
+constexpr uint32_t kEach = 4;  // logits a thread takes at once
+
+DEVICE const float *row_of(const HeldMatrix &held, uint32_t row) {
+  return reinterpret_cast<const float *>(reinterpret_cast<const uint8_t *>(held.data) + row * held.pitch);
+}
+
+// kEach logits of a row from number i on; behind the last there is minus infinity. i is a multiple of kEach.
+DEVICE void load(const float *logits, uint32_t ids, uint32_t i, float (&some)[kEach]) {
+  const bool whole = i + kEach <= ids;
+  const U32x4 four = whole ? ld_global_v4(logits + i) : U32x4{};
+  const uint32_t words[kEach] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+  for (uint32_t j = 0; j < kEach; ++j)
+    some[j] = whole         ? mov_f32_b32(words[j])
+              : i + j < ids ? mov_f32_b32(ld_global_u32(logits + i + j))
+                            : -__builtin_inff();
+}
+
+// Whether the row has an answer.
+DEVICE bool is_good(const HeldMatrix &held, uint32_t row) {
+  return !(ld_global_u32(held.status + row) & held.nonfinite);
+}
+
+// What `at` says, read by each thread.
+template <class T>
+DEVICE T ask(const T *at) {
+  static_assert(sizeof(T) % 8 == 0, "pairs of words");
+  T out;
+  uint32_t *words = reinterpret_cast<uint32_t *>(&out);
+#pragma unroll
+  for (uint32_t i = 0; i < sizeof(T) / 4; i += 2) {
+    const U32x2 two = ld_global_v2(reinterpret_cast<const uint32_t *>(at) + i);
+    words[i] = two.x, words[i + 1] = two.y;
+  }
+  return out;
+}
+
+}  // namespace answers

@@ -1,0 +1,22 @@
+// Sorted lists: a key's place among several is its own number and what a search in each of the others counts.
+#pragma once
+#include "answers/best.cuh"
+
+namespace answers {
+
+// How many of `count` keys, the largest first, are above `key`; `at(n)` is key n.
+template <class At>
+DEVICE uint32_t count_above(uint64_t key, uint32_t count, At at) {
+  uint32_t low = 0, high = count;
+#pragma unroll 1
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (at(middle) > key)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+}  // namespace answers

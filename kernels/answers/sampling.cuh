@@ -1,0 +1,48 @@
+// How a row is sampled, as `sampling::SamplingParams` has it.
+#pragma once
+#include "ptx.cuh"
+
+namespace answers {
+
+using namespace ptx;
+
+// What has to be known of a row before it can be drawn.
+enum class Kind {
+  kBest,       // the best of every shard: by logit at temperature 0, else by score
+  kListed,     // the top_k best logits of every shard
+  kThreshold,  // one that each shard draws, when it knows the row's largest logit
+  kCut         // the same, when it besides knows the last logit that is kept
+};
+
+DEVICE Kind kind_of(const SamplingRow &row, uint32_t vocab) {
+  const bool top_k = row.top_k > 0 && row.top_k < vocab;
+  if (row.temperature == 0) return Kind::kBest;
+  if (top_k) return row.top_k <= LMHEAD_LISTED ? Kind::kListed : Kind::kCut;
+  if (row.top_p < 1) return Kind::kCut;
+  return row.min_p > 0 ? Kind::kThreshold : Kind::kBest;
+}
+
+// Candidates that a shard of so many ids sends for the row.
+DEVICE uint32_t places_of(const SamplingRow &row, uint32_t vocab, uint32_t ids) {
+  if (kind_of(row, vocab) != Kind::kListed) return 1;
+  return row.top_k < ids ? row.top_k : ids;
+}
+
+// Whether the parameters are some that a row may have.
+DEVICE bool is_legal(const SamplingRow &row) {
+  const bool temperature = row.temperature >= 0 && row.temperature < __builtin_inff();
+  return temperature && row.top_p > 0 && row.top_p <= 1 && row.min_p >= 0 && row.min_p <= 1;
+}
+
+DEVICE SamplingRow load_sampling(const SamplingRow *from) {
+  const U32x4 numbers = ld_global_v4(from),
+              filters = ld_global_v4(reinterpret_cast<const uint8_t *>(from) + 16);
+  return {uint64_t(numbers.y) << 32 | numbers.x,
+          uint64_t(numbers.w) << 32 | numbers.z,
+          mov_f32_b32(filters.x),
+          filters.y,
+          mov_f32_b32(filters.z),
+          mov_f32_b32(filters.w)};
+}
+
+}  // namespace answers

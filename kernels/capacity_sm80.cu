@@ -1,0 +1,176 @@
+// Steps of a fixed shape, which a CUDA graph replays: rows with zeros behind the last, and headers that the
+// device itself counts up and compares. The host takes no part in it.
+#include "matmul/tile.cuh"
+
+namespace {
+
+using namespace ptx;
+
+constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kHalves = LMHEAD_HEADER_HALVES;
+constexpr uint32_t kNobody = 0xffffffffu;
+
+// Of 32 bits at a place: what a digest adds up. Multiplication and shift of splitmix64.
+DEVICE uint64_t digest_of(uint32_t bits, uint64_t place) {
+  uint64_t v = (place << 32 | bits) * 0x9e3779b97f4a7c15u;
+  v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9u;
+  return v ^ v >> 31;
+}
+
+DEVICE uint64_t sum_of_lanes(uint64_t v) {
+#pragma unroll
+  for (uint32_t distance = 16; distance; distance /= 2) {
+    const uint32_t low = shfl_bfly(uint32_t(v), distance), high = shfl_bfly(uint32_t(v >> 32), distance);
+    v += uint64_t(high) << 32 | low;
+  }
+  return v;
+}
+
+DEVICE uint32_t least_of_lanes(uint32_t v) {
+#pragma unroll
+  for (uint32_t distance = 16; distance; distance /= 2) {
+    const uint32_t other = shfl_bfly(v, distance);
+    v = other < v ? other : v;
+  }
+  return v;
+}
+
+DEVICE uint64_t load_u64(const void *from) {
+  const U32x2 v = ld_global_v2(from);
+  return uint64_t(v.y) << 32 | v.x;
+}
+
+DEVICE void store_u64(void *to, uint64_t v) { st_global_v2(to, {uint32_t(v), uint32_t(v >> 32)}); }
+
+// 16-bit word i of a number of 64 bits.
+DEVICE uint16_t half_of(uint64_t v, uint32_t i) { return uint16_t(v >> 16 * i); }
+
+// Four 16-bit words from `at` on.
+DEVICE uint64_t number_at(const uint8_t *at) {
+  uint64_t v = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) v |= uint64_t(ld_global_nc_u16(at + 2 * i)) << 16 * i;
+  return v;
+}
+
+}  // namespace
+
+// At dynamic_shared() a sum of each warp.
+KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
+  const uint32_t row = blockIdx.x, number = matmul::row_number(params.rows, row, params.row_count);
+  const bool is_one = row < params.row_count, there = number != matmul::kNoRow;
+  if (threadIdx.x == 0) st_global_u32(params.status + row, is_one && !there ? LMHEAD_STATUS_BAD_INDEX : 0);
+  const uint8_t *from =
+      static_cast<const uint8_t *>(params.rows.data) + (there ? number * params.rows.pitch : 0);
+  uint8_t *to = params.out + uint64_t(row) * params.row_bytes;
+  const bool aligned =
+      (uint64_t(params.rows.data) | params.rows.pitch | uint64_t(params.out) | params.row_bytes) % 16 == 0;
+  uint64_t digest = 0;
+  // A word of the digest is 16 bits of the row in either loop.
+  const auto add = [&](uint32_t at, uint32_t word) {
+    digest += digest_of(word & 0xffff, at / 2) + digest_of(word >> 16, at / 2 + 1);
+  };
+  if (aligned) {
+    for (uint32_t at = 16 * threadIdx.x; at < params.row_bytes; at += 16 * blockDim.x) {
+      const U32x4 v = there ? ld_global_v4(from + at) : U32x4{};
+      st_global_v4(to + at, v);
+      if (params.digests) add(at, v.x), add(at + 4, v.y), add(at + 8, v.z), add(at + 12, v.w);
+    }
+  } else {
+    for (uint32_t at = 2 * threadIdx.x; at < params.row_bytes; at += 2 * blockDim.x) {
+      const uint16_t v = there ? ld_global_nc_u16(from + at) : uint16_t(0);
+      st_global_u16(to + at, v);
+      if (params.digests) digest += digest_of(v, at / 2);
+    }
+  }
+  if (!params.digests) return;
+  const uint32_t sums = dynamic_shared(), warp = threadIdx.x / 32;
+  digest = sum_of_lanes(digest);
+  if (lane_id() == 0) st_shared_v2(sums + 8 * warp, {uint32_t(digest), uint32_t(digest >> 32)});
+  barrier_sync_all();
+  if (threadIdx.x) return;
+  for (uint32_t other = 1; other < kWarps; ++other) {
+    const U32x2 v = ld_shared_v2(sums + 8 * other);
+    digest += uint64_t(v.y) << 32 | v.x;
+  }
+  // Whether a row is there is a part of it, and so is its place among the rows.
+  digest = digest_of(uint32_t(digest), row) + digest_of(uint32_t(digest >> 32), there);
+  store_u64(params.digests + row, digest);
+}
+
+// A warp does it.
+KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
+  const uint32_t lane = lane_id();
+  uint64_t digest = 0, bad = 0;
+  for (uint32_t row = lane; row < params.row_count; row += 32) {
+    if (params.digests) digest += load_u64(params.digests + row);
+    bad += ld_global_u32(params.status + row) ? 1 : 0;
+  }
+  // Behind the rows' places.
+  for (uint32_t i = lane; params.digests && i < params.input_words; i += 32)
+    digest += digest_of(ld_global_u32(params.inputs + i), (1ull << 31) + i);
+  digest = sum_of_lanes(digest), bad = sum_of_lanes(bad);
+  const uint64_t sequence = load_u64(&params.state->sequence);
+  for (uint32_t i = lane; i < kHalves; i += 32) {
+    uint16_t half = params.header[i];
+    if (i - LMHEAD_HEADER_SEQUENCE < 4) half = half_of(sequence, i - LMHEAD_HEADER_SEQUENCE);
+    if (params.digests && i - LMHEAD_HEADER_INPUTS < 4) half = half_of(digest, i - LMHEAD_HEADER_INPUTS);
+    st_global_u16(params.out + i, half);
+  }
+  // Behind the lanes' look at it.
+  bar_warp_sync();
+  if (lane) return;
+  store_u64(&params.state->sequence, sequence + 1);
+  st_global_u32(&params.state->bad_rows, uint32_t(bad));
+}
+
+// At dynamic_shared() a number of each warp.
+KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
+  const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
+  const uint8_t *own = reinterpret_cast<const uint8_t *>(params.own);
+  const auto header = [&](uint32_t member) { return params.headers + member * params.header_pitch; };
+  uint32_t differs = kNobody;
+  for (uint32_t n = threadIdx.x; n < params.members * kHalves; n += kThreads) {
+    const uint32_t member = n / kHalves, i = n % kHalves;
+    const bool of_replica = i - LMHEAD_HEADER_ROWS < 4 || i - LMHEAD_HEADER_INPUTS < 4;
+    // With the first of its replica what is the replica's own, with the own header the rest.
+    const uint8_t *like = of_replica ? header(member / params.ranks * params.ranks) : own;
+    const bool same = ld_global_nc_u16(header(member) + 2 * i) == ld_global_nc_u16(like + 2 * i);
+    const bool too_many = i == LMHEAD_HEADER_ROWS && number_at(header(member) + 2 * i) > params.capacity;
+    if ((!same || too_many) && member < differs) differs = member;
+  }
+  differs = least_of_lanes(differs);
+  if (lane == 0) st_shared_u32(dynamic_shared() + 4 * warp, differs);
+  barrier_sync_all();
+  for (uint32_t other = 0; other < kWarps; ++other) {
+    const uint32_t theirs = ld_shared_u32(dynamic_shared() + 4 * other);
+    differs = theirs < differs ? theirs : differs;
+  }
+
+  const uint32_t all = params.members / params.ranks * params.parts * params.part_rows;
+  for (uint32_t n = threadIdx.x; n < all; n += kThreads) {
+    const uint32_t i = n % params.part_rows, part = n / params.part_rows % params.parts;
+    const uint32_t replica = n / params.part_rows / params.parts;
+    int32_t position = -1;
+    if (differs == kNobody) {
+      const uint32_t rows = uint32_t(number_at(header(replica * params.ranks) + 2 * LMHEAD_HEADER_ROWS));
+      // The first parts are larger by one where they do not divide.
+      const uint32_t each = rows / params.parts, more = rows % params.parts;
+      const uint32_t first = part * each + (part < more ? part : more);
+      if (i < each + (part < more))
+        position = int32_t(params.first_row + replica * params.replica_rows + first + i);
+    }
+    st_global_u32(params.positions + n, uint32_t(position));
+  }
+  // The first mismatch is kept. Uniform: all threads see the same, and nobody has written yet.
+  if (differs == kNobody || load_u64(&params.state->mismatched)) return;
+  // Where the own header is the one, it is shown beside the one that it was compared with.
+  const uint32_t shown = differs == params.me ? params.me / params.ranks * params.ranks : differs;
+  barrier_sync_all();
+  if (threadIdx.x < kHalves) {
+    st_global_u16(params.state->own + threadIdx.x, ld_global_nc_u16(own + 2 * threadIdx.x));
+    st_global_u16(params.state->other + threadIdx.x, ld_global_nc_u16(header(shown) + 2 * threadIdx.x));
+  }
+  if (threadIdx.x) return;
+  st_global_u32(&params.state->member, shown);
+  store_u64(&params.state->mismatched, load_u64(&params.state->sequence));
+}

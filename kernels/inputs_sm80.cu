@@ -1,0 +1,265 @@
+// What belongs to rows and lies in device memory: targets, sampling parameters, masks, additions, penalties.
+// It is checked where it is read: what cannot be leaves its row without an answer, and no address is made of
+// it.
+#include "answers/shards.cuh"
+
+namespace {
+
+using namespace answers;
+using namespace ptx;
+
+constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kNone = UINT32_MAX;
+constexpr uint64_t kNoTarget = uint64_t(-100);
+constexpr uint32_t kNan = 0x7fc00000u, kInfinity = 0x7f800000u, kMinusInfinity = 0xff800000u;
+
+DEVICE uint64_t load_u64(const void *from) {
+  const U32x2 v = ld_global_v2(from);
+  return uint64_t(v.y) << 32 | v.x;
+}
+
+DEVICE bool is_finite(uint32_t bits) { return (bits & 0x7fffffffu) < kInfinity; }
+
+DEVICE void is_bad(uint32_t *status, uint32_t row) { atom_or_u32(status + row, LMHEAD_STATUS_BAD_INDEX); }
+
+}  // namespace
+
+KERNEL(encode_targets, EncodeTargetsParams, 256, 4) {
+  const uint64_t n = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= params.count) return;
+  // Negative ids are larger than any vocabulary.
+  const uint64_t id = load_u64(params.ids + n);
+  const bool there = id < params.vocab;
+  st_global_u32(params.out + n, there ? uint32_t(id) : kNone);
+  if (!there && id != kNoTarget) is_bad(params.status, uint32_t(n / params.per_row));
+}
+
+KERNEL(pick_targets, PickTargetsParams, 256, 4) {
+  const uint64_t n = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= params.count) return;
+  const uint32_t id = ld_global_u32(params.targets + n);
+  uint32_t logit = kNan;
+  if (id < params.vocab) {
+    const uint32_t owner = owner_of(params.vocab, params.shards, id);
+    logit = ld_global_u32(params.logits + owner * params.count + n);
+  }
+  st_global_v2(params.out + n, {logit, id < params.vocab ? id : kNone});
+}
+
+KERNEL(or_status, OrStatusParams, 256, 4) {
+  const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
+  if (row >= params.rows) return;
+  st_global_u32(params.into + row, ld_global_u32(params.into + row) | ld_global_u32(params.from + row));
+}
+
+// A thread has a row.
+KERNEL(sampling_rows, SamplingRowsParams, 256, 4) {
+  const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
+  if (row >= params.rows) return;
+  const auto number = [row](const void *from, uint32_t otherwise) {
+    return from ? ld_global_u32(static_cast<const uint32_t *>(from) + row) : otherwise;
+  };
+  const uint32_t one = 0x3f800000u;
+  const uint64_t seed = params.seeds ? load_u64(params.seeds + row) : 0;
+  const uint64_t position = params.positions ? load_u64(params.positions + row) : 0;
+  const uint32_t top_k = number(params.top_k, 0);
+  // +0 of -0, as the host has it.
+  const auto plain = [](uint32_t bits) { return bits == 0x80000000u ? 0u : bits; };
+  const uint32_t temperature = plain(number(params.temperatures, one));
+  const uint32_t top_p = plain(number(params.top_p, one)), min_p = plain(number(params.min_p, 0));
+  // Of floats that are not negative the bits have their order; negative ones, infinity and NaN are above.
+  bool good = position >> 63 == 0 && top_k >> 31 == 0 && temperature < kInfinity && top_p - 1 < one &&
+              min_p <= one;
+  const bool filtered = (top_k && top_k < params.vocab) || top_p != one || min_p;
+  if (params.unfiltered && filtered && temperature) good = false;
+  uint8_t *out = reinterpret_cast<uint8_t *>(params.out + row);
+  const auto low = [](uint64_t v) { return uint32_t(v); };
+  const auto high = [](uint64_t v) { return uint32_t(v >> 32); };
+  if (good) {
+    const uint32_t kept = top_k < params.vocab ? top_k : 0;
+    st_global_v4(out, {low(seed), high(seed), low(position), high(position)});
+    st_global_v4(out + 16, {temperature, kept, top_p, min_p});
+  } else {
+    is_bad(params.status, row);
+    st_global_v4(out, {0, 0, 0, 0});
+    st_global_v4(out + 16, {0, 0, one, 0});
+  }
+}
+
+namespace {
+
+// Words of the mask of so many ids.
+DEVICE uint32_t mask_words(const AdjustmentPlaces &places, uint32_t ids) {
+  return places.masks ? (ids + 63) / 64 * 2 : 0;
+}
+
+DEVICE uint64_t message_bytes(const AdjustmentPlaces &places, uint32_t ids) {
+  if (ids == 0) return 0;
+  return 4ull * mask_words(places, ids) + 8ull * places.additions +
+         (places.counts ? 16 + 8ull * places.counts : 0);
+}
+
+// Whether one of the block's threads says so. At dynamic_shared() a word of each warp.
+DEVICE bool any_of_block(bool mine) {
+  const bool warps = vote_any(mine);
+  // What was asked before has been read.
+  barrier_sync_all();
+  if (lane_id() == 0) st_shared_u32(dynamic_shared() + 4 * (threadIdx.x / 32), warps);
+  barrier_sync_all();
+  uint32_t all = 0;
+#pragma unroll
+  for (uint32_t warp = 0; warp < kWarps; ++warp) all |= ld_shared_u32(dynamic_shared() + 4 * warp);
+  return all;
+}
+
+struct Entries {
+  uint64_t first = 0;
+  uint32_t count = 0;
+  bool good = true;
+};
+
+// The entries of a row, as many as `places` at most.
+DEVICE Entries entries_of(const int64_t *offsets, uint32_t row, uint64_t total, uint32_t places) {
+  Entries out;
+  const uint64_t end = load_u64(offsets + row + 1);
+  out.first = load_u64(offsets + row);
+  // Negative ones are above any total.
+  out.good = end <= total && out.first <= end && end - out.first <= places;
+  if (out.good) out.count = uint32_t(end - out.first);
+  return out;
+}
+
+// The row's entries that the shard has, by id, at `out`; those of one id in the order in which they came. By
+// the block. `value(entry, &word)` says what goes beside the id, and whether that can be. Whether all of the
+// row can be.
+template <class Value>
+DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, const int64_t *ids,
+                         uint32_t vocab, const Ids &shard, bool once, Value value) {
+  for (uint32_t n = threadIdx.x; n < places; n += kThreads) st_global_v2(out + 8 * n, {kNone, 0});
+  bool bad = !entries.good;
+  for (uint32_t n = threadIdx.x; n < entries.count; n += kThreads) {
+    uint32_t word;
+    bad |= load_u64(ids + entries.first + n) >= vocab || !value(entries.first + n, word);
+  }
+  // Also: all places are empty now.
+  if (any_of_block(bad)) return false;
+  bool twice = false;
+  for (uint32_t n = threadIdx.x; n < entries.count; n += kThreads) {
+    const uint32_t id = uint32_t(load_u64(ids + entries.first + n));
+    const bool own = id - shard.first < shard.end - shard.first;
+    // Of a row that has an id twice each of the replica's ranks says so, whatever shards it sends to.
+    if (!own && !once) continue;
+    uint32_t place = 0;
+#pragma unroll 1
+    for (uint32_t other = 0; other < entries.count; ++other) {
+      const uint32_t theirs = uint32_t(load_u64(ids + entries.first + other));
+      place += theirs >= shard.first && (theirs < id || (theirs == id && other < n));
+      twice |= theirs == id && other != n;
+    }
+    if (!own) continue;
+    uint32_t word;
+    value(entries.first + n, word);
+    st_global_v2(out + 8 * place, {id - shard.first, word});
+  }
+  return !(once && any_of_block(twice));
+}
+
+}  // namespace
+
+KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
+  const AdjustmentPlaces &places = params.places;
+  const uint32_t row = blockIdx.x % params.rows, to = blockIdx.x / params.rows;
+  Ids ids = {0, 0};
+  uint64_t before = 0;
+#pragma unroll 1
+  for (uint32_t j = 0; j <= to; ++j) {
+    before += params.rows * message_bytes(places, ids.end - ids.first);
+    ids = shard_ids(params.vocab, params.shards, params.first_shard + j * params.shard_step);
+  }
+  const uint32_t count = ids.end - ids.first;
+  if (count == 0) return;
+  uint8_t *out = params.out + before + row * message_bytes(places, count);
+
+  const uint32_t words = mask_words(places, count), own_words = (count + 31) / 32;
+  const uint32_t *allowed = params.allowed;
+  if (allowed) allowed += uint64_t(row) * ((params.vocab + 31) / 32) + ids.first / 32;
+  for (uint32_t i = threadIdx.x; i < words; i += kThreads)
+    st_global_u32(out + 4 * i, allowed && i < own_words ? ld_global_u32(allowed + i) : kNone);
+  out += 4 * words;
+
+  bool good = true;
+  if (places.additions) {
+    Entries entries;
+    if (params.addition_offsets)
+      entries = entries_of(params.addition_offsets, row, params.addition_entries, places.additions);
+    const auto value = [&](uint64_t entry, uint32_t &word) {
+      word = ld_global_u32(params.addition_values + entry);
+      return is_finite(word) || word == kMinusInfinity;
+    };
+    good &=
+        pack_entries(out, places.additions, entries, params.addition_ids, params.vocab, ids, false, value);
+    out += 8 * places.additions;
+  }
+  if (places.counts) {
+    const auto number = [row](const float *from, uint32_t otherwise) {
+      return from ? ld_global_u32(from + row) : otherwise;
+    };
+    const uint32_t repetition = number(params.repetition, 0x3f800000u);
+    const uint32_t frequency = number(params.frequency, 0), presence = number(params.presence, 0);
+    // Positive, finite and not subnormal.
+    const bool legal =
+        repetition - 0x00800000u < kInfinity - 0x00800000u && is_finite(frequency) && is_finite(presence);
+    good &= legal;
+    if (threadIdx.x == 0) {
+      st_global_v2(out, {legal ? repetition : 0x3f800000u, legal ? frequency : 0});
+      st_global_v2(out + 8, {legal ? presence : 0, 0});
+    }
+    out += 16;
+    Entries entries;
+    if (params.count_offsets)
+      entries = entries_of(params.count_offsets, row, params.count_entries, places.counts);
+    const auto value = [&](uint64_t entry, uint32_t &word) {
+      const uint32_t times = ld_global_u32(params.counts + entry);
+      const uint8_t in_prompt = ld_global_u8(params.in_prompt + entry);
+      word = times << 1 | in_prompt;
+      return times >> 31 == 0 && in_prompt <= 1;
+    };
+    good &= pack_entries(out, places.counts, entries, params.count_ids, params.vocab, ids, true, value);
+  }
+  if (!good && threadIdx.x == 0) is_bad(params.status, row);
+}
+
+namespace {
+
+DEVICE void unpack_entries(const uint8_t *from, uint32_t row, uint32_t rows, uint32_t places,
+                           uint32_t *offsets, uint32_t *ids, uint32_t *values) {
+  const uint64_t first = uint64_t(row) * places;
+  for (uint32_t n = threadIdx.x; n < places; n += kThreads) {
+    const U32x2 entry = ld_global_v2(from + 8 * n);
+    st_global_u32(ids + first + n, entry.x), st_global_u32(values + first + n, entry.y);
+  }
+  if (threadIdx.x) return;
+  st_global_u32(offsets + row, row * places);
+  if (row + 1 == rows) st_global_u32(offsets + rows, rows * places);
+}
+
+}  // namespace
+
+KERNEL(unpack_adjustments, UnpackAdjustmentsParams, 256, 4) {
+  const AdjustmentPlaces &places = params.places;
+  const uint32_t row = blockIdx.x;
+  const uint8_t *from =
+      params.data + row * message_bytes(places, params.ids) + 4 * mask_words(places, params.ids);
+  if (places.additions) {
+    unpack_entries(from, row, params.rows, places.additions, params.addition_offsets, params.addition_ids,
+                   reinterpret_cast<uint32_t *>(params.addition_values));
+    from += 8 * places.additions;
+  }
+  if (!places.counts) return;
+  if (threadIdx.x == 0) {
+    const U32x2 two = ld_global_v2(from), more = ld_global_v2(from + 8);
+    st_global_u32(params.repetition + row, two.x), st_global_u32(params.frequency + row, two.y);
+    st_global_u32(params.presence + row, more.x);
+  }
+  unpack_entries(from + 16, row, params.rows, places.counts, params.count_offsets, params.count_ids,
+                 params.counts);
+}

@@ -1,0 +1,429 @@
+//! Inputs in device memory, by kernels: checked where they are read, packed for the exchange, and brought to
+//! where products and passes read them. The host waits for none of it, but for sampling parameters, which
+//! decide how a step goes on.
+
+use super::adjustments::NO_ADJUSTMENTS;
+use super::partials::THREADS;
+use super::shard::{DeviceShard, count_of, product_of};
+use super::{CopyRows, Grid, KernelDevice};
+use crate::backend::params::{
+    EncodeTargetsParams, LogitAdjustments, OrStatusParams, PackAdjustmentsParams, PickTargetsParams,
+    SamplingRow, SamplingRowsParams, UnpackAdjustmentsParams,
+};
+use crate::backend::{DeviceAdjustments, Inputs, On, PlacedAdjustments, PlacedEntries};
+use crate::error::{Error, Result};
+use crate::layout::shard_range;
+use crate::memory::{Memory, Span, SpanMut};
+use crate::params::Params;
+use crate::result::{DeviceInputs, SamplingSpans};
+use std::ops::Range;
+
+/// The kernels of inputs.
+pub(super) struct Kernels<D: KernelDevice> {
+    encode: D::Kernel<EncodeTargetsParams>,
+    pick: D::Kernel<PickTargetsParams>,
+    status: D::Kernel<OrStatusParams>,
+    sampling: D::Kernel<SamplingRowsParams>,
+    pack: D::Kernel<PackAdjustmentsParams>,
+    unpack: D::Kernel<UnpackAdjustmentsParams>,
+}
+
+impl<D: KernelDevice> Kernels<D> {
+    /// # Errors
+    /// As [`KernelDevice::kernel`].
+    pub fn load(device: &D) -> Result<Self> {
+        Ok(Kernels {
+            encode: device.kernel("encode_targets")?,
+            pick: device.kernel("pick_targets")?,
+            status: device.kernel("or_status")?,
+            sampling: device.kernel("sampling_rows")?,
+            pack: device.kernel("pack_adjustments")?,
+            unpack: device.kernel("unpack_adjustments")?,
+        })
+    }
+}
+
+/// Shared memory of a block that asks its warps: a word of each.
+const VOTES: usize = 4 * THREADS as usize / 32;
+
+impl<D: KernelDevice> DeviceShard<D> {
+    /// [`LoadedShard::inputs`](crate::backend::LoadedShard::inputs).
+    pub(super) fn place_inputs(&mut self, what: Inputs<'_>, on: &On<'_>) -> Result<()> {
+        match what {
+            Inputs::Fill { words, value } => {
+                let n = words.len() / 4;
+                let address = self.place("words of the rows", words.as_span(), n, 4)?;
+                if n == 0 {
+                    return Ok(());
+                }
+                self.only_on(on, |shard, stream| {
+                    // SAFETY: checked words of the caller's.
+                    unsafe { shard.common.device.fill(stream, address, n, value) }
+                })
+            }
+            Inputs::Status { from, into } => {
+                let rows = into.len() / 4;
+                let params = OrStatusParams {
+                    from: self.place("status of the rows", from, rows, 4)? as usize as *const u32,
+                    into: self.place("status of the rows", into.as_span(), rows, 4)? as usize as *mut u32,
+                    rows: count_of(rows)?,
+                    none: 0,
+                };
+                self.launch_threads(on, |shard| &shard.weights.kernels.inputs.status, rows, params)
+            }
+            Inputs::Targets { ids, per_row, vocab_size, out, status } => {
+                self.encode_targets(on, (ids, per_row), vocab_size, &out, &status)
+            }
+            Inputs::Parts { from, parts, out } => self.copy_parts(on, from, parts, &out),
+            Inputs::Candidates { targets, logits, shards, out } => {
+                let n = targets.len() / 4;
+                let vocab = evenly(shards)?;
+                let params = PickTargetsParams {
+                    targets: self.place("targets", targets, n, 4)? as usize as *const _,
+                    logits: self.place("logits of the targets", logits, n * shards.len(), 4)? as usize
+                        as *const _,
+                    out: self.place("candidates", out.as_span(), n, 8)? as usize as *mut _,
+                    count: n as u64,
+                    vocab,
+                    shards: shards.len() as u32,
+                };
+                self.launch_threads(on, |shard| &shard.weights.kernels.inputs.pick, n, params)
+            }
+            Inputs::Sampling { from, vocab_size, out, status } => {
+                self.sampling_rows(on, from, vocab_size, out, &status)
+            }
+            Inputs::SamplingRows { from, vocab_size, unfiltered, out, status } => {
+                let rows = status.len() / 4;
+                let bytes = size_of::<SamplingRow>();
+                out.check_len("sampling parameters", product_of(&[rows, bytes])?)?;
+                let to = self.place("sampling parameters", out.as_span(), out.len() / 16, 16)?;
+                let mut params = self.sampling_params(from, vocab_size, &status)?;
+                (params.out, params.unfiltered) = (to as usize as *mut _, unfiltered.into());
+                self.launch_threads(on, |shard| &shard.weights.kernels.inputs.sampling, rows, params)
+            }
+            Inputs::PackAdjustments { from, rows, of, shards, to, out, status } => {
+                self.pack_adjustments(on, from, (rows, &of), (shards, to), &out, &status)
+            }
+            Inputs::UnpackAdjustments { from, rows, of, out } => {
+                self.unpack_adjustments(on, from, (rows, &of), &out)
+            }
+        }
+    }
+
+    /// The address of `n` elements of `size` bytes in the device's memory.
+    fn place(&self, what: &str, span: Span<'_>, n: usize, size: usize) -> Result<u64> {
+        span.check_len(what, product_of(&[n, size])?)?;
+        span.check_memory(what, self.common.memory())?;
+        span.check_aligned(what, size)?;
+        Ok(span.address())
+    }
+
+    /// A kernel of which a thread has one of `n`, on the caller's memory alone.
+    fn launch_threads<P: Params>(
+        &mut self,
+        on: &On<'_>,
+        kernel: impl Fn(&Self) -> &D::Kernel<P>,
+        n: usize,
+        params: P,
+    ) -> Result<()> {
+        self.launch_blocks(on, kernel, (n.div_ceil(THREADS as usize), 0), params)
+    }
+
+    fn launch_blocks<P: Params>(
+        &mut self,
+        on: &On<'_>,
+        kernel: impl Fn(&Self) -> &D::Kernel<P>,
+        (blocks, shared_bytes): (usize, usize),
+        params: P,
+    ) -> Result<()> {
+        if blocks == 0 {
+            return Ok(());
+        }
+        let grid = Grid { blocks: count_of(blocks)?, threads: THREADS, shared_bytes };
+        self.only_on(on, |shard, stream| {
+            // SAFETY: checked spans of the caller's.
+            unsafe { shard.common.device.launch(stream, kernel(shard), &grid, &params) }
+        })
+    }
+
+    fn encode_targets(
+        &mut self,
+        on: &On<'_>,
+        (ids, per_row): (Span<'_>, usize),
+        vocab_size: usize,
+        out: &SpanMut<'_>,
+        status: &SpanMut<'_>,
+    ) -> Result<()> {
+        let rows = status.len() / 4;
+        let n = product_of(&[rows, per_row])?;
+        ids.check_len("targets", product_of(&[n, 8])?)?;
+        let mut params = EncodeTargetsParams {
+            ids: std::ptr::null(),
+            out: self.place("encoded targets", out.as_span(), n, 4)? as usize as *mut _,
+            status: self.place("status of the rows", status.as_span(), rows, 4)? as usize as *mut _,
+            count: n as u64,
+            per_row: count_of(per_row)?,
+            vocab: vocab_size as u32,
+        };
+        if n == 0 {
+            return Ok(());
+        }
+        if ids.memory() != Memory::Host {
+            params.ids = self.place("targets", ids, n, 8)? as usize as *const _;
+            return self.launch_threads(on, |shard| &shard.weights.kernels.inputs.encode, n, params);
+        }
+        let bytes = ids.host_elements::<u8>("targets")?;
+        let stream = self.begin(on, true)?;
+        let done = self.ask(stream, bytes).and_then(|asked| {
+            params.ids = asked as usize as *const _;
+            let blocks = count_of(n.div_ceil(THREADS as usize))?;
+            let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
+            // SAFETY: the shard's own memory, and checked spans of the caller's.
+            unsafe { self.common.device.launch(stream, &self.weights.kernels.inputs.encode, &grid, &params) }
+        });
+        self.settled(stream, done)?;
+        self.end(on, stream, false)
+    }
+
+    fn copy_parts(
+        &mut self,
+        on: &On<'_>,
+        from: Span<'_>,
+        parts: &[Range<usize>],
+        out: &SpanMut<'_>,
+    ) -> Result<()> {
+        let total = parts.iter().map(ExactSizeIterator::len).sum();
+        let to = self.place("parts", out.as_span(), total, 1)?;
+        let own = self.common.memory();
+        let copy = |shard: &Self, stream: D::Stream, from: u64| {
+            let mut at = to;
+            parts.iter().filter(|part| !part.is_empty()).try_for_each(|part| {
+                let copy = CopyRows::whole((own, at), (own, from + part.start as u64), part.len());
+                at += part.len() as u64;
+                // SAFETY: checked spans of the caller's, or the shard's own memory.
+                unsafe { shard.common.device.copy_rows(stream, &copy) }
+            })
+        };
+        let end = parts.iter().map(|part| part.end).max().unwrap_or(0);
+        if end > from.len() {
+            let (wanted, got) = (format!("{end} bytes at least"), format!("{} bytes", from.len()));
+            return Err(Error::shape("parts", wanted, got, "pass all of them"));
+        }
+        if total == 0 {
+            return Ok(());
+        }
+        if from.memory() != Memory::Host {
+            from.check_memory("parts", own)?;
+            return self.only_on(on, |shard, stream| copy(shard, stream, from.address()));
+        }
+        let bytes = from.host_elements::<u8>("parts")?;
+        let stream = self.begin(on, true)?;
+        let done = self.ask(stream, bytes).and_then(|asked| copy(self, stream, asked));
+        self.settled(stream, done)?;
+        self.end(on, stream, false)
+    }
+
+    /// What the kernel is told, but for where the rows go.
+    fn sampling_params(
+        &self,
+        from: &SamplingSpans<'_>,
+        vocab_size: usize,
+        status: &SpanMut<'_>,
+    ) -> Result<SamplingRowsParams> {
+        let rows = status.len() / 4;
+        let array = |name: &str, span: Option<Span<'_>>, size: usize| -> Result<usize> {
+            span.map_or(Ok(0), |span| Ok(self.place(name, span, rows, size)? as usize))
+        };
+        Ok(SamplingRowsParams {
+            seeds: array("seed", from.seed, 8)? as *const _,
+            positions: array("position", from.position, 8)? as *const _,
+            temperatures: array("temperature", from.temperature, 4)? as *const _,
+            top_k: array("top_k", from.top_k, 4)? as *const _,
+            top_p: array("top_p", from.top_p, 4)? as *const _,
+            min_p: array("min_p", from.min_p, 4)? as *const _,
+            out: std::ptr::null_mut(),
+            status: self.place("status of the rows", status.as_span(), rows, 4)? as usize as *mut _,
+            rows: count_of(rows)?,
+            vocab: vocab_size as u32,
+            unfiltered: 0,
+            none: 0,
+        })
+    }
+
+    /// Waits: how a step goes on depends on its parameters.
+    fn sampling_rows(
+        &mut self,
+        on: &On<'_>,
+        from: &SamplingSpans<'_>,
+        vocab_size: usize,
+        out: &mut [SamplingRow],
+        status: &SpanMut<'_>,
+    ) -> Result<()> {
+        let rows = out.len();
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut params = self.sampling_params(from, vocab_size, status)?;
+        let stream = self.begin(on, true)?;
+        let bytes = bytemuck::cast_slice_mut(out);
+        let device = self.common.device.clone();
+        let done = self.rooms.outputs.at_least(bytes.len(), |bytes| device.alloc(bytes)).and_then(|room| {
+            let to = device.address(room);
+            params.out = to as usize as *mut _;
+            let grid = Grid { blocks: params.rows.div_ceil(THREADS), threads: THREADS, shared_bytes: 0 };
+            // SAFETY: the shard's own memory, and checked spans of the caller's.
+            unsafe { device.launch(stream, &self.weights.kernels.inputs.sampling, &grid, &params)? };
+            Ok(to)
+        });
+        let done = done.and_then(|to| self.answer(stream, to, bytes));
+        self.settled(stream, done)
+    }
+
+    fn pack_adjustments(
+        &mut self,
+        on: &On<'_>,
+        from: &DeviceInputs<'_>,
+        (rows, of): (usize, &DeviceAdjustments),
+        (shards, (first, step, count)): (&[Range<usize>], (usize, usize, usize)),
+        out: &SpanMut<'_>,
+        status: &SpanMut<'_>,
+    ) -> Result<()> {
+        let vocab = evenly(shards)?;
+        let ids = |j: usize| shards[first + j * step].len();
+        let bytes = (0..count).map(|j| of.message_bytes(ids(j))).sum::<usize>();
+        out.check_len("messages of adjustments", product_of(&[rows, bytes])?)?;
+        from.check(rows, 0, vocab as usize, self.common.memory())?;
+        let address = |span: Span<'_>| span.address() as usize;
+        let some = |span: Option<Span<'_>>| span.filter(|span| !span.is_empty()).map_or(0, address);
+        let mut params = PackAdjustmentsParams {
+            allowed: some(from.allowed) as *const _,
+            addition_offsets: std::ptr::null(),
+            addition_ids: std::ptr::null(),
+            addition_values: std::ptr::null(),
+            count_offsets: std::ptr::null(),
+            count_ids: std::ptr::null(),
+            counts: std::ptr::null(),
+            in_prompt: std::ptr::null(),
+            repetition: std::ptr::null(),
+            frequency: std::ptr::null(),
+            presence: std::ptr::null(),
+            addition_entries: 0,
+            count_entries: 0,
+            out: self.place("messages of adjustments", out.as_span(), out.len() / 8, 8)? as usize as *mut _,
+            status: self.place("status of the rows", status.as_span(), rows, 4)? as usize as *mut _,
+            places: of.places(),
+            rows: count_of(rows)?,
+            vocab,
+            shards: shards.len() as u32,
+            first_shard: first as u32,
+            shard_step: step as u32,
+            none: 0,
+        };
+        if let Some(additions) = &from.additions {
+            params.addition_offsets = address(additions.offsets) as *const _;
+            params.addition_ids = address(additions.ids) as *const _;
+            params.addition_values = address(additions.values) as *const _;
+            params.addition_entries = additions.ids.len() as u64 / 8;
+        }
+        if let Some(penalties) = &from.penalties {
+            params.count_offsets = address(penalties.offsets) as *const _;
+            params.count_ids = address(penalties.ids) as *const _;
+            params.counts = address(penalties.counts) as *const _;
+            params.in_prompt = address(penalties.in_prompt) as *const _;
+            params.repetition = some(penalties.repetition) as *const _;
+            params.frequency = some(penalties.frequency) as *const _;
+            params.presence = some(penalties.presence) as *const _;
+            params.count_entries = penalties.ids.len() as u64 / 8;
+        }
+        let blocks = if out.is_empty() { 0 } else { product_of(&[rows, count])? };
+        self.launch_blocks(on, |shard| &shard.weights.kernels.inputs.pack, (blocks, VOTES), params)
+    }
+
+    fn unpack_adjustments(
+        &mut self,
+        on: &On<'_>,
+        from: Span<'_>,
+        (rows, of): (usize, &DeviceAdjustments),
+        out: &SpanMut<'_>,
+    ) -> Result<()> {
+        let ids = self.weights.info.vocab.len();
+        let bytes = product_of(&[rows, of.message_bytes(ids)])?;
+        from.check_len("messages of adjustments", bytes)?;
+        let data = self.place("messages of adjustments", from, bytes / 8, 8)?;
+        self.place("entries of adjustments", out.as_span(), of.placed_bytes(rows)? / 4, 4)?;
+        let blocks = if from.is_empty() { 0 } else { rows };
+        let told = placed(&PlacedAdjustments::carve(out.as_span(), rows, of));
+        let params = UnpackAdjustmentsParams {
+            data: data as usize as *const _,
+            addition_offsets: told.addition_offsets.cast_mut(),
+            addition_ids: told.addition_ids.cast_mut(),
+            addition_values: told.addition_values.cast_mut(),
+            count_offsets: told.count_offsets.cast_mut(),
+            count_ids: told.count_ids.cast_mut(),
+            counts: told.counts.cast_mut(),
+            repetition: told.repetition.cast_mut(),
+            frequency: told.frequency.cast_mut(),
+            presence: told.presence.cast_mut(),
+            places: of.places(),
+            rows: count_of(rows)?,
+            ids: count_of(ids)?,
+        };
+        self.launch_blocks(on, |shard| &shard.weights.kernels.inputs.unpack, (blocks, 0), params)
+    }
+}
+
+/// The vocabulary of shards that are cut as kernels cut it.
+fn evenly(shards: &[Range<usize>]) -> Result<u32> {
+    let vocab = shards.last().map_or(0, |shard| shard.end);
+    let even = |(i, shard): (usize, &Range<usize>)| *shard == shard_range(vocab, shards.len(), i);
+    if !shards.is_empty() && shards.iter().enumerate().all(even) {
+        return count_of(vocab);
+    }
+    let (wanted, fix) = ("shards of shard_range", "cut shards with layout::shard_range");
+    Err(Error::shape("shards", wanted, format!("{shards:?}"), fix))
+}
+
+/// What kernels are told of placed adjustments.
+fn placed(at: &PlacedAdjustments<'_>) -> LogitAdjustments {
+    let address = |span: &Span<'_>| span.address() as usize as *const u32;
+    let mut told = NO_ADJUSTMENTS;
+    if let Some((mask, pitch)) = &at.allowed {
+        (told.allowed, told.allowed_pitch) = (address(mask), *pitch as u64);
+    }
+    if let Some(PlacedEntries { offsets, ids, values }) = &at.additions {
+        (told.addition_offsets, told.addition_ids) = (address(offsets), address(ids));
+        told.addition_values = address(values).cast();
+    }
+    if let Some((PlacedEntries { offsets, ids, values }, [repetition, frequency, presence])) = &at.counts {
+        (told.count_offsets, told.count_ids, told.counts) = (address(offsets), address(ids), address(values));
+        (told.repetition, told.frequency) = (address(repetition).cast(), address(frequency).cast());
+        told.presence = address(presence).cast();
+    }
+    told
+}
+
+/// Adds what is placed of the rows from `first` on to what kernels are told of the others.
+pub(super) fn with_placed(
+    mut told: LogitAdjustments,
+    at: Option<&PlacedAdjustments<'_>>,
+    first: usize,
+) -> LogitAdjustments {
+    let Some(at) = at else { return told };
+    let own = placed(at);
+    if at.allowed.is_some() {
+        told.allowed = own.allowed.wrapping_add(first * own.allowed_pitch as usize);
+        told.allowed_pitch = own.allowed_pitch;
+    }
+    if at.additions.is_some() {
+        told.addition_offsets = own.addition_offsets.wrapping_add(first);
+        (told.addition_ids, told.addition_values) = (own.addition_ids, own.addition_values);
+    }
+    if at.counts.is_some() {
+        told.count_offsets = own.count_offsets.wrapping_add(first);
+        (told.count_ids, told.counts) = (own.count_ids, own.counts);
+        told.repetition = own.repetition.wrapping_add(first);
+        told.frequency = own.frequency.wrapping_add(first);
+        told.presence = own.presence.wrapping_add(first);
+    }
+    told
+}

@@ -1,0 +1,302 @@
+//! Steps in CUDA graphs. Nobody waits for them; those of capacity mode have a fixed shape, and the device itself
+//! counts and compares them in every replay.
+//!
+//! ```text
+//! own rows      -> [header][capacity rows], zeros behind the last          the header with the device's count
+//! all_gather    over the replicas; with tensor parallelism the headers of all ranks apart
+//! headers       compared; where all agree, the numbers of the rows that came, else none
+//! product       of the rows with these numbers: a row that is none is a bad index
+//! ```
+
+use super::LmHead;
+use super::buffers::{Arena, bytes_of, sum};
+use super::recorder::QueuedSteps;
+use super::run::{Compute, Lists, Run};
+use super::step::StepOptions;
+use super::wire::{Via, Who};
+use crate::backend::{Arrivals, On, Payload};
+use crate::config::Verify;
+use crate::error::{Disagreement, Error, Result};
+use crate::exchange::{Exchange, Operation};
+use crate::layout::{HeadGroup, even_part};
+use crate::memory::{Span, SpanMut, Stream};
+use crate::result::Request;
+use crate::rows::{HiddenRows, RowCounts};
+use crate::step::{self, HEADER_BYTES, Header};
+use std::ops::Range;
+
+/// What is gathered begins at multiples of it.
+const ALIGNED: usize = 256;
+
+/// The shape of such a step, the same on every rank.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Padded {
+    /// Of a replica's capacity rows the parts that are answered apart, and the rows of the largest.
+    parts: usize,
+    part_rows: usize,
+    /// Rows of the payload that have the header instead.
+    header_rows: usize,
+}
+
+impl Padded {
+    pub fn new(group: &HeadGroup, split: bool, capacity: usize, row_bytes: usize) -> Self {
+        let parts = if split { group.tp() } else { 1 };
+        let header_rows = if group.tp() > 1 { 0 } else { HEADER_BYTES.div_ceil(row_bytes.max(1)) };
+        Padded { parts, part_rows: capacity.div_ceil(parts), header_rows }
+    }
+
+    /// Rows of each replica that are computed.
+    pub fn rows(&self) -> usize {
+        self.parts * self.part_rows
+    }
+
+    /// Of `mine` own rows the parts that lie side by side, and where each begins among the computed ones.
+    pub fn parts(self, mine: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+        (0..self.parts).map(move |part| (even_part(mine, self.parts, part), part * self.part_rows))
+    }
+}
+
+/// Takes the first `bytes` bytes of what is left, and skips to the next aligned ones.
+fn take<'b>(left: &mut SpanMut<'b>, bytes: usize) -> SpanMut<'b> {
+    let whole = std::mem::replace(left, SpanMut::EMPTY);
+    let (taken, rest) = whole.split_at(bytes.next_multiple_of(ALIGNED));
+    *left = rest;
+    taken.part(0..bytes)
+}
+
+impl QueuedSteps {
+    /// Why what is queued answers nothing, where that is so.
+    pub fn fault(&self, exchange: &dyn Exchange, group: &HeadGroup) -> Option<Error> {
+        let ended = exchange.device().filter(|_| group.size() > 1).and_then(|device| device.fault());
+        if let Some(fault) = ended {
+            return Some(fault.into_error(&self.aborts.call(), group.ranks()));
+        }
+        let (step, member, headers) = self.steps.get()?.mismatch()?;
+        let me = group.me();
+        let members = if member < me { [member, me] } else { [me, member] };
+        let in_order = if member < me { [headers[1], headers[0]] } else { headers };
+        let named = match Header::decode(&headers[0]) {
+            Some(own) if member != me && member < group.size() => {
+                step::agree(group, &members, &in_order, &own, &self.name, &[]).err()
+            }
+            _ => None,
+        };
+        Some(named.unwrap_or_else(|| {
+            let said = vec![(vec![group.ranks()[member.min(group.size() - 1)]], "another header".into())];
+            Error::mismatch(step - 1, vec![Disagreement { field: "header".into(), said }])
+        }))
+    }
+}
+
+impl LmHead {
+    /// Whether nobody need wait for such a step: nothing of it is decided on the host, and the transport watches
+    /// what it has queued. The same on every rank, but that inputs of a rank may be in host memory.
+    pub(super) fn queues(&self, counts: &RowCounts, request: &Request, options: StepOptions) -> bool {
+        let (wire, device) = (&self.wire, self.wire.exchange.device());
+        let padded = matches!(counts, RowCounts::Capacity { .. }) && !wire.is_alone();
+        let decided = match *request {
+            Request::Logits { .. } | Request::Argmax | Request::TopK { .. } => true,
+            Request::Logprobs { targets, top_n, .. } => !padded || self.is_one_chunk(counts, targets, top_n),
+            Request::Sample { .. } => options.unfiltered,
+        };
+        let here = options.on_device && !options.adjusted;
+        // Messages of adjustments have the rows that there are, not those of the capacity.
+        let adjusts = padded && !options.device_adjustments.is_empty();
+        let watches = wire.is_alone() || device.is_some_and(|device| device.caps().capture);
+        decided && here && !adjusts && watches
+    }
+
+    /// All rows of a padded step fit one chunk of logprobs.
+    fn is_one_chunk(&self, counts: &RowCounts, targets: usize, top_n: usize) -> bool {
+        let RowCounts::Capacity { max, .. } = *counts else { return true };
+        let group = &self.wire.group;
+        let room = self.config.logprobs_chunk_rows(group.size(), self.hidden_dtype, targets, top_n);
+        let parts = if self.config.split_rows_over_tp { group.tp() } else { 1 };
+        let rows = max.div_ceil(parts).saturating_mul(parts * group.replicas());
+        room.is_ok_and(|room| rows <= room)
+    }
+
+    /// Whether a step may be captured in a CUDA graph: with all its inputs in device memory. A function of its
+    /// arguments and the head alone: not collective.
+    pub fn is_capturable(&self, counts: &RowCounts, request: &Request, options: StepOptions) -> bool {
+        let unverified = match counts {
+            _ if self.wire.is_alone() => true,
+            RowCounts::Exact(_) => self.config.verify == Verify::WarmUp,
+            RowCounts::Capacity { .. } => true,
+            RowCounts::Discover { .. } => false,
+        };
+        unverified && self.queues(counts, request, options)
+    }
+
+    /// What watches replays is made when it first does: before a graph is captured.
+    pub(super) fn prepare_watch(&self, stream: Stream) -> Result<()> {
+        let wire = &self.wire;
+        let Some(device) = wire.exchange.device().filter(|device| !wire.is_alone() && device.caps().capture)
+        else {
+            return Ok(());
+        };
+        let call = wire.open.call(Operation::Idle);
+        let watched = device.watch_begin(&call, stream).and_then(|()| device.watch_end(&call, stream));
+        watched.map_err(|fault| fault.into_error(&call, wire.group.ranks()))
+    }
+
+    /// Whether a graph is to have the step.
+    pub(super) fn is_capturing(&self, on: &On<'_>) -> Result<bool> {
+        Ok(self.wire.open.header.on_device && self.backend.is_capturing(on.stream)?)
+    }
+
+    /// Refuses in a graph what waits for the host, or would use memory that goes.
+    pub(super) fn check_capture(&self, on: &On<'_>) -> Result<()> {
+        let open = &self.wire.open;
+        if !open.queued {
+            let wanted = "a step for which no host waits (LmHead::is_capturable)";
+            let got = format!("{}, {}", open.request, open.header.mode);
+            let fix = "capture steps in capacity mode or with counts that are not verified, and their inputs in \
+                       device memory: logits, argmax, topk, logprobs, sample where no row has a filter";
+            return Err(Error::request("a step that is captured", wanted, got, fix));
+        }
+        if on.workspace.is_none() && !self.info.vocab.is_empty() {
+            let (wanted, fix) =
+                ("memory of the caller's", "pass it in On::workspace, and keep it with the graph");
+            return Err(Error::request("workspace of a captured step", wanted, "none", fix));
+        }
+        Ok(())
+    }
+
+    /// An error where what was queued before has failed meanwhile. The head is poisoned then.
+    pub(super) fn check_queued(&mut self) -> Result<()> {
+        let call = self.wire.open.call;
+        let fault = self.queued.fault(&*self.wire.exchange, &self.wire.group);
+        fault.map_or(Ok(()), |error| Err(self.failed(&call, error)))
+    }
+}
+
+impl Run<'_> {
+    /// The shape of the step, of rows of so many bytes.
+    pub(super) fn padded(&self, row_bytes: usize) -> Padded {
+        let split = self.config.split_rows_over_tp;
+        Padded::new(&self.wire.group, split, self.wire.open.capacity, row_bytes)
+    }
+
+    /// Queues what nobody waits for: where it does not come to its end, the transport ends it.
+    pub(super) fn watched(&mut self, queue: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let watch = |run: &Self, end: bool| {
+            let wire = &run.wire;
+            let Some(device) = wire.exchange.device().filter(|_| !wire.is_alone()) else { return Ok(()) };
+            let call = wire.open.call(Operation::GatherRows);
+            let watched = match end {
+                true => device.watch_end(&call, run.stream),
+                false => device.watch_begin(&call, run.stream),
+            };
+            watched.map_err(|fault| fault.into_error(&call, wire.group.ranks()))
+        };
+        watch(self, false)?;
+        queue(self)?;
+        watch(self, true)
+    }
+
+    /// [`Run::gather`] of such a step: as many rows of every replica, and the status words of the own ones.
+    /// `inputs`: words that the ranks of a replica share besides the rows.
+    pub(super) fn gather_padded<'b>(
+        &mut self,
+        compute: &mut Compute<'_>,
+        (hidden, inputs): (HiddenRows<'b>, Span<'_>),
+        (own_rows, own_status, gathered, contract): (
+            &'b mut Arena,
+            &'b mut Arena,
+            &'b mut Arena,
+            &'b mut Arena,
+        ),
+        lists: &mut Lists,
+    ) -> Result<(HiddenRows<'b>, Span<'b>)> {
+        let (group, capacity) = (self.wire.group.clone(), self.wire.open.capacity);
+        let (replicas, tp, me) = (group.replicas(), group.tp(), group.me());
+        let (bytes, what) = (hidden.row_bytes(), "gathered rows");
+        let shape = self.padded(bytes);
+        let payload_rows = shape.header_rows + capacity;
+        let payload = bytes_of(what, [payload_rows, bytes])?;
+
+        // [digests][own header][headers][numbers of the rows]
+        let apart = tp > 1;
+        let sizes = [
+            if apart { 8 * capacity } else { 0 },
+            HEADER_BYTES,
+            if apart { HEADER_BYTES * group.size() } else { 0 },
+            bytes_of(what, [replicas * shape.rows(), 4])?,
+        ];
+        let all = sum(&sizes.map(|bytes| bytes.next_multiple_of(ALIGNED)), what)?;
+        let mut left = contract.at_least(self.backend, self.memory, all, "headers of a step")?;
+        let [digests, own_header, mut headers, mut positions] = sizes.map(|bytes| take(&mut left, bytes));
+
+        let mut send = own_rows.at_least(self.backend, self.memory, payload, what)?;
+        let mut status =
+            own_status.at_least(self.backend, self.memory, 4 * capacity, "status of the rows")?;
+        let (in_front, rows) = send.reborrow().split_at(shape.header_rows * bytes);
+        let header_out = if apart { own_header } else { in_front.part(0..HEADER_BYTES) };
+        let own_header = header_out.as_span();
+        // SAFETY: within memory that the head keeps, and that only kernels of this step's stream use.
+        let own_header = unsafe { Span::from_raw(own_header.memory(), own_header.address(), HEADER_BYTES) };
+        let (loaded, mut on) = compute.on();
+        loaded.open_capacity(
+            Payload {
+                rows: hidden,
+                capacity,
+                header: self.wire.open.header.encode(),
+                out: rows,
+                header_out,
+                status: status.reborrow(),
+                digests,
+                inputs,
+            },
+            &mut on,
+        )?;
+
+        let via = Via::Rows(self.stream);
+        let mut came = SpanMut::EMPTY;
+        if replicas > 1 {
+            came =
+                gathered.at_least(self.backend, self.memory, bytes_of(what, [payload, replicas])?, what)?;
+            lists.sizes.clear();
+            lists.sizes.resize(replicas, payload);
+            let gather = (Operation::GatherRows, Who::Replicas);
+            let places = (came.reborrow(), &lists.sizes[..]);
+            self.wire.all_gather(gather, send.as_span(), places, false, via)?;
+        }
+        let came = if replicas > 1 { came.into_span() } else { send.into_span() };
+        if apart {
+            lists.sizes.clear();
+            lists.sizes.resize(group.size(), HEADER_BYTES);
+            let gather = (Operation::Contract, Who::Everyone);
+            self.wire.all_gather(gather, own_header, (headers.reborrow(), &lists.sizes), false, via)?;
+        }
+        let (headers, pitch, members, ranks, mine) = match apart {
+            true => (headers.as_span(), HEADER_BYTES, group.size(), tp, me),
+            false => (came, payload, replicas, 1, group.replica_of(me)),
+        };
+        let (loaded, mut on) = compute.on();
+        loaded.check_capacity(
+            Arrivals {
+                own: own_header,
+                headers,
+                pitch,
+                members,
+                ranks,
+                me: mine,
+                capacity,
+                positions: positions.reborrow(),
+                parts: shape.parts,
+                part_rows: shape.part_rows,
+                first_row: shape.header_rows,
+                replica_rows: payload_rows,
+            },
+            &mut on,
+        )?;
+
+        let counts = &mut self.wire.open.counts;
+        counts.clear();
+        counts.resize(replicas, shape.rows());
+        let all = HiddenRows::strided(came, hidden.dtype(), replicas * payload_rows, hidden.hidden(), bytes)?;
+        let picked = all.select_span(positions.into_span(), 4)?;
+        Ok((picked, status.into_span().part(0..4 * hidden.len())))
+    }
+}
