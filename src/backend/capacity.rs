@@ -1,5 +1,5 @@
-//! Capacity steps of a device, whose shape is fixed: what the host says of one when it is queued, or captured in
-//! a graph; and what the device says back.
+//! Capacity steps of a device, whose shape is fixed: what the host says of one when it is queued, or captured
+//! in a graph; and what the device says back.
 
 use crate::error::Error;
 use crate::memory::{Span, SpanMut};
@@ -31,8 +31,8 @@ pub struct Payload<'a> {
 #[derive(Debug)]
 pub struct Arrivals<'a> {
     pub own: Span<'a>,
-    /// Of `members` ranks, `pitch` bytes from one to the next; of each replica those of `ranks` ranks, side by
-    /// side. The own one is number `me`.
+    /// Of `members` ranks, `pitch` bytes from one to the next; of each replica those of `ranks` ranks, side
+    /// by side. The own one is number `me`.
     pub headers: Span<'a>,
     pub pitch: usize,
     pub members: usize,

@@ -124,10 +124,9 @@ pub enum Out<'a> {
     /// `[rows, spec.stride(shard)]` bytes, aligned to 8: [`PartialRow`](crate::params::PartialRow)s.
     /// `spec.targets` is 0.
     Partials(PartialSpec, SpanMut<'a>),
-    /// `[rows]` [`Candidate`](crate::merge::Candidate)s, 8 bytes each: of each row the id that is drawn of the
-    /// shard's, and its logit;
-    /// minus infinity where nothing is allowed, NaN where a logit is not finite. No row has a filter: of one in
-    /// a device's memory that has, infinity comes, which no draw takes.
+    /// `[rows]` [`Candidate`](crate::merge::Candidate)s, 8 bytes each: of each row the id that is drawn of
+    /// the shard's, and its logit; minus infinity where nothing is allowed, NaN where a logit is not finite.
+    /// No row has a filter: of one in a device's memory that has, infinity comes, which no draw takes.
     Drawn(RowSampling<'a>, SpanMut<'a>),
 }
 

@@ -33,8 +33,8 @@ impl Beat {
     }
 
     pub fn keep(&mut self, call: &Call, control: &dyn Exchange) {
-        // Two heads whose steps began at once do not say so at once each time: who looks would only ever see the
-        // one that speaks last.
+        // Two heads whose steps began at once do not say so at once each time: who looks would only ever see
+        // the one that speaks last.
         if self.last.elapsed() >= BEAT - Duration::from_millis(u64::from(call.head % 32)) {
             control.note(call);
             self.last = Instant::now();

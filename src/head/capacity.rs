@@ -1,5 +1,5 @@
-//! Steps in CUDA graphs. Nobody waits for them; those of capacity mode have a fixed shape, and the device itself
-//! counts and compares them in every replay.
+//! Steps in CUDA graphs. Nobody waits for them; those of capacity mode have a fixed shape, and the device
+//! itself counts and compares them in every replay.
 //!
 //! ```text
 //! own rows      -> [header][capacity rows], zeros behind the last          the header with the device's count
@@ -89,8 +89,8 @@ impl QueuedSteps {
 }
 
 impl LmHead {
-    /// Whether nobody need wait for such a step: nothing of it is decided on the host, and the transport watches
-    /// what it has queued. The same on every rank, but that inputs of a rank may be in host memory.
+    /// Whether nobody need wait for such a step: nothing of it is decided on the host, and the transport
+    /// watches what it has queued. The same on every rank, but that inputs of a rank may be in host memory.
     pub(super) fn queues(&self, counts: &RowCounts, request: &Request, options: StepOptions) -> bool {
         let (wire, device) = (&self.wire, self.wire.exchange.device());
         let padded = matches!(counts, RowCounts::Capacity { .. }) && !wire.is_alone();
@@ -116,8 +116,8 @@ impl LmHead {
         room.is_ok_and(|room| rows <= room)
     }
 
-    /// Whether a step may be captured in a CUDA graph: with all its inputs in device memory. A function of its
-    /// arguments and the head alone: not collective.
+    /// Whether a step may be captured in a CUDA graph: with all its inputs in device memory. A function of
+    /// its arguments and the head alone: not collective.
     pub fn is_capturable(&self, counts: &RowCounts, request: &Request, options: StepOptions) -> bool {
         let unverified = match counts {
             _ if self.wire.is_alone() => true,

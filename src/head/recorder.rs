@@ -220,9 +220,9 @@ impl FlightRecorder {
         self.recorder.steps()
     }
 
-    /// Why a step that was queued, or replayed by a graph, has no answer, where that is so: a rank that did not
-    /// come, or headers that differ. Waits for nothing; the head says the same when it begins its next step, and
-    /// is poisoned then.
+    /// Why a step that was queued, or replayed by a graph, has no answer, where that is so: a rank that did
+    /// not come, or headers that differ. Waits for nothing; the head says the same when it begins its next
+    /// step, and is poisoned then.
     pub fn fault(&self) -> Option<Error> {
         let exchange = self.exchange.upgrade()?;
         self.queued.fault(&*exchange, &self.group)

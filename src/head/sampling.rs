@@ -191,8 +191,8 @@ impl Run<'_> {
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
     }
 
-    /// The whole request where no row has a filter: each shard draws one candidate of each row in the product, and
-    /// the host looks at no parameter.
+    /// The whole request where no row has a filter: each shard draws one candidate of each row in the
+    /// product, and the host looks at no parameter.
     fn sampled_unseen(
         &mut self,
         compute: &mut Compute<'_>,

@@ -38,10 +38,10 @@ pub struct StepOptions {
     /// is on a device: every rank says the same in every mode, also where it has none itself. Of what is
     /// stated here there are none in host memory.
     pub device_adjustments: DeviceAdjustments,
-    /// Of a sampling step that is on a device, without logprobs: no row has a filter (top_k, top_p, min_p) that
-    /// counts. Its parameters lie in device memory, and nobody on the host looks at them; a row that has a
-    /// filter is one of bad input. The same on every rank. Tensor-parallel ranks pass the same parameters: they
-    /// are compared in capacity mode alone, and only in replays of a graph.
+    /// Of a sampling step that is on a device, without logprobs: no row has a filter (top_k, top_p, min_p)
+    /// that counts. Its parameters lie in device memory, and nobody on the host looks at them; a row that has
+    /// a filter is one of bad input. The same on every rank. Tensor-parallel ranks pass the same parameters:
+    /// they are compared in capacity mode alone, and only in replays of a graph.
     pub unfiltered: bool,
 }
 
@@ -135,8 +135,9 @@ impl LmHead {
         open.verified = match mode {
             Mode::Exact => self.config.verify.applies(header.sequence, self.warming_up),
             Mode::Discover => true,
-            // Otherwise the header rides in the payload, which the host reads. Chunks of logprobs are gathered
-            // by counts. On a device it rides there for the replays of a graph, of which no host knows.
+            // Otherwise the header rides in the payload, which the host reads. Chunks of logprobs are
+            // gathered by counts. On a device it rides there for the replays of a graph, of which no host
+            // knows.
             Mode::Capacity => options.on_device || matches!(request, Request::Logprobs { .. }),
             Mode::Create => false,
         };
@@ -483,8 +484,8 @@ impl LmHead {
 }
 
 impl Drop for LmHead {
-    /// A step that has begun and is not run is given up: its peers are told. What was queued is waited for: it
-    /// uses memory that goes now.
+    /// A step that has begun and is not run is given up: its peers are told. What was queued is waited for:
+    /// it uses memory that goes now.
     fn drop(&mut self) {
         self.leave_step();
         if let (Some(loaded), Ok(())) = (&mut self.loaded, self.maker.check("the head")) {

@@ -1,6 +1,6 @@
 //! Whole steps in CUDA graphs: what each rank does, over NCCL or alone. Rows, indices and the number of rows
-//! change from replay to replay, one rank is late in turn, and every answer has the bits of an eager step of a
-//! head that has the whole vocabulary.
+//! change from replay to replay, one rank is late in turn, and every answer has the bits of an eager step of
+//! a head that has the whole vocabulary.
 
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::cuda::{CudaDevice, Graph};
@@ -229,7 +229,8 @@ fn bits_of(answer: &Answer, kind: &Kind) -> Bits {
     answer.row_status.iter().enumerate().map(|(i, status)| (*status as u8, row(i))).collect()
 }
 
-/// What a replica brings to a replay: rows of its buffer, which of them are wanted, and what belongs to these.
+/// What a replica brings to a replay: rows of its buffer, which of them are wanted, and what belongs to
+/// these.
 struct Brought {
     rows: Vec<u8>,
     indices: Vec<i64>,
@@ -323,8 +324,8 @@ fn backend(device: &CudaDevice) -> Arc<dyn Backend> {
 }
 
 impl<'d> Stepper<'d> {
-    /// Collective. The last replica is idle where there are several, the others have as many rows as they may,
-    /// or fewer.
+    /// Collective. The last replica is idle where there are several, the others have as many rows as they
+    /// may, or fewer.
     ///
     /// # Panics
     /// Where anything is refused.
@@ -418,7 +419,8 @@ impl<'d> Stepper<'d> {
         self.step_of(self.kind.request)
     }
 
-    /// [`Stepper::step`] of another request, whose answer has room in that of the kind's: one that is refused.
+    /// [`Stepper::step`] of another request, whose answer has room in that of the kind's: one that is
+    /// refused.
     ///
     /// # Errors
     /// As that.

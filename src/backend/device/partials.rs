@@ -313,7 +313,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         unsafe { self.common.device.launch(stream, &self.weights.kernels.logprobs, &grid(rows), &params) }
     }
 
-    /// Queues the answer to the first `rows` rows whose partials came from all shards; values and logsumexp may be left out.
+    /// Queues the answer to the first `rows` rows whose partials came from all shards; values and logsumexp
+    /// may be left out.
     pub(super) fn finish_best(
         &self,
         stream: D::Stream,
@@ -393,8 +394,8 @@ pub(super) fn are_even(from: &Messages<'_>) -> bool {
     from.shards.iter().enumerate().all(|(i, shard)| *shard == shard_range(vocab, shards, i))
 }
 
-/// Where each shard's message lies, which are as `stride` says of its ids: the bytes before each, and how many
-/// shards have ids.
+/// Where each shard's message lies, which are as `stride` says of its ids: the bytes before each, and how
+/// many shards have ids.
 ///
 /// # Errors
 /// `Shape` where shards or messages are not as [`PartialParts`] says.

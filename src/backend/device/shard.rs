@@ -115,8 +115,8 @@ pub(super) struct DeviceShard<D: KernelDevice> {
     pub queued: bool,
     /// What is queued becomes part of a graph: nothing may wait, and memory of the shard's own stays.
     capturing: bool,
-    /// Capacity steps, once there was one: a graph that replays them counts on here, so this is no memory that
-    /// is given back.
+    /// Capacity steps, once there was one: a graph that replays them counts on here, so this is no memory
+    /// that is given back.
     pub counted: Option<Arc<Counted<D>>>,
     /// The last field: memory goes before the stream that used it.
     stream: D::OwnedStream,
@@ -340,7 +340,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// A call that uses the caller's memory alone: on the caller's stream nothing is waited for or remembered.
+    /// A call that uses the caller's memory alone: on the caller's stream nothing is waited for or
+    /// remembered.
     pub(super) fn only_on(
         &mut self,
         on: &On<'_>,
