@@ -2,10 +2,11 @@
 //! `scales` `[groups, vocab]`; `qzeros` i32 `[groups, vocab * bits / 32]`, packed along the vocabulary;
 //! `g_idx` i32 `[hidden]`, the group of each column.
 //!
-//! A weight is `(code - zero point) * scale`. Files of the first format (all but those whose `config.json`
-//! says `"checkpoint_format": "gptq_v2"`) hold each zero point less 1. Source: `QuantLinear` of AutoGPTQ
-//! (`auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py`) and `gptqmodel/utils/model.py`
-//! (`convert_gptq_v1_to_v2_format`).
+//! A weight is `(code - zero point) * scale`. Files of the first format (`"checkpoint_format"` of
+//! `config.json` is `"gptq"`, or not there) hold each zero point less 1, those of `"gptq_v2"` do not. The
+//! tensors do not tell which it is, so a head without its `quantization_config` is refused. Source:
+//! `QuantLinear` of AutoGPTQ (`auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py`) and
+//! `gptqmodel/utils/model.py` (`convert_gptq_v1_to_v2_format`).
 
 use super::folder::Tensors;
 use super::packed::{code, groups_of, in_order};
@@ -66,7 +67,18 @@ pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Optio
             return Err(scale.error(wanted, &scale.info, "export the checkpoint with its g_idx"));
         }
     };
-    let less = if head.setting("checkpoint_format") == Some("gptq_v2") { 0 } else { 1 };
+    let less = match (head.config, head.setting("checkpoint_format")) {
+        (Some(_), None | Some("gptq")) => 1,
+        (_, Some("gptq_v2")) => 0,
+        (_, other) => {
+            let wanted =
+                "the quantization_config of a GPTQ head, with a checkpoint_format of gptq or gptq_v2";
+            let got = other.map_or("none".into(), |format| format!("checkpoint_format {format}"));
+            let fix = "open the checkpoint's folder with its config.json: the tensors alone do not say whether \
+                       zero points are stored less 1";
+            return Err(zeros.error(wanted, got, fix));
+        }
+    };
     let beside = [Some(zeros.clone()), Some(scale.clone()), index].into_iter().flatten().collect();
     let gptq = Gptq { weight: weight.clone(), zeros, scale, group_of, bits, rows, groups, less };
     Ok(Some(Found { weight, beside, format: Format::Widened(Box::new(gptq)), rows, hidden }))

@@ -376,17 +376,25 @@ fn packed_bits_that_are_stated_are_the_tensors() {
 #[test]
 fn gptq_scales_and_groups_are_checked() {
     let q = |name, shape: &[usize]| (name, i32s(shape, &vec![0; shape.iter().product()]));
-    let whole = |scale: f32, groups: Option<Vec<i32>>| {
+    let of_config = |more: &str, scale: f32, groups: Option<Vec<i32>>| {
         let mut tensors = vec![
             q("lm_head.qweight", &[1, 8]),
             q("lm_head.qzeros", &[1, 1]),
             ("lm_head.scales", f16s(&[1, 8], &[scale; 8])),
         ];
         tensors.extend(groups.map(|g| ("lm_head.g_idx", i32s(&[g.len()], &g))));
-        let folder = Folder::model(&config(8, 8, ""), &tensors);
+        let folder = Folder::model(&config(8, 8, more), &tensors);
         folder.open().and_then(|c| c.shard(0..8, 8, &LoadOptions::default()))
     };
+    let whole = |scale, groups| of_config(r#", "quantization_config": {"bits": 4}"#, scale, groups);
     assert!(whole(1.0, Some(vec![0; 8])).is_ok());
+    for (more, got) in [
+        ("", "got none"),
+        (r#", "quantization_config": {"checkpoint_format": "marlin"}"#, "got checkpoint_format marlin"),
+    ] {
+        let refused = of_config(more, 1.0, None).unwrap_err();
+        assert_words(&refused, &["lm_head.qzeros", "gptq or gptq_v2", got, "config.json"]);
+    }
     assert_words(&whole(f32::NAN, None).unwrap_err(), &["lm_head.scales", "finite scales, got NaN"]);
     assert_words(
         &whole(1.0, Some(vec![1; 8])).unwrap_err(),
