@@ -127,7 +127,7 @@ mod tables {
             present,
             absent: &["HGMMA", "IGMMA", "LDG.128.CONSTANT", "LDSM.M88.2"],
             registers,
-            calls: 67,
+            calls: 68,
         }
     }
 
