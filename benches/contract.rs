@@ -34,7 +34,7 @@ fn agreement(size: usize) -> f64 {
         request: Some(Request::argmax()),
         adjusted: false,
         on_device: false,
-        unfiltered: false,
+        filters: lmhead::Filters::ByHost,
         placed: Default::default(),
         sequence: 3,
         rows: 28,

@@ -158,7 +158,7 @@ typedef struct lmhead_backend_config {
     size_t size;
     int32_t device_type; /* LMHEAD_HOST, LMHEAD_CUDA */
     int32_t device_id;
-    int32_t threads; /* of the host's part: 0 is one per CPU that the process may use */
+    int32_t threads; /* of the backend of the host: 0 is one per CPU that the process may use */
 } lmhead_backend_config;
 
 LMHEAD_API lmhead_status lmhead_backend_open(const lmhead_backend_config *config, lmhead_backend **backend);
@@ -410,8 +410,10 @@ enum {
     LMHEAD_PROCESSED = 2,    /* logprobs are of the adjusted logits */
     LMHEAD_WITH_LOGPROBS = 4, /* SAMPLE: tell the tokens' logprobs and ranks, and the k best */
     LMHEAD_DEVICE_MASKS = 8,  /* some row of the group has `allowed` in device memory: of the contract */
-    LMHEAD_UNFILTERED = 16    /* SAMPLE on a device, without logprobs: no row of the group has top_k, top_p or
+    LMHEAD_UNFILTERED = 16,   /* SAMPLE on a device, without logprobs: no row of the group has top_k, top_p or
                                  min_p, and the host looks at no parameter: of the contract */
+    LMHEAD_DEVICE_FILTERS = 32 /* SAMPLE on a device: the host looks at no parameter, and every step takes the
+                                 rounds of all filters, so that a graph replays it: of the contract */
 };
 
 /* What of a step's inputs lies in device memory, that of `hidden`, aligned to its elements. The host looks at
@@ -542,8 +544,9 @@ LMHEAD_API lmhead_status lmhead_plan(const lmhead_head *head, const lmhead_step 
  * with as many rows as the largest of `counts` (or the capacity) or fewer neither allocate nor load nor
  * compile, in any mode. Collective, with the same steps on every rank. Where `counts` is NULL (one replica,
  * EXACT) `rows` is the largest; else it is not looked at. Of `hidden` only device_type counts, of other
- * pointers nothing but `stream`. Adjustments with more than an entry a row may allocate once more, and so may,
- * on a device, partials in a workspace that is lent. Not during capture. */
+ * pointers nothing but `stream`. Adjustments in device memory: as LMHEAD_DEVICE_MASKS, max_logit_bias and
+ * max_counts say, which steps to come repeat. Adjustments in host memory with more than an entry a row may
+ * allocate once more, and so may, on a device, partials in a workspace that is lent. Not during capture. */
 LMHEAD_API lmhead_status lmhead_prepare(lmhead_head *head, const lmhead_step *steps, size_t n);
 
 /* One step. Collective. ARGUMENT is refused before anything is sent, and the head stays usable: the peers

@@ -1,29 +1,16 @@
 // Steps of a fixed shape, which a CUDA graph replays: rows with zeros behind the last, and headers that the
 // device itself counts up and compares. The host takes no part in it.
+#include "answers/digest.cuh"
+#include "answers/padded.cuh"
 #include "matmul/tile.cuh"
 
 namespace {
 
+using namespace answers;
 using namespace ptx;
 
 constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kHalves = LMHEAD_HEADER_HALVES;
 constexpr uint32_t kNobody = 0xffffffffu;
-
-// Of 32 bits at a place: what a digest adds up. Multiplication and shift of splitmix64.
-DEVICE uint64_t digest_of(uint32_t bits, uint64_t place) {
-  uint64_t v = (place << 32 | bits) * 0x9e3779b97f4a7c15u;
-  v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9u;
-  return v ^ v >> 31;
-}
-
-DEVICE uint64_t sum_of_lanes(uint64_t v) {
-#pragma unroll
-  for (uint32_t distance = 16; distance; distance /= 2) {
-    const uint32_t low = shfl_bfly(uint32_t(v), distance), high = shfl_bfly(uint32_t(v >> 32), distance);
-    v += uint64_t(high) << 32 | low;
-  }
-  return v;
-}
 
 DEVICE uint32_t least_of_lanes(uint32_t v) {
 #pragma unroll
@@ -83,15 +70,8 @@ KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
     }
   }
   if (!params.digests) return;
-  const uint32_t sums = dynamic_shared(), warp = threadIdx.x / 32;
-  digest = sum_of_lanes(digest);
-  if (lane_id() == 0) st_shared_v2(sums + 8 * warp, {uint32_t(digest), uint32_t(digest >> 32)});
-  barrier_sync_all();
+  digest = sum_of_block<kWarps>(digest);
   if (threadIdx.x) return;
-  for (uint32_t other = 1; other < kWarps; ++other) {
-    const U32x2 v = ld_shared_v2(sums + 8 * other);
-    digest += uint64_t(v.y) << 32 | v.x;
-  }
   // Whether a row is there is a part of it, and so is its place among the rows.
   digest = digest_of(uint32_t(digest), row) + digest_of(uint32_t(digest >> 32), there);
   store_u64(params.digests + row, digest);
@@ -103,6 +83,7 @@ KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
   uint64_t digest = 0, bad = 0;
   for (uint32_t row = lane; row < params.row_count; row += 32) {
     if (params.digests) digest += load_u64(params.digests + row);
+    if (params.digests && params.adjusted) digest += load_u64(params.adjusted + row);
     bad += ld_global_u32(params.status + row) ? 1 : 0;
   }
   // Behind the rows' places.
@@ -146,18 +127,14 @@ KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
     differs = theirs < differs ? theirs : differs;
   }
 
-  const uint32_t all = params.members / params.ranks * params.parts * params.part_rows;
+  const uint32_t each = params.parts * params.part_rows, all = params.members / params.ranks * each;
   for (uint32_t n = threadIdx.x; n < all; n += kThreads) {
-    const uint32_t i = n % params.part_rows, part = n / params.part_rows % params.parts;
-    const uint32_t replica = n / params.part_rows / params.parts;
+    const uint32_t replica = n / each;
     int32_t position = -1;
     if (differs == kNobody) {
       const uint32_t rows = uint32_t(number_at(header(replica * params.ranks) + 2 * LMHEAD_HEADER_ROWS));
-      // The first parts are larger by one where they do not divide.
-      const uint32_t each = rows / params.parts, more = rows % params.parts;
-      const uint32_t first = part * each + (part < more ? part : more);
-      if (i < each + (part < more))
-        position = int32_t(params.first_row + replica * params.replica_rows + first + i);
+      const uint32_t row = own_row(n % each, rows, params.parts, params.part_rows);
+      if (row != kNobody) position = int32_t(params.first_row + replica * params.replica_rows + row);
     }
     st_global_u32(params.positions + n, uint32_t(position));
   }

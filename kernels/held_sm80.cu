@@ -87,7 +87,8 @@ KERNEL(held_targets, HeldTargetsParams, 256, 4) {
 
 // A block has a row.
 KERNEL(held_maxima, HeldMaximaParams, 256, 4) {
-  const uint32_t row = ld_global_u32(params.rows + blockIdx.x), warp = threadIdx.x / 32;
+  const uint32_t row = params.rows ? ld_global_u32(params.rows + blockIdx.x) : blockIdx.x;
+  const uint32_t warp = threadIdx.x / 32;
   const float *logits = row_of(params.held, row);
   uint32_t largest = ordered(-__builtin_inff());
 #pragma unroll 1
@@ -123,7 +124,8 @@ KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
   barrier_sync_all();
   const Scale scale = {kept.max, kept.temperature};
   // Of such a row logits may be above what another shard has as its largest, and weigh more than any may.
-  const uint32_t ids = is_good(params.held, kept.row) ? params.held.ids : 0;
+  const bool counted = kept.least < __builtin_inff() && is_good(params.held, kept.row);
+  const uint32_t ids = counted ? params.held.ids : 0;
   // As many turns in all lanes.
 #pragma unroll 1
   for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < ids; i += kEach * kThreads) {
@@ -230,6 +232,10 @@ KERNEL(held_candidates, HeldCandidatesParams, 256, 2) {
   const HeldMatrix &held = params.held;
   const uint32_t lane = lane_id(), warp = threadIdx.x / 32, places = query.k ? query.k : 1;
   Candidate *out = params.out + query.place;
+  if (query.filtered == LMHEAD_DAMAGED) {
+    if (threadIdx.x == 0) store(out, 0x7f800000u, 0);
+    return;
+  }
   if (!is_good(held, query.kept.row)) {
     for (uint32_t n = threadIdx.x; n < places; n += kThreads)
       store(out + n, n ? 0xff800000u : 0x7fc00000u, 0);

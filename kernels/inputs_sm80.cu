@@ -1,6 +1,8 @@
 // What belongs to rows and lies in device memory: targets, sampling parameters, masks, additions, penalties.
 // It is checked where it is read: what cannot be leaves its row without an answer, and no address is made of
 // it.
+#include "answers/digest.cuh"
+#include "answers/padded.cuh"
 #include "answers/shards.cuh"
 
 namespace {
@@ -130,7 +132,7 @@ DEVICE Entries entries_of(const int64_t *offsets, uint32_t row, uint64_t total, 
 
 // The row's entries that the shard has, by id, at `out`; those of one id in the order in which they came. By
 // the block. `value(entry, &word)` says what goes beside the id, and whether that can be. Whether all of the
-// row can be.
+// row can be. Entries whose ids do not ascend are each compared with all.
 template <class Value>
 DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, const int64_t *ids,
                          uint32_t vocab, const Ids &shard, bool once, Value value) {
@@ -142,18 +144,35 @@ DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, 
   }
   // Also: all places are empty now.
   if (any_of_block(bad)) return false;
-  bool twice = false;
+  const auto id_of = [&](uint32_t n) { return uint32_t(load_u64(ids + entries.first + n)); };
+  bool falls = false, twice = false;
+  for (uint32_t n = threadIdx.x + 1; n < entries.count; n += kThreads) {
+    const uint32_t before = id_of(n - 1), id = id_of(n);
+    falls |= id < before, twice |= id == before;
+  }
+  const bool sorted = !any_of_block(falls);
+  // How many ids are below the shard's; used where they ascend.
+  uint32_t below = 0;
+  for (uint32_t high = sorted ? entries.count : 0; below < high;) {
+    const uint32_t middle = below + (high - below) / 2;
+    if (id_of(middle) < shard.first)
+      below = middle + 1;
+    else
+      high = middle;
+  }
   for (uint32_t n = threadIdx.x; n < entries.count; n += kThreads) {
-    const uint32_t id = uint32_t(load_u64(ids + entries.first + n));
+    const uint32_t id = id_of(n);
     const bool own = id - shard.first < shard.end - shard.first;
+    uint32_t place = n - below;
     // Of a row that has an id twice each of the replica's ranks says so, whatever shards it sends to.
-    if (!own && !once) continue;
-    uint32_t place = 0;
+    if (!sorted && (own || once)) {
+      place = 0;
 #pragma unroll 1
-    for (uint32_t other = 0; other < entries.count; ++other) {
-      const uint32_t theirs = uint32_t(load_u64(ids + entries.first + other));
-      place += theirs >= shard.first && (theirs < id || (theirs == id && other < n));
-      twice |= theirs == id && other != n;
+      for (uint32_t other = 0; other < entries.count; ++other) {
+        const uint32_t theirs = id_of(other);
+        place += theirs >= shard.first && (theirs < id || (theirs == id && other < n));
+        twice |= theirs == id && other != n;
+      }
     }
     if (!own) continue;
     uint32_t word;
@@ -167,20 +186,23 @@ DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, 
 
 KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
   const AdjustmentPlaces &places = params.places;
-  const uint32_t row = blockIdx.x % params.rows, to = blockIdx.x / params.rows;
+  const uint32_t rows = params.parts * params.part_rows, place = blockIdx.x % rows, to = blockIdx.x / rows;
+  const uint32_t row = own_row(place, params.rows, params.parts, params.part_rows);
+  const bool there = row != kNone;
   Ids ids = {0, 0};
   uint64_t before = 0;
 #pragma unroll 1
   for (uint32_t j = 0; j <= to; ++j) {
-    before += params.rows * message_bytes(places, ids.end - ids.first);
+    before += rows * message_bytes(places, ids.end - ids.first);
     ids = shard_ids(params.vocab, params.shards, params.first_shard + j * params.shard_step);
   }
+  // To a shard without ids nothing is sent, but the row is looked at: its rank may send to no other.
   const uint32_t count = ids.end - ids.first;
-  if (count == 0) return;
-  uint8_t *out = params.out + before + row * message_bytes(places, count);
+  const auto sent = [count](uint32_t entries) { return count ? entries : 0; };
+  uint8_t *out = params.out + before + place * message_bytes(places, count);
 
   const uint32_t words = mask_words(places, count), own_words = (count + 31) / 32;
-  const uint32_t *allowed = params.allowed;
+  const uint32_t *allowed = there ? params.allowed : nullptr;
   if (allowed) allowed += uint64_t(row) * ((params.vocab + 31) / 32) + ids.first / 32;
   for (uint32_t i = threadIdx.x; i < words; i += kThreads)
     st_global_u32(out + 4 * i, allowed && i < own_words ? ld_global_u32(allowed + i) : kNone);
@@ -189,19 +211,19 @@ KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
   bool good = true;
   if (places.additions) {
     Entries entries;
-    if (params.addition_offsets)
+    if (there && params.addition_offsets)
       entries = entries_of(params.addition_offsets, row, params.addition_entries, places.additions);
     const auto value = [&](uint64_t entry, uint32_t &word) {
       word = ld_global_u32(params.addition_values + entry);
       return is_finite(word) || word == kMinusInfinity;
     };
-    good &=
-        pack_entries(out, places.additions, entries, params.addition_ids, params.vocab, ids, false, value);
+    good &= pack_entries(out, sent(places.additions), entries, params.addition_ids, params.vocab, ids, false,
+                         value);
     out += 8 * places.additions;
   }
   if (places.counts) {
-    const auto number = [row](const float *from, uint32_t otherwise) {
-      return from ? ld_global_u32(from + row) : otherwise;
+    const auto number = [there, row](const float *from, uint32_t otherwise) {
+      return there && from ? ld_global_u32(from + row) : otherwise;
     };
     const uint32_t repetition = number(params.repetition, 0x3f800000u);
     const uint32_t frequency = number(params.frequency, 0), presence = number(params.presence, 0);
@@ -209,13 +231,13 @@ KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
     const bool legal =
         repetition - 0x00800000u < kInfinity - 0x00800000u && is_finite(frequency) && is_finite(presence);
     good &= legal;
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && count) {
       st_global_v2(out, {legal ? repetition : 0x3f800000u, legal ? frequency : 0});
       st_global_v2(out + 8, {legal ? presence : 0, 0});
     }
     out += 16;
     Entries entries;
-    if (params.count_offsets)
+    if (there && params.count_offsets)
       entries = entries_of(params.count_offsets, row, params.count_entries, places.counts);
     const auto value = [&](uint64_t entry, uint32_t &word) {
       const uint32_t times = ld_global_u32(params.counts + entry);
@@ -223,9 +245,52 @@ KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
       word = times << 1 | in_prompt;
       return times >> 31 == 0 && in_prompt <= 1;
     };
-    good &= pack_entries(out, places.counts, entries, params.count_ids, params.vocab, ids, true, value);
+    good &= pack_entries(out, sent(places.counts), entries, params.count_ids, params.vocab, ids, true, value);
   }
   if (!good && threadIdx.x == 0) is_bad(params.status, row);
+}
+
+// Of each row what tensor-parallel ranks must share of its adjustments.
+KERNEL(digest_adjustments, PackAdjustmentsParams, 256, 4) {
+  const uint32_t row = blockIdx.x, words = (params.vocab + 31) / 32;
+  uint64_t digest = 0;
+  const auto add = [&digest](uint32_t bits, uint32_t kind, uint32_t i) {
+    digest += digest_of(bits, kind << 28 | (i & 0xfffffffu));
+  };
+  for (uint32_t i = threadIdx.x; params.allowed && i < words; i += kThreads)
+    add(ld_global_u32(params.allowed + uint64_t(row) * words + i), 0, i);
+  const auto entries = [&](const int64_t *offsets, uint64_t total, uint32_t places, const int64_t *ids,
+                           uint32_t kind) {
+    Entries of;
+    if (offsets) of = entries_of(offsets, row, total, places);
+    if (threadIdx.x == 0) add(of.count << 1 | of.good, kind, 0);
+    for (uint32_t n = threadIdx.x; n < of.count; n += kThreads) {
+      const uint64_t id = load_u64(ids + of.first + n);
+      add(uint32_t(id), kind + 1, n), add(uint32_t(id >> 32), kind + 2, n);
+    }
+    return of;
+  };
+  const Entries added = entries(params.addition_offsets, params.addition_entries, params.places.additions,
+                                params.addition_ids, 1);
+  for (uint32_t n = threadIdx.x; n < added.count; n += kThreads)
+    add(ld_global_u32(params.addition_values + added.first + n), 4, n);
+  const Entries counted =
+      entries(params.count_offsets, params.count_entries, params.places.counts, params.count_ids, 5);
+  for (uint32_t n = threadIdx.x; n < counted.count; n += kThreads) {
+    add(ld_global_u32(params.counts + counted.first + n), 8, n);
+    add(ld_global_u8(params.in_prompt + counted.first + n), 9, n);
+  }
+  if (threadIdx.x == 0) {
+    const float *const each[] = {params.repetition, params.frequency, params.presence};
+#pragma unroll
+    for (uint32_t i = 0; i < 3; ++i)
+      if (each[i]) add(ld_global_u32(each[i] + row), 10, i);
+  }
+  digest = sum_of_block<kWarps>(digest);
+  if (threadIdx.x) return;
+  // Whose row it is, is part of it.
+  digest = digest_of(uint32_t(digest), 11u << 28 | row) + digest_of(uint32_t(digest >> 32), 12u << 28 | row);
+  st_global_v2(params.out + 8ull * row, {uint32_t(digest), uint32_t(digest >> 32)});
 }
 
 namespace {

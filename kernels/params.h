@@ -104,9 +104,10 @@ typedef struct Candidate {
 } Candidate;
 
 /* What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a
- * matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts
- * (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids
- * has a place for each. */
+ * matrix of them a row is this struct, then `k` places for Candidates, then `targets` counts (uint32_t) of
+ * ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids has a place for
+ * each. Candidates of a shard come to kernels with the best first; those of tiles, and those that the host
+ * merges, in any order. */
 typedef struct PartialRow {
   uint64_t digits[3];   /* sum of exponentials: digits top - 2, top - 1 and top, none carried into the next */
   int32_t top;          /* the highest digit; INT32_MIN where no logit has a term, or no sum was asked for */
@@ -314,6 +315,7 @@ typedef struct OpenCapacityParams {
   CapacityState *state;
   uint16_t *out;           /* [LMHEAD_HEADER_HALVES] */
   const uint64_t *digests; /* [row_count]; null: none */
+  const uint64_t *adjusted; /* [row_count] digests of the rows' adjustments; null: they have none */
   const uint32_t *status;  /* [row_count] */
   const uint32_t *inputs;  /* [input_words] what else a replica's ranks share; of the digest */
   uint32_t input_words;
@@ -342,7 +344,7 @@ typedef struct CheckCapacityParams {
 
 typedef struct HeldMatrix {
   const float *data;       /* [rows, ids], 16-byte aligned */
-  const uint32_t *status;  /* [rows] LMHEAD_STATUS_* */
+  const uint32_t *status;  /* [rows] LMHEAD_STATUS_*; null of a shard without ids */
   uint64_t pitch;          /* bytes from row to row, a multiple of 16 */
   uint32_t nonfinite;      /* flags of status that leave a row without an answer */
   uint32_t rows;
@@ -381,7 +383,7 @@ typedef struct KeptLogits {
 
 typedef struct HeldMaximaParams {
   HeldMatrix held;
-  const uint32_t *rows;     /* [count] */
+  const uint32_t *rows;     /* [count]; null: all that are held */
   float *out;               /* [count] the largest logit; minus infinity, NaN of a row without an answer */
 } HeldMaximaParams;
 
@@ -414,10 +416,14 @@ typedef struct HeldTiesParams {
   uint32_t *out;            /* [count] the id behind the `allowance`th kept one with that logit; 0 for none */
 } HeldTiesParams;
 
+/* HeldWanted.filtered of a row of which something cannot be: its candidate is infinity, which no draw
+ * takes. */
+enum LmheadDamaged { LMHEAD_DAMAGED = 2 };
+
 /* Candidates of a row: the k best, or the one that is drawn. */
 typedef struct HeldWanted {
   KeptLogits kept;          /* of a draw, where `filtered` */
-  uint32_t filtered;
+  uint32_t filtered;        /* 0 or 1 */
   uint32_t k;               /* 0: a draw, of one */
   uint64_t seed;
   uint64_t position;
@@ -429,6 +435,60 @@ typedef struct HeldCandidatesParams {
   const HeldWanted *queries; /* [count] */
   Candidate *out;           /* minus infinity where there are fewer; of a row without an answer NaN first */
 } HeldCandidatesParams;
+
+/* kernels/cuts_sm80.cu: where filters cut held rows whose parameters only the device knows. */
+
+/* What a row's owner has found: the order key of the last logit that is kept, as far as it is known, and
+ * behind the last digit how many ids of a shard that have this logit are kept, the lowest first. */
+typedef struct CutFound {
+  uint32_t key;
+  uint32_t allowance;       /* UINT32_MAX: of a row of which messages came that no shard can have sent */
+} CutFound;
+
+/* All rows that are held; a thread has a row. What each kernel writes of them the next ones read. */
+typedef struct CutRowsParams {
+  const SamplingRow *sampling; /* [rows] */
+  const uint32_t *status;   /* [rows] of the held logits */
+  const float *maxima;      /* [shards, rows] of all shards */
+  const CutFound *found;    /* [rows] */
+  const uint32_t *ends;     /* [rows] of HeldTiesParams */
+  SamplingRow *bare;        /* [rows] parameters without filters: shards apply these */
+  HeldWanted *wanted;       /* [rows] what is kept so far, and the draw */
+  HeldHistogram *histograms; /* [rows] */
+  HeldTies *ties;           /* [rows] */
+  uint32_t rows;
+  uint32_t vocab;
+  uint32_t shards;
+  uint32_t ids;             /* of the own shard */
+  uint32_t masses;          /* what the search is for: 1: the end of the nucleus, 0: the last of top_k */
+  uint32_t known;           /* of the digit that is counted next, as HeldHistogram */
+  uint32_t shift;
+  uint32_t none;            /* 0 */
+} CutRowsParams;
+
+/* A row's search, as its owner sees it. */
+typedef struct CutSearch {
+  uint64_t left;            /* of the goal, of logits with the known digits */
+  uint32_t key;
+  uint32_t damaged;
+} CutSearch;
+
+/* Histograms of all shards become the next digit of rows that this rank decides; a block has a row. */
+typedef struct LearnCutsParams {
+  const uint64_t *histograms; /* [shards, count, bins] */
+  const SamplingRow *sampling; /* [count] */
+  const HeldWanted *wanted; /* [count] */
+  CutSearch *searches;      /* [count]; written by the first digit */
+  CutFound *found;          /* [shards, count] */
+  uint32_t count;
+  uint32_t vocab;
+  uint32_t shards;
+  uint32_t bins;            /* 2 to 256 */
+  uint32_t masses;
+  uint32_t known;
+  uint32_t shift;
+  uint32_t none;            /* 0 */
+} LearnCutsParams;
 
 /* kernels/select_sm80.cu: the best k of held rows, best first, for any k. */
 
@@ -518,15 +578,18 @@ typedef struct AdjustmentPlaces {
   uint32_t none;           /* 0 */
 } AdjustmentPlaces;
 
-/* Adjustments of rows -> their messages to some shards, [destinations][rows]. A block has a row's message to
- * one. */
+/* Adjustments of rows -> their messages to some shards, [destinations][parts][part_rows]: the own rows in
+ * `parts` parts of even sizes, each with room for `part_rows` rows. A row that is nobody's has all ids allowed
+ * and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows] digests of
+ * 64 bits, and a block has a row. */
 typedef struct PackAdjustmentsParams {
   const uint32_t *allowed;         /* [rows, ceil(vocab / 32)], may be null: all are */
   const int64_t *addition_offsets; /* [rows + 1], may be null: none; row i has entries offsets[i].. */
-  const int64_t *addition_ids;     /* [addition_entries], in any order; those of one id stay in theirs */
+  const int64_t *addition_ids;     /* [addition_entries]; in any order, ascending is fastest; those of one id
+                                      stay in theirs */
   const float *addition_values;    /* finite, or minus infinity */
   const int64_t *count_offsets;    /* [rows + 1], may be null: no counts */
-  const int64_t *count_ids;        /* [count_entries], in any order, each once in a row */
+  const int64_t *count_ids;        /* [count_entries]; likewise, each once in a row */
   const uint32_t *counts;          /* below 2^31 */
   const uint8_t *in_prompt;        /* 0 or 1 */
   const float *repetition;         /* [rows], may be null: 1; above 0 and finite */
@@ -537,7 +600,9 @@ typedef struct PackAdjustmentsParams {
   uint8_t *out;                    /* aligned to 8 */
   uint32_t *status;                /* [rows] */
   AdjustmentPlaces places;         /* a row with more entries is one that cannot be */
-  uint32_t rows;
+  uint32_t rows;                   /* own ones */
+  uint32_t parts;
+  uint32_t part_rows;
   uint32_t vocab;
   uint32_t shards;                 /* as PartialParts.part_ids = 0 */
   uint32_t first_shard;            /* destination j is shard first_shard + j·shard_step */
@@ -609,10 +674,12 @@ enum LmheadFill {
   LMHEAD_FILL_BF16 = 2,     /* of both signs, magnitudes from 2^-8 to 1 */
   LMHEAD_FILL_F16 = 3,
   LMHEAD_FILL_F32 = 4,
-  LMHEAD_FILL_SMALL_I8 = 5, /* integers from -8 to 7 */
-  LMHEAD_FILL_SMALL_BF16 = 6,
-  LMHEAD_FILL_SMALL_F16 = 7,
-  LMHEAD_FILL_SMALL_F32 = 8
+  LMHEAD_FILL_E4M3 = 5,     /* all with magnitudes below 2, subnormal ones and both zeros among them */
+  LMHEAD_FILL_SMALL_I8 = 6, /* integers from -8 to 7 */
+  LMHEAD_FILL_SMALL_BF16 = 7,
+  LMHEAD_FILL_SMALL_F16 = 8,
+  LMHEAD_FILL_SMALL_F32 = 9,
+  LMHEAD_FILL_SMALL_E4M3 = 10
 };
 
 /* kernels/check/fill_sm80.cu. */
@@ -621,7 +688,7 @@ typedef struct FillParams {
   uint64_t pieces;
   uint64_t first;      /* pieces before the first one, of a larger array whose part this is */
   uint64_t seed;
-  uint32_t row;        /* elements; of small integers the first of each row is 127, below 2^32. 0: none */
+  uint32_t row;        /* elements; of small integers the first of each row is 127, below 2^32. 0: none, as of E4M3 */
   uint32_t kind;       /* LMHEAD_FILL_* */
 } FillParams;
 
@@ -663,7 +730,7 @@ typedef struct ProjectWeightsParams {
   WeightMatrix weights; /* scales: integers, may be null; bias is left out */
   uint64_t *projection; /* [hidden], zeros before */
   uint64_t seed;        /* of r */
-  uint32_t kind;        /* LMHEAD_FILL_SMALL_I8, _BF16 or _F16: the weights' type */
+  uint32_t kind;        /* LMHEAD_FILL_SMALL_I8, _E4M3, _BF16 or _F16: the weights' type */
   uint32_t vocab;
   uint32_t hidden;
 } ProjectWeightsParams;

@@ -32,14 +32,19 @@ DEVICE Row join(const PartialParts &p, uint32_t row, Best &best) {
     const uint32_t places = places_of(p, ids);
     const uint8_t *part = row_of(p, i, row, places);
     const uint32_t count = there ? take(all, part, places) : 0;
+    // What a shard sends is in order, the best first, and no candidate comes twice. Tiles are in none.
+    uint64_t before = UINT64_MAX;
 #pragma unroll 1
     for (uint32_t n = 0; vote_any(n < count); ++n) {
       U32x2 candidate = {0, 0};
       if (n < count) candidate = ld_global_v2(part + sizeof(PartialRow) + n * sizeof(Candidate));
       const bool finite = (candidate.x & 0x7fffffffu) < 0x7f800000u;
       const bool own = candidate.y - ids.first < ids.end - ids.first;
-      if (n < count && !(finite && own)) all.status |= kDamaged;
-      best.offer(n < count && finite && own, candidate.x, candidate.y);
+      const uint64_t key = key_of(candidate.x, candidate.y);
+      const bool good = finite && own && (p.part_ids || key < before);
+      before = key;
+      if (n < count && !good) all.status |= kDamaged;
+      best.offer(n < count && good, candidate.x, candidate.y);
     }
   }
   Warps<kWarps>::join(all, best);

@@ -100,7 +100,7 @@ pub use head::{LmHead, Step};
 pub use layout::{HeadGroup, ParallelLayout, RankOrder};
 pub use result::{Answer, Output, Request, RowInputs, RowStatus};
 pub use rows::{HiddenRows, RowCounts};
-pub use sampling::SamplingParams;
+pub use sampling::{Filters, SamplingParams};
 pub use weights::{Checkpoint, HeadShard};
 
 /// Compiles and runs the Rust of the README and of docs/.

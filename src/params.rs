@@ -277,7 +277,7 @@ const _: () = {
     ["Offset of field: Candidate::value"][::core::mem::offset_of!(Candidate, value) - 0usize];
     ["Offset of field: Candidate::id"][::core::mem::offset_of!(Candidate, id) - 4usize];
 };
-#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates in any order, then `targets` counts\n (uint32_t) of ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids\n has a place for each."]
+#[doc = " What a shard knows of one row, in flat bytes that kernels write, ranks exchange and the host merges. In a\n matrix of them a row is this struct, then `k` places for Candidates, then `targets` counts (uint32_t) of\n ids that beat a target, and zeros up to a multiple of 8 bytes. A part of fewer than k ids has a place for\n each. Candidates of a shard come to kernels with the best first; those of tiles, and those that the host\n merges, in any order."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PartialRow {
@@ -799,6 +799,8 @@ pub struct OpenCapacityParams {
     pub out: *mut u16,
     #[doc = " [row_count]; null: none"]
     pub digests: *const u64,
+    #[doc = " [row_count] digests of the rows' adjustments; null: they have none"]
+    pub adjusted: *const u64,
     #[doc = " [row_count]"]
     pub status: *const u32,
     #[doc = " [input_words] what else a replica's ranks share; of the digest"]
@@ -808,7 +810,7 @@ pub struct OpenCapacityParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of OpenCapacityParams"][::core::mem::size_of::<OpenCapacityParams>() - 144usize];
+    ["Size of OpenCapacityParams"][::core::mem::size_of::<OpenCapacityParams>() - 152usize];
     ["Alignment of OpenCapacityParams"][::core::mem::align_of::<OpenCapacityParams>() - 8usize];
     ["Offset of field: OpenCapacityParams::header"]
         [::core::mem::offset_of!(OpenCapacityParams, header) - 0usize];
@@ -817,14 +819,16 @@ const _: () = {
     ["Offset of field: OpenCapacityParams::out"][::core::mem::offset_of!(OpenCapacityParams, out) - 104usize];
     ["Offset of field: OpenCapacityParams::digests"]
         [::core::mem::offset_of!(OpenCapacityParams, digests) - 112usize];
+    ["Offset of field: OpenCapacityParams::adjusted"]
+        [::core::mem::offset_of!(OpenCapacityParams, adjusted) - 120usize];
     ["Offset of field: OpenCapacityParams::status"]
-        [::core::mem::offset_of!(OpenCapacityParams, status) - 120usize];
+        [::core::mem::offset_of!(OpenCapacityParams, status) - 128usize];
     ["Offset of field: OpenCapacityParams::inputs"]
-        [::core::mem::offset_of!(OpenCapacityParams, inputs) - 128usize];
+        [::core::mem::offset_of!(OpenCapacityParams, inputs) - 136usize];
     ["Offset of field: OpenCapacityParams::input_words"]
-        [::core::mem::offset_of!(OpenCapacityParams, input_words) - 136usize];
+        [::core::mem::offset_of!(OpenCapacityParams, input_words) - 144usize];
     ["Offset of field: OpenCapacityParams::row_count"]
-        [::core::mem::offset_of!(OpenCapacityParams, row_count) - 140usize];
+        [::core::mem::offset_of!(OpenCapacityParams, row_count) - 148usize];
 };
 #[doc = " Compares the headers that came, and says where the rows of all replicas lie; one block. Where headers\n differ, or a replica has more rows than the capacity, there are none: each row is a bad index."]
 #[repr(C)]
@@ -890,7 +894,7 @@ const _: () = {
 pub struct HeldMatrix {
     #[doc = " [rows, ids], 16-byte aligned"]
     pub data: *const f32,
-    #[doc = " [rows] LMHEAD_STATUS_*"]
+    #[doc = " [rows] LMHEAD_STATUS_*; null of a shard without ids"]
     pub status: *const u32,
     #[doc = " bytes from row to row, a multiple of 16"]
     pub pitch: u64,
@@ -995,7 +999,7 @@ const _: () = {
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldMaximaParams {
     pub held: HeldMatrix,
-    #[doc = " [count]"]
+    #[doc = " [count]; null: all that are held"]
     pub rows: *const u32,
     #[doc = " [count] the largest logit; minus infinity, NaN of a row without an answer"]
     pub out: *mut f32,
@@ -1091,12 +1095,16 @@ const _: () = {
     ["Offset of field: HeldTiesParams::queries"][::core::mem::offset_of!(HeldTiesParams, queries) - 40usize];
     ["Offset of field: HeldTiesParams::out"][::core::mem::offset_of!(HeldTiesParams, out) - 48usize];
 };
+pub const LMHEAD_DAMAGED: LmheadDamaged = 2;
+#[doc = " HeldWanted.filtered of a row of which something cannot be: its candidate is infinity, which no draw\n takes."]
+pub type LmheadDamaged = ::core::ffi::c_uint;
 #[doc = " Candidates of a row: the k best, or the one that is drawn."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct HeldWanted {
     #[doc = " of a draw, where `filtered`"]
     pub kept: KeptLogits,
+    #[doc = " 0 or 1"]
     pub filtered: u32,
     #[doc = " 0: a draw, of one"]
     pub k: u32,
@@ -1135,6 +1143,142 @@ const _: () = {
         [::core::mem::offset_of!(HeldCandidatesParams, queries) - 40usize];
     ["Offset of field: HeldCandidatesParams::out"]
         [::core::mem::offset_of!(HeldCandidatesParams, out) - 48usize];
+};
+#[doc = " What a row's owner has found: the order key of the last logit that is kept, as far as it is known, and\n behind the last digit how many ids of a shard that have this logit are kept, the lowest first."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct CutFound {
+    pub key: u32,
+    #[doc = " UINT32_MAX: of a row of which messages came that no shard can have sent"]
+    pub allowance: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CutFound"][::core::mem::size_of::<CutFound>() - 8usize];
+    ["Alignment of CutFound"][::core::mem::align_of::<CutFound>() - 4usize];
+    ["Offset of field: CutFound::key"][::core::mem::offset_of!(CutFound, key) - 0usize];
+    ["Offset of field: CutFound::allowance"][::core::mem::offset_of!(CutFound, allowance) - 4usize];
+};
+#[doc = " All rows that are held; a thread has a row. What each kernel writes of them the next ones read."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct CutRowsParams {
+    #[doc = " [rows]"]
+    pub sampling: *const SamplingRow,
+    #[doc = " [rows] of the held logits"]
+    pub status: *const u32,
+    #[doc = " [shards, rows] of all shards"]
+    pub maxima: *const f32,
+    #[doc = " [rows]"]
+    pub found: *const CutFound,
+    #[doc = " [rows] of HeldTiesParams"]
+    pub ends: *const u32,
+    #[doc = " [rows] parameters without filters: shards apply these"]
+    pub bare: *mut SamplingRow,
+    #[doc = " [rows] what is kept so far, and the draw"]
+    pub wanted: *mut HeldWanted,
+    #[doc = " [rows]"]
+    pub histograms: *mut HeldHistogram,
+    #[doc = " [rows]"]
+    pub ties: *mut HeldTies,
+    pub rows: u32,
+    pub vocab: u32,
+    pub shards: u32,
+    #[doc = " of the own shard"]
+    pub ids: u32,
+    #[doc = " what the search is for: 1: the end of the nucleus, 0: the last of top_k"]
+    pub masses: u32,
+    #[doc = " of the digit that is counted next, as HeldHistogram"]
+    pub known: u32,
+    pub shift: u32,
+    #[doc = " 0"]
+    pub none: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CutRowsParams"][::core::mem::size_of::<CutRowsParams>() - 104usize];
+    ["Alignment of CutRowsParams"][::core::mem::align_of::<CutRowsParams>() - 8usize];
+    ["Offset of field: CutRowsParams::sampling"][::core::mem::offset_of!(CutRowsParams, sampling) - 0usize];
+    ["Offset of field: CutRowsParams::status"][::core::mem::offset_of!(CutRowsParams, status) - 8usize];
+    ["Offset of field: CutRowsParams::maxima"][::core::mem::offset_of!(CutRowsParams, maxima) - 16usize];
+    ["Offset of field: CutRowsParams::found"][::core::mem::offset_of!(CutRowsParams, found) - 24usize];
+    ["Offset of field: CutRowsParams::ends"][::core::mem::offset_of!(CutRowsParams, ends) - 32usize];
+    ["Offset of field: CutRowsParams::bare"][::core::mem::offset_of!(CutRowsParams, bare) - 40usize];
+    ["Offset of field: CutRowsParams::wanted"][::core::mem::offset_of!(CutRowsParams, wanted) - 48usize];
+    ["Offset of field: CutRowsParams::histograms"]
+        [::core::mem::offset_of!(CutRowsParams, histograms) - 56usize];
+    ["Offset of field: CutRowsParams::ties"][::core::mem::offset_of!(CutRowsParams, ties) - 64usize];
+    ["Offset of field: CutRowsParams::rows"][::core::mem::offset_of!(CutRowsParams, rows) - 72usize];
+    ["Offset of field: CutRowsParams::vocab"][::core::mem::offset_of!(CutRowsParams, vocab) - 76usize];
+    ["Offset of field: CutRowsParams::shards"][::core::mem::offset_of!(CutRowsParams, shards) - 80usize];
+    ["Offset of field: CutRowsParams::ids"][::core::mem::offset_of!(CutRowsParams, ids) - 84usize];
+    ["Offset of field: CutRowsParams::masses"][::core::mem::offset_of!(CutRowsParams, masses) - 88usize];
+    ["Offset of field: CutRowsParams::known"][::core::mem::offset_of!(CutRowsParams, known) - 92usize];
+    ["Offset of field: CutRowsParams::shift"][::core::mem::offset_of!(CutRowsParams, shift) - 96usize];
+    ["Offset of field: CutRowsParams::none"][::core::mem::offset_of!(CutRowsParams, none) - 100usize];
+};
+#[doc = " A row's search, as its owner sees it."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct CutSearch {
+    #[doc = " of the goal, of logits with the known digits"]
+    pub left: u64,
+    pub key: u32,
+    pub damaged: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of CutSearch"][::core::mem::size_of::<CutSearch>() - 16usize];
+    ["Alignment of CutSearch"][::core::mem::align_of::<CutSearch>() - 8usize];
+    ["Offset of field: CutSearch::left"][::core::mem::offset_of!(CutSearch, left) - 0usize];
+    ["Offset of field: CutSearch::key"][::core::mem::offset_of!(CutSearch, key) - 8usize];
+    ["Offset of field: CutSearch::damaged"][::core::mem::offset_of!(CutSearch, damaged) - 12usize];
+};
+#[doc = " Histograms of all shards become the next digit of rows that this rank decides; a block has a row."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct LearnCutsParams {
+    #[doc = " [shards, count, bins]"]
+    pub histograms: *const u64,
+    #[doc = " [count]"]
+    pub sampling: *const SamplingRow,
+    #[doc = " [count]"]
+    pub wanted: *const HeldWanted,
+    #[doc = " [count]; written by the first digit"]
+    pub searches: *mut CutSearch,
+    #[doc = " [shards, count]"]
+    pub found: *mut CutFound,
+    pub count: u32,
+    pub vocab: u32,
+    pub shards: u32,
+    #[doc = " 2 to 256"]
+    pub bins: u32,
+    pub masses: u32,
+    pub known: u32,
+    pub shift: u32,
+    #[doc = " 0"]
+    pub none: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of LearnCutsParams"][::core::mem::size_of::<LearnCutsParams>() - 72usize];
+    ["Alignment of LearnCutsParams"][::core::mem::align_of::<LearnCutsParams>() - 8usize];
+    ["Offset of field: LearnCutsParams::histograms"]
+        [::core::mem::offset_of!(LearnCutsParams, histograms) - 0usize];
+    ["Offset of field: LearnCutsParams::sampling"]
+        [::core::mem::offset_of!(LearnCutsParams, sampling) - 8usize];
+    ["Offset of field: LearnCutsParams::wanted"][::core::mem::offset_of!(LearnCutsParams, wanted) - 16usize];
+    ["Offset of field: LearnCutsParams::searches"]
+        [::core::mem::offset_of!(LearnCutsParams, searches) - 24usize];
+    ["Offset of field: LearnCutsParams::found"][::core::mem::offset_of!(LearnCutsParams, found) - 32usize];
+    ["Offset of field: LearnCutsParams::count"][::core::mem::offset_of!(LearnCutsParams, count) - 40usize];
+    ["Offset of field: LearnCutsParams::vocab"][::core::mem::offset_of!(LearnCutsParams, vocab) - 44usize];
+    ["Offset of field: LearnCutsParams::shards"][::core::mem::offset_of!(LearnCutsParams, shards) - 48usize];
+    ["Offset of field: LearnCutsParams::bins"][::core::mem::offset_of!(LearnCutsParams, bins) - 52usize];
+    ["Offset of field: LearnCutsParams::masses"][::core::mem::offset_of!(LearnCutsParams, masses) - 56usize];
+    ["Offset of field: LearnCutsParams::known"][::core::mem::offset_of!(LearnCutsParams, known) - 60usize];
+    ["Offset of field: LearnCutsParams::shift"][::core::mem::offset_of!(LearnCutsParams, shift) - 64usize];
+    ["Offset of field: LearnCutsParams::none"][::core::mem::offset_of!(LearnCutsParams, none) - 68usize];
 };
 pub const LMHEAD_SELECT_DIGIT: LmheadSelect = 11;
 pub const LMHEAD_SELECT_CHUNK: LmheadSelect = 2048;
@@ -1365,7 +1509,7 @@ const _: () = {
     ["Offset of field: AdjustmentPlaces::counts"][::core::mem::offset_of!(AdjustmentPlaces, counts) - 8usize];
     ["Offset of field: AdjustmentPlaces::none"][::core::mem::offset_of!(AdjustmentPlaces, none) - 12usize];
 };
-#[doc = " Adjustments of rows -> their messages to some shards, [destinations][rows]. A block has a row's message to\n one."]
+#[doc = " Adjustments of rows -> their messages to some shards, [destinations][parts][part_rows]: the own rows in\n `parts` parts of even sizes, each with room for `part_rows` rows. A row that is nobody's has all ids allowed\n and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows] digests of\n 64 bits, and a block has a row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PackAdjustmentsParams {
@@ -1373,13 +1517,13 @@ pub struct PackAdjustmentsParams {
     pub allowed: *const u32,
     #[doc = " [rows + 1], may be null: none; row i has entries offsets[i].."]
     pub addition_offsets: *const i64,
-    #[doc = " [addition_entries], in any order; those of one id stay in theirs"]
+    #[doc = " [addition_entries]; in any order, ascending is fastest; those of one id\nstay in theirs"]
     pub addition_ids: *const i64,
     #[doc = " finite, or minus infinity"]
     pub addition_values: *const f32,
     #[doc = " [rows + 1], may be null: no counts"]
     pub count_offsets: *const i64,
-    #[doc = " [count_entries], in any order, each once in a row"]
+    #[doc = " [count_entries]; likewise, each once in a row"]
     pub count_ids: *const i64,
     #[doc = " below 2^31"]
     pub counts: *const u32,
@@ -1399,7 +1543,10 @@ pub struct PackAdjustmentsParams {
     pub status: *mut u32,
     #[doc = " a row with more entries is one that cannot be"]
     pub places: AdjustmentPlaces,
+    #[doc = " own ones"]
     pub rows: u32,
+    pub parts: u32,
+    pub part_rows: u32,
     pub vocab: u32,
     #[doc = " as PartialParts.part_ids = 0"]
     pub shards: u32,
@@ -1411,7 +1558,7 @@ pub struct PackAdjustmentsParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PackAdjustmentsParams"][::core::mem::size_of::<PackAdjustmentsParams>() - 160usize];
+    ["Size of PackAdjustmentsParams"][::core::mem::size_of::<PackAdjustmentsParams>() - 168usize];
     ["Alignment of PackAdjustmentsParams"][::core::mem::align_of::<PackAdjustmentsParams>() - 8usize];
     ["Offset of field: PackAdjustmentsParams::allowed"]
         [::core::mem::offset_of!(PackAdjustmentsParams, allowed) - 0usize];
@@ -1447,16 +1594,20 @@ const _: () = {
         [::core::mem::offset_of!(PackAdjustmentsParams, places) - 120usize];
     ["Offset of field: PackAdjustmentsParams::rows"]
         [::core::mem::offset_of!(PackAdjustmentsParams, rows) - 136usize];
+    ["Offset of field: PackAdjustmentsParams::parts"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, parts) - 140usize];
+    ["Offset of field: PackAdjustmentsParams::part_rows"]
+        [::core::mem::offset_of!(PackAdjustmentsParams, part_rows) - 144usize];
     ["Offset of field: PackAdjustmentsParams::vocab"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, vocab) - 140usize];
+        [::core::mem::offset_of!(PackAdjustmentsParams, vocab) - 148usize];
     ["Offset of field: PackAdjustmentsParams::shards"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, shards) - 144usize];
+        [::core::mem::offset_of!(PackAdjustmentsParams, shards) - 152usize];
     ["Offset of field: PackAdjustmentsParams::first_shard"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, first_shard) - 148usize];
+        [::core::mem::offset_of!(PackAdjustmentsParams, first_shard) - 156usize];
     ["Offset of field: PackAdjustmentsParams::shard_step"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, shard_step) - 152usize];
+        [::core::mem::offset_of!(PackAdjustmentsParams, shard_step) - 160usize];
     ["Offset of field: PackAdjustmentsParams::none"]
-        [::core::mem::offset_of!(PackAdjustmentsParams, none) - 156usize];
+        [::core::mem::offset_of!(PackAdjustmentsParams, none) - 164usize];
 };
 #[doc = " Messages for one shard -> LogitAdjustments; masks stay where they are. A block has a row."]
 #[repr(C)]
@@ -1631,11 +1782,14 @@ pub const LMHEAD_FILL_I8: LmheadFill = 1;
 pub const LMHEAD_FILL_BF16: LmheadFill = 2;
 pub const LMHEAD_FILL_F16: LmheadFill = 3;
 pub const LMHEAD_FILL_F32: LmheadFill = 4;
+#[doc = " all with magnitudes below 2, subnormal ones and both zeros among them"]
+pub const LMHEAD_FILL_E4M3: LmheadFill = 5;
 #[doc = " integers from -8 to 7"]
-pub const LMHEAD_FILL_SMALL_I8: LmheadFill = 5;
-pub const LMHEAD_FILL_SMALL_BF16: LmheadFill = 6;
-pub const LMHEAD_FILL_SMALL_F16: LmheadFill = 7;
-pub const LMHEAD_FILL_SMALL_F32: LmheadFill = 8;
+pub const LMHEAD_FILL_SMALL_I8: LmheadFill = 6;
+pub const LMHEAD_FILL_SMALL_BF16: LmheadFill = 7;
+pub const LMHEAD_FILL_SMALL_F16: LmheadFill = 8;
+pub const LMHEAD_FILL_SMALL_F32: LmheadFill = 9;
+pub const LMHEAD_FILL_SMALL_E4M3: LmheadFill = 10;
 #[doc = " What an array is filled with: functions of seed and place (kernels/check/values.cuh)."]
 pub type LmheadFill = ::core::ffi::c_uint;
 #[doc = " kernels/check/fill_sm80.cu."]
@@ -1648,7 +1802,7 @@ pub struct FillParams {
     #[doc = " pieces before the first one, of a larger array whose part this is"]
     pub first: u64,
     pub seed: u64,
-    #[doc = " elements; of small integers the first of each row is 127, below 2^32. 0: none"]
+    #[doc = " elements; of small integers the first of each row is 127, below 2^32. 0: none, as of E4M3"]
     pub row: u32,
     #[doc = " LMHEAD_FILL_*"]
     pub kind: u32,
@@ -1751,7 +1905,7 @@ pub struct ProjectWeightsParams {
     pub projection: *mut u64,
     #[doc = " of r"]
     pub seed: u64,
-    #[doc = " LMHEAD_FILL_SMALL_I8, _BF16 or _F16: the weights' type"]
+    #[doc = " LMHEAD_FILL_SMALL_I8, _E4M3, _BF16 or _F16: the weights' type"]
     pub kind: u32,
     pub vocab: u32,
     pub hidden: u32,
@@ -1868,6 +2022,10 @@ unsafe impl Params for HeldHistogramsParams {}
 unsafe impl Params for HeldTiesParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for HeldCandidatesParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for CutRowsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for LearnCutsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for SelectParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.

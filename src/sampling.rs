@@ -84,6 +84,37 @@ impl Default for SamplingParams {
     }
 }
 
+/// Who knows what filters (top_k, top_p, min_p) the rows of a sampling step have. The same on every rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Filters {
+    /// The host, which looks at the parameters of all rows: a step takes no more rounds than they need.
+    #[default]
+    ByHost = 0,
+    /// No row has one that counts, in a step that is on a device, without logprobs: each shard draws in its
+    /// product. Nobody on the host looks at the parameters, and a row that has a filter is one of bad input.
+    None = 1,
+    /// The device alone, in a step that is on one: every step takes the rounds of all filters, whatever its
+    /// rows have, so that a graph replays it for any parameters.
+    ByDevice = 2,
+}
+
+impl Filters {
+    pub(crate) fn of_byte(byte: u8) -> Option<Self> {
+        [Filters::ByHost, Filters::None, Filters::ByDevice].into_iter().find(|filters| *filters as u8 == byte)
+    }
+}
+
+impl std::fmt::Display for Filters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Filters::ByHost => "the host knows them",
+            Filters::None => "no row has one",
+            Filters::ByDevice => "the device alone knows them",
+        })
+    }
+}
+
 /// Bytes of the parameters on their way to the shards.
 pub(crate) const PARAMS_BYTES: usize = size_of::<SamplingRow>();
 

@@ -11,6 +11,7 @@ use crate::error::{Disagreement, Error, Result};
 use crate::layout::HeadGroup;
 use crate::result::{Request, TokenLogprobs};
 use crate::rows::RowCounts;
+use crate::sampling::Filters;
 use bytemuck::{Pod, Zeroable};
 use std::fmt;
 use std::mem::offset_of;
@@ -57,8 +58,7 @@ pub struct Header {
     pub request: Option<Request>,
     pub adjusted: bool,
     pub on_device: bool,
-    /// A sampling step whose rows have no filter.
-    pub unfiltered: bool,
+    pub filters: Filters,
     /// Of adjustments in device memory.
     pub placed: DeviceAdjustments,
     pub sequence: u64,
@@ -119,7 +119,7 @@ struct Wire {
     adjusted: u8,
     on_device: u8,
     masks: u8,
-    unfiltered: u8,
+    filters: u8,
     additions: u32,
     penalties: u32,
     zeros: [u8; 4],
@@ -147,7 +147,7 @@ impl Header {
             request: None,
             adjusted: false,
             on_device: false,
-            unfiltered: false,
+            filters: Filters::ByHost,
             placed: DeviceAdjustments::default(),
             sequence: 0,
             rows: 0,
@@ -199,7 +199,7 @@ impl Header {
             adjusted: u8::from(self.adjusted),
             on_device: u8::from(self.on_device),
             masks: u8::from(self.placed.allowed),
-            unfiltered: u8::from(self.unfiltered),
+            filters: self.filters as u8,
             additions: self.placed.additions,
             penalties: self.placed.counts,
             zeros: [0; 4],
@@ -253,7 +253,7 @@ impl Header {
             request,
             adjusted: flag(wire.adjusted)?,
             on_device: flag(wire.on_device)?,
-            unfiltered: flag(wire.unfiltered)?,
+            filters: Filters::of_byte(wire.filters)?,
             placed: DeviceAdjustments {
                 allowed: flag(wire.masks)?,
                 additions: wire.additions,
@@ -372,7 +372,7 @@ fn disagreements(
     compare("verification", &|h| h.verify.to_string());
     compare("request", &|h| h.request.map_or_else(|| "none".into(), |r| r.to_string()));
     compare("memory", &|h| if h.on_device { "device memory" } else { "host memory" }.into());
-    compare("filters", &|h| if h.unfiltered { "no row has one" } else { "rows may have some" }.into());
+    compare("filters", &|h| h.filters.to_string());
     compare("adjustments in device memory", &|h| h.placed.to_string());
     compare("weights_version", &|h| h.weights_version.to_string());
     if decoded.iter().any(|h| h.mode != Mode::Discover) {
@@ -448,7 +448,7 @@ mod tests {
             request: Some(Request::Argmax),
             adjusted: false,
             on_device: false,
-            unfiltered: false,
+            filters: Filters::ByHost,
             placed: DeviceAdjustments::default(),
             sequence: 3,
             rows: 2,
@@ -472,7 +472,8 @@ mod tests {
             let (top_n, processed) = (k as usize, adjusted);
             let logprobs = every.then_some(TokenLogprobs { top_n, processed });
             let header = Header {
-                head, instance, epoch, adjusted, on_device: every, unfiltered: !every, sequence, rows, counts, agreement,
+                head, instance, epoch, adjusted, on_device: every, sequence, rows, counts, agreement,
+                filters: [Filters::ByHost, Filters::None, Filters::ByDevice][request % 3],
                 placed: DeviceAdjustments { allowed: adjusted, additions: k, counts: !k },
                 weights_version, inputs,
                 mode: [Mode::Create, Mode::Exact, Mode::Capacity, Mode::Discover][mode],
@@ -519,8 +520,8 @@ mod tests {
             ("epoch: ranks [0, 2] say 0, ranks [1] say 1", Header { epoch: 1, ..mine }),
             ("sequence: ranks [0, 2] say step 3, ranks [1] say step 4", Header { sequence: 4, ..mine }),
             (
-                "adjustments in device memory: ranks [0, 2] say no masks, up to 0 additions and 0 counts of a \
-                 row, ranks [1] say masks, up to 7 additions and 0 counts of a row",
+                "adjustments in device memory: ranks [0, 2] say no masks, up to 0 additions and 0 counts of \
+                 a row, ranks [1] say masks, up to 7 additions and 0 counts of a row",
                 Header { placed: DeviceAdjustments { allowed: true, additions: 7, counts: 0 }, ..mine },
             ),
             ("mode: ranks [0, 2] say exact, ranks [1] say discover", Header { mode: Mode::Discover, ..mine }),
@@ -542,7 +543,8 @@ mod tests {
             ),
             ("agreement: ranks [0, 2] say 0x0000000000000005", Header { agreement: 6, ..mine }),
             (
-                "counts: ranks [0, 2] say [2, 5, 2], ranks [1] say another list, in which its own replica has 2 rows",
+                "counts: ranks [0, 2] say [2, 5, 2], ranks [1] say another list, in which its own replica \
+                 has 2 rows",
                 Header { counts: 98, ..mine },
             ),
         ];

@@ -26,7 +26,7 @@ DEVICE void load(const float *logits, uint32_t ids, uint32_t i, float (&some)[kE
 
 // Whether the row has an answer.
 DEVICE bool is_good(const HeldMatrix &held, uint32_t row) {
-  return !(ld_global_u32(held.status + row) & held.nonfinite);
+  return !held.status || !(ld_global_u32(held.status + row) & held.nonfinite);
 }
 
 // What `at` says, read by each thread.
@@ -34,13 +34,24 @@ template <class T>
 DEVICE T ask(const T *at) {
   static_assert(sizeof(T) % 8 == 0, "pairs of words");
   T out;
-  uint32_t *words = reinterpret_cast<uint32_t *>(&out);
 #pragma unroll
-  for (uint32_t i = 0; i < sizeof(T) / 4; i += 2) {
-    const U32x2 two = ld_global_v2(reinterpret_cast<const uint32_t *>(at) + i);
-    words[i] = two.x, words[i + 1] = two.y;
+  for (uint32_t i = 0; i < sizeof(T); i += 8) {
+    const U32x2 two = ld_global_v2(reinterpret_cast<const uint8_t *>(at) + i);
+    __builtin_memcpy(reinterpret_cast<uint8_t *>(&out) + i, &two, 8);
   }
   return out;
+}
+
+// Its counterpart.
+template <class T>
+DEVICE void tell(T *at, const T &value) {
+  static_assert(sizeof(T) % 8 == 0, "pairs of words");
+#pragma unroll
+  for (uint32_t i = 0; i < sizeof(T); i += 8) {
+    U32x2 two;
+    __builtin_memcpy(&two, reinterpret_cast<const uint8_t *>(&value) + i, 8);
+    st_global_v2(reinterpret_cast<uint8_t *>(at) + i, two);
+  }
 }
 
 }  // namespace answers

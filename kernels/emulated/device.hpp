@@ -54,6 +54,11 @@ uint32_t atom_u32(const char *instruction, void *address, Atomic operation, uint
 uint64_t atom_u64(const char *instruction, void *address, Atomic operation, uint64_t v);
 uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, uint32_t v);
 void fence_acq_rel_gpu();
+uint32_t ld_acquire(const char *instruction, const void *address);
+void st_release(const char *instruction, void *address, uint32_t v);
+void red_add_release(const char *instruction, void *address, uint32_t v);
+void fence_proxy_async_global();
+uint64_t globaltimer();
 
 // Arithmetic (rounding.cpp).
 inline void bits_of(float v, uint32_t &bits) { __builtin_memcpy(&bits, &v, 4); }
@@ -137,7 +142,8 @@ constexpr uint32_t kOwnBlock = 1u << 31;
 void prefetch_tensormap(const TensorMap *map);
 void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *map, int32_t x, int32_t y, uint32_t barrier,
                  uint32_t blocks);
-void bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier);
+void bulk_load(const char *instruction, uint32_t to, const void *from, uint32_t bytes, uint32_t barrier,
+               uint32_t blocks);
 void tma_store_2d(const TensorMap *map, int32_t x, int32_t y, uint32_t from);
 void bulk_commit_group();
 void bulk_wait_group(const char *instruction, uint32_t pending, bool read);

@@ -1,4 +1,6 @@
 // Global memory: the buffers that the driver registered, and nothing else.
+#include <time.h>
+
 #include <algorithm>
 
 #include "fiber.hpp"
@@ -16,7 +18,8 @@ const Allocation *below(const Launch &launch, uint64_t address) {
   return low == 0 ? nullptr : &launch.allocations[low - 1];
 }
 
-enum Mark : uint8_t { kStored = 1, kRead = 2, kConstant = 4 };
+// kFlag: by acquire or release. kOrdinary: by an ordinary store.
+enum Mark : uint8_t { kStored = 1, kRead = 2, kConstant = 4, kFlag = 8, kOrdinary = 16 };
 constexpr size_t kEarlyLimit = 1 << 20;
 
 // Sets marks on bytes and gives all that were there before; other OS threads do the same. Who marks a byte last sees the
@@ -40,13 +43,13 @@ uint8_t mark(uint8_t *marks, uint64_t offset, uint64_t bytes, uint8_t set) {
 // Whether the launch before has to do with these bytes.
 uint8_t primary_marks(const Launch &launch, const Allocation &buffer, uint64_t offset, uint64_t bytes, Access access) {
   const uint8_t marks = mark(launch.primary[&buffer - launch.allocations].marks, offset, bytes, 0);
-  return marks & (access == Access::write ? kStored | kRead | kConstant : kStored);
+  return marks & (writes(access) ? kStored | kRead | kConstant : kStored);
 }
 
 [[noreturn]] void too_early(Fiber &self, const Allocation &buffer, uint64_t offset, Access access, uint8_t marks) {
   fail_in(&self, FaultKind::dependency, buffer.address + offset, "%s offset %llu of buffer %u, which the kernel before %s "
           "(wanted griddepcontrol.wait first, and a barrier for threads that leave it to another one)",
-          access == Access::write ? "a store to" : "a load of", (unsigned long long)offset, buffer.number,
+          writes(access) ? "a store to" : "a load of", (unsigned long long)offset, buffer.number,
           marks & kStored ? "stores to" : "reads");
 }
 
@@ -72,7 +75,7 @@ const Allocation &global_buffer(Fiber &self, const void *pointer, uint64_t bytes
   if (address % alignment != 0)
     fail_at(FaultKind::misaligned, address, "%s at global 0x%llx (offset %llu of buffer %u): wanted a multiple of %u",
             self.instruction, (unsigned long long)address, (unsigned long long)offset, buffer->number, alignment);
-  if (access == Access::write && !buffer->writable)
+  if (writes(access) && !buffer->writable)
     fail_at(FaultKind::global_bounds, address, "a write to offset %llu of buffer %u, which was registered for reading only",
             (unsigned long long)offset, buffer->number);
   return *buffer;
@@ -81,14 +84,31 @@ const Allocation &global_buffer(Fiber &self, const void *pointer, uint64_t bytes
 void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_t bytes, Access access) {
   Cluster &cluster = *self.cluster;
   const Launch &launch = *cluster.launch;
-  uint8_t seen = 0;
+  uint8_t seen = 0, other = 0;  // what the access must not meet
   switch (access) {
     case Access::read:
-      if (launch.overlapped) mark(buffer.marks, offset, bytes, kRead);
+      // A flag is a word: of what is longer nobody looks.
+      if (launch.overlapped || bytes <= 4)
+        other = mark(buffer.marks, offset, bytes, launch.overlapped ? kRead : 0) & kFlag;
       break;
-    case Access::constant: seen = mark(buffer.marks, offset, bytes, kConstant) & kStored; break;
-    case Access::write: seen = mark(buffer.marks, offset, bytes, kStored) & kConstant; break;
+    case Access::constant: seen = mark(buffer.marks, offset, bytes, kConstant) & (kStored | kFlag); break;
+    case Access::write:
+      seen = mark(buffer.marks, offset, bytes, kStored | kOrdinary) & (kConstant | kFlag);
+      other = seen & kFlag, seen &= kConstant;
+      break;
+    case Access::atomic: seen = mark(buffer.marks, offset, bytes, kStored) & kConstant; break;
+    case Access::acquire:
+    case Access::release:
+      seen = mark(buffer.marks, offset, bytes, access == Access::acquire ? kFlag : kFlag | kStored);
+      other = seen & kOrdinary, seen &= kConstant;
+      break;
   }
+  if (other)
+    fail_at(FaultKind::race, buffer.address + offset,
+            "offset %llu of buffer %u is loaded by ld.acquire or stored to by .release in this launch, and %s "
+            "(wanted ld.acquire and st.release or red.release of a word that tells others of data)",
+            (unsigned long long)offset, buffer.number,
+            other & kFlag ? "this access is an ordinary one" : "an ordinary store went there");
   if (seen)
     fail_at(FaultKind::dependency, buffer.address + offset, "offset %llu of buffer %u is loaded by .nc and stored to in one "
             "launch (wanted ld.global for what may change while the kernel runs)", (unsigned long long)offset, buffer.number);
@@ -142,13 +162,52 @@ void st_global(const char *instruction, void *address, const void *from, uint32_
   std::memcpy(address, from, bytes);
 }
 
+uint32_t ld_acquire(const char *instruction, const void *address) {
+  Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
+  check_global(self, address, 4, 4, Access::acquire);
+  self.acquired = true;
+  const uint32_t v = __atomic_load_n(static_cast<const uint32_t *>(address), __ATOMIC_ACQUIRE);
+  yield();  // it may be waiting for what another thread stores
+  return v;
+}
+
+void st_release(const char *instruction, void *address, uint32_t v) {
+  Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
+  check_values(self, &v, 4);
+  check_global(self, address, 4, 4, Access::release);
+  __atomic_store_n(static_cast<uint32_t *>(address), v, __ATOMIC_RELEASE);
+  yield();  // others may see the flag before this thread goes on
+}
+
+void red_add_release(const char *instruction, void *address, uint32_t v) {
+  Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
+  check_values(self, &v, 4);
+  check_global(self, address, 4, 4, Access::release);
+  __atomic_fetch_add(static_cast<uint32_t *>(address), v, __ATOMIC_RELEASE);
+  yield();
+}
+
+void fence_proxy_async_global() {
+  Fiber &self = enter("fence.proxy.async.global");
+  self.acquired = false;
+}
+
+uint64_t globaltimer() {
+  enter("globaltimer");
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  yield();  // whoever reads it waits for somebody
+  // It stands still for about a microsecond, as the devices' does.
+  return (uint64_t(now.tv_sec) * 1000000000 + uint64_t(now.tv_nsec)) & ~uint64_t(1023);
+}
+
 namespace {
 
 template <class T>
 T atomically(const char *instruction, void *address, Atomic operation, T v) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
   check_values(self, &v, sizeof v);
-  check_global(self, address, sizeof(T), sizeof(T), Access::write);
+  check_global(self, address, sizeof(T), sizeof(T), Access::atomic);
   auto *word = static_cast<T *>(address);
   T old = __atomic_load_n(word, __ATOMIC_SEQ_CST), fresh;
   do {
@@ -174,7 +233,7 @@ uint64_t atom_u64(const char *instruction, void *address, Atomic operation, uint
 uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, uint32_t v) {
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
   check_values(self, &v, sizeof v);
-  check_global(self, address, 4, 4, Access::write);
+  check_global(self, address, 4, 4, Access::atomic);
   __atomic_compare_exchange_n(static_cast<uint32_t *>(address), &compare, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   yield();
   return compare;

@@ -29,7 +29,11 @@ struct Warp;
 struct Warpgroup;
 
 // constant: by .nc, which may be executed at any time, also before griddepcontrol.wait.
-enum class Access : uint8_t { read, constant, write };
+// acquire, release: of a word that tells others of data.
+enum class Access : uint8_t { read, constant, write, atomic, acquire, release };
+constexpr bool writes(Access access) {
+  return access == Access::write || access == Access::atomic || access == Access::release;
+}
 
 // ---- threads ----
 
@@ -107,6 +111,7 @@ struct alignas(64) Fiber {
   uint32_t copies_landed;
   uint32_t copy_group;
   bool copies_listed;  // in Cluster::copying
+  bool acquired;       // what others wrote, and no fence.proxy.async.global since
   Array<Announced> announced;
   Array<BulkStore> stores;
   uint32_t store_group;

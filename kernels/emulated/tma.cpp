@@ -85,6 +85,15 @@ void each_piece(const Pending &op, Move move) {
   }
 }
 
+// Ordinary stores of others, which an acquire has made this thread's, are not yet the asynchronous proxy's.
+void check_acquired(Fiber &self, const Allocation &buffer, uint64_t address) {
+  if (self.acquired && buffer.writable && self.clock.on())
+    fail_at(FaultKind::proxy, address,
+            "a TMA load from buffer %u after ld.acquire: what others stored there may not be seen (wanted "
+            "fence.proxy.async.global between the two, by the same thread)",
+            buffer.number);
+}
+
 // The part of the box inside the matrix must be inside a buffer.
 void check_box(Fiber &self, const Map &map, int32_t x, int32_t y, Access access) {
   const int64_t y0 = y < 0 ? 0 : y, x0 = x < 0 ? 0 : x;
@@ -95,6 +104,7 @@ void check_box(Fiber &self, const Map &map, int32_t x, int32_t y, Access access)
   const uint64_t first = map.address + uint64_t(y0) * map.pitch + uint64_t(x0) * map.element_bytes;
   const uint64_t last = map.address + uint64_t(y1 - 1) * map.pitch + uint64_t(x1) * map.element_bytes;
   const Allocation &buffer = global_buffer(self, reinterpret_cast<void *>(first), last - first, 1, access);
+  if (access == Access::read) check_acquired(self, buffer, first);
   const uint64_t row_bytes = uint64_t(x1 - x0) * map.element_bytes;
   for (int64_t row = 0; buffer.marks && row < y1 - y0; ++row)
     note_global(self, buffer, first - buffer.address + uint64_t(row) * map.pitch, row_bytes, access);
@@ -150,19 +160,10 @@ void begin_load(Fiber &self, Block &block, const Map &map, int32_t x, int32_t y,
   note_copy_issued(block, op->offset, tile_bytes(map), self, Proxy::async);
 }
 
-}  // namespace
-
-void prefetch_tensormap(const TensorMap *map) {
-  Fiber &self = enter("prefetch.tensormap", reinterpret_cast<uint64_t>(map));
-  read_map(self, map);
-}
-
-void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer, int32_t x, int32_t y,
-                 uint32_t barrier_address, uint32_t blocks) {
-  Fiber &self = enter(instruction, to);
+// The same to every block whose bit is set.
+void begin_loads(Fiber &self, uint32_t blocks, const Map &map, int32_t x, int32_t y, uint32_t to,
+                 uint32_t barrier_address, uint32_t alignment) {
   Cluster &cluster = *self.cluster;
-  const Map map = read_map(self, pointer);
-  check_box(self, map, x, y, Access::read);
   const uint32_t targets = blocks == kOwnBlock ? 1u << self.block->rank : blocks;
   if (targets == 0) fail(FaultKind::operand, "multicast to no block: wanted one bit at least");
   if (targets >> cluster.block_count)
@@ -175,19 +176,35 @@ void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer,
       fail(FaultKind::cluster, "multicast to block %u of the cluster, which has ended (wanted barrier.cluster before the "
            "end of a block that others still write to)", rank);
     check_begun(self, block, to);
-    begin_load(self, block, map, x, y, to, barrier_offset, 128);
+    begin_load(self, block, map, x, y, to, barrier_offset, alignment);
   }
   if (cluster.random.one_in(8)) yield();
 }
 
-void bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier_address) {
-  Fiber &self = enter("cp.async.bulk", to);
+}  // namespace
+
+void prefetch_tensormap(const TensorMap *map) {
+  Fiber &self = enter("prefetch.tensormap", reinterpret_cast<uint64_t>(map));
+  read_map(self, map);
+}
+
+void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer, int32_t x, int32_t y,
+                 uint32_t barrier_address, uint32_t blocks) {
+  Fiber &self = enter(instruction, to);
+  const Map map = read_map(self, pointer);
+  check_box(self, map, x, y, Access::read);
+  begin_loads(self, blocks, map, x, y, to, barrier_address, 128);
+}
+
+void bulk_load(const char *instruction, uint32_t to, const void *from, uint32_t bytes,
+               uint32_t barrier_address, uint32_t blocks) {
+  Fiber &self = enter(instruction, to);
   if (bytes == 0 || bytes % 16 != 0) fail(FaultKind::operand, "a bulk copy of %u bytes: wanted a multiple of 16", bytes);
   check_global(self, from, bytes, 16, Access::read);
+  check_acquired(self, global_buffer(self, from, bytes, 16, Access::read), reinterpret_cast<uint64_t>(from));
   // A matrix of one row of bytes, whose box is all of it.
   const Map row = {kMagic, reinterpret_cast<uint64_t>(from), {bytes, 1}, bytes, {bytes, 1}, 1, 0};
-  begin_load(self, *self.block, row, 0, 0, to, shared_offset(self, *self.block, barrier_address, 8, 8), 16);
-  if (self.cluster->random.one_in(8)) yield();
+  begin_loads(self, blocks, row, 0, 0, to, barrier_address, 16);
 }
 
 void tma_store_2d(const TensorMap *pointer, int32_t x, int32_t y, uint32_t from) {

@@ -34,6 +34,13 @@ PTX void griddepcontrol_launch_dependents() {
                     asm volatile("griddepcontrol.launch_dependents;" ::: "memory"));)
 }
 
+// Nanoseconds since some moment, the same clock on the whole device; it may stand still for a microsecond.
+PTX uint64_t globaltimer() {
+  uint64_t now;
+  EITHER(now = emulated::globaltimer(), asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now)::"memory"));
+  return now;
+}
+
 PTX void trap() { EITHER(emulated::trap(), asm volatile("trap;" ::: "memory")); }
 
 }  // namespace ptx

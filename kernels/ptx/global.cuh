@@ -155,4 +155,21 @@ PTX void fence_acq_rel_gpu() {
   EITHER(emulated::fence_acq_rel_gpu(), asm volatile("fence.acq_rel.gpu;" ::: "memory"));
 }
 
+// Flags of system scope: what other devices, and other processes' kernels, are told by. Whose acquire sees
+// what a release has stored also sees all that the releasing thread stored or knew of before.
+PTX uint32_t ld_acquire_sys_u32(const void *address) {
+  uint32_t v;
+  EITHER(v = emulated::ld_acquire("ld.acquire.sys.global.b32", address),
+         asm volatile("ld.acquire.sys.global.b32 %0, [%1];" : "=r"(v) : "l"(address) : "memory"));
+  return v;
+}
+PTX void st_release_sys_u32(void *address, uint32_t v) {
+  EITHER(emulated::st_release("st.release.sys.global.b32", address, v),
+         asm volatile("st.release.sys.global.b32 [%0], %1;" ::"l"(address), "r"(v) : "memory"));
+}
+PTX void red_release_sys_add_u32(void *address, uint32_t v) {
+  EITHER(emulated::red_add_release("red.release.sys.global.add.u32", address, v),
+         asm volatile("red.release.sys.global.add.u32 [%0], %1;" ::"l"(address), "r"(v) : "memory"));
+}
+
 }  // namespace ptx

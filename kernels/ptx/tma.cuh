@@ -38,9 +38,19 @@ PTX void tma_load_2d_multicast(uint32_t to, const TensorMap *map, int32_t x, int
 
 // Bytes as they lie, without a map: a multiple of 16, from and to multiples of 16.
 PTX void bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
-  EITHER(emulated::bulk_load(to, from, bytes, barrier),
+  EITHER(emulated::bulk_load("cp.async.bulk", to, from, bytes, barrier, emulated::kOwnBlock),
          asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                       "l"(from), "r"(bytes), "r"(barrier)
+                      : "memory"));
+}
+// The same, to the same address, with the barrier at the same address, in every block of the cluster whose
+// bit is set.
+PTX void bulk_load_multicast(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier,
+                             uint16_t blocks) {
+  EITHER(emulated::bulk_load("cp.async.bulk.multicast::cluster", to, from, bytes, barrier, blocks),
+         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                      "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+                      "l"(from), "r"(bytes), "r"(barrier), "h"(blocks)
                       : "memory"));
 }
 
@@ -82,6 +92,10 @@ PTX uint64_t createpolicy_evict_last() {
 // Between ordinary (or cp.async) accesses to shared memory and those of TMA and wgmma.
 PTX void fence_proxy_async() {
   EITHER(emulated::fence_proxy_async(), asm volatile("fence.proxy.async.shared::cta;" ::: "memory"));
+}
+// The same for global memory: between an acquire of what others stored and its copy by TMA.
+PTX void fence_proxy_async_global() {
+  EITHER(emulated::fence_proxy_async_global(), asm volatile("fence.proxy.async.global;" ::: "memory"));
 }
 
 }  // namespace ptx

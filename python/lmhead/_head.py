@@ -142,12 +142,20 @@ class Head(Handle):
     # ---- plan, prepare, run ----
 
     def _contract(
-        self, request: Request, rows: int, counts: RowCounts | Sequence[int] | None, adjusted: bool
+        self,
+        request: Request,
+        rows: int,
+        counts: RowCounts | Sequence[int] | None,
+        adjusted: bool,
+        device_adjustments: DeviceAdjustments | None,
     ) -> tuple[_sys.lmhead_step, Any]:
         step = _sys.lmhead_step()
         step.request, step.rows, step.k = request.kind, rows, request.k
         step.n_targets, step.logits_dtype = request.n_targets, request.dtype
         step.flags = request.flags | (_sys.LMHEAD_ADJUSTED if adjusted else 0)
+        if device_adjustments is not None:
+            step.flags |= _sys.LMHEAD_DEVICE_MASKS if device_adjustments.allowed else 0
+            step.max_logit_bias, step.max_counts = device_adjustments.logit_bias, device_adjustments.counts
         keep = None
         if counts is None:
             # A replica of its own knows all the rows there are.
@@ -171,9 +179,10 @@ class Head(Handle):
         *,
         counts: RowCounts | Sequence[int] | None = None,
         adjusted: bool = False,
+        device_adjustments: DeviceAdjustments | None = None,
     ) -> Needs:
         """What such a step takes, with `rows` own rows in the backend's memory. Not collective."""
-        step, _keep = self._contract(request, rows, counts, adjusted)
+        step, _keep = self._contract(request, rows, counts, adjusted, device_adjustments)
         step.hidden.device_type, step.hidden.device_id = self._backend.device_type, self._backend.device_id
         return self._needs(step)
 
@@ -189,16 +198,19 @@ class Head(Handle):
         adjusted: bool = False,
         on_device: bool | None = None,
         stream: int | None = None,
+        device_adjustments: DeviceAdjustments | None = None,
     ) -> None:
         """After it, steps of these requests with at most `rows` rows on each rank neither allocate nor load.
 
         It runs steps of zeros. Collective, with the same arguments on every rank.
 
         `on_device`: whether rows will lie in the device's memory; None: where the backend has one.
+        `device_adjustments`: as of the steps to come; None: they have none in device memory.
         """
         steps = (_sys.lmhead_step * len(requests))()
         for i, request in enumerate(requests):
-            steps[i], _ = self._contract(request, 0, RowCounts.capacity(rows), adjusted)
+            counts = RowCounts.capacity(rows)
+            steps[i], _ = self._contract(request, 0, counts, adjusted, device_adjustments)
             steps[i].stream = stream
             device = self._backend.device_type if on_device in (None, True) else LMHEAD_HOST
             steps[i].hidden.device_type, steps[i].hidden.device_id = device, self._backend.device_id
@@ -246,13 +258,10 @@ class Head(Handle):
             n = 0 if tensor is None else tensor.shape[0] if tensor.shape else 0
         if adjusted is None:
             adjusted = adjustments is not None and device_adjustments is None
-        step, counted = self._contract(request, n, counts, adjusted)
+        step, counted = self._contract(request, n, counts, adjusted, device_adjustments)
         if tensor is not None:
             step.hidden = tensor.matrix("hidden")
         step.indices, step.index_dtype = index, index_type
-        if device_adjustments is not None:
-            step.flags |= _sys.LMHEAD_DEVICE_MASKS if device_adjustments.allowed else 0
-            step.max_logit_bias, step.max_counts = device_adjustments.logit_bias, device_adjustments.counts
         keep += self._inputs(step, request, n, tensor, targets, sampling, adjustments)
         step.stream = stream_of(hidden, tensor) if stream is None and tensor is not None else stream
         if workspace is not None:

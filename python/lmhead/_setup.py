@@ -91,7 +91,7 @@ class Group:
 class Backend(Handle):
     """Where the arithmetic runs. One for all ranks of a process that use the same device.
 
-    `device`: "cpu", or "cuda" or "cuda:1" where the library was built with it. `threads` of the host's part:
+    `device`: "cpu", or "cuda" or "cuda:1" where the library was built with it. `threads` of the CPU's backend:
     0 is one for each CPU that the process may use. A process opens backends after it has forked, not before.
     """
 

@@ -64,14 +64,22 @@ class Request:
 
     @classmethod
     def sample(
-        cls, logprobs: int | None = None, processed: bool = False, unfiltered: bool = False
+        cls,
+        logprobs: int | None = None,
+        processed: bool = False,
+        unfiltered: bool = False,
+        device_filters: bool = False,
     ) -> Request:
         """`ids` [rows]. With `logprobs` = k also their `logprobs` and `ranks` [rows], and the k best.
 
         `unfiltered`: of a step on a device, without logprobs: no row of the group has top_k, top_p or min_p,
         and the host looks at no parameter. A row that has one answers row_status 3.
+
+        `device_filters`: of a step on a device: the host looks at no parameter, and every step takes the
+        rounds of all filters, so that a CUDA graph replays it.
         """
         flags = _sys.LMHEAD_UNFILTERED if unfiltered else 0
+        flags |= _sys.LMHEAD_DEVICE_FILTERS if device_filters else 0
         flags |= 0 if logprobs is None else _sys.LMHEAD_WITH_LOGPROBS
         flags |= _sys.LMHEAD_PROCESSED if processed else 0
         return cls(_sys.LMHEAD_SAMPLE, logprobs or 0, flags=flags)

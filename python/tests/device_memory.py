@@ -413,6 +413,8 @@ def inputs_in_device_memory_are_the_hosts(head):
     of_host["allowed"] = host("i32", (ROWS, words), array("i", mask).tobytes())
     of_host = lmhead.Adjustments(**of_host)
     announced = lmhead.DeviceAdjustments(allowed=True, logit_bias=2, counts=1)
+    head.prepare(Request.argmax(), rows=ROWS, stream=stream.value, device_adjustments=announced)
+    assert head.plan(Request.argmax(), ROWS, device_adjustments=announced).capturable
     for request in (Request.argmax(), Request.topk(4), Request.logits("f32")):
         same(request, {"adjustments": placed}, {"adjustments": of_host}, announced)
 

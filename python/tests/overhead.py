@@ -27,7 +27,7 @@ def main():
     head.prepare(Request.argmax(), rows=1)
 
     # The same step by the C function alone, its structs made once.
-    step, _ = head._contract(Request.argmax(), 1, None, False)
+    step, _ = head._contract(Request.argmax(), 1, None, False, None)
     step.hidden = lmhead.view(row).matrix("hidden")
     ids, row_status = (ctypes.c_int64 * 1)(), (ctypes.c_uint8 * 1)()
     answer = _sys.lmhead_answer(ids=ctypes.addressof(ids), row_status=ctypes.addressof(row_status))

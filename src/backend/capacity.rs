@@ -23,6 +23,9 @@ pub struct Payload<'a> {
     pub status: SpanMut<'a>,
     /// u64 `[capacity]`, or empty.
     pub digests: SpanMut<'a>,
+    /// Of the rows' adjustments, u64 `[rows]`, or empty: see
+    /// [`Inputs::DigestAdjustments`](crate::backend::Inputs::DigestAdjustments).
+    pub adjusted: Span<'a>,
     /// Words that are part of the digest, too.
     pub inputs: Span<'a>,
 }

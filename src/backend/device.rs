@@ -14,6 +14,7 @@ mod backend;
 mod capacity;
 mod checks;
 mod counters;
+mod cuts;
 mod draws;
 mod finish;
 mod held;

@@ -137,10 +137,21 @@ pub enum Inputs<'a> {
         out: SpanMut<'a>,
         status: SpanMut<'a>,
     },
-    /// Adjustments become messages to the shards `to`, one behind the other in `out`, of `rows` rows each.
+    /// Of the adjustments of each row a digest: u64 `[rows]`.
+    DigestAdjustments {
+        from: &'a DeviceInputs<'a>,
+        rows: usize,
+        of: DeviceAdjustments,
+        vocab_size: usize,
+        out: SpanMut<'a>,
+    },
+    /// Adjustments of `rows` rows become messages to the shards `to`, one behind the other in `out`.
     PackAdjustments {
         from: &'a DeviceInputs<'a>,
         rows: usize,
+        /// Of each message the parts, which share the rows evenly, and for how many rows each has room. Rows
+        /// that are nobody's have no adjustments.
+        parts: (usize, usize),
         of: DeviceAdjustments,
         shards: &'a [Range<usize>],
         /// The first, how far the next one is, and how many.

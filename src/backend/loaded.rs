@@ -15,6 +15,7 @@
 
 use crate::adjust::ShardAdjustments;
 use crate::backend::capacity::{self, Arrivals, CapacitySteps, Payload};
+use crate::backend::cuts::{self, Cuts};
 use crate::backend::{HeadTypes, HistogramQuery, Inputs, PlacedAdjustments, TiesQuery, Wanted};
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
@@ -329,6 +330,16 @@ pub trait HeldLogits {
     /// # Errors
     /// `Shape` or `Request` where the pass does not fit; `Device` when the device fails.
     fn pass(&mut self, pass: Pass<'_>) -> Result<()>;
+
+    /// One pass of the rounds of rows whose sampling parameters only the device knows. Queued.
+    ///
+    /// # Errors
+    /// `Shape` where a buffer does not fit; `Device` when the device fails; `Unsupported` where logits are
+    /// the host's.
+    fn cut(&mut self, pass: Cuts<'_>) -> Result<()> {
+        let _ = pass;
+        Err(cuts::of_the_host())
+    }
 }
 
 /// One pass over held logits. Rows are numbers of held rows. A row that is not finite answers as each pass

@@ -5,6 +5,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code, reason = "the driver's interface")]
 pub mod cuda;
+pub mod cuts;
 #[allow(unsafe_code, reason = "launches and copies that the device does later")]
 pub mod device;
 mod inputs;

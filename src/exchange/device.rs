@@ -51,8 +51,13 @@ pub unsafe trait DeviceExchange: Send + Sync {
         control: &Arc<dyn Exchange>,
     ) -> Result<Arc<dyn DeviceExchange>, Fault>;
 
+    /// Where the ends of queued work are marked.
+    fn marks(&self) -> &dyn StreamMarks;
+
     /// The memory that pieces lie in.
-    fn memory(&self) -> Memory;
+    fn memory(&self) -> Memory {
+        self.marks().memory()
+    }
 
     fn caps(&self) -> Caps;
 
@@ -107,7 +112,10 @@ pub unsafe trait DeviceExchange: Send + Sync {
     ///
     /// # Errors
     /// `Broken` where the device refuses.
-    fn mark(&self, call: &Call, stream: Stream) -> Result<Pending, Fault>;
+    fn mark(&self, call: &Call, stream: Stream) -> Result<Pending, Fault> {
+        let _ = call;
+        self.marks().mark(stream)
+    }
 
     /// Waits for what was marked: until it has ended, the device or the transport has failed, `control` has a
     /// fault pending, or the call's deadline has passed. `before` is a mark that was made before the
@@ -122,10 +130,20 @@ pub unsafe trait DeviceExchange: Send + Sync {
         pending: Pending,
         call: &Call,
         control: &dyn Exchange,
-    ) -> Result<(), Fault>;
+    ) -> Result<(), Fault> {
+        wait_for_mark(self.marks(), before, pending, call, control, || self.ended(call))
+    }
 
     /// Gives back a mark that nobody will wait for.
-    fn forget(&self, mark: Pending);
+    fn forget(&self, mark: Pending) {
+        self.marks().give_back(mark);
+    }
+
+    /// Why a wait in this call ends, where the transport itself knows. Never waits.
+    fn ended(&self, call: &Call) -> Option<Fault> {
+        let _ = call;
+        self.fault()
+    }
 
     /// From here on the stream is watched, until [`DeviceExchange::watch_end`], each time that the device
     /// comes here, in replays of a graph too: where it has not come to the end within the call's whole

@@ -36,7 +36,7 @@ impl Arena {
             if self.capturing {
                 let wanted = format!("{bytes} bytes that a step before it has made");
                 let got = format!("{} bytes", self.memory.as_ref().map_or(0, |kept| kept.span().len()));
-                let fix = "prepare steps of as many rows (LmHead::warm_up_on) before one is captured";
+                let fix = "prepare steps of as many rows (LmHead::warm_up_on_device) before one is captured";
                 return Err(Error::shape(format!("{what} of a captured step"), wanted, got, fix));
             }
             match std::mem::take(&mut self.captured) {

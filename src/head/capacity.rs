@@ -14,19 +14,20 @@ use super::recorder::QueuedSteps;
 use super::run::{Compute, Lists, Run};
 use super::step::StepOptions;
 use super::wire::{Via, Who};
-use crate::backend::{Arrivals, On, Payload};
+use crate::backend::{Arrivals, Inputs, On, Payload};
 use crate::config::Verify;
 use crate::error::{Disagreement, Error, Result};
 use crate::exchange::{Exchange, Operation};
 use crate::layout::{HeadGroup, even_part};
 use crate::memory::{Span, SpanMut, Stream};
-use crate::result::Request;
+use crate::result::{DeviceInputs, Request};
 use crate::rows::{HiddenRows, RowCounts};
+use crate::sampling::Filters;
 use crate::step::{self, HEADER_BYTES, Header};
 use std::ops::Range;
 
 /// What is gathered begins at multiples of it.
-const ALIGNED: usize = 256;
+pub(super) const ALIGNED: usize = 256;
 
 /// The shape of such a step, the same on every rank.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +51,11 @@ impl Padded {
         self.parts * self.part_rows
     }
 
+    /// How many parts these are, and the rows of each.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.parts, self.part_rows)
+    }
+
     /// Of `mine` own rows the parts that lie side by side, and where each begins among the computed ones.
     pub fn parts(self, mine: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
         (0..self.parts).map(move |part| (even_part(mine, self.parts, part), part * self.part_rows))
@@ -57,7 +63,7 @@ impl Padded {
 }
 
 /// Takes the first `bytes` bytes of what is left, and skips to the next aligned ones.
-fn take<'b>(left: &mut SpanMut<'b>, bytes: usize) -> SpanMut<'b> {
+pub(super) fn take<'b>(left: &mut SpanMut<'b>, bytes: usize) -> SpanMut<'b> {
     let whole = std::mem::replace(left, SpanMut::EMPTY);
     let (taken, rest) = whole.split_at(bytes.next_multiple_of(ALIGNED));
     *left = rest;
@@ -97,13 +103,11 @@ impl LmHead {
         let decided = match *request {
             Request::Logits { .. } | Request::Argmax | Request::TopK { .. } => true,
             Request::Logprobs { targets, top_n, .. } => !padded || self.is_one_chunk(counts, targets, top_n),
-            Request::Sample { .. } => options.unfiltered,
+            Request::Sample { .. } => options.filters != Filters::ByHost,
         };
         let here = options.on_device && !options.adjusted;
-        // Messages of adjustments have the rows that there are, not those of the capacity.
-        let adjusts = padded && !options.device_adjustments.is_empty();
         let watches = wire.is_alone() || device.is_some_and(|device| device.caps().capture);
-        decided && here && !adjusts && watches
+        decided && here && watches
     }
 
     /// All rows of a padded step fit one chunk of logprobs.
@@ -152,7 +156,7 @@ impl LmHead {
             let wanted = "a step for which no host waits (LmHead::is_capturable)";
             let got = format!("{}, {}", open.request, open.header.mode);
             let fix = "capture steps in capacity mode or with counts that are not verified, and their inputs in \
-                       device memory: logits, argmax, topk, logprobs, sample where no row has a filter";
+                       device memory: logits, argmax, topk, logprobs, sample where the host knows no filters";
             return Err(Error::request("a step that is captured", wanted, got, fix));
         }
         if on.workspace.is_none() && !self.info.vocab.is_empty() {
@@ -196,11 +200,11 @@ impl Run<'_> {
     }
 
     /// [`Run::gather`] of such a step: as many rows of every replica, and the status words of the own ones.
-    /// `inputs`: words that the ranks of a replica share besides the rows.
+    /// `inputs`: words that the ranks of a replica share besides the rows and what is in `mine`.
     pub(super) fn gather_padded<'b>(
         &mut self,
         compute: &mut Compute<'_>,
-        (hidden, inputs): (HiddenRows<'b>, Span<'_>),
+        (hidden, mine, inputs): (HiddenRows<'b>, &DeviceInputs<'_>, Span<'_>),
         (own_rows, own_status, gathered, contract): (
             &'b mut Arena,
             &'b mut Arena,
@@ -216,17 +220,27 @@ impl Run<'_> {
         let payload_rows = shape.header_rows + capacity;
         let payload = bytes_of(what, [payload_rows, bytes])?;
 
-        // [digests][own header][headers][numbers of the rows]
+        // [digests][those of adjustments][own header][headers][numbers of the rows]
         let apart = tp > 1;
+        let of = self.wire.open.header.placed;
         let sizes = [
             if apart { 8 * capacity } else { 0 },
+            if apart && !of.is_empty() { 8 * capacity } else { 0 },
             HEADER_BYTES,
             if apart { HEADER_BYTES * group.size() } else { 0 },
             bytes_of(what, [replicas * shape.rows(), 4])?,
         ];
         let all = sum(&sizes.map(|bytes| bytes.next_multiple_of(ALIGNED)), what)?;
         let mut left = contract.at_least(self.backend, self.memory, all, "headers of a step")?;
-        let [digests, own_header, mut headers, mut positions] = sizes.map(|bytes| take(&mut left, bytes));
+        let [digests, mut adjusted, own_header, mut headers, mut positions] =
+            sizes.map(|bytes| take(&mut left, bytes));
+        if !adjusted.is_empty() {
+            let (rows, vocab_size) = (hidden.len(), self.config.vocab_size);
+            adjusted = adjusted.part(0..8 * rows);
+            let out = adjusted.reborrow();
+            let from = &mine.adjustments_of(0..rows, vocab_size);
+            compute.inputs(Inputs::DigestAdjustments { from, rows, of, vocab_size, out })?;
+        }
 
         let mut send = own_rows.at_least(self.backend, self.memory, payload, what)?;
         let mut status =
@@ -246,6 +260,7 @@ impl Run<'_> {
                 header_out,
                 status: status.reborrow(),
                 digests,
+                adjusted: adjusted.into_span(),
                 inputs,
             },
             &mut on,

@@ -292,20 +292,22 @@ impl Run<'_> {
             recv,
             lists,
             small,
+            placed,
             logprobs,
             finish,
             ..
         } = scratch;
-        let Told { targets, placed, answered, .. } = &mut logprobs.told;
+        let Told { targets, placed: of_targets, answered, .. } = &mut logprobs.told;
         let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
-        let own = self.encode_targets(compute, inputs, per_row, status.reborrow(), placed)?;
+        let own = self.encode_targets(compute, inputs, per_row, status.reborrow(), of_targets)?;
         let arenas = (own_rows, own_status, gathered, contract);
-        let (rows, own) = self.gather_padded(compute, (hidden, own), arenas, lists)?;
-        self.share_targets(per_row, lists, placed)?;
+        let (rows, own) = self.gather_padded(compute, (hidden, &inputs.on_device, own), arenas, lists)?;
+        self.share_targets(per_row, lists, of_targets)?;
+        let placed = self.place_adjustments(compute, &inputs.on_device, status.reborrow(), lists, placed)?;
         let own = self.with_status(compute, own, status)?;
         let own = self.of_answered(own);
         let n = rows.len();
-        let job = Job { rows, epilogue: self.config.epilogue(), adjustments: None, placed: None };
+        let job = Job { rows, epilogue: self.config.epilogue(), adjustments: None, placed };
         compute.hold(&job, false)?;
         self.count_product(n);
         let split = self.config.split_rows_over_tp;

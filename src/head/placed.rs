@@ -1,5 +1,6 @@
 //! Inputs in device memory on their way to products and passes, on the step's stream: the host looks at none
-//! of them and waits for none, but for sampling parameters, which decide what a step exchanges.
+//! of them and waits for none, but for sampling parameters where it is the host that knows the filters: they
+//! decide what such a step exchanges.
 //!
 //! ```text
 //! targets      i64 -> u32   all_gather over replicas
@@ -17,6 +18,7 @@ use crate::exchange::Operation;
 use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::NO_TARGET;
 use crate::result::{DeviceInputs, Request, RowInputs};
+use crate::sampling::Filters;
 use std::ops::Range;
 use std::time::Instant;
 
@@ -52,6 +54,11 @@ impl Room {
 }
 
 impl Targets {
+    /// Where [`Run::share_targets`] leaves those of all rows.
+    pub fn all(&mut self) -> &mut Arena {
+        &mut self.all
+    }
+
     pub fn arenas(&mut self) -> [&mut Arena; 6] {
         let Targets { own, all, at_hand, logits, shared, candidates } = self;
         [own, all, at_hand, logits, shared, candidates]
@@ -135,7 +142,7 @@ impl Run<'_> {
         let open = &self.wire.open;
         let any = matches!(open.request, Request::Logprobs { .. })
             || !open.header.placed.is_empty()
-            || open.header.unfiltered
+            || open.header.filters != Filters::ByHost
             || !inputs.on_device.is_empty();
         if !self.is_on_device() || !any {
             return Ok(SpanMut::EMPTY);
@@ -295,7 +302,8 @@ impl Run<'_> {
     }
 
     /// This shard's slice of the adjustments that lie on the device, of the rows `lists.parts[replica]` of
-    /// every replica, in group order; `None` in a step without. `status`: words of the own rows among these.
+    /// every replica, in a padded step of all its rows, in group order; `None` in a step without. `status`:
+    /// words of the own rows among these.
     pub(super) fn place_adjustments<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -313,15 +321,23 @@ impl Run<'_> {
         let (me, tp, size) = (self.wire.group.me(), self.wire.group.tp(), self.wire.group.size());
         let vocab_size = self.config.vocab_size;
         let own_shard = self.wire.shards()[me].clone();
-        let part = &lists.parts[self.wire.group.replica_of(me)];
+        let replicas = self.wire.group.replicas();
+        let (own_rows, shape) = if self.wire.open.padded {
+            lists.parts.clear();
+            lists.parts.resize(replicas, 0..self.padded(1).rows());
+            (0..status.len() / 4, self.padded(1).shape())
+        } else {
+            let part = &lists.parts[self.wire.group.replica_of(me)];
+            (part.clone(), (1, part.len()))
+        };
+        let (rows, places) = (own_rows.len(), shape.0 * shape.1);
         // They are numbered as the caller brought them.
-        let own_rows = self.first_row + part.start..self.first_row + part.end;
-        let rows = own_rows.len();
-        let from = mine.adjustments_of(own_rows, vocab_size);
+        let from =
+            mine.adjustments_of(self.first_row + own_rows.start..self.first_row + own_rows.end, vocab_size);
         let n = lists.parts.iter().map(ExactSizeIterator::len).sum();
-        let one = self.wire.group.replicas() == 1;
+        let one = replicas == 1;
         let mut mask = None;
-        if one && of.allowed {
+        if one && of.allowed && rows == places {
             // The shard's columns of whole rows.
             let pitch = vocab_size.div_ceil(32);
             let first = |span: Span<'b>| span.part((own_shard.start / 8).min(span.len())..span.len());
@@ -337,14 +353,15 @@ impl Run<'_> {
         for (member, shard) in shards.iter().enumerate() {
             let start = end;
             if is_peer(member) {
-                end = sum(&[end, bytes_of(what, [rows, of.message_bytes(shard.len())])?], what)?;
+                end = sum(&[end, bytes_of(what, [places, of.message_bytes(shard.len())])?], what)?;
             }
             lists.outgoing.push(start..end);
         }
         let mut packed = room.packed.at_least(backend, memory, end, what)?;
         if !of.is_empty() {
             let (from, to, out) = (&from, (first, step, count), packed.reborrow());
-            compute.inputs(Inputs::PackAdjustments { from, rows, of, shards, to, out, status })?;
+            let parts = shape;
+            compute.inputs(Inputs::PackAdjustments { from, rows, parts, of, shards, to, out, status })?;
         }
         let messages = if one {
             packed.into_span()

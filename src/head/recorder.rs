@@ -244,6 +244,7 @@ impl FlightRecorder {
 mod tests {
     use super::*;
     use crate::config::Verify;
+    use crate::sampling::Filters;
 
     #[test]
     fn the_last_steps_are_kept_in_the_memory_of_the_first() {
@@ -262,7 +263,7 @@ mod tests {
                 request: Some(Request::argmax()),
                 adjusted: false,
                 on_device: false,
-                unfiltered: false,
+                filters: Filters::ByHost,
                 placed: Default::default(),
                 sequence,
                 rows: sequence,

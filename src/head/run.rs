@@ -4,7 +4,8 @@
 use super::buffers::{Arena, bytes_of, put_before_each, starts_of, sum};
 use super::wire::{Via, Who, Wire};
 use super::{adjusting, logprobs, placed, sampling};
-use crate::backend::{Backend, Inputs, Job, LoadedShard, LogitsOut, On, Out, Status};
+use crate::backend::cuts::Cuts;
+use crate::backend::{Backend, HeldLogits, Inputs, Job, LoadedShard, LogitsOut, On, Out, Status};
 use crate::config::HeadConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -97,14 +98,21 @@ impl Compute<'_> {
         self.loaded.hold(job, raw, &mut On { stream: self.stream, workspace }).map(|_| ())
     }
 
-    pub fn pass(&mut self, pass: crate::backend::Pass<'_>) -> Result<()> {
+    fn held(&mut self) -> Result<&mut dyn HeldLogits> {
         // SAFETY: this has borrowed the workspace for as long as it lives.
-        let held = unsafe { self.loaded.held() }.ok_or_else(|| Error::Device {
+        unsafe { self.loaded.held() }.ok_or_else(|| Error::Device {
             what: "held logits".into(),
             problem: "there are none".into(),
             fix: "report it: a pass comes after its product".into(),
-        })?;
-        held.pass(pass)
+        })
+    }
+
+    pub fn pass(&mut self, pass: crate::backend::Pass<'_>) -> Result<()> {
+        self.held()?.pass(pass)
+    }
+
+    pub fn cut(&mut self, pass: Cuts<'_>) -> Result<()> {
+        self.held()?.cut(pass)
     }
 
     pub fn inputs(&mut self, what: Inputs<'_>) -> Result<()> {
@@ -170,7 +178,7 @@ impl Run<'_> {
         let (rows, own) = match self.wire.open.padded {
             true => {
                 let arenas = (own_rows, own_status, gathered, contract);
-                self.gather_padded(compute, (hidden, Span::EMPTY), arenas, lists)?
+                self.gather_padded(compute, (hidden, &inputs.on_device, Span::EMPTY), arenas, lists)?
             }
             false => self.gather(compute, hidden, (own_rows, own_status, gathered), lists)?,
         };

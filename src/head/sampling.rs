@@ -14,12 +14,15 @@
 //! ```
 //!
 //! Which of these a step takes depends on its parameters alone, never on logits, and every rank knows them
-//! all. The n of a cut is 4 to 16: it follows from the size of the group and from how many rows have that cut
-//! and the same owner ([`Digits`](crate::sampling::cut::Digits)).
+//! all; where the host looks at none ([`Filters`]), a step takes all of them, or draws in the product. The n
+//! of a cut is 4 to 16: it follows from the size of the group and from how many rows have that cut and the
+//! same owner ([`Digits`](crate::sampling::cut::Digits)).
 //!
 //! * `cuts`: the two searches.
+//! * `on_device`: steps of which the host looks at no parameter.
 
 mod cuts;
+mod on_device;
 
 use super::LmHead;
 use super::buffers::{Arena, bytes_of, fill, sum};
@@ -38,7 +41,7 @@ use crate::result::{AnswerBuffers, Request, RowInputs, TokenLogprobs};
 use crate::rows::HiddenRows;
 use crate::sampling::cut::{Kept, Sum};
 use crate::sampling::mass::Scale;
-use crate::sampling::{Kind, PARAMS_BYTES, SamplingParams};
+use crate::sampling::{Filters, Kind, PARAMS_BYTES, SamplingParams};
 use crate::step::{self, HEADER_BYTES};
 use bytemuck::Zeroable;
 use std::ops::Range;
@@ -49,9 +52,8 @@ use std::time::Instant;
 pub(super) struct Room {
     /// Of all rows that are computed.
     params: Vec<SamplingParams>,
-    /// Of the own rows and of all, where the host looks at none: [`SamplingRow`]s in device memory.
-    unseen: Arena,
-    all_unseen: Arena,
+    /// Where the host looks at none.
+    unseen: on_device::Room,
     /// Those of the own rows, where these are in device memory.
     placed: Vec<SamplingParams>,
     placed_rows: Vec<SamplingRow>,
@@ -82,8 +84,8 @@ const WHAT: &str = "sampling parameters";
 
 impl Room {
     /// Of steps that a graph may have.
-    pub fn arenas(&mut self) -> [&mut Arena; 2] {
-        [&mut self.unseen, &mut self.all_unseen]
+    pub fn arenas(&mut self) -> [&mut Arena; 4] {
+        self.unseen.arenas()
     }
 }
 
@@ -125,8 +127,8 @@ impl Run<'_> {
         mut answer: AnswerBuffers<'_>,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        if self.wire.open.header.unfiltered {
-            return self.sampled_unseen(compute, hidden, inputs, answer, scratch);
+        if self.wire.open.header.filters != Filters::ByHost {
+            return self.sampled_unseen(compute, hidden, inputs, logprobs, answer, scratch);
         }
         let Scratch {
             own_rows,
@@ -189,124 +191,6 @@ impl Run<'_> {
         let all = 0..4 * told.targets.len();
         let parts = std::slice::from_ref(&all);
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
-    }
-
-    /// The whole request where no row has a filter: each shard draws one candidate of each row in the
-    /// product, and the host looks at no parameter.
-    fn sampled_unseen(
-        &mut self,
-        compute: &mut Compute<'_>,
-        hidden: HiddenRows<'_>,
-        inputs: &RowInputs<'_>,
-        mut answer: AnswerBuffers<'_>,
-        scratch: &mut Scratch,
-    ) -> Result<()> {
-        let Scratch {
-            own_rows,
-            own_status,
-            gathered,
-            contract,
-            send,
-            recv,
-            lists,
-            input_status,
-            placed,
-            sampling,
-            finish,
-            ..
-        } = scratch;
-        let (me, one) = (self.wire.group.me(), self.wire.group.replicas() == 1);
-        let mut status = self.begin_status(compute, inputs, hidden.len(), input_status)?;
-        let Room { unseen, all_unseen, placed_rows, .. } = sampling;
-        let of_own = self.unseen_rows(compute, inputs, status.reborrow(), (unseen, placed_rows))?;
-        let (rows, own) = match self.wire.open.padded {
-            true => {
-                let arenas = (own_rows, own_status, gathered, contract);
-                self.gather_padded(compute, (hidden, of_own), arenas, lists)?
-            }
-            false => self.gather(compute, hidden, (own_rows, own_status, gathered), lists)?,
-        };
-        let each = size_of::<SamplingRow>();
-        let all = match one {
-            true => unseen.at_least(self.backend, self.memory, rows.len() * each, WHAT)?.into_span(),
-            false => {
-                self.share_inputs((WHAT, Operation::SamplingParams), each, lists, (unseen, all_unseen))?
-            }
-        };
-        self.count_product(rows.len());
-        let placed = self.place_adjustments(compute, &inputs.on_device, status.reborrow(), lists, placed)?;
-        let own = self.with_status(compute, own, status)?;
-        let own = self.of_answered(own);
-
-        let n = rows.len();
-        let job = Job { rows, epilogue: self.config.epilogue(), adjustments: None, placed };
-        let bytes = bytes_of("candidates", [n, size_of::<Candidate>()])?;
-        let mut candidates = send.at_least(self.backend, self.memory, bytes, "candidates")?;
-        compute.run(&job, Out::Drawn(RowSampling::Device(all), candidates.reborrow()))?;
-        let place =
-            |rows: Range<usize>| rows.start * size_of::<Candidate>()..rows.end * size_of::<Candidate>();
-        lists.outgoing.clear();
-        lists.outgoing.extend((0..self.wire.group.size()).map(|member| place(self.answered(member))));
-        let mine = self.answered(me);
-        lists.sizes.clear();
-        lists.sizes.resize(self.wire.group.size(), place(mine.clone()).len());
-        let bytes = self.deliver(candidates, recv, lists, false)?;
-        let (starts, shards, answered) =
-            (&lists.starts[..], self.wire.shards(), self.answered_of(mine.len()));
-        let params = all.part(mine.start * each..(mine.start + answered) * each);
-        let finish_draw = Finish::Draw {
-            from: Messages { bytes, starts, shards, rows: mine.len(), answered, own },
-            sampling: RowSampling::Device(params),
-            places: Places::Each(1),
-            vocab_size: self.config.vocab_size,
-            ids: answer.ids.reborrow(),
-            tokens: SpanMut::EMPTY,
-            row_status: answer.row_status.reborrow(),
-        };
-        compute.finish(finish_draw, finish)
-    }
-
-    /// The own parameters as [`SamplingRow`]s in device memory: as many rows as the step has of a replica.
-    fn unseen_rows<'b>(
-        &mut self,
-        compute: &mut Compute<'_>,
-        inputs: &RowInputs<'_>,
-        mut status: SpanMut<'_>,
-        (room, of_host): (&'b mut Arena, &mut Vec<SamplingRow>),
-    ) -> Result<Span<'b>> {
-        let (vocab_size, each) = (self.config.vocab_size, size_of::<SamplingRow>());
-        let params = inputs.sampling.unwrap_or_default();
-        let mine = if inputs.on_device.sampling.is_some() { status.len() / 4 } else { params.len() };
-        let bytes = bytes_of(WHAT, [self.rows_of_replica(mine), each])?;
-        let mut out = room.at_least(self.backend, self.memory, bytes, WHAT)?;
-        if self.wire.open.padded {
-            // Rows that nobody is answered.
-            compute.inputs(Inputs::Fill { words: out.reborrow(), value: 0 })?;
-        }
-        if let Some(row) = params.iter().position(|params| params.kind(vocab_size) != Kind::Best) {
-            let (wanted, got) = ("none in a step that has no filters", format!("{:?}", params[row]));
-            let fix = "begin the step without StepOptions::unfiltered";
-            return Err(Error::request(format!("filter of row {row}"), wanted, got, fix));
-        }
-        of_host.clear();
-        of_host.extend(params.iter().map(|params| params.to_row(vocab_size)));
-        for (part, at) in self.own_parts(mine) {
-            let out = out.reborrow().part(at * each..(at + part.len()) * each);
-            match &inputs.on_device.sampling {
-                Some(from) => {
-                    let (from, status) =
-                        (from.rows(part.clone()), status.reborrow().part(4 * part.start..4 * part.end));
-                    let (from, unfiltered) = (&from, true);
-                    compute.inputs(Inputs::SamplingRows { from, vocab_size, unfiltered, out, status })?;
-                }
-                None => {
-                    let from = Span::host(bytemuck::cast_slice::<_, u8>(of_host));
-                    let bytes = part.start * each..part.end * each;
-                    compute.inputs(Inputs::Parts { from, parts: std::slice::from_ref(&bytes), out })?;
-                }
-            }
-        }
-        Ok(out.into_span())
     }
 
     /// The own parameters, where they are in device memory: the host waits for them, since they decide what

@@ -12,6 +12,7 @@ use crate::memory::{Memory, Span};
 use crate::merge::PartialSpec;
 use crate::result::{Answer, AnswerBuffers, OwnedAnswer, Request, RowInputs, StepStats};
 use crate::rows::{HiddenRows, RowCounts};
+use crate::sampling::Filters;
 use crate::step::{self, HEADER_BYTES, Header, Mode};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,13 +37,12 @@ pub struct StepOptions {
     pub on_device: bool,
     /// Adjustments that some row of the group has in device memory ([`RowInputs::on_device`]), in a step that
     /// is on a device: every rank says the same in every mode, also where it has none itself. Of what is
-    /// stated here there are none in host memory.
+    /// stated here there are none in host memory. Tensor-parallel ranks pass the same; they are compared in
+    /// replays of a graph in capacity mode alone, as of [`StepOptions::filters`].
     pub device_adjustments: DeviceAdjustments,
-    /// Of a sampling step that is on a device, without logprobs: no row has a filter (top_k, top_p, min_p)
-    /// that counts. Its parameters lie in device memory, and nobody on the host looks at them; a row that has
-    /// a filter is one of bad input. The same on every rank. Tensor-parallel ranks pass the same parameters:
-    /// they are compared in capacity mode alone, and only in replays of a graph.
-    pub unfiltered: bool,
+    /// Of a sampling step. Where the host does not look at parameters, tensor-parallel ranks pass the same
+    /// ones: they are compared in capacity mode alone, and only in replays of a graph.
+    pub filters: Filters,
 }
 
 impl LmHead {
@@ -99,9 +99,15 @@ impl LmHead {
             let size = self.wire.group.size();
             check_memory(&*self.wire.exchange, self.backend.memory(), size)?;
         }
-        if options.unfiltered && !(options.on_device && request == Request::sample()) {
-            let (wanted, fix) = ("a step on a device that samples without logprobs", "leave it out");
-            return Err(Error::request("an unfiltered step", wanted, request, fix));
+        let samples = match options.filters {
+            Filters::ByHost => true,
+            Filters::None => options.on_device && request == Request::sample(),
+            Filters::ByDevice => options.on_device && matches!(request, Request::Sample { .. }),
+        };
+        if !samples {
+            let without = if options.filters == Filters::None { " without logprobs" } else { "" };
+            let (wanted, fix) = (format!("a step on a device that samples{without}"), "leave it out");
+            return Err(Error::request("filters of a step", wanted, request, fix));
         }
         let queues = self.queues(counts, &request, options);
         let group = &self.wire.group;
@@ -116,7 +122,7 @@ impl LmHead {
             request: Some(request),
             adjusted: options.adjusted,
             on_device: options.on_device,
-            unfiltered: options.unfiltered,
+            filters: options.filters,
             placed,
             sequence: self.sequence,
             rows: own as u64,

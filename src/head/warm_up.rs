@@ -4,14 +4,14 @@
 use super::buffers::{Arena, bytes_of, fill};
 use super::{LmHead, StepOptions};
 use crate::adjust::{Additions, Adjustments, Counts, Penalties};
-use crate::backend::On;
+use crate::backend::{DeviceAdjustments, On};
 use crate::error::Result;
 use crate::layout::even_part;
 use crate::memory::{Memory, Span, Stream};
-use crate::result::{AnswerBuffers, Request, RowInputs};
+use crate::result::{AnswerBuffers, DeviceInputs, Request, RowInputs};
 use crate::rows::{HiddenRows, RowCounts};
 use crate::sampling::cut::Digits;
-use crate::sampling::{LISTED, SamplingParams};
+use crate::sampling::{Filters, LISTED, SamplingParams};
 
 impl LmHead {
     /// Runs steps of every kind with up to `rows` zero rows per replica, so that no later step of up to as
@@ -27,22 +27,29 @@ impl LmHead {
     /// * exact steps of no rows, and of every power of two of the group's rows, since a device's kernels go
     ///   by these.
     ///
-    /// Adjustments have one entry a row of each kind, and a lent workspace is not tried: steps with more
-    /// entries, or partials of a device in a workspace that an engine lends, may allocate once more.
+    /// Adjustments in host memory have one entry a row of each kind, and a lent workspace is not tried: steps
+    /// with more entries, or partials of a device in a workspace that an engine lends, may allocate once more.
     ///
     /// # Errors
     /// As those two.
     pub fn warm_up(&mut self, rows: usize, requests: &[Request]) -> Result<()> {
-        self.warm_up_in(Memory::Host, Stream::NONE, rows, requests)
+        self.warm_up_in(Memory::Host, Stream::NONE, rows, (requests, DeviceAdjustments::default()))
     }
 
     /// [`LmHead::warm_up`] for steps whose rows and answers are in the memory of the backend's device, on a
-    /// stream.
+    /// stream. Where `adjustments` names any, each kind of step is also run with those in device memory, of
+    /// that bound: the one of [`StepOptions::device_adjustments`] of the steps to come.
     ///
     /// # Errors
     /// As that; `Unsupported` where the exchange has no side for that memory.
-    pub fn warm_up_on_device(&mut self, stream: Stream, rows: usize, requests: &[Request]) -> Result<()> {
-        self.warm_up_in(self.backend.memory(), stream, rows, requests)
+    pub fn warm_up_on_device(
+        &mut self,
+        stream: Stream,
+        rows: usize,
+        requests: &[Request],
+        adjustments: DeviceAdjustments,
+    ) -> Result<()> {
+        self.warm_up_in(self.backend.memory(), stream, rows, (requests, adjustments))
     }
 
     fn warm_up_in(
@@ -50,11 +57,11 @@ impl LmHead {
         memory: Memory,
         stream: Stream,
         rows: usize,
-        requests: &[Request],
+        kinds: (&[Request], DeviceAdjustments),
     ) -> Result<()> {
         // Should a step panic, the head is poisoned, and rebuild() clears this too.
         self.warming_up = true;
-        let result = self.run_warm_up(memory, stream, rows, requests);
+        let result = self.run_warm_up(memory, stream, rows, kinds);
         self.warming_up = false;
         result
     }
@@ -64,7 +71,7 @@ impl LmHead {
         memory: Memory,
         stream: Stream,
         rows: usize,
-        requests: &[Request],
+        (requests, placed): (&[Request], DeviceAdjustments),
     ) -> Result<()> {
         const WHAT: &str = "rows of the warm-up";
         if requests.is_empty() {
@@ -74,8 +81,13 @@ impl LmHead {
         let zeros = self.backend.allocate(memory, bytes_of(WHAT, [rows, row_bytes])?, WHAT)?;
         // All rows are the first one: rows that are picked take more memory than those that lie in order.
         let picked = self.backend.allocate(memory, bytes_of(WHAT, [rows, 8])?, WHAT)?;
+        let mask_bytes = if placed.allowed { 4 * self.config.vocab_size.div_ceil(32) } else { 0 };
+        let mask = self.backend.allocate(memory, bytes_of(WHAT, [rows, mask_bytes])?, WHAT)?;
         let mut answer = Answer { stream, memory: Arena::default() };
         let inputs = Inputs::new(rows, requests, self.config.vocab_size)?;
+        let on_device = Adjusted::OnDevice(placed, mask.span());
+        let all_kinds = [Adjusted::Not, Adjusted::OnHost, on_device];
+        let adjusted_kinds = if placed.is_empty() { &all_kinds[..2] } else { &all_kinds[..] };
         let (replicas, replica) =
             (self.wire.group.replicas(), self.wire.group.replica_of(self.wire.group.me()));
         let all = rows.saturating_mul(replicas);
@@ -89,14 +101,12 @@ impl LmHead {
         let most_of_rounds: Vec<usize> = (1..rows).filter(|&mine| rounds(mine) != rounds(mine + 1)).collect();
         for request in requests {
             let adjustable = !matches!(request, Request::Logprobs { processed: false, .. });
-            for adjusted in [false, true] {
-                if adjusted && !adjustable {
-                    continue;
-                }
+            for &adjusted in adjusted_kinds.iter().take(if adjustable { adjusted_kinds.len() } else { 1 }) {
+                let options = StepOptions { device_adjustments: adjusted.placed(), ..StepOptions::default() };
                 let mut step = |head: &mut Self, counts: RowCounts, mine: usize, sampled: usize| {
                     let inputs = inputs.of(request, mine, sampled, adjusted);
                     let hidden = (zeros.span(), picked.span().part(0..8 * mine));
-                    head.warm_up_step(&counts, request, hidden, (&inputs, false), &mut answer)
+                    head.warm_up_step(&counts, request, hidden, (&inputs, options), &mut answer)
                 };
                 for total in [0].into_iter().chain(powers.clone()).chain([all]) {
                     let counts: Vec<usize> =
@@ -106,6 +116,11 @@ impl LmHead {
                 }
                 for counts in [RowCounts::discover(rows), RowCounts::capacity(rows, rows)] {
                     step(self, counts, rows, 0)?;
+                }
+                if !adjusted.placed().is_empty() {
+                    // Masks of fewer rows than the shape has are sent; of as many they may be read in place.
+                    let fewer = rows.saturating_sub(1);
+                    step(self, RowCounts::capacity(rows, fewer), fewer, 0)?;
                 }
                 match request {
                     Request::Sample { .. } => {
@@ -128,11 +143,30 @@ impl LmHead {
                     _ => {}
                 }
             }
-            if *request == Request::sample() && memory != Memory::Host {
-                let hidden = (zeros.span(), picked.span());
-                let inputs = inputs.of(request, rows, PLAIN, false);
-                for counts in [RowCounts::Exact(vec![rows; replicas]), RowCounts::capacity(rows, rows)] {
-                    self.warm_up_step(&counts, request, hidden, (&inputs, true), &mut answer)?;
+            let on_device = [Adjusted::Not, on_device];
+            let adjusted = &on_device[..if placed.is_empty() { 1 } else { 2 }];
+            let unseen = match *request {
+                _ if memory == Memory::Host => &[][..],
+                Request::Sample { logprobs: None } => &[Filters::None, Filters::ByDevice],
+                Request::Sample { .. } => &[Filters::ByDevice],
+                _ => &[],
+            };
+            for (&filters, &adjusted) in
+                unseen.iter().flat_map(|of| adjusted.iter().map(move |how| (of, how)))
+            {
+                let device_adjustments = adjusted.placed();
+                let options = StepOptions { filters, device_adjustments, ..StepOptions::default() };
+                // As above: of the rows of a capacity, and of the most rows of each number of rounds.
+                let fewer = (!device_adjustments.is_empty()).then(|| (rows, rows.saturating_sub(1)));
+                let searched = if filters == Filters::ByDevice { &most_of_rounds[..] } else { &[] };
+                let whole = searched.iter().chain([&rows]).map(|&all| (all, all));
+                for (all, mine) in whole.chain(fewer) {
+                    let hidden = (zeros.span(), picked.span().part(0..8 * mine));
+                    let inputs = inputs.of(request, mine, PLAIN, adjusted);
+                    let exact = (all == mine).then(|| RowCounts::Exact(vec![mine; replicas]));
+                    for counts in exact.into_iter().chain([RowCounts::capacity(all, mine)]) {
+                        self.warm_up_step(&counts, request, hidden, (&inputs, options), &mut answer)?;
+                    }
                 }
             }
         }
@@ -144,7 +178,7 @@ impl LmHead {
         counts: &RowCounts,
         request: &Request,
         (zeros, picked): (Span<'_>, Span<'_>),
-        (inputs, unfiltered): (&RowInputs<'_>, bool),
+        (inputs, options): (&RowInputs<'_>, StepOptions),
         answer: &mut Answer,
     ) -> Result<()> {
         let (dtype, hidden) = (self.hidden_dtype, self.config.hidden_size);
@@ -159,12 +193,26 @@ impl LmHead {
         let options = StepOptions {
             adjusted: inputs.adjustments.is_some(),
             on_device: memory != Memory::Host,
-            unfiltered,
-            ..StepOptions::default()
+            ..options
         };
         let ticket = self.begin(counts, request, options)?;
         let on = On { stream: answer.stream, workspace: None };
         self.run_into(ticket, hidden, inputs, buffers, on).map(|_| ())
+    }
+}
+
+/// Which adjustments a step has.
+#[derive(Clone, Copy)]
+enum Adjusted<'a> {
+    Not,
+    OnHost,
+    /// So many, and masks of all rows. What these are does not matter: messages have one shape.
+    OnDevice(DeviceAdjustments, Span<'a>),
+}
+
+impl Adjusted<'_> {
+    fn placed(self) -> DeviceAdjustments {
+        if let Adjusted::OnDevice(of, _) = self { of } else { DeviceAdjustments::default() }
     }
 }
 
@@ -238,14 +286,25 @@ impl Inputs {
     }
 
     /// Those of a step of `rows` rows.
-    fn of(&self, request: &Request, rows: usize, sampled: usize, adjusted: bool) -> RowInputs<'_> {
+    fn of<'a>(
+        &'a self,
+        request: &Request,
+        rows: usize,
+        sampled: usize,
+        adjusted: Adjusted<'a>,
+    ) -> RowInputs<'a> {
         let targets = match *request {
             Request::Logprobs { targets, .. } => Some(&self.targets[..rows * targets]),
             _ => None,
         };
         let sampling = matches!(request, Request::Sample { .. }).then(|| &self.sampling[sampled][..rows]);
-        let adjustments = adjusted.then(|| self.adjustments(rows));
-        RowInputs { targets, sampling, adjustments, ..RowInputs::default() }
+        let adjustments = matches!(adjusted, Adjusted::OnHost).then(|| self.adjustments(rows));
+        let mut on_device = DeviceInputs::default();
+        if let Adjusted::OnDevice(DeviceAdjustments { allowed: true, .. }, mask) = adjusted {
+            let each = self.allowed.len() / self.ids.len().max(1);
+            on_device.allowed = Some(mask.part(0..4 * each * rows));
+        }
+        RowInputs { targets, sampling, adjustments, on_device }
     }
 
     /// Those of the first `rows` rows.

@@ -40,7 +40,7 @@ pub unsafe extern "C" fn lmhead_backend_open(
         };
         let opened = match config.device_type as u32 {
             0 | sys::LMHEAD_HOST => Backend { backend: Arc::new(CpuBackend::new(threads)?), marks: None },
-            sys::LMHEAD_CUDA => cuda(config.device_id, CpuBackend::new(threads)?)?,
+            sys::LMHEAD_CUDA => cuda(config.device_id)?,
             other => {
                 let fix = "use one of those";
                 return Err(argument("device_type", "LMHEAD_HOST or LMHEAD_CUDA", other, fix));
@@ -54,15 +54,15 @@ pub unsafe extern "C" fn lmhead_backend_open(
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(device: i32, host: CpuBackend) -> Outcome<Backend> {
+fn cuda(device: i32) -> Outcome<Backend> {
     let device = lmhead::backend::cuda::CudaDevice::open(crate::structs::count("device_id", device.into())?)?;
     let own = device.clone();
     let marks = move || lmhead::backend::device::stream_marks(&own);
-    Ok(Backend { backend: Arc::new(device.backend(host)), marks: Some(Box::new(marks)) })
+    Ok(Backend { backend: Arc::new(device.backend()), marks: Some(Box::new(marks)) })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: i32, _: CpuBackend) -> Outcome<Backend> {
+fn cuda(_: i32) -> Outcome<Backend> {
     let fix = "build the library with `--features cuda`";
     Err(lmhead::Error::unsupported("backend cuda", "a build with CUDA kernels", "one without", fix).into())
 }

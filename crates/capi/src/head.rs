@@ -338,19 +338,15 @@ pub unsafe extern "C" fn lmhead_prepare(
             // SAFETY: as above.
             let rows = unsafe { step::most_rows(&step, running.head.group().replicas())? };
             // SAFETY: as above.
-            kinds.push((
-                rows,
-                contract.request,
-                unsafe { stream(contract.memory, step.stream)? },
-                contract.memory,
-            ));
+            kinds.push((rows, unsafe { stream(contract.memory, step.stream)? }, contract));
             // SAFETY: as above.
             at = unsafe { at.byte_add(size) };
         }
-        for (rows, request, stream, memory) in kinds {
+        for (rows, stream, Contract { request, options, memory, .. }) in kinds {
+            let placed = options.device_adjustments;
             let done = match memory {
                 Memory::Host => running.head.warm_up(rows, &[request]),
-                Memory::Device(_) => running.head.warm_up_on_device(stream, rows, &[request]),
+                Memory::Device(_) => running.head.warm_up_on_device(stream, rows, &[request], placed),
             };
             head.note(running);
             done?;

@@ -14,6 +14,7 @@ use lmhead::memory::{Memory, Span, SpanMut};
 use lmhead::result::{
     AdditionSpans, AnswerBuffers, DeviceInputs, PenaltySpans, SamplingSpans, TokenLogprobs,
 };
+use lmhead::sampling::Filters;
 use lmhead::{DType, Error, HiddenRows, Request, RowCounts, SamplingParams};
 
 /// A step's part of the contract, and where its rows lie.
@@ -48,9 +49,19 @@ impl Contract {
             let fix = "pass hidden states in device memory, or all inputs in host memory";
             return Err(argument("device_inputs", "none where `hidden` is host memory", got(), fix));
         }
-        let unfiltered = step.flags & sys::LMHEAD_UNFILTERED != 0;
+        let flag = |flag: u32| step.flags & flag != 0;
+        let filters = match (flag(sys::LMHEAD_UNFILTERED), flag(sys::LMHEAD_DEVICE_FILTERS)) {
+            (false, false) => Filters::ByHost,
+            (true, false) => Filters::None,
+            (false, true) => Filters::ByDevice,
+            (true, true) => {
+                let wanted = "one of LMHEAD_UNFILTERED and LMHEAD_DEVICE_FILTERS";
+                let fix = "set the second where rows may have filters, else the first";
+                return Err(argument("flags", wanted, "both", fix));
+            }
+        };
         let options =
-            StepOptions { adjusted, on_device: memory != Memory::Host, device_adjustments, unfiltered };
+            StepOptions { adjusted, on_device: memory != Memory::Host, device_adjustments, filters };
         Ok(Contract { request: request(step)?, options, rows: count("rows", step.rows)?, memory })
     }
 }
@@ -60,12 +71,13 @@ fn request(step: &lmhead_step) -> Outcome<Request> {
         | sys::LMHEAD_PROCESSED
         | sys::LMHEAD_WITH_LOGPROBS
         | sys::LMHEAD_DEVICE_MASKS
-        | sys::LMHEAD_UNFILTERED;
+        | sys::LMHEAD_UNFILTERED
+        | sys::LMHEAD_DEVICE_FILTERS;
     if step.flags & !all != 0 {
         let fix = "use the library of that header, or newer";
         return Err(argument(
             "flags",
-            "LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS and DEVICE_MASKS",
+            "LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS, DEVICE_MASKS, UNFILTERED and DEVICE_FILTERS",
             format!("{:#x}", step.flags),
             fix,
         ));

@@ -66,7 +66,7 @@ fn cuda(threads: Option<usize>, precision: Precision) -> Result<Chosen> {
     device.runs(precision)?;
     let info = device.info();
     let description = format!("cuda {} ({})", info.name, info.capability);
-    Ok(Chosen { backend: Arc::new(device.backend(cpu)), description, threads })
+    Ok(Chosen { backend: Arc::new(device.backend()), description, threads })
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -79,7 +79,7 @@ fn emulated(threads: Option<usize>) -> Result<Chosen> {
     use lmhead_emulated::EmulatedDevice;
     let cpu = CpuBackend::new(threads)?;
     let threads = cpu.threads();
-    let backend = EmulatedDevice::new(0).backend(cpu);
+    let backend = EmulatedDevice::new(0).backend();
     Ok(Chosen { backend: Arc::new(backend), description: "emulated compute capability 9.0".into(), threads })
 }
 

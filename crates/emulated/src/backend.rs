@@ -2,7 +2,6 @@
 
 use super::ffi::RawKernel;
 use super::{Buffer, Device, Fault, Kernel, LaunchConfig, Params};
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::device::{CopyRows, DeviceBackend, Grid, KernelDevice};
 use lmhead::error::{Error, Result};
 use lmhead::memory::{self, Memory, Span};
@@ -79,9 +78,9 @@ impl EmulatedDevice {
         what(&self.counts).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A whole backend on this device; `host` does what comes after the logits.
-    pub fn backend(self, host: CpuBackend) -> DeviceBackend<Self> {
-        DeviceBackend::new(self, host)
+    /// A whole backend on this device.
+    pub fn backend(self) -> DeviceBackend<Self> {
+        DeviceBackend::new(self)
     }
 
     /// A launch of that shape, by the next schedule.

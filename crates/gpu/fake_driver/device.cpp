@@ -22,8 +22,8 @@ struct End {
     std::fprintf(file, "%zu allocations, %zu streams, %zu graphs, %zu events, %zu modules, %d contexts\n",
                  memories.size() + locked.size(), streams.size(), graphs.size(), events.size(),
                  modules.size(), retained);
-    std::fprintf(file, "%lld kernels and %lld graphs loaded by a launch\n", counts.lazy_kernels,
-                 counts.lazy_graphs);
+    std::fprintf(file, "%lld kernels and %lld graphs loaded by a launch\n", total(&Counts::lazy_kernels),
+                 total(&Counts::lazy_graphs));
     std::fclose(file);
   }
 } end;
@@ -42,7 +42,11 @@ const Hooks hooks = {
     },
     [] { return recording && (recording->recording->broken = true); },
     [](int device, uint64_t address, size_t bytes) { return inside(address, bytes, device); },
-    [](void *stream, std::function<Work()> make) { return put_made(stream, std::move(make)); },
+    [](void *handle, std::function<Work()> make) {
+      const Stream *stream = known(handle);
+      if (!stream) return int(INVALID_HANDLE);
+      return put_made(handle, [=, device = stream->device] { return ++counts[device].collectives, make(); });
+    },
     [](void *handle, const std::function<bool()> &stop) {
       if (Stream *stream = known(handle)) run_queue(*stream, stop);
     },
@@ -54,22 +58,29 @@ const Hooks hooks = {
 
 extern "C" {
 
-long long fake_count(const char *what) {
+// Of a device, or of all where it is -1; -1: nobody counts that.
+long long fake_count(const char *what, int device) {
   LOCKED;
-  const std::map<std::string, long long> all = {
-      {"waits", counts.waits},
-      {"allocations", counts.allocations},
-      {"loads", counts.loads},
-      {"lazy kernels", counts.lazy_kernels},
-      {"lazy graphs", counts.lazy_graphs},
-      {"slow copies", counts.slow_copies},
-      {"handles", counts.handles},
-      {"copies", counts.copies},
-      {"bytes to the host", counts.bytes_to_host},
-      {"products", counts.products},
+  static const std::map<std::string, long long Counts::*> all = {
+      {"waits", &Counts::waits},
+      {"allocations", &Counts::allocations},
+      {"loads", &Counts::loads},
+      {"lazy kernels", &Counts::lazy_kernels},
+      {"lazy graphs", &Counts::lazy_graphs},
+      {"slow copies", &Counts::slow_copies},
+      {"handles", &Counts::handles},
+      {"kernels", &Counts::kernels},
+      {"products", &Counts::products},
+      {"collectives", &Counts::collectives},
+      {"memsets", &Counts::memsets},
+      {"copies", &Counts::copies},
+      {"bytes to the host", &Counts::bytes_to_host},
+      {"bytes to the device", &Counts::bytes_to_device},
+      {"weight bytes", &Counts::weight_bytes},
   };
   const auto found = all.find(what);
-  return found == all.end() ? -1 : found->second;
+  if (found == all.end() || device >= kDevices) return -1;
+  return device < 0 ? total(found->second) : counts[device].*found->second;
 }
 
 const Hooks *fake_driver_hooks() { return &hooks; }

@@ -26,7 +26,7 @@
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a
 //                                                   launch loaded, is written to that file
 //
-// A program that has loaded it may ask fake_count for what it did so far.
+// A program that has loaded it may ask fake_count for what it did so far, on one device or on all.
 //
 // Streams and memory belong to the device of the context that they were made in. A failed kernel loses only
 // its own device.
@@ -115,19 +115,30 @@ inline std::set<Stream *> streams;
 inline std::set<void *> graphs, events;
 inline std::set<Module *> modules;
 inline int retained = 0;  // contexts
-// What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and
-// graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
-// memory that is not locked, for which a driver waits; streams and events made. And what a step should do
-// once: copies of any kind, and products. And how many bytes came from a device to the host.
-inline struct Counts {
-  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles, copies, products;
-  long long bytes_to_host;
-} counts;
+// Of each device.
+struct Counts {
+  // What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and
+  // graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
+  // memory that is not locked, for which a driver waits; streams and events made.
+  long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles;
+  // What was put on streams; of work in a graph each launch of the graph counts. Products are kernels, too;
+  // collectives are launches of a libnccl; weight_bytes is what products read of their weights.
+  long long kernels, products, collectives, memsets, copies, bytes_to_host, bytes_to_device, weight_bytes;
+};
+inline Counts counts[kDevices];
+inline long long total(long long Counts::*what) {
+  long long sum = 0;
+  for (const Counts &one : counts) sum += one.*what;
+  return sum;
+}
 inline int lost[kDevices] = {};  // after a kernel failed, everything on its device does
 inline Stream default_streams[kDevices];
 inline const char *(*describe_peers)() = nullptr;
 inline thread_local Context *current = nullptr;
 inline thread_local Stream *recording = nullptr;
+
+// Of the device of the thread's context.
+inline Counts &here() { return counts[current->device]; }
 
 // Of every call that needs a context.
 inline int usable() { return !current ? INVALID_CONTEXT : lost[current->device]; }
@@ -137,7 +148,7 @@ inline int usable() { return !current ? INVALID_CONTEXT : lost[current->device];
 
 // Of every call that may wait, or asks whether a wait has ended: a thread that records must not.
 inline int waits() {
-  if (!recording) return ++counts.waits, SUCCESS;
+  if (!recording) return ++here().waits, SUCCESS;
   recording->recording->broken = true;
   return CAPTURE_UNSUPPORTED;
 }
@@ -164,6 +175,14 @@ inline int put_made(void *handle, std::function<Work()> make) {
 }
 inline int put(void *handle, Work work) {
   return put_made(handle, [work = std::move(work)] { return work; });
+}
+
+// The same, counted whenever it is put there.
+using Count = std::function<void(Counts &)>;
+inline int put_counted(void *handle, Count count, Work work) {
+  const Stream *stream = known(handle);
+  if (!stream) return INVALID_HANDLE;
+  return put_made(handle, [=, device = stream->device] { return count(counts[device]), work; });
 }
 
 // Runs what is on the stream until `stop()`, or up to work that never ends (NOT_READY) or waits for other
@@ -236,15 +255,11 @@ inline bool inside(uint64_t address, size_t bytes, int device = -1) {
 
 // A queued copy, which must not outlive the locked memory that it uses.
 inline std::map<uint64_t, int> pending;  // copies by the locked memory's address
-inline int put_copy(void *stream, const void *host, size_t bytes, Work work) {
-  ++counts.copies;
-  if (!within(locked, uint64_t(host), bytes)) return ++counts.slow_copies, put(stream, std::move(work));
+inline int put_copy(void *stream, const void *host, size_t bytes, Count count, Work work) {
+  if (!within(locked, uint64_t(host), bytes)) return ++here().slow_copies, put_counted(stream, count, work);
   const uint64_t start = std::prev(locked.upper_bound(uint64_t(host)))->first;
-  // Of a copy in a graph each launch is one.
-  return put_made(stream, [=] {
-    ++pending[start];
-    return Work([=] { return --pending[start], work(); });
-  });
+  const auto pends = [=](Counts &all) { count(all), ++pending[start]; };
+  return put_counted(stream, pends, [=] { return --pending[start], work(); });
 }
 
 }  // namespace fake

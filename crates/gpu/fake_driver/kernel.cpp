@@ -79,7 +79,7 @@ extern "C" {
 
 int cuModuleLoadData(Module **module, const void *image) {
   USABLE;
-  ++counts.loads;
+  ++here().loads;
   if (const int e = waits()) return e;
   // The magic number of a fatbin.
   if (*(const uint32_t *)image != 0xba55ed50u) return INVALID_IMAGE;
@@ -107,7 +107,7 @@ int cuModuleGetFunction(Function **out, Module *module, const char *name) {
 }
 int cuFuncLoad(Function *function) {
   USABLE;
-  ++counts.loads;
+  ++here().loads;
   if (const int e = waits()) return e;
   return function->loaded = true, 0;
 }
@@ -132,7 +132,7 @@ int cuFuncGetParamInfo(const Function *function, size_t index, size_t *offset, s
 int cuLaunchKernelEx(const Config *config, Function *function, void **params, void **extra) {
   USABLE;
   if (extra) return INVALID_VALUE;
-  if (!function->loaded) ++counts.lazy_kernels, function->loaded = true;
+  if (!function->loaded) ++here().lazy_kernels, function->loaded = true;
   emulated::Launch launch = {};
   launch.kernel = function->kernel, launch.dynamic_shared = config->shared,
   launch.shared_limit = function->shared_limit;
@@ -156,14 +156,20 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
     const auto *words = static_cast<const uint32_t *>(params[0]);
     std::fprintf(log, " sizes %u %u %u\n", words[6], words[7], words[8]), std::fclose(log);
   }
-  if (std::strstr(function->kernel->name, "matmul")) ++counts.products;
   if (const int e = int(number("FAKE_LAUNCH", 0)); e && launches++ >= number("FAKE_FROM", 0)) return e;
   const auto *bytes = static_cast<const uint8_t *>(params[0]);
   const std::vector<uint8_t> copy(bytes, bytes + function->kernel->params_bytes);
   // A stream of another context takes no launch.
   const Stream *stream = known(config->stream);
   if (!stream || stream->device != current->device) return INVALID_HANDLE;
-  return put(config->stream, [=, device = stream->device] {
+  const auto count = [=, name = function->kernel->name](Counts &all) {
+    ++all.kernels;
+    if (!std::strstr(name, "matmul")) return;
+    const auto &p = *reinterpret_cast<const MatmulParams *>(copy.data());
+    const uint64_t weight = std::strncmp(name, "gather_", 7) == 0 ? 2 : 1;  // bytes
+    ++all.products, all.weight_bytes += (long long)(p.vocab * weight * p.hidden);
+  };
+  return put_counted(config->stream, count, [=, device = stream->device] {
     if (log) return int(number("FAKE_RUN", 0));
     return run(launch, copy, device);
   });

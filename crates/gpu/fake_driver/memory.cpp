@@ -8,7 +8,7 @@ namespace {
 size_t used[kDevices] = {};
 
 int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
-  ++counts.allocations;
+  ++here().allocations;
   if (const int e = waits()) return e;
   if (bytes == 0) return INVALID_VALUE;
   auto *start = static_cast<uint8_t *>(std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 2 * kGuard));
@@ -17,9 +17,16 @@ int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
   std::memset(start + kGuard + bytes, kFence, kGuard);
   return all[*address = uint64_t(start + kGuard)] = {start, bytes, current->device}, 0;
 }
+// A copy from or to the host, or on the device.
+Count copied(size_t bytes, bool from_host, bool to_host) {
+  return [=](Counts &all) {
+    ++all.copies;
+    if (from_host != to_host) (to_host ? all.bytes_to_host : all.bytes_to_device) += (long long)bytes;
+  };
+}
 int release(std::map<uint64_t, Memory> &all, uint64_t address) {
   if (!current) return INVALID_CONTEXT;
-  ++counts.allocations;
+  ++here().allocations;
   if (const int e = waits()) return e;
   const auto found = all.find(address);
   if (found == all.end()) return INVALID_VALUE;
@@ -66,7 +73,7 @@ int cuMemFreeHost(void *start) {
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
   USABLE;
-  return put(stream, [=] {
+  return put_counted(stream, [](Counts &all) { ++all.memsets; }, [=] {
     return inside(to, bytes) ? (std::memset((void *)to, value, bytes), 0) : ILLEGAL_ADDRESS;
   });
 }
@@ -75,7 +82,7 @@ int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
   if (to % 4) return INVALID_VALUE;
   if (FILE *log = std::getenv("FAKE_LOG") ? std::fopen(std::getenv("FAKE_LOG"), "a") : nullptr)
     std::fprintf(log, "%zu words set to %u\n", words, value), std::fclose(log);
-  return put(stream, [=] {
+  return put_counted(stream, [](Counts &all) { ++all.memsets; }, [=] {
     if (!inside(to, 4 * words)) return int(ILLEGAL_ADDRESS);
     for (size_t i = 0; i < words; ++i) ((unsigned *)to)[i] = value;
     return 0;
@@ -83,21 +90,19 @@ int cuMemsetD32Async(uint64_t to, unsigned value, size_t words, void *stream) {
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
   USABLE;
-  return put_copy(stream, from, bytes, [=] {
+  return put_copy(stream, from, bytes, copied(bytes, true, false), [=] {
     return inside(to, bytes) ? (std::memcpy((void *)to, from, bytes), 0) : ILLEGAL_ADDRESS;
   });
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
-  counts.bytes_to_host += bytes;
-  return put_copy(stream, to, bytes, [=] {
+  return put_copy(stream, to, bytes, copied(bytes, false, true), [=] {
     return inside(from, bytes) ? (std::memcpy(to, (void *)from, bytes), 0) : ILLEGAL_ADDRESS;
   });
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
   USABLE;
-  ++counts.copies;
-  return put(stream, [=] {
+  return put_counted(stream, copied(bytes, false, false), [=] {
     if (!inside(to, bytes) || !inside(from, bytes)) return int(ILLEGAL_ADDRESS);
     return std::memmove((void *)to, (void *)from, bytes), 0;
   });
@@ -135,10 +140,10 @@ int cuMemcpy2DAsync_v2(const Copy2d *copy, void *stream) {
       std::memcpy(all.to.start() + row * all.to.pitch, all.from.start() + row * all.from.pitch, all.width);
     return 0;
   };
-  if (from.type == 2 && to.type == 1) counts.bytes_to_host += all.width * all.height;
+  const Count count = copied(all.width * all.height, from.type == 1, to.type == 1);
   const Side2d &host = from.type == 1 ? from : to;
-  if (host.type == 1) return put_copy(stream, host.host, (all.height - 1) * host.pitch + all.width, work);
-  return ++counts.copies, put(stream, work);
+  const size_t bytes = (all.height - 1) * host.pitch + all.width;
+  return host.type == 1 ? put_copy(stream, host.host, bytes, count, work) : put_counted(stream, count, work);
 }
 
 }  // extern "C"

@@ -18,7 +18,7 @@ extern "C" {
 
 int cuStreamCreate(Stream **out, unsigned) {
   USABLE;
-  ++counts.handles;
+  ++here().handles;
   *out = new Stream, (*out)->device = current->device;
   return streams.insert(*out), 0;
 }
@@ -81,7 +81,7 @@ int cuGraphUpload(Graph *graph, void *handle) {
 int cuGraphLaunch(Graph *graph, void *stream) {
   USABLE;
   if (const int e = int(number("FAKE_REPLAY", 0))) return e;
-  if (!graph->uploaded) ++counts.lazy_graphs, graph->uploaded = true;
+  if (!graph->uploaded) ++here().lazy_graphs, graph->uploaded = true;
   for (const auto &make : graph->work)
     if (const int e = put_made(stream, make)) return e;
   return 0;
@@ -94,7 +94,7 @@ int cuGraphExecDestroy(Graph *graph) { return cuGraphDestroy(graph); }
 
 int cuEventCreate(Event **out, unsigned) {
   USABLE;
-  ++counts.handles;
+  ++here().handles;
   return *out = new Event, events.insert(*out), 0;
 }
 int cuEventDestroy_v2(Event *event) {

@@ -1,11 +1,15 @@
 //! Whole steps in CUDA graphs: what each rank does, over NCCL or alone. Rows, indices and the number of rows
 //! change from replay to replay, one rank is late in turn, and every answer has the bits of an eager step of
 //! a head that has the whole vocabulary.
+//!
+//! * `adjusted`: masks, logit bias and penalties.
 
-use lmhead::backend::cpu::CpuBackend;
+mod adjusted;
+
+use adjusted::{Placed, RowAdjustments};
 use lmhead::backend::cuda::{CudaDevice, Graph};
 use lmhead::backend::device::KernelDevice;
-use lmhead::backend::{Backend, On};
+use lmhead::backend::{Backend, DeviceAdjustments, On};
 use lmhead::config::{HeadConfig, Quantization, Verify};
 use lmhead::dtype::DType;
 use lmhead::exchange::Exchange;
@@ -13,10 +17,10 @@ use lmhead::head::{LmHead, StepOptions};
 use lmhead::layout::{HeadGroup, ParallelLayout, RankOrder};
 use lmhead::memory::{Memory, Span, SpanMut};
 use lmhead::result::{
-    Answer, AnswerBuffers, DeviceInputs, Output, Request, RowInputs, SamplingSpans, StepStats,
+    Answer, AnswerBuffers, DeviceInputs, Output, Request, RowInputs, SamplingSpans, StepStats, TokenLogprobs,
 };
 use lmhead::rows::{HiddenRows, RowCounts};
-use lmhead::sampling::SamplingParams;
+use lmhead::sampling::{Filters, SamplingParams};
 use lmhead_testkit::product::shards::backend_of;
 use lmhead_testkit::{Random, TestHead, local_group};
 use std::sync::Arc;
@@ -37,6 +41,10 @@ pub struct Kind {
     /// Fixed shapes of padded rows, or counts that nobody verifies.
     pub padded: bool,
     pub request: Request,
+    /// Of samples.
+    pub filters: Filters,
+    /// What rows have in device memory.
+    pub adjustments: DeviceAdjustments,
     pub quantization: Quantization,
     pub dtype: DType,
     /// An odd one leaves rows aligned to nothing.
@@ -51,8 +59,12 @@ impl Kind {
     }
 
     fn options(&self) -> StepOptions {
-        let unfiltered = self.request == Request::sample();
-        StepOptions { on_device: true, unfiltered, ..StepOptions::default() }
+        StepOptions {
+            on_device: true,
+            filters: self.filters,
+            device_adjustments: self.adjustments,
+            ..StepOptions::default()
+        }
     }
 }
 
@@ -63,11 +75,19 @@ pub fn kinds(ranks: usize) -> Vec<Kind> {
         split: false,
         padded: true,
         request: Request::top_k(5),
+        filters: Filters::ByHost,
+        adjustments: DeviceAdjustments::default(),
         quantization: Quantization::None,
         dtype: DType::Bf16,
         hidden: 64,
         vocab: 333,
     };
+    let unfiltered = Kind { request: Request::sample(), filters: Filters::None, ..plain };
+    let filtered = Kind { filters: Filters::ByDevice, ..unfiltered };
+    let with_logprobs = Request::Sample { logprobs: Some(TokenLogprobs { top_n: 2, processed: false }) };
+    let none = plain.adjustments;
+    let all = DeviceAdjustments { allowed: true, additions: 5, counts: 3 };
+    let adjusted = Kind { adjustments: all, ..plain };
     let mut kinds = vec![
         plain,
         Kind { padded: false, request: Request::argmax(), ..plain },
@@ -77,14 +97,34 @@ pub fn kinds(ranks: usize) -> Vec<Kind> {
         Kind { request: Request::top_k(100), ..plain },
         Kind { request: Request::Logprobs { targets: 2, top_n: 3, processed: false }, ..plain },
         Kind { padded: false, request: Request::logprobs(0), quantization: Quantization::W8a8, ..plain },
-        Kind { request: Request::sample(), ..plain },
-        Kind { padded: false, request: Request::sample(), quantization: Quantization::W8a8, ..plain },
+        unfiltered,
+        Kind { padded: false, quantization: Quantization::W8a8, ..unfiltered },
+        filtered,
+        Kind { padded: false, request: with_logprobs, quantization: Quantization::W8a8, ..filtered },
+        // Searches with shards of more than one part, and a rank without ids.
+        Kind { vocab: 1500, request: with_logprobs, ..filtered },
+        Kind { vocab: 65, ..filtered },
         // A header that is longer than a row, and a rank without ids.
         Kind { hidden: 8, vocab: 65, ..plain },
+        adjusted,
+        Kind { padded: false, adjustments: all, ..unfiltered },
+        Kind {
+            request: Request::top_k(100),
+            adjustments: DeviceAdjustments { allowed: true, ..none },
+            ..plain
+        },
+        Kind { request: Request::logits(DType::F32), quantization: Quantization::W8a8, ..adjusted },
+        Kind { request: Request::argmax(), vocab: 65, ..adjusted },
+        Kind { request: Request::Logprobs { targets: 1, top_n: 2, processed: true }, ..adjusted },
+        Kind { adjustments: DeviceAdjustments { counts: 40, ..none }, ..unfiltered },
+        // Logprobs of the logits without adjustments, beside draws from those with them.
+        Kind { adjustments: all, request: with_logprobs, ..filtered },
     ];
     if ranks.is_multiple_of(2) && ranks > 0 {
-        let both = [false, true].map(|split| Kind { tp: 2, split, ..plain });
-        kinds.extend(both);
+        for split in [false, true] {
+            kinds.push(Kind { tp: 2, split, ..plain });
+            kinds.push(Kind { tp: 2, split, request: with_logprobs, ..filtered });
+        }
         kinds.push(Kind {
             tp: 2,
             split: true,
@@ -92,10 +132,25 @@ pub fn kinds(ranks: usize) -> Vec<Kind> {
             request: Request::logits(DType::Bf16),
             ..plain
         });
+        let both = [false, true].map(|split| Kind { tp: 2, split, ..adjusted });
+        kinds.extend(both);
+        kinds.push(Kind { tp: 2, split: true, adjustments: all, ..unfiltered });
+        kinds.push(Kind {
+            tp: 2,
+            request: Request::Logprobs { targets: 1, top_n: 2, processed: true },
+            ..adjusted
+        });
+        kinds.push(Kind { tp: 2, split: true, padded: false, request: Request::argmax(), ..adjusted });
     }
     if ranks > 1 {
         // One replica.
+        kinds.push(Kind { tp: ranks, padded: false, ..filtered });
         kinds.push(Kind { tp: ranks, split: true, hidden: 40, ..plain });
+        // Also with masks that are read in place, and ranks without ids that look at their rows all the same.
+        let one = Kind { tp: ranks, request: Request::argmax(), ..adjusted };
+        kinds.push(Kind { vocab: 65, ..one });
+        kinds.push(Kind { split: true, vocab: 65, ..one });
+        kinds.push(Kind { split: true, padded: false, vocab: 65, ..one });
     }
     kinds
 }
@@ -207,9 +262,19 @@ fn bits_of(answer: &Answer, kind: &Kind) -> Bits {
         Output::TopK { values, ids, logsumexp, .. } => {
             [none(), bytes(ids), floats(values), floats(logsumexp), none(), none(), none(), none()]
         }
-        Output::Argmax { ids } | Output::Sample { ids, .. } => {
+        Output::Argmax { ids } | Output::Sample { ids, logprobs: None } => {
             [none(), bytes(ids), none(), none(), none(), none(), none(), none()]
         }
+        Output::Sample { ids, logprobs: Some(told) } => [
+            none(),
+            bytes(ids),
+            none(),
+            none(),
+            floats(&told.logprobs),
+            bytes(&told.ranks),
+            bytes(&told.top_ids),
+            floats(&told.top_logprobs),
+        ],
         Output::Logprobs(told) => [
             none(),
             none(),
@@ -236,6 +301,7 @@ struct Brought {
     indices: Vec<i64>,
     targets: Vec<i64>,
     sampling: Vec<SamplingParams>,
+    adjustments: Vec<RowAdjustments>,
 }
 
 fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usize) -> Brought {
@@ -257,36 +323,59 @@ fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usiz
         _ => random.below(kind.vocab) as i64,
     };
     let targets = (0..rows * kind.targets()).map(target).collect();
-    let params = |_| SamplingParams {
-        seed: random.next(),
-        position: random.next() >> 1,
-        temperature: [0.0, 0.7, 1.0, 2.5][random.below(4)],
-        ..SamplingParams::default()
+    let params = |_| {
+        let plain = SamplingParams {
+            seed: random.next(),
+            position: random.next() >> 1,
+            temperature: [0.0, 0.7, 1.0, 2.5][random.below(4)],
+            ..SamplingParams::default()
+        };
+        if kind.filters != Filters::ByDevice {
+            return plain;
+        }
+        SamplingParams {
+            top_k: [0, 1, 3, 40, kind.vocab / 2, 1200, kind.vocab + 7][random.below(7)],
+            top_p: [1.0, 0.9, 0.3, 1e-6][random.below(4)],
+            min_p: [0.0, 0.0, 0.05, 1.0][random.below(4)],
+            ..plain
+        }
     };
-    Brought { rows: test.rows(SOURCE, seed), indices, targets, sampling: (0..rows).map(params).collect() }
+    let sampling = (0..rows).map(params).collect();
+    let adjustments =
+        (0..rows).map(|_| adjusted::random(&mut random, kind.adjustments, kind.vocab)).collect();
+    Brought { rows: test.rows(SOURCE, seed), indices, targets, sampling, adjustments }
 }
 
 /// What the rows must be answered, by a head that has the whole vocabulary; rows without an index, or with a
-/// target that cannot be, answer nothing.
+/// target or an adjustment that cannot be, answer nothing.
 fn wanted(whole: &mut LmHead, test: &TestHead, kind: &Kind, brought: &Brought) -> Bits {
     let (per_row, vocab) = (kind.targets(), kind.vocab as i64);
     let targets_of = |row: usize| &brought.targets[row * per_row..(row + 1) * per_row];
     let is_good = |row: usize| {
         let legal = |id: &i64| *id == -100 || (0..vocab).contains(id);
-        (0..SOURCE as i64).contains(&brought.indices[row]) && targets_of(row).iter().all(legal)
+        (0..SOURCE as i64).contains(&brought.indices[row])
+            && targets_of(row).iter().all(legal)
+            && brought.adjustments[row].good
     };
     let good: Vec<usize> = (0..brought.indices.len()).filter(|row| is_good(*row)).collect();
     let indices: Vec<i64> = good.iter().map(|row| brought.indices[*row]).collect();
     let targets: Vec<i64> = good.iter().flat_map(|row| targets_of(*row)).copied().collect();
     let sampling: Vec<SamplingParams> = good.iter().map(|row| brought.sampling[*row]).collect();
+    let adjustments = adjusted::Lists::new(good.iter().map(|row| &brought.adjustments[*row]));
+    let adjusted = !kind.adjustments.is_empty();
     let inputs = RowInputs {
         targets: (per_row > 0).then_some(&targets[..]),
-        sampling: (kind.request == Request::sample()).then_some(&sampling[..]),
+        sampling: matches!(kind.request, Request::Sample { .. }).then_some(&sampling[..]),
+        adjustments: adjusted.then(|| adjustments.on_host(kind.adjustments)),
         ..RowInputs::default()
     };
     let hidden = HiddenRows::new(&brought.rows, test.dtype, SOURCE, test.hidden).expect("rows");
     let hidden = hidden.select_i64(&indices).expect("indices");
-    let step = whole.step(RowCounts::exact(&[good.len()]), &kind.request).expect("a step");
+    let counts = RowCounts::exact(&[good.len()]);
+    let step = match adjusted {
+        true => whole.step_adjusted(counts, &kind.request).expect("a step"),
+        false => whole.step(counts, &kind.request).expect("a step"),
+    };
     let answer = step.run_with(hidden, &inputs).expect("an answer");
     let mut rows = bits_of(&answer, kind).into_iter();
     let each = |row: usize| {
@@ -309,6 +398,10 @@ pub struct Stepper<'d> {
     seeds: Room<'d>,
     positions: Room<'d>,
     temperatures: Room<'d>,
+    top_k: Room<'d>,
+    top_p: Room<'d>,
+    min_p: Room<'d>,
+    adjustments: Placed<'d>,
     answers: Answers<'d>,
     workspace: Option<Room<'d>>,
 }
@@ -320,7 +413,7 @@ fn test_head(kind: &Kind) -> TestHead {
 }
 
 fn backend(device: &CudaDevice) -> Arc<dyn Backend> {
-    Arc::new(backend_of(device.clone(), CpuBackend::new(Some(1)).expect("the CPU backend"), false))
+    Arc::new(backend_of(device.clone(), false))
 }
 
 impl<'d> Stepper<'d> {
@@ -339,6 +432,8 @@ impl<'d> Stepper<'d> {
         let own = test.shard(group.shard(kind.vocab, me));
         let brings = |replica: usize| match replica {
             last if last > 0 && last + 1 == layout.dp => 0,
+            // Of several ranks without other replicas: fewer rows than the shape has.
+            _ if layout.dp == 1 && ranks > 1 => CAPACITY - 1,
             _ => CAPACITY - replica % 2,
         };
         let rows = brings(group.replica_of(me));
@@ -362,6 +457,10 @@ impl<'d> Stepper<'d> {
             seeds: Room::new(device, 8 * CAPACITY),
             positions: Room::new(device, 8 * CAPACITY),
             temperatures: Room::new(device, 4 * CAPACITY),
+            top_k: Room::new(device, 4 * CAPACITY),
+            top_p: Room::new(device, 4 * CAPACITY),
+            min_p: Room::new(device, 4 * CAPACITY),
+            adjustments: Placed::new(device, kind.adjustments, kind.vocab),
             answers: Answers::new(device, &kind),
             workspace: Some(Room::new(device, bytes)),
         };
@@ -375,7 +474,8 @@ impl<'d> Stepper<'d> {
     /// Where the warm-up fails.
     pub fn prepare(&mut self) {
         let stream = self.device.handle(self.on());
-        self.head.warm_up_on_device(stream, CAPACITY, &[self.kind.request]).expect("a warm-up");
+        let (request, of) = (self.kind.request, self.kind.adjustments);
+        self.head.warm_up_on_device(stream, CAPACITY, &[request], of).expect("a warm-up");
     }
 
     /// From now on steps have no workspace of the engine's.
@@ -400,8 +500,13 @@ impl<'d> Stepper<'d> {
         let of = |each: fn(&SamplingParams) -> u64| brought.sampling.iter().map(each).collect::<Vec<u64>>();
         copy(&self.seeds, bytemuck::cast_slice(&of(|params| params.seed)));
         copy(&self.positions, bytemuck::cast_slice(&of(|params| params.position)));
-        let temperatures: Vec<f32> = brought.sampling.iter().map(|params| params.temperature).collect();
-        copy(&self.temperatures, bytemuck::cast_slice(&temperatures));
+        let of = |each: fn(&SamplingParams) -> f32| brought.sampling.iter().map(each).collect::<Vec<f32>>();
+        copy(&self.temperatures, bytemuck::cast_slice(&of(|params| params.temperature)));
+        copy(&self.top_p, bytemuck::cast_slice(&of(|params| params.top_p)));
+        copy(&self.min_p, bytemuck::cast_slice(&of(|params| params.min_p)));
+        let top_k: Vec<i32> = brought.sampling.iter().map(|params| params.top_k as i32).collect();
+        copy(&self.top_k, bytemuck::cast_slice(&top_k));
+        self.adjustments.bring(&brought.adjustments, stream);
         let poison = vec![0xee; self.answers.status.bytes];
         device.write_on(stream, &self.answers.status.buffer, 0, &poison).expect("a copy");
     }
@@ -432,13 +537,15 @@ impl<'d> Stepper<'d> {
             seed: Some(self.seeds.span(8 * n)),
             position: Some(self.positions.span(8 * n)),
             temperature: Some(self.temperatures.span(4 * n)),
-            ..SamplingSpans::default()
+            top_k: Some(self.top_k.span(4 * n)),
+            top_p: Some(self.top_p.span(4 * n)),
+            min_p: Some(self.min_p.span(4 * n)),
         };
         let targets = kind.targets();
         let on_device = DeviceInputs {
             targets: (targets > 0).then(|| self.targets.span(8 * n * targets)),
             sampling: matches!(request, Request::Sample { .. }).then_some(sampling),
-            ..DeviceInputs::default()
+            ..self.adjustments.inputs(n)
         };
         let inputs = RowInputs { on_device, ..RowInputs::default() };
         let row_bytes = kind.hidden * kind.dtype.size();
@@ -477,12 +584,18 @@ impl<'d> Stepper<'d> {
 
     /// Brings some rows that are all there.
     pub fn bring_rows(&self, replay: u64) {
+        self.bring_biased(replay, 0.0);
+    }
+
+    /// [`Stepper::bring_rows`], of which each has so much added to its logit 1, where the kind has adjustments.
+    pub fn bring_biased(&self, replay: u64, bias: f32) {
         let rows = test_head(&self.kind).rows(SOURCE, replay);
         self.bring(&Brought {
             rows,
             indices: (0..self.rows as i64).collect(),
             targets: vec![0; self.rows * self.kind.targets()],
             sampling: vec![SamplingParams::default(); self.rows],
+            adjustments: vec![adjusted::biased(self.kind.vocab, bias); self.rows],
         });
     }
 }
@@ -517,7 +630,10 @@ pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind
             // Logits of a row that is none are as they were computed.
             if want.0 != 3 {
                 assert_eq!(got.1, want.1, "{}", of());
-            } else if !matches!(kind.request, Request::Logits { .. } | Request::Logprobs { .. }) {
+            } else if !matches!(
+                kind.request,
+                Request::Logits { .. } | Request::Logprobs { .. } | Request::Sample { logprobs: Some(_) }
+            ) {
                 assert_eq!(got.1[..8], [0xff; 8], "id of {}", of());
             }
         }

@@ -9,10 +9,10 @@ use lmhead::backend::params as p;
 pub enum Fill {
     /// Every byte alike.
     Bytes(u8),
-    /// Random values of both signs; of floats magnitudes from 2^-8 to 1.
+    /// Random values of both signs; of floats magnitudes from 2^-8 to 1, of E4M3 any below 2.
     Random(DType, u64),
     /// Integers from -8 to 7. The first of every `row` elements is 127, so that a row of them is quantised
-    /// with the scale 1; 0: none is.
+    /// with the scale 1; 0: none is, as of E4M3.
     Small { dtype: DType, seed: u64, row: usize },
 }
 
@@ -27,11 +27,19 @@ pub fn random(seed: u64, place: u64) -> u64 {
 /// The `LMHEAD_FILL_SMALL_*` of a type.
 pub fn small_kind(dtype: DType) -> u32 {
     match dtype {
-        DType::I8 | DType::E4m3 => p::LMHEAD_FILL_SMALL_I8,
+        DType::I8 => p::LMHEAD_FILL_SMALL_I8,
+        DType::E4m3 => p::LMHEAD_FILL_SMALL_E4M3,
         DType::Bf16 => p::LMHEAD_FILL_SMALL_BF16,
         DType::F16 => p::LMHEAD_FILL_SMALL_F16,
         DType::F32 => p::LMHEAD_FILL_SMALL_F32,
     }
+}
+
+/// A small integer in E4M3, as `check::bits_of` (`kernels/check/values.cuh`).
+fn e4m3(value: i32) -> u8 {
+    assert!((-8..8).contains(&value), "an integer from -8 to 7, got {value}; fill rows of bf16 with 127");
+    let magnitude = (value.abs() as f32).to_bits() >> 20;
+    magnitude.saturating_sub((127 - 7) << 3) as u8 | if value < 0 { 0x80 } else { 0 }
 }
 
 impl Fill {
@@ -41,7 +49,8 @@ impl Fill {
             Fill::Bytes(value) => (p::LMHEAD_FILL_BYTES, u64::from(value), 0),
             Fill::Random(dtype, seed) => {
                 let kind = match dtype {
-                    DType::I8 | DType::E4m3 => p::LMHEAD_FILL_I8,
+                    DType::I8 => p::LMHEAD_FILL_I8,
+                    DType::E4m3 => p::LMHEAD_FILL_E4M3,
                     DType::Bf16 => p::LMHEAD_FILL_BF16,
                     DType::F16 => p::LMHEAD_FILL_F16,
                     DType::F32 => p::LMHEAD_FILL_F32,
@@ -61,7 +70,9 @@ impl Fill {
             Fill::Random(dtype, seed) => {
                 let word = random(seed, place);
                 match dtype {
-                    DType::I8 | DType::E4m3 => word,
+                    DType::I8 => word,
+                    // No NaN: without the highest bit of the exponent.
+                    DType::E4m3 => word & 0xbfbf_bfbf_bfbf_bfbf,
                     // In each lane: sign and mantissa kept, the exponent made of three random bits and a
                     // base.
                     DType::Bf16 => {
@@ -87,6 +98,7 @@ impl Fill {
                     let value = if first { 127 } else { (word >> (8 * size * i) & 15) as i32 - 8 };
                     match dtype {
                         DType::I8 => to[0] = value as i8 as u8,
+                        DType::E4m3 => to[0] = e4m3(value),
                         _ => dtype.round_into(&[value as f32], to),
                     }
                 }

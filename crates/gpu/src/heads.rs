@@ -11,6 +11,7 @@ use lmhead::backend::device::KernelDevice;
 use lmhead::plan::{Plan, Precision};
 use lmhead::{DType, Result};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -51,9 +52,11 @@ pub enum Kind {
     W8a8,
     /// From bf16 rows.
     W8a16,
+    /// E4M3 with a scale per row, from bf16 rows.
+    Fp8,
 }
 
-pub const KINDS: [Kind; 3] = [Kind::Bf16, Kind::W8a8, Kind::W8a16];
+pub const KINDS: [Kind; 4] = [Kind::Bf16, Kind::W8a8, Kind::W8a16, Kind::Fp8];
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,6 +64,7 @@ impl fmt::Display for Kind {
             Kind::Bf16 => "bf16",
             Kind::W8a8 => "w8a8",
             Kind::W8a16 => "w8a16",
+            Kind::Fp8 => "fp8",
         })
     }
 }
@@ -71,6 +75,7 @@ impl Kind {
             Kind::Bf16 => Precision::Bf16,
             Kind::W8a8 => Precision::W8a8(DType::Bf16),
             Kind::W8a16 => Precision::W8a16(DType::Bf16),
+            Kind::Fp8 => Precision::Fp8(DType::Bf16),
         }
     }
 
@@ -86,7 +91,11 @@ impl Kind {
 
     /// The weights of its peers.
     fn weights(self) -> &'static str {
-        if self == Kind::Bf16 { "bf16" } else { "int8" }
+        match self {
+            Kind::Bf16 => "bf16",
+            Kind::W8a8 | Kind::W8a16 => "int8",
+            Kind::Fp8 => "fp8",
+        }
     }
 }
 
@@ -114,7 +123,7 @@ pub fn stream(device: &CudaDevice) -> std::result::Result<OwnedStream, String> {
     device.open_stream().map_err(said)
 }
 
-fn said(e: lmhead::Error) -> String {
+pub fn said(e: lmhead::Error) -> String {
     e.to_string()
 }
 
@@ -122,7 +131,7 @@ fn said(e: lmhead::Error) -> String {
 /// second-level cache together, and integers with what their products must be.
 pub struct Weights<'d> {
     kind: Kind,
-    copies: Vec<Loaded<'d, CudaDevice>>,
+    pub copies: Vec<Loaded<'d, CudaDevice>>,
     integers: Loaded<'d, CudaDevice>,
     projection: Buffer,
     /// Of one copy, scales included.
@@ -148,7 +157,7 @@ impl<'d> Weights<'d> {
     }
 
     /// Rows of a step: spread over the source, in no order.
-    fn picks(&self, rows: usize) -> Vec<i64> {
+    pub fn picks(&self, rows: usize) -> Vec<i64> {
         let source = self.copies[0].operands.source_rows;
         (0..rows).map(|i| ((i * 5003 + 17) % source) as i64).collect()
     }
@@ -225,7 +234,8 @@ impl<'w, 'd> Replayed<'w, 'd> {
     }
 }
 
-fn median(seconds: &[f64]) -> f64 {
+/// Of one or more.
+pub fn median(seconds: &[f64]) -> f64 {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]
@@ -474,7 +484,7 @@ fn measure(
     let time = || end.saturating_duration_since(Instant::now()).as_secs_f64();
     report.save()?;
     let own = stream(device)?;
-    let mut peers = Peers::start(end);
+    let mut peers = Peers::start(end, &[]);
     let most = row_counts().iter().copied().max().expect("some");
     let weight = kind.precision().weight_bytes();
     // With rows and logits of 16 bits.
@@ -572,19 +582,13 @@ fn product(
     let reading = roofs.reading(bytes, launches).map_err(said)?;
     let copying = roofs.copying(bytes, launches).map_err(said)?;
     let told = peers.prepare(head.vocab, head.hidden, rows, launches, weights.kind.weights());
-    let told_peers = told["peers"].as_array().cloned().unwrap_or_default();
-
-    let peers_cell = std::cell::RefCell::new(&mut *peers);
+    let shared = RefCell::new(&mut *peers);
     let mut turns: Vec<Turn<'_>> = vec![Box::new(|| run.work.replay().map_err(said))];
     for reading in &reading {
         turns.push(Box::new(|| reading.work.replay().map_err(said)));
     }
     turns.push(Box::new(|| copying.replay().map_err(said)));
-    // A peer that is gone has no time, and stops nobody.
-    for peer in 0..told_peers.len() {
-        let peers = &peers_cell;
-        turns.push(Box::new(move || Ok(peers.borrow_mut().replay(peer).unwrap_or(f64::NAN))));
-    }
+    turns.extend(Peers::turns(&shared, &told));
     // Half of the time has gone into what comes before.
     let times = by_turns(&mut turns, (seconds - began.elapsed().as_secs_f64()).max(seconds / 2.0))?;
     drop(turns);
@@ -603,15 +607,6 @@ fn product(
     let with = |mut value: Value, key: &str, text: Value| {
         value[key] = text;
         value
-    };
-    let peer = |(told, times): (&Value, &Vec<f64>)| {
-        let seen: Vec<f64> = times.iter().copied().filter(|t| t.is_finite()).collect();
-        let bytes = told["bytes"].as_u64().unwrap_or(0) as usize;
-        let mut row = if seen.is_empty() { json!({}) } else { quantiles(&seen, bytes) };
-        for key in ["name", "output", "bytes", "error", "correct"] {
-            row[key] = told[key].clone();
-        }
-        row
     };
     let operations = 2.0 * (rows * head.vocab * head.hidden) as f64 / median(own);
     let share = best.map(|(_, times)| median(times) / median(own));
@@ -634,7 +629,7 @@ fn product(
         "read_roof": best.map(|(way, times)| with(quantiles(times, bytes), "way", json!(way.to_string()))),
         "reads": reading.iter().zip(reads).zip(&problems).map(read).collect::<Vec<_>>(),
         "copy_roof": quantiles(copies, bytes),
-        "peers": told_peers.iter().zip(peer_times).map(peer).collect::<Vec<_>>(),
+        "peers": Peers::with_times(&told, peer_times),
         "refusals": told["refusals"],
     });
     for (key, value) in more.as_object().expect("an object") {
@@ -692,7 +687,7 @@ mod tests {
     #[test]
     fn a_kind_that_fails_takes_no_other_along_and_is_tried_once_more() {
         let (done, log) = started(&[]);
-        assert_eq!(log, "bf16\nw8a8\nw8a16\n");
+        assert_eq!(log, "bf16\nw8a8\nw8a16\nfp8\n");
         let problem = done.expect_err("one has failed");
         assert!(problem.starts_with("w8a8: exit status: 1: "), "{problem}");
         let waiting: Vec<_> = names()
@@ -700,7 +695,7 @@ mod tests {
             .map(|(_, n)| format!("{n}: {NOT_REACHED}"))
             .collect();
         let (done, log) = started(&waiting[1..]);
-        assert_eq!(log, "bf16\nw8a8\nw8a8\nw8a16\n");
+        assert_eq!(log, "bf16\nw8a8\nw8a8\nw8a16\nfp8\n");
         assert!(done.is_err());
     }
 
@@ -723,6 +718,6 @@ mod tests {
     fn kinds_are_known_by_name() {
         assert!(KINDS.into_iter().all(|kind| Kind::named(&kind.to_string()) == Ok(kind)));
         let refused = Kind::named("w4a16").expect_err("no kind");
-        assert_eq!(refused, "wanted a kind of weights, got \"w4a16\"; name one of bf16, w8a8, w8a16");
+        assert_eq!(refused, "wanted a kind of weights, got \"w4a16\"; name one of bf16, w8a8, w8a16, fp8");
     }
 }

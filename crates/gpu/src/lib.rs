@@ -7,12 +7,16 @@
 pub mod about;
 #[cfg(feature = "cuda")]
 pub mod answer_costs;
+#[cfg(feature = "cuda")]
+pub mod answers;
 #[cfg(feature = "nccl")]
 pub mod captured_steps;
 pub mod check;
 #[cfg(feature = "cuda")]
 pub mod clocked;
 pub mod code;
+#[cfg(feature = "cuda")]
+pub mod device_step;
 #[cfg(feature = "cuda")]
 pub mod fake_driver;
 #[cfg(feature = "cuda")]

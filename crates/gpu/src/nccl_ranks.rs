@@ -5,7 +5,6 @@
 use crate::captured_steps;
 use lmhead::DType;
 use lmhead::backend::Backend;
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::cuda::{CudaDevice, Graph};
 use lmhead::backend::device::{KernelDevice, stream_marks};
 use lmhead::config::Quantization;
@@ -98,8 +97,7 @@ fn cases_of(size: usize, wanted: usize) -> Vec<Case> {
 /// # Panics
 /// Where bits differ.
 pub fn steps(rank: &Ranked, wanted: usize) -> Value {
-    let host = CpuBackend::new(Some(1)).expect("the CPU backend");
-    let backend: Arc<dyn Backend> = Arc::new(backend_of(rank.device.clone(), host, false));
+    let backend: Arc<dyn Backend> = Arc::new(backend_of(rank.device.clone(), false));
     let (size, me) = (rank.exchange.size(), rank.exchange.me());
     let place = Resident::over(vec![(rank.device.clone(), backend)], |_| Vec::new());
     let cases = cases_of(size, wanted);

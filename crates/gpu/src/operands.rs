@@ -8,6 +8,7 @@ use crate::fill::Fill;
 use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, NO_PARTIALS, Spec};
 use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LogitMatrix, RowMatrix, WeightMatrix};
 use lmhead::epilogue::Epilogue;
+use lmhead::memory::{self, Memory};
 use lmhead::plan::{Plan, Precision, Shape};
 use lmhead::{DType, Result};
 
@@ -54,7 +55,11 @@ impl Operands {
 
     /// The weights' type.
     pub fn weights(&self) -> DType {
-        if self.precision.weight_bytes() == 1 { DType::I8 } else { self.precision.rows() }
+        match self.precision {
+            Precision::Bf16 | Precision::F16 => self.precision.rows(),
+            Precision::W8a8(_) | Precision::W8a16(_) => DType::I8,
+            Precision::Fp8(_) => DType::E4m3,
+        }
     }
 
     /// Bytes from one row of weights to the next. What is behind a row is as random as the row: it must not
@@ -78,9 +83,9 @@ impl Operands {
         if self.integers { Fill::Small { dtype, seed, row: self.hidden } } else { Fill::Random(dtype, seed) }
     }
 
-    /// `[vocab]`, of int8 weights.
+    /// `[vocab]`, of 8-bit weights.
     pub fn scales(&self) -> Vec<f32> {
-        let vocab = if self.weights() == DType::I8 { self.vocab } else { 0 };
+        let vocab = if self.precision.weight_bytes() == 1 { self.vocab } else { 0 };
         scales(self.first, vocab, self.seed ^ 1, self.integers)
     }
 
@@ -190,6 +195,15 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
             scales: self.scales.as_ref().map_or(std::ptr::null(), |b| address(b) as *const f32),
             bias: std::ptr::null(),
         }
+    }
+
+    /// All weights, and all rows, where they lie.
+    pub fn spans(&self) -> (memory::Span<'_>, memory::Span<'_>) {
+        let of = Memory::Device(self.device.ordinal());
+        let (weights, rows) = self.operands.bytes();
+        // SAFETY: this product's own buffers, which are written at its beginning alone.
+        let span = |buffer, bytes| unsafe { memory::Span::from_raw(of, self.device.address(buffer), bytes) };
+        (span(&self.weights, weights), span(&self.rows, rows))
     }
 
     pub fn call(&self, out: &Output<D>) -> Call {
@@ -372,9 +386,10 @@ mod tests {
     fn a_device_is_filled_as_the_host_says() {
         let device = EmulatedDevice::new(1);
         let check = Checker::new(&device).expect("kernels");
-        let types = [DType::I8, DType::Bf16, DType::F16, DType::F32];
+        let types = [DType::I8, DType::E4m3, DType::Bf16, DType::F16, DType::F32];
         let random = types.map(|dtype| Fill::Random(dtype, 0x1234_5678_9abc));
-        let small = types.map(|dtype| Fill::Small { dtype, seed: 7, row: 50 });
+        let row = |dtype| if dtype == DType::E4m3 { 0 } else { 50 };
+        let small = types.map(|dtype| Fill::Small { dtype, seed: 7, row: row(dtype) });
         let buffer = device.alloc(1 << 14).expect("memory");
         for fill in random.into_iter().chain(small).chain([Fill::Bytes(0x5a)]) {
             for (at, bytes, first) in [(0, 16, 0), (32, 4096, 160), (0, 1 << 14, 1 << 20)] {
@@ -389,6 +404,14 @@ mod tests {
                 let outside = all[..at].iter().chain(&all[at + bytes..]);
                 assert!(outside.copied().all(|byte| byte == 0xee), "{fill:?}: written beside it");
             }
+        }
+        // What is not NaN, and what the integers are, as the type's own definition has it.
+        let codes = Fill::Random(DType::E4m3, 5).bytes(0, 4096);
+        assert!(codes.iter().enumerate().all(|(i, _)| DType::E4m3.read(&codes, i).abs() < 2.0), "{codes:?}");
+        let [bytes, codes] =
+            [DType::I8, DType::E4m3].map(|dtype| Fill::Small { dtype, seed: 3, row: 0 }.bytes(0, 1000));
+        for (i, byte) in bytes.iter().enumerate() {
+            assert_eq!(DType::E4m3.read(&codes, i), f32::from(*byte as i8), "element {i}");
         }
         // Integers are what they say, and the first of a row 127.
         let bytes = Fill::Small { dtype: DType::I8, seed: 3, row: 100 }.bytes(0, 1000);

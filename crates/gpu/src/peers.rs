@@ -1,7 +1,9 @@
 //! PyTorch on the same shapes, by turns: a program of its own (`benches/gpu_peers.py`) that is told what to
 //! replay when.
 
+use crate::heads::{Turn, quantiles};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -39,13 +41,14 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Starts the program that `LMHEAD_GPU_PEERS` names, and does not wait for it. It has until `end`.
-    pub fn start(end: Instant) -> Self {
+    /// Starts the program that `LMHEAD_GPU_PEERS` names, with these arguments, and does not wait for it. It has
+    /// until `end`.
+    pub fn start(end: Instant, arguments: &[&str]) -> Self {
         let start = || {
             let path = std::env::var_os("LMHEAD_GPU_PEERS").filter(|path| !path.is_empty());
             let path = path.ok_or("LMHEAD_GPU_PEERS names no program; the bundle's run.sh does")?;
             let mut command = Command::new("python3");
-            command.arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped());
+            command.arg(&path).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut child = command.spawn().map_err(|e| format!("python3: {e}"))?;
             let (to, from) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
             let (sender, lines) = channel();
@@ -123,6 +126,29 @@ impl Peers {
             Ok(said) => said,
             Err(reason) => json!({ "peers": [], "refusals": [{ "peer": "all", "said": reason }] }),
         }
+    }
+
+    /// A turn for each of those that [`Peers::prepare`] has told of. A peer that is gone has no time, and stops
+    /// nobody.
+    pub fn turns<'p>(peers: &'p RefCell<&mut Peers>, told: &Value) -> Vec<Turn<'p>> {
+        let count = told["peers"].as_array().map_or(0, Vec::len);
+        let turn =
+            |peer| Box::new(move || Ok(peers.borrow_mut().replay(peer).unwrap_or(f64::NAN))) as Turn<'p>;
+        (0..count).map(turn).collect()
+    }
+
+    /// What was told of each, with its times in seconds.
+    pub fn with_times(told: &Value, times: &[Vec<f64>]) -> Vec<Value> {
+        let row = |(told, times): (&Value, &Vec<f64>)| {
+            let seen: Vec<f64> = times.iter().copied().filter(|t| t.is_finite()).collect();
+            let bytes = told["bytes"].as_u64().unwrap_or(0) as usize;
+            let mut row = if seen.is_empty() { json!({}) } else { quantiles(&seen, bytes) };
+            for key in ["name", "request", "output", "bytes", "error", "correct"] {
+                row[key] = told[key].clone();
+            }
+            row
+        };
+        told["peers"].as_array().into_iter().flatten().zip(times).map(row).collect()
     }
 
     /// Seconds of one launch of that peer.

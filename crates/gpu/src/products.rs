@@ -130,14 +130,8 @@ fn exact(device: &CudaDevice, operands: &Operands, all_rows: &[usize]) -> Result
     Ok(())
 }
 
-/// Those whose operands kernels/check makes: codes of FP8, of which two are no numbers, it does not. These are
-/// held by the cases of the testkit's table.
-fn filled() -> impl Iterator<Item = Precision> {
-    PRECISIONS.into_iter().filter(|precision| !matches!(precision, Precision::Fp8(_)))
-}
-
 fn every_plan(device: &CudaDevice) -> Result<(), Failed> {
-    for precision in filled() {
+    for precision in PRECISIONS {
         let (vocab, hidden, rows): (_, _, &[usize]) = match precision {
             _ if small() => (300, 144, &[1, 9, 40]),
             Precision::Bf16 | Precision::W8a8(DType::Bf16) => {
@@ -168,9 +162,8 @@ fn every_vocabulary(device: &CudaDevice) -> Result<(), Failed> {
     } else {
         vocabularies.into_iter().zip(hidden.into_iter().cycle()).collect()
     };
-    let precisions: Vec<Precision> = filled().collect();
     for (i, (vocab, hidden)) in sizes.into_iter().enumerate() {
-        let precision = precisions[i % precisions.len()];
+        let precision = PRECISIONS[i % PRECISIONS.len()];
         let operands = Operands::new(precision, vocab, hidden, 37);
         exact(device, &operands, &[3, 37])?;
         let loaded = Loaded::new(device, &operands, 37)?;
@@ -183,7 +176,12 @@ fn every_vocabulary(device: &CudaDevice) -> Result<(), Failed> {
 
 fn independent(device: &CudaDevice) -> Result<(), Failed> {
     let (vocab, hidden, rows) = if small() { (200, 80, 20) } else { (129_280, 7168, 200) };
-    for precision in [Precision::Bf16, Precision::W8a8(DType::Bf16), Precision::W8a16(DType::F16)] {
+    for precision in [
+        Precision::Bf16,
+        Precision::W8a8(DType::Bf16),
+        Precision::W8a16(DType::F16),
+        Precision::Fp8(DType::Bf16),
+    ] {
         let operands = Operands::new(precision, vocab, hidden, rows);
         let loaded = Loaded::new(device, &operands, rows)?;
         let whole = loaded.output(rows, None, DType::F32, 0)?;
@@ -232,9 +230,8 @@ fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
         adjustments: None,
         placed: None,
     };
-    let host = || CpuBackend::new(None);
-    let (cpu, cuda) = (host()?, device.clone().backend(host()?));
-    let in_parts = device.clone().backend(host()?).staged(part);
+    let (cpu, cuda) = (CpuBackend::new(None)?, device.clone().backend());
+    let in_parts = device.clone().backend().staged(part);
     let ask = |backend: &dyn Backend| -> lmhead::Result<_> {
         Ok(answers(&mut *backend.load(&shard, DType::Bf16)?, &job, DType::F32, 5))
     };
@@ -253,8 +250,7 @@ fn cpu_int8(device: &CudaDevice) -> Result<(), Failed> {
 
 /// Candidates, sums, ranks, searches and draws, by the kernels that find them where the logits are.
 fn cpu_answers(device: &CudaDevice) -> Result<(), Failed> {
-    let host = || CpuBackend::new(None);
-    let (cpu, cuda) = (host()?, device.clone().backend(host()?));
+    let (cpu, cuda) = (CpuBackend::new(None)?, device.clone().backend());
     partials::are_the_cpus(&cuda, &cpu, 1);
     draws::are_the_hosts(&cuda, 1);
     draws::of_products_are_the_cpus(&cuda, &cpu, 1);

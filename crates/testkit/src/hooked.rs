@@ -1,5 +1,6 @@
 //! A backend that does what another does, and tells a hook first: for tests that count calls, or break one.
 
+use lmhead::backend::cuts::Cuts;
 use lmhead::backend::{Ask, HeldLogits, Job, LoadedShard, On, Out, Pass};
 use lmhead::backend::{Backend, HeadTypes};
 use lmhead::dtype::DType;
@@ -157,6 +158,10 @@ impl LoadedShard for HookedShard {
 impl HeldLogits for HookedShard {
     fn rows(&self) -> usize {
         self.held_rows
+    }
+    fn cut(&mut self, pass: Cuts<'_>) -> Result<()> {
+        // SAFETY: as of a pass.
+        unsafe { self.inner.held() }.expect("logits that were held before").cut(pass)
     }
     fn pass(&mut self, pass: Pass<'_>) -> Result<()> {
         // SAFETY: who has this borrows it from `hold`, with its workspace, or from `held`, with its promise.

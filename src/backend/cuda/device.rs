@@ -9,7 +9,6 @@ use super::driver::{DeviceInfo, describe, devices, driver, failed, loses_device}
 use super::fatbins::{self, Fatbin};
 use super::launch::Launched;
 use super::stream::CudaStream;
-use crate::backend::cpu::CpuBackend;
 use crate::backend::device::{DeviceBackend, KernelDevice};
 use crate::error::{Error, Result};
 use crate::plan::Precision;
@@ -218,9 +217,9 @@ impl CudaDevice {
         self.0.lost.get().map(String::as_str)
     }
 
-    /// A whole backend on this device; `host` does what comes after the logits.
-    pub fn backend(self, host: CpuBackend) -> DeviceBackend<Self> {
-        DeviceBackend::new(self, host)
+    /// A whole backend on this device.
+    pub fn backend(self) -> DeviceBackend<Self> {
+        DeviceBackend::new(self)
     }
 
     /// Whether this build has code for this device, for every kernel of that precision.

@@ -4,7 +4,6 @@ use super::KernelDevice;
 use super::room::{DeviceMemory, LockedMemory};
 use super::shard::{Common, DeviceShard};
 use super::weights::{Weights, check_memory, precision};
-use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, LoadedShard};
 use crate::backend::{HeadTypes, check_boundaries};
 use crate::dtype::DType;
@@ -27,7 +26,7 @@ const VERSION: u32 = 2;
 
 /// The kernels on one device as a [`Backend`]. Rows and answers in the device's
 /// memory are used in place, on the caller's stream. Partials, passes over held logits and answers are made
-/// by kernels, with the bits of the CPU backend's code. That code chooses among a draw's listed candidates.
+/// by kernels, with the bits of the CPU backend's code.
 pub struct DeviceBackend<D: KernelDevice> {
     common: Arc<Common<D>>,
 }
@@ -39,8 +38,8 @@ impl<D: KernelDevice> fmt::Debug for DeviceBackend<D> {
 }
 
 impl<D: KernelDevice> DeviceBackend<D> {
-    /// The backend of `device`. Nothing is left for a CPU backend to do.
-    pub fn new(device: D, _host: CpuBackend) -> Self {
+    /// The backend of `device`.
+    pub fn new(device: D) -> Self {
         let common = Common { device, staged: STAGED, held: HELD, maker: Maker::here() };
         DeviceBackend { common: Arc::new(common) }
     }

@@ -108,9 +108,11 @@ impl<D: KernelDevice> CapacitySteps for Counted<D> {
 fn check(what: &str, span: Span<'_>, own: Memory, bytes: usize, to: usize) -> Result<u64> {
     span.check_len(what, bytes)?;
     span.check_aligned(what, to)?;
-    if bytes > 0 {
-        span.check_memory(what, own)?;
+    if span.is_empty() {
+        // The kernels know by that that there is none.
+        return Ok(0);
     }
+    span.check_memory(what, own)?;
     Ok(span.address())
 }
 
@@ -125,7 +127,7 @@ impl<D: KernelDevice> DeviceShard<D> {
 
     /// [`LoadedShard::open_capacity`].
     pub(super) fn open_payload(&mut self, payload: Payload<'_>, on: &mut On<'_>) -> Result<()> {
-        let Payload { rows, header, out, header_out, status, digests, inputs, capacity } = payload;
+        let Payload { rows, header, out, header_out, status, digests, adjusted, inputs, capacity } = payload;
         let (n, row_bytes, own) = (rows.len(), rows.row_bytes(), self.common.memory());
         if n > capacity {
             let fix = "use a larger capacity on every rank";
@@ -159,6 +161,13 @@ impl<D: KernelDevice> DeviceShard<D> {
             out: check("header of the step", header_out.as_span(), own, HEADER_BYTES, 2)? as usize
                 as *mut u16,
             digests: pack.digests.cast_const(),
+            adjusted: check(
+                "digests of adjustments",
+                adjusted,
+                own,
+                if adjusted.is_empty() { 0 } else { 8 * n },
+                8,
+            )? as usize as *const u64,
             status: status.cast_const(),
             inputs: check("inputs of the rows", inputs, own, inputs.len(), 4)? as usize as *const u32,
             input_words: count_of(inputs.len() / 4)?,

@@ -4,6 +4,7 @@ use crate::backend::{Job, LogitsOut, Status};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span, SpanMut};
+use crate::merge::PartialSpec;
 use crate::weights::ShardInfo;
 use std::ops::Range;
 
@@ -150,4 +151,38 @@ pub(super) fn workspace(span: &SpanMut<'_>, needed: usize, rows: usize, own: Mem
         span.check_aligned(what, 256)?;
     }
     Ok(span.address())
+}
+
+pub(super) fn check_candidates(spec: &PartialSpec) -> Result<()> {
+    if spec.k == 0 {
+        return Err(Error::request("candidates of a partial", "at least 1", 0, "ask for one"));
+    }
+    Ok(())
+}
+
+pub(super) fn check_spec(spec: &PartialSpec) -> Result<()> {
+    check_candidates(spec)?;
+    if spec.targets > 0 {
+        let fix = "hold the logits, and ask for partials in a pass";
+        return Err(Error::request("targets of a product's partials", "none", spec.targets, fix));
+    }
+    Ok(())
+}
+
+pub(super) fn count_of(rows: usize) -> Result<u32> {
+    let fix = "send fewer rows in one step";
+    u32::try_from(rows).map_err(|_| Error::shape("rows of hidden_states", "fewer than 2^32", rows, fix))
+}
+
+pub(super) fn product_of(sizes: &[usize]) -> Result<usize> {
+    sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).ok_or_else(|| too_large(sizes))
+}
+
+pub(super) fn sum_of(sizes: &[usize]) -> Result<usize> {
+    sizes.iter().try_fold(0usize, |n, &size| n.checked_add(size)).ok_or_else(|| too_large(sizes))
+}
+
+fn too_large(sizes: &[usize]) -> Error {
+    let fix = "send fewer rows in one step";
+    Error::shape("device memory", "fewer bytes than 2^64", format!("{sizes:?}"), fix)
 }

@@ -2,6 +2,7 @@
 
 use super::KernelDevice;
 use super::shard::DeviceShard;
+use crate::backend::cuts::Cuts;
 use crate::backend::params::{HeldMatrix, LMHEAD_STATUS_ADJUSTED};
 use crate::backend::{HeldLogits, Pass, Which};
 use crate::error::{Error, Result};
@@ -72,5 +73,10 @@ impl<D: KernelDevice> HeldLogits for DeviceShard<D> {
             return Err(Error::request("held logits", "those without adjustments", "those with them", fix));
         }
         self.run_pass(pass)
+    }
+
+    fn cut(&mut self, pass: Cuts<'_>) -> Result<()> {
+        self.common.maker.check("the device backend")?;
+        self.run_cut(pass)
     }
 }

@@ -1,6 +1,6 @@
 //! Inputs in device memory, by kernels: checked where they are read, packed for the exchange, and brought to
-//! where products and passes read them. The host waits for none of it, but for sampling parameters, which
-//! decide how a step goes on.
+//! where products and passes read them. The host waits for none of it, but for the sampling parameters of
+//! steps whose filters it knows.
 
 use super::adjustments::NO_ADJUSTMENTS;
 use super::partials::THREADS;
@@ -25,6 +25,7 @@ pub(super) struct Kernels<D: KernelDevice> {
     status: D::Kernel<OrStatusParams>,
     sampling: D::Kernel<SamplingRowsParams>,
     pack: D::Kernel<PackAdjustmentsParams>,
+    digest: D::Kernel<PackAdjustmentsParams>,
     unpack: D::Kernel<UnpackAdjustmentsParams>,
 }
 
@@ -38,13 +39,15 @@ impl<D: KernelDevice> Kernels<D> {
             status: device.kernel("or_status")?,
             sampling: device.kernel("sampling_rows")?,
             pack: device.kernel("pack_adjustments")?,
+            digest: device.kernel("digest_adjustments")?,
             unpack: device.kernel("unpack_adjustments")?,
         })
     }
 }
 
-/// Shared memory of a block that asks its warps: a word of each.
+/// Shared memory of a block that asks its warps: a word of each; and a sum of 64 bits.
 const VOTES: usize = 4 * THREADS as usize / 32;
+const SUMS: usize = 2 * VOTES;
 
 impl<D: KernelDevice> DeviceShard<D> {
     /// [`LoadedShard::inputs`](crate::backend::LoadedShard::inputs).
@@ -101,8 +104,13 @@ impl<D: KernelDevice> DeviceShard<D> {
                 (params.out, params.unfiltered) = (to as usize as *mut _, unfiltered.into());
                 self.launch_threads(on, |shard| &shard.weights.kernels.inputs.sampling, rows, params)
             }
-            Inputs::PackAdjustments { from, rows, of, shards, to, out, status } => {
-                self.pack_adjustments(on, from, (rows, &of), (shards, to), &out, &status)
+            Inputs::DigestAdjustments { from, rows, of, vocab_size, out } => {
+                let mut params = self.adjustment_params(from, rows, &of, vocab_size)?;
+                params.out = self.place("digests of adjustments", out.as_span(), rows, 8)? as usize as *mut _;
+                self.launch_blocks(on, |shard| &shard.weights.kernels.inputs.digest, (rows, SUMS), params)
+            }
+            Inputs::PackAdjustments { from, rows, parts, of, shards, to, out, status } => {
+                self.pack_adjustments(on, from, (rows, parts, &of), (shards, to), &out, &status)
             }
             Inputs::UnpackAdjustments { from, rows, of, out } => {
                 self.unpack_adjustments(on, from, (rows, &of), &out)
@@ -283,7 +291,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         &mut self,
         on: &On<'_>,
         from: &DeviceInputs<'_>,
-        (rows, of): (usize, &DeviceAdjustments),
+        (rows, (parts, part_rows), of): (usize, (usize, usize), &DeviceAdjustments),
         (shards, (first, step, count)): (&[Range<usize>], (usize, usize, usize)),
         out: &SpanMut<'_>,
         status: &SpanMut<'_>,
@@ -291,8 +299,36 @@ impl<D: KernelDevice> DeviceShard<D> {
         let vocab = evenly(shards)?;
         let ids = |j: usize| shards[first + j * step].len();
         let bytes = (0..count).map(|j| of.message_bytes(ids(j))).sum::<usize>();
-        out.check_len("messages of adjustments", product_of(&[rows, bytes])?)?;
-        from.check(rows, 0, vocab as usize, self.common.memory())?;
+        let places = product_of(&[parts, part_rows])?;
+        out.check_len("messages of adjustments", product_of(&[places, bytes])?)?;
+        if rows.div_ceil(parts.max(1)) > part_rows {
+            let (wanted, fix) = (format!("at most {parts} parts of {part_rows}"), "make the parts larger");
+            return Err(Error::shape("rows with adjustments", wanted, rows, fix));
+        }
+        let params = PackAdjustmentsParams {
+            out: self.place("messages of adjustments", out.as_span(), out.len() / 8, 8)? as usize as *mut _,
+            status: self.place("status of the rows", status.as_span(), rows, 4)? as usize as *mut _,
+            parts: count_of(parts)?,
+            part_rows: count_of(part_rows)?,
+            shards: shards.len() as u32,
+            first_shard: first as u32,
+            shard_step: step as u32,
+            ..self.adjustment_params(from, rows, of, vocab as usize)?
+        };
+        // Also where nothing is sent: the rows are looked at.
+        let blocks = product_of(&[places, count])?;
+        self.launch_blocks(on, |shard| &shard.weights.kernels.inputs.pack, (blocks, VOTES), params)
+    }
+
+    /// What kernels are told of adjustments of `rows` rows, but for where their work goes.
+    fn adjustment_params(
+        &self,
+        from: &DeviceInputs<'_>,
+        rows: usize,
+        of: &DeviceAdjustments,
+        vocab_size: usize,
+    ) -> Result<PackAdjustmentsParams> {
+        from.check(rows, 0, vocab_size, self.common.memory())?;
         let address = |span: Span<'_>| span.address() as usize;
         let some = |span: Option<Span<'_>>| span.filter(|span| !span.is_empty()).map_or(0, address);
         let mut params = PackAdjustmentsParams {
@@ -309,14 +345,16 @@ impl<D: KernelDevice> DeviceShard<D> {
             presence: std::ptr::null(),
             addition_entries: 0,
             count_entries: 0,
-            out: self.place("messages of adjustments", out.as_span(), out.len() / 8, 8)? as usize as *mut _,
-            status: self.place("status of the rows", status.as_span(), rows, 4)? as usize as *mut _,
+            out: std::ptr::null_mut(),
+            status: std::ptr::null_mut(),
             places: of.places(),
             rows: count_of(rows)?,
-            vocab,
-            shards: shards.len() as u32,
-            first_shard: first as u32,
-            shard_step: step as u32,
+            parts: 0,
+            part_rows: 0,
+            vocab: count_of(vocab_size)?,
+            shards: 0,
+            first_shard: 0,
+            shard_step: 0,
             none: 0,
         };
         if let Some(additions) = &from.additions {
@@ -335,8 +373,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             params.presence = some(penalties.presence) as *const _;
             params.count_entries = penalties.ids.len() as u64 / 8;
         }
-        let blocks = if out.is_empty() { 0 } else { product_of(&[rows, count])? };
-        self.launch_blocks(on, |shard| &shard.weights.kernels.inputs.pack, (blocks, VOTES), params)
+        Ok(params)
     }
 
     fn unpack_adjustments(

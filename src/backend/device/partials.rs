@@ -3,7 +3,7 @@
 
 use super::capacity::CapacityKernels;
 use super::shard::{DeviceShard, Places, check_candidates, count_of, product_of, sum_of};
-use super::{Grid, KernelDevice, inputs, lists, select};
+use super::{Grid, KernelDevice, cuts, inputs, lists, select};
 use crate::backend::params::{
     FinishDrawParams, FinishLogprobsParams, FinishParams, FinishStatusParams, HeldCandidatesParams,
     HeldHistogramsParams, HeldMatrix, HeldMaximaParams, HeldTargetsParams, HeldTiesParams, LMHEAD_BEST,
@@ -57,6 +57,7 @@ pub(super) struct Kernels<D: KernelDevice> {
     pub select: select::Kernels<D>,
     pub lists: lists::Kernels<D>,
     pub inputs: inputs::Kernels<D>,
+    pub cuts: cuts::Kernels<D>,
 }
 
 impl<D: KernelDevice> Kernels<D> {
@@ -81,6 +82,7 @@ impl<D: KernelDevice> Kernels<D> {
             select: select::Kernels::load(device)?,
             lists: lists::Kernels::load(device)?,
             inputs: inputs::Kernels::load(device)?,
+            cuts: cuts::Kernels::load(device)?,
         })
     }
 }

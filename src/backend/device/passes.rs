@@ -123,7 +123,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// The stream of the held logits.
-    fn held_on(&self) -> On<'static> {
+    pub(super) fn held_on(&self) -> On<'static> {
         On { stream: self.held.stream, workspace: None }
     }
 

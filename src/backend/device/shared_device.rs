@@ -12,14 +12,14 @@
 //! Nobody waits for a device. An event is put anew only after the next first meeting, when all peers have
 //! queued their waits for it.
 
+use super::marks::broken;
 use super::{CopyRows, KernelDevice, stream_marks};
-use crate::error::Error;
 use crate::exchange::local;
 use crate::exchange::{
-    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, WithDevice,
-    check_members, check_pieces, wait_for_mark,
+    Call, Caps, DeviceExchange, Exchange, Fault, Piece, Reset, StreamMarks, WithDevice, check_members,
+    check_pieces,
 };
-use crate::memory::{Memory, Stream};
+use crate::memory::Stream;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -112,11 +112,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn broken(error: &Error) -> Fault {
-    let fix = "make a new exchange and new heads on every rank".into();
-    Fault::Broken { problem: error.to_string(), fix }
-}
-
 /// What a member sends: the same to all, or to each its piece.
 enum Sent<'a> {
     Same(Piece),
@@ -160,10 +155,6 @@ impl<D: KernelDevice> SharedDevice<D> {
         let state = Mutex::new(State { aborted: None, words: Words::default() });
         let stream_marks = stream_marks(&transport.device);
         SharedDevice { local, transport: Arc::clone(transport), marks, stream_marks, state }
-    }
-
-    fn own(&self) -> Memory {
-        Memory::Device(self.transport.device.ordinal())
     }
 
     /// The events of a channel of a head: those that a peer has made, or new ones.
@@ -231,7 +222,7 @@ impl<D: KernelDevice> SharedDevice<D> {
         recv: &[Piece],
         stream: D::Stream,
     ) -> crate::error::Result<()> {
-        let (device, own, me) = (&self.transport.device, self.own(), self.local.me());
+        let (device, own, me) = (&self.transport.device, self.memory(), self.local.me());
         for ((&member, told), to) in members.iter().zip(came).zip(recv) {
             if member != me {
                 device.stream_waits(stream, &self.marks.ready[member])?;
@@ -265,8 +256,8 @@ unsafe impl<D: KernelDevice> DeviceExchange for SharedDevice<D> {
         Ok(Arc::new(SharedDevice::new(Arc::clone(control), &self.transport, marks)))
     }
 
-    fn memory(&self) -> Memory {
-        self.own()
+    fn marks(&self) -> &dyn StreamMarks {
+        &*self.stream_marks
     }
 
     /// Members meet on the host in every call: it cannot be captured.
@@ -302,24 +293,8 @@ unsafe impl<D: KernelDevice> DeviceExchange for SharedDevice<D> {
         done
     }
 
-    fn mark(&self, _: &Call, stream: Stream) -> Result<Pending, Fault> {
-        self.stream_marks.mark(stream)
-    }
-
-    fn forget(&self, mark: Pending) {
-        self.stream_marks.give_back(mark);
-    }
-
-    fn wait(
-        &self,
-        before: Option<Pending>,
-        pending: Pending,
-        call: &Call,
-        control: &dyn Exchange,
-    ) -> Result<(), Fault> {
-        wait_for_mark(&*self.stream_marks, before, pending, call, control, || {
-            lock(&self.state).aborted.clone()
-        })
+    fn ended(&self, _: &Call) -> Option<Fault> {
+        lock(&self.state).aborted.clone()
     }
 
     fn abort(&self, why: &Fault) {

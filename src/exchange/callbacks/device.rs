@@ -3,10 +3,9 @@
 use super::NAME;
 use super::channel::{Channel, Member, Pieces};
 use crate::exchange::{
-    Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, check_members,
-    check_pieces, wait_for_mark,
+    Call, Caps, DeviceExchange, Exchange, Fault, Piece, Reset, StreamMarks, check_members, check_pieces,
 };
-use crate::memory::{Memory, Stream};
+use crate::memory::Stream;
 use std::sync::Arc;
 
 /// One member's side of one channel.
@@ -38,8 +37,8 @@ unsafe impl DeviceExchange for DeviceCallbacks {
         Ok(Arc::new(DeviceCallbacks { channel, marks: Arc::clone(&self.marks) }))
     }
 
-    fn memory(&self) -> Memory {
-        self.marks.memory()
+    fn marks(&self) -> &dyn StreamMarks {
+        &*self.marks
     }
 
     /// Whether an engine's function may run while a stream is captured is not known.
@@ -71,23 +70,8 @@ unsafe impl DeviceExchange for DeviceCallbacks {
         self.channel.exchange(call, &Pieces::Each { send, recv }, stream)
     }
 
-    fn mark(&self, _: &Call, stream: Stream) -> Result<Pending, Fault> {
-        self.marks.mark(stream)
-    }
-
-    fn forget(&self, mark: Pending) {
-        self.marks.give_back(mark);
-    }
-
-    fn wait(
-        &self,
-        before: Option<Pending>,
-        pending: Pending,
-        call: &Call,
-        control: &dyn Exchange,
-    ) -> Result<(), Fault> {
-        let own = || self.channel.pending(call).map(|(_, fault)| fault);
-        wait_for_mark(&*self.marks, before, pending, call, control, own)
+    fn ended(&self, call: &Call) -> Option<Fault> {
+        self.channel.pending(call).map(|(_, fault)| fault)
     }
 
     fn abort(&self, why: &Fault) {

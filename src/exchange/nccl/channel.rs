@@ -9,7 +9,7 @@ use crate::exchange::{
     Call, Caps, DeviceExchange, Exchange, Fault, Pending, Piece, Reset, StreamMarks, check_members,
     check_pieces, wait_for_mark,
 };
-use crate::memory::{Memory, Stream};
+use crate::memory::Stream;
 use crate::process::Maker;
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -254,8 +254,8 @@ unsafe impl DeviceExchange for NcclExchange {
         Ok(Arc::new(Self::with(self.nccl, marks, (self.me, self.size), given, control)))
     }
 
-    fn memory(&self) -> Memory {
-        self.marks.memory()
+    fn marks(&self) -> &dyn StreamMarks {
+        &*self.marks
     }
 
     fn caps(&self) -> Caps {
@@ -340,10 +340,6 @@ unsafe impl DeviceExchange for NcclExchange {
     fn mark(&self, _: &Call, stream: Stream) -> Result<Pending, Fault> {
         self.check_process()?;
         self.marks.mark(stream)
-    }
-
-    fn forget(&self, mark: Pending) {
-        self.marks.give_back(mark);
     }
 
     fn wait(

@@ -132,7 +132,18 @@ fn steps_that_cannot_be_are_refused_and_the_head_stays_usable() {
         (
             |s| s.flags = 64,
             LMHEAD_ERROR_ARGUMENT,
-            "flags: wanted LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS and DEVICE_MASKS",
+            "flags: wanted LMHEAD_ADJUSTED, PROCESSED, WITH_LOGPROBS, DEVICE_MASKS, UNFILTERED and \
+             DEVICE_FILTERS, got 0x40",
+        ),
+        (
+            |s| (s.request, s.flags) = (LMHEAD_SAMPLE as i32, LMHEAD_UNFILTERED | LMHEAD_DEVICE_FILTERS),
+            LMHEAD_ERROR_ARGUMENT,
+            "flags: wanted one of LMHEAD_UNFILTERED and LMHEAD_DEVICE_FILTERS, got both",
+        ),
+        (
+            |s| (s.request, s.flags) = (LMHEAD_SAMPLE as i32, LMHEAD_DEVICE_FILTERS),
+            LMHEAD_ERROR_REQUEST,
+            "filters of a step: wanted a step on a device that samples, got sample",
         ),
         (|s| s.flags = LMHEAD_PROCESSED, LMHEAD_ERROR_ARGUMENT, "no flags of logprobs with argmax"),
         (

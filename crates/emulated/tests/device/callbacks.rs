@@ -2,7 +2,6 @@
 
 use crate::device;
 use crate::whole::KINDS;
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::device::KernelDevice;
 use lmhead::exchange::callbacks::Status;
 use lmhead::exchange::{Call, DeviceExchange, Exchange, Fault, Operation, Piece, Reset};
@@ -23,7 +22,7 @@ proptest! {
         case in requests::cases(&KINDS), schedule in any::<u64>(),
     ) {
         let device = EmulatedDevice::new(schedule);
-        let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+        let backend = device.clone().backend();
         case.stays_on(&requests::Resident::over_callbacks(device, Arc::new(backend)))?;
     }
 }

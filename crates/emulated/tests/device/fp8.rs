@@ -1,6 +1,5 @@
 //! FP8 heads on the device: logits within the bound of the reference, and NaN for the codes of NaN.
 
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::{Backend, Job, LogitsOut, On, Out, Status};
 use lmhead::epilogue::Epilogue;
 use lmhead::memory::SpanMut;
@@ -52,7 +51,7 @@ fn logits(backend: &dyn Backend, shard: &Arc<HeadShard>, rows: HiddenRows<'_>) -
 
 #[test]
 fn fp8_heads_keep_the_bound_and_nan_stays_nan() {
-    let backend = EmulatedDevice::new(3).backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+    let backend = EmulatedDevice::new(3).backend();
     for (dtype, hidden, rows) in
         [(DType::Bf16, 200, 3), (DType::F16, 200, 3), (DType::Bf16, 77, 20), (DType::F16, 77, 70)]
     {
@@ -88,7 +87,7 @@ fn fp8_heads_keep_the_bound_and_nan_stays_nan() {
 /// NVFP4's scale for all weights has no kernel yet.
 #[test]
 fn float_weights_with_scales_are_refused() {
-    let backend = EmulatedDevice::new(3).backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+    let backend = EmulatedDevice::new(3).backend();
     let matrix = Matrix::Bf16(vec![half::bf16::ONE; 64].into());
     let shard = HeadShard::new(0..8, 8, 8, Quantization::None, matrix, None).expect("a shard");
     let shard = shard.with_scales(vec![0.5; 8]).expect("a shard");

@@ -2,7 +2,6 @@
 
 use crate::device;
 use lmhead::backend::Backend;
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::plan::Precision;
@@ -14,7 +13,7 @@ use std::sync::Arc;
 /// The files that the CPU backend is held to, with the error that tensor cores are allowed.
 #[test]
 fn the_emulated_backend_is_within_the_stated_error() {
-    let device: Arc<dyn Backend> = Arc::new(device().backend(CpuBackend::new(Some(2)).unwrap()));
+    let device: Arc<dyn Backend> = Arc::new(device().backend());
     let mut seen = 0;
     for golden in goldens() {
         let weights = match golden.quantization {

@@ -9,7 +9,7 @@ use lmhead_testkit::product::{
 };
 
 /// How many schedules; an address sanitizer sees all there is to see in fewer.
-fn seeds() -> u64 {
+pub fn seeds() -> u64 {
     let text = std::env::var("LMHEAD_DEVICE_SEEDS").unwrap_or_else(|_| "100".into());
     text.parse().unwrap_or_else(|_| panic!("LMHEAD_DEVICE_SEEDS: wanted a number of schedules, got {text}"))
 }

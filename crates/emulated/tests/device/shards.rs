@@ -14,7 +14,7 @@ use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::TestHead;
 use lmhead_testkit::product::shards::{Placed, answers, backend_of, cases};
 use lmhead_testkit::product::steady::{Done, steady};
-use lmhead_testkit::product::{capacity, draws, partials};
+use lmhead_testkit::product::{capacity, cuts, draws, partials};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,26 +34,26 @@ proptest! {
 
     #[test]
     fn answers_are_what_the_definitions_say_in_any_memory(case in cases(&KINDS), schedule in any::<u64>()) {
-        case.holds(&backend_of(device(schedule), cpu(), schedule.is_multiple_of(2)));
+        case.holds(&backend_of(device(schedule), schedule.is_multiple_of(2)));
     }
 
     #[test]
     fn int8_shards_have_the_cpu_backend_s_bits(case in cases(&KINDS[2..5]), schedule in any::<u64>()) {
-        case.is_the_cpus(&backend_of(device(schedule), cpu(), schedule.is_multiple_of(2)), &cpu());
+        case.is_the_cpus(&backend_of(device(schedule), schedule.is_multiple_of(2)), &cpu());
     }
 }
 
 #[test]
 fn partials_that_tie_everywhere_are_the_cpu_backend_s() {
     for seed in 0..2 {
-        partials::are_the_cpus(&device(seed).backend(cpu()), &cpu(), seed);
+        partials::are_the_cpus(&device(seed).backend(), &cpu(), seed);
     }
 }
 
 #[test]
 fn capacity_steps_are_packed_and_compared() {
     for seed in 0..4 {
-        let backend = device(seed).backend(cpu());
+        let backend = device(seed).backend();
         capacity::payloads_are_packed(&backend, seed);
         capacity::headers_are_compared(&backend, seed);
     }
@@ -62,32 +62,37 @@ fn capacity_steps_are_packed_and_compared() {
 #[test]
 fn draws_from_the_shards_candidates_are_the_host_s() {
     for seed in 0..3 {
-        draws::are_the_hosts(&device(seed).backend(cpu()), 100 * seed);
+        draws::are_the_hosts(&device(seed).backend(), 100 * seed);
     }
 }
 
 #[test]
 fn messages_of_candidates_that_do_not_fit_are_refused() {
-    draws::misplaced_messages_are_refused(&device(1).backend(cpu()));
+    draws::misplaced_messages_are_refused(&device(1).backend());
+}
+
+#[test]
+fn damaged_messages_of_searches_are_rows_of_bad_input() {
+    cuts::damaged_messages_are_rows_of_bad_input(&device(3).backend());
 }
 
 #[test]
 fn products_draw_what_the_cpu_backend_s_do() {
     for seed in 0..2 {
-        draws::of_products_are_the_cpus(&backend_of(device(seed), cpu(), seed == 1), &cpu(), 1000 * seed);
+        draws::of_products_are_the_cpus(&backend_of(device(seed), seed == 1), &cpu(), 1000 * seed);
     }
-    draws::of_filtered_rows_are_refused(&device(2).backend(cpu()), &cpu());
+    draws::of_filtered_rows_are_refused(&device(2).backend(), &cpu());
 }
 
 #[test]
 fn draws_are_as_often_what_they_are_as_the_softmax_says() {
-    draws::are_as_often_as_the_softmax_says(&EmulatedDevice::new(5).backend(cpu()));
+    draws::are_as_often_as_the_softmax_says(&EmulatedDevice::new(5).backend());
 }
 
 /// What is enough for some rows is enough for fewer, of whatever tiles a plan is.
 #[test]
 fn a_workspace_for_some_rows_does_for_fewer() {
-    let backend = EmulatedDevice::new(1).backend(cpu());
+    let backend = EmulatedDevice::new(1).backend();
     for vocab in [1000, 6400, 8000, 12_800] {
         let head = TestHead::random(vocab, 16, DType::Bf16, Quantization::None, 7);
         let loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
@@ -107,7 +112,7 @@ fn a_workspace_for_some_rows_does_for_fewer() {
 #[test]
 fn a_repeated_call_makes_nothing_and_multiplies_once() {
     for device in [EmulatedDevice::new(1), EmulatedDevice::new(1).unlocked()] {
-        let backend = backend_of(device.clone(), cpu(), false);
+        let backend = backend_of(device.clone(), false);
         let done = || {
             let counts = device.counts();
             let [made, copies, products] = [counts.made, counts.copies, counts.products].map(|n| n as i64);
@@ -127,7 +132,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
         let (rows, hidden, vocab) = (5, 50, 200);
         let head = TestHead::random(vocab, hidden, dtype, quantization, 7).with_bias(8);
         let shard = head.shard(0..vocab);
-        let backend = EmulatedDevice::new(1).numbered(3).backend(cpu());
+        let backend = EmulatedDevice::new(1).numbered(3).backend();
         let own = Backend::memory(&backend);
         // With more between rows than a copy would have.
         let (bytes, scales): (&[u8], &[f32]) = match shard.matrix() {
@@ -167,7 +172,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
             assert!(error.contains(wanted), "{error}");
         };
         let wanted = "weights of the shard: wanted host memory or memory of device 0, got memory of device 3";
-        refused(&EmulatedDevice::new(1).backend(cpu()), wanted);
+        refused(&EmulatedDevice::new(1).backend(), wanted);
         refused(&cpu(), "weights of the shard: wanted host memory, got memory of device 3");
 
         let x = head.rows(rows, 9);
@@ -192,7 +197,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
 fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
     let (rows, hidden, vocab) = (3, 16, 70);
     let head = TestHead::random(vocab, hidden, DType::Bf16, Quantization::W8a8, 7);
-    let backend = EmulatedDevice::new(1).backend(cpu());
+    let backend = EmulatedDevice::new(1).backend();
     let own = Backend::memory(&backend);
     let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
     let source = Placed::new(&backend, own, &head.rows(rows, 9));
@@ -288,7 +293,7 @@ fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
     let mut first = None;
     // What tiles leave of so many rows is held at once: of a tile of 64 ids 64 bytes a row.
     for (held, lends_more, products) in [(1, false, 9), (4, false, 3), (9, false, 1), (2, true, 1)] {
-        let backend = EmulatedDevice::new(1).backend(cpu()).held(held * spec.stride(64));
+        let backend = EmulatedDevice::new(1).backend().held(held * spec.stride(64));
         let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
         let least = loaded.workspace(rows, Ask::Partials(spec)).expect("a size");
         let whole = loaded.workspace(rows, Ask::Hold { raw: false }).expect("a size");

@@ -1,6 +1,7 @@
 //! Whole heads on the emulated backend: every request, layout and mode as on the CPU backend, by the same code; int8 has the CPU backend's
 //! bits to the last answer.
 
+use crate::seeds::seeds;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
@@ -31,7 +32,7 @@ fn cpu() -> Arc<dyn Backend> {
 
 /// `seed`: of the schedules, and of how much host memory a call may lock: some calls go through it in parts.
 fn emulated(seed: u64) -> Arc<dyn Backend> {
-    let backend = EmulatedDevice::new(seed).backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+    let backend = EmulatedDevice::new(seed).backend();
     Arc::new(if seed.is_multiple_of(2) { backend } else { backend.staged(4096) })
 }
 
@@ -48,7 +49,7 @@ fn same(got: &[(u8, Vec<u64>)], want: &[(u8, Vec<u64>)]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(150 * seeds() as u32 / 100))]
 
     #[test]
     fn every_request_is_what_the_definitions_say_over_full_logits(
@@ -62,7 +63,7 @@ proptest! {
         case in requests::cases(&KINDS), schedule in any::<u64>(),
     ) {
         let device = EmulatedDevice::new(schedule);
-        let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+        let backend = device.clone().backend();
         case.stays_on(&requests::Resident::new(device, Arc::new(backend)))?;
     }
 
@@ -96,7 +97,7 @@ fn steps_that_stay_on_the_device_make_nothing_there_and_see_bad_indices() {
     ] {
         for ranks in [1, 2] {
             let device = EmulatedDevice::new(ranks as u64);
-            let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+            let backend = device.clone().backend();
             let resident = requests::Resident::new(device.clone(), Arc::new(backend));
             requests::steady_steps(&resident, &|| device.counts().made, ranks, request);
         }
@@ -157,7 +158,7 @@ fn heads_without_a_kernel_are_refused_by_name() {
 fn inputs_in_device_memory_that_cannot_be_are_told_of_their_rows() {
     for ranks in [1, 2, 3] {
         let device = EmulatedDevice::new(ranks as u64);
-        let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+        let backend = device.clone().backend();
         requests::bad_inputs(&requests::Resident::new(device, Arc::new(backend)), ranks);
     }
 }
@@ -165,6 +166,6 @@ fn inputs_in_device_memory_that_cannot_be_are_told_of_their_rows() {
 #[test]
 fn inputs_in_device_memory_that_do_not_fit_are_refused() {
     let device = EmulatedDevice::new(3);
-    let backend = device.clone().backend(CpuBackend::new(Some(2)).expect("the CPU backend"));
+    let backend = device.clone().backend();
     requests::refused_inputs(&requests::Resident::new(device, Arc::new(backend)));
 }

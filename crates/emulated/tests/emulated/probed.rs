@@ -15,11 +15,12 @@ const HEADERS: [(&str, &str); 14] = headers!(
     arithmetic arithmetic_f64 async_copy barrier cluster control core global mbarrier mma shared tma warp
     wgmma
 );
-const PROBES: [&str; 4] = [
+const PROBES: [&str; 5] = [
     include_str!("kernels/probes_sm80.cu"),
     include_str!("kernels/probes_sm90a.cu"),
     include_str!("kernels/probes_matmul_sm80.cu"),
     include_str!("kernels/probes_answers_sm80.cu"),
+    include_str!("kernels/probes_flags_sm90a.cu"),
 ];
 
 #[test]

@@ -1,14 +1,15 @@
-//! What is measured on a GPU: whole heads beside roofs and peers, patterns of reading, four launches for a
-//! profiler; and criterion's view of some products.
+//! What is measured on a GPU: whole heads beside roofs and peers, each request over the product alone, patterns
+//! of reading, four launches for a profiler; and criterion's view of some products.
 //!
 //! ```text
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul                             criterion's view
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS [KIND]
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- answers FILE SECONDS
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- probes FILE SECONDS
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- profile | about
 //! ```
-//! `heads` writes JSON: all kinds of weights, each by a process of its own, or one (bf16, w8a8, w8a16), for
-//! which a file of the same run is gone on with. `about` says device, driver, commit and date, as JSON.
+//! `heads` writes JSON: all kinds of weights, each by a process of its own, or one (bf16, w8a8, w8a16, fp8),
+//! for which a file of the same run is gone on with. `about` says device, driver, commit and date, as JSON.
 //! Options go to criterion. Without a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle`
 //! carries this program: `run.sh first`.
 #![allow(unsafe_code, reason = "launches")]
@@ -18,17 +19,18 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event};
 use lmhead_gpu::about::about;
 use lmhead_gpu::heads::{self, KINDS, Kind, Replayed, Weights};
-use lmhead_gpu::probes;
+use lmhead_gpu::{answers, probes};
 use std::path::Path;
 use std::process::ExitCode;
 
-const WANTED: &str =
-    "wanted heads FILE SECONDS [KIND], probes FILE SECONDS, profile, about, or options of criterion";
+const WANTED: &str = "wanted heads FILE SECONDS [KIND], answers FILE SECONDS, probes FILE SECONDS, profile, about, or options \
+     of criterion";
 
 enum Ask<'a> {
     About,
     AllHeads(&'a Path, f64),
     Heads(&'a Path, f64, Kind),
+    Answers(&'a Path, f64),
     Probes(&'a Path, f64),
     Profile,
     Criterion,
@@ -47,6 +49,7 @@ fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
         ["about"] => Ok(Ask::About),
         ["heads", file, time] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?)),
         ["heads", file, time, kind] => Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?)),
+        ["answers", file, time] => Ok(Ask::Answers(Path::new(file), seconds(time)?)),
         ["probes", file, time] => Ok(Ask::Probes(Path::new(file), seconds(time)?)),
         ["profile"] => Ok(Ask::Profile),
         [] => Ok(Ask::Criterion),
@@ -76,6 +79,7 @@ fn done(ask: &Ask<'_>) -> Result<(), String> {
         Ask::About => println!("{}", about(&device)),
         Ask::AllHeads(..) => unreachable!("answered above"),
         Ask::Heads(file, seconds, kind) => heads::write(&device, file, *seconds, *kind)?,
+        Ask::Answers(file, seconds) => answers::write(&device, file, *seconds)?,
         Ask::Probes(file, seconds) => probes::write(&device, file, *seconds)?,
         Ask::Profile => heads::profile(&device)?,
         Ask::Criterion => with_criterion(&device)?,

@@ -5,6 +5,7 @@ use super::{GUARD, Loaded, Operands, Output, POISON};
 use lmhead::DType;
 use lmhead::backend::device::KernelDevice;
 use lmhead::plan::Precision;
+use lmhead_testkit::product::table::PRECISIONS;
 
 type Outcome = Result<(), String>;
 
@@ -17,15 +18,7 @@ fn said(e: lmhead::Error) -> String {
 /// # Errors
 /// The mistake that was not found, or a complaint about what is right.
 pub fn mistakes_are_found<D: KernelDevice>(device: &D) -> Outcome {
-    for precision in [
-        Precision::Bf16,
-        Precision::F16,
-        Precision::W8a8(DType::Bf16),
-        Precision::W8a8(DType::F16),
-        Precision::W8a8(DType::F32),
-        Precision::W8a16(DType::Bf16),
-        Precision::W8a16(DType::F16),
-    ] {
+    for precision in PRECISIONS {
         proof(device, precision).map_err(|e| format!("proof of integers, {precision}: {e}"))?;
     }
     for dtype in [DType::F32, DType::Bf16, DType::F16] {

@@ -13,6 +13,7 @@ class dtype:
 
 bfloat16, float32, float64 = dtype("bfloat16", 16, True), dtype("float32", 32, True), dtype("float64", 64, True)
 float8_e4m3fn = dtype("float8_e4m3fn", 8, True)
+boolean = dtype("bool", 8, False)
 int8, int32, int64 = dtype("int8", 8, False), dtype("int32", 32, False), dtype("int64", 64, False)
 __version__ = "0.0+stand.in"
 
@@ -58,8 +59,19 @@ class Tensor:
         wanted(self.dtype.bits >= 16, "round of", self.dtype)
         return self.like()
 
-    def clamp(self, low, high):
+    def clamp(self, min, max=None):
         return self.like()
+
+    def sum(self, dim):
+        return self.like(shape=self.shape[:dim] + self.shape[dim + 1 :])
+
+    def gather(self, dim, ids):
+        wanted(ids.dtype is int64 and dim == 1 and len(ids.shape) == len(self.shape) == 2, "gather by", ids.dtype)
+        wanted(ids.shape[0] <= self.shape[0], "gather of", self.shape, ids.shape)
+        return self.like(shape=ids.shape)
+
+    def __gt__(self, other):
+        return self.both(other).like(boolean)
 
     def t(self):
         wanted(len(self.shape) == 2, "t of", self.shape)
@@ -100,7 +112,8 @@ class Tensor:
     def both(self, other):
         if not isinstance(other, Tensor):
             return self.like(float32 if not self.dtype.is_floating_point else None)
-        wanted(8 not in (self.dtype.bits, other.dtype.bits), "arithmetic of", self.dtype, other.dtype)
+        kinds = [one.dtype for one in (self, other) if one.dtype is not boolean]
+        wanted(all(kind.bits > 8 for kind in kinds), "arithmetic of", self.dtype, other.dtype)
         kind = self.dtype if self.dtype.bits >= other.dtype.bits else other.dtype
         return Tensor(broadcast(self.shape, other.shape), kind)
 
@@ -154,12 +167,30 @@ def topk(x, k, dim):
     return Tensor(shape, x.dtype), Tensor(shape, int64)
 
 
+def sort(x, dim, descending):
+    wanted(dim == -1 and descending, "sort")
+    return x.like(), x.like(int64)
+
+
+def where(condition, x, y):
+    wanted(condition.dtype is boolean and not isinstance(x, Tensor), "where of", condition.dtype)
+    return Tensor(broadcast(condition.shape, y.shape), y.dtype)
+
+
+def cat(parts, dim):
+    wanted(dim == 1 and len({(one.shape[0], one.dtype) for one in parts}) == 1, "cat")
+    return parts[0].like(shape=(parts[0].shape[0], sum(one.shape[1] for one in parts)))
+
+
 def logsumexp(x, dim):
     return Tensor(x.shape[:-1], x.dtype)
 
 
 def softmax(x, dim):
     return x.like()
+
+
+log_softmax = cumsum = softmax
 
 
 def multinomial(x, count):

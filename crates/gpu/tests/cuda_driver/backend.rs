@@ -22,7 +22,7 @@ fn cpu() -> CpuBackend {
 }
 
 fn cuda() -> DeviceBackend<CudaDevice> {
-    CudaDevice::open(0).expect("a device").backend(cpu())
+    CudaDevice::open(0).expect("a device").backend()
 }
 
 /// `n` small integers, which differ from seed to seed: sums of their products are exact, so that the CPU

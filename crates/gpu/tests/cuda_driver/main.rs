@@ -15,7 +15,7 @@ use lmhead::backend::cuda::{CudaDevice, Launch, encode};
 use lmhead::backend::params::MmaCarrierParams;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead_gpu::about::about;
-use lmhead_gpu::{heads, kernels, probes, products};
+use lmhead_gpu::{answers, heads, kernels, probes, products};
 use std::ffi::c_char;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,15 +49,24 @@ fn child_and_end(test: &str, says: &[(&str, &str)]) -> (String, String) {
     (text, std::fs::read_to_string(end.path()).expect("an end"))
 }
 
-/// What the fake driver, in a child, has done so far: "waits", "allocations", "loads", "lazy kernels", "lazy
-/// graphs", "slow copies".
+/// What the fake driver, in a child, has done so far on all devices: `Counts` of `crates/gpu/fake_driver`.
 fn count(what: &str) -> i64 {
+    counted(what, -1)
+}
+
+/// The same on one device.
+#[cfg(feature = "nccl")]
+fn count_on(what: &str, device: u32) -> i64 {
+    counted(what, device as i32)
+}
+
+fn counted(what: &str, device: i32) -> i64 {
+    type Function = unsafe extern "C" fn(*const c_char, i32) -> i64;
     let what = std::ffi::CString::new(what).expect("a name");
-    // SAFETY: the fake driver's own function, which takes a C string and answers a long long.
+    // SAFETY: the fake driver's own function, of that type.
     let count = unsafe {
-        let function =
-            cudarc::driver::sys::culib().get::<unsafe extern "C" fn(*const c_char) -> i64>(b"fake_count\0");
-        function.expect("the fake driver")(what.as_ptr())
+        let function = cudarc::driver::sys::culib().get::<Function>(b"fake_count\0");
+        function.expect("the fake driver")(what.as_ptr(), device)
     };
     assert!(count >= 0, "the fake driver does not count {what:?}");
     count
@@ -144,17 +153,18 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     assert_eq!((&heads["device"]["name"], &heads["device"]["driver"]), (&"Fake 0".into(), &"580.1".into()));
     assert_eq!(heads["date"], "2026-01-02T03:04:05Z");
     assert_eq!(heads["peers"]["torch"], "0.0+stand.in");
-    // One head, three kinds of product, two numbers of rows.
+    // One head, four kinds of product, two numbers of rows.
     let products = heads["products"].as_array().expect("a list");
     assert_eq!(
         (products.len(), &heads["left_out"], &heads["problem"]),
-        (6, &().into(), &().into()),
+        (8, &().into(), &().into()),
         "{heads}"
     );
     for product in products {
         let peers = product["peers"].as_array().expect("peers");
-        let int8 = product["kind"] != "bf16";
-        assert_eq!(peers.len(), if int8 { 4 } else { 5 }, "{product}");
+        let is_bf16 = product["kind"] == "bf16";
+        let int8 = !is_bf16 && product["kind"] != "fp8";
+        assert_eq!(peers.len(), if int8 { 4 } else { 2 }, "{product}");
         let refused = product["refusals"].as_array().expect("refusals");
         assert_eq!(refused.len(), usize::from(int8), "{product}");
         assert!(refused.iter().all(|one| one["peer"] == "torch._weight_int8pack_mm"), "{product}");
@@ -171,7 +181,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
         assert_eq!((&product["correct"], &product["exact"]), (&true.into(), &true.into()), "{product}");
         let number = |key: &str| product[key].as_u64().expect("a number");
         let (vocab, hidden, rows) = (number("vocab"), number("hidden"), number("rows"));
-        let (weight, scales) = if int8 { (1, 4) } else { (2, 0) };
+        let (weight, scales) = if is_bf16 { (2, 0) } else { (1, 4) };
         let bytes = vocab * (weight * hidden + scales) + rows * (2 * hidden + 2 * vocab);
         assert_eq!((number("bytes"), number("weight_copies")), (bytes, 2), "{product}");
         assert_eq!(
@@ -184,7 +194,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     assert!(alone["peers"]["none"].as_str().is_some_and(|why| why.contains("no PyTorch here")), "{alone}");
     assert!(alone["no_bulk_copies"].as_str().is_some_and(|why| why.contains("sm_90a")), "{alone}");
     let products = alone["products"].as_array().expect("a list");
-    assert!(products.len() == 6 && products.iter().all(|p| p["correct"] == true), "{alone}");
+    assert!(products.len() == 8 && products.iter().all(|p| p["correct"] == true), "{alone}");
     assert!(
         products
             .iter()
@@ -198,7 +208,7 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     assert!(why.starts_with("bulk copies of 32 KB") && why.ends_with("it left words out"), "{loads}");
     let products = loads["products"].as_array().expect("a list");
     assert!(
-        products.len() == 6 && products.iter().all(|p| p["read_roof"]["way"] == "16-byte loads"),
+        products.len() == 8 && products.iter().all(|p| p["read_roof"]["way"] == "16-byte loads"),
         "{loads}"
     );
     assert_eq!((&loads["trying"], &loads["left_out"]), (&().into(), &().into()), "{loads}");
@@ -209,14 +219,14 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     assert!(why.contains("did not come back"), "{loads}");
     assert_eq!(
         (loads["products"].as_array().map(Vec::len), &loads["trying"]),
-        (Some(6), &().into()),
+        (Some(8), &().into()),
         "{loads}"
     );
 
     // A lost device: every product that has no time is named, with its reason.
     let lost = measured("lost heads", &[("FAKE_RUN", "214"), ("FAKE_FROM", "60")]);
     let left_out = lost["left_out"].as_array().expect("a list").len();
-    assert_eq!(left_out + lost["products"].as_array().map_or(0, Vec::len), 6, "{lost}");
+    assert_eq!(left_out + lost["products"].as_array().map_or(0, Vec::len), 8, "{lost}");
     let problem = lost["problem"].as_str().unwrap_or_default();
     assert!(problem.starts_with("bf16: ") && problem.contains("CUDA_ERROR_ECC_UNCORRECTABLE"), "{lost}");
 
@@ -237,6 +247,28 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
         }
     }
     assert!(blamed > 0, "{wrong}");
+
+    // Requests over the product alone.
+    let answers = measured("answers", &[("PYTHONPATH", &stand_ins), ("LMHEAD_GPU_PEERS", &peers)]);
+    assert!(answers["peers"]["absent"]["flashinfer"].is_string(), "{answers}");
+    let answered = answers["answers"].as_array().expect("a list");
+    assert_eq!((answered.len(), &answers["problem"]), (1, &().into()), "{answers}");
+    for rows in answered {
+        let requests = rows["requests"].as_array().expect("a list");
+        let names: Vec<_> = requests.iter().filter_map(|one| one["request"].as_str()).collect();
+        assert_eq!(names, ["argmax", "topk:8", "logprobs:0", "sample", "sample top_p:0.9"]);
+        let of_peers: Vec<_> = rows["peers"].as_array().expect("peers").iter().collect();
+        assert_eq!(of_peers.len(), 6, "{rows}");
+        // Each has somebody to be compared with.
+        assert!(names.iter().all(|name| of_peers.iter().any(|peer| peer["request"] == *name)), "{rows}");
+        for timed in requests.iter().chain(of_peers).chain([&rows["product"]]) {
+            assert!(timed["median_us"].as_f64().is_some_and(|us| us > 0.0), "{timed}");
+        }
+        for one in requests {
+            assert_eq!(one["correct"], true, "{one}");
+            assert!(one["step"] == "graph" || one["step"] == "eager", "{one}");
+        }
+    }
 
     let probes = measured("probes", &[]);
     let patterns: std::collections::BTreeSet<_> = probes["reads"]
@@ -268,6 +300,7 @@ fn in_child_measures() {
     // As a process for each would, one after the other.
     let all = || heads::KINDS.map(|kind| heads::write(&device, &file, 60.0, kind));
     match what.as_str() {
+        "answers" => answers::write(&device, &file, 60.0).expect("answers"),
         "heads" => all().into_iter().for_each(|done| done.expect("whole heads")),
         "after bulk copies" => {
             let mut begun = about(&device);

@@ -7,12 +7,12 @@ mod captured_faults;
 mod communicators;
 mod contract;
 mod faults;
+mod launches;
 mod soak;
 
 use super::child;
 use lmhead::DType;
 use lmhead::backend::Backend;
-use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::cuda::CudaDevice;
 use lmhead::backend::device::stream_marks;
 use lmhead::config::Quantization;
@@ -61,7 +61,7 @@ fn device(ordinal: usize) -> CudaDevice {
 }
 
 fn backend(device: &CudaDevice) -> Arc<dyn Backend> {
-    Arc::new(backend_of(device.clone(), CpuBackend::new(Some(1)).expect("the CPU backend"), false))
+    Arc::new(backend_of(device.clone(), false))
 }
 
 /// Endpoints of a group whose member m has the device of that place.

@@ -50,10 +50,10 @@ fn in_child_answers() {
             seed: i as u64,
         };
         let device = CudaDevice::open(0).expect("a device");
-        case.holds(&backend_of(device, cpu(), i % 2 == 1));
+        case.holds(&backend_of(device, i % 2 == 1));
     }
     let device = CudaDevice::open(0).expect("a device");
-    are_merged_as_on_the_host(&backend_of(device, cpu(), false), 5);
+    are_merged_as_on_the_host(&backend_of(device, false), 5);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_repeated_call_makes_nothing_and_multiplies_once() {
 #[test]
 #[ignore = "needs the fake driver: a_repeated_call_makes_nothing_and_multiplies_once runs it"]
 fn in_child_steady() {
-    let backend = backend_of(CudaDevice::open(0).expect("a device"), cpu(), false);
+    let backend = backend_of(CudaDevice::open(0).expect("a device"), false);
     let done = || {
         let made = ["allocations", "loads", "lazy kernels", "lazy graphs", "handles", "slow copies"];
         let made = made.map(count).iter().sum();
@@ -97,7 +97,7 @@ fn draws_are_the_hosts_and_the_cpu_backend_s() {
 #[test]
 #[ignore = "needs the fake driver: draws_are_the_hosts_and_the_cpu_backend_s runs it"]
 fn in_child_draws() {
-    let backend = backend_of(CudaDevice::open(0).expect("a device"), cpu(), true);
+    let backend = backend_of(CudaDevice::open(0).expect("a device"), true);
     draws::are_the_hosts(&backend, 7000);
     draws::of_products_are_the_cpus(&backend, &cpu(), 7000);
     draws::of_filtered_rows_are_refused(&backend, &cpu());
@@ -135,7 +135,7 @@ fn in_child_heads() {
     let on_device = |request, counted: &(dyn Fn() -> u64 + Sync)| {
         for ranks in [1, 2] {
             let device = CudaDevice::open(0).expect("a device");
-            let backend = Arc::new(backend_of(device.clone(), cpu(), false));
+            let backend = Arc::new(backend_of(device.clone(), false));
             steady_steps(&Resident::new(device, backend), counted, ranks, request);
         }
     };
@@ -160,7 +160,7 @@ fn inputs_in_device_memory_that_cannot_be_are_told_of_their_rows() {
 fn in_child_inputs() {
     for ranks in [1, 2] {
         let device = CudaDevice::open(0).expect("a device");
-        let backend = Arc::new(backend_of(device.clone(), cpu(), false));
+        let backend = Arc::new(backend_of(device.clone(), false));
         bad_inputs(&Resident::new(device, backend), ranks);
     }
 }

@@ -5,23 +5,25 @@
 #   doctor     what this machine can run
 #   bits       16-bit products against the bits that the emulated device computed when the bundle was made,
 #              int8 against the rule, every tile on small shapes, a captured graph against eager launches
-#   heads      129280 x 7168 and 128256 x 4096 in bf16, W8A8 and W8A16, 1 to 4096 rows: each by turns with its
-#              roofs and with PyTorch, with a proof that the product is right beside each time
+#   heads      129280 x 7168 and 128256 x 4096 in bf16, W8A8, W8A16 and FP8, 1 to 4096 rows: each by turns with
+#              its roofs and with PyTorch, with a proof that the product is right beside each time
 #   memcheck   every kernel once under compute-sanitizer
 #   racecheck  the same
+#   answers    129280 x 7168 in bf16, 1 to 256 rows: argmax, top-k, logprobs and samples over the product alone,
+#              by turns with PyTorch, and with Triton, vLLM and FlashInfer where they are installed
 #   ncu        four launches under Nsight Compute
 #   probes     patterns of reading weights, by 16 to 132 blocks
 #   rest       the other tests, by what they are worth, until the time is up
 #   nccl       only where it is asked for: bits of steps, a rank that is late or killed, replays of a graph
 #
 # In this order, each under a limit of its own. A second call does what the first had no time for:
-# `run.sh first --only rest`. Results are in $OUT (./out), seven files at most, as they come; summary.json
+# `run.sh first --only rest`. Results are in $OUT (./out), eight files at most, as they come; summary.json
 # names device, driver, commit and date. What is missing here (driver, PyTorch, compute-sanitizer, ncu) is
 # told by its step, and the others go on. On the machine where the project is, `scripts/gpu-results OUT` makes
 # of them what can be committed. LMHEAD_GPU_SECONDS gives another time than 480 seconds.
 # Exit codes: 0 all good, 1 something failed or is missing, 2 wrong arguments.
 set -uo pipefail
-all="doctor bits heads memcheck racecheck ncu probes rest"
+all="doctor bits heads memcheck racecheck answers ncu probes rest"
 known="$all nccl"
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ "$*" != nccl ] || set -- first --only nccl
@@ -130,7 +132,7 @@ step() {
   [ "$limit" -le "$left" ] || limit=$left
   # A measurement that is told its seconds needs some more, to start and to end what it has begun.
   case "$1 ${2:-}" in
-    './gpu_matmul heads' | './gpu_matmul probes')
+    './gpu_matmul heads' | './gpu_matmul answers' | './gpu_matmul probes')
       least=20
       for word; do
         ! [[ $word =~ ^[0-9]+$ && $word -gt $((limit - 15)) ]] || word=$((limit - 15))
@@ -211,6 +213,7 @@ for one in $wanted; do
       ;;
     memcheck) sanitize memcheck 60 ;;
     racecheck) sanitize racecheck 60 ;;
+    answers) step answers run.log 75 ./gpu_matmul answers "$out/answers.json" 60 ;;
     ncu)
       step ncu ncu.log 40 ncu --clock-control none --kernel-name regex:matmul --launch-count 4 \
         --section LaunchStats --section Occupancy --section SpeedOfLight --section MemoryWorkloadAnalysis \

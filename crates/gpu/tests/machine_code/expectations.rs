@@ -150,7 +150,7 @@ mod tables {
     }
 
     /// Every kernel that no plan names.
-    const OTHERS: [Other; 41] = [
+    const OTHERS: [Other; 46] = [
         // Answers. f64 is in finishes, once a row, and in draws, for the few candidates that their bounds leave.
         Other {
             kernel: "merge_partials",
@@ -305,11 +305,43 @@ mod tables {
             calls: 16,
         },
         Other {
+            kernel: "begin_cuts",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 2)],
+            absent: &["HMMA", "IMMA"],
+            registers: 40,
+            calls: 1,
+        },
+        Other {
+            kernel: "next_cuts",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 1)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 24,
+            calls: 0,
+        },
+        Other {
+            kernel: "end_cuts",
+            architectures: PORTABLE,
+            present: &[("LDG.128", 1)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 28,
+            calls: 0,
+        },
+        Other {
+            kernel: "learn_cuts",
+            architectures: PORTABLE,
+            present: &[("LDS.128", 2)],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 40,
+            calls: 31,
+        },
+        Other {
             kernel: "pack_capacity",
             architectures: PORTABLE,
             present: &[("LDG.128", 1), ("STG.128", 1)],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
-            registers: 38,
+            registers: 40,
             calls: 0,
         },
         Other {
@@ -317,7 +349,7 @@ mod tables {
             architectures: PORTABLE,
             present: &[("SHFL.BFLY", 15)],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
-            registers: 30,
+            registers: 40,
             calls: 0,
         },
         Other {
@@ -373,8 +405,16 @@ mod tables {
             architectures: PORTABLE,
             present: &[],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
-            registers: 32,
+            registers: 37,
             calls: 2,
+        },
+        Other {
+            kernel: "digest_adjustments",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 36,
+            calls: 0,
         },
         Other {
             kernel: "unpack_adjustments",

@@ -138,6 +138,19 @@ const BECOMES: &[(&str, &[&str])] = &[
             "SYNCS.ARRIVE",
         ],
     ),
+    (
+        "flags",
+        &[
+            "LDG.STRONG.SYS",
+            "CCTL.IVALL",
+            "STG.STRONG.SYS",
+            "REDG.ADD.STRONG.SYS",
+            "MEMBAR.ALL.SYS",
+            "FENCE.VIEW.ASYNC.G",
+            "UBLKCP.S.G.MULTICAST",
+            "CS2R",
+        ],
+    ),
 ];
 
 #[cfg(feature = "cuda")]

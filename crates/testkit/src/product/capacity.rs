@@ -56,6 +56,7 @@ pub fn payloads_are_packed<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u6
                 header_out: header_out.span_mut(),
                 status: status.span_mut(),
                 digests: if shared { digests.span_mut() } else { SpanMut::EMPTY },
+                adjusted: Span::EMPTY,
                 inputs: extra.span(),
             };
             loaded.open_capacity(payload, &mut On::default()).expect("queued");
@@ -125,6 +126,7 @@ pub fn headers_are_compared<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u
             header_out: header_out.part(0..HEADER_BYTES),
             status: status.part(0..4),
             digests: SpanMut::EMPTY,
+            adjusted: Span::EMPTY,
             inputs: Span::EMPTY,
         };
         loaded.open_capacity(payload, &mut On::default()).expect("queued");

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod capacity;
+pub mod cuts;
 pub mod draws;
 mod expected;
 mod loaded;

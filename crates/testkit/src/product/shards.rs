@@ -650,7 +650,7 @@ fn run_on<D: KernelDevice>(
 }
 
 /// A backend of its own for a case, which holds few rows at once and locks little memory where `small`.
-pub fn backend_of<D: KernelDevice>(device: D, cpu: CpuBackend, small: bool) -> DeviceBackend<D> {
-    let backend = DeviceBackend::new(device, cpu);
+pub fn backend_of<D: KernelDevice>(device: D, small: bool) -> DeviceBackend<D> {
+    let backend = DeviceBackend::new(device);
     if small { backend.staged(4096).held(3000) } else { backend }
 }

@@ -18,7 +18,7 @@ use lmhead::result::{
     RowStatus, SamplingSpans, TokenLogprobs,
 };
 use lmhead::rows::{HiddenRows, RowCounts};
-use lmhead::sampling::SamplingParams;
+use lmhead::sampling::{Filters, SamplingParams};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier, Mutex};
@@ -143,7 +143,7 @@ impl<D: KernelDevice> Room<'_, D> {
         &self,
         head: &mut LmHead,
         asked: Asked<'_>,
-        device_adjustments: DeviceAdjustments,
+        (device_adjustments, filters): (DeviceAdjustments, Filters),
         kept: &mut Vec<Box<dyn Allocation>>,
     ) -> lmhead::Result<Answer> {
         let Asked { counts, request, adjusted, hidden, inputs } = asked;
@@ -173,7 +173,7 @@ impl<D: KernelDevice> Room<'_, D> {
             top_ids: top_ids.span_mut(),
             top_logprobs: top_logprobs.span_mut(),
         };
-        let options = StepOptions { adjusted, on_device: true, device_adjustments, ..StepOptions::default() };
+        let options = StepOptions { adjusted, on_device: true, device_adjustments, filters };
         let on = On { stream: self.stream, workspace: None };
         let ran = head
             .begin(&counts, &request, options)
@@ -314,7 +314,7 @@ impl<D: KernelDevice> Stepper for OnDevice<'_, D> {
         rows.copy_into(&mut bytes);
         let memory = self.room.with(&bytes);
         let hidden = HiddenRows::strided(memory.span(), dtype, count, hidden_size, rows.row_bytes())?;
-        let none = DeviceAdjustments::default();
+        let none = (DeviceAdjustments::default(), Filters::ByHost);
         let result = self.room.step(head, Asked { hidden, ..asked }, none, &mut kept);
         if result.is_err() {
             kept.push(memory);
@@ -329,7 +329,7 @@ impl Case {
     pub fn run_resident<D: KernelDevice>(
         &self,
         device: &Resident<D>,
-        inputs_too: bool,
+        (inputs_too, filters): (bool, Filters),
     ) -> Vec<(usize, Answer)> {
         let mut endpoints: BTreeMap<Vec<usize>, Vec<Arc<dyn Exchange>>> = BTreeMap::new();
         let mut ranks = Vec::new();
@@ -343,7 +343,9 @@ impl Case {
             let threads: Vec<_> = ranks
                 .into_iter()
                 .map(|(dp, place, group, endpoint)| {
-                    scope.spawn(move || (dp, self.resident_rank(place, dp, group, endpoint, inputs_too)))
+                    scope.spawn(move || {
+                        (dp, self.resident_rank(place, dp, group, endpoint, (inputs_too, filters)))
+                    })
                 })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -356,7 +358,7 @@ impl Case {
         dp: usize,
         group: HeadGroup,
         exchange: Arc<dyn Exchange>,
-        inputs_too: bool,
+        (inputs_too, filters): (bool, Filters),
     ) -> Answer {
         let shard = self.head.shard(group.shard(self.head.vocab, group.me()));
         let first = dp - group.replica_of(group.me());
@@ -388,13 +390,14 @@ impl Case {
                 let adjusted = self.says_adjusted(own.is_some());
                 let inputs = RowInputs { targets, sampling, adjustments, ..RowInputs::default() };
                 let asked = Asked { counts, request, adjusted, hidden, inputs };
-                let none = DeviceAdjustments::default();
+                let none = (DeviceAdjustments::default(), filters);
                 return memory.step(&mut head, asked, none, &mut Vec::new()).unwrap();
             }
             let placed = PlacedInputs::new(&memory, targets, sampling, adjustments);
             let inputs = RowInputs { on_device: placed.inputs(), ..RowInputs::default() };
             let asked = Asked { counts, request, adjusted: false, hidden, inputs };
-            memory.step(&mut head, asked, self.device_adjustments(), &mut Vec::new()).unwrap()
+            let of = (self.device_adjustments(), filters);
+            memory.step(&mut head, asked, of, &mut Vec::new()).unwrap()
         };
         match own {
             Some(own) => own.with(|adjustments| run(Some(adjustments))),
@@ -421,7 +424,8 @@ impl Case {
         let want = self.run_sharded(&device.place(rank).backend, &local_group);
         let group = HeadGroup::of(rank, &self.layout, self.size).unwrap().unwrap();
         let dp = self.layout.coordinates(rank).unwrap().dp;
-        let got = self.resident_rank(device.place(rank), dp, group, exchange, false);
+        let plain = (false, Filters::ByHost);
+        let got = self.resident_rank(device.place(rank), dp, group, exchange, plain);
         same_answers(&[(dp, got)], &want[rank..=rank])
     }
 
@@ -445,8 +449,20 @@ impl Case {
     /// what belongs to the rows lies there.
     pub fn stays_on<D: KernelDevice>(&self, device: &Resident<D>) -> Result<(), TestCaseError> {
         let want = self.run_sharded(&device.place(0).backend, &local_group);
-        same_answers(&self.run_resident(device, false), &want)?;
-        same_answers(&self.run_resident(device, true), &want)
+        for (&filters, inputs_too) in
+            filters_of(&self.request).iter().flat_map(|filters| [(filters, false), (filters, true)])
+        {
+            same_answers(&self.run_resident(device, (inputs_too, filters)), &want)?;
+        }
+        Ok(())
+    }
+}
+
+/// Who may know the filters of a step's rows.
+fn filters_of(request: &Request) -> &'static [Filters] {
+    match request {
+        Request::Sample { .. } => &[Filters::ByHost, Filters::ByDevice],
+        _ => &[Filters::ByHost],
     }
 }
 
@@ -511,8 +527,30 @@ pub fn steady_steps<D: KernelDevice>(
             }
             other => panic!("no answer known of {other}"),
         };
-        head.warm_up_on_device(room.stream, ROWS, &[request]).unwrap();
-        let mut step = |head: &mut LmHead| {
+        // Rows have as many entries as there may be.
+        let none = DeviceAdjustments::default();
+        let of = match request {
+            Request::Logprobs { processed: false, .. } => none,
+            _ => DeviceAdjustments { allowed: true, additions: 3, counts: 2 },
+        };
+        let offsets = |each: i64| (0..=ROWS as i64).map(|row| row * each).collect::<Vec<i64>>();
+        let [additions, counts] = [[4, 0, 900].repeat(ROWS), [3, 1000].repeat(ROWS)];
+        let ones = vec![1.0; ROWS];
+        let arrays = Arrays {
+            additions: Some((offsets(3), additions, vec![0.5; 3 * ROWS])),
+            penalties: Some((
+                [ones.clone(), ones.clone(), ones],
+                offsets(2),
+                counts,
+                vec![1; 2 * ROWS],
+                vec![0; 2 * ROWS],
+            )),
+            ..Arrays::default()
+        };
+        let adjustments =
+            PlacedInputs { allowed: Some(room.with(&[-1i32; 35 * ROWS])), ..arrays.place(&room) };
+        head.warm_up_on_device(room.stream, ROWS, &[request], of).unwrap();
+        let mut step = |head: &mut LmHead, device_adjustments: DeviceAdjustments| {
             let hidden = HiddenRows::strided(rows.span(), DType::Bf16, ROWS, HIDDEN, 2 * HIDDEN).unwrap();
             let hidden = hidden.select_span(indices.span(), 8).unwrap();
             let [status, logits, ids, values, logsumexp, logprobs, ranks_of, top_ids, top_logprobs] =
@@ -536,9 +574,14 @@ pub fn steady_steps<D: KernelDevice>(
                 top_logprobs: span(part(top_logprobs, 6)),
             };
             let counts = RowCounts::discover(ROWS);
-            let options = StepOptions { on_device: true, ..StepOptions::default() };
+            let options = StepOptions { on_device: true, device_adjustments, ..StepOptions::default() };
             let ticket = head.begin(&counts, &request, options).unwrap();
+            let on_device = match device_adjustments == none {
+                true => DeviceInputs::default(),
+                false => adjustments.inputs(),
+            };
             let inputs = RowInputs {
+                on_device,
                 targets: matches!(request, Request::Logprobs { .. }).then_some(&targets[..]),
                 sampling: matches!(request, Request::Sample { .. }).then_some(&sampling[..]),
                 ..RowInputs::default()
@@ -549,7 +592,7 @@ pub fn steady_steps<D: KernelDevice>(
         meeting.wait();
         let before = made();
         meeting.wait();
-        (0..5).for_each(|_| step(&mut head));
+        (0..6).for_each(|i| step(&mut head, if i % 2 == 0 { none } else { of }));
         meeting.wait();
         assert_eq!(made(), before, "{request} on rank {rank} of {ranks}");
         meeting.wait();
@@ -640,32 +683,34 @@ impl BadInputs<'_> {
             let adjusted = !self.of.is_empty();
             let asked = Asked { counts: counts.clone(), request, adjusted, hidden, inputs: self.host };
             let none = DeviceAdjustments::default();
-            let want = room.step(&mut head, asked, none, &mut Vec::new()).unwrap();
-            let placed = self.placed.place(&room);
-            let inputs = RowInputs { on_device: placed.inputs(), ..RowInputs::default() };
-            let asked = Asked { counts, request, adjusted: false, hidden, inputs };
-            let got = room.step(&mut head, asked, self.of, &mut Vec::new()).unwrap();
-            for (row, &bad) in self.bad.iter().enumerate() {
-                let what = format!("row {row} of rank {rank} of {ranks}: {request}");
-                if !bad {
-                    assert_eq!(got.row_status[row], want.row_status[row], "{what}");
-                    assert_eq!(row_bits(&got, row), row_bits(&want, row), "{what}");
-                    continue;
-                }
-                assert_eq!(got.row_status[row], RowStatus::BadInput, "{what}");
-                let nothing = match &got.output {
-                    Output::Argmax { ids } | Output::Sample { ids, logprobs: None } => ids[row] == -1,
-                    Output::Logprobs(told) => {
-                        let of_row = row * told.targets..(row + 1) * told.targets;
-                        let best = row * told.top_n..(row + 1) * told.top_n;
-                        told.ranks[of_row.clone()].iter().all(|&rank| rank == -1)
-                            && told.logprobs[of_row].iter().all(|logprob| logprob.is_nan())
-                            && told.top_ids[best].iter().all(|&id| id == -1)
+            let want = room.step(&mut head, asked, (none, Filters::ByHost), &mut Vec::new()).unwrap();
+            for &filters in filters_of(&request) {
+                let placed = self.placed.place(&room);
+                let inputs = RowInputs { on_device: placed.inputs(), ..RowInputs::default() };
+                let asked = Asked { counts: counts.clone(), request, adjusted: false, hidden, inputs };
+                let got = room.step(&mut head, asked, (self.of, filters), &mut Vec::new()).unwrap();
+                for (row, &bad) in self.bad.iter().enumerate() {
+                    let what = format!("row {row} of rank {rank} of {ranks}: {request}, {filters}");
+                    if !bad {
+                        assert_eq!(got.row_status[row], want.row_status[row], "{what}");
+                        assert_eq!(row_bits(&got, row), row_bits(&want, row), "{what}");
+                        continue;
                     }
-                    Output::Logits { .. } => true,
-                    other => panic!("no answer known: {other:?}"),
-                };
-                assert!(nothing, "{what}: {:?}", got.output);
+                    assert_eq!(got.row_status[row], RowStatus::BadInput, "{what}");
+                    let nothing = match &got.output {
+                        Output::Argmax { ids } | Output::Sample { ids, logprobs: None } => ids[row] == -1,
+                        Output::Logprobs(told) => {
+                            let of_row = row * told.targets..(row + 1) * told.targets;
+                            let best = row * told.top_n..(row + 1) * told.top_n;
+                            told.ranks[of_row.clone()].iter().all(|&rank| rank == -1)
+                                && told.logprobs[of_row].iter().all(|logprob| logprob.is_nan())
+                                && told.top_ids[best].iter().all(|&id| id == -1)
+                        }
+                        Output::Logits { .. } => true,
+                        other => panic!("no answer known: {other:?}"),
+                    };
+                    assert!(nothing, "{what}: {:?}", got.output);
+                }
             }
         };
         thread::scope(|scope| {
@@ -911,6 +956,7 @@ pub fn refused_inputs<D: KernelDevice>(device: &Resident<D>) {
     let counts = || RowCounts::exact(&[ROWS]);
     let mut refused = |request, of: DeviceAdjustments, inputs: RowInputs<'_>, adjusted, wanted: &str| {
         let asked = Asked { counts: counts(), request, adjusted, hidden, inputs };
+        let of = (of, Filters::ByHost);
         let said = room.step(&mut head, asked, of, &mut Vec::new()).expect_err(wanted).to_string();
         assert!(said.contains(wanted), "wanted {wanted:?}, got {said:?}");
     };

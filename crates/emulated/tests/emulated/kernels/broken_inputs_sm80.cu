@@ -1,12 +1,13 @@
 // What the kernels of inputs in device memory do, wrong on purpose: n[0] says how, 0 is right.
+#include "answers/padded.cuh"
 #include "probe.h"
 #include "ptx.cuh"
 
 using namespace ptx;
 
-// 64 threads, `in` 64 words: 16 targets of 8 bytes, then 32 ids of entries. Out: the targets of a vocabulary of
-// 50 as ranks exchange them, a status word of each target and the eighth behind it, the ids in ascending order,
-// and whether one is above 900 and one above 990.
+// 64 threads, `in` 64 words: 16 targets of 8 bytes, then 32 ids of entries. Out: the targets of a vocabulary
+// of 50 as ranks exchange them, a status word of each target and the eighth behind it, the ids in ascending
+// order, whether one is above 900 and one above 990, and of the ids 5 rows in 2 parts of 4 places.
 KERNEL(broken_inputs, ProbeParams, 64, 1) {
   const uint32_t how = params.n[0], t = threadIdx.x;
   uint32_t *targets = params.out, *status = params.out + 16, *places = params.out + 24;
@@ -40,4 +41,9 @@ KERNEL(broken_inputs, ProbeParams, 64, 1) {
   }
   const uint32_t larger = any_of_block(id > 990, false);
   if (t == 0) st_global_u32(params.out + 56, large), st_global_u32(params.out + 57, larger);
+  if (t < 8) {
+    const uint32_t row = answers::own_row(t, 5, 2, 4);
+    const bool there = row != UINT32_MAX || how == 6;
+    st_global_u32(params.out + 58 + t, there ? ld_global_u32(params.in + 32 + row) : 0);
+  }
 }

@@ -27,7 +27,7 @@ fn in_child_replays() {
     assert_eq!(fake.count("replays"), (3 * 50 * RANKS) as i64, "each of the three calls, each time");
 }
 
-/// Whole steps, replayed with other rows, indices and numbers of rows.
+/// Whole steps, replayed with other rows, indices and numbers of rows; two tests, for two processors.
 #[test]
 fn captured_steps_have_the_bits_of_eager_ones() {
     on_nccl("captured::in_child_steps", &[]);
@@ -36,9 +36,24 @@ fn captured_steps_have_the_bits_of_eager_ones() {
 #[test]
 #[ignore = "needs the fake libraries: captured_steps_have_the_bits_of_eager_ones runs it"]
 fn in_child_steps() {
-    for size in [1, 2, 3, 4] {
+    steps_of(&[2, 3]);
+}
+
+#[test]
+fn captured_steps_of_one_and_of_four_ranks_have_the_bits_of_eager_ones() {
+    on_nccl("captured::in_child_steps_of_four", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: captured_steps_of_one_and_of_four_ranks_have_the_bits_of_eager_ones runs it"]
+fn in_child_steps_of_four() {
+    steps_of(&[1, 4]);
+}
+
+fn steps_of(sizes: &[usize]) {
+    for &size in sizes {
         each_ranked(size, |ranked| {
-            nccl_ranks::captured_steps(&ranked, 6);
+            nccl_ranks::captured_steps(&ranked, 3);
         });
     }
     assert!(FakeNccl::loaded().count("replays") > 0);

@@ -2,6 +2,7 @@
 
 use super::captured::each_ranked;
 use super::{all_are_destroyed, on_nccl};
+use lmhead::backend::DeviceAdjustments;
 use lmhead::backend::cuda::Graph;
 use lmhead::backend::device::KernelDevice;
 use lmhead::config::Quantization;
@@ -10,6 +11,7 @@ use lmhead::error::Error;
 use lmhead::head::StepOptions;
 use lmhead::result::Request;
 use lmhead::rows::RowCounts;
+use lmhead::sampling::Filters;
 use lmhead_gpu::captured_steps::{Kind, Stepper};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ const KIND: Kind = Kind {
     split: false,
     padded: true,
     request: Request::Argmax,
+    filters: Filters::ByHost,
+    adjustments: DeviceAdjustments { allowed: false, additions: 0, counts: 0 },
     quantization: Quantization::None,
     dtype: DType::Bf16,
     hidden: 32,
@@ -79,9 +83,39 @@ fn a_replicas_ranks_with_other_rows_are_named() {
 #[ignore = "needs the fake libraries: a_replicas_ranks_with_other_rows_are_named runs it"]
 fn in_child_inputs() {
     let kind = Kind { tp: 2, hidden: 33, ..KIND };
-    for request in [kind.request, Request::sample(), Request::logprobs(0)] {
-        other_rows(Kind { request, ..kind });
+    for (request, filters) in [
+        (kind.request, Filters::ByHost),
+        (Request::sample(), Filters::None),
+        (Request::sample(), Filters::ByDevice),
+        (Request::logprobs(0), Filters::ByHost),
+    ] {
+        other_rows(Kind { request, filters, ..kind });
     }
+}
+
+/// What lies in memory of steps before is no part of what a replica's ranks compare.
+#[test]
+fn a_rank_that_has_released_its_memory_agrees_with_its_replica() {
+    on_nccl("captured_faults::in_child_released", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_rank_that_has_released_its_memory_agrees_with_its_replica runs it"]
+fn in_child_released() {
+    each_ranked(4, |ranked| {
+        let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), Kind { tp: 2, ..KIND }, SOON);
+        stepper.bring_rows(1);
+        if ranked.exchange.me() == 2 {
+            stepper.head.release_memory();
+        }
+        stepper.prepare();
+        let graph = stepper.capture().expect("a graph");
+        stepper.replay(&graph);
+        let statuses = stepper.statuses();
+        assert!(statuses.iter().all(|status| *status == 0), "{statuses:?}");
+        assert!(stepper.head.flight_recorder().fault().is_none());
+    });
+    all_are_destroyed();
 }
 
 fn other_rows(kind: Kind) {
@@ -97,6 +131,35 @@ fn other_rows(kind: Kind) {
         stepper.replay(&graph);
         let poisoned = stepper.statuses();
         // The other replica is idle: it learns of it all the same.
+        assert!(poisoned.iter().all(|status| *status == 3), "rank {me}: {poisoned:?}");
+        let fault = stepper.head.flight_recorder().fault().expect("a mismatch").to_string();
+        let words = if me < 2 { "inputs of replica 0" } else { "ranks [1] say another header" };
+        assert!(fault.contains(words), "rank {me}: {fault}");
+    });
+    all_are_destroyed();
+}
+
+/// The tensor-parallel ranks of a replica bring different adjustments.
+#[test]
+fn a_replicas_ranks_with_other_adjustments_are_named() {
+    on_nccl("captured_faults::in_child_adjustments", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: a_replicas_ranks_with_other_adjustments_are_named runs it"]
+fn in_child_adjustments() {
+    let adjustments = DeviceAdjustments { allowed: true, additions: 2, counts: 1 };
+    each_ranked(4, |ranked| {
+        let me = ranked.exchange.me();
+        let kind = Kind { tp: 2, adjustments, ..KIND };
+        let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), kind, SOON);
+        stepper.bring_biased(1, 3.0);
+        let graph = stepper.capture().expect("a graph");
+        stepper.replay(&graph);
+        assert!(stepper.statuses().iter().all(|status| *status == 0), "rank {me}");
+        stepper.bring_biased(1, if me == 1 { 2.0 } else { 3.0 });
+        stepper.replay(&graph);
+        let poisoned = stepper.statuses();
         assert!(poisoned.iter().all(|status| *status == 3), "rank {me}: {poisoned:?}");
         let fault = stepper.head.flight_recorder().fault().expect("a mismatch").to_string();
         let words = if me < 2 { "inputs of replica 0" } else { "ranks [1] say another header" };
@@ -173,14 +236,22 @@ fn in_child_refused() {
         let mut stepper = Stepper::new(&ranked.device, ranked.exchange.clone(), KIND, SOON);
         let options = StepOptions { on_device: true, ..StepOptions::default() };
         let exact = RowCounts::exact(&[1, 1]);
+        let device_adjustments = DeviceAdjustments { allowed: true, additions: 7, counts: 0 };
         for (counts, request, options, wanted) in [
             (RowCounts::capacity(5, 3), Request::Argmax, options, true),
             (RowCounts::capacity(5, 3), Request::Argmax, StepOptions { on_device: false, ..options }, false),
             (RowCounts::capacity(5, 3), Request::Argmax, StepOptions { adjusted: true, ..options }, false),
+            (RowCounts::capacity(5, 3), Request::Argmax, StepOptions { device_adjustments, ..options }, true),
             (RowCounts::discover(3), Request::Argmax, options, false),
             (exact.clone(), Request::Argmax, options, true),
             (exact.clone(), Request::sample(), options, false),
-            (exact.clone(), Request::sample(), StepOptions { unfiltered: true, ..options }, true),
+            (exact.clone(), Request::sample(), StepOptions { filters: Filters::None, ..options }, true),
+            (
+                exact.clone(),
+                Request::sample_with_logprobs(0),
+                StepOptions { filters: Filters::ByDevice, ..options },
+                true,
+            ),
             (exact, Request::logprobs(3), options, true),
             // More rows than a chunk of logprobs has.
             (RowCounts::capacity(1 << 30, 3), Request::logprobs(3), options, false),

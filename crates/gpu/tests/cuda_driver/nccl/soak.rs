@@ -51,7 +51,7 @@ fn in_child_soak() {
 }
 
 /// sglang#29946, aiter#3928: corruption on replay where data and counts change and one rank is delayed. Here
-/// of steps that are queued anew each time; graph replays are not made by heads yet.
+/// of steps that are queued anew each time; `captured` has those that a graph replays.
 #[test]
 fn sglang_29946_steps_with_changing_rows_and_a_delayed_rank() {
     let late = [("FAKE_NCCL_LATE", "1"), ("FAKE_NCCL_RANK", "1")];

@@ -60,6 +60,17 @@ KERNEL(tma, HopperWrapperParams, 128, 1) {
   ptx::bulk_wait_group_read<1>(), ptx::bulk_wait_group<0>();
 }
 
+KERNEL(flags, HopperWrapperParams, 128, 1) {
+  const uint64_t begin = ptx::globaltimer();
+  while (ptx::ld_acquire_sys_u32(params.out) == 0) {
+  }
+  ptx::fence_proxy_async_global();
+  ptx::bulk_load_multicast(params.address, params.out + 4, 64, params.address + 64, 3);
+  const uint64_t passed = ptx::globaltimer() - begin;
+  ptx::st_release_sys_u32(params.out + 1, uint32_t(passed));
+  ptx::red_release_sys_add_u32(params.out + 2, uint32_t(passed >> 32));
+}
+
 template <int kN, class Type>
 DEVICE void wgmma_16(Type type, const HopperWrapperParams &params) {
   const uint64_t b = ptx::wgmma_descriptor(params.address, ptx::Swizzle::bytes_128, 1024);

@@ -1,0 +1,196 @@
+//! `docs/launches.md`: what the fake driver counts of one step of each request.
+
+use super::{backend, device, each, group, on_nccl};
+use crate::count_on;
+use lmhead::DType;
+use lmhead::backend::cuda::{CudaDevice, Graph};
+use lmhead::backend::device::KernelDevice;
+use lmhead::backend::params::CapacityState;
+use lmhead::config::Quantization;
+use lmhead::exchange::Exchange;
+use lmhead::head::LmHead;
+use lmhead::layout::HeadGroup;
+use lmhead::memory::{Memory, Span};
+use lmhead::result::Request;
+use lmhead::rows::RowCounts;
+use lmhead::sampling::Filters;
+use lmhead_gpu::device_step::{Ask, DeviceStep, Source};
+use lmhead_testkit::TestHead;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+const VOCAB: usize = 4096;
+const HIDDEN: usize = 256;
+/// Of each rank.
+const ROWS: usize = 8;
+const RANKS: [usize; 2] = [1, 2];
+/// Bytes by which the device tells how far it is, to what watches replays: two words.
+const COUNTERS: usize = 8;
+/// What is counted, with its heading.
+const COLUMNS: [(&str, &str); 9] = [
+    ("kernels", "kernels"),
+    ("products", "of them products"),
+    ("collectives", "collectives"),
+    ("memsets", "memsets"),
+    ("copies", "copies"),
+    ("weight bytes", "bytes of W"),
+    ("bytes to the host", "to the host"),
+    ("bytes to the device", "to the device"),
+    ("waits", "waits"),
+];
+type Counts = [i64; COLUMNS.len()];
+
+fn asks() -> Vec<Ask> {
+    let plain = [
+        Request::logits(DType::Bf16),
+        Request::argmax(),
+        Request::top_k(8),
+        Request::top_k(64),
+        Request::top_k(1000),
+        Request::logprobs(0),
+        Request::logprobs(8),
+        Request::sample(),
+        Request::sample_with_logprobs(8),
+    ];
+    let mut asks = plain.map(Ask::plain).to_vec();
+    asks.push(Ask::sample(|params| params.top_k = 50));
+    asks.push(Ask::sample(|params| params.top_p = 0.9));
+    asks.push(Ask::sample(|params| params.min_p = 0.05));
+    // Their counts are those of any filters.
+    asks.push(Ask::sample(|params| params.top_p = 0.9).by_device());
+    asks.push(Ask::plain(Request::sample_with_logprobs(8)).by_device());
+    asks
+}
+
+#[test]
+fn the_page_of_launches_says_what_is_counted() {
+    on_nccl("launches::in_child_counts", &[]);
+}
+
+#[test]
+#[ignore = "needs the fake libraries: the_page_of_launches_says_what_is_counted runs it"]
+fn in_child_counts() {
+    let page = page();
+    match std::env::var_os("LMHEAD_LAUNCH_TABLE") {
+        Some(file) => std::fs::write(&file, page).expect("a file to write"),
+        None => {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/launches.md");
+            let kept = std::fs::read_to_string(file).unwrap_or_default();
+            assert!(kept == page, "docs/launches.md: run scripts/launch-table; it would be\n{page}");
+        }
+    }
+}
+
+fn page() -> String {
+    let mut page = format!(
+        "\
+# What a step puts on the device
+
+Written by `scripts/launch-table` from what a driver of the project's own counts (`crates/gpu/fake_driver`,
+over the emulated device); the test `{TEST}` holds it.
+None of it is a time.
+
+One step after a warm-up, of a bf16 head of {VOCAB} x {HIDDEN}, {ROWS} rows of each rank; hidden rows,
+indices, targets, sampling parameters and answers in device memory. Several ranks exchange over NCCL in
+capacity mode. `graph`: a replay of a CUDA graph that has the whole step; `eager`: a step that is queued anew.
+Counted is what rank 0 puts on its device: kernels of this library, those that multiply by W among them,
+collectives (launches of NCCL's), memsets, copies of any kind, bytes of W that the products read by the sizes
+that they were launched with, bytes that copies bring to the host and to the device, and how often the host
+waits. In a graph of several ranks the {} bytes to the host are the state of the step's contract and two
+counters of the watchdog.
+",
+        size_of::<CapacityState>() + COUNTERS
+    );
+    for ranks in RANKS {
+        let shard = (VOCAB / ranks * HIDDEN * 2) as i64;
+        let name = if ranks == 1 { "One rank".into() } else { format!("Rank 0 of {ranks}") };
+        let headings = COLUMNS.map(|(_, heading)| heading).join(" | ");
+        let rule = "---:|".repeat(COLUMNS.len());
+        write!(page, "\n## {name}: a shard of {shard} bytes\n\n").expect("a text grows");
+        write!(page, "| request | step | {headings} |\n|---|---|{rule}\n").expect("a text grows");
+        for ask in asks() {
+            let (eager, graph) = counted(ranks, ask);
+            let by_device = if ask.filters == Filters::ByDevice { ", filters by device" } else { "" };
+            let mut line = |how: &str, counts: Counts| {
+                let cells = counts.map(|n| n.to_string()).join(" | ");
+                writeln!(page, "| {ask}{by_device} | {how} | {cells} |").expect("a text grows");
+            };
+            line("eager", eager);
+            let products = column("products");
+            assert!(eager[products] > 0, "{ask}: {eager:?}");
+            match graph {
+                None => {
+                    writeln!(page, "| {ask} | none |{}", " |".repeat(COLUMNS.len())).expect("a text grows")
+                }
+                Some(graph) => {
+                    // No host takes part, and nothing of an answer comes to it.
+                    let host = ["waits", "bytes to the host", "bytes to the device"].map(column);
+                    let told = if ranks == 1 { 0 } else { (size_of::<CapacityState>() + COUNTERS) as i64 };
+                    assert_eq!(host.map(|i| graph[i]), [0, told, 0], "{ask} on {ranks} ranks: {graph:?}");
+                    assert_eq!(graph[column("weight bytes")], shard * graph[products], "{ask}: {graph:?}");
+                    line("graph", graph);
+                }
+            }
+        }
+    }
+    page
+}
+
+const TEST: &str = "nccl::launches::the_page_of_launches_says_what_is_counted";
+
+fn column(what: &str) -> usize {
+    COLUMNS.iter().position(|(name, _)| *name == what).expect("a column")
+}
+
+/// What rank 0 does in a step, and in a replay of its graph where there is one.
+fn counted(ranks: usize, ask: Ask) -> (Counts, Option<Counts>) {
+    let devices: Vec<CudaDevice> = (0..ranks).map(device).collect();
+    let test = TestHead::random(VOCAB, HIDDEN, DType::Bf16, Quantization::None, 3);
+    let all = each(group(&devices), |me, exchange| on_rank(&test, &devices[me], exchange, ask));
+    all.into_iter().next().expect("a rank")
+}
+
+fn on_rank(
+    test: &TestHead,
+    device: &CudaDevice,
+    exchange: Arc<dyn Exchange>,
+    ask: Ask,
+) -> (Counts, Option<Counts>) {
+    let (me, ranks) = (exchange.me(), exchange.size());
+    let members = HeadGroup::data_parallel(ranks, me).expect("a group");
+    let shard = test.shard(members.shard(VOCAB, me));
+    let head = LmHead::new(&test.config(), members, shard, exchange, backend(device)).expect("a head");
+    let states = device.upload(&test.rows(ROWS, me as u64)).expect("memory");
+    let own = device.open_stream().expect("a stream");
+    let stream = device.on(&own);
+    let memory = Memory::Device(device.ordinal());
+    // SAFETY: it outlives the step, and nobody writes it.
+    let states = unsafe { Span::from_raw(memory, states.address(), states.len()) };
+    let source = Source { states, dtype: DType::Bf16, rows: ROWS };
+    let picks: Vec<i64> = (0..ROWS as i64).rev().collect();
+    let counts = RowCounts::capacity(ROWS, ROWS);
+    let step = DeviceStep::new(head, ask, counts, (device, stream), (source, &picks));
+    let mut step = step.expect("a step");
+    let counted = |run: &mut dyn FnMut()| {
+        let now = || COLUMNS.map(|(what, _)| count_on(what, device.ordinal()));
+        let before = now();
+        run();
+        let after = now();
+        device.wait(stream).expect("the end of a step");
+        std::array::from_fn(|i| after[i] - before[i])
+    };
+    step.run().expect("a step");
+    device.wait(stream).expect("the end of a step");
+    let eager = counted(&mut || step.run().expect("a step"));
+    assert_eq!(step.row_status(), Ok(vec![0; ROWS]), "{ask}");
+    let graph = step.is_capturable().then(|| {
+        let graph = Graph::capture(device, stream, || step.run()).expect("a graph");
+        step.poison().expect("copies");
+        // SAFETY: the step outlives it.
+        let counts = counted(&mut || unsafe { graph.launch(stream) }.expect("a launch"));
+        assert_eq!(step.row_status(), Ok(vec![0; ROWS]), "{ask}");
+        counts
+    });
+    (eager, graph)
+}

@@ -1,0 +1,194 @@
+//! What a call needs room for: its workspace, and the memory of the shard's own that is made before.
+
+use super::super::partials::{self, BEST, by_tiles, tile_bytes};
+use super::{DeviceShard, KernelDevice, product_of, sum_of};
+use crate::backend::{Ask, On};
+use crate::error::Result;
+use crate::merge::{Candidate, PartialSpec};
+use crate::params::SamplingRow;
+use crate::plan::Tile;
+use crate::sampling::cut::BINS;
+
+/// Room for adjustments that `prepare` makes beside a mask: words for each row.
+const ADJUSTED_WORDS: usize = 2048;
+
+/// Targets of a row that `prepare` makes room for.
+const TARGETS: usize = 8;
+
+/// Where a call's pieces lie in its workspace: bytes from its beginning.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Places {
+    /// Of the product itself: 0 to here.
+    pub(super) product: usize,
+    pub status: usize,
+    /// What no candidate of a row is below; where tiles' partials are made.
+    pub bars: usize,
+    /// Held logits, or tiles' partials.
+    pub held: usize,
+    /// From row to row of held logits.
+    pub(super) pitch: usize,
+    pub total: usize,
+}
+
+impl Places {
+    /// Where what is made of held logits lies, of places for these alone.
+    pub(super) fn parts(&self) -> usize {
+        self.total.next_multiple_of(256)
+    }
+}
+
+impl<D: KernelDevice> DeviceShard<D> {
+    /// Rows whose logits are held at once for partials, or what tiles leave instead of them.
+    pub(super) fn at_once(&self, rows: usize, spec: &PartialSpec) -> usize {
+        let row = if by_tiles(spec) {
+            self.ids().div_ceil(Tile::FEWEST_IDS) * spec.stride(Tile::FEWEST_IDS)
+        } else {
+            (4 * self.ids()).next_multiple_of(16)
+        };
+        rows.min((self.common.held / row).max(1))
+    }
+
+    /// `held`: how many kinds of logits are.
+    pub(super) fn places(&self, rows: usize, held: usize) -> Result<Places> {
+        let product = self.product().workspace_bytes(rows)?.next_multiple_of(256);
+        let pitch = (4 * self.ids()).next_multiple_of(16);
+        let status = product;
+        let logits = (4 * rows).next_multiple_of(256) + status;
+        let held_bytes = product_of(&[held, rows, pitch])?;
+        let total = sum_of(&[logits, held_bytes])?;
+        Ok(Places { product, status, bars: logits, held: logits, pitch, total })
+    }
+
+    /// Of partials.
+    pub(super) fn partial_places(&self, rows: usize, spec: &PartialSpec) -> Result<Places> {
+        if !by_tiles(spec) {
+            let places = self.places(rows, 1)?;
+            let parts = self.held_part_bytes(rows, spec)?;
+            return Ok(Places { total: sum_of(&[places.parts(), parts])?, ..places });
+        }
+        let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
+        let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
+        // As of the smallest tiles, whatever the plan: what is enough for some rows is enough for fewer.
+        let total = sum_of(&[held, tile_bytes(spec, rows, self.ids(), Tile::FEWEST_IDS)?])?;
+        Ok(Places { product, status, bars, held, pitch, total })
+    }
+
+    /// Of draws.
+    pub(in super::super) fn drawn_places(&self, rows: usize) -> Result<Places> {
+        let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
+        let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
+        // As of the smallest tiles, as those of partials.
+        let total = sum_of(&[held, product_of(&[rows, self.drawn_row()])?])?;
+        Ok(Places { product, status, bars, held, pitch, total })
+    }
+
+    /// Bytes that tiles leave of a row that is drawn.
+    pub(super) fn drawn_row(&self) -> usize {
+        self.ids().div_ceil(Tile::FEWEST_IDS) * size_of::<Candidate>()
+    }
+
+    /// Rows that are drawn at once.
+    pub(in super::super) fn drawn_at_once(&self, rows: usize) -> usize {
+        rows.min((self.common.held / self.drawn_row()).max(1))
+    }
+
+    /// Bytes of a workspace for so many rows' partials.
+    pub(super) fn partial_workspace(&self, rows: usize, spec: &PartialSpec) -> Result<usize> {
+        Ok(self.partial_places(self.at_once(rows, spec), spec)?.total)
+    }
+
+    /// [`LoadedShard::workspace`](crate::backend::LoadedShard::workspace).
+    pub(super) fn workspace_bytes(&self, rows: usize, ask: Ask) -> Result<usize> {
+        if rows == 0 || self.ids() == 0 {
+            return Ok(0);
+        }
+        let places = match ask {
+            Ask::Logits { .. } => self.places(rows, 0)?,
+            // Whoever may hold the rows may draw them.
+            Ask::Hold { raw } => {
+                let held = self.places(rows, if raw { 2 } else { 1 })?.total;
+                return Ok(held.max(self.drawn_places(rows)?.total));
+            }
+            Ask::Drawn => {
+                self.product().plan(rows)?;
+                self.drawn_places(self.drawn_at_once(rows))?
+            }
+            Ask::Partials(spec) => {
+                // More rows than can be are refused, however few are held at once.
+                self.product().plan(rows)?;
+                return self.partial_workspace(rows, &spec);
+            }
+        };
+        Ok(places.total)
+    }
+
+    /// [`LoadedShard::prepare`](crate::backend::LoadedShard::prepare).
+    pub(super) fn make_room(&mut self, rows: usize, ask: Ask) -> Result<()> {
+        let workspace = self.workspace_bytes(rows, ask)?;
+        if workspace == 0 {
+            return Ok(());
+        }
+        self.forget();
+        let stream = self.begin(&On::default(), true)?;
+        self.settle(stream)?;
+        let (ids, hidden) = (self.ids(), self.weights.info.hidden_size * self.weights.hidden.size());
+        let at_once = match ask {
+            Ask::Partials(spec) => self.at_once(rows, &spec),
+            Ask::Drawn => self.drawn_at_once(rows),
+            _ => rows,
+        };
+        let (staged, device) = (self.common.staged, self.common.device.clone());
+        let on_device = |bytes| device.alloc(bytes);
+        let locked = |bytes| device.staging(bytes);
+        let rooms = &mut self.rooms;
+        rooms.workspace.at_least(workspace, on_device)?;
+        let pitch = hidden.next_multiple_of(16);
+        rooms.inputs.at_least(product_of(&[at_once, pitch])?, on_device)?;
+        rooms.sent.at_least((staged / pitch).clamp(1, at_once) * pitch, locked)?;
+        let adjusted = 4 * product_of(&[at_once, ids.div_ceil(32) + ADJUSTED_WORDS])?;
+        rooms.adjustments.at_least(adjusted, on_device)?;
+        rooms.packed.clear();
+        rooms.packed.reserve(adjusted / 4);
+        rooms.sent_adjustments.at_least(adjusted, locked)?;
+        match ask {
+            Ask::Logits { dtype } => {
+                let first = (4 * rows).next_multiple_of(256);
+                let pitch = (ids * dtype.size()).next_multiple_of(16);
+                let total = sum_of(&[first, product_of(&[rows, pitch])?])?;
+                rooms.outputs.at_least(total, on_device)?;
+                rooms.received.at_least(total.min(staged.max(first)), locked)?;
+            }
+            Ask::Drawn => {
+                let answer = product_of(&[at_once, size_of::<Candidate>()])?;
+                rooms.outputs.at_least(answer, on_device)?;
+                rooms.received.at_least(answer, locked)?;
+                let asked = product_of(&[rows, size_of::<SamplingRow>()])?;
+                self.held.asked.clear();
+                self.held.asked.reserve(asked);
+                rooms.asked.at_least(asked, on_device)?;
+                rooms.sent_asked.at_least(asked, locked)?;
+            }
+            Ask::Partials(spec) => {
+                let bytes = product_of(&[at_once, spec.stride(ids)])?;
+                rooms.outputs.at_least(bytes, on_device)?;
+                rooms.received.at_least(bytes, locked)?;
+            }
+            Ask::Hold { .. } => {
+                // Of as many candidates as a warp collects, and some targets.
+                let spec = PartialSpec { k: BEST, sum: true, targets: TARGETS };
+                let parts = partials::tile_bytes(&spec, rows, ids, partials::part_ids(ids))?;
+                rooms.parts.at_least(parts, on_device)?;
+                let answer = product_of(&[at_once, spec.stride(ids).max(8 * BINS)])?;
+                rooms.outputs.at_least(answer, on_device)?;
+                rooms.received.at_least(answer, locked)?;
+                // What a draw asks of a row is less.
+                let asked = product_of(&[at_once, TARGETS, size_of::<Candidate>()])?;
+                self.held.asked.clear();
+                self.held.asked.reserve(asked);
+                rooms.asked.at_least(asked, on_device)?;
+                rooms.sent_asked.at_least(asked, locked)?;
+            }
+        }
+        Ok(())
+    }
+}

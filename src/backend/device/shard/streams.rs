@@ -1,0 +1,111 @@
+//! The streams of a shard's calls: what of its own memory is still used, and who waits for that.
+
+use super::{DeviceShard, KernelDevice};
+use crate::backend::On;
+use crate::error::{Error, Result};
+
+impl<D: KernelDevice> DeviceShard<D> {
+    /// The stream of a call.
+    pub(super) fn stream_of(&self, on: &On<'_>) -> Result<D::Stream> {
+        self.common.maker.check("the device backend")?;
+        Ok(match on.stream {
+            stream if stream.is_none() => self.common.device.on(&self.stream),
+            // SAFETY: the promise of whoever made the handle.
+            stream => unsafe { self.common.device.stream_from(stream) },
+        })
+    }
+
+    /// The stream of a call that uses the shard's own memory. `own_memory`: that of the host is about to be
+    /// written.
+    pub(in super::super) fn begin(&mut self, on: &On<'_>, own_memory: bool) -> Result<D::Stream> {
+        let stream = self.stream_of(on)?;
+        let device = &self.common.device;
+        if let Some(pending) = self.pending
+            && (own_memory || pending != device.handle(stream))
+        {
+            if self.capturing {
+                return Err(waits_in_a_graph());
+            }
+            device.wait_for(&self.used)?;
+            self.pending = None;
+        }
+        self.queued = true;
+        Ok(stream)
+    }
+
+    /// Waits for the stream.
+    pub(in super::super) fn settle(&mut self, stream: D::Stream) -> Result<()> {
+        if self.capturing {
+            return Err(waits_in_a_graph());
+        }
+        self.common.device.record(&self.used, stream)?;
+        self.common.device.wait_for(&self.used)?;
+        (self.pending, self.queued) = (None, false);
+        Ok(())
+    }
+
+    /// The end of a call: waited for where `wait` or where there is no stream of the caller's; otherwise its
+    /// end is remembered.
+    pub(in super::super) fn end(&mut self, on: &On<'_>, stream: D::Stream, wait: bool) -> Result<()> {
+        if !self.queued {
+            return Ok(());
+        }
+        if wait || on.stream.is_none() {
+            return self.settle(stream);
+        }
+        if self.capturing {
+            // Whoever replays the graph says when its work has ended.
+            return Ok(());
+        }
+        self.common.device.record(&self.used, stream)?;
+        self.pending = Some(self.common.device.handle(stream));
+        Ok(())
+    }
+
+    /// What `done` says. Where it failed, nothing that was queued still uses anybody's memory.
+    pub(in super::super) fn settled<T>(&mut self, stream: D::Stream, done: Result<T>) -> Result<T> {
+        if done.is_err() {
+            drop(self.settle(stream));
+        }
+        done
+    }
+
+    /// A call that uses the caller's memory alone: on the caller's stream nothing is waited for or
+    /// remembered.
+    pub(in super::super) fn only_on(
+        &mut self,
+        on: &On<'_>,
+        queue: impl FnOnce(&mut Self, D::Stream) -> Result<()>,
+    ) -> Result<()> {
+        let stream = self.stream_of(on)?;
+        let done = queue(self, stream);
+        self.settled(stream, done)?;
+        if on.stream.is_none() { self.settle(stream) } else { Ok(()) }
+    }
+
+    pub(super) fn wait_for_pending(&mut self) -> Result<()> {
+        if self.pending.is_some() {
+            self.common.device.wait_for(&self.used)?;
+            self.pending = None;
+        }
+        Ok(())
+    }
+}
+
+impl<D: KernelDevice> Drop for DeviceShard<D> {
+    /// Its memory goes when nothing uses it any more.
+    fn drop(&mut self) {
+        if self.common.maker.is_here() {
+            drop(self.wait_for_pending());
+        }
+    }
+}
+
+fn waits_in_a_graph() -> Error {
+    Error::Device {
+        what: "a step that is captured in a graph".into(),
+        problem: "it would wait on the host, for its inputs in host memory or for a step on another stream"
+            .into(),
+        fix: "put all inputs in device memory, and capture on the stream of the steps before".into(),
+    }
+}
