@@ -11,7 +11,8 @@ pub(super) struct Arena {
     memory: Option<Box<dyn Allocation>>,
     /// The step is being captured in a graph: memory is none that is made now.
     pub capturing: bool,
-    /// A graph has the address of the memory; what graphs have stays where it is, also where the memory grows.
+    /// A graph has the address of the memory; what graphs have stays where it is, also where the memory
+    /// grows.
     captured: bool,
     of_graphs: Vec<Box<dyn Allocation>>,
 }

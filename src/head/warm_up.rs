@@ -28,7 +28,8 @@ impl LmHead {
     ///   by these.
     ///
     /// Adjustments in host memory have one entry a row of each kind, and a lent workspace is not tried: steps
-    /// with more entries, or partials of a device in a workspace that an engine lends, may allocate once more.
+    /// with more entries, or partials of a device in a workspace that an engine lends, may allocate once
+    /// more.
     ///
     /// # Errors
     /// As those two.
@@ -231,8 +232,8 @@ const PLAIN: usize = 3;
 struct Inputs {
     /// Of as many per row as any request has.
     targets: Vec<i64>,
-    /// How the rows are sampled: in every way, all of them in each of those that take the most memory, and all
-    /// without a filter.
+    /// How the rows are sampled: in every way, all of them in each of those that take the most memory, and
+    /// all without a filter.
     sampling: [Vec<SamplingParams>; 4],
     allowed: Vec<i32>,
     /// One entry a row, of id 0.

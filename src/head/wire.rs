@@ -421,8 +421,8 @@ fn mixed() -> Fault {
     }
 }
 
-/// Queues a collective and, unless the whole step is `queued`, waits for it, no longer than the step may take:
-/// a fault is told to whoever makes the step, by its name.
+/// Queues a collective and, unless the whole step is `queued`, waits for it, no longer than the step may
+/// take: a fault is told to whoever makes the step, by its name.
 fn await_queued(
     device: &dyn DeviceExchange,
     call: &Call,

@@ -587,7 +587,8 @@ impl<'d> Stepper<'d> {
         self.bring_biased(replay, 0.0);
     }
 
-    /// [`Stepper::bring_rows`], of which each has so much added to its logit 1, where the kind has adjustments.
+    /// [`Stepper::bring_rows`], of which each has so much added to its logit 1, where the kind has
+    /// adjustments.
     pub fn bring_biased(&self, replay: u64, bias: f32) {
         let rows = test_head(&self.kind).rows(SOURCE, replay);
         self.bring(&Brought {

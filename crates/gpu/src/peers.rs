@@ -41,8 +41,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Starts the program that `LMHEAD_GPU_PEERS` names, with these arguments, and does not wait for it. It has
-    /// until `end`.
+    /// Starts the program that `LMHEAD_GPU_PEERS` names, with these arguments, and does not wait for it. It
+    /// has until `end`.
     pub fn start(end: Instant, arguments: &[&str]) -> Self {
         let start = || {
             let path = std::env::var_os("LMHEAD_GPU_PEERS").filter(|path| !path.is_empty());
@@ -128,8 +128,8 @@ impl Peers {
         }
     }
 
-    /// A turn for each of those that [`Peers::prepare`] has told of. A peer that is gone has no time, and stops
-    /// nobody.
+    /// A turn for each of those that [`Peers::prepare`] has told of. A peer that is gone has no time, and
+    /// stops nobody.
     pub fn turns<'p>(peers: &'p RefCell<&mut Peers>, told: &Value) -> Vec<Turn<'p>> {
         let count = told["peers"].as_array().map_or(0, Vec::len);
         let turn =

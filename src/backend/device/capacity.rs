@@ -1,5 +1,5 @@
-//! Steps of a fixed shape, which a CUDA graph replays: rows and header on their way to the other replicas, and
-//! what came compared. All of it is queued; the host sees a mismatch afterwards.
+//! Steps of a fixed shape, which a CUDA graph replays: rows and header on their way to the other replicas,
+//! and what came compared. All of it is queued; the host sees a mismatch afterwards.
 
 use super::shard::{DeviceShard, count_of, product_of};
 use super::{Grid, KernelDevice};

@@ -57,8 +57,8 @@ impl Wanted {
     }
 }
 
-/// Where the pieces of a selection's memory lie, in bytes from its beginning. How many keys each query has, and
-/// the bins, come first: they are zeros before.
+/// Where the pieces of a selection's memory lie, in bytes from its beginning. How many keys each query has,
+/// and the bins, come first: they are zeros before.
 struct Places {
     bins: usize,
     states: usize,

@@ -1,5 +1,5 @@
-//! What is measured on a GPU: whole heads beside roofs and peers, each request over the product alone, patterns
-//! of reading, four launches for a profiler; and criterion's view of some products.
+//! What is measured on a GPU: whole heads beside roofs and peers, each request over the product alone,
+//! patterns of reading, four launches for a profiler; and criterion's view of some products.
 //!
 //! ```text
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul                             criterion's view

@@ -24,9 +24,10 @@ struct Sent {
     own: Vec<u8>,
 }
 
-/// What shards with these ids would send of random rows, each message behind a gap: of even rows a few values,
-/// so that they tie across shards, and of odd ones those of `owner` above all others. A row has nothing
-/// allowed, one has an infinity in the last shard, one has no index, and one is allowed in one shard only.
+/// What shards with these ids would send of random rows, each message behind a gap: of even rows a few
+/// values, so that they tie across shards, and of odd ones those of `owner` above all others. A row has
+/// nothing allowed, one has an infinity in the last shard, one has no index, and one is allowed in one shard
+/// only.
 fn sent(vocab: usize, shards: usize, owner: usize, spec: &PartialSpec, random: &mut Random) -> Sent {
     const GAP: usize = 16;
     let shards: Vec<Range<usize>> = (0..shards).map(|i| shard_range(vocab, shards, i)).collect();
