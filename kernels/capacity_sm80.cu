@@ -3,6 +3,7 @@
 #include "answers/digest.cuh"
 #include "answers/padded.cuh"
 #include "matmul/tile.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -35,14 +36,14 @@ DEVICE uint16_t half_of(uint64_t v, uint32_t i) { return uint16_t(v >> 16 * i); 
 DEVICE uint64_t number_at(const uint8_t *at) {
   uint64_t v = 0;
 #pragma unroll
-  for (uint32_t i = 0; i < 4; ++i) v |= uint64_t(ld_global_nc_u16(at + 2 * i)) << 16 * i;
+  for (uint32_t i = 0; i < 4; ++i) v |= uint64_t(ld_global_u16(at + 2 * i)) << 16 * i;
   return v;
 }
 
 }  // namespace
 
 // At dynamic_shared() a sum of each warp.
-KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
+STEP_KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
   const uint32_t row = blockIdx.x, number = matmul::row_number(params.rows, row, params.row_count);
   const bool is_one = row < params.row_count, there = number != matmul::kNoRow;
   if (threadIdx.x == 0) st_global_u32(params.status + row, is_one && !there ? LMHEAD_STATUS_BAD_INDEX : 0);
@@ -64,7 +65,7 @@ KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
     }
   } else {
     for (uint32_t at = 2 * threadIdx.x; at < params.row_bytes; at += 2 * blockDim.x) {
-      const uint16_t v = there ? ld_global_nc_u16(from + at) : uint16_t(0);
+      const uint16_t v = there ? ld_global_u16(from + at) : uint16_t(0);
       st_global_u16(to + at, v);
       if (params.digests) digest += digest_of(v, at / 2);
     }
@@ -78,7 +79,7 @@ KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
 }
 
 // A warp does it.
-KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
+STEP_KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
   const uint32_t lane = lane_id();
   uint64_t digest = 0, bad = 0;
   for (uint32_t row = lane; row < params.row_count; row += 32) {
@@ -105,7 +106,7 @@ KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
 }
 
 // At dynamic_shared() a number of each warp.
-KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
+STEP_KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
   const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
   const uint8_t *own = reinterpret_cast<const uint8_t *>(params.own);
   const auto header = [&](uint32_t member) { return params.headers + member * params.header_pitch; };
@@ -115,7 +116,7 @@ KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
     const bool of_replica = i - LMHEAD_HEADER_ROWS < 4 || i - LMHEAD_HEADER_INPUTS < 4;
     // With the first of its replica what is the replica's own, with the own header the rest.
     const uint8_t *like = of_replica ? header(member / params.ranks * params.ranks) : own;
-    const bool same = ld_global_nc_u16(header(member) + 2 * i) == ld_global_nc_u16(like + 2 * i);
+    const bool same = ld_global_u16(header(member) + 2 * i) == ld_global_u16(like + 2 * i);
     const bool too_many = i == LMHEAD_HEADER_ROWS && number_at(header(member) + 2 * i) > params.capacity;
     if ((!same || too_many) && member < differs) differs = member;
   }
@@ -144,8 +145,8 @@ KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
   const uint32_t shown = differs == params.me ? params.me / params.ranks * params.ranks : differs;
   barrier_sync_all();
   if (threadIdx.x < kHalves) {
-    st_global_u16(params.state->own + threadIdx.x, ld_global_nc_u16(own + 2 * threadIdx.x));
-    st_global_u16(params.state->other + threadIdx.x, ld_global_nc_u16(header(shown) + 2 * threadIdx.x));
+    st_global_u16(params.state->own + threadIdx.x, ld_global_u16(own + 2 * threadIdx.x));
+    st_global_u16(params.state->other + threadIdx.x, ld_global_u16(header(shown) + 2 * threadIdx.x));
   }
   if (threadIdx.x) return;
   st_global_u32(&params.state->member, shown);

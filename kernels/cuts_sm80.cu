@@ -12,6 +12,7 @@
 #include "answers/mass.cuh"
 #include "answers/sampling.cuh"
 #include "answers/shards.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -57,7 +58,7 @@ DEVICE uint64_t sum_bins(uint32_t bins, Of of) {
 
 }  // namespace
 
-KERNEL(begin_cuts, CutRowsParams, 256, 4) {
+STEP_KERNEL(begin_cuts, CutRowsParams, 256, 4) {
   const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
   if (row >= params.rows) return;
   const SamplingRow sampling = load_sampling(params.sampling + row);
@@ -83,7 +84,7 @@ KERNEL(begin_cuts, CutRowsParams, 256, 4) {
   begin_search(params, row, sampling, kept, false);
 }
 
-KERNEL(next_cuts, CutRowsParams, 256, 4) {
+STEP_KERNEL(next_cuts, CutRowsParams, 256, 4) {
   const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
   if (row >= params.rows) return;
   const SamplingRow sampling = load_sampling(params.sampling + row);
@@ -96,7 +97,7 @@ KERNEL(next_cuts, CutRowsParams, 256, 4) {
   tell(params.ties + row, ties);
 }
 
-KERNEL(end_cuts, CutRowsParams, 256, 4) {
+STEP_KERNEL(end_cuts, CutRowsParams, 256, 4) {
   const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
   if (row >= params.rows) return;
   const SamplingRow sampling = load_sampling(params.sampling + row);
@@ -112,7 +113,7 @@ KERNEL(end_cuts, CutRowsParams, 256, 4) {
 }
 
 // At dynamic_shared() the sums of all shards, then whether what each warp has seen can be.
-KERNEL(learn_cuts, LearnCutsParams, 256, 4) {
+STEP_KERNEL(learn_cuts, LearnCutsParams, 256, 4) {
   const uint32_t number = blockIdx.x, lane = lane_id(), warp = threadIdx.x / 32;
   const uint32_t bins = dynamic_shared(), fits_at = bins + 8 * kBins;
   const bool first = params.known == 0, last = params.shift == 0;

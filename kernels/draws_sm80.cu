@@ -7,6 +7,7 @@
 #include "answers/messages.cuh"
 #include "answers/noise.cuh"
 #include "answers/sampling.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -200,7 +201,7 @@ DEVICE uint64_t find_last(const List &list, uint32_t row, Weight weight, Goal go
 
 }  // namespace
 
-KERNEL(merge_draws, MergeDrawsParams, 256, 4) {
+STEP_KERNEL(merge_draws, MergeDrawsParams, 256, 4) {
   const uint32_t number = blockIdx.x, lane = lane_id();
   const SamplingRow row = load_sampling(params.sampling + number);
   const Candidate *own = params.candidates + uint64_t(number) * params.tiles;
@@ -227,7 +228,7 @@ KERNEL(merge_draws, MergeDrawsParams, 256, 4) {
   st_global_v2(params.out + number, {value, nobody ? 0 : drawn.id});
 }
 
-KERNEL(finish_draw, FinishDrawParams, 256, 2) {
+STEP_KERNEL(finish_draw, FinishDrawParams, 256, 2) {
   const uint32_t number = blockIdx.x;
   const SamplingRow row = load_sampling(params.sampling + number);
   const List list(params, row, number);

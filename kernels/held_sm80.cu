@@ -4,6 +4,7 @@
 #include "answers/join.cuh"
 #include "answers/mass.cuh"
 #include "answers/noise.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -38,7 +39,7 @@ DEVICE bool keeps(const KeptLogits &kept, float logit, uint32_t id) {
 }  // namespace
 
 // A block has a part of a row.
-KERNEL(summarise_held, SummariseHeldParams, 256, 4) {
+STEP_KERNEL(summarise_held, SummariseHeldParams, 256, 4) {
   const HeldMatrix &held = params.held;
   const uint32_t parts = (held.ids + params.part_ids - 1) / params.part_ids;
   const uint32_t row = blockIdx.x / parts, part = blockIdx.x % parts, first = part * params.part_ids;
@@ -77,7 +78,7 @@ KERNEL(summarise_held, SummariseHeldParams, 256, 4) {
 }
 
 // A thread has a target.
-KERNEL(held_targets, HeldTargetsParams, 256, 4) {
+STEP_KERNEL(held_targets, HeldTargetsParams, 256, 4) {
   const uint64_t n = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (n >= uint64_t(params.held.rows) * params.per_row) return;
   const uint32_t id = ld_global_u32(params.targets + n) - params.held.first_id;
@@ -86,7 +87,7 @@ KERNEL(held_targets, HeldTargetsParams, 256, 4) {
 }
 
 // A block has a row.
-KERNEL(held_maxima, HeldMaximaParams, 256, 4) {
+STEP_KERNEL(held_maxima, HeldMaximaParams, 256, 4) {
   const uint32_t row = params.rows ? ld_global_u32(params.rows + blockIdx.x) : blockIdx.x;
   const uint32_t warp = threadIdx.x / 32;
   const float *logits = row_of(params.held, row);
@@ -115,7 +116,7 @@ KERNEL(held_maxima, HeldMaximaParams, 256, 4) {
 }
 
 // A block has a query; bins at dynamic_shared().
-KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
+STEP_KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
   const HeldHistogram query = ask(params.queries + blockIdx.x);
   const KeptLogits &kept = query.kept;
   const float *logits = row_of(params.held, kept.row);
@@ -147,7 +148,7 @@ KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
 
 // A block has a query, and goes through the row in the order of ids. At dynamic_shared() how many each warp
 // has, twice.
-KERNEL(held_ties, HeldTiesParams, 256, 4) {
+STEP_KERNEL(held_ties, HeldTiesParams, 256, 4) {
   const HeldTies query = ask(params.queries + blockIdx.x);
   const float *logits = row_of(params.held, query.kept.row);
   const uint32_t lane = lane_id(), warp = threadIdx.x / 32, ids = params.held.ids;
@@ -227,7 +228,7 @@ DEVICE void store(Candidate *to, uint32_t value_bits, uint32_t id) { st_global_v
 }  // namespace
 
 // A block has a query.
-KERNEL(held_candidates, HeldCandidatesParams, 256, 2) {
+STEP_KERNEL(held_candidates, HeldCandidatesParams, 256, 2) {
   const HeldWanted query = ask(params.queries + blockIdx.x);
   const HeldMatrix &held = params.held;
   const uint32_t lane = lane_id(), warp = threadIdx.x / 32, places = query.k ? query.k : 1;

@@ -4,6 +4,7 @@
 #include "answers/digest.cuh"
 #include "answers/padded.cuh"
 #include "answers/shards.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -25,7 +26,7 @@ DEVICE void is_bad(uint32_t *status, uint32_t row) { atom_or_u32(status + row, L
 
 }  // namespace
 
-KERNEL(encode_targets, EncodeTargetsParams, 256, 4) {
+STEP_KERNEL(encode_targets, EncodeTargetsParams, 256, 4) {
   const uint64_t n = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (n >= params.count) return;
   // Negative ids are larger than any vocabulary.
@@ -35,7 +36,7 @@ KERNEL(encode_targets, EncodeTargetsParams, 256, 4) {
   if (!there && id != kNoTarget) is_bad(params.status, uint32_t(n / params.per_row));
 }
 
-KERNEL(pick_targets, PickTargetsParams, 256, 4) {
+STEP_KERNEL(pick_targets, PickTargetsParams, 256, 4) {
   const uint64_t n = uint64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (n >= params.count) return;
   const uint32_t id = ld_global_u32(params.targets + n);
@@ -47,14 +48,14 @@ KERNEL(pick_targets, PickTargetsParams, 256, 4) {
   st_global_v2(params.out + n, {logit, id < params.vocab ? id : kNone});
 }
 
-KERNEL(or_status, OrStatusParams, 256, 4) {
+STEP_KERNEL(or_status, OrStatusParams, 256, 4) {
   const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
   if (row >= params.rows) return;
   st_global_u32(params.into + row, ld_global_u32(params.into + row) | ld_global_u32(params.from + row));
 }
 
 // A thread has a row.
-KERNEL(sampling_rows, SamplingRowsParams, 256, 4) {
+STEP_KERNEL(sampling_rows, SamplingRowsParams, 256, 4) {
   const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
   if (row >= params.rows) return;
   const auto number = [row](const void *from, uint32_t otherwise) {
@@ -184,7 +185,7 @@ DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, 
 
 }  // namespace
 
-KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
+STEP_KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
   const AdjustmentPlaces &places = params.places;
   const uint32_t rows = params.parts * params.part_rows, place = blockIdx.x % rows, to = blockIdx.x / rows;
   const uint32_t row = own_row(place, params.rows, params.parts, params.part_rows);
@@ -251,7 +252,7 @@ KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
 }
 
 // Of each row what tensor-parallel ranks must share of its adjustments.
-KERNEL(digest_adjustments, PackAdjustmentsParams, 256, 4) {
+STEP_KERNEL(digest_adjustments, PackAdjustmentsParams, 256, 4) {
   const uint32_t row = blockIdx.x, words = (params.vocab + 31) / 32;
   uint64_t digest = 0;
   const auto add = [&digest](uint32_t bits, uint32_t kind, uint32_t i) {
@@ -309,7 +310,7 @@ DEVICE void unpack_entries(const uint8_t *from, uint32_t row, uint32_t rows, uin
 
 }  // namespace
 
-KERNEL(unpack_adjustments, UnpackAdjustmentsParams, 256, 4) {
+STEP_KERNEL(unpack_adjustments, UnpackAdjustmentsParams, 256, 4) {
   const AdjustmentPlaces &places = params.places;
   const uint32_t row = blockIdx.x;
   const uint8_t *from =

@@ -2,6 +2,7 @@
 // such and says what is known of the row; then several blocks a row put the best in their places.
 #include "answers/lists.cuh"
 #include "answers/parts.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -97,7 +98,7 @@ DEVICE float logprob(float logit, double lse) {
 }  // namespace
 
 // Status and logsumexp. A block has a row.
-KERNEL(finish_lists, FinishParams, 256, 4) {
+STEP_KERNEL(finish_lists, FinishParams, 256, 4) {
   const uint32_t row = blockIdx.x;
   Best best(0, 1);
   const Row all = look_at(params.from, row, best);
@@ -109,7 +110,7 @@ KERNEL(finish_lists, FinishParams, 256, 4) {
 }
 
 // Status, and logprobs and ranks of targets. A block has a row.
-KERNEL(finish_lists_logprobs, FinishLogprobsParams, 256, 4) {
+STEP_KERNEL(finish_lists_logprobs, FinishLogprobsParams, 256, 4) {
   const PartialParts &from = params.from;
   const uint32_t row = blockIdx.x, lane = lane_id();
   Best best(0, 1);
@@ -144,7 +145,7 @@ KERNEL(finish_lists_logprobs, FinishLogprobsParams, 256, 4) {
 
 // A thread has a candidate, and places that are left. The first warp's list is at dynamic_shared(), and
 // behind it the logarithm of the sum.
-KERNEL(place_lists, PlaceListsParams, 256, 4) {
+STEP_KERNEL(place_lists, PlaceListsParams, 256, 4) {
   const PartialParts &from = params.from;
   const uint32_t row = blockIdx.x / params.blocks, block = blockIdx.x % params.blocks;
   const bool good = ld_global_u8(params.row_status + row) == kGood;

@@ -59,11 +59,15 @@ enum LmheadStatus {
 /* Types of logits, and of the rows that are quantised. */
 enum LmheadDtype { LMHEAD_DTYPE_F32 = 0, LMHEAD_DTYPE_F16 = 1, LMHEAD_DTYPE_BF16 = 2 };
 
+/* Row behind row; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64 ids][128 bytes],
+ * each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). There is an even number of blocks; ids behind the
+ * last are copies of it, and bytes behind the end of k are zeros. */
 typedef struct WeightMatrix {
   const void *data;    /* [vocab, hidden], 16-byte aligned */
-  uint64_t pitch;      /* bytes from row to row, a multiple of 16 */
+  uint64_t pitch;      /* bytes from row to row, a multiple of 16; packed: of a row's columns, a multiple of 128 */
   const float *scales; /* [vocab]; of int8 weights */
   const float *bias;   /* [vocab], may be null */
+  uint32_t packed;     /* 1: packed; 0: row behind row */
 } WeightMatrix;
 
 typedef struct RowMatrix {
@@ -129,9 +133,8 @@ typedef struct SamplingRow {
   float min_p;             /* only ids at least this probable relative to the best, 0 to 1 */
 } SamplingRow;
 
-/* What a product leaves of each tile of ids instead of logits: PartialRows without targets and without
- * status, [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are
- * left out. */
+/* What a product leaves of each tile of ids instead of logits: PartialRows without status, [row_count] of
+ * each tile, tile behind tile. Candidates of a tile that others were seen to beat are left out. */
 typedef struct TilePartials {
   uint8_t *data;        /* aligned to 8; null: logits are stored */
   uint32_t *bars;       /* [row_count] zeros before: a row's k-th best logit is known to be no smaller, in
@@ -139,14 +142,17 @@ typedef struct TilePartials {
   const SamplingRow *draws; /* [row_count], may be null: of each row and tile there is one Candidate instead,
                            [row_count, tiles], the id of the vocabulary that is drawn of the tile's without
                            any filter; minus infinity where another tile's was seen to win */
+  const Candidate *targets; /* [row_count, target_count], ids of the vocabulary: each tile counts its ids that
+                           beat it; of id UINT32_MAX none */
   uint32_t k;           /* 1 to LMHEAD_BEST */
   uint32_t sum;         /* 0: no sums */
-  uint32_t first_id;    /* of the shard, of draws */
+  uint32_t first_id;    /* of the shard, of draws and targets */
+  uint32_t target_count; /* of a row; 0: none */
 } TilePartials;
 
 typedef struct MatmulParams {
   WeightMatrix weights;
-  RowMatrix rows;
+  RowMatrix rows;          /* address and pitch are multiples of 16 */
   const float *row_scales; /* [row_count]; of quantised rows */
   LogitMatrix logits;      /* of partials the status alone */
   LogitAdjustments adjustments;
@@ -158,8 +164,36 @@ typedef struct MatmulParams {
   uint32_t vocab;
   uint32_t row_count;
   uint32_t hidden;
-  uint32_t stages;    /* of k in shared memory: 3 or 4, as many as the launch has room for */
+  uint32_t stages;    /* of k in shared memory: 3 to 16, of wgmma_matmul 2 to 16, as many as the launch has room for */
 } MatmulParams;
+
+/* kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before it:
+ * what its tiles compare their own with. */
+typedef struct TargetLogitsParams {
+  MatmulParams product;    /* of it neither logits, raw nor partials are used; stages are LMHEAD_TARGET_STAGES */
+  const uint32_t *targets; /* [row_count, per_row] ids of the vocabulary */
+  float *out;              /* [row_count, per_row]; NaN where the id is not the shard's */
+  uint32_t per_row;        /* at least 1 */
+  uint32_t first_id;       /* of the shard */
+} TargetLogitsParams;
+
+/* A block's rows, targets of each of them, and stages of k. */
+enum LmheadTargetTile { LMHEAD_TARGET_ROWS = 8, LMHEAD_TARGETS = 8, LMHEAD_TARGET_STAGES = 4 };
+
+/* kernels/stage_rows_sm90a.cu: rows picked by index, as wgmma_matmul copies them to shared memory. A block a row, those that
+ * fill the last tile included. */
+typedef struct StageRowsParams {
+  RowMatrix rows;
+  uint8_t *out;            /* [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes], aligned to 16, each
+                              tile_rows x 128 bytes swizzled; zeros behind the last row and the end of k */
+  float *scales;           /* [row_count]; of rows that are quantised */
+  uint32_t *status;        /* [row_count] is stored: status_before and what is found */
+  uint32_t *bars;          /* [row_count] zeros are stored; may be null */
+  uint32_t row_count;
+  uint32_t hidden;
+  uint32_t tile_rows;      /* a multiple of 8 */
+  uint32_t status_before;  /* LMHEAD_STATUS_* */
+} StageRowsParams;
 
 /* kernels/partials_sm80.cu: what parts of a vocabulary know of rows is joined, a block a row. */
 
@@ -272,11 +306,14 @@ typedef struct FinishStatusParams {
 /* kernels/pack_rows_sm80.cu: rows picked by index, one behind the other. */
 typedef struct PackRowsParams {
   RowMatrix rows;
-  uint8_t *out;            /* [row_count, row_bytes], aligned to 2 bytes; to 16 it is written faster */
-  uint32_t *status;        /* [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is
-                              zeros; else 0 */
+  uint8_t *out;            /* [row_count, row_bytes] at out_pitch, aligned to 2 bytes; where address and pitch
+                              are multiples of 16 it is written faster, with zeros up to the next one */
+  uint64_t out_pitch;      /* bytes between rows: at least row_bytes, a multiple of 2 */
+  uint32_t *status;        /* [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where the index is none
+                              and the row is zeros */
   uint32_t row_count;
   uint32_t row_bytes;      /* a multiple of 2 */
+  uint32_t status_before;
 } PackRowsParams;
 
 /* kernels/capacity_sm80.cu: steps of a fixed shape, whose contract is compared on the device. */
@@ -627,6 +664,17 @@ typedef struct UnpackAdjustmentsParams {
   uint32_t ids;               /* of the shard */
 } UnpackAdjustmentsParams;
 
+/* kernels/set_words_sm80.cu: what a step begins with, words of one value each. */
+typedef struct WordsToSet {
+  uint8_t *to;      /* aligned to 4; null where there are none */
+  uint64_t pitch;   /* bytes from word to word, a multiple of 4 */
+  uint64_t count;
+  uint32_t value;
+} WordsToSet;
+typedef struct SetWordsParams {
+  WordsToSet words[2];
+} SetWordsParams;
+
 /* kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale. */
 typedef struct QuantizeRowsParams {
   RowMatrix rows;
@@ -634,6 +682,7 @@ typedef struct QuantizeRowsParams {
   uint64_t out_pitch;  /* bytes from row to row, a multiple of 16; what is behind `hidden` is set to 0 */
   float *scales;       /* [row_count] */
   uint32_t *status;    /* [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where it is so; stored */
+  uint32_t *bars;      /* [row_count] of TilePartials, zeros; may be null */
   uint32_t row_count;
   uint32_t hidden;
   uint32_t status_before;  /* LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0 */

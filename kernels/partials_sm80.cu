@@ -2,6 +2,7 @@
 // partials of all shards become answers. A block has a row; its lanes take parts in turn, and no order of
 // them shows.
 #include "answers/parts.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -65,7 +66,7 @@ DEVICE uint32_t beating(const PartialParts &p, uint32_t row, uint32_t n) {
 
 }  // namespace
 
-KERNEL(merge_partials, MergePartialsParams, 256, 4) {
+STEP_KERNEL(merge_partials, MergePartialsParams, 256, 4) {
   const PartialParts &from = params.from;
   const uint32_t row = blockIdx.x;
   Best best(0, from.k);
@@ -109,7 +110,7 @@ DEVICE double logsumexp_of(const Row &all, const Best &best) {
 
 }  // namespace
 
-KERNEL(finish_best, FinishParams, 256, 4) {
+STEP_KERNEL(finish_best, FinishParams, 256, 4) {
   const uint32_t row = blockIdx.x, k = params.from.k;
   Best best(0, k);
   const Row all = join(params.from, row, best);
@@ -125,7 +126,7 @@ KERNEL(finish_best, FinishParams, 256, 4) {
                   status == kGood ? cvt_rn_f32_f64(logsumexp_of(all, best)) : mov_f32_b32(kNan));
 }
 
-KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
+STEP_KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
   const PartialParts &from = params.from;
   const uint32_t row = blockIdx.x, lane = lane_id(), n = params.top_n;
   Best best(0, from.k);
@@ -161,7 +162,7 @@ KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
 }
 
 // A thread has a row.
-KERNEL(finish_status, FinishStatusParams, 256, 4) {
+STEP_KERNEL(finish_status, FinishStatusParams, 256, 4) {
   const uint32_t row = blockIdx.x * kThreads + threadIdx.x;
   if (row >= params.answered) return;
   uint32_t words = params.words ? ld_global_u32(params.words + row) : 0;

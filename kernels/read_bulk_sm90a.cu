@@ -4,6 +4,7 @@
 //
 // A warp copies 32 KB at a time, six such stages ahead; four warps add up what has landed.
 #include "carriers/tile.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -46,7 +47,7 @@ DEVICE void add(uint32_t *out, uint32_t sum) {
 
 }  // namespace
 
-KERNEL(read_bulk, ReadBulkParams, 160, 1) {
+STEP_KERNEL(read_bulk, ReadBulkParams, 160, 1) {
   Stream stream;
   stream.init();
   const uint32_t chunks = uint32_t((params.bytes + kStageBytes - 1) / kStageBytes);
@@ -73,7 +74,7 @@ KERNEL(read_bulk, ReadBulkParams, 160, 1) {
 }
 
 // Blocks take turns at blocks of rows, and read each from the first column to the last, as a product does.
-KERNEL(read_boxes, ReadBoxesParams, 160, 1) {
+STEP_KERNEL(read_boxes, ReadBoxesParams, 160, 1) {
   Stream stream;
   stream.init();
   const uint32_t box_rows = params.box_rows, box_bytes = box_rows * kRowBytes, boxes = kStageBytes / box_bytes;

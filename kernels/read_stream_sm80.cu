@@ -1,7 +1,7 @@
 // Reads an array and nothing else: how fast weights can come from memory at best. Benches compare the products with it.
 //     out[0] += sum of all words, modulo 2^32, so that no load can be left out
 #include "params.h"
-#include "ptx.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -13,7 +13,7 @@ DEVICE uint32_t sum(const U32x4 &v) { return v.x + v.y + v.z + v.w; }
 
 }  // namespace
 
-KERNEL(read_stream, ReadStreamParams, 512, 2) {
+STEP_KERNEL(read_stream, ReadStreamParams, 512, 2) {
   const uint8_t *from = static_cast<const uint8_t *>(params.data);
   uint32_t total = 0;
   for (uint64_t i = uint64_t(blockIdx.x) * kThreads * kInFlight + threadIdx.x; i < params.pieces;

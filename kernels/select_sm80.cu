@@ -10,6 +10,7 @@
 // The blocks of a row look at parts of it, and learn from all parts' bins of the digit before what that was.
 #include "answers/held.cuh"
 #include "answers/lists.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -129,7 +130,7 @@ DEVICE bool is_candidate(float logit) { return ordered(logit) >= kLeastOrdered; 
 }  // namespace
 
 // A block has a part of a row.
-KERNEL(select_bins, SelectParams, 256, 4) {
+STEP_KERNEL(select_bins, SelectParams, 256, 4) {
   const Part part = part_of(params);
   const Wanted wanted = wanted_of(params, part.query);
   if (!is_good(params.held, wanted.row)) return;
@@ -165,7 +166,7 @@ KERNEL(select_bins, SelectParams, 256, 4) {
 }
 
 // A block has a part of a row. p.round is behind the last.
-KERNEL(select_keys, SelectParams, 256, 4) {
+STEP_KERNEL(select_keys, SelectParams, 256, 4) {
   const Part part = part_of(params);
   const Wanted wanted = wanted_of(params, part.query);
   if (!is_good(params.held, wanted.row)) return;
@@ -246,7 +247,7 @@ DEVICE void sort(uint32_t keys, uint32_t count) {
 }  // namespace
 
 // A block has a chunk of a query's keys; they are at dynamic_shared().
-KERNEL(select_sort, SelectParams, 256, 4) {
+STEP_KERNEL(select_sort, SelectParams, 256, 4) {
   const uint32_t chunks = (params.k + kChunk - 1) / kChunk;
   const uint32_t query = blockIdx.x / chunks, first = blockIdx.x % chunks * kChunk;
   const uint32_t all = ld_global_u32(params.found + query);
@@ -279,7 +280,7 @@ KERNEL(select_sort, SelectParams, 256, 4) {
 }
 
 // A thread has a key of several sorted chunks.
-KERNEL(select_merge, SelectParams, 256, 4) {
+STEP_KERNEL(select_merge, SelectParams, 256, 4) {
   const uint32_t blocks = (params.k + kThreads - 1) / kThreads;
   const uint32_t query = blockIdx.x / blocks, i = blockIdx.x % blocks * kThreads + threadIdx.x;
   const uint32_t all = ld_global_u32(params.found + query);

@@ -3,8 +3,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::backend::cpu::{ISA_VARIABLE, choose_isa};
-use lmhead_cpu::Isa;
+use crate::backend::cpu::{Amx, ISA_VARIABLE, Isa, choose_isa};
 use serde::Serialize;
 
 /// How a check came out.
@@ -42,7 +41,7 @@ impl Check {
 
 /// Looks at processor, threads, memory, and the backends and exchanges of this build. Changes nothing, never fails.
 pub fn examine() -> Vec<Check> {
-    let mut checks = vec![processor(), threads(), memory(), cpu_backend()];
+    let mut checks = vec![processor(), amx(Amx::here()), threads(), memory(), cpu_backend()];
     #[cfg(feature = "cuda")]
     checks.extend(cuda::examine());
     #[cfg(not(feature = "cuda"))]
@@ -128,6 +127,17 @@ fn features() -> Vec<&'static str> {
     }
     #[cfg(not(target_arch = "x86_64"))]
     Vec::new()
+}
+
+/// Whether the CPU backend can use the processor's tiles.
+fn amx(here: Amx) -> Check {
+    let suggestion = match here {
+        Amx::Granted | Amx::NotInProcessor => "",
+        Amx::NotSaved => "update the kernel (Linux 5.16 or newer), or ask who runs the virtual machine",
+        Amx::Refused(_) => "allow arch_prctl in the sandbox, or update the kernel (Linux 5.16 or newer)",
+    };
+    let status = if here == Amx::Granted { Status::Ok } else { Status::Note };
+    Check::new("amx", status, here.to_string(), suggestion)
 }
 
 fn threads() -> Check {
@@ -238,6 +248,7 @@ mod tests {
         let checks = examine();
         for name in [
             "processor",
+            "amx",
             "threads",
             "memory",
             "backend cpu",
@@ -250,6 +261,21 @@ mod tests {
         }
         for check in checks {
             assert!(check.status != Status::Missing || !check.suggestion.is_empty(), "{check:?}");
+        }
+    }
+
+    #[test]
+    fn amx_is_granted_or_what_is_in_the_way_is_told() {
+        let granted = amx(Amx::Granted);
+        assert_eq!((granted.status, granted.suggestion), (Status::Ok, String::new()));
+        for (here, message, suggestion) in [
+            (Amx::NotInProcessor, "the processor has no AMX", ""),
+            (Amx::NotSaved, "does not save AMX tiles", "kernel"),
+            (Amx::Refused(1), "refuses permission for AMX tiles (arch_prctl", "sandbox"),
+        ] {
+            let check = amx(here);
+            assert_eq!(check.status, Status::Note);
+            assert!(check.message.contains(message) && check.suggestion.contains(suggestion), "{check:?}");
         }
     }
 }

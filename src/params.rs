@@ -140,26 +140,30 @@ pub const LMHEAD_DTYPE_F16: LmheadDtype = 1;
 pub const LMHEAD_DTYPE_BF16: LmheadDtype = 2;
 #[doc = " Types of logits, and of the rows that are quantised."]
 pub type LmheadDtype = ::core::ffi::c_uint;
+#[doc = " Row behind row; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64 ids][128 bytes],\n each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). There is an even number of blocks; ids behind the\n last are copies of it, and bytes behind the end of k are zeros."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WeightMatrix {
     #[doc = " [vocab, hidden], 16-byte aligned"]
     pub data: *const ::core::ffi::c_void,
-    #[doc = " bytes from row to row, a multiple of 16"]
+    #[doc = " bytes from row to row, a multiple of 16; packed: of a row's columns, a multiple of 128"]
     pub pitch: u64,
     #[doc = " [vocab]; of int8 weights"]
     pub scales: *const f32,
     #[doc = " [vocab], may be null"]
     pub bias: *const f32,
+    #[doc = " 1: packed; 0: row behind row"]
+    pub packed: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeightMatrix"][::core::mem::size_of::<WeightMatrix>() - 32usize];
+    ["Size of WeightMatrix"][::core::mem::size_of::<WeightMatrix>() - 40usize];
     ["Alignment of WeightMatrix"][::core::mem::align_of::<WeightMatrix>() - 8usize];
     ["Offset of field: WeightMatrix::data"][::core::mem::offset_of!(WeightMatrix, data) - 0usize];
     ["Offset of field: WeightMatrix::pitch"][::core::mem::offset_of!(WeightMatrix, pitch) - 8usize];
     ["Offset of field: WeightMatrix::scales"][::core::mem::offset_of!(WeightMatrix, scales) - 16usize];
     ["Offset of field: WeightMatrix::bias"][::core::mem::offset_of!(WeightMatrix, bias) - 24usize];
+    ["Offset of field: WeightMatrix::packed"][::core::mem::offset_of!(WeightMatrix, packed) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -332,7 +336,7 @@ const _: () = {
     ["Offset of field: SamplingRow::top_p"][::core::mem::offset_of!(SamplingRow, top_p) - 24usize];
     ["Offset of field: SamplingRow::min_p"][::core::mem::offset_of!(SamplingRow, min_p) - 28usize];
 };
-#[doc = " What a product leaves of each tile of ids instead of logits: PartialRows without targets and without\n status, [row_count] of each tile, tile behind tile. Candidates of a tile that others were seen to beat are\n left out."]
+#[doc = " What a product leaves of each tile of ids instead of logits: PartialRows without status, [row_count] of\n each tile, tile behind tile. Candidates of a tile that others were seen to beat are left out."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct TilePartials {
@@ -342,28 +346,36 @@ pub struct TilePartials {
     pub bars: *mut u32,
     #[doc = " [row_count], may be null: of each row and tile there is one Candidate instead,\n[row_count, tiles], the id of the vocabulary that is drawn of the tile's without\nany filter; minus infinity where another tile's was seen to win"]
     pub draws: *const SamplingRow,
+    #[doc = " [row_count, target_count], ids of the vocabulary: each tile counts its ids that\nbeat it; of id UINT32_MAX none"]
+    pub targets: *const Candidate,
     #[doc = " 1 to LMHEAD_BEST"]
     pub k: u32,
     #[doc = " 0: no sums"]
     pub sum: u32,
-    #[doc = " of the shard, of draws"]
+    #[doc = " of the shard, of draws and targets"]
     pub first_id: u32,
+    #[doc = " of a row; 0: none"]
+    pub target_count: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of TilePartials"][::core::mem::size_of::<TilePartials>() - 40usize];
+    ["Size of TilePartials"][::core::mem::size_of::<TilePartials>() - 48usize];
     ["Alignment of TilePartials"][::core::mem::align_of::<TilePartials>() - 8usize];
     ["Offset of field: TilePartials::data"][::core::mem::offset_of!(TilePartials, data) - 0usize];
     ["Offset of field: TilePartials::bars"][::core::mem::offset_of!(TilePartials, bars) - 8usize];
     ["Offset of field: TilePartials::draws"][::core::mem::offset_of!(TilePartials, draws) - 16usize];
-    ["Offset of field: TilePartials::k"][::core::mem::offset_of!(TilePartials, k) - 24usize];
-    ["Offset of field: TilePartials::sum"][::core::mem::offset_of!(TilePartials, sum) - 28usize];
-    ["Offset of field: TilePartials::first_id"][::core::mem::offset_of!(TilePartials, first_id) - 32usize];
+    ["Offset of field: TilePartials::targets"][::core::mem::offset_of!(TilePartials, targets) - 24usize];
+    ["Offset of field: TilePartials::k"][::core::mem::offset_of!(TilePartials, k) - 32usize];
+    ["Offset of field: TilePartials::sum"][::core::mem::offset_of!(TilePartials, sum) - 36usize];
+    ["Offset of field: TilePartials::first_id"][::core::mem::offset_of!(TilePartials, first_id) - 40usize];
+    ["Offset of field: TilePartials::target_count"]
+        [::core::mem::offset_of!(TilePartials, target_count) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct MatmulParams {
     pub weights: WeightMatrix,
+    #[doc = " address and pitch are multiples of 16"]
     pub rows: RowMatrix,
     #[doc = " [row_count]; of quantised rows"]
     pub row_scales: *const f32,
@@ -380,28 +392,99 @@ pub struct MatmulParams {
     pub vocab: u32,
     pub row_count: u32,
     pub hidden: u32,
-    #[doc = " of k in shared memory: 3 or 4, as many as the launch has room for"]
+    #[doc = " of k in shared memory: 3 to 16, of wgmma_matmul 2 to 16, as many as the launch has room for"]
     pub stages: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 272usize];
+    ["Size of MatmulParams"][::core::mem::size_of::<MatmulParams>() - 288usize];
     ["Alignment of MatmulParams"][::core::mem::align_of::<MatmulParams>() - 8usize];
     ["Offset of field: MatmulParams::weights"][::core::mem::offset_of!(MatmulParams, weights) - 0usize];
-    ["Offset of field: MatmulParams::rows"][::core::mem::offset_of!(MatmulParams, rows) - 32usize];
+    ["Offset of field: MatmulParams::rows"][::core::mem::offset_of!(MatmulParams, rows) - 40usize];
     ["Offset of field: MatmulParams::row_scales"]
-        [::core::mem::offset_of!(MatmulParams, row_scales) - 64usize];
-    ["Offset of field: MatmulParams::logits"][::core::mem::offset_of!(MatmulParams, logits) - 72usize];
+        [::core::mem::offset_of!(MatmulParams, row_scales) - 72usize];
+    ["Offset of field: MatmulParams::logits"][::core::mem::offset_of!(MatmulParams, logits) - 80usize];
     ["Offset of field: MatmulParams::adjustments"]
-        [::core::mem::offset_of!(MatmulParams, adjustments) - 104usize];
-    ["Offset of field: MatmulParams::raw"][::core::mem::offset_of!(MatmulParams, raw) - 200usize];
-    ["Offset of field: MatmulParams::partials"][::core::mem::offset_of!(MatmulParams, partials) - 208usize];
-    ["Offset of field: MatmulParams::softcap"][::core::mem::offset_of!(MatmulParams, softcap) - 248usize];
-    ["Offset of field: MatmulParams::scale"][::core::mem::offset_of!(MatmulParams, scale) - 252usize];
-    ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 256usize];
-    ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 260usize];
-    ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 264usize];
-    ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 268usize];
+        [::core::mem::offset_of!(MatmulParams, adjustments) - 112usize];
+    ["Offset of field: MatmulParams::raw"][::core::mem::offset_of!(MatmulParams, raw) - 208usize];
+    ["Offset of field: MatmulParams::partials"][::core::mem::offset_of!(MatmulParams, partials) - 216usize];
+    ["Offset of field: MatmulParams::softcap"][::core::mem::offset_of!(MatmulParams, softcap) - 264usize];
+    ["Offset of field: MatmulParams::scale"][::core::mem::offset_of!(MatmulParams, scale) - 268usize];
+    ["Offset of field: MatmulParams::vocab"][::core::mem::offset_of!(MatmulParams, vocab) - 272usize];
+    ["Offset of field: MatmulParams::row_count"][::core::mem::offset_of!(MatmulParams, row_count) - 276usize];
+    ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 280usize];
+    ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 284usize];
+};
+#[doc = " kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before it:\n what its tiles compare their own with."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct TargetLogitsParams {
+    #[doc = " of it neither logits, raw nor partials are used; stages are LMHEAD_TARGET_STAGES"]
+    pub product: MatmulParams,
+    #[doc = " [row_count, per_row] ids of the vocabulary"]
+    pub targets: *const u32,
+    #[doc = " [row_count, per_row]; NaN where the id is not the shard's"]
+    pub out: *mut f32,
+    #[doc = " at least 1"]
+    pub per_row: u32,
+    #[doc = " of the shard"]
+    pub first_id: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of TargetLogitsParams"][::core::mem::size_of::<TargetLogitsParams>() - 312usize];
+    ["Alignment of TargetLogitsParams"][::core::mem::align_of::<TargetLogitsParams>() - 8usize];
+    ["Offset of field: TargetLogitsParams::product"]
+        [::core::mem::offset_of!(TargetLogitsParams, product) - 0usize];
+    ["Offset of field: TargetLogitsParams::targets"]
+        [::core::mem::offset_of!(TargetLogitsParams, targets) - 288usize];
+    ["Offset of field: TargetLogitsParams::out"][::core::mem::offset_of!(TargetLogitsParams, out) - 296usize];
+    ["Offset of field: TargetLogitsParams::per_row"]
+        [::core::mem::offset_of!(TargetLogitsParams, per_row) - 304usize];
+    ["Offset of field: TargetLogitsParams::first_id"]
+        [::core::mem::offset_of!(TargetLogitsParams, first_id) - 308usize];
+};
+pub const LMHEAD_TARGET_ROWS: LmheadTargetTile = 8;
+pub const LMHEAD_TARGETS: LmheadTargetTile = 8;
+pub const LMHEAD_TARGET_STAGES: LmheadTargetTile = 4;
+#[doc = " A block's rows, targets of each of them, and stages of k."]
+pub type LmheadTargetTile = ::core::ffi::c_uint;
+#[doc = " kernels/stage_rows_sm90a.cu: rows picked by index, as wgmma_matmul copies them to shared memory. A block a row, those that\n fill the last tile included."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct StageRowsParams {
+    pub rows: RowMatrix,
+    #[doc = " [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes], aligned to 16, each\ntile_rows x 128 bytes swizzled; zeros behind the last row and the end of k"]
+    pub out: *mut u8,
+    #[doc = " [row_count]; of rows that are quantised"]
+    pub scales: *mut f32,
+    #[doc = " [row_count] is stored: status_before and what is found"]
+    pub status: *mut u32,
+    #[doc = " [row_count] zeros are stored; may be null"]
+    pub bars: *mut u32,
+    pub row_count: u32,
+    pub hidden: u32,
+    #[doc = " a multiple of 8"]
+    pub tile_rows: u32,
+    #[doc = " LMHEAD_STATUS_*"]
+    pub status_before: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of StageRowsParams"][::core::mem::size_of::<StageRowsParams>() - 80usize];
+    ["Alignment of StageRowsParams"][::core::mem::align_of::<StageRowsParams>() - 8usize];
+    ["Offset of field: StageRowsParams::rows"][::core::mem::offset_of!(StageRowsParams, rows) - 0usize];
+    ["Offset of field: StageRowsParams::out"][::core::mem::offset_of!(StageRowsParams, out) - 32usize];
+    ["Offset of field: StageRowsParams::scales"][::core::mem::offset_of!(StageRowsParams, scales) - 40usize];
+    ["Offset of field: StageRowsParams::status"][::core::mem::offset_of!(StageRowsParams, status) - 48usize];
+    ["Offset of field: StageRowsParams::bars"][::core::mem::offset_of!(StageRowsParams, bars) - 56usize];
+    ["Offset of field: StageRowsParams::row_count"]
+        [::core::mem::offset_of!(StageRowsParams, row_count) - 64usize];
+    ["Offset of field: StageRowsParams::hidden"][::core::mem::offset_of!(StageRowsParams, hidden) - 68usize];
+    ["Offset of field: StageRowsParams::tile_rows"]
+        [::core::mem::offset_of!(StageRowsParams, tile_rows) - 72usize];
+    ["Offset of field: StageRowsParams::status_before"]
+        [::core::mem::offset_of!(StageRowsParams, status_before) - 76usize];
 };
 #[doc = " PartialRows of all parts: `gap` bytes and [rows] of each part, part behind part, as long as parts have\n ids."]
 #[repr(C)]
@@ -700,25 +783,32 @@ const _: () = {
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PackRowsParams {
     pub rows: RowMatrix,
-    #[doc = " [row_count, row_bytes], aligned to 2 bytes; to 16 it is written faster"]
+    #[doc = " [row_count, row_bytes] at out_pitch, aligned to 2 bytes; where address and pitch\nare multiples of 16 it is written faster, with zeros up to the next one"]
     pub out: *mut u8,
-    #[doc = " [row_count] LMHEAD_STATUS_BAD_INDEX where the index is none, and the row is\nzeros; else 0"]
+    #[doc = " bytes between rows: at least row_bytes, a multiple of 2"]
+    pub out_pitch: u64,
+    #[doc = " [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where the index is none\nand the row is zeros"]
     pub status: *mut u32,
     pub row_count: u32,
     #[doc = " a multiple of 2"]
     pub row_bytes: u32,
+    pub status_before: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PackRowsParams"][::core::mem::size_of::<PackRowsParams>() - 56usize];
+    ["Size of PackRowsParams"][::core::mem::size_of::<PackRowsParams>() - 72usize];
     ["Alignment of PackRowsParams"][::core::mem::align_of::<PackRowsParams>() - 8usize];
     ["Offset of field: PackRowsParams::rows"][::core::mem::offset_of!(PackRowsParams, rows) - 0usize];
     ["Offset of field: PackRowsParams::out"][::core::mem::offset_of!(PackRowsParams, out) - 32usize];
-    ["Offset of field: PackRowsParams::status"][::core::mem::offset_of!(PackRowsParams, status) - 40usize];
+    ["Offset of field: PackRowsParams::out_pitch"]
+        [::core::mem::offset_of!(PackRowsParams, out_pitch) - 40usize];
+    ["Offset of field: PackRowsParams::status"][::core::mem::offset_of!(PackRowsParams, status) - 48usize];
     ["Offset of field: PackRowsParams::row_count"]
-        [::core::mem::offset_of!(PackRowsParams, row_count) - 48usize];
+        [::core::mem::offset_of!(PackRowsParams, row_count) - 56usize];
     ["Offset of field: PackRowsParams::row_bytes"]
-        [::core::mem::offset_of!(PackRowsParams, row_bytes) - 52usize];
+        [::core::mem::offset_of!(PackRowsParams, row_bytes) - 60usize];
+    ["Offset of field: PackRowsParams::status_before"]
+        [::core::mem::offset_of!(PackRowsParams, status_before) - 64usize];
 };
 pub const LMHEAD_HEADER_HALVES: LmheadHeader = 48;
 #[doc = " 4 of them: the step's number"]
@@ -1665,6 +1755,37 @@ const _: () = {
     ["Offset of field: UnpackAdjustmentsParams::ids"]
         [::core::mem::offset_of!(UnpackAdjustmentsParams, ids) - 100usize];
 };
+#[doc = " kernels/set_words_sm80.cu: what a step begins with, words of one value each."]
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct WordsToSet {
+    #[doc = " aligned to 4; null where there are none"]
+    pub to: *mut u8,
+    #[doc = " bytes from word to word, a multiple of 4"]
+    pub pitch: u64,
+    pub count: u64,
+    pub value: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WordsToSet"][::core::mem::size_of::<WordsToSet>() - 32usize];
+    ["Alignment of WordsToSet"][::core::mem::align_of::<WordsToSet>() - 8usize];
+    ["Offset of field: WordsToSet::to"][::core::mem::offset_of!(WordsToSet, to) - 0usize];
+    ["Offset of field: WordsToSet::pitch"][::core::mem::offset_of!(WordsToSet, pitch) - 8usize];
+    ["Offset of field: WordsToSet::count"][::core::mem::offset_of!(WordsToSet, count) - 16usize];
+    ["Offset of field: WordsToSet::value"][::core::mem::offset_of!(WordsToSet, value) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct SetWordsParams {
+    pub words: [WordsToSet; 2usize],
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of SetWordsParams"][::core::mem::size_of::<SetWordsParams>() - 64usize];
+    ["Alignment of SetWordsParams"][::core::mem::align_of::<SetWordsParams>() - 8usize];
+    ["Offset of field: SetWordsParams::words"][::core::mem::offset_of!(SetWordsParams, words) - 0usize];
+};
 #[doc = " kernels/quantize_rows_sm80.cu: picks rows by index and quantises each to int8 with one scale."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -1678,6 +1799,8 @@ pub struct QuantizeRowsParams {
     pub scales: *mut f32,
     #[doc = " [row_count] status_before, and LMHEAD_STATUS_BAD_INDEX where it is so; stored"]
     pub status: *mut u32,
+    #[doc = " [row_count] of TilePartials, zeros; may be null"]
+    pub bars: *mut u32,
     pub row_count: u32,
     pub hidden: u32,
     #[doc = " LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0"]
@@ -1685,7 +1808,7 @@ pub struct QuantizeRowsParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of QuantizeRowsParams"][::core::mem::size_of::<QuantizeRowsParams>() - 80usize];
+    ["Size of QuantizeRowsParams"][::core::mem::size_of::<QuantizeRowsParams>() - 88usize];
     ["Alignment of QuantizeRowsParams"][::core::mem::align_of::<QuantizeRowsParams>() - 8usize];
     ["Offset of field: QuantizeRowsParams::rows"][::core::mem::offset_of!(QuantizeRowsParams, rows) - 0usize];
     ["Offset of field: QuantizeRowsParams::out"][::core::mem::offset_of!(QuantizeRowsParams, out) - 32usize];
@@ -1695,12 +1818,14 @@ const _: () = {
         [::core::mem::offset_of!(QuantizeRowsParams, scales) - 48usize];
     ["Offset of field: QuantizeRowsParams::status"]
         [::core::mem::offset_of!(QuantizeRowsParams, status) - 56usize];
+    ["Offset of field: QuantizeRowsParams::bars"]
+        [::core::mem::offset_of!(QuantizeRowsParams, bars) - 64usize];
     ["Offset of field: QuantizeRowsParams::row_count"]
-        [::core::mem::offset_of!(QuantizeRowsParams, row_count) - 64usize];
+        [::core::mem::offset_of!(QuantizeRowsParams, row_count) - 72usize];
     ["Offset of field: QuantizeRowsParams::hidden"]
-        [::core::mem::offset_of!(QuantizeRowsParams, hidden) - 68usize];
+        [::core::mem::offset_of!(QuantizeRowsParams, hidden) - 76usize];
     ["Offset of field: QuantizeRowsParams::status_before"]
-        [::core::mem::offset_of!(QuantizeRowsParams, status_before) - 72usize];
+        [::core::mem::offset_of!(QuantizeRowsParams, status_before) - 80usize];
 };
 #[doc = " kernels/read_stream_sm80.cu: reads an array."]
 #[repr(C)]
@@ -1912,20 +2037,20 @@ pub struct ProjectWeightsParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ProjectWeightsParams"][::core::mem::size_of::<ProjectWeightsParams>() - 64usize];
+    ["Size of ProjectWeightsParams"][::core::mem::size_of::<ProjectWeightsParams>() - 72usize];
     ["Alignment of ProjectWeightsParams"][::core::mem::align_of::<ProjectWeightsParams>() - 8usize];
     ["Offset of field: ProjectWeightsParams::weights"]
         [::core::mem::offset_of!(ProjectWeightsParams, weights) - 0usize];
     ["Offset of field: ProjectWeightsParams::projection"]
-        [::core::mem::offset_of!(ProjectWeightsParams, projection) - 32usize];
+        [::core::mem::offset_of!(ProjectWeightsParams, projection) - 40usize];
     ["Offset of field: ProjectWeightsParams::seed"]
-        [::core::mem::offset_of!(ProjectWeightsParams, seed) - 40usize];
+        [::core::mem::offset_of!(ProjectWeightsParams, seed) - 48usize];
     ["Offset of field: ProjectWeightsParams::kind"]
-        [::core::mem::offset_of!(ProjectWeightsParams, kind) - 48usize];
+        [::core::mem::offset_of!(ProjectWeightsParams, kind) - 56usize];
     ["Offset of field: ProjectWeightsParams::vocab"]
-        [::core::mem::offset_of!(ProjectWeightsParams, vocab) - 52usize];
+        [::core::mem::offset_of!(ProjectWeightsParams, vocab) - 60usize];
     ["Offset of field: ProjectWeightsParams::hidden"]
-        [::core::mem::offset_of!(ProjectWeightsParams, hidden) - 56usize];
+        [::core::mem::offset_of!(ProjectWeightsParams, hidden) - 64usize];
 };
 #[doc = " difference[row] += sum over k of rows[row, k]·projection[k] - sum over ids of r(id)·logits[row, id], modulo\n 2^64: 0 where the row is right. A logit that is no integer adds a random number."]
 #[repr(C)]
@@ -1989,6 +2114,10 @@ unsafe impl Params for GatherCarrierParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for MatmulParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for TargetLogitsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for StageRowsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for MergePartialsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for FinishParams {}
@@ -2040,6 +2169,8 @@ unsafe impl Params for SamplingRowsParams {}
 unsafe impl Params for PackAdjustmentsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for UnpackAdjustmentsParams {}
+// SAFETY: laid out by the header that the kernel is compiled with.
+unsafe impl Params for SetWordsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.
 unsafe impl Params for QuantizeRowsParams {}
 // SAFETY: laid out by the header that the kernel is compiled with.

@@ -10,16 +10,20 @@
 //! let plan = Plan::new(precision, shape, &DeviceLimits::H100)?;
 //! assert_eq!(
 //!     plan.to_string(),
-//!     "quantize_rows_bf16 on 28 blocks, then quant_matmul_128x32 on 1010 blocks of 128 ids x 32 rows: 128 threads, 4 stages, \
-//!      81920 bytes of shared memory; 200816 bytes of workspace"
+//!     "quantize_rows_bf16 on 28 blocks, then quant_matmul_128x32 on 1010 blocks of 128 ids x 32 rows: 128 threads, 5 stages, \
+//!      102400 bytes of shared memory; 200816 bytes of workspace"
 //! );
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Every plan of a precision gives the same bits (promise 1): one instruction with one k, one chain of them per logit, k ascending.
-//! A plan differs in how many ids and rows a block takes and how many steps of k it keeps, and so in how often weights are read, how
-//! much is padded and how many of the device's processors have work; nothing else.
+//! Every plan of a precision gives the same bits (promise 1): one instruction with one k, one chain of them
+//! per logit, k ascending. A plan differs in how many ids and rows a block takes and how many steps of k it
+//! keeps, and so in what it [costs](Cost): how often weights are read, how much is padded, how many of the
+//! device's processors have work; nothing else.
+//!
+//! `Precision`, `Shape`, `DeviceLimits` -> [`Plan::candidates`] -> [`Plan`], the one whose [`Cost`] is least.
+//! What is valid is stated in [`check`] alone.
 
 use crate::dtype::DType;
 use crate::dtype::Quantization;
@@ -27,8 +31,14 @@ use crate::error::{Error, Result};
 use crate::quantize::MAX_INT8_HIDDEN;
 use std::fmt;
 
+mod cost;
+pub mod hopper;
 mod tile;
+mod tiles;
 
+pub use cost::{Clocks, Cost, Rates};
+pub use hopper::{Family, StagePlan, WeightLayout};
+use tile::RESERVED;
 pub use tile::{DeviceLimits, STAGES, Tile, most_rows};
 
 /// Types of weights and rows, as the kernels are named.
@@ -79,6 +89,11 @@ impl Precision {
         }
     }
 
+    /// Whether operands are int8, and so twice as many are multiplied at once as of 16 bits.
+    pub const fn multiplies_int8(self) -> bool {
+        matches!(self, Precision::W8a8(_))
+    }
+
     /// Bytes of a weight.
     pub const fn weight_bytes(self) -> usize {
         match self {
@@ -98,33 +113,32 @@ impl Precision {
 
     /// The kernels of this precision, smallest tile first.
     pub const fn tiles(self) -> &'static [Tile] {
-        macro_rules! tiles {
-            ($stem:literal, $row_bytes:literal, $($ids:literal x $rows:literal),*) => {
-                &[$(Tile {
-                    kernel: concat!($stem, "_", $ids, "x", $rows),
-                    ids: $ids,
-                    rows: $rows,
-                    row_bytes: $row_bytes,
-                }),*]
-            };
-            ($stem:literal, $row_bytes:literal, to 64) => {
-                tiles!($stem, $row_bytes, 64 x 8, 64 x 16, 64 x 32, 64 x 64, 128 x 8, 128 x 16, 128 x 32, 128 x 64)
-            };
-            ($stem:literal, $row_bytes:literal, to 128) => {
-                tiles!(
-                    $stem, $row_bytes, 64 x 8, 64 x 16, 64 x 32, 64 x 64, 128 x 8, 128 x 16, 128 x 32, 128 x 64, 128 x 128
-                )
-            };
-        }
         match self {
-            Precision::Bf16 => tiles!("gather_matmul_bf16", 128, to 128),
-            Precision::F16 => tiles!("gather_matmul_f16", 128, to 128),
-            Precision::W8a8(_) => tiles!("quant_matmul", 128, to 128),
-            Precision::W8a16(DType::F16) => tiles!("w8a16_matmul_f16", 256, to 64),
-            Precision::W8a16(_) => tiles!("w8a16_matmul_bf16", 256, to 64),
-            Precision::Fp8(DType::F16) => tiles!("fp8_matmul_f16", 256, to 64),
-            Precision::Fp8(_) => tiles!("fp8_matmul_bf16", 256, to 64),
+            Precision::Bf16 => tiles::GATHER_MATMUL_BF16,
+            Precision::F16 => tiles::GATHER_MATMUL_F16,
+            Precision::W8a8(_) => tiles::QUANT_MATMUL,
+            Precision::W8a16(DType::F16) => tiles::W8A16_MATMUL_F16,
+            Precision::W8a16(_) => tiles::W8A16_MATMUL_BF16,
+            Precision::Fp8(DType::F16) => tiles::FP8_MATMUL_F16,
+            Precision::Fp8(_) => tiles::FP8_MATMUL_BF16,
         }
+    }
+
+    /// The launch that quantises so many rows before, where there is one.
+    pub fn quantize(self, rows: usize) -> Option<QuantizePlan> {
+        let kernel = self.quantizer()?;
+        Some(QuantizePlan { kernel, blocks: rows as u32, threads: 256, shared_bytes: 32 })
+    }
+
+    /// The kernel that brings rows together before, where they are read as they are and their addresses are
+    /// not multiples of 16 bytes.
+    pub const fn packer(self) -> Option<&'static str> {
+        if self.multiplies_int8() { None } else { Some("pack_rows") }
+    }
+
+    /// Every kernel that a product of this precision may launch over weights that lie row behind row.
+    pub fn kernels(self) -> impl Iterator<Item = &'static str> {
+        self.tiles().iter().map(|tile| tile.kernel).chain(self.quantizer()).chain(self.packer())
     }
 
     /// The kernel that quantises the rows before, where there is one.
@@ -177,9 +191,10 @@ pub struct QuantizePlan {
 /// Where the parts of the caller's workspace begin, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Workspace {
-    /// Quantised rows `[rows, pitch]` int8 begin at 0.
+    /// Rows `[rows, pitch]` begin at 0: quantised to int8, or as they are where the caller's are not aligned
+    /// to 16 bytes; for packed weights in the order of stages, tile behind tile, each row of so many bytes in all.
     pub row_pitch: usize,
-    /// Scales `[rows]` f32.
+    /// Scales `[rows]` f32 of quantised rows.
     pub scales: usize,
     /// All of it.
     pub bytes: usize,
@@ -196,20 +211,84 @@ pub struct Plan {
     pub blocks: u32,
     /// Runs before.
     pub quantize: Option<QuantizePlan>,
+    /// Runs before the kernels for packed weights.
+    pub stage: Option<StagePlan>,
     pub workspace: Workspace,
 }
 
 impl Plan {
-    /// The best of the candidates for this device.
+    /// The best of the candidates for weights of this layout.
+    ///
+    /// # Errors
+    /// As [`check`].
+    pub fn for_layout(
+        layout: WeightLayout,
+        precision: Precision,
+        shape: Shape,
+        limits: &DeviceLimits,
+    ) -> Result<Self> {
+        match layout {
+            WeightLayout::Rows => Self::new(precision, shape, limits),
+            WeightLayout::Packed => Self::packed(precision, shape, limits),
+        }
+    }
+
+    /// The candidate that costs least on this device, for weights that lie row behind row.
     ///
     /// # Errors
     /// As [`check`].
     pub fn new(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Self> {
-        let fits = |tile: &&Tile| check(precision, &shape, tile, STAGES[0], limits).is_ok();
-        // Of equals the last: of more ids, and so fewer blocks that read the same rows.
-        let best = precision.tiles().iter().rev().filter(fits).min_by_key(|tile| tile.cost(&shape, limits));
-        let tile = best.unwrap_or(&precision.tiles()[0]);
-        Self::with_tile(precision, shape, tile, tile.stages(&shape, limits).unwrap_or(STAGES[0]), limits)
+        check_shape(precision, &shape, limits)?;
+        let by_cost = |(_, one): &(Plan, Cost), (_, other): &(Plan, Cost)| {
+            one.clocks.total().total_cmp(&other.clocks.total())
+        };
+        match Self::choices(precision, shape, limits).min_by(by_cost) {
+            Some((plan, _)) => Ok(plan),
+            // No tile fits: the smallest says why.
+            None => Self::with_tile(precision, shape, &precision.tiles()[0], *STAGES.start(), limits),
+        }
+    }
+
+    /// Each tile's plans with what they cost, one for each number of blocks that may run at once on a
+    /// processor: it has the most stages that leave room for them. Larger tiles and more stages first: of
+    /// equals the first is chosen.
+    fn choices(
+        precision: Precision,
+        shape: Shape,
+        limits: &DeviceLimits,
+    ) -> impl Iterator<Item = (Self, Cost)> {
+        let steps = (shape.hidden * precision.weight_bytes()).div_ceil(128);
+        let countable =
+            precision.tiles().iter().rev().filter_map(move |tile| Some((tile, tile.blocks(&shape)?)));
+        countable.flat_map(move |(tile, blocks)| {
+            tile.depths(steps, limits).map(move |stages| {
+                let plan = Self::of(precision, shape, tile, stages, blocks);
+                (plan, plan.cost(limits))
+            })
+        })
+    }
+
+    /// The cheapest plan of each tile with what it costs, the one that is chosen first; all give the same
+    /// bits.
+    ///
+    /// # Errors
+    /// As [`check`], where there is none.
+    pub fn ranked(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Vec<(Self, Cost)>> {
+        Self::new(precision, shape, limits)?;
+        let mut all: Vec<_> = Self::choices(precision, shape, limits).collect();
+        all.sort_by(|(_, one), (_, other)| one.clocks.total().total_cmp(&other.clocks.total()));
+        let mut seen: Vec<&str> = Vec::new();
+        all.retain(|(plan, _)| {
+            let first = !seen.contains(&plan.tile.kernel);
+            seen.push(plan.tile.kernel);
+            first
+        });
+        Ok(all)
+    }
+
+    /// What this plan costs on a device.
+    pub fn cost(&self, limits: &DeviceLimits) -> Cost {
+        Cost::of(self, limits)
     }
 
     /// Every plan for the product, each tile with all numbers of stages that fit; all give the same bits.
@@ -219,7 +298,7 @@ impl Plan {
     pub fn candidates(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Vec<Self>> {
         Self::new(precision, shape, limits)?;
         let with = |(tile, stages)| Self::with_tile(precision, shape, tile, stages, limits).ok();
-        let all = precision.tiles().iter().flat_map(|tile| STAGES.map(|stages| (tile, stages)));
+        let all = precision.tiles().iter().flat_map(|tile| STAGES.map(move |stages| (tile, stages)));
         Ok(all.filter_map(with).collect())
     }
 
@@ -236,20 +315,18 @@ impl Plan {
     ) -> Result<Self> {
         check(precision, &shape, tile, stages, limits)?;
         let blocks = tile.blocks(&shape).expect("checked");
-        let quantize = precision.quantizer().map(|kernel| QuantizePlan {
-            kernel,
-            blocks: shape.rows as u32,
-            threads: 256,
-            shared_bytes: 32,
-        });
-        let workspace = if quantize.is_some() {
-            let row_pitch = shape.hidden.next_multiple_of(16);
-            let scales = shape.rows * row_pitch;
-            Workspace { row_pitch, scales, bytes: scales + 4 * shape.rows }
-        } else {
-            Workspace::default()
-        };
-        Ok(Plan { precision, shape, tile: *tile, stages, blocks, quantize, workspace })
+        Ok(Self::of(precision, shape, tile, stages, blocks))
+    }
+
+    fn of(precision: Precision, shape: Shape, tile: &Tile, stages: usize, blocks: u32) -> Self {
+        let quantize = precision.quantize(shape.rows);
+        // A plan does not know how the caller's rows lie: there is room for those that are not aligned.
+        let element = if quantize.is_some() { 1 } else { precision.rows().size() };
+        let row_pitch = (shape.hidden * element).next_multiple_of(16);
+        let scales = shape.rows * row_pitch;
+        let bytes = scales + if quantize.is_some() { 4 * shape.rows } else { 0 };
+        let workspace = Workspace { row_pitch, scales, bytes };
+        Plan { precision, shape, tile: *tile, stages, blocks, quantize, stage: None, workspace }
     }
 
     /// Bytes of shared memory of a block.
@@ -263,18 +340,26 @@ impl fmt::Display for Plan {
         if let Some(q) = &self.quantize {
             write!(f, "{} on {} blocks, then ", q.kernel, q.blocks)?;
         }
-        let Tile { kernel, ids, rows, .. } = self.tile;
+        if let Some(stage) = &self.stage {
+            write!(f, "{} on {} blocks, then ", stage.kernel, stage.blocks)?;
+        }
+        let Tile { kernel, ids, rows, family, .. } = self.tile;
+        write!(f, "{kernel} on {} blocks ", self.blocks)?;
+        if let (Family::Wgmma, Some(tiles)) = (family, self.tile.blocks(&self.shape)) {
+            write!(f, "that share {tiles} tiles ")?;
+        }
         write!(
             f,
-            "{kernel} on {} blocks of {ids} ids x {rows} rows: {} threads, {} stages, {} bytes of shared memory",
-            self.blocks,
+            "of {ids} ids x {rows} rows: {} threads, {} stages, {} bytes of shared memory",
             self.tile.threads(),
             self.stages,
             self.shared_bytes(),
         )?;
-        match self.workspace.bytes {
-            0 => Ok(()),
-            bytes => write!(f, "; {bytes} bytes of workspace"),
+        write!(f, "; {} bytes of workspace", self.workspace.bytes)?;
+        if self.quantize.is_none() {
+            write!(f, ", for rows that are not aligned to 16 bytes")
+        } else {
+            Ok(())
         }
     }
 }
@@ -290,9 +375,43 @@ pub fn check(
     stages: usize,
     limits: &DeviceLimits,
 ) -> Result<()> {
-    let sizes = |wanted: &str, got: String, fix: &str| {
-        Err(Error::shape(format!("product {shape}"), wanted, got, fix))
-    };
+    check_shape(precision, shape, limits)?;
+    if tile.blocks(shape).is_none() {
+        return sizes(
+            shape,
+            "at most 2^31 - 1 tiles",
+            format!("{} x {}", shape.rows.div_ceil(tile.rows), shape.vocab.div_ceil(tile.ids)),
+            "split the rows",
+        );
+    }
+    if tile.family == Family::Wgmma {
+        hopper::check_wgmma(tile, stages, limits)?;
+    } else if !STAGES.contains(&stages) {
+        return sizes(
+            shape,
+            &format!("{} to {} stages", STAGES.start(), STAGES.end()),
+            stages.to_string(),
+            "use a plan of Plan::candidates",
+        );
+    }
+    if tile.shared_bytes(stages) > limits.shared_bytes {
+        return Err(Error::unsupported(
+            format!("kernel {}", tile.kernel),
+            format!("{} bytes of shared memory for a block", tile.shared_bytes(stages)),
+            format!("a device with {}", limits.shared_bytes),
+            "use a device with more, or the cpu backend",
+        ));
+    }
+    Ok(())
+}
+
+fn sizes(shape: &Shape, wanted: &str, got: String, fix: &str) -> Result<()> {
+    Err(Error::shape(format!("product {shape}"), wanted, got, fix))
+}
+
+/// What no tile could take.
+fn check_shape(precision: Precision, shape: &Shape, limits: &DeviceLimits) -> Result<()> {
+    let sizes = |wanted: &str, got: String, fix: &str| sizes(shape, wanted, got, fix);
     let Shape { rows, vocab, hidden } = *shape;
     if rows == 0 || vocab == 0 || hidden == 0 {
         return sizes(
@@ -304,7 +423,7 @@ pub fn check(
     if hidden > 1 << 24 {
         return sizes("a hidden size of at most 2^24", hidden.to_string(), "use the cpu backend");
     }
-    if precision.weight_bytes() == 1 && matches!(precision, Precision::W8a8(_)) && hidden > MAX_INT8_HIDDEN {
+    if precision.multiplies_int8() && hidden > MAX_INT8_HIDDEN {
         let wanted = format!("a hidden size of at most {MAX_INT8_HIDDEN} for w8a8");
         return sizes(&wanted, hidden.to_string(), "quantise with w8a16: int32 sums could overflow");
     }
@@ -315,13 +434,6 @@ pub fn check(
             "split the rows, or shard the head",
         );
     }
-    if tile.blocks(shape).is_none() {
-        return sizes(
-            "at most 2^31 - 1 tiles",
-            format!("{} x {}", rows.div_ceil(tile.rows), vocab.div_ceil(tile.ids)),
-            "split the rows",
-        );
-    }
     if limits.capability < (8, 0) {
         let (major, minor) = limits.capability;
         return Err(Error::unsupported(
@@ -329,21 +441,6 @@ pub fn check(
             "compute capability 8.0 or newer",
             format!("{major}.{minor}"),
             "use an Ampere GPU or a newer one, or the cpu backend",
-        ));
-    }
-    if !STAGES.contains(&stages) {
-        return sizes(
-            &format!("one of {STAGES:?} stages"),
-            stages.to_string(),
-            "use a plan of Plan::candidates",
-        );
-    }
-    if tile.shared_bytes(stages) > limits.shared_bytes {
-        return Err(Error::unsupported(
-            format!("kernel {}", tile.kernel),
-            format!("{} bytes of shared memory for a block", tile.shared_bytes(stages)),
-            format!("a device with {}", limits.shared_bytes),
-            "use a device with more, or the cpu backend",
         ));
     }
     Ok(())

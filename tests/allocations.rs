@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// One after the other, each on the program's main thread.
-const CASES: [Case; 20] = [
+const CASES: [Case; 23] = [
     ("the allocator counts every call of every thread", the_allocator_counts),
     ("a round that allocates now and then is found", what_allocates_is_found),
     ("the exchange gathers small messages", || exchange_gathers(&[64, 0, 7, 500])),
@@ -56,8 +56,11 @@ const CASES: [Case; 20] = [
     ("the exchange by callbacks with one function", || callbacks_carry_pieces(Functions::LEAST)),
     ("the pool takes a caller's job", || pool_takes_jobs(1)),
     ("the pool takes the jobs of several callers", || pool_takes_jobs(4)),
-    ("a shard on the CPU answers every request", || loaded_shard_answers(Quantization::None)),
-    ("a shard on the CPU that quantises rows", || loaded_shard_answers(Quantization::W8a8)),
+    ("a shard on the CPU answers every request", || loaded_shard_answers(Quantization::None, false)),
+    ("a shard on the CPU that quantises rows", || loaded_shard_answers(Quantization::W8a8, false)),
+    ("a shard on emulated tiles answers every request", || loaded_shard_answers(Quantization::None, true)),
+    ("a shard on emulated tiles that widens weights", || loaded_shard_answers(Quantization::W8a16, true)),
+    ("a shard on emulated tiles that quantises rows", || loaded_shard_answers(Quantization::W8a8, true)),
     ("rayon's loops that a step may use", rayons_quiet_loops),
     ("rayon's loops that a step may not use", rayons_loops_that_allocate),
     ("a head alone answers every request", || heads_answer(1, 1, &local_group)),
@@ -282,7 +285,7 @@ fn pool_takes_jobs(callers: usize) {
 }
 
 /// Every call of a loaded shard, with few rows, with several and with more than one product takes.
-fn loaded_shard_answers(quantization: Quantization) {
+fn loaded_shard_answers(quantization: Quantization, emulated_tiles: bool) {
     const ROWS: usize = 270;
     const VOCAB: usize = 3000;
     let (hidden_size, dtype) = (80, DType::Bf16);
@@ -320,7 +323,11 @@ fn loaded_shard_answers(quantization: Quantization) {
         })
         .collect();
     for threads in [1, 3] {
-        let backend = lasting(CpuBackend::new(Some(threads)).unwrap());
+        let backend = match emulated_tiles {
+            true => CpuBackend::with_emulated_amx(Some(threads)),
+            false => CpuBackend::new(Some(threads)),
+        };
+        let backend = lasting(backend.unwrap());
         let loaded = Box::leak(backend.load(&shard, dtype).unwrap());
         for ask in [
             Ask::Logits { dtype: DType::F32 },
@@ -331,7 +338,8 @@ fn loaded_shard_answers(quantization: Quantization) {
             loaded.prepare(ROWS, ask).unwrap();
         }
         // One round of each size: threads of a new pool allocate when they first look for work.
-        let told = Rounds { warm_up: 3, counted: 60 }.run(|round| {
+        let counted = if emulated_tiles { 12 } else { 60 };
+        let told = Rounds { warm_up: 3, counted }.run(|round| {
             let case = round as usize % 3;
             let rows = [1, 7, ROWS][case];
             let adjustments = (round % 2 == 0).then_some(&adjustments[case]);

@@ -1,6 +1,7 @@
 // Counts the elements of a matrix whose bits are not those of another, and notes some of them. A block has a
 // row's elements in turn with the other blocks.
 #include "check/values.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -29,7 +30,7 @@ DEVICE void note(const CompareParams &p, const Mismatch &one) {
 
 }  // namespace
 
-KERNEL(count_mismatches, CompareParams, 256, 4) {
+STEP_KERNEL(count_mismatches, CompareParams, 256, 4) {
   const uint32_t bytes = params.dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
   const uint32_t poison = bytes == 4 ? 0xffffffffu : 0xffffu;
   const uint32_t want_bytes = params.want_dtype == LMHEAD_DTYPE_F32 ? 4 : 2;

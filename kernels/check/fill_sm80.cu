@@ -1,6 +1,7 @@
 // Fills an array with what a seed says: operands of tests and benches, and the poison of what they are
 // written to.
 #include "check/values.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -45,7 +46,7 @@ DEVICE uint64_t word_at(const FillParams &p, uint64_t place) {
 
 }  // namespace
 
-KERNEL(fill, FillParams, 256, 4) {
+STEP_KERNEL(fill, FillParams, 256, 4) {
   uint8_t *out = static_cast<uint8_t *>(params.out);
   const uint64_t step = uint64_t(gridDim.x) * 256;
   for (uint64_t i = uint64_t(blockIdx.x) * 256 + threadIdx.x; i < params.pieces; i += step) {

@@ -5,6 +5,7 @@
 // All of it modulo 2^64, where nothing is rounded. A wrong logit changes the left side by r(id) times its
 // error.
 #include "check/values.cuh"
+#include "step.cuh"
 
 namespace {
 
@@ -53,7 +54,7 @@ DEVICE int32_t element(uint32_t kind, const uint8_t *row, uint32_t k) {
 }  // namespace
 
 // Blocks: pieces of 256 x 16 bytes of a row, times groups of 64 ids.
-KERNEL(project_weights, ProjectWeightsParams, 256, 2) {
+STEP_KERNEL(project_weights, ProjectWeightsParams, 256, 2) {
   const uint32_t bytes = element_bytes(params.kind), pieces = (params.hidden * bytes + 15) / 16;
   const uint32_t across = (pieces + kThreads - 1) / kThreads;
   const uint32_t piece = blockIdx.x % across * kThreads + threadIdx.x, first_id = blockIdx.x / across * kIds;
@@ -62,7 +63,7 @@ KERNEL(project_weights, ProjectWeightsParams, 256, 2) {
 }
 
 // Blocks: `parts` of each row.
-KERNEL(project_rows, ProjectRowsParams, 256, 2) {
+STEP_KERNEL(project_rows, ProjectRowsParams, 256, 2) {
   const uint32_t row = blockIdx.x / params.parts;
   const uint32_t first = blockIdx.x % params.parts * kThreads + threadIdx.x;
   const uint32_t step = params.parts * kThreads;

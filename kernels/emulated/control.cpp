@@ -44,8 +44,13 @@ void check_registers_at_end(Block &block) {
 void griddepcontrol_wait() {
   Fiber &self = enter("griddepcontrol.wait");
   Cluster &cluster = *self.cluster;
-  if (!cluster.launch->primary) return;
-  if (!cluster.primary_done) park(cluster.waiting_for_primary);
+  const Launch &launch = *cluster.launch;
+  self.block->waited = true;
+  if (!launch.primary && !launch.in_turn) return;
+  if (cluster.primary_done)
+    yield();  // others may come first
+  else
+    park(cluster.waiting_for_primary);
   if (self.clock.on()) self.clock.plain[cluster.primary_agent] = 1;
 }
 
@@ -58,7 +63,18 @@ void trigger_dependents(Block &block) {
 
 void griddepcontrol_launch_dependents() {
   Fiber &self = enter("griddepcontrol.launch_dependents");
+  if (self.cluster->launch->in_turn && !knows_primary(self))
+    fail(FaultKind::turn, "before griddepcontrol.wait: the kernel behind this one would begin while kernels before it "
+         "run, which it does not wait for (wanted the wait first)");
   trigger_dependents(*self.block);
+}
+
+// Were it otherwise, this kernel could complete before the one before it, and whoever waits for this one would not know of
+// that one.
+void check_turn_at_end(Block &block) {
+  if (block.cluster->launch->in_turn && block.cluster->launch->checks && !block.waited)
+    fail(FaultKind::turn, "the block ends and has not waited for the kernel before (wanted griddepcontrol.wait in every "
+         "block, whichever way it ends)");
 }
 
 void trap() {

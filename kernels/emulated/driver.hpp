@@ -32,6 +32,7 @@ struct Launch {
   uint64_t allocation_count;
   const Allocation *primary;  // the same buffers, with the marks of the launch before; null: there is none
   uint32_t overlapped;        // the launch behind may begin before this one ends: reads are noted too
+  uint32_t in_turn;           // by the rules of kernels/step.cuh; the launch before, if there is one, has ended
   Host host;
 };
 

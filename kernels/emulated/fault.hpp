@@ -27,6 +27,7 @@ enum class FaultKind : int32_t {
   trap = 16,
   operand = 17,        // an operand that the instruction does not take
   launch = 18,         // a launch that the device refuses
+  turn = 19,           // a kernel of a step that ends, or lets the next one begin, without griddepcontrol.wait
 };
 
 constexpr int kFaultText = 6144;

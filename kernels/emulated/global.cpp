@@ -53,12 +53,12 @@ uint8_t primary_marks(const Launch &launch, const Allocation &buffer, uint64_t o
           marks & kStored ? "stores to" : "reads");
 }
 
+}  // namespace
+
 bool knows_primary(const Fiber &self) {
   const Cluster &cluster = *self.cluster;
   return self.clock.on() ? self.clock.plain[cluster.primary_agent] != 0 : cluster.primary_done;
 }
-
-}  // namespace
 
 const Allocation &global_buffer(Fiber &self, const void *pointer, uint64_t bytes, uint32_t alignment, Access access) {
   const Launch &launch = *self.cluster->launch;
@@ -112,6 +112,10 @@ void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_
   if (seen)
     fail_at(FaultKind::dependency, buffer.address + offset, "offset %llu of buffer %u is loaded by .nc and stored to in one "
             "launch (wanted ld.global for what may change while the kernel runs)", (unsigned long long)offset, buffer.number);
+  if (launch.in_turn && writes(access) && !knows_primary(self))
+    fail_at(FaultKind::dependency, buffer.address + offset, "a store to offset %llu of buffer %u before "
+            "griddepcontrol.wait: any kernel before may still use it (wanted the wait first, and a barrier for threads that "
+            "leave it to another one)", (unsigned long long)offset, buffer.number);
   if (!launch.primary) return;
   if (access != Access::constant && knows_primary(self)) return;
   if (const uint8_t marks = primary_marks(launch, buffer, offset, bytes, access)) {
@@ -120,7 +124,7 @@ void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_
             "loaded by .nc: such loads may be executed before griddepcontrol.wait (wanted ld.global)",
             (unsigned long long)offset, buffer.number);
   }
-  if (cluster.primary_done) return;
+  if (cluster.primary_done) return;  // its marks are whole
   // It may come to these bytes yet.
   cluster.early.push({&buffer, offset, bytes, access, &self, self.instruction});
   if (cluster.early.size() >= kEarlyLimit) settle_primary(cluster);

@@ -151,6 +151,7 @@ int run_cluster(Worker &worker, const Launch &launch, uint64_t number, Fault &fa
   cluster.grid_size = {launch.grid[0], launch.grid[1], launch.grid[2]};
   cluster.primary_agent = blocks * (threads + threads / 128 + kMbarriers);
   if (launch.checks) cluster.clocks.open(cluster.primary_agent + 1);
+  cluster.primary_done = launch.in_turn;
   cluster.blocks = static_cast<Block *>(zeroed(sizeof(Block) * blocks));
   cluster.fibers = static_cast<Fiber *>(zeroed_lines(sizeof(Fiber) * cluster.fiber_count));
   cluster.ring_mask = 1;

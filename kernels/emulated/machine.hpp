@@ -221,6 +221,7 @@ struct Block {
   Cluster *cluster;
   uint32_t rank, live;
   bool triggered;
+  bool waited;  // one of its threads, for the launch before
   Dim3 index;
   Fiber *fibers;
   uint32_t thread_count;
@@ -328,6 +329,8 @@ void check_reached(Block &block);  // at its end
 // What all threads of the block have known of an agent: at its end, what came before that.
 uint32_t known_in(const Block &block, uint32_t agent);
 
+// Whether the thread knows that the launch before has ended. (global.cpp)
+bool knows_primary(const Fiber &self);
 // Bounds, alignment and permission; the buffer. (global.cpp)
 const Allocation &global_buffer(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, Access access);
 // Who else may touch these bytes.
@@ -371,5 +374,6 @@ uint32_t wanted(const Block &block, const NamedBarrier &barrier);  // threads
 // (control.cpp)
 void check_registers_at_end(Block &block);
 void trigger_dependents(Block &block);
+void check_turn_at_end(Block &block);
 
 }  // namespace emulated

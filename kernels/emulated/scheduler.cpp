@@ -70,6 +70,7 @@ void end_block(Block &block) {
   check_mbarriers_at_end(block);
   check_reached(block);
   check_registers_at_end(block);
+  check_turn_at_end(block);
   trigger_dependents(block);
 }
 

@@ -26,14 +26,58 @@ DEVICE void say(const MatmulParams &p, uint32_t row, bool found, uint32_t flag) 
   if (vote_any(found) && lane_id() == 0) atom_or_u32(p.logits.status + row, flag);
 }
 
-// Dequantise, bias and, where no softcap comes between, scale: the sums of a thread's ids x rows, in
-// registers, so that nothing waits but for the scales; then into the tile. Adding -0 and multiplying by 1
-// change no bits: what there is not needs no branch.
+// Dequantise, bias and, where no softcap comes between, scale. Adding -0 and multiplying by 1 change no bits:
+// what there is not needs no branch.
 template <class T>
-DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
+DEVICE float dequantise(typename T::Type::Sum sum, float row_scale, float weight_scale, float bias,
+                        float scale) {
+  float v;
+  if constexpr (T::Type::kRowScales)
+    v = mul_rn_f32(cvt_rn_f32_s32(sum), row_scale);
+  else
+    v = sum;
+  if constexpr (T::Type::kWeightScales) v = mul_rn_f32(v, weight_scale);
+  return mul_rn_f32(add_rn_f32(v, bias), scale);
+}
+
+// Softcap, then scale.
+DEVICE float soften(const MatmulParams &p, float v) {
+  return mul_rn_f32(mul_rn_f32(tanh(div_rn_f32(v, p.softcap)), p.softcap), p.scale);
+}
+
+// One row's penalties, for an id with `packed` counts.
+struct Penalties {
+  float repetition, frequency, presence;
+};
+DEVICE Penalties load_penalties(const LogitAdjustments &a, uint32_t row) {
+  return {load_f32(a.repetition + row), load_f32(a.frequency + row), load_f32(a.presence + row)};
+}
+DEVICE float penalise(float v, uint32_t packed, const Penalties &of) {
+  const uint32_t count = packed >> 1;
+  if (packed) v = v > 0 ? div_rn_f32(v, of.repetition) : mul_rn_f32(v, of.repetition);
+  if (count)
+    v = add_rn_f32(add_rn_f32(v, -mul_rn_f32(of.frequency, cvt_rn_f32_s32(int32_t(count)))), -of.presence);
+  return v;
+}
+
+// Of a thread's accumulators number `n` of 16 ids x 8 rows: as mma.sync has them, and as wgmma has those of 16 ids.
+template <class Sum, uint32_t kIdParts, uint32_t kRowParts>
+DEVICE Sum sum_of(const Sum (&d)[kIdParts][kRowParts][4], uint32_t ids, uint32_t rows, uint32_t n) {
+  return d[ids][rows][n];
+}
+template <class Sum, uint32_t kCount>
+DEVICE Sum sum_of(const Sum (&d)[kCount], uint32_t, uint32_t rows, uint32_t n) {
+  return d[4 * rows + n];
+}
+
+// The sums of a thread's ids x rows become logits in registers, so that nothing waits but for the scales;
+// then into the tile.
+template <class T, class Accumulators>
+DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d) {
   constexpr uint32_t kParts = T::kWarpIds / 16, kRowParts = T::kWarpRows / 8;
-  const uint32_t warp = threadIdx.x / 32, lane = lane_id();
-  const uint32_t column = warp % 4 * T::kWarpIds + lane / 4, row = warp / 4 * T::kWarpRows + lane % 4 * 2;
+  const uint32_t lane = lane_id();
+  const Place of_warp = warp_place<T>(threadIdx.x / 32);
+  const uint32_t column = of_warp.first_id + lane / 4, row = of_warp.first_row + lane % 4 * 2;
   const float scale = p.softcap != 0 ? 1.0f : p.scale;
   float weight_scale[kParts][2], bias[kParts][2];
 #pragma unroll
@@ -69,13 +113,10 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
       for (uint32_t i = 0; i < kParts; ++i)
 #pragma unroll
         for (uint32_t half = 0; half < 2; ++half) {
-          float v;
-          if constexpr (T::Type::kRowScales)
-            v = mul_rn_f32(cvt_rn_f32_s32(d[i][j][2 * half + e]), row_scale[j][e]);
-          else
-            v = d[i][j][2 * half + e];
-          if constexpr (T::Type::kWeightScales) v = mul_rn_f32(v, weight_scale[i][half]);
-          v = mul_rn_f32(add_rn_f32(v, bias[i][half]), scale);
+          float of_row = 1, of_weight = 1;
+          if constexpr (T::Type::kRowScales) of_row = row_scale[j][e];
+          if constexpr (T::Type::kWeightScales) of_weight = weight_scale[i][half];
+          const float v = dequantise<T>(sum_of(d, i, j, 2 * half + e), of_row, of_weight, bias[i][half], scale);
           // What is no number before the scale is none after it. Times 0 it is NaN, and stays that.
           found = fma_rn_f32(v, 0.0f, found);
           st_shared_f32(logit_address<T>(r, column + i * 16 + half * 8), v);
@@ -92,7 +133,7 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Sums<T> &d) {
   }
 }
 
-// Softcap, then scale: a thread has one id, of every (kThreads / kIds)-th row.
+// The tile's: a thread has one id, of every (kThreads / kIds)-th row.
 template <class T>
 DEVICE void soften(const MatmulParams &p, const Place &at) {
   const uint32_t column = threadIdx.x % T::kIds;
@@ -100,8 +141,7 @@ DEVICE void soften(const MatmulParams &p, const Place &at) {
   for (uint32_t r = threadIdx.x / T::kIds; r < T::kRows && at.first_row + r < p.row_count;
        r += T::kThreads / T::kIds) {
     const uint32_t to = logit_address<T>(r, column);
-    const float v =
-        mul_rn_f32(mul_rn_f32(tanh(div_rn_f32(ld_shared_f32(to), p.softcap)), p.softcap), p.scale);
+    const float v = soften(p, ld_shared_f32(to));
     // Infinity before the softcap, which hides it, was seen by `spread`.
     say(p, at.first_row + r, !is_finite(v), LMHEAD_STATUS_NONFINITE);
     st_shared_f32(to, v);
@@ -142,18 +182,12 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
     if (a.count_offsets) {
       const uint32_t end = ld_global_u32(a.count_offsets + row + 1);
       uint32_t entry = first_not_below(a.count_ids, ld_global_u32(a.count_offsets + row), end, at.first_id);
-      const float repetition = load_f32(a.repetition + row), frequency = load_f32(a.frequency + row);
-      const float presence = load_f32(a.presence + row);
+      const Penalties penalties = load_penalties(a, row);
       for (; entry < end; ++entry) {
         const uint32_t id = ld_global_u32(a.count_ids + entry);
         if (id - at.first_id >= end_id - at.first_id) break;
-        const uint32_t packed = ld_global_u32(a.counts + entry), count = packed >> 1,
-                       to = logit_address<T>(r, id - at.first_id);
-        float v = ld_shared_f32(to);
-        if (packed) v = v > 0 ? div_rn_f32(v, repetition) : mul_rn_f32(v, repetition);
-        if (count)
-          v = add_rn_f32(add_rn_f32(v, -mul_rn_f32(frequency, cvt_rn_f32_s32(int32_t(count)))), -presence);
-        st_shared_f32(to, v);
+        const uint32_t to = logit_address<T>(r, id - at.first_id);
+        st_shared_f32(to, penalise(ld_shared_f32(to), ld_global_u32(a.counts + entry), penalties));
       }
     }
   }
@@ -289,7 +323,7 @@ template <class T>
 DEVICE void find_best(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride) {
   constexpr uint32_t kTileBytes = T::kRows * T::kLogitPitch;
   using answers::Best;
-  static_assert(kTileBytes + T::kThreads / 32 * Best::kBytes <= kMinStages * T::kStageBytes, "the stages hold both");
+  static_assert(kTileBytes + T::kThreads / 32 * Best::kBytes <= T::kLogitRoom, "a tile's room holds both");
   const uint32_t list = dynamic_shared() + kTileBytes + threadIdx.x / 32 * Best::kBytes, lane = lane_id();
 #pragma unroll 1
   for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
@@ -313,6 +347,32 @@ DEVICE void find_best(const MatmulParams &p, const Place &at, uint8_t *partials,
       st_global_v2(row + sizeof(PartialRow) + n * sizeof(Candidate), ld_shared_v2(best.at(n)));
     // Before the next row's take their places.
     bar_warp_sync();
+  }
+}
+
+// How many of the tile's logits beat each target of its rows, behind the `places` of a row's candidates: a
+// warp has a row.
+template <class T>
+DEVICE void count_better(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride,
+                         uint32_t places) {
+  const uint32_t lane = lane_id(), count = p.partials.target_count;
+#pragma unroll 1
+  for (uint32_t r = threadIdx.x / 32; r < T::kRows && at.first_row + r < p.row_count; r += T::kThreads / 32) {
+    const uint32_t row = at.first_row + r;
+    uint8_t *out = partials + row * stride + sizeof(PartialRow) + places * sizeof(Candidate);
+#pragma unroll 1
+    for (uint32_t n = 0; n < count; ++n) {
+      const U32x2 target = ld_global_v2(p.partials.targets + uint64_t(row) * count + n);
+      const uint64_t key = answers::key_of(target.x, target.y);
+      uint32_t better = 0;
+#pragma unroll
+      for (uint32_t i = 0; i < T::kIds / 32; ++i) {
+        const uint32_t id = at.first_id + 32 * i + lane, bits = ld_shared_u32(logit_address<T>(r, 32 * i + lane));
+        better += popc_b32(
+            vote_ballot(id < p.vocab && answers::key_of(bits, p.partials.first_id + id) > key));
+      }
+      if (lane == 0) st_global_u32(out + 4 * n, target.y != UINT32_MAX ? better : 0);
+    }
   }
 }
 
@@ -410,38 +470,39 @@ DEVICE void draw(const MatmulParams &p, const Place &at) {
 template <class T>
 DEVICE void summarise(const MatmulParams &p, const Place &at) {
   const uint32_t ids = p.vocab - at.first_id < T::kIds ? p.vocab - at.first_id : T::kIds;
-  const uint32_t k = p.partials.k;
-  const auto stride = [k](uint32_t ids) { return answers::partial_bytes(k < ids ? k : ids, 0); };
+  const uint32_t k = p.partials.k, targets = p.partials.target_count;
+  const auto stride = [=](uint32_t ids) { return answers::partial_bytes(k < ids ? k : ids, targets); };
   // All tiles before this one are whole.
   uint8_t *partials = p.partials.data + at.first_id / T::kIds * (p.row_count * stride(T::kIds));
   find_best<T>(p, at, partials, stride(ids));
+  if (targets) count_better<T>(p, at, partials, stride(ids), k < ids ? k : ids);
   add_up<T>(p, at, partials, stride(ids));
 }
 
-// By all threads of the block, after the last product.
-template <class T>
-DEVICE void epilogue(const MatmulParams &p, const Place &at, const Sums<T> &d) {
+// By the first T::kThreads threads of the block, after the last product.
+template <class T, class Accumulators>
+DEVICE void epilogue(const MatmulParams &p, const Place &at, const Accumulators &d) {
   const LogitAdjustments &a = p.adjustments;
-  // The tile takes the place of the stages, which other warps may still read.
-  barrier_sync_all();
+  // The tile takes the place of the stages, or of the tile before, which other warps may still read.
+  T::sync();
   spread<T>(p, at, d);
-  barrier_sync_all();
+  T::sync();
   if (p.softcap != 0) {
     soften<T>(p, at);
-    barrier_sync_all();
+    T::sync();
   }
   if (p.raw) {
     store<T>(p, at, F32{}, p.raw);
-    barrier_sync_all();
+    T::sync();
   }
   if (a.addition_offsets || a.count_offsets) {
     adjust<T>(p, at);
-    barrier_sync_all();
+    T::sync();
   }
   const bool adjusted = a.allowed || a.addition_offsets || a.count_offsets;
   if (adjusted || a.temperatures) {
     settle<T>(p, at, adjusted);
-    barrier_sync_all();
+    T::sync();
   }
   if (p.partials.draws)
     draw<T>(p, at);

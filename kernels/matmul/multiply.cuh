@@ -1,4 +1,4 @@
-// A stage's products: each warp its 32 ids x kWarpRows rows, one chain of instructions per output, k ascending.
+// A stage's products: each warp its kWarpIds x kWarpRows, one chain of instructions per output, k ascending.
 #pragma once
 #include "matmul/tile.cuh"
 
@@ -8,23 +8,27 @@ namespace matmul {
 template <class T>
 using Sums = typename T::Type::Sum[T::kWarpIds / 16][T::kWarpRows / 8][4];
 
-// Where a lane's first fragments lie in a stage, an address that is a multiple of 128. Within a row of 128 bytes the swizzle is an exclusive or: the fragments of
-// further k are that of these addresses with a constant, and those of further ids and rows lie a constant behind.
+// Where a lane's first fragments lie, from a stage's beginning on; stages begin at multiples of 128. Within a
+// row of 128 bytes the swizzle is an exclusive or: the fragments of further k are that of these addresses
+// with a constant, and those of further ids and rows lie a constant behind.
 struct Fragments {
   uint32_t weights, rows;
+
+  DEVICE Fragments in(uint32_t stage) const { return {stage + weights, stage + rows}; }
 };
 
 template <class T>
-DEVICE Fragments fragments(uint32_t stage) {
-  const uint32_t lane = lane_id(), warp = threadIdx.x / 32, first_row = warp / 4 * T::kWarpRows;
+DEVICE Fragments fragments() {
+  const uint32_t lane = lane_id();
+  const auto [first_id, first_row] = warp_place<T>(threadIdx.x / 32);
   // ldmatrix: lane 8m + i brings the address of row i of its matrix m. (ids 0-7, 8-15) of 16 bytes, then of the next 16.
-  const uint32_t weights = piece_address(stage, warp % 4 * T::kWarpIds + lane / 8 % 2 * 8 + lane % 8, lane / 16);
+  const uint32_t weights = piece_address(0, first_id + lane / 8 % 2 * 8 + lane % 8, lane / 16);
   if constexpr (T::kRowTiles == 2)  // a lane has eight bytes of the row that is its column
-    return {weights, row_piece<T>(stage, first_row + lane / 4, lane % 4 / 2) + lane % 2 * 8};
+    return {weights, row_piece<T>(0, first_row + lane / 4, lane % 4 / 2) + lane % 2 * 8};
   else if constexpr (T::kWarpRows == 8)  // four times 16 bytes of eight rows: of two steps
-    return {weights, row_piece<T>(stage, lane % 8, lane / 8)};
+    return {weights, row_piece<T>(0, lane % 8, lane / 8)};
   else  // (first, second 16 bytes) of eight rows, then of the next eight
-    return {weights, row_piece<T>(stage, first_row + lane / 16 * 8 + lane % 8, lane / 8 % 2)};
+    return {weights, row_piece<T>(0, first_row + lane / 16 * 8 + lane % 8, lane / 8 % 2)};
 }
 
 // The ids' fragments of 32 bytes of k: (ids 0-7, 8-15) of the first 16 bytes, then of the second.

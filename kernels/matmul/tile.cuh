@@ -1,17 +1,14 @@
-// A block's tile: 128 or 64 ids x some rows, and the ring of stages that cp.async fills three (or two) ahead of the products.
+// A block's tile: 128 or 64 ids x some rows, where it lies in the product, and what a thread copies of each
+// stage.
 //
 //     weights [kIds, 128 bytes of k] ┐
 //                                    ├─ one stage; stages follow each other along k
 //     rows    [kRows, as many k]     ┘
 #pragma once
+#include "matmul/ring.cuh"
 #include "swizzle.cuh"
 
 namespace matmul {
-
-using namespace ptx;
-
-// Stages of the ring, `MatmulParams::stages`: as many as let the wanted blocks live on an SM.
-constexpr uint32_t kMinStages = 3, kMaxStages = 4;
 
 // The weights' and rows' types of a product, and what one stage holds of a row.
 struct Bf16Weights {
@@ -49,9 +46,11 @@ template <class Type_, uint32_t kIds_, uint32_t kRows_>
 struct Tile {
   using Type = Type_;
   static constexpr uint32_t kIds = kIds_, kRows = kRows_;
-  // Four warps share the ids; a second four take the other half of many rows.
-  static constexpr uint32_t kWarpIds = kIds / 4, kWarpRows = kRows > 64 ? 64 : kRows;
-  static constexpr uint32_t kThreads = 128 * (kRows / kWarpRows);
+  // Four warps share the tile: side by side along the ids or, of many rows, two by two. A warp's part of 64 x
+  // 64 reads least of shared memory for each product.
+  static constexpr uint32_t kThreads = 128, kWarpRows = kRows > 64 ? 64 : kRows;
+  static constexpr uint32_t kWarpIds = kIds / 4 * (kRows / kWarpRows);
+  static constexpr uint32_t kWarpsOfIds = kIds / kWarpIds;
   static constexpr uint32_t kStep = kRowBytes / Type::kWeightBytes;  // elements of k per stage
   // A row's part of a stage, in tiles of 128 bytes one behind the other: two where rows are wider than weights.
   static constexpr uint32_t kRowTiles = Type::kRowElementBytes / Type::kWeightBytes;
@@ -65,8 +64,11 @@ struct Tile {
   // Logits on their way out take the place of the stages. Four floats of padding: what a warp writes of eight ids and four
   // pairs of rows falls into different banks, and rows stay aligned to 16 bytes.
   static constexpr uint32_t kLogitPitch = 4 * (kIds + 4);
-  static_assert(kRows * kLogitPitch <= kMinStages * kStageBytes, "the stages hold a tile of logits");
+  static constexpr uint32_t kLogitRoom = kMinStages * kStageBytes;
+  static_assert(kRows * kLogitPitch <= kLogitRoom, "the stages hold a tile of logits");
   static_assert(kMinStages * kStageBytes <= 101376, "compute capability 8.6 and 8.9 have 99 KB for a block");
+  // Among the threads of the epilogue: here those of the block.
+  DEVICE static void sync() { barrier_sync_all(); }
 };
 
 // Which tile block `block` computes. Rows change fastest, 16 tiles of them at most: blocks that run together then read the same
@@ -126,11 +128,18 @@ DEVICE U32x4 load_halves(const uint8_t *from, uint32_t bytes) {
   uint32_t words[4] = {};
 #pragma unroll
   for (uint32_t i = 0; i < 8; ++i)
-    if (2 * i < bytes) words[i / 2] |= uint32_t(ld_global_nc_u16(from + 2 * i)) << (i % 2 * 16);
+    if (2 * i < bytes) words[i / 2] |= uint32_t(ld_global_u16(from + 2 * i)) << (i % 2 * 16);
   return {words[0], words[1], words[2], words[3]};
 }
 
-// What a thread copies, worked out once: of each stage the same pieces of rows, further on in k each time.
+// The first id and row, within the tile, of a warp's part.
+template <class T>
+DEVICE Place warp_place(uint32_t warp) {
+  return {warp % T::kWarpsOfIds * T::kWarpIds, warp / T::kWarpsOfIds * T::kWarpRows};
+}
+
+// What a thread copies, worked out once: of each stage the same pieces of weights and rows, further on in k
+// each time.
 template <class T>
 struct Sources {
   // Of the stage that is loaded next. Rows that are not there have some address that is aligned as well.
@@ -139,16 +148,15 @@ struct Sources {
   bool row_there[T::kRowCopies];
   // Of a tile that has fewer pieces of rows than the block has threads the first threads have one.
   bool any_row;
-  // Where the thread's first pieces of that stage go; those of the further rows lie behind.
+  // Where the thread's first pieces go, from a stage's beginning on; those of the further rows lie behind.
   uint32_t weights_to, rows_to;
-  bool rows_aligned;
 };
 
-// Of the weights, for the stage at `stage`. Ids behind the last are computed like it, and never stored.
+// First weight addresses of this thread. Ids behind the last are computed like it, and never stored.
 template <class T>
-DEVICE void find_weights(const MatmulParams &p, const Place &at, uint32_t stage, Sources<T> &from) {
+DEVICE void find_weights(const MatmulParams &p, const Place &at, Sources<T> &from) {
   const uint32_t row = threadIdx.x / 8, piece = threadIdx.x % 8;
-  from.weights_to = piece_address(stage, row, piece);
+  from.weights_to = piece_address(0, row, piece);
 #pragma unroll
   for (uint32_t n = 0; n < T::kWeightCopies; ++n) {
     const uint32_t id = at.first_id + row + n * T::kWeightRowsApart;
@@ -157,12 +165,11 @@ DEVICE void find_weights(const MatmulParams &p, const Place &at, uint32_t stage,
   }
 }
 
-// Of the rows; bad indices are said once, by the block of the first ids.
+// First row addresses of this thread; bad indices are said once, by the block of the first ids.
 template <class T>
-DEVICE void find_rows(const MatmulParams &p, const Place &at, uint32_t stage, Sources<T> &from) {
+DEVICE void find_rows(const MatmulParams &p, const Place &at, Sources<T> &from) {
   const uint32_t row = threadIdx.x / T::kRowPieces, piece = threadIdx.x % T::kRowPieces;
-  from.rows_aligned = (uint64_t(p.rows.data) | p.rows.pitch) % 16 == 0;
-  from.rows_to = row_piece<T>(stage, row, piece);
+  from.rows_to = row_piece<T>(0, row, piece);
   from.any_row = row < T::kRows;
 #pragma unroll
   for (uint32_t n = 0; n < T::kRowCopies; ++n) {
@@ -175,21 +182,22 @@ DEVICE void find_rows(const MatmulParams &p, const Place &at, uint32_t stage, So
   }
 }
 
-// The weights' part of a stage, from k0 on; `whole` stages end before the end of k. The sources go on in k: were addresses added up
-// from k0 instead, the compiler would work out the rows' beginnings anew each time.
+// The weights' part of `stage`, from k0 on; `whole` stages end before the end of k. The sources go on in k:
+// were addresses added up from k0 instead, the compiler would work out the rows' beginnings anew each time.
 template <class T>
-DEVICE void load_weights(const MatmulParams &p, Sources<T> &from, uint32_t k0, bool whole) {
+DEVICE void load_weights(const MatmulParams &p, Sources<T> &from, uint32_t stage, uint32_t k0, bool whole) {
   constexpr uint32_t kBytes = T::Type::kWeightBytes;
-  const uint32_t to = from.weights_to;
+  const uint32_t to = stage + from.weights_to;
   if (whole) {
 #pragma unroll
-    for (uint32_t n = 0; n < T::kWeightCopies; ++n) cp_async_cg_16(to + n * T::kWeightRowsApart * kRowBytes, from.weights[n]);
+    for (uint32_t n = 0; n < T::kWeightCopies; ++n)
+      cp_async_cg_16_l2_256b(to + n * T::kWeightRowsApart * kRowBytes, from.weights[n]);
   } else {
     // The row's end may lie within the piece, or before it.
     const uint32_t bytes = piece_bytes<kBytes>(k0 + threadIdx.x % 8 * (16 / kBytes), p.hidden);
 #pragma unroll
     for (uint32_t n = 0; n < T::kWeightCopies; ++n)
-      cp_async_cg_16(to + n * T::kWeightRowsApart * kRowBytes, from.weights[n], bytes);
+      cp_async_cg_16_l2_256b(to + n * T::kWeightRowsApart * kRowBytes, from.weights[n], bytes);
   }
 #pragma unroll
   for (uint32_t n = 0; n < T::kWeightCopies; ++n) from.weights[n] += kRowBytes;
@@ -197,45 +205,31 @@ DEVICE void load_weights(const MatmulParams &p, Sources<T> &from, uint32_t k0, b
 
 // The rows' part. Rows that are not there become zeros.
 template <class T>
-DEVICE void load_rows(const MatmulParams &p, const Place &at, Sources<T> &from, uint32_t k0, bool whole) {
+DEVICE void load_rows(const MatmulParams &p, Sources<T> &from, uint32_t stage, uint32_t k0, bool whole) {
   constexpr uint32_t kBytes = T::Type::kRowElementBytes;
   if (!from.any_row) return;
-  const uint32_t to = from.rows_to;
-  if (whole && (kBytes == 1 || from.rows_aligned)) {
+  const uint32_t to = stage + from.rows_to;
+  if (whole) {
 #pragma unroll
     for (uint32_t n = 0; n < T::kRowCopies; ++n)
       cp_async_cg_16_or_zeros(to + n * T::kRowsApart * kRowBytes, from.rows[n], !from.row_there[n]);
   } else {
-    const uint32_t piece = threadIdx.x % T::kRowPieces, bytes = piece_bytes<kBytes>(k0 + piece * (16 / kBytes), p.hidden);
-    if (kBytes == 1 || from.rows_aligned) {
+    const uint32_t bytes = piece_bytes<kBytes>(k0 + threadIdx.x % T::kRowPieces * (16 / kBytes), p.hidden);
 #pragma unroll
-      for (uint32_t n = 0; n < T::kRowCopies; ++n)
-        cp_async_cg_16(to + n * T::kRowsApart * kRowBytes, from.rows[n], from.row_there[n] ? bytes : 0);
-    } else if constexpr (kBytes == 2) {
-      // By elements, in a small loop that finds its rows anew: registers are for the rows that are aligned.
-#pragma unroll 1
-      for (uint32_t n = 0; n < T::kRowCopies; ++n) {
-        const uint32_t row = at.first_row + threadIdx.x / T::kRowPieces + n * T::kRowsApart;
-        const uint32_t number = row_number(p.rows, row, p.row_count);
-        const uint8_t *source = static_cast<const uint8_t *>(p.rows.data) + number * p.rows.pitch + piece * 16 + k0 * kBytes;
-        st_shared_v4(to + n * T::kRowsApart * kRowBytes, load_halves(source, number == kNoRow ? 0 : bytes));
-      }
-    }
+    for (uint32_t n = 0; n < T::kRowCopies; ++n)
+      cp_async_cg_16(to + n * T::kRowsApart * kRowBytes, from.rows[n], from.row_there[n] ? bytes : 0);
   }
 #pragma unroll
   for (uint32_t n = 0; n < T::kRowCopies; ++n) from.rows[n] += T::kStep * kBytes;
 }
 
-// Fills the sources' stage with the k from k0 on. One group of copies per stage, also past the end of k, so that "all but the
-// latest n" always means the same.
+// Fills `stage` with the k from k0 on, or with nothing past the end of k.
 template <class T>
-DEVICE void load_stage(const MatmulParams &p, const Place &at, Sources<T> &from, uint32_t k0) {
-  if (k0 < p.hidden) {
-    const bool whole = k0 + T::kStep <= p.hidden;
-    load_weights<T>(p, from, k0, whole);
-    load_rows<T>(p, at, from, k0, whole);
-  }
-  cp_async_commit_group();
+DEVICE void load_stage(const MatmulParams &p, Sources<T> &from, uint32_t stage, uint32_t k0) {
+  if (k0 >= p.hidden) return;
+  const bool whole = k0 + T::kStep <= p.hidden;
+  load_weights<T>(p, from, stage, k0, whole);
+  load_rows<T>(p, from, stage, k0, whole);
 }
 
 }  // namespace matmul

@@ -17,7 +17,15 @@ PTX void cp_async_cg_16(uint32_t to, const void *from, uint32_t from_bytes = 16)
   EITHER(emulated::cp_async("cp.async.cg", to, from, 16, from_bytes),
          asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(from_bytes) : "memory"));
 }
-// The same, of all 16 bytes, or of zeros: then nothing is read, whatever the address.
+// The same, with a hint: the 256 bytes around `from` will be wanted, so that the second-level cache reads
+// them from memory at once.
+PTX void cp_async_cg_16_l2_256b(uint32_t to, const void *from, uint32_t from_bytes = 16) {
+  EITHER(emulated::cp_async("cp.async.cg.L2::256B", to, from, 16, from_bytes),
+         asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                      "r"(from_bytes)
+                      : "memory"));
+}
+// cp_async_cg_16 of all 16 bytes, or of zeros: then nothing is read, whatever the address.
 PTX void cp_async_cg_16_or_zeros(uint32_t to, const void *from, bool zeros) {
   EITHER(emulated::cp_async("cp.async.cg", to, from, 16, zeros ? 0 : 16),
          asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, p;}" ::"r"(to), "l"(from),

@@ -16,6 +16,12 @@ PTX uint8_t ld_global_u8(const void *address) {
          asm volatile("ld.global.b8 %0, [%1];" : "=r"(v) : "l"(address) : "memory"));
   return uint8_t(v);
 }
+PTX uint16_t ld_global_u16(const void *address) {
+  uint16_t v;
+  EITHER(emulated::ld_global("ld.global.b16", address, &v, 2),
+         asm volatile("ld.global.b16 %0, [%1];" : "=h"(v) : "l"(address) : "memory"));
+  return v;
+}
 PTX U32x2 ld_global_v2(const void *address) {
   U32x2 v;
   EITHER(emulated::ld_global("ld.global.v2.b32", address, &v, 8),
@@ -41,7 +47,8 @@ PTX uint32_t ld_relaxed_u32(const void *address) {
 }
 
 // .nc: through the read-only path; nobody may write there while the kernel runs. ptxas relies on that, whether the asm is
-// volatile or not: it merges such loads and moves them across griddepcontrol.wait. So never for what the kernel before writes.
+// volatile or not: it merges such loads and moves them across griddepcontrol.wait. So never for what a kernel before
+// may write, which in a step is all but weights.
 PTX uint16_t ld_global_nc_u16(const void *address) {
   uint16_t v;
   EITHER(emulated::ld_global_nc("ld.global.nc.b16", address, &v, 2),

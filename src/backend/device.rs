@@ -18,6 +18,7 @@ mod cuts;
 mod draws;
 mod finish;
 mod held;
+pub mod hopper;
 mod inputs;
 mod lists;
 mod marks;
@@ -29,12 +30,14 @@ mod room;
 mod select;
 mod shard;
 pub mod shared_device;
+mod targets;
 mod weights;
+mod words;
 
 pub use adjustments::NO_ADJUSTMENTS;
 pub use backend::DeviceBackend;
 pub use marks::stream_marks;
-pub use matmul::{Call, Matmul, Spec};
+pub use matmul::{Call, Matmul, Spec, TargetCall, target_kernel};
 pub use partials::NO_PARTIALS;
 
 pub use crate::params::Params;
@@ -349,7 +352,9 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
         unsafe { self.fill(stream, address, words, 0) }
     }
 
-    /// Queues a launch; neither allocates nor waits.
+    /// Queues a launch; neither allocates nor waits. The kernel, every one that [`KernelDevice::kernel`] gives, may
+    /// begin while the one before it on the stream still runs (programmatic dependent launch): it waits itself, by
+    /// the rules of `kernels/step.cuh`. On devices before compute capability 9.0 it begins afterwards.
     ///
     /// # Errors
     /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is told by the next
@@ -364,21 +369,5 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
         kernel: &Self::Kernel<P>,
         grid: &Grid,
         params: &P,
-    ) -> Result<()>;
-
-    /// Queues two launches of which the second may begin before the first has ended (programmatic dependent
-    /// launch): its kernel waits itself, by `griddepcontrol.wait`, for what the first writes. On devices
-    /// before compute capability 9.0 it begins afterwards.
-    ///
-    /// # Errors
-    /// As [`KernelDevice::launch`], of either; where the second is refused, the first is queued.
-    ///
-    /// # Safety
-    /// As [`KernelDevice::launch`], of both.
-    unsafe fn launch_dependent<P: Params, Q: Params>(
-        &self,
-        stream: Self::Stream,
-        first: (&Self::Kernel<P>, &Grid, &P),
-        second: (&Self::Kernel<Q>, &Grid, &Q),
     ) -> Result<()>;
 }

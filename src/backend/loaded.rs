@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! run   rows x shard -> logits, partials of the best candidates, or draws   one product
+//!       rows x ids of their own -> logits of these, for partials that count what beats them
 //! hold  rows x shard -> logits that stay where the backend has them         one product
 //!         pass: target logits, largest logits, histograms, ties             small answers, in host memory
 //!         pass: partials, candidates                                        what is exchanged
@@ -109,7 +110,8 @@ impl Job<'_> {
 pub enum Ask {
     /// All logits, rounded.
     Logits { dtype: DType },
-    /// Of each row what the spec says, over the shard's vocabulary.
+    /// Of each row what the spec says, over the shard's vocabulary; where it has targets, the logits of these
+    /// before.
     Partials(PartialSpec),
     /// The id that is drawn of each row, without any filter.
     Drawn,
@@ -125,6 +127,17 @@ pub enum Out<'a> {
     /// `[rows, spec.stride(shard)]` bytes, aligned to 8: [`PartialRow`](crate::params::PartialRow)s.
     /// `spec.targets` is 0.
     Partials(PartialSpec, SpanMut<'a>),
+    /// The same with `spec.targets`, of a shard that [counts](LoadedShard::counts_targets). `targets`
+    /// `[rows, spec.targets]` are the ids and logits ([`Candidate`](crate::merge::Candidate), aligned to 8)
+    /// that the others are compared with; those of id [`NO_TARGET`](crate::merge::NO_TARGET) count 0. Each
+    /// span is the host's memory or the backend's. `again`: the rows are those of the
+    /// [`Out::TargetLogits`] just before, and unchanged; those of host memory need not travel twice.
+    Counted { spec: PartialSpec, targets: Span<'a>, again: bool, out: SpanMut<'a> },
+    /// Of each row and target the logit of that id, with the bits that it has in the product of all: NaN
+    /// where the id is not the shard's ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where it is
+    /// NaN. `targets` u32 and `out` f32, `[rows, per_row]`, are both the host's memory, or the backend's. Of
+    /// a shard that [counts](LoadedShard::counts_targets).
+    TargetLogits { targets: Span<'a>, per_row: usize, out: SpanMut<'a> },
     /// `[rows]` [`Candidate`](crate::merge::Candidate)s, 8 bytes each: of each row the id that is drawn of
     /// the shard's, and its logit; minus infinity where nothing is allowed, NaN where a logit is not finite.
     /// No row has a filter: of one in a device's memory that has, infinity comes, which no draw takes.
@@ -188,6 +201,12 @@ pub trait LoadedShard: Send {
     /// # Errors
     /// `Shape` or `Device` where memory is short.
     fn prepare(&mut self, rows: usize, ask: Ask) -> Result<()>;
+
+    /// Whether a product counts what beats targets whose logits are known before it
+    /// ([`Out::TargetLogits`], [`Out::Counted`]). Others hold the logits, and count in a pass.
+    fn counts_targets(&self) -> bool {
+        false
+    }
 
     /// One product. In host memory it is done when this returns; in the backend's, queued on the stream.
     ///

@@ -43,7 +43,7 @@ fn backend(first: Option<&DeviceInfo>, fatbins: &[Fatbin]) -> Check {
         ("w8a16", Precision::W8a16(DType::Bf16)),
         ("fp8", Precision::Fp8(DType::Bf16)),
     ] {
-        let mut kernels = precision.tiles().iter().map(|tile| tile.kernel).chain(precision.quantizer());
+        let mut kernels = precision.kernels();
         let here = |kernel: &str| {
             let with = |fatbin: &&Fatbin| fatbin.kernels.contains(&kernel);
             fatbins.iter().find(with).is_some_and(|fatbin| fatbin.code_for(*capability).is_ok())

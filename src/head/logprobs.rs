@@ -6,24 +6,28 @@
 //! per chunk, of rows of every replica that has some left:
 //!   hidden rows           all_gather over replicas
 //!   adjustments           two all_to_alls, in a step that has them
-//!   matmul -> epilogue -> adjustments     [rows of the chunk, shard] f32, held
-//!   target logits         all_gather, f32 of each target; each is looked at in the message of the shard that
-//! has its id
-//!   partials, with how many ids of the shard beat each target       all_to_all to the rows' owners
+//!   target logits         a product of each row with its targets' own weights; all_gather, f32 of each
+//!                         target; each is looked at in the message of the shard that has its id
+//!   matmul -> epilogue -> adjustments -> partials, with how many ids of the shard beat each target
+//!   partials              all_to_all to the rows' owners
 //! ```
+//!
+//! A backend that does not [count](crate::backend::LoadedShard::counts_targets) in its products makes the
+//! logits of a chunk first, f32 `[rows of the chunk, shard]`, holds them, and looks for both there; what ranks
+//! send each other is the same.
 //!
 //! On a device all of this is queued on the step's stream: `placed` has targets there.
 //!
 //! Held beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes) for
-//! the hidden rows, the logits and the candidates of a chunk, the slice of its adjustments (1/32 of the
-//! logits for a mask), 4 bytes for each target of all rows, and the answer.
+//! the hidden rows, the logits where they are held, and the candidates of a chunk, the slice of its
+//! adjustments (1/32 of the logits for a mask), 4 bytes for each target of all rows, and the answer.
 
 use super::buffers::{Arena, bytes_of, fill, starts_of, sum};
 use super::run::{Compute, Lists, Run, Scratch, Small};
 use super::wire::Who;
 use super::{LmHead, placed};
 use crate::adjust::in_vocabulary;
-use crate::backend::{Job, Pass, Which};
+use crate::backend::{Job, Out, Pass, Which};
 use crate::error::{Error, Result};
 use crate::exchange::Operation;
 use crate::finish::{self, Finish, Messages};
@@ -67,6 +71,9 @@ pub(super) struct Told {
 /// What is told of the rows at hand.
 #[derive(Clone, Copy)]
 pub(super) struct Telling<'a> {
+    /// The product of these rows, which counts what beats the targets; `None`: its logits are held.
+    pub job: Option<Job<'a>>,
+    /// Of held logits.
     pub of: Which,
     pub rows: usize,
     pub targets: usize,
@@ -244,7 +251,7 @@ impl Run<'_> {
             let began = Instant::now();
             let n = rows.len();
             let job = Job { rows, epilogue: self.config.epilogue(), adjustments, placed };
-            compute.hold(&job, false)?;
+            let job = compute.hold_or_count(job)?;
             self.count_product(n);
             self.wire.open.stats.matmul += began.elapsed();
             let out = AnswerBuffers {
@@ -258,13 +265,14 @@ impl Run<'_> {
                     .part(4 * top_n * done..4 * top_n * (done + mine)),
                 ..AnswerBuffers::default()
             };
-            let telling =
-                Telling { of: Which::Adjusted, rows: n, targets: per_row, top_n, drawn: false, own };
+            let of = Which::Adjusted;
+            let telling = Telling { job, of, rows: n, targets: per_row, top_n, drawn: false, own };
             let buffers = (&mut *send, &mut *recv);
             self.tell(compute, telling, told, of_parts, buffers, lists, small, out, finish)?;
             let stride = |member: usize| telling.spec().stride(self.wire.shards()[member].len());
             let exchanged = n * stride(me) + mine * (0..size).map(stride).sum::<usize>();
-            let held = 4 * n * self.wire.shards()[me].len() + n * hidden.row_bytes() + exchanged;
+            let logits = if job.is_some() { 0 } else { 4 * n * self.wire.shards()[me].len() };
+            let held = logits + n * hidden.row_bytes() + exchanged;
             let stats = &mut self.wire.open.stats;
             stats.chunk_bytes = stats.chunk_bytes.max(held as u64);
             done += mine;
@@ -308,20 +316,21 @@ impl Run<'_> {
         let own = self.of_answered(own);
         let n = rows.len();
         let job = Job { rows, epilogue: self.config.epilogue(), adjustments: None, placed };
-        compute.hold(&job, false)?;
+        let job = compute.hold_or_count(job)?;
         self.count_product(n);
         let split = self.config.split_rows_over_tp;
         targets.clear();
         answered.clear();
         answered.extend((0..self.wire.group.size()).map(|member| self.wire.answered(member, split)));
-        let telling = Telling { of: Which::Adjusted, rows: n, targets: per_row, top_n, drawn: false, own };
+        let of = Which::Adjusted;
+        let telling = Telling { job, of, rows: n, targets: per_row, top_n, drawn: false, own };
         let (all, told) = (0..4 * per_row * n, &mut logprobs.told);
         let parts = std::slice::from_ref(&all);
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
     }
 
-    /// What `telling` asks of held logits, for the rows that the caller is answered: target logits, partials,
-    /// their exchange, the answer. `parts`: on a device, bytes of the targets at hand, of all of
+    /// What `telling` asks of rows, for those that the caller is answered: target logits, partials, their
+    /// exchange, the answer. `parts`: on a device, bytes of the targets at hand, of all of
     /// [`Run::share_targets`] or, where the host knows them, of `told.targets`.
     #[allow(clippy::too_many_arguments, reason = "of two requests the last part")]
     pub(super) fn tell(
@@ -344,16 +353,18 @@ impl Run<'_> {
         let Told { targets, candidates, placed, answered, .. } = told;
         let targets = if self.is_on_device() {
             let host = (!targets.is_empty()).then_some(&targets[..]);
-            let of = (telling.of, telling.targets);
-            self.place_candidates(compute, of, (host, parts), lists, placed)?
+            self.place_candidates(compute, &telling, (host, parts), lists, placed)?
         } else {
             Span::host(&candidates[..])
         };
         let stride = spec.stride(self.wire.shards()[me].len());
         let size = bytes_of("partials", [telling.rows, stride])?;
         let mut send = send.at_least(self.backend, self.memory, size, "partials")?;
-        let pass = Pass::Partials { of: telling.of, spec, targets, out: send.reborrow() };
-        compute.pass(pass)?;
+        let (of, to) = (telling.of, send.reborrow());
+        match &telling.job {
+            Some(job) => compute.run(job, Out::Counted { spec, targets, again: true, out: to })?,
+            None => compute.pass(Pass::Partials { of, spec, targets, out: to })?,
+        }
         let mine = answered[me].clone();
         lists.outgoing.clear();
         lists.outgoing.extend_from_slice(answered);
@@ -418,13 +429,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let Told { targets, logits, candidates, .. } = told;
         fill(logits, 0.0, targets.len(), "target logits")?;
-        let (per_row, out) = (telling.targets, SpanMut::host(&mut logits[..]));
-        compute.pass(Pass::TargetLogits {
-            of: telling.of,
-            targets: Span::host(&targets[..]),
-            per_row,
-            out,
-        })?;
+        compute.target_logits(telling, Span::host(&targets[..]), SpanMut::host(&mut logits[..]))?;
         let (members, headers) = (self.wire.group.size(), self.wire.compares_now());
         let extra = if headers { HEADER_BYTES } else { 0 };
         let Small { send, recv } = small;
@@ -449,6 +454,32 @@ impl Run<'_> {
             Candidate { value: f32::from_le_bytes(value), id }
         }));
         Ok(())
+    }
+}
+
+impl Compute<'_> {
+    /// The product of rows whose targets are told: where the backend counts in it, what it will be run with;
+    /// else it is held.
+    fn hold_or_count<'a>(&mut self, job: Job<'a>) -> Result<Option<Job<'a>>> {
+        if self.loaded.counts_targets() {
+            return Ok(Some(job));
+        }
+        self.hold(&job, false)?;
+        Ok(None)
+    }
+
+    /// The logits of targets: u32 and f32 `[rows, telling.targets]`.
+    pub(super) fn target_logits(
+        &mut self,
+        telling: &Telling<'_>,
+        targets: Span<'_>,
+        out: SpanMut<'_>,
+    ) -> Result<()> {
+        let Telling { of, targets: per_row, .. } = *telling;
+        match &telling.job {
+            Some(job) => self.run(job, Out::TargetLogits { targets, per_row, out }),
+            None => self.pass(Pass::TargetLogits { of, targets, per_row, out }),
+        }
     }
 }
 

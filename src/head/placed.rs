@@ -10,6 +10,7 @@
 
 use super::LmHead;
 use super::buffers::{Arena, bytes_of, sum};
+use super::logprobs::Telling;
 use super::run::{Compute, Lists, Run};
 use super::wire::{Via, Who};
 use crate::backend::{Inputs, PlacedAdjustments};
@@ -256,7 +257,7 @@ impl Run<'_> {
     pub(super) fn place_candidates<'b>(
         &mut self,
         compute: &mut Compute<'_>,
-        (of, per_row): (crate::backend::Which, usize),
+        telling: &Telling<'_>,
         (host, parts): (Option<&[u32]>, &[Range<usize>]),
         lists: &mut Lists,
         room: &'b mut Targets,
@@ -281,7 +282,7 @@ impl Run<'_> {
             out.into_span()
         };
         let mut own = logits.at_least(backend, memory, bytes, what)?;
-        compute.pass(crate::backend::Pass::TargetLogits { of, targets, per_row, out: own.reborrow() })?;
+        compute.target_logits(telling, targets, own.reborrow())?;
         let size = self.wire.group.size();
         let logits = if size == 1 {
             own.into_span()

@@ -187,7 +187,7 @@ impl Run<'_> {
         self.share_tokens(lists, small, sampling)?;
         let of = if raw { Which::Raw } else { Which::Adjusted };
         let Room { told, .. } = sampling;
-        let telling = Telling { of, rows: n, targets: 1, top_n, drawn: true, own };
+        let telling = Telling { job: None, of, rows: n, targets: 1, top_n, drawn: true, own };
         let all = 0..4 * told.targets.len();
         let parts = std::slice::from_ref(&all);
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)

@@ -273,7 +273,9 @@ impl LmHead {
             Request::Logprobs { targets, top_n, .. } => {
                 let (size, hidden) = (group.size(), self.hidden_dtype);
                 let chunk = self.config.logprobs_chunk_rows(size, hidden, targets, top_n)?;
-                (rows.min(chunk), Ask::Hold { raw: false })
+                let spec = PartialSpec { k: top_n.max(1), sum: true, targets };
+                let counts = self.loaded.as_ref().is_some_and(|loaded| loaded.counts_targets());
+                (rows.min(chunk), if counts { Ask::Partials(spec) } else { Ask::Hold { raw: false } })
             }
             Request::Sample { logprobs } => {
                 let adjusted = options.adjusted || !options.device_adjustments.is_empty();

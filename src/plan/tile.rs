@@ -1,6 +1,8 @@
 //! Tiles of the matmul kernels: what a block computes, how much room it takes, and which one suits a shape and a device.
 
 use super::Shape;
+use super::hopper::{self, Family};
+use std::ops::RangeInclusive;
 
 /// What a device can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +42,12 @@ impl DeviceLimits {
 }
 
 /// Bytes of a processor's shared memory that the system keeps for each block.
-const RESERVED: usize = 1024;
+pub(super) const RESERVED: usize = 1024;
 
-/// Steps of k that a block may keep in shared memory, fewest first; `kernels/matmul/tile.cuh` has the same.
-pub const STAGES: [usize; 2] = [3, 4];
+/// How many steps of k a block may keep in shared memory; `kernels/matmul/ring.cuh` has the same.
+pub const STAGES: RangeInclusive<usize> = 3..=16;
 
-/// One kernel's tile; `kernels/matmul/tile.cuh` has the same figures, and a test holds them together.
+/// One kernel's tile; `src/plan/tiles.rs` lists them, as the kernels' files do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
     pub kernel: &'static str,
@@ -53,64 +55,77 @@ pub struct Tile {
     pub ids: usize,
     /// Rows of a block.
     pub rows: usize,
-    /// Bytes of a row in one stage, beside 128 bytes of each weight row.
+    /// Bytes of a row in one stage, beside 128 bytes of each weight row; of `wgmma` beside as many.
     pub row_bytes: usize,
+    /// Blocks that a processor's registers are enough for.
+    pub blocks_per_sm: usize,
+    pub family: Family,
 }
 
 impl Tile {
     /// The fewest ids of any tile.
     pub(crate) const FEWEST_IDS: usize = 64;
+    /// How often a tile of f32 logits passes through shared memory on its way out: written, and read.
+    pub(super) const EPILOGUE_PASSES: usize = 2;
 
-    /// Threads of a block: four warps share the ids, four more have the second half of 128 rows.
+    /// Threads of a block: four warps; of `wgmma` a warpgroup for 64 ids each, and those that copy.
     pub const fn threads(&self) -> u32 {
-        if self.rows > 64 { 256 } else { 128 }
+        match self.family {
+            Family::MmaSync => 128,
+            Family::Wgmma => hopper::threads(self),
+        }
     }
 
-    /// Bytes of shared memory of a block: stages of weights and rows.
+    /// Ids and rows of a warp of `mma.sync`. Four warps share the ids; of more than 64 rows, two share the ids
+    /// and two the rows.
+    pub const fn warp(&self) -> (usize, usize) {
+        if self.rows > 64 { (self.ids / 2, self.rows / 2) } else { (self.ids / 4, self.rows) }
+    }
+
+    /// Bytes of a stage of weights and rows.
+    pub const fn stage_bytes(&self) -> usize {
+        match self.family {
+            Family::MmaSync => self.ids * 128 + self.rows * self.row_bytes,
+            Family::Wgmma => (self.ids + self.rows) * self.row_bytes,
+        }
+    }
+
+    /// Bytes of shared memory of a block.
     pub const fn shared_bytes(&self, stages: usize) -> usize {
-        stages * (self.ids * 128 + self.rows * self.row_bytes)
+        match self.family {
+            Family::MmaSync => stages * self.stage_bytes(),
+            Family::Wgmma => hopper::shared_bytes(self, stages),
+        }
     }
 
-    /// Blocks of a launch, where they can be counted.
+    /// Tiles of a product, where they can be counted: of `mma.sync` the blocks of a launch.
     pub(super) fn blocks(&self, shape: &Shape) -> Option<u32> {
         let blocks = shape.rows.div_ceil(self.rows).checked_mul(shape.vocab.div_ceil(self.ids))?;
         u32::try_from(blocks).ok().filter(|&blocks| blocks <= i32::MAX as u32)
     }
 
-    /// Blocks that live on a processor together: one of them computes while another begins or stores its logits. Registers are promised
-    /// for two blocks of 128 threads, or one of 256.
+    /// Blocks that live on a processor together: one of them computes while another begins or stores its
+    /// logits.
     pub fn resident(&self, stages: usize, limits: &DeviceLimits) -> usize {
         let shared = self.shared_bytes(stages);
         if shared > limits.shared_bytes {
             return 0;
         }
         // What one block may have, a processor has.
-        (limits.shared_per_processor / (shared + RESERVED)).clamp(1, 256 / self.threads() as usize)
+        (limits.shared_per_processor / (shared + RESERVED)).clamp(1, self.blocks_per_sm)
     }
 
-    /// How many stages suit: four, or three where that lets a second block live on the processor and there are more blocks than
-    /// processors. As many as fit otherwise; none where three do not.
-    pub(super) fn stages(&self, shape: &Shape, limits: &DeviceLimits) -> Option<usize> {
-        let [few, many] = STAGES;
-        let crowded = self.blocks(shape).is_some_and(|blocks| blocks as usize > limits.processors);
-        let (of_few, of_many) = (self.resident(few, limits), self.resident(many, limits));
-        match (of_few, of_many) {
-            (0, _) => None,
-            (_, 0) => Some(few),
-            _ if crowded && of_few > of_many => Some(few),
-            _ => Some(many),
-        }
-    }
-
-    /// How a choice is judged, the least being best: the work of the processor that has the most blocks. A block's work is its products,
-    /// padding included, and what it reads of the second-level cache for them.
-    ///
-    /// That 128 bytes of a weight or a row count as 32 products is a guess, for a GPU to correct: taken one after the other the bytes would
-    /// weigh several times as much, but a processor's other block multiplies meanwhile.
-    pub(super) fn cost(&self, shape: &Shape, limits: &DeviceLimits) -> u128 {
-        let blocks = shape.rows.div_ceil(self.rows) as u128 * shape.vocab.div_ceil(self.ids) as u128;
-        let read = self.ids + self.rows * self.row_bytes / 128;
-        blocks.div_ceil(limits.processors.max(1) as u128) * (self.ids * self.rows + 32 * read) as u128
+    /// How many stages are worth a look for a product of `steps` steps of k: for each number of blocks that
+    /// may live on a processor the most that leave room for them, each stage being a copy more on its way.
+    /// One more than there are steps, all of which are then on their way before the first is read, is enough.
+    /// None where the fewest stages do not fit.
+    pub(super) fn depths(self, steps: usize, limits: &DeviceLimits) -> impl Iterator<Item = usize> {
+        let limits = *limits;
+        let most = steps.saturating_add(1).clamp(*STAGES.start(), *STAGES.end());
+        let fitting = move |blocks| {
+            (*STAGES.start()..=most).rev().find(|&stages| self.resident(stages, &limits) >= blocks)
+        };
+        (1..=self.blocks_per_sm).filter_map(fitting)
     }
 }
 

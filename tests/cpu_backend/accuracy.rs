@@ -1,11 +1,11 @@
 //! Raw logits of float heads and W8A16 against float64: both halves of the accuracy rule.
 
 use crate::cases::{
-    BACKENDS, Case, Data, KINDS, backends_of, bits, data, e4m3, kinds, plain, row_bytes, shapes,
+    BACKENDS, Case, Data, KINDS, backends_of, bits, data, e4m3, isas, kinds, plain, row_bytes, shapes,
 };
 use crate::int8::w8a8_by_the_word;
 use lmhead::backend::Backend;
-use lmhead::backend::cpu::{CpuBackend, Isa};
+use lmhead::backend::cpu::CpuBackend;
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::weights::{HeadShard, Matrix};
@@ -22,7 +22,7 @@ proptest! {
     ) {
         prop_assume!(kind.quantization != Quantization::W8a8);
         let case = Case::new(kind, rows, hidden, vocab, data, seed);
-        for isa in Isa::available() {
+        for isa in isas() {
             check_accuracy(&case, data, backends_of(isa).last().unwrap());
         }
     }
@@ -82,7 +82,7 @@ fn real_hidden_sizes() {
     let sizes = [(5, 7168), (17, 2880), (10, 4097), (24, 2880)];
     for (kind, (rows, hidden)) in KINDS.iter().flat_map(|&kind| sizes.map(|size| (kind, size))) {
         let case = Case::new(kind, rows, hidden, 70, Data::Gaussian, hidden as u64);
-        for isa in Isa::available() {
+        for isa in isas() {
             let backend = backends_of(isa).last().unwrap();
             let want = case.bits(backend);
             let shard = case.shard(0..70);

@@ -1,8 +1,9 @@
 //! Whole steps of W8A8 heads: the answers have the same bits whatever instruction set a rank computes with, so that ranks of one group
 //! may differ in theirs.
 
+use crate::cases::{backend, isas};
 use lmhead::adjust::Adjustments;
-use lmhead::backend::cpu::{CpuBackend, Isa};
+use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::{Backend, HeadTypes};
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::dtype::DType;
@@ -170,10 +171,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let job = Job::new(dtype, vocab, 1024 + tail, whole_numbers, Epilogue { bias, softcap, scale }, seed);
-        let backends: Vec<_> = Isa::available()
-            .into_iter()
-            .map(|isa| Arc::new(CpuBackend::with_isa(isa, Some(2)).expect("a backend")))
-            .collect();
+        let backends: Vec<_> = isas().into_iter().map(|isa| Arc::new(backend(isa, 2))).collect();
         let fingerprints: Vec<String> = backends.iter().map(|backend| backend.fingerprint(job.types())).collect();
         prop_assert!(fingerprints.iter().all(|one| *one == fingerprints[0]), "{fingerprints:?}");
         for request in job.requests() {

@@ -1,7 +1,8 @@
 //! Promise 1: a row's bits depend on nothing around it.
 
 use crate::cases::{
-    BACKENDS, Case, Data, KINDS, Numbers, backends_of, bits, data, epilogues, int8, kinds, plain, shapes,
+    BACKENDS, Case, Data, KINDS, Numbers, backends_of, bits, data, epilogues, int8, isas, kinds, plain,
+    shapes,
 };
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::Isa;
@@ -20,7 +21,7 @@ fn each_number_of_rows_gives_a_row_the_same_bits() {
         // Several pieces of k, and a last step that is not whole.
         let case = Case::new(kind, 25, 1100, VOCAB, Data::Gaussian, 25);
         let shard = case.shard(0..VOCAB);
-        for isa in Isa::available() {
+        for isa in isas() {
             let backend = backends_of(isa).last().unwrap();
             let want = case.bits(backend);
             for rows in 1..case.rows {
@@ -54,7 +55,7 @@ proptest! {
         let whole = case.shard(0..vocab);
         let compact: Vec<u8> = picks.iter().flat_map(|&row| case.all_rows().row(row).to_vec()).collect();
         let compact = HiddenRows::new(&compact, kind.hidden, picks.len(), hidden).unwrap();
-        for isa in Isa::available() {
+        for isa in isas() {
             let want = case.bits(backends_of(isa).next().unwrap());
             let want_row = |row: usize| &want[row * vocab..][..vocab];
             for backend in backends_of(isa) {
@@ -106,7 +107,7 @@ proptest! {
 fn more_rows_than_one_pass() {
     for kind in [plain(DType::Bf16), int8(Quantization::W8a8, DType::F16)] {
         let case = Case::new(kind, 1031, 37, 100, Data::Gaussian, 5);
-        for isa in Isa::available() {
+        for isa in isas() {
             let backend = backends_of(isa).last().unwrap();
             let want = case.bits(backend);
             let shard = case.shard(0..100);
@@ -120,6 +121,33 @@ fn more_rows_than_one_pass() {
                 let best =
                     want[row * 100..][..100].iter().map(|&b| f32::from_bits(b)).fold(f32::MIN, f32::max);
                 assert_eq!(partial.sorted()[0].value, best, "{isa} row {row}");
+            }
+        }
+    }
+}
+
+/// Rows that fill a second-level cache: of tiles several blocks of the vocabulary are computed at once.
+#[test]
+fn rows_that_fill_a_cache() {
+    const VOCAB: usize = 64 * 9 + 10;
+    for (kind, hidden) in [(plain(DType::Bf16), 16384), (int8(Quantization::W8a8, DType::Bf16), 32768)] {
+        let case = Case::new(kind, 40, hidden, VOCAB, Data::Gaussian, 5);
+        let shard = case.shard(0..VOCAB);
+        for isa in [Isa::EmulatedAmx, Isa::detect()] {
+            // One thread, so that there are enough blocks.
+            let backend = backends_of(isa).next().unwrap();
+            let want = case.bits(backend);
+            let few = [39, 0, 17];
+            let (got, _) = case.run(backend, case.all_rows().select(&few).unwrap(), &shard, DType::F32);
+            for (got, &row) in bits(&got).chunks(VOCAB).zip(&few) {
+                assert_eq!(got, &want[row * VOCAB..][..VOCAB], "{isa} {kind:?} row {row}");
+            }
+            let spec = PartialSpec { k: 2, sum: true, targets: 0 };
+            for (row, mut partial) in case.partials(backend, &shard, spec).into_iter().enumerate() {
+                let best = want[row * VOCAB..][..VOCAB].iter().map(|&b| f32::from_bits(b));
+                let best = best.enumerate().fold((0, f32::MIN), |a, b| if b.1 > a.1 { b } else { a });
+                let got = partial.sorted()[0];
+                assert_eq!((got.id as usize, got.value), best, "{isa} {kind:?} row {row}");
             }
         }
     }

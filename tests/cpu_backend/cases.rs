@@ -16,11 +16,27 @@ use proptest::prelude::*;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-/// Every instruction set of this machine with one, two and three threads.
+/// Every instruction set of this machine with one, two and three threads; the most capable one is the last.
 pub static BACKENDS: LazyLock<Vec<CpuBackend>> = LazyLock::new(|| {
-    let with = |isa| (1..=3).map(move |threads| CpuBackend::with_isa(isa, Some(threads)).unwrap());
-    Isa::available().into_iter().flat_map(with).collect()
+    let with = |isa| (1..=3).map(move |threads| backend(isa, threads));
+    isas().into_iter().flat_map(with).collect()
 });
+
+/// A backend with this instruction set.
+pub fn backend(isa: Isa, threads: usize) -> CpuBackend {
+    let backend = match isa {
+        Isa::EmulatedAmx => CpuBackend::with_emulated_amx(Some(threads)),
+        isa => CpuBackend::with_isa(isa, Some(threads)),
+    };
+    backend.unwrap()
+}
+
+/// The instruction sets of this machine, and the emulation of the one that few have.
+pub fn isas() -> Vec<Isa> {
+    let mut isas = Isa::available();
+    isas.insert(1, Isa::EmulatedAmx);
+    isas
+}
 
 /// A kind of head: the weights' type, how they are multiplied, and the type of its hidden states.
 #[derive(Debug, Clone, Copy, PartialEq)]

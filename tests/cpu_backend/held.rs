@@ -1,6 +1,6 @@
 //! Passes over held logits, by their definitions.
 
-use crate::cases::{Case, Data, KINDS, backends_of, data, epilogues, kinds, shapes};
+use crate::cases::{Case, Data, KINDS, backends_of, data, epilogues, isas, kinds, shapes};
 use lmhead::adjust::ShardAdjustments;
 use lmhead::backend::cpu::{CpuBackend, Isa};
 use lmhead::backend::{HistogramQuery, TiesQuery, Wanted};
@@ -236,7 +236,7 @@ proptest! {
             let mut slice = ShardAdjustments::new(part.clone());
             own.with(|all| slice.push_encoded(&all.encode(0..rows, part.clone(), vocab), rows)).unwrap();
             let (shard, slice) = (case.shard(part), adjusted.then_some(&slice));
-            for isa in Isa::available() {
+            for isa in isas() {
                 let said = backends_of(isa).map(|backend| check(&case, &shard, slice, k, backend));
                 let said: Vec<_> = said.collect();
                 prop_assert!(said.iter().all(|one| *one == said[0]), "{isa}: threads show");
@@ -250,7 +250,9 @@ proptest! {
 fn many_rows_and_many_ids() {
     for kind in KINDS {
         let case = Case::new(kind, 300, 37, 200, Data::Gaussian, 5);
-        check(&case, &case.shard(0..200), None, 3, backends_of(Isa::detect()).last().unwrap());
+        for isa in [Isa::detect(), Isa::EmulatedAmx] {
+            check(&case, &case.shard(0..200), None, 3, backends_of(isa).last().unwrap());
+        }
     }
     for (rows, k) in [(1, 1), (5, 4), (9, 20), (1, 100), (2, 300)] {
         let case = Case::new(KINDS[2], rows, 40, 20_000, Data::Integers, 5);
@@ -265,10 +267,11 @@ fn many_rows_and_many_ids() {
 /// Heads of the same weights give the same answers, also after they gave their memory back.
 #[test]
 fn another_head_has_the_same_weights_and_memory_of_its_own() {
-    for kind in [KINDS[2], KINDS[11]] {
+    let isas = [Isa::detect(), Isa::EmulatedAmx];
+    for (kind, isa) in [KINDS[2], KINDS[11]].into_iter().flat_map(|kind| isas.map(|isa| (kind, isa))) {
         let case = Case::new(kind, 5, 40, 300, Data::Gaussian, 5);
         let shard = case.shard(64..300);
-        let backend = backends_of(Isa::detect()).last().unwrap();
+        let backend = backends_of(isa).last().unwrap();
         let mut first = case.load(backend, &shard);
         let mut second = first.another().unwrap();
         assert_eq!((first.info(), second.info()), (&shard.info(), &shard.info()));

@@ -1,7 +1,8 @@
 //! Promise 2: W8A8 word by word, and the edges of its rule.
 
-use crate::cases::{BACKENDS, Case, Data, Numbers, backends_of, data, epilogues, int8, row_bytes, shapes};
-use lmhead::backend::cpu::Isa;
+use crate::cases::{
+    BACKENDS, Case, Data, Numbers, backends_of, data, epilogues, int8, isas, row_bytes, shapes,
+};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::quantize::quantize_row;
@@ -25,7 +26,7 @@ proptest! {
             case.bias = Some((0..vocab).map(|_| numbers.gaussian()).collect());
         }
         let want: Vec<u32> = (0..rows).flat_map(|row| w8a8_by_the_word(&case, row)).map(f32::to_bits).collect();
-        for isa in Isa::available() {
+        for isa in isas() {
             prop_assert_eq!(&case.bits(backends_of(isa).last().unwrap()), &want, "{}", isa);
         }
     }
@@ -72,7 +73,7 @@ fn int8_sums_do_not_overflow() {
         case.rows = rows;
         case.x = row_bytes(DType::F32, &vec![127.0; rows * hidden]);
         let want = (-(127 * 128) * hidden as i64) as f32;
-        for isa in Isa::available() {
+        for isa in isas() {
             let got = case.bits(backends_of(isa).next().unwrap());
             assert!(got.iter().all(|&b| f32::from_bits(b) == want), "{isa}");
         }

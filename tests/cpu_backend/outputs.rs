@@ -1,10 +1,9 @@
 //! What comes out: candidates and sums, flags of non-finite rows, strided rows of every type.
 
 use crate::cases::{
-    Case, Data, backends_of, bits, data, epilogues, floats, kinds, merged, plain, row_bytes, shapes,
+    Case, Data, backends_of, bits, data, epilogues, floats, isas, kinds, merged, plain, row_bytes, shapes,
 };
 use half::{bf16, f16};
-use lmhead::backend::cpu::Isa;
 use lmhead::backend::{LogitsOut, On, Out, Status};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
@@ -27,7 +26,7 @@ proptest! {
         case.epilogue = epilogue;
         let spec = PartialSpec { k, sum: true, targets: 0 };
         let cut = (cut.index(vocab.div_ceil(64) + 1) * 64).min(vocab);
-        for isa in Isa::available() {
+        for isa in isas() {
             let want = case.bits(backends_of(isa).next().unwrap());
             for backend in backends_of(isa) {
                 let shards = [case.shard(0..cut), case.shard(cut..vocab)];
@@ -62,12 +61,12 @@ proptest! {
     ) {
         let mut case = Case::new(kind, rows, hidden, vocab, Data::Gaussian, seed);
         case.epilogue.softcap = softcap;
-        let good: Vec<_> = Isa::available().iter().map(|&isa| case.bits(backends_of(isa).last().unwrap())).collect();
+        let good: Vec<_> = isas().iter().map(|&isa| case.bits(backends_of(isa).last().unwrap())).collect();
         let bad = bad.index(rows);
         let (size, at) = (kind.hidden.size(), bad * hidden + at.index(hidden));
         kind.hidden.round_into(&[value], &mut case.x[at * size..][..size]);
         let shard = case.shard(0..vocab);
-        for (isa, good) in Isa::available().into_iter().zip(good) {
+        for (isa, good) in isas().into_iter().zip(good) {
             let backend = backends_of(isa).last().unwrap();
             for dtype in [DType::F32, DType::F16, DType::Bf16] {
                 let (got, nonfinite) = case.run(backend, case.all_rows(), &shard, dtype);
@@ -109,7 +108,7 @@ proptest! {
         case.w = vec![1.0; vocab];
         case.w[at % vocab] = value;
         let shard = case.shard(0..vocab);
-        for backend in Isa::available().into_iter().map(|isa| backends_of(isa).last().unwrap()) {
+        for backend in isas().into_iter().map(|isa| backends_of(isa).last().unwrap()) {
             for delivered in [DType::F32, dtype] {
                 let (bytes, nonfinite) = case.run(backend, case.all_rows(), &shard, delivered);
                 let infinite = delivered.read(&bytes, at).is_infinite();
@@ -136,7 +135,7 @@ proptest! {
             Some(at) => at + 4 + 4 * gap,
             None => own + gap * dtype.size(),
         };
-        for isa in Isa::available() {
+        for isa in isas() {
             let backend = backends_of(isa).last().unwrap();
             let (exact, _) = case.run(backend, case.all_rows(), &shard, DType::F32);
             let want = row_bytes_by_the_book(dtype, &floats(&exact));

@@ -2,7 +2,7 @@
 
 use crate::cases::{BACKENDS, Case, Data, KINDS, floats, int8, plain};
 use lmhead::adjust::ShardAdjustments;
-use lmhead::backend::cpu::{CpuBackend, Isa, choose_isa};
+use lmhead::backend::cpu::{Amx, CpuBackend, Isa, choose_isa};
 use lmhead::backend::{Ask, Backend, Job, LogitsOut, On, Out, Pass, Status, Which};
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
@@ -208,6 +208,14 @@ fn instruction_sets_are_chosen_by_name() {
         assert_eq!(choose_isa(Some(isa.name())).is_ok(), isa.is_available());
         assert_eq!(CpuBackend::with_isa(isa, Some(1)).is_ok(), isa.is_available());
     }
+    // Of AMX it is said what is in the way; the emulation for tests is nobody's choice.
+    if !Isa::Amx.is_available() {
+        let text = choose_isa(Some("amx")).unwrap_err().to_string();
+        assert!(text.contains(&Amx::here().to_string()), "{text}");
+    }
+    assert!(choose_isa(Some(Isa::EmulatedAmx.name())).is_err());
+    assert!(CpuBackend::with_isa(Isa::EmulatedAmx, Some(1)).is_err());
+    assert!(!Isa::available().contains(&Isa::EmulatedAmx) && Isa::detect() != Isa::EmulatedAmx);
     let text = CpuBackend::with_isa(Isa::Portable, Some(0)).unwrap_err().to_string();
     assert!(text.contains("threads"), "{text}");
     let backend = CpuBackend::with_isa(Isa::Portable, None).unwrap();

@@ -1,14 +1,14 @@
-//! The options of `lmhead run`. Values are taken as text and judged here, so that an error names the option,
-//! what was wanted and what came; negative numbers are values like any other.
+//! The options of `lmhead run`. Negative numbers are values like any other, so that [`values`] can say what is wrong with them.
 
 use crate::sampling_args::SamplingArgs;
-use crate::threads;
+use crate::values::{self, RowCounts, at_least_one, refused};
 use clap::{Args, ValueEnum};
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::{Request, TokenLogprobs};
 use lmhead::sampling::SamplingParams;
+use lmhead::weights::synthetic::{self, Preset};
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -25,14 +25,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true)]
     pub tensor: Option<String>,
     /// Head: synthetic weights of a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
-    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true)]
-    pub preset: Option<String>,
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true, value_parser = synthetic::preset)]
+    pub preset: Option<Preset>,
     /// TOML or JSON settings; options given here win over it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
-    #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
-    pub quantize: Option<String>,
+    #[arg(long, value_name = "HOW", allow_hyphen_values = true, value_parser = values::quantization)]
+    pub quantize: Option<Quantization>,
     /// Copy stored weights into memory: steps do not depend on the file, which stays mapped otherwise
     #[arg(long)]
     pub copy: bool,
@@ -46,25 +46,24 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
-    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks", allow_hyphen_values = true)]
-    pub rows: Option<String>,
+    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks", allow_hyphen_values = true, value_parser = values::row_counts)]
+    pub rows: Option<RowCounts>,
     /// Data-parallel ranks [default: the number of entries of --rows, or 1]
-    #[arg(long, value_name = "N", help_heading = "Rows and ranks", allow_hyphen_values = true)]
-    pub dp: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Rows and ranks", allow_hyphen_values = true, value_parser = at_least_one("--dp"))]
+    pub dp: Option<usize>,
     /// Tensor-parallel ranks of each replica
     #[arg(
         long,
         value_name = "N",
         default_value = "1",
         help_heading = "Rows and ranks",
-        allow_hyphen_values = true
-    )]
-    pub tp: String,
+        allow_hyphen_values = true, value_parser = at_least_one("--tp"))]
+    pub tp: usize,
     /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
     /// above 1, else what a configured cost_model finds fastest, else 1, a whole head on every rank [default:
     /// auto]
-    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", allow_hyphen_values = true)]
-    pub lmhead_tp_size: Option<String>,
+    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", allow_hyphen_values = true, value_parser = values::lmhead_tp_size)]
+    pub lmhead_tp_size: Option<LmheadTpSize>,
     /// How ranks learn each other's rows: exact (all known), capacity (a fixed shape) or discover
     #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
     pub mode: CountMode,
@@ -80,8 +79,8 @@ pub struct RunArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
-    #[arg(long, value_name = "DTYPE", allow_hyphen_values = true)]
-    pub logits_dtype: Option<String>,
+    #[arg(long, value_name = "DTYPE", allow_hyphen_values = true, value_parser = values::float("--logits-dtype", "use one of those"))]
+    pub logits_dtype: Option<DType>,
     /// Where the arithmetic runs
     #[arg(long, default_value = "auto")]
     pub backend: BackendName,
@@ -90,20 +89,20 @@ pub struct RunArgs {
     #[arg(long, default_value = "auto")]
     pub exchange: ExchangeName,
     /// Threads of the CPU, which load the head and which all ranks share in their steps [default: all cores]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub threads: Option<String>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = values::threads)]
+    pub threads: Option<usize>,
     /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its
     /// output row) where --hidden has none, and of the check's choice of rows
-    #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true)]
-    pub seed: String,
+    #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true, value_parser = values::seed)]
+    pub seed: u64,
     /// Steps to time. Reported are medians of each rank, and p50, p90, p99 and max of the slowest rank of
     /// each step, by nearest rank: pN is the shortest time that N of 100 steps do not exceed
-    #[arg(long, value_name = "N", default_value = "3", allow_hyphen_values = true)]
-    pub steps: String,
+    #[arg(long, value_name = "N", default_value = "3", allow_hyphen_values = true, value_parser = at_least_one("--steps"))]
+    pub steps: usize,
     /// Steps of the same kind before those, which are not timed; 0: the first timed step also allocates
     /// buffers and brings weights into memory [default: as many as --steps, 3 at most]
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub warm_up: Option<String>,
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = values::at_least_zero("--warm-up", "leave it out where unsure"))]
+    pub warm_up: Option<usize>,
 
     /// Write the answer as safetensors, in output-row order; folders are not created
     #[arg(long, value_name = "FILE")]
@@ -153,37 +152,26 @@ const MOST_WARM_UP: usize = 3;
 /// Ranks are threads here, and every pair of them has a queue.
 const MAX_RANKS: usize = 1024;
 
-pub fn refused(option: &str, wanted: &str, got: &str, fix: &str) -> Error {
-    Error::Config { key: option.into(), wanted: wanted.into(), got: format!("`{got}`"), fix: fix.into() }
-}
-
 impl RunArgs {
     /// Data-parallel ranks, where given, or where there are as many processes as tp and these make.
     pub fn dp(&self) -> Result<Option<usize>> {
-        let given = self.dp.as_deref().map(|text| at_least_one("--dp", text)).transpose()?;
-        let (None, Some(processes), None) = (given, self.processes, &self.rows) else { return Ok(given) };
-        let tp = self.tp()?;
-        if processes.is_multiple_of(tp) {
-            return Ok(Some(processes / tp));
+        let (None, Some(processes), None) = (self.dp, self.processes, &self.rows) else { return Ok(self.dp) };
+        if processes.is_multiple_of(self.tp) {
+            return Ok(Some(processes / self.tp));
         }
-        let fix = "start as many processes as dp x tp";
-        Err(refused("--tp", &format!("a divisor of the {processes} processes"), &self.tp, fix))
-    }
-
-    pub fn tp(&self) -> Result<usize> {
-        at_least_one("--tp", &self.tp)
+        let wanted = format!("a divisor of the {processes} processes");
+        Err(refused("--tp", &wanted, &self.tp.to_string(), "start as many processes as dp x tp"))
     }
 
     /// The number of ranks must be one that a process can have.
     pub fn check_ranks(&self) -> Result<()> {
-        let dp = self.dp()?.or(self.rows()?.map(|rows| rows.len())).unwrap_or(1);
-        let tp = self.tp()?;
-        match dp.checked_mul(tp) {
+        let dp = self.dp()?.or(self.rows().map(<[usize]>::len)).unwrap_or(1);
+        match dp.checked_mul(self.tp) {
             Some(ranks) if ranks <= MAX_RANKS => Ok(()),
             _ => Err(Error::Config {
                 key: "--dp, --tp".into(),
                 wanted: format!("at most {MAX_RANKS} ranks: each is a thread of this process"),
-                got: format!("dp {dp} x tp {tp}"),
+                got: format!("dp {dp} x tp {}", self.tp),
                 fix: "use fewer".into(),
             }),
         }
@@ -198,80 +186,36 @@ impl RunArgs {
         files
     }
 
-    pub fn threads(&self) -> Result<Option<usize>> {
-        threads::parse(self.threads.as_deref())
-    }
-
-    pub fn warm_up(&self) -> Result<usize> {
-        let Some(text) = &self.warm_up else { return Ok(self.steps()?.min(MOST_WARM_UP)) };
-        let wanted = "a whole number of at least 0";
-        text.parse().map_err(|_| refused("--warm-up", wanted, text, "leave it out where unsure"))
-    }
-
-    pub fn steps(&self) -> Result<usize> {
-        at_least_one("--steps", &self.steps)
-    }
-
-    pub fn seed(&self) -> Result<u64> {
-        self.seed.parse().map_err(|_| {
-            refused("--seed", "a whole number from 0 to 18446744073709551615", &self.seed, "0 is the default")
-        })
+    pub fn warm_up(&self) -> usize {
+        self.warm_up.unwrap_or(self.steps.min(MOST_WARM_UP))
     }
 
     /// Hidden rows per dp rank, where given.
-    pub fn rows(&self) -> Result<Option<Vec<usize>>> {
-        self.rows.as_deref().map(row_counts).transpose()
-    }
-
-    pub fn lmhead_tp_size(&self) -> Result<Option<LmheadTpSize>> {
-        let parse = |text: &str| {
-            text.parse().map_err(|_| {
-                refused(
-                    "--lmhead-tp-size",
-                    "auto, -1 (the tensor-parallel size) or a number of ranks",
-                    text,
-                    "use auto where unsure",
-                )
-            })
-        };
-        self.lmhead_tp_size.as_deref().map(parse).transpose()
-    }
-
-    pub fn quantize(&self) -> Result<Option<Quantization>> {
-        let parse = |text: &str| {
-            text.parse().map_err(|_| refused("--quantize", "none, w8a8 or w8a16", text, "use one of those"))
-        };
-        self.quantize.as_deref().map(parse).transpose()
+    pub fn rows(&self) -> Option<&[usize]> {
+        self.rows.as_ref().map(|RowCounts(rows)| &rows[..])
     }
 
     /// How every row is sampled; `None` where the request is another one.
     pub fn sampling(&self) -> Result<Option<SamplingParams>> {
-        self.sampling.params(&self.request, self.seed()?)
+        self.sampling.params(&self.request, self.seed)
     }
 
     pub fn request(&self) -> Result<Request> {
         let RunArgs { request, logits_dtype, processed, .. } = self;
-        RequestWords { request, logits_dtype: logits_dtype.as_deref(), processed: *processed }.parse()
+        RequestWords { request, logits_dtype: *logits_dtype, processed: *processed }.parse()
     }
 }
 
 /// --request and the options that belong to it.
 pub struct RequestWords<'a> {
     pub request: &'a str,
-    pub logits_dtype: Option<&'a str>,
+    pub logits_dtype: Option<DType>,
     pub processed: bool,
 }
 
 impl RequestWords<'_> {
     pub fn parse(&self) -> Result<Request> {
-        let dtype = match self.logits_dtype.map(str::parse) {
-            None => DType::F32,
-            Some(Ok(dtype)) if dtype != DType::I8 => dtype,
-            Some(_) => {
-                let got = self.logits_dtype.unwrap_or_default();
-                return Err(refused("--logits-dtype", "f32, bf16 or f16", got, "use one of those"));
-            }
-        };
+        let dtype = self.logits_dtype.unwrap_or(DType::F32);
         if self.logits_dtype.is_some() && self.request != "logits" {
             let (wanted, fix) = ("--request logits beside it", "no other request rounds its logits");
             return Err(refused("--logits-dtype", wanted, self.request, fix));
@@ -313,28 +257,5 @@ impl RequestWords<'_> {
                 Err(refused("--request", wanted, self.request, "use one of those"))
             }
         }
-    }
-}
-
-/// The value of --rows.
-pub fn row_counts(text: &str) -> Result<Vec<usize>> {
-    let count = |entry: &str| {
-        entry.trim().parse().map_err(|_| {
-            refused(
-                "--rows",
-                "row counts of at least 0, separated by commas",
-                entry,
-                "write it as in --rows 7,0,12,9",
-            )
-        })
-    };
-    text.split(',').map(count).collect()
-}
-
-pub fn at_least_one(option: &str, text: &str) -> Result<usize> {
-    let wanted = "a whole number of at least 1";
-    match text.parse() {
-        Ok(0) | Err(_) => Err(refused(option, wanted, text, "pass such a number")),
-        Ok(n) => Ok(n),
     }
 }

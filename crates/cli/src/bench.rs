@@ -6,10 +6,11 @@ mod progress;
 mod report;
 mod subject;
 
-use crate::args::{RequestWords, at_least_one, refused, row_counts};
+use crate::args::RequestWords;
 use crate::output::OutFile;
 use crate::report::{command, machine};
-use crate::{Failure, print, threads};
+use crate::values::{self, RowCounts, at_least_one, refused};
+use crate::{Failure, print, terminal, threads};
 use clap::{Args, ValueEnum};
 use lmhead::backend::Backend;
 use lmhead::backend::HeadTypes;
@@ -18,7 +19,7 @@ use lmhead::config::Quantization;
 use lmhead::dtype::DType;
 use lmhead::error::{Error, Result};
 use lmhead::result::{Request, TokenLogprobs};
-use lmhead::weights::synthetic;
+use lmhead::weights::synthetic::{self, Preset};
 use progress::Progress;
 use report::{HeadReport, Report, RowsReport, StageReport, Timing};
 use serde::Serialize;
@@ -31,38 +32,38 @@ use subject::Subject;
 #[command(allow_hyphen_values = true)]
 pub struct BenchArgs {
     /// Head: a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
-    #[arg(long, value_name = "NAME", help_heading = "Head (one of)")]
-    preset: Option<String>,
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", value_parser = synthetic::preset)]
+    preset: Option<Preset>,
     /// Head: ids of the vocabulary, with --hidden-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
-    vocab_size: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--vocab-size"))]
+    vocab_size: Option<usize>,
     /// Columns of the head, with --vocab-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
-    hidden_size: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--hidden-size"))]
+    hidden_size: Option<usize>,
 
     /// bf16 | f16 | f32 | w8a8 | w8a16: types to time, one after the other; int8 heads take bf16 rows
-    #[arg(long, value_name = "TYPE,TYPE,...", default_value = "bf16,w8a8,w8a16")]
-    dtypes: String,
+    #[arg(long, value_name = "TYPE,TYPE,...", default_value = "bf16,w8a8,w8a16", value_parser = head_types)]
+    dtypes: HeadTypeList,
     /// Row counts to time
-    #[arg(long, value_name = "M,M,...", default_value = "1,4,8,16,28,64,256")]
-    rows: String,
+    #[arg(long, value_name = "M,M,...", default_value = "1,4,8,16,28,64,256", value_parser = timed_rows)]
+    rows: RowCounts,
     /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32 logits), epilogue (dequantised
     /// and written; on a head of one column), softcap (that with a softcap), or a whole step of one rank: logits, argmax, topk:K,
     /// logprobs[:N], sample[:N]
-    #[arg(long, value_name = "STAGE,...", default_value = "rows,matmul,epilogue,logits,argmax,topk:8")]
-    stages: String,
+    #[arg(long, value_name = "STAGE,...", default_value = "rows,matmul,epilogue,logits,argmax,topk:8", value_parser = stages)]
+    stages: StageList,
     /// Repetitions: in each, the read stream and then every stage is timed once
-    #[arg(long, value_name = "N", default_value = "7")]
-    reps: String,
+    #[arg(long, value_name = "N", default_value = "7", value_parser = values::at_most("--reps", MAX_REPS, "7 is the default"))]
+    reps: usize,
     /// Where the arithmetic runs
     #[arg(long, default_value = "cpu")]
     backend: BackendName,
     /// Threads of the CPU backend [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<String>,
+    #[arg(long, value_name = "N", value_parser = values::threads)]
+    threads: Option<usize>,
     /// Seed of the made-up weights and rows
-    #[arg(long, value_name = "N", default_value = "0")]
-    seed: String,
+    #[arg(long, value_name = "N", default_value = "0", value_parser = values::seed)]
+    seed: u64,
 
     /// Write one JSON object to FILE beside the tables, or with - print it in their place
     #[arg(long, value_name = "FILE")]
@@ -233,6 +234,27 @@ impl Stage {
     }
 }
 
+/// Values of --dtypes and --stages: types of their own, as [`RowCounts`].
+#[derive(Clone)]
+struct HeadTypeList(Vec<HeadType>);
+#[derive(Clone)]
+struct StageList(Vec<Stage>);
+
+fn head_types(text: &str) -> Result<HeadTypeList> {
+    text.split(',').map(|text| HeadType::parse(text.trim())).collect::<Result<_>>().map(HeadTypeList)
+}
+
+fn stages(text: &str) -> Result<StageList> {
+    text.split(',').map(|text| Stage::parse(text.trim())).collect::<Result<_>>().map(StageList)
+}
+
+fn timed_rows(text: &str) -> Result<RowCounts> {
+    let rows = values::row_counts(text)?;
+    let Some(bad) = rows.0.iter().find(|rows| !(1..=MAX_ROWS).contains(*rows)) else { return Ok(rows) };
+    let wanted = format!("row counts from 1 to {MAX_ROWS}");
+    Err(refused("--rows", &wanted, &bad.to_string(), "write it as in --rows 1,28,256"))
+}
+
 /// Every repetition is kept until the end.
 const MAX_REPS: usize = 100_000;
 /// Far beyond what is of use; the logits of so many rows are the limit that is met before.
@@ -240,7 +262,7 @@ const MAX_ROWS: usize = 1 << 20;
 
 pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
     let plan = args.plan()?;
-    let threads = threads::parse(args.threads.as_deref())?;
+    let threads = args.threads;
     let out = match args.json.as_deref() {
         Some(path) if path != Path::new("-") => Some(OutFile::check(path, &[], "--json")?),
         _ => None,
@@ -284,7 +306,7 @@ pub fn bench(args: &BenchArgs) -> std::result::Result<bool, Failure> {
         print(&json())?;
         return Ok(true);
     }
-    print(&report.text(args.json.as_deref()))?;
+    terminal::show(&report.text(args.json.as_deref()))?;
     Ok(true)
 }
 
@@ -373,10 +395,7 @@ struct Ready {
 
 impl BenchArgs {
     fn plan(&self) -> Result<Plan> {
-        let size = |option: &str, text: &Option<String>| {
-            text.as_deref().map(|text| at_least_one(option, text)).transpose()
-        };
-        let sizes = (size("--vocab-size", &self.vocab_size)?, size("--hidden-size", &self.hidden_size)?);
+        let sizes = (self.vocab_size, self.hidden_size);
         let wrong = |key: &str, wanted: &str, got: &str, fix: &str| Error::Config {
             key: key.into(),
             wanted: wanted.into(),
@@ -384,10 +403,9 @@ impl BenchArgs {
             fix: fix.into(),
         };
         let (head, vocab_size, hidden_size, softcap) = match (&self.preset, sizes) {
-            (Some(name), (None, None)) => {
-                let preset = synthetic::preset(name)?;
+            (Some(preset), (None, None)) => {
                 let softcap = preset.model.final_logit_softcapping;
-                (format!("preset {name}"), preset.vocab_size, preset.hidden_size, softcap)
+                (format!("preset {}", preset.name), preset.vocab_size, preset.hidden_size, softcap)
             }
             (None, (Some(vocab), Some(hidden))) => ("given sizes".into(), vocab, hidden, None),
             (None, (None, None)) => {
@@ -403,28 +421,14 @@ impl BenchArgs {
                 return Err(wrong("--preset, --vocab-size", "one of them", "several", fix));
             }
         };
-        let types: Vec<HeadType> =
-            self.dtypes.split(',').map(|text| HeadType::parse(text.trim())).collect::<Result<_>>()?;
-        let rows = row_counts(&self.rows)?;
-        if let Some(bad) = rows.iter().find(|rows| !(1..=MAX_ROWS).contains(*rows)) {
-            let wanted = format!("row counts from 1 to {MAX_ROWS}");
-            return Err(refused("--rows", &wanted, &bad.to_string(), "write it as in --rows 1,28,256"));
-        }
-        let stages: Vec<Stage> =
-            self.stages.split(',').map(|text| Stage::parse(text.trim())).collect::<Result<_>>()?;
+        let (HeadTypeList(types), RowCounts(rows), StageList(stages)) =
+            (self.dtypes.clone(), self.rows.clone(), self.stages.clone());
         for stage in &stages {
             if let Stage::Request(request) = stage {
                 request.check(vocab_size)?;
             }
         }
-        let reps = at_least_one("--reps", &self.reps)?;
-        if reps > MAX_REPS {
-            let wanted = format!("1 to {MAX_REPS}");
-            return Err(refused("--reps", &wanted, &self.reps, "7 is the default"));
-        }
-        let wanted = "a whole number from 0 to 18446744073709551615";
-        let seed =
-            self.seed.parse().map_err(|_| refused("--seed", wanted, &self.seed, "0 is the default"))?;
+        let (seed, reps) = (self.seed, self.reps);
         Ok(Plan { head, vocab_size, hidden_size, softcap, seed, types, rows, stages, reps })
     }
 }

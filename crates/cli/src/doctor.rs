@@ -1,9 +1,7 @@
 //! `lmhead doctor`: prints what [`lmhead::doctor`] found, and what the program itself adds.
 
-use crate::{Failure, print};
+use crate::{Failure, print, terminal};
 use clap::Args;
-use comfy_table::Table;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
 use lmhead::doctor::{Check, Status, examine};
 
 #[derive(Args)]
@@ -22,8 +20,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<bool, Failure> {
         print(&serde_json::to_string_pretty(&checks).expect("checks are JSON"))?;
         return Ok(good);
     }
-    let mut table = Table::new();
-    table.load_style(UTF8_BORDERS_ONLY).set_header(["", "what", "found", "what to do"]);
+    let mut table = terminal::table(["", "what", "found", "what to do"], &[0, 1, 2, 3]);
     for check in checks {
         let mark = match check.status {
             Status::Ok => "ok",
@@ -32,7 +29,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<bool, Failure> {
         };
         table.add_row([mark, &check.name, &check.message, &check.suggestion]);
     }
-    print(&table.to_string())?;
+    terminal::show(&table.to_string())?;
     Ok(good)
 }
 

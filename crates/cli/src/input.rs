@@ -60,7 +60,7 @@ impl HeadSource {
                 let tensor = args.tensor.as_deref().unwrap_or("lm_head.weight");
                 Kind::Stored(Box::new(Checkpoint::from_file(file, tensor)?))
             }
-            (None, None, Some(name)) => Kind::Synthetic(Box::new(synthetic::preset(name)?)),
+            (None, None, Some(preset)) => Kind::Synthetic(Box::new(preset.clone())),
             (None, None, None) => return Err(one_of("none")),
             _ => return Err(one_of("several")),
         };
@@ -80,7 +80,7 @@ impl HeadSource {
                 fix: "leave it out: weights of a preset are made in memory".into(),
             });
         }
-        let source = Self::new(kind, args.model.is_some(), settings, args.quantize()?, args.seed()?)?;
+        let source = Self::new(kind, args.model.is_some(), settings, args.quantize, args.seed)?;
         Ok(HeadSource { copy: args.copy, ..source })
     }
 
@@ -316,8 +316,8 @@ pub struct RankRows {
 impl Rows {
     /// Reads --hidden or makes synthetic rows, and spreads them over the dp ranks.
     pub fn read(args: &RunArgs, source: &HeadSource, config: &HeadConfig, request: &Request) -> Result<Self> {
-        let (given, dp) = (args.rows()?, args.dp()?);
-        if let (Some(rows), Some(dp)) = (&given, dp)
+        let (given, dp) = (args.rows(), args.dp()?);
+        if let (Some(rows), Some(dp)) = (given, dp)
             && rows.len() != dp
         {
             return Err(Error::Shape {
@@ -327,13 +327,13 @@ impl Rows {
                 fix: "list every dp rank's rows, idle ones as 0".into(),
             });
         }
-        let dp = dp.or(given.as_ref().map(Vec::len)).unwrap_or(1);
+        let dp = dp.or(given.map(<[usize]>::len)).unwrap_or(1);
         let spread = |total| (0..dp).map(|rank| even_part(total, dp, rank).len()).collect();
         match &args.hidden {
             None => {
-                let counts = given.unwrap_or_else(|| spread(SYNTHETIC_ROWS));
+                let counts = given.map_or_else(|| spread(SYNTHETIC_ROWS), <[usize]>::to_vec);
                 let dtype = source.hidden_dtype(config);
-                let seed = args.seed()?;
+                let seed = args.seed;
                 let bytes = synthetic_rows(seed, total(&counts)?, config.hidden_size, dtype)?;
                 let data = RowData::synthetic(seed, total(&counts)?, config.vocab_size, request)
                     .sampled(args.sampling()?, total(&counts)?);
@@ -350,7 +350,7 @@ impl Rows {
                 let file = SafetensorsFile::open(path)?;
                 let hidden = file.float_matrix("hidden_states")?;
                 check_hidden(path, &hidden.dtype, hidden.columns, config)?;
-                let counts = given.unwrap_or_else(|| spread(hidden.rows));
+                let counts = given.map_or_else(|| spread(hidden.rows), <[usize]>::to_vec);
                 if total(&counts)? != hidden.rows {
                     return Err(Error::Shape {
                         what: "--rows".into(),

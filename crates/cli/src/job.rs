@@ -101,6 +101,19 @@ pub fn rank() -> Option<usize> {
     if JOINED.load(Ordering::Relaxed) { Launch::from_env() } else { mpirun() }.ok()?.map(|launch| launch.rank)
 }
 
+/// A failure that came before the processes of a job know each other: they join, so that what is wrong for all is said once.
+pub fn say_once(failure: Failure) -> Failure {
+    match launch(ExchangeName::Auto) {
+        Ok(launch) => match Job::join(launch) {
+            Ok(job) => job.give_up(failure),
+            Err(_) => failure,
+        },
+        // Of a build without MPI.
+        Err(Failure::Said) => Failure::Said,
+        Err(_) => failure,
+    }
+}
+
 /// Ends the process at once where it has not finished its part in a job. Returns otherwise.
 pub fn end_unfinished(code: u8) {
     if JOINED.load(Ordering::Relaxed) {
@@ -250,12 +263,11 @@ pub fn check_layout(launch: Option<&Launch>, layout: &ParallelLayout) -> Result<
 }
 
 /// Threads of this process where nothing says how many: the processes of one machine share its CPUs.
-pub fn threads_of(args: &RunArgs, launch: Option<&Launch>) -> Result<Option<usize>> {
-    let given = args.threads()?;
+pub fn threads_of(args: &RunArgs, launch: Option<&Launch>) -> Option<usize> {
     let shared = launch.and_then(|launch| launch.local_size).filter(|local| *local > 1);
-    let (None, Some(processes)) = (given, shared) else { return Ok(given) };
+    let (None, Some(processes)) = (args.threads, shared) else { return args.threads };
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Some((cpus / processes).max(1)))
+    Some((cpus / processes).max(1))
 }
 
 /// All processes of a job, as the one that calls sees them.

@@ -22,8 +22,10 @@ mod report;
 mod row_data;
 mod run;
 mod sampling_args;
+mod terminal;
 mod threads;
 mod times;
+mod values;
 
 use clap::{Parser, Subcommand};
 use std::fmt;
@@ -128,6 +130,11 @@ fn in_options(error: lmhead::Error) -> lmhead::Error {
     }
 }
 
+/// What a parser of [`values`] has said.
+fn of_value(error: &clap::Error) -> Option<lmhead::Error> {
+    std::error::Error::source(error)?.downcast_ref::<lmhead::Error>().cloned()
+}
+
 /// A subcommand of one process.
 fn alone(name: &str, run: impl FnOnce() -> Result<bool, Failure>) -> Result<bool, Failure> {
     job::refuse_several(name)?;
@@ -146,11 +153,14 @@ fn main() -> ExitCode {
                 Command::Doctor(args) => doctor::doctor(&args),
             }
         }
-        // An option that is none, in clap's words; there may be nobody who reads them.
-        Err(error) if error.use_stderr() => {
-            let _ = error.print();
-            return ExitCode::from(2);
-        }
+        Err(error) if error.use_stderr() => match of_value(&error) {
+            Some(error) => Err(job::say_once(Failure::Input(error))),
+            // An option that is none, in clap's words; there may be nobody who reads them.
+            None => {
+                let _ = error.print();
+                return ExitCode::from(2);
+            }
+        },
         // What was asked for: help or the version.
         Err(help) => printed(help.print()).map(|()| true),
     };

@@ -1,15 +1,17 @@
 //! `lmhead plan`: who shares a head, what each rank holds and exchanges, and what a step would take by the cost model. Nothing is
 //! loaded and nothing computed: figures of a step are those that `lmhead run` measures of the same step.
 
+mod kernels;
 mod plot;
 mod profile;
 mod report;
 
-use crate::args::{RequestWords, at_least_one, refused, row_counts};
+use crate::args::RequestWords;
 use crate::input::HeadSource;
 use crate::output::OutFile;
 use crate::sampling_args::SamplingArgs;
-use crate::{Failure, print};
+use crate::values::{self, RowCounts, at_least_one, refused};
+use crate::{Failure, print, terminal};
 use clap::{Args, ValueEnum};
 use lmhead::config::{HeadConfig, LmheadTpSize, Quantization, Settings};
 use lmhead::cost::{self, CostModel};
@@ -26,56 +28,56 @@ use std::path::PathBuf;
 #[command(allow_hyphen_values = true)]
 pub struct PlanArgs {
     /// Head: a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
-    #[arg(long, value_name = "NAME", help_heading = "Head (one of)")]
-    preset: Option<String>,
+    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", value_parser = synthetic::preset)]
+    preset: Option<Preset>,
     /// Head: a Hugging Face model folder (config.json and safetensors)
     #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
     model: Option<PathBuf>,
     /// Head: ids of the vocabulary, with --hidden-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
-    vocab_size: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--vocab-size"))]
+    vocab_size: Option<usize>,
     /// Columns of the head, with --vocab-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)")]
-    hidden_size: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--hidden-size"))]
+    hidden_size: Option<usize>,
     /// f32 | bf16 | f16: type of the weights of a head given by its sizes [default: bf16]
-    #[arg(long, value_name = "DTYPE", help_heading = "Head (one of)")]
-    weights: Option<String>,
+    #[arg(long, value_name = "DTYPE", help_heading = "Head (one of)", value_parser = values::float("--weights", "for int8 add --quantize w8a8 or w8a16"))]
+    weights: Option<DType>,
     /// TOML or JSON settings; options given here win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// none | w8a8 | w8a16: quantise at load, or say how a stored int8 head is multiplied
-    #[arg(long, value_name = "HOW")]
-    quantize: Option<String>,
+    #[arg(long, value_name = "HOW", value_parser = values::quantization)]
+    quantize: Option<Quantization>,
 
     /// Rows that each dp rank brings to a step [default: the configured cost_model's, else 28]
-    #[arg(long, value_name = "N", help_heading = "Rows and ranks")]
-    rows_per_rank: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Rows and ranks", value_parser = values::at_least_zero("--rows-per-rank", "28 is the default"))]
+    rows_per_rank: Option<usize>,
     /// Rows of each dp rank where they differ, as in 7,0,12,9; the cost model goes by the most
-    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks")]
-    rows: Option<String>,
+    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks", value_parser = values::row_counts)]
+    rows: Option<RowCounts>,
     /// Data-parallel ranks [default: the number of entries of --rows, or 1]
-    #[arg(long, value_name = "N", help_heading = "Rows and ranks")]
-    dp: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Rows and ranks", value_parser = at_least_one("--dp"))]
+    dp: Option<usize>,
     /// Tensor-parallel ranks of each replica
-    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks")]
-    tp: String,
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks", value_parser = at_least_one("--tp"))]
+    tp: usize,
     /// Pipeline stages; the head is on the last one
-    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks")]
-    pp: String,
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks", value_parser = at_least_one("--pp"))]
+    pp: usize,
     /// How global ranks are numbered, slowest first: vLLM's order or Megatron's
     #[arg(long, value_name = "ORDER", default_value = "dp-pp-tp", help_heading = "Rows and ranks")]
     rank_order: Order,
     /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where above 1, else what
     /// the cost model finds fastest, else 1, a whole head on every rank [default: auto]
-    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks")]
-    lmhead_tp_size: Option<String>,
+    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", value_parser = values::lmhead_tp_size)]
+    lmhead_tp_size: Option<LmheadTpSize>,
 
     /// logits | argmax | topk:K | logprobs[:N] | sample[:N], in a step with exact counts and without adjustments
     #[arg(long, value_name = "WHAT", default_value = "logits")]
     request: String,
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
-    #[arg(long, value_name = "DTYPE")]
-    logits_dtype: Option<String>,
+    #[arg(long, value_name = "DTYPE", value_parser = values::float("--logits-dtype", "use one of those"))]
+    logits_dtype: Option<DType>,
 
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -88,21 +90,25 @@ pub struct PlanArgs {
     #[arg(long, value_name = "NAME", help_heading = "Cost model")]
     profile: Option<String>,
     /// Bandwidth of device memory, in place of the machine's
-    #[arg(long, value_name = "GB/S", help_heading = "Cost model")]
-    memory_gb_per_s: Option<String>,
+    #[arg(long, value_name = "GB/S", help_heading = "Cost model", value_parser = values::speed("--memory-gb-per-s"))]
+    memory_gb_per_s: Option<f64>,
     /// Matrix throughput in the head's type, in place of the machine's
-    #[arg(long, value_name = "N", help_heading = "Cost model")]
-    tflops: Option<String>,
+    #[arg(long, value_name = "N", help_heading = "Cost model", value_parser = values::speed("--tflops"))]
+    tflops: Option<f64>,
     /// Bandwidth that one rank receives at, in place of the machine's
-    #[arg(long, value_name = "GB/S", help_heading = "Cost model")]
-    link_gb_per_s: Option<String>,
+    #[arg(long, value_name = "GB/S", help_heading = "Cost model", value_parser = values::speed("--link-gb-per-s"))]
+    link_gb_per_s: Option<f64>,
     /// Latency of one collective, in place of the machine's
-    #[arg(long, value_name = "US", help_heading = "Cost model")]
-    latency_us: Option<String>,
+    #[arg(long, value_name = "US", help_heading = "Cost model", value_parser = values::speed("--latency-us"))]
+    latency_us: Option<f64>,
     /// Candidates to compare whole logits with [default: the K or N of --request, 1 with argmax, else 64]
-    #[arg(long, value_name = "K", help_heading = "Cost model")]
-    candidates: Option<String>,
+    #[arg(long, value_name = "K", help_heading = "Cost model", value_parser = values::at_least_zero("--candidates", "ask for at least one and at most all"))]
+    candidates: Option<usize>,
 
+    /// List the kernels that can multiply a step's rows on this GPU, what each would cost, and which is
+    /// chosen
+    #[arg(long, value_name = "GPU")]
+    kernels: Option<kernels::Device>,
     /// Write a plot of a step's time over group sizes
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -128,11 +134,10 @@ const CANDIDATES: usize = 64;
 
 pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     let mut settings = args.config.as_deref().map(Settings::from_file).transpose()?.unwrap_or_default();
-    if let Some(size) = &args.lmhead_tp_size {
-        settings.lmhead_tp_size = size.parse()?;
+    if let Some(size) = args.lmhead_tp_size {
+        settings.lmhead_tp_size = size;
     }
-    let logits_dtype = args.logits_dtype.as_deref();
-    let words = RequestWords { request: &args.request, logits_dtype, processed: false };
+    let words = RequestWords { request: &args.request, logits_dtype: args.logits_dtype, processed: false };
     let request = words.parse()?;
     let sampling = args.sampling.params(&args.request, 0)?;
     let head = args.head(&mut settings)?;
@@ -201,7 +206,11 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
         let key = "--svg".to_string();
         return Err(Error::Config { key, wanted: wanted.into(), got: "none".into(), fix: fix.into() }.into());
     }
-    let report = Report::new(&head, &config, &layout, &rows, (&request, sampling), costs)?;
+    let mut report = Report::new(&head, &config, &layout, &rows, (&request, sampling), costs)?;
+    if let Some(device) = args.kernels {
+        let (rows, ids) = report.largest_product();
+        report.kernels = Some(kernels::Kernels::new(device, &config, head.weight.dtype, rows, ids)?);
+    }
 
     if let Some(path) = &args.svg {
         let out = OutFile::check(path, &args.input_files(), "--svg")?;
@@ -210,7 +219,7 @@ pub fn plan(args: &PlanArgs) -> std::result::Result<bool, Failure> {
     if args.json {
         print(&serde_json::to_string_pretty(&report).expect("a report is JSON"))?;
     } else {
-        print(&report.text(args.svg.as_deref()))?;
+        terminal::show(&report.text(args.svg.as_deref()))?;
     }
     Ok(true)
 }
@@ -230,11 +239,7 @@ pub struct PlannedHead {
 impl PlanArgs {
     /// The head; sizes given here go into the settings, before which a model's own stand back.
     fn head(&self, settings: &mut Settings) -> Result<NamedHead> {
-        let quantize = self.quantize.as_deref().map(parse_quantization).transpose()?;
-        let size = |option: &str, text: &Option<String>| {
-            text.as_deref().map(|text| at_least_one(option, text)).transpose()
-        };
-        let sizes = (size("--vocab-size", &self.vocab_size)?, size("--hidden-size", &self.hidden_size)?);
+        let (quantize, sizes) = (self.quantize, (self.vocab_size, self.hidden_size));
         let given = sizes.0.is_some() || sizes.1.is_some();
         let one_of = |got: &str| Error::Config {
             key: "--preset, --model, --vocab-size".into(),
@@ -242,14 +247,15 @@ impl PlanArgs {
             got: got.into(),
             fix: "try --preset deepseek-v3, or --vocab-size and --hidden-size".into(),
         };
-        if let (Some(weights), false) = (&self.weights, given) {
-            let fix = "other heads have a type of their own";
-            return Err(refused("--weights", "--vocab-size and --hidden-size beside it", weights, fix));
+        if let (Some(weights), false) = (self.weights, given) {
+            let (wanted, fix) =
+                ("--vocab-size and --hidden-size beside it", "other heads have a type of their own");
+            return Err(refused("--weights", wanted, &weights.to_string(), fix));
         }
         let (name, source) = match (&self.preset, &self.model, given) {
-            (Some(name), None, false) => {
-                let preset = synthetic::preset(name)?;
-                (format!("preset {name}"), HeadSource::of_sizes(preset, settings, quantize)?)
+            (Some(preset), None, false) => {
+                let name = format!("preset {}", preset.name);
+                (name, HeadSource::of_sizes(preset.clone(), settings, quantize)?)
             }
             (None, Some(folder), false) => {
                 let source = HeadSource::of_model(folder, settings, quantize)?;
@@ -267,10 +273,7 @@ impl PlanArgs {
                         fix: "give the head's other size".into(),
                     });
                 };
-                let text = self.weights.as_deref().unwrap_or("bf16");
-                let dtype = text.parse().ok().filter(|dtype| *dtype != DType::I8).ok_or_else(|| {
-                    refused("--weights", "f32, bf16 or f16", text, "for int8 add --quantize w8a8 or w8a16")
-                })?;
+                let dtype = self.weights.unwrap_or(DType::Bf16);
                 let name = "given sizes";
                 let sizes = Preset { name, vocab_size, hidden_size, dtype, model: Default::default() };
                 (name.to_string(), HeadSource::of_sizes(sizes, settings, quantize)?)
@@ -283,10 +286,9 @@ impl PlanArgs {
 
     /// The layout, and the rows of each dp rank.
     fn ranks(&self, config: &HeadConfig) -> Result<(ParallelLayout, Vec<usize>)> {
-        let listed = self.rows.as_deref().map(row_counts).transpose()?;
-        let dp = self.dp.as_deref().map(|text| at_least_one("--dp", text)).transpose()?;
-        let dp = dp.or(listed.as_ref().map(Vec::len)).unwrap_or(1);
-        let (tp, pp) = (at_least_one("--tp", &self.tp)?, at_least_one("--pp", &self.pp)?);
+        let listed = self.rows.as_ref().map(|RowCounts(rows)| rows.clone());
+        let dp = self.dp.or(listed.as_ref().map(Vec::len)).unwrap_or(1);
+        let (tp, pp) = (self.tp, self.pp);
         let order = match self.rank_order {
             Order::DpPpTp => RankOrder::DpPpTp,
             Order::PpDpTp => RankOrder::PpDpTp,
@@ -301,9 +303,10 @@ impl PlanArgs {
                 fix: "use smaller sizes".into(),
             });
         }
-        let rows = match (listed, &self.rows_per_rank) {
+        let rows = match (listed, self.rows_per_rank) {
             (Some(_), Some(each)) => {
-                return Err(refused("--rows-per-rank", "it or --rows", each, "leave one of them out"));
+                let fix = "leave one of them out";
+                return Err(refused("--rows-per-rank", "it or --rows", &each.to_string(), fix));
             }
             (Some(rows), None) if rows.len() != dp => {
                 return Err(Error::Shape {
@@ -314,7 +317,7 @@ impl PlanArgs {
                 });
             }
             (Some(rows), None) => rows,
-            (None, Some(each)) => vec![whole("--rows-per-rank", each)?; dp],
+            (None, Some(each)) => vec![each; dp],
             (None, None) => vec![config.cost_model.map_or(ROWS_PER_RANK, |model| model.rows_per_rank); dp],
         };
         if let Some(too_many) = rows.iter().find(|rows| **rows > MAX_ROWS) {
@@ -326,18 +329,8 @@ impl PlanArgs {
 
     /// The machines whose speeds are compared: the configured one first.
     fn speeds(&self, config: &HeadConfig, profiles: &[Profile]) -> Result<Vec<(String, CostModel)>> {
-        let number = |option: &str, text: &Option<String>| {
-            let parse = |text: &String| {
-                text.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0).ok_or_else(|| {
-                    refused(option, "a finite number, at least 0", text, "write it as in 360 or 12.5")
-                })
-            };
-            text.as_ref().map(parse).transpose()
-        };
-        let (memory, tflops) =
-            (number("--memory-gb-per-s", &self.memory_gb_per_s)?, number("--tflops", &self.tflops)?);
-        let (link, latency) =
-            (number("--link-gb-per-s", &self.link_gb_per_s)?, number("--latency-us", &self.latency_us)?);
+        let (memory, tflops) = (self.memory_gb_per_s, self.tflops);
+        let (link, latency) = (self.link_gb_per_s, self.latency_us);
         let mut machines: Vec<(String, CostModel)> = Vec::new();
         machines.extend(config.cost_model.map(|model| ("cost_model".to_string(), model)));
         for name in self.machine.iter().flat_map(|names| names.split(',')) {
@@ -386,11 +379,12 @@ impl PlanArgs {
 
     fn candidates(&self, request: &Request, vocab_size: usize) -> Result<usize> {
         let most = format!("1 to the vocabulary size, {vocab_size}");
-        match &self.candidates {
-            Some(text) => at_least_one("--candidates", text)
-                .ok()
-                .filter(|k| *k <= vocab_size)
-                .ok_or_else(|| refused("--candidates", &most, text, "ask for at least one and at most all")),
+        match self.candidates {
+            Some(k) if (1..=vocab_size).contains(&k) => Ok(k),
+            Some(k) => {
+                let fix = "ask for at least one and at most all";
+                Err(refused("--candidates", &most, &k.to_string(), fix))
+            }
             None => Ok(match *request {
                 Request::Argmax => 1,
                 Request::TopK { k } => k,
@@ -406,14 +400,6 @@ impl PlanArgs {
         let files = model.into_iter().flatten().flatten().map(|entry| entry.path());
         self.config.iter().cloned().chain(files).collect()
     }
-}
-
-fn whole(option: &str, text: &str) -> Result<usize> {
-    text.parse().map_err(|_| refused(option, "a whole number of at least 0", text, "28 is the default"))
-}
-
-fn parse_quantization(text: &str) -> Result<Quantization> {
-    text.parse().map_err(|_| refused("--quantize", "none, w8a8 or w8a16", text, "use one of those"))
 }
 
 /// `auto` as a setting of its own, whatever is asked for.

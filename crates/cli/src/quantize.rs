@@ -1,13 +1,11 @@
 //! `lmhead quantize`: the int8 form of a float head as a file of its own, and how far its answers are from the original's.
 
-use crate::args::{at_least_one, refused};
 use crate::input::progress_bar;
 use crate::output::OutFile;
 use crate::report::{bytes, command, machine};
-use crate::{Failure, print, tell, threads};
+use crate::values::{self, refused};
+use crate::{Failure, print, tell, terminal, threads};
 use clap::Args;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
 use lmhead::backend::{Job, LogitsOut, On, Out, Status};
@@ -40,20 +38,20 @@ pub struct QuantizeArgs {
     #[arg(long, value_name = "NAME", help_heading = "Head (one of)")]
     tensor: Option<String>,
     /// Ids of the vocabulary; rows of the tensor behind it are padding and left out [default: config.json's, else all rows]
-    #[arg(long, value_name = "N")]
-    vocab_size: Option<String>,
+    #[arg(long, value_name = "N", value_parser = values::at_least_one("--vocab-size"))]
+    vocab_size: Option<usize>,
     /// The file to write: NAME i8 [vocab, hidden], NAME_scale f32 [vocab], the bias where there is one
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Made-up hidden rows on which the int8 head is compared with the original; 0: none
-    #[arg(long, value_name = "N", default_value = "16")]
-    rows: String,
+    #[arg(long, value_name = "N", default_value = "16", value_parser = compared_rows)]
+    rows: usize,
     /// Seed of those rows
-    #[arg(long, value_name = "N", default_value = "0")]
-    seed: String,
+    #[arg(long, value_name = "N", default_value = "0", value_parser = values::seed)]
+    seed: u64,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    threads: Option<String>,
+    #[arg(long, value_name = "N", value_parser = values::threads)]
+    threads: Option<usize>,
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
@@ -119,13 +117,12 @@ struct Fidelity {
 }
 
 pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
-    let (rows, seed, threads) = (args.rows()?, args.seed()?, args.threads()?);
+    let (rows, seed, threads) = (args.rows, args.seed, args.threads);
     threads::limit(threads)?;
     let backend = CpuBackend::new(threads)?;
     let threads = backend.threads();
     let (checkpoint, name) = args.open()?;
-    let asked = args.vocab_size.as_deref().map(|text| at_least_one("--vocab-size", text)).transpose()?;
-    let settings = Settings { vocab_size: asked, ..Settings::default() };
+    let settings = Settings { vocab_size: args.vocab_size, ..Settings::default() };
     let model = checkpoint.model_config();
     let config = HeadConfig::resolve(&settings, &model, Quantization::None)?;
     let out = OutFile::check(&args.out, &args.input_files(&checkpoint), "--out")?;
@@ -187,9 +184,15 @@ pub fn quantize(args: &QuantizeArgs) -> std::result::Result<bool, Failure> {
     if args.json {
         print(&serde_json::to_string_pretty(&report).expect("a report is JSON"))?;
     } else {
-        print(&report.text())?;
+        terminal::show(&report.text())?;
     }
     Ok(true)
+}
+
+fn compared_rows(text: &str) -> Result<usize> {
+    let rows = text.parse().ok().filter(|rows| *rows <= MAX_ROWS);
+    let wanted = format!("a whole number from 0 to {MAX_ROWS}");
+    rows.ok_or_else(|| refused("--rows", &wanted, text, "16 is the default"))
 }
 
 impl QuantizeArgs {
@@ -217,21 +220,6 @@ impl QuantizeArgs {
             (None, None, _) => Err(one_of("none")),
             (Some(_), Some(_), _) => Err(one_of("both")),
         }
-    }
-
-    fn rows(&self) -> Result<usize> {
-        let wanted = format!("a whole number from 0 to {MAX_ROWS}");
-        let rows = self.rows.parse().ok().filter(|rows| *rows <= MAX_ROWS);
-        rows.ok_or_else(|| refused("--rows", &wanted, &self.rows, "16 is the default"))
-    }
-
-    fn seed(&self) -> Result<u64> {
-        let wanted = "a whole number from 0 to 18446744073709551615";
-        self.seed.parse().map_err(|_| refused("--seed", wanted, &self.seed, "0 is the default"))
-    }
-
-    fn threads(&self) -> Result<Option<usize>> {
-        threads::parse(self.threads.as_deref())
     }
 
     /// Files that are read: nothing may be written over them.
@@ -375,9 +363,7 @@ impl Report {
             ),
         ];
         if self.rows > 0 {
-            let mut table = Table::new();
-            table.load_style(UTF8_BORDERS_ONLY);
-            table.set_header(["", "KL divergence, mean", "largest", "same argmax"]);
+            let mut table = terminal::table(["", "KL divergence, mean", "largest", "same argmax"], &[0]);
             for (name, fidelity) in [("w8a16", &self.w8a16), ("w8a8", &self.w8a8)] {
                 if let Some(fidelity) = fidelity {
                     table.add_row([
@@ -387,9 +373,6 @@ impl Report {
                         format!("{} of {}", fidelity.same_argmax, self.rows),
                     ]);
                 }
-            }
-            for column in table.column_iter_mut().skip(1) {
-                column.set_cell_alignment(CellAlignment::Right);
             }
             lines.push(format!("against the original on {} Gaussian rows, seed {}:", self.rows, self.seed));
             lines.push(table.to_string());

@@ -1,9 +1,8 @@
 //! What `lmhead run` tells: a table for a person, the same as JSON for a program.
 
 use crate::check::CheckReport;
+use crate::terminal;
 use crate::times::Percentiles;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
 use lmhead::doctor::processor_name;
 use serde::{Deserialize, Serialize};
 
@@ -114,40 +113,23 @@ impl Report {
             "{} of {} output rows ({} hidden rows: {}), {} counts",
             self.request, self.output_rows, self.hidden_rows, self.rows, self.mode
         ));
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY);
-        table.set_header([
-            "rank",
-            "rows in/out",
-            "shard (ids)",
-            "bytes",
-            "contract",
-            "gather",
-            "matmul",
-            "exchange",
-            "step",
-            "sent",
-            "received",
-        ]);
+        // Two tables, so that each fits a terminal: what each rank holds and exchanges, and its times.
+        let mut held =
+            terminal::table(["rank", "rows in/out", "shard (ids)", "bytes", "sent", "received"], &[]);
+        let mut times = terminal::table(["rank", "contract", "gather", "matmul", "exchange", "step"], &[]);
         for rank in &self.ranks {
-            table.add_row([
+            held.add_row([
                 rank.rank.to_string(),
                 format!("{}/{}", rank.hidden_rows, rank.output_rows),
                 format!("{}..{}", rank.shard[0], rank.shard[1]),
                 bytes(rank.shard_bytes),
-                micros(rank.contract_us),
-                micros(rank.gather_us),
-                micros(rank.matmul_us),
-                micros(rank.exchange_us),
-                micros(rank.step_us),
                 bytes(rank.bytes_sent),
                 bytes(rank.bytes_received),
             ]);
+            let us = [rank.contract_us, rank.gather_us, rank.matmul_us, rank.exchange_us, rank.step_us];
+            times.add_row(std::iter::once(rank.rank.to_string()).chain(us.map(micros)));
         }
-        for column in table.column_iter_mut() {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        lines.push(table.to_string());
+        lines.extend([held.to_string(), times.to_string()]);
         lines.push(format!(
             "head ready in {:.1} s; weights at {:.1} GB/s; times above: medians of {}",
             self.load_seconds,

@@ -12,7 +12,7 @@ use crate::output::OutFile;
 use crate::ranks::{self, Member, Plan, Rank, Ranks, Told};
 use crate::report::{self, RankReport, Report, StepReport};
 use crate::times::{Percentiles, SlowestRank};
-use crate::{Failure, draft, print, sampling_args, tell, threads};
+use crate::{Failure, draft, print, sampling_args, tell, terminal, threads};
 use lmhead::backend::{Backend, HeadTypes};
 use lmhead::config::{HeadConfig, Settings};
 use lmhead::dtype::DType;
@@ -52,15 +52,15 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
         }
     };
     // Everything that the user wrote is judged before anything is loaded or computed.
-    let (request, threads, seed) = (args.request()?, job::threads_of(args, launch)?, args.seed()?);
-    let (warm_up, steps, sampling) = (args.warm_up()?, args.steps()?, args.sampling()?);
+    let (request, threads, seed) = (args.request()?, job::threads_of(args, launch), args.seed);
+    let (warm_up, steps, sampling) = (args.warm_up(), args.steps, args.sampling()?);
     args.check_ranks()?;
     threads::limit(threads)?;
     let mut settings = match &args.config {
         Some(path) => Settings::from_file(path)?,
         None => Settings::default(),
     };
-    if let Some(size) = args.lmhead_tp_size()? {
+    if let Some(size) = args.lmhead_tp_size {
         settings.lmhead_tp_size = size;
     }
     let source = HeadSource::open(args, &settings)?;
@@ -71,7 +71,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     let request = rows.data.asked(request);
     config.hidden_dtype = Some(rows.dtype);
     rows.data.notes().iter().for_each(|note| warn(note));
-    let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp()?, pp: 1, order: RankOrder::default() };
+    let layout = ParallelLayout { dp: rows.counts.len(), tp: args.tp, pp: 1, order: RankOrder::default() };
     job::check_layout(launch, &layout)?;
     let group_size = config.group_size(&layout)?;
     let slowest = SlowestRank::new(layout.world_size()? / group_size, steps)?;
@@ -185,7 +185,7 @@ fn run_ranks(args: &RunArgs, launch: Option<&Launch>, job: &mut Job) -> Result<(
     if args.json {
         print(&serde_json::to_string_pretty(&report).expect("a report is JSON"))?;
     } else {
-        print(&report.table())?;
+        terminal::show(&report.table())?;
     }
     Ok((passed, config.create_timeout))
 }

@@ -1,6 +1,6 @@
 //! The options of `--request sample` and `sample:N`, which `lmhead run` and `lmhead plan` share.
 
-use crate::args::refused;
+use crate::values::{Parser, at_least_zero, refused};
 use clap::Args;
 use lmhead::error::{Error, Result};
 use lmhead::result::Request;
@@ -9,81 +9,70 @@ use lmhead::sampling::SamplingParams;
 #[derive(Args)]
 pub struct SamplingArgs {
     /// 0 takes the largest logit, 1 the model's distribution, more flattens it [default: 1]
-    #[arg(long, value_name = "T", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
-    pub temperature: Option<String>,
+    #[arg(long, value_name = "T", help_heading = "Sampling (--request sample)", allow_hyphen_values = true, value_parser = probability("--temperature", |params, value| params.temperature = value))]
+    pub temperature: Option<f32>,
     /// Only the K largest logits; 0: all [default: 0]
-    #[arg(long, value_name = "K", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
-    pub top_k: Option<String>,
+    #[arg(long, value_name = "K", help_heading = "Sampling (--request sample)", allow_hyphen_values = true, value_parser = at_least_zero("--top-k", "0 keeps all ids"))]
+    pub top_k: Option<usize>,
     /// Only the most probable ids that together have this probability, above 0, at most 1 [default: 1]
-    #[arg(long, value_name = "P", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
-    pub top_p: Option<String>,
+    #[arg(long, value_name = "P", help_heading = "Sampling (--request sample)", allow_hyphen_values = true, value_parser = probability("--top-p", |params, value| params.top_p = value))]
+    pub top_p: Option<f32>,
     /// Only ids at least this probable relative to the most probable one, from 0 to 1 [default: 0]
-    #[arg(long, value_name = "P", help_heading = "Sampling (--request sample)", allow_hyphen_values = true)]
-    pub min_p: Option<String>,
+    #[arg(long, value_name = "P", help_heading = "Sampling (--request sample)", allow_hyphen_values = true, value_parser = probability("--min-p", |params, value| params.min_p = value))]
+    pub min_p: Option<f32>,
+}
+
+/// A value that is one of the sampling parameters, which say what is legal.
+fn probability(option: &'static str, set: fn(&mut SamplingParams, f32)) -> impl Parser<f32> {
+    move |text| {
+        let wide: f64 = text.parse().map_err(|_| refused(option, "a number", text, "write it as in 0.8"))?;
+        let value = wide as f32;
+        if wide != 0.0 && value == 0.0 {
+            let wanted = "0, or a number that f32 tells from 0";
+            return Err(refused(option, wanted, text, "use 0 or a larger one"));
+        }
+        let mut params = SamplingParams::default();
+        set(&mut params, value);
+        params.check(0).map_err(|error| match error {
+            Error::Request { wanted, fix, .. } => refused(option, &wanted, text, &fix),
+            other => other,
+        })?;
+        Ok(value)
+    }
 }
 
 impl SamplingArgs {
-    fn options(&self) -> [(&'static str, &Option<String>); 4] {
-        [
-            ("--temperature", &self.temperature),
-            ("--top-k", &self.top_k),
-            ("--top-p", &self.top_p),
-            ("--min-p", &self.min_p),
-        ]
-    }
-
     /// The options that are given.
     pub fn given(&self) -> Vec<&'static str> {
-        let given = self.options().into_iter().filter(|(_, text)| text.is_some());
-        given.map(|(option, _)| option).collect()
+        [
+            ("--temperature", self.temperature.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--min-p", self.min_p.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(option, given)| given.then_some(option))
+        .collect()
     }
 
     /// How every row is sampled where `request` is `sample`; `None` where it is another one.
     pub fn params(&self, request: &str, seed: u64) -> Result<Option<SamplingParams>> {
-        let options = self.options();
         if request != "sample" && !request.starts_with("sample:") {
-            let given = options.iter().find(|(_, text)| text.is_some());
             let (wanted, fix) = ("--request sample beside it", "it says how tokens are sampled");
-            return given.map_or(Ok(None), |(option, _)| Err(refused(option, wanted, request, fix)));
-        }
-        let number = |option: &str, text: &Option<String>, default: f32| {
-            let Some(text) = text else { return Ok(default) };
-            let wide: f64 =
-                text.parse().map_err(|_| refused(option, "a number", text, "write it as in 0.8"))?;
-            if wide != 0.0 && wide as f32 == 0.0 {
-                return Err(refused(
-                    option,
-                    "0, or a number that f32 tells from 0",
-                    text,
-                    "use 0 or a larger one",
-                ));
-            }
-            Ok(wide as f32)
-        };
-        let mut params = SamplingParams { seed, ..SamplingParams::default() };
-        if let Some(text) = &self.top_k {
-            params.top_k = text
-                .parse()
-                .map_err(|_| refused("--top-k", "a whole number of at least 0", text, "0 keeps all ids"))?;
-        }
-        // One after the other, so that the rule that is broken is the option's.
-        for (option, text) in options {
-            let checked = match option {
-                "--temperature" => {
-                    SamplingParams { temperature: number(option, text, params.temperature)?, ..params }
-                }
-                "--top-p" => SamplingParams { top_p: number(option, text, params.top_p)?, ..params },
-                "--min-p" => SamplingParams { min_p: number(option, text, params.min_p)?, ..params },
-                _ => params,
+            return match self.given().first() {
+                None => Ok(None),
+                Some(option) => Err(refused(option, wanted, request, fix)),
             };
-            let text = text.as_deref().unwrap_or_default();
-            checked.check(0).map_err(|error| match error {
-                Error::Request { wanted, fix, .. } => refused(option, &wanted, text, &fix),
-                other => other,
-            })?;
-            params = checked;
         }
-        Ok(Some(params))
+        let default = SamplingParams::default();
+        Ok(Some(SamplingParams {
+            seed,
+            temperature: self.temperature.unwrap_or(default.temperature),
+            top_k: self.top_k.unwrap_or(default.top_k),
+            top_p: self.top_p.unwrap_or(default.top_p),
+            min_p: self.min_p.unwrap_or(default.min_p),
+            ..default
+        }))
     }
 }
 

@@ -105,9 +105,11 @@ fn four_processes_write_the_same_file_as_threads_and_print_one_report() {
 
 #[test]
 fn what_is_wrong_for_all_is_said_once_and_ends_the_job() {
-    let table: [(&[&str], &str); 4] = [
+    let table: [(&[&str], &str); 5] = [
         (&["run", "--preset", "tiny", "--dp", "3"], "--dp, --tp: wanted 4 ranks, one for each process"),
         (&["run", "--preset", "tiny", "--request", "best"], "--request: wanted logits"),
+        // Refused while options are parsed, before the processes know each other.
+        (&["run", "--preset", "tiny", "--steps", "0"], "--steps: wanted a whole number of at least 1"),
         (&["run", "--preset", "tiny", "--tp", "3"], "--tp: wanted a divisor of the 4 processes"),
         (&["bench", "--preset", "tiny"], "lmhead bench: wanted one process, got rank 0 of 4"),
     ];

@@ -10,6 +10,7 @@
 //! weights.
 
 use crate::BLOCK;
+use crate::amx;
 use crate::isa::{Arith, Isa, Sets, Work};
 use crate::lanes::{Chunk, Dot, Kind, Quad};
 use crate::pack::{PIECE, Packed};
@@ -46,9 +47,10 @@ mod panels;
 pub(crate) use direct::quads;
 
 /// Memory of one thread, reused from block to block: a panel (16 KiB) and the sums of its logits (1 KiB for
-/// each row of the pass).
+/// each row of the pass), and what tiles take besides.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    pub(crate) tiles: amx::Scratch,
     panel: Vec<Quad>,
     /// `[groups of 16 ids that are under way, rows]`
     sums: Vec<[Quad; 4]>,
@@ -56,7 +58,10 @@ pub struct Scratch {
 
 impl Scratch {
     /// Makes room for so many rows of a pass.
-    pub fn reserve(&mut self, rows: usize) {
+    pub fn reserve(&mut self, isa: Isa, rows: usize) {
+        if isa.has_tiles() {
+            self.tiles.reserve(rows);
+        }
         if self.panel.len() < 4 * PIECE {
             self.panel.resize(4 * PIECE, Quad::zeroed());
         }

@@ -1,5 +1,6 @@
 //! The instruction sets that the inner loops are compiled for, and the one way to call them.
 
+use crate::amx::{self, Amx, emulated::Emulated};
 use crate::convert::RowType;
 use crate::lanes::{Chunk, Quad};
 use crate::product::Format;
@@ -19,9 +20,12 @@ mod portable;
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::bytes_to_bf16;
 use portable::Portable;
 
 /// An instruction set that the loops of this backend are compiled for.
+#[allow(clippy::manual_non_exhaustive, reason = "the hidden one is for tests, not room for others")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// What every CPU of the target has: multiplications and additions rounded separately.
@@ -33,11 +37,19 @@ pub enum Isa {
     /// Those, BF16 and VBMI: Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice
     /// the products of an FMA, with bf16 heads and W8A16 ones; all others are computed as by [`Isa::Avx512`].
     Avx512Bf16,
+    /// Those and AMX with bf16 and int8, where the system grants it: Sapphire Rapids and later. bf16 hidden
+    /// states with bf16 heads and W8A16 ones, and W8A8 of any, take its tiles; all others are computed as by
+    /// [`Isa::Avx512`].
+    Amx,
+    /// For tests: tiles in plain Rust, by the processor's rules; all else as by [`Isa::Portable`]. Not one of
+    /// [`Isa::ALL`].
+    #[doc(hidden)]
+    EmulatedAmx,
 }
 
 impl Isa {
     /// Every instruction set, least to most capable.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// Its name, in settings and messages.
     pub const fn name(self) -> &'static str {
@@ -46,13 +58,17 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
+            Isa::EmulatedAmx => "emulated amx",
         }
     }
 
-    /// True where this machine can run it.
+    /// True where this machine can run it, and the system lets this process. The first question of a process
+    /// for [`Isa::Amx`] asks the system for it.
     pub fn is_available(self) -> bool {
         match self {
-            Isa::Portable => true,
+            Isa::Portable | Isa::EmulatedAmx => true,
+            Isa::Amx => Amx::here() == Amx::Granted,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
@@ -86,28 +102,65 @@ impl Isa {
     }
 
     /// The family whose members give the same bits for heads of this format and rows of this type: the lane
-    /// layout and the order of the sums are the same in every loop, so only fused or separate rounding tells
-    /// them apart, and W8A8 is exact. `vdpbf16ps` rounds as its maker chose, perhaps another way in each
-    /// generation: the name has a number that is made of what this machine's gives.
+    /// layout and the order of the sums are the same in every loop but those of tiles, so only fused or
+    /// separate rounding tells the others apart, and W8A8 is exact. `vdpbf16ps` and `tdpbf16ps` round as
+    /// their maker chose, perhaps another way in each generation: the name has a number that is made of what
+    /// this machine's gives.
     pub fn family(self, format: Format, rows: Option<RowType>) -> &'static str {
         match self {
             _ if format == Format::W8a8 => "exact",
             Isa::Portable => "portable",
-            _ if self.multiplies_bf16(format, rows) => bf16_family(),
-            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => "fma",
+            _ if self.multiplies_bf16(format, rows) => self.bf16_family(),
+            Isa::EmulatedAmx => "portable",
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => "fma",
         }
     }
 
-    /// Whether four products of unsigned and signed bytes are added in one instruction.
+    /// Whether quantised rows meet int8 weights in an instruction that adds four products of unsigned and
+    /// signed bytes.
     pub fn multiplies_bytes(self) -> bool {
         matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
+    }
+
+    /// Whether bf16 and quantised rows are multiplied by tiles.
+    pub(crate) fn has_tiles(self) -> bool {
+        matches!(self, Isa::Amx | Isa::EmulatedAmx)
+    }
+
+    /// Has this thread use what the system makes room for at the first use, so that no later call waits for
+    /// it.
+    pub fn warm_up_thread(self) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if self == Isa::Amx {
+            assert!(self.is_available(), "this machine does not have {self}");
+            amx::touch::<amx::hardware::Hardware>();
+        }
     }
 
     /// Whether rows are multiplied as bf16, without widening them first: bf16 rows, with weights that bf16
     /// holds exactly. Subnormal numbers then count as zeros.
     pub fn multiplies_bf16(self, format: Format, rows: Option<RowType>) -> bool {
         let weights_fit = matches!(format, Format::Float | Format::W8a16);
-        self == Isa::Avx512Bf16 && rows == Some(RowType::Bf16) && weights_fit
+        let has_bf16 = self == Isa::Avx512Bf16 || self.has_tiles();
+        has_bf16 && rows == Some(RowType::Bf16) && weights_fit
+    }
+
+    /// The family of this machine's bf16 products.
+    fn bf16_family(self) -> &'static str {
+        static DOT: OnceLock<String> = OnceLock::new();
+        static TILES: OnceLock<String> = OnceLock::new();
+        static EMULATED: OnceLock<String> = OnceLock::new();
+        let tiles = |rounding: u64| format!("amx-{rounding:016x}");
+        match self {
+            // An `Isa` can be written down by anyone.
+            _ if !self.is_available() => "bf16",
+            Isa::EmulatedAmx => EMULATED.get_or_init(|| tiles(amx::rounding::<Emulated>())),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Isa::Amx => TILES.get_or_init(|| tiles(amx::rounding::<amx::hardware::Hardware>())),
+            _ => DOT.get_or_init(|| {
+                format!("bf16-{:016x}", rounding(|x, w, sums| Isa::Avx512Bf16.run(Bf16Step { x, w, sums })))
+            }),
+        }
     }
 
     /// Runs `work` compiled for this instruction set.
@@ -116,11 +169,13 @@ impl Isa {
         // vocabulary.
         assert!(self.is_available(), "this machine does not have {self}");
         match self {
-            Isa::Portable if const { W::SETS.portable_and_avx2() } => Portable::call(work),
+            Isa::Portable | Isa::EmulatedAmx if const { W::SETS.portable_and_avx2() } => Portable::call(work),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 if const { W::SETS.portable_and_avx2() } => Avx2::call(work),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 if const { W::SETS.avx512() } => Avx512::<false>::call(work),
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx if const { W::SETS.avx512() } => {
+                Avx512::<false>::call(work)
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 if const { W::SETS.avx512_bf16() } => Avx512::<true>::call(work),
             _ => unreachable!("{self} has no {:?} products", W::SETS),
@@ -253,18 +308,6 @@ pub trait Arith {
         }
         logits
     }
-}
-
-/// The family of the bf16 loops of this machine.
-fn bf16_family() -> &'static str {
-    static FAMILY: OnceLock<String> = OnceLock::new();
-    FAMILY.get_or_init(|| {
-        // An `Isa` can be written down by anyone.
-        if !Isa::Avx512Bf16.is_available() {
-            return "bf16".into();
-        }
-        format!("bf16-{:016x}", rounding(|x, w, sums| Isa::Avx512Bf16.run(Bf16Step { x, w, sums })))
-    })
 }
 
 /// One step of the bf16 loops: 8 bf16 of a row, 8 of each of four weight rows, four sums of each.
@@ -482,7 +525,7 @@ mod tests {
                 let narrow = std::array::from_fn(|i| ((first + i) * 37) as i8);
                 isa.run(ToF32(narrow));
                 isa.run(E4m3ToF32(narrow));
-                if !isa.multiplies_bytes() {
+                if matches!(isa, Isa::Portable | Isa::Avx2) {
                     isa.run(ToI16(narrow));
                 }
                 if isa == Isa::Avx512Bf16 {

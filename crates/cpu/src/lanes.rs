@@ -1,4 +1,5 @@
-//! Four chains: the layout that every sum of this backend has, whatever the registers are.
+//! Four chains: the layout that every sum of this backend has, whatever the registers are. (Those of tiles
+//! have one: `amx.rs`.)
 //!
 //! A row, of hidden states or of weights, is a row of *chunks* of 16 bytes: 4 f32, 8 bf16, 8 int16 or 16
 //! int8, neighbours in k; the last is padded with zeros. A logit is four partial sums, one for each f32

@@ -7,11 +7,13 @@
 //!                block/: weights straight from memory for few rows, through panels for more
 //!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum;
 //!                isa.rs, isa/: the instruction sets; product.rs: which loop for which rows and weights
+//!             -> amx.rs, amx/: the same by tiles, where there are any
 //! ```
 //!
 //! Made for the library `lmhead`, whose documentation has the promises; what is public here may change with
 //! it.
 
+mod amx;
 mod bf16_dot;
 mod block;
 mod convert;
@@ -29,6 +31,7 @@ pub mod quantize;
 #[allow(unsafe_code, reason = "instructions of sets that were detected")]
 pub mod roof;
 
+pub use amx::Amx;
 pub use block::Scratch;
 pub use convert::RowType;
 pub use isa::{Arith, Isa, Sets, Work};

@@ -51,6 +51,9 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// Of rows that are packed elsewhere.
+    pub const NONE: Layout = Layout { per_row: 0, parts: 1 };
+
     /// f32 rows, for weights that are read `step` at a time.
     pub fn float(hidden: usize, step: usize) -> Layout {
         Layout { per_row: hidden.next_multiple_of(step) / 4, parts: step / 16 }
@@ -122,7 +125,7 @@ impl Packed {
     /// Nothing is packed, and no memory is held.
     pub fn empty() -> Packed {
         let tiling = Tiling { tile_rows: 1, direct: None };
-        Packed { chunks: Vec::new(), rows: 0, layout: Layout { per_row: 0, parts: 1 }, tiling }
+        Packed { chunks: Vec::new(), rows: 0, layout: Layout::NONE, tiling }
     }
 
     /// Makes room for so many rows.
@@ -273,6 +276,11 @@ impl Quantized {
     /// There are no rows.
     pub fn clear(&mut self) {
         self.scales.clear();
+    }
+
+    /// The values of a row.
+    pub fn row(&self, row: usize) -> &[i8] {
+        self.rest(row, 0)
     }
 
     /// The values of a row from `first` on.

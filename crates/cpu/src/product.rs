@@ -1,6 +1,8 @@
 //! Which inner loop multiplies which rows with which weights.
 
 use crate::BLOCK;
+use crate::amx::emulated::Emulated;
+use crate::amx::{self, PackedTiles, TileMatmul};
 use crate::bf16_dot::{Bf16, Bf16E4m3, Bf16Int8};
 use crate::block::{Matmul, Scratch, WeightRows};
 use crate::convert::RowType;
@@ -10,9 +12,14 @@ use crate::int8_dot::{Int8Dot, Offset, RowSums};
 use crate::isa::Isa;
 use crate::lanes::{BYTE, HALF, Kind, WIDE};
 use crate::pack::{self, Layout, Packed, Quantized};
+use bytemuck::cast_slice;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// Bytes of packed rows that stay in a second-level cache of a processor with tiles (2 MiB), beside weights
+/// and sums.
+const CACHED_BYTES: usize = 1 << 20;
 
 /// How weights are stored and what becomes of the rows that they meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +60,8 @@ pub struct Rows<'a> {
 pub struct PackedRows {
     isa: Isa,
     packed: Packed,
+    /// In place of `packed`, for the loops over tiles.
+    tiles: PackedTiles,
     hidden: usize,
     inner: Inner,
     /// Rows that were quantised, or none.
@@ -67,20 +76,28 @@ enum Inner {
     Int8,
     /// Of rows that are packed with an offset of 128.
     Int8Dot,
+    /// Of rows that are packed for tiles.
+    Bf16Tiles,
+    Int8Tiles,
 }
 
 impl PackedRows {
     /// No rows.
     pub fn new(isa: Isa) -> PackedRows {
         let quantized = Quantized::default();
-        PackedRows { isa, packed: Packed::empty(), hidden: 0, inner: Inner::Float, quantized }
+        let (packed, tiles) = (Packed::empty(), PackedTiles::empty());
+        PackedRows { isa, packed, tiles, hidden: 0, inner: Inner::Float, quantized }
     }
 
     /// Which loop multiplies such rows with such weights, and how the rows are packed for it.
     fn inner(&self, format: Format, dtype: RowType, hidden: usize) -> (Inner, Layout) {
         // What an inner loop reads of a weight row at a time.
         let step = |wide| if matches!(format, Format::Float | Format::Mixed) { wide } else { BYTE };
+        let tiles = self.isa.has_tiles();
         match format {
+            // Tiles have a layout of their own.
+            _ if tiles && self.isa.multiplies_bf16(format, Some(dtype)) => (Inner::Bf16Tiles, Layout::NONE),
+            Format::W8a8 if tiles => (Inner::Int8Tiles, Layout::NONE),
             _ if self.isa.multiplies_bf16(format, Some(dtype)) => {
                 (Inner::Bf16, Layout::bf16(hidden, step(HALF)))
             }
@@ -95,8 +112,12 @@ impl PackedRows {
     /// Makes room for `rows` rows: packing up to as many allocates nothing.
     pub fn reserve(&mut self, format: Format, dtype: RowType, hidden: usize, rows: usize) {
         let (inner, layout) = self.inner(format, dtype, hidden);
-        self.packed.reserve(layout, rows);
-        if matches!(inner, Inner::Int8 | Inner::Int8Dot) {
+        match inner {
+            Inner::Bf16Tiles => self.tiles.reserve(rows, 2 * hidden),
+            Inner::Int8Tiles => self.tiles.reserve(rows, hidden),
+            _ => self.packed.reserve(layout, rows),
+        }
+        if matches!(inner, Inner::Int8 | Inner::Int8Dot | Inner::Int8Tiles) {
             self.quantized.reserve(rows, hidden);
         }
     }
@@ -106,7 +127,7 @@ impl PackedRows {
         let (inner, layout) = self.inner(format, rows.dtype, rows.hidden);
         (self.inner, self.hidden) = (inner, rows.hidden);
         self.quantized.clear();
-        let (isa, packed) = (self.isa, &mut self.packed);
+        let (isa, packed, tiles) = (self.isa, &mut self.packed, &mut self.tiles);
         match inner {
             Inner::Float => pack::float(packed, isa, layout, rows, range),
             Inner::Bf16 => pack::bf16(packed, isa, layout, rows, range),
@@ -118,6 +139,14 @@ impl PackedRows {
                 self.quantized.quantize(isa, rows, range);
                 pack::quantized_bytes(packed, isa, layout, &self.quantized);
             }
+            Inner::Bf16Tiles => {
+                tiles.pack(range.len(), 2 * rows.hidden, |row| (rows.row)(range.start + row));
+            }
+            Inner::Int8Tiles => {
+                let count = range.len();
+                self.quantized.quantize(isa, rows, range);
+                tiles.pack(count, rows.hidden, |row| cast_slice(self.quantized.row(row)));
+            }
         }
     }
 
@@ -126,10 +155,24 @@ impl PackedRows {
         self.quantized.scales()
     }
 
-    /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`, at
-    /// most [`BLOCK`]; int8 and E4M3 weights not scaled yet. What follows them in `weights` is read ahead of
-    /// the next call. Other columns of `logits` `[rows, BLOCK]` are not to be used. `sums` `[ids]` are
-    /// [`weight_sums`], where there are any.
+    /// Blocks of [`BLOCK`] ids that one call of [`multiply`](Self::multiply) takes at most. Rows that fill a
+    /// second-level cache are read from beyond it, tile by tile: then once for several blocks.
+    pub fn blocks_at_once(&self) -> usize {
+        let tiles = matches!(self.inner, Inner::Bf16Tiles | Inner::Int8Tiles);
+        let larger = tiles && self.tiles.bytes().len() > CACHED_BYTES;
+        if larger { Self::most_blocks_at_once(self.isa, self.tiles.rows()) } else { 1 }
+    }
+
+    /// The same for so many rows of any size.
+    pub fn most_blocks_at_once(isa: Isa, rows: usize) -> usize {
+        if isa.has_tiles() { amx::blocks_at_once(rows) } else { 1 }
+    }
+
+    /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`,
+    /// at most [`BLOCK`], or those of several blocks, each with logits `[rows, BLOCK]` of its own; int8 and
+    /// E4M3 weights not scaled yet. What follows them in `weights` is read ahead of the next call. Other
+    /// columns of `logits` `[blocks, rows, BLOCK]` are not to be used. `sums` `[ids]` are [`weight_sums`],
+    /// where there are any.
     ///
     /// # Panics
     /// Where the rows were packed for another format of weights.
@@ -155,6 +198,18 @@ impl PackedRows {
                 self.run::<BYTE, 1, Int8Dot>(w, ids, logits, scratch);
                 self.isa.run(Offset { logits, weights: sums });
             }
+            (Inner::Bf16Tiles, Weights::Bf16(w)) => {
+                self.tiles(amx::Kind::Bf16, cast_slice(w), 2, ids, logits, scratch);
+            }
+            (Inner::Bf16Tiles, Weights::I8(w)) => {
+                self.tiles(amx::Kind::Int8ToBf16, cast_slice(w), 1, ids, logits, scratch);
+            }
+            (Inner::Bf16Tiles, Weights::E4m3(w)) => {
+                self.tiles(amx::Kind::E4m3ToBf16, w, 1, ids, logits, scratch);
+            }
+            (Inner::Int8Tiles, Weights::I8(w)) => {
+                self.tiles(amx::Kind::Int8, cast_slice(w), 1, ids, logits, scratch);
+            }
             (inner, _) => panic!("the rows were packed for weights of another format ({inner:?})"),
         }
     }
@@ -168,6 +223,38 @@ impl PackedRows {
     ) {
         let weights = WeightRows { weights, hidden: self.hidden, ids };
         Matmul { rows: &self.packed, weights, logits, scratch }.run::<S, G, K>(self.isa);
+    }
+}
+
+impl PackedRows {
+    /// The same by tiles, of weights of `size` bytes.
+    fn tiles(
+        &self,
+        kind: amx::Kind,
+        weights: &[u8],
+        size: usize,
+        ids: usize,
+        logits: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (row_bytes, scratch) = (self.hidden * size, &mut scratch.tiles);
+        // A last block that is not whole goes alone.
+        let whole = if ids > BLOCK { ids / BLOCK * BLOCK } else { ids };
+        let (logits, last) = logits.split_at_mut(self.tiles.rows() * whole.next_multiple_of(BLOCK));
+        let rest = &weights[whole * row_bytes..];
+        for (weights, ids, logits) in [(weights, whole, logits), (rest, ids - whole, last)] {
+            let (rows, scratch) = (&self.tiles, &mut *scratch);
+            let matmul = TileMatmul { kind, rows, weights, row_bytes, ids, logits, scratch };
+            match self.isa {
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                Isa::Amx => {
+                    assert!(self.isa.is_available(), "this machine does not have {}", self.isa);
+                    matmul.run::<amx::hardware::Hardware>(self.isa);
+                }
+                Isa::EmulatedAmx => matmul.run::<Emulated>(self.isa),
+                isa => unreachable!("{isa} has no tiles"),
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! The roofs of this machine: how fast its memory can be read, and how fast its registers can multiply.
 //! Benchmarks hold the matmul against them; nothing else calls this.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::amx::{STEP, Shape, TILE, TILE_BYTES, Tiles, hardware::Hardware};
 use crate::convert::RowType;
 use crate::isa::Isa;
 use crate::product::Format;
@@ -67,12 +69,32 @@ pub fn arithmetic_rate(isa: Isa, format: Format, rows: RowType, time: Duration) 
 fn spinner(isa: Isa, format: Format, rows: RowType) -> Option<fn() -> u64> {
     let exact = format == Format::W8a8;
     Some(match isa {
+        // What tiles are emulated with is no roof of anything.
+        Isa::EmulatedAmx => return None,
+        #[cfg(target_os = "linux")]
+        Isa::Amx if exact => || {
+            tiles::<{ 2 * 64 }>(|tiles| {
+                tiles.dot_i8::<0, 4, 6>();
+                tiles.dot_i8::<1, 4, 7>();
+                tiles.dot_i8::<2, 5, 6>();
+                tiles.dot_i8::<3, 5, 7>();
+            })
+        },
+        #[cfg(target_os = "linux")]
+        Isa::Amx if isa.multiplies_bf16(format, Some(rows)) => || {
+            tiles::<{ 2 * 32 }>(|tiles| {
+                tiles.dot_bf16::<0, 4, 6>();
+                tiles.dot_bf16::<1, 4, 7>();
+                tiles.dot_bf16::<2, 5, 6>();
+                tiles.dot_bf16::<3, 5, 7>();
+            })
+        },
         // SAFETY: `arithmetic_rate` has asked for the instruction set.
         _ if isa.multiplies_bf16(format, Some(rows)) => || unsafe { bf16_avx512() },
         // SAFETY: `arithmetic_rate` has asked for the instruction set.
-        Isa::Avx512 | Isa::Avx512Bf16 if exact => || unsafe { int8_avx512() },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx if exact => || unsafe { int8_avx512() },
         // SAFETY: `arithmetic_rate` has asked for the instruction set.
-        Isa::Avx512 | Isa::Avx512Bf16 => || unsafe { f32_avx512() },
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => || unsafe { f32_avx512() },
         // SAFETY: `arithmetic_rate` has asked for the instruction set.
         Isa::Avx2 if exact => || unsafe { int8_avx2() },
         // SAFETY: `arithmetic_rate` has asked for the instruction set.
@@ -102,6 +124,22 @@ macro_rules! spin {
         black_box(sums);
         (ROUNDS * CHAINS * $each) as u64
     }};
+}
+
+/// Products of tiles, `four` at a time, into sums of 16 x 16 each; `PRODUCTS` operations for each sum.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles<const PRODUCTS: usize>(four: impl Fn(&mut Hardware)) -> u64 {
+    // 0x3f is 63 in int8; 0x3f3f is about 3/4 in bf16.
+    let bytes = black_box([0x3f; TILE_BYTES]);
+    let mut tiles = Hardware::configure(Shape { ids: TILE, rows: TILE });
+    tiles.load::<4>(&bytes, 0, STEP);
+    tiles.load::<5>(&bytes, 0, STEP);
+    tiles.load::<6>(&bytes, 0, STEP);
+    tiles.load::<7>(&bytes, 0, STEP);
+    for _ in 0..ROUNDS {
+        four(&mut tiles);
+    }
+    (ROUNDS * 4 * TILE * TILE * PRODUCTS) as u64
 }
 
 /// `vdpbf16ps`: two products for each of 16 sums.

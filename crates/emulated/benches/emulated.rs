@@ -145,6 +145,7 @@ fn matmul(
             pitch: weight_pitch,
             scales: scales.pointer(),
             bias: null(),
+            packed: 0,
         },
         rows: RowMatrix {
             data: rows.pointer(),

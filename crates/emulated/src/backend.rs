@@ -19,6 +19,8 @@ pub struct EmulatedDevice {
     ordinal: u32,
     /// Whether it says that host memory is locked: copies are the same.
     unlocked: bool,
+    /// See [`EmulatedDevice::portable`].
+    portable: bool,
     counts: Arc<Counted>,
 }
 
@@ -65,6 +67,13 @@ impl EmulatedDevice {
     #[must_use]
     pub fn unlocked(self) -> Self {
         EmulatedDevice { unlocked: true, ..self }
+    }
+
+    /// The same, as a device of compute capability 10.0: heads take the portable kernels, which are emulated several times as fast as
+    /// those of 9.0.
+    #[must_use]
+    pub fn portable(self) -> Self {
+        EmulatedDevice { portable: true, ..self }
     }
 
     /// What was done so far.
@@ -150,7 +159,8 @@ impl KernelDevice for EmulatedDevice {
 
     /// An H100's, so that the plans that are tried are those of the device whose arithmetic this is.
     fn limits(&self) -> DeviceLimits {
-        DeviceLimits::H100
+        let capability = if self.portable { (10, 0) } else { (9, 0) };
+        DeviceLimits { capability, ..DeviceLimits::H100 }
     }
 
     fn ordinal(&self) -> u32 {
@@ -284,20 +294,7 @@ impl KernelDevice for EmulatedDevice {
         if kernel.name().contains("matmul") {
             self.count(|c| &c.products);
         }
-        self.lock().launch(kernel, params, &config).map_err(failed)
-    }
-
-    /// Both run, the second beside the first as far as it goes, before this returns.
-    unsafe fn launch_dependent<P: Params, Q: Params>(
-        &self,
-        (): (),
-        first: (&Kernel<P>, &Grid, &P),
-        second: (&Kernel<Q>, &Grid, &Q),
-    ) -> Result<()> {
-        let (one, other) = (self.config(first.1), self.config(second.1));
-        self.count(|c| &c.products);
-        let launches = ((first.0, first.2, &one), (second.0, second.2, &other));
-        self.lock().launch_dependent(launches.0, launches.1).map_err(failed)
+        self.lock().launch_in_turn(kernel, params, &config).map_err(failed)
     }
 }
 
@@ -323,7 +320,8 @@ mod tests {
                 Precision::W8a16(dtype),
                 Precision::Fp8(dtype),
             ] {
-                for kernel in precision.tiles().iter().map(|tile| tile.kernel).chain(precision.quantizer()) {
+                let packed = precision.packed_tiles().iter().map(|tile| tile.kernel);
+                for kernel in precision.kernels().chain(packed).chain([precision.stager()]) {
                     assert!(known.contains(&kernel), "{kernel} in {known:?}");
                 }
             }

@@ -43,6 +43,8 @@ pub enum FaultKind {
     Operand,
     /// A launch that the device refuses, or a buffer that it cannot give.
     Launch,
+    /// A kernel of a step that ends, or lets the next one begin, without `griddepcontrol.wait`.
+    Turn,
 }
 
 impl FaultKind {
@@ -50,7 +52,7 @@ impl FaultKind {
     pub(super) const NONE: i32 = 0;
 
     /// In the order of `fault.hpp`, from 1.
-    const ALL: [FaultKind; 18] = [
+    const ALL: [FaultKind; 19] = [
         FaultKind::SharedBounds,
         FaultKind::GlobalBounds,
         FaultKind::Misaligned,
@@ -69,6 +71,7 @@ impl FaultKind {
         FaultKind::Trap,
         FaultKind::Operand,
         FaultKind::Launch,
+        FaultKind::Turn,
     ];
 }
 

@@ -54,6 +54,7 @@ pub(super) struct Launch {
     pub allocation_count: u64,
     pub primary: *const Allocation,
     pub overlapped: u32,
+    pub in_turn: u32,
     pub host: Host,
 }
 

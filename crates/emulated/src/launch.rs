@@ -213,6 +213,7 @@ impl Prepared {
             allocation_count: 0,
             primary: std::ptr::null(),
             overlapped: 0,
+            in_turn: 0,
             host: ffi::Host {
                 context: std::ptr::null(),
                 wait_for_primary: never,

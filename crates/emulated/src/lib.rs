@@ -63,6 +63,7 @@ pub use tensor_map::encode;
 
 use buffer::Memory;
 use launch::Prepared;
+use run::{Marks, Order};
 
 /// A device: its buffers, and launches one after the other.
 ///
@@ -74,6 +75,8 @@ pub struct Device {
     /// Numbers of freed buffers.
     free: Vec<u32>,
     trace: Vec<String>,
+    /// Of the launch before, where the next one may begin while it runs.
+    before: Option<Marks>,
 }
 
 impl Device {
@@ -175,6 +178,8 @@ impl Device {
     /// Of kind `Launch` where the buffer is another device's.
     pub fn free(&mut self, buffer: Buffer) -> Result<(), Fault> {
         let number = self.find(buffer)?;
+        // Its number may be another buffer's next, and a GPU waits here for all that runs.
+        self.before = None;
         self.memories[number] = Memory::new(0, false).ok_or_else(|| out_of_memory(0))?;
         self.free.push(buffer.number);
         Ok(())
@@ -191,7 +196,25 @@ impl Device {
         config: &LaunchConfig,
     ) -> Result<(), Fault> {
         let launch = Prepared::new(kernel, params, config)?;
-        run::run(&mut self.memories, &mut self.trace, &[launch])
+        self.before = None;
+        run::run(&mut self.memories, &mut self.trace, &[launch], Order::Overlapping)
+    }
+
+    /// Runs a kernel to its end which could have begun while the one before it ran, by programmatic dependent launch, as
+    /// each kernel of a step is launched on a GPU. It is held to the rules of `kernels/step.cuh`, whatever the
+    /// kernels' speeds: what it does before `griddepcontrol.wait` is compared with all that the kernel before did.
+    ///
+    /// # Errors
+    /// As [`Device::launch`]; kind `Dependency` where before the wait it stores anywhere, or loads what the kernel
+    /// before stored; kind `Turn` where it lets the next kernel begin before that, or a block ends without it.
+    pub fn launch_in_turn<P: Params>(
+        &mut self,
+        kernel: &Kernel<P>,
+        params: &P,
+        config: &LaunchConfig,
+    ) -> Result<(), Fault> {
+        let launch = Prepared::new(kernel, params, config)?;
+        run::run(&mut self.memories, &mut self.trace, &[launch], Order::InTurn(&mut self.before))
     }
 
     /// Runs two kernels, the second by programmatic dependent launch: it may begin when every block of the first has executed
@@ -206,7 +229,8 @@ impl Device {
     ) -> Result<(), Fault> {
         let launches =
             [Prepared::new(first.0, first.1, first.2)?, Prepared::new(second.0, second.1, second.2)?];
-        run::run(&mut self.memories, &mut self.trace, &launches)
+        self.before = None;
+        run::run(&mut self.memories, &mut self.trace, &launches, Order::Overlapping)
     }
 
     /// The lines that [`LaunchConfig::trace`] asked for, since the last call: one per instruction.

@@ -61,11 +61,12 @@ probes! {
     probe_stmatrix probe_mbarrier probe_tma_load probe_bulk_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
     probe_secondary probe_registers probe_elect probe_noinc probe_trap
     broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary
-    broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a
+    broken_turn broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a
     broken_answers broken_capacity broken_cuts broken_draws broken_inputs broken_select
     probe_shared_atomics
     broken_fragments broken_accumulators broken_one broken_waits broken_bulk
     probe_flags probe_flags_bulk probe_bulk_multicast probe_timer broken_flags broken_bulk_multicast
+    probe_hopper_tiles probe_weight_piece
 }
 
 /// One launch: input words, how many words of output (which begin as zeros), variants and maps.

@@ -1,4 +1,4 @@
-//! Runs the clusters of one launch, or of two that overlap, on OS threads.
+//! Runs the clusters of one launch, behind others in turn, or of two that overlap, on OS threads.
 
 use super::buffer::Memory;
 use super::fault::Fault;
@@ -141,36 +141,60 @@ fn traced_by_environment(kernel: &str) -> Option<u64> {
     }
 }
 
-pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepared]) -> Result<(), Fault> {
-    // Per launch and buffer: what was done to each byte. Pages that nobody marks cost nothing.
+/// What a launch has done to each byte of each memory, by its number. Pages that nobody marks cost nothing.
+pub type Marks = Vec<Vec<u64>>;
+
+/// What the device takes a launch for.
+pub enum Order<'a> {
+    /// One that begins when all before it has ended; or two, of which the second begins before the first has.
+    Overlapping,
+    /// One that may begin while the one before it runs (`kernels/step.cuh`), which left those marks. It leaves
+    /// its own.
+    InTurn(&'a mut Option<Marks>),
+}
+
+/// A memory's marks, as a launch is handed them.
+fn table(memories: &[Memory], marks: &mut Marks) -> Vec<Allocation> {
+    // Of memory that came later there are none.
+    marks.resize_with(memories.len().max(marks.len()), Vec::new);
+    let mut table: Vec<Allocation> = memories
+        .iter()
+        .zip(marks)
+        .enumerate()
+        .map(|(number, (memory, marks))| Allocation {
+            address: memory.address(),
+            bytes: memory.bytes as u64,
+            writable: u32::from(memory.writable),
+            number: number as u32,
+            marks: if marks.is_empty() { std::ptr::null_mut() } else { marks.as_mut_ptr() },
+        })
+        .collect();
+    table.sort_by_key(|a| a.address);
+    table
+}
+
+pub fn run(
+    memories: &mut [Memory],
+    lines: &mut Vec<String>,
+    launches: &[Prepared],
+    order: Order<'_>,
+) -> Result<(), Fault> {
     let overlap = launches.len() > 1;
     let marks_of = |launch: &Prepared, memory: &Memory| {
         let noted = memory.writable && (overlap || launch.config.checks);
         vec![0u64; if noted { memory.bytes.div_ceil(8) } else { 0 }]
     };
-    let mut marks: Vec<Vec<Vec<u64>>> = launches
+    let mut marks: Vec<Marks> = launches
         .iter()
         .map(|launch| memories.iter().map(|memory| marks_of(launch, memory)).collect())
         .collect();
-    let tables: Vec<Vec<Allocation>> = marks
-        .iter_mut()
-        .map(|marks| {
-            let mut table: Vec<Allocation> = memories
-                .iter()
-                .zip(marks)
-                .enumerate()
-                .map(|(number, (memory, marks))| Allocation {
-                    address: memory.address(),
-                    bytes: memory.bytes as u64,
-                    writable: u32::from(memory.writable),
-                    number: number as u32,
-                    marks: if marks.is_empty() { std::ptr::null_mut() } else { marks.as_mut_ptr() },
-                })
-                .collect();
-            table.sort_by_key(|a| a.address);
-            table
-        })
-        .collect();
+    let tables: Vec<Vec<Allocation>> = marks.iter_mut().map(|marks| table(memories, marks)).collect();
+    let (in_turn, mut none) = (matches!(order, Order::InTurn(_)), None);
+    let previous = match order {
+        Order::Overlapping => &mut none,
+        Order::InTurn(previous) => previous,
+    };
+    let before = previous.as_mut().map(|marks| table(memories, marks));
     let progress = launches
         .iter()
         .map(|launch| Progress {
@@ -199,8 +223,13 @@ pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepare
             let mut raw = launch.raw();
             raw.allocations = tables[number].as_ptr();
             raw.allocation_count = tables[number].len() as u64;
-            raw.overlapped = u32::from(number + 1 < launches.len());
-            raw.primary = if number > 0 { tables[number - 1].as_ptr() } else { std::ptr::null() };
+            raw.overlapped = u32::from(in_turn || number + 1 < launches.len());
+            raw.in_turn = u32::from(in_turn);
+            raw.primary = match (number, &before) {
+                (0, Some(before)) => before.as_ptr(),
+                (0, None) => std::ptr::null(),
+                (_, _) => tables[number - 1].as_ptr(),
+            };
             raw.traced = u32::from(contexts[number].1.is_some());
             raw.trace_block = contexts[number].1.unwrap_or(0);
             raw.host = ffi::Host {
@@ -226,7 +255,10 @@ pub fn run(memories: &mut [Memory], lines: &mut Vec<String>, launches: &[Prepare
             }
         });
     }
-    drop(contexts);
+    drop((contexts, raws));
+    if in_turn {
+        *previous = marks.pop();
+    }
     let state = shared.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     lines.extend(state.trace);
     match state.fault {

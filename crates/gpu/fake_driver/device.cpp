@@ -71,6 +71,7 @@ long long fake_count(const char *what, int device) {
       {"handles", &Counts::handles},
       {"kernels", &Counts::kernels},
       {"products", &Counts::products},
+      {"programmatic", &Counts::programmatic},
       {"collectives", &Counts::collectives},
       {"memsets", &Counts::memsets},
       {"copies", &Counts::copies},
@@ -91,7 +92,7 @@ int cuGetErrorName(int error, const char **name) {
   static const std::map<int, const char *> names = {
       {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"}, {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
       {100, "CUDA_ERROR_NO_DEVICE"}, {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
-      {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {209, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
+      {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"}, {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
       {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"}, {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
       {701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"}, {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED"},
       {214, "CUDA_ERROR_ECC_UNCORRECTABLE"},    {220, "CUDA_ERROR_NVLINK_UNCORRECTABLE"},

@@ -3,10 +3,12 @@
 //
 // It is stricter than a driver where that finds mistakes: nothing runs before somebody waits for its stream,
 // so what is read, reused or freed too early shows; memory is poisoned and has guard zones, locked host
-// memory too; what needs a context fails without one.
+// memory too; what needs a context fails without one; a kernel may only begin beside the one before it if its
+// code waits for that.
 //
 // What it says comes from the environment:
 //   FAKE_VERSION FAKE_DEVICES FAKE_CAPABILITY (90)  what there is
+//   CUDA_FORCE_PTX_JIT                              as a driver's: PTX is loaded, and no machine code
 //   FAKE_MEMORY                                     bytes of device memory
 //   FAKE_INIT FAKE_LOAD FAKE_CAPTURE FAKE_REPLAY    error codes of cuInit, cuModuleLoadData,
 //                                                   cuGraphInstantiate, cuGraphLaunch
@@ -55,6 +57,7 @@ namespace fake {
 
 enum Error {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
+  NO_BINARY_FOR_GPU = 209,
   INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719,
   CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
 };
@@ -92,10 +95,13 @@ struct Function {
   const emulated::Kernel *kernel;
   uint32_t shared_limit = 48 * 1024;
   int carveout = -1;  // the driver chooses
+  int virtual_architecture = 0, binary_architecture = 0;  // the module's
   bool loaded = false;
 };
 struct Module {
   std::map<std::string, Function> functions;
+  // Of what was loaded: 90 for 9.0. A driver's translation of PTX is binary code for the device.
+  int virtual_architecture, binary_architecture;
 };
 struct Memory {
   uint8_t *start;
@@ -121,9 +127,9 @@ struct Counts {
   // graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
   // memory that is not locked, for which a driver waits; streams and events made.
   long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles;
-  // What was put on streams; of work in a graph each launch of the graph counts. Products are kernels, too;
-  // collectives are launches of a libnccl; weight_bytes is what products read of their weights.
-  long long kernels, products, collectives, memsets, copies, bytes_to_host, bytes_to_device, weight_bytes;
+  // What was put on streams; of work in a graph each launch of the graph counts. Products are kernels, too, and so
+  // are those that may begin beside the kernel before them; collectives are launches of a libnccl; weight_bytes is what products read of their weights.
+  long long kernels, products, programmatic, collectives, memsets, copies, bytes_to_host, bytes_to_device, weight_bytes;
 };
 inline Counts counts[kDevices];
 inline long long total(long long Counts::*what) {

@@ -61,6 +61,48 @@ int run(const emulated::Launch &shape, const std::vector<uint8_t> &params, int d
   return failed ? LAUNCH_FAILED : SUCCESS;
 }
 
+// An entry of a fatbin; its size and that of what follows are its own to say.
+struct Entry {
+  uint16_t kind, version;  // 1: PTX, 2: machine code
+  uint32_t header_bytes;
+  uint64_t bytes;
+  uint32_t packed, options;
+  uint16_t minor, major;
+  uint32_t architecture;  // 90 for 9.0
+  uint32_t name, name_bytes;
+  uint64_t flags;  // kNowhereElse: sm_90a
+};
+constexpr uint64_t kNowhereElse = 1 << 20;
+
+// What a driver takes of a fatbin (CUDA programming guide, "Application Compatibility"): machine code for this very
+// device, or of its major capability and the highest minor not above; else the highest PTX that is not above.
+int choose(const uint8_t *image, Module &module) {
+  struct {
+    uint32_t magic;
+    uint16_t version, header_bytes;
+    uint64_t bytes;
+  } head;
+  std::memcpy(&head, image, sizeof head);
+  if (head.magic != 0xba55ed50u) return INVALID_IMAGE;
+  const int device = int(number("FAKE_CAPABILITY", 90));
+  const bool only_ptx = number("CUDA_FORCE_PTX_JIT", 0) != 0;
+  int best = -1;
+  for (uint64_t at = 0; at < head.bytes;) {
+    Entry entry;
+    std::memcpy(&entry, image + head.header_bytes + at, sizeof entry);
+    at += entry.header_bytes + entry.bytes;
+    const int code = int(entry.architecture);
+    const bool here = entry.flags & kNowhereElse;
+    const bool runs = here ? code == device : entry.kind == 1 ? code <= device : code / 10 == device / 10 && code <= device;
+    if (!runs || (entry.kind == 2 && only_ptx)) continue;
+    const int rank = code + (entry.kind == 2 ? 1000 : 0) + (here ? 1000 : 0);
+    if (rank <= best) continue;
+    best = rank;
+    module.virtual_architecture = code, module.binary_architecture = entry.kind == 2 ? code : device;
+  }
+  return best < 0 ? NO_BINARY_FOR_GPU : SUCCESS;
+}
+
 struct Attribute {
   int id;
   char pad[4];
@@ -81,10 +123,10 @@ int cuModuleLoadData(Module **module, const void *image) {
   USABLE;
   ++here().loads;
   if (const int e = waits()) return e;
-  // The magic number of a fatbin.
-  if (*(const uint32_t *)image != 0xba55ed50u) return INVALID_IMAGE;
+  Module loaded;
+  if (const int e = choose(static_cast<const uint8_t *>(image), loaded)) return e;
   if (const int e = int(number("FAKE_LOAD", 0))) return e;
-  return modules.insert(*module = new Module), 0;
+  return modules.insert(*module = new Module(loaded)), 0;
 }
 int cuModuleUnload(Module *module) {
   LOCKED;
@@ -103,6 +145,8 @@ int cuModuleGetFunction(Function **out, Module *module, const char *name) {
       static_cast<const emulated::Kernel *>(dlsym(self, (std::string("lmhead_kernel_") + name).c_str()));
   if (!kernel) return NOT_FOUND;
   Function &function = module->functions[name];
+  function.virtual_architecture = module->virtual_architecture;
+  function.binary_architecture = module->binary_architecture;
   return function.kernel = kernel, *out = &function, 0;
 }
 int cuFuncLoad(Function *function) {
@@ -115,7 +159,8 @@ int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
   *value = attribute == 0   ? int(function->kernel->max_threads)  // MAX_THREADS_PER_BLOCK
            : attribute == 1 ? 1024                                // SHARED_SIZE_BYTES
            : attribute == 4 ? 107                                 // NUM_REGS
-           : attribute == 5 ? (number("FAKE_CAPABILITY", 90) < 90 ? 80 : 90)  // PTX_VERSION
+           : attribute == 5 ? function->virtual_architecture      // PTX_VERSION
+           : attribute == 6 ? function->binary_architecture       // BINARY_VERSION
                             : 0;
   return 0;
 }
@@ -150,7 +195,11 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
       for (int j = 0; j < 3; ++j) launch.cluster[j] = unsigned(a.value[j]);
       if (log) std::fprintf(log, " cluster %d %d %d", a.value[0], a.value[1], a.value[2]);
     }
-    if (a.id == 6 && log) std::fprintf(log, " programmatic %d", a.value[0]);
+    if (a.id != 6) continue;
+    if (log) std::fprintf(log, " programmatic %d", a.value[0]);
+    // Before compute capability 9.0 nothing waits: it would run too early.
+    if (a.value[0] && function->virtual_architecture < 90) return log && std::fclose(log), INVALID_VALUE;
+    launch.in_turn = a.value[0] != 0;
   }
   if (log) {
     const auto *words = static_cast<const uint32_t *>(params[0]);
@@ -163,10 +212,12 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
   const Stream *stream = known(config->stream);
   if (!stream || stream->device != current->device) return INVALID_HANDLE;
   const auto count = [=, name = function->kernel->name](Counts &all) {
-    ++all.kernels;
+    ++all.kernels, all.programmatic += launch.in_turn;
     if (!std::strstr(name, "matmul")) return;
     const auto &p = *reinterpret_cast<const MatmulParams *>(copy.data());
-    const uint64_t weight = std::strncmp(name, "gather_", 7) == 0 ? 2 : 1;  // bytes
+    const auto is_of = [name](const char *family) { return std::strncmp(name, family, std::strlen(family)) == 0; };
+    const bool halves = is_of("gather_matmul") || is_of("wgmma_matmul_bf16") || is_of("wgmma_matmul_f16");
+    const uint64_t weight = halves ? 2 : 1;  // bytes
     ++all.products, all.weight_bytes += (long long)(p.vocab * weight * p.hidden);
   };
   return put_counted(config->stream, count, [=, device = stream->device] {

@@ -351,7 +351,7 @@ fn no_memory(problem: &str) -> bool {
     problem.contains("CUDA_ERROR_OUT_OF_MEMORY")
 }
 
-/// Measures all kinds, each by [`write`] in a process of its own (`program heads FILE SECONDS KIND`), so that
+/// Measures all kinds, each by [`write()`] in a process of its own (`program heads FILE SECONDS KIND`), so that
 /// one that loses the device takes no other along. What such a process had not come to is tried once more,
 /// without what it was at.
 ///

@@ -9,7 +9,7 @@ use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, NO_PAR
 use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LogitMatrix, RowMatrix, WeightMatrix};
 use lmhead::epilogue::Epilogue;
 use lmhead::memory::{self, Memory};
-use lmhead::plan::{Plan, Precision, Shape};
+use lmhead::plan::{Plan, Precision, Shape, WeightLayout};
 use lmhead::{DType, Result};
 
 /// Bytes before and behind an output that nobody may write to.
@@ -141,7 +141,8 @@ fn said(e: lmhead::Error) -> String {
 impl<'d, D: KernelDevice> Loaded<'d, D> {
     pub fn new(device: &'d D, operands: &Operands, max_rows: usize) -> Result<Self> {
         let Operands { precision, vocab, hidden, .. } = *operands;
-        let matmul = Matmul::prepare(device, Spec { precision, vocab, hidden, max_rows })?;
+        let matmul =
+            Matmul::prepare(device, Spec { precision, layout: WeightLayout::Rows, vocab, hidden, max_rows })?;
         let (weight_bytes, row_bytes) = operands.bytes();
         let check = Checker::new(device)?;
         let weights = device.alloc(weight_bytes)?;
@@ -157,8 +158,14 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         Ok(Loaded { device, matmul, shape, operands: *operands, check, weights, scales, rows })
     }
 
+    /// Of each tile the plans with the fewest stages and with the most.
     pub fn plans(&self, rows: usize) -> Result<Vec<Plan>> {
-        Plan::candidates(self.operands.precision, Shape { rows, ..self.shape }, &self.device.limits())
+        let shape = Shape { rows, ..self.shape };
+        let all = Plan::candidates(self.operands.precision, shape, &self.device.limits())?;
+        let of_tiles = all.chunk_by(|one, other| one.tile == other.tile);
+        let mut some: Vec<Plan> = of_tiles.flat_map(|plans| [plans[0], plans[plans.len() - 1]]).collect();
+        some.dedup();
+        Ok(some)
     }
 
     /// Room for the logits of `rows` rows, or of those that `indices` pick. `gap`: elements between rows.
@@ -194,6 +201,7 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
             pitch: self.operands.pitch() as u64,
             scales: self.scales.as_ref().map_or(std::ptr::null(), |b| address(b) as *const f32),
             bias: std::ptr::null(),
+            packed: 0,
         }
     }
 

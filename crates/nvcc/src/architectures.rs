@@ -1,12 +1,14 @@
 //! Which kernel file is compiled for which architectures: its name says so.
 
-/// The environment variable that narrows the choice, for quicker builds and smaller programs: `sm_90a` for an H100, `sm_80`
-/// for an A100. A file that has none of its names is left out.
+/// The environment variable that narrows the choice, for quicker builds and smaller programs: `sm_90,sm_90a` for an H100,
+/// `sm_80` for an A100. A file that has none of its names is left out.
 pub const VARIABLE: &str = "LMHEAD_CUDA_ARCHS";
 
 /// `sm_*` is machine code for that architecture (with an `a`: for no other), `compute_*` is PTX, which a driver
 /// translates for any later one.
-const PORTABLE: &[&str] = &["sm_80", "sm_89", "sm_90", "compute_80"];
+///
+/// PTX for 9.0 is for the generations behind it: it waits for the kernel before it (kernels/step.cuh), as PTX for 8.0 cannot.
+const PORTABLE: &[&str] = &["sm_80", "sm_89", "sm_90", "compute_80", "compute_90"];
 /// wgmma and setmaxnreg exist on compute capability 9.0 only.
 const HOPPER: &[&str] = &["sm_90a"];
 

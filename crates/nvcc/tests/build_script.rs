@@ -122,7 +122,7 @@ fn the_architectures_are_those_of_the_name_narrowed_by_the_variable() {
     let [portable_file, hopper_file] =
         ["a_sm80", "folder/b_sm90a"].map(|name| KernelFile::new(name).expect("a good name"));
     for (text, portable, hopper) in [
-        (None, &["sm_80", "sm_89", "sm_90", "compute_80"][..], &["sm_90a"][..]),
+        (None, &["sm_80", "sm_89", "sm_90", "compute_80", "compute_90"][..], &["sm_90a"][..]),
         (Some("sm_90a,sm_80"), &["sm_80"][..], &["sm_90a"][..]),
         (Some("sm_90a"), &[], &["sm_90a"][..]),
         (Some("sm_80"), &["sm_80"][..], &[]),
@@ -149,6 +149,8 @@ fn machine_code_and_ptx_are_asked_for_by_nvccs_words() {
         ("sm_90a", "-gencode=arch=compute_90a,code=sm_90a"),
         ("sm_80", "-gencode=arch=compute_80,code=sm_80"),
         ("compute_80", "-gencode=arch=compute_80,code=compute_80"),
+        ("sm_120", "-gencode=arch=compute_120,code=sm_120"),
+        ("compute_90", "-gencode=arch=compute_90,code=compute_90"),
     ] {
         assert_eq!(architectures::gencode(name), wanted);
     }

@@ -7,6 +7,7 @@ use lmhead::dtype::DType;
 use lmhead::error::Result;
 use lmhead::finish::{self, Finish};
 use lmhead::memory::{Allocation, Memory, SpanMut};
+use lmhead::merge::PartialSpec;
 use lmhead::reference::Accuracy;
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, ShardInfo};
@@ -116,10 +117,16 @@ impl LoadedShard for HookedShard {
         (self.hook)(Asked { ask: Some(ask), ..plain("prepare", rows) })?;
         self.inner.prepare(rows, ask)
     }
+    fn counts_targets(&self) -> bool {
+        self.inner.counts_targets()
+    }
     fn run(&mut self, job: &Job<'_>, out: Out<'_>, on: &mut On<'_>) -> Result<()> {
         let ask = match &out {
             Out::Logits(logits) => Ask::Logits { dtype: logits.dtype },
-            Out::Partials(spec, _) => Ask::Partials(*spec),
+            Out::Partials(spec, _) | Out::Counted { spec, .. } => Ask::Partials(*spec),
+            Out::TargetLogits { per_row, .. } => {
+                Ask::Partials(PartialSpec { k: 1, sum: false, targets: *per_row })
+            }
             Out::Drawn(..) => Ask::Drawn,
         };
         self.tell_product("run", job, ask)?;

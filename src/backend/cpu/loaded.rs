@@ -1,9 +1,9 @@
 //! A shard as the CPU runs it: the weights stay where they are, and memory is kept from call to call.
 
-use super::columns::{Block, Columns};
+use super::columns::{Blocks, Columns};
 use super::held::Held;
 use super::partials::{self, Seen};
-use super::product::{Product, Take, pack, product_rows, weight_sums};
+use super::product::{Product, Take, blocks, pack, product_rows, weight_sums};
 use super::{Cpu, check, format};
 use crate::backend::HeadTypes;
 use crate::backend::{Ask, HeldLogits, Job, LoadedShard, LogitsOut, On, Out, Status, Wanted, Which};
@@ -109,12 +109,13 @@ impl CpuShard {
         let status = &mut self.status[..rows];
         status.iter_mut().for_each(|word| *word.get_mut() = 0);
         if !vocab.is_empty() {
+            let blocks = blocks(&vocab).len();
             let mut columns = Columns::new(data, rows, stride, dtype.size(), vocab);
             let status = &*status;
             Self::each_product(&self.shared, &mut self.packed, job, 0..rows, |product| {
                 let first_row = product.rows.start;
-                columns.for_each_block(|ids, block| {
-                    product.block(ids, Round { block, first_row, dtype, status });
+                columns.for_each_blocks(product.at_once(blocks), |ids, blocks| {
+                    product.blocks(ids, Round { blocks, first_row, dtype, status });
                 });
             })?;
         }
@@ -214,15 +215,15 @@ impl CpuShard {
         let status = &mut self.status[..kept];
         status.iter_mut().for_each(|word| *word.get_mut() = 0);
         if !vocab.is_empty() {
-            let stride = vocab.len() * size_of::<f32>();
+            let (blocks, stride) = (blocks(&vocab).len(), vocab.len() * size_of::<f32>());
             let mut columns =
                 Columns::new(self.held.logits.as_mut_slice(), kept, stride, size_of::<f32>(), vocab);
             let raw = raw.then_some(rows);
             let (status, first) = (&*status, range.start);
             Self::each_product(&self.shared, &mut self.packed, job, range, |product| {
                 let first_row = product.rows.start - first;
-                columns.for_each_block(|ids, block| {
-                    product.block(ids, Keep { block, first_row, raw, status });
+                columns.for_each_blocks(product.at_once(blocks), |ids, blocks| {
+                    product.blocks(ids, Keep { blocks, first_row, raw, status });
                 });
             })?;
         }
@@ -294,6 +295,10 @@ impl LoadedShard for CpuShard {
             Out::Logits(out) => self.logits(job, out),
             Out::Partials(spec, out) => self.partials(job, spec, out),
             Out::Drawn(sampling, out) => self.drawn(job, &sampling, out),
+            Out::Counted { .. } | Out::TargetLogits { .. } => {
+                let fix = "hold the logits, and ask for their targets in passes";
+                Err(Error::unsupported("products of the cpu backend", "no targets", "some", fix))
+            }
         }
     }
 
@@ -326,7 +331,7 @@ fn note(word: &AtomicU32, seen: u32) {
 
 /// Logits are rounded into the caller's rows.
 struct Round<'a, 's> {
-    block: Block<'a>,
+    blocks: Blocks<'a>,
     first_row: usize,
     dtype: DType,
     /// `[rows]`
@@ -335,9 +340,9 @@ struct Round<'a, 's> {
 
 impl Take for Round<'_, '_> {
     #[inline(always)]
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
+    fn take(&mut self, block: usize, row: usize, logits: &[f32], finite: bool) {
         let row = self.first_row + row;
-        self.dtype.round_into(logits, self.block.row(row));
+        self.dtype.round_into(logits, self.blocks.row(block, row));
         let (magnitude, allowed) = scan(logits);
         let overflows = magnitude >= (self.dtype.rounds_to_infinity() as f32).to_bits();
         let nonfinite = if finite && !overflows { 0 } else { LMHEAD_STATUS_NONFINITE };
@@ -360,7 +365,7 @@ fn scan(logits: &[f32]) -> (u32, bool) {
 
 /// Logits are held.
 struct Keep<'a, 's> {
-    block: Block<'a>,
+    blocks: Blocks<'a>,
     first_row: usize,
     /// The row from which on those without adjustments are kept, where they are wanted.
     raw: Option<usize>,
@@ -370,8 +375,8 @@ struct Keep<'a, 's> {
 
 impl Keep<'_, '_> {
     #[inline(always)]
-    fn keep(&mut self, row: usize, logits: &[f32], finite: bool) {
-        DType::F32.round_into(logits, self.block.row(row));
+    fn keep(&mut self, block: usize, row: usize, logits: &[f32], finite: bool) {
+        DType::F32.round_into(logits, self.blocks.row(block, row));
         if !finite {
             note(&self.status[row], LMHEAD_STATUS_NONFINITE);
         }
@@ -380,14 +385,14 @@ impl Keep<'_, '_> {
 
 impl Take for Keep<'_, '_> {
     #[inline(always)]
-    fn take_raw(&mut self, row: usize, logits: &[f32], finite: bool) {
+    fn take_raw(&mut self, block: usize, row: usize, logits: &[f32], finite: bool) {
         if let Some(first) = self.raw {
-            self.keep(first + self.first_row + row, logits, finite);
+            self.keep(block, first + self.first_row + row, logits, finite);
         }
     }
 
     #[inline(always)]
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
-        self.keep(self.first_row + row, logits, finite);
+    fn take(&mut self, block: usize, row: usize, logits: &[f32], finite: bool) {
+        self.keep(block, self.first_row + row, logits, finite);
     }
 }

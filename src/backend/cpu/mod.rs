@@ -22,9 +22,11 @@
 //! * for many candidates: up to 64 MiB of logits;
 //! * for held logits: rows x shard in f32, twice where those without adjustments are kept, too.
 //!
-//! Heads of the same weights share, for W8A8 on AVX-512, a sum (4 bytes) for each vocabulary id. All heads of a
-//! backend share what each thread has: a block of logits (`[rows of a product, 64]` f32, at most 64 KiB), a
-//! panel (16 KiB) and sums (1 KiB for each row of a product).
+//! Heads of the same weights share, for W8A8 on AVX-512, a sum (4 bytes) for each vocabulary id. All heads
+//! of a backend share what each thread has: a block of logits (`[rows of a product, 64]` f32, at most 64
+//! KiB), a panel (16 KiB) and sums (1 KiB for each row of a product). With AMX it is another panel (32 KiB),
+//! 4 KiB, and sums (256 bytes for each row); for more than 32 rows four blocks of logits, and four times
+//! these sums.
 
 mod check;
 #[allow(unsafe_code, reason = "threads write different columns of one buffer")]
@@ -38,7 +40,7 @@ mod product;
 mod ranks;
 mod sampling;
 
-pub use lmhead_cpu::Isa;
+pub use lmhead_cpu::{Amx, Isa};
 
 use crate::backend::{Backend, HeadTypes, LoadedShard};
 use crate::dtype::{DType, Quantization};
@@ -63,18 +65,20 @@ pub const ISA_VARIABLE: &str = "LMHEAD_CPU_ISA";
 /// The instruction set that `name` (the value of [`ISA_VARIABLE`]) asks for; the best of this machine where it is `None`.
 ///
 /// # Errors
-/// `Config` when the name is none of ours, or names a set that this machine lacks.
+/// `Config` when the name is none of ours, or names a set that this machine lacks or (`amx`) that its system
+/// refuses to this process.
 pub fn choose_isa(name: Option<&str>) -> Result<Isa> {
     let Some(name) = name else { return Ok(Isa::detect()) };
-    let refused = |fix: &str| {
+    let refused = |reason: String| {
         let here: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-        let fix = format!("{fix}: unset {ISA_VARIABLE} to take the best of this machine");
+        let fix = format!("{reason}: unset {ISA_VARIABLE} to take the best of this machine");
         Err(Error::config(ISA_VARIABLE, here.join(" or "), format!("`{name}`"), fix))
     };
     match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
-        None => refused("no such instruction set"),
-        Some(isa) if !isa.is_available() => refused("this machine does not have it"),
-        Some(isa) => Ok(isa),
+        None => refused("no such instruction set".into()),
+        Some(isa) if isa.is_available() => Ok(isa),
+        Some(Isa::Amx) => refused(Amx::here().to_string()),
+        Some(_) => refused("this machine does not have it".into()),
     }
 }
 
@@ -113,7 +117,20 @@ impl CpuBackend {
     /// # Errors
     /// As [`CpuBackend::new`].
     pub fn with_isa(isa: Isa, threads: Option<usize>) -> Result<CpuBackend> {
-        let isa = choose_isa(Some(isa.name()))?;
+        Self::of(choose_isa(Some(isa.name()))?, threads)
+    }
+
+    /// For tests: a backend whose tiles are emulated, on any machine and very slow.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::new`].
+    #[doc(hidden)]
+    pub fn with_emulated_amx(threads: Option<usize>) -> Result<CpuBackend> {
+        Self::of(Isa::EmulatedAmx, threads)
+    }
+
+    /// A backend with an instruction set that this machine has.
+    fn of(isa: Isa, threads: Option<usize>) -> Result<CpuBackend> {
         if let Some(threads) = threads
             && !(1..=MAX_THREADS).contains(&threads)
         {
@@ -125,6 +142,7 @@ impl CpuBackend {
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
         let cpu = Cpu { isa, pool: Pool::new(threads)?, ready: AtomicUsize::new(0) };
+        cpu.pool.install(|| rayon::broadcast(|_| isa.warm_up_thread()))?;
         Ok(CpuBackend { cpu: Arc::new(cpu) })
     }
 
@@ -172,7 +190,7 @@ impl Cpu {
     /// Makes room on every thread for products of so many rows.
     fn reserve(&self, rows: usize) -> Result<()> {
         if self.ready.load(Ordering::Acquire) < rows {
-            self.pool.install(|| rayon::broadcast(|_| product::reserve_thread(rows)))?;
+            self.pool.install(|| rayon::broadcast(|_| product::reserve_thread(self.isa, rows)))?;
             self.ready.fetch_max(rows, Ordering::Release);
         }
         Ok(())

@@ -2,6 +2,7 @@
 //! vocabulary, and at the end these are joined row by row.
 
 use super::product::{Product, Take, block_ids, blocks};
+use crate::layout::BLOCK;
 use crate::merge::ExpSum;
 use crate::merge::{Best, PartialMut, PartialSpec};
 use crate::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_NONFINITE};
@@ -74,14 +75,14 @@ pub(super) fn parts(threads: usize, vocab: &Range<usize>) -> usize {
 pub(super) fn run(product: &Product<'_>, spec: PartialSpec, seen: &mut [Seen], out: &mut [u8]) {
     let (rows, vocab) = (product.rows.len(), product.shard.vocab());
     let (blocks, parts) = (blocks(&vocab), seen.len() / rows);
-    let k = spec.places(vocab.len());
+    let (k, at_once) = (spec.places(vocab.len()), product.at_once(blocks.len()));
     let end = |part: usize| blocks.start + blocks.len() * part / parts;
     seen.par_chunks_exact_mut(rows).with_max_len(1).enumerate().for_each(|(part, seen)| {
         seen.iter_mut().for_each(|row| row.reset(k));
-        for block in end(part)..end(part + 1) {
-            let ids = block_ids(block, &vocab);
+        for first in (end(part)..end(part + 1)).step_by(at_once) {
+            let ids = block_ids(first..end(part + 1).min(first + at_once), &vocab);
             let first_id = ids.start;
-            product.block(ids, Push { seen: &mut *seen, first_id, sum: spec.sum });
+            product.blocks(ids, Push { seen: &mut *seen, first_id, sum: spec.sum });
         }
     });
     let (first, others) = seen.split_at_mut(rows);
@@ -104,7 +105,7 @@ struct Push<'a> {
 
 impl Take for Push<'_> {
     #[inline(always)]
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
-        self.seen[row].push(self.first_id, logits, finite, self.sum);
+    fn take(&mut self, block: usize, row: usize, logits: &[f32], finite: bool) {
+        self.seen[row].push(self.first_id + block * BLOCK, logits, finite, self.sum);
     }
 }

@@ -55,17 +55,32 @@ pub(super) fn blocks(vocab: &Range<usize>) -> Range<usize> {
     vocab.start / BLOCK..vocab.end.div_ceil(BLOCK)
 }
 
-/// The ids of `vocab` in a global block.
-pub(super) fn block_ids(block: usize, vocab: &Range<usize>) -> Range<usize> {
-    (block * BLOCK).max(vocab.start)..((block + 1) * BLOCK).min(vocab.end)
+/// The ids of `vocab` in some global blocks.
+pub(super) fn block_ids(blocks: Range<usize>, vocab: &Range<usize>) -> Range<usize> {
+    (blocks.start * BLOCK).max(vocab.start)..(blocks.end * BLOCK).min(vocab.end)
 }
 
+/// Tasks for each thread, at least, where blocks are computed several at once.
+const TASKS: usize = 4;
+
 impl Product<'_> {
-    /// Computes the logits of vocabulary `ids` (within one block) and gives each row's to `take`.
-    pub fn block(&self, ids: Range<usize>, take: impl Take) {
+    /// Blocks that are computed at once, where the threads of the current pool have so many to compute: few
+    /// enough that all of them have work.
+    pub fn at_once(&self, blocks: usize) -> usize {
+        self.packed.blocks_at_once().min(blocks / (TASKS * rayon::current_num_threads())).max(1)
+    }
+
+    /// Computes the logits of vocabulary `ids`, which begin with a block and are `at_once` of them at most,
+    /// and gives each row's of each block to `take`.
+    pub fn blocks(&self, ids: Range<usize>, mut take: impl Take) {
         THREAD.with_borrow_mut(|thread| {
             let Thread { logits, scratch } = thread;
-            logits.resize(self.rows.len() * BLOCK, 0.0);
+            let block_logits = self.rows.len() * BLOCK;
+            let wanted = ids.len().div_ceil(BLOCK) * block_logits;
+            if logits.len() < wanted {
+                logits.resize(wanted, 0.0);
+            }
+            let logits = &mut logits[..wanted];
             let start = self.shard.vocab().start;
             let own = ids.start - start..ids.end - start;
             let from = own.start * self.shard.hidden_size();
@@ -79,11 +94,16 @@ impl Product<'_> {
             let sums = self.weight_sums.get(own.clone()).unwrap_or_default();
             self.packed.multiply(weights, own.len(), sums, logits, scratch);
             let row_scales = self.packed.scales();
-            let scales = self.shard.scales().map_or(&[][..], |scales| &scales[own.clone()]);
-            let bias = self.shard.bias().map(|bias| &bias[own]);
-            let epilogue = self.epilogue;
-            let adjust = self.adjustments.map(|a| (a, self.rows.start, ids.start));
-            self.isa.run(Finish { logits, ids: ids.len(), row_scales, scales, bias, epilogue, adjust, take });
+            let blocks = logits.chunks_exact_mut(block_logits.max(1)).zip(own.clone().step_by(BLOCK));
+            for (block, (logits, first)) in blocks.enumerate() {
+                let own = first..own.end.min(first + BLOCK);
+                let scales = self.shard.scales().map_or(&[][..], |scales| &scales[own.clone()]);
+                let bias = self.shard.bias().map(|bias| &bias[own.clone()]);
+                let epilogue = self.epilogue;
+                let adjust = self.adjustments.map(|a| (a, self.rows.start, start + first));
+                let (ids, take) = (own.len(), &mut take);
+                self.isa.run(Finish { logits, ids, block, row_scales, scales, bias, epilogue, adjust, take });
+            }
         });
     }
 }
@@ -96,16 +116,17 @@ thread_local! {
 
 #[derive(Default)]
 struct Thread {
-    /// `[rows of the product, BLOCK]`
+    /// `[blocks at once, rows of the product, BLOCK]`
     logits: Vec<f32>,
     scratch: Scratch,
 }
 
 /// Makes room on this thread for products of so many rows.
-pub(super) fn reserve_thread(rows: usize) {
+pub(super) fn reserve_thread(isa: Isa, rows: usize) {
     THREAD.with_borrow_mut(|Thread { logits, scratch }| {
-        logits.reserve((rows * BLOCK).saturating_sub(logits.len()));
-        scratch.reserve(rows);
+        let wanted = PackedRows::most_blocks_at_once(isa, rows) * rows * BLOCK;
+        logits.reserve(wanted.saturating_sub(logits.len()));
+        scratch.reserve(isa, rows);
     });
 }
 
@@ -114,23 +135,16 @@ pub(super) fn release_thread() {
     THREAD.set(Thread::default());
 }
 
-/// What becomes of a row's logits of one block. Rows count from the first of the product.
+/// What becomes of a row's logits of one block. Rows and blocks count from the first of the product.
 pub(super) trait Take {
     /// Comes before `take` where there are adjustments: the logits without them.
     #[inline(always)]
-    fn take_raw(&mut self, row: usize, logits: &[f32], finite: bool) {
-        let _ = (row, logits, finite);
+    fn take_raw(&mut self, block: usize, row: usize, logits: &[f32], finite: bool) {
+        let _ = (block, row, logits, finite);
     }
 
     /// `finite`: all of them were.
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool);
-}
-
-impl<F: FnMut(usize, &[f32], bool)> Take for F {
-    #[inline(always)]
-    fn take(&mut self, row: usize, logits: &[f32], finite: bool) {
-        self(row, logits, finite);
-    }
+    fn take(&mut self, block: usize, row: usize, logits: &[f32], finite: bool);
 }
 
 /// Raw sums of one block -> logits: dequantise, the epilogue, adjustments.
@@ -138,6 +152,8 @@ struct Finish<'a, F> {
     /// `[rows, BLOCK]`, of which `ids` columns are used.
     logits: &'a mut [f32],
     ids: usize,
+    /// Which block it is.
+    block: usize,
     /// `[rows]`, or empty.
     row_scales: &'a [f32],
     /// `[ids]`, or empty.
@@ -146,14 +162,14 @@ struct Finish<'a, F> {
     epilogue: Epilogue,
     /// The adjustments, the first row's number in them and the first id.
     adjust: Option<(&'a ShardAdjustments, usize, usize)>,
-    take: F,
+    take: &'a mut F,
 }
 
 impl<F: Take> Work for Finish<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<A: Arith>(mut self) {
+    fn run<A: Arith>(self) {
         for (row, logits) in self.logits.chunks_exact_mut(BLOCK).enumerate() {
             let logits = &mut logits[..self.ids];
             // Each product rounded on its own (promise 2); Rust contracts nothing.
@@ -167,10 +183,10 @@ impl<F: Take> Work for Finish<'_, F> {
             }
             let mut finite = self.epilogue.apply(logits, self.bias);
             if let Some((adjustments, first_row, first_id)) = self.adjust {
-                self.take.take_raw(row, logits, finite);
+                self.take.take_raw(self.block, row, logits, finite);
                 finite &= adjustments.apply(first_row + row, first_id, logits);
             }
-            self.take.take(row, logits, finite);
+            self.take.take(self.block, row, logits, finite);
         }
     }
 }

@@ -227,8 +227,7 @@ impl CudaDevice {
     /// # Errors
     /// `Unsupported`, naming the kernel file and what it was compiled for.
     pub fn runs(&self, precision: Precision) -> Result<()> {
-        let kernels = precision.tiles().iter().map(|tile| tile.kernel).chain(precision.quantizer());
-        for kernel in kernels {
+        for kernel in precision.kernels() {
             fatbins::with_kernel(kernel)?.code_for(self.info().capability)?;
         }
         Ok(())

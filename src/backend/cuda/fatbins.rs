@@ -121,15 +121,20 @@ mod tests {
 
     #[test]
     fn a_device_runs_its_own_code_then_its_generations_then_ptx() {
-        let portable = &["sm_80", "sm_89", "sm_90", "compute_80"][..];
+        let portable = &["sm_80", "sm_89", "sm_90", "compute_80", "compute_90"][..];
+        let more = &["sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80", "compute_90"][..];
         for (architectures, device, wanted) in [
             (portable, (7, 5), None),
             (portable, (8, 0), Some("sm_80")),
             (portable, (8, 6), Some("sm_80")),
             (portable, (8, 9), Some("sm_89")),
             (portable, (9, 0), Some("sm_90")),
-            (portable, (10, 0), Some("compute_80")),
-            (portable, (12, 1), Some("compute_80")),
+            (portable, (10, 0), Some("compute_90")),
+            (portable, (12, 1), Some("compute_90")),
+            (more, (10, 3), Some("sm_100")),
+            (more, (11, 0), Some("compute_90")),
+            (more, (12, 1), Some("sm_120")),
+            (more, (8, 6), Some("sm_80")),
             (&["sm_90a"][..], (9, 0), Some("sm_90a")),
             (&["sm_90", "sm_90a"][..], (9, 0), Some("sm_90a")),
             (&["sm_90a"][..], (10, 0), None),

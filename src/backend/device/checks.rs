@@ -163,7 +163,7 @@ pub(super) fn check_candidates(spec: &PartialSpec) -> Result<()> {
 pub(super) fn check_spec(spec: &PartialSpec) -> Result<()> {
     check_candidates(spec)?;
     if spec.targets > 0 {
-        let fix = "hold the logits, and ask for partials in a pass";
+        let fix = "pass their logits beside them: Out::Counted";
         return Err(Error::request("targets of a product's partials", "none", spec.targets, fix));
     }
     Ok(())

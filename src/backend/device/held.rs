@@ -52,10 +52,11 @@ impl Held {
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Forgets what is held: its memory may go.
+    /// Forgets what is held, and rows that were brought: their memory may go.
     pub(super) fn forget(&mut self) {
         self.held.is_there = false;
         self.held.nothing(0);
+        self.brought = None;
     }
 }
 

@@ -5,6 +5,7 @@
 use super::adjustments::NO_ADJUSTMENTS;
 use super::partials::THREADS;
 use super::shard::{DeviceShard, count_of, product_of};
+use super::words::words;
 use super::{CopyRows, Grid, KernelDevice};
 use crate::backend::params::{
     EncodeTargetsParams, LogitAdjustments, OrStatusParams, PackAdjustmentsParams, PickTargetsParams,
@@ -53,15 +54,15 @@ impl<D: KernelDevice> DeviceShard<D> {
     /// [`LoadedShard::inputs`](crate::backend::LoadedShard::inputs).
     pub(super) fn place_inputs(&mut self, what: Inputs<'_>, on: &On<'_>) -> Result<()> {
         match what {
-            Inputs::Fill { words, value } => {
-                let n = words.len() / 4;
-                let address = self.place("words of the rows", words.as_span(), n, 4)?;
+            Inputs::Fill { words: some, value } => {
+                let n = some.len() / 4;
+                let address = self.place("words of the rows", some.as_span(), n, 4)?;
                 if n == 0 {
                     return Ok(());
                 }
                 self.only_on(on, |shard, stream| {
                     // SAFETY: checked words of the caller's.
-                    unsafe { shard.common.device.fill(stream, address, n, value) }
+                    unsafe { shard.set_words(stream, words(address, n, value)) }
                 })
             }
             Inputs::Status { from, into } => {

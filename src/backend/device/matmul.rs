@@ -1,19 +1,25 @@
 //! One product on device memory: prepared once, then only launches.
 
+use super::words::{set_words, words};
 use super::{Grid, KernelDevice};
 use crate::backend::params::{
     LMHEAD_BEST, LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LMHEAD_STATUS_ALLOWED,
-    LogitAdjustments, LogitMatrix, MatmulParams, QuantizeRowsParams, RowMatrix, TilePartials, WeightMatrix,
+    LMHEAD_TARGET_ROWS, LMHEAD_TARGET_STAGES, LMHEAD_TARGETS, LogitAdjustments, LogitMatrix, MatmulParams,
+    PackRowsParams, QuantizeRowsParams, RowMatrix, SetWordsParams, StageRowsParams, TargetLogitsParams,
+    TilePartials, WeightMatrix,
 };
 use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Precision, Shape};
+use crate::plan::{Family, Plan, Precision, QuantizePlan, Shape, StagePlan, WeightLayout};
+use std::ptr::null;
 
 /// What is to be multiplied, call after call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spec {
     pub precision: Precision,
+    /// How the weights lie, and so which kernels multiply them: decided when they are loaded.
+    pub layout: WeightLayout,
     /// Ids of the shard.
     pub vocab: usize,
     pub hidden: usize,
@@ -37,7 +43,8 @@ pub struct Call {
     /// Instead of the logits ([`NO_PARTIALS`](super::NO_PARTIALS): none). `bars` need not be zeros.
     pub partials: TilePartials,
     pub epilogue: Epilogue,
-    /// At least [`Matmul::workspace_bytes`] for these rows, aligned to 16; 0 where none are needed.
+    /// At least [`Matmul::workspace_bytes`] for these rows, aligned to 16. 16-bit rows whose address and
+    /// pitch are multiples of 16 bytes leave it alone: it may be 0 then.
     pub workspace: u64,
     pub workspace_bytes: usize,
 }
@@ -49,9 +56,41 @@ unsafe impl Send for Call {}
 pub struct Matmul<D: KernelDevice> {
     spec: Spec,
     limits: crate::plan::DeviceLimits,
-    /// Those of `Precision::tiles` that the device takes, in that order.
+    /// Those of the layout's tiles that the device takes, in that order.
     tiles: Vec<(&'static str, D::Kernel<MatmulParams>)>,
     quantizer: Option<D::Kernel<QuantizeRowsParams>>,
+    packer: Option<D::Kernel<PackRowsParams>>,
+    /// Rows that are not quantised have their status and bars set by this.
+    words: D::Kernel<SetWordsParams>,
+    targets: D::Kernel<TargetLogitsParams>,
+    /// Of packed weights.
+    stager: Option<D::Kernel<StageRowsParams>>,
+}
+
+/// Ids of their own that rows have, and where the logits of these go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TargetCall {
+    /// Address of `[rows, per_row]` u32: ids of the vocabulary.
+    pub ids: u64,
+    /// At least 1.
+    pub per_row: usize,
+    /// Of the shard.
+    pub first_id: usize,
+    /// Address of `[rows, per_row]` f32; NaN where the id is not the shard's.
+    pub out: u64,
+}
+
+/// The kernel of a precision that makes single logits.
+pub fn target_kernel(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Bf16 => "target_logits_bf16",
+        Precision::F16 => "target_logits_f16",
+        Precision::W8a8(_) => "target_logits_w8a8",
+        Precision::W8a16(DType::F16) => "target_logits_w8a16_f16",
+        Precision::W8a16(_) => "target_logits_w8a16_bf16",
+        Precision::Fp8(DType::F16) => "target_logits_fp8_f16",
+        Precision::Fp8(_) => "target_logits_fp8_bf16",
+    }
 }
 
 impl<D: KernelDevice> std::fmt::Debug for Matmul<D> {
@@ -64,19 +103,31 @@ impl<D: KernelDevice> Matmul<D> {
     /// Loads every kernel that a call may launch.
     ///
     /// # Errors
-    /// As [`Plan::new`] for the most rows, and as [`KernelDevice::kernel`].
+    /// As [`Plan::for_layout`] for the most rows, and as [`KernelDevice::kernel`].
     pub fn prepare(device: &D, spec: Spec) -> Result<Self> {
         let limits = device.limits();
         let most = Shape { rows: spec.max_rows.max(1), vocab: spec.vocab, hidden: spec.hidden };
-        Plan::new(spec.precision, most, &limits)?;
+        let (layout, precision) = (spec.layout, spec.precision);
+        Plan::for_layout(layout, precision, most, &limits)?;
         // Of few rows every tile can be counted, of the most perhaps not.
-        let plans = Plan::candidates(spec.precision, Shape { rows: 1, ..most }, &limits)?;
+        let few = Shape { rows: 1, ..most };
+        let plans = match layout {
+            WeightLayout::Rows => Plan::candidates(precision, few, &limits)?,
+            WeightLayout::Packed => Plan::packed_candidates(precision, few, &limits)?,
+        };
         let mut names: Vec<&'static str> = plans.iter().map(|plan| plan.tile.kernel).collect();
         names.dedup();
         let load = |name| Ok((name, device.kernel(name)?));
         let tiles = names.into_iter().map(load).collect::<Result<_>>()?;
-        let quantizer = spec.precision.quantizer().map(|name| device.kernel(name)).transpose()?;
-        Ok(Matmul { spec, limits, tiles, quantizer })
+        // Single logits take rows quantised or aligned whatever the layout of the weights.
+        let quantizer = precision.quantizer().map(|name| device.kernel(name)).transpose()?;
+        let packer = precision.packer().map(|name| device.kernel(name)).transpose()?;
+        let stager = match layout {
+            WeightLayout::Rows => None,
+            WeightLayout::Packed => Some(device.kernel(precision.stager())?),
+        };
+        let (words, targets) = (device.kernel("set_words")?, device.kernel(target_kernel(precision))?);
+        Ok(Matmul { spec, limits, tiles, quantizer, packer, words, targets, stager })
     }
 
     pub fn spec(&self) -> &Spec {
@@ -88,15 +139,15 @@ impl<D: KernelDevice> Matmul<D> {
     /// # Errors
     /// `Shape` for more rows than were prepared for, or none.
     pub fn plan(&self, rows: usize) -> Result<Plan> {
-        let Spec { precision, vocab, hidden, max_rows } = self.spec;
+        let Spec { precision, layout, vocab, hidden, max_rows } = self.spec;
         if rows > max_rows {
             let fix = "prepare for more rows, or split the call";
             return Err(Error::shape("rows of a product", format!("at most {max_rows}"), rows, fix));
         }
-        Plan::new(precision, Shape { rows, vocab, hidden }, &self.limits)
+        Plan::for_layout(layout, precision, Shape { rows, vocab, hidden }, &self.limits)
     }
 
-    /// Bytes of workspace that a call of `rows` rows needs.
+    /// Bytes of workspace that a call of `rows` rows needs, wherever its rows lie.
     ///
     /// # Errors
     /// As [`Matmul::plan`]; no rows need none.
@@ -144,67 +195,219 @@ impl<D: KernelDevice> Matmul<D> {
             return Err(Error::shape("plan", format!("one of {}", self.spec.precision), plan, fix));
         };
         crate::plan::check(precision, &shape, &plan.tile, plan.stages, &self.limits)?;
-        let (row_count, hidden) = (call.rows as u32, hidden as u32);
-        let a = &call.adjustments;
-        let adjusted = !(a.allowed.is_null() && a.addition_offsets.is_null() && a.count_offsets.is_null());
-        // Kernels look for a logit above minus infinity only where adjustments may have left none.
-        let status_before = if adjusted { 0 } else { LMHEAD_STATUS_ALLOWED };
-        let mut params = MatmulParams {
-            weights: call.weights,
-            rows: call.hidden,
-            row_scales: std::ptr::null(),
-            logits: call.logits,
-            adjustments: call.adjustments,
-            raw: call.raw as usize as *mut f32,
-            partials: call.partials,
-            softcap: call.epilogue.softcap.unwrap_or(0.0),
-            scale: call.epilogue.scale,
-            vocab: vocab as u32,
-            row_count,
-            hidden,
-            stages: plan.stages as u32,
-        };
         let (threads, shared_bytes) = (plan.tile.threads(), plan.shared_bytes());
         let grid = Grid { blocks: plan.blocks, threads, shared_bytes };
-        let named = |error| of_product(&plan.shape, error);
-        if !call.partials.data.is_null() {
-            // SAFETY: the caller's promise, for this and what follows.
-            unsafe { device.clear(stream, call.partials.bars as u64, call.rows).map_err(named)? };
+        let mut params = params(call, plan);
+        // A kernel before the product begins what it adds to, and lets the product begin to load weights.
+        // SAFETY: the caller's promise.
+        let before = unsafe {
+            if let Some((kernel, grid, rows)) = self.staged(call, plan, &mut params) {
+                device.launch(stream, kernel, &grid, &rows)
+            } else if self.brings_rows(call, plan) {
+                self.bring_rows(device, stream, call, plan, &mut params)
+            } else {
+                let status = words(call.logits.status as u64, call.rows, status_before(call));
+                set_words(device, stream, &self.words, [status, words(bars(call) as u64, call.rows, 0)])
+            }
+        };
+        // SAFETY: as above.
+        let run = |()| unsafe { device.launch(stream, kernel, &grid, &params) };
+        before.and_then(run).map_err(|error| of_product(&plan.shape, error))
+    }
+
+    /// Queues the logits of single ids of the call's rows, with the bits that they have in its product. Of the
+    /// call neither logits nor partials are used; its status words are memory that is written where rows are
+    /// quantised.
+    ///
+    /// # Errors
+    /// As [`Matmul::run`].
+    ///
+    /// # Safety
+    /// As [`Matmul::run`].
+    pub unsafe fn run_targets(
+        &self,
+        device: &D,
+        stream: D::Stream,
+        call: &Call,
+        targets: &TargetCall,
+    ) -> Result<()> {
+        let TargetCall { ids, per_row, first_id, out } = *targets;
+        if call.rows == 0 || per_row == 0 {
+            return Ok(());
         }
-        let (Some(quantize), Some(quantizer)) = (&plan.quantize, &self.quantizer) else {
-            // SAFETY: as above.
-            unsafe {
-                device.fill(stream, call.logits.status as u64, call.rows, status_before).map_err(named)?
-            };
-            // SAFETY: as above.
-            return unsafe { device.launch(stream, kernel, &grid, &params).map_err(named) };
+        let plan = self.plan(call.rows)?;
+        check_operands(call, &plan)?;
+        aligned("targets", ids, 4, false)?;
+        aligned("logits of the targets", out, 4, false)?;
+        let (rows, each) = (LMHEAD_TARGET_ROWS as usize, LMHEAD_TARGETS as usize);
+        let blocks = call.rows.div_ceil(rows).checked_mul(per_row.div_ceil(each));
+        let blocks = blocks.filter(|_| i32::try_from(per_row).is_ok());
+        let Some(blocks) = blocks.and_then(|n| i32::try_from(n).ok()) else {
+            let got = format!("{} x {per_row}", call.rows);
+            let wanted = format!("fewer than 2^31 parts of {rows} rows x {each} targets");
+            return Err(Error::shape("rows x targets", wanted, got, "split the rows"));
         };
-        // The rows' status is stored by the kernel that quantises them.
-        let scales = (call.workspace + plan.workspace.scales as u64) as usize;
-        let rows = QuantizeRowsParams {
-            rows: call.hidden,
-            out: call.workspace as usize as *mut i8,
-            out_pitch: plan.workspace.row_pitch as u64,
-            scales: scales as *mut f32,
-            status: call.logits.status,
-            row_count,
-            hidden,
-            status_before,
+        let tile = &self.spec.precision.tiles()[0];
+        debug_assert_eq!((tile.ids, tile.rows), (rows * each, rows), "the kernel's tile");
+        let shared_bytes = tile.shared_bytes(LMHEAD_TARGET_STAGES as usize);
+        let grid = Grid { blocks: blocks as u32, threads: tile.threads(), shared_bytes };
+        let mut product = MatmulParams { stages: LMHEAD_TARGET_STAGES, ..params(call, &plan) };
+        let before = match self.brings_rows(call, &plan) {
+            // SAFETY: the caller's promise.
+            true => unsafe { self.bring_rows(device, stream, call, &plan, &mut product) },
+            false => Ok(()),
         };
-        params.row_scales = scales as *const f32;
-        params.rows = RowMatrix {
-            data: rows.out.cast_const().cast(),
-            pitch: rows.out_pitch,
-            indices: std::ptr::null(),
+        let params = TargetLogitsParams {
+            product,
+            targets: ids as usize as *const u32,
+            out: out as usize as *mut f32,
+            per_row: per_row as u32,
+            first_id: first_id as u32,
+        };
+        // SAFETY: as above.
+        let run = |()| unsafe { device.launch(stream, &self.targets, &grid, &params) };
+        before.and_then(run).map_err(|error| of_product(&plan.shape, error))
+    }
+
+    /// Whether [`Matmul::bring_rows`] has something to do.
+    fn brings_rows(&self, call: &Call, plan: &Plan) -> bool {
+        self.quantizer.is_some() || needs_packing(call, plan)
+    }
+
+    /// Brings a call's rows into the workspace, one behind the other: quantised, or as they are where they are
+    /// not aligned. The product then reads them there.
+    ///
+    /// # Safety
+    /// As [`Matmul::run`].
+    unsafe fn bring_rows(
+        &self,
+        device: &D,
+        stream: D::Stream,
+        call: &Call,
+        plan: &Plan,
+        product: &mut MatmulParams,
+    ) -> Result<()> {
+        let (precision, hidden) = (plan.precision, plan.shape.hidden);
+        let (out, status, status_before) =
+            (call.workspace as usize as *mut u8, call.logits.status, status_before(call));
+        let (row_count, blocks) = (product.row_count, product.row_count);
+        let in_order = |pitch| RowMatrix {
+            data: out.cast_const().cast(),
+            pitch,
+            indices: null(),
             index_bytes: 4,
             source_rows: row_count,
         };
-        let rows_grid =
-            Grid { blocks: quantize.blocks, threads: quantize.threads, shared_bytes: quantize.shared_bytes };
+        if let (Some(quantizer), Some(quantize)) = (&self.quantizer, precision.quantize(call.rows)) {
+            let out_pitch = hidden.next_multiple_of(16) as u64;
+            let rows = QuantizeRowsParams {
+                rows: call.hidden,
+                out: out.cast(),
+                out_pitch,
+                scales: (call.workspace as usize + plan.workspace.scales) as *mut f32,
+                status,
+                bars: bars(call),
+                row_count,
+                hidden: product.hidden,
+                status_before,
+            };
+            (product.row_scales, product.rows) = (rows.scales, in_order(out_pitch));
+            let QuantizePlan { threads, shared_bytes, .. } = quantize;
+            // SAFETY: the caller's promise.
+            return unsafe {
+                device.launch(stream, quantizer, &Grid { blocks, threads, shared_bytes }, &rows)
+            };
+        }
+        let Some(packer) = &self.packer else { return Ok(()) };
+        let row_bytes = hidden * precision.rows().size();
+        let out_pitch = row_bytes.next_multiple_of(16) as u64;
+        let rows = PackRowsParams {
+            rows: call.hidden,
+            out,
+            out_pitch,
+            status,
+            row_count,
+            row_bytes: row_bytes as u32,
+            status_before,
+        };
+        product.rows = in_order(out_pitch);
+        let no_bars = [words(bars(call) as u64, call.rows, 0), words(0, 0, 0)];
+        let grid = Grid { blocks, threads: 256, shared_bytes: 0 };
         // SAFETY: as above.
-        unsafe { device.launch_dependent(stream, (quantizer, &rows_grid, &rows), (kernel, &grid, &params)) }
-            .map_err(named)
+        unsafe {
+            set_words(device, stream, &self.words, no_bars)?;
+            device.launch(stream, packer, &grid, &rows)
+        }
     }
+
+    /// What brings a call's rows into the order of stages, where the weights are packed.
+    fn staged(&self, call: &Call, plan: &Plan, product: &mut MatmulParams) -> Before<'_, D, StageRowsParams> {
+        let (stage, stager) = (plan.stage?, self.stager.as_ref()?);
+        let int8 = plan.precision.quantizer().is_some();
+        let scales = if int8 { call.workspace as usize + plan.workspace.scales } else { 0 };
+        let rows = StageRowsParams {
+            rows: call.hidden,
+            out: call.workspace as usize as *mut u8,
+            scales: scales as *mut f32,
+            status: call.logits.status,
+            bars: bars(call),
+            row_count: product.row_count,
+            hidden: product.hidden,
+            tile_rows: plan.tile.rows as u32,
+            status_before: status_before(call),
+        };
+        product.row_scales = rows.scales;
+        product.rows = RowMatrix {
+            data: rows.out.cast_const().cast(),
+            pitch: plan.workspace.row_pitch as u64,
+            indices: null(),
+            index_bytes: 4,
+            source_rows: stage.blocks,
+        };
+        let StagePlan { blocks, threads, shared_bytes, .. } = stage;
+        Some((stager, Grid { blocks, threads, shared_bytes }, rows))
+    }
+}
+
+/// A kernel that prepares rows before a product, with its launch.
+type Before<'a, D, P> = Option<(&'a <D as KernelDevice>::Kernel<P>, Grid, P)>;
+
+/// What a product is told of its call; rows are the call's own.
+fn params(call: &Call, plan: &Plan) -> MatmulParams {
+    let Shape { rows, vocab, hidden } = plan.shape;
+    MatmulParams {
+        weights: call.weights,
+        rows: call.hidden,
+        row_scales: null(),
+        logits: call.logits,
+        adjustments: call.adjustments,
+        raw: call.raw as usize as *mut f32,
+        partials: call.partials,
+        softcap: call.epilogue.softcap.unwrap_or(0.0),
+        scale: call.epilogue.scale,
+        vocab: vocab as u32,
+        row_count: rows as u32,
+        hidden: hidden as u32,
+        stages: plan.stages as u32,
+    }
+}
+
+/// The words that tiles of partials raise; none where logits are stored.
+fn bars(call: &Call) -> *mut u32 {
+    if call.partials.data.is_null() { std::ptr::null_mut() } else { call.partials.bars }
+}
+
+/// What is known of each row before its product: kernels look for a logit above minus infinity only where
+/// adjustments may have left none.
+fn status_before(call: &Call) -> u32 {
+    let a = &call.adjustments;
+    let adjusted = !(a.allowed.is_null() && a.addition_offsets.is_null() && a.count_offsets.is_null());
+    if adjusted { 0 } else { LMHEAD_STATUS_ALLOWED }
+}
+
+/// Whether the kernel's copies of 16 bytes would be misaligned, so that the rows are brought together before.
+fn needs_packing(call: &Call, plan: &Plan) -> bool {
+    plan.precision.quantizer().is_none() && !(call.hidden.data as u64 | call.hidden.pitch).is_multiple_of(16)
 }
 
 /// A device's error with the product that it belongs to.
@@ -227,35 +430,80 @@ pub(super) fn dtype_code(dtype: DType) -> Option<u32> {
     }
 }
 
-/// The single statement of what a call's addresses must be.
+fn wrong(what: &str, wanted: String, got: String, fix: &str) -> Result<()> {
+    Err(Error::shape(what, wanted, got, fix))
+}
+
+fn aligned(what: &str, address: u64, to: usize, optional: bool) -> Result<()> {
+    let null = address == 0;
+    if (null && !optional) || !address.is_multiple_of(to as u64) {
+        let wanted = format!("an address that is a multiple of {to}");
+        return wrong(what, wanted, format!("{address:#x}"), "align it, or copy it to where it is aligned");
+    }
+    Ok(())
+}
+
+fn pitched(what: &str, pitch: u64, row_bytes: usize, to: usize) -> Result<()> {
+    if pitch < row_bytes as u64 || !pitch.is_multiple_of(to as u64) {
+        let wanted = format!("at least the {row_bytes} bytes of a row, a multiple of {to}");
+        return wrong(what, wanted, pitch.to_string(), "pad the rows");
+    }
+    Ok(())
+}
+
+/// The single statement of what a call's addresses must be, with [`check_operands`].
 fn check(call: &Call, plan: &Plan) -> Result<()> {
+    let Shape { vocab, .. } = plan.shape;
+    check_operands(call, plan)?;
+    aligned("row status", call.logits.status as u64, 4, false)?;
+    if call.partials.data.is_null() {
+        let size = match call.logits.dtype {
+            LMHEAD_DTYPE_F32 => 4,
+            LMHEAD_DTYPE_F16 | LMHEAD_DTYPE_BF16 => 2,
+            other => {
+                let wanted = "LMHEAD_DTYPE_F32, _F16 or _BF16".to_string();
+                return wrong("type of the logits", wanted, other.to_string(), "use one of those");
+            }
+        };
+        aligned("logits", call.logits.data as u64, size, false)?;
+        pitched("pitch of the logits", call.logits.pitch, vocab * size, size)?;
+        aligned("logits without adjustments", call.raw, 4, true)?;
+        if call.raw != 0 && call.logits.dtype != LMHEAD_DTYPE_F32 {
+            let fix = "ask for f32 logits";
+            return wrong("logits beside those without adjustments", "f32".into(), "16 bits".into(), fix);
+        }
+        return Ok(());
+    }
+    let p = &call.partials;
+    aligned("partials of the tiles", p.data as u64, 8, false)?;
+    aligned("bars of the rows", p.bars as u64, 4, false)?;
+    aligned("sampling parameters", p.draws as u64, 16, true)?;
+    aligned("targets", p.targets as u64, 8, p.target_count == 0)?;
+    if p.draws.is_null() && !(1..=LMHEAD_BEST).contains(&p.k) {
+        let wanted = format!("1 to {LMHEAD_BEST}");
+        return wrong("candidates of a tile", wanted, p.k.to_string(), "hold the logits instead");
+    }
+    Ok(())
+}
+
+/// What is multiplied, and what becomes of it on its way out.
+fn check_operands(call: &Call, plan: &Plan) -> Result<()> {
     let Shape { rows, vocab, hidden } = plan.shape;
-    let wrong =
-        |what: &str, wanted: String, got: String, fix: &str| Err(Error::shape(what, wanted, got, fix));
-    let aligned = |what: &str, address: u64, to: usize, optional: bool| {
-        let null = address == 0;
-        if (null && !optional) || !address.is_multiple_of(to as u64) {
-            let wanted = format!("an address that is a multiple of {to}");
-            return wrong(
-                what,
-                wanted,
-                format!("{address:#x}"),
-                "align it, or copy it to where it is aligned",
-            );
-        }
-        Ok(())
-    };
-    let pitched = |what: &str, pitch: u64, row_bytes: usize, to: usize| {
-        if pitch < row_bytes as u64 || !pitch.is_multiple_of(to as u64) {
-            let wanted = format!("at least the {row_bytes} bytes of a row, a multiple of {to}");
-            return wrong(what, wanted, pitch.to_string(), "pad the rows");
-        }
-        Ok(())
-    };
     let precision = plan.precision;
 
     aligned("weights", call.weights.data as u64, 16, false)?;
     pitched("pitch of the weights", call.weights.pitch, vocab_row(hidden, precision), 16)?;
+    let packed = plan.tile.family == Family::Wgmma;
+    if (call.weights.packed != 0) != packed {
+        let name = |packed| if packed { "packed weights" } else { "weights row behind row" };
+        let fix = "plan for the layout that the weights were loaded in";
+        return wrong("weights", name(packed).into(), name(!packed).into(), fix);
+    }
+    if packed && call.weights.pitch != plan.workspace.row_pitch as u64 {
+        let wanted = format!("the {} bytes of a row's columns", plan.workspace.row_pitch);
+        let fix = "pack the weights with hopper::pack_weights";
+        return wrong("pitch of packed weights", wanted, call.weights.pitch.to_string(), fix);
+    }
     aligned("weight scales", call.weights.scales as u64, 4, precision.weight_bytes() != 1)?;
     aligned("bias", call.weights.bias as u64, 4, true)?;
 
@@ -282,38 +530,6 @@ fn check(call: &Call, plan: &Plan) -> Result<()> {
             );
         }
         aligned("indices", call.hidden.indices as u64, bytes as usize, false)?;
-    }
-
-    aligned("row status", call.logits.status as u64, 4, false)?;
-    if call.partials.data.is_null() {
-        let size = match call.logits.dtype {
-            LMHEAD_DTYPE_F32 => 4,
-            LMHEAD_DTYPE_F16 | LMHEAD_DTYPE_BF16 => 2,
-            other => {
-                let wanted = "LMHEAD_DTYPE_F32, _F16 or _BF16".to_string();
-                return wrong("type of the logits", wanted, other.to_string(), "use one of those");
-            }
-        };
-        aligned("logits", call.logits.data as u64, size, false)?;
-        pitched("pitch of the logits", call.logits.pitch, vocab * size, size)?;
-        aligned("logits without adjustments", call.raw, 4, true)?;
-        if call.raw != 0 && call.logits.dtype != LMHEAD_DTYPE_F32 {
-            let fix = "ask for f32 logits";
-            return wrong("logits beside those without adjustments", "f32".into(), "16 bits".into(), fix);
-        }
-    } else {
-        aligned("partials of the tiles", call.partials.data as u64, 8, false)?;
-        aligned("bars of the rows", call.partials.bars as u64, 4, false)?;
-        aligned("sampling parameters", call.partials.draws as u64, 16, true)?;
-        if call.partials.draws.is_null() && !(1..=LMHEAD_BEST).contains(&call.partials.k) {
-            let wanted = format!("1 to {LMHEAD_BEST}");
-            return wrong(
-                "candidates of a tile",
-                wanted,
-                call.partials.k.to_string(),
-                "hold the logits instead",
-            );
-        }
     }
 
     let a = &call.adjustments;
@@ -356,7 +572,7 @@ fn check(call: &Call, plan: &Plan) -> Result<()> {
         let wanted = format!("at least the {} words of a row", vocab.div_ceil(32));
         return wrong("pitch of the mask", wanted, a.allowed_pitch.to_string(), "one bit for each id");
     }
-    if plan.quantize.is_some() {
+    if plan.stage.is_some() || plan.quantize.is_some() || needs_packing(call, plan) {
         if call.workspace_bytes < plan.workspace.bytes {
             return wrong(
                 "workspace",

@@ -34,9 +34,11 @@ impl<D: KernelDevice> DeviceShard<D> {
         let params = PackRowsParams {
             rows: self.matrix_of(rows)?,
             out: out.address() as usize as *mut u8,
+            out_pitch: row_bytes as u64,
             status: status.address() as usize as *mut u32,
             row_count: count_of(n)?,
             row_bytes: count_of(row_bytes)?,
+            status_before: 0,
         };
         self.only_on(on, |shard, stream| {
             let grid = Grid { blocks: params.row_count, threads: 256, shared_bytes: 0 };

@@ -8,7 +8,7 @@ use crate::backend::params::{
     FinishDrawParams, FinishLogprobsParams, FinishParams, FinishStatusParams, HeldCandidatesParams,
     HeldHistogramsParams, HeldMatrix, HeldMaximaParams, HeldTargetsParams, HeldTiesParams, LMHEAD_BEST,
     LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, MergeDrawsParams, MergePartialsParams, PackRowsParams,
-    PartialParts, SummariseHeldParams, TilePartials,
+    PartialParts, SetWordsParams, SummariseHeldParams, TilePartials,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -26,9 +26,11 @@ pub const NO_PARTIALS: TilePartials = TilePartials {
     data: std::ptr::null_mut(),
     bars: std::ptr::null_mut(),
     draws: std::ptr::null(),
+    targets: std::ptr::null(),
     k: 0,
     sum: 0,
     first_id: 0,
+    target_count: 0,
 };
 
 /// Status flags of a row without an answer.
@@ -53,6 +55,7 @@ pub(super) struct Kernels<D: KernelDevice> {
     pub merge_draws: D::Kernel<MergeDrawsParams>,
     pub draw: D::Kernel<FinishDrawParams>,
     pub pack: D::Kernel<PackRowsParams>,
+    pub words: D::Kernel<SetWordsParams>,
     pub capacity: CapacityKernels<D>,
     pub select: select::Kernels<D>,
     pub lists: lists::Kernels<D>,
@@ -78,6 +81,7 @@ impl<D: KernelDevice> Kernels<D> {
             merge_draws: device.kernel("merge_draws")?,
             draw: device.kernel("finish_draw")?,
             pack: device.kernel("pack_rows")?,
+            words: device.kernel("set_words")?,
             capacity: CapacityKernels::load(device)?,
             select: select::Kernels::load(device)?,
             lists: lists::Kernels::load(device)?,
@@ -117,7 +121,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             nonfinite: NO_ANSWER,
             rows: plan.shape.rows as u32,
             k: spec.k as u32,
-            targets: 0,
+            targets: spec.targets as u32,
             vocab: vocab.len() as u32,
             parts: vocab.len().div_ceil(plan.tile.ids) as u32,
             part_ids: plan.tile.ids as u32,

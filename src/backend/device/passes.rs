@@ -43,17 +43,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 check_len("bytes of the targets of the held rows", targets.len(), bytes)?;
                 check_len("bytes of the targets' logits", out.len(), bytes)?;
                 self.check_place("logits of the targets", out.as_span(), 4)?;
-                self.over_nothing(false, out, |shard, stream, out| match out.memory() {
-                    Memory::Host => {
-                        let out: &mut [f32] = out.into_host_elements("logits of the targets")?;
-                        out.fill(f32::NAN);
-                        Ok(())
-                    }
-                    // SAFETY: checked words of the caller's.
-                    _ => unsafe {
-                        shard.common.device.fill(stream, out.address(), out.len() / 4, f32::NAN.to_bits())
-                    },
-                })
+                self.over_nothing(false, out, |shard, stream, out| shard.no_targets(stream, out))
             }
             Pass::Partials { spec, targets, out, .. } => {
                 let rows = self.held.rows;
@@ -181,7 +171,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// What lies with the host or the device, for structs.
-    fn check_place(&self, what: &str, span: Span<'_>, to: usize) -> Result<()> {
+    pub(super) fn check_place(&self, what: &str, span: Span<'_>, to: usize) -> Result<()> {
         span.check_aligned(what, to)?;
         if span.memory() == Memory::Host { Ok(()) } else { span.check_memory(what, self.common.memory()) }
     }
@@ -453,7 +443,7 @@ struct Selection {
     least: usize,
 }
 
-fn check_len(what: &str, got: usize, wanted: usize) -> Result<()> {
+pub(super) fn check_len(what: &str, got: usize, wanted: usize) -> Result<()> {
     if got == wanted {
         return Ok(());
     }

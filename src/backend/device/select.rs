@@ -2,6 +2,7 @@
 
 use super::partials::THREADS;
 use super::shard::{DeviceShard, product_of, sum_of};
+use super::words::words;
 use super::{Grid, KernelDevice};
 use crate::backend::params::{
     HeldMatrix, HeldWanted, LMHEAD_SELECT_CHUNK, LMHEAD_SELECT_DIGIT, SelectParams, SelectState,
@@ -144,7 +145,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let (chunks, each) = (k.div_ceil(CHUNK), k.min(CHUNK).next_power_of_two().max(2));
         // SAFETY: held logits, the caller's room of that size, and places for candidates that were checked.
         unsafe {
-            device.clear(stream, room, places.states / 4)?;
+            self.set_words(stream, words(room, places.states / 4, 0))?;
             for round in 0..params.rounds {
                 params.round = round;
                 device.launch(stream, &kernels.bins, &search, &params)?;

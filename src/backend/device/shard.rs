@@ -38,7 +38,7 @@ use crate::dtype::DType;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Result};
 use crate::finish::{self, Finish, RowSampling};
-use crate::memory::{self, Memory, SpanMut};
+use crate::memory::{self, Memory, Span, SpanMut};
 use crate::merge::{Candidate, PartialSpec};
 use crate::plan::Shape;
 use crate::process::Maker;
@@ -102,6 +102,14 @@ impl<D: KernelDevice> Default for Rooms<D> {
     }
 }
 
+/// Rows that lie on the device, one behind the other.
+#[derive(Clone, Copy)]
+pub(super) struct Brought {
+    pub address: u64,
+    pub pitch: u64,
+    pub rows: usize,
+}
+
 pub(super) struct DeviceShard<D: KernelDevice> {
     pub weights: Arc<Weights<D>>,
     pub common: Arc<Common<D>>,
@@ -113,6 +121,9 @@ pub(super) struct DeviceShard<D: KernelDevice> {
     pending: Option<memory::Stream>,
     /// Something was queued since the last wait.
     pub queued: bool,
+    /// The rows of host memory that the last call has brought to the device, and that the next one may ask
+    /// for again.
+    pub brought: Option<Brought>,
     /// What is queued becomes part of a graph: nothing may wait, and memory of the shard's own stays.
     capturing: bool,
     /// Capacity steps, once there was one: a graph that replays them counts on here, so this is no memory
@@ -152,6 +163,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             used,
             pending: None,
             queued: false,
+            brought: None,
             capturing: false,
             counted: None,
             stream,
@@ -223,9 +235,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         workspace: u64,
     ) -> Result<()> {
         let (n, ids) = (rows.len(), self.ids());
-        let part = job.rows.range(rows.clone());
         let places = self.places(n, if raw { 2 } else { 1 })?;
-        let matrix = self.rows(stream, &part, waits)?;
+        let matrix = self.some_rows(stream, job, rows.clone(), waits)?;
         let both = raw && job.is_adjusted();
         let adjustments = self.adjust(stream, job, rows)?;
         let address = workspace + places.held as u64;
@@ -259,11 +270,15 @@ impl<D: KernelDevice> DeviceShard<D> {
         &mut self,
         stream: D::Stream,
         job: &Job<'_>,
-        spec: PartialSpec,
+        (spec, targets): (PartialSpec, Span<'_>),
         out: SpanMut<'_>,
         on: &On<'_>,
     ) -> Result<()> {
         let n = job.rows.len();
+        let targets = match targets.as_host() {
+            Some(targets) => self.ask(stream, targets)?,
+            None => targets.address(),
+        };
         // As many rows at once as a workspace has room for that is larger than it must be.
         let all = self.partial_places(n, &spec)?.total;
         let (at_once, needed) = match &on.workspace {
@@ -284,10 +299,11 @@ impl<D: KernelDevice> DeviceShard<D> {
                 part.address()
             };
             let named = self.named(rows.len());
+            let targets = targets + (first * spec.targets * size_of::<Candidate>()) as u64;
             if by_tiles(&spec) {
-                self.tile_partials(stream, job, rows, &spec, (workspace, waits), to)?;
+                self.tile_partials(stream, job, rows, (&spec, targets), (workspace, waits), to)?;
             } else {
-                self.held_partials(stream, job, rows, &spec, (workspace, waits), to)?;
+                self.held_partials(stream, job, rows, (&spec, targets), (workspace, waits), to)?;
             }
             if let Some(bytes) = part.into_host() {
                 self.answer(stream, to, bytes).map_err(named)?;
@@ -314,14 +330,14 @@ impl<D: KernelDevice> DeviceShard<D> {
         stream: D::Stream,
         job: &Job<'_>,
         rows: Range<usize>,
-        spec: &PartialSpec,
+        (spec, targets): (&PartialSpec, u64),
         (workspace, waits): (u64, bool),
         out: u64,
     ) -> Result<()> {
         let parts = workspace + self.places(rows.len(), 1)?.parts() as u64;
         self.hold_rows(stream, job, rows, (false, waits), workspace)?;
         let held = self.held.matrix(Which::Adjusted).expect("a shard with ids");
-        self.summarise_held(stream, held, spec, 0, parts, out)
+        self.summarise_held(stream, held, spec, targets, parts, out)
     }
 
     /// Queues a product of some rows that leaves `partials` in a workspace that has room. `waits`: as of
@@ -336,7 +352,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         partials: TilePartials,
     ) -> Result<()> {
         let n = rows.len();
-        let matrix = self.rows(stream, &job.rows.range(rows.clone()), waits)?;
+        let matrix = self.some_rows(stream, job, rows.clone(), waits)?;
         let adjustments = self.adjust(stream, job, rows)?;
         let logits = LogitMatrix {
             data: std::ptr::null_mut(),
@@ -355,7 +371,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         stream: D::Stream,
         job: &Job<'_>,
         rows: Range<usize>,
-        spec: &PartialSpec,
+        (spec, targets): (&PartialSpec, u64),
         (workspace, waits): (u64, bool),
         out: u64,
     ) -> Result<()> {
@@ -365,8 +381,11 @@ impl<D: KernelDevice> DeviceShard<D> {
         let partials = TilePartials {
             data: (workspace + places.held as u64) as usize as *mut u8,
             bars: (workspace + places.bars as u64) as usize as *mut u32,
+            targets: targets as usize as *const Candidate,
             k: spec.k as u32,
             sum: u32::from(spec.sum),
+            first_id: self.weights.info.vocab.start as u32,
+            target_count: count_of(spec.targets)?,
             ..NO_PARTIALS
         };
         self.tiles(stream, job, rows, (workspace, &places), waits, partials)?;
@@ -393,6 +412,10 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         self.make_room(rows, ask)
     }
 
+    fn counts_targets(&self) -> bool {
+        true
+    }
+
     fn run(&mut self, job: &Job<'_>, out: Out<'_>, on: &mut On<'_>) -> Result<()> {
         let (own, ids, n) = (self.own(), self.ids(), job.rows.len());
         checks::job(job, &self.weights.info, self.weights.hidden, own)?;
@@ -406,28 +429,50 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
                 checks::partials(out, product_of(&[n, spec.stride(ids)])?, job, own)?;
                 out.memory() == Memory::Host
             }
+            Out::Counted { spec, targets, out, .. } => {
+                self.check_counted(spec, *targets, n)?;
+                checks::partials(out, product_of(&[n, spec.stride(ids)])?, job, own)?;
+                out.memory() == Memory::Host
+            }
+            Out::TargetLogits { targets, per_row, out } => {
+                self.check_targets(*targets, *per_row, out, n)?;
+                out.memory() == Memory::Host
+            }
             Out::Drawn(sampling, out) => {
                 self.check_drawn(sampling, n)?;
                 checks::partials(out, product_of(&[n, size_of::<Candidate>()])?, job, own)?;
                 out.memory() == Memory::Host
             }
         };
+        let brought = match &out {
+            Out::Counted { again: true, .. } => self.brought.filter(|all| all.rows == n),
+            _ => None,
+        };
         self.forget();
         if n == 0 {
             return Ok(());
         }
+        self.brought = brought;
         // Whatever goes through host memory.
         let by_host = to_host
             || job.rows.memory() == Memory::Host
             || job.adjustments.is_some()
-            || matches!(&out, Out::Drawn(RowSampling::Host(_), _));
+            || match &out {
+                Out::Drawn(sampling, _) => matches!(sampling, RowSampling::Host(_)),
+                Out::Counted { targets, .. } => targets.memory() == Memory::Host,
+                _ => false,
+            };
         let uses_own = by_host || on.workspace.is_none();
         let stream = self.begin(on, by_host)?;
         let done = match out {
             Out::Drawn(sampling, out) => self.drawn(stream, job, &sampling, out, on),
             out if ids == 0 => self.nothing(stream, n, out),
             Out::Logits(out) => self.logits(stream, job, out, on),
-            Out::Partials(spec, out) => self.partials(stream, job, spec, out, on),
+            Out::Partials(spec, out) => self.partials(stream, job, (spec, Span::EMPTY), out, on),
+            Out::Counted { spec, targets, out, .. } => self.partials(stream, job, (spec, targets), out, on),
+            Out::TargetLogits { targets, per_row, out } => {
+                self.product_targets(stream, job, (targets, per_row), out, on)
+            }
         };
         self.settled(stream, done)?;
         let named = self.named(n);

@@ -1,12 +1,14 @@
 //! A shard in device memory: copied there, or an engine's own that is used in place.
 
+use super::hopper::{pack_weights, packed_bytes};
 use super::partials::Kernels;
 use super::{KernelDevice, MAX_ROWS, Matmul, Spec};
 use crate::backend::params::WeightMatrix;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
-use crate::plan::Precision;
+use crate::plan::hopper::{COLUMN_BYTES, PACKED_IDS};
+use crate::plan::{Precision, WeightLayout};
 use crate::weights::{HeadShard, Matrix, ShardInfo};
 use std::sync::Arc;
 
@@ -67,7 +69,19 @@ impl<D: KernelDevice> Weights<D> {
         } else {
             let max_rows = MAX_ROWS.min(crate::plan::most_rows(vocab));
             let precision = precision(shard, hidden)?;
-            Some(Matmul::prepare(device, Spec { precision, vocab, hidden: columns, max_rows })?)
+            // An engine's own tensor stays as it is.
+            let layout = match shard.device_weights() {
+                Some(_) => WeightLayout::Rows,
+                None => precision.layout(&device.limits()),
+            };
+            let spec = Spec { precision, layout, vocab, hidden: columns, max_rows };
+            Some(match Matmul::prepare(device, spec) {
+                // This build was made without these kernels: those for all devices give the same bits.
+                Err(Error::Unsupported { .. }) if layout == WeightLayout::Packed => {
+                    Matmul::prepare(device, Spec { layout: WeightLayout::Rows, ..spec })?
+                }
+                prepared => prepared?,
+            })
         };
         let mut weights = Weights {
             info: shard.info(),
@@ -90,7 +104,10 @@ impl<D: KernelDevice> Weights<D> {
             weights._foreign = Some(Arc::clone(shard));
             return Ok(weights);
         }
-        let (matrix, pitch) = copy(device, stream, shard)?;
+        let (matrix, pitch) = match weights.layout() {
+            WeightLayout::Rows => copy(device, stream, shard)?,
+            WeightLayout::Packed => copy_packed(device, stream, shard)?,
+        };
         (weights.data, weights.pitch) = (device.address(&matrix), pitch);
         weights._owned.push(matrix);
         let mut floats = |values: &[f32]| -> Result<u64> {
@@ -109,6 +126,10 @@ impl<D: KernelDevice> Weights<D> {
         Ok(weights)
     }
 
+    fn layout(&self) -> WeightLayout {
+        self.product.as_ref().map_or(WeightLayout::Rows, |product| product.spec().layout)
+    }
+
     /// Where the kernels find it.
     pub fn matrix(&self) -> WeightMatrix {
         WeightMatrix {
@@ -116,18 +137,50 @@ impl<D: KernelDevice> Weights<D> {
             pitch: self.pitch as u64,
             scales: self.scales as usize as *const f32,
             bias: self.bias as usize as *const f32,
+            packed: u32::from(self.layout() == WeightLayout::Packed),
         }
     }
 }
 
-fn copy<D: KernelDevice>(device: &D, stream: D::Stream, shard: &HeadShard) -> Result<(D::Buffer, usize)> {
-    let bytes: &[u8] = match shard.matrix() {
+fn bytes_of(shard: &HeadShard) -> &[u8] {
+    match shard.matrix() {
         Matrix::F32(w) => bytemuck::cast_slice(w),
         Matrix::F16(w) => bytemuck::cast_slice(w),
         Matrix::Bf16(w) => bytemuck::cast_slice(w),
         Matrix::I8 { values, .. } => bytemuck::cast_slice(values),
         Matrix::E4m3 { values, .. } => values,
-    };
+    }
+}
+
+/// Packed weights, and the bytes of a row's columns.
+fn copy_packed<D: KernelDevice>(
+    device: &D,
+    stream: D::Stream,
+    shard: &HeadShard,
+) -> Result<(D::Buffer, usize)> {
+    let (rows, row_bytes) = (shard.vocab().len(), shard.hidden_size() * shard.matrix().dtype().size());
+    let pitch = row_bytes.next_multiple_of(COLUMN_BYTES);
+    let block = PACKED_IDS * pitch;
+    let bytes = packed_bytes(rows, row_bytes).ok_or_else(|| {
+        let got = format!("{rows} rows of {row_bytes} bytes");
+        Error::shape("weights of the shard", "fewer bytes than can be counted", got, "shard the head")
+    })?;
+    let buffer = device.alloc(bytes)?;
+    let at_once = (CHUNK / block).max(1);
+    let mut packed = vec![0; bytes.min(at_once * block)];
+    for at in (0..bytes).step_by(at_once * block) {
+        let out = &mut packed[..(bytes - at).min(at_once * block)];
+        // A whole block of ids behind the last is made of the last row alone.
+        let first = (at / pitch).min(rows - 1);
+        let last = ((at + out.len()) / pitch).min(rows);
+        pack_weights(&bytes_of(shard)[first * row_bytes..last * row_bytes], row_bytes, out);
+        device.write_on(stream, &buffer, at, out)?;
+    }
+    Ok((buffer, pitch))
+}
+
+fn copy<D: KernelDevice>(device: &D, stream: D::Stream, shard: &HeadShard) -> Result<(D::Buffer, usize)> {
+    let bytes = bytes_of(shard);
     let (rows, row_bytes) = (shard.vocab().len(), shard.hidden_size() * shard.matrix().dtype().size());
     let pitch = row_bytes.next_multiple_of(16);
     let buffer = device.alloc(rows * pitch)?;

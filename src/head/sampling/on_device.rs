@@ -173,7 +173,7 @@ impl Run<'_> {
             self.wire.all_gather(gather, mine, places, false, Via::Rows(self.stream))?;
         }
         let of = if raw { Which::Raw } else { Which::Adjusted };
-        let telling = Telling { of, rows: n, targets: 1, top_n, drawn: true, own };
+        let telling = Telling { job: None, of, rows: n, targets: 1, top_n, drawn: true, own };
         let parts = std::slice::from_ref(&all_tokens);
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
     }

@@ -2,8 +2,8 @@
 
 use super::subject::Subject;
 use super::{Device, HeadType, Plan, Ready, Stage, micros};
-use crate::args::refused;
 use crate::report::{command, machine};
+use crate::values::refused;
 use crate::{Failure, print};
 use lmhead::error::{Error, Result};
 use serde_json::{Value, json};

@@ -1,8 +1,7 @@
 //! What `lmhead bench` tells: tables for a person, the same as JSON for a program.
 
 use crate::report::{bytes, micros};
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
+use crate::terminal;
 use serde::Serialize;
 use std::path::Path;
 
@@ -123,10 +122,8 @@ impl Report {
                 bytes(head.weight_bytes as u64),
                 self.reps
             ));
-            let mut table = Table::new();
-            table.load_style(UTF8_BORDERS_ONLY);
             let header = ["rows", "stage", "median", "p10", "p90", "of read", "of arithmetic"];
-            table.set_header(header);
+            let mut table = terminal::table(header, &[1]);
             for rows in &head.rows {
                 let percent =
                     |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.0} %", 100.0 * s));
@@ -145,11 +142,6 @@ impl Report {
                 for stage in &rows.stages {
                     let shares = [percent(stage.of_read), percent(stage.of_arithmetic)];
                     table.add_row(cells(&stage.stage, &stage.time).into_iter().chain(shares));
-                }
-            }
-            for (i, column) in table.column_iter_mut().enumerate() {
-                if i != 1 {
-                    column.set_cell_alignment(CellAlignment::Right);
                 }
             }
             lines.push(table.to_string());

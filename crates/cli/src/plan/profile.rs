@@ -3,8 +3,7 @@
 
 use crate::args::RequestWords;
 use crate::report::micros;
-use comfy_table::Table;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
+use crate::{terminal, values};
 use lmhead::config::{HeadConfig, Quantization};
 use lmhead::cost::{CostModel, StepShape};
 use lmhead::dtype::DType;
@@ -176,7 +175,8 @@ impl Profile {
     fn predict(&self, step: &MeasuredStep) -> Result<f64> {
         let mut config = HeadConfig::new(step.vocab_size, step.hidden_size);
         config.hidden_dtype = Some(step.weights);
-        let logits_dtype = step.logits_dtype.as_deref();
+        let float = values::float("logits_dtype", "use one of those");
+        let logits_dtype = step.logits_dtype.as_deref().map(float).transpose()?;
         let words = RequestWords { request: &step.request, logits_dtype, processed: false };
         let request = words.parse()?;
         request.check(step.vocab_size)?;
@@ -208,18 +208,8 @@ impl Measured {
     pub fn table(&self) -> String {
         let Measured { transport, ranks, machine, cpus, commit, date, command, .. } = self;
         let load = self.load_average.map_or(String::new(), |load| format!(", load average {load}"));
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY);
-        table.set_header([
-            "head",
-            "ranks",
-            "rows",
-            "request",
-            "predicted",
-            "measured",
-            "10 to 90 %",
-            "ratio",
-        ]);
+        let header = ["head", "ranks", "rows", "request", "predicted", "measured", "10 to 90 %", "ratio"];
+        let mut table = terminal::table(header, &[]);
         for ComparedStep { measured: step, predicted_us, measured_to_predicted } in &self.steps {
             table.add_row([
                 format!("{} x {} {}", step.vocab_size, step.hidden_size, step.weights),
@@ -235,7 +225,6 @@ impl Measured {
                 format!("{measured_to_predicted:.2}"),
             ]);
         }
-        super::report::right_aligned(&mut table);
         format!(
             "measured over {transport} on {machine}, {cpus} CPUs{load}; {date}, commit {commit}, {command}\n\
              (the speeds above are those of one rank while {ranks} work at once; ratio: measured to predicted)\n\

@@ -1,11 +1,10 @@
 //! The plan: tables for a person, the same and every rank as JSON for a program.
 
+use super::kernels::Kernels;
 use super::profile::Measured;
 use super::{PlannedHead, auto_of};
 use crate::report::{bytes, command, micros};
-use crate::sampling_args;
-use comfy_table::presets::UTF8_BORDERS_ONLY;
-use comfy_table::{CellAlignment, Table};
+use crate::{sampling_args, terminal};
 use lmhead::config::{GroupSizeRule, HeadConfig, Verify};
 use lmhead::cost::{CostModel, StepCost};
 use lmhead::dtype::DType;
@@ -57,6 +56,9 @@ pub struct Report {
     pub verified: StepPlan,
     pub unverified: StepPlan,
     pub costs: Vec<Costs>,
+    /// Where a GPU was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Kernels>,
 }
 
 #[derive(Serialize)]
@@ -160,6 +162,9 @@ impl Collectives {
         layout.group_sizes().into_iter().map(size).collect()
     }
 }
+
+/// A step of one kind at a group size, and its sum.
+type StepOf = fn(&SizeCost) -> (&StepCost, f64);
 
 impl Costs {
     /// `logits` and `candidates`: the machine's model for each of the two kinds of exchange. `collectives`:
@@ -295,7 +300,21 @@ impl Report {
             verified,
             unverified,
             costs,
+            kernels: None,
         })
+    }
+
+    /// Rows of the group that brings most, and ids of its largest shard, the first member's.
+    pub fn largest_product(&self) -> (usize, usize) {
+        let of = |group: &Vec<usize>| {
+            let members: Vec<_> = group.iter().map(|rank| &self.ranks[self.place(*rank)]).collect();
+            // Ranks of one dp rank bring the same rows.
+            let firsts =
+                members.iter().enumerate().filter(|(i, m)| members[..*i].iter().all(|o| o.dp != m.dp));
+            let ids = members.iter().map(|member| member.shard[1] - member.shard[0]).max();
+            (firsts.map(|(_, member)| member.rows).sum(), ids.unwrap_or(0))
+        };
+        self.groups.iter().map(of).max().unwrap_or((0, 0))
     }
 
     /// The tables for a person.
@@ -322,6 +341,7 @@ impl Report {
             lines.push(costs.table());
         }
         lines.extend(self.auto_lines());
+        lines.extend(self.kernels.as_ref().map(Kernels::table));
         if let Some(path) = svg {
             lines.push(format!("written: {}", path.display()));
         }
@@ -349,10 +369,8 @@ impl Report {
         let same = |a: &RankPlan, b: &RankPlan| (a.rows, a.verified) == (b.rows, b.verified);
         let alike = (1..self.groups.len()).all(|group| of(0).zip(of(group)).all(|(a, b)| same(a, b)));
         let ranks: Vec<&RankPlan> = if alike { of(0).collect() } else { self.ranks.iter().collect() };
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY);
         let titles = ["rank", "group", "rows in/out", "shard (ids)", "bytes", "sent", "received"];
-        table.set_header(titles);
+        let mut table = terminal::table(titles, &[]);
         for rank in ranks.iter().take(LISTED) {
             let traffic = if self.has_headers() { &rank.verified } else { &rank.unverified };
             table.add_row([
@@ -365,7 +383,6 @@ impl Report {
                 bytes(traffic.bytes_received),
             ]);
         }
-        right_aligned(&mut table);
         let more = match (alike, self.groups.len(), ranks.len().saturating_sub(LISTED)) {
             (true, 1, 0) | (false, _, 0) => String::new(),
             (true, 1, n) | (false, _, n) => format!("\nand {n} more ranks (--json lists them)"),
@@ -466,46 +483,34 @@ impl Costs {
             model.latency_us,
             model.rows_per_rank
         )];
-        let mut table = Table::new();
-        table.load_style(UTF8_BORDERS_ONLY);
-        let logits = model.logits_dtype;
-        table.set_header([
-            "ranks".to_string(),
-            "bytes".into(),
-            "stream".into(),
-            "arithmetic".into(),
-            "gather".into(),
-            format!("{logits} logits"),
-            format!("{kept} best"),
-            "latency".into(),
-            "step, logits".into(),
-            format!("step, {kept} best"),
-        ]);
-        for size in &self.sizes {
-            let (full, best, p) = (&size.logits, &size.candidates, size.lmhead_tp_size);
-            let mark = |fastest: usize| if fastest == p { "* " } else { "" };
-            let exchanged = |us: f64| if p == 1 { "-".to_string() } else { tenths(us) };
-            let latency = match full.latency_us == best.latency_us {
-                true => exchanged(full.latency_us),
-                false => format!("{} / {}", exchanged(full.latency_us), exchanged(best.latency_us)),
-            };
-            table.add_row([
-                p.to_string(),
-                bytes(size.shard_bytes),
-                tenths(full.stream_us),
-                tenths(full.flop_us),
-                exchanged(full.gather_us),
-                exchanged(full.exchange_us),
-                exchanged(best.exchange_us),
-                latency,
-                format!("{}{}", mark(self.fastest_logits), tenths(size.logits_us)),
-                format!("{}{}", mark(self.fastest_candidates), tenths(size.candidates_us)),
-            ]);
+        let titles = ["ranks", "bytes", "stream", "compute", "gather", "exchange", "latency", "step"];
+        let kinds: [(String, usize, StepOf); 2] = [
+            (format!("{} logits", model.logits_dtype), self.fastest_logits, |s| (&s.logits, s.logits_us)),
+            (format!("the {kept} best of each row"), self.fastest_candidates, |s| {
+                (&s.candidates, s.candidates_us)
+            }),
+        ];
+        for (what, fastest, step_of) in kinds {
+            let mut table = terminal::table(titles, &[]);
+            for size in &self.sizes {
+                let (step, total_us) = step_of(size);
+                let p = size.lmhead_tp_size;
+                let exchanged = |us: f64| if p == 1 { "-".to_string() } else { tenths(us) };
+                table.add_row([
+                    p.to_string(),
+                    bytes(size.shard_bytes),
+                    tenths(step.stream_us),
+                    tenths(step.flop_us),
+                    exchanged(step.gather_us),
+                    exchanged(step.exchange_us),
+                    exchanged(step.latency_us),
+                    format!("{}{}", if fastest == p { "* " } else { "" }, tenths(total_us)),
+                ]);
+            }
+            lines.push(format!("exchanging {what}:\n{table}"));
         }
-        right_aligned(&mut table);
-        lines.push(table.to_string());
         lines.push(format!(
-            "* the fastest; stream and arithmetic overlap: a step counts the longer; latency is that of every \
+            "* the fastest; stream and compute overlap: a step counts the longer; latency is that of every \
              collective{}",
             self.collectives_sentence()
         ));
@@ -518,12 +523,6 @@ impl Costs {
 fn speed(value: f64) -> String {
     let decimals = if value >= 10.0 { 0 } else { 3 };
     format!("{value:.decimals$}")
-}
-
-pub fn right_aligned(table: &mut Table) {
-    for column in table.column_iter_mut() {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
 }
 
 /// Bytes of all ranks together.

@@ -20,6 +20,7 @@ mod threads;
 mod timing;
 
 use half::bf16;
+use lmhead::backend::cpu::Amx;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -395,6 +396,7 @@ fn doctor_says_what_there_is() {
     let printed = good(&["doctor"]);
     for word in [
         "processor",
+        "amx",
         "threads",
         "memory",
         "backend cpu",
@@ -472,4 +474,12 @@ fn an_instruction_set_that_is_not_there_is_refused_by_name() {
         "{}",
         text(&out.stderr)
     );
+    // Of AMX: whether it is the processor that lacks it or the system that refuses it.
+    let (out, here) = (run("amx"), Amx::here());
+    if here == Amx::Granted {
+        assert!(out.status.success(), "{}", text(&out.stderr));
+    } else {
+        assert_eq!(out.status.code(), Some(2));
+        assert!(text(&out.stderr).contains(&here.to_string()), "{}", text(&out.stderr));
+    }
 }

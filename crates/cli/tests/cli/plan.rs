@@ -225,7 +225,7 @@ fn every_collective_costs_its_latency() {
     }
     let args = "plan --preset deepseek-v3 --dp 8 --machine h100-nvlink --request sample --top-p 0.5";
     let printed = good(&args.split(' ').collect::<Vec<_>>());
-    for words in ["36.0 µs / 156.0 µs", "(3 in a step with logits, 13 with candidates)"] {
+    for words in ["36.0 µs", "156.0 µs", "(3 in a step with logits, 13 with candidates)"] {
         assert!(printed.contains(words), "{words}\n{printed}");
     }
 }
@@ -260,6 +260,40 @@ fn auto_goes_by_what_is_configured() {
     // Options win over the configuration: with a latency of a second nobody shares.
     let slow = format!("--preset tiny --dp 8 --config {config} --latency-us 1000000");
     assert_eq!(choice(&slow), (json!(1), "auto_fastest".into()));
+}
+
+/// The kernels of a step, with the tiles that were not chosen.
+#[test]
+fn a_plan_lists_kernels_and_what_each_would_cost() {
+    let args = ["--preset", "deepseek-v3", "--dp", "8", "--tp", "2", "--lmhead-tp-size", "16"];
+    let planned = plan(&[&args[..], &["--kernels", "h100"]].concat());
+    let kernels = &planned["kernels"];
+    // All rows of eight replicas, by a sixteenth of the head.
+    assert_eq!((&kernels["rows"], &kernels["ids"]), (&json!(8 * 28), &json!(8128)));
+    let candidates = kernels["candidates"].as_array().unwrap();
+    let total = |candidate: &Value| candidate["clocks"]["total"].as_f64().unwrap();
+    assert!(candidates.len() > 5 && candidates.is_sorted_by(|one, other| total(one) <= total(other)));
+    let chosen = candidates[0]["kernel"].as_str().unwrap();
+    assert!(kernels["chosen"].as_str().unwrap().starts_with(chosen), "{kernels}");
+    // What the library packs itself, on the one device that has kernels for it.
+    assert!(
+        kernels["packed"].as_str().unwrap().starts_with("stage_rows on 256 blocks, then wgmma_matmul_bf16_")
+    );
+    assert_eq!(plan(&args)["kernels"], Value::Null);
+
+    let printed = good(&[&["plan", "--kernels", "a100", "--quantize", "w8a8"], &args[..]].concat());
+    let lines = [
+        "A100, w8a8 of bf16 rows: 224 rows x 8128 ids",
+        "quantize_rows_bf16 on 224 blocks, then quant_matmul_",
+    ];
+    for words in lines.into_iter().chain(["% more", "bound by ", "every plan gives the same bits"]) {
+        assert!(printed.contains(words), "{words}\n{printed}");
+    }
+    let refused =
+        bad(&["plan", "--vocab-size", "64", "--hidden-size", "8", "--weights", "f32", "--kernels", "l40s"]);
+    assert!(refused.contains("use the cpu backend for f32 heads"), "{refused}");
+    let refused = bad(&["plan", "--preset", "tiny", "--kernels", "h200"]);
+    assert!(refused.contains("h100, a100, l40s"), "{refused}");
 }
 
 /// What a refused plan says.
@@ -423,17 +457,19 @@ fn the_plot() {
     let printed = good(&[&["plan", "--svg", out.to_str().unwrap()], &args[..]].concat());
     assert!(printed.contains("written: "), "{printed}");
     let svg = std::fs::read_to_string(&out).unwrap();
-    assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"), "{svg}");
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
     for words in [
         "h100-nvlink, 360 GB/s link: all bf16 logits",
         "h100-infiniband, 45 GB/s link: 5 best of each row",
-        "prefers-color-scheme: dark",
+        "latency",
     ] {
         assert!(svg.contains(words), "{words}");
     }
-    // 6 sizes x 2 machines x 2 kinds of exchange x 4 stages, and as many stars as panels.
-    assert_eq!(svg.matches("<title>").count(), 6 * 2 * 2 * 4 + 1);
-    assert_eq!(svg.matches(" ★</text>").count(), 4);
+    // 6 sizes x 2 machines x 2 kinds of exchange, in the colour of each stage, and once in the legend; as many stars as panels.
+    for color in ["#0072B2", "#E69F00", "#009E73", "#9A8FA6"] {
+        assert_eq!(svg.matches(&format!("fill=\"{color}\"")).count(), (6 + 1) * 2 * 2, "{color}");
+    }
+    assert_eq!(svg.matches(" ★").count(), 4);
     let mut open: Vec<&str> = Vec::new();
     for tag in svg.split('<').skip(1) {
         let (tag, _) = tag.split_once('>').expect("every tag ends");

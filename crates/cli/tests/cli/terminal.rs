@@ -1,4 +1,4 @@
-//! What `lmhead bench` shows on the way: lines on a terminal, nothing elsewhere.
+//! What a terminal gets that a pipe does not: lines of what `lmhead bench` has timed, and tables and sentences that fit its width.
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "a pseudo terminal")]
 
@@ -22,10 +22,10 @@ const BENCH: [&str; 11] = [
     "2",
 ];
 
-/// A terminal of 24 x 200: the end that shows what is written, and the program's.
-fn terminal() -> (File, OwnedFd) {
+/// A terminal of 24 lines: the end that shows what is written, and the program's.
+fn terminal(columns: u16) -> (File, OwnedFd) {
     let (mut shows, mut writes) = (-1, -1);
-    let size = libc::winsize { ws_row: 24, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: both descriptors are written by the call; name and settings may be null; `size` is only read.
     let opened = unsafe {
         libc::openpty(
@@ -43,7 +43,7 @@ fn terminal() -> (File, OwnedFd) {
 
 #[test]
 fn each_case_has_a_line_on_a_terminal_as_soon_as_it_is_timed() {
-    let (mut shows, writes) = terminal();
+    let (mut shows, writes) = terminal(200);
     let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
     command.args(BENCH).env("TERM", "xterm").env_remove("LMHEAD_CPU_ISA");
     let mut child = command.stdout(Stdio::null()).stderr(writes).spawn().unwrap();
@@ -70,4 +70,53 @@ fn standard_error_that_is_no_terminal_stays_empty() {
     assert!(out.status.success());
     assert_eq!(text(&out.stderr), "");
     assert!(text(&out.stdout).contains("medians of 2 repetitions"));
+}
+
+/// What the program writes to a standard output that is a terminal of so many columns.
+fn shown(columns: u16, args: &[&str]) -> String {
+    let (mut shows, writes) = terminal(columns);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lmhead"));
+    command.args(args).env("TERM", "xterm").env_remove("LMHEAD_CPU_ISA").env_remove("COLUMNS");
+    let mut child = command.stdout(writes).stderr(Stdio::null()).spawn().unwrap();
+    drop(command);
+    let mut shown = Vec::new();
+    let _ = shows.read_to_end(&mut shown);
+    child.wait().unwrap();
+    text(&shown)
+}
+
+const RUN: [&str; 9] =
+    ["run", "--preset", "tiny", "--rows", "3,0,2", "--lmhead-tp-size", "3", "--check", "--seed=1"];
+const PLAN: [&str; 9] =
+    ["plan", "--preset", "deepseek-v3", "--dp", "8", "--machine", "h100-nvlink", "--kernels", "h100"];
+
+#[test]
+fn everything_fits_eighty_columns() {
+    let subcommands = ["run", "plan", "quantize", "bench", "doctor"];
+    let help = subcommands.map(|subcommand| vec![subcommand, "--help"]);
+    for args in [RUN.to_vec(), PLAN.to_vec(), BENCH.to_vec(), vec!["doctor"]].iter().chain(&help) {
+        let shown = shown(80, args);
+        assert!(shown.lines().count() > 5, "{args:?}:\n{shown}");
+        for line in shown.lines() {
+            // Without what makes text bold or underlined: from an escape to an m.
+            let styled = line.split('\u{1b}').enumerate();
+            let plain =
+                styled.map(
+                    |(i, part)| if i == 0 { part } else { part.split_once('m').map_or("", |(_, text)| text) },
+                );
+            let columns = plain.collect::<String>().trim_end().chars().count();
+            assert!(columns <= 80, "{args:?}: {columns} columns: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_pipe_gets_whole_lines() {
+    for (args, sentence) in [(RUN.to_vec(), "check passed against float64"), (PLAN.to_vec(), "h100-nvlink: ")]
+    {
+        let out = lmhead(&args);
+        let out = text(&out.stdout);
+        let line = out.lines().find(|line| line.starts_with(sentence)).unwrap_or_else(|| panic!("{out}"));
+        assert!(line.len() > 80, "{line}");
+    }
 }

@@ -82,7 +82,8 @@ fn answers_have_the_emulated_backends_bits_and_everything_is_given_back() {
 #[test]
 fn failures_of_the_device_are_named_and_leave_no_file() {
     let folder = Folder::new();
-    let launch = "kernel gather_matmul_bf16_64x8 (sm_90), grid [";
+    let (stage, launch) =
+        ("kernel stage_rows (sm_90a), grid [", "kernel wgmma_matmul_bf16_64x8 (sm_90a), grid [");
     for (says, code, wanted) in [
         (
             &[("FAKE_MEMORY", "30000")][..],
@@ -92,12 +93,12 @@ fn failures_of_the_device_are_named_and_leave_no_file() {
         (
             &[("FAKE_LOAD", "209")],
             3,
-            &["kernels/gather_matmul_sm80.cu on Fake 0: CUDA_ERROR_NO_BINARY_FOR_GPU"],
+            &["kernels/wgmma_matmul_bf16_sm90a.cu on Fake 0: CUDA_ERROR_NO_BINARY_FOR_GPU"],
         ),
         (
             &[("FAKE_LAUNCH", "701")],
             3,
-            &["product [", "] x [", launch, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: the driver's own words"],
+            &["product [", "] x [", stage, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: the driver's own words"],
         ),
         (
             &[("FAKE_LAUNCH", "701"), ("FAKE_FROM", "1")],
@@ -257,7 +258,7 @@ fn doctor_tells_of_driver_and_devices() {
             &[("FAKE_CAPABILITY", "120")],
             "cuda device 0",
             "note",
-            "w8a16_matmul_sm80 (compute_80); cannot run carriers/gather_bf16_sm90a (made for sm_90a)",
+            "w8a16_matmul_sm80 (compute_90); cannot run carriers/gather_bf16_sm90a (made for sm_90a)",
         ),
         (&[("FAKE_CAPABILITY", "75")], "cuda device 0", "note", "cannot run capacity_sm80 (made for sm_80"),
         (&[("FAKE_DEVICES", "3")], "cuda device 2", "ok", "Fake 2, compute capability 9.0, 80.0 GB; runs "),

@@ -257,6 +257,25 @@ fn signed_bf16(quad: __m512i, low: __m512i, high: __m512i) -> [__m512i; 2] {
     }
 }
 
+/// 64 int8, or E4M3 codes, to bf16, in their order. Exact. For functions that have AVX-512 BW and VBMI.
+#[inline(always)]
+pub(crate) fn bytes_to_bf16<const E4M3: bool>(bytes: &[u8; 64]) -> [[u8; 64]; 2] {
+    // Of each 16 bytes the first half is in one register, the second in the other.
+    let quad = Avx512::<true>::load(&bytemuck::cast(*bytes));
+    let [first, second] =
+        if E4M3 { Avx512::<true>::e4m3_to_bf16(quad) } else { Avx512::<true>::i8_to_bf16(quad) };
+    let mut lines = [[0; 64]; 2];
+    // SAFETY: private to this crate, whose callers run where AVX-512 F was detected; a line is 64 bytes.
+    unsafe {
+        let low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+        let high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        for (line, order) in lines.iter_mut().zip([low, high]) {
+            _mm512_storeu_si512(line.as_mut_ptr().cast(), _mm512_permutex2var_epi64(first, order, second));
+        }
+    }
+    lines
+}
+
 /// The low and the high byte of 1 to 128 in bf16, each at its number modulo 128.
 static INT8_LOW: [Quad; 2] = bf16_bytes(int8_magnitudes(), 0);
 static INT8_HIGH: [Quad; 2] = bf16_bytes(int8_magnitudes(), 8);

@@ -2,7 +2,7 @@
 
 use lmhead::backend::{Backend, Job, LogitsOut, On, Out, Status};
 use lmhead::epilogue::Epilogue;
-use lmhead::memory::SpanMut;
+use lmhead::memory::{Span, SpanMut};
 use lmhead::params::LMHEAD_STATUS_NONFINITE;
 use lmhead::reference::{Accuracy, Reference};
 use lmhead::rows::HiddenRows;
@@ -10,6 +10,7 @@ use lmhead::weights::{HeadShard, Matrix};
 use lmhead::{DType, Quantization};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::Random;
+use lmhead_testkit::product::bits_of;
 use std::sync::Arc;
 
 const VOCAB: usize = 150;
@@ -46,6 +47,15 @@ fn logits(backend: &dyn Backend, shard: &Arc<HeadShard>, rows: HiddenRows<'_>) -
         Job { rows, epilogue: Epilogue { softcap: Some(30.0), scale: 1.5 }, adjustments: None, placed: None };
     let mut loaded = backend.load(shard, rows.dtype()).expect("memory");
     loaded.run(&job, Out::Logits(out), &mut On::default()).expect("a product");
+    // Logits of single ids have the same bits.
+    let targets: Vec<u32> = (0..3 * rows.len()).map(|i| (i * 37 % VOCAB) as u32).collect();
+    let mut single = vec![0.0f32; targets.len()];
+    let (asked, to) = (Span::host(&targets[..]), SpanMut::host(&mut single[..]));
+    let asked = Out::TargetLogits { targets: asked, per_row: 3, out: to };
+    loaded.run(&job, asked, &mut On::default()).expect("logits of targets");
+    let of_all = |(i, id): (usize, &u32)| logits[i / 3 * VOCAB + *id as usize];
+    let wanted: Vec<f32> = targets.iter().enumerate().map(of_all).collect();
+    assert_eq!(bits_of(&single), bits_of(&wanted));
     (logits, words)
 }
 

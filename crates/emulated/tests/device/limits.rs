@@ -3,7 +3,7 @@
 use crate::device;
 use lmhead::backend::device::{Call, KernelDevice, Matmul, Spec};
 use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LMHEAD_STATUS_BAD_INDEX};
-use lmhead::plan::{DeviceLimits, Plan, Precision, Shape};
+use lmhead::plan::{DeviceLimits, Plan, Precision, Shape, WeightLayout};
 use lmhead::{DType, Error};
 use lmhead_testkit::product::table::PRECISIONS;
 use lmhead_testkit::product::{
@@ -66,7 +66,8 @@ fn fault_offset(change: fn(&mut Call, u64) -> u64, pitch: u64) -> u64 {
     let mut call =
         loaded.call(&Launch::raw(&plan, &operands), 0, device.address(&logits), device.address(&status), 0);
     let start = change(&mut call, pitch);
-    let spec = Spec { precision: Precision::Bf16, vocab: 130, hidden: 64, max_rows: 3 };
+    let spec =
+        Spec { precision: Precision::Bf16, layout: WeightLayout::Rows, vocab: 130, hidden: 64, max_rows: 3 };
     let matmul = Matmul::prepare(&device, spec).expect("kernels");
     // SAFETY: the emulated device looks at each address before it is followed.
     let outcome = unsafe { matmul.run(&device, (), &call) };
@@ -122,9 +123,12 @@ fn offsets_have_64_bits() {
 #[test]
 fn a_negative_index_is_no_row_however_many_there_are() {
     let device = device();
-    for precision in [Precision::F16, Precision::W8a8(DType::F16)] {
+    // Rows that are read where they lie, that are packed before, and that are quantised before.
+    for (precision, row_offset) in
+        [(Precision::F16, 0), (Precision::F16, 3), (Precision::W8a8(DType::F16), 0)]
+    {
         let mut product = Product::new(precision, 4, 66, 32);
-        product.layout = Layout { index: Index::Int32, source_rows: 4, ..Layout::packed(4) };
+        product.layout = Layout { index: Index::Int32, source_rows: 4, row_offset, ..Layout::packed(4) };
         let mut operands = Operands::new(&product);
         operands.indices = vec![1, -2, i64::from(i32::MIN), 3];
         let loaded = Loaded::new(&device, &product, &operands).expect("memory");
@@ -144,7 +148,7 @@ fn a_negative_index_is_no_row_however_many_there_are() {
             workspace.address(),
         );
         call.hidden.source_rows = u32::MAX;
-        let spec = Spec { precision, vocab: 66, hidden: 32, max_rows: 4 };
+        let spec = Spec { precision, layout: WeightLayout::Rows, vocab: 66, hidden: 32, max_rows: 4 };
         let matmul = Matmul::prepare(&device, spec).expect("kernels");
         // SAFETY: no index names a row behind the fourth.
         unsafe { matmul.run(&device, (), &call) }.expect("a launch");
@@ -165,7 +169,7 @@ fn a_product_for_the_most_rows_runs_few_with_every_tile() {
     let (vocab, hidden, most) = (2000, 16, 1 << 30);
     let device = device();
     for precision in PRECISIONS {
-        let spec = Spec { precision, vocab, hidden, max_rows: most };
+        let spec = Spec { precision, layout: WeightLayout::Rows, vocab, hidden, max_rows: most };
         let candidates =
             |rows| Plan::candidates(precision, Shape { rows, vocab, hidden }, &DeviceLimits::H100);
         let (all, countable) = (candidates(3).expect("plans"), candidates(most).expect("plans"));
@@ -174,7 +178,9 @@ fn a_product_for_the_most_rows_runs_few_with_every_tile() {
         let operands = Operands::new(&product);
         let loaded = Loaded::new(&device, &product, &operands).expect("memory");
         let matmul = Matmul::prepare(&device, spec).expect("kernels");
-        for plan in &all {
+        // Of each tile the fewest stages and the most.
+        let of_tiles = all.chunk_by(|one, other| one.tile == other.tile);
+        for plan in of_tiles.flat_map(|plans| [&plans[0], &plans[plans.len() - 1]]) {
             let want = loaded.launch(&Launch::raw(plan, &operands)).expect("a launch").logits;
             let output = |bytes| Guarded::output(&device, bytes).expect("memory");
             let (logits, status, workspace) =

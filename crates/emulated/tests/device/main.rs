@@ -13,6 +13,8 @@ mod seeds;
 mod shards;
 mod shared_device;
 mod sizes;
+mod targets;
+mod unaligned;
 mod whole;
 
 use lmhead_emulated::EmulatedDevice;

@@ -4,7 +4,7 @@
 use crate::device;
 use lmhead::DType;
 use lmhead::backend::device::{Matmul, NO_ADJUSTMENTS, Spec};
-use lmhead::plan::{Plan, Precision};
+use lmhead::plan::{Plan, Precision, WeightLayout};
 use lmhead_testkit::product::{Finish, Guarded, Launch, Layout, Loaded, Operands, Product, bits_of};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -49,7 +49,7 @@ proptest! {
         let loaded = Loaded::new(&device, &product, &operands).unwrap();
         let plans = Plan::candidates(precision, product.shape, &lmhead::plan::DeviceLimits::H100).unwrap();
         let plan = plans[plan.index(plans.len())];
-        let spec = Spec { precision, vocab: VOCAB, hidden: HIDDEN, max_rows: ROWS };
+        let spec = Spec { precision, layout: WeightLayout::Rows, vocab: VOCAB, hidden: HIDDEN, max_rows: ROWS };
         let matmul = Matmul::prepare(&device, spec).unwrap();
         let input = |words: &[u32]| Guarded::input(&device, bytemuck::cast_slice(words)).unwrap();
         let floats = |values: &[f32]| Guarded::input(&device, bytemuck::cast_slice(values)).unwrap();

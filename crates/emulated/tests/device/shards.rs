@@ -1,5 +1,6 @@
 //! Loaded shards: rows and answers in any memory.
 
+use crate::seeds::seeds;
 use crate::whole::KINDS;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
@@ -23,14 +24,15 @@ fn cpu() -> CpuBackend {
     CpuBackend::new(Some(2)).expect("the CPU backend")
 }
 
-/// One that has little memory for what travels, or takes host memory for unlocked, or both.
+/// One that has little memory for what travels, or takes host memory for unlocked, or both; with the kernels of 9.0 in a quarter.
 fn device(schedule: u64) -> EmulatedDevice {
     let device = EmulatedDevice::new(schedule);
+    let device = if schedule % 8 < 6 { device.portable() } else { device };
     if schedule.is_multiple_of(3) { device.unlocked() } else { device }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(60 * seeds() as u32 / 100))]
 
     #[test]
     fn answers_are_what_the_definitions_say_in_any_memory(case in cases(&KINDS), schedule in any::<u64>()) {
@@ -45,7 +47,8 @@ proptest! {
 
 #[test]
 fn partials_that_tie_everywhere_are_the_cpu_backend_s() {
-    for seed in 0..2 {
+    // Once where schedules are few, as under the address sanitizer.
+    for seed in 0..if seeds() < 100 { 1 } else { 2 } {
         partials::are_the_cpus(&device(seed).backend(), &cpu(), seed);
     }
 }
@@ -96,8 +99,8 @@ fn a_workspace_for_some_rows_does_for_fewer() {
     for vocab in [1000, 6400, 8000, 12_800] {
         let head = TestHead::random(vocab, 16, DType::Bf16, Quantization::None, 7);
         let loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
-        for k in [1, 8, 64, 65] {
-            let spec = PartialSpec { k, sum: true, targets: 0 };
+        for (k, targets) in [(1, 0), (8, 0), (64, 0), (65, 0), (1, 1), (64, 3), (65, 2)] {
+            let spec = PartialSpec { k, sum: true, targets };
             for ask in
                 [Ask::Partials(spec), Ask::Hold { raw: true }, Ask::Logits { dtype: DType::F32 }, Ask::Drawn]
             {
@@ -256,29 +259,29 @@ fn bad_buffers_are_refused_by_name_before_anything_is_launched() {
     ] {
         refused(Out::Partials(spec, out), None, wanted);
     }
-    // Quantised rows and scales, then status words.
+    // Rows staged for a tile of 8 x 128 bytes and scales, then status words.
     let start = room.span().address();
     let good_logits = || logits(span(own, data, all), 280, good());
     refused(
         good_logits(),
-        Some(span(own, start, 511)),
-        "workspace: wanted 512 bytes for 3 rows, got 511 bytes",
+        Some(span(own, start, 1535)),
+        "workspace: wanted 1536 bytes for 3 rows, got 1535 bytes",
     );
     refused(
         good_logits(),
-        Some(span(own, start + 16, 512)),
+        Some(span(own, start + 16, 1536)),
         "workspace: wanted an address that is a multiple of 256",
     );
     refused(
         good_logits(),
-        Some(span(host, start, 512)),
+        Some(span(host, start, 1536)),
         "workspace: wanted memory of device 0, got host memory",
     );
     // Besides bars, and of each of 3 rows 72 bytes of a tile of 64 ids and of the last 6 ids.
     let partials = || Out::Partials(spec, span(own, data, bytes));
-    refused(partials(), Some(span(own, start, 1199)), "workspace: wanted 1200 bytes for 3 rows, got 1199");
+    refused(partials(), Some(span(own, start, 2223)), "workspace: wanted 2224 bytes for 3 rows, got 2223");
     assert_eq!(backend.device().counts(), before, "nothing was copied or launched");
-    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 1200)) };
+    let on = &mut On { stream: Stream::NONE, workspace: Some(span(own, start, 2224)) };
     loaded.run(&job, partials(), on).expect("what it says is enough");
 }
 
@@ -297,8 +300,8 @@ fn partials_multiply_once_for_as_many_rows_as_the_workspace_allows() {
         let mut loaded = backend.load(&head.shard(0..vocab), DType::Bf16).expect("memory");
         let least = loaded.workspace(rows, Ask::Partials(spec)).expect("a size");
         let whole = loaded.workspace(rows, Ask::Hold { raw: false }).expect("a size");
-        // Status words, bars, and the tiles' partials.
-        assert_eq!(least, 512 + held * 64);
+        // Staged rows of 128 bytes, status words, bars, and the tiles' partials.
+        assert_eq!(least, held.next_power_of_two().max(8) * 128 + 512 + held * 64);
         let size = if lends_more { whole } else { least };
         let mut workspace = Placed::new(&backend, Backend::memory(&backend), &vec![0; size]);
         let mut out = vec![0u64; rows * spec.stride(vocab) / 8];

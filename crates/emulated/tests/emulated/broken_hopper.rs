@@ -248,6 +248,61 @@ fn dependent_launches() {
 }
 
 #[test]
+fn kernels_of_a_step() {
+    let run = |how: u32, seed: u64| {
+        // Three more ways that are right.
+        let how = if how == 0 { [0, 6, 20][seed as usize % 3] } else { how };
+        let mut device = Device::new();
+        let out = device.upload(&[0u32; 256]);
+        let input = device.upload_read_only(&[1u32; 64]);
+        let config = LaunchConfig::new([2, 1, 1], [32, 1, 1]).seed(seed).threads(1 + (seed % 2) as usize);
+        for how in [0, 0, how, 0] {
+            let (map, map_out, n) = (NO_MAP, NO_MAP, [how, 0, 0, 0, 0, 0]);
+            let params = ProbeParams { map, map_out, input: input.pointer(), out: out.pointer(), n };
+            device.launch_in_turn(&broken_turn(), &params, &config)?;
+        }
+        device.download(out)
+    };
+    let rows: &[Row] = &[
+        (1, "a load of what the kernel before stores, before the wait", &[Dependency], 8),
+        (2, "a store before the wait, to what the kernel before leaves alone", &[Dependency], 8),
+        (3, "an atomic before the wait", &[Dependency], 8),
+        (4, "the next kernel let in before the wait", &[Turn], 8),
+        (5, "a block that ends without the wait", &[Turn], 8),
+        (7, "one thread waits and does not tell the others, which let the next kernel in", &[Turn], 8),
+        (8, "a load by .nc of what the kernel before stores", &[Dependency], 8),
+        (9, "one thread waits and does not tell the others, which go on", &[Dependency], 8),
+    ];
+    check("broken_turn", rows, run);
+}
+
+/// What a kernel did is compared with the one behind it, also where buffers come and go between the two.
+#[test]
+fn turns_go_on_where_buffers_come_and_go() {
+    let mut device = Device::new();
+    let out = device.upload(&[0u32; 256]);
+    let input = device.upload_read_only(&[1u32; 64]);
+    let config = LaunchConfig::new([2, 1, 1], [32, 1, 1]);
+    let launch = |device: &mut Device, how| {
+        let (map, map_out, n) = (NO_MAP, NO_MAP, [how, 0, 0, 0, 0, 0]);
+        let params = ProbeParams { map, map_out, input: input.pointer(), out: out.pointer(), n };
+        device.launch_in_turn(&broken_turn(), &params, &config)
+    };
+    launch(&mut device, 0).expect("no mistake");
+    // Its number comes last, its address anywhere.
+    let other = device.upload(&[0u32; 4096]);
+    let fault = launch(&mut device, 1).expect_err("a load before the wait");
+    assert_eq!(fault.kind, Dependency, "{fault}");
+    device.free(other).expect("the device's own buffer");
+    let larger = device.upload(&[0u32; 1 << 16]);
+    launch(&mut device, 0).expect("no mistake, and marks of another size");
+    launch(&mut device, 8).expect_err("a load by .nc");
+    device.free(larger).expect("the device's own buffer");
+    // A device waits where memory is freed: nothing runs any more that could be met.
+    launch(&mut device, 1).expect("nothing before it");
+}
+
+#[test]
 fn one_instruction_at_two_places() {
     let run = |how: u32, seed: u64| {
         // 10 is wrong, and not seen.

@@ -3,9 +3,10 @@
 use crate::planted::record;
 use lmhead::backend::device::{NO_ADJUSTMENTS, NO_PARTIALS};
 use lmhead::backend::params::{
-    LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, RowMatrix, SamplingRow, TilePartials, WeightMatrix,
+    LMHEAD_DTYPE_F32, LogitMatrix, MatmulParams, PartialRow, RowMatrix, SamplingRow, TilePartials,
+    WeightMatrix,
 };
-use lmhead::merge::Candidate;
+use lmhead::merge::{Candidate, PartialSpec};
 use lmhead::plan::{Precision, Tile};
 use lmhead::sampling::philox;
 use lmhead_emulated::FaultKind::{self, *};
@@ -89,10 +90,37 @@ const TEMPERATURE: f32 = 3000.0;
 const SEED: u64 = 77;
 const FIRST_ID: u32 = 640;
 
-/// Runs the walk with mistake `how`; where `draws`, of each row an id is drawn. `offset` elements before the
-/// first row leave it aligned to an element only. With a `cap` the softcap comes in, which leaves nothing to
-/// compare with but the walk itself.
-fn run(how: u32, seed: u64, (offset, cap, draws): (usize, bool, bool), stages: usize) -> Outcome {
+/// What the walk leaves.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    Logits,
+    /// Of each row and tile the id that is drawn.
+    Draws,
+    /// Of each row and tile how many ids beat a target.
+    Counts,
+}
+
+impl Left {
+    /// What a mistake is about.
+    fn by(how: u32) -> Self {
+        match how {
+            ..50 => Left::Logits,
+            50..60 => Left::Draws,
+            60.. => Left::Counts,
+        }
+    }
+}
+
+/// Bytes of a row of a tile whose target is counted, and where the count is.
+const COUNTED: PartialSpec = PartialSpec { k: 1, sum: false, targets: 1 };
+const COUNT_AT: usize = size_of::<PartialRow>() + size_of::<Candidate>();
+
+/// Of each row the id whose logit is its target's, and the target, which is told from it by its id.
+const TARGET: (usize, usize) = (70, 100);
+
+/// Runs the walk with mistake `how`. `offset` elements before the first row leave it aligned to an element
+/// only. With a `cap` the softcap comes in, which leaves nothing to compare with but the walk itself.
+fn run(how: u32, seed: u64, (offset, cap, left): (usize, bool, Left), stages: usize) -> Outcome {
     // The last row ends with its last element: what is read behind it is outside of the buffer.
     let pitch = HIDDEN.next_multiple_of(8);
     let nan = half::bf16::NAN.to_bits();
@@ -128,6 +156,7 @@ fn run(how: u32, seed: u64, (offset, cap, draws): (usize, bool, bool), stages: u
             pitch: 2 * pitch as u64,
             scales: null(),
             bias: null(),
+            packed: 0,
         },
         RowMatrix {
             data: (input.address() as usize + 2 * offset) as *const _,
@@ -147,7 +176,26 @@ fn run(how: u32, seed: u64, (offset, cap, draws): (usize, bool, bool), stages: u
     let nothing = Candidate { value: f32::NEG_INFINITY, id: 0 };
     let tiles = VOCAB.div_ceil(64);
     let candidates = device.upload(&vec![nothing; ROWS * tiles]);
-    if draws {
+    let logit = |r: usize, id: usize| {
+        let dot = |from: i32| (0..HIDDEN).map(|k| row(from as usize, k).0 * integer(id * HIDDEN + k).0).sum();
+        let sum: i32 = if indices[r] < 0 { 0 } else { dot(indices[r]) };
+        2.0 * sum as f32 + if id == r + 50 || id == 128 + r { 0.5 } else { 0.0 }
+    };
+    let target = |r: usize| Candidate { value: logit(r, TARGET.0), id: FIRST_ID + TARGET.1 as u32 };
+    let counted = device.upload(&vec![u64::MAX; tiles * ROWS * COUNTED.stride(64) / 8]);
+    if left == Left::Counts {
+        let targets: Vec<Candidate> = (0..ROWS).map(target).collect();
+        product.partials = TilePartials {
+            data: counted.pointer::<u64>().cast(),
+            bars: device.upload(&[0u32; ROWS]).pointer(),
+            targets: device.upload_read_only(&targets).pointer(),
+            k: 1,
+            first_id: FIRST_ID,
+            target_count: 1,
+            ..NO_PARTIALS
+        };
+    }
+    if left == Left::Draws {
         let sampling = |row| SamplingRow {
             seed: SEED + row as u64,
             position: 3,
@@ -174,12 +222,20 @@ fn run(how: u32, seed: u64, (offset, cap, draws): (usize, bool, bool), stages: u
     {
         return Outcome::Fault(fault);
     }
-    let logit = |r: usize, id: usize| {
-        let dot = |from: i32| (0..HIDDEN).map(|k| row(from as usize, k).0 * integer(id * HIDDEN + k).0).sum();
-        let sum: i32 = if indices[r] < 0 { 0 } else { dot(indices[r]) };
-        2.0 * sum as f32 + if id == r + 50 || id == 128 + r { 0.5 } else { 0.0 }
-    };
-    if draws {
+    if left == Left::Counts {
+        let words = device.download::<u64>(counted).expect("the device's own buffer");
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        let right = (0..tiles * ROWS).all(|i| {
+            let (tile, r) = (i / ROWS, i % ROWS);
+            let beats =
+                |id: &usize| Candidate { value: logit(r, *id), id: FIRST_ID + *id as u32 }.beats(&target(r));
+            let wanted = (64 * tile..VOCAB.min(64 * tile + 64)).filter(beats).count() as u32;
+            let at = i * COUNTED.stride(64) + COUNT_AT;
+            bytes[at..at + 4] == wanted.to_ne_bytes()
+        });
+        return if right { Outcome::Right } else { Outcome::Wrong };
+    }
+    if left == Left::Draws {
         let out = device.download::<Candidate>(candidates).expect("the device's own buffer");
         let right = (0..ROWS).all(|r| {
             // The tiles' candidates are compared by the same score.
@@ -203,14 +259,14 @@ fn run(how: u32, seed: u64, (offset, cap, draws): (usize, bool, bool), stages: u
 #[test]
 fn the_walk_itself_is_right() {
     for seed in 0..100 {
-        for (offset, draws) in [(0, false), (1, false), (0, true)] {
-            match run(0, seed, (offset, false, draws), 3 + seed as usize % 2) {
+        for left in [Left::Logits, Left::Draws, Left::Counts] {
+            match run(0, seed, (0, false, left), 3 + seed as usize % 14) {
                 Outcome::Right => {}
                 Outcome::Wrong => panic!("seed {seed}: wrong logits"),
                 Outcome::Fault(fault) => panic!("a false alarm: {fault}"),
             }
         }
-        if let Outcome::Fault(fault) = run(0, seed, (0, true, false), 4) {
+        if let Outcome::Fault(fault) = run(0, seed, (0, true, Left::Logits), 4) {
             panic!("a false alarm: {fault}");
         }
     }
@@ -232,14 +288,15 @@ fn each_mistake_is_named() {
         (20, "weights behind the last id", &[GlobalBounds]),
         (21, "the last stage taken for a whole one", &[GlobalBounds]),
         (24, "a row by a bad index", &[GlobalBounds]),
-        (25, "16-byte copies of rows that are not aligned", &[Misaligned]),
+        (25, "rows that are not aligned, and were not packed", &[Misaligned]),
         (40, "logits behind the last id", &[GlobalBounds]),
         (50, "draws of rows behind the last", &[GlobalBounds]),
         (51, "no barrier between the temperature and the draw", &[Race]),
+        (63, "a row's targets taken for the next one's", &[GlobalBounds]),
     ];
     for &(how, what, kinds) in rows {
         let offset = usize::from(how == 25);
-        let named = |seed| match run(how, seed, (offset, matches!(how, 11 | 12), how >= 50), 4) {
+        let named = |seed| match run(how, seed, (offset, matches!(how, 11 | 12), Left::by(how)), 4) {
             Outcome::Fault(fault) if kinds.contains(&fault.kind) => told(&fault),
             Outcome::Fault(fault) => panic!("{what}: wanted {kinds:?}, got {fault}"),
             _ => panic!("{what}, seed {seed}: wanted {kinds:?}, got none"),
@@ -254,9 +311,12 @@ fn mistakes_that_no_detector_can_see_give_wrong_logits() {
         (22, "no zeros behind the end of k"),
         (23, "a swizzle that is only read"),
         (27, "sources that do not go on"),
+        (28, "a ring that leaves out its first stage"),
         (52, "noise of other ids"),
+        (61, "ties told by ids of another shard"),
+        (62, "ids behind the last that are counted"),
     ] {
-        let seen = |seed| match run(how, seed, (0, false, how >= 50), 4) {
+        let seen = |seed| match run(how, seed, (0, false, Left::by(how)), 4) {
             Outcome::Right => panic!("{what}, seed {seed}: right logits"),
             Outcome::Wrong => "wrong logits".into(),
             Outcome::Fault(fault) => told(&fault),

@@ -11,7 +11,7 @@ use lmhead::plan::Precision;
 use lmhead::quantize::quantize_row;
 use lmhead_emulated::emulated_kernel;
 use lmhead_emulated::{Device, FaultKind, LaunchConfig};
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 
 /// Three tiles of 64 ids; four stages of 128 k and a tail.
 const VOCAB: usize = 150;
@@ -47,6 +47,7 @@ fn run(how: u32, seed: u64) -> Outcome {
         out_pitch: pitch as u64,
         scales: row_scales.pointer(),
         status: status.pointer(),
+        bars: null_mut(),
         row_count: ROWS as u32,
         hidden: HIDDEN as u32,
         status_before: 0,
@@ -63,6 +64,7 @@ fn run(how: u32, seed: u64) -> Outcome {
             pitch: pitch as u64,
             scales: device.upload_read_only(&scales).pointer(),
             bias: null(),
+            packed: 0,
         },
         RowMatrix {
             data: quantised.pointer(),

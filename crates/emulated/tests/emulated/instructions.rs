@@ -133,6 +133,9 @@ fn cp_async() {
         (0, 0),
         (1, 16),
         (1, 0),
+        (2, 16),
+        (2, 9),
+        (2, 0),
     ] {
         for seed in 0..10 {
             let probe = Probe::new(probe_cp_async(), 64, 1024, 256).input(&input).n(&[size, read]);

@@ -9,6 +9,7 @@ mod broken_flags;
 mod broken_hopper;
 mod broken_matmul;
 mod broken_quant_matmul;
+mod broken_wgmma_matmul;
 mod carriers;
 mod conversions;
 mod flags;

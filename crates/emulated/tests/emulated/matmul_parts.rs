@@ -112,23 +112,24 @@ fn the_last_blocks_of_the_largest_grids() {
 
 #[test]
 fn tiles_are_as_the_plan_says() {
-    let precisions = [Precision::Bf16, Precision::W8a8(DType::Bf16), Precision::W8a16(DType::Bf16)];
+    let (bf16, f16) = (DType::Bf16, DType::F16);
+    let precisions = [
+        Precision::Fp8(bf16),
+        Precision::Fp8(f16),
+        Precision::Bf16,
+        Precision::F16,
+        Precision::W8a8(bf16),
+        Precision::W8a16(bf16),
+        Precision::W8a16(f16),
+    ];
     let tiles: Vec<_> = precisions.iter().flat_map(|p| p.tiles().iter().map(move |tile| (p, tile))).collect();
-    let out = Probe::new(probe_tiles(), 1, 0, 5 * tiles.len() + 2).output();
-    let (figures, stages) = out.split_at(5 * tiles.len());
-    for ((precision, tile), figures) in tiles.into_iter().zip(figures.chunks(5)) {
-        let step = 128 / precision.weight_bytes();
-        let planned =
-            [tile.ids, tile.rows, tile.threads() as usize, tile.shared_bytes(1), step].map(|n| n as u32);
-        assert_eq!(figures, planned, "{}", tile.kernel);
-    }
-    assert_eq!(stages, STAGES.map(|n| n as u32));
-    // The other 16-bit type has the same tiles.
-    for (one, other) in
-        [(Precision::Bf16, Precision::F16), (Precision::W8a16(DType::Bf16), Precision::W8a16(DType::F16))]
-    {
-        let shapes =
-            |p: Precision| p.tiles().iter().map(|t| (t.ids, t.rows, t.shared_bytes(1))).collect::<Vec<_>>();
-        assert_eq!(shapes(one), shapes(other));
+    let out = Probe::new(probe_tiles(), 1, 0, 8 * tiles.len() + 3).output();
+    let (head, figures) = out.split_at(3);
+    assert_eq!(head, [tiles.len(), *STAGES.start(), *STAGES.end()].map(|n| n as u32));
+    for ((precision, tile), figures) in tiles.into_iter().zip(figures.chunks(8)) {
+        let (step, (warp_ids, warp_rows)) = (128 / precision.weight_bytes(), tile.warp());
+        let (threads, stage) = (tile.threads() as usize, tile.shared_bytes(1));
+        let planned = [tile.ids, tile.rows, threads, warp_ids, warp_rows, stage, step, tile.blocks_per_sm];
+        assert_eq!(figures, planned.map(|n| n as u32), "{}", tile.kernel);
     }
 }

@@ -2,8 +2,10 @@
 
 use super::{child, child_and_end, count};
 use lmhead::DType;
+use lmhead::backend::cuda::fatbins::{Capability, EMBEDDED};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
 use lmhead::backend::device::{Call, KernelDevice};
+use lmhead::backend::params::PackRowsParams;
 use lmhead::plan::Precision;
 use lmhead_emulated::EmulatedDevice;
 use lmhead_gpu::operands::{Loaded, Operands, Output};
@@ -84,27 +86,74 @@ fn in_child_graph() {
     loaded.equals_bytes(&out, &truth).expect("eager bits");
 }
 
+/// Capabilities of every generation, and of devices that share another one's code.
+const CAPABILITIES: [u32; 9] = [80, 86, 89, 90, 100, 103, 110, 120, 121];
+
+/// The virtual architecture of what a driver takes of the kernels for such a device, as the library says it;
+/// where it is told to load PTX, the newest. None where this build has nothing for it.
+fn loaded_code(capability: u32, only_ptx: bool) -> Option<u32> {
+    let fatbin = EMBEDDED.iter().find(|fatbin| fatbin.name == "pack_rows_sm80").expect("a file");
+    let number = |name: &str| -> u32 { name.split_once('_').expect("a name").1.parse().expect("a number") };
+    if !only_ptx {
+        return Some(number(fatbin.code_for(Capability(capability / 10, capability % 10)).ok()?));
+    }
+    let ptx = fatbin.architectures.iter().filter(|name| name.starts_with("compute"));
+    ptx.map(|name| number(name)).filter(|code| *code <= capability).max()
+}
+
+/// Runs `run` as each device that this build has code for, and what that is.
+fn on_each_device(run: impl Fn([(&str, &str); 2], u32)) {
+    let mut devices = 0;
+    for capability in CAPABILITIES {
+        for only_ptx in [false, true] {
+            let Some(code) = loaded_code(capability, only_ptx) else { continue };
+            let (capability, ptx) = (capability.to_string(), u32::from(only_ptx).to_string());
+            run([("FAKE_CAPABILITY", &capability), ("CUDA_FORCE_PTX_JIT", &ptx)], code);
+            devices += 1;
+        }
+    }
+    assert!(devices > 0, "a build with code for none of {CAPABILITIES:?}");
+}
+
 #[test]
-fn quantised_products_are_two_launches_that_may_overlap() {
+fn launches_may_overlap_where_the_loaded_code_waits() {
     let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("fake-driver-pair");
-    // Code for 8.0 does not wait for the kernel before, so it may not begin beside it.
-    for (capability, overlap) in [("90", " programmatic 1"), ("80", "")] {
+    on_each_device(|[device, ptx], code| {
+        // Code for 8.0 does not wait for the kernel before, so it may not begin beside it.
+        let overlap = if code >= 90 { " programmatic 1" } else { "" };
         let _ = std::fs::remove_file(&log);
-        let says = [("FAKE_CAPABILITY", capability), ("FAKE_LOG", log.to_str().expect("text"))];
-        child("calls::in_child_pair", &says);
+        child("calls::in_child_pair", &[device, ptx, ("FAKE_LOG", log.to_str().expect("text"))]);
         let text = std::fs::read_to_string(&log).expect("a log");
         // Without those that make the operands.
         let lines = text.lines().filter(|line| !line.starts_with("fill "));
         let lines: Vec<&str> = lines.map(|line| line.split(" sizes").next().unwrap_or(line)).collect();
         let multiply =
-            format!("quant_matmul_64x8 grid 8 1 1 block 128 1 1 shared 36864 carveout 100{overlap}");
-        let quantize = "quantize_rows_bf16 grid 11 1 1 block 256 1 1 shared 32 carveout 100";
-        assert_eq!(lines, [quantize, &multiply]);
-    }
+            format!("quant_matmul_64x8 grid 8 1 1 block 128 1 1 shared 27648 carveout 100{overlap}");
+        let quantize =
+            format!("quantize_rows_bf16 grid 11 1 1 block 256 1 1 shared 32 carveout 100{overlap}");
+        assert_eq!(lines, [quantize, multiply], "{device:?} {ptx:?}");
+    });
 }
 
 #[test]
-#[ignore = "needs the fake driver: quantised_products_are_two_launches_that_may_overlap runs it"]
+fn the_driver_loads_the_code_that_the_library_says() {
+    on_each_device(|[device, ptx], code| {
+        child("calls::in_child_images", &[device, ptx, ("LMHEAD_TEST_CODE", &code.to_string())]);
+    });
+}
+
+/// What the driver takes, by a reading of the fatbin of its own, is what [`loaded_code`] says.
+#[test]
+#[ignore = "needs the fake driver: the_driver_loads_the_code_that_the_library_says runs it"]
+fn in_child_images() {
+    let device = CudaDevice::open(0).expect("a device");
+    let kernel = device.kernel::<PackRowsParams>("pack_rows").expect("a kernel");
+    let wanted = std::env::var("LMHEAD_TEST_CODE").expect("what the library says");
+    assert_eq!(kernel.attributes().virtual_architecture.to_string(), wanted);
+}
+
+#[test]
+#[ignore = "needs the fake driver: launches_may_overlap_where_the_loaded_code_waits runs it"]
 fn in_child_pair() {
     let device = CudaDevice::open(0).expect("a device");
     let (loaded, out) = load(&device, &operands(1));

@@ -29,6 +29,7 @@ pub use tables::{Other, PORTABLE, expected};
 mod tables {
     use super::Expectation;
     use lmhead::DType;
+    use lmhead::backend::device::target_kernel;
     use lmhead::plan::{Precision, Tile};
 
     /// What a kernel whose file ends in `_sm80` has machine code for.
@@ -38,6 +39,7 @@ mod tables {
     /// Of every kernel.
     pub fn expected() -> Vec<Expectation> {
         let mut rows = OTHERS.map(|row| row.into()).to_vec();
+        rows.extend(stagers());
         for (precision, registers) in REGISTERS {
             assert_eq!(
                 precision.tiles().len(),
@@ -51,6 +53,12 @@ mod tables {
                     .zip(*registers)
                     .map(|(tile, registers)| matmul(*precision, tile, *registers)),
             );
+        }
+        rows.extend(TARGETS.iter().map(|(precision, registers)| targets(*precision, *registers)));
+        for (precision, registers) in PACKED_REGISTERS {
+            let tiles = precision.packed_tiles();
+            assert_eq!(tiles.len(), registers.len(), "{precision}: wanted a number for each tile");
+            rows.extend(tiles.iter().zip(*registers).map(|(tile, n)| packed_matmul(*precision, tile, *n)));
         }
         for (dtype, loads, registers) in [(DType::Bf16, 4, 64), (DType::F16, 4, 64), (DType::F32, 8, 40)] {
             rows.push(Expectation {
@@ -66,23 +74,84 @@ mod tables {
         rows
     }
 
+    /// Of the kernels that stage rows for packed weights: with int8 the largest of a row is looked for first.
+    fn stagers() -> [Expectation; 4] {
+        [
+            ("stage_rows", 1, 32, 0),
+            ("stage_rows_int8_bf16", 4, 64, 18),
+            ("stage_rows_int8_f16", 4, 64, 18),
+            ("stage_rows_int8_f32", 8, 64, 18),
+        ]
+        .map(|(kernel, loads, registers, calls)| Expectation {
+            kernel,
+            architectures: HOPPER,
+            present: vec![("LDG.128", loads), ("STG.128", 1)],
+            absent: &["HMMA", "IMMA", "HGMMA", "IGMMA", "LDGSTS"],
+            registers,
+            calls,
+        })
+    }
+
     /// At most so many registers a thread, for each tile of a precision in the order of the plan. Measured
     /// with nvcc 13.0.
     const REGISTERS: &[(Precision, &[u32])] = &[
-        (Precision::Bf16, &[74, 74, 100, 128, 82, 86, 120, 172, 173]),
-        (Precision::F16, &[74, 74, 100, 128, 82, 86, 120, 172, 173]),
-        (Precision::W8a8(DType::Bf16), &[68, 72, 77, 117, 74, 80, 112, 167, 159]),
+        (Precision::Bf16, &[74, 74, 100, 128, 82, 86, 120, 172, 247]),
+        (Precision::F16, &[74, 74, 100, 128, 82, 86, 120, 172, 247]),
+        (Precision::W8a8(DType::Bf16), &[70, 72, 77, 118, 78, 80, 112, 167, 246]),
         (Precision::W8a16(DType::Bf16), &[75, 75, 87, 128, 123, 102, 123, 190]),
         (Precision::W8a16(DType::F16), &[75, 75, 84, 134, 86, 87, 116, 183]),
-        (Precision::Fp8(DType::Bf16), &[75, 75, 89, 130, 173, 168, 121, 176]),
+        (Precision::Fp8(DType::Bf16), &[75, 75, 89, 130, 173, 168, 138, 176]),
         (Precision::Fp8(DType::F16), &[93, 100, 119, 128, 168, 188, 187, 179]),
     ];
 
-    /// A kernel of `kernels/matmul`.
-    fn matmul(precision: Precision, tile: &Tile, registers: u32) -> Expectation {
-        let threads = tile.threads() as usize;
-        // Four warps share the ids; of 128 rows they have the first 64.
-        let (ids, rows) = (tile.ids / 64, tile.rows.min(64));
+    /// The same of the tiles for packed weights.
+    const PACKED_REGISTERS: &[(Precision, &[u32])] = &[
+        (Precision::Bf16, &[96, 128, 96, 153, 96, 158, 168]),
+        (Precision::F16, &[96, 128, 96, 153, 96, 158, 168]),
+        (Precision::W8a8(DType::Bf16), &[111, 128, 96, 154, 96, 158, 168]),
+    ];
+
+    /// A kernel of `kernels/hopper`.
+    fn packed_matmul(precision: Precision, tile: &Tile, registers: u32) -> Expectation {
+        let (instruction, types) = match precision {
+            Precision::Bf16 => ("HGMMA", "x16.F32.BF16"),
+            Precision::F16 => ("HGMMA", "x16.F32"),
+            _ => ("IGMMA", "x32.S8.S8"),
+        };
+        // The only text that is not there as it is: a name for each tile, of which there are few.
+        let products: &'static str = format!("{instruction}.64x{}{types}", tile.rows).leak();
+        Expectation {
+            kernel: tile.kernel,
+            architectures: HOPPER,
+            present: vec![
+                // A column of 128 bytes of k, in one place.
+                (products, 4),
+                // Weights of each 64 ids and rows, before the ring is full and afterwards.
+                ("UBLKCP.S.G", 2 * (tile.ids / 64 + 1)),
+                ("USETMAXREG", if tile.rows > 64 { 2 } else { 0 }),
+                ("DADD", 42),
+                ("DMUL", 38),
+                ("DFMA", 38),
+            ],
+            absent: &["HMMA", "IMMA", "LDSM", "LDGSTS", "UTMALDG"],
+            registers,
+            calls: 68,
+        }
+    }
+
+    /// At most so many registers a thread of the kernels that make single logits.
+    const TARGETS: &[(Precision, u32)] = &[
+        (Precision::Bf16, 56),
+        (Precision::F16, 56),
+        (Precision::W8a8(DType::Bf16), 46),
+        (Precision::W8a16(DType::Bf16), 64),
+        (Precision::W8a16(DType::F16), 62),
+        (Precision::Fp8(DType::Bf16), 88),
+        (Precision::Fp8(DType::F16), 103),
+    ];
+
+    /// The instruction that a precision's products are made of, and whether weights are widened for it.
+    fn multiplies(precision: Precision) -> (&'static str, bool) {
         let widened = matches!(precision, Precision::W8a16(_) | Precision::Fp8(_));
         let mma = match precision {
             Precision::Bf16 | Precision::W8a16(DType::Bf16) | Precision::Fp8(DType::Bf16) => {
@@ -91,13 +160,42 @@ mod tables {
             Precision::W8a8(_) => "IMMA.16832.S8",
             _ => "HMMA.16816.F32",
         };
+        (mma, widened)
+    }
+
+    /// A kernel of `kernels/target_logits_sm80.cu`: a tile of 64 ids x 8 rows.
+    fn targets(precision: Precision, registers: u32) -> Expectation {
+        let (mma, widened) = multiplies(precision);
+        Expectation {
+            kernel: target_kernel(precision),
+            architectures: PORTABLE,
+            present: vec![
+                // The product's own, of 128 bytes of k.
+                (mma, if widened { 8 } else { 4 }),
+                ("LDSM.M88.4", if widened { 4 } else { 6 }),
+                // Four pieces of weights and one of rows, these for whole stages and for the last; in the
+                // prologue and in the loop.
+                ("LDGSTS.BYPASS.128", 12),
+            ],
+            absent: &["HGMMA", "IGMMA", "LDSM.M88.2", "DADD", "DMUL", "DFMA"],
+            registers,
+            calls: 12,
+        }
+    }
+
+    /// A kernel of `kernels/matmul`.
+    fn matmul(precision: Precision, tile: &Tile, registers: u32) -> Expectation {
+        let threads = tile.threads() as usize;
+        // A warp's, in the 16 ids of an instruction.
+        let (ids, rows) = (tile.warp().0 / 16, tile.warp().1);
+        let (mma, widened) = multiplies(precision);
         // A stage is 128 bytes of k: four instructions of 16-bit or of int8 operands, eight of int8 weights
         // as 16 bits, over 16 ids x 8 rows.
         let steps = if widened { 8 } else { 4 };
         // 16 bytes a thread at a time, in four places: the prologue and the loop, each for whole stages and
         // for the last.
         let pieces = |bytes: usize| bytes.div_ceil(16 * threads);
-        let copies = 4 * (pieces(tile.ids * 128) + pieces(tile.rows * tile.row_bytes));
+        let (of_weights, of_rows) = (4 * pieces(tile.ids * 128), 4 * pieces(tile.rows * tile.row_bytes));
         // Logits pass through shared memory, and leave by 16 bytes in each type.
         // f32 ones twice: without adjustments, too. Sums of exponentials read them eight at a time, once; draws four.
         let (from_shared, out) = match tile.ids * tile.rows / threads {
@@ -110,7 +208,8 @@ mod tables {
             (mma, ids * rows / 8 * steps),
             // Both operands for `mma`; rows beside widened weights are read by words.
             ("LDSM.M88.4", 4 * ids + if widened { 0 } else { rows / 4 }),
-            ("LDGSTS.BYPASS.128", copies),
+            ("LDGSTS.BYPASS.128", of_weights + of_rows),
+            ("LDGSTS.BYPASS.LTC256B.128", of_weights),
             ("LDS.128", from_shared),
             ("STG.128", out),
             // Scores of the ids of a draw that their f32 bounds do not tell apart: one copy of that code.
@@ -127,7 +226,7 @@ mod tables {
             present,
             absent: &["HGMMA", "IGMMA", "LDG.128.CONSTANT", "LDSM.M88.2"],
             registers,
-            calls: 68,
+            calls: 72,
         }
     }
 
@@ -150,7 +249,7 @@ mod tables {
     }
 
     /// Every kernel that no plan names.
-    const OTHERS: [Other; 46] = [
+    const OTHERS: [Other; 47] = [
         // Answers. f64 is in finishes, once a row, and in draws, for the few candidates that their bounds leave.
         Other {
             kernel: "merge_partials",
@@ -365,6 +464,14 @@ mod tables {
             architectures: PORTABLE,
             present: &[("LDG.128", 1), ("STG.128", 1)],
             absent: &["HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
+            registers: 18,
+            calls: 0,
+        },
+        Other {
+            kernel: "set_words",
+            architectures: PORTABLE,
+            present: &[],
+            absent: &["LDG", "HMMA", "IMMA", "DADD", "DMUL", "DFMA"],
             registers: 18,
             calls: 0,
         },

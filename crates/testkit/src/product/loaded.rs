@@ -2,12 +2,13 @@
 
 use super::{Finish, Guarded, Index, Operands, Product};
 use lmhead::DType;
+use lmhead::backend::device::hopper::{pack_weights, packed_bytes};
 use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_PARTIALS, Spec};
 use lmhead::backend::params::{
     LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, LogitAdjustments, LogitMatrix, RowMatrix,
     WeightMatrix,
 };
-use lmhead::plan::{Plan, Shape};
+use lmhead::plan::{Family, Plan, Shape, WeightLayout};
 use std::ops::Range;
 
 /// Output rows by index.
@@ -64,6 +65,8 @@ pub struct Loaded<'a, D: KernelDevice> {
     device: &'a D,
     product: Product,
     weights: Guarded<D>,
+    /// The same on the host, to be packed.
+    rows_of_weights: Vec<u8>,
     scales: Guarded<D>,
     bias: Guarded<D>,
     source: Guarded<D>,
@@ -165,6 +168,7 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
             device,
             product: *product,
             weights: Guarded::input(device, &operands.weights)?,
+            rows_of_weights: operands.weights.clone(),
             scales: floats(&operands.scales)?,
             bias: floats(&operands.bias)?,
             source: Guarded::input(device, &operands.source)?,
@@ -189,6 +193,7 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
                 scales: if int8 { self.scales.address() as usize + 4 * first } else { 0 } as *const f32,
                 bias: if launch.finish.bias { self.bias.address() as usize + 4 * first } else { 0 }
                     as *const f32,
+                packed: 0,
             },
             hidden: RowMatrix {
                 data: (self.source.address() + offset) as usize as *const _,
@@ -216,6 +221,16 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         }
     }
 
+    /// The weights of some ids, packed.
+    fn packed(&self, plan: &Plan, ids: &Range<usize>) -> Result<Guarded<D>, String> {
+        let row_bytes = plan.shape.hidden * plan.precision.weight_bytes();
+        let row = |id: usize| &self.rows_of_weights[id * self.weight_pitch..][..row_bytes];
+        let rows: Vec<u8> = ids.clone().flat_map(row).copied().collect();
+        let mut packed = vec![0; packed_bytes(ids.len(), row_bytes).expect("they are in memory")];
+        pack_weights(&rows, row_bytes, &mut packed);
+        Guarded::input(self.device, &packed)
+    }
+
     /// Runs it between guard zones.
     ///
     /// # Errors
@@ -241,10 +256,22 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         let workspace = Guarded::output(device, plan.workspace.bytes)?;
 
         let text = |e: lmhead::Error| e.to_string();
-        let spec = Spec { precision: plan.precision, vocab, hidden, max_rows: rows };
+        let is_packed = plan.tile.family == Family::Wgmma;
+        let layout = if is_packed { WeightLayout::Packed } else { WeightLayout::Rows };
+        let spec = Spec { precision: plan.precision, layout, vocab, hidden, max_rows: rows };
         let product = Matmul::prepare(device, spec).map_err(text)?;
-        let call =
+        let mut call =
             self.call(launch, at, out.address() + before as u64, status.address(), workspace.address());
+        let packed = if is_packed { Some(self.packed(plan, &ids)?) } else { None };
+        if let Some(packed) = &packed {
+            let pitch = plan.workspace.row_pitch as u64;
+            call.weights = WeightMatrix {
+                data: packed.address() as usize as *const _,
+                pitch,
+                packed: 1,
+                ..call.weights
+            };
+        }
         // SAFETY: the buffers are as large as the call says, and live until they are read below, which waits.
         unsafe { product.run_plan(device, device.stream(), &call, plan) }.map_err(text)?;
 
@@ -254,20 +281,14 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         let row = |row: usize| &all[before + row * pitch + ids.start * size..][..ids.len() * size];
         let said = status.read(device, "status")?;
         indices.unchanged(device, "indices", |_| false)?;
-        let used = workspace.read(device, "workspace")?;
-        let (pitch, scales) = (plan.workspace.row_pitch, plan.workspace.scales);
-        let behind = |row: usize| &used[row * pitch..][hidden..pitch];
-        if plan.quantize.is_some() && (0..rows).any(|row| behind(row).iter().any(|&byte| byte != 0)) {
-            return Err("quantised rows: wanted zeros behind the end of each".into());
+        if let Some(packed) = &packed {
+            packed.unchanged(device, "packed weights", |_| false)?;
         }
-        let quantised = plan.quantize.map(|_| {
-            let rows = (0..rows).flat_map(|r| used[r * pitch..][..hidden].iter().map(|b| *b as i8));
-            (rows.collect(), bytemuck::pod_collect_to_vec(&used[scales..]))
-        });
+        let used = workspace.read(device, "workspace")?;
         Ok(Ran {
             logits: (0..rows).flat_map(row).copied().collect(),
             status: bytemuck::pod_collect_to_vec(&said),
-            quantised,
+            quantised: quantised_rows(plan, &used)?,
         })
     }
 
@@ -286,4 +307,41 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         }
         Ok(())
     }
+}
+
+/// Rows `[rows, hidden]`, and their scales.
+type QuantisedRows = (Vec<i8>, Vec<f32>);
+
+/// The int8 rows and their scales that a plan has left in its workspace, where it quantises.
+///
+/// # Errors
+/// What is not as the layout says: zeros behind the end of each row and behind the last.
+fn quantised_rows(plan: &Plan, used: &[u8]) -> Result<Option<QuantisedRows>, String> {
+    let Shape { rows, hidden, .. } = plan.shape;
+    let (pitch, scales) = (plan.workspace.row_pitch, plan.workspace.scales);
+    // Byte `at` of row `row`.
+    let place = |row: usize, at: usize| match plan.stage {
+        None => row * pitch + at,
+        Some(_) => {
+            let (n, columns) = (plan.tile.rows, pitch / 128);
+            let column = (row / n * columns + at / 128) * n * 128;
+            column + row % n * 128 + ((at % 128 / 16) ^ (row % n % 8)) * 16 + at % 16
+        }
+    };
+    let Some(staged) = plan.stage.map(|stage| stage.blocks as usize).or(plan.quantize.map(|_| rows)) else {
+        return Ok(None);
+    };
+    let element = if plan.stage.is_some() { plan.precision.weight_bytes() } else { 1 };
+    for row in 0..staged {
+        let end = if row < rows { hidden * element } else { 0 };
+        if (end..pitch).any(|at| used[place(row, at)] != 0) {
+            return Err(format!("row {row} in the workspace: wanted zeros from byte {end} on"));
+        }
+    }
+    if element != 1 {
+        return Ok(None);
+    }
+    let values = (0..rows).flat_map(|row| (0..hidden).map(move |at| (row, at)));
+    let values = values.map(|(row, at)| used[place(row, at)] as i8).collect();
+    Ok(Some((values, bytemuck::pod_collect_to_vec(&used[scales..][..4 * rows]))))
 }

@@ -26,7 +26,7 @@ pub use operands::Operands;
 use lmhead::DType;
 use lmhead::backend::device::KernelDevice;
 use lmhead::epilogue::Epilogue;
-use lmhead::plan::{Plan, Precision, STAGES, Shape, Tile};
+use lmhead::plan::{DeviceLimits, Plan, Precision, Shape, Tile, WeightLayout};
 
 /// What the operands hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,8 +148,8 @@ impl Product {
     }
 }
 
-/// The plans that are tried: the chosen one, and of every other tile that multiplies at most `work` pairs, padding included, one; fewer and
-/// more stages take turns.
+/// The plans that are tried: the chosen one, and of every other tile that multiplies at most `work` pairs,
+/// padding included, one; the numbers of stages take turns.
 pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Result<Vec<Plan>, String> {
     let text = |e: lmhead::Error| e.to_string();
     let shape = product.shape;
@@ -159,14 +159,27 @@ pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Res
         let Tile { rows, ids, .. } = plan.tile;
         shape.rows.next_multiple_of(rows) * shape.vocab.next_multiple_of(ids) * shape.hidden
     };
-    let in_turn = |(i, plan): &(usize, Plan)| {
-        // Tiles that have one number of stages only have that one.
-        let twins = all.iter().filter(|twin| twin.tile == plan.tile).count();
-        twins == 1 || STAGES[(i / 2 + product.seed as usize) % 2] == plan.stages
-    };
-    let others = all.iter().copied().enumerate().filter(in_turn).map(|(_, plan)| plan);
+    let of_tiles = all.chunk_by(|one, other| one.tile == other.tile).enumerate();
+    let others = of_tiles.map(|(i, plans)| plans[(i + (product.seed % 1024) as usize) % plans.len()]);
     let others = others.filter(|plan| plan.tile != chosen.tile && cost(plan) <= work);
-    Ok([chosen].into_iter().chain(others).collect())
+    let packed = packed_plans(product, &device.limits())?.into_iter().filter(|plan| cost(plan) <= work);
+    Ok([chosen].into_iter().chain(others).chain(packed).collect())
+}
+
+/// A plan of every third tile for packed weights, where the device and the precision have such, since these take the emulated device
+/// longest: tiles take turns with the product's seed, and so do fewer and more stages, and blocks that have one tile or several.
+pub fn packed_plans(product: &Product, limits: &DeviceLimits) -> Result<Vec<Plan>, String> {
+    if product.precision.layout(limits) == WeightLayout::Rows {
+        return Ok(Vec::new());
+    }
+    let all = Plan::packed_candidates(product.precision, product.shape, limits).map_err(|e| e.to_string())?;
+    let turn = (product.seed % 1024) as usize;
+    let of_tiles = all.chunk_by(|one, other| one.tile == other.tile).enumerate();
+    let of_tile = of_tiles.filter(|(i, _)| (i + turn).is_multiple_of(3)).map(|(i, plans)| {
+        let plan = plans[(i + turn) % plans.len()];
+        Plan { blocks: plan.blocks.div_ceil([1, 3, 2][(i + turn / 2) % 3]), ..plan }
+    });
+    Ok(of_tile.collect())
 }
 
 /// Raw logits `[rows, vocab]` by the chosen plan.

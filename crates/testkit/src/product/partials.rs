@@ -105,7 +105,8 @@ fn case<D: KernelDevice>(
                 assert_eq!(said(&got, spec, vocab), said(wanted, spec, vocab), "{what}, {memory}, sum {sum}");
             }
         }
-        // Of held logits, with targets: in this shard, in none, of another shard.
+        // With targets, of held logits and in the product: in this shard, in none, of another shard. Their logits
+        // tie with many.
         let spec = PartialSpec { k, sum: true, targets: 3 };
         let targets: Vec<Candidate> = (0..rows)
             .flat_map(|row| {
@@ -118,6 +119,17 @@ fn case<D: KernelDevice>(
         let wanted = of_held(&mut *theirs, &job, spec, &targets);
         let got = of_held(&mut *loaded, &job, spec, &targets);
         assert_eq!(said(&got, spec, vocab), said(&wanted, spec, vocab), "{what}, held");
+        for memory in [Memory::Host, Backend::memory(backend)] {
+            let asked = Placed::new(backend, memory, bytemuck::cast_slice(&targets));
+            let mut out = Placed::new(backend, memory, &vec![0xa5; rows * spec.stride(vocab)]);
+            let counted = Out::Counted { spec, targets: asked.span(), again: false, out: out.span_mut() };
+            loaded.run(&job, counted, &mut On::default()).expect("partials");
+            assert_eq!(
+                said(&out.read(), spec, vocab),
+                said(&wanted, spec, vocab),
+                "{what}, counted in {memory}"
+            );
+        }
         if k == 1 {
             let (got, wanted) = (searched(&mut *loaded, &job, seed), searched(&mut *theirs, &job, seed));
             let names = ["maxima", "histograms", "ties", "candidates"];

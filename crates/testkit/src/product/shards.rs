@@ -349,6 +349,7 @@ impl ShardCase {
                     run_on(backend, &mut *loaded, &job, Out::Partials(spec, out.span_mut()), i % 2 == 0);
                     let got = said(&out.read(), spec, &vocab);
                     assert_eq!(got, defined(&expected, spec, &vocab, &[]), "{form:?} {from} to {to}");
+                    self.counted(backend, &mut *loaded, &job, to, &expected, i % 2 == 0);
                 });
             }
         }
@@ -482,6 +483,54 @@ impl ShardCase {
         compare(&bytes, stride, &words, "with gaps");
         for row in bytes.chunks_exact(stride) {
             assert!(row[ids * dtype.size()..].iter().all(|b| *b == 0xa5), "what lies between is nobody's");
+        }
+    }
+
+    /// Logits of single ids have the bits of the product of all, and the product counts what beats them.
+    fn counted<D: KernelDevice>(
+        &self,
+        backend: &DeviceBackend<D>,
+        loaded: &mut dyn LoadedShard,
+        job: &Job<'_>,
+        to: Memory,
+        expected: &Logits,
+        lent: bool,
+    ) {
+        let (vocab, rows, own) = (self.ids(), job.rows.len(), Backend::memory(backend));
+        let (mut random, (logits, words)) = (Random(self.seed ^ 2), expected);
+        // A block has eight of each row.
+        let per_row = [1, 3, 8, 11][self.seed as usize % 4];
+        let target = |_| match random.below(5) {
+            0 => NO_TARGET,
+            _ => random.below(self.vocab) as u32,
+        };
+        let ids: Vec<u32> = (0..rows * per_row).map(target).collect();
+        let asked = Placed::new(backend, to, bytemuck::cast_slice(&ids));
+        let mut out = Placed::new(backend, to, &vec![0xa5; 4 * ids.len()]);
+        let targets = Out::TargetLogits { targets: asked.span(), per_row, out: out.span_mut() };
+        run_on(backend, loaded, job, targets, lent);
+        let values = f32s(&out.read());
+        for (i, (&id, &value)) in ids.iter().zip(&values).enumerate() {
+            let row = i / per_row;
+            let wanted = match vocab.contains(&(id as usize)) {
+                true if words[row] & LMHEAD_STATUS_BAD_INDEX != 0 => continue,
+                true => logits[row * vocab.len() + id as usize - vocab.start],
+                false => f32::NAN,
+            };
+            assert_eq!(bits(&[value]), bits(&[wanted]), "id {id} of row {row}, {per_row} each, to {to}");
+        }
+        let compared =
+            |(&id, &value): (&u32, &f32)| Candidate { value: if value.is_nan() { 0.25 } else { value }, id };
+        let targets: Vec<Candidate> = ids.iter().zip(&values).map(compared).collect();
+        let spec = PartialSpec { k: self.k, sum: true, targets: per_row };
+        let want = defined(expected, spec, &vocab, &targets);
+        for from in [Memory::Host, own] {
+            let asked = Placed::new(backend, from, bytemuck::cast_slice(&targets));
+            let mut out = Placed::new(backend, to, &vec![0xa5; rows * spec.stride(vocab.len())]);
+            let partials =
+                Out::Counted { spec, targets: asked.span(), again: from == to, out: out.span_mut() };
+            run_on(backend, loaded, job, partials, lent);
+            assert_eq!(said(&out.read(), spec, &vocab), want, "counted, from {from} to {to}");
         }
     }
 
@@ -636,7 +685,10 @@ fn run_on<D: KernelDevice>(
 ) {
     let ask = match &out {
         Out::Logits(LogitsOut { dtype, .. }) => Ask::Logits { dtype: *dtype },
-        Out::Partials(spec, _) => Ask::Partials(*spec),
+        Out::Partials(spec, _) | Out::Counted { spec, .. } => Ask::Partials(*spec),
+        Out::TargetLogits { per_row, .. } => {
+            Ask::Partials(PartialSpec { k: 1, sum: false, targets: *per_row })
+        }
         Out::Drawn(..) => Ask::Drawn,
     };
     let device = backend.device();

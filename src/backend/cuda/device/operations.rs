@@ -318,25 +318,13 @@ impl KernelDevice for CudaDevice {
         grid: &Grid,
         params: &P,
     ) -> Result<()> {
+        let launch = Launch {
+            dynamic_shared: grid.shared_bytes,
+            // Code for older architectures does not wait, so it must not begin before.
+            programmatic: kernel.waits(),
+            ..Launch::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
+        };
         // SAFETY: the caller's promise.
-        unsafe { kernel.launch_on(stream, &launch(grid), params) }
+        unsafe { kernel.launch_on(stream, &launch, params) }
     }
-
-    unsafe fn launch_dependent<P: Params, Q: Params>(
-        &self,
-        stream: CudaStream,
-        first: (&Kernel<P>, &Grid, &P),
-        second: (&Kernel<Q>, &Grid, &Q),
-    ) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { first.0.launch_on(stream, &launch(first.1), first.2)? };
-        // Code for older architectures does not wait, so it must not begin before.
-        let second_launch = Launch { programmatic: second.0.waits(), ..launch(second.1) };
-        // SAFETY: as above.
-        unsafe { second.0.launch_on(stream, &second_launch, second.2) }
-    }
-}
-
-fn launch(grid: &Grid) -> Launch {
-    Launch { dynamic_shared: grid.shared_bytes, ..Launch::new([grid.blocks, 1, 1], [grid.threads, 1, 1]) }
 }

@@ -2,7 +2,7 @@
 
 use super::super::{CopyRows, Side, dtype_code};
 use super::{DeviceShard, KernelDevice, Outputs, product_of, sum_of};
-use crate::backend::params::LogitMatrix;
+use crate::backend::params::{LogitMatrix, WordsToSet};
 use crate::backend::{Job, LogitsOut, On, Out, Status};
 use crate::error::Result;
 use crate::memory::Memory;
@@ -148,7 +148,6 @@ impl<D: KernelDevice> DeviceShard<D> {
 
     /// Status words and partials of a shard without ids: nothing was seen.
     pub(super) fn nothing(&mut self, stream: D::Stream, rows: usize, out: Out<'_>) -> Result<()> {
-        let device = self.common.device.clone();
         match out {
             Out::Logits(LogitsOut { data, stride, status, .. }) => {
                 let (words, stride) = match status {
@@ -163,13 +162,15 @@ impl<D: KernelDevice> DeviceShard<D> {
                     (0..rows).for_each(|row| bytes[row * stride..][..4].fill(0));
                     return Ok(());
                 }
+                let (to, pitch) = (words.address() as usize as *mut u8, stride as u64);
+                let zeros = WordsToSet { to, pitch, count: rows as u64, value: 0 };
                 // SAFETY: checked words of the caller's.
-                let fill = |row: usize| unsafe {
-                    device.fill(stream, words.address() + (row * stride) as u64, 1, 0)
-                };
-                (0..rows).try_for_each(fill)
+                unsafe { self.set_words(stream, zeros) }
             }
-            Out::Partials(spec, out) => self.nothing_at(stream, rows, &spec, out),
+            Out::Partials(spec, out) | Out::Counted { spec, out, .. } => {
+                self.nothing_at(stream, rows, &spec, out)
+            }
+            Out::TargetLogits { out, .. } => self.no_targets(stream, out),
             Out::Drawn(..) => unreachable!("drawn like those of other shards"),
         }
     }

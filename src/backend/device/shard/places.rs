@@ -19,7 +19,7 @@ const TARGETS: usize = 8;
 #[derive(Debug, Clone, Copy)]
 pub(in super::super) struct Places {
     /// Of the product itself: 0 to here.
-    pub(super) product: usize,
+    pub(in super::super) product: usize,
     pub status: usize,
     /// What no candidate of a row is below; where tiles' partials are made.
     pub bars: usize,
@@ -49,7 +49,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// `held`: how many kinds of logits are.
-    pub(super) fn places(&self, rows: usize, held: usize) -> Result<Places> {
+    pub(in super::super) fn places(&self, rows: usize, held: usize) -> Result<Places> {
         let product = self.product().workspace_bytes(rows)?.next_multiple_of(256);
         let pitch = (4 * self.ids()).next_multiple_of(16);
         let status = product;
@@ -116,7 +116,10 @@ impl<D: KernelDevice> DeviceShard<D> {
             Ask::Partials(spec) => {
                 // More rows than can be are refused, however few are held at once.
                 self.product().plan(rows)?;
-                return self.partial_workspace(rows, &spec);
+                let partials = self.partial_workspace(rows, &spec)?;
+                // The targets of all rows are looked at together.
+                let before = if spec.targets > 0 { self.places(rows, 0)?.total } else { 0 };
+                return Ok(partials.max(before));
             }
         };
         Ok(places.total)
@@ -133,7 +136,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.settle(stream)?;
         let (ids, hidden) = (self.ids(), self.weights.info.hidden_size * self.weights.hidden.size());
         let at_once = match ask {
-            Ask::Partials(spec) => self.at_once(rows, &spec),
+            Ask::Partials(spec) if spec.targets == 0 => self.at_once(rows, &spec),
             Ask::Drawn => self.drawn_at_once(rows),
             _ => rows,
         };
@@ -169,9 +172,13 @@ impl<D: KernelDevice> DeviceShard<D> {
                 rooms.sent_asked.at_least(asked, locked)?;
             }
             Ask::Partials(spec) => {
-                let bytes = product_of(&[at_once, spec.stride(ids)])?;
+                let logits = product_of(&[rows, spec.targets, size_of::<f32>()])?;
+                let bytes = product_of(&[at_once, spec.stride(ids)])?.max(logits);
                 rooms.outputs.at_least(bytes, on_device)?;
                 rooms.received.at_least(bytes, locked)?;
+                let asked = product_of(&[rows, spec.targets, size_of::<Candidate>()])?;
+                rooms.asked.at_least(asked, on_device)?;
+                rooms.sent_asked.at_least(asked, locked)?;
             }
             Ask::Hold { .. } => {
                 // Of as many candidates as a warp collects, and some targets.

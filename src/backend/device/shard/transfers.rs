@@ -28,9 +28,30 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
+    /// Some of a job's rows where the kernels read them; those of host memory may be there already. `waits`:
+    /// as of [`DeviceShard::rows`].
+    pub(super) fn some_rows(
+        &mut self,
+        stream: D::Stream,
+        job: &Job<'_>,
+        rows: Range<usize>,
+        waits: bool,
+    ) -> Result<RowMatrix> {
+        let Some(all) = self.brought.filter(|_| job.rows.memory() == Memory::Host) else {
+            return self.rows(stream, &job.rows.range(rows), waits);
+        };
+        Ok(RowMatrix {
+            data: (all.address + rows.start as u64 * all.pitch) as usize as *const _,
+            pitch: all.pitch,
+            indices: std::ptr::null(),
+            index_bytes: 4,
+            source_rows: count_of(rows.len())?,
+        })
+    }
+
     /// Rows where the kernels read them: in place, or on their way to the device. `waits`: the call does, so
     /// that what it queues may read the caller's own host memory.
-    pub(super) fn rows(
+    pub(in super::super) fn rows(
         &mut self,
         stream: D::Stream,
         rows: &HiddenRows<'_>,
@@ -91,7 +112,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// Adjustments where the kernels read them: in place, or on their way to the device.
-    pub(super) fn adjust(
+    pub(in super::super) fn adjust(
         &mut self,
         stream: D::Stream,
         job: &Job<'_>,

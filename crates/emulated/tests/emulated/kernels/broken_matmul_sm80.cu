@@ -8,23 +8,22 @@ namespace {
 
 // Sources of weights and rows, with what can be wrong about them.
 template <class T>
-DEVICE void find_weights_or_not(const MatmulParams &p, uint32_t how, const Place &at, uint32_t stage, Sources<T> &from) {
-  find_weights<T>(p, at, stage, from);
+DEVICE void find_weights_or_not(const MatmulParams &p, uint32_t how, const Place &at, Sources<T> &from) {
+  find_weights<T>(p, at, from);
   const uint32_t row = threadIdx.x / 8, piece = threadIdx.x % 8;
   if (how == 20)  // ids behind the last as if they were there
     for (uint32_t n = 0; n < T::kWeightCopies; ++n)
       from.weights[n] = static_cast<const uint8_t *>(p.weights.data) +
                         (at.first_id + row + n * T::kWeightRowsApart) * p.weights.pitch + piece * 16;
-  if (how == 23) from.weights_to = stage + row * kRowBytes + piece * 16;  // no swizzle
+  if (how == 23) from.weights_to = row * kRowBytes + piece * 16;  // no swizzle
 }
 template <class T>
-DEVICE void find_rows_or_not(const MatmulParams &p, uint32_t how, const Place &at, uint32_t stage, Sources<T> &from) {
-  find_rows<T>(p, at, stage, from);
+DEVICE void find_rows_or_not(const MatmulParams &p, uint32_t how, const Place &at, Sources<T> &from) {
+  find_rows<T>(p, at, from);
   if (how == 24)  // a bad index as if it were good
     for (uint32_t n = 0; n < T::kRowCopies; ++n)
       if (from.any_row && !from.row_there[n])
         from.row_there[n] = true, from.rows[n] = static_cast<const uint8_t *>(p.rows.data) + kNoRow * p.rows.pitch;
-  if (how == 25) from.rows_aligned = true;
 }
 
 // Whether the stage from k0 on counts as whole.
@@ -39,12 +38,12 @@ DEVICE bool copies(const MatmulParams &p, uint32_t how, uint32_t k0) {
   return how != 22 || k0 + threadIdx.x % 8 * 16 / T::Type::kWeightBytes < p.hidden;
 }
 
-// load_stage of tile.cuh.
+// load_stage of tile.cuh, and the commit behind it.
 template <class T>
-DEVICE void load(const MatmulParams &p, uint32_t how, const Place &at, Sources<T> &from, uint32_t k0) {
+DEVICE void load(const MatmulParams &p, uint32_t how, Sources<T> &from, uint32_t stage, uint32_t k0) {
   if (k0 < p.hidden && copies<T>(p, how, k0)) {
-    load_weights<T>(p, from, k0, whole<T>(p, how, k0));
-    load_rows<T>(p, at, from, k0, whole<T>(p, how, k0));
+    load_weights<T>(p, from, stage, k0, whole<T>(p, how, k0));
+    load_rows<T>(p, from, stage, k0, whole<T>(p, how, k0));
     if (how == 27)  // the same weights again
       for (uint32_t n = 0; n < T::kWeightCopies; ++n) from.weights[n] -= kRowBytes;
   }
@@ -55,46 +54,35 @@ DEVICE void load(const MatmulParams &p, uint32_t how, const Place &at, Sources<T
 template <class T>
 DEVICE void walk(const MatmulParams &p, uint32_t how) {
   const Place at = place<T>(p, blockIdx.x);
-  const uint32_t ring = dynamic_shared(), end = ring + p.stages * T::kStageBytes, ahead = (p.stages - 1) * T::kStep;
+  Ring<T::kStageBytes> ring(p.stages);
+  const Fragments lane = fragments<T>();
+  const uint32_t ahead = (p.stages - 1) * T::kStep;
   Sources<T> from;
   Sums<T> d = {};
 
-  find_weights_or_not<T>(p, how, at, ring, from);
-  for (uint32_t k = 0; k < ahead; k += T::kStep, from.weights_to += T::kStageBytes)
-    if (k < p.hidden && copies<T>(p, how, k)) load_weights<T>(p, from, k, whole<T>(p, how, k));
+  find_weights_or_not<T>(p, how, at, from);
+  for (uint32_t k = 0, stage = ring.first; k < ahead; k += T::kStep, stage += T::kStageBytes)
+    if (k < p.hidden && copies<T>(p, how, k)) load_weights<T>(p, from, stage, k, whole<T>(p, how, k));
   const auto wait = [how] {
-    if constexpr (T::Type::kRowScales)
-      if (how != 30 && (how != 32 || threadIdx.x == 0)) griddepcontrol_wait();
+    if (how != 30 && (how != 32 || threadIdx.x == 0)) griddepcontrol_wait();
   };
   if (how == 33) st_global_u32(p.logits.status + threadIdx.x % p.row_count, 0);  // before the kernel that stores it has ended
   if (how != 31) wait();
-  find_rows_or_not<T>(p, how, at, ring, from);
-  for (uint32_t k = 0; k < ahead; k += T::kStep, from.rows_to += T::kStageBytes) {
-    if (k < p.hidden && copies<T>(p, how, k)) load_rows<T>(p, at, from, k, whole<T>(p, how, k));
-    if (how != 6) cp_async_commit_group();
+  find_rows_or_not<T>(p, how, at, from);
+  for (uint32_t k = 0, stage = ring.first; k < ahead; k += T::kStep, stage += T::kStageBytes) {
+    if (k < p.hidden && copies<T>(p, how, k)) load_rows<T>(p, from, stage, k, whole<T>(p, how, k));
+    if (how != 6) ring.commit();
   }
   if (how == 31) wait();  // when the rows are on their way already
-  Fragments lane = fragments<T>(ring);
-  uint32_t read = ring, write = end - T::kStageBytes;
   for (uint32_t k = 0; k < p.hidden; k += T::kStep) {
-    if (how == 2)
-      cp_async_wait_group<kMaxStages - 1>();
-    else
-      wait_for_stage(p.stages);
-    if (how == 5) load<T>(p, how, at, from, k + ahead);  // before the others have read that stage
+    wait_for_all_but(ring.pending + (how == 2));
+    if (how == 5) load<T>(p, how, from, ring.fill, k + ahead);  // before the others have read that stage
     if (how != 3) barrier_sync_all();
-    if (how == 4) {  // into the stage that is about to be read
-      from.weights_to += read - write, from.rows_to += read - write;
-      load<T>(p, how, at, from, k + ahead);
-      from.weights_to -= read - write, from.rows_to -= read - write;
-    } else if (how != 5) {
-      load<T>(p, how, at, from, k + ahead);
-    }
-    multiply<T>(d, lane);
-    const uint32_t next = read + T::kStageBytes == end ? ring : read + T::kStageBytes;
-    lane.weights += next - read, lane.rows += next - read;
-    from.weights_to += read - write, from.rows_to += read - write;
-    write = read, read = next;
+    // 4: into the stage that is about to be read.
+    if (how != 5) load<T>(p, how, from, how == 4 ? ring.read : ring.fill, k + ahead);
+    multiply<T>(d, lane.in(ring.read));
+    ring.advance();
+    if (how == 28 && ring.read == ring.first) ring.read += T::kStageBytes;  // the first stage is left out
   }
   if (how != 10) barrier_sync_all();
   spread<T>(p, at, d);
@@ -117,6 +105,14 @@ DEVICE void walk(const MatmulParams &p, uint32_t how) {
     if (how == 50) out.row_count = at.first_row + T::kRows;  // rows behind the last, too
     if (how == 52) out.partials.first_id += 4;
     draw<T>(out, at);
+    return;
+  }
+  if (p.partials.data) {
+    if (how == 61) out.partials.first_id += 64;             // ties are told by other ids
+    if (how == 62) out.vocab = at.first_id + T::kIds;       // ids behind the last, too
+    if (how == 63) out.partials.targets += 1;               // those of the next row
+    const uint64_t stride = answers::partial_bytes(1, p.partials.target_count);
+    count_better<T>(out, at, p.partials.data + at.first_id / T::kIds * p.row_count * stride, stride, 1);
     return;
   }
   store<T>(out, at, F32{}, out.logits.data);

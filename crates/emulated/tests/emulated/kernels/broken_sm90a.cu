@@ -332,6 +332,24 @@ KERNEL(broken_secondary, ProbeParams, 32, 1) {
   st_global_u32(params.out + 192 + at, v);
 }
 
+// A kernel of a step (step.cuh), behind itself without a mistake. Two blocks of 32.
+KERNEL(broken_turn, ProbeParams, 32, 1) {
+  const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];
+  uint32_t *mine = params.out + at, *unused = params.out + 128 + at;
+  uint32_t v = ld_global_u32(params.in + at) + ld_global_u32(params.out + 192 + at);  // what no kernel stores
+  if (how == 1) v += ld_global_u32(mine);        // what the one before stores
+  if (how == 2) st_global_u32(unused, v);        // even where the one before does nothing
+  if (how == 3) atom_add_u32(unused, v);
+  if (how == 4) griddepcontrol_launch_dependents();
+  if (how == 5 && blockIdx.x == 1) return;
+  if (how == 6 && threadIdx.x != 3) return;      // correct too: who ends has touched nothing
+  if ((how != 7 && how != 9 && how != 20) || threadIdx.x == 9) griddepcontrol_wait();
+  if (how == 20) barrier_sync_all();             // correct too: one thread waits, a barrier tells the others
+  if (how == 8) v += ld_global_nc_u32(mine);     // wherever it stands, it may come before the wait
+  if (how != 9 || threadIdx.x == 9) griddepcontrol_launch_dependents();
+  st_global_u32(mine, v + ld_global_u32(mine));
+}
+
 // .nc loads of what the kernel itself stores. Two blocks of 32.
 KERNEL(broken_constant, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];

@@ -1,5 +1,5 @@
 // Parts of the matmul kernels by themselves.
-#include "matmul/epilogue.cuh"
+#include "matmul/matmul.cuh"
 #include "probe.h"
 
 using namespace ptx;
@@ -31,23 +31,55 @@ KERNEL(probe_place, ProbeParams, 256, 1) {
     place_of<128, 128>(p, ld_global_u32(params.in + i), params.out + 2 * i);
 }
 
+// The figures of every tile, in the order in which the kernels' own files name them: here each of their lines
+// becomes a specialisation instead of a kernel.
+namespace figures {
+
+template <uint32_t n>
+struct Of;
+
 template <class T>
-DEVICE void figures(uint32_t *&out) {
-  const uint32_t all[5] = {T::kIds, T::kRows, T::kThreads, T::kStageBytes, T::kStep};
+DEVICE void store(uint32_t *out, uint32_t blocks) {
+  const uint32_t all[8] = {T::kIds,      T::kRows,       T::kThreads, T::kWarpIds,
+                           T::kWarpRows, T::kStageBytes, T::kStep,    blocks};
   for (uint32_t figure : all) st_global_u32(out++, figure);
 }
-template <class Type, uint32_t kIds>
-DEVICE void figures_of(uint32_t *&out) {
-  figures<matmul::Tile<Type, kIds, 8>>(out), figures<matmul::Tile<Type, kIds, 16>>(out);
-  figures<matmul::Tile<Type, kIds, 32>>(out), figures<matmul::Tile<Type, kIds, 64>>(out);
+
+constexpr uint32_t kBefore = __COUNTER__ + 1;
+
+}  // namespace figures
+
+#undef MATMUL_KERNEL
+#define MATMUL_KERNEL(name, Type, ids, rows, blocks) \
+  FIGURES(__COUNTER__ - figures::kBefore, Type, ids, rows, blocks)
+#define FIGURES(n, Type, ids, rows, blocks)                             \
+  template <>                                                           \
+  struct figures::Of<n> {                                               \
+    static void store(uint32_t *out) {                                  \
+      figures::store<matmul::Tile<matmul::Type, ids, rows>>(out, blocks); \
+    }                                                                   \
+  };
+#include "fp8_matmul_sm80.cu"
+#include "gather_matmul_sm80.cu"
+#include "quant_matmul_sm80.cu"
+#include "w8a16_matmul_sm80.cu"
+
+namespace figures {
+
+constexpr uint32_t kTiles = __COUNTER__ - kBefore;
+
+template <uint32_t n = 0>
+DEVICE void store_all(uint32_t *out) {
+  Of<n>::store(out);
+  if constexpr (n + 1 < kTiles) store_all<n + 1>(out + 8);
 }
 
-// Ids, rows, threads, bytes of a stage and step of every tile that plan.rs names; then the fewest and the most stages.
+}  // namespace figures
+
+// How many tiles there are, the fewest and the most stages; then of every tile ids, rows, threads, a warp's
+// ids and rows, bytes of a stage, step and wanted blocks.
 KERNEL(probe_tiles, ProbeParams, 1, 1) {
-  uint32_t *out = params.out;
-  figures_of<matmul::Bf16Weights, 64>(out), figures_of<matmul::Bf16Weights, 128>(out);
-  figures<matmul::Tile<matmul::Bf16Weights, 128, 128>>(out);
-  figures_of<matmul::W8A8, 64>(out), figures_of<matmul::W8A8, 128>(out), figures<matmul::Tile<matmul::W8A8, 128, 128>>(out);
-  figures_of<matmul::W8A16<Bf16>, 64>(out), figures_of<matmul::W8A16<Bf16>, 128>(out);
-  st_global_u32(out, matmul::kMinStages), st_global_u32(out + 1, matmul::kMaxStages);
+  st_global_u32(params.out, figures::kTiles);
+  st_global_u32(params.out + 1, matmul::kMinStages), st_global_u32(params.out + 2, matmul::kMaxStages);
+  figures::store_all(params.out + 3);
 }

@@ -46,7 +46,8 @@ KERNEL(probe_mma, ProbeParams, 32, 1) {
   }
 }
 
-// n[0]: 4, 8 or 16 bytes, 0 for .cg, or 1 for .cg that may be zeros; n[1]: bytes that are read of each. in: 4 words per thread, out: what landed.
+// n[0]: 4, 8 or 16 bytes, 0 for .cg, 1 for .cg that may be zeros, 2 for .cg with .L2::256B; n[1]: bytes that
+// are read of each. in: 4 words per thread, out: what landed.
 KERNEL(probe_cp_async, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared() + 16 * threadIdx.x;
   const uint32_t *from = params.in + 4 * threadIdx.x;
@@ -56,6 +57,7 @@ KERNEL(probe_cp_async, ProbeParams, 64, 1) {
     case 8: cp_async_ca<8>(s, from, params.n[1]); break;
     case 16: cp_async_ca<16>(s, from, params.n[1]); break;
     case 1: cp_async_cg_16_or_zeros(s, from, params.n[1] == 0); break;
+    case 2: cp_async_cg_16_l2_256b(s, from, params.n[1]); break;
     default: cp_async_cg_16(s, from, params.n[1]); break;
   }
   cp_async_commit_group();
@@ -154,7 +156,7 @@ KERNEL(probe_global, ProbeParams, 1, 1) {
   st_global_v4(out + 12, ld_global_nc_no_allocate_v4(in + 12));
   st_global_f32(out + 10, ld_global_nc_f32(in + 10));
   st_global_u16(out + 11, ld_global_nc_u16(in + 11));
-  st_global_u16(reinterpret_cast<char *>(out + 11) + 2, ld_global_nc_u16(reinterpret_cast<const char *>(in + 11) + 2));
+  st_global_u16(reinterpret_cast<char *>(out + 11) + 2, ld_global_u16(reinterpret_cast<const char *>(in + 11) + 2));
   st_global_u32(out + 16, ld_relaxed_u32(in + 16));
   for (uint32_t i = 0; i < 4; ++i)
     st_global_u8(reinterpret_cast<char *>(out + 17) + i,

@@ -109,8 +109,8 @@ fn in_child_lost_device() {
         let text = error.to_string();
         let named = match me {
             1 if hangs => text.contains("this rank's device has not come to it within 2s"),
-            // By the first wait behind the kernel: the product's own, or that of a collective.
-            1 => text.contains("Fake 1") && text.contains("CUDA_ERROR_ILLEGAL_ADDRESS"),
+            // By the first call behind the kernel: the product's own, or one of a collective.
+            1 => text.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && text.contains("the device is lost"),
             _ => text.contains("ranks [1]") || text.contains("rank 1"),
         };
         assert!(named, "rank {me}: {text}");

@@ -20,7 +20,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-const VOCAB: usize = 4096;
+const VOCAB: usize = 1024;
 const HIDDEN: usize = 256;
 /// Of each rank.
 const ROWS: usize = 8;
@@ -28,8 +28,9 @@ const RANKS: [usize; 2] = [1, 2];
 /// Bytes by which the device tells how far it is, to what watches replays: two words.
 const COUNTERS: usize = 8;
 /// What is counted, with its heading.
-const COLUMNS: [(&str, &str); 9] = [
+const COLUMNS: [(&str, &str); 10] = [
     ("kernels", "kernels"),
+    ("programmatic", "of them programmatic"),
     ("products", "of them products"),
     ("collectives", "collectives"),
     ("memsets", "memsets"),
@@ -94,11 +95,16 @@ None of it is a time.
 One step after a warm-up, of a bf16 head of {VOCAB} x {HIDDEN}, {ROWS} rows of each rank; hidden rows,
 indices, targets, sampling parameters and answers in device memory. Several ranks exchange over NCCL in
 capacity mode. `graph`: a replay of a CUDA graph that has the whole step; `eager`: a step that is queued anew.
-Counted is what rank 0 puts on its device: kernels of this library, those that multiply by W among them,
-collectives (launches of NCCL's), memsets, copies of any kind, bytes of W that the products read by the sizes
+Counted is what rank 0 puts on its device: kernels of this library, among them programmatic dependent launches
+and kernels that multiply by W, collectives (launches of NCCL's), memsets, copies of any kind, bytes of W that
+the products read by the sizes
 that they were launched with, bytes that copies bring to the host and to the device, and how often the host
 waits. In a graph of several ranks the {} bytes to the host are the state of the step's contract and two
 counters of the watchdog.
+
+No kernel waits for a memset: what products add to is set by a kernel in front of them. Where the device's code
+is for compute capability 9.0 or later, every kernel is a programmatic dependent launch, eager and in a graph: it may
+begin while the one in front still runs, and a product then loads weights (`kernels/step.cuh`).
 ",
         size_of::<CapacityState>() + COUNTERS
     );
@@ -119,6 +125,11 @@ counters of the watchdog.
             line("eager", eager);
             let products = column("products");
             assert!(eager[products] > 0, "{ask}: {eager:?}");
+            for counts in [Some(eager), graph].into_iter().flatten() {
+                let [kernels, programmatic, memsets] = ["kernels", "programmatic", "memsets"].map(column);
+                assert_eq!(counts[programmatic], counts[kernels], "{ask} on {ranks} ranks: {counts:?}");
+                assert_eq!(counts[memsets], 0, "{ask} on {ranks} ranks: {counts:?}");
+            }
             match graph {
                 None => {
                     writeln!(page, "| {ask} | none |{}", " |".repeat(COLUMNS.len())).expect("a text grows")

@@ -30,6 +30,7 @@ KERNEL(global_memory, WrapperParams, 128, 1) {
   const ptx::U32x2 two = ptx::ld_global_v2(in), two_nc = ptx::ld_global_nc_no_allocate_v2(in);
   const ptx::U32x4 four = ptx::ld_global_v4(in), four_nc = ptx::ld_global_nc_no_allocate_v4(in);
   ptx::st_global_u16(out, ptx::ld_global_nc_u16(in)), ptx::st_global_u32(out + 1, ptx::ld_global_u32(in));
+  ptx::st_global_u16(out + 19, ptx::ld_global_u16(in));
   ptx::st_global_u32(out + 2, ptx::ld_global_nc_u32(in)), ptx::st_global_f32(out + 3, ptx::ld_global_nc_f32(in));
   ptx::st_global_v2(out + 4, two), ptx::st_global_v2(out + 6, two_nc);
   ptx::st_global_v4(out + 8, four), ptx::st_global_v4(out + 12, four_nc);
@@ -46,6 +47,7 @@ KERNEL(copies_and_barriers, WrapperParams, 128, 1) {
   const uint32_t at = params.address;
   ptx::cp_async_ca<4>(at, params.in), ptx::cp_async_ca<8>(at, params.in, 3), ptx::cp_async_ca<16>(at, params.in);
   ptx::cp_async_cg_16(at, params.in, at & 15), ptx::cp_async_cg_16_or_zeros(at, params.in, at & 1);
+  ptx::cp_async_cg_16_l2_256b(at, params.in, at & 15);
   ptx::cp_async_commit_group(), ptx::cp_async_wait_group<1>(), ptx::cp_async_wait_all();
   ptx::mbarrier_init(at, 128);
   ptx::barrier_sync_all();

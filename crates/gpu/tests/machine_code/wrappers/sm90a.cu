@@ -28,7 +28,7 @@ KERNEL(dependent_reads, HopperWrapperParams, 128, 1) {
   const auto sum = [in] {
     const ptx::U32x2 two = ptx::ld_global_v2(in + 4);
     const ptx::U32x4 four = ptx::ld_global_v4(in + 8);
-    return ptx::ld_global_u32(in) + two.x + two.y + four.x + four.y + four.z + four.w;
+    return ptx::ld_global_u16(in + 12) + ptx::ld_global_u32(in) + two.x + two.y + four.x + four.y + four.z + four.w;
   };
   const uint32_t before = sum();
   ptx::griddepcontrol_wait();

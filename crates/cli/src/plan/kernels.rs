@@ -1,0 +1,170 @@
+//! `lmhead plan --kernels`: which kernel multiplies the rows of a step on a device, what its other tiles
+//! would cost, and why.
+
+use crate::report::bytes;
+use crate::terminal;
+use clap::ValueEnum;
+use lmhead::config::HeadConfig;
+use lmhead::dtype::DType;
+use lmhead::error::Result;
+use lmhead::plan::{Cost, DeviceLimits, Plan, Precision, Shape, WeightLayout};
+use serde::Serialize;
+
+/// A device whose limits are known without it.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Device {
+    H100,
+    A100,
+    L40s,
+}
+
+impl Device {
+    const fn limits(self) -> (&'static str, DeviceLimits) {
+        match self {
+            Device::H100 => ("H100", DeviceLimits::H100),
+            Device::A100 => ("A100", DeviceLimits::A100),
+            Device::L40s => ("L40S", DeviceLimits::L40S),
+        }
+    }
+}
+
+/// Each tile's cheapest plan for one product, the one that is chosen first.
+#[derive(Serialize)]
+pub struct Kernels {
+    pub device: &'static str,
+    pub precision: String,
+    /// Of the group that brings most, and of its largest shard.
+    pub rows: usize,
+    pub ids: usize,
+    /// The plan in words of a head whose weights are packed at load, where the device has kernels for them: all but tensors that an engine
+    /// shares.
+    pub packed: Option<String>,
+    /// The plan in words for weights that lie row behind row, which the rest is about.
+    pub chosen: String,
+    pub bound: &'static str,
+    pub wanted_in_flight: u64,
+    pub candidates: Vec<Candidate>,
+}
+
+#[derive(Serialize)]
+pub struct Candidate {
+    pub kernel: &'static str,
+    pub stages: usize,
+    pub blocks: u32,
+    pub blocks_of_one_processor: u64,
+    pub blocks_at_once: u64,
+    pub in_flight: u64,
+    /// Of the whole device.
+    pub weight_bytes: u64,
+    /// Of the processor with most blocks, as the next three.
+    pub l2_bytes: u64,
+    pub shared_bytes: u64,
+    pub products: u64,
+    pub clocks: Clocks,
+}
+
+#[derive(Serialize)]
+pub struct Clocks {
+    pub memory: f64,
+    pub l2: f64,
+    pub shared: f64,
+    pub tensor: f64,
+    pub tail: f64,
+    pub total: f64,
+}
+
+impl Kernels {
+    /// For `rows` rows and a shard of `ids` ids of a head with weights of this type.
+    ///
+    /// # Errors
+    /// Types without a kernel, sizes that no kernel takes.
+    pub fn new(device: Device, config: &HeadConfig, weights: DType, rows: usize, ids: usize) -> Result<Self> {
+        let (name, limits) = device.limits();
+        let hidden_dtype = config.hidden_dtype.expect("set before planning");
+        let precision = Precision::of(weights, config.quantization, hidden_dtype)?;
+        let shape = Shape { rows, vocab: ids, hidden: config.hidden_size };
+        let ranked = Plan::ranked(precision, shape, &limits)?;
+        let (chosen, cost) = &ranked[0];
+        let packed = match precision.layout(&limits) {
+            WeightLayout::Rows => None,
+            WeightLayout::Packed => Some(Plan::packed(precision, shape, &limits)?.to_string()),
+        };
+        Ok(Kernels {
+            device: name,
+            precision: precision.to_string(),
+            rows,
+            ids,
+            packed,
+            chosen: chosen.to_string(),
+            bound: cost.clocks.bound(),
+            wanted_in_flight: cost.wanted_in_flight,
+            candidates: ranked.iter().map(|(plan, cost)| Candidate::of(plan, cost)).collect(),
+        })
+    }
+
+    /// The table for a person.
+    pub fn table(&self) -> String {
+        let titles = ["tile", "blocks", "in flight", "memory", "L2", "shared", "tensor", "tail", "all"];
+        let mut table = terminal::table(titles, &[]);
+        for candidate in &self.candidates {
+            let Clocks { memory, l2, shared, tensor, tail, total } = candidate.clocks;
+            let mut cells = vec![
+                format!("{} x {}", candidate.tile(), candidate.stages),
+                candidate.blocks.to_string(),
+                bytes(candidate.in_flight),
+            ];
+            cells.extend(
+                [memory, l2, shared, tensor, tail, total].map(|clocks| format!("{:.1}", clocks / 1e3)),
+            );
+            table.add_row(cells);
+        }
+        let (first, more) = match &self.candidates[..] {
+            [first, second, ..] => {
+                let more = 100.0 * (second.clocks.total / first.clocks.total - 1.0);
+                (first, format!("; {} would take {more:.1} % more", second.kernel))
+            }
+            [first] => (first, String::new()),
+            [] => unreachable!("a plan was chosen"),
+        };
+        let Candidate { blocks_of_one_processor: most, blocks_at_once: at_once, .. } = first;
+        let packed = self.packed.iter().map(|plan| format!("weights packed at load: {plan}\n"));
+        format!(
+            "\n{}, {}: {} rows x {} ids\n{}weights row behind row: {}\n{table}\n\
+             tiles: ids x rows x stages; times: thousands of clocks\nchosen for the fewest clocks of the processor with most \
+             blocks ({most}, {at_once} at once; arithmetic, not a measurement): bound by {}{more}\n{} on their way to \
+             a processor hide the memory's latency; every plan gives the same bits",
+            self.device,
+            self.precision,
+            self.rows,
+            self.ids,
+            packed.collect::<String>(),
+            self.chosen,
+            self.bound,
+            bytes(self.wanted_in_flight),
+        )
+    }
+}
+
+impl Candidate {
+    /// Its ids x rows, with which a kernel's name ends.
+    fn tile(&self) -> &'static str {
+        self.kernel.rsplit('_').next().unwrap_or(self.kernel)
+    }
+
+    fn of(plan: &Plan, cost: &Cost) -> Self {
+        let lmhead::plan::Clocks { memory, l2, shared, tensor, tail } = cost.clocks;
+        Candidate {
+            kernel: plan.tile.kernel,
+            stages: plan.stages,
+            blocks: plan.blocks,
+            blocks_of_one_processor: cost.blocks,
+            blocks_at_once: cost.resident,
+            in_flight: cost.in_flight,
+            weight_bytes: cost.weight_bytes,
+            l2_bytes: cost.l2_bytes,
+            shared_bytes: cost.shared_bytes,
+            products: cost.products,
+            clocks: Clocks { memory, l2, shared, tensor, tail, total: cost.clocks.total() },
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What a person reads fits the terminal that it is printed on: tables and sentences wrap at words. What goes into a file or a pipe is
+//! neither wrapped nor cut.
+
+use crate::{Failure, print};
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use std::borrow::Cow;
+
+/// Columns of the terminal that standard output is; none where it is something else.
+fn width() -> Option<usize> {
+    terminal_size::terminal_size_of(std::io::stdout())
+        .map(|(width, _)| usize::from(width.0))
+        .filter(|&w| w > 0)
+}
+
+/// Prints sentences and tables, line by line.
+pub fn show(text: &str) -> Result<(), Failure> {
+    match width() {
+        Some(width) => print(&wrapped(text, width)),
+        None => print(text),
+    }
+}
+
+/// Every line but those of tables, which their maker has arranged, wrapped at words; what a line goes on with is indented by two.
+fn wrapped(text: &str, width: usize) -> String {
+    let line = |line: &'_ str| match line.chars().next() {
+        Some('┌' | '│' | '╞' | '└') => line.to_string(),
+        _ => textwrap::fill(line, textwrap::Options::new(width).subsequent_indent("  ").break_words(false)),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A table with this header, in borders; all columns but those named in `words` are right-aligned.
+pub fn table<'a>(header: impl IntoIterator<Item = impl Into<Cow<'a, str>>>, words: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header.into_iter().map(|title| title.into().into_owned()));
+    if let Some(width) = width() {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width.try_into().unwrap_or(u16::MAX));
+    }
+    for (i, column) in table.column_iter_mut().enumerate() {
+        // Two spaces between columns, one at the borders.
+        column.set_padding((u16::from(i == 0), 1));
+        if !words.contains(&i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_wrap_at_words_and_tables_stay() {
+        let text = "one two three four\n│ one two three four │";
+        assert_eq!(wrapped(text, 9), "one two\n  three\n  four\n│ one two three four │");
+        // A word that is wider than the terminal, such as a path, stays whole: it can be copied.
+        assert_eq!(wrapped("written: /a/long/path", 9), "written:\n  /a/long/path");
+    }
+}

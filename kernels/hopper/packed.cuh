@@ -1,0 +1,32 @@
+// Weights as wgmma_matmul has them in device memory (WeightMatrix::packed): what a stage needs of 64 ids is
+// one run of bytes, swizzled already, so that one bulk copy brings it.
+//
+//     [blocks of 64 ids][columns of 128 bytes of k][64 ids][128 bytes, swizzled]
+#pragma once
+#include "swizzle.cuh"
+
+namespace hopper {
+
+using namespace ptx;
+
+constexpr uint32_t kBlockIds = 64, kBlockBytes = kBlockIds * kRowBytes;  // 64 ids x 128 bytes of k
+
+// Columns of 128 bytes that a row takes; the last may not be full.
+template <uint32_t kElementBytes>
+DEVICE uint32_t columns_of(uint32_t hidden) {
+  return (hidden * kElementBytes + kRowBytes - 1) / kRowBytes;
+}
+
+// Where a column of a block of 64 ids begins, and with it the columns behind it.
+DEVICE const uint8_t *packed_column(const WeightMatrix &weights, uint32_t block, uint32_t column) {
+  const uint32_t columns = uint32_t(weights.pitch / kRowBytes);
+  return static_cast<const uint8_t *>(weights.data) + (uint64_t(block) * columns + column) * kBlockBytes;
+}
+
+// Piece `piece` (16 bytes) of the weights of one id, however they lie: for kernels that read single rows.
+DEVICE const uint8_t *weight_piece(const WeightMatrix &weights, uint32_t id, uint32_t piece) {
+  if (!weights.packed) return static_cast<const uint8_t *>(weights.data) + id * weights.pitch + piece * 16;
+  return packed_column(weights, id / kBlockIds, piece / 8) + piece_address(0, id % kBlockIds, piece % 8);
+}
+
+}  // namespace hopper

@@ -1,0 +1,169 @@
+//! What a plan costs, by where the work is done, in clocks of the processor that has most of it. Arithmetic,
+//! not a measurement: it ranks plans that all give the same bits.
+
+use super::{Plan, Tile};
+use crate::plan::tile::DeviceLimits;
+use std::fmt;
+
+/// How fast a streaming multiprocessor is, a clock: figures of data sheets and of public measurements, by
+/// compute capability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Bytes of device memory, this processor's share.
+    pub memory: f64,
+    /// Bytes of the second-level cache, where all processors read at once.
+    pub l2: f64,
+    /// Bytes of its shared memory, read or written.
+    pub shared: f64,
+    /// Multiply-adds of 16-bit operands; of int8 ones twice as many.
+    pub tensor: f64,
+    /// Clocks from a copy's issue to its landing, under load.
+    pub latency: f64,
+}
+
+impl Rates {
+    /// Of a device of this compute capability, or of the last one before it that is known.
+    pub const fn of(capability: (u32, u32)) -> Rates {
+        // Shared memory: 32 banks of 4 bytes. Tensor cores: data sheets' dense 16-bit rate over processors
+        // and boost clock. Second-level cache: about 5.5 TB/s on an H100, 4.5 on an A100 by public
+        // measurements. Latency: 20 KB on their way for each processor of an H100 are what its memory's 3.35
+        // TB/s ask for (Little's law).
+        match capability {
+            // Data-centre chips: H100 (3.35 TB/s, 132 processors at 1.755 GHz), A100 (2.04 TB/s, 108 at 1.41
+            // GHz).
+            (9.., 0) | (10, 3) => {
+                Rates { memory: 14.5, l2: 24.0, shared: 128.0, tensor: 2048.0, latency: 1400.0 }
+            }
+            (8, 0) => Rates { memory: 13.4, l2: 29.0, shared: 128.0, tensor: 1024.0, latency: 1000.0 },
+            // Others: L40S (0.86 TB/s, 142 at 2.52 GHz). Its cache is taken to be as fast for each processor.
+            _ => Rates { memory: 2.4, l2: 24.0, shared: 128.0, tensor: 512.0, latency: 1400.0 },
+        }
+    }
+}
+
+/// The terms of a plan's cost; all bytes and products are those of the processor that has the most blocks,
+/// padding included.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cost {
+    /// Blocks of that processor, and how many of them run at once.
+    pub blocks: u64,
+    pub resident: u64,
+    /// Bytes of weights that the whole device reads from memory.
+    pub weight_bytes: u64,
+    /// Bytes that come to the processor through the second-level cache: weights and rows of its blocks.
+    pub l2_bytes: u64,
+    /// Bytes that pass its shared memory: written by copies, and read by each warp for its part of the tile.
+    pub shared_bytes: u64,
+    pub products: u64,
+    /// Bytes on their way to it, and how many its share of the memory's speed asks for (Little's law).
+    pub in_flight: u64,
+    pub wanted_in_flight: u64,
+    /// The same in clocks.
+    pub clocks: Clocks,
+}
+
+/// How long each of the terms alone would take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clocks {
+    pub memory: f64,
+    pub l2: f64,
+    pub shared: f64,
+    pub tensor: f64,
+    /// What no other block hides: each wave's first copies and its last blocks' logits.
+    pub tail: f64,
+}
+
+impl Clocks {
+    /// The four that run side by side.
+    const fn overlapped(&self) -> [(&'static str, f64); 4] {
+        [
+            ("memory", self.memory),
+            ("L2", self.l2),
+            ("shared memory", self.shared),
+            ("tensor cores", self.tensor),
+        ]
+    }
+
+    /// What takes longest.
+    pub fn bound(&self) -> &'static str {
+        let longer =
+            |one: (&'static str, f64), other: (&'static str, f64)| if other.1 > one.1 { other } else { one };
+        self.overlapped().into_iter().fold(("memory", self.memory), longer).0
+    }
+
+    /// The longest, an eighth of the others, since they get in its way, and the tail.
+    pub fn total(&self) -> f64 {
+        let all = self.overlapped().map(|(_, clocks)| clocks);
+        let longest = all.into_iter().fold(0.0, f64::max);
+        longest + (all.into_iter().sum::<f64>() - longest) / 8.0 + self.tail
+    }
+}
+
+impl Cost {
+    pub(super) fn of(plan: &Plan, limits: &DeviceLimits) -> Cost {
+        let Plan { precision, shape, tile, stages, .. } = *plan;
+        let rates = Rates::of(limits.capability);
+        let processors = limits.processors.max(1) as u64;
+        let all_blocks = u64::from(plan.blocks);
+        let blocks = all_blocks.div_ceil(processors).max(1);
+        let resident = (tile.resident(stages, limits) as u64).clamp(1, blocks);
+        let waves = blocks.div_ceil(resident);
+
+        // A step of k is 128 bytes of each weight.
+        let steps = (shape.hidden * precision.weight_bytes()).div_ceil(128) as u64;
+        let stage = tile.shared_bytes(1) as u64;
+        let warps = u64::from(tile.threads() / 32);
+        let (warp_ids, warp_rows) = tile.warp();
+        let read = warps * (warp_ids * 128 + warp_rows * tile.row_bytes) as u64;
+        let epilogue = (Tile::EPILOGUE_PASSES * 4 * tile.ids * tile.rows) as u64;
+
+        // Rows change fastest, in groups of sixteen tiles that read the weights together.
+        let passes = (shape.rows.div_ceil(tile.rows) as u64).div_ceil(16);
+        let weights = (shape.vocab * shape.hidden * precision.weight_bytes()) as u64;
+        // The largest products are beyond 64 bits on a device of few processors.
+        let weight_bytes = weights.saturating_mul(passes);
+        let l2_bytes = blocks.saturating_mul(steps * stage);
+        let shared_bytes = blocks.saturating_mul(steps * (stage + read) + epilogue);
+        let products = blocks.saturating_mul((tile.ids * tile.rows * shape.hidden) as u64);
+        let in_flight = resident * (stages as u64).saturating_sub(1).min(steps) * stage;
+        let wanted_in_flight = (rates.latency * rates.memory).round() as u64;
+
+        let tensor = if precision.multiplies_int8() { 2.0 * rates.tensor } else { rates.tensor };
+        let arriving = rates.l2.min(in_flight as f64 / rates.latency);
+        let clocks = Clocks {
+            memory: weight_bytes as f64 / (rates.memory * processors as f64),
+            l2: l2_bytes as f64 / arriving,
+            shared: shared_bytes as f64 / rates.shared,
+            tensor: products as f64 / tensor,
+            tail: waves as f64 * (rates.latency + epilogue as f64 / rates.shared),
+        };
+        Cost {
+            blocks,
+            resident,
+            weight_bytes,
+            l2_bytes,
+            shared_bytes,
+            products,
+            in_flight,
+            wanted_in_flight,
+            clocks,
+        }
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Clocks { memory, l2, shared, tensor, tail } = self.clocks;
+        write!(
+            f,
+            "{:.0} clocks, bound by {}: memory {memory:.0}, L2 {l2:.0}, shared memory {shared:.0}, tensor cores {tensor:.0}, tail {tail:.0}; \
+             {} blocks a processor, {} at once, {} of {} bytes in flight",
+            self.clocks.total(),
+            self.clocks.bound(),
+            self.blocks,
+            self.resident,
+            self.in_flight,
+            self.wanted_in_flight,
+        )
+    }
+}
