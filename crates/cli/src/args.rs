@@ -25,7 +25,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true)]
     pub tensor: Option<String>,
     /// Head: synthetic weights of a known model's size: deepseek-v3, llama-3-8b, qwen2.5-7b, gemma-2-9b, tiny
-    #[arg(long, value_name = "NAME", help_heading = "Head (one of)", allow_hyphen_values = true, value_parser = synthetic::preset)]
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Head (one of)",
+        allow_hyphen_values = true,
+        value_parser = synthetic::preset
+    )]
     pub preset: Option<Preset>,
     /// TOML or JSON settings; options given here win over it
     #[arg(long, value_name = "FILE")]
@@ -46,10 +52,22 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Rows and ranks")]
     pub hidden: Option<PathBuf>,
     /// Hidden rows of each dp rank, as in 7,0,12,9 [default: as even as possible; 28 in all when synthetic]
-    #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks", allow_hyphen_values = true, value_parser = values::row_counts)]
+    #[arg(
+        long,
+        value_name = "N,N,...",
+        help_heading = "Rows and ranks",
+        allow_hyphen_values = true,
+        value_parser = values::row_counts
+    )]
     pub rows: Option<RowCounts>,
     /// Data-parallel ranks [default: the number of entries of --rows, or 1]
-    #[arg(long, value_name = "N", help_heading = "Rows and ranks", allow_hyphen_values = true, value_parser = at_least_one("--dp"))]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Rows and ranks",
+        allow_hyphen_values = true,
+        value_parser = at_least_one("--dp")
+    )]
     pub dp: Option<usize>,
     /// Tensor-parallel ranks of each replica
     #[arg(
@@ -62,7 +80,13 @@ pub struct RunArgs {
     /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
     /// above 1, else what a configured cost_model finds fastest, else 1, a whole head on every rank [default:
     /// auto]
-    #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", allow_hyphen_values = true, value_parser = values::lmhead_tp_size)]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        help_heading = "Rows and ranks",
+        allow_hyphen_values = true,
+        value_parser = values::lmhead_tp_size
+    )]
     pub lmhead_tp_size: Option<LmheadTpSize>,
     /// How ranks learn each other's rows: exact (all known), capacity (a fixed shape) or discover
     #[arg(long, value_name = "MODE", default_value = "exact", help_heading = "Rows and ranks")]
@@ -79,7 +103,12 @@ pub struct RunArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
-    #[arg(long, value_name = "DTYPE", allow_hyphen_values = true, value_parser = values::float("--logits-dtype", "use one of those"))]
+    #[arg(
+        long,
+        value_name = "DTYPE",
+        allow_hyphen_values = true,
+        value_parser = values::float("--logits-dtype", "use one of those")
+    )]
     pub logits_dtype: Option<DType>,
     /// Where the arithmetic runs
     #[arg(long, default_value = "auto")]
@@ -93,15 +122,32 @@ pub struct RunArgs {
     pub threads: Option<usize>,
     /// Seed of synthetic weights and rows (without --hidden), of sampled tokens (a row's position is its
     /// output row) where --hidden has none, and of the check's choice of rows
-    #[arg(long, value_name = "N", default_value = "0", allow_hyphen_values = true, value_parser = values::seed)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "0",
+        allow_hyphen_values = true,
+        value_parser = values::seed
+    )]
     pub seed: u64,
     /// Steps to time. Reported are medians of each rank, and p50, p90, p99 and max of the slowest rank of
     /// each step, by nearest rank: pN is the shortest time that N of 100 steps do not exceed
-    #[arg(long, value_name = "N", default_value = "3", allow_hyphen_values = true, value_parser = at_least_one("--steps"))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "3",
+        allow_hyphen_values = true,
+        value_parser = at_least_one("--steps")
+    )]
     pub steps: usize,
     /// Steps of the same kind before those, which are not timed; 0: the first timed step also allocates
     /// buffers and brings weights into memory [default: as many as --steps, 3 at most]
-    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = values::at_least_zero("--warm-up", "leave it out where unsure"))]
+    #[arg(
+        long,
+        value_name = "N",
+        allow_hyphen_values = true,
+        value_parser = values::at_least_zero("--warm-up", "leave it out where unsure")
+    )]
     pub warm_up: Option<usize>,
 
     /// Write the answer as safetensors, in output-row order; folders are not created

@@ -35,10 +35,20 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME", help_heading = "Head (one of)", value_parser = synthetic::preset)]
     preset: Option<Preset>,
     /// Head: ids of the vocabulary, with --hidden-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--vocab-size"))]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Head (one of)",
+        value_parser = at_least_one("--vocab-size")
+    )]
     vocab_size: Option<usize>,
     /// Columns of the head, with --vocab-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--hidden-size"))]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Head (one of)",
+        value_parser = at_least_one("--hidden-size")
+    )]
     hidden_size: Option<usize>,
 
     /// bf16 | f16 | f32 | w8a8 | w8a16: types to time, one after the other; int8 heads take bf16 rows
@@ -50,10 +60,20 @@ pub struct BenchArgs {
     /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32 logits), epilogue (dequantised
     /// and written; on a head of one column), softcap (that with a softcap), or a whole step of one rank: logits, argmax, topk:K,
     /// logprobs[:N], sample[:N]
-    #[arg(long, value_name = "STAGE,...", default_value = "rows,matmul,epilogue,logits,argmax,topk:8", value_parser = stages)]
+    #[arg(
+        long,
+        value_name = "STAGE,...",
+        default_value = "rows,matmul,epilogue,logits,argmax,topk:8",
+        value_parser = stages
+    )]
     stages: StageList,
     /// Repetitions: in each, the read stream and then every stage is timed once
-    #[arg(long, value_name = "N", default_value = "7", value_parser = values::at_most("--reps", MAX_REPS, "7 is the default"))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "7",
+        value_parser = values::at_most("--reps", MAX_REPS, "7 is the default")
+    )]
     reps: usize,
     /// Where the arithmetic runs
     #[arg(long, default_value = "cpu")]

@@ -34,13 +34,28 @@ pub struct PlanArgs {
     #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
     model: Option<PathBuf>,
     /// Head: ids of the vocabulary, with --hidden-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--vocab-size"))]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Head (one of)",
+        value_parser = at_least_one("--vocab-size")
+    )]
     vocab_size: Option<usize>,
     /// Columns of the head, with --vocab-size
-    #[arg(long, value_name = "N", help_heading = "Head (one of)", value_parser = at_least_one("--hidden-size"))]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Head (one of)",
+        value_parser = at_least_one("--hidden-size")
+    )]
     hidden_size: Option<usize>,
     /// f32 | bf16 | f16: type of the weights of a head given by its sizes [default: bf16]
-    #[arg(long, value_name = "DTYPE", help_heading = "Head (one of)", value_parser = values::float("--weights", "for int8 add --quantize w8a8 or w8a16"))]
+    #[arg(
+        long,
+        value_name = "DTYPE",
+        help_heading = "Head (one of)",
+        value_parser = values::float("--weights", "for int8 add --quantize w8a8 or w8a16")
+    )]
     weights: Option<DType>,
     /// TOML or JSON settings; options given here win over it
     #[arg(long, value_name = "FILE")]
@@ -50,7 +65,12 @@ pub struct PlanArgs {
     quantize: Option<Quantization>,
 
     /// Rows that each dp rank brings to a step [default: the configured cost_model's, else 28]
-    #[arg(long, value_name = "N", help_heading = "Rows and ranks", value_parser = values::at_least_zero("--rows-per-rank", "28 is the default"))]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "Rows and ranks",
+        value_parser = values::at_least_zero("--rows-per-rank", "28 is the default")
+    )]
     rows_per_rank: Option<usize>,
     /// Rows of each dp rank where they differ, as in 7,0,12,9; the cost model goes by the most
     #[arg(long, value_name = "N,N,...", help_heading = "Rows and ranks", value_parser = values::row_counts)]
@@ -59,10 +79,22 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N", help_heading = "Rows and ranks", value_parser = at_least_one("--dp"))]
     dp: Option<usize>,
     /// Tensor-parallel ranks of each replica
-    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks", value_parser = at_least_one("--tp"))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        help_heading = "Rows and ranks",
+        value_parser = at_least_one("--tp")
+    )]
     tp: usize,
     /// Pipeline stages; the head is on the last one
-    #[arg(long, value_name = "N", default_value = "1", help_heading = "Rows and ranks", value_parser = at_least_one("--pp"))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        help_heading = "Rows and ranks",
+        value_parser = at_least_one("--pp")
+    )]
     pp: usize,
     /// How global ranks are numbered, slowest first: vLLM's order or Megatron's
     #[arg(long, value_name = "ORDER", default_value = "dp-pp-tp", help_heading = "Rows and ranks")]
@@ -90,19 +122,34 @@ pub struct PlanArgs {
     #[arg(long, value_name = "NAME", help_heading = "Cost model")]
     profile: Option<String>,
     /// Bandwidth of device memory, in place of the machine's
-    #[arg(long, value_name = "GB/S", help_heading = "Cost model", value_parser = values::speed("--memory-gb-per-s"))]
+    #[arg(
+        long,
+        value_name = "GB/S",
+        help_heading = "Cost model",
+        value_parser = values::speed("--memory-gb-per-s")
+    )]
     memory_gb_per_s: Option<f64>,
     /// Matrix throughput in the head's type, in place of the machine's
     #[arg(long, value_name = "N", help_heading = "Cost model", value_parser = values::speed("--tflops"))]
     tflops: Option<f64>,
     /// Bandwidth that one rank receives at, in place of the machine's
-    #[arg(long, value_name = "GB/S", help_heading = "Cost model", value_parser = values::speed("--link-gb-per-s"))]
+    #[arg(
+        long,
+        value_name = "GB/S",
+        help_heading = "Cost model",
+        value_parser = values::speed("--link-gb-per-s")
+    )]
     link_gb_per_s: Option<f64>,
     /// Latency of one collective, in place of the machine's
     #[arg(long, value_name = "US", help_heading = "Cost model", value_parser = values::speed("--latency-us"))]
     latency_us: Option<f64>,
     /// Candidates to compare whole logits with [default: the K or N of --request, 1 with argmax, else 64]
-    #[arg(long, value_name = "K", help_heading = "Cost model", value_parser = values::at_least_zero("--candidates", "ask for at least one and at most all"))]
+    #[arg(
+        long,
+        value_name = "K",
+        help_heading = "Cost model",
+        value_parser = values::at_least_zero("--candidates", "ask for at least one and at most all")
+    )]
     candidates: Option<usize>,
 
     /// List the kernels that can multiply a step's rows on this GPU, what each would cost, and which is
