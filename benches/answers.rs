@@ -1,12 +1,12 @@
-//! What becomes of logits on the CPU backend: answers as they come, then the passes over held ones. Products, their
-//! other stages and whole steps: `lmhead bench`.
+//! What becomes of logits on the CPU backend: answers as they come, then the passes over held ones. Products,
+//! their other stages and whole steps: `lmhead bench`.
 //!
 //! ```text
 //! cargo bench --bench answers                             # the best instruction set of this machine
 //! LMHEAD_CPU_ISA=avx2 cargo bench --bench answers -- 'sampling'
 //! ```
-//! - `logits`, `partials`, `partials, 64 best`: logits rounded into the caller's rows, or the maximum and the sum,
-//!   or candidates as well, in place of them: on a head of one column, whose products are few;
+//! - `logits`, `partials`, `partials, 64 best`: logits rounded into the caller's rows, or the maximum and the
+//!   sum, or candidates as well, in place of them: on a head of one column, whose products are few;
 //! - `partials, 8 best, rank` and the `sampling` passes: over held f32 logits of 32768 ids.
 
 use criterion::measurement::WallTime;

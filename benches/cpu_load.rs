@@ -1,22 +1,25 @@
 //! How long it takes to load a head, beside how fast its file and its memory are.
 //!
 //! ```text
-//! cargo bench --bench cpu_load                                   # a head of 300 MB, JSON on the standard output
+//! cargo bench --bench cpu_load                              # a head of 300 MB, JSON on the standard output
 //! LMHEAD_LOAD_MB=1853 cargo bench --bench cpu_load -- --out benches/results/cpu/load.json
 //! ```
-//! `LMHEAD_LOAD_MB`: size of the bf16 file; `LMHEAD_LOAD_REPETITIONS` (7); `LMHEAD_LOAD_FOLDER`: where the files are written (under
-//! `target/`, so that they lie on a disk); `LMHEAD_LOAD_THREADS` (all).
+//! `LMHEAD_LOAD_MB`: size of the bf16 file; `LMHEAD_LOAD_REPETITIONS` (7); `LMHEAD_LOAD_FOLDER`: where the
+//! files are written (under `target/`, so that they lie on a disk); `LMHEAD_LOAD_THREADS` (all).
 //!
-//! A bf16 head is written as safetensors, and again as int8. In each repetition each of these runs once, from the page cache and then
-//! (on Linux) with the file's pages dropped from it, by `posix_fadvise` after `fsync`; `mincore` says how much of the file was still there:
-//! - `none`, `w8a8`, `int8`: `Checkpoint::from_file` and `head_shard` of the bf16 head as it is, quantised at load, and of the int8 file,
-//!   which is mapped and not read yet. `ready` is with `Backend::load`, which for W8A8 reads all weights where the backend needs their
-//!   sums.
-//! - `read`: the same file's bytes by `pread` into 1 MiB for each thread; `mapped`: by [`CpuBackend::read_stream`] through a mapping.
+//! A bf16 head is written as safetensors, and again as int8. In each repetition each of these runs once, from
+//! the page cache and then (on Linux) with the file's pages dropped from it, by `posix_fadvise` after
+//! `fsync`; `mincore` says how much of the file was still there:
+//! - `none`, `w8a8`, `int8`: `Checkpoint::from_file` and `head_shard` of the bf16 head as it is, quantised at
+//!   load, and of the int8 file, which is mapped and not read yet. `ready` is with `Backend::load`, which for
+//!   W8A8 reads all weights where the backend needs their sums.
+//! - `read`: the same file's bytes by `pread` into 1 MiB for each thread; `mapped`: by
+//!   [`CpuBackend::read_stream`] through a mapping.
 //!
-//! And what quantising at load is made of, each by all threads: `clear`: memory for the copy, touched for the first time, in pages as the
-//! loader asks for them; `quantise`: widening and quantising as many rows as the head has, again and again the same row.
-//! (In a virtual machine, memory that has been free for a while is slow to clear: the host may have to find it first.)
+//! And what quantising at load is made of, each by all threads: `clear`: memory for the copy, touched for the
+//! first time, in pages as the loader asks for them; `quantise`: widening and quantising as many rows as the
+//! head has, again and again the same row. (In a virtual machine, memory that has been free for a while is
+//! slow to clear: the host may have to find it first.)
 #![allow(unsafe_code, reason = "mapped files")]
 
 use cpu_time::ProcessTime;
@@ -222,8 +225,8 @@ fn drop_from_cache(_: &Path) -> Option<f64> {
 /// Of each place a file was read from, and each thing that was timed.
 type Times = BTreeMap<(&'static str, &'static str), Vec<Taken>>;
 
-/// What is timed; the share of a file's pages that was in the page cache when none should have been, the largest of all times, or `None`
-/// where they could not be dropped.
+/// What is timed; the share of a file's pages that was in the page cache when none should have been, the
+/// largest of all times, or `None` where they could not be dropped.
 fn measure(bench: &Bench, files: &Files, repetitions: usize) -> (Times, Option<f64>) {
     let (mut times, mut kept) = (Times::new(), Some(0.0));
     for _ in 0..repetitions {

@@ -1,8 +1,8 @@
-//! What the size of the weights' pages does: a read-only stream and a product of one row over weights in pages of 4 KiB and in huge
-//! ones, by turns. Linux only.
+//! What the size of the weights' pages does: a read-only stream and a product of one row over weights in
+//! pages of 4 KiB and in huge ones, by turns. Linux only.
 //!
 //! ```text
-//! cargo bench --bench cpu_pages                                  # 463 MB in bf16, JSON on the standard output
+//! cargo bench --bench cpu_pages                              # 463 MB in bf16, JSON on the standard output
 //! cargo bench --bench cpu_pages -- --out benches/results/cpu/pages.json
 //! ```
 //! `LMHEAD_PAGES_MB`: bytes of the weights; `LMHEAD_PAGES_REPETITIONS` (21).

@@ -1,5 +1,6 @@
-//! What each request costs beside the matmul: steps of 4 ranks (threads) that share a 32000 x 1024 bf16 head, 28 rows each, plain and
-//! with a mask. One matmul of these rows is the same for all. `cargo bench --bench requests`
+//! What each request costs beside the matmul: steps of 4 ranks (threads) that share a 32000 x 1024 bf16 head,
+//! 28 rows each, plain and with a mask. One matmul of these rows is the same for all. `cargo bench --bench
+//! requests`
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use lmhead::adjust::Adjustments;

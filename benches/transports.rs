@@ -301,8 +301,8 @@ fn main() {
     result["settings"] = json!(format!("LMHEAD_TRANSPORTS_REPETITIONS={repetitions}"));
     result["method"] = json!(
         "microseconds of a call, mean of several in a row, of the slowest rank; local and callbacks: ranks are \
-         threads; processes: sockets, mpi: mpirun --enable-recovery, all on one host; bytes: of one piece, from \
-         each rank to each; algbw and busbw as in nccl-tests' doc/PERFORMANCE.md"
+         threads; processes: sockets, mpi: mpirun --enable-recovery, all on one host; bytes: of one piece, \
+         from each rank to each; algbw and busbw as in nccl-tests' doc/PERFORMANCE.md"
     );
     result["head"] = json!(format!("{VOCAB} x {HIDDEN} bf16"));
     result["transports"] = Value::Object(transports);

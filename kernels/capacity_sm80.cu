@@ -1,5 +1,5 @@
-// Steps of a fixed shape, which a CUDA graph replays: rows with zeros behind the last, and headers that the
-// device itself counts up and compares. The host takes no part in it.
+// Steps of a static (padded) shape, which a CUDA graph can replay. Rows are padded with zeros; the device
+// itself numbers the steps and compares the headers of all ranks. The host takes no part.
 #include "answers/digest.cuh"
 #include "answers/padded.cuh"
 #include "matmul/tile.cuh"
@@ -29,10 +29,10 @@ DEVICE uint64_t load_u64(const void *from) {
 
 DEVICE void store_u64(void *to, uint64_t v) { st_global_v2(to, {uint32_t(v), uint32_t(v >> 32)}); }
 
-// 16-bit word i of a number of 64 bits.
+// 16-bit word `i` of `v`, the lowest first.
 DEVICE uint16_t half_of(uint64_t v, uint32_t i) { return uint16_t(v >> 16 * i); }
 
-// Four 16-bit words from `at` on.
+// The 64-bit number at `at`, read as four 16-bit words: headers are aligned to 2 bytes only.
 DEVICE uint64_t number_at(const uint8_t *at) {
   uint64_t v = 0;
 #pragma unroll
@@ -42,7 +42,8 @@ DEVICE uint64_t number_at(const uint8_t *at) {
 
 }  // namespace
 
-// At dynamic_shared() a sum of each warp.
+// Copies the rank's own rows, pads them with zeros, and digests each if asked to. A block has a row.
+// dynamic_shared() holds a sum for each warp.
 STEP_KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
   const uint32_t row = blockIdx.x, number = matmul::row_number(params.rows, row, params.row_count);
   const bool is_one = row < params.row_count, there = number != matmul::kNoRow;
@@ -53,7 +54,7 @@ STEP_KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
   const bool aligned =
       (uint64_t(params.rows.data) | params.rows.pitch | uint64_t(params.out) | params.row_bytes) % 16 == 0;
   uint64_t digest = 0;
-  // A word of the digest is 16 bits of the row in either loop.
+  // Both loops digest 16-bit words, so that the alignment of a row does not change its digest.
   const auto add = [&](uint32_t at, uint32_t word) {
     digest += digest_of(word & 0xffff, at / 2) + digest_of(word >> 16, at / 2 + 1);
   };
@@ -73,12 +74,12 @@ STEP_KERNEL(pack_capacity, PackCapacityParams, 256, 4) {
   if (!params.digests) return;
   digest = sum_of_block<kWarps>(digest);
   if (threadIdx.x) return;
-  // Whether a row is there is a part of it, and so is its place among the rows.
+  // The digest also covers the row's position, and whether its index names a row.
   digest = digest_of(uint32_t(digest), row) + digest_of(uint32_t(digest >> 32), there);
   store_u64(params.digests + row, digest);
 }
 
-// A warp does it.
+// Numbers the step and writes this rank's header. One warp.
 STEP_KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
   const uint32_t lane = lane_id();
   uint64_t digest = 0, bad = 0;
@@ -87,7 +88,7 @@ STEP_KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
     if (params.digests && params.adjusted) digest += load_u64(params.adjusted + row);
     bad += ld_global_u32(params.status + row) ? 1 : 0;
   }
-  // Behind the rows' places.
+  // Positions from 2^31 on, which no row has.
   for (uint32_t i = lane; params.digests && i < params.input_words; i += 32)
     digest += digest_of(ld_global_u32(params.inputs + i), (1ull << 31) + i);
   digest = sum_of_lanes(digest), bad = sum_of_lanes(bad);
@@ -98,14 +99,15 @@ STEP_KERNEL(open_capacity, OpenCapacityParams, 32, 1) {
     if (params.digests && i - LMHEAD_HEADER_INPUTS < 4) half = half_of(digest, i - LMHEAD_HEADER_INPUTS);
     st_global_u16(params.out + i, half);
   }
-  // Behind the lanes' look at it.
+  // All lanes have read `sequence` before lane 0 stores the next one.
   bar_warp_sync();
   if (lane) return;
   store_u64(&params.state->sequence, sequence + 1);
   st_global_u32(&params.state->bad_rows, uint32_t(bad));
 }
 
-// At dynamic_shared() a number of each warp.
+// Compares the headers of all members, then stores where each replica's rows lie. dynamic_shared() holds for
+// each warp the lowest member whose header differs.
 STEP_KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
   const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
   const uint8_t *own = reinterpret_cast<const uint8_t *>(params.own);
@@ -114,7 +116,8 @@ STEP_KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
   for (uint32_t n = threadIdx.x; n < params.members * kHalves; n += kThreads) {
     const uint32_t member = n / kHalves, i = n % kHalves;
     const bool of_replica = i - LMHEAD_HEADER_ROWS < 4 || i - LMHEAD_HEADER_INPUTS < 4;
-    // With the first of its replica what is the replica's own, with the own header the rest.
+    // Row counts and inputs must be equal within a replica: they are compared with its first rank. The rest
+    // is compared with this rank's own header.
     const uint8_t *like = of_replica ? header(member / params.ranks * params.ranks) : own;
     const bool same = ld_global_u16(header(member) + 2 * i) == ld_global_u16(like + 2 * i);
     const bool too_many = i == LMHEAD_HEADER_ROWS && number_at(header(member) + 2 * i) > params.capacity;
@@ -139,9 +142,10 @@ STEP_KERNEL(check_capacity, CheckCapacityParams, 256, 1) {
     }
     st_global_u32(params.positions + n, uint32_t(position));
   }
-  // The first mismatch is kept. Uniform: all threads see the same, and nobody has written yet.
+  // Only the first mismatch is kept. The branch is uniform: all threads read the same word, which nobody has
+  // written yet.
   if (differs == kNobody || load_u64(&params.state->mismatched)) return;
-  // Where the own header is the one, it is shown beside the one that it was compared with.
+  // If this rank's own header is the one that differs, show the header that it was compared with.
   const uint32_t shown = differs == params.me ? params.me / params.ranks * params.ranks : differs;
   barrier_sync_all();
   if (threadIdx.x < kHalves) {

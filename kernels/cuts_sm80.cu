@@ -1,11 +1,12 @@
-// Where filters cut held rows whose parameters only the device knows: the searches of src/sampling/cut.rs, of
-// all rows at once, so that every step has the same launches and messages whatever its rows ask for.
+// Where filters cut held rows whose sampling parameters only the device knows. The searches are those of
+// src/sampling/cut.rs, for all rows at once: every step has the same launches and messages, whatever its rows
+// ask for.
 //
 //   begin_cuts   largest logits of all shards -> what min_p keeps; the first search, for the last of top_k
 //   held_histograms, learn_cuts (by the row's owner), next_cuts     once a digit of the cut's order key
 //   held_ties, end_cuts   -> what that search keeps; the second search, for the end of the nucleus
 //
-// A row that does not want a search counts nothing, and keeps what it had.
+// A row that needs no search counts nothing, and keeps the cut it has.
 #include "answers/best.cuh"
 #include "answers/bins.cuh"
 #include "answers/held.cuh"
@@ -21,7 +22,8 @@ using namespace answers;
 constexpr uint32_t kThreads = 256, kWarps = kThreads / 32, kBins = 256;
 constexpr uint32_t kInfinity = 0x7f800000u, kDamagedCut = UINT32_MAX;
 
-// Rows that are drawn by logit alone want none.
+// Whether the row needs the search for the end of the nucleus (`masses`), or for the last of top_k. Greedy
+// rows, and rows without top_k and top_p, need neither.
 DEVICE bool wants_cut(const SamplingRow &row, uint32_t vocab, bool masses) {
   const Kind kind = kind_of(row, vocab);
   if (kind != Kind::kListed && kind != Kind::kCut) return false;
@@ -42,7 +44,7 @@ DEVICE uint64_t load_u64(const uint64_t *from) {
   return uint64_t(v.y) << 32 | v.x;
 }
 
-// Adds up what `of(bin)` says of all bins, by a whole warp.
+// The saturated sum of `of(bin)` over all bins, by a whole warp.
 template <class Of>
 DEVICE uint64_t sum_bins(uint32_t bins, Of of) {
   uint64_t sum = 0;
@@ -64,7 +66,8 @@ STEP_KERNEL(begin_cuts, CutRowsParams, 256, 4) {
   const SamplingRow sampling = load_sampling(params.sampling + row);
   bool damaged = !is_legal(sampling);
   if (params.status) damaged |= (ld_global_u32(params.status + row) & LMHEAD_STATUS_BAD_INDEX) != 0;
-  // NaN stays: of logits above a largest one that another shard has, masses would be anything.
+  // NaN of any shard stays: that shard's logits may lie above every other maximum, and their masses would
+  // have no bound.
   float max = -__builtin_inff();
 #pragma unroll 1
   for (uint32_t shard = 0; shard < params.shards; ++shard) {
@@ -103,7 +106,7 @@ STEP_KERNEL(end_cuts, CutRowsParams, 256, 4) {
   const SamplingRow sampling = load_sampling(params.sampling + row);
   HeldWanted wanted = ask(params.wanted + row);
   if (wants_cut(sampling, params.vocab, params.masses)) {
-    // A row of which nothing is kept has a cut that is no number, which keeps nothing.
+    // If nothing is kept, the cut is NaN, above which no logit is.
     const HeldTies ties = ask(params.ties + row);
     wanted.kept.cut = ties.logit, wanted.kept.ties_end = ld_global_u32(params.ends + row);
     if (ties.allowance > params.ids) wanted.filtered = LMHEAD_DAMAGED;
@@ -112,7 +115,8 @@ STEP_KERNEL(end_cuts, CutRowsParams, 256, 4) {
   if (!params.masses) begin_search(params, row, sampling, wanted.kept, true);
 }
 
-// At dynamic_shared() the sums of all shards, then whether what each warp has seen can be.
+// Finds the next digit of a row's cut. A block has a row. dynamic_shared() holds the bins summed over all
+// shards, then a word for each warp: whether the histograms that it checked are possible.
 STEP_KERNEL(learn_cuts, LearnCutsParams, 256, 4) {
   const uint32_t number = blockIdx.x, lane = lane_id(), warp = threadIdx.x / 32;
   const uint32_t bins = dynamic_shared(), fits_at = bins + 8 * kBins;
@@ -124,7 +128,7 @@ STEP_KERNEL(learn_cuts, LearnCutsParams, 256, 4) {
   if (!first) search = ask(params.searches + number);
   const SamplingRow sampling = load_sampling(params.sampling + number);
 
-  // A warp has a shard, of which no more can be counted than all its ids.
+  // A warp checks a shard: its bins cannot count more than all its ids.
   const uint32_t unit = unit_of(params.vocab);
   const uint64_t most_of_id = params.masses ? uint64_t(1) << unit : 1;
   bool fits = true;
@@ -149,7 +153,7 @@ STEP_KERNEL(learn_cuts, LearnCutsParams, 256, 4) {
   });
   if (first && params.masses) search.left = total ? share(sampling.top_p, total) : 0;
   if (first && !params.masses) search.left = sampling.top_k < total ? sampling.top_k : total;
-  // A later round has as much as the one before it said.
+  // Later rounds count only the bin that the round before chose, which holds at least `left`.
   search.damaged |= !fits || search.left > total;
   uint32_t bin = params.bins - 1;
   if (!search.damaged && search.left) {

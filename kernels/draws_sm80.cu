@@ -1,6 +1,6 @@
-// What tiles have drawn -> a shard's candidate of each row; candidates of all shards -> the id that is drawn.
-// A block has a row. What is kept of a list of candidates is found as a threshold of their keys, so nothing
-// is sorted and no order of the candidates shows.
+// Draws of a product's tiles -> the shard's candidate of each row; candidates of all shards -> the drawn id.
+// A block has a row. Filters keep the candidates from a threshold key on, so nothing is sorted and the order
+// of the candidates does not matter.
 #include "answers/best.cuh"
 #include "answers/bins.cuh"
 #include "answers/mass.cuh"
@@ -15,8 +15,7 @@ using namespace answers;
 
 constexpr uint32_t kThreads = 256, kWarps = kThreads / 32;
 
-// At dynamic_shared(): bins; of each warp what it knows of the messages, of the row's candidates, and of the
-// draw.
+// dynamic_shared() holds the bins; then, for each warp, List's sums of places, its Seen, and its draw.
 constexpr uint32_t kBins = 256, kOffsets = 8 * kBins, kSeen = kOffsets + 48 * kWarps,
                    kDrawn = kSeen + 16 * kWarps;
 
@@ -39,7 +38,7 @@ struct Sizes {
     ids[0] = 64 * (each + 1), ids[1] = 64 * each, ids[2] = end.end - end.first;
   }
   DEVICE uint32_t of(uint32_t shard) const { return shard == last ? 2 : shard < larger ? 0 : 1; }
-  // How many shards before that one have each size.
+  // How many shards before `shard` have each size.
   DEVICE void before(uint32_t shard, uint32_t (&count)[kCount]) const {
     count[0] = shard < larger ? shard : larger, count[1] = shard - count[0], count[2] = last < shard;
     if (count[2]) --count[last < larger ? 0 : 1];
@@ -52,10 +51,11 @@ struct List {
   Sizes sizes;
   bool listed;
   uint32_t top_k;
-  // Of each size of shard: places of all rows, and of the rows before this one. Where all have as many, none.
+  // For each size of shard: places of all rows, and of the rows before this one. Unused where all rows have
+  // `params.places`.
   uint64_t all[Sizes::kCount] = {}, before[Sizes::kCount] = {};
 
-  // By the block.
+  // Called by the whole block.
   DEVICE List(const FinishDrawParams &params, const SamplingRow &row, uint32_t number)
       : params(params),
         sizes(params.vocab, params.shards),
@@ -92,7 +92,7 @@ struct List {
       }
   }
 
-  // Where the row's candidates of a shard begin.
+  // Index of the row's first candidate from `shard`.
   DEVICE uint64_t first(uint32_t shard, uint32_t row) const {
     if (params.places) return (uint64_t(shard) * params.rows + row) * params.places;
     uint32_t count[Sizes::kCount];
@@ -104,12 +104,12 @@ struct List {
     return at;
   }
 
-  // Calls `visit(there, candidate, ids of its shard, fits)` for each, by whole warps. Of what does not fit
-  // nothing is read.
+  // Calls `visit(there, candidate, ids of its shard, fits)` for each candidate, by whole warps. Candidates
+  // that do not fit would lie beyond the buffer and are not read.
   template <class Visit>
   DEVICE void each(uint32_t row, Visit visit) const {
     const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
-    // A warp has a shard, where it sends many; else a lane has one.
+    // A shard that sends many is taken by a warp, else by a lane.
     const uint32_t lanes = listed ? 32 : 1, own = listed ? lane : 0;
 #pragma unroll 1
     for (uint32_t turn = listed ? warp : 32 * warp; turn < params.shards; turn += kThreads / lanes) {
@@ -134,7 +134,7 @@ struct List {
 struct Seen {
   uint32_t status = 0;
   uint32_t count = 0;    // candidates above minus infinity
-  uint32_t largest = 0;  // of these, as `ordered`
+  uint32_t largest = 0;  // the largest of them, as `ordered`
 };
 
 DEVICE Seen look(const List &list, uint32_t row) {
@@ -169,16 +169,17 @@ DEVICE Seen look(const List &list, uint32_t row) {
   return seen;
 }
 
-// The key of the last candidate that is kept, where the best ones are kept until their weights reach a goal:
-// `weight(key, logit)` of each, `goal_of` what all weigh together, at most that. Candidates without weight
-// come after those that have some; where `all_weigh` there are none. By the block.
+// The key of the last candidate that is kept, where the best are kept until their weights reach a goal.
+// `weight(key, logit)` is a candidate's weight; `goal_of(total)` makes the goal of the weight of all, and is
+// at most that. Candidates without weight rank behind those with some; with `all_weigh` there are none.
+// Called by the whole block.
 template <bool all_weigh, class Weight, class Goal>
 DEVICE uint64_t find_last(const List &list, uint32_t row, Weight weight, Goal goal_of) {
   const uint32_t bins = dynamic_shared();
   uint64_t last = 0, left = 0;
 #pragma unroll 1
   for (int32_t shift = 56; shift >= 0; shift -= 8) {
-    // Before, others read what the last round left.
+    // All threads have read the bins of the round before.
     barrier_sync_all();
     for (uint32_t bin = threadIdx.x; bin < kBins; bin += kThreads) st_shared_v2(bins + 8 * bin, {0, 0});
     barrier_sync_all();
@@ -193,7 +194,7 @@ DEVICE uint64_t find_last(const List &list, uint32_t row, Weight weight, Goal go
     const Reached found = find_bin(bins, [&](uint64_t all) { return shift == 56 ? goal_of(all) : left; });
     left = found.left;
     last |= uint64_t(found.bin) << shift;
-    // All of the bin are kept.
+    // The whole bin is kept: lower digits decide nothing.
     if (all_weigh && found.weight == left) break;
   }
   return last;
@@ -222,7 +223,7 @@ STEP_KERNEL(merge_draws, MergeDrawsParams, 256, 4) {
   const bool nobody = drawn.id == Draw::kNobody;
   uint32_t value = nobody ? 0xff800000u : mov_b32_f32(drawn.logit);
   if (status & params.nonfinite) value = 0x7fc00000u;
-  // What no shard can send, so that the row's owner says that it is none.
+  // Infinity, which no shard can send: the row's owner then reports bad input.
   const bool none = status & LMHEAD_STATUS_BAD_INDEX;
   if (none || !is_legal(row) || kind_of(row, params.vocab) != Kind::kBest) value = 0x7f800000u;
   st_global_v2(params.out + number, {value, nobody ? 0 : drawn.id});

@@ -12,10 +12,10 @@ using namespace answers;
 
 constexpr uint32_t kThreads = 256, kWarps = kThreads / 32;
 
-// The candidates of ids first to first + ids of a row, by the block: the best k, as far as each warp has
-// found them.
+// Offers ids first to first + ids of a row to the `best` of each warp, and where `sum`, adds their
+// exponentials to `all`. Called by the whole block.
 DEVICE void find(const float *logits, uint32_t ids, uint32_t first, bool sum, Row &all, Best &best) {
-  // As many turns in all lanes: candidates are offered by whole warps.
+  // All lanes take equally many turns: candidates are offered by whole warps.
 #pragma unroll 1
   for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < ids; i += kEach * kThreads) {
     float some[kEach];
@@ -30,7 +30,7 @@ DEVICE void find(const float *logits, uint32_t ids, uint32_t first, bool sum, Ro
   }
 }
 
-// Minus infinity never is.
+// Whether the filters keep the logit. Minus infinity is never kept.
 DEVICE bool keeps(const KeptLogits &kept, float logit, uint32_t id) {
   const bool above = logit > kept.cut || (logit == kept.cut && id < kept.ties_end);
   return above && Scale{kept.max, kept.temperature}.below_max(logit) >= kept.least;
@@ -124,10 +124,11 @@ STEP_KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
   for (uint32_t bin = threadIdx.x; bin < params.bins; bin += kThreads) st_shared_v2(bins + 8 * bin, {0, 0});
   barrier_sync_all();
   const Scale scale = {kept.max, kept.temperature};
-  // Of such a row logits may be above what another shard has as its largest, and weigh more than any may.
+  // A row with non-finite logits counts nothing: some may lie above the maximum and weigh more than a mass
+  // may.
   const bool counted = kept.least < __builtin_inff() && is_good(params.held, kept.row);
   const uint32_t ids = counted ? params.held.ids : 0;
-  // As many turns in all lanes.
+  // All lanes take equally many turns: whole warps act together below.
 #pragma unroll 1
   for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < ids; i += kEach * kThreads) {
     float some[kEach];
@@ -146,8 +147,8 @@ STEP_KERNEL(held_histograms, HeldHistogramsParams, 256, 4) {
     st_global_v2(params.out + uint64_t(blockIdx.x) * params.bins + bin, ld_shared_v2(bins + 8 * bin));
 }
 
-// A block has a query, and goes through the row in the order of ids. At dynamic_shared() how many each warp
-// has, twice.
+// A block has a query, and goes through the row in the order of ids. dynamic_shared() holds each warp's
+// number of ties, twice: turns alternate between the two.
 STEP_KERNEL(held_ties, HeldTiesParams, 256, 4) {
   const HeldTies query = ask(params.queries + blockIdx.x);
   const float *logits = row_of(params.held, query.kept.row);
@@ -169,7 +170,7 @@ STEP_KERNEL(held_ties, HeldTiesParams, 256, 4) {
                        keeps(query.kept, some[j], params.held.first_id + i + j))
               << j;
     const uint32_t own = popc_b32(ties);
-    uint32_t upto = own;  // of the lanes up to this one
+    uint32_t upto = own;  // ties of the lanes up to this one
 #pragma unroll
     for (uint32_t distance = 1; distance < 32; distance *= 2) {
       const uint32_t lower = shfl_up(upto, distance);
@@ -185,7 +186,7 @@ STEP_KERNEL(held_ties, HeldTiesParams, 256, 4) {
       const uint32_t count = ld_shared_u32(counts + 4 * other);
       all += count, upto += other < warp ? count : 0;
     }
-    // The one that is looked for is among this thread's.
+    // The `allowance`-th tie is among this thread's.
     if (upto - own < query.allowance && query.allowance <= upto) {
       uint32_t left = query.allowance - (upto - own);
 #pragma unroll
@@ -200,12 +201,12 @@ STEP_KERNEL(held_ties, HeldTiesParams, 256, 4) {
 
 namespace {
 
-// The row's drawn id, in the first warp.
+// The row's draw; valid in the first warp.
 DEVICE Draw draw(const HeldMatrix &held, const HeldWanted &query) {
   const float *logits = row_of(held, query.kept.row);
   const DrawScale scale = DrawScale::of(query.kept.temperature);
   Draw drawn;
-  // As many turns in all lanes.
+  // All lanes take equally many turns: whole warps act together below.
 #pragma unroll 1
   for (uint32_t i = kEach * threadIdx.x; i - kEach * lane_id() < held.ids; i += kEach * kThreads) {
     const uint32_t id = held.first_id + i;

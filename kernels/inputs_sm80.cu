@@ -1,6 +1,6 @@
-// What belongs to rows and lies in device memory: targets, sampling parameters, masks, additions, penalties.
-// It is checked where it is read: what cannot be leaves its row without an answer, and no address is made of
-// it.
+// Inputs of each row that lie in device memory: targets, sampling parameters, masks, additions (logit_bias),
+// penalties. They are checked where they are read: an illegal value leaves its row without an answer, and no
+// address is computed from it.
 #include "answers/digest.cuh"
 #include "answers/padded.cuh"
 #include "answers/shards.cuh"
@@ -65,11 +65,12 @@ STEP_KERNEL(sampling_rows, SamplingRowsParams, 256, 4) {
   const uint64_t seed = params.seeds ? load_u64(params.seeds + row) : 0;
   const uint64_t position = params.positions ? load_u64(params.positions + row) : 0;
   const uint32_t top_k = number(params.top_k, 0);
-  // +0 of -0, as the host has it.
+  // -0 becomes +0, as on the host.
   const auto plain = [](uint32_t bits) { return bits == 0x80000000u ? 0u : bits; };
   const uint32_t temperature = plain(number(params.temperatures, one));
   const uint32_t top_p = plain(number(params.top_p, one)), min_p = plain(number(params.min_p, 0));
-  // Of floats that are not negative the bits have their order; negative ones, infinity and NaN are above.
+  // The bits of floats that are not negative order like their values; those of infinity, NaN and negative
+  // floats are above.
   bool good = position >> 63 == 0 && top_k >> 31 == 0 && temperature < kInfinity && top_p - 1 < one &&
               min_p <= one;
   const bool filtered = (top_k && top_k < params.vocab) || top_p != one || min_p;
@@ -90,7 +91,7 @@ STEP_KERNEL(sampling_rows, SamplingRowsParams, 256, 4) {
 
 namespace {
 
-// Words of the mask of so many ids.
+// 32-bit words of the mask of `ids` ids: whole blocks of 64.
 DEVICE uint32_t mask_words(const AdjustmentPlaces &places, uint32_t ids) {
   return places.masks ? (ids + 63) / 64 * 2 : 0;
 }
@@ -101,10 +102,10 @@ DEVICE uint64_t message_bytes(const AdjustmentPlaces &places, uint32_t ids) {
          (places.counts ? 16 + 8ull * places.counts : 0);
 }
 
-// Whether one of the block's threads says so. At dynamic_shared() a word of each warp.
+// Whether `mine` is true in any thread of the block. dynamic_shared() holds a word for each warp.
 DEVICE bool any_of_block(bool mine) {
   const bool warps = vote_any(mine);
-  // What was asked before has been read.
+  // All threads have read the words of the call before.
   barrier_sync_all();
   if (lane_id() == 0) st_shared_u32(dynamic_shared() + 4 * (threadIdx.x / 32), warps);
   barrier_sync_all();
@@ -120,20 +121,21 @@ struct Entries {
   bool good = true;
 };
 
-// The entries of a row, as many as `places` at most.
+// The CSR entries of a row; not good where offsets are illegal or it has more than `places`.
 DEVICE Entries entries_of(const int64_t *offsets, uint32_t row, uint64_t total, uint32_t places) {
   Entries out;
   const uint64_t end = load_u64(offsets + row + 1);
   out.first = load_u64(offsets + row);
-  // Negative ones are above any total.
+  // Negative offsets, taken as u64, are above any total.
   out.good = end <= total && out.first <= end && end - out.first <= places;
   if (out.good) out.count = uint32_t(end - out.first);
   return out;
 }
 
-// The row's entries that the shard has, by id, at `out`; those of one id in the order in which they came. By
-// the block. `value(entry, &word)` says what goes beside the id, and whether that can be. Whether all of the
-// row can be. Entries whose ids do not ascend are each compared with all.
+// Writes the row's entries whose ids the shard has to `out`, by ascending id; those of one id stay in the
+// order in which they came. `value(entry, &word)` sets the word beside the id, and returns whether the entry
+// is legal. With `once` no id may come twice. Returns whether the whole row is legal. Where ids do not
+// ascend, each is compared with all. Called by the whole block.
 template <class Value>
 DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, const int64_t *ids,
                          uint32_t vocab, const Ids &shard, bool once, Value value) {
@@ -143,7 +145,7 @@ DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, 
     uint32_t word;
     bad |= load_u64(ids + entries.first + n) >= vocab || !value(entries.first + n, word);
   }
-  // Also: all places are empty now.
+  // Its barriers also order the clearing of the places before the stores below.
   if (any_of_block(bad)) return false;
   const auto id_of = [&](uint32_t n) { return uint32_t(load_u64(ids + entries.first + n)); };
   bool falls = false, twice = false;
@@ -152,7 +154,7 @@ DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, 
     falls |= id < before, twice |= id == before;
   }
   const bool sorted = !any_of_block(falls);
-  // How many ids are below the shard's; used where they ascend.
+  // How many ids are below the shard's first; used where ids ascend.
   uint32_t below = 0;
   for (uint32_t high = sorted ? entries.count : 0; below < high;) {
     const uint32_t middle = below + (high - below) / 2;
@@ -165,7 +167,8 @@ DEVICE bool pack_entries(uint8_t *out, uint32_t places, const Entries &entries, 
     const uint32_t id = id_of(n);
     const bool own = id - shard.first < shard.end - shard.first;
     uint32_t place = n - below;
-    // Of a row that has an id twice each of the replica's ranks says so, whatever shards it sends to.
+    // An id that comes twice is to be reported by each of the replica's ranks, whatever shards it sends to:
+    // so with `once` ids of other shards are compared too.
     if (!sorted && (own || once)) {
       place = 0;
 #pragma unroll 1
@@ -197,7 +200,7 @@ STEP_KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
     before += rows * message_bytes(places, ids.end - ids.first);
     ids = shard_ids(params.vocab, params.shards, params.first_shard + j * params.shard_step);
   }
-  // To a shard without ids nothing is sent, but the row is looked at: its rank may send to no other.
+  // A shard without ids is sent nothing, but the row is checked: this rank may send to no other shard.
   const uint32_t count = ids.end - ids.first;
   const auto sent = [count](uint32_t entries) { return count ? entries : 0; };
   uint8_t *out = params.out + before + place * message_bytes(places, count);
@@ -228,7 +231,7 @@ STEP_KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
     };
     const uint32_t repetition = number(params.repetition, 0x3f800000u);
     const uint32_t frequency = number(params.frequency, 0), presence = number(params.presence, 0);
-    // Positive, finite and not subnormal.
+    // The repetition penalty must be positive, finite and not subnormal.
     const bool legal =
         repetition - 0x00800000u < kInfinity - 0x00800000u && is_finite(frequency) && is_finite(presence);
     good &= legal;
@@ -251,7 +254,7 @@ STEP_KERNEL(pack_adjustments, PackAdjustmentsParams, 256, 4) {
   if (!good && threadIdx.x == 0) is_bad(params.status, row);
 }
 
-// Of each row what tensor-parallel ranks must share of its adjustments.
+// Digests each row's adjustments, which tensor-parallel ranks must share. A block has a row.
 STEP_KERNEL(digest_adjustments, PackAdjustmentsParams, 256, 4) {
   const uint32_t row = blockIdx.x, words = (params.vocab + 31) / 32;
   uint64_t digest = 0;
@@ -289,7 +292,7 @@ STEP_KERNEL(digest_adjustments, PackAdjustmentsParams, 256, 4) {
   }
   digest = sum_of_block<kWarps>(digest);
   if (threadIdx.x) return;
-  // Whose row it is, is part of it.
+  // The digest also covers the row's number.
   digest = digest_of(uint32_t(digest), 11u << 28 | row) + digest_of(uint32_t(digest >> 32), 12u << 28 | row);
   st_global_v2(params.out + 8ull * row, {uint32_t(digest), uint32_t(digest >> 32)});
 }

@@ -1,5 +1,5 @@
-// Answers from the sorted lists of all shards, of any length. A block a row looks whether the lists can be
-// such and says what is known of the row; then several blocks a row put the best in their places.
+// Answers from the sorted lists of all shards, of any length. First a block a row checks the lists and stores
+// the row's status and logsumexp or logprobs; then several blocks a row put the best into their places.
 #include "answers/lists.cuh"
 #include "answers/parts.cuh"
 #include "step.cuh"
@@ -37,18 +37,18 @@ DEVICE U32x2 candidate_of(const List &list, uint32_t n) {
   return ld_global_v2(list.row + sizeof(PartialRow) + uint64_t(n) * sizeof(Candidate));
 }
 DEVICE uint64_t key_of(U32x2 candidate) { return answers::key_of(candidate.x, candidate.y); }
-// Of a list that was found good.
+// The list's number of candidates as it was sent: at most `places` only in a list that was found good.
 DEVICE uint32_t count_of(const List &list) {
   return ld_global_u32(list.row + offsetof(PartialRow, candidates));
 }
 
-// Whether the list's shard can have such a candidate.
+// Whether the list's shard can have sent that candidate: it is finite, and one of the shard's ids.
 DEVICE bool can_be(const List &list, U32x2 candidate) {
   return (candidate.x & 0x7fffffffu) < 0x7f800000u &&
          candidate.y - list.ids.first < list.ids.end - list.ids.first;
 }
 
-// The parts' rows joined, by a warp each; `best` has the first of each list.
+// Joins the parts' rows into `all`, a part a lane, and offers the first candidate of each list to `best`.
 DEVICE void take_all(const PartialParts &p, uint32_t row, uint32_t warp, uint32_t warps, Row &all,
                      Best &best) {
 #pragma unroll 1
@@ -62,7 +62,7 @@ DEVICE void take_all(const PartialParts &p, uint32_t row, uint32_t warp, uint32_
   }
 }
 
-// Looks at all that came of the row. The first warp has the answer and the best of all.
+// Checks and joins all that was sent of the row. The result and `best` are valid in the first warp.
 DEVICE Row look_at(const PartialParts &p, uint32_t row, Best &best) {
   const uint32_t warp = threadIdx.x / 32;
   best = Best(Warps<kWarps>::list(warp), 1);
@@ -84,12 +84,12 @@ DEVICE Row look_at(const PartialParts &p, uint32_t row, Best &best) {
   return all;
 }
 
-// Of the best: without one the answer is not a number.
+// The row's logsumexp; NaN where it has no candidate.
 DEVICE double logsumexp_of(const Row &all, const Best &best) {
   return best.count ? logsumexp(all.sum, mov_f32_b32(ld_shared_v2(best.at(0)).x)) : constant(kNan64);
 }
 
-// The sum's last bits may leave the logarithm just below the largest logit.
+// Rounding may leave `lse` just below the largest logit: the logprob is at most 0.
 DEVICE float logprob(float logit, double lse) {
   const double difference = subtract(cvt_f64_f32(logit), lse);
   return cvt_rn_f32_f64(difference < 0 ? difference : 0);
@@ -138,13 +138,13 @@ STEP_KERNEL(finish_lists_logprobs, FinishLogprobsParams, 256, 4) {
     st_global_f32(params.logprobs + at, there ? logprob(mov_f32_b32(own.x), lse) : mov_f32_b32(kNan));
     store_id(params.ranks + at, there ? int64_t(beat) + 1 : -1);
   }
-  // Behind the last look at what was known.
+  // All lanes have read `row_status` before lane 0 stores it.
   bar_warp_sync();
   if (lane == 0) st_global_u8(params.row_status + row, status);
 }
 
-// A thread has a candidate, and places that are left. The first warp's list is at dynamic_shared(), and
-// behind it the logarithm of the sum.
+// A thread puts a candidate into its place among all lists', and fills places that no candidate takes.
+// dynamic_shared() holds the first warp's list, then the row's logsumexp.
 STEP_KERNEL(place_lists, PlaceListsParams, 256, 4) {
   const PartialParts &from = params.from;
   const uint32_t row = blockIdx.x / params.blocks, block = blockIdx.x % params.blocks;

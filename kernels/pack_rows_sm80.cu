@@ -1,4 +1,4 @@
-// Rows picked by index, as they are, one behind the other. A block has a row.
+// Copies rows picked by index, unchanged, into consecutive rows. A block has a row.
 #include "matmul/tile.cuh"
 #include "step.cuh"
 
@@ -17,7 +17,8 @@ STEP_KERNEL(pack_rows, PackRowsParams, 256, 4) {
     for (uint32_t at = 16 * threadIdx.x; at < params.row_bytes; at += 16 * blockDim.x) {
       const uint32_t left = params.row_bytes - at;
       U32x4 piece = {};
-      if (there) piece = aligned && left >= 16 ? ld_global_v4(from + at) : matmul::load_halves(from + at, left);
+      if (there)
+        piece = aligned && left >= 16 ? ld_global_v4(from + at) : matmul::load_halves(from + at, left);
       st_global_v4(to + at, piece);
     }
   } else {

@@ -6,7 +6,8 @@
 
 #include <stdint.h>
 
-/* How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap), the emulated device has its own. */
+/* How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap), the emulated device has
+ * its own. */
 typedef struct TensorMap {
   uint8_t opaque[128];
 } __attribute__((aligned(64))) TensorMap;
@@ -45,12 +46,13 @@ typedef struct GatherCarrierParams {
   uint32_t hidden;
 } GatherCarrierParams;
 
-/* The matmul kernels: logits[row, id] = epilogue(sum over k of rows[row, k]·weights[id, k]), for a shard of `vocab` ids.
- * Addresses that may be null say so; a null one means "none". */
+/* The matmul kernels: logits[row, id] = epilogue(sum over k of rows[row, k]·weights[id, k]), for a shard of
+ * `vocab` ids. Addresses that may be null say so; a null one means "none". */
 
 /* What a kernel says of a row, or'ed into its status word. */
 enum LmheadStatus {
-  LMHEAD_STATUS_NONFINITE = 1,   /* a logit, as it is delivered, is NaN or infinite; minus infinity from an adjustment is legal */
+  /* a logit, as it is delivered, is NaN or infinite; minus infinity from an adjustment is legal */
+  LMHEAD_STATUS_NONFINITE = 1,
   LMHEAD_STATUS_ALLOWED = 2,     /* a logit is above minus infinity */
   LMHEAD_STATUS_BAD_INDEX = 4,   /* the row's index is not a row: it was taken for a row of zeros */
   LMHEAD_STATUS_ADJUSTED = 8     /* a logit is NaN or infinite by adjustments alone, where both are kept */
@@ -59,12 +61,13 @@ enum LmheadStatus {
 /* Types of logits, and of the rows that are quantised. */
 enum LmheadDtype { LMHEAD_DTYPE_F32 = 0, LMHEAD_DTYPE_F16 = 1, LMHEAD_DTYPE_BF16 = 2 };
 
-/* Row behind row; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64 ids][128 bytes],
- * each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). There is an even number of blocks; ids behind the
- * last are copies of it, and bytes behind the end of k are zeros. */
+/* Row behind row; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64
+ * ids][128 bytes], each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). There is an even
+ * number of blocks; ids behind the last are copies of it, and bytes behind the end of k are zeros. */
 typedef struct WeightMatrix {
   const void *data;    /* [vocab, hidden], 16-byte aligned */
-  uint64_t pitch;      /* bytes from row to row, a multiple of 16; packed: of a row's columns, a multiple of 128 */
+  /* bytes from row to row, a multiple of 16; packed: of a row's columns, a multiple of 128 */
+  uint64_t pitch;
   const float *scales; /* [vocab]; of int8 weights */
   const float *bias;   /* [vocab], may be null */
   uint32_t packed;     /* 1: packed; 0: row behind row */
@@ -80,14 +83,18 @@ typedef struct RowMatrix {
 
 typedef struct LogitMatrix {
   void *data;         /* [row_count, vocab], aligned to its elements; to 16 bytes it is written faster */
-  uint64_t pitch;     /* bytes from row to row, a multiple of an element: a shard writes its columns of a wider row */
-  uint32_t *status;   /* [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0 */
+  /* bytes from row to row, a multiple of an element: a shard writes its columns of a wider row */
+  uint64_t pitch;
+  /* [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0 */
+  uint32_t *status;
   uint32_t dtype;     /* LMHEAD_DTYPE_* */
 } LogitMatrix;
 
-/* What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from 0. */
+/* What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from
+ * 0. */
 typedef struct LogitAdjustments {
-  const uint32_t *addition_offsets; /* [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1] */
+  /* [row_count + 1], may be null: row i has entries offsets[i]..offsets[i + 1] */
+  const uint32_t *addition_offsets;
   const uint32_t *addition_ids;     /* [entries], ascending within a row; equal ones are added in order */
   const float *addition_values;     /* [entries] */
   const uint32_t *count_offsets;    /* [row_count + 1], may be null: no penalties */
@@ -96,7 +103,8 @@ typedef struct LogitAdjustments {
   const float *repetition;          /* [row_count] */
   const float *frequency;           /* [row_count] */
   const float *presence;            /* [row_count] */
-  const uint32_t *allowed;          /* [row_count, allowed_pitch] words, may be null: bit id % 32 of word id / 32 */
+  /* [row_count, allowed_pitch] words, may be null: bit id % 32 of word id / 32 */
+  const uint32_t *allowed;
   uint64_t allowed_pitch;           /* words from row to row */
   const float *temperatures;        /* [row_count], may be null: divides the row's logits, unless it is 0 */
 } LogitAdjustments;
@@ -164,13 +172,15 @@ typedef struct MatmulParams {
   uint32_t vocab;
   uint32_t row_count;
   uint32_t hidden;
-  uint32_t stages;    /* of k in shared memory: 3 to 16, of wgmma_matmul 2 to 16, as many as the launch has room for */
+  /* of k in shared memory: 3 to 16, of wgmma_matmul 2 to 16, as many as the launch has room for */
+  uint32_t stages;
 } MatmulParams;
 
 /* kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before it:
  * what its tiles compare their own with. */
 typedef struct TargetLogitsParams {
-  MatmulParams product;    /* of it neither logits, raw nor partials are used; stages are LMHEAD_TARGET_STAGES */
+  /* of it neither logits, raw nor partials are used; stages are LMHEAD_TARGET_STAGES */
+  MatmulParams product;
   const uint32_t *targets; /* [row_count, per_row] ids of the vocabulary */
   float *out;              /* [row_count, per_row]; NaN where the id is not the shard's */
   uint32_t per_row;        /* at least 1 */
@@ -180,12 +190,13 @@ typedef struct TargetLogitsParams {
 /* A block's rows, targets of each of them, and stages of k. */
 enum LmheadTargetTile { LMHEAD_TARGET_ROWS = 8, LMHEAD_TARGETS = 8, LMHEAD_TARGET_STAGES = 4 };
 
-/* kernels/stage_rows_sm90a.cu: rows picked by index, as wgmma_matmul copies them to shared memory. A block a row, those that
- * fill the last tile included. */
+/* kernels/stage_rows_sm90a.cu: rows picked by index, as wgmma_matmul copies them to shared memory. A block a
+ * row, those that fill the last tile included. */
 typedef struct StageRowsParams {
   RowMatrix rows;
-  uint8_t *out;            /* [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes], aligned to 16, each
-                              tile_rows x 128 bytes swizzled; zeros behind the last row and the end of k */
+  uint8_t *out;            /* [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes],
+                              aligned to 16, each tile_rows x 128 bytes swizzled; zeros behind the last row
+                              and the end of k */
   float *scales;           /* [row_count]; of rows that are quantised */
   uint32_t *status;        /* [row_count] is stored: status_before and what is found */
   uint32_t *bars;          /* [row_count] zeros are stored; may be null */
@@ -616,9 +627,9 @@ typedef struct AdjustmentPlaces {
 } AdjustmentPlaces;
 
 /* Adjustments of rows -> their messages to some shards, [destinations][parts][part_rows]: the own rows in
- * `parts` parts of even sizes, each with room for `part_rows` rows. A row that is nobody's has all ids allowed
- * and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows] digests of
- * 64 bits, and a block has a row. */
+ * `parts` parts of even sizes, each with room for `part_rows` rows. A row that is nobody's has all ids
+ * allowed and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows]
+ * digests of 64 bits, and a block has a row. */
 typedef struct PackAdjustmentsParams {
   const uint32_t *allowed;         /* [rows, ceil(vocab / 32)], may be null: all are */
   const int64_t *addition_offsets; /* [rows + 1], may be null: none; row i has entries offsets[i].. */
@@ -695,8 +706,8 @@ typedef struct ReadStreamParams {
   uint32_t *out;      /* [1]: the sum of all 32-bit words is added to it, modulo 2^32 */
 } ReadStreamParams;
 
-/* kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product with
- * TMA reads its weights. */
+/* kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product
+ * with TMA reads its weights. */
 typedef struct ReadBulkParams {
   const void *data;   /* [bytes], 16-byte aligned */
   uint64_t bytes;     /* a multiple of 16 */
@@ -737,7 +748,8 @@ typedef struct FillParams {
   uint64_t pieces;
   uint64_t first;      /* pieces before the first one, of a larger array whose part this is */
   uint64_t seed;
-  uint32_t row;        /* elements; of small integers the first of each row is 127, below 2^32. 0: none, as of E4M3 */
+  /* elements; of small integers the first of each row is 127, below 2^32. 0: none, as of E4M3 */
+  uint32_t row;
   uint32_t kind;       /* LMHEAD_FILL_* */
 } FillParams;
 

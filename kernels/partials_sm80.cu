@@ -1,6 +1,6 @@
-// What parts of a vocabulary know of rows, joined: tiles of a product become a shard's partials, and the
-// partials of all shards become answers. A block has a row; its lanes take parts in turn, and no order of
-// them shows.
+// Joins what parts of a vocabulary know of rows: tiles of a product become a shard's partials, and the
+// partials of all shards become answers. A block has a row; its lanes take parts in turn, and the order of
+// the parts does not matter.
 #include "answers/parts.cuh"
 #include "step.cuh"
 
@@ -20,7 +20,7 @@ DEVICE uint32_t places_of(const PartialParts &p, const Ids &ids) {
   return p.k < ids.end - ids.first ? p.k : ids.end - ids.first;
 }
 
-// Joins all parts of the row; the first warp has the answer, the best first.
+// Joins all parts of the row. The result and `best`, the best first, are valid in the first warp.
 DEVICE Row join(const PartialParts &p, uint32_t row, Best &best) {
   const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
   best = Best(Warps<kWarps>::list(warp), p.k);
@@ -33,7 +33,7 @@ DEVICE Row join(const PartialParts &p, uint32_t row, Best &best) {
     const uint32_t places = places_of(p, ids);
     const uint8_t *part = row_of(p, i, row, places);
     const uint32_t count = there ? take(all, part, places) : 0;
-    // What a shard sends is in order, the best first, and no candidate comes twice. Tiles are in none.
+    // A shard sends its candidates best first, and none twice. Those of a tile are in no order.
     uint64_t before = UINT64_MAX;
 #pragma unroll 1
     for (uint32_t n = 0; vote_any(n < count); ++n) {
@@ -74,7 +74,8 @@ STEP_KERNEL(merge_partials, MergePartialsParams, 256, 4) {
   if (threadIdx.x >= 32) return;
   const uint32_t places = from.k < from.vocab ? from.k : from.vocab;
   uint8_t *out = params.out + uint64_t(row) * partial_bytes(params.places, from.targets);
-  // Of a row that has no answer nothing but that is said: what else is known depends on what was seen first.
+  // A row without an answer passes on its status alone: what else is known of it depends on the order of
+  // blocks.
   const bool good = !(all.status & (from.nonfinite | kDamaged));
   if (good) {
     all.status = best.count ? LMHEAD_STATUS_ALLOWED : 0;
@@ -90,7 +91,7 @@ STEP_KERNEL(merge_partials, MergePartialsParams, 256, 4) {
 
 namespace {
 
-// The best n of a row, by one warp; `value` of each logit.
+// Stores the best n ids of a row and, where `values` is set, `value(logit)` of each. One warp.
 template <class Value>
 DEVICE void store_best(const Best &best, bool good, uint32_t n, int64_t *ids, float *values, Value value) {
   for (uint32_t i = lane_id(); i < n; i += 32) {
@@ -103,7 +104,7 @@ DEVICE void store_best(const Best &best, bool good, uint32_t n, int64_t *ids, fl
   }
 }
 
-// Of the best: without one the answer is not a number.
+// The row's logsumexp; NaN where it has no candidate.
 DEVICE double logsumexp_of(const Row &all, const Best &best) {
   return best.count ? logsumexp(all.sum, mov_f32_b32(ld_shared_v2(best.at(0)).x)) : constant(kNan64);
 }
@@ -139,7 +140,7 @@ STEP_KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
   }
   const bool good = status == kGood;
   const double lse = logsumexp_of(all, best);
-  // The sum's last bits may leave the logarithm just below the largest logit.
+  // Rounding may leave `lse` just below the largest logit: the logprob is at most 0.
   const auto logprob = [lse](float logit) {
     const double difference = subtract(cvt_f64_f32(logit), lse);
     return cvt_rn_f32_f64(difference < 0 ? difference : 0);
@@ -156,7 +157,7 @@ STEP_KERNEL(finish_logprobs, FinishLogprobsParams, 256, 4) {
     st_global_f32(params.logprobs + at, there ? logprob(mov_f32_b32(target.x)) : mov_f32_b32(kNan));
     store_id(params.ranks + at, there ? int64_t(beat) + 1 : -1);
   }
-  // Behind the last look at what was known.
+  // All lanes have read `row_status` before lane 0 stores it.
   bar_warp_sync();
   if (lane == 0) st_global_u8(params.row_status + row, status);
 }

@@ -1,5 +1,6 @@
-// One wrapper per PTX instruction, and nothing but wrappers: under nvcc one `asm`, under a C++ compiler its meaning on
-// the emulated device (emulated/). Names follow the PTX ISA. Shared memory is named by 32-bit shared addresses.
+// One wrapper per PTX instruction, and nothing but wrappers: under nvcc one `asm`, under a C++ compiler its
+// meaning on the emulated device (emulated/). Names follow the PTX ISA. Shared memory is named by 32-bit
+// shared addresses.
 #pragma once
 #include "ptx/core.cuh"
 

@@ -1,5 +1,7 @@
-// int8 heads with int8 rows (W8A8), exact in int32: mma.sync m16n8k32. quantize_rows has picked and quantised the rows before.
-//     logits[row, id] = epilogue((sum over k of rows[row, k]·weights[id, k]) · row_scales[row] · weight_scales[id])
+// int8 heads with int8 rows (W8A8), exact in int32: mma.sync m16n8k32. quantize_rows has picked and quantised
+// the rows before.
+//     logits[row, id] =
+//         epilogue((sum over k of rows[row, k]·weights[id, k]) · row_scales[row] · weight_scales[id])
 #include "matmul/matmul.cuh"
 
 MATMUL_KERNEL(quant_matmul_64x8, W8A8, 64, 8, 2)

@@ -1,6 +1,6 @@
-// Rows picked by index -> int8 with one scale each, by the rule of promise 2: scale = absmax / 127; out = the nearest integer to
-// x / scale, ties to even, within ±127. A scale below 2^-126 becomes 1, with zeros; a row with NaN or infinity gets scale NaN,
-// with zeros. A block has a row.
+// Rows picked by index -> int8 with one scale each, by the rule of promise 2: scale = absmax / 127; out = the
+// nearest integer to x / scale, ties to even, within ±127. A scale below 2^-126 becomes 1, with zeros; a row
+// with NaN or infinity gets scale NaN, with zeros. A block has a row.
 #include "matmul/quantize.cuh"
 #include "step.cuh"
 
@@ -15,7 +15,8 @@ DEVICE void quantize(Type type, const QuantizeRowsParams &p) {
   if (threadIdx.x == 0)
     st_global_u32(p.status + row, p.status_before | (number == matmul::kNoRow ? LMHEAD_STATUS_BAD_INDEX : 0));
   if (threadIdx.x == 0 && p.bars) st_global_u32(p.bars + row, 0);
-  const uint8_t *from = static_cast<const uint8_t *>(p.rows.data) + (number == matmul::kNoRow ? 0 : number * p.rows.pitch);
+  const uint8_t *from =
+      static_cast<const uint8_t *>(p.rows.data) + (number == matmul::kNoRow ? 0 : number * p.rows.pitch);
   const uint32_t hidden = number == matmul::kNoRow ? 0 : p.hidden;
   const bool aligned = (uint64_t(p.rows.data) | p.rows.pitch) % 16 == 0;
 

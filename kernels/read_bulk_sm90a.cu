@@ -23,7 +23,7 @@ struct Stream {
   }
   DEVICE bool produces() const { return threadIdx.x / 32 == kConsumers; }
 
-  // By each thread of the consuming warps: its words of one stage.
+  // The sum of this thread's words of one stage. Called by all threads of the consuming warps.
   DEVICE uint32_t consume(uint32_t bytes) {
     ring.wait_full();
     uint32_t sum = 0;
@@ -32,7 +32,7 @@ struct Stream {
       const U32x4 v = ld_shared_v4(stage() + at);
       sum += v.x + v.y + v.z + v.w;
     }
-    bar_warp_sync();  // all lanes have read the stage; one tells
+    bar_warp_sync();  // all lanes have read the stage; one releases it
     if (lane_id() == 0) mbarrier_arrive(ring.empty());
     ring.advance();
     return sum;
@@ -56,7 +56,7 @@ STEP_KERNEL(read_bulk, ReadBulkParams, 160, 1) {
     const uint64_t left = params.bytes - uint64_t(chunk) * kStageBytes;
     return uint32_t(left < kStageBytes ? left : kStageBytes);
   };
-  // The chunk behind this one, of this block.
+  // The block's next chunk.
   const auto next = [&](uint32_t chunk) { return chunk + 1 + ((chunk + 1) % run == 0 ? skip : 0); };
   if (stream.produces()) {
     if (lane_id() != 0) return;
@@ -69,7 +69,8 @@ STEP_KERNEL(read_bulk, ReadBulkParams, 160, 1) {
     return;
   }
   uint32_t sum = 0;
-  for (uint32_t chunk = blockIdx.x * run; chunk < chunks; chunk = next(chunk)) sum += stream.consume(bytes_of(chunk));
+  for (uint32_t chunk = blockIdx.x * run; chunk < chunks; chunk = next(chunk))
+    sum += stream.consume(bytes_of(chunk));
   add(params.out, sum);
 }
 
@@ -77,8 +78,9 @@ STEP_KERNEL(read_bulk, ReadBulkParams, 160, 1) {
 STEP_KERNEL(read_boxes, ReadBoxesParams, 160, 1) {
   Stream stream;
   stream.init();
-  const uint32_t box_rows = params.box_rows, box_bytes = box_rows * kRowBytes, boxes = kStageBytes / box_bytes;
-  // Boxes of the stage that begins at a column.
+  const uint32_t box_rows = params.box_rows, box_bytes = box_rows * kRowBytes,
+                 boxes = kStageBytes / box_bytes;
+  // How many boxes the stage that begins at `column` has.
   const auto boxes_from = [&](uint32_t column) {
     return params.columns - column < boxes ? params.columns - column : boxes;
   };
@@ -93,12 +95,13 @@ STEP_KERNEL(read_boxes, ReadBoxesParams, 160, 1) {
         continue;
       }
       stream.ring.wait_empty();
-      // Beyond the matrix zeros land, and count as bytes.
+      // Beyond the matrix TMA writes zeros, which count as bytes.
       mbarrier_arrive_expect_tx(stream.ring.full(), count * box_bytes);
 #pragma unroll 1
       for (uint32_t i = 0; i < count; ++i)
-        tma_load_2d(stream.stage() + i * box_bytes, &params.matrix, int32_t((column + i) * (kRowBytes / params.element_bytes)),
-                    int32_t(row), stream.ring.full());
+        tma_load_2d(stream.stage() + i * box_bytes, &params.matrix,
+                    int32_t((column + i) * (kRowBytes / params.element_bytes)), int32_t(row),
+                    stream.ring.full());
       stream.ring.advance();
     }
   if (!produces) add(params.out, sum);

@@ -1,4 +1,5 @@
-// Reads an array and nothing else: how fast weights can come from memory at best. Benches compare the products with it.
+// Reads an array and nothing else: how fast weights can come from memory at best. Benches compare the
+// products with it.
 //     out[0] += sum of all words, modulo 2^32, so that no load can be left out
 #include "params.h"
 #include "step.cuh"

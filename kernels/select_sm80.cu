@@ -2,12 +2,12 @@
 // and the k-th largest is found digit by digit, from the highest. Keys that are not below it are collected
 // and sorted, in chunks that fit shared memory, and each chunk's keys are put in their places among all.
 //
-//   select_bins    once a digit: how many keys that may still be the k-th have which value of it
+//   select_bins    once a digit: how many of the keys that may still be the k-th have each of its values
 //   select_keys    which keys are not below the k-th, in no order
 //   select_sort    chunks of these, sorted; where there is one, that is the answer
 //   select_merge   the answer where there are several
 //
-// The blocks of a row look at parts of it, and learn from all parts' bins of the digit before what that was.
+// Each block of a row counts a part of it, after it has decided the digit before from the bins of all parts.
 #include "answers/held.cuh"
 #include "answers/lists.cuh"
 #include "step.cuh"
@@ -20,7 +20,7 @@ constexpr uint32_t kThreads = 256, kWarps = kThreads / 32;
 constexpr uint32_t kDigit = LMHEAD_SELECT_DIGIT, kBins = 1u << kDigit;
 constexpr uint32_t kChunk = LMHEAD_SELECT_CHUNK;
 
-// Of which row how many are wanted, and where they go.
+// A query's row, how many candidates it wants, and where they go.
 struct Wanted {
   uint32_t row, k;
   Candidate *out;
@@ -44,7 +44,7 @@ DEVICE uint32_t id_of(const SelectParams &p, uint64_t key) {
   return uint32_t(last - (key & last));
 }
 
-// Bits of a key below the digit of a round, and with that digit. The last digit is what is left.
+// How many low bits of a key are open before a round, and after it. The last digit may be shorter.
 DEVICE uint32_t bits_before(const SelectParams &p, uint32_t round) { return 32 + p.id_bits - round * kDigit; }
 DEVICE uint32_t bits_behind(const SelectParams &p, uint32_t round) {
   const uint32_t before = bits_before(p, round);
@@ -56,15 +56,15 @@ DEVICE SelectState load_state(const SelectState *from) {
   return {uint64_t(v.y) << 32 | v.x, v.z, v.w};
 }
 
-// Behind the bins in shared memory: the sums of warps, then what a thread has found.
+// Shared memory behind the bins: the sums of warps, then the bin that `narrow` has found.
 constexpr uint32_t kSums = 4 * kBins, kFound = kSums + 4 * kWarps;
 
-// What the bins of the round before say of its digit, by the whole block.
+// The state after `round`, whose bins decide its digit. Called by the whole block.
 DEVICE SelectState narrow(const SelectParams &p, uint32_t query, SelectState state, uint32_t round) {
   constexpr uint32_t kOwn = kBins / kThreads;
   static_assert(kOwn == 8, "two loads of four");
   const uint32_t lane = lane_id(), warp = threadIdx.x / 32, shared = dynamic_shared();
-  // Thread 0 has the highest ones.
+  // Thread 0 has the highest bins.
   const uint32_t first = kBins - kOwn * (threadIdx.x + 1);
   const uint32_t *bins = p.bins + (uint64_t(round) * p.count + query) * kBins + first;
   const U32x4 low = ld_global_v4(bins), high = ld_global_v4(bins + 4);
@@ -72,7 +72,7 @@ DEVICE SelectState narrow(const SelectParams &p, uint32_t query, SelectState sta
   uint32_t own = 0;
 #pragma unroll
   for (uint32_t i = 0; i < kOwn; ++i) own += counts[i];
-  uint32_t upto = own;  // of the lanes up to this one
+  uint32_t upto = own;  // sum of the lanes up to this one
 #pragma unroll
   for (uint32_t distance = 1; distance < 32; distance *= 2) {
     const uint32_t lower = shfl_up(upto, distance);
@@ -86,7 +86,7 @@ DEVICE SelectState narrow(const SelectParams &p, uint32_t query, SelectState sta
     const uint32_t sum = ld_shared_u32(shared + kSums + 4 * other);
     all += sum, upto += other < warp ? sum : 0;
   }
-  // Fewer than are wanted, which the first digit tells: all of them are.
+  // Fewer keys than wanted, which the first round shows: all of them are taken.
   if (all < state.wanted) return {state.least, all, 1};
   uint32_t before = upto - own;
   if (before < state.wanted && state.wanted <= upto) {
@@ -105,7 +105,7 @@ DEVICE SelectState narrow(const SelectParams &p, uint32_t query, SelectState sta
   return {least, found.y, ld_shared_u32(shared + kFound + 8)};
 }
 
-// What is known of the query's k-th key before the digit of p.round, by the whole block.
+// What is known of the query's k-th key before round p.round. Called by the whole block.
 DEVICE SelectState state_of(const SelectParams &p, uint32_t query, uint32_t k) {
   if (p.round == 0) return {0, k, p.rounds == 0};
   const uint32_t before = p.round - 1;
@@ -124,7 +124,7 @@ DEVICE Part part_of(const SelectParams &p) {
   return {blockIdx.x / parts, first, left < p.part_ids ? left : p.part_ids};
 }
 
-// Minus infinity never is.
+// Minus infinity is never a candidate.
 DEVICE bool is_candidate(float logit) { return ordered(logit) >= kLeastOrdered; }
 
 }  // namespace
@@ -165,7 +165,7 @@ STEP_KERNEL(select_bins, SelectParams, 256, 4) {
   }
 }
 
-// A block has a part of a row. p.round is behind the last.
+// A block has a part of a row. p.round is one behind the last.
 STEP_KERNEL(select_keys, SelectParams, 256, 4) {
   const Part part = part_of(params);
   const Wanted wanted = wanted_of(params, part.query);
@@ -174,7 +174,7 @@ STEP_KERNEL(select_keys, SelectParams, 256, 4) {
   const float *logits = row_of(params.held, wanted.row) + part.first;
   uint64_t *keys = params.keys + uint64_t(part.query) * params.k;
   const uint32_t lane = lane_id();
-  // As many turns in all lanes: a warp's keys are counted together.
+  // All lanes take equally many turns: a warp's keys are counted together.
 #pragma unroll 1
   for (uint32_t i = kEach * threadIdx.x; i - kEach * lane < part.ids; i += kEach * kThreads) {
     float some[kEach];
@@ -207,13 +207,13 @@ DEVICE uint64_t load_key(const uint64_t *from) {
   return uint64_t(v.y) << 32 | v.x;
 }
 
-// Keys do not tell -0 from +0: the logit is as the product left it.
+// Loads the logit again, since keys do not tell -0 from +0.
 DEVICE void store_candidate(const SelectParams &p, const Wanted &wanted, uint32_t place, uint64_t key) {
   const uint32_t id = id_of(p, key);
   st_global_v2(wanted.out + place, {ld_global_u32(row_of(p.held, wanted.row) + id), p.held.first_id + id});
 }
 
-// A place that is left; `nan`: of a row without an answer the first says so.
+// Fills a place that has no candidate. `nan`: the first place of a row without an answer.
 DEVICE void store_nothing(const Wanted &wanted, uint32_t place, bool nan) {
   st_global_v2(wanted.out + place, {nan ? 0x7fc00000u : 0xff800000u, 0});
 }
@@ -246,7 +246,7 @@ DEVICE void sort(uint32_t keys, uint32_t count) {
 
 }  // namespace
 
-// A block has a chunk of a query's keys; they are at dynamic_shared().
+// A block sorts a chunk of a query's keys at dynamic_shared().
 STEP_KERNEL(select_sort, SelectParams, 256, 4) {
   const uint32_t chunks = (params.k + kChunk - 1) / kChunk;
   const uint32_t query = blockIdx.x / chunks, first = blockIdx.x % chunks * kChunk;
@@ -258,7 +258,7 @@ STEP_KERNEL(select_sort, SelectParams, 256, 4) {
   uint32_t size = 2;
   while (size < n) size *= 2;
   for (uint32_t i = threadIdx.x; i < size; i += kThreads) {
-    // 0 is below all keys.
+    // Padding: 0 is below all keys.
     const uint64_t key = i < n ? load_key(keys + i) : 0;
     st_shared_v2(shared + 8 * i, {uint32_t(key), uint32_t(key >> 32)});
   }
@@ -279,7 +279,7 @@ STEP_KERNEL(select_sort, SelectParams, 256, 4) {
     st_global_u32(params.out + query * params.out_pitch + offsetof(PartialRow, candidates), all);
 }
 
-// A thread has a key of several sorted chunks.
+// A thread has a key: its place is its number in its own chunk plus the larger keys of the other chunks.
 STEP_KERNEL(select_merge, SelectParams, 256, 4) {
   const uint32_t blocks = (params.k + kThreads - 1) / kThreads;
   const uint32_t query = blockIdx.x / blocks, i = blockIdx.x % blocks * kThreads + threadIdx.x;

@@ -16,7 +16,7 @@ using namespace int8_rows;
 struct Row {
   const StageRowsParams &p;
   const uint8_t *from;
-  uint32_t hidden;  // elements that are there
+  uint32_t hidden;  // elements of the row; 0 where its index is bad
   bool aligned;
 
   DEVICE Row(const StageRowsParams &p) : p(p) {

@@ -1,4 +1,4 @@
-// The logits of single ids of each row, with the bits of the products of all (kernels/matmul/targets.cuh).
+// The logits of given ids of each row, with the bits of the whole product (kernels/matmul/targets.cuh).
 //     out[row, n] = epilogue(sum over k of rows[indices[row], k]·weights[targets[row, n] - first_id, k])
 #include "matmul/targets.cuh"
 

@@ -1,4 +1,5 @@
-// int8 heads with 16-bit rows (W8A16), picked by index: weights are widened, exactly, in registers; mma.sync m16n8k16.
+// int8 heads with 16-bit rows (W8A16), picked by index: weights are widened, exactly, in registers; mma.sync
+// m16n8k16.
 //     logits[row, id] = epilogue((sum over k of rows[indices[row], k]·weights[id, k]) · weight_scales[id])
 #include "matmul/matmul.cuh"
 

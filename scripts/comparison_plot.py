@@ -13,15 +13,18 @@ STYLE = """
   .grid { stroke: #d8dee4; } .axis { stroke: #8c959f; }
   .line { fill: none; stroke-width: 2; } .spread { stroke-width: 1.5; }
   .own { stroke: #0072b2; } .own2 { stroke: #009e73; } .peer { stroke: #d55e00; } .peer2 { stroke: #9a6fb0; }
-  circle.own { fill: #0072b2; } circle.own2 { fill: #009e73; } circle.peer { fill: #d55e00; } circle.peer2 { fill: #9a6fb0; }
+  circle.own { fill: #0072b2; } circle.own2 { fill: #009e73; }
+  circle.peer { fill: #d55e00; } circle.peer2 { fill: #9a6fb0; }
   .roof { stroke-dasharray: 5 4; fill: none; stroke-width: 1.5; } .any { stroke: #59636e; }
   .heading { font-size: 16px; font-weight: 600; } .title { font-size: 13px; font-weight: 600; }
   .middle { text-anchor: middle; } .end { text-anchor: end; }
   @media (prefers-color-scheme: dark) {
     .paper { fill: #0d1117; } text { fill: #e6edf3; } .faint { fill: #9198a1; }
     .grid { stroke: #262c36; } .axis { stroke: #6e7681; } .any { stroke: #9198a1; }
-    .own { stroke: #56b4e9; } .own2 { stroke: #2fbf94; } .peer { stroke: #f0883e; } .peer2 { stroke: #c8a2dc; }
-    circle.own { fill: #56b4e9; } circle.own2 { fill: #2fbf94; } circle.peer { fill: #f0883e; } circle.peer2 { fill: #c8a2dc; }
+    .own { stroke: #56b4e9; } .own2 { stroke: #2fbf94; }
+    .peer { stroke: #f0883e; } .peer2 { stroke: #c8a2dc; }
+    circle.own { fill: #56b4e9; } circle.own2 { fill: #2fbf94; }
+    circle.peer { fill: #f0883e; } circle.peer2 { fill: #c8a2dc; }
   }"""
 
 #: Pixels.

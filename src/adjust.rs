@@ -1,22 +1,27 @@
-//! What a request changes about a row's logits before they are compared or summed: masks, additions, penalties.
+//! Adjustments: what a request changes in a row's logits before they are compared or summed. Masks, additions
+//! (also known as logit bias), penalties.
 //!
-//! Adjustments come after the epilogue (dequantise -> bias -> softcap -> scale) and before everything else: candidates, sums,
-//! output rounding. Their order is that of vLLM's sampler (`v1/sample/sampler.py`: whitelist, logit bias, penalties) and of Hugging
-//! Face's `_get_logits_processor` (sequence bias, then repetition penalty):
+//! Adjustments come after the epilogue (dequantise -> bias -> softcap -> scale) and before everything else:
+//! candidates, sums, output rounding. Their order is that of vLLM's sampler (`v1/sample/sampler.py`:
+//! whitelist, logit bias, penalties) and of Hugging Face's `_get_logits_processor` (sequence bias, then
+//! repetition penalty):
 //!
-//! 1. **additions**: `l += value`, in the order given where an id comes more than once;
-//! 2. **penalties**: repetition on ids of the prompt or the output, `l > 0 ? l / r : l * r` (Keskar et al., "CTRL", 2019; Hugging Face
-//!    `RepetitionPenaltyLogitsProcessor`; vLLM `apply_repetition_penalties`), then `l -= frequency * count`, then
-//!    `l -= presence` where `count > 0`, count being that of the output alone (OpenAI's definition; vLLM `apply_penalties`);
-//! 3. **mask**: ids that are not allowed become minus infinity. (It could stand anywhere: the other two leave minus infinity as it is.)
+//! 1. **additions**: `l += value`; values for the same id are added in the order given;
+//! 2. **penalties**: repetition on ids of the prompt or the output, `l > 0 ? l / r : l * r` (Keskar et al.,
+//!    "CTRL", 2019; Hugging Face `RepetitionPenaltyLogitsProcessor`; vLLM `apply_repetition_penalties`), then
+//!    `l -= frequency * count`, then `l -= presence` where `count > 0`; `count` is that of the output alone
+//!    (OpenAI's definition; vLLM `apply_penalties`);
+//! 3. **mask**: ids that are not allowed become minus infinity. (The mask could come first as well: the other
+//!    two keep minus infinity as it is.)
 //!
-//! Every operation is one f32 operation, rounded on its own. Minus infinity is a legal result and means "not allowed"; plus infinity
-//! or NaN makes the row's status 1. So do raw logits that are not finite, also where the mask forbids them.
+//! Every operation is one f32 operation, rounded on its own. Minus infinity is a legal result and means "not
+//! allowed"; plus infinity or NaN makes the row's status 1. So do raw logits that are not finite, even those
+//! of ids that the mask forbids.
 //!
 //! ```
 //! # use lmhead::backend::cpu::CpuBackend;
-//! # use lmhead::{weights::synthetic, Adjustments, HeadConfig, HeadGroup, HiddenRows, LmHead, Output, Quantization};
-//! # use lmhead::{Request, RowCounts, RowInputs};
+//! # use lmhead::{weights::synthetic, Adjustments, HeadConfig, HeadGroup, HiddenRows, LmHead, Output};
+//! # use lmhead::{Quantization, Request, RowCounts, RowInputs};
 //! # use std::sync::Arc;
 //! # fn main() -> lmhead::Result<()> {
 //! # let preset = synthetic::preset("tiny")?;
@@ -24,12 +29,14 @@
 //! # let config = HeadConfig::new(preset.vocab_size, preset.hidden_size);
 //! # let exchange = Arc::new(lmhead::exchange::local::group(1).remove(0));
 //! # let group = HeadGroup::data_parallel(1, 0)?;
-//! # let mut head = LmHead::new(&config, group, Arc::new(shard), exchange, Arc::new(CpuBackend::new(None)?))?;
+//! # let backend = Arc::new(CpuBackend::new(None)?);
+//! # let mut head = LmHead::new(&config, group, Arc::new(shard), exchange, backend)?;
 //! # let row = synthetic::hidden_row(0, 0, preset.hidden_size, preset.dtype);
 //! # let hidden = HiddenRows::new(&row, preset.dtype, 1, preset.hidden_size)?;
 //! let mut mask = vec![0i32; preset.vocab_size.div_ceil(32)]; // one row
 //! mask[700 / 32] |= 1 << (700 % 32); // of which only id 700 is allowed
-//! let step = head.step_adjusted(RowCounts::exact(&[1]), &Request::argmax())?; // every rank of the group says so
+//! // Every rank of the group says so.
+//! let step = head.step_adjusted(RowCounts::exact(&[1]), &Request::argmax())?;
 //! let inputs = RowInputs { adjustments: Some(Adjustments::allowed(&mask)), ..RowInputs::default() };
 //! let answer = step.run_with(hidden, &inputs)?;
 //! assert_eq!(answer.output, Output::Argmax { ids: vec![700] });
@@ -37,7 +44,8 @@
 //! # }
 //! ```
 //!
-//! An engine brings [`Adjustments`] of its own rows over the whole vocabulary; each shard is sent its slice ([`ShardAdjustments`]).
+//! An engine passes [`Adjustments`] for its own rows over the whole vocabulary; each shard is sent only its
+//! slice ([`ShardAdjustments`]).
 
 mod shard;
 
@@ -47,18 +55,19 @@ pub use shard::ShardAdjustments;
 use crate::error::{Error, Result};
 use std::ops::Range;
 
-/// Adjustments of the rows that one rank brings, `[rows]` being those of its hidden states (after any selection).
-/// A kind that is absent changes nothing.
+/// Adjustments of the rows that one rank brings: `rows` is the number of its hidden rows, after any
+/// selection. A kind that is absent changes nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Adjustments<'a> {
-    /// Bitmask `[rows, ceil(vocab_size / 32)]`, row-major: bit `id % 32` of word `id / 32` is 1 where the id is allowed.
-    /// The layout of xgrammar's and llguidance's token bitmasks. Bits beyond the vocabulary are not looked at.
+    /// Bitmask `[rows, ceil(vocab_size / 32)]`, row-major: bit `id % 32` of word `id / 32` is 1 where the id
+    /// is allowed. The layout of xgrammar's and llguidance's token bitmasks. Bits beyond the vocabulary are
+    /// ignored.
     pub allowed: Option<&'a [i32]>,
     pub additions: Option<Additions<'a>>,
     pub penalties: Option<Penalties<'a>>,
 }
 
-/// Values added to single logits, by row (CSR).
+/// Values added to single logits (logit bias), by row (CSR).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Additions<'a> {
     /// `[rows + 1]`: row i has entries `offsets[i]..offsets[i + 1]`.
@@ -69,7 +78,7 @@ pub struct Additions<'a> {
     pub values: &'a [f32],
 }
 
-/// Penalties on ids that came before.
+/// Penalties on ids that already occurred in the prompt or the output.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Penalties<'a> {
     /// `[rows]`, finite and above 0; 1 changes nothing.
@@ -81,16 +90,16 @@ pub struct Penalties<'a> {
     pub counts: Counts<'a>,
 }
 
-/// The ids that came before, by row (CSR). Each at most once in a row.
+/// The ids that already occurred, by row (CSR). Each id at most once in a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Counts<'a> {
     /// `[rows + 1]`: row i has entries `offsets[i]..offsets[i + 1]`.
     pub offsets: &'a [usize],
     /// `[entries]`, in any order.
     pub ids: &'a [i64],
-    /// `[entries]`: times in the output so far, at most 2^31 − 1.
+    /// `[entries]`: how often the id occurs in the output so far, at most 2^31 − 1.
     pub counts: &'a [u32],
-    /// `[entries]`: whether the prompt has it.
+    /// `[entries]`: whether the id occurs in the prompt.
     pub in_prompt: &'a [bool],
 }
 
@@ -108,7 +117,7 @@ impl<'a> Adjustments<'a> {
         self.check_with(rows, vocab_size, &mut Vec::new())
     }
 
-    /// [`Adjustments::check`]; `sorted` is room for the ids of one row.
+    /// [`Adjustments::check`] with reused memory: `sorted` holds the ids of one row.
     pub(crate) fn check_with(&self, rows: usize, vocab_size: usize, sorted: &mut Vec<i64>) -> Result<()> {
         let words = vocab_size.div_ceil(32);
         if let Some(mask) = self.allowed
@@ -144,15 +153,15 @@ impl<'a> Adjustments<'a> {
         self.allowed.is_none() && self.additions.is_none() && self.penalties.is_none()
     }
 
-    /// The part of `rows` that concerns the ids `vocab` (whose start is a multiple of 32, or which is empty), for
-    /// [`ShardAdjustments::push_encoded`]. What `check` refuses must not come here.
+    /// The adjustments of `rows` for the ids `vocab`, as bytes for [`ShardAdjustments::push_encoded`].
+    /// `vocab` starts at a multiple of 32 or is empty. The adjustments must have passed `check`.
     pub fn encode(&self, rows: Range<usize>, vocab: Range<usize>, vocab_size: usize) -> Vec<u8> {
         let mut out = Vec::new();
         self.encode_into(rows, vocab, vocab_size, &mut out, &mut Vec::new());
         out
     }
 
-    /// [`Adjustments::encode`], appended to `out`; `entries` is room for those of one row.
+    /// [`Adjustments::encode`], appended to `out`; `entries` is reused memory for the entries of one row.
     pub(crate) fn encode_into(
         &self,
         rows: Range<usize>,

@@ -1,19 +1,19 @@
-//! Which collective of which step a call is, until when its peers are waited for, and where a rank is.
+//! Names a collective of a step, with the deadline for its peers, and says where a rank is.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// What a collective carries; named in every error of it.
+/// What a collective carries; every error of a collective names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
     /// The agreement of all ranks when a head is created or rebuilt.
     Create,
-    /// The meeting of all ranks that rebuild a head, before they agree anew.
+    /// The barrier of all ranks that rebuild a head, before they agree anew.
     Rebuild,
-    /// The making of connections between devices, after the agreement.
+    /// Connecting the devices, after the agreement.
     Connect,
-    /// The transport's own test, after the agreement: pieces whose bytes are known.
+    /// The self-test of the transport, after the agreement: exchanges pieces whose bytes are known.
     SelfTest,
     /// The headers that check a step's contract.
     Contract,
@@ -35,16 +35,16 @@ pub enum Operation {
     LargestLogits,
     /// Each shard's histograms of logits, to the rows' owners.
     Histograms,
-    /// Where the owners cut the logits of their rows.
+    /// The owners' answers to the histograms: where to cut the logits of their rows.
     Cuts,
     /// The sampled tokens, whose logprobs are asked for.
     Tokens,
-    /// None: the step is done, and the next has not begun. A [`Place`] only.
+    /// No operation: the step is done, and the next has not begun. Only in a [`Place`].
     Idle,
 }
 
 impl Operation {
-    /// All of them, by their codes.
+    /// All operations, in the order of their codes.
     pub const ALL: [Operation; 17] = [
         Operation::Create,
         Operation::Rebuild,
@@ -71,17 +71,17 @@ impl Operation {
         self as u8
     }
 
-    /// The operation of that number.
+    /// The operation with this code.
     pub fn from_code(code: u8) -> Option<Operation> {
         Self::ALL.get(usize::from(code)).copied()
     }
 
-    /// A part of the making or rebuilding of a head.
+    /// True for the operations that make or rebuild a head.
     pub fn is_creation(self) -> bool {
         matches!(self, Operation::Create | Operation::Rebuild | Operation::Connect | Operation::SelfTest)
     }
 
-    /// Its messages are headers: what ranks disagree on is found there.
+    /// True where messages are headers, which show what ranks disagree on.
     pub fn has_headers(self) -> bool {
         matches!(self, Operation::Create | Operation::Contract)
     }
@@ -116,12 +116,12 @@ impl fmt::Display for Operation {
     }
 }
 
-/// One collective call: which it is, and until when its peers are waited for.
+/// One collective call: its identity and its deadline.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Call {
     /// Id of the head: a hash of its name.
     pub head: u32,
-    /// Tells the heads of one name on one transport apart: the number of the head's channel.
+    /// The number of the head's channel: tells heads of one name on one transport apart.
     pub instance: u32,
     pub epoch: u32,
     pub step: u64,
@@ -135,7 +135,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Time that is left before the deadline.
+    /// The time left before the deadline.
     pub fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
@@ -156,7 +156,7 @@ impl Call {
             == (other.head, other.instance, other.epoch, other.step)
     }
 
-    /// True when `other` is in a later step of the same head, of the same epoch.
+    /// True when `other` is in a later step of the same head and epoch.
     pub fn is_before(&self, other: &Call) -> bool {
         let head = |call: &Call| (call.head, call.instance, call.epoch);
         head(self) == head(other) && self.step < other.step
@@ -167,7 +167,7 @@ impl Call {
         self.same_step(other) && self.operation == other.operation
     }
 
-    /// What a member in `self` is doing, as told to one in `other`.
+    /// What a member in call `self` is doing, in words for a member in `other`.
     pub fn told_to(&self, other: &Call) -> String {
         let (operation, step) = (self.operation, self.step);
         if self.head != other.head {
@@ -185,7 +185,7 @@ impl Call {
         format!("the {operation} of step {step} (epoch {})", self.epoch)
     }
 
-    /// The place that `self` is, as seen `age` later.
+    /// The place of a rank that was in call `self` `age` ago.
     pub fn place(&self, age: Duration) -> Place {
         Place {
             head: self.head,
@@ -206,7 +206,7 @@ pub struct Place {
     pub epoch: u32,
     pub step: u64,
     pub operation: Operation,
-    /// How long ago that was.
+    /// How long ago it was there.
     pub age: Duration,
 }
 

@@ -24,17 +24,17 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-/// What [`HeadConfig::logprobs_chunk_bytes`] is where nothing is said: 64 MiB, 130 rows of a whole vocabulary of 128256.
+/// Default of [`HeadConfig::logprobs_chunk_bytes`]: 64 MiB, 130 rows of a whole vocabulary of 128256.
 pub const LOGPROBS_CHUNK_BYTES: u64 = 64 << 20;
 
-/// What [`HeadConfig::create_timeout`] is where nothing is said.
+/// Default of [`HeadConfig::create_timeout`].
 pub const CREATE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The size of a head group: how many ranks share one head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LmheadTpSize {
-    /// The tensor-parallel size where that is above 1; otherwise what the configured cost model finds
-    /// fastest; 1 (a replicated head) without one.
+    /// The tensor-parallel size where that is above 1. Otherwise the size that the configured cost model
+    /// finds fastest, or 1 (a replicated head) without a cost model.
     #[default]
     Auto,
     /// `-1`: the tensor-parallel size.
@@ -98,8 +98,9 @@ impl<'de> Deserialize<'de> for LmheadTpSize {
     }
 }
 
-/// When an exact step begins with the exchange of headers that checks the contract. Without it, ranks that disagree are found by
-/// the transport, as far as it can (the in-process exchange compares the terms of every call), otherwise by the deadline.
+/// Which exact steps begin with the exchange of headers that checks the contract. In other steps, ranks that
+/// disagree are only found by the transport, where it can (the in-process exchange compares the terms of
+/// every call), or by the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verify {
@@ -108,7 +109,7 @@ pub enum Verify {
     Always,
     /// The steps of `warm_up` only.
     WarmUp,
-    /// Steps whose sequence number divides by this (at least 1).
+    /// Steps whose sequence number is a multiple of this (at least 1), and those of `warm_up`.
     Every(u32),
 }
 
@@ -153,7 +154,7 @@ pub struct Settings {
     pub hidden_size: Option<usize>,
     /// How many ranks share one head.
     pub lmhead_tp_size: LmheadTpSize,
-    /// Each tensor-parallel rank is answered only its part of its replica's rows.
+    /// Each tensor-parallel rank gets the answers only to its part of its replica's rows.
     pub split_rows_over_tp: bool,
     /// Multiplies the logits (Cohere).
     pub logit_scale: Option<f32>,
@@ -170,16 +171,17 @@ pub struct Settings {
     pub hidden_dtype: Option<DType>,
     /// `f32` widens a 16-bit head at load, so that logits are sums of f32 products. Absent: as stored.
     pub head_dtype: Option<DType>,
-    /// The head is the embedding. Absent: as the model says, else where no head is stored.
+    /// Whether the embedding is the head. Absent: as the model says; if it says nothing, the embedding is
+    /// used where no head is stored.
     pub tie_word_embeddings: Option<bool>,
     /// When exact steps check their contract.
     pub verify: Verify,
-    /// Deadline of a whole step, milliseconds, from its beginning on. Absent: 30000.
+    /// Deadline of a whole step, milliseconds from its beginning. Absent: 30000.
     pub timeout_ms: Option<u64>,
-    /// Deadline of the creation of a head and of its rebuilding, milliseconds: ranks come to them later than
-    /// to a step, as weights take their time to load. Absent: 300000.
+    /// Deadline for creating or rebuilding a head, milliseconds. Longer than a step's, since ranks arrive at
+    /// different times after loading weights. Absent: 300000.
     pub create_timeout_ms: Option<u64>,
-    /// Version of the weights, as the engine counts it; ranks of different versions do not answer together.
+    /// Version of the weights, as the engine counts it; ranks with different versions refuse a step together.
     /// Absent: 0.
     pub weights_version: Option<u64>,
     /// Memory for one chunk of the `logprobs` request on each rank: its gathered hidden rows, f32 logits
@@ -191,7 +193,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether the user says what scales the logits, in either form.
+    /// Whether the user sets a scale of the logits, in either form.
     pub(crate) fn has_scale(&self) -> bool {
         self.logit_scale.is_some() || self.logits_scaling.is_some()
     }
@@ -217,7 +219,7 @@ impl Settings {
     /// Reads a file: JSON where its name ends in `.json`, otherwise TOML.
     ///
     /// # Errors
-    /// `File` where it cannot be read, else as above with the path in the key.
+    /// `File` where it cannot be read; `Config` as above, with the path in the key.
     pub fn from_file(path: &Path) -> Result<Self> {
         let text = read_text(path, "pass a TOML or JSON configuration file")?;
         let json = path.extension().is_some_and(|e| e == "json");
@@ -231,7 +233,7 @@ impl Settings {
     }
 }
 
-/// The text of a regular file: a pipe would be waited for.
+/// The text of a regular file. Others are refused, since reading a pipe could wait forever.
 fn read_text(path: &Path, fix: &str) -> Result<String> {
     let unreadable = |e: std::io::Error| Error::file(path, format!("cannot be read: {e}"), fix);
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
@@ -240,7 +242,7 @@ fn read_text(path: &Path, fix: &str) -> Result<String> {
     std::fs::read_to_string(path).map_err(unreadable)
 }
 
-/// The error of a parser on one line.
+/// A parser's error, its message joined to one line.
 fn unreadable(what: &str, error: &dyn fmt::Display) -> Error {
     let got = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     Error::config(what, "the keys that config::Settings documents", got, "correct or remove that key")
@@ -255,15 +257,15 @@ pub struct HeadConfig {
     pub vocab_size: usize,
     /// Columns of the head, elements of a hidden row.
     pub hidden_size: usize,
-    /// What [`HeadConfig::group_size`] resolves; a head itself goes by its [`crate::layout::HeadGroup`].
+    /// Resolved by [`HeadConfig::group_size`]; a head itself only looks at its [`crate::layout::HeadGroup`].
     pub lmhead_tp_size: LmheadTpSize,
-    /// Each tensor-parallel rank is answered only its part of its replica's rows.
+    /// Each tensor-parallel rank gets the answers only to its part of its replica's rows.
     pub split_rows_over_tp: bool,
     /// Multiplies the logits, after the softcap.
     pub logit_scale: f32,
     /// `cap * tanh(logit / cap)`, before the scale.
     pub final_logit_softcapping: Option<f32>,
-    /// How the weights are multiplied; must be the shard's.
+    /// How the weights are multiplied; must equal the shard's.
     pub quantization: Quantization,
     /// Type of the hidden states. `None`: the weights' own; bf16 for an int8 head. The cpu backend takes f32,
     /// f16 and bf16 with any head.
@@ -272,10 +274,10 @@ pub struct HeadConfig {
     pub head_dtype: Option<DType>,
     /// When exact steps check their contract.
     pub verify: Verify,
-    /// Deadline of a whole step, from its beginning on.
+    /// Deadline of a whole step, from its beginning.
     pub timeout: Duration,
-    /// Deadline of the creation of a head and of its rebuilding: ranks come to them later than to a step, as
-    /// weights take their time to load.
+    /// Deadline for creating or rebuilding a head. Longer than a step's, since ranks arrive at different
+    /// times after loading weights.
     pub create_timeout: Duration,
     /// Version of the weights, as the engine counts it: part of every step's contract. See
     /// [`LmHead::set_weights_version`](crate::LmHead::set_weights_version).
@@ -310,13 +312,13 @@ impl HeadConfig {
         }
     }
 
-    /// Joins the user's settings with the model's: the user's win where both speak.
-    /// `quantization` is what the loaded weights are.
+    /// Merges the user's settings with the model's; the user's win where both are set. `quantization` is that
+    /// of the loaded weights.
     ///
     /// # Errors
-    /// `Config` where a size is given by neither, where scale and inverse scale are both given, where the
-    /// model's `config.json` has a key that seems to change logits and is not understood (unless the settings
-    /// have a scale of their own), and as [`HeadConfig::validate`].
+    /// `Config` where neither gives a size, where scale and inverse scale are both given, where the model's
+    /// `config.json` has a key that seems to change logits and is not understood (unless the settings have a
+    /// scale of their own), and as [`HeadConfig::validate`].
     pub fn resolve(settings: &Settings, model: &ModelConfig, quantization: Quantization) -> Result<Self> {
         let size = |key: &str, own: Option<usize>, models: Option<usize>| {
             own.or(models).ok_or_else(|| {
@@ -386,7 +388,7 @@ impl HeadConfig {
     /// # Errors
     /// `Config` naming the key, the rule and the value.
     pub fn validate(&self) -> Result<()> {
-        // Ids have 32 bits, and the sums of `merge` room for 2^32 terms.
+        // Ids have 32 bits, and sums of exponentials have room for 2^32 terms.
         let largest = 1 << 30;
         for (key, size) in [("vocab_size", self.vocab_size), ("hidden_size", self.hidden_size)] {
             if size == 0 || size > largest {
@@ -462,8 +464,8 @@ impl HeadConfig {
         Ok(())
     }
 
-    /// Rows of the group in a chunk of the `logprobs` request: the most that `logprobs_chunk_bytes` holds on the rank with the
-    /// largest shard, in groups of `group_size` ranks.
+    /// Rows of the group in a chunk of the `logprobs` request: the most that `logprobs_chunk_bytes` holds on
+    /// the rank with the largest shard, in groups of `group_size` ranks.
     ///
     /// # Errors
     /// `Config` where not even one row fits, naming what would.

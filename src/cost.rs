@@ -1,18 +1,20 @@
-//! The cost model behind `lmhead_tp_size = auto`: the time of one step at group size P. Arithmetic, not a measurement.
+//! The cost model behind `lmhead_tp_size = auto`: the time of one step at group size P. Arithmetic, not a
+//! measurement.
 //!
-//! `T = max(w K V / (P · memory), 2 r b K V / (P · flops)) + gather + exchange + c α`, with
-//! `gather = (r − 1) b K h / link` and `exchange = (P − 1)/P b V l / link` for logits, or
-//! `(P − 1) b (8 k + 8) / link` for k candidates. K hidden size, V vocabulary, b rows per replica, r = P / tp
-//! replicas in the group (1 at P = 1), c collectives in a step; w, h and l bytes of a weight, of an element of a
-//! hidden row and of an exchanged logit. With tp = 1 the arithmetic of a rank, `2 b K V`, does not fall with P:
-//! that is where sharing stops to pay.
+//! `T = max(w K V / (P · memory), 2 r b K V / (P · flops)) + gather + exchange + c α`, with `gather = (r − 1)
+//! b K h / link` and `exchange = (P − 1)/P b V l / link` for logits, or `(P − 1) b (8 k + 8) / link` for k
+//! candidates. K is the hidden size, V the vocabulary, b the rows per replica, r = P / tp the replicas in the
+//! group (1 at P = 1), c the collectives in a step and α the latency of one; w, h and l are the bytes of a
+//! weight, of an element of a hidden row and of an exchanged logit. With tp = 1 the arithmetic of a rank, `2
+//! b K V`, does not fall with P, so sharing stops to pay where it dominates.
 
 use crate::dtype::DType;
 use crate::dtype::Quantization;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Speeds of a machine, as configured: never measured here, since ranks would then differ.
+/// Speeds of a machine, from the configuration. They are never measured here: ranks would measure different
+/// ones and choose different sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CostModel {
@@ -22,13 +24,12 @@ pub struct CostModel {
     pub memory_gb_per_s: f64,
     /// Matrix throughput in the head's type, TFLOP/s.
     pub tflops: f64,
-    /// Bandwidth that one rank receives at, GB/s.
+    /// Bandwidth at which one rank receives, GB/s.
     pub link_gb_per_s: f64,
     /// Latency of one collective, µs.
     pub latency_us: f64,
-    /// Collectives of one step, each of which takes that latency; absent: 2, the gather of rows and the
-    /// exchange of results. Headers that check the contract are one more; a nucleus, adjustments and chunks
-    /// of logprobs are more.
+    /// Collectives of one step, each with that latency; absent: 2, the gather of rows and the exchange of
+    /// results. The headers of a verified step add one; top_p, adjustments and chunks of logprobs add more.
     #[serde(default = "two")]
     pub collectives: u64,
     /// Candidates exchanged per row; absent: whole logits.
@@ -47,7 +48,7 @@ fn bf16() -> DType {
     DType::Bf16
 }
 
-/// What a step's time depends on beside machine and request: sizes in elements, types in bytes.
+/// What a step's time depends on, beside machine and request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepShape {
     pub vocab_size: usize,
@@ -55,7 +56,7 @@ pub struct StepShape {
     /// Tensor-parallel ranks of a replica, which hold the same rows.
     pub tp: usize,
     pub weight_bytes: usize,
-    /// Of one element of a hidden row.
+    /// Bytes of one element of a hidden row.
     pub hidden_bytes: usize,
 }
 
@@ -111,27 +112,29 @@ impl CostModel {
         }
     }
 
-    /// The fastest of `sizes` (the smallest of equals).
+    /// The fastest of `sizes`; of equally fast ones the smallest.
     pub fn best(&self, shape: &StepShape, sizes: &[usize]) -> Option<usize> {
         let cost = |&p: &usize| self.step(shape, p).total_us();
         sizes.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b)).then(a.cmp(b)))
     }
 }
 
-/// Speeds that a known kind of machine is assumed to reach: fractions of its data sheet, to be replaced by one's own measurement.
+/// Speeds that a known kind of machine is assumed to reach: fractions of its data sheet's. Measured ones are
+/// better.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Machine {
     pub name: &'static str,
     pub memory_gb_per_s: f64,
-    /// Of 16-bit types.
+    /// Throughput of products of 16-bit types, TFLOP/s.
     pub tflops: f64,
-    /// Of int8 times int8.
+    /// Throughput of products of int8 by int8, TOP/s.
     pub int8_tops: f64,
     pub link_gb_per_s: f64,
     pub latency_us: f64,
 }
 
-/// 90 % of the 3.35 TB/s, 75 % of the 989 dense bf16 TFLOP/s and 70 % of the 1979 dense int8 TOP/s of NVIDIA's data sheet of the H100 SXM.
+/// 90 % of the 3.35 TB/s, 75 % of the 989 dense bf16 TFLOP/s and 70 % of the 1979 dense int8 TOP/s of
+/// NVIDIA's data sheet of the H100 SXM.
 const H100: Machine = Machine {
     name: "h100-nvlink",
     memory_gb_per_s: 0.9 * 3350.0,
@@ -166,7 +169,7 @@ pub fn machine(name: &str) -> Result<Machine> {
 }
 
 impl Machine {
-    /// The model of a step of `rows_per_rank` rows of a head that is multiplied as `quantization` says. Float heads count as 16 bits.
+    /// The cost model of a step with `rows_per_rank` rows per rank. Float heads count as 16 bits.
     pub fn model(
         &self,
         quantization: Quantization,
@@ -194,13 +197,14 @@ mod tests {
 
     const DEEPSEEK: (usize, usize) = (129_280, 7168);
 
-    /// A head shared by P ranks, 28 rows each, worked out by hand: what each stage takes in whole µs.
+    /// A head shared by P ranks, 28 rows each: µs of each stage, worked out by hand.
     #[test]
     fn reproduces_a_table_worked_out_by_hand() {
         let shape = StepShape::sixteen_bit(DEEPSEEK.0, DEEPSEEK.1);
         let models = ["h100-nvlink", "h100-infiniband"]
             .map(|name| machine(name).unwrap().model(Quantization::None, 28, None, DType::Bf16));
-        // P, shard MB, stream, flop; then of NVLink and InfiniBand: gather, logits, top-64, total with logits, total with top-64.
+        // P, shard MB, stream, flop; then for NVLink and for InfiniBand: gather, exchange of logits, exchange
+        // of 64 candidates, total with logits, total with candidates.
         #[rustfmt::skip]
         let table = [
             (1, 1853, 615, 70, [(0, 0, "0.0", 615, 615), (0, 0, "0", 615, 615)]),
@@ -227,8 +231,8 @@ mod tests {
     }
 
     proptest! {
-        /// What must hold whatever the speeds: alone nothing is exchanged; the ranks of a group together do the same work at any
-        /// size; narrower types never cost more.
+        /// Holds at any speeds: one rank alone exchanges nothing; the ranks of a group together do the same
+        /// work at any size; narrower types never cost more.
         #[test]
         fn laws(
             vocab_size in 1usize..300_000, hidden_size in 1usize..20_000, rows_per_rank in 0usize..1000,
@@ -264,7 +268,9 @@ mod tests {
             prop_assert!(close(int8.stream_us * 2.0, step.stream_us) && int8.total_us() <= step.total_us());
             let sizes = [1, p, p * 2];
             let best = model.best(&shape, &sizes).unwrap();
-            prop_assert!(sizes.iter().all(|&p| model.step(&shape, p).total_us() >= model.step(&shape, best).total_us()));
+            prop_assert!(
+                sizes.iter().all(|&p| model.step(&shape, p).total_us() >= model.step(&shape, best).total_us())
+            );
         }
     }
 

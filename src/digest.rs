@@ -1,6 +1,7 @@
-//! Two hashes. Neither secures anything: they tell names, settings and data apart that should be equal.
+//! Two hashes, for finding names, settings and data that should be equal and are not. Neither is
+//! cryptographic.
 
-/// FNV-1a, 64 bits, for short texts: the ids of heads are made of it, so it never changes.
+/// FNV-1a, 64 bits, for short texts. It must never change: ids of heads are made with it.
 pub(crate) fn fnv(bytes: &[u8]) -> u64 {
     let step = |hash: u64, &byte: &u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
@@ -17,11 +18,12 @@ const BLOCK: usize = LANES * 8;
 
 fn mix(lane: u64, word: u64) -> u64 {
     let product = (lane ^ word).wrapping_mul(MULTIPLIER);
-    // A product's low bits know nothing of the factors' high bits.
+    // The low bits of a product do not depend on the high bits of its factors.
     product ^ (product >> 32)
 }
 
-/// A hash of megabytes in a step: whole words, eight lanes of multiply and mix. The same on every machine.
+/// A hash fast enough for megabytes in a step: eight lanes that multiply and mix whole words. The same on
+/// every machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Digest(u64);
 
@@ -30,7 +32,7 @@ impl Digest {
         Digest(MULTIPLIER)
     }
 
-    /// Adds `bytes` as one piece: pieces cut elsewhere give another digest.
+    /// Adds `bytes` as one piece: the same bytes in other pieces give another digest.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         let mut lanes: [u64; LANES] = std::array::from_fn(|lane| self.0.wrapping_add(lane as u64));
         let (blocks, rest) = bytes.as_chunks::<BLOCK>();
@@ -53,7 +55,7 @@ impl Digest {
         self.0 = mix(self.0.rotate_left(17), word);
     }
 
-    /// The digest of what was added. Never 0, which stands for none.
+    /// The digest of what was added. Never 0, which stands for "no digest".
     pub(crate) fn finish(self) -> u64 {
         mix(self.0, MULTIPLIER).max(1)
     }
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn it_is_the_same_everywhere() {
-        // By a program of a few lines in another language.
+        // The values come from an independent program in another language.
         assert_eq!(fnv(b"lm_head"), 0xf18a_c391_5614_bead);
         assert_eq!(of_bytes(b"lm_head"), 0xfc65_5fae_325b_8f94);
         let bytes: Vec<u8> = (0..300u32).map(|i| (i * 7) as u8).collect();

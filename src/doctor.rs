@@ -1,4 +1,4 @@
-//! What this machine can run, and why not.
+//! `lmhead doctor`: what this machine and this build can run, and what is in the way.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -12,13 +12,13 @@ use serde::Serialize;
 pub enum Status {
     /// Works here.
     Ok,
-    /// Works, with something to know.
+    /// Works, but there is something to know; or is optional and absent.
     Note,
     /// Does not work here.
     Missing,
 }
 
-/// One thing that was looked at.
+/// One thing that was examined.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     pub name: String,
@@ -39,7 +39,8 @@ impl Check {
     }
 }
 
-/// Looks at processor, threads, memory, and the backends and exchanges of this build. Changes nothing, never fails.
+/// Examines processor, threads, memory, and the backends and exchanges of this build. Changes nothing and
+/// never fails.
 pub fn examine() -> Vec<Check> {
     let mut checks = vec![processor(), amx(Amx::here()), threads(), memory(), cpu_backend()];
     #[cfg(feature = "cuda")]
@@ -50,7 +51,7 @@ pub fn examine() -> Vec<Check> {
     checks
 }
 
-/// The processor's own name for itself, as results are labelled with.
+/// The processor's name, with which measured results are labelled.
 pub fn processor_name() -> String {
     let brand = brand().filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.into());
     match family_and_model() {
@@ -59,18 +60,18 @@ pub fn processor_name() -> String {
     }
 }
 
-/// As CPUID counts them: rented machines often have names that stand for several kinds of processor.
+/// Family and model by CPUID. They tell processors apart that rented machines show under one name.
 #[cfg(target_arch = "x86_64")]
 fn family_and_model() -> Option<(u32, u32)> {
     let signature = std::arch::x86_64::__cpuid(1).eax;
     let bits = |low: u32, count: u32| signature >> low & ((1 << count) - 1);
     let (family, model) = (bits(8, 4), bits(4, 4));
-    // The extended parts count for these families (Intel's manual, volume 2, CPUID).
+    // The extended fields only count for families 6 and 15 (Intel's manual, volume 2, CPUID).
     let family_in_all = if family == 15 { family + bits(20, 8) } else { family };
     Some((family_in_all, if family == 6 || family == 15 { bits(16, 4) << 4 | model } else { model }))
 }
 
-/// Intel's manual, volume 2, CPUID: 48 bytes of text from these leaves.
+/// The brand string: 48 bytes of text in three CPUID leaves (Intel's manual, volume 2, CPUID).
 #[cfg(target_arch = "x86_64")]
 fn brand() -> Option<String> {
     use std::arch::x86_64::__cpuid;
@@ -107,7 +108,7 @@ fn processor() -> Check {
     Check::new("processor", if features.is_empty() { Status::Note } else { Status::Ok }, message, "")
 }
 
-/// The extensions that matter to matrix products, by the names the processor's makers use.
+/// The extensions that matter for matrix products, by their vendors' names.
 fn features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     {
@@ -129,7 +130,7 @@ fn features() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// Whether the CPU backend can use the processor's tiles.
+/// Whether the CPU backend can use AMX tiles.
 fn amx(here: Amx) -> Check {
     let suggestion = match here {
         Amx::Granted | Amx::NotInProcessor => "",
@@ -152,7 +153,7 @@ fn memory() -> Check {
     let Some((free, total)) = free_and_total() else {
         return Check::new("memory", Status::Note, "unknown on this system", "");
     };
-    // The largest preset, deepseek-v3 in bf16, and some room.
+    // The largest preset, deepseek-v3 in bf16, and 1 GiB to spare.
     let needed = 129_280 * 7168 * 2 + (1 << 30);
     let message = format!("{:.1} of {:.1} GB free", gb(free), gb(total));
     if free < needed {
@@ -165,7 +166,7 @@ fn memory() -> Check {
     Check::new("memory", Status::Ok, message, "")
 }
 
-/// Bytes of memory, as Linux counts them (proc(5), /proc/meminfo); nothing on other systems.
+/// Bytes of memory, free and in all, from Linux's /proc/meminfo (proc(5)); `None` on other systems.
 fn free_and_total() -> Option<(u64, u64)> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let bytes = |key: &str| {

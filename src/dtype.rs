@@ -14,7 +14,7 @@ pub enum DType {
     F16,
     Bf16,
     I8,
-    /// FP8 without infinities ([`lmhead_cpu::e4m3`]): of weights alone.
+    /// FP8 without infinities ([`lmhead_cpu::e4m3`]); only for weights.
     #[serde(skip_deserializing)]
     E4m3,
 }
@@ -29,7 +29,7 @@ impl DType {
         }
     }
 
-    /// Whether hidden states and logits can have it; weights then have no scales.
+    /// Whether hidden states and logits can have this type. Weights of other types have scales.
     pub const fn is_float(self) -> bool {
         self.float().is_some()
     }
@@ -45,7 +45,7 @@ impl DType {
         }
     }
 
-    /// The code used in step headers; stable.
+    /// The code used in step headers; never changes.
     pub(crate) const fn code(self) -> u8 {
         match self {
             DType::F32 => 1,
@@ -112,7 +112,7 @@ impl DType {
             .round_into(values, out);
     }
 
-    /// What it is to the CPU's loops; nothing for int8 and E4M3.
+    /// The float type for the loops of `crates/cpu`; `None` for int8 and E4M3.
     pub(crate) const fn float(self) -> Option<RowType> {
         match self {
             DType::F32 => Some(RowType::F32),
@@ -231,7 +231,8 @@ mod tests {
         }
     }
 
-    /// Every 16-bit value, the midpoints between neighbours, and what is next to them; then a walk over all f32.
+    /// Tests every 16-bit value, the midpoints between neighbours, and the f32 next to those; then every
+    /// 4099th f32.
     #[test]
     fn rounding_is_that_of_the_half_crate() {
         let mut values: Vec<f32> = Vec::new();

@@ -1,8 +1,9 @@
-//! Accumulator -> logit: what happens to one f32 value after the matmul, in the order that every backend keeps.
+//! Accumulator -> logit: what every backend does, in this order, with a value after the matmul.
 //!
-//! dequantise -> bias -> `final_logit_softcapping` -> `logit_scale`; each step one rounded f32 operation.
+//! dequantise -> bias -> `final_logit_softcapping` -> `logit_scale`; each f32 operation is rounded on its
+//! own.
 
-/// The head's scalar settings of the epilogue. The bias is the shard's.
+/// The scalar settings of the epilogue, the same for the whole head. The bias belongs to the shard.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Epilogue {
     /// `final_logit_softcapping`: `cap * tanh(logit / cap)`.
@@ -18,10 +19,9 @@ impl Default for Epilogue {
 }
 
 impl Epilogue {
-    /// Applies bias, softcap and scale to raw (dequantised) logits of consecutive vocabulary ids, and says
-    /// whether all of them were finite, before the softcap and after the scale: a softcap would turn an
-    /// infinite logit into a plausible one.
-    /// `bias`, where given, has the length of `logits`.
+    /// Applies bias, softcap and scale to raw (dequantised) logits of consecutive vocabulary ids. Returns
+    /// whether all of them were finite, both before the softcap, which would turn an infinite logit into a
+    /// plausible one, and after the scale. `bias`, where given, has the length of `logits`.
     #[inline(always)]
     pub fn apply(&self, logits: &mut [f32], bias: Option<&[f32]>) -> bool {
         if let Some(bias) = bias {
@@ -47,7 +47,7 @@ impl Epilogue {
     }
 }
 
-/// True when no value is NaN or infinite. An integer maximum over the bits, so that it vectorises.
+/// True when no value is NaN or infinite. Takes an integer maximum over the bits, which vectorises.
 #[inline(always)]
 pub fn all_finite(values: &[f32]) -> bool {
     values.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff)) < f32::INFINITY.to_bits()

@@ -1,6 +1,5 @@
-//! The one error type. Every variant says what was wanted, what came and what to do.
-//!
-//! Variants map one to one to status codes ([`Error::code`]).
+//! The error type of this crate. Every variant says what was wanted, what came and what to do, and has a
+//! status code of its own ([`Error::code`]).
 
 use crate::call::{Operation, Place};
 use std::fmt;
@@ -10,10 +9,11 @@ use std::time::Duration;
 /// The result of every fallible call of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong. The text of each is complete in itself: wanted, got, and what to do.
+/// What went wrong. Each variant's text is complete in itself: wanted, got, and what to do.
 ///
-/// Fields: `key`, `what`, `path`, `tensor` name the culprit; `wanted`, `got`, `fix` are words; `ranks` and `missing` are global rank
-/// numbers ([`crate::layout::HeadGroup::ranks`]); `step` counts from 0 since the head was made or rebuilt.
+/// Fields: `key`, `what`, `path`, `tensor` name the culprit; `wanted`, `got`, `fix` are words; `ranks` and
+/// `missing` are global rank numbers ([`crate::layout::HeadGroup::ranks`]); `step` counts from 0 since the
+/// head was created or rebuilt.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -41,7 +41,7 @@ pub enum Error {
     /// The ranks of a group did not make the same call. All of them get this error.
     #[error("step {step}: {}", mismatch_text(.disagreements, .evidence))]
     StepMismatch { step: u64, disagreements: Vec<Disagreement>, evidence: Box<Evidence> },
-    /// A rank did not come before the deadline.
+    /// Some ranks did not join the call before the deadline.
     #[error(
         "step {step}: {operation}: ranks {missing:?} did not come within {after:?}{}; look at those ranks \
          (idle, crashed, slow or in another call; {} sets the deadline), then {}",
@@ -133,7 +133,7 @@ impl Error {
         }
     }
 
-    /// [`Error::Unsupported`] of what can be printed.
+    /// Makes an [`Error::Unsupported`].
     pub fn unsupported(
         what: impl Into<String>,
         wanted: impl fmt::Display,
@@ -152,7 +152,7 @@ impl Error {
         Error::StepMismatch { step, disagreements, evidence: Box::default() }
     }
 
-    /// What this rank knew when the group failed, where the error is of the group.
+    /// What this rank knew when the group failed; `None` for errors that are not the group's.
     pub fn evidence(&self) -> Option<&Evidence> {
         match self {
             Error::StepMismatch { evidence, .. }
@@ -162,8 +162,8 @@ impl Error {
         }
     }
 
-    /// Global ranks that the error names: who did not come, is gone, gave up or refused; of a disagreement
-    /// those that are fewer than the most numerous who agree, and all of them where nobody is. Ascending.
+    /// Global ranks that the error names, ascending: those that did not come, are gone, gave up or refused.
+    /// Of a disagreement: the ranks outside its largest group, or all ranks where no group is the largest.
     pub fn ranks(&self) -> Vec<usize> {
         let mut ranks = match self {
             Error::Timeout { missing: ranks, .. } | Error::RankLost { ranks, .. } => ranks.clone(),
@@ -175,7 +175,7 @@ impl Error {
         ranks
     }
 
-    /// Adds what the rank knows, to an error of the group that has none yet.
+    /// Adds this rank's evidence to an error of the group that has none yet.
     pub(crate) fn with_evidence(mut self, known: impl FnOnce() -> Evidence) -> Self {
         if let Error::StepMismatch { evidence, .. }
         | Error::Timeout { evidence, .. }
@@ -187,13 +187,13 @@ impl Error {
         self
     }
 
-    /// True where a peer gave up and said why: everybody has been told.
+    /// True where a peer gave up and said why: all ranks know already.
     pub(crate) fn was_told(&self) -> bool {
         let Error::StepMismatch { disagreements, .. } = self else { return false };
         disagreements.iter().all(|d| d.field == ABANDONED)
     }
 
-    /// A status code for interfaces without enums. Never 0, stable across versions.
+    /// A status code for interfaces without enums. Never 0; does not change between versions.
     pub fn code(&self) -> i32 {
         match self {
             Error::Config { .. } => 1,
@@ -213,7 +213,7 @@ impl Error {
         }
     }
 
-    /// What went wrong without what to do: how a rank tells its peers, who will add their own advice.
+    /// What went wrong, without what to do: a rank sends this to its peers, whose errors add the advice.
     pub(crate) fn cause(&self) -> String {
         match self {
             Error::StepMismatch { disagreements, .. } => Listed(disagreements).to_string(),
@@ -242,21 +242,21 @@ impl Error {
     }
 }
 
-/// The field of a disagreement that is none: a rank gave up by itself.
+/// The field name of a disagreement that stands for a rank which gave up by itself.
 pub(crate) const ABANDONED: &str = "abandoned";
 
-/// What a rank knew when its group failed. It does not count where errors are compared: two ranks report the
-/// same error whatever each of them has seen before.
+/// What a rank knew when its group failed. Errors are compared without it: two ranks report the same error,
+/// whatever each has seen before.
 #[derive(Debug, Clone, Default)]
 pub struct Evidence {
-    /// Every rank of the group, where it was last.
+    /// Where each rank of the group was last seen.
     pub last_seen: Vec<LastSeen>,
     /// This rank's last steps, a line each, the latest last: see
     /// [`LmHead::recent_steps`](crate::LmHead::recent_steps).
     pub recent_steps: Vec<String>,
-    /// Where this rank is a task of a rayon pool of fewer threads than the group has ranks: both numbers.
+    /// Threads of this rank's rayon pool and ranks of the group, where the pool has fewer threads than that.
     pub small_pool: Option<(usize, usize)>,
-    /// The head was being created: there is none to rebuild.
+    /// The head was still being created, so there is none to rebuild.
     pub no_head: bool,
 }
 
@@ -279,9 +279,9 @@ pub struct LastSeen {
     pub rank: usize,
     /// `None` where the transport knows nothing.
     pub place: Option<Place>,
-    /// Name of the place's head, where this process has one of that id.
+    /// Name of the place's head, where this process has a head with that id.
     pub head: Option<String>,
-    /// Where it was since then, in another head, and that head's name.
+    /// Where the rank was after that, in another head, and that head's name.
     pub elsewhere: Option<(Place, Option<String>)>,
 }
 
@@ -296,7 +296,7 @@ impl fmt::Display for LastSeen {
     }
 }
 
-/// How long ago a place was, and where.
+/// A place in words: how long ago, and where.
 fn at(place: &Place, head: Option<&str>) -> String {
     let mut text = format!("{:.3} s ago, ", place.age.as_secs_f64());
     if !place.operation.is_creation() {
@@ -309,7 +309,8 @@ fn at(place: &Place, head: Option<&str>) -> String {
     text + &format!(" (instance {}, epoch {}): {}", place.instance, place.epoch, place.operation)
 }
 
-/// Where the missing ranks were last, after the sentence that names them; of many only the first.
+/// Where the missing ranks were last seen, as text behind the sentence that names them; only the first of
+/// many.
 fn last_seen(missing: &[usize], evidence: &Evidence) -> String {
     const NAMED: usize = 8;
     let seen = evidence.last_seen.iter().filter(|seen| missing.contains(&seen.rank));
@@ -355,7 +356,7 @@ fn at_odds(disagreement: &Disagreement) -> Vec<usize> {
     said.iter().filter(|(ranks, _)| !with_majority(ranks)).flat_map(|(ranks, _)| ranks.clone()).collect()
 }
 
-/// Joins with "; ".
+/// Displays disagreements joined with "; ".
 struct Listed<'a>(&'a [Disagreement]);
 
 impl fmt::Display for Listed<'_> {
@@ -367,7 +368,7 @@ impl fmt::Display for Listed<'_> {
     }
 }
 
-/// The sentence of a `StepMismatch`. Where one rank gave up by itself, the others' calls were not at fault.
+/// The sentence of a `StepMismatch`. Where a rank gave up by itself, it does not blame the others' calls.
 fn mismatch_text(disagreements: &[Disagreement], evidence: &Evidence) -> String {
     let (listed, then) = (Listed(disagreements), after_a_fault(evidence));
     if disagreements.iter().all(|d| d.field == ABANDONED || d.field == "refused") {
@@ -379,12 +380,12 @@ fn mismatch_text(disagreements: &[Disagreement], evidence: &Evidence) -> String 
     )
 }
 
-/// What to do about the head, as every rank must. A head that was never made cannot be rebuilt.
+/// What every rank must do about the head. One that was never made cannot be rebuilt.
 fn after_a_fault(evidence: &Evidence) -> &'static str {
     if evidence.no_head { "make the head again on every rank" } else { "rebuild the head on every rank" }
 }
 
-/// The configuration's key of the deadline that was missed.
+/// The configuration key of the deadline that was missed.
 fn deadline_key(operation: &str) -> &'static str {
     let creation = Operation::ALL.iter().filter(|operation| operation.is_creation());
     let mut names = creation.map(Operation::to_string);

@@ -1,9 +1,9 @@
-//! `e^x` of one f32 as an integer times a power of two, from f32 operations that every CPU and GPU rounds
-//! alike. Sums of exponentials and the masses of `top_p` are made of it.
+//! `e^x` of one f32 as an integer times a power of two, computed with f32 operations that every CPU and GPU
+//! rounds alike. Used for sums of exponentials and the masses of `top_p`.
 //!
 //! The method is range reduction after Cody and Waite ("Software Manual for the Elementary Functions", 1980)
 //! and a polynomial of degree 6; `kernels/params.h` has the formula and the constants, which host and device
-//! share. `kernels/answers` is the same for a device.
+//! share. The device's version is under `kernels/answers`.
 
 use crate::params as c;
 
@@ -11,7 +11,7 @@ const LOG2E: f32 = f32::from_bits(c::LMHEAD_EXP_LOG2E);
 const SHIFT: f32 = f32::from_bits(c::LMHEAD_EXP_SHIFT);
 const LN2_HI: f32 = f32::from_bits(c::LMHEAD_EXP_LN2_HI);
 const LN2_LO: f32 = f32::from_bits(c::LMHEAD_EXP_LN2_LO);
-/// Of the polynomial, from r^6 down to r^2.
+/// Coefficients of the polynomial, from r^6 down to r^2.
 const COEFFICIENTS: [f32; 5] = [
     f32::from_bits(c::LMHEAD_EXP_C6),
     f32::from_bits(c::LMHEAD_EXP_C5),
@@ -20,10 +20,10 @@ const COEFFICIENTS: [f32; 5] = [
     f32::from_bits(c::LMHEAD_EXP_C2),
 ];
 
-/// The largest magnitude that has a term, 2^21.
+/// The largest magnitude of x that `Term::exp` takes, 2^21.
 pub(crate) const LIMIT: f32 = f32::from_bits(c::LMHEAD_EXP_LIMIT);
 
-/// `significand · 2^exponent`, the significand of 24 bits: its highest is set.
+/// `significand · 2^exponent`; the significand has 24 bits, the highest of them set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Term {
     pub significand: u32,
@@ -31,10 +31,10 @@ pub(crate) struct Term {
 }
 
 impl Term {
-    /// `e^x` for `|x| <= LIMIT`, with a relative error below 1e-7. For other x it is anything.
+    /// `e^x` for `|x| <= LIMIT`, with a relative error below 1e-7. For other x the result is unspecified.
     ///
     /// Without branches, so that a loop over it vectorises. Where the instruction set has no FMA, `mul_add`
-    /// calls the system's `fmaf`, which is slow and has the same bits.
+    /// calls the system's `fmaf`, which is slow but gives the same bits.
     #[inline(always)]
     pub fn exp(x: f32) -> Term {
         let shifted = x.mul_add(LOG2E, SHIFT);
@@ -43,7 +43,7 @@ impl Term {
         let [c6, c5, c4, c3, c2] = COEFFICIENTS;
         let p =
             c6.mul_add(r, c5).mul_add(r, c4).mul_add(r, c3).mul_add(r, c2).mul_add(r, 1.0).mul_add(r, 1.0);
-        // The shifter's unit is 1: n is also the difference of bits.
+        // The unit in the last place of SHIFT is 1, so n is also the difference of the bits.
         let n = shifted.to_bits().wrapping_sub(SHIFT.to_bits()) as i32;
         Term {
             significand: p.to_bits() & 0x7f_ffff | 0x80_0000,
@@ -58,7 +58,7 @@ mod tests {
     use crate::reference::exp_term;
     use proptest::prelude::*;
 
-    /// Largest relative error of the floats with these bits and sign. f64 has 29 bits more.
+    /// Largest relative error over the floats with these bits, with either sign, against f64.
     fn worst(bits: impl Iterator<Item = u32>) -> f64 {
         bits.flat_map(|bits| [bits, bits | 1 << 31]).fold(0.0, |worst: f64, bits| {
             let x = f32::from_bits(bits);
@@ -77,7 +77,7 @@ mod tests {
         let step = 10_007; // a prime: all last bits are met
         let error = worst((0..=LIMIT.to_bits()).step_by(step));
         assert!(error < 1e-7, "{error:e}");
-        // Where n changes: the largest |r|.
+        // |r| is largest where n changes.
         for n in [0, 1, 2, 3, 10, 100, 1000, 10_000, 1_000_000, 3_000_000] {
             let border = ((f64::from(n) + 0.5) * std::f64::consts::LN_2) as f32;
             let error =

@@ -1,9 +1,9 @@
-//! What came from all shards -> the answer to the rows that this rank answers.
+//! The last stage of a step: messages of all shards -> the answer for this rank's rows.
 //!
-//! A [`Finish`] says what came and where the answer goes; [`on_host`] does it in host memory. Backends whose
-//! memory is a device's do the same there.
+//! A [`Finish`] describes the messages and where the answer goes; [`on_host`] runs it in host memory.
+//! Backends with memory of their own run it there.
 //!
-//! * [`columns`]: messages of logits become rows; the only place that knows that layout.
+//! * [`columns`]: turns messages of logits into rows; the only place that knows their layout.
 
 pub mod columns;
 
@@ -18,7 +18,7 @@ use crate::sampling::score::Drawn;
 use crate::sampling::{Kind, SamplingParams};
 use std::ops::Range;
 
-/// The messages of all shards: of each, `rows` rows one after the other.
+/// The messages of all shards. Each has `rows` rows, one after the other.
 #[derive(Debug, Clone, Copy)]
 pub struct Messages<'a> {
     pub bytes: Span<'a>,
@@ -27,19 +27,19 @@ pub struct Messages<'a> {
     /// The vocabulary ids of each shard, ascending.
     pub shards: &'a [Range<usize>],
     pub rows: usize,
-    /// The first of these, which are answered; what follows is padding.
+    /// How many of the `rows` are answered; those behind are padding.
     pub answered: usize,
-    /// What is known of the rows besides: status words u32 `[answered]`, or nothing.
+    /// Status words u32 `[answered]` that are or'ed into those of the messages; may be empty.
     pub own: Span<'a>,
 }
 
-/// What is made of which messages. All spans of one are in one memory.
+/// The answer to make, from which messages. All spans of a variant are in one memory, unless it says
+/// otherwise.
 #[derive(Debug)]
 pub enum Finish<'a> {
-    /// Rows of logits, which are in the place where they belong already, have their status: words u32
-    /// `[rows]`.
+    /// Status of rows of logits that are already in their place: `words` is u32 `[rows]`.
     Status { words: Span<'a>, row_status: SpanMut<'a> },
-    /// Messages of logits ([`columns`]) become rows of the whole vocabulary, `stride` bytes apart.
+    /// From messages of logits ([`columns`]): rows of the whole vocabulary, `stride` bytes apart.
     Logits {
         from: Messages<'a>,
         dtype: crate::dtype::DType,
@@ -47,9 +47,9 @@ pub enum Finish<'a> {
         stride: usize,
         row_status: SpanMut<'a>,
     },
-    /// Of partials with k = 1, `ids` `[rows]`.
+    /// From partials with k = 1: `ids` `[rows]`.
     Argmax { from: Messages<'a>, ids: SpanMut<'a>, row_status: SpanMut<'a> },
-    /// Of partials, `ids` and `values` `[rows, k]`, `logsumexp` `[rows]`.
+    /// From partials: `ids` and `values` `[rows, k]`, `logsumexp` `[rows]`.
     TopK {
         from: Messages<'a>,
         k: usize,
@@ -58,14 +58,15 @@ pub enum Finish<'a> {
         logsumexp: SpanMut<'a>,
         row_status: SpanMut<'a>,
     },
-    /// Of partials, `logprobs` and `ranks` `[rows, spec.targets]` of `targets` ([`Candidate`]s, which may be
-    /// the host's where all else is a device's), and `top_ids` and `top_logprobs` `[rows, top_n]`.
+    /// From partials: `logprobs` and `ranks` `[rows, spec.targets]`, and `top_ids` and `top_logprobs` `[rows,
+    /// top_n]`. `targets` has a [`Candidate`] for each target, its id and logit; it may be in host memory
+    /// where all else is on a device.
     Logprobs {
         from: Messages<'a>,
         spec: PartialSpec,
         targets: Span<'a>,
         top_n: usize,
-        /// Rows whose `row_status` is not good already stay so.
+        /// The targets are sampled tokens: a `row_status` that is not good already is kept.
         drawn: bool,
         logprobs: SpanMut<'a>,
         ranks: SpanMut<'a>,
@@ -73,8 +74,9 @@ pub enum Finish<'a> {
         top_logprobs: SpanMut<'a>,
         row_status: SpanMut<'a>,
     },
-    /// Of candidates, 8 bytes each, one drawn id a row: `ids` `[rows]`. `tokens`, u32 `[rows]` or empty, are
-    /// the same, [`NO_TARGET`] where the row has none; they may be in host memory where the others are not.
+    /// From candidates, 8 bytes each: one sampled id per row, `ids` `[rows]`. `tokens`, u32 `[rows]` or
+    /// empty, gets the same ids, and [`NO_TARGET`] for rows without one; it may be in host memory where all
+    /// else is on a device.
     Draw {
         from: Messages<'a>,
         sampling: RowSampling<'a>,
@@ -89,25 +91,25 @@ pub enum Finish<'a> {
 /// How each row is sampled.
 #[derive(Debug, Clone, Copy)]
 pub enum RowSampling<'a> {
-    /// Parameters that were checked.
+    /// Parameters that were checked already.
     Host(&'a [SamplingParams]),
-    /// [`SamplingRow`](crate::params::SamplingRow)s in the device's memory, aligned to 16 bytes. A row whose
-    /// parameters may not be is one of bad input.
+    /// [`SamplingRow`](crate::params::SamplingRow)s in the device's memory, aligned to 16 bytes. A row with
+    /// illegal parameters gets the status `BadInput`.
     Device(Span<'a>),
 }
 
-/// How many candidates a message has of each row.
+/// How many places for candidates a message has per row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Places {
-    /// As many as the row's parameters ask of the shard.
+    /// As many as the row's parameters need from the shard.
     ByKind,
-    /// As many places for each: what is behind those that the parameters ask for is nobody's. On a device a
-    /// row that asks for more is one of bad input.
+    /// This many for every row; places beyond those that the row's parameters need are ignored. On a device a
+    /// row that needs more gets the status `BadInput`.
     Each(usize),
 }
 
 impl Places {
-    /// Of a row of this kind in the message of a shard of so many ids.
+    /// Places of a row of this kind in the message of a shard of `ids` ids.
     pub(crate) fn of(self, kind: Kind, ids: usize) -> usize {
         match self {
             Places::ByKind => places(kind, ids),
@@ -116,7 +118,7 @@ impl Places {
     }
 }
 
-/// Memory that is kept from one to the next.
+/// Memory that is reused from one `Finish` to the next, so that a step allocates nothing.
 #[derive(Debug, Default)]
 pub struct Scratch {
     merge: Merge,
@@ -125,7 +127,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes room for rows with as many candidates of as many shards.
+    /// Makes room for partials of `spec`, and for rows with up to `candidates` candidates from `shards`
+    /// shards.
     pub fn prepare(&mut self, spec: PartialSpec, candidates: usize, shards: usize) {
         self.merge.reset(spec);
         self.candidates.clear();
@@ -135,7 +138,7 @@ impl Scratch {
     }
 }
 
-/// Candidates that a shard of so many ids sends for a row of this kind.
+/// Candidates that a shard of `ids` ids sends for a row of this kind.
 pub(crate) fn places(kind: Kind, ids: usize) -> usize {
     match kind {
         Kind::Listed { k } => k.min(ids),
@@ -143,7 +146,8 @@ pub(crate) fn places(kind: Kind, ids: usize) -> usize {
     }
 }
 
-/// What the words of all shards say of a row. `nothing_allowed`: no logit is above minus infinity.
+/// A row's status from the or'ed status words of all shards. `nothing_allowed`: no logit is above minus
+/// infinity.
 pub(crate) fn status(words: u32, nothing_allowed: bool) -> RowStatus {
     if words & LMHEAD_STATUS_BAD_INDEX != 0 {
         RowStatus::BadInput
@@ -161,7 +165,7 @@ fn of_word(word: u32) -> RowStatus {
 }
 
 impl<'a> Messages<'a> {
-    /// All of them as host bytes.
+    /// The bytes of all messages, in host memory.
     fn host(&self) -> Result<&'a [u8]> {
         self.bytes.host_elements("messages of the shards")
     }
@@ -172,11 +176,11 @@ impl<'a> Messages<'a> {
     }
 }
 
-/// Does it in host memory.
+/// Runs a `Finish` whose spans are in host memory.
 ///
 /// # Errors
-/// `Shape` where a span is not the host's, not aligned or not as long as it must be; `Exchange` where what
-/// came is none that this version sends.
+/// `Shape` where a span is not in host memory, not aligned or not as long as it must be; `Exchange` where a
+/// message is not one that this version sends.
 pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
     match what {
         Finish::Status { words, row_status } => {
@@ -252,7 +256,7 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
             let row_status: &mut [u8] = slots(row_status, "row_status", from.answered)?;
             merge_rows(from, spec, scratch, |row, merge| {
                 let lse = merge.logsumexp();
-                // The sum's last bits may leave the logarithm just below the largest logit.
+                // Rounding may leave the logsumexp just below the largest logit: no logprob is above 0.
                 let logprob = |logit: f32| (f64::from(logit) - lse).min(0.0) as f32;
                 let status = match RowStatus::of_byte(row_status[row]) {
                     known if drawn && known != RowStatus::Good => known,
@@ -295,12 +299,12 @@ pub fn on_host(what: Finish<'_>, scratch: &mut Scratch) -> Result<()> {
     }
 }
 
-/// How many tokens there must be: none are wanted, or one a row.
+/// The length that `tokens` must have: 0 where no tokens are wanted, else one per answered row.
 pub(crate) fn tokens_of(from: &Messages<'_>, tokens: &SpanMut<'_>) -> usize {
     if tokens.is_empty() { 0 } else { from.answered }
 }
 
-/// Parameters of so many rows, in host memory.
+/// The parameters of `rows` rows, which must be in host memory.
 pub(crate) fn host_sampling<'a>(sampling: &RowSampling<'a>, rows: usize) -> Result<&'a [SamplingParams]> {
     match *sampling {
         RowSampling::Host(params) if params.len() == rows => Ok(params),
@@ -315,13 +319,14 @@ pub(crate) fn host_sampling<'a>(sampling: &RowSampling<'a>, rows: usize) -> Resu
     }
 }
 
-/// The elements of a buffer that holds exactly `n`.
+/// The elements of a buffer that must hold exactly `n`.
 fn slots<'a, T: bytemuck::Pod>(span: SpanMut<'a>, what: &str, n: usize) -> Result<&'a mut [T]> {
     span.check_len(what, n * size_of::<T>())?;
     span.into_host_elements(what)
 }
 
-/// Ids and values of the best, best first; minus infinity and -1 where there are fewer than places.
+/// Writes ids and values of the best, best first. Places left over get -1 and minus infinity; all places of a
+/// row that is not good get -1 and NaN.
 fn fill_best(
     ids: &mut [i64],
     values: &mut [f32],
@@ -358,7 +363,7 @@ fn merge_rows(
     Ok(())
 }
 
-/// Of each row calls `row(row, nonfinite, nothing_allowed, id)`.
+/// Draws each row's id and calls `row(row, nonfinite, nothing_allowed, id)`.
 fn draw(
     from: Messages<'_>,
     params: &[SamplingParams],
@@ -413,7 +418,8 @@ fn draw(
     Ok(())
 }
 
-/// Parameters of so many rows, in host memory, which a product can draw from: no row has a filter.
+/// The parameters of `rows` rows, in host memory. Refuses filters: a draw in the matmul's epilogue cannot
+/// apply them.
 pub(crate) fn unfiltered<'a>(
     sampling: &RowSampling<'a>,
     rows: usize,
@@ -430,7 +436,7 @@ pub(crate) fn unfiltered<'a>(
     }
 }
 
-/// What a peer sent that none of this version sends.
+/// The error for a message that no peer of this version sends.
 pub(crate) fn broken(operation: Operation, problem: impl std::fmt::Display) -> Error {
     Error::Exchange {
         operation: operation.to_string(),

@@ -1,16 +1,18 @@
-//! [`LmHead`]: one rank's part of a sharded head, from its creation over steps to its rebuilding after a fault.
+//! [`LmHead`]: one rank's part of a sharded head, from its creation over steps to its rebuilding after a
+//! fault.
 //!
 //! * `agreement`: what all ranks agree on at creation.
 //! * `step`: a step's beginning with its contract, and its run into the caller's memory.
 //! * `run`: `hidden rows -> gather -> matmul -> epilogue -> exchange -> result`.
-//! * `capacity`: steps of a fixed shape that the device counts and compares.
-//! * `adjusting`: masks, additions and penalties on their way to the shards.
+//! * `capacity`: steps of a static (padded) shape; the device counts them and compares the ranks' headers.
+//! * `deferred`: collectives that are queued, and waited for at the end of their step.
+//! * `adjusting`: masks, logit bias and penalties on their way to the shards.
 //! * `placed`: inputs that lie in device memory.
 //! * `logprobs`: targets, ranks and logprobs, in chunks of rows.
 //! * `sampling`: sampled tokens, in rounds that the rows' parameters ask for.
 //! * `inputs`: the digest of what the tensor-parallel ranks of a replica must share.
-//! * `wire`: one collective operation of a step and what it cost; alone, nothing.
-//! * `guard`: whatever ends a creation, a step or a rebuilding tells the peers.
+//! * `wire`: one collective operation of a step and its cost; does nothing in a group of one rank.
+//! * `guard`: tells the peers of whatever ends a creation, a step or a rebuilding.
 //! * `abort`: ending a step from another thread.
 //! * `recorder`: the last steps, for whoever asks what happened before a fault.
 //! * `self_test`: whether the transport delivers what is sent to whom it is sent.
@@ -24,6 +26,7 @@ mod agreement;
 mod buffers;
 #[allow(unsafe_code, reason = "a header that is sent from where it is compared")]
 mod capacity;
+mod deferred;
 mod guard;
 mod inputs;
 mod logprobs;
@@ -57,6 +60,7 @@ use crate::result::{Request, StepStats};
 use crate::step::Header;
 use crate::weights::{HeadShard, ShardInfo};
 use buffers::Arena;
+use deferred::Known;
 use recorder::QueuedSteps;
 use run::Scratch;
 use std::ops::Range;
@@ -66,14 +70,14 @@ use wire::{Open, Wire};
 
 /// One rank's part of a sharded LM head.
 ///
-/// All ranks of a group create theirs together ([`LmHead::new`] is collective) and then make the same calls in
-/// the same order. A fault (a rank that disagrees, does not come or gives up) ends in an error on every rank
-/// within the deadline; the head then refuses further steps until [`LmHead::rebuild`].
+/// All ranks of a group create theirs together ([`LmHead::new`] is collective) and then make the same calls
+/// in the same order. A fault (a rank that disagrees, does not come or gives up) ends in an error on every
+/// rank within the deadline; the head then refuses further steps until [`LmHead::rebuild`].
 pub struct LmHead {
     config: HeadConfig,
     wire: Wire,
     backend: Arc<dyn Backend>,
-    /// The shard where it is multiplied, once the head is made.
+    /// The shard as its backend has loaded it; set when the head is created.
     loaded: Option<Box<dyn LoadedShard>>,
     info: ShardInfo,
     hidden_dtype: DType,
@@ -85,19 +89,21 @@ pub struct LmHead {
     agreement: u64,
     weights_version: u64,
     warming_up: bool,
-    /// The creation has come about: there is a head to rebuild.
+    /// The creation has succeeded: there is a head to rebuild.
     is_made: bool,
     poisoned: Option<String>,
     /// The ticket of the step that has begun and is not run yet.
     begun: Option<u64>,
     aborts: AbortHandle,
     queued: Arc<QueuedSteps>,
+    /// Kinds of steps that have run before: their memory exists when they come again.
+    known: Known,
     scratch: Scratch,
     /// An answer, until it is whole.
     answer: Arena,
 }
 
-/// Now, and `timeout` later. A timeout beyond what the clock can say is for ever: a century.
+/// Now, and `timeout` later. A timeout that the clock cannot represent counts as a century.
 fn from_now(timeout: Duration) -> (Instant, Instant) {
     let began = Instant::now();
     let century = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -143,11 +149,14 @@ impl LmHead {
             counts: Vec::with_capacity(group.replicas()),
             adjusted: false,
             queued: false,
+            defers: false,
+            deferred: false,
             padded: false,
             compared: false,
             stats: StepStats::default(),
         };
         let aborts = AbortHandle::new(&exchange, call);
+        let known = Known::new(group.replicas());
         let wire = Wire::new(exchange, group, &config.name, config.vocab_size, open);
         let mut head = LmHead {
             config: config.clone(),
@@ -173,6 +182,7 @@ impl LmHead {
                 steps: OnceLock::new(),
             }),
             aborts,
+            known,
             scratch: Scratch::default(),
             answer: Arena::default(),
         };
@@ -183,15 +193,15 @@ impl LmHead {
     }
 
     fn create(&mut self, call: &Call, shard: Arc<HeadShard>) -> Result<()> {
-        // Without an exchange for the group there is nothing to agree over: the peers are told by its notice.
+        // Nothing can be agreed over an exchange that is not the group's. `guarded` notifies its peers.
         self.check_exchange()?;
-        // A rank whose other parts do not fit still takes part in the agreement: the others learn why, and
+        // A rank whose other parts do not fit still takes part in the agreement: so the others learn why, and
         // nobody waits.
         let loaded = self.check_parts().and_then(|()| self.backend.load(&shard, self.hidden_dtype));
-        // What the backend does not use in place goes with it.
+        // Drops the host copy of the weights; a backend that uses it in place keeps it.
         drop(shard);
         let refusal = loaded.map(|loaded| self.loaded = Some(loaded)).err();
-        // After the deadline no agreement comes about: the notice tells the peers of the refusal.
+        // After the deadline no agreement is possible: `guarded` tells the peers of the refusal instead.
         if call.left().is_zero()
             && let Some(refusal) = refusal
         {
@@ -200,16 +210,16 @@ impl LmHead {
         self.agree(call, refusal)
     }
 
-    /// What follows the meeting of all ranks, at creation and at rebuilding.
+    /// The collective part of creation and of rebuilding.
     fn agree(&mut self, call: &Call, refusal: Option<Error>) -> Result<()> {
         self.agree_on_settings(call, refusal)?;
-        // The epoch may be another one now.
+        // The agreement may have raised the epoch.
         let call = Call { epoch: self.epoch, ..*call };
         self.connect_devices(&call)?;
         self.test_exchange(&call)
     }
 
-    /// Lets the exchange's side for device memory meet the peers': the ranks have agreed that all have one.
+    /// Connects the exchange's device transport to the peers'. The ranks have agreed that all have one.
     fn connect_devices(&self, call: &Call) -> Result<()> {
         let (exchange, group) = (&*self.wire.exchange, &self.wire.group);
         let Some(device) = exchange.device().filter(|_| group.size() > 1) else { return Ok(()) };
@@ -243,12 +253,12 @@ impl LmHead {
         self.hidden_dtype
     }
 
-    /// Why the head refuses steps, where it does.
+    /// Why the head refuses steps; `None` while it takes them.
     pub fn poisoned(&self) -> Option<&str> {
         self.poisoned.as_deref()
     }
 
-    /// This rank's last steps, the latest last: what the evidence of an error has, at any time.
+    /// This rank's last steps, the latest last: the list that the evidence of an error contains, at any time.
     pub fn recent_steps(&self) -> Vec<StepRecord> {
         self.wire.recorder.steps()
     }
@@ -269,24 +279,25 @@ impl LmHead {
         self.weights_version
     }
 
-    /// Says that the weights are of another version now. Engines that swap weights while the head lives call
-    /// it on every rank between the same two steps; the next verified step finds a rank that did not.
+    /// Says that the weights now have another version. Engines that swap weights while the head lives call it
+    /// on every rank between the same two steps; the next verified step finds a rank that did not.
     pub fn set_weights_version(&mut self, version: u64) {
         self.weights_version = version;
     }
 
-    /// Gives back the memory that is kept from step to step: buffers of the largest step so far, and what the
-    /// backend and the exchange keep of the kind. The next steps allocate anew. This rank's own matter; no
-    /// other rank needs to do the same.
+    /// Gives back the memory that is kept from step to step: buffers as large as the largest step so far, and
+    /// what the backend and the exchange keep in the same way. The next steps allocate anew. Not collective:
+    /// other ranks need not do the same.
     pub fn release_memory(&mut self) {
         (self.scratch, self.answer) = (Scratch::default(), Arena::default());
+        self.known.clear();
         if let Some(loaded) = &mut self.loaded {
             loaded.release_memory();
         }
         self.wire.exchange.release_memory();
     }
 
-    /// A call of this head's next step that begins now.
+    /// A call of this head's next step; its deadline is `timeout` from now.
     fn call_from_now(&self, operation: Operation, timeout: Duration) -> Call {
         let (began, deadline) = from_now(timeout);
         Call {
@@ -301,12 +312,13 @@ impl LmHead {
         }
     }
 
-    /// Brings the head back after a fault, under a new epoch. Collective: every rank of the group calls it, also those on which
-    /// the head has seen no fault. Heads that share an exchange are rebuilt one after the other, in the same order on every rank.
+    /// Brings the head back after a fault, under a new epoch. Collective: every rank of the group calls it,
+    /// also those on which the head has seen no fault. Heads that share an exchange are rebuilt one after the
+    /// other, in the same order on every rank.
     ///
     /// # Errors
-    /// `Timeout` or `RankLost` naming the ranks that do not come, `StepMismatch` as [`LmHead::new`]. The head then refuses
-    /// steps; rebuild it again once the cause is mended.
+    /// `Timeout` or `RankLost` naming the ranks that do not come, `StepMismatch` as [`LmHead::new`]. The head
+    /// then refuses steps; rebuild it again once the cause is mended.
     pub fn rebuild(&mut self) -> Result<()> {
         self.maker.check("the head")?;
         self.begun = None;
@@ -329,13 +341,13 @@ impl LmHead {
                         fix: "make a new exchange and new heads on every rank".into(),
                     });
                 }
-                // Only here the transport has not met the peers at all.
+                // With this fault alone the transport has not reached the peers at all: they are told here.
                 Err(fault @ Fault::Broken { .. }) => {
                     let error = fault.into_error(&call, self.wire.group.ranks());
                     return Err(self.failed(&call, error));
                 }
-                // The transport has ended the peers' waits itself. Another notice would end those of peers
-                // that have come since.
+                // The transport has ended the peers' waits itself. Another notice would also end the waits of
+                // peers that have arrived since.
                 Err(fault) => {
                     let error = fault.into_error(&call, self.wire.group.ranks());
                     return Err(error.with_evidence(|| self.evidence()));
@@ -345,10 +357,11 @@ impl LmHead {
                 let restarted = loaded.restart_capacity();
                 restarted.map_err(|error| self.failed(&call, error))?;
             }
+            self.known.clear();
             self.epoch += 1;
             self.sequence = 0;
             self.warming_up = false;
-            // One deadline for both parts.
+            // Reset and agreement share one deadline.
             let call = Call { epoch: self.epoch, step: 0, operation: Operation::Create, ..call };
             self.guarded(&call, "rebuilding of the head", |head| head.agree(&call, None))
         });
@@ -356,7 +369,7 @@ impl LmHead {
         result
     }
 
-    /// The exchange must be the group's.
+    /// The exchange must have the group's size, and this rank as the same member.
     fn check_exchange(&self) -> Result<()> {
         let place = |size: usize, me: usize| format!("member {me} of a group of {size}");
         let (group, exchange) = (&self.wire.group, &self.wire.exchange);

@@ -1,5 +1,5 @@
-//! Ranks -> head groups; vocabulary -> shards; rows -> parts. Pure arithmetic. Which rank a process is, its
-//! launcher says ([`Launch`]).
+//! Ranks -> head groups; vocabulary -> shards; rows -> parts. Pure arithmetic, except for [`Launch`], which
+//! reads from the environment which rank a process is.
 
 mod launch;
 
@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Shards begin at multiples of this many vocabulary ids, which is what suits the kernels. No answer depends on it.
+/// Shards begin at multiples of this many vocabulary ids: the kernels' smallest tile. No answer depends on
+/// it.
 pub const BLOCK: usize = 64;
 
 /// How global ranks are numbered, slowest dimension first.
@@ -32,7 +33,7 @@ pub struct ParallelLayout {
     pub order: RankOrder,
 }
 
-/// Where a rank stands in the layout.
+/// A rank's indices in the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Coordinates {
     pub dp: usize,
@@ -76,7 +77,7 @@ impl ParallelLayout {
         }
     }
 
-    /// Where global rank `rank` stands.
+    /// The coordinates of global rank `rank`.
     ///
     /// # Errors
     /// `Config` when a size is 0 or the rank is not one of the layout.
@@ -100,7 +101,8 @@ impl ParallelLayout {
     /// `Config` naming the key, the value, the rule and the nearest sizes that would work.
     pub fn check_group_size(&self, size: usize) -> Result<()> {
         self.world_size()?;
-        // The sizes of `group_sizes`, without listing them: every rank of every group comes by here.
+        // The same sizes as `group_sizes`, without listing them: `HeadGroup::of` checks the size for each
+        // rank.
         let replicas = size / self.tp;
         if size == 1 || (replicas > 0 && size == replicas * self.tp && self.dp.is_multiple_of(replicas)) {
             return Ok(());
@@ -128,9 +130,10 @@ impl ParallelLayout {
     }
 }
 
-/// The ranks that share one head, as one of them sees it: `replicas x tp` ranks, the replica index slowest.
+/// The ranks that share one head, from the view of one of them: `replicas x tp` ranks.
 ///
-/// Member `m` of the group belongs to replica `m / tp` and has tensor-parallel index `m % tp`. It holds vocabulary shard `m`.
+/// Member `m` of the group belongs to replica `m / tp`, has tensor-parallel index `m % tp`, and holds
+/// vocabulary shard `m`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeadGroup {
     ranks: Vec<usize>,
@@ -142,7 +145,8 @@ pub struct HeadGroup {
 impl HeadGroup {
     /// The group of global rank `rank`; `None` off the last pipeline stage.
     ///
-    /// A group is `size / tp` consecutive replicas with all their tensor-parallel ranks; of size 1, the rank alone.
+    /// A group is `size / tp` consecutive replicas with all their tensor-parallel ranks; a group of size 1 is
+    /// the rank alone.
     ///
     /// # Errors
     /// `Config` when the rank or the size does not fit the layout.
@@ -164,8 +168,8 @@ impl HeadGroup {
         Ok(Some(HeadGroup { me: (at.dp - first) * layout.tp + at.tp, ranks, tp: layout.tp, row_part }))
     }
 
-    /// A group that the engine has formed itself. `ranks` are global ranks, replica slowest, `tp` of each replica
-    /// side by side; `rank` is the caller's.
+    /// A group that the engine has formed itself. `ranks` are global ranks, replica after replica, `tp` ranks
+    /// each; `rank` is the caller's.
     ///
     /// # Errors
     /// `Config` when the list is empty, names a rank twice, lacks `rank`, or does not divide by `tp`.
@@ -201,8 +205,8 @@ impl HeadGroup {
         Ok(HeadGroup { row_part: (me % tp, tp), ranks, me, tp })
     }
 
-    /// A group of the rank alone: a head that is replicated, on tensor-parallel rank `index` of a replica of `tp`
-    /// ranks, which counts where each is answered only its part of the rows.
+    /// A group of one rank that holds the whole head. `index` and `tp` are its tensor-parallel index and
+    /// size: with `split_rows_over_tp` they decide which part of the rows it answers.
     ///
     /// # Errors
     /// `Config` when the replica has no such rank.
@@ -242,8 +246,8 @@ impl HeadGroup {
         self.tp
     }
 
-    /// The caller's index among the tensor-parallel ranks of its replica, and how many they are: also of a
-    /// head that is replicated.
+    /// The caller's tensor-parallel index in its replica, and the replica's tensor-parallel size; also where
+    /// the head is replicated.
     pub fn row_part(&self) -> (usize, usize) {
         self.row_part
     }
@@ -258,7 +262,7 @@ impl HeadGroup {
         member / self.tp
     }
 
-    /// Members of the caller's tensor-parallel index, by replica: those that rows are gathered over.
+    /// The members with the caller's tensor-parallel index, one per replica: rows are gathered over these.
     pub fn row_members(&self) -> Vec<usize> {
         (0..self.replicas()).map(|replica| replica * self.tp + self.me % self.tp).collect()
     }
@@ -268,16 +272,17 @@ impl HeadGroup {
         shard_range(vocab_size, self.size(), member)
     }
 
-    /// The rows of its replica that a member is answered: all of them, or with `split` its part.
+    /// The rows, of the `rows` of its replica, whose answers a member gets: all, or with `split` its part.
     pub fn answered_rows(&self, rows: usize, member: usize, split: bool) -> Range<usize> {
-        // A replicated head is a group of one within a replica of several tp ranks: its part is the caller's.
+        // With a replicated head the only member is the caller, whose replica may have several tp ranks.
         let (index, parts) = if self.size() == 1 { self.row_part } else { (member % self.tp, self.tp) };
         if split { even_part(rows, parts, index) } else { 0..rows }
     }
 }
 
-/// Vocabulary ids of shard `index` of `shards`: blocks of 64 spread evenly, the first shards one block larger
-/// where they do not divide. Every boundary is `min(vocab_size, 64 i)`; the last shards may be smaller or empty.
+/// Vocabulary ids of shard `index` of `shards`. Blocks of 64 ids are spread evenly; where they do not divide,
+/// the first shards have one block more. Every boundary is `min(vocab_size, 64 i)`; the last shards may be
+/// smaller or empty.
 ///
 /// # Panics
 /// When `index >= shards`.
@@ -286,7 +291,7 @@ pub fn shard_range(vocab_size: usize, shards: usize, index: usize) -> Range<usiz
     (blocks.start * BLOCK).min(vocab_size)..(blocks.end * BLOCK).min(vocab_size)
 }
 
-/// Part `index` of `0..n` cut into `parts` as evenly as possible, the larger parts first.
+/// Part `index` of `0..n` when cut into `parts` as evenly as possible, larger parts first.
 ///
 /// # Panics
 /// When `index >= parts`.
@@ -326,7 +331,9 @@ mod tests {
         }
 
         #[test]
-        fn every_last_stage_rank_is_in_exactly_one_group(layout in layouts(), pick in any::<prop::sample::Index>()) {
+        fn every_last_stage_rank_is_in_exactly_one_group(
+            layout in layouts(), pick in any::<prop::sample::Index>(),
+        ) {
             let sizes = layout.group_sizes();
             let size = sizes[pick.index(sizes.len())];
             let world = layout.world_size().unwrap();

@@ -1,8 +1,8 @@
 //! A sharded LM head for LLM inference engines.
 //!
-//! The LM head is `logits[rows, vocab] = hidden_states[rows, hidden] · Wᵀ`. In data-parallel serving every rank
-//! streams the whole `W` for its own few rows. Here a group of ranks shares one head: each holds a shard of the vocabulary, and one
-//! step is
+//! The LM head is `logits[rows, vocab] = hidden_states[rows, hidden] · Wᵀ`. In data-parallel serving every
+//! rank streams the whole `W` for its own few rows. Here a group of ranks shares one head: each holds a shard
+//! of the vocabulary, and one step is
 //!
 //! ```text
 //! hidden rows -> gather -> matmul -> epilogue -> exchange -> result
@@ -17,8 +17,8 @@
 //! | exchange | all_to_all of logits, or of candidates only | [`exchange`], [`merge`] |
 //! | result | logits, argmax, top-k with logsumexp, logprobs, sampled tokens, row status | [`result`], [`sampling`] |
 //!
-//! Around them: [`config`] and [`layout`] say who shares what, [`step`] is the contract between ranks, [`mod@reference`] the
-//! float64 truth that everything is compared with.
+//! Around them: [`config`] and [`layout`] decide which ranks share a head, [`step`] is the contract between
+//! ranks, and [`mod@reference`] computes the float64 truth that everything is compared with.
 //!
 #![doc = include_str!("../docs/promises.md")]
 //!
@@ -47,7 +47,8 @@
 //!             .flat_map(|row| synthetic::hidden_row(0, row as u64, preset.hidden_size, preset.dtype))
 //!             .collect();
 //!         let hidden = HiddenRows::new(&bytes, preset.dtype, rows_of[rank], preset.hidden_size)?;
-//!         let step = head.step(RowCounts::exact(&rows_of), &Request::argmax())?; // the contract is checked here
+//!         // The contract is checked here.
+//!         let step = head.step(RowCounts::exact(&rows_of), &Request::argmax())?;
 //!         let Output::Argmax { ids } = step.run(hidden)?.output else { unreachable!() };
 //!         Ok(ids)
 //!     }

@@ -1,7 +1,7 @@
-//! Where bytes lie: spans of memory of the host or of a device, and the stream that device work goes on.
+//! Spans of host or device memory, and the stream that device work is queued on.
 //!
-//! A [`Span`] is to memory of any kind what a slice is to the host's. Host slices become spans freely; a span
-//! of device memory is made from an address, which is the caller's promise.
+//! A [`Span`] is to memory of any kind what a slice is to host memory. Host slices become spans safely; a
+//! span of device memory is made from an address, for which the caller vouches.
 
 use crate::error::{Error, Result};
 use bytemuck::Pod;
@@ -9,10 +9,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Where bytes lie.
+/// The memory that bytes are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Memory {
-    /// The host's own memory, locked or not.
+    /// Host memory, page-locked or not.
     Host,
     /// Memory of the device with this ordinal.
     Device(u32),
@@ -27,22 +27,21 @@ impl fmt::Display for Memory {
     }
 }
 
-/// A queue of device work: a `CUstream` or `cudaStream_t` of the backend's context, by its address. Work in
+/// A queue of device work: the handle of a `CUstream` or `cudaStream_t` of the backend's context. Work in
 /// host memory has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stream(u64);
 
 impl Stream {
-    /// No stream: with host memory, functions return when all is done.
+    /// No stream: for host memory, where functions return when their work is done.
     pub const NONE: Stream = Stream(0);
 
-    /// The stream of that handle. 0 is the context's default stream, as in CUDA.
+    /// The stream with this handle. 0 is the context's default stream, as in CUDA.
     ///
     /// # Safety
-    /// The handle is a stream of the context of the backend that gets it, and stays one as long as it is
-    /// used.
+    /// The handle must be a stream of the context of the backend that gets it, for as long as it is used.
     pub unsafe fn from_raw(handle: u64) -> Self {
-        // CU_STREAM_LEGACY names the same stream; 0 is no stream at all here.
+        // CUDA's 0 is stored as 1, CU_STREAM_LEGACY, which names the same stream: here 0 means no stream.
         Stream(if handle == 0 { 1 } else { handle })
     }
 
@@ -51,13 +50,14 @@ impl Stream {
         self.0
     }
 
-    /// There is no stream.
+    /// Whether there is no stream.
     pub fn is_none(self) -> bool {
         self.0 == 0
     }
 }
 
-/// Bytes that may be read, in memory of any kind. Equal are the same bytes of the same memory.
+/// Bytes that may be read, in memory of any kind. Spans are equal where they are the same bytes of the same
+/// memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Span<'a> {
     address: u64,
@@ -66,7 +66,7 @@ pub struct Span<'a> {
     borrowed: PhantomData<&'a [u8]>,
 }
 
-/// Bytes that may be written, in memory of any kind, by whoever has the span alone.
+/// Bytes that may be written, in memory of any kind; as long as the span lives nothing else uses them.
 pub struct SpanMut<'a> {
     address: u64,
     len: usize,
@@ -77,30 +77,30 @@ pub struct SpanMut<'a> {
 macro_rules! common {
     ($span:ident) => {
         impl $span<'_> {
-            /// Bytes.
+            /// Length in bytes.
             pub fn len(&self) -> usize {
                 self.len
             }
 
-            /// There are no bytes; the address then means nothing.
+            /// Whether there are no bytes; the address then means nothing.
             pub fn is_empty(&self) -> bool {
                 self.len == 0
             }
 
-            /// Where they lie.
+            /// The memory that the bytes are in.
             pub fn memory(&self) -> Memory {
                 self.memory
             }
 
-            /// Address of the first byte in that memory.
+            /// Address of the first byte.
             pub fn address(&self) -> u64 {
                 self.address
             }
 
-            /// Refuses spans of another length, naming `what`.
+            /// Checks the length. `what` names the span in the error.
             ///
             /// # Errors
-            /// `Shape`.
+            /// `Shape` where it is not `bytes`.
             pub fn check_len(&self, what: &str, bytes: usize) -> Result<()> {
                 if self.len == bytes {
                     return Ok(());
@@ -109,10 +109,10 @@ macro_rules! common {
                 Err(Error::shape(what, wanted, got, "pass a buffer of the answer's size"))
             }
 
-            /// Refuses memory of another kind, naming `what`.
+            /// Checks the memory; empty spans pass. `what` names the span in the error.
             ///
             /// # Errors
-            /// `Shape`. Spans without bytes lie anywhere.
+            /// `Shape` where the bytes are in another memory.
             pub fn check_memory(&self, what: &str, memory: Memory) -> Result<()> {
                 if self.memory == memory || self.is_empty() {
                     return Ok(());
@@ -121,10 +121,11 @@ macro_rules! common {
                 Err(Error::shape(what, memory, self.memory, fix))
             }
 
-            /// Refuses addresses that are no multiple of `to`, naming `what`.
+            /// Checks that the address is a multiple of `to`; empty spans pass. `what` names the span in the
+            /// error.
             ///
             /// # Errors
-            /// `Shape`.
+            /// `Shape` where it is not.
             pub fn check_aligned(&self, what: &str, to: usize) -> Result<()> {
                 if self.is_empty() || self.address.is_multiple_of(to as u64) {
                     return Ok(());
@@ -134,7 +135,7 @@ macro_rules! common {
                 Err(Error::shape(what, wanted, got, "align the buffer to its elements"))
             }
 
-            /// True where a byte is in both, of one memory.
+            /// True where both are in one memory and have a byte in common.
             pub fn overlaps(&self, other: Span<'_>) -> bool {
                 self.memory == other.memory
                     && !self.is_empty()
@@ -161,10 +162,10 @@ common!(Span);
 common!(SpanMut);
 
 impl<'a> Span<'a> {
-    /// Nothing, in host memory.
+    /// No bytes, in host memory.
     pub const EMPTY: Span<'static> = Span { address: 0, len: 0, memory: Memory::Host, borrowed: PhantomData };
 
-    /// Elements of host memory.
+    /// A slice of host memory.
     pub fn host<T: Pod>(elements: &'a [T]) -> Self {
         let bytes: &[u8] = bytemuck::cast_slice(elements);
         let address = bytes.as_ptr().expose_provenance() as u64;
@@ -174,26 +175,27 @@ impl<'a> Span<'a> {
     /// `len` bytes from `address` on.
     ///
     /// # Safety
-    /// They are in that memory and nobody writes them for `'a`; where work that reads them is queued on a
-    /// stream, until that work has ended.
+    /// The bytes must be valid in that memory and not written for `'a`, and until all work that reads them
+    /// and is queued on a stream has ended.
     pub unsafe fn from_raw(memory: Memory, address: u64, len: usize) -> Self {
         Span { address, len, memory, borrowed: PhantomData }
     }
 
-    /// The bytes, where they are the host's.
+    /// The bytes, where they are in host memory.
     pub fn as_host(&self) -> Option<&'a [u8]> {
         if self.len == 0 {
             return Some(&[]);
         }
         let start = std::ptr::with_exposed_provenance(self.address as usize);
-        // SAFETY: made from a slice that was borrowed as long, or by somebody who promises the same.
+        // SAFETY: the span was made from a slice borrowed for `'a`, or by `from_raw`, whose caller promises
+        // the same.
         (self.memory == Memory::Host).then(|| unsafe { std::slice::from_raw_parts(start, self.len) })
     }
 
-    /// The elements, where they are the host's.
+    /// The elements, where they are in host memory.
     ///
     /// # Errors
-    /// `Shape` naming `what` where they are not, or are not aligned, or end within one.
+    /// `Shape` naming `what` where it is device memory, is not aligned, or ends within an element.
     pub fn host_elements<T: Pod>(&self, what: &str) -> Result<&'a [T]> {
         self.check_memory(what, Memory::Host)?;
         let bytes = self.as_host().unwrap_or_default();
@@ -203,10 +205,10 @@ impl<'a> Span<'a> {
         bytemuck::try_cast_slice(bytes).map_err(|_| not_elements::<T>(what, self.address, self.len))
     }
 
-    /// Bytes `range` of them.
+    /// Bytes `range` of the span.
     ///
     /// # Panics
-    /// When it ends beyond them.
+    /// When `range` ends beyond it.
     #[must_use]
     pub fn part(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} bytes", self.len);
@@ -215,11 +217,11 @@ impl<'a> Span<'a> {
 }
 
 impl<'a> SpanMut<'a> {
-    /// Nothing, in host memory.
+    /// No bytes, in host memory.
     pub const EMPTY: SpanMut<'static> =
         SpanMut { address: 0, len: 0, memory: Memory::Host, borrowed: PhantomData };
 
-    /// Elements of host memory.
+    /// A slice of host memory.
     pub fn host<T: Pod>(elements: &'a mut [T]) -> Self {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(elements);
         let address = bytes.as_mut_ptr().expose_provenance() as u64;
@@ -230,38 +232,39 @@ impl<'a> SpanMut<'a> {
     ///
     /// # Safety
     /// They are in that memory, may be written and are used by nobody else for `'a`; where work on them is
-    /// queued on a stream, until that work has ended. Of host memory all of them have been written before.
+    /// queued on a stream, until that work has ended. In host memory all of them must have been written
+    /// before.
     pub unsafe fn from_raw(memory: Memory, address: u64, len: usize) -> Self {
         SpanMut { address, len, memory, borrowed: PhantomData }
     }
 
-    /// The same bytes for a shorter time.
+    /// The same bytes, for a shorter lifetime.
     pub fn reborrow(&mut self) -> SpanMut<'_> {
         SpanMut { ..*self }
     }
 
-    /// The same bytes, to be read.
+    /// The same bytes, for reading.
     pub fn as_span(&self) -> Span<'_> {
         Span { address: self.address, len: self.len, memory: self.memory, borrowed: PhantomData }
     }
 
-    /// The same bytes, to be read from now on.
+    /// The same bytes, only to be read from now on.
     pub fn into_span(self) -> Span<'a> {
         Span { address: self.address, len: self.len, memory: self.memory, borrowed: PhantomData }
     }
 
-    /// The bytes, where they are the host's.
+    /// The bytes, where they are in host memory.
     pub fn into_host(self) -> Option<&'a mut [u8]> {
         if self.len == 0 {
             return Some(&mut []);
         }
         let start = std::ptr::with_exposed_provenance_mut(self.address as usize);
-        // SAFETY: made from a slice that was borrowed alone, or by somebody who promises the same; this span
-        // goes.
+        // SAFETY: the span was made from a slice borrowed exclusively for `'a`, or by `from_raw`, whose
+        // caller promises the same; and this call consumes the span.
         (self.memory == Memory::Host).then(|| unsafe { std::slice::from_raw_parts_mut(start, self.len) })
     }
 
-    /// The elements, where they are the host's.
+    /// The elements, where they are in host memory.
     ///
     /// # Errors
     /// As [`Span::host_elements`].
@@ -275,20 +278,20 @@ impl<'a> SpanMut<'a> {
         bytemuck::try_cast_slice_mut(bytes).map_err(|_| not_elements::<T>(what, address, len))
     }
 
-    /// Bytes `range` of them alone.
+    /// Bytes `range` of the span; the others are given up.
     ///
     /// # Panics
-    /// When it ends beyond them.
+    /// When `range` ends beyond it.
     #[must_use]
     pub fn part(self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} bytes", self.len);
         SpanMut { address: self.address + range.start as u64, len: range.len(), ..self }
     }
 
-    /// The bytes before `at`, and those from there on.
+    /// The bytes before `at`, and those from `at` on.
     ///
     /// # Panics
-    /// When it is beyond them.
+    /// When `at` is beyond them.
     pub fn split_at(self, at: usize) -> (Self, Self) {
         assert!(at <= self.len, "byte {at} of {}", self.len);
         let SpanMut { address, len, memory, borrowed } = self;
@@ -316,14 +319,14 @@ fn not_elements<T>(what: &str, address: u64, len: usize) -> Error {
     Error::shape(what, wanted, format!("{len} bytes at {address:#x}"), "align the buffer to its elements")
 }
 
-/// Memory that is kept: freed when dropped.
+/// Memory that its owner keeps; freed when dropped.
 pub trait Allocation: Send {
     fn span(&self) -> Span<'_>;
 
     fn span_mut(&mut self) -> SpanMut<'_>;
 }
 
-/// Host memory, aligned to 256 bytes, zeros at first.
+/// Zeroed host memory, aligned to 256 bytes.
 #[derive(Default)]
 pub struct HostMemory {
     lines: Vec<Line>,
@@ -335,10 +338,10 @@ pub struct HostMemory {
 struct Line([u8; 256]);
 
 impl HostMemory {
-    /// `bytes` bytes for `what`.
+    /// Allocates `bytes` bytes. `what` names them in the error.
     ///
     /// # Errors
-    /// `Shape` where this machine has not that much.
+    /// `Shape` where this machine does not have that much memory.
     pub fn new(bytes: usize, what: &str) -> Result<Self> {
         let too_large = |_| {
             let (wanted, fix) = ("a buffer that fits this machine's memory", "send fewer rows in one step");

@@ -1,6 +1,6 @@
-//! Partials -> one answer per row. A partial is what one shard knows of a row: its best candidates, its sum of
-//! exponentials, and how many of its ids beat a target. Merging is exact, commutative and associative, so no
-//! tile, shard, rank or thread shows in the result.
+//! Partials -> one answer per row. A partial is what one shard knows about a row: its best candidates, its
+//! sum of exponentials, and how many of its ids beat each target. Merging is exact, commutative and
+//! associative, so the result does not depend on tiles, shards, ranks or threads.
 
 mod flat;
 mod sum;
@@ -10,7 +10,7 @@ pub use flat::{Best, Merge, NO_TARGET, PartialMut, PartialSpec};
 pub use sum::ExpSum;
 
 impl Candidate {
-    /// The place of a candidate that there is not.
+    /// Fills places for which there is no candidate.
     pub(crate) const NOTHING: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
 
     /// The order of every answer: larger value first, then lower id. −0 and +0 are equal. Never called on
@@ -21,7 +21,7 @@ impl Candidate {
     }
 }
 
-/// The largest of logits that are no NaN, minus infinity where there is none; in a form that vectorises.
+/// The largest logit, minus infinity where there are none; written to vectorise. The logits must not be NaN.
 #[inline(always)]
 pub(crate) fn largest(logits: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];

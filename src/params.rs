@@ -14,7 +14,7 @@ pub const LMHEAD_EXP_LIMIT: u32 = 1241513984;
 pub const LMHEAD_LN2_HI64: u64 = 4604418534311723008;
 pub const LMHEAD_LN2_LO64: u64 = 4461442080421002358;
 pub const LMHEAD_LSE_LIMIT: u32 = 1233125376;
-#[doc = " How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap), the emulated device has its own."]
+#[doc = " How TMA reads or writes a matrix; opaque. The driver encodes it (a CUtensorMap), the emulated device has\n its own."]
 #[repr(C)]
 #[repr(align(64))]
 #[derive(Debug, Copy, Clone, PartialEq)]
@@ -140,7 +140,7 @@ pub const LMHEAD_DTYPE_F16: LmheadDtype = 1;
 pub const LMHEAD_DTYPE_BF16: LmheadDtype = 2;
 #[doc = " Types of logits, and of the rows that are quantised."]
 pub type LmheadDtype = ::core::ffi::c_uint;
-#[doc = " Row behind row; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64 ids][128 bytes],\n each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). There is an even number of blocks; ids behind the\n last are copies of it, and bytes behind the end of k are zeros."]
+#[doc = " Row behind row; or packed, for wgmma_matmul: [blocks of 64 ids][pitch / 128 columns of 128 bytes of k][64\n ids][128 bytes], each 64 x 128 bytes swizzled as in shared memory (kernels/swizzle.cuh). There is an even\n number of blocks; ids behind the last are copies of it, and bytes behind the end of k are zeros."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WeightMatrix {
@@ -209,7 +209,7 @@ const _: () = {
     ["Offset of field: LogitMatrix::status"][::core::mem::offset_of!(LogitMatrix, status) - 16usize];
     ["Offset of field: LogitMatrix::dtype"][::core::mem::offset_of!(LogitMatrix, dtype) - 24usize];
 };
-#[doc = " What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from 0."]
+#[doc = " What is done to the logits after bias, softcap and scale, in this order. Ids are the shard's own, from\n 0."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct LogitAdjustments {
@@ -449,12 +449,12 @@ pub const LMHEAD_TARGETS: LmheadTargetTile = 8;
 pub const LMHEAD_TARGET_STAGES: LmheadTargetTile = 4;
 #[doc = " A block's rows, targets of each of them, and stages of k."]
 pub type LmheadTargetTile = ::core::ffi::c_uint;
-#[doc = " kernels/stage_rows_sm90a.cu: rows picked by index, as wgmma_matmul copies them to shared memory. A block a row, those that\n fill the last tile included."]
+#[doc = " kernels/stage_rows_sm90a.cu: rows picked by index, as wgmma_matmul copies them to shared memory. A block a\n row, those that fill the last tile included."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct StageRowsParams {
     pub rows: RowMatrix,
-    #[doc = " [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes], aligned to 16, each\ntile_rows x 128 bytes swizzled; zeros behind the last row and the end of k"]
+    #[doc = " [tiles of tile_rows rows][columns of 128 bytes of k][tile_rows][128 bytes],\naligned to 16, each tile_rows x 128 bytes swizzled; zeros behind the last row\nand the end of k"]
     pub out: *mut u8,
     #[doc = " [row_count]; of rows that are quantised"]
     pub scales: *mut f32,
@@ -1599,7 +1599,7 @@ const _: () = {
     ["Offset of field: AdjustmentPlaces::counts"][::core::mem::offset_of!(AdjustmentPlaces, counts) - 8usize];
     ["Offset of field: AdjustmentPlaces::none"][::core::mem::offset_of!(AdjustmentPlaces, none) - 12usize];
 };
-#[doc = " Adjustments of rows -> their messages to some shards, [destinations][parts][part_rows]: the own rows in\n `parts` parts of even sizes, each with room for `part_rows` rows. A row that is nobody's has all ids allowed\n and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows] digests of\n 64 bits, and a block has a row."]
+#[doc = " Adjustments of rows -> their messages to some shards, [destinations][parts][part_rows]: the own rows in\n `parts` parts of even sizes, each with room for `part_rows` rows. A row that is nobody's has all ids\n allowed and no entries. A block has a row's message to one shard. Of digest_adjustments `out` is [rows]\n digests of 64 bits, and a block has a row."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct PackAdjustmentsParams {
@@ -1845,7 +1845,7 @@ const _: () = {
     ["Offset of field: ReadStreamParams::pieces"][::core::mem::offset_of!(ReadStreamParams, pieces) - 8usize];
     ["Offset of field: ReadStreamParams::out"][::core::mem::offset_of!(ReadStreamParams, out) - 16usize];
 };
-#[doc = " kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product with\n TMA reads its weights."]
+#[doc = " kernels/read_bulk_sm90a.cu: the same by bulk copies of 32 KB into a ring in shared memory, as a product\n with TMA reads its weights."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct ReadBulkParams {

@@ -10,17 +10,17 @@
 //! let plan = Plan::new(precision, shape, &DeviceLimits::H100)?;
 //! assert_eq!(
 //!     plan.to_string(),
-//!     "quantize_rows_bf16 on 28 blocks, then quant_matmul_128x32 on 1010 blocks of 128 ids x 32 rows: 128 threads, 5 stages, \
-//!      102400 bytes of shared memory; 200816 bytes of workspace"
+//!     "quantize_rows_bf16 on 28 blocks, then quant_matmul_128x32 on 1010 blocks of 128 ids x 32 rows: \
+//!      128 threads, 5 stages, 102400 bytes of shared memory; 200816 bytes of workspace"
 //! );
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Every plan of a precision gives the same bits (promise 1): one instruction with one k, one chain of them
-//! per logit, k ascending. A plan differs in how many ids and rows a block takes and how many steps of k it
-//! keeps, and so in what it [costs](Cost): how often weights are read, how much is padded, how many of the
-//! device's processors have work; nothing else.
+//! Every plan of a precision gives the same bits (promise 1): each logit is one chain of one instruction with
+//! one k, k ascending. Plans differ only in the tile of a block (ids x rows) and in the number of pipeline
+//! stages, and so in what they [cost](Cost): how often weights are read, how much is padded, how many of the
+//! device's SMs (streaming multiprocessors) have work.
 //!
 //! `Precision`, `Shape`, `DeviceLimits` -> [`Plan::candidates`] -> [`Plan`], the one whose [`Cost`] is least.
 //! What is valid is stated in [`check`] alone.
@@ -41,14 +41,14 @@ pub use hopper::{Family, StagePlan, WeightLayout};
 use tile::RESERVED;
 pub use tile::{DeviceLimits, STAGES, Tile, most_rows};
 
-/// Types of weights and rows, as the kernels are named.
+/// Types of weights and rows: what the kernels are named after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// bf16 weights and rows.
     Bf16,
     /// f16 weights and rows.
     F16,
-    /// int8 weights; rows of this type are quantised to int8 first. f32 sums are not formed: int32, exact.
+    /// int8 weights; rows of this type are quantised to int8 first. Sums are int32, which is exact.
     W8a8(DType),
     /// int8 weights; rows of this 16-bit type stay as they are.
     W8a16(DType),
@@ -60,8 +60,8 @@ impl Precision {
     /// The precision of a head with `weights` and `hidden` states.
     ///
     /// # Errors
-    /// `Dtype` where the kernels have none: f32 heads, f32 rows with w8a16 and FP8, rows of another 16-bit
-    /// type than the weights.
+    /// `Dtype` where there is no kernel: f32 heads, f32 rows with w8a16 or FP8, rows whose 16-bit type is not
+    /// that of the weights.
     pub fn of(weights: DType, quantization: Quantization, hidden: DType) -> Result<Self> {
         let refuse =
             |wanted: &str, got: DType, fix: &str| Err(Error::dtype("device kernels", wanted, got, fix));
@@ -89,7 +89,7 @@ impl Precision {
         }
     }
 
-    /// Whether operands are int8, and so twice as many are multiplied at once as of 16 bits.
+    /// Whether both operands are int8: tensor cores multiply these at twice the rate of 16-bit operands.
     pub const fn multiplies_int8(self) -> bool {
         matches!(self, Precision::W8a8(_))
     }
@@ -124,24 +124,24 @@ impl Precision {
         }
     }
 
-    /// The launch that quantises so many rows before, where there is one.
+    /// The launch that quantises `rows` rows ahead of the matmul; `None` where rows stay as they are.
     pub fn quantize(self, rows: usize) -> Option<QuantizePlan> {
         let kernel = self.quantizer()?;
         Some(QuantizePlan { kernel, blocks: rows as u32, threads: 256, shared_bytes: 32 })
     }
 
-    /// The kernel that brings rows together before, where they are read as they are and their addresses are
-    /// not multiples of 16 bytes.
+    /// The kernel that copies rows into the workspace ahead of the matmul, for rows whose addresses are not
+    /// multiples of 16 bytes. `None` for W8A8: there the quantising kernel already copies them.
     pub const fn packer(self) -> Option<&'static str> {
         if self.multiplies_int8() { None } else { Some("pack_rows") }
     }
 
-    /// Every kernel that a product of this precision may launch over weights that lie row behind row.
+    /// Every kernel that a product of this precision may launch over row-major weights.
     pub fn kernels(self) -> impl Iterator<Item = &'static str> {
         self.tiles().iter().map(|tile| tile.kernel).chain(self.quantizer()).chain(self.packer())
     }
 
-    /// The kernel that quantises the rows before, where there is one.
+    /// The kernel that quantises rows ahead of the matmul; `None` where rows stay as they are.
     pub const fn quantizer(self) -> Option<&'static str> {
         match self {
             Precision::W8a8(DType::F32) => Some("quantize_rows_f32"),
@@ -191,12 +191,13 @@ pub struct QuantizePlan {
 /// Where the parts of the caller's workspace begin, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Workspace {
-    /// Rows `[rows, pitch]` begin at 0: quantised to int8, or as they are where the caller's are not aligned
-    /// to 16 bytes; for packed weights in the order of stages, tile behind tile, each row of so many bytes in all.
+    /// Bytes of a row in the workspace. The rows `[rows, row_pitch]` begin at byte 0: quantised to int8, or
+    /// copied where the caller's are not aligned to 16 bytes. For packed weights they lie tile after tile,
+    /// within a tile stage after stage, and `row_pitch` is a row's bytes over all stages.
     pub row_pitch: usize,
-    /// Scales `[rows]` f32 of quantised rows.
+    /// Where the scales `[rows]`, f32, of quantised rows begin.
     pub scales: usize,
-    /// All of it.
+    /// Size of the whole workspace.
     pub bytes: usize,
 }
 
@@ -206,12 +207,12 @@ pub struct Plan {
     pub precision: Precision,
     pub shape: Shape,
     pub tile: Tile,
-    /// Steps of k in shared memory.
+    /// Pipeline stages: steps of k in shared memory at a time.
     pub stages: usize,
     pub blocks: u32,
-    /// Runs before.
+    /// The launch that quantises rows ahead of the matmul, where row-major weights are int8 with W8A8.
     pub quantize: Option<QuantizePlan>,
-    /// Runs before the kernels for packed weights.
+    /// The launch that stages rows ahead of the matmul, where weights are packed.
     pub stage: Option<StagePlan>,
     pub workspace: Workspace,
 }
@@ -233,7 +234,7 @@ impl Plan {
         }
     }
 
-    /// The candidate that costs least on this device, for weights that lie row behind row.
+    /// The candidate that costs least on this device, for row-major weights.
     ///
     /// # Errors
     /// As [`check`].
@@ -244,14 +245,14 @@ impl Plan {
         };
         match Self::choices(precision, shape, limits).min_by(by_cost) {
             Some((plan, _)) => Ok(plan),
-            // No tile fits: the smallest says why.
+            // No tile fits: the error for the smallest names what is missing.
             None => Self::with_tile(precision, shape, &precision.tiles()[0], *STAGES.start(), limits),
         }
     }
 
-    /// Each tile's plans with what they cost, one for each number of blocks that may run at once on a
-    /// processor: it has the most stages that leave room for them. Larger tiles and more stages first: of
-    /// equals the first is chosen.
+    /// The plans that are worth comparing, with their costs: for each tile and each number of blocks that may
+    /// run on an SM at once, the plan with the most stages that leave room for them. Larger tiles come first,
+    /// since of equal costs the first is chosen.
     fn choices(
         precision: Precision,
         shape: Shape,
@@ -268,8 +269,8 @@ impl Plan {
         })
     }
 
-    /// The cheapest plan of each tile with what it costs, the one that is chosen first; all give the same
-    /// bits.
+    /// The cheapest plan of each tile with its cost, cheapest first; the first is the one that
+    /// `Plan::new` chooses.
     ///
     /// # Errors
     /// As [`check`], where there is none.
@@ -291,7 +292,7 @@ impl Plan {
         Cost::of(self, limits)
     }
 
-    /// Every plan for the product, each tile with all numbers of stages that fit; all give the same bits.
+    /// Every valid plan for the product: each tile with each number of stages that fits.
     ///
     /// # Errors
     /// As [`check`], where there is none.
@@ -320,7 +321,8 @@ impl Plan {
 
     fn of(precision: Precision, shape: Shape, tile: &Tile, stages: usize, blocks: u32) -> Self {
         let quantize = precision.quantize(shape.rows);
-        // A plan does not know how the caller's rows lie: there is room for those that are not aligned.
+        // A plan does not know whether the caller's rows are aligned, so the workspace always has room for a
+        // copy of them.
         let element = if quantize.is_some() { 1 } else { precision.rows().size() };
         let row_pitch = (shape.hidden * element).next_multiple_of(16);
         let scales = shape.rows * row_pitch;
@@ -356,18 +358,19 @@ impl fmt::Display for Plan {
             self.shared_bytes(),
         )?;
         write!(f, "; {} bytes of workspace", self.workspace.bytes)?;
-        if self.quantize.is_none() {
-            write!(f, ", for rows that are not aligned to 16 bytes")
-        } else {
-            Ok(())
+        // Other plans use the workspace in every call; this one only for unaligned rows.
+        if self.quantize.is_none() && self.stage.is_none() {
+            write!(f, ", for rows that are not aligned to 16 bytes")?;
         }
+        Ok(())
     }
 }
 
 /// The single statement of what the kernels take.
 ///
 /// # Errors
-/// `Shape` for sizes beyond them, `Unsupported` for a device that lacks the instructions or the shared memory.
+/// `Shape` for sizes or stages that no kernel takes, `Unsupported` for a device that lacks the instructions
+/// or the shared memory.
 pub fn check(
     precision: Precision,
     shape: &Shape,
@@ -409,7 +412,7 @@ fn sizes(shape: &Shape, wanted: &str, got: String, fix: &str) -> Result<()> {
     Err(Error::shape(format!("product {shape}"), wanted, got, fix))
 }
 
-/// What no tile could take.
+/// Refuses what no tile could take.
 fn check_shape(precision: Precision, shape: &Shape, limits: &DeviceLimits) -> Result<()> {
     let sizes = |wanted: &str, got: String, fix: &str| sizes(shape, wanted, got, fix);
     let Shape { rows, vocab, hidden } = *shape;

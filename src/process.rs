@@ -1,6 +1,6 @@
-//! Which process made a thing. `fork` copies memory but only the calling thread, so a thread pool or a queue
-//! that other threads serve looks whole in the child and never answers there. Such things remember their
-//! process and refuse by name.
+//! Protects against `fork`, which copies memory but only the calling thread: a thread pool, or a queue that
+//! other threads serve, looks whole in the child but never answers there. Such values remember the process
+//! that made them, and refuse calls from another one with an error.
 
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
@@ -20,8 +20,10 @@ impl Maker {
         self == Self::here()
     }
 
+    /// Refuses a call from another process than the maker. `what` names the value.
+    ///
     /// # Errors
-    /// `Unsupported` in a process that was forked from the maker; `what` names the value.
+    /// `Unsupported` in a process that was forked from the maker.
     pub(crate) fn check(self, what: &str) -> Result<()> {
         if self.is_here() {
             return Ok(());
@@ -36,11 +38,11 @@ impl Maker {
     }
 }
 
-/// Runs parallel loops of `work` on the caller's rayon pool: the pool whose worker the caller is, else
-/// rayon's global one.
+/// Runs `work`, whose parallel loops use the caller's rayon pool: the one whose worker the caller is, else
+/// rayon's global pool.
 ///
-/// Where this library has used the global pool before a fork, that pool has no threads in the child, and a
-/// loop on it would never end: there `work` runs on a pool that is made for it.
+/// If this library used the global pool before a fork, that pool has no threads in the child, and a loop on
+/// it would never end. In that case `work` gets a pool of its own.
 ///
 /// # Errors
 /// `Unsupported` where that pool cannot be made.
@@ -56,14 +58,13 @@ pub(crate) fn on_live_threads<R: Send>(work: impl FnOnce() -> R + Send) -> Resul
     Ok(pool.install(work))
 }
 
-/// Most threads that [`on_threads`] starts: more than any machine has CPUs, few enough to be started.
+/// The most threads that [`on_threads`] starts: enough for any machine, and few enough to be startable.
 const MAX_THREADS: usize = 1024;
 
-/// Runs parallel loops of `work` on `threads` threads, which end with it.
+/// Runs `work`, whose parallel loops use `threads` threads of their own, which end with it.
 ///
-/// The caller waits outside of rayon. A worker of another pool that waited inside it would take up other
-/// tasks of its pool meanwhile, and where those are ranks of the caller's group, one would begin on top of
-/// the other.
+/// The caller waits outside of rayon. A worker of another pool that waits inside rayon runs other tasks of
+/// its pool meanwhile; if those are ranks of the caller's group, one rank would run nested in another.
 ///
 /// # Errors
 /// `Config` for 0 threads or more than 1024; `Unsupported` where they cannot be started.

@@ -1,5 +1,5 @@
-//! The same stages, naive and in float64: the truth that tests and `--check` compare with, and the errors that are allowed
-//! against it ([promises 2 and 5](crate#promises)).
+//! A naive float64 implementation of the stages: the truth that tests and `--check` compare with, and the
+//! errors that are allowed against it ([promises 2 and 5](crate#promises)).
 
 mod adjusted;
 mod sampled;
@@ -20,17 +20,18 @@ use half::f16;
 /// Unit roundoff of f32.
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// A true logit and how far a backend may be from it.
+/// A true logit, and how far a backend's may be from it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Truth {
-    /// The logit in float64; for W8A8 the raw part of it is the exact f32 of promise 2.
+    /// The logit in float64. For W8A8 its raw part is the exact f32 of promise 2.
     pub logit: f64,
     /// Largest allowed `|f32 logit - logit|`.
     pub allowed: f64,
-    /// The part before bias, softcap and scale.
+    /// The raw logit: before bias, softcap and scale.
     pub raw: f64,
-    /// Largest allowed error of that part: `c·K·2^-24·Σ|x_k·w_k|`, c = 1, plus `K·2^-149` for products below the f32 range (`K·2^-126` where a
-    /// backend flushes subnormals); 0 for W8A8.
+    /// Largest allowed error of the raw logit: `c·K·2^-24·Σ|x_k·w_k|` with the c of `Accuracy::factor`,
+    /// plus `K·2^-149` for products below the f32 range (`K·2^-126` where a backend flushes subnormals); 0
+    /// for W8A8.
     pub raw_allowed: f64,
 }
 
@@ -43,8 +44,8 @@ impl Truth {
         }
     }
 
-    /// The error of `got`, a logit rounded to `dtype`. An infinity is right (error 0) where the truth, within its allowed error,
-    /// rounds to it.
+    /// The error of `got`, a logit rounded to `dtype`. An infinity has error 0 where the truth, within its
+    /// allowed error, may round to it.
     pub fn error_of(&self, got: f64, dtype: DType) -> f64 {
         let reaches = self.logit.abs() + self.allowed >= dtype.rounds_to_infinity();
         if got.is_infinite() && reaches && got.is_sign_positive() == self.logit.is_sign_positive() {
@@ -53,7 +54,7 @@ impl Truth {
         (got - self.logit).abs()
     }
 
-    /// True where the raw logit or the final one may be beyond f32: the row's status is then 1.
+    /// True where the raw or the final logit may be beyond f32; the row's status may then be 1.
     pub fn may_overflow(&self) -> bool {
         let limit = DType::F32.rounds_to_infinity();
         let beyond = |value: f64, allowed: f64| value.is_nan() || value.abs() + allowed >= limit;
@@ -73,12 +74,16 @@ pub struct ReferenceRow {
 /// Error bounds of raw f32 logits, K being the hidden size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accuracy {
-    /// Sums are rounded to nearest: `K·2^-24·Σ|x_k·w_k|`, and `5e-5` of the logits' root mean square on Gaussian data.
+    /// Sums are rounded to nearest: `K·2^-24·Σ|x_k·w_k|`, and `5e-5` of the logits' root mean square on
+    /// Gaussian data.
     Rounded,
-    /// Tensor cores cut each step of a sum toward zero: 1.5 times the first. The second is `1.5e-8·K` from K = 3334 on: what is cut is a
-    /// part of the sum, so the largest errors are those of the largest logits and grow with K. An H100's own sums were off by up to 7.8e-5
-    /// at 12288 and 1.04e-4 at 16384 (`benches/results/h100`), sums of f16 rows and int8 weights on the emulated device, which has an H100's
-    /// bits, by 6.9e-5 at 7168 (the largest of 8450) and 1.05e-4 at 12288 (of 3072; `crates/emulated/tests/device`).
+    /// Tensor cores truncate each step of a sum toward zero. The first bound is 1.5 times that of `Rounded`.
+    /// The second is `1.5e-8·K` from K = 3334 on: truncation takes a fraction of the sum, so the largest
+    /// errors are those of the largest logits and grow with K.
+    ///
+    /// Measured: up to 7.8e-5 at K = 12288 and 1.04e-4 at 16384 on an H100 (`benches/results/h100`). For f16
+    /// rows and int8 weights on the emulated device, which has an H100's bits: 6.9e-5 at 7168 (the largest of
+    /// 8450 logits) and 1.05e-4 at 12288 (of 3072; `crates/emulated/tests/device`).
     TensorCores,
 }
 
@@ -115,19 +120,20 @@ impl<'a> Reference<'a> {
         Reference { shard, epilogue, flushes: false, accuracy: Accuracy::Rounded }
     }
 
-    /// The reference for a backend that takes subnormal numbers for zeros, where `flushes` says so
-    /// ([`Backend::flushes_subnormals`](crate::backend::Backend::flushes_subnormals)): inputs below `2^-126` are zero in the truth too, and each
-    /// of the K sums may lose as much.
+    /// With `flushes`, the reference for a backend that treats subnormal numbers as zeros
+    /// ([`Backend::flushes_subnormals`](crate::backend::Backend::flushes_subnormals)): inputs below `2^-126`
+    /// are zero in the truth too, and each of the K steps of a sum may lose as much.
     pub fn flushing(self, flushes: bool) -> Self {
         Reference { flushes, ..self }
     }
 
-    /// The reference for a backend of that accuracy ([`Backend::accuracy`](crate::backend::Backend::accuracy)).
+    /// The reference for a backend of that accuracy
+    /// ([`Backend::accuracy`](crate::backend::Backend::accuracy)).
     pub fn accurate_as(self, accuracy: Accuracy) -> Self {
         Reference { accuracy, ..self }
     }
 
-    /// An input as the backend sees it.
+    /// An input as the backend sees it: zero where it is subnormal and the backend flushes.
     fn seen(&self, value: f64) -> f64 {
         if self.flushes && value.abs() < f64::from(f32::MIN_POSITIVE) { 0.0 } else { value }
     }
@@ -195,12 +201,13 @@ impl<'a> Reference<'a> {
         Truth { logit, allowed, raw, raw_allowed }
     }
 
-    /// True when the row's values are all finite; otherwise its logits are not and its status is 1.
+    /// True when the row's values are all finite. Otherwise its status is 1.
     pub fn is_finite(&self, row: &ReferenceRow) -> bool {
         row.finite
     }
 
-    /// Times the scale of row `v` of the shard, where it has one: one more rounding.
+    /// Multiplies a sum and its bound by the scale of row `v` of the shard, where it has scales; adds the
+    /// error of that f32 multiplication to the bound.
     fn scaled(&self, (sum, bound): (f64, f64), v: usize) -> (f64, f64) {
         let Some(scales) = self.shard.scales() else { return (sum, bound) };
         let scale = f64::from(scales[v]);
@@ -214,8 +221,9 @@ impl<'a> Reference<'a> {
         (sum, self.bound(size))
     }
 
-    /// `(Σ x·w, Σ |x|·|w|)` in float64, k ascending. Tensor cores place the bits of a subnormal f16 as if its exponent were that of the smallest normal one, and
-    /// cut below the last place of the largest product: in the second sum such a factor counts as 2^-14.
+    /// `(Σ x·w, Σ |x|·|w|)` in float64, k ascending. Tensor cores truncate below the last place of the
+    /// largest product, and take the exponent of a subnormal f16 to be that of the smallest normal one: in
+    /// the second sum such a factor counts as 2^-14.
     fn dot(&self, row: &ReferenceRow, weights: DType, w: impl Iterator<Item = f64>) -> (f64, f64) {
         let least = |dtype: DType| match (self.accuracy, dtype) {
             (Accuracy::TensorCores, DType::F16) => f64::from(f16::MIN_POSITIVE),
@@ -228,15 +236,16 @@ impl<'a> Reference<'a> {
         })
     }
 
-    /// `c·K·2^-24·Σ|x·w| + K·2^-149` with the accuracy's c, or `K·2^-126` where subnormal sums are zeros.
+    /// `c·K·2^-24·size + K·2^-149`, where `size` is `Σ|x·w|` and c the accuracy's; `K·2^-126` in place of
+    /// `K·2^-149` where the backend flushes.
     fn bound(&self, size: f64) -> f64 {
         let k = self.shard.hidden_size() as f64;
         let least = if self.flushes { f32::MIN_POSITIVE } else { f32::from_bits(1) };
         self.accuracy.factor() * k * U * size + k * f64::from(least)
     }
 
-    /// bias -> softcap -> scale on the truth, and what each adds to the allowed error: its own f32 rounding. The softcap's
-    /// slope is at most 1; `tanhf` is allowed 2 ulps (libm documents less than 1).
+    /// Applies bias -> softcap -> scale to the truth, and adds each one's f32 rounding to the allowed error.
+    /// The softcap's slope is at most 1; `tanhf` is allowed 2 ulps (libm documents less than 1).
     fn epilogue(&self, raw: f64, raw_allowed: f64, bias: Option<f64>) -> (f64, f64) {
         let (mut logit, mut allowed) = (raw, raw_allowed);
         if let Some(bias) = bias {
@@ -247,7 +256,8 @@ impl<'a> Reference<'a> {
             let cap = f64::from(cap);
             let before = logit;
             logit = cap * (logit / cap).tanh();
-            // Division: U·|z| times the slope of tanh there; tanhf: 2 ulps, 4 U; product: U.
+            // The division's error is U·|z| times the slope of tanh there; tanhf's is 2 ulps, 4 U; the
+            // product's is U.
             let slope = 1.0 - (logit / cap).powi(2);
             allowed += U * before.abs() * slope.max(U) + 5.0 * U * (logit.abs() + allowed);
         }
@@ -278,17 +288,18 @@ pub fn logsumexp(logits: &[f64]) -> f64 {
     max + logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
 }
 
-/// How far a logsumexp may be from `truth`, that of `ids` exact logits: `5e-7·max(1, |truth|)`. Where the largest logit
-/// is beyond 2^20 the answer is that logit, and what the others add is left out; the bound allows that from 2^19 on.
+/// How far a logsumexp may be from `truth`, the one of `ids` exact logits: `5e-7·max(1, |truth|)`. Where the
+/// largest logit is beyond 2^20, the answer is that logit, without the at most `ln(ids)` that the others add;
+/// the bound allows this from 2^19 on.
 pub fn logsumexp_allowed(truth: f64, ids: usize) -> f64 {
     let left_out = if truth.abs() > 524_288.0 { (ids as f64).ln() } else { 0.0 };
     5e-7 * truth.abs().max(1.0) + left_out
 }
 
-/// Judges a top-k answer (argmax is k = 1) against the truth of all ids, `truths[v]` of vocabulary id v: every value within its
-/// allowed error of its id's truth, in order, and no id left out that is better by more than the errors allow.
+/// Judges a top-k answer (argmax is k = 1) against `truths[v]` of every vocabulary id v. Ids must be
+/// distinct, values in order, and no id left out that is better by more than the allowed errors.
 ///
-/// Returns the largest `error / allowed` seen (errors that are exactly 0 count as 0).
+/// Returns the largest `error / allowed` of the values (above 1: a wrong value).
 ///
 /// # Errors
 /// A sentence that says what is wrong.

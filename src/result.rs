@@ -1,4 +1,4 @@
-//! What can be asked for, and what comes back.
+//! Requests and answers: what a step can be asked for, what it takes beside hidden rows, and what it returns.
 
 mod buffers;
 mod device_inputs;
@@ -16,7 +16,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
-/// What one step computes for every row. All but `Logits` exchange candidates, never whole logits.
+/// What one step computes for every row. All but `Logits` exchange partials, never whole logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Request {
@@ -27,29 +27,29 @@ pub enum Request {
     /// The `k` largest logits, ordered by value descending then id ascending, and the logsumexp over the
     /// whole vocabulary.
     TopK { k: usize },
-    /// Of `targets` ids of each row ([`RowInputs::targets`]) the logprobs and ranks, and the `top_n` best ids
-    /// with theirs. Of the raw logits, or with `processed` of the adjusted ones. Rows are computed in chunks:
-    /// see `logprobs_chunk_bytes` in the configuration.
+    /// Logprobs and ranks of `targets` ids per row ([`RowInputs::targets`]), and the `top_n` best ids with
+    /// their logprobs; from the raw logits, or with `processed` from the adjusted ones. Rows are computed in
+    /// chunks: see `logprobs_chunk_bytes` in the configuration.
     Logprobs { targets: usize, top_n: usize, processed: bool },
-    /// One token of each row, sampled with the row's own parameters ([`RowInputs::sampling`]): see
-    /// [`sampling`](crate::sampling); and where asked for, of that token what `Logprobs` tells of a target. A
-    /// step holds the f32 logits of all rows of the group over the own shard.
+    /// One token per row, sampled with the row's own parameters ([`RowInputs::sampling`]): see
+    /// [`sampling`](crate::sampling). With `logprobs`, also what `Logprobs` answers for one target, the
+    /// token. A step holds the f32 logits of all rows of the group over the rank's own shard.
     Sample { logprobs: Option<TokenLogprobs> },
 }
 
-/// What is told of a sampled token.
+/// What is answered about a sampled token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenLogprobs {
-    /// Best ids beside it.
+    /// How many of the best ids are answered beside it.
     pub top_n: usize,
-    /// Of the adjusted logits, before the temperature; else of the raw ones.
+    /// Whether logprobs are of the adjusted logits (before the temperature) or of the raw ones.
     pub processed: bool,
 }
 
-/// Most targets of a row: what a count of 16 bits holds.
+/// The most targets of a row: their number has 16 bits in a step's header.
 const MAX_TARGETS: usize = 0xffff;
 
-/// The target of a row that has none, as in other libraries' `ignore_index`.
+/// Stands for "no target" in `RowInputs::targets`, as `ignore_index` does in other libraries.
 pub const NO_TARGET_ID: i64 = -100;
 
 impl Request {
@@ -68,12 +68,13 @@ impl Request {
         Request::TopK { k }
     }
 
-    /// Logprob and rank of a target id of each row, and of the `top_n` best ids (0: none), from raw logits.
+    /// Logprob and rank of one target id per row, and the `top_n` best ids (0: none) with their logprobs,
+    /// from raw logits.
     pub fn logprobs(top_n: usize) -> Self {
         Request::Logprobs { targets: 1, top_n, processed: false }
     }
 
-    /// The same from logits with the step's adjustments.
+    /// As `Request::logprobs`, from logits with the step's adjustments.
     pub fn processed_logprobs(top_n: usize) -> Self {
         Request::Logprobs { targets: 1, top_n, processed: true }
     }
@@ -83,7 +84,8 @@ impl Request {
         Request::Sample { logprobs: None }
     }
 
-    /// One sampled token of each row, with its logprob and rank and the `top_n` best ids, from raw logits.
+    /// One sampled token of each row, with its logprob and rank, and the `top_n` best ids with their
+    /// logprobs, from raw logits.
     pub fn sample_with_logprobs(top_n: usize) -> Self {
         Request::Sample { logprobs: Some(TokenLogprobs { top_n, processed: false }) }
     }
@@ -91,7 +93,8 @@ impl Request {
     /// Checks the request against a vocabulary.
     ///
     /// # Errors
-    /// `Dtype` for int8 logits, `Request` for k = 0 and for k or top_n above the vocabulary.
+    /// `Dtype` for logits of a type that is not a float; `Request` for k = 0, for k or top_n above the
+    /// vocabulary, and for a number of targets that is 0 or above 65535.
     pub fn check(&self, vocab_size: usize) -> Result<()> {
         match *self {
             Request::Logits { dtype } if !dtype.is_float() => {
@@ -148,26 +151,25 @@ impl fmt::Display for Request {
     }
 }
 
-/// What belongs to the rows of a step beside their hidden states: data of each rank's own rows, in their
-/// order.
+/// Inputs of a step beside the hidden states: each rank passes those of its own rows, in their order.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct RowInputs<'a> {
     /// `[rows, targets]`, for `Logprobs` only: the ids whose logprobs are asked for; [`NO_TARGET_ID`] (−100)
     /// for none.
     pub targets: Option<&'a [i64]>,
-    /// `[rows]`, for `Sample` only: how each row is sampled. [`SamplingParams::check`] when a request comes
-    /// in spares a group the step that its parameters would end.
+    /// `[rows]`, for `Sample` only: how each row is sampled. Call [`SamplingParams::check`] when a request
+    /// comes in: parameters that a step refuses end it on all ranks.
     pub sampling: Option<&'a [SamplingParams]>,
     /// Masks, additions and penalties, in a step that was begun with
     /// [`LmHead::step_adjusted`](crate::LmHead::step_adjusted).
     pub adjustments: Option<Adjustments<'a>>,
-    /// The same in the memory of the step's device, in a step that is on one. Of each kind some may be here,
-    /// or above, not both.
+    /// The same inputs in device memory, for a step on a device. Each kind may be passed here or above, not
+    /// in both.
     pub on_device: DeviceInputs<'a>,
 }
 
 impl<'a> RowInputs<'a> {
-    /// Those of the rows `range` of `rows`; adjustments stay those of all rows.
+    /// The inputs of the rows `range`, of `rows` in all; adjustments are not cut.
     pub(crate) fn rows(&self, range: Range<usize>, rows: usize) -> Self {
         let targets = self.targets.map(|targets| {
             let each = targets.len().checked_div(rows).unwrap_or(0);
@@ -185,17 +187,18 @@ impl<'a> RowInputs<'a> {
 pub enum RowStatus {
     /// Answered.
     Good = 0,
-    /// A logit of the row is NaN or infinite, in f32 or in the 16-bit type that is delivered: id −1 and NaN
-    /// are answered; `Logits` passes values as computed. (Minus infinity from an adjustment is legal.)
+    /// A logit of the row is NaN or infinite, in f32 or in the 16-bit type that was requested. The answer is
+    /// id −1 and NaN; `Logits` delivers the values as computed. (Minus infinity from an adjustment is legal.)
     NonFinite = 1,
-    /// Adjustments leave no id allowed: id −1 and NaN are answered; `Logits` passes minus infinity.
+    /// Adjustments allow no id. The answer is id −1 and NaN; `Logits` delivers minus infinity.
     NothingAllowed = 2,
-    /// What only the device could see: an index there was none, inputs in its memory
-    /// ([`RowInputs::on_device`]) that cannot be, or what a rank sent cannot. As `NonFinite`.
+    /// Bad input that only the device could see: an index that is not a row, illegal inputs in its memory
+    /// ([`RowInputs::on_device`]), or a message of another rank that cannot be right. Answered as
+    /// `NonFinite`.
     BadInput = 3,
 }
 
-/// The answer to the rows that this rank brought (or its part of them), in their order.
+/// The answers to the rows that this rank brought, or to its part of them, in their order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// `[rows]`.
@@ -205,7 +208,7 @@ pub struct Answer {
 }
 
 impl RowStatus {
-    /// The status of a byte of [`AnswerBuffers::row_status`].
+    /// Decodes a byte of [`AnswerBuffers::row_status`].
     pub fn of_byte(byte: u8) -> Self {
         match byte {
             0 => RowStatus::Good,
@@ -238,16 +241,16 @@ pub enum Output {
         ids: Vec<i64>,
     },
     /// `values` and `ids` are row-major `[rows, k]`, `logsumexp` is `[rows]`; NaN and −1 where the row's
-    /// status is not good. Where fewer than k ids are allowed, the places that are left hold minus infinity
-    /// and −1.
+    /// status is not good. Where fewer than k ids are allowed, the remaining places hold minus infinity and
+    /// −1.
     TopK {
         k: usize,
         values: Vec<f32>,
         ids: Vec<i64>,
         logsumexp: Vec<f32>,
     },
-    /// `[rows]`; −1 where the row's status is not good. `logprobs` where asked for: of one target a row, the
-    /// token.
+    /// `ids` is `[rows]`; −1 where the row's status is not good. `logprobs`, where asked for, has one target
+    /// per row: the token.
     Sample {
         ids: Vec<i64>,
         logprobs: Option<Logprobs>,
@@ -255,10 +258,10 @@ pub enum Output {
     Logprobs(Logprobs),
 }
 
-/// Logprobs and ranks of targets, and of the best ids.
+/// Logprobs and ranks of targets, and the best ids with their logprobs.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Logprobs {
-    /// Targets of a row.
+    /// Targets per row.
     pub targets: usize,
     pub top_n: usize,
     /// `[rows, targets]`: `l_t - logsumexp`, at most 0; minus infinity for a target that is not allowed. NaN
@@ -266,10 +269,10 @@ pub struct Logprobs {
     pub logprobs: Vec<f32>,
     /// `[rows, targets]`: `1 + #{l_v > l_t, or l_v = l_t and v < t}`; −1 where the logprob is NaN.
     pub ranks: Vec<i64>,
-    /// `[rows, top_n]`, ordered by value descending then id ascending: −1 where the row's status is not good,
-    /// and in the places that are left where fewer than top_n ids are allowed.
+    /// `[rows, top_n]`, ordered by value descending then id ascending; −1 where the row's status is not good,
+    /// and in the remaining places where fewer than top_n ids are allowed.
     pub top_ids: Vec<i64>,
-    /// `[rows, top_n]`; NaN where the row's status is not good, minus infinity in places that are left.
+    /// `[rows, top_n]`; NaN where the row's status is not good, minus infinity in the remaining places.
     pub top_logprobs: Vec<f32>,
 }
 
@@ -292,8 +295,8 @@ pub struct StepStats {
     pub gather: Duration,
     /// Time in the matmul with its epilogue.
     pub matmul: Duration,
-    /// Time in the exchange of logits or candidates, and in putting them in order; of a step that samples in
-    /// all that follows the logits.
+    /// Time in the exchange of logits or candidates and in merging them; in a sampling step, in all that
+    /// follows the logits. In a step that waits for all its collectives at its end, the time of that wait.
     pub exchange: Duration,
     /// Bytes received from other ranks, headers included.
     pub bytes_received: u64,
@@ -303,8 +306,8 @@ pub struct StepStats {
     pub rounds: u32,
     /// Bytes of weights that the matmul streamed.
     pub weight_bytes: u64,
-    /// Memory of the largest chunk of logprobs: gathered hidden rows, logits and candidates; at most the
-    /// head's `logprobs_chunk_bytes`.
+    /// Memory of the largest chunk of a `logprobs` request: gathered hidden rows, logits and candidates; at
+    /// most the head's `logprobs_chunk_bytes`.
     pub chunk_bytes: u64,
     /// Rows of the group that the matmul computed.
     pub rows_computed: u64,

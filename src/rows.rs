@@ -1,16 +1,16 @@
-//! Views of hidden rows and the selection of rows from them; how many rows each rank brings.
-//! Every shape check of rows is here.
+//! Views of hidden rows, the selection of rows from them, and how many rows each rank brings. All shape
+//! checks of rows are here.
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span};
 
-/// Hidden states `[rows, hidden]`, row-major, little-endian, in host or device memory, and which of their rows
-/// are wanted.
+/// Hidden states `[rows, hidden]`, row-major, little-endian, in host or device memory, and which of their
+/// rows are wanted (the output rows).
 ///
-/// Without a selection every row is wanted, in order. With one (`logits_indices`), output row `i` is row
-/// `selection[i]`: unordered and repeated rows are legal, and so is an empty selection. Indices in device
-/// memory are looked at there: the output row of one that is no row has the status `BadInput`.
+/// Without a selection these are all rows, in order. With a selection (`logits_indices`), output row `i` is
+/// row `selection[i]`: unordered and repeated rows are legal, and so is an empty selection. Indices in device
+/// memory are checked there: an index that is not a row gives its output row the status `BadInput`.
 #[derive(Debug, Clone, Copy)]
 pub struct HiddenRows<'a> {
     data: Span<'a>,
@@ -22,11 +22,11 @@ pub struct HiddenRows<'a> {
     selection: Option<Selection<'a>>,
 }
 
-/// Numbers of rows, i32 or i64.
+/// Indices of the selected rows, i32 or i64.
 #[derive(Debug, Clone, Copy)]
 pub struct Selection<'a> {
     data: Span<'a>,
-    /// Bytes of a number: 4 or 8.
+    /// Bytes of an index: 4 or 8.
     size: usize,
 }
 
@@ -36,25 +36,25 @@ impl<'a> Selection<'a> {
         self.data.len() / self.size
     }
 
-    /// No row is.
+    /// Whether no row is selected.
     pub fn is_empty(&self) -> bool {
         self.data.is_empty()
     }
 
-    /// Where the numbers lie.
+    /// The memory of the indices.
     pub fn data(&self) -> Span<'a> {
         self.data
     }
 
-    /// Bytes of a number: 4 or 8.
+    /// Bytes of an index: 4 or 8.
     pub fn index_bytes(&self) -> usize {
         self.size
     }
 
-    /// Number `i`.
+    /// Index `i` of the selection.
     ///
     /// # Panics
-    /// Where there are not so many, and in device memory.
+    /// When `i >= self.len()`, and in device memory.
     pub fn get(&self, i: usize) -> i64 {
         let bytes = self.data.as_host().expect("indices in host memory");
         let bytes = &bytes[i * self.size..][..self.size];
@@ -88,12 +88,12 @@ impl<'a> HiddenRows<'a> {
         Ok(HiddenRows { data, dtype, rows, hidden, stride, selection: None })
     }
 
-    /// A view of `data`, of any memory, as `[rows, hidden]` of `dtype`, each row `stride` bytes after the one
-    /// before.
+    /// A view of `data`, in host or device memory, as `[rows, hidden]` of `dtype`, with `stride` bytes from
+    /// one row to the next.
     ///
     /// # Errors
-    /// `Shape` where the stride is shorter than a row or no multiple of an element, where `data` ends within
-    /// the rows, or is not aligned to its elements; `Dtype` for int8.
+    /// `Shape` where the stride is shorter than a row or not a multiple of an element, where `data` ends
+    /// before the last row does, or is not aligned to its elements; `Dtype` for int8.
     pub fn strided(data: Span<'a>, dtype: DType, rows: usize, hidden: usize, stride: usize) -> Result<Self> {
         check_float(dtype)?;
         let what = "hidden_states";
@@ -116,7 +116,7 @@ impl<'a> HiddenRows<'a> {
         Ok(HiddenRows { data, dtype, rows, hidden, stride, selection: None })
     }
 
-    /// The same from f32 values (little-endian machines).
+    /// As `HiddenRows::new`, from f32 values (on little-endian machines).
     ///
     /// # Errors
     /// When `values` does not hold exactly `rows * hidden` elements.
@@ -143,29 +143,29 @@ impl<'a> HiddenRows<'a> {
         Ok(self.with_selection(Span::host(selection), size_of::<usize>()))
     }
 
-    /// [`HiddenRows::select`] by i64 numbers.
+    /// [`HiddenRows::select`] by i64 indices.
     ///
     /// # Errors
-    /// As that.
+    /// As `HiddenRows::select`.
     pub fn select_i64(self, selection: &'a [i64]) -> Result<Self> {
         check_indices(selection.iter().copied(), self.rows)?;
         Ok(self.with_selection(Span::host(selection), 8))
     }
 
-    /// [`HiddenRows::select`] by i32 numbers.
+    /// [`HiddenRows::select`] by i32 indices.
     ///
     /// # Errors
-    /// As that.
+    /// As `HiddenRows::select`.
     pub fn select_i32(self, selection: &'a [i32]) -> Result<Self> {
         check_indices(selection.iter().map(|&index| i64::from(index)), self.rows)?;
         Ok(self.with_selection(Span::host(selection), 4))
     }
 
-    /// [`HiddenRows::select`] by numbers in the rows' memory, of 4 (i32) or 8 (i64) bytes each.
+    /// [`HiddenRows::select`] by indices of 4 (i32) or 8 (i64) bytes, in the same memory as the rows.
     ///
     /// # Errors
-    /// As that, for numbers in host memory; those on a device are looked at there. `Shape` where they lie in
-    /// another memory than the rows, or are no whole numbers.
+    /// As `HiddenRows::select` for indices in host memory; those on a device are checked there. `Shape`
+    /// where they lie in another memory than the rows, or the span does not hold whole indices.
     pub fn select_span(self, selection: Span<'a>, index_bytes: usize) -> Result<Self> {
         let what = "logits_indices";
         selection.check_memory(what, self.data.memory())?;
@@ -229,23 +229,23 @@ impl<'a> HiddenRows<'a> {
         self.data.memory()
     }
 
-    /// All rows that were given, and how many they are: what a selection picks from.
+    /// The memory and number of all rows that were given: what a selection picks from.
     pub fn source(&self) -> (Span<'a>, usize) {
         (self.data, self.rows)
     }
 
-    /// The rows of [`HiddenRows::source`] that are wanted, where that is not all of them in order.
+    /// Which rows of [`HiddenRows::source`] are wanted; `None`: all of them, in order.
     pub fn selection(&self) -> Option<Selection<'a>> {
         self.selection
     }
 
-    /// The bytes of all output rows where they already lie one after the other.
+    /// The bytes of all output rows, where they already lie one after the other.
     pub fn contiguous(&self) -> Option<Span<'a>> {
         let whole = self.selection.is_none() && (self.stride == self.row_bytes() || self.rows <= 1);
         whole.then(|| self.data.part(0..self.rows * self.row_bytes()))
     }
 
-    /// Output rows `range` alone.
+    /// A view of the output rows `range` alone.
     ///
     /// # Panics
     /// When the range ends beyond [`HiddenRows::len`].
@@ -307,10 +307,10 @@ fn check_indices(mut indices: impl Iterator<Item = i64>, limit: usize) -> Result
     }
 }
 
-/// Checks row numbers as they come from a file or a foreign interface (i64, perhaps negative).
+/// Checks and converts row indices that come from a file or a foreign interface as i64.
 ///
 /// # Errors
-/// [`Error::Index`] naming `what`, the position and the value of the first that is not in `0..rows`.
+/// [`Error::Index`] naming `what`, the position and the value of the first index that is not in `0..rows`.
 pub fn row_numbers(what: &str, indices: &[i64], rows: usize) -> Result<Vec<usize>> {
     let number = |(position, &index): (usize, &i64)| match usize::try_from(index) {
         Ok(row) if row < rows => Ok(row),
@@ -319,15 +319,15 @@ pub fn row_numbers(what: &str, indices: &[i64], rows: usize) -> Result<Vec<usize
     indices.iter().enumerate().map(number).collect()
 }
 
-/// How many output rows the replicas of a group bring to one step. One entry is one replica: with tp = 1, one rank.
+/// How many output rows each replica of a group brings to a step. With tp = 1 a replica is one rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowCounts {
     /// Every replica's rows are known, in group order; 0 is legal.
     Exact(Vec<usize>),
-    /// A fixed shape: every replica sends a payload of `max` rows of which `mine` are real. A step of one
-    /// exchange less, which a CUDA graph can replay.
+    /// A static (padded) shape: every replica sends `max` rows; of the caller's, `mine` are real. Saves the
+    /// exchange of headers, and a CUDA graph can replay it.
     Capacity { max: usize, mine: usize },
-    /// Only the own rows are known; the step begins by learning the others'.
+    /// Only the caller's number of rows is known; the step begins with an exchange of counts.
     Discover { mine: usize },
 }
 
@@ -337,17 +337,17 @@ impl RowCounts {
         RowCounts::Exact(counts.to_vec())
     }
 
-    /// `mine` rows in a fixed shape of `max`.
+    /// `mine` rows in a static shape of `max`.
     pub fn capacity(max: usize, mine: usize) -> Self {
         RowCounts::Capacity { max, mine }
     }
 
-    /// `mine` rows; the others' are not known.
+    /// `mine` rows; the other replicas' numbers are not known.
     pub fn discover(mine: usize) -> Self {
         RowCounts::Discover { mine }
     }
 
-    /// The caller's own rows, after checking the counts against the group.
+    /// The number of the caller's own rows, after checking the counts against the group.
     ///
     /// # Errors
     /// `Shape` where an exact list has another length than the group has replicas, or `mine` is above `max`.

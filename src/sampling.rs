@@ -1,19 +1,24 @@
-//! Sampling: one token per row from its logits, the same whatever the sharding, the batch and the row's place in it.
+//! Sampling: one token per row from its logits, the same whatever the sharding, the batch and the row's place
+//! in it.
 //!
-//! For the row's logits `l_v` (f32, after adjustments), temperature T > 0 and `z_v = l_v / T` in f64, an id v survives
+//! For the row's logits `l_v` (f32, after adjustments), temperature T > 0 and `z_v = l_v / T` in f64, an id v
+//! survives
 //!
 //! 1. **min_p**: where `p_v >= min_p · p_max`, that is `(l_v - l_max) / T >= ln(min_p)`, both sides in f32;
 //! 2. **top_k**: among the k largest of those, ties by lowest id;
-//! 3. **top_p**: in the smallest set of the largest of those, ties by lowest id, whose mass is at least `top_p` of all of theirs.
+//! 3. **top_p**: in the smallest set of the largest of those, ties by lowest id, whose mass is at least
+//!    `top_p` of all of theirs.
 //!
-//! The answer is the survivor with the largest `z_v + g_v`, ties by lowest id, where `g_v` is the row's Gumbel noise for that id
-//! (the Gumbel-max trick: it is distributed as the softmax of the survivors' z). Temperature 0 is greedy: the largest logit.
+//! The answer is the survivor with the largest `z_v + g_v`, ties by lowest id, where `g_v` is the row's
+//! Gumbel noise for that id (the Gumbel-max trick: it is distributed as the softmax of the survivors' z).
+//! Temperature 0 is greedy: the largest logit.
 //!
 //! ```
 //! use lmhead::backend::cpu::CpuBackend;
 //! use lmhead::exchange::local;
 //! use lmhead::weights::synthetic;
-//! use lmhead::{HeadConfig, HeadGroup, HiddenRows, LmHead, Output, Quantization, Request, RowCounts, RowInputs, SamplingParams};
+//! use lmhead::{HeadConfig, HeadGroup, HiddenRows, LmHead, Output, Quantization, Request, RowCounts};
+//! use lmhead::{RowInputs, SamplingParams};
 //! use std::sync::Arc;
 //!
 //! # fn main() -> lmhead::Result<()> {
@@ -24,7 +29,8 @@
 //! let (exchange, backend) = (Arc::new(local::group(1).remove(0)), Arc::new(CpuBackend::new(None)?));
 //! let mut head = LmHead::new(&config, group, Arc::new(shard), exchange, backend)?;
 //!
-//! // A mixed batch: one request's 17th token at temperature 0.8 within a nucleus, another one's first, greedily.
+//! // A mixed batch: one request's 17th token at temperature 0.8 within a nucleus, another one's first,
+//! // greedily.
 //! let params = [
 //!     SamplingParams { seed: 42, position: 17, temperature: 0.8, top_p: 0.95, ..SamplingParams::default() },
 //!     SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -43,11 +49,11 @@
 //! # }
 //! ```
 //!
-//! * [`philox`]: where the noise comes from; a function of (seed, position, id) alone.
-//! * [`mass`]: what an id weighs: a fixed-point number, so that sums have no order.
-//! * `score`: `z_v + g_v` compared without rounding.
-//! * [`cut`]: finding the k-th largest logit, or the end of the nucleus, without the logits and in a number
-//!   of rounds that they do not decide.
+//! * [`philox`]: the noise, a function of (seed, position, id) alone.
+//! * [`mass`]: an id's unnormalised probability as a fixed-point number, so that sums do not depend on order.
+//! * `score`: compares `z_v + g_v` without rounding.
+//! * [`cut`]: finds the k-th largest logit, or the end of the nucleus, from histograms and in a number of
+//!   rounds that does not depend on the logits.
 
 pub mod cut;
 pub mod mass;
@@ -63,17 +69,17 @@ use score::Drawn;
 /// How one row is sampled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingParams {
-    /// Of the row's request: rows with the same seed and position get the same noise.
+    /// Seed of the row's request. Rows with the same seed and position get the same noise.
     pub seed: u64,
     /// Absolute position of the token that is sampled, so that no two tokens of a request share noise.
     pub position: u64,
-    /// 0: the largest logit, whatever the filters say. Else finite and positive.
+    /// Finite and at least 0. 0 takes the largest logit, whatever the filters are.
     pub temperature: f32,
-    /// Only the k largest; 0, or the vocabulary size and above: all.
+    /// Keeps only the k largest logits; 0, or the vocabulary size and above, keeps all.
     pub top_k: usize,
-    /// Only the smallest set with this mass, in (0, 1]; 1: all.
+    /// Keeps only the smallest set of ids with at least this probability, in (0, 1]; 1 keeps all.
     pub top_p: f32,
-    /// Only ids at least this probable relative to the most probable one, in [0, 1]; 0: all.
+    /// Keeps only ids with at least this fraction of the largest probability, in [0, 1]; 0 keeps all.
     pub min_p: f32,
 }
 
@@ -84,18 +90,19 @@ impl Default for SamplingParams {
     }
 }
 
-/// Who knows what filters (top_k, top_p, min_p) the rows of a sampling step have. The same on every rank.
+/// Who knows which filters (top_k, top_p, min_p) the rows of a sampling step have. The same on every rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum Filters {
-    /// The host, which looks at the parameters of all rows: a step takes no more rounds than they need.
+    /// The host looks at the parameters of all rows, and the step takes no more rounds than they need.
     #[default]
     ByHost = 0,
-    /// No row has one that counts, in a step that is on a device, without logprobs: each shard draws in its
-    /// product. Nobody on the host looks at the parameters, and a row that has a filter is one of bad input.
+    /// No row has an effective filter. For steps on a device, without logprobs: each shard draws in the
+    /// epilogue of its matmul. The host does not look at the parameters; a row that has a filter after all
+    /// gets the status of bad input.
     None = 1,
-    /// The device alone, in a step that is on one: every step takes the rounds of all filters, whatever its
-    /// rows have, so that a graph replays it for any parameters.
+    /// Only the device knows them. For steps on a device: every step takes the rounds of all filters,
+    /// whatever its rows have, so that a CUDA graph can replay it with any parameters.
     ByDevice = 2,
 }
 
@@ -115,31 +122,31 @@ impl std::fmt::Display for Filters {
     }
 }
 
-/// Bytes of the parameters on their way to the shards.
+/// Bytes of a row's parameters as they are sent to the shards.
 pub(crate) const PARAMS_BYTES: usize = size_of::<SamplingRow>();
 
-/// Up to this k the candidates themselves are exchanged, in one round; above it the k-th largest is searched
-/// for, which costs no more bytes: 8 a candidate against four histograms of 256 words, or more histograms
-/// with fewer words in total.
+/// Up to this k, shards send their k best candidates in one round. Above it the k-th largest logit is
+/// searched for, which then costs no more bytes: 8 per candidate, against four histograms of 256 words (or
+/// more histograms with fewer words in total).
 pub(crate) const LISTED: usize = LMHEAD_LISTED as usize;
 
-/// What has to be known of a row before it can be drawn; it depends on the parameters alone, which every rank
-/// knows.
+/// What must be known about a row before its token can be drawn. Depends only on the parameters, which every
+/// rank knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The best of every shard is enough: by logit at temperature 0, else by score.
+    /// The best id of every shard: by logit at temperature 0, else by score.
     Best,
-    /// The k best logits of every shard are enough; filters and draw are left to the row's owner.
+    /// The k best logits of every shard; the row's owner filters and draws.
     Listed { k: usize },
-    /// Shards filter and draw, once they know the largest logit.
+    /// The largest logit, with which the shards filter and draw.
     Threshold,
-    /// Besides, the k-th largest and then the end of the nucleus are searched for.
+    /// The largest logit; then the k-th largest and the end of the nucleus, each by a search.
     Cut { top_k: Option<u32>, nucleus: bool },
 }
 
 impl SamplingParams {
-    /// Checks the parameters of row `row`, as errors name it. Worth asking when a request comes in: in a step of several ranks a row
-    /// that is refused ends the step on all of them, and the head has to be rebuilt.
+    /// Checks the parameters; `row` is only named in errors. Best called when a request comes in: in a step
+    /// of several ranks a refused row ends the step on all of them, and the head has to be rebuilt.
     ///
     /// # Errors
     /// `Request` naming the row, the parameter and what it may be.
@@ -165,7 +172,7 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// What has to be known before the row can be drawn from a vocabulary of this size.
+    /// What must be known before a token can be drawn from a vocabulary of this size.
     pub(crate) fn kind(&self, vocab_size: usize) -> Kind {
         let top_k = (self.top_k > 0 && self.top_k < vocab_size).then_some(self.top_k);
         let nucleus = self.top_p < 1.0;
@@ -179,7 +186,8 @@ impl SamplingParams {
         }
     }
 
-    /// The row's answer from candidates among which are the `top_k` best of a vocabulary of this size, best first.
+    /// Filters and draws the row's token from candidates, best first, that include the `top_k` best of a
+    /// vocabulary of this size.
     pub(crate) fn choose(&self, candidates: &[Candidate], vocab_size: usize) -> Option<u32> {
         let scale = Scale::new(self, candidates.first()?.value, vocab_size);
         let kept = &candidates[..candidates.len().min(self.top_k)];
@@ -199,7 +207,8 @@ impl SamplingParams {
         best.id()
     }
 
-    /// As kernels and other ranks read it: the same for all that means the same in this vocabulary.
+    /// The form that kernels and other ranks read. Parameters that mean the same for this vocabulary have the
+    /// same bytes.
     pub fn to_row(&self, vocab_size: usize) -> SamplingRow {
         SamplingRow {
             seed: self.seed,

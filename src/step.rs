@@ -1,7 +1,5 @@
-//! A step's contract.
-//!
-//! The contract is that every rank of a group makes the same calls, in the same order, with agreeing
-//! arguments. Each rank states its side in a header of 96 bytes; all of them are compared.
+//! A step's contract: every rank of a group makes the same calls, in the same order, with agreeing arguments.
+//! Each rank describes its call in a header of 96 bytes; every rank compares all headers.
 
 use crate::backend::DeviceAdjustments;
 use crate::config::Verify;
@@ -25,17 +23,17 @@ const MAGIC: [u8; 4] = *b"LMH3";
 ///
 /// | bytes | field |
 /// |---|---|
-/// | 0..4 | `LMH2` |
+/// | 0..4 | `LMH3` |
 /// | 4..8 | head: hash of its name |
 /// | 8..12 | instance: which of the heads of this name on this transport |
 /// | 12..16 | epoch: times the head was rebuilt |
 /// | 16 | mode: 0 create, 1 exact, 2 capacity, 3 discover |
 /// | 17 | verification: 0 always, 1 warm_up, 2 every n |
 /// | 18 | request: 0 none, 1 logits, 2 argmax, 3 topk, 4 logprobs, 5 sample |
-/// | 19 | dtype of requested logits; logprobs, also a sampled token's: 1 raw, 2 processed |
+/// | 19 | dtype of requested logits; for logprobs, also a sampled token's: 1 raw, 2 processed |
 /// | 20..24 | n of `verify = every n` |
 /// | 24..32 | sequence: number of the step |
-/// | 32..40 | request's parameter: k; or top_n and, from bit 48 on, the targets of a row |
+/// | 32..40 | the request's k; or its top_n and, from bit 48 on, the number of targets per row |
 /// | 40..48 | rows that the rank's replica brings |
 /// | 48..56 | exact: digest of all counts; capacity: the capacity |
 /// | 56..64 | digest of what was agreed at creation: sizes, dtypes, quantisation, backend, ... |
@@ -44,9 +42,9 @@ const MAGIC: [u8; 4] = *b"LMH3";
 /// | 80 | 1 where the step has adjustments |
 /// | 81 | 1 where rows and answers are in device memory |
 /// | 82 | 1 where some rows have a mask in device memory |
-/// | 83 | 1 where no row has a filter: parameters in device memory, which the host does not look at |
-/// | 84..88 | the most additions of a row in device memory |
-/// | 88..92 | the most ids of a row with penalties in device memory |
+/// | 83 | who knows the rows' filters, `Filters`: 0 the host, 1 nobody (no row has one), 2 the device |
+/// | 84..88 | the most additions that a row has in device memory |
+/// | 88..92 | the most ids with penalties that a row has in device memory |
 /// | 92..96 | zero |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -59,7 +57,7 @@ pub struct Header {
     pub adjusted: bool,
     pub on_device: bool,
     pub filters: Filters,
-    /// Of adjustments in device memory.
+    /// Which adjustments some rows have in device memory.
     pub placed: DeviceAdjustments,
     pub sequence: u64,
     pub rows: u64,
@@ -69,7 +67,7 @@ pub struct Header {
     pub inputs: u64,
 }
 
-/// How the row counts of a step are known.
+/// What a header begins: the creation of a head, or a step whose row counts are known in one of three ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Mode {
@@ -128,15 +126,15 @@ struct Wire {
 const _: () = assert!(size_of::<Wire>() == HEADER_BYTES, "no gaps");
 const _: () = assert!(cfg!(target_endian = "little"), "integers travel as they lie in memory");
 
-/// Where a header has what is each replica's own.
+/// Offsets of the fields that may differ between replicas.
 const ROWS: std::ops::Range<usize> = offset_of!(Wire, rows)..offset_of!(Wire, counts);
 const INPUTS: std::ops::Range<usize> = offset_of!(Wire, inputs)..offset_of!(Wire, adjusted);
 const ADJUSTED: usize = offset_of!(Wire, adjusted);
-/// From this bit of the parameter on: targets of a row.
+/// The bit of `parameter` from which on it holds the targets per row.
 const TARGETS: u32 = 48;
 
 impl Header {
-    /// Of a creation.
+    /// The header of a creation.
     pub(crate) fn of_creation(head: u32, instance: u32, verify: Verify) -> Self {
         Header {
             head,
@@ -206,14 +204,14 @@ impl Header {
         })
     }
 
-    /// Digest of all that the members must have in common. The rows and inputs are each replica's own, and
-    /// where counts are learned, so is whether any rank has adjustments.
+    /// Digest of all that the members must have in common: not the rows and inputs, which are each replica's
+    /// own, and in mode discover not whether the rank has adjustments.
     pub fn terms(&self) -> u64 {
         let adjusted = self.adjusted && self.mode != Mode::Discover;
         digest::of_bytes(&Header { rows: 0, inputs: 0, adjusted, ..*self }.encode())
     }
 
-    /// Reads a header; `None` where the bytes are none of this version.
+    /// Reads a header; `None` where the bytes are not a header of this version.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let wire: Wire = bytemuck::pod_read_unaligned(bytes);
         if wire.magic != MAGIC {
@@ -278,7 +276,8 @@ fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// The digest of exact counts and the capacity, as the header carries them.
+/// The mode of a step with these counts, and the header's `counts` field: a digest of exact counts, or the
+/// capacity.
 pub(crate) fn counts_field(counts: &RowCounts) -> (Mode, u64) {
     match counts {
         RowCounts::Exact(list) => {
@@ -291,15 +290,14 @@ pub(crate) fn counts_field(counts: &RowCounts) -> (Mode, u64) {
     }
 }
 
-/// Compares the headers of `members` (ascending). `mine` is the caller's own; `name` is its head's name and
-/// `counts` its own list of exact counts, for messages. Returned is whether any rank has adjustments; the
-/// rows of each are in its header.
+/// Compares the headers of `members` (ascending), and returns whether any rank has adjustments. `mine` is the
+/// caller's own header; messages use `name`, its head's, and `counts`, its list of exact counts.
 ///
 /// Every rank that sees the same headers comes to the same result. Headers are compared as bytes, in one pass
-/// over the members; texts are made only where they differ.
+/// over the members; messages are only made where they differ.
 ///
 /// # Errors
-/// `StepMismatch` naming each field on which ranks differ, and who said what.
+/// `StepMismatch` naming each field on which ranks differ, and what each rank said.
 pub fn agree(
     group: &HeadGroup,
     members: &[usize],
@@ -309,7 +307,7 @@ pub fn agree(
     counts: &[usize],
 ) -> Result<bool> {
     let own = mine.encode();
-    // Where counts are learned, so is who has adjustments.
+    // In mode discover, each rank learns from the headers who has adjustments: they need not agree.
     let learned = mine.mode == Mode::Discover;
     let common = |header: &[u8; HEADER_BYTES]| {
         header[..ROWS.start] == own[..ROWS.start]
@@ -317,7 +315,7 @@ pub fn agree(
             && (header[ADJUSTED] == own[ADJUSTED] || learned && header[ADJUSTED] <= 1)
             && header[ADJUSTED + 1..] == own[ADJUSTED + 1..]
     };
-    // The tensor-parallel ranks of a replica are neighbours among the members.
+    // The tensor-parallel ranks of a replica are next to each other, and must agree on its rows and inputs.
     let of_replica = |at: usize| {
         let header = &headers[at];
         (u64_at(header, ROWS.start), u64_at(header, INPUTS.start), header[ADJUSTED])
@@ -344,14 +342,14 @@ fn disagreements(
     let ranks = || members.iter().map(|&m| group.ranks()[m]);
     let decoded: Vec<Option<Header>> = headers.iter().map(Header::decode).collect();
     if decoded.contains(&None) {
-        // All modes but one begin with a header, so that its absence says which mode it is.
+        // Only an exact step that is not verified begins without a header, so its absence names the mode.
         let said = headers.iter().zip(&decoded).map(|(bytes, header)| match header {
             Some(header) => format!("{} with a header", header.mode.name()),
             None => without_header(bytes).into(),
         });
         let said: Vec<(usize, String)> = ranks().zip(said).collect();
         let found = disagreement("mode", said.iter().cloned());
-        // Not even the caller's own came back as it was sent.
+        // All ranks, the caller included, seem to have said the same: the transport changed its own header.
         let all =
             || Disagreement { field: "mode".into(), said: vec![(ranks().collect(), said[0].1.clone())] };
         return vec![found.unwrap_or_else(all)];
@@ -395,7 +393,7 @@ fn disagreements(
             let said = ranks.iter().map(|(member, header)| (group.ranks()[*member], say(header)));
             found.extend(disagreement(&field, said));
         };
-        // Where it is learned who has adjustments, the ranks of a replica still speak for the same rows.
+        // Also in mode discover: the ranks of one replica bring the same rows.
         compare(format!("adjustments of replica {replica}"), &|h| {
             if h.adjusted { "some" } else { "none" }.into()
         });
@@ -405,14 +403,14 @@ fn disagreements(
         });
     }
     if found.is_empty() {
-        // Bytes differ that no field of this version has.
+        // Only bytes that belong to no field differ.
         let said = headers.iter().map(|bytes| format!("bytes of digest {:#018x}", digest::of_bytes(bytes)));
         found.extend(disagreement("header", ranks().zip(said)));
     }
     found
 }
 
-/// What a rank does whose message does not begin with a header of this version.
+/// What a message that does not begin with a header of this version says about its sender.
 fn without_header(bytes: &[u8]) -> &'static str {
     match bytes.starts_with(&MAGIC[..3]) {
         true => "a step header of another version of lmhead",
@@ -420,7 +418,7 @@ fn without_header(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// Groups ranks by what they said; `None` where all said the same.
+/// Groups the ranks by what they said about a field; `None` where all said the same.
 pub(crate) fn disagreement(field: &str, said: impl Iterator<Item = (usize, String)>) -> Option<Disagreement> {
     let mut groups: Vec<(Vec<usize>, String)> = Vec::new();
     for (member, what) in said {

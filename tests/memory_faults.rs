@@ -1,5 +1,5 @@
-//! Deliberately wrong: what `scripts/memory-check` must find, so that its silence about everything else says something. Each is wrong in a way that
-//! the loops of the CPU backend could be.
+//! Deliberately wrong: what `scripts/memory-check` must find, so that its silence about everything else says
+//! something. Each is wrong in a way that the loops of the CPU backend could be.
 #![allow(unsafe_code, reason = "it is wrong on purpose")]
 #![cfg(target_arch = "x86_64")]
 

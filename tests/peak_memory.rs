@@ -1,5 +1,5 @@
-//! What a process takes to load a head and run a step: its shard and at most a tenth more, by the system's own count of a child
-//! process (mapped files included).
+//! What a process takes to load a head and run a step: its shard and at most a tenth more, by the system's
+//! own count of a child process (mapped files included).
 #![cfg(target_os = "linux")]
 
 use lmhead::backend::cpu::CpuBackend;
@@ -78,8 +78,8 @@ fn a_head_takes_its_shard_and_a_tenth_more() {
         let scales = TensorView::new(Dtype::F32, vec![VOCAB, 1], &scales).unwrap();
         safetensors::serialize_to_file([("w", view), ("w_scale", scales)], None, &int8).unwrap();
     }
-    // bf16 stays in the file's pages, and so does int8 that was stored as such. int8 of a bf16 file is a copy of half its size, beside
-    // which the file must not stay.
+    // bf16 stays in the file's pages, and so does int8 that was stored as such. int8 of a bf16 file is a copy
+    // of half its size, beside which the file must not stay.
     for (how, file) in [("none", &file), ("w8a8", &file), ("w8a16", &file), ("w8a8", &int8), ("w8a16", &int8)]
     {
         let child = Command::new(std::env::current_exe().unwrap())

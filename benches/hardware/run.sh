@@ -1,6 +1,6 @@
 #!/bin/bash
-# bash run.sh OUTDIR [bits] [model] [sanitizer]: builds and runs the programs of this folder (all by default) on
-# the GPU of this machine and leaves their JSON in OUTDIR. Needs nvcc and a Hopper GPU.
+# bash run.sh OUTDIR [bits] [model] [sanitizer]: builds and runs the programs of this folder (all by default)
+# on the GPU of this machine and leaves their JSON in OUTDIR. Needs nvcc and a Hopper GPU.
 set -uo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift

@@ -30,7 +30,9 @@ struct Random {  // splitmix64: the same numbers everywhere
   }
   int below(int n) { return int(next() % uint64_t(n)); }
   double uniform() { return double(next() >> 11) * 0x1p-53; }
-  double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
+  double normal() {
+    return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform());
+  }
 };
 
 inline uint16_t to_16(Input type, float x) {
@@ -48,8 +50,8 @@ inline uint16_t to_16(Input type, float x) {
 inline double value(Input type, uint16_t bits) {  // finite ones only
   const int mantissa = type == Input::bf16 ? 7 : 10, bias = type == Input::bf16 ? 127 : 15;
   const int field = (bits & 0x7fff) >> mantissa, fraction = bits & ((1 << mantissa) - 1);
-  const double magnitude =
-      field ? std::ldexp(fraction | 1 << mantissa, field - bias - mantissa) : std::ldexp(fraction, 1 - bias - mantissa);
+  const double magnitude = field ? std::ldexp(fraction | 1 << mantissa, field - bias - mantissa)
+                                 : std::ldexp(fraction, 1 - bias - mantissa);
   return bits >> 15 ? -magnitude : magnitude;
 }
 
@@ -82,7 +84,9 @@ struct Device {  // a device array
   explicit Device(const std::vector<T> &v) : Device(v.size()) { put(v); }
   Device(const Device &) = delete;
   ~Device() { cudaFree(data); }
-  void put(const std::vector<T> &v) { CHECK(cudaMemcpy(data, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice)); }
+  void put(const std::vector<T> &v) {
+    CHECK(cudaMemcpy(data, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
   void poison() { CHECK(cudaMemset(data, 0xff, count * sizeof(T))); }
   std::vector<T> get() const {
     std::vector<T> v(count);
@@ -90,7 +94,8 @@ struct Device {  // a device array
     return v;
   }
 };
-// What poison() leaves in an f32. The tensor cores' own NaN is 0x7fffffff, so it can be told from an unwritten element.
+// What poison() leaves in an f32. The tensor cores' own NaN is 0x7fffffff, so it can be told from an
+// unwritten element.
 constexpr uint32_t kPoison = 0xffffffffu;
 
 inline std::string line_of(const char *command) {
@@ -118,12 +123,13 @@ inline void json_head(FILE *f, const char *method, int argc, char **argv, uint64
     const char *name = std::strrchr(argv[i], '/');
     command += std::string(i ? " " : "") + (name ? name + 1 : argv[i]);
   }
-  std::fprintf(f,
-               "{\n  \"device\": \"%s\",\n  \"compute_capability\": \"%d.%d\",\n  \"driver\": \"%s\",\n"
-               "  \"cuda_driver_api\": %d,\n  \"cuda_runtime\": %d,\n  \"nvcc\": \"%d.%d.%d\",\n  \"date\": \"%s\",\n"
-               "  \"command\": \"%s\",\n  \"seed\": %llu,\n  \"method\": \"%s\",\n",
-               device.name, device.major, device.minor,
-               line_of("nvidia-smi --query-gpu=driver_version --format=csv,noheader").c_str(), driver, runtime,
-               __CUDACC_VER_MAJOR__, __CUDACC_VER_MINOR__, __CUDACC_VER_BUILD__, date, command.c_str(),
-               (unsigned long long)seed, method);
+  std::fprintf(
+      f,
+      "{\n  \"device\": \"%s\",\n  \"compute_capability\": \"%d.%d\",\n  \"driver\": \"%s\",\n"
+      "  \"cuda_driver_api\": %d,\n  \"cuda_runtime\": %d,\n  \"nvcc\": \"%d.%d.%d\",\n  \"date\": \"%s\",\n"
+      "  \"command\": \"%s\",\n  \"seed\": %llu,\n  \"method\": \"%s\",\n",
+      device.name, device.major, device.minor,
+      line_of("nvidia-smi --query-gpu=driver_version --format=csv,noheader").c_str(), driver, runtime,
+      __CUDACC_VER_MAJOR__, __CUDACC_VER_MINOR__, __CUDACC_VER_BUILD__, date, command.c_str(),
+      (unsigned long long)seed, method);
 }

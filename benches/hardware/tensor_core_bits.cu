@@ -1,10 +1,11 @@
-// Do the bits of a 16-bit matrix product depend on the instruction, its shape, the orientation, the source of an
-// operand, the position in the tile or the neighbours?
+// Do the bits of a 16-bit matrix product depend on the instruction, its shape, the orientation, the source of
+// an operand, the position in the tile or the neighbours?
 //
 //     tensor_core_bits OUT.json [small]
 //
-// Every variant computes the same f32 logits [vocab, tokens] from W [vocab, K] and x [tokens, K], one accumulator
-// chain, k ascending. Variants are sorted into classes of equal bits, and one element per class pair is described.
+// Every variant computes the same f32 logits [vocab, tokens] from W [vocab, K] and x [tokens, K], one
+// accumulator chain, k ascending. Variants are sorted into classes of equal bits, and one element per class
+// pair is described.
 #include "support.hpp"
 
 struct Variant {
@@ -17,7 +18,8 @@ template <class Type, int kN>
 void add_wgmma(std::vector<Variant> &v, bool swapped, const std::string &side) {
   const std::string name = "wgmma m64n" + std::to_string(kN) + "k16, " + side + " on m, A from ";
   v.push_back({name + "shared", [](Problem p, int batch) { run_wgmma<Type, kN, false>(p, batch); }, swapped});
-  v.push_back({name + "registers", [](Problem p, int batch) { run_wgmma<Type, kN, true>(p, batch); }, swapped});
+  v.push_back(
+      {name + "registers", [](Problem p, int batch) { run_wgmma<Type, kN, true>(p, batch); }, swapped});
 }
 
 template <class Type>
@@ -25,10 +27,10 @@ std::vector<Variant> variants() {
   std::vector<Variant> v;
   for (const bool swapped : {false, true}) {
     const std::string side = swapped ? "x" : "W";
-    v.push_back(
-        {"mma.sync m16n8k16, " + side + " on m", [](Problem p, int batch) { run_mma<Type, 16>(p, batch); }, swapped});
-    v.push_back(
-        {"mma.sync m16n8k8, " + side + " on m", [](Problem p, int batch) { run_mma<Type, 8>(p, batch); }, swapped});
+    v.push_back({"mma.sync m16n8k16, " + side + " on m",
+                 [](Problem p, int batch) { run_mma<Type, 16>(p, batch); }, swapped});
+    v.push_back({"mma.sync m16n8k8, " + side + " on m",
+                 [](Problem p, int batch) { run_mma<Type, 8>(p, batch); }, swapped});
     add_wgmma<Type, 8>(v, swapped, side);
     add_wgmma<Type, 16>(v, swapped, side);
     add_wgmma<Type, 24>(v, swapped, side);
@@ -48,10 +50,11 @@ struct Data {
   int vocab, tokens, k;
 };
 
-// gaussian: as an LM head sees it. wide: magnitudes over 2^±12, and every second product nearly cancels the one before.
-// integers: |x|, |w| <= 8, so that every partial sum is exact.
+// gaussian: as an LM head sees it. wide: magnitudes over 2^±12, and every second product nearly cancels the
+// one before. integers: |x|, |w| <= 8, so that every partial sum is exact.
 Data make(Input type, const std::string &kind, int vocab, int tokens, int k, uint64_t seed) {
-  Data d{std::vector<uint16_t>(size_t(vocab) * k), std::vector<uint16_t>(size_t(tokens) * k), vocab, tokens, k};
+  Data d{std::vector<uint16_t>(size_t(vocab) * k), std::vector<uint16_t>(size_t(tokens) * k), vocab, tokens,
+         k};
   const auto fill = [&](std::vector<uint16_t> &m, int rows, uint64_t salt, bool weights) {
     parallel_for(rows, [&](int64_t row) {
       Random r{seed ^ salt ^ uint64_t(row) << 20};
@@ -68,7 +71,8 @@ Data make(Input type, const std::string &kind, int vocab, int tokens, int k, uin
           v = weights ? -last * (1 + (r.uniform() - 0.5) * 0.02) : last;
         m[row * k + i] = to_16(type, float(v));
       }
-      if (kind == "wide")  // scale pairs of columns alike in every row: the exponents of the products spread along k
+      if (kind ==
+          "wide")  // scale pairs of columns alike in every row: the exponents of the products spread along k
         for (int i = 0; i < k; i += 2) {
           Random s{seed ^ 77 ^ uint64_t(i) << 8};
           const int up = s.below(13) - 6;
@@ -113,7 +117,8 @@ std::vector<uint32_t> model(const Data &d) {
   parallel_for(d.vocab, [&](int64_t v) {
     for (int64_t t = 0; t < d.tokens; ++t) {
       uint32_t c = 0;
-      for (int k = 0; k < steps; ++k) c = tensor_core::dot_step<kInput>(w[v * steps + k], x[t * steps + k], c);
+      for (int k = 0; k < steps; ++k)
+        c = tensor_core::dot_step<kInput>(w[v * steps + k], x[t * steps + k], c);
       out[v * d.tokens + t] = c;
     }
   });
@@ -143,15 +148,18 @@ struct Context {
   int failures = 0;  // findings against promise 1 inside one instruction family
 };
 
-void classes(Context &c, Input type, const std::vector<Variant> &all, const std::string &kind, int k, bool last) {
+void classes(Context &c, Input type, const std::vector<Variant> &all, const std::string &kind, int k,
+             bool last) {
   const int vocab = c.small ? 72 : 512, tokens = c.small ? 40 : 256;
   const Data d = make(type, kind, vocab, tokens, k, c.seed);
   std::vector<std::string> names;
   std::vector<std::vector<uint32_t>> results;
   for (const Variant &v : all) names.push_back(v.name), results.push_back(run(v, d, tokens));
   const bool bf16 = type == Input::bf16;
-  names.push_back("CPU model, k16"), results.push_back(bf16 ? model<Input::bf16, 16>(d) : model<Input::f16, 16>(d));
-  names.push_back("CPU model, k8"), results.push_back(bf16 ? model<Input::bf16, 8>(d) : model<Input::f16, 8>(d));
+  names.push_back("CPU model, k16"),
+      results.push_back(bf16 ? model<Input::bf16, 16>(d) : model<Input::f16, 16>(d));
+  names.push_back("CPU model, k8"),
+      results.push_back(bf16 ? model<Input::bf16, 8>(d) : model<Input::f16, 8>(d));
 
   std::vector<size_t> first, of(results.size());  // classes of equal bits, by their first member
   for (size_t i = 0; i < results.size(); ++i) {
@@ -176,18 +184,22 @@ void classes(Context &c, Input type, const std::vector<Variant> &all, const std:
   for (size_t i = 0; i < n; ++i) squares += truth[i] * truth[i];
   const double rms = std::sqrt(squares / double(n));
   for (size_t j = 0; j < first.size(); ++j)
-    for (size_t i = 0; i < n; ++i) error[j] = std::max(error[j], std::fabs(float_of(results[first[j]][i]) - truth[i]));
+    for (size_t i = 0; i < n; ++i)
+      error[j] = std::max(error[j], std::fabs(float_of(results[first[j]][i]) - truth[i]));
   std::fprintf(c.json,
-               "    {\"input\": \"%s\", \"data\": \"%s\", \"vocab\": %d, \"tokens\": %d, \"k\": %d, \"elements\": %zu, "
+               "    {\"input\": \"%s\", \"data\": \"%s\", \"vocab\": %d, \"tokens\": %d, \"k\": %d, "
+               "\"elements\": %zu, "
                "\"variants\": %zu,\n     \"classes_of_equal_bits\": [\n",
                type == Input::bf16 ? "bf16" : "f16", kind.c_str(), vocab, tokens, k, n, names.size());
-  std::printf("%-5s %-9s K %5d: %zu class(es)", type == Input::bf16 ? "bf16" : "f16", kind.c_str(), k, first.size());
+  std::printf("%-5s %-9s K %5d: %zu class(es)", type == Input::bf16 ? "bf16" : "f16", kind.c_str(), k,
+              first.size());
   for (size_t j = 0; j < first.size(); ++j) {
     std::fprintf(c.json, "       {\"max_error_over_rms\": %.3e, \"members\": [", error[j] / rms);
     bool comma = false;
     size_t members = 0;
     for (size_t i = 0; i < names.size(); ++i)
-      if (of[i] == j) std::fprintf(c.json, "%s\"%s\"", comma ? ", " : "", names[i].c_str()), comma = true, ++members;
+      if (of[i] == j)
+        std::fprintf(c.json, "%s\"%s\"", comma ? ", " : "", names[i].c_str()), comma = true, ++members;
     std::fprintf(c.json, "]}%s\n", j + 1 < first.size() ? "," : "");
     std::printf(" | %zu: %s..., err/rms %.2e", members, names[first[j]].c_str(), error[j] / rms);
   }
@@ -199,7 +211,8 @@ void classes(Context &c, Input type, const std::vector<Variant> &all, const std:
       std::fprintf(c.json,
                    "%s\n       {\"a\": \"%s\", \"b\": \"%s\", \"differing\": %zu, \"of\": %zu, "
                    "\"max_difference_over_rms\": %.3e}",
-                   i + j > 1 ? "," : "", names[first[i]].c_str(), names[first[j]].c_str(), r.count, n, r.max_relative);
+                   i + j > 1 ? "," : "", names[first[i]].c_str(), names[first[j]].c_str(), r.count, n,
+                   r.max_relative);
       std::printf("   %s / %s: %zu of %zu differ, at most %.2e of the rms\n", names[first[i]].c_str(),
                   names[first[j]].c_str(), r.count, n, r.max_relative);
     }
@@ -226,7 +239,8 @@ void positions(Context &c, Input type, const std::vector<Variant> &all, const st
     for (int i = n - 1; i > 0; --i) std::swap(p[i], p[r.below(i + 1)]);
     return p;
   };
-  size_t same = 0, permuted = 0, hostile = 0, fewer = 0, of_same = 0, of_permuted = 0, of_hostile = 0, of_fewer = 0;
+  size_t same = 0, permuted = 0, hostile = 0, fewer = 0, of_same = 0, of_permuted = 0, of_hostile = 0,
+         of_fewer = 0;
   for (const Variant &v : all) {
     const std::vector<uint32_t> base = run(v, d, tokens);
     {  // one row and one token everywhere
@@ -238,19 +252,23 @@ void positions(Context &c, Input type, const std::vector<Variant> &all, const st
     for (int round = 0; round < 3; ++round) {
       const std::vector<int> pw = shuffled(vocab), px = shuffled(tokens);
       Data e = d;
-      for (int i = 0; i < vocab; ++i) std::copy_n(d.w.begin() + size_t(pw[i]) * k, k, e.w.begin() + size_t(i) * k);
-      for (int i = 0; i < tokens; ++i) std::copy_n(d.x.begin() + size_t(px[i]) * k, k, e.x.begin() + size_t(i) * k);
+      for (int i = 0; i < vocab; ++i)
+        std::copy_n(d.w.begin() + size_t(pw[i]) * k, k, e.w.begin() + size_t(i) * k);
+      for (int i = 0; i < tokens; ++i)
+        std::copy_n(d.x.begin() + size_t(px[i]) * k, k, e.x.begin() + size_t(i) * k);
       const std::vector<uint32_t> moved = run(v, e, tokens);
       for (int i = 0; i < vocab; ++i)
         for (int j = 0; j < tokens; ++j)
           permuted += moved[size_t(i) * tokens + j] != base[size_t(pw[i]) * tokens + px[j]], ++of_permuted;
-      // Half of the rows and tokens become infinities, NaNs and the largest numbers; the others must not notice.
+      // Half of the rows and tokens become infinities, NaNs and the largest numbers; the others must not
+      // notice.
       const uint16_t infinity = type == Input::bf16 ? 0x7f80 : 0x7c00;
       std::vector<char> bad_w(vocab), bad_x(tokens);
       const auto spoil = [&](std::vector<uint16_t> &m, std::vector<char> &bad) {
         for (size_t i = 0; i < bad.size(); ++i)
           if ((bad[i] = char(r.below(2))))
-            for (int j = 0; j < k; ++j) m[i * k + j] = uint16_t(infinity - 1 + r.below(3)) | uint16_t(r.below(2) << 15);
+            for (int j = 0; j < k; ++j)
+              m[i * k + j] = uint16_t(infinity - 1 + r.below(3)) | uint16_t(r.below(2) << 15);
       };
       e = d;
       spoil(e.w, bad_w), spoil(e.x, bad_x);
@@ -267,19 +285,20 @@ void positions(Context &c, Input type, const std::vector<Variant> &all, const st
           fewer += part[size_t(i) * count + j] != base[size_t(i) * tokens + j], ++of_fewer;
     }
   }
-  std::fprintf(
-      c.json,
-      "    {\"input\": \"%s\", \"data\": \"%s\", \"vocab\": %d, \"tokens\": %d, \"k\": %d, \"variants\": %zu,\n"
-      "     \"one_row_and_token_everywhere\": {\"differing\": %zu, \"of\": %zu},\n"
-      "     \"rows_and_tokens_permuted\": {\"differing\": %zu, \"of\": %zu},\n"
-      "     \"beside_infinities_and_nans\": {\"differing\": %zu, \"of\": %zu},\n"
-      "     \"smaller_batch_1_3_9_33\": {\"differing\": %zu, \"of\": %zu}}%s\n",
-      type == Input::bf16 ? "bf16" : "f16", kind.c_str(), vocab, tokens, k, all.size(), same, of_same, permuted,
-      of_permuted, hostile, of_hostile, fewer, of_fewer, last ? "" : ",");
+  std::fprintf(c.json,
+               "    {\"input\": \"%s\", \"data\": \"%s\", \"vocab\": %d, \"tokens\": %d, \"k\": %d, "
+               "\"variants\": %zu,\n"
+               "     \"one_row_and_token_everywhere\": {\"differing\": %zu, \"of\": %zu},\n"
+               "     \"rows_and_tokens_permuted\": {\"differing\": %zu, \"of\": %zu},\n"
+               "     \"beside_infinities_and_nans\": {\"differing\": %zu, \"of\": %zu},\n"
+               "     \"smaller_batch_1_3_9_33\": {\"differing\": %zu, \"of\": %zu}}%s\n",
+               type == Input::bf16 ? "bf16" : "f16", kind.c_str(), vocab, tokens, k, all.size(), same,
+               of_same, permuted, of_permuted, hostile, of_hostile, fewer, of_fewer, last ? "" : ",");
   std::printf(
-      "%-5s %-9s positions: same %zu, permuted %zu, hostile %zu, smaller batch %zu differing (of %zu, %zu, %zu, %zu)\n",
-      type == Input::bf16 ? "bf16" : "f16", kind.c_str(), same, permuted, hostile, fewer, of_same, of_permuted,
-      of_hostile, of_fewer);
+      "%-5s %-9s positions: same %zu, permuted %zu, hostile %zu, smaller batch %zu differing (of %zu, %zu, "
+      "%zu, %zu)\n",
+      type == Input::bf16 ? "bf16" : "f16", kind.c_str(), same, permuted, hostile, fewer, of_same,
+      of_permuted, of_hostile, of_fewer);
   c.failures += same + permuted + hostile + fewer != 0;
 }
 
@@ -289,9 +308,11 @@ int main(int argc, char **argv) {
   if (!c.json) return std::perror(argv[1]), 1;
   std::printf("seed %llu\n", (unsigned long long)c.seed);
   json_head(c.json,
-            "Each variant computes the same f32 matrix, one accumulator chain from zero, k ascending; outputs poisoned "
+            "Each variant computes the same f32 matrix, one accumulator chain from zero, k ascending; "
+            "outputs poisoned "
             "before each run, "
-            "compared bit for bit. Classes: variants whose every element has equal bits. Errors and differences are "
+            "compared bit for bit. Classes: variants whose every element has equal bits. Errors and "
+            "differences are "
             "relative to the "
             "root mean square of the float64 result.",
             argc, argv, c.seed);

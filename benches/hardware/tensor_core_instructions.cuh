@@ -1,7 +1,7 @@
 // Small kernels around one tensor-core instruction each, for tests of its bits: no pipeline, no speed.
 //
-// All compute D[i, j] = C[i, j] + sum over k of A[i, k]·B[j, k], k ascending, in one accumulator chain; A and B are
-// 16-bit and contiguous along k. Rows past the end are zeros in the tile and are not written.
+// All compute D[i, j] = C[i, j] + sum over k of A[i, k]·B[j, k], k ascending, in one accumulator chain; A and
+// B are 16-bit and contiguous along k. Rows past the end are zeros in the tile and are not written.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -99,10 +99,10 @@ __global__ void __launch_bounds__(32) mma_kernel(Problem p) {
 #define T12 T10() ",%10,%11"
 #define T32 T10() "," T10(1) "," T10(2) ",%30,%31"
 #define T64 T10() "," T10(1) "," T10(2) "," T10(3) "," T10(4) "," T10(5) ",%60,%61,%62,%63"
-#define T128                                                                                                  \
-  T10()                                                                                                       \
-  "," T10(1) "," T10(2) "," T10(3) "," T10(4) "," T10(5) "," T10(6) "," T10(7) "," T10(8) "," T10(9) "," T10( \
-      10) "," T10(11) ",%120,%121,%122,%123,%124,%125,%126,%127"
+#define T128                                                                                       \
+  T10()                                                                                            \
+  "," T10(1) "," T10(2) "," T10(3) "," T10(4) "," T10(5) "," T10(6) "," T10(7) "," T10(8) "," T10( \
+      9) "," T10(10) "," T10(11) ",%120,%121,%122,%123,%124,%125,%126,%127"
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define D8(i) D4(i), D4(i + 4)
 #define D12(i) D8(i), D4(i + 8)
@@ -111,19 +111,21 @@ __global__ void __launch_bounds__(32) mma_kernel(Problem p) {
 #define D128(i) D64(i), D64(i + 64)
 
 // R accumulators per thread; the numbers after them are the operands that follow, in order.
-#define WGMMA_SHARED(n, type, R, i0, i1, i2)                                                                     \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %" #i2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type \
-               "." type " {" T##R "}, %" #i0 ", %" #i1 ", p, 1, 1, 0, 0;}"                                       \
-               : D##R(0)                                                                                         \
+#define WGMMA_SHARED(n, type, R, i0, i1, i2)                                                     \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %" #i2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n \
+               "k16.f32." type "." type " {" T##R "}, %" #i0 ", %" #i1 ", p, 1, 1, 0, 0;}"       \
+               : D##R(0)                                                                         \
                : "l"(desc_a), "l"(desc_b), "r"(keep))
-#define WGMMA_REGISTERS(n, type, R, i0, i1, i2, i3, i4, i5)                                                      \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %" #i5 ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type \
-               "." type " {" T##R "}, {%" #i0 ",%" #i1 ",%" #i2 ",%" #i3 "}, %" #i4 ", p, 1, 1, 0;}"             \
-               : D##R(0)                                                                                         \
+#define WGMMA_REGISTERS(n, type, R, i0, i1, i2, i3, i4, i5)                                         \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %" #i5 ", 0; wgmma.mma_async.sync.aligned.m64n" #n    \
+               "k16.f32." type "." type " {" T##R "}, {%" #i0 ",%" #i1 ",%" #i2 ",%" #i3 "}, %" #i4 \
+                                                  ", p, 1, 1, 0;}"                                  \
+               : D##R(0)                                                                            \
                : "r"(fa[0]), "r"(fa[1]), "r"(fa[2]), "r"(fa[3]), "l"(desc_b), "r"(keep))
 
 template <class Type, int kN, bool kRegisters>
-__device__ void wgmma(float (&d)[kN / 2], const uint32_t (&fa)[4], uint64_t desc_a, uint64_t desc_b, int keep){
+__device__ void wgmma(float (&d)[kN / 2], const uint32_t (&fa)[4], uint64_t desc_a, uint64_t desc_b,
+                      int keep) {
 #define BOTH(n, R, s0, s1, s2, s3, s4, s5)                     \
   if constexpr (kN == n) {                                     \
     if constexpr (std::is_same<Type, Bf16>::value) {           \
@@ -140,15 +142,17 @@ __device__ void wgmma(float (&d)[kN / 2], const uint32_t (&fa)[4], uint64_t desc
   }
     BOTH(8, 4, 4, 5, 6, 7, 8, 9) BOTH(16, 8, 8, 9, 10, 11, 12, 13) BOTH(24, 12, 12, 13, 14, 15, 16, 17)
         BOTH(64, 32, 32, 33, 34, 35, 36, 37) BOTH(128, 64, 64, 65, 66, 67, 68, 69)
-            BOTH(256, 128, 128, 129, 130, 131, 132, 133)}
+            BOTH(256, 128, 128, 129, 130, 131, 132, 133)
+}
 
 // K-major, 128-byte swizzle: 8-row atoms of 1024 bytes, chunk c of row r at c ^ (r % 8).
 __device__ inline uint64_t descriptor(uint32_t address) {
-  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 |
+         uint64_t(1) << 62;
 }
 
-__device__ inline void fill_tile(unsigned char *tile, const uint16_t *m, int first, int count, int rows, int k_size,
-                                 int k0) {
+__device__ inline void fill_tile(unsigned char *tile, const uint16_t *m, int first, int count, int rows,
+                                 int k_size, int k0) {
   for (int i = threadIdx.x; i < count * 8; i += 128) {
     const int row = i / 8, chunk = i % 8;
     uint4 v = make_uint4(0, 0, 0, 0);
@@ -181,7 +185,8 @@ __global__ void __launch_bounds__(128) wgmma_kernel(Problem p) {
   for (int i = 0; i < kN / 2; ++i) {
     // With scale-d = 0 the accumulators must not be read: a NaN would show it.
     d[i] = p.c || order == kStartFromZero ? 0.0f : __int_as_float(0x7fffffff);
-    if (p.c && at(i, r, c)) d[i] = p.c[blockIdx.z * p.batch_d + int64_t(r) * p.stride_a + int64_t(c) * p.stride_b];
+    if (p.c && at(i, r, c))
+      d[i] = p.c[blockIdx.z * p.batch_d + int64_t(r) * p.stride_a + int64_t(c) * p.stride_b];
   }
   int keep = p.c || order == kStartFromZero;
   if (__cvta_generic_to_shared(tile_a) % 1024 + __cvta_generic_to_shared(tile_b) % 1024 != 0) __trap();
@@ -232,6 +237,7 @@ void run_mma(const Problem &p, int batch) {
 
 template <class Type, int kN, bool kRegisters, WgmmaOrder order = kWaitPerBlock>
 void run_wgmma(const Problem &p, int batch) {
-  wgmma_kernel<Type, kN, kRegisters, order><<<dim3((p.rows_a + 63) / 64, (p.rows_b + kN - 1) / kN, batch), 128>>>(p);
+  wgmma_kernel<Type, kN, kRegisters, order>
+      <<<dim3((p.rows_a + 63) / 64, (p.rows_b + kN - 1) / kN, batch), 128>>>(p);
   CHECK(cudaGetLastError());
 }

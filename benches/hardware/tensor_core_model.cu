@@ -1,11 +1,11 @@
-// Is tensor_core_model.hpp exact? Single instructions with random and hostile operands and accumulators, on the GPU and
-// in the model, compared bit for bit.
+// Is tensor_core_model.hpp exact? Single instructions with random and hostile operands and accumulators, on
+// the GPU and in the model, compared bit for bit.
 //
 //     tensor_core_model OUT.json MISMATCHES.txt [steps per category in thousands, default 1000]
 //
-// Every instruction computes 64 x 64 tiles with one k-step; each element is one dot-product step with its own c.
-// As a control the report also counts mismatches of models that are wrong by little: 24 or 26 fraction bits, and 16
-// products taken as two groups of 8.
+// Every instruction computes 64 x 64 tiles with one k-step; each element is one dot-product step with its own
+// c. As a control the report also counts mismatches of models that are wrong by little: 24 or 26 fraction
+// bits, and 16 products taken as two groups of 8.
 #include "support.hpp"
 
 using tensor_core::Operands;
@@ -31,7 +31,9 @@ float signed_power(Random &r, double mantissa, int exponent) {
 uint16_t random_16(Input t, Random &r, int low, int high) {
   return to_16(t, signed_power(r, 1 + r.uniform(), low + r.below(high - low + 1)));
 }
-uint16_t any_finite(Input t, Random &r) { return uint16_t(r.below(infinity(t))) | uint16_t(r.below(2) << 15); }
+uint16_t any_finite(Input t, Random &r) {
+  return uint16_t(r.below(infinity(t))) | uint16_t(r.below(2) << 15);
+}
 
 template <class A, class B, class C>
 void each(Tile &t, A a, B b, C c) {
@@ -54,7 +56,9 @@ double dot(Input type, const Tile &t, int i, int j) {
 const Category kCategories[] = {
     {"gaussian", "normal operands, c of the size of a partial sum",
      [](Input y, Random &r, Tile &t) {
-       each(t, [&](int, int) { return to_16(y, float(r.normal())); }, [&](int, int) { return float(r.normal() * 20); });
+       each(
+           t, [&](int, int) { return to_16(y, float(r.normal())); },
+           [&](int, int) { return float(r.normal() * 20); });
      }},
     {"gaussian from zero", "normal operands, c = 0",
      [](Input y, Random &r, Tile &t) {
@@ -74,7 +78,9 @@ const Category kCategories[] = {
      }},
     {"any bits", "operands and c: uniform bit patterns, infinities and NaNs among them",
      [](Input, Random &r, Tile &t) {
-       each(t, [&](int, int) { return uint16_t(r.next()); }, [&](int, int) { return float_of(uint32_t(r.next())); });
+       each(
+           t, [&](int, int) { return uint16_t(r.next()); },
+           [&](int, int) { return float_of(uint32_t(r.next())); });
      }},
     {"c larger", "c 2^15 to 2^32 times the products",
      [](Input y, Random &r, Tile &t) {
@@ -94,7 +100,8 @@ const Category kCategories[] = {
        for (int i = 0; i < kSide; ++i)
          for (int j = 0; j < kSide; ++j) {
            t.c[i][j] = float(-dot(y, t, i, j));
-           if (t.c[i][j] != 0 && r.below(2)) t.c[i][j] = float_of(bits_of(t.c[i][j]) + uint32_t(r.below(9) - 4));
+           if (t.c[i][j] != 0 && r.below(2))
+             t.c[i][j] = float_of(bits_of(t.c[i][j]) + uint32_t(r.below(9) - 4));
          }
      }},
     {"products cancel", "products in nearly opposite pairs, c small",
@@ -112,7 +119,10 @@ const Category kCategories[] = {
      [](Input y, Random &r, Tile &t) {
        const int half = y == Input::bf16 ? 15 : 7;
        each(
-           t, [&](int, int) { return to_16(y, signed_power(r, 1 + r.below(4) * 0.25, r.below(2 * half + 1) - half)); },
+           t,
+           [&](int, int) {
+             return to_16(y, signed_power(r, 1 + r.below(4) * 0.25, r.below(2 * half + 1) - half));
+           },
            [&](int, int) {
              return signed_power(r, r.below(2) ? 1 : 1 + r.below(1 << 23) * 0x1p-23, r.below(61) - 30);
            });
@@ -121,7 +131,8 @@ const Category kCategories[] = {
      [](Input y, Random &r, Tile &t) {
        const int half = y == Input::bf16 ? 30 : 13;
        each(
-           t, [&](int, int) { return r.below(4) ? uint16_t(r.below(2) << 15) : random_16(y, r, -half, half); },
+           t,
+           [&](int, int) { return r.below(4) ? uint16_t(r.below(2) << 15) : random_16(y, r, -half, half); },
            [&](int, int) { return r.below(3) ? signed_power(r, 1 + r.uniform(), r.below(100) - 50) : 0.0f; });
      }},
     {"zeros beside subnormal c", "products that are zero though one operand is huge, subnormal or tiny c",
@@ -130,7 +141,9 @@ const Category kCategories[] = {
        each(
            t, [&](int, int) { return mostly && r.below(16) ? uint16_t(0) : any_finite(y, r); },
            [&](int, int) { return uint16_t(r.below(2) << 15); },
-           [&](int, int) { return float_of(uint32_t(r.next() >> (40 + r.below(24))) | uint32_t(r.below(2)) << 31); });
+           [&](int, int) {
+             return float_of(uint32_t(r.next() >> (40 + r.below(24))) | uint32_t(r.below(2)) << 31);
+           });
      }},
     {"signed zeros", "operands ±0 and ±1 (few), c = ±0",
      [](Input y, Random &r, Tile &t) {
@@ -157,16 +170,22 @@ const Category kCategories[] = {
                             : random_16(y, r, y == Input::bf16 ? 90 : 0, y == Input::bf16 ? 127 : 15);
        };
        const int low = y == Input::bf16 ? -150 : -60;
-       each(t, tiny, large,
-            [&](int, int) { return r.below(2) ? 0.0f : signed_power(r, 1 + r.uniform(), low + r.below(90)); });
+       each(t, tiny, large, [&](int, int) {
+         return r.below(2) ? 0.0f : signed_power(r, 1 + r.uniform(), low + r.below(90));
+       });
      }},
-    {"subnormal results", "products around and below 2^-126 (bf16; exact zeros for f16), c subnormal or near it",
+    {"subnormal results",
+     "products around and below 2^-126 (bf16; exact zeros for f16), c subnormal or near it",
      [](Input y, Random &r, Tile &t) {
        each(
-           t, [&](int, int) { return y == Input::bf16 ? random_16(y, r, -78, -60) : uint16_t(r.below(2) << 15); },
+           t,
            [&](int, int) {
-             return r.below(4) ? float_of(uint32_t(r.below(0x01800000) >> r.below(24)) | uint32_t(r.below(2)) << 31)
-                               : 0.0f;
+             return y == Input::bf16 ? random_16(y, r, -78, -60) : uint16_t(r.below(2) << 15);
+           },
+           [&](int, int) {
+             return r.below(4)
+                        ? float_of(uint32_t(r.below(0x01800000) >> r.below(24)) | uint32_t(r.below(2)) << 31)
+                        : 0.0f;
            });
      }},
     {"deep subnormal results",
@@ -180,7 +199,8 @@ const Category kCategories[] = {
                                                                        : uint16_t(r.below(2) << 15);
            },
            [&](int, int) {
-             return r.below(2) ? float_of(uint32_t(r.below(1 << r.below(6))) | uint32_t(r.below(2)) << 31) : 0.0f;
+             return r.below(2) ? float_of(uint32_t(r.below(1 << r.below(6))) | uint32_t(r.below(2)) << 31)
+                               : 0.0f;
            });
      }},
     {"overflow", "products and c near or above the largest f32, with both signs",
@@ -193,7 +213,8 @@ const Category kCategories[] = {
                                      : any_finite(y, r);
            },
            [&](int, int) {
-             return float_of((0x7f7fffffu - uint32_t(r.below(1 << (1 + r.below(25))))) | uint32_t(r.below(2)) << 31);
+             return float_of((0x7f7fffffu - uint32_t(r.below(1 << (1 + r.below(25))))) | uint32_t(r.below(2))
+                                                                                             << 31);
            });
      }},
     {"beyond f32", "bf16 products up to 2^256 that may cancel to a finite sum",
@@ -214,8 +235,9 @@ const Category kCategories[] = {
        each(
            t,
            [&](int, int) {
-             const uint16_t pool[] = {
-                 0, to_16(y, 1), uint16_t(infinity(y) - 1), 1, infinity(y), uint16_t(infinity(y) + 1), 0x7fff};
+             const uint16_t pool[] = {0,     to_16(y, 1), uint16_t(infinity(y) - 1),
+                                      1,     infinity(y), uint16_t(infinity(y) + 1),
+                                      0x7fff};
              return uint16_t(pool[r.below(rare) ? r.below(4) : r.below(7)] | r.below(2) << 15);
            },
            [&](int, int) {
@@ -277,7 +299,8 @@ template <Input kInput>
 uint32_t predict_wrongly(int control, const Decoded &a, const Decoded &b, uint32_t c) {
   if (control == 0) return tensor_core::dot_step<kInput, 16, 24>(a.whole, b.whole, c);
   if (control == 1) return tensor_core::dot_step<kInput, 16, 26>(a.whole, b.whole, c);
-  return tensor_core::dot_step<kInput>(a.half[1], b.half[1], tensor_core::dot_step<kInput>(a.half[0], b.half[0], c));
+  return tensor_core::dot_step<kInput>(a.half[1], b.half[1],
+                                       tensor_core::dot_step<kInput>(a.half[0], b.half[0], c));
 }
 
 struct Counts {
@@ -294,7 +317,8 @@ void compare(const std::vector<Tile> &data, const std::vector<float> &d, const I
     const Tile &t = data[i];
     size_t wrong = 0, unwritten = 0, control[kControls] = {};
     std::vector<Decoded> a, b;
-    for (int row = 0; row < kSide; ++row) a.push_back(decode<kInput>(t.a[row])), b.push_back(decode<kInput>(t.b[row]));
+    for (int row = 0; row < kSide; ++row)
+      a.push_back(decode<kInput>(t.a[row])), b.push_back(decode<kInput>(t.b[row]));
     for (int row = 0; row < kSide; ++row)
       for (int col = 0; col < kSide; ++col) {
         const uint32_t got = bits_of(d[size_t(i) * kTile + row * kSide + col]), c = bits_of(t.c[row][col]);
@@ -306,7 +330,8 @@ void compare(const std::vector<Tile> &data, const std::vector<float> &d, const I
         ++wrong;
         if (logged++ >= 60) continue;
         char s[64];
-        std::string line = std::string(name) + "|" + (kInput == Input::bf16 ? "bf16" : "f16") + "|" + in.name + "|";
+        std::string line =
+            std::string(name) + "|" + (kInput == Input::bf16 ? "bf16" : "f16") + "|" + in.name + "|";
         for (int k = 0; k < in.depth; ++k)
           std::snprintf(s, sizeof s, "%04x*%04x ", t.a[row][k], t.b[col][k]), line += s;
         std::snprintf(s, sizeof s, "|c %08x|gpu %08x|model %08x\n", c, got, want);
@@ -317,7 +342,8 @@ void compare(const std::vector<Tile> &data, const std::vector<float> &d, const I
   });
 }
 
-// A batch of tiles on the device: with all 16 columns, and with the first 8 contiguous for the k8 instruction.
+// A batch of tiles on the device: with all 16 columns, and with the first 8 contiguous for the k8
+// instruction.
 struct Batch {
   Device<uint16_t> a16, b16, a8, b8;
   Device<float> c, d;
@@ -381,14 +407,16 @@ const Probe kProbes[] = {
 };
 
 int main(int argc, char **argv) {
-  if (argc < 3) return std::fprintf(stderr, "usage: tensor_core_model OUT.json MISMATCHES.txt [thousand steps]\n"), 2;
+  if (argc < 3)
+    return std::fprintf(stderr, "usage: tensor_core_model OUT.json MISMATCHES.txt [thousand steps]\n"), 2;
   const uint64_t seed = 20260118;
   const int tiles = std::max(1, (argc > 3 ? std::atoi(argv[3]) : 1000) * 1000 / kTile);
   FILE *json = std::fopen(argv[1], "w"), *log = std::fopen(argv[2], "w");
   if (!json || !log) return std::perror("output"), 1;
   std::printf("seed %llu, %d steps per category and instruction\n", (unsigned long long)seed, tiles * kTile);
   json_head(json,
-            "Single instructions, outputs poisoned before each run, compared bit for bit with tensor_core_model.hpp. "
+            "Single instructions, outputs poisoned before each run, compared bit for bit with "
+            "tensor_core_model.hpp. "
             "Controls: the same comparison with models wrong by little.",
             argc, argv, seed);
   std::fprintf(json, "  \"steps_per_row\": %d,\n  \"rows\": [\n", tiles * kTile);
@@ -413,20 +441,22 @@ int main(int argc, char **argv) {
           compare<Input::f16>(data, d, in, controls, category.name, counts);
         for (const std::string &s : counts.lines) std::fputs(s.c_str(), log);
         if (counts.unwritten)
-          std::fprintf(stderr, "%s: %zu elements were not written\n", in.name, counts.unwritten.load()), std::exit(1);
+          std::fprintf(stderr, "%s: %zu elements were not written\n", in.name, counts.unwritten.load()),
+              std::exit(1);
         total += size_t(tiles) * kTile, wrong += counts.wrong;
-        std::fprintf(json, "%s    {\"input\": \"%s\", \"data\": \"%s\", \"instruction\": \"%s\", \"mismatches\": %zu",
-                     comma ? ",\n" : "", type == Input::bf16 ? "bf16" : "f16", category.name, in.name,
-                     counts.wrong.load());
+        std::fprintf(
+            json, "%s    {\"input\": \"%s\", \"data\": \"%s\", \"instruction\": \"%s\", \"mismatches\": %zu",
+            comma ? ",\n" : "", type == Input::bf16 ? "bf16" : "f16", category.name, in.name,
+            counts.wrong.load());
         for (int k = 0; controls && k < kControls; ++k)
           std::fprintf(json, "%s\"%s\": %zu%s", k ? ", " : ", \"controls\": {", kControlNames[k],
                        counts.control[k].load(), k + 1 < kControls ? "" : "}");
         std::fputs("}", json);
         comma = true;
         if (controls || counts.wrong)
-          std::printf("%-5s %-25s %-40s mismatches %zu (controls %zu %zu %zu)\n", type == Input::bf16 ? "bf16" : "f16",
-                      category.name, in.name, counts.wrong.load(), counts.control[0].load(), counts.control[1].load(),
-                      counts.control[2].load());
+          std::printf("%-5s %-25s %-40s mismatches %zu (controls %zu %zu %zu)\n",
+                      type == Input::bf16 ? "bf16" : "f16", category.name, in.name, counts.wrong.load(),
+                      counts.control[0].load(), counts.control[1].load(), counts.control[2].load());
       }
     }
   std::fprintf(json, "\n  ],\n  \"probes\": [");
@@ -435,11 +465,12 @@ int main(int argc, char **argv) {
     std::memset(&one[0], 0, sizeof(Tile));
     one[0].a[0][0] = probe.a, one[0].b[0][0] = probe.b, one[0].c[0][0] = float_of(probe.c);
     Batch batch(one);
-    std::fprintf(json,
-                 "%s\n    {\"input\": \"%s\", \"what\": \"%s\", \"a\": \"%04x\", \"b\": \"%04x\", \"c\": \"%08x\", "
-                 "\"result\": {",
-                 &probe == kProbes ? "" : ",", probe.type == Input::bf16 ? "bf16" : "f16", probe.what, probe.a, probe.b,
-                 probe.c);
+    std::fprintf(
+        json,
+        "%s\n    {\"input\": \"%s\", \"what\": \"%s\", \"a\": \"%04x\", \"b\": \"%04x\", \"c\": \"%08x\", "
+        "\"result\": {",
+        &probe == kProbes ? "" : ",", probe.type == Input::bf16 ? "bf16" : "f16", probe.what, probe.a,
+        probe.b, probe.c);
     std::printf("%-5s %-60s", probe.type == Input::bf16 ? "bf16" : "f16", probe.what);
     for (const Instruction &in : list) {
       const uint32_t got = bits_of(batch.run(in, probe.type)[0]);

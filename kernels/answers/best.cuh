@@ -1,5 +1,5 @@
-// The best of candidates that come in any order: larger values first, then lower ids. A warp collects them in
-// shared memory, and drops all but the best k when that is nearly full.
+// The best k of candidates that come in any order: larger values first, then lower ids. A warp collects
+// candidates in a list in shared memory, and drops all but the best k when the list is nearly full.
 #pragma once
 #include "ptx.cuh"
 
@@ -13,15 +13,15 @@ DEVICE uint32_t ordered(float value) {
   return bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u);
 }
 DEVICE float from_ordered(uint32_t key) { return mov_f32_b32(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
-// The least above minus infinity, which is never a candidate.
+// `ordered` of the least float above minus infinity, which is never a candidate.
 constexpr uint32_t kLeastOrdered = 0x00800000u;
 
-// Of two candidates the better one has the larger key; no two ids have the same.
+// The better of two candidates has the larger key; no two ids have the same key.
 DEVICE uint64_t key_of(uint32_t value_bits, uint32_t id) {
   return uint64_t(ordered(mov_f32_b32(value_bits))) << 32 | ~id;
 }
 
-// The bytes of a PartialRow with places for so many candidates, and counts of targets.
+// Bytes of a PartialRow with `places` candidates and the counts of `targets` targets.
 DEVICE uint64_t partial_bytes(uint32_t places, uint32_t targets) {
   return sizeof(PartialRow) + places * sizeof(Candidate) + (4 * targets + 7) / 8 * 8;
 }
@@ -38,7 +38,7 @@ struct Best {
   DEVICE Best(uint32_t list, uint32_t k, uint32_t least = 0)
       : list(list), k(k), bar(uint64_t(least > kLeastOrdered ? least : kLeastOrdered) << 32) {}
 
-  // A candidate of each lane that has one. By whole warps, as all of this.
+  // Takes a candidate of each lane that `has` one. Called by whole warps, as all functions here.
   DEVICE void offer(bool has, uint32_t value_bits, uint32_t id) {
     const bool wanted = has && key_of(value_bits, id) >= bar;
     const uint32_t votes = vote_ballot(wanted);
@@ -80,7 +80,7 @@ struct Best {
   }
 
   DEVICE uint32_t at(uint32_t n) const { return list + 8 * n; }
-  // What the k-th best is, where there are as many after `keep`.
+  // `ordered` of the k-th best so far: what is below it is not wanted.
   DEVICE uint32_t least() const { return uint32_t(bar >> 32); }
 };
 

@@ -6,8 +6,8 @@ namespace answers {
 
 using namespace ptx;
 
-// Adds the lanes' weights to their bins, by a whole warp. Neighbours mostly fall into one bin, where single
-// additions would wait for each other: those of one bin are summed up first.
+// Adds the lanes' weights to their bins, by a whole warp. Neighbouring lanes mostly have the same bin, where
+// their atomics would wait for each other: the lanes of up to two bins are summed up first.
 DEVICE void add_to_bins(uint32_t bins, bool counts, uint32_t bin, uint64_t weight) {
   uint32_t left = vote_ballot(counts);
 #pragma unroll 1
@@ -24,23 +24,23 @@ DEVICE void add_to_bins(uint32_t bins, bool counts, uint32_t bin, uint64_t weigh
     if (lane_id() == leader) atom_shared_add_u64(bins + 8 * bin, sum);
     left &= ~vote_ballot(same);
   }
-  // What is left is spread over many.
+  // The rest is spread over many bins.
   if (left >> lane_id() & 1) atom_shared_add_u64(bins + 8 * bin, weight);
 }
 
 // The bin in which a sum over bins reaches a goal, from the last bin down to the first.
 struct Reached {
   uint32_t bin;
-  uint64_t weight;  // the bin's
-  uint64_t left;    // of the goal, after the bins above it
+  uint64_t weight;  // sum of the bin
+  uint64_t left;    // of the goal, below the bins above this one
 };
 
 DEVICE uint64_t shfl_idx_u64(uint64_t v, uint32_t lane) {
   return uint64_t(shfl_idx(uint32_t(v >> 32), lane)) << 32 | shfl_idx(uint32_t(v), lane);
 }
 
-// Sums up 256 bins, by a whole warp, each lane its eight; `goal_of` the sum of all is the goal, from 1 to
-// that.
+// Finds that bin among 256, by a whole warp; each lane sums up eight. `goal_of(total)` is the goal, from 1 to
+// total.
 template <class Goal>
 DEVICE Reached find_bin(uint32_t bins, Goal goal_of) {
   constexpr uint32_t kEach = 8;
@@ -51,14 +51,14 @@ DEVICE Reached find_bin(uint32_t bins, Goal goal_of) {
     const U32x2 words = ld_shared_v2(bins + 8 * (last - i));
     sum += own[i] = uint64_t(words.y) << 32 | words.x;
   }
-  uint64_t upto = sum;  // of the lanes up to this one
+  uint64_t upto = sum;  // sum of the lanes up to this one
 #pragma unroll
   for (uint32_t distance = 1; distance < 32; distance *= 2) {
     const uint32_t low = shfl_up(uint32_t(upto), distance), high = shfl_up(uint32_t(upto >> 32), distance);
     if (lane >= distance) upto += uint64_t(high) << 32 | low;
   }
   const uint64_t goal = goal_of(shfl_idx_u64(upto, 31));
-  // Of the lane that reaches it; of others nonsense.
+  // Valid in the lane whose bins reach the goal only.
   Reached found = {last, 0, goal - (upto - sum)};
 #pragma unroll
   for (uint32_t i = 0; i < kEach; ++i) {

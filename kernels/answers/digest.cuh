@@ -1,4 +1,4 @@
-// Digests of what ranks must share: sums of 64 bits, to which each word adds what it and its place say.
+// Digests of what ranks must share: 64-bit sums of a hash of each word and its place.
 #pragma once
 #include "ptx.cuh"
 
@@ -6,7 +6,8 @@ namespace answers {
 
 using namespace ptx;
 
-// Of 32 bits at a place below 2^32: what a digest adds up. Multiplication and shift of splitmix64.
+// The hash of 32 bits at a place below 2^32; a digest is a sum of these. Multiplications and shifts of
+// splitmix64.
 DEVICE uint64_t digest_of(uint32_t bits, uint64_t place) {
   uint64_t v = (place << 32 | bits) * 0x9e3779b97f4a7c15u;
   v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9u;
@@ -22,8 +23,8 @@ DEVICE uint64_t sum_of_lanes(uint64_t v) {
   return v;
 }
 
-// By the whole block of `kWarps` warps, with a word of 64 bits for each at dynamic_shared(). The first thread
-// has the sum.
+// The sum over a block of `kWarps` warps, in the first thread. Called by all threads, with 8 bytes for each
+// warp at dynamic_shared().
 template <uint32_t kWarps>
 DEVICE uint64_t sum_of_block(uint64_t v) {
   v = sum_of_lanes(v);

@@ -1,6 +1,6 @@
-// e^x as an integer significand and an exponent, the sum of such terms, and the sum's logarithm. No order or
-// grouping of the terms shows in the bits: each depends on its own logit alone, and they are added as
-// integers. f32 and integers for each logit, f64 once a row.
+// e^x as an integer significand and an exponent, the sum of such terms, and the sum's logarithm. The bits do
+// not depend on the order or grouping of terms: each term depends on its own logit alone, and terms are added
+// as integers. A logit takes f32 and integer operations; f64 is used once a row.
 #pragma once
 #include "answers/logarithm.cuh"
 
@@ -12,7 +12,8 @@ struct Term {
   int32_t exponent;
 };
 
-// e^x for finite |x| <= LMHEAD_EXP_LIMIT, within 1e-7 of it (the formula: params.h). Of other x: nonsense.
+// e^x for finite |x| <= LMHEAD_EXP_LIMIT, within 1e-7 of it (the formula: params.h). For other x the result
+// has no meaning.
 DEVICE Term term(float x) {
   const float shift = mov_f32_b32(LMHEAD_EXP_SHIFT);
   const float t = fma_rn_f32(x, mov_f32_b32(LMHEAD_EXP_LOG2E), shift), n = add_rn_f32(t, -shift);
@@ -33,7 +34,7 @@ DEVICE Term term(float x) {
 // carry goes from word to word before the logarithm is taken, so that what is dropped does not depend on the
 // order. 2^30 terms fit a word.
 struct ExpSum {
-  // Below those of all terms, and far enough from INT32_MIN that differences fit.
+  // Below the exponents of all terms, and far enough from INT32_MIN that differences fit.
   static constexpr int32_t kNoFloor = -(1 << 24), kNoTerm = -(1 << 26);
 
   // 32·(top - 1): the least exponent of a term that reaches the highest word. Terms are compared with it.
@@ -44,8 +45,8 @@ struct ExpSum {
   DEVICE int32_t top() const { return floor == kNoFloor ? INT32_MIN : (floor >> 5) + 1; }
   DEVICE static int32_t floor_of(int32_t top) { return top == INT32_MIN ? kNoFloor : 32 * (top - 1); }
 
-  // The terms of these logits; minus infinity and what is beyond the limit have none. The highest digit is
-  // looked at once for all, which makes four or eight cheaper than one.
+  // Adds the terms of these logits; minus infinity and logits beyond the limit have none. The highest digit
+  // is checked once for all, so that four or eight at once cost less than one by one.
   template <uint32_t kCount>
   DEVICE void add(const float (&logits)[kCount]) {
     Term terms[kCount];
@@ -67,7 +68,8 @@ struct ExpSum {
     for (uint32_t i = 0; i < 3; ++i) words[i] += other.words[i];
   }
 
-  // The sum over each group of so many lanes of a full warp, a power of two, in each of them.
+  // The sum over each group of `lanes` neighbours (a power of two), in each of its lanes. Called by a whole
+  // warp.
   DEVICE void merge_lanes(uint32_t lanes = 32) {
 #pragma unroll 1
     for (uint32_t distance = lanes / 2; distance; distance /= 2) {
@@ -82,7 +84,7 @@ struct ExpSum {
   }
 
  private:
-  // To a floor that is not lower: words move down by whole digits.
+  // Raises the floor to one that is not lower: words move down by whole digits.
   DEVICE void raise(int32_t higher) {
     const uint32_t digits = uint32_t(higher - floor) >> 5;
     words[0] = digits == 0 ? words[0] : digits == 1 ? words[1] : digits == 2 ? words[2] : 0;
@@ -91,8 +93,8 @@ struct ExpSum {
     floor = higher;
   }
 
-  // A term that is not above the highest digit: both its pieces, one of them, or none. Without branches, as
-  // the lanes of a warp differ.
+  // Adds a term that is not above the highest digit: both its pieces, one of them, or none. Without branches,
+  // as the lanes of a warp differ.
   DEVICE void place(Term term) {
     // The exponent modulo 32 is how far the significand reaches into the higher digit.
     const uint32_t low = shf_l_wrap(0, term.significand, uint32_t(term.exponent));
@@ -116,7 +118,7 @@ DEVICE double logsumexp(const ExpSum &sum, float max) {
   const uint32_t zeros = high ? clz_b64(high) : 64 + clz_b64(low);
   const uint64_t leading =
       zeros >= 64 ? low << (zeros - 64) : zeros == 0 ? high : high << zeros | low >> (64 - zeros);
-  // By 2^-63, which is exact: 1 <= f <= 2.
+  // Scaled by 2^-63, which is exact: 1 <= f <= 2.
   const double f = multiply(cvt_rn_f64_u64(leading), constant(0x3c00000000000000));
   const double k = cvt_rn_f64_s32(sum.floor - 32 + 127 - int32_t(zeros));
   return add(add(multiply(k, constant(LMHEAD_LN2_HI64)), log(f)), multiply(k, constant(LMHEAD_LN2_LO64)));

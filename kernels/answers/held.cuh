@@ -1,4 +1,4 @@
-// Logits that a product left in memory, [rows, ids] f32, as passes read them.
+// How passes read logits that a product left in memory, [rows, ids] f32.
 #pragma once
 #include "ptx.cuh"
 
@@ -12,7 +12,7 @@ DEVICE const float *row_of(const HeldMatrix &held, uint32_t row) {
   return reinterpret_cast<const float *>(reinterpret_cast<const uint8_t *>(held.data) + row * held.pitch);
 }
 
-// kEach logits of a row from number i on; behind the last there is minus infinity. i is a multiple of kEach.
+// Loads kEach logits of a row from number i on, a multiple of kEach; behind the last id, minus infinity.
 DEVICE void load(const float *logits, uint32_t ids, uint32_t i, float (&some)[kEach]) {
   const bool whole = i + kEach <= ids;
   const U32x4 four = whole ? ld_global_v4(logits + i) : U32x4{};
@@ -29,7 +29,7 @@ DEVICE bool is_good(const HeldMatrix &held, uint32_t row) {
   return !held.status || !(ld_global_u32(held.status + row) & held.nonfinite);
 }
 
-// What `at` says, read by each thread.
+// Loads a struct; each thread for itself.
 template <class T>
 DEVICE T ask(const T *at) {
   static_assert(sizeof(T) % 8 == 0, "pairs of words");
@@ -42,7 +42,7 @@ DEVICE T ask(const T *at) {
   return out;
 }
 
-// Its counterpart.
+// Stores a struct; each thread for itself.
 template <class T>
 DEVICE void tell(T *at, const T &value) {
   static_assert(sizeof(T) % 8 == 0, "pairs of words");

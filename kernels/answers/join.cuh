@@ -11,11 +11,11 @@ struct Row {
   uint32_t status = 0;
 };
 
-// A block's warps look for one row: of each a list of candidates, and what else it found. At
-// dynamic_shared().
+// The warps of a block search one row. dynamic_shared() holds the list of candidates of each warp, then what
+// else each has found.
 template <uint32_t kWarps>
 struct Warps {
-  static constexpr uint32_t kEach = 40;  // words of the sum, floor, status, candidates
+  static constexpr uint32_t kEach = 40;  // bytes: the sum's words, floor, status, candidates
   static constexpr uint32_t kBytes = kWarps * (Best::kBytes + kEach);
 
   DEVICE static uint32_t list(uint32_t warp) { return dynamic_shared() + warp * Best::kBytes; }
@@ -23,7 +23,8 @@ struct Warps {
     return dynamic_shared() + kWarps * Best::kBytes + warp * kEach;
   }
 
-  // By the whole block, each warp with its own. The first warp then has all of it, the best first.
+  // Joins what the warps have found; called by the whole block, each warp with its own. The first warp then
+  // has the whole, the best first.
   DEVICE static void join(Row &all, Best &best) {
     const uint32_t lane = lane_id(), warp = threadIdx.x / 32;
     best.keep();
@@ -62,8 +63,7 @@ struct Warps {
   }
 };
 
-// Stores what is known of a row, by one warp: all but the status of a part, whose row has others. Ids are
-// raised by `first_id`.
+// Stores a PartialRow with `places` candidates, by one warp. `first_id` is added to ids.
 DEVICE void store_partial(uint8_t *out, const Row &all, const Best &best, uint32_t places,
                           uint32_t first_id) {
   const uint32_t lane = lane_id();
@@ -74,14 +74,15 @@ DEVICE void store_partial(uint8_t *out, const Row &all, const Best &best, uint32
   if (lane == 3) st_global_v2(out + offsetof(PartialRow, top), {uint32_t(all.sum.top()), all.status});
   if (lane == 4) st_global_v2(out + offsetof(PartialRow, candidates), {best.count, 0});
   for (uint32_t n = lane; n < places; n += 32) {
-    // No stale byte travels.
+    // Places without a candidate are set, too: no stale byte is sent.
     U32x2 candidate = {0xff800000u, 0};
     if (n < best.count) candidate = ld_shared_v2(best.at(n)), candidate.y += first_id;
     st_global_v2(out + sizeof(PartialRow) + n * sizeof(Candidate), candidate);
   }
 }
 
-// The counts behind the candidates, by one warp: `count(n)` of target n, in all lanes. Zeros up to the end.
+// Stores the counts of targets behind the candidates, by one warp. `count(n)`, called in all lanes, is that
+// of target n. An odd number is padded by a zero.
 template <class Count>
 DEVICE void store_counts(uint8_t *out, uint32_t places, uint32_t targets, Count count) {
   uint8_t *to = out + sizeof(PartialRow) + places * sizeof(Candidate);

@@ -1,4 +1,5 @@
-// Sorted lists: a key's place among several is its own number and what a search in each of the others counts.
+// Sorted lists: a key's place among several lists is its number in its own, plus how many keys are above it
+// in each of the others, which a binary search counts.
 #pragma once
 #include "answers/best.cuh"
 

@@ -3,8 +3,9 @@
 // SunPro, a Sun Microsystems, Inc. business. Permission to use, copy, modify, and distribute this software is
 // freely granted, provided that this notice is preserved).
 //
-// The same operations in the same order, each rounded on its own. About 25 operations and one or two divisions:
-// for what is done once a row, and for the few candidates of a draw that the f32 screen (noise.cuh) leaves.
+// The same operations in the same order, each rounded on its own. About 25 operations and one or two
+// divisions: for what is done once a row, and for the few candidates of a draw that the f32 screen
+// (noise.cuh) leaves.
 #pragma once
 #include "ptx.cuh"
 
@@ -26,7 +27,7 @@ DEVICE double with_high(uint64_t bits, uint32_t high) {
   return constant(uint64_t(high) << 32 | uint32_t(bits));
 }
 
-// log(1 + f) + k·ln 2 for sqrt(2)/2 <= 1 + f < sqrt(2). `low` is k·LN2_LO with what else is small.
+// log(1 + f) + k·ln 2 for sqrt(2)/2 <= 1 + f < sqrt(2). `low` is k·LN2_LO plus the correction of log1p.
 DEVICE double log_of_parts(double f, double k, double low) {
   const double half_square = multiply(multiply(0.5, f), f);
   const double s = div_rn_f64(f, add(2.0, f));
@@ -49,7 +50,7 @@ DEVICE double log(double x) {
   if (high < 0x00100000 || high >> 31) {
     if (bits << 1 == 0) return constant(kMinusInfinity64);
     if (high >> 31) return constant(kNan64);
-    // Subnormal: by 2^54.
+    // Subnormal: multiplied by 2^54.
     k = -54;
     bits = mov_b64_f64(multiply(x, constant(0x4350000000000000)));
     high = uint32_t(bits >> 32);

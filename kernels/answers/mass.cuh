@@ -1,5 +1,5 @@
-// What an id weighs in the nucleus (top_p), and the filter min_p: both of x = (l - max) / T in f32. A mass is
-// an integer, so that sums of masses have no order.
+// What an id weighs in the nucleus (top_p), and the filter min_p: both functions of x = (l - max) / T in f32.
+// A mass is an integer, so that sums of masses do not depend on their order.
 #pragma once
 #include "answers/exponential.cuh"
 
@@ -25,7 +25,7 @@ DEVICE uint32_t unit_of(uint32_t vocab) {
 
 // e^x·2^unit for x <= 0, rounded to the nearest, halves up; unit 31 to 40.
 DEVICE uint64_t mass(float x, uint32_t unit) {
-  // e^-128 is no mass in any unit. The comparison sends minus infinity there, too.
+  // e^-128 rounds to mass 0 in every unit. Minus infinity is replaced by it, too.
   const Term e = term(x > -128.0f ? x : -128.0f);
   // One bit more than the answer has, for rounding.
   const uint64_t twice = shr_u64(uint64_t(e.significand) << (unit - 22), uint32_t(-23 - e.exponent));

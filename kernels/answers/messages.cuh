@@ -1,4 +1,4 @@
-// What is said of a row: by messages of shards, and as answers deliver it.
+// The status of a row: in messages of shards, and as answers deliver it.
 #pragma once
 #include "answers/shards.cuh"
 
@@ -8,7 +8,7 @@ using namespace ptx;
 
 // Row statuses, as answers deliver them.
 constexpr uint8_t kGood = 0, kNotFinite = 1, kNothingAllowed = 2, kBadInput = 3;
-// In the status of a row of which a message came that no shard can have sent.
+// Flag in a row's status: a message came that no shard can have sent.
 constexpr uint32_t kDamaged = 0x80000000u;
 
 DEVICE uint8_t status_of(uint32_t words, bool nothing_allowed) {

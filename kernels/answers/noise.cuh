@@ -52,7 +52,7 @@ struct Score {
   DEVICE bool equals(Score other) const { return high == other.high && low == other.low; }
 };
 
-// Between which z + g lies, in f32. One of them may be NaN, which bounds nothing.
+// Bounds of z + g, in f32. Either may be NaN, which bounds nothing.
 struct Bounds {
   float low, high;
 };
@@ -60,7 +60,7 @@ struct Bounds {
 // How the logits of one row are drawn from. At temperature 0 z is the logit, and there is no noise.
 struct DrawScale {
   float temperature;
-  float inverse;  // near 1 / T; infinite where that is
+  float inverse;  // 1 / T in f32; may be infinite
 
   DEVICE static DrawScale of(float temperature) {
     return {temperature, temperature == 0 ? 1.0f : div_rn_f32(1.0f, temperature)};
@@ -72,9 +72,9 @@ struct DrawScale {
     return Score::sum(div_rn_f64(l, cvt_f64_f32(temperature)), gumbel(word));
   }
 
-  // -ln(1 - v) is v + v^2/2 for v < 2^-8, which is for words below 2^24. For larger ones it comes from the
-  // logarithm of 1 - v, whose word is the complement. The noise is then within 7e-5 of the exact one by the
-  // bounds of lg2.approx, and z within 2^-21 of itself. The slack is more than that.
+  // For words below 2^24 (v < 2^-8) -ln(1 - v) is computed as v + v^2/2. For larger ones it is the logarithm
+  // of 1 - v, which is the v of the complemented word. The noise is then within 7e-5 of the exact one by the
+  // bounds of lg2.approx, and the relative error of z is at most 2^-21. The slack is more than both.
   DEVICE Bounds bounds(float logit, uint32_t word) const {
     const float ln2 = mov_f32_b32(LMHEAD_EXP_LN2_HI);
     const bool small = word < 1u << 24;
@@ -89,9 +89,9 @@ struct DrawScale {
   }
 };
 
-// The winner of the candidates offered so far; of equal ones the lowest id. `floor` is not above the winner
-// of all candidates, those still to come among them: any candidate's lower bound may raise it, those of other
-// threads too. The higher it is, the fewer candidates are scored in f64.
+// The winner of the candidates offered so far; of equal ones the lowest id. `floor` is a lower bound of the
+// final winner's score. The lower bound of any candidate may raise it, also of one that is still to be
+// offered or that another thread has. The higher it is, the fewer candidates are scored in f64.
 struct Draw {
   static constexpr uint32_t kNobody = UINT32_MAX;
 
@@ -112,8 +112,8 @@ struct Draw {
     best = score, id = candidate, logit = value;
   }
 
-  // Which of a lane's candidates must be scored, bit by bit. By a whole warp, of which so many neighbours, a
-  // power of two, share how high the floor is. Minus infinity is no candidate.
+  // A bit for each of the lane's candidates that must be scored. Called by a whole warp; groups of `lanes`
+  // neighbours (a power of two) share the highest floor. Minus infinity is no candidate.
   template <uint32_t kCount>
   DEVICE uint32_t screen(const DrawScale &scale, const float (&logits)[kCount],
                          const uint32_t (&words)[kCount], uint32_t lanes = 32) {
@@ -135,11 +135,11 @@ struct Draw {
     return contenders;
   }
 
-  // Scores those of the lane's candidates, which are of ids from `first` on.
+  // Scores the contenders among the lane's candidates; candidate i has id `first` + i.
   template <uint32_t kCount>
   DEVICE void offer_some(uint32_t contenders, const DrawScale &scale, const float (&logits)[kCount],
                          const uint32_t (&words)[kCount], uint32_t first) {
-    // The f64 code stands once.
+    // Not unrolled: the f64 code stands once.
 #pragma unroll 1
     for (uint32_t i = 0; contenders >> i; ++i) {
       if (!(contenders >> i & 1)) continue;
@@ -152,7 +152,7 @@ struct Draw {
     }
   }
 
-  // All of a lane's candidates. By a whole warp.
+  // Screens and offers all of the lane's candidates. Called by a whole warp.
   template <uint32_t kCount>
   DEVICE void take(const DrawScale &scale, const float (&logits)[kCount], const uint32_t (&words)[kCount],
                    uint32_t first) {
@@ -164,7 +164,8 @@ struct Draw {
     raise_floor(other.floor);
   }
 
-  // The winner over so many neighbouring lanes, a power of two, in each of them. By a whole warp.
+  // The winner over each group of `lanes` neighbours (a power of two), in each of its lanes. Called by a
+  // whole warp.
   DEVICE void merge_lanes(uint32_t lanes = 32) {
 #pragma unroll 1
     for (uint32_t distance = lanes / 2; distance; distance /= 2) {
@@ -182,8 +183,8 @@ struct Draw {
     }
   }
 
-  // The winner over the block's warps, after `merge_lanes`, in each thread. `at` is 24 bytes of shared memory
-  // for each warp.
+  // The winner over the block's warps, in each thread; called after `merge_lanes`. `at` is 24 bytes of shared
+  // memory for each warp.
   DEVICE void merge_warps(uint32_t warps, uint32_t at) {
     const auto store = [](uint32_t to, double v) {
       const uint64_t bits = mov_b64_f64(v);

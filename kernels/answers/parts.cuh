@@ -1,5 +1,5 @@
-// PartialRows of parts of a vocabulary, as they are read: which ids a part has, what its row says, and
-// whether anybody can have sent that.
+// How PartialRows of parts of a vocabulary are read: which ids a part has, what its row says, and whether any
+// rank can have sent that.
 #pragma once
 #include "answers/join.cuh"
 #include "answers/messages.cuh"
@@ -20,7 +20,7 @@ DEVICE uint64_t load_u64(const uint8_t *from) {
   return uint64_t(v.y) << 32 | v.x;
 }
 
-// One lane's part of the row, if it has one: its sum and status. Returns how many candidates follow.
+// Adds the sum and status of one lane's part of the row to `all`. Returns how many candidates follow.
 DEVICE uint32_t take(Row &all, const uint8_t *part, uint32_t places) {
   ExpSum sum;
   for (uint32_t i = 0; i < 3; ++i) sum.words[i] = load_u64(part + 8 * i);

@@ -1,4 +1,4 @@
-// How a row is sampled, as `sampling::SamplingParams` has it.
+// How a row is sampled; the rules of the host's `sampling::SamplingParams`.
 #pragma once
 #include "ptx.cuh"
 
@@ -6,12 +6,12 @@ namespace answers {
 
 using namespace ptx;
 
-// What has to be known of a row before it can be drawn.
+// What each shard sends of a row that is drawn, and what it has to know of the row before.
 enum class Kind {
   kBest,       // the best of every shard: by logit at temperature 0, else by score
   kListed,     // the top_k best logits of every shard
-  kThreshold,  // one that each shard draws, when it knows the row's largest logit
-  kCut         // the same, when it besides knows the last logit that is kept
+  kThreshold,  // one that each shard draws once it knows the row's largest logit
+  kCut         // the same, once it also knows the last logit that is kept
 };
 
 DEVICE Kind kind_of(const SamplingRow &row, uint32_t vocab) {
@@ -22,13 +22,13 @@ DEVICE Kind kind_of(const SamplingRow &row, uint32_t vocab) {
   return row.min_p > 0 ? Kind::kThreshold : Kind::kBest;
 }
 
-// Candidates that a shard of so many ids sends for the row.
+// How many candidates a shard of `ids` ids sends for the row.
 DEVICE uint32_t places_of(const SamplingRow &row, uint32_t vocab, uint32_t ids) {
   if (kind_of(row, vocab) != Kind::kListed) return 1;
   return row.top_k < ids ? row.top_k : ids;
 }
 
-// Whether the parameters are some that a row may have.
+// Whether the parameters are legal.
 DEVICE bool is_legal(const SamplingRow &row) {
   const bool temperature = row.temperature >= 0 && row.temperature < __builtin_inff();
   return temperature && row.top_p > 0 && row.top_p <= 1 && row.min_p >= 0 && row.min_p <= 1;

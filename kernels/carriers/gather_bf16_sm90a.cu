@@ -1,8 +1,9 @@
-// bf16 by wgmma for rows that are picked by index: out[row, id] = sum over k of weights[id, k]·rows[indices[row], k].
+// bf16 by wgmma for rows that are picked by index: out[row, id] = sum over k of weights[id,
+// k]·rows[indices[row], k].
 //
-// A block computes 128 ids x 32 rows. TMA cannot gather rows, so the producing warpgroup's 128 threads copy them by
-// cp.async, into the same stage that TMA fills with weights: the stage's barrier counts 128 threads' copies, and one
-// arrival that announces TMA's bytes.
+// A block computes 128 ids x 32 rows. TMA cannot gather rows, so the producing warpgroup's 128 threads copy
+// them by cp.async, into the same stage that TMA fills with weights: the stage's barrier counts 128 threads'
+// copies, and one arrival that announces TMA's bytes.
 #include "carriers/tile.cuh"
 
 namespace {
@@ -22,7 +23,7 @@ struct Product {
 
   DEVICE uint32_t stage() const { return shared + ring.stage * kStageBytes; }
 
-  // The row that `row` of the tile holds, or null: past the end, or an index out of range.
+  // The source of row `row` of the tile; null past the end, or where the index is out of range.
   DEVICE const uint16_t *source(uint32_t row) const {
     if (first_row + row >= p.row_count) return nullptr;
     const uint32_t index = ld_global_nc_u32(p.indices + first_row + row);
@@ -40,7 +41,8 @@ struct Product {
       if (threadIdx.x == 0) {
         mbarrier_arrive_expect_tx(ring.full(), kWeightBytes);
         for (uint32_t half = 0; half < kIds; half += 64)
-          tma_load_2d(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half), ring.full());
+          tma_load_2d(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half),
+                      ring.full());
       }
       const uint32_t at = k + piece * 8;
 #pragma unroll
@@ -60,7 +62,8 @@ struct Product {
     uint32_t finished = 0;  // the barrier of the stage whose products are under way
     for (uint32_t k = 0; k < p.hidden; k += kStep, ring.advance()) {
       ring.wait_full();
-      // cp.async wrote as ordinary stores do; no thread of the producer ran after it landed that could have done this.
+      // cp.async writes through the generic proxy, as ordinary stores do. No thread of the producer runs
+      // after a copy has landed, so the consumers execute the fence.
       fence_proxy_async();
       const uint64_t weights = tile_descriptor(stage() + consumer * 64 * kRowBytes);
       const uint64_t rows = tile_descriptor(stage() + kWeightBytes);

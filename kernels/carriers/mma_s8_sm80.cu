@@ -1,7 +1,8 @@
 // int8 by mma.sync: out[row, id] = sum over k of weights[id, k]·rows[row, k].
 //
-// A block computes 128 ids x 32 rows. Stages of 128 bytes of k are filled by cp.async, three ahead of the one that is
-// multiplied; one barrier per stage says both "this one has landed" and "the one before it may be overwritten".
+// A block computes 128 ids x 32 rows. Stages of 128 bytes of k are filled by cp.async, three ahead of the one
+// that is multiplied; one barrier per stage says both "this one has landed" and "the one before it may be
+// overwritten".
 #include "carriers/tile.cuh"
 
 namespace {
@@ -18,15 +19,17 @@ struct Stage {
 };
 
 // One group of copies per stage, also past the end of k, so that "all but two" always means the same.
-DEVICE void load(const MmaCarrierParams &p, const Stage &stage, uint32_t first_id, uint32_t first_row, uint32_t k0) {
+DEVICE void load(const MmaCarrierParams &p, const Stage &stage, uint32_t first_id, uint32_t first_row,
+                 uint32_t k0) {
   for (uint32_t i = threadIdx.x; i < (kIds + kRows) * 8 && k0 < p.hidden; i += kThreads) {
     const uint32_t row = i / 8, piece = i % 8, k = k0 + piece * 16;
     const bool of_weights = row < kIds;
     const uint32_t source = of_weights ? first_id + row : first_row + row - kIds;
     const int8_t *matrix = of_weights ? p.weights : p.rows;
     const bool inside = source < (of_weights ? p.vocab : p.row_count) && k < p.hidden;
-    cp_async_cg_16(of_weights ? piece_address(stage.weights, row, piece) : piece_address(stage.rows, row - kIds, piece),
-                   inside ? matrix + uint64_t(source) * p.hidden + k : matrix, inside ? 16 : 0);
+    cp_async_cg_16(
+        of_weights ? piece_address(stage.weights, row, piece) : piece_address(stage.rows, row - kIds, piece),
+        inside ? matrix + uint64_t(source) * p.hidden + k : matrix, inside ? 16 : 0);
   }
   cp_async_commit_group();
 }
@@ -39,9 +42,10 @@ DEVICE void multiply(const Stage &stage, int32_t (&d)[2][4][4]) {
     uint32_t weights[2][4], rows[2][4];
 #pragma unroll
     for (uint32_t i = 0; i < 2; ++i) {
-      // Fragments in the order of mma.sync: a is (rows 0-7, 8-15) of the first 16 bytes, then of the second; b is (first,
-      // second 16 bytes) of eight columns, two of which one ldmatrix brings.
-      ldmatrix_x4(weights[i], piece_address(stage.weights, warp * 32 + i * 16 + matrix % 2 * 8 + line, 2 * k + matrix / 2));
+      // Fragments in the order of mma.sync: a is (rows 0-7, 8-15) of the first 16 bytes, then of the second;
+      // b is (first, second 16 bytes) of eight columns, two of which one ldmatrix brings.
+      ldmatrix_x4(weights[i], piece_address(stage.weights, warp * 32 + i * 16 + matrix % 2 * 8 + line,
+                                            2 * k + matrix / 2));
       ldmatrix_x4(rows[i], piece_address(stage.rows, i * 16 + matrix / 2 * 8 + line, 2 * k + matrix % 2));
     }
 #pragma unroll
@@ -52,7 +56,8 @@ DEVICE void multiply(const Stage &stage, int32_t (&d)[2][4][4]) {
   }
 }
 
-DEVICE void store(const MmaCarrierParams &p, const int32_t (&d)[2][4][4], uint32_t first_id, uint32_t first_row) {
+DEVICE void store(const MmaCarrierParams &p, const int32_t (&d)[2][4][4], uint32_t first_id,
+                  uint32_t first_row) {
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
   for (uint32_t i = 0; i < 2; ++i)
@@ -62,7 +67,8 @@ DEVICE void store(const MmaCarrierParams &p, const int32_t (&d)[2][4][4], uint32
       for (uint32_t e = 0; e < 4; ++e) {
         const uint32_t id = first_id + warp * 32 + i * 16 + lane / 4 + (e & 2 ? 8 : 0);
         const uint32_t row = first_row + j * 8 + lane % 4 * 2 + (e & 1);
-        if (id < p.vocab && row < p.row_count) st_global_u32(p.out + uint64_t(row) * p.vocab + id, uint32_t(d[i][j][e]));
+        if (id < p.vocab && row < p.row_count)
+          st_global_u32(p.out + uint64_t(row) * p.vocab + id, uint32_t(d[i][j][e]));
       }
 }
 

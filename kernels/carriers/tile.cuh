@@ -1,4 +1,5 @@
-// What the carriers share: the layout of a tile in shared memory, and the ring of stages between producer and consumers.
+// What the carriers share: the layout of a tile in shared memory, and the ring of stages between producer and
+// consumers.
 #pragma once
 #include "swizzle.cuh"
 
@@ -7,7 +8,9 @@ namespace carriers {
 using namespace ptx;
 
 // A tile of rows of 128 bytes, for wgmma; k advances by 32 bytes per instruction.
-DEVICE uint64_t tile_descriptor(uint32_t tile) { return wgmma_descriptor(tile, Swizzle::bytes_128, 8 * kRowBytes); }
+DEVICE uint64_t tile_descriptor(uint32_t tile) {
+  return wgmma_descriptor(tile, Swizzle::bytes_128, 8 * kRowBytes);
+}
 constexpr uint64_t kNextK = 32 >> 4;
 
 DEVICE void wait(uint32_t barrier, uint32_t parity) {
@@ -15,15 +18,15 @@ DEVICE void wait(uint32_t barrier, uint32_t parity) {
   }
 }
 
-// Stages that are filled and emptied in turn. `full` and `empty` are arrays of mbarriers, one per stage; a stage's n-th
-// filling is phase n of both.
+// Stages that are filled and emptied in turn. `full` and `empty` are arrays of mbarriers, one per stage; a
+// stage's n-th filling is phase n of both.
 template <uint32_t kStages>
 struct Ring {
   uint32_t barriers;  // shared address of 2·kStages mbarriers
   uint32_t stage = 0, phase = 0;
 
   DEVICE explicit Ring(uint32_t address) : barriers(address) {}
-  // By one thread, before a barrier of the block.
+  // Called by one thread; a barrier of the block must follow.
   DEVICE void init(uint32_t filling_arrivals, uint32_t emptying_arrivals) const {
     for (uint32_t i = 0; i < kStages; ++i) {
       mbarrier_init(barriers + 8 * i, filling_arrivals);
@@ -41,10 +44,10 @@ struct Ring {
   }
 };
 
-// Rows of out [row_count, vocab] from a warpgroup's 64 x kRows accumulators, vocabulary along the 64.
+// Stores a warpgroup's 64 x kRows accumulators to out [row_count, vocab]; the vocabulary is along the 64.
 template <int kRows, class T>
-DEVICE void store_accumulators(T *out, const T (&d)[kRows / 2], uint32_t first_id, uint32_t first_row, uint32_t vocab,
-                               uint32_t row_count) {
+DEVICE void store_accumulators(T *out, const T (&d)[kRows / 2], uint32_t first_id, uint32_t first_row,
+                               uint32_t vocab, uint32_t row_count) {
   const uint32_t lane = threadIdx.x % 128;
   const uint32_t id = first_id + lane / 32 * 16 + lane % 32 / 4, row = first_row + lane % 4 * 2;
 #pragma unroll

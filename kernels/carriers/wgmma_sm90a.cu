@@ -1,7 +1,8 @@
 // int8 and bf16 by wgmma: out[row, id] = sum over k of weights[id, k]·rows[row, k].
 //
-// A block computes 128 ids x 64 rows. One warpgroup produces: a single thread has TMA fill stages of 128 bytes of k.
-// Two consume: each multiplies 64 of the ids. The vocabulary lies on wgmma's 64, so few rows waste little.
+// A block computes 128 ids x 64 rows. One warpgroup produces: a single thread has TMA fill stages of 128
+// bytes of k. Two consume: each multiplies 64 of the ids. The vocabulary is on wgmma's M (64), so that few
+// rows waste little.
 #include "carriers/tile.cuh"
 
 namespace {
@@ -44,7 +45,8 @@ struct Product {
       ring.wait_empty();
       mbarrier_arrive_expect_tx(ring.full(), kStageBytes);
       for (uint32_t half = 0; half < kIds; half += 64)
-        tma_load_2d(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half), ring.full());
+        tma_load_2d(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half),
+                    ring.full());
       tma_load_2d(stage() + kWeightBytes, &p.rows, int32_t(k), int32_t(first_row), ring.full());
     }
   }
@@ -62,15 +64,15 @@ struct Product {
       for (int i = 0; i < 4; ++i)
         Type::template multiply<kRows>(d, weights + i * kNextK, rows + i * kNextK, k != 0 || i != 0);
       wgmma_commit_group();
-      // The stage before this one has been read: its instructions are no longer among the last group.
+      // All groups but the last have completed: the stage before this one has been read.
       wgmma_wait_group<1>();
       if (speaks && finished) mbarrier_arrive(finished);
       finished = ring.empty();
     }
     wgmma_wait_group<0>();
     using Accumulator = typename Type::Accumulator;
-    store_accumulators<kRows, Accumulator>(static_cast<Accumulator *>(p.out), d, first_id + consumer * 64, first_row,
-                                           p.vocab, p.row_count);
+    store_accumulators<kRows, Accumulator>(static_cast<Accumulator *>(p.out), d, first_id + consumer * 64,
+                                           first_row, p.vocab, p.row_count);
   }
 
   DEVICE void run() {

@@ -1,5 +1,5 @@
-// Counts the elements of a matrix whose bits are not those of another, and notes some of them. A block has a
-// row's elements in turn with the other blocks.
+// Counts the elements of a matrix whose bits are not those of another, and notes some of them. Blocks take
+// turns at pieces of 256 elements.
 #include "check/values.cuh"
 #include "step.cuh"
 
@@ -10,7 +10,7 @@ using namespace check;
 DEVICE uint32_t load(const uint8_t *row, uint32_t column, uint32_t bytes) {
   const uint8_t *at = row + uint64_t(column) * bytes;
   if (bytes == 4) return ld_global_u32(at);
-  // No wrapper loads 16 bits of what an earlier kernel of the stream may have written: the word around them.
+  // A 16-bit element is loaded with the word around it.
   const uint64_t address = reinterpret_cast<uint64_t>(at);
   return ld_global_u32(reinterpret_cast<const void *>(address & ~uint64_t(3))) >> (address & 2) * 8 & 0xffff;
 }
@@ -34,7 +34,7 @@ STEP_KERNEL(count_mismatches, CompareParams, 256, 4) {
   const uint32_t bytes = params.dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
   const uint32_t poison = bytes == 4 ? 0xffffffffu : 0xffffu;
   const uint32_t want_bytes = params.want_dtype == LMHEAD_DTYPE_F32 ? 4 : 2;
-  // A block's elements, row by row, without a division for each.
+  // The block's next piece, row by row, without a division for each.
   const uint32_t blocks_of_row = (params.columns + 255) / 256;
   uint32_t row = blockIdx.x / blocks_of_row, place = blockIdx.x % blocks_of_row;
   const uint32_t rows_on = gridDim.x / blocks_of_row, places_on = gridDim.x % blocks_of_row;
@@ -54,7 +54,8 @@ STEP_KERNEL(count_mismatches, CompareParams, 256, 4) {
       want = load(want_row, column, want_bytes);
       if (params.want_dtype != params.dtype) want = rounded(params.dtype, want);
     }
-    // What nobody has written is no answer, whatever was wanted.
+    // Poison is what nobody has written: a mismatch even where it equals what was wanted. Only where `want`
+    // is null poison itself is wanted.
     if (got == want && (got != poison || !params.want)) continue;
     ++count;
     note(params, {row, column, want, got});

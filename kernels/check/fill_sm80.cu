@@ -1,5 +1,5 @@
-// Fills an array with what a seed says: operands of tests and benches, and the poison of what they are
-// written to.
+// Fills an array with values of a seed: operands of tests and benches, and the poison that outputs hold
+// before.
 #include "check/values.cuh"
 #include "step.cuh"
 
@@ -7,7 +7,8 @@ namespace {
 
 using namespace check;
 
-// In each lane of a word: sign and mantissa kept, the exponent made of three random bits and a base.
+// For each element of the word: sign and mantissa are kept, and three random bits and a base make the
+// exponent.
 DEVICE uint64_t floats(uint32_t kind, uint64_t word) {
   switch (kind) {
     case LMHEAD_FILL_BF16:
@@ -19,13 +20,13 @@ DEVICE uint64_t floats(uint32_t kind, uint64_t word) {
     case LMHEAD_FILL_F32:
       return (word & 0x807fffff807fffffu) |
              (((word >> 11) & 0x0000000700000007u) + 0x0000007700000077u) << 23;
-    // Without the highest bit of the exponent, which the two NaNs have.
+    // The highest bit of the exponent is cleared: both NaNs have it set.
     case LMHEAD_FILL_E4M3: return word & 0xbfbfbfbfbfbfbfbfu;
     default: return word;
   }
 }
 
-// Four random bits of each element make an integer from -8 to 7.
+// Four random bits of each element make an integer from -8 to 7; each p.row-th element is 127.
 DEVICE uint64_t integers(const FillParams &p, uint64_t place, uint64_t word) {
   const uint32_t bytes = element_bytes(p.kind);
   uint64_t out = 0;

@@ -1,10 +1,11 @@
-// Whether a whole product of integers is right, without another product: by a random combination of its
-// columns (Freivalds 1977).
+// Checks a whole product of integers without another product: by a random combination of its columns
+// (Freivalds 1977).
 //     sum over ids of r(id)·logits[row, id] =
 //     sum over k of rows[row, k]·(sum over ids of r(id)·weights[id, k])
 // All of it modulo 2^64, where nothing is rounded. A wrong logit changes the left side by r(id) times its
 // error.
 #include "check/values.cuh"
+#include "hopper/packed.cuh"
 #include "step.cuh"
 
 namespace {
@@ -20,8 +21,7 @@ DEVICE void project(const ProjectWeightsParams &p, uint32_t piece, uint32_t firs
   const uint32_t end = p.vocab - first_id < kIds ? p.vocab - first_id : kIds;
   for (uint32_t i = 0; i < end; ++i) {
     const uint32_t id = first_id + i;
-    const uint8_t *row = static_cast<const uint8_t *>(p.weights.data) + id * p.weights.pitch;
-    const U32x4 v = ld_global_v4(row + 16 * uint64_t(piece));
+    const U32x4 v = ld_global_v4(hopper::weight_piece(p.weights, id, piece));
     const uint32_t words[4] = {v.x, v.y, v.z, v.w};
     uint64_t factor = random(p.seed, id);
     if (p.weights.scales) {
@@ -34,7 +34,7 @@ DEVICE void project(const ProjectWeightsParams &p, uint32_t piece, uint32_t firs
   }
 #pragma unroll
   for (uint32_t j = 0; j < kEach; ++j)
-    // What lies between rows is no weight.
+    // Behind `hidden` there is padding.
     if (piece * kEach + j < p.hidden) atom_add_u64(p.projection + piece * kEach + j, sums[j]);
 }
 
@@ -45,7 +45,7 @@ DEVICE int64_t index_of(const RowMatrix &rows, uint32_t i) {
   return int64_t(uint64_t(v.y) << 32 | v.x);
 }
 
-// One element, wherever its address is aligned to.
+// One element, at any alignment.
 DEVICE int32_t element(uint32_t kind, const uint8_t *row, uint32_t k) {
   const uint64_t at = reinterpret_cast<uint64_t>(row) + uint64_t(k) * element_bytes(kind);
   return integer_of(kind, ld_global_u32(reinterpret_cast<const void *>(at & ~uint64_t(3))), uint32_t(at & 3));
@@ -53,7 +53,7 @@ DEVICE int32_t element(uint32_t kind, const uint8_t *row, uint32_t k) {
 
 }  // namespace
 
-// Blocks: pieces of 256 x 16 bytes of a row, times groups of 64 ids.
+// Grid: pieces of 256 x 16 bytes of a row, times groups of 64 ids.
 STEP_KERNEL(project_weights, ProjectWeightsParams, 256, 2) {
   const uint32_t bytes = element_bytes(params.kind), pieces = (params.hidden * bytes + 15) / 16;
   const uint32_t across = (pieces + kThreads - 1) / kThreads;
@@ -62,7 +62,7 @@ STEP_KERNEL(project_weights, ProjectWeightsParams, 256, 2) {
   bytes == 1 ? project<1>(params, piece, first_id) : project<2>(params, piece, first_id);
 }
 
-// Blocks: `parts` of each row.
+// Grid: `parts` blocks for each row.
 STEP_KERNEL(project_rows, ProjectRowsParams, 256, 2) {
   const uint32_t row = blockIdx.x / params.parts;
   const uint32_t first = blockIdx.x % params.parts * kThreads + threadIdx.x;
@@ -82,7 +82,7 @@ STEP_KERNEL(project_rows, ProjectRowsParams, 256, 2) {
   for (uint32_t id = first; id < params.vocab; id += step) {
     const float logit = mov_f32_b32(ld_global_u32(logits + 4 * uint64_t(id)));
     const int32_t whole = cvt_rzi_s32_f32(logit);
-    // A NaN and what is beyond int32 are not equal to what becomes of them.
+    // NaN, fractions and what is beyond int32 change by the conversion: they make the row wrong.
     if (!(cvt_rn_f32_s32(whole) == logit)) sum += random(~params.seed, id);
     sum -= random(params.seed, id) * uint64_t(int64_t(whole));
   }

@@ -1,5 +1,5 @@
-// What tests and benches fill arrays with: functions of a seed and a place, so that the host knows each value
-// (crates/gpu/src/fill.rs has the same), and integers of any type.
+// Values that tests and benches fill arrays with: functions of a seed and a place, which the host computes
+// too (crates/gpu/src/fill.rs); and integers in each type.
 #pragma once
 #include "ptx.cuh"
 
@@ -39,7 +39,7 @@ DEVICE uint32_t bits_of(uint32_t kind, int32_t v) {
   }
 }
 
-// The integer that those bits are, of an element at a byte of a word.
+// The integer that the element at byte `byte` of `word` is.
 DEVICE int32_t integer_of(uint32_t kind, uint32_t word, uint32_t byte) {
   const uint32_t bits = word >> 8 * byte;
   switch (kind) {

@@ -30,11 +30,12 @@ void land(Fiber &fiber, size_t count) {
       ++fiber.copies_landed;
       continue;
     }
-    // What is before the arrival is known to whoever waits for the phase that it counts for.
+    // Copies before the arrival are known to whoever waits for the phase in which it counts.
     const uint8_t number = block.mbarrier_at[copy.to / 8];
     if (number == 0)
-      fail_in(&fiber, FaultKind::barrier, kSharedBase + copy.to, "copies want to arrive on shared 0x%x, where no mbarrier "
-              "is any more", kSharedBase + copy.to);
+      fail_in(&fiber, FaultKind::barrier, kSharedBase + copy.to,
+              "copies want to arrive on shared 0x%x, where no mbarrier is any more",
+              kSharedBase + copy.to);
     Mbarrier &barrier = block.mbarriers[number - 1];
     for (uint32_t i = 0; i < fiber.copies_landed; ++i)
       note_copy_known(block, fiber.copies[i].to, fiber.copies[i].bytes, barrier.agent, barrier.time + 1);
@@ -58,32 +59,32 @@ void add(Fiber &self, const Copy &copy) {
   self.cluster->copying.push(&self);
 }
 
-// The thread has waited for its first `count` copies.
+// Completes the thread's first `count` copies, for which it has waited.
 void retire(Fiber &self, size_t count) {
   const size_t before = self.copies.size();
   land(self, count);
   count -= before - self.copies.size();  // those that an arrival took away
   for (size_t i = 0; i < count; ++i)
-    note_copy_known(*self.block, self.copies[i].to, self.copies[i].bytes, self.agent, self.clock.on() ? self.now() : 0);
+    note_copy_known(*self.block, self.copies[i].to, self.copies[i].bytes, self.agent,
+                    self.clock.on() ? self.now() : 0);
   self.copies.remove_first(count);
   self.copies_landed -= uint32_t(count);
   if (self.clock.on())
-    for (const Announced &one : self.announced) {
-      uint32_t &known = self.clock.plain[one.agent];
-      known = known > one.time ? known : one.time;
-    }
+    for (const Announced &one : self.announced) self.clock.learn(one.agent, one.time);
 }
 
 }  // namespace
 
 void cp_async(const char *instruction, uint32_t to, const void *from, uint32_t bytes, uint32_t from_bytes) {
   Fiber &self = enter(instruction, to);
-  if (from_bytes > bytes) fail(FaultKind::operand, "%u of %u bytes: wanted no more than the copy's size", from_bytes, bytes);
+  if (from_bytes > bytes)
+    fail(FaultKind::operand, "%u of %u bytes: wanted no more than the copy's size", from_bytes, bytes);
   const uint32_t offset = shared_offset(self, *self.block, to, bytes, bytes);
   if (from_bytes) check_global(self, from, from_bytes, 1, Access::read);
   if (reinterpret_cast<uint64_t>(from) % bytes != 0)
-    fail_at(FaultKind::misaligned, reinterpret_cast<uint64_t>(from), "%s of %u bytes from global %p: wanted a multiple of "
-            "its size", instruction, bytes, from);
+    fail_at(FaultKind::misaligned, reinterpret_cast<uint64_t>(from),
+            "%s of %u bytes from global %p: wanted a multiple of its size",
+            instruction, bytes, from);
   note_copy_issued(*self.block, offset, bytes, self, Proxy::generic);
   if (from_bytes) __builtin_prefetch(from);
   add(self, {Copy::data, uint8_t(bytes), uint8_t(from_bytes), offset, self.copy_group, from});
@@ -125,8 +126,10 @@ void check_copies_at_exit(Fiber &self) {
   for (size_t i = self.copies.size(); i-- > 0;) {
     announced |= self.copies[i].kind == Copy::arrival;
     if (!announced)
-      fail_at(FaultKind::incomplete, kSharedBase + self.copies[i].to, "the thread ends with a cp.async to shared 0x%x that "
-              "nobody waits for (wanted cp.async.wait_all, or an arrival on an mbarrier)", kSharedBase + self.copies[i].to);
+      fail_at(FaultKind::incomplete, kSharedBase + self.copies[i].to,
+              "the thread ends with a cp.async to shared 0x%x that "
+              "nobody waits for (wanted cp.async.wait_all, or an arrival on an mbarrier)",
+              kSharedBase + self.copies[i].to);
   }
 }
 
@@ -137,10 +140,13 @@ void check_copies_of_block(Block &block) {
     const Copy &copy = fiber.copies[fiber.copies_landed];
     const uint32_t address = kSharedBase + copy.to;
     if (copy.kind == Copy::arrival)
-      fail_in(&fiber, FaultKind::incomplete, address, "the block ends before copies have arrived on mbarrier 0x%x (wanted a wait for "
-              "it)", address);
-    fail_in(&fiber, FaultKind::incomplete, address, "the block ends while cp.async is still writing shared 0x%x (wanted a wait for "
-            "the mbarrier that is told of it)", address);
+      fail_in(&fiber, FaultKind::incomplete, address,
+              "the block ends before copies have arrived on mbarrier 0x%x (wanted a wait for it)",
+              address);
+    fail_in(&fiber, FaultKind::incomplete, address,
+            "the block ends while cp.async is still writing shared 0x%x (wanted a wait for "
+            "the mbarrier that is told of it)",
+            address);
   }
 }
 

@@ -1,4 +1,5 @@
-// bar.sync, bar.arrive and barrier.cluster: a warp's lanes come to them together (.aligned), and are counted as a warp.
+// bar.sync, bar.arrive and barrier.cluster: a warp's lanes come to them together (.aligned), and are counted
+// as a warp.
 #include "machine.hpp"
 
 namespace emulated {
@@ -13,16 +14,20 @@ uint32_t wanted(const Block &block, const NamedBarrier &barrier) {
 
 namespace {
 
-void complete(NamedBarrier &barrier) {
+void complete(Block &block, NamedBarrier &barrier) {
   barrier.arrived = 0, barrier.all = false;
-  if (barrier.arriving.on())
+  if (barrier.arriving.on()) {
+    const uint64_t base = ++block.cluster->clock_bases;
     for (Fiber *leader = barrier.waiting.first; leader; leader = leader->next_waiting)
-      for (uint32_t rest = live_lanes(*leader->warp); rest; rest &= rest - 1)
-        leader->warp->lanes[__builtin_ctz(rest)].clock.join(barrier.arriving);
+      for (uint32_t rest = live_lanes(*leader->warp); rest; rest &= rest - 1) {
+        Fiber &lane = leader->warp->lanes[__builtin_ctz(rest)];
+        lane.clock.adopt(barrier.arriving, lane.agent, block.fibers[0].agent, block.thread_count, base);
+      }
+  }
   wake_all(barrier.waiting);
 }
 
-// 0 threads: all of the block.
+// `threads` 0: all of the block.
 void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits, Place place) {
   Block &block = *self.block;
   if (id >= kNamedBarriers)
@@ -30,14 +35,15 @@ void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits, Place place
   const bool all = threads == 0;
   if (all) threads = block.thread_count;
   if ((threads % 32 != 0 && threads != block.thread_count) || threads > block.thread_count)
-    fail(FaultKind::operand, "barrier %u for %u threads: wanted a multiple of 32 up to the block's %u", id, threads,
-         block.thread_count);
+    fail(FaultKind::operand, "barrier %u for %u threads: wanted a multiple of 32 up to the block's %u", id,
+         threads, block.thread_count);
   const uint64_t detail = uint64_t(id) << 32 | threads;
   uint32_t lanes = self.warp->there;
   if (all ? !meet_live(self, detail, place, lanes) : !meet(self, lanes, detail, place)) return;
   NamedBarrier &barrier = block.barriers[id];
   if (barrier.arrived != 0 && barrier.threads != threads)
-    fail(FaultKind::barrier, "barrier %u for %u threads, and others came to it for %u", id, threads, barrier.threads);
+    fail(FaultKind::barrier, "barrier %u for %u threads, and others came to it for %u", id, threads,
+         barrier.threads);
   barrier.threads = threads, barrier.all |= all;
   if (self.clock.on()) {
     if (!barrier.arriving.on()) barrier.arriving = self.cluster->clocks.take();
@@ -47,10 +53,10 @@ void come_to(Fiber &self, uint32_t id, uint32_t threads, bool waits, Place place
       lane.clock.release_to(barrier.arriving, lane.agent);
     }
   }
-  barrier.arrived += self.warp->count;  // with the lanes that have ended
+  barrier.arrived += self.warp->count;  // lanes that have ended count, too
   const bool last = barrier.arrived >= wanted(block, barrier);
   if (waits) enlist(barrier.waiting, self);
-  if (last) complete(barrier);
+  if (last) complete(block, barrier);
   if (waits) park();
   release(self, lanes);
 }
@@ -64,7 +70,8 @@ void barrier_sync(const char *instruction, uint32_t id, uint32_t threads, Place 
 
 void barrier_arrive(uint32_t id, uint32_t threads, Place place) {
   Fiber &self = enter("bar.arrive", id);
-  if (threads == 0) fail(FaultKind::operand, "bar.arrive on barrier %u for 0 threads: wanted their number", id);
+  if (threads == 0)
+    fail(FaultKind::operand, "bar.arrive on barrier %u for 0 threads: wanted their number", id);
   come_to(self, id, threads, false, place);
 }
 
@@ -118,7 +125,7 @@ void barrier_cluster_wait(Place place) {
 void leave_barriers(Fiber &self) {
   if (live_lanes(*self.warp) == 0)
     for (NamedBarrier &barrier : self.block->barriers)
-      if (barrier.all && barrier.arrived >= wanted(*self.block, barrier)) complete(barrier);
+      if (barrier.all && barrier.arrived >= wanted(*self.block, barrier)) complete(*self.block, barrier);
   Cluster &cluster = *self.cluster;
   if (self.cluster_arrivals > cluster.cluster_phase) return;
   if (--cluster.cluster_missing == 0 && cluster.live > 1) {

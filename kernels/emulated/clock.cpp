@@ -23,6 +23,7 @@ __attribute__((target("avx2"))) void maximum_avx2(uint32_t *to, const uint32_t *
 }  // namespace
 
 void Clock::join(const Clock &other) {
+  base = 0;
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2")) return maximum_avx2(plain, other.plain, 2 * size);
 #endif

@@ -1,5 +1,6 @@
-// Shared memory of the other blocks of a cluster. It is there from when the block begins until it ends, and a thread must know of
-// both: by barrier.cluster, or by mbarriers on which the blocks arrive.
+// Shared memory of the other blocks of a cluster. It exists from a block's beginning to its end: a thread
+// must know that the block has begun, and the block, at its end, must know of the thread's access. Both learn
+// it by barrier.cluster, or by mbarriers on which the blocks arrive.
 #include <algorithm>
 
 #include "machine.hpp"
@@ -8,7 +9,8 @@ namespace emulated {
 
 uint32_t known_in(const Block &block, uint32_t agent) {
   uint32_t known = 0;
-  for (uint32_t t = 0; t < block.thread_count; ++t) known = std::max(known, block.fibers[t].clock.plain[agent]);
+  for (uint32_t t = 0; t < block.thread_count; ++t)
+    known = std::max(known, block.fibers[t].clock.plain[agent]);
   return known;
 }
 
@@ -16,8 +18,10 @@ void check_begun(Fiber &self, const Block &block, uint32_t address) {
   if (&block == self.block || !self.clock.on()) return;
   for (uint32_t t = 0; t < block.thread_count; ++t)
     if (self.clock.plain[block.fibers[t].agent] != 0) return;
-  fail_at(FaultKind::cluster, address, "%s on shared memory of the cluster's block %u, which may not have begun (wanted "
-          "barrier.cluster before)", self.instruction, block.rank);
+  fail_at(FaultKind::cluster, address,
+          "%s on shared memory of the cluster's block %u, which may not have begun (wanted "
+          "barrier.cluster before)",
+          self.instruction, block.rank);
 }
 
 Block &block_of(Fiber &self, uint32_t address) {
@@ -25,14 +29,16 @@ Block &block_of(Fiber &self, uint32_t address) {
   const uint32_t rank = address >> kRankShift;
   if (rank == 0) return *self.block;
   if (rank > cluster.block_count)
-    fail_at(FaultKind::cluster, address, "shared::cluster 0x%x: wanted an address by mapa, of one of %u blocks", address,
+    fail_at(FaultKind::cluster, address,
+            "shared::cluster 0x%x: wanted an address by mapa, of one of %u blocks", address,
             cluster.block_count);
   Block &block = cluster.blocks[rank - 1];
   if (block.live == 0)
     fail_at(FaultKind::cluster, address, "shared::cluster 0x%x: block %u of the cluster has ended (wanted "
             "barrier.cluster before the end of a block that others still reach)", address, rank - 1);
   check_begun(self, block, address);
-  if (&block != self.block && block.reached) block.reached[self.agent] = {&self, self.instruction, self.now(), address};
+  if (&block != self.block && block.reached)
+    block.reached[self.agent] = {&self, self.instruction, self.now(), address};
   return block;
 }
 
@@ -42,8 +48,10 @@ void check_reached(Block &block) {
     const Reach &reach = block.reached[agent];
     if (!reach.fiber || known_in(block, agent) >= reach.time) continue;
     reach.fiber->instruction = reach.instruction;
-    fail_in(reach.fiber, FaultKind::cluster, reach.address, "shared::cluster 0x%x: block %u of the cluster ends and does not know "
-            "of this access, which might have come later (wanted barrier.cluster between the two)", reach.address, block.rank);
+    fail_in(reach.fiber, FaultKind::cluster, reach.address,
+            "shared::cluster 0x%x: block %u of the cluster ends and does not know "
+            "of this access, which might have come later (wanted barrier.cluster between the two)",
+            reach.address, block.rank);
   }
 }
 
@@ -52,8 +60,8 @@ uint32_t without_rank(uint32_t address) { return address & ((1u << kRankShift) -
 uint32_t mapa(uint32_t address, uint32_t rank) {
   Fiber &self = enter("mapa", address);
   if (rank >= self.cluster->block_count)
-    fail(FaultKind::cluster, "mapa: wanted a rank below %u, the blocks of the cluster, got %u", self.cluster->block_count,
-         rank);
+    fail(FaultKind::cluster, "mapa: wanted a rank below %u, the blocks of the cluster, got %u",
+         self.cluster->block_count, rank);
   return without_rank(address) | (rank + 1) << kRankShift;
 }
 

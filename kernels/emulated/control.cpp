@@ -1,4 +1,4 @@
-// Registers of warpgroups, launches that overlap, and giving up.
+// Registers of warpgroups, launches that overlap, trap.
 #include "machine.hpp"
 
 namespace emulated {
@@ -15,11 +15,12 @@ void setmaxnreg(const char *instruction, uint32_t registers, bool increase, Plac
   if (group->register_changes.size() == warp.register_changes)
     group->register_changes.push(registers);
   else if (group->register_changes[warp.register_changes] != registers)
-    fail(FaultKind::registers, "warp %u asks for %u registers, another of its warpgroup asked for %u", warp.number,
-         registers, group->register_changes[warp.register_changes]);
+    fail(FaultKind::registers, "warp %u asks for %u registers, another of its warpgroup asked for %u",
+         warp.number, registers, group->register_changes[warp.register_changes]);
   ++warp.register_changes;
   if (increase ? registers < warp.registers : registers > warp.registers)
-    fail(FaultKind::registers, "%s to %u: the warp has %u registers per thread", instruction, registers, warp.registers);
+    fail(FaultKind::registers, "%s to %u: the warp has %u registers per thread", instruction, registers,
+         warp.registers);
   if (!increase) {
     block.free_registers += (warp.registers - registers) * 32;
     wake_all(block.waiting_for_registers);
@@ -36,8 +37,10 @@ void check_registers_at_end(Block &block) {
     Warp &warp = block.warps[w];
     Warpgroup *group = warp.lanes[0].warpgroup;
     if (group && warp.register_changes != group->register_changes.size())
-      fail_in(&warp.lanes[0], FaultKind::registers, 0, "warp %u executed setmaxnreg %u times, another of its warpgroup %u "
-              "times (wanted all four warps)", w, warp.register_changes, uint32_t(group->register_changes.size()));
+      fail_in(&warp.lanes[0], FaultKind::registers, 0,
+              "warp %u executed setmaxnreg %u times, another of its warpgroup %u "
+              "times (wanted all four warps)",
+              w, warp.register_changes, uint32_t(group->register_changes.size()));
   }
 }
 
@@ -51,7 +54,7 @@ void griddepcontrol_wait() {
     yield();  // others may come first
   else
     park(cluster.waiting_for_primary);
-  if (self.clock.on()) self.clock.plain[cluster.primary_agent] = 1;
+  if (self.clock.on()) self.clock.learn(cluster.primary_agent, 1);
 }
 
 void trigger_dependents(Block &block) {
@@ -64,16 +67,18 @@ void trigger_dependents(Block &block) {
 void griddepcontrol_launch_dependents() {
   Fiber &self = enter("griddepcontrol.launch_dependents");
   if (self.cluster->launch->in_turn && !knows_primary(self))
-    fail(FaultKind::turn, "before griddepcontrol.wait: the kernel behind this one would begin while kernels before it "
+    fail(FaultKind::turn,
+         "before griddepcontrol.wait: the kernel behind this one would begin while kernels before it "
          "run, which it does not wait for (wanted the wait first)");
   trigger_dependents(*self.block);
 }
 
-// Were it otherwise, this kernel could complete before the one before it, and whoever waits for this one would not know of
-// that one.
+// Every block must have waited. Else this kernel could complete before the one in front of it, and a kernel
+// that waits for this one would not know that the other has completed.
 void check_turn_at_end(Block &block) {
   if (block.cluster->launch->in_turn && block.cluster->launch->checks && !block.waited)
-    fail(FaultKind::turn, "the block ends and has not waited for the kernel before (wanted griddepcontrol.wait in every "
+    fail(FaultKind::turn,
+         "the block ends and has not waited for the kernel before (wanted griddepcontrol.wait in every "
          "block, whichever way it ends)");
 }
 

@@ -1,11 +1,11 @@
-// Where everybody is, once nothing can go on or a loop seems to have no end. What is waited for comes first: of many threads the
-// report may have no room for all.
+// Reports where every thread is, once nothing can go on or a loop seems to have no end. What is waited for
+// comes first, since the report may have no room for all threads.
 #include "scheduler.hpp"
 
 namespace emulated {
 namespace {
 
-// What the first of them says of the whole: the kind of fault, and a thread that has to do with it.
+// The kind of fault, and a thread that is involved: by the first cause that is found.
 struct Finding {
   FaultKind kind = FaultKind::deadlock;
   Fiber *culprit = nullptr;
@@ -15,10 +15,11 @@ void describe_collectives(const Block &block, Writer &out, Finding &finding) {
   for (uint32_t w = 0; w < block.warp_count; ++w)
     for (size_t i = 0; i < block.warps[w].collectives.size(); ++i) {
       const Collective &collective = block.warps[w].collectives[i];
-      if (finding.kind == FaultKind::deadlock) finding.culprit = &block.warps[w].lanes[__builtin_ctz(collective.arrived)];
+      if (finding.kind == FaultKind::deadlock)
+        finding.culprit = &block.warps[w].lanes[__builtin_ctz(collective.arrived)];
       finding.kind = FaultKind::divergence;
-      out.add(" Warp %u: %s wants lanes %08x together, and only %08x came.", w, collective.instruction, collective.mask,
-              collective.arrived);
+      out.add(" Warp %u: %s wants lanes %08x together, and only %08x came.", w, collective.instruction,
+              collective.mask, collective.arrived);
     }
 }
 
@@ -32,11 +33,11 @@ void describe_barriers(const Block &block, Writer &out) {
 }
 
 bool same_stop(const Fiber &a, const Fiber &b) {
-  return a.block == b.block && a.exited == b.exited && a.instruction == b.instruction && a.has_address == b.has_address &&
-         (!a.has_address || a.address == b.address);
+  return a.block == b.block && a.exited == b.exited && a.instruction == b.instruction &&
+         a.has_address == b.has_address && (!a.has_address || a.address == b.address);
 }
 
-// Neighbours that stand at the same place in one go.
+// Lists the threads; neighbours that are at the same place are listed together.
 void describe_threads(const Cluster &cluster, Writer &out) {
   for (uint32_t i = 0; i < cluster.fiber_count;) {
     const Fiber &first = cluster.fibers[i];
@@ -86,9 +87,10 @@ void report_deadlock(Cluster &cluster) {
 
 void never_ends(Fiber &self) {
   Writer out(text, sizeof text);
-  out.add("the cluster's threads have executed %llu instructions, the launch's limit: a loop whose end never comes? (blocks run one "
-          "after the other: a block cannot wait for another one that has not begun)",
-          (unsigned long long)self.cluster->launch->instruction_limit);
+  out.add(
+      "the cluster's threads have executed %llu instructions, the launch's limit: a loop whose end never "
+      "comes? (blocks run one after the other: a block cannot wait for another one that has not begun)",
+      (unsigned long long)self.cluster->launch->instruction_limit);
   describe(*self.cluster, out);
   fail_in(&self, FaultKind::deadlock, self.has_address ? self.address : 0, "%s", text);
 }

@@ -1,5 +1,5 @@
-// The emulated device as kernels see it, through the wrappers of ptx/. Every function is one instruction of the calling
-// thread; `instruction` is its name for reports.
+// The emulated device as kernels see it, through the wrappers of ptx/. Every function is one instruction of
+// the calling thread; `instruction` is its name for reports.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +7,7 @@ struct TensorMap;
 
 namespace emulated {
 
-// What KERNEL makes of a kernel; mirrored in crates/emulated/src/ffi.rs.
+// How KERNEL (ptx/core.cuh) describes a kernel; mirrored in crates/emulated/src/ffi.rs.
 struct Kernel {
   const char *name;
   void (*body)(const void *params);
@@ -16,7 +16,7 @@ struct Kernel {
   uint32_t blocks_per_sm;  // by the launch bounds
 };
 
-// Where in the kernel's source an instruction stands that a warp's lanes must execute together (.aligned).
+// Where an .aligned instruction, which a warp's lanes must execute together, stands in the kernel's source.
 struct Place {
   const char *file;
   uint32_t line;
@@ -25,8 +25,8 @@ struct Place {
   }
 };
 
-// Of the calling thread. It is the same one from the beginning of a function to its end, whoever runs in between: const, so
-// that the compiler asks once.
+// Values of the calling thread. A function runs on the same thread from beginning to end, whoever runs in
+// between: const, so that the compiler asks once.
 #define SAME_THREAD __attribute__((const))
 struct Dim3 {
   uint32_t x, y, z;
@@ -63,8 +63,8 @@ uint64_t globaltimer();
 // Arithmetic (rounding.cpp).
 inline void bits_of(float v, uint32_t &bits) { __builtin_memcpy(&bits, &v, 4); }
 inline void float_of(uint32_t bits, float &v) { __builtin_memcpy(&v, &bits, 4); }
-// Accumulators of wgmma that nobody has waited for hold words of these ranges: signalling NaNs, and int32 near the lowest. An
-// instruction that was given one looks closer.
+// Accumulators of wgmma that nobody has waited for hold words of these ranges: signalling NaNs, and int32
+// near the lowest. An instruction that is given such a word looks closer (check_operand).
 constexpr uint32_t kNoiseSpan = 1u << 21, kNoiseF32 = 0xff810000u, kNoiseS32 = 0x80000001u;
 void check_operand(const char *instruction, uint32_t word);
 inline void check_f32(const char *instruction, float v) {
@@ -75,7 +75,7 @@ inline void check_f32(const char *instruction, float v) {
 inline void check_s32(const char *instruction, int32_t v) {
   if (uint32_t(v) - kNoiseS32 < kNoiseSpan) check_operand(instruction, uint32_t(v));
 }
-// The result of an instruction; a NaN as the device has it.
+// The result of an instruction, with NaN as the device has it.
 template <class... Operands>
 inline float canonical(const char *instruction, float v, Operands... operands) {
   if (__builtin_expect(v == v, 1)) return v;
@@ -115,10 +115,11 @@ uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t ope
 
 // Matrix instructions of a warp.
 enum class Half { bf16, f16 };
-void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b, Place place);
+void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b,
+                  Place place);
 void mma_m16n8k32(const char *instruction, int32_t *d, const uint32_t *a, const uint32_t *b, Place place);
 
-// Barriers; 0 threads: all of the block.
+// Barriers. `threads` 0: all of the block.
 void barrier_sync(const char *instruction, uint32_t id, uint32_t threads, Place place);
 void barrier_arrive(uint32_t id, uint32_t threads, Place place);
 
@@ -137,11 +138,11 @@ void cp_async_wait_group(uint32_t pending);
 void cp_async_wait_all();
 void cp_async_mbarrier_arrive_noinc(uint32_t barrier);
 
-// TMA. blocks: one bit for each.
+// TMA. `blocks`: a bit for each block of the cluster that the tile goes to.
 constexpr uint32_t kOwnBlock = 1u << 31;
 void prefetch_tensormap(const TensorMap *map);
-void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *map, int32_t x, int32_t y, uint32_t barrier,
-                 uint32_t blocks);
+void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *map, int32_t x, int32_t y,
+                 uint32_t barrier, uint32_t blocks);
 void bulk_load(const char *instruction, uint32_t to, const void *from, uint32_t bytes, uint32_t barrier,
                uint32_t blocks);
 void tma_store_2d(const TensorMap *map, int32_t x, int32_t y, uint32_t from);
@@ -162,7 +163,7 @@ struct WgmmaOperands {
 void wgmma_fence(Place place);
 void wgmma_commit_group(Place place);
 void wgmma_wait_group(uint32_t pending, Place place);
-void wgmma(const WgmmaOperands &operands, void *accumulators, Place place);  // n / 2 of 4 bytes
+void wgmma(const WgmmaOperands &operands, void *accumulators, Place place);  // n / 2 words
 
 // Clusters.
 uint32_t cluster_block_rank();

@@ -9,8 +9,8 @@
 namespace emulated {
 namespace {
 
-[[noreturn]] void give_up(Fiber *culprit, FaultKind kind, bool has_address, uint64_t address, const char *format,
-                          va_list arguments) {
+[[noreturn]] void give_up(Fiber *culprit, FaultKind kind, bool has_address, uint64_t address,
+                          const char *format, va_list arguments) {
   Cluster &cluster = *current->cluster;
   Fault &fault = *cluster.fault;
   fault.kind = kind;

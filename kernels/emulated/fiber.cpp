@@ -18,8 +18,9 @@ constexpr size_t kStackBytes = 256 * 1024;  // instrumented frames are several t
 #else
 constexpr size_t kStackBytes = 64 * 1024;
 #endif
-// Equal frames of many threads at equal offsets would share few sets of the first-level cache, which repeat after a page: 32
-// places of it, two lines apart, in an order that leaves neighbours seven such steps.
+// Frames of many threads at equal offsets would share few sets of the first-level cache, which repeat with
+// every page. So stacks begin at 32 different offsets, two cache lines apart, and neighbours seven such steps
+// apart.
 constexpr size_t stagger(uint32_t stack) { return stack * size_t(7 * 128) % 4096; }
 
 size_t stack_stride() { return kStackBytes + size_t(sysconf(_SC_PAGESIZE)); }
@@ -46,7 +47,8 @@ bool reserve_stacks(Worker &worker, uint32_t count) {
   auto *stacks = static_cast<uint8_t *>(memory);
   const size_t page = size_t(sysconf(_SC_PAGESIZE));
   for (uint32_t i = 0; i < count; ++i)
-    if (mprotect(stacks + stack_stride() * i, page, PROT_NONE) != 0) {  // vm.max_map_count: two mappings a stack
+    if (mprotect(stacks + stack_stride() * i, page, PROT_NONE) !=
+        0) {  // vm.max_map_count: two mappings a stack
       munmap(memory, stack_stride() * count);
       return false;
     }
@@ -80,8 +82,8 @@ void prepare_stack(Fiber &fiber, void (*entry)()) {
 void switch_to(Fiber &from, Fiber &to) {
   current = &to;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(from.exited ? nullptr : &from.asan_stack, stack_bottom(*to.cluster->worker, to.stack),
-                                 kStackBytes);
+  __sanitizer_start_switch_fiber(from.exited ? nullptr : &from.asan_stack,
+                                 stack_bottom(*to.cluster->worker, to.stack), kStackBytes);
 #endif
   lmhead_emulated_switch(&from.stack_pointer, to.stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)

@@ -18,12 +18,13 @@ const Allocation *below(const Launch &launch, uint64_t address) {
   return low == 0 ? nullptr : &launch.allocations[low - 1];
 }
 
-// kFlag: by acquire or release. kOrdinary: by an ordinary store.
+// What a launch has done to a byte. kConstant: loaded it by .nc. kFlag: accessed it by acquire or release.
+// kOrdinary: stored to it by an ordinary store.
 enum Mark : uint8_t { kStored = 1, kRead = 2, kConstant = 4, kFlag = 8, kOrdinary = 16 };
 constexpr size_t kEarlyLimit = 1 << 20;
 
-// Sets marks on bytes and gives all that were there before; other OS threads do the same. Who marks a byte last sees the
-// others' marks.
+// Sets marks on bytes and returns all that were there before. OS threads do this concurrently; whoever marks
+// a byte last sees the others' marks.
 uint8_t mark(uint8_t *marks, uint64_t offset, uint64_t bytes, uint8_t set) {
   uint64_t seen = 0;
   for (uint64_t at = offset, end = offset + bytes; at < end;) {
@@ -40,14 +41,17 @@ uint8_t mark(uint8_t *marks, uint64_t offset, uint64_t bytes, uint8_t set) {
   return uint8_t(seen);
 }
 
-// Whether the launch before has to do with these bytes.
-uint8_t primary_marks(const Launch &launch, const Allocation &buffer, uint64_t offset, uint64_t bytes, Access access) {
+// The marks of the launch before with which the access conflicts; 0: none.
+uint8_t primary_marks(const Launch &launch, const Allocation &buffer, uint64_t offset, uint64_t bytes,
+                      Access access) {
   const uint8_t marks = mark(launch.primary[&buffer - launch.allocations].marks, offset, bytes, 0);
   return marks & (writes(access) ? kStored | kRead | kConstant : kStored);
 }
 
-[[noreturn]] void too_early(Fiber &self, const Allocation &buffer, uint64_t offset, Access access, uint8_t marks) {
-  fail_in(&self, FaultKind::dependency, buffer.address + offset, "%s offset %llu of buffer %u, which the kernel before %s "
+[[noreturn]] void too_early(Fiber &self, const Allocation &buffer, uint64_t offset, Access access,
+                            uint8_t marks) {
+  fail_in(&self, FaultKind::dependency, buffer.address + offset,
+          "%s offset %llu of buffer %u, which the kernel before %s "
           "(wanted griddepcontrol.wait first, and a barrier for threads that leave it to another one)",
           writes(access) ? "a store to" : "a load of", (unsigned long long)offset, buffer.number,
           marks & kStored ? "stores to" : "reads");
@@ -60,23 +64,30 @@ bool knows_primary(const Fiber &self) {
   return self.clock.on() ? self.clock.plain[cluster.primary_agent] != 0 : cluster.primary_done;
 }
 
-const Allocation &global_buffer(Fiber &self, const void *pointer, uint64_t bytes, uint32_t alignment, Access access) {
+const Allocation &global_buffer(Fiber &self, const void *pointer, uint64_t bytes, uint32_t alignment,
+                                Access access) {
   const Launch &launch = *self.cluster->launch;
   const auto address = reinterpret_cast<uint64_t>(pointer);
   const Allocation *buffer = below(launch, address);
   const uint64_t offset = buffer ? address - buffer->address : 0;
   if (!buffer || offset > buffer->bytes || buffer->bytes - offset < bytes) {
-    if (!buffer) fail_at(FaultKind::global_bounds, address, "%llu bytes at global 0x%llx, below every buffer of the launch",
-                         (unsigned long long)bytes, (unsigned long long)address);
-    fail_at(FaultKind::global_bounds, address, "%llu bytes at global 0x%llx: the nearest buffer is number %u with %llu "
-            "bytes, and this is offset %llu of it", (unsigned long long)bytes, (unsigned long long)address,
-            buffer->number, (unsigned long long)buffer->bytes, (unsigned long long)offset);
+    if (!buffer)
+      fail_at(FaultKind::global_bounds, address,
+              "%llu bytes at global 0x%llx, below every buffer of the launch", (unsigned long long)bytes,
+              (unsigned long long)address);
+    fail_at(FaultKind::global_bounds, address,
+            "%llu bytes at global 0x%llx: the nearest buffer is number %u with %llu "
+            "bytes, and this is offset %llu of it",
+            (unsigned long long)bytes, (unsigned long long)address, buffer->number,
+            (unsigned long long)buffer->bytes, (unsigned long long)offset);
   }
   if (address % alignment != 0)
-    fail_at(FaultKind::misaligned, address, "%s at global 0x%llx (offset %llu of buffer %u): wanted a multiple of %u",
-            self.instruction, (unsigned long long)address, (unsigned long long)offset, buffer->number, alignment);
+    fail_at(FaultKind::misaligned, address,
+            "%s at global 0x%llx (offset %llu of buffer %u): wanted a multiple of %u", self.instruction,
+            (unsigned long long)address, (unsigned long long)offset, buffer->number, alignment);
   if (writes(access) && !buffer->writable)
-    fail_at(FaultKind::global_bounds, address, "a write to offset %llu of buffer %u, which was registered for reading only",
+    fail_at(FaultKind::global_bounds, address,
+            "a write to offset %llu of buffer %u, which was registered for reading only",
             (unsigned long long)offset, buffer->number);
   return *buffer;
 }
@@ -87,7 +98,7 @@ void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_
   uint8_t seen = 0, other = 0;  // what the access must not meet
   switch (access) {
     case Access::read:
-      // A flag is a word: of what is longer nobody looks.
+      // Flags are words: longer loads are marked only where the launch behind needs it.
       if (launch.overlapped || bytes <= 4)
         other = mark(buffer.marks, offset, bytes, launch.overlapped ? kRead : 0) & kFlag;
       break;
@@ -104,28 +115,34 @@ void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_
       break;
   }
   if (other)
-    fail_at(FaultKind::race, buffer.address + offset,
-            "offset %llu of buffer %u is loaded by ld.acquire or stored to by .release in this launch, and %s "
-            "(wanted ld.acquire and st.release or red.release of a word that tells others of data)",
-            (unsigned long long)offset, buffer.number,
-            other & kFlag ? "this access is an ordinary one" : "an ordinary store went there");
+    fail_at(
+        FaultKind::race, buffer.address + offset,
+        "offset %llu of buffer %u is loaded by ld.acquire or stored to by .release in this launch, and %s "
+        "(wanted ld.acquire and st.release or red.release of a word that tells others of data)",
+        (unsigned long long)offset, buffer.number,
+        other & kFlag ? "this access is an ordinary one" : "an ordinary store went there");
   if (seen)
-    fail_at(FaultKind::dependency, buffer.address + offset, "offset %llu of buffer %u is loaded by .nc and stored to in one "
-            "launch (wanted ld.global for what may change while the kernel runs)", (unsigned long long)offset, buffer.number);
+    fail_at(FaultKind::dependency, buffer.address + offset,
+            "offset %llu of buffer %u is loaded by .nc and stored to in one "
+            "launch (wanted ld.global for what may change while the kernel runs)",
+            (unsigned long long)offset, buffer.number);
   if (launch.in_turn && writes(access) && !knows_primary(self))
-    fail_at(FaultKind::dependency, buffer.address + offset, "a store to offset %llu of buffer %u before "
-            "griddepcontrol.wait: any kernel before may still use it (wanted the wait first, and a barrier for threads that "
-            "leave it to another one)", (unsigned long long)offset, buffer.number);
+    fail_at(FaultKind::dependency, buffer.address + offset,
+            "a store to offset %llu of buffer %u before "
+            "griddepcontrol.wait: any kernel before may still use it (wanted the wait first, and a barrier "
+            "for threads that leave it to another one)",
+            (unsigned long long)offset, buffer.number);
   if (!launch.primary) return;
   if (access != Access::constant && knows_primary(self)) return;
   if (const uint8_t marks = primary_marks(launch, buffer, offset, bytes, access)) {
     if (!knows_primary(self)) too_early(self, buffer, offset, access, marks);
-    fail_at(FaultKind::dependency, buffer.address + offset, "offset %llu of buffer %u, which the kernel before stores to, is "
+    fail_at(FaultKind::dependency, buffer.address + offset,
+            "offset %llu of buffer %u, which the kernel before stores to, is "
             "loaded by .nc: such loads may be executed before griddepcontrol.wait (wanted ld.global)",
             (unsigned long long)offset, buffer.number);
   }
-  if (cluster.primary_done) return;  // its marks are whole
-  // It may come to these bytes yet.
+  if (cluster.primary_done) return;  // its marks are complete
+  // The launch before may still come to these bytes: to be compared again when it has ended.
   cluster.early.push({&buffer, offset, bytes, access, &self, self.instruction});
   if (cluster.early.size() >= kEarlyLimit) settle_primary(cluster);
 }
@@ -200,8 +217,8 @@ uint64_t globaltimer() {
   enter("globaltimer");
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
-  yield();  // whoever reads it waits for somebody
-  // It stands still for about a microsecond, as the devices' does.
+  yield();  // a thread that reads the clock may be waiting for another
+  // It stands still for about a microsecond, as a GPU's does.
   return (uint64_t(now.tv_sec) * 1000000000 + uint64_t(now.tv_nsec)) & ~uint64_t(1023);
 }
 
@@ -238,7 +255,8 @@ uint32_t atom_cas_u32(const char *instruction, void *address, uint32_t compare, 
   Fiber &self = enter(instruction, reinterpret_cast<uint64_t>(address));
   check_values(self, &v, sizeof v);
   check_global(self, address, 4, 4, Access::atomic);
-  __atomic_compare_exchange_n(static_cast<uint32_t *>(address), &compare, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  __atomic_compare_exchange_n(static_cast<uint32_t *>(address), &compare, v, false, __ATOMIC_SEQ_CST,
+                              __ATOMIC_SEQ_CST);
   yield();
   return compare;
 }

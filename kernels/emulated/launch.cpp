@@ -25,8 +25,8 @@ bool refuse(Fault &fault, const char *format, ...) {
   return false;
 }
 
-// The limits of compute capability 9.0 (CUDA C++ Programming Guide, "Compute Capabilities"); clusters of more than 8
-// blocks are not portable.
+// The limits of compute capability 9.0 (CUDA C++ Programming Guide, "Compute Capabilities"); clusters of more
+// than 8 blocks are not portable.
 bool check_launch(const Launch &launch, Fault &fault) {
   const Kernel &kernel = *launch.kernel;
   const uint32_t *grid = launch.grid, *block = launch.block, *cluster = launch.cluster;
@@ -37,23 +37,31 @@ bool check_launch(const Launch &launch, Fault &fault) {
     if (block[i] == 0 || block[i] > kBlock[i])
       return refuse(fault, "block %c: wanted 1 to %u threads, got %u", 'x' + i, kBlock[i], block[i]);
     if (cluster[i] == 0 || grid[i] % cluster[i] != 0)
-      return refuse(fault, "cluster %c: wanted a divisor of the grid's %u blocks, got %u", 'x' + i, grid[i], cluster[i]);
+      return refuse(fault, "cluster %c: wanted a divisor of the grid's %u blocks, got %u", 'x' + i, grid[i],
+                    cluster[i]);
   }
   const uint64_t threads = volume(launch.block), blocks = volume(launch.cluster);
-  if (threads > 1024) return refuse(fault, "block: wanted at most 1024 threads, got %llu", (unsigned long long)threads);
+  if (threads > 1024)
+    return refuse(fault, "block: wanted at most 1024 threads, got %llu", (unsigned long long)threads);
   if (threads > kernel.max_threads)
-    return refuse(fault, "block: wanted at most the %u threads of the kernel's launch bounds, got %llu", kernel.max_threads,
-                  (unsigned long long)threads);
-  if (blocks > 8) return refuse(fault, "cluster: wanted at most 8 blocks, got %llu", (unsigned long long)blocks);
+    return refuse(fault, "block: wanted at most the %u threads of the kernel's launch bounds, got %llu",
+                  kernel.max_threads, (unsigned long long)threads);
+  if (blocks > 8)
+    return refuse(fault, "cluster: wanted at most 8 blocks, got %llu", (unsigned long long)blocks);
   if (launch.shared_limit > kSharedLimit)
-    return refuse(fault, "shared memory: a block can have at most %u bytes (227 KB), and the kernel's limit was set to %u",
-                  kSharedLimit, launch.shared_limit);
+    return refuse(
+        fault,
+        "shared memory: a block can have at most %u bytes (227 KB), and the kernel's limit was set to %u",
+        kSharedLimit, launch.shared_limit);
   if (launch.dynamic_shared > kSharedLimit)
     return refuse(fault, "shared memory: a block can have at most %u bytes (227 KB), got %u", kSharedLimit,
                   launch.dynamic_shared);
   if (launch.dynamic_shared > launch.shared_limit)
-    return refuse(fault, "shared memory: wanted at most the kernel's limit of %u bytes (its attribute, 48 KB unless raised), "
-                  "got %u", launch.shared_limit, launch.dynamic_shared);
+    return refuse(
+        fault,
+        "shared memory: wanted at most the kernel's limit of %u bytes (its attribute, 48 KB unless raised), "
+        "got %u",
+        launch.shared_limit, launch.dynamic_shared);
   if (kernel.params_bytes > kParamsLimit)
     return refuse(fault, "parameters: wanted at most %u bytes, the kernel has %llu", kParamsLimit,
                   (unsigned long long)kernel.params_bytes);
@@ -61,7 +69,8 @@ bool check_launch(const Launch &launch, Fault &fault) {
 }
 
 Dim3 unfold(uint64_t linear, const uint32_t (&size)[3]) {
-  return {uint32_t(linear % size[0]), uint32_t(linear / size[0] % size[1]), uint32_t(linear / size[0] / size[1])};
+  return {uint32_t(linear % size[0]), uint32_t(linear / size[0] % size[1]),
+          uint32_t(linear / size[0] / size[1])};
 }
 
 void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first) {
@@ -69,7 +78,8 @@ void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first
   const Dim3 local = unfold(rank, launch.cluster);
   block.cluster = &cluster, block.rank = rank;
   block.index = {first.x + local.x, first.y + local.y, first.z + local.z};
-  const uint64_t linear = (uint64_t(block.index.z) * launch.grid[1] + block.index.y) * launch.grid[0] + block.index.x;
+  const uint64_t linear =
+      (uint64_t(block.index.z) * launch.grid[1] + block.index.y) * launch.grid[0] + block.index.x;
   block.traced = launch.traced && launch.trace_block == linear;
   block.thread_count = block.live = uint32_t(volume(launch.block));
   block.warp_count = (block.thread_count + 31) / 32, block.warpgroup_count = block.thread_count / 128;
@@ -80,7 +90,8 @@ void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first
   void *shared = nullptr;
   if (posix_memalign(&shared, 1024, launch.dynamic_shared ? launch.dynamic_shared : 1) != 0) out_of_memory();
   block.shared = static_cast<uint8_t *>(shared);
-  for (uint32_t i = 0; i + 4 <= launch.dynamic_shared; i += 4) {  // whatever was there before
+  // Noise, in place of whatever was there before.
+  for (uint32_t i = 0; i + 4 <= launch.dynamic_shared; i += 4) {
     const uint32_t noise = cluster.random.next();
     std::memcpy(block.shared + i, &noise, 4);
   }
@@ -113,7 +124,7 @@ void open_block(Cluster &cluster, Block &block, uint32_t rank, const Dim3 &first
     fiber.index = unfold(t, launch.block), fiber.thread = t, fiber.lane = t % 32;
     fiber.agent = agents + t;
     fiber.clock = cluster.clocks.take();
-    if (fiber.clock.on()) fiber.clock.plain[fiber.agent] = kBegun + 1;
+    if (fiber.clock.on()) fiber.clock.plain[fiber.agent] = kBegun + 1, fiber.clock.base = kFreshClocks;
   }
 }
 
@@ -132,12 +143,14 @@ void close_block(Block &block) {
   std::free(block.warps);
 }
 
-// 0: it ended well; 1: the fault says why not; 2: the launch before had failed.
+// Returns 0: it ended well; 1: the fault says why not; 2: the launch before has failed.
 int run_cluster(Worker &worker, const Launch &launch, uint64_t number, Fault &fault) {
   const uint32_t blocks = uint32_t(volume(launch.cluster)), threads = uint32_t(volume(launch.block));
   if (!reserve_stacks(worker, blocks * threads)) {
-    refuse(fault, "wanted stacks for %u threads, got none: the process has too little memory or too many mappings "
-           "(vm.max_map_count); use fewer threads in LaunchConfig", blocks * threads);
+    refuse(fault,
+           "wanted stacks for %u threads, got none: the process has too little memory or too many mappings "
+           "(vm.max_map_count); use fewer threads in LaunchConfig",
+           blocks * threads);
     return 1;
   }
   worker.host_bottom = nullptr;
@@ -151,6 +164,7 @@ int run_cluster(Worker &worker, const Launch &launch, uint64_t number, Fault &fa
   cluster.grid_size = {launch.grid[0], launch.grid[1], launch.grid[2]};
   cluster.primary_agent = blocks * (threads + threads / 128 + kMbarriers);
   if (launch.checks) cluster.clocks.open(cluster.primary_agent + 1);
+  cluster.clock_bases = kFreshClocks;
   cluster.primary_done = launch.in_turn;
   cluster.blocks = static_cast<Block *>(zeroed(sizeof(Block) * blocks));
   cluster.fibers = static_cast<Fiber *>(zeroed_lines(sizeof(Fiber) * cluster.fiber_count));
@@ -194,7 +208,7 @@ int lmhead_emulated_run_cluster(emulated::Worker *worker, const emulated::Launch
   return emulated::run_cluster(*worker, *launch, number, *fault);
 }
 
-// So that the mirrors of these structs can be checked.
+// The sizes of these structs, so that their mirrors in ffi.rs can be checked.
 void lmhead_emulated_sizes(uint64_t (*out)[5]) {
   const uint64_t sizes[5] = {sizeof(emulated::Kernel), sizeof(emulated::Allocation), sizeof(emulated::Host),
                              sizeof(emulated::Launch), sizeof(emulated::Fault)};

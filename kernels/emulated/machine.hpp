@@ -1,6 +1,8 @@
-// The parts of the emulated device: a cluster of blocks, their warps, one fiber per thread; barriers; what its files need of each other.
+// The parts of the emulated device: a cluster of blocks, their warps, one fiber per thread; barriers; and
+// what its files declare for each other.
 //
-// A cluster runs on one OS thread, from the first switch to its last fiber's end, so nothing in it needs a lock.
+// A cluster runs on one OS thread, from the first switch to its last fiber's end, so nothing in it needs a
+// lock.
 #pragma once
 #include "../params.h"
 #include "clock.hpp"
@@ -15,11 +17,12 @@ namespace emulated {
 constexpr uint32_t kSharedLimit = 227 * 1024;   // bytes a block can have
 constexpr uint32_t kSharedDefault = 48 * 1024;  // without the kernel's attribute
 constexpr uint32_t kSharedBase = 1024;          // as on sm_90, where the first kilobyte is the system's
-constexpr uint32_t kParamsLimit = 32764;  // since CUDA 12.1, and the oldest driver that is taken serves 12.8
-constexpr uint32_t kMbarriers = 64;  // of a block that are tracked at once
+constexpr uint32_t kParamsLimit = 32764;  // since CUDA 12.1; the oldest driver that is accepted has 12.8
+constexpr uint32_t kMbarriers = 64;  // the most of a block that are tracked at once
 constexpr uint32_t kNamedBarriers = 16;
 constexpr uint32_t kRegisterFile = 65536;
-// A shared::cluster address: 1 + the block's rank above 24 bits of address. Plain addresses are those of the own block.
+// A shared::cluster address: 1 + the block's rank above 24 bits of address. Plain addresses are those of the
+// own block.
 constexpr uint32_t kRankShift = 24;
 
 struct Block;
@@ -28,8 +31,8 @@ struct Fiber;
 struct Warp;
 struct Warpgroup;
 
-// constant: by .nc, which may be executed at any time, also before griddepcontrol.wait.
-// acquire, release: of a word that tells others of data.
+// constant: a load by .nc, which may be executed at any time, also before griddepcontrol.wait.
+// acquire, release: of a flag, a word that tells others of data.
 enum class Access : uint8_t { read, constant, write, atomic, acquire, release };
 constexpr bool writes(Access access) {
   return access == Access::write || access == Access::atomic || access == Access::release;
@@ -41,16 +44,16 @@ struct WaitList {
   Fiber *first = nullptr, *last = nullptr;
 };
 
-// One cp.async, or the arrival that follows some.
+// One cp.async, or an arrival on an mbarrier that follows some.
 struct Copy {
   enum Kind : uint8_t { data, arrival } kind;
   uint8_t bytes, from_bytes;
-  uint32_t to;  // offset in the block's shared memory; of the barrier
+  uint32_t to;  // offset in the block's shared memory; of an arrival, the mbarrier's
   uint32_t group;
   const void *from;
 };
 
-// Copies of a thread that have arrived on an mbarrier, in its terms.
+// A thread's copies have arrived on an mbarrier, given by its agent, in its phase `time`.
 struct Announced {
   uint32_t agent, time;
 };
@@ -73,7 +76,7 @@ struct EarlyAccess {
 struct UsedAccumulators {
   const void *registers;
   int n;
-  uint64_t hash;  // of what was in them
+  uint64_t hash;  // of their values
 };
 struct UsedFragment {
   const uint32_t *registers;
@@ -81,14 +84,15 @@ struct UsedFragment {
   uint64_t number;  // of the latest instruction that reads it
   bool fenced;      // there was a wgmma.fence since
 };
-// Words that stand in accumulators while a wgmma works on them: lane l of the warpgroup has `per_lane` from first + l·per_lane.
+// Noise, the words in accumulators while a wgmma works on them: lane l of the warpgroup has `per_lane` words
+// from first + l·per_lane.
 struct Noise {
   uint32_t first, per_lane;
-  uint32_t seen, words[3];  // different ones that other instructions were given
+  uint32_t seen, words[3];  // different ones that other instructions have read
 };
 
 struct alignas(64) Fiber {
-  // What every instruction touches, in one line of the cache.
+  // What every instruction touches, in one cache line.
   void *stack_pointer;
   Cluster *cluster;
   Block *block;
@@ -111,24 +115,26 @@ struct alignas(64) Fiber {
   uint32_t copies_landed;
   uint32_t copy_group;
   bool copies_listed;  // in Cluster::copying
-  bool acquired;       // what others wrote, and no fence.proxy.async.global since
+  bool acquired;       // an ld.acquire, and no fence.proxy.async.global since
   Array<Announced> announced;
   Array<BulkStore> stores;
   uint32_t store_group;
 
   uint32_t cluster_arrivals;  // phases of barrier.cluster
   uint32_t cluster_waits;
-  // wgmma of this lane
+  // How many wgmma this lane has issued, waits for, and has waited for.
   uint64_t wgmma_issued, wgmma_wanted, wgmma_waited;
   Array<uint64_t> wgmma_groups;  // instructions issued at each commit
-  bool wgmma_fenced;  // once
+  bool wgmma_fenced;  // it has executed wgmma.fence
   uint64_t wgmma_steps;  // a hash of its wgmma.fence, commit_group, wait_group in their order
-  // Registers that wgmma has used since the last wgmma.fence: accumulators as they were given back, fragments of a; and
-  // fragments of instructions that nobody has waited for.
+  // Registers that wgmma has used since the last wgmma.fence: accumulators with the values they were given
+  // back with, and fragments of a. Also fragments of instructions that nobody has waited for.
   Array<UsedAccumulators> wgmma_accumulators;
   Array<UsedFragment> wgmma_fragments;
-  Array<uint64_t> wgmma_stack;  // as wgmma.fence found it, from this address on
+  Array<uint64_t> wgmma_stack;  // the stack as wgmma.fence found it, from wgmma_stack_begin on
   uintptr_t wgmma_stack_begin;
+  uintptr_t wgmma_low, wgmma_high;  // range of the registers that wgmma has named; 0: none
+  uint32_t wgmma_fences;            // executed
   void *asan_stack;
 
   uint32_t now() const { return clock.plain[agent]; }
@@ -139,12 +145,12 @@ struct Collective {
   const char *instruction;
   uint32_t mask, arrived;
   uint64_t detail;  // what must be equal in all lanes
-  Place place;      // where in the source, of .aligned instructions; otherwise null
-  bool live;        // the lanes that have not ended, whichever they are
+  Place place;      // in the source, for .aligned instructions; else null
+  bool live;        // waits for those lanes that have not ended
 };
 
-// What lanes bring to a matrix instruction and fetch from it, each at its own place: no lane's slot is used again before
-// that lane has come to the next such instruction.
+// What lanes bring to a matrix instruction and fetch from it, each at its own place: no lane's slot is used
+// again before that lane has come to the next such instruction.
 struct alignas(64) MatrixSlots {
   // mma.sync, as tensor_core.hpp has its tile.
   uint32_t a[16][8], b[8][8], d[16][8];
@@ -157,13 +163,13 @@ struct Warp {
   Block *block;
   Fiber *lanes;
   uint32_t count, number;
-  uint32_t there, exited;  // lanes
+  uint32_t there, exited;  // masks of lanes
   uint32_t registers;      // per thread
   Array<Collective> collectives;
   Collective met;      // one that a lane's end has completed
   void *operands[32];  // of the instruction that each lane is in
   MatrixSlots slots;
-  uint32_t register_changes;  // setmaxnreg executed
+  uint32_t register_changes;  // how many setmaxnreg it has executed
   Clock meeting;              // of bar.warp.sync
   uint64_t last_wgmma_steps;  // Fiber::wgmma_steps of the first lane that ended
 };
@@ -187,12 +193,12 @@ struct Warpgroup {
 
 struct Mbarrier {
   bool valid, init_fenced;
-  // The latest copy that this barrier tells of: in which phase (as `time`), who issued it and to where.
+  // The latest copy that this barrier counts: its phase (as `time`), its destination, its issuer.
   uint32_t landed, landed_at;
   Fiber *landed_by;
   uint32_t offset, agent;
-  uint32_t phase;  // completed ones
-  uint32_t time;   // the same without starting over at an init
+  uint32_t phase;  // how many have completed
+  uint32_t time;   // the same, but an init does not reset it
   uint32_t expected, pending;
   int64_t transactions;
   Fiber *init_by;
@@ -209,7 +215,7 @@ struct Reach {
 };
 
 struct NamedBarrier {
-  uint32_t arrived, threads;  // in whole warps
+  uint32_t arrived, threads;  // counted in whole warps
   bool all;                   // the block's threads: those that have ended are not waited for
   Clock arriving;
   WaitList waiting;  // one lane of each warp
@@ -221,7 +227,7 @@ struct Block {
   Cluster *cluster;
   uint32_t rank, live;
   bool triggered;
-  bool waited;  // one of its threads, for the launch before
+  bool waited;  // a thread has, for the launch before
   Dim3 index;
   Fiber *fibers;
   uint32_t thread_count;
@@ -235,7 +241,7 @@ struct Block {
   NamedBarrier barriers[kNamedBarriers];
   uint32_t free_registers;
   WaitList waiting_for_registers;
-  Reach *reached;  // by agent; null where no other block is, or nothing is checked
+  Reach *reached;  // by agent; null without other blocks, or without checks
   bool traced;
 };
 
@@ -249,7 +255,7 @@ struct Cluster {
   uint32_t block_count, fiber_count, live;
   Block *blocks;
   Fiber *fibers;
-  Fiber **ring;  // of a power of two of places
+  Fiber **ring;  // the ready fibers; its size is a power of two
   uint32_t ring_mask, ring_first, ring_count;
   uint32_t laziness;  // one in how many turns completes something asynchronous; a power of two
   Array<Pending *> pending;
@@ -259,11 +265,13 @@ struct Cluster {
   uint32_t cluster_missing, cluster_phase;
   Clock cluster_arriving, cluster_completed;
   WaitList waiting_for_cluster;
-  bool primary_done;  // and everybody who waits for it may know
-  uint32_t primary_agent;  // what it is called in clocks: 1, for those who have waited or know somebody who has
+  bool primary_done;  // the launch before has ended, and whoever waits may know
+  uint32_t
+      primary_agent;  // its agent in clocks; time 1 is known to who has waited, or knows somebody who has
   Array<EarlyAccess> early;
   bool failed;
   ClockRoom clocks;
+  uint64_t clock_bases;  // how many bases there are
   Fault *fault;
   void *host_stack_pointer;
   Dim3 block_size, grid_size;
@@ -274,19 +282,20 @@ struct Cluster {
 extern __thread Fiber *current;
 
 void park(WaitList &list);  // until woken
-void park();                // the caller has put itself somewhere
+void park();                // the caller has put itself into a list
 void yield();
 void wake(Fiber &fiber);
 void wake_lanes(Warp &warp, uint32_t lanes);
 void wake_all(WaitList &list);
 void enlist(WaitList &list, Fiber &fiber);
 
-// First thing of every instruction.
+// `enter` is the first call of every instruction.
 void trace(Fiber &self);
 [[noreturn]] void never_ends(Fiber &self);  // deadlock.cpp
 inline Fiber &begin(Fiber &self, const char *instruction) {
   self.instruction = instruction;
-  if (__builtin_expect(++self.cluster->instructions > self.cluster->launch->instruction_limit, 0)) never_ends(self);
+  if (__builtin_expect(++self.cluster->instructions > self.cluster->launch->instruction_limit, 0))
+    never_ends(self);
   if (__builtin_expect(self.block->traced, 0)) trace(self);
   return self;
 }
@@ -302,10 +311,12 @@ inline Fiber &enter(const char *instruction, uint64_t address) {
   return begin(self, instruction);
 }
 
-// True in the lane that came last, which then does the work for all with the operands in the warp and calls `release`; the
-// others return false when it has. (warp.cpp)
+// `meet`: true in the lane that comes last, which then does the work for all with the operands in the warp
+// and calls `release`. The other lanes wait for that and get false. (warp.cpp)
 inline bool same_text(const char *a, const char *b) { return a == b || std::strcmp(a, b) == 0; }
-inline bool same_place(Place a, Place b) { return a.line == b.line && (a.file == b.file || same_text(a.file, b.file)); }
+inline bool same_place(Place a, Place b) {
+  return a.line == b.line && (a.file == b.file || same_text(a.file, b.file));
+}
 inline const char *base_name(const char *file) {
   const char *slash = std::strrchr(file, '/');
   return slash ? slash + 1 : file;
@@ -313,52 +324,59 @@ inline const char *base_name(const char *file) {
 constexpr Place kNowhere{};  // of instructions that lanes may execute at different places
 bool meet(Fiber &self, uint32_t mask, uint64_t detail, Place place, void *operands = nullptr);
 void release(Fiber &self, uint32_t mask);
-// The same for all lanes that have not ended, which it gives; those that end meanwhile are no longer waited for.
+// The same for all lanes that have not ended, which `lanes` receives; those that end meanwhile are no longer
+// waited for.
 bool meet_live(Fiber &self, uint64_t detail, Place place, uint32_t &lanes);
 inline uint32_t live_lanes(const Warp &warp) { return warp.there & ~warp.exited; }
 void check_exit(Fiber &self);
 
-// Bounds and alignment of an address without a rank; the offset in the block's shared memory. (shared.cpp)
+// Checks bounds and alignment of an address without a rank. Returns the offset in the block's shared memory.
+// (shared.cpp)
 uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment);
 
-// Memory of the cluster's other blocks: theirs once they have begun and until they end. (cluster.cpp)
-Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address that the thread reaches now
+// Shared memory of the cluster's other blocks: it exists from a block's beginning to its end. (cluster.cpp)
+Block &block_of(Fiber &self, uint32_t address);  // of a shared::cluster address; notes the access
 uint32_t without_rank(uint32_t address);         // the same address in its block
 void check_begun(Fiber &self, const Block &block, uint32_t address);
-void check_reached(Block &block);  // at its end
-// What all threads of the block have known of an agent: at its end, what came before that.
+void check_reached(Block &block);  // at the block's end
+// The latest time of an agent that a thread of the block knows: at the block's end, what has come before
+// that.
 uint32_t known_in(const Block &block, uint32_t agent);
 
 // Whether the thread knows that the launch before has ended. (global.cpp)
 bool knows_primary(const Fiber &self);
-// Bounds, alignment and permission; the buffer. (global.cpp)
-const Allocation &global_buffer(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, Access access);
-// Who else may touch these bytes.
+// Checks bounds, alignment and permission. Returns the buffer. (global.cpp)
+const Allocation &global_buffer(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment,
+                                Access access);
+// Checks the access against others to these bytes, of this launch and of the one before, and marks them.
 void note_global(Fiber &self, const Allocation &buffer, uint64_t offset, uint64_t bytes, Access access);
-inline void check_global(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment, Access access) {
+inline void check_global(Fiber &self, const void *address, uint64_t bytes, uint32_t alignment,
+                         Access access) {
   const Allocation &buffer = global_buffer(self, address, bytes, alignment, access);
-  if (buffer.marks) note_global(self, buffer, reinterpret_cast<uint64_t>(address) - buffer.address, bytes, access);
+  if (buffer.marks)
+    note_global(self, buffer, reinterpret_cast<uint64_t>(address) - buffer.address, bytes, access);
 }
-// Waits for the launch before, if there is one, and compares what was done before griddepcontrol.wait with all it did. Does not
-// come back where it has failed.
+// Waits for the launch before, if there is one, and compares what was done before griddepcontrol.wait with
+// all it did. Does not return where that launch has failed.
 void settle_primary(Cluster &cluster);
 
 // (mbarrier.cpp)
 Mbarrier &mbarrier_for(Fiber &self, Block &block, uint32_t offset);
-void arrive_on(Fiber *self, Mbarrier &barrier);  // null: a copy does
+void arrive_on(Fiber *self, Mbarrier &barrier);  // null: a copy arrives
 void complete_transactions(Mbarrier &barrier, uint32_t bytes);
-void note_landed(Mbarrier &barrier, Fiber &issuer, uint32_t offset);  // a copy, in the barrier's present phase
+void note_landed(Mbarrier &barrier, Fiber &issuer,
+                 uint32_t offset);  // a copy, in the barrier's present phase
 void check_mbarriers_at_end(Block &block);
 void describe_mbarriers(Cluster &cluster, Writer &out, bool &unbalanced);
 
-// Asynchronous work: each completes something and tells whether there was anything. (async_copy.cpp, tma.cpp)
+// Asynchronous work: each completes some. (async_copy.cpp, tma.cpp)
 void land_some_copies(Cluster &cluster);
 void complete_tma(Cluster &cluster, size_t which);
 void check_copies_at_exit(Fiber &self);
 void check_tma_at_exit(Fiber &self);
 void check_tma_of_block(Block &block);
-// Words that an instruction takes from the thread's registers: accumulators that nobody has waited for are no values.
-// (wgmma_registers.cpp)
+// Checks words that an instruction takes from the thread's registers: they may not be accumulators that
+// nobody has waited for. (wgmma_registers.cpp)
 void check_noise(Fiber &self, const uint32_t *words, uint32_t count);
 inline void check_values(Fiber &self, const void *values, uint32_t bytes) {
   const Warpgroup *group = self.warpgroup;
@@ -370,7 +388,7 @@ void check_wgmma_at_exit(Fiber &self);
 void release_wgmma(Warpgroup &group);
 // (barrier.cpp)
 void leave_barriers(Fiber &self);  // ended, and no longer counted among the warp's lanes
-uint32_t wanted(const Block &block, const NamedBarrier &barrier);  // threads
+uint32_t wanted(const Block &block, const NamedBarrier &barrier);  // how many threads
 // (control.cpp)
 void check_registers_at_end(Block &block);
 void trigger_dependents(Block &block);

@@ -1,5 +1,5 @@
-// mbarriers. Their state is kept beside shared memory; the eight bytes themselves hold noise, so that nothing can be read
-// out of them.
+// mbarriers. Their state is kept beside shared memory; the eight bytes themselves hold noise, so that nothing
+// can be read out of them.
 #include "machine.hpp"
 
 namespace emulated {
@@ -7,7 +7,9 @@ namespace {
 
 constexpr uint32_t kCountLimit = (1u << 20) - 1;  // arrivals, and bytes of transactions (PTX ISA, "mbarrier")
 
-uint32_t offset_of(Fiber &self, Block &block, uint32_t address) { return shared_offset(self, block, address, 8, 8); }
+uint32_t offset_of(Fiber &self, Block &block, uint32_t address) {
+  return shared_offset(self, block, address, 8, 8);
+}
 
 void complete_phase(Mbarrier &barrier) {
   ++barrier.phase, ++barrier.time;
@@ -23,8 +25,9 @@ void complete_phase(Mbarrier &barrier) {
 void add_transactions(Mbarrier &barrier, int64_t bytes) {
   barrier.transactions += bytes;
   if (barrier.transactions > int64_t(kCountLimit) || barrier.transactions < -int64_t(kCountLimit))
-    fail_at(FaultKind::transactions, kSharedBase + barrier.offset, "mbarrier 0x%x: wanted a transaction count of at most "
-            "%u bytes, got %lld", kSharedBase + barrier.offset, kCountLimit, (long long)barrier.transactions);
+    fail_at(FaultKind::transactions, kSharedBase + barrier.offset,
+            "mbarrier 0x%x: wanted a transaction count of at most %u bytes, got %lld",
+            kSharedBase + barrier.offset, kCountLimit, (long long)barrier.transactions);
 }
 
 void invalidate(Block &block, Mbarrier &barrier) {
@@ -39,12 +42,16 @@ Mbarrier &mbarrier_for(Fiber &self, Block &block, uint32_t offset) {
   const uint8_t number = block.mbarrier_at[offset / 8];
   const uint32_t address = kSharedBase + offset;
   if (number == 0)
-    fail_at(FaultKind::barrier, address, "%s on shared 0x%x, where no mbarrier is (wanted mbarrier.init, and a barrier "
-            "between it and this)", self.instruction, address);
+    fail_at(FaultKind::barrier, address,
+            "%s on shared 0x%x, where no mbarrier is (wanted mbarrier.init, and a barrier "
+            "between it and this)",
+            self.instruction, address);
   Mbarrier &barrier = block.mbarriers[number - 1];
   if (self.clock.on() && self.clock.plain[barrier.init_by->agent] < barrier.init_time)
-    fail_at(FaultKind::race, address, "%s on mbarrier 0x%x: its mbarrier.init by thread %u is not ordered before this "
-            "(wanted a barrier between the two)", self.instruction, address, barrier.init_by->thread);
+    fail_at(FaultKind::race, address,
+            "%s on mbarrier 0x%x: its mbarrier.init by thread %u is not ordered before this "
+            "(wanted a barrier between the two)",
+            self.instruction, address, barrier.init_by->thread);
   return barrier;
 }
 
@@ -55,14 +62,15 @@ void mbarrier_init(uint32_t address, uint32_t arrivals) {
   if (arrivals == 0 || arrivals > kCountLimit)
     fail(FaultKind::operand, "mbarrier.init for %u arrivals: wanted 1 to %u", arrivals, kCountLimit);
   if (block.mbarrier_at[offset / 8])
-    fail(FaultKind::barrier, "mbarrier.init on shared 0x%x, where an mbarrier is (wanted mbarrier.inval first)", address);
+    fail(FaultKind::barrier,
+         "mbarrier.init on shared 0x%x, where an mbarrier is (wanted mbarrier.inval first)", address);
   note_write(block, offset, 8, self);
   note_barrier(block, offset, true);
   uint32_t number = 0;
   while (number < kMbarriers && block.mbarriers[number].valid) ++number;
   if (number == kMbarriers)
-    fail(FaultKind::barrier, "a %uth mbarrier of one block: the emulated device keeps track of %u", kMbarriers + 1,
-         kMbarriers);
+    fail(FaultKind::barrier, "a %uth mbarrier of one block: the emulated device keeps track of %u",
+         kMbarriers + 1, kMbarriers);
   const uint32_t noise[2] = {self.cluster->random.next(), self.cluster->random.next()};
   std::memcpy(block.shared + offset, noise, 8);
   Mbarrier &barrier = block.mbarriers[number];
@@ -95,9 +103,9 @@ void fence_mbarrier_init() {
 
 void arrive_on(Fiber *self, Mbarrier &barrier) {
   if (barrier.pending == 0)
-    fail_at(FaultKind::barrier, kSharedBase + barrier.offset, "an arrival on mbarrier 0x%x, all of whose %u arrivals have "
-            "come (%lld bytes are on their way)", kSharedBase + barrier.offset, barrier.expected,
-            (long long)barrier.transactions);
+    fail_at(FaultKind::barrier, kSharedBase + barrier.offset,
+            "an arrival on mbarrier 0x%x, all of whose %u arrivals have come (%lld bytes are on their way)",
+            kSharedBase + barrier.offset, barrier.expected, (long long)barrier.transactions);
   if (self) self->clock.release_to(barrier.arriving, self->agent);
   --barrier.pending;
   if (barrier.pending == 0 && barrier.transactions == 0) complete_phase(barrier);
@@ -111,7 +119,8 @@ void complete_transactions(Mbarrier &barrier, uint32_t bytes) {
 void note_landed(Mbarrier &barrier, Fiber &issuer, uint32_t offset) {
   barrier.landed = barrier.time + 1, barrier.landed_by = &issuer, barrier.landed_at = offset;
   // Whoever waits for the phase knows that the issuer's block has begun.
-  if (barrier.arriving.on() && barrier.arriving.plain[issuer.agent] == 0) barrier.arriving.plain[issuer.agent] = kBegun;
+  if (barrier.arriving.on() && barrier.arriving.plain[issuer.agent] == 0)
+    barrier.arriving.plain[issuer.agent] = kBegun;
 }
 
 void mbarrier_arrive(uint32_t address) {
@@ -156,13 +165,14 @@ bool mbarrier_try_wait_parity(const char *instruction, uint32_t address, uint32_
 void check_mbarriers_at_end(Block &block) {
   for (Mbarrier &barrier : block.mbarriers)
     if (barrier.valid && barrier.transactions != 0)
-      fail_in(current, FaultKind::transactions, kSharedBase + barrier.offset, "the block ends, and mbarrier 0x%x has %lld "
-              "bytes more expected than come (phase %u)", kSharedBase + barrier.offset, (long long)barrier.transactions,
-              barrier.phase);
-  // A copy that has landed might as well be under way still, if nobody has waited for it.
+      fail_in(current, FaultKind::transactions, kSharedBase + barrier.offset,
+              "the block ends, and mbarrier 0x%x has %lld bytes more expected than come (phase %u)",
+              kSharedBase + barrier.offset, (long long)barrier.transactions, barrier.phase);
+  // A copy that nobody has waited for might still be under way on a GPU, even if it has landed here.
   for (Mbarrier &barrier : block.mbarriers)
     if (barrier.landed && barrier.arriving.on() && known_in(block, barrier.agent) < barrier.landed)
-      fail_in(barrier.landed_by, FaultKind::incomplete, kSharedBase + barrier.landed_at, "the block ends, and none of its threads "
+      fail_in(barrier.landed_by, FaultKind::incomplete, kSharedBase + barrier.landed_at,
+              "the block ends, and none of its threads "
               "knows that the copy to shared 0x%x is complete (wanted a wait for mbarrier 0x%x)",
               kSharedBase + barrier.landed_at, kSharedBase + barrier.offset);
 }
@@ -172,8 +182,9 @@ void describe_mbarriers(Cluster &cluster, Writer &out, bool &unbalanced) {
     for (const Mbarrier &barrier : cluster.blocks[i].mbarriers) {
       if (!barrier.valid || !barrier.waiting.first) continue;
       if (cluster.block_count > 1) out.add(" Block %u:", i);
-      out.add(" mbarrier 0x%x in phase %u lacks %u of %u arrivals and %lld bytes.", kSharedBase + barrier.offset,
-              barrier.phase, barrier.pending, barrier.expected, (long long)barrier.transactions);
+      out.add(" mbarrier 0x%x in phase %u lacks %u of %u arrivals and %lld bytes.",
+              kSharedBase + barrier.offset, barrier.phase, barrier.pending, barrier.expected,
+              (long long)barrier.transactions);
       if (barrier.pending == 0 && barrier.transactions != 0) unbalanced = true;
     }
 }

@@ -25,8 +25,8 @@ void name_agent(Cluster &cluster, uint32_t agent, Writer &out) {
   }
 }
 
-[[noreturn]] void conflict(FaultKind kind, Block &block, uint32_t offset, const char *access, const Stamp &with,
-                           const char *what) {
+[[noreturn]] void conflict(FaultKind kind, Block &block, uint32_t offset, const char *access,
+                           const Stamp &with, const char *what) {
   char text[512];
   Writer out(text, sizeof text);
   out.add("%s of shared 0x%x: ", access, kSharedBase + offset);
@@ -34,11 +34,14 @@ void name_agent(Cluster &cluster, uint32_t agent, Writer &out) {
   name_agent(*block.cluster, with.agent, out);
   switch (kind) {
     case FaultKind::race:
-      out.add(" and nothing orders it before this (wanted a barrier, an mbarrier or bar.warp.sync between the two)");
+      out.add(
+          " and nothing orders it before this (wanted a barrier, an mbarrier or bar.warp.sync between the "
+          "two)");
       break;
     case FaultKind::proxy:
-      out.add(" through the other proxy (wanted fence.proxy.async between that access and the barrier before this one, "
-              "or after it)");
+      out.add(
+          " through the other proxy (wanted fence.proxy.async between that access and the barrier before "
+          "this one, or after it)");
       break;
     default: break;
   }
@@ -73,9 +76,11 @@ void divide(Piece &piece, uint32_t clock_size) {
   piece.parts = parts;
 }
 
-// Calls act(piece, offset) for every undivided piece in [begin, end) of this one, dividing it as far as needed.
+// Calls act(piece, offset) for every undivided piece in [begin, end) of this one, dividing it as far as
+// needed.
 template <class Act>
-void visit(Piece &piece, uint32_t size, uint32_t offset, uint32_t begin, uint32_t end, uint32_t clock_size, Act &act) {
+void visit(Piece &piece, uint32_t size, uint32_t offset, uint32_t begin, uint32_t end, uint32_t clock_size,
+           Act &act) {
   const bool whole = begin <= offset && offset + size <= end;
   if (whole && !piece.parts) return act(piece, offset);
   if (!piece.parts) divide(piece, clock_size);
@@ -99,13 +104,13 @@ inline void each(Block &block, uint32_t offset, uint32_t bytes, Act act) {
   }
 }
 
-// A write has been checked: who reads afterwards must know this one.
+// Records a write that has been checked: whoever reads afterwards must know it.
 void settle(Block &block, uint32_t offset, uint32_t bytes, const Stamp &writer) {
   each(block, offset, bytes, [&](Piece &piece, uint32_t) {
     piece.writer = writer;
     if (piece.readers[0].time || piece.many_readers) drop_readers(piece);
   });
-  // Whole pieces have one state again.
+  // Pieces that were written whole have one state again.
   for (uint32_t at = (offset + 15) / 16 * 16; at + 16 <= offset + bytes; at += 16) {
     Piece &piece = block.shadow.pieces[at / 16];
     if (!piece.parts) continue;
@@ -116,25 +121,30 @@ void settle(Block &block, uint32_t offset, uint32_t bytes, const Stamp &writer) 
 
 inline void refuse_barrier(const Piece &piece, uint32_t offset, const char *access) {
   if (piece.barrier)
-    fail_at(FaultKind::barrier, kSharedBase + offset, "%s of shared 0x%x, where an mbarrier is (wanted mbarrier "
-            "instructions only, or mbarrier.inval first)", access, kSharedBase + offset);
+    fail_at(FaultKind::barrier, kSharedBase + offset,
+            "%s of shared 0x%x, where an mbarrier is (wanted mbarrier "
+            "instructions only, or mbarrier.inval first)",
+            access, kSharedBase + offset);
 }
 
 inline void refuse_pending(Block &block, const Piece &piece, uint32_t offset, const char *access) {
   if (piece.writer.state == kPending)
-    conflict(FaultKind::incomplete, block, offset, access, piece.writer,
-             "a copy into it is not known to be complete (wanted its wait, or the mbarrier's phase), issued by");
+    conflict(
+        FaultKind::incomplete, block, offset, access, piece.writer,
+        "a copy into it is not known to be complete (wanted its wait, or the mbarrier's phase), issued by");
 }
 
-// An ordinary access by a thread, after the piece's writer.
-inline void check_writer(Block &block, const Piece &piece, uint32_t offset, const Clock &clock, const char *access) {
+// Checks an ordinary access of a thread against the piece's writer.
+inline void check_writer(Block &block, const Piece &piece, uint32_t offset, const Clock &clock,
+                         const char *access) {
   refuse_barrier(piece, offset, access);
   refuse_pending(block, piece, offset, access);
   if (piece.writer.time > clock.plain[piece.writer.agent])
     conflict(FaultKind::race, block, offset, access, piece.writer, "it was written by");
 }
 
-inline void check_readers(Block &block, const Piece &piece, uint32_t offset, const Clock &clock, const char *access) {
+inline void check_readers(Block &block, const Piece &piece, uint32_t offset, const Clock &clock,
+                          const char *access) {
   if (piece.reading)
     fail_at(FaultKind::race, kSharedBase + offset, "%s of shared 0x%x: a TMA store still reads it (wanted "
             "cp.async.bulk.wait_group.read by the thread that issued it)", access, kSharedBase + offset);
@@ -144,11 +154,12 @@ inline void check_readers(Block &block, const Piece &piece, uint32_t offset, con
   if (!piece.many_readers) return;
   for (uint32_t i = 0; i < clock.size; ++i)
     if (piece.many_readers[i] > clock.plain[i])
-      conflict(FaultKind::race, block, offset, access, Stamp{uint16_t(i), Proxy::generic, 0, piece.many_readers[i]},
-               "it was read by");
+      conflict(FaultKind::race, block, offset, access,
+               Stamp{uint16_t(i), Proxy::generic, 0, piece.many_readers[i]}, "it was read by");
 }
 
-// `knows` tells of older readers that a writer which knows this one knows anyway.
+// `knows(older)`: a later writer that knows this reader knows that older one, too, which then need not be
+// kept.
 template <class Knows>
 inline void add_reader(Piece &piece, const Stamp &reader, uint32_t clock_size, Knows knows) {
   if (piece.many_readers) {
@@ -167,7 +178,8 @@ inline void add_reader(Piece &piece, const Stamp &reader, uint32_t clock_size, K
 }
 
 // Ordinary writes must have reached the asynchronous proxy.
-inline void check_proxy(Block &block, const Piece &piece, uint32_t offset, const Clock &clock, const char *access) {
+inline void check_proxy(Block &block, const Piece &piece, uint32_t offset, const Clock &clock,
+                        const char *access) {
   if (piece.writer.proxy == Proxy::generic && piece.writer.time > clock.fenced[piece.writer.agent])
     conflict(FaultKind::proxy, block, offset, access, piece.writer, "it was written by");
 }
@@ -194,7 +206,8 @@ void note_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &reader) {
   const Stamp stamp{uint16_t(reader.agent), Proxy::generic, 0, reader.now()};
   each(block, offset, bytes, [&](Piece &piece, uint32_t at) {
     check_writer(block, piece, at, clock, "read");
-    add_reader(piece, stamp, clock.size, [&](const Stamp &other) { return other.time <= clock.plain[other.agent]; });
+    add_reader(piece, stamp, clock.size,
+               [&](const Stamp &other) { return other.time <= clock.plain[other.agent]; });
   });
 }
 

@@ -1,7 +1,7 @@
 // Who wrote and who read each piece of shared memory, and what a later access must know of that.
 //
-// A piece is 16 bytes, divided into four and again into single bytes where accesses are smaller: the tiles of matrix
-// instructions stay cheap, and neighbours that are written by different threads are no race.
+// A piece is 16 bytes, divided into four and again into single bytes where accesses are smaller: the tiles of
+// matrix instructions stay cheap, and neighbours that are written by different threads are no race.
 #pragma once
 #include "clock.hpp"
 
@@ -26,7 +26,7 @@ struct Stamp {
 struct Piece {
   Stamp writer;
   Stamp readers[4];
-  uint32_t *many_readers;  // where four do not do: the time of each agent
+  uint32_t *many_readers;  // where four are not enough: the time of each agent
   Piece *parts;            // four of a quarter the size
   uint16_t reading;        // TMA stores under way
   bool barrier;            // holds an mbarrier
@@ -47,12 +47,14 @@ struct WgmmaReader {
   uint32_t agent = 0xffffffffu, plain = 0, fenced = 0;
 };
 
-// All: [offset, offset + bytes) of the block's shared memory. They end the launch where something is wrong.
+// Each is about [offset, offset + bytes) of the block's shared memory, and ends the launch where something is
+// wrong.
 void note_read(Block &block, uint32_t offset, uint32_t bytes, Fiber &reader);
 void note_write(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer);
-// Atomics need no order among themselves. Of several, later accesses are held to know the last.
+// Atomics need no order among themselves. After several, a later access has to know the last one.
 void note_atomic(Block &block, uint32_t offset, uint32_t bytes, Fiber &writer);
-// Asynchronous writes: from their issue until somebody can know them, then as known through `agent` at `time`.
+// An asynchronous write is pending from its issue until somebody can know it; from then on it is known
+// through `agent` at `time`.
 void note_copy_issued(Block &block, uint32_t offset, uint32_t bytes, Fiber &issuer, Proxy proxy);
 void note_copy_known(Block &block, uint32_t offset, uint32_t bytes, uint32_t agent, uint32_t time);
 // TMA stores: shared memory is read from their issue until the issuer has waited.

@@ -67,8 +67,8 @@ float f32_of_f16(uint16_t bits) {
   return out;
 }
 
-// Nearly as far from the truth as PTX allows, in a direction that the operand's bits choose: so tests see
-// what depends on the last bits, which differ between chips.
+// Nearly as far from the truth as PTX allows, in a direction that the operand's bits choose. So tests find
+// results that depend on the last bits, which differ between chips.
 float log2_approximate(float v) {
   uint32_t bits;
   bits_of(v, bits);
@@ -84,12 +84,12 @@ float log2_approximate(float v) {
   return float(mixed >> 31 ? truth + error : truth - error);
 }
 
-// The difference of two f16 is exact in f32 where their exponents are near, and has fewer than 24 + 16 bits otherwise: in f64 it
-// is always exact, so that it is rounded once.
+// The difference of two f16 is exact in f32 where their exponents are near, and has fewer than 24 + 16 bits
+// otherwise: in f64 it is always exact, so that it is rounded once.
 uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   const auto one = [](uint16_t x, uint16_t y) -> uint32_t {
     const double exact = double(f32_of_f16(x)) - double(f32_of_f16(y));
-    // To odd in f32 first: rounding that to f16 is rounding the exact value.
+    // Rounded to odd in f32 first: rounding that to f16 is rounding the exact value.
     float v = float(exact);
     uint32_t bits;
     bits_of(v, bits);
@@ -103,8 +103,8 @@ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   return one(uint16_t(a), uint16_t(b)) | one(uint16_t(a >> 16), uint16_t(b >> 16)) << 16;
 }
 
-// The product of two bf16 has 16 bits: exact in f64. The sum with a third may not be, and is rounded to odd, twice: rounding that to
-// bf16 is rounding the exact value.
+// The product of two bf16 has 16 bits: exact in f64. The sum with a third may not be, and is rounded to odd,
+// twice: rounding that to bf16 is rounding the exact value.
 uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   const auto wide = [](uint32_t bits) {
     float v;
@@ -113,7 +113,7 @@ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   };
   const auto one = [&](uint32_t x, uint32_t y, uint32_t z) -> uint32_t {
     const double product = wide(x) * wide(y), addend = wide(z), sum = product + addend;
-    // What the sum leaves out, exactly (Knuth's two-sum); NaN where there is no such thing.
+    // The rounding error of the sum, exactly (Knuth's two-sum); NaN where the sum is not finite.
     const double of_addend = sum - product, rest = (product - (sum - of_addend)) + (addend - of_addend);
     uint64_t odd;
     std::memcpy(&odd, &sum, sizeof odd);

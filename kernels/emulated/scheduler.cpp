@@ -1,5 +1,5 @@
-// Who runs next. A ring of ready fibers; a fiber that waits stands in the list of what it waits for. Asynchronous work
-// completes at a random turn, or when nothing else can go on.
+// Who runs next. A ring of ready fibers; a fiber that waits stands in the list of what it waits for.
+// Asynchronous work completes at a random turn, or when nothing else can go on.
 #include "scheduler.hpp"
 
 #include "fiber.hpp"
@@ -24,16 +24,17 @@ inline Fiber *pop(Cluster &cluster, uint32_t dice) {
   }
   Fiber *fiber = head;
   ++cluster.ring_first, --cluster.ring_count;
-  // Its turn comes in the time of two switches: what it will touch shall be in the first-level cache then.
+  // Prefetches what the next fibers will touch, so that it is in the first-level cache when their turn comes.
   if (cluster.ring_count > 2) {
     __builtin_prefetch(cluster.ring[(cluster.ring_first + 2) & cluster.ring_mask]);
-    const auto *stack = static_cast<const char *>(cluster.ring[cluster.ring_first & cluster.ring_mask]->stack_pointer);
+    const auto *stack =
+        static_cast<const char *>(cluster.ring[cluster.ring_first & cluster.ring_mask]->stack_pointer);
     for (int line = 0; line < kPrefetchedLines; ++line) __builtin_prefetch(stack + 64 * line, 1);
   }
   return fiber;
 }
 
-// Null: nothing can ever run again.
+// The fiber that runs next; null: nothing can ever run again.
 Fiber *next(Cluster &cluster) {
   for (;;) {
     const uint32_t dice = cluster.random.next();
@@ -134,8 +135,8 @@ void trace(Fiber &self) {
   const Host &host = self.cluster->launch->host;
   char line[160];
   Writer out(line, sizeof line);
-  out.add("block (%u, %u, %u) thread %u: %s", self.block->index.x, self.block->index.y, self.block->index.z, self.thread,
-          self.instruction);
+  out.add("block (%u, %u, %u) thread %u: %s", self.block->index.x, self.block->index.y, self.block->index.z,
+          self.thread, self.instruction);
   if (self.has_address) out.add(" 0x%llx", (unsigned long long)self.address);
   host.trace(host.context, line, std::strlen(line));
 }

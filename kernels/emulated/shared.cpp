@@ -6,19 +6,23 @@ namespace emulated {
 uint32_t shared_offset(Fiber &self, Block &block, uint32_t address, uint32_t bytes, uint32_t alignment) {
   const uint32_t rank = address >> kRankShift;
   if (rank != 0 && rank <= block.cluster->block_count)
-    fail_at(FaultKind::cluster, address, "%s on shared::cluster 0x%x: wanted an address of the own block, or the "
-            ".shared::cluster form of the instruction", self.instruction, address);
+    fail_at(FaultKind::cluster, address,
+            "%s on shared::cluster 0x%x: wanted an address of the own block, or the "
+            ".shared::cluster form of the instruction",
+            self.instruction, address);
   const uint32_t size = block.cluster->launch->dynamic_shared, offset = address - kSharedBase;
   if (offset > size || size - offset < bytes) {
     char where[48];
     Writer out(where, sizeof where);
     if (&block != self.block) out.add(" of the cluster's block %u", block.rank);
-    fail_at(FaultKind::shared_bounds, address, "%u bytes at shared 0x%x%s: wanted an address in [0x%x, 0x%x), the %u bytes "
-            "that the launch asked for", bytes, address, where, kSharedBase, kSharedBase + size, size);
+    fail_at(FaultKind::shared_bounds, address,
+            "%u bytes at shared 0x%x%s: wanted an address in [0x%x, 0x%x), the %u bytes "
+            "that the launch asked for",
+            bytes, address, where, kSharedBase, kSharedBase + size, size);
   }
   if (address % alignment != 0)
-    fail_at(FaultKind::misaligned, address, "%s at shared 0x%x: wanted a multiple of %u", self.instruction, address,
-            alignment);
+    fail_at(FaultKind::misaligned, address, "%s at shared 0x%x: wanted a multiple of %u", self.instruction,
+            address, alignment);
   return offset;
 }
 
@@ -57,8 +61,12 @@ T atom_add(const char *instruction, uint32_t address, T v) {
 
 }  // namespace
 
-uint32_t atom_shared_add_u32(uint32_t address, uint32_t v) { return atom_add("atom.shared.add.u32", address, v); }
-uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) { return atom_add("atom.shared.add.u64", address, v); }
+uint32_t atom_shared_add_u32(uint32_t address, uint32_t v) {
+  return atom_add("atom.shared.add.u32", address, v);
+}
+uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) {
+  return atom_add("atom.shared.add.u64", address, v);
+}
 
 namespace {
 
@@ -70,11 +78,15 @@ void transpose(uint8_t (&matrix)[8][16]) {
   std::memcpy(matrix, turned, sizeof turned);
 }
 
-// A lane's pair of each matrix.
-uint8_t *pair_of(MatrixSlots &slots, int matrix, uint32_t lane) { return &slots.rows[matrix][lane / 4][lane % 4 * 4]; }
+// The pair of elements that a lane has of a matrix.
+uint8_t *pair_of(MatrixSlots &slots, int matrix, uint32_t lane) {
+  return &slots.rows[matrix][lane / 4][lane % 4 * 4];
+}
 
 // The row that this lane names: row lane % 8 of matrix lane / 8.
-uint32_t row_offset(Fiber &self, uint32_t address) { return shared_offset(self, *self.block, address, 16, 16); }
+uint32_t row_offset(Fiber &self, uint32_t address) {
+  return shared_offset(self, *self.block, address, 16, 16);
+}
 
 }  // namespace
 
@@ -87,7 +99,8 @@ void ldmatrix(uint32_t *d, int count, bool transposed, uint32_t address, Place p
   }
   if (meet(self, 0xffffffffu, uint64_t(count) << 1 | transposed, place)) {
     for (int i = 0; i < count; ++i) {
-      for (int r = 0; r < 8; ++r) std::memcpy(slots.rows[i][r], self.block->shared + slots.offsets[i * 8 + r], 16);
+      for (int r = 0; r < 8; ++r)
+        std::memcpy(slots.rows[i][r], self.block->shared + slots.offsets[i * 8 + r], 16);
       if (transposed) transpose(slots.rows[i]);
     }
     release(self, 0xffffffffu);
@@ -107,7 +120,8 @@ void stmatrix(const uint32_t *v, int count, bool transposed, uint32_t address, P
   if (!meet(self, 0xffffffffu, uint64_t(count) << 1 | transposed, place)) return;
   for (int i = 0; i < count; ++i) {
     if (transposed) transpose(slots.rows[i]);
-    for (int r = 0; r < 8; ++r) std::memcpy(self.block->shared + slots.offsets[i * 8 + r], slots.rows[i][r], 16);
+    for (int r = 0; r < 8; ++r)
+      std::memcpy(self.block->shared + slots.offsets[i * 8 + r], slots.rows[i][r], 16);
   }
   release(self, 0xffffffffu);
 }

@@ -1,4 +1,5 @@
-// What the emulated device needs of a library: growing arrays and random numbers. The C++ library is not linked.
+// What the emulated device needs of a library: growing arrays and random numbers. The C++ library is not
+// linked.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -16,7 +17,7 @@ inline void *zeroed(size_t bytes) {
   return memory;
 }
 
-// The same at a multiple of 64, a line of the cache.
+// The same, aligned to 64 bytes, a cache line.
 inline void *zeroed_lines(size_t bytes) {
   void *memory = std::aligned_alloc(64, (bytes + 64) / 64 * 64);
   if (!memory) out_of_memory();

@@ -1,6 +1,7 @@
 /* void lmhead_emulated_switch(void **save, void *load): leaves one stack and goes on on another.
  *
- * AAPCS64: x19 to x29, the link register and the lower halves of v8 to v15 belong to the caller of a function. */
+ * AAPCS64: x19 to x29, the link register and the lower halves of v8 to v15 belong to the caller of a
+ * function. */
   .text
   .globl lmhead_emulated_switch
   .type lmhead_emulated_switch, %function

@@ -1,7 +1,7 @@
 /* void lmhead_emulated_switch(void **save, void *load): leaves one stack and goes on on another.
  *
- * System V: rbx, rbp, r12 to r15 and the control bits of mxcsr and the x87 belong to the caller of a function; the
- * control bits are never changed by kernels and so stay as they are. */
+ * System V: rbx, rbp, r12 to r15 and the control bits of mxcsr and the x87 belong to the caller of a
+ * function; the control bits are never changed by kernels and so stay as they are. */
   .text
   .globl lmhead_emulated_switch
 #ifdef __ELF__

@@ -1,5 +1,5 @@
-// The fast path computes what tensor_core_model.hpp says, for a vector of columns at once. What is rare (infinities and
-// NaNs, results below the normal range) goes back to the model.
+// The fast path computes what tensor_core_model.hpp says, for a vector of columns at once. Rare cases
+// (infinities and NaNs, results below the normal range) go to the model itself.
 #include "tensor_core.hpp"
 
 #include <cstring>
@@ -17,7 +17,7 @@ using tensor_core::Operands;
 
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 
-// Columns at a time: what is laid out of them stands on a fiber's stack.
+// How many columns are laid out at a time, on a fiber's stack.
 constexpr int kPanel = 64, kK16 = 16, kK32 = 32;
 
 template <int kLanes>
@@ -45,17 +45,19 @@ ALWAYS_INLINE bool any(const V &mask) {
   return all != 0;
 }
 
-// 16-bit operands. In f32 they, their products and products with powers of two are exact as long as nothing leaves the
-// normal range, and a conversion to an integer cuts toward zero: that is the model's fixed-point grid. Operands so large or
-// so small that something could leave it are the model's business, like infinities and NaNs.
+// 16-bit operands. In f32 they, their products and products with powers of two are exact as long as nothing
+// leaves the normal range, and a conversion to an integer cuts toward zero: that is the model's fixed-point
+// grid. Operands so large or so small that something could leave that range go to the model, like infinities
+// and NaNs.
 constexpr int32_t power_bits(int exponent) { return (exponent + 127) << 23; }
 template <Input kInput>
 constexpr int32_t kSmallest = power_bits(kInput == Input::bf16 ? -49 : -24);
 template <Input kInput>
-constexpr int32_t kTooLarge = power_bits(kInput == Input::bf16 ? 60 : 16);  // f16: where infinities and NaNs are
+constexpr int32_t kTooLarge =
+    power_bits(kInput == Input::bf16 ? 60 : 16);  // f16: where infinities and NaNs are
 template <Input kInput>
 constexpr int32_t kLeastPower = power_bits(kInput == Input::bf16 ? -126 : -14);
-constexpr int32_t kLargestSum = power_bits(122);  // accumulators from here on are the model's too
+constexpr int32_t kLargestSum = power_bits(122);  // accumulators from here on go to the model, too
 
 // The lower (0) or upper (1) of the two 16-bit operands in each word, as bits of f32.
 template <int kLanes, Input kInput>
@@ -69,8 +71,8 @@ ALWAYS_INLINE typename Vectors<kLanes>::Int widened(const typename Vectors<kLane
   return (Int)((Float)bits * 0x1p112f);
 }
 
-// The power of two whose exponent the hardware takes for an operand (a subnormal has that of the smallest normal one);
-// 0 for a zero. `special` collects what the model has to do.
+// The power of two whose exponent the hardware takes for an operand (a subnormal has that of the smallest
+// normal one); 0 for a zero. `special` collects the columns that go to the model.
 template <int kLanes, Input kInput>
 ALWAYS_INLINE typename Vectors<kLanes>::Int power_of(const typename Vectors<kLanes>::Int &bits,
                                                      typename Vectors<kLanes>::Int &special) {
@@ -122,15 +124,16 @@ ALWAYS_INLINE void lay_out_columns(int n, Columns &out, Words words) {
   }
 }
 
-// The end of one element's step: `top` is the largest power among the products, `sum` the products cut to its grid, or to
-// that of c where c's is larger (`scale` is the grid's). Tells which lanes the model has to do.
+// Ends a step for one element per lane. The grid (`scale`) is that of the largest power among the products
+// and c; `sum` is the products cut to it. `finish` returns the lanes that go to the model.
 template <int kLanes>
 struct Grid {
   using Int = typename Vectors<kLanes>::Int;
   using Float = typename Vectors<kLanes>::Float;
   Int c, products, top;
 
-  ALWAYS_INLINE Grid(const float *d, const Int &largest_product) : c(load<Int>(d)), products(largest_product) {
+  ALWAYS_INLINE Grid(const float *d, const Int &largest_product)
+      : c(load<Int>(d)), products(largest_product) {
     const Int magnitude = c & 0x7fffffff, field = c & 0x7f800000;
     const Int power = (magnitude != 0) & (field > power_bits(-126) ? field : Int{} + power_bits(-126));
     top = power > products ? power : products;
@@ -178,22 +181,26 @@ ALWAYS_INLINE void rows_step(const Row *rows, const Columns &columns, int j, flo
   for (int k = 0; k < kK16; ++k) {
     const Float value = load<Float>(columns.value[k] + j);
     // 16 products below 2^27, none of them at the very end of that range: their sum fits.
-    for (int r = 0; r < kRows; ++r) sum[r] += __builtin_convertvector(value * rows[r].value[k] * scale[r], Int);
+    for (int r = 0; r < kRows; ++r)
+      sum[r] += __builtin_convertvector(value * rows[r].value[k] * scale[r], Int);
   }
   const Int special = load<Int>(columns.special + j);
-  for (int r = 0; r < kRows; ++r) again[r] = Grid<kLanes>(d[r] + j, top[r]).finish(sum[r], special | rows[r].special, d[r] + j);
+  for (int r = 0; r < kRows; ++r)
+    again[r] = Grid<kLanes>(d[r] + j, top[r]).finish(sum[r], special | rows[r].special, d[r] + j);
 }
 
 // kRows rows of d against n columns. column(j, bits) gives the sixteen operands of one, for the model.
 template <int kLanes, int kRows, Input kInput, class Column>
-ALWAYS_INLINE void rows_k16(const uint32_t *a, const Columns &columns, float *d, int n, int stride, Column column) {
+ALWAYS_INLINE void rows_k16(const uint32_t *a, const Columns &columns, float *d, int n, int stride,
+                            Column column) {
   Row rows[kRows];
   float *to[kRows];
   for (int r = 0; r < kRows; ++r) lay_out_row<kLanes, kInput>(a + r * 8, rows[r]), to[r] = d + r * stride;
   const auto by_model = [&](int r, int j) {  // rare
     uint16_t bits[kK16];
     column(j, bits);
-    multiply_k16_by_model(kInput, reinterpret_cast<const uint16_t *>(a + r * 8), bits, to[r] + j, 1, 1, stride);
+    multiply_k16_by_model(kInput, reinterpret_cast<const uint16_t *>(a + r * 8), bits, to[r] + j, 1, 1,
+                          stride);
   };
   for (int j = 0; j < n; j += kLanes) {
     typename Vectors<kLanes>::Int again[kRows];
@@ -216,7 +223,8 @@ ALWAYS_INLINE void panel_k16(const uint16_t *a, const uint16_t *b, float *d, int
   }
   Columns columns;
   using Int = typename Vectors<kLanes>::Int;
-  lay_out_columns<kLanes, kInput>(n, columns, [&](int k, int j) __attribute__((always_inline)) { return load<Int>(&words[k][j]); });
+  lay_out_columns<kLanes, kInput>(
+      n, columns, [&](int k, int j) __attribute__((always_inline)) { return load<Int>(&words[k][j]); });
   const auto column = [&](int j, uint16_t *bits) { std::memcpy(bits, b + j * kK16, 2 * kK16); };
   uint32_t rows[2][kK16 / 2];
   for (int i = 0; i < m; i += 2) {  // two rows share the loads of the columns
@@ -234,7 +242,8 @@ template <int kLanes, Input kInput>
 ALWAYS_INLINE void warp_k16(const uint32_t *a, const uint32_t *b, float *d) {
   using Int = typename Vectors<kLanes>::Int;
   Columns columns;
-  lay_out_columns<kLanes, kInput>(8, columns, [&](int k, int j) __attribute__((always_inline)) { return load<Int>(b + k * 8 + j); });
+  lay_out_columns<kLanes, kInput>(
+      8, columns, [&](int k, int j) __attribute__((always_inline)) { return load<Int>(b + k * 8 + j); });
   const auto column = [&](int j, uint16_t *bits) {
     for (int k = 0; k < kK16 / 2; ++k) std::memcpy(bits + 2 * k, b + k * 8 + j, 4);
   };
@@ -243,8 +252,8 @@ ALWAYS_INLINE void warp_k16(const uint32_t *a, const uint32_t *b, float *d) {
 
 // int8 products and sums of 32 of them are exact in f32 (below 2^19), which has the wider multipliers.
 template <int kLanes>
-ALWAYS_INLINE void two_rows(const float (&row)[2][kK32], const float (&columns)[kK32][kPanel], int j, int32_t *d0,
-                            int32_t *d1) {
+ALWAYS_INLINE void two_rows(const float (&row)[2][kK32], const float (&columns)[kK32][kPanel], int j,
+                            int32_t *d0, int32_t *d1) {
   using Int = typename Vectors<kLanes>::Int;
   using Float = typename Vectors<kLanes>::Float;
   Float sum0{}, sum1{};
@@ -283,7 +292,8 @@ void warp_k32_portable(const uint32_t *a, const uint32_t *b, int32_t *d) {
         const Int column = load<Int>(b + k * 8 + j);
         for (int byte = 0; byte < 32; byte += 8) {
           const int32_t row = int8_t(a[i * 8 + k] >> byte);
-          sum += (column << (24 - byte) >> 24) * row;  // |sum| stays far below 2^31 of what it began with, or wraps
+          sum += (column << (24 - byte) >> 24) *
+                 row;  // |sum| stays far below 2^31 of what it began with, or wraps
         }
       }
       store(d + i * 8 + j, sum);
@@ -291,7 +301,8 @@ void warp_k32_portable(const uint32_t *a, const uint32_t *b, int32_t *d) {
 }
 
 #if defined(__x86_64__)
-// Bytes 0 and 2, then 1 and 3 of every word as 16-bit pairs; one instruction multiplies two such pairs and adds.
+// Bytes 0 and 2, then 1 and 3 of every word as 16-bit pairs; one instruction multiplies two such pairs and
+// adds.
 __attribute__((target("avx2"))) void warp_k32_avx2(const uint32_t *a, const uint32_t *b, int32_t *d) {
   const auto even = [](__m256i words) __attribute__((target("avx2"), always_inline)) {
     return _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
@@ -310,7 +321,8 @@ __attribute__((target("avx2"))) void warp_k32_avx2(const uint32_t *a, const uint
     __m256i sum[2] = {_mm256_loadu_si256(to), _mm256_setzero_si256()};
     for (int k = 0; k < 8; ++k)
       for (int which = 0; which < 2; ++which)
-        sum[which] = _mm256_add_epi32(sum[which], _mm256_madd_epi16(columns[which][k], _mm256_set1_epi32(row[which][k])));
+        sum[which] = _mm256_add_epi32(sum[which],
+                                      _mm256_madd_epi16(columns[which][k], _mm256_set1_epi32(row[which][k])));
     _mm256_storeu_si256(to, _mm256_add_epi32(sum[0], sum[1]));
   }
 }
@@ -333,23 +345,24 @@ ALWAYS_INLINE void tile_k32(const int8_t *a, const int8_t *b, int32_t *d, int m,
 #else
 #define TARGET(features)
 #endif
-#define TILES(suffix, features, lanes, k32_lanes)                                                               \
-  TARGET(features)                                                                                              \
-  void k16_##suffix(Input input, const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {    \
-    if (input == Input::bf16)                                                                                   \
-      tile_k16<lanes, Input::bf16>(a, b, d, m, n, stride);                                                      \
-    else                                                                                                        \
-      tile_k16<lanes, Input::f16>(a, b, d, m, n, stride);                                                       \
-  }                                                                                                             \
-  TARGET(features)                                                                                              \
-  void warp_k16_##suffix(Input input, const uint32_t *a, const uint32_t *b, float *d) {                         \
-    if (input == Input::bf16)                                                                                   \
-      warp_k16<lanes, Input::bf16>(a, b, d);                                                    \
-    else                                                                                                        \
-      warp_k16<lanes, Input::f16>(a, b, d);                                                     \
-  }                                                                                                             \
-  TARGET(features) void k32_##suffix(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, int stride) {  \
-    tile_k32<k32_lanes>(a, b, d, m, n, stride);                                                                 \
+#define TILES(suffix, features, lanes, k32_lanes)                                                            \
+  TARGET(features)                                                                                           \
+  void k16_##suffix(Input input, const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) { \
+    if (input == Input::bf16)                                                                                \
+      tile_k16<lanes, Input::bf16>(a, b, d, m, n, stride);                                                   \
+    else                                                                                                     \
+      tile_k16<lanes, Input::f16>(a, b, d, m, n, stride);                                                    \
+  }                                                                                                          \
+  TARGET(features)                                                                                           \
+  void warp_k16_##suffix(Input input, const uint32_t *a, const uint32_t *b, float *d) {                      \
+    if (input == Input::bf16)                                                                                \
+      warp_k16<lanes, Input::bf16>(a, b, d);                                                                 \
+    else                                                                                                     \
+      warp_k16<lanes, Input::f16>(a, b, d);                                                                  \
+  }                                                                                                          \
+  TARGET(features)                                                                                           \
+  void k32_##suffix(const int8_t *a, const int8_t *b, int32_t *d, int m, int n, int stride) {                \
+    tile_k32<k32_lanes>(a, b, d, m, n, stride);                                                              \
   }
 #if defined(__x86_64__)
 // 16-bit in vectors of 8: of 16, they ran at less than half the speed on a Zen 4.
@@ -362,8 +375,8 @@ enum class Width { portable, avx2, avx512 };
 
 Width width() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return Width::avx512;
   if (__builtin_cpu_supports("avx2")) return Width::avx2;
 #endif
@@ -372,7 +385,8 @@ Width width() {
 
 }  // namespace
 
-void multiply_k16_by_model(Input input, const uint16_t *a, const uint16_t *b, float *d, int m, int n, int stride) {
+void multiply_k16_by_model(Input input, const uint16_t *a, const uint16_t *b, float *d, int m, int n,
+                           int stride) {
   const auto each = [&](auto kind) {
     constexpr Input kInput = decltype(kind)::value;
     for (int i = 0; i < m; ++i) {
@@ -432,10 +446,10 @@ void warp_multiply_k32(const uint32_t *a, const uint32_t *b, int32_t *d) {
 
 }  // namespace emulated
 
-// For tests: the arithmetic alone. path 0 is the model, 1 what the device uses, 2 its portable form, 3 that of AVX2 where
-// the processor has it. 0: done; 1: this processor cannot.
-extern "C" int lmhead_emulated_multiply_k16(int path, int is_f16, const uint16_t *a, const uint16_t *b, float *d, int m,
-                                            int n) {
+// For tests: the arithmetic alone. path 0 is the model, 1 what the device uses, 2 its portable form, 3 that
+// of AVX2 where the processor has it. 0: done; 1: this processor cannot.
+extern "C" int lmhead_emulated_multiply_k16(int path, int is_f16, const uint16_t *a, const uint16_t *b,
+                                            float *d, int m, int n) {
   const auto input = is_f16 ? tensor_core::Input::f16 : tensor_core::Input::bf16;
   switch (path) {
     case 0: emulated::multiply_k16_by_model(input, a, b, d, m, n, n); return 0;
@@ -451,15 +465,18 @@ extern "C" int lmhead_emulated_multiply_k16(int path, int is_f16, const uint16_t
   }
 }
 
-// For tests: the tile of one mma.sync, as the device computes it or in its portable form. kind: 0 bf16, 1 f16, 2 int8.
-extern "C" void lmhead_emulated_warp_tile(int portable, int kind, const uint32_t *a, const uint32_t *b, uint32_t *d) {
+// For tests: the tile of one mma.sync, as the device computes it or in its portable form. kind: 0 bf16, 1
+// f16, 2 int8.
+extern "C" void lmhead_emulated_warp_tile(int portable, int kind, const uint32_t *a, const uint32_t *b,
+                                          uint32_t *d) {
   auto *sums = reinterpret_cast<int32_t *>(d);
   auto *floats = reinterpret_cast<float *>(d);
   const auto input = kind == 1 ? tensor_core::Input::f16 : tensor_core::Input::bf16;
   if (kind == 2)
     portable ? emulated::warp_k32_portable(a, b, sums) : emulated::warp_multiply_k32(a, b, sums);
   else
-    portable ? emulated::warp_k16_portable(input, a, b, floats) : emulated::warp_multiply_k16(input, a, b, floats);
+    portable ? emulated::warp_k16_portable(input, a, b, floats)
+             : emulated::warp_multiply_k16(input, a, b, floats);
 }
 
 // One step of 8 products (mma.sync m16n8k8) by the model; f32 bits.
@@ -472,5 +489,6 @@ extern "C" uint32_t lmhead_emulated_step_of_8(int is_f16, const uint16_t *a, con
     return tensor_core::dot_step<kInput, 8>(x, y, c);
   };
   using tensor_core::Input;
-  return is_f16 ? step(std::integral_constant<Input, Input::f16>()) : step(std::integral_constant<Input, Input::bf16>());
+  return is_f16 ? step(std::integral_constant<Input, Input::f16>())
+                : step(std::integral_constant<Input, Input::bf16>());
 }

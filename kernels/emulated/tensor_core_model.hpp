@@ -6,22 +6,23 @@
 //
 // as one fused sum on a fixed-point grid, not as k additions:
 //
-//   1. Products are exact. A product's exponent is the sum of its operands' exponents; it is not normalised, so the
-//      significand lies in [0, 4). Subnormal operands keep their value, with the exponent of the smallest normal number.
-//   2. All products and c are aligned to the largest exponent among those that are not zero, but never to one below
-//      -133, and cut toward zero to 25 bits after the binary point (c itself has 23).
+//   1. Products are exact. A product's exponent is the sum of its operands' exponents; it is not normalised,
+//      so the significand lies in [0, 4). Subnormal operands keep their value, with the exponent of the
+//      smallest normal number.
+//   2. All products and c are aligned to the largest exponent among those that are not zero, but never to one
+//      below -133, and cut toward zero to 25 bits after the binary point (c itself has 23).
 //   3. The cut terms are added exactly: neither their order nor the position in the tile can matter.
-//   4. The sum is cut toward zero to f32, subnormal results included. A zero is always +0, also where a negative sum
-//      was cut to it or all zeros that came in were -0. 2^128 and above is infinity; only the sum counts, products may
-//      lie beyond.
+//   4. The sum is cut toward zero to f32, subnormal results included. A zero is always +0, also where a
+//      negative sum was cut to it or all zeros that came in were -0. 2^128 and above is infinity; only the
+//      sum counts, products may lie beyond.
 //   5. NaN, 0 times infinity and infinities of both signs give 0x7fffffff.
 //
-// Sources: P. Xie et al., "MMA-Sim: Bit-Accurate Reference Model of Tensor Cores and Matrix Cores", arXiv 2511.10909
-// (the 25 bits, the cuts); F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores", arXiv 2512.07004;
-// M. Fasi et al., "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330, 2021.
-// The -133, the sign of zeros and the rules for zero products were settled by tensor_core_model.cu, which compares all
-// of this with a GPU bit for bit. Measured for compute capability 9.0 only; by the first source sm_80 keeps 24 bits and
-// takes k16 as two k8.
+// Sources: P. Xie et al., "MMA-Sim: Bit-Accurate Reference Model of Tensor Cores and Matrix Cores", arXiv
+// 2511.10909 (the 25 bits, the cuts); F. A. Khattak, M. Mikaitis, "Accurate Models of NVIDIA Tensor Cores",
+// arXiv 2512.07004; M. Fasi et al., "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science
+// 7:e330, 2021. The -133, the sign of zeros and the rules for zero products were settled by
+// tensor_core_model.cu, which compares all of this with a GPU bit for bit. Measured for compute capability
+// 9.0 only; by the first source sm_80 keeps 24 bits and takes k16 as two k8.
 #pragma once
 #include <cstdint>
 
@@ -40,8 +41,8 @@ namespace detail {
 template <Input kInput>
 constexpr int kMantissa = kInput == Input::bf16 ? 7 : 10;
 constexpr int kLeastAlignment = -133;
-// Exponents out of any finite range, so that sums of two still tell what they are: zeros never are the largest,
-// infinities and NaNs always are.
+// Exponents out of any finite range, so that sums of two still tell what they are: zeros never are the
+// largest, infinities and NaNs always are.
 constexpr int32_t kZero = -10000, kSpecial = 30000, kAnySpecial = 10000;
 constexpr int32_t kNan = 2;  // significand of a NaN; ±1 of an infinity
 
@@ -67,7 +68,8 @@ inline uint32_t special(const Operands<kProducts> &a, const Operands<kProducts> 
   for (int i = 0; i < kProducts; ++i) {
     const bool special_a = a.exponent[i] == kSpecial, special_b = b.exponent[i] == kSpecial;
     if (!special_a && !special_b) continue;
-    if ((special_a && a.significand[i] == kNan) || (special_b && b.significand[i] == kNan)) return 0x7fffffffu;
+    if ((special_a && a.significand[i] == kNan) || (special_b && b.significand[i] == kNan))
+      return 0x7fffffffu;
     if (a.significand[i] == 0 || b.significand[i] == 0) return 0x7fffffffu;
     ((a.significand[i] < 0) != (b.significand[i] < 0) ? minus : plus) = true;
   }
@@ -89,8 +91,8 @@ inline void decode(const uint16_t *bits, Operands<kProducts> &out) {
   }
 }
 
-// One instruction's work on one element; c and the result are f32 bits. kFractionBits is 25 on the hardware: other
-// values show that a test would notice them.
+// One instruction's work on one element; c and the result are f32 bits. kFractionBits is 25 on the hardware:
+// other values show that a test would notice them.
 template <Input kInput, int kProducts, int kFractionBits = 25>
 inline uint32_t dot_step(const Operands<kProducts> &a, const Operands<kProducts> &b, uint32_t c) {
   constexpr int widen = kFractionBits - 2 * detail::kMantissa<kInput>, widen_c = kFractionBits - 23;

@@ -1,4 +1,5 @@
-// TMA. A tensor map is the emulated device's own struct, filled in by the driver (crates/emulated/src/tensor_map.rs).
+// TMA. A tensor map is the emulated device's own struct, filled in by the driver
+// (crates/emulated/src/tensor_map.rs).
 #include "machine.hpp"
 
 namespace emulated {
@@ -27,14 +28,15 @@ struct Pending {
 
 namespace {
 
-// The rules of src/backend/tensor_map.rs once more: anyone can write the bytes of a map, and sizes beyond these
-// would overflow what is computed from them.
+// The rules of src/backend/tensor_map.rs once more: anyone can write the bytes of a map, and sizes beyond
+// these would overflow what is computed from them.
 bool as_the_driver_makes(const Map &map) {
   static const uint64_t kSpan[] = {0, 128, 64, 32};  // bytes of a tile's row, by ptx::Swizzle
   if (map.element_bytes != 1 && map.element_bytes != 2 && map.element_bytes != 4) return false;
   if (map.swizzle > 3 || map.address % 16 != 0 || map.pitch % 16 != 0 || map.pitch >> 40 != 0) return false;
   for (int i = 0; i < 2; ++i)
-    if (map.size[i] == 0 || map.size[i] > uint64_t(1) << 32 || map.box[i] == 0 || map.box[i] > 256) return false;
+    if (map.size[i] == 0 || map.size[i] > uint64_t(1) << 32 || map.box[i] == 0 || map.box[i] > 256)
+      return false;
   const uint64_t row_bytes = uint64_t(map.box[0]) * map.element_bytes;
   return map.pitch >= map.size[0] * map.element_bytes && row_bytes % 16 == 0 &&
          (map.swizzle == 0 || row_bytes == kSpan[map.swizzle]);
@@ -42,21 +44,23 @@ bool as_the_driver_makes(const Map &map) {
 
 Map read_map(Fiber &self, const TensorMap *pointer) {
   const Launch &launch = *self.cluster->launch;
-  const auto address = reinterpret_cast<uint64_t>(pointer), params = reinterpret_cast<uint64_t>(launch.params);
+  const auto address = reinterpret_cast<uint64_t>(pointer),
+             params = reinterpret_cast<uint64_t>(launch.params);
   if (address < params || address + sizeof(TensorMap) > params + launch.kernel->params_bytes)
     check_global(self, pointer, sizeof(TensorMap), 64, Access::constant);
   Map map;
   std::memcpy(&map, pointer, sizeof map);
   if (address % 64 != 0 || map.magic != kMagic || !as_the_driver_makes(map))
-    fail_at(FaultKind::tensor_map, address, "no tensor map at 0x%llx: wanted one that the driver made, aligned to 64 bytes",
+    fail_at(FaultKind::tensor_map, address,
+            "no tensor map at 0x%llx: wanted one that the driver made, aligned to 64 bytes",
             (unsigned long long)address);
   return map;
 }
 
 uint32_t tile_bytes(const Map &map) { return map.box[0] * map.box[1] * map.element_bytes; }
 
-// Where byte `at` of a tile at `offset` lies: 16-byte pieces are exchanged within rows of 32, 64 or 128 bytes, by bits
-// of the address above them.
+// Where byte `at` of a tile at `offset` lies: 16-byte pieces are exchanged within rows of 32, 64 or 128
+// bytes, by bits of the address above them.
 uint32_t place(uint32_t swizzle, uint32_t offset, uint32_t at) {
   const uint32_t address = kSharedBase + offset + at;
   static const uint32_t kMask[] = {0, 7, 3, 1};
@@ -76,7 +80,7 @@ void each_piece(const Pending &op, Move move) {
       uint8_t *shared = op.block->shared + place(map.swizzle, op.offset, r * row_bytes + b);
       auto *global = reinterpret_cast<uint8_t *>(map.address + (inside ? uint64_t(y) * map.pitch : 0) +
                                                  (inside ? uint64_t(x) * map.element_bytes : 0));
-      // As far as one piece of the swizzle goes, where all of it is inside.
+      // 16 bytes, a piece of the swizzle, at once where all of them are inside.
       uint32_t count = map.element_bytes;
       if (inside && b % 16 == 0 && uint64_t(x) + 16 / map.element_bytes <= map.size[0] && b + 16 <= row_bytes)
         count = 16, b += 16 - map.element_bytes;
@@ -85,7 +89,7 @@ void each_piece(const Pending &op, Move move) {
   }
 }
 
-// Ordinary stores of others, which an acquire has made this thread's, are not yet the asynchronous proxy's.
+// An acquire makes ordinary stores of others visible to this thread, but not yet to the asynchronous proxy.
 void check_acquired(Fiber &self, const Allocation &buffer, uint64_t address) {
   if (self.acquired && buffer.writable && self.clock.on())
     fail_at(FaultKind::proxy, address,
@@ -127,8 +131,8 @@ void perform(Cluster &cluster, size_t which) {
     Block &block = *op->block;
     const uint8_t number = block.mbarrier_at[op->barrier / 8];
     if (number == 0)
-      fail_in(op->issuer, FaultKind::barrier, kSharedBase + op->barrier, "a TMA load lands, and mbarrier 0x%x is no more",
-              kSharedBase + op->barrier);
+      fail_in(op->issuer, FaultKind::barrier, kSharedBase + op->barrier,
+              "a TMA load lands, and mbarrier 0x%x is no more", kSharedBase + op->barrier);
     Mbarrier &barrier = block.mbarriers[number - 1];
     const uint32_t bytes = tile_bytes(op->map);
     note_copy_known(block, op->offset, bytes, barrier.agent, barrier.time + 1);
@@ -148,13 +152,15 @@ Pending *begin(Fiber &self, bool store, Block &block, const Map &map, int32_t x,
   return op;
 }
 
-// A load to one block, which counts as landed on its mbarrier at that place.
-void begin_load(Fiber &self, Block &block, const Map &map, int32_t x, int32_t y, uint32_t to, uint32_t barrier_offset,
-                uint32_t alignment) {
+// Begins a load to one block; its bytes count on that block's mbarrier at `barrier_offset`.
+void begin_load(Fiber &self, Block &block, const Map &map, int32_t x, int32_t y, uint32_t to,
+                uint32_t barrier_offset, uint32_t alignment) {
   Mbarrier &barrier = mbarrier_for(self, block, barrier_offset);
   if (!barrier.init_fenced)
-    fail_at(FaultKind::proxy, kSharedBase + barrier_offset, "TMA with mbarrier 0x%x, whose init the asynchronous proxy may not "
-            "see (wanted fence.mbarrier_init after mbarrier.init, by the same thread)", kSharedBase + barrier_offset);
+    fail_at(FaultKind::proxy, kSharedBase + barrier_offset,
+            "TMA with mbarrier 0x%x, whose init the asynchronous proxy may not "
+            "see (wanted fence.mbarrier_init after mbarrier.init, by the same thread)",
+            kSharedBase + barrier_offset);
   Pending *op = begin(self, false, block, map, x, y, to, alignment);
   op->barrier = barrier_offset;
   note_copy_issued(block, op->offset, tile_bytes(map), self, Proxy::async);
@@ -173,8 +179,10 @@ void begin_loads(Fiber &self, uint32_t blocks, const Map &map, int32_t x, int32_
     if (!(targets >> rank & 1)) continue;
     Block &block = cluster.blocks[rank];
     if (block.live == 0)
-      fail(FaultKind::cluster, "multicast to block %u of the cluster, which has ended (wanted barrier.cluster before the "
-           "end of a block that others still write to)", rank);
+      fail(FaultKind::cluster,
+           "multicast to block %u of the cluster, which has ended (wanted barrier.cluster before the "
+           "end of a block that others still write to)",
+           rank);
     check_begun(self, block, to);
     begin_load(self, block, map, x, y, to, barrier_offset, alignment);
   }
@@ -199,7 +207,8 @@ void tma_load_2d(const char *instruction, uint32_t to, const TensorMap *pointer,
 void bulk_load(const char *instruction, uint32_t to, const void *from, uint32_t bytes,
                uint32_t barrier_address, uint32_t blocks) {
   Fiber &self = enter(instruction, to);
-  if (bytes == 0 || bytes % 16 != 0) fail(FaultKind::operand, "a bulk copy of %u bytes: wanted a multiple of 16", bytes);
+  if (bytes == 0 || bytes % 16 != 0)
+    fail(FaultKind::operand, "a bulk copy of %u bytes: wanted a multiple of 16", bytes);
   check_global(self, from, bytes, 16, Access::read);
   check_acquired(self, global_buffer(self, from, bytes, 16, Access::read), reinterpret_cast<uint64_t>(from));
   // A matrix of one row of bytes, whose box is all of it.
@@ -241,7 +250,8 @@ void bulk_wait_group(const char *instruction, uint32_t pending, bool read) {
 void fence_proxy_async() {
   Fiber &self = enter("fence.proxy.async");
   self.clock.fence();
-  if (self.clock.on()) ++self.clock.plain[self.agent];  // stores from here on are of another moment, not fenced
+  if (self.clock.on())
+    ++self.clock.plain[self.agent];  // stores from here on are of another moment, not fenced
   for (Mbarrier &barrier : self.block->mbarriers)
     if (barrier.init_by == &self) barrier.init_fenced = true;
 }
@@ -250,7 +260,8 @@ void complete_tma(Cluster &cluster, size_t which) { perform(cluster, which); }
 
 void check_tma_at_exit(Fiber &self) {
   if (!self.stores.empty())
-    fail_at(FaultKind::incomplete, kSharedBase + self.stores[0].from, "the thread ends while a TMA store may still read "
+    fail_at(FaultKind::incomplete, kSharedBase + self.stores[0].from,
+            "the thread ends while a TMA store may still read "
             "shared 0x%x (wanted cp.async.bulk.commit_group and cp.async.bulk.wait_group.read)",
             kSharedBase + self.stores[0].from);
 }
@@ -258,8 +269,10 @@ void check_tma_at_exit(Fiber &self) {
 void check_tma_of_block(Block &block) {
   for (const Pending *op : block.cluster->pending)
     if (op->block == &block)
-      fail_in(op->issuer, FaultKind::incomplete, kSharedBase + op->offset, "the block ends while TMA is still writing its "
-              "shared memory at 0x%x (wanted a wait for mbarrier 0x%x)", kSharedBase + op->offset, kSharedBase + op->barrier);
+      fail_in(op->issuer, FaultKind::incomplete, kSharedBase + op->offset,
+              "the block ends while TMA is still writing its "
+              "shared memory at 0x%x (wanted a wait for mbarrier 0x%x)",
+              kSharedBase + op->offset, kSharedBase + op->barrier);
 }
 
 }  // namespace emulated

@@ -11,28 +11,33 @@ namespace {
     fail(FaultKind::divergence, "lane %u names the lanes %08x: wanted its own among them", self.lane, mask);
   if (mask & ~warp.there)
     fail(FaultKind::divergence, "it wants the lanes %08x, and the warp has %u", mask, warp.count);
-  fail(FaultKind::divergence, "it wants the lanes %08x, and %08x of them have ended", mask, mask & warp.exited);
+  fail(FaultKind::divergence, "it wants the lanes %08x, and %08x of them have ended", mask,
+       mask & warp.exited);
 }
 
-// Another instruction than the one that the lanes of `other` are in: a fault where each waits for the other. Lanes that only
-// one of them waits for may still come later.
+// The lane is in another instruction than the lanes of `other`: a fault where each waits for the other. Lanes
+// that only one of them waits for may still come later.
 void check_others(Fiber &self, uint32_t mask, const Collective &other) {
   if (!(other.mask >> self.lane & 1) || !(mask & other.arrived)) return;
-  fail(FaultKind::divergence, "lanes %08x of warp %u are in %s with the lanes %08x, lane %u is in %s with the lanes %08x "
-       "(wanted the same instruction in all)", other.arrived, self.warp->number, other.instruction, other.mask, self.lane,
-       self.instruction, mask);
+  fail(FaultKind::divergence,
+       "lanes %08x of warp %u are in %s with the lanes %08x, lane %u is in %s with the lanes %08x "
+       "(wanted the same instruction in all)",
+       other.arrived, self.warp->number, other.instruction, other.mask, self.lane, self.instruction, mask);
 }
 
 [[noreturn, gnu::cold]] void refuse_difference(Fiber &self, const Collective &other, Place place) {
   if (!same_place(other.place, place))
-    fail(FaultKind::divergence, "lanes %08x of warp %u are in %s at %s:%u, lane %u is in it at %s:%u (wanted all lanes at one "
-         "place: the instruction is .aligned)", other.arrived, self.warp->number, self.instruction,
-         base_name(other.place.file), other.place.line, self.lane, base_name(place.file), place.line);
-  fail(FaultKind::divergence, "lane %u of warp %u gives %s another operand than lanes %08x, where all must agree", self.lane,
+    fail(FaultKind::divergence,
+         "lanes %08x of warp %u are in %s at %s:%u, lane %u is in it at %s:%u (wanted all lanes at one "
+         "place: the instruction is .aligned)",
+         other.arrived, self.warp->number, self.instruction, base_name(other.place.file), other.place.line,
+         self.lane, base_name(place.file), place.line);
+  fail(FaultKind::divergence,
+       "lane %u of warp %u gives %s another operand than lanes %08x, where all must agree", self.lane,
        self.warp->number, self.instruction, other.arrived);
 }
 
-// Until the last lane has done the work, or an ending lane has left that to this one.
+// Waits until the last lane has done the work (false), or a lane that ends has left it to this one (true).
 bool wait_for_the_last(Fiber &self, uint32_t &lanes) {
   park();
   if (__builtin_expect(!self.leads, 1)) return false;
@@ -41,7 +46,8 @@ bool wait_for_the_last(Fiber &self, uint32_t &lanes) {
   return true;
 }
 
-bool meet_as(Fiber &self, uint32_t mask, bool live, uint64_t detail, Place place, void *operands, uint32_t &lanes) {
+bool meet_as(Fiber &self, uint32_t mask, bool live, uint64_t detail, Place place, void *operands,
+             uint32_t &lanes) {
   Warp &warp = *self.warp;
   const uint32_t own = 1u << self.lane;
   if (__builtin_expect(!(mask & own) || (mask & ~live_lanes(warp)), 0)) refuse_lanes(self, mask);
@@ -52,7 +58,8 @@ bool meet_as(Fiber &self, uint32_t mask, bool live, uint64_t detail, Place place
       check_others(self, mask, other);
       continue;
     }
-    if (__builtin_expect(other.detail != detail || !same_place(other.place, place), 0)) refuse_difference(self, other, place);
+    if (__builtin_expect(other.detail != detail || !same_place(other.place, place), 0))
+      refuse_difference(self, other, place);
     other.arrived |= own;
     if (other.arrived != mask) return wait_for_the_last(self, lanes);
     lanes = mask;
@@ -106,11 +113,15 @@ void bar_warp_sync(uint32_t mask) {
   if (self.clock.on()) {
     if (!meeting.on()) meeting = self.cluster->clocks.take();
     meeting.assign(self.clock);
-    for (uint32_t rest = mask; rest; rest &= rest - 1) meeting.join(self.warp->lanes[__builtin_ctz(rest)].clock);
+    const uint64_t base = ++self.cluster->clock_bases;
+    Fiber *lanes = self.warp->lanes;
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
-      Fiber &lane = self.warp->lanes[__builtin_ctz(rest)];
-      lane.clock.assign(meeting);
-      ++lane.clock.plain[lane.agent];
+      Fiber &lane = lanes[__builtin_ctz(rest)];
+      lane.clock.release_to(meeting, lane.agent);
+    }
+    for (uint32_t rest = mask; rest; rest &= rest - 1) {
+      Fiber &lane = lanes[__builtin_ctz(rest)];
+      lane.clock.adopt(meeting, lane.agent, lanes[0].agent, self.warp->count, base);
     }
   }
   release(self, mask);
@@ -161,7 +172,8 @@ uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t ope
   }
   exchange.from &= 31;
   if (!(mask >> exchange.from & 1))
-    fail(FaultKind::divergence, "lane %u reads lane %u, which is not among the lanes %08x", lane, exchange.from, mask);
+    fail(FaultKind::divergence, "lane %u reads lane %u, which is not among the lanes %08x", lane,
+         exchange.from, mask);
   void *const *operands = self.warp->operands;
   if (meet(self, mask, 0, kNowhere, &exchange)) {
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
@@ -176,7 +188,8 @@ uint32_t shuffle(const char *instruction, Shuffle kind, uint32_t v, uint32_t ope
 namespace {
 
 template <class Compute>
-inline void warp_tile(Fiber &self, void *d, const uint32_t *a, const uint32_t *b, Place place, Compute compute) {
+inline void warp_tile(Fiber &self, void *d, const uint32_t *a, const uint32_t *b, Place place,
+                      Compute compute) {
   MatrixSlots &slots = self.warp->slots;
   const uint32_t group = self.lane / 4, t = self.lane % 4;
   auto *registers = static_cast<uint32_t *>(d);
@@ -196,7 +209,8 @@ inline void warp_tile(Fiber &self, void *d, const uint32_t *a, const uint32_t *b
 
 }  // namespace
 
-void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b, Place place) {
+void mma_m16n8k16(const char *instruction, Half half, float *d, const uint32_t *a, const uint32_t *b,
+                  Place place) {
   Fiber &self = enter(instruction);
   warp_tile(self, d, a, b, place, [half](MatrixSlots &slots) {
     const auto input = half == Half::bf16 ? tensor_core::Input::bf16 : tensor_core::Input::f16;

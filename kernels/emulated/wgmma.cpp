@@ -1,5 +1,6 @@
-// wgmma. The lanes of a warpgroup record an instruction and go on; it is checked when the last of the 128 has issued it,
-// and executed when somebody waits for it. Until then the accumulators in the lanes' registers hold noise.
+// wgmma. The lanes of a warpgroup record an instruction and go on; it is checked when the last of the 128 has
+// issued it, and executed when somebody waits for it. Until then the accumulators in the lanes' registers
+// hold noise.
 #include "tensor_core.hpp"
 #include "wgmma.hpp"
 
@@ -11,26 +12,29 @@ struct Descriptor {
   uint32_t start, leading, stride, swizzle;
 };
 
-// Rows of the swizzle's width, or 16 bytes without one.
+// Bytes of a row: the swizzle's width, or 16 without one.
 uint32_t width(uint32_t swizzle) {
   static const uint32_t kWidth[] = {16, 128, 64, 32};
   return kWidth[swizzle];
 }
 
 Descriptor decode(Fiber &self, uint64_t bits) {
-  const Descriptor d{uint32_t(bits & 0x3fff) << 4, uint32_t(bits >> 16 & 0x3fff) << 4, uint32_t(bits >> 32 & 0x3fff) << 4,
-                     uint32_t(bits >> 62)};
+  const Descriptor d{uint32_t(bits & 0x3fff) << 4, uint32_t(bits >> 16 & 0x3fff) << 4,
+                     uint32_t(bits >> 32 & 0x3fff) << 4, uint32_t(bits >> 62)};
   if (bits >> 49 & 7)
-    fail(FaultKind::wgmma, "descriptor 0x%llx: wanted a base offset of 0 (tiles aligned to the swizzle's pattern)",
+    fail(FaultKind::wgmma,
+         "descriptor 0x%llx: wanted a base offset of 0 (tiles aligned to the swizzle's pattern)",
          (unsigned long long)bits);
   const uint32_t pattern = 8 * width(d.swizzle);
   if (d.swizzle && d.start % pattern + kRowBytes > width(d.swizzle))
-    fail_at(FaultKind::wgmma, d.start, "%s: a matrix at shared 0x%x, swizzled by %u bytes: wanted the start of %u aligned "
-            "bytes, or a step of 32 along its first row", self.instruction, d.start, width(d.swizzle), pattern);
+    fail_at(FaultKind::wgmma, d.start,
+            "%s: a matrix at shared 0x%x, swizzled by %u bytes: wanted the start of %u aligned "
+            "bytes, or a step of 32 along its first row",
+            self.instruction, d.start, width(d.swizzle), pattern);
   return d;
 }
 
-// The address of 16 bytes, k from 16·half, of a row.
+// The address of 16 bytes of a row: its first or second half of an instruction's k.
 uint32_t address_of(const Descriptor &d, uint32_t row, uint32_t half) {
   if (d.swizzle == 0) return d.start + row / 8 * d.stride + half * d.leading + row % 8 * 16;
   const uint32_t linear = d.start + row / 8 * d.stride + row % 8 * width(d.swizzle) + half * 16;
@@ -48,7 +52,9 @@ void each_piece(Fiber &self, uint64_t bits, int rows, Piece piece) {
 
 void check_reads(Fiber &self, Warpgroup &group, const WgmmaRecord &record, uint64_t number) {
   WgmmaReader reader{group, uint32_t(number)};
-  const auto check = [&](int, uint32_t, uint32_t offset) { note_wgmma_read(*group.block, offset, 16, reader); };
+  const auto check = [&](int, uint32_t, uint32_t offset) {
+    note_wgmma_read(*group.block, offset, 16, reader);
+  };
   if (!record.operands.from) each_piece(self, record.operands.a, kRows, check);
   each_piece(self, record.operands.b, record.operands.n, check);
 }
@@ -65,24 +71,27 @@ void execute(Fiber &self, const WgmmaRecord &record) {
       a[row][t + 4] = fragment[2], a[row + 8][t + 4] = fragment[3];
     }
   else
-    each_piece(self, operands.a, kRows,
-               [&](int row, uint32_t half, uint32_t offset) { std::memcpy(&a[row][half * 4], shared + offset, 16); });
-  each_piece(self, operands.b, operands.n,
-             [&](int row, uint32_t half, uint32_t offset) { std::memcpy(&b[row][half * 4], shared + offset, 16); });
+    each_piece(self, operands.a, kRows, [&](int row, uint32_t half, uint32_t offset) {
+      std::memcpy(&a[row][half * 4], shared + offset, 16);
+    });
+  each_piece(self, operands.b, operands.n, [&](int row, uint32_t half, uint32_t offset) {
+    std::memcpy(&b[row][half * 4], shared + offset, 16);
+  });
   uint32_t *values = record.accumulators->values;
   const int n = operands.n;
   if (!operands.keep) std::memset(values, 0, sizeof(uint32_t) * size_t(kRows * n));
   if (operands.element == Element::s8)
-    multiply_k32(reinterpret_cast<int8_t *>(a), reinterpret_cast<int8_t *>(b), reinterpret_cast<int32_t *>(values), kRows,
-                 n, n);
+    multiply_k32(reinterpret_cast<int8_t *>(a), reinterpret_cast<int8_t *>(b),
+                 reinterpret_cast<int32_t *>(values), kRows, n, n);
   else
     multiply_k16(operands.element == Element::bf16 ? tensor_core::Input::bf16 : tensor_core::Input::f16,
-                 reinterpret_cast<uint16_t *>(a), reinterpret_cast<uint16_t *>(b), reinterpret_cast<float *>(values),
-                 kRows, n, n);
+                 reinterpret_cast<uint16_t *>(a), reinterpret_cast<uint16_t *>(b),
+                 reinterpret_cast<float *>(values), kRows, n, n);
 }
 
 bool agree(const WgmmaOperands &a, const WgmmaOperands &b) {
-  return a.element == b.element && a.n == b.n && a.a == b.a && a.b == b.b && !a.from == !b.from && a.keep == b.keep;
+  return a.element == b.element && a.n == b.n && a.a == b.a && a.b == b.b && !a.from == !b.from &&
+         a.keep == b.keep;
 }
 
 WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *registers, Place place) {
@@ -97,24 +106,28 @@ WgmmaRecord *new_record(Fiber &self, const WgmmaOperands &operands, void *regist
   return record;
 }
 
-// wgmma.fence, commit_group and wait_group are the whole warp's. Lanes need not wait for each other there: the next
-// wgmma finds who has executed others.
+// wgmma.fence, commit_group and wait_group are executed by whole warps. Lanes need not wait for each other
+// there: the next wgmma compares the steps that they have taken.
 enum Step : uint64_t { kFence = 1, kCommit = 2, kWait = 3 };
 void note_step(Fiber &self, uint64_t step, Place place) {
-  self.wgmma_steps = (self.wgmma_steps ^ (step << 32 | place.line)) * 0x100000001b3u + reinterpret_cast<uint64_t>(place.file);
+  self.wgmma_steps = (self.wgmma_steps ^ (step << 32 | place.line)) * 0x100000001b3u +
+                     reinterpret_cast<uint64_t>(place.file);
 }
 
 void check_steps(Fiber &self, WgmmaRecord &record) {
   const uint32_t warp = self.thread % kLanes / 32;
   if (!record.warps[warp]) record.warps[warp] = true, record.steps[warp] = self.wgmma_steps;
   if (record.steps[warp] != self.wgmma_steps)
-    fail(FaultKind::divergence, "thread %u comes to %s after other wgmma.fence, wgmma.commit_group, wgmma.wait_group than "
-         "lanes of its warp (wanted all 32 lanes in each of them)", self.thread, self.instruction);
+    fail(FaultKind::divergence,
+         "thread %u comes to %s after other wgmma.fence, wgmma.commit_group, wgmma.wait_group than "
+         "lanes of its warp (wanted all 32 lanes in each of them)",
+         self.thread, self.instruction);
 }
 
 Warpgroup &group_of(Fiber &self) {
   if (!self.warpgroup)
-    fail(FaultKind::divergence, "thread %u belongs to no whole warpgroup: wanted four warps of 32 from a multiple of 128",
+    fail(FaultKind::divergence,
+         "thread %u belongs to no whole warpgroup: wanted four warps of 32 from a multiple of 128",
          self.thread);
   return *self.warpgroup;
 }
@@ -141,21 +154,25 @@ void wgmma(const WgmmaOperands &operands, void *registers, Place place) {
   Warpgroup &group = group_of(self);
   const int lane = int(self.thread % kLanes);
   if (self.wgmma_issued == 0 && !self.wgmma_fenced)
-    fail(FaultKind::wgmma, "the first %s of thread %u without wgmma.fence before it", operands.instruction, self.thread);
+    fail(FaultKind::wgmma, "the first %s of thread %u without wgmma.fence before it", operands.instruction,
+         self.thread);
   const uint64_t number = self.wgmma_issued++;
   WgmmaRecord *record = number - group.first_record < group.records.size()
                             ? group.records[number - group.first_record]
                             : new_record(self, operands, registers, place);
   if (!same_place(record->place, place))
-    fail(FaultKind::divergence, "thread %u is in %s at %s:%u, others of its warpgroup at %s:%u (wanted all 128 threads at one "
-         "place: the instruction is .aligned)", self.thread, operands.instruction, base_name(place.file), place.line,
-         base_name(record->place.file), record->place.line);
+    fail(FaultKind::divergence,
+         "thread %u is in %s at %s:%u, others of its warpgroup at %s:%u (wanted all 128 threads at one "
+         "place: the instruction is .aligned)",
+         self.thread, operands.instruction, base_name(place.file), place.line, base_name(record->place.file),
+         record->place.line);
   if (!agree(record->operands, operands))
-    fail(FaultKind::divergence, "thread %u gives %s other operands than its warpgroup: descriptors 0x%llx 0x%llx n %d "
-         "keep %d, the others %s 0x%llx 0x%llx n %d keep %d", self.thread, operands.instruction,
-         (unsigned long long)operands.a, (unsigned long long)operands.b, operands.n, operands.keep,
-         record->operands.instruction, (unsigned long long)record->operands.a, (unsigned long long)record->operands.b,
-         record->operands.n, record->operands.keep);
+    fail(FaultKind::divergence,
+         "thread %u gives %s other operands than its warpgroup: descriptors 0x%llx 0x%llx n %d "
+         "keep %d, the others %s 0x%llx 0x%llx n %d keep %d",
+         self.thread, operands.instruction, (unsigned long long)operands.a, (unsigned long long)operands.b,
+         operands.n, operands.keep, record->operands.instruction, (unsigned long long)record->operands.a,
+         (unsigned long long)record->operands.b, record->operands.n, record->operands.keep);
   check_steps(self, *record);
   if (operands.from) {
     take_fragment(self, operands.from, number + 1);
@@ -186,7 +203,8 @@ void wgmma_wait_group(uint32_t pending, Place place) {
   self.wgmma_groups.remove_first(done);
   self.wgmma_wanted = wanted;
   // All lanes must have issued what is waited for.
-  while (group.first_record < wanted && group.records[wanted - 1 - group.first_record]->issued != kLanes) park(group.waiting);
+  while (group.first_record < wanted && group.records[wanted - 1 - group.first_record]->issued != kLanes)
+    park(group.waiting);
   while (group.first_record < wanted) {
     WgmmaRecord *record = group.records[0];
     execute(self, *record);
@@ -209,20 +227,24 @@ void wgmma_wait_group(uint32_t pending, Place place) {
   }
   self.wgmma_waited = wanted;
   forget_fragments(self);
-  if (self.clock.on() && self.clock.plain[group.agent] < wanted) self.clock.plain[group.agent] = uint32_t(wanted);
+  if (self.clock.on()) self.clock.learn(group.agent, uint32_t(wanted));
 }
 
 void check_wgmma_at_exit(Fiber &self) {
   if (self.wgmma_issued > self.wgmma_waited)
-    fail(FaultKind::wgmma, "thread %u ends with wgmma under way (wanted wgmma.commit_group and wgmma.wait_group)",
-         self.thread);
+    fail(FaultKind::wgmma,
+         "thread %u ends with wgmma under way (wanted wgmma.commit_group and wgmma.wait_group)", self.thread);
   Warp &warp = *self.warp;
   if (warp.exited == 0) warp.last_wgmma_steps = self.wgmma_steps;
   if (warp.last_wgmma_steps != self.wgmma_steps)
-    fail(FaultKind::divergence, "thread %u ends after other wgmma.fence, wgmma.commit_group, wgmma.wait_group than lanes of its "
-         "warp (wanted all 32 lanes in each of them)", self.thread);
-  if (!self.warpgroup || self.warpgroup->first_record + self.warpgroup->records.size() <= self.wgmma_issued) return;
-  fail(FaultKind::divergence, "thread %u ends, and others of its warpgroup have issued a wgmma that it has not", self.thread);
+    fail(FaultKind::divergence,
+         "thread %u ends after other wgmma.fence, wgmma.commit_group, wgmma.wait_group than lanes of its "
+         "warp (wanted all 32 lanes in each of them)",
+         self.thread);
+  if (!self.warpgroup || self.warpgroup->first_record + self.warpgroup->records.size() <= self.wgmma_issued)
+    return;
+  fail(FaultKind::divergence,
+       "thread %u ends, and others of its warpgroup have issued a wgmma that it has not", self.thread);
 }
 
 void release_wgmma(Warpgroup &group) {

@@ -1,10 +1,11 @@
-// wgmma: an instruction until somebody waits for it (wgmma.cpp), and the registers that it works on (wgmma_registers.cpp).
+// wgmma: an instruction until somebody waits for it (wgmma.cpp), and the registers that it works on
+// (wgmma_registers.cpp).
 #pragma once
 #include "machine.hpp"
 
 namespace emulated {
 
-constexpr int kRows = 64, kLanes = 128, kRowBytes = 32;  // of a, and bytes of k, in one instruction
+constexpr int kRows = 64, kLanes = 128, kRowBytes = 32;  // rows of a, lanes, bytes of k of one instruction
 
 // The accumulators of 128 lanes while instructions work on them.
 struct Accumulators {
@@ -20,19 +21,19 @@ struct WgmmaRecord {
   WgmmaOperands operands;
   Place place;
   int issued;
-  bool warps[kLanes / 32];      // whose first lane has come,
-  uint64_t steps[kLanes / 32];  // after these
+  bool warps[kLanes / 32];      // whether the warp's first lane has come,
+  uint64_t steps[kLanes / 32];  // and its wgmma_steps then
   uint32_t a[kLanes][4];
   Accumulators *accumulators;
 };
 
-// A set of accumulators that no instruction works on yet.
+// Opens a set of accumulators, which no instruction works on yet.
 Accumulators *open_accumulators(Fiber &self, const WgmmaOperands &operands);
-// This lane's accumulators into the tile, and noise into its registers.
+// Moves this lane's accumulators into the tile, and puts noise into its registers.
 void take_registers(Fiber &self, Accumulators &accumulators, void *registers, const WgmmaOperands &operands);
 void give_back_registers(Fiber &self, Accumulators &accumulators);
 void check_untouched(Fiber &self, const Accumulators &accumulators);
-// Four registers of a that instruction `number` reads, from now until somebody waits for it.
+// Notes four registers of a that instruction `number` reads, from now until somebody waits for it.
 void take_fragment(Fiber &self, const uint32_t *registers, uint64_t number);
 void forget_fragments(Fiber &self);  // those that were waited for
 void fence_registers(Fiber &self);   // wgmma.fence

@@ -1,23 +1,29 @@
-// The registers of wgmma: accumulators and fragments of a, which are memory of the thread's stack here. They belong to the
-// instruction from its issue to its wait, and what other instructions do to them comes before a wgmma.fence.
+// The registers of wgmma: accumulators and fragments of a, which lie on the thread's stack here. They belong
+// to the instruction from its issue to its wait. Whatever other instructions do to them has to come before a
+// wgmma.fence.
+#include <cstddef>
+
 #include "fiber.hpp"
 #include "wgmma.hpp"
 
 namespace emulated {
 namespace {
 
-constexpr size_t kRemembered = 8;  // sets of accumulators of a warpgroup whose noise is known again
+constexpr size_t kRemembered = 8;  // of a warpgroup's latest sets of accumulators the noise is recognised
 constexpr uint32_t kWitnesses = 3;
+// Of so many fences of a thread one looks at whole frames: of 128 threads some do at every fence.
+constexpr uint32_t kFencesOfNamed = 16;
 
 // Accumulator i of a lane in the [64][n] tile.
 int tile_index(int lane, int i, int n) {
-  const int row = lane / 32 * 16 + lane % 32 / 4 + (i & 2 ? 8 : 0), column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
+  const int row = lane / 32 * 16 + lane % 32 / 4 + (i & 2 ? 8 : 0),
+            column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
   return row * n + column;
 }
 
 int lane_of(const Fiber &self) { return int(self.thread % kLanes); }
 
-// What stands in a lane's first accumulator until it is waited for; the others count on from there.
+// The noise in a lane's first accumulator until it is waited for; the others count on from there.
 uint32_t noise_of(const Accumulators &accumulators, int lane) {
   return accumulators.noise + uint32_t(lane * accumulators.n / 2);
 }
@@ -37,24 +43,27 @@ bool still_noise(const Fiber &self, const Accumulators &accumulators) {
   const int lane = lane_of(self);
   const auto *registers = static_cast<const uint32_t *>(accumulators.registers[lane]);
   const uint32_t noise = noise_of(accumulators, lane);
-  for (int i = 0; i < accumulators.n / 2; ++i)
-    if (registers[i] != noise + uint32_t(i)) return false;
-  return true;
+  uint32_t different = 0;  // or'ed over all, without a branch for each
+  for (int i = 0; i < accumulators.n / 2; ++i) different |= registers[i] ^ (noise + uint32_t(i));
+  return different == 0;
 }
 
 // Copies the thread's own stack, redzones of an address sanitizer included.
 #if defined(__SANITIZE_ADDRESS__)
-__attribute__((no_sanitize_address, noinline)) void copy_words(uint64_t *to, const uint64_t *from, size_t count) {
+__attribute__((no_sanitize_address, noinline)) void copy_words(uint64_t *to, const uint64_t *from,
+                                                               size_t count) {
   for (size_t i = 0; i < count; ++i) {
     to[i] = from[i];
     asm volatile("" ::: "memory");  // so that no call of memcpy comes of it
   }
 }
 #else
-void copy_words(uint64_t *to, const uint64_t *from, size_t count) { std::memcpy(to, from, count * sizeof *to); }
+void copy_words(uint64_t *to, const uint64_t *from, size_t count) {
+  std::memcpy(to, from, count * sizeof *to);
+}
 #endif
 
-// Registers as wgmma.fence found them. Null: not known, since they lie in no frame that was there.
+// Registers as wgmma.fence found them. Null: unknown, since they lie in no frame that existed then.
 uint8_t *as_fenced(Fiber &self, const void *registers, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(registers);
   const size_t there = self.wgmma_stack.size() * sizeof(uint64_t), offset = address - self.wgmma_stack_begin;
@@ -62,31 +71,44 @@ uint8_t *as_fenced(Fiber &self, const void *registers, size_t bytes) {
   return reinterpret_cast<uint8_t *>(&self.wgmma_stack[0]) + offset;
 }
 
+// Whether registers differ from what the fence found, where that is known. The next fence copies them, too.
 bool changed_since_fence(Fiber &self, const void *registers, size_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(registers);
+  self.wgmma_low = self.wgmma_low && self.wgmma_low < address ? self.wgmma_low : address;
+  self.wgmma_high = self.wgmma_high > address + bytes ? self.wgmma_high : address + bytes;
   const uint8_t *before = as_fenced(self, registers, bytes);
   return before && std::memcmp(before, registers, bytes) != 0;
 }
 
-// Without wgmma.fence only the wgmma of one shape may follow each other on the same registers (PTX ISA, "wgmma.fence").
-// keep = 0 throws away what was waited for: the thread has read it, or had no use for it.
+// Without wgmma.fence only the wgmma of one shape may follow each other on the same registers (PTX ISA,
+// "wgmma.fence"). keep = 0 throws away what was waited for: the thread has read it, or had no use for it.
 void check_accumulators(Fiber &self, const uint32_t *registers, const WgmmaOperands &operands) {
   if (!self.clock.on()) return;
   for (const UsedAccumulators &used : self.wgmma_accumulators) {
     if (used.registers != registers) continue;
     if (operands.keep && used.n == operands.n && used.hash == hash(registers, operands.n / 2)) return;
-    fail(FaultKind::wgmma, "%s on accumulators that the thread has read or written since the last wgmma.fence (wanted "
-         "wgmma.fence between)", self.instruction);
-  }
-  if (operands.keep && changed_since_fence(self, registers, size_t(operands.n) * 2))
-    fail(FaultKind::wgmma, "%s on accumulators that the thread has written after wgmma.fence (wanted the fence between the two)",
+    fail(FaultKind::wgmma,
+         "%s on accumulators that the thread has read or written since the last wgmma.fence (wanted "
+         "wgmma.fence between)",
          self.instruction);
+  }
+  if (changed_since_fence(self, registers, size_t(operands.n) * 2) && operands.keep)
+    fail(
+        FaultKind::wgmma,
+        "%s on accumulators that the thread has written after wgmma.fence (wanted the fence between the two)",
+        self.instruction);
 }
 
 }  // namespace
 
 Accumulators *open_accumulators(Fiber &self, const WgmmaOperands &operands) {
   Warpgroup &group = *self.warpgroup;
-  auto *fresh = static_cast<Accumulators *>(zeroed(sizeof(Accumulators)));
+  // Every lane brings its values.
+  const size_t header = offsetof(Accumulators, values),
+               bytes = header + sizeof(uint32_t) * size_t(kRows * operands.n);
+  auto *fresh = static_cast<Accumulators *>(std::malloc(bytes));
+  if (!fresh) out_of_memory();
+  std::memset(static_cast<void *>(fresh), 0, header);
   // Words that no arithmetic makes: signalling NaNs as f32, int32 beyond what products of int8 add up to.
   const uint32_t first = operands.element == Element::s8 ? kNoiseS32 : kNoiseF32;
   fresh->n = operands.n;
@@ -141,18 +163,27 @@ void take_fragment(Fiber &self, const uint32_t *registers, uint64_t number) {
     if (used.registers != registers) continue;
     const bool same = std::memcmp(used.values, registers, sizeof used.values) == 0;
     if (!same && used.fenced)
-      fail(FaultKind::wgmma, "%s reads fragments of a in registers that the thread has written while an earlier wgmma was still "
-           "reading them (wanted wgmma.wait_group for that one before)", self.instruction);
+      fail(
+          FaultKind::wgmma,
+          "%s reads fragments of a in registers that the thread has written while an earlier wgmma was still "
+          "reading them (wanted wgmma.wait_group for that one before)",
+          self.instruction);
     if (!same)
-      fail(FaultKind::wgmma, "%s reads fragments of a that the thread has written since the last wgmma.fence (wanted "
-           "wgmma.fence between)", self.instruction);
+      fail(FaultKind::wgmma,
+           "%s reads fragments of a that the thread has written since the last wgmma.fence (wanted "
+           "wgmma.fence between)",
+           self.instruction);
     used.number = number, used.fenced = false;
     return;
   }
   if (changed_since_fence(self, registers, 16))
-    fail(FaultKind::wgmma, "%s reads fragments of a that the thread has written after wgmma.fence (wanted the fence between the "
-         "two)", self.instruction);
-  self.wgmma_fragments.push({registers, {registers[0], registers[1], registers[2], registers[3]}, number, false});
+    fail(
+        FaultKind::wgmma,
+        "%s reads fragments of a that the thread has written after wgmma.fence (wanted the fence between the "
+        "two)",
+        self.instruction);
+  self.wgmma_fragments.push(
+      {registers, {registers[0], registers[1], registers[2], registers[3]}, number, false});
 }
 
 void forget_fragments(Fiber &self) {
@@ -162,23 +193,30 @@ void forget_fragments(Fiber &self) {
   }
 }
 
-// Registers begin anew, but those that wgmma still reads; all are as they are now.
+// Forgets what has been used, but fragments that wgmma still reads, and copies the registers as they are now.
 void fence_registers(Fiber &self) {
   if (!self.clock.on()) return;
   self.wgmma_accumulators.clear();
   for (UsedFragment &used : self.wgmma_fragments) used.fenced = true;
   forget_fragments(self);
-  // The frames of the kernel, from here upwards: which of it are registers shows when a wgmma names them.
-  const auto begin = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) & ~uintptr_t(7);
-  const auto end = reinterpret_cast<uintptr_t>(self.stack_top);
+  // Copies the frames of the kernel, from here upwards: which part of them are registers shows only when a
+  // wgmma names them. Later fences copy what has been named, and now and then everything again.
+  auto begin = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) & ~uintptr_t(7);
+  auto end = reinterpret_cast<uintptr_t>(self.stack_top);
+  if (self.wgmma_low > begin && (self.wgmma_fences++ + self.thread) % kFencesOfNamed != 0)
+    begin = self.wgmma_low & ~uintptr_t(7), end = (self.wgmma_high + 7) & ~uintptr_t(7);
   self.wgmma_stack_begin = begin;
   self.wgmma_stack.resize((end - begin) / sizeof(uint64_t));
   copy_words(&self.wgmma_stack[0], reinterpret_cast<const uint64_t *>(begin), self.wgmma_stack.size());
 }
 
-// One such word can be chance (one in 2^22 of random ones at most, while eight sets of 128 are remembered). Three different
-// ones of the same set are taken for what they look like.
+// One such word may be chance (one in 2^22 of random ones at most, while eight sets of 128 are remembered).
+// Three different ones of the same set are a fault.
 void check_noise(Fiber &self, const uint32_t *words, uint32_t count) {
+  uint32_t any = 0;
+  for (uint32_t w = 0; w < count; ++w)
+    any |= (words[w] - kNoiseF32 < kNoiseSpan) | (words[w] - kNoiseS32 < kNoiseSpan);
+  if (!any) return;
   const int lane = lane_of(self);
   for (uint32_t w = 0; w < count; ++w)
     for (Noise &noise : self.warpgroup->noises) {
@@ -188,8 +226,10 @@ void check_noise(Fiber &self, const uint32_t *words, uint32_t count) {
       for (uint32_t i = 0; i < noise.seen; ++i) known |= noise.words[i] == word;
       if (!known) noise.words[noise.seen++] = word;
       if (noise.seen == kWitnesses)
-        fail(FaultKind::wgmma, "%s takes what thread %u has read from accumulators while a wgmma was working on them (wanted "
-             "wgmma.wait_group before; this is the third such word)", self.instruction, self.thread);
+        fail(FaultKind::wgmma,
+             "%s takes what thread %u has read from accumulators while a wgmma was working on them (wanted "
+             "wgmma.wait_group before; this is the third such word)",
+             self.instruction, self.thread);
     }
 }
 

@@ -1,11 +1,11 @@
 // A persistent block: one warp copies, one warpgroup for each 64 ids multiplies, tile after tile.
 //
-//     copies   wait until a stage is empty -> promise its bytes -> weights, rows
-//     math     wait until it is full -> wgmma -> give back the stage before -> ... -> epilogue
+//     copies   wait until a stage is empty -> announce its bytes -> weights, rows
+//     math     wait until it is full -> wgmma -> release the stage before -> ... -> epilogue
 //
-// The ring goes on across tiles: while the epilogue runs, the next tile's stages land. What it holds, 96 KB
-// of weights or more, is several microseconds of a processor's share of the memory's stream; that hides the
-// epilogue, and no second set of math warps has to.
+// The ring goes on across tiles: while the epilogue runs, the next tile's stages land. It holds 96 KB of
+// weights or more, several microseconds of an SM's share of the memory bandwidth. That hides the epilogue, so
+// no second set of math warps is needed.
 #pragma once
 #include "hopper/tile.cuh"
 #include "step.cuh"
@@ -16,7 +16,7 @@ template <class T>
 struct Producer {
   const MatmulParams &p;
 
-  // Promises a stage's bytes, those of its rows included, and begins with the weights.
+  // Announces the bytes of a stage, those of its rows included, and starts the copies of the weights.
   DEVICE void weights(const Walk<T> &at, const Ring<T> &to) const {
     const uint32_t here = at.here(p);
     const uint32_t first_block = matmul::place<T>(p, at.tile).first_id / kBlockIds;
@@ -34,14 +34,15 @@ struct Producer {
     bulk_load(to.rows(), from, at.here(p) * T::kRowTile, to.full());
   }
 
-  // By one thread. The weights of the first round do not wait for the kernel before, which stages the rows.
+  // Called by one thread. The weights of the first round do not wait for the kernel before, which stages the
+  // rows.
   DEVICE void run() const {
     Walk<T> at, late;
     Ring<T> ring, late_ring;
 #pragma unroll 1
     for (uint32_t i = 0; i < p.stages && at.more(p); ++i, at.advance(p), ring.advance(p)) weights(at, ring);
     wait_for_kernel_before();
-    // The rows were stored by ordinary stores.
+    // The rows were stored through the generic proxy; bulk copies read through the async proxy.
     fence_proxy_async_global();
 #pragma unroll 1
     for (uint32_t i = 0; i < p.stages && late.more(p); ++i, late.advance(p), late_ring.advance(p))
@@ -85,7 +86,7 @@ struct Consumer {
     constexpr uint32_t kParts = T::kRows / Part::kRows, kSums = Part::kRows / 2;
 #pragma unroll 1
     for (uint32_t part = 0; part < kParts && at.first_row + part * Part::kRows < p.row_count; ++part) {
-      // A copy by constant places: accumulators are registers.
+      // Copied by constant indices, since accumulators are registers.
       Sum some[kSums];
 #pragma unroll
       for (uint32_t n = 0; n < kParts; ++n)
@@ -97,7 +98,7 @@ struct Consumer {
   }
 
   DEVICE void run() const {
-    // Scales and statuses of the rows are the kernel before's.
+    // The kernel before stores the scales and statuses of the rows.
     wait_for_kernel_before();
     const uint32_t block = threadIdx.x / 128;
     const bool speaks = threadIdx.x % 128 == 0;
@@ -112,13 +113,13 @@ struct Consumer {
         ring.wait_full();
 #pragma unroll 1
         for (uint32_t column = 0; column < here; ++column) {
-          // A fence and a group for each column: ptxas finds an accumulator's way from one to the next, and
-          // would otherwise put fences of its own, with a wait behind each instruction (C7520).
+          // A fence and a group for each column: else ptxas, which follows accumulators from one column to
+          // the next, adds fences of its own and a wait behind each instruction (C7520).
           wgmma_fence();
           multiply(d, descriptor(ring.weights(block) + column * kBlockBytes),
                    descriptor(ring.rows() + column * T::kRowTile), at.column + column == 0);
           wgmma_commit_group();
-          // All groups but this one: the stage before, if there is one, has been read.
+          // All groups but this one have completed: the stage before, if there is one, has been read.
           wgmma_wait_group<1>();
           if (speaks && column == 0 && finished) mbarrier_arrive(finished);
         }
@@ -140,7 +141,7 @@ DEVICE void run(const MatmulParams &p) {
     Consumer<T>{p}.run();
   } else {
     if constexpr (T::kMovesRegisters) setmaxnreg_dec<40>();
-    // One thread copies; the others of its warps only take their turn.
+    // One thread copies. The others only wait for the kernel before, as all threads of a step must.
     if (threadIdx.x == T::kMathThreads)
       Producer<T>{p}.run();
     else
@@ -150,8 +151,7 @@ DEVICE void run(const MatmulParams &p) {
 
 }  // namespace hopper
 
-// A kernel for tiles of `ids` x `rows`, `columns` of 128 bytes of k a stage. One block has a processor for
-// itself.
+// A kernel for tiles of `ids` x `rows`, with `columns` of 128 bytes of k a stage. One block per SM.
 #define WGMMA_MATMUL_KERNEL(name, Type, ids, rows, columns)                                   \
   KERNEL(name, MatmulParams, (hopper::Tile<matmul::Type, ids, rows, columns>::kThreads), 1) { \
     hopper::run<hopper::Tile<matmul::Type, ids, rows, columns>>(params);                      \

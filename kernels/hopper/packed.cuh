@@ -1,5 +1,5 @@
 // Weights as wgmma_matmul has them in device memory (WeightMatrix::packed): what a stage needs of 64 ids is
-// one run of bytes, swizzled already, so that one bulk copy brings it.
+// consecutive bytes, swizzled already, so that one bulk copy brings it.
 //
 //     [blocks of 64 ids][columns of 128 bytes of k][64 ids][128 bytes, swizzled]
 #pragma once
@@ -17,7 +17,7 @@ DEVICE uint32_t columns_of(uint32_t hidden) {
   return (hidden * kElementBytes + kRowBytes - 1) / kRowBytes;
 }
 
-// Where a column of a block of 64 ids begins, and with it the columns behind it.
+// Where a column of a block of 64 ids begins; the block's further columns follow.
 DEVICE const uint8_t *packed_column(const WeightMatrix &weights, uint32_t block, uint32_t column) {
   const uint32_t columns = uint32_t(weights.pitch / kRowBytes);
   return static_cast<const uint8_t *>(weights.data) + (uint64_t(block) * columns + column) * kBlockBytes;

@@ -1,4 +1,4 @@
-// A tile of wgmma_matmul, and what of it lies where in shared memory: the vocabulary on wgmma's 64, tokens on
+// A tile of wgmma_matmul, and its layout in shared memory. The vocabulary is on wgmma's M (64), tokens are on
 // its N.
 //
 //     [a part of the tile's logits][candidate lists][mbarriers][ring of stages]
@@ -9,34 +9,35 @@
 
 namespace hopper {
 
-// Logits pass through shared memory in parts of few rows, so that the ring has the room. What epilogue.cuh
-// asks of a tile.
+// What epilogue.cuh asks of a tile, for a part of one: logits pass through shared memory few rows at a time,
+// so that the ring has the room.
 template <class Type_, uint32_t kIds_, uint32_t kRows_>
 struct Part {
   using Type = Type_;
   static constexpr uint32_t kIds = kIds_, kRows = kRows_;
   // A warp has 16 ids of all rows.
-  static constexpr uint32_t kWarpIds = 16, kWarpRows = kRows, kThreads = 2 * kIds, kWarpsOfIds = kIds / kWarpIds;
+  static constexpr uint32_t kWarpIds = 16, kWarpRows = kRows, kThreads = 2 * kIds,
+                            kWarpsOfIds = kIds / kWarpIds;
   static constexpr uint32_t kLogitPitch = 4 * (kIds + 4);
   static constexpr uint32_t kLogitRoom = kRows * kLogitPitch + kThreads / 32 * answers::Best::kBytes;
-  // The warps that multiply, and not the one that copies.
+  // Synchronises the warps that multiply, without those that copy.
   DEVICE static void sync() { barrier_sync(1, kThreads); }
 };
 
-// kColumns: of 128 bytes of k, of a stage.
+// kColumns: columns of 128 bytes of k in a stage.
 template <class Type_, uint32_t kIds_, uint32_t kRows_, uint32_t kColumns_>
 struct Tile {
   using Type = Type_;
   using Part = hopper::Part<Type, kIds_, (kRows_ < 32 ? kRows_ : 32)>;
   static constexpr uint32_t kIds = kIds_, kRows = kRows_, kColumns = kColumns_;
-  static constexpr uint32_t kBlocks = kIds / kBlockIds;  // of 64 ids, each with a warpgroup of its own
+  static constexpr uint32_t kBlocks = kIds / kBlockIds;  // blocks of 64 ids, each with a warpgroup of its own
   static constexpr uint32_t kMathThreads = 128 * kBlocks;
-  // With one more warp than math warps, and a processor's quarter of registers shared by three warps, a
-  // thread has 168. Many rows' accumulators want more beside the epilogue: a whole warpgroup copies then, and
-  // gives its registers away.
+  // With eight math warps and one that copies, three warps share the registers of an SM's quarter: 168 a
+  // thread. Accumulators of more than 64 rows leave the epilogue too few of those. A whole warpgroup copies
+  // then, and gives its registers away.
   static constexpr bool kMovesRegisters = kRows > 64;
   static constexpr uint32_t kThreads = kMathThreads + (kMovesRegisters ? 128 : 32);
-  static constexpr uint32_t kRowTile = kRows * kRowBytes;  // a column of the rows
+  static constexpr uint32_t kRowTile = kRows * kRowBytes;  // bytes of a column of the rows
   static constexpr uint32_t kWeightBytes = kBlocks * kColumns * kBlockBytes;
   static constexpr uint32_t kStageBytes = kWeightBytes + kColumns * kRowTile;
   // More stages than any device has room for.
@@ -52,7 +53,7 @@ template <class T>
 struct Ring {
   uint32_t stage = 0, phase = 0;
 
-  // By one thread, before a barrier of the block.
+  // Called by one thread; a barrier of the block must follow.
   DEVICE static void init(uint32_t stages) {
 #pragma unroll 1
     for (uint32_t i = 0; i < stages; ++i) {
@@ -64,7 +65,7 @@ struct Ring {
   DEVICE static uint32_t barriers() { return dynamic_shared() + T::kBarriers; }
   DEVICE uint32_t full() const { return barriers() + 16 * stage; }
   DEVICE uint32_t empty() const { return full() + 8; }
-  // Of a block of 64 ids of the stage's weights.
+  // Where the weights of the stage's block `block` of 64 ids are.
   DEVICE uint32_t weights(uint32_t block) const {
     return dynamic_shared() + T::kRing + stage * T::kStageBytes + block * T::kColumns * kBlockBytes;
   }
@@ -91,8 +92,7 @@ DEVICE uint32_t columns_of(const MatmulParams &p) {
   return columns_of<T::Type::kWeightBytes>(p.hidden);
 }
 
-// The stages of a block, one after the other: columns of a tile, then those of the tile that is gridDim.x
-// behind it.
+// A block's stages, in order: the columns of a tile, then those of the tile gridDim.x behind it.
 template <class T>
 struct Walk {
   uint32_t tile = blockIdx.x, column = 0;

@@ -1,7 +1,7 @@
-// Sums -> logits, or what a tile of them knows of its rows: dequantise, bias, softcap, scale; additions,
-// penalties, mask; temperature; then rounding, or the best candidates and a sum of exponentials. A tile of
-// logits passes through shared memory, [kRows][kIds] f32, and every step is one rounded f32 operation in the
-// CPU backend's order.
+// Accumulators -> logits, or a summary of the tile's rows: dequantise, bias, softcap, scale; additions,
+// penalties, mask; temperature; then rounding and stores, or the best candidates and a sum of exponentials. A
+// tile of logits passes through shared memory, [kRows][kIds] f32, and every step is one rounded f32 operation
+// in the CPU backend's order.
 #pragma once
 #include "answers/best.cuh"
 #include "answers/exponential.cuh"
@@ -21,13 +21,13 @@ DEVICE float load_f32(const float *from) { return mov_f32_b32(ld_global_u32(from
 DEVICE bool is_finite(float v) { return (mov_b32_f32(v) & 0x7fffffffu) < 0x7f800000u; }
 constexpr float kInfinity = __builtin_huge_valf();
 
-// Says a flag of a row where one of a warp's lanes has found it. By whole warps.
+// Sets a flag in a row's status where a lane of the warp has found it. Called by whole warps.
 DEVICE void say(const MatmulParams &p, uint32_t row, bool found, uint32_t flag) {
   if (vote_any(found) && lane_id() == 0) atom_or_u32(p.logits.status + row, flag);
 }
 
-// Dequantise, bias and, where no softcap comes between, scale. Adding -0 and multiplying by 1 change no bits:
-// what there is not needs no branch.
+// Dequantise, bias and, where no softcap comes between, scale. Adding -0 and multiplying by 1 change no bits,
+// so an absent bias or scale needs no branch.
 template <class T>
 DEVICE float dequantise(typename T::Type::Sum sum, float row_scale, float weight_scale, float bias,
                         float scale) {
@@ -45,7 +45,8 @@ DEVICE float soften(const MatmulParams &p, float v) {
   return mul_rn_f32(mul_rn_f32(tanh(div_rn_f32(v, p.softcap)), p.softcap), p.scale);
 }
 
-// One row's penalties, for an id with `packed` counts.
+// One row's penalties. `penalise` applies them to an id with `packed` counts: 2·(times in the output) + (in
+// the prompt).
 struct Penalties {
   float repetition, frequency, presence;
 };
@@ -60,7 +61,8 @@ DEVICE float penalise(float v, uint32_t packed, const Penalties &of) {
   return v;
 }
 
-// Of a thread's accumulators number `n` of 16 ids x 8 rows: as mma.sync has them, and as wgmma has those of 16 ids.
+// Accumulator `n` of the four that a thread has of 16 ids x 8 rows: in the layout of mma.sync, and in that of
+// wgmma, of which a warp has 16 ids.
 template <class Sum, uint32_t kIdParts, uint32_t kRowParts>
 DEVICE Sum sum_of(const Sum (&d)[kIdParts][kRowParts][4], uint32_t ids, uint32_t rows, uint32_t n) {
   return d[ids][rows][n];
@@ -70,8 +72,8 @@ DEVICE Sum sum_of(const Sum (&d)[kCount], uint32_t, uint32_t rows, uint32_t n) {
   return d[4 * rows + n];
 }
 
-// The sums of a thread's ids x rows become logits in registers, so that nothing waits but for the scales;
-// then into the tile.
+// Dequantises a thread's accumulators in registers, where only scales are waited for, and stores the logits
+// to the tile.
 template <class T, class Accumulators>
 DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d) {
   constexpr uint32_t kParts = T::kWarpIds / 16, kRowParts = T::kWarpRows / 8;
@@ -84,13 +86,13 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d
   for (uint32_t i = 0; i < kParts; ++i)
 #pragma unroll
     for (uint32_t half = 0; half < 2; ++half) {
-      // Ids behind the last are computed like it: they say of a row what the last says.
+      // Ids behind the last have its scale and bias, so that they set the same flags as it does.
       const uint32_t wanted = at.first_id + column + i * 16 + half * 8,
                      id = wanted < p.vocab ? wanted : p.vocab - 1;
       if constexpr (T::Type::kWeightScales) weight_scale[i][half] = load_f32(p.weights.scales + id);
       bias[i][half] = p.weights.bias ? load_f32(p.weights.bias + id) : -0.0f;
     }
-  // All of them on their way together, before the first is needed.
+  // All scales are loaded together, before the first is needed.
   [[maybe_unused]] float row_scale[kRowParts][2];
   if constexpr (T::Type::kRowScales)
 #pragma unroll
@@ -101,7 +103,7 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d
                        of = wanted < p.row_count ? wanted : p.row_count - 1;
         row_scale[j][e] = load_f32(p.row_scales + of);
       }
-  // Bit 2j + e: something of row 8j + e is no number.
+  // Bit 2j + e: a logit of row 8j + e is NaN or infinite.
   uint32_t broken = 0;
 #pragma unroll
   for (uint32_t j = 0; j < kRowParts; ++j)
@@ -116,8 +118,10 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d
           float of_row = 1, of_weight = 1;
           if constexpr (T::Type::kRowScales) of_row = row_scale[j][e];
           if constexpr (T::Type::kWeightScales) of_weight = weight_scale[i][half];
-          const float v = dequantise<T>(sum_of(d, i, j, 2 * half + e), of_row, of_weight, bias[i][half], scale);
-          // What is no number before the scale is none after it. Times 0 it is NaN, and stays that.
+          const float v =
+              dequantise<T>(sum_of(d, i, j, 2 * half + e), of_row, of_weight, bias[i][half], scale);
+          // NaN and infinity times 0 are NaN, and so is `found` from then on. What is not finite before the
+          // scale is not after it.
           found = fma_rn_f32(v, 0.0f, found);
           st_shared_f32(logit_address<T>(r, column + i * 16 + half * 8), v);
         }
@@ -133,7 +137,7 @@ DEVICE void spread(const MatmulParams &p, const Place &at, const Accumulators &d
   }
 }
 
-// The tile's: a thread has one id, of every (kThreads / kIds)-th row.
+// Softcap of the tile: a thread has one id, of every (kThreads / kIds)-th row.
 template <class T>
 DEVICE void soften(const MatmulParams &p, const Place &at) {
   const uint32_t column = threadIdx.x % T::kIds;
@@ -142,7 +146,7 @@ DEVICE void soften(const MatmulParams &p, const Place &at) {
        r += T::kThreads / T::kIds) {
     const uint32_t to = logit_address<T>(r, column);
     const float v = soften(p, ld_shared_f32(to));
-    // Infinity before the softcap, which hides it, was seen by `spread`.
+    // Infinity before the softcap, which hides it, was found by `spread`.
     say(p, at.first_row + r, !is_finite(v), LMHEAD_STATUS_NONFINITE);
     st_shared_f32(to, v);
   }
@@ -160,7 +164,8 @@ DEVICE uint32_t first_not_below(const uint32_t *ids, uint32_t from, uint32_t end
   return from;
 }
 
-// Additions, then penalties, to single logits: a thread has all of a row's entries, which are few in a tile.
+// Applies additions, then penalties, to single logits: a thread goes through all of a row's entries, of which
+// few are in a tile.
 template <class T>
 DEVICE void adjust(const MatmulParams &p, const Place &at) {
   const LogitAdjustments &a = p.adjustments;
@@ -173,7 +178,7 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
           first_not_below(a.addition_ids, ld_global_u32(a.addition_offsets + row), end, at.first_id);
       for (; entry < end; ++entry) {
         const uint32_t id = ld_global_u32(a.addition_ids + entry);
-        // Past the tile; or before it, as where ids do not ascend: nothing outside of the tile is touched.
+        // Past the tile; or before it, where ids do not ascend: nothing outside of the tile is touched.
         if (id - at.first_id >= end_id - at.first_id) break;
         const uint32_t to = logit_address<T>(r, id - at.first_id);
         st_shared_f32(to, add_rn_f32(ld_shared_f32(to), load_f32(a.addition_values + entry)));
@@ -193,8 +198,8 @@ DEVICE void adjust(const MatmulParams &p, const Place &at) {
   }
 }
 
-// Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ...: of a mask one bit of
-// each word.
+// Mask and temperature: a warp has a row. Each lane has the ids lane, lane + 32, ..., so one bit of each word
+// of the mask.
 template <class T>
 DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
   const LogitAdjustments &a = p.adjustments;
@@ -225,7 +230,7 @@ DEVICE void settle(const MatmulParams &p, const Place &at, bool adjusted) {
   }
 }
 
-// A logit in the caller's type, alone and as many as 16 bytes hold.
+// Logits in the caller's type: one by one, or as many as 16 bytes hold.
 struct F32 {
   uint32_t bits;
 };
@@ -249,14 +254,14 @@ DEVICE U32x4 piece_of(Half half, const U32x4 (&v)[2]) {
 DEVICE constexpr uint32_t overflow_bits(F32) { return 0x7f800000u; }
 DEVICE constexpr uint32_t overflow_bits(F16) { return 0x477ff000u; }   // 65520
 DEVICE constexpr uint32_t overflow_bits(Bf16) { return 0x7f7f8000u; }
-// Whether a finite logit becomes infinite by rounding. Infinity itself is judged before: from a mask it is
-// legal.
+// Whether a finite logit becomes infinite by rounding. Infinity itself was found before, or is legal: minus
+// infinity of a mask.
 template <class Type>
 DEVICE bool overflows(Type type, uint32_t bits) {
   return (bits & 0x7fffffffu) - overflow_bits(type) < 0x7f800000u - overflow_bits(type);
 }
 
-// Rounding, and out: 16 bytes a thread, those of a row side by side.
+// Rounds and stores 16 bytes a thread, those of a row side by side.
 template <class T, class Type>
 DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type, uint8_t *data) {
   constexpr uint32_t kBytes = sizeof(Type), kEach = 16 / kBytes, kPieces = T::kIds / kEach,
@@ -264,7 +269,7 @@ DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type, uint8_
   constexpr uint32_t kRounds = (kAll + T::kThreads - 1) / T::kThreads, kAtOnce = kRounds < 4 ? kRounds : 4;
 #pragma unroll 1
   for (uint32_t round = 0; round < kRounds; round += kAtOnce) {
-    // Some pieces on their way together; threads beyond the last look at others' and store none.
+    // Several pieces are loaded together; threads beyond the last load others' and store none.
     U32x4 v[kAtOnce][kEach / 4];
 #pragma unroll
     for (uint32_t n = 0; n < kAtOnce; ++n) {
@@ -284,14 +289,14 @@ DEVICE void store_wide(const MatmulParams &p, const Place &at, Type type, uint8_
       for (uint32_t part = 0; part < kEach / 4; ++part)
         over |= overflows(type, v[n][part].x) | overflows(type, v[n][part].y) |
                 overflows(type, v[n][part].z) | overflows(type, v[n][part].w);
-      // Rare, so each thread says it alone.
+      // Rare, so each thread sets it by itself.
       if (over) atom_or_u32(p.logits.status + row, LMHEAD_STATUS_NONFINITE);
     }
   }
 }
 
-// The same where rows begin anywhere, or end within the tile: a warp has a row, and its lanes store side by
-// side.
+// The same where rows are not aligned to 16 bytes, or end within the tile: a warp has a row, and its lanes
+// store side by side.
 template <class T, class Type>
 DEVICE void store_narrow(const MatmulParams &p, const Place &at, Type type, uint8_t *data) {
   constexpr uint32_t kBytes = sizeof(Type);
@@ -345,12 +350,12 @@ DEVICE void find_best(const MatmulParams &p, const Place &at, uint8_t *partials,
     if (lane == 0) st_global_v2(row + offsetof(PartialRow, candidates), {best.count, 0});
     for (uint32_t n = lane; n < best.count; n += 32)
       st_global_v2(row + sizeof(PartialRow) + n * sizeof(Candidate), ld_shared_v2(best.at(n)));
-    // Before the next row's take their places.
+    // All lanes have read the list before the next row's candidates overwrite it.
     bar_warp_sync();
   }
 }
 
-// How many of the tile's logits beat each target of its rows, behind the `places` of a row's candidates: a
+// Stores how many of the tile's logits beat each target of its rows, behind a row's `places` candidates: a
 // warp has a row.
 template <class T>
 DEVICE void count_better(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride,
@@ -367,7 +372,8 @@ DEVICE void count_better(const MatmulParams &p, const Place &at, uint8_t *partia
       uint32_t better = 0;
 #pragma unroll
       for (uint32_t i = 0; i < T::kIds / 32; ++i) {
-        const uint32_t id = at.first_id + 32 * i + lane, bits = ld_shared_u32(logit_address<T>(r, 32 * i + lane));
+        const uint32_t id = at.first_id + 32 * i + lane,
+                       bits = ld_shared_u32(logit_address<T>(r, 32 * i + lane));
         better += popc_b32(
             vote_ballot(id < p.vocab && answers::key_of(bits, p.partials.first_id + id) > key));
       }
@@ -376,7 +382,7 @@ DEVICE void count_better(const MatmulParams &p, const Place &at, uint8_t *partia
   }
 }
 
-// The tile's sums: a row's threads are neighbours in a warp.
+// The tile's sums of exponentials: a row's threads are neighbours in a warp.
 template <class T>
 DEVICE void add_up(const MatmulParams &p, const Place &at, uint8_t *partials, uint64_t stride) {
   constexpr uint32_t kLanes = T::kThreads / T::kRows < 32 ? T::kThreads / T::kRows : 32, kEach = 8;
@@ -403,12 +409,12 @@ DEVICE void add_up(const MatmulParams &p, const Place &at, uint8_t *partials, ui
 #pragma unroll
   for (uint32_t i = 0; i < 3; ++i)
     st_global_v2(row + 8 * i, {uint32_t(sum.words[i]), uint32_t(sum.words[i] >> 32)});
-  // The row's status is known when all tiles are.
+  // Status 0: a row's status is known only after all of its tiles.
   st_global_v2(row + offsetof(PartialRow, top), {uint32_t(sum.top()), 0});
 }
 
-// Of each of the tile's rows the id that is drawn. A lane has four ids, whose noise comes from one counter; a
-// warp has a row, or two.
+// Draws an id of each of the tile's rows. A lane has four ids, whose noise comes from one counter; a warp has
+// a row, or two.
 template <class T>
 DEVICE void draw(const MatmulParams &p, const Place &at) {
   using namespace answers;
@@ -420,7 +426,7 @@ DEVICE void draw(const MatmulParams &p, const Place &at) {
 #pragma unroll 1
   for (uint32_t turn = threadIdx.x / 32 * kRowsAtOnce; turn < T::kRows && at.first_row + turn < p.row_count;
        turn += kWarps * kRowsAtOnce) {
-    // A row behind the last is looked at like it, and nothing is said of it.
+    // A row behind the last reads the last one's parameters, and stores nothing.
     const uint32_t r = turn + lane / kLanes, wanted = at.first_row + r;
     const bool is_row = wanted < p.row_count;
     const uint32_t row = is_row ? wanted : p.row_count - 1;
@@ -445,7 +451,7 @@ DEVICE void draw(const MatmulParams &p, const Place &at) {
     const uint32_t contenders = drawn.screen(scale, logits, words, kLanes);
     if (is_row && part == 0 && drawn.floor > before) atom_max_u32(bar, ordered(drawn.floor));
 
-    // Of one contender no score is needed.
+    // A single contender wins without a score.
     const uint32_t lanes = vote_ballot(contenders != 0) >> first_lane & (0xffffffffu >> (32 - kLanes));
     const bool some = contenders != 0, several = (contenders & (contenders - 1)) || (lanes & (lanes - 1));
     bool speaks = lanes ? some : part == 0;
@@ -466,24 +472,24 @@ DEVICE void draw(const MatmulParams &p, const Place &at) {
   }
 }
 
-// Instead of logits what the tile knows of its rows.
+// Stores what the tile knows of its rows, PartialRows, instead of logits.
 template <class T>
 DEVICE void summarise(const MatmulParams &p, const Place &at) {
   const uint32_t ids = p.vocab - at.first_id < T::kIds ? p.vocab - at.first_id : T::kIds;
   const uint32_t k = p.partials.k, targets = p.partials.target_count;
   const auto stride = [=](uint32_t ids) { return answers::partial_bytes(k < ids ? k : ids, targets); };
-  // All tiles before this one are whole.
+  // All tiles before this one have T::kIds ids.
   uint8_t *partials = p.partials.data + at.first_id / T::kIds * (p.row_count * stride(T::kIds));
   find_best<T>(p, at, partials, stride(ids));
   if (targets) count_better<T>(p, at, partials, stride(ids), k < ids ? k : ids);
   add_up<T>(p, at, partials, stride(ids));
 }
 
-// By the first T::kThreads threads of the block, after the last product.
+// Called by the first T::kThreads threads of the block, after the last product.
 template <class T, class Accumulators>
 DEVICE void epilogue(const MatmulParams &p, const Place &at, const Accumulators &d) {
   const LogitAdjustments &a = p.adjustments;
-  // The tile takes the place of the stages, or of the tile before, which other warps may still read.
+  // The tile of logits overwrites the stages, or the tile before, which other warps may still read.
   T::sync();
   spread<T>(p, at, d);
   T::sync();

@@ -15,7 +15,8 @@ DEVICE void run(const MatmulParams &p) {
   Sources<T> from;
   Sums<T> d = {};
 
-  // Load all stages but one. Weights first: they wait neither for the rows' numbers nor for the kernel before.
+  // Load all stages but one. Weights first: they wait neither for the rows' indices nor for the kernel
+  // before.
   find_weights<T>(p, at, from);
 #pragma unroll 1
   for (uint32_t k = 0, stage = ring.first; k < ahead && k < p.hidden; k += T::kStep, stage += T::kStageBytes)
@@ -44,7 +45,8 @@ DEVICE void run(const MatmulParams &p) {
 
 }  // namespace matmul
 
-// A kernel of a step (step.cuh) for tiles of `ids` x `rows`; `blocks` of them shall fit an SM's registers.
+// A kernel of a step (step.cuh) for tiles of `ids` x `rows`. The registers of an SM must have room for
+// `blocks` blocks.
 #define MATMUL_KERNEL(name, Type, ids, rows, blocks)                                               \
   KERNEL(name, MatmulParams, (matmul::Tile<matmul::Type, ids, rows>::kThreads), blocks) {          \
     matmul::run<matmul::Tile<matmul::Type, ids, rows>>(params);                                    \

@@ -22,7 +22,7 @@ DEVICE float element(F16, const uint8_t *row, uint32_t k) {
   return cvt_f32_f16({ld_global_u16(row + 2 * uint64_t(k))});
 }
 
-// Two elements of a word, exactly.
+// The two elements of a word, exactly.
 DEVICE void both(Bf16, uint32_t word, float (&v)[2]) {
   v[0] = mov_f32_b32(word << 16), v[1] = mov_f32_b32(word & 0xffff0000u);
 }
@@ -30,7 +30,7 @@ DEVICE void both(F16, uint32_t word, float (&v)[2]) {
   v[0] = cvt_f32_f16({uint16_t(word)}), v[1] = cvt_f32_f16({uint16_t(word >> 16)});
 }
 
-// kPiece elements from k on, zeros past the end. Aligned rows are read 16 bytes at a time.
+// Loads kPiece elements from k on, zeros past the end. Aligned rows are read 16 bytes at a time.
 template <class Type>
 DEVICE void piece(Type type, const uint8_t *row, uint32_t k, uint32_t hidden, bool aligned,
                   float (&v)[kPiece]) {
@@ -105,12 +105,12 @@ struct Scale {
   }
 };
 
-// int8, four to a word.
+// Quantises kPiece elements to int8, four to a word.
 DEVICE void quantize_piece(const float (&v)[kPiece], const Scale &scale, uint32_t (&words)[4]) {
 #pragma unroll
   for (uint32_t i = 0; i < kPiece; ++i) {
-    // The largest may be an ulp above 127 times the scale: never more than 127 after rounding, but the rule
-    // says so.
+    // The quotient may be an ulp above 127. Rounding never makes that more than 127; the clamp is in the
+    // rule.
     int32_t q = cvt_rni_s32_f32(div_rn_f32(v[i], scale.value));
     q = q > 127 ? 127 : q < -127 ? -127 : q;
     words[i / 4] |= uint32_t(uint8_t(q)) << (i % 4 * 8);

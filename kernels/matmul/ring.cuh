@@ -14,8 +14,8 @@ using namespace ptx;
 // Stages of a ring, `MatmulParams::stages`: the plan says how many, the launch has room for them.
 constexpr uint32_t kMinStages = 3, kMaxStages = 16;
 
-// Until at most `pending` of the thread's latest groups are on their way. The instruction takes a constant,
-// and a block always comes here with the same number.
+// Waits until at most `pending` of the thread's latest groups are in flight. The instruction takes a
+// constant; within a block the number is always the same.
 DEVICE void wait_for_all_but(uint32_t pending) {
   static_assert(kMinStages == 3 && kMaxStages == 16, "one case for each number of stages, less two");
   switch (pending) {
@@ -39,9 +39,9 @@ DEVICE void wait_for_all_but(uint32_t pending) {
 
 template <uint32_t kStageBytes>
 struct Ring {
-  // Shared addresses of the first stage, behind the last, and of those that are read and filled meanwhile.
+  // Shared addresses: the first stage, the end of the last, the stage to read, the stage to fill.
   uint32_t first, end, read, fill;
-  // Groups that may be on their way while a stage is read.
+  // Groups that may be in flight while a stage is read.
   uint32_t pending;
 
   DEVICE explicit Ring(uint32_t stages)
@@ -51,12 +51,12 @@ struct Ring {
         fill(end - kStageBytes),
         pending(stages - 2) {}
 
-  // Ends what this thread has loaded into a stage, be it nothing: one group of copies a stage, so that "all
-  // but the latest n" always means the same.
+  // Closes this thread's copies of a stage, even if there are none, as one group: so "all but the latest n"
+  // always means n stages.
   DEVICE void commit() const { cp_async_commit_group(); }
 
-  // One barrier says both: stage `read` has landed, all threads' copies of it, and stage `fill` has been read
-  // by all.
+  // One barrier for both: stage `read` has landed, with the copies of all threads, and stage `fill` has been
+  // read by all.
   DEVICE void acquire() const {
     wait_for_all_but(pending);
     barrier_sync_all();

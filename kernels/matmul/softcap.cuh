@@ -1,6 +1,7 @@
-// tanh in f32 with the bits of the CPU backend's (Rust's libm, which follows musl and FreeBSD's s_tanhf.c and s_expm1f.c by
-// Ian Lance Taylor, Cygnus Support; Copyright (C) 1993 by Sun Microsystems, Inc., developed at SunPro. Permission to use, copy,
-// modify, and distribute this software is freely granted, provided that this notice is preserved).
+// tanh in f32 with the bits of the CPU backend's (Rust's libm, which follows musl and FreeBSD's s_tanhf.c and
+// s_expm1f.c by Ian Lance Taylor, Cygnus Support; Copyright (C) 1993 by Sun Microsystems, Inc., developed at
+// SunPro. Permission to use, copy, modify, and distribute this software is freely granted, provided that this
+// notice is preserved).
 //
 // The same operations in the same order, each rounded on its own. Only the cases that tanh asks for.
 #pragma once
@@ -47,7 +48,8 @@ DEVICE float expm1(float x) {
   const float rest = subtract(x, e);
   if (k == -1) return subtract(mul_rn_f32(0.5f, rest), 0.5f);
   if (k == 1)
-    return x < -0.25f ? mul_rn_f32(-2.0f, subtract(e, add_rn_f32(x, 0.5f))) : add_rn_f32(1.0f, mul_rn_f32(2.0f, rest));
+    return x < -0.25f ? mul_rn_f32(-2.0f, subtract(e, add_rn_f32(x, 0.5f)))
+                      : add_rn_f32(1.0f, mul_rn_f32(2.0f, rest));
   const float two_k = mov_f32_b32(uint32_t(0x7f + k) << 23);
   if (k < 0) return subtract(mul_rn_f32(add_rn_f32(rest, 1.0f), two_k), 1.0f);
   const float two_minus_k = mov_f32_b32(uint32_t(0x7f - k) << 23);

@@ -1,9 +1,9 @@
-// The logits of single ids of each row, before the product whose tiles are compared with them: the product's
-// walk and its chain of instructions, over rows of weights that are picked by id.
+// The logits of given ids of each row, computed before the product whose logits are compared with them: by
+// the product's walk and its chain of instructions, over rows of weights that are picked by id.
 //
-// A block has eight rows and eight targets of each: 64 rows of weights, target j of row r in column 8j + r. Of
-// the tile's sums those are wanted whose column is one of their own row; the others cost instructions, and no
-// bytes.
+// A block has eight rows and eight targets of each: 64 rows of weights, target j of row r in column 8j + r.
+// Of the tile's accumulators those are used whose column belongs to their own row; the others cost
+// instructions, but no bytes of memory.
 #pragma once
 #include "hopper/packed.cuh"
 #include "matmul/matmul.cuh"
@@ -13,15 +13,15 @@ namespace matmul {
 template <class Type>
 using TargetTile = Tile<Type, LMHEAD_TARGET_ROWS * LMHEAD_TARGETS, LMHEAD_TARGET_ROWS>;
 
-// A target that is none, or another shard's.
+// No target, or one of another shard.
 constexpr uint32_t kNoTarget = 0xffffffffu;
 
-// Which targets a block has: the first of them, of the first row.
+// A block's first row, and its first target of each row.
 struct TargetPlace {
   uint32_t row, target;
 };
 
-// The id in the shard of the target in a column.
+// The target of a column, as an id of the shard.
 template <class T>
 DEVICE uint32_t target_of(const TargetLogitsParams &p, const TargetPlace &at, uint32_t column) {
   const uint32_t row = at.row + column % T::kRows, target = at.target + column / T::kRows;
@@ -30,7 +30,7 @@ DEVICE uint32_t target_of(const TargetLogitsParams &p, const TargetPlace &at, ui
   return id < p.product.vocab ? id : kNoTarget;
 }
 
-// A target's logit, of its sum.
+// A target's logit from its accumulator.
 template <class T>
 DEVICE float logit_of(const MatmulParams &p, uint32_t row, uint32_t id, typename T::Type::Sum sum) {
   const LogitAdjustments &a = p.adjustments;
@@ -59,18 +59,19 @@ DEVICE float logit_of(const MatmulParams &p, uint32_t row, uint32_t id, typename
   return temperature != 0 ? div_rn_f32(v, temperature) : v;
 }
 
-// By all threads of the block.
+// Called by all threads of the block.
 template <class T>
 DEVICE void run_targets(const TargetLogitsParams &params) {
   constexpr uint32_t kBytes = T::Type::kWeightBytes;
   const MatmulParams &p = params.product;
   const uint32_t parts = (params.per_row + LMHEAD_TARGETS - 1) / LMHEAD_TARGETS;
   const TargetPlace at = {blockIdx.x / parts * T::kRows, blockIdx.x % parts * LMHEAD_TARGETS};
-  // What is known of the rows the product says: none of these blocks has the first ids.
+  // With this first_id find_rows sets no status: that is the product's.
   const Place of_rows = {kNoTarget, at.row};
   const uint32_t ahead = (LMHEAD_TARGET_STAGES - 1) * T::kStep;
   const uint32_t column = threadIdx.x / 8, piece = threadIdx.x % 8, lane = lane_id(), warp = threadIdx.x / 32;
-  static_assert(kMinStages <= LMHEAD_TARGET_STAGES && LMHEAD_TARGET_STAGES <= kMaxStages, "what a ring takes");
+  static_assert(kMinStages <= LMHEAD_TARGET_STAGES && LMHEAD_TARGET_STAGES <= kMaxStages,
+                "what a ring takes");
   Ring<T::kStageBytes> ring(LMHEAD_TARGET_STAGES);
   const Fragments fragment = fragments<T>();
 
@@ -85,9 +86,9 @@ DEVICE void run_targets(const TargetLogitsParams &params) {
     there[n] = id != kNoTarget;
     from.weights[n] = hopper::weight_piece(p.weights, there[n] ? id : 0, piece);
   }
-  // From a row's 128 bytes of k to the next, however weights lie.
+  // Bytes from an id's 128 bytes of k to the next, packed or not.
   const uint32_t next_k = p.weights.packed ? hopper::kBlockBytes : kRowBytes;
-  // A row of weights that is not there is zeros, and read from nowhere.
+  // Where there is no target, zeros are stored and nothing is read.
   const auto load = [&](uint32_t stage, uint32_t k0) {
     if (k0 < p.hidden) {
       const uint32_t bytes = piece_bytes<kBytes>(k0 + piece * (16 / kBytes), p.hidden);
@@ -113,8 +114,8 @@ DEVICE void run_targets(const TargetLogitsParams &params) {
     ring.advance();
   }
 
-  // A lane has the sums of columns lane / 4 and eight behind it of a warp's sixteen, with rows lane % 4 * 2 and
-  // the next.
+  // Of a warp's sixteen columns, a lane has the accumulators of columns lane / 4 and lane / 4 + 8, with rows
+  // lane % 4 * 2 and the next.
   const uint32_t r = lane / 4, row = at.row + r;
   if (r / 2 != lane % 4 || row >= p.row_count) return;
 #pragma unroll 1

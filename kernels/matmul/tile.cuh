@@ -10,7 +10,7 @@
 
 namespace matmul {
 
-// The weights' and rows' types of a product, and what one stage holds of a row.
+// The types of a product's weights and rows, the bytes of their elements, and which of them have scales.
 struct Bf16Weights {
   using Half = Bf16;
   using Sum = float;
@@ -46,33 +46,35 @@ template <class Type_, uint32_t kIds_, uint32_t kRows_>
 struct Tile {
   using Type = Type_;
   static constexpr uint32_t kIds = kIds_, kRows = kRows_;
-  // Four warps share the tile: side by side along the ids or, of many rows, two by two. A warp's part of 64 x
-  // 64 reads least of shared memory for each product.
+  // Four warps share the tile: side by side along the ids or, with more than 64 rows, two by two. A part of
+  // 64 x 64 reads least of shared memory for each product.
   static constexpr uint32_t kThreads = 128, kWarpRows = kRows > 64 ? 64 : kRows;
   static constexpr uint32_t kWarpIds = kIds / 4 * (kRows / kWarpRows);
   static constexpr uint32_t kWarpsOfIds = kIds / kWarpIds;
   static constexpr uint32_t kStep = kRowBytes / Type::kWeightBytes;  // elements of k per stage
-  // A row's part of a stage, in tiles of 128 bytes one behind the other: two where rows are wider than weights.
+  // How many tiles of 128-byte rows the rows' part of a stage has, one behind the other: two where the
+  // elements of rows are wider than those of weights.
   static constexpr uint32_t kRowTiles = Type::kRowElementBytes / Type::kWeightBytes;
   static constexpr uint32_t kRowPieces = 8 * kRowTiles;
   static constexpr uint32_t kWeightTile = kIds * kRowBytes, kRowTile = kRows * kRowBytes;
   static constexpr uint32_t kStageBytes = kWeightTile + kRowTiles * kRowTile;
-  // Pieces of 16 bytes that a thread copies of a stage, always the same one of rows that lie this far apart.
+  // 16-byte pieces of a stage that a thread copies: the same piece of several rows, which lie this far apart.
   static constexpr uint32_t kWeightCopies = kIds * 8 / kThreads, kWeightRowsApart = kThreads / 8;
-  static constexpr uint32_t kRowCopies = (kRows * kRowPieces + kThreads - 1) / kThreads, kRowsApart = kThreads / kRowPieces;
+  static constexpr uint32_t kRowCopies = (kRows * kRowPieces + kThreads - 1) / kThreads,
+                            kRowsApart = kThreads / kRowPieces;
   static_assert(kWeightRowsApart % 8 == 0 && kRowsApart % 8 == 0, "a thread's pieces are swizzled alike");
-  // Logits on their way out take the place of the stages. Four floats of padding: what a warp writes of eight ids and four
-  // pairs of rows falls into different banks, and rows stay aligned to 16 bytes.
+  // In the epilogue logits overwrite the stages. Four floats of padding: what a warp writes of eight ids and
+  // four pairs of rows falls into different banks, and rows stay aligned to 16 bytes.
   static constexpr uint32_t kLogitPitch = 4 * (kIds + 4);
   static constexpr uint32_t kLogitRoom = kMinStages * kStageBytes;
   static_assert(kRows * kLogitPitch <= kLogitRoom, "the stages hold a tile of logits");
   static_assert(kMinStages * kStageBytes <= 101376, "compute capability 8.6 and 8.9 have 99 KB for a block");
-  // Among the threads of the epilogue: here those of the block.
+  // Synchronises the threads of the epilogue: here those of the block.
   DEVICE static void sync() { barrier_sync_all(); }
 };
 
-// Which tile block `block` computes. Rows change fastest, 16 tiles of them at most: blocks that run together then read the same
-// weights, and rows that still fit the second-level cache.
+// Which tile block `block` computes. Rows change fastest, 16 tiles of them at most: blocks that run together
+// then read the same weights, and rows that still fit the second-level cache.
 struct Place {
   uint32_t first_id, first_row;
 };
@@ -86,10 +88,11 @@ DEVICE Place place(const MatmulParams &p, uint32_t block) {
   return {rest / width * T::kIds, (group * whole + rest % width) * T::kRows};
 }
 
-// A row that is not there, past the end or by a bad index.
+// No row: past the end, or a bad index.
 constexpr uint32_t kNoRow = 0xffffffffu;
 
-// The row of the source that row `row` of the product is, by its index where there are indices.
+// The number of the source row that row `row` of the product is, by its index where there are indices; kNoRow
+// where there is none.
 DEVICE uint32_t row_number(const RowMatrix &rows, uint32_t row, uint32_t row_count) {
   if (row >= row_count) return kNoRow;
   if (!rows.indices) return row;
@@ -101,13 +104,13 @@ DEVICE uint32_t row_number(const RowMatrix &rows, uint32_t row, uint32_t row_cou
     // With its sign: -2 is not row 2^32 - 2.
     number = uint64_t(int64_t(int32_t(ld_global_u32(static_cast<const uint32_t *>(rows.indices) + row))));
   }
-  // Negative numbers are larger than any row's.
+  // Negative numbers, taken as u64, are above any row's.
   return number < rows.source_rows ? uint32_t(number) : kNoRow;
 }
 
-// Where piece `piece` of row `row` of the rows' part of a stage lies. Rows that are read by ldmatrix have the swizzle of
-// swizzle.cuh. Those of W8A16 are read 8 bytes a lane, four rows x 32 bytes by half a warp: there pairs of pieces go to
-// different banks in four rows that follow each other.
+// Where piece `piece` of row `row` of the rows' part of a stage lies. Rows that are read by ldmatrix have the
+// swizzle of swizzle.cuh. Those of W8A16 are read 8 bytes a lane, four rows x 32 bytes by half a warp: there
+// pairs of pieces go to different banks in four rows that follow each other.
 template <class T>
 DEVICE uint32_t row_piece(uint32_t stage, uint32_t row, uint32_t piece) {
   const uint32_t tile = stage + T::kWeightTile + piece / 8 * T::kRowTile;
@@ -115,7 +118,7 @@ DEVICE uint32_t row_piece(uint32_t stage, uint32_t row, uint32_t piece) {
   return tile + row * kRowBytes + ((piece % 8 ^ (row & 3) << 1 ^ (row >> 2 & 1)) << 4);
 }
 
-// Bytes of a piece that begins at k and lies before the end.
+// How many bytes of the piece that begins at k lie before the end of k.
 template <uint32_t kElementBytes>
 DEVICE uint32_t piece_bytes(uint32_t k, uint32_t hidden) {
   if (k >= hidden) return 0;
@@ -123,7 +126,7 @@ DEVICE uint32_t piece_bytes(uint32_t k, uint32_t hidden) {
   return bytes < 16 ? bytes : 16;
 }
 
-// Sixteen bytes of 16-bit elements that are aligned to nothing more.
+// The first `bytes` of a 16-byte piece of 16-bit elements, aligned to 2 bytes only; then zeros.
 DEVICE U32x4 load_halves(const uint8_t *from, uint32_t bytes) {
   uint32_t words[4] = {};
 #pragma unroll
@@ -138,17 +141,17 @@ DEVICE Place warp_place(uint32_t warp) {
   return {warp % T::kWarpsOfIds * T::kWarpIds, warp / T::kWarpsOfIds * T::kWarpRows};
 }
 
-// What a thread copies, worked out once: of each stage the same pieces of weights and rows, further on in k
+// What a thread copies, computed once: the same pieces of weights and rows of each stage, further along k
 // each time.
 template <class T>
 struct Sources {
-  // Of the stage that is loaded next. Rows that are not there have some address that is aligned as well.
+  // Addresses for the stage that is loaded next. Rows that are not there have some other aligned address.
   const uint8_t *weights[T::kWeightCopies];
   const uint8_t *rows[T::kRowCopies];
   bool row_there[T::kRowCopies];
-  // Of a tile that has fewer pieces of rows than the block has threads the first threads have one.
+  // Whether the thread copies rows: a tile may have fewer pieces of rows than the block has threads.
   bool any_row;
-  // Where the thread's first pieces go, from a stage's beginning on; those of the further rows lie behind.
+  // Where the thread's first pieces go, relative to a stage's beginning; those of further rows lie behind.
   uint32_t weights_to, rows_to;
 };
 
@@ -160,12 +163,12 @@ DEVICE void find_weights(const MatmulParams &p, const Place &at, Sources<T> &fro
 #pragma unroll
   for (uint32_t n = 0; n < T::kWeightCopies; ++n) {
     const uint32_t id = at.first_id + row + n * T::kWeightRowsApart;
-    from.weights[n] =
-        static_cast<const uint8_t *>(p.weights.data) + (id < p.vocab ? id : p.vocab - 1) * p.weights.pitch + piece * 16;
+    from.weights[n] = static_cast<const uint8_t *>(p.weights.data) +
+                      (id < p.vocab ? id : p.vocab - 1) * p.weights.pitch + piece * 16;
   }
 }
 
-// First row addresses of this thread; bad indices are said once, by the block of the first ids.
+// First row addresses of this thread; bad indices are reported once, by the block of the first ids.
 template <class T>
 DEVICE void find_rows(const MatmulParams &p, const Place &at, Sources<T> &from) {
   const uint32_t row = threadIdx.x / T::kRowPieces, piece = threadIdx.x % T::kRowPieces;
@@ -176,14 +179,16 @@ DEVICE void find_rows(const MatmulParams &p, const Place &at, Sources<T> &from) 
     const uint32_t in_tile = row + n * T::kRowsApart, of_all = at.first_row + in_tile;
     const uint32_t number = in_tile < T::kRows ? row_number(p.rows, of_all, p.row_count) : kNoRow;
     from.row_there[n] = number != kNoRow;
-    from.rows[n] = static_cast<const uint8_t *>(p.rows.data) + (from.row_there[n] ? number * p.rows.pitch + piece * 16 : 0);
+    from.rows[n] = static_cast<const uint8_t *>(p.rows.data) +
+                   (from.row_there[n] ? number * p.rows.pitch + piece * 16 : 0);
     if (number == kNoRow && in_tile < T::kRows && of_all < p.row_count && at.first_id == 0 && piece == 0)
       atom_or_u32(p.logits.status + of_all, LMHEAD_STATUS_BAD_INDEX);
   }
 }
 
-// The weights' part of `stage`, from k0 on; `whole` stages end before the end of k. The sources go on in k:
-// were addresses added up from k0 instead, the compiler would work out the rows' beginnings anew each time.
+// Copies the weights' part of `stage`, from k0 on; a `whole` stage ends before the end of k. The sources
+// advance along k: with addresses computed from k0 the compiler would compute the rows' beginnings anew each
+// time.
 template <class T>
 DEVICE void load_weights(const MatmulParams &p, Sources<T> &from, uint32_t stage, uint32_t k0, bool whole) {
   constexpr uint32_t kBytes = T::Type::kWeightBytes;
@@ -203,7 +208,7 @@ DEVICE void load_weights(const MatmulParams &p, Sources<T> &from, uint32_t stage
   for (uint32_t n = 0; n < T::kWeightCopies; ++n) from.weights[n] += kRowBytes;
 }
 
-// The rows' part. Rows that are not there become zeros.
+// Copies the rows' part. Rows that are not there become zeros.
 template <class T>
 DEVICE void load_rows(const MatmulParams &p, Sources<T> &from, uint32_t stage, uint32_t k0, bool whole) {
   constexpr uint32_t kBytes = T::Type::kRowElementBytes;

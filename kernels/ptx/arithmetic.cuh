@@ -1,5 +1,5 @@
-// f32 operations that are rounded on their own, to nearest even, whatever the compiler's flags: what bits are promised for
-// is written with these. NaN results are 0x7fffffff, of 16 bits 0x7fff.
+// f32 operations, each rounded on its own to nearest even, whatever the compiler's flags: results whose bits
+// are promised are computed with these. NaN results are 0x7fffffff, those of 16 bits 0x7fff.
 #pragma once
 #include "core.cuh"
 
@@ -18,17 +18,20 @@ PTX float mov_f32_b32(uint32_t bits) {
 
 PTX float add_rn_f32(float a, float b) {
   float v;
-  EITHER(v = emulated::canonical("add.rn.f32", a + b, a, b), asm("add.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  EITHER(v = emulated::canonical("add.rn.f32", a + b, a, b),
+         asm("add.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
   return v;
 }
 PTX float mul_rn_f32(float a, float b) {
   float v;
-  EITHER(v = emulated::canonical("mul.rn.f32", a * b, a, b), asm("mul.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  EITHER(v = emulated::canonical("mul.rn.f32", a * b, a, b),
+         asm("mul.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
   return v;
 }
 PTX float div_rn_f32(float a, float b) {
   float v;
-  EITHER(v = emulated::canonical("div.rn.f32", a / b, a, b), asm("div.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
+  EITHER(v = emulated::canonical("div.rn.f32", a / b, a, b),
+         asm("div.rn.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b)));
   return v;
 }
 // a·b + c, rounded once.
@@ -45,15 +48,15 @@ PTX float abs_f32(float v) {
   return out;
 }
 
-// The binary logarithm, nearly: within 2^-22 of it for 1/2 < v < 2, elsewhere within 2^-22 of its magnitude.
-// Subnormals count as 0. Chips may differ in the last bits: never for what bits are promised for.
+// The binary logarithm, approximately: within 2^-22 of it for 1/2 < v < 2, elsewhere within 2^-22 of its
+// magnitude. Subnormals count as 0. Chips may differ in the last bits, so no promised bits may depend on it.
 PTX float lg2_approx_ftz_f32(float v) {
   float out;
   EITHER(out = emulated::log2_approximate(v), asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v)));
   return out;
 }
 
-// To the nearest integer, ties to even; beyond int32 to its ends, NaN to 0.
+// To the nearest integer, ties to even. What is beyond int32 saturates; NaN becomes 0.
 PTX int32_t cvt_rni_s32_f32(float v) {
   int32_t out;
   EITHER(out = emulated::nearest_s32(v), asm("cvt.rni.s32.f32 %0, %1;" : "=r"(out) : "f"(v)));
@@ -101,12 +104,13 @@ PTX uint32_t sub_rn_f16x2(uint32_t a, uint32_t b) {
 // Two bf16 at once: a·b + c, rounded once.
 PTX uint32_t fma_rn_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t out;
-  EITHER(out = emulated::fma_bf16x2(a, b, c), asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c)));
+  EITHER(out = emulated::fma_bf16x2(a, b, c),
+         asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c)));
   return out;
 }
 
-// Four bytes picked from the eight of (high, low): byte i of the result is the one that digit i of the selector names, 0 to 3 from
-// low, 4 to 7 from high; a digit's bit 3 asks for the byte's sign bit, eight times.
+// Four bytes picked from the eight of (high, low). Digit i of the selector names byte i of the result: 0 to 3
+// from low, 4 to 7 from high. Bit 3 of a digit asks for eight copies of that byte's sign bit instead.
 PTX uint32_t prmt(uint32_t low, uint32_t high, uint32_t selector) {
   uint32_t out;
   EITHER(out = emulated::prmt(low, high, selector),
@@ -127,13 +131,13 @@ PTX uint64_t shr_u64(uint64_t v, uint32_t n) {
   EITHER(out = n > 63 ? 0 : v >> n, asm("shr.u64 %0, %1, %2;" : "=l"(out) : "l"(v), "r"(n)));
   return out;
 }
-// Ones.
+// How many bits are set.
 PTX uint32_t popc_b32(uint32_t v) {
   uint32_t out;
   EITHER(out = uint32_t(__builtin_popcount(v)), asm("popc.b32 %0, %1;" : "=r"(out) : "r"(v)));
   return out;
 }
-// Leading zeros; of 0 it is 64.
+// How many leading zeros; 64 for 0.
 PTX uint32_t clz_b64(uint64_t v) {
   uint32_t out;
   EITHER(out = v ? uint32_t(__builtin_clzll(v)) : 64, asm("clz.b64 %0, %1;" : "=r"(out) : "l"(v)));

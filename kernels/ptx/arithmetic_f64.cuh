@@ -1,6 +1,5 @@
-// f64 operations that are rounded on their own, to nearest even, as arithmetic.cuh has them for f32. They are
-// for what is done once a row: many GPUs have one f64 unit for 64 of f32. A result that is NaN may have any
-// payload.
+// f64 operations, each rounded on its own to nearest even, as arithmetic.cuh has them for f32. They are for
+// what is done once a row: many GPUs have one f64 unit for 64 of f32. A NaN result may have any payload.
 #pragma once
 #include "core.cuh"
 

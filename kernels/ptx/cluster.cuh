@@ -15,12 +15,14 @@ PTX uint32_t cluster_block_count() {
   return count;
 }
 
-// All threads of the cluster. No block may exit while another can still reach its shared memory.
+// Executed by all threads of the cluster. No block may exit while another can still reach its shared memory.
 PTX void barrier_cluster_arrive(PLACE) {
-  EITHER(emulated::barrier_cluster_arrive(place), asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"));
+  EITHER(emulated::barrier_cluster_arrive(place),
+         asm volatile("barrier.cluster.arrive.release.aligned;" :: : "memory"));
 }
 PTX void barrier_cluster_wait(PLACE) {
-  EITHER(emulated::barrier_cluster_wait(place), asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"));
+  EITHER(emulated::barrier_cluster_wait(place),
+         asm volatile("barrier.cluster.wait.acquire.aligned;" :: : "memory"));
 }
 
 // The shared::cluster address of this address in another block.

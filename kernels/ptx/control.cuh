@@ -1,10 +1,11 @@
-// Registers, dependent launches, giving up.
+// Registers per thread, dependent launches, the device's clock, trap.
 #pragma once
 #include "core.cuh"
 
 namespace ptx {
 
-// All warps of a warpgroup; a multiple of 8 from 24 to 256. Registers that one group gives up, another can take.
+// Executed by all warps of a warpgroup. kRegisters: a multiple of 8 from 24 to 256. Registers that one group
+// gives up, another can take.
 template <int kRegisters>
 PTX void setmaxnreg_inc(PLACE) {
   EITHER(emulated::setmaxnreg("setmaxnreg.inc", kRegisters, true, place),
@@ -16,15 +17,15 @@ PTX void setmaxnreg_dec(PLACE) {
          asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters)));
 }
 
-// Dependent launches begin with compute capability 9.0. Code for an older one does nothing here: it must be launched when the
-// kernel before has ended.
+// Dependent launches exist since compute capability 9.0. In code for an older one these do nothing, and it
+// must be launched after the kernel before has ended.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define SINCE_SM90(...)
 #else
 #define SINCE_SM90(...) __VA_ARGS__
 #endif
 
-// Until the kernel before this one in the stream has completed and its writes are visible.
+// Waits until the kernel before this one in the stream has completed and its writes are visible.
 PTX void griddepcontrol_wait() {
   SINCE_SM90(EITHER(emulated::griddepcontrol_wait(), asm volatile("griddepcontrol.wait;" ::: "memory"));)
 }

@@ -1,4 +1,4 @@
-// What every device file needs: the two compilers' common words, 16-bit types, how a kernel is declared.
+// What every device file needs: macros that both compilers share, 16-bit types, how a kernel is declared.
 #pragma once
 #include <stddef.h>
 
@@ -9,12 +9,13 @@
 #define DEVICE __device__ __forceinline__
 // Either the emulated meaning or the instruction.
 #define EITHER(emulated_, ...) __VA_ARGS__
-// The last parameter, or the only one, of a wrapper whose instruction is .aligned: a warp's lanes execute the same one
-// together. The emulated device is told where it stands in the source (`place`), and so sees lanes that are at two.
+// The last parameter, or the only one, of a wrapper whose instruction is .aligned: all lanes of a warp must
+// execute the same instruction together. `place` tells the emulated device the line of the call, so that it
+// detects lanes that are at different lines.
 #define AND_PLACE
 #define PLACE
-// A kernel with its parameters, the most threads of a block and how many blocks an SM shall hold. Parameters stay where
-// the launch put them: TMA reads the tensor maps from there.
+// A kernel with its parameters, the most threads of a block and how many blocks an SM shall hold. Parameters
+// stay where the launch put them: TMA reads the tensor maps from there.
 #define KERNEL(name, Params, threads, blocks) \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params params)
 #else
@@ -28,20 +29,21 @@
 #define blockIdx (::emulated::block_index())
 #define blockDim (::emulated::block_size())
 #define gridDim (::emulated::grid_size())
-#define KERNEL(name, Params, threads, blocks)                                                                   \
-  static void name(const Params &params);                                                                       \
-  extern "C" {                                                                                                  \
-  /* Seen from outside of a shared library, too: a test's driver finds kernels by name. */                      \
-  __attribute__((visibility("default"))) extern const ::emulated::Kernel lmhead_kernel_##name;                  \
-  const ::emulated::Kernel lmhead_kernel_##name = {                                                             \
-      #name, [](const void *block) { name(*static_cast<const Params *>(block)); }, sizeof(Params), threads, blocks}; \
-  }                                                                                                             \
+#define KERNEL(name, Params, threads, blocks)                                                               \
+  static void name(const Params &params);                                                                   \
+  extern "C" {                                                                                              \
+  /* Seen from outside of a shared library, too: a test's driver finds kernels by name. */                  \
+  __attribute__((visibility("default"))) extern const ::emulated::Kernel lmhead_kernel_##name;              \
+  const ::emulated::Kernel lmhead_kernel_##name = {                                                         \
+      #name, [](const void *block) { name(*static_cast<const Params *>(block)); }, sizeof(Params), threads, \
+      blocks};                                                                                              \
+  }                                                                                                         \
   static void name([[maybe_unused]] const Params &params)
 #endif
 
 namespace ptx {
 
-// Bits of a 16-bit float. No arithmetic: that is the matrix instructions' and the epilogue's.
+// The bits of a 16-bit float, without arithmetic.
 struct Bf16 {
   uint16_t bits;
 };

@@ -38,7 +38,7 @@ PTX U32x4 ld_global_v4(const void *address) {
   return v;
 }
 
-// A word that other blocks change by atomics meanwhile.
+// Loads a word that other blocks change by atomics meanwhile.
 PTX uint32_t ld_relaxed_u32(const void *address) {
   uint32_t v;
   EITHER(emulated::ld_global("ld.relaxed.gpu.global.b32", address, &v, 4),
@@ -46,9 +46,9 @@ PTX uint32_t ld_relaxed_u32(const void *address) {
   return v;
 }
 
-// .nc: through the read-only path; nobody may write there while the kernel runs. ptxas relies on that, whether the asm is
-// volatile or not: it merges such loads and moves them across griddepcontrol.wait. So never for what a kernel before
-// may write, which in a step is all but weights.
+// .nc: through the read-only path; nobody may write there while the kernel runs. ptxas relies on that,
+// whether the asm is volatile or not: it merges such loads and moves them across griddepcontrol.wait. So
+// never for what a kernel before may write, which in a step is all but weights.
 PTX uint16_t ld_global_nc_u16(const void *address) {
   uint16_t v;
   EITHER(emulated::ld_global_nc("ld.global.nc.b16", address, &v, 2),
@@ -67,7 +67,7 @@ PTX float ld_global_nc_f32(const void *address) {
          asm("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(address)));
   return v;
 }
-// Data that is read once does not push other data out of the first-level cache.
+// For data that is read once: it does not push other data out of the first-level cache.
 PTX U32x2 ld_global_nc_no_allocate_v2(const void *address) {
   U32x2 v;
   EITHER(emulated::ld_global_nc("ld.global.nc.L1::no_allocate.v2.b32", address, &v, 8),
@@ -105,33 +105,37 @@ PTX void st_global_v2(void *address, U32x2 v) {
 }
 PTX void st_global_v4(void *address, U32x4 v) {
   EITHER(emulated::st_global("st.global.v4.b32", address, &v, 16),
-         asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                      : "memory"));
+         asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+                      "r"(v.w) : "memory"));
 }
 
-// Atomics at device scope, relaxed; each gives the value before.
+// Atomics at device scope, relaxed; each returns the value before.
 PTX uint32_t atom_add_u32(void *address, uint32_t v) {
   uint32_t old;
   EITHER(old = emulated::atom_u32("atom.global.add.u32", address, emulated::Atomic::add, v),
-         asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(address), "r"(v) : "memory"));
+         asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(address),
+                      "r"(v) : "memory"));
   return old;
 }
 PTX uint32_t atom_max_u32(void *address, uint32_t v) {
   uint32_t old;
   EITHER(old = emulated::atom_u32("atom.global.max.u32", address, emulated::Atomic::max, v),
-         asm volatile("atom.relaxed.gpu.global.max.u32 %0, [%1], %2;" : "=r"(old) : "l"(address), "r"(v) : "memory"));
+         asm volatile("atom.relaxed.gpu.global.max.u32 %0, [%1], %2;" : "=r"(old) : "l"(address),
+                      "r"(v) : "memory"));
   return old;
 }
 PTX uint32_t atom_or_u32(void *address, uint32_t v) {
   uint32_t old;
   EITHER(old = emulated::atom_u32("atom.global.or.b32", address, emulated::Atomic::bit_or, v),
-         asm volatile("atom.relaxed.gpu.global.or.b32 %0, [%1], %2;" : "=r"(old) : "l"(address), "r"(v) : "memory"));
+         asm volatile("atom.relaxed.gpu.global.or.b32 %0, [%1], %2;" : "=r"(old) : "l"(address),
+                      "r"(v) : "memory"));
   return old;
 }
 PTX uint32_t atom_exch_u32(void *address, uint32_t v) {
   uint32_t old;
   EITHER(old = emulated::atom_u32("atom.global.exch.b32", address, emulated::Atomic::exchange, v),
-         asm volatile("atom.relaxed.gpu.global.exch.b32 %0, [%1], %2;" : "=r"(old) : "l"(address), "r"(v) : "memory"));
+         asm volatile("atom.relaxed.gpu.global.exch.b32 %0, [%1], %2;" : "=r"(old) : "l"(address),
+                      "r"(v) : "memory"));
   return old;
 }
 PTX uint32_t atom_cas_u32(void *address, uint32_t compare, uint32_t v) {
@@ -146,24 +150,26 @@ PTX uint32_t atom_cas_u32(void *address, uint32_t compare, uint32_t v) {
 PTX uint64_t atom_add_u64(void *address, uint64_t v) {
   uint64_t old;
   EITHER(old = emulated::atom_u64("atom.global.add.u64", address, emulated::Atomic::add, v),
-         asm volatile("atom.relaxed.gpu.global.add.u64 %0, [%1], %2;" : "=l"(old) : "l"(address), "l"(v) : "memory"));
+         asm volatile("atom.relaxed.gpu.global.add.u64 %0, [%1], %2;" : "=l"(old) : "l"(address),
+                      "l"(v) : "memory"));
   return old;
 }
 PTX uint64_t atom_max_u64(void *address, uint64_t v) {
   uint64_t old;
   EITHER(old = emulated::atom_u64("atom.global.max.u64", address, emulated::Atomic::max, v),
-         asm volatile("atom.relaxed.gpu.global.max.u64 %0, [%1], %2;" : "=l"(old) : "l"(address), "l"(v) : "memory"));
+         asm volatile("atom.relaxed.gpu.global.max.u64 %0, [%1], %2;" : "=l"(old) : "l"(address),
+                      "l"(v) : "memory"));
   return old;
 }
 
-// Earlier accesses come before later ones, as the whole device sees them. __threadfence() is stronger: fence.sc, for which no
-// kernel here has a use.
+// Orders earlier accesses before later ones for the whole device. __threadfence() is stronger: fence.sc, for
+// which no kernel here has a use.
 PTX void fence_acq_rel_gpu() {
   EITHER(emulated::fence_acq_rel_gpu(), asm volatile("fence.acq_rel.gpu;" ::: "memory"));
 }
 
-// Flags of system scope: what other devices, and other processes' kernels, are told by. Whose acquire sees
-// what a release has stored also sees all that the releasing thread stored or knew of before.
+// Flags of system scope, by which kernels of other devices and processes are told. An acquire that sees what
+// a release has stored also sees all that the releasing thread stored or knew of before.
 PTX uint32_t ld_acquire_sys_u32(const void *address) {
   uint32_t v;
   EITHER(v = emulated::ld_acquire("ld.acquire.sys.global.b32", address),

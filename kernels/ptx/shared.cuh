@@ -4,8 +4,8 @@
 
 namespace ptx {
 
-// The address of dynamic shared memory, of exactly the size that the launch asked for. Aligned to 1024 bytes: the
-// pattern of the 128-byte swizzle repeats there.
+// The address of dynamic shared memory, of exactly the size that the launch asked for. Aligned to 1024 bytes:
+// the pattern of the 128-byte swizzle repeats there.
 PTX uint32_t dynamic_shared() {
 #if defined(__CUDACC__)
   extern __shared__ __align__(1024) unsigned char lmhead_dynamic_shared[];
@@ -71,30 +71,33 @@ PTX void st_shared_v2(uint32_t address, U32x2 v) {
 }
 PTX void st_shared_v4(uint32_t address, U32x4 v) {
   EITHER(emulated::st_shared("st.shared.v4.b32", address, &v, 16),
-         asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                      : "memory"));
+         asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+                      "r"(v.w) : "memory"));
 }
 
-// Atomics of the block's threads; each gives the value before.
+// Atomics among the block's threads; each returns the value before.
 PTX uint32_t atom_shared_add_u32(uint32_t address, uint32_t v) {
   uint32_t old;
   EITHER(old = emulated::atom_shared_add_u32(address, v),
-         asm volatile("atom.relaxed.cta.shared.add.u32 %0, [%1], %2;" : "=r"(old) : "r"(address), "r"(v) : "memory"));
+         asm volatile("atom.relaxed.cta.shared.add.u32 %0, [%1], %2;" : "=r"(old) : "r"(address),
+                      "r"(v) : "memory"));
   return old;
 }
 PTX uint64_t atom_shared_add_u64(uint32_t address, uint64_t v) {
   uint64_t old;
   EITHER(old = emulated::atom_shared_add_u64(address, v),
-         asm volatile("atom.relaxed.cta.shared.add.u64 %0, [%1], %2;" : "=l"(old) : "r"(address), "l"(v) : "memory"));
+         asm volatile("atom.relaxed.cta.shared.add.u64 %0, [%1], %2;" : "=l"(old) : "r"(address),
+                      "l"(v) : "memory"));
   return old;
 }
 
-// ldmatrix: lane 8i + r gives the address of row r of matrix i; lane l gets the pair (row l/4, columns 2(l%4), +1) of
-// each. With .trans rows and columns change roles.
+// ldmatrix: lane 8i + r gives the address of row r of matrix i; lane l gets the pair (row l/4, columns
+// 2(l%4), +1) of each. With .trans rows and columns change roles.
 PTX void ldmatrix_x1(uint32_t &d0, uint32_t address AND_PLACE) {
   uint32_t d[1];
   EITHER(emulated::ldmatrix(d, 1, false, address, place),
-         asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(d[0]) : "r"(address) : "memory"));
+         asm volatile(
+             "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(d[0]) : "r"(address) : "memory"));
   d0 = d[0];
 }
 PTX void ldmatrix_x2(uint32_t (&d)[2], uint32_t address AND_PLACE) {
@@ -137,29 +140,29 @@ PTX void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t address AND_PLACE) {
 
 // stmatrix (sm_90): the reverse of ldmatrix.
 PTX void stmatrix_x1(uint32_t address, uint32_t v AND_PLACE) {
-  EITHER(emulated::stmatrix(&v, 1, false, address, place),
-         asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(address), "r"(v) : "memory"));
+  EITHER(
+      emulated::stmatrix(&v, 1, false, address, place),
+      asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(address), "r"(v) : "memory"));
 }
 PTX void stmatrix_x2(uint32_t address, const uint32_t (&v)[2] AND_PLACE) {
   EITHER(emulated::stmatrix(v, 2, false, address, place),
-         asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(v[0]), "r"(v[1])
-                      : "memory"));
+         asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(v[0]),
+                      "r"(v[1]) : "memory"));
 }
 PTX void stmatrix_x4(uint32_t address, const uint32_t (&v)[4] AND_PLACE) {
   EITHER(emulated::stmatrix(v, 4, false, address, place),
-         asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]),
-                      "r"(v[1]), "r"(v[2]), "r"(v[3])
-                      : "memory"));
+         asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                      "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory"));
 }
 PTX void stmatrix_x1_trans(uint32_t address, uint32_t v AND_PLACE) {
   EITHER(emulated::stmatrix(&v, 1, true, address, place),
-         asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address), "r"(v) : "memory"));
+         asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(address),
+                      "r"(v) : "memory"));
 }
 PTX void stmatrix_x2_trans(uint32_t address, const uint32_t (&v)[2] AND_PLACE) {
   EITHER(emulated::stmatrix(v, 2, true, address, place),
-         asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(v[0]),
-                      "r"(v[1])
-                      : "memory"));
+         asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address),
+                      "r"(v[0]), "r"(v[1]) : "memory"));
 }
 PTX void stmatrix_x4_trans(uint32_t address, const uint32_t (&v)[4] AND_PLACE) {
   EITHER(emulated::stmatrix(v, 4, true, address, place),

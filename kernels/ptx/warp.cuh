@@ -14,8 +14,8 @@ PTX void bar_warp_sync(uint32_t mask = kFullWarp) {
 // True in one lane of a full warp.
 PTX bool elect_sync() {
   uint32_t elected;
-  EITHER(elected = emulated::elect_sync(), asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}"
-                                                        : "=r"(elected)));
+  EITHER(elected = emulated::elect_sync(),
+         asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}" : "=r"(elected)));
   return elected;
 }
 
@@ -30,25 +30,27 @@ PTX uint32_t vote_ballot(bool predicate, uint32_t mask = kFullWarp) {
 PTX bool vote_any(bool predicate, uint32_t mask = kFullWarp) {
   uint32_t vote;
   EITHER(vote = emulated::vote_ballot("vote.sync.any.pred", predicate, mask) != 0,
-         asm volatile("{.reg .pred p, q; setp.ne.u32 p, %1, 0; vote.sync.any.pred q, p, %2; selp.u32 %0, 1, 0, q;}"
-                      : "=r"(vote)
-                      : "r"(uint32_t(predicate)), "r"(mask)));
+         asm volatile("{.reg .pred p, q; setp.ne.u32 p, %1, 0; vote.sync.any.pred q, p, %2; selp.u32 %0, 1, "
+                      "0, q;}" : "=r"(vote) : "r"(uint32_t(predicate)),
+                      "r"(mask)));
   return vote;
 }
 PTX bool vote_all(bool predicate, uint32_t mask = kFullWarp) {
   uint32_t vote;
   EITHER(vote = emulated::vote_ballot("vote.sync.all.pred", predicate, mask) == mask,
-         asm volatile("{.reg .pred p, q; setp.ne.u32 p, %1, 0; vote.sync.all.pred q, p, %2; selp.u32 %0, 1, 0, q;}"
-                      : "=r"(vote)
-                      : "r"(uint32_t(predicate)), "r"(mask)));
+         asm volatile("{.reg .pred p, q; setp.ne.u32 p, %1, 0; vote.sync.all.pred q, p, %2; selp.u32 %0, 1, "
+                      "0, q;}" : "=r"(vote) : "r"(uint32_t(predicate)),
+                      "r"(mask)));
   return vote;
 }
 
-// shfl: the value of another lane; all 32 lanes as one segment. An address outside of it gives the lane's own value.
+// shfl: the value of another lane; all 32 lanes are one segment. A lane number outside of it gives the lane's
+// own value.
 PTX uint32_t shfl_bfly(uint32_t v, uint32_t lane_mask, uint32_t mask = kFullWarp) {
   uint32_t out;
   EITHER(out = emulated::shuffle("shfl.sync.bfly.b32", emulated::Shuffle::butterfly, v, lane_mask, mask),
-         asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, %3;" : "=r"(out) : "r"(v), "r"(lane_mask), "r"(mask)));
+         asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, %3;" : "=r"(out) : "r"(v), "r"(lane_mask),
+                      "r"(mask)));
   return out;
 }
 PTX uint32_t shfl_idx(uint32_t v, uint32_t lane, uint32_t mask = kFullWarp) {
@@ -65,8 +67,9 @@ PTX uint32_t shfl_up(uint32_t v, uint32_t delta, uint32_t mask = kFullWarp) {
 }
 PTX uint32_t shfl_down(uint32_t v, uint32_t delta, uint32_t mask = kFullWarp) {
   uint32_t out;
-  EITHER(out = emulated::shuffle("shfl.sync.down.b32", emulated::Shuffle::down, v, delta, mask),
-         asm volatile("shfl.sync.down.b32 %0, %1, %2, 0x1f, %3;" : "=r"(out) : "r"(v), "r"(delta), "r"(mask)));
+  EITHER(
+      out = emulated::shuffle("shfl.sync.down.b32", emulated::Shuffle::down, v, delta, mask),
+      asm volatile("shfl.sync.down.b32 %0, %1, %2, 0x1f, %3;" : "=r"(out) : "r"(v), "r"(delta), "r"(mask)));
   return out;
 }
 

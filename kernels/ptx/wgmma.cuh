@@ -1,8 +1,8 @@
-// wgmma: a warpgroup's 64 x N tile, asynchronously. a [64, k] and b [N, k] lie k-major in shared memory, named by
-// descriptors; a may also come from registers, with the fragments of mma.sync, warp w holding rows 16w to 16w+15.
-// Accumulator i of lane l: row 16w + l/4 + (i & 2 ? 8 : 0), column i/4·8 + l%4·2 + (i & 1).
+// wgmma: a warpgroup's 64 x N tile, asynchronously. a [64, k] and b [N, k] lie k-major in shared memory,
+// named by descriptors; a may also come from registers, with the fragments of mma.sync, warp w holding rows
+// 16w to 16w+15. Accumulator i of lane l: row 16w + l/4 + (i & 2 ? 8 : 0), column i/4·8 + l%4·2 + (i & 1).
 //
-// From wgmma to wait_group the accumulators and what the descriptors name belong to the instruction.
+// From wgmma to wait_group nothing else may touch the accumulators, or write to what the descriptors name.
 #pragma once
 #include "core.cuh"
 #include "wgmma_operands.cuh"
@@ -12,22 +12,23 @@ namespace ptx {
 // How rows of 32, 64 or 128 bytes are swizzled; the same number in tensor maps' boxes.
 enum class Swizzle : uint32_t { none = 0, bytes_128 = 1, bytes_64 = 2, bytes_32 = 3 };
 
-// The matrix descriptor (PTX ISA, "Matrix Descriptor"), all in bytes. Swizzled: rows of the swizzle's width, eight of
-// them back to back, `stride` from one eight to the next (8 times the width when packed), `leading` unused. Not
-// swizzled: 8 rows x 16 bytes back to back, `leading` from one to the next along k, `stride` along the rows.
+// The matrix descriptor (PTX ISA, "Matrix Descriptor"), all in bytes. Swizzled: rows of the swizzle's width,
+// eight of them back to back, `stride` from one eight to the next (8 times the width when packed), `leading`
+// unused. Not swizzled: 8 rows x 16 bytes back to back, `leading` from one to the next along k, `stride`
+// along the rows.
 DEVICE uint64_t wgmma_descriptor(uint32_t address, Swizzle swizzle, uint32_t stride, uint32_t leading = 16) {
   return uint64_t((address & 0x3ffff) >> 4) | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
          uint64_t(swizzle) << 62;
 }
 
-// Before the first wgmma, and between other accesses to its registers and wgmma.
+// Required before the first wgmma, and between other accesses to its registers and wgmma.
 PTX void wgmma_fence(PLACE) {
   EITHER(emulated::wgmma_fence(place), asm volatile("wgmma.fence.sync.aligned;" ::: "memory"));
 }
 PTX void wgmma_commit_group(PLACE) {
   EITHER(emulated::wgmma_commit_group(place), asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"));
 }
-// Until at most kPending groups are unfinished.
+// Waits until at most kPending groups are unfinished.
 template <int kPending>
 PTX void wgmma_wait_group(PLACE) {
   EITHER(emulated::wgmma_wait_group(kPending, place),
@@ -50,7 +51,7 @@ struct Floats<F16> {
 #if defined(__CUDACC__)
 #define WGMMA_F32 "+f"
 #define WGMMA_S32 "+r"
-// The accumulators, d = a·b where keep is 0 and d += a·b otherwise.
+// d = a·b where keep is 0, else d += a·b; a in shared memory (SS) or in registers (RS).
 #define WGMMA_SS(n, R, shape, types, constraint, i0, i1, i2, scales)                                         \
   asm volatile("{.reg .pred p; setp.ne.b32 p, %" #i2 ", 0; wgmma.mma_async.sync.aligned.m64n" #n shape types \
                " {" WGMMA_T##R "}, %" #i0 ", %" #i1 ", p" scales ";}"                                        \
@@ -89,8 +90,8 @@ PTX void wgmma_m64k16(Type, float (&d)[kN / 2], uint64_t a, uint64_t b, int keep
   WGMMA_SHAPES(WGMMA_SS_16)
 #else
   emulated::wgmma({detail::Floats<Type>::is_bf16 ? "wgmma.m64k16.bf16" : "wgmma.m64k16.f16",
-                   detail::Floats<Type>::is_bf16 ? emulated::Element::bf16 : emulated::Element::f16, kN, a, b, nullptr,
-                   keep != 0},
+                   detail::Floats<Type>::is_bf16 ? emulated::Element::bf16 : emulated::Element::f16, kN, a, b,
+                   nullptr, keep != 0},
                   d, place);
 #endif
 }
@@ -102,13 +103,13 @@ PTX void wgmma_m64k16(Type, float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t
   WGMMA_SHAPES(WGMMA_RS_16)
 #else
   emulated::wgmma({detail::Floats<Type>::is_bf16 ? "wgmma.m64k16.bf16" : "wgmma.m64k16.f16",
-                   detail::Floats<Type>::is_bf16 ? emulated::Element::bf16 : emulated::Element::f16, kN, 0, b, a,
-                   keep != 0},
+                   detail::Floats<Type>::is_bf16 ? emulated::Element::bf16 : emulated::Element::f16, kN, 0, b,
+                   a, keep != 0},
                   d, place);
 #endif
 }
 
-// ptxas takes these N for int8.
+// The N that ptxas accepts for int8.
 template <int kN>
 constexpr bool kIsS8Columns = kN == 8 || kN == 24 || (kN % 16 == 0 && kN >= 16 && kN <= 256);
 template <int kN>

@@ -1,7 +1,7 @@
-// The operand lists of wgmma: one per number of accumulators a thread holds (N / 2), regular and long.
+// The operand lists of wgmma, one for each number of accumulators that a thread holds (N / 2).
 #pragma once
 
-// "%0, ..., %9" of a ten.
+// "%t0, ..., %t9": the ten operands with the tens digit t.
 #define WGMMA_T10(t) \
   "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9"
 #define WGMMA_T4 "%0,%1,%2,%3"
@@ -15,11 +15,13 @@
 #define WGMMA_T36 WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) ",%30,%31,%32,%33,%34,%35"
 #define WGMMA_T40 WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3)
 #define WGMMA_T44 WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) ",%40,%41,%42,%43"
-#define WGMMA_T48 WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define WGMMA_T48 \
+  WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define WGMMA_T52 WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) "," WGMMA_T10(4) ",%50,%51"
 #define WGMMA_T56 \
   WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) "," WGMMA_T10(4) ",%50,%51,%52,%53,%54,%55"
-#define WGMMA_T60 WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) "," WGMMA_T10(4) "," WGMMA_T10(5)
+#define WGMMA_T60 \
+  WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) "," WGMMA_T10(4) "," WGMMA_T10(5)
 #define WGMMA_T64 \
   WGMMA_T10() "," WGMMA_T10(1) "," WGMMA_T10(2) "," WGMMA_T10(3) "," WGMMA_T10(4) "," WGMMA_T10(5) \
   ",%60,%61,%62,%63"
@@ -75,7 +77,7 @@
   WGMMA_T10(6) "," WGMMA_T10(7) "," WGMMA_T10(8) "," WGMMA_T10(9) "," WGMMA_T10(10) "," WGMMA_T10(11) \
   ",%120,%121,%122,%123,%124,%125,%126,%127"
 
-// The accumulators d[i], ... with a constraint.
+// The accumulators from d[i] on, with a constraint.
 #define WGMMA_D4(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3])
 #define WGMMA_D16(c, i) WGMMA_D4(c, i), WGMMA_D4(c, i + 4), WGMMA_D4(c, i + 8), WGMMA_D4(c, i + 12)
 #define WGMMA_D64(c, i) WGMMA_D16(c, i), WGMMA_D16(c, i + 16), WGMMA_D16(c, i + 32), WGMMA_D16(c, i + 48)
@@ -122,7 +124,7 @@
   WGMMA_D4(c, i + 116), WGMMA_D4(c, i + 120)
 #define WGMMA_D128(c, i) WGMMA_D64(c, i), WGMMA_D64(c, i + 64)
 
-// N, accumulators, and the numbers of the operands that follow them.
+// N, the number of accumulators, and the numbers of the operands that follow them.
 #define WGMMA_SHAPES(SHAPE)                 \
   SHAPE(8, 4, 4, 5, 6, 7, 8, 9) \
   SHAPE(16, 8, 8, 9, 10, 11, 12, 13) \

@@ -1,5 +1,5 @@
-//! One shard's slice of the group's adjustments: its bytes between ranks, and the arithmetic on a block of
-//! logits.
+//! One shard's slice of the group's adjustments: its format between ranks and for devices, and the arithmetic
+//! on a block of logits.
 
 use super::Adjustments;
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use std::ops::Range;
 pub struct ShardAdjustments {
     vocab: Range<usize>,
     rows: Vec<Row>,
-    /// Mask words of the rows that have one, `[ceil(vocab.len() / 32)]` each.
+    /// Mask words of the rows that have a mask, `[ceil(vocab.len() / 32)]` each.
     masks: Vec<u32>,
     /// Ids are relative to the shard and ascend within a row.
     additions: Vec<(u32, f32)>,
@@ -35,13 +35,13 @@ struct Count {
     in_prompt: bool,
 }
 
-/// Where the arrays of packed adjustments begin ([`ShardAdjustments::pack`]), in words. A kind that no row
-/// has is `None`.
+/// Where the arrays that [`ShardAdjustments::pack`] writes begin, in words. A kind that no row has is `None`.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub(crate) struct PackedAt {
-    /// `[rows + 1]`, ids and values `[entries]`.
+    /// Offsets `[rows + 1]`; ids and values `[entries]`.
     pub additions: Option<[usize; 3]>,
-    /// `[rows + 1]`; ids and `2 count + in_prompt` `[entries]`; repetition, frequency and presence `[rows]`.
+    /// Offsets `[rows + 1]`; ids and `2 count + in_prompt` `[entries]`; repetition, frequency and presence
+    /// `[rows]`.
     pub counts: Option<[usize; 6]>,
     /// `[rows, ceil(vocab.len() / 32)]`: rows without a mask allow everything.
     pub allowed: Option<usize>,
@@ -51,7 +51,8 @@ const MASK: u32 = 1;
 const ADDITIONS: u32 = 2;
 const PENALTIES: u32 = 4;
 
-/// The bytes for a shard, all little-endian words of 4 bytes; nothing at all where there is nothing to say:
+/// Appends the bytes for a shard to `out`: little-endian words of 4 bytes, or nothing where there are no
+/// adjustments, rows or ids.
 ///
 /// | words | |
 /// |---|---|
@@ -60,7 +61,7 @@ const PENALTIES: u32 = 4;
 /// | `[rows]`, then `[entries, 2]` | additions: entries of each row; id in the shard, value f32 |
 /// | `[rows, 4]`, then `[entries, 2]` | penalties: repetition, frequency, presence, entries; id in the shard, 2 count + in_prompt |
 ///
-/// They are appended to `out`; `entries` is room for those of one row.
+/// `entries` is reused memory for the entries of one row.
 pub(super) fn encode(
     from: &Adjustments<'_>,
     rows: Range<usize>,
@@ -89,7 +90,7 @@ pub(super) fn encode(
     let inside_count = |offsets: &[usize], ids: &[i64], row: usize| {
         ids[offsets[row]..offsets[row + 1]].iter().filter(|id| inside(**id)).count() as u32
     };
-    // The entries of one row that are in the shard, by id; equal ids stay in their order.
+    // The entries of one row whose ids are in the shard, sorted by id; entries of one id keep their order.
     let slice = |entries: &mut Vec<usize>, offsets: &[usize], ids: &[i64], row: usize| {
         entries.clear();
         entries.extend((offsets[row]..offsets[row + 1]).filter(|&at| inside(ids[at])));
@@ -124,7 +125,7 @@ pub(super) fn encode(
     }
 }
 
-/// Reads words and refuses to read beyond the end.
+/// Reads words; an error beyond the end.
 struct Words<'a>(&'a [u8]);
 
 impl Words<'_> {
@@ -150,12 +151,12 @@ fn broken(problem: String) -> Error {
 }
 
 impl ShardAdjustments {
-    /// Of no rows yet, for the ids `vocab`.
+    /// A slice without rows, for a shard that has the ids `vocab`.
     pub fn new(vocab: Range<usize>) -> Self {
         ShardAdjustments { vocab, ..ShardAdjustments::default() }
     }
 
-    /// Of no rows again, for the ids `vocab`; the memory stays.
+    /// Removes all rows and sets the shard's ids to `vocab`; keeps the memory.
     pub fn clear(&mut self, vocab: Range<usize>) {
         self.vocab = vocab;
         self.rows.clear();
@@ -164,7 +165,7 @@ impl ShardAdjustments {
         self.counts.clear();
     }
 
-    /// The ids that they are for.
+    /// The ids of the shard.
     pub fn vocab(&self) -> Range<usize> {
         self.vocab.clone()
     }
@@ -242,16 +243,16 @@ impl ShardAdjustments {
         Ok(())
     }
 
-    /// Writes the rows `range` as arrays for a device, as `LogitAdjustments` of `kernels/params.h` takes
-    /// them, one behind the other; what was in `out` goes.
+    /// Replaces `out` by arrays for a device, one behind the other, that hold the rows `range` as
+    /// `LogitAdjustments` of `kernels/params.h` takes them.
     ///
     /// # Panics
-    /// When the range ends beyond [`ShardAdjustments::len`], or with 2^32 entries and more.
+    /// When the range ends beyond [`ShardAdjustments::len`], or with 2^32 entries or more.
     pub(crate) fn pack(&self, range: Range<usize>, out: &mut Vec<u32>) -> PackedAt {
         let rows = &self.rows[range];
         let mut at = PackedAt::default();
         out.clear();
-        /// Begins an array.
+        /// Appends an array and returns where it begins.
         fn array(out: &mut Vec<u32>, values: impl Iterator<Item = u32>) -> usize {
             let start = out.len();
             out.extend(values);
@@ -297,8 +298,9 @@ impl ShardAdjustments {
         at
     }
 
-    /// Adjusts the logits of consecutive ids from `first_id`, a multiple of 32 from the shard's start, of row
-    /// `row`. False where one became plus infinity or NaN; minus infinity is legal.
+    /// Adjusts logits of row `row`, of consecutive ids from `first_id` on, which is a multiple of 32 behind
+    /// the shard's start. Returns false where a logit is plus infinity or NaN afterwards; minus infinity is
+    /// legal.
     #[inline]
     pub fn apply(&self, row: usize, first_id: usize, logits: &mut [f32]) -> bool {
         let row = &self.rows[row];

@@ -43,7 +43,7 @@ fn owned() -> impl Strategy<Value = Owned> {
                     ids: all.iter().map(|e| e.0).collect(),
                     values: all.iter().map(|e| e.1).collect(),
                     penalties,
-                    // Not in order of ids: that is legal too.
+                    // Ids in descending order: any order is legal.
                     counts: counts
                         .into_iter()
                         .map(|row| row.into_iter().rev().map(|(id, (n, p))| (id, n, p)).collect())
@@ -104,7 +104,9 @@ impl Owned {
 
 proptest! {
     #[test]
-    fn slices_of_any_sharding_do_what_the_definition_says(case in owned(), shards in 1usize..6, from in 0usize..3) {
+    fn slices_of_any_sharding_do_what_the_definition_says(
+        case in owned(), shards in 1usize..6, from in 0usize..3,
+    ) {
         let from = from.min(case.rows);
         let logit = |row: usize, id: usize| ((row * 131 + id * 37) % 101) as f32 / 7.0 - 6.0;
         case.with(|adjustments| -> std::result::Result<(), TestCaseError> {
@@ -112,9 +114,10 @@ proptest! {
             for shard in 0..shards {
                 let vocab = crate::layout::shard_range(case.vocab, shards, shard);
                 let mut slice = ShardAdjustments::new(vocab.clone());
-                // Rows before and after come from ranks without any.
+                // Two rows of a rank without adjustments come first.
                 slice.push_encoded(&[], 2).unwrap();
-                slice.push_encoded(&adjustments.encode(from..case.rows, vocab.clone(), case.vocab), case.rows - from).unwrap();
+                let bytes = adjustments.encode(from..case.rows, vocab.clone(), case.vocab);
+                slice.push_encoded(&bytes, case.rows - from).unwrap();
                 slice.push_encoded(&[], 1).unwrap();
                 prop_assert_eq!(slice.len(), case.rows - from + 3);
                 for row in from..case.rows {
@@ -138,7 +141,10 @@ proptest! {
     }
 
     #[test]
-    fn damaged_bytes_never_panic(case in owned(), at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>()) {
+    fn damaged_bytes_never_panic(
+        case in owned(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let bytes = case.with(|a| a.encode(0..case.rows, 0..case.vocab, case.vocab));
         if !bytes.is_empty() {
             let push = |bytes: &[u8]| ShardAdjustments::new(0..case.vocab).push_encoded(bytes, case.rows);

@@ -1,22 +1,21 @@
-//! Where filters cut held rows whose sampling parameters only the device knows: the searches of
-//! [`sampling::cut`](crate::sampling::cut) over all rows at once. What is launched and exchanged depends on
-//! the number of rows alone, so that a graph replays it for any parameters.
+//! The search for the cuts of filters in held rows whose sampling parameters only the device knows: the
+//! rounds of [`sampling::cut`](crate::sampling::cut), for all rows at once. What is launched and exchanged
+//! depends on the number of rows alone, so that a CUDA graph can be replayed with any parameters.
 
 use crate::error::{Error, Result};
 use crate::memory::{Span, SpanMut};
 use crate::params::{CutSearch, HeldHistogram, HeldTies, HeldWanted};
 use crate::sampling::cut::{Digit, Sum};
 
-/// One pass of these rounds. All spans are the device's; rows are all that are held, `shards` how many shards
-/// the vocabulary has.
+/// One pass of these rounds. All spans are the device's; they have a place for each held row, and the
+/// vocabulary has `shards` shards.
 #[derive(Debug)]
 pub enum Cuts<'a> {
     /// f32 `[rows]`: the largest logit of each row; minus infinity where nothing is allowed, NaN where a
     /// logit is not finite.
     Maxima { out: SpanMut<'a> },
-    /// Of `maxima` f32 `[shards, rows]` the rows begin their first search, for [`Sum::Ids`], whose first
-    /// digit is `digit`. `bare` `[rows]` are the parameters without the filters: what is left for the rows'
-    /// owners.
+    /// Begins the rows' first search, for [`Sum::Ids`], whose first digit is `digit`. `maxima` are f32
+    /// `[shards, rows]`. `bare` `[rows]` gets the parameters without the filters, for the rows' owners.
     Begin {
         sampling: Span<'a>,
         maxima: Span<'a>,
@@ -25,12 +24,12 @@ pub enum Cuts<'a> {
         room: SpanMut<'a>,
         bare: SpanMut<'a>,
     },
-    /// u64 `[rows, digit.bins()]`: of each row the ids, or masses, by the digit that is counted next.
+    /// u64 `[rows, digit.bins()]`: the ids of each row, or their masses, by the digit that is counted next.
     Histograms { digit: Digit, room: Span<'a>, out: SpanMut<'a> },
-    /// Of all shards' histograms `[shards, rows decided here, digit.bins()]` their next digit, for each
-    /// shard: `out` `[shards, rows decided here]` of [`CUT_BYTES`](crate::sampling::cut). `sampling` and
-    /// `room` are those of all held rows, of which those from `first` on are decided here; `searches` of
-    /// [`SEARCH_BYTES`] each.
+    /// Learns the rows' next digit from all shards' histograms, `[shards, rows decided here, digit.bins()]`.
+    /// `out` is what each shard is told: `[shards, rows decided here]` of
+    /// [`CUT_BYTES`](crate::sampling::cut). `sampling` and `room` are those of all held rows, of which those
+    /// from `first` on are decided here; `searches` are of [`SEARCH_BYTES`] each.
     Learn {
         sum: Sum,
         digit: Digit,
@@ -42,17 +41,18 @@ pub enum Cuts<'a> {
         searches: SpanMut<'a>,
         out: SpanMut<'a>,
     },
-    /// What all owners have found, `[rows]` of `CUT_BYTES`: the digit that is counted `next`, or none.
+    /// Takes what all owners have found, `[rows]` of `CUT_BYTES`; `next` is the digit to count next, if any.
     Next { sum: Sum, found: Span<'a>, next: Option<Digit>, sampling: Span<'a>, room: SpanMut<'a> },
-    /// The end of a search. That of [`Sum::Ids`] is followed by the one for [`Sum::Masses`], whose first
-    /// digit is `digit`.
+    /// Ends a search. After the one for [`Sum::Ids`] that for [`Sum::Masses`] begins, whose first digit is
+    /// `digit`.
     End { sum: Sum, digit: Digit, sampling: Span<'a>, room: SpanMut<'a> },
-    /// `[rows]` [`Candidate`](crate::merge::Candidate)s: what each row draws of what is kept, as
-    /// [`Out::Drawn`](crate::backend::Out::Drawn) says.
+    /// `[rows]` [`Candidate`](crate::merge::Candidate)s: what each row draws from the logits that are kept,
+    /// as [`Out::Drawn`](crate::backend::Out::Drawn) says.
     Candidates { room: Span<'a>, out: SpanMut<'a> },
 }
 
-/// What is known of each held row between passes: one array behind the other.
+/// Where the state of the held rows between passes lies: four arrays, one behind the other, by their first
+/// byte.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
     pub wanted: usize,
@@ -91,7 +91,7 @@ impl Room {
     }
 }
 
-/// Bytes of what is known of so many held rows between passes, aligned to 16.
+/// Bytes of the state of `rows` held rows between passes, aligned to 16.
 ///
 /// # Errors
 /// `Shape` for more rows than memory has bytes.
@@ -99,7 +99,7 @@ pub fn room_bytes(rows: usize) -> Result<usize> {
     Room::of(rows).map(|room| room.bytes)
 }
 
-/// Bytes of a row's search, of the rows that a rank decides.
+/// Bytes of the search of one row that a rank decides.
 pub const SEARCH_BYTES: usize = size_of::<CutSearch>();
 
 pub(crate) fn of_the_host() -> Error {

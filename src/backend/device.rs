@@ -1,4 +1,4 @@
-//! What the CUDA and the emulated device have in common: memory, kernels, and on them the products of
+//! What the CUDA and the emulated device have in common: memory and kernels. On these stand the matmuls of
 //! `kernels/`, a whole [`Backend`](super::Backend), and an exchange of device memory between ranks that share
 //! a device.
 //!
@@ -6,8 +6,8 @@
 //! describe (Spec) -> plan (crate::plan) -> prepare (Matmul: kernels loaded) -> run (Matmul::run: launches)
 //! ```
 //!
-//! [`DeviceBackend`] is what [`LmHead`](crate::LmHead) drives: it loads a shard, which multiplies rows of
-//! device memory in place and brings those of the host there. [`Matmul`] is the product alone.
+//! [`DeviceBackend`] is what [`LmHead`](crate::LmHead) drives: it loads a shard, which multiplies rows in
+//! device memory in place and copies rows in host memory to the device. [`Matmul`] is the matmul alone.
 
 mod adjustments;
 mod backend;
@@ -47,7 +47,7 @@ use crate::error::Result;
 use crate::memory::{self, Memory, Span};
 use crate::plan::DeviceLimits;
 
-/// The most rows of a call: what a plan can count; memory is the real limit.
+/// The most rows of a call that a plan can count; memory is the real limit.
 const MAX_ROWS: usize = 1 << 24;
 
 /// The shape of one launch; blocks and threads along x.
@@ -68,7 +68,7 @@ pub struct Side {
 }
 
 impl Side {
-    /// Rows without a gap from the span's first byte on.
+    /// Rows without gaps, of `pitch` bytes each, from the span's first byte on.
     pub fn of(span: &Span<'_>, pitch: usize) -> Self {
         Side { memory: span.memory(), address: span.address(), pitch }
     }
@@ -90,12 +90,12 @@ impl CopyRows {
         CopyRows { to: side(to, to_address), from: side(from, from_address), row_bytes: bytes, rows: 1 }
     }
 
-    /// There is nothing to copy; the addresses then mean nothing.
+    /// Whether there is nothing to copy; the addresses then mean nothing.
     pub fn is_empty(&self) -> bool {
         self.rows == 0 || self.row_bytes == 0
     }
 
-    /// The same as one row, where neither side has gaps.
+    /// The same copy as one row, where neither side has gaps.
     #[must_use]
     pub fn joined(self) -> Self {
         let packed = |side: Side| self.rows == 1 || side.pitch == self.row_bytes;
@@ -123,7 +123,7 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     type Stream: Copy + Send;
     /// A stream of one's own, which ends when dropped.
     type OwnedStream: Send;
-    /// A mark on a stream, which may be put anew, again and again.
+    /// A mark on a stream (a CUDA event), which may be put anew, again and again.
     type Event: Send + Sync;
 
     /// `cuda`, `emulated`: the name of the backend.
@@ -143,7 +143,7 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// Another stream, so that concurrent callers do not wait for each other.
     ///
     /// # Errors
-    /// `Device` where there is none.
+    /// `Device` where no stream can be made.
     fn open_stream(&self) -> Result<Self::OwnedStream>;
 
     /// The stream of [`KernelDevice::open_stream`].
@@ -152,14 +152,14 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// The stream of that handle.
     ///
     /// # Safety
-    /// As of [`memory::Stream::from_raw`].
+    /// As [`memory::Stream::from_raw`].
     unsafe fn stream_from(&self, stream: memory::Stream) -> Self::Stream;
 
     /// The handle of a stream, by which streams are told apart.
     fn handle(&self, stream: Self::Stream) -> memory::Stream;
 
-    /// Runs `run` on this thread as other libraries need it that call the device: with its context current,
-    /// and afterwards the one before. A device without contexts has nothing to do.
+    /// Runs `run` on this thread with the device's context current, as other libraries that call the device
+    /// need it, and then restores the context before. A device without contexts has nothing to do.
     ///
     /// # Errors
     /// `Device` where it is refused; `run` has not run then.
@@ -168,7 +168,8 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Whether what is queued on the stream becomes part of a graph instead of running. Legal while it does.
+    /// Whether what is queued on the stream becomes part of a CUDA graph instead of running. May be asked
+    /// while a graph is captured.
     ///
     /// # Errors
     /// `Device`, also where a graph that is being made there is broken.
@@ -177,10 +178,10 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
         Ok(false)
     }
 
-    /// A mark that is on no stream: reached.
+    /// A new mark, on no stream: it counts as reached.
     ///
     /// # Errors
-    /// `Device` where there is none.
+    /// `Device` where no mark can be made.
     fn event(&self) -> Result<Self::Event>;
 
     /// Puts the mark behind what is on the stream; an earlier one is forgotten.
@@ -202,19 +203,19 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// `Device` where what is before it failed.
     fn reached(&self, event: &Self::Event) -> Result<bool>;
 
-    /// Waits until the mark has been reached, but not for ever. Makes nothing.
+    /// Waits until the mark has been reached, with a deadline. Creates nothing.
     ///
     /// # Errors
     /// As [`KernelDevice::wait`].
     fn wait_for(&self, event: &Self::Event) -> Result<()>;
 
-    /// Waits until everything on the stream has ended, but not for ever.
+    /// Waits until everything on the stream has ended, with a deadline.
     ///
     /// # Errors
     /// `Device` where something on it failed, or does not end.
     fn wait(&self, stream: Self::Stream) -> Result<()>;
 
-    /// Memory of no particular content, aligned to 256 bytes; of 0 bytes too.
+    /// Memory of undefined content, aligned to 256 bytes; 0 bytes are legal.
     ///
     /// # Errors
     /// `Device` where there is not that much.
@@ -283,7 +284,8 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// # Errors
     /// As [`KernelDevice::queue_write`].
     fn write_on(&self, stream: Self::Stream, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()> {
-        // A copy from memory that is not locked waits for what is before it, and knows no deadline.
+        // A copy from memory that is not locked waits for what is before it, without a deadline: this wait
+        // has one.
         self.wait(stream)?;
         // SAFETY: they are borrowed until the wait has returned; a copy that was refused touches nothing.
         unsafe { self.queue_write(stream, buffer, at, bytes)? };
@@ -301,8 +303,8 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
         at: usize,
         bytes: &mut [u8],
     ) -> Result<()> {
-        // First what was launched: its failure is told as its own, not as the copy's, and nothing is copied
-        // then.
+        // First what was launched: so its failure is reported as its own, not as the copy's, and nothing is
+        // copied.
         self.wait(stream)?;
         // SAFETY: as above.
         unsafe { self.queue_read(stream, buffer, at, bytes)? };
@@ -312,7 +314,7 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// [`KernelDevice::write_on`] the device's own stream.
     ///
     /// # Errors
-    /// As that.
+    /// As [`KernelDevice::write_on`].
     fn write(&self, buffer: &Self::Buffer, at: usize, bytes: &[u8]) -> Result<()> {
         self.write_on(self.stream(), buffer, at, bytes)
     }
@@ -320,7 +322,7 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// [`KernelDevice::read_on`] the device's own stream.
     ///
     /// # Errors
-    /// As that.
+    /// As [`KernelDevice::read_on`].
     fn read(&self, buffer: &Self::Buffer, at: usize, bytes: &mut [u8]) -> Result<()> {
         self.read_on(self.stream(), buffer, at, bytes)
     }
@@ -328,7 +330,8 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// The kernel of that name. Everything that takes time or memory happens here, not in the launch.
     ///
     /// # Errors
-    /// `Unsupported` where there is none, or none for this device; `Device` where it cannot be loaded.
+    /// `Unsupported` where there is no such kernel, or none for this device; `Device` where it cannot be
+    /// loaded.
     fn kernel<P: Params>(&self, name: &'static str) -> Result<Self::Kernel<P>>;
 
     /// Sets `words` 32-bit words from `address` on to `value`, on the stream.
@@ -343,21 +346,22 @@ pub trait KernelDevice: Clone + Send + Sync + 'static {
     /// [`KernelDevice::fill`] with zeros.
     ///
     /// # Errors
-    /// As that.
+    /// As [`KernelDevice::fill`].
     ///
     /// # Safety
-    /// As that.
+    /// As [`KernelDevice::fill`].
     unsafe fn clear(&self, stream: Self::Stream, address: u64, words: usize) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.fill(stream, address, words, 0) }
     }
 
-    /// Queues a launch; neither allocates nor waits. The kernel, every one that [`KernelDevice::kernel`] gives, may
-    /// begin while the one before it on the stream still runs (programmatic dependent launch): it waits itself, by
-    /// the rules of `kernels/step.cuh`. On devices before compute capability 9.0 it begins afterwards.
+    /// Queues a launch; neither allocates nor waits. Every kernel that [`KernelDevice::kernel`] gives may
+    /// begin while the one before it on the stream still runs (programmatic dependent launch): it waits
+    /// itself, by the rules of `kernels/step.cuh`. On devices before compute capability 9.0 it begins
+    /// afterwards.
     ///
     /// # Errors
-    /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is told by the next
+    /// `Shape` or `Device` where it is refused. What goes wrong while the kernel runs is reported by the next
     /// wait or copy.
     ///
     /// # Safety

@@ -1,4 +1,4 @@
-//! What belongs to rows and lies in device memory, on its way to products and passes.
+//! Inputs that belong to rows and lie in device memory, on their way to matmuls and passes.
 
 use crate::error::{Error, Result};
 use crate::memory::{Span, SpanMut};
@@ -7,15 +7,15 @@ use crate::result::{DeviceInputs, SamplingSpans};
 use std::fmt;
 use std::ops::Range;
 
-/// Adjustments that some row of the group has in device memory, and the most entries of a row: the same on
-/// every rank, so that messages have one shape, whatever the rows have.
+/// Which adjustments some row of the group has in device memory, and the most entries of a row. The same on
+/// every rank, so that messages have one shape whatever the rows have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeviceAdjustments {
     /// Some row has a mask.
     pub allowed: bool,
-    /// The most additions of a row; 0: no row has any. A row with more is one of bad input.
+    /// The most additions (logit bias) of a row; 0: no row has any. A row with more is bad input.
     pub additions: u32,
-    /// The most ids that came before, of a row with penalties; 0: no row has penalties.
+    /// The most ids with counts of a row with penalties; 0: no row has penalties.
     pub counts: u32,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for DeviceAdjustments {
 }
 
 impl DeviceAdjustments {
-    /// No row has any.
+    /// Whether no row has any.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -38,18 +38,18 @@ impl DeviceAdjustments {
         AdjustmentPlaces { masks: u32::from(allowed), additions, counts, none: 0 }
     }
 
-    /// Words of a row's mask in a message for so many ids.
+    /// Words of a row's mask in a message for `ids` ids.
     pub(crate) fn mask_words(&self, ids: usize) -> usize {
         if self.allowed { 2 * ids.div_ceil(64) } else { 0 }
     }
 
-    /// Bytes of a row's message to a shard of so many ids: see `AdjustmentPlaces` of `kernels/params.h`.
+    /// Bytes of a row's message to a shard of `ids` ids: see `AdjustmentPlaces` of `kernels/params.h`.
     pub(crate) fn message_bytes(&self, ids: usize) -> usize {
         let counts = if self.counts > 0 { 16 + 8 * self.counts as usize } else { 0 };
         if ids == 0 { 0 } else { 4 * self.mask_words(ids) + 8 * self.additions as usize + counts }
     }
 
-    /// Bytes of what is made of the entries of so many rows: see `PlacedAdjustments::carve`.
+    /// Bytes of the unpacked entries of `rows` rows: see `PlacedAdjustments::carve`.
     ///
     /// # Errors
     /// `Shape` for more entries than kernels count.
@@ -70,7 +70,7 @@ impl DeviceAdjustments {
 #[derive(Debug, Clone, Copy)]
 pub struct PlacedEntries<'a> {
     pub offsets: Span<'a>,
-    /// In the shard, ascending within a row; `u32::MAX` in places that are left.
+    /// Relative to the shard, ascending within a row; `u32::MAX` in unused places.
     pub ids: Span<'a>,
     pub values: Span<'a>,
 }
@@ -82,12 +82,12 @@ pub struct PlacedAdjustments<'a> {
     /// The first row's mask words, and how many words there are from row to row.
     pub allowed: Option<(Span<'a>, usize)>,
     pub additions: Option<PlacedEntries<'a>>,
-    /// And f32 `[rows]`: repetition, frequency, presence.
+    /// Entries, and f32 `[rows]` each of repetition, frequency and presence.
     pub counts: Option<(PlacedEntries<'a>, [Span<'a>; 3])>,
 }
 
 impl<'a> PlacedAdjustments<'a> {
-    /// Entries of `rows` rows in [`DeviceAdjustments::placed_bytes`] bytes.
+    /// Cuts [`DeviceAdjustments::placed_bytes`] bytes into the entries of `rows` rows.
     pub(crate) fn carve(from: Span<'a>, rows: usize, of: &DeviceAdjustments) -> Self {
         let mut at = 0;
         let mut take = |words: usize| {
@@ -105,31 +105,32 @@ impl<'a> PlacedAdjustments<'a> {
     }
 }
 
-/// What is made of inputs in device memory. Spans are the backend's memory unless it says otherwise. Words of
-/// `status`, u32, are or'ed with `LMHEAD_STATUS_BAD_INDEX` where what a row was given cannot be.
+/// What is to be made of inputs in device memory. Spans are the backend's memory unless a variant says
+/// otherwise. Words of `status`, u32, are or'ed with `LMHEAD_STATUS_BAD_INDEX` for rows with an input that
+/// cannot be.
 #[derive(Debug)]
 pub enum Inputs<'a> {
-    /// All words, u32, become `value`.
+    /// Sets all words, u32, to `value`.
     Fill { words: SpanMut<'a>, value: u32 },
     /// Status words of the same rows: `into |= from`.
     Status { from: Span<'a>, into: SpanMut<'a> },
-    /// Targets i64 `[rows, per_row]`, also of the host, become u32 as ranks exchange them;
+    /// Encodes targets i64 `[rows, per_row]`, which may be in host memory, as ranks exchange them: u32,
     /// [`NO_TARGET`](crate::merge::NO_TARGET) where there is none.
     Targets { ids: Span<'a>, per_row: usize, vocab_size: usize, out: SpanMut<'a>, status: SpanMut<'a> },
-    /// Bytes `parts` of `from`, which may be the host's, one behind the other.
+    /// Copies bytes `parts` of `from`, which may be in host memory, one behind the other.
     Parts { from: Span<'a>, parts: &'a [Range<usize>], out: SpanMut<'a> },
-    /// Targets u32 `[n]`, and of each shard their logits f32 `[shards, n]`, become candidates `[n]` with the
-    /// logit of the shard that has the id.
+    /// Makes candidates `[n]` of targets u32 `[n]` and their logits of each shard, f32 `[shards, n]`: each
+    /// gets the logit of the shard that has its id.
     Candidates { targets: Span<'a>, logits: Span<'a>, shards: &'a [Range<usize>], out: SpanMut<'a> },
-    /// Sampling parameters become rows of the host's memory: waited for. Those of bad rows are greedy.
+    /// Copies sampling parameters to rows in host memory, and waits for that. Bad rows become greedy.
     Sampling {
         from: &'a SamplingSpans<'a>,
         vocab_size: usize,
         out: &'a mut [SamplingRow],
         status: SpanMut<'a>,
     },
-    /// Sampling parameters become rows; those of bad rows are greedy. With `unfiltered` a row with a filter
-    /// that counts is bad.
+    /// Makes rows of sampling parameters; bad rows become greedy. With `unfiltered` a row whose filter has an
+    /// effect is bad.
     SamplingRows {
         from: &'a SamplingSpans<'a>,
         vocab_size: usize,
@@ -137,7 +138,7 @@ pub enum Inputs<'a> {
         out: SpanMut<'a>,
         status: SpanMut<'a>,
     },
-    /// Of the adjustments of each row a digest: u64 `[rows]`.
+    /// A digest of the adjustments of each row: u64 `[rows]`.
     DigestAdjustments {
         from: &'a DeviceInputs<'a>,
         rows: usize,
@@ -145,20 +146,20 @@ pub enum Inputs<'a> {
         vocab_size: usize,
         out: SpanMut<'a>,
     },
-    /// Adjustments of `rows` rows become messages to the shards `to`, one behind the other in `out`.
+    /// Makes messages to the shards `to` of the adjustments of `rows` rows, one behind the other in `out`.
     PackAdjustments {
         from: &'a DeviceInputs<'a>,
         rows: usize,
-        /// Of each message the parts, which share the rows evenly, and for how many rows each has room. Rows
-        /// that are nobody's have no adjustments.
+        /// How many parts each message has, which share the rows evenly, and for how many rows each part has
+        /// room. Rows of padding have no adjustments.
         parts: (usize, usize),
         of: DeviceAdjustments,
         shards: &'a [Range<usize>],
-        /// The first, how far the next one is, and how many.
+        /// The first shard, the step to the next one, and how many.
         to: (usize, usize, usize),
         out: SpanMut<'a>,
         status: SpanMut<'a>,
     },
-    /// Messages of `rows` rows to the own shard become entries: see `PlacedAdjustments::carve`.
+    /// Unpacks messages of `rows` rows to the own shard into entries: see `PlacedAdjustments::carve`.
     UnpackAdjustments { from: Span<'a>, rows: usize, of: DeviceAdjustments, out: SpanMut<'a> },
 }

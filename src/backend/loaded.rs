@@ -1,18 +1,18 @@
-//! A shard where it is multiplied: what [`Backend::load`] returns.
+//! A loaded shard: what [`Backend::load`] returns, and what it can do.
 //!
 //! ```text
-//! run   rows x shard -> logits, partials of the best candidates, or draws   one product
+//! run   rows x shard -> logits, partials of the best candidates, or draws   one matmul
 //!       rows x ids of their own -> logits of these, for partials that count what beats them
-//! hold  rows x shard -> logits that stay where the backend has them         one product
+//! hold  rows x shard -> logits that stay where the backend has them         one matmul
 //!         pass: target logits, largest logits, histograms, ties             small answers, in host memory
 //!         pass: partials, candidates                                        what is exchanged
 //! finish  what came from all shards -> the caller's answer
-//! inputs  what belongs to rows and lies in device memory: checked, packed, brought where passes read it
+//! inputs  inputs of rows in device memory: checked, packed, brought to where passes read them
 //! ```
 //!
-//! Rows, partials and answers are spans of one memory: the host's, or the device's that the backend runs on.
-//! With device memory all work goes on the caller's stream, and only what is small and decides how the step
-//! goes on is waited for.
+//! Rows, partials and answers are spans of one memory: the host's, or that of the device that the backend
+//! runs on. With device memory all work goes on the caller's stream; only small answers that decide how the
+//! step goes on are waited for.
 
 use crate::adjust::ShardAdjustments;
 use crate::backend::capacity::{self, Arrivals, CapacitySteps, Payload};
@@ -34,8 +34,8 @@ pub trait Backend: Send + Sync {
     /// `cpu`, `cuda`, ...
     fn name(&self) -> &'static str;
 
-    /// The memory that products run in: rows and answers in it are used in place. All backends take those of
-    /// the host, too.
+    /// The memory that matmuls run in: rows and answers in it are used in place. Every backend also takes
+    /// rows and answers in host memory.
     fn memory(&self) -> Memory;
 
     /// Architecture, instruction set and kernel version for heads of these types: ranks whose texts differ
@@ -60,22 +60,22 @@ pub trait Backend: Send + Sync {
     /// `Unsupported` or `Dtype`, saying which backend takes them.
     fn check(&self, shard: &HeadShard, hidden: DType) -> Result<()>;
 
-    /// Brings the shard to where products read it, for rows of type `hidden`; the instruction family is
-    /// chosen here and never per call. What the backend does not use in place it copies, and does not keep
-    /// `shard`.
+    /// Loads the shard for rows of type `hidden`: brings it to where matmuls read it, and chooses the
+    /// instruction family, which no call changes. What the backend does not use in place it copies, and then
+    /// it does not keep `shard`.
     ///
     /// # Errors
     /// As [`Backend::check`]; `Device` or `Unsupported` where memory is short.
     fn load(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Box<dyn LoadedShard>>;
 
-    /// Memory that is kept from step to step, zeros at first. That of the host may be locked, so that copies
-    /// to the device do not wait.
+    /// Memory that is kept from step to step, zeros at first. Host memory may be locked, so that copies to
+    /// the device do not wait.
     ///
     /// # Errors
     /// `Shape` or `Device` naming `what` where there is not that much, or `memory` is not this backend's.
     fn allocate(&self, memory: Memory, bytes: usize, what: &str) -> Result<Box<dyn Allocation>>;
 
-    /// Whether what is queued on the stream becomes part of a graph instead of running.
+    /// Whether what is queued on the stream becomes part of a CUDA graph instead of running.
     ///
     /// # Errors
     /// `Device` when the device fails.
@@ -85,41 +85,41 @@ pub trait Backend: Send + Sync {
     }
 }
 
-/// One product with its epilogue: `[rows.len(), hidden] x [shard, hidden]ᵀ`.
+/// One matmul with its epilogue: `[rows.len(), hidden] x [shard, hidden]ᵀ`.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
-    /// In the host's memory or the backend's.
+    /// In host memory or the backend's.
     pub rows: HiddenRows<'a>,
     pub epilogue: Epilogue,
     /// Applied after the epilogue, row by row; as many rows as `rows`, for the shard's vocabulary.
     pub adjustments: Option<&'a ShardAdjustments>,
-    /// Those that are in the backend's memory, of as many rows. Of one kind there are some here or above, not
-    /// both.
+    /// Adjustments in the backend's memory, of as many rows. Each kind is either here or in `adjustments`,
+    /// not in both.
     pub placed: Option<PlacedAdjustments<'a>>,
 }
 
 impl Job<'_> {
-    /// There are adjustments.
+    /// Whether there are adjustments.
     pub fn is_adjusted(&self) -> bool {
         self.adjustments.is_some() || self.placed.is_some()
     }
 }
 
-/// What a product is asked for.
+/// What a matmul is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
     /// All logits, rounded.
     Logits { dtype: DType },
-    /// Of each row what the spec says, over the shard's vocabulary; where it has targets, the logits of these
-    /// before.
+    /// What the spec says of each row, over the shard's vocabulary; where it has targets, their logits before
+    /// that.
     Partials(PartialSpec),
-    /// The id that is drawn of each row, without any filter.
+    /// One id of each row, drawn without any filter.
     Drawn,
     /// The f32 logits, for passes. `raw`: those without adjustments, too.
     Hold { raw: bool },
 }
 
-/// Where a product's answer goes: memory of the host or of the backend.
+/// Where a matmul's answer goes: host memory or the backend's.
 #[derive(Debug)]
 pub enum Out<'a> {
     /// See [`LogitsOut`].
@@ -127,20 +127,20 @@ pub enum Out<'a> {
     /// `[rows, spec.stride(shard)]` bytes, aligned to 8: [`PartialRow`](crate::params::PartialRow)s.
     /// `spec.targets` is 0.
     Partials(PartialSpec, SpanMut<'a>),
-    /// The same with `spec.targets`, of a shard that [counts](LoadedShard::counts_targets). `targets`
+    /// The same with `spec.targets`, for a shard that [counts](LoadedShard::counts_targets). `targets`
     /// `[rows, spec.targets]` are the ids and logits ([`Candidate`](crate::merge::Candidate), aligned to 8)
-    /// that the others are compared with; those of id [`NO_TARGET`](crate::merge::NO_TARGET) count 0. Each
-    /// span is the host's memory or the backend's. `again`: the rows are those of the
-    /// [`Out::TargetLogits`] just before, and unchanged; those of host memory need not travel twice.
+    /// that all others are compared with; those of id [`NO_TARGET`](crate::merge::NO_TARGET) count 0. Each
+    /// span is in host memory or the backend's. `again`: the rows are those of the [`Out::TargetLogits`] just
+    /// before, unchanged; so rows in host memory need not be copied again.
     Counted { spec: PartialSpec, targets: Span<'a>, again: bool, out: SpanMut<'a> },
-    /// Of each row and target the logit of that id, with the bits that it has in the product of all: NaN
-    /// where the id is not the shard's ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where it is
-    /// NaN. `targets` u32 and `out` f32, `[rows, per_row]`, are both the host's memory, or the backend's. Of
+    /// The logit of each of a row's targets, with the bits that it has in the whole matmul; NaN where the id
+    /// is not the shard's ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where the logit is NaN.
+    /// `targets` u32 and `out` f32, `[rows, per_row]`, are both in host memory, or both in the backend's. For
     /// a shard that [counts](LoadedShard::counts_targets).
     TargetLogits { targets: Span<'a>, per_row: usize, out: SpanMut<'a> },
-    /// `[rows]` [`Candidate`](crate::merge::Candidate)s, 8 bytes each: of each row the id that is drawn of
-    /// the shard's, and its logit; minus infinity where nothing is allowed, NaN where a logit is not finite.
-    /// No row has a filter: of one in a device's memory that has, infinity comes, which no draw takes.
+    /// `[rows]` [`Candidate`](crate::merge::Candidate)s, 8 bytes each: the id that each row draws from the
+    /// shard's, and its logit; minus infinity where nothing is allowed, NaN where a logit is not finite. Rows
+    /// must have no filter: one in device memory that has a filter gets infinity, which no draw takes.
     Drawn(RowSampling<'a>, SpanMut<'a>),
 }
 
@@ -152,8 +152,8 @@ pub struct LogitsOut<'a> {
     pub stride: usize,
     pub dtype: DType,
     /// The status word of row `i`, u32, is at byte `i * status_stride`; overwritten with `LMHEAD_STATUS_*`:
-    /// `NONFINITE` where a logit (or what it is rounded to) is NaN or infinite and not minus infinity by an
-    /// adjustment, `ALLOWED` where one is above minus infinity, `BAD_INDEX` where the row was none.
+    /// `NONFINITE` where a logit (or what it is rounded to) is NaN or infinite, unless an adjustment made it
+    /// minus infinity; `ALLOWED` where one is above minus infinity; `BAD_INDEX` where the row's index is bad.
     pub status: Status<'a>,
 }
 
@@ -170,12 +170,12 @@ pub enum Status<'a> {
 #[derive(Debug, Default)]
 pub struct On<'a> {
     pub stream: Stream,
-    /// Of the backend's memory, aligned to 256 bytes; `None`: the loaded shard's own, which grows.
+    /// In the backend's memory, aligned to 256 bytes; `None`: the loaded shard's own memory, which grows.
     pub workspace: Option<SpanMut<'a>>,
 }
 
 /// A shard that a head runs on. Each head has its own, with memory of its own for what happens between rows
-/// and answers; heads of the same weights share these ([`LoadedShard::another`]).
+/// and answers; heads of the same weights share the weights ([`LoadedShard::another`]).
 ///
 /// The bits of a row's answer depend on [`Backend::fingerprint`] alone, never on the rows around it, their
 /// number, the shard's boundaries or the number of threads (promise 1).
@@ -189,34 +189,35 @@ pub trait LoadedShard: Send {
     /// `Device` where memory or a stream is short.
     fn another(&self) -> Result<Box<dyn LoadedShard>>;
 
-    /// Bytes of workspace in the backend's memory that a call of so many rows takes; 0 where none are needed.
-    /// A function of its arguments and the shard alone.
+    /// Bytes of workspace in the backend's memory that a call of `rows` rows takes; 0 where it takes none.
+    /// Depends on the arguments and the shard alone.
     ///
     /// # Errors
-    /// `Shape` for more rows than can be.
+    /// `Shape` for too many rows.
     fn workspace(&self, rows: usize, ask: Ask) -> Result<usize>;
 
-    /// Makes room for calls of up to so many rows: after it they neither allocate nor load.
+    /// Makes room for calls of up to `rows` rows: after it they neither allocate nor load.
     ///
     /// # Errors
     /// `Shape` or `Device` where memory is short.
     fn prepare(&mut self, rows: usize, ask: Ask) -> Result<()>;
 
-    /// Whether a product counts what beats targets whose logits are known before it
-    /// ([`Out::TargetLogits`], [`Out::Counted`]). Others hold the logits, and count in a pass.
+    /// Whether a matmul counts what beats targets whose logits were made before it ([`Out::TargetLogits`],
+    /// [`Out::Counted`]). Other shards hold the logits, and count in a pass.
     fn counts_targets(&self) -> bool {
         false
     }
 
-    /// One product. In host memory it is done when this returns; in the backend's, queued on the stream.
+    /// One matmul. With host memory it is done when this returns; with the backend's it is queued on the
+    /// stream.
     ///
     /// # Errors
     /// `Shape` or `Dtype` naming what does not fit, and how large a workspace must be, before anything is
     /// launched; `Device` when the device fails.
     fn run(&mut self, job: &Job<'_>, out: Out<'_>, on: &mut On<'_>) -> Result<()>;
 
-    /// One product whose f32 logits stay with the backend, until the next call of this or of `run`. `raw`:
-    /// where there are adjustments, the logits without them are kept, too.
+    /// One matmul whose f32 logits stay with the backend, until the next call of this or of `run`. `raw`:
+    /// where there are adjustments, the logits without them are kept too.
     ///
     /// # Errors
     /// As [`LoadedShard::run`].
@@ -228,10 +229,10 @@ pub trait LoadedShard: Send {
     /// The workspace that was given to that call, if any, is there, and nobody else uses it.
     unsafe fn held(&mut self) -> Option<&mut dyn HeldLogits>;
 
-    /// Brings the wanted rows together, one after the other, in `out` `[rows, hidden]` of the same memory. A
-    /// row of a device whose index is none becomes zeros; `status` `[rows]` u32 is set to
-    /// `LMHEAD_STATUS_BAD_INDEX` there, else to
-    /// 0. With host memory there are no such rows, and `status` is empty.
+    /// Packs the selected rows, one after the other, into `out` `[rows, hidden]` of the same memory. In
+    /// device memory a row with a bad index becomes zeros; `status` `[rows]` u32 is set to
+    /// `LMHEAD_STATUS_BAD_INDEX` for it, else to 0. In host memory there are no such rows, and `status` is
+    /// empty.
     ///
     /// # Errors
     /// `Shape` where a buffer does not fit; `Device` when the device fails.
@@ -251,26 +252,25 @@ pub trait LoadedShard: Send {
     /// Makes the answer of what came from all shards: see [`Finish`].
     ///
     /// # Errors
-    /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit. In device memory what came
-    /// is looked at there, and a row of it that cannot be has the status of bad input: where more than 64
-    /// candidates are wanted, candidates that are not sorted, too.
+    /// `Exchange` where what came cannot be; `Shape` where a buffer does not fit. In device memory the device
+    /// checks what came, and a row that cannot be has the status of bad input. Where more than 64 candidates
+    /// are wanted, unsorted candidates are among what cannot be.
     fn finish(&mut self, what: Finish<'_>, scratch: &mut finish::Scratch, on: &mut On<'_>) -> Result<()> {
         let _ = on;
         finish::on_host(what, scratch)
     }
 
-    /// Begins a capacity step of the device's own counting: rows and header on their way to the peers.
-    /// Queued.
+    /// Begins a capacity step, which the device counts: queues rows and header for the peers.
     ///
     /// # Errors
-    /// `Shape` where a buffer does not fit; `Device` when the device fails; `Unsupported` where steps are the
-    /// host's.
+    /// `Shape` where a buffer does not fit; `Device` when the device fails; `Unsupported` where the host
+    /// begins steps.
     fn open_capacity(&mut self, payload: Payload<'_>, on: &mut On<'_>) -> Result<()> {
         let (_, _) = (payload, on);
         Err(capacity::of_the_host())
     }
 
-    /// Compares the headers of such a step, and says where its rows lie. Queued.
+    /// Compares the headers of such a step, and writes which rows are to be multiplied. Queued.
     ///
     /// # Errors
     /// As [`LoadedShard::open_capacity`].
@@ -279,7 +279,7 @@ pub trait LoadedShard: Send {
         Err(capacity::of_the_host())
     }
 
-    /// The next such step is the first again, and no mismatch is known: of a group that was made anew.
+    /// Counts such steps from the first again, and forgets a mismatch: for a group that was rebuilt.
     ///
     /// # Errors
     /// `Device` when the device fails.
@@ -287,13 +287,19 @@ pub trait LoadedShard: Send {
         Ok(())
     }
 
-    /// From now on what is queued becomes part of a graph, or no more.
+    /// Sets whether what is queued from now on becomes part of a CUDA graph.
     fn capture(&mut self, capturing: bool) {
         let _ = capturing;
     }
 
-    /// The end of a step that nobody waits for: [`LoadedShard::wait_queued`] waits until the stream has come
-    /// here.
+    /// Sets whether work on the stream may wait for other ranks from now on: then nobody waits for it here,
+    /// also where something has failed.
+    fn defer(&mut self, deferring: bool) {
+        let _ = deferring;
+    }
+
+    /// Remembers the end of a step that nobody waits for: [`LoadedShard::wait_queued`] waits until the stream
+    /// has come here.
     ///
     /// # Errors
     /// `Device` when the device fails.
@@ -302,7 +308,7 @@ pub trait LoadedShard: Send {
         Ok(())
     }
 
-    /// Waits for the last of these, but not for ever.
+    /// Waits, with a deadline, for what `remember_queued` has remembered last.
     ///
     /// # Errors
     /// `Device` when the device fails.
@@ -310,13 +316,13 @@ pub trait LoadedShard: Send {
         Ok(())
     }
 
-    /// What the device has said of such steps, once there was one.
+    /// What the device reports of capacity steps, once there was one.
     fn capacity_steps(&self) -> Option<Arc<dyn CapacitySteps>> {
         None
     }
 
-    /// Makes of inputs in the backend's memory what products and passes read: queued on the stream. Backends
-    /// of the host have none.
+    /// Makes what matmuls and passes read, of inputs in the backend's memory: queued on the stream. Backends
+    /// in host memory have no such inputs.
     ///
     /// # Errors
     /// `Shape` where a buffer does not fit; `Device` when the device fails.
@@ -326,11 +332,11 @@ pub trait LoadedShard: Send {
         Err(Error::unsupported("the host's memory", "inputs of the host", "inputs in device memory", fix))
     }
 
-    /// Gives back memory that is kept from call to call and can be had again: never weights.
+    /// Gives back memory that is kept from call to call and can be allocated again: never weights.
     fn release_memory(&mut self);
 }
 
-/// Which of the held logits.
+/// Which of the held logits a pass reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     /// With adjustments, where there are any.
@@ -350,7 +356,7 @@ pub trait HeldLogits {
     /// `Shape` or `Request` where the pass does not fit; `Device` when the device fails.
     fn pass(&mut self, pass: Pass<'_>) -> Result<()>;
 
-    /// One pass of the rounds of rows whose sampling parameters only the device knows. Queued.
+    /// One round of the search for cuts, in rows whose sampling parameters only the device knows. Queued.
     ///
     /// # Errors
     /// `Shape` where a buffer does not fit; `Device` when the device fails; `Unsupported` where logits are
@@ -365,24 +371,23 @@ pub trait HeldLogits {
 /// says.
 #[derive(Debug)]
 pub enum Pass<'a> {
-    /// Of each row and target the logit of that id: NaN where the id is not the shard's
-    /// ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where it is NaN. `targets` u32 and `out` f32,
-    /// `[rows, per_row]`, are both the host's memory, or the backend's.
+    /// The logit of each of a row's targets: NaN where the id is not the shard's
+    /// ([`NO_TARGET`](crate::merge::NO_TARGET) is nobody's), or where the logit is NaN. `targets` u32 and
+    /// `out` f32, `[rows, per_row]`, are both in host memory, or both in the backend's.
     TargetLogits { of: Which, targets: Span<'a>, per_row: usize, out: SpanMut<'a> },
     /// Partials of all held rows, `[rows, spec.stride(shard)]`. `targets` `[rows, spec.targets]` are the ids
-    /// and logits ([`Candidate`](crate::merge::Candidate)) that the others are compared with; those of id
-    /// [`NO_TARGET`](crate::merge::NO_TARGET) count 0. Each is the host's memory or the backend's.
+    /// and logits ([`Candidate`](crate::merge::Candidate)) that all others are compared with; those of id
+    /// [`NO_TARGET`](crate::merge::NO_TARGET) count 0. Each span is in host memory or the backend's.
     Partials { of: Which, spec: PartialSpec, targets: Span<'a>, out: SpanMut<'a> },
     /// The largest logit of each row: minus infinity where nothing is allowed, NaN where a logit is not
     /// finite.
     Maxima { rows: &'a [usize], out: &'a mut [f32] },
     /// For each query a histogram, one after the other.
     Histograms { queries: &'a [HistogramQuery], out: &'a mut [u64] },
-    /// For each query the end of the ids that belong to the first `allowance` kept ids with that logit; 0 for
-    /// none.
+    /// For each query: where the first `allowance` kept ids with that logit end; 0 for none.
     Ties { queries: &'a [TiesQuery], out: &'a mut [u32] },
-    /// For each row, one after the other in `out` (8 bytes each), the candidates that are wanted of it, in
-    /// any order; places that are left hold minus infinity. A row that is not finite has NaN in its first
-    /// place. Goes to the host's memory or the backend's.
+    /// The candidates that are wanted of each row, in any order, 8 bytes each, row after row; unused places
+    /// hold minus infinity. A row that is not finite has NaN in its first place. Goes to host memory or the
+    /// backend's.
     Candidates { rows: &'a [(usize, Wanted)], out: SpanMut<'a> },
 }

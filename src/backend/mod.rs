@@ -25,10 +25,10 @@ use crate::sampling::SamplingParams;
 use crate::sampling::cut::{Digit, Kept, Sum};
 use crate::weights::HeadShard;
 
-/// What candidates of a row are wanted.
+/// Which candidates of a row are wanted.
 #[derive(Debug, Clone, Copy)]
 pub enum Wanted {
-    /// The k with the largest logits: k places, of a shard that has as many ids.
+    /// The k with the largest logits: k places. The shard has at least k ids.
     Best { k: usize },
     /// The one with the largest score, among what is kept: one place. `None` keeps all.
     Drawn { params: SamplingParams, kept: Option<Kept> },
@@ -44,7 +44,7 @@ impl Wanted {
     }
 }
 
-/// A question for ids that tie with the last logit that is kept.
+/// Asks where the ids end that are kept and tie with the last logit that is kept.
 #[derive(Debug, Clone, Copy)]
 pub struct TiesQuery {
     pub row: usize,
@@ -64,12 +64,12 @@ pub struct HistogramQuery {
     pub key: u32,
 }
 
-/// What decides how a head is multiplied.
+/// The types that decide how a head is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadTypes {
     pub weights: DType,
     pub quantization: Quantization,
-    /// Of the hidden states.
+    /// Type of the hidden states.
     pub hidden: DType,
 }
 
@@ -80,7 +80,8 @@ impl HeadTypes {
     }
 }
 
-/// Shards begin at multiples of 64 ids: a word of a mask has 32 ids, a kernel's tile 64 or 128. No sum depends on it.
+/// Refuses shards that do not begin at a multiple of 64 ids: a word of a mask has 32 ids, a kernel's tile 64
+/// or 128. No sum depends on it.
 pub(crate) fn check_boundaries(shard: &HeadShard) -> Result<()> {
     let vocab = shard.vocab();
     let whole = vocab.start.is_multiple_of(BLOCK)

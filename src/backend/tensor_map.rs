@@ -1,8 +1,10 @@
-//! How TMA reads a matrix: the description and its rules, the same for every device. Each device has its own encoding.
+//! How TMA reads a matrix: the description and its rules, the same for every device. Each device has its own
+//! encoding.
 
 use crate::error::{Error, Result};
 
-/// How the 16-byte pieces of a tile's rows are exchanged, so that no two rows of eight share banks of shared memory.
+/// How the 16-byte pieces of a tile's rows are exchanged, so that no two rows of eight share banks of shared
+/// memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swizzle {
     None,
@@ -12,7 +14,7 @@ pub enum Swizzle {
 }
 
 impl Swizzle {
-    /// Bytes of a tile's row; without a swizzle any number.
+    /// The bytes that a tile's row must have; `None` without a swizzle, which takes any number.
     fn span(self) -> Option<u64> {
         match self {
             Swizzle::None => None,
@@ -41,9 +43,9 @@ pub struct Tiled2d {
 }
 
 impl Tiled2d {
-    /// The rules of `cuTensorMapEncodeTiled` (CUDA driver API reference), which itself only says that one was broken; and one of our
-    /// own: a swizzled tile is as wide as its swizzle. The driver takes narrower ones too, but how those lie in shared memory is
-    /// documented nowhere, and the emulated device does not guess.
+    /// The rules of `cuTensorMapEncodeTiled` (CUDA driver API reference), which itself only says that one was
+    /// broken; and one of our own: a swizzled tile is as wide as its swizzle. The driver takes narrower ones
+    /// too, but how those lie in shared memory is documented nowhere, and the emulated device does not guess.
     ///
     /// # Errors
     /// `Shape`, with the rule.

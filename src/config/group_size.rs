@@ -1,4 +1,4 @@
-//! How many ranks share a head: `lmhead_tp_size` with `auto` and `-1` resolved, and by which rule.
+//! How many ranks share a head: resolves `lmhead_tp_size`, `auto` and `-1` included, and says by which rule.
 
 use super::{HeadConfig, LmheadTpSize, Quantization};
 use crate::cost::StepShape;
@@ -19,7 +19,7 @@ pub enum GroupSizeRule {
     AutoTensorParallel,
     /// `auto` with a cost model and without tensor parallelism: the size that it finds fastest.
     AutoFastest,
-    /// `auto` without either: every rank has the whole head.
+    /// `auto` with neither: every rank has the whole head.
     AutoReplicated,
 }
 
@@ -43,15 +43,15 @@ impl HeadConfig {
     /// The group size for a layout: `lmhead_tp_size` with `auto` and `-1` resolved.
     ///
     /// # Errors
-    /// `Config` where the size does not fit, naming the nearest that would.
+    /// `Config` where the size does not fit the layout, naming the nearest that would.
     pub fn group_size(&self, layout: &ParallelLayout) -> Result<usize> {
         self.group_size_and_rule(layout).map(|(size, _)| size)
     }
 
-    /// [`HeadConfig::group_size`], and by which rule.
+    /// [`HeadConfig::group_size`], with the rule that gave it.
     ///
     /// # Errors
-    /// As that.
+    /// As `HeadConfig::group_size`.
     pub fn group_size_and_rule(&self, layout: &ParallelLayout) -> Result<(usize, GroupSizeRule)> {
         let (size, rule) = match (self.lmhead_tp_size, &self.cost_model) {
             (LmheadTpSize::Ranks(n), _) => (n, GroupSizeRule::Asked),
@@ -69,8 +69,8 @@ impl HeadConfig {
         Ok((size, rule))
     }
 
-    /// What the cost model is asked about: types as far as the configuration knows them, 16 bits where it does not. Float
-    /// weights have the type of the hidden states.
+    /// The input of the cost model. Types that the configuration does not give are taken to have 16 bits, and
+    /// float weights to have the type of the hidden states.
     pub fn step_shape(&self, tp: usize) -> StepShape {
         let hidden_bytes = self.hidden_dtype.map_or(2, |dtype| dtype.size());
         StepShape {

@@ -1,4 +1,4 @@
-//! What a model's own `config.json` says of its head.
+//! What a model's own `config.json` says about its head.
 
 use super::model_rules::{self, Names, Rule, Step, Tied};
 use super::python_json;
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// Where the settings of the text model may lie in the `config.json` of a model of several kinds of input.
+/// Where the `config.json` of a multimodal model may keep the settings of its text model.
 const TEXT_CONFIGS: [&[&str]; 5] = [
     &["text_config"],
     &["llm_config"],
@@ -15,39 +15,38 @@ const TEXT_CONFIGS: [&[&str]; 5] = [
     &["decoder"],
 ];
 
-/// What a model's `config.json` says of its head, as the model's own class uses it: which keys scale or cap
-/// the logits is a rule of the `model_type`. Keys are looked up in `text_config` (or `llm_config`,
-/// `language_config`) first, then at the top; keys of no concern to the head are ignored.
+/// What a model's `config.json` says about its head. Which keys scale or cap the logits depends on the
+/// `model_type`, since each model class reads its own. Keys are looked up in `text_config` (or `llm_config`,
+/// `language_config`) first, then at the top level; keys that do not concern the head are ignored.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ModelConfig {
     /// The `model_type` whose rule is used.
     pub model_type: Option<String>,
     pub vocab_size: Option<usize>,
-    /// Columns of the head; absent where the model type's head has others than `hidden_size`.
+    /// Columns of the head; absent for model types whose head does not have `hidden_size` columns.
     pub hidden_size: Option<usize>,
-    /// Multiplies the logits after the softcap, whatever the model's keys for it are.
+    /// Multiplies the logits after the softcap: the product of all scales that the model applies.
     pub logit_scale: Option<f32>,
-    /// `cap * tanh(logit / cap)` before the scale: a model that scales first has its cap divided by the
-    /// scale.
+    /// `cap * tanh(logit / cap)` before the scale. For a model that scales first this is its cap divided by
+    /// its scale, which gives the same logits.
     pub final_logit_softcapping: Option<f32>,
-    /// Whether the head is the embedding: as `config.json` says (the top level before `text_config`), else
-    /// the default of the model type, where it is known.
+    /// Whether the embedding is the head: as `config.json` says (the top level before `text_config`), else
+    /// the model type's default, if known.
     pub tie_word_embeddings: Option<bool>,
-    /// Rows of the head of an EAGLE-3 draft model, whose ids are not those of `vocab_size`.
+    /// Rows of the head of an EAGLE-3 draft model, which has a vocabulary of its own.
     pub draft_vocab_size: Option<usize>,
-    /// `quantization_config` as it stands; [`crate::weights::Checkpoint`] judges what of it concerns the
-    /// head.
+    /// `quantization_config`, unread; [`crate::weights::Checkpoint`] decides which of it concerns the head.
     pub quantization_config: Option<Value>,
-    /// What a person should know, such as a key that the model's class does not read.
+    /// Messages for the user, such as a key that the model's class does not read.
     pub warnings: Vec<String>,
-    /// Why these logits cannot be the model's; [`super::HeadConfig::resolve`] returns it unless the settings
-    /// have a scale of their own.
+    /// Why this crate cannot compute the model's logits; [`super::HeadConfig::resolve`] returns it unless the
+    /// settings have a scale of their own.
     pub(crate) refusal: Option<Error>,
     pub(crate) rule: Option<&'static Rule>,
 }
 
 impl ModelConfig {
-    /// Reads a `config.json`, as Python's `json` would: `Infinity`, `NaN` and a byte-order mark are taken.
+    /// Reads a `config.json` as Python's `json` would: `Infinity`, `NaN` and a byte-order mark are accepted.
     ///
     /// # Errors
     /// `File` where it cannot be read, `Config` where it is not JSON or a key has a value of the wrong kind.
@@ -56,8 +55,8 @@ impl ModelConfig {
         Self::from_json(&text, &path.display().to_string())
     }
 
-    /// Reads the text of a `config.json`; `name` stands in messages. A key that looks as if it changed logits
-    /// and is not understood is no error here: [`super::HeadConfig::resolve`] refuses it.
+    /// Reads the text of a `config.json`; messages call it `name`. A key that seems to change logits and is
+    /// not understood is no error here: [`super::HeadConfig::resolve`] refuses it.
     ///
     /// # Errors
     /// As [`ModelConfig::from_file`].
@@ -76,8 +75,8 @@ impl ModelConfig {
         let own_type = keys.top("model_type").and_then(Value::as_str);
         let text_type = keys.text("model_type").and_then(Value::as_str);
         let known = |model_type: &Option<&str>| model_type.is_some_and(|t| model_rules::of(t).is_some());
-        // A class for several kinds of input has a head of its own; one that is not known may hold a text
-        // model whole.
+        // The outer model type comes first: a multimodal class has a head of its own. Where it is not known,
+        // the class may contain a whole text model, whose type is.
         let model_type = [own_type, text_type].into_iter().find(known).unwrap_or(text_type.or(own_type));
         let rule = model_type.and_then(model_rules::of);
 
@@ -128,13 +127,13 @@ impl ModelConfig {
         self.rule.map_or(&model_rules::ANY, |rule| rule.names)
     }
 
-    /// Whether the class keeps a head of its own whatever its configuration says.
+    /// Whether the class always has a head of its own, whatever its configuration says.
     pub(crate) fn never_tied(&self) -> bool {
         self.rule.is_some_and(|rule| rule.tied == Tied::Never)
     }
 }
 
-/// The two levels of a `config.json`.
+/// The two levels of a `config.json`: the top level and `text_config`. null counts as absent.
 struct Keys<'a> {
     root: &'a Value,
     text: Option<&'a Value>,
@@ -213,7 +212,7 @@ impl<'a> Keys<'a> {
         Ok(top.or(text).or(default))
     }
 
-    /// Every key that looks as if it changed logits and has a value that may do so.
+    /// Every key that seems to change logits and has a value that would.
     fn suspects(&self) -> Vec<(&'a str, &'a Value)> {
         let levels = [Some(self.root), self.text].into_iter().flatten();
         levels
@@ -225,7 +224,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// null, false, nothing at all, and a scale of 1: values of keys that change no logits.
+/// Whether a value changes no logits: null, false, an empty value, or 1 (unless the key is a cap).
 fn is_neutral(key: &str, value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -237,18 +236,18 @@ fn is_neutral(key: &str, value: &Value) -> bool {
     }
 }
 
-/// Steps of a model, joined to one cap and one scale after it.
+/// All steps of a model, combined into one cap and one scale after it.
 struct Logits {
     cap: Option<f64>,
     scale: f64,
-    /// Keys that were read, for the message that they are not used.
+    /// Keys that the steps read.
     used: Vec<&'static str>,
     refusal: Option<Error>,
-    /// Key, what was wanted, and what came, of something that is understood and not done.
+    /// Key, what was wanted and what came, of a step that is understood but that this crate does not do.
     undone: Option<(String, String, Value)>,
 }
 
-/// What a user may do about a key that is not understood.
+/// The advice for a key that is not understood.
 const SAY_IT: &str = "say what it does: logit_scale (1 for nothing) and final_logit_softcapping of lmhead's \
                       own configuration then stand for it";
 
@@ -261,7 +260,8 @@ impl Logits {
         self.scale *= factor;
     }
 
-    /// `cap * tanh(scale * z / cap)` is `scale * (cap/scale) * tanh(z / (cap/scale))`.
+    /// Adds a cap that comes after the scale so far, in the form that comes before it: with `c = cap /
+    /// scale`, `cap * tanh(scale * z / cap)` is `scale * c * tanh(z / c)`.
     fn cap(&mut self, cap: f64) {
         self.cap = Some((cap / self.scale).abs());
     }
@@ -271,8 +271,8 @@ impl Logits {
         self.refusal.get_or_insert_with(|| Error::config(key, wanted, got, SAY_IT));
     }
 
-    /// Refuses what is understood and not done, once all steps are known: a scale of the user's own stands
-    /// for theirs.
+    /// Refuses a step that this crate does not do. Called after all steps, since the advice names the scale
+    /// of the others.
     fn refuse_undone(&mut self, keys: &Keys) {
         if let Some((key, wanted, got)) = self.undone.take() {
             let scale = self.scale as f32;
@@ -284,7 +284,8 @@ impl Logits {
         }
     }
 
-    /// `unread`: keys that the class is known not to read.
+    /// The steps that `rule` has for this `config.json`. `unread` are keys that the class is known not to
+    /// read.
     fn by_rule(keys: &Keys, model_type: &str, rule: &'static Rule, unread: &[&str]) -> Result<Self> {
         let mut logits = Self::none();
         for step in rule.steps {
@@ -308,7 +309,7 @@ impl Logits {
                         let got = keys.get(key).cloned().unwrap_or_default();
                         return Err(keys.wrong(key, "a number above 0, and hidden_size beside it", &got));
                     };
-                    // null says hidden_size: no scale.
+                    // null stands for hidden_size, so nothing is scaled.
                     let explicit_null = keys.get(key).is_none() && keys.has_null(key);
                     logits.multiply(if explicit_null { 1.0 } else { base / width as f64 });
                     logits.used.push(key);
@@ -361,8 +362,8 @@ impl Logits {
         Ok(logits)
     }
 
-    /// A model type without a rule. Two keys mean the same wherever they occur; what `logits_scaling` does
-    /// depends on the model.
+    /// The steps of a model type without a rule. Only `logit_scale` and `final_logit_softcapping` are read:
+    /// they mean the same in every model, unlike `logits_scaling`.
     fn unknown(keys: &Keys, model_type: Option<&str>) -> Result<Self> {
         let mut logits = Self::none();
         let (scale, cap) = ("logit_scale", "final_logit_softcapping");
@@ -389,7 +390,7 @@ impl Logits {
 }
 
 impl Keys<'_> {
-    /// Whether the key is there and null, at the level that speaks first.
+    /// Whether the first level that has the key has null there.
     fn has_null(&self, key: &str) -> bool {
         let levels = [self.text, Some(self.root)].into_iter().flatten();
         levels.filter_map(|level| level.get(key)).next().is_some_and(Value::is_null)

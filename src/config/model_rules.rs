@@ -1,35 +1,35 @@
-//! What each `model_type` of `config.json` does between the matrix product and its logits, and under which
-//! names it stores its head: the one table of this crate.
+//! The table of model types: what each `model_type` of `config.json` does between the matrix product and its
+//! logits, and under which names it stores its head.
 //!
-//! Where a source is given as `transformers: NAME`, it is the forward method of that class in transformers
-//! 5.23.0 (`models/*/modeling_*.py`); defaults are those of the class's configuration. Other sources name the
-//! repository whose `modeling_*.py` says so. `scripts/compare-models` holds the table to transformers, class
-//! by class.
+//! A source `transformers: NAME` is the forward method of that class in transformers 5.23.0
+//! (`models/*/modeling_*.py`); defaults are those of the class's configuration. Other sources name the
+//! repository whose `modeling_*.py` is meant. `scripts/compare-models` compares the table with transformers,
+//! class by class.
 
-/// One step of a model between its hidden states and its logits, in the model's order. Keys are those of
-/// `config.json`; the first that is set speaks. The number is the class's default where none is set.
+/// One step of a model between the matrix product and its logits. The strings are keys of `config.json`, of
+/// which the first that is set counts; the number is the class's default where none is set.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Step {
     /// `logits * key`
     Multiply(&'static [&'static str], f64),
     /// `logits / key`
     Divide(&'static [&'static str], f64),
-    /// `logits * key / hidden_size`: the model divides its hidden states by `hidden_size / key`.
+    /// `logits * key / hidden_size`, for models that divide their hidden states by `hidden_size / key`.
     MultiplyOverWidth(&'static str, f64),
     /// `logits / sqrt(d_model)`; where the flag is true, only if `tie_word_embeddings` is not false.
     DivideBySqrtWidth { if_tied: bool },
     /// `cap * tanh(logits / cap)`; no cap where nothing is set and there is no default.
     Cap(&'static [&'static str], Option<f64>),
     /// A key that changes logits in a way that this crate does not do: refused unless null, false, 0 or
-    /// empty.
+    /// empty. The second string is the reason.
     Refuse(&'static str, &'static str),
-    /// As `Refuse`, for one value of a number.
+    /// As `Refuse`, but only for this one value of the key.
     RefuseValue(&'static str, u64, &'static str),
     /// Every model of this type is refused, with the reason.
     RefuseAlways(&'static str),
 }
 
-/// What is meant where `config.json` has no `tie_word_embeddings`.
+/// Whether the embedding is the head where `config.json` has no `tie_word_embeddings`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tied {
     Yes,
@@ -38,12 +38,12 @@ pub(crate) enum Tied {
     Always,
     /// The class has a head of its own whatever `config.json` says.
     Never,
-    /// Nobody knows: the embedding is the head where no head is stored.
+    /// Not known. The embedding is taken as the head if no head is stored.
     Unknown,
 }
 
-/// The names of a head: modules, without `.weight`. A name with a dot in front may have anything before the
-/// dot. Earlier names come first.
+/// Module names, without `.weight`, under which a head may be stored. A name that begins with a dot matches
+/// with any prefix. Earlier names are preferred.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Names {
     pub heads: &'static [&'static str],
@@ -57,17 +57,18 @@ pub(crate) struct Rule {
     pub model_types: &'static [&'static str],
     pub names: &'static Names,
     pub tied: Tied,
-    /// Whether `text_config`'s true stands where the top level says false (folders that transformers 4
-    /// saved).
+    /// Whether a `tie_word_embeddings` of true in `text_config` wins over false at the top level (folders
+    /// that transformers 4 saved).
     pub text_flag_counts: bool,
+    /// In the model's order.
     pub steps: &'static [Step],
-    /// Keys that look as if they changed logits and do not.
+    /// Keys that seem to change logits but do not.
     pub harmless: &'static [&'static str],
-    /// Keys with the number of ids that the model answers, before `vocab_size`.
+    /// Keys that give the number of ids instead of `vocab_size`, where they are set.
     pub vocab_keys: &'static [&'static str],
-    /// The head's columns are not `hidden_size`: the tensor says how many.
+    /// Whether the head's columns are not `hidden_size`; then the tensor gives their number.
     pub own_width: bool,
-    /// Where this is read; for people, not looked at by the program.
+    /// Where the rule was read, for people; the program does not use it.
     pub source: &'static str,
 }
 
@@ -109,7 +110,8 @@ const T5GEMMA: Names = Names {
     biases: &[],
 };
 
-/// Any model: every name of a head or an embedding that is known. More than one in a folder is ambiguous.
+/// For model types without a rule: every known name of a head or an embedding. A folder that has several of
+/// them is ambiguous.
 pub(crate) const ANY: Names = Names {
     heads: &[
         ".lm_head",
@@ -161,7 +163,7 @@ const COHERE: &[Step] = &[Step::Multiply(&["logit_scale"], 0.0625)];
 
 #[rustfmt::skip]
 pub(crate) const RULES: &[Rule] = &[
-    // The product is the logit.
+    // Plain models: the matrix product is the logits.
     Rule {
         model_types: &[
             "afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bamba", "bitnet", "cwm", "deepseek_v2",
@@ -177,7 +179,7 @@ pub(crate) const RULES: &[Rule] = &[
             "solar_open", "stablelm", "moshi", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
             "qwen3_vl_moe_text",
         ],
-        // afmoe's multiplies the embedding.
+        // afmoe: multiplies the embedding, not the logits.
         harmless: &["mup_enabled"],
         source: "transformers: LlamaForCausalLM and the others of this form", ..PLAIN
     },
@@ -196,7 +198,7 @@ pub(crate) const RULES: &[Rule] = &[
         tied: Tied::Never,
         source: "transformers: NemotronHForCausalLM and others: _tied_weights_keys is empty", ..PLAIN
     },
-    // Images or sound beside text: the class's own head; what text_config says of logits is not read.
+    // Multimodal models: the outer class has the head, and does not read text_config's keys about logits.
     Rule {
         model_types: &[
             "aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "ernie4_5_vl_moe",
@@ -221,7 +223,7 @@ pub(crate) const RULES: &[Rule] = &[
         text_flag_counts: true,
         source: "transformers: LlavaForConditionalGeneration and the others of this form", ..PLAIN
     },
-    // Other names.
+    // Heads stored under other names.
     Rule {
         model_types: &["gpt2", "gpt-sw3", "gpt_bigcode", "gpt_neo", "mpt"], names: &GPT2, tied: Tied::Yes,
         source: "transformers: GPT2LMHeadModel, MptForCausalLM", ..PLAIN
@@ -375,7 +377,7 @@ pub(crate) const RULES: &[Rule] = &[
         },
         source: "transformers: ProphetNetForCausalLM", ..PLAIN
     },
-    // The head has layers of its own; the rows are what its last matrix gets.
+    // The head has layers before its last matrix; hidden rows here are the input of that matrix.
     Rule {
         model_types: &["bert", "big_bird", "ernie", "megatron-bert", "roc_bert"], names: &BERT,
         tied: Tied::Yes,
@@ -470,7 +472,7 @@ pub(crate) const RULES: &[Rule] = &[
     Rule {
         model_types: &["minicpm", "minicpm3"], tied: Tied::Yes,
         steps: &[Step::MultiplyOverWidth("dim_model_base", 256.0)],
-        // Divides what a layer adds to the residual stream.
+        // mup_denominator divides what a layer adds to the residual stream.
         harmless: &["mup_denominator"],
         source: "transformers: MiniCPM3ForCausalLM; openbmb/MiniCPM-2B-sft-bf16", ..PLAIN
     },
@@ -601,7 +603,7 @@ pub(crate) const RULES: &[Rule] = &[
         model_types: &["t5gemma2"], names: &T5GEMMA, tied: Tied::Yes, steps: &[Step::Cap(CAP, None)],
         source: "transformers: T5Gemma2ForConditionalGeneration; the cap is decoder's", ..PLAIN
     },
-    // Not one matrix, or more than a matrix.
+    // Logits that are more than one matrix product.
     Rule {
         model_types: &["chameleon"], tied: Tied::Yes,
         steps: &[
@@ -621,7 +623,7 @@ pub(crate) fn of(model_type: &str) -> Option<&'static Rule> {
     RULES.iter().find(|rule| rule.model_types.contains(&model_type))
 }
 
-/// Whether a key of `config.json` looks as if it changed logits.
+/// Whether a key of `config.json` seems to change logits, by its name.
 pub(crate) fn looks_like_logits(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let suspect = [
@@ -637,7 +639,8 @@ pub(crate) fn looks_like_logits(key: &str) -> bool {
         "norm_head",
         "unpadded_vocab",
     ];
-    // Routers and attention have logits and caps of their own; the others choose rows, precision or training.
+    // Names that match but are harmless: routers and attention have logits and caps of their own, the other
+    // keys choose rows, precision or training.
     let known = [
         "router",
         "attn",

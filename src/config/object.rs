@@ -1,5 +1,5 @@
-//! Structs that are read from objects only. What serde derives also takes an array, field by field in the
-//! order of the source, so that `["x", 10]` would set two settings that nobody named.
+//! Reads structs from objects only. serde's derived `Deserialize` also takes an array, whose elements become
+//! the fields in source order: `["x", 10]` would set two settings that nobody named.
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -7,7 +7,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use std::fmt;
 use std::marker::PhantomData;
 
-/// A `T` that was written as an object.
+/// A `T` that is deserialised from an object, never from an array.
 pub(super) struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -28,7 +28,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// For a field: absent, null, or an object.
+/// For `deserialize_with` of a field that is absent, null, or an object.
 pub(super) fn optional<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,

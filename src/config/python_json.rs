@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-/// Reads such a text. What JSON has no number for becomes a string (`"Infinity"`), so that a key which must
-/// be finite is refused with the word that stands in the file.
+/// Reads JSON that Python wrote. Values that JSON has no number for become strings (`"Infinity"`), so that
+/// the error of a key that must be finite shows the word in the file.
 ///
 /// # Errors
 /// As `serde_json`; columns are counted in the text after this translation.
@@ -29,8 +29,8 @@ fn to_strict(text: &str) -> String {
         match token {
             "NaN" | "Infinity" | "-Infinity" => out.extend(["\"", token, "\""]),
             _ if first == '"' => push_string(&mut out, token),
-            // Rust's parser takes more than JSON's; what it reads as infinite is a number with too large an
-            // exponent.
+            // A number too large for f64. It must end in a digit: Rust's parser also takes "inf" and
+            // "infinity".
             _ if token.parse::<f64>().is_ok_and(f64::is_infinite)
                 && token.ends_with(|c: char| c.is_ascii_digit()) =>
             {
@@ -57,7 +57,7 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// A string, half surrogates in it replaced by U+FFFD: Python takes them, UTF-8 has no place for them.
+/// Appends a string with half surrogates replaced by U+FFFD: Python accepts them, UTF-8 cannot hold them.
 fn push_string(out: &mut String, token: &str) {
     let mut rest = token;
     while let Some(at) = rest.find('\\') {
@@ -74,7 +74,7 @@ fn push_string(out: &mut String, token: &str) {
                 rest = &escape[6..];
                 continue;
             }
-            // The character behind the backslash is taken with it: it may be another backslash.
+            // Takes the character behind the backslash, too: it may be another backslash.
             _ => 1 + escape[1..].chars().next().map_or(0, char::len_utf8),
         };
         out.push_str(&escape[..taken]);

@@ -169,7 +169,7 @@ fn text_config_comes_before_the_top_level_and_settings_before_both() {
     assert_eq!(resolve("", omni).unwrap().hidden_size, 4);
 }
 
-/// What each model type makes of a logit: keys beside its sizes, softcap, scale.
+/// For each model type: keys beside its sizes, and the softcap and scale that follow from them.
 #[test]
 fn scale_and_softcap_are_a_rule_of_the_model_type() {
     let table: &[(&str, Option<f32>, f32)] = &[
@@ -216,19 +216,20 @@ fn scale_and_softcap_are_a_rule_of_the_model_type() {
         (r#""model_type": "t5", "d_model": 64"#, None, 0.125),
         (r#""model_type": "t5", "d_model": 64, "tie_word_embeddings": false"#, None, 1.0),
         (r#""model_type": "mt5", "d_model": 64"#, None, 1.0),
-        // A class for images and text that leaves out what its text model does.
+        // A multimodal class that does not do what its text model does.
         (
             r#""model_type": "aya_vision", "text_config": {"model_type": "cohere2", "logit_scale": 0.5}"#,
             None,
             1.0,
         ),
-        // One that is not known may hold its text model whole.
+        // An unknown multimodal class may contain its text model whole.
         (
             r#""model_type": "my_vl", "text_config": {"model_type": "granite", "logits_scaling": 8.0}"#,
             None,
             0.125,
         ),
-        // Without a rule, two keys mean the same everywhere; values that change nothing are no question.
+        // Without a rule, only the two keys that mean the same everywhere are read; values that change
+        // nothing are ignored.
         (r#""model_type": "mine", "final_logit_softcapping": 5.0"#, Some(5.0), 1.0),
         (r#""logit_scale": 3.0"#, None, 3.0),
         (r#""logits_scaling": 1.0, "softcap": null, "use_mup": false, "num_logits_to_keep": 3"#, None, 1.0),
@@ -293,7 +294,7 @@ fn keys_that_are_not_understood_are_refused_until_the_user_speaks() {
         let text = format!(r#"{{"model_type": "baichuan", "vocab_size": {vocab}, "hidden_size": 8}}"#);
         resolve("", &text)
     };
-    // What the user writes in place of the model's scale is that scale.
+    // A scale in the user's settings replaces the model's.
     let model =
         r#"{"model_type": "phi3small", "dummy_token_indices": [7], "vocab_size": 9, "hidden_size": 8}"#;
     let refused = resolve("", model).unwrap_err().to_string();
@@ -435,7 +436,7 @@ fn auto_rules_and_what_the_cost_model_is_asked_about() {
     config.quantization = Quantization::W8a16;
     assert_eq!(bytes(&config), (1, 4));
     config.hidden_dtype = None;
-    // Half the bytes to stream: over a slow link an int8 head is shared by fewer.
+    // An int8 head has half the bytes to stream, so over a slow link fewer ranks share it.
     config.cost_model = Some(CostModel {
         rows_per_rank: 28,
         memory_gb_per_s: 3000.0,

@@ -1,4 +1,5 @@
-//! The CUDA side of the examination: kernels of this build, driver, devices, and which runs which.
+//! The CUDA part of `lmhead doctor`: kernels of this build, driver, devices, and which device runs which
+//! kernels.
 
 use super::{Check, Status};
 use crate::backend::cuda::fatbins::{EMBEDDED, Fatbin, LEFT_OUT, listed};
@@ -7,8 +8,8 @@ use crate::dtype::DType;
 use crate::error::Error;
 use crate::plan::Precision;
 
-/// One check for the kernels, one for the driver, one for each device, one for the backend. Nothing of it is `Missing`: the CPU does
-/// the work.
+/// One check each for the kernels, the driver, every device, and the backend. None is ever `Missing`, since
+/// the CPU backend can do the work.
 pub fn examine() -> Vec<Check> {
     let mut checks = vec![kernels(EMBEDDED, LEFT_OUT)];
     let found = driver().map_err(|e| problem("cuda driver", &e)).and_then(|version| {
@@ -29,7 +30,7 @@ pub fn examine() -> Vec<Check> {
     checks
 }
 
-/// What `--backend cuda` would do, which takes device 0.
+/// Which heads `--backend cuda`, which uses device 0, could run.
 fn backend(first: Option<&DeviceInfo>, fatbins: &[Fatbin]) -> Check {
     let Some(DeviceInfo { name, capability, .. }) = first else {
         let advice = "look at nvidia-smi and CUDA_VISIBLE_DEVICES; --backend auto takes the cpu";
@@ -69,7 +70,7 @@ fn kernels(fatbins: &[Fatbin], left_out: &[(&str, &[&str])]) -> Check {
     Check::new("cuda kernels", status, message, "")
 }
 
-/// The wanted and the got of an error, and its advice apart.
+/// A note with an error's message, its advice as the suggestion.
 fn problem(name: &str, error: &Error) -> Check {
     let (message, fix) = match error {
         Error::Unsupported { wanted, got, fix, .. } => (format!("wanted {wanted}, got {got}"), fix.as_str()),

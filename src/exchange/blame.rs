@@ -1,45 +1,45 @@
-//! Who keeps a device waiting: a device cannot say it, so the host transport beside it is asked.
+//! Finds who keeps a device waiting: a device cannot say it, so the host transport beside it is asked.
 //!
-//! Whoever waits for a device notes its place again and again, as a sign that it lives. When a wait has
-//! failed, members whose place says that they have come, and of whom nothing is heard any more, are the ones
-//! that were killed or stopped in the collective. The first to find out tells the others, so that all name
-//! the same members.
+//! A member that waits for its device notes its place again and again, as a sign of life. When a wait has
+//! failed, the members that have come to the collective by their place, but have been silent since, are the
+//! ones that were killed or stopped in it. The first to find out tells the others, so that all name the same
+//! members.
 
 use super::{Call, Exchange, Fault, Place};
 use std::time::{Duration, Instant};
 
-/// How often a member that waits for its device says so.
+/// How often a member that waits for its device notes its place.
 const BEAT: Duration = Duration::from_millis(100);
 
 /// How often a wait near its deadline looks for members that wait in two heads.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How long a wait that has failed listens for who still lives.
+/// How long a wait that has failed listens for members that still live.
 const LISTENS: Duration = Duration::from_millis(400);
 
 /// The signs of life of one wait.
 pub(super) struct Beat {
     last: Instant,
     looked: Instant,
-    /// Members that were seen in another head, too, near the deadline.
+    /// Members that were seen in another head as well, near the deadline.
     crossed: Vec<usize>,
 }
 
 impl Beat {
-    /// The head has noted the call just now.
+    /// To be made when the head has just noted the call.
     pub fn new() -> Self {
         let now = Instant::now();
         Beat { last: now, looked: now, crossed: Vec::new() }
     }
 
     pub fn keep(&mut self, call: &Call, control: &dyn Exchange) {
-        // Two heads whose steps began at once do not say so at once each time: who looks would only ever see
-        // the one that speaks last.
+        // The period differs from head to head: of two heads that always note at the same moments, an
+        // observer would only ever see the one that comes last.
         if self.last.elapsed() >= BEAT - Duration::from_millis(u64::from(call.head % 32)) {
             control.note(call);
             self.last = Instant::now();
         }
-        // Who waits in two heads, by two threads, says so in turns.
+        // A member that waits in two heads, by two threads, notes them in turns.
         if self.crossed.is_empty() && call.left() <= 2 * BEAT && self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
             let (places, elsewhere) = (control.places(), control.places_elsewhere());
@@ -48,9 +48,9 @@ impl Beat {
         }
     }
 
-    /// [`late`] of a wait that has kept it.
+    /// [`late`] for a wait that has kept this beat.
     pub fn late(self, call: &Call, control: &dyn Exchange) -> Fault {
-        // Whoever is gone or says nothing keeps the others waiting, in whatever heads they are.
+        // A member that is gone or silent keeps the others waiting, whatever heads they are in.
         let places = control.places();
         let members = Members { call, places: &places, elsewhere: &[], me: control.me() };
         let absent = !control.gone().is_empty() || !members.silent(3 * BEAT).is_empty();
@@ -63,8 +63,8 @@ impl Beat {
     }
 }
 
-/// The fault of the channel that ends a wait in `call`. One of a later step does not: the member that found
-/// it has ended this step.
+/// The channel's fault, where it ends a wait in `call`. One of a later step does not: the member that found
+/// it has completed this step.
 pub(super) fn told(call: &Call, control: &dyn Exchange) -> Option<Fault> {
     let ends = |theirs: &Call| !call.is_before(theirs) || theirs.operation.is_creation();
     control.pending_fault().filter(|(theirs, _)| ends(theirs)).map(earlier)
@@ -80,14 +80,14 @@ pub(super) fn stuck(call: &Call, control: &dyn Exchange) -> Fault {
         "this rank's device has not come to it within {:?}: what was queued before it does not end",
         call.timeout()
     );
-    // At once, in this rank's name: the others look for who keeps them waiting.
+    // At once, and in this rank's name: the others are looking for who keeps them waiting.
     control.notify_abort(call, &format!("{}: {problem}", call.operation));
     let fix =
         "look at the kernels before it and at this rank's GPU (nvidia-smi); timeout_ms sets the deadline";
     Fault::Broken { problem, fix: fix.into() }
 }
 
-/// The fault of a wait that came to the deadline.
+/// The fault of a wait that has reached the deadline.
 pub(super) fn late(call: &Call, control: &dyn Exchange) -> Fault {
     blame(call, control, |missing| Fault::Timeout { missing }).unwrap_or_else(|| {
         let places = control.places();
@@ -105,9 +105,9 @@ pub(super) fn late(call: &Call, control: &dyn Exchange) -> Fault {
     })
 }
 
-/// The fault that a peer has told, or `named` of the members that have not come or do not answer, or those
-/// that are gone; `None` where all answer. Past the deadline it is known at once who has not come; before, a
-/// peer may still say more.
+/// The fault that a peer has told; else `Lost` with the members that are gone, or `named` of those that have
+/// not come or do not answer; `None` where all answer. Past the deadline it is clear at once who has not
+/// come; before it a peer may still say more.
 pub(super) fn blame(call: &Call, control: &dyn Exchange, named: fn(Vec<usize>) -> Fault) -> Option<Fault> {
     let (asked, late) = (Instant::now(), call.left().is_zero());
     control.note(call);
@@ -126,8 +126,14 @@ pub(super) fn blame(call: &Call, control: &dyn Exchange, named: fn(Vec<usize>) -
         } else if late && !absent.is_empty() {
             Some(named(absent))
         } else if since >= LISTENS || (late && silent.is_empty()) {
-            let ways = [absent, silent, members.in_another_operation()];
-            Some(named(ways.into_iter().find(|members| !members.is_empty())?))
+            let mut ways = [absent, silent, members.in_another_operation()].into_iter();
+            match ways.find(|members| !members.is_empty()) {
+                Some(members) => Some(named(members)),
+                // A peer whose own device does not come to the collective says so at its own deadline, a
+                // moment later.
+                None if since < LISTENS => None,
+                None => return None,
+            }
         } else {
             None
         };
@@ -140,7 +146,7 @@ pub(super) fn blame(call: &Call, control: &dyn Exchange, named: fn(Vec<usize>) -
     }
 }
 
-/// Members that have come to the call have come to another head, too.
+/// The fault where all members have come to the call, but `members` have come to another head too.
 fn crossed(call: &Call, members: &[usize]) -> Fault {
     Fault::Broken {
         problem: format!(
@@ -174,7 +180,8 @@ impl Members<'_> {
         (place.head, place.instance, place.epoch, place.step) == (head, instance, epoch, step)
     }
 
-    /// Those that have not come to the step; else those that have left it for another channel.
+    /// Members that have not come to the step; if there are none, those that have left it for another
+    /// channel.
     fn absent(&self) -> Vec<usize> {
         let call = self.call;
         let here = |place: &Place| (place.head, place.instance) == (call.head, call.instance);
@@ -186,8 +193,8 @@ impl Members<'_> {
         self.others(|member, _| self.elsewhere.get(member).is_some_and(Option::is_some))
     }
 
-    /// Where every member has come to the call: those whose last place is in another head, by another thread.
-    /// A head waits for its device, so that they are in both.
+    /// Where every member has come to the call: the members whose last place is in another head, by another
+    /// thread. They are in both, since a head waits for its device.
     fn in_others(&self) -> Vec<usize> {
         let this = self.call.place(Duration::ZERO);
         let has_come = |place: &Place| Place { age: this.age, ..*place } == this;
@@ -197,7 +204,7 @@ impl Members<'_> {
         self.others(|member, _| self.elsewhere.get(member).is_some_and(Option::is_some))
     }
 
-    /// Those in the step of which nothing was heard for so long.
+    /// Members in the step that have been silent for longer than `since`.
     fn silent(&self, since: Duration) -> Vec<usize> {
         self.others(|_, place| self.is_in_step(place) && place.age > since)
     }

@@ -14,14 +14,14 @@
 //! | panics | `Broken` |
 //! | returns after the deadline, whatever it says | `Timeout`; `Abandoned` where it was called too late |
 //!
-//! Peers are told of each of them through [`Transport::notify_abort`], but for those of which a peer told
-//! this member. The channel then stays in its fault until [`Transport::reset`]. Only a function that never
+//! Peers are told of each of these faults through [`Transport::notify_abort`], unless a peer has told this
+//! member of it. The channel then stays in its fault until [`Transport::reset`]. Only a function that never
 //! returns blocks its step: nothing here can end it.
 //!
 //! **Creation.** Each member counts the channels of a head. A rank that did not come to a creation has
-//! counted one less than those that waited for it. Where [`Transport::pending`] tells it of their notices, it
-//! passes over the channels in which they waited in vain, and meets them in the next creation. Without, all
-//! ranks make a new exchange after a creation that timed out.
+//! counted one less than those that waited for it. Where [`Transport::pending`] reports their notices, it
+//! passes over the channels in which they waited in vain, and meets them in the next creation. Without that,
+//! all ranks must make a new exchange after a creation that timed out.
 
 mod channel;
 mod device;
@@ -45,15 +45,15 @@ use std::sync::Arc;
 /// communicators keeps channels apart by them; then heads may be stepped from different threads at the same
 /// time. A transport without serves one head after the other, in the same order on every rank.
 ///
-/// **Deadlines.** A function gives up when `call.deadline` has passed, and says by the report who did not
+/// **Deadlines.** A function gives up when `call.deadline` has passed, and names in its report who did not
 /// come.
 ///
 /// **Notices.** `call.epoch`, `call.step` and `call.operation` say where a notice belongs:
-/// * One of a step ends the waits in that step and in later ones. A wait of an earlier step goes on: what it
-///   waits for was sent before. The notice is kept until the member comes to its step.
-/// * One of [`Operation::Rebuild`](super::Operation::Rebuild) ends the waits in `reset` that are under way,
-///   and nothing else. It is not kept. No other notice ends a wait in `reset`.
-/// * One of an earlier epoch is dropped.
+/// * A notice of a step ends the waits in that step and in later ones. A wait of an earlier step goes on:
+///   what it waits for was sent before. The notice is kept until the member comes to its step.
+/// * A notice of [`Operation::Rebuild`](super::Operation::Rebuild) ends the waits in `reset` that are under
+///   way, and nothing else. It is not kept. No other notice ends a wait in `reset`.
+/// * A notice of an earlier epoch is dropped.
 ///
 /// # Safety
 /// Implementations write no other bytes than the receive pieces, and read no others than the send pieces. In
@@ -84,10 +84,10 @@ pub unsafe trait Transport: Send + Sync {
     /// The members listed (ascending, the caller among them) send `send` to all of them; `recv[i]` comes from
     /// `members[i]`. The report has one entry per member of the whole group, as always.
     ///
-    /// `None`: there is no such function, and [`Transport::all_to_all`] does it. All members then call that
-    /// at the same point, with empty pieces for those of other lists. This is right because a head gathers
-    /// over all members, or over those of equal tensor-parallel index: then each member is in the one list
-    /// that has its own index, and all of them gather at the same point.
+    /// `None`: there is no such function, and [`Transport::all_to_all`] is called instead, by all members at
+    /// the same point, with empty pieces for members of other lists. That is right because a head gathers
+    /// over all members, or over those of equal tensor-parallel index: then each member is in the list of its
+    /// own index, and all lists gather at the same point.
     ///
     /// # Safety
     /// As [`Transport::all_to_all`].
@@ -113,9 +113,9 @@ pub unsafe trait Transport: Send + Sync {
         let _ = (call, notice);
     }
 
-    /// Where the caller is, before every operation and at the beginning and the end of a step: for transports
-    /// that let the peers know. A caller that waits for its device says the same again every 0.1 s: peers see
-    /// by the age of its place that it lives. Never blocks.
+    /// Notes where the caller is: before every operation, and at the beginning and the end of a step. For
+    /// transports that let the peers know. A caller that waits for its device repeats it every 0.1 s, so that
+    /// peers see by the age of its place that it lives. Never blocks.
     fn note(&self, call: &Call) {
         let _ = call;
     }
@@ -126,9 +126,8 @@ pub unsafe trait Transport: Send + Sync {
         None
     }
 
-    /// What has become of the channel of `call`, asked while a device is waited for, and before a member's
-    /// first call of that channel: [`Status::GOOD`], or what a wait in that call would return now. Never
-    /// blocks.
+    /// The state of the channel of `call`, asked while a device is waited for, and before a member's first
+    /// call of that channel: [`Status::GOOD`], or what a wait in that call would return now. Never blocks.
     fn pending(&self, call: &Call, report: &mut Report) -> Status {
         let _ = (call, report);
         Status::GOOD
@@ -149,14 +148,14 @@ pub unsafe trait Transport: Send + Sync {
     }
 }
 
-/// The most members. A member keeps a few bytes for each: a size that nobody means must not take all memory.
+/// The most members. A member keeps a few bytes for each: a size by mistake must not take all memory.
 const MOST_MEMBERS: usize = 1 << 20;
 
 /// The exchange of member `me` of `size`, over a transport of host memory.
 ///
 /// # Errors
-/// `Config` where there is no such member, or there are more than 2^20; `Unsupported` for a transport of device
-/// memory.
+/// `Config` where there is no such member, or there are more than 2^20; `Unsupported` for a transport of
+/// device memory.
 pub fn exchange(size: usize, me: usize, transport: Arc<dyn Transport>) -> Result<Arc<dyn Exchange>> {
     if size > MOST_MEMBERS {
         let fix = "pass how many members the head group has";
@@ -196,7 +195,7 @@ fn check_memory(transport: &dyn Transport, wanted: Memory, fix: &str) -> Result<
     Err(Error::unsupported(what, wanted, format!("callbacks for {own}"), fix))
 }
 
-/// Host bytes as the callbacks are told of them.
+/// Host bytes as a piece for the callbacks.
 fn piece_of(bytes: &[u8]) -> Piece {
     let address = if bytes.is_empty() { 0 } else { bytes.as_ptr().expose_provenance() as u64 };
     Piece { address, len: bytes.len() }
@@ -210,7 +209,7 @@ fn piece_of_mut(bytes: &mut [u8]) -> Piece {
 /// The name of every exchange made here.
 const NAME: &str = "callbacks";
 
-/// What an engine does after a fault of its transport.
+/// The fault of a broken transport, and what an engine does about it.
 fn broken(problem: impl Into<String>) -> Fault {
     let fix =
         "mend the transport; then rebuild the head, or make a new exchange and new heads, on every rank";

@@ -6,8 +6,8 @@ use crate::memory::{Memory, Stream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes by address and length, of a device or, where [callbacks](super::callbacks) are told of it, of the
-/// host. 0 bytes are legal, and their address is never looked at.
+/// Bytes by address and length: of a device or, in [callbacks](super::callbacks), of the host. 0 bytes are
+/// legal, and their address is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Piece {
@@ -31,7 +31,7 @@ pub struct Pending(pub u64);
 /// channels, order and arguments. The host transport beside it ([`WithDevice`](super::WithDevice)) stays the
 /// control plane: headers, notices and places go over it.
 ///
-/// A call returns when its work is queued. It may wait for the peers to come, until the call's deadline, and
+/// A call returns when its work is queued. It may wait, until the call's deadline, for the peers' calls, but
 /// not for their streams.
 ///
 /// # Safety
@@ -51,7 +51,7 @@ pub unsafe trait DeviceExchange: Send + Sync {
         control: &Arc<dyn Exchange>,
     ) -> Result<Arc<dyn DeviceExchange>, Fault>;
 
-    /// Where the ends of queued work are marked.
+    /// The marks that tell when queued work has ended.
     fn marks(&self) -> &dyn StreamMarks;
 
     /// The memory that pieces lie in.
@@ -76,8 +76,7 @@ pub unsafe trait DeviceExchange: Send + Sync {
     /// order of the members.
     ///
     /// # Errors
-    /// A [`Fault`]; what is queued by then ends without harm, and the receive pieces are of no particular
-    /// content.
+    /// A [`Fault`]; what was queued by then ends without harm, and the receive pieces have undefined content.
     ///
     /// # Safety
     /// The pieces are in [`DeviceExchange::memory`], nobody else writes what is sent or uses what is received
@@ -109,6 +108,7 @@ pub unsafe trait DeviceExchange: Send + Sync {
     ) -> Result<(), Fault>;
 
     /// Marks the end of what is on the stream so far. Each mark is waited for once, also after a fault.
+    /// Several collectives may be queued before the first is waited for, in their order.
     ///
     /// # Errors
     /// `Broken` where the device refuses.
@@ -118,8 +118,8 @@ pub unsafe trait DeviceExchange: Send + Sync {
     }
 
     /// Waits for what was marked: until it has ended, the device or the transport has failed, `control` has a
-    /// fault pending, or the call's deadline has passed. `before` is a mark that was made before the
-    /// collective, and is given back: where it is not reached at the deadline, this rank's own device keeps
+    /// fault pending, or the call's deadline has passed. `before`, a mark that was made before the
+    /// collective, is given back too: where it is not reached at the deadline, this rank's own device keeps
     /// the others waiting.
     ///
     /// # Errors
@@ -139,18 +139,18 @@ pub unsafe trait DeviceExchange: Send + Sync {
         self.marks().give_back(mark);
     }
 
-    /// Why a wait in this call ends, where the transport itself knows. Never waits.
+    /// Why a wait in this call must end, where the transport itself knows. Never waits.
     fn ended(&self, call: &Call) -> Option<Fault> {
         let _ = call;
         self.fault()
     }
 
-    /// From here on the stream is watched, until [`DeviceExchange::watch_end`], each time that the device
-    /// comes here, in replays of a graph too: where it has not come to the end within the call's whole
-    /// timeout, the channel is given up as by [`DeviceExchange::abort`], and `control` tells the peers. So a
-    /// thread that waits for the stream without a deadline comes back. One stream of a channel is watched at
-    /// a time, and the first call of a channel allocates: it is made before a graph is captured. A graph that
-    /// has captured this is replayed neither after a fault nor after the channel's end.
+    /// Watches the stream from here to [`DeviceExchange::watch_end`], each time that the device comes here,
+    /// in replays of a CUDA graph too. Where it does not come to the end within the call's whole timeout, the
+    /// channel is given up as by [`DeviceExchange::abort`], and `control` tells the peers: so a thread that
+    /// waits for the stream without a deadline comes back. One stream of a channel is watched at a time. The
+    /// first call of a channel allocates: make it before a graph is captured. A graph that has captured this
+    /// is replayed neither after a fault nor after the channel's end.
     ///
     /// # Errors
     /// `Broken` where the device refuses, or the transport cannot watch.
@@ -165,17 +165,18 @@ pub unsafe trait DeviceExchange: Send + Sync {
     /// The end of what [`DeviceExchange::watch_begin`] began.
     ///
     /// # Errors
-    /// As that.
+    /// As [`DeviceExchange::watch_begin`].
     fn watch_end(&self, call: &Call, stream: Stream) -> Result<(), Fault> {
         self.watch_begin(call, stream)
     }
 
-    /// Why nothing goes on here, where that is so. Never waits.
+    /// Why this channel takes no more calls, where that is so. Never waits.
     fn fault(&self) -> Option<Fault> {
         None
     }
 
-    /// Ends everything that waits here, on this rank, for `why`. Idempotent, from any thread, never blocks.
+    /// Ends everything that waits on this channel, on this rank, for `why`. Idempotent, from any thread,
+    /// never blocks.
     fn abort(&self, why: &Fault);
 
     /// Forgets a fault, once all members have met on `control`: what was queued has ended on this rank, and
@@ -189,11 +190,11 @@ pub unsafe trait DeviceExchange: Send + Sync {
     fn release_memory(&self) {}
 }
 
-/// A wait asks again at once for so long, then sleeps between two questions.
+/// A wait polls without a pause until `SPIN`, then sleeps between polls.
 const SPIN: Duration = Duration::from_millis(1);
 const SLEEP: Duration = Duration::from_micros(50);
 
-/// Between two questions of a wait that began then.
+/// The pause between two polls of a wait that began then.
 pub(super) fn pause(began: Instant) {
     if began.elapsed() < SPIN { std::hint::spin_loop() } else { std::thread::sleep(SLEEP) }
 }
@@ -213,11 +214,11 @@ pub trait StreamMarks: Send + Sync {
     /// Whether everything before the mark has ended. Never waits.
     ///
     /// # Errors
-    /// `Broken` where the device has failed, or the mark is none that is awaited.
+    /// `Broken` where the device has failed, or the mark is not one that is awaited.
     fn is_reached(&self, mark: Pending) -> Result<bool, Fault>;
 
-    /// Nobody waits for this mark any longer. Only whoever made a mark gives it back: channels of several
-    /// heads have their marks from here.
+    /// Gives back a mark that nobody waits for any longer. Only its maker may: channels of several heads have
+    /// their marks from here.
     fn give_back(&self, mark: Pending);
 
     /// New counters of work on the device's streams.
@@ -226,42 +227,42 @@ pub trait StreamMarks: Send + Sync {
     /// `Broken` where the device refuses.
     fn counters(&self) -> Result<Arc<dyn StreamCounters>, Fault>;
 
-    /// Memory of so many bytes with a stream of its own.
+    /// Device memory of `bytes` bytes, with a stream of its own.
     ///
     /// # Errors
     /// `Broken` where the device refuses.
     fn scratch(&self, bytes: usize) -> Result<Box<dyn Scratch>, Fault>;
 
-    /// Runs `run` on this thread as other libraries of the device need it: with the context current that the
-    /// streams are of. The one before is current again afterwards.
+    /// Runs `run` on this thread with the context of the streams current, as other libraries that call the
+    /// device need it. Then the context before is current again.
     ///
     /// # Errors
     /// `Broken` where the device refuses; `run` has not run then.
     fn with_context(&self, run: &mut dyn FnMut()) -> Result<(), Fault>;
 }
 
-/// Two counters that the device itself counts up, in replays of a graph too: how often it has come to the
-/// beginning of some work, and how often to its end.
+/// Two counters that the device itself increments, in replays of a CUDA graph too: how often it has come to
+/// the beginning of some work, and how often to its end.
 pub trait StreamCounters: Send + Sync {
-    /// Queues that the beginning is counted. Neither allocates nor waits; may be captured.
+    /// Queues the count of a beginning. Neither allocates nor waits; may be captured.
     ///
     /// # Errors
     /// `Broken` where the device refuses.
     fn begin(&self, stream: Stream) -> Result<(), Fault>;
 
-    /// Queues that the end is counted.
+    /// Queues the count of an end.
     ///
     /// # Errors
     /// As [`StreamCounters::begin`].
     fn end(&self, stream: Stream) -> Result<(), Fault>;
 
-    /// Beginnings and ends that the device has come to, modulo 2^32. Asks no device.
+    /// Beginnings and ends that the device has come to, modulo 2^32. Does not call the device.
     fn counted(&self) -> (u32, u32);
 }
 
-/// Memory of a device, in which a transport tests itself.
+/// Device memory in which a transport tests itself.
 pub trait Scratch {
-    /// Of its first byte; aligned to 256.
+    /// Address of its first byte; aligned to 256.
     fn address(&self) -> u64;
 
     fn stream(&self) -> Stream;
@@ -280,9 +281,10 @@ pub trait Scratch {
 }
 
 /// Waits until `mark` is reached, `own` or `control` have a fault, or the call's deadline has passed; then
-/// gives the mark back. `own` is asked before the device: the transport's own state. A fault of a later step
-/// does not end the wait. Past the deadline `control` is asked who still lives, which takes 0.4 s at most;
-/// unless `before`, a mark before the collective, is not reached either: then it is this rank's own device.
+/// gives both marks back. `own`, the transport's own state, is asked before the device. A fault of a later
+/// step does not end the wait. Past the deadline `control` is asked who still lives, which takes 0.4 s at
+/// most. But where `before`, a mark before the collective, is not reached either, this rank's own device is
+/// at fault.
 ///
 /// # Errors
 /// The fault. At the deadline `Timeout` with the members that have not come, or do not answer; `Broken` where

@@ -53,8 +53,8 @@ pub fn group(size: usize) -> Vec<LocalExchange> {
 struct Transport {
     /// All members, ascending.
     everyone: Vec<usize>,
-    /// In a process that was forked from it no peer has a thread, and any lock may be held by one of those
-    /// threads.
+    /// The process that made it. In one that was forked from it the peers have no threads, and one of these
+    /// may have held any lock.
     maker: Maker,
     channels: Mutex<Channels>,
     /// The last call that each member noted, in whatever channel, and when.
@@ -65,7 +65,7 @@ struct Transport {
 struct Channels {
     /// By head and instance, until every member has left.
     open: HashMap<(u32, u32), Arc<Channel>>,
-    /// Members of which no endpoint is left: they will open no further channel.
+    /// Members without any endpoint left: they will open no further channel.
     gone: Vec<bool>,
 }
 
@@ -92,7 +92,7 @@ fn place((call, at): (Call, Instant)) -> Place {
 }
 
 impl LocalExchange {
-    /// What each member noted last: in this channel, and in any.
+    /// What each member noted last: in this channel, and in any channel.
     fn noted(&self) -> impl Iterator<Item = (Noted, Noted)> {
         let places = self.channel.places.iter().zip(&self.member.transport.places);
         places.map(|(here, anywhere)| (*lock(here), *lock(anywhere)))
@@ -110,7 +110,7 @@ impl LocalExchange {
         })
     }
 
-    /// Sends `outgoing` and takes the next message of each of `from`; pieces of `recv` in the same order.
+    /// Sends `outgoing`, and puts the next message of each of `from` into `recv`, in the same order.
     fn exchange(
         &self,
         call: &Call,
@@ -122,8 +122,8 @@ impl LocalExchange {
         let Delivery { wrong, other } = self.channel.exchange(me, call, outgoing, from, recv)?;
         match (wrong.is_empty(), other) {
             (false, _) => Err(Fault::Length { peers: wrong }),
-            // A member that gave up and went on to something else has said why: that says more than what it
-            // went on to. Headers say still more: there the caller looks at what has arrived.
+            // A member that gave up and went on to another call has said why, which says more than that call
+            // does. Headers say still more: there the caller looks at what has arrived.
             (true, Some(fault)) => Err(match call.operation.has_headers() {
                 true => fault,
                 false => self.channel.told(call).unwrap_or(fault),
@@ -152,9 +152,10 @@ impl Exchange for LocalExchange {
         let mut opened = lock(&self.member.opened);
         let next = opened.entry(head).or_default();
         let mut channels = lock(&self.member.transport.channels);
-        // A channel that a peer gave up before this member came is of a creation that has failed. Where the
-        // peers have begun another one, that one is joined. Otherwise a refusal of a peer is news to this
-        // member; a peer that waited for it in vain is not.
+        // A channel that a peer gave up before this member came belongs to a creation that has failed. Where
+        // the peers have begun another one, this member joins that. Otherwise it joins the last one that a
+        // peer refused, since it has yet to learn of that; one in which a peer waited for it in vain is
+        // passed over.
         let mut refused = None;
         let mut instance = *next;
         while let Some(channel) = channels.open.get(&(head, instance)) {
@@ -282,7 +283,7 @@ impl Drop for Member {
         }
         let mut channels = lock(&self.transport.channels);
         channels.gone[self.me] = true;
-        // Those that this member has never opened: peers that wait there wait for nobody.
+        // Channels that this member has never opened: peers that wait for it there wait for nobody.
         channels.open.retain(|_, channel| !channel.leave(self.me));
     }
 }
@@ -495,7 +496,7 @@ mod tests {
                 let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(|r| &mut r[..]).collect();
                 on.all_gather_v(&call(0, 9000), &[0, 1], &[byte], &mut slices).map(|()| recv)
             };
-            // In another order on each, by a thread each.
+            // In another order on each member, by one thread for each channel.
             thread::scope(|scope| {
                 let mut all = [(&a, 1u8), (&b, 2), (&c, 3)];
                 if e.me() == 1 {
@@ -542,7 +543,7 @@ mod tests {
         let joined = open(1);
         assert_eq!((waiting.0, joined.0), (2, 2));
         drop((waiting, joined));
-        // Member 0 refuses before member 1 has come: that one is told.
+        // Member 0 refuses before member 1 has come: member 1 is told.
         let create = Call { head: 7, operation: Operation::Create, ..call(0, 9000) };
         endpoints[0].notify_abort(&create, "no weights");
         let (instance, told) = open(1);
@@ -550,7 +551,7 @@ mod tests {
         assert_eq!((instance, told.pending_fault().map(|(_, fault)| fault)), (3, Some(refused)));
         drop(told);
         assert_eq!((open(0).0, open(1).0), (4, 4));
-        // A refusal is no news where the peer tries again already.
+        // Where the peer already tries again, its refusal is passed over.
         endpoints[1].notify_abort(&create, "no weights");
         let again = open(1);
         assert_eq!((again.0, open(0).0), (6, 6));
@@ -621,7 +622,7 @@ mod tests {
         }
     }
 
-    /// Until `member` waits for a reset.
+    /// Waits until `member` waits for a reset.
     fn await_resetting(e: &LocalExchange, member: usize) {
         while !e.channel.is_resetting(member) {
             thread::yield_now();

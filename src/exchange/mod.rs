@@ -103,9 +103,10 @@ pub trait Exchange: Send + Sync {
     /// A [`Fault`]; see there what the buffers then hold.
     fn all_to_all_v(&self, call: &Call, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<(), Fault>;
 
-    /// Where this member is. The head says so before every operation and at the beginning of every step, and
-    /// whoever waits for a device now and then anew, as a sign that it lives; a transport that can, lets the
-    /// peers know. Never blocks.
+    /// Says where this member is. The head does so before every operation and at the beginning of every step;
+    /// a member that waits for a device repeats it now and then, as a sign of life. A transport that can lets
+    /// the peers know. Of several operations that are queued on a device the first that has not ended counts.
+    /// Never blocks.
     fn note(&self, call: &Call) {
         let _ = call;
     }
@@ -133,7 +134,7 @@ pub trait Exchange: Send + Sync {
     }
 
     /// The members that have left this channel for good, as far as the transport knows, with or without a
-    /// fault: asked where a wait for a device has failed, since one that has ended its last step may leave
+    /// fault. Asked where a wait for a device has failed: a member that has ended its last step may leave
     /// while others still wait for theirs.
     fn gone(&self) -> Vec<usize> {
         Vec::new()
@@ -150,10 +151,10 @@ pub trait Exchange: Send + Sync {
         self.notify_abort(call, &format!("{fault:?}"));
     }
 
-    /// Brings a channel back after a fault: returns when all members have called it, with everything
-    /// undelivered dropped; or says that this transport cannot. A peer that is in another call meanwhile is
+    /// Brings a channel back after a fault: returns when all members have called it and everything
+    /// undelivered is dropped; or says that this transport cannot. A peer that is still in another call is
     /// told. Members that wait here are told of any fault but `Broken`; those that come later wait for those
-    /// who call it again.
+    /// that call it again.
     ///
     /// # Errors
     /// `Timeout` naming the members that did not come, `Lost` naming those that cannot.
@@ -182,7 +183,7 @@ pub fn check_members(size: usize, me: usize, members: &[usize], buffers: usize) 
     check_count("receive buffers", members.len(), buffers)
 }
 
-/// Refuses other numbers of pieces than an exchange of `size` members takes.
+/// Refuses numbers of pieces that an exchange of `size` members does not take.
 ///
 /// # Errors
 /// `Broken`, saying what was wanted.

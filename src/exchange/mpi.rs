@@ -44,8 +44,8 @@ use std::time::{Duration, Instant};
 
 pub use calls::PendingSends;
 
-/// A receive asks again at once for so long after something has come or gone, giving way to other threads;
-/// then it sleeps between two questions.
+/// A receive polls, yielding to other threads, until `BUSY` after something last came or went; then it sleeps
+/// between polls.
 const BUSY: Duration = Duration::from_millis(1);
 const SLEEP: Duration = Duration::from_micros(50);
 
@@ -54,7 +54,7 @@ pub struct Mpi {
     world: Arc<World>,
     /// Finalises when it is dropped; `None` where the engine has initialised MPI and will finalise it.
     universe: Option<ManuallyDrop<Universe>>,
-    /// Of all ranks.
+    /// The exchange of all ranks.
     everyone: Arc<MessageExchange>,
     /// How many exchanges of the same ranks this process has made.
     made: Mutex<HashMap<Vec<usize>, u64>>,
@@ -76,7 +76,7 @@ impl Mpi {
         }
         let universe = match environment::initialize_with_threading(Threading::Serialized) {
             Some((universe, level)) => {
-                // From here on it finalises only where `finish` says so.
+                // From here on it finalises only where `finish` lets it.
                 let universe = ManuallyDrop::new(universe);
                 if level < Threading::Serialized {
                     let fix = "use an MPI library that was built with threads";
@@ -130,7 +130,8 @@ impl Mpi {
     /// same ranks in the same order.
     ///
     /// # Errors
-    /// `Config` where `ranks` names a process that is none of this job, one twice, or not this one.
+    /// `Config` where `ranks` names a process that is not of this job, names one twice, or leaves this one
+    /// out.
     pub fn exchange(&self, ranks: &[usize]) -> Result<MessageExchange> {
         let key = "ranks of the exchange";
         let (me, size) = (self.rank(), self.size());
@@ -159,14 +160,14 @@ impl Mpi {
         Ok(MessageExchange::new(MpiLink::new(&self.world, ranks.to_vec(), id.finish())))
     }
 
-    /// An exchange of all processes of the job, in the order of their ranks: for what is no head's. The same
-    /// one each time; [`Mpi::finish`] and [`Mpi::give_up`] go over it.
+    /// An exchange of all processes of the job, in the order of their ranks, for use outside of heads. The
+    /// same one each time; [`Mpi::finish`] and [`Mpi::give_up`] go over it.
     pub fn everyone(&self) -> Arc<dyn Exchange> {
         Arc::clone(&self.everyone) as Arc<dyn Exchange>
     }
 
-    /// Sends that no peer has taken yet. After a fault those to a process that has stopped stay, and so does
-    /// their memory.
+    /// Sends that no peer has taken yet. After a fault, sends to a process that has stopped stay pending, and
+    /// keep their memory.
     pub fn pending_sends(&self) -> PendingSends {
         self.world.pending_sends()
     }
@@ -213,7 +214,7 @@ impl Mpi {
     }
 }
 
-/// The call of the last meeting.
+/// The call in which all ranks meet at the end.
 fn end(timeout: Duration) -> Call {
     let began = Instant::now();
     Call {
@@ -235,9 +236,9 @@ struct MpiLink {
     me: usize,
     /// Ranks of the job, by member.
     ranks: Vec<usize>,
-    /// By rank of the job.
+    /// Members, by rank of the job.
     members: Vec<Option<usize>>,
-    /// Room for what has come, by one receive.
+    /// Memory in which one receive collects what has come.
     came: Mutex<VecDeque<(usize, Vec<u8>)>>,
     /// When something last came or went.
     active: Mutex<Instant>,
@@ -294,7 +295,7 @@ impl Link for MpiLink {
                 *self.active() = now;
             }
             let any = !came.is_empty() || broken.is_some();
-            // Outside of MPI's lock: who is told may wait for a thread that sends.
+            // Outside of MPI's lock: `take` may wait for a thread that sends.
             for (rank, bytes) in came.drain(..) {
                 match self.members[rank] {
                     Some(from) => take(Event::Frame { from, bytes }),

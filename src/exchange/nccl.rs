@@ -26,10 +26,11 @@
 //!
 //! NCCL asks that operations on several communicators of one device are queued **in one order on all ranks**:
 //! heads that share a device are stepped by one thread, or by threads that keep one order, and so is whatever
-//! the engine does with communicators of its own between two steps. A head waits on the host for each of its
-//! collectives, so that no order within a step is left to chance. `NCCL_LAUNCH_ORDER_IMPLICIT=1` (2.26 and
-//! newer) lets NCCL keep the order of the calls on the device. Two ranks that step two heads in opposite
-//! order end at the deadline, with each other's place; where two threads do so, the error says that, too.
+//! the engine does with communicators of its own between two steps. A step that is not captured waits on the
+//! host for its collectives before it returns, so that those of two steps are never mixed.
+//! `NCCL_LAUNCH_ORDER_IMPLICIT=1` (2.26 and newer) lets NCCL keep the order of the calls on the device. Two
+//! ranks that step two heads in opposite order end at the deadline, with each other's place; where two
+//! threads do so, the error says that, too.
 //!
 //! When a channel is connected, its members exchange pieces on the device whose bytes only they know: a
 //! communicator whose ranks are in another order than the group's, one with members of another run, or a path
@@ -51,26 +52,26 @@
 //! for what is not sent, until the deadline.
 //!
 //! # Faults
-//! Communicators do not block (`blocking` 0): NCCL works in the background, and this polls it beside the
-//! host transport's faults and the deadline, so that no call outlasts it. A fault aborts the head's
+//! Communicators do not block (`blocking` 0): NCCL works in the background, and the transport polls it, the
+//! host transport's faults and the deadline, so that no call outlasts the deadline. A fault aborts the head's
 //! communicator on this rank, which ends what waits on the stream;
 //! [`LmHead::rebuild`](crate::LmHead::rebuild) makes another from a new id.
 //! NCCL cannot say who is late or gone. The host transport can, and is asked: at the deadline for whoever has
 //! left or has not come, and earlier where NCCL reports an error that a peer has caused.
 //!
-//! A communicator that is dropped without a fault is finalized and destroyed. NCCL waits there for the peers'
-//! communicators and for graphs that have captured collectives: a thread does, and the drop returns after
-//! half a second at most.
+//! A communicator that is dropped without a fault is finalized and destroyed. There NCCL waits for the peers'
+//! communicators and for graphs that have captured collectives. This happens in a thread; the drop returns
+//! after half a second at most.
 //!
-//! A graph that has captured collectives is replayed without a call of this. Between
+//! A graph that has captured collectives is replayed without a call here. Between
 //! [`watch_begin`](super::DeviceExchange::watch_begin) and `watch_end` the device counts its replays itself,
 //! and a thread of the channel ends one that is overdue in the same way, so that an engine that waits for its
 //! stream without a deadline comes back.
 //!
-//! `ncclCommAbort` is used also where there is `ncclCommRevoke`: a revoked communicator is good for nothing
-//! but to be destroyed or split again by all of its members, and a lost one takes no part in a split. An
-//! engine's own communicator is revoked, where NCCL is 2.28.7 or newer, and left to the engine to destroy;
-//! older versions have no end for it but the engine's `ncclCommAbort`.
+//! `ncclCommAbort` is used even where there is `ncclCommRevoke`: a revoked communicator can only be
+//! destroyed, or split again by all of its members, and a lost member takes no part in a split. An engine's
+//! own communicator is revoked, where NCCL is 2.28.7 or newer, and left to the engine to destroy; in older
+//! versions only the engine's `ncclCommAbort` ends it.
 
 mod channel;
 mod communicator;

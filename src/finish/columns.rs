@@ -1,7 +1,8 @@
 //! From messages of logits to rows: `[P, rows, stride of shard p] -> [rows, vocab]`.
 //!
-//! A bare all_to_all leaves each shard's columns of all rows together. Here, and nowhere else, they become
-//! rows. Each row of a shard's message ends in a status word (`LMHEAD_STATUS_*`): what the shard saw of it.
+//! After the all_to_all, each shard's columns of all rows lie together. Here, and nowhere else, they become
+//! rows. Each row of a shard's message ends in a status word (`LMHEAD_STATUS_*`): what the shard saw in its
+//! logits.
 
 use crate::dtype::DType;
 use std::ops::Range;
@@ -15,16 +16,16 @@ pub fn row_stride(columns: usize, dtype: DType) -> usize {
     (columns * dtype.size() + STATUS).next_multiple_of(16)
 }
 
-/// Where in a row's stride its status word is.
+/// Offset of the status word within a row, in bytes.
 pub fn status_at(columns: usize, dtype: DType) -> usize {
     row_stride(columns, dtype) - STATUS
 }
 
-/// Places a shard's message `[rows, row_stride]` in its columns of `logits`, whose rows are `pitch` bytes
-/// apart, and adds what its status words say to `seen` `[rows]`.
+/// Copies a shard's message `[rows, row_stride]` to its columns of `logits`, whose rows are `pitch` bytes
+/// apart, and or's its status words into `seen` `[rows]`.
 ///
 /// # Panics
-/// When the sizes do not fit: they come from one layout and are checked before.
+/// When the sizes do not fit each other; the caller has checked them.
 pub fn place(
     message: &[u8],
     columns: &Range<usize>,
@@ -38,7 +39,7 @@ pub fn place(
     for (row, (sent, seen)) in message.chunks_exact(stride).zip(seen).enumerate() {
         let own = row * pitch + columns.start * size..row * pitch + columns.end * size;
         logits[own].copy_from_slice(&sent[..columns.len() * size]);
-        // The word's lowest byte: all bits that there are.
+        // The lowest byte of the status word has all flags.
         *seen |= sent[stride - STATUS];
     }
 }
@@ -52,7 +53,8 @@ mod tests {
     proptest! {
         #[test]
         fn shards_become_rows(
-            vocab in 1usize..700, shards in 1usize..14, rows in 0usize..5, wide in any::<bool>(), gap in 0usize..40,
+            vocab in 1usize..700, shards in 1usize..14, rows in 0usize..5, wide in any::<bool>(),
+            gap in 0usize..40,
         ) {
             let dtype = if wide { DType::F32 } else { DType::Bf16 };
             let size = dtype.size();
@@ -70,7 +72,11 @@ mod tests {
                             bytes[i * size + byte] = element(row, id, byte);
                         }
                     }
-                    let word = if row == 1 && shard == shards - 1 { 1u32 } else if row == 2 && shard == 0 { 2 } else { 0 };
+                    let word = match row {
+                        1 if shard == shards - 1 => 1u32,
+                        2 if shard == 0 => 2,
+                        _ => 0,
+                    };
                     bytes[status_at(columns.len(), dtype)..].copy_from_slice(&word.to_le_bytes());
                 }
                 place(&message, &columns, dtype, &mut logits, pitch, &mut seen);

@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 pub struct AbortHandle(Arc<Shared>);
 
 struct Shared {
-    /// The head's: a handle that outlives it keeps no channel open.
+    /// The head's exchange. Weak: a handle that outlives the head keeps no channel open.
     exchange: Weak<dyn Exchange>,
     state: Mutex<State>,
 }
 
 struct State {
-    /// Of the step under way, or of the last one.
+    /// The call of the step under way, or of the last one.
     call: Call,
-    /// Why, where the head has not seen it yet.
+    /// Reason of an abort that the head has not noticed yet.
     aborted: Option<String>,
 }
 
@@ -35,21 +35,21 @@ impl AbortHandle {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // What it guards is whole at every moment.
+        // Where the lock is poisoned the state is still good: each write to it is whole.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of the step under way, or of the last one.
+    /// The call of the step under way, or of the last one.
     pub(super) fn call(&self) -> Call {
         self.state().call
     }
 
-    /// Ends the step, or the rebuilding, under way, on this rank and, as far as the transport can, on its
-    /// peers: it returns `StepMismatch` with the reason. A head of one rank, which waits for nobody, ends its
-    /// step. The head refuses steps from then on, until it is rebuilt. A product that runs is not cut short.
-    /// Never blocks.
+    /// Ends the step or rebuilding under way on this rank and, as far as the transport can, on its peers: the
+    /// call there returns `StepMismatch` with the reason. A head of one rank, which waits for nobody,
+    /// completes its step. The head refuses steps from then on, until it is rebuilt. A matmul that runs is
+    /// not cut short. Never blocks.
     pub fn abort(&self, reason: &str) {
-        // Under the lock: a notice that comes later may meet a head that was rebuilt meanwhile.
+        // Under the lock: otherwise the notice could reach a head that was rebuilt in the meantime.
         let mut state = self.state();
         state.aborted.get_or_insert_with(|| reason.into());
         let Some(exchange) = self.0.exchange.upgrade() else { return };
@@ -69,12 +69,12 @@ impl LmHead {
         self.aborts.clone()
     }
 
-    /// The step, or the rebuilding, that an abort ends from now on.
+    /// Sets the call of a step or a rebuilding that an abort ends from now on.
     pub(super) fn tell_aborts(&self, call: &Call) {
         self.aborts.state().call = *call;
     }
 
-    /// Poisons the head where it was told to end its steps, and tells the peers, who may not know of it.
+    /// Poisons the head if an abort was asked for, and tells the peers, which may not know of it.
     pub(super) fn notice_abort(&mut self) {
         let aborted = self.aborts.state().aborted.take();
         if let (Some(reason), None) = (aborted, &self.poisoned) {
@@ -83,7 +83,7 @@ impl LmHead {
         }
     }
 
-    /// An abort that came before a rebuilding does not count after it; one that comes now ends it.
+    /// Forgets an abort that came before a rebuilding; one that comes from now on ends the rebuilding.
     pub(super) fn forget_abort(&mut self, call: &Call) {
         let mut state = self.aborts.state();
         (state.aborted, state.call) = (None, *call);

@@ -17,12 +17,12 @@ pub(super) struct Room {
     own: ShardAdjustments,
     entries: Vec<usize>,
     outgoing: Vec<Range<usize>>,
-    /// Ids of one row, in order.
+    /// Ids of one row, sorted.
     sorted: Vec<i64>,
 }
 
 impl LmHead {
-    /// The adjustments must be announced and fit the rows; nothing of them has been sent yet.
+    /// Checks that adjustments were announced and fit the rows, before any of them is sent.
     pub(super) fn check_adjustments(&mut self, inputs: &RowInputs<'_>) -> Result<()> {
         let Some(adjustments) = &inputs.adjustments else { return Ok(()) };
         let header = &self.wire.open.header;
@@ -40,9 +40,9 @@ impl LmHead {
 }
 
 impl Run<'_> {
-    /// This shard's slice for the rows `lists.parts[replica]` of every replica, in group order; `None` in a step
-    /// without adjustments. Two rounds where rows come from several replicas: the sizes of the slices, 8 bytes
-    /// each, then the slices.
+    /// This shard's slice for the rows `lists.parts[replica]` of every replica, in group order; `None` in a
+    /// step without adjustments. Two rounds where rows come from several replicas: the sizes of the slices, 8
+    /// bytes each, then the slices.
     pub(super) fn gather_adjustments<'b>(
         &mut self,
         mine: Option<&Adjustments<'_>>,
@@ -57,7 +57,7 @@ impl Run<'_> {
         let (me, vocab_size) = (self.wire.group.me(), self.config.vocab_size);
         let replica = self.wire.group.replica_of(me);
         let part = &lists.parts[replica];
-        // They are numbered as the caller brought them.
+        // Adjustments are numbered by the caller's rows.
         let own_rows = self.first_row + part.start..self.first_row + part.end;
         let Room { own, entries, outgoing, .. } = room;
         own.clear(self.wire.shards()[me].clone());
@@ -74,12 +74,12 @@ impl Run<'_> {
             self.wire.open.stats.exchange += began.elapsed();
             return Ok(Some(own));
         }
-        // Ranks of one tensor-parallel index speak for their replicas; to the others there is nothing to say.
+        // A rank sends its replica's adjustments to the ranks of its own tensor-parallel index only.
         let tp = self.wire.group.tp();
         let size = self.wire.group.size();
         let is_peer = |member: usize| member % tp == me % tp;
         let word = |member: usize| if is_peer(member) { 8 } else { 0 };
-        // The sizes come first in the buffer.
+        // The buffer begins with the sizes.
         send.resize(8 * size, 0);
         outgoing.clear();
         for member in 0..size {

@@ -7,11 +7,11 @@ use crate::exchange::{Call, Fault, Operation};
 use crate::step::{self, HEADER_BYTES, Header, Mode};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The key under which a rank whose own parts do not fit says why.
+/// The settings key under which a rank whose own parts do not fit says why.
 const REFUSED: &str = "refused";
 
 impl LmHead {
-    /// What all ranks must have in common, by the names that messages use.
+    /// The settings that all ranks must have in common, by the names that messages use.
     fn settings(&self) -> BTreeMap<&'static str, String> {
         let c = &self.config;
         let fingerprint = match self.info.fingerprint {
@@ -60,9 +60,9 @@ impl LmHead {
         Call { step: 0, ..self.call_from_now(operation, self.config.create_timeout) }
     }
 
-    /// The collective part of creation: every rank's digest of its settings; where those differ, the settings themselves, so
-    /// that the error can name them. A rank with a `refusal` sends that instead, and gets it back as its own error. The epoch
-    /// becomes the highest that any rank has.
+    /// The collective part of creation: ranks compare the digests of their settings and, where these differ,
+    /// the settings themselves, so that the error can name them. A rank with a `refusal` sends it among its
+    /// settings, and gets it back as its own error. The epoch becomes the highest of any rank.
     pub(super) fn agree_on_settings(&mut self, call: &Call, refusal: Option<Error>) -> Result<()> {
         let mut settings = self.settings();
         if let Some(refusal) = &refusal {
@@ -87,7 +87,8 @@ impl LmHead {
 
         let mut headers = vec![[0; HEADER_BYTES]; members.len()];
         let mut slices: Vec<&mut [u8]> = headers.iter_mut().map(|h| &mut h[..]).collect();
-        // Ranks of other heads or epochs are in other calls: their headers say so better than the fault does.
+        // Ranks of other heads or epochs make other calls (`OtherCall`): their headers, read below, say more
+        // than the fault.
         let fault = match self.wire.exchange.all_gather_v(&call, &members, &mine.encode(), &mut slices) {
             Ok(()) | Err(Fault::OtherCall { .. }) => None,
             Err(fault @ Fault::Length { .. }) => Some(fault),
@@ -124,7 +125,7 @@ impl LmHead {
         }
         let theirs: Vec<BTreeMap<String, String>> =
             texts.iter().map(|text| serde_json::from_slice(text).unwrap_or_default()).collect();
-        // A rank that refuses to go on says all there is to say.
+        // Where a rank refuses to go on, the error names its reason alone.
         let refused: Vec<(Vec<usize>, String)> = ranks
             .iter()
             .zip(&theirs)

@@ -5,20 +5,21 @@ use crate::error::{Error, Result};
 use crate::memory::{Allocation, Memory, SpanMut};
 use std::ops::Range;
 
-/// Memory that grows to what the largest step needed, of whatever kind a step asks for.
+/// A buffer that grows to what the largest step needed; made anew where a step asks for another kind of
+/// memory.
 #[derive(Default)]
 pub(super) struct Arena {
     memory: Option<Box<dyn Allocation>>,
-    /// The step is being captured in a graph: memory is none that is made now.
+    /// The step is being captured in a CUDA graph: nothing may be allocated now.
     pub capturing: bool,
-    /// A graph has the address of the memory; what graphs have stays where it is, also where the memory
-    /// grows.
+    /// A CUDA graph has the address of `memory`. Where the buffer must grow, such memory moves to
+    /// `of_graphs`, which keeps it allocated.
     captured: bool,
     of_graphs: Vec<Box<dyn Allocation>>,
 }
 
 impl Arena {
-    /// `bytes` bytes of `memory`, of no particular content; what was there before is lost where it grows.
+    /// `bytes` bytes of `memory`, of undefined content; where the buffer grows, what was there is lost.
     ///
     /// # Errors
     /// As [`Backend::allocate`].
@@ -42,7 +43,7 @@ impl Arena {
             }
             match std::mem::take(&mut self.captured) {
                 true => self.of_graphs.extend(self.memory.take()),
-                // First the old one goes: both need not fit at once.
+                // The old memory goes first: both need not fit at once.
                 false => self.memory = None,
             }
             self.memory = Some(backend.allocate(memory, bytes, what)?);
@@ -53,7 +54,7 @@ impl Arena {
     }
 }
 
-/// The product, and the sum, checked; `what` names the buffer.
+/// The product of both factors, checked for overflow; `what` names the buffer in the error.
 pub(super) fn bytes_of(what: &str, shape: [usize; 2]) -> Result<usize> {
     shape[0].checked_mul(shape[1]).filter(|&n| n <= isize::MAX as usize).ok_or_else(|| {
         let (wanted, got) = ("a buffer that fits this machine's memory", format!("{shape:?} bytes"));
@@ -61,14 +62,14 @@ pub(super) fn bytes_of(what: &str, shape: [usize; 2]) -> Result<usize> {
     })
 }
 
-/// The sum, checked.
+/// The sum, checked for overflow.
 pub(super) fn sum(counts: &[usize], what: &str) -> Result<usize> {
     counts.iter().try_fold(0usize, |total, &n| total.checked_add(n)).ok_or_else(|| {
         Error::shape(what, "a sum that fits 64 bits", format!("{counts:?}"), "send fewer rows in one step")
     })
 }
 
-/// Makes `buffer` `length` times `value`, without aborting where there is no such memory.
+/// Makes `buffer` `length` times `value`; an error, no abort, where there is no such memory.
 pub(super) fn fill<T: Clone>(buffer: &mut Vec<T>, value: T, length: usize, what: &str) -> Result<()> {
     buffer.clear();
     reserve(buffer, length, what)?;
@@ -76,7 +77,7 @@ pub(super) fn fill<T: Clone>(buffer: &mut Vec<T>, value: T, length: usize, what:
     Ok(())
 }
 
-/// Makes room for `more` elements, without aborting where there is no such memory.
+/// Makes room for `more` elements; an error, no abort, where there is no such memory.
 pub(super) fn reserve<T>(buffer: &mut Vec<T>, more: usize, what: &str) -> Result<()> {
     buffer.try_reserve(more).map_err(|_| {
         let (wanted, fix) = ("a buffer that fits this machine's memory", "send fewer rows in one step");
@@ -90,7 +91,7 @@ pub(super) fn recycle<'b>(mut slices: Vec<&[u8]>) -> Vec<&'b [u8]> {
     slices.into_iter().map(|_| unreachable!("it is empty")).collect()
 }
 
-/// [`recycle`] for slices that are written.
+/// [`recycle`] for mutable slices.
 pub(super) fn recycle_mut<'b>(mut slices: Vec<&mut [u8]>) -> Vec<&'b mut [u8]> {
     slices.clear();
     slices.into_iter().map(|_| unreachable!("it is empty")).collect()
@@ -116,16 +117,16 @@ pub(super) fn starts_of(sizes: impl Iterator<Item = usize>, starts: &mut Vec<usi
     }));
 }
 
-/// Puts `header` before each of the messages, which are ranges of `buffer` in ascending order and end at
-/// `end`; behind it the buffer has room for as many headers. Each range becomes that of its message with the
-/// header. Neighbours that are the same range keep one header. What follows moves within the buffer: messages
-/// may be large, and a copy of each would double what they take.
+/// Puts `header` before each message. The messages are ranges of `buffer` in ascending order, and behind the
+/// last the buffer has room for all the headers. Each range becomes that of its header and message.
+/// Neighbours with the same range share one header. Messages are moved within the buffer, since a copy of
+/// large ones would double the memory.
 pub(super) fn put_before_each(buffer: &mut [u8], messages: &mut [Range<usize>], header: &[u8]) {
     let is_first = |messages: &[Range<usize>], i: usize| i == 0 || messages[i] != messages[i - 1];
     let mut before = (0..messages.len()).filter(|&i| is_first(messages, i)).count();
     let mut i = messages.len();
     while i > 0 {
-        // All that are this one range.
+        // All neighbours with this range.
         let last = i - 1;
         let message = messages[last].clone();
         while i > 0 && messages[i - 1] == message {
@@ -148,7 +149,7 @@ mod tests {
         let whole: Vec<u8> = (0..20).collect();
         for cuts in [&[0, 20][..], &[0, 7, 20], &[0, 0, 3, 3, 20, 20], &[0, 20, 20, 20]] {
             let ranges: Vec<Range<usize>> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
-            // Each for two members.
+            // Each range is for two members.
             let mut messages: Vec<_> =
                 ranges.iter().flat_map(|range| [range.clone(), range.clone()]).collect();
             let wanted = messages.clone();

@@ -1,11 +1,11 @@
-//! Steps in CUDA graphs. Nobody waits for them; those of capacity mode have a fixed shape, and the device
-//! itself counts and compares them in every replay.
+//! Steps that a CUDA graph can capture: no host waits for their work. In capacity mode they have a static
+//! (padded) shape, and the device itself counts them and compares the ranks' headers in every replay.
 //!
 //! ```text
-//! own rows      -> [header][capacity rows], zeros behind the last          the header with the device's count
-//! all_gather    over the replicas; with tensor parallelism the headers of all ranks apart
-//! headers       compared; where all agree, the numbers of the rows that came, else none
-//! product       of the rows with these numbers: a row that is none is a bad index
+//! own rows      -> [header][capacity rows], zeros behind the last row; the header has the device's count
+//! all_gather    over the replicas; with tensor parallelism another one, of the headers of all ranks
+//! headers       compared; where all agree, the positions of the rows that came, else -1 for each
+//! matmul        of the rows at these positions; -1 is a bad index, so that its row has no answer
 //! ```
 
 use super::LmHead;
@@ -26,16 +26,16 @@ use crate::sampling::Filters;
 use crate::step::{self, HEADER_BYTES, Header};
 use std::ops::Range;
 
-/// What is gathered begins at multiples of it.
+/// Alignment in bytes of the buffers that collectives read and write.
 pub(super) const ALIGNED: usize = 256;
 
-/// The shape of such a step, the same on every rank.
+/// The shape of a padded step, the same on every rank.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Padded {
-    /// Of a replica's capacity rows the parts that are answered apart, and the rows of the largest.
+    /// Parts of a replica's rows that are answered to different ranks, and the rows of the largest part.
     parts: usize,
     part_rows: usize,
-    /// Rows of the payload that have the header instead.
+    /// Rows at the start of the payload that hold the header instead.
     header_rows: usize,
 }
 
@@ -46,23 +46,23 @@ impl Padded {
         Padded { parts, part_rows: capacity.div_ceil(parts), header_rows }
     }
 
-    /// Rows of each replica that are computed.
+    /// Rows that are computed of each replica, padding included.
     pub fn rows(&self) -> usize {
         self.parts * self.part_rows
     }
 
-    /// How many parts these are, and the rows of each.
+    /// The number of parts, and the rows of each.
     pub fn shape(&self) -> (usize, usize) {
         (self.parts, self.part_rows)
     }
 
-    /// Of `mine` own rows the parts that lie side by side, and where each begins among the computed ones.
+    /// The parts of `mine` own rows, and where each begins among the computed rows.
     pub fn parts(self, mine: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
         (0..self.parts).map(move |part| (even_part(mine, self.parts, part), part * self.part_rows))
     }
 }
 
-/// Takes the first `bytes` bytes of what is left, and skips to the next aligned ones.
+/// Takes the first `bytes` bytes of `left`, which then begins at the next multiple of `ALIGNED`.
 pub(super) fn take<'b>(left: &mut SpanMut<'b>, bytes: usize) -> SpanMut<'b> {
     let whole = std::mem::replace(left, SpanMut::EMPTY);
     let (taken, rest) = whole.split_at(bytes.next_multiple_of(ALIGNED));
@@ -71,7 +71,7 @@ pub(super) fn take<'b>(left: &mut SpanMut<'b>, bytes: usize) -> SpanMut<'b> {
 }
 
 impl QueuedSteps {
-    /// Why what is queued answers nothing, where that is so.
+    /// Why queued steps have no answer; `None` where no fault is known.
     pub fn fault(&self, exchange: &dyn Exchange, group: &HeadGroup) -> Option<Error> {
         let ended = exchange.device().filter(|_| group.size() > 1).and_then(|device| device.fault());
         if let Some(fault) = ended {
@@ -95,8 +95,9 @@ impl QueuedSteps {
 }
 
 impl LmHead {
-    /// Whether nobody need wait for such a step: nothing of it is decided on the host, and the transport
-    /// watches what it has queued. The same on every rank, but that inputs of a rank may be in host memory.
+    /// Whether the host need not wait for such a step: it decides nothing within it, and the transport
+    /// watches what is queued. The same on every rank. A rank that turns out to have inputs in host memory
+    /// waits all the same.
     pub(super) fn queues(&self, counts: &RowCounts, request: &Request, options: StepOptions) -> bool {
         let (wire, device) = (&self.wire, self.wire.exchange.device());
         let padded = matches!(counts, RowCounts::Capacity { .. }) && !wire.is_alone();
@@ -110,7 +111,7 @@ impl LmHead {
         decided && here && watches
     }
 
-    /// All rows of a padded step fit one chunk of logprobs.
+    /// Whether all rows of a padded step fit one chunk of logprobs.
     fn is_one_chunk(&self, counts: &RowCounts, targets: usize, top_n: usize) -> bool {
         let RowCounts::Capacity { max, .. } = *counts else { return true };
         let group = &self.wire.group;
@@ -120,8 +121,8 @@ impl LmHead {
         room.is_ok_and(|room| rows <= room)
     }
 
-    /// Whether a step may be captured in a CUDA graph: with all its inputs in device memory. A function of
-    /// its arguments and the head alone: not collective.
+    /// Whether a step may be captured in a CUDA graph, if all its inputs are in device memory. Depends on the
+    /// arguments and the head alone: not collective.
     pub fn is_capturable(&self, counts: &RowCounts, request: &Request, options: StepOptions) -> bool {
         let unverified = match counts {
             _ if self.wire.is_alone() => true,
@@ -132,7 +133,7 @@ impl LmHead {
         unverified && self.queues(counts, request, options)
     }
 
-    /// What watches replays is made when it first does: before a graph is captured.
+    /// Makes what watches replays, before a graph is captured.
     pub(super) fn prepare_watch(&self, stream: Stream) -> Result<()> {
         let wire = &self.wire;
         let Some(device) = wire.exchange.device().filter(|device| !wire.is_alone() && device.caps().capture)
@@ -144,12 +145,13 @@ impl LmHead {
         watched.map_err(|fault| fault.into_error(&call, wire.group.ranks()))
     }
 
-    /// Whether a graph is to have the step.
+    /// Whether the step is being captured in a CUDA graph.
     pub(super) fn is_capturing(&self, on: &On<'_>) -> Result<bool> {
         Ok(self.wire.open.header.on_device && self.backend.is_capturing(on.stream)?)
     }
 
-    /// Refuses in a graph what waits for the host, or would use memory that goes.
+    /// Refuses to capture a step that waits for the host, or whose workspace may be gone when the graph is
+    /// replayed.
     pub(super) fn check_capture(&self, on: &On<'_>) -> Result<()> {
         let open = &self.wire.open;
         if !open.queued {
@@ -167,7 +169,7 @@ impl LmHead {
         Ok(())
     }
 
-    /// An error where what was queued before has failed meanwhile. The head is poisoned then.
+    /// An error where earlier queued work has failed in the meantime; the head is then poisoned.
     pub(super) fn check_queued(&mut self) -> Result<()> {
         let call = self.wire.open.call;
         let fault = self.queued.fault(&*self.wire.exchange, &self.wire.group);
@@ -176,13 +178,14 @@ impl LmHead {
 }
 
 impl Run<'_> {
-    /// The shape of the step, of rows of so many bytes.
+    /// The padded shape of this step, for rows of `row_bytes` bytes.
     pub(super) fn padded(&self, row_bytes: usize) -> Padded {
         let split = self.config.split_rows_over_tp;
         Padded::new(&self.wire.group, split, self.wire.open.capacity, row_bytes)
     }
 
-    /// Queues what nobody waits for: where it does not come to its end, the transport ends it.
+    /// Queues work that no host waits for. The transport watches it, and ends it where it does not come to
+    /// its end.
     pub(super) fn watched(&mut self, queue: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let watch = |run: &Self, end: bool| {
             let wire = &run.wire;
@@ -199,8 +202,8 @@ impl Run<'_> {
         watch(self, true)
     }
 
-    /// [`Run::gather`] of such a step: as many rows of every replica, and the status words of the own ones.
-    /// `inputs`: words that the ranks of a replica share besides the rows and what is in `mine`.
+    /// [`Run::gather`] of a padded step: equally many rows of every replica, and the status words of the own
+    /// rows. `inputs`: words that the ranks of a replica must share besides the rows and `mine`.
     pub(super) fn gather_padded<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -220,7 +223,7 @@ impl Run<'_> {
         let payload_rows = shape.header_rows + capacity;
         let payload = bytes_of(what, [payload_rows, bytes])?;
 
-        // [digests][those of adjustments][own header][headers][numbers of the rows]
+        // [digests][digests of adjustments][own header][headers of all][positions of the rows]
         let apart = tp > 1;
         let of = self.wire.open.header.placed;
         let sizes = [

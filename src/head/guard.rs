@@ -1,5 +1,5 @@
-//! Whatever ends a creation, a step or a rebuilding on one rank tells its peers at once, and poisons the
-//! head.
+//! Guards creations, steps and rebuildings: one that fails or panics on one rank tells the peers at once, and
+//! poisons the head.
 
 use super::recorder::{Outcome, Recorder};
 use super::{LmHead, from_now};
@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Names of the heads that this process has made, by id: for messages about places.
+/// Names of the heads that this process has made, by id: errors say in which head a rank was last seen.
 static NAMES: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
 
 /// Remembers the name of a head.
@@ -31,7 +31,7 @@ pub(super) fn open_channel(
     let (began, deadline) = from_now(timeout);
     let operation = Operation::Create;
     let call = Call { head, instance: 0, epoch: 0, step: 0, operation, terms: 0, began, deadline };
-    // A second panic says no more than that the peers may not have been told.
+    // A second panic is dropped: it means only that the peers may not have been told.
     let tell = |reason: &str| {
         if exchange.size() > 1 {
             let _ = catch_unwind(AssertUnwindSafe(|| exchange.notify_abort(&call, reason)));
@@ -50,7 +50,7 @@ pub(super) fn open_channel(
     }
 }
 
-/// Reached by an unwinding panic only while it is armed.
+/// Gives up the step when a panic drops it; disarmed once its part has returned.
 struct Guard<'h> {
     head: &'h mut LmHead,
     call: Call,
@@ -83,21 +83,23 @@ impl LmHead {
         result.map_err(|error| self.failed(call, error))
     }
 
-    /// What an error means for the head and its peers; the error comes back with what this rank knows.
+    /// Records that `call` has failed: poisons the head and tells the peers where the error requires it.
+    /// Returns the error with this rank's evidence.
     pub(super) fn failed(&mut self, call: &Call, error: Error) -> Error {
         self.wire.recorder.end(Outcome::Failed, None);
         let error = error.with_evidence(|| self.evidence());
-        // Alone, a refused input leaves nobody waiting and nothing half done.
+        // In a group of one rank a refused input leaves nobody waiting and nothing half done.
         if self.is_shared() || !error.is_bad_input() {
             self.poisoned = Some(error.cause());
             if !error.was_told() {
                 self.notify_abort(call, &error.cause());
             }
+            self.end_deferred(call, &error.cause());
         }
         error
     }
 
-    /// This rank ends `call`'s step for `reason`, without an error of its own to return.
+    /// Gives up `call`'s step for `reason`, without an error to return.
     pub(super) fn give_up(&mut self, call: &Call, reason: &str) {
         self.wire.recorder.end(Outcome::Failed, None);
         let text = match reason.strip_prefix("its ") {
@@ -106,14 +108,15 @@ impl LmHead {
         };
         self.poisoned = Some(format!("step {}: {text}", call.step));
         self.notify_abort(call, reason);
+        self.end_deferred(call, reason);
     }
 
-    /// There are peers to tell.
+    /// Whether there are peers to tell.
     fn is_shared(&self) -> bool {
         self.wire.group.size() > 1 || self.wire.exchange.size() > 1
     }
 
-    /// Tells the peers. This runs while a panic unwinds: another one, of the transport, must not leave it.
+    /// Tells the peers. May run while a panic unwinds: a second panic, of the transport, must not get out.
     fn notify_abort(&self, call: &Call, reason: &str) {
         if self.is_shared() {
             let exchange = AssertUnwindSafe(&self.wire.exchange);
@@ -122,7 +125,7 @@ impl LmHead {
         }
     }
 
-    /// Where everybody is, and this rank's last steps.
+    /// Where each rank was last seen, and this rank's last steps.
     pub(super) fn evidence(&self) -> Evidence {
         let known = evidence(&*self.wire.exchange, &self.wire.group, &self.wire.recorder);
         // Ranks that are tasks of one pool can only meet where each has a thread.

@@ -17,7 +17,7 @@ pub(super) fn digest(hidden: &HiddenRows<'_>, inputs: &RowInputs<'_>) -> u64 {
     // A rank without rows may pass empty inputs or none.
     let targets = inputs.targets.unwrap_or_default();
     digest.bytes(bytemuck::cast_slice(targets));
-    // Adjustments of no kind are as none.
+    // Adjustments that have none of the three kinds count as none.
     if let Some(adjustments) = &inputs.adjustments
         && !hidden.is_empty()
         && (adjustments.allowed.is_some()

@@ -6,21 +6,21 @@
 //! per chunk, of rows of every replica that has some left:
 //!   hidden rows           all_gather over replicas
 //!   adjustments           two all_to_alls, in a step that has them
-//!   target logits         a product of each row with its targets' own weights; all_gather, f32 of each
-//!                         target; each is looked at in the message of the shard that has its id
+//!   target logits         each row times the weights of its own targets; all_gather, f32 for each
+//!                         target; each is read from the message of the shard that has its id
 //!   matmul -> epilogue -> adjustments -> partials, with how many ids of the shard beat each target
 //!   partials              all_to_all to the rows' owners
 //! ```
 //!
-//! A backend that does not [count](crate::backend::LoadedShard::counts_targets) in its products makes the
-//! logits of a chunk first, f32 `[rows of the chunk, shard]`, holds them, and looks for both there; what ranks
-//! send each other is the same.
+//! A backend whose matmuls do not [count](crate::backend::LoadedShard::counts_targets) first makes the logits
+//! of a chunk, f32 `[rows of the chunk, shard]`, holds them, and reads target logits and ranks from these.
+//! What the ranks exchange is the same.
 //!
-//! On a device all of this is queued on the step's stream: `placed` has targets there.
+//! On a device all of this is queued on the step's stream; `placed` handles targets in device memory.
 //!
-//! Held beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes) for
-//! the hidden rows, the logits where they are held, and the candidates of a chunk, the slice of its
-//! adjustments (1/32 of the logits for a mask), 4 bytes for each target of all rows, and the answer.
+//! Memory beside the weights: [`HeadConfig::logprobs_chunk_bytes`](crate::HeadConfig::logprobs_chunk_bytes)
+//! for a chunk's hidden rows, its logits where they are held, and its candidates; the slice of its
+//! adjustments (a mask has 1/32 of the bytes of the logits); 4 bytes for each target of all rows; the answer.
 
 use super::buffers::{Arena, bytes_of, fill, starts_of, sum};
 use super::run::{Compute, Lists, Run, Scratch, Small};
@@ -50,37 +50,38 @@ pub(super) struct Room {
     next: Vec<usize>,
     /// Where each replica's rows begin.
     firsts: Vec<usize>,
-    /// Bytes of the targets at hand among all.
+    /// Byte ranges of the targets at hand among the targets of all rows.
     of_parts: Vec<Range<usize>>,
 }
 
-/// What [`Run::tell`] works with.
+/// Buffers of [`Run::tell`].
 #[derive(Default)]
 pub(super) struct Told {
     /// Targets of the rows at hand, `[rows, targets]`.
     pub targets: Vec<u32>,
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
-    /// The same in device memory, in a step that is on one: there targets are known to the host only where
-    /// they are tokens that it has drawn.
+    /// The same in device memory, in a step on a device. There the host knows targets only where they are
+    /// tokens that it has drawn itself.
     pub placed: placed::Targets,
-    /// The rows at hand that each member is answered.
+    /// Which of the rows at hand each member is answered.
     pub answered: Vec<Range<usize>>,
 }
 
-/// What is told of the rows at hand.
+/// What [`Run::tell`] is to find out about the rows at hand.
 #[derive(Clone, Copy)]
 pub(super) struct Telling<'a> {
-    /// The product of these rows, which counts what beats the targets; `None`: its logits are held.
+    /// The matmul of these rows, which also counts the logits that beat each target; `None`: the logits are
+    /// held.
     pub job: Option<Job<'a>>,
-    /// Of held logits.
+    /// Which of the held logits to read.
     pub of: Which,
     pub rows: usize,
     pub targets: usize,
     pub top_n: usize,
-    /// Answers have a status already: see [`Finish::Logprobs`].
+    /// The rows have a status already: see [`Finish::Logprobs`].
     pub drawn: bool,
-    /// What is known of the rows that the caller is answered.
+    /// Status words of the rows that the caller is answered.
     pub own: Span<'a>,
 }
 
@@ -91,7 +92,7 @@ impl Telling<'_> {
 }
 
 impl LmHead {
-    /// What a request of logprobs asks of the head, beyond the request itself.
+    /// Checks a request of logprobs against the step's adjustments and the room of a chunk.
     pub(super) fn check_logprobs(&self, request: &Request, adjusted: bool) -> Result<()> {
         let Request::Logprobs { targets, processed, top_n } = *request else { return Ok(()) };
         if adjusted && !processed {
@@ -106,7 +107,8 @@ impl LmHead {
         self.config.logprobs_chunk_rows(size, self.hidden_dtype, targets, top_n).map(|_| ())
     }
 
-    /// Targets for each row, in the vocabulary, where the request has any; nothing of them has been sent yet.
+    /// Checks that each row has as many targets as the request says, all in the vocabulary, before any is
+    /// sent.
     pub(super) fn check_targets(&self, inputs: &RowInputs<'_>) -> Result<()> {
         let (header, vocab_size) = (&self.wire.open.header, self.config.vocab_size);
         let request = self.wire.open.request;
@@ -329,9 +331,9 @@ impl Run<'_> {
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
     }
 
-    /// What `telling` asks of rows, for those that the caller is answered: target logits, partials, their
-    /// exchange, the answer. `parts`: on a device, bytes of the targets at hand, of all of
-    /// [`Run::share_targets`] or, where the host knows them, of `told.targets`.
+    /// Answers `telling` for the caller's rows: target logits, partials, their exchange, the result. `parts`
+    /// (on a device): byte ranges of the targets at hand, in `told.targets` where the host knows them, else
+    /// in what [`Run::share_targets`] has gathered.
     #[allow(clippy::too_many_arguments, reason = "of two requests the last part")]
     pub(super) fn tell(
         &mut self,
@@ -390,7 +392,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The targets of all replicas' rows, in group order.
+    /// Gathers the targets of all replicas' rows, in group order.
     fn gather_targets(
         &mut self,
         own: &[i64],
@@ -418,7 +420,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The logits of the targets at hand: each comes from the shard that has its id.
+    /// Gathers the logits of the targets at hand, each from the shard that has its id.
     fn share_target_logits(
         &mut self,
         compute: &mut Compute<'_>,
@@ -458,8 +460,8 @@ impl Run<'_> {
 }
 
 impl Compute<'_> {
-    /// The product of rows whose targets are told: where the backend counts in it, what it will be run with;
-    /// else it is held.
+    /// Where the backend counts targets during the matmul, returns the job to run it with; else runs it now,
+    /// holds the logits and returns `None`.
     fn hold_or_count<'a>(&mut self, job: Job<'a>) -> Result<Option<Job<'a>>> {
         if self.loaded.counts_targets() {
             return Ok(Some(job));
@@ -468,7 +470,7 @@ impl Compute<'_> {
         Ok(None)
     }
 
-    /// The logits of targets: u32 and f32 `[rows, telling.targets]`.
+    /// Writes the logits of targets: u32 `[rows, telling.targets]` in, f32 of the same shape out.
     pub(super) fn target_logits(
         &mut self,
         telling: &Telling<'_>,
@@ -483,13 +485,13 @@ impl Compute<'_> {
     }
 }
 
-/// A target as ranks exchange it. Checked before: an id of the vocabulary, or none.
+/// A target as ranks exchange it: an id that was checked to be in the vocabulary, or none.
 fn encode_target(id: i64) -> u32 {
     if id == NO_TARGET_ID { NO_TARGET } else { id as u32 }
 }
 
-/// The next rows of every replica, `room` in all, from those that are left: as many of each as of the others,
-/// as long as it has any. A replica alone with its prompt fills whole chunks. The same on every rank.
+/// The next chunk: `room` rows in all of those that are left, equally many of each replica while it has any.
+/// A replica alone with its prompt fills whole chunks. The same on every rank.
 fn next_chunk(next: &[usize], counts: &[usize], mut room: usize, parts: &mut Vec<Range<usize>>) {
     parts.clear();
     parts.extend(next.iter().map(|&at| at..at));
@@ -514,7 +516,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn chunks_are_full_and_every_row_is_in_one(counts in prop::collection::vec(0usize..40, 1..7), room in 1usize..50) {
+        fn chunks_are_full_and_every_row_is_in_one(
+            counts in prop::collection::vec(0usize..40, 1..7), room in 1usize..50,
+        ) {
             let (mut next, mut chunks) = (vec![0; counts.len()], 0);
             while next != counts {
                 let mut parts = Vec::new();

@@ -1,11 +1,11 @@
-//! Inputs in device memory on their way to products and passes, on the step's stream: the host looks at none
-//! of them and waits for none, but for sampling parameters where it is the host that knows the filters: they
-//! decide what such a step exchanges.
+//! Inputs in device memory on their way to matmuls and passes, on the step's stream. The host neither reads
+//! them nor waits for them, with one exception: where the host decides the filters of sampling, it reads the
+//! parameters, since these decide what the step exchanges.
 //!
 //! ```text
 //! targets      i64 -> u32   all_gather over replicas
 //! adjustments  messages of one shape to every shard   all_to_all   -> mask in place, entries
-//! status       a word of each own row: what of its inputs cannot be
+//! status       a word for each own row: set where one of its inputs cannot be
 //! ```
 
 use super::LmHead;
@@ -26,7 +26,7 @@ use std::time::Instant;
 /// Memory that lives from step to step.
 #[derive(Default)]
 pub(super) struct Room {
-    /// Messages to the shards, and from the replicas; what is made of them.
+    /// Messages to the shards; messages from the replicas; masks and entries that are made of them.
     packed: Arena,
     received: Arena,
     entries: Arena,
@@ -35,12 +35,12 @@ pub(super) struct Room {
 /// Targets, in device memory.
 #[derive(Default)]
 pub(super) struct Targets {
-    /// As the caller's rows have them, before they are exchanged.
+    /// The own rows' targets, encoded, before they are exchanged.
     own: Arena,
     /// `[rows of the group, targets]` u32.
     all: Arena,
-    /// Of the rows at hand: targets where they are not neighbours among all; logits of the own shard, of all,
-    /// and targets with logits.
+    /// Of the rows at hand: targets that are not contiguous in `all`; target logits of the own shard; those
+    /// of all shards (`shared`); targets with their logits.
     at_hand: Arena,
     logits: Arena,
     shared: Arena,
@@ -55,7 +55,7 @@ impl Room {
 }
 
 impl Targets {
-    /// Where [`Run::share_targets`] leaves those of all rows.
+    /// Where [`Run::share_targets`] leaves the targets of all rows.
     pub fn all(&mut self) -> &mut Arena {
         &mut self.all
     }
@@ -67,8 +67,8 @@ impl Targets {
 }
 
 impl LmHead {
-    /// Inputs in device memory must be those that the step takes, and of the sizes of its rows; nothing of
-    /// them has been sent yet.
+    /// Checks that inputs in device memory are those that the step takes, of the sizes of its rows, before
+    /// any is sent.
     pub(super) fn check_device_inputs(&self, inputs: &RowInputs<'_>) -> Result<()> {
         let (here, header) = (&inputs.on_device, &self.wire.open.header);
         let of = header.placed;
@@ -126,13 +126,13 @@ impl LmHead {
 }
 
 impl Run<'_> {
-    /// Inputs of this step may lie on the device.
+    /// Whether inputs of this step may lie on the device.
     pub(super) fn is_on_device(&self) -> bool {
         self.memory != Memory::Host
     }
 
-    /// Words for what of the own rows' inputs cannot be, zeros at first; none where the host has checked them
-    /// all.
+    /// Status words for what is wrong with the own rows' inputs, zeros at first; empty where the host has
+    /// checked all inputs.
     pub(super) fn begin_status<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -154,7 +154,7 @@ impl Run<'_> {
         Ok(status)
     }
 
-    /// What is known of the own rows, with what is known of their inputs.
+    /// Adds the status words of the own rows to those of their inputs.
     pub(super) fn with_status<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -170,7 +170,7 @@ impl Run<'_> {
         Ok(status.into_span())
     }
 
-    /// The own targets as ranks exchange them, u32: as many rows as the step has of a replica.
+    /// Encodes the own targets as ranks exchange them, u32; a padded step has padding among them.
     pub(super) fn encode_targets<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -200,7 +200,7 @@ impl Run<'_> {
         Ok(out.into_span())
     }
 
-    /// The targets of all replicas' rows, in group order: u32 `[rows, per_row]`.
+    /// Gathers the targets of all replicas' rows, in group order: u32 `[rows, per_row]`.
     pub(super) fn share_targets(
         &mut self,
         per_row: usize,
@@ -217,7 +217,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What each replica has of its rows, `each` bytes a row, from `own` to `all`: in group order.
+    /// Gathers what each replica has of its rows, `each` bytes a row, from `own` into `all`, in group order.
     pub(super) fn share_inputs<'b>(
         &mut self,
         (what, operation): (&str, Operation),
@@ -238,12 +238,12 @@ impl Run<'_> {
         Ok(all.into_span())
     }
 
-    /// Rows that the step has of the own replica, which brings `mine`.
+    /// Rows of the own replica in this step, with padding; the replica brings `mine`.
     pub(super) fn rows_of_replica(&self, mine: usize) -> usize {
         if self.wire.open.padded { self.padded(1).rows() } else { mine }
     }
 
-    /// Of `mine` own rows the parts that lie side by side among those, and where each begins.
+    /// The parts of `mine` own rows, and where each begins among the replica's rows in this step.
     pub(super) fn own_parts(&self, mine: usize) -> impl Iterator<Item = (Range<usize>, usize)> + use<> {
         let (padded, whole) = match self.wire.open.padded {
             true => (Some(self.padded(1).parts(mine)), None),
@@ -252,8 +252,9 @@ impl Run<'_> {
         padded.into_iter().flatten().chain(whole)
     }
 
-    /// The rows at hand have these targets: bytes of those of the host, or of [`Run::share_targets`].
-    /// Afterwards they are candidates: each with the logit that the shard tells that has its id.
+    /// Makes candidates of the targets of the rows at hand: each with its logit, from the shard that has its
+    /// id. `parts`: byte ranges of these targets, in `host` where it is given, else in what
+    /// [`Run::share_targets`] has gathered.
     pub(super) fn place_candidates<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -302,8 +303,8 @@ impl Run<'_> {
         Ok(out.into_span())
     }
 
-    /// This shard's slice of the adjustments that lie on the device, of the rows `lists.parts[replica]` of
-    /// every replica, in a padded step of all its rows, in group order; `None` in a step without. `status`:
+    /// This shard's slice of the adjustments in device memory, for the rows `lists.parts[replica]` of every
+    /// replica, or for all rows of a padded step, in group order; `None` in a step without. `status`: status
     /// words of the own rows among these.
     pub(super) fn place_adjustments<'b>(
         &mut self,
@@ -332,7 +333,7 @@ impl Run<'_> {
             (part.clone(), (1, part.len()))
         };
         let (rows, places) = (own_rows.len(), shape.0 * shape.1);
-        // They are numbered as the caller brought them.
+        // Adjustments are numbered by the caller's rows.
         let from =
             mine.adjustments_of(self.first_row + own_rows.start..self.first_row + own_rows.end, vocab_size);
         let n = lists.parts.iter().map(ExactSizeIterator::len).sum();
@@ -386,7 +387,7 @@ impl Run<'_> {
             compute.inputs(Inputs::UnpackAdjustments { from: messages, rows: n, of, out })?;
         }
         let mut placed = PlacedAdjustments::carve(entries.into_span(), n, &of);
-        // Of a message the mask comes first.
+        // A message begins with its mask.
         placed.allowed = if of.allowed { Some((messages, own_bytes / 4)) } else { mask };
         self.wire.open.stats.exchange += began.elapsed();
         Ok(Some(placed))

@@ -30,7 +30,7 @@ pub struct StepRecord {
     pub mode: Mode,
     /// Rows that this rank's replica brought.
     pub rows: u64,
-    /// Rows of the whole group, where the step came so far.
+    /// Rows of the whole group, once the step has learnt them.
     pub group_rows: Option<u64>,
     /// From the beginning of the step to its end; 0 while it runs.
     pub time: Duration,
@@ -56,7 +56,7 @@ pub struct OperationRecord {
     /// To and from other ranks.
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    /// With the wait for the peers.
+    /// Includes the wait for the peers.
     pub time: Duration,
 }
 
@@ -69,13 +69,13 @@ const NONE: OperationRecord = OperationRecord {
 };
 
 impl StepRecord {
-    /// By kind, in the order in which each came first.
+    /// One record for each kind, in the order in which each came first.
     pub fn operations(&self) -> &[OperationRecord] {
         &self.operations[..self.used]
     }
 }
 
-/// As it is displayed: a derived one would list the places that are not used.
+/// The same as `Display`: a derived one would list the places that are not used.
 impl fmt::Debug for StepRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "StepRecord({self})")
@@ -108,7 +108,7 @@ impl fmt::Display for StepRecord {
     }
 }
 
-/// Keeps the last steps. A clone keeps the same.
+/// Keeps the last steps. Clones share them.
 #[derive(Clone)]
 pub(super) struct Recorder(Arc<Mutex<Steps>>);
 
@@ -131,7 +131,7 @@ impl Recorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, Steps> {
-        // What it guards is whole at every moment.
+        // Where the lock is poisoned the state is still good: each write to it is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,24 +187,24 @@ impl Recorder {
     }
 }
 
-/// What one rank's head has done and where its peers are, asked from any thread, also while the head is in a
-/// step. It may outlive the head: then it knows no places.
+/// What one rank's head has done and where its peers are; any thread may ask, also while the head is in a
+/// step. It may outlive the head: then it no longer knows where the peers are.
 #[derive(Clone)]
 pub struct FlightRecorder {
     pub(super) recorder: Recorder,
     pub(super) group: Arc<HeadGroup>,
-    /// The head's: a handle that outlives it keeps no channel open.
+    /// The head's exchange. Weak: a handle that outlives the head keeps no channel open.
     pub(super) exchange: Weak<dyn Exchange>,
     pub(super) queued: Arc<QueuedSteps>,
 }
 
 /// What is needed to say whether queued steps have failed.
 pub(super) struct QueuedSteps {
-    /// Of the head.
+    /// The head's name.
     pub name: String,
     /// Knows the call of the last step.
     pub aborts: AbortHandle,
-    /// What the device says, once a step was queued that says it.
+    /// What the device reports of capacity steps, once one was queued.
     pub steps: OnceLock<Arc<dyn CapacitySteps>>,
 }
 
@@ -220,15 +220,15 @@ impl FlightRecorder {
         self.recorder.steps()
     }
 
-    /// Why a step that was queued, or replayed by a graph, has no answer, where that is so: a rank that did
-    /// not come, or headers that differ. Waits for nothing; the head says the same when it begins its next
-    /// step, and is poisoned then.
+    /// Why a queued or replayed step has no answer: a rank did not come, or headers differ. `None` where no
+    /// fault is known. Does not wait; the head reports the same when it begins its next step, and is poisoned
+    /// then.
     pub fn fault(&self) -> Option<Error> {
         let exchange = self.exchange.upgrade()?;
         self.queued.fault(&*exchange, &self.group)
     }
 
-    /// The same in words, and where every rank of the group was last seen.
+    /// This rank's last steps in words, and where every rank of the group was last seen.
     pub fn evidence(&self) -> Evidence {
         match self.exchange.upgrade() {
             Some(exchange) => guard::evidence(&*exchange, &self.group, &self.recorder),

@@ -24,21 +24,21 @@ use std::time::Instant;
 pub(super) struct Scratch {
     /// Own rows that had to be brought together for sending; in capacity mode with header and padding.
     pub own_rows: Arena,
-    /// What is known of these: status words.
+    /// Status words of these rows.
     pub own_status: Arena,
     /// Rows of the group `[rows, hidden]`; in capacity mode before that the padded payloads.
     pub gathered: Arena,
-    /// Of a capacity step on a device: headers, and numbers of rows.
+    /// For a capacity step on a device: headers and positions of rows.
     pub contract: Arena,
-    /// Results by destination, and by source.
+    /// Results by destination (`send`) and by source (`recv`).
     pub send: Arena,
     pub recv: Arena,
-    /// Status words of logits that are in their place already.
+    /// Status words of logits that are written straight into the answer.
     pub words: Arena,
     pub lists: Lists,
     pub small: Small,
     pub adjusting: adjusting::Room,
-    /// What of the own rows' inputs in device memory cannot be, and their adjustments.
+    /// Status words for what is wrong with the own rows' inputs in device memory.
     pub input_status: Arena,
     pub placed: placed::Room,
     pub logprobs: logprobs::Room,
@@ -47,7 +47,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// From now on steps are captured in graphs, or no more.
+    /// Tells all buffers whether the next steps are captured in a CUDA graph.
     pub fn capture(&mut self, capturing: bool) {
         let Scratch { own_rows, own_status, gathered, contract, send, recv, words, input_status, .. } = self;
         let own = [own_rows, own_status, gathered, contract, send, recv, words, input_status];
@@ -134,14 +134,14 @@ pub(super) struct Run<'s> {
     /// Where rows and answers are.
     pub memory: Memory,
     pub stream: Stream,
-    /// Of the own weights.
+    /// Bytes of the own weights.
     pub shard_bytes: u64,
-    /// The first of the own rows that are computed, as the caller numbers them.
+    /// The first of the own rows that this run computes, as the caller numbers them.
     pub first_row: usize,
 }
 
 impl Run<'_> {
-    /// The whole of a request.
+    /// Runs a whole request.
     pub fn request(
         &mut self,
         compute: &mut Compute<'_>,
@@ -214,8 +214,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// hidden rows -> gather: the rows of all replicas, in group order; what is known of the own ones
-    /// besides.
+    /// hidden rows -> gather: the rows of all replicas, in group order, and the status words of the own rows.
     pub fn gather<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -275,7 +274,7 @@ impl Run<'_> {
         Ok((HiddenRows::strided(rows, hidden.dtype(), total, hidden.hidden(), bytes)?, Span::EMPTY))
     }
 
-    /// The rows `lists.parts[replica]` of every replica, in group order; `hidden` are the own ones of these.
+    /// Gathers the rows `lists.parts[replica]` of every replica, in group order; `hidden` are the own ones.
     pub fn gather_parts<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -284,7 +283,7 @@ impl Run<'_> {
         lists: &mut Lists,
     ) -> Result<(HiddenRows<'b>, Span<'b>)> {
         let one = self.wire.group.replicas() == 1;
-        // A product says itself which indices of a device are none; candidates of held logits do not.
+        // A matmul itself marks bad indices in device memory; the candidates of held logits do not.
         let sampled = matches!(self.wire.open.request, Request::Sample { .. });
         if one && !(sampled && self.memory != Memory::Host && hidden.selection().is_some()) {
             return Ok((hidden, Span::EMPTY));
@@ -323,7 +322,7 @@ impl Run<'_> {
         Ok((HiddenRows::strided(recv.into_span(), dtype, rows, columns, bytes)?, own))
     }
 
-    /// A product of so many rows.
+    /// Counts a matmul of `rows` rows.
     pub fn count_product(&mut self, rows: usize) {
         let stats = &mut self.wire.open.stats;
         stats.rows_computed += rows as u64;
@@ -337,7 +336,7 @@ impl Run<'_> {
         self.wire.answered(member, self.config.split_rows_over_tp)
     }
 
-    /// Of `rows` rows that come back to the caller the ones that are his: in a padded step fewer.
+    /// How many of `rows` rows that come back are the caller's own: in a padded step fewer.
     pub fn answered_of(&self, rows: usize) -> usize {
         if !self.wire.open.padded {
             return rows;
@@ -346,10 +345,10 @@ impl Run<'_> {
         group.answered_rows(own, group.me(), self.config.split_rows_over_tp).len()
     }
 
-    /// Status words of the own rows -> of those that are answered.
+    /// Of the own rows' status words, those of the rows that are answered.
     pub fn of_answered<'b>(&self, own: Span<'b>) -> Span<'b> {
         let group = &self.wire.group;
-        // Alone, the rows are the answered ones already.
+        // In a group of one rank only the answered rows are computed.
         let split = self.config.split_rows_over_tp && !self.wire.is_alone();
         let part = group.answered_rows(own.len() / 4, group.me(), split);
         own.part(4 * part.start..4 * part.end)
@@ -371,7 +370,7 @@ impl Run<'_> {
         let (began, rows) = (Instant::now(), job.rows.len());
         let (stride, row_status) = (answer.logits_stride, answer.row_status.reborrow());
         if self.wire.is_alone() {
-            // They are in their place already.
+            // One rank has all columns: logits are written straight into the answer.
             let mut words = words.at_least(self.backend, self.memory, 4 * rows, "row status")?;
             let (data, status) =
                 (answer.logits.reborrow(), Status::Apart { words: words.reborrow(), stride: 4 });
@@ -403,7 +402,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// matmul -> epilogue -> exchange of candidates: what came, and of how many rows.
+    /// matmul -> epilogue -> exchange of candidates. Returns the messages, and how many rows they have.
     fn best<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -431,8 +430,8 @@ impl Run<'_> {
         bytes + if shares { self.wire.group.size() * HEADER_BYTES } else { 0 }
     }
 
-    /// The all_to_all of results: each member is sent its rows of `send`, which are `stride(own ids)` bytes
-    /// each; back come the members' messages, of the rows returned, beginning at `lists.starts`.
+    /// The all_to_all of results: sends each member its rows of `send`, `stride(own ids)` bytes each. Returns
+    /// the members' messages, which begin at `lists.starts`, and how many rows they have.
     pub fn results<'b>(
         &mut self,
         send: SpanMut<'b>,
@@ -447,8 +446,8 @@ impl Run<'_> {
         self.exchange_results(send, stride, mine, recv, lists).map(|bytes| (bytes, mine))
     }
 
-    /// [`Run::results`] of the rows `lists.outgoing[member]` for each member; of them `mine` are the
-    /// caller's.
+    /// [`Run::results`] with the rows `lists.outgoing[member]` for each member; the caller is answered `mine`
+    /// rows.
     pub fn exchange_results<'b>(
         &mut self,
         mut send: SpanMut<'b>,
@@ -475,8 +474,8 @@ impl Run<'_> {
         Ok(bytes)
     }
 
-    /// Sends member m the bytes `lists.outgoing[m]` of `send`; back come the members' messages, of
-    /// `lists.sizes` bytes, beginning at `lists.starts`. Alone, what is sent is what comes.
+    /// Sends member m the bytes `lists.outgoing[m]` of `send`. Returns the members' messages, of
+    /// `lists.sizes` bytes, which begin at `lists.starts`. In a group of one rank that is what was sent.
     pub fn deliver<'b>(
         &mut self,
         send: SpanMut<'b>,

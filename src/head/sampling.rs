@@ -3,8 +3,8 @@
 //! ```text
 //! parameters of all rows   all_gather over the group, which compares them between the tp ranks of a replica
 //! adjustments              two all_to_alls, in a step that has them
-//! matmul -> epilogue -> adjustments     [rows of the group, shard] f32, held; or one candidate of each row at
-//!                          once, where no row has a filter and no logprobs are asked for
+//! matmul -> epilogue -> adjustments     [rows of the group, shard] f32, held; or one candidate of each row
+//!                          at once, where no row has a filter and no logprobs are asked for
 //! largest logits           all_gather, where shards filter: min_p, or top_p without top_k, or top_k > 1024
 //! cut at top_k             n x (histograms to the rows' owners, cuts back), where a top_k is above 1024
 //! cut at top_p             n x the same, where there is a top_p and either no top_k or one above 1024
@@ -13,13 +13,13 @@
 //!                          `logprobs` does
 //! ```
 //!
-//! Which of these a step takes depends on its parameters alone, never on logits, and every rank knows them
-//! all; where the host looks at none ([`Filters`]), a step takes all of them, or draws in the product. The n
-//! of a cut is 4 to 16: it follows from the size of the group and from how many rows have that cut and the
-//! same owner ([`Digits`](crate::sampling::cut::Digits)).
+//! Which of these rounds a step takes depends on its parameters alone, never on logits; every rank knows all
+//! of them. Where the host reads no parameters ([`Filters`]), a step takes all rounds, or draws during the
+//! matmul. The n of a cut is 4 to 16: it follows from the size of the group and from how many rows have that
+//! cut and the same owner ([`Digits`](crate::sampling::cut::Digits)).
 //!
 //! * `cuts`: the two searches.
-//! * `on_device`: steps of which the host looks at no parameter.
+//! * `on_device`: steps in which the host reads no parameters.
 
 mod cuts;
 mod on_device;
@@ -50,30 +50,30 @@ use std::time::Instant;
 /// Memory that lives from step to step.
 #[derive(Default)]
 pub(super) struct Room {
-    /// Of all rows that are computed.
+    /// Parameters of all rows that are computed.
     params: Vec<SamplingParams>,
-    /// Where the host looks at none.
+    /// Buffers of steps in which the host reads no parameters.
     unseen: on_device::Room,
-    /// Those of the own rows, where these are in device memory.
+    /// Parameters of the own rows, where these are in device memory.
     placed: Vec<SamplingParams>,
     placed_rows: Vec<SamplingRow>,
     kinds: Vec<Kind>,
-    /// Rows that need their largest logit, and these.
+    /// Rows that need their largest logit, and these logits.
     maxima_rows: Vec<usize>,
     maxima: Vec<f32>,
     filtered: Vec<Filtered>,
     wanted: Vec<(usize, Wanted)>,
-    /// Where the candidates of each row begin, and where the last ones end.
+    /// Where each row's candidates begin, and where the last ones end.
     firsts: Vec<usize>,
     cuts: cuts::Room,
     tokens: Vec<u32>,
     told: Told,
 }
 
-/// A row that is drawn by its shards after all know its largest logit.
+/// A row that its shards draw from after all know its largest logit.
 #[derive(Debug, Clone, Copy)]
 struct Filtered {
-    /// Among the rows that were computed.
+    /// Index among the rows that are computed.
     row: usize,
     params: SamplingParams,
     kind: Kind,
@@ -83,14 +83,14 @@ struct Filtered {
 const WHAT: &str = "sampling parameters";
 
 impl Room {
-    /// Of steps that a graph may have.
+    /// Buffers of steps that a CUDA graph may capture.
     pub fn arenas(&mut self) -> [&mut Arena; 4] {
         self.unseen.arenas()
     }
 }
 
 impl LmHead {
-    /// Parameters for each row, where the request has any; nothing of them has been sent yet.
+    /// Checks that each row has parameters where the request samples, else none, before any are sent.
     pub(super) fn check_sampling(&self, inputs: &RowInputs<'_>) -> Result<()> {
         let request = self.wire.open.request;
         let rows = self.wire.open.header.rows;
@@ -117,7 +117,7 @@ impl LmHead {
 }
 
 impl Run<'_> {
-    /// The whole request.
+    /// Runs the whole request.
     pub(super) fn sampled(
         &mut self,
         compute: &mut Compute<'_>,
@@ -193,8 +193,8 @@ impl Run<'_> {
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
     }
 
-    /// The own parameters, where they are in device memory: the host waits for them, since they decide what
-    /// the step exchanges.
+    /// Reads the own parameters, where they are in device memory. The host waits for them, since they decide
+    /// what the step exchanges.
     fn place_sampling(
         &mut self,
         compute: &mut Compute<'_>,
@@ -218,7 +218,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The parameters of the rows of all replicas, in group order.
+    /// Gathers the parameters of the rows of all replicas, in group order.
     fn gather_sampling(
         &mut self,
         own: &[SamplingParams],
@@ -268,7 +268,7 @@ impl Run<'_> {
             }
             all.extend(first.as_chunks::<PARAMS_BYTES>().0.iter().map(decode));
         }
-        // Sent by a rank that has checked them.
+        // The sending rank has checked them: what is wrong now was damaged on the way.
         for (row, params) in all.iter().enumerate() {
             params.check(row).map_err(|error| broken(Operation::SamplingParams, error))?;
         }
@@ -276,7 +276,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The rows that need it learn their largest logit; a row without a finite one gets NaN or minus
+    /// Shares the largest logits of the rows that need them. A row without a finite one gets NaN or minus
     /// infinity, and keeps nothing.
     fn share_maxima(
         &mut self,
@@ -308,7 +308,8 @@ impl Run<'_> {
             if theirs == f32::INFINITY {
                 return Err(broken(Operation::LargestLogits, "infinity came"));
             }
-            // NaN stays: of logits above a largest one that another shard has, masses would be anything.
+            // NaN stays: its shard may have logits above the largest of the others, whose masses would be
+            // meaningless.
             *max = if max.is_nan() || theirs <= *max { *max } else { theirs };
         }
         let vocab_size = self.config.vocab_size;
@@ -319,7 +320,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One candidate of each row, drawn in the product: no logit is kept.
+    /// One candidate of each row, drawn during the matmul: no logits are kept.
     fn draw_in_product<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -357,7 +358,7 @@ impl Run<'_> {
         Ok(candidates)
     }
 
-    /// The shards' candidates go to the rows' owners, who draw.
+    /// Sends the shards' candidates to the rows' owners, who draw.
     #[allow(clippy::too_many_arguments, reason = "what the rounds before it have found, and where all goes")]
     fn draw(
         &mut self,
@@ -408,7 +409,7 @@ impl Run<'_> {
         compute.finish(finish, scratch)
     }
 
-    /// Every shard learns the tokens of all rows, whose logprobs are asked for.
+    /// Tells every shard the tokens of all rows, whose logprobs are asked for.
     fn share_tokens(&mut self, lists: &mut Lists, small: &mut Small, room: &mut Room) -> Result<()> {
         let began = Instant::now();
         let Room { tokens, told, .. } = room;
@@ -416,8 +417,8 @@ impl Run<'_> {
         told.targets.clear();
         let (me, size) = (self.wire.group.me(), self.wire.group.size());
         told.answered.extend((0..size).map(|member| self.answered(member)));
-        // The tp ranks of a replica have drawn the same tokens, unless each has its part: of each row one
-        // speaks.
+        // One rank sends the token of each row: the tp ranks of a replica have drawn the same tokens, unless
+        // each has a part of the rows.
         let speaks = |member: usize| -> Range<usize> { self.wire.answered(member, true) };
         let (mine, first) = (speaks(me), told.answered[me].start);
         let own = &tokens[mine.start - first..mine.end - first];

@@ -1,20 +1,20 @@
-//! The transport's self-test at creation and rebuilding: pieces of uneven sizes, some of them empty, whose
-//! every byte is a function of who sends it, who receives it and its place.
+//! The transport's self-test at creation and rebuilding: pieces of uneven sizes, some of them empty. Every
+//! byte of a piece depends on its sender, its receiver and its place.
 //!
-//! A transport that permutes pieces or cuts them at the wrong place passes headers, which are all alike. It
-//! would mix rows of logits without an error.
+//! Headers are all alike: a transport that permutes pieces or cuts them at the wrong place still delivers
+//! good headers, and would mix rows of logits without an error.
 
 use super::LmHead;
 use super::buffers::cut;
 use crate::error::{Error, Result};
 use crate::exchange::{Call, Fault, Operation};
 
-/// Stands for the receivers of a gather, who are all sent the same.
+/// The receiver in a gather, where everyone is sent the same.
 const EVERYONE: usize = 0xffff;
 
-/// Bytes that `from` sends to `to`: 0 to 16, uneven over either. `sparse`: every other piece is empty, so
-/// that each receiver of a group of three or more has an empty piece before one that is not, which a
-/// transport may take the one for the other.
+/// Bytes that `from` sends to `to`: 0 to 16, uneven over both. `sparse`: every other piece is empty, so that
+/// in a group of three or more each receiver has an empty piece before one that is not; a transport may
+/// confuse them.
 fn length(from: usize, to: usize, sparse: bool) -> usize {
     match sparse {
         false => (from * 7 + to * 5 + 3) % 17,
@@ -32,14 +32,14 @@ fn piece(from: usize, to: usize, sparse: bool) -> impl Iterator<Item = u8> {
     (0..length(from, to, sparse)).map(move |at| byte(from, to, at))
 }
 
-/// A member's finding, as all others are told of it: `[kind, from]`, two u32.
+/// A member's finding, as it is sent to all others: `[kind, from]`, two u32.
 const VERDICT_BYTES: usize = 8;
 
 /// What a member has found wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Finding {
     Nothing,
-    /// A piece of `from` in the operation of this number.
+    /// A piece of `from`, in operation `TESTS[test]`.
     Wrong {
         test: usize,
         from: usize,
@@ -55,7 +55,7 @@ impl Finding {
             Finding::Wrong { test, from } => (test, from),
         };
         let mut bytes = [0; VERDICT_BYTES];
-        // A verdict of zeros would be one that never came.
+        // Never all zeros: those stand for a finding that did not come.
         bytes[..4].copy_from_slice(&(test as u32 + 1).to_le_bytes());
         bytes[4..].copy_from_slice(&(from as u32).to_le_bytes());
         bytes
@@ -146,7 +146,7 @@ impl LmHead {
         self.examine(call, delivered, test, members, wanted, &cut_shared(&recv, &sizes), found)
     }
 
-    /// The first finding; pieces of another length than was wanted are one too.
+    /// Keeps the first finding. Pieces of another length than was wanted are a finding too.
     #[allow(clippy::too_many_arguments, reason = "one operation, what it should have done and what it did")]
     fn examine<P: Iterator<Item = u8>>(
         &self,

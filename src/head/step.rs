@@ -23,7 +23,7 @@ use std::time::Instant;
 #[must_use = "a step that is not run breaks the contract with the other ranks: pass it to run_into()"]
 pub struct Ticket(u64);
 
-/// Of all heads: a ticket of one is none of another's.
+/// Counts over all heads: so a ticket of one head is never another's.
 static NEXT_TICKET: AtomicU64 = AtomicU64::new(1);
 
 /// What a step has besides counts and request; the same on every rank of the group.
@@ -35,13 +35,13 @@ pub struct StepOptions {
     pub adjusted: bool,
     /// Rows and answers are in the memory of the backend's device.
     pub on_device: bool,
-    /// Adjustments that some row of the group has in device memory ([`RowInputs::on_device`]), in a step that
-    /// is on a device: every rank says the same in every mode, also where it has none itself. Of what is
-    /// stated here there are none in host memory. Tensor-parallel ranks pass the same; they are compared in
-    /// replays of a graph in capacity mode alone, as of [`StepOptions::filters`].
+    /// Adjustments that some row of the group has in device memory ([`RowInputs::on_device`]), in a step on a
+    /// device. Every rank says the same in every mode, also where it has none itself. A kind that is
+    /// announced here must not come in host memory. Tensor-parallel ranks pass the same adjustments; like the
+    /// parameters of [`StepOptions::filters`] these are compared only in replays of a graph in capacity mode.
     pub device_adjustments: DeviceAdjustments,
-    /// Of a sampling step. Where the host does not look at parameters, tensor-parallel ranks pass the same
-    /// ones: they are compared in capacity mode alone, and only in replays of a graph.
+    /// Who knows the filters of a sampling step. Where the host does not read parameters, tensor-parallel
+    /// ranks must pass the same ones: they are compared only in replays of a graph in capacity mode.
     pub filters: Filters,
 }
 
@@ -141,13 +141,15 @@ impl LmHead {
         open.verified = match mode {
             Mode::Exact => self.config.verify.applies(header.sequence, self.warming_up),
             Mode::Discover => true,
-            // Otherwise the header rides in the payload, which the host reads. Chunks of logprobs are
-            // gathered by counts. On a device it rides there for the replays of a graph, of which no host
-            // knows.
+            // For other requests the header rides in the payload, and the host reads it there. Logprobs need
+            // the counts first: their chunks follow from these. On a device the header rides there for
+            // replays of a graph, which no host sees.
             Mode::Capacity => options.on_device || matches!(request, Request::Logprobs { .. }),
             Mode::Create => false,
         };
         open.queued = queues && (group.size() == 1 || mode == Mode::Capacity || !open.verified);
+        open.defers = queues && group.size() > 1;
+        open.deferred = false;
         open.capacity = if let RowCounts::Capacity { max, .. } = counts { *max } else { 0 };
         open.adjusted = options.adjusted;
         open.compared = false;
@@ -162,7 +164,7 @@ impl LmHead {
         if self.wire.open.verified && !self.wire.is_alone() { self.check_contract() } else { Ok(()) }
     }
 
-    /// The exchange of headers over the whole group.
+    /// Exchanges headers over the whole group, and compares them.
     fn check_contract(&mut self) -> Result<()> {
         let began = Instant::now();
         let own = self.wire.open.header.encode();
@@ -195,9 +197,9 @@ impl LmHead {
     /// them in the backend's: then the work goes on `on.stream`.
     ///
     /// With tensor parallelism every rank of a replica passes the same rows and inputs (a verified step in
-    /// host memory compares their digests). Returns by the deadline that the step's beginning set. Buffers of
-    /// host memory are written only where this returns well; of whole logits those of a device that fails on
-    /// their way excepted.
+    /// host memory compares their digests). Returns by the deadline that the step's beginning set. Buffers in
+    /// host memory are written only on success; one exception: whole logits of a device that fails while they
+    /// are copied.
     ///
     /// # Errors
     /// `Shape`, `Dtype` or `Request` naming the row or the buffer where these do not fit the step, the
@@ -229,9 +231,9 @@ impl LmHead {
         })
     }
 
-    /// Ends the step of `ticket` for an error of the caller's own, as one that cannot make sense of its rows:
-    /// the peers are told, and what comes back is the error as the head's own are. A ticket of another step
-    /// changes nothing.
+    /// Ends the step of `ticket` with an error of the caller's own, for example where it cannot make sense of
+    /// its rows. The peers are told, and the error comes back as the head's own errors do. A ticket of
+    /// another step changes nothing.
     pub fn fail(&mut self, ticket: Ticket, error: Error) -> Error {
         if self.begun != Some(ticket.0) {
             return error;
@@ -240,9 +242,9 @@ impl LmHead {
         self.failed(&self.wire.open.call(Operation::Idle), error)
     }
 
-    /// Bytes of device memory that a step of `request` takes as [`On::workspace`], of the largest of its
-    /// products; 0 on the CPU, and for `discover`, where the rows are not known before. A function of its
-    /// arguments and the head alone: not collective.
+    /// Bytes of device memory that a step of `request` takes as [`On::workspace`]: what its largest matmul
+    /// takes. 0 on the CPU, and for `discover`, where the rows are not known before. Depends on the arguments
+    /// and the head alone: not collective.
     ///
     /// # Errors
     /// As [`LmHead::begin`] for arguments that no head or group could take.
@@ -258,7 +260,7 @@ impl LmHead {
                 list.iter().try_fold(0usize, |sum, n| sum.checked_add(*n)).ok_or_else(too_many)?
             }
             RowCounts::Capacity { max, .. } => {
-                // Each part of a replica's rows as large as the largest.
+                // All parts of a replica's rows are as large as the largest.
                 let parts = if self.config.split_rows_over_tp { group.tp() } else { 1 };
                 let padded = max.div_ceil(parts).checked_mul(parts);
                 padded.and_then(|rows| rows.checked_mul(group.replicas())).ok_or_else(too_many)?
@@ -310,23 +312,32 @@ impl LmHead {
         if self.wire.shares_inputs() {
             self.wire.open.header.inputs = inputs::digest(&hidden, inputs);
         }
-        // What lies with the host is waited for: it goes by way of memory that is used again.
+        // Inputs in host memory must be waited for: they go by way of memory that is used again.
         let here = inputs.targets.is_none() && inputs.sampling.is_none() && inputs.adjustments.is_none();
         let capturing = self.is_capturing(&on)?;
         let (is_shared, warming_up) = (self.wire.group.size() > 1, self.warming_up);
         let open = &mut self.wire.open;
-        // Of a graph the shape is fixed, whatever rows a replay has; a warm-up makes room for that.
+        // A graph has a static shape, whatever rows a replay has; a warm-up makes room for it.
         open.padded =
             is_shared && open.queued && open.header.mode == Mode::Capacity && (capturing || warming_up);
-        // A step that is not captured has a host that may be told of a fault, by its name.
+        // Without a graph, a step of several ranks is waited for, so that the host can report a fault by its
+        // name.
         open.queued &= (capturing || !is_shared) && (here || hidden.is_empty());
         if capturing {
             self.check_capture(&on)?;
         }
+        if memory == Memory::Host {
+            // It takes the place of the memory that steps on the device have had.
+            self.known.clear();
+        }
+        let kind = self.kind(&hidden, inputs, on.workspace.is_some());
+        self.wire.open.deferred = self.knows(kind);
+        self.wire.deferred_on = self.wire.open.deferred.then_some(on.stream);
         let LmHead { config, wire, backend, loaded, info, scratch, answer: arena, queued, .. } = self;
         scratch.capture(capturing);
         if let Some(loaded) = loaded {
             loaded.capture(capturing);
+            loaded.defer(wire.open.deferred);
         }
         // Alone, only the rows that are answered are computed.
         let own = if wire.is_alone() { answered } else { 0..hidden.len() };
@@ -345,16 +356,18 @@ impl LmHead {
                 compute.loaded.remember_queued(&On { stream, workspace: None })?;
             }
             if let Some(steps) = compute.loaded.capacity_steps() {
-                // Of a loaded shard they are always the same.
+                // A loaded shard always returns the same ones: the first set stays.
                 let _ = queued.steps.set(steps);
             }
             return Ok(());
         }
         if memory != Memory::Host || matches!(request, Request::Logits { .. }) {
-            return run.request(&mut compute, hidden, &inputs, answer, scratch);
+            run.request(&mut compute, hidden, &inputs, answer, scratch)?;
+            run.wire.settle()?;
+            return kind.map_or(Ok(()), |kind| self.remember(kind, stream));
         }
-        // The caller's memory is written where nothing can fail any more. Whole logits, which are large, are
-        // put in their places last.
+        // The caller's memory is written once nothing can fail any more. Whole logits are too large for a
+        // copy: they went through the branch above, which puts them in their places last.
         let bytes = AnswerBuffers::bytes(&request, rows, vocab_size)?;
         let mut place = arena.at_least(backend, memory, bytes, "answer")?;
         let own = AnswerBuffers::carve(place.reborrow(), &request, rows, vocab_size);
@@ -363,7 +376,7 @@ impl LmHead {
         Ok(())
     }
 
-    /// A step on a device has a stream, and a workspace lies where kernels use it.
+    /// Checks that a step on a device has a stream, and that the workspace lies where kernels use it.
     fn check_on(&self, on: &On<'_>) -> Result<()> {
         if self.wire.open.header.on_device && on.stream.is_none() && self.wire.group.size() > 1 {
             let (wanted, fix) = ("the stream that the rows are made on", "pass it in On::stream");
@@ -428,7 +441,7 @@ impl LmHead {
 #[must_use = "a step that is not run breaks the contract with the other ranks: call run()"]
 pub struct Step<'h> {
     head: &'h mut LmHead,
-    /// Until it is run.
+    /// `None` once the step is run.
     ticket: Option<Ticket>,
 }
 
@@ -441,12 +454,12 @@ impl Step<'_> {
     /// Runs the step on this rank's hidden rows: [`LmHead::run_into`], with an answer of its own.
     ///
     /// # Errors
-    /// As that.
+    /// As [`LmHead::run_into`].
     pub fn run(self, hidden: HiddenRows<'_>) -> Result<Answer> {
         self.run_with(hidden, &RowInputs::default())
     }
 
-    /// [`Step::run`] with what else belongs to the rows.
+    /// [`Step::run`] with the other inputs of the rows.
     ///
     /// # Errors
     /// As [`LmHead::run_into`]; `Shape` where the machine has no memory for the answer.
@@ -492,12 +505,12 @@ impl LmHead {
 }
 
 impl Drop for LmHead {
-    /// A step that has begun and is not run is given up: its peers are told. What was queued is waited for:
-    /// it uses memory that goes now.
+    /// Gives up a step that has begun and is not run, and tells its peers. Waits for queued work, which uses
+    /// memory that is freed now.
     fn drop(&mut self) {
         self.leave_step();
         if let (Some(loaded), Ok(())) = (&mut self.loaded, self.maker.check("the head")) {
-            // Nobody is there to be told.
+            // There is nobody to report an error to.
             let _ = loaded.wait_queued();
         }
     }

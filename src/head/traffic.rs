@@ -1,7 +1,7 @@
 //! What a step exchanges, worked out before it runs: bytes and rounds of every rank of a group, with exact
 //! counts.
 //!
-//! The same sums as in [`StepStats`](crate::result::StepStats), from the sizes that the pipeline uses.
+//! Yields the same sums as [`StepStats`](crate::result::StepStats), from the sizes that the pipeline uses.
 
 use crate::config::HeadConfig;
 use crate::dtype::DType;
@@ -26,8 +26,8 @@ pub struct RankTraffic {
     pub bytes_received: u64,
 }
 
-/// Bytes that the step's ranks of one group receive from each other. Of 128 bits: what fits a rank may not
-/// fit a group.
+/// Bytes that the step's ranks of one group receive from each other. In 128 bits: the sum of a group may not
+/// fit the 64 bits of a rank.
 pub fn bytes_exchanged(ranks: &[RankTraffic]) -> u128 {
     ranks.iter().map(|rank| u128::from(rank.bytes_received)).sum()
 }
@@ -80,7 +80,7 @@ pub fn step_traffic(
 
     let logprobs = matches!(request, Request::Logprobs { .. });
     let peers = |n: usize| n as u128 - 1;
-    // What is told of targets, or of sampled tokens.
+    // What logprobs exchange, of targets or of sampled tokens.
     let (targets, partial) = match *request {
         Request::Logprobs { targets, .. } => (targets as u128, None),
         Request::Sample { logprobs: Some(told) } => {
@@ -106,8 +106,8 @@ pub fn step_traffic(
         // The tokens, their logits, the partials.
         false => gathers + sampled.rounds + 1 + if partial.is_some() { 3 } else { 0 },
     };
-    // With tensor parallelism the headers come once more, with a digest of the inputs, in the first operation
-    // of all members that knows them; logprobs of no rows have none.
+    // With tensor parallelism the headers come a second time, with a digest of the inputs, in the first
+    // operation of all members after the inputs are known. Logprobs of no rows have no such operation.
     let shared = group.tp() > 1 && (!logprobs || total > 0);
     let headers = if verified { 1 + u128::from(shared) } else { 0 };
     let header = headers * peers(size) * HEADER_BYTES as u128;
@@ -151,7 +151,7 @@ struct Sampled {
     total: u128,
     /// Bytes of a row's largest logit, where shards filter.
     maxima: u128,
-    /// Bytes that a row's searches take to its owner from another shard, and back.
+    /// Bytes of a row's histograms from another shard to its owner, and of the cuts on their way back.
     histograms: u128,
     cuts: u128,
 }
@@ -179,8 +179,8 @@ impl Sampled {
         }
     }
 
-    /// Everybody's parameters and largest logits go to everybody; histograms go to the rows' owners, cuts
-    /// come back. With `tokens` each member tells everybody those of the rows that it decides.
+    /// Parameters and largest logits of each member go to all others; histograms go to the rows' owners, cuts
+    /// come back. With `tokens` each member also tells all others the tokens of the rows that it decides.
     fn sent(&self, member: usize, tokens: bool) -> u128 {
         let Some([own, decided]) = self.rows.get(member) else { return 0 };
         let peers = self.rows.len() as u128 - 1;
@@ -227,8 +227,10 @@ mod tests {
         /// else changes.
         #[test]
         fn conserved(
-            vocab in 1usize..3000, hidden in 1usize..300, dp in 1usize..7, tp in 1usize..4, split in any::<bool>(),
-            pick in any::<prop::sample::Index>(), seeds in prop::collection::vec(0usize..300, 7), kind in 0usize..5, filters in 0usize..8,
+            vocab in 1usize..3000, hidden in 1usize..300, dp in 1usize..7, tp in 1usize..4,
+            split in any::<bool>(),
+            pick in any::<prop::sample::Index>(), seeds in prop::collection::vec(0usize..300, 7),
+            kind in 0usize..5, filters in 0usize..8,
         ) {
             let layout = ParallelLayout { tp, ..ParallelLayout::data_parallel(dp) };
             let sizes = layout.group_sizes();
@@ -248,7 +250,9 @@ mod tests {
                 ..SamplingParams::default()
             };
             let counts = &seeds[..group.replicas()];
-            let of = |verified| step_traffic(&config, &group, DType::Bf16, counts, &request, &sampling, verified).unwrap();
+            let of = |verified| {
+                step_traffic(&config, &group, DType::Bf16, counts, &request, &sampling, verified).unwrap()
+            };
             let (with, without) = (of(true), of(false));
             prop_assert_eq!(with.len(), group.size());
             let sent: u64 = with.iter().map(|r| r.bytes_sent).sum();
@@ -276,9 +280,8 @@ mod tests {
         let sampling = SamplingParams { top_p: 0.9, ..SamplingParams::default() };
         let (counts, request) = ([4; SIZE], Request::sample());
         let ranks = step_traffic(&config, &group, DType::Bf16, &counts, &request, &sampling, true).unwrap();
-        // From each of the others: its header, and of four rows hidden states, parameters and the candidate
-        // of the own ones, and the largest logits of all. Of four rows in each round the histogram, and the
-        // answer to it.
+        // From each of the others: its header; the hidden states, parameters and candidates of four rows; the
+        // largest logits of all rows. For four rows in each round: the histogram, and the answer to it.
         let other = HEADER_BYTES + 4 * (256 * 2 + PARAMS_BYTES + 8) + 4 * SIZE * 4;
         let exchanged = |words: usize, rounds: usize| {
             (SIZE * (SIZE - 1) * (other + 4 * (words * 8 + rounds * 8))) as u128

@@ -15,34 +15,34 @@ use crate::sampling::{Filters, LISTED, SamplingParams};
 
 impl LmHead {
     /// Runs steps of every kind with up to `rows` zero rows per replica, so that no later step of up to as
-    /// many rows is the first of its kind. Collective, with the same arguments on every rank, and nothing but
-    /// [`LmHead::begin`] and [`LmHead::run_into`].
+    /// many rows is the first of its kind. Collective, with the same arguments on every rank; it runs its
+    /// steps by [`LmHead::begin`] and [`LmHead::run_into`].
     ///
-    /// `rows` counts output rows: an engine that verifies k draft tokens of each sequence passes
-    /// `sequences * (1 + k)`. Of each request there are
+    /// `rows` counts output rows: an engine that verifies k draft tokens of each sequence passes `sequences *
+    /// (1 + k)`. For each request it runs
     ///
-    /// * steps of `rows` rows with exact counts, learned counts and a capacity, without and with adjustments
-    ///   (where the request takes them): logprobs of more rows than a chunk has run through several chunks, and
-    ///   also of each replica alone;
-    /// * exact steps of no rows, and of every power of two of the group's rows, since a device's kernels go
-    ///   by these.
+    /// * steps of `rows` rows with exact counts, learned counts and a capacity, each without and with
+    ///   adjustments (where the request takes them). Logprobs of more rows than fit a chunk run through
+    ///   several chunks, and also with the rows of each replica alone;
+    /// * exact steps of no rows, and of every power of two of the group's rows, by which a device picks its
+    ///   kernels.
     ///
-    /// Adjustments in host memory have one entry a row of each kind, and a lent workspace is not tried: steps
-    /// with more entries, or partials of a device in a workspace that an engine lends, may allocate once
-    /// more.
+    /// Adjustments in host memory have one entry of each kind a row, and no step has a workspace of the
+    /// engine's. So later steps may allocate once more where they have more entries, or partials of a device
+    /// in such a workspace.
     ///
     /// # Errors
-    /// As those two.
+    /// As [`LmHead::begin`] and [`LmHead::run_into`].
     pub fn warm_up(&mut self, rows: usize, requests: &[Request]) -> Result<()> {
         self.warm_up_in(Memory::Host, Stream::NONE, rows, (requests, DeviceAdjustments::default()))
     }
 
-    /// [`LmHead::warm_up`] for steps whose rows and answers are in the memory of the backend's device, on a
-    /// stream. Where `adjustments` names any, each kind of step is also run with those in device memory, of
-    /// that bound: the one of [`StepOptions::device_adjustments`] of the steps to come.
+    /// [`LmHead::warm_up`] for steps on a stream whose rows and answers are in the memory of the backend's
+    /// device. Where `adjustments` names any, each kind of step is also run with such adjustments in device
+    /// memory: they must be the [`StepOptions::device_adjustments`] of the steps to come.
     ///
     /// # Errors
-    /// As that; `Unsupported` where the exchange has no side for that memory.
+    /// As `warm_up`; `Unsupported` where the exchange does not take that memory.
     pub fn warm_up_on_device(
         &mut self,
         stream: Stream,
@@ -60,7 +60,7 @@ impl LmHead {
         rows: usize,
         kinds: (&[Request], DeviceAdjustments),
     ) -> Result<()> {
-        // Should a step panic, the head is poisoned, and rebuild() clears this too.
+        // If a step panics this stays set; the head is then poisoned, and rebuild() clears both.
         self.warming_up = true;
         let result = self.run_warm_up(memory, stream, rows, kinds);
         self.warming_up = false;
@@ -80,7 +80,7 @@ impl LmHead {
         }
         let row_bytes = self.config.hidden_size * self.hidden_dtype.size();
         let zeros = self.backend.allocate(memory, bytes_of(WHAT, [rows, row_bytes])?, WHAT)?;
-        // All rows are the first one: rows that are picked take more memory than those that lie in order.
+        // All rows are the first one: rows that are picked take more memory than contiguous ones.
         let picked = self.backend.allocate(memory, bytes_of(WHAT, [rows, 8])?, WHAT)?;
         let mask_bytes = if placed.allowed { 4 * self.config.vocab_size.div_ceil(32) } else { 0 };
         let mask = self.backend.allocate(memory, bytes_of(WHAT, [rows, mask_bytes])?, WHAT)?;
@@ -93,7 +93,7 @@ impl LmHead {
             (self.wire.group.replicas(), self.wire.group.replica_of(self.wire.group.me()));
         let all = rows.saturating_mul(replicas);
         let powers = std::iter::successors(Some(1usize), |n| n.checked_mul(2)).take_while(|n| *n < all);
-        // With more rows a search takes more rounds, of fewer bytes a row.
+        // With more rows a search takes more rounds, each of fewer bytes a row.
         let rounds = |mine: usize| {
             let group = &self.wire.group;
             let decided = (0..group.size()).map(|member| group.answered_rows(mine, member, true).len());
@@ -119,7 +119,8 @@ impl LmHead {
                     step(self, counts, rows, 0)?;
                 }
                 if !adjusted.placed().is_empty() {
-                    // Masks of fewer rows than the shape has are sent; of as many they may be read in place.
+                    // Masks of fewer rows than the shape has are sent; masks of as many rows may be read in
+                    // place.
                     let fewer = rows.saturating_sub(1);
                     step(self, RowCounts::capacity(rows, fewer), fewer, 0)?;
                 }
@@ -132,7 +133,7 @@ impl LmHead {
                             step(self, RowCounts::Exact(vec![mine; replicas]), mine, CUT)?;
                         }
                     }
-                    // Of a chunk a replica has the most rows while no other has any left.
+                    // A replica has most rows of a chunk where no other has any left.
                     Request::Logprobs { .. } if replicas > 1 => {
                         for alone in 0..replicas {
                             let of = |r| if r == alone { rows } else { 0 };
@@ -157,7 +158,7 @@ impl LmHead {
             {
                 let device_adjustments = adjusted.placed();
                 let options = StepOptions { filters, device_adjustments, ..StepOptions::default() };
-                // As above: of the rows of a capacity, and of the most rows of each number of rounds.
+                // As above, with the rows of a capacity, and with the most rows of each number of rounds.
                 let fewer = (!device_adjustments.is_empty()).then(|| (rows, rows.saturating_sub(1)));
                 let searched = if filters == Filters::ByDevice { &most_of_rounds[..] } else { &[] };
                 let whole = searched.iter().chain([&rows]).map(|&all| (all, all));
@@ -207,7 +208,8 @@ impl LmHead {
 enum Adjusted<'a> {
     Not,
     OnHost,
-    /// So many, and masks of all rows. What these are does not matter: messages have one shape.
+    /// In device memory: at most so many, and masks of all rows. Their content does not matter: messages have
+    /// one shape.
     OnDevice(DeviceAdjustments, Span<'a>),
 }
 
@@ -217,23 +219,23 @@ impl Adjusted<'_> {
     }
 }
 
-/// Where answers go that nobody looks at.
+/// Buffers for answers that nobody reads.
 struct Answer {
     stream: Stream,
     memory: Arena,
 }
 
-/// Of [`Inputs::sampling`]: rows that all search their cuts.
+/// Index in [`Inputs::sampling`] of rows that all search for cuts.
 const CUT: usize = 1;
-/// Of them: rows without a filter.
+/// Index there of rows without a filter.
 const PLAIN: usize = 3;
 
-/// What belongs to the rows: of every kind that there is.
+/// Inputs of every kind for all rows.
 struct Inputs {
-    /// Of as many per row as any request has.
+    /// As many per row as the request with the most targets has.
     targets: Vec<i64>,
-    /// How the rows are sampled: in every way, all of them in each of those that take the most memory, and
-    /// all without a filter.
+    /// Ways to sample the rows: all ways mixed; all rows in one of the two ways that take the most memory,
+    /// then in the other; all rows without a filter.
     sampling: [Vec<SamplingParams>; 4],
     allowed: Vec<i32>,
     /// One entry a row, of id 0.
@@ -247,7 +249,7 @@ struct Inputs {
 impl Inputs {
     fn new(rows: usize, requests: &[Request], vocab_size: usize) -> Result<Self> {
         const WHAT: &str = "inputs of the warm-up";
-        // The first takes every round that there is; the others are drawn in other ways.
+        // The first kind takes every round that there is; the others are drawn in other ways.
         let plain = SamplingParams::default();
         let cut = SamplingParams { top_k: LISTED + 1, top_p: 0.5, min_p: 0.1, ..plain };
         let listed = SamplingParams { top_k: LISTED.min(vocab_size.saturating_sub(1)), top_p: 0.5, ..plain };
@@ -286,7 +288,7 @@ impl Inputs {
         Ok(inputs)
     }
 
-    /// Those of a step of `rows` rows.
+    /// The inputs of a step of `rows` rows.
     fn of<'a>(
         &'a self,
         request: &Request,
@@ -308,7 +310,7 @@ impl Inputs {
         RowInputs { targets, sampling, adjustments, on_device }
     }
 
-    /// Those of the first `rows` rows.
+    /// The adjustments of the first `rows` rows.
     fn adjustments(&self, rows: usize) -> Adjustments<'_> {
         let words = self.allowed.len() / self.ids.len().max(1);
         let (offsets, ids, ones) = (&self.offsets[..=rows], &self.ids[..rows], &self.ones[..rows]);

@@ -1,33 +1,39 @@
-//! Between the ranks: one collective operation of a step, noted where the peers can see it, its fault as an
-//! error, what it cost. Alone, what is sent is what is received.
+//! Between the ranks: runs one collective operation of a step, notes it where the peers can see it, makes an
+//! error of its fault and counts its cost. In a group of one rank, what is sent is what is received.
 
 use super::buffers::{cut, fill, recycle, recycle_mut, sum};
+use super::deferred::{Deferred, OPERATIONS};
 use super::recorder::Recorder;
 use crate::error::{Error, Result};
-use crate::exchange::{Call, DeviceExchange, Exchange, Fault, Operation, Piece};
+use crate::exchange::{Call, DeviceExchange, Exchange, Fault, Operation, Pending, Piece};
 use crate::layout::HeadGroup;
 use crate::memory::{Memory, Span, SpanMut, Stream};
 use crate::result::{Request, StepStats};
 use crate::step::{self, HEADER_BYTES, Header, Mode};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A step's number and its rank's side of the contract, fixed before anything is sent, and what is known of
-/// it since.
+/// A step's number and its rank's side of the contract, fixed before anything is sent; and what is learnt of
+/// the step later.
 #[derive(Debug, Clone)]
 pub(super) struct Open {
     pub header: Header,
     pub request: Request,
     /// The step begins with an exchange of headers.
     pub verified: bool,
-    /// A call of the step; its operation stands for none in particular.
+    /// A call of the step; its operation means nothing.
     pub call: Call,
-    /// Nothing of the step is waited for: the host queues it, and a graph may have it.
+    /// The host waits for nothing of the step: it only queues, and a CUDA graph may capture the step.
     pub queued: bool,
-    /// A capacity step of a graph, or of a warm-up for one, that the device counts and compares.
+    /// The host decides nothing of the step once its contract is checked.
+    pub defers: bool,
+    /// Collectives are waited for together, at the end of the step.
+    pub deferred: bool,
+    /// A capacity step that a graph captures, or a warm-up for one: the device counts and compares it.
     pub padded: bool,
-    /// The capacity, in that mode.
+    /// The capacity, in capacity mode.
     pub capacity: usize,
     /// Rows by replica; empty where they are not known yet.
     pub counts: Vec<usize>,
@@ -45,12 +51,12 @@ impl Open {
     }
 }
 
-/// What is exchanged.
+/// What is exchanged, and so in which memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Via {
     /// Headers and what decides how the step goes on: in host memory.
     Control,
-    /// Rows and results, in the step's memory: of a device on its stream.
+    /// Rows and results, in the step's memory; device memory on the step's stream.
     Rows(Stream),
 }
 
@@ -58,7 +64,7 @@ pub(super) enum Via {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Who {
     Everyone,
-    /// Of each replica the rank of the caller's tensor-parallel index.
+    /// The rank of the caller's tensor-parallel index in each replica.
     Replicas,
 }
 
@@ -69,36 +75,53 @@ pub(super) struct Wire {
     pub recorder: Recorder,
     /// The step under way, or the last one.
     pub open: Open,
-    /// Of the head, for messages.
+    /// The head's name, for messages.
     name: String,
     everyone: Vec<usize>,
     replicas: Vec<usize>,
     /// The vocabulary ids of every member's shard.
     shards: Vec<Range<usize>>,
-    /// Of the operation with headers that came last.
+    /// Headers of the last operation that carried any.
     headers: Vec<[u8; HEADER_BYTES]>,
     room: Room,
+    /// Collectives that were queued and not waited for, in their order.
+    pub deferred: VecDeque<Deferred>,
+    /// The stream of a step with deferred collectives, until all of them have ended.
+    pub deferred_on: Option<Stream>,
 }
 
-/// Lists that are made anew for each operation, in the same memory.
+/// Lists that each operation fills anew, in the same memory.
 #[derive(Default)]
 struct Room {
     send: Vec<&'static [u8]>,
     recv: Vec<&'static mut [u8]>,
     send_pieces: Vec<Piece>,
     recv_pieces: Vec<Piece>,
+    /// Marks before and behind the collective, where it is waited for later.
+    marks: Option<(Pending, Pending)>,
+}
+
+/// Who waits for a collective on a device.
+#[derive(Clone, Copy)]
+enum Waits {
+    /// The host, before it queues anything else.
+    Now,
+    /// The host, at the end of the step.
+    Later,
+    /// Nobody.
+    Never,
 }
 
 /// One operation, before it is called.
 struct Operate<'a> {
     operation: Operation,
-    /// To and from other ranks, in bytes.
+    /// Bytes to and from other ranks.
     sent: usize,
     received: usize,
     headers: bool,
     via: Via,
     recv: SpanMut<'a>,
-    /// Of the pieces of `recv`, one after the other.
+    /// Bytes of each piece of `recv`; the pieces lie one after the other.
     sizes: &'a [usize],
 }
 
@@ -121,10 +144,21 @@ impl Wire {
             open,
             name: name.into(),
             room: Room::default(),
+            deferred: VecDeque::with_capacity(OPERATIONS),
+            deferred_on: None,
         }
     }
 
-    /// There are no other ranks.
+    /// When the host waits for this step's collectives on a device.
+    fn waits(&self) -> Waits {
+        match (self.open.queued, self.open.deferred) {
+            (true, _) => Waits::Never,
+            (false, true) => Waits::Later,
+            (false, false) => Waits::Now,
+        }
+    }
+
+    /// Whether the group has no other ranks.
     pub fn is_alone(&self) -> bool {
         self.group.size() == 1
     }
@@ -141,8 +175,8 @@ impl Wire {
         }
     }
 
-    /// Ranks of a tensor-parallel group compare their inputs in this step: where headers are exchanged at
-    /// all. Rows in device memory are not looked at.
+    /// Whether ranks of a tensor-parallel group compare their inputs in this step: they do where headers are
+    /// exchanged at all. Rows in device memory are not read for it.
     pub fn shares_inputs(&self) -> bool {
         let Open { header, verified, .. } = &self.open;
         self.group.size() > 1
@@ -151,20 +185,20 @@ impl Wire {
             && (*verified || header.mode == Mode::Capacity)
     }
 
-    /// Whether the next operation of all members carries headers: the first one in which the inputs are
-    /// known. In capacity mode only ranks of one tensor-parallel index have seen each other's headers before.
+    /// Whether the next operation of all members carries headers: the first in which the inputs are known
+    /// does. In capacity mode only ranks of one tensor-parallel index have seen each other's headers before.
     pub fn compares_now(&mut self) -> bool {
         let now = self.shares_inputs() && !self.open.compared;
         self.open.compared |= now;
         now
     }
 
-    /// Everyone of `who` gets what each sent: member i's is of `sizes[i]` bytes, one after the other in
-    /// `recv`. With `headers` each begins with its rank's header; these are compared, and stay to be looked
-    /// at.
+    /// Sends `send` to everyone of `who`. Member i's message, of `sizes[i]` bytes, comes into `recv`, one
+    /// after the other. With `headers` each message begins with its rank's header; the headers are compared
+    /// and kept.
     ///
     /// # Errors
-    /// What the fault, or the headers, mean.
+    /// The error that the fault, or the headers, stand for.
     pub fn all_gather(
         &mut self,
         (operation, who): (Operation, Who),
@@ -180,7 +214,7 @@ impl Wire {
         let sent = send.len() * (sizes.len() - 1);
         let received = sizes.iter().sum::<usize>() - sizes[me];
         let operate = Operate { operation, sent, received, headers, via, recv, sizes };
-        let queued = self.open.queued;
+        let waits = self.waits();
         self.operate(operate, who, |exchange, call, members, room, recv| {
             match (send.as_host(), recv) {
                 (Some(send), Received::Host(mut recv)) => {
@@ -192,18 +226,19 @@ impl Wire {
                 (_, Received::Device(stream)) => {
                     let device = device_of(exchange)?;
                     let send = Piece { address: send.address(), len: send.len() };
-                    await_queued(device, call, exchange, (stream, queued), || {
+                    let Room { recv_pieces, marks, .. } = room;
+                    await_queued(device, call, exchange, (stream, waits), marks, || {
                         // SAFETY: spans of memory that the head keeps, or that its caller lends it, until the
                         // stream has passed the step.
-                        unsafe { device.all_gather_v(call, members, send, &room.recv_pieces, stream) }
+                        unsafe { device.all_gather_v(call, members, send, recv_pieces, stream) }
                     })
                 }
             }
         })
     }
 
-    /// Member m is sent `send[outgoing[m]]`; from it come `sizes[m]` bytes, one after the other in `recv`.
-    /// With `headers` as above.
+    /// Sends member m `send[outgoing[m]]`. Its message, of `sizes[m]` bytes, comes into `recv`, one after the
+    /// other. `headers` as in [`Wire::all_gather`].
     ///
     /// # Errors
     /// As [`Wire::all_gather`].
@@ -222,7 +257,7 @@ impl Wire {
         let sent = outgoing.iter().map(ExactSizeIterator::len).sum::<usize>() - outgoing[me].len();
         let received = sizes.iter().sum::<usize>() - sizes[me];
         let operate = Operate { operation, sent, received, headers, via, recv, sizes };
-        let queued = self.open.queued;
+        let waits = self.waits();
         self.operate(operate, Who::Everyone, |exchange, call, _, room, recv| {
             match (send.as_host(), recv) {
                 (Some(send), Received::Host(mut recv)) => {
@@ -239,22 +274,22 @@ impl Wire {
                         address: send.address() + range.start as u64,
                         len: range.len(),
                     };
-                    room.send_pieces.clear();
-                    room.send_pieces.extend(outgoing.iter().map(piece));
-                    await_queued(device, call, exchange, (stream, queued), || {
+                    let Room { send_pieces, recv_pieces, marks, .. } = room;
+                    send_pieces.clear();
+                    send_pieces.extend(outgoing.iter().map(piece));
+                    await_queued(device, call, exchange, (stream, waits), marks, || {
                         // SAFETY: as of the gather.
-                        unsafe { device.all_to_all_v(call, &room.send_pieces, &room.recv_pieces, stream) }
+                        unsafe { device.all_to_all_v(call, send_pieces, recv_pieces, stream) }
                     })
                 }
             }
         })
     }
 
-    /// [`Wire::all_gather`] of what decides how the step goes on, into `recv`, which becomes as long as
-    /// `sizes` say.
+    /// [`Wire::all_gather`] of what decides how the step goes on. `recv` is made as long as `sizes` say.
     ///
     /// # Errors
-    /// As that; `Shape` where there is no memory.
+    /// As [`Wire::all_gather`]; `Shape` where there is no memory.
     pub fn gather_small(
         &mut self,
         (operation, who): (Operation, Who),
@@ -284,7 +319,7 @@ impl Wire {
         self.all_to_all(operation, send, places, false, Via::Control)
     }
 
-    /// What is received is what was sent.
+    /// In a group of one rank: copies what is sent to where it is received.
     fn alone(&mut self, send: Span<'_>, recv: SpanMut<'_>, headers: bool) -> Result<()> {
         debug_assert!(!headers, "nobody to compare with");
         let (Some(send), Some(recv)) = (send.as_host(), recv.into_host()) else {
@@ -311,9 +346,16 @@ impl Wire {
             Via::Rows(stream) if self.open.header.on_device => Some(stream),
             _ => None,
         };
+        if device.is_none() || !self.open.deferred {
+            self.settle()?;
+        }
         let call = self.open.call(operation);
         let began = Instant::now();
-        self.exchange.note(&call);
+        // The peers are told the first collective that has not ended as this member's place.
+        let first = self.deferred.front().map(|deferred| deferred.call);
+        if first.is_none() {
+            self.exchange.note(&call);
+        }
         let mut room = std::mem::take(&mut self.room);
         let members = match who {
             Who::Everyone => &self.everyone,
@@ -342,16 +384,27 @@ impl Wire {
             }
         };
         let delivered = run(&*self.exchange, &call, members, &mut room, place);
+        let marks = room.marks.take();
         self.room = room;
-        let (sent, received) = (sent as u64, received as u64);
-        self.recorder.operation(operation, sent, received, began.elapsed());
+        let (sent, received, took) = (sent as u64, received as u64, began.elapsed());
+        match marks {
+            Some((before, behind)) => {
+                self.deferred.push_back(Deferred { call, before, behind, sent, received, took });
+            }
+            None => self.recorder.operation(operation, sent, received, took),
+        }
         let stats = &mut self.open.stats;
         stats.rounds += 1;
         stats.bytes_sent += sent;
         stats.bytes_received += received;
         let ranks = self.group.ranks();
         if !headers {
-            return delivered.map_err(|fault| fault.into_error(&call, ranks));
+            return delivered.map_err(|fault| {
+                // A missing peer is missed in the first collective that has not ended; other faults are of
+                // this one.
+                let of_call = matches!(fault, Fault::Broken { .. } | Fault::Length { .. });
+                fault.into_error(&first.filter(|_| !of_call).unwrap_or(call), ranks)
+            });
         }
         self.headers.clear();
         if let Some(bytes) = recv.into_host() {
@@ -384,8 +437,8 @@ impl Wire {
         self.open.counts.extend(rows);
     }
 
-    /// The rows, among all that are computed, that `member` is answered. `split`: of its replica's only its
-    /// part; a rank alone computes no others.
+    /// The rows, among all that are computed, that `member` is answered. `split`: only its part of its
+    /// replica's rows; a rank alone computes no other rows.
     pub fn answered(&self, member: usize, split: bool) -> Range<usize> {
         let (counts, replica) = (&self.open.counts, self.group.replica_of(member));
         let split = split && !self.is_alone();
@@ -398,7 +451,7 @@ impl Wire {
 /// Where an operation puts what it receives.
 enum Received<'a> {
     Host(Vec<&'a mut [u8]>),
-    /// In the room's receive pieces, on the stream.
+    /// In the room's `recv_pieces`, on the stream.
     Device(Stream),
 }
 
@@ -421,21 +474,27 @@ fn mixed() -> Fault {
     }
 }
 
-/// Queues a collective and, unless the whole step is `queued`, waits for it, no longer than the step may
-/// take: a fault is told to whoever makes the step, by its name.
+/// Queues a collective and waits for it, at most until the step's deadline: so a fault is reported to the
+/// step's caller by its name. Where the wait comes later, sets `marks` for it; where nobody waits, only
+/// queues.
 fn await_queued(
     device: &dyn DeviceExchange,
     call: &Call,
     exchange: &dyn Exchange,
-    (stream, queued): (Stream, bool),
+    (stream, waits): (Stream, Waits),
+    marks: &mut Option<(Pending, Pending)>,
     queue: impl FnOnce() -> std::result::Result<(), Fault>,
 ) -> std::result::Result<(), Fault> {
-    if queued {
+    if let Waits::Never = waits {
         return queue();
     }
     let before = device.mark(call, stream)?;
     match queue().and_then(|()| device.mark(call, stream)) {
-        Ok(mark) => device.wait(Some(before), mark, call, exchange),
+        Ok(behind) if matches!(waits, Waits::Later) => {
+            *marks = Some((before, behind));
+            Ok(())
+        }
+        Ok(behind) => device.wait(Some(before), behind, call, exchange),
         Err(fault) => {
             device.forget(before);
             Err(fault)
@@ -450,7 +509,7 @@ fn device_of(exchange: &dyn Exchange) -> std::result::Result<&dyn crate::exchang
     })
 }
 
-/// What a step is refused whose memory the exchange does not take.
+/// Refuses a step in memory that the exchange does not take.
 pub(super) fn check_memory(exchange: &dyn Exchange, memory: Memory, size: usize) -> Result<()> {
     if memory == Memory::Host || size == 1 {
         return Ok(());

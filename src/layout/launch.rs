@@ -1,4 +1,4 @@
-//! Which rank of how many this process is, as the launcher that started it says in its environment.
+//! Rank and world size of this process, from the environment variables of the launcher that started it.
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -11,7 +11,7 @@ pub enum Launcher {
     OpenMpi,
     /// MPICH's or Intel's `mpirun`, and others that speak PMI.
     Pmi,
-    /// PyTorch's `torchrun`, and what sets the same variables.
+    /// PyTorch's `torchrun`, and others that set the same variables.
     Torchrun,
     /// `srun`.
     Slurm,
@@ -28,7 +28,7 @@ impl fmt::Display for Launcher {
     }
 }
 
-/// A process among those that one launcher started together.
+/// One of the processes that a launcher started together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launch {
     /// Global rank, `0..world_size`.
@@ -47,7 +47,7 @@ struct Variables {
     local_size: &'static str,
 }
 
-/// Launchers of ranks. Where several are set, they must agree.
+/// Launchers, but for Slurm. Where the variables of several are set, they must agree.
 const LAUNCHERS: [Variables; 3] = [
     Variables {
         launcher: Launcher::OpenMpi,
@@ -64,8 +64,8 @@ const LAUNCHERS: [Variables; 3] = [
     },
 ];
 
-/// Slurm's are looked at only where no other launcher is: inside a Slurm job they are those of the tasks that
-/// started `mpirun` or `torchrun`, and not of the ranks.
+/// Slurm's variables are only read where no other launcher's are set: in a Slurm job that runs `mpirun` or
+/// `torchrun` they describe the tasks that started these, not the ranks.
 const SLURM: Variables = Variables {
     launcher: Launcher::Slurm,
     rank: "SLURM_PROCID",
@@ -79,13 +79,13 @@ impl Launch {
     /// where no launcher started it.
     ///
     /// # Errors
-    /// `Config` naming the variables where one of a pair is missing, a value is no number or no rank of that
-    /// many, or two launchers contradict each other.
+    /// `Config` naming the variables where one of a pair is missing, a value is not a number, the rank is not
+    /// below the size, or two launchers contradict each other.
     pub fn from_env() -> Result<Option<Self>> {
         Self::from_variables(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 
-    /// The same from other variables: `variable` returns the value of a name, where it is set.
+    /// As `Launch::from_env`, but `variable` returns the value of an environment variable.
     ///
     /// # Errors
     /// As [`Launch::from_env`].
@@ -144,7 +144,7 @@ impl Variables {
             let fix = "start every rank with the same launcher, and leave its variables alone";
             return Err(Error::config(self.rank, wanted, rank, fix));
         }
-        // A hint, which is of several forms (Slurm: `4(x2)`).
+        // Only a hint: a form that is not a number is ignored (Slurm: `4(x2)`).
         let local_size = variable(self.local_size).and_then(|text| text.trim().parse().ok());
         let local_size = local_size.filter(|local| (1..=world_size).contains(local));
         Ok(Some(Launch { rank, world_size, local_size, launcher: self.launcher }))
@@ -200,7 +200,7 @@ mod tests {
         let inner = [("OMPI_COMM_WORLD_RANK", "9"), ("OMPI_COMM_WORLD_SIZE", "16")];
         let both: Vec<_> = slurm.into_iter().chain(inner).collect();
         assert_eq!(of(&both), Ok(Some(launch(9, 16, None, Launcher::OpenMpi))));
-        // Also where Slurm's are those of a shell without a rank.
+        // Also where Slurm only sets the size, as in a shell without a rank.
         let shell = [("SLURM_NTASKS", "2"), ("RANK", "1"), ("WORLD_SIZE", "4")];
         assert_eq!(of(&shell), Ok(Some(launch(1, 4, None, Launcher::Torchrun))));
     }
@@ -231,7 +231,7 @@ mod tests {
         let with = |rank: &'static str, size: &'static str| {
             of(&[ompi[0], ompi[1], ("RANK", rank), ("WORLD_SIZE", size)])
         };
-        // A script that sets torchrun's variables from mpirun's.
+        // As in a script that sets torchrun's variables from mpirun's.
         assert_eq!(with("1", "4"), Ok(Some(launch(1, 4, None, Launcher::OpenMpi))));
         for (rank, size) in [("2", "4"), ("1", "8")] {
             let text = with(rank, size).unwrap_err().to_string();

@@ -1,5 +1,5 @@
-//! The flat form of a partial: [`PartialRow`] of `kernels/params.h`, candidates and counts, one row after the
-//! other. Whoever has logits writes it, the wire carries its bytes, [`Merge`] reads it.
+//! The bytes of a partial, row after row: a [`PartialRow`] (`kernels/params.h`), then candidates, then
+//! counts. Backends and kernels write them, exchanges carry them, [`Merge`] reads them.
 
 use super::{Candidate, ExpSum, largest};
 use crate::error::{Error, Result};
@@ -7,7 +7,7 @@ use crate::params::{LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE, PartialRow
 use std::cmp::Ordering;
 use std::ops::Range;
 
-/// The id of no target, as ranks exchange it.
+/// Stands for "no target" where ranks exchange target ids.
 pub const NO_TARGET: u32 = u32::MAX;
 
 /// What the partials of a step hold.
@@ -17,24 +17,24 @@ pub struct PartialSpec {
     pub k: usize,
     /// Whether the sum of exponentials is formed.
     pub sum: bool,
-    /// Target ids of a row, of each of which it is counted how many ids beat it.
+    /// Target ids per row; for each, the ids that beat it are counted.
     pub targets: usize,
 }
 
 impl PartialSpec {
-    /// Places for candidates in the partials of a shard of so many ids.
+    /// Places for candidates in the partials of a shard of `ids` ids.
     pub fn places(&self, ids: usize) -> usize {
         self.k.min(ids)
     }
 
-    /// Bytes of a row in the partials of a shard of so many ids: a multiple of 8.
+    /// Bytes of a row in the partials of a shard of `ids` ids: a multiple of 8.
     pub fn stride(&self, ids: usize) -> usize {
         let candidates = self.places(ids) * size_of::<Candidate>();
         size_of::<PartialRow>() + candidates + (4 * self.targets).next_multiple_of(8)
     }
 }
 
-/// The places of one row's partial.
+/// Writes one row's partial.
 pub struct PartialMut<'a> {
     row: &'a mut PartialRow,
     places: &'a mut [Candidate],
@@ -42,11 +42,11 @@ pub struct PartialMut<'a> {
 }
 
 impl<'a> PartialMut<'a> {
-    /// The row in `bytes`, of a shard of so many ids; everything is set to "nothing seen".
+    /// A view of the row in `bytes`, of a shard of `ids` ids. Sets the sum and the counts to "nothing seen".
     ///
     /// # Panics
-    /// When the bytes are not as many as [`PartialSpec::stride`] says, or not aligned to 8: they come from
-    /// one layout.
+    /// When there are not [`PartialSpec::stride`] bytes, or they are not aligned to 8: a bug in the caller,
+    /// whose layout comes from the same spec.
     pub fn new(bytes: &'a mut [u8], spec: &PartialSpec, ids: usize) -> Self {
         assert_eq!(bytes.len(), spec.stride(ids), "bytes of a partial");
         let (row, rest) = bytes.split_at_mut(size_of::<PartialRow>());
@@ -58,7 +58,7 @@ impl<'a> PartialMut<'a> {
         PartialMut { row, places: bytemuck::cast_slice_mut(places), better }
     }
 
-    /// `LMHEAD_STATUS_*`, or'ed.
+    /// Adds `LMHEAD_STATUS_*` flags to the row's.
     pub fn set_status(&mut self, status: u32) {
         self.row.status |= status;
     }
@@ -67,10 +67,10 @@ impl<'a> PartialMut<'a> {
         (self.row.top, self.row.digits) = (sum.top(), sum.words());
     }
 
-    /// The candidates, in any order. Places that are left are cleared: no stale byte travels.
+    /// Writes the candidates, in any order, and clears the other places, so that no stale byte is sent.
     ///
     /// # Panics
-    /// When there are more than places.
+    /// When there are more candidates than places.
     pub fn set_candidates(&mut self, found: &[Candidate]) {
         let (taken, left) = self.places.split_at_mut(found.len());
         taken.copy_from_slice(found);
@@ -78,23 +78,23 @@ impl<'a> PartialMut<'a> {
         self.row.candidates = found.len() as u32;
     }
 
-    /// Of each target how many ids beat it, `[targets]`.
+    /// How many ids beat each target, `[targets]`.
     pub fn better(&mut self) -> &mut [u32] {
         self.better
     }
 }
 
-/// The best k of candidates that come in any order. They are collected until there are twice as many, and
-/// then the worse half goes: each costs a few comparisons, where a heap would cost its height.
+/// Finds the best k of candidates that come in any order. Collects up to 2k, then drops the worse half: a
+/// few comparisons per candidate, where a heap would take as many as it is high.
 #[derive(Debug, Clone)]
 pub struct Best {
     k: usize,
     found: Vec<Candidate>,
-    /// Those that do not beat it are not among the best.
+    /// Candidates that do not beat this one cannot be among the best k.
     bar: Candidate,
 }
 
-/// What every logit above minus infinity beats.
+/// The bar while fewer than k candidates are known: every logit above minus infinity beats it.
 const NO_BAR: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
 
 impl Default for Best {
@@ -104,7 +104,7 @@ impl Default for Best {
 }
 
 impl Best {
-    /// Forgets everything, keeps the memory. After it nothing is allocated until the next reset to a larger
+    /// Forgets all candidates and keeps the memory. After it nothing is allocated until a reset to a larger
     /// k.
     pub fn reset(&mut self, k: usize) {
         self.k = k;
@@ -113,8 +113,8 @@ impl Best {
         self.bar = NO_BAR;
     }
 
-    /// Offers the logits of consecutive ids from `first_id` and returns the largest. Minus infinity is never
-    /// a candidate; there is no NaN.
+    /// Offers the logits of consecutive ids from `first_id` on and returns the largest. Minus infinity is
+    /// never a candidate; the logits must not be NaN.
     #[inline(always)]
     pub fn offer_block(&mut self, first_id: usize, logits: &[f32]) -> f32 {
         let max = largest(logits);
@@ -124,7 +124,8 @@ impl Best {
         max
     }
 
-    /// Not in the loops that are compiled for each instruction set: few blocks come here.
+    /// Not inlined, to keep it out of the loops that are compiled once per instruction set: few blocks need
+    /// it.
     #[inline(never)]
     fn offer_all(&mut self, first_id: usize, logits: &[f32]) {
         for (i, &value) in logits.iter().enumerate() {
@@ -132,7 +133,7 @@ impl Best {
         }
     }
 
-    /// Offers one candidate, whose value is no NaN.
+    /// Offers one candidate, whose value must not be NaN.
     #[inline(always)]
     pub fn offer(&mut self, candidate: Candidate) {
         if candidate.beats(&self.bar) {
@@ -143,7 +144,7 @@ impl Best {
         }
     }
 
-    /// Offers what another has found.
+    /// Offers all candidates of `other`.
     pub fn merge(&mut self, other: &Best) {
         for &candidate in &other.found {
             self.offer(candidate);
@@ -158,13 +159,13 @@ impl Best {
         }
     }
 
-    /// The best, in no order.
+    /// The best k, in no particular order.
     pub fn candidates(&mut self) -> &[Candidate] {
         self.keep_best();
         &self.found
     }
 
-    /// The best, the best first.
+    /// The best k, best first.
     pub fn sorted(&mut self) -> &[Candidate] {
         self.keep_best();
         self.found.sort_unstable_by(order);
@@ -172,7 +173,7 @@ impl Best {
     }
 }
 
-/// Better ones first.
+/// An ordering that sorts the best first.
 fn order(a: &Candidate, b: &Candidate) -> Ordering {
     if a.beats(b) {
         Ordering::Less
@@ -183,8 +184,8 @@ fn order(a: &Candidate, b: &Candidate) -> Ordering {
     }
 }
 
-/// One row's partials joined, from however many shards. Its memory is for any number of rows, one after the
-/// other.
+/// Merges the partials of one row, from any number of shards. Reused row after row, so that it allocates
+/// nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Merge {
     spec: Option<PartialSpec>,
@@ -192,10 +193,12 @@ pub struct Merge {
     status: u32,
     best: Best,
     better: Vec<u32>,
+    /// Ids of one shard's candidates, to find duplicates.
+    ids: Vec<u32>,
 }
 
 impl Merge {
-    /// Nothing seen yet.
+    /// Starts a new row.
     pub fn reset(&mut self, spec: PartialSpec) {
         self.spec = Some(spec);
         self.sum = ExpSum::default();
@@ -203,12 +206,14 @@ impl Merge {
         self.best.reset(spec.k);
         self.better.clear();
         self.better.resize(spec.targets, 0);
+        self.ids.clear();
+        self.ids.reserve_exact(spec.k);
     }
 
-    /// Joins the row in `bytes`, which a shard with the ids `shard` wrote.
+    /// Merges the row in `bytes`, written by the shard that has the ids `shard`.
     ///
     /// # Errors
-    /// `Exchange` when the bytes cannot be such a row: the sender runs another version or its memory is
+    /// `Exchange` when the bytes cannot be such a row: the sender runs another version, or its memory is
     /// damaged.
     ///
     /// # Panics
@@ -230,13 +235,19 @@ impl Merge {
         }
         self.status |= row.status;
         self.sum.merge(&sum);
+        self.ids.clear();
         let candidates = candidates.as_chunks::<8>().0[..row.candidates as usize].iter();
         for candidate in candidates.map(|bytes| bytemuck::pod_read_unaligned::<Candidate>(bytes)) {
             let Candidate { value, id } = candidate;
             if !value.is_finite() || !shard.contains(&(id as usize)) {
                 return Err(broken(format!("candidate {id} with logit {value} came from ids {shard:?}")));
             }
+            self.ids.push(id);
             self.best.offer(candidate);
+        }
+        self.ids.sort_unstable();
+        if let Some(twice) = self.ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(broken(format!("candidate {} came twice from ids {shard:?}", twice[0])));
         }
         for (sum, count) in self.better.iter_mut().zip(better.as_chunks::<4>().0) {
             // A damaged message must not panic.
@@ -245,7 +256,7 @@ impl Merge {
         Ok(())
     }
 
-    /// `LMHEAD_STATUS_*` that are known besides.
+    /// Adds `LMHEAD_STATUS_*` flags that no partial carries.
     pub fn add_status(&mut self, status: u32) {
         self.status |= status;
     }
@@ -260,7 +271,7 @@ impl Merge {
         self.status & LMHEAD_STATUS_NONFINITE != 0
     }
 
-    /// True where the row's own index was none.
+    /// True when the index by which the row was selected is not a row, or another of its inputs is invalid.
     pub fn bad_index(&self) -> bool {
         self.status & LMHEAD_STATUS_BAD_INDEX != 0
     }
@@ -270,7 +281,7 @@ impl Merge {
         self.best.sorted()
     }
 
-    /// Of each target how many ids beat it.
+    /// How many ids beat each target.
     pub fn better(&self) -> &[u32] {
         &self.better
     }
@@ -309,7 +320,7 @@ mod tests {
         prop_oneof![near, ties, wide, masked]
     }
 
-    /// The partial of `logits`, whose first id is `first`.
+    /// The partial of a shard with these logits, whose first id is `first`.
     fn partial(first: usize, logits: &[f32], spec: PartialSpec) -> Vec<u8> {
         let mut bytes = vec![0xa5u8; spec.stride(logits.len())];
         let mut best = Best::default();
@@ -329,7 +340,7 @@ mod tests {
         bytes
     }
 
-    /// What a merge says: candidates, the sum's logarithm, counts.
+    /// The results of a merge: candidates, bits of the logsumexp, counts.
     type Said = (Vec<(u32, u32)>, u64, Vec<u32>);
 
     fn merged(spec: PartialSpec, parts: &[(usize, &[f32])]) -> Said {
@@ -344,7 +355,7 @@ mod tests {
     }
 
     proptest! {
-        /// Cut anywhere, in any order.
+        /// The row is cut anywhere, and its parts come in any order.
         #[test]
         fn no_cut_and_no_order_shows(
             logits in logits(), k in 1usize..200, length in 1usize..300, seed: u64, targets in 0usize..4,
@@ -355,7 +366,8 @@ mod tests {
             let n = parts.len() as u32;
             parts.sort_by_key(|(first, _)| (*first as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let (best, sum, better) = merged(spec, &parts);
-            let mut order: Vec<u32> = (0..logits.len() as u32).filter(|i| logits[*i as usize] > f32::NEG_INFINITY).collect();
+            let mut order: Vec<u32> =
+                (0..logits.len() as u32).filter(|i| logits[*i as usize] > f32::NEG_INFINITY).collect();
             order.sort_by(|a, b| logits[*b as usize].partial_cmp(&logits[*a as usize]).unwrap());
             order.truncate(k);
             prop_assert_eq!(best.iter().map(|(id, _)| *id).collect::<Vec<_>>(), order);
@@ -403,5 +415,8 @@ mod tests {
             let said = said(&bad).unwrap_err();
             assert!(said.contains(what), "byte {at}: {said}");
         }
+        let mut twice = good;
+        twice.copy_within(40..48, 48);
+        assert!(said(&twice).unwrap_err().contains("came twice from ids 64..66"));
     }
 }

@@ -2,22 +2,22 @@
 //! binned summation (J. Demmel, H. D. Nguyen, "Parallel Reproducible Summation", IEEE TC 2015).
 //!
 //! Each logit l has one term, `e^l = significand · 2^exponent`, a function of its 32 bits alone. Terms are
-//! added as integers on an absolute grid of digits: digit j counts units of `2^(32 j)`. With
-//! `d = exponent div 32`, a term's `significand · 2^(exponent mod 32)` has its low 32 bits in digit d and
-//! the others in digit `d + 1`. The three highest digits that any term reached are kept, as u64 words that are never
-//! carried into each other before the end. So adding commutes and associates exactly: no tile, shard, rank or
-//! thread shows.
+//! added as integers on an absolute grid of digits: digit j counts units of `2^(32 j)`. With `d = exponent
+//! div 32`, a term's `significand · 2^(exponent mod 32)` has its low 32 bits in digit d and the others in
+//! digit `d + 1`. The three highest digits that any term reached are kept, as u64 words; carries between them
+//! are only resolved at the end. So addition is exactly commutative and associative, and the sum does not
+//! depend on tiles, shards, ranks or threads.
 //!
-//! A word has room for 2^32 terms. Lower digits are dropped, which takes less than 2^-55 of the largest term
-//! from each term: of a vocabulary of 2^20 less than 2^-35 of the sum.
+//! A word has room for 2^32 terms. Dropping the lower digits loses less than 2^-55 of the largest term for
+//! each term added: for a vocabulary of 2^20 less than 2^-35 of the sum.
 
 use crate::exponential::{LIMIT, Term};
 use crate::params as c;
 
 const LN2_HI: f64 = f64::from_bits(c::LMHEAD_LN2_HI64);
 const LN2_LO: f64 = f64::from_bits(c::LMHEAD_LN2_LO64);
-/// Where the largest logit is beyond 2^20, the logarithm *is* that logit: the other logits add less than 22.2
-/// to it.
+/// 2^20. Where the largest logit is beyond it, logsumexp is taken to be that logit: the other logits add less
+/// than 22.2 to it.
 const LARGEST: f32 = f32::from_bits(c::LMHEAD_LSE_LIMIT);
 
 /// `Σ e^l`.
@@ -30,7 +30,7 @@ pub struct ExpSum {
 }
 
 impl Default for ExpSum {
-    /// Of nothing.
+    /// The sum of no terms.
     fn default() -> Self {
         ExpSum::EMPTY
     }
@@ -52,8 +52,8 @@ impl ExpSum {
         self.top
     }
 
-    /// Digits `top - 2`, `top - 1` and `top`, in units of `2^(32 j)` for digit j; none is carried into the
-    /// next.
+    /// Digits `top - 2`, `top - 1` and `top`, in units of `2^(32 j)` for digit j, without carries between
+    /// them.
     pub fn words(&self) -> [u64; 3] {
         self.words
     }
@@ -63,7 +63,7 @@ impl ExpSum {
     #[inline(always)]
     pub fn add(&mut self, logits: &[f32]) {
         let (chunks, rest) = logits.as_chunks::<CHUNK>();
-        // No closure: what is not inlined is compiled for the baseline, where an FMA is a call.
+        // No closure: one that is not inlined is compiled for the baseline CPU, where an FMA is a call.
         for chunk in chunks {
             self.add_chunk(chunk);
         }
@@ -74,7 +74,7 @@ impl ExpSum {
         }
     }
 
-    /// In u32 lanes without branches, so that the loops vectorise.
+    /// Works on u32 lanes without branches, so that the loops vectorise.
     #[inline(always)]
     fn add_chunk(&mut self, logits: &[f32; CHUNK]) {
         const NO_TERM: i32 = i32::MIN;
@@ -96,7 +96,7 @@ impl ExpSum {
             return;
         }
         self.lift(largest.div_euclid(32) + 1);
-        // Each lane sums the halves of words apart, so that nothing overflows.
+        // Each lane sums the 16-bit halves of each word separately, so that u32 does not overflow.
         let mut sums = [[[0u32; LANES]; 2]; 3];
         let lanes = significands.as_chunks::<LANES>().0.iter().zip(exponents.as_chunks::<LANES>().0);
         for (significands, exponents) in lanes {
@@ -105,7 +105,7 @@ impl ExpSum {
                 let shift = exponent & 31;
                 let low = significand << shift;
                 let high = (significand >> 1) >> (31 - shift);
-                // Digits between the word of `high` and the highest.
+                // How many digits the one that `high` goes to is below the highest.
                 let below = self.top.wrapping_sub(1).wrapping_sub(exponent >> 5);
                 let pieces = [
                     if below == 1 { low } else { 0 } | if below == 2 { high } else { 0 },
@@ -124,18 +124,19 @@ impl ExpSum {
         }
     }
 
-    /// Joins what another part of the row sums to.
+    /// Adds the sum of another part of the row.
     pub(crate) fn merge(&mut self, other: &ExpSum) {
         let mut other = *other;
         self.lift(other.top);
         other.lift(self.top);
         for (word, more) in self.words.iter_mut().zip(other.words) {
-            // A damaged message must not panic.
+            // Wrapping: a damaged message must not make it panic.
             *word = word.wrapping_add(more);
         }
     }
 
-    /// Makes `top` the highest digit where it is higher; what then lies below the kept digits is dropped.
+    /// Raises the highest digit to `top` if it is lower; digits that then lie below the kept ones are
+    /// dropped.
     #[inline(always)]
     fn lift(&mut self, top: i32) {
         if top <= self.top {
@@ -160,7 +161,8 @@ impl ExpSum {
             return f64::from(max);
         }
         let [low, middle, high] = self.words.map(u128::from);
-        // Below 2^127. Not 0: a term's significand has its highest bit, and one of the words has that.
+        // Below 2^127, and not 0: each significand has its highest bit set, and the words keep that bit of
+        // the largest term.
         let sum = (high << 64).wrapping_add(middle << 32).wrapping_add(low);
         let zeros = sum.leading_zeros();
         // The 64 highest bits, rounded to 53, as a number from 1 to 2.
@@ -170,7 +172,7 @@ impl ExpSum {
         (exponent * LN2_HI + libm::log(fraction)) + exponent * LN2_LO
     }
 
-    /// The sum with these digits; `None` where no logits have it.
+    /// The sum with these digits; `None` where no logits can sum to it.
     pub(super) fn from_parts(top: i32, words: [u64; 3]) -> Option<Self> {
         // Digits of e^l for |l| <= 2^21.
         let reached = (-94_549..=94_549).contains(&top);
@@ -182,7 +184,7 @@ impl ExpSum {
     }
 }
 
-/// Logits that are added at once, and lanes of the loops over them.
+/// Logits added at once, and the vector lanes of the loops over them.
 const CHUNK: usize = 64;
 const LANES: usize = 16;
 
@@ -204,8 +206,8 @@ mod tests {
         }
     }
 
-    /// Rows of all kinds: near each other, over the whole range, tied, beyond the limits, with minus infinity
-    /// among them.
+    /// Logits close together, over the whole range, tied, beyond the limits, or with minus infinity among
+    /// them.
     fn row() -> impl Strategy<Value = Vec<f32>> {
         let near = prop::collection::vec(-30f32..30.0, 0..900);
         let any_finite = any::<f32>().prop_map(|v| if v.is_finite() { v } else { f32::NEG_INFINITY });
@@ -237,7 +239,7 @@ mod tests {
             }
         }
 
-        /// Cut anywhere, not at blocks; added and merged in any order; sent or not.
+        /// The row is cut anywhere, not only at blocks; its parts are added and merged in any order.
         #[test]
         fn any_cut_order_and_grouping_gives_the_same_words(
             logits in row(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..9),
@@ -251,7 +253,9 @@ mod tests {
             let mut sums = vec![ExpSum::EMPTY; parts];
             pieces.iter().enumerate().for_each(|(i, piece)| sums[i * i % parts].add(piece));
             let mut all = ExpSum::EMPTY;
-            sums.iter().rev().for_each(|sum| all.merge(&ExpSum::from_parts(sum.top(), sum.words()).expect("a sum")));
+            for sum in sums.iter().rev() {
+                all.merge(&ExpSum::from_parts(sum.top(), sum.words()).expect("a sum"));
+            }
             prop_assert_eq!(all, of_reference(&logits));
         }
 
@@ -272,7 +276,7 @@ mod tests {
     /// With `--nocapture` it prints what `docs/performance.md` shows.
     #[test]
     fn the_error_over_the_range() {
-        // 2^18 equal logits, one of them, and a bell of them about each of these.
+        // For each size: 2^18 equal logits, a single one, and 4096 in a bell curve about it.
         let mut bell = crate::weights::synthetic::hidden_row(7, 0, 4096, crate::DType::F32);
         let bell: Vec<f32> = bell.as_chunks_mut::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         println!("about | 2^18 equal | one | 4096, a bell");
@@ -302,7 +306,7 @@ mod tests {
         assert_eq!(ExpSum::of(&[f32::NEG_INFINITY; 100]), ExpSum::EMPTY);
         assert_eq!(ExpSum::of(&[0.0]).ln(0.0).to_bits(), 0, "ln(1) is +0");
         assert_eq!(ExpSum::of(&[2.0e6, 3e38]).ln(3e38), f64::from(3e38f32));
-        // One huge logit beside small ones, and small ones beside one that adds nothing.
+        // A huge logit beside small ones; a small logit beside one that adds nothing.
         assert_eq!(ExpSum::of(&[1e6, 1.0, -1e30]).ln(1e6) as f32, 1e6);
         assert_eq!(ExpSum::of(&[1.0, -1e30]), ExpSum::of(&[1.0]));
         // A sum that fills a word: the carry reaches the next one.

@@ -1,19 +1,18 @@
-//! What a plan costs, by where the work is done, in clocks of the processor that has most of it. Arithmetic,
-//! not a measurement: it ranks plans that all give the same bits.
+//! A cost model for plans: clocks of the SM (streaming multiprocessor) with the most work, split by the unit
+//! that does it. It is arithmetic, not a measurement, and only ranks plans that all give the same bits.
 
 use super::{Plan, Tile};
 use crate::plan::tile::DeviceLimits;
 use std::fmt;
 
-/// How fast a streaming multiprocessor is, a clock: figures of data sheets and of public measurements, by
-/// compute capability.
+/// What one SM does per clock, by compute capability; from data sheets and public measurements.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// Bytes of device memory, this processor's share.
+    /// Bytes from device memory: this SM's share of the bandwidth.
     pub memory: f64,
-    /// Bytes of the second-level cache, where all processors read at once.
+    /// Bytes from the L2 cache while all SMs read from it.
     pub l2: f64,
-    /// Bytes of its shared memory, read or written.
+    /// Bytes of shared memory, read or written.
     pub shared: f64,
     /// Multiply-adds of 16-bit operands; of int8 ones twice as many.
     pub tensor: f64,
@@ -22,59 +21,62 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Of a device of this compute capability, or of the last one before it that is known.
+    /// The rates of this compute capability, or of the most similar one that is known.
     pub const fn of(capability: (u32, u32)) -> Rates {
-        // Shared memory: 32 banks of 4 bytes. Tensor cores: data sheets' dense 16-bit rate over processors
-        // and boost clock. Second-level cache: about 5.5 TB/s on an H100, 4.5 on an A100 by public
-        // measurements. Latency: 20 KB on their way for each processor of an H100 are what its memory's 3.35
-        // TB/s ask for (Little's law).
+        // Shared memory: 32 banks of 4 bytes. Tensor cores: the data sheet's dense 16-bit rate, divided by
+        // SMs and boost clock. L2: public measurements, about 5.5 TB/s on an H100 and 4.5 on an A100. Latency
+        // of an H100: with 1400 clocks, 3.35 TB/s need 20 KB in flight for each SM (Little's law).
         match capability {
-            // Data-centre chips: H100 (3.35 TB/s, 132 processors at 1.755 GHz), A100 (2.04 TB/s, 108 at 1.41
-            // GHz).
-            (9.., 0) | (10, 3) => {
-                Rates { memory: 14.5, l2: 24.0, shared: 128.0, tensor: 2048.0, latency: 1400.0 }
-            }
+            // Data-centre chips: H100 (3.35 TB/s, 132 SMs at 1.755 GHz), A100 (2.04 TB/s, 108 at 1.41 GHz).
+            // 10.x is counted as an H100, since its speed with `mma.sync` is not known here.
+            (9 | 10, _) => Rates { memory: 14.5, l2: 24.0, shared: 128.0, tensor: 2048.0, latency: 1400.0 },
             (8, 0) => Rates { memory: 13.4, l2: 29.0, shared: 128.0, tensor: 1024.0, latency: 1000.0 },
-            // Others: L40S (0.86 TB/s, 142 at 2.52 GHz). Its cache is taken to be as fast for each processor.
+            // Others: RTX 5090 (1.79 TB/s, 170 at 2.41 GHz), L40S (0.86 TB/s, 142 at 2.52 GHz). Their L2
+            // caches are assumed to be as fast per SM as an H100's.
+            (12, _) => Rates { memory: 4.4, l2: 24.0, shared: 128.0, tensor: 256.0, latency: 1400.0 },
             _ => Rates { memory: 2.4, l2: 24.0, shared: 128.0, tensor: 512.0, latency: 1400.0 },
         }
     }
 }
 
-/// The terms of a plan's cost; all bytes and products are those of the processor that has the most blocks,
+/// The terms of a plan's cost. Unless a field says otherwise they are those of the SM with the most blocks,
 /// padding included.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
-    /// Blocks of that processor, and how many of them run at once.
+    /// Blocks of that SM, and how many of them run at once.
     pub blocks: u64,
     pub resident: u64,
     /// Bytes of weights that the whole device reads from memory.
     pub weight_bytes: u64,
-    /// Bytes that come to the processor through the second-level cache: weights and rows of its blocks.
+    /// Bytes that come through the L2 cache: weights and rows of the SM's blocks.
     pub l2_bytes: u64,
-    /// Bytes that pass its shared memory: written by copies, and read by each warp for its part of the tile.
+    /// Bytes through shared memory: written by copies, read by each warp for its part of the tile, and twice
+    /// the logits of the epilogue.
     pub shared_bytes: u64,
+    /// Multiply-adds.
     pub products: u64,
-    /// Bytes on their way to it, and how many its share of the memory's speed asks for (Little's law).
+    /// Bytes of copies in flight, and how many are needed to reach the SM's share of the memory bandwidth
+    /// (Little's law).
     pub in_flight: u64,
     pub wanted_in_flight: u64,
-    /// The same in clocks.
+    /// The time that each term takes.
     pub clocks: Clocks,
 }
 
-/// How long each of the terms alone would take.
+/// How long each of the terms would take alone, in clocks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clocks {
     pub memory: f64,
     pub l2: f64,
     pub shared: f64,
     pub tensor: f64,
-    /// What no other block hides: each wave's first copies and its last blocks' logits.
+    /// Clocks per wave that no other block's work hides: the latency of the first copies and the store of
+    /// the last logits.
     pub tail: f64,
 }
 
 impl Clocks {
-    /// The four that run side by side.
+    /// The four terms that overlap in time, with their names.
     const fn overlapped(&self) -> [(&'static str, f64); 4] {
         [
             ("memory", self.memory),
@@ -84,14 +86,14 @@ impl Clocks {
         ]
     }
 
-    /// What takes longest.
+    /// The name of the longest term.
     pub fn bound(&self) -> &'static str {
         let longer =
             |one: (&'static str, f64), other: (&'static str, f64)| if other.1 > one.1 { other } else { one };
         self.overlapped().into_iter().fold(("memory", self.memory), longer).0
     }
 
-    /// The longest, an eighth of the others, since they get in its way, and the tail.
+    /// The longest term, plus an eighth of each other one, since overlap is never perfect, plus the tail.
     pub fn total(&self) -> f64 {
         let all = self.overlapped().map(|(_, clocks)| clocks);
         let longest = all.into_iter().fold(0.0, f64::max);
@@ -109,7 +111,7 @@ impl Cost {
         let resident = (tile.resident(stages, limits) as u64).clamp(1, blocks);
         let waves = blocks.div_ceil(resident);
 
-        // A step of k is 128 bytes of each weight.
+        // A step of k is 128 bytes of each weight row.
         let steps = (shape.hidden * precision.weight_bytes()).div_ceil(128) as u64;
         let stage = tile.shared_bytes(1) as u64;
         let warps = u64::from(tile.threads() / 32);
@@ -117,10 +119,10 @@ impl Cost {
         let read = warps * (warp_ids * 128 + warp_rows * tile.row_bytes) as u64;
         let epilogue = (Tile::EPILOGUE_PASSES * 4 * tile.ids * tile.rows) as u64;
 
-        // Rows change fastest, in groups of sixteen tiles that read the weights together.
+        // Sixteen row tiles over the same ids run next to each other and share one read of the weights.
         let passes = (shape.rows.div_ceil(tile.rows) as u64).div_ceil(16);
         let weights = (shape.vocab * shape.hidden * precision.weight_bytes()) as u64;
-        // The largest products are beyond 64 bits on a device of few processors.
+        // Saturating: on a device with few SMs the largest products are beyond 64 bits.
         let weight_bytes = weights.saturating_mul(passes);
         let l2_bytes = blocks.saturating_mul(steps * stage);
         let shared_bytes = blocks.saturating_mul(steps * (stage + read) + epilogue);

@@ -1,4 +1,4 @@
-//! Products of compute capability 9.0: `wgmma` over weights that were packed when the head was loaded.
+//! Plans for compute capability 9.0: `wgmma` over weights that were packed when the head was loaded.
 //!
 //! ```
 //! use lmhead::DType;
@@ -16,10 +16,10 @@
 //! # }
 //! ```
 //!
-//! Which kernels multiply a head is decided when it is loaded, by what its weights are then made into
-//! ([`WeightLayout`]); a call only chooses among the tiles of that layout. Bits are the same either way: on
-//! this device `wgmma` and `mma.sync` of one k round alike, and both kernels have one chain of them per
-//! logit, k ascending, over the same zeros behind the end of k.
+//! The layout that weights are given when they are loaded ([`WeightLayout`]) decides which kernels multiply
+//! them; a call only chooses among the tiles of that layout. The bits are the same with either
+//! layout: on this device `wgmma` and `mma.sync` of equal k round alike, and both kernels compute a logit as
+//! one chain, k ascending, with the same zeros as padding behind the end of k.
 
 use super::{DeviceLimits, Plan, Precision, RESERVED, Shape, Tile, Workspace, check, tiles};
 use crate::dtype::DType;
@@ -28,40 +28,40 @@ use crate::error::{Error, Result};
 /// How weights lie in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightLayout {
-    /// Row behind row: an engine's own tensor, or for the portable kernels.
+    /// Row-major, for the portable kernels; also an engine's own tensor, which is used where it lies.
     Rows,
-    /// As `WeightMatrix` in `kernels/params.h` says, for the kernels of this module.
+    /// In packed blocks, for the kernels of this module; `WeightMatrix` in `kernels/params.h` defines them.
     Packed,
 }
 
-/// What a tile's kernel is made of.
+/// The instructions that a tile's kernel is built on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// `cp.async` and `mma.sync`, from compute capability 8.0 on: a block a tile, weights row behind row.
+    /// `cp.async` and `mma.sync`, from compute capability 8.0 on: one block per tile, row-major weights.
     MmaSync,
-    /// Bulk copies and `wgmma`, compute capability 9.0: a block a processor, packed weights.
+    /// Bulk copies and `wgmma`, compute capability 9.0: one persistent block per SM, packed weights.
     Wgmma,
 }
 
-/// Ids of a packed block, and bytes of k of a column.
+/// A packed block of weights is 64 ids by one column: 128 bytes of k.
 pub const PACKED_IDS: usize = 64;
 pub const COLUMN_BYTES: usize = 128;
 
-/// Fewest and most stages of a ring; `kernels/hopper/tile.cuh` has the same.
+/// Fewest and most stages of a ring; must equal those in `kernels/hopper/tile.cuh`.
 pub const RING_STAGES: std::ops::RangeInclusive<usize> = 2..=16;
 
-/// Rows of a tile that pass through shared memory at once on their way out.
+/// Rows of a tile whose logits the epilogue passes through shared memory at once.
 const PART_ROWS: usize = 32;
 
 /// Bytes of a warp's list of candidates, `answers::Best`.
 const LIST_BYTES: usize = 1024;
 
-/// Blocks that stage rows, and live beside a product's block until its rows are there: each has 1 KB of the
-/// system's and some of its own.
+/// Bytes of shared memory left free on an SM for two blocks that stage rows. They run beside a matmul block
+/// that waits for its rows; each takes 1 KB that the system reserves, and at most 128 bytes of its own.
 const BESIDE: usize = 2 * (RESERVED + 128);
 
 impl Precision {
-    /// The kernels of this precision for packed weights, smallest tile first; none where it has none.
+    /// The kernels of this precision for packed weights, smallest tile first; may be empty.
     pub const fn packed_tiles(self) -> &'static [Tile] {
         match self {
             Precision::Bf16 => tiles::WGMMA_MATMUL_BF16,
@@ -71,7 +71,7 @@ impl Precision {
         }
     }
 
-    /// The kernel that brings rows into the order of stages, for packed weights.
+    /// The kernel that copies rows into the order in which stages read them, for packed weights.
     pub const fn stager(self) -> &'static str {
         match self {
             Precision::W8a8(DType::F32) => "stage_rows_int8_f32",
@@ -81,7 +81,7 @@ impl Precision {
         }
     }
 
-    /// The layout that heads of this precision are given on a device: packed where there are kernels for it.
+    /// The layout that weights of this precision get on a device: packed where there are kernels for it.
     pub fn layout(self, limits: &DeviceLimits) -> WeightLayout {
         if limits.capability == (9, 0) && !self.packed_tiles().is_empty() {
             WeightLayout::Packed
@@ -96,7 +96,7 @@ impl Precision {
     }
 }
 
-/// The launch of `stage_rows`: one block a row, those that fill the last tile included.
+/// The launch of `stage_rows`: one block a row, padding rows of the last tile included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StagePlan {
     pub kernel: &'static str,
@@ -114,34 +114,40 @@ pub(super) const fn shared_bytes(tile: &Tile, stages: usize) -> usize {
     before.next_multiple_of(1024) + stages * tile.stage_bytes()
 }
 
-/// Threads of a block: a warpgroup for 64 ids each, and a warp that copies, or a warpgroup that gives its
-/// registers to the others.
+/// Threads of a block: one warpgroup per 64 ids, and the producer. The producer is one warp for tiles of up
+/// to 64 rows; for larger ones a whole warpgroup, so that it can give its registers to the others.
 pub(super) const fn threads(tile: &Tile) -> u32 {
     2 * tile.ids as u32 + if tile.rows > 64 { 128 } else { 32 }
 }
 
-/// As many stages as leave room for the blocks that stage rows; at least two, the fewest that overlap a copy
-/// with products.
-fn stages(tile: &Tile, limits: &DeviceLimits) -> usize {
+/// The most stages that leave room for the blocks that stage rows, but no more than a block fills. At least
+/// two: fewer would not overlap copies with products.
+fn stages(precision: Precision, shape: &Shape, tile: &Tile, limits: &DeviceLimits) -> usize {
+    let tiles = shape.rows.div_ceil(tile.rows).saturating_mul(shape.vocab.div_ceil(tile.ids));
+    let of_a_tile = precision.columns(shape.hidden).div_ceil(tile.row_bytes / COLUMN_BYTES);
+    let filled = tiles.div_ceil(limits.processors.max(1)).saturating_mul(of_a_tile);
     let room = limits.shared_bytes.min(limits.shared_per_processor.saturating_sub(RESERVED + BESIDE));
     let ring = room.saturating_sub(shared_bytes(tile, 0));
-    (ring / tile.stage_bytes()).clamp(*RING_STAGES.start(), *RING_STAGES.end())
+    (ring / tile.stage_bytes()).min(filled).clamp(*RING_STAGES.start(), *RING_STAGES.end())
 }
 
-/// Rows that are staged for this many, whatever the tile that is chosen: a workspace that is enough for some
-/// rows is enough for fewer.
+/// Rows that the workspace has room for. It grows with `rows` alone, not with the chosen tile, so that a
+/// workspace for some number of rows is enough for fewer.
 fn staged_rows(rows: usize) -> usize {
     if rows > 128 { rows.next_multiple_of(128) } else { rows.next_power_of_two().max(8) }
 }
 
-/// How a choice is judged, the least being best: clocks of the processor that has the most tiles, in eighths,
-/// for each column of k.
+/// The cost of a tile, least is best: for each column of k, the clocks of the SM with the most tiles, in
+/// eighths.
 ///
-/// A tile takes as long as the slowest of three: its weights from memory, of which a processor's share is 14
-/// bytes a clock (3.2 TB/s over 132 processors at 1.75 GHz), shared by tiles of other rows that read the
-/// same; weights and rows from the second-level cache, 32 bytes a clock; the instructions, N / 2 clocks each
-/// but 16 at least, in which 64 x 32 bytes are read. What moves from the second-level cache counts besides,
-/// little: of equals the tile with less traffic. Rates are guesses, for a GPU to correct.
+/// A tile takes as long as the slowest of three:
+/// - its weights from memory, at an SM's share of 14 bytes a clock (3.2 TB/s over 132 SMs at 1.75 GHz),
+///   divided by the row tiles that share the read;
+/// - its weights and rows from the L2 cache, at 32 bytes a clock;
+/// - its `wgmma` instructions: N / 2 clocks each, but at least the 16 in which 64 x 32 bytes are read.
+///
+/// An eighth of the time of the L2 traffic is added, so that of equal tiles the one with less traffic wins.
+/// The rates are guesses until they are measured on a GPU.
 fn cost(tile: &Tile, shape: &Shape, limits: &DeviceLimits) -> u128 {
     let (ids, rows) = (tile.ids as u128, tile.rows as u128);
     let row_tiles = shape.rows.div_ceil(tile.rows) as u128;
@@ -159,17 +165,17 @@ impl Plan {
     /// As [`check`]; `Unsupported` for a precision without such kernels.
     pub fn packed(precision: Precision, shape: Shape, limits: &DeviceLimits) -> Result<Self> {
         let tiles = Self::packed_tiles(precision)?;
-        // Rows are not padded further than to the next tile size: `staged_rows` counts on that.
+        // No tile has more rows than `staged_rows` makes room for.
         let narrow = |tile: &&Tile| tile.rows <= staged_rows(shape.rows);
-        let fits = |tile: &&Tile| check(precision, &shape, tile, stages(tile, limits), limits).is_ok();
+        let stages = |tile: &Tile| stages(precision, &shape, tile, limits);
+        let fits = |tile: &&Tile| check(precision, &shape, tile, stages(tile), limits).is_ok();
         let best = tiles.iter().rev().filter(narrow).filter(fits);
         let tile = best.min_by_key(|tile| cost(tile, &shape, limits)).unwrap_or(&tiles[0]);
-        Self::with_packed_tile(precision, shape, tile, stages(tile, limits), limits)
+        Self::with_packed_tile(precision, shape, tile, stages(tile), limits)
     }
 
-    /// Every tile for packed weights that fits, with the fewest stages and with the most; all give the same
-    /// bits as each other and as
-    /// [`Plan::candidates`].
+    /// Every tile for packed weights that fits, with the fewest stages and with the most useful ones. All
+    /// give the same bits as each other and as [`Plan::candidates`].
     ///
     /// # Errors
     /// As [`Plan::packed`].
@@ -177,7 +183,7 @@ impl Plan {
         Self::packed(precision, shape, limits)?;
         let mut all = Vec::new();
         for tile in Self::packed_tiles(precision)? {
-            let mut depths = vec![*RING_STAGES.start(), stages(tile, limits)];
+            let mut depths = vec![*RING_STAGES.start(), stages(precision, &shape, tile, limits)];
             depths.dedup();
             let with = |stages| Self::with_packed_tile(precision, shape, tile, stages, limits).ok();
             all.extend(depths.into_iter().filter_map(with));
@@ -197,8 +203,7 @@ impl Plan {
         }
     }
 
-    /// The plan with this tile and number of stages: a block for each processor, or for each tile where there
-    /// are fewer.
+    /// The plan with this tile and number of stages: one block per SM, or per tile where tiles are fewer.
     ///
     /// # Errors
     /// As [`check`].
@@ -236,10 +241,10 @@ impl Plan {
     }
 }
 
-/// What [`check`] says of these kernels besides.
+/// The part of [`check`] that only concerns these kernels.
 ///
 /// # Errors
-/// `Unsupported` for another device, `Shape` for a ring that no kernel has.
+/// `Unsupported` for another device, `Shape` for a number of stages that no kernel has.
 pub(super) fn check_wgmma(tile: &Tile, stages: usize, limits: &DeviceLimits) -> Result<()> {
     if limits.capability != (9, 0) {
         let (major, minor) = limits.capability;
@@ -288,7 +293,7 @@ mod tests {
             (64, 129_280, ("wgmma_matmul_bf16_128x64", 132, 4)),
             (100, 129_280, ("wgmma_matmul_bf16_128x128", 132, 6)),
             (256, 129_280, ("wgmma_matmul_bf16_128x128", 132, 6)),
-            // A sixteenth: 128 ids at once would leave half of the processors without work.
+            // A sixteenth of the vocabulary: tiles of 128 ids would leave half of the SMs without work.
             (28, 8128, ("wgmma_matmul_bf16_64x32", 127, 4)),
             (64, 8128, ("wgmma_matmul_bf16_64x64", 127, 6)),
         ] {
@@ -331,15 +336,21 @@ mod tests {
             let all = Plan::packed_candidates(precision, shape, &limits).expect("plans");
             let best = Plan::packed(precision, shape, &limits).expect("a plan");
             prop_assert!(all.contains(&best));
-            prop_assert_eq!(all.len(), 2 * precision.packed_tiles().len());
+            let tiles = precision.packed_tiles().len();
+            prop_assert!((tiles..=2 * tiles).contains(&all.len()));
             for plan in &all {
                 prop_assert_eq!(check(precision, &shape, &plan.tile, plan.stages, &limits), Ok(()));
                 prop_assert!(plan.blocks as usize <= processors && plan.blocks > 0);
+                // No ring has more stages than its block fills.
+                let tiles = rows.div_ceil(plan.tile.rows) * vocab.div_ceil(plan.tile.ids);
+                let of_a_tile = precision.columns(hidden).div_ceil(plan.tile.row_bytes / COLUMN_BYTES);
+                let filled = tiles.div_ceil(plan.blocks as usize) * of_a_tile;
+                prop_assert!(plan.stages <= filled.max(*RING_STAGES.start()));
                 let stage = plan.stage.expect("rows are staged");
                 prop_assert_eq!(stage.blocks as usize, rows.next_multiple_of(plan.tile.rows));
                 prop_assert!(plan.workspace.scales >= stage.blocks as usize * plan.workspace.row_pitch);
             }
-            // What is enough for some rows is enough for fewer.
+            // A workspace for some number of rows is enough for fewer.
             if rows > 1 {
                 let fewer = Plan::packed(precision, Shape { rows: rows - 1, ..shape }, &limits);
                 let fewer = fewer.expect("a plan");

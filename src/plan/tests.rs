@@ -1,4 +1,4 @@
-//! Which tiles are chosen, and that all that are named are valid.
+//! Which tiles are chosen, and that every plan that is offered is valid.
 
 use super::*;
 use proptest::prelude::*;
@@ -23,7 +23,7 @@ fn rows_of(rows: usize) -> usize {
 #[test]
 fn tiles_follow_the_rows() {
     let chosen = [1, 8, 9, 16, 28, 33, 64, 65, 128, 130, 192, 256, 896, 4096].map(rows_of);
-    // Two tiles of 128 for 130 rows: they read less of the second-level cache than three of 64.
+    // 130 rows take two tiles of 128, which read less from the L2 cache than three of 64.
     assert_eq!(chosen, [8, 8, 16, 16, 32, 64, 64, 128, 128, 128, 128, 128, 128, 128]);
 }
 
@@ -41,10 +41,10 @@ fn chosen(
 #[test]
 fn narrow_shards_fill_the_processors() {
     let (h100, bf16) = (&DeviceLimits::H100, Precision::Bf16);
-    // A sixteenth of 129280 ids: 128 at once would leave half of the 132 processors without work.
+    // A sixteenth of 129280 ids: tiles of 128 would leave half of the 132 SMs without work.
     assert_eq!(chosen(bf16, 28, 8128, h100), ("gather_matmul_bf16_64x32", 127, 16));
     assert_eq!(chosen(Precision::W8a8(DType::Bf16), 64, 8128, h100), ("quant_matmul_64x64", 127, 14));
-    // An eighth, and all of it, have enough.
+    // An eighth and the whole vocabulary have enough tiles of 128.
     assert_eq!(chosen(bf16, 28, 16_192, h100), ("gather_matmul_bf16_128x32", 127, 11));
     assert_eq!(chosen(bf16, 28, 129_280, h100), ("gather_matmul_bf16_128x32", 1010, 5));
 }
@@ -53,13 +53,13 @@ fn narrow_shards_fill_the_processors() {
 fn fewer_stages_where_that_lets_two_blocks_live() {
     let (a100, l40s, h100) = (&DeviceLimits::A100, &DeviceLimits::L40S, &DeviceLimits::H100);
     let bf16 = Precision::Bf16;
-    // 96 KB with four, 72 with three.
+    // A block has 96 KB with four stages, 72 with three.
     assert_eq!(chosen(bf16, 64, 129_280, a100), ("gather_matmul_bf16_128x64", 1010, 3));
     assert_eq!(chosen(bf16, 64, 129_280, h100), ("gather_matmul_bf16_128x64", 1010, 4));
     assert_eq!(chosen(bf16, 32, 129_280, a100), ("gather_matmul_bf16_128x32", 1010, 4));
-    // One block has the processor for itself: more stages.
+    // If each SM has only one block, that block gets more stages.
     assert_eq!(chosen(bf16, 64, 100 * 128, a100), ("gather_matmul_bf16_128x64", 100, 6));
-    // 100 KB hold two blocks of 64 x 64 with three stages, of 128 ids none.
+    // 100 KB hold two blocks of 64 x 64 with three stages, but never two of 128 ids.
     let of = |ids, rows, stages| {
         let tile = bf16.tiles().iter().find(|tile| (tile.ids, tile.rows) == (ids, rows)).expect("a tile");
         tile.resident(stages, l40s)
@@ -77,14 +77,14 @@ fn stages_are_as_many_as_fit_and_as_there_are_steps() {
         let shape = Shape { rows: 8, vocab: 8128, hidden };
         Plan::new(Precision::Bf16, shape, limits).expect("a plan").stages
     };
-    // 9 KB each, and one block a processor: 147 KB on their way.
+    // A stage has 9 KB, and an SM one block: 147 KB in flight.
     assert_eq!(stages(7168, &DeviceLimits::H100), 16);
     assert_eq!(stages(7168, &DeviceLimits::L40S), 11);
-    // One more than there are steps of 64; never fewer than three.
+    // One stage more than there are steps of 64 along k, but never fewer than three.
     assert_eq!([1, 64, 65, 300].map(|hidden| stages(hidden, &DeviceLimits::H100)), [3, 3, 3, 6]);
 }
 
-/// The terms once more, by hand, of 128 x 128 and of 128 x 64.
+/// The terms of the tiles 128 x 128 and 128 x 64, worked out by hand.
 #[test]
 fn costs_are_counted_by_where_the_work_is() {
     let (precision, limits) = (Precision::Bf16, DeviceLimits::H100);
@@ -95,19 +95,19 @@ fn costs_are_counted_by_where_the_work_is() {
         Plan::with_tile(precision, shape, tile, stages, &limits).expect("a plan").cost(&limits)
     };
     let (large, small) = (cost(128, 3), cost(64, 4));
-    // Ten steps of 64; two and four tiles of rows, which read the weights once.
+    // Ten steps of k of 64. Two and four row tiles share one read of the weights.
     assert_eq!([large.blocks, small.blocks, large.resident, small.resident], [2, 4, 2, 2]);
     assert_eq!([large.weight_bytes, small.weight_bytes], [2 * 132 * 128 * 640; 2]);
     assert_eq!([large.products, small.products], [128 * 256 * 640; 2]);
     assert_eq!([large.l2_bytes, small.l2_bytes], [2 * 10 * 256 * 128, 4 * 10 * 192 * 128]);
-    // Four warps of 64 x 64 read two thirds of what eight of 32 x 64 would; with the copies, and the logits
-    // twice.
+    // Copies into shared memory, reads of the warps, and the logits written and read. Four warps of 64 x 64
+    // read two thirds of what eight of 32 x 64 would.
     let logits = 2 * 4 * 128 * 256;
     assert_eq!(large.shared_bytes, large.l2_bytes + 2 * 10 * 4 * (64 + 64) * 128 + logits);
     assert_eq!(small.shared_bytes, small.l2_bytes + 4 * 10 * 4 * (32 + 64) * 128 + logits);
     assert!(large.clocks.shared < 0.8 * small.clocks.shared);
     assert_eq!([large.in_flight, small.in_flight], [2 * 2 * 32_768, 2 * 3 * 24_576]);
-    // 20 KB for each processor hide the latency of an H100's memory.
+    // 20 KB in flight for each SM hide the latency of an H100's memory.
     assert_eq!(large.wanted_in_flight, 20_300);
     let said = large.to_string();
     assert!(
@@ -146,12 +146,28 @@ fn plans_are_ranked_with_the_chosen_one_first() {
 #[test]
 fn every_tile_fits_every_gpu_from_ampere_on() {
     for precision in PRECISIONS {
-        for rows in [1, 20, 200, 40_000] {
+        for (rows, capability) in [(1, (8, 6)), (20, (8, 9)), (200, (12, 0)), (40_000, (12, 1))] {
             let shape = Shape { rows, vocab: 262_208, hidden: 12_288 };
-            let plans = Plan::candidates(precision, shape, &DeviceLimits::L40S).expect("plans");
+            let limits = DeviceLimits { capability, ..DeviceLimits::L40S };
+            let plans = Plan::candidates(precision, shape, &limits).expect("plans");
             let with = |stages| plans.iter().filter(|plan| plan.stages == stages).count();
             assert_eq!(with(3), precision.tiles().len(), "{precision}");
             assert!(with(4) > 0 && with(6) > 0);
+        }
+    }
+}
+
+/// An SM of a consumer chip has a smaller share of the memory bandwidth and multiplies fewer operands a
+/// clock.
+#[test]
+fn a_consumer_chip_is_not_counted_as_a_data_centre_chip() {
+    for precision in PRECISIONS {
+        let shape = Shape { rows: 64, vocab: 129_280, hidden: 7168 };
+        let plan = Plan::new(precision, shape, &DeviceLimits::L40S).expect("a plan");
+        let clocks = |capability| plan.cost(&DeviceLimits { capability, ..DeviceLimits::L40S }).clocks;
+        for (consumer, data_centre) in [((12, 0), (10, 0)), ((12, 1), (9, 0)), ((8, 9), (8, 0))] {
+            let (slow, fast) = (clocks(consumer), clocks(data_centre));
+            assert!(slow.memory > fast.memory && slow.tensor > fast.tensor, "{consumer:?}: {slow:?}");
         }
     }
 }
@@ -163,7 +179,7 @@ fn devices() -> impl Strategy<Value = DeviceLimits> {
             capability: (major, minor),
             processors,
             shared_bytes,
-            // A driver that does not say leaves 0 or 1 here.
+            // 0 or 1 is what stands here where the driver does not report it.
             shared_per_processor: if more < 100_000 { more % 2 } else { shared_bytes + more },
         },
     );
@@ -185,7 +201,7 @@ proptest! {
     ) {
         let all = Plan::candidates(precision, shape, &limits);
         let Ok(best) = Plan::new(precision, shape, &limits) else {
-            // Then no tile would do, with the fewest stages.
+            // Then no tile is valid, not even with the fewest stages.
             prop_assert!(all.is_err());
             for tile in precision.tiles() {
                 prop_assert!(check(precision, &shape, tile, *STAGES.start(), &limits).is_err());
@@ -201,10 +217,11 @@ proptest! {
             prop_assert!(whole >= shape.rows * shape.vocab);
             prop_assert!(plan.tile.resident(plan.stages, &limits) >= 1);
             prop_assert_eq!((plan.workspace, plan.quantize), (best.workspace, best.quantize));
-            prop_assert!(best.cost(&limits).clocks.total() <= plan.cost(&limits).clocks.total(), "{best}: {plan}");
-            prop_assert!(plan.cost(&limits).clocks.total().is_finite());
+            let clocks = |of: &Plan| of.cost(&limits).clocks.total();
+            prop_assert!(clocks(&best) <= clocks(plan), "{best}: {plan}");
+            prop_assert!(clocks(plan).is_finite());
         }
-        // Rows up to which every tile is counted.
+        // With `most_rows` rows every tile's blocks can still be counted.
         let most = Shape { rows: most_rows(shape.vocab), ..shape };
         prop_assert!(precision.tiles().iter().all(|tile| tile.blocks(&most).is_some()));
     }

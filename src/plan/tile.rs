@@ -1,24 +1,26 @@
-//! Tiles of the matmul kernels: what a block computes, how much room it takes, and which one suits a shape and a device.
+//! Tiles of the matmul kernels: what a block computes, how much room it takes, and which one suits a shape
+//! and a device.
 
 use super::Shape;
 use super::hopper::{self, Family};
 use std::ops::RangeInclusive;
 
-/// What a device can take.
+/// What a device offers to a kernel launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLimits {
     /// Compute capability: major, minor.
     pub capability: (u32, u32),
-    /// Streaming multiprocessors: what blocks are spread over.
+    /// Streaming multiprocessors (SMs).
     pub processors: usize,
     /// Bytes of shared memory that one block may have.
     pub shared_bytes: usize,
-    /// Bytes of shared memory that a processor has for all of its blocks.
+    /// Bytes of shared memory that an SM has for all of its blocks.
     pub shared_per_processor: usize,
 }
 
 impl DeviceLimits {
-    /// H100 SXM. CUDA programming guide, "Compute Capabilities", 9.0, here and below; processors by the vendor's data sheets.
+    /// H100 SXM. Here and below, shared memory is from the CUDA programming guide, "Compute Capabilities",
+    /// and the number of SMs from the vendor's data sheets.
     pub const H100: DeviceLimits = DeviceLimits {
         capability: (9, 0),
         processors: 132,
@@ -32,7 +34,7 @@ impl DeviceLimits {
         shared_bytes: 166_912,
         shared_per_processor: 167_936,
     };
-    /// L40S: 8.6 and 8.9 have the least shared memory of all that the kernels run on.
+    /// L40S. Like all devices of 8.6, 8.9 and 12.x it has the least shared memory that the kernels run with.
     pub const L40S: DeviceLimits = DeviceLimits {
         capability: (8, 9),
         processors: 142,
@@ -41,13 +43,14 @@ impl DeviceLimits {
     };
 }
 
-/// Bytes of a processor's shared memory that the system keeps for each block.
+/// Bytes of an SM's shared memory that the system reserves for each block.
 pub(super) const RESERVED: usize = 1024;
 
-/// How many steps of k a block may keep in shared memory; `kernels/matmul/ring.cuh` has the same.
+/// Fewest and most pipeline stages of a block: steps of k in shared memory at a time. Must equal those in
+/// `kernels/matmul/ring.cuh`.
 pub const STAGES: RangeInclusive<usize> = 3..=16;
 
-/// One kernel's tile; `src/plan/tiles.rs` lists them, as the kernels' files do.
+/// One kernel's tile. `src/plan/tiles.rs` lists all of them; it is generated from the kernels' files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
     pub kernel: &'static str,
@@ -55,9 +58,10 @@ pub struct Tile {
     pub ids: usize,
     /// Rows of a block.
     pub rows: usize,
-    /// Bytes of a row in one stage, beside 128 bytes of each weight row; of `wgmma` beside as many.
+    /// Bytes that one stage holds of a hidden row. Of a weight row it holds 128 with `mma.sync`, and
+    /// `row_bytes` too with `wgmma`.
     pub row_bytes: usize,
-    /// Blocks that a processor's registers are enough for.
+    /// Blocks that an SM's registers are enough for.
     pub blocks_per_sm: usize,
     pub family: Family,
 }
@@ -65,10 +69,10 @@ pub struct Tile {
 impl Tile {
     /// The fewest ids of any tile.
     pub(crate) const FEWEST_IDS: usize = 64;
-    /// How often a tile of f32 logits passes through shared memory on its way out: written, and read.
+    /// How often the epilogue moves a tile of f32 logits through shared memory: written once, read once.
     pub(super) const EPILOGUE_PASSES: usize = 2;
 
-    /// Threads of a block: four warps; of `wgmma` a warpgroup for 64 ids each, and those that copy.
+    /// Threads of a block: four warps; with `wgmma` one warpgroup per 64 ids, and the producer's threads.
     pub const fn threads(&self) -> u32 {
         match self.family {
             Family::MmaSync => 128,
@@ -76,13 +80,13 @@ impl Tile {
         }
     }
 
-    /// Ids and rows of a warp of `mma.sync`. Four warps share the ids; of more than 64 rows, two share the ids
-    /// and two the rows.
+    /// Ids and rows of one of the four warps of an `mma.sync` block: a quarter of the ids, and all rows. Of
+    /// more than 64 rows, half of the ids and half of the rows.
     pub const fn warp(&self) -> (usize, usize) {
         if self.rows > 64 { (self.ids / 2, self.rows / 2) } else { (self.ids / 4, self.rows) }
     }
 
-    /// Bytes of a stage of weights and rows.
+    /// Bytes of one stage: weights and rows.
     pub const fn stage_bytes(&self) -> usize {
         match self.family {
             Family::MmaSync => self.ids * 128 + self.rows * self.row_bytes,
@@ -98,27 +102,27 @@ impl Tile {
         }
     }
 
-    /// Tiles of a product, where they can be counted: of `mma.sync` the blocks of a launch.
+    /// Tiles of a product, which for `mma.sync` are the blocks of the launch. `None` above 2^31 - 1.
     pub(super) fn blocks(&self, shape: &Shape) -> Option<u32> {
         let blocks = shape.rows.div_ceil(self.rows).checked_mul(shape.vocab.div_ceil(self.ids))?;
         u32::try_from(blocks).ok().filter(|&blocks| blocks <= i32::MAX as u32)
     }
 
-    /// Blocks that live on a processor together: one of them computes while another begins or stores its
-    /// logits.
+    /// Blocks that an SM holds at once, 0 where not even one fits. With several, one computes while another
+    /// fills its pipeline or stores its logits.
     pub fn resident(&self, stages: usize, limits: &DeviceLimits) -> usize {
         let shared = self.shared_bytes(stages);
         if shared > limits.shared_bytes {
             return 0;
         }
-        // What one block may have, a processor has.
+        // At least one: an SM has what a single block may have, even where the driver reports less.
         (limits.shared_per_processor / (shared + RESERVED)).clamp(1, self.blocks_per_sm)
     }
 
-    /// How many stages are worth a look for a product of `steps` steps of k: for each number of blocks that
-    /// may live on a processor the most that leave room for them, each stage being a copy more on its way.
-    /// One more than there are steps, all of which are then on their way before the first is read, is enough.
-    /// None where the fewest stages do not fit.
+    /// The numbers of stages worth comparing for a product of `steps` steps of k: for each number of blocks
+    /// that an SM may hold, the most stages that leave room for them, since each stage is one more copy in
+    /// flight. `steps + 1` are enough: then all copies are in flight before the first is read. Empty where
+    /// not even the fewest stages fit.
     pub(super) fn depths(self, steps: usize, limits: &DeviceLimits) -> impl Iterator<Item = usize> {
         let limits = *limits;
         let most = steps.saturating_add(1).clamp(*STAGES.start(), *STAGES.end());
@@ -129,7 +133,7 @@ impl Tile {
     }
 }
 
-/// Rows up to which every tile's blocks can be counted, for a shard of `vocab` ids.
+/// The most rows for which no tile's blocks exceed 2^31 - 1, for a shard of `vocab` ids.
 pub fn most_rows(vocab: usize) -> usize {
     (i32::MAX as usize / vocab.div_ceil(64).max(1)).saturating_mul(8).max(1)
 }

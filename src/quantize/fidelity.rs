@@ -1,18 +1,19 @@
-//! How far the answers of a quantised head are from those of the original: one row's logits against another's, taken in slices of the
-//! vocabulary, in any sizes, so that neither row need be held.
+//! How far a quantised head's answers are from the original's: compares the logits of a row, slice by slice
+//! of the vocabulary, so that no whole row of logits has to be kept.
 
 use crate::merge::Candidate;
 
-/// One row of logits of two heads: the original's distribution `p = softmax(l)` and the other's `q = softmax(m)`.
+/// Compares one row's logits of two heads: the original's distribution `p = softmax(l)` with the other's `q =
+/// softmax(m)`.
 #[derive(Debug, Clone)]
 pub struct Divergence {
     original: Side,
     other: Side,
-    /// `Σ e^(l − max l) (l − m)` over what was seen.
+    /// `Σ e^(l − max l) (l − m)` over the slices so far.
     cross: f64,
 }
 
-/// One head's part: its best id, and `Σ e^(l − max)`.
+/// One head's running values: its best id, and `Σ e^(l − max)`.
 #[derive(Debug, Clone)]
 struct Side {
     best: Option<Candidate>,
@@ -24,7 +25,8 @@ impl Side {
         Side { best: None, sum: 0.0 }
     }
 
-    /// Takes the best of a slice into account; returns what sums relative to the old maximum must be multiplied by.
+    /// Updates the best id with a slice. Returns the factor that rescales sums from the old maximum to the
+    /// new one.
     fn raise(&mut self, first_id: usize, logits: &[f32]) -> f64 {
         let mut factor = 1.0;
         for (i, &value) in logits.iter().enumerate() {
@@ -58,7 +60,8 @@ impl Default for Divergence {
 }
 
 impl Divergence {
-    /// Adds the logits of ids `first_id..`; slices ascend. All are finite: otherwise the divergence is NaN.
+    /// Adds the logits of the ids from `first_id` on; slices must come in ascending order. A logit that is
+    /// not finite makes the divergence NaN.
     ///
     /// # Panics
     /// When the lengths differ.
@@ -79,7 +82,7 @@ impl Divergence {
     /// `KL(p ‖ q) = Σ p (ln p − ln q) = Σ p (l − m) − lse(l) + lse(m)`, nats, at least 0.
     pub fn kl(&self) -> f64 {
         let kl = self.cross / self.original.sum - self.original.logsumexp() + self.other.logsumexp();
-        // The last bits may leave the difference of equal distributions just below.
+        // Rounding may leave the divergence of equal distributions just below 0.
         if kl < 0.0 { 0.0 } else { kl }
     }
 

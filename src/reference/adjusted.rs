@@ -3,11 +3,11 @@
 use super::{Truth, U};
 use crate::adjust::Adjustments;
 
-/// Adjusts the truths of one row, `truths[i]` being that of id `ids[i]` (ascending), and widens what each may be off by the
-/// roundings of the f32 operations. An id that is not allowed has minus infinity, exactly.
+/// Adjusts the truths of one row, where `truths[i]` belongs to id `ids[i]` (ascending), and adds the rounding
+/// of each f32 operation to the allowed error. Ids that are not allowed get exactly minus infinity.
 ///
 /// # Panics
-/// When the adjustments have no such row: [`Adjustments::check`] says so before.
+/// When the adjustments do not have this row; [`Adjustments::check`] finds that out.
 pub fn adjust_row(
     truths: &mut [Truth],
     ids: &[usize],
@@ -33,7 +33,7 @@ pub fn adjust_row(
             }
             if c.counts[at] > 0 {
                 let frequency = f64::from(p.frequency[row]) * count;
-                // A count above 2^24 is rounded, the product is rounded.
+                // The head rounds twice: a count above 2^24 to f32, and the product.
                 add(&mut truths[i], -frequency, 2.0 * U * frequency.abs());
                 add(&mut truths[i], -f64::from(p.presence[row]), 0.0);
             }
@@ -59,7 +59,8 @@ fn add(truth: &mut Truth, value: f64, off: f64) {
     }
 }
 
-/// Continuous and monotonous, with slopes 1/r above 0 and r below: where the sign is in doubt the larger holds.
+/// The repetition penalty: a continuous function with slope 1/r above 0 and r below. Where the sign of the
+/// logit is in doubt, the larger slope bounds the error.
 fn repeat(truth: &mut Truth, r: f64) {
     if truth.logit == f64::NEG_INFINITY {
         return;
@@ -101,7 +102,12 @@ mod tests {
                 additions: Some(Additions { offsets: &[0, ids.len()], ids: &ids, values: &values }),
                 penalties: Some(Penalties {
                     repetition: &[penalty.0], frequency: &[penalty.1], presence: &[penalty.2],
-                    counts: Counts { offsets: &[0, counts.len()], ids: &counted_ids, counts: &counts, in_prompt: &in_prompt },
+                    counts: Counts {
+                        offsets: &[0, counts.len()],
+                        ids: &counted_ids,
+                        counts: &counts,
+                        in_prompt: &in_prompt,
+                    },
                 }),
             };
             let mut slice = ShardAdjustments::new(0..40);

@@ -1,4 +1,4 @@
-//! Sampled tokens from their definition in [`crate::sampling`]: by sorting whole rows.
+//! Sampled tokens by the definition in [`crate::sampling`]: sorts whole rows.
 
 use super::Truth;
 use crate::dtype::DType;
@@ -8,7 +8,7 @@ use crate::sampling::philox::{Words, gumbel};
 use crate::sampling::score::{Score, scaled};
 use std::cmp::Ordering;
 
-/// The ids that the filters keep of a whole row of logits (finite or minus infinity), best first.
+/// The ids that the filters keep, best first, from a whole row of logits (finite or minus infinity).
 pub fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<usize> {
     let mut ids: Vec<usize> = (0..logits.len()).filter(|id| logits[*id] > f32::NEG_INFINITY).collect();
     // Stable: equal logits stay in the order of their ids.
@@ -46,11 +46,11 @@ pub fn sample(logits: &[f32], params: &SamplingParams) -> Option<usize> {
     survivors(logits, params).into_iter().min_by(better)
 }
 
-/// Whether `id` can be the sampled token of logits of which `truths` says what they may be (minus infinity where not allowed):
-/// it may survive the filters, and nothing that surely survives surely beats it.
+/// Whether `id` can be the sampled token of logits within the allowed errors of `truths` (minus infinity for
+/// ids that are not allowed): it may survive the filters, and no id that surely survives surely beats it.
 ///
 /// # Errors
-/// Which other id, or which filter, speaks against it.
+/// The other id, or the filter, that rules it out.
 pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Result<(), String> {
     let at = usize::try_from(id).ok().filter(|id| *id < truths.len());
     let Some(chosen) = at.filter(|id| truths[*id].logit > f64::NEG_INFINITY) else {
@@ -63,7 +63,7 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
             .map_or(Ok(()), |by| Err(format!("id {id} was sampled, id {by} has the largest logit")));
     }
     let t = f64::from(params.temperature);
-    // f64 arithmetic on either side.
+    // Rounding errors of f64, here and in the code that is judged.
     let slack = |z: f64| 1e-12 * (1.0 + z.abs());
     let max_low = truths.iter().map(low).fold(f64::NEG_INFINITY, f64::max);
     let max_high = truths.iter().map(high).fold(f64::NEG_INFINITY, f64::max);
@@ -71,7 +71,7 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
     let reaches = |logit: f64, max: f64, off: f64| (logit - max) / t + off >= least;
     // The difference, the quotient and ln(min_p) are each rounded to f32.
     let off = least.abs() * 2f64.powi(-22) + 1e-12;
-    // A difference beyond f32 is taken for an infinite one.
+    // In f32 the difference may overflow to minus infinity, which no min_p keeps.
     let may_overflow = |x: &Truth| max_high - low(x) >= DType::F32.rounds_to_infinity();
     let perhaps: Vec<bool> = truths.iter().map(|x| reaches(high(x), max_low, off)).collect();
     let survives =
@@ -79,8 +79,8 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
     let surely: Vec<bool> = truths.iter().map(survives).collect();
     let exists = |x: &Truth| x.logit > f64::NEG_INFINITY;
 
-    // What may stand before an id, and what surely does, in number and in mass.
-    // A mass is off by the roundings of its f32 argument, by the polynomial, by half a unit.
+    // The number and mass of ids that may come before an id (`by_high`), and that surely do (`by_low`).
+    // A mass has errors from the rounding of its f32 argument, from the polynomial, and of half a unit.
     let unit = 1.0 / mass::largest_mass(truths.len()) as f64;
     let mass = |x: f64, sign: f64| x.exp() * (1.0 + sign * (1e-7 + x.abs() * 2f64.powi(-22))) + sign * unit;
     let most = |x: &Truth| mass(((high(x) - max_low) / t).min(0.0), 1.0).min(1.0);
@@ -91,17 +91,17 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
     });
     let k = if params.top_k == 0 { usize::MAX } else { params.top_k };
     let top_p = f64::from(params.top_p);
-    // The nucleus is a share of what top_k leaves.
+    // The nucleus is a share of the mass that top_k keeps.
     let (total_low, total_high) = (by_low.of_first(k), by_high.of_first(k));
     let filter = |v: usize, sure: bool| -> Option<&'static str> {
         let x = &truths[v];
-        // Ties go to the lowest id: equal logits are before a higher id, exactly where nothing is in doubt.
+        // If logits are equal, the lower id comes first.
         let (mut before, total) = match sure {
             true => (by_high.before(low(x), v), total_low),
             false => (by_low.before(high(x), v), total_high),
         };
         if sure && perhaps[v] && high(x) > low(x) {
-            // It does not stand before itself.
+            // `by_high` has the id itself ahead of its own lower bound: it does not count.
             before = (before.0 - 1, before.1 - most(x));
         }
         let kept = if sure { surely[v] } else { perhaps[v] };
@@ -111,7 +111,7 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
         if before.0 >= k {
             return Some("top_k");
         }
-        // Without a first id there would be none: it is kept whatever its mass.
+        // The first id is always kept, whatever its mass.
         let off = if sure { 1e-9 } else { -1e-9 };
         if params.top_p < 1.0 && before.0 > 0 && before.1 + off >= top_p * total {
             return Some("top_p");
@@ -134,9 +134,9 @@ pub fn judge_sample(truths: &[Truth], params: &SamplingParams, id: i64) -> Resul
     }
 }
 
-/// Ids in descending order of a bound of their logits, with the mass before each.
+/// Ids in descending order of a bound of their logits, with the total mass ahead of each.
 struct Ahead {
-    /// `(bound, id, mass of all before)`
+    /// `(bound, id, mass of all ids ahead)`
     order: Vec<(f64, usize, f64)>,
     total: f64,
 }
@@ -158,12 +158,12 @@ impl Ahead {
         Ahead { order, total }
     }
 
-    /// The mass of the first `k`.
+    /// The mass of the first `k` ids.
     fn of_first(&self, k: usize) -> f64 {
         self.order.get(k).map_or(self.total, |entry| entry.2)
     }
 
-    /// How many have a larger bound than `logit`, or the same and a lower id, and their mass.
+    /// Number and mass of the ids ahead of `id` with `logit`: a larger bound, or the same and a lower id.
     fn before(&self, logit: f64, id: usize) -> (usize, f64) {
         let n = self
             .order
@@ -207,23 +207,30 @@ mod tests {
     proptest! {
         #[test]
         fn exact_logits_leave_one_token(
-            logits in prop::collection::vec(prop_oneof![4 => -6f32..6.0, 1 => Just(1.0), 1 => Just(f32::NEG_INFINITY)], 1..60),
+            logits in prop::collection::vec(
+                prop_oneof![4 => -6f32..6.0, 1 => Just(1.0), 1 => Just(f32::NEG_INFINITY)],
+                1..60,
+            ),
             params in params(),
         ) {
             let Some(id) = sample(&logits, &params) else { return Ok(()) };
             let truths = truths(&logits, 0.0);
             prop_assert_eq!(judge_sample(&truths, &params, id as i64), Ok(()));
-            // Where two are equal to within the judge's own arithmetic, both pass.
-            let others = (0..logits.len()).filter(|other| judge_sample(&truths, &params, *other as i64).is_ok()).count();
+            // No other id passes, except ids that tie with the sampled one.
+            let passes = |other: &usize| judge_sample(&truths, &params, *other as i64).is_ok();
+            let others = (0..logits.len()).filter(passes).count();
             let ties = logits.iter().filter(|l| **l == logits[id]).count();
             prop_assert!(others == 1 || (params.temperature == 0.0 && others == ties), "{} pass", others);
             prop_assert!(judge_sample(&truths, &params, -1).is_err());
         }
 
-        /// Differences that f32 does not hold.
+        /// Logits whose differences overflow f32.
         #[test]
-        fn what_is_sampled_of_huge_logits_may_be_sampled(seed: u64, top_p in 0.9f32..=1.0, min_p in prop_oneof![Just(0f32), 0f32..0.01]) {
-            let params = SamplingParams { seed, temperature: 1e38, top_p, min_p, ..SamplingParams::default() };
+        fn what_is_sampled_of_huge_logits_may_be_sampled(
+            seed: u64, top_p in 0.9f32..=1.0, min_p in prop_oneof![Just(0f32), 0f32..0.01],
+        ) {
+            let params =
+                SamplingParams { seed, temperature: 1e38, top_p, min_p, ..SamplingParams::default() };
             let logits = [3e38, -3e38, 2e38, -2e38, 0.0];
             let id = sample(&logits, &params).unwrap();
             prop_assert_eq!(judge_sample(&truths(&logits, 0.0), &params, id as i64), Ok(()));

@@ -1,28 +1,29 @@
-//! Sums of exponentials from their definition ([promise 1](crate#promises)): term by term, every digit kept.
+//! Sums of exponentials by their definition ([promise 1](crate#promises)): term by term, with every digit
+//! kept.
 
 use crate::params as c;
 use std::collections::BTreeMap;
 
-/// `a·b + c` rounded once, without a fused instruction: the product is exact in f64, the sum is rounded to
-/// odd there and then to f32 (S. Boldo, G. Melquiond, "Emulation of FMA and Correctly Rounded Sums: Proved
+/// `a·b + c` rounded once, without a fused instruction: the product is exact in f64; the sum is rounded to
+/// odd in f64 and then to f32 (S. Boldo, G. Melquiond, "Emulation of FMA and Correctly Rounded Sums: Proved
 /// Algorithms Using Rounding to Odd", IEEE TC 2008).
 fn fma(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
-    // What the rounding lost (D. Knuth, TAOCP volume 2, 4.2.2, theorem B).
+    // The rounding error of the sum (D. Knuth, TAOCP volume 2, 4.2.2, theorem B).
     let part = sum - product;
     let lost = (product - (sum - part)) + (c - part);
     if lost == 0.0 || sum.to_bits() & 1 == 1 {
         return sum as f32;
     }
-    // The other neighbour of the exact sum has the odd last bit.
+    // The last bit is even, so the f64 on the other side of the exact sum is the odd one.
     let away = (lost > 0.0) == (sum > 0.0);
     f64::from_bits(if away { sum.to_bits() + 1 } else { sum.to_bits() - 1 }) as f32
 }
 
-/// `e^x` as `(significand, exponent)`: the significand is an integer of 24 bits, the value is
-/// `significand · 2^exponent`. `None` where x adds nothing to a sum: minus infinity, and magnitudes above 2^21.
-/// NaN is not to be asked.
+/// `e^x` as `(significand, exponent)`: the significand is an integer of 24 bits, the value is `significand ·
+/// 2^exponent`. `None` where x adds nothing to a sum: minus infinity, and magnitudes above 2^21. x must not
+/// be NaN.
 pub fn exp_term(x: f32) -> Option<(u32, i32)> {
     let float = f32::from_bits;
     if x.abs() > float(c::LMHEAD_EXP_LIMIT) {
@@ -36,7 +37,7 @@ pub fn exp_term(x: f32) -> Option<(u32, i32)> {
         p = fma(p, r, float(bits));
     }
     p = fma(fma(p, r, 1.0), r, 1.0);
-    // p lies between 1/2 and 2: f64 scales it to an integer exactly.
+    // p lies between 1/2 and 2, so scaling it to an integer is exact in f64.
     let below_one = p < 1.0;
     let significand = (f64::from(p) * f64::from(1u32 << if below_one { 24 } else { 23 })) as u32;
     Some((significand, n as i32 - if below_one { 24 } else { 23 }))
@@ -70,10 +71,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
 
-        /// Against what the machine has, or its C library: both are taken for right.
+        /// Compares with the machine's FMA, or its C library's, which are taken to be right.
         #[test]
         fn fma_rounds_once(a in float(), b in float(), c in float(), near in any::<bool>()) {
-            // A sum that nearly cancels.
+            // With `near`, the product and `c` nearly cancel.
             let c = if near { -(a * b) } else { c };
             prop_assert_eq!(fma(a, b, c), a.mul_add(b, c));
         }

@@ -1,13 +1,13 @@
-//! The caller's memory for an answer.
+//! Buffers that an answer is written to: the caller's (`AnswerBuffers`) or owned ones.
 
 use super::{Answer, DeviceInputs, Logprobs, Output, Request, RowStatus, StepStats, TokenLogprobs};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span, SpanMut};
 
-/// Where an answer goes: own memory of whoever asks, of the kind that the rows are in. Of what a request does
-/// not answer the span may be empty; what else it is, is not looked at.
+/// Where an answer goes: the caller's memory, of the same kind (host or device) as the hidden rows. Spans
+/// that the request does not fill are ignored and may be empty.
 ///
-/// | | element | shape | of |
+/// | | element | shape | filled by |
 /// |---|---|---|---|
 /// | `row_status` | u8, [`RowStatus`] | `[rows]` | every request |
 /// | `logits` | the request's dtype | `[rows, vocab]`, `logits_stride` bytes from row to row | `Logits` |
@@ -22,7 +22,7 @@ use crate::memory::{Memory, Span, SpanMut};
 pub struct AnswerBuffers<'a> {
     pub row_status: SpanMut<'a>,
     pub logits: SpanMut<'a>,
-    /// Bytes from one row of logits to the next; 0: rows have nothing between them.
+    /// Bytes from one row of logits to the next; 0: rows are contiguous.
     pub logits_stride: usize,
     pub ids: SpanMut<'a>,
     pub values: SpanMut<'a>,
@@ -34,7 +34,7 @@ pub struct AnswerBuffers<'a> {
 }
 
 impl Default for AnswerBuffers<'_> {
-    /// No memory at all: what a rank passes that is answered no rows.
+    /// No memory at all: for a rank that gets no answers.
     fn default() -> Self {
         AnswerBuffers {
             row_status: SpanMut::EMPTY,
@@ -51,7 +51,7 @@ impl Default for AnswerBuffers<'_> {
     }
 }
 
-/// Numbers of a row, by the buffer that they are in.
+/// How many numbers a row has in each buffer.
 #[derive(Debug, Clone, Copy, Default)]
 struct PerRow {
     ids: usize,
@@ -76,9 +76,9 @@ impl PerRow {
     }
 }
 
-/// Buffers of an answer.
+/// Number of buffers of an answer.
 const BUFFERS: usize = 9;
-/// What each begins at a multiple of, where they share memory.
+/// Alignment of each buffer in bytes, where they are carved from one allocation.
 const ALIGNED: usize = 256;
 
 /// Bytes of a row in each buffer, in the order of [`AnswerBuffers`].
@@ -92,9 +92,9 @@ fn row_bytes(request: &Request, vocab_size: usize) -> [usize; BUFFERS] {
 }
 
 impl<'a> AnswerBuffers<'a> {
-    /// Cuts the buffers to what `request` answers for `rows` rows, after checking them: lengths, alignment,
-    /// memory, and that none overlaps another or what the step reads: `hidden_states`, `logits_indices` and
-    /// `workspace`, in this order.
+    /// Checks the buffers and cuts them to what `request` answers for `rows` rows. Checked are lengths,
+    /// alignment, kind of memory, and that no buffer overlaps another one, `inputs`, or `others`:
+    /// `hidden_states`, `logits_indices` and `workspace`, in this order.
     ///
     /// # Errors
     /// `Shape` naming the buffer.
@@ -153,10 +153,10 @@ impl<'a> AnswerBuffers<'a> {
         Ok(buffers)
     }
 
-    /// Bytes of memory for all buffers of an answer.
+    /// Bytes of memory for all buffers of an answer, as `AnswerBuffers::carve` lays them out.
     ///
     /// # Errors
-    /// `Shape` for more than can be.
+    /// `Shape` where the size overflows.
     pub(crate) fn bytes(request: &Request, rows: usize, vocab_size: usize) -> Result<usize> {
         let too_many = || {
             let got = format!("{rows} rows of {request}");
@@ -167,10 +167,10 @@ impl<'a> AnswerBuffers<'a> {
         room.ok_or_else(too_many)
     }
 
-    /// Buffers one behind the other in memory of [`AnswerBuffers::bytes`].
+    /// Carves the buffers, one behind the other, out of memory of [`AnswerBuffers::bytes`].
     ///
     /// # Panics
-    /// When that is less.
+    /// When the memory is smaller.
     pub(crate) fn carve(memory: SpanMut<'a>, request: &Request, rows: usize, vocab_size: usize) -> Self {
         let mut left = memory;
         let mut spans = row_bytes(request, vocab_size).map(|row| {
@@ -195,7 +195,7 @@ impl<'a> AnswerBuffers<'a> {
         }
     }
 
-    /// Copies an answer from other buffers of host memory, of the same request and rows.
+    /// Copies an answer from buffers of the same request and rows; both must be in host memory.
     pub(crate) fn copy_from(self, from: AnswerBuffers<'_>) {
         for (to, from) in [
             (self.row_status, from.row_status),
@@ -264,7 +264,7 @@ fn check(
     span.check_aligned(what, size)
 }
 
-/// An answer's own memory, while it is filled.
+/// An answer that owns its memory, while it is being filled.
 pub(crate) struct OwnedAnswer {
     request: Request,
     vocab_size: usize,
@@ -280,7 +280,7 @@ impl OwnedAnswer {
     /// Room for `rows` rows.
     ///
     /// # Errors
-    /// `Shape` where this machine has not that much memory.
+    /// `Shape` where this machine does not have that much memory.
     pub fn new(request: &Request, rows: usize, vocab_size: usize) -> Result<Self> {
         let per_row = PerRow::of(request);
         let logits = match request {
@@ -306,7 +306,7 @@ impl OwnedAnswer {
         })
     }
 
-    /// The memory, to be filled.
+    /// The buffers to fill.
     pub fn buffers(&mut self) -> AnswerBuffers<'_> {
         AnswerBuffers {
             row_status: SpanMut::host(&mut self.row_status),
@@ -342,7 +342,8 @@ impl OwnedAnswer {
     }
 }
 
-/// Zeros that the system has not touched yet, without aborting where there is no such memory.
+/// Zeroed memory, whose pages the system maps on first use; an error, not an abort, where there is too
+/// little.
 fn zeros<T: bytemuck::Pod>(what: &str, shape: [usize; 3]) -> Result<Vec<T>> {
     let n = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     let too_large = || {

@@ -1,8 +1,8 @@
-//! What belongs to rows, in device memory.
+//! Inputs of rows in device memory.
 //!
-//! The host looks at none of it: what cannot be, as an id beyond the vocabulary, leaves its row without an
-//! answer, with [`RowStatus::BadInput`](crate::RowStatus::BadInput). Where spans lie, their sizes and their
-//! alignment are checked before anything is sent.
+//! The host never reads them. A row with an illegal value, such as an id beyond the vocabulary, gets no
+//! answer but the status [`RowStatus::BadInput`](crate::RowStatus::BadInput). Memory, size and alignment of
+//! the spans are checked before anything is sent.
 
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span};
@@ -11,13 +11,13 @@ use std::ops::Range;
 /// Inputs of each rank's own rows in the memory of the step's device, in the order of the rows; aligned to
 /// their elements.
 ///
-/// Adjustments must be announced by every rank, with the most entries of a row:
+/// Every rank must announce adjustments, with the most entries that a row has:
 /// [`StepOptions::device_adjustments`](crate::head::StepOptions::device_adjustments).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct DeviceInputs<'a> {
     /// i64 `[rows, targets]`, for `Logprobs`: as [`RowInputs::targets`](crate::RowInputs::targets).
     pub targets: Option<Span<'a>>,
-    /// For `Sample`.
+    /// How rows are sampled, for `Sample`.
     pub sampling: Option<SamplingSpans<'a>>,
     /// i32 or u32 `[rows, ceil(vocab_size / 32)]`: as [`Adjustments::allowed`](crate::Adjustments::allowed).
     pub allowed: Option<Span<'a>>,
@@ -25,63 +25,62 @@ pub struct DeviceInputs<'a> {
     pub penalties: Option<PenaltySpans<'a>>,
 }
 
-/// How rows are sampled: arrays of `[rows]`, of which each that is absent is the value named for all rows. As
-/// [`SamplingParams`](crate::SamplingParams).
+/// How rows are sampled, as [`SamplingParams`](crate::SamplingParams): arrays `[rows]`. Where one is absent,
+/// all rows have the default that is named.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SamplingSpans<'a> {
-    /// u64; 0.
+    /// u64; default 0.
     pub seed: Option<Span<'a>>,
-    /// i64; 0. Not negative.
+    /// i64, not negative; default 0.
     pub position: Option<Span<'a>>,
-    /// f32; 1.
+    /// f32; default 1.
     pub temperature: Option<Span<'a>>,
-    /// i32; 0, which is all. Not negative.
+    /// i32, not negative; default 0, which keeps all.
     pub top_k: Option<Span<'a>>,
-    /// f32; 1, which is all.
+    /// f32; default 1, which keeps all.
     pub top_p: Option<Span<'a>>,
-    /// f32; 0, which is all.
+    /// f32; default 0, which keeps all.
     pub min_p: Option<Span<'a>>,
 }
 
-/// Values added to single logits, by row (CSR). As [`Additions`](crate::adjust::Additions).
+/// Values added to single logits, by row (CSR), as [`Additions`](crate::adjust::Additions).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdditionSpans<'a> {
     /// i64 `[rows + 1]`: row i has entries `offsets[i]..offsets[i + 1]`.
     pub offsets: Span<'a>,
-    /// i64 `[entries]`; how many there are is what the span says: the arrays may be longer than the last
-    /// offset.
+    /// i64 `[entries]`. `entries` is what fits the span, which may be more than the last offset.
     pub ids: Span<'a>,
     /// f32 `[entries]`.
     pub values: Span<'a>,
 }
 
-/// Penalties on ids that came before. As [`Penalties`](crate::adjust::Penalties).
+/// Penalties on ids that already occurred, as [`Penalties`](crate::adjust::Penalties).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PenaltySpans<'a> {
-    /// f32 `[rows]`; 1 for all rows where absent.
+    /// f32 `[rows]`; default 1.
     pub repetition: Option<Span<'a>>,
-    /// f32 `[rows]`; 0.
+    /// f32 `[rows]`; default 0.
     pub frequency: Option<Span<'a>>,
-    /// f32 `[rows]`; 0.
+    /// f32 `[rows]`; default 0.
     pub presence: Option<Span<'a>>,
     /// i64 `[rows + 1]`: row i has entries `offsets[i]..offsets[i + 1]`.
     pub offsets: Span<'a>,
-    /// i64 `[entries]`, each once in a row; as many as the span says.
+    /// i64 `[entries]`, each id once in a row. `entries` is what fits the span.
     pub ids: Span<'a>,
-    /// i32 or u32 `[entries]`: times in the output so far, at most 2^31 − 1.
+    /// i32 or u32 `[entries]`: how often the id occurs in the output so far, at most 2^31 − 1.
     pub counts: Span<'a>,
-    /// u8 `[entries]`, 0 or 1: whether the prompt has it.
+    /// u8 `[entries]`, 0 or 1: whether the id occurs in the prompt.
     pub in_prompt: Span<'a>,
 }
 
-/// What a span must be.
+/// What spans are checked against.
 struct Wanted {
     memory: Memory,
     rows: usize,
 }
 
 impl Wanted {
-    /// `each` elements of `size` bytes for each of `rows` rows.
+    /// Checks that a span holds `each` elements of `size` bytes for each of `rows` rows.
     fn elements(&self, what: &str, span: Span<'_>, (rows, each): (usize, usize), size: usize) -> Result<()> {
         let fix = "pass those of the rows that you bring";
         let bytes = rows.checked_mul(each).and_then(|n| n.checked_mul(size));
@@ -92,18 +91,18 @@ impl Wanted {
         self.place(what, span, size)
     }
 
-    /// Where a span lies; spans without bytes lie anywhere.
+    /// Checks memory and alignment of a span.
     fn place(&self, what: &str, span: Span<'_>, size: usize) -> Result<()> {
         span.check_memory(what, self.memory)?;
         span.check_aligned(what, size)
     }
 
-    /// An array of `[rows]`, where there is one.
+    /// Checks an array `[rows]`, where there is one.
     fn of_rows(&self, what: &str, span: Option<Span<'_>>, size: usize) -> Result<()> {
         span.map_or(Ok(()), |span| self.elements(what, span, (self.rows, 1), size))
     }
 
-    /// The arrays of entries by row: offsets, and as many ids as each of the others has elements.
+    /// Checks arrays of entries by row (CSR): offsets, and arrays that are all as long as the first, the ids.
     fn entries(&self, what: &str, offsets: Span<'_>, arrays: &[(&str, Span<'_>, usize)]) -> Result<()> {
         let rows = self.rows.saturating_add(1);
         self.elements(&format!("{what}: offsets"), offsets, (rows, 1), 8)?;
@@ -116,17 +115,17 @@ impl Wanted {
 }
 
 impl<'a> DeviceInputs<'a> {
-    /// There is nothing here.
+    /// Whether there are no inputs.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Some of the adjustments are here.
+    /// Whether there are adjustments.
     pub fn is_adjusted(&self) -> bool {
         self.allowed.is_some() || self.additions.is_some() || self.penalties.is_some()
     }
 
-    /// Checks where all spans lie, and that they are as long as `rows` rows with `targets` targets each say.
+    /// Checks memory, alignment and length of all spans, for `rows` rows with `targets` targets each.
     ///
     /// # Errors
     /// `Shape` naming the span.
@@ -160,7 +159,7 @@ impl<'a> DeviceInputs<'a> {
         Ok(())
     }
 
-    /// Targets and sampling parameters of the rows `range` of `rows`; adjustments stay those of all rows.
+    /// The inputs of the rows `range`, of `rows` in all; adjustments are not cut.
     pub(crate) fn rows(&self, range: Range<usize>, rows: usize) -> Self {
         let targets = self.targets.map(|span| {
             let each = span.len().checked_div(rows).unwrap_or(0);
@@ -191,7 +190,7 @@ impl<'a> DeviceInputs<'a> {
         }
     }
 
-    /// All spans, of which each may be empty.
+    /// All spans that are present; each may be empty.
     pub(crate) fn spans(&self) -> impl Iterator<Item = Span<'a>> {
         let sampling = self.sampling.unwrap_or_default().arrays().map(|(_, span, _)| span);
         let additions = self.additions.map(|of| [of.offsets, of.ids, of.values]).into_iter().flatten();
@@ -205,7 +204,7 @@ impl<'a> DeviceInputs<'a> {
 }
 
 impl<'a> SamplingSpans<'a> {
-    /// All of them, with the bytes of an element.
+    /// Name, span and bytes of an element of each array.
     fn arrays(&self) -> [(&'static str, Option<Span<'a>>, usize); 6] {
         [
             ("seed", self.seed, 8),

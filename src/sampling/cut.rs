@@ -1,62 +1,62 @@
-//! Where a filter cuts a row's logits, found without the logits: in rounds, each of which learns one digit of
-//! the order key of the last logit that is kept. In a round every shard sends a histogram: the sums (of ids,
-//! or of their masses) of its logits by that digit of their order keys. The row's owner adds the histograms
-//! up, sees in which bin the goal is reached, and tells the shards.
+//! A radix search over the shards for the cut of top_k or top_p: the last logit that the filter keeps. Each
+//! round finds one digit of that logit's order key (its bits, mapped so that larger logits have larger keys).
+//! Every shard sends a histogram over the values of the digit: how many of its ids have each value, or how
+//! much mass. The row's owner adds the histograms up, finds the bin in which the goal is reached, and sends
+//! it to the shards.
 //!
 //! [`Digits`] says how the 32 bits of a key are cut into digits. The search finds the same cut whatever the
 //! digits are.
 
 use super::mass::{self, Scale};
 
-/// Bins of the largest histogram: values of the widest digit of any [`Digits`].
+/// Bins of the largest histogram that any [`Digits`] has.
 pub const BINS: usize = 1 << 32u32.div_ceil(Digits::FEWEST);
 
-/// What the latency of one collective would carry, in bytes: 20 µs at 45 GB/s, InfiniBand's figures in the
-/// cost model (the machine `h100-infiniband` of `lmhead plan`). It is a constant and not a setting, so that
-/// all ranks choose the same digits.
+/// Bytes that a link carries in the latency of one collective: 20 µs at 45 GB/s, the cost model's figures for
+/// InfiniBand (the machine `h100-infiniband` of `lmhead plan`). A constant, not a setting, so that all ranks
+/// choose the same digits.
 const LATENCY_BYTES: u128 = 900_000;
 
-/// Bytes of a histogram's word. Fewer would not pay: the masses of a shard of n ids add up to at most `n ·
-/// 2^40` in vocabularies of up to 2^23 ids, so that 6 bytes are enough for 256 ids only, and 7 bytes save an
-/// eighth.
+/// Bytes of a histogram's word. Fewer would not pay: masses of n ids add up to at most `n · 2^40` (in
+/// vocabularies of up to 2^23 ids), so 6 bytes are enough for 256 ids only, and 7 bytes save an eighth.
 pub(crate) const WORD_BYTES: usize = 8;
-/// Bytes of the owner's answer to a shard's histogram: the key as far as it is known, and how many ties the
-/// shard keeps.
+/// Bytes of the owner's answer to a shard's histogram: the key as far as it is known, and how many of the
+/// shard's ids that tie with the cut are kept.
 pub(crate) const CUT_BYTES: usize = 8;
 
-/// Bits of an order key, of which one round of a search learns the value.
+/// The bits of an order key that one round of a search finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digit {
-    /// Bits of the key above the digit, which earlier rounds have learned.
+    /// How many bits of the key lie above the digit; earlier rounds have found them.
     known: u32,
     width: u32,
 }
 
 impl Digit {
-    /// Bins of a histogram over this digit: its values.
+    /// Bins of a histogram over this digit: one for each value.
     pub fn bins(self) -> usize {
         1 << self.width
     }
 
-    /// How far a key is shifted to the right until the digit is at its end.
+    /// How far a key is shifted right to bring the digit to its low end.
     #[inline(always)]
     pub(crate) fn shift(self) -> u32 {
         32 - self.known - self.width
     }
 
-    /// Mask of the bits that are known before this digit is.
+    /// Mask of the key's bits above this digit.
     #[inline(always)]
     pub(crate) fn known_bits(self) -> u32 {
-        // A shift by all 32 bits would be none.
+        // Checked: a shift by all 32 bits would overflow.
         u32::MAX.checked_shl(32 - self.known).unwrap_or(0)
     }
 }
 
-/// How a search cuts the 32 bits of a key into digits, one for each round: as equal as they can be, the wider
-/// ones first. Of all digits for that many rounds these have the fewest bins in total.
+/// How a search cuts the 32 bits of a key into digits, one for each round: widths as equal as they can be,
+/// the wider ones first. No other widths have fewer bins in total for that many rounds.
 ///
-/// More rounds have smaller histograms, and each costs the latency of two collectives: 4 rounds of 8 bits
-/// send 8 KiB for each row and shard, 5 rounds 3.5 KiB, 6 rounds 2 KiB, 8 rounds 1 KiB, 16 rounds half of
+/// More rounds mean smaller histograms, but each round costs the latency of two collectives. For each row and
+/// shard, 4 rounds of 8 bits send 8 KiB, 5 rounds 3.5 KiB, 6 rounds 2 KiB, 8 rounds 1 KiB, 16 rounds half of
 /// that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digits {
@@ -64,31 +64,32 @@ pub struct Digits {
 }
 
 impl Digits {
-    /// The fewest rounds that are chosen. Three would save two latencies where rows and shards are few, but
-    /// their histograms have 2048 words for each row, which a backend sums up in several tables at a time:
-    /// these would not stay in a processor's first cache.
+    /// The fewest rounds. Three would save two latencies where rows and shards are few, but a histogram of 11
+    /// bits has 2048 words for each row, and a backend fills several copies at a time: they would not fit the
+    /// L1 cache.
     pub(crate) const FEWEST: u32 = 4;
-    /// The most rounds that are chosen: with more rounds the histograms are not smaller.
+    /// The most rounds: beyond 16 the histograms do not get smaller.
     pub(crate) const MOST: u32 = 16;
 
-    /// The digits of a search in `rounds` rounds, 4 to 16.
+    /// The digits of a search in `rounds` rounds.
     ///
     /// # Panics
-    /// With other numbers of rounds.
+    /// Unless `rounds` is 4 to 16.
     pub fn of_rounds(rounds: u32) -> Self {
         assert!((Self::FEWEST..=Self::MOST).contains(&rounds), "{rounds} rounds");
         Digits { rounds }
     }
 
-    /// The fastest digits for a group of `size` ranks of which the busiest decides `rows` rows. The time of a
-    /// search is the latency of two collectives for each round, and the bytes that the busiest rank receives
-    /// over the bandwidth. Of equal times the fewest rounds win. All ranks know both numbers, so that all
-    /// choose the same digits.
+    /// The fastest digits for a group of `size` ranks, the busiest of which owns `rows` rows. A search takes
+    /// the latency of two collectives per round, plus the time in which the busiest rank receives its bytes.
+    /// If times are equal, the fewest rounds win. All ranks know `rows` and `size`, so all choose the same
+    /// digits.
     pub fn planned(rows: usize, size: usize) -> Self {
         let received = rows as u128 * size.saturating_sub(1) as u128;
         let cost = |digits: &Digits| {
             let latency = 2 * u128::from(digits.rounds) * LATENCY_BYTES;
-            // Saturated costs are equal, and four rounds win: no step of so many rows fits any memory.
+            // Costs that saturate are equal, and the fewest rounds win: it does not matter, since so many
+            // rows fit no memory.
             latency.saturating_add(received.saturating_mul(digits.bytes() as u128))
         };
         let all = (Self::FEWEST..=Self::MOST).map(|rounds| Digits { rounds });
@@ -118,7 +119,8 @@ impl Digits {
     }
 }
 
-/// A logit's bits in an order that its value has: larger logits have larger keys, and -0 has that of +0.
+/// A logit's bits, mapped so that keys compare as logits do: larger logits have larger keys, -0 has the key
+/// of +0.
 #[inline(always)]
 pub(crate) fn order_key(logit: f32) -> u32 {
     let bits = (logit + 0.0).to_bits();
@@ -130,8 +132,8 @@ pub(crate) fn logit_of(key: u32) -> f32 {
     f32::from_bits(key ^ if key >> 31 == 1 { 1 << 31 } else { u32::MAX })
 }
 
-/// What of a row is kept so far, over the whole vocabulary: what min_p keeps of the logits above `cut`, and
-/// of those equal to it of the ids below `ties_end`.
+/// Which ids of a row the filters keep so far, over the whole vocabulary: those whose logit is above `cut`,
+/// or equal to it with an id below `ties_end`, and that min_p keeps, too.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Kept {
     pub scale: Scale,
@@ -140,15 +142,15 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// All that min_p keeps.
+    /// Keeps all that min_p keeps.
     pub fn new(scale: Scale) -> Self {
         Kept { scale, cut: f32::NEG_INFINITY, ties_end: 0 }
     }
 
-    /// Whether the id with this logit is kept. Minus infinity never is.
+    /// Whether the filters keep `id`, whose logit is `logit`. Never true for minus infinity.
     #[inline(always)]
     pub fn keeps(&self, logit: f32, id: u32) -> bool {
-        // Bits, not branches: loops over whole blocks vectorise.
+        // Bit operations, not branches, so that loops over whole blocks vectorise.
         ((logit > self.cut) | ((logit == self.cut) & (id < self.ties_end))) & self.scale.reaches(logit)
     }
 }
@@ -156,9 +158,9 @@ impl Kept {
 /// What a search adds up until it reaches its goal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sum {
-    /// Ids, up to the k of top_k.
+    /// The number of ids, up to the k of top_k.
     Ids,
-    /// Masses, up to top_p of all.
+    /// The masses of ids, up to the fraction top_p of their total.
     Masses,
 }
 
@@ -166,10 +168,11 @@ pub enum Sum {
 #[derive(Debug, Clone)]
 pub(crate) struct Search {
     goal: Goal,
-    /// Sum of all that is certainly above the cut.
+    /// Sum over the logits that are known to be above the cut.
     above: u64,
-    /// The digits of the cut's key that are known, in their places.
+    /// The cut's key: the digits known so far, zeros below.
     key: u32,
+    /// The sum at which the search ends.
     wanted: u64,
 }
 
@@ -184,9 +187,10 @@ impl Search {
         Search { goal, above: 0, key: 0, wanted: 0 }
     }
 
-    /// Learns the next digit from the histograms over it: the key as far as it is known comes back. `totals`
-    /// is their sum, `word(shard, bin)` what each shard has, with shards in vocabulary order. After the last
-    /// digit `allowances[shard]` is how many of the shard's ids that tie with the cut are kept, lowest first.
+    /// Finds the next digit from the histograms over it, and returns the key as far as it is known. `totals`
+    /// is the sum of all histograms, `word(shard, bin)` a word of one, shards in vocabulary order. With the
+    /// last digit, `allowances[shard]` is set to how many of the shard's ids that tie with the cut are kept,
+    /// lowest id first.
     pub fn learn(
         &mut self,
         digit: Digit,
@@ -239,7 +243,7 @@ mod tests {
         prop_oneof![ties, -20f32..20.0, any]
     }
 
-    /// A search over `logits` that lie on shards of `shard` ids: the ids that it keeps.
+    /// The ids that a search over shards of `shard` ids each keeps.
     fn search(digits: Digits, logits: &[f32], shard: usize, kept: &Kept, goal: Goal) -> Vec<usize> {
         let shards = || logits.chunks(shard).enumerate();
         let (mut search, mut key) = (Search::new(goal), 0);
@@ -305,12 +309,11 @@ mod tests {
         assert_eq!([4, 5, 6, 8, 16].map(|n| Digits::of_rounds(n).words()), [1024, 448, 256, 128, 64]);
     }
 
-    /// A round more is worth its two latencies where the histograms shrink by more than those carry.
+    /// One more round pays where the histograms shrink by more bytes than a link carries in two latencies.
     #[test]
     fn more_rows_and_shards_take_more_rounds() {
         let rounds = |rows, size| Digits::planned(rows, size).rounds();
-        // The latency of two collectives is that of 1.8 MB; a row and shard have 4600 bytes less in five
-        // rounds than in four.
+        // Two latencies are worth 1.8 MB; five rounds send 4600 bytes less than four for each row and shard.
         assert_eq!([391, 392].map(|rows| rounds(rows, 2)), [4, 5]);
         assert_eq!([rounds(28, 4), rounds(28, 8), rounds(4, 128), rounds(28, 128)], [4, 4, 5, 7]);
         assert_eq!([rounds(0, 8), rounds(usize::MAX, 1), rounds(usize::MAX, usize::MAX)], [4, 4, 4]);
@@ -334,7 +337,8 @@ mod tests {
         fn a_search_finds_what_sorting_finds(
             logits in prop::collection::vec(logit(), 1..300), shard in 1usize..310, k in 1u32..320,
             top_p in prop_oneof![0.001f32..1.0, (1u32..0x3f80_0000).prop_map(f32::from_bits)],
-            min_p in prop_oneof![Just(0f32), 0f32..=1.0], temperature in prop_oneof![0.1f32..3.0, Just(1e-30), Just(1e30)],
+            min_p in prop_oneof![Just(0f32), 0f32..=1.0],
+            temperature in prop_oneof![0.1f32..3.0, Just(1e-30), Just(1e30)],
         ) {
             let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             prop_assume!(max > f32::NEG_INFINITY);

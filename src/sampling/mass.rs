@@ -1,23 +1,23 @@
-//! What an id weighs in the nucleus: `exp((l - l_max) / T)` in fixed point. Sums of these are integers: they
-//! have no order, so no shard shows in them.
+//! An id's mass, its unnormalised probability in top_p: `exp((l - l_max) / T)` in fixed point. Sums of masses
+//! are sums of integers, so they do not depend on order or sharding.
 //!
 //! `(l - l_max) / T` is f32, and its exponential is a term of [`ExpSum`](crate::merge::ExpSum): the same bits
 //! on every CPU and GPU.
 //!
 //! The unit is `2^-40` for vocabularies of up to `2^23` ids, and doubles with each doubling beyond, so that
-//! all of them together fit 63 bits. Together the roundings of 262144 ids are under `2^-23` of the largest
-//! mass, those of any vocabulary under `2^-18`.
+//! the sum of all ids fits 63 bits. The rounding errors of 262144 ids add up to less than `2^-23` of the
+//! largest mass, those of any vocabulary to less than `2^-18`.
 
 use super::SamplingParams;
 use crate::exponential::Term;
 
-/// How the logits of one row are weighed.
+/// Turns the logits of one row into masses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scale {
     /// The row's largest logit.
     max: f32,
     temperature: f32,
-    /// `ln(min_p)`; minus infinity keeps all.
+    /// `ln(min_p)`; minus infinity keeps all ids.
     least: f32,
     /// The largest logit's mass is `2^23 << shift`.
     shift: u32,
@@ -41,11 +41,11 @@ impl Scale {
         23 + self.shift
     }
 
-    /// The mass of logit `l`, which is at most the largest; 0 for minus infinity. Rounded to the nearest,
-    /// halves up.
+    /// The mass of logit `l`, which must not be above the row's largest; 0 for minus infinity. Rounded to the
+    /// nearest, halves up.
     #[inline(always)]
     pub fn mass(&self, l: f32) -> u64 {
-        // Below, a mass is less than half a unit, and the shift would not fit.
+        // Below this, a mass is less than half a unit and rounds to 0, and the shift would not fit 6 bits.
         const LEAST: f32 = -43.0;
         let x = self.below_max(l);
         let term = Term::exp(x);
@@ -69,14 +69,14 @@ impl Scale {
     }
 }
 
-/// The mass of a row's largest logit: 1 in units of this vocabulary, 2^31 or more, as ids have 32 bits. No id
-/// weighs more.
+/// The mass of a row's largest logit, which is 1.0 in fixed point: 2^40 units, down to 2^31 for the largest
+/// vocabularies. No id has more.
 pub fn largest_mass(vocab_size: usize) -> u64 {
     let bits = usize::BITS - vocab_size.saturating_sub(1).leading_zeros();
     1 << (63 - bits.clamp(23, 32))
 }
 
-/// The mass that the nucleus has to reach: the smallest integer not below `top_p · total`, and not below 1.
+/// The mass that the nucleus must reach: `top_p · total` rounded up, and at least 1.
 /// Exact for top_p in (0, 1].
 pub fn share(top_p: f32, total: u64) -> u64 {
     // top_p = significand · 2^-shift, at most 1.
@@ -113,14 +113,19 @@ mod tests {
         }
 
         #[test]
-        fn all_of_a_vocabulary_fits(vocab_size in prop_oneof![1usize..1 << 20, (0u32..31).prop_map(|bits| 1 << bits)]) {
+        fn all_of_a_vocabulary_fits(
+            vocab_size in prop_oneof![1usize..1 << 20, (0u32..31).prop_map(|bits| 1 << bits)],
+        ) {
             let all = u128::from(largest_mass(vocab_size)) * vocab_size as u128;
             prop_assert!(all <= 1 << 63 && largest_mass(vocab_size) <= 1 << 40);
             prop_assert!(all > 1 << 62 || largest_mass(vocab_size) == 1 << 40, "no coarser than it must be");
         }
 
         #[test]
-        fn a_share_is_rounded_up(top_p in prop_oneof![0f32..=1.0, (1u32..0x3f80_0000).prop_map(f32::from_bits)], total in 1u64..1 << 62) {
+        fn a_share_is_rounded_up(
+            top_p in prop_oneof![0f32..=1.0, (1u32..0x3f80_0000).prop_map(f32::from_bits)],
+            total in 1u64..1 << 62,
+        ) {
             prop_assume!(top_p > 0.0);
             let got = share(top_p, total);
             // f64 has 53 bits: judged to within its rounding.

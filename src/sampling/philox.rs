@@ -1,11 +1,11 @@
-//! Philox4x32-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011): random words as a
-//! function of a counter and a key, and the Gumbel noise made of them.
+//! Philox4x32-10 (J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC
+//! 2011): random words as a function of a counter and a key, and the Gumbel noise made of them.
 //!
-//! The key is the seed (low word first). The counter is `(id / 4, 0, position low, position high)`; of its four words, id v takes
-//! number `v mod 4`.
+//! The key is the seed (low word first). The counter is `(id / 4, 0, position low, position high)`, and id v
+//! takes word `v mod 4` of the four that come out.
 
 const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-/// Added to the key from round to round: the golden ratio and sqrt(3) - 1.
+/// Added to the key after each round: the fractions of the golden ratio and of sqrt(3), times 2^32.
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 const ROUNDS: u32 = 10;
 
@@ -16,7 +16,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     words
 }
 
-/// The words of `N` counters, `counter[i][lane]`; in a form that vectorises.
+/// The words of `N` counters, `counter[i][lane]`; written to vectorise.
 #[inline(always)]
 fn philox4x32_lanes<const N: usize>(mut counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; 4]; N] {
     for _ in 0..ROUNDS {
@@ -65,14 +65,15 @@ impl Words {
     }
 }
 
-/// Standard Gumbel noise of a random word: `-ln(-ln(1 - v))` with `v = (word + 1/2) / 2^32`, which is exact in f64 and never 0 or 1.
-/// (A uniform rounded to f32 would be exactly 1 once in 2^25 draws.) Smaller words are larger noise; it lies between -3.14 and 22.88.
+/// Standard Gumbel noise from a random word: `-ln(-ln(1 - v))` with `v = (word + 1/2) / 2^32`, which is exact
+/// in f64 and never 0 or 1. (A uniform rounded to f32 would be exactly 1 once in 2^25 draws.) Smaller words
+/// give larger noise; all of it lies between -3.14 and 22.88.
 pub fn gumbel(word: u32) -> f64 {
     let v = (f64::from(word) + 0.5) * (1.0 / 4_294_967_296.0);
     -libm::log(-libm::log1p(-v))
 }
 
-/// Above every [`gumbel`].
+/// No [`gumbel`] is above this.
 pub(crate) const LARGEST_NOISE: f64 = 22.88;
 
 #[cfg(test)]
@@ -107,7 +108,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_block_is_its_ids(seed: u64, position: u64, first in (0u32..1 << 26).prop_map(|q| 4 * q), i in 0usize..64) {
+        fn a_block_is_its_ids(
+            seed: u64, position: u64, first in (0u32..1 << 26).prop_map(|q| 4 * q), i in 0usize..64,
+        ) {
             let words = Words::new(seed, position);
             prop_assert_eq!(words.block(first)[i], words.of(first + i as u32));
         }

@@ -1,11 +1,12 @@
-//! `z + g`, the quantity whose largest is drawn, in an order without rounding: were sums compared as f64, large logits would swallow the
-//! noise, and equal ones would no longer be drawn equally often.
+//! Compares scores `z + g` exactly; the id with the largest score is drawn. Sums rounded to f64 would lose
+//! the noise of large logits, and equal logits would no longer be drawn equally often.
 
 use super::SamplingParams;
 use super::philox::{Words, gumbel};
 use crate::merge::Candidate;
 
-/// An exact sum of two f64: `high + low`, `high` being the nearest f64 (D. Knuth, TAOCP volume 2, 4.2.2, theorem B).
+/// An exact sum of two f64: `high + low`, `high` being the nearest f64 (D. Knuth, TAOCP volume 2, 4.2.2,
+/// theorem B).
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub(crate) struct Score {
     high: f64,
@@ -36,7 +37,7 @@ impl Drawn {
         Drawn { best: None }
     }
 
-    /// Offers a candidate of the row; minus infinity is none. At temperature 0 it stands for its logit.
+    /// Offers a candidate; minus infinity is ignored. At temperature 0 its score is the logit.
     pub fn offer(&mut self, params: &SamplingParams, candidate: Candidate) {
         let noise = match params.temperature {
             0.0 => 0.0,
@@ -45,7 +46,7 @@ impl Drawn {
         self.offer_with(params, candidate, noise);
     }
 
-    /// The same where the noise is at hand.
+    /// As `Drawn::offer`, with noise that the caller already has.
     pub fn offer_with(&mut self, params: &SamplingParams, candidate: Candidate, noise: f64) {
         if candidate.value == f32::NEG_INFINITY {
             return;
@@ -71,7 +72,8 @@ impl Drawn {
     }
 }
 
-/// `z = l / T`, or the logit itself at temperature 0. No f32 quotient is beyond f64, and distinct logits stay distinct.
+/// `z = l / T`, or the logit itself at temperature 0. The quotient of two f32 never overflows f64, and
+/// distinct logits stay distinct.
 #[inline]
 pub(crate) fn scaled(logit: f32, temperature: f32) -> f64 {
     // Adding 0 makes +0 of -0.
@@ -86,7 +88,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sums_are_ordered_without_rounding(z in prop::num::f64::NORMAL, a in -3.0f64..23.0, b in -3.0f64..23.0) {
+        fn sums_are_ordered_without_rounding(
+            z in prop::num::f64::NORMAL, a in -3.0f64..23.0, b in -3.0f64..23.0,
+        ) {
             prop_assume!(z.abs() < 1e290);
             // The same z: the noise decides, however large z is.
             prop_assert_eq!(Score::new(z, a).partial_cmp(&Score::new(z, b)), a.partial_cmp(&b));

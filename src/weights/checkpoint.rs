@@ -23,41 +23,41 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// How a shard is to be loaded. The default: as stored, with the bias where one is stored, silently.
+/// How to load a shard. The default: as stored, with the bias where one is stored, without progress reports.
 #[derive(Clone, Copy, Default)]
 pub struct LoadOptions<'a> {
-    /// Absent: a float head as it is; an int8 head as `config.json` says, else `w8a16`.
-    /// `w8a8` and `w8a16` quantise a float head while it is read.
+    /// `w8a8` and `w8a16` quantise a float head while it is read. Absent: a float head stays as it is; an
+    /// int8 head is used as `config.json` says, else as `w8a16`.
     pub quantization: Option<Quantization>,
-    /// Absent: a bias where one is stored.
+    /// Whether to use a bias. Absent: where one is stored.
     pub bias: Option<bool>,
-    /// Read the weights into memory of this process: no step then depends on the file, and one that is
-    /// shortened while it is read is an error. Without it float rows and int8 rows stay in the file's mapping
-    /// where they are aligned, and a file that is shortened later is a SIGBUS
+    /// Reads the weights into memory of this process: steps then do not depend on the file, and a file that
+    /// is shortened while it is read gives an error. Without `copy`, aligned float and int8 rows stay in the
+    /// file's mapping, and shortening the file later causes a SIGBUS
     /// ([`SafetensorsFile`](super::SafetensorsFile)).
     pub copy: bool,
     /// The type of the weights in memory. Absent: as stored. `f32` widens a 16-bit head, which is exact; its
-    /// logits are then sums of f32 products on every backend that has them.
+    /// logits are then sums of f32 products, on backends that support f32.
     pub head_dtype: Option<DType>,
     pub progress: Option<Progress<'a>>,
     /// Threads that read, check, widen and quantise, 1 to 1024; they end with the load. Absent: the caller's
-    /// rayon pool, which is the global one (a thread for each CPU) where the caller is no worker of another.
-    /// The weights are the same whatever their number.
+    /// rayon pool, which is the global one (a thread for each CPU) unless the caller is a worker of another.
+    /// The weights do not depend on the number of threads.
     pub threads: Option<usize>,
 }
 
-/// The LM head of a checkpoint, found and checked, not yet read: the files are mapped, and each
-/// [`Checkpoint::shard`] touches the bytes of its own rows.
+/// The LM head of a checkpoint, found and checked, but not yet read: the files are mapped, and
+/// [`Checkpoint::shard`] reads only the bytes of its own rows.
 #[derive(Debug)]
 pub struct Checkpoint {
     pub(super) head: StoredHead,
     model: ModelConfig,
     activations: Activations,
-    /// Target ids of a draft vocabulary.
+    /// The target model's id of each draft id; see `Checkpoint::target_ids`.
     draft: Option<Vec<u32>>,
     warnings: Mutex<Vec<String>>,
-    /// The most that rounding has moved a weight of the shards that were loaded, as a part of it: an f32's
-    /// bits.
+    /// The largest relative change that rounding has made to a weight of the shards loaded so far; bits of an
+    /// f32.
     rounding: AtomicU32,
 }
 
@@ -66,11 +66,11 @@ impl Checkpoint {
     /// `model.safetensors.index.json`, or the folder's only `.safetensors` file. Or a GGUF file, whose head
     /// is `output.weight`, or `token_embd.weight` where there is none.
     ///
-    /// Which tensor is the head is decided as transformers 5 does it. The names of heads and embeddings are
-    /// those of the `model_type` (`lm_head.weight`, `embed_out.weight`, `cls.predictions.decoder.weight`,
-    /// ...), and all that are known where it is not. A stored head is the head, whatever
-    /// `tie_word_embeddings` says. Where none is stored, the embedding is, unless `config.json` or the model
-    /// type's default says that the two are not tied. The files of an index are opened: what they hold
+    /// Which tensor is the head is decided as transformers 5 does it. The names of heads and embeddings
+    /// depend on the `model_type` (`lm_head.weight`, `embed_out.weight`, `cls.predictions.decoder.weight`,
+    /// ...); for an unknown one, all known names are tried. A stored head is used, whatever
+    /// `tie_word_embeddings` says. Where none is stored, the embedding is used, unless `config.json` or the
+    /// model type's default says that the two are not tied. The files of an index are opened: what they hold
     /// counts, not what the index lists.
     ///
     /// # Errors
@@ -81,8 +81,8 @@ impl Checkpoint {
         Self::open_with(folder, &Settings::default())
     }
 
-    /// As [`Checkpoint::open`]; `tie_word_embeddings`, `vocab_size` and `hidden_size` of the settings come
-    /// before the model's.
+    /// As [`Checkpoint::open`]; `tie_word_embeddings`, `vocab_size` and `hidden_size` of the settings, where
+    /// set, replace the model's.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -90,8 +90,8 @@ impl Checkpoint {
         Self::open_folder(folder.as_ref(), settings, None)
     }
 
-    /// As [`Checkpoint::open_with`], with `tensor` as the head in place of the one that would be chosen. What
-    /// `config.json` says of sizes, scale and softcap is kept.
+    /// As [`Checkpoint::open_with`], but with `tensor` as the head. Sizes, scale and softcap of `config.json`
+    /// still apply.
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; `Tensor` where there is none of this name.
@@ -125,7 +125,7 @@ impl Checkpoint {
         let mut warnings = [&model.warnings, tensors.warnings()].concat();
         let Chosen { module, bias } = match tensor {
             Some(name) => named(&tensors, name),
-            // A model that is refused anyway, whatever its folder holds, is refused for that reason.
+            // The refusal of a model that cannot be used anyway is the more helpful error.
             None => choose(&mut tensors, &model, settings.tie_word_embeddings, &mut warnings).map_err(
                 |error| {
                     let refusal = model.refusal.clone().filter(|_| !settings.has_scale());
@@ -171,12 +171,13 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The head of a GGUF file: the one that is named, or `output.weight`, or the embedding.
+    /// The head of a GGUF file: `tensor` where it is given, else `output.weight`, else the embedding.
     fn open_gguf(path: &Path, tensor: Option<&str>, tied: Option<bool>) -> Result<Self> {
         let tensors = Tensors::of_file(path)?;
         let [head, embedding] = gguf::HEADS;
         if tensor.is_none() && tied != Some(true) && !tensors.contains(head) {
-            // The embedding is the head of a model that has no other: one part of several does not know.
+            // The embedding is only the head if the model has no other, which one part of several cannot
+            // tell.
             tensors.check_whole_gguf(path)?;
         }
         let name = match tensor {
@@ -187,14 +188,14 @@ impl Checkpoint {
         Self::of_file(tensors, path, name)
     }
 
-    /// The head `tensor` (usually `lm_head.weight`) of one `.safetensors` file, or of a GGUF file, where
-    /// `lm_head.weight` is the head whatever its name there. Its scales, where it is int8,
-    /// are `{tensor}_scale`; its bias, where stored, is named like it with `.bias` for `.weight`. Scale and
-    /// softcap of the logits are those of its metadata, where [`Checkpoint::write_int8`] has put them.
+    /// The head `tensor` (usually `lm_head.weight`) of one `.safetensors` or GGUF file; for GGUF,
+    /// `lm_head.weight` stands for the file's head, whatever its name. The scales of an int8 head are
+    /// `{tensor}_scale`; a stored bias has the same name with `.bias` in place of `.weight`. Scale and
+    /// softcap of the logits come from the file's metadata, where [`Checkpoint::write_int8`] puts them.
     ///
     /// # Errors
-    /// `File` for a file that is missing, damaged or not safetensors; `Tensor` for a head that is absent or of an
-    /// unsupported format, and for a scale or softcap that is no such number.
+    /// `File` for a file that is missing, damaged or not safetensors; `Tensor` for a head that is absent or
+    /// of an unsupported format, and for a scale or softcap that is no such number.
     pub fn from_file(path: impl AsRef<Path>, tensor: &str) -> Result<Self> {
         let path = path.as_ref();
         if gguf::is_gguf(path) {
@@ -207,7 +208,7 @@ impl Checkpoint {
         let Chosen { module, bias } = named(&tensors, tensor);
         if !tensors.has_module(&module) {
             let listed = super::safetensors_file::listed(tensors.names());
-            // Who names no tensor asks for lm_head.weight, which a tied model does not have.
+            // The default name is lm_head.weight, which a tied model does not have.
             let fix = match stored::find_module(&tensors, ANY.embeddings, false) {
                 Ok(Some(embedding)) => {
                     format!("a tied model's head is its embedding: name it, --tensor {embedding}.weight")
@@ -230,13 +231,13 @@ impl Checkpoint {
         Checkpoint { head, model, activations, draft: None, warnings, rounding }
     }
 
-    /// Where the head is that of an EAGLE-3 draft model: the target model's id of each draft id, `[draft
-    /// vocabulary]`. Answers are in draft ids; this translates them.
+    /// For the head of an EAGLE-3 draft model: the target model's id of each draft id, `[draft vocabulary]`.
+    /// Answers are draft ids, which this table translates.
     pub fn target_ids(&self) -> Option<&[u32]> {
         self.draft.as_deref()
     }
 
-    /// Rows of the stored weight: the vocabulary and, where there is some, padding of the checkpoint.
+    /// Rows of the stored weight: the vocabulary and any padding of the checkpoint.
     pub fn rows(&self) -> usize {
         self.head.rows
     }
@@ -246,15 +247,15 @@ impl Checkpoint {
         self.head.hidden
     }
 
-    /// Type of the weights as they are loaded without an option: as stored; `i8` for packed ones too, and
-    /// `bf16` for those that are widened at load.
+    /// Type of the weights when they are loaded without options: as stored, `i8` also for packed ones, and
+    /// `bf16` for formats that are widened at load.
     pub fn dtype(&self) -> DType {
         self.head.format.dtype()
     }
 
     /// How the head is stored and what it becomes, in words, where [`Checkpoint::dtype`] does not say it all:
-    /// `GGUF Q6_K, widened to bf16 at load, which moved a weight by at most 0.39 %`. That is of the shards
-    /// that have been loaded.
+    /// `GGUF Q6_K, widened to bf16 at load, which moved a weight by at most 0.39 %`. The percentage is that
+    /// of the shards loaded so far.
     pub fn storage(&self, options: &LoadOptions<'_>) -> Option<String> {
         let name = self.head.format.name()?;
         let Format::Widened(_) = &self.head.format else { return Some(name) };
@@ -268,8 +269,8 @@ impl Checkpoint {
         })
     }
 
-    /// Whether shards are of float weights with a scale ([`HeadShard::with_scales`]), which the CPU backend
-    /// alone takes: NVFP4 heads that are not quantised at load.
+    /// Whether shards will be float weights with scales ([`HeadShard::with_scales`]), which only the CPU
+    /// backend takes: NVFP4 heads that are not quantised at load.
     pub fn has_float_scales(&self, quantization: Quantization) -> bool {
         match &self.head.format {
             Format::Widened(head) if quantization == Quantization::None => {
@@ -294,8 +295,8 @@ impl Checkpoint {
         self.head.weight.file.path()
     }
 
-    /// What `config.json` says, or the metadata of one file, with the tensor's sizes where it says none (for
-    /// one file: always).
+    /// What `config.json` says, or the metadata of a single file. Sizes that it does not give (a single file
+    /// never does) are the tensor's.
     pub fn model_config(&self) -> ModelConfig {
         ModelConfig {
             vocab_size: self.model.vocab_size.or(Some(self.head.rows)),
@@ -313,12 +314,12 @@ impl Checkpoint {
         self.head.tensors().try_for_each(|tensor| tensor.file.check_unchanged())
     }
 
-    /// What has been noticed so far that is no error but that a person should know. Nothing is printed.
+    /// Messages so far that are no errors but that the user should see. Nothing is printed.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Said once, however many shards are cut.
+    /// Adds a warning, once, however many shards give it.
     fn warn(&self, text: String) {
         let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         if !warnings.contains(&text) {
@@ -326,9 +327,9 @@ impl Checkpoint {
         }
     }
 
-    /// How a stored 8-bit head is meant to be used: `config.json`'s statement, `w8a16` without one and for
-    /// E4M3. `None` for a float head or one that is widened, and where the statement is one that cannot be
-    /// followed.
+    /// How a stored 8-bit head is meant to be used: as `config.json` says, and `w8a16` where it says nothing
+    /// and for E4M3. `None` for a float head, for one that is widened, and where what `config.json` says is
+    /// not supported.
     pub fn stored_quantization(&self) -> Option<Quantization> {
         match self.head.format {
             Format::Float(_) | Format::Widened(_) => None,
@@ -337,11 +338,13 @@ impl Checkpoint {
         }
     }
 
-    /// What a shard loaded with this option will be: the value for [`HeadConfig::quantization`].
+    /// The quantisation of a shard that is loaded with the option `asked`: the value for
+    /// [`HeadConfig::quantization`].
     ///
     /// # Errors
     /// `Config` for `none` on an int8 head, and for an int8 head without the option where `config.json` wants
-    /// activations treated in a way that is not supported; `Shape` for `w8a8` with a hidden size above [`MAX_INT8_HIDDEN`].
+    /// activations treated in a way that is not supported; `Shape` for `w8a8` with a hidden size above
+    /// [`MAX_INT8_HIDDEN`].
     pub fn quantization(&self, asked: Option<Quantization>) -> Result<Quantization> {
         if let (Format::E4m3 { .. }, asked) = (&self.head.format, asked.unwrap_or(Quantization::W8a16)) {
             if asked == Quantization::W8a16 {
@@ -388,7 +391,8 @@ impl Checkpoint {
     /// The type of the weights of a shard that is loaded with these options.
     ///
     /// # Errors
-    /// `Config` for a type that is neither f32 nor the stored one, and for any beside int8 weights.
+    /// `Config` for a type that is neither f32 nor the stored one, and for any type where the weights have 8
+    /// bits.
     pub fn weights_dtype(&self, asked: Option<DType>, quantization: Quantization) -> Result<DType> {
         let stored = self.dtype();
         let own = match quantization {
@@ -413,14 +417,15 @@ impl Checkpoint {
         }
     }
 
-    /// Vocabulary ids `vocab` of a head of `vocab_size` ids. Reads those rows' bytes and no others; float rows
-    /// stay in the file's mapping where they are aligned for their type.
+    /// Loads the shard of the ids `vocab` from a head of `vocab_size` ids. Reads the bytes of its rows, and
+    /// of a few more for the fingerprint; float rows stay in the file's mapping where they are aligned for
+    /// their type.
     ///
     /// # Errors
-    /// `Config` as [`Checkpoint::quantization`], for `bias: Some(true)` without a stored bias, and for a number
-    /// of threads that cannot be; `Shape` for a range outside of the vocabulary; `Tensor` for fewer rows than
+    /// `Config` as [`Checkpoint::quantization`], for `bias: Some(true)` without a stored bias, and for an
+    /// illegal number of threads; `Shape` for a range outside of the vocabulary; `Tensor` for fewer rows than
     /// `vocab_size`, and for the first weight, scale or bias of the shard that is not finite; `Unsupported`
-    /// where memory or threads are refused.
+    /// where the system refuses memory or threads.
     pub fn shard(
         &self,
         vocab: Range<usize>,
@@ -452,7 +457,7 @@ impl Checkpoint {
         };
         let Loaded { matrix, scale, rounding } =
             load::matrix(&self.head, vocab.clone(), how, options.progress)?;
-        // Floats of one sign order like their bits.
+        // Floats of one sign compare as their bits do.
         self.rounding.fetch_max(rounding.to_bits(), Ordering::Relaxed);
         let rows = vocab.len();
         let mut shard =
@@ -463,9 +468,10 @@ impl Checkpoint {
         Ok(shard.with_fingerprint(self.fingerprint(vocab_size)?))
     }
 
-    /// A number that the shards of this head have in common and those of another head have not: a hash of how
-    /// it is stored and of the stored bytes of 64 rows spread evenly over the vocabulary, their scales and
-    /// biases. Every rank reads these rows, whatever its shard; they are a thousandth of the head or less.
+    /// A number that all shards of this head share, and shards of other heads do not: a hash of how the head
+    /// is stored and of the stored bytes of 64 rows, spread evenly over the vocabulary, with their scales and
+    /// biases. Every rank reads these rows, whatever its shard; for a large vocabulary they are a thousandth
+    /// of the head or less.
     fn fingerprint(&self, vocab_size: usize) -> Result<u64> {
         const ROWS: usize = 64;
         let head = &self.head;
@@ -483,19 +489,19 @@ impl Checkpoint {
             }
             digest.bytes(&stored.global_scale()?.unwrap_or(1.0).to_le_bytes());
         }
-        // Of what is widened the bias alone is left.
+        // For a widened head only the bias is left to hash.
         let plain = head.tensors().skip(if widened { 1 + head.beside.len() } else { 0 });
         for tensor in plain {
             let bytes = &tensor.info.bytes;
             let stored_rows = tensor.info.shape.first().copied().unwrap_or(1).max(1);
             if stored_rows < vocab_size {
-                // One scale for all.
+                // One scale for all rows.
                 digest.bytes(tensor.bytes());
                 continue;
             }
             row_bytes.resize(bytes.len() / stored_rows, 0);
             for row in rows() {
-                // Not through the mapping: a page of it may bring as much along as a shard has.
+                // Read, since touching one page of the mapping may map as many bytes as a shard has.
                 tensor.file.read_at(bytes.start + row * row_bytes.len(), &mut row_bytes)?;
                 digest.bytes(&row_bytes);
             }
@@ -503,12 +509,12 @@ impl Checkpoint {
         Ok(digest.finish())
     }
 
-    /// The shard of this rank of `group`. Where the options leave them out, quantisation and type are the
-    /// configuration's.
+    /// Loads the shard of the calling rank of `group`. Quantisation and type that the options leave out come
+    /// from the configuration.
     ///
     /// # Errors
-    /// As [`Checkpoint::shard`]; `Tensor` where `config.hidden_size` is not the weight's; `Config` where options and
-    /// `config` name different quantisations.
+    /// As [`Checkpoint::shard`]; `Tensor` where `config.hidden_size` is not the weight's; `Config` where the
+    /// options and `config` name different quantisations.
     pub fn head_shard(
         &self,
         group: &HeadGroup,
@@ -592,16 +598,16 @@ impl Checkpoint {
     }
 }
 
-/// Where the head is, as transformers 5 decides.
+/// The tensors that were chosen as the head.
 struct Chosen {
     module: String,
     /// The tensor of its bias, where one is stored.
     bias: Option<String>,
 }
 
-/// A stored head comes before an embedding, even one that it should be tied to and differs from. Without a
-/// head the embedding serves, unless the model's class has a head of its own. `own`: the user's word, which
-/// comes before all.
+/// Chooses the head as transformers 5 does. A stored head is preferred to an embedding, even to one that it
+/// should be tied to but differs from. Without a head the embedding serves, unless the model's class has a
+/// head of its own. `own` is the user's `tie_word_embeddings`, which overrides all else.
 fn choose(
     tensors: &mut Tensors,
     model: &ModelConfig,
@@ -609,7 +615,7 @@ fn choose(
     warnings: &mut Vec<String>,
 ) -> Result<Chosen> {
     let names = model.names();
-    // Without a known model type, two names of heads in one folder leave no way to decide.
+    // With an unknown model type there is no way to choose between two names of heads in one folder.
     let only_one = model.rule.is_none();
     let tied = own.or(model.tie_word_embeddings);
     let head = stored::find_module(tensors, names.heads, only_one)?;
@@ -677,8 +683,8 @@ fn choose(
     Ok(Chosen { module, bias })
 }
 
-/// Tensors of a head's module without a weight in a form that is known: whatever they are, the embedding is
-/// not the head.
+/// Refuses a folder where a head's module has tensors, but no weight in a known form: the head is then stored
+/// in some other way, and the embedding is not the head.
 fn refuse_part_of_head(tensors: &Tensors, names: &Names) -> Result<()> {
     let of_head = |name: &&str| {
         names.heads.iter().any(|head| {
@@ -700,8 +706,8 @@ fn refuse_part_of_head(tensors: &Tensors, names: &Names) -> Result<()> {
     }
 }
 
-/// Whether a tensor of a head's module says how its weight is stored. The layers before a head's last matrix
-/// (`lm_head.dense.weight`) do not.
+/// Whether a tensor of a head's module is a form of its weight, by the `rest` of its name behind the module.
+/// Weights of layers before the head's last matrix (`lm_head.dense.weight`) are not.
 fn is_of_weight(rest: &str) -> bool {
     rest.starts_with("weight") || rest.starts_with("parametrizations.weight") || stored::is_peft_part(rest)
 }
@@ -711,7 +717,7 @@ fn bias_of_head(tensors: &Tensors, module: &str, names: &Names) -> Option<String
     if tensors.contains(&own) { Some(own) } else { other_bias(tensors, names) }
 }
 
-/// The bias of an embedding that serves as head: beside it, or where the head's would be.
+/// The bias of an embedding that serves as the head: stored beside it, or under a head's name.
 fn bias_of_embedding(tensors: &Tensors, module: &str, names: &Names) -> Option<String> {
     let own = format!("{module}.bias");
     if tensors.contains(&own) {
@@ -725,7 +731,7 @@ fn other_bias(tensors: &Tensors, names: &Names) -> Option<String> {
     names.biases.iter().find_map(|bias| find_tensor(tensors, bias))
 }
 
-/// The tensor of this name, or, where it begins with a dot, the only one that ends so.
+/// The tensor of this name; for a name that begins with a dot also the only tensor whose name ends in it.
 fn find_tensor(tensors: &Tensors, name: &str) -> Option<String> {
     let whole = name.trim_start_matches('.');
     if tensors.contains(whole) {
@@ -738,8 +744,8 @@ fn find_tensor(tensors: &Tensors, name: &str) -> Option<String> {
     }
 }
 
-/// The module of a tensor that the user names; either name of a packed weight will do. A name without
-/// `.weight` is kept whole.
+/// The module of a tensor that the user names. A packed weight may be named with or without `_packed`. A name
+/// that does not end in `.weight` is kept whole.
 fn named(tensors: &Tensors, tensor: &str) -> Chosen {
     let packed = tensor.strip_suffix("_packed").filter(|name| tensors.contains(&format!("{name}_shape")));
     let name = packed.unwrap_or(tensor);
@@ -749,9 +755,9 @@ fn named(tensors: &Tensors, tensor: &str) -> Chosen {
     }
 }
 
-/// Tensors outside of the head's module that would change its logits.
+/// Refuses tensors outside of the head's module that would change its logits.
 fn refuse_beside(tensors: &mut Tensors, folder: &Path, model: &ModelConfig, module: &str) -> Result<()> {
-    // Where an embedding serves, the head's own module must be empty but for a bias.
+    // If an embedding serves as the head, what PEFT stored under the head's own name is refused.
     for head in model.names().heads.iter().map(|head| head.trim_start_matches('.')) {
         let part = |name: &&str| {
             let rest = name.strip_prefix(head).and_then(|rest| rest.strip_prefix('.'));
@@ -761,7 +767,7 @@ fn refuse_beside(tensors: &mut Tensors, folder: &Path, model: &ModelConfig, modu
             return Err(stored::unread(tensors.place(), name, "a head without LoRA matrices"));
         }
     }
-    // Encoder-decoder models of BART's kind add it to their logits; their decoders alone do not.
+    // Encoder-decoder models like BART add this bias to their logits; their decoders used alone do not.
     if let Some(bias) = tensors.get_if_stored("final_logits_bias")?
         && bias.bytes().iter().any(|byte| *byte != 0)
     {
@@ -772,7 +778,7 @@ fn refuse_beside(tensors: &mut Tensors, folder: &Path, model: &ModelConfig, modu
     adapter_of_head(folder, module)
 }
 
-/// Folders that PEFT wrote hold no config.json of a model.
+/// The error for a folder with a LoRA adapter but no model: what PEFT writes has no `config.json`.
 fn unmerged_adapter(folder: &Path) -> Option<Error> {
     let adapter = folder.join(ADAPTER_CONFIG);
     let whole = folder.join("config.json").exists();
@@ -786,8 +792,8 @@ fn unmerged_adapter(folder: &Path) -> Option<Error> {
 
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// transformers applies an adapter that lies beside a model. One that does not touch the head changes hidden
-/// states alone.
+/// Refuses a LoRA adapter beside the model that changes the head: transformers would apply it. An adapter
+/// that does not touch the head only changes hidden states.
 fn adapter_of_head(folder: &Path, module: &str) -> Result<()> {
     let path = folder.join("adapter_model.safetensors");
     if !folder.join(ADAPTER_CONFIG).exists() || !path.exists() {
@@ -801,8 +807,8 @@ fn adapter_of_head(folder: &Path, module: &str) -> Result<()> {
     }
 }
 
-/// The target id of each draft id (`d2t` holds differences), where the head is that of an EAGLE-3 draft
-/// model.
+/// The target id of each draft id of an EAGLE-3 draft model: draft id plus difference, which `d2t` holds.
+/// `None` for other models.
 fn draft_ids(tensors: &mut Tensors, model: &ModelConfig, head: &StoredHead) -> Result<Option<Vec<u32>>> {
     let Some(draft) = model.draft_vocab_size else { return Ok(None) };
     if draft != head.rows {

@@ -12,20 +12,20 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a checkpoint by name.
 pub(super) struct Tensors {
-    /// What messages about the whole name: the file, or the index.
+    /// The path in messages about the whole checkpoint: the file, or the index.
     place: PathBuf,
     file_of: BTreeMap<String, PathBuf>,
     open: HashMap<PathBuf, SafetensorsFile>,
-    /// The first file of the index that is there and cannot be read: nobody knows what it holds.
+    /// The error of the first file of the index that exists but cannot be read: its tensors are unknown.
     unread: Option<Error>,
-    /// Names that two files of the index hold.
+    /// Names of tensors that two files of the index hold.
     twice: BTreeMap<String, [PathBuf; 2]>,
-    /// What else lies in the folder that a person should know.
+    /// What the user should know about other files in the folder.
     warnings: Vec<String>,
 }
 
 impl Tensors {
-    /// One `.safetensors` file, or GGUF.
+    /// The tensors of one `.safetensors` or GGUF file.
     pub fn of_file(path: &Path) -> Result<Self> {
         let file =
             if gguf::is_gguf(path) { SafetensorsFile::open_gguf(path) } else { SafetensorsFile::open(path) }?;
@@ -39,9 +39,9 @@ impl Tensors {
         })
     }
 
-    /// `model.safetensors`, else the files of `model.safetensors.index.json`, else the folder's only
-    /// `.safetensors` file. The files of an index are opened and speak for themselves: it may be older than
-    /// they are.
+    /// The tensors of `model.safetensors`, else of the files of `model.safetensors.index.json`, else of the
+    /// folder's only `.safetensors` file. The files of an index are opened to see what they hold: the index
+    /// may be out of date.
     pub fn of_folder(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         if single.exists() {
@@ -76,8 +76,8 @@ impl Tensors {
         }
     }
 
-    /// Every file that the index names and that is there is opened: what it holds is what a loader would
-    /// find.
+    /// Opens every file that the index names and that exists, and takes the names of tensors from these
+    /// files, as a loader would.
     fn of_index(folder: &Path, index: PathBuf) -> Result<Self> {
         let listed = read_index(folder, &index)?;
         let files: BTreeSet<PathBuf> = listed.values().cloned().collect();
@@ -102,8 +102,8 @@ impl Tensors {
             warnings,
         };
         let mut holder: BTreeMap<String, PathBuf> = BTreeMap::new();
-        // A file that is missing is an error only where one of its tensors is wanted: the head is often
-        // fetched alone.
+        // A missing file is only an error where one of its tensors is wanted: often just the head's file is
+        // fetched.
         for path in files.into_iter().filter(|path| path.exists()) {
             let file = match SafetensorsFile::open(&path) {
                 Ok(file) => file,
@@ -123,7 +123,7 @@ impl Tensors {
         Ok(tensors)
     }
 
-    /// The error of a file that should hold part of the checkpoint and cannot be read.
+    /// The error of a file that belongs to the checkpoint but cannot be read.
     pub fn unread(&self) -> Option<&Error> {
         self.unread.as_ref()
     }
@@ -132,7 +132,7 @@ impl Tensors {
         &self.warnings
     }
 
-    /// What messages about the checkpoint as a whole name.
+    /// The path to name in messages about the checkpoint as a whole.
     pub fn place(&self) -> &Path {
         &self.place
     }
@@ -142,7 +142,7 @@ impl Tensors {
         self.file_of.keys().map(String::as_str)
     }
 
-    /// Refuses one GGUF file of several, in which a tensor that is not there may be in another one.
+    /// Refuses a GGUF file that is one part of several: a tensor that it lacks may be in another part.
     ///
     /// # Errors
     /// `File` where it is one of several.
@@ -163,12 +163,12 @@ impl Tensors {
         self.file_of.contains_key(name)
     }
 
-    /// Whether anything is stored under the name of a module, or under this name itself.
+    /// Whether any tensor has the name `module`, or belongs to a module of that name.
     pub fn has_module(&self, module: &str) -> bool {
         self.names().any(|name| name.strip_prefix(module).is_some_and(|r| r.is_empty() || r.starts_with('.')))
     }
 
-    /// The tensor, its file opened and its header checked.
+    /// The tensor of this name; opens its file and checks the header, if that has not been done.
     pub fn get(&mut self, name: &str) -> Result<Tensor> {
         let Some(path) = self.file_of.get(name) else {
             return Err(absent(&self.place, name, self.names()));
@@ -198,7 +198,7 @@ impl Tensors {
     }
 }
 
-/// `model-00001-of-00002.safetensors`: the name of a part of a checkpoint.
+/// Whether this is the name of a part of a checkpoint, as `model-00001-of-00002.safetensors`.
 fn is_shard_name(name: &str) -> bool {
     let numbers = name.strip_suffix(".safetensors").and_then(|name| name.split_once("-of-"));
     let digits = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
@@ -207,7 +207,7 @@ fn is_shard_name(name: &str) -> bool {
     })
 }
 
-/// `weight_map` of the index: tensor -> file, each a name within the folder.
+/// The `weight_map` of the index: tensor -> file. Every file must be inside the folder.
 fn read_index(folder: &Path, index: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let fix = "download the folder again, or save it again with transformers' save_pretrained";
     let text = std::fs::read_to_string(index)
@@ -229,7 +229,8 @@ fn read_index(folder: &Path, index: &Path) -> Result<BTreeMap<String, PathBuf>> 
         .collect()
 }
 
-/// A relative path without `..`. (Links within the folder are followed: download caches consist of them.)
+/// Whether this is a relative path without `..`. (Links in the folder may lead elsewhere: download caches
+/// consist of them.)
 fn stays_inside(file: &str) -> bool {
     let mut parts = Path::new(file).components().peekable();
     parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))

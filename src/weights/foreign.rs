@@ -1,15 +1,17 @@
-//! An engine's own weights, used where they are: in host memory as a [`Storage`](super::Storage), in device
-//! memory as [`DeviceWeights`].
+//! An engine's own weights, used in place: in host memory as a [`Storage`](super::Storage), in device memory
+//! as [`DeviceWeights`].
 
 use super::HeadShard;
 use crate::config::Quantization;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Span};
+use crate::plan::WeightLayout;
+use crate::plan::hopper::{COLUMN_BYTES, PACKED_IDS};
 use std::fmt;
 use std::ops::Range;
 
-/// Called when nobody uses the memory any more.
+/// The engine's callback, called once when nobody uses the memory any more.
 pub(super) struct Release(Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl Release {
@@ -26,15 +28,20 @@ impl Drop for Release {
     }
 }
 
-/// Where an engine has the weights of a shard in device memory: all of it of one device.
+/// Describes a shard's weights in an engine's device memory. All spans are on one device.
 #[derive(Debug, Clone, Copy)]
 pub struct DeviceMatrix<'a> {
-    /// bf16, f16, int8 or E4M3, row-major `[vocab, hidden]`, aligned to 16 bytes.
+    /// bf16, f16, int8 or E4M3 `[vocab, hidden]`, aligned to 16 bytes.
     pub data: Span<'a>,
     pub dtype: DType,
-    /// Bytes from row to row, a multiple of 16.
+    /// Row-major, which every device takes; or packed, which only those devices take that would pack weights
+    /// of this type themselves ([`Precision::layout`](crate::plan::Precision::layout)): as
+    /// [`pack_weights`](crate::backend::device::hopper::pack_weights) writes them, with zeros behind the end
+    /// of k and copies of the last id behind it.
+    pub layout: WeightLayout,
+    /// Bytes from row to row, a multiple of 16. For packed weights the bytes of all columns of a row.
     pub pitch: usize,
-    /// f32 `[vocab]`; of int8 and E4M3 weights and no others.
+    /// f32 `[vocab]`, for int8 and E4M3 weights only.
     pub scales: Option<Span<'a>>,
     /// f32 `[vocab]`.
     pub bias: Option<Span<'a>>,
@@ -44,9 +51,10 @@ pub struct DeviceMatrix<'a> {
 pub struct DeviceWeights {
     pub(crate) memory: Memory,
     pub(crate) dtype: DType,
+    pub(crate) layout: WeightLayout,
     pub(crate) data: u64,
     pub(crate) pitch: usize,
-    /// 0 where there are none.
+    /// Addresses; 0 where there are none.
     pub(crate) scales: u64,
     pub(crate) bias: u64,
     _release: Release,
@@ -59,25 +67,27 @@ impl fmt::Debug for DeviceWeights {
 }
 
 impl DeviceWeights {
-    /// The memory that they are in.
+    /// The memory that the weights are in.
     pub fn memory(&self) -> Memory {
         self.memory
     }
 }
 
 impl HeadShard {
-    /// A shard whose weights an engine has in device memory: they are used there, and only by the backend of
-    /// that device. `release` is called when nobody uses them any more: heads and loaded shards are dropped,
-    /// and the device has done what they put on their own streams. Work on an engine's stream, in a workspace
-    /// that it lends, is its own: it waits for that stream before it drops the head. Nothing looks at the
-    /// values: they are taken to be finite.
+    /// A shard whose weights stay in an engine's device memory, usable only by the backend of that device.
+    /// The values are not checked: they must be finite.
+    ///
+    /// `release` is called when nobody uses the weights any more: all heads and loaded shards are dropped,
+    /// and the work on their own streams has ended. Work on the engine's stream is not waited for: the engine
+    /// must wait for that stream before it drops the head.
     ///
     /// # Errors
-    /// As [`HeadShard::new`] for what does not fit; `Shape` naming the part that is no device memory, is too
-    /// short or misaligned; `Dtype` for f32 weights, which no kernel takes. `release` has been called then.
+    /// As [`HeadShard::new`] for parts that do not fit; `Shape` naming a part that is not in device memory,
+    /// is too short or misaligned; `Dtype` for f32 weights, which no kernel takes. After an error, `release`
+    /// has been called.
     ///
     /// # Safety
-    /// Until `release` is called the memory is there and nobody writes it.
+    /// Until `release` is called, the memory must be valid and must not be written.
     pub unsafe fn on_device(
         vocab: Range<usize>,
         vocab_size: usize,
@@ -87,7 +97,7 @@ impl HeadShard {
         release: impl FnOnce() + Send + Sync + 'static,
     ) -> Result<Self> {
         let release = Release::new(release);
-        let DeviceMatrix { data, dtype, pitch, scales, bias } = matrix;
+        let DeviceMatrix { data, dtype, layout, pitch, scales, bias } = matrix;
         let rows = vocab.len();
         let memory = data.memory();
         if memory == Memory::Host {
@@ -109,11 +119,26 @@ impl HeadShard {
             let got = format!("{pitch} bytes");
             return Err(Error::shape("pitch of the shard weights", wanted, got, "pad the rows"));
         }
+        let columns = row_bytes.and_then(|row| row.checked_next_multiple_of(COLUMN_BYTES));
+        if layout == WeightLayout::Packed && columns != Some(pitch) {
+            let wanted = format!("{hidden_size} elements of {dtype}, padded to whole columns of 128 bytes");
+            let got = format!("{pitch} bytes");
+            let fix = "pack them as backend::device::hopper::pack_weights does";
+            return Err(Error::shape("pitch of packed shard weights", wanted, got, fix));
+        }
         data.check_aligned("shard weights", 16)?;
-        let needed =
-            rows.checked_sub(1).map_or(Some(0), |before| before.checked_mul(pitch)?.checked_add(row_bytes?));
+        let needed = match layout {
+            WeightLayout::Rows => rows
+                .checked_sub(1)
+                .map_or(Some(0), |before| before.checked_mul(pitch)?.checked_add(row_bytes?)),
+            WeightLayout::Packed => {
+                rows.checked_next_multiple_of(2 * PACKED_IDS).and_then(|ids| ids.checked_mul(pitch))
+            }
+        };
         if needed.is_none_or(|needed| data.len() < needed) {
-            let wanted = format!("{rows} rows of {hidden_size} {dtype}, {pitch} bytes from row to row");
+            let bytes = needed.map_or("more than 2^64".into(), |needed| needed.to_string());
+            let wanted =
+                format!("{rows} rows of {hidden_size} {dtype}, {pitch} bytes from row to row: {bytes} bytes");
             let got = format!("{} bytes", data.len());
             return Err(Error::shape("shard weights", wanted, got, "pass exactly the rows of the shard"));
         }
@@ -135,6 +160,7 @@ impl HeadShard {
         let weights = DeviceWeights {
             memory,
             dtype,
+            layout,
             data: data.address(),
             pitch,
             scales: floats("shard scales", scales)?,
@@ -163,6 +189,7 @@ mod tests {
         let good = DeviceMatrix {
             data: span(device, 0x1000, 2 * 48 + 40),
             dtype: DType::Bf16,
+            layout: WeightLayout::Rows,
             pitch: 48,
             scales: None,
             bias: Some(span(device, 0x2000, 12)),
@@ -185,6 +212,12 @@ mod tests {
         drop(shard);
         assert_eq!(released.load(Ordering::Relaxed), 1);
         let int8 = DeviceMatrix { dtype: DType::I8, ..good };
+        // Two blocks of 64 ids, each of one column.
+        let bytes = 2 * 64 * 128;
+        let data = span(device, 0x1000, bytes);
+        let packed = DeviceMatrix { data, layout: WeightLayout::Packed, pitch: 128, ..good };
+        drop(make(packed, Quantization::None).unwrap());
+        released.store(1, Ordering::Relaxed);
         let scales = Some(span(device, 0x3000, 12));
         for (i, (matrix, quantization, said)) in [
             (
@@ -200,6 +233,12 @@ mod tests {
             (DeviceMatrix { data: span(device, 0x1000, 135), ..good }, Quantization::None, "got 135 bytes"),
             (DeviceMatrix { pitch: 40, ..good }, Quantization::None, "pitch of the shard weights"),
             (DeviceMatrix { pitch: 32, ..good }, Quantization::None, "pitch of the shard weights"),
+            (DeviceMatrix { pitch: 256, ..packed }, Quantization::None, "pitch of packed shard weights"),
+            (
+                DeviceMatrix { data: span(device, 0x1000, bytes - 1), ..packed },
+                Quantization::None,
+                "got 16383 bytes",
+            ),
             (
                 DeviceMatrix { dtype: DType::F32, ..good },
                 Quantization::None,

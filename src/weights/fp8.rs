@@ -3,9 +3,9 @@
 //! | scales | written by | becomes |
 //! |---|---|---|
 //! | one for all, or one per row | compressed-tensors, transformers `fp8` | E4M3, as stored |
-//! | one for each block, of 128 x 128 for instance | DeepSeek, transformers `fp8` | bf16, widened at load |
+//! | one for each block, usually of 128 x 128 | DeepSeek, transformers `fp8` | bf16, widened at load |
 //!
-//! A weight is its code times its scale; `weight_scale_inv` is that scale too, whatever its name says
+//! A weight is its code times its scale; `weight_scale_inv` is that scale too, in spite of its name
 //! (<https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md>, `Finegrained FP8` of
 //! transformers' documentation).
 
@@ -18,10 +18,10 @@ use lmhead_cpu::e4m3;
 use safetensors::Dtype;
 use std::ops::Range;
 
-/// Rows and columns of a block where nobody says otherwise.
+/// Rows and columns of a block, where `config.json` does not say otherwise.
 const BLOCK: [usize; 2] = [128, 128];
 
-/// An FP8 head, if it is one.
+/// Recognises an FP8 head; `None` where the head is in another format.
 pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Option<Found>> {
     let Some(weight) = tensors.get_if_stored(head.name)? else { return Ok(None) };
     if weight.info.dtype != Dtype::F8_E4M3 {
@@ -67,7 +67,7 @@ pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Optio
     Ok(Some(Found { weight, beside: vec![scale], format, rows, hidden }))
 }
 
-/// A scale for each block of rows and columns.
+/// An FP8 head with a scale for each block of rows and columns.
 #[derive(Debug)]
 struct Blocks {
     weight: Tensor,

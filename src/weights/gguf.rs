@@ -1,6 +1,6 @@
-//! GGUF files (llama.cpp): the header, what it says of the logits, and heads in Q8_0 and Q6_K. Those in F32,
-//! F16 and BF16 are read as they are. The layout is that of `ggml/docs/gguf.md`, little-endian, versions 2
-//! and 3; the blocks those of `block_q8_0` and `block_q6_K` in `ggml/src/ggml-common.h`.
+//! GGUF files (llama.cpp): the header, what it says about the logits, and heads in Q8_0 and Q6_K. Heads in
+//! F32, F16 and BF16 are read as they are. The layout is that of `ggml/docs/gguf.md`, little-endian, versions
+//! 2 and 3; the blocks are `block_q8_0` and `block_q6_K` of `ggml/src/ggml-common.h`.
 
 use super::folder::Tensors;
 use super::safetensors_file::{Header, SafetensorsFile, Tensor, TensorInfo};
@@ -15,14 +15,14 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(super) const MAGIC: &[u8] = b"GGUF";
-/// The head, and what serves where there is none.
+/// The head, and the embedding that serves where there is none.
 pub(super) const HEADS: [&str; 2] = ["output.weight", "token_embd.weight"];
 
 const CUT: &str = "the file is damaged or its download was cut off: fetch it again";
-/// Bytes that tensors are aligned to where the file does not say.
+/// Alignment of tensors in bytes, where the file does not give one.
 const ALIGNMENT: usize = 32;
 
-/// A block of weights as a type of ggml packs it.
+/// A ggml type that packs weights in blocks.
 #[derive(Debug)]
 struct Block {
     name: &'static str,
@@ -34,12 +34,12 @@ struct Block {
 const Q8_0: Block = Block { name: "Q8_0", elements: 32, bytes: 34, widen: widen_q8_0 };
 const Q6_K: Block = Block { name: "Q6_K", elements: 256, bytes: 210, widen: widen_q6_k };
 
-/// What a type of ggml is to this crate.
+/// How this crate treats a ggml type.
 enum Kind {
     /// A type that safetensors has, too.
     Plain(Dtype),
     Block(&'static Block),
-    /// Known by name alone.
+    /// Not supported; known by name only.
     Other(&'static str),
 }
 
@@ -66,18 +66,18 @@ fn kind(number: u32) -> Option<Kind> {
     })
 }
 
-/// A type that a tensor of a GGUF file has and no tensor of safetensors.
+/// Type and shape of a tensor whose type safetensors does not have.
 #[derive(Debug, Clone)]
 pub(super) struct GgmlType {
     number: u32,
-    /// Elements of each dimension, rows first.
+    /// The dimensions, rows first.
     shape: Vec<usize>,
 }
 
-/// What a GGUF file says of itself beside its tensors.
+/// What a GGUF file's header says, beside the tensors that safetensors has types for.
 #[derive(Debug, Clone, Default)]
 pub(super) struct About {
-    /// Values that concern the logits, and the architecture.
+    /// The header's key-value pairs.
     settings: BTreeMap<String, Setting>,
     types: BTreeMap<String, GgmlType>,
 }
@@ -86,7 +86,7 @@ pub(super) struct About {
 enum Setting {
     Number(f64),
     Text(String),
-    /// An array, or a truth.
+    /// An array or a boolean.
     Other,
 }
 
@@ -96,7 +96,7 @@ impl About {
         self.types.get(name)
     }
 
-    /// Files that the model was split into.
+    /// The number of files that the model was split into.
     pub fn parts(&self) -> u64 {
         match self.settings.get("split.count") {
             Some(Setting::Number(parts)) => *parts as u64,
@@ -111,22 +111,22 @@ impl About {
         }
     }
 
-    /// What scales and caps the logits, as llama.cpp's graphs of the architecture do it.
+    /// What scales and caps the logits, as in llama.cpp's graph of the architecture.
     ///
     /// # Errors
-    /// `Config` for a value that is no number. A key that looks as if it changed logits and is not understood
-    /// becomes a refusal of the model.
+    /// `Config` for a value that is not a number. A key that seems to change logits and is not understood
+    /// sets `ModelConfig`'s refusal.
     pub fn model(&self, path: &Path) -> Result<ModelConfig> {
         let architecture = self.text("general.architecture").unwrap_or_default();
         let name = |key: &str| format!("{}: {key}", path.display());
         let mut model = ModelConfig { model_type: Some(architecture.into()), ..ModelConfig::default() };
         if matches!(architecture, "gemma2" | "gemma3n") {
-            // The graph caps whatever the file says.
+            // The graph of these always caps; the file may give another cap below.
             model.final_logit_softcapping = Some(30.0);
         }
         let says_scale = self.settings.contains_key(&format!("{architecture}.logit_scale"));
         if architecture == "minicpm3" || (matches!(architecture, "minicpm" | "grok") && !says_scale) {
-            // Their graphs scale by numbers of their own, which the file does not have.
+            // Their graphs scale by numbers that are not in the file.
             let (wanted, got) = ("a logit scale that the file names", format!("none of {architecture}"));
             let fix = "say it in lmhead's own configuration: logit_scale";
             model.refusal = Some(Error::config(name("logit_scale"), wanted, got, fix));
@@ -158,7 +158,7 @@ impl About {
                 {
                     model.final_logit_softcapping = Some(number);
                 }
-                // llama.cpp takes 0 for "none".
+                // For llama.cpp 0 means "none".
                 (_, _) if number == 0.0 || (own == "logit_scale" && number == 1.0) => {}
                 _ => {
                     let wanted = "a key whose meaning for this architecture is known";
@@ -172,7 +172,7 @@ impl About {
     }
 }
 
-/// Whether a file begins like GGUF.
+/// Whether a file begins with GGUF's magic bytes.
 pub(super) fn is_gguf(path: &Path) -> bool {
     let mut start = [0; 4];
     // Opening a named pipe would wait for its writer.
@@ -185,14 +185,14 @@ impl SafetensorsFile {
     /// Maps a GGUF file and reads its header.
     ///
     /// # Errors
-    /// `File` for one that cannot be read, is damaged, cut off or of another version; `Tensor` naming the
-    /// tensor that does not lie in the file.
+    /// `File` for one that cannot be read, is damaged, cut off or of another version; `Tensor` naming a
+    /// tensor that extends beyond the file.
     pub(super) fn open_gguf(path: &Path) -> Result<Self> {
         Self::open_as(path, read_header)
     }
 }
 
-/// A walk over the header's bytes.
+/// Reads the header's bytes in order.
 struct Cursor<'a> {
     path: &'a Path,
     bytes: &'a [u8],
@@ -233,7 +233,7 @@ impl<'a> Cursor<'a> {
         Ok(String::from_utf8_lossy(self.take(length, what)?).into_owned())
     }
 
-    /// Passes over a value of that type, and keeps it where it is a number or text.
+    /// Reads a value of type `kind`; numbers and text are kept, others skipped.
     fn value(&mut self, kind: u32, key: &str, depth: usize) -> Result<Setting> {
         let what = format!("the value of {key}");
         if let Some(size) = size_of_value(kind) {
@@ -260,7 +260,8 @@ impl<'a> Cursor<'a> {
                         self.take(count.saturating_mul(size), &what)?;
                     }
                     None => {
-                        // Each has eight bytes of length at least: a wrong count ends with the file.
+                        // Each element takes at least its eight bytes of length, so a wrong count ends at the
+                        // end of the file.
                         for _ in 0..count {
                             self.value(of, key, depth + 1)?;
                         }
@@ -278,7 +279,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Bytes of a value of a type, where all of them have as many.
+/// Bytes of a value of type `kind`; `None` for types of varying size.
 fn size_of_value(kind: u32) -> Option<u64> {
     match kind {
         0 | 1 | 7 => Some(1),
@@ -333,7 +334,7 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
         for _ in 0..dimensions {
             shape.push(at.u64("a tensor's dimensions")?);
         }
-        // Columns come first in the file.
+        // In the file, columns come first.
         shape.reverse();
         let (number, offset) = (at.u32("a tensor's type")?, at.u64("a tensor's place")?);
         found.push((name, shape, number, offset));
@@ -358,7 +359,7 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
                 let wanted = format!("columns that are a multiple of {} for {}", block.elements, block.name);
                 return Err(wrong(wanted, format!("{sizes:?}")));
             }
-            // Nobody knows where it ends: it is refused where it is wanted.
+            // The size of an unsupported type is not known. The tensor is only refused if it is wanted.
             _ => Some(0),
         };
         let from = start.checked_add(offset);
@@ -383,7 +384,7 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
     Ok(Header { tensors, metadata: BTreeMap::new(), gguf: Some(about) })
 }
 
-/// A head in blocks of ggml's, if it is one.
+/// Recognises a head in a ggml block type; `None` where the head is in another format.
 pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Option<Found>> {
     let Some(weight) = tensors.get_if_stored(head.name)? else { return Ok(None) };
     let Some(ggml) = weight.file.gguf().and_then(|about| about.ggml(head.name)) else { return Ok(None) };
@@ -430,7 +431,7 @@ fn half_of(bytes: &[u8]) -> f32 {
     f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
 }
 
-/// A scale, then 32 int8.
+/// A block has an f16 scale, then 32 int8.
 fn widen_q8_0(block: &[u8], out: &mut [f32]) {
     let scale = half_of(block);
     for (out, q) in out.iter_mut().zip(&block[2..]) {
@@ -438,9 +439,9 @@ fn widen_q8_0(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The low four bits of 256 weights, their high two, 16 int8 scales of 16 weights each, the scale of those.
-/// Each half of 128 weights has 64 bytes of low bits, whose low halves are the first 64, and 32 bytes of high
-/// ones.
+/// A block has the low four bits of 256 weights, their high two bits, an int8 scale for every 16 weights, and
+/// an f16 scale of these scales. Each half of 128 weights has 64 bytes of low bits, whose low nibbles belong
+/// to the first 64 weights, and 32 bytes of high bits.
 fn widen_q6_k(block: &[u8], out: &mut [f32]) {
     let ((low, rest), scale) = (block.split_at(128), half_of(&block[208..]));
     let (high, scales) = (&rest[..64], &rest[64..80]);
@@ -449,7 +450,7 @@ fn widen_q6_k(block: &[u8], out: &mut [f32]) {
         let low = low[64 * half + 32 * (quarter % 2) + place] >> (4 * (quarter / 2)) & 15;
         let high = high[32 * half + place] >> (2 * quarter) & 3;
         let q = i32::from(low | high << 4) - 32;
-        // The order of ggml's own: the scales first.
+        // ggml multiplies in this order, the scales first.
         *out = scale * f32::from(scales[i / 16] as i8) * q as f32;
     }
 }

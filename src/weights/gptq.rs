@@ -2,9 +2,9 @@
 //! `scales` `[groups, vocab]`; `qzeros` i32 `[groups, vocab * bits / 32]`, packed along the vocabulary;
 //! `g_idx` i32 `[hidden]`, the group of each column.
 //!
-//! A weight is `(code - zero point) * scale`. Files of the first format (`"checkpoint_format"` of
-//! `config.json` is `"gptq"`, or not there) hold each zero point less 1, those of `"gptq_v2"` do not. The
-//! tensors do not tell which it is, so a head without its `quantization_config` is refused. Source:
+//! A weight is `(code - zero point) * scale`. Files of the first format (`"checkpoint_format"` in
+//! `config.json` is `"gptq"` or absent) store each zero point minus 1, those of `"gptq_v2"` as it is. The
+//! tensors do not show which it is, so a head without its `quantization_config` is refused. Source:
 //! `QuantLinear` of AutoGPTQ (`auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py`) and
 //! `gptqmodel/utils/model.py` (`convert_gptq_v1_to_v2_format`).
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 use safetensors::Dtype;
 use std::ops::Range;
 
-/// A GPTQ head, if it is one.
+/// Recognises a GPTQ head; `None` where the head is in another format.
 pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Option<Found>> {
     let of = |part: &str| format!("{}.{part}", head.module);
     let Some(weight) = tensors.get_if_stored(&of("qweight"))? else { return Ok(None) };
@@ -89,13 +89,13 @@ struct Gptq {
     weight: Tensor,
     zeros: Tensor,
     scale: Tensor,
-    /// `[hidden]`
+    /// The group of each column, `[hidden]`.
     group_of: Vec<u32>,
     bits: usize,
-    /// The whole vocabulary.
+    /// Rows of the whole vocabulary.
     rows: usize,
     groups: usize,
-    /// What stored zero points lack.
+    /// What must be added to a stored zero point: 1 or 0.
     less: i32,
 }
 
@@ -106,7 +106,7 @@ impl Widened for Gptq {
 
     fn widen(&self, rows: Range<usize>, out: &mut [f32], buffer: &mut Vec<u8>) -> Result<()> {
         let (count, each, hidden) = (rows.len(), 32 / self.bits, self.group_of.len());
-        // [groups, rows]
+        // Both are `[groups, rows]`.
         let (mut scale, mut zero) = (Vec::new(), Vec::new());
         let zero_words = self.rows / each;
         for group in 0..self.groups {

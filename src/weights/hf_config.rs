@@ -1,25 +1,25 @@
-//! What `quantization_config` of a model's `config.json` says of an int8 head. Read in the layout that
-//! compressed-tensors writes: `config_groups` of `targets`, `weights` and `input_activations`.
+//! What `quantization_config` of a model's `config.json` says about an int8 head, in the layout of
+//! compressed-tensors: `config_groups` with `targets`, `weights` and `input_activations`.
 
 use crate::dtype::Quantization;
 use crate::error::{Error, Result};
 use serde_json::Value;
 
-/// How the head's activations are to be treated.
+/// How the head's activations (its hidden rows) are to be treated.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Activations {
-    /// Nothing is said of this head.
+    /// `config.json` says nothing about this head.
     Unstated,
     /// Left in their float type.
     Float,
     /// int8, symmetric, one scale per row, found at run time.
     Int8PerRow,
-    /// In a way that this crate does not do; the words for it.
+    /// In a way that this crate does not support, described in words.
     Other(String),
 }
 
 impl Activations {
-    /// The use that follows for int8 weights; `None` where it is one that this crate does not do.
+    /// How int8 weights are then multiplied; `None` where this crate does not support it.
     pub fn quantization(&self) -> Option<Quantization> {
         match self {
             Activations::Unstated | Activations::Float => Some(Quantization::W8a16),
@@ -29,7 +29,7 @@ impl Activations {
     }
 }
 
-/// The statement about the int8 head that is stored as `module` (`lm_head`).
+/// What `config` says about the activations of the int8 head that is stored as `module` (`lm_head`).
 ///
 /// # Errors
 /// `Config` where it describes weights that are not symmetric 8-bit integers.
@@ -39,7 +39,7 @@ pub(super) fn activations(config: Option<&Value>, module: &str) -> Result<Activa
     };
     let key = |field: &str| format!("quantization_config.config_groups.{name}.{field}");
     if let Some(preset) = group.as_array().map(|_| name) {
-        // A scheme's name with its targets instead of a scheme: `{"W8A8": ["Linear"]}`.
+        // The short form, a scheme's name with its targets: `{"W8A8": ["Linear"]}`.
         return match preset {
             "W8A8" | "INT8" => Ok(Activations::Int8PerRow),
             "W8A16" => Ok(Activations::Float),
@@ -57,7 +57,7 @@ pub(super) fn activations(config: Option<&Value>, module: &str) -> Result<Activa
             ("type", "int", weights.get("type").is_none_or(|v| *v == "int")),
             ("symmetric", "true", weights.get("symmetric").is_none_or(|v| *v == true)),
             ("strategy", "channel", weights.get("strategy").is_none_or(|v| v.is_null() || *v == "channel")),
-            // -1 is how some writers say: one group a row.
+            // Some writers put -1 for one group per row.
             ("group_size", "null", weights.get("group_size").is_none_or(|v| v.is_null() || *v == -1)),
         ] {
             if !fits {
@@ -78,7 +78,7 @@ pub(super) fn activations(config: Option<&Value>, module: &str) -> Result<Activa
     Ok(if fits { Activations::Int8PerRow } else { Activations::Other(described(inputs)) })
 }
 
-/// Bits of a weight of the head's group, where they are stated.
+/// Bits of a weight, where the head's group gives them.
 pub(super) fn stated_bits(config: Option<&Value>, module: &str) -> Option<u64> {
     let (_, group) = group_of(config?, module)?;
     group.get("weights")?.get("num_bits")?.as_u64()
@@ -95,19 +95,20 @@ pub(super) fn quantizes_inputs(config: Option<&Value>, module: &str) -> bool {
 const FIX: &str = "only symmetric 8-bit integer heads with one scale per vocabulary row can be read: \
                    quantise the head so, or leave it unquantised";
 
-/// "num_bits 8, type float, dynamic false, strategy tensor"
+/// The settings in words, as "num_bits 8, type float, dynamic false, strategy tensor".
 fn described(inputs: &Value) -> String {
     let field = |name: &str| inputs.get(name).map(|v| format!("{name} {}", v.to_string().trim_matches('"')));
     let fields = ["num_bits", "type", "symmetric", "dynamic", "strategy"];
     fields.into_iter().filter_map(field).collect::<Vec<_>>().join(", ")
 }
 
-/// The group whose targets fit the module best: its name, a pattern with its name, its class. Patterns are
-/// not evaluated; where there is one group only, it is taken to be about the int8 weights that were found.
+/// The group whose targets fit the module best: best its name, then a pattern that contains its name, then
+/// its class. Patterns are not evaluated. A group that is the only one is taken to be about the int8 weights
+/// that were found.
 fn group_of<'a>(config: &'a Value, module: &str) -> Option<(&'a str, &'a Value)> {
     let groups = config.get("config_groups")?.as_object()?;
     let last = module.rsplit('.').next().unwrap_or(module);
-    // A list that leaves the head out speaks of another export than the int8 weights that were found.
+    // A config that ignores the head does not describe the int8 weights that were found.
     let ignored = config.get("ignore").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     if ignored.iter().any(|name| name == module || name == last) {
         return None;

@@ -1,9 +1,10 @@
-//! A float head -> a `.safetensors` file of its int8 form, row by row: neither head is ever held in memory.
+//! Writes the int8 form of a float head to a `.safetensors` file, row by row: neither head is ever whole in
+//! memory.
 //!
-//! The file holds, one after the other, `NAME_scale` f32 `[vocab]`, the bias as it was stored where there is
-//! one, and `NAME` i8 `[vocab, hidden]`: what [`Checkpoint::from_file`] reads, quantised by the rule of
-//! [`crate::quantize`], the same bits as a head that is quantised at load. Its `__metadata__` keep what
-//! `config.json` said of the logits, so that the file alone gives the model's logits:
+//! The file holds, one after the other, `NAME_scale` f32 `[vocab]`, the bias (if any) as it was stored, and
+//! `NAME` i8 `[vocab, hidden]`. [`Checkpoint::from_file`] reads it. The values are quantised by the rule of
+//! [`crate::quantize`] and have the same bits as those of a head that is quantised at load. `__metadata__`
+//! keeps what `config.json` says about the logits, so that the file alone gives the model's logits:
 //!
 //! | key | value |
 //! |---|---|
@@ -29,18 +30,19 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// The key under which the file says how it was made; the source's own metadata stand beside it.
+/// The metadata key under which the file says how it was made; the source's own metadata is kept beside it.
 const MADE: &str = "lmhead.quantize";
 const SCALE: &str = "lmhead.logit_scale";
 const SOFTCAP: &str = "lmhead.final_logit_softcapping";
 const MODEL_TYPE: &str = "lmhead.model_type";
 
-/// What quantising cost the weights: `‖W − Ŵ‖ / ‖W‖`, Euclidean norms in f64; 0 where W is all zeros.
+/// The relative error of quantising the weights: `‖W − Ŵ‖ / ‖W‖`, Euclidean norms in f64; 0 where W is all
+/// zeros.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WeightError {
-    /// Of the whole head (its Frobenius norm).
+    /// The error of the whole head (Frobenius norm).
     pub relative: f64,
-    /// The vocabulary row with the largest error of its own, the lowest of equals, and that error.
+    /// The vocabulary row with the largest error (of equals the lowest row), and that error.
     pub worst_row: usize,
     pub worst_row_relative: f64,
 }
@@ -50,14 +52,14 @@ type Squares = [f64; 2];
 
 impl Checkpoint {
     /// Writes the first `config.vocab_size` rows of a float head as int8 under the name `name`, with their
-    /// scales, the bias, and the scale and softcap of `config`'s logits. `out` is an empty file, `path` its
-    /// name in messages. Runs on the caller's rayon pool; the bytes do not depend on its size. Memory:
-    /// [`Checkpoint::int8_working_bytes`]; the source is read through its mapping.
+    /// scales, the bias, and `config`'s scale and softcap of the logits. `out` is an empty file, `path` its
+    /// name in messages. Runs on the caller's rayon pool; the bytes do not depend on its size. Needs the
+    /// memory of [`Checkpoint::int8_working_bytes`]; the source is read through its mapping.
     ///
     /// # Errors
-    /// `Tensor` where the head is int8 already, has fewer rows or another hidden size than `config`, or for
-    /// its first weight or bias that is not finite, by its row; `File` where `out` cannot be written. `out`
-    /// is then of no use.
+    /// `Tensor` where the head is quantised already or has fewer rows or another hidden size than `config`,
+    /// and for the first weight or bias that is not finite, with its row; `File` where `out` cannot be
+    /// written. After an error, `out` is incomplete.
     pub fn write_int8(
         &self,
         name: &str,
@@ -75,7 +77,7 @@ impl Checkpoint {
         let vocab_size = config.vocab_size;
         self.check_vocab(vocab_size)?;
         self.check_hidden(config.hidden_size)?;
-        // As a loader would look at it.
+        // Checks the bias as a loader would.
         self.bias(0..vocab_size, vocab_size, None)?;
         let layout = Layout::of(self, name, config);
         let failed = |e: io::Error| {
@@ -111,7 +113,7 @@ impl Checkpoint {
             parallel.try_for_each_init(
                 || (vec![0.0f32; hidden], Vec::with_capacity(task * hidden)),
                 |(wide, values), (i, ((scales, squares), bytes))| {
-                    // Rows before a bad one are still looked at: the first is the one that is named.
+                    // Rows before a bad one are still checked, since the error names the first bad row.
                     if bad.load(Ordering::Relaxed) < i * task {
                         return Ok(());
                     }
@@ -145,8 +147,9 @@ impl Checkpoint {
         Ok(WeightError::of(&squares))
     }
 
-    /// The most memory that [`Checkpoint::write_int8`] allocates for this head on a pool of `threads`: a task's int8 rows and one
-    /// widened row for each thread, and 24 bytes a row for scales (twice: as they are found and as they are written) and errors.
+    /// The most memory that [`Checkpoint::write_int8`] allocates for this head on a pool of `threads`. Each
+    /// thread has a task's int8 rows and one widened row; each row of the head takes 24 bytes, for its scale
+    /// (twice: as found and as written) and its error.
     pub fn int8_working_bytes(&self, vocab_size: usize, threads: usize) -> u64 {
         let (hidden, dtype) = (self.head.hidden as u64, self.dtype());
         let task = rows_per_task(self.head.hidden * dtype.size()) as u64;
@@ -154,7 +157,7 @@ impl Checkpoint {
     }
 }
 
-/// Where everything lies, counted from the start of the file.
+/// The file's header, and where everything lies, counted from the start of the file.
 struct Layout {
     header: Vec<u8>,
     scales: Range<usize>,
@@ -163,7 +166,8 @@ struct Layout {
 }
 
 impl Layout {
-    /// The wider types first, so that all are aligned; the header is filled up with spaces to 8 bytes, as the format's own writers do.
+    /// Puts wider types first, so that all tensors are aligned. The header is padded with spaces to 8 bytes,
+    /// as the safetensors library does.
     fn of(checkpoint: &Checkpoint, name: &str, config: &HeadConfig) -> Self {
         let (head, vocab_size) = (&checkpoint.head, config.vocab_size);
         let mut end = 0;
@@ -186,7 +190,7 @@ impl Layout {
 
         let mut metadata = head.weight.file.metadata().clone();
         metadata.insert(MADE.into(), format!("int8, a symmetric scale per row, from {}", checkpoint.dtype()));
-        // Rust writes the shortest digits that give the same f32 again.
+        // Rust prints the shortest digits that read back as the same f32.
         for (key, value) in [
             (SCALE, (config.logit_scale != 1.0).then(|| config.logit_scale.to_string())),
             (SOFTCAP, config.final_logit_softcapping.map(|cap| cap.to_string())),
@@ -206,10 +210,10 @@ impl Layout {
     }
 }
 
-/// What the metadata of a file say of the model: nothing in files that others wrote.
+/// What the metadata of a file says about the model; empty for files that other programs wrote.
 ///
 /// # Errors
-/// `Tensor` naming `__metadata__` and the key whose value is not a number that it can be.
+/// `Tensor` naming `__metadata__` and the key whose value is not a legal number.
 pub(super) fn model_of(file: &SafetensorsFile) -> Result<ModelConfig> {
     let number = |key: &str, wanted: &str, may_be: fn(f32) -> bool| {
         let Some(text) = file.metadata().get(key) else { return Ok(None) };
@@ -245,7 +249,7 @@ impl WeightError {
     }
 }
 
-/// Sums in eight lanes, so that they vectorise, in one fixed order.
+/// Summed in eight lanes, which vectorises, and in one fixed order.
 fn squares_of(wide: &[f32], q: &[i8], scale: f32) -> Squares {
     let scale = f64::from(scale);
     let mut lanes = [[0.0f64; 8]; 2];

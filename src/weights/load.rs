@@ -1,5 +1,5 @@
-//! From a stored head to a shard's matrix: mapped or copied, checked, unpacked or quantised, row by row and
-//! in parallel on the caller's rayon pool. Reads the shard's rows and no others.
+//! Stored head -> a shard's matrix. Rows are mapped or copied, checked, and unpacked, widened or quantised
+//! where asked, in parallel on the caller's rayon pool. Only the shard's rows are read.
 
 use super::Matrix;
 use super::safetensors_file::{SafetensorsFile, Tensor};
@@ -17,13 +17,15 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Told `(bytes done, bytes in all)` while a shard is made; called from several threads, the last time with both equal.
+/// A callback that gets `(bytes done, bytes in all)` while a shard is made. Called from several threads; both
+/// numbers are equal in the last call.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-/// About this many bytes of weights are one task: enough to hide a task's cost, few enough for smooth progress.
+/// About how many bytes of weights are one task: enough to hide the overhead of a task, few enough for smooth
+/// progress.
 const TASK_BYTES: usize = 1 << 20;
 
-/// Adds up what the tasks have done.
+/// Counts the bytes that the tasks have done, and reports progress.
 pub(super) struct Meter<'a> {
     done: AtomicU64,
     total: u64,
@@ -44,7 +46,7 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// The last word, after all tasks.
+    /// The last report, after all tasks.
     pub fn finish(&self) {
         if let Some(tell) = self.tell {
             tell(self.total, self.total);
@@ -57,18 +59,18 @@ pub(super) fn rows_per_task(row_bytes: usize) -> usize {
     (TASK_BYTES / row_bytes.max(1)).max(1)
 }
 
-/// What is done with the stored rows.
+/// How the stored rows are loaded.
 #[derive(Clone, Copy)]
 pub(super) struct How {
     /// Float heads become int8.
     pub quantize: bool,
     /// 16-bit heads become f32.
     pub widen: bool,
-    /// The file is read, never through its mapping.
+    /// Rows are copied by reading the file, never through its mapping.
     pub copy: bool,
 }
 
-/// Rows `vocab` of the stored head.
+/// Loads rows `vocab` of the stored head.
 pub(super) fn matrix(
     head: &StoredHead,
     vocab: Range<usize>,
@@ -149,12 +151,12 @@ struct File<'a> {
     file: &'a SafetensorsFile,
     /// Counted from the start of the file.
     bytes: Range<usize>,
-    /// They are read, never through the mapping.
+    /// Whether they are read from the file, never through the mapping.
     copy: bool,
 }
 
 impl File<'_> {
-    /// All of them, as elements.
+    /// All bytes as elements, mapped or copied.
     fn values<T: Pod + Send>(&self, what: &str) -> Result<Storage<T>> {
         if !self.copy {
             return Ok(Storage::from_map(self.file.map(), self.bytes.clone()));
@@ -167,8 +169,8 @@ impl File<'_> {
         values.finish(what)
     }
 
-    /// Passes `length` bytes from the `start`th on to `work`, which will not need them again. `buffer` holds
-    /// a copy.
+    /// Passes `length` bytes from `start` on to `work`; they will not be needed again. `buffer` is reused
+    /// memory for a copy.
     fn with(
         &self,
         start: usize,
@@ -198,8 +200,9 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Finite floats order like their bits without the sign (`magnitude`), and all others are at least
-    /// `infinity`: one integer maximum per row, which vectorises.
+    /// Checks that all values are finite. `magnitude` gives a value's bits without the sign: those of finite
+    /// floats are below `infinity`, those of all others are not. So one integer maximum per row is enough,
+    /// which vectorises.
     fn check_finite<T: Copy + Sync, B: Ord + Copy + Default + Sync>(
         &self,
         values: &[T],
@@ -241,9 +244,10 @@ impl Rows<'_> {
     }
 }
 
-/// Quantises the rows in `bytes` of the file, each by the rule of [`crate::quantize`]. Holds one widened row per thread, and of the
-/// file what the threads are at. Its time beside that of reading the file, clearing the copy's pages and quantising alone:
-/// `cargo bench --bench cpu_load`, `benches/results/cpu/load.json`.
+/// Quantises the rows in `bytes` of the file, each by the rule of [`crate::quantize`]. Needs one widened row
+/// per thread, and keeps of the file only the parts that the threads are working on. `cargo bench --bench
+/// cpu_load` (`benches/results/cpu/load.json`) compares its time with those of reading the file, of clearing
+/// the copy's pages, and of quantising.
 fn quantized(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
     const WHAT: &str = "int8 weights";
     let (rows, hidden) = (source.vocab.len(), source.hidden);
@@ -273,7 +277,7 @@ fn quantized(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>
     }
 }
 
-/// The rows as f32, which is exact.
+/// Widens the rows to f32, which is exact.
 fn widened(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) -> Result<Matrix> {
     const WHAT: &str = "f32 weights";
     let (rows, hidden) = (source.vocab.len(), source.hidden);
@@ -296,7 +300,8 @@ fn widened(source: &Rows<'_>, dtype: DType, file: &File<'_>, meter: &Meter<'_>) 
     }
 }
 
-/// `[rows, ceil(hidden / 4)]` words -> `[rows, hidden]`: byte `k` of a row is weight `k` plus 128.
+/// Unpacks `[rows, ceil(hidden / 4)]` words to int8 `[rows, hidden]`: byte `k` of a row is weight `k` plus
+/// 128.
 fn unpack(file: &File<'_>, rows: usize, hidden: usize, meter: &Meter<'_>) -> Result<Storage<i8>> {
     const WHAT: &str = "int8 weights";
     let row_bytes = hidden.div_ceil(4) * 4;

@@ -46,8 +46,8 @@ pub enum Matrix {
         values: Storage<i8>,
         scales: Vec<f32>,
     },
-    /// FP8 E4M3 codes, which [`lmhead_cpu::e4m3`] defines; scales as of int8. The codes of NaN make logits
-    /// that are NaN.
+    /// FP8 E4M3 codes, as [`lmhead_cpu::e4m3`] defines them; scales as for int8. A code of NaN gives NaN
+    /// logits.
     E4m3 {
         values: Storage<u8>,
         scales: Vec<f32>,
@@ -84,16 +84,16 @@ pub struct HeadShard {
     vocab_size: usize,
     hidden_size: usize,
     quantization: Quantization,
-    /// Of no rows where the weights are on a device.
+    /// Has no rows where the weights are on a device.
     matrix: Matrix,
     on_device: Option<DeviceWeights>,
-    /// Of float weights, where they have some.
+    /// Scales of float weights, where they have some.
     float_scales: Option<Vec<f32>>,
     bias: Option<Vec<f32>>,
     fingerprint: Option<u64>,
 }
 
-/// What is known of a shard without its weights.
+/// A description of a shard, without its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardInfo {
     /// The vocabulary ids of the shard. May be empty.
@@ -106,14 +106,14 @@ pub struct ShardInfo {
     pub dtype: DType,
     pub quantization: Quantization,
     pub has_bias: bool,
-    /// Which checkpoint the shard is of, where that is known.
+    /// Which checkpoint the shard comes from, where that is known.
     pub fingerprint: Option<u64>,
-    /// Of weights, scales and bias.
+    /// Bytes of weights, scales and bias.
     pub bytes: u64,
 }
 
 impl HeadShard {
-    /// What is known of it without its weights.
+    /// A description of the shard, without its weights.
     pub fn info(&self) -> ShardInfo {
         ShardInfo {
             vocab: self.vocab(),
@@ -127,8 +127,8 @@ impl HeadShard {
         }
     }
 
-    /// Joins the parts of a shard. `bias` `[vocab.len()]` f32 is added to the dequantised logit.
-    /// Reads all of it once: weights, scales and bias must be finite.
+    /// Makes a shard from its parts. `bias` `[vocab.len()]` f32 is added to the dequantised logit. Reads
+    /// every value once to check it: weights, scales and bias must be finite.
     ///
     /// # Errors
     /// When the lengths do not fit `vocab` and `hidden_size`, when `quantization` does not fit the
@@ -152,7 +152,8 @@ impl HeadShard {
             )
         };
         let row = |i: usize| i / hidden_size.max(1);
-        // The largest magnitude by its bits, as in the loaders: one pass that vectorises; the place only where it matters.
+        // The largest magnitude by its bits, as in the loaders: one pass that vectorises. The position is
+        // only looked for where a value is not finite.
         let first = match &shard.matrix {
             Matrix::F32(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff_ffff, f32::INFINITY.to_bits()),
             Matrix::F16(w) => first_not_finite(w, |v| v.to_bits() & 0x7fff, f16::INFINITY.to_bits()),
@@ -173,7 +174,7 @@ impl HeadShard {
         Ok(shard)
     }
 
-    /// Of an engine's weights, whose parts were checked.
+    /// A shard of an engine's weights on a device, whose parts were checked already.
     fn with_weights_on_device(
         vocab: Range<usize>,
         vocab_size: usize,
@@ -188,7 +189,7 @@ impl HeadShard {
             DType::I8 => Matrix::I8 { values: Vec::new().into(), scales: Vec::new() },
             DType::E4m3 => Matrix::E4m3 { values: Vec::new().into(), scales: Vec::new() },
         };
-        // The rest is checked as of a shard without ids.
+        // `from_finite` checks the rest, as for a shard without ids.
         let start = vocab.start;
         let mut shard = Self::from_finite(start..start, vocab_size, hidden_size, quantization, none, None)?;
         if vocab.start > vocab.end || vocab.end > vocab_size {
@@ -198,12 +199,13 @@ impl HeadShard {
         Ok(shard)
     }
 
-    /// The weights where they are an engine's own in device memory: [`HeadShard::matrix`] then has no rows.
+    /// The weights, where they are an engine's own in device memory; [`HeadShard::matrix`] then has no rows.
     pub fn device_weights(&self) -> Option<&DeviceWeights> {
         self.on_device.as_ref()
     }
 
-    /// [`HeadShard::new`] for loaders, which have looked at every value already and can name its file.
+    /// [`HeadShard::new`] without the check for finite values: loaders do that themselves, since they can
+    /// name the file.
     pub(crate) fn from_finite(
         vocab: Range<usize>,
         vocab_size: usize,
@@ -267,10 +269,10 @@ impl HeadShard {
     }
 
     /// Gives float weights a scale for each vocabulary row: a raw logit is multiplied by it before the bias
-    /// is added, as of int8 weights. The CPU backend alone takes such a shard.
+    /// is added, as with int8 weights. Only the CPU backend takes such a shard.
     ///
     /// # Errors
-    /// `Shape` where there is not one for each row, one is not finite, or the weights have scales already.
+    /// `Shape` where there is not one finite scale for each row, or the weights have scales already.
     pub fn with_scales(mut self, scales: Vec<f32>) -> Result<Self> {
         let (rows, what) = (self.vocab.len(), "shard scales");
         if self.scales().is_some() || self.on_device.is_some() {
@@ -288,7 +290,8 @@ impl HeadShard {
         Ok(self)
     }
 
-    /// `[vocab().len()]`, where raw logits are multiplied by them before the bias is added.
+    /// Scales `[vocab().len()]`, by which raw logits are multiplied before the bias is added; `None` for
+    /// plain float weights.
     pub fn scales(&self) -> Option<&[f32]> {
         match &self.matrix {
             Matrix::I8 { scales, .. } | Matrix::E4m3 { scales, .. } => Some(scales),
@@ -296,15 +299,15 @@ impl HeadShard {
         }
     }
 
-    /// Says which checkpoint the shard is of: a number that is the same for all shards of one head, and
-    /// another for any other head. Loaders set it; whoever joins the parts of a shard may.
+    /// Sets the fingerprint: a number that is the same for all shards of one head, and another for any other
+    /// head. Loaders set it; callers of `HeadShard::new` may.
     #[must_use]
     pub fn with_fingerprint(mut self, fingerprint: u64) -> Self {
         self.fingerprint = Some(fingerprint);
         self
     }
 
-    /// Which checkpoint the shard is of, where that is known. Ranks of a group compare it when a head is
+    /// Which checkpoint the shard comes from, where that is known. Ranks of a group compare it when a head is
     /// created.
     pub fn fingerprint(&self) -> Option<u64> {
         self.fingerprint
@@ -335,7 +338,7 @@ impl HeadShard {
         &self.matrix
     }
 
-    /// `[vocab().len()]`, added to the dequantised logit.
+    /// The bias `[vocab().len()]`, added to the dequantised logit.
     pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }
@@ -352,8 +355,8 @@ impl HeadShard {
         weights + floats(self.scales().is_some()) + floats(self.has_bias())
     }
 
-    /// True where the weights are read from their file's mapping, which must stay as it is
-    /// ([`LoadOptions::copy`] takes them out of it).
+    /// True where the weights are read from a mapping of their file, which must not change meanwhile.
+    /// [`LoadOptions::copy`] avoids the mapping.
     pub fn is_mapped(&self) -> bool {
         match &self.matrix {
             Matrix::F32(s) => s.is_mapped(),
@@ -364,8 +367,8 @@ impl HeadShard {
         }
     }
 
-    /// True where hidden states of `dtype` can be multiplied with these weights: any float type. (Whether a
-    /// backend has a product for the two types, [`Backend::check`](crate::backend::Backend::check) says.)
+    /// True where hidden states may have type `dtype`: any float type. Whether a backend has a matmul for the
+    /// two types is up to [`Backend::check`](crate::backend::Backend::check).
     pub fn takes(&self, dtype: DType) -> bool {
         dtype.is_float()
     }

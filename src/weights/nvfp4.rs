@@ -1,15 +1,15 @@
-//! NVFP4 heads, weights alone: E2M1 codes, two to a byte, the first in its low half; an E4M3 scale for every
-//! 16 of a row; one f32 scale for all. A code times its block's scale has at most six bits: bf16 holds it
-//! exactly, and the scale for all goes to the epilogue.
+//! Weight-only NVFP4 heads: E2M1 codes, two to a byte, the first in the low half; an E4M3 scale for every 16
+//! weights of a row (a block); one global f32 scale. A code times its block's scale has at most six
+//! significant bits, so bf16 holds it exactly; the global scale is applied in the epilogue.
 //!
 //! | tensor | ModelOpt | compressed-tensors `nvfp4-pack-quantized` |
 //! |---|---|---|
 //! | codes, u8 `[vocab, hidden / 2]` | `weight` | `weight_packed` |
 //! | scales, E4M3 `[vocab, hidden / 16]` | `weight_scale` | `weight_scale` |
-//! | for all, f32 | `weight_scale_2`, which multiplies | `weight_global_scale`, which divides |
+//! | global scale, f32 | `weight_scale_2`, which multiplies | `weight_global_scale`, which divides |
 //!
 //! Sources: `modelopt/torch/quantization/qtensor/nvfp4_tensor.py` and `compressed_tensors/compressors/nvfp4`
-//! and `quantization/lifecycle/forward.py`. What `config.json` says is not asked: the tensors say it all.
+//! and `quantization/lifecycle/forward.py`. `config.json` is not needed: the tensors say it all.
 
 use super::folder::Tensors;
 use super::safetensors_file::{Tensor, float_dtype};
@@ -26,7 +26,7 @@ const BLOCK: usize = 16;
 /// sign.
 const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
-/// An NVFP4 head, if it is one.
+/// Recognises an NVFP4 head; `None` where the head is in another format.
 pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Option<Found>> {
     let name = head.name;
     let (multiplies, divides) = (format!("{name}_scale_2"), format!("{name}_global_scale"));
@@ -70,7 +70,7 @@ struct Nvfp4 {
     weight: Tensor,
     scale: Tensor,
     global: Tensor,
-    /// The scale for all divides.
+    /// Whether the global scale divides.
     divides: bool,
     hidden: usize,
 }

@@ -15,7 +15,7 @@ use crate::error::Result;
 use safetensors::Dtype;
 use std::ops::Range;
 
-/// A packed head in groups, if it is one.
+/// Recognises a packed head in groups; `None` where the head is in another format.
 pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Option<Found>> {
     let name = head.name;
     let Some(weight) = tensors.get_if_stored(&format!("{name}_packed"))? else { return Ok(None) };
@@ -26,7 +26,7 @@ pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Optio
     let [rows, words] = matrix(&weight, "i32 [vocabulary, words of packed weights]")?;
     let sizes = integers(shape.info.dtype, shape.bytes()).filter(|_| shape.info.shape == [2]);
     let sizes = sizes.map(|sizes| (usize::try_from(sizes[0]), usize::try_from(sizes[1])));
-    // What is wrong with sizes is said where they are read for int8.
+    // Wrong sizes are left to the int8 format, whose errors name them.
     let Some((Ok(own_rows), Ok(hidden))) = sizes else { return Ok(None) };
     if own_rows != rows || hidden == 0 {
         return Ok(None);
@@ -58,7 +58,8 @@ pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Optio
     if bits == 8 && across == 1 && zeros.is_none() {
         return Ok(None);
     }
-    // Words of four weights may be of seven bits each, and their tensors have the same shapes.
+    // Four weights to a word may have fewer than eight bits each: the shapes are the same, so config.json
+    // decides.
     let stated = hf_config::stated_bits(head.config, head.module);
     if stated.is_some_and(|stated| stated != bits as u64) {
         let wanted = format!("{bits} bits, as quantization_config should say");
@@ -89,12 +90,12 @@ pub(super) fn recognise(tensors: &mut Tensors, head: &Named<'_>) -> Result<Optio
     Ok(Some(Found { weight, beside, format: Format::Widened(Box::new(packed)), rows, hidden }))
 }
 
-/// The group of each column where they stand in their order.
+/// The group of each column, where groups are consecutive columns.
 pub(super) fn in_order(hidden: usize, groups: usize) -> Vec<u32> {
     (0..hidden).map(|column| (column / (hidden / groups)) as u32).collect()
 }
 
-/// The group of each column by a tensor `[hidden]`.
+/// The group of each column, from a tensor `[hidden]`.
 pub(super) fn groups_of(index: &Tensor, hidden: usize, groups: usize) -> Result<Vec<u32>> {
     let fix = "export the checkpoint again";
     let values = integers(index.info.dtype, index.bytes()).filter(|_| index.info.shape == [hidden]);
@@ -120,9 +121,9 @@ struct Packed {
     weight: Tensor,
     /// `[vocab, across]`
     scale: Tensor,
-    /// Packed along the vocabulary.
+    /// Zero points, packed along the vocabulary.
     zeros: Option<Tensor>,
-    /// `[hidden]`
+    /// The group of each column, `[hidden]`.
     group_of: Vec<u32>,
     bits: usize,
     hidden: usize,
@@ -132,7 +133,7 @@ struct Packed {
 }
 
 impl Packed {
-    /// The zero points of these rows, `[rows, across]`, as codes are.
+    /// The zero points of these rows, `[rows, across]`, unpacked; without stored ones 2^(bits - 1).
     fn zeros(&self, rows: &Range<usize>) -> Result<Vec<i32>> {
         let Some(zeros) = &self.zeros else {
             return Ok(vec![1 << (self.bits - 1); rows.len() * self.across]);

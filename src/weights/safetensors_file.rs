@@ -1,4 +1,4 @@
-//! One `.safetensors` file, memory-mapped; its header checked in full before a byte of a tensor is touched.
+//! One `.safetensors` file, memory-mapped. Its header is checked in full before any tensor is read.
 
 use super::gguf;
 use crate::dtype::DType;
@@ -21,7 +21,7 @@ const MAX_HEADER: u64 = 100_000_000;
 const LISTED: usize = 8;
 const DAMAGED: &str = "the file is damaged or its download was cut off: fetch or write it again";
 
-/// What the header says of one tensor.
+/// What the header says about one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     pub dtype: Dtype,
@@ -32,21 +32,21 @@ pub struct TensorInfo {
 
 /// A read-only `.safetensors` file. Clones share one mapping.
 ///
-/// The file must not be shortened while it is open: the next read beyond its new end is a SIGBUS, which ends
-/// the process unless the process handles it. This library installs no signal handler, because an engine has
-/// its own; the program `lmhead` has one. [`LoadOptions::copy`](super::LoadOptions::copy) loads without the
-/// mapping. (Replacing the file by a rename is fine.)
+/// The file must not be shortened while it is open: a read beyond the new end causes a SIGBUS, which ends the
+/// process unless it handles the signal. This library installs no signal handler, because an engine has its
+/// own; the program `lmhead` does. [`LoadOptions::copy`](super::LoadOptions::copy) loads without the mapping.
+/// (Replacing the file by a rename is fine.)
 #[derive(Debug, Clone)]
 pub struct SafetensorsFile {
     path: Arc<Path>,
     file: Arc<File>,
-    /// What the file was when it was opened.
+    /// Size and time of modification when the file was opened.
     stamp: Stamp,
     map: Arc<Mmap>,
     header: Arc<Header>,
 }
 
-/// Every write to a file changes one of them.
+/// Size and time of modification of a file: every write changes one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     bytes: u64,
@@ -61,12 +61,12 @@ impl Stamp {
     }
 }
 
-/// What a file says of itself.
+/// The parsed header of a file.
 #[derive(Debug)]
 pub(super) struct Header {
     pub tensors: BTreeMap<String, TensorInfo>,
     pub metadata: BTreeMap<String, String>,
-    /// Of a GGUF file, which this module opens for [`super::gguf`].
+    /// For GGUF files only, which this module opens for [`super::gguf`].
     pub gguf: Option<gguf::About>,
 }
 
@@ -85,14 +85,14 @@ impl SafetensorsFile {
     /// Maps the file and reads its header.
     ///
     /// # Errors
-    /// `File` where it is missing, is a folder, is empty, ends before its header or its last tensor does, goes
-    /// on after it, or has a header that is not safetensors' JSON; `Tensor` where the header's entry of
+    /// `File` where it is missing, is a folder, is empty, ends before its header or its last tensor does,
+    /// goes on after it, or has a header that is not safetensors' JSON; `Tensor` where the header's entry of
     /// one tensor is at fault.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_as(path.as_ref(), read_header)
     }
 
-    /// Maps the file; `read_header` makes sure that all tensors lie in it.
+    /// Maps the file; `read_header` must check that all tensors lie in it.
     pub(super) fn open_as(path: &Path, read_header: fn(&Path, &[u8]) -> Result<Header>) -> Result<Self> {
         let (file, stamp, map) = map_file(path)?;
         let header = read_header(path, &map)?;
@@ -105,11 +105,11 @@ impl SafetensorsFile {
         })
     }
 
-    /// Checks that nobody has written to the file since it was opened, by its length and its time of
-    /// modification. What was read of it meanwhile is otherwise part of the old and part of the new file.
+    /// Checks that the file was not written to since it was opened, by its length and its time of
+    /// modification. If it was, what has been read may be a mixture of old and new contents.
     ///
     /// # Errors
-    /// `File` where somebody has, or where the system cannot say.
+    /// `File` where it was written to, or the system cannot tell.
     pub fn check_unchanged(&self) -> Result<()> {
         let problem = match Stamp::of(&self.file) {
             Ok(now) if now == self.stamp => return Ok(()),
@@ -128,7 +128,7 @@ impl SafetensorsFile {
         ))
     }
 
-    /// As it was given to [`SafetensorsFile::open`].
+    /// The path that was given to [`SafetensorsFile::open`].
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -195,7 +195,7 @@ impl SafetensorsFile {
         })
     }
 
-    /// What a GGUF file says beside its tensors.
+    /// The header of a GGUF file, beside its tensors.
     pub(super) fn gguf(&self) -> Option<&gguf::About> {
         self.header.gguf.as_ref()
     }
@@ -204,8 +204,8 @@ impl SafetensorsFile {
         &self.map
     }
 
-    /// Reads the bytes from `start` on into `out`, not through the mapping: where the file has become shorter
-    /// this is an error, not a signal.
+    /// Fills `out` with the bytes from `start` on. Reads the file, not the mapping: if the file has become
+    /// shorter, this gives an error, not a signal.
     pub(super) fn read_at(&self, start: usize, out: &mut [u8]) -> Result<()> {
         #[cfg(unix)]
         let read = std::os::unix::fs::FileExt::read_exact_at(&*self.file, out, start as u64);
@@ -227,7 +227,7 @@ impl std::fmt::Display for TensorInfo {
     }
 }
 
-/// The house's type for a stored float type that it multiplies.
+/// The `DType` of a stored float type; `None` for types that are not multiplied as they are.
 pub(super) fn float_dtype(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),
@@ -248,12 +248,12 @@ pub(super) fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
     }
 }
 
-/// The error for a tensor that is not there: its name, and what is.
+/// The error for a tensor that is absent; lists the tensors that are present.
 pub(super) fn absent<'a>(path: &Path, name: &str, present: impl Iterator<Item = &'a str>) -> Error {
     Error::tensor(path, name, "a tensor of this name", listed(present), "check the name and the file")
 }
 
-/// "a, b and 7 more"
+/// Joins names, as "a, b and 7 more".
 pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.collect();
     match names.len() {
@@ -284,17 +284,18 @@ fn map_file(path: &Path) -> Result<(File, Stamp, Mmap)> {
         return Err(Error::file(path, "wanted a safetensors file, got an empty file", DAMAGED));
     }
     // SAFETY: the mapping is read-only and private to this type, which hands out no more than its length.
-    // Rust cannot rule out that another process changes the file meanwhile; every value is checked after it is read as plain
-    // bytes, so a change gives other numbers, never another type. Shortening is named in the type's docs.
+    // Rust cannot rule out that another process changes the file meanwhile; every value is checked after it
+    // is read as plain bytes, so a change gives other numbers, never another type. Shortening is named in the
+    // type's docs.
     let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
     Ok((file, stamp, map))
 }
 
-/// What a file is that begins so, and what to do about it; `None` where it begins like safetensors or like
-/// nothing known.
+/// Recognises files that are not safetensors by their first bytes: returns what the file is and what to do
+/// about it. `None` where it begins like safetensors or like nothing known.
 fn foreign_format(file: &[u8]) -> Option<(&'static str, &'static str)> {
-    // A header's length in its first eight bytes may look like anything, but the header then begins with a
-    // brace.
+    // In a safetensors file the first eight bytes, a length, may look like another format's; but behind them
+    // comes the header's brace.
     if file.get(LENGTH_BYTES) == Some(&b'{') {
         return None;
     }
@@ -349,7 +350,7 @@ fn foreign_format(file: &[u8]) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// The checked header of a mapped file: every range lies within the file.
+/// Reads and checks the header of a mapped file: all tensors lie within the file.
 fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
     let problem = |wanted: String, got: String| {
         Error::file(path, format!("not a whole safetensors file: wanted {wanted}, got {got}"), DAMAGED)
@@ -410,7 +411,7 @@ fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
     Ok(Header { tensors, metadata: told.collect(), gguf: None })
 }
 
-/// Finds out which tensor's entry made the header unreadable, where it is one tensor's.
+/// The error for a header that cannot be read: names the tensor whose entry is at fault, if it is only one.
 fn blame(path: &Path, header: &[u8], error: &serde_json::Error) -> Error {
     let entries: serde_json::Map<String, serde_json::Value> = match serde_json::from_slice(header) {
         Ok(entries) => entries,
@@ -457,7 +458,7 @@ fn blame(path: &Path, header: &[u8], error: &serde_json::Error) -> Error {
     Error::file(path, problem, DAMAGED)
 }
 
-/// A value as a message quotes it.
+/// A value as messages quote it: at most 40 characters.
 fn shortened(value: &serde_json::Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(40) {
@@ -475,7 +476,7 @@ pub(super) struct Tensor {
 }
 
 impl Tensor {
-    /// Names this file and this tensor.
+    /// An error that names this file and this tensor.
     pub fn error(&self, wanted: impl std::fmt::Display, got: impl std::fmt::Display, fix: &str) -> Error {
         Error::tensor(&self.file.path, &self.name, wanted, got, fix)
     }
@@ -484,8 +485,8 @@ impl Tensor {
         &self.file.map[self.info.bytes.clone()]
     }
 
-    /// Elements `range` of a tensor of f32, f16 or bf16, widened; all finite.
-    /// The first that is not is named by its vocabulary row.
+    /// Elements `range` of a tensor of f32, f16 or bf16, widened to f32. An error names the first one that is
+    /// not finite by its vocabulary row.
     pub fn finite_floats(&self, range: Range<usize>, what: &str) -> Result<Vec<f32>> {
         let fix = "quantise or export the checkpoint again";
         let Some(dtype) = float_dtype(self.info.dtype) else {

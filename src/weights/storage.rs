@@ -1,4 +1,4 @@
-//! Elements that are owned, mapped from a file without a copy, or an engine's own.
+//! Storage of weights: owned, mapped from a file without a copy, or an engine's own.
 
 use super::foreign::Release;
 use crate::error::{Error, Result};
@@ -18,7 +18,8 @@ enum Inner<T> {
         map: Arc<Mmap>,
         bytes: Range<usize>,
     },
-    /// A copy: [`Fresh`], finished. The first `bytes` of the map, which is never empty.
+    /// A copy made with [`Fresh`]: the first `bytes` bytes of `map`. (`map` has one byte at least, so `bytes`
+    /// may be 0.)
     Copied {
         map: Mmap,
         bytes: usize,
@@ -30,14 +31,14 @@ enum Inner<T> {
     },
 }
 
-// SAFETY: elements that nobody writes; foreign ones by the promise of who gave them.
+// SAFETY: nobody writes the elements; for foreign ones that is the promise of `Storage::foreign`'s caller.
 unsafe impl<T: Send + Sync> Send for Storage<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Storage<T> {}
 
-/// Memory for a copy of weights, zeros at first: from the system in whole pages, which the threads that write them touch first, and in
-/// huge ones where the system has them. Reading W is what a step of few rows waits for, and with pages of 4 KiB it is slower
-/// (`cargo bench --bench cpu_pages`; `benches/results/cpu/pages.json`).
+/// Zeroed memory for a copy of weights, in whole pages from the system; huge pages where it has them. Each
+/// page is first touched by the thread that writes it. A step with few rows waits for reading W, which is
+/// slower with pages of 4 KiB (`cargo bench --bench cpu_pages`; `benches/results/cpu/pages.json`).
 pub(super) struct Fresh<T> {
     map: MmapMut,
     bytes: usize,
@@ -60,13 +61,13 @@ impl<T: Pod> Fresh<T> {
                 "share the head over more ranks, or quantise it",
             ));
         };
-        // A wish: without it the pages are small.
+        // Only advice: if the system refuses, the pages are small.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Fresh { map, bytes: n * size_of::<T>(), elements: PhantomData })
     }
 
-    /// No more writing.
+    /// Makes the memory read-only.
     ///
     /// # Errors
     /// `Unsupported` where the system refuses.
@@ -92,7 +93,7 @@ impl<T: Pod> DerefMut for Fresh<T> {
     }
 }
 
-/// Bytes of a file's pages that are held beside their copy.
+/// Bytes copied at a time; only so many pages of the file are in memory beside the copy.
 const COPY_BYTES: usize = 1 << 20;
 
 /// The elements in `bytes` of `map`, whatever their alignment.
@@ -107,17 +108,18 @@ fn copy<T: Pod>(map: &Mmap, bytes: Range<usize>) -> Vec<T> {
     values
 }
 
-/// What a read of one page maps with it at most, on either side: Linux takes 64 KiB.
+/// The most that the system maps around a page that is read, on either side, with a margin: Linux maps 64
+/// KiB.
 const AROUND_BYTES: usize = 128 << 10;
 
-/// Lets go of the pages of a file that have been read and are not needed again: they count as this process's memory until then. What is
-/// read once more comes back from the file.
+/// Unmaps the pages of a file that have been read and are not needed again, since they count as memory of
+/// this process. Reading them again brings them back from the file.
 pub(super) fn forget(map: &Mmap, bytes: Range<usize>) {
-    // Reading one page brings some around it along, of parts that have been forgotten already too.
+    // Reading a page also maps pages around it, perhaps some that were unmapped before.
     let bytes = bytes.start.saturating_sub(AROUND_BYTES)..map.len().min(bytes.end + AROUND_BYTES);
     #[cfg(unix)]
-    // SAFETY: the map is of a file and read only, so its pages hold nothing that the file does not; whoever reads them, now or
-    // later, finds the same bytes.
+    // SAFETY: the map is of a file and read-only, so its pages hold nothing that the file does not; readers
+    // find the same bytes, now and later.
     let _ =
         unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len()) };
     #[cfg(not(unix))]
@@ -125,8 +127,8 @@ pub(super) fn forget(map: &Mmap, bytes: Range<usize>) {
 }
 
 impl<T: Pod> Storage<T> {
-    /// The elements in `bytes` of `map`: without a copy where they are aligned for `T` on this little-endian
-    /// machine, otherwise copied.
+    /// The elements in `bytes` of `map` (little-endian): in place where they are aligned for `T`, otherwise
+    /// copied.
     ///
     /// # Panics
     /// When `bytes` is not within the map or not a whole number of elements.
@@ -137,13 +139,13 @@ impl<T: Pod> Storage<T> {
         }
     }
 
-    /// `elements` elements from `start` on, used in place. `release` is called when nobody uses them any more.
+    /// Uses `elements` elements from `start` on in place. `release` is called when nobody uses them any more.
     ///
     /// # Errors
     /// `Shape` where the address is null or not aligned to an element; `release` has been called then.
     ///
     /// # Safety
-    /// Until `release` is called they are there, and nobody writes them.
+    /// Until `release` is called, the elements must be valid and must not be written.
     pub unsafe fn foreign(
         start: *const T,
         elements: usize,
@@ -176,12 +178,12 @@ impl<T: Pod> Deref for Storage<T> {
     fn deref(&self) -> &[T] {
         match &self.0 {
             Inner::Owned(values) => values,
-            // from_map made sure that this cast holds.
+            // from_map has checked that this cast succeeds.
             Inner::Mapped { map, bytes } => bytemuck::cast_slice(&map[bytes.clone()]),
             // Pages are aligned for every element.
             Inner::Copied { map, bytes } => bytemuck::cast_slice(&map[..*bytes]),
             Inner::Foreign { elements: 0, .. } => &[],
-            // SAFETY: the promise of who gave them; aligned, as was checked.
+            // SAFETY: valid by the promise of `foreign`'s caller; aligned, as `foreign` has checked.
             Inner::Foreign { start, elements, .. } => unsafe {
                 std::slice::from_raw_parts(*start, *elements)
             },

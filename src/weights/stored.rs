@@ -1,5 +1,5 @@
-//! Recognises how a head is stored: which tensors belong to it, in which of the formats that this crate reads.
-//! Formats that it does not read are refused by their names.
+//! Recognises how a head is stored: in which format, and which tensors belong to it. Formats that this crate
+//! does not read are refused by name.
 
 use super::folder::Tensors;
 use super::safetensors_file::{Tensor, float_dtype, integers};
@@ -11,12 +11,12 @@ use safetensors::Dtype;
 use serde_json::Value;
 use std::path::Path;
 
-/// A head as it lies in its files.
+/// A head as it is stored in its files.
 #[derive(Debug)]
 pub(super) struct StoredHead {
-    /// As its format says.
+    /// The weight, in the form of its format.
     pub weight: Tensor,
-    /// All that is read of the module besides, but the bias.
+    /// All other tensors of the module that are read, except the bias.
     pub beside: Vec<Tensor>,
     pub format: Format,
     /// Vocabulary rows, padding of the checkpoint included.
@@ -27,7 +27,7 @@ pub(super) struct StoredHead {
 }
 
 impl StoredHead {
-    /// All tensors that it is read from.
+    /// All tensors that the head is read from.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.weight).chain(&self.beside).chain(&self.bias)
     }
@@ -43,7 +43,7 @@ pub(super) enum Format {
     Int8 { scale: Tensor, packed: bool },
     /// FP8 E4M3 `[rows, hidden]`, and a scale for each row or one for all.
     E4m3 { scale: Tensor, per_row: bool },
-    /// In a way that no product reads.
+    /// A format that no matmul reads as it is: widened at load.
     Widened(Box<dyn Widened>),
 }
 
@@ -57,7 +57,7 @@ impl Format {
         }
     }
 
-    /// How it is stored, where its type does not say so.
+    /// The format in words, where its type does not say it all.
     pub fn name(&self) -> Option<String> {
         match self {
             Format::Float(_) | Format::Int8 { .. } => None,
@@ -68,28 +68,28 @@ impl Format {
     }
 }
 
-/// The formats that have a file of their own. Each looks for its tensors, and leaves others' alone.
+/// The formats that have a source file of their own. Each looks for its own tensors and ignores others.
 const FORMATS: [Recognise; 5] =
     [gguf::recognise, gptq::recognise, nvfp4::recognise, packed::recognise, fp8::recognise];
 type Recognise = fn(&mut Tensors, &Named<'_>) -> Result<Option<Found>>;
 
-/// Where a head is looked for.
+/// The names under which a head is looked for.
 pub(super) struct Named<'a> {
-    /// The tensor of its weight, were it stored plainly.
+    /// The name that the tensor of its weight would have if it were stored unquantised.
     pub name: &'a str,
-    /// That without `.weight`.
+    /// `name` without `.weight`.
     pub module: &'a str,
     /// `quantization_config` of `config.json`.
     pub config: Option<&'a Value>,
 }
 
 impl Named<'_> {
-    /// A text of `quantization_config`.
+    /// A text value of `quantization_config`.
     pub fn setting(&self, key: &str) -> Option<&str> {
         self.config?.get(key)?.as_str()
     }
 
-    /// Rows and columns of a block of weights, as `weight_block_size` says.
+    /// Rows and columns of a block of weights, from `weight_block_size`.
     pub fn block_size(&self) -> Option<[usize; 2]> {
         let sizes = self.config?.get("weight_block_size")?.as_array()?;
         let size = |i: usize| usize::try_from(sizes.get(i)?.as_u64()?).ok().filter(|n| *n > 0);
@@ -97,25 +97,26 @@ impl Named<'_> {
     }
 }
 
-/// A head in one of the formats.
+/// A head that was recognised as one of the formats.
 pub(super) struct Found {
     pub weight: Tensor,
-    /// The other tensors that it is read from.
+    /// The other tensors that the head is read from.
     pub beside: Vec<Tensor>,
     pub format: Format,
     pub rows: usize,
     pub hidden: usize,
 }
 
-/// The ways a module's weight can be stored, as the tensor's name ends.
+/// How the name of the tensor ends that holds a module's weight, in all forms.
 const WEIGHT_FORMS: [&str; 4] = ["weight", "weight_packed", "qweight", "W_q"];
 
-/// The module (`lm_head`, `model.language_model.embed_tokens`) that is stored under one of `names`: the first
-/// of them that is there. A name with a dot in front (`.lm_head`) is meant whole, or as the end of only one
-/// other. `None` where there is none.
+/// The module (`lm_head`, `model.language_model.embed_tokens`) that is stored under the first of `names` that
+/// is present. A name with a dot in front (`.lm_head`) matches that name without the dot, or else the only
+/// module whose name ends in it. `None` where no name matches.
 ///
 /// # Errors
-/// `Tensor` listing them where a name is the end of several, or where `only_one` and several names are there.
+/// `Tensor` listing the modules, where a name matches the ends of several, or where `only_one` is set and
+/// several names match.
 pub(super) fn find_module(tensors: &Tensors, names: &[&str], only_one: bool) -> Result<Option<String>> {
     let mut modules: Vec<&str> = tensors
         .names()
@@ -161,8 +162,8 @@ fn ambiguous(tensors: &Tensors, module: &str, wanted: String, found: &[&str]) ->
     Error::tensor(tensors.place(), format!("{module}.weight"), wanted, got.join(", "), fix)
 }
 
-/// Refuses tensors under `module` that are not `read`: each may change the logits (the matrices of LoRA, a
-/// norm of the weights, a scale of the hidden states).
+/// Refuses tensors under `module` that are not in `read`: each may change the logits (LoRA matrices, a norm
+/// of the weights, a scale of the hidden states).
 ///
 /// # Errors
 /// `Tensor` naming the first.
@@ -190,27 +191,29 @@ pub(super) fn unread(path: &Path, name: &str, wanted: &str) -> Error {
     Error::tensor(path, name, wanted, what, fix)
 }
 
-/// Whether PEFT gave a tensor its name.
+/// Whether this is a name that PEFT gives to tensors.
 pub(super) fn is_peft(name: &str) -> bool {
     ["lora_", ".base_layer.", "modules_to_save.", "original_module.", "base_model.model."]
         .iter()
         .any(|part| name.contains(part))
 }
 
-/// Whether the rest of a name, behind its module, is of PEFT.
+/// Whether the rest of a name, behind its module, is one that PEFT gives.
 pub(super) fn is_peft_part(rest: &str) -> bool {
     is_peft(&format!(".{rest}"))
 }
 
-/// What to do with weights that PEFT has not merged.
+/// The advice for weights with an unmerged LoRA adapter.
 pub(super) const MERGE: &str = "merge the LoRA adapter first: peft.AutoPeftModelForCausalLM.from_pretrained(DIR)\
                                 .merge_and_unload().save_pretrained(NEW)";
 
-/// Reads the shapes and types of the head whose weight is (or would be, unpacked) the tensor `name`.
-/// `bias`: the name of its bias, used where stored. `config`: `quantization_config` of `config.json`.
+/// Recognises the head whose weight is, or would be if unquantised, the tensor `name`; checks the shapes and
+/// types of its tensors. `bias` is the name of its bias, used where stored; `config` is `quantization_config`
+/// of `config.json`.
 ///
 /// # Errors
-/// `Tensor` where it is absent, has a shape or type that no head has, or is in a format that this crate does not read.
+/// `Tensor` where it is absent, has a shape or type that no head has, or is in a format that this crate does
+/// not read.
 pub(super) fn recognise(
     tensors: &mut Tensors,
     name: &str,
@@ -293,7 +296,7 @@ fn float_or_int8(tensors: &mut Tensors, name: &str) -> Result<Found> {
     Ok(Found { weight, beside, format: Format::Int8 { scale, packed }, rows, hidden })
 }
 
-/// Zero points beside the weights, where all of them are 0.
+/// The tensor of zero points beside the weights, if all of them are 0.
 fn zero_points_of_zero(tensors: &mut Tensors, name: &str) -> Result<Option<Tensor>> {
     let stored = tensors.get_if_stored(&format!("{name}_zero_point"))?;
     Ok(stored.filter(|zeros| zeros.bytes().iter().all(|byte| *byte == 0)))
@@ -363,7 +366,7 @@ fn packed_columns(tensors: &mut Tensors, name: &str, weight: &Tensor) -> Result<
     let sizes = (usize::try_from(values[0]), usize::try_from(values[1]));
     match sizes {
         (Ok(r), Ok(columns)) if r == rows && columns > 0 && columns.div_ceil(4) == words => Ok(columns),
-        // Fewer words than 8-bit weights need: the same tensors with 2 to 7 bits a weight.
+        // Fewer words than 8-bit weights need: tensors of the same names with 2 to 7 bits a weight.
         (Ok(r), Ok(columns)) if r == rows && columns.div_ceil(4) > words => Err(weight.error(
             format!("[{rows}, {}], 8 bits for each of {columns} weights", columns.div_ceil(4)),
             &weight.info,
@@ -381,8 +384,9 @@ fn packed_columns(tensors: &mut Tensors, name: &str, weight: &Tensor) -> Result<
     }
 }
 
-/// Tensors beside the weight that belong to formats this crate does not read, unless they are `read`: what
-/// follows the weight's module, or the weight itself, and what it says.
+/// Refuses tensors beside the weight that belong to formats which this crate does not read, unless they are
+/// in `read`. The tables have the ends of their names, behind the weight's name or its module's, and what
+/// they stand for.
 fn refuse_foreign(tensors: &mut Tensors, name: &str, read: &[&str]) -> Result<()> {
     let module = name.strip_suffix(".weight").unwrap_or(name);
     let after_weight = [

@@ -1,19 +1,24 @@
-//! Heads and hidden rows made up by a formula: every value is a pure function of a seed and its place, so it is the
-//! same at any sharding, on any thread and in any process.
+//! Synthetic heads and hidden rows: every value is a pure function of a seed and its position, so it is the
+//! same for any sharding, on any thread and in any process.
 //!
-//! The value at `(seed, row, column)` is `(b - 510) * step` in one f32 multiplication, where `b` is the sum of the four bytes of a hash:
+//! The value at `(seed, row, column)` is `(b - 510) * step` in one f32 multiplication, where `b` is the sum
+//! of the four bytes of a hash:
 //!
 //! ```text
-//! k0, k1 = the low and the high 32 bits of mix64(mix64(mix64(seed) + domain) + row)     (per row; domain: weights 1, hidden rows 2)
-//! h = k0 + column * 0x9e3779b9;  h ^= h >> 16;  h *= 0x7feb352d;  h ^= k1;  h ^= h >> 15;  h *= 0x846ca68b;  h ^= h >> 16
-//! mix64(z): z += 0x9e3779b97f4a7c15;  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;  z = (z ^ z >> 27) * 0x94d049bb133111eb;  z ^ z >> 31
+//! per row, with domain 1 for weights and 2 for hidden rows:
+//!   k0, k1 = the low and the high 32 bits of mix64(mix64(mix64(seed) + domain) + row)
+//! h = k0 + column * 0x9e3779b9;  h ^= h >> 16;  h *= 0x7feb352d;  h ^= k1;
+//!   h ^= h >> 15;  h *= 0x846ca68b;  h ^= h >> 16
+//! mix64(z): z += 0x9e3779b97f4a7c15;  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+//!   z = (z ^ z >> 27) * 0x94d049bb133111eb;  z ^ z >> 31
 //! ```
 //!
-//! (`mix64` is SplitMix64's output function, the rest is the 32-bit mixer "lowbias32" with a second key, so that no two rows of
-//! a vocabulary coincide.) A sum of four uniform bytes has mean 510, standard deviation `sqrt(4 * (256^2 - 1) / 12) = 147.80`
-//! and is close to Gaussian within 3.4 standard deviations, its bounds. `step` makes the standard deviation 1 for hidden
-//! rows and `3 / sqrt(hidden)` for weights, so that logits have one of about 3. Values are then rounded to their type,
-//! half to even; int8 heads quantise the rounded values row by row ([`crate::quantize`]).
+//! (`mix64` is SplitMix64's output function, the rest is the 32-bit mixer "lowbias32" with a second key, so
+//! that no two rows of a vocabulary coincide.) A sum of four uniform bytes has mean 510, standard deviation
+//! `sqrt(4 * (256^2 - 1) / 12) = 147.80` and is close to Gaussian within 3.4 standard deviations, its bounds.
+//! `step` makes the standard deviation 1 for hidden rows and `3 / sqrt(hidden)` for weights, so that that of
+//! the logits is about 3. Values are then rounded to their type, half to even; int8 heads quantise the
+//! rounded values row by row ([`crate::quantize`]).
 
 use super::load::{Meter, Progress, rows_per_task};
 use super::storage::Fresh;
@@ -44,7 +49,7 @@ pub struct Spec {
     pub dtype: DType,
 }
 
-/// The head of a known model: its sizes, its type, and what its `config.json` says of logits.
+/// The head of a known model: its sizes, its type, and what its `config.json` says about logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preset {
     pub name: &'static str,
@@ -55,13 +60,13 @@ pub struct Preset {
 }
 
 impl Preset {
-    /// What [`shard`] needs.
+    /// The sizes and type, for [`shard`].
     pub fn spec(&self) -> Spec {
         Spec { vocab_size: self.vocab_size, hidden_size: self.hidden_size, dtype: self.dtype }
     }
 }
 
-/// Every preset. `tiny` has a vocabulary that no block of 64 divides.
+/// Every preset. The vocabulary of `tiny` is no multiple of 64.
 pub fn presets() -> Vec<Preset> {
     [
         ("deepseek-v3", 129_280, 7168, None),
@@ -97,12 +102,14 @@ pub fn preset(name: &str) -> Result<Preset> {
     })
 }
 
-/// Vocabulary ids `vocab` of the head of `spec` and `seed`, made on the caller's rayon pool. `quantization`: `None` in the
-/// spec's type, otherwise int8, quantised from the values rounded to that type. `progress` counts bytes of the spec's type.
+/// Makes the shard of ids `vocab` of the head that `spec` and `seed` describe, on the caller's rayon pool.
+/// Without `quantization` it has the spec's type; with it, values rounded to that type are quantised to int8.
+/// `progress` counts bytes of the spec's type.
 ///
 /// # Errors
-/// `Config` for a size of 0; `Dtype` for int8 in the spec (name a quantisation instead); `Shape` for a range outside of the
-/// vocabulary and for `w8a8` with a hidden size above [`MAX_INT8_HIDDEN`]; `Unsupported` where memory is refused.
+/// `Config` for a size of 0; `Dtype` for int8 in the spec (name a quantisation instead); `Shape` for a range
+/// outside of the vocabulary and for `w8a8` with a hidden size above [`MAX_INT8_HIDDEN`]; `Unsupported` where
+/// the system refuses memory.
 pub fn shard(
     spec: &Spec,
     seed: u64,
@@ -189,7 +196,7 @@ fn check(spec: &Spec, vocab: &Range<usize>, quantization: Quantization) -> Resul
     Ok(())
 }
 
-/// Hidden row `row` of unit variance: `hidden` values of `dtype`, little-endian.
+/// Hidden row `row`, with unit variance: `hidden` values of `dtype`, little-endian.
 ///
 /// # Panics
 /// For [`DType::I8`]: hidden rows are floats.
@@ -215,7 +222,7 @@ impl Maker {
         fill(keys(self.seed, WEIGHTS, (self.first + row) as u64), self.step, wide);
     }
 
-    /// Fills `values` `[rows, hidden]`, each row rounded from f32 by `round`.
+    /// Fills `values` `[rows, hidden]`; `round` rounds each row from f32.
     fn fill<T: Send>(&self, values: &mut [T], round: impl Fn(&[f32], &mut [T]) + Sync, meter: &Meter<'_>) {
         let task = rows_per_task(self.hidden * size_of::<T>());
         values.par_chunks_mut(task * self.hidden).enumerate().for_each_init(
@@ -284,7 +291,8 @@ fn fill([k0, k1]: [u32; 2], step: f32, out: &mut [f32]) {
     }
 }
 
-/// Rounds half to even. The values are finite, so the case of NaN, which keeps the general rounding from vectorising, is left out.
+/// Rounds half to even. All values are finite, so there is no case for NaN, which would keep this from
+/// vectorising.
 fn rounded_bf16_bits(value: f32) -> u32 {
     let bits = value.to_bits();
     bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16

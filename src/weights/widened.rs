@@ -1,6 +1,6 @@
-//! Heads that no product reads as they are stored: their rows are widened to f32 when they are loaded, and
-//! kept as bf16 (or f32, or int8, where that is asked for). Each such format is a file of its own, which
-//! implements [`Widened`] and has its line in `stored.rs`.
+//! Heads in formats that no matmul reads as they are: at load their rows are widened to f32, then kept as
+//! bf16 (or f32 or int8, where that is asked for). Each such format is a source file of its own that
+//! implements [`Widened`], and an entry in `stored.rs`.
 
 use super::load::{How, Meter, rows_per_task};
 use super::safetensors_file::{Tensor, float_dtype};
@@ -20,18 +20,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A head whose rows are widened at load.
 pub(super) trait Widened: fmt::Debug + Send + Sync {
-    /// How it is stored, in the words of the report: `GGUF Q6_K`.
+    /// The format's name, as `GGUF Q6_K`.
     fn name(&self) -> String;
 
-    /// Writes the f32 weights `[rows.len(), hidden]` of these vocabulary rows, without
-    /// [`Self::global_scale`]. Reads the file, never its mapping; `buffer` is reused from call to call.
+    /// Writes the weights of these vocabulary rows to `out`, f32 `[rows.len(), hidden]`, without
+    /// [`Self::global_scale`]. Reads the file, never its mapping; `buffer` is reused memory.
     ///
     /// # Errors
-    /// `Tensor` naming the tensor and the first scale or index that cannot be; `File` where it cannot be
-    /// read.
+    /// `Tensor` naming the tensor and its first illegal scale or index; `File` where it cannot be read.
     fn widen(&self, rows: Range<usize>, out: &mut [f32], buffer: &mut Vec<u8>) -> Result<()>;
 
-    /// What all weights are multiplied by besides: it goes to the epilogue.
+    /// A scale that multiplies all weights; the epilogue applies it.
     ///
     /// # Errors
     /// `Tensor` naming the tensor where it is not finite.
@@ -45,11 +44,11 @@ pub(super) struct Loaded {
     pub matrix: Matrix,
     /// One scale for all rows, of float weights.
     pub scale: Option<f32>,
-    /// The most that rounding to bf16 has moved a weight, as a part of that weight.
+    /// The largest relative change that rounding to bf16 has made to a weight.
     pub rounding: f32,
 }
 
-/// Widens rows `vocab`: to int8 where `how` says so, to f32, else to bf16.
+/// Loads rows `vocab`, widened to f32 and then kept as int8 or f32 where `how` says so, else as bf16.
 pub(super) fn load(
     head: &dyn Widened,
     weight: &Tensor,
@@ -85,7 +84,7 @@ pub(super) fn load(
             .iter()
             .zip(&*values)
             .map(|(w, r)| if *w == 0.0 { 0.0 } else { ((r.to_f32() - w) / w).abs() });
-        // Floats of one sign order like their bits.
+        // Floats of one sign compare as their bits do.
         rounding.fetch_max(moved.fold(0.0, f32::max).to_bits(), Ordering::Relaxed);
     })?;
     Ok(Loaded { matrix: Matrix::Bf16(values), scale, rounding: f32::from_bits(rounding.into_inner()) })
@@ -100,8 +99,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Widens the rows task by task; `keep` makes of each task's f32 what is kept of them. `scales` is
-    /// `[rows]` or empty.
+    /// Widens the rows, task by task. `keep` gets a task's f32 weights and writes the values and scales that
+    /// are kept. `scales` is `[rows]` or empty.
     fn each_task<T: Pod + Send>(
         &self,
         what: &str,
@@ -131,7 +130,7 @@ impl Source<'_> {
     }
 
     fn check_finite(&self, first: usize, wide: &[f32]) -> Result<()> {
-        // What bf16 rounds to infinity is of no use either.
+        // Values that bf16 would round to infinity are refused, too.
         let limit = DType::Bf16.rounds_to_infinity() as f32;
         let Some(at) = wide.iter().position(|w| w.is_nan() || w.abs() >= limit) else { return Ok(()) };
         let (row, column, value) = (first + at / self.hidden, at % self.hidden, wide[at]);
@@ -196,7 +195,7 @@ pub(super) fn matrix(tensor: &Tensor, wanted: &str) -> Result<[usize; 2]> {
     }
 }
 
-/// The error for a tensor that a format needs and that is not there.
+/// The error for a tensor that a format needs and that is absent.
 pub(super) fn missing(weight: &Tensor, name: String, wanted: impl fmt::Display, what: &str) -> Error {
     let got = format!("{what} without it");
     Error::tensor(weight.file.path(), name, wanted, got, "export the checkpoint whole")

@@ -1,4 +1,5 @@
-//! A quantised head as a file: read back, it is the head that is quantised at load; whatever goes wrong is an error.
+//! A quantised head as a file: read back, it is the head that is quantised at load; whatever goes wrong is an
+//! error.
 
 use crate::files::*;
 use lmhead::config::{HeadConfig, Quantization, Settings};
@@ -33,7 +34,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn any_shard_of_the_file_is_the_shard_quantised_at_load(
-        rows in 1usize..300, hidden in 1usize..40, kind in 0usize..3, biased in any::<bool>(), padding in 0usize..20,
+        rows in 1usize..300, hidden in 1usize..40, kind in 0usize..3, biased in any::<bool>(),
+        padding in 0usize..20,
         shards in 1usize..5, skew in 0usize..8, values in prop::collection::vec(-3.0f32..3.0, 64),
     ) {
         let vocab = rows.saturating_sub(padding).max(1);
@@ -44,24 +46,31 @@ proptest! {
             tensors.push(("h.bias", make(&[rows], &floats[..rows])));
         }
         let folder = Folder::new();
-        let source = Checkpoint::from_file(folder.write("source", &file_bytes(&tensors, skew)), "h.weight").unwrap();
+        let source =
+            Checkpoint::from_file(folder.write("source", &file_bytes(&tensors, skew)), "h.weight").unwrap();
         let bytes = written(&source, "other.weight", vocab).unwrap();
         let int8 = Checkpoint::from_file(folder.write("int8", &bytes), "other.weight").unwrap();
-        prop_assert_eq!((int8.rows(), int8.hidden_size(), int8.dtype(), int8.has_bias()), (vocab, hidden, DType::I8, biased));
+        prop_assert_eq!(
+            (int8.rows(), int8.hidden_size(), int8.dtype(), int8.has_bias()),
+            (vocab, hidden, DType::I8, biased)
+        );
         for index in 0..shards {
             let range = shard_range(vocab, shards, index);
             let options = LoadOptions { quantization: Some(Quantization::W8a8), ..LoadOptions::default() };
             let a = source.shard(range.clone(), vocab, &options).unwrap();
             let b = int8.shard(range, vocab, &options).unwrap();
             prop_assert_eq!(a.bias(), b.bias());
-            let (Matrix::I8 { values: a, scales: s }, Matrix::I8 { values: b, scales: t }) = (a.matrix(), b.matrix())
-            else { panic!("both are int8") };
+            let (a, b) = (a.matrix(), b.matrix());
+            let (Matrix::I8 { values: a, scales: s }, Matrix::I8 { values: b, scales: t }) = (a, b) else {
+                panic!("both are int8")
+            };
             prop_assert_eq!((&a[..], s), (&b[..], t));
         }
     }
 }
 
-/// Several tasks on several threads: the first bad row is the one that is named, and nothing depends on the threads.
+/// Several tasks on several threads: the first bad row is the one that is named, and nothing depends on the
+/// threads.
 #[test]
 fn the_first_row_that_is_not_finite_is_named() {
     let (rows, hidden) = (300, 20_001);

@@ -92,7 +92,8 @@ fn words_that_compressed_tensors_packed() {
     }
 }
 
-/// For each folder `NAME` beside a `NAME.truth` in `$LMHEAD_FOLDERS`: the head, dequantised, equals the tensor `truth`.
+/// For each folder `NAME` beside a `NAME.truth` in `$LMHEAD_FOLDERS`: the head, dequantised, equals the
+/// tensor `truth`.
 #[test]
 #[ignore = "needs folders that transformers or compressed-tensors saved; set LMHEAD_FOLDERS"]
 fn folders_that_other_programs_saved() {

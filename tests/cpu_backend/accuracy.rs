@@ -78,7 +78,8 @@ fn check_accuracy(case: &Case, data: Data, backend: &CpuBackend) {
 /// Hidden sizes of real models, and one that is a multiple of nothing.
 #[test]
 fn real_hidden_sizes() {
-    // On AVX-512: one tile that weights go straight to; two (of W8A16: panels); one, the largest of W8A16 in bf16; panels.
+    // On AVX-512: one tile that weights go straight to; two (of W8A16: panels); one, the largest of W8A16 in
+    // bf16; panels.
     let sizes = [(5, 7168), (17, 2880), (10, 4097), (24, 2880)];
     for (kind, (rows, hidden)) in KINDS.iter().flat_map(|&kind| sizes.map(|size| (kind, size))) {
         let case = Case::new(kind, rows, hidden, 70, Data::Gaussian, hidden as u64);

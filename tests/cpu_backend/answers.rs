@@ -1,5 +1,5 @@
-//! Whole steps of W8A8 heads: the answers have the same bits whatever instruction set a rank computes with, so that ranks of one group
-//! may differ in theirs.
+//! Whole steps of W8A8 heads: the answers have the same bits whatever instruction set a rank computes with,
+//! so that ranks of one group may differ in theirs.
 
 use crate::cases::{backend, isas};
 use lmhead::adjust::Adjustments;
@@ -166,13 +166,16 @@ proptest! {
     #[test]
     fn w8a8_answers_have_the_same_bits_on_every_pair_of_instruction_sets(
         dtype in select(vec![DType::F32, DType::F16, DType::Bf16]),
-        vocab in prop_oneof![65usize..400, 1101usize..1300], tail in 1usize..64, whole_numbers in any::<bool>(),
-        bias in any::<bool>(), softcap in prop::option::of(1f32..40.0), scale in select(vec![1.0f32, 0.0625, -2.5]),
+        vocab in prop_oneof![65usize..400, 1101usize..1300], tail in 1usize..64,
+        whole_numbers in any::<bool>(),
+        bias in any::<bool>(), softcap in prop::option::of(1f32..40.0),
+        scale in select(vec![1.0f32, 0.0625, -2.5]),
         seed in any::<u64>(),
     ) {
         let job = Job::new(dtype, vocab, 1024 + tail, whole_numbers, Epilogue { bias, softcap, scale }, seed);
         let backends: Vec<_> = isas().into_iter().map(|isa| Arc::new(backend(isa, 2))).collect();
-        let fingerprints: Vec<String> = backends.iter().map(|backend| backend.fingerprint(job.types())).collect();
+        let fingerprints: Vec<String> =
+            backends.iter().map(|backend| backend.fingerprint(job.types())).collect();
         prop_assert!(fingerprints.iter().all(|one| *one == fingerprints[0]), "{fingerprints:?}");
         for request in job.requests() {
             let want = job.run([&backends[0]; 2], &request);

@@ -36,8 +36,8 @@ fn each_number_of_rows_gives_a_row_the_same_bits() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// One whole batch on one thread, against the same rows alone, in other batches, repeated, in other orders,
-    /// by index and compacted, on other thread counts, and with the vocabulary cut into shards.
+    /// One whole batch on one thread, against the same rows alone, in other batches, repeated, in other
+    /// orders, by index and compacted, on other thread counts, and with the vocabulary cut into shards.
     #[test]
     fn a_row_s_bits_depend_on_nothing_around_it(
         kind in kinds(), (rows, hidden, vocab) in shapes(), data in data(), epilogue in epilogues(),

@@ -25,7 +25,8 @@ proptest! {
             let mut numbers = Numbers(seed ^ 1);
             case.bias = Some((0..vocab).map(|_| numbers.gaussian()).collect());
         }
-        let want: Vec<u32> = (0..rows).flat_map(|row| w8a8_by_the_word(&case, row)).map(f32::to_bits).collect();
+        let want: Vec<u32> =
+            (0..rows).flat_map(|row| w8a8_by_the_word(&case, row)).map(f32::to_bits).collect();
         for isa in isas() {
             prop_assert_eq!(&case.bits(backends_of(isa).last().unwrap()), &want, "{}", isa);
         }

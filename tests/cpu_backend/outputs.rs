@@ -37,7 +37,8 @@ proptest! {
                         (&bytemuck::cast_slice(&parts[i])[row * stride..][..stride], &*shards[i])
                     };
                     let mut partial = merged(spec, &[part(0), part(1)]);
-                    let logits: Vec<f32> = want[row * vocab..][..vocab].iter().map(|&b| f32::from_bits(b)).collect();
+                    let logits: Vec<f32> =
+                        want[row * vocab..][..vocab].iter().map(|&b| f32::from_bits(b)).collect();
                     let mut sorted: Vec<Candidate> =
                         logits.iter().zip(0..).map(|(&value, id)| Candidate { value, id }).collect();
                     sorted.sort_by(|a, b| b.value.partial_cmp(&a.value).unwrap());
@@ -104,7 +105,8 @@ proptest! {
         let mut case = Case::new(plain(DType::F32), rows, 1, vocab, Data::Gaussian, 1);
         let at = at.index(rows * vocab);
         // One column: a row's value times that of the id.
-        case.x = row_bytes(DType::F32, &(0..rows).map(|row| f32::from(row == at / vocab)).collect::<Vec<_>>());
+        let x: Vec<f32> = (0..rows).map(|row| f32::from(row == at / vocab)).collect();
+        case.x = row_bytes(DType::F32, &x);
         case.w = vec![1.0; vocab];
         case.w[at % vocab] = value;
         let shard = case.shard(0..vocab);

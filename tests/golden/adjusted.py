@@ -1,8 +1,9 @@
 """Golden files of adjusted logits and logprobs: `make.py` writes them to `adjusted/`, beside its own.
 
-Raw logits are sums of small integers, exact in f32. Penalties are vLLM's `apply_penalties` over whole rows, from lists of prompt and
-output tokens, one elementwise IEEE f32 operation of NumPy at a time: the expected logits are exact, bit for bit but for the sign of
-zero. Logprobs come from them by `decimal` (`epilogue.logsumexp`). Nothing here is taken from the Rust code.
+Raw logits are sums of small integers, exact in f32. Penalties are vLLM's `apply_penalties` over whole rows,
+from lists of prompt and output tokens, one elementwise IEEE f32 operation of NumPy at a time: the expected
+logits are exact, bit for bit but for the sign of zero. Logprobs come from them by `decimal`
+(`epilogue.logsumexp`). Nothing here is taken from the Rust code.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ F32 = np.float32
 
 def bin_counts(tokens: list[list[int]], vocab: int) -> np.ndarray:
     """`get_token_bin_counts_and_mask` of vLLM: how often each id occurs in each row's list."""
-    return np.array([np.bincount(np.array(t, dtype=np.int64), minlength=vocab) for t in tokens]).reshape(-1, vocab)
+    rows = [np.bincount(np.array(t, dtype=np.int64), minlength=vocab) for t in tokens]
+    return np.array(rows).reshape(-1, vocab)
 
 
 def apply_penalties(

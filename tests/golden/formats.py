@@ -69,7 +69,8 @@ def f32_to_f16_bits(values: np.ndarray) -> np.ndarray:
     sign, exponent, mantissa = bits >> 31, (bits >> 23) & 255, bits & 0x7FFFFF
     assert (exponent < 127 + 16).all(), "too large for a half"
     normal = round_shift(((np.maximum(exponent, 113) - 112) << 23) | mantissa, 13)
-    shift = np.clip(126 - exponent, 14, 40)  # value = (2^23 + mantissa) * 2^(exponent - 150), in units of 2^-24
+    # value = (2^23 + mantissa) * 2^(exponent - 150), in units of 2^-24
+    shift = np.clip(126 - exponent, 14, 40)
     subnormal = round_shift(mantissa | (1 << 23), shift)
     return ((sign << 15) | np.where(exponent >= 113, normal, subnormal)).astype(np.uint16)
 

@@ -131,5 +131,6 @@ def raw_w8a8(case: Case, weights: Weights) -> Raw:
     bound = []
     for row, s in zip(magnitudes, s_x, strict=True):
         good = np.isfinite(s)
-        bound.append([int(m) * Fraction(float(s)) * w if good else NAN for m, w in zip(row, s_w, strict=True)])
+        pairs = zip(row, s_w, strict=True)
+        bound.append([int(m) * Fraction(float(s)) * w if good else NAN for m, w in pairs])
     return Raw(values, bound, raw, q, s_x)

@@ -1,5 +1,5 @@
-//! Every way to break the contract ends in the named error on every rank, well within the deadline, and the head refuses to go on
-//! until it is rebuilt.
+//! Every way to break the contract ends in the named error on every rank, well within the deadline, and the
+//! head refuses to go on until it is rebuilt.
 
 mod creation;
 mod endings;
@@ -50,7 +50,8 @@ fn good_step(head: &mut LmHead) -> Result<Answer> {
     step(head, RowCounts::exact(&[ROWS; SIZE]), Request::argmax(), ROWS)
 }
 
-/// Runs `break_it` on rank 1 and good steps on the others after one good step of all; returns every rank's error.
+/// Runs `break_it` on rank 1 and good steps on the others after one good step of all; returns every rank's
+/// error.
 fn broken(config: &HeadConfig, break_it: impl Fn(&mut LmHead) -> Result<Answer> + Sync) -> Vec<Error> {
     let began = Instant::now();
     let errors = each_rank(SIZE, |me, exchange| {

@@ -1,4 +1,5 @@
-//! The whole way on the CPU: the property of `lmhead_testkit::end_to_end`, broken rows, and the bytes that cross.
+//! The whole way on the CPU: the property of `lmhead_testkit::end_to_end`, broken rows, and the bytes that
+//! cross.
 
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;
@@ -29,7 +30,8 @@ proptest! {
     }
 }
 
-/// Rows with NaN or infinity are marked and answered −1 and NaN; the others, in the same step, keep their bits.
+/// Rows with NaN or infinity are marked and answered −1 and NaN; the others, in the same step, keep their
+/// bits.
 #[test]
 fn broken_rows_do_not_disturb_the_others() {
     for quantization in [Quantization::None, Quantization::W8a8, Quantization::W8a16] {

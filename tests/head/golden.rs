@@ -1,5 +1,6 @@
-//! The golden files: inputs and expected outputs that `tests/golden/make.py` computed in exact arithmetic from formulas of its own.
-//! Every case runs on one rank and on groups of 2 and 5, and is compared as `tests/golden/README.md` says.
+//! The golden files: inputs and expected outputs that `tests/golden/make.py` computed in exact arithmetic
+//! from formulas of its own. Every case runs on one rank and on groups of 2 and 5, and is compared as
+//! `tests/golden/README.md` says.
 
 use lmhead::config::Quantization;
 use lmhead::dtype::DType;

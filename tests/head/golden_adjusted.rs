@@ -1,4 +1,5 @@
-//! The golden files of `tests/golden/adjusted`: masks, additions, penalties and logprobs that NumPy computed over whole rows.
+//! The golden files of `tests/golden/adjusted`: masks, additions, penalties and logprobs that NumPy computed
+//! over whole rows.
 
 use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
 use lmhead::config::HeadConfig;

@@ -1,4 +1,5 @@
-//! Requests, on the CPU: the property of `lmhead_testkit::requests`, ranks that disagree, bad input, and what crosses between ranks.
+//! Requests, on the CPU: the property of `lmhead_testkit::requests`, ranks that disagree, bad input, and what
+//! crosses between ranks.
 
 use lmhead::adjust::Adjustments;
 use lmhead::config::{Quantization, Verify};
@@ -37,7 +38,8 @@ fn small() -> TestHead {
     TestHead::random(512, 8, DType::F32, Quantization::None, 5)
 }
 
-/// Runs a step on each rank of [`SIZE`]; `own` gives the mask that the rank brings, `announced` whether it says so.
+/// Runs a step on each rank of [`SIZE`]; `own` gives the mask that the rank brings, `announced` whether it
+/// says so.
 fn masked_steps(
     verify: Verify,
     request: Request,
@@ -238,7 +240,8 @@ fn the_memory_of_a_chunk_is_kept_for_any_number_of_rows() {
         let step = head.step(RowCounts::exact(&[3000, 1]), &Request::logprobs(1)).unwrap();
         step.run_with(hidden, &RowInputs { targets: Some(&targets), ..RowInputs::default() }).unwrap()
     });
-    // A row is (1024 logits + 8 hidden states) x 4 bytes and 168 for candidates: 232 to a chunk, rank 1's one row in the first.
+    // A row is (1024 logits + 8 hidden states) x 4 bytes and 168 for candidates: 232 to a chunk, rank 1's one
+    // row in the first.
     let chunks = 3001usize.div_ceil(232) as u32;
     for answer in &answers {
         assert_eq!(answer.stats.rounds, 2 + 3 * chunks);

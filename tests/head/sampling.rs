@@ -1,5 +1,6 @@
-//! Sampled tokens: how often each is drawn, on what it may not depend, the rounds it takes, and what is refused.
-//! That a token is the one that the definition gives over full logits, at any sharding, is tested with the other requests in `requests.rs`.
+//! Sampled tokens: how often each is drawn, on what it may not depend, the rounds it takes, and what is
+//! refused. That a token is the one that the definition gives over full logits, at any sharding, is tested
+//! with the other requests in `requests.rs`.
 
 use crate::contract::hooked::{When, hooked};
 use lmhead::config::{HeadConfig, Quantization, Verify};
@@ -32,7 +33,8 @@ fn head_with(logits: &[f32]) -> TestHead {
     }
 }
 
-/// Draws one token for each of `params` from the same logits, on `size` ranks that share the rows and the head; with it the stats of rank 0.
+/// Draws one token for each of `params` from the same logits, on `size` ranks that share the rows and the
+/// head; with it the stats of rank 0.
 fn draw(logits: &[f32], size: usize, params: &[SamplingParams]) -> (Vec<i64>, lmhead::result::StepStats) {
     draw_from(&head_with(logits), size, params)
 }
@@ -148,7 +150,8 @@ fn tokens_of_neighbouring_positions_seeds_and_ids_are_independent() {
             "{name}: chi-square {statistic:.1} with {degrees} degrees of freedom"
         );
     }
-    // Noise of one row: with all logits equal, each id is the largest equally often, whatever words of a counter they share.
+    // Noise of one row: with all logits equal, each id is the largest equally often, whatever words of a
+    // counter they share.
     let logits = vec![-3.5f32; 70];
     let rows: Vec<SamplingParams> = (0..DRAWS as u64).map(|n| at((n ^ 0xabcd, 3))).collect();
     let mut counts = vec![0; 70];
@@ -293,7 +296,8 @@ fn ranks_search_by_the_same_digits_in_every_mode_and_layout() {
     }
 }
 
-/// One step of a group of dp 2 x tp 2 on vocabulary 300, 2 rows a replica; `own` gives each rank's parameters.
+/// One step of a group of dp 2 x tp 2 on vocabulary 300, 2 rows a replica; `own` gives each rank's
+/// parameters.
 fn four_ranks(
     verify: Verify,
     counts: fn(usize) -> RowCounts,
@@ -379,7 +383,8 @@ fn in_capacity_mode_tensor_parallel_ranks_see_each_others_headers_with_the_param
     let plain = |_: usize| Some(vec![SamplingParams::default(); 2]);
     for answer in four_ranks(Verify::Always, |_| RowCounts::capacity(3, 2), plain) {
         let stats = answer.unwrap().stats;
-        // Padded rows of the one peer of the same tp index; headers and parameters, then candidates, of all three others.
+        // Padded rows of the one peer of the same tp index; headers and parameters, then candidates, of all
+        // three others.
         let bytes = (HEADER_BYTES as u64 + 3 * 8 * 4) + 3 * (HEADER_BYTES as u64 + 2 * 32) + 3 * 2 * 8;
         assert_eq!((stats.rounds, stats.bytes_received), (3, bytes));
     }
@@ -402,7 +407,8 @@ fn damaged(inner: Arc<dyn Exchange>, operation: Operation, seed: u64) -> Arc<dyn
     })
 }
 
-/// What a peer of another version, or with broken memory, may send: an error or an answer within the vocabulary, never a panic.
+/// What a peer of another version, or with broken memory, may send: an error or an answer within the
+/// vocabulary, never a panic.
 #[test]
 fn damaged_bytes_neither_panic_nor_leave_the_vocabulary() {
     let test = TestHead::random(300, 8, DType::F32, Quantization::None, 3);
@@ -465,8 +471,8 @@ fn a_vocabulary_whose_masses_would_overflow_at_full_precision_is_sampled() {
     }
 }
 
-/// The shard with the infinite logit has the largest of the others too, of which the other shards then do not know. Behind the smaller
-/// head's ids there are shards without any, whose largest logit is minus infinity.
+/// The shard with the infinite logit has the largest of the others too, of which the other shards then do not
+/// know. Behind the smaller head's ids there are shards without any, whose largest logit is minus infinity.
 #[test]
 fn a_row_that_is_not_finite_in_one_shard_has_no_token_whatever_the_filters_and_ends_no_step() {
     let plain = SamplingParams::default();
@@ -543,12 +549,17 @@ fn parameters_for_another_request_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Noise is not a function of anything but seed, position and id: any two rows with the same of these and the same logits agree.
+    /// Noise is not a function of anything but seed, position and id: any two rows with the same of these and
+    /// the same logits agree.
     #[test]
     fn a_token_is_the_same_at_any_group_size_and_beside_any_rows(
-        logits in prop::collection::vec(prop_oneof![-8f32..8.0, prop::sample::select(vec![-1f32, 0.0, 2.0])], 1..200),
+        logits in prop::collection::vec(
+            prop_oneof![-8f32..8.0, prop::sample::select(vec![-1f32, 0.0, 2.0])],
+            1..200,
+        ),
         sizes in (1usize..6, 1usize..6), others in 0usize..6, seed: u64, position: u64,
-        temperature in prop::sample::select(vec![0.0f32, 0.2, 1.0, 3.0]), top_k in 0usize..30, top_p in 0.05f32..=1.0, min_p in 0f32..0.3,
+        temperature in prop::sample::select(vec![0.0f32, 0.2, 1.0, 3.0]), top_k in 0usize..30,
+        top_p in 0.05f32..=1.0, min_p in 0f32..0.3,
         which in 0usize..8,
     ) {
         let on = |bit: usize| which >> bit & 1 == 1;

@@ -293,8 +293,8 @@ fn a_rank_that_ends_is_lost_at_once() {
     }
 }
 
-/// Before, inside and after a collective. Sockets close with their process; MPI tells nobody, and the deadline
-/// passes.
+/// Before, inside and after a collective. Sockets close with their process; MPI tells nobody, and the
+/// deadline passes.
 #[test]
 fn a_rank_that_is_killed_around_a_collective_is_named_by_all_others() {
     for name in [

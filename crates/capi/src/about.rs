@@ -54,7 +54,7 @@ pub unsafe extern "C" fn lmhead_abi() -> i32 {
     sys::LMHEAD_ABI as i32
 }
 
-/// Of the package; the header's numbers are held to it by a test.
+/// The version of the package. A test compares the header's numbers with it.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
 
 #[unsafe(no_mangle)]
@@ -115,14 +115,14 @@ struct Logger {
     user: *mut c_void,
 }
 
-// SAFETY: the engine's own, which it says may be used from any thread.
+// SAFETY: the engine's function and pointer, which it promises may be used from any thread.
 unsafe impl Send for Logger {}
 // SAFETY: as above.
 unsafe impl Sync for Logger {}
 
-/// Read while the engine's function runs: whoever ends the log waits for it.
+/// Locked for reading while the engine's function runs, so that replacing or removing the log waits for it.
 static LOGGER: RwLock<Option<Logger>> = RwLock::new(None);
-/// 0 where there is none: asked without the lock.
+/// The highest level that is logged, 0 without a log; read without the lock.
 static MOST: AtomicI32 = AtomicI32::new(0);
 
 #[unsafe(no_mangle)]
@@ -135,7 +135,7 @@ pub unsafe extern "C" fn lmhead_set_log(log: Option<Log>, user: *mut c_void, max
 pub const WARNING: i32 = 2;
 pub const INFORMATION: i32 = 3;
 
-/// Tells the engine's log, where there is one.
+/// Writes to the engine's log, where there is one.
 pub fn log(level: i32, text: &str) {
     if level > MOST.load(Ordering::Acquire) {
         return;

@@ -1,4 +1,4 @@
-//! Where the arithmetic runs.
+//! Backends: where the arithmetic runs.
 
 use crate::boundary::{Outcome, argument, call, call_silently, place};
 use crate::handles;
@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 pub struct Backend {
     pub backend: Arc<dyn lmhead::backend::Backend>,
-    /// Makes what transports of its device's memory wait with; none on the host.
+    /// Makes the marks with which transports of the device's memory wait for streams; `None` on the host.
     marks: Option<Box<dyn Fn() -> Arc<dyn StreamMarks> + Send + Sync>>,
 }
 
 impl Backend {
-    /// Marks for one member of a device transport.
+    /// Stream marks for one member of a device transport.
     pub fn marks(&self) -> Outcome<Arc<dyn StreamMarks>> {
         let marks = self.marks.as_ref().ok_or_else(|| {
             let fix = "leave it NULL for a transport of host memory";

@@ -1,4 +1,4 @@
-//! What a call from C goes through: a panic becomes a status, an error is kept for `lmhead_last_error`.
+//! The boundary of every call from C: a panic becomes a status, an error is kept for `lmhead_last_error`.
 
 use crate::sys::{self, lmhead_status};
 use lmhead::Error;
@@ -12,7 +12,7 @@ use std::sync::Once;
 #[derive(Debug)]
 pub enum Failure {
     Library(Error),
-    /// Arguments that no call could take: what was wanted, what came, what to do.
+    /// Arguments that no call could take. The text says what was wanted, what came, what to do.
     Argument(String),
 }
 
@@ -24,7 +24,7 @@ impl From<Error> for Failure {
 
 pub type Outcome<T = ()> = Result<T, Failure>;
 
-/// The failure of an argument: `what` is the parameter or the field.
+/// A failure because of an argument; `what` is the parameter or the field.
 pub fn argument(
     what: &str,
     wanted: impl std::fmt::Display,
@@ -36,23 +36,23 @@ pub fn argument(
 
 #[derive(Default)]
 struct Last {
-    /// Ends in a zero.
+    /// Ends in a zero byte.
     text: Vec<u8>,
     ranks: Vec<i64>,
 }
 
 thread_local! {
     static LAST: RefCell<Last> = RefCell::default();
-    /// This thread is in a call: its panics are answered, not printed.
+    /// Whether this thread is in a call: its panics then become a status and are not printed.
     static IN_CALL: Cell<bool> = const { Cell::new(false) };
-    /// Where it panicked, and what was said.
+    /// The message and place of this thread's last panic in a call.
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 /// Runs the body of a function of the interface.
 pub fn call(body: impl FnOnce() -> Outcome) -> lmhead_status {
     silence_own_panics();
-    // A callback of the engine's may have called from within a call.
+    // Calls may be nested: a callback of the engine may have made this one.
     let outer = IN_CALL.replace(true);
     let done = catch_unwind(AssertUnwindSafe(body));
     IN_CALL.set(outer);
@@ -75,7 +75,7 @@ pub fn call(body: impl FnOnce() -> Outcome) -> lmhead_status {
     }
 }
 
-/// The same for functions without a status: what fails goes to the log.
+/// `call` for functions without a status: a failure is logged.
 pub fn call_silently(what: &str, body: impl FnOnce() -> Outcome) {
     if call(body) != sys::LMHEAD_OK as lmhead_status {
         LAST.with_borrow(|last| {
@@ -85,7 +85,8 @@ pub fn call_silently(what: &str, body: impl FnOnce() -> Outcome) {
     }
 }
 
-/// A panic in a call prints nothing; other threads' panics do as they did.
+/// Installs a panic hook, once: panics in a call are kept and not printed, all others go to the hook that was
+/// there before.
 fn silence_own_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -112,27 +113,27 @@ fn words_of(payload: &(dyn Any + Send)) -> &str {
 fn remember(text: &str, ranks: &[usize]) {
     LAST.with_borrow_mut(|last| {
         last.text.clear();
-        // A zero within would end it early.
+        // A zero byte inside would end the C string early.
         last.text.extend(text.bytes().filter(|byte| *byte != 0).chain([0]));
         last.ranks.clear();
         last.ranks.extend(ranks.iter().map(|rank| *rank as i64));
     });
 }
 
-/// The latest error of this thread, which stays until its next.
+/// The last error of this thread. Valid until the thread's next error.
 pub fn last_error() -> *const c_char {
     LAST.with_borrow(|last| if last.text.is_empty() { c"".as_ptr() } else { last.text.as_ptr().cast() })
 }
 
-/// The ranks that it names.
+/// Passes the ranks that the last error names to `look`.
 pub fn with_last_ranks<T>(look: impl FnOnce(&[i64]) -> T) -> T {
     LAST.with_borrow(|last| look(&last.ranks))
 }
 
-/// A string of C's.
+/// A C string as `&str`; `None` for null.
 ///
 /// # Safety
-/// Null, or a string that ends in a zero and lives for `'a`.
+/// `string` must be null, or end in a zero byte and live for `'a`.
 pub unsafe fn text<'a>(what: &str, string: *const c_char) -> Outcome<Option<&'a str>> {
     if string.is_null() {
         return Ok(None);
@@ -145,16 +146,16 @@ pub unsafe fn text<'a>(what: &str, string: *const c_char) -> Outcome<Option<&'a 
     }
 }
 
-/// A reference to what C points to.
+/// A reference to what C points to; refuses null and misaligned pointers.
 ///
 /// # Safety
-/// Null, or aligned and pointing to a `T` that lives and stays as it is for `'a`.
+/// Unless `pointer` is null or misaligned, it must point to a `T` that lives and does not change for `'a`.
 pub unsafe fn given<'a, T>(what: &str, pointer: *const T) -> Outcome<&'a T> {
-    // SAFETY: the caller's promise; alignment is looked at.
+    // SAFETY: the caller's promise; `checked` refuses null and misaligned pointers.
     checked(what, pointer).map(|pointer| unsafe { &*pointer })
 }
 
-/// A place for an answer.
+/// Checks a pointer to a place for an answer: neither null nor misaligned.
 pub fn place<T>(what: &str, pointer: *mut T) -> Outcome<*mut T> {
     checked(what, pointer.cast_const()).map(<*const T>::cast_mut)
 }
@@ -175,7 +176,7 @@ mod tests {
     use super::*;
 
     fn said() -> String {
-        // SAFETY: a string of this thread's, copied at once.
+        // SAFETY: a string of this thread, which is copied at once.
         unsafe { CStr::from_ptr(last_error()) }.to_str().expect("UTF-8").into()
     }
 
@@ -187,7 +188,7 @@ mod tests {
         assert!(
             text.starts_with("a bug of this library: the shard is gone (") && text.contains("boundary.rs:")
         );
-        // What a call leaves is the next one's only where that fails, too.
+        // A call that succeeds keeps the last error as it is.
         assert_eq!(call(|| Ok(())), 0);
         assert_eq!(said(), text);
         let number = call(|| Err(argument("k", "1", 0, "ask for one")));

@@ -1,4 +1,4 @@
-//! Bytes between the members of a group.
+//! Exchanges: what connects the members of a group.
 
 use crate::backend::Backend;
 use crate::boundary::{Outcome, argument, call, call_silently, place};
@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 pub struct Endpoint(pub Arc<dyn Exchange>);
 
-/// Members that are threads of one process: what they keep of each other grows with the square.
+/// The most members that may be threads of one process: their memory grows with the square of the number.
 const MOST_THREADS: usize = 4096;
 
 #[unsafe(no_mangle)]
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn lmhead_exchange_nccl(
 }
 
 /// # Safety
-/// Null, or an `ncclComm_t` as the header says.
+/// `nccl_comm` must be null, or an `ncclComm_t` as the header says.
 #[cfg(feature = "nccl")]
 unsafe fn nccl(
     marks: Arc<dyn StreamMarks>,
@@ -139,7 +139,7 @@ pub unsafe extern "C" fn lmhead_exchange_free(endpoint: *mut lmhead_exchange) {
     call_silently("lmhead_exchange_free", || handles::free::<Endpoint>("endpoint", endpoint));
 }
 
-/// [`Operation::name`] with a zero at its end; a test compares them.
+/// [`Operation::name`] as a C string; a test compares the two.
 fn c_name(operation: Operation) -> &'static std::ffi::CStr {
     match operation {
         Operation::Create => c"creation of the head",

@@ -33,16 +33,17 @@ pub unsafe extern "C" fn lmhead_group_ranks(
         let layout =
             ParallelLayout { dp: count("dp", dp)?, tp: count("tp", tp)?, pp: count("pp", pp)?, order };
         let size = match i32::try_from(tp_size) {
-            // The tensor-parallel size, which is 1 where there is none: what `auto` is without a cost model.
+            // Without a cost model `auto` is the tensor-parallel size, too: both are 1 without tensor
+            // parallelism.
             Ok(sys::LMHEAD_TP_SIZE_TENSOR_PARALLEL | AUTO) => layout.tp,
             _ => count("tp_size", tp_size)?,
         };
         let rank = count("rank", rank)?;
         layout.check_group_size(size)?;
         let is_last_stage = layout.coordinates(rank)?.pp + 1 == layout.pp;
-        // SAFETY: a place of the caller's, which holds the capacity.
+        // SAFETY: a place of the caller's, in which it has put the capacity.
         let capacity = count("n", unsafe { n.read() })?;
-        // Before a list is made that the caller has no room for.
+        // Checked before making a list, perhaps a long one, that the caller has no room for.
         if is_last_stage && capacity < size {
             let wanted = format!("room for the {size} ranks of the group");
             return Err(argument("n", wanted, capacity, "dp * tp is always enough"));

@@ -1,8 +1,8 @@
-//! What was made, by number: a handle is no address, so that one that was freed, is of another kind or was
-//! made before a fork is told from those that are good.
+//! Handles are numbers, not addresses: so a handle that was freed, is of another kind, or was made before a
+//! fork can be told from a valid one.
 //!
-//! Numbers are never used again. A slot is found without a lock, and its owner is looked at before its lock
-//! is taken: in a forked process a lock may be held by a thread that is not there.
+//! Numbers are never reused. A slot is found without a lock, and its owner is checked before its lock is
+//! taken: in a forked process the lock may be held by a thread that does not exist there.
 
 use crate::backend::Backend;
 use crate::boundary::{Outcome, argument};
@@ -15,13 +15,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// No address of a program: its high bits are not all alike.
+/// The base of all handles. No program has such addresses, since the high bits are not all equal.
 const MARK: usize = 0x6c6d_0000_0000_0000;
 
 const CHUNK: usize = 256;
 const CHUNKS: usize = 4096;
 
-/// Anything that C holds.
+/// Anything that a handle stands for.
 enum Thing {
     Backend(Arc<Backend>),
     Weights(Arc<Weights>),
@@ -40,7 +40,7 @@ impl Thing {
     }
 }
 
-/// One kind of what C holds.
+/// A kind of things that handles stand for.
 pub trait Kind: Sized {
     const NAME: &'static str;
     /// The header's name of the handle.
@@ -74,16 +74,16 @@ kind!(Endpoint, "exchange", lmhead_exchange);
 kind!(Head, "head", lmhead_head);
 
 struct Slot {
-    /// The process that made it; 0 before that.
+    /// The process that made the thing; 0 while there is none yet.
     owner: AtomicU32,
-    /// Nothing once it was freed.
+    /// `None` after the thing was freed.
     thing: Mutex<Option<Thing>>,
 }
 
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 static SLOTS: [AtomicPtr<[Slot; CHUNK]>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS];
 
-/// The slot of that number, where its chunk was made.
+/// The slot with this number; `None` where its chunk does not exist yet.
 fn slot(number: usize) -> Option<&'static Slot> {
     let chunk = SLOTS.get(number / CHUNK)?.load(Ordering::Acquire);
     // SAFETY: null, or a chunk that is never freed.
@@ -122,7 +122,7 @@ pub fn keep<K: Kind>(thing: K) -> Outcome<*mut K::Handle> {
     Ok(ptr::without_provenance_mut(MARK + number))
 }
 
-/// The slot of a handle that this process has made.
+/// The slot of a handle; refuses handles that this process has not made.
 fn owned(what: &str, handle: *const impl fmt::Debug) -> Outcome<&'static Slot> {
     let fix = "pass what this library has made, before it is freed";
     if handle.is_null() {
@@ -156,7 +156,7 @@ fn wrong(what: &str, name: &str, found: Option<&Thing>) -> crate::boundary::Fail
     )
 }
 
-/// What the handle stands for.
+/// The thing that a handle stands for.
 pub fn get<K: Kind>(what: &str, handle: *const K::Handle) -> Outcome<Arc<K>>
 where
     K::Handle: fmt::Debug,
@@ -169,7 +169,7 @@ where
     }
 }
 
-/// Lets go of what the handle stands for. Null is nothing to free.
+/// Frees the thing that a handle stands for. Null is ignored.
 pub fn free<K: Kind>(what: &str, handle: *mut K::Handle) -> Outcome
 where
     K::Handle: fmt::Debug,
@@ -183,7 +183,7 @@ where
         return Err(wrong(what, K::NAME, thing.as_ref()));
     }
     let freed = thing.take();
-    // What it does at its end is its own: the lock is for the slot.
+    // Unlocks the slot first: dropping the thing may take long, and may call back.
     drop(thing);
     drop(freed);
     Ok(())

@@ -1,4 +1,4 @@
-//! One member's head: created, planned, prepared, run, asked, freed.
+//! One member's head: the functions that create, plan, prepare, run, query and free it.
 
 use crate::about::{INFORMATION, log, owned};
 use crate::backend::Backend;
@@ -27,13 +27,13 @@ use std::time::Duration;
 
 pub struct Head {
     running: Mutex<Running>,
-    /// Why the head refuses steps, as its last call has left it: asked while another call runs.
+    /// Why the head refuses steps, after its last call; can be read while another call runs.
     poisoned: Mutex<Option<String>>,
     aborts: AbortHandle,
     recorder: FlightRecorder,
 }
 
-/// What one thread at a time uses.
+/// The parts that only one thread at a time may use.
 struct Running {
     head: LmHead,
     /// Memory of the backend, for workspaces.
@@ -45,7 +45,7 @@ struct Running {
 }
 
 impl Head {
-    /// Keeps what a call has made of the head, for those who ask from other threads.
+    /// Copies the head's state after a call to where other threads can read it.
     fn note(&self, running: &Running) {
         let mut kept = self.poisoned.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.as_deref() != running.head.poisoned() {
@@ -53,11 +53,11 @@ impl Head {
         }
     }
 
-    /// The head, for a call of one thread.
+    /// Locks the head for a call; refuses a second call at the same time.
     fn lock(&self) -> Outcome<MutexGuard<'_, Running>> {
         match self.running.try_lock() {
             Ok(running) => Ok(running),
-            // The head knows for itself that a call of it has panicked.
+            // A call has panicked; the head itself remembers that and refuses further steps.
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => {
                 let fix = "step a head by one thread at a time, and not from its transport's callbacks";
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn lmhead_config_from_model(
     })
 }
 
-/// Keys that an `lmhead_config` has no field for: they must not be ignored.
+/// Refuses keys that have no field in an `lmhead_config`, so that they are not ignored silently.
 fn refuse_what_is_said_elsewhere(settings: &Settings) -> Outcome {
     let nothing = Settings::default();
     for (key, said, fix) in [
@@ -191,10 +191,10 @@ fn from_c(config: &lmhead_config, weights: &Weights) -> Outcome<HeadConfig> {
     })
 }
 
-/// The group, and its transport where it has one.
+/// The group and its transport. Without a group, a group of one rank.
 ///
 /// # Safety
-/// `group` is what the header says.
+/// `group` must be what the header says.
 unsafe fn members(
     group: *const lmhead_group,
     exchange: *const lmhead_exchange,
@@ -405,7 +405,7 @@ unsafe fn run(running: &mut Running, step: &lmhead_step, answer: &lmhead_answer)
     let ticket = head.begin(&counts.counts, &contract.request, contract.options)?;
     let (hidden, inputs, buffers) = match own {
         Ok(own) => own,
-        // The peers are in the step by now, or will be.
+        // The peers are in this step, or will be, so they must be told.
         Err(error) => return Err(head.fail(ticket, error).into()),
     };
     Ok(head.run_into(ticket, hidden, &inputs, buffers, on)?)
@@ -413,7 +413,7 @@ unsafe fn run(running: &mut Running, step: &lmhead_step, answer: &lmhead_answer)
 
 type OwnPart<'a> = (lmhead::HiddenRows<'a>, RowInputs<'a>, lmhead::result::AnswerBuffers<'a>);
 
-/// What the rank itself brings to a step.
+/// The rank's own rows, inputs and answer buffers of a step.
 ///
 /// # Safety
 /// As [`run`].
@@ -489,12 +489,12 @@ fn to_stats(size: usize, stats: &StepStats) -> lmhead_stats {
 pub unsafe extern "C" fn lmhead_async_status(head: *mut lmhead_head) -> lmhead_status {
     call(|| {
         let head = handles::get::<Head>("head", head)?;
-        // Without the lock of a call: one that runs must not be refused because somebody asks.
+        // Does not take the lock of a call: a query must not make a call at the same time fail.
         let poisoned = head.poisoned.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(cause) = poisoned {
             return Err(Error::Poisoned { cause }.into());
         }
-        // What was queued, or replayed by a graph, may have failed since.
+        // Work that was queued, or replayed by a graph, may have failed since.
         head.recorder.fault().map_or(Ok(()), |error| Err(error.into()))
     })
 }
@@ -586,7 +586,7 @@ pub unsafe extern "C" fn lmhead_rebuild(head: *mut lmhead_head) -> lmhead_status
     })
 }
 
-/// The header's structs that are part of others' layouts are as they were frozen.
+/// The header's structs that are embedded in others have the sizes that were frozen.
 const _: () = {
     assert!(size_of::<sys::lmhead_tensor>() == 48);
     assert!(size_of::<lmhead_group>() == 40);

@@ -1,14 +1,14 @@
 //! The C interface of lmhead: every function of `include/lmhead.h`, whose comments say what each does.
 //!
-//! * `boundary`: what a call from C goes through: panics caught, errors kept for `lmhead_last_error`.
-//! * `handles`: what was made, by number.
-//! * `structs`: structs that begin with their size, tensors and arrays, checked.
+//! * `boundary`: catches panics in calls from C, and keeps errors for `lmhead_last_error`.
+//! * `handles`: maps handles to what they stand for.
+//! * `structs`: checks structs that begin with their size, tensors and arrays.
 //! * `about`, `group`, `backend`, `weights`, `exchange`, `head`: the functions, in the order of the header.
-//! * `transport`: an engine's function table as the library's own trait.
-//! * `step`: an `lmhead_step` and an `lmhead_answer` as the library's own arguments.
+//! * `transport`: implements the library's transport trait for an engine's function table.
+//! * `step`: converts an `lmhead_step` and an `lmhead_answer` to the library's own arguments.
 //! * `sys`: the header, as bindgen reads it.
 //!
-//! Everything here sits on the library's public interface.
+//! Everything here uses only the library's public interface.
 #![allow(unsafe_code, reason = "pointers from C")]
 
 mod about;
@@ -25,7 +25,8 @@ pub mod sys;
 mod transport;
 mod weights;
 
-/// The functions have the types that the header declares: two functions of different types are no array.
+/// Checks at compile time that the functions have the types that the header declares: functions of different
+/// types cannot be in one array.
 const _: () = {
     let _ = [sys::lmhead_status_name, about::lmhead_status_name];
     let _ = [sys::lmhead_last_error, about::lmhead_last_error];

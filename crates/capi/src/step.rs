@@ -1,8 +1,8 @@
-//! An `lmhead_step` and an `lmhead_answer` as the library's own arguments.
+//! Converts an `lmhead_step` and an `lmhead_answer` to the library's own arguments.
 //!
-//! What no step could be (unknown numbers, negative sizes, a null pointer where there are rows) is an
-//! argument that is refused before the step begins. Whatever else does not fit is an error of the step: peers
-//! are told.
+//! Arguments that no step could have (unknown numbers, negative sizes, a null pointer where there are rows)
+//! are refused before the step begins. Anything else that does not fit is an error of the step, which the
+//! peers are told of.
 
 use crate::boundary::{Failure, Outcome, argument, call, given};
 use crate::structs::{Rows, array, count, dtype, memory, needed, span, span_mut};
@@ -107,7 +107,7 @@ fn request(step: &lmhead_step) -> Outcome<Request> {
             ));
         }
     };
-    // What a request does not look at is not ignored.
+    // A value that the request does not use is refused, not ignored.
     let takes_k = told || matches!(request, Request::TopK { .. });
     if k != 0 && !takes_k {
         let fix = "set LMHEAD_WITH_LOGPROBS where sampled tokens are to have logprobs";
@@ -125,7 +125,7 @@ fn request(step: &lmhead_step) -> Outcome<Request> {
     Ok(request)
 }
 
-/// Row counts of the last step, and the memory of a list for those of the next.
+/// The row counts of the last step, and a list whose memory is reused for the next.
 pub struct KeptCounts {
     pub counts: RowCounts,
     spare: Vec<usize>,
@@ -143,10 +143,10 @@ impl KeptCounts {
     }
 }
 
-/// Writes the step's row counts over those of the last step.
+/// Replaces the last step's row counts by this step's.
 ///
 /// # Safety
-/// `counts` is what the header says.
+/// `counts` must be what the header says.
 pub unsafe fn counts(step: &lmhead_step, rows: usize, replicas: usize, into: &mut KeptCounts) -> Outcome {
     match step.mode as u32 {
         sys::LMHEAD_ROWS_EXACT => {
@@ -175,7 +175,7 @@ pub unsafe fn counts(step: &lmhead_step, rows: usize, replicas: usize, into: &mu
     Ok(())
 }
 
-/// The most rows of any rank that steps of this kind have, for `lmhead_prepare`.
+/// The most rows that any rank brings to steps of this kind, for `lmhead_prepare`.
 ///
 /// # Safety
 /// As [`counts`].
@@ -204,7 +204,7 @@ pub unsafe fn most_rows(step: &lmhead_step, replicas: usize) -> Outcome<usize> {
 /// The rank's own rows.
 ///
 /// # Safety
-/// `hidden` and `indices` are what the header says.
+/// `hidden` and `indices` must be what the header says.
 pub unsafe fn hidden<'a>(
     step: &lmhead_step,
     contract: &Contract,
@@ -242,10 +242,10 @@ pub unsafe fn hidden<'a>(
     Ok(all.range(0..rows))
 }
 
-/// Fills `into` with how each row is sampled.
+/// Fills `into` with each row's sampling parameters.
 ///
 /// # Safety
-/// The arrays are what the header says.
+/// The arrays must be what the header says.
 pub unsafe fn sampling(from: &lmhead_sampling, rows: usize, into: &mut Vec<SamplingParams>) -> Outcome {
     into.clear();
     // SAFETY: as the caller says.
@@ -257,7 +257,7 @@ pub unsafe fn sampling(from: &lmhead_sampling, rows: usize, into: &mut Vec<Sampl
     }
 }
 
-/// Hands over how each row is sampled.
+/// Passes each row's sampling parameters to `take`.
 ///
 /// # Safety
 /// As [`sampling`].
@@ -320,7 +320,7 @@ pub unsafe extern "C" fn lmhead_sampling_check(from: *const lmhead_sampling, row
     })
 }
 
-/// What penalties are where C names none: as many as there are rows.
+/// Neutral penalties, for arrays that C leaves out; as many as there are rows.
 #[derive(Default)]
 pub struct Neutral {
     ones: Vec<f32>,
@@ -340,10 +340,10 @@ impl Neutral {
     }
 }
 
-/// What changes the logits of the rank's own rows.
+/// The adjustments of the rank's own rows.
 ///
 /// # Safety
-/// The arrays are what the header says.
+/// The arrays must be what the header says.
 pub unsafe fn adjustments<'a>(
     from: &lmhead_adjustments,
     rows: usize,
@@ -407,7 +407,7 @@ pub unsafe fn adjustments<'a>(
             repetition: repetition.unwrap_or(&neutral.ones[..rows]),
             frequency: frequency.unwrap_or(&neutral.zeros[..rows]),
             presence: presence.unwrap_or(&neutral.zeros[..rows]),
-            // A negative count is above what is legal, and refused there.
+            // As a u32, a negative count is too large, and `check` refuses it.
             counts: Counts { offsets, ids, counts: bytemuck::cast_slice(counts), in_prompt },
         })
     } else {
@@ -416,10 +416,10 @@ pub unsafe fn adjustments<'a>(
     Ok(Adjustments { allowed, additions, penalties })
 }
 
-/// What of the rank's own inputs lies in device memory.
+/// The rank's own inputs that are in device memory.
 ///
 /// # Safety
-/// The structs are what the header says, and their arrays are in that memory.
+/// The structs must be what the header says, and their arrays in that memory.
 pub unsafe fn device_inputs<'a>(
     step: &lmhead_step,
     contract: &Contract,
@@ -427,7 +427,7 @@ pub unsafe fn device_inputs<'a>(
 ) -> Outcome<DeviceInputs<'a>> {
     let (rows, memory) = (contract.rows, contract.memory);
     let mut inputs = DeviceInputs::default();
-    /// An array of so many elements, where there is one. Without elements it is one, too.
+    /// A span of `n` elements, which may be 0; `None` for a null pointer.
     fn some<'a, T>(memory: Memory, pointer: *const T, n: usize) -> Option<Span<'a>> {
         let bytes = n.saturating_mul(size_of::<T>());
         // SAFETY: as the caller says.
@@ -485,14 +485,14 @@ pub unsafe fn device_inputs<'a>(
             in_prompt: needed("adjustments.in_prompt", some(memory, from.in_prompt, n), n)?,
         });
     } else {
-        // Penalties of no ids change nothing.
+        // Penalties without ids change nothing.
         let entries = !(from.count_ids.is_null() && from.counts.is_null() && from.in_prompt.is_null());
         without_offsets("count", entries)?;
     }
     Ok(inputs)
 }
 
-/// Entries without offsets belong to no row: they are not passed over.
+/// Refuses entries without offsets: they belong to no row, and must not be ignored.
 fn without_offsets(what: &str, there_are_some: bool) -> Outcome {
     if !there_are_some {
         return Ok(());
@@ -501,11 +501,11 @@ fn without_offsets(what: &str, there_are_some: bool) -> Outcome {
     Err(argument(&what, "offsets of the entries that are given", "NULL", "pass [rows + 1] offsets"))
 }
 
-/// Offsets of `rows` rows, and the entries that they speak of. A negative one is too large, and refused as
-/// the others that do not ascend.
+/// The offsets of `rows` rows, and the number of entries. As a usize, a negative offset is too large, and is
+/// refused later like other offsets that do not ascend.
 ///
 /// # Safety
-/// Null, or `rows + 1` numbers.
+/// `pointer` must be null, or point to `rows + 1` numbers.
 unsafe fn offsets<'a>(what: &str, pointer: *const i64, rows: usize) -> Outcome<(&'a [usize], usize)> {
     // SAFETY: as the caller says.
     let offsets = unsafe { needed(what, pointer, rows.saturating_add(1))? };
@@ -516,7 +516,7 @@ unsafe fn offsets<'a>(what: &str, pointer: *const i64, rows: usize) -> Outcome<(
 /// The caller's memory for an answer.
 ///
 /// # Safety
-/// The buffers are what the header says, and nobody else uses them.
+/// The buffers must be what the header says, and used by nobody else.
 pub unsafe fn answer<'a>(
     answer: &lmhead_answer,
     contract: &Contract,
@@ -549,7 +549,7 @@ pub unsafe fn answer<'a>(
     }
 }
 
-/// Bytes and stride of the place for logits.
+/// Bytes and stride of the buffer for logits.
 fn logits(
     answer: &lmhead_answer,
     request: &Request,
@@ -578,10 +578,10 @@ fn logits(
     Ok((of.bytes, of.stride))
 }
 
-/// The workspace that the caller lends; none where there is none.
+/// The workspace that the caller lends, if any.
 ///
 /// # Safety
-/// The memory is there, and nobody else uses it until the stream has passed the step.
+/// The memory must be valid, and used by nobody else until the stream has passed the step.
 pub unsafe fn workspace<'a>(step: &lmhead_step, memory: Memory) -> Outcome<Option<SpanMut<'a>>> {
     if step.workspace.is_null() && step.workspace_bytes > 0 {
         let wanted = format!("{} bytes", step.workspace_bytes);

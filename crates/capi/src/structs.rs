@@ -1,4 +1,4 @@
-//! Structs that begin with their size, tensors and arrays, as C has them.
+//! Checks and reads what C passes: structs that begin with their size, tensors and arrays.
 
 use crate::boundary::{Outcome, argument};
 use crate::sys::{self, lmhead_tensor};
@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 /// A struct of the header that begins with its size.
 ///
 /// # Safety
-/// `repr(C)`, its first field a `usize`; all zeros are a value of it.
+/// The type must be `repr(C)` with a `usize` as its first field, and all zeros must be a valid value.
 pub unsafe trait Sized {
     const NAME: &'static str;
     /// Its size in the first version of the header that had it.
@@ -19,7 +19,7 @@ pub unsafe trait Sized {
 
 macro_rules! sized {
     ($($name:ident $first:literal),*) => { $(
-        // SAFETY: as the header has it: numbers and pointers after the size.
+        // SAFETY: the header declares numbers and pointers after the size.
         unsafe impl Sized for sys::$name {
             const NAME: &'static str = stringify!($name);
             const FIRST: usize = $first;
@@ -33,11 +33,11 @@ sized!(
     lmhead_needs 40
 );
 
-/// A struct of an older header is completed with zeros; one of a newer is taken where what is too much is
-/// zero.
+/// Reads a struct. One of an older header is completed with zeros; one of a newer header is accepted if the
+/// fields that are unknown here are zero.
 ///
 /// # Safety
-/// Null, or pointing to as many bytes as its first field says.
+/// `pointer` must be null, or point to as many bytes as its first field says.
 pub unsafe fn sized<T: Sized + Copy>(what: &str, pointer: *const T) -> Outcome<T> {
     // SAFETY: as the caller says.
     let size = unsafe { size_of_given(what, pointer)? };
@@ -54,7 +54,7 @@ pub unsafe fn sized<T: Sized + Copy>(what: &str, pointer: *const T) -> Outcome<T
             return Err(argument(what, wanted, got, "use the library of that header, or newer"));
         }
     }
-    // SAFETY: zeros are a value of it, and so is what a caller writes into numbers and pointers.
+    // SAFETY: zeros are a valid value, and so are any numbers and pointers that a caller writes.
     Ok(unsafe { value.assume_init() })
 }
 
@@ -71,7 +71,7 @@ unsafe fn size_of_given<T: Sized>(what: &str, pointer: *const T) -> Outcome<usiz
     Ok(size)
 }
 
-/// Checks a struct that is answered in.
+/// Checks a struct that an answer will be written to, and returns its size.
 ///
 /// # Safety
 /// As [`sized()`].
@@ -80,10 +80,10 @@ pub unsafe fn room<T: Sized>(what: &str, pointer: *mut T) -> Outcome<usize> {
     unsafe { size_of_given(what, pointer.cast_const()) }
 }
 
-/// Answers in a struct of the caller's size, whose size stays.
+/// Writes an answer to a struct of the caller's size; the size field is kept.
 ///
 /// # Safety
-/// [`room`] has returned `size` for the pointer.
+/// [`room`] must have returned `size` for the pointer.
 pub unsafe fn write<T: Sized>(pointer: *mut T, size: usize, value: &T) {
     let head = size_of::<usize>();
     let bytes = size.min(size_of::<T>()) - head;
@@ -92,15 +92,15 @@ pub unsafe fn write<T: Sized>(pointer: *mut T, size: usize, value: &T) {
     unsafe { std::ptr::copy_nonoverlapping(from.add(head), pointer.cast::<u8>().add(head), bytes) };
 }
 
-/// A size or a count.
+/// Converts a size or a count; refuses negative ones.
 pub fn count(what: &str, n: i64) -> Outcome<usize> {
     usize::try_from(n).map_err(|_| argument(what, "a number of at least 0", n, "correct it"))
 }
 
-/// `n` elements, or none where the pointer is null.
+/// A slice of `n` elements; `None` where the pointer is null.
 ///
 /// # Safety
-/// Null, or `n` elements that live and stay as they are for `'a`.
+/// `pointer` must be null, or point to `n` elements that live and do not change for `'a`.
 pub unsafe fn array<'a, T>(what: &str, pointer: *const T, n: usize) -> Outcome<Option<&'a [T]>> {
     if pointer.is_null() {
         return Ok(None);
@@ -114,7 +114,7 @@ pub unsafe fn array<'a, T>(what: &str, pointer: *const T, n: usize) -> Outcome<O
     Ok(Some(unsafe { std::slice::from_raw_parts(pointer, n) }))
 }
 
-/// The same, where null is refused unless there is nothing to point to.
+/// As `array()`, but null is refused unless `n` is 0.
 ///
 /// # Safety
 /// As [`array()`].
@@ -127,7 +127,7 @@ pub unsafe fn needed<'a, T>(what: &str, pointer: *const T, n: usize) -> Outcome<
     }
 }
 
-/// The type of that number.
+/// The type with this number.
 pub fn dtype(what: &str, code: u32) -> Outcome<DType> {
     match code {
         sys::LMHEAD_F32 => Ok(DType::F32),
@@ -139,7 +139,7 @@ pub fn dtype(what: &str, code: u32) -> Outcome<DType> {
     }
 }
 
-/// Like "float64", of DLPack's numbers; what is none of them as it stands.
+/// The name of a DLPack type, such as "float64"; other numbers in hexadecimal.
 fn dlpack_name(number: u32) -> String {
     let [code, bits, ..] = number.to_le_bytes();
     let kind = ["int", "uint", "float", "handle", "bfloat", "complex", "bool"].get(usize::from(code));
@@ -149,7 +149,7 @@ fn dlpack_name(number: u32) -> String {
     }
 }
 
-/// The number of that type.
+/// The number of a type.
 pub fn dtype_code(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => sys::LMHEAD_F32,
@@ -160,7 +160,7 @@ pub fn dtype_code(dtype: DType) -> u32 {
     }
 }
 
-/// Where a tensor lies. 0, as in a struct of zeros, is the host.
+/// The memory of a tensor. Device type 0, as in a struct of zeros, is the host.
 pub fn memory(what: &str, device_type: i32, device_id: i32) -> Outcome<Memory> {
     match device_type as u32 {
         0 | sys::LMHEAD_HOST | sys::LMHEAD_CUDA_PINNED => Ok(Memory::Host),
@@ -180,19 +180,19 @@ pub fn memory(what: &str, device_type: i32, device_id: i32) -> Outcome<Memory> {
     }
 }
 
-/// Rows of a tensor: number, elements and bytes from one to the next.
+/// The checked shape of a tensor; `stride` is in bytes.
 pub struct Rows {
     pub memory: Memory,
     pub dtype: DType,
     pub rows: usize,
     pub columns: usize,
     pub stride: usize,
-    /// From the first byte of the first row to the last of the last.
+    /// Bytes from the beginning of the first row to the end of the last.
     pub bytes: usize,
 }
 
 impl Rows {
-    /// What the fields of a tensor say.
+    /// Checks the fields of a tensor.
     pub fn of(what: &str, tensor: &lmhead_tensor) -> Outcome<Self> {
         let memory = memory(what, tensor.device_type, tensor.device_id)?;
         let dtype = dtype(what, tensor.dtype)?;
@@ -231,7 +231,7 @@ impl Rows {
     }
 }
 
-/// `bytes` bytes that may be read; none where the pointer is null.
+/// A span of `bytes` bytes for reading; empty where the pointer is null.
 ///
 /// # Safety
 /// As [`Span::from_raw`].
@@ -243,7 +243,7 @@ pub unsafe fn span<'a>(memory: Memory, pointer: *const c_void, bytes: usize) -> 
     unsafe { Span::from_raw(memory, pointer.expose_provenance() as u64, bytes) }
 }
 
-/// The same to be written.
+/// A span of `bytes` bytes for writing; empty where the pointer is null.
 ///
 /// # Safety
 /// As [`SpanMut::from_raw`].
@@ -255,10 +255,10 @@ pub unsafe fn span_mut<'a>(memory: Memory, pointer: *mut c_void, bytes: usize) -
     unsafe { SpanMut::from_raw(memory, pointer.expose_provenance() as u64, bytes) }
 }
 
-/// The stream of a step: none in host memory.
+/// The stream of a step; a step in host memory must have none.
 ///
 /// # Safety
-/// A stream of the device's primary context, or null, which is its default stream.
+/// `handle` must be a stream of the device's primary context, or null, which is its default stream.
 pub unsafe fn stream(memory: Memory, handle: *mut c_void) -> Outcome<Stream> {
     match memory {
         Memory::Host if handle.is_null() => Ok(Stream::NONE),

@@ -10,26 +10,26 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// The table, and the pointer that its functions are given.
+/// The function table, and the user pointer that its functions get.
 pub struct Table {
     functions: lmhead_transport,
     all_to_all: AllToAll,
     user: *mut c_void,
     memory: Memory,
-    /// The table is handed over: its end is told to the engine.
+    /// Whether the library owns the table, and must call `release` when it is dropped.
     pub handed_over: AtomicBool,
 }
 
 type AllToAll =
     unsafe extern "C" fn(*mut c_void, *mut lmhead_call, *const lmhead_piece, *const lmhead_piece) -> i32;
 
-// SAFETY: the engine says that its functions may be called from any thread.
+// SAFETY: the engine promises that its functions may be called from any thread.
 unsafe impl Send for Table {}
 // SAFETY: as above.
 unsafe impl Sync for Table {}
 
 impl Table {
-    /// The table, where it has what is required.
+    /// Takes a table; refuses one without the required function.
     pub fn new(functions: lmhead_transport, user: *mut c_void, memory: Memory) -> Outcome<Self> {
         let all_to_all = functions.all_to_all.ok_or_else(|| {
             argument("transport.all_to_all", "a function", "NULL", "it is the one that is required")
@@ -47,7 +47,7 @@ impl Drop for Table {
     }
 }
 
-/// Both sides' structs are one: pieces and peers cross as they lie.
+/// The structs of both sides have the same layout, since pieces and peers are passed without conversion.
 const _: () = {
     assert!(size_of::<Piece>() == size_of::<lmhead_piece>());
     assert!(std::mem::offset_of!(Piece, address) == std::mem::offset_of!(lmhead_piece, data));
@@ -78,7 +78,7 @@ fn to_c(call: &Call, stream: Stream, report: Option<&mut Report>) -> lmhead_call
     }
 }
 
-// SAFETY: the promise of the engine's functions.
+// SAFETY: the engine promises what the trait demands.
 unsafe impl Transport for Table {
     fn memory(&self) -> Memory {
         self.memory

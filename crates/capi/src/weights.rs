@@ -10,6 +10,7 @@ use crate::sys::{
 use half::{bf16, f16};
 use lmhead::config::{Quantization, Settings};
 use lmhead::memory::Memory;
+use lmhead::plan::WeightLayout;
 use lmhead::weights::{Checkpoint, DeviceMatrix, LoadOptions, Matrix, Storage};
 use lmhead::{DType, Error, HeadShard};
 use std::ffi::{c_char, c_void};
@@ -18,22 +19,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub struct Weights {
     pub shard: Arc<HeadShard>,
-    /// As the engine counts it.
+    /// Version of the weights, as the engine counts it.
     pub version: u64,
 }
 
-/// A pointer of the engine's, which only its own functions follow.
+/// A pointer of the engine, which only the engine's own functions dereference.
 #[derive(Clone, Copy)]
 struct User(*mut c_void);
 
 impl User {
-    /// By a method, so that closures take the whole of it.
+    /// A method, so that closures capture the whole struct, which is `Send`, and not the field.
     fn pointer(self) -> *mut c_void {
         self.0
     }
 }
 
-// SAFETY: the engine says that its functions may be called by any thread.
+// SAFETY: the engine promises that its functions may be called by any thread.
 unsafe impl Send for User {}
 // SAFETY: as above.
 unsafe impl Sync for User {}
@@ -115,11 +116,11 @@ pub unsafe extern "C" fn lmhead_weights_wrap(
     })
 }
 
-/// The parts of a shard in the engine's memory, which is released where `ours` is true by then: a call that
-/// fails leaves it to the engine.
+/// A shard in the engine's memory. When nobody uses it any more, the engine's `release` is called, but only
+/// if `ours` is true by then: if the call fails, the engine keeps the memory.
 ///
 /// # Safety
-/// The pointers are what the header says.
+/// The pointers must be what the header says.
 unsafe fn wrapped(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> Outcome<HeadShard> {
     let rows = Rows::of("matrix", &config.matrix)?;
     let (vocab_size, first) = (count("vocab_size", config.vocab_size)?, count("first", config.first)?);
@@ -182,7 +183,7 @@ unsafe fn wrapped(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> Out
     }
 }
 
-/// What to do when nobody needs the memory any more.
+/// The closure to call when nobody needs the memory any more.
 fn released(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> impl FnOnce() + Send + Sync + use<> {
     let (release, user, ours) = (config.release, User(config.user), Arc::clone(ours));
     move || {
@@ -193,10 +194,10 @@ fn released(config: &lmhead_weights_config, ours: &Arc<AtomicBool>) -> impl FnOn
     }
 }
 
-/// The elements of the matrix: in place where the engine says when they go, else copied.
+/// The elements of the matrix: used in place where the engine has a `release` function, else copied.
 ///
 /// # Safety
-/// The matrix is there as `rows` say.
+/// The matrix must be in memory as `rows` describes it.
 unsafe fn storage<T: bytemuck::Pod>(
     config: &lmhead_weights_config,
     rows: &Rows,
@@ -258,6 +259,7 @@ unsafe fn on_device(
         // SAFETY: as above.
         data: unsafe { span(rows.memory, config.matrix.data, rows.bytes) },
         dtype: rows.dtype,
+        layout: WeightLayout::Rows,
         pitch: rows.stride,
         scales: if config.n_scales == 0 { None } else { floats(config.scales) },
         bias: floats(config.bias),

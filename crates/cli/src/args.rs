@@ -1,4 +1,5 @@
-//! The options of `lmhead run`. Negative numbers are values like any other, so that [`values`] can say what is wrong with them.
+//! The options of `lmhead run`. Negative numbers are values like any other, so that [`values`] can say what
+//! is wrong with them.
 
 use crate::sampling_args::SamplingArgs;
 use crate::values::{self, RowCounts, at_least_one, refused};

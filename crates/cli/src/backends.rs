@@ -16,8 +16,8 @@ pub struct Chosen {
     pub threads: usize,
 }
 
-/// The backend of that name. `auto` is the GPU where this build has the kernels, there is a device that runs them, and they take the
-/// head; otherwise the CPU, and the report says so.
+/// The backend of that name. `auto` is the GPU where this build has the kernels, there is a device that runs
+/// them, and they take the head; otherwise the CPU, and the report says so.
 pub fn choose(
     name: BackendName,
     threads: Option<usize>,

@@ -1,5 +1,5 @@
-//! `lmhead bench`: how long the stages of a head take on this machine, type by type over row counts, beside what the machine's memory and
-//! arithmetic could do in the same run.
+//! `lmhead bench`: how long the stages of a head take on this machine, type by type over row counts, beside
+//! what the machine's memory and arithmetic could do in the same run.
 
 mod on_demand;
 mod progress;
@@ -57,9 +57,9 @@ pub struct BenchArgs {
     /// Row counts to time
     #[arg(long, value_name = "M,M,...", default_value = "1,4,8,16,28,64,256", value_parser = timed_rows)]
     rows: RowCounts,
-    /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32 logits), epilogue (dequantised
-    /// and written; on a head of one column), softcap (that with a softcap), or a whole step of one rank: logits, argmax, topk:K,
-    /// logprobs[:N], sample[:N]
+    /// What to time: rows (gathered, packed or quantised; on a head of one id), matmul (all of them to f32
+    /// logits), epilogue (dequantised and written; on a head of one column), softcap (that with a softcap),
+    /// or a whole step of one rank: logits, argmax, topk:K, logprobs[:N], sample[:N]
     #[arg(
         long,
         value_name = "STAGE,...",
@@ -88,8 +88,9 @@ pub struct BenchArgs {
     /// Write one JSON object to FILE beside the tables, or with - print it in their place
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Time nothing by itself, but each line `TYPE read`, `TYPE arithmetic` or `TYPE STAGE M` of standard input once, and answer it with
-    /// a line of JSON: for a program that compares by turns. All types are held at once
+    /// Time nothing by itself, but each line `TYPE read`, `TYPE arithmetic` or `TYPE STAGE M` of standard
+    /// input once, and answer it with a line of JSON: for a program that compares by turns. All types are
+    /// held at once
     #[arg(long)]
     on_demand: bool,
 }
@@ -112,7 +113,8 @@ struct Device {
 trait Roofs {
     /// Reads `weights` once, and does nothing else with them.
     fn read(&self, weights: &[u8]);
-    /// Operations per second on heads of this type, a multiplication and an addition being two, where that is known.
+    /// Operations per second on heads of this type, a multiplication and an addition being two, where that is
+    /// known.
     fn arithmetic(&self, types: HeadTypes) -> Option<f64>;
 }
 
@@ -176,7 +178,8 @@ impl HeadType {
         }
     }
 
-    /// Type of the rows, and of the weights before they are quantised: int8 heads are made from bf16 and take its rows.
+    /// Type of the rows, and of the weights before they are quantised: int8 heads are made from bf16 and take
+    /// its rows.
     fn parts(self) -> (DType, Quantization) {
         match self {
             HeadType::Float(dtype) => (dtype, Quantization::None),

@@ -1,5 +1,5 @@
-//! `--check`: the answer against the float64 reference. Everything when the run is small, a seeded sample of rows and columns
-//! when it is large.
+//! `--check`: the answer against the float64 reference. Everything when the run is small, a seeded sample of
+//! rows and columns when it is large.
 
 mod report;
 #[cfg(test)]
@@ -75,8 +75,8 @@ impl Overflow {
     }
 }
 
-/// Compares `answer` with the reference over `shards`, which together are the whole vocabulary. `request` is what
-/// it answers.
+/// Compares `answer` with the reference over `shards`, which together are the whole vocabulary. `request` is
+/// what it answers.
 pub fn check(
     answer: &Assembled,
     request: &Request,

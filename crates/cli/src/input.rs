@@ -399,7 +399,8 @@ impl Rows {
             first += count;
         }
         for (place, &row) in self.indices.iter().flatten().enumerate() {
-            // Ranks without rows share a start with their successor; the owner is the one that ends beyond the row.
+            // Ranks without rows share a start with their successor; the owner is the one that ends beyond
+            // the row.
             let owner = parts.partition_point(|part| part.hidden.end <= row);
             let part = &mut parts[owner];
             part.places.push(place);

@@ -101,7 +101,8 @@ pub fn rank() -> Option<usize> {
     if JOINED.load(Ordering::Relaxed) { Launch::from_env() } else { mpirun() }.ok()?.map(|launch| launch.rank)
 }
 
-/// A failure that came before the processes of a job know each other: they join, so that what is wrong for all is said once.
+/// A failure that came before the processes of a job know each other: they join, so that what is wrong for
+/// all is said once.
 pub fn say_once(failure: Failure) -> Failure {
     match launch(ExchangeName::Auto) {
         Ok(launch) => match Job::join(launch) {

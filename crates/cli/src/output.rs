@@ -41,8 +41,8 @@ impl Temporary {
 const NOT_REGULAR: &str = "is not a regular file";
 
 impl OutFile {
-    /// Checks that `named`, the value of `option`, can be written: a new or an existing regular file, not one of `inputs`, in a
-    /// folder that takes files.
+    /// Checks that `named`, the value of `option`, can be written: a new or an existing regular file, not one
+    /// of `inputs`, in a folder that takes files.
     pub fn check(named: &Path, inputs: &[PathBuf], option: &'static str) -> Result<Self> {
         let refuse = |problem: String, fix: &str| Error::File {
             path: named.into(),
@@ -133,7 +133,8 @@ impl OutFile {
         self.keep(temporary)
     }
 
-    /// [`OutFile::keep`] of a file whose bytes are on the disk before its name is: what a machine that stops leaves is whole.
+    /// [`OutFile::keep`] of a file whose bytes are on the disk before its name is: what a machine that stops
+    /// leaves is whole.
     pub fn keep_synced(self, temporary: Temporary) -> Result<()> {
         temporary.as_file().sync_all().map_err(|e| self.failed(e))?;
         self.keep(temporary)

@@ -1,5 +1,6 @@
-//! `lmhead plan`: who shares a head, what each rank holds and exchanges, and what a step would take by the cost model. Nothing is
-//! loaded and nothing computed: figures of a step are those that `lmhead run` measures of the same step.
+//! `lmhead plan`: who shares a head, what each rank holds and exchanges, and what a step would take by the
+//! cost model. Nothing is loaded and nothing computed: figures of a step are those that `lmhead run` measures
+//! of the same step.
 
 mod kernels;
 mod plot;
@@ -99,12 +100,13 @@ pub struct PlanArgs {
     /// How global ranks are numbered, slowest first: vLLM's order or Megatron's
     #[arg(long, value_name = "ORDER", default_value = "dp-pp-tp", help_heading = "Rows and ranks")]
     rank_order: Order,
-    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where above 1, else what
-    /// the cost model finds fastest, else 1, a whole head on every rank [default: auto]
+    /// Ranks that share one head: n (1, or a multiple of tp that divides dp * tp), -1 (tp), or auto: tp where
+    /// above 1, else what the cost model finds fastest, else 1, a whole head on every rank [default: auto]
     #[arg(long, value_name = "SIZE", help_heading = "Rows and ranks", value_parser = values::lmhead_tp_size)]
     lmhead_tp_size: Option<LmheadTpSize>,
 
-    /// logits | argmax | topk:K | logprobs[:N] | sample[:N], in a step with exact counts and without adjustments
+    /// logits | argmax | topk:K | logprobs[:N] | sample[:N], in a step with exact counts and without
+    /// adjustments
     #[arg(long, value_name = "WHAT", default_value = "logits")]
     request: String,
     /// f32 | bf16 | f16: the type that --request logits rounds to [default: f32]
@@ -114,11 +116,12 @@ pub struct PlanArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
 
-    /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto goes by the first
+    /// Speeds of the cost model: h100-nvlink, h100-infiniband, or both with a comma. Without --config, auto
+    /// goes by the first
     #[arg(long, value_name = "NAME", help_heading = "Cost model")]
     machine: Option<String>,
-    /// Speeds as they were measured on a machine, with the steps measured beside them: cpu2-local, cpu2-callbacks,
-    /// cpu2-processes, cpu2-mpi, or the file of a profile; several with commas
+    /// Speeds as they were measured on a machine, with the steps measured beside them: cpu2-local,
+    /// cpu2-callbacks, cpu2-processes, cpu2-mpi, or the file of a profile; several with commas
     #[arg(long, value_name = "NAME", help_heading = "Cost model")]
     profile: Option<String>,
     /// Bandwidth of device memory, in place of the machine's

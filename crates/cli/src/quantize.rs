@@ -1,4 +1,5 @@
-//! `lmhead quantize`: the int8 form of a float head as a file of its own, and how far its answers are from the original's.
+//! `lmhead quantize`: the int8 form of a float head as a file of its own, and how far its answers are from
+//! the original's.
 
 use crate::input::progress_bar;
 use crate::output::OutFile;
@@ -28,7 +29,8 @@ use std::time::Instant;
 #[derive(Args)]
 #[command(allow_hyphen_values = true)]
 pub struct QuantizeArgs {
-    /// Head: a Hugging Face model folder (config.json and safetensors); the new file's tensor is lm_head.weight
+    /// Head: a Hugging Face model folder (config.json and safetensors); the new file's tensor is
+    /// lm_head.weight
     #[arg(long, value_name = "DIR", help_heading = "Head (one of)")]
     model: Option<PathBuf>,
     /// Head: one safetensors file; the new file's tensor has the old one's name
@@ -37,7 +39,8 @@ pub struct QuantizeArgs {
     /// With --head: the tensor's name [default: lm_head.weight]
     #[arg(long, value_name = "NAME", help_heading = "Head (one of)")]
     tensor: Option<String>,
-    /// Ids of the vocabulary; rows of the tensor behind it are padding and left out [default: config.json's, else all rows]
+    /// Ids of the vocabulary; rows of the tensor behind it are padding and left out [default: config.json's,
+    /// else all rows]
     #[arg(long, value_name = "N", value_parser = values::at_least_one("--vocab-size"))]
     vocab_size: Option<usize>,
     /// The file to write: NAME i8 [vocab, hidden], NAME_scale f32 [vocab], the bias where there is one
@@ -209,7 +212,8 @@ impl QuantizeArgs {
                 let fix = "a model folder's head is found by itself";
                 Err(refused("--tensor", "--head FILE beside it", tensor, fix))
             }
-            // A file that stands alone is found by itself, too: its tensor has the usual name, whatever the model called it.
+            // A file that stands alone is found by itself, too: its tensor has the usual name, whatever the
+            // model called it.
             (Some(folder), None, None) => Ok((Checkpoint::open(folder)?, HEAD.into())),
             (None, Some(file), tensor) => {
                 let name = tensor.as_deref().unwrap_or(HEAD);

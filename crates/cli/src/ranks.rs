@@ -31,7 +31,8 @@ pub struct Rank {
     pub shard: Arc<HeadShard>,
 }
 
-/// The ranks and, in their order, the endpoints that their threads will own: a rank whose thread ends is seen to be gone.
+/// The ranks and, in their order, the endpoints that their threads will own: a rank whose thread ends is seen
+/// to be gone.
 pub struct Ranks {
     pub ranks: Vec<Rank>,
     exchanges: Vec<Arc<dyn Exchange>>,

@@ -75,8 +75,8 @@ pub struct StepReport {
     pub matmul_us: f64,
     pub exchange_us: f64,
     pub step_us: f64,
-    /// `p50_us`, `p90_us`, `p99_us` and `max_us` of the slowest rank of each step of each group. The ranks of a
-    /// group leave a step together, and an engine waits for the last: a rank's own percentiles would hide a
+    /// `p50_us`, `p90_us`, `p99_us` and `max_us` of the slowest rank of each step of each group. The ranks of
+    /// a group leave a step together, and an engine waits for the last: a rank's own percentiles would hide a
     /// straggler that is another one in each step.
     #[serde(flatten)]
     pub percentiles: Percentiles,

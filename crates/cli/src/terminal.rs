@@ -1,5 +1,5 @@
-//! What a person reads fits the terminal that it is printed on: tables and sentences wrap at words. What goes into a file or a pipe is
-//! neither wrapped nor cut.
+//! What a person reads fits the terminal that it is printed on: tables and sentences wrap at words. What goes
+//! into a file or a pipe is neither wrapped nor cut.
 
 use crate::{Failure, print};
 use comfy_table::presets::UTF8_BORDERS_ONLY;
@@ -21,7 +21,8 @@ pub fn show(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Every line but those of tables, which their maker has arranged, wrapped at words; what a line goes on with is indented by two.
+/// Every line but those of tables, which their maker has arranged, wrapped at words; what a line goes on with
+/// is indented by two.
 fn wrapped(text: &str, width: usize) -> String {
     let line = |line: &'_ str| match line.chars().next() {
         Some('┌' | '│' | '╞' | '└') => line.to_string(),

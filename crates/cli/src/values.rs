@@ -1,5 +1,5 @@
-//! Values of options, judged by clap as it parses them. Each error names the option, what was wanted, what came and what to do; `main`
-//! prints it like the library's own errors.
+//! Values of options, judged by clap as it parses them. Each error names the option, what was wanted, what
+//! came and what to do; `main` prints it like the library's own errors.
 
 use lmhead::config::{LmheadTpSize, Quantization};
 use lmhead::dtype::DType;
@@ -61,7 +61,8 @@ pub fn speed(option: &'static str) -> impl Parser<f64> {
     }
 }
 
-/// Row counts, separated by commas. A type of its own: of a `Vec` clap would take one for each time that the option stands there.
+/// Row counts, separated by commas. A type of its own: of a `Vec` clap would take one for each time that the
+/// option stands there.
 #[derive(Clone)]
 pub struct RowCounts(pub Vec<usize>);
 

@@ -1,4 +1,5 @@
-//! What `Checkpoint::write_int8` allocates, counted: a head is never held. Its own test program, since the count is the whole process's.
+//! What `Checkpoint::write_int8` allocates, counted: a head is never held. Its own test program, since the
+//! count is the whole process's.
 
 use lmhead::{Checkpoint, DType, HeadConfig};
 use peak_alloc::PeakAlloc;

@@ -1,4 +1,4 @@
-//! AMX: products of tiles, for bf16 rows and for rows that are quantised to int8.
+//! AMX: the matmul by tiles, for bf16 rows and for rows that are quantised to int8.
 //!
 //! ```text
 //! W [vocab, hidden], as stored  -> tiles 4, 5: 16 ids x 64 bytes of k   (the first operand)
@@ -6,19 +6,19 @@
 //!                                  tiles 0-3:  16 ids x 16 rows of sums, f32 or int32
 //! ```
 //!
-//! The first operand of `tdpbf16ps` and `tdpbssd` has k along its rows: a row of W is such a row already, and
-//! `tileloadd` takes any distance between rows, so that weights reach the tiles straight from memory and
-//! there is no second copy of W. The second operand wants pairs of bf16 (four int8) of k side by side and the
-//! hidden rows next to each other: so hidden rows are packed, once per call.
+//! The first operand of `tdpbf16ps` and `tdpbssd` has k along its rows, as W does, and `tileloadd` takes any
+//! distance between rows: weights go from memory straight to the tiles, without a second copy of W. The
+//! second operand needs pairs of bf16 (or four int8) of k side by side, and hidden rows next to each other,
+//! so hidden rows are packed, once per call.
 //!
 //! A logit is one chain: its sum starts from zero, and each instruction adds 64 bytes of k to it, k ascending
-//! (promise 1). The last 64 bytes are padded with zeros on both sides. That holds for one row as for 256, and
-//! for every shape of a block, so nothing shows which of them computed a logit. Within its 64 bytes
-//! `tdpbf16ps` rounds its own way ([`emulated`] has the rule), which makes bf16 rows a family of their own;
-//! int8 is exact.
+//! (promise 1). The last 64 bytes are padded with zeros on both sides. This is the same for any number of
+//! rows and any shape of a block, so a logit's bits do not depend on them. Within its 64 bytes `tdpbf16ps`
+//! rounds in its own way ([`emulated`] has the rule), which makes bf16 rows a family of their own; int8 is
+//! exact.
 //!
-//! The instructions stand behind [`Tiles`], twice: as `asm!` ([`hardware`]), and in plain Rust
-//! ([`emulated`]), so that layout, tails, order and blocking are tested on every machine.
+//! The trait [`Tiles`] has two implementations: the instructions as `asm!` ([`hardware`]), and plain Rust
+//! ([`emulated`]), with which layout, tails, order and blocking are tested on every machine.
 
 pub(crate) mod emulated;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -38,14 +38,14 @@ pub(crate) use matmul::{Kind, Scratch, TileMatmul, blocks_at_once};
 pub(crate) use pack::PackedTiles;
 pub use support::Amx;
 
-/// Rows of a tile, and columns of 4 bytes, at most.
+/// The most rows of a tile, and the most columns of 4 bytes.
 pub(crate) const TILE: usize = 16;
 /// Bytes of k of one vocabulary id (or one hidden row) in a tile.
 pub(crate) const STEP: usize = 64;
 /// Bytes of a tile.
 pub(crate) const TILE_BYTES: usize = TILE * STEP;
 
-/// What the tiles hold: in 0-3 sums `[ids, rows]`, in 4 and 5 weights `[ids, 64 bytes of k]`, in 6 and 7
+/// The shapes of the tiles: 0-3 hold sums `[ids, rows]`, 4 and 5 weights `[ids, 64 bytes of k]`, 6 and 7
 /// hidden rows `[16 times four bytes of k, rows]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
@@ -56,7 +56,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// Rows of a tile and the bytes of each.
+    /// Number of rows of tile `tile`, and bytes of a row.
     pub const fn of(self, tile: usize) -> (usize, usize) {
         match tile {
             0..=3 => (self.ids, 4 * self.rows),
@@ -78,10 +78,10 @@ impl Shape {
         Config(bytes)
     }
 
-    /// Where the last row of a tile ends, whose first begins at `at`.
+    /// Checks that a tile whose first row begins at byte `at` lies in memory of `len` bytes.
     ///
     /// # Panics
-    /// Where that is no place in memory of `len` bytes.
+    /// Where it does not.
     #[inline(always)]
     fn check(self, tile: usize, at: usize, stride: usize, len: usize) {
         let (rows, row_bytes) = self.of(tile);
@@ -91,49 +91,47 @@ impl Shape {
     }
 }
 
-/// What `ldtilecfg` reads.
+/// The 64 bytes that `ldtilecfg` reads.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Config(pub [u8; 64]);
 
-/// The tiles of this thread, from `ldtilecfg` until the value is dropped: `tilerelease`, so that the
-/// processor is not kept from its deeper idle states and the system has no 8 KiB more to save for other code
-/// of the thread. There is one such value on a thread at a time.
+/// The tiles of this thread, from `ldtilecfg` until the value is dropped, which does `tilerelease`: otherwise
+/// the processor could not enter its deeper idle states, and the system would have 8 KiB more to save
+/// whenever it switches the thread. A thread has at most one such value at a time.
 pub(crate) trait Tiles: Sized {
-    /// Tiles of zeros of this shape.
+    /// Configures tiles of this shape, all zeros.
     fn configure(shape: Shape) -> Self;
 
-    /// Tile `T` becomes zeros.
+    /// Sets tile `T` to zeros.
     fn zero<const T: usize>(&mut self);
 
-    /// Tile `T` from memory: its first row from byte `at` on, each other `stride` bytes behind the one
-    /// before.
+    /// Loads tile `T` from memory: its first row begins at byte `at`, each further one `stride` bytes later.
     ///
     /// # Panics
-    /// Where a row is not in `from`.
+    /// Where a row is not within `from`.
     fn load<const T: usize>(&mut self, from: &[u8], at: usize, stride: usize);
 
-    /// Tile `T` to memory, in the same way.
+    /// Stores tile `T` to memory, laid out as for `Tiles::load`.
     ///
     /// # Panics
-    /// Where a row is not in `to`.
+    /// Where a row is not within `to`.
     fn store<const T: usize>(&self, to: &mut [u8], at: usize, stride: usize);
 
     /// `tdpbf16ps`: adds to sums `C` the products of weights `A` with rows `B`, all bf16.
     fn dot_bf16<const C: usize, const A: usize, const B: usize>(&mut self);
 
-    /// `tdpbssd`: the same of int8, exact, wrapping.
+    /// `tdpbssd`: the same for int8, exact, wrapping.
     fn dot_i8<const C: usize, const A: usize, const B: usize>(&mut self);
 
-    /// int8 -> bf16, 64 at a time: the first 32 of the `i`-th 64 to `to[i * distance]`, the other 32 to
-    /// `to[i * distance + distance / 2]`. Exact. What is left behind the last 64 is widened with zeros behind
-    /// it.
+    /// Widens int8 to bf16, exactly, 64 at a time: of the `i`-th 64, the first 32 go to `to[i * distance]`,
+    /// the others to `to[i * distance + distance / 2]`. Fewer than 64 at the end are padded with zeros.
     ///
     /// # Panics
-    /// Where `to` has no such place.
+    /// Where `to` has no such line.
     fn widen_i8(from: &[u8], to: &mut [Line], distance: usize);
 
-    /// The same of E4M3 codes ([`e4m3`](crate::e4m3)).
+    /// As `Tiles::widen_i8`, for E4M3 codes ([`e4m3`](crate::e4m3)).
     fn widen_e4m3(from: &[u8], to: &mut [Line], distance: usize);
 }
 
@@ -142,17 +140,16 @@ pub(crate) trait Tiles: Sized {
 #[repr(C, align(64))]
 pub(crate) struct Line(pub [u8; STEP]);
 
-/// Uses a tile, once.
+/// Uses a tile once, so that the system makes room for this thread's tiles.
 pub(crate) fn touch<T: Tiles>() {
     T::configure(Shape { ids: 1, rows: 1 }).zero::<0>();
 }
 
-/// A number made of what `tdpbf16ps` gives where its rounding shows: products and sums of any size beside
-/// each other, some that nearly cancel, some of subnormal numbers. Processors with one number have equal
-/// bits.
+/// A hash of results of `tdpbf16ps` for operands where its way of rounding shows: products and sums of mixed
+/// sizes, some that nearly cancel, some subnormal. Processors with the same hash give the same bits.
 pub(crate) fn rounding<T: Tiles>() -> u64 {
     let mut random = 1u64;
-    // Multiplier and increment of Knuth's MMIX; the high bits are the good ones.
+    // The linear congruential generator of Knuth's MMIX, of which the high bits are random enough.
     let mut next = || {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 32) as u32
@@ -161,8 +158,9 @@ pub(crate) fn rounding<T: Tiles>() -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
     let mut sums = [0u8; TILE_BYTES];
     for round in 0..64 {
-        // Least exponents and how many, of weights, rows and sums: what a product adds is within what a sum
-        // holds; in some rounds products and sums are subnormal or the smallest normal numbers.
+        // Least exponent and number of exponents, for weights, rows and sums. They are so close that adding a
+        // product changes a sum; in some rounds products and sums are subnormal or the smallest normal
+        // numbers.
         let (w, x, sum) = match round % 8 {
             0 => ((0, 2), (120, 16), (0, 8)),
             1 => ((60, 8), (58, 8), (0, 8)),
@@ -174,7 +172,7 @@ pub(crate) fn rounding<T: Tiles>() -> u64 {
         };
         let weights: [[u8; 2]; TILE_BYTES / 2] = std::array::from_fn(|_| bf16(w));
         let rows: [[u8; 2]; TILE_BYTES / 2] = std::array::from_fn(|_| bf16(x));
-        // Sums of one round go into the next; in every other they are new ones.
+        // Every other round starts from new sums, the others from those of the round before.
         if round % 2 == 0 {
             for word in sums.as_chunks_mut::<4>().0 {
                 *word = (next() & 0x807f_ffff | (sum.0 + next() % sum.1) << 23).to_le_bytes();

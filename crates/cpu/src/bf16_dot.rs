@@ -1,5 +1,5 @@
-//! The bf16 inner loops of instruction sets that multiply bf16 as it is: bf16, int8 or E4M3 weights, bf16
-//! rows, f32 sums. What one step rounds, and that it takes subnormal numbers for zeros, is the hardware's.
+//! The bf16 inner loops of instruction sets that multiply bf16 without widening: bf16, int8 or E4M3 weights,
+//! bf16 rows, f32 sums. The hardware decides how a step rounds, and treats subnormal numbers as zeros.
 
 use crate::isa::{Arith, Sets};
 use crate::lanes::{BYTE, Dot, HALF, Kind};

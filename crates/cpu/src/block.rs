@@ -1,13 +1,12 @@
 //! Packed rows x one block of the vocabulary -> raw f32 logits.
 //!
-//! Few rows (`direct.rs`): the weights go from memory through the registers, transposed and widened on the
-//! way, for a tile or two of rows. More rows (`panels.rs`): a piece of k after the other; 16 weight rows of
-//! it are transposed and widened into a panel that stays in the first-level cache, and every tile of rows
-//! runs over it. Both ways are the same sums in the same order.
+//! Few rows (`direct.rs`): weights go from memory to registers, where they are transposed, widened and
+//! multiplied with one or two tiles of rows. More rows (`panels.rs`): for each piece of k, 16 weight rows are
+//! transposed and widened into a panel that stays in the L1 cache, and every tile of rows is multiplied with
+//! it. Both ways compute the same sums in the same order.
 //!
-//! What is optimised for each instruction set and each size is the inner loops alone, each as a function of
-//! its own ([`Loops`]); the walks over weights and rows around them are plain code, once for each type of
-//! weights.
+//! Only the inner loops are compiled for each instruction set and tile size, each as a function of its own
+//! ([`Loops`]); the walks over weights and rows around them are compiled once for each type of weights.
 
 use crate::BLOCK;
 use crate::amx;
@@ -18,15 +17,15 @@ use bytemuck::Zeroable;
 use std::marker::PhantomData;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-/// Vocabulary ids whose sums are four quads: those of a panel, and of a tile's sums.
+/// Vocabulary ids of a panel and of a tile; their sums are four quads.
 const GROUP: usize = 16;
 const GROUPS: usize = BLOCK / GROUP;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// `for $i in 0..$n { $body }` for a constant `$n` of at most 4, or 11 rows, written out: arrays of registers
-/// stay in registers only where every index is a constant before the optimiser looks at them, and it leaves
-/// loops of this size as they are.
+/// `for $i in 0..$n { $body }`, unrolled, for a constant `$n` of at most 4 (or 11 rows). An array stays in
+/// registers only if all indices are constants before the optimiser runs, and it does not unroll loops of
+/// this size itself.
 macro_rules! unrolled {
     ($i:ident in 0..$n:expr => $body:block) => {
         const { assert!($n <= 4) };
@@ -46,18 +45,18 @@ mod panels;
 
 pub(crate) use direct::quads;
 
-/// Memory of one thread, reused from block to block: a panel (16 KiB) and the sums of its logits (1 KiB for
-/// each row of the pass), and what tiles take besides.
+/// Memory of one thread, reused from block to block: a panel (16 KiB), the sums of its logits (1 KiB for each
+/// row of the pass), and the memory of AMX tiles.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub(crate) tiles: amx::Scratch,
     panel: Vec<Quad>,
-    /// `[groups of 16 ids that are under way, rows]`
+    /// `[groups of 16 ids at a time, rows]`
     sums: Vec<[Quad; 4]>,
 }
 
 impl Scratch {
-    /// Makes room for so many rows of a pass.
+    /// Makes room for passes of up to `rows` rows.
     pub fn reserve(&mut self, isa: Isa, rows: usize) {
         if isa.has_tiles() {
             self.tiles.reserve(rows);
@@ -69,7 +68,7 @@ impl Scratch {
     }
 }
 
-/// Weights `[ids, hidden]`, and whatever follows: what is read next, if anything is.
+/// Weights `[ids, hidden]`, and the weights that follow them in memory, which are prefetched.
 #[derive(Clone, Copy)]
 pub(crate) struct WeightRows<'a, W> {
     pub weights: &'a [W],
@@ -78,13 +77,13 @@ pub(crate) struct WeightRows<'a, W> {
 }
 
 impl<'a, W: Copy> WeightRows<'a, W> {
-    /// A vocabulary row; behind the last one, the last one again.
+    /// The weights of `id`, or of the last id where `id` is beyond it.
     #[inline(always)]
     fn row(&self, id: usize) -> &'a [W] {
         &self.weights[id.min(self.ids - 1) * self.hidden..][..self.hidden]
     }
 
-    /// `count` whole steps from `first` on of four such rows.
+    /// `count` whole steps, from step `first` on, of the four rows from `id` on.
     #[inline(always)]
     fn steps<const S: usize>(&self, id: usize, first: usize, count: usize) -> [&'a [[W; S]]; 4] {
         let row = |i: usize| {
@@ -94,7 +93,7 @@ impl<'a, W: Copy> WeightRows<'a, W> {
         [row(0), row(1), row(2), row(3)]
     }
 
-    /// Copies what is left of four rows behind their whole steps to the beginning of a step of zeros.
+    /// Copies the ends of four rows, behind their whole steps, to the beginnings of steps of zeros.
     fn tail<const S: usize>(&self, id: usize, padded: &mut [[W; S]; 4]) {
         for (i, padded) in padded.iter_mut().enumerate() {
             let tail = self.row(id + i).as_chunks::<S>().1;
@@ -103,8 +102,8 @@ impl<'a, W: Copy> WeightRows<'a, W> {
     }
 }
 
-/// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and vocabulary row; what lies beyond
-/// the latter in the last group of 16 is not to be used.
+/// The matmul `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and vocabulary row.
+/// Columns beyond the last id in its group of 16 are meaningless.
 pub(crate) struct Matmul<'a, W> {
     pub rows: &'a Packed,
     pub weights: WeightRows<'a, W>,
@@ -128,8 +127,8 @@ impl<W: Copy + Default> Matmul<'_, W> {
     }
 }
 
-/// The addresses of a kind's loops for an instruction set. Called so, they take the walks out of what is
-/// compiled for each set, and kinds with the same [`Dot`] share the loops over panels.
+/// The inner loops of a kind for an instruction set, as function pointers. So the walks need not be compiled
+/// for each set, and kinds with the same [`Dot`] share the loops over panels.
 struct Loops<const S: usize, W> {
     direct: fn(&mut direct::Tile<'_, S, W>),
     widen: fn(&mut panels::Widen<'_, W>),
@@ -137,7 +136,7 @@ struct Loops<const S: usize, W> {
     reduce: fn(&mut Reduce<'_>),
 }
 
-/// Looks them up.
+/// Looks up the `Loops` of a kind.
 struct LoopsOf<const S: usize, const G: usize, K>(PhantomData<K>);
 
 impl<const S: usize, const G: usize, K: Kind<S, G>> Work for LoopsOf<S, G, K> {
@@ -155,14 +154,14 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Work for LoopsOf<S, G, K> {
     }
 }
 
-/// The sums `[rows]` of 16 ids -> their logits, columns `column..` of `[rows, BLOCK]`.
+/// Reduces the sums `[rows]` of 16 ids to their logits: columns `column..` of `[rows, BLOCK]`.
 struct Reduce<'a> {
     sums: &'a [[Quad; 4]],
     logits: &'a mut [f32],
     column: usize,
 }
 
-/// The loop of a kind of sums for it.
+/// `Reduce` for one kind of sums.
 struct ReduceOf<'c, 'a, D>(&'c mut Reduce<'a>, PhantomData<D>);
 
 impl<D: Dot> Work for ReduceOf<'_, '_, D> {
@@ -178,17 +177,17 @@ impl<D: Dot> Work for ReduceOf<'_, '_, D> {
     }
 }
 
-/// One step of k: its chunks of `M` rows x `N` times four weight rows, transposed. Each chunk of a row is
-/// read once for all of them.
+/// Adds one step of k to the sums: the chunks of `M` rows x `N` times four transposed weight rows. Each chunk
+/// of a row is read once for all weight rows.
 #[inline(always)]
 fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
     x: &[[[Chunk; M]; 4]; G],
     steps: &[[A::Quad; 4]; N],
     sums: &mut [[A::Quad; M]; N],
 ) {
-    // A part needs its own widened weights alone. Mixed with each other, as the compiler would have them, the
-    // parts take more registers than there are. Of two it is kept from it by a fence, which costs nothing, of
-    // four by a loop; so of five rows, measured.
+    // A part only needs its own widened weights. The compiler would interleave the parts, which takes more
+    // registers than there are. For two parts a fence, which costs nothing, prevents that; for four parts,
+    // and (by measurement) for five rows, a loop.
     if const { M == 1 || G == 1 || (G == 2 && M != 5) } {
         unrolled!(g in 0..G => {
             join_part::<S, G, K, A, M, N>(&x[g], steps, g, sums);
@@ -203,7 +202,7 @@ fn join<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize,
     }
 }
 
-/// Part `g` of it.
+/// Adds part `g` of a step.
 #[inline(always)]
 fn join_part<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const M: usize, const N: usize>(
     x: &[[Chunk; M]; 4],

@@ -1,6 +1,6 @@
 //! Conversions of slices. Everything here is `#[inline(always)]` integer code without branches, so that it
-//! vectorises for the instruction set that it is inlined into; `half`'s own conversions look for one at every
-//! element.
+//! vectorises for the instruction set of the caller; the conversions of the crate `half` detect instructions
+//! at every element.
 
 /// The type of the elements of hidden rows, little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,8 @@ impl RowType {
 #[inline(always)]
 fn round_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
-    // Half of the last place that stays, less one where that place is even: a tie then carries to even.
+    // Adds half of the last place that is kept, or one less than that if that place is even: so ties go to
+    // even.
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let nan = (bits >> 16) | 0x40; // quiet, or the payload could round to infinity
     (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
@@ -80,10 +81,11 @@ fn round_bf16(value: f32) -> u16 {
 fn round_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
-    // As for bf16, with the exponent moved from f32's bias of 127 to 15; from 65520 on this is infinity or
-    // above.
+    // As for bf16, with the exponent moved from f32's bias of 127 to 15. From 65520 on the result is infinity
+    // or above.
     let moved = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
-    // Below 2^-14: in 0.5 + x the last place is 2^-24, f16's smallest step, so the addition rounds.
+    // For x below 2^-14: the last place of 0.5 + x is 2^-24, f16's smallest step, so this addition rounds as
+    // f16 would.
     let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let rounded = if magnitude < 0x3880_0000 { small } else { moved.min(0x7c00) };
     let nan = 0x7e00;
@@ -100,8 +102,9 @@ fn widen_bf16(bits: u16) -> f32 {
 #[inline(always)]
 fn widen_f16(bits: u16) -> f32 {
     let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
-    // The places are f32's; the exponent is too small by 127 - 15 = 112, which a product with 2^112 mends
-    // exactly, subnormals included. Infinity and NaN keep their mantissa under f32's own highest exponent.
+    // Shifted to the places of an f32, the exponent is too small by 127 - 15 = 112. Multiplying by 2^112
+    // corrects that exactly, also for subnormals. Infinity and NaN keep their mantissa and get f32's highest
+    // exponent.
     let finite = (f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
     let widened = if magnitude >= 0x7c00 { (magnitude << 13) | 0x7f80_0000 } else { finite };
     f32::from_bits(sign | widened)

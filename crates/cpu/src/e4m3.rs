@@ -8,7 +8,7 @@ pub const fn widen(code: u8) -> f32 {
     let magnitude = code as u32 & 0x7f;
     let bits = match magnitude {
         0x7f => 0x7fc0_0000,
-        // In the places of an f32, whose exponent is then too small by 127 - 7 = 120.
+        // Shifted to the places of an f32, the exponent is too small by 127 - 7 = 120.
         _ => (f32::from_bits(magnitude << 20) * f32::from_bits((127 + 120) << 23)).to_bits(),
     };
     f32::from_bits(sign | bits)

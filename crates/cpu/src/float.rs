@@ -1,4 +1,5 @@
-//! The float inner loops: f32, f16, bf16 and (W8A16) int8 and E4M3 weights, widened to f32, f32 sums.
+//! The float inner loops: f32 sums of f32 rows and of f32, f16, bf16 or (W8A16) int8 or E4M3 weights, which
+//! are widened to f32.
 
 use crate::isa::Arith;
 use crate::lanes::{BYTE, Dot, Kind, WIDE, Widen};
@@ -58,7 +59,7 @@ impl Kind<BYTE, 4> for FloatE4m3 {
     }
 }
 
-/// Four products of f32, one for each lane.
+/// Products of f32: one per lane and step.
 pub(crate) struct DotF32;
 
 impl Dot for DotF32 {

@@ -1,4 +1,4 @@
-//! The W8A8 inner loop: int8 weights and int8 rows, widened to int16, int32 sums. Exact in any order.
+//! The W8A8 inner loop: int8 weights and int8 rows are widened to int16; int32 sums. Exact in any order.
 
 use crate::isa::{Arith, Sets};
 use crate::lanes::{BYTE, Dot, Kind, Quad};
@@ -23,8 +23,8 @@ impl Kind<BYTE, 2> for Int8 {
     }
 }
 
-/// Products of int16: a lane takes two neighbours of k in one step, as `pmaddwd` does. |x| <= 127 and |w| <=
-/// 128: MAX_INT8_HIDDEN keeps every sum below 2^31.
+/// Products of int16: a lane takes two neighbours of k in one step, as `pmaddwd` does. Since |x| <= 127 and
+/// |w| <= 128, MAX_INT8_HIDDEN keeps every sum below 2^31.
 pub(crate) struct DotI16;
 
 impl Dot for DotI16 {

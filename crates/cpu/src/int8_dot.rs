@@ -1,9 +1,9 @@
 //! The W8A8 inner loop of instruction sets that add four products of bytes at once: int8 weights as they are
 //! stored, int8 rows, int32 sums. Exact in any order.
 //!
-//! The instruction multiplies unsigned by signed bytes. So rows are packed as `q + 128`: `Σ q w = Σ (q + 128)
-//! w - 128 Σ w`, and the sums of the weights are worked out once for a shard. The sums on the way may wrap;
-//! modulo 2^32 the difference is what it should be, and that fits.
+//! The instruction multiplies unsigned by signed bytes, so rows are packed as `q + 128`: `Σ q w = Σ (q + 128)
+//! w - 128 Σ w`. The sums of the weights are computed once for a shard. Intermediate sums may wrap, but the
+//! difference fits an int32 and is right modulo 2^32.
 
 use crate::BLOCK;
 use crate::isa::{Arith, Sets, Work};
@@ -35,18 +35,18 @@ impl Dot for DotI8 {
         A::mul_add_i8(x, w, sum)
     }
 
-    /// The sums' bits: [`Offset`] has still to subtract from them.
+    /// Returns the bits of the int32 sums, from which [`Offset`] must still subtract.
     #[inline(always)]
     fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
         cast(A::reduce_i32(sums))
     }
 }
 
-/// Takes the offset from the sums of all rows, and makes f32 of them.
+/// Subtracts the offset from the sums of all rows, and converts them to f32.
 pub(crate) struct Offset<'a> {
     /// `[rows, BLOCK]` bits of int32.
     pub logits: &'a mut [f32],
-    /// `[ids]`, the sums of the weights.
+    /// The sums of the weights, `[ids]`.
     pub weights: &'a [i32],
 }
 
@@ -63,7 +63,7 @@ impl Work for Offset<'_> {
     }
 }
 
-/// The sums of some rows of weights.
+/// Computes the sums of rows of weights.
 pub(crate) struct RowSums<'a> {
     /// `[rows, hidden]`, and `hidden` is not 0.
     pub weights: &'a [i8],

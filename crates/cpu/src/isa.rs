@@ -1,4 +1,4 @@
-//! The instruction sets that the inner loops are compiled for, and the one way to call them.
+//! The instruction sets that the inner loops are compiled for, and how loops are called for one of them.
 
 use crate::amx::{self, Amx, emulated::Emulated};
 use crate::convert::RowType;
@@ -28,21 +28,21 @@ use portable::Portable;
 #[allow(clippy::manual_non_exhaustive, reason = "the hidden one is for tests, not room for others")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// What every CPU of the target has: multiplications and additions rounded separately.
+    /// Instructions that every CPU of the target has; multiplications and additions are rounded separately.
     Portable,
     /// AVX2 and FMA: Haswell, Zen and later.
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later.
     Avx512,
-    /// Those, BF16 and VBMI: Sapphire Rapids, Zen 4 and later. bf16 hidden states take its `vdpbf16ps`, twice
-    /// the products of an FMA, with bf16 heads and W8A16 ones; all others are computed as by [`Isa::Avx512`].
-    Avx512Bf16,
-    /// Those and AMX with bf16 and int8, where the system grants it: Sapphire Rapids and later. bf16 hidden
-    /// states with bf16 heads and W8A16 ones, and W8A8 of any, take its tiles; all others are computed as by
+    /// AVX-512 as above, with BF16 and VBMI: Sapphire Rapids, Zen 4 and later. bf16 hidden states with bf16
+    /// or W8A16 heads use `vdpbf16ps`, which has twice the products of an FMA; all else is computed as by
     /// [`Isa::Avx512`].
+    Avx512Bf16,
+    /// All of these, and AMX with bf16 and int8 where the system grants it: Sapphire Rapids and later. bf16
+    /// hidden states with bf16 or W8A16 heads, and any hidden states with W8A8 heads, use its tiles; all else
+    /// is computed as by [`Isa::Avx512`].
     Amx,
-    /// For tests: tiles in plain Rust, by the processor's rules; all else as by [`Isa::Portable`]. Not one of
-    /// [`Isa::ALL`].
+    /// For tests: tiles emulated in plain Rust; all else as by [`Isa::Portable`]. Not in [`Isa::ALL`].
     #[doc(hidden)]
     EmulatedAmx,
 }
@@ -51,7 +51,7 @@ impl Isa {
     /// Every instruction set, least to most capable.
     pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
-    /// Its name, in settings and messages.
+    /// The name used in settings and messages.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
@@ -63,8 +63,8 @@ impl Isa {
         }
     }
 
-    /// True where this machine can run it, and the system lets this process. The first question of a process
-    /// for [`Isa::Amx`] asks the system for it.
+    /// True where this machine has it and the system allows it. The first call for [`Isa::Amx`] asks the
+    /// system for permission.
     pub fn is_available(self) -> bool {
         match self {
             Isa::Portable | Isa::EmulatedAmx => true,
@@ -91,21 +91,21 @@ impl Isa {
         }
     }
 
-    /// Those that this machine can run, least to most capable.
+    /// The instruction sets that this machine can run, least to most capable.
     pub fn available() -> Vec<Isa> {
         Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
-    /// The most capable one of this machine.
+    /// The most capable instruction set of this machine.
     pub fn detect() -> Isa {
         Self::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
     }
 
-    /// The family whose members give the same bits for heads of this format and rows of this type: the lane
-    /// layout and the order of the sums are the same in every loop but those of tiles, so only fused or
-    /// separate rounding tells the others apart, and W8A8 is exact. `vdpbf16ps` and `tdpbf16ps` round as
-    /// their maker chose, perhaps another way in each generation: the name has a number that is made of what
-    /// this machine's gives.
+    /// The family of instruction sets that give the same bits for heads of this format and rows of this type.
+    /// W8A8 is exact everywhere. Lane layout and order of sums are the same in every loop except those of
+    /// tiles, so these loops only differ by fused or separate rounding. How `vdpbf16ps` and `tdpbf16ps` round
+    /// is up to the processor, and may change with a generation: their families' names contain a hash of this
+    /// machine's results.
     pub fn family(self, format: Format, rows: Option<RowType>) -> &'static str {
         match self {
             _ if format == Format::W8a8 => "exact",
@@ -116,8 +116,7 @@ impl Isa {
         }
     }
 
-    /// Whether quantised rows meet int8 weights in an instruction that adds four products of unsigned and
-    /// signed bytes.
+    /// Whether W8A8 uses an instruction that adds four products of unsigned and signed bytes.
     pub fn multiplies_bytes(self) -> bool {
         matches!(self, Isa::Avx512 | Isa::Avx512Bf16)
     }
@@ -127,8 +126,7 @@ impl Isa {
         matches!(self, Isa::Amx | Isa::EmulatedAmx)
     }
 
-    /// Has this thread use what the system makes room for at the first use, so that no later call waits for
-    /// it.
+    /// Makes this thread use tiles once, so that no later call waits while the system makes room for them.
     pub fn warm_up_thread(self) {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if self == Isa::Amx {
@@ -137,8 +135,8 @@ impl Isa {
         }
     }
 
-    /// Whether rows are multiplied as bf16, without widening them first: bf16 rows, with weights that bf16
-    /// holds exactly. Subnormal numbers then count as zeros.
+    /// Whether rows are multiplied as bf16, without widening: bf16 rows with weights that bf16 holds exactly.
+    /// Subnormal numbers then count as zeros.
     pub fn multiplies_bf16(self, format: Format, rows: Option<RowType>) -> bool {
         let weights_fit = matches!(format, Format::Float | Format::W8a16);
         let has_bf16 = self == Isa::Avx512Bf16 || self.has_tiles();
@@ -152,7 +150,7 @@ impl Isa {
         static EMULATED: OnceLock<String> = OnceLock::new();
         let tiles = |rounding: u64| format!("amx-{rounding:016x}");
         match self {
-            // An `Isa` can be written down by anyone.
+            // Any caller can name an `Isa` that this machine does not have.
             _ if !self.is_available() => "bf16",
             Isa::EmulatedAmx => EMULATED.get_or_init(|| tiles(amx::rounding::<Emulated>())),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -165,8 +163,8 @@ impl Isa {
 
     /// Runs `work` compiled for this instruction set.
     pub fn run<W: Work>(self, work: W) -> W::Output {
-        // An `Isa` can be written down by anyone; asking again costs a load or two per block of the
-        // vocabulary.
+        // Any caller can name an `Isa` that this machine does not have. The check costs a load or two per
+        // block of the vocabulary.
         assert!(self.is_available(), "this machine does not have {self}");
         match self {
             Isa::Portable | Isa::EmulatedAmx if const { W::SETS.portable_and_avx2() } => Portable::call(work),
@@ -189,17 +187,18 @@ impl fmt::Display for Isa {
     }
 }
 
-/// Loops that are compiled once per instruction set. `run` and all that it calls in its inner loops are
-/// `#[inline(always)]`, or [`Arith::call`]: what is neither is compiled for the baseline.
+/// Loops that are compiled once per instruction set. `run`, and every function that it calls in its inner
+/// loops, must be `#[inline(always)]` or called by [`Arith::call`]: anything else is compiled for the
+/// baseline CPU.
 pub trait Work {
     type Output;
-    /// The sets that it is compiled for.
+    /// The instruction sets that it is compiled for.
     const SETS: Sets = Sets::All;
     fn run<A: Arith>(self) -> Self::Output;
 }
 
-/// The instruction sets that a [`Work`] is compiled for: those that have its products. One that does without
-/// bf16 runs on [`Isa::Avx512Bf16`] as it was compiled for [`Isa::Avx512`].
+/// The instruction sets that a [`Work`] is compiled for: those that have its products. Work that does not
+/// need bf16 is not compiled for [`Isa::Avx512Bf16`], which runs what was compiled for [`Isa::Avx512`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sets {
     All,
@@ -207,7 +206,7 @@ pub enum Sets {
     Bf16,
     /// Those that multiply bytes ([`Isa::multiplies_bytes`]).
     Bytes,
-    /// All others: they widen bytes first.
+    /// Those that do not, and widen bytes first.
     NoBytes,
 }
 
@@ -227,26 +226,26 @@ impl Sets {
     }
 }
 
-/// What the generic loops must know of the instruction set: its registers, and one step of every inner loop.
-/// Each set is a file of its own below `isa/`.
+/// What the generic loops need from an instruction set: its registers, and one step of every inner loop. Each
+/// set is a file of its own below `isa/`.
 pub trait Arith {
-    /// Quads of weights that a tile over a panel takes, and the rows that it takes at most: what the
-    /// registers hold.
+    /// Quads of weights of a tile over a panel, and the most rows of such a tile: as many as the registers
+    /// hold.
     const TILE: (usize, usize);
-    /// Rows of a tile that weights go to straight from memory, without a panel, at most (11 or fewer): where
-    /// a step of weights is one part, two, four.
+    /// The most rows (at most 11) of a tile whose weights come straight from memory, without a panel; where a
+    /// step of weights is one part, two, four.
     const DIRECT_ROWS: [usize; 3];
-    /// Such tiles at most, where a step of weights is one part: for each of them the weights are transposed
-    /// again.
+    /// The most such tiles, where a step of weights is one part. The weights are transposed again for each
+    /// tile.
     const DIRECT_TILES: usize;
 
-    /// One chunk, once for each chunk of a quad.
+    /// One chunk, repeated for each chunk of a quad that a register holds.
     type Splat: Copy;
     /// A quad, in as many registers as it takes.
     type Quad: Copy;
 
-    /// Runs `work` as a function of its own, which is compiled once, however many call it. Several small
-    /// functions also take less time to optimise than a large one.
+    /// Runs `work` as a function of its own, which is compiled once, however many callers it has. Several
+    /// small functions also take less time to optimise than a large one.
     fn call<W: Work>(work: W) -> W::Output;
 
     fn splat(chunk: &Chunk) -> Self::Splat;
@@ -260,36 +259,37 @@ pub trait Arith {
     fn mul_add(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
     /// `sum[l] += x[2l] * w[2l] + x[2l + 1] * w[2l + 1]` over int16 x and w, int32 sums, exact, wrapping.
-    /// Only asked of the instruction sets that have no `mul_add_i8`.
+    /// Only called for instruction sets that have no `mul_add_i8`.
     fn mul_add_i16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
     /// `sum[l] += Σ x[4l + i] * w[4l + i]` over four unsigned x and signed w, int32 sums, exact, wrapping.
-    /// Only asked of the instruction sets that have an instruction for it ([`Isa::multiplies_bytes`]).
+    /// Only called for instruction sets that have an instruction for it ([`Isa::multiplies_bytes`]).
     fn mul_add_i8(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
-    /// `sum[l] += x[2l + 1] * w[2l + 1] + x[2l] * w[2l]` over bf16 x and w, f32 sums, as the hardware rounds
-    /// it. Only asked of the instruction sets that have an instruction for it ([`Isa::multiplies_bf16`]).
+    /// `sum[l] += x[2l + 1] * w[2l + 1] + x[2l] * w[2l]` over bf16 x and w, f32 sums, rounded as the hardware
+    /// does. Only called for instruction sets that have an instruction for it ([`Isa::multiplies_bf16`]).
     fn mul_add_bf16(x: Self::Splat, w: Self::Quad, sum: Self::Quad) -> Self::Quad;
 
-    /// The four chunks of int8 of a quad -> those of their f32: quad `i` has elements `4i..4i + 4` of each
-    /// chunk. Exact.
+    /// Widens the four chunks of int8 of a quad to f32, exactly: quad `i` gets elements `4i..4i + 4` of each
+    /// chunk.
     fn i8_to_f32(quad: Self::Quad) -> [Self::Quad; 4];
 
-    /// The same as int16: quad `i` has elements `8i..8i + 8` of each chunk. Exact. Only asked of the
+    /// Widens int8 to int16, exactly: quad `i` gets elements `8i..8i + 8` of each chunk. Only called for
     /// instruction sets that have no `mul_add_i8`.
     fn i8_to_i16(quad: Self::Quad) -> [Self::Quad; 2];
 
-    /// The same as bf16. Exact. Only asked of the instruction sets that multiply them
-    /// ([`Isa::multiplies_bf16`]).
+    /// Widens int8 to bf16, exactly: quad `i` gets elements `8i..8i + 8` of each chunk. Only called for
+    /// instruction sets that multiply bf16 ([`Isa::multiplies_bf16`]).
     fn i8_to_bf16(quad: Self::Quad) -> [Self::Quad; 2];
 
-    /// [`Arith::i8_to_f32`] of E4M3 codes ([`e4m3`](crate::e4m3)). Exact; NaN stays NaN.
+    /// [`Arith::i8_to_f32`] for E4M3 codes ([`e4m3`](crate::e4m3)). Exact; NaN stays NaN.
     fn e4m3_to_f32(quad: Self::Quad) -> [Self::Quad; 4];
 
-    /// [`Arith::i8_to_bf16`] of E4M3 codes, of the same instruction sets. Exact; NaN stays NaN.
+    /// [`Arith::i8_to_bf16`] for E4M3 codes, for the same instruction sets. Exact; NaN stays NaN.
     fn e4m3_to_bf16(quad: Self::Quad) -> [Self::Quad; 2];
 
-    /// The sums of sixteen logits -> the logits: `(lane 0 + lane 2) + (lane 1 + lane 3)` of each chunk.
+    /// Reduces the sums of sixteen logits to the logits: `(lane 0 + lane 2) + (lane 1 + lane 3)` of each
+    /// chunk.
     fn reduce_f32(sums: &[Quad; 4]) -> [f32; 16] {
         let lanes: &[[f32; 4]; 16] = cast_ref(sums);
         let mut logits = [0.0; 16];
@@ -299,7 +299,7 @@ pub trait Arith {
         logits
     }
 
-    /// The same of int32 sums, wrapping.
+    /// Adds the four lanes of int32 sums, wrapping.
     fn reduce_i32(sums: &[Quad; 4]) -> [i32; 16] {
         let lanes: &[[i32; 4]; 16] = cast_ref(sums);
         let mut logits = [0; 16];
@@ -331,25 +331,25 @@ impl Work for Bf16Step {
     }
 }
 
-/// A number made of what steps give where their rounding shows: products and sums of any size beside each
-/// other, some that nearly cancel, some of subnormal numbers.
+/// A hash of the results of steps for operands where their way of rounding shows: products and sums of mixed
+/// sizes, some that nearly cancel, some subnormal.
 fn rounding(step: impl Fn([u16; 8], [u16; 32], [f32; 16]) -> [f32; 16]) -> u64 {
     let mut random = 1u64;
-    // Multiplier and increment of Knuth's MMIX; the high bits are the good ones.
+    // The linear congruential generator of Knuth's MMIX, of which the high bits are random enough.
     let mut next = || {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 32) as u32
     };
     let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
     for round in 0..4096 {
-        // Least exponents and how many: products and sums within what a sum holds of each other; in some
-        // rounds of subnormal and of the smallest normal numbers.
+        // Least exponent and number of exponents, for weights and sums. They are so close that adding a
+        // product changes a sum; in some rounds they are subnormal and the smallest normal numbers.
         let (of_w, of_sum) = if round % 16 == 0 { ((0, 2), (0, 8)) } else { ((120, 16), (112, 32)) };
         let mut bf16 = |(least, count): (u32, u32)| (next() & 0x807f | (least + next() % count) << 7) as u16;
         let x: [u16; 8] = std::array::from_fn(|_| bf16((120, 16)));
         let w: [u16; 32] = std::array::from_fn(|_| bf16(of_w));
         let sums: [f32; 16] = std::array::from_fn(|i| {
-            // A sum that the first product all but cancels, or any.
+            // Every other sum is one that the first product nearly cancels.
             let product = -widen(x[i % 4 * 2]) * widen(w[2 * i]);
             let any = f32::from_bits(next() & 0x807f_ffff | (of_sum.0 + next() % of_sum.1) << 23);
             if i % 2 == 0 { product } else { any }
@@ -366,7 +366,7 @@ fn widen(bf16: u16) -> f32 {
     f32::from_bits(u32::from(bf16) << 16)
 }
 
-/// Asks for a cache line before it is needed. A hint: it reads nothing.
+/// Prefetches a cache line. Only a hint: any address is allowed.
 #[inline(always)]
 pub(crate) fn prefetch<T>(line: *const T) {
     // SAFETY: every x86-64 has the instruction, and it accepts any address.
@@ -384,7 +384,8 @@ mod tests {
     use bytemuck::Zeroable;
     use half::bf16;
 
-    /// One quad of int8 as `widened` elements of type `T`, by the instruction set's way to them.
+    /// Checks that `widened`, an instruction set's widening of the bytes `narrow`, has the elements that
+    /// `widen` gives, in the right places.
     fn check<A: Arith, T: bytemuck::AnyBitPattern + PartialEq + fmt::Debug, const N: usize>(
         narrow: [i8; 64],
         widened: [A::Quad; N],
@@ -437,18 +438,18 @@ mod tests {
         }
     }
 
-    /// All NaN are one.
+    /// The f32 bits of a code; all NaN are made equal.
     fn e4m3_bits(code: i8) -> u32 {
         let value = crate::e4m3::widen(code as u8);
         if value.is_nan() { u32::MAX } else { value.to_bits() }
     }
 
-    /// An f32 with all NaN alike.
+    /// The bits of an f32; all NaN compare equal.
     #[derive(Debug, Clone, Copy, bytemuck::Pod, Zeroable)]
     #[repr(transparent)]
     struct F32(u32);
 
-    /// A bf16 with all NaN alike.
+    /// The bits of a bf16; all NaN compare equal.
     #[derive(Debug, Clone, Copy, bytemuck::Pod, Zeroable)]
     #[repr(transparent)]
     struct HalfF32(u16);
@@ -486,7 +487,7 @@ mod tests {
         }
     }
 
-    /// Ways in which a processor may add two products, exact in f32 each, to a sum.
+    /// `ways` has several ways in which a processor may add two products, each exact in f32, to a sum.
     #[test]
     fn the_bf16_family_tells_ways_of_rounding_apart() {
         type Way = fn(f32, [f32; 2], [f32; 2]) -> f32;
@@ -495,7 +496,7 @@ mod tests {
             |sum, x, w| x[1].mul_add(w[1], x[0].mul_add(w[0], sum)),
             |sum, x, w| sum + (x[0] * w[0] + x[1] * w[1]),
             |sum, x, w| (f64::from(sum) + (f64::from(x[0] * w[0]) + f64::from(x[1] * w[1]))) as f32,
-            // The first, with subnormal numbers taken for zeros, as vdpbf16ps does.
+            // The first way, with subnormal numbers treated as zeros, as vdpbf16ps does.
             |sum, x, w| {
                 let flushed = |v: f32| if v.is_subnormal() { 0.0f32.copysign(v) } else { v };
                 let (x, w) = (x.map(flushed), w.map(flushed));
@@ -521,7 +522,7 @@ mod tests {
     fn every_byte_widens_exactly_and_to_its_place() {
         for isa in Isa::available() {
             for first in (0..256).step_by(64) {
-                // 37 and 256 have no common factor: every value once, in no order that a mistake could keep.
+                // 37 and 256 have no common factor: every value occurs once, in an irregular order.
                 let narrow = std::array::from_fn(|i| ((first + i) * 37) as i8);
                 isa.run(ToF32(narrow));
                 isa.run(E4m3ToF32(narrow));

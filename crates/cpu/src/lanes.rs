@@ -1,16 +1,16 @@
-//! Four chains: the layout that every sum of this backend has, whatever the registers are. (Those of tiles
-//! have one: `amx.rs`.)
+//! Four chains: the layout of every sum of this backend, whatever the size of registers. (Sums in AMX tiles
+//! have one chain: `amx.rs`.)
 //!
-//! A row, of hidden states or of weights, is a row of *chunks* of 16 bytes: 4 f32, 8 bf16, 8 int16 or 16
-//! int8, neighbours in k; the last is padded with zeros. A logit is four partial sums, one for each f32
-//! (int32) of a chunk. Lane `l` adds, from zero and `k` ascending, the products of the `l`-th f32 of each
+//! A row, of hidden states or of weights, is a sequence of *chunks* of 16 bytes: 4 f32, 8 bf16, 8 int16 or 16
+//! int8, neighbours in k; the last is padded with zeros. A logit has four partial sums (lanes), one for each
+//! f32 (int32) of a chunk. Lane `l` adds, from zero and `k` ascending, the products of the `l`-th f32 of each
 //! chunk (the `l`-th pair of bf16 or int16, the `l`-th four of int8). Then the lanes are added: `(0 + 2) + (1
 //! + 3)`. That is all that a logit's bits depend on (promise 1). Integer sums are exact in any order.
 //!
-//! Four weight rows take turns in a *quad*, which is one register of AVX-512: then a chunk of a hidden row,
-//! repeated four times, meets four of weights. With fewer chunks to a logit the weights would take more
-//! shuffling to get there (all sixteen f32 of a row in one register: none, but four times the memory for sums
-//! on the way and for hidden rows); with one f32 to a logit, twice as much.
+//! A *quad* has one chunk of each of four weight rows, and is one register of AVX-512: a chunk of a hidden
+//! row, repeated four times, is multiplied with all four. Other layouts cost more. Sixteen f32 of one row in
+//! a register would need no shuffling of weights, but four times the memory for partial sums and hidden rows;
+//! one f32 each of sixteen rows would need twice the shuffling.
 
 use crate::isa::{Arith, Sets};
 use bytemuck::{Pod, Zeroable};
@@ -31,22 +31,22 @@ pub(crate) const WIDE: usize = 16;
 pub(crate) const HALF: usize = 32;
 pub(crate) const BYTE: usize = 64;
 
-/// A kind of inner loop: how weights are stored, and how they become chunks that meet those of hidden rows. A
-/// step is `S` elements of k; as widened and transposed weights it is `G` parts of four quads, one part after
-/// the other in k.
+/// A kind of inner loop: how weights are stored, and how they become chunks that are multiplied with those of
+/// hidden rows. A step is `S` elements of k; widened and transposed, its weights are `G` parts of four quads,
+/// part after part in k.
 ///
-/// Narrow weights are transposed first, as few registers, and then widened part by part: widened first, each
-/// of the `G` times as many registers would have to be transposed.
+/// Narrow weights are transposed before they are widened, part by part: the other way round there would be
+/// `G` times as many registers to transpose.
 pub(crate) trait Kind<const S: usize, const G: usize> {
     /// A weight as it is stored.
     type Weight: Copy + Default + Sync;
-    /// How its chunks meet those of hidden rows.
+    /// How its chunks are multiplied with those of hidden rows.
     type Dot: Dot;
 
-    /// One step of a weight row: four chunks, widened as far as it is before it is transposed. Exact.
+    /// Loads one step of a weight row as four chunks; kinds with one part widen it here, exactly.
     fn load<A: Arith>(weights: &[Self::Weight; S]) -> A::Quad;
 
-    /// Part `part` of a step of four weight rows, transposed: widens what it needs of it. Exact.
+    /// Part `part` of a transposed step of four weight rows; widens it where that was not done before. Exact.
     #[inline(always)]
     fn part<A: Arith>(step: &[A::Quad; 4], part: usize) -> [A::Quad; 4] {
         let _ = part;
@@ -54,19 +54,19 @@ pub(crate) trait Kind<const S: usize, const G: usize> {
     }
 }
 
-/// How a chunk of a hidden row and one of a weight row join the sums, whatever the weights were stored as:
-/// kinds that share it share the loops over panels.
+/// How the products of a chunk of a hidden row and one of a weight row are added to the sums. Kinds with the
+/// same `Dot` share the loops over panels, however their weights are stored.
 pub(crate) trait Dot {
     /// The instruction sets that have it.
     const SETS: Sets = Sets::All;
-    /// Whether sums are exact: then the optimiser may add in any order.
+    /// Whether sums are exact, so that the optimiser may add in any order.
     const EXACT: bool = false;
 
     /// Adds the products of one chunk of a hidden row with those of four weight rows.
     fn mul_add<A: Arith>(x: A::Splat, w: A::Quad, sum: A::Quad) -> A::Quad;
 
-    /// Adds the lanes of sixteen logits in the fixed order. (Sums of integers have ways of their own to
-    /// become f32.)
+    /// Adds the lanes of sixteen logits in the fixed order. (Kinds with integer sums convert them to f32 in
+    /// their own way.)
     #[inline(always)]
     fn reduce<A: Arith>(sums: &[Quad; 4]) -> [f32; 16] {
         A::reduce_f32(sums)
@@ -94,8 +94,8 @@ impl Widen for bf16 {
 
 impl Widen for f16 {
     /// Exact for every finite value, subnormals included; weights are known to be finite (an infinity would
-    /// come out as 65536). Sign and magnitude move to their places in an f32, whose exponent is then too
-    /// small by 127 - 15 = 112: multiplying by 2^112 mends it, and is exact.
+    /// become 65536). Sign and magnitude are moved to their places in an f32, where the exponent is too small
+    /// by 127 - 15 = 112: multiplying by 2^112 corrects that, exactly.
     #[inline(always)]
     fn widen(self) -> f32 {
         const SHIFT_EXPONENT: f32 = f32::from_bits((127 + 112) << 23);

@@ -1,17 +1,17 @@
-//! The inner loops of lmhead's CPU backend, compiled once per instruction set. A crate of its own, since
-//! optimising them takes longer than all the rest.
+//! The inner loops of lmhead's CPU backend, compiled once per instruction set. They are a crate of their own
+//! because optimising them takes longer than all the rest.
 //!
 //! ```text
 //! hidden rows -> pack.rs    gathered, widened or quantised, in tiles                (once per call)
 //!             -> block.rs   packed rows x 64 vocabulary ids -> raw f32 logits        (one task per block)
 //!                block/: weights straight from memory for few rows, through panels for more
-//!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of every sum;
+//!                float.rs, bf16_dot.rs, int8.rs, int8_dot.rs: the inner loops; lanes.rs: the order of sums;
 //!                isa.rs, isa/: the instruction sets; product.rs: which loop for which rows and weights
 //!             -> amx.rs, amx/: the same by tiles, where there are any
 //! ```
 //!
-//! Made for the library `lmhead`, whose documentation has the promises; what is public here may change with
-//! it.
+//! Made for the library `lmhead`, whose documentation has the promises. The public items here may change with
+//! any version of it.
 
 mod amx;
 mod bf16_dot;
@@ -38,5 +38,5 @@ pub use isa::{Arith, Isa, Sets, Work};
 pub use pack::pass_rows;
 pub use product::{Format, PackedRows, Rows, Weights, weight_sums};
 
-/// Vocabulary ids that one call of [`PackedRows::multiply`] takes at most.
+/// Vocabulary ids of a block; one call of [`PackedRows::multiply`] takes one block or several.
 pub const BLOCK: usize = 64;

@@ -1,5 +1,5 @@
-//! Hidden rows -> packed rows: gathered by index, widened (or quantised) once, in the order that the tiles
-//! read.
+//! Hidden rows -> packed rows: gathered by index, widened or quantised once, in the order in which the tiles
+//! read them.
 
 use crate::block::quads;
 use crate::convert::RowType;
@@ -11,47 +11,47 @@ use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Chunks of k in a piece, over which all rows go before the next piece: as widened weights of 16 vocabulary
-/// ids they are 16 KiB, half of a first-level cache.
+/// Chunks of k in a piece; all rows go over a piece before the next one. A piece of widened weights of 16
+/// vocabulary ids has 16 KiB, half of an L1 cache.
 pub(crate) const PIECE: usize = 64;
 
-/// Bytes of packed rows that one pass over the weights works on: they are read again for every block of
-/// vocabulary ids, and stay in a last-level cache that others use too.
+/// Bytes of packed rows of one pass over the weights. They are read again for every block of vocabulary ids,
+/// so they must stay in the last-level cache, which is shared with others.
 const PASS_BYTES: usize = 8 << 20;
-/// Rows of one pass at most: their pieces and their sums, 256 KiB each, stay in a second-level cache.
+/// The most rows of one pass: their pieces and their sums, 256 KiB each, stay in the L2 cache.
 const PASS_ROWS: usize = 256;
-/// Bytes of packed rows of several tiles that weights go to straight: all of them are read again for every
-/// eight ids, from a second-level cache where there is room for these weights and for the next ones beside
-/// them.
+/// The most bytes of packed rows in several tiles whose weights come straight from memory. All of them are
+/// read again for every eight ids, so they must fit the L2 cache beside the weights of these ids and of the
+/// next.
 const DIRECT_BYTES: usize = 512 << 10;
 
-/// Rows that are packed at a time for this hidden size.
+/// How many rows are packed at a time for this hidden size.
 pub fn pass_rows(hidden: usize) -> usize {
     (PASS_BYTES / 4 / hidden.max(1)).clamp(4, PASS_ROWS)
 }
 
-/// Packed rows: tile after tile, in each tile chunk after chunk of k, one for each row. Tiles over panels are
-/// cut further: then it is piece after piece of k, and in each piece tile after tile.
+/// Packed rows: tile after tile, in each tile chunk after chunk of k, one for each row. For panels, k is
+/// first cut into pieces: piece after piece, and in each piece tile after tile.
 #[derive(Debug)]
 pub(crate) struct Packed {
-    /// `[rows, per_row]`, and what is left of larger ones before.
+    /// `[rows, per_row]`. May be longer, from larger rows before.
     chunks: Vec<Chunk>,
     rows: usize,
     layout: Layout,
     tiling: Tiling,
 }
 
-/// What a packed row is made of.
+/// The layout of a packed row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
-    /// Chunks of each row: those of whole steps of k.
+    /// Chunks of each row, padded to whole steps of k.
     per_row: usize,
     /// Parts of a step of the weights that it is packed for.
     parts: usize,
 }
 
 impl Layout {
-    /// Of rows that are packed elsewhere.
+    /// For rows that are packed as AMX tiles instead.
     pub const NONE: Layout = Layout { per_row: 0, parts: 1 };
 
     /// f32 rows, for weights that are read `step` at a time.
@@ -80,7 +80,7 @@ impl Packed {
         self.rows
     }
 
-    /// The chunks of each piece.
+    /// The range of chunks of each piece.
     pub fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
         let per_row = self.layout.per_row;
         (0..per_row).step_by(PIECE).map(move |first| first..per_row.min(first + PIECE))
@@ -91,7 +91,7 @@ impl Packed {
         tiles(self.rows, self.tiling.tile_rows)
     }
 
-    /// The tiles as runs of one size: first row, rows of a tile and of the run.
+    /// The tiles as runs of equal size: first row, rows of a tile, and rows of the run.
     pub fn runs(&self) -> [(usize, usize, usize); 2] {
         let tiles = self.tiles().len().max(1);
         let (rows, larger) = (self.rows / tiles, self.rows % tiles);
@@ -99,36 +99,38 @@ impl Packed {
         [(0, rows + 1, rows_of_larger), (rows_of_larger, rows, self.rows - rows_of_larger)]
     }
 
-    /// Parts of a step ([`Kind`](crate::lanes::Kind)'s `G`) of the weights that they are packed for.
+    /// Parts of a step ([`Kind`](crate::lanes::Kind)'s `G`) of the weights that the rows are packed for.
     pub fn parts(&self) -> usize {
         self.layout.parts
     }
 
-    /// Quads of weights that go to the tiles straight from memory, or `None` where they go through panels.
+    /// Quads of weights of a tile, where weights come straight from memory; `None` where they go through
+    /// panels.
     pub fn direct(&self) -> Option<usize> {
         self.tiling.direct
     }
 
-    /// The chunks of a tile, of packed rows that are [`direct`](Self::direct): its first row, and its number
-    /// of rows.
+    /// The chunks of the tile that begins at row `row` and has `rows` rows. Only where weights come straight
+    /// from memory ([`direct`](Self::direct)).
     pub fn tile(&self, row: usize, rows: usize) -> &[Chunk] {
         debug_assert!(self.tiling.direct.is_some(), "the pieces of other tiles lie apart");
         &self.chunks[row * self.layout.per_row..][..rows * self.layout.per_row]
     }
 
-    /// The chunks of a piece of tiles from such a row on, so many rows together, of packed rows that are not.
+    /// The chunks of a piece, of the tiles from row `row` on that have `rows` rows together. Only where
+    /// weights go through panels.
     pub fn piece(&self, piece: &Range<usize>, row: usize, rows: usize) -> &[Chunk] {
         debug_assert!(self.tiling.direct.is_none(), "a tile's pieces lie one behind the other");
         &self.chunks[piece.start * self.rows + row * piece.len()..][..rows * piece.len()]
     }
 
-    /// Nothing is packed, and no memory is held.
+    /// No rows, and no memory.
     pub fn empty() -> Packed {
         let tiling = Tiling { tile_rows: 1, direct: None };
         Packed { chunks: Vec::new(), rows: 0, layout: Layout::NONE, tiling }
     }
 
-    /// Makes room for so many rows.
+    /// Makes room for `rows` rows.
     pub fn reserve(&mut self, layout: Layout, rows: usize) {
         let wanted = rows * layout.per_row;
         if wanted > self.chunks.len() {
@@ -136,8 +138,8 @@ impl Packed {
         }
     }
 
-    /// Packs so many rows over what was packed before; `fill(row, piece, chunks)` writes a piece of a row over
-    /// zeros.
+    /// Packs `rows` rows in place of those before; `fill(row, piece, chunks)` writes a piece of a row to
+    /// zeroed chunks.
     fn pack<F>(&mut self, isa: Isa, layout: Layout, rows: usize, fill: F)
     where
         F: Fn(usize, usize, &mut [Chunk]) + Sync,
@@ -147,8 +149,8 @@ impl Packed {
         self.reserve(layout, rows);
         (self.rows, self.layout, self.tiling) = (rows, layout, tiling);
         let mut rest = &mut self.chunks[..rows * per_row];
-        // A tile that weights go to straight takes the whole of k; tiles over panels take a piece of it in
-        // turn.
+        // For weights straight from memory, a tile has the whole of k; for panels, all tiles of a piece of k
+        // lie together.
         for (first, rows) in tiles(rows, if tiling.direct.is_some() { tiling.tile_rows } else { rows }) {
             let together = rest.split_off_mut(..rows * per_row).expect("there are so many chunks");
             together.par_chunks_mut((rows * PIECE).max(1)).enumerate().for_each(|(piece, chunks)| {
@@ -168,23 +170,23 @@ impl Packed {
     }
 }
 
-/// As few tiles as may be, of about the same size: the larger ones first.
+/// Cuts rows into as few tiles as possible, of about the same size, the larger ones first.
 fn tiles(rows: usize, tile_rows: usize) -> impl ExactSizeIterator<Item = (usize, usize)> {
     let tiles = rows.div_ceil(tile_rows.max(1));
     let (each, larger) = (rows / tiles.max(1), rows % tiles.max(1));
     (0..tiles).map(move |tile| (tile * each + tile.min(larger), each + usize::from(tile < larger)))
 }
 
-/// How packed rows meet the weights.
+/// How rows are cut into tiles.
 #[derive(Debug, Clone, Copy)]
 struct Tiling {
-    /// Rows of a tile at most.
+    /// The most rows of a tile.
     tile_rows: usize,
-    /// Quads of weights of a tile that weights go to straight.
+    /// Quads of weights of a tile whose weights come straight from memory; `None`: through panels.
     direct: Option<usize>,
 }
 
-/// Few rows are a tile, or a few, that weights go to straight.
+/// Chooses the tiling: for one or a few tiles of rows, weights come straight from memory.
 struct ChooseTiling {
     rows: usize,
     per_row: usize,
@@ -203,7 +205,7 @@ impl Work for ChooseTiling {
         if !direct {
             return Tiling { tile_rows: A::TILE.1, direct: None };
         }
-        // Those of the largest tile: several take the same number.
+        // As many as for the largest tile: all tiles take the same number of quads.
         let most = self.rows.div_ceil(self.rows.div_ceil(tile_rows).max(1));
         Tiling { tile_rows, direct: Some(quads::<A>(self.parts, most)) }
     }
@@ -220,7 +222,8 @@ pub(crate) fn float(packed: &mut Packed, isa: Isa, layout: Layout, rows: &Rows<'
     });
 }
 
-/// Packs rows `range`, which are bf16, as they are: little-endian, as the machines are that multiply them so.
+/// Packs rows `range`, which are bf16, unchanged. (Machines that multiply bf16 are little-endian, as the rows
+/// are.)
 pub(crate) fn bf16(packed: &mut Packed, isa: Isa, layout: Layout, rows: &Rows<'_>, range: Range<usize>) {
     packed.pack(isa, layout, range.len(), |row, piece, chunks| {
         let out: &mut [u8] = cast_slice_mut(chunks);
@@ -243,7 +246,7 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// Makes room for so many rows.
+    /// Makes room for `rows` rows.
     pub fn reserve(&mut self, rows: usize, hidden: usize) {
         let elements = rows * hidden;
         if elements > self.values.len() {
@@ -253,7 +256,7 @@ impl Quantized {
         self.scales.reserve(rows.saturating_sub(self.scales.len()));
     }
 
-    /// Quantises rows `range`, over what was there before.
+    /// Quantises rows `range`, in place of those before.
     pub fn quantize(&mut self, isa: Isa, rows: &Rows<'_>, range: Range<usize>) {
         let hidden = rows.hidden;
         self.reserve(range.len(), hidden);
@@ -273,7 +276,7 @@ impl Quantized {
         &self.scales
     }
 
-    /// There are no rows.
+    /// Removes all rows.
     pub fn clear(&mut self) {
         self.scales.clear();
     }
@@ -299,7 +302,7 @@ pub(crate) fn quantized_bytes(packed: &mut Packed, isa: Isa, layout: Layout, qua
     });
 }
 
-/// Packs quantised rows, the int8 values kept as int16.
+/// Packs quantised rows, their int8 values widened to int16.
 pub(crate) fn quantized(packed: &mut Packed, isa: Isa, layout: Layout, quantized: &Quantized) {
     packed.pack(isa, layout, quantized.scales.len(), |row, piece, chunks| {
         let out: &mut [i16] = cast_slice_mut(chunks);
@@ -309,7 +312,7 @@ pub(crate) fn quantized(packed: &mut Packed, isa: Isa, layout: Layout, quantized
     });
 }
 
-/// One row by the rule of promise 2; IEEE on every instruction set.
+/// Quantises one row by the rule of promise 2, with the same IEEE operations on every instruction set.
 struct QuantizeRow<'a> {
     values: &'a [f32],
     out: &'a mut [i8],
@@ -324,7 +327,7 @@ impl Work for QuantizeRow<'_> {
     }
 }
 
-/// One hidden row to f32, infinities and NaN included.
+/// Widens one hidden row to f32, infinities and NaN included.
 struct WidenRow<'a> {
     bytes: &'a [u8],
     dtype: RowType,

@@ -1,4 +1,4 @@
-//! Which inner loop multiplies which rows with which weights.
+//! Chooses the inner loop for a type of rows and a format of weights, and calls it.
 
 use crate::BLOCK;
 use crate::amx::emulated::Emulated;
@@ -17,11 +17,10 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Bytes of packed rows that stay in a second-level cache of a processor with tiles (2 MiB), beside weights
-/// and sums.
+/// Bytes of packed rows that stay in the L2 cache of a processor with tiles (2 MiB), beside weights and sums.
 const CACHED_BYTES: usize = 1 << 20;
 
-/// How weights are stored and what becomes of the rows that they meet.
+/// How weights are stored, and what is done with hidden rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Float weights of the rows' type.
@@ -45,7 +44,7 @@ pub enum Weights<'a> {
     E4m3(&'a [u8]),
 }
 
-/// Hidden rows, wherever each of them lies.
+/// Hidden rows, each of which may lie anywhere.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub dtype: RowType,
@@ -55,16 +54,16 @@ pub struct Rows<'a> {
     pub row: &'a (dyn Fn(usize) -> &'a [u8] + Sync),
 }
 
-/// Rows that are packed for one inner loop. The memory is reused from one packing to the next.
+/// Rows packed for one inner loop. The memory is reused from one packing to the next.
 #[derive(Debug)]
 pub struct PackedRows {
     isa: Isa,
     packed: Packed,
-    /// In place of `packed`, for the loops over tiles.
+    /// The rows packed for AMX tiles, in place of `packed`.
     tiles: PackedTiles,
     hidden: usize,
     inner: Inner,
-    /// Rows that were quantised, or none.
+    /// The quantised rows; none where rows are not quantised.
     quantized: Quantized,
 }
 
@@ -74,9 +73,9 @@ enum Inner {
     Float,
     Bf16,
     Int8,
-    /// Of rows that are packed with an offset of 128.
+    /// For rows that are packed with an offset of 128.
     Int8Dot,
-    /// Of rows that are packed for tiles.
+    /// For rows that are packed for AMX tiles; so is `Int8Tiles`.
     Bf16Tiles,
     Int8Tiles,
 }
@@ -89,9 +88,9 @@ impl PackedRows {
         PackedRows { isa, packed, tiles, hidden: 0, inner: Inner::Float, quantized }
     }
 
-    /// Which loop multiplies such rows with such weights, and how the rows are packed for it.
+    /// The loop for rows of this type and weights of this format, and how rows are packed for it.
     fn inner(&self, format: Format, dtype: RowType, hidden: usize) -> (Inner, Layout) {
-        // What an inner loop reads of a weight row at a time.
+        // Elements of a weight row that an inner loop reads at a time.
         let step = |wide| if matches!(format, Format::Float | Format::Mixed) { wide } else { BYTE };
         let tiles = self.isa.has_tiles();
         match format {
@@ -109,7 +108,7 @@ impl PackedRows {
         }
     }
 
-    /// Makes room for `rows` rows: packing up to as many allocates nothing.
+    /// Makes room for `rows` rows, so that packing up to as many allocates nothing.
     pub fn reserve(&mut self, format: Format, dtype: RowType, hidden: usize, rows: usize) {
         let (inner, layout) = self.inner(format, dtype, hidden);
         match inner {
@@ -150,29 +149,30 @@ impl PackedRows {
         }
     }
 
-    /// The scale of each row, of rows that were quantised; or nothing.
+    /// The scale of each row; empty where rows are not quantised.
     pub fn scales(&self) -> &[f32] {
         self.quantized.scales()
     }
 
-    /// Blocks of [`BLOCK`] ids that one call of [`multiply`](Self::multiply) takes at most. Rows that fill a
-    /// second-level cache are read from beyond it, tile by tile: then once for several blocks.
+    /// The most blocks of [`BLOCK`] ids that one call of [`multiply`](Self::multiply) takes. Rows that fill
+    /// the L2 cache are read from beyond it, tile by tile; several blocks per call then share one read.
     pub fn blocks_at_once(&self) -> usize {
         let tiles = matches!(self.inner, Inner::Bf16Tiles | Inner::Int8Tiles);
         let larger = tiles && self.tiles.bytes().len() > CACHED_BYTES;
         if larger { Self::most_blocks_at_once(self.isa, self.tiles.rows()) } else { 1 }
     }
 
-    /// The same for so many rows of any size.
+    /// The most that `blocks_at_once` can be for `rows` rows, whatever the hidden
+    /// size.
     pub fn most_blocks_at_once(isa: Isa, rows: usize) -> usize {
         if isa.has_tiles() { amx::blocks_at_once(rows) } else { 1 }
     }
 
-    /// `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of `weights`,
-    /// at most [`BLOCK`], or those of several blocks, each with logits `[rows, BLOCK]` of its own; int8 and
-    /// E4M3 weights not scaled yet. What follows them in `weights` is read ahead of the next call. Other
-    /// columns of `logits` `[blocks, rows, BLOCK]` are not to be used. `sums` `[ids]` are [`weight_sums`],
-    /// where there are any.
+    /// Computes `logits[r * BLOCK + v] = rows[r] · weights[v]` for every row and the first `ids` rows of
+    /// `weights`; products of int8 and E4M3 weights are not scaled yet. There are at most [`BLOCK`] ids, or
+    /// those of several blocks (`blocks_at_once`); each block has logits `[rows,
+    /// BLOCK]` of its own. Columns of `logits` beyond the ids are meaningless. Weights behind the `ids` rows
+    /// are prefetched for the next call. `sums` `[ids]` are [`weight_sums`], where they are needed.
     ///
     /// # Panics
     /// Where the rows were packed for another format of weights.
@@ -227,7 +227,7 @@ impl PackedRows {
 }
 
 impl PackedRows {
-    /// The same by tiles, of weights of `size` bytes.
+    /// `multiply` by tiles, for weights of `size` bytes each.
     fn tiles(
         &self,
         kind: amx::Kind,
@@ -238,7 +238,7 @@ impl PackedRows {
         scratch: &mut Scratch,
     ) {
         let (row_bytes, scratch) = (self.hidden * size, &mut scratch.tiles);
-        // A last block that is not whole goes alone.
+        // A last block that is not whole is a call of its own.
         let whole = if ids > BLOCK { ids / BLOCK * BLOCK } else { ids };
         let (logits, last) = logits.split_at_mut(self.tiles.rows() * whole.next_multiple_of(BLOCK));
         let rest = &weights[whole * row_bytes..];
@@ -258,8 +258,8 @@ impl PackedRows {
     }
 }
 
-/// The sums of int8 weights `[ids, hidden]` over `hidden`, which [`PackedRows::multiply`] wants where
-/// [`Isa::multiplies_bytes`]; on the threads of the current pool.
+/// The sums of int8 weights `[ids, hidden]` over `hidden`, which [`PackedRows::multiply`] needs where
+/// [`Isa::multiplies_bytes`]. Runs on the threads of the current pool.
 pub fn weight_sums(isa: Isa, weights: &[i8], hidden: usize) -> Vec<i32> {
     let Some(ids) = weights.len().checked_div(hidden) else { return Vec::new() };
     let mut sums = vec![0; ids];

@@ -2,7 +2,7 @@
 //!
 //! `scale = absmax / 127`, `q = clamp(round_half_even(x / scale), -127, 127)`, every operation one IEEE f32
 //! operation. A row whose scale would be below [`f32::MIN_POSITIVE`] gets scale 1 and zeros. A row with NaN
-//! or infinity gets scale NaN (and zeros), so that it stays visible in every logit computed from it.
+//! or infinity gets scale NaN (and zeros), so that every logit computed from it is NaN.
 
 /// Quantises `values` into `out` and returns the scale.
 ///
@@ -19,7 +19,7 @@ pub fn quantize_row(values: &[f32], out: &mut [i8]) -> f32 {
     quantize(values, out)
 }
 
-/// Twice the lanes, the same IEEE operations.
+/// `quantize` compiled for AVX2: twice the lanes, the same IEEE operations.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn quantize_row_avx2(values: &[f32], out: &mut [i8]) -> f32 {
@@ -29,8 +29,8 @@ fn quantize_row_avx2(values: &[f32], out: &mut [i8]) -> f32 {
 /// [`quantize_row`] with the instructions of the function that this is compiled into.
 #[inline(always)]
 pub(crate) fn quantize(values: &[f32], out: &mut [i8]) -> f32 {
-    // Finite floats order like their bits, and every NaN or infinity has bits of at least INFINITY:
-    // an integer maximum sees both in one pass that vectorises.
+    // Magnitudes of finite floats compare as their bits do, and NaN and infinity have bits of at least
+    // INFINITY: one integer maximum finds both in a pass that vectorises.
     let absmax = values.iter().fold(0u32, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
     if absmax >= f32::INFINITY.to_bits() {
         out.fill(0);
@@ -47,7 +47,8 @@ pub(crate) fn quantize(values: &[f32], out: &mut [i8]) -> f32 {
     scale
 }
 
-/// `clamp(round_half_even(x), -127, 127)` for finite `|x| < 2^22`; here `|x|` is at most a few ulps above 127.
+/// `clamp(round_half_even(x), -127, 127)` for finite `|x| < 2^22`; here `|x|` is at most a few ulps above
+/// 127.
 #[inline(always)]
 fn round_half_even_i8(x: f32) -> i8 {
     // Adding 1.5 * 2^23 rounds to an integer in the current mode, half to even, and leaves it, in two's
@@ -83,7 +84,9 @@ mod tests {
                 let mut got = vec![99i8; values.len()];
                 let scale = quantize(&values, &mut got);
                 prop_assert_eq!(&got, &want);
-                prop_assert!(scale.to_bits() == want_scale.to_bits() || (scale.is_nan() && want_scale.is_nan()));
+                prop_assert!(
+                    scale.to_bits() == want_scale.to_bits() || (scale.is_nan() && want_scale.is_nan())
+                );
             }
         }
 

@@ -1,5 +1,5 @@
-//! The roofs of this machine: how fast its memory can be read, and how fast its registers can multiply.
-//! Benchmarks hold the matmul against them; nothing else calls this.
+//! The roofs of this machine: how fast its memory can be read, and how fast it multiplies in registers.
+//! Benchmarks compare the matmul with them; nothing else calls this.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use crate::amx::{STEP, Shape, TILE, TILE_BYTES, Tiles, hardware::Hardware};
@@ -17,20 +17,19 @@ const PART: usize = 1 << 20;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Sums in flight: more than an instruction's latency times the number that begin in each cycle, few enough
-/// for 16 registers.
+/// Independent sums: more than the latency of an instruction times the number issued per cycle, and few
+/// enough for 16 registers.
 const CHAINS: usize = 12;
 /// Rounds over the chains between two looks at the clock.
 const ROUNDS: usize = 1 << 14;
 
 /// Reads `bytes` once, on all threads of the current pool, and returns the sum of their 64-bit words
-/// (little-endian; what is left of the last cache line of each MiB is passed over). Its time is the least
-/// that a matmul over these weights can take.
+/// (little-endian; a last, partial cache line is skipped). No matmul over these weights can take less time.
 pub fn read_stream(bytes: &[u8]) -> u64 {
     let read = |part: &[u8]| {
         let mut sums = [0u64; LINE / 8];
         let lines = part.as_chunks::<LINE>().0;
-        // Without asking ahead: on Zen 4 that cost a quarter of the speed.
+        // Without prefetching, which on Zen 4 cost a quarter of the speed.
         for line in lines {
             for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
                 *sum = sum.wrapping_add(u64::from_le_bytes(*word));
@@ -41,9 +40,10 @@ pub fn read_stream(bytes: &[u8]) -> u64 {
     bytes.par_chunks(PART).map(read).reduce(|| 0, u64::wrapping_add)
 }
 
-/// Operations per second (a multiplication and an addition are two) of the instruction that multiplies rows
-/// of type `rows` with weights of `format`, on all threads of the current pool, with everything in registers:
-/// measured for `time`. `None` where no such loop was written, on other processors than x86.
+/// Measures for `time` the operations per second (a multiplication and an addition are two) of the
+/// instruction that multiplies rows of type `rows` with weights of `format`, on all threads of the current
+/// pool, with all operands in registers. `None` where there is no such loop, as on processors other than
+/// x86-64.
 ///
 /// # Panics
 /// Where this machine lacks the instruction set.
@@ -63,13 +63,13 @@ pub fn arithmetic_rate(isa: Isa, format: Format, rows: RowType, time: Duration) 
     Some(rates.iter().sum())
 }
 
-/// A loop over registers; a call returns how many operations it was. Not to be called where the instruction
-/// set is not available.
+/// A loop over registers; a call returns the number of its operations. Must not be called where the
+/// instruction set is not available.
 #[cfg(target_arch = "x86_64")]
 fn spinner(isa: Isa, format: Format, rows: RowType) -> Option<fn() -> u64> {
     let exact = format == Format::W8a8;
     Some(match isa {
-        // What tiles are emulated with is no roof of anything.
+        // The speed of emulated tiles means nothing.
         Isa::EmulatedAmx => return None,
         #[cfg(target_os = "linux")]
         Isa::Amx if exact => || {
@@ -109,8 +109,8 @@ fn spinner(_: Isa, _: Format, _: RowType) -> Option<fn() -> u64> {
     None
 }
 
-/// Runs `$step` on every chain, `ROUNDS` times; the number of operations, `$each` a step. Every step takes
-/// the chain's own sum, so that none of it can be worked out before the loop.
+/// Runs `$step` on every chain, `ROUNDS` times, and returns the number of operations, `$each` per step. Every
+/// step takes the chain's own sum, so that the compiler cannot move it out of the loop.
 #[cfg(target_arch = "x86_64")]
 macro_rules! spin {
     ($start:expr, $each:expr, $step:expr) => {{
@@ -126,7 +126,8 @@ macro_rules! spin {
     }};
 }
 
-/// Products of tiles, `four` at a time, into sums of 16 x 16 each; `PRODUCTS` operations for each sum.
+/// Products of tiles: `four` runs four instructions, each of which adds to 16 x 16 sums with `PRODUCTS`
+/// operations per sum.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tiles<const PRODUCTS: usize>(four: impl Fn(&mut Hardware)) -> u64 {
     // 0x3f is 63 in int8; 0x3f3f is about 3/4 in bf16.

@@ -1,10 +1,12 @@
-//! How fast the emulated device multiplies, with and without the search for races: on one core, and 64 rows x 1024 ids x 4096 on all.
+//! How fast the emulated device multiplies, with and without the search for races: on one core, and 64 rows x
+//! 1024 ids x 4096 on all.
 //!
 //! ```text
 //! cargo bench --bench emulated
 //! ```
-//! Throughput counts multiply-accumulates of whole tiles as elements: 1 Gelem/s is 10^9 of them a second. On one core time is that of the
-//! processor, which other programs on the machine disturb less than the clock on the wall; on all cores it is that of the wall.
+//! Throughput counts multiply-accumulates of whole tiles as elements: 1 Gelem/s is 10^9 of them a second. On
+//! one core time is that of the processor, which other programs on the machine disturb less than the clock on
+//! the wall; on all cores it is that of the wall.
 #![allow(unsafe_code, reason = "launches")]
 
 use cpu_time::ThreadTime;

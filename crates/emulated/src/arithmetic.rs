@@ -1,5 +1,5 @@
-//! The arithmetic of one 16-bit matrix instruction of the emulated device, for tests and for references that want the
-//! hardware's own bits.
+//! The arithmetic of one 16-bit matrix instruction of the emulated device, for tests and for references that
+//! want the hardware's own bits.
 
 use super::ffi;
 
@@ -19,14 +19,15 @@ pub enum Path {
     Fast,
     /// The same with the instructions that every processor has.
     Portable,
-    /// The same with those of AVX2; what [`Path::Fast`] does where there is none.
+    /// The same with AVX2; as [`Path::Fast`] where the processor has none.
     Avx2,
 }
 
-/// Products of one 16-bit matrix instruction.
+/// How many products one 16-bit matrix instruction adds up for each element.
 pub const STEP: usize = 16;
 
-/// `d[m, n] += sum over 16 products of a[m, k]·b[n, k]`, with the bits of `mma.sync m16n8k16` and `wgmma m64nNk16` on an H100.
+/// `d[m, n] += sum over 16 products of a[m, k]·b[n, k]`, with the bits of `mma.sync m16n8k16` and `wgmma
+/// m64nNk16` on an H100.
 ///
 /// `a` `[m, 16]`, `b` `[n, 16]` are bits of `half`, `d` `[m, n]` is f32.
 ///
@@ -67,15 +68,16 @@ pub fn multiply_step(path: Path, half: Half, a: &[u16], b: &[u16], d: &mut [f32]
     }
 }
 
-/// What the tile of one `mma.sync` is made of.
+/// The operands' type in the tile of one `mma.sync`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     Half(Half),
     Int8,
 }
 
-/// `d[16, 8] += a[16, k]·b[8, k]ᵀ` as `mma.sync m16n8k16` and `m16n8k32` compute it, by this processor's instructions or in the
-/// portable form. Operands are words of two 16-bit or four int8 values along k: `a` `[16][8]`, `b` `[8 words of k][8 columns]`.
+/// `d[16, 8] += a[16, k]·b[8, k]ᵀ` as `mma.sync m16n8k16` and `m16n8k32` compute it, by this processor's
+/// instructions or in the portable form. Operands are words of two 16-bit or four int8 values along k: `a`
+/// `[16][8]`, `b` `[8 words of k][8 columns]`.
 pub fn warp_tile(portable: bool, element: Element, a: &[u32; 128], b: &[u32; 64], d: &mut [u32; 128]) {
     let kind = match element {
         Element::Half(Half::Bf16) => 0,

@@ -1,4 +1,4 @@
-//! The emulated device under a whole [`Backend`](lmhead::backend::Backend).
+//! A whole [`Backend`](lmhead::backend::Backend) on the emulated device.
 
 use super::ffi::RawKernel;
 use super::{Buffer, Device, Fault, Kernel, LaunchConfig, Params};
@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone, Default)]
 pub struct EmulatedDevice {
     device: Arc<Mutex<Device>>,
-    /// Of the next launch.
+    /// Seed of the next launch.
     seed: Arc<AtomicU64>,
     ordinal: u32,
-    /// Whether it says that host memory is locked: copies are the same.
+    /// Whether it says that host memory is not page-locked; copies are the same either way.
     unlocked: bool,
     /// See [`EmulatedDevice::portable`].
     portable: bool,
@@ -30,7 +30,7 @@ pub struct EmulatedDevice {
 pub struct Counts {
     /// Buffers, locked memory, streams, events and kernels that were made.
     pub made: u64,
-    /// Kernels of products that ran: one a product, beside what quantises its rows.
+    /// Product kernels that ran: one a product. Kernels that quantise rows are not counted.
     pub products: u64,
     /// Copies of any kind.
     pub copies: u64,
@@ -56,21 +56,21 @@ impl EmulatedDevice {
         EmulatedDevice { seed: Arc::new(AtomicU64::new(seed)), ..EmulatedDevice::default() }
     }
 
-    /// The same as the device of that number.
+    /// The same, with that device ordinal.
     #[must_use]
     pub fn numbered(self, ordinal: u32) -> Self {
         EmulatedDevice { ordinal, ..self }
     }
 
-    /// The same, which takes all host memory for unlocked: its callers bring bytes by detours then, as with a
-    /// GPU.
+    /// The same, but no host memory counts as page-locked: callers then copy through staging memory, as with
+    /// a GPU.
     #[must_use]
     pub fn unlocked(self) -> Self {
         EmulatedDevice { unlocked: true, ..self }
     }
 
-    /// The same, as a device of compute capability 10.0: heads take the portable kernels, which are emulated several times as fast as
-    /// those of 9.0.
+    /// The same, as a device of compute capability 10.0: heads take the portable kernels, which are emulated
+    /// several times as fast as those of 9.0.
     #[must_use]
     pub fn portable(self) -> Self {
         EmulatedDevice { portable: true, ..self }
@@ -92,7 +92,7 @@ impl EmulatedDevice {
         DeviceBackend::new(self)
     }
 
-    /// A launch of that shape, by the next schedule.
+    /// A launch of that shape, with the next seed.
     fn config(&self, grid: &Grid) -> LaunchConfig {
         LaunchConfig::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
             .shared(u32::try_from(grid.shared_bytes).unwrap_or(u32::MAX))
@@ -110,10 +110,10 @@ impl Drop for EmulatedBuffer {
     }
 }
 
-/// Host memory of an [`EmulatedDevice`]'s copies, which are done when they are queued.
+/// Host memory for copies of an [`EmulatedDevice`], which are complete as soon as they are queued.
 #[derive(Debug)]
 pub struct Staging {
-    /// For their alignment.
+    /// Words, for the alignment.
     words: Vec<u64>,
     bytes: usize,
 }
@@ -145,7 +145,7 @@ impl KernelDevice for EmulatedDevice {
     type Kernel<P: Params> = Kernel<P>;
     type Stream = ();
     type OwnedStream = ();
-    /// Whatever comes before it has ended when it is put.
+    /// Everything before an event has ended when the event is recorded.
     type Event = ();
 
     fn name(&self) -> &'static str {
@@ -157,7 +157,7 @@ impl KernelDevice for EmulatedDevice {
         "emulated/9.0".into()
     }
 
-    /// An H100's, so that the plans that are tried are those of the device whose arithmetic this is.
+    /// An H100's limits: the plans that are tried are then those of the device whose arithmetic this is.
     fn limits(&self) -> DeviceLimits {
         let capability = if self.portable { (10, 0) } else { (9, 0) };
         DeviceLimits { capability, ..DeviceLimits::H100 }
@@ -177,7 +177,7 @@ impl KernelDevice for EmulatedDevice {
     unsafe fn stream_from(&self, _: memory::Stream) {}
 
     fn handle(&self, (): ()) -> memory::Stream {
-        // SAFETY: there is one, and nobody looks at its handle.
+        // SAFETY: there is one stream, and nobody looks at its handle.
         unsafe { memory::Stream::from_raw(0) }
     }
 
@@ -221,7 +221,7 @@ impl KernelDevice for EmulatedDevice {
 
     fn staging(&self, bytes: usize) -> Result<Staging> {
         self.count(|c| &c.made);
-        // Not zeros: what no copy brought shall show.
+        // Not zeros, so that bytes that no copy has brought show.
         Ok(Staging { words: vec![0xcbcb_cbcb_cbcb_cbcb; bytes.div_ceil(8)], bytes })
     }
 

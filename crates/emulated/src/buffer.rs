@@ -52,7 +52,7 @@ impl Memory {
         let layout = Layout::from_size_align(size, GUARD).ok()?;
         // SAFETY: the layout is not empty.
         let start = NonNull::new(unsafe { alloc(layout) })?;
-        // Not zeros: what a kernel forgets to write shall show.
+        // Not zeros, so that what a kernel forgets to write shows.
         // SAFETY: the whole allocation.
         unsafe { start.write_bytes(0xCB, size) };
         Some(Memory { start, layout, bytes, writable })

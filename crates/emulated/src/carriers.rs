@@ -1,5 +1,5 @@
-//! The carrier kernels of `kernels/carriers`: one small matrix product for each way in which operands travel, on which the real
-//! kernels are built. `out[rows, vocab] = rows[rows, hidden] · weights[vocab, hidden]ᵀ`.
+//! The carrier kernels of `kernels/carriers`: one small matrix product for each way in which operands travel,
+//! on which the real kernels are built. `out[rows, vocab] = rows[rows, hidden] · weights[vocab, hidden]ᵀ`.
 
 use super::{Fault, Kernel, LaunchConfig, encode};
 use crate::emulated_kernel;
@@ -36,8 +36,8 @@ pub fn wgmma_bf16() -> Kernel<WgmmaCarrierParams> {
     emulated_kernel!(carrier_wgmma_bf16_sm90a: WgmmaCarrierParams)
 }
 
-/// The same with the weights read into registers by `ldmatrix`, from where `wgmma` takes them (sm_90a). `hidden` is a multiple
-/// of 8.
+/// The same with the weights read into registers by `ldmatrix`, from where `wgmma` takes them (sm_90a).
+/// `hidden` is a multiple of 8.
 pub fn wgmma_registers_bf16() -> Kernel<WgmmaCarrierParams> {
     emulated_kernel!(carrier_wgmma_registers_bf16_sm90a: WgmmaCarrierParams)
 }

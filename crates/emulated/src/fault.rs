@@ -15,7 +15,8 @@ pub enum FaultKind {
     Misaligned,
     /// Two accesses with nothing to order them.
     Race,
-    /// Data of an asynchronous copy before it is known to be there, or a copy that outlives its thread or block.
+    /// Data of an asynchronous copy before it is known to be there, or a copy that outlives its thread or
+    /// block.
     Incomplete,
     /// Ordinary and asynchronous accesses without `fence.proxy.async` between them.
     Proxy,
@@ -33,7 +34,8 @@ pub enum FaultKind {
     TensorMap,
     /// Misuse of `setmaxnreg`.
     Registers,
-    /// Another block's memory that is not there, or need not be: nothing tells that the block has begun, or it that it is reached.
+    /// Another block's memory that does not exist, or need not: nothing orders the access behind the block's
+    /// beginning, or before its end.
     Cluster,
     /// Data of the kernel before, without `griddepcontrol.wait`.
     Dependency,
@@ -75,16 +77,17 @@ impl FaultKind {
     ];
 }
 
-/// A fault of a launch. Its text says what was found and what was wanted; the seed repeats the schedule (with one thread).
+/// A fault of a launch. Its text says what was found and what was wanted; the seed repeats the schedule (with
+/// one thread).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Its name; empty where no kernel was concerned.
+    /// Name of the kernel; empty where no kernel was concerned.
     pub kernel: String,
     pub kind: FaultKind,
     pub seed: u64,
     /// x, y, z of the block.
     pub block: [u32; 3],
-    /// In the block; none where no single thread is at fault.
+    /// Its number in the block; none where no single thread is at fault.
     pub thread: Option<u32>,
     /// The wrapper's PTX instruction; empty where a launch was refused.
     pub instruction: String,

@@ -119,7 +119,7 @@ unsafe extern "C" {
     pub(super) fn lmhead_emulated_step_of_8(is_f16: i32, a: *const u16, b: *const u16, c: u32) -> u32;
 }
 
-/// The layouts here and there agree.
+/// Whether the structs here and in C++ have the same sizes.
 pub(super) fn layouts_agree() -> bool {
     let mut sizes = [0; 5];
     // SAFETY: the function writes five numbers.

@@ -36,7 +36,8 @@ impl<P: Params> Kernel<P> {
 
 /// The kernel that `KERNEL(name, Params, ...)` declares in a `.cu` file of this crate.
 ///
-/// Safe because a kernel of that name is linked or the program is not, and the size of the parameters is checked at launch.
+/// Safe: without a kernel of that name the program does not link, and the size of the parameters is checked
+/// at launch.
 #[macro_export]
 macro_rules! emulated_kernel {
     ($name:ident: $params:ty) => {{
@@ -71,10 +72,12 @@ pub struct LaunchConfig {
     pub checks: bool,
     /// OS threads, which share the blocks; no more than cores are used.
     pub threads: usize,
-    /// The block, counted along x, then y, then z, whose instructions [`super::Device::take_trace`] gives. The environment variable
-    /// `LMHEAD_EMULATED_TRACE` (a block's number, or `kernel:number`) prints them to the standard error instead.
+    /// The block, counted along x, then y, then z, whose instructions [`super::Device::take_trace`] gives.
+    /// The environment variable `LMHEAD_EMULATED_TRACE` (a block's number, or `kernel:number`) prints them to
+    /// the standard error instead.
     pub trace: Option<u64>,
-    /// Instructions that the threads of one cluster may execute together, before the launch counts as one that never ends.
+    /// Instructions that the threads of one cluster may execute together, before the launch counts as one
+    /// that never ends.
     pub instruction_limit: u64,
 }
 
@@ -139,11 +142,11 @@ impl LaunchConfig {
     }
 }
 
-/// A launch that the device takes.
+/// A launch that has been checked.
 pub(super) struct Prepared {
     pub kernel: *const RawKernel,
     pub name: &'static str,
-    /// A copy, aligned for tensor maps.
+    /// A copy of the parameters, aligned for tensor maps.
     params: Vec<Line>,
     pub config: LaunchConfig,
 }
@@ -188,7 +191,7 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// Without buffers and callbacks.
+    /// For the C++ side; without buffers and callbacks.
     pub fn raw(&self) -> ffi::Launch {
         extern "C" fn never(_: *const c_void) -> i32 {
             0
@@ -227,7 +230,7 @@ impl Prepared {
         (0..3).map(|i| u64::from(self.config.grid[i] / self.config.cluster[i])).product()
     }
 
-    /// Threads of a cluster; the check of the launch bounds them.
+    /// Threads of a cluster: each needs a stack. The check of the launch bounds them.
     pub fn stacks(&self) -> u32 {
         self.config.block.iter().chain(&self.config.cluster).product()
     }

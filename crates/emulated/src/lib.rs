@@ -1,8 +1,9 @@
 //! A CUDA device on the CPU, for the kernels of `kernels/`.
 //!
-//! The kernels' source, compiled by a C++ compiler, runs with one fiber per CUDA thread; each PTX instruction does what
-//! its documentation says, and what no GPU reports is found: missing barriers and fences, data read before a copy has
-//! landed, lanes that part, accesses outside of a buffer. `kernels/README.md` tells how to write and to debug a kernel.
+//! The kernels' source, compiled by a C++ compiler, runs with one fiber per CUDA thread; each PTX instruction
+//! does what its documentation says, and what no GPU reports is found: missing barriers and fences, data read
+//! before a copy has landed, lanes that part, accesses outside of a buffer. `kernels/README.md` tells how to
+//! write and to debug a kernel.
 //!
 //! ```
 //! use lmhead_emulated::{Device, LaunchConfig, carriers};
@@ -28,7 +29,8 @@
 //! # }
 //! ```
 
-/// Where the static libraries lie that g++ made of device and kernels: `liblmhead_emulated_{kernels,device,switch}.a`.
+/// The folder of the static libraries that g++ made of the device and the kernels:
+/// `liblmhead_emulated_{kernels,device,switch}.a`.
 pub const ARCHIVES: &str = env!("OUT_DIR");
 
 #[allow(unsafe_code, reason = "functions of the C++ side")]
@@ -67,15 +69,15 @@ use run::{Marks, Order};
 
 /// A device: its buffers, and launches one after the other.
 ///
-/// Kernels reach the device's own buffers and nothing else: an address outside of them is a fault. So a launch is safe whatever
-/// its parameters say.
+/// Kernels reach the device's own buffers and nothing else: an address outside of them is a fault. So a
+/// launch is safe whatever its parameters say.
 #[derive(Debug, Default)]
 pub struct Device {
     memories: Vec<Memory>,
     /// Numbers of freed buffers.
     free: Vec<u32>,
     trace: Vec<String>,
-    /// Of the launch before, where the next one may begin while it runs.
+    /// Marks of the launch before, where the next one may begin while it runs.
     before: Option<Marks>,
 }
 
@@ -112,7 +114,7 @@ impl Device {
     /// Of kind `Launch` where the buffer is another device's.
     pub fn download<T: bytemuck::AnyBitPattern>(&self, buffer: Buffer) -> Result<Vec<T>, Fault> {
         let memory = &self.memories[self.find(buffer)?];
-        // Of values without bytes there are none.
+        // A type without bytes has no values here.
         let size = size_of::<T>().max(1);
         let count = if size_of::<T>() == 0 { 0 } else { memory.bytes / size };
         Ok(memory.bytes().chunks_exact(size).take(count).map(bytemuck::pod_read_unaligned).collect())
@@ -178,7 +180,7 @@ impl Device {
     /// Of kind `Launch` where the buffer is another device's.
     pub fn free(&mut self, buffer: Buffer) -> Result<(), Fault> {
         let number = self.find(buffer)?;
-        // Its number may be another buffer's next, and a GPU waits here for all that runs.
+        // A GPU waits here for all that runs; and the number may be another buffer's next.
         self.before = None;
         self.memories[number] = Memory::new(0, false).ok_or_else(|| out_of_memory(0))?;
         self.free.push(buffer.number);
@@ -188,7 +190,8 @@ impl Device {
     /// Runs a kernel to its end.
     ///
     /// # Errors
-    /// The first fault that was found; kind `Launch` where the device refuses to begin. Buffers then hold what was written so far.
+    /// The first fault that was found; kind `Launch` where the device refuses to begin. Buffers then hold
+    /// what was written so far.
     pub fn launch<P: Params>(
         &mut self,
         kernel: &Kernel<P>,
@@ -200,13 +203,15 @@ impl Device {
         run::run(&mut self.memories, &mut self.trace, &[launch], Order::Overlapping)
     }
 
-    /// Runs a kernel to its end which could have begun while the one before it ran, by programmatic dependent launch, as
-    /// each kernel of a step is launched on a GPU. It is held to the rules of `kernels/step.cuh`, whatever the
-    /// kernels' speeds: what it does before `griddepcontrol.wait` is compared with all that the kernel before did.
+    /// Runs a kernel to its end, as one that could have begun while the one before it ran: by programmatic
+    /// dependent launch, as each kernel of a step is launched on a GPU. It is held to the rules of
+    /// `kernels/step.cuh`, whatever the kernels' speeds: what it does before `griddepcontrol.wait` is
+    /// compared with all that the kernel before did.
     ///
     /// # Errors
-    /// As [`Device::launch`]; kind `Dependency` where before the wait it stores anywhere, or loads what the kernel
-    /// before stored; kind `Turn` where it lets the next kernel begin before that, or a block ends without it.
+    /// As [`Device::launch`]; kind `Dependency` where before the wait it stores anywhere, or loads what the
+    /// kernel before stored; kind `Turn` where it lets the next kernel begin before the wait, or a block ends
+    /// without having waited.
     pub fn launch_in_turn<P: Params>(
         &mut self,
         kernel: &Kernel<P>,
@@ -217,11 +222,13 @@ impl Device {
         run::run(&mut self.memories, &mut self.trace, &[launch], Order::InTurn(&mut self.before))
     }
 
-    /// Runs two kernels, the second by programmatic dependent launch: it may begin when every block of the first has executed
-    /// `griddepcontrol.launch_dependents` or ended. They overlap with two or more threads ([`LaunchConfig::threads`] of the first).
+    /// Runs two kernels, the second by programmatic dependent launch: it may begin when every block of the
+    /// first has executed `griddepcontrol.launch_dependents` or ended. They overlap with two or more threads
+    /// ([`LaunchConfig::threads`] of the first).
     ///
     /// # Errors
-    /// As [`Device::launch`], of either; kind `Dependency` where the second touches what the first writes before `griddepcontrol.wait`.
+    /// As [`Device::launch`], of either; kind `Dependency` where the second touches what the first writes
+    /// before `griddepcontrol.wait`.
     pub fn launch_dependent<P: Params, Q: Params>(
         &mut self,
         first: (&Kernel<P>, &P, &LaunchConfig),

@@ -1,6 +1,7 @@
 //! In which order a launch's clusters begin.
 
-/// 0 to n - 1, each once, in an order that the seed chooses; in constant memory, since a grid may have 2^63 blocks.
+/// 0 to n - 1, each once, in an order that the seed chooses; in constant memory, since a grid may have 2^63
+/// blocks.
 ///
 /// Four Feistel rounds permute the numbers below a power of four; one that is not below n goes round again.
 pub struct Shuffled {

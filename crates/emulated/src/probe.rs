@@ -1,4 +1,5 @@
-//! The kernels of `crates/emulated/tests/emulated/kernels`, and what they take: for the tests and benches of this package.
+//! The kernels of `crates/emulated/tests/emulated/kernels`, and what they take: for the tests and benches of
+//! this package.
 
 use crate::{Buffer, Device, Fault, Kernel, LaunchConfig, Params, emulated_kernel, encode};
 use lmhead::backend::params::TensorMap;
@@ -53,15 +54,19 @@ pub fn broken_params() -> Kernel<TooManyParams> {
 }
 
 probes! {
-    probe_ldmatrix probe_mma probe_cp_async probe_cp_async_groups probe_warp probe_small_stores probe_named_barriers
+    probe_ldmatrix probe_mma probe_cp_async probe_cp_async_groups probe_warp probe_small_stores
+    probe_named_barriers
     probe_global probe_atomics probe_geometry probe_arithmetic probe_conversions probe_shared_pairs
     probe_tanh probe_place probe_tiles probe_wide_arithmetic
     probe_term probe_sum probe_merge probe_logarithms probe_gumbel probe_mass probe_scale probe_philox
     probe_bounds probe_draw
-    probe_stmatrix probe_mbarrier probe_tma_load probe_bulk_load probe_tma_store probe_multicast probe_cluster probe_wgmma probe_primary
+    probe_stmatrix probe_mbarrier probe_tma_load probe_bulk_load probe_tma_store probe_multicast
+    probe_cluster probe_wgmma probe_primary
     probe_secondary probe_registers probe_elect probe_noinc probe_trap
-    broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster broken_secondary
-    broken_turn broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places broken_places_sm90a
+    broken_memory broken_warp broken_copies broken_barriers broken_pipeline broken_proxies broken_cluster
+    broken_secondary
+    broken_turn broken_plain_pointer broken_spin broken_registers broken_primary broken_constant broken_places
+    broken_places_sm90a
     broken_answers broken_capacity broken_cuts broken_draws broken_inputs broken_select
     probe_shared_atomics
     broken_fragments broken_accumulators broken_one broken_waits broken_bulk

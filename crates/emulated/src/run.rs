@@ -1,4 +1,4 @@
-//! Runs the clusters of one launch, behind others in turn, or of two that overlap, on OS threads.
+//! Runs the clusters of a launch, or of two launches that overlap, on OS threads.
 
 use super::buffer::Memory;
 use super::fault::Fault;
@@ -11,14 +11,14 @@ use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
 
-/// A panic while it was held left nothing half done.
+/// Ignores poison: a panic while the lock was held left nothing half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One launch's progress.
 struct Progress {
-    /// Clusters that nobody has begun, in the order in which they shall be.
+    /// Clusters that nobody has begun, in the order in which they will be begun.
     waiting: Shuffled,
     running: usize,
     /// Blocks that have not executed launch_dependents.
@@ -40,7 +40,7 @@ struct Shared {
 struct Context<'a> {
     shared: &'a Shared,
     launch: usize,
-    /// To the standard error, not to the device's trace.
+    /// Lines go to the standard error, not to the device's trace.
     print: bool,
 }
 
@@ -106,7 +106,8 @@ fn work(shared: &Shared, launches: &[RawLaunch]) {
     let worker = Worker::take(stacks);
     let mut fault = RawFault::empty();
     while let Some((launch, cluster)) = next(shared) {
-        // SAFETY: the launch was checked, its buffers live and are borrowed for writing, and this thread has the worker alone.
+        // SAFETY: the launch was checked, its buffers live and are borrowed for writing, and this thread has
+        // the worker alone.
         let outcome = unsafe {
             ffi::lmhead_emulated_run_cluster(worker.raw(), &launches[launch].raw, cluster, &mut *fault)
         };
@@ -128,10 +129,11 @@ struct RawLaunch {
     stacks: u32,
 }
 
-// SAFETY: what the pointers name is read only, or written as several OS threads may (buffers, by the kernels' own rules).
+// SAFETY: what the pointers name is read only, or written as several OS threads may (buffers, by the kernels'
+// own rules).
 unsafe impl Sync for RawLaunch {}
 
-/// What `LMHEAD_EMULATED_TRACE` asks of this kernel.
+/// The block of this kernel that `LMHEAD_EMULATED_TRACE` wants traced.
 fn traced_by_environment(kernel: &str) -> Option<u64> {
     let wanted = std::env::var("LMHEAD_EMULATED_TRACE").ok()?;
     match wanted.rsplit_once(':') {
@@ -141,21 +143,22 @@ fn traced_by_environment(kernel: &str) -> Option<u64> {
     }
 }
 
-/// What a launch has done to each byte of each memory, by its number. Pages that nobody marks cost nothing.
+/// What a launch has done to each byte of each memory, by the memory's number. Pages that nobody marks cost
+/// nothing.
 pub type Marks = Vec<Vec<u64>>;
 
-/// What the device takes a launch for.
+/// How launches stand to those before them.
 pub enum Order<'a> {
     /// One that begins when all before it has ended; or two, of which the second begins before the first has.
     Overlapping,
-    /// One that may begin while the one before it runs (`kernels/step.cuh`), which left those marks. It leaves
-    /// its own.
+    /// One launch that may begin while the one before it runs (`kernels/step.cuh`), which left those marks.
+    /// It leaves its own in their place.
     InTurn(&'a mut Option<Marks>),
 }
 
-/// A memory's marks, as a launch is handed them.
+/// The memories with their marks, by address, as a launch is handed them.
 fn table(memories: &[Memory], marks: &mut Marks) -> Vec<Allocation> {
-    // Of memory that came later there are none.
+    // Memory that came later has no marks.
     marks.resize_with(memories.len().max(marks.len()), Vec::new);
     let mut table: Vec<Allocation> = memories
         .iter()
@@ -243,7 +246,7 @@ pub fn run(
         .collect();
 
     let clusters: u64 = launches.iter().map(|launch| launch.clusters()).sum();
-    // Two on any machine, so that dependent launches overlap.
+    // At least two, so that dependent launches overlap on any machine.
     let cores = available_parallelism().map_or(1, |n| n.get()).max(2);
     let threads = (launches[0].config.threads.min(cores) as u64).min(clusters).max(1);
     if threads == 1 {

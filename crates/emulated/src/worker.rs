@@ -3,13 +3,13 @@
 use super::ffi::{self, RawWorker};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Stacks of this process. Each is two mappings of memory, itself and its guard page, and Linux gives a process 65,530
-/// (`vm.max_map_count`): the rest is for everything else. The largest cluster needs 8192.
+/// Stacks of this process. Each is two mappings of memory, itself and its guard page, and Linux gives a
+/// process 65,530 (`vm.max_map_count`): the rest is for everything else. The largest cluster needs 8192.
 const STACKS: u32 = 24_000;
 
 struct Pool {
     idle: Vec<Stacks>,
-    /// Of all workers, idle ones included.
+    /// Stacks of all workers, idle ones included.
     reserved: u32,
 }
 
@@ -32,13 +32,13 @@ impl Drop for Stacks {
     }
 }
 
-/// A panic while it was held left nothing half done.
+/// Ignores poison: a panic while the lock was held left nothing half done.
 fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pool {
-    /// None where others hold too many.
+    /// None where others hold too many stacks.
     fn reserve(&mut self, count: u32) -> Option<Stacks> {
         if let Some(fit) = self.idle.iter().position(|stacks| stacks.count >= count) {
             return Some(self.idle.swap_remove(fit));
@@ -56,7 +56,8 @@ impl Pool {
 pub struct Worker(Option<Stacks>);
 
 impl Worker {
-    /// Waits until other launches leave room. Whoever holds a worker runs clusters without wanting another, so that ends.
+    /// Waits until other launches leave room. Whoever holds a worker runs clusters without wanting another,
+    /// so that ends.
     pub fn take(count: u32) -> Self {
         let mut pool = pool();
         loop {

@@ -1,5 +1,6 @@
 //! Prints what nvcc made of every embedded kernel: registers, memory and the instructions that matter, by
-//! architecture. Then what the functions of `kernels/answers` cost, which no embedded kernel calls yet.
+//! architecture; those with as many of these instructions share a row. Then what the functions of
+//! `kernels/answers` cost, which no embedded kernel calls yet.
 //!
 //!     scripts/machine-code            Markdown tables
 //!     scripts/machine-code --json     of the kernels alone, with every operation's count
@@ -57,17 +58,48 @@ fn answers() -> Result<String, String> {
     Ok(text.to_string() + &answer_costs::table(&codes))
 }
 
+/// A row for a kernel on those architectures that have as many of each instruction of [`COLUMNS`].
 fn table(codes: &[Code]) -> String {
-    let row = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let fixed = ["kernel", "architecture", "registers", "stack", "local", "shared", "instructions"];
-    let mut text = row(fixed.iter().chain(COLUMNS).map(|name| name.to_string()).collect());
-    text += &row(vec!["---".into(); fixed.len() + COLUMNS.len()]);
+    let mut rows: Vec<(Vec<usize>, Vec<&Code>)> = Vec::new();
     for code in codes {
-        let numbers = [code.registers, code.stack, code.local, code.shared].map(|n| n.to_string());
-        let counts = COLUMNS.iter().map(|pattern| code.count(pattern).to_string());
-        let mut cells = vec![code.kernel.clone(), code.architecture.clone()];
-        cells.extend(numbers.into_iter().chain([code.instructions().to_string()]).chain(counts));
-        text += &row(cells);
+        let counts: Vec<_> = COLUMNS.iter().map(|pattern| code.count(pattern)).collect();
+        let same = |(others, of): &&mut (Vec<usize>, Vec<&Code>)| {
+            *others == counts && (&of[0].file, &of[0].kernel) == (&code.file, &code.kernel)
+        };
+        match rows.iter_mut().find(same) {
+            Some((_, of)) => of.push(code),
+            None => rows.push((counts, vec![code])),
+        }
+    }
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let fixed = ["kernel", "architectures", "registers", "stack", "local", "shared", "instructions"];
+    let mut text = line(fixed.iter().chain(COLUMNS).map(|name| name.to_string()).collect());
+    text += &line(vec!["---".into(); fixed.len() + COLUMNS.len()]);
+    for (counts, mut of) in rows {
+        of.sort_by_key(|code| number(&code.architecture));
+        let architectures: Vec<_> = of.iter().map(|code| code.architecture.as_str()).collect();
+        let mut cells = vec![of[0].kernel.clone(), architectures.join(" ")];
+        // One number where all are the same.
+        let numbers = |of_one: &dyn Fn(&Code) -> usize| {
+            let mut numbers: Vec<_> = of.iter().map(|code| of_one(code).to_string()).collect();
+            if numbers.iter().all(|number| *number == numbers[0]) {
+                numbers.truncate(1);
+            }
+            numbers.join(" ")
+        };
+        cells.push(numbers(&|code| code.registers as usize));
+        cells.push(numbers(&|code| code.stack as usize));
+        cells.push(numbers(&|code| code.local as usize));
+        cells.push(numbers(&|code| code.shared as usize));
+        cells.push(numbers(&Code::instructions));
+        cells.extend(counts.iter().map(usize::to_string));
+        text += &line(cells);
     }
     text
+}
+
+/// 90 of `sm_90` and `sm_90a`.
+fn number(architecture: &str) -> u32 {
+    let digits: String = architecture.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().expect("an architecture's number")
 }

@@ -1,4 +1,4 @@
-// Driver, devices, contexts, and what it tells of itself.
+// The driver, its devices and contexts, and the counts of what was done.
 #include <unistd.h>
 
 #include "driver.hpp"
@@ -9,7 +9,7 @@ namespace {
 
 Context contexts[kDevices];
 
-// What was not given back.
+// At the end of the process, writes what was not given back (FAKE_ENDS).
 struct End {
   bool written = false;
   ~End() { write(); }
@@ -58,7 +58,7 @@ const Hooks hooks = {
 
 extern "C" {
 
-// Of a device, or of all where it is -1; -1: nobody counts that.
+// The count of a device, or of all devices where `device` is -1. Returns -1 where nobody counts that.
 long long fake_count(const char *what, int device) {
   LOCKED;
   static const std::map<std::string, long long Counts::*> all = {
@@ -116,14 +116,13 @@ int cuDeviceGetName(char *name, int size, int device) {
 }
 int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = size_t(number("FAKE_MEMORY", 80000000000)), 0; }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-  const int capability = int(number("FAKE_CAPABILITY", 90));
   switch (attribute) {
-    case 75: *value = capability / 10; break;                        // COMPUTE_CAPABILITY_MAJOR
-    case 76: *value = capability % 10; break;                        // COMPUTE_CAPABILITY_MINOR
-    case 97: *value = capability == 86 ? 101376 : 232448; break;     // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-    case 81: *value = capability == 86 ? 102400 : 233472; break;     // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
-    case 16: *value = capability == 86 ? 84 : 132; break;            // MULTIPROCESSOR_COUNT
-    case 38: *value = 50 << 20; break;                               // L2_CACHE_SIZE
+    case 75: *value = capability() / 10; break;              // COMPUTE_CAPABILITY_MAJOR
+    case 76: *value = capability() % 10; break;              // COMPUTE_CAPABILITY_MINOR
+    case 97: *value = shared_bytes(); break;                 // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 81: *value = shared_bytes() + 1024; break;          // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+    case 16: *value = capability() == 86 ? 84 : 132; break;  // MULTIPROCESSOR_COUNT
+    case 38: *value = 50 << 20; break;                       // L2_CACHE_SIZE
     default: *value = 1;
   }
   return 0;

@@ -6,7 +6,7 @@
 // memory too; what needs a context fails without one; a kernel may only begin beside the one before it if its
 // code waits for that.
 //
-// What it says comes from the environment:
+// Settings are environment variables:
 //   FAKE_VERSION FAKE_DEVICES FAKE_CAPABILITY (90)  what there is
 //   CUDA_FORCE_PTX_JIT                              as a driver's: PTX is loaded, and no machine code
 //   FAKE_MEMORY                                     bytes of device memory
@@ -28,7 +28,8 @@
 //   FAKE_ENDS                                       at the end, what was not given back, and what only a
 //                                                   launch loaded, is written to that file
 //
-// A program that has loaded it may ask fake_count for what it did so far, on one device or on all.
+// A program that has loaded it may ask fake_count for what it did so far, on one device or on all, and
+// fake_choice for what a device takes of a fatbin.
 //
 // Streams and memory belong to the device of the context that they were made in. A failed kernel loses only
 // its own device.
@@ -67,6 +68,15 @@ inline long long number(const char *name, long long otherwise) {
   return text ? std::atoll(text) : otherwise;
 }
 
+// The compute capability; 90 for 9.0.
+inline int capability() { return int(number("FAKE_CAPABILITY", 90)); }
+// Bytes of shared memory that a block may have (CUDA programming guide, "Compute Capabilities"); an SM has a
+// kilobyte more.
+inline int shared_bytes() {
+  const int is = capability();
+  return is == 80 || is == 87 ? 166912 : is < 90 || is >= 120 ? 101376 : 232448;
+}
+
 struct Graph {
   std::vector<std::function<Work()>> work;  // each launch makes its own
   bool broken = false;
@@ -77,12 +87,12 @@ struct Stream {
   std::deque<Work> queue;
   bool running = false;  // some thread runs its first work, which may run other streams
   Graph *recording = nullptr;
-  bool asked = false;  // how far it is, since something was put there
+  bool asked = false;  // whether its state was asked for, since something was put there
   std::chrono::steady_clock::time_point put;  // the last work
 };
 struct Event {
   Stream *on = nullptr;
-  // Of its records: the number put last, and the number that the device has come to.
+  // Numbers of its records: the one put on a stream last, and the one that the device has come to.
   long long recorded = 0, reached = 0;
   bool asked = false;
   bool is_reached() const { return reached >= recorded; }
@@ -100,7 +110,7 @@ struct Function {
 };
 struct Module {
   std::map<std::string, Function> functions;
-  // Of what was loaded: 90 for 9.0. A driver's translation of PTX is binary code for the device.
+  // Of the code that was loaded; 90 for 9.0. A driver's translation of PTX is binary code for the device.
   int virtual_architecture, binary_architecture;
 };
 struct Memory {
@@ -121,15 +131,19 @@ inline std::set<Stream *> streams;
 inline std::set<void *> graphs, events;
 inline std::set<Module *> modules;
 inline int retained = 0;  // contexts
-// Of each device.
+// What is counted on each device.
 struct Counts {
   // What a hot path must not do: waits for the device, allocations and frees, modules loaded; kernels and
   // graphs that a launch had to bring to the device, since nobody had done so before; copies from or to host
   // memory that is not locked, for which a driver waits; streams and events made.
   long long waits, allocations, loads, lazy_kernels, lazy_graphs, slow_copies, handles;
-  // What was put on streams; of work in a graph each launch of the graph counts. Products are kernels, too, and so
-  // are those that may begin beside the kernel before them; collectives are launches of a libnccl; weight_bytes is what products read of their weights.
-  long long kernels, products, programmatic, collectives, memsets, copies, bytes_to_host, bytes_to_device, weight_bytes;
+  // What was put on streams; of work in a graph each launch of the graph counts. Products are kernels, too,
+  // and so are those that may begin beside the kernel before them; collectives are launches of a libnccl;
+  // weight_bytes is what products read of their weights.
+  long long kernels, products, programmatic, collectives, memsets, copies, bytes_to_host, bytes_to_device,
+      weight_bytes;
+  // Something was put on a stream since the last wait was counted.
+  bool put;
 };
 inline Counts counts[kDevices];
 inline long long total(long long Counts::*what) {
@@ -143,16 +157,16 @@ inline const char *(*describe_peers)() = nullptr;
 inline thread_local Context *current = nullptr;
 inline thread_local Stream *recording = nullptr;
 
-// Of the device of the thread's context.
+// The counts of the device of the thread's context.
 inline Counts &here() { return counts[current->device]; }
 
-// Of every call that needs a context.
+// Checked by every call that needs a context.
 inline int usable() { return !current ? INVALID_CONTEXT : lost[current->device]; }
 #define USABLE \
   LOCKED;      \
   if (const int e = usable()) return e
 
-// Of every call that may wait, or asks whether a wait has ended: a thread that records must not.
+// Checked by every call that may wait, or asks whether a wait has ended: a thread that records must not.
 inline int waits() {
   if (!recording) return ++here().waits, SUCCESS;
   recording->recording->broken = true;
@@ -176,14 +190,15 @@ inline int put_made(void *handle, std::function<Work()> make) {
   if (stream->recording)
     stream->recording->work.push_back(std::move(make));
   else
-    stream->asked = false, stream->put = std::chrono::steady_clock::now(), stream->queue.push_back(make());
+    stream->asked = false, stream->put = std::chrono::steady_clock::now(), stream->queue.push_back(make()),
+        counts[stream->device].put = true;
   return SUCCESS;
 }
 inline int put(void *handle, Work work) {
   return put_made(handle, [work = std::move(work)] { return work; });
 }
 
-// The same, counted whenever it is put there.
+// `put`, counted whenever the work is put there.
 using Count = std::function<void(Counts &)>;
 inline int put_counted(void *handle, Count count, Work work) {
   const Stream *stream = known(handle);
@@ -211,7 +226,7 @@ inline int run_queue(Stream &stream, const std::function<bool()> &stop = nullptr
 inline int run_queue_to(Stream &stream, const Event *mark, long long record) {
   return run_queue(stream, [=] { return mark->reached >= record; });
 }
-// Of calls that wait themselves. They hold the lock once.
+// For calls that wait themselves. They hold the lock exactly once.
 inline int drain(Stream &stream) {
   const auto began = std::chrono::steady_clock::now();
   const auto patience = std::chrono::seconds(number("FAKE_PATIENCE", 120));
@@ -237,9 +252,9 @@ inline int drain_all(int device) {
     if (is_alive(stream) && stream->device == device) drain(*stream);
   return lost[device];
 }
-// What a caller sees of it.
+// The answer as a caller sees it.
 inline int seen(int answer) { return answer == kPeers ? int(NOT_READY) : answer; }
-// Of calls that only ask: the first question after new work always comes too early.
+// For calls that only ask: the first question after new work always comes too early.
 inline int ask(Stream &stream) {
   if (!stream.queue.empty() && !stream.asked) return stream.asked = true, NOT_READY;
   const auto busy = std::chrono::milliseconds(number("FAKE_BUSY", 0));
@@ -247,7 +262,7 @@ inline int ask(Stream &stream) {
   return seen(run_queue(stream));
 }
 
-// The bytes are of one allocation.
+// Whether the bytes lie in one allocation.
 inline bool within(const std::map<uint64_t, Memory> &all, uint64_t address, size_t bytes) {
   auto next = all.upper_bound(address);
   if (next == all.begin()) return false;

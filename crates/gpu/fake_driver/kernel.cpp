@@ -61,7 +61,7 @@ int run(const emulated::Launch &shape, const std::vector<uint8_t> &params, int d
   return failed ? LAUNCH_FAILED : SUCCESS;
 }
 
-// An entry of a fatbin; its size and that of what follows are its own to say.
+// An entry of a fatbin. It gives the size of its header and of what follows.
 struct Entry {
   uint16_t kind, version;  // 1: PTX, 2: machine code
   uint32_t header_bytes;
@@ -74,9 +74,16 @@ struct Entry {
 };
 constexpr uint64_t kNowhereElse = 1 << 20;
 
-// What a driver takes of a fatbin (CUDA programming guide, "Application Compatibility"): machine code for this very
-// device, or of its major capability and the highest minor not above; else the highest PTX that is not above.
-int choose(const uint8_t *image, Module &module) {
+struct Choice {
+  int rank = -1;  // nothing runs there
+  int code = 0;   // 90 for 9.0
+  bool machine_code = false, nowhere_else = false;
+};
+
+// What a driver takes of a fatbin (CUDA programming guide, "Application Compatibility"): machine code for
+// this very device, or of its major capability and the highest minor not above; else the highest PTX that is
+// not above.
+int choose(const uint8_t *image, int device, bool only_ptx, Choice &best) {
   struct {
     uint32_t magic;
     uint16_t version, header_bytes;
@@ -84,23 +91,18 @@ int choose(const uint8_t *image, Module &module) {
   } head;
   std::memcpy(&head, image, sizeof head);
   if (head.magic != 0xba55ed50u) return INVALID_IMAGE;
-  const int device = int(number("FAKE_CAPABILITY", 90));
-  const bool only_ptx = number("CUDA_FORCE_PTX_JIT", 0) != 0;
-  int best = -1;
   for (uint64_t at = 0; at < head.bytes;) {
     Entry entry;
     std::memcpy(&entry, image + head.header_bytes + at, sizeof entry);
     at += entry.header_bytes + entry.bytes;
     const int code = int(entry.architecture);
-    const bool here = entry.flags & kNowhereElse;
-    const bool runs = here ? code == device : entry.kind == 1 ? code <= device : code / 10 == device / 10 && code <= device;
-    if (!runs || (entry.kind == 2 && only_ptx)) continue;
-    const int rank = code + (entry.kind == 2 ? 1000 : 0) + (here ? 1000 : 0);
-    if (rank <= best) continue;
-    best = rank;
-    module.virtual_architecture = code, module.binary_architecture = entry.kind == 2 ? code : device;
+    const bool here = entry.flags & kNowhereElse, ptx = entry.kind == 1;
+    const bool runs = here ? code == device : code <= device && (ptx || code / 10 == device / 10);
+    if (!runs || (only_ptx && !ptx)) continue;
+    const int rank = code + (ptx ? 0 : 1000) + (here ? 1000 : 0);
+    if (rank > best.rank) best = {rank, code, !ptx, here};
   }
-  return best < 0 ? NO_BINARY_FOR_GPU : SUCCESS;
+  return best.rank < 0 ? NO_BINARY_FOR_GPU : SUCCESS;
 }
 
 struct Attribute {
@@ -119,12 +121,26 @@ struct Config {
 
 extern "C" {
 
+// What a device of that capability takes of a fatbin, by its name in nvcc's words; null: nothing.
+const char *fake_choice(const uint8_t *image, int capability, int only_ptx) {
+  static thread_local std::string name;
+  Choice choice;
+  if (choose(image, capability, only_ptx, choice)) return nullptr;
+  name = (choice.machine_code ? "sm_" : "compute_") + std::to_string(choice.code);
+  return (name += choice.nowhere_else ? "a" : "").c_str();
+}
+
 int cuModuleLoadData(Module **module, const void *image) {
   USABLE;
   ++here().loads;
   if (const int e = waits()) return e;
+  const bool only_ptx = number("CUDA_FORCE_PTX_JIT", 0) != 0;
+  Choice choice;
+  if (const int e = choose(static_cast<const uint8_t *>(image), capability(), only_ptx, choice)) return e;
   Module loaded;
-  if (const int e = choose(static_cast<const uint8_t *>(image), loaded)) return e;
+  // Machine code is made of PTX for 8.0, 9.0 or 9.0 alone (crates/nvcc/src/architectures.rs).
+  loaded.virtual_architecture = choice.code >= 90 ? 90 : 80;
+  loaded.binary_architecture = choice.machine_code ? choice.code : capability();
   if (const int e = int(number("FAKE_LOAD", 0))) return e;
   return modules.insert(*module = new Module(loaded)), 0;
 }
@@ -135,7 +151,7 @@ int cuModuleUnload(Module *module) {
 int cuModuleGetFunction(Function **out, Module *module, const char *name) {
   USABLE;
   if (!modules.count(module)) return INVALID_HANDLE;
-  // This library's own symbols: the program has those kernels too, and its own device for them.
+  // Searches this library's own symbols only: the program has those kernels too, and its own device for them.
   static void *self = [] {
     Dl_info info;
     return dladdr((void *)cuModuleLoadData, &info) ? dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD)
@@ -167,7 +183,7 @@ int cuFuncGetAttribute(int *value, int attribute, const Function *function) {
 int cuFuncSetAttribute(Function *function, int attribute, int value) {
   // PREFERRED_SHARED_MEMORY_CARVEOUT, MAX_DYNAMIC_SHARED_SIZE_BYTES
   if (attribute == 9 && value >= -1 && value <= 100) return function->carveout = value, 0;
-  if (attribute != 8 || value < 0 || value > 232448 - 1024) return INVALID_VALUE;
+  if (attribute != 8 || value < 0 || value > shared_bytes() - 1024) return INVALID_VALUE;
   return function->shared_limit = uint32_t(value), 0;
 }
 int cuFuncGetParamInfo(const Function *function, size_t index, size_t *offset, size_t *size) {
@@ -215,7 +231,9 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
     ++all.kernels, all.programmatic += launch.in_turn;
     if (!std::strstr(name, "matmul")) return;
     const auto &p = *reinterpret_cast<const MatmulParams *>(copy.data());
-    const auto is_of = [name](const char *family) { return std::strncmp(name, family, std::strlen(family)) == 0; };
+    const auto is_of = [name](const char *family) {
+      return std::strncmp(name, family, std::strlen(family)) == 0;
+    };
     const bool halves = is_of("gather_matmul") || is_of("wgmma_matmul_bf16") || is_of("wgmma_matmul_f16");
     const uint64_t weight = halves ? 2 : 1;  // bytes
     ++all.products, all.weight_bytes += (long long)(p.vocab * weight * p.hidden);
@@ -226,7 +244,7 @@ int cuLaunchKernelEx(const Config *config, Function *function, void **params, vo
   });
 }
 
-// Encoded as the emulated device has it (kernels/emulated/tma.cpp), which is what its kernels read.
+// Encodes the map as the emulated device has it (kernels/emulated/tma.cpp), whose kernels read it.
 int cuTensorMapEncodeTiled(uint64_t *map, int type, unsigned rank, void *address, const uint64_t *sizes,
                            const uint64_t *pitches, const unsigned *box, const unsigned *steps,
                            int interleave, int swizzle, int promotion, int fill) {

@@ -17,7 +17,7 @@ int allocate(std::map<uint64_t, Memory> &all, uint64_t *address, size_t bytes) {
   std::memset(start + kGuard + bytes, kFence, kGuard);
   return all[*address = uint64_t(start + kGuard)] = {start, bytes, current->device}, 0;
 }
-// A copy from or to the host, or on the device.
+// Counts a copy from or to the host, or on the device.
 Count copied(size_t bytes, bool from_host, bool to_host) {
   return [=](Counts &all) {
     ++all.copies;

@@ -5,10 +5,13 @@ using namespace fake;
 
 namespace {
 
-// A wait counts once, when its last question is answered.
+// A wait counts once, when its last question is answered. Waits for one thing after the other, with nothing
+// put on the device in between, are one: the device has all of its work.
 int answered(int answer) {
   if (answer == NOT_READY) return NOT_READY;
+  if (!recording && !here().put) return answer;
   const int e = waits();
+  here().put = false;
   return e ? e : answer;
 }
 
@@ -29,7 +32,7 @@ int cuStreamDestroy_v2(Stream *stream) {
   if (streams.erase(stream)) delete stream;
   return answer;
 }
-// The tests' own.
+// Only tests call it.
 int cuStreamSynchronize(void *handle) {
   USABLE;
   if (const int e = waits()) return e;
@@ -105,12 +108,12 @@ int cuEventRecord(Event *event, void *stream) {
   USABLE;
   event->on = known(stream), event->asked = false;
   return put(stream, [event, record = ++event->recorded] {
-    // It may have been destroyed since, which waits for nothing.
+    // The event may have been destroyed since, which waits for nothing.
     if (events.count(event)) event->reached = record, event->when = std::chrono::steady_clock::now();
     return 0;
   });
 }
-// Work that waits runs what it waits for: nothing is lost if it does so late.
+// The work itself runs what it waits for; nothing is lost if it does so late.
 int cuStreamWaitEvent(void *stream, Event *event, unsigned flags) {
   USABLE;
   if (flags) return INVALID_VALUE;

@@ -36,7 +36,7 @@ struct Config {
 };
 static_assert(sizeof(Config) == 96, "as nccl.h has it");
 
-// Reads a caller's config; the words of a refusal, or none.
+// Reads a caller's config. Returns why it is refused; empty: it is not.
 std::string read(const void *from, Config &config) {
   if (!from) return "";
   size_t size;
@@ -75,7 +75,7 @@ std::shared_ptr<Communicator> join(const std::shared_ptr<Clique> &clique, int ra
   return ++counts["made"], made;
 }
 
-// The handle is gone; work on streams gives up.
+// Ends a communicator: its handle is gone, and its work on streams gives up.
 void end(const std::shared_ptr<Communicator> &communicator) {
   communicator->has_ended = true, communicator->job = nullptr;
   communicator->clique->members.erase(communicator->rank);
@@ -260,14 +260,14 @@ int ncclGetUniqueId(UniqueId *out) {
   const Locked locked;
   const uint64_t number = ids.size() + 1;
   ids[number];
-  // Zeros and high bytes, to the last one: who handles it as text, or cuts it short, is found.
+  // Zeros and high bytes, to the last one: code that handles it as text, or cuts it short, is found.
   for (size_t i = 0; i < sizeof out->bytes; ++i) out->bytes[i] = char(0x80 | i);
   std::memset(out->bytes + 16, 0, 8);
   std::memcpy(out->bytes, kIdMagic, sizeof kIdMagic);
   std::memcpy(out->bytes + sizeof kIdMagic, &number, sizeof number);
   return SUCCESS;
 }
-// The environment goes before the caller's settings.
+// The environment takes precedence over the caller's settings.
 int ncclCommInitRankConfig(void **out, int size, UniqueId id, int rank, const void *config) {
   return make(out, size, id, rank, config, true);
 }

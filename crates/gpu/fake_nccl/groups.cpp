@@ -13,7 +13,7 @@ struct Call {
   void *stream;
   Operation operation;
 };
-// The calling thread's.
+// The calling thread's group.
 struct Group {
   int depth = 0, error = SUCCESS;
   std::vector<Call> calls;
@@ -30,7 +30,7 @@ bool overlap(const Range &a, const Range &b) {
   return a.bytes && b.bytes && a.address < b.address + b.bytes && b.address < a.address + a.bytes;
 }
 
-// What of a group's buffers NCCL could not serve, in words.
+// What of a group's buffers NCCL could not serve, in words; empty: nothing.
 std::string conflict(const Communicator &communicator, const std::vector<Operation> &operations) {
   for (size_t i = 0; i < operations.size(); ++i) {
     const Range to = received(operations[i], communicator);
@@ -59,7 +59,7 @@ int launch(const std::shared_ptr<Communicator> &communicator, const std::vector<
   }
   if (const std::string words = conflict(c, operations); !words.empty())
     return misuse(c.clique.get(), c.name() + ": " + words);
-  // Of a captured one the replays count.
+  // A captured launch does not count; its replays do.
   const long long number = next_launch(c.rank, !hooks().is_recording(stream));
   if (const int code = int(setting("FAKE_NCCL_ERROR", 0)); code && is_hit(c.rank, number))
     return fail(c, code, "an injected error"), code;
@@ -98,7 +98,7 @@ int end_group() {
   return answer;
 }
 
-// Of every call of an operation: it is added to the open group, or is one of its own.
+// Every call of an operation: it is added to the open group, or makes a group of its own.
 int call(const char *function, void *handle, void *stream, const Operation &operation) {
   const Locked locked;
   int answer;

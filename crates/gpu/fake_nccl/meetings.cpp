@@ -48,7 +48,7 @@ std::shared_ptr<Meeting> meet(Clique &clique, const Communicator &c, const Opera
   return side = sends ? 0 : 1, find(clique.pairs[{from, to}], {from, to});
 }
 
-// What two sides of an operation disagree about, in words.
+// What two sides of an operation disagree about, in words; empty: nothing.
 std::string disagreement(const Side &a, int rank_a, const Side &b, int rank_b) {
   const std::string one = "rank " + std::to_string(rank_a), other = "rank " + std::to_string(rank_b);
   const Operation &x = a.operation, &y = b.operation;
@@ -63,7 +63,8 @@ std::string disagreement(const Side &a, int rank_a, const Side &b, int rank_b) {
   return "";
 }
 
-// In which other order two ranks have issued what they share before an operation, in words.
+// How the orders differ in which two ranks have issued what they share before an operation, in words; empty:
+// they do not.
 std::string disorder(const Side &a, int rank_a, const Side &b, int rank_b) {
   const std::string one = "rank " + std::to_string(rank_a), other = "rank " + std::to_string(rank_b);
   const auto la = a.launch.lock(), lb = b.launch.lock();
@@ -84,7 +85,7 @@ std::string disorder(const Side &a, int rank_a, const Side &b, int rank_b) {
   return "";
 }
 
-// The faults that the settings have for this launch, by its number among the rank's.
+// Applies the faults that the settings have for this launch, by its number among the rank's.
 void inject(Launch &launch, long long number) {
   Communicator &c = *launch.communicator;
   const auto hit = [&](const char *name) { return setting(name, 0) && is_hit(c.rank, number); };
@@ -154,7 +155,7 @@ bool is_memory(const Communicator &c, const Range &range) {
   return !range.bytes || hooks().inside(c.device, range.address, range.bytes);
 }
 
-// The launch's stream has come to it. The driver's code.
+// The launch's stream has come to it. Returns the driver's code.
 int arrive(Launch &launch) {
   const Communicator &c = *launch.communicator;
   for (size_t i = 0; i < launch.operations.size(); ++i) {
@@ -187,7 +188,7 @@ struct Copy {
   std::vector<uint8_t> bytes;
 };
 
-// Another rank's bytes of the same size, or, where there are none, wrong ones.
+// Swaps bytes of the same size between ranks, or, where there are none, makes bytes wrong.
 void mix(std::vector<Copy> &copies) {
   for (size_t i = 0; i < copies.size(); ++i) {
     const auto other = std::find_if(copies.begin() + long(i) + 1, copies.end(), [&](const Copy &copy) {
@@ -200,7 +201,7 @@ void mix(std::vector<Copy> &copies) {
   }
 }
 
-// All sides have come: what this rank receives.
+// All sides have come: writes what this rank receives.
 void deliver(const Launch &launch) {
   const Communicator &c = *launch.communicator;
   std::vector<Copy> copies;
@@ -237,7 +238,7 @@ void deliver(const Launch &launch) {
   }
 }
 
-// The work on the stream.
+// The work on the stream. Returns 0, the driver's error or kPeers (fake::Work).
 int run(Launch &launch) {
   Communicator &c = *launch.communicator;
   const auto give_up = [&] { return c.gives_up() && (launch.has_ended = true); };
@@ -246,7 +247,8 @@ int run(Launch &launch) {
   if (!launch.has_arrived)
     if (const int code = arrive(launch)) return code;
   if (launch.stops_here) return kPeers;
-  // The streams of other ranks go on by themselves; here this one pushes them, up to where they meet.
+  // With NCCL, the streams of other ranks go on by themselves. Here this one runs them, up to where they
+  // meet.
   for (const auto &[meeting, mine] : launch.sides)
     for (Side &side : meeting->sides)
       if (const auto theirs = side.launch.lock(); !side.has_arrived && theirs && theirs.get() != &launch) {

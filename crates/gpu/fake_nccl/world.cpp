@@ -20,7 +20,7 @@ std::map<std::string, std::string> said;  // by fake_nccl_set
 std::deque<std::string> misuses;
 thread_local std::string last;
 
-// Where there is no driver: version and unique id work none the less.
+// Used where there is no driver: version and unique id work none the less.
 std::recursive_mutex alone;
 const fake::Hooks kNoDriver = {
     [] { alone.lock(); },
@@ -80,7 +80,7 @@ long long setting(const char *name, long long otherwise) {
 }
 
 const void *this_thread() {
-  // An address would be that of a later thread too.
+  // A number, since an address could be that of a later thread, too.
   static std::atomic<uintptr_t> threads = 0;
   thread_local const uintptr_t number = ++threads;
   return reinterpret_cast<const void *>(number);

@@ -104,7 +104,7 @@ struct Range {
 struct Issued {
   size_t collectives = 0;
   std::map<int, size_t> sends, recvs;  // by peer
-  // Those that it shares with a peer.
+  // How many it shares with a peer.
   size_t with(int peer) const {
     const auto number = [&](const std::map<int, size_t> &all) { return all.count(peer) ? all.at(peer) : 0; };
     return collectives + number(sends) + number(recvs);
@@ -213,11 +213,12 @@ extern std::map<std::string, long long> counts;  // of fake_nccl_count
 
 // communicators.cpp
 extern std::map<void *, std::shared_ptr<Communicator>> communicators;  // by handle
-// The communicator; where there is none, `answer` is what the call returns.
+// The communicator of a handle; where there is none, `answer` is what the call returns.
 std::shared_ptr<Communicator> find(void *handle, const char *function, int &answer);
-// The same, of calls that need a communicator with nothing in progress.
+// The same for calls that need a communicator with nothing in progress.
 std::shared_ptr<Communicator> find_ready(void *handle, const char *function, int &answer);
-// Begins what a nonblocking communicator has in progress, or does it at once; what the call returns.
+// Begins `job`, which a nonblocking communicator then has in progress; a blocking one completes it at once,
+// or at the end of the open group. Returns what the call returns.
 int begin(const std::shared_ptr<Communicator> &communicator, const char *doing, std::function<bool()> job);
 int complete(Communicator &communicator);  // blocks until what is in progress is done
 int state_of(Communicator &communicator);
@@ -237,7 +238,7 @@ long long next_launch(int rank, bool counts);
 bool is_hit(int rank, long long launch);  // the settings that make something fail mean this launch
 size_t unfinished(Communicator &communicator);
 void run_launches(Communicator &communicator);
-// Puts the operations on the stream; the driver's code.
+// Puts the operations on the stream. Returns the driver's code.
 int put(const std::shared_ptr<Communicator> &communicator, void *stream,
         const std::vector<Operation> &operations, long long number);
 std::string stuck();

@@ -1,5 +1,5 @@
-//! Who measured what: device, driver, commit and date, which every result has; and how fast the clocks run
-//! under load.
+//! What every result says of its run: device, driver, commit and date; and how fast the clocks run under
+//! load.
 
 use crate::clocked::Clocked;
 use cudarc::driver::{result, sys};
@@ -11,12 +11,12 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// nvidia-smi is given up after so long, and not asked again.
+/// After so long without an answer nvidia-smi is given up, and not asked again.
 const PATIENCE: Duration = Duration::from_secs(5);
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
 fn command(fields: &str) -> Command {
-    // As CUDA counts: the first device that this process may see.
+    // The first device that this process may see, which is CUDA's device 0.
     let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
     let id = visible.split(',').next().filter(|id| !id.is_empty()).unwrap_or("0");
     let mut command = Command::new("nvidia-smi");
@@ -44,7 +44,7 @@ fn asked(
         }
         let worked = meanwhile();
         if worked.is_err() || began.elapsed() > PATIENCE {
-            // Nobody waits for one that hangs in the driver.
+            // Not waited for: it may hang in the driver.
             let _ = child.kill();
             worked?;
             GIVEN_UP.store(true, Ordering::Relaxed);
@@ -57,13 +57,13 @@ fn asked(
     Ok((read && values.len() == fields.split(',').count()).then_some(values))
 }
 
-/// What the first program says of itself that runs that command, one line.
+/// The first line that the command prints; none where it fails.
 fn first_line(command: &mut Command) -> Option<String> {
     let said = command.stderr(Stdio::null()).output().ok().filter(|said| said.status.success())?;
     Some(String::from_utf8_lossy(&said.stdout).trim().lines().next()?.to_string())
 }
 
-/// The driver's version: by nvidia-smi, or by its kernel module.
+/// The driver's version, as nvidia-smi says, or else its kernel module.
 fn driver_version() -> String {
     let wait = || {
         std::thread::sleep(Duration::from_millis(5));
@@ -141,7 +141,7 @@ pub fn about(device: &CudaDevice) -> Value {
 /// Clocks, power and temperature while the work is replayed.
 ///
 /// # Errors
-/// Of the replays.
+/// Errors of the replays.
 pub fn clocks_under(work: &Clocked) -> lmhead::Result<Value> {
     let silent = || json!("unknown: nvidia-smi does not answer");
     if GIVEN_UP.load(Ordering::Relaxed) {

@@ -1,14 +1,14 @@
 //! What `kernels/answers` costs in machine code: instructions for each logit, and where f64 is.
 //!
-//! The kernels of `tests/machine_code/answers_sm80.cu` do the same for eight logits and for twenty-four, without
-//! a loop. The difference of the two is what sixteen logits cost, without what is done once.
+//! The kernels of `tests/machine_code/answers_sm80.cu` do the same for eight logits and for twenty-four,
+//! without a loop. The difference of the two is what sixteen logits cost, without what is done once.
 
 use crate::code::Code;
 use crate::tools::Tools;
 use std::path::Path;
 use std::process::Command;
 
-pub const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_89", "sm_90"];
+pub const ARCHITECTURES: [&str; 5] = ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"];
 
 /// What is done for every logit: the name in the kernels, and in words.
 pub const PER_LOGIT: [(&str, &str); 3] = [

@@ -1,5 +1,5 @@
-//! Each request over the product alone: steps of one rank that stay on the device, by turns with the product
-//! and with what others make of the same rows, and whether the answers are right, as JSON.
+//! What each request costs beyond the product: whole steps of one rank on the device, the product alone and
+//! peers on the same rows are timed in turns; and whether the answers are right. As JSON.
 
 use crate::clocked::Clocked;
 use crate::device_step::{Ask, DeviceStep, Source};
@@ -25,9 +25,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub const METHOD: &str = "\
-    Whole steps of one rank of a bf16 head: rows picked by index, product, answer; rows, parameters and \
-    answers in device memory. `graph`: CUDA events around replays of a CUDA graph of several steps, one \
-    untimed replay right before each timed one; `eager`, where a graph cannot have the step: the host's \
+    Whole steps of one rank of a bf16 head, by the kernels that a head loaded on this device has: rows \
+    picked by index, product, answer; rows, parameters and answers in device memory. `graph`: CUDA events \
+    around replays of a CUDA graph of several steps, one untimed replay right before each timed one; \
+    `eager`, where a graph cannot have the step: the host's \
     clock around as many steps and a wait for their end. `product`: bf16 logits of the same rows, by kernels \
     alone, in a graph. All of them and the peers (PyTorch, and others where they are installed, in graphs of \
     their own) take turns in one run; time of one step, median and 10th and 90th percentile. Logits are \
@@ -45,12 +46,12 @@ fn asks() -> Vec<Ask> {
     asks
 }
 
-/// By what they are worth where time is short.
+/// Row counts, the most valuable first, for when time is short.
 fn row_counts() -> &'static [usize] {
     if small() { &[9] } else { &[28, 256, 1, 64] }
 }
 
-/// Measures the first head and writes it, also what there is after an error.
+/// Measures the first head and writes the results, also those up to an error.
 ///
 /// # Errors
 /// What failed; also where an answer is not right.
@@ -89,11 +90,12 @@ fn measure(device: &CudaDevice, report: &mut Report<'_>, seconds: f64) -> Result
     if wrong == 0 { Ok(()) } else { Err(format!("{wrong} answers are not right")) }
 }
 
-/// A head of one rank whose weights are those that lie on the device.
+/// A head of one rank with the weights that are on the device already: packed, where a head that is loaded
+/// there has them packed.
 fn one_rank(loaded: &Loaded<'_, CudaDevice>, head: &Head) -> lmhead::Result<LmHead> {
     let Head { vocab, hidden } = *head;
-    let (data, pitch) = (loaded.spans().0, loaded.operands.pitch());
-    let matrix = DeviceMatrix { data, dtype: DType::Bf16, pitch, scales: None, bias: None };
+    let (data, layout, pitch) = (loaded.spans().0, loaded.layout(), loaded.weight_pitch());
+    let matrix = DeviceMatrix { data, dtype: DType::Bf16, layout, pitch, scales: None, bias: None };
     // SAFETY: nobody writes the weights, which outlive the head.
     let shard = unsafe { HeadShard::on_device(0..vocab, vocab, hidden, Quantization::None, matrix, || {}) };
     let mut config = HeadConfig::new(vocab, hidden);
@@ -133,7 +135,7 @@ impl Repeated {
     }
 }
 
-/// All requests of so many rows.
+/// Measures all requests of `rows` rows.
 fn steps(
     weights: &Weights<'_>,
     (head, rows): (&Head, usize),
@@ -165,7 +167,7 @@ fn steps(
         turns.push(Box::new(move || repeated.replay(step, on).map_err(said)));
     }
     turns.extend(Peers::turns(&shared, &told));
-    // Half of the time has gone into what comes before.
+    // At least half of the time, however long the preparation took.
     let times = by_turns(&mut turns, (seconds - began.elapsed().as_secs_f64()).max(seconds / 2.0))?;
     drop(turns);
     peers.release();
@@ -192,7 +194,8 @@ fn steps(
     }
     Ok(json!({
         "vocab": head.vocab, "hidden": head.hidden, "rows": rows, "kind": Kind::Bf16.to_string(),
-        "launches": launches, "product": quantiles(alone, product.bytes), "requests": requests,
+        "launches": launches, "kernel": heads::kernel(&product.plan),
+        "product": quantiles(alone, product.bytes), "requests": requests,
         "peers": Peers::with_times(&told, of_peers), "refusals": told["refusals"],
     }))
 }
@@ -219,7 +222,7 @@ impl Logits {
         Ok(Logits { logits: some.iter().map(of).collect(), rows: some })
     }
 
-    /// Whether what the step left are the answers of these rows.
+    /// Whether the step's answers for these rows are right.
     fn judge(&self, step: &DeviceStep<'_>) -> Result<(), String> {
         let status = step.row_status().map_err(said)?;
         if let Some(row) = status.iter().position(|status| *status != 0) {

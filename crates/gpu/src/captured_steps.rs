@@ -30,7 +30,7 @@ use std::time::Duration;
 /// Rows that indices choose from, in the engine's buffer.
 const SOURCE: usize = 9;
 const CAPACITY: usize = 5;
-/// Candidates that there is room for.
+/// The most candidates of a row that there is room for.
 const MOST: usize = 100;
 
 /// How a step's ranks are laid out, and what it is asked.
@@ -38,16 +38,16 @@ const MOST: usize = 100;
 pub struct Kind {
     pub tp: usize,
     pub split: bool,
-    /// Fixed shapes of padded rows, or counts that nobody verifies.
+    /// Static (padded) shapes; otherwise exact counts that nobody verifies.
     pub padded: bool,
     pub request: Request,
-    /// Of samples.
+    /// Filters of samples.
     pub filters: Filters,
-    /// What rows have in device memory.
+    /// Adjustments that rows have in device memory.
     pub adjustments: DeviceAdjustments,
     pub quantization: Quantization,
     pub dtype: DType,
-    /// An odd one leaves rows aligned to nothing.
+    /// Hidden size; with an odd one rows are not aligned.
     pub hidden: usize,
     pub vocab: usize,
 }
@@ -146,7 +146,8 @@ pub fn kinds(ranks: usize) -> Vec<Kind> {
         // One replica.
         kinds.push(Kind { tp: ranks, padded: false, ..filtered });
         kinds.push(Kind { tp: ranks, split: true, hidden: 40, ..plain });
-        // Also with masks that are read in place, and ranks without ids that look at their rows all the same.
+        // Also with masks that are read in place, and with ranks without ids, which check their rows all the
+        // same.
         let one = Kind { tp: ranks, request: Request::argmax(), ..adjusted };
         kinds.push(Kind { vocab: 65, ..one });
         kinds.push(Kind { split: true, vocab: 65, ..one });
@@ -194,7 +195,7 @@ impl<'d> Room<'d> {
 /// Buffers of an answer of any request.
 struct Answers<'d> {
     status: Room<'d>,
-    /// As of [`row_bytes`].
+    /// In the order of [`row_bytes`].
     fields: [Room<'d>; FIELDS],
 }
 
@@ -250,7 +251,7 @@ impl<'d> Answers<'d> {
     }
 }
 
-/// The same of an answer of the host's.
+/// The bits of an answer of the host.
 fn bits_of(answer: &Answer, kind: &Kind) -> Bits {
     let bytes = |ids: &[i64]| bytemuck::cast_slice(ids).to_vec();
     let floats = |values: &[f32]| bytemuck::cast_slice(values).to_vec();
@@ -307,7 +308,7 @@ struct Brought {
 fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usize) -> Brought {
     let seed = 1000 * replay + replica as u64;
     let mut random = Random(seed);
-    // As many rows as are alive in this replay; those behind have no index.
+    // Only the first `alive` rows have an index in this replay.
     let alive = random.below(rows + 1);
     let index = |i: usize| match random.below(8) {
         _ if i >= alive => -1,
@@ -315,7 +316,7 @@ fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usiz
         _ => random.below(SOURCE) as i64,
     };
     let indices = (0..rows).map(index).collect();
-    // Some rows have targets that are none, or that no vocabulary has.
+    // Some targets are none (-100), or illegal.
     let target = |_| match random.below(12) {
         0 => -100,
         1 => kind.vocab as i64,
@@ -346,8 +347,8 @@ fn brought(test: &TestHead, kind: &Kind, replica: usize, replay: u64, rows: usiz
     Brought { rows: test.rows(SOURCE, seed), indices, targets, sampling, adjustments }
 }
 
-/// What the rows must be answered, by a head that has the whole vocabulary; rows without an index, or with a
-/// target or an adjustment that cannot be, answer nothing.
+/// The answers that the rows must get, by a head that has the whole vocabulary. Rows without an index, or
+/// with an illegal target or adjustment, get none.
 fn wanted(whole: &mut LmHead, test: &TestHead, kind: &Kind, brought: &Brought) -> Bits {
     let (per_row, vocab) = (kind.targets(), kind.vocab as i64);
     let targets_of = |row: usize| &brought.targets[row * per_row..(row + 1) * per_row];
@@ -417,8 +418,8 @@ fn backend(device: &CudaDevice) -> Arc<dyn Backend> {
 }
 
 impl<'d> Stepper<'d> {
-    /// Collective. The last replica is idle where there are several, the others have as many rows as they
-    /// may, or fewer.
+    /// Collective. Of several replicas the last is idle; the others have as many rows as they may, or one
+    /// fewer.
     ///
     /// # Panics
     /// Where anything is refused.
@@ -432,7 +433,7 @@ impl<'d> Stepper<'d> {
         let own = test.shard(group.shard(kind.vocab, me));
         let brings = |replica: usize| match replica {
             last if last > 0 && last + 1 == layout.dp => 0,
-            // Of several ranks without other replicas: fewer rows than the shape has.
+            // Several ranks of one replica: fewer rows than the shape has.
             _ if layout.dp == 1 && ranks > 1 => CAPACITY - 1,
             _ => CAPACITY - replica % 2,
         };
@@ -468,7 +469,7 @@ impl<'d> Stepper<'d> {
         stepper
     }
 
-    /// Before a graph is captured, also after a rebuilding. Collective.
+    /// Warms the head up: before a graph is captured, also after a rebuild. Collective.
     ///
     /// # Panics
     /// Where the warm-up fails.
@@ -478,7 +479,7 @@ impl<'d> Stepper<'d> {
         self.head.warm_up_on_device(stream, CAPACITY, &[request], of).expect("a warm-up");
     }
 
-    /// From now on steps have no workspace of the engine's.
+    /// From now on steps get no workspace from the engine.
     pub fn without_workspace(&mut self) {
         self.workspace = None;
     }
@@ -524,11 +525,11 @@ impl<'d> Stepper<'d> {
         self.step_of(self.kind.request)
     }
 
-    /// [`Stepper::step`] of another request, whose answer has room in that of the kind's: one that is
-    /// refused.
+    /// [`Stepper::step`] of another request, one that is refused. Its answer must fit the buffers of the
+    /// kind's.
     ///
     /// # Errors
-    /// As that.
+    /// As [`Stepper::step`].
     pub fn step_of(&mut self, request: Request) -> lmhead::Result<StepStats> {
         let stream = self.on();
         let Stepper { head, kind, device, counts, rows, source, indices, answers, workspace, .. } = self;
@@ -573,7 +574,7 @@ impl<'d> Stepper<'d> {
         unsafe { graph.launch(self.on()) }.expect("a launch");
     }
 
-    /// The statuses of the answered rows, once the stream has ended.
+    /// The statuses of the answered rows, once the stream's work has ended.
     ///
     /// # Panics
     /// Where that fails.
@@ -582,13 +583,12 @@ impl<'d> Stepper<'d> {
         self.answers.status.read::<u8>(self.on(), self.head.answered_rows(self.rows).len())
     }
 
-    /// Brings some rows that are all there.
+    /// Brings rows whose indices are all good.
     pub fn bring_rows(&self, replay: u64) {
         self.bring_biased(replay, 0.0);
     }
 
-    /// [`Stepper::bring_rows`], of which each has so much added to its logit 1, where the kind has
-    /// adjustments.
+    /// [`Stepper::bring_rows`], with `bias` added to logit 1 of each row where the kind has adjustments.
     pub fn bring_biased(&self, replay: u64, bias: f32) {
         let rows = test_head(&self.kind).rows(SOURCE, replay);
         self.bring(&Brought {
@@ -601,7 +601,7 @@ impl<'d> Stepper<'d> {
     }
 }
 
-/// Steps of one kind, captured once and replayed so often.
+/// Steps of one kind, captured once and replayed `replays` times.
 ///
 /// # Panics
 /// Where bits differ, or anything is refused.
@@ -628,7 +628,7 @@ pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind
         for (i, (got, want)) in got.iter().zip(&want[answered]).enumerate() {
             let of = || format!("row {i} on rank {me} in replay {replay} of {kind:?}");
             assert_eq!(got.0, want.0, "status of {}", of());
-            // Logits of a row that is none are as they were computed.
+            // Of a row of bad input only the id is compared: its logits are as they were computed.
             if want.0 != 3 {
                 assert_eq!(got.1, want.1, "{}", of());
             } else if !matches!(
@@ -647,7 +647,7 @@ pub fn replay_steps(device: &CudaDevice, exchange: Arc<dyn Exchange>, kind: Kind
         check(&mut stepper, replay, &mut |stepper| stepper.replay(&graph));
         assert!(stepper.head.flight_recorder().fault().is_none());
     }
-    // Eager steps go on where the graph has been.
+    // Eager steps go on after the graph.
     check(&mut stepper, replays + 1, &mut |stepper| {
         stepper.step().expect("a step");
     });

@@ -5,12 +5,13 @@ use crate::fill::{Fill, random, small_kind};
 use lmhead::backend::device::{Grid, KernelDevice};
 use lmhead::backend::params::{
     CompareParams, FillParams, LMHEAD_DTYPE_BF16, LMHEAD_DTYPE_F16, LMHEAD_DTYPE_F32, Mismatch, Mismatches,
-    ProjectRowsParams, ProjectWeightsParams, RowMatrix, WeightMatrix,
+    PackRowsParams, ProjectRowsParams, ProjectWeightsParams, RowMatrix, WeightMatrix,
 };
+use lmhead::plan::hopper::{COLUMN_BYTES, PACKED_IDS};
 use lmhead::{DType, Result};
 use std::fmt;
 
-/// Of `random` in a projection: any one does, as long as what is checked does not know it.
+/// Seed of a projection's random factors: any will do that the operands do not depend on.
 const SEED: u64 = 0x5eed_0fc0_1234_5678;
 const THREADS: u32 = 256;
 /// Ids of a block of `project_weights`.
@@ -20,6 +21,7 @@ const IDS: usize = 64;
 pub struct Checker<D: KernelDevice> {
     fill: D::Kernel<FillParams>,
     compare: D::Kernel<CompareParams>,
+    pack: D::Kernel<PackRowsParams>,
     project_weights: D::Kernel<ProjectWeightsParams>,
     project_rows: D::Kernel<ProjectRowsParams>,
     found: D::Buffer,
@@ -53,7 +55,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// What `kernels/params.h` calls the type of logits.
+/// The `LMHEAD_DTYPE_*` of a type of logits.
 pub fn code(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => LMHEAD_DTYPE_F32,
@@ -62,7 +64,7 @@ pub fn code(dtype: DType) -> u32 {
     }
 }
 
-/// Blocks for so many pieces of work, of which a block does any number.
+/// A grid for `work` pieces, of which a block may do any number.
 fn blocks<D: KernelDevice>(device: &D, work: usize) -> Grid {
     let most = device.limits().processors * 8;
     Grid { blocks: work.clamp(1, most) as u32, threads: THREADS, shared_bytes: 0 }
@@ -73,6 +75,7 @@ impl<D: KernelDevice> Checker<D> {
         Ok(Checker {
             fill: device.kernel("fill")?,
             compare: device.kernel("count_mismatches")?,
+            pack: device.kernel("pack_weights")?,
             project_weights: device.kernel("project_weights")?,
             project_rows: device.kernel("project_rows")?,
             found: device.alloc(size_of::<Mismatches>())?,
@@ -95,6 +98,36 @@ impl<D: KernelDevice> Checker<D> {
         let grid = blocks(device, pieces.div_ceil(THREADS as usize));
         // SAFETY: callers fill what they have allocated, in multiples of 16 bytes.
         unsafe { device.launch(device.stream(), &self.fill, &grid, &params) }
+    }
+
+    /// Packs weights `[vocab, row_bytes]` that lie row behind row, `pitch` bytes apart, into a buffer of
+    /// [`packed_bytes`](lmhead::backend::device::hopper::packed_bytes). Waits for nothing.
+    pub fn pack(
+        &self,
+        device: &D,
+        (from, pitch): (&D::Buffer, usize),
+        out: &D::Buffer,
+        (vocab, row_bytes): (usize, usize),
+    ) -> Result<()> {
+        let params = PackRowsParams {
+            rows: RowMatrix {
+                data: device.address(from) as usize as *const _,
+                pitch: pitch as u64,
+                indices: std::ptr::null(),
+                index_bytes: 4,
+                source_rows: vocab as u32,
+            },
+            out: device.address(out) as usize as *mut u8,
+            out_pitch: row_bytes.next_multiple_of(COLUMN_BYTES) as u64,
+            status: std::ptr::null_mut(),
+            row_count: vocab.next_multiple_of(2 * PACKED_IDS) as u32,
+            row_bytes: row_bytes as u32,
+            status_before: 0,
+        };
+        let pieces = params.row_count as usize * params.out_pitch as usize / 16;
+        let grid = blocks(device, pieces.div_ceil(THREADS as usize));
+        // SAFETY: the owners have allocated both.
+        unsafe { device.launch(device.stream(), &self.pack, &grid, &params) }
     }
 
     /// Elements of `got` `[rows, columns]` that are not those of `want`, rounded to its type; without `want`,
@@ -140,8 +173,8 @@ impl<D: KernelDevice> Checker<D> {
         Ok(Found { count: u64::from_le_bytes(count.try_into().expect("eight bytes")), some })
     }
 
-    /// What a product of integers must be, by one number for each k: for [`Checker::wrong_rows`], as often as
-    /// these weights are multiplied.
+    /// Projects weights of integers to one number for each k, by which [`Checker::wrong_rows`] checks any
+    /// number of products with these weights.
     pub fn projection(
         &self,
         device: &D,
@@ -170,8 +203,8 @@ impl<D: KernelDevice> Checker<D> {
         Ok(projection)
     }
 
-    /// Which of `count` rows of f32 logits are not the product of integers that [`Checker::projection`] was
-    /// made of. A wrong row is taken for right with a chance of 2^-40 at most. Waits.
+    /// Which of `count` rows of f32 logits are not the product with the weights that `projection` was made
+    /// of. A wrong row is taken for right with a chance of 2^-40 at most. Waits.
     pub fn wrong_rows(
         &self,
         device: &D,
@@ -183,7 +216,7 @@ impl<D: KernelDevice> Checker<D> {
         let words = 2 * count;
         let answer = device.alloc(4 * words)?;
         let address = device.address(&answer);
-        // Enough blocks for a device where there are few rows.
+        // Several blocks a row where there are few rows, so that the device is busy.
         let parts = (4 * device.limits().processors)
             .div_ceil(count.max(1))
             .min(vocab.div_ceil(THREADS as usize))
@@ -218,8 +251,8 @@ impl<D: KernelDevice> Checker<D> {
     }
 }
 
-/// Scales of the ids `first..first + vocab`, by each id alone: random ones, or small integers that leave sums
-/// exact.
+/// Scales of the ids `first..first + vocab`, each a function of its id alone: random ones, or 1, 2 and 4,
+/// which leave sums of integers exact.
 pub fn scales(first: usize, vocab: usize, seed: u64, integers: bool) -> Vec<f32> {
     let scale = |id: usize| {
         let word = random(seed, id as u64);

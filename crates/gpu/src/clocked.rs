@@ -1,10 +1,10 @@
-//! A graph with a clock.
+//! A CUDA graph whose replays are timed.
 
 use lmhead::Result;
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
 use std::cell::Cell;
 
-/// Work of several alike launches, recorded once, and how long a replay of it takes.
+/// Several launches alike, recorded once, and how long a replay of them takes.
 pub struct Clocked {
     graph: Graph,
     stream: CudaStream,

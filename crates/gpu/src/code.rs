@@ -16,16 +16,16 @@ pub struct Code {
     pub stack: u32,
     /// Bytes per thread of local memory beside the stack.
     pub local: u32,
-    /// Bytes per block that the kernel declares itself; what a launch adds is not part of it. sm_90 counts 1024 of its own
-    /// where there are any.
+    /// Bytes per block that the kernel declares itself; what a launch adds is not part of it. Since sm_90,
+    /// 1024 of the system's are counted where there are any.
     pub shared: u32,
     /// How often each operation stands in the code, by its full name with modifiers (`LDG.E.128`).
     pub operations: Operations,
 }
 
 impl Code {
-    /// How many instructions match `pattern`: the operation, then modifiers that must be there in any order (`LDG.128` finds
-    /// `LDG.E.128.CONSTANT`).
+    /// How many instructions match `pattern`: the operation, then modifiers that must be there in any order
+    /// (`LDG.128` finds `LDG.E.128.CONSTANT`).
     pub fn count(&self, pattern: &str) -> usize {
         let matches = |operation: &str| {
             let mut wanted = pattern.split('.');
@@ -105,8 +105,8 @@ fn resources(text: &str) -> Result<Vec<(Key, [u32; 4])>, String> {
     Ok(found)
 }
 
-/// Operations by kernel. A line is `/*0050*/  @!P0 LDG.E.128 R8, [R2.64] ;  /* encoding */`; a line of encoding alone has a
-/// space behind its first `/*`.
+/// Operations by kernel. A line is `/*0050*/  @!P0 LDG.E.128 R8, [R2.64] ;  /* encoding */`; a line of
+/// encoding alone has a space behind its first `/*`.
 fn operations(text: &str) -> Result<Vec<(Key, Operations)>, String> {
     let mut found: Vec<(Key, Operations)> = Vec::new();
     let mut here = None;

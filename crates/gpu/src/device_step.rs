@@ -1,4 +1,4 @@
-//! A step that is made again and again with rows, inputs and answers in device memory: its launches are
+//! A step that is run again and again with rows, inputs and answers in device memory: its launches are
 //! counted (`tests/cuda_driver`), and it is timed ([`crate::answers`]).
 
 use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream};
@@ -16,9 +16,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy)]
 pub struct Ask {
     pub request: Request,
-    /// Of a sample: the seed is the row's own, the rest is the same for all.
+    /// Parameters of a sample: the seed is the row's own, the rest is the same for all.
     pub sampling: SamplingParams,
-    /// Of a sample.
+    /// Filters of a sample.
     pub filters: Filters,
 }
 
@@ -34,7 +34,7 @@ impl Ask {
         ask
     }
 
-    /// A sample of which the host does not look at the parameters.
+    /// A sample whose parameters the host does not look at.
     pub fn by_device(self) -> Self {
         Ask { filters: Filters::ByDevice, ..self }
     }
@@ -91,7 +91,7 @@ pub struct Source<'d> {
     pub rows: usize,
 }
 
-/// Buffers of the own rows' inputs, as long as there are such.
+/// Buffers of the rank's inputs; `None` where the ask has no such input.
 struct Inputs {
     indices: Buffer,
     targets: Option<Buffer>,
@@ -118,8 +118,8 @@ pub struct DeviceStep<'d> {
 }
 
 impl<'d> DeviceStep<'d> {
-    /// Warms the head up for it; collective. `picks` says which rows of the source are the own ones, which
-    /// `counts` counts.
+    /// Warms the head up for the step; collective. `picks` are this rank's rows of the source, as many as
+    /// `counts` says.
     ///
     /// # Errors
     /// Where the head refuses the step, or there is no memory.
@@ -167,8 +167,8 @@ impl<'d> DeviceStep<'d> {
         self.head.is_capturable(&self.counts, &self.ask.request, self.ask.options())
     }
 
-    /// One step: queued as far as it can be, or recorded where the stream is captured. Nobody uses the memory
-    /// of this step before the last one has ended, or its graph.
+    /// One step: queued as far as it can be, or recorded where the stream is captured. Its memory is in use
+    /// until the last step, or its graph, has ended.
     ///
     /// # Errors
     /// As [`LmHead::run_into`].
@@ -216,25 +216,39 @@ impl<'d> DeviceStep<'d> {
         self.head.run_into(ticket, hidden, &inputs, answer, on).map(drop)
     }
 
+    /// Bytes of the workspace that steps are lent.
+    pub fn workspace(&self) -> usize {
+        self.workspace.len()
+    }
+
+    /// Lends steps a workspace of `bytes` bytes from now on. No step may be under way.
+    ///
+    /// # Errors
+    /// Where there is no memory.
+    pub fn lend(&mut self, bytes: usize) -> Result<()> {
+        self.workspace = self.device.filled(bytes, 0xee)?;
+        Ok(())
+    }
+
     /// A status of each row.
     ///
     /// # Errors
-    /// Of the device, here and below.
+    /// Errors of the device; here and below.
     pub fn row_status(&self) -> Result<Vec<u8>> {
         self.answers[0].read()
     }
 
-    /// All of each row.
+    /// All ids of each row.
     pub fn ids(&self) -> Result<Vec<i64>> {
         self.answers[2].read()
     }
 
-    /// Of each row.
+    /// The logsumexp of each row.
     pub fn logsumexp(&self) -> Result<Vec<f32>> {
         self.answers[4].read()
     }
 
-    /// Of the targets of each row.
+    /// The logprobs of each row's targets.
     pub fn logprobs(&self) -> Result<Vec<f32>> {
         self.answers[5].read()
     }

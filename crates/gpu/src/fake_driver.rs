@@ -1,14 +1,15 @@
-//! A `libcuda.so` of the project's own (`crates/gpu/fake_driver`): kernels run on the emulated device inside of it, or are written down.
+//! A `libcuda.so` of the project's own (`crates/gpu/fake_driver`): kernels run on the emulated device inside
+//! of it, or are written down.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The folder of the library, below `place`, compiled once per process. It has the emulated device and its kernels, as their own build
-/// script compiled them.
+/// The folder of the library, below `place`, compiled once per process. It has the emulated device and its
+/// kernels, as their own build script compiled them.
 ///
 /// # Panics
-/// Where there is no C++ compiler, or it has something to say.
+/// Where there is no C++ compiler, or it fails or warns.
 pub fn folder(place: &Path) -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 /// driver where both folders are in its `LD_LIBRARY_PATH`.
 ///
 /// # Panics
-/// Where there is no C++ compiler, or it has something to say.
+/// Where there is no C++ compiler, or it fails or warns.
 pub fn folder(place: &Path) -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| compile(&place.join("fake-nccl"), &[]))

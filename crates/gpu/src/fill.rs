@@ -12,7 +12,7 @@ pub enum Fill {
     /// Random values of both signs; of floats magnitudes from 2^-8 to 1, of E4M3 any below 2.
     Random(DType, u64),
     /// Integers from -8 to 7. The first of every `row` elements is 127, so that a row of them is quantised
-    /// with the scale 1; 0: none is, as of E4M3.
+    /// with the scale 1. With `row` 0 no element is, which E4M3 needs.
     Small { dtype: DType, seed: u64, row: usize },
 }
 
@@ -73,8 +73,8 @@ impl Fill {
                     DType::I8 => word,
                     // No NaN: without the highest bit of the exponent.
                     DType::E4m3 => word & 0xbfbf_bfbf_bfbf_bfbf,
-                    // In each lane: sign and mantissa kept, the exponent made of three random bits and a
-                    // base.
+                    // For each element: sign and mantissa are kept, and three random bits and a base make the
+                    // exponent.
                     DType::Bf16 => {
                         let low = (word >> 5) & 0x0007_0007_0007_0007;
                         (word & 0x807f_807f_807f_807f) | ((low + 0x0077_0077_0077_0077) << 7)

@@ -1,4 +1,5 @@
-//! Whole heads: each product by turns with its roofs and with its peers, and whether it is right, as JSON.
+//! Whole heads: each product, its roofs and its peers are timed in turns; and whether the product is right.
+//! As JSON.
 
 use crate::about::{about, cache_bytes, clocks_under, date, write_whole};
 use crate::clocked::Clocked;
@@ -8,7 +9,7 @@ use crate::peers::Peers;
 use crate::roofs::{Reading, Roofs};
 use lmhead::backend::cuda::{Buffer, CudaDevice, CudaStream, OwnedStream};
 use lmhead::backend::device::KernelDevice;
-use lmhead::plan::{Plan, Precision};
+use lmhead::plan::{Family, Plan, Precision, WeightLayout};
 use lmhead::{DType, Result};
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -17,20 +18,23 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Bytes of outputs that one measurement may take, two of them at least.
+/// Bytes that the outputs of one measurement may take; there are two outputs at least.
 const OUTPUTS: usize = 4 << 30;
 /// Hidden states of an engine's step, of which the rows are picked.
 const SOURCE_ROWS: usize = 8192;
 pub const METHOD: &str = "\
+    The kernels that a head loaded on this device has: what quantises or stages rows, and the product. Where \
+    its weights are packed for them, portable kernels over weights row behind row take turns with them. \
     CUDA events around replays of a CUDA graph of several launches over rotating weights (two copies at \
     least, three times the second-level cache), rows and logits; one untimed replay right before each timed \
     one, so that no time in which the host launches is counted; rows are picked by index; bf16 logits; \
-    random data; time of one launch, median and 10th and 90th percentile of replays. Bytes: weights, \
+    random data; time of one product, median and 10th and 90th percentile of replays. Bytes: weights, \
     scales, rows and logits, each once. Roofs (as many bytes only read, by loads and by bulk copies, or \
     only copied) and peers (PyTorch, its own graphs) are replayed by turns with the product, all in one \
     run; a process for each kind of weights. `exact`: f32 logits of small integers by the same plan are the \
     exact product, of every row (a random combination of all columns modulo 2^64). `same_bits`: the logits \
-    that the timed replays left are those of another tile, bit for bit, and nothing else was written";
+    that the timed replays left are those of another tile, bit for bit, and nothing else was written; the \
+    tile is a portable one, over weights row behind row";
 
 /// A head of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +52,9 @@ impl fmt::Display for Head {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Bf16,
-    /// From bf16 rows: quantised, then multiplied.
+    /// int8 weights with bf16 rows, which are quantised first.
     W8a8,
-    /// From bf16 rows.
+    /// int8 weights with bf16 rows.
     W8a16,
     /// E4M3 with a scale per row, from bf16 rows.
     Fp8,
@@ -82,14 +86,19 @@ impl Kind {
     /// The kind of that name.
     ///
     /// # Errors
-    /// Which there are.
+    /// Which kinds there are.
     pub fn named(name: &str) -> std::result::Result<Self, String> {
         let known = KINDS.map(|kind| kind.to_string()).join(", ");
         let kind = KINDS.into_iter().find(|kind| kind.to_string() == name);
         kind.ok_or(format!("wanted a kind of weights, got \"{name}\"; name one of {known}"))
     }
 
-    /// The weights of its peers.
+    /// The kinds for which there are kernels with packed weights.
+    pub fn packed() -> Vec<Self> {
+        KINDS.into_iter().filter(|kind| !kind.precision().packed_tiles().is_empty()).collect()
+    }
+
+    /// The type of weights that its peers get.
     fn weights(self) -> &'static str {
         match self {
             Kind::Bf16 => "bf16",
@@ -99,7 +108,7 @@ impl Kind {
     }
 }
 
-/// On an emulated device sizes at which nothing is measured but that all of it runs.
+/// The heads that are measured. On an emulated device a small one, which shows only that all of it runs.
 pub fn heads() -> Vec<Head> {
     match small() {
         true => vec![Head { vocab: 200, hidden: 64 }],
@@ -107,12 +116,23 @@ pub fn heads() -> Vec<Head> {
     }
 }
 
-/// By what they are worth where time is short.
+/// Row counts, the most valuable first, for when time is short: the steps of decoding, and where most is
+/// expected of packed weights.
 pub fn row_counts() -> &'static [usize] {
-    if small() { &[1, 9] } else { &[1, 64, 28, 256, 4, 4096] }
+    if small() { &[1, 9] } else { &[28, 256, 1, 64, 4096, 4] }
 }
 
-/// Nothing here takes long: a kernel that hangs shall be told before the time of its step is up.
+/// What is measured: whole heads; and an eighth and a sixteenth of the first, with the rows of a whole group.
+pub fn shapes() -> Vec<(Head, &'static [usize])> {
+    let whole = heads();
+    let shard = |parts: usize| Head { vocab: whole[0].vocab.div_ceil(64 * parts) * 64, ..whole[0] };
+    let shards = if small() { vec![] } else { vec![shard(8), shard(16)] };
+    let shards: Vec<_> = shards.into_iter().map(|head| (head, &[28, 224][..])).collect();
+    whole.iter().map(|head| (*head, row_counts())).chain(shards).collect()
+}
+
+/// Shortens the device's patience: nothing here takes long, and a kernel that hangs shall be reported before
+/// the time of its step is up.
 pub fn impatient(device: &CudaDevice) {
     if !small() {
         device.set_patience(Duration::from_secs(8));
@@ -127,14 +147,17 @@ pub fn said(e: lmhead::Error) -> String {
     e.to_string()
 }
 
-/// A head's weights on the device in one type: random ones, in as many copies as are three times the
-/// second-level cache together, and integers with what their products must be.
+/// A head's weights on the device in one type, in the layout of a head that is loaded there: random ones, in
+/// so many copies that they are three times the second-level cache, and integers with the projection of their
+/// products.
 pub struct Weights<'d> {
     kind: Kind,
     pub copies: Vec<Loaded<'d, CudaDevice>>,
+    /// Where the copies are packed: the same weights, row-major.
+    portable: Vec<Loaded<'d, CudaDevice>>,
     integers: Loaded<'d, CudaDevice>,
     projection: Buffer,
-    /// Of one copy, scales included.
+    /// Bytes of one copy, scales included.
     bytes: usize,
 }
 
@@ -145,11 +168,15 @@ impl<'d> Weights<'d> {
         let operands = Operands::new(kind.precision(), head.vocab, head.hidden, source);
         let bytes = operands.bytes().0;
         let copies = if small() { 2 } else { (3 * cache_bytes(device)).div_ceil(bytes).max(2) };
-        let load = |operands: &Operands| Loaded::new(device, operands, most);
-        let integers = load(&operands.integers())?;
+        let integers = Loaded::new(device, &operands.integers(), most)?;
+        let load = |layout| -> Result<Vec<_>> {
+            (0..copies).map(|_| Loaded::with_layout(device, &operands, most, layout)).collect()
+        };
+        let layout = integers.layout();
         Ok(Weights {
             kind,
-            copies: (0..copies).map(|_| load(&operands)).collect::<Result<_>>()?,
+            copies: load(layout)?,
+            portable: if layout == WeightLayout::Rows { vec![] } else { load(WeightLayout::Rows)? },
             projection: integers.projection()?,
             integers,
             bytes: bytes + 4 * operands.scales().len(),
@@ -163,26 +190,55 @@ impl<'d> Weights<'d> {
     }
 }
 
-/// bf16 logits of so many rows, again and again.
+/// A kernel: its name, its instructions, the layout of its weights, its tile.
+pub fn kernel(plan: &Plan) -> Value {
+    let (family, layout) = match plan.tile.family {
+        Family::MmaSync => ("mma.sync", "rows"),
+        Family::Wgmma => ("wgmma", "packed"),
+    };
+    json!({
+        "name": plan.tile.kernel, "family": family, "layout": layout, "block_n": plan.tile.ids,
+        "block_m": plan.tile.rows, "stages": plan.stages, "blocks": plan.blocks,
+    })
+}
+
+/// The product with bf16 logits of `rows` rows, replayed again and again.
 pub struct Replayed<'w, 'd> {
     pub work: Clocked,
-    /// That one product moves at least: weights and scales, rows and logits, each once.
+    /// Bytes that one product moves at least: weights and scales, rows and logits, each once.
     pub bytes: usize,
-    plan: Plan,
+    pub plan: Plan,
     outputs: Vec<Output<CudaDevice>>,
     weights: &'w Weights<'d>,
+    copies: &'w [Loaded<'d, CudaDevice>],
     rows: usize,
 }
 
 impl<'w, 'd> Replayed<'w, 'd> {
     /// Each launch has its own logits and, as far as there are copies, its own weights and rows.
     pub fn new(weights: &'w Weights<'d>, stream: CudaStream, rows: usize) -> Result<Self> {
-        let copies = &weights.copies;
+        Self::of(weights, &weights.copies, stream, rows)
+    }
+
+    /// The same by portable kernels; none where the head's own kernels are portable.
+    pub fn portable(weights: &'w Weights<'d>, stream: CudaStream, rows: usize) -> Result<Option<Self>> {
+        let copies = &weights.portable;
+        (!copies.is_empty()).then(|| Self::of(weights, copies, stream, rows)).transpose()
+    }
+
+    fn of(
+        weights: &'w Weights<'d>,
+        copies: &'w [Loaded<'d, CudaDevice>],
+        stream: CudaStream,
+        rows: usize,
+    ) -> Result<Self> {
         let (device, matmul) = (copies[0].device, &copies[0].matmul);
         let spec = matmul.spec();
         let logits = rows * spec.vocab * 2;
-        let few = if rows > 256 { 2 } else { 8 };
-        let launches = few.max(copies.len()).min((OUTPUTS / logits).max(2));
+        let few: usize = if rows > 256 { 2 } else { 8 };
+        // As many launches for each copy, so that none is read again before its turn.
+        let all_copies = few.next_multiple_of(copies.len());
+        let launches = all_copies.min((OUTPUTS / logits).max(2));
         let loaded = |i: usize| &copies[i % copies.len()];
         let picks = weights.picks(rows);
         let outputs: Vec<_> = (0..launches)
@@ -194,11 +250,11 @@ impl<'w, 'd> Replayed<'w, 'd> {
         };
         let work = Clocked::new(device, stream, launches, launch)?;
         let bytes = weights.bytes + rows * spec.hidden * spec.precision.rows().size() + logits;
-        Ok(Replayed { work, bytes, plan: matmul.plan(rows)?, outputs, weights, rows })
+        Ok(Replayed { work, bytes, plan: matmul.plan(rows)?, outputs, weights, copies, rows })
     }
 
     fn loaded(&self, i: usize) -> &'w Loaded<'d, CudaDevice> {
-        &self.weights.copies[i % self.weights.copies.len()]
+        &self.copies[i % self.copies.len()]
     }
 
     /// Overwrites all outputs, so that what is found there later was written by a replay.
@@ -206,7 +262,7 @@ impl<'w, 'd> Replayed<'w, 'd> {
         self.outputs.iter().enumerate().try_for_each(|(i, out)| self.loaded(i).poison(out))
     }
 
-    /// The plan on integers, in f32, is the exact product.
+    /// Checks that the plan makes the exact product of integers, in f32.
     fn exact(&self) -> std::result::Result<(), String> {
         let Weights { integers, projection, .. } = self.weights;
         let out =
@@ -215,33 +271,42 @@ impl<'w, 'd> Replayed<'w, 'd> {
         integers.is_exact(&out, projection)
     }
 
-    /// The outputs are those of another tile: its kernel's name.
-    fn same_bits(&self) -> std::result::Result<&'static str, String> {
-        let loaded = self.loaded(0);
+    /// f32 logits of the same rows by a portable kernel of another tile than any of these, and its name.
+    fn of_another_tile(&self) -> std::result::Result<(Output<CudaDevice>, &'static str), String> {
+        let loaded = self.weights.portable.first().unwrap_or(&self.copies[0]);
         let plans = loaded.plans(self.rows).map_err(said)?;
-        let others = plans.iter().filter(|plan| plan.tile != self.plan.tile);
+        let chosen = loaded.matmul.plan(self.rows).map_err(said)?;
+        let others = plans.iter().filter(|plan| plan.tile != chosen.tile);
         // The largest tile: the quickest where rows are many.
         let other =
             others.max_by_key(|plan| plan.tile.ids * plan.tile.rows).ok_or("there is no other tile")?;
         let picks = self.weights.picks(self.rows);
         let want = loaded.output(self.rows, Some(&picks), DType::F32, 0).map_err(said)?;
         loaded.run(&want, Some(other)).map_err(said)?;
+        Ok((want, other.tile.kernel))
+    }
+
+    /// Checks that the outputs have the bits of another tile. Returns that tile's kernel.
+    fn same_bits(
+        &self,
+        (want, kernel): &(Output<CudaDevice>, &'static str),
+    ) -> std::result::Result<&'static str, String> {
         for (i, out) in self.outputs.iter().enumerate() {
-            let name = |problem| format!("launch {i} against {}: {problem}", other.tile.kernel);
-            self.loaded(i).equals(out, &want).map_err(name)?;
+            let name = |problem| format!("launch {i} against {kernel}: {problem}");
+            self.loaded(i).equals(out, want).map_err(name)?;
         }
-        Ok(other.tile.kernel)
+        Ok(kernel)
     }
 }
 
-/// Of one or more.
+/// The median of one or more.
 pub fn median(seconds: &[f64]) -> f64 {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]
 }
 
-/// In microseconds, and the bytes a second of the median.
+/// Quantiles in microseconds, and the bytes a second of the median.
 pub fn quantiles(seconds: &[f64], bytes: usize) -> Value {
     let mut sorted = seconds.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -252,11 +317,11 @@ pub fn quantiles(seconds: &[f64], bytes: usize) -> Value {
     })
 }
 
-/// Something that is replayed in turn: seconds of one launch.
+/// Something that is replayed in turn; returns the seconds of one launch.
 pub type Turn<'a> = Box<dyn FnMut() -> std::result::Result<f64, String> + 'a>;
 
-/// Seconds of each, which take turns: five times at least, then until so many seconds have gone by. One more
-/// each warms up.
+/// Seconds of each, which take turns: five times at least, then until `seconds` have gone by. One turn each
+/// goes before, untimed.
 pub fn by_turns(turns: &mut [Turn<'_>], seconds: f64) -> std::result::Result<Vec<Vec<f64>>, String> {
     let mut times = vec![Vec::new(); turns.len()];
     turns.iter_mut().try_for_each(|turn| turn().map(drop))?;
@@ -270,19 +335,20 @@ pub fn by_turns(turns: &mut [Turn<'_>], seconds: f64) -> std::result::Result<Vec
     Ok(times)
 }
 
-/// What is written to the file, as it comes.
+/// The results, written to the file as they come.
 pub struct Report<'a> {
     pub value: Value,
     file: &'a Path,
 }
 
-/// Why a product has no time: nobody has come to it.
+/// Why a product has no time: it has not been measured yet.
 const NOT_REACHED: &str = "not reached";
-/// What a program writes down before it does it, since it may never come back.
+/// What the file names before it is tried, since the process may never come back from it.
 const TRYING_BULK: &str = "bulk copies";
 
 impl<'a> Report<'a> {
-    /// Goes on with a file of the same run and method, which a process before this one has begun.
+    /// Continues a file of the same run and method that a process before this one has begun, or begins a new
+    /// one.
     pub fn extend(device: &CudaDevice, method: &str, file: &'a Path) -> Self {
         let new = Self::new(device, method, file);
         let old = parsed(file).filter(|old| {
@@ -291,13 +357,13 @@ impl<'a> Report<'a> {
         Report { value: old.unwrap_or(new.value), file }
     }
 
-    /// Says why that product has no time.
+    /// Notes why that product has no time.
     fn leave(&mut self, name: &str, reason: &str) {
         self.reached(name);
         self.push("left_out", json!(format!("{name}: {reason}")));
     }
 
-    /// It has a time.
+    /// Notes that it has a time.
     fn reached(&mut self, name: &str) {
         let of_it = |entry: &Value| entry.as_str().is_some_and(|text| text.starts_with(&format!("{name}: ")));
         if let Some(all) = self.value["left_out"].as_array_mut() {
@@ -308,7 +374,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Nobody has come to it so far.
+    /// Whether it has not been measured yet.
     fn waits(&self, name: &str) -> bool {
         let all = self.value["left_out"].as_array();
         all.is_some_and(|all| all.contains(&json!(format!("{name}: {NOT_REACHED}"))))
@@ -342,38 +408,44 @@ fn name_of(kind: Kind, head: &Head, rows: usize) -> String {
 }
 
 fn names() -> impl Iterator<Item = (Kind, String)> {
-    let shapes = heads().into_iter().flat_map(|head| row_counts().iter().map(move |&rows| (head, rows)));
+    let shapes = shapes().into_iter().flat_map(|(head, all)| all.iter().map(move |&rows| (head, rows)));
     shapes.flat_map(|(head, rows)| KINDS.map(|kind| (kind, name_of(kind, &head, rows))))
 }
 
-/// Memory that is not there makes nothing wrong.
+/// Whether there was too little memory, which makes no product wrong.
 fn no_memory(problem: &str) -> bool {
     problem.contains("CUDA_ERROR_OUT_OF_MEMORY")
 }
 
-/// Measures all kinds, each by [`write()`] in a process of its own (`program heads FILE SECONDS KIND`), so that
-/// one that loses the device takes no other along. What such a process had not come to is tried once more,
-/// without what it was at.
+/// Measures these kinds, each by [`write()`] in a process of its own (`program heads FILE SECONDS KIND`, and
+/// `packed` where only those with packed weights are measured), so that a process that loses the device costs
+/// no other kind. What such a process had not reached is tried once more, without the product that it was at.
 ///
 /// # Errors
 /// Which kinds' processes failed.
-pub fn write_all(program: &Path, file: &Path, seconds: f64) -> std::result::Result<(), String> {
+pub fn write_all(
+    program: &Path,
+    file: &Path,
+    seconds: f64,
+    kinds: &[Kind],
+) -> std::result::Result<(), String> {
     let began = Instant::now();
     let date = date().unwrap_or_default();
-    // One that this run has written before is not gone on with; another run's stays until there is a new one.
+    // A file that this run has written before is not continued; another run's stays until there is a new one.
     if parsed(file).is_some_and(|old| old["date"] == date) {
         let _ = std::fs::remove_file(file);
     }
     let mut failed = Vec::new();
-    for (i, kind) in KINDS.into_iter().enumerate() {
+    for (i, &kind) in kinds.iter().enumerate() {
         for _ in 0..2 {
             let left = seconds - began.elapsed().as_secs_f64();
             if left < 1.0 {
                 break;
             }
-            let share = left / (KINDS.len() - i) as f64;
+            let share = left / (kinds.len() - i) as f64;
             let mut command = Command::new(program);
             command.arg("heads").arg(file).args([format!("{share:.1}"), kind.to_string()]);
+            command.args((kinds != KINDS).then_some("packed"));
             command.env("LMHEAD_DATE", &date).stdin(Stdio::null());
             let Err(problem) = within(&mut command, Duration::from_secs_f64(share + 8.0)) else { break };
             failed.push(format!("{kind}: {problem}"));
@@ -389,7 +461,7 @@ pub fn write_all(program: &Path, file: &Path, seconds: f64) -> std::result::Resu
     if failed.is_empty() { Ok(()) } else { Err(format!("{}: {}", failed.join("; "), file.display())) }
 }
 
-/// Runs a program that is given so long.
+/// Runs a program, for `limit` at most.
 fn within(command: &mut Command, limit: Duration) -> std::result::Result<(), String> {
     let mut child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
     let began = Instant::now();
@@ -399,7 +471,7 @@ fn within(command: &mut Command, limit: Duration) -> std::result::Result<(), Str
             Ok(Some(end)) => return Err(end.to_string()),
             Ok(None) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(20)),
             Ok(None) => {
-                // Nobody waits for its end: it may hang in the driver.
+                // Not waited for: it may hang in the driver.
                 let _ = child.kill();
                 return Err(format!("no end within {:.0} s", limit.as_secs_f64()));
             }
@@ -408,16 +480,21 @@ fn within(command: &mut Command, limit: Duration) -> std::result::Result<(), Str
     }
 }
 
-/// Measures one kind and writes it, also what there is after an error, to a file that names every product
-/// from the beginning on, as left out until it is measured. Goes on with a file of the same run.
+/// Measures one kind and writes the results, also those up to an error. The file names every product of the
+/// kinds `of` from the beginning on, as left out until it is measured. Continues a file of the same run.
 ///
 /// # Errors
 /// What failed; also where a product is not right.
-pub fn write(device: &CudaDevice, file: &Path, seconds: f64, kind: Kind) -> std::result::Result<(), String> {
+pub fn write(
+    device: &CudaDevice,
+    file: &Path,
+    seconds: f64,
+    (kind, of): (Kind, &[Kind]),
+) -> std::result::Result<(), String> {
     impatient(device);
     let mut report = Report::extend(device, METHOD, file);
     if report.value["products"].is_null() && report.value["left_out"].is_null() {
-        names().for_each(|(_, name)| report.leave(&name, NOT_REACHED));
+        names().filter(|(kind, _)| of.contains(kind)).for_each(|(_, name)| report.leave(&name, NOT_REACHED));
     }
     let failed = measure(device, &mut report, seconds, kind);
     if let Err(problem) = &failed {
@@ -429,15 +506,18 @@ pub fn write(device: &CudaDevice, file: &Path, seconds: f64, kind: Kind) -> std:
     if failed > 0 {
         return Err(format!("{failed} products could not be measured: {}", file.display()));
     }
-    let wrong = |product: &&Value| product["kind"] == kind.to_string() && product["correct"] != true;
+    let wrong = |product: &&Value| {
+        let right = product["correct"] == true && product["portable"]["correct"] != false;
+        product["kind"] == kind.to_string() && !right
+    };
     match report.value["products"].as_array().map_or(0, |all| all.iter().filter(wrong).count()) {
         0 => Ok(()),
         n => Err(format!("{n} products are not right: {}", file.display())),
     }
 }
 
-/// Bulk copies are the first thing that may lose the device: tried alone, and left out where they left words
-/// out, or where the process that tried them before did not come back.
+/// Tries bulk copies alone, as the first thing that may lose the device. They are left out where they leave
+/// words out, or where the process that tried them before did not come back.
 fn try_bulk(roofs: &mut Roofs<'_>, report: &mut Report<'_>, bytes: usize) -> std::result::Result<(), String> {
     let before = report.value["no_bulk_copies"].as_str().map(String::from);
     if report.value["trying"] == TRYING_BULK {
@@ -466,14 +546,15 @@ fn try_bulk(roofs: &mut Roofs<'_>, report: &mut Report<'_>, bytes: usize) -> std
     report.save()
 }
 
-/// Of [`Roofs::reading`]'s ways: bulk copies that leave words out are not taken again.
+/// Bulk copies that leave words out are not used again. `problems` are of [`Roofs::reading`]'s ways.
 fn without_wrong(roofs: &mut Roofs<'_>, problems: &[Option<String>]) {
     if let Some(Some(problem)) = problems.get(1) {
         roofs.without_bulk(problem.clone());
     }
 }
 
-/// How many products could not be measured, other than for want of time or memory.
+/// Measures the products of a kind. Returns how many could not be measured, other than for want of time or
+/// memory.
 fn measure(
     device: &CudaDevice,
     report: &mut Report<'_>,
@@ -487,7 +568,7 @@ fn measure(
     let mut peers = Peers::start(end, &[]);
     let most = row_counts().iter().copied().max().expect("some");
     let weight = kind.precision().weight_bytes();
-    // With rows and logits of 16 bits.
+    // In bytes, with rows and logits of 16 bits.
     let largest = heads()
         .into_iter()
         .map(|head| (weight * head.hidden + 4) * head.vocab + 2 * most * (head.hidden + head.vocab));
@@ -495,13 +576,13 @@ fn measure(
     let rotate = if small() { 4096 } else { 3 * cache_bytes(device) };
     let mut roofs = Roofs::new(device, own.handle(), largest, rotate).map_err(said)?;
     try_bulk(&mut roofs, report, largest.min(64 << 20))?;
-    let waiting = |report: &Report<'_>, head: &Head| {
-        row_counts().iter().filter(|&&rows| report.waits(&name_of(kind, head, rows))).count()
+    let waiting = |report: &Report<'_>, head: &Head, all: &[usize]| {
+        all.iter().filter(|&&rows| report.waits(&name_of(kind, head, rows))).count()
     };
     let mut failed = 0;
-    let mut left: usize = heads().iter().map(|head| waiting(report, head)).sum();
-    for head in heads() {
-        if waiting(report, &head) == 0 {
+    let mut left: usize = shapes().iter().map(|(head, all)| waiting(report, head, all)).sum();
+    for (head, all) in shapes() {
+        if waiting(report, &head, all) == 0 {
             continue;
         }
         let weights = Weights::new(device, &head, kind);
@@ -510,7 +591,7 @@ fn measure(
         } else {
             peers.about();
         }
-        for &rows in row_counts() {
+        for &rows in all {
             let name = name_of(kind, &head, rows);
             if !report.waits(&name) {
                 continue;
@@ -521,7 +602,7 @@ fn measure(
                 report.leave(&name, "no time left");
                 continue;
             }
-            // Should it not come back.
+            // In case the process does not come back.
             report.leave(&name, "the process ended while it was measured");
             report.save()?;
             let measured = match &weights {
@@ -552,7 +633,7 @@ fn measure(
     Ok(failed)
 }
 
-/// What a proof says of a product. Where there is no memory for the proof, the product is not wrong.
+/// The outcome of a proof, unless there was no memory for it: that makes no product wrong.
 ///
 /// # Errors
 /// That there is no memory.
@@ -575,31 +656,44 @@ fn product(
 ) -> std::result::Result<Value, String> {
     let began = Instant::now();
     let run = Replayed::new(weights, stream, rows).map_err(said)?;
+    let portable = Replayed::portable(weights, stream, rows).map_err(said)?;
     let (bytes, launches) = (run.bytes, run.work.launches);
     let exact = proved(run.exact())?;
-    run.poison().map_err(said)?;
+    [Some(&run), portable.as_ref()].into_iter().flatten().try_for_each(Replayed::poison).map_err(said)?;
     roofs.forget().map_err(said)?;
     let reading = roofs.reading(bytes, launches).map_err(said)?;
     let copying = roofs.copying(bytes, launches).map_err(said)?;
     let told = peers.prepare(head.vocab, head.hidden, rows, launches, weights.kind.weights());
     let shared = RefCell::new(&mut *peers);
     let mut turns: Vec<Turn<'_>> = vec![Box::new(|| run.work.replay().map_err(said))];
+    if let Some(portable) = &portable {
+        turns.push(Box::new(|| portable.work.replay().map_err(said)));
+    }
     for reading in &reading {
         turns.push(Box::new(|| reading.work.replay().map_err(said)));
     }
     turns.push(Box::new(|| copying.replay().map_err(said)));
     turns.extend(Peers::turns(&shared, &told));
-    // Half of the time has gone into what comes before.
+    // At least half of the time, however long the preparation took.
     let times = by_turns(&mut turns, (seconds - began.elapsed().as_secs_f64()).max(seconds / 2.0))?;
     drop(turns);
     // Their memory is wanted for what follows.
     peers.release();
     let (own, rest) = times.split_first().expect("the product's");
+    let (of_portable, rest) = rest.split_at(usize::from(portable.is_some()));
     let (reads, rest) = rest.split_at(reading.len());
     let (copies, peer_times) = rest.split_first().expect("the copies'");
     let problems = roofs.check(&reading).map_err(said)?;
     without_wrong(roofs, &problems);
-    let same_bits = proved(run.same_bits())?;
+    let want = proved(run.of_another_tile())?;
+    let compared = |run: &Replayed<'_, '_>| {
+        proved(want.as_ref().map_err(String::clone).and_then(|want| run.same_bits(want)))
+    };
+    let same_bits = compared(&run)?;
+    let of_portable = match (&portable, of_portable) {
+        (Some(run), [times]) => Some(portable_row(run, times, median(own), &compared(run)?)),
+        _ => None,
+    };
     // A way that left words out is no roof.
     let best = reading.iter().zip(reads).zip(&problems).filter(|(_, problem)| problem.is_none());
     let best = best.map(|((Reading { way, .. }, times), _)| (way, times));
@@ -620,12 +714,13 @@ fn product(
     let mut row = quantiles(own, bytes);
     let more = json!({
         "vocab": head.vocab, "hidden": head.hidden, "rows": rows, "kind": weights.kind.to_string(),
-        "output": "bf16", "plan": run.plan.to_string(), "launches": launches,
+        "output": "bf16", "plan": run.plan.to_string(), "kernel": kernel(&run.plan), "launches": launches,
         "weight_copies": weights.copies.len(), "bytes": bytes,
         "operations_per_s": operations, "share_of_read_roof": share,
         "correct": exact.is_ok() && same_bits.is_ok(),
         "exact": exact.as_ref().map_or_else(|e| json!(e), |()| json!(true)),
-        "same_bits": same_bits.as_ref().map_or_else(|e| json!({ "problem": e }), |kernel| json!(kernel)),
+        "same_bits": outcome(&same_bits),
+        "portable": of_portable,
         "read_roof": best.map(|(way, times)| with(quantiles(times, bytes), "way", json!(way.to_string()))),
         "reads": reading.iter().zip(reads).zip(&problems).map(read).collect::<Vec<_>>(),
         "copy_roof": quantiles(copies, bytes),
@@ -639,15 +734,38 @@ fn product(
         row["clocks"] = clocks_under(&run.work).map_err(said)?;
     }
     let right = if row["correct"] == true { "right" } else { "WRONG" };
+    let over = row["portable"]["over_this"].as_f64();
     println!(
-        "{} {head}, {rows} rows: {:.1} us, {:.3} TB/s, {} of the read roof, {:.1} T(FL)OP/s, {right}",
+        "{} {head}, {rows} rows: {} {:.1} us, {:.3} TB/s, {} of the read roof, {:.1} T(FL)OP/s{}, {right}",
         weights.kind,
+        run.plan.tile.kernel,
         1e6 * median(own),
         bytes as f64 / median(own) / 1e12,
         share.map_or("?".into(), |share| format!("{share:.3}")),
-        operations / 1e12
+        operations / 1e12,
+        over.map_or(String::new(), |over| format!(", portable {over:.2} times as long")),
     );
     Ok(row)
+}
+
+fn outcome(same_bits: &std::result::Result<&'static str, String>) -> Value {
+    same_bits.as_ref().map_or_else(|e| json!({ "problem": e }), |kernel| json!(kernel))
+}
+
+/// The result of the portable kernels, beside the median of the head's own.
+fn portable_row(
+    run: &Replayed<'_, '_>,
+    times: &[f64],
+    own: f64,
+    same_bits: &std::result::Result<&'static str, String>,
+) -> Value {
+    let mut row = quantiles(times, run.bytes);
+    row["plan"] = json!(run.plan.to_string());
+    row["kernel"] = kernel(&run.plan);
+    row["over_this"] = json!(median(times) / own);
+    row["correct"] = json!(same_bits.is_ok());
+    row["same_bits"] = outcome(same_bits);
+    row
 }
 
 /// Runs four products once each, for a profiler: few and many rows in 16 bits, few in both int8 forms.
@@ -680,7 +798,7 @@ mod tests {
         std::fs::write(&program, script).expect("a program");
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("a program");
         std::fs::write(&file, json!({ "left_out": left_out }).to_string()).expect("a file");
-        let done = write_all(&program, &file, 60.0);
+        let done = write_all(&program, &file, 60.0, &KINDS);
         (done, std::fs::read_to_string(folder.path().join("heads.json.log")).expect("a log"))
     }
 

@@ -1,5 +1,5 @@
-//! What is asked of a GPU, by tests and benches that share it; and of the compiled kernels without one: the
-//! reader of machine code, and a `libcuda.so` of the project's own that runs kernels on the emulated device.
+//! What tests and benches share that run on a GPU. For those without one: the reader of machine code, and a
+//! `libcuda.so` of the project's own that runs kernels on the emulated device.
 
 #![allow(unsafe_code, reason = "launches")]
 

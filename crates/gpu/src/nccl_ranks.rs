@@ -27,7 +27,7 @@ pub struct Ranked {
     pub exchange: Arc<dyn Exchange>,
 }
 
-/// By name, for processes that share device 0.
+/// Scenarios by name, for processes that share device 0.
 pub const SCENARIOS: &Scenarios = &[
     ("steps", |rank| on_device_0(&rank, |ranked| steps(ranked, 12))),
     ("a late rank", |rank| on_device_0(&rank, a_late_rank)),
@@ -43,7 +43,7 @@ pub const SCENARIOS: &Scenarios = &[
         on_device_0(&rank, |ranked| captured_steps(ranked, wanted))
     }),
     ("replays", |rank| {
-        // Of more ranks fewer, within the test's time.
+        // Fewer with more ranks, within the test's time.
         let wanted = if rank.size <= 2 { 1000 } else { 250 };
         on_device_0(&rank, |ranked| replays(ranked, wanted))
     }),
@@ -56,9 +56,9 @@ pub const WAITED_FOR: &str = "waited for";
 /// The rank that does not come, or is killed.
 pub const BROKEN: usize = 1;
 
-/// Joins the host transport of a rank that is a process with NCCL.
+/// Runs a rank that is a process: its host transport is joined with NCCL, on device 0.
 fn on_device_0(rank: &Rank, run: impl FnOnce(&Ranked) -> Value) -> Value {
-    // NCCL takes ranks on one GPU for a mistake, unless they say that they are on hosts of their own.
+    // NCCL refuses several ranks on one GPU, unless they say that they are on hosts of their own.
     for (name, value) in [
         ("NCCL_HOSTID", format!("rank-{}", rank.me)),
         ("NCCL_NET", "Socket".into()),
@@ -91,8 +91,8 @@ fn cases_of(size: usize, wanted: usize) -> Vec<Case> {
     std::iter::repeat_with(&mut next).filter(|case| case.is_of(size)).take(wanted).collect()
 }
 
-/// Steps of every kind whose rows and answers stay on the device: the bits of the same steps in host memory,
-/// uneven and idle ranks among them.
+/// Steps of every kind with rows and answers in device memory have the bits of the same steps in host memory;
+/// uneven and idle ranks are among them.
 ///
 /// # Panics
 /// Where bits differ.
@@ -108,7 +108,7 @@ pub fn steps(rank: &Ranked, wanted: usize) -> Value {
     json!({ "cases": cases.len() })
 }
 
-/// Whole steps of every kind in CUDA graphs, each replayed so often.
+/// Whole steps of every kind in CUDA graphs, each replayed `replays` times.
 ///
 /// # Panics
 /// Where bits differ.
@@ -124,7 +124,7 @@ pub fn captured_steps(rank: &Ranked, replays: u64) -> Value {
 const DEADLINE: Duration = Duration::from_secs(3);
 const SOON: Duration = Duration::from_secs(12);
 
-/// A connected channel of one rank, and memory for a gather of a byte of each.
+/// A connected channel of one rank, and memory to gather a byte from each rank.
 struct Gathers<'r> {
     rank: &'r Ranked,
     instance: u32,
@@ -174,7 +174,8 @@ impl<'r> Gathers<'r> {
         Ok(())
     }
 
-    /// A gather that a rank breaks: the fault, and how long it took, at most the deadline and a second.
+    /// A gather that a rank breaks. Returns the fault and how long it took, at most the deadline and a
+    /// second.
     fn fails(&self, step: u64) -> (Fault, Duration) {
         let began = Instant::now();
         let fault = self.run(&self.call(step, DEADLINE)).expect_err("a rank is missing");
@@ -201,7 +202,7 @@ pub fn a_late_rank(rank: &Ranked) -> Value {
         assert_eq!(fault, Fault::Timeout { missing: vec![BROKEN] }, "rank {me}");
         seconds = took.as_secs_f64();
     }
-    // A reset ends what the others still wait for: none comes before all deadlines have passed.
+    // A reset ends what the others still wait for: no rank resets before all deadlines have passed.
     thread::sleep((DEADLINE + Duration::from_millis(500)).saturating_sub(began.elapsed()));
     let rebuild = Call { operation: Operation::Rebuild, ..gathers.call(0, 10 * DEADLINE) };
     assert_eq!(gathers.channel.reset(&rebuild), Ok(Reset::Done), "rank {me}");
@@ -210,8 +211,8 @@ pub fn a_late_rank(rank: &Ranked) -> Value {
     json!({ "seconds": seconds })
 }
 
-/// A rank ends while its peers wait for it in a gather: they name it. `ends` kills it, or, of a thread,
-/// returns: its endpoints are gone then, too.
+/// A rank ends while its peers wait for it in a gather: they name it. `ends` kills the process; in a thread
+/// it returns, and the rank's endpoints are dropped.
 ///
 /// # Panics
 /// Where that is not so.
@@ -225,12 +226,12 @@ pub fn a_killed_rank(rank: &Ranked, ends: impl FnOnce()) -> Value {
     }
     let (fault, took) = gathers.fails(2);
     assert_eq!(fault, Fault::Lost { members: vec![BROKEN] }, "rank {me}");
-    // Who leaves is gone, too: nobody does before all have named the killed one.
+    // A rank that leaves counts as lost, too: none leaves before all have named the killed one.
     thread::sleep((DEADLINE + Duration::from_secs(2)).saturating_sub(took));
     json!({ "seconds": took.as_secs_f64() })
 }
 
-/// A byte of what `from` has for `to` in a replay.
+/// Byte `i` of what `from` has for `to` in a replay.
 fn byte(replay: usize, from: usize, to: usize, i: usize) -> u8 {
     (replay * 97 + from * 31 + to * 7 + i) as u8
 }

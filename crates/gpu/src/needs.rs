@@ -7,7 +7,7 @@ use lmhead::backend::cuda::fatbins::{self, Capability};
 
 /// What a test asks of the device.
 pub enum Needs {
-    /// At least this.
+    /// At least this compute capability.
     Capability(Capability),
     /// One that runs this embedded kernel.
     Kernel(&'static str),
@@ -25,7 +25,7 @@ pub struct GpuTest {
 
 impl Needs {
     /// # Errors
-    /// Why not.
+    /// Why the device does not meet it.
     pub fn met_by(&self, device: &CudaDevice) -> Result<(), String> {
         let info = device.info();
         let runs = |kernel: &str| {
@@ -56,12 +56,12 @@ impl Needs {
     }
 }
 
-/// Under compute-sanitizer and on an emulated device, which are slow: small shapes only.
+/// Whether shapes must be small: under compute-sanitizer and on an emulated device, which are slow.
 pub fn small() -> bool {
     std::env::var_os("LMHEAD_GPU_SMALL").is_some()
 }
 
-/// Without the advice, which is the same for every test.
+/// The error without its advice, which is the same for every test.
 pub fn first_sentence(error: &Error) -> String {
     let text = error.to_string();
     text.split("; ").next().unwrap_or(&text).to_string()

@@ -5,12 +5,14 @@ pub mod mistakes;
 
 use crate::check::{Checker, Span, code, scales};
 use crate::fill::Fill;
+use lmhead::backend::device::hopper::packed_bytes;
 use lmhead::backend::device::{Call, KernelDevice, Matmul, NO_ADJUSTMENTS, NO_PARTIALS, Spec};
-use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LogitMatrix, RowMatrix, WeightMatrix};
+use lmhead::backend::params::{LMHEAD_STATUS_ALLOWED, LogitMatrix, MatmulParams, RowMatrix, WeightMatrix};
 use lmhead::epilogue::Epilogue;
 use lmhead::memory::{self, Memory};
+use lmhead::plan::hopper::COLUMN_BYTES;
 use lmhead::plan::{Plan, Precision, Shape, WeightLayout};
-use lmhead::{DType, Result};
+use lmhead::{DType, Error, Result};
 
 /// Bytes before and behind an output that nobody may write to.
 const GUARD: usize = 512;
@@ -62,7 +64,7 @@ impl Operands {
         }
     }
 
-    /// Bytes from one row of weights to the next. What is behind a row is as random as the row: it must not
+    /// Bytes from one row of weights to the next. What is between them is as random as the rows: it must not
     /// be read as numbers.
     pub fn pitch(&self) -> usize {
         (self.hidden * self.precision.weight_bytes()).next_multiple_of(16)
@@ -83,7 +85,7 @@ impl Operands {
         if self.integers { Fill::Small { dtype, seed, row: self.hidden } } else { Fill::Random(dtype, seed) }
     }
 
-    /// `[vocab]`, of 8-bit weights.
+    /// The scales `[vocab]` of 8-bit weights; none for others.
     pub fn scales(&self) -> Vec<f32> {
         let vocab = if self.precision.weight_bytes() == 1 { self.vocab } else { 0 };
         scales(self.first, vocab, self.seed ^ 1, self.integers)
@@ -108,6 +110,9 @@ pub struct Loaded<'d, D: KernelDevice> {
     pub operands: Operands,
     check: Checker<D>,
     weights: D::Buffer,
+    /// Bytes of all weights; and from row to row, or, if packed, of a row's columns.
+    weight_bytes: usize,
+    weight_pitch: usize,
     scales: Option<D::Buffer>,
     rows: D::Buffer,
 }
@@ -138,37 +143,107 @@ fn said(e: lmhead::Error) -> String {
     e.to_string()
 }
 
+/// The layouts of weights that have kernels on this device and in this build: row-major first, that of a head
+/// that is loaded there last.
+///
+/// # Errors
+/// As [`KernelDevice::kernel`] where a kernel of this build cannot be loaded.
+pub fn layouts<D: KernelDevice>(device: &D, precision: Precision) -> Result<Vec<WeightLayout>> {
+    let rows = vec![WeightLayout::Rows];
+    if precision.layout(&device.limits()) == WeightLayout::Rows {
+        return Ok(rows);
+    }
+    match device.kernel::<MatmulParams>(precision.packed_tiles()[0].kernel) {
+        // The build was made without them.
+        Err(Error::Unsupported { .. }) => Ok(rows),
+        found => found.map(|_| vec![WeightLayout::Rows, WeightLayout::Packed]),
+    }
+}
+
 impl<'d, D: KernelDevice> Loaded<'d, D> {
+    /// With weights in the layout of a head that is loaded there.
+    ///
+    /// # Errors
+    /// As [`Matmul::prepare`]; `Device` where memory is short.
     pub fn new(device: &'d D, operands: &Operands, max_rows: usize) -> Result<Self> {
+        let all = layouts(device, operands.precision)?;
+        Self::with_layout(device, operands, max_rows, all[all.len() - 1])
+    }
+
+    /// One for each of [`layouts`].
+    ///
+    /// # Errors
+    /// As [`Loaded::new`].
+    pub fn each(device: &'d D, operands: &Operands, max_rows: usize) -> Result<Vec<Self>> {
+        let all = layouts(device, operands.precision)?.into_iter();
+        all.map(|layout| Self::with_layout(device, operands, max_rows, layout)).collect()
+    }
+
+    /// # Errors
+    /// As [`Loaded::new`].
+    pub fn with_layout(
+        device: &'d D,
+        operands: &Operands,
+        max_rows: usize,
+        layout: WeightLayout,
+    ) -> Result<Self> {
         let Operands { precision, vocab, hidden, .. } = *operands;
-        let matmul =
-            Matmul::prepare(device, Spec { precision, layout: WeightLayout::Rows, vocab, hidden, max_rows })?;
-        let (weight_bytes, row_bytes) = operands.bytes();
+        let matmul = Matmul::prepare(device, Spec { precision, layout, vocab, hidden, max_rows })?;
+        let (mut weight_bytes, row_bytes) = operands.bytes();
+        let mut weight_pitch = operands.pitch();
         let check = Checker::new(device)?;
-        let weights = device.alloc(weight_bytes)?;
+        let mut weights = device.alloc(weight_bytes)?;
         let rows = device.alloc(row_bytes.next_multiple_of(16))?;
-        let first = operands.first * operands.pitch();
+        let first = operands.first * weight_pitch;
         check.fill(device, &weights, 0, weight_bytes, (operands.weight_fill(), first))?;
         check.fill(device, &rows, 0, row_bytes, (operands.row_fill(), 0))?;
+        if layout == WeightLayout::Packed {
+            let k_bytes = hidden * precision.weight_bytes();
+            weight_bytes = packed_bytes(vocab, k_bytes).expect("fewer bytes than a device has");
+            let packed = device.alloc(weight_bytes)?;
+            check.pack(device, (&weights, weight_pitch), &packed, (vocab, k_bytes))?;
+            device.wait(device.stream())?;
+            (weights, weight_pitch) = (packed, k_bytes.next_multiple_of(COLUMN_BYTES));
+        }
         let scales = operands.scales();
         let scales = (!scales.is_empty()).then(|| upload(device, bytemuck::cast_slice(&scales)));
         let scales = scales.transpose()?;
         device.wait(device.stream())?;
         let shape = Shape { rows: max_rows, vocab, hidden };
-        Ok(Loaded { device, matmul, shape, operands: *operands, check, weights, scales, rows })
+        Ok(Loaded {
+            device,
+            matmul,
+            shape,
+            operands: *operands,
+            check,
+            weights,
+            weight_bytes,
+            weight_pitch,
+            scales,
+            rows,
+        })
     }
 
-    /// Of each tile the plans with the fewest stages and with the most.
+    pub fn layout(&self) -> WeightLayout {
+        self.matmul.spec().layout
+    }
+
+    /// For each tile of this layout the plans with the fewest stages and with the most.
     pub fn plans(&self, rows: usize) -> Result<Vec<Plan>> {
-        let shape = Shape { rows, ..self.shape };
-        let all = Plan::candidates(self.operands.precision, shape, &self.device.limits())?;
+        let (shape, precision) = (Shape { rows, ..self.shape }, self.operands.precision);
+        let limits = self.device.limits();
+        let all = match self.layout() {
+            WeightLayout::Rows => Plan::candidates(precision, shape, &limits)?,
+            WeightLayout::Packed => Plan::packed_candidates(precision, shape, &limits)?,
+        };
         let of_tiles = all.chunk_by(|one, other| one.tile == other.tile);
         let mut some: Vec<Plan> = of_tiles.flat_map(|plans| [plans[0], plans[plans.len() - 1]]).collect();
         some.dedup();
         Ok(some)
     }
 
-    /// Room for the logits of `rows` rows, or of those that `indices` pick. `gap`: elements between rows.
+    /// Room for the logits of `rows` rows, or of those that `indices` pick, by any plan of [`Loaded::plans`].
+    /// `gap`: elements between rows.
     pub fn output(
         &self,
         rows: usize,
@@ -179,7 +254,8 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         let row_bytes = self.shape.vocab * dtype.size();
         let pitch = row_bytes + gap * dtype.size();
         let bytes = (2 * GUARD + rows * pitch).next_multiple_of(16);
-        let workspace_bytes = self.matmul.workspace_bytes(rows)?;
+        let of_plans = self.plans(rows)?.iter().map(|plan| plan.workspace.bytes).max();
+        let workspace_bytes = self.matmul.workspace_bytes(rows)?.max(of_plans.unwrap_or(0));
         Ok(Output {
             buffer: self.device.alloc(bytes)?,
             bytes,
@@ -198,17 +274,22 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         let address = |buffer: &D::Buffer| self.device.address(buffer) as usize;
         WeightMatrix {
             data: address(&self.weights) as *const _,
-            pitch: self.operands.pitch() as u64,
+            pitch: self.weight_pitch as u64,
             scales: self.scales.as_ref().map_or(std::ptr::null(), |b| address(b) as *const f32),
             bias: std::ptr::null(),
-            packed: 0,
+            packed: u32::from(self.layout() == WeightLayout::Packed),
         }
     }
 
-    /// All weights, and all rows, where they lie.
+    /// Bytes from row to row of the weights; packed: of a row's columns.
+    pub fn weight_pitch(&self) -> usize {
+        self.weight_pitch
+    }
+
+    /// The device memory of all weights, and of all rows.
     pub fn spans(&self) -> (memory::Span<'_>, memory::Span<'_>) {
         let of = Memory::Device(self.device.ordinal());
-        let (weights, rows) = self.operands.bytes();
+        let (weights, rows) = (self.weight_bytes, self.operands.bytes().1);
         // SAFETY: this product's own buffers, which are written at its beginning alone.
         let span = |buffer, bytes| unsafe { memory::Span::from_raw(of, self.device.address(buffer), bytes) };
         (span(&self.weights, weights), span(&self.rows, rows))
@@ -281,7 +362,7 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         if found.count == 0 { Ok(()) } else { Err(format!("of {} {what}, {found}", shape.0 * shape.1)) }
     }
 
-    /// Statuses are good, and nothing beside the logits was written.
+    /// Checks that statuses are good, and that nothing beside the logits was written.
     fn intact(&self, out: &Output<D>) -> std::result::Result<(), String> {
         let mut status = vec![0u32; out.rows];
         self.device.read(&out.status, 0, bytemuck::cast_slice_mut(&mut status)).map_err(said)?;
@@ -304,8 +385,8 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         Ok(())
     }
 
-    /// The same bits as another output, rounded to this one's type; nothing else was written, and all of it
-    /// was.
+    /// Checks for the same bits as another output, rounded to this one's type; and that all of it was
+    /// written, and nothing else.
     pub fn equals(&self, out: &Output<D>, want: &Output<D>) -> std::result::Result<(), String> {
         self.intact(out)?;
         let shape = (out.rows, self.shape.vocab);
@@ -315,7 +396,7 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         self.mismatches(Some(self.logits(want)), self.logits(out), shape, "logits")
     }
 
-    /// The same bits as `want`, `[rows, vocab]` one behind the other.
+    /// Checks for the same bits as `want`, contiguous `[rows, vocab]`.
     pub fn equals_bytes(&self, out: &Output<D>, want: &[u8]) -> std::result::Result<(), String> {
         if want.len() != out.rows * out.row_bytes {
             return Err(format!("{} bytes to compare with {}", want.len(), out.rows * out.row_bytes));
@@ -326,7 +407,7 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         self.mismatches(Some(span), self.logits(out), (out.rows, self.shape.vocab), "logits")
     }
 
-    /// The same bits as columns `from..` of rows `rows[i]` of a larger output of the same type.
+    /// Checks for the same bits as columns `from..` of rows `rows[i]` of a larger output of the same type.
     pub fn equals_part(
         &self,
         out: &Output<D>,
@@ -343,7 +424,7 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
         Ok(())
     }
 
-    /// What must be right of every product of these integers.
+    /// The projection by which [`Loaded::is_exact`] checks products of these integers.
     pub fn projection(&self) -> Result<D::Buffer> {
         let Operands { vocab, hidden, .. } = self.operands;
         self.check.projection(self.device, self.weight_matrix(), self.operands.weights(), (vocab, hidden))
@@ -388,7 +469,34 @@ impl<'d, D: KernelDevice> Loaded<'d, D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lmhead::backend::device::hopper::pack_weights;
     use lmhead_emulated::EmulatedDevice;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Weights that the device has packed are those that a head's loader packs.
+        #[test]
+        fn a_device_packs_as_the_host_does(
+            vocab in 1usize..300, hidden in 1usize..300, int8 in any::<bool>(), schedule in any::<u64>(),
+        ) {
+            let device = EmulatedDevice::new(schedule);
+            let precision = if int8 { Precision::W8a8(DType::Bf16) } else { Precision::F16 };
+            let operands = Operands::new(precision, vocab, hidden, 1);
+            let loaded = Loaded::new(&device, &operands, 1).expect("kernels");
+            prop_assert_eq!(loaded.layout(), WeightLayout::Packed);
+            let row_bytes = hidden * precision.weight_bytes();
+            let all = operands.host_weights();
+            let rows: Vec<u8> =
+                all.chunks(operands.pitch()).flat_map(|row| row[..row_bytes].to_vec()).collect();
+            let mut wanted = vec![0; packed_bytes(vocab, row_bytes).expect("few")];
+            pack_weights(&rows, row_bytes, &mut wanted);
+            let mut got = vec![0; wanted.len()];
+            device.read(&loaded.weights, 0, &mut got).expect("a copy");
+            prop_assert!(got == wanted);
+        }
+    }
 
     #[test]
     fn a_device_is_filled_as_the_host_says() {
@@ -413,7 +521,7 @@ mod tests {
                 assert!(outside.copied().all(|byte| byte == 0xee), "{fill:?}: written beside it");
             }
         }
-        // What is not NaN, and what the integers are, as the type's own definition has it.
+        // By the type's own definition: no code is NaN, and the integers are right.
         let codes = Fill::Random(DType::E4m3, 5).bytes(0, 4096);
         assert!(codes.iter().enumerate().all(|(i, _)| DType::E4m3.read(&codes, i).abs() < 2.0), "{codes:?}");
         let [bytes, codes] =

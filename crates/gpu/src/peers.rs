@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const LOADING: Duration = Duration::from_secs(60);
 const PREPARING: Duration = Duration::from_secs(30);
 const REPLAYING: Duration = Duration::from_secs(10);
-/// When time is up, so that what has been measured so far is told with its peers.
+/// How long it may take when time is up, so that what has been measured so far is told with its peers.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
 struct Program {
@@ -25,7 +25,7 @@ struct Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Nobody waits for its end: it may hang in the driver.
+        // Not waited for: it may hang in the driver.
         let _ = self.child.kill();
         let _ = self.child.try_wait();
     }
@@ -75,11 +75,11 @@ impl Peers {
         answer.map_err(|problem| self.gone(problem))
     }
 
-    /// From now on there is none, for that reason.
+    /// Gives the program up for that reason. Returns the reason.
     fn gone(&mut self, reason: String) -> String {
         let reason = format!("the peers' program: {reason}");
         self.program = Err(reason.clone());
-        // For who reads the log: the products go on without.
+        // For readers of the log: the products are measured without peers.
         println!("no peers: {reason}");
         reason
     }
@@ -92,7 +92,7 @@ impl Peers {
         self.answer(patience)
     }
 
-    /// What the program says of itself, or why there is none. Waits for it at the first time.
+    /// What the program says of itself, or why there is none. The first call waits for it.
     pub fn about(&mut self) -> Value {
         if self.ready.is_none() && self.program.is_ok() {
             match self.answer(LOADING) {
@@ -110,7 +110,7 @@ impl Peers {
         }
     }
 
-    /// Prepares the peers of a shape: what is known of each, and what was refused.
+    /// Prepares the peers of a shape. Returns what is known of each, and what was refused.
     pub fn prepare(
         &mut self,
         vocab: usize,
@@ -128,7 +128,7 @@ impl Peers {
         }
     }
 
-    /// A turn for each of those that [`Peers::prepare`] has told of. A peer that is gone has no time, and
+    /// A turn for each peer that [`Peers::prepare`] has told of. A peer that is gone has no time (NaN), and
     /// stops nobody.
     pub fn turns<'p>(peers: &'p RefCell<&mut Peers>, told: &Value) -> Vec<Turn<'p>> {
         let count = told["peers"].as_array().map_or(0, Vec::len);
@@ -137,7 +137,7 @@ impl Peers {
         (0..count).map(turn).collect()
     }
 
-    /// What was told of each, with its times in seconds.
+    /// What [`Peers::prepare`] has told of each peer, with its times in seconds.
     pub fn with_times(told: &Value, times: &[Vec<f64>]) -> Vec<Value> {
         let row = |(told, times): (&Value, &Vec<f64>)| {
             let seen: Vec<f64> = times.iter().copied().filter(|t| t.is_finite()).collect();
@@ -160,7 +160,7 @@ impl Peers {
         said["us"].as_f64().map(|us| us / 1e6).ok_or_else(|| format!("no time of peer {peer}: {said}"))
     }
 
-    /// Gives the memory of what was prepared back.
+    /// Frees the memory of what was prepared.
     pub fn release(&mut self) {
         let _ = self.ask(&json!({ "release": {} }), PREPARING);
     }

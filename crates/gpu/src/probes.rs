@@ -1,5 +1,5 @@
-//! How fast weights can be read in the patterns that a product might use, by how many blocks: what decides
-//! how they should lie.
+//! How fast weights can be read in the patterns that a product might use, and by how many blocks: this
+//! decides their layout.
 
 use crate::about::cache_bytes;
 use crate::heads::{Report, Turn, by_turns, heads, impatient, quantiles, stream};
@@ -93,7 +93,7 @@ fn said(e: lmhead::Error) -> String {
     e.to_string()
 }
 
-/// The patterns, by how much is known of them: one that loses the device takes only those behind it along.
+/// The patterns, those of which most is known first: one that loses the device costs only those behind it.
 fn ways(processors: u32, bytes: usize, pitch: usize) -> Vec<Way> {
     let blocks = [processors, processors / 2, processors / 4, processors / 8].map(|n| n.max(1));
     let bulk = blocks.into_iter().flat_map(|blocks| {
@@ -111,8 +111,8 @@ fn ways(processors: u32, bytes: usize, pitch: usize) -> Vec<Way> {
     ways
 }
 
-/// The most bytes, `most` at most, of which each block reads as many as every other: a tail that some blocks
-/// have would be taken for the pattern's own cost. All of them, where a block has less than one turn.
+/// The most bytes, `most` at most, of which all blocks read equally many: a tail that only some blocks have
+/// would be taken for the pattern's own cost. `most` where that is less than one turn.
 fn even(way: Way, processors: u32, most: usize) -> usize {
     let turn = match way {
         Way::Loads => 4 * processors as usize * 512 * 16,
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn each_block_of_a_pattern_reads_as_much_as_every_other() {
-        // An H100's processors, and a bf16 head of DeepSeek-V3.
+        // An H100's SMs, and a bf16 head of DeepSeek-V3.
         let (processors, pitch) = (132, 2 * 7168);
         let most = 129_280 * pitch;
         for way in ways(processors, most, pitch) {

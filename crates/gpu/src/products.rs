@@ -4,7 +4,7 @@
 use crate::kernels;
 use crate::needs::{GpuTest, Needs, small};
 use crate::operands::mistakes::mistakes_are_found;
-use crate::operands::{Loaded, Operands};
+use crate::operands::{Loaded, Operands, layouts};
 use crate::recorded::{Recorded, compare_ends, rounded, same_bits};
 use libtest_mimic::Failed;
 use lmhead::DType;
@@ -26,16 +26,18 @@ use std::sync::Arc;
 
 const GB: usize = 1 << 30;
 
-/// By what they are worth where minutes are few.
+/// The most valuable first, for when minutes are few.
 pub const TESTS: &[GpuTest] = &[
-    // What is compared on the device is worth something only where the comparison can say no.
+    // Comparisons on the device are worth something only if they find mistakes.
     GpuTest { name: "bits::mistakes_are_found", needs: Needs::Memory(GB), run: mistakes },
     GpuTest { name: "bits::table", needs: Needs::Memory(GB), run: table },
-    // The arithmetic that the emulated device has, here and below.
+    // A head's own kernels on a device of 9.0.
+    GpuTest { name: "bits::packed_tiles", needs: Needs::Exactly(Capability(9, 0)), run: packed_tiles },
+    // Only devices with the emulated device's arithmetic, here and below.
     GpuTest { name: "bits::recorded", needs: Needs::Exactly(Capability(9, 0)), run: recorded_table },
     GpuTest { name: "bits::ends_of_a_head", needs: Needs::Exactly(Capability(9, 0)), run: ends },
     GpuTest { name: "bits::a_graph_replays_the_same", needs: Needs::Memory(8 * GB), run: graph },
-    // Before whole heads are measured beside them.
+    // Runs before whole heads are measured beside these kernels.
     GpuTest { name: "bits::reads", needs: Needs::Capability(Capability(8, 0)), run: kernels::reads },
     GpuTest {
         name: "products::every_plan_has_the_same_bits",
@@ -59,7 +61,12 @@ pub const TESTS: &[GpuTest] = &[
         needs: Needs::Memory(20 * GB),
         run: many_logits,
     },
-    GpuTest { name: "products::more_tiles_than_16_bits_count", needs: Needs::Memory(GB), run: many_tiles },
+    // Packed weights have eight times as many bytes, which are zeros behind the end of k.
+    GpuTest {
+        name: "products::more_tiles_than_16_bits_count",
+        needs: Needs::Memory(4 * GB),
+        run: many_tiles,
+    },
 ];
 
 /// What went wrong, with the product and the plan.
@@ -91,7 +98,7 @@ fn recorded_table(device: &CudaDevice) -> Result<(), Failed> {
     all_good(rounded().step_by(step).filter_map(|case| one(case).err()).collect())
 }
 
-/// A whole head is multiplied: not where a processor emulates the device.
+/// Multiplies a whole head. Where [`small`] holds that is too slow: the recorded table is compared instead.
 fn ends(device: &CudaDevice) -> Result<(), Failed> {
     if small() {
         return recorded_table(device);
@@ -99,33 +106,56 @@ fn ends(device: &CudaDevice) -> Result<(), Failed> {
     Ok(compare_ends(device, &Recorded::read()?)?)
 }
 
-/// Every plan for these rows against the first, and the chosen one against the exact product of integers.
+/// Compares every plan for these rows, of every layout of the weights, with the first.
 fn compare_plans(
-    loaded: &Loaded<'_, CudaDevice>,
+    all: &[Loaded<'_, CudaDevice>],
     rows: usize,
     dtype: DType,
     gap: usize,
 ) -> Result<(), Failed> {
-    let precision = loaded.matmul.spec().precision;
-    let [first, out] = [0, gap].map(|gap| loaded.output(rows, None, dtype, gap));
-    let (first, out) = (first?, out?);
-    let plans = loaded.plans(rows)?;
-    loaded.run(&first, Some(&plans[0]))?;
-    for plan in &plans {
-        loaded.run(&out, Some(plan))?;
-        let what = format!("{} against {}", plan.tile.kernel, plans[0].tile.kernel);
-        loaded.equals(&out, &first).map_err(of(&what, precision, rows))?;
+    let precision = all[0].operands.precision;
+    let first = all[0].output(rows, None, dtype, 0)?;
+    let reference = all[0].plans(rows)?[0];
+    all[0].run(&first, Some(&reference))?;
+    for loaded in all {
+        let out = loaded.output(rows, None, dtype, gap)?;
+        for plan in &loaded.plans(rows)? {
+            loaded.run(&out, Some(plan))?;
+            let what = format!("{} against {}", plan.tile.kernel, reference.tile.kernel);
+            loaded.equals(&out, &first).map_err(of(&what, precision, rows))?;
+        }
     }
     Ok(())
 }
 
+/// Every tile for packed weights, with the fewest stages and with the most, against the portable kernels; the
+/// sizes leave tails of tiles and of k, and blocks have several tiles.
+fn packed_tiles(device: &CudaDevice) -> Result<(), Failed> {
+    let (vocab, hidden, all_rows): (_, _, &[usize]) =
+        if small() { (300, 144, &[1, 33]) } else { (40_001, 2880, &[1, 8, 9, 28, 33, 65, 129, 300]) };
+    let most = all_rows[all_rows.len() - 1];
+    for precision in PRECISIONS.into_iter().filter(|precision| !precision.packed_tiles().is_empty()) {
+        let all = Loaded::each(device, &Operands::new(precision, vocab, hidden, most), most)?;
+        if all.len() < 2 {
+            return Err(format!("{precision}: this build has no kernels for packed weights").into());
+        }
+        for &rows in all_rows {
+            compare_plans(&all, rows, DType::F32, rows % 3)?;
+        }
+    }
+    Ok(())
+}
+
+/// Compares the chosen plan of every layout of the weights with the exact product of integers.
 fn exact(device: &CudaDevice, operands: &Operands, all_rows: &[usize]) -> Result<(), Failed> {
-    let loaded = Loaded::new(device, &operands.integers(), operands.source_rows)?;
-    let projection = loaded.projection()?;
-    for &rows in all_rows {
-        let out = loaded.output(rows, None, DType::F32, rows % 2)?;
-        loaded.run(&out, None)?;
-        loaded.is_exact(&out, &projection).map_err(of("integers", operands.precision, rows))?;
+    for loaded in Loaded::each(device, &operands.integers(), operands.source_rows)? {
+        let projection = loaded.projection()?;
+        for &rows in all_rows {
+            let out = loaded.output(rows, None, DType::F32, rows % 2)?;
+            loaded.run(&out, None)?;
+            let what = format!("integers, {}", loaded.matmul.plan(rows)?.tile.kernel);
+            loaded.is_exact(&out, &projection).map_err(of(&what, operands.precision, rows))?;
+        }
     }
     Ok(())
 }
@@ -143,10 +173,10 @@ fn every_plan(device: &CudaDevice) -> Result<(), Failed> {
         let most = rows[rows.len() - 1];
         let operands = Operands::new(precision, vocab, hidden, most);
         exact(device, &operands, rows)?;
-        let loaded = Loaded::new(device, &operands, most)?;
+        let all = Loaded::each(device, &operands, most)?;
         for &rows in rows {
             let dtype = if rows > 1000 { DType::Bf16 } else { DType::F32 };
-            compare_plans(&loaded, rows, dtype, rows % 3)?;
+            compare_plans(&all, rows, dtype, rows % 3)?;
         }
     }
     Ok(())
@@ -166,9 +196,9 @@ fn every_vocabulary(device: &CudaDevice) -> Result<(), Failed> {
         let precision = PRECISIONS[i % PRECISIONS.len()];
         let operands = Operands::new(precision, vocab, hidden, 37);
         exact(device, &operands, &[3, 37])?;
-        let loaded = Loaded::new(device, &operands, 37)?;
+        let all = Loaded::each(device, &operands, 37)?;
         for (rows, dtype) in [(3, DType::Bf16), (37, DType::F32), (1, DType::F16)] {
-            compare_plans(&loaded, rows, dtype, i % 2)?;
+            compare_plans(&all, rows, dtype, i % 2)?;
         }
     }
     Ok(())
@@ -183,28 +213,28 @@ fn independent(device: &CudaDevice) -> Result<(), Failed> {
         Precision::Fp8(DType::Bf16),
     ] {
         let operands = Operands::new(precision, vocab, hidden, rows);
-        let loaded = Loaded::new(device, &operands, rows)?;
-        let whole = loaded.output(rows, None, DType::F32, 0)?;
-        loaded.run(&whole, None)?;
-        // Alone, at other places, and more than once.
-        let last = rows as i64 - 1;
-        for picked in [vec![last], vec![last, 0, last, 3, 3, 1, last], (0..=last).rev().step_by(3).collect()]
-        {
-            let out = loaded.output(picked.len(), Some(&picked), DType::F32, 1)?;
-            loaded.run(&out, None)?;
-            loaded.equals_part(&out, (&whole, &picked, 0)).map_err(of(
-                "picked rows",
-                precision,
-                picked.len(),
-            ))?;
-        }
-        // Of a shard.
+        // Also those of a shard.
         let (first, ids) = (64, vocab / 2 - 17);
-        let shard = Loaded::new(device, &operands.shard(first, ids), rows)?;
-        let out = shard.output(rows, None, DType::F32, 0)?;
-        shard.run(&out, None)?;
-        let all: Vec<i64> = (0..=last).collect();
-        shard.equals_part(&out, (&whole, &all, first)).map_err(of("a shard", precision, rows))?;
+        let all: Vec<i64> = (0..rows as i64).collect();
+        let last = rows as i64 - 1;
+        for layout in layouts(device, precision)? {
+            let load = |operands: &Operands| Loaded::with_layout(device, operands, rows, layout);
+            let (loaded, shard) = (load(&operands)?, load(&operands.shard(first, ids))?);
+            let whole = loaded.output(rows, None, DType::F32, 0)?;
+            loaded.run(&whole, None)?;
+            // Alone, at other places, and more than once.
+            let backwards = (0..=last).rev().step_by(3).collect();
+            for picked in [vec![last], vec![last, 0, last, 3, 3, 1, last], backwards] {
+                let out = loaded.output(picked.len(), Some(&picked), DType::F32, 1)?;
+                loaded.run(&out, None)?;
+                let named = of("picked rows", precision, picked.len());
+                loaded.equals_part(&out, (&whole, &picked, 0)).map_err(named)?;
+            }
+            let out = shard.output(rows, None, DType::F32, 0)?;
+            shard.run(&out, None)?;
+            let named = of("a shard", precision, rows);
+            shard.equals_part(&out, (&whole, &all, first)).map_err(named)?;
+        }
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! Products whose bits the emulated device has computed before, so that no minute of a GPU goes into it: the
-//! bundle carries the file.
+//! Products whose bits the emulated device has computed beforehand, so that this takes no minute of a GPU:
+//! the bundle carries the file.
 
 use crate::operands::{Loaded, Operands};
 use lmhead::DType;
 use lmhead::backend::device::KernelDevice;
-use lmhead::plan::Precision;
+use lmhead::plan::{Precision, WeightLayout};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_testkit::product::table::{Case, PRECISIONS, cases};
 use lmhead_testkit::product::{bits_of, raw_logits};
@@ -45,7 +45,7 @@ fn of_end(precision: Precision, first: usize) -> Result<Vec<u32>, String> {
     let said = |e: lmhead::Error| e.to_string();
     let operands = Operands::new(precision, HEAD.0, HEAD.1, ROWS).shard(first, IDS);
     let device = EmulatedDevice::new(1);
-    let loaded = Loaded::new(&device, &operands, ROWS).map_err(said)?;
+    let loaded = Loaded::with_layout(&device, &operands, ROWS, WeightLayout::Rows).map_err(said)?;
     let out = loaded.output(ROWS, None, DType::F32, 0).map_err(said)?;
     loaded.run(&out, None).map_err(said)?;
     Ok(bytemuck::pod_collect_to_vec(&loaded.all(&out)?))
@@ -111,13 +111,15 @@ pub fn compare_ends<D: KernelDevice>(device: &D, recorded: &Recorded) -> Result<
     let said = |e: lmhead::Error| e.to_string();
     for precision in PRECISIONS {
         let operands = Operands::new(precision, HEAD.0, HEAD.1, ROWS);
-        let loaded = Loaded::new(device, &operands, ROWS).map_err(said)?;
-        let out = loaded.output(ROWS, None, DType::F32, 0).map_err(said)?;
-        loaded.run(&out, None).map_err(said)?;
-        for first in [0, HEAD.0 - IDS] {
-            let got: Vec<u32> = bytemuck::pod_collect_to_vec(&loaded.part(&out, first..first + IDS)?);
-            let want = recorded.end(precision, first)?;
-            same_bits(&got, &want).map_err(|e| format!("{}: {e}", name_of_end(precision, first)))?;
+        for loaded in Loaded::each(device, &operands, ROWS).map_err(said)? {
+            let out = loaded.output(ROWS, None, DType::F32, 0).map_err(said)?;
+            loaded.run(&out, None).map_err(said)?;
+            for first in [0, HEAD.0 - IDS] {
+                let got: Vec<u32> = bytemuck::pod_collect_to_vec(&loaded.part(&out, first..first + IDS)?);
+                let name =
+                    |e| format!("{}, weights {:?}: {e}", name_of_end(precision, first), loaded.layout());
+                same_bits(&got, &recorded.end(precision, first)?).map_err(name)?;
+            }
         }
     }
     Ok(())

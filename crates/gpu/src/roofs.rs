@@ -1,4 +1,4 @@
-//! What the memory can do with as many bytes as a product moves: only reading them, by plain loads or by bulk
+//! What the memory can do with as many bytes as a product moves: reading them only, by plain loads or by bulk
 //! copies, and copying them.
 
 use crate::check::Checker;
@@ -12,9 +12,9 @@ use lmhead::backend::tensor_map::{Swizzle, Tiled2d};
 use lmhead::{DType, Error, Result};
 use std::collections::BTreeMap;
 
-/// Random bytes, again and again.
+/// Bytes of the random pattern that memory is filled with, again and again.
 const PATTERN: usize = 16 << 20;
-/// Of the ring of `kernels/read_bulk_sm90a.cu`: six stages, two barriers each.
+/// The ring of `kernels/read_bulk_sm90a.cu`: six stages, two barriers each.
 const STAGE: usize = 32768;
 const BULK_SHARED: usize = 6 * (STAGE + 16);
 const BULK_THREADS: u32 = 160;
@@ -22,11 +22,11 @@ const BULK_THREADS: u32 = 160;
 /// A way of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
-    /// Loads of 16 bytes, four blocks a processor.
+    /// Loads of 16 bytes, four blocks per SM.
     Loads,
-    /// Bulk copies of 32 KB: blocks, and how many copies one makes one behind the other.
+    /// Bulk copies of 32 KB by `blocks` blocks, each of which copies `run` consecutive ones at a time.
     Bulk { blocks: u32, run: u32 },
-    /// Boxes of so many rows x 128 bytes of a matrix with rows of `pitch` bytes.
+    /// Boxes of `rows` rows x 128 bytes of a matrix with rows of `pitch` bytes.
     Boxes { blocks: u32, rows: u32, pitch: usize },
 }
 
@@ -40,7 +40,7 @@ impl std::fmt::Display for Way {
     }
 }
 
-/// So many bytes, read again and again by one way, each pass another window.
+/// `bytes` bytes, read again and again in one way, each pass in another window.
 pub struct Reading {
     pub way: Way,
     pub bytes: usize,
@@ -53,7 +53,7 @@ pub struct Roofs<'d> {
     pub device: &'d CudaDevice,
     stream: CudaStream,
     read: Kernel<ReadStreamParams>,
-    /// Both need a device of compute capability 9.0: why there are none.
+    /// Bulk copies and boxes need compute capability 9.0: the kernels, or why there are none.
     bulk: std::result::Result<(Kernel<ReadBulkParams>, Kernel<ReadBoxesParams>), String>,
     from: Buffer,
     to: Buffer,
@@ -67,8 +67,8 @@ pub struct Roofs<'d> {
 const WAYS: usize = 256;
 
 impl<'d> Roofs<'d> {
-    /// For products that move at most `largest` bytes. Windows come again after `rotate` bytes at the
-    /// earliest; there are two of the largest, as of weights.
+    /// For products that move at most `largest` bytes. A window comes again after `rotate` bytes at the
+    /// earliest. The buffer has room for two of the largest windows.
     pub fn new(device: &'d CudaDevice, stream: CudaStream, largest: usize, rotate: usize) -> Result<Self> {
         let bytes = (largest + rotate).max(2 * largest.next_multiple_of(256)).next_multiple_of(256);
         let pattern = Fill::Random(DType::I8, 77);
@@ -102,14 +102,13 @@ impl<'d> Roofs<'d> {
         self.bulk = Err(reason);
     }
 
-    /// Where pass `i` over so many bytes of a buffer begins: windows lie one behind the other.
+    /// Where pass `i` over `bytes` bytes of a buffer begins: windows lie one behind the other.
     fn window(buffer: &Buffer, i: usize, bytes: usize) -> usize {
         let step = bytes.next_multiple_of(256);
         i % ((buffer.len() - bytes) / step + 1) * step
     }
 
-    /// Reading so many bytes, rounded to 16, and nothing else, by loads and, where the device has them, by
-    /// bulk copies.
+    /// Readings of `bytes` bytes, rounded to 16: by loads and, where the device has them, by bulk copies.
     pub fn reading(&mut self, bytes: usize, passes: usize) -> Result<Vec<Reading>> {
         let blocks = self.device.info().processors.min(bytes.div_ceil(STAGE) as u32);
         let bulk = self.bulk.is_ok().then_some(Way::Bulk { blocks, run: 1 });
@@ -183,7 +182,7 @@ impl<'d> Roofs<'d> {
         Ok(Reading { way, bytes, work: Clocked::new(self.device, self.stream, passes, launch)? })
     }
 
-    /// Copying half of so many bytes, so that all of them move.
+    /// Copies half of `bytes` bytes, so that all of them move.
     pub fn copying(&self, bytes: usize, passes: usize) -> Result<Clocked> {
         Clocked::new(self.device, self.stream, passes, |i| {
             let half = bytes / 32 * 16;
@@ -199,18 +198,19 @@ impl<'d> Roofs<'d> {
         })
     }
 
-    /// Forgets what was read so far, as of a measurement that ended before it was checked.
+    /// Forgets what was read so far, as after a measurement that ended before it was checked.
     pub fn forget(&mut self) -> Result<()> {
         self.found.write(&vec![0u32; WAYS])
     }
 
-    /// What is wrong with each: the sum that its replays must have found and the one that they did. All that
-    /// was read since the last call, or since [`Roofs::forget`], is by these, each way once.
+    /// What is wrong with each reading: the sum that its replays must have found, and the one that they did.
+    /// Since the last call, or since [`Roofs::forget`], nothing but these may have been read, and each way
+    /// once.
     pub fn check(&mut self, readings: &[Reading]) -> Result<Vec<Option<String>>> {
         let found = self.found.read::<u32>()?;
         self.forget()?;
         let pattern = self.sums.len() - 1;
-        // Of the first `n` words of the buffer.
+        // The sum of the first `n` words of the buffer.
         let before = |n: usize| {
             let all = self.sums[pattern].wrapping_mul((n / pattern) as u32);
             all.wrapping_add(self.sums[n % pattern])

@@ -16,7 +16,8 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// The nvcc that the build took, and cuobjdump and nvdisasm from beside it, from PATH or from the script's folder.
+    /// The nvcc that the build took, and cuobjdump and nvdisasm from beside it, from PATH or from the
+    /// script's folder.
     ///
     /// # Errors
     /// One is missing: the text names the script that installs them.

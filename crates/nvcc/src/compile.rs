@@ -1,4 +1,4 @@
-//! One kernel file -> one fatbin, and nothing where nothing changed.
+//! Compiles one kernel file to one fatbin, and nothing where nothing has changed.
 
 use super::architectures::gencode;
 use std::ffi::OsStr;
@@ -22,7 +22,7 @@ pub struct Job {
     pub architectures: Vec<&'static str>,
     /// Without extension: `.fatbin`, `.stamp`, `.warnings` and a folder of intermediate files are made here.
     pub output: PathBuf,
-    /// Of everything that the result depends on.
+    /// A hash of everything that the result depends on.
     pub inputs: u64,
 }
 
@@ -32,7 +32,8 @@ pub struct Compiled {
     pub fatbin: PathBuf,
     /// The entry points' names as the driver knows them, sorted.
     pub kernels: Vec<String>,
-    /// What nvcc had to say of a compilation that succeeded; kept, so that a later build and the test of the machine code see it.
+    /// What nvcc had to say of a compilation that succeeded; kept, so that a later build and the test of the
+    /// machine code see it.
     pub warnings: String,
 }
 
@@ -47,7 +48,8 @@ pub fn inputs(
     compiler: &str,
 ) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
-    (FLAGS, architectures, compiler).hash(&mut hasher);
+    let arguments: Vec<_> = architectures.iter().map(|name| gencode(name)).collect();
+    (FLAGS, arguments, compiler).hash(&mut hasher);
     for file in std::iter::once(source).chain(headers.iter().map(PathBuf::as_path)) {
         file.hash(&mut hasher);
         fs::read(file).map_err(|e| problem(file, &e))?.hash(&mut hasher);

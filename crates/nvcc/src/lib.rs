@@ -1,6 +1,6 @@
-//! What the build script of `lmhead` does for its feature `cuda`: nvcc makes one fatbin of every kernel file. They are
-//! embedded and loaded at run time, so that the library links to nothing of CUDA and the same program runs on a
-//! machine without a driver.
+//! What the build script of `lmhead` does for its feature `cuda`: nvcc makes one fatbin of every kernel file.
+//! They are embedded and loaded at run time, so that the library links to nothing of CUDA and the same
+//! program runs on a machine without a driver.
 
 pub mod architectures;
 pub mod compile;
@@ -17,8 +17,9 @@ use std::{env, fs, process, thread};
 /// What nvcc itself reads from the environment: options, and the host compiler.
 const NVCC_OPTIONS: &[&str] = &["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
-/// Compiles what changed and writes `fatbins.rs` and `left_out.rs`, the tables that `src/backend/cuda/fatbins.rs` includes. Ends the program
-/// where that fails: no nvcc, one that is too old, an unknown architecture, code that does not compile.
+/// Compiles what changed and writes `fatbins.rs` and `left_out.rs`, the tables that
+/// `src/backend/cuda/fatbins.rs` includes. Ends the program where that fails: no nvcc, one that is too old,
+/// an unknown architecture, code that does not compile.
 pub fn build() {
     let folder = |name| PathBuf::from(env::var_os(name).expect("cargo sets it"));
     if let Err(problem) = make_table(&folder("CARGO_MANIFEST_DIR"), &folder("OUT_DIR")) {
@@ -90,7 +91,8 @@ fn make_table(manifest: &Path, out: &Path) -> Result<(), String> {
     write(&table, &text)
 }
 
-/// As many at a time as cargo allows; a thread that has no file of its own goes to another file's architectures.
+/// Compiles as many files at a time as cargo allows; threads without a file of their own compile other files'
+/// architectures.
 fn compile_all(nvcc: &Path, jobs: &[Job]) -> Result<Vec<Compiled>, String> {
     let allowed = env::var("NUM_JOBS").ok().and_then(|n| n.parse::<usize>().ok()).unwrap_or(1).max(1);
     let workers = allowed.min(jobs.len()).max(1);

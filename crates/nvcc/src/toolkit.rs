@@ -1,4 +1,5 @@
-//! Finds nvcc. Pure but for the look at files and the question for their version: the tests hand in their own environment.
+//! Finds nvcc. Pure, but that it looks at files and asks them for their version: the tests hand in their own
+//! environment.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -23,9 +24,9 @@ pub struct Nvcc {
     pub full: String,
 }
 
-/// The first nvcc of `NVCC`, `CUDA_HOME`, `PATH` and the folder of `scripts/cuda-toolkit`. A variable that is set and leads nowhere, or
-/// to one that is too old, is an error, not passed over; one on `PATH` that is too old gives way to the script's. `targets` are the
-/// folders that may be cargo's target folder.
+/// The first nvcc of `NVCC`, `CUDA_HOME`, `PATH` and the folder of `scripts/cuda-toolkit`. A variable that is
+/// set and leads nowhere, or to one that is too old, is an error, not passed over; one on `PATH` that is too
+/// old gives way to the script's. `targets` are the folders that may be cargo's target folder.
 ///
 /// # Errors
 /// No nvcc, or none that is new enough; the text names the script that installs one.

@@ -1,4 +1,4 @@
-//! Random adjustments that own their arrays, and what they do to whole rows of f32 logits, by definition.
+//! Random adjustments that own their arrays, and their effect on whole rows of f32 logits, by definition.
 
 use super::Random;
 use lmhead::adjust::{Additions, Adjustments, Counts, Penalties};
@@ -26,7 +26,7 @@ fn offsets<T>(rows: &[Vec<T>]) -> Vec<usize> {
 }
 
 impl OwnAdjustments {
-    /// Kinds, densities and entries at random; some rows are left with nothing, some with one id.
+    /// Random kinds, densities and entries; some rows are left with no allowed id, some with one.
     pub fn random(rows: usize, vocab: usize, random: &mut Random) -> Self {
         let words = vocab.div_ceil(32);
         let mask = (random.below(4) > 0).then(|| {
@@ -86,7 +86,7 @@ impl OwnAdjustments {
         }
     }
 
-    /// As the library takes them.
+    /// Calls `use_them` with these adjustments in the library's form.
     pub fn with<T>(&self, use_them: impl FnOnce(Adjustments) -> T) -> T {
         let a = self.additions.as_deref().unwrap_or(&[]);
         let (a_offsets, all) = (offsets(a), a.concat());
@@ -115,7 +115,7 @@ impl OwnAdjustments {
         })
     }
 
-    /// What the definitions make of the logits `[vocab]` of row `row`.
+    /// Adjusts the logits `[vocab]` of row `row` by the definitions.
     pub fn by_definition(&self, row: usize, logits: &mut [f32]) {
         for &(id, value) in self.additions.iter().flat_map(|a| &a[row]) {
             logits[id as usize] += value;

@@ -1,14 +1,14 @@
-//! A global allocator that counts, for test programs that hold a step to allocating nothing.
+//! A global allocator that counts its calls, for test programs that check that a step allocates nothing.
 //!
-//! The allocator serves the whole process, so such a program is one of its own, without the test harness:
-//! the harness's threads allocate while a test counts. So do threads that end: a pool is kept until the end.
+//! The allocator serves the whole process. So such a program has no test harness, whose threads would
+//! allocate while a test counts; and it keeps its pools until the end, since threads that end allocate, too.
 //!
 //! ```text
 //! #[global_allocator]
 //! static ALLOCATOR: CountingAllocator = CountingAllocator;
 //! ```
 //!
-//! [`BACKTRACES`] in the environment prints where the first unwanted calls came from.
+//! With [`BACKTRACES`] in the environment it prints where the first unwanted calls came from.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex, PoisonError};
 use std::thread;
 
-/// Environment variable: of how many calls a counting program prints the backtrace.
+/// Environment variable: for how many calls a counting program prints the backtrace.
 pub const BACKTRACES: &str = "LMHEAD_ALLOCATION_BACKTRACES";
 
 /// The system's allocator; it counts calls while [`counted`] runs.
@@ -61,9 +61,9 @@ static BACKTRACES_LEFT: AtomicU64 = AtomicU64::new(0);
 static ALONE: Mutex<()> = Mutex::new(());
 
 thread_local! {
-    /// Calls of this thread, by kind. Neither it nor the next needs memory or a destructor.
+    /// Calls of this thread, by kind. Like the next variable it needs no memory and no destructor.
     static OWN: Cell<[u64; 3]> = const { Cell::new([0; 3]) };
-    /// This thread prints a backtrace, which allocates.
+    /// Whether this thread is printing a backtrace, which allocates.
     static IS_PRINTING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -86,7 +86,7 @@ fn count(kind: Kind, bytes: usize) {
     }
 }
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed on unchanged to the system's allocator.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(Kind::Allocation, layout.size());
@@ -113,7 +113,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// Starts to count calls of all threads; the count so far is forgotten.
+/// Starts to count the calls of all threads, from zero.
 fn start() {
     let backtraces = std::env::var(BACKTRACES).ok().and_then(|value| value.parse().ok()).unwrap_or(0);
     COUNTS.iter().for_each(|count| count.store(0, Ordering::SeqCst));
@@ -134,10 +134,10 @@ fn own() -> Counts {
     Counts { allocations, reallocations, frees }
 }
 
-/// Runs `work` once: its result, the calls of all threads meanwhile, and those of this thread.
+/// Runs `work` once. Returns its result, the calls of all threads meanwhile, and those of this thread.
 ///
 /// # Panics
-/// Where the program has another global allocator: nothing would ever be counted.
+/// Where the program has another global allocator, so that nothing would be counted.
 pub fn counted<T>(work: impl FnOnce() -> T) -> (T, Counts, Counts) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     check_allocator();
@@ -174,29 +174,29 @@ pub struct Rounds {
 }
 
 impl Default for Rounds {
-    /// More counted rounds than a block of a queue in rayon or in the standard library has jobs (63 and 31).
+    /// More counted rounds than a queue's block in rayon or in the standard library has places (63 and 31),
+    /// so that a queue that allocates a new block is noticed.
     fn default() -> Self {
         Rounds { warm_up: 12, counted: 200 }
     }
 }
 
 impl Rounds {
-    /// Runs `round` to warm up, then again and again, and counts; `round` is given its number. It is called
-    /// by the thread that called this one.
+    /// Runs `round` to warm up, then the counted rounds, all on this thread. `round` gets its number.
     ///
     /// # Errors
-    /// What the counted rounds allocated, in words, where that is not nothing.
+    /// In words, what the counted rounds allocated, if anything.
     pub fn run(self, mut round: impl FnMut(u64)) -> Result<(), String> {
         (0..self.warm_up).for_each(&mut round);
         let ((), all, mine) = counted(|| (self.warm_up..self.warm_up + self.counted).for_each(round));
         self.judge(all, mine)
     }
 
-    /// The same with ranks, on a thread each. A rank's round is made on its thread by `make(rank)` and may
-    /// wait for the other ranks' rounds of the same number.
+    /// As `Rounds::run` for several ranks, each on a thread of its own. `make(rank)` makes a rank's round
+    /// on that thread; a round may wait for the other ranks' rounds of the same number.
     ///
     /// # Errors
-    /// As [`Rounds::run`]; the calls of all ranks' threads and of what they started count.
+    /// As [`Rounds::run`]. The calls of all ranks' threads, and of threads that they started, are counted.
     pub fn run_ranks<R: FnMut(u64)>(
         self,
         ranks: usize,
@@ -206,7 +206,7 @@ impl Rounds {
         let ((), all, mine) = thread::scope(|scope| {
             let start = |rank: usize| {
                 let (make, begin, end) = (&make, &begin, &end);
-                // A rank that panics still comes to every wait, so that nobody waits in vain.
+                // A rank that panics still takes part in every wait, so that nobody waits in vain.
                 let ranks_thread = move || {
                     let warm = catch_unwind(AssertUnwindSafe(|| {
                         let mut round = make(rank);
@@ -229,14 +229,14 @@ impl Rounds {
                 thread.spawn_scoped(scope, ranks_thread).expect("a rank's thread")
             };
             let threads: Vec<_> = (0..ranks).map(start).collect();
-            // The ranks have warmed up, and begin once their calls are counted; nobody ends before that.
+            // Waits until the ranks have warmed up. They begin when counting has, and end when it is over.
             begin.wait();
             let counts = counted(|| {
                 begin.wait();
                 end.wait();
             });
             end.wait();
-            // The scope would wait for their work alone, and they free what they have after that.
+            // Joins explicitly: the scope only waits for the threads' work, not for what they free after it.
             for thread in threads {
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic));
             }
@@ -246,8 +246,8 @@ impl Rounds {
     }
 
     fn judge(self, all: Counts, mine: Counts) -> Result<(), String> {
-        // Frees alone are of what the warm-up allocated: a thread that lost its processor meanwhile may be
-        // late with them. Whoever frees something in every round allocates, too.
+        // Frees alone are no problem: they are of memory from the warm-up, by a thread that was preempted.
+        // Whatever frees something in every round also allocates.
         if all.allocations + all.reallocations == 0 {
             return Ok(());
         }
@@ -284,8 +284,9 @@ pub fn steady_ranks<R: FnMut(u64)>(ranks: usize, make: impl Fn(usize) -> R + Syn
 /// A case of a counting program, by name.
 pub type Case = (&'static str, fn());
 
-/// Runs cases one after the other on this thread, and says so as the test harness does. The program's arguments
-/// choose those with one of them in their name. Ends the program where a case panics.
+/// Runs cases one after the other on this thread, and prints what the test harness would. The program's
+/// arguments select the cases whose names contain one of them. Ends the program with an error if a case
+/// panicked.
 pub fn run_cases(cases: &[Case]) {
     let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_asked = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
@@ -301,7 +302,7 @@ pub fn run_cases(cases: &[Case]) {
             failed += 1;
         }
     }
-    // As the harness says it, for whoever adds up the tests of all programs.
+    // In the harness's words, for scripts that add up the tests of all programs.
     let outcome = if failed == 0 { "ok" } else { "FAILED" };
     println!(
         "\ntest result: {outcome}. {passed} passed; {failed} failed; 0 ignored; 0 measured; \

@@ -1,13 +1,14 @@
-//! The carriers' cases: one table for the emulated device (`crates/emulated/tests/emulated/carriers.rs`) and for the GPU
-//! (`crates/gpu/tests/gpu/carriers.rs`).
+//! The test cases of the microkernels ("carriers"): one table for the emulated device
+//! (`crates/emulated/tests/emulated/carriers.rs`) and for the GPU (`crates/gpu/tests/gpu/carriers.rs`).
 
 use crate::Random;
 use half::bf16;
 
-/// Products of one 16-bit matrix instruction.
+/// Elements of k that one 16-bit matrix instruction takes.
 const STEP: usize = 16;
 
-/// One 16-bit matrix instruction of the hardware: adds `a` `[m, 16]` x `b` `[n, 16]`, bits of bf16, to `d` `[m, n]`.
+/// One 16-bit matrix instruction of the hardware: adds `a` `[m, 16]` x `b` `[n, 16]`, bits of bf16, to `d`
+/// `[m, n]`.
 pub type Step = fn(a: &[u16], b: &[u16], d: &mut [f32]);
 
 /// One product: `[rows, hidden] x [vocab, hidden]ᵀ`.
@@ -39,7 +40,7 @@ impl Shape {
 /// What the 16-bit operands hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
-    /// About normally distributed: the bits show in which order products were added.
+    /// Nearly Gaussian: the bits of a sum depend on the order in which products are added.
     Random,
     /// Integers up to 8: every sum is exact, in any order.
     Integers,
@@ -53,7 +54,7 @@ pub struct Int8 {
     pub truth: Vec<i32>,
 }
 
-/// Seeded by the shape.
+/// Random operands, seeded by the shape, and their product.
 pub fn int8(shape: &Shape) -> Int8 {
     let mut random = shape.random();
     let (weights, rows) = (random.int8(shape.vocab * shape.hidden), random.int8(shape.rows * shape.hidden));
@@ -69,7 +70,7 @@ pub struct Halves {
     pub truth: Vec<f32>,
 }
 
-/// Seeded by the shape.
+/// Random operands, seeded by the shape, and their product.
 pub fn halves(shape: &Shape, values: Values, step: Step) -> Halves {
     let mut random = shape.random();
     let weights = bf16s(&mut random, shape.vocab * shape.hidden, values);
@@ -84,13 +85,13 @@ pub struct Gathered {
     /// `[source_rows, hidden]`.
     pub source: Vec<bf16>,
     pub source_rows: u32,
-    /// `[rows]`; repeated ones, and two that are not there: rows of zeros.
+    /// `[rows]`; some repeat, and two are out of range, which stands for rows of zeros.
     pub indices: Vec<i32>,
     /// `[rows, vocab]`.
     pub truth: Vec<f32>,
 }
 
-/// Seeded by the shape.
+/// Random operands and indices, seeded by the shape, and the picked rows' product.
 pub fn gathered(shape: &Shape, values: Values, step: Step) -> Gathered {
     let (hidden, source_rows) = (shape.hidden as usize, 2 * shape.rows);
     let mut random = shape.random();
@@ -119,7 +120,8 @@ fn bf16s(random: &mut Random, count: u32, values: Values) -> Vec<bf16> {
     }
 }
 
-/// `[rows, vocab]`. Integers need no model of the hardware: any order gives the sum.
+/// The true product `[rows, vocab]`. Integers need no model of the hardware, since any order of addition
+/// gives the same sum.
 fn truth(weights: &[bf16], rows: &[bf16], hidden: usize, values: Values, step: Step) -> Vec<f32> {
     if values == Values::Random {
         let truth = bf16_truth(weights, rows, hidden, step);
@@ -132,7 +134,7 @@ fn truth(weights: &[bf16], rows: &[bf16], hidden: usize, values: Values, step: S
     int8_truth(&integers(weights), &integers(rows), hidden).into_iter().map(|sum| sum as f32).collect()
 }
 
-/// `[rows, vocab]`, wrapping int32.
+/// The product `[rows, vocab]` in wrapping int32.
 fn int8_truth(weights: &[i8], rows: &[i8], hidden: usize) -> Vec<i32> {
     rows.chunks(hidden)
         .flat_map(|row| {
@@ -143,7 +145,8 @@ fn int8_truth(weights: &[i8], rows: &[i8], hidden: usize) -> Vec<i32> {
         .collect()
 }
 
-/// `[rows, vocab]`: instructions of 16 products, k ascending, from zero; zeros past the end of k.
+/// The product `[rows, vocab]` by instructions that take 16 elements of k each, from zero and k ascending,
+/// with zeros past the end of k.
 pub fn bf16_truth(weights: &[bf16], rows: &[bf16], hidden: usize, multiply: Step) -> Vec<f32> {
     let (vocab, count) = (weights.len() / hidden, rows.len() / hidden);
     let (m, n) = (vocab.next_multiple_of(2), count.next_multiple_of(8));
@@ -164,9 +167,10 @@ pub fn bf16_truth(weights: &[bf16], rows: &[bf16], hidden: usize, multiply: Step
     (0..count).flat_map(|row| (0..vocab).map(move |id| (row, id))).map(|(row, id)| d[id * n + row]).collect()
 }
 
-/// What of `out` `[rows, vocab]` is further from the product in f64 than f32 sums may be: each by 1.5·hidden·2^-24 of the sum of
-/// its products' magnitudes; and, of normally distributed values up to a hidden size of 12288, by 5e-5 of the outputs' root mean
-/// square. The emulated device's own arithmetic has no part in it.
+/// Whether `out` `[rows, vocab]` is further from the product in f64 than f32 sums may be; describes the first
+/// excess. Each output may be off by 1.5·hidden·2^-24 of the sum of its products' magnitudes. For hidden
+/// sizes below 12288, whose values must be Gaussian, also by at most 5e-5 of the outputs' root mean square.
+/// This does not use the emulated device's arithmetic.
 pub fn too_far(weights: &[bf16], rows: &[bf16], hidden: usize, out: &[f32]) -> Option<String> {
     let wide = |data: &[bf16]| data.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
     let (weights, rows) = (wide(weights), wide(rows));

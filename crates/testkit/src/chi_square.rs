@@ -1,8 +1,8 @@
-//! How often ids should be drawn, and whether they were.
+//! Tests of samplers: how often each id should be drawn, and the chi-square test of whether it was.
 
 use lmhead::sampling::SamplingParams;
 
-/// Probabilities by the definition, in f64 and with plain probabilities instead of fixed-point masses.
+/// The ids' probabilities by the definition, in f64, with plain probabilities instead of fixed-point masses.
 pub fn distribution(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     let t = f64::from(params.temperature);
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -26,16 +26,16 @@ pub fn distribution(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     p
 }
 
-/// A quantile of the chi-square distribution (E. Wilson, M. Hilferty, "The distribution of chi-square", PNAS
-/// 1931) for probability 1e-4 of being above it, z = 3.719: what a right sampler exceeds with one seed in ten
+/// The quantile of the chi-square distribution (E. Wilson, M. Hilferty, "The distribution of chi-square",
+/// PNAS 1931) with probability 1e-4 above it, z = 3.719: a correct sampler exceeds it with one seed in ten
 /// thousand. The tests' seeds are fixed.
 pub fn limit(degrees: usize) -> f64 {
     let d = degrees as f64;
     d * (1.0 - 2.0 / (9.0 * d) + 3.719 * (2.0 / (9.0 * d)).sqrt()).powi(3)
 }
 
-/// The chi-square statistic and its degrees of freedom; ids that are expected less than 8 times are taken
-/// together.
+/// The chi-square statistic and its degrees of freedom. Ids that are expected less than 8 times are counted
+/// as one.
 pub fn chi_square(counts: &[u64], expected: &[f64]) -> (f64, usize) {
     let (mut statistic, mut cells) = (0.0, 0);
     let (mut rest, mut rest_expected) = (0.0, 0.0);

@@ -1,5 +1,6 @@
-//! The whole way, property by property: sharded equals unsharded in every bit, and both are within the promised error of the
-//! float64 reference, for any dp, tp, group size, rows, selection, vocabulary, hidden size, dtype, mode and request. On any backend.
+//! Property tests of whole steps: sharded answers equal unsharded ones in every bit, and both are within the
+//! promised error of the float64 reference; for any dp, tp, group size, rows, selection, vocabulary, hidden
+//! size, dtype, mode and request, and on any backend.
 
 use crate::{TestHead, local_group, row_bits};
 use lmhead::backend::Backend;
@@ -36,7 +37,8 @@ pub struct Case {
     seed: u64,
 }
 
-/// Steps on heads of those kinds (type of the hidden rows, and quantisation) with at most so many elements in a row.
+/// Steps on heads of these kinds (type of the hidden rows, and quantisation), with rows of at most
+/// `most_hidden` elements.
 pub fn cases(kinds: &[(DType, Quantization)], most_hidden: usize) -> impl Strategy<Value = Case> + use<> {
     let kinds = prop::sample::select(kinds.to_vec());
     let vocab = prop_oneof![1usize..5, 60usize..70, 1usize..700];
@@ -70,7 +72,7 @@ pub fn cases(kinds: &[(DType, Quantization)], most_hidden: usize) -> impl Strate
             config.final_logit_softcapping = softcap;
             config.logit_scale = scale;
             config.split_rows_over_tp = split;
-            // Idle ranks, and selections that repeat and reorder.
+            // Includes idle ranks, and selections that repeat and reorder.
             let one = prop_oneof![2 => Just(0usize), 5 => 1usize..6].prop_flat_map(|n| {
                 let selection = if n == 0 {
                     Just(None).boxed()
@@ -100,7 +102,7 @@ impl Case {
         self.head.rows(self.rows[dp].0, self.seed ^ (dp as u64 + 1))
     }
 
-    /// Output rows of a dp rank, as hidden row numbers.
+    /// Which hidden rows the output rows of a dp rank are.
     fn wanted(&self, dp: usize) -> Vec<usize> {
         let (rows, selection) = &self.rows[dp];
         selection.clone().unwrap_or_else(|| (0..*rows).collect())
@@ -150,7 +152,8 @@ impl Case {
         if let Some(selection) = &self.rows[dp].1 {
             hidden = hidden.select(selection).unwrap();
         }
-        // A warm-up with rows takes a dozen steps: minutes on the emulated device where many ranks share it.
+        // Large groups warm up without rows: with rows it is a dozen steps, which take minutes on an emulated
+        // device that many ranks share.
         let warm_up = usize::from(group.size() <= 2);
         let mut head = LmHead::new(&self.config, group, shard, exchange, backend.clone()).unwrap();
         head.warm_up(warm_up, &[self.request]).unwrap();
@@ -162,7 +165,7 @@ impl Case {
         head.step(counts, &self.request).unwrap().run(hidden).unwrap()
     }
 
-    /// One output row on one rank with the whole head and no other row beside it.
+    /// Runs one output row alone, on one rank with the whole head.
     fn run_alone(&self, backend: &Arc<dyn Backend>, dp: usize, row: usize) -> Answer {
         let bytes = self.hidden(dp);
         let selection = [row];
@@ -175,12 +178,13 @@ impl Case {
         head.step(RowCounts::exact(&[1]), &self.request).unwrap().run(hidden).unwrap()
     }
 
-    /// Every rank's answers are those of each row alone, in every bit, and within the promise of the float64 reference.
+    /// Checks that every rank's answers equal those of each row alone, in every bit, and are within the
+    /// promised error of the float64 reference.
     pub fn holds(&self, backend: &Arc<dyn Backend>) -> Result<(), TestCaseError> {
         self.holds_over(backend, &local_group)
     }
 
-    /// The same over the exchanges that `connect` makes for a group of that size.
+    /// `Case::holds` over the exchanges that `connect` makes for a group of a given size.
     pub fn holds_over(
         &self,
         backend: &Arc<dyn Backend>,
@@ -190,7 +194,7 @@ impl Case {
         for dp in 0..self.layout.dp {
             let wanted = self.wanted(dp);
             let alone: Vec<Answer> = wanted.iter().map(|&row| self.run_alone(backend, dp, row)).collect();
-            // Every tp rank is answered all rows of its replica, or its part of them.
+            // Every tp rank gets the answers to all rows of its replica, or to its part of them.
             let mut next = 0;
             for (_, _, answer) in answers.iter().filter(|(d, _, _)| *d == dp) {
                 let first = if self.config.split_rows_over_tp { next } else { 0 };
@@ -212,7 +216,7 @@ impl Case {
         Ok(())
     }
 
-    /// One row's answer against the float64 reference.
+    /// Compares one row's answer with the float64 reference.
     fn judge(
         &self,
         backend: &Arc<dyn Backend>,

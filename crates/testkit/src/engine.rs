@@ -1,8 +1,9 @@
-//! An engine within the process: ranks as threads, and the functions that an engine hands to the library.
+//! A stand-in for an engine: ranks as threads of one process, and the callbacks that an engine hands to the
+//! library.
 //!
-//! A collective takes place when the last of its members comes: that one copies the pieces of all, from
-//! memory to memory, under one lock. So it takes place for all members or for none, and nothing is allocated.
-//! The engine knows no more of a call than the functions are told.
+//! The last member that comes to a collective carries it out: it copies the pieces of all members, from
+//! memory to memory, under one lock. So a collective happens for all members or for none, and allocates
+//! nothing. The engine knows nothing of a call but what the callbacks are told.
 
 use lmhead::backend::device::{CopyRows, KernelDevice, stream_marks};
 use lmhead::exchange::callbacks::{PeerStatus, Report, Status, Transport};
@@ -12,7 +13,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Which of the functions an engine has, beside `all_to_all`.
+/// Which optional callbacks an engine has, beside `all_to_all`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Functions {
     pub all_gather: bool,
@@ -27,16 +28,16 @@ impl Functions {
         Functions { all_gather: false, notify_abort: false, place: false, reset: false };
 }
 
-/// What a function does wrong.
+/// What a callback does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Odd {
     /// It panics before it does anything.
     Panics,
-    /// It does its work, then returns that.
+    /// It does its work, then returns this status.
     Returns(Status),
-    /// It does its work, then marks that member and returns that.
+    /// It does its work, then marks this member with the first status and returns the second.
     Marks(usize, Status, Status),
-    /// It does its work, and returns so long after the deadline.
+    /// It does its work, and returns this long after the deadline.
     Late(Duration),
 }
 
@@ -64,10 +65,10 @@ struct State {
 }
 
 struct Channel {
-    /// By member: the collective that it waits in.
+    /// For each member, the collective that it waits in.
     slots: Vec<Slot>,
     notices: Vec<(Call, usize, String)>,
-    /// Members that wait in a reset, and why a wait there has ended.
+    /// Which members wait in a reset; and for each, who ended that wait and why.
     resetting: Vec<bool>,
     ended: Vec<Option<(usize, String)>>,
     resets: u64,
@@ -80,17 +81,17 @@ enum Kind {
     AllToAll,
 }
 
-/// Pieces that a member waits with; it keeps them until it has taken the slot back.
+/// The pieces with which a member waits in a collective. Their memory stays valid until the wait is over.
 struct Slot {
     call: Option<Call>,
     kind: Kind,
-    /// One to all, or one to each.
+    /// One piece for all members, or one for each.
     send: Vec<Piece>,
     members: Vec<usize>,
     recv: Vec<Piece>,
     /// How its collective ended.
     done: Option<Status>,
-    /// The collective that it came to, and left at its deadline.
+    /// The collective that the member last left because of its deadline.
     gave_up: Option<Call>,
     peers: Vec<PeerStatus>,
     text: String,
@@ -128,7 +129,7 @@ impl Channel {
         }
     }
 
-    /// `from` waits with something for `to`. One that gathers among others is on its way.
+    /// Whether `from` waits with a piece for `to`. (A gather among other members has none.)
     fn has(&self, from: usize, to: usize) -> bool {
         self.slots[from].call.is_some() && self.slots[from].to(to).is_some()
     }
@@ -138,7 +139,7 @@ impl Channel {
         slot.call.is_some() && slot.members.iter().all(|&from| self.has(from, member))
     }
 
-    /// Delivers to every member whose peers have all come, and lets these members go.
+    /// Delivers the pieces to every member whose peers have all come, and ends the waits of these members.
     fn deliver(&mut self) {
         for member in 0..self.slots.len() {
             if self.is_complete(member) {
@@ -172,25 +173,25 @@ impl Channel {
         (own.peers, own.done, own.text) = (slot, Some(status), text);
     }
 
-    /// The notice that ends a wait in `call`.
+    /// The notice that ends a wait in `call`, if there is one.
     fn notice(&self, call: &Call) -> Option<&(Call, usize, String)> {
         self.notices.iter().find(|(of, ..)| of.epoch == call.epoch && of.step <= call.step)
     }
 }
 
-/// Copies what is common.
+/// Copies as many bytes as both pieces have.
 fn copy(from: Piece, to: Piece) {
     let bytes = from.len.min(to.len);
     if bytes > 0 {
         let from = std::ptr::with_exposed_provenance::<u8>(from.address as usize);
         let to = std::ptr::with_exposed_provenance_mut::<u8>(to.address as usize);
-        // SAFETY: host memory of members that wait in this collective; nobody else uses it meanwhile.
+        // SAFETY: host memory of members that wait in this collective, which nobody else uses meanwhile.
         unsafe { std::ptr::copy(from, to, bytes) };
     }
 }
 
-/// The engines of `size` ranks; all of them have those functions and that hook, which is asked at the
-/// beginning of each function.
+/// The engines of `size` ranks, all with the same callbacks. At the beginning of each callback, `hook`
+/// decides what it does wrong.
 pub fn engines(
     size: usize,
     functions: Functions,
@@ -206,7 +207,7 @@ pub fn engines(
     (0..size).map(engine).collect()
 }
 
-/// The exchanges of `size` ranks over engines that have all functions and make no mistake.
+/// The exchanges of `size` ranks over engines that have all callbacks and make no mistake.
 pub fn group(size: usize) -> Vec<Arc<dyn Exchange>> {
     group_of(size, Functions::ALL, |_, _, _| None)
 }
@@ -223,7 +224,7 @@ pub fn group_of(
 }
 
 impl Engine {
-    /// Channels that the engine of this process remembers, over all ranks.
+    /// The number of channels that the engine remembers, over all ranks.
     pub fn channels(&self) -> usize {
         self.lock().channels.len()
     }
@@ -242,7 +243,7 @@ impl Engine {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Does what the hook asks for, around `work`.
+    /// Runs `work`, with the mistake that the hook asks for.
     fn odd(
         &self,
         function: &'static str,
@@ -269,7 +270,7 @@ impl Engine {
         }
     }
 
-    /// Waits with these pieces until the members have come, or one cannot.
+    /// Waits with these pieces until all members have come, or one of them will not.
     fn collective(
         &self,
         call: &Call,
@@ -312,7 +313,8 @@ impl Engine {
                 missing.filter(lost).for_each(|member| report.mark(member, Status::LOST));
                 Status::LOST
             } else if call.left().is_zero() {
-                // Deadlines of several members may end at once: who had come is not named beside who had not.
+                // The deadlines of several members may end at once. A member that had come is not named as
+                // missing beside one that had not.
                 let came = |member: &usize| channel.slots[*member].gave_up.is_some_and(|of| of.same_as(call));
                 let nobody_else = missing.clone().all(|member| came(&member));
                 let late = missing.filter(|member| nobody_else || !came(member));
@@ -369,8 +371,7 @@ impl Engine {
     }
 }
 
-// SAFETY: `copy` writes no more than a receive piece, from no more than a send piece, while both members
-// wait.
+// SAFETY: `copy` writes within a receive piece and reads within a send piece, while both members wait.
 unsafe impl Transport for Engine {
     unsafe fn all_to_all(
         &self,
@@ -466,14 +467,14 @@ impl Drop for Engine {
     }
 }
 
-/// An engine for pieces in a device's memory: they go through the host.
+/// An engine for pieces in a device's memory, which it copies through the host.
 struct DeviceEngine<D: KernelDevice> {
     engine: Engine,
     device: D,
 }
 
-/// The exchanges of `size` ranks whose rows and results go over an engine's callbacks for that device's
-/// memory, and headers over those for host memory. The hook is asked for those of the device.
+/// The exchanges of `size` ranks over two engines: rows and results go over callbacks for the device's
+/// memory, headers over callbacks for host memory. The hook is only asked for the former.
 pub fn device_group<D: KernelDevice>(
     device: &D,
     size: usize,
@@ -488,7 +489,7 @@ pub fn device_group<D: KernelDevice>(
 }
 
 impl<D: KernelDevice> DeviceEngine<D> {
-    /// Copies between the host and each piece, on the stream, and waits for it.
+    /// Copies each piece to the host, or from it, on the stream, and waits for the copies.
     fn stage(&self, stream: Stream, pieces: &[Piece], host: &mut [Vec<u8>], to_host: bool) {
         // SAFETY: the promise of the caller of the function.
         let on = unsafe { self.device.stream_from(stream) };
@@ -502,7 +503,8 @@ impl<D: KernelDevice> DeviceEngine<D> {
         self.device.wait(on).expect("the end of the copies");
     }
 
-    /// Does with host memory what `work` does, with what these pieces have and for what they want.
+    /// Runs `work` on host copies of the device's pieces: copies `send` to the host before, and the results
+    /// back to `recv` after.
     fn through_host(
         &self,
         stream: Stream,
@@ -524,7 +526,7 @@ impl<D: KernelDevice> DeviceEngine<D> {
     }
 }
 
-// SAFETY: copies go from send pieces and to receive pieces, of their own lengths.
+// SAFETY: copies read send pieces and write receive pieces, within their lengths.
 unsafe impl<D: KernelDevice> Transport for DeviceEngine<D> {
     fn memory(&self) -> Memory {
         Memory::Device(self.device.ordinal())
@@ -539,7 +541,7 @@ unsafe impl<D: KernelDevice> Transport for DeviceEngine<D> {
         report: &mut Report,
     ) -> Status {
         self.through_host(stream, send, recv, |send, recv| {
-            // SAFETY: host memory, which is kept until this returns.
+            // SAFETY: host memory that lives until this returns.
             unsafe { self.engine.all_to_all(call, Stream::NONE, send, recv, report) }
         })
     }

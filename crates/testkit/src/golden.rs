@@ -1,4 +1,5 @@
-//! What the scripts under `tests/golden` computed: each file's tensors by name, what it says of itself, and the cases of `make.py`.
+//! The golden files that the scripts under `tests/golden` computed: tensors by name, settings, and the cases
+//! of `make.py`.
 
 use crate::{backend, each_rank};
 use lmhead::backend::Backend;
@@ -20,7 +21,7 @@ pub struct GoldenFile {
 }
 
 impl GoldenFile {
-    /// Every file of this folder of `tests`, in the order of their names; there must be `at_least` so many.
+    /// All files of a folder in `tests`, ordered by name; there must be `at_least` that many.
     pub fn all(folder: &str, at_least: usize) -> Vec<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests").join(folder);
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
@@ -44,7 +45,7 @@ impl GoldenFile {
         self.settings[key].parse().unwrap()
     }
 
-    /// The configuration of a head of this file's sizes, and nothing else of it.
+    /// A configuration with this file's sizes, and defaults for all else.
     pub fn sizes(&self) -> HeadConfig {
         HeadConfig::new(self.number("vocab_size") as usize, self.number("hidden_size") as usize)
     }
@@ -86,11 +87,11 @@ pub struct Golden {
     pub stored: GoldenFile,
     pub config: HeadConfig,
     pub quantization: Quantization,
-    /// Of `hidden_states`.
+    /// Rows of `hidden_states`.
     pub rows: usize,
 }
 
-/// All of them, in the order of their names.
+/// All cases, ordered by name.
 pub fn goldens() -> Vec<Golden> {
     GoldenFile::all("golden", 40).into_iter().map(Golden::of).collect()
 }
@@ -125,7 +126,8 @@ impl Golden {
         self.selection().map_or(self.rows, |s| s.len())
     }
 
-    /// The answers of `size` ranks to `request`, one after the other: together all output rows in order.
+    /// The answers of `size` ranks to `request`, rank after rank: together they have all output rows in
+    /// order.
     pub fn run(&self, size: usize, request: Request) -> Vec<Answer> {
         self.run_on(&backend(), size, request)
     }
@@ -148,12 +150,13 @@ impl Golden {
         })
     }
 
-    /// What each logit may be off, by the formula of `tests/golden/README.md`; before the output's rounding.
+    /// The allowed error of each logit by the formula of `tests/golden/README.md`, before rounding to the
+    /// output type.
     pub fn allowed(&self) -> Vec<f64> {
         self.allowed_by(1.0)
     }
 
-    /// The same where sums may be off by `factor` times as much.
+    /// `Golden::allowed`, where errors of sums may be `factor` times as large.
     pub fn allowed_by(&self, factor: f64) -> Vec<f64> {
         let bound = self.stored.f64s("expected.bound");
         let expected = self.stored.f64s("expected.logits");
@@ -171,7 +174,7 @@ impl Golden {
     }
 }
 
-/// The row statuses of answers, one after the other.
+/// The row statuses of all answers, in order.
 pub fn statuses(answers: &[Answer]) -> Vec<u8> {
     answers.iter().flat_map(|a| a.row_status.iter().map(|s| *s as u8)).collect()
 }

@@ -1,4 +1,5 @@
-//! A backend that does what another does, and tells a hook first: for tests that count calls, or break one.
+//! A backend that wraps another and tells a hook before each call: for tests that count calls or make one
+//! fail.
 
 use lmhead::backend::cuts::Cuts;
 use lmhead::backend::{Ask, HeldLogits, Job, LoadedShard, On, Out, Pass};
@@ -13,31 +14,31 @@ use lmhead::rows::HiddenRows;
 use lmhead::weights::{HeadShard, ShardInfo};
 use std::sync::Arc;
 
-/// One call of a backend, of what it loaded or of held logits.
+/// One call of a backend, of a loaded shard, or of held logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
-    /// `load`, `prepare`, `run`, `hold`, `pack` or `finish`; of held logits the pass: `target logits`,
+    /// `load`, `prepare`, `run`, `hold`, `pack` or `finish`; for held logits the pass: `target logits`,
     /// `partials`, `maxima`, `histograms`, `ties` or `candidates`.
     pub method: &'static str,
-    /// Rows of the product, or that are held.
+    /// Rows of the matmul, or rows that are held.
     pub rows: usize,
-    /// Rows, or queries, that a pass is for; of other calls the rows.
+    /// Rows or queries of a pass; for other calls, the rows.
     pub entries: usize,
-    /// The rows have adjustments.
+    /// Whether the rows have adjustments.
     pub adjusted: bool,
-    /// What a product, or the pass `partials`, is asked for.
+    /// What a matmul, or the pass `partials`, must compute.
     pub ask: Option<Ask>,
 }
 
 type Hook = Arc<dyn Fn(Asked) -> Result<()> + Send + Sync>;
 
-/// `inner`, whose calls tell the hook before they are made.
+/// Wraps `inner`: the hook is told of each call before it is made.
 pub struct HookedBackend {
     inner: Arc<dyn Backend>,
     hook: Hook,
 }
 
-/// `inner` with a hook, as heads take it.
+/// `inner` with a hook, as a backend for heads.
 pub fn hooked(inner: Arc<dyn Backend>, hook: impl Fn(Asked) + Send + Sync + 'static) -> Arc<dyn Backend> {
     failing(inner, move |asked| {
         hook(asked);
@@ -45,7 +46,7 @@ pub fn hooked(inner: Arc<dyn Backend>, hook: impl Fn(Asked) + Send + Sync + 'sta
     })
 }
 
-/// The same, where a call that the hook refuses fails with its error and is not made.
+/// As `hooked`, but the hook can refuse a call, which then fails with the hook's error and is not made.
 pub fn failing(
     inner: Arc<dyn Backend>,
     hook: impl Fn(Asked) -> Result<()> + Send + Sync + 'static,
@@ -53,7 +54,7 @@ pub fn failing(
     Arc::new(HookedBackend { inner, hook: Arc::new(hook) })
 }
 
-/// A call whose rows have no adjustments and that no product goes with.
+/// A call without adjustments that is not a matmul.
 fn plain(method: &'static str, rows: usize) -> Asked {
     Asked { method, rows, entries: rows, adjusted: false, ask: None }
 }
@@ -91,7 +92,7 @@ impl Backend for HookedBackend {
 struct HookedShard {
     inner: Box<dyn LoadedShard>,
     hook: Hook,
-    /// Rows of the logits that are held.
+    /// Rows of the held logits.
     held_rows: usize,
 }
 
@@ -167,11 +168,12 @@ impl HeldLogits for HookedShard {
         self.held_rows
     }
     fn cut(&mut self, pass: Cuts<'_>) -> Result<()> {
-        // SAFETY: as of a pass.
+        // SAFETY: as for a pass, below.
         unsafe { self.inner.held() }.expect("logits that were held before").cut(pass)
     }
     fn pass(&mut self, pass: Pass<'_>) -> Result<()> {
-        // SAFETY: who has this borrows it from `hold`, with its workspace, or from `held`, with its promise.
+        // SAFETY: the caller borrows this from `hold`, together with its workspace, or from `held`, whose
+        // promise it has given.
         let held = unsafe { self.inner.held() }.expect("logits that were held before");
         let rows = held.rows();
         let asked = match &pass {

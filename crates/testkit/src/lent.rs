@@ -1,5 +1,5 @@
-//! Memory of a caller's own for [`LmHead::run_into`]: buffers with garbage in them, and hidden rows that
-//! do not lie one after the other.
+//! A caller's memory for [`LmHead::run_into`]: answer buffers filled with garbage, and hidden rows that are
+//! not contiguous.
 
 use crate::Random;
 use lmhead::backend::On;
@@ -12,7 +12,7 @@ use lmhead::result::{
 };
 use lmhead::rows::{HiddenRows, RowCounts};
 
-/// What a buffer has in it before an answer: no number of any answer.
+/// The byte that fills buffers before an answer; no number of any answer consists of it.
 const GARBAGE: u8 = 0xa5;
 
 fn garbage<T: bytemuck::Pod>(elements: usize) -> Vec<T> {
@@ -38,7 +38,7 @@ pub struct OwnBuffers {
 }
 
 impl OwnBuffers {
-    /// For `rows` rows over `vocab` ids; rows of logits have room for `gap` elements between them.
+    /// Buffers for `rows` rows over `vocab` ids; rows of logits have a gap of `gap` elements between them.
     pub fn new(request: &Request, rows: usize, vocab: usize, gap: usize) -> Self {
         let logits_stride = match request {
             Request::Logits { dtype } => (vocab + gap) * dtype.size(),
@@ -86,10 +86,10 @@ impl OwnBuffers {
         }
     }
 
-    /// The answer that a step has put there.
+    /// The answer that a step has written.
     ///
     /// # Panics
-    /// Where it has written between rows of logits.
+    /// Where the step has written between rows of logits.
     pub fn into_answer(self, stats: StepStats) -> Answer {
         let told = |targets, top_n| Logprobs {
             targets,
@@ -125,7 +125,8 @@ impl OwnBuffers {
     }
 }
 
-/// One step in two calls, into garbage. `gap`: elements between rows of logits.
+/// Runs one step as two calls, `begin` and `run_into`, into buffers of garbage. `gap`: elements between rows
+/// of logits.
 ///
 /// # Errors
 /// As the two calls.
@@ -146,7 +147,7 @@ pub fn run_into(
     Ok(buffers.into_answer(stats))
 }
 
-/// Hidden rows in another order than they are wanted in, with garbage between and behind them.
+/// Hidden rows in another order than the wanted one, with garbage between and behind them.
 pub struct Scattered {
     /// Aligned to any element.
     words: Vec<u64>,
@@ -178,10 +179,10 @@ impl Scattered {
         Scattered { words, dtype, hidden, stride, rows, selection, short }
     }
 
-    /// The wanted rows, selected by numbers of 4 or 8 bytes.
+    /// The wanted rows, selected by indices of 4 or 8 bytes.
     ///
     /// # Errors
-    /// None: they are as they must be.
+    /// Never, as these rows are valid.
     pub fn rows(&self, index_bytes: usize) -> Result<HiddenRows<'_>> {
         let data = Span::host(&self.words);
         let all = HiddenRows::strided(data, self.dtype, self.rows, self.hidden, self.stride)?;

@@ -1,4 +1,5 @@
-//! What several test programs and benches share: random heads and rows, groups of ranks on threads, and what they are asked.
+//! Shared by several test programs and benches: random heads and rows, groups of ranks on threads, and tables
+//! of cases.
 
 pub mod adjusting;
 #[allow(unsafe_code, reason = "an allocator")]
@@ -38,7 +39,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-/// SplitMix64: small, seeded, printed by whoever uses it.
+/// A SplitMix64 generator. Tests that use it print their seed.
 #[derive(Clone)]
 pub struct Random(pub u64);
 
@@ -51,12 +52,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below `n`; 0 for n = 0.
+    /// A number below `n`; 0 for n = 0.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    /// Near Gaussian, variance 1: the sum of 12 uniforms less 6.
+    /// Nearly Gaussian with variance 1: the sum of 12 uniform numbers, minus 6.
     pub fn normal(&mut self) -> f32 {
         let sum: f64 = (0..12).map(|_| (self.next() >> 11) as f64 / (1u64 << 53) as f64).sum();
         (sum - 6.0) as f32
@@ -71,7 +72,7 @@ impl Random {
         (0..count).map(|_| self.next() as i8).collect()
     }
 
-    /// About normally distributed.
+    /// Nearly Gaussian numbers.
     pub fn bf16(&mut self, count: u32) -> Vec<bf16> {
         (0..count)
             .map(|_| {
@@ -90,7 +91,7 @@ pub struct TestHead {
     pub hidden: usize,
     pub dtype: DType,
     pub quantization: Quantization,
-    /// `[vocab, hidden]`; rounded to `dtype` when a shard is cut, or quantised.
+    /// `[vocab, hidden]`; rounded to `dtype`, or quantised, when a shard is cut.
     pub weights: Vec<f32>,
     pub bias: Option<Vec<f32>>,
 }
@@ -131,7 +132,7 @@ impl TestHead {
         Arc::new(shard.expect("a shard of a test head"))
     }
 
-    /// The configuration of this head, whose rows have its `dtype`.
+    /// The configuration of this head; hidden rows have its `dtype`.
     pub fn config(&self) -> HeadConfig {
         let mut config = HeadConfig::new(self.vocab, self.hidden);
         config.quantization = self.quantization;
@@ -148,23 +149,23 @@ impl TestHead {
     }
 }
 
-/// One backend for all tests of a program, on two threads.
+/// The CPU backend for all tests of a program, with two threads.
 pub fn backend() -> Arc<dyn Backend> {
     static BACKEND: OnceLock<Arc<CpuBackend>> = OnceLock::new();
     BACKEND.get_or_init(|| Arc::new(CpuBackend::new(Some(2)).expect("the CPU backend"))).clone()
 }
 
-/// The endpoints of a group of threads.
+/// The endpoints of a group whose ranks are threads.
 pub fn local_group(size: usize) -> Vec<Arc<dyn Exchange>> {
     local::group(size).into_iter().map(|endpoint| Arc::new(endpoint) as _).collect()
 }
 
-/// Runs `run` for each member of a data-parallel group, on a thread of its own.
+/// Runs `run` for each member of a data-parallel group, each on a thread of its own.
 pub fn each_rank<T: Send>(size: usize, run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync) -> Vec<T> {
     each_rank_over(local_group(size), run)
 }
 
-/// The same over those exchanges.
+/// `each_rank` over the given exchanges.
 pub fn each_rank_over<T: Send>(
     exchanges: Vec<Arc<dyn Exchange>>,
     run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync,
@@ -193,7 +194,7 @@ pub fn head_of(
     LmHead::new(config, group, shard, exchange, backend())
 }
 
-/// An answer's row as bits, so that NaN equals itself.
+/// Status and bits of an answer's row. Bits, so that NaN equals itself.
 pub fn row_bits(answer: &Answer, row: usize) -> (u8, Vec<u64>) {
     let bits = match &answer.output {
         Output::Logits { dtype, vocab_size, bytes } => {
@@ -224,8 +225,8 @@ fn logprob_bits(told: &Logprobs, row: usize) -> impl Iterator<Item = u64> {
     floats.map(|v| u64::from(v.to_bits())).chain(ids.map(|i| *i as u64))
 }
 
-/// Memory of one row in a chunk of logprobs: f32 logits of the largest shard, hidden states, and partials, once to
-/// send and once from every rank: 40 bytes, 8 for each candidate and 4 for each target.
+/// Memory of one row in a chunk of logprobs: f32 logits of the largest shard, hidden states, and partials,
+/// once to send and once from every rank. A partial has 40 bytes, 8 for each candidate and 4 for each target.
 pub fn chunk_row(shard: usize, hidden_bytes: usize, targets: usize, top_n: usize, size: usize) -> u64 {
     let partial = 40 + 8 * top_n.max(1).min(shard) + 4 * targets.next_multiple_of(2);
     (shard * 4 + hidden_bytes + partial * (1 + size)) as u64

@@ -1,13 +1,12 @@
-//! Ranks as processes, for tests: the program of the test starts itself once for each rank, or has `mpirun`
-//! start it.
+//! Ranks as processes, for tests: the test program starts itself once for each rank, or has `mpirun` do so.
 //!
-//! * [`Processes`]: starts the ranks of a scenario, stops or kills some, collects what they say, all by a
-//!   deadline.
-//! * [`enter`]: what the started program does as a rank.
-//! * `exchange`: the transport between them over sockets; that over MPI is the library's.
+//! * [`Processes`]: starts the ranks of a scenario, stops or kills some, and collects their answers, all
+//!   within a deadline.
+//! * [`enter`]: runs the started program as a rank.
+//! * `exchange`: the transport between the processes over sockets. (Over MPI it is the library's.)
 //!
-//! A scenario is a function of a [`Rank`]. It runs on threads over `local` as well ([`on_threads`]), so that
-//! one table of tests covers all.
+//! A scenario is a function of a [`Rank`]. It also runs on threads over `local` ([`on_threads`]), so that one
+//! table of tests covers all transports.
 
 mod exchange;
 
@@ -22,12 +21,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-/// Tells the started program which rank of which scenario it is: `rank size folder scenario`. The rank is
-/// [`OF_MPI`] where MPI says which it is.
+/// Environment variable that tells the started program which rank of which scenario it is: `rank size folder
+/// scenario`. The rank is [`OF_MPI`] where MPI gives the number.
 const VARIABLE: &str = "LMHEAD_TEST_RANK";
 const OF_MPI: &str = "mpi";
 
-/// How long a rank may live, whatever becomes of the test that started it.
+/// How long a rank may live, whatever happens to the test that started it.
 const LIFETIME: Duration = Duration::from_secs(120);
 
 /// One rank of a scenario.
@@ -36,7 +35,7 @@ pub struct Rank {
     pub size: usize,
     /// Connects the ranks `0..size`.
     pub exchange: Arc<dyn Exchange>,
-    /// Where processes leave marks and answers.
+    /// Where processes leave marks and answers; `None` for threads.
     folder: Option<PathBuf>,
 }
 
@@ -46,14 +45,14 @@ impl Rank {
         Rank { me, size, exchange, folder: None }
     }
 
-    /// Tells [`Processes::wait_for`] that this rank is there.
+    /// Tells [`Processes::wait_for`] that this rank has got to `name`.
     pub fn mark(&self, name: &str) {
         if let Some(folder) = &self.folder {
             fs::write(folder.join(format!("{}.{name}", self.me)), "").expect("a mark");
         }
     }
 
-    /// Waits until the test has called [`Processes::tell`].
+    /// Waits until the test has called [`Processes::tell`] with `name`.
     pub fn wait_to_be_told(&self, name: &str) {
         if let Some(folder) = &self.folder {
             while !folder.join(format!("test.{name}")).exists() {
@@ -63,13 +62,13 @@ impl Rank {
     }
 }
 
-/// What the ranks of a test do. What it returns is collected by the test.
+/// What each rank of a test does; the test collects what it returns.
 pub type Scenario = fn(Rank) -> Value;
 
-/// Scenarios by name: another process is told the name.
+/// Scenarios by name, since a process can only be told the name.
 pub type Scenarios = [(&'static str, Scenario)];
 
-/// The scenario of that name.
+/// The scenario with this name.
 fn named(scenarios: &Scenarios, name: &str) -> Scenario {
     let found = scenarios.iter().find(|(own, _)| *own == name);
     found.unwrap_or_else(|| panic!("no scenario `{name}`")).1
@@ -103,13 +102,13 @@ fn on_exchanges(scenarios: &Scenarios, name: &str, exchanges: Vec<Arc<dyn Exchan
 /// Who starts the ranks, and what connects them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launcher {
-    /// The test itself; sockets.
+    /// The test itself starts them; sockets connect them.
     Test,
-    /// `mpirun`, which lets the others go on when one dies; MPI.
+    /// `mpirun` starts them, and lets the others go on when one dies; MPI connects them.
     Mpirun,
 }
 
-/// The processes of one scenario. Those that are left are killed when it is dropped.
+/// The processes of one scenario. Dropping it kills those that are left.
 pub struct Processes {
     /// The ranks, or the launcher that started them.
     children: Vec<Child>,
@@ -148,7 +147,7 @@ impl Processes {
         Processes { children, launcher, size, folder }
     }
 
-    /// Waits until `rank` has left that mark.
+    /// Waits until `rank` has left the mark `name`.
     pub fn wait_for(&mut self, rank: usize, name: &str) {
         let began = Instant::now();
         while !self.folder.path().join(format!("{rank}.{name}")).exists() {
@@ -159,7 +158,7 @@ impl Processes {
         }
     }
 
-    /// Lets ranks go on that wait to be told so.
+    /// Lets ranks go on that are in `Rank::wait_to_be_told`.
     pub fn tell(&self, name: &str) {
         fs::write(self.folder.path().join(format!("test.{name}")), "").expect("a mark");
     }
@@ -171,12 +170,12 @@ impl Processes {
             Launcher::Mpirun => &mut self.children[0],
         };
         let ended = child.try_wait().expect("a state").is_some();
-        // The launcher goes on with the others, and waits for each of its children.
+        // mpirun goes on with the other ranks, and reaps each child that ends.
         let gone = |pid: i32| !Path::new(&format!("/proc/{pid}")).exists();
         ended || (self.launcher == Launcher::Mpirun && self.pid(rank).is_some_and(gone))
     }
 
-    /// The rank's process, once it has said so.
+    /// The rank's process id, once it has written it.
     fn pid(&self, rank: usize) -> Option<i32> {
         let pid = fs::read_to_string(self.folder.path().join(format!("{rank}.pid"))).ok()?;
         pid.parse().ok()
@@ -199,16 +198,17 @@ impl Processes {
 
     fn signal(&self, rank: usize, signal: i32) {
         let pid = self.pid(rank).expect("a rank that has begun its scenario");
-        // SAFETY: no memory is handed over; the process has left a mark, and nobody has waited for it.
+        // SAFETY: no memory is handed over. The process has written its id and has not been reaped, so the id
+        // is still its own.
         let sent = unsafe { libc::kill(pid, signal) };
         assert_eq!(sent, 0, "a signal: {}", std::io::Error::last_os_error());
     }
 
-    /// What each rank's scenario returned; `None` where it panicked or the process was killed. `except`: a
-    /// rank that is not waited for.
+    /// What each rank's scenario returned; `None` where it panicked or the process was killed. Does not wait
+    /// for the rank `except`.
     ///
     /// # Panics
-    /// Where a rank is still there after `within`.
+    /// Where a rank is still running after `within`.
     pub fn answers(&mut self, within: Duration, except: Option<usize>) -> Vec<Option<Value>> {
         let began = Instant::now();
         for rank in (0..self.size).filter(|rank| Some(*rank) != except) {
@@ -222,7 +222,7 @@ impl Processes {
         answers.map(|bytes| Some(serde_json::from_slice(&bytes?).expect("a whole answer"))).collect()
     }
 
-    /// What the rank, or all that one launcher started, wrote to the output.
+    /// The output of the rank, or with `mpirun` of all ranks.
     pub fn said(&self, rank: usize) -> String {
         let name = match self.launcher {
             Launcher::Test => format!("{rank}.said"),
@@ -235,7 +235,7 @@ impl Processes {
 impl Drop for Processes {
     fn drop(&mut self) {
         if self.launcher == Launcher::Mpirun {
-            // Ranks that have ended are no process any more; one that is stopped outlives its launcher.
+            // Kills the ranks that have not ended: a stopped rank would outlive its launcher.
             let alive = |rank: &usize| !self.folder.path().join(format!("{rank}.answer")).exists();
             for pid in (0..self.size).filter(alive).filter_map(|rank| self.pid(rank)) {
                 // SAFETY: no memory is handed over.
@@ -267,8 +267,8 @@ pub fn on_processes(
     answers
 }
 
-/// Where this program was started as a rank: runs it and ends the process. Returns at once in the test's own
-/// process. `join_mpi` is called where `mpirun` has started it.
+/// If this program was started as a rank, runs the rank and ends the process. In the test's own process it
+/// returns at once. `join_mpi` is called where `mpirun` has started the rank.
 pub fn enter(scenarios: &Scenarios, join_mpi: impl FnOnce(usize) -> Arc<dyn Exchange>) {
     let Some(told) = env::var_os(VARIABLE) else { return };
     let told = told.into_string().expect("UTF-8");
@@ -307,13 +307,13 @@ pub fn enter(scenarios: &Scenarios, join_mpi: impl FnOnce(usize) -> Arc<dyn Exch
         }
         Err(_) => 1,
     };
-    // Without what a library does at the end of a program: MPI would wait for ranks that are gone.
+    // Skips the exit handlers of libraries: MPI's would wait for ranks that are gone.
     // SAFETY: nothing of this process is used any more.
     unsafe { libc::_exit(code) };
 }
 
-/// How a call ended, as JSON: the error's code and text (0 and nothing where there was none), and
-/// milliseconds.
+/// How a call ended, as JSON: the error's code and text (0 and empty where there was none), and the
+/// milliseconds since `began`.
 pub fn outcome<T>(began: Instant, result: &lmhead::error::Result<T>) -> Value {
     let ms = began.elapsed().as_micros() as f64 / 1e3;
     match result {

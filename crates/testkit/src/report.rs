@@ -1,4 +1,4 @@
-//! What the benches that write JSON share: medians, and where and how a run was made.
+//! Shared by the benches that write JSON: medians, and the machine and circumstances of a run.
 
 use serde_json::{Value, json};
 use std::process::Command;
@@ -11,7 +11,7 @@ pub fn setting(name: &str, default: usize) -> usize {
     }
 }
 
-/// The median, the tenth and the ninetieth percentile, and each of the values, to `digits` decimals.
+/// The median, the tenth and ninetieth percentiles, and all values, rounded to `digits` decimals.
 pub fn summary(values: &[f64], digits: i32) -> Value {
     let round = |value: f64| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
     let mut sorted = values.to_vec();
@@ -25,7 +25,7 @@ pub fn summary(values: &[f64], digits: i32) -> Value {
     json!({ "median": at(0.5), "p10": at(0.1), "p90": at(0.9), "samples": samples })
 }
 
-/// Commit, date, machine and load: the head of a result.
+/// Commit, date, command, machine and load: the head of a result.
 pub fn about(command: &str) -> Value {
     json!({
         "commit": said("git", &["describe", "--always", "--dirty", "--exclude", "*"]),
@@ -37,7 +37,8 @@ pub fn about(command: &str) -> Value {
     })
 }
 
-/// The mean number of programs that ran or waited for a processor in the last minute: near 0 on a quiet machine.
+/// The load average of the last minute: the mean number of tasks that ran or waited for a CPU, near 0 on a
+/// quiet machine.
 pub fn load() -> Value {
     // Linux: proc(5), /proc/loadavg.
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -45,7 +46,7 @@ pub fn load() -> Value {
     one.map_or(Value::Null, |load| json!(load))
 }
 
-/// The processor, with its family and model: what virtual machines call theirs says little.
+/// The processor, with its family and model, since the names on virtual machines say little.
 fn machine() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
@@ -64,7 +65,8 @@ fn said(program: &str, arguments: &[&str]) -> String {
     output.map_or_else(|_| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
-/// Writes the result where `--out FILE` says (seen from the package's folder, in which cargo starts benches), else prints it.
+/// Writes the result to the file of `--out FILE` (relative to the package's folder, in which cargo starts
+/// benches), else prints it.
 pub fn report(result: &Value) {
     let text = compact(result, 0) + "\n";
     let mut arguments = std::env::args().skip_while(|argument| argument != "--out");
@@ -77,7 +79,7 @@ pub fn report(result: &Value) {
     }
 }
 
-/// JSON with a line for each object of nothing but numbers and lists.
+/// JSON text with one line for each object that contains no other object.
 fn compact(value: &Value, depth: usize) -> String {
     let flat = |value: &Value| match value {
         Value::Object(map) => !map.values().any(Value::is_object),

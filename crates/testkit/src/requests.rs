@@ -1,5 +1,6 @@
-//! Requests with adjustments, against whole f32 logits that one rank computes: for any dp, tp, group size, mode and rows the answers
-//! are those that the definitions give over the full row, and the same bits as for the row alone. On any backend.
+//! Tests requests with adjustments, for any dp, tp, group size, mode and rows, on any backend: the answers
+//! are those that the definitions give over the full row of f32 logits, which one rank computes, and have the
+//! same bits as the answers for the row alone.
 
 #[allow(unsafe_code, reason = "copies to and from a device")]
 mod resident;
@@ -47,7 +48,7 @@ pub struct Case {
     seed: u64,
 }
 
-/// One rank's part in a case: a head to be made with the others, warmed up, and one step of it.
+/// One rank's part in a case: creates a head together with the other ranks, warms it up, and runs one step.
 pub struct RankStep<'a> {
     pub config: &'a HeadConfig,
     pub group: HeadGroup,
@@ -60,15 +61,15 @@ pub struct RankStep<'a> {
     pub adjusted: bool,
     pub hidden: HiddenRows<'a>,
     pub inputs: RowInputs<'a>,
-    /// Elements between rows of logits; `None`: the answer may be the head's own.
+    /// Elements between rows of logits in the caller's buffers; `None`: the head may own the answer.
     pub gap: Option<usize>,
 }
 
-/// Runs ranks' steps: of this library's own interface, or of another over it.
+/// Runs ranks' steps, by this library's own interface or by another one on top of it.
 pub type Runner<'r> = &'r (dyn Fn(RankStep<'_>) -> Answer + Sync);
 
 impl RankStep<'_> {
-    /// Runs it by this library's own interface.
+    /// Runs the step by this library's own interface.
     fn run(self, backend: &Arc<dyn Backend>) -> Answer {
         let mut head =
             LmHead::new(self.config, self.group, self.shard, self.exchange, backend.clone()).unwrap();
@@ -87,16 +88,16 @@ impl RankStep<'_> {
     }
 }
 
-/// Memory of the caller's own, which the sharded steps run in.
+/// The caller's memory that sharded steps use.
 #[derive(Debug, Clone, Copy)]
 struct Lent {
     /// Elements between rows of logits.
     gap: usize,
-    /// Of the numbers by which scattered rows are selected; `None`: rows lie one after the other.
+    /// Bytes of the indices that select scattered rows; `None`: rows are contiguous.
     index_bytes: Option<usize>,
 }
 
-/// Steps on heads of those kinds: type of the hidden rows, and quantisation.
+/// Steps on heads of these kinds: type of the hidden rows, and quantisation.
 pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + use<> {
     let kinds = prop::sample::select(kinds.to_vec());
     let vocab = prop_oneof![3 => 1usize..5, 3 => 60usize..70, 3 => 1usize..500, 1 => 1000usize..2500];
@@ -116,7 +117,7 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
         (any::<bool>(), prop::option::of(1f32..40.0), prop::sample::select(vec![1.0f32, 0.0625, -2.5]));
     let shape = (1usize..5, 1usize..4, any::<bool>(), any::<prop::sample::Index>());
     let mode = prop::sample::select(vec![Mode::Exact, Mode::Capacity, Mode::Discover]);
-    // Sizes of logits; 0: small integers, so that many tie.
+    // Magnitudes of logits; 0 stands for small integers, many of which tie.
     let magnitude = prop::sample::select(vec![1.0f32, 1.0, 0.0, 0.0, 1e30, 1e-30]);
     (kinds, vocab, 1usize..40, request, epilogue, shape, mode, magnitude, any::<u64>()).prop_map(
         |((dtype, quantization), vocab, hidden, request, epilogue, shape, mode, magnitude, seed)| {
@@ -160,7 +161,7 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
                 })
                 .collect();
             let size = sizes[pick.index(sizes.len())];
-            // Chunks of one to three rows, or all at once.
+            // Logprobs in chunks of one to three rows, or all rows at once.
             let (targets, top_n) = match request {
                 Request::Logprobs { targets, top_n, .. } => (targets, top_n),
                 _ => (1, 0),
@@ -178,7 +179,7 @@ pub fn cases(kinds: &[(DType, Quantization)]) -> impl Strategy<Value = Case> + u
 }
 
 impl Case {
-    /// Hidden rows of a dp rank: integers where the weights are, and here and there a broken row.
+    /// Hidden rows of a dp rank: integers where the weights are integers; sometimes a broken row.
     fn hidden(&self, dp: usize) -> Vec<u8> {
         let mut random = Random(self.seed ^ (dp as u64 + 1));
         let integers = self.head.weights.iter().all(|w| w.fract() == 0.0);
@@ -196,7 +197,7 @@ impl Case {
         bytes
     }
 
-    /// Targets of a dp rank's rows, for logprobs; some are none.
+    /// Targets of a dp rank's rows, for logprobs; some stand for "no target".
     fn targets(&self, dp: usize) -> Option<Vec<i64>> {
         let Request::Logprobs { targets, .. } = self.request else { return None };
         let mut random = Random(self.seed ^ 0x7a6 ^ dp as u64);
@@ -212,7 +213,7 @@ impl Case {
         let mut random = Random(self.seed ^ 0x5a3 ^ dp as u64);
         let mut params: Vec<_> =
             (0..self.rows[dp]).map(|_| random_params(&mut random, self.head.vocab)).collect();
-        // Of some cases no row has a filter.
+        // In some cases no row has a filter.
         if self.seed.is_multiple_of(3) {
             for params in &mut params {
                 (params.top_k, params.top_p, params.min_p) = (0, 1.0, 0.0);
@@ -221,12 +222,12 @@ impl Case {
         matches!(self.request, Request::Sample { .. }).then_some(params)
     }
 
-    /// Whether a rank says that there are adjustments, where it has some of its own or not.
+    /// Whether a rank announces adjustments; `own`: whether it has some of its own.
     fn says_adjusted(&self, own: bool) -> bool {
         if self.mode == Mode::Discover { own } else { self.adjustments.iter().any(Option::is_some) }
     }
 
-    /// What a rank says of the rows `counts` of its group's replicas, of which it brings `mine`.
+    /// A rank's row counts, where its group's replicas bring `counts` rows and the rank brings `mine`.
     fn counts(&self, counts: &[usize], mine: usize) -> RowCounts {
         match self.mode {
             Mode::Exact => RowCounts::exact(counts),
@@ -287,7 +288,8 @@ impl Case {
             None => HiddenRows::new(&bytes, self.head.dtype, self.rows[dp], self.head.hidden),
         };
         let hidden = hidden.unwrap();
-        // A warm-up with rows takes a dozen steps: minutes on the emulated device where many ranks share it.
+        // Large groups warm up without rows: with rows it is a dozen steps, which take minutes on an emulated
+        // device that many ranks share.
         let warm_up = usize::from(group.size() <= 2);
         let counts = self.counts(counts, self.rows[dp]);
         let own = self.adjustments[dp].as_ref();
@@ -315,7 +317,7 @@ impl Case {
         }
     }
 
-    /// One row on one rank with the whole head: the answer, or with `plain` all unadjusted f32 logits.
+    /// Runs one row alone, on one rank with the whole head; with `plain`, asks for all unadjusted f32 logits.
     fn run_alone(&self, backend: &Arc<dyn Backend>, dp: usize, row: usize, plain: bool) -> Answer {
         let bytes = self.hidden(dp);
         let selection = [row];
@@ -352,7 +354,7 @@ impl Case {
         .unwrap()
     }
 
-    /// Judges an answer of one row by the whole row of logits.
+    /// Judges the answer for one row by the whole row of logits.
     fn judge(
         &self,
         backend: &Arc<dyn Backend>,
@@ -366,7 +368,7 @@ impl Case {
         if let Some(own) = &self.adjustments[dp] {
             own.by_definition(row, &mut logits);
         }
-        // What is delivered counts: a logit may be finite in f32 and infinite in 16 bits.
+        // The delivered logits count: one may be finite in f32 and infinite in 16 bits.
         let overflows = |dtype: DType| {
             let (mut bytes, mut wide) = (vec![0; logits.len() * dtype.size()], vec![0.0; logits.len()]);
             dtype.round_into(&logits, &mut bytes);
@@ -405,7 +407,7 @@ impl Case {
                 }
                 let (want_ids, want_values) = best(&wide, *k);
                 prop_assert_eq!(ids, &want_ids);
-                // -0 and +0 are equal.
+                // -0 and +0 count as equal.
                 prop_assert_eq!(bits(&plus_zero(values)), bits(&plus_zero(&want_values)));
                 let truth = logsumexp(&wide);
                 let error = (f64::from(sums[0]) - truth).abs();
@@ -433,12 +435,13 @@ impl Case {
         Ok(())
     }
 
-    /// Every rank's answers are those of each row alone, and what the definitions say over full logits.
+    /// Checks that every rank's answers equal those of each row alone, and what the definitions give over
+    /// full logits.
     pub fn holds(&self, backend: &Arc<dyn Backend>) -> Result<(), TestCaseError> {
         self.holds_over(backend, &local_group)
     }
 
-    /// The same over the exchanges that `connect` makes for a group of that size.
+    /// `Case::holds` over the exchanges that `connect` makes for a group of a given size.
     pub fn holds_over(
         &self,
         backend: &Arc<dyn Backend>,
@@ -447,7 +450,7 @@ impl Case {
         self.holds_by(backend, &|step| step.run(backend), connect)
     }
 
-    /// The same for ranks whose steps `runner` runs, on backends like this one.
+    /// `Case::holds_over` for ranks whose steps `runner` runs, on backends like this one.
     pub fn holds_by(
         &self,
         backend: &Arc<dyn Backend>,
@@ -477,7 +480,7 @@ impl Case {
     }
 }
 
-/// Judges what is told of the targets of one row, by its logits.
+/// Judges the logprobs and ranks of one row's targets by its logits.
 fn judge_logprobs(told: &Logprobs, targets: &[i64], logits: &[f32], good: bool) -> Result<(), TestCaseError> {
     let Logprobs { top_n, logprobs, ranks, top_ids, top_logprobs, .. } = told;
     prop_assert_eq!(
@@ -519,7 +522,7 @@ pub(crate) fn random_params(random: &mut Random, vocab: usize) -> SamplingParams
     let uniform = |random: &mut Random| (random.below(1 << 20) + 1) as f32 / (1 << 20) as f32;
     SamplingParams {
         seed: random.next() >> (random.below(2) * 62),
-        // At most what an i64 holds: other languages have no more.
+        // Fits an i64, since other interfaces have no u64.
         position: random.next() >> (1 + random.below(2) * 60),
         temperature: [0.0, 1.0, 0.3, 2.5, 1e-30, 1e20][random.below(6)],
         top_k: [0, 0, 1, 1 + random.below(vocab), 1 + random.below(vocab), usize::MAX][random.below(6)],
@@ -532,7 +535,7 @@ fn plus_zero(values: &[f32]) -> Vec<f32> {
     values.iter().map(|v| v + 0.0).collect()
 }
 
-/// The k best allowed ids and their values, filled up with -1 and minus infinity.
+/// The k best allowed ids and their values, padded with -1 and minus infinity.
 fn best(logits: &[f64], k: usize) -> (Vec<i64>, Vec<f32>) {
     let allowed = top_k(logits, k).into_iter().filter(|&id| logits[id] > f64::NEG_INFINITY);
     let mut ids: Vec<i64> = allowed.map(|id| id as i64).collect();

@@ -1,4 +1,4 @@
-//! Random steps over any transport, with faults and rebuildings among them: every answer that is compared has
+//! Random steps over any transport, with faults and rebuilds among them: every answer that is compared has
 //! the bits of the unsharded one.
 //!
 //! Each rank runs [`rank`]. All choices that ranks must agree on come from one seed.
@@ -24,29 +24,30 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The seed where the environment says none.
+/// The seed where the environment gives none.
 pub const SEED: u64 = 20_261_129;
 
 /// Group sizes, each of which gets an equal share of the steps.
 pub const SIZES: [usize; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 
-/// What all ranks of one group know.
+/// The plan that all ranks of a group share.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub seed: u64,
-    /// Of both heads together.
+    /// Steps of both heads together.
     pub steps: u64,
     /// Most rows of a rank in one step.
     pub most_rows: usize,
-    /// Each head is stepped by a thread of its own; otherwise one thread steps both in a random order.
+    /// Whether a thread of its own steps each head; otherwise one thread steps both in a random order.
     pub on_threads: bool,
 }
 
 impl Plan {
-    /// The share of one group size: `LMHEAD_SOAK_STEPS` (or `steps`) over all sizes, and `LMHEAD_SOAK_SEED`.
+    /// The plan of one group size: its share of `LMHEAD_SOAK_STEPS` (or `steps`), which are for all sizes
+    /// together, and a seed from `LMHEAD_SOAK_SEED`.
     ///
     /// # Panics
-    /// Where one of them is no number.
+    /// Where one of the variables is not a number.
     pub fn share(steps: u64, size: usize) -> Self {
         let steps = number("LMHEAD_SOAK_STEPS").unwrap_or(steps).div_ceil(SIZES.len() as u64);
         let seed = number("LMHEAD_SOAK_SEED").unwrap_or(SEED);
@@ -63,12 +64,12 @@ fn number(name: &str) -> Option<u64> {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Summary {
     pub steps: u64,
-    /// Its own rows, and those whose answers were compared with the unsharded one.
+    /// The rank's own rows. `compared` counts rows whose answers were compared with the unsharded ones.
     pub rows: u64,
     pub compared: u64,
     /// Bytes that went to other ranks.
     pub bytes_sent: u64,
-    /// After steps that one rank broke.
+    /// Rebuilds, each after a step that one rank broke.
     pub rebuilds: u64,
     /// Steps by request.
     pub requests: BTreeMap<String, u64>,
@@ -86,7 +87,7 @@ impl Summary {
         }
     }
 
-    /// What a rank in a process of its own hands to the test.
+    /// The form in which a rank that is a process passes its summary to the test.
     pub fn to_json(&self) -> Value {
         json!({
             "steps": self.steps, "rows": self.rows, "compared": self.compared, "bytes_sent": self.bytes_sent,
@@ -95,7 +96,7 @@ impl Summary {
     }
 
     /// # Panics
-    /// Where it is not of [`Summary::to_json`].
+    /// Where the value is not from [`Summary::to_json`].
     pub fn from_json(value: &Value) -> Self {
         let number = |key: &str| value[key].as_u64().expect("a number");
         let requests = value["requests"].as_object().expect("requests").iter();
@@ -110,11 +111,11 @@ impl Summary {
     }
 }
 
-/// Sums up what the groups of one transport did, prints it as one line, and checks that it was a soak: every
-/// request came, rows were compared, and where ranks can disagree heads were rebuilt.
+/// Sums up what the groups of one transport did, prints it as one line, and checks that it was a real soak:
+/// every request occurred, rows were compared, and, where ranks can disagree, heads were rebuilt.
 ///
 /// # Panics
-/// Where it was none.
+/// Where it was not.
 pub fn sum_up(transport: &str, groups: &[Vec<Summary>], began: Instant) -> Summary {
     let mut all = Summary::default();
     for ranks in groups {
@@ -177,16 +178,16 @@ impl Inputs<'_> {
     }
 }
 
-/// Makes steps of a head, in whatever memory.
+/// Runs the steps of a head, in host or device memory.
 pub trait Stepper: Sync {
-    /// One step.
+    /// Runs one step.
     ///
     /// # Errors
-    /// As the head's.
+    /// As the head's step.
     fn step(&self, head: &mut LmHead, asked: Asked<'_>) -> Result<Answer>;
 }
 
-/// Rows, exchange and answers in host memory.
+/// Runs steps with rows, exchange and answers in host memory.
 pub struct InHostMemory;
 
 impl Stepper for InHostMemory {
@@ -196,7 +197,7 @@ impl Stepper for InHostMemory {
     }
 }
 
-/// Runs member `me` of a group of `size` by the plan, which all members share.
+/// Runs member `me` of a group of `size` by `plan`, which all members share.
 ///
 /// # Panics
 /// Where an answer has other bits than the unsharded one, or a step does not end as it should on this rank.
@@ -231,7 +232,7 @@ pub fn rank(
     summary
 }
 
-/// Names of requests as [`Soaked::request`] makes them, without their numbers.
+/// How many kinds of requests [`Soaked::request`] makes.
 const KINDS: usize = 6;
 
 fn kind(request: &Request) -> &'static str {
@@ -251,12 +252,12 @@ enum Break {
     AnotherRequest,
     Drop,
     Panic,
-    /// Arguments that it must refuse itself.
+    /// It passes arguments that it must refuse itself.
     OwnData,
 }
 
 impl Break {
-    /// The rank has agreed with the others before it gives the step up.
+    /// Whether the rank gives the step up after it has agreed with the others.
     fn is_behind_headers(self) -> bool {
         matches!(self, Break::Drop | Break::Panic)
     }
@@ -264,7 +265,7 @@ impl Break {
 
 const BREAKS: [Break; 4] = [Break::AnotherRequest, Break::Drop, Break::Panic, Break::OwnData];
 
-/// One head of a rank, and the whole head beside it, which one rank has.
+/// One head of a rank, and beside it the whole head in a group of one rank.
 struct Soaked {
     head: LmHead,
     alone: LmHead,
@@ -331,7 +332,7 @@ impl Soaked {
         }
     }
 
-    /// One step, the same on every rank but for its rows.
+    /// One random step; the same on every rank, except for the rows.
     fn one(&mut self, step: u64, random: &mut Random, stepper: &dyn Stepper, summary: &mut Summary) {
         let size = self.head.group().size();
         let (replicas, replica) = (size / self.tp, self.me / self.tp);
@@ -346,7 +347,7 @@ impl Soaked {
             .then(|| (random.below(size), BREAKS[random.below(BREAKS.len())]));
         let rows_seed = random.next();
 
-        // The same for all ranks of a replica.
+        // Seeded alike on all ranks of a replica.
         let mut own = Random(rows_seed ^ replica as u64);
         let rows = counts[replica];
         let bytes = self.hidden(rows, &mut own);
@@ -369,7 +370,7 @@ impl Soaked {
             1 => RowCounts::capacity(counts.iter().copied().max().unwrap_or(0) + room, rows),
             _ => RowCounts::discover(rows),
         };
-        // Where counts are learned, adjustments are too.
+        // In mode discover, a rank only says that it has adjustments where it has some.
         let says_adjusted = if mode == 2 { adjustments.is_some() } else { adjusted };
         let hidden = HiddenRows::new(&bytes, self.test.dtype, rows, self.test.hidden).expect("rows");
         let inputs = Inputs { request, adjusted: says_adjusted, hidden, targets, sampling, adjustments };
@@ -383,8 +384,8 @@ impl Soaked {
         summary.steps += 1;
         *summary.requests.entry(kind(&request).into()).or_default() += 1;
         if let Some((_, how)) = broken {
-            // Without rows nothing may follow the headers, and a step that is given up behind them is told in
-            // the next one.
+            // In a step without rows nothing may follow the headers. If the rank gives up after them, the
+            // others only learn it in the next step, and this one may be answered.
             let may_answer = counts.iter().all(|rows| *rows == 0) && how.is_behind_headers();
             assert!(result.is_err() || may_answer, "{}: an answer in spite of {broken:?}", what());
             self.head.rebuild().unwrap_or_else(|error| panic!("{}: rebuild: {error}", what()));
@@ -405,7 +406,7 @@ impl Soaked {
         }
     }
 
-    /// `rows` random rows; here and there one that is not finite.
+    /// `rows` random rows, sometimes with a value that is not finite.
     fn hidden(&self, rows: usize, random: &mut Random) -> Vec<u8> {
         let mut values = random.normals(rows * self.test.hidden);
         if rows > 0 && random.below(8) == 0 {

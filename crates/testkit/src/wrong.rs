@@ -1,4 +1,4 @@
-//! Transports that are wrong on purpose: each wraps one that is right.
+//! Transports that are wrong on purpose: each wraps a correct one.
 
 use lmhead::exchange::{Call, Exchange, Fault, Operation, Place, Reset};
 use std::sync::Arc;
@@ -12,24 +12,24 @@ pub enum Wrong {
     GatherOrder,
     /// all_to_all delivers one peer's piece as another's.
     PieceOrder,
-    /// all_to_all takes the piece after an empty one for it.
+    /// all_to_all delivers an empty piece in place of the one after it.
     PieceAfterEmpty,
     /// all_to_all loses the last byte of every piece.
     LastByte,
-    /// Every operation begins so many milliseconds late.
+    /// Every operation begins this many milliseconds late.
     Slow(u64),
-    /// That operation panics.
+    /// This operation panics.
     PanicIn(Operation),
-    /// That operation panics, and so does every notice.
+    /// This operation panics, and so does every notice.
     PanicInAbort(Operation),
-    /// The process is killed at that moment of that operation.
+    /// The process is killed at this moment of this operation.
     Kill(Moment, Operation),
 }
 
 /// When a process is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// Before it sends anything.
+    /// Before the process sends anything.
     Before,
     /// While it waits for a peer that is late.
     Inside,
@@ -37,7 +37,7 @@ pub enum Moment {
     After,
 }
 
-/// Ends this process by SIGKILL: nothing of it runs any more, and nobody is told.
+/// Ends this process by SIGKILL: no code of it runs any more, and nobody is told.
 fn kill_this_process() -> ! {
     let pid = std::process::id().to_string();
     let _ = std::process::Command::new("kill").args(["-KILL", &pid]).status();
@@ -46,10 +46,10 @@ fn kill_this_process() -> ! {
     }
 }
 
-/// How long a killed process has waited inside an operation.
+/// How long a process waits inside an operation before it is killed there.
 const INSIDE: Duration = Duration::from_millis(50);
 
-/// A transport with a mistake, which can be switched on later.
+/// A transport with a mistake, which may be switched on later.
 pub struct WrongExchange {
     inner: Arc<dyn Exchange>,
     wrong: Wrong,
@@ -61,7 +61,7 @@ impl WrongExchange {
         WrongExchange { inner, wrong, on: Arc::new(AtomicBool::new(true)) }
     }
 
-    /// One that is right until the switch, which is returned with it, is set.
+    /// A transport that is correct until the returned switch is set.
     pub fn later(inner: Arc<dyn Exchange>, wrong: Wrong) -> (Self, Arc<AtomicBool>) {
         let on = Arc::new(AtomicBool::new(false));
         (WrongExchange { inner, wrong, on: Arc::clone(&on) }, on)
@@ -71,7 +71,7 @@ impl WrongExchange {
         self.wrong == wrong && self.on.load(Ordering::SeqCst)
     }
 
-    /// What comes before an operation.
+    /// The mistakes at the beginning of an operation.
     fn begin(&self, operation: Operation) {
         if let Wrong::Slow(ms) = self.wrong
             && self.on.load(Ordering::SeqCst)
@@ -92,7 +92,7 @@ impl WrongExchange {
         }
     }
 
-    /// What comes after an operation.
+    /// The mistakes at the end of an operation.
     fn end(&self, operation: Operation) {
         if self.is(Wrong::Kill(Moment::After, operation)) {
             kill_this_process();
@@ -100,12 +100,12 @@ impl WrongExchange {
     }
 }
 
-/// Bytes that arrived, in pieces as long as those of `recv`.
+/// Buffers as long as the pieces of `recv`, for what arrives.
 fn pieces(recv: &[&mut [u8]]) -> Vec<Vec<u8>> {
     recv.iter().map(|piece| vec![0; piece.len()]).collect()
 }
 
-/// Delivers `arrived[from(i)]` as piece i, as far as it goes; what is left is zero.
+/// Delivers `arrived[from(i)]` as piece i, cut or filled with zeros to its length.
 fn deliver(arrived: &[Vec<u8>], recv: &mut [&mut [u8]], from: impl Fn(usize) -> usize) {
     for (i, piece) in recv.iter_mut().enumerate() {
         let bytes = &arrived[from(i)];

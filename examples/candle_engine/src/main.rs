@@ -1,8 +1,8 @@
 //! candle's Qwen3 model with the LM head of `lmhead`, compared with candle's own head.
 //!
 //! The model has random weights that are made on the spot. It generates greedily, first with candle's head,
-//! then with `lmhead` in one piece, then as two data-parallel ranks that share the head. The tokens must be the
-//! same.
+//! then with `lmhead` in one piece, then as two data-parallel ranks that share the head. The tokens must be
+//! the same.
 
 use candle_core::{DType, Device, Storage, Tensor};
 use candle_nn::{Activation, VarBuilder};

@@ -1,4 +1,4 @@
-//! What is refused before anything runs.
+//! What the CPU backend refuses before anything runs.
 
 use crate::adjust::ShardAdjustments;
 use crate::backend::check_boundaries;
@@ -13,7 +13,7 @@ use crate::weights::{HeadShard, ShardInfo};
 /// Bytes of a status word.
 pub(super) const WORD: usize = 4;
 
-/// A shard and the type of hidden states that the CPU can multiply.
+/// Refuses a shard, or a type of hidden states, that the CPU cannot multiply.
 pub(super) fn shard(shard: &HeadShard, hidden: DType) -> Result<()> {
     if let Some(weights) = shard.device_weights() {
         let fix = "load the shard with the backend of the device that has its weights";
@@ -30,7 +30,7 @@ pub(super) fn shard(shard: &HeadShard, hidden: DType) -> Result<()> {
     check_boundaries(shard)
 }
 
-/// A job for a shard that was loaded for rows of type `hidden`.
+/// Refuses a job that does not fit the shard, which was loaded for rows of type `hidden`.
 pub(super) fn job(job: &Job<'_>, shard: &ShardInfo, hidden: DType) -> Result<()> {
     rows(&job.rows, shard.hidden_size, hidden)?;
     job.adjustments.map_or(Ok(()), |given| adjustments(given, job.rows.len(), shard))
@@ -63,7 +63,7 @@ fn adjustments(given: &ShardAdjustments, rows: usize, shard: &ShardInfo) -> Resu
     Ok(())
 }
 
-/// A place for logits `[rows, columns]`.
+/// Refuses a buffer that cannot take logits `[rows, columns]`.
 pub(super) fn logits(out: &LogitsOut<'_>, rows: &HiddenRows<'_>, columns: usize) -> Result<()> {
     let LogitsOut { data, stride, dtype, status } = out;
     let (count, row_bytes) = (rows.len(), columns * dtype.size());
@@ -112,7 +112,7 @@ pub(super) fn logits(out: &LogitsOut<'_>, rows: &HiddenRows<'_>, columns: usize)
     Ok(())
 }
 
-/// A place for partials of a shard of so many ids.
+/// Refuses a buffer that cannot take partials of a shard of `ids` ids.
 pub(super) fn partials(out: Span<'_>, spec: PartialSpec, rows: usize, ids: usize) -> Result<()> {
     let what = "partials";
     if spec.k == 0 {
@@ -126,7 +126,7 @@ pub(super) fn partials(out: Span<'_>, spec: PartialSpec, rows: usize, ids: usize
     out.check_aligned(what, 8)
 }
 
-/// Refuses a place for answers that is also read.
+/// Refuses a buffer for answers that overlaps what is read.
 pub(super) fn apart_from_rows(what: &str, out: Span<'_>, rows: &HiddenRows<'_>) -> Result<()> {
     if out.overlaps(rows.source().0) {
         return Err(overlap(what, "hidden_states"));
@@ -142,7 +142,7 @@ fn overlap(what: &str, other: &str) -> Error {
     Error::shape(what, wanted, "one that overlaps it", "pass memory that nothing else of the step uses")
 }
 
-/// Whether rows of so many bytes fit.
+/// Whether `rows` rows of `row_bytes` bytes, `stride` bytes apart, fit `bytes` bytes.
 fn fits(rows: usize, stride: usize, row_bytes: usize, bytes: usize) -> bool {
     let Some(before) = rows.checked_sub(1) else { return true };
     let end = before.checked_mul(stride).and_then(|start| start.checked_add(row_bytes));

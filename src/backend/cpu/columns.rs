@@ -34,7 +34,7 @@ impl<'a> Columns<'a> {
         Columns { start: bytes.as_mut_ptr(), stride, size, rows, vocab, borrowed: PhantomData }
     }
 
-    /// Calls `write` with the ids of each `at_once` blocks and their columns, on the threads of the current
+    /// Calls `write` for every `at_once` blocks, with their ids and columns, on the threads of the current
     /// pool.
     pub fn for_each_blocks(&mut self, at_once: usize, write: impl Fn(Range<usize>, Blocks<'_>) + Sync) {
         let (all, blocks) = (&*self, blocks(&self.vocab));
@@ -58,7 +58,7 @@ impl Blocks<'_> {
     /// The bytes of a row in the `block`-th of them.
     ///
     /// # Panics
-    /// When there are not so many rows or blocks.
+    /// When the row or the block is out of range.
     #[inline(always)]
     pub fn row(&mut self, block: usize, row: usize) -> &mut [u8] {
         let Columns { start, stride, size, rows, .. } = *self.all;

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Least ids of a part of a row, in multiples of the candidates that are wanted, and at all.
+/// The fewest ids of a part of a row: `PART_IDS` for each candidate that is wanted, and `MIN_PART` at least.
 const PART_IDS: usize = 16;
 const MIN_PART: usize = 4096;
 
@@ -41,13 +41,16 @@ pub(crate) struct Held {
     pub rows: usize,
     /// Whether the logits without adjustments are there, too.
     pub raw: bool,
-    /// `[rows, shard]`, then those without adjustments, and what is left of more rows before.
+    /// `[rows, shard]`, then those without adjustments; behind them memory that calls with more rows have
+    /// left.
     pub logits: HostMemory,
-    /// `[rows]`, then those of the logits without adjustments: whether one of them is not finite.
+    /// Whether a row has a logit that is not finite, `[rows]`; then the same of the logits without
+    /// adjustments.
     pub nonfinite: Vec<bool>,
-    /// One for each thread of the pool: each takes its own, or, where rows are cut in parts, that of a part.
+    /// One for each thread of the pool. A thread takes its own, or, where rows are cut in parts, that of a
+    /// part.
     threads: Vec<Mutex<Thread>>,
-    /// Candidates for which the threads have room.
+    /// The most candidates for which the threads have room.
     k: usize,
 }
 
@@ -64,12 +67,12 @@ impl Held {
         }
     }
 
-    /// Makes room for so many rows, and for those without adjustments beside them where `raw`.
+    /// Makes room for `rows` rows; where `raw`, for their logits without adjustments too.
     pub fn reserve(&mut self, rows: usize, raw: bool) -> Result<()> {
         let rows = if raw { 2 * rows } else { rows };
         let bytes = (self.shared.info.vocab.len() * size_of::<f32>()).saturating_mul(rows);
         if bytes > self.logits.as_slice().len() {
-            // What was there before goes first.
+            // The old memory goes first.
             self.logits = HostMemory::default();
             self.logits = HostMemory::new(bytes, "held logits")?;
         }
@@ -77,7 +80,7 @@ impl Held {
         Ok(())
     }
 
-    /// Makes room on every thread for so many candidates of a row.
+    /// Makes room on every thread for `k` candidates of a row.
     pub fn reserve_threads(&mut self, k: usize) {
         if self.threads.is_empty() || k > self.k {
             self.k = self.k.max(k).max(1);
@@ -90,19 +93,19 @@ impl Held {
         }
     }
 
-    /// The first of the rows that are meant, among all that are kept.
+    /// Where the rows that `of` means begin among all that are kept.
     fn first(&self, of: Which) -> usize {
         if of == Which::Raw && self.raw { self.rows } else { 0 }
     }
 
-    /// The logits that are meant, `[rows, shard]`, and whether a row has one that is not finite, `[rows]`.
+    /// The logits that `of` means, `[rows, shard]`, and whether a row has one that is not finite, `[rows]`.
     fn view(&self, of: Which) -> (&[f32], &[bool]) {
         let (first, ids) = (self.first(of), self.shared.info.vocab.len());
         let logits: &[f32] = bytemuck::cast_slice(self.logits.as_slice());
         (&logits[first * ids..][..self.rows * ids], &self.nonfinite[first..][..self.rows])
     }
 
-    /// What the passes of sampling look at.
+    /// What the passes of sampling read.
     fn sampled(&self) -> sampling::View<'_> {
         let (logits, nonfinite) = self.view(Which::Adjusted);
         let vocab = &self.shared.info.vocab;
@@ -134,7 +137,7 @@ impl Held {
         self.reserve_threads(k);
         let (logits, nonfinite) = self.view(of);
         let own = |row: usize| &logits[row * vocab.len()..][..vocab.len()];
-        // Adds the logits of `ids` of a row, which count from the shard's first.
+        // Adds the logits of `ids` of a row; `ids` count from the shard's first.
         let push = |seen: &mut Seen, row: usize, ids: Range<usize>| {
             seen.reset(k);
             let (first_id, finite) = (vocab.start + ids.start, !nonfinite[row]);
@@ -179,8 +182,8 @@ impl Held {
         })
     }
 
-    /// Parts of a row that threads take side by side where there are fewer rows than threads. Each finds as
-    /// many candidates as the row: a part with few more ids than that would save nothing.
+    /// How many parts of a row threads take side by side, where there are fewer rows than threads. Each part
+    /// finds as many candidates as the row: a part with few more ids than that would save nothing.
     fn parts(&self, k: usize) -> usize {
         let threads = self.shared.cpu.pool.size();
         let most = self.shared.info.vocab.len() / (PART_IDS * k).max(MIN_PART);
@@ -218,7 +221,7 @@ impl Held {
     }
 }
 
-/// Halves the rows, again and again, and calls `one` with each row and its places.
+/// Halves the rows again and again, and calls `one` with each row and its places in `out`.
 fn each_place<F>(rows: &[(usize, Wanted)], out: &mut [Candidate], one: &F)
 where
     F: Fn(usize, &Wanted, &mut [Candidate]) + Sync,
@@ -235,7 +238,7 @@ where
     }
 }
 
-/// A task that panicked with a thread's memory left nothing in it that matters: who takes it next clears it.
+/// A panic in a task leaves nothing in a thread's memory that matters: who takes it next clears it.
 fn lock(thread: &Mutex<Thread>) -> MutexGuard<'_, Thread> {
     thread.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,13 +19,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// From so many candidates of a row on its logits are held and then selected from, by one thread. Where they
-/// come to several threads, block by block, each part of the vocabulary finds as many candidates, which costs
-/// more than to hold the logits.
+/// From so many candidates a row on, logits are held and one thread selects from each row. The other way, in
+/// which several threads take a row's blocks, finds as many candidates in each part of the vocabulary, which
+/// then costs more than to hold the logits.
 const HELD_CANDIDATES: usize = 32;
-/// The same where all parts together find one candidate for so many ids: with many threads, fewer will do.
+/// They are also held where all parts together find a candidate for every so many ids: with many threads this
+/// needs fewer candidates.
 const HELD_IDS: usize = 32;
-/// Bytes of logits that are held for that.
+/// The most bytes of logits that are held for that.
 const HELD_BYTES: usize = 64 << 20;
 
 /// What heads of the same weights share.
@@ -33,9 +34,9 @@ pub(super) struct Shared {
     pub cpu: Arc<Cpu>,
     pub shard: Arc<HeadShard>,
     pub info: ShardInfo,
-    /// Of the rows: with the instruction set it decides the family of instructions.
+    /// Type of the rows: with the instruction set it decides the family of instructions.
     pub hidden: DType,
-    /// `[vocab]`: the sums of the weights, where rows are packed with an offset; or empty.
+    /// `[vocab]`: the sum of each id's weights, where rows are packed with an offset; else empty.
     pub weight_sums: Vec<i32>,
 }
 
@@ -43,15 +44,15 @@ pub(super) struct Shared {
 pub(super) struct CpuShard {
     shared: Arc<Shared>,
     packed: PackedRows,
-    /// `[rows]`: status words that several threads write; `[2, rows]` of held logits that are there without
-    /// adjustments, too.
+    /// Status words that several threads write: `[rows]`, or `[2, rows]` where held logits are kept without
+    /// adjustments too.
     status: Vec<AtomicU32>,
     /// `[parts, rows of a product]`
     seen: Vec<Seen>,
-    /// Candidates for which `seen` has room.
+    /// The most candidates for which `seen` has room.
     k: usize,
     held: Held,
-    /// What is wanted of the rows that are held.
+    /// What is wanted of each held row.
     wanted: Vec<(usize, Wanted)>,
 }
 
@@ -185,16 +186,14 @@ impl CpuShard {
         Ok(())
     }
 
-    /// How many rows are held at a time to be drawn from.
+    /// How many rows are held at a time to draw from.
     fn drawn_rows(&self, rows: usize) -> usize {
         let most = HELD_BYTES / (self.shared.info.vocab.len() * size_of::<f32>()).max(1);
         rows.clamp(1, most.max(1))
     }
 
-    /// How many rows are held at a time for partials with so many candidates; `None` where no logits are
-    /// held.
-    ///
-    /// The first number is the most that are for any number of rows up to this one.
+    /// How many rows are held at a time for partials of `spec`: the most for any number of rows up to `rows`,
+    /// and for `rows` themselves. `None` where no logits are held.
     fn held_rows(&self, rows: usize, spec: PartialSpec) -> Option<(usize, usize)> {
         let Shared { cpu, info, .. } = &*self.shared;
         let (ids, k) = (info.vocab.len(), spec.places(info.vocab.len()));
@@ -207,8 +206,8 @@ impl CpuShard {
         Some((rows.clamp(1, most), rows.div_ceil(rows.div_ceil(most).max(1)).max(1)))
     }
 
-    /// Computes the logits of rows `range` and holds them; there is room. `raw`: those without adjustments,
-    /// too.
+    /// Computes the logits of rows `range` and holds them; there must be room. `raw`: keeps those without
+    /// adjustments too.
     fn keep(&mut self, job: &Job<'_>, range: Range<usize>, raw: bool) -> Result<()> {
         let (rows, vocab) = (range.len(), self.shared.info.vocab.clone());
         let kept = if raw { 2 * rows } else { rows };
@@ -244,7 +243,7 @@ impl LoadedShard for CpuShard {
         Ok(Box::new(CpuShard::of(Arc::clone(&self.shared))))
     }
 
-    /// Always 0: what happens between rows and answers has memory of its own.
+    /// Always 0: the backend has its own memory for what lies between rows and answers.
     fn workspace(&self, _: usize, _: Ask) -> Result<usize> {
         Ok(0)
     }
@@ -320,8 +319,8 @@ impl LoadedShard for CpuShard {
     }
 }
 
-/// Or's `seen` into a status word that other threads write, too. Most of it is there already, and reading it
-/// takes the word from nobody.
+/// Or's `seen` into a status word that other threads write too. Mostly its bits are set already, and a read
+/// alone takes the word's cache line from no other thread.
 #[inline(always)]
 fn note(word: &AtomicU32, seen: u32) {
     if seen & !word.load(Ordering::Relaxed) != 0 {
@@ -329,7 +328,7 @@ fn note(word: &AtomicU32, seen: u32) {
     }
 }
 
-/// Logits are rounded into the caller's rows.
+/// Rounds logits into the caller's rows.
 struct Round<'a, 's> {
     blocks: Blocks<'a>,
     first_row: usize,
@@ -350,8 +349,8 @@ impl Take for Round<'_, '_> {
     }
 }
 
-/// The largest magnitude, as bits, of logits that are not minus infinity, which an adjustment may make of
-/// them; and whether one is above it. In a form that vectorises.
+/// The largest magnitude, as bits, of the logits other than minus infinity, which an adjustment may have set;
+/// and whether any logit is above minus infinity. In a form that vectorises.
 #[inline(always)]
 fn scan(logits: &[f32]) -> (u32, bool) {
     let (mut magnitude, mut allowed) = (0, 0);
@@ -363,13 +362,13 @@ fn scan(logits: &[f32]) -> (u32, bool) {
     (magnitude, allowed != 0)
 }
 
-/// Logits are held.
+/// Writes logits to the held ones.
 struct Keep<'a, 's> {
     blocks: Blocks<'a>,
     first_row: usize,
-    /// The row from which on those without adjustments are kept, where they are wanted.
+    /// Where the rows without adjustments begin, where they are wanted.
     raw: Option<usize>,
-    /// `[rows]`, and those without adjustments.
+    /// `[rows]`, then the same for the logits without adjustments.
     status: &'s [AtomicU32],
 }
 

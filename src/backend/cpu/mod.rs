@@ -9,16 +9,16 @@
 //!                or held in f32, for passes over them                      held.rs, sampling.rs, ranks.rs
 //! ```
 //!
-//! What it does beside PyTorch, the memory's speed and the peaks of its instructions:
+//! Measured beside PyTorch, the memory's speed and the peaks of its instructions:
 //! `benches/results/cpu/pytorch.json`.
 //!
 //! Weights are used where they are. Other memory is kept from call to call, and calls of the same size or a
 //! smaller one allocate nothing. A loaded shard has
 //!
-//! * packed rows of one product: at most 8 MiB, or 4 rows where those are larger, 256 rows at most. For W8A8 it
-//!   has these rows in f32, too, and their quantised values, a byte each;
-//! * for few candidates: of each row of a product and each of 4 parts of the vocabulary for each thread the
-//!   best and the sum, 16 bytes a candidate and 96;
+//! * packed rows of one product: at most 8 MiB, or 4 rows where those are larger, 256 rows at most. For W8A8
+//!   it has these rows in f32, too, and their quantised values, a byte each;
+//! * for few candidates: the best ids and the sum of each row of a product, for each of 4 parts of the
+//!   vocabulary per thread, 16 bytes a candidate and 96 more;
 //! * for many candidates: up to 64 MiB of logits;
 //! * for held logits: rows x shard in f32, twice where those without adjustments are kept, too.
 //!
@@ -62,7 +62,8 @@ const MAX_THREADS: usize = 1024;
 /// The environment variable that names the instruction set; read once, when a backend is made.
 pub const ISA_VARIABLE: &str = "LMHEAD_CPU_ISA";
 
-/// The instruction set that `name` (the value of [`ISA_VARIABLE`]) asks for; the best of this machine where it is `None`.
+/// The instruction set that `name` (the value of [`ISA_VARIABLE`]) asks for; the best of this machine where
+/// it is `None`.
 ///
 /// # Errors
 /// `Config` when the name is none of ours, or names a set that this machine lacks or (`amx`) that its system
@@ -95,24 +96,24 @@ pub struct CpuBackend {
 struct Cpu {
     isa: Isa,
     pool: Pool,
-    /// Rows of a product for which every thread has memory.
+    /// The most rows of a product for which every thread has memory.
     ready: AtomicUsize,
 }
 
 impl CpuBackend {
-    /// A backend with `threads` threads (`None`: one per CPU that this process may use) and the best instruction
-    /// set of this machine, or the one that the environment variable [`ISA_VARIABLE`] names.
+    /// A backend with `threads` threads (`None`: one per CPU that this process may use) and the best
+    /// instruction set of this machine, or the one that the environment variable [`ISA_VARIABLE`] names.
     ///
     /// # Errors
-    /// `Config` for 0 threads or more than 1024, an unknown instruction set, or one that this machine lacks; `Unsupported` where
-    /// the threads cannot be started.
+    /// `Config` for 0 threads or more than 1024, an unknown instruction set, or one that this machine lacks;
+    /// `Unsupported` where the threads cannot be started.
     pub fn new(threads: Option<usize>) -> Result<CpuBackend> {
         let name = std::env::var_os(ISA_VARIABLE);
         let name = name.as_ref().map(|name| name.to_string_lossy());
         Self::with_isa(choose_isa(name.as_deref())?, threads)
     }
 
-    /// The same with a given instruction set; the environment is not looked at.
+    /// The same with a given instruction set; does not read the environment.
     ///
     /// # Errors
     /// As [`CpuBackend::new`].
@@ -164,7 +165,8 @@ impl CpuBackend {
         self.cpu.pool.install(|| roof::read_stream(bytes))
     }
 
-    /// Operations per second of the instruction that multiplies heads of these types, on all threads of the pool:
+    /// Operations per second of the instruction that multiplies heads of these types, on all threads of the
+    /// pool:
     /// [`roof::arithmetic_rate`].
     ///
     /// # Errors
@@ -176,7 +178,7 @@ impl CpuBackend {
     }
 }
 
-/// What the inner loops call it.
+/// The name that the inner loops have for these types.
 fn format(types: HeadTypes) -> Format {
     match types.quantization {
         Quantization::None if types.weights == types.hidden => Format::Float,
@@ -187,7 +189,7 @@ fn format(types: HeadTypes) -> Format {
 }
 
 impl Cpu {
-    /// Makes room on every thread for products of so many rows.
+    /// Makes room on every thread for products of `rows` rows.
     fn reserve(&self, rows: usize) -> Result<()> {
         if self.ready.load(Ordering::Acquire) < rows {
             self.pool.install(|| rayon::broadcast(|_| product::reserve_thread(self.isa, rows)))?;
@@ -229,7 +231,7 @@ impl Backend for CpuBackend {
 
     fn load(&self, shard: &Arc<HeadShard>, hidden: DType) -> Result<Box<dyn LoadedShard>> {
         check::shard(shard, hidden)?;
-        // A head on it would be refused at its first step.
+        // In a forked process the first step would be refused: say so now.
         self.cpu.pool.check()?;
         Ok(Box::new(loaded::CpuShard::load(&self.cpu, shard, hidden)?))
     }

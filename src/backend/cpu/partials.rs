@@ -50,8 +50,8 @@ impl Seen {
         self.best.merge(&other.best);
     }
 
-    /// Writes it. Of a row that is not finite nothing but that is said: what else is known of it depends on
-    /// the order in which it came.
+    /// Writes the partial. Of a row that is not finite only the status is written: what else is known of it
+    /// depends on the order in which its logits came.
     pub fn write(&mut self, partial: &mut PartialMut<'_>) {
         if self.nonfinite {
             partial.set_status(LMHEAD_STATUS_NONFINITE);
@@ -64,7 +64,7 @@ impl Seen {
     }
 }
 
-/// How many parts of the vocabulary threads take in turn.
+/// How many parts the vocabulary has; threads take them in turn.
 pub(super) fn parts(threads: usize, vocab: &Range<usize>) -> usize {
     let parts = if threads == 1 { 1 } else { PARTS * threads };
     parts.min(blocks(vocab).len())
@@ -95,7 +95,7 @@ pub(super) fn run(product: &Product<'_>, spec: PartialSpec, seen: &mut [Seen], o
     });
 }
 
-/// Not a closure: those are compiled for the baseline, where an FMA is a call.
+/// A struct and no closure: closures are compiled for the baseline instruction set, where an FMA is a call.
 struct Push<'a> {
     /// `[rows]`
     seen: &'a mut [Seen],

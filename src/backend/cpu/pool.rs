@@ -12,20 +12,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
-/// Callers that can wait at the same time before the queue of their jobs grows.
+/// Callers that can wait at once before the queue of their jobs must grow.
 const CALLERS: usize = 256;
 
 /// Threads that compute, shared by all ranks of a process.
 #[derive(Debug)]
 pub(super) struct Pool {
-    /// Always there but in `drop`.
+    /// `None` within `drop` only.
     threads: Option<rayon::ThreadPool>,
     jobs: Arc<Jobs>,
     maker: Maker,
 }
 
 impl Pool {
-    /// A pool whose threads are all there when it is returned.
+    /// A pool whose threads all run when it is returned.
     pub(super) fn new(threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -43,7 +43,7 @@ impl Pool {
         let driver = Arc::clone(&jobs);
         pool.spawn(move || driver.drive());
         let pool = Pool { threads: Some(pool), jobs, maker: Maker::here() };
-        // A thread allocates when it starts: that is not to fall into somebody's step.
+        // A thread allocates when it starts, which must not happen in somebody's step.
         pool.install(|| rayon::broadcast(|_| ()))?;
         Ok(pool)
     }

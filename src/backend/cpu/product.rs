@@ -17,16 +17,16 @@ pub(super) struct Product<'a> {
     pub isa: Isa,
     pub shard: &'a HeadShard,
     pub epilogue: Epilogue,
-    /// Of all rows of the job.
+    /// Adjustments of all rows of the job.
     pub adjustments: Option<&'a ShardAdjustments>,
-    /// `[vocab]`, where rows are packed with an offset; or empty.
+    /// `[vocab]`: sums of the weights, where rows are packed with an offset; else empty.
     pub weight_sums: &'a [i32],
     /// The job's rows that are packed here.
     pub rows: Range<usize>,
     pub packed: &'a PackedRows,
 }
 
-/// Rows `range` in pieces, each as many as one product takes.
+/// Cuts rows `range` into pieces of as many as one product takes.
 pub(super) fn product_rows(range: Range<usize>, hidden: usize) -> impl Iterator<Item = Range<usize>> {
     let step = lmhead_cpu::pass_rows(hidden);
     range.clone().step_by(step).map(move |first| first..range.end.min(first + step))
@@ -39,8 +39,8 @@ pub(super) fn pack(packed: &mut PackedRows, rows: &HiddenRows<'_>, shard: &HeadS
     packed.pack(&lmhead_cpu::Rows { dtype, hidden: rows.hidden(), row: &|i| rows.row(i) }, format, range);
 }
 
-/// The sums of the shard's weights, `[vocab]`, where rows are packed with an offset; or nothing. On a thread
-/// of the pool.
+/// The sum of each id's weights, `[vocab]`, where rows are packed with an offset; else empty. On a thread of
+/// the pool.
 pub(super) fn weight_sums(isa: Isa, shard: &HeadShard) -> Vec<i32> {
     match shard.matrix() {
         Matrix::I8 { values, .. } if shard.quantization() == Quantization::W8a8 && isa.multiplies_bytes() => {
@@ -60,18 +60,18 @@ pub(super) fn block_ids(blocks: Range<usize>, vocab: &Range<usize>) -> Range<usi
     (blocks.start * BLOCK).max(vocab.start)..(blocks.end * BLOCK).min(vocab.end)
 }
 
-/// Tasks for each thread, at least, where blocks are computed several at once.
+/// Where a task computes several blocks at once, each thread still gets so many tasks at least.
 const TASKS: usize = 4;
 
 impl Product<'_> {
-    /// Blocks that are computed at once, where the threads of the current pool have so many to compute: few
-    /// enough that all of them have work.
+    /// Blocks that a task computes at once: as many as the packed rows allow, but so few that all threads of
+    /// the current pool have work.
     pub fn at_once(&self, blocks: usize) -> usize {
         self.packed.blocks_at_once().min(blocks / (TASKS * rayon::current_num_threads())).max(1)
     }
 
-    /// Computes the logits of vocabulary `ids`, which begin with a block and are `at_once` of them at most,
-    /// and gives each row's of each block to `take`.
+    /// Computes the logits of vocabulary `ids`, and gives those of each row and block to `take`. `ids` begin
+    /// with a block and are at most `at_once` blocks.
     pub fn blocks(&self, ids: Range<usize>, mut take: impl Take) {
         THREAD.with_borrow_mut(|thread| {
             let Thread { logits, scratch } = thread;
@@ -121,7 +121,7 @@ struct Thread {
     scratch: Scratch,
 }
 
-/// Makes room on this thread for products of so many rows.
+/// Makes room on this thread for products of `rows` rows.
 pub(super) fn reserve_thread(isa: Isa, rows: usize) {
     THREAD.with_borrow_mut(|Thread { logits, scratch }| {
         let wanted = PackedRows::most_blocks_at_once(isa, rows) * rows * BLOCK;
@@ -137,13 +137,13 @@ pub(super) fn release_thread() {
 
 /// What becomes of a row's logits of one block. Rows and blocks count from the first of the product.
 pub(super) trait Take {
-    /// Comes before `take` where there are adjustments: the logits without them.
+    /// Called before `take` where there are adjustments, with the logits without them.
     #[inline(always)]
     fn take_raw(&mut self, block: usize, row: usize, logits: &[f32], finite: bool) {
         let _ = (block, row, logits, finite);
     }
 
-    /// `finite`: all of them were.
+    /// `finite`: all of them were finite, and no adjustment has made one NaN or plus infinity.
     fn take(&mut self, block: usize, row: usize, logits: &[f32], finite: bool);
 }
 
@@ -152,7 +152,7 @@ struct Finish<'a, F> {
     /// `[rows, BLOCK]`, of which `ids` columns are used.
     logits: &'a mut [f32],
     ids: usize,
-    /// Which block it is.
+    /// The block's number in the product.
     block: usize,
     /// `[rows]`, or empty.
     row_scales: &'a [f32],
@@ -160,7 +160,7 @@ struct Finish<'a, F> {
     scales: &'a [f32],
     bias: Option<&'a [f32]>,
     epilogue: Epilogue,
-    /// The adjustments, the first row's number in them and the first id.
+    /// The adjustments, the number of the first row in them, and the first id.
     adjust: Option<(&'a ShardAdjustments, usize, usize)>,
     take: &'a mut F,
 }
@@ -172,7 +172,7 @@ impl<F: Take> Work for Finish<'_, F> {
     fn run<A: Arith>(self) {
         for (row, logits) in self.logits.chunks_exact_mut(BLOCK).enumerate() {
             let logits = &mut logits[..self.ids];
-            // Each product rounded on its own (promise 2); Rust contracts nothing.
+            // Each product is rounded on its own (promise 2): Rust never contracts it with an addition.
             if let Some(row_scale) = self.row_scales.get(row) {
                 for l in logits.iter_mut() {
                     *l *= row_scale;

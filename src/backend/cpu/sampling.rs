@@ -50,8 +50,8 @@ pub(super) fn histograms(
     let bins = queries.first().map_or(1, |query| query.digit.bins());
     pool.install(|| {
         queries.par_iter().zip(out.par_chunks_exact_mut(bins)).for_each(|(query, bins)| {
-            // Such a row's largest logit is another shard's, if it has one: logits here may be above it, and
-            // weigh more than any may. It has no answer anyway.
+            // Such a row has no answer anyway. Its maximum may come from another shard, so that logits here
+            // are above it and weigh more than any may.
             if view.nonfinite[query.row] {
                 return bins.fill(0);
             }
@@ -106,7 +106,7 @@ impl Work for Histogram<'_> {
                 *weight = if counts { whole } else { 0 };
             }
             for (j, (weight, &l)) in weights.iter().zip(block).enumerate() {
-                // The second mask is for the compiler, which then checks no index.
+                // The second mask lets the compiler leave out the bounds check.
                 tables[j % 4][(order_key(l) >> shift) as usize & last & (BINS - 1)] += weight;
             }
         }
@@ -126,14 +126,14 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Makes room for the `k` best of rows of so many ids.
+    /// Makes room for the `k` best of rows of `ids` ids.
     pub fn reserve(&mut self, k: usize, ids: usize) {
         self.best.reset(k);
         self.maxima.reserve(ids.div_ceil(BLOCK).saturating_sub(self.maxima.len()));
     }
 }
 
-/// What is wanted of a row whose logits are finite, as many candidates as `out` has places.
+/// What is wanted of a row whose logits are finite: as many candidates as `out` has places.
 pub(super) fn candidates(
     isa: Isa,
     logits: &[f32],
@@ -176,18 +176,18 @@ impl Work for BestOf<'_> {
     }
 }
 
-/// Random words of a block, in whole cache lines: where the stack would have them begin is chance, and costs
-/// up to half of a draw's time.
+/// Random words of a block, aligned to cache lines: at a chance place on the stack they would cost up to half
+/// of a draw's time.
 #[repr(align(64))]
 struct Aligned([u32; BLOCK]);
 
 struct Draw<'a> {
     params: &'a SamplingParams,
-    /// `None` keeps all.
+    /// `None` keeps all ids.
     kept: Option<&'a Kept>,
     logits: &'a [f32],
     first_id: usize,
-    /// Overwritten.
+    /// Scratch memory: overwritten.
     maxima: &'a mut Vec<f32>,
 }
 
@@ -285,7 +285,8 @@ mod tests {
             let max = largest(&logits);
             prop_assume!(max > f32::NEG_INFINITY);
             let params = SamplingParams { seed, position, temperature, min_p, ..SamplingParams::default() };
-            let kept = (temperature > 0.0).then(|| Kept { cut, ties_end, ..Kept::new(Scale::new(&params, max, 1 << 18)) });
+            let kept = (temperature > 0.0)
+                .then(|| Kept { cut, ties_end, ..Kept::new(Scale::new(&params, max, 1 << 18)) });
             let mut naive = Drawn::nothing();
             for (id, &value) in (first_id as u32..).zip(&logits) {
                 if value > f32::NEG_INFINITY && kept.is_none_or(|kept| kept.keeps(value, id)) {
@@ -294,7 +295,8 @@ mod tests {
             }
             let wanted = naive.candidate().unwrap_or(Candidate::NOTHING);
             for isa in Isa::available() {
-                let got = isa.run(Draw { params: &params, kept: kept.as_ref(), logits: &logits, first_id, maxima: &mut vec![] });
+                let (kept, maxima) = (kept.as_ref(), &mut vec![]);
+                let got = isa.run(Draw { params: &params, kept, logits: &logits, first_id, maxima });
                 prop_assert_eq!(got, wanted, "{}", isa);
             }
         }
@@ -303,7 +305,8 @@ mod tests {
         /// the best.
         #[test]
         fn no_word_that_is_ruled_out_would_win(
-            z in prop_oneof![-30f64..30.0, -1e3f64..1e3, (-40i32..83).prop_map(|e| 10f64.powi(e))], above in -4f64..40.0, word: u32,
+            z in prop_oneof![-30f64..30.0, -1e3f64..1e3, (-40i32..83).prop_map(|e| 10f64.powi(e))],
+            above in -4f64..40.0, word: u32,
         ) {
             let best = Score::new(z, above).nearest();
             let next = match word_limit(z, Some(best)) {
@@ -312,12 +315,17 @@ mod tests {
                 Some(limit) => limit + 1,
             };
             for word in [next, next.saturating_add(1), next.max(word)] {
-                prop_assert!(Score::new(z, gumbel(word)) < Score::new(best, 0.0), "word {} of {:?}", word, word_limit(z, Some(best)));
+                prop_assert!(
+                    Score::new(z, gumbel(word)) < Score::new(best, 0.0),
+                    "word {} of {:?}", word, word_limit(z, Some(best))
+                );
             }
         }
 
         #[test]
-        fn the_best_are_those_of_a_sort(logits in row(), ascending: bool, blocks in 0usize..2000, k in 1usize..400) {
+        fn the_best_are_those_of_a_sort(
+            logits in row(), ascending: bool, blocks in 0usize..2000, k in 1usize..400,
+        ) {
             let (mut logits, first_id) = (logits, blocks * BLOCK);
             if ascending {
                 logits.sort_by(f32::total_cmp);
@@ -337,7 +345,8 @@ mod tests {
 
         #[test]
         fn histograms_are_the_same_for_every_instruction_set(
-            logits in prop::collection::vec(logit(), 1..300), temperature in 0.05f32..5.0, rounds in 4u32..=16,
+            logits in prop::collection::vec(logit(), 1..300), temperature in 0.05f32..5.0,
+            rounds in 4u32..=16,
             round in any::<prop::sample::Index>(), at in 0usize..300,
         ) {
             let max = largest(&logits);

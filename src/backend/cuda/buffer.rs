@@ -8,8 +8,9 @@ use cudarc::driver::result;
 
 /// Memory of one device, freed when dropped.
 ///
-/// It is not tied to a stream: everything that uses the memory ends before it is freed, on an engine's
-/// streams too. Where that takes longer than the device's patience, the device is lost and the memory with it.
+/// It is not tied to a stream: freeing it waits for everything that uses the memory, on an engine's streams
+/// too. Where that takes longer than the device's patience, the device counts as lost, and the memory with
+/// it.
 #[derive(Debug)]
 pub struct Buffer {
     device: CudaDevice,
@@ -20,8 +21,8 @@ pub struct Buffer {
 impl Buffer {
     pub(super) fn new(device: CudaDevice, bytes: usize) -> Result<Self> {
         let what = || format!("{bytes} bytes on {}", device.info().name);
-        // The driver allocates no less than a byte.
-        // SAFETY: what is in it is read by nobody before it is written: that is the caller's to see to, as on any device.
+        // The driver allocates no less than a byte. SAFETY: what is in it is read by nobody before it is
+        // written: that is the caller's to see to, as on any device.
         let address = device.call(what, || unsafe { result::malloc_sync(bytes.max(1)) })?;
         Ok(Buffer { device, address, bytes })
     }
@@ -60,7 +61,7 @@ impl Buffer {
         self.device.call(what, || unsafe { result::memcpy_dtoh_async(bytes, from, stream.0) })
     }
 
-    /// A copy as an error names it: the driver may tell there of what was launched before.
+    /// Names a copy in an error: the driver may report there that an earlier launch has failed.
     fn copied(&self, bytes: usize, direction: &str, stream: CudaStream) -> String {
         let (name, suspect) = (&self.device.info().name, self.device.suspect(stream));
         format!("{bytes} bytes {direction} {name}, after {suspect}")
@@ -91,7 +92,8 @@ impl Buffer {
     /// Waits for the device's own stream, then copies the buffer here.
     ///
     /// # Errors
-    /// `Shape` where the size is no multiple of an element's. `Device` where the copy, or a kernel before it, failed.
+    /// `Shape` where the size is no multiple of an element's. `Device` where the copy, or a kernel before it,
+    /// failed.
     pub fn read<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&self) -> Result<Vec<T>> {
         let size = size_of::<T>().max(1);
         if !self.bytes.is_multiple_of(size) {
@@ -125,8 +127,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // The driver waits here without end for a kernel that does not end: for one on our streams this says
-        // which it was. A device that was lost has lost its memory too.
+        // Freeing waits in the driver, without a deadline, for a kernel that does not end. This waits first,
+        // with one, and names such a kernel on our streams. A lost device has lost its memory too.
         let _ = self.device.settle();
         let what = format!("{} bytes on {} freed", self.bytes, self.device.info().name);
         let address = self.address;

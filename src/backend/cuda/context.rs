@@ -1,4 +1,4 @@
-//! Which context the driver's calls of a thread are about.
+//! The CUDA context that a thread's driver calls are for.
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -6,7 +6,7 @@ use cudarc::driver::{DriverError, result, sys};
 #[derive(Debug)]
 pub(super) struct Context {
     raw: sys::CUcontext,
-    /// Retained by us, and released when this is dropped.
+    /// The device whose primary context we have retained; released when this is dropped.
     primary: Option<sys::CUdevice>,
 }
 
@@ -27,7 +27,8 @@ impl Context {
         Context { raw, primary: None }
     }
 
-    /// Makes it the calling thread's current context, until the answer is dropped: engines find theirs as they left it.
+    /// Makes it the calling thread's current context until the returned guard is dropped: so engines find
+    /// their own as they left it.
     pub fn bind(&self) -> Result<Bound, DriverError> {
         let before = result::ctx::get_current()?;
         if before == Some(self.raw) {
@@ -40,7 +41,7 @@ impl Context {
 }
 
 impl Context {
-    /// Leaves it as it is: releasing one in which a kernel does not end would wait without end.
+    /// Gives the context up without releasing it, which would wait for ever for a kernel that does not end.
     pub fn abandon(&mut self) {
         self.primary = None;
     }
@@ -55,7 +56,8 @@ impl Drop for Context {
     }
 }
 
-/// While it lives, the thread's current context is ours; then the one before, where that was another or none.
+/// While it lives, our context is the thread's current one; then the one before is restored, if it was
+/// another.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Bound(Option<sys::CUcontext>);

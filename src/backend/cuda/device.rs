@@ -21,14 +21,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a wait for the device may take, unless [`CudaDevice::set_patience`] says otherwise: the longest
-/// product takes a hundredth.
+/// matmul takes a hundredth.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// A wait asks again at once for so long, then lets other threads run, then sleeps between two questions.
+/// A wait polls without a pause until `SPIN`, then yields to other threads until `YIELD`, then sleeps between
+/// polls.
 const SPIN: Duration = Duration::from_micros(200);
 const YIELD: Duration = Duration::from_millis(5);
 const SLEEP: Duration = Duration::from_micros(100);
 
-/// Launches that are remembered, to name the one that a failure may be of.
+/// Launches that are remembered, to name the one that may have failed.
 const REMEMBERED: usize = 32;
 
 /// A device that any number of threads share; a clone is the same device.
@@ -56,22 +57,23 @@ pub struct CudaDevice(Arc<Opened>);
 #[derive(Debug)]
 struct Opened {
     info: DeviceInfo,
-    /// Bytes of shared memory that one block may have, and that a processor has for all of its blocks.
+    /// Bytes of shared memory: the most that one block may have, and what an SM has for all of its blocks.
     shared_limit: usize,
     shared_per_processor: usize,
     own_stream: CudaStream,
-    /// Streams that are ours, of which the driver may wait for the work.
+    /// Our own streams: some driver calls wait for the work on them.
     streams: Mutex<Vec<CudaStream>>,
-    /// Of a wait, in nanoseconds.
+    /// How long a wait may take, in nanoseconds.
     patience: AtomicU64,
     /// Why the device can do nothing more for this process.
     lost: OnceLock<String>,
     modules: Mutex<HashMap<&'static str, Module>>,
     /// Locked host memory that was made here: first address and bytes.
     locked: Mutex<Vec<(u64, usize)>>,
-    /// The latest launches: the driver tells of a failure when it is next asked, and not of which.
+    /// The latest launches: the driver reports a failure at its next call, and not which launch it was.
     launches: Mutex<VecDeque<(CudaStream, Launched)>>,
-    /// Streams of which a [`Graph`](super::Graph) records, with the launches so far: they run when that is launched.
+    /// Streams that a [`Graph`](super::Graph) is recording, with the launches so far: these run when the
+    /// graph is launched.
     recordings: Mutex<Vec<(CudaStream, Vec<Launched>)>>,
     /// Dropped after everything that lives in it.
     context: Context,
@@ -84,7 +86,7 @@ struct Module(sys::CUmodule);
 unsafe impl Send for Module {}
 
 impl Opened {
-    /// Whether what is on our stream, which nobody may have waited for, ends in time.
+    /// Whether the work on our stream ends in time; nobody may have waited for it yet.
     fn ends(&self) -> bool {
         let (began, patience) = (Instant::now(), Duration::from_nanos(self.patience.load(Ordering::Relaxed)));
         let Ok(_bound) = self.context.bind() else { return false };
@@ -101,7 +103,7 @@ impl Opened {
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        // The driver would wait for what never ends; the end of the process gives all of it back.
+        // Destroying would wait for work that never ends; the end of the process gives everything back.
         if self.lost.get().is_some() || !self.ends() {
             self.context.abandon();
             return;
@@ -120,7 +122,8 @@ impl CudaDevice {
     /// Opens the device of that ordinal, in its primary context.
     ///
     /// # Errors
-    /// As [`super::driver()`]; `Unsupported` where there is no such device; `Device` where it does not answer.
+    /// As [`super::driver()`]; `Unsupported` where there is no such device; `Device` where it does not
+    /// answer.
     pub fn open(ordinal: usize) -> Result<Self> {
         let devices = devices()?;
         let count = devices.len();
@@ -204,15 +207,15 @@ impl CudaDevice {
         &self.0.info
     }
 
-    /// Lets every wait for the device take so long ([`PATIENCE`] otherwise). After a longer one the device
-    /// counts as lost: what was launched may still run, and write.
+    /// Sets how long every wait for the device may take ([`PATIENCE`] otherwise). After a longer one the
+    /// device counts as lost: what was launched may still run, and write.
     pub fn set_patience(&self, patience: Duration) {
         self.0.patience.store(nanoseconds(patience), Ordering::Relaxed);
     }
 
-    /// Why the device can do nothing more for this process, where that is so: a kernel that failed or did not
-    /// end in time, or memory that did. Every call says it from then on, and what the device holds is left to
-    /// the end of the process.
+    /// Why the device can do nothing more for this process, where that is so: a kernel failed, or work or the
+    /// freeing of memory did not end in time. Every later call returns this as its error, and what the device
+    /// holds is left to the end of the process.
     pub fn lost(&self) -> Option<&str> {
         self.0.lost.get().map(String::as_str)
     }
@@ -249,12 +252,12 @@ impl CudaDevice {
     /// Waits for everything on the device's own stream.
     ///
     /// # Errors
-    /// `Device`, naming the last launch: one that was not told of yet has failed.
+    /// `Device`, naming the last launch, where one has failed that was not reported yet.
     pub fn synchronize(&self) -> Result<()> {
         self.wait(self.stream())
     }
 
-    /// Runs `call` with the device's context current on this thread, as driver calls of one's own need it.
+    /// Runs `call` with the device's context current on this thread, as a caller's own driver calls need it.
     ///
     /// # Errors
     /// `Device` where the context cannot be made current; `call` is not run then.
@@ -270,8 +273,8 @@ impl CudaDevice {
         self.0.shared_limit
     }
 
-    /// Runs `call` with the context current; `what` names it where it fails. A device that was lost is not
-    /// called any more.
+    /// Runs `call` with the context current; `what` names it in an error. A lost device is not called any
+    /// more.
     pub(super) fn call<T>(
         &self,
         what: impl FnOnce() -> String,
@@ -292,7 +295,8 @@ impl CudaDevice {
         })
     }
 
-    /// Asks until the answer is another one than "not ready", at most as long as the device's patience lasts.
+    /// Polls until the answer is another one than "not ready", at most as long as the device's patience
+    /// lasts.
     pub(super) fn poll(&self, what: impl Fn() -> String, ask: impl Fn() -> sys::CUresult) -> Result<()> {
         let began = Instant::now();
         let patience = Duration::from_nanos(self.0.patience.load(Ordering::Relaxed));
@@ -314,7 +318,7 @@ impl CudaDevice {
         Err(self.expired(what(), patience))
     }
 
-    /// From now on the device is lost: what is named did not end in time.
+    /// Marks the device as lost: what `what` names did not end in time.
     fn expired(&self, what: String, patience: Duration) -> Error {
         let fix = "the device is lost to this process: start it again; \
                    what needs longer is given longer by CudaDevice::set_patience";
@@ -323,21 +327,21 @@ impl CudaDevice {
         error
     }
 
-    /// Runs a call that waits, without a deadline, for all that the context runs: also for what others have
-    /// put on streams of their own, of which nobody here may ask. It has a thread of its own, which is left
+    /// Runs a call that waits, without a deadline, for all work of the context: also for what others have put
+    /// on their own streams, which cannot be polled from here. It runs on a thread of its own, which is left
     /// behind when the device's patience ends.
     pub(super) fn call_in_time(
         &self,
         what: String,
         call: impl FnOnce() -> std::result::Result<(), DriverError> + Send + 'static,
     ) -> Result<()> {
-        // A device that was lost is not called: no thread is started to find that out.
+        // Fails at once on a lost device, before a thread is started for it.
         self.call(|| what.clone(), || Ok(()))?;
         let patience = Duration::from_nanos(self.0.patience.load(Ordering::Relaxed));
         let (device, name, (done, answer)) = (self.clone(), what.clone(), channel());
         let run = move || {
             let answer = device.call(|| name, call);
-            // Before the answer: the last to drop the device is never this thread.
+            // Before the answer, so that this thread is never the last to drop the device.
             drop(device);
             let _ = done.send(answer);
         };
@@ -355,22 +359,22 @@ impl CudaDevice {
         lock(&self.0.locked).push((start, bytes));
     }
 
-    /// Locked host memory that is about to be freed.
+    /// Forgets locked host memory that is about to be freed.
     pub(super) fn unlocks(&self, start: u64) {
         lock(&self.0.locked).retain(|(known, _)| *known != start);
     }
 
-    /// A stream of ours, from now on.
+    /// Adds a stream to our own ones.
     pub(super) fn owns(&self, stream: CudaStream) {
         lock(&self.0.streams).push(stream);
     }
 
-    /// A stream that is about to be destroyed.
+    /// Removes a stream that is about to be destroyed.
     pub(super) fn disowns(&self, stream: CudaStream) {
         lock(&self.0.streams).retain(|known| *known != stream);
     }
 
-    /// Remembers a launch. Neither allocates, but while a graph is recorded, nor fails.
+    /// Remembers a launch. Never fails, and allocates only while a graph is recorded.
     pub(super) fn launched(&self, stream: CudaStream, what: Launched) {
         if let Some((_, recorded)) = lock(&self.0.recordings).iter_mut().find(|(on, _)| *on == stream) {
             recorded.push(what);
@@ -383,7 +387,7 @@ impl CudaDevice {
         launches.push_back((stream, what));
     }
 
-    /// From now on launches on the stream are recorded ones.
+    /// From now on launches on the stream are recorded in a graph.
     pub(super) fn recording_begins(&self, stream: CudaStream) {
         lock(&self.0.recordings).push((stream, Vec::new()));
     }
@@ -407,7 +411,7 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What these locks guard is whole at every moment.
+/// Where a lock is poisoned what it guards is still good: each write to it is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,7 @@ use cudarc::driver::{DriverError, result, sys};
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The newest CUDA version that a driver serves.
+/// The newest CUDA version that a driver supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DriverVersion(pub u32, pub u32);
 
@@ -16,7 +16,8 @@ impl fmt::Display for DriverVersion {
     }
 }
 
-/// What the bindings are of (Cargo.toml): an older driver lacks functions, and looking one up that is missing would panic.
+/// The version that the bindings are made for (Cargo.toml). An older driver lacks functions, and the bindings
+/// panic where they look up a missing one.
 const OLDEST: DriverVersion = DriverVersion(12, 8);
 
 /// The major version of the nvcc that made the kernels; 0 on docs.rs, which has none.
@@ -24,14 +25,14 @@ fn compiled() -> u32 {
     option_env!("LMHEAD_NVCC_MAJOR").and_then(|major| major.parse().ok()).unwrap_or(0)
 }
 
-/// What the kernels of an nvcc of that major version need: an older driver does not load their code (CUDA compatibility guide, "Minor
-/// Version Compatibility").
+/// The driver that kernels of an nvcc of major version `compiled` need: an older one does not load their code
+/// (CUDA compatibility guide, "Minor Version Compatibility").
 fn needed(compiled: u32) -> DriverVersion {
     OLDEST.max(DriverVersion(compiled, 0))
 }
 
-/// Which driver that is, by the names of NVIDIA's branches (CUDA toolkit release notes, "CUDA Toolkit and Corresponding Driver
-/// Versions").
+/// How to get that driver, by the names of NVIDIA's branches (CUDA toolkit release notes, "CUDA Toolkit and
+/// Corresponding Driver Versions").
 fn install(needed: DriverVersion) -> String {
     let branch = match needed {
         OLDEST => "570 or newer",
@@ -59,7 +60,8 @@ pub struct DeviceInfo {
 /// Loads the driver's library and starts it, once per process.
 ///
 /// # Errors
-/// `Unsupported`: no driver, or one that is too old. `Device`: it does not start, as where its kernel module is missing.
+/// `Unsupported`: no driver, or one that is too old. `Device`: it does not start, as where its kernel module
+/// is missing.
 pub fn driver() -> Result<DriverVersion> {
     static FOUND: OnceLock<Result<DriverVersion>> = OnceLock::new();
     FOUND.get_or_init(start).clone()
@@ -72,10 +74,11 @@ fn start() -> Result<DriverVersion> {
         let wanted = format!("libcuda of a driver for CUDA {needed} or newer");
         return Err(Error::unsupported("CUDA driver", wanted, "none on this machine", install(needed)));
     }
-    // The version first: an old driver is to be told by that, not by the first function that it lacks.
+    // The version first: the error of an old driver names that, not the first function that it lacks.
     complete(&FUNCTIONS[..1])?;
     let mut version = 0;
-    // SAFETY: a pointer to an int of this frame; the function is in every driver and may be called before cuInit.
+    // SAFETY: a pointer to an int of this frame; the function is in every driver and may be called before
+    // cuInit.
     unsafe { sys::cuDriverGetVersion(&mut version) }
         .result()
         .map_err(|e| failed("CUDA driver: its version", e))?;
@@ -137,8 +140,8 @@ const FUNCTIONS: &[&str] = &[
     "cuTensorMapEncodeTiled",
 ];
 
-/// The bindings look a function up when it is first called, and panic where it is missing: a library that is only a part of a driver,
-/// as a simulator's or a stub's, is refused here.
+/// The bindings look a function up when it is first called, and panic where it is missing: a library that is
+/// only a part of a driver, as a simulator's or a stub's, is refused here.
 fn complete(functions: &[&str]) -> Result<()> {
     // SAFETY: the library is there; its functions are looked up, not called.
     let missing = functions.iter().find(|name| unsafe {
@@ -171,7 +174,7 @@ fn new_enough(said: i32, compiled: u32) -> Result<DriverVersion> {
 /// The devices of this machine, by ordinal.
 ///
 /// # Errors
-/// As [`driver`]; `Device` where there is none.
+/// As [`driver`]; `Device` where there is no device.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
     driver()?;
     let count = result::device::get_count().map_err(|e| failed("CUDA devices", e))?;

@@ -6,12 +6,12 @@ use crate::error::Result;
 use cudarc::driver::{result, sys};
 use std::sync::{Mutex, PoisonError};
 
-/// A mark on a stream.
+/// A CUDA event: a mark on a stream.
 #[derive(Debug)]
 pub struct Event {
     device: CudaDevice,
     raw: sys::CUevent,
-    /// Where it was put last.
+    /// The stream that it was put on last.
     on: Mutex<Option<CudaStream>>,
 }
 
@@ -27,7 +27,7 @@ impl Event {
         Self::with(device, sys::CUevent_flags::CU_EVENT_DEFAULT)
     }
 
-    /// One that only tells whether the device has come to it, which costs the device less.
+    /// An event without a time: it only tells whether the device has come to it, which costs the device less.
     pub(super) fn untimed(device: &CudaDevice) -> Result<Self> {
         Self::with(device, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
     }
@@ -62,7 +62,7 @@ impl Event {
         self.device.call(|| format!("a mark on {}", self.device.info().name), ask)
     }
 
-    /// What is queued on the stream from now on begins when the device has come to the mark.
+    /// Lets what is queued on the stream from now on begin only when the device has come to the mark.
     ///
     /// # Errors
     /// `Device`.
@@ -86,7 +86,8 @@ impl Event {
         self.device.poll(what, || unsafe { sys::cuEventQuery(self.raw) })
     }
 
-    /// Seconds from this mark to the `later` one, as the device counts them (to half a microsecond). Waits for the later one.
+    /// Seconds from this mark to the `later` one, as the device counts them (to half a microsecond). Waits
+    /// for the later one.
     ///
     /// # Errors
     /// `Device`, also where one of them was not recorded.

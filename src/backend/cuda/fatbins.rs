@@ -12,7 +12,7 @@ pub struct Fatbin {
     pub kernels: &'static [&'static str],
     /// `sm_*`: machine code; `compute_*`: PTX, which the driver translates.
     pub architectures: &'static [&'static str],
-    /// What nvcc had to say.
+    /// nvcc's warnings.
     pub warnings: &'static str,
     /// What the driver loads.
     pub bytes: &'static [u8],
@@ -32,7 +32,8 @@ impl fmt::Debug for Fatbin {
 /// Every kernel file of this build, in the order of the build script's table. Empty on docs.rs.
 pub static EMBEDDED: &[Fatbin] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// `(file, architectures)` of the kernel files that `LMHEAD_CUDA_ARCHS` kept out of this build: it named none of theirs.
+/// `(file, architectures)` of the kernel files that this build lacks, since `LMHEAD_CUDA_ARCHS` names none of
+/// their architectures.
 pub static LEFT_OUT: &[(&str, &[&str])] = include!(concat!(env!("OUT_DIR"), "/left_out.rs"));
 
 /// The kernel file with an entry point of that name.
@@ -81,10 +82,10 @@ impl fmt::Display for Capability {
 }
 
 impl Fatbin {
-    /// Which of its architectures a device of that capability would run.
+    /// Which of its architectures the driver runs on a device of that capability.
     ///
     /// # Errors
-    /// `Unsupported`: none, as where the device is older than the code.
+    /// `Unsupported` where none fits, as on a device that is older than the code.
     pub fn code_for(&self, device: Capability) -> Result<&'static str> {
         best(self.architectures, device).ok_or_else(|| {
             Error::unsupported(
@@ -97,8 +98,9 @@ impl Fatbin {
     }
 }
 
-/// The driver's choice (CUDA programming guide, "Application Compatibility"): machine code of the same major capability and
-/// the highest minor that is not above the device's, code for exactly this device first; otherwise the highest PTX not above it.
+/// The driver's choice (CUDA programming guide, "Application Compatibility"): machine code of the same major
+/// capability and the highest minor that is not above the device's, code for exactly this device first;
+/// otherwise the highest PTX not above it.
 fn best(architectures: &[&'static str], device: Capability) -> Option<&'static str> {
     let rank = |name: &str| -> Option<(u32, Capability)> {
         let (kind, number) = name.split_once('_')?;
@@ -121,20 +123,20 @@ mod tests {
 
     #[test]
     fn a_device_runs_its_own_code_then_its_generations_then_ptx() {
-        let portable = &["sm_80", "sm_89", "sm_90", "compute_80", "compute_90"][..];
-        let more = &["sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80", "compute_90"][..];
+        let portable = &["sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80", "compute_90"][..];
+        let older = &["sm_80", "sm_89", "sm_90", "compute_80", "compute_90"][..];
         for (architectures, device, wanted) in [
             (portable, (7, 5), None),
             (portable, (8, 0), Some("sm_80")),
             (portable, (8, 6), Some("sm_80")),
             (portable, (8, 9), Some("sm_89")),
             (portable, (9, 0), Some("sm_90")),
-            (portable, (10, 0), Some("compute_90")),
-            (portable, (12, 1), Some("compute_90")),
-            (more, (10, 3), Some("sm_100")),
-            (more, (11, 0), Some("compute_90")),
-            (more, (12, 1), Some("sm_120")),
-            (more, (8, 6), Some("sm_80")),
+            (portable, (10, 0), Some("sm_100")),
+            (portable, (10, 3), Some("sm_100")),
+            (portable, (11, 0), Some("compute_90")),
+            (portable, (12, 1), Some("sm_120")),
+            (older, (10, 0), Some("compute_90")),
+            (older, (12, 1), Some("compute_90")),
             (&["sm_90a"][..], (9, 0), Some("sm_90a")),
             (&["sm_90", "sm_90a"][..], (9, 0), Some("sm_90a")),
             (&["sm_90a"][..], (10, 0), None),

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 /// A CUDA graph, ready to be launched.
 ///
-/// An engine that captures a step of its own needs nothing of this: [`Matmul::run`](crate::backend::device::Matmul::run) on its
-/// capturing stream becomes a part of its graph. Without an engine:
+/// An engine that captures a step of its own needs nothing of this:
+/// [`Matmul::run`](crate::backend::device::Matmul::run) on its capturing stream becomes a part of its graph.
+/// Without an engine:
 ///
 /// ```no_run
 /// use lmhead::backend::cuda::{CudaDevice, Graph};
@@ -36,29 +37,30 @@ use std::sync::Arc;
 pub struct Graph {
     device: CudaDevice,
     raw: sys::CUgraphExec,
-    /// What it holds, in words.
+    /// What it holds, as messages name it.
     contents: Arc<str>,
 }
 
-// SAFETY: a handle, which the driver takes from any thread, one at a time: launches borrow the graph, and the driver orders those of
-// one graph among themselves.
+// SAFETY: a handle, which the driver takes from any thread, one at a time: launches borrow the graph, and the
+// driver orders those of one graph among themselves.
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// Records what `work` puts on the stream, which runs nothing of it, and brings the graph to the device, behind what is on the
-    /// stream: the first launch has no more to do than the others. `work` must not wait, copy from or to the host, or allocate: the
-    /// driver refuses that while it records.
+    /// Records what `work` puts on the stream, without running it, and uploads the graph behind what is on
+    /// the stream: so the first launch takes no longer than the others. `work` must not wait, copy from or to
+    /// the host, or allocate: the driver refuses that while it records.
     ///
     /// # Errors
-    /// What `work` says; `Device` where the driver cannot record, or not make a graph of it. The stream then records no more.
+    /// The error of `work`; `Device` where the driver cannot record, or make no graph of the recording. The
+    /// stream then no longer records.
     pub fn capture(
         device: &CudaDevice,
         stream: CudaStream,
         work: impl FnOnce() -> Result<()>,
     ) -> Result<Self> {
-        // Other threads may allocate meanwhile.
+        // Thread-local: other threads may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // Before: from now on no thread asks how far the stream is, which would break the recording.
+        // Before the recording: from now on no thread queries the stream, which would break it.
         device.recording_begins(stream);
         // SAFETY: a stream of this context, here and below.
         let begin = || unsafe { result::stream::begin_capture(stream.0, mode) };
@@ -90,8 +92,8 @@ impl Graph {
     /// `Device` where the launch is refused.
     ///
     /// # Safety
-    /// The memory that the recorded work uses lives until it has ended, and nothing else writes to it meanwhile. The stream is of the
-    /// device's context.
+    /// The memory that the recorded work uses lives until it has ended, and nothing else writes to it
+    /// meanwhile. The stream is of the device's context.
     pub unsafe fn launch(&self, stream: CudaStream) -> Result<()> {
         // SAFETY: the caller's promise.
         let launch = || unsafe { result::graph::launch(self.raw, stream.0) };
@@ -101,7 +103,7 @@ impl Graph {
     }
 }
 
-/// A graph as an error names it: its launches, those that are alike counted.
+/// Names a graph in an error by its launches; equal ones are counted.
 fn words(launches: &[Launched]) -> String {
     let mut alike: Vec<(String, usize)> = Vec::new();
     for text in launches.iter().map(Launched::to_string) {
@@ -123,7 +125,7 @@ impl Drop for Graph {
     }
 }
 
-/// A stream that records; it stops when this is dropped, as where `work` panics.
+/// A stream that records. When this is dropped the recording ends, as where `work` panics.
 struct Recording<'a> {
     device: &'a CudaDevice,
     stream: CudaStream,
@@ -154,7 +156,7 @@ impl Drop for Recording<'_> {
     }
 }
 
-/// A graph before it is made ready.
+/// A graph that is not instantiated yet.
 struct Recorded(sys::CUgraph);
 
 impl Drop for Recorded {

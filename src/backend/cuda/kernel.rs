@@ -12,7 +12,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// What the driver says of a loaded kernel.
+/// What the driver reports of a loaded kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {
     /// Per thread.
@@ -29,7 +29,7 @@ pub struct Attributes {
 }
 
 impl Launch {
-    /// Everything about a launch that is wrong whatever the driver says.
+    /// Refuses a launch that cannot be right, before the driver is called.
     fn check(&self, kernel: &str, attributes: &Attributes) -> Result<()> {
         let wrong = |wanted: String, fix: &str| {
             Err(Error::shape(format!("kernel {kernel}"), wanted, format!("a launch of {self}"), fix))
@@ -93,7 +93,7 @@ unsafe impl<P> Send for Kernel<P> {}
 unsafe impl<P> Sync for Kernel<P> {}
 
 impl<P: Copy> Kernel<P> {
-    /// `architecture`: the code that this device runs. The device's context is current.
+    /// `architecture`: the embedded code that this device runs. The device's context must be current.
     pub(super) fn new(
         device: CudaDevice,
         name: &str,
@@ -110,9 +110,9 @@ impl<P: Copy> Kernel<P> {
         }
         let attributes = allow_shared(function, device.shared_limit())
             .map_err(|e| failed(format!("{}: its attributes", what()), e))?;
-        // A driver may put off a kernel's loading until it is first launched (CUDA programming guide, "Lazy Loading"), which would
-        // allocate and wait where launches promise not to.
-        // SAFETY: a loaded module's function.
+        // A driver may put off a kernel's loading until it is first launched (CUDA programming guide, "Lazy
+        // Loading"), which would allocate and wait where launches promise not to. SAFETY: a loaded module's
+        // function.
         let load = unsafe { sys::cuFuncLoad(function) };
         load.result().map_err(|e| failed(format!("{}: its loading", what()), e))?;
         let name = name.into();
@@ -123,8 +123,8 @@ impl<P: Copy> Kernel<P> {
         &self.attributes
     }
 
-    /// Leaves to the driver how much of what cache and shared memory have together is cache: for kernels that
-    /// use no shared memory.
+    /// Lets the driver divide what L1 cache and shared memory have together: for kernels that use no shared
+    /// memory.
     ///
     /// # Errors
     /// `Device`.
@@ -143,9 +143,9 @@ impl<P: Copy> Kernel<P> {
         self.architecture
     }
 
-    /// Whether the code that was loaded has `griddepcontrol.wait`, where the kernel's source does: what is compiled for 9.0 or later. The
-    /// driver is asked, which may have been told to translate PTX for 8.0 instead. Other code may not be launched as
-    /// [`Launch::programmatic`].
+    /// Whether the loaded code has `griddepcontrol.wait` where the kernel's source does: code for 9.0 or
+    /// later has. The driver is asked, since it may have been told to translate PTX for 8.0 instead. Code
+    /// without it must not be launched as [`Launch::programmatic`].
     pub(super) fn waits(&self) -> bool {
         self.attributes.virtual_architecture >= 90
     }
@@ -153,22 +153,24 @@ impl<P: Copy> Kernel<P> {
     /// [`Kernel::launch_on`] the device's own stream.
     ///
     /// # Errors
-    /// As that.
+    /// As [`Kernel::launch_on`].
     ///
     /// # Safety
-    /// As that.
+    /// As [`Kernel::launch_on`].
     pub unsafe fn launch(&self, launch: &Launch, params: &P) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.launch_on(self.device.stream(), launch, params) }
     }
 
-    /// Puts the kernel on the stream and does not wait for it: what goes wrong while it runs is told by [`KernelDevice::wait`].
+    /// Puts the kernel on the stream and does not wait for it: a failure while it runs is reported by
+    /// [`KernelDevice::wait`].
     ///
     /// # Errors
     /// `Shape` where the launch cannot be; nothing is launched then. `Device` where the driver refuses it.
     ///
     /// # Safety
-    /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the kernel has ended.
+    /// The addresses in `params` are of this device and as large as its sizes say, and stay so until the
+    /// kernel has ended.
     pub unsafe fn launch_on(&self, stream: CudaStream, launch: &Launch, params: &P) -> Result<()> {
         launch.check(&self.name, &self.attributes)?;
         let (name, architecture) = (self.name.clone(), self.architecture);
@@ -201,8 +203,9 @@ impl<P: Copy> Kernel<P> {
             numAttrs: count,
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: `config` and its attributes outlive the call, and so does the parameter, which the driver copies: it has the
-        // size that the kernel takes (checked when it was loaded). What it points to is the caller's promise.
+        // SAFETY: `config` and its attributes outlive the call, and so does the parameter, which the driver
+        // copies: it has the size that the kernel takes (checked when it was loaded). What it points to is
+        // the caller's promise.
         let put = || unsafe {
             sys::cuLaunchKernelEx(&config, self.function, arguments.as_mut_ptr(), std::ptr::null_mut())
                 .result()
@@ -233,9 +236,10 @@ fn parameter_sizes(function: sys::CUfunction) -> std::result::Result<Vec<usize>,
     }
 }
 
-/// Reads the attributes and lifts the limit of dynamic shared memory from 48 KB to all that the device has: once, at loading,
-/// so that no launch has to. Of what cache and shared memory share, shared memory is to have the most: plans count with it, and kernels
-/// that want it alike follow each other without the processor being set anew.
+/// Reads the attributes and lifts the limit of dynamic shared memory from 48 KB to all that the device has:
+/// once, at loading, so that no launch has to. Of the memory that L1 cache and shared memory divide, asks for
+/// as much shared memory as there can be: plans count on it, and between kernels that ask for the same an SM
+/// need not be reconfigured.
 fn allow_shared(function: sys::CUfunction, limit: usize) -> std::result::Result<Attributes, DriverError> {
     use sys::CUfunction_attribute as A;
     let number = |attribute| {

@@ -1,4 +1,4 @@
-//! What is launched: its shape, and its name for messages.
+//! What is launched: its shape, and its name in messages.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,9 +12,10 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes per block.
     pub dynamic_shared: usize,
-    /// Blocks of a cluster in x, y, z; `[1, 1, 1]` is none.
+    /// Blocks of a cluster in x, y, z; `[1, 1, 1]`: no cluster.
     pub cluster: [u32; 3],
-    /// May start before the kernel before it has ended: the kernel itself waits (`griddepcontrol.wait`) for what it reads of it.
+    /// May start before the previous kernel on the stream has ended: the kernel itself waits
+    /// (`griddepcontrol.wait`) before it reads that one's results.
     pub programmatic: bool,
 }
 
@@ -25,7 +26,7 @@ impl Launch {
     }
 }
 
-/// What was put on a stream, kept without a text being made: a launch allocates nothing.
+/// What was put on a stream. It becomes text only in a message, since a launch must not allocate.
 #[derive(Debug, Clone)]
 pub(super) enum Launched {
     Kernel {
@@ -33,7 +34,7 @@ pub(super) enum Launched {
         architecture: &'static str,
         launch: Launch,
     },
-    /// A graph, by what it holds.
+    /// A graph, by the text of what it holds.
     Graph(Arc<str>),
 }
 

@@ -1,6 +1,7 @@
 //! CUDA devices: the embedded kernels, and what is needed to load and launch them. Feature `cuda`.
 //!
-//! Nothing here is linked to CUDA: the driver is looked for at run time, and without one every call returns an error that says so.
+//! Nothing here is linked to CUDA: the driver is looked for at run time, and without one every call returns
+//! an error that says so.
 
 mod buffer;
 mod context;

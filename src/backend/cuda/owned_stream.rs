@@ -5,7 +5,7 @@ use super::stream::CudaStream;
 use crate::error::Result;
 use cudarc::driver::result;
 
-/// A stream that ends when dropped. It does not wait for the default stream, nor that for it.
+/// A stream that is destroyed when dropped. It and the default stream do not wait for each other.
 #[derive(Debug)]
 pub struct OwnedStream {
     device: CudaDevice,
@@ -20,7 +20,7 @@ impl OwnedStream {
         Ok(OwnedStream { device, raw })
     }
 
-    /// Its handle, which is good while this lives.
+    /// Its handle, valid while this lives.
     pub fn handle(&self) -> CudaStream {
         self.raw
     }
@@ -28,7 +28,7 @@ impl OwnedStream {
 
 impl Drop for OwnedStream {
     fn drop(&mut self) {
-        // What is queued ends first, or the device is lost.
+        // Queued work ends first; where that takes too long, the device is lost.
         let _ = self.device.settle_one(self.raw);
         self.device.disowns(self.raw);
         // SAFETY: made by `open`, destroyed once.

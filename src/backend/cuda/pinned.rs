@@ -1,5 +1,6 @@
-//! Locked memory of the host, which the device reads and writes itself: a copy from or to it is queued like a launch. One from or to
-//! other memory goes through locked memory of the driver's, and the caller waits for that.
+//! Locked (pinned) host memory, which the device reads and writes itself: a copy from or to it is queued like
+//! a launch. A copy from or to other host memory goes through locked memory of the driver's, and the caller
+//! waits for it.
 
 use super::device::CudaDevice;
 use crate::error::Result;
@@ -20,11 +21,11 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// Zeros.
+    /// `bytes` zeros.
     pub(super) fn new(device: CudaDevice, bytes: usize) -> Result<Self> {
         let what = || format!("{bytes} bytes of locked host memory for {}", device.info().name);
-        // The driver allocates no less than a byte. No flags: memory that the processor caches, since it reads logits there.
-        // SAFETY: it is written below before anybody reads it.
+        // The driver allocates no less than a byte. No flags: memory that the processor caches, since it
+        // reads logits there. SAFETY: it is written below before anybody reads it.
         let start = device.call(what, || unsafe { result::malloc_host(bytes.max(1), 0) })?;
         let start = NonNull::new(start.cast::<u8>()).expect("the driver said that it succeeded");
         // SAFETY: the whole of the allocation.
@@ -50,7 +51,7 @@ impl AsMut<[u8]> for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // As of device memory: the driver would wait without end.
+        // As with device memory: the driver would wait without a deadline.
         let _ = self.device.settle();
         let what =
             format!("{} bytes of locked host memory for {} freed", self.bytes, self.device.info().name);

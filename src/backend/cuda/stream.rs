@@ -13,7 +13,8 @@ unsafe impl Send for CudaStream {}
 unsafe impl Sync for CudaStream {}
 
 impl CudaStream {
-    /// An engine's stream: its `CUstream`, which is also what a `cudaStream_t` is. Null is the context's default stream.
+    /// An engine's stream: its `CUstream`, which is also what a `cudaStream_t` is. Null is the context's
+    /// default stream.
     ///
     /// # Safety
     /// It belongs to the context of every device that it is used with, and lives as long as it is used.

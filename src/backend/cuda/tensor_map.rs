@@ -30,8 +30,8 @@ pub fn encode(tiled: &Tiled2d) -> Result<TensorMap> {
         Swizzle::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
         Swizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
     };
-    // SAFETY: all pointers are to arrays of this frame with as many elements as two dimensions have (strides: one less); the
-    // address is only stored.
+    // SAFETY: all pointers are to arrays of this frame with as many elements as two dimensions have (strides:
+    // one less); the address is only stored.
     let encoded = unsafe {
         sys::cuTensorMapEncodeTiled(
             &mut map,

@@ -1,4 +1,4 @@
-//! What the kernels are told of a row's adjustments.
+//! The kernels' parameters for adjustments.
 
 use crate::adjust::PackedAt;
 use crate::backend::params::LogitAdjustments;
@@ -19,7 +19,7 @@ pub const NO_ADJUSTMENTS: LogitAdjustments = LogitAdjustments {
     temperatures: std::ptr::null(),
 };
 
-/// What the kernels are told of packed adjustments that lie at that address.
+/// The kernels' parameters for packed adjustments at that address.
 pub(super) fn packed_at(address: u64, at: &PackedAt, row_words: usize) -> LogitAdjustments {
     let words = |at: usize| (address as usize + 4 * at) as *const u32;
     let mut told = NO_ADJUSTMENTS;

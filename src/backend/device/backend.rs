@@ -15,10 +15,10 @@ use crate::weights::HeadShard;
 use std::fmt;
 use std::sync::Arc;
 
-/// Bytes of host memory that a shard locks for what it sends, and as many for what it receives.
+/// Bytes of host memory that a shard locks for sending, and as many for receiving.
 const STAGED: usize = 64 << 20;
 
-/// Bytes of logits that are held at once for partials.
+/// The most bytes of logits that are held at once for partials.
 const HELD: usize = 256 << 20;
 
 /// Part of the fingerprint: raised whenever a kernel's bits change, or those of sums and masses.
@@ -44,14 +44,15 @@ impl<D: KernelDevice> DeviceBackend<D> {
         DeviceBackend { common: Arc::new(common) }
     }
 
-    /// Locks at most about so many bytes of host memory for what a shard sends, and as many for what it
-    /// receives (64 MiB). More than that goes through it in parts, with a wait for each.
+    /// Sets about how many bytes of host memory a shard locks for sending, and as many for receiving (64 MiB
+    /// otherwise). More than that goes through it in parts, with a wait for each.
     #[must_use]
     pub fn staged(self, bytes: usize) -> Self {
         self.with(|common| Common { staged: bytes.max(4096), ..common })
     }
 
-    /// Holds logits of about so many bytes at once for partials (256 MiB): more rows are multiplied in parts.
+    /// Sets about how many bytes of logits are held at once for partials (256 MiB otherwise): more rows are
+    /// multiplied in parts.
     #[must_use]
     pub fn held(self, bytes: usize) -> Self {
         self.with(|common| Common { held: bytes, ..common })
@@ -67,7 +68,7 @@ impl<D: KernelDevice> DeviceBackend<D> {
         &self.common.device
     }
 
-    /// A driver's context does not outlive a fork.
+    /// A driver's context does not survive a fork.
     fn check_process(&self) -> Result<()> {
         self.common.maker.check("the device backend")
     }
@@ -82,7 +83,7 @@ impl<D: KernelDevice> Backend for DeviceBackend<D> {
         self.common.memory()
     }
 
-    /// `DEVICE/VERSION DTYPE`. The host's CPU has no part in it: what it makes of logits has the same bits
+    /// `DEVICE/VERSION DTYPE`, without the host's CPU: what that makes of logits has the same bits
     /// everywhere.
     fn fingerprint(&self, types: HeadTypes) -> String {
         format!("{}/{VERSION} {}", self.device().fingerprint(), types.weights)

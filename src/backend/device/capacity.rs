@@ -1,5 +1,5 @@
-//! Steps of a fixed shape, which a CUDA graph replays: rows and header on their way to the other replicas,
-//! and what came compared. All of it is queued; the host sees a mismatch afterwards.
+//! Steps of a static (padded) shape, which a CUDA graph replays: packs rows and header for the other
+//! replicas, and compares the headers that come. All of it is queued; the host sees a mismatch afterwards.
 
 use super::shard::{DeviceShard, count_of, product_of};
 use super::{Grid, KernelDevice};
@@ -16,9 +16,9 @@ use std::time::Duration;
 
 const _: () = assert!(HEADER_BYTES == 2 * LMHEAD_HEADER_HALVES as usize, "one size on host and device");
 
-/// A block of the kernels that have a row, or many headers.
+/// Threads of a block, in kernels whose blocks have one row each, or many headers.
 const THREADS: u32 = 256;
-/// A number for each of its warps.
+/// A u64 for each warp of a block.
 const SHARED_BYTES: usize = THREADS as usize / 32 * 8;
 
 /// The kernels of such steps.
@@ -40,7 +40,7 @@ impl<D: KernelDevice> CapacityKernels<D> {
     }
 }
 
-/// What the device knows of a head's capacity steps, and a copy of it that the host looks at.
+/// A head's count of capacity steps on the device, and a copy of it that the host reads.
 pub(super) struct Counted<D: KernelDevice> {
     state: D::Buffer,
     copy: Mutex<D::Staging>,
@@ -58,15 +58,15 @@ impl<D: KernelDevice> Counted<D> {
         Ok(Counted { state, copy: Mutex::new(copy), at })
     }
 
-    /// Queues the copy for the host.
+    /// Queues the copy to the host.
     fn tell(&self, device: &D, stream: D::Stream) -> Result<()> {
-        // What it guards is whole at every moment.
+        // Where the lock is poisoned the copy is still good.
         let mut copy = self.copy.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: locked memory that lives as long as the state; the host reads it by volatile words only.
         unsafe { device.queue_read(stream, &self.state, 0, copy.as_mut()) }
     }
 
-    /// A number of 16 to 64 bits of the copy.
+    /// Reads a number of 16 to 64 bits from the copy.
     fn read<T: Copy>(&self, at: usize) -> T {
         // SAFETY: aligned, as in the struct, within memory that lives as long as this; the device writes a
         // number at once.
@@ -91,7 +91,7 @@ impl<D: KernelDevice> CapacitySteps for Counted<D> {
         if seen.0 == 0 {
             return None;
         }
-        // The copy may be on its way; what it says of the first mismatch stays as it is.
+        // The copy may be arriving right now; once it is there, the first mismatch does not change any more.
         for _ in 0..1000 {
             std::thread::sleep(Duration::from_micros(10));
             let again = read();
@@ -104,12 +104,12 @@ impl<D: KernelDevice> CapacitySteps for Counted<D> {
     }
 }
 
-/// A span of the device's, of so many bytes at least, aligned to `to`.
+/// Checks that a span is the device's, of `bytes` bytes and aligned to `to`. Returns its address.
 fn check(what: &str, span: Span<'_>, own: Memory, bytes: usize, to: usize) -> Result<u64> {
     span.check_len(what, bytes)?;
     span.check_aligned(what, to)?;
     if span.is_empty() {
-        // The kernels know by that that there is none.
+        // Address 0 tells the kernels that there is none.
         return Ok(0);
     }
     span.check_memory(what, own)?;

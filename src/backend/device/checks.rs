@@ -8,7 +8,7 @@ use crate::merge::PartialSpec;
 use crate::weights::ShardInfo;
 use std::ops::Range;
 
-/// A memory that is neither the host's nor `own`.
+/// Refuses memory that is neither the host's nor `own`.
 fn foreign(what: &str, span: Span<'_>, own: Memory) -> Result<()> {
     let memory = span.memory();
     if span.is_empty() || memory == Memory::Host || memory == own {
@@ -18,7 +18,7 @@ fn foreign(what: &str, span: Span<'_>, own: Memory) -> Result<()> {
     Err(Error::shape(what, format!("host memory or {own}"), memory, fix))
 }
 
-/// Rows of a job for this shard.
+/// Refuses a job whose rows or adjustments do not fit this shard.
 pub(super) fn job(job: &Job<'_>, info: &ShardInfo, hidden: DType, own: Memory) -> Result<()> {
     let rows = &job.rows;
     if rows.hidden() != info.hidden_size {
@@ -42,7 +42,7 @@ pub(super) fn job(job: &Job<'_>, info: &ShardInfo, hidden: DType, own: Memory) -
     Ok(())
 }
 
-/// A buffer that a job writes: of a known memory, aligned, apart from the rows.
+/// Refuses an output buffer in foreign memory, not aligned to `to`, or not apart from the rows.
 fn output(what: &str, span: &SpanMut<'_>, to: usize, job: &Job<'_>, own: Memory) -> Result<()> {
     foreign(what, span.as_span(), own)?;
     span.check_aligned(what, to)?;
@@ -61,12 +61,13 @@ fn apart(what: &str, span: Span<'_>, other_what: &str, other: Span<'_>) -> Resul
     Err(Error::shape(what, wanted, got, "use another buffer"))
 }
 
-/// `n` words, `stride` bytes apart.
+/// Bytes of `n` elements that begin `stride` bytes apart, where the last has `last` bytes; `None` on
+/// overflow.
 fn strided(n: usize, stride: usize, last: usize) -> Option<usize> {
     n.checked_sub(1).map_or(Some(0), |before| before.checked_mul(stride)?.checked_add(last))
 }
 
-/// Places for logits `[rows, columns]`; the bytes of one row.
+/// Refuses buffers that cannot take logits `[rows, columns]`; returns the bytes of one row.
 pub(super) fn logits(out: &LogitsOut<'_>, job: &Job<'_>, columns: usize, own: Memory) -> Result<usize> {
     let rows = job.rows.len();
     let LogitsOut { data, stride, dtype, status } = out;
@@ -133,13 +134,13 @@ pub(super) fn logits(out: &LogitsOut<'_>, job: &Job<'_>, columns: usize, own: Me
     Ok(row_bytes)
 }
 
-/// Places for partials of `bytes` bytes.
+/// Refuses a buffer that cannot take partials of `bytes` bytes.
 pub(super) fn partials(out: &SpanMut<'_>, bytes: usize, job: &Job<'_>, own: Memory) -> Result<()> {
     out.check_len("partials", bytes)?;
     output("partials", out, 8, job, own)
 }
 
-/// The workspace that a caller lends: its address.
+/// Refuses a caller's workspace that is too small or in the wrong place; returns its address.
 pub(super) fn workspace(span: &SpanMut<'_>, needed: usize, rows: usize, own: Memory) -> Result<u64> {
     let what = "workspace";
     if span.len() < needed {

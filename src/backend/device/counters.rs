@@ -1,4 +1,4 @@
-//! Counters that a device counts up itself, whoever replays what was queued.
+//! Counters that the device increments itself, whoever replays what was queued.
 
 use super::{Grid, KernelDevice};
 use crate::error::Result;
@@ -7,16 +7,16 @@ use crate::memory::Stream;
 use crate::params::ReadStreamParams;
 use std::sync::{Mutex, PoisonError};
 
-/// How often the device has come to the beginning, and to the end.
+/// One word counts how often the device has come to the beginning, the other how often to the end.
 const WORDS: usize = 2;
-/// `kernels/read_stream_sm80.cu`: a block of it.
+/// Threads of a block of `kernels/read_stream_sm80.cu`.
 const THREADS: u32 = 512;
-/// What the kernel reads at once.
+/// Bytes that a thread of the kernel reads at once.
 const PIECE: usize = 16;
 
 pub(super) struct Counters<D: KernelDevice> {
     device: D,
-    /// Adds the sum of what it reads to a word: of a piece whose words are 1, 0, 0, 0 it counts up by one.
+    /// Adds the sum of what it reads to a word: reading the words 1, 0, 0, 0 increments it.
     count: D::Kernel<ReadStreamParams>,
     one: D::Buffer,
     words: D::Buffer,
@@ -42,13 +42,13 @@ impl<D: KernelDevice> Counters<D> {
         Ok(Counters { device, count, one, words, copies, at })
     }
 
-    /// Counts up one of the words, and tells the host.
+    /// Increments a word, and copies it to the host.
     fn count(&self, word: usize, stream: Stream) -> std::result::Result<(), Fault> {
         let data = self.device.address(&self.one) as *const _;
         let out = (self.device.address(&self.words) + 4 * word as u64) as *mut _;
         let params = ReadStreamParams { data, pieces: 1, out };
         let grid = Grid { blocks: 1, threads: THREADS, shared_bytes: 0 };
-        // What it guards is whole at every moment.
+        // Where the lock is poisoned the copies are still good.
         let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
         let copy = &mut copies.as_mut()[4 * word..4 * (word + 1)];
         // SAFETY: the promise of whoever made the handle; buffers that live as long as the work, by the

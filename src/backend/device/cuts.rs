@@ -1,4 +1,4 @@
-//! The rounds of [`Cuts`] by kernels: queued, and waited for by nobody.
+//! The rounds of [`Cuts`] by kernels: queued, without a wait.
 
 use super::partials::{SHARED_BYTES, THREADS};
 use super::shard::{DeviceShard, count_of, product_of};
@@ -38,7 +38,7 @@ impl<D: KernelDevice> Kernels<D> {
     }
 }
 
-/// Of `learn_cuts`: bins, and a word of each warp.
+/// Shared memory of `learn_cuts`: bins, and a word for each warp.
 const LEARN_BYTES: usize = 8 * BINS + THREADS as usize / 32 * 4;
 
 impl<D: KernelDevice> DeviceShard<D> {
@@ -47,7 +47,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         if rows == 0 {
             return Ok(());
         }
-        // A shard without ids takes part: it has no logit, and its words say so.
+        // A shard without ids takes part too: it has no logits, and what it sends says so.
         let held = self.held.matrix(Which::Adjusted).unwrap_or(HeldMatrix {
             data: null(),
             status: null(),
@@ -123,7 +123,8 @@ impl<D: KernelDevice> DeviceShard<D> {
                 let queries = self.room(room)?.wanted as *const _;
                 let params = HeldCandidatesParams { held, queries, out };
                 let grid = Grid { blocks: count_of(rows)?, threads: THREADS, shared_bytes: SHARED_BYTES };
-                // The last that reads the held logits, which are the shard's own: remembered.
+                // The last kernel that reads the held logits, which may lie in the shard's own memory: its
+                // end is remembered.
                 let on = self.held_on();
                 let stream = self.begin(&on, false)?;
                 let kernel = &self.weights.kernels.candidates;
@@ -135,7 +136,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
     }
 
-    /// What all kernels that have a row in a thread are told.
+    /// The parameters that all kernels with one row per thread have in common.
     fn rows_params(
         &self,
         sampling: Span<'_>,
@@ -167,7 +168,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// The addresses of what is known of the held rows.
+    /// The addresses of the state of the held rows.
     fn room(&self, span: Span<'_>) -> Result<Room> {
         let room = Room::of(self.held.rows)?;
         let at = self.at("rooms of the rows", span, [room.bytes, 1], Room::ALIGNED)?;
@@ -180,7 +181,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// The address of what is the device's, of so many elements of so many bytes, aligned to `to`.
+    /// Checks a span of the device's memory, of `size[0]` elements of `size[1]` bytes, aligned to `to`;
+    /// returns its address.
     fn at(&self, what: &str, span: Span<'_>, size: [usize; 2], to: usize) -> Result<usize> {
         span.check_len(what, product_of(&size)?)?;
         span.check_aligned(what, to)?;
@@ -190,7 +192,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(span.address() as usize)
     }
 
-    /// A kernel on the stream of the held logits.
+    /// Queues a kernel on the stream of the held logits.
     fn queue<P: Params>(
         &mut self,
         kernel: impl Fn(&Self) -> &D::Kernel<P>,

@@ -1,5 +1,5 @@
-//! Draws on the device: a product leaves one candidate a row where no row has a filter, and candidates that
-//! came from all shards become one id a row.
+//! Draws on the device. Where no row has a filter, the matmul leaves one candidate a row; of the candidates
+//! that come from all shards a kernel draws one id a row.
 
 use super::partials::{NO_ANSWER, NO_PARTIALS, THREADS, are_even, check_own, checked, words_of};
 use super::shard::{DeviceShard, count_of, product_of, sum_of};
@@ -39,8 +39,8 @@ fn check_rows(span: &Span<'_>, rows: usize, own: Memory) -> Result<()> {
 }
 
 impl Drawing<'_> {
-    /// Checks what came, and where the parameters are. How long messages are whose parameters only the device
-    /// knows, is checked there.
+    /// Checks the messages, and where the parameters are. Where only the device knows the parameters, the
+    /// kernel checks how long the messages are.
     fn check(&self, own: Memory) -> Result<()> {
         let Drawing { from, sampling, places, vocab_size, tokens, .. } = self;
         check_own(from)?;
@@ -73,7 +73,7 @@ impl Drawing<'_> {
                         .iter()
                         .map(|params| places.of(params.kind(*vocab_size), shard.len()))
                         .sum(),
-                    // The kernel finds them.
+                    // The kernel finds the lengths.
                     _ => return self.check_shards(from.starts.is_empty()),
                 },
             ])?;
@@ -96,7 +96,8 @@ impl Drawing<'_> {
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Checks the parameters of a product's draws. Filters of rows that only the device knows are told there.
+    /// Checks the parameters of draws in a matmul. Filters in parameters that only the device knows are
+    /// reported by the device.
     pub(super) fn check_drawn(&self, sampling: &RowSampling<'_>, rows: usize) -> Result<()> {
         match sampling {
             RowSampling::Host(_) => unfiltered(sampling, rows, self.weights.info.vocab_size).map(|_| ()),
@@ -120,7 +121,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         };
         let at_once = match &on.workspace {
             _ if self.ids() == 0 => n,
-            // As many rows at once as a workspace has room for that is larger than it must be.
+            // A workspace may be larger than it must be: all rows at once, where it has room for them.
             Some(given) if self.drawn_places(n)?.total <= given.len() => n,
             _ => self.drawn_at_once(n),
         };
@@ -136,7 +137,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(())
     }
 
-    /// Some of the rows.
+    /// Draws `rows` of the job.
     fn drawn_rows(
         &mut self,
         stream: D::Stream,
@@ -191,7 +192,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
     }
 
-    /// Parameters on their way to the device: where they will be.
+    /// Queues the parameters for the device; returns where they will be.
     fn ask_sampling(
         &mut self,
         stream: D::Stream,
@@ -208,8 +209,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         rows
     }
 
-    /// Draws where the candidates are. Parameters in host memory go there, and tokens in host memory come
-    /// back: for the latter alone the call waits.
+    /// Draws on the device. Parameters in host memory are copied there, and tokens for host memory are copied
+    /// back: for these alone the call waits.
     pub(super) fn finish_draw(&mut self, on: &On<'_>, what: Drawing<'_>) -> Result<()> {
         what.check(self.common.memory())?;
         let host_tokens = what.tokens.memory() == Memory::Host && !what.tokens.is_empty();

@@ -1,4 +1,4 @@
-//! Answers in device memory, by kernels and copies there.
+//! Answers in device memory, made by kernels and copies on the device.
 
 use super::draws::Drawing;
 use super::partials;
@@ -11,7 +11,7 @@ use crate::finish::{self, Finish, Messages, columns};
 use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::{Candidate, PartialSpec};
 
-/// What came.
+/// The messages that an answer is made of.
 fn source<'a>(what: &Finish<'a>) -> Span<'a> {
     match what {
         Finish::Status { words, .. } => *words,
@@ -23,7 +23,7 @@ fn source<'a>(what: &Finish<'a>) -> Span<'a> {
     }
 }
 
-/// Refuses outputs in another memory than what came.
+/// Refuses outputs that are not in the memory of the messages.
 fn check_outputs(what: &Finish<'_>, own: Memory) -> Result<()> {
     let check = |outputs: &[(&str, &SpanMut<'_>)]| {
         outputs.iter().try_for_each(|(what, span)| span.check_memory(what, own))
@@ -47,13 +47,13 @@ fn check_outputs(what: &Finish<'_>, own: Memory) -> Result<()> {
     }
 }
 
-/// One for each place.
+/// Refuses targets that are not one for each place.
 fn check_targets(targets: Span<'_>, from: &Messages<'_>, spec: &PartialSpec) -> Result<()> {
     targets.check_len("targets", from.answered * spec.targets * size_of::<Candidate>())
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Makes the answer where its buffers are.
+    /// Makes the answer in the memory where its messages are.
     pub(super) fn finish_anywhere(
         &mut self,
         what: Finish<'_>,
@@ -74,7 +74,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.finish_by_kernel(what, on)
     }
 
-    /// Queues the kernels that make the answer: nothing goes through the host.
+    /// Queues the kernels that make the answer; nothing goes through the host.
     fn finish_by_kernel(&mut self, what: Finish<'_>, on: &On<'_>) -> Result<()> {
         match what {
             Finish::Draw { from, sampling, places, vocab_size, ids, tokens, row_status } => {
@@ -83,7 +83,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             Finish::Logprobs { from, spec, targets, top_n, drawn, .. }
                 if spec.targets > 0 && targets.memory() == Memory::Host =>
             {
-                // By way of the shard's own memory.
+                // Targets in host memory go by way of the shard's own memory.
                 let parts = partials::parts(&from, &spec)?;
                 check_targets(targets, &from, &spec)?;
                 let targets = targets.host_elements("targets")?;
@@ -126,7 +126,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
     }
 
-    /// Queues: each shard's columns go to their places.
+    /// Queues copies of each shard's columns to their places.
     fn place_logits(
         &self,
         stream: D::Stream,

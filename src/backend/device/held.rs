@@ -8,19 +8,19 @@ use crate::backend::{HeldLogits, Pass, Which};
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// Rows whose logits are held, beside the logits.
+/// What is known of the rows whose logits are held.
 #[derive(Default)]
 pub(super) struct Held {
-    /// The last product was held, and nothing has taken its memory since.
+    /// The logits of the last product are held: nothing has taken their memory since.
     pub is_there: bool,
     pub rows: usize,
     /// The stream that they were made on.
     pub stream: memory::Stream,
-    /// Those with adjustments come first, and behind them those that the product left.
+    /// Logits with adjustments come first, and behind them those that the matmul left.
     pub both: bool,
-    /// There are adjustments, and logits without them are not kept.
+    /// There are adjustments, and only logits with them are kept.
     pub adjusted_only: bool,
-    /// The logits on the device; none of no ids.
+    /// The logits on the device; `None` where there are no ids.
     pub matrix: Option<HeldMatrix>,
     /// What a pass asks, before it is copied to locked memory.
     pub asked: Vec<u8>,
@@ -30,7 +30,7 @@ pub(super) struct Held {
 unsafe impl Send for Held {}
 
 impl Held {
-    /// Those of that kind.
+    /// The held logits that `of` means.
     pub fn matrix(&self, of: Which) -> Option<HeldMatrix> {
         let held = self.matrix?;
         if !self.both {
@@ -45,14 +45,14 @@ impl Held {
         })
     }
 
-    /// Logits of a shard without ids, or of no rows.
+    /// Sets the state of a shard without ids, or of no rows.
     pub fn nothing(&mut self, rows: usize) {
         (self.rows, self.both, self.adjusted_only, self.matrix) = (rows, false, false, None);
     }
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Forgets what is held, and rows that were brought: their memory may go.
+    /// Forgets held logits, and rows that were copied to the device: their memory may be freed.
     pub(super) fn forget(&mut self) {
         self.held.is_there = false;
         self.held.nothing(0);

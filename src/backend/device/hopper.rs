@@ -2,21 +2,21 @@
 
 use crate::plan::hopper::{COLUMN_BYTES, PACKED_IDS};
 
-/// Bytes of 16, which the swizzle moves.
+/// Bytes that the swizzle moves as one.
 const PIECE: usize = 16;
 
 /// Bytes of `ids` packed rows of `row_bytes` each: rows padded to whole columns of 128 bytes, ids to an even
 /// number of blocks of 64.
 ///
-/// `None` where that is no number.
+/// `None` on overflow.
 pub fn packed_bytes(ids: usize, row_bytes: usize) -> Option<usize> {
     let ids = ids.checked_next_multiple_of(2 * PACKED_IDS)?;
     row_bytes.checked_next_multiple_of(COLUMN_BYTES)?.checked_mul(ids)
 }
 
 /// Packs rows `[ids, row_bytes]`, which begin with a block of 64 ids, as `WeightMatrix` in `kernels/params.h`
-/// says: `out` holds as many whole blocks as there is room for. Ids behind the last are copies of it, so that
-/// what kernels find in them is said of the last, too.
+/// says: `out` holds as many whole blocks as there is room for. Ids behind the last are copies of it: so what
+/// a kernel reports of them is true of the last one too.
 ///
 /// # Panics
 /// Where there is no row, or `out` is not whole blocks.

@@ -1,6 +1,6 @@
 //! Inputs in device memory, by kernels: checked where they are read, packed for the exchange, and brought to
-//! where products and passes read them. The host waits for none of it, but for the sampling parameters of
-//! steps whose filters it knows.
+//! where matmuls and passes read them. The host waits for none of it, except for the sampling parameters of
+//! steps whose filters it must know.
 
 use super::adjustments::NO_ADJUSTMENTS;
 use super::partials::THREADS;
@@ -46,7 +46,7 @@ impl<D: KernelDevice> Kernels<D> {
     }
 }
 
-/// Shared memory of a block that asks its warps: a word of each; and a sum of 64 bits.
+/// Shared memory of a block: where its warps vote, a word for each; where they add, 64 bits for each.
 const VOTES: usize = 4 * THREADS as usize / 32;
 const SUMS: usize = 2 * VOTES;
 
@@ -119,7 +119,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
     }
 
-    /// The address of `n` elements of `size` bytes in the device's memory.
+    /// Checks a span of `n` elements of `size` bytes in the device's memory; returns its address.
     fn place(&self, what: &str, span: Span<'_>, n: usize, size: usize) -> Result<u64> {
         span.check_len(what, product_of(&[n, size])?)?;
         span.check_memory(what, self.common.memory())?;
@@ -127,7 +127,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(span.address())
     }
 
-    /// A kernel of which a thread has one of `n`, on the caller's memory alone.
+    /// Queues a kernel with one of `n` elements per thread, which uses the caller's memory alone.
     fn launch_threads<P: Params>(
         &mut self,
         on: &On<'_>,
@@ -232,7 +232,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.end(on, stream, false)
     }
 
-    /// What the kernel is told, but for where the rows go.
+    /// The kernel's parameters, except where the rows go.
     fn sampling_params(
         &self,
         from: &SamplingSpans<'_>,
@@ -259,7 +259,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// Waits: how a step goes on depends on its parameters.
+    /// Waits for the parameters: how a step goes on depends on them.
     fn sampling_rows(
         &mut self,
         on: &On<'_>,
@@ -316,12 +316,12 @@ impl<D: KernelDevice> DeviceShard<D> {
             shard_step: step as u32,
             ..self.adjustment_params(from, rows, of, vocab as usize)?
         };
-        // Also where nothing is sent: the rows are looked at.
+        // Also where nothing is sent: the kernel checks the rows.
         let blocks = product_of(&[places, count])?;
         self.launch_blocks(on, |shard| &shard.weights.kernels.inputs.pack, (blocks, VOTES), params)
     }
 
-    /// What kernels are told of adjustments of `rows` rows, but for where their work goes.
+    /// The kernels' parameters for adjustments of `rows` rows, except where their results go.
     fn adjustment_params(
         &self,
         from: &DeviceInputs<'_>,
@@ -410,7 +410,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 }
 
-/// The vocabulary of shards that are cut as kernels cut it.
+/// The size of the vocabulary; refuses shards that are not cut as kernels cut it.
 fn evenly(shards: &[Range<usize>]) -> Result<u32> {
     let vocab = shards.last().map_or(0, |shard| shard.end);
     let even = |(i, shard): (usize, &Range<usize>)| *shard == shard_range(vocab, shards.len(), i);
@@ -421,7 +421,7 @@ fn evenly(shards: &[Range<usize>]) -> Result<u32> {
     Err(Error::shape("shards", wanted, format!("{shards:?}"), fix))
 }
 
-/// What kernels are told of placed adjustments.
+/// The kernels' parameters for placed adjustments.
 fn placed(at: &PlacedAdjustments<'_>) -> LogitAdjustments {
     let address = |span: &Span<'_>| span.address() as usize as *const u32;
     let mut told = NO_ADJUSTMENTS;
@@ -440,7 +440,7 @@ fn placed(at: &PlacedAdjustments<'_>) -> LogitAdjustments {
     told
 }
 
-/// Adds what is placed of the rows from `first` on to what kernels are told of the others.
+/// Adds the placed adjustments of the rows from `first` on to the kernels' parameters for the others.
 pub(super) fn with_placed(
     mut told: LogitAdjustments,
     at: Option<&PlacedAdjustments<'_>>,

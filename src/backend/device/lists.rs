@@ -1,4 +1,4 @@
-//! Answers from the sorted lists of all shards, where they are longer than a warp collects:
+//! Answers from the sorted lists of all shards, where a list is longer than a warp collects:
 //! kernels/lists_sm80.cu.
 
 use super::partials::{BEST, SHARED_BYTES, THREADS};
@@ -33,8 +33,8 @@ fn grid(rows: u32) -> Grid {
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Queues status and logsumexp of the first `rows` rows, and then the best, whose ids and values are at
-    /// `params`'s.
+    /// Queues status and logsumexp of the first `rows` rows, and then their best ids and values, to the
+    /// addresses in `params`.
     pub(super) fn finish_lists(&self, stream: D::Stream, params: &FinishParams, rows: u32) -> Result<()> {
         let (device, kernels) = (&self.common.device, &self.weights.kernels.lists);
         // SAFETY: as of `finish_best`, which has checked everything.
@@ -51,7 +51,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.place_lists(stream, place, rows)
     }
 
-    /// Queues status of the first `rows` rows and what is said of targets, and then the best.
+    /// Queues status and the answers for targets of the first `rows` rows, and then their best ids.
     pub(super) fn finish_lists_logprobs(
         &self,
         stream: D::Stream,
@@ -75,12 +75,12 @@ impl<D: KernelDevice> DeviceShard<D> {
 
     fn place_lists(&self, stream: D::Stream, mut params: PlaceListsParams, rows: u32) -> Result<()> {
         let from = &params.from;
-        // The first shard is the largest. A vocabulary without ids has no lists, and one block says so.
+        // The first shard is the largest. A vocabulary without ids has no lists; one block reports that.
         let ids = shard_range(from.vocab as usize, from.shards as usize, 0).len();
         let lists = product_of(&[ids.min(from.k as usize).div_ceil(THREADS as usize), from.parts as usize])?;
         params.blocks = count_of(lists.max(1))?;
         let blocks = count_of(product_of(&[params.blocks as usize, rows as usize])?)?;
-        // A warp's list, and the logarithm of the sum.
+        // Shared memory for a warp's list, and the logarithm of the sum.
         let grid = Grid { blocks, threads: THREADS, shared_bytes: 2 * BEST * 8 + 8 };
         // SAFETY: as above.
         unsafe { self.common.device.launch(stream, &self.weights.kernels.lists.place, &grid, &params) }

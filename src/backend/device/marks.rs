@@ -7,21 +7,21 @@ use crate::exchange::{Fault, Pending, Scratch, StreamCounters, StreamMarks};
 use crate::memory::{Memory, Stream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The marks of one member on the streams of `device`. They keep one event for each mark that is awaited at
-/// the same time.
+/// The marks of one member on the streams of `device`: one event for each mark that is awaited at the same
+/// time.
 pub fn stream_marks<D: KernelDevice>(device: &D) -> Arc<dyn StreamMarks> {
     Arc::new(Events { device: device.clone(), pending: Mutex::default() })
 }
 
 struct Events<D: KernelDevice> {
     device: D,
-    /// Events by the number of their mark, and whether somebody will wait for them.
+    /// Events by the number of their mark, and whether somebody still waits for them.
     pending: Mutex<Vec<(Arc<D::Event>, bool)>>,
 }
 
 impl<D: KernelDevice> Events<D> {
     fn pending(&self) -> MutexGuard<'_, Vec<(Arc<D::Event>, bool)>> {
-        // What it guards is whole at every moment.
+        // Where the lock is poisoned the list is still good.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! One product on device memory: prepared once, then only launches.
+//! One matmul on device memory: prepared once, then only launched.
 
 use super::words::{set_words, words};
 use super::{Grid, KernelDevice};
@@ -18,7 +18,7 @@ use std::ptr::null;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spec {
     pub precision: Precision,
-    /// How the weights lie, and so which kernels multiply them: decided when they are loaded.
+    /// How the weights lie, which decides the kernels that multiply them: fixed when they are loaded.
     pub layout: WeightLayout,
     /// Ids of the shard.
     pub vocab: usize,
@@ -35,16 +35,18 @@ pub struct Call {
     pub rows: usize,
     pub weights: WeightMatrix,
     pub hidden: RowMatrix,
-    /// `status` need not be zeros; where partials are wanted it alone is used.
+    /// `status` need not be zeros. Where partials are wanted only `status` is used.
     pub logits: LogitMatrix,
     pub adjustments: LogitAdjustments,
-    /// 0, or where f32 logits without adjustments go besides, at the pitch of the logits, which are f32, too.
+    /// Where f32 logits without adjustments go as well, or 0 for nowhere. The logits are then f32 too, and of
+    /// the same pitch.
     pub raw: u64,
-    /// Instead of the logits ([`NO_PARTIALS`](super::NO_PARTIALS): none). `bars` need not be zeros.
+    /// Where partials go instead of the logits ([`NO_PARTIALS`](super::NO_PARTIALS): nowhere). `bars` need
+    /// not be zeros.
     pub partials: TilePartials,
     pub epilogue: Epilogue,
     /// At least [`Matmul::workspace_bytes`] for these rows, aligned to 16. 16-bit rows whose address and
-    /// pitch are multiples of 16 bytes leave it alone: it may be 0 then.
+    /// pitch are multiples of 16 bytes do not use it: it may be 0 then.
     pub workspace: u64,
     pub workspace_bytes: usize,
 }
@@ -52,35 +54,35 @@ pub struct Call {
 // SAFETY: device addresses, which no thread of the host follows.
 unsafe impl Send for Call {}
 
-/// A product whose kernels are loaded.
+/// A matmul whose kernels are loaded.
 pub struct Matmul<D: KernelDevice> {
     spec: Spec,
     limits: crate::plan::DeviceLimits,
-    /// Those of the layout's tiles that the device takes, in that order.
+    /// The layout's tiles that the device can run, in the layout's order.
     tiles: Vec<(&'static str, D::Kernel<MatmulParams>)>,
     quantizer: Option<D::Kernel<QuantizeRowsParams>>,
     packer: Option<D::Kernel<PackRowsParams>>,
-    /// Rows that are not quantised have their status and bars set by this.
+    /// Sets status and bars of rows that are not quantised.
     words: D::Kernel<SetWordsParams>,
     targets: D::Kernel<TargetLogitsParams>,
-    /// Of packed weights.
+    /// For packed weights only.
     stager: Option<D::Kernel<StageRowsParams>>,
 }
 
-/// Ids of their own that rows have, and where the logits of these go.
+/// Target ids of rows, and where their logits go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetCall {
     /// Address of `[rows, per_row]` u32: ids of the vocabulary.
     pub ids: u64,
     /// At least 1.
     pub per_row: usize,
-    /// Of the shard.
+    /// First id of the shard.
     pub first_id: usize,
     /// Address of `[rows, per_row]` f32; NaN where the id is not the shard's.
     pub out: u64,
 }
 
-/// The kernel of a precision that makes single logits.
+/// The kernel that computes single logits in a precision.
 pub fn target_kernel(precision: Precision) -> &'static str {
     match precision {
         Precision::Bf16 => "target_logits_bf16",
@@ -109,7 +111,7 @@ impl<D: KernelDevice> Matmul<D> {
         let most = Shape { rows: spec.max_rows.max(1), vocab: spec.vocab, hidden: spec.hidden };
         let (layout, precision) = (spec.layout, spec.precision);
         Plan::for_layout(layout, precision, most, &limits)?;
-        // Of few rows every tile can be counted, of the most perhaps not.
+        // With few rows a plan can count the blocks of every tile, with the most perhaps not.
         let few = Shape { rows: 1, ..most };
         let plans = match layout {
             WeightLayout::Rows => Plan::candidates(precision, few, &limits)?,
@@ -119,7 +121,7 @@ impl<D: KernelDevice> Matmul<D> {
         names.dedup();
         let load = |name| Ok((name, device.kernel(name)?));
         let tiles = names.into_iter().map(load).collect::<Result<_>>()?;
-        // Single logits take rows quantised or aligned whatever the layout of the weights.
+        // Single logits need rows quantised or aligned, whatever the layout of the weights.
         let quantizer = precision.quantizer().map(|name| device.kernel(name)).transpose()?;
         let packer = precision.packer().map(|name| device.kernel(name)).transpose()?;
         let stager = match layout {
@@ -150,7 +152,7 @@ impl<D: KernelDevice> Matmul<D> {
     /// Bytes of workspace that a call of `rows` rows needs, wherever its rows lie.
     ///
     /// # Errors
-    /// As [`Matmul::plan`]; no rows need none.
+    /// As [`Matmul::plan`], except that 0 rows take 0 bytes.
     pub fn workspace_bytes(&self, rows: usize) -> Result<usize> {
         if rows == 0 { Ok(0) } else { self.plan(rows).map(|plan| plan.workspace.bytes) }
     }
@@ -198,7 +200,7 @@ impl<D: KernelDevice> Matmul<D> {
         let (threads, shared_bytes) = (plan.tile.threads(), plan.shared_bytes());
         let grid = Grid { blocks: plan.blocks, threads, shared_bytes };
         let mut params = params(call, plan);
-        // A kernel before the product begins what it adds to, and lets the product begin to load weights.
+        // A kernel before the matmul initialises what the matmul adds to, and lets it begin to load weights.
         // SAFETY: the caller's promise.
         let before = unsafe {
             if let Some((kernel, grid, rows)) = self.staged(call, plan, &mut params) {
@@ -215,9 +217,8 @@ impl<D: KernelDevice> Matmul<D> {
         before.and_then(run).map_err(|error| of_product(&plan.shape, error))
     }
 
-    /// Queues the logits of single ids of the call's rows, with the bits that they have in its product. Of the
-    /// call neither logits nor partials are used; its status words are memory that is written where rows are
-    /// quantised.
+    /// Queues the logits of single ids of the call's rows, with the bits that the matmul gives them. The
+    /// call's logits and partials are not used; its status words are written where rows are quantised.
     ///
     /// # Errors
     /// As [`Matmul::run`].
@@ -274,8 +275,8 @@ impl<D: KernelDevice> Matmul<D> {
         self.quantizer.is_some() || needs_packing(call, plan)
     }
 
-    /// Brings a call's rows into the workspace, one behind the other: quantised, or as they are where they are
-    /// not aligned. The product then reads them there.
+    /// Brings a call's rows into the workspace, contiguous: quantised, or unchanged where they are not
+    /// aligned. The matmul then reads them there.
     ///
     /// # Safety
     /// As [`Matmul::run`].
@@ -340,7 +341,7 @@ impl<D: KernelDevice> Matmul<D> {
         }
     }
 
-    /// What brings a call's rows into the order of stages, where the weights are packed.
+    /// The launch that brings a call's rows into the order of stages, where the weights are packed.
     fn staged(&self, call: &Call, plan: &Plan, product: &mut MatmulParams) -> Before<'_, D, StageRowsParams> {
         let (stage, stager) = (plan.stage?, self.stager.as_ref()?);
         let int8 = plan.precision.quantizer().is_some();
@@ -369,10 +370,10 @@ impl<D: KernelDevice> Matmul<D> {
     }
 }
 
-/// A kernel that prepares rows before a product, with its launch.
+/// A kernel that prepares rows before a matmul, with its launch.
 type Before<'a, D, P> = Option<(&'a <D as KernelDevice>::Kernel<P>, Grid, P)>;
 
-/// What a product is told of its call; rows are the call's own.
+/// The parameters of a call's matmul; its rows are the call's own.
 fn params(call: &Call, plan: &Plan) -> MatmulParams {
     let Shape { rows, vocab, hidden } = plan.shape;
     MatmulParams {
@@ -392,12 +393,12 @@ fn params(call: &Call, plan: &Plan) -> MatmulParams {
     }
 }
 
-/// The words that tiles of partials raise; none where logits are stored.
+/// The words that tiles of partials raise; null where logits are stored.
 fn bars(call: &Call) -> *mut u32 {
     if call.partials.data.is_null() { std::ptr::null_mut() } else { call.partials.bars }
 }
 
-/// What is known of each row before its product: kernels look for a logit above minus infinity only where
+/// The status of each row before its matmul. Kernels look for a logit above minus infinity only where
 /// adjustments may have left none.
 fn status_before(call: &Call) -> u32 {
     let a = &call.adjustments;
@@ -405,12 +406,12 @@ fn status_before(call: &Call) -> u32 {
     if adjusted { 0 } else { LMHEAD_STATUS_ALLOWED }
 }
 
-/// Whether the kernel's copies of 16 bytes would be misaligned, so that the rows are brought together before.
+/// Whether the kernel's 16-byte copies would be misaligned, so that the rows must be packed before.
 fn needs_packing(call: &Call, plan: &Plan) -> bool {
     plan.precision.quantizer().is_none() && !(call.hidden.data as u64 | call.hidden.pitch).is_multiple_of(16)
 }
 
-/// A device's error with the product that it belongs to.
+/// Adds the matmul that it belongs to to a device's error.
 pub(super) fn of_product(shape: &Shape, error: Error) -> Error {
     match error {
         Error::Device { what, problem, fix } => {
@@ -420,7 +421,7 @@ pub(super) fn of_product(shape: &Shape, error: Error) -> Error {
     }
 }
 
-/// The code of a type of logits or rows in `kernels/params.h`; none for the types of weights alone.
+/// The code of a type of logits or rows in `kernels/params.h`; `None` for types that only weights have.
 pub(super) fn dtype_code(dtype: DType) -> Option<u32> {
     match dtype {
         DType::F32 => Some(LMHEAD_DTYPE_F32),
@@ -486,7 +487,7 @@ fn check(call: &Call, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// What is multiplied, and what becomes of it on its way out.
+/// Checks what is multiplied, and what the epilogue reads.
 fn check_operands(call: &Call, plan: &Plan) -> Result<()> {
     let Shape { rows, vocab, hidden } = plan.shape;
     let precision = plan.precision;

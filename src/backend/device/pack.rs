@@ -1,4 +1,4 @@
-//! Rows of device memory brought together: those that a selection picks, or that lie apart.
+//! Packs rows in device memory: rows that a selection picks, or that are not contiguous.
 
 use super::shard::{DeviceShard, count_of, product_of};
 use super::{Grid, KernelDevice};

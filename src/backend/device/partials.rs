@@ -1,5 +1,5 @@
-//! Partials on the device: what a product leaves of each tile is joined to a shard's partials, and what came
-//! from all shards to answers. Nothing goes through the host.
+//! Partials on the device: what a matmul leaves of each tile is joined to a shard's partials, and what comes
+//! from all shards is joined to answers. Nothing goes through the host.
 
 use super::capacity::CapacityKernels;
 use super::shard::{DeviceShard, Places, check_candidates, count_of, product_of, sum_of};
@@ -18,10 +18,10 @@ use crate::memory::{Memory, Span, SpanMut};
 use crate::merge::PartialSpec;
 use crate::plan::Plan;
 
-/// The most candidates of a row that a warp collects: of more the logits are held, and selected from.
+/// The most candidates of a row that a warp collects: for more, the logits are held and selected from.
 pub(super) const BEST: usize = LMHEAD_BEST as usize;
 
-/// Logits instead of partials.
+/// For a matmul that stores logits: no partials.
 pub const NO_PARTIALS: TilePartials = TilePartials {
     data: std::ptr::null_mut(),
     bars: std::ptr::null_mut(),
@@ -36,7 +36,7 @@ pub const NO_PARTIALS: TilePartials = TilePartials {
 /// Status flags of a row without an answer.
 pub(super) const NO_ANSWER: u32 = LMHEAD_STATUS_NONFINITE | LMHEAD_STATUS_BAD_INDEX;
 
-/// A block of kernels/partials_sm80.cu: of each warp a list of candidates, and what else it found.
+/// A block of kernels/partials_sm80.cu: each warp has a list of candidates, and what else it found.
 pub(super) const THREADS: u32 = 256;
 pub(super) const SHARED_BYTES: usize = THREADS as usize / 32 * (2 * BEST * 8 + 40);
 
@@ -96,7 +96,7 @@ fn grid(rows: usize) -> Grid {
     Grid { blocks: rows as u32, threads: THREADS, shared_bytes: SHARED_BYTES }
 }
 
-/// Bytes that a product leaves of `rows` rows in tiles of so many ids.
+/// Bytes that a matmul leaves of `rows` rows, in tiles of `tile` ids.
 pub(super) fn tile_bytes(spec: &PartialSpec, rows: usize, ids: usize, tile: usize) -> Result<usize> {
     let whole = product_of(&[ids / tile, rows, spec.stride(tile)])?;
     let last = if ids.is_multiple_of(tile) { 0 } else { product_of(&[rows, spec.stride(ids % tile)])? };
@@ -104,7 +104,7 @@ pub(super) fn tile_bytes(spec: &PartialSpec, rows: usize, ids: usize, tile: usiz
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Queues: what the product that `plan` says left at these places becomes `[rows]` partials at `out`.
+    /// Queues: joins what the matmul of `plan` left at these places to `[rows]` partials at `out`.
     pub(super) fn merge_tiles(
         &self,
         stream: D::Stream,
@@ -130,7 +130,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.merge(stream, from, vocab.start, spec.places(vocab.len()), out)
     }
 
-    /// Queues: partials of `rows` rows of a shard without ids, at `out`.
+    /// Queues partials of `rows` rows of a shard without ids, to `out`.
     pub(super) fn merge_nothing(
         &self,
         stream: D::Stream,
@@ -156,7 +156,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.merge(stream, nothing, 0, 0, out)
     }
 
-    /// Partials of a shard without ids, in either memory: in the host's they are there when this returns.
+    /// Partials of a shard without ids, in host or device memory; in host memory they are there when this
+    /// returns.
     pub(super) fn nothing_at(
         &mut self,
         stream: D::Stream,
@@ -188,8 +189,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         unsafe { self.common.device.launch(stream, &self.weights.kernels.merge, &grid, &params) }
     }
 
-    /// Bytes for what is made of so many held rows between logits and partials, aligned to 256: what their
-    /// parts know of them, and a selection.
+    /// Bytes that `rows` held rows take between logits and partials, aligned to 256: partials of their parts,
+    /// and a selection.
     pub(super) fn held_part_bytes(&self, rows: usize, spec: &PartialSpec) -> Result<usize> {
         let ids = self.weights.info.vocab.len();
         let parts = tile_bytes(&of_parts(spec), rows, ids, part_ids(ids))?;
@@ -199,7 +200,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         sum_of(&[parts.next_multiple_of(256), select::select_bytes(rows, spec.places(ids), ids)?])
     }
 
-    /// Queues: held logits become `[rows]` partials at `out`, by way of `parts`, which has room for
+    /// Queues: makes `[rows]` partials at `out` of held logits, by way of `parts`, which has room for
     /// [`DeviceShard::held_part_bytes`]. `targets`: the address of `[rows, spec.targets]` candidates.
     pub(super) fn summarise_held(
         &self,
@@ -248,7 +249,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.select(stream, held, wanted, parts + behind as u64, out)
     }
 
-    /// Queues the row status of whole logits, from the shards' messages and other words.
+    /// Queues the row status of whole logits, from the words in the shards' messages and from `words`.
     pub(super) fn finish_status(
         &self,
         stream: D::Stream,
@@ -284,8 +285,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 
     /// Queues the logprobs of the first `rows` rows whose partials came from all shards, to the buffers of
-    /// `answers`.
-    /// `targets`: the address of `[rows, spec.targets]` candidates.
+    /// `answers`. `targets`: the address of `[rows, spec.targets]` candidates.
     pub(super) fn finish_logprobs(
         &self,
         stream: D::Stream,
@@ -361,30 +361,31 @@ pub(super) fn words_of(words: Span<'_>) -> *const u32 {
     if words.is_empty() { std::ptr::null() } else { words.address() as usize as *const u32 }
 }
 
-/// The address of a buffer of `n` elements of `size` bytes.
+/// Checks a buffer of `n` elements of `size` bytes; returns its address.
 pub(super) fn checked(what: &str, span: &SpanMut<'_>, size: usize, n: usize) -> Result<usize> {
     span.check_len(what, n * size)?;
     span.check_aligned(what, size)?;
     Ok(span.address() as usize)
 }
 
-/// Whether a product leaves such partials of its tiles; of more candidates logits are held.
+/// Whether a matmul leaves such partials of its tiles; with more candidates the logits are held.
 pub(super) fn by_tiles(spec: &PartialSpec) -> bool {
     spec.k <= BEST
 }
 
-/// What parts of held rows find: where the best are selected, the best of all tells that there is one.
+/// What is found of each part of a held row. Where the best are selected, one candidate will do: it shows
+/// that there is one.
 fn of_parts(spec: &PartialSpec) -> PartialSpec {
     if by_tiles(spec) { *spec } else { PartialSpec { k: 1, ..*spec } }
 }
 
-/// Ids of a part of held logits: few parts, so that what they know is small, but some, so that few rows have
-/// many blocks.
+/// Ids of a part of held logits: so many that the parts' results are small, but so few that even few rows
+/// have many blocks.
 pub(super) fn part_ids(ids: usize) -> usize {
     ids.div_ceil(16).max(2048).next_multiple_of(64)
 }
 
-/// Checks what is known of the rows besides.
+/// Checks the status words that the rows have besides.
 pub(super) fn check_own(from: &Messages<'_>) -> Result<()> {
     if !from.own.is_empty() {
         from.own.check_memory("status of the rows", from.bytes.memory())?;
@@ -394,14 +395,14 @@ pub(super) fn check_own(from: &Messages<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the shards are those of the whole vocabulary, as kernels find them.
+/// Whether the shards are those of the whole vocabulary, cut as kernels cut it.
 pub(super) fn are_even(from: &Messages<'_>) -> bool {
     let (shards, vocab) = (from.shards.len(), from.shards.last().map_or(0, |shard| shard.end));
     from.shards.iter().enumerate().all(|(i, shard)| *shard == shard_range(vocab, shards, i))
 }
 
-/// Where each shard's message lies, which are as `stride` says of its ids: the bytes before each, and how
-/// many shards have ids.
+/// Checks the shards' messages, in which a row has `stride(ids)` bytes. Returns the bytes before each
+/// message, and how many shards have ids.
 ///
 /// # Errors
 /// `Shape` where shards or messages are not as [`PartialParts`] says.
@@ -425,7 +426,7 @@ pub(super) fn message_places(from: &Messages<'_>, stride: impl Fn(usize) -> usiz
     Ok((gap, from.shards.iter().take_while(|shard| !shard.is_empty()).count()))
 }
 
-/// Messages of partials as the kernels find them.
+/// Messages of partials, described for the kernels.
 ///
 /// # Errors
 /// `Shape` where they are not as [`PartialParts`] says.

@@ -1,4 +1,4 @@
-//! Passes over held logits by kernels, and what travels for them: what is asked goes to the device, and answers
+//! Passes over held logits by kernels, and their transfers: what is asked goes to the device, and answers
 //! that the host wants come back, with a wait.
 
 use super::partials::{BEST, SHARED_BYTES, THREADS};
@@ -94,8 +94,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
     }
 
-    /// Queues on the stream of the held logits what does not look at them. `asks`: by way of the shard's own
-    /// memory of the host.
+    /// Queues on the stream of the held logits what does not read them. `asks`: it goes by way of the shard's
+    /// own host memory.
     fn over_nothing<'a>(
         &mut self,
         asks: bool,
@@ -139,7 +139,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         if to_host { Ok(()) } else { self.end(&on, stream, false) }
     }
 
-    /// With an answer in host memory it is there when this returns.
+    /// An answer in host memory is there when this returns.
     fn queue_summary(
         &mut self,
         stream: D::Stream,
@@ -163,21 +163,21 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.answer(stream, to, out.into_host().expect("host memory"))
     }
 
-    /// A buffer of the host's or the device's, for structs.
+    /// Checks a buffer for structs, in host or device memory.
     fn check_out(&self, what: &str, out: &SpanMut<'_>, bytes: usize) -> Result<()> {
         out.check_len(what, bytes)?;
         out.check_aligned(what, 8)?;
         if out.memory() == Memory::Host { Ok(()) } else { out.check_memory(what, self.common.memory()) }
     }
 
-    /// What lies with the host or the device, for structs.
+    /// Checks structs that are read, in host or device memory.
     pub(super) fn check_place(&self, what: &str, span: Span<'_>, to: usize) -> Result<()> {
         span.check_aligned(what, to)?;
         if span.memory() == Memory::Host { Ok(()) } else { span.check_memory(what, self.common.memory()) }
     }
 
-    /// Asks `asked`, launches `blocks` blocks of what `launch` makes of the addresses of that and of the
-    /// answer, and waits for the answer.
+    /// Copies `asked` to the device, launches `blocks` blocks with `params` of its address and the answer's,
+    /// and waits for the answer.
     fn query<P: Params>(
         &mut self,
         kernel: impl Fn(&Self) -> &D::Kernel<P>,
@@ -354,8 +354,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
         let mut asked = std::mem::take(&mut self.held.asked);
         asked.clear();
-        // First those that a warp collects or draws, then those that are selected. A shard without as many
-        // ids has no place.
+        // First the rows that a warp collects or draws from, then those whose best are selected. Rows that
+        // want no candidate are left out.
         let mut counts = [0; 2];
         let (mut k, mut least) = (0, usize::MAX);
         for (selected, count) in counts.iter_mut().enumerate() {
@@ -382,7 +382,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         if to_host { Ok(()) } else { self.end(&on, stream, false) }
     }
 
-    /// With an answer in host memory it is there when this returns.
+    /// An answer in host memory is there when this returns.
     fn queue_candidates(
         &mut self,
         stream: D::Stream,
@@ -435,7 +435,7 @@ impl<D: KernelDevice> DeviceShard<D> {
     }
 }
 
-/// How many rows of a pass have their candidates selected, and of them the most and the fewest.
+/// How many rows of a pass have their candidates selected, and the most and fewest candidates of such a row.
 #[derive(Clone, Copy)]
 struct Selection {
     count: usize,

@@ -7,9 +7,10 @@ use crate::memory::{Allocation, Memory, Span, SpanMut};
 /// Memory that grows to what the largest call needed.
 pub(super) struct GrowBuffer<B> {
     memory: Option<(B, usize)>,
-    /// A step is captured that may use this memory.
+    /// A step that may use this memory is being captured.
     capturing: bool,
-    /// Graphs have its address: it stays where it is, also where memory grows.
+    /// A CUDA graph has its address: where the buffer must grow, this memory moves to `of_graphs` and stays
+    /// allocated.
     stays: bool,
     of_graphs: Vec<B>,
 }
@@ -24,10 +25,10 @@ impl<B> GrowBuffer<B> {
     /// At least `bytes` bytes; what was there is lost where it grows.
     ///
     /// # Errors
-    /// What `alloc` says.
+    /// The error of `alloc`.
     pub fn at_least(&mut self, bytes: usize, alloc: impl FnOnce(usize) -> Result<B>) -> Result<&mut B> {
         if self.memory.as_ref().is_none_or(|(_, size)| *size < bytes) {
-            // First the old one goes: both need not fit at once.
+            // The old memory goes first: both need not fit at once.
             let old = self.memory.take();
             if std::mem::replace(&mut self.stays, self.capturing) {
                 self.of_graphs.extend(old.map(|(memory, _)| memory));
@@ -37,15 +38,15 @@ impl<B> GrowBuffer<B> {
         Ok(self.get())
     }
 
-    /// What [`GrowBuffer::at_least`] answered last.
+    /// What [`GrowBuffer::at_least`] returned last.
     ///
     /// # Panics
-    /// Where nobody asked.
+    /// Where that was never called.
     pub fn get(&mut self) -> &mut B {
         &mut self.memory.as_mut().expect("made before").0
     }
 
-    /// From now on steps are captured that may use this memory, or no more.
+    /// Sets whether steps that may use this memory are captured from now on.
     pub fn capture(&mut self, capturing: bool) {
         self.capturing = capturing;
         self.stays |= capturing;
@@ -60,7 +61,7 @@ pub(super) struct DeviceMemory<D: KernelDevice> {
 }
 
 impl<D: KernelDevice> DeviceMemory<D> {
-    /// Zeros.
+    /// `bytes` zeros.
     ///
     /// # Errors
     /// As [`KernelDevice::alloc`].
@@ -92,7 +93,7 @@ impl<D: KernelDevice> Allocation for DeviceMemory<D> {
 pub(super) struct LockedMemory<D: KernelDevice>(D::Staging);
 
 impl<D: KernelDevice> LockedMemory<D> {
-    /// Zeros.
+    /// `bytes` zeros.
     ///
     /// # Errors
     /// As [`KernelDevice::staging`].

@@ -15,7 +15,7 @@ const CHUNK: usize = LMHEAD_SELECT_CHUNK as usize;
 /// Values of a digit.
 const BINS: usize = 1 << LMHEAD_SELECT_DIGIT;
 
-/// A block of the search: its bins, the sums of its warps, and what was found.
+/// Shared memory of a block of the search: its bins, the sums of its warps, and what was found.
 const SEARCH_BYTES: usize = 4 * BINS + 4 * (THREADS as usize / 32) + 16;
 
 /// The kernels of a selection.
@@ -42,14 +42,14 @@ impl<D: KernelDevice> Kernels<D> {
 /// What is selected.
 #[derive(Clone, Copy)]
 pub(super) enum Wanted {
-    /// The k best of each held row, to partials that lie so many bytes apart.
+    /// The k best of each held row, to partials that lie `stride` bytes apart.
     Rows { k: usize, stride: usize },
-    /// What so many queries say, of which `k` is the largest and `least` the smallest.
+    /// What `count` queries ask for, of which `k` is the largest number and `least` the smallest.
     Queries { address: u64, count: usize, k: usize, least: usize },
 }
 
 impl Wanted {
-    /// Queries, the most candidates of one, and the fewest.
+    /// The number of queries, and the most and fewest candidates of one.
     fn sizes(&self, rows: usize) -> (usize, usize, usize) {
         match *self {
             Wanted::Rows { k, .. } => (rows, k, k),
@@ -58,8 +58,8 @@ impl Wanted {
     }
 }
 
-/// Where the pieces of a selection's memory lie, in bytes from its beginning. How many keys each query has,
-/// and the bins, come first: they are zeros before.
+/// Where the pieces of a selection's memory lie, in bytes from its beginning. How many keys each query has
+/// comes first, and then the bins: both must be zeros before.
 struct Places {
     bins: usize,
     states: usize,
@@ -73,13 +73,13 @@ fn id_bits(ids: usize) -> usize {
     (usize::BITS - ids.saturating_sub(1).leading_zeros()) as usize
 }
 
-/// Ids of a part of a row: few rows have many blocks.
+/// Ids of a part of a row: so few that few rows still have many blocks.
 fn part_ids(ids: usize) -> usize {
     ids.div_ceil(64).max(2048).next_multiple_of(64)
 }
 
 impl Places {
-    /// Of queries of up to `k` candidates among `ids`; `some_left`: one wants fewer than all.
+    /// For queries of up to `k` candidates among `ids`; `some_left`: one wants fewer than all.
     fn of(count: usize, k: usize, ids: usize, some_left: bool) -> Result<Self> {
         let rounds = if some_left { (32 + id_bits(ids)).div_ceil(LMHEAD_SELECT_DIGIT as usize) } else { 0 };
         let bins = (4 * count).next_multiple_of(16);
@@ -90,13 +90,13 @@ impl Places {
     }
 }
 
-/// Bytes that a selection needs, aligned to 16: of any k up to `k` of each of so many rows.
+/// Bytes that a selection needs, aligned to 16, for any k up to `k` of each of `count` rows.
 pub(super) fn select_bytes(count: usize, k: usize, ids: usize) -> Result<usize> {
     Ok(Places::of(count, k, ids, true)?.total)
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Queues: the best of held rows, best first, at `out`. `room` has [`select_bytes`].
+    /// Queues the best of held rows, best first, to `out`. `room` has [`select_bytes`].
     pub(super) fn select(
         &self,
         stream: D::Stream,

@@ -1,22 +1,21 @@
-//! A loaded shard: products on the caller's memory and stream, and what has to travel between host and
-//! device.
+//! A loaded shard: matmuls on the caller's memory and stream, and what has to travel between host and device.
 //!
 //! ```text
 //! rows     in device memory: used in place                in host memory: one copy per row to the device
 //! logits   in device memory: written in place             in host memory: one copy per row from the device
-//! partials made by kernels: the product leaves those of its tiles, which a second kernel joins; draws, too
-//!          (of more candidates than a warp collects: from its logits, which are selected from)
+//! partials made by kernels: the matmul leaves partials of its tiles, which a second kernel joins; draws too
+//!          (more candidates than a warp collects are selected from held logits)
 //! workspace  [quantised rows][status words][held f32 logits and what is made of them, or bars and the tiles'
 //!            partials]: the caller's, or the shard's own
 //! ```
 //!
-//! * `places`: where a call's pieces lie in its workspace, and memory that is made before.
+//! * `places`: where a call's pieces lie in its workspace, and memory that is made ahead.
 //! * `streams`: who waits for what.
 //! * `transfers`: rows and adjustments on their way to the device, answers on theirs to the host.
-//! * `logits`: whole ones.
+//! * `logits`: whole logits.
 //!
 //! What is queued on an engine's stream is not waited for. The shard's own memory is then in use until the
-//! event `used`, and whoever wants it next waits for that.
+//! event `used`: whoever wants it next waits for that.
 
 mod logits;
 mod places;
@@ -53,7 +52,7 @@ pub(super) struct Common<D: KernelDevice> {
     pub device: D,
     /// Bytes of locked host memory for what is sent, and as many for what is received.
     pub staged: usize,
-    /// Bytes of logits that are held at once for partials.
+    /// The most bytes of logits that are held at once for partials.
     pub held: usize,
     pub maker: Maker,
 }
@@ -71,7 +70,7 @@ pub(super) struct Rooms<D: KernelDevice> {
     adjustments: GrowBuffer<D::Buffer>,
     pub outputs: GrowBuffer<D::Buffer>,
     workspace: GrowBuffer<D::Buffer>,
-    /// What kernels are asked besides rows, and what parts of held rows know.
+    /// What kernels are asked besides rows; partials of parts of held rows.
     asked: GrowBuffer<D::Buffer>,
     pub parts: GrowBuffer<D::Buffer>,
     /// Locked memory of the host: rows on their way, adjustments, what is asked, what came, and what a draw
@@ -102,7 +101,7 @@ impl<D: KernelDevice> Default for Rooms<D> {
     }
 }
 
-/// Rows that lie on the device, one behind the other.
+/// Rows that were copied to the device, one behind the other.
 #[derive(Clone, Copy)]
 pub(super) struct Brought {
     pub address: u64,
@@ -115,25 +114,26 @@ pub(super) struct DeviceShard<D: KernelDevice> {
     pub common: Arc<Common<D>>,
     pub rooms: Rooms<D>,
     pub held: Held,
-    /// The end of what uses the shard's own memory, and the stream that it is on; none where that was waited
-    /// for.
+    /// The end of the work that uses the shard's own memory; then the stream of that work, `None` once it was
+    /// waited for.
     used: D::Event,
     pending: Option<memory::Stream>,
     /// Something was queued since the last wait.
     pub queued: bool,
-    /// The rows of host memory that the last call has brought to the device, and that the next one may ask
-    /// for again.
+    /// Rows of host memory that the last call has copied to the device: the next call may use them again.
     pub brought: Option<Brought>,
-    /// What is queued becomes part of a graph: nothing may wait, and memory of the shard's own stays.
+    /// What is queued becomes part of a CUDA graph: nothing may wait, and the shard's own memory stays.
     capturing: bool,
-    /// Capacity steps, once there was one: a graph that replays them counts on here, so this is no memory
-    /// that is given back.
+    /// Work on the stream may wait for other ranks: the head waits for it, with its deadline.
+    deferring: bool,
+    /// The state of capacity steps, once there was one. A graph that replays them counts on in it, so it is
+    /// never given back.
     pub counted: Option<Arc<Counted<D>>>,
-    /// The last field: memory goes before the stream that used it.
+    /// The last field, so that memory is freed before the stream that used it.
     stream: D::OwnedStream,
 }
 
-/// What a product leaves.
+/// What a matmul writes.
 #[derive(Clone, Copy)]
 struct Outputs {
     logits: LogitMatrix,
@@ -165,6 +165,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             queued: false,
             brought: None,
             capturing: false,
+            deferring: false,
             counted: None,
             stream,
         })
@@ -182,7 +183,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.weights.product.as_ref().expect("a shard with ids")
     }
 
-    /// Device memory for a workspace of that many bytes.
+    /// Address of a workspace of `needed` bytes: the caller's, or the shard's own.
     pub(super) fn workspace_at(&mut self, on: &On<'_>, needed: usize, rows: usize) -> Result<u64> {
         if let Some(given) = &on.workspace {
             return checks::workspace(given, needed, rows, self.own());
@@ -191,7 +192,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(device.address(self.rooms.workspace.at_least(needed, |bytes| device.alloc(bytes))?))
     }
 
-    /// Queues a product.
+    /// Queues a matmul.
     fn launch(
         &self,
         stream: D::Stream,
@@ -218,13 +219,13 @@ impl<D: KernelDevice> DeviceShard<D> {
         unsafe { self.product().run(&self.common.device, stream, &call) }
     }
 
-    /// Names the product of so many rows in what a wait for it says.
+    /// Adds the matmul of `rows` rows to the error of a wait for it.
     pub(super) fn named(&self, rows: usize) -> impl Fn(Error) -> Error + use<D> {
         let shape = Shape { rows, vocab: self.ids(), hidden: self.weights.info.hidden_size };
         move |error| of_product(&shape, error)
     }
 
-    /// [`LoadedShard::hold`] of some rows that were checked, in a workspace that has room. `waits`: as of
+    /// [`LoadedShard::hold`] for some rows of a checked job, in a workspace that has room. `waits`: as in
     /// [`DeviceShard::rows`].
     fn hold_rows(
         &mut self,
@@ -240,7 +241,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let both = raw && job.is_adjusted();
         let adjustments = self.adjust(stream, job, rows)?;
         let address = workspace + places.held as u64;
-        // Behind those with adjustments.
+        // The logits without adjustments lie behind those with them.
         let raw_address = if both { address + (n * places.pitch) as u64 } else { 0 };
         let logits = LogitMatrix {
             data: address as usize as *mut _,
@@ -279,7 +280,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             Some(targets) => self.ask(stream, targets)?,
             None => targets.address(),
         };
-        // As many rows at once as a workspace has room for that is larger than it must be.
+        // A workspace may be larger than it must be: all rows at once, where it has room for them.
         let all = self.partial_places(n, &spec)?.total;
         let (at_once, needed) = match &on.workspace {
             Some(given) if all <= given.len() => (n, all),
@@ -313,17 +314,17 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(())
     }
 
-    /// The part of a job's rows from `first` on is about to be queued.
+    /// To be called before the part of a job's rows from `first` on is queued.
     pub(super) fn begin_part(&mut self, stream: D::Stream, job: &Job<'_>, first: usize) -> Result<()> {
         if first > 0 && (job.rows.memory() == Memory::Host || job.adjustments.is_some()) {
-            // The part before is on its way still from the same memory of the host.
+            // The part before may still be on its way from the same host memory.
             self.settle(stream)?;
             self.queued = true;
         }
         Ok(())
     }
 
-    /// Some rows' partials at `out` by way of their logits, in a workspace that has room. `waits`: as of
+    /// Makes some rows' partials at `out` from their logits, in a workspace that has room. `waits`: as in
     /// [`DeviceShard::rows`].
     fn held_partials(
         &mut self,
@@ -340,7 +341,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.summarise_held(stream, held, spec, targets, parts, out)
     }
 
-    /// Queues a product of some rows that leaves `partials` in a workspace that has room. `waits`: as of
+    /// Queues a matmul of some rows that leaves `partials` in a workspace that has room. `waits`: as in
     /// [`DeviceShard::rows`].
     pub(super) fn tiles(
         &mut self,
@@ -365,7 +366,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.launch(stream, (n, matrix), outputs, adjustments, job.epilogue, product)
     }
 
-    /// Some rows' partials by kernels, in a workspace that has room. `waits`: as of [`DeviceShard::rows`].
+    /// Makes some rows' partials from those of tiles, in a workspace that has room. `waits`: as in
+    /// [`DeviceShard::rows`].
     fn tile_partials(
         &mut self,
         stream: D::Stream,
@@ -453,7 +455,7 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
             return Ok(());
         }
         self.brought = brought;
-        // Whatever goes through host memory.
+        // Whether anything goes through host memory.
         let by_host = to_host
             || job.rows.memory() == Memory::Host
             || job.adjustments.is_some()
@@ -495,7 +497,7 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
         }
         let needed = self.places(n, if raw { 2 } else { 1 })?.total;
         let workspace = self.workspace_at(on, needed, n)?;
-        // It is the held logits' from now on.
+        // From now on it belongs to the held logits.
         on.workspace = None;
         let done = self.hold_rows(stream, job, 0..n, (raw, on.stream.is_none()), workspace);
         self.settled(stream, done)?;
@@ -537,8 +539,12 @@ impl<D: KernelDevice> LoadedShard for DeviceShard<D> {
 
     fn capture(&mut self, capturing: bool) {
         self.capturing = capturing;
-        // What held logits are made into lies in memory of the shard's own.
+        // Partials of held logits are made in the shard's own memory.
         self.rooms.parts.capture(capturing);
+    }
+
+    fn defer(&mut self, deferring: bool) {
+        self.deferring = deferring;
     }
 
     fn remember_queued(&mut self, on: &On<'_>) -> Result<()> {

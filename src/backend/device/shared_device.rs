@@ -9,8 +9,8 @@
 //! wait on the stream for the peers' `done`: what was sent may be overwritten
 //! ```
 //!
-//! Nobody waits for a device. An event is put anew only after the next first meeting, when all peers have
-//! queued their waits for it.
+//! The host never waits for the device. An event is put anew only after the next first meeting, when all
+//! peers have queued their waits for it.
 
 use super::marks::broken;
 use super::{CopyRows, KernelDevice, stream_marks};
@@ -70,9 +70,9 @@ impl<D: KernelDevice> Marks<D> {
     }
 }
 
-/// One member's own.
+/// What one member has for itself.
 struct State {
-    /// Why nothing goes on here.
+    /// Why this member takes no more calls.
     aborted: Option<Fault>,
     words: Words,
 }
@@ -101,13 +101,13 @@ impl From<Piece> for Told {
     }
 }
 
-/// The memory of a vector, for elements of another lifetime.
+/// An empty vector in the memory of another, for elements of another lifetime.
 fn emptied<T, U>(mut elements: Vec<T>) -> Vec<U> {
     elements.clear();
     elements.into_iter().map(|_| unreachable!("it is empty")).collect()
 }
 
-/// What this lock guards is whole at every moment.
+/// Where a lock is poisoned what it guards is still good: each write to it is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -185,7 +185,7 @@ impl<D: KernelDevice> SharedDevice<D> {
             state.aborted.clone().map_or(Ok(()), Err)?;
             std::mem::take(&mut state.words)
         };
-        // A failure of the device here is told to the peers, who would wait for this member.
+        // A failure of the device here is reported to the peers, which would wait for this member.
         let own = |done: crate::error::Result<()>| {
             done.map_err(|error| {
                 self.local.notify_abort(call, &error.to_string());
@@ -202,8 +202,8 @@ impl<D: KernelDevice> SharedDevice<D> {
                     wrong.push((member, wanted.len, usize::try_from(told.len).unwrap_or(usize::MAX)));
                 }
             }
-            // Also of those whose pieces are of other lengths: they are told at the end, as by the local
-            // exchange.
+            // The members meet also where pieces have other lengths: that is reported at the end, as by the
+            // local exchange.
             words.meet(&*self.local, call, members, &Sent::Same(Piece::default()))?;
             let peers = members.iter().filter(|&&member| member != me);
             own(peers.copied().try_for_each(|peer| device.stream_waits(stream, &self.marks.done[peer])))?;

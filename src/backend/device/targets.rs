@@ -1,4 +1,4 @@
-//! The logits of single ids of rows, before the product whose tiles count what beats them: the logits of all
+//! The logits of targets, made before the matmul whose tiles count what beats them: so the logits of all ids
 //! are stored nowhere.
 
 use super::KernelDevice;
@@ -94,7 +94,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
     }
 
-    /// Logits of targets that are all other shards'.
+    /// Logits of targets on a shard without ids: none is its own.
     pub(super) fn no_targets(&self, stream: D::Stream, out: SpanMut<'_>) -> Result<()> {
         if out.memory() != Memory::Host {
             let (address, count) = (out.address(), out.len() / 4);

@@ -1,4 +1,4 @@
-//! A shard in device memory: copied there, or an engine's own that is used in place.
+//! A shard in device memory: copied there, or an engine's own memory that is used in place.
 
 use super::hopper::{pack_weights, packed_bytes};
 use super::partials::Kernels;
@@ -15,12 +15,12 @@ use std::sync::Arc;
 /// Bytes that are padded and copied at a time.
 const CHUNK: usize = 64 << 20;
 
-/// Weights, scales and bias of a shard on a device, and the product that multiplies them.
+/// Weights, scales and bias of a shard on a device, and the matmul that multiplies them.
 pub(super) struct Weights<D: KernelDevice> {
     pub info: ShardInfo,
     /// Type of the rows.
     pub hidden: DType,
-    /// None of a shard without ids.
+    /// `None` for a shard without ids.
     pub product: Option<Matmul<D>>,
     pub kernels: Kernels<D>,
     data: u64,
@@ -34,7 +34,7 @@ pub(super) struct Weights<D: KernelDevice> {
     _foreign: Option<Arc<HeadShard>>,
 }
 
-/// What kernels multiply the shard with rows of that type.
+/// The precision of the kernels that multiply the shard with rows of type `hidden`.
 pub(super) fn precision(shard: &HeadShard, hidden: DType) -> Result<Precision> {
     if shard.matrix().dtype().is_float() && shard.scales().is_some() {
         let fix = "use the cpu backend for NVFP4 heads, or quantise them to int8 at load";
@@ -69,15 +69,13 @@ impl<D: KernelDevice> Weights<D> {
         } else {
             let max_rows = MAX_ROWS.min(crate::plan::most_rows(vocab));
             let precision = precision(shard, hidden)?;
-            // An engine's own tensor stays as it is.
-            let layout = match shard.device_weights() {
-                Some(_) => WeightLayout::Rows,
-                None => precision.layout(&device.limits()),
-            };
+            // An engine's own tensor keeps its layout.
+            let own = shard.device_weights();
+            let layout = own.map_or_else(|| precision.layout(&device.limits()), |weights| weights.layout);
             let spec = Spec { precision, layout, vocab, hidden: columns, max_rows };
             Some(match Matmul::prepare(device, spec) {
-                // This build was made without these kernels: those for all devices give the same bits.
-                Err(Error::Unsupported { .. }) if layout == WeightLayout::Packed => {
+                // This build lacks the kernels for packed weights: those for all devices give the same bits.
+                Err(Error::Unsupported { .. }) if layout == WeightLayout::Packed && own.is_none() => {
                     Matmul::prepare(device, Spec { layout: WeightLayout::Rows, ..spec })?
                 }
                 prepared => prepared?,
@@ -130,7 +128,7 @@ impl<D: KernelDevice> Weights<D> {
         self.product.as_ref().map_or(WeightLayout::Rows, |product| product.spec().layout)
     }
 
-    /// Where the kernels find it.
+    /// The matrix as the kernels read it.
     pub fn matrix(&self) -> WeightMatrix {
         WeightMatrix {
             data: self.data as usize as *const _,
@@ -152,7 +150,7 @@ fn bytes_of(shard: &HeadShard) -> &[u8] {
     }
 }
 
-/// Packed weights, and the bytes of a row's columns.
+/// Packs and copies the weights; returns them, and the bytes of a row's columns.
 fn copy_packed<D: KernelDevice>(
     device: &D,
     stream: D::Stream,

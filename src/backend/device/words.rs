@@ -1,20 +1,21 @@
-//! Words that a kernel of the step sets, where a memset would keep the kernel behind it from beginning early.
+//! Words that a kernel of the step sets: a memset would keep the next kernel from beginning early.
 
 use super::shard::DeviceShard;
 use super::{Grid, KernelDevice};
 use crate::backend::params::{SetWordsParams, WordsToSet};
 use crate::error::Result;
 
-/// A block of kernels/set_words_sm80.cu, and the most of them: one thread then sets several words.
+/// Threads of a block of kernels/set_words_sm80.cu, and the most blocks: with more words a thread sets
+/// several.
 const THREADS: u32 = 256;
 const BLOCKS: usize = 1024;
 
-/// `count` words without a gap from `address` on; none at address 0.
+/// `count` words without gaps, from `address` on; none at address 0.
 pub(super) fn words(address: u64, count: usize, value: u32) -> WordsToSet {
     WordsToSet { to: address as usize as *mut u8, pitch: 4, count: count as u64, value }
 }
 
-/// Queues: both kinds of words are set.
+/// Queues a launch that sets both kinds of words.
 ///
 /// # Errors
 /// As [`KernelDevice::launch`].
@@ -39,10 +40,10 @@ impl<D: KernelDevice> DeviceShard<D> {
     /// [`set_words`] of one kind.
     ///
     /// # Errors
-    /// As that.
+    /// As [`set_words`].
     ///
     /// # Safety
-    /// As that.
+    /// As [`set_words`].
     pub(super) unsafe fn set_words(&self, stream: D::Stream, some: WordsToSet) -> Result<()> {
         let (device, kernel) = (&self.common.device, &self.weights.kernels.words);
         // SAFETY: the caller's promise.

@@ -1,4 +1,5 @@
-//! One member's side of a channel: it calls the engine's functions, judges what they say and keeps the fault.
+//! One member's side of a channel: it calls the engine's functions, checks what they report and keeps the
+//! fault.
 
 use super::report::{Report, Reported};
 use super::{Status, Transport, broken, notice};
@@ -25,10 +26,10 @@ impl Member {
     }
 }
 
-/// The channel that an exchange is before any head opens one. No head's instance is as high.
+/// The key of the channel that an exchange has before any head opens one. No head's instance is as high.
 pub(super) const FIRST: (u32, u32) = (0, u32::MAX);
 
-/// Channels that are passed over at once, whatever the transport says of them.
+/// The most channels that are passed over in a row, whatever the transport says of them.
 pub(super) const MOST_PASSED: u32 = 1000;
 
 /// One member's side of one channel.
@@ -50,12 +51,12 @@ pub(super) struct State {
     pub(super) room: Room,
 }
 
-/// Memory that calls use, from one to the next.
+/// Memory that is kept from call to call.
 #[derive(Default)]
 pub(super) struct Room {
     /// What is sent and what is received.
     pub(super) pieces: (Vec<Piece>, Vec<Piece>),
-    /// The same of an all_to_all that does what a gather asks for.
+    /// The same for an all_to_all in place of a gather.
     derived: (Vec<Piece>, Vec<Piece>),
     report: Report,
 }
@@ -81,7 +82,7 @@ impl Pieces<'_> {
     }
 }
 
-/// What a panic says, where it says something.
+/// The text of a panic, where it has one.
 fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a text")
@@ -103,7 +104,7 @@ impl Channel {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // What it guards is whole at every moment: no function of the engine runs under it.
+        // No function of the engine runs under this lock: so after a panic the state is still good.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,7 +113,7 @@ impl Channel {
         Call { head: self.key.0, instance: self.key.1, ..*call }
     }
 
-    /// The fault that this channel is in, as `call` is told of it.
+    /// The fault that this channel is in, as `call` reports it.
     fn told(&self, call: &Call) -> Option<Fault> {
         let state = self.state();
         let (earlier, fault) = state.fault.as_ref()?;
@@ -127,16 +128,16 @@ impl Channel {
         self.state().fault.clone()
     }
 
-    /// Tells the peers that `call` has ended here. A panic of the engine's function says no more than that
-    /// they may not have been told.
+    /// Tells the peers that `call` has ended here. A panic of the engine's function is dropped: it means only
+    /// that they may not have been told.
     fn tell(&self, call: &Call, fault: &Fault) {
         let notice = notice::encode(self.member.me, call, fault);
         let transport = AssertUnwindSafe(self.transport());
         let _ = catch_unwind(|| transport.notify_abort(call, &notice));
     }
 
-    /// Brings the channel into a fault, unless it is in one, and tells the peers of one that was found here.
-    /// Returns the fault that the channel is in.
+    /// Brings the channel into the fault `found`, unless it is in one, and tells the peers where the fault
+    /// was found here. Returns the fault that the channel is in.
     fn fail(&self, call: &Call, found: Reported) -> Fault {
         let mut state = self.state();
         if let Some((_, earlier)) = &state.fault {
@@ -153,8 +154,8 @@ impl Channel {
         found.fault
     }
 
-    /// The members that keep `call` waiting: of those that the transport names, the ones that have not come
-    /// to its step, since one that waits in it is held up by another. Where it names nobody, the members that
+    /// The members that keep `call` waiting. Of those that the transport names: the ones that have not come
+    /// to its step, since one that waits in it is held up itself. Where it names nobody: the members that
     /// were last seen elsewhere, or never.
     fn to_blame(&self, call: &Call, named: Vec<usize>) -> Vec<usize> {
         let place = |member: usize| self.place(member);
@@ -166,7 +167,7 @@ impl Channel {
         let held_up = |member: &usize| place(*member).is_some_and(|place| is_here(&place));
         if named.is_empty() {
             let others = || (0..self.member.size).filter(|&member| member != self.member.me);
-            // Where nobody was ever seen, nothing is known of places; but one peer alone is the one.
+            // Where nobody was ever seen, the transport knows no places; but a single peer must be the one.
             let is_known = others().count() == 1 || others().any(|member| place(member).is_some());
             return others().filter(|member| is_known && !held_up(member)).collect();
         }
@@ -210,7 +211,7 @@ impl Channel {
         Some(Err(reported))
     }
 
-    /// [`Channel::called`] for what waits for peers: success after the deadline is none.
+    /// [`Channel::called`] for functions that wait for peers: success after the deadline is a fault.
     fn waited(
         &self,
         function: &str,
@@ -288,7 +289,7 @@ impl Channel {
         });
         match done {
             Some(Err(reported)) => Err(match reported.fault {
-                // All members have come, and go on.
+                // All members have come: the channel goes on.
                 fault @ (Fault::Length { .. } | Fault::OtherCall { .. }) => fault,
                 _ => self.fail(call, reported),
             }),
@@ -325,8 +326,8 @@ impl Channel {
         Call { head, instance, epoch: 0, step: 0, operation, terms: 0, began, deadline: began }
     }
 
-    /// Peers say that their creation in this channel has ended without this member: they waited for it in
-    /// vain, or have left.
+    /// Whether peers say that their creation in this channel has ended without this member: they waited for
+    /// it in vain, or have left.
     pub(super) fn is_deserted(&self) -> bool {
         let call = self.call_before(Operation::Create);
         let mut report = Report::default();
@@ -347,7 +348,7 @@ impl Channel {
         let call = &self.named(call);
         let mut state = self.state();
         let is_first = state.fault.is_none();
-        // Peers that wait in a rebuilding do not know of a fault of before it.
+        // An earlier fault does not end the peers' waits in a rebuilding: they are told of this one.
         if is_first || call.operation == Operation::Rebuild {
             state.fault.get_or_insert_with(|| (*call, fault.clone()));
             drop(state);
@@ -355,10 +356,10 @@ impl Channel {
         }
     }
 
-    /// Meets all members.
+    /// Meets all members in a reset.
     pub(super) fn meet_again(&self, call: &Call) -> Result<Reset, Fault> {
         let call = &self.named(call);
-        // A peer that is in a step meanwhile is told. Those that wait for the reset are not ended by it.
+        // Tells a peer that is still in a step. It does not end waits for the reset.
         let reason = String::from("it rebuilds the head");
         self.give_up(
             &Call { operation: Operation::Idle, ..*call },
@@ -382,7 +383,7 @@ impl Channel {
             }
             Some(Err(reported)) => {
                 drop(state);
-                // Those that wait for this member have waited in vain, and try again as it does.
+                // Those that wait for this member have waited in vain: once told, they try again as it does.
                 if !reported.by_peer {
                     self.tell(call, &reported.fault);
                 }
@@ -409,7 +410,7 @@ impl Drop for Channel {
             return;
         }
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // The step that this member will not come to. Peers that are in a fault know of no step to come.
+        // Names the step that this member will not come to. In a fault there is no step to come.
         let gone = state.noted.filter(|_| state.fault.is_none()).map(|(call, _)| {
             let step = call.step + u64::from(call.operation == Operation::Idle);
             Call { step, operation: Operation::Idle, ..call }
@@ -419,7 +420,7 @@ impl Drop for Channel {
         }
         let transport = AssertUnwindSafe(self.transport());
         let (head, instance) = self.key;
-        // Nothing that a panic could leave undone is in use any more.
+        // What a panic could leave undone is no longer in use.
         let _ = catch_unwind(|| transport.leave(head, instance));
     }
 }

@@ -41,7 +41,7 @@ unsafe impl DeviceExchange for DeviceCallbacks {
         &*self.marks
     }
 
-    /// Whether an engine's function may run while a stream is captured is not known.
+    /// It is not known whether an engine's function may run while a stream is captured.
     fn caps(&self) -> Caps {
         Caps::default()
     }

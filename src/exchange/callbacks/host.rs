@@ -32,8 +32,8 @@ impl Exchange for Channel {
             }
             *next += 1;
             let channel = Channel::of(&self.member, (head, instance));
-            // Peers that waited here in vain, or have left, wait in a later channel if anywhere. That a peer
-            // refused is news to this member.
+            // Peers that waited here in vain, or have left, wait in a later channel if anywhere. A peer's
+            // refusal is another matter: this member has yet to learn of it.
             if passed == MOST_PASSED || !channel.is_deserted() {
                 return Ok((instance, Arc::new(channel)));
             }
@@ -74,7 +74,7 @@ impl Exchange for Channel {
         let call = self.named(call);
         self.state().noted = Some((call, Instant::now()));
         let transport = AssertUnwindSafe(self.transport());
-        // Where a rank is helps to blame others; a step does not fail for want of it.
+        // Places only help to blame others: without them a step does not fail.
         let _ = catch_unwind(|| transport.note(&call));
     }
 

@@ -1,4 +1,4 @@
-//! Notices between members: a fault as a line of text, which transports pass on without a look at it.
+//! Notices between members: a fault as a line of text, which transports pass on unread.
 //!
 //! ```text
 //! lmhead EPOCH STEP OPERATION TIMEOUT_US KIND MEMBERS REASON
@@ -33,7 +33,7 @@ pub(super) fn encode(me: usize, call: &Call, fault: &Fault) -> String {
     format!("{MARK} {epoch} {step} {code} {us} {kind} [{members}] {reason}").trim_end().into()
 }
 
-/// The fault of a notice, as a member of `size` that is in `call` is told of it; `None` for other texts.
+/// The fault of a notice, as a member in `call`, one of `size`, reports it; `None` for other texts.
 pub(super) fn decode(text: &str, call: &Call, size: usize) -> Option<Fault> {
     let mut words = text.splitn(8, ' ');
     if words.next()? != MARK {
@@ -58,7 +58,7 @@ pub(super) fn decode(text: &str, call: &Call, size: usize) -> Option<Fault> {
         _ => return None,
     };
     let theirs = Call { epoch, step, operation, deadline: call.began.checked_add(timeout)?, ..*call };
-    // Who waited in vain says how long; notices carry microseconds.
+    // A timeout of another length is reported with its own length; notices carry microseconds.
     let waited_longer =
         matches!(fault, Fault::Timeout { .. }) && timeout.as_micros() != call.timeout().as_micros();
     Some(match theirs.same_operation(call) && !waited_longer {

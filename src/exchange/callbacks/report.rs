@@ -1,10 +1,10 @@
-//! What an engine's function says of a call, and which fault that is.
+//! What an engine's function reports of a call, and which fault that is.
 
 use super::{broken, notice};
 use crate::exchange::{Call, Fault};
 use std::fmt;
 
-/// How a call ended, or what a member did in it: a number, since it may come from another language. Those
+/// How a call ended, or what a member did in it: a number, since it may come from another language. Numbers
 /// that are no constant here are refused by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
@@ -13,7 +13,7 @@ pub struct Status(pub i32);
 impl Status {
     /// All is well.
     pub const GOOD: Status = Status(0);
-    /// The members marked with it did not come before the deadline. Nobody is marked where nobody is known.
+    /// The members marked with it did not come before the deadline. Where none is known, none is marked.
     pub const TIMEOUT: Status = Status(1);
     /// The members marked with it are gone for good.
     pub const LOST: Status = Status(2);
@@ -22,7 +22,7 @@ impl Status {
     /// The member marked with it told its peers that it gives up; the text is its notice.
     pub const ABANDONED: Status = Status(4);
     /// The members marked with it sent another number of bytes than was wanted: [`PeerStatus::bytes`]. Every
-    /// piece holds what is common. The channel stays usable.
+    /// receive piece holds as many bytes as fit it and were sent. The channel stays usable.
     pub const LENGTH: Status = Status(5);
     /// The member marked with it is in another call of this channel; the text says in which. Its bytes are
     /// delivered all the same, and the channel stays usable.
@@ -64,7 +64,7 @@ impl fmt::Display for Status {
 #[repr(C)]
 pub struct PeerStatus {
     pub status: Status,
-    /// 0.
+    /// Always 0.
     pub reserved: u32,
     /// With [`Status::LENGTH`]: how many bytes the member sent.
     pub bytes: u64,
@@ -73,8 +73,8 @@ pub struct PeerStatus {
 /// Bytes of a report's text.
 pub const TEXT_BYTES: usize = 512;
 
-/// What a function that fails fills in; all good, and no text, when it is called. The memory is the channel's
-/// and is used again for its next call.
+/// What a function that fails fills in. When it is called, all members are good and there is no text. The
+/// memory is the channel's, which uses it again for its next call.
 #[derive(Debug)]
 pub struct Report {
     peers: Vec<PeerStatus>,
@@ -100,19 +100,19 @@ impl Report {
         &mut self.peers
     }
 
-    /// UTF-8 that ends at the first 0, or with the memory.
+    /// The text: UTF-8 up to the first 0, or to the end.
     pub fn text_mut(&mut self) -> &mut [u8; TEXT_BYTES] {
         &mut self.text
     }
 
-    /// Marks a member. Numbers of no member are passed over.
+    /// Marks a member. Numbers of no member are ignored.
     pub fn mark(&mut self, member: usize, status: Status) {
         if let Some(peer) = self.peers.get_mut(member) {
             peer.status = status;
         }
     }
 
-    /// Marks a member that sent `bytes`, and not as many as were wanted.
+    /// Marks a member that sent `bytes` bytes instead of as many as were wanted.
     pub fn mark_length(&mut self, member: usize, bytes: usize) {
         if let Some(peer) = self.peers.get_mut(member) {
             (peer.status, peer.bytes) = (Status::LENGTH, bytes as u64);
@@ -126,7 +126,7 @@ impl Report {
         self.text[..end].copy_from_slice(&text.as_bytes()[..end]);
     }
 
-    /// As a function finds it.
+    /// Makes the report as a function finds it.
     pub(super) fn clear(&mut self, size: usize) {
         self.peers.clear();
         self.peers.resize(size, PeerStatus::default());
@@ -219,7 +219,7 @@ impl Report {
 /// A fault, and who found it.
 pub(super) struct Reported {
     pub(super) fault: Fault,
-    /// A peer did, and has told all others.
+    /// A peer found it, and has told all others.
     pub(super) by_peer: bool,
 }
 

@@ -15,10 +15,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// What a call's messages were, beside their bytes.
+/// What was wrong with a call's messages, beside their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Delivery {
-    /// `(member, wanted, got)`, of other lengths than the buffers.
+    /// `(member, wanted, got)` of messages that are not as long as their buffers.
     pub(super) wrong: Vec<(usize, usize, usize)>,
     /// The first member that is in another call.
     pub(super) other: Option<Fault>,
@@ -54,14 +54,14 @@ pub(super) enum Creation {
 #[derive(Debug)]
 pub(super) struct Channel {
     state: Mutex<State>,
-    /// One for each member that waits for some others: nobody is woken for another's message.
+    /// One for each member that waits for some others only: so nobody is woken for another's message.
     wake: Vec<Condvar>,
-    /// Of all members that wait for everyone: the last to come readies all of them, and one call of the
+    /// For all members that wait for everyone: the last to come readies all of them, and one call of the
     /// system wakes them.
     wake_all: Condvar,
     /// The last call that each member noted in this channel, and when.
     pub(super) places: Vec<Mutex<Option<(Call, Instant)>>>,
-    /// What each member's calls use, from one to the next.
+    /// Memory of each member's calls, kept from one to the next.
     own: Vec<Mutex<Own>>,
 }
 
@@ -71,7 +71,7 @@ struct Own {
     buffers: SendBuffers,
     /// Members that the own message lets go on, and that wait for some others only.
     ready: Vec<usize>,
-    /// Large messages that are taken, each with its place in the list of senders.
+    /// Large messages that were taken, each with its place in the list of senders.
     large: Vec<(usize, Arc<Post>)>,
     /// Places of the senders whose messages have not come yet.
     lacking: Vec<usize>,
@@ -88,17 +88,17 @@ struct State {
     waiting: Vec<Option<Call>>,
     for_everyone: Vec<bool>,
     missing: Vec<usize>,
-    /// By sender, `words` of it: the receivers that wait for its next message, a bit each.
+    /// By sender, `words` words each: the receivers that wait for its next message, a bit each.
     awaited: Vec<u64>,
     words: usize,
-    /// The first fault since the last reset, and the call that it happened in. Whoever lacks a message sees
-    /// it instead of waiting.
+    /// The first fault since the last reset, and the call that it happened in. A member that lacks a message
+    /// reports it instead of waiting.
     fault: Option<(Call, Fault)>,
-    /// The fault is of a member that came after the deadline itself.
+    /// The fault was found by a member that had itself come after the deadline.
     is_of_late: bool,
     /// Members that have left the channel.
     gone: Vec<bool>,
-    /// One of them has left since the channel was made.
+    /// Whether one of them has left since the channel was made.
     left: bool,
     /// Members that wait in [`Channel::reset`].
     resetting: Vec<bool>,
@@ -124,7 +124,7 @@ impl Default for Log {
 }
 
 impl Log {
-    /// As it was in the beginning.
+    /// Makes the log as it was in the beginning.
     fn clear(&mut self) {
         self.first = 0;
         self.entries.clear();
@@ -133,9 +133,9 @@ impl Log {
 
 #[derive(Debug)]
 struct Entry {
-    /// `None`: read by all.
+    /// `None`: all have read it.
     post: Option<Arc<Post>>,
-    /// Of a large message: addressees that have not read it.
+    /// Of a large message: how many addressees have not read it.
     unread: usize,
 }
 
@@ -144,10 +144,10 @@ impl State {
         self.logs.len()
     }
 
-    /// The pending fault, as a member in `call` is told of it.
+    /// The pending fault, as a member in `call` reports it.
     fn told(&self, call: &Call) -> Option<Fault> {
         let (earlier, fault) = self.fault.as_ref()?;
-        // Who waited in vain says how long.
+        // A timeout of another length is reported with its own length.
         let waited_longer = matches!(fault, Fault::Timeout { .. }) && earlier.timeout() != call.timeout();
         Some(match earlier.same_operation(call) && !waited_longer {
             true => fault.clone(),
@@ -155,7 +155,7 @@ impl State {
         })
     }
 
-    /// The pending fault is that a member, and not `me`, did not come in time.
+    /// Whether the pending fault says that another member than `me` did not come in time.
     fn blames_another(&self, me: usize) -> bool {
         match &self.fault {
             Some((_, Fault::Timeout { missing })) => !missing.contains(&me),
@@ -174,7 +174,7 @@ impl State {
     }
 
     /// Takes the next message of `from` for `to`, where there is one: a small one is delivered at once, a
-    /// large one returned.
+    /// large one is returned.
     fn take(&mut self, to: usize, from: usize, deliver: &mut impl FnMut(&Post)) -> Option<Option<Arc<Post>>> {
         let at = to * self.size() + from;
         let (log, cursor) = (&mut self.logs[from], &mut self.cursors[at]);
@@ -221,8 +221,8 @@ impl State {
         }
     }
 
-    /// Appends a message of `from`. Members that now have all that they wait for are added to `ready`, but
-    /// for those that wait for everyone: true where there are any of those.
+    /// Appends a message of `from`. Adds to `ready` the members that now have all that they wait for, except
+    /// those that wait for everyone; returns true where there are any of those.
     fn post(&mut self, from: usize, post: Arc<Post>, ready: &mut Vec<usize>) -> bool {
         let mut together = false;
         for word in 0..self.words {
@@ -251,7 +251,7 @@ impl State {
         together
     }
 
-    /// `to` waits for the next message of `from`, or no longer.
+    /// Sets whether `to` waits for the next message of `from`.
     fn set_awaited(&mut self, from: usize, to: usize, awaited: bool) {
         let (word, bit) = (&mut self.awaited[from * self.words + to / 64], 1 << (to % 64));
         if awaited {
@@ -261,14 +261,14 @@ impl State {
         }
     }
 
-    /// Of the members `from`, those whose messages `to` lacks.
+    /// The members among `from` whose messages `to` lacks.
     fn missing_of(&self, to: usize, from: &[usize]) -> Vec<usize> {
         let awaits = |m: &usize| self.awaited[m * self.words + to / 64] >> (to % 64) & 1 == 1;
         from.iter().copied().filter(awaits).collect()
     }
 
-    /// Of the members whose messages are missing, those that have not come to this step: a member that waits
-    /// in it itself is held up by another. All of them, where that leaves nobody.
+    /// The members among `missing` that have not come to this step: one that waits in it is held up itself.
+    /// All of them, where that leaves nobody.
     fn to_blame(&self, call: &Call, missing: Vec<usize>) -> Vec<usize> {
         let held_up = |m: &usize| self.waiting[*m].is_some_and(|theirs| theirs.same_step(call));
         let absent: Vec<usize> = missing.iter().copied().filter(|m| !held_up(m)).collect();
@@ -277,7 +277,7 @@ impl State {
 }
 
 impl Channel {
-    /// A channel of as many members as `gone` says of: which have already left for good.
+    /// A channel with as many members as `gone` has entries, which say who has already left for good.
     pub(super) fn new(gone: Vec<bool>) -> Self {
         let size = gone.len();
         let words = size.div_ceil(64);
@@ -328,8 +328,8 @@ impl Channel {
         from: &[usize],
         recv: &mut [&mut [u8]],
     ) -> Result<Delivery, Fault> {
-        // Taken and put back, so that nobody waits for its lock: not even a second call of this member, which
-        // the contract forbids. That one would find nothing there and allocate.
+        // Taken out and put back, so that no call waits for its lock. A second call of this member at the
+        // same time, which the contract forbids, finds nothing there and allocates.
         let mut own = std::mem::take(&mut *lock(&self.own[me]));
         own.ready.reserve(self.wake.len());
         own.lacking.reserve(from.len());
@@ -342,7 +342,7 @@ impl Channel {
         result
     }
 
-    /// Forgets the memory for large messages of `me`.
+    /// Frees the memory for large messages of `me`.
     pub(super) fn release_memory(&self, me: usize) {
         lock(&self.own[me]).buffers.release_large();
     }
@@ -360,7 +360,7 @@ impl Channel {
         let late = Instant::now().checked_duration_since(call.deadline).filter(|by| !by.is_zero());
         let mut state = lock(&self.state);
         // Messages that arrived before a fault still count, so that all members come to the same end of a
-        // step. Not so where the fault was in the making of a head: one that is only half there must not be
+        // step. The exception is a fault in the making of a head: one that is only half made must not be
         // taken for whole.
         if call.operation.is_creation()
             && state.fault.as_ref().is_some_and(|(earlier, _)| earlier.operation.is_creation())
@@ -403,7 +403,7 @@ impl Channel {
         state.missing[me] = lacking.len();
         state.for_everyone[me] = from.len() == self.wake.len();
         while state.missing[me] > 0 {
-            // A member that is late itself has waited for nobody, so that it has nobody to blame.
+            // A member that came late itself has waited for nobody, and so has nobody to blame.
             let told = state.told(call).filter(|_| late.is_none() || !state.blames_another(me));
             let over = call.left().is_zero();
             if told.is_none() && !over && !state.gone.contains(&true) {
@@ -426,7 +426,7 @@ impl Channel {
                     Ok(Fault::Abandoned { member: me, reason })
                 }
                 (None, true) if over => Ok(Fault::Timeout { missing: state.to_blame(call, missing) }),
-                // Whoever has left is not waited for.
+                // Members have left, but none of those whose messages are missing.
                 (None, true) => {
                     state = self.wait(me, call, state);
                     continue;
@@ -456,7 +456,7 @@ impl Channel {
         Ok(delivery)
     }
 
-    /// The pending fault, as a member in `call` is told of it.
+    /// The pending fault, as a member in `call` reports it.
     pub(super) fn told(&self, call: &Call) -> Option<Fault> {
         lock(&self.state).told(call)
     }
@@ -493,7 +493,7 @@ impl Channel {
         self.wake_everybody();
     }
 
-    /// Meets all members, with everything undelivered dropped. A peer that is in a step meanwhile is told.
+    /// Meets all members, and drops everything undelivered. A peer that is still in a step is told.
     pub(super) fn reset(&self, me: usize, call: &Call) -> Result<(), Fault> {
         let mut state = lock(&self.state);
         let before = state.generation;
@@ -542,7 +542,7 @@ impl Channel {
         }
     }
 
-    /// `member` waits in [`Channel::reset`].
+    /// Whether `member` waits in [`Channel::reset`].
     #[cfg(test)]
     pub(super) fn is_resetting(&self, member: usize) -> bool {
         lock(&self.state).resetting[member]

@@ -7,10 +7,10 @@
 use crate::exchange::Call;
 use std::sync::Arc;
 
-/// Messages of up to as many bytes are copied under the channel's lock.
+/// Messages of up to so many bytes are copied under the channel's lock.
 const SMALL: usize = 512;
 
-/// Small messages that a log keeps before its sender looks which of them have been read.
+/// Small messages that a log may have before its sender looks which of them have been read.
 pub(super) const KEPT: usize = 8;
 
 /// What one call of one member sends.
@@ -42,7 +42,7 @@ impl Outgoing<'_> {
         }
     }
 
-    /// What it needs in a group of `size` members.
+    /// The room that it needs in a group of `size` members.
     fn room(&self, size: usize) -> Room {
         let (to, ends) = match self {
             Outgoing::Same { to, .. } if to.len() == size => (0, 0),
@@ -52,7 +52,7 @@ impl Outgoing<'_> {
         Room { bytes: self.bytes(), to, ends }
     }
 
-    /// Copying it takes no longer than counting its readers.
+    /// Whether copying it takes no longer than counting its readers.
     fn is_small(&self) -> bool {
         let limit = match self {
             Outgoing::Same { .. } => SMALL,
@@ -165,7 +165,7 @@ impl SendBuffers {
         ring.post(call, outgoing, size)
     }
 
-    /// Forgets the large ones; those that are read go with their readers.
+    /// Forgets the large buffers; those that are being read are freed by their readers.
     pub(super) fn release_large(&mut self) {
         self.large = Ring::new(self.large.count);
     }

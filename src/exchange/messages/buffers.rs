@@ -55,7 +55,7 @@ impl SendBuffers {
         Arc::clone(&frames[at])
     }
 
-    /// Forgets all buffers. Frames on their way go when they are out.
+    /// Forgets all buffers. Those of frames on their way are freed when the frames are out.
     pub(super) fn release(&mut self) {
         self.rings.clear();
     }
@@ -78,7 +78,7 @@ struct Class {
 }
 
 impl ReceiveBuffers {
-    /// A buffer of `len` bytes of no particular content; `None` where there is no memory for it.
+    /// A buffer of `len` bytes of undefined content; `None` where there is no memory for it.
     pub fn take(&mut self, len: usize) -> Option<Vec<u8>> {
         let at = class_of(len);
         if self.classes.len() <= at {
@@ -100,10 +100,10 @@ impl ReceiveBuffers {
         Some(bytes)
     }
 
-    /// `bytes` has been read.
+    /// Takes back a buffer that has been read.
     pub fn give_back(&mut self, bytes: Vec<u8>) {
         let at = class_of(bytes.capacity());
-        // A buffer of another origin is of no known size, and one of before a release is not wanted back.
+        // Buffers of another origin have no known size, and those from before a release are not wanted back.
         let own = self.classes.get_mut(at).filter(|class| class.free.len() < class.made);
         if let Some(class) = own.filter(|_| bytes.capacity() == LEAST << at) {
             class.free.push(bytes);
@@ -133,7 +133,7 @@ mod tests {
             assert_eq!(*held, vec![1; len]);
             drop(held);
             assert!((0..4).any(|_| fill(3).as_ptr() == address));
-            // As many as are held at once.
+            // There are as many as are held at once.
             let held: Vec<_> = (0..50).map(&mut fill).collect();
             assert!((0..50).zip(&held).all(|(byte, frame)| **frame == vec![byte; len]));
         }
@@ -166,8 +166,8 @@ mod tests {
         assert_eq!(buffers.take(usize::MAX / 4), None);
     }
 
-    /// Buffers that are taken and given back in any order: no more are made than were in use at once, but for
-    /// those that are made with them.
+    /// Buffers are taken and given back in any order: no more are made than were in use at once, except for
+    /// those that are made together with them.
     #[test]
     fn buffers_in_use_are_distinct_and_their_number_settles() {
         let mut buffers = ReceiveBuffers::default();

@@ -22,7 +22,7 @@ pub(super) struct State {
     pub broken: Option<Fault>,
     /// The last place of each member, in whatever channel.
     pub places: Vec<Noted>,
-    /// A thread receives for all that wait.
+    /// Whether a thread receives for all that wait.
     pub receiving: bool,
     /// Threads that wait for the one that receives.
     pub waiting: usize,
@@ -31,8 +31,8 @@ pub(super) struct State {
 }
 
 pub(super) struct Channel {
-    /// Counts resets. What belongs to an earlier one is dropped, what belongs to a later one is kept until
-    /// then.
+    /// Counts resets. What belongs to an earlier generation is dropped, what belongs to a later one is kept
+    /// until that begins.
     pub generation: u32,
     /// By sender.
     pub queues: Vec<VecDeque<Message>>,
@@ -92,7 +92,7 @@ impl State {
         self.channels.entry(key).or_insert_with(|| Channel::new(size))
     }
 
-    /// Takes what the link has handed over; returns a buffer that nobody needs any more.
+    /// Takes an event from the link; returns a buffer that nobody needs any more.
     pub fn take(&mut self, event: Event) -> Option<Vec<u8>> {
         match event {
             Event::Frame { from, bytes } if from < self.size && from != self.me => {
@@ -146,7 +146,7 @@ impl State {
                 self.forget_left_channels();
             }
             Kind::Fault => match frame::decode_fault(&bytes[HEADER_BYTES..], size) {
-                // Later ones of a generation would not be looked at.
+                // Only the first fault of a generation is ever looked at.
                 Some(_) if channel.faults.iter().any(|told| told.generation == generation) => {}
                 Some((fault, progress)) => channel.faults.push(Told { generation, call, fault, progress }),
                 None => self.refuse(from),
@@ -155,7 +155,7 @@ impl State {
         Some(bytes)
     }
 
-    /// `from` has sent what is no frame.
+    /// Breaks the exchange: `from` has sent bytes that are no frame.
     fn refuse(&mut self, from: usize) {
         self.broken.get_or_insert(Fault::Broken {
             problem: format!("member {from} has sent bytes that are no message of this version of lmhead"),
@@ -163,8 +163,8 @@ impl State {
         });
     }
 
-    /// Channels that every member has left are needed no longer: each member's messages come in order, so
-    /// that nothing can follow.
+    /// Forgets channels that every member has left: each member's messages come in order, so that nothing can
+    /// follow.
     pub fn forget_left_channels(&mut self) {
         let (me, gone) = (self.me, &self.gone);
         self.channels.retain(|_, channel| {
@@ -173,15 +173,15 @@ impl State {
         });
     }
 
-    /// Of the members whose messages are missing, those that have not come to this step: one that was last
-    /// heard of in it is held up by another. All of them, where that leaves nobody.
+    /// The members among `missing` that have not come to this step: one that was last heard of in it is held
+    /// up itself. All of them, where that leaves nobody.
     pub fn to_blame(&self, call: &Call, missing: Vec<usize>) -> Vec<usize> {
         let held_up = |m: &usize| self.places[*m].is_some_and(|(theirs, _)| theirs.same_step(call));
         let absent: Vec<usize> = missing.iter().copied().filter(|m| !held_up(m)).collect();
         if absent.is_empty() { missing } else { absent }
     }
 
-    /// Of `members`, those that have left the channel, or altogether.
+    /// The members among `members` that have left the channel, or the exchange.
     pub fn lost_of(&mut self, key: Key, members: &[usize]) -> Vec<usize> {
         let gone = std::mem::take(&mut self.gone);
         let channel = self.channel(key);
@@ -218,15 +218,15 @@ impl Channel {
     /// The fault that ends the wait of `me` for messages of `missing` in the collective that was begun last.
     pub fn told(&self, call: &Call, me: usize, missing: &[usize]) -> Option<Fault> {
         // Where the member that found the fault has completed this collective or a later one with us and with
-        // those whose messages are missing, these were sent before: they are on their way. Not those of a
-        // member that wants a reset, which was behind them.
+        // those whose messages are missing, these were sent before: they are on their way. Not so from a
+        // member whose wish for a reset has come: messages sent before it would have come before it.
         let on_their_way = |told: &Told| {
             let was_heard = |member: &usize| told.progress.heard[*member] >= self.begun;
             let will_come = |member: &usize| was_heard(member) && self.wanted[*member] <= self.generation;
             !missing.is_empty() && was_heard(&me) && missing.iter().all(will_come)
         };
         let told = self.fault().filter(|told| !on_their_way(told))?;
-        // Who waited in vain says how long; frames carry microseconds.
+        // A timeout of another length is reported with its own length; frames carry microseconds.
         let [theirs, ours] = [&told.call, call].map(|call| call.timeout().as_micros());
         let waited_longer = matches!(told.fault, Fault::Timeout { .. }) && theirs != ours;
         Some(match told.call.same_operation(call) && !waited_longer {

@@ -31,9 +31,9 @@ pub(super) enum Kind {
     Note = 1,
     /// The sender's channel has failed: [`encode_fault`].
     Fault = 2,
-    /// The sender wants the channel in that generation.
+    /// The sender wants the channel to begin that generation.
     Reset = 3,
-    /// The sender has dropped the channel; of the first channel, all of its channels.
+    /// The sender has dropped the channel; for the first channel, all of its channels.
     Leave = 4,
 }
 
@@ -43,7 +43,7 @@ const KINDS: [Kind; 5] = [Kind::Data, Kind::Note, Kind::Fault, Kind::Reset, Kind
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Header {
     pub kind: Kind,
-    /// Of the sender's channel.
+    /// Generation of the sender's channel.
     pub generation: u32,
     /// Its deadline is the sender's, as if its step had begun when the frame was decoded.
     pub call: Call,
@@ -77,7 +77,7 @@ pub(super) fn id_of(frame: &[u8]) -> Option<u64> {
     ((word(frame, 0)? >> 32) as u32 == MAGIC).then(|| word(frame, 1))?
 }
 
-/// The frame's length by its header, without looking at the payload; `None` where the bytes are no frame.
+/// The frame's length by its header, without reading the payload; `None` where the bytes are no frame.
 pub(super) fn length(frame: &[u8]) -> Option<usize> {
     id_of(frame)?;
     usize::try_from(word(frame, 7)?).ok()?.checked_add(HEADER_BYTES)
@@ -90,7 +90,7 @@ pub(super) fn decode(frame: &[u8]) -> Option<Header> {
     }
     let (first, channel, epoch) = (word(frame, 0)?, word(frame, 2)?, word(frame, 3)?);
     let began = Instant::now();
-    // Of a timeout that the clock cannot hold, a year.
+    // A timeout that the clock cannot hold counts as a year.
     let timeout = Duration::from_micros(word(frame, 6)?);
     let year = Duration::from_secs(365 * 24 * 3600);
     let call = Call {
@@ -107,8 +107,8 @@ pub(super) fn decode(frame: &[u8]) -> Option<Header> {
 }
 
 /// How far the sender of a fault had come: for each member the number, counted from 1, of the last collective
-/// of the channel that it completed with that member; 0 where there was none. Not the last collective alone:
-/// that may be one of a few members, behind one of all.
+/// of the channel that it completed with that member; 0 where there was none. One number for all would not
+/// do: the last collective may be one of a few members, behind one of all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Progress {
     pub heard: Vec<u64>,
@@ -124,7 +124,7 @@ const TIMEOUT: u64 = 0;
 const LOST: u64 = 1;
 const ABANDONED: u64 = 2;
 
-/// A fault that `me` tells its peers: words, then the reason. `[kind, n, m, heard[n], members[m]]`.
+/// A fault that `me` tells its peers: words `[kind, n, m, heard[n], members[m]]`, then the reason.
 pub(super) fn encode_fault(me: usize, fault: &Fault, progress: &Progress) -> Vec<u8> {
     let own = [me];
     let told;
@@ -132,7 +132,7 @@ pub(super) fn encode_fault(me: usize, fault: &Fault, progress: &Progress) -> Vec
         Fault::Timeout { missing } => (TIMEOUT, &missing[..], ""),
         Fault::Lost { members } => (LOST, &members[..], ""),
         Fault::Abandoned { member, reason } => (ABANDONED, std::slice::from_ref(member), reason.as_str()),
-        // Others concern their finder alone; to the peers it is a member that cannot go on.
+        // Other faults concern their finder alone: the peers are told that a member cannot go on.
         other => {
             told = format!("its transport failed: {other:?}");
             (ABANDONED, &own[..], told.as_str())
@@ -146,7 +146,7 @@ pub(super) fn encode_fault(me: usize, fault: &Fault, progress: &Progress) -> Vec
     bytes
 }
 
-/// A fault among `size` members; `None` where the bytes are none.
+/// A fault among `size` members; `None` where the bytes are no fault.
 pub(super) fn decode_fault(bytes: &[u8], size: usize) -> Option<(Fault, Progress)> {
     let count = |i| usize::try_from(word(bytes, i)?).ok().filter(|n| *n <= size);
     let (kind, n, m) = (word(bytes, 0)?, count(1).filter(|n| *n == size)?, count(2)?);

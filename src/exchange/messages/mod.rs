@@ -8,18 +8,18 @@
 //! * `buffers`: memory that is kept from call to call.
 //!
 //! A call sends its pieces, which never waits, and then receives until it has one piece of each member. So
-//! every wait has its deadline, also where a peer has stopped and takes nothing. One thread receives for all
+//! every wait has a deadline, also where a peer has stopped and takes nothing. One thread receives for all
 //! threads that wait, whatever channels they wait in.
 //!
-//! A fault that one member finds is told to the others. It may overtake messages of a third member that were
-//! sent before: the teller says how far it had come, so that a member that lacks only such messages waits for
+//! A fault that one member finds is told to the others. It may overtake messages that a third member sent
+//! before. So the finder also says how far it had come: a member that lacks only such messages waits for
 //! them, and all members come to the same end of a step.
 //!
-//! Data say where their sender is. A note is sent only where no data follow soon: when a step begins, when it
-//! has ended, and while a device is waited for.
+//! Data frames say where their sender is. A note is sent only where no data follow soon: when a step begins,
+//! when it has ended, and while a device is waited for.
 //!
-//! Members count their collectives alike: where not all members gather, the others gather at the same point,
-//! in lists of their own. By these numbers a fault says how far its finder had come.
+//! All members count their collectives alike: where not all members gather, the others gather at the same
+//! point, in lists of their own. With these numbers a fault says how far its finder had come.
 
 mod buffers;
 mod channel;
@@ -49,7 +49,7 @@ pub trait Link: Send + Sync {
     /// The caller's member number.
     fn me(&self) -> usize;
 
-    /// Tells the exchanges apart that share one transport: frames carry it, and all members have the same.
+    /// Tells exchanges that share one transport apart: every frame carries it, and all members have the same.
     /// See [`frame_id`].
     fn id(&self) -> u64 {
         0
@@ -59,16 +59,17 @@ pub trait Link: Send + Sync {
     /// peer that is gone is no error here.
     fn send(&self, to: usize, frame: Arc<Vec<u8>>);
 
-    /// Hands over what has come. Where there is nothing it waits, at the longest until then, for something
-    /// to come or for a frame to have gone out. Called by one thread at a time. `take` waits for threads that
-    /// are in [`Link::send`]: no lock that this one needs may be held meanwhile.
+    /// Hands over what has come. Where there is nothing it waits, until `until` at the longest, for something
+    /// to come or for a frame to have gone out. Called by one thread at a time. `take` may wait for threads
+    /// that are in [`Link::send`]: a lock that `send` needs must not be held meanwhile.
     fn receive(&self, until: Instant, take: &mut dyn FnMut(Event));
 
-    /// Frames go out by themselves. Otherwise only [`Link::receive`] moves long ones, and a call does not
-    /// return before its own have gone out.
+    /// Whether frames go out by themselves. Otherwise only [`Link::receive`] moves long ones, and a call does
+    /// not return before its own frames have gone out.
     fn sends_by_itself(&self) -> bool;
 
-    /// The bytes of a frame that was handed over have been read: their memory may serve for the next.
+    /// Takes back the bytes of a frame that was handed over, once they are read: their memory may serve the
+    /// next.
     fn give_back(&self, bytes: Vec<u8>) {
         drop(bytes);
     }
@@ -108,12 +109,13 @@ type Key = (u32, u32);
 /// The channel that an endpoint is before any head opens one. No head's instance is as high.
 const WHOLE: Key = (0, u32::MAX);
 
-/// A receive returns at least so often, so that a thread that receives sees what other threads of its member
-/// have done, such as a notice of [`Exchange::notify_abort`].
+/// A receive waits no longer than this, so that the receiving thread sees in time what other threads of its
+/// member have done, such as a notice of [`Exchange::notify_abort`].
 const SLICE: Duration = Duration::from_millis(2);
 
-/// A wait that ends so long after its deadline was not run, as in a process that was stopped. What its peers
-/// have sent meanwhile is then still in the transport, and so long the member has to receive it.
+/// A wait that ends later than `OVERSLEPT` after its deadline was not run in time, as in a stopped process.
+/// What its peers have sent is then still in the transport, and the member has `CATCHING_UP` more to receive
+/// it.
 const OVERSLEPT: Duration = Duration::from_millis(1);
 const CATCHING_UP: Duration = Duration::from_millis(100);
 
@@ -145,7 +147,7 @@ struct Own {
 /// What a call sends.
 #[derive(Clone, Copy)]
 enum Outgoing<'a> {
-    /// The same bytes to all members that it hears.
+    /// The same bytes to all members of the call.
     Same(&'a [u8]),
     /// To each member its piece.
     Pieces(&'a [&'a [u8]]),
@@ -172,7 +174,7 @@ impl Member {
         }
     }
 
-    /// Waits for whatever comes next, at the longest until then. May return earlier.
+    /// Waits for whatever comes next, until `until` at the longest. May return earlier.
     fn wait<'s>(&'s self, mut state: MutexGuard<'s, State>, until: Instant) -> MutexGuard<'s, State> {
         if state.receiving {
             state.waiting += 1;
@@ -183,7 +185,7 @@ impl Member {
         }
         state.receiving = true;
         drop(state);
-        // Another thread takes over, also where the link panics.
+        // On drop, also where the link panics, another thread may take over.
         struct Receiving<'m>(&'m Member);
         impl Drop for Receiving<'_> {
             fn drop(&mut self) {
@@ -255,7 +257,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        // The sockets and the job of a forked process are its parent's.
+        // A forked process leaves its parent's sockets and job alone.
         if self.is_here() {
             let mut state = self.lock();
             if !state.disbanded {
@@ -279,7 +281,7 @@ impl MessageExchange {
         MessageExchange { member: Arc::new(member), key: WHOLE, own: Mutex::default() }
     }
 
-    /// All members have agreed to end: this one goes without telling the others.
+    /// Notes that all members have agreed to end: this one goes without telling the others.
     #[cfg(feature = "mpi")]
     pub(super) fn disband(&self) {
         self.member.lock().disbanded = true;
@@ -291,7 +293,7 @@ impl MessageExchange {
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
-        // Lists of which a panic leaves too much at the worst.
+        // After a panic these lists have too much at the worst.
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -308,7 +310,7 @@ impl MessageExchange {
         self.member.wake(state);
     }
 
-    /// Sends each member of `from` its piece and takes the next message of each; pieces of `recv` in the same
+    /// Sends each member of `from` its piece, and puts the next message of each into `recv`, in the same
     /// order.
     fn exchange(
         &self,
@@ -317,8 +319,8 @@ impl MessageExchange {
         from: &[usize],
         recv: &mut [&mut [u8]],
     ) -> Result<(), Fault> {
-        // Taken and put back, so that nobody waits for its lock: not even a second call of this member, which
-        // the contract forbids. That one would find nothing there and allocate.
+        // Taken out and put back, so that no call waits for its lock. A second call of this member at the
+        // same time, which the contract forbids, finds nothing there and allocates.
         let mut own = std::mem::take(&mut *self.own());
         let result = self.exchange_with(&mut own, &self.named(call), outgoing, from, recv);
         own.sent.clear();
@@ -369,7 +371,7 @@ impl MessageExchange {
 
         let (mut wrong, mut other) = (Vec::new(), None);
         for ((&member, message), buffer) in from.iter().zip(&*came).zip(recv) {
-            // To itself a member sends nothing: it has the piece.
+            // A member sends nothing to itself: it has the piece.
             let bytes = message.as_ref().map_or_else(|| outgoing.piece(me), Message::payload);
             let common = buffer.len().min(bytes.len());
             buffer[..common].copy_from_slice(&bytes[..common]);
@@ -386,7 +388,7 @@ impl MessageExchange {
         }
         match (wrong.is_empty(), other) {
             (false, _) => Err(Fault::Length { peers: wrong }),
-            // Why a member went on to something else says more than what that is; headers say still more.
+            // Why a member went on to another call says more than that call does; headers say still more.
             (true, Some(fault)) if call.operation.has_headers() => Err(fault),
             (true, Some(fault)) => Err(told.unwrap_or(fault)),
             (true, None) => Ok(()),
@@ -444,10 +446,11 @@ impl MessageExchange {
         }
     }
 
-    /// Moves this call's frames out. Nothing that is said here ends the call, which has all that it wants: a
-    /// peer that does not take them is found by the next call.
+    /// Waits until this call's frames have gone out. Nothing that goes wrong here ends the call, which has
+    /// all that it wants: a peer that does not take them is found by the next call.
     fn wait_until_sent(&self, call: &Call, sent: &[Arc<Vec<u8>>]) {
-        // This call and its buffers hold one each.
+        // This call and its buffers hold one reference each; the link holds another until the frame has gone
+        // out.
         let is_out = |frame: &Arc<Vec<u8>>| Arc::strong_count(frame) <= 2;
         while !sent.iter().all(is_out) && !call.left().is_zero() {
             let mut state = self.member.lock();
@@ -476,9 +479,10 @@ impl Exchange for MessageExchange {
         self.member.check_process()?;
         let mut state = self.member.up_to_date();
         let first = state.opened.get(&head).copied().unwrap_or_default();
-        // A channel that a peer gave up before this member came is of a creation that has failed. Where the
-        // peers have begun another one, that one is joined. Otherwise a refusal of a peer is news to this
-        // member; a peer that waited for it in vain is not.
+        // A channel that a peer gave up before this member came belongs to a creation that has failed. Where
+        // the peers have begun another one, this member joins that. Otherwise it joins the last one that a
+        // peer refused, since it has yet to learn of that; one in which a peer waited for it in vain is
+        // passed over.
         let (mut instance, mut refused) = (first, None);
         while let Some(channel) = state.channels.get(&(head, instance)) {
             match channel.fault().map(|told| &told.fault) {
@@ -530,8 +534,8 @@ impl Exchange for MessageExchange {
         state.places[me] = noted;
         let before = std::mem::replace(&mut state.channel(self.key).places[me], noted);
         drop(state);
-        // Within a step data say it, but for one that notes the same again after a while: it waits for its
-        // device.
+        // Within a step data frames say it. Not so for a member that notes the same operation again after a
+        // while: it waits for its device.
         let goes_on = before.is_some_and(|(before, at)| {
             before.same_step(&call) && !(before.same_operation(&call) && at.elapsed() > SLICE)
         });
@@ -612,7 +616,7 @@ impl Exchange for MessageExchange {
 
     fn reset(&self, call: &Call) -> Result<Reset, Fault> {
         self.member.check_process()?;
-        // A peer that is in a step meanwhile is told.
+        // Tells a peer that is still in a step.
         self.notify_abort(call, "it rebuilds the head");
         let mut state = self.member.lock();
         let me = state.me;

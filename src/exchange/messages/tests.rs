@@ -65,7 +65,7 @@ impl Link for Wire {
 
     fn send(&self, to: usize, frame: Arc<Vec<u8>>) {
         let mut outbox = self.outbox.lock().unwrap();
-        // In order: what follows a frame that waits waits too.
+        // In order: what follows a waiting frame waits too.
         if !self.by_itself && (frame.len() >= LONG || outbox.iter().any(|(peer, _)| *peer == to)) {
             outbox.push((to, frame));
         } else {
@@ -151,7 +151,7 @@ fn call(step: u64, ms: u64) -> Call {
     }
 }
 
-/// A byte of every member.
+/// Gathers a byte of every member.
 fn gather(e: &dyn Exchange, call: &Call, byte: u8) -> Result<Vec<u8>, Fault> {
     let everyone: Vec<usize> = (0..e.size()).collect();
     let mut recv = vec![0; e.size()];
@@ -168,7 +168,7 @@ fn uneven_pieces_arrive_whole_over_links_that_send_by_themselves_and_over_others
         each(links.into_iter().map(MessageExchange::new).collect(), |e| {
             let mut random = Random(SEED);
             for step in 0..200u64 {
-                // Of all members from each to each; some are empty, some long.
+                // From every member to every member; some pieces are empty, some long.
                 let lengths: Vec<usize> =
                     (0..size * size).map(|_| random.below(3) * random.below(900)).collect();
                 let length = |from: usize, to: usize| lengths[from * size + to];
@@ -182,7 +182,7 @@ fn uneven_pieces_arrive_whole_over_links_that_send_by_themselves_and_over_others
                 for (from, got) in recv.iter().enumerate() {
                     assert_eq!(got, &vec![byte(from, e.me()); length(from, e.me())], "step {step}");
                 }
-                // Of every other member, what each sends to itself above.
+                // A gather over every other member, of what each sends to itself above.
                 let members: Vec<usize> = (0..size).filter(|m| m % 2 == e.me() % 2).collect();
                 let mut recv: Vec<Vec<u8>> = members.iter().map(|&m| vec![0; length(m, m)]).collect();
                 let mut slices: Vec<&mut [u8]> = recv.iter_mut().map(Vec::as_mut_slice).collect();
@@ -192,7 +192,7 @@ fn uneven_pieces_arrive_whole_over_links_that_send_by_themselves_and_over_others
                 }
             }
         });
-        // What was handed over came back, but for what a member had not looked at when it ended.
+        // All that was handed over came back, except what a member had not read when it ended.
         let [handed, back] = [&counters.handed, &counters.given_back].map(|n| n.load(Ordering::Relaxed));
         assert!(back <= handed && handed - back <= size * size, "{handed} handed over, {back} given back");
     }
@@ -274,13 +274,13 @@ fn a_fault_of_another_thread_ends_the_wait_at_once() {
     thread::scope(|scope| {
         let waits = scope.spawn(|| (Instant::now(), gather(&a, &call(3, 60_000), 1), Instant::now()));
         thread::sleep(Duration::from_millis(20));
-        // By the member's own other thread; its peer learns of it, too.
+        // By the member's own other thread; its peer learns of it too.
         a.notify_abort(&call(3, 60_000), "shut down");
         let (began, result, ended) = waits.join().unwrap();
         let told = Fault::Abandoned { member: 0, reason: "shut down".into() };
         assert_eq!(result, Err(told.clone()));
         assert!(ended - began < Duration::from_secs(5));
-        // It had sent its piece of this call before.
+        // Member 0 had sent its piece of this call before.
         assert_eq!(gather(&b, &call(3, 60_000), 2), Ok(vec![1, 2]));
         let earlier = gather(&b, &call(4, 60_000), 1).unwrap_err();
         assert!(matches!(&earlier, Fault::Earlier { fault, .. } if **fault == told), "{earlier:?}");
@@ -310,7 +310,7 @@ fn a_member_that_leaves_is_lost_in_that_channel_or_in_all() {
     });
 }
 
-/// As over `local`: the same test.
+/// The same test as over `local`.
 #[test]
 fn a_late_member_passes_over_what_its_peers_left_and_joins_the_latest() {
     let endpoints = group(2);
@@ -381,7 +381,7 @@ fn places_say_where_members_are_here_and_elsewhere() {
     });
 }
 
-/// A frame that is none, from a peer of another version or from a transport that damages bytes.
+/// A frame that is no message, from a peer of another version or from a transport that damages bytes.
 #[test]
 fn a_damaged_frame_is_refused_by_name_and_nobody_hangs() {
     for damage in [vec![], vec![7; 64], vec![0xff; 4096]] {
@@ -413,22 +413,22 @@ fn random_program(random: &mut Random, size: usize, some_sit_out: bool) -> Vec<V
         lists
     };
     let mut program: Vec<_> = (0..14).map(|_| lists()).collect();
-    // Whoever was alone behind the abort is told here.
+    // A last gather of all: a member that was alone behind the abort learns of it here.
     program.push(vec![(0..size).collect()]);
     program
 }
 
-/// All come to the same end, whichever frame is late: a gather of all that one member has completed, all
-/// complete; behind the abort nobody completes one; and everybody is told of it at once, which is not at the
-/// deadline. Each call is a step of its own, so that a member may learn of it in an earlier or in a later
-/// one. Where some sit a gather out, they count their calls differently, and all that holds is that everybody
-/// is told.
+/// All members come to the same end, whichever frame is late: a gather of all that one member completes, all
+/// complete; behind the abort nobody completes one; and everybody is told of it at once, not at the deadline.
+/// Each call is a step of its own, so that a member may learn of the abort in an earlier or a later one.
+/// Where some sit a gather out, they count their calls differently: then all that holds is that everybody is
+/// told.
 #[test]
 fn random_aborts_end_in_the_same_step_on_all_members() {
     println!("seed {SEED}");
     for (size, some_sit_out) in (2..=5).flat_map(|size| [(size, false), (size, true)]) {
         each(group(size), |e| {
-            // The same choices on every member.
+            // Every member makes the same choices.
             let mut random = Random(SEED + size as u64);
             for round in 0..100u32 {
                 let program = random_program(&mut random, size, some_sit_out);

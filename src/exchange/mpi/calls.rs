@@ -34,7 +34,7 @@ pub(super) struct World {
     rank: usize,
     size: usize,
     calls: Mutex<Calls>,
-    /// Threads that want the lock: one that receives, and asks again at once, gives way to them.
+    /// Threads that want the lock: a thread that polls in a receive gives way to them.
     wanting: AtomicUsize,
 }
 
@@ -43,16 +43,16 @@ struct Calls {
     sending: Vec<Sending>,
     /// By rank, in the order in which MPI matched them, which is the order in which they were sent.
     receiving: Vec<VecDeque<Receiving>>,
-    /// How many there are in all.
+    /// How many messages `receiving` has in all.
     receives: usize,
-    /// By rank: the parts of a frame of which more are to follow.
+    /// By rank: the parts that have come of a frame that is not whole yet.
     parts: Vec<Vec<u8>>,
-    /// By exchange, also of one that is not made here yet: whole frames with the rank that sent them.
+    /// By exchange, also for one that is not made here yet: whole frames with the rank that sent them.
     arrived: HashMap<u64, VecDeque<(usize, Vec<u8>)>>,
     /// Exchanges that are gone here: what still comes for them is dropped.
     closed: HashSet<u64>,
     buffers: ReceiveBuffers,
-    /// Why nothing goes on.
+    /// Why nothing can be sent or received any more.
     broken: Option<String>,
 }
 
@@ -89,7 +89,7 @@ fn status() -> MaybeUninit<MPI_Status> {
     MaybeUninit::zeroed()
 }
 
-/// What MPI says of an error code.
+/// MPI's text for an error code.
 fn error_text(code: c_int) -> String {
     let mut text = [0 as c_char; ffi::MPI_MAX_ERROR_STRING as usize];
     let mut length: c_int = 0;
@@ -161,13 +161,14 @@ impl World {
         self.lock().send(to, &frame, MOST_BYTES);
     }
 
-    /// Moves what is on its way.
+    /// Moves messages that are on their way; true where something has come or gone.
     pub(super) fn progress(&self) -> bool {
         self.lock().progress()
     }
 
-    /// Moves what is on its way, and adds the frames of exchange `id` that have come to `came`. True where
-    /// something has come or gone, of whatever exchange; and why nothing goes on, where that is so.
+    /// Moves messages that are on their way, and adds the frames that have come for exchange `id` to `came`.
+    /// Returns whether something has come or gone, for any exchange; and why nothing goes on, where that is
+    /// so.
     pub(super) fn collect(&self, id: u64, came: &mut VecDeque<(usize, Vec<u8>)>) -> (bool, Option<String>) {
         if self.wanting.load(Ordering::Relaxed) > 0 {
             thread::yield_now();
@@ -180,7 +181,7 @@ impl World {
         (moved, calls.broken.clone())
     }
 
-    /// Exchange `id` is gone here, and none will have its id again.
+    /// Forgets exchange `id`; no other will have its id.
     pub(super) fn close(&self, id: u64) {
         let mut calls = self.lock();
         calls.closed.insert(id);
@@ -205,7 +206,7 @@ impl World {
 }
 
 impl Calls {
-    /// Notes that a call has failed; true where it has not.
+    /// Records a call that has failed; returns whether it succeeded.
     fn check(&mut self, code: c_int, what: impl FnOnce() -> String) -> bool {
         if code != 0 {
             self.broken.get_or_insert_with(|| format!("{}: {}", what(), error_text(code)));
@@ -240,7 +241,7 @@ impl Calls {
             }
             // SAFETY: written by the call, which succeeded.
             let mut request = unsafe { request.assume_init() };
-            // Short messages have often gone out by then.
+            // Short messages have often gone out already.
             if !self.is_complete(&mut request, || format!("sending to rank {to}")) {
                 let sending = Sending { request, _frame: Arc::clone(frame), bytes: part.len(), to };
                 self.sending.push(sending);
@@ -264,7 +265,7 @@ impl Calls {
         self.broken.is_none()
     }
 
-    /// Moves what is on its way; true where something has come or gone.
+    /// Moves messages that are on their way; true where something has come or gone.
     fn progress(&mut self) -> bool {
         if !self.is_open() {
             return false;
@@ -288,7 +289,7 @@ impl Calls {
         moved
     }
 
-    /// Begins to receive what has arrived.
+    /// Begins to receive the messages that have arrived.
     fn match_messages(&mut self) -> bool {
         let mut moved = false;
         for _ in 0..AT_ONCE {
@@ -394,7 +395,7 @@ mod tests {
     #[test]
     fn long_frames_go_in_parts_and_what_is_no_frame_breaks_the_job_by_name() {
         let universe = ::mpi::initialize_with_threading(Threading::Serialized).unwrap();
-        // Not finalised at the end of this thread, which others outlive.
+        // Not finalised at the end of this thread: others outlive it.
         std::mem::forget(universe);
         let world = World::duplicate().unwrap();
         assert_eq!((world.rank(), world.size()), (0, 1));
@@ -408,7 +409,7 @@ mod tests {
         let sent: Vec<_> =
             [(5, 0), (6, 35), (5, 36), (5, 1000), (6, 100_000)].map(|(id, n)| frame(id, n)).into();
         for frame in &sent {
-            // Of 100 bytes: one part, exactly one, two, and many.
+            // In parts of 100 bytes: one part, exactly one, two, and many.
             world.lock().send(0, frame, 100);
         }
         let (mut of_5, mut of_6) = (VecDeque::new(), VecDeque::new());

@@ -22,9 +22,9 @@ pub struct NcclExchange {
     pub(super) marks: Arc<dyn StreamMarks>,
     me: usize,
     size: usize,
-    /// All heads use this one.
+    /// A communicator that all heads use.
     given: Option<Arc<Communicator>>,
-    /// The head's host channel; none before a head has opened its channel here.
+    /// The head's host channel; `None` before a head has opened its channel here.
     control: Option<Arc<dyn Exchange>>,
     maker: Maker,
     /// Shared with the watchdog.
@@ -39,7 +39,7 @@ fn broken(problem: String, fix: &str) -> Fault {
 #[derive(Default)]
 struct State {
     communicator: Option<Arc<Communicator>>,
-    /// Why nothing goes on here.
+    /// Why this channel takes no more calls.
     fault: Option<Fault>,
 }
 
@@ -53,7 +53,7 @@ impl State {
     }
 }
 
-/// What these locks guard is whole at every moment.
+/// Where a lock is poisoned what it guards is still good: each write to it is whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -98,14 +98,14 @@ impl NcclExchange {
         self.maker.check("the exchange").map_err(|error| broken(error.to_string(), fix))
     }
 
-    /// What ends a wait that the deadline does not: a fault of this channel, or of the host transport.
+    /// Why a wait must end: a fault of this channel or of the host transport, or the deadline.
     fn ended(&self, call: &Call, control: Option<&dyn Exchange>) -> Option<Fault> {
         let late = || call.left().is_zero().then(|| Fault::Timeout { missing: Vec::new() });
         let told = || control.and_then(|control| told(call, control));
         self.fault().or_else(told).or_else(late)
     }
 
-    /// The communicator, where there is one and nothing has happened to it.
+    /// The communicator, where there is one and the channel has no fault.
     fn communicator(&self) -> Result<Arc<Communicator>, Fault> {
         let state = self.state();
         if let Some(fault) = &state.fault {
@@ -140,7 +140,7 @@ impl NcclExchange {
         })
     }
 
-    /// What the caller reports where `fault` has ended its call. The communicator is aborted.
+    /// The fault that the caller reports where `fault` has ended its call. Aborts the communicator.
     fn failed(&self, call: &Call, control: Option<&dyn Exchange>, fault: Fault, of_peers: bool) -> Fault {
         let until = Instant::now() + ABORT_GRACE;
         let fault = match (fault, control) {
@@ -153,7 +153,7 @@ impl NcclExchange {
         fault
     }
 
-    /// Waits until the communicator of a fault is aborted; false where that takes longer.
+    /// Waits until the communicator of a channel in a fault is aborted; false where that takes longer.
     pub(super) fn await_abort(&self, until: Instant) -> bool {
         let communicator = self.state().communicator.clone();
         communicator.is_none_or(|communicator| communicator.await_end(until))
@@ -178,7 +178,7 @@ impl NcclExchange {
             told(call, &*control).or_else(|| communicator.progress().err().map(Refused::into_fault))
         };
         let end = move |call: &Call, fault: &Fault| {
-            // Who has not come so far, where the host has put the step there; of a replay it knows nothing.
+            // Names who has not come, where the host has queued the step; of a replay the host knows nothing.
             let named = late(call, &*teller);
             let is_named = matches!(&named, Fault::Timeout { missing } if !missing.is_empty());
             let is_overdue = matches!(fault, Fault::Broken { .. }) && call.left().is_zero();
@@ -190,7 +190,7 @@ impl NcclExchange {
         queue(watchdog.insert(Watchdog::new(self.marks.counters()?, trouble, end)?))
     }
 
-    /// The communicator of this channel: the one that is given, or a new one.
+    /// The communicator of this channel: the given one, or a new one.
     fn make(&self, call: &Call, control: &dyn Exchange) -> Result<Arc<Communicator>, Fault> {
         if let Some(given) = &self.given {
             return Ok(Arc::clone(given));
@@ -205,13 +205,13 @@ impl NcclExchange {
     }
 }
 
-/// What the host transport knows, within a while, of an error that a peer has caused: its fault, or who is
-/// gone.
+/// What the host transport learns, within a short time, of an error that a peer has caused: that peer's
+/// fault, or who is gone.
 fn told_soon(call: &Call, control: &dyn Exchange) -> Option<Fault> {
     blame(call, control, |members| Fault::Lost { members })
 }
 
-/// What a member sends itself must be as long as what it takes from itself.
+/// Refuses a member's piece for itself that is not as long as the piece it wants from itself.
 fn check_own(me: usize, send: usize, recv: usize) -> Result<(), Fault> {
     if send == recv {
         return Ok(());
@@ -388,8 +388,8 @@ unsafe impl DeviceExchange for NcclExchange {
         if let Some(given) = &self.given {
             return given.unended().map_or(Ok(Reset::Reconnect), Err);
         }
-        // It would take the end of the old communicator for a fault, and poison the channel that is made
-        // anew.
+        // Closed first: it would take the end of the old communicator for a fault, and poison the channel
+        // that is made anew.
         if let Some(watchdog) = &*lock(&self.watchdog) {
             watchdog.close();
         }
@@ -402,14 +402,15 @@ unsafe impl DeviceExchange for NcclExchange {
                        driver does not answer";
             return Err(broken(problem, fix));
         }
-        // The device has counted here until the old communicator ended.
+        // Kept until the old communicator has ended: up to then the device counts in it.
         *lock(&self.watchdog) = None;
         *self.state() = State::default();
         Ok(Reset::Done)
     }
 }
 
-/// A piece to `member` and one from it. What a member sends itself is there already where both are one place.
+/// A piece to `member` and one from it. A member's piece for itself is not sent where it is in its place
+/// already.
 fn to_and_from(group: &Group, (me, member): (usize, usize), send: Piece, recv: Piece) -> Result<(), Failed> {
     if member == me && send.address == recv.address {
         return Ok(());

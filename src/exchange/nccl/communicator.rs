@@ -1,4 +1,4 @@
-//! One member's side of a communicator. No call here waits for the peers but those that say so, and these
+//! One member's side of a communicator. No call here waits for the peers, except those that say so; these
 //! have a deadline.
 
 use super::config::ncclConfig_t;
@@ -12,7 +12,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// NCCL's own setting that every communicator waits in its calls, without a deadline.
+/// NCCL's environment variable that makes every communicator wait in its calls, without a deadline.
 const BLOCKING: &str = "NCCL_COMM_BLOCKING";
 
 /// A communicator of NCCL: one that this makes and destroys, or an engine's.
@@ -27,7 +27,7 @@ pub struct Communicator {
     size: usize,
     /// It is the engine's: it is neither aborted nor destroyed here.
     borrowed: bool,
-    /// A process that was forked from it has none of NCCL's threads.
+    /// The process that made it: a forked one has none of NCCL's threads.
     maker: Maker,
 }
 
@@ -39,7 +39,7 @@ struct Handle {
 #[derive(Clone, Copy)]
 enum State {
     Open(Raw),
-    /// A thread aborts or destroys it; or a fault has met an engine's, which only the engine can end.
+    /// A thread is aborting or destroying it; or a fault has met an engine's, which only the engine can end.
     Ending,
     /// It is aborted or destroyed.
     Ended,
@@ -62,7 +62,7 @@ pub(super) enum Progress {
 /// Why a call of a communicator came to nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Refused {
-    /// NCCL says so.
+    /// NCCL reports a failure.
     Failed(Failed),
     /// The device's context, the end of the communicator, or what a caller polls for.
     Fault(Fault),
@@ -102,7 +102,7 @@ impl Communicator {
         Self::polled(nccl, device, (rank, size), id, until).map_err(Refused::into_fault)
     }
 
-    /// The same, until `ended` says why nothing comes of it.
+    /// The same, until `ended` returns why it cannot come about.
     pub(super) fn polled(
         nccl: Nccl,
         device: &Arc<dyn StreamMarks>,
@@ -133,14 +133,14 @@ impl Communicator {
         Communicator { nccl, device, handle, rank: 0, size: 0, borrowed, maker: Maker::here() }
     }
 
-    /// Waits until the communicator that a call has begun to make is there.
+    /// Waits until the communicator that a call has begun to make is ready.
     fn finished(
         nccl: Nccl,
         device: &Arc<dyn StreamMarks>,
         raw: sys::ncclComm_t,
         ended: &mut dyn FnMut() -> Option<Fault>,
     ) -> Called<Self> {
-        // Where it does not come about, it is aborted when this is dropped.
+        // Where it does not get ready, dropping `made` aborts it.
         let mut made = Self::of(nccl, device, raw, false);
         made.settle(ended)?;
         (made.rank, made.size) = made.place()?;
@@ -155,7 +155,7 @@ impl Communicator {
     /// stays on its stream, and a rebuilding of a head says so.
     ///
     /// # Errors
-    /// `Broken` where it is none that NCCL knows, has failed before, or is of another device than `device`.
+    /// `Broken` where NCCL does not know it, it has failed before, or it is of another device than `device`.
     ///
     /// # Safety
     /// `raw` is an `ncclComm_t` of this library, lives as long as this, and no other thread uses it while a
@@ -204,8 +204,8 @@ impl Communicator {
         key: c_int,
         ended: &mut dyn FnMut() -> Option<Fault>,
     ) -> Called<Option<Self>> {
-        // NCCL may write the new handle in the background, at any time until the parent's work is done: where
-        // nobody waits for that any longer, its place is never freed.
+        // NCCL may write the new handle in the background, at any time until the parent's work is done. Where
+        // nobody waits for that any longer, the place for the handle is never freed.
         let place = Box::into_raw(Box::new(std::ptr::null_mut()));
         let mut config = ncclConfig_t::nonblocking();
         let result = self.within(|parent| {
@@ -262,14 +262,13 @@ impl Communicator {
         Refused::Fault(Fault::Broken { problem, fix: fix.into() })
     }
 
-    /// What the engine has yet to do about a communicator of its own that has met a fault, where nothing here
-    /// can end it.
+    /// What the engine must still do about its own communicator after a fault, where nothing here can end it.
     pub(super) fn unended(&self) -> Option<Fault> {
         let unended = self.is_the_engines_to_end() && matches!(*self.handle.state(), State::Ending);
         unended.then(|| self.gone().into_fault())
     }
 
-    /// It is the engine's, and NCCL has nothing that stops it without destroying it.
+    /// Whether it is the engine's, and NCCL cannot stop it without destroying it.
     fn is_the_engines_to_end(&self) -> bool {
         self.borrowed && self.nccl.functions().ncclCommRevoke.is_err()
     }
@@ -298,7 +297,7 @@ impl Communicator {
         Ok((usize::try_from(rank).unwrap_or(usize::MAX), usize::try_from(size).unwrap_or(0)))
     }
 
-    /// How far the last call is.
+    /// How far the last call has come.
     ///
     /// # Errors
     /// The error that the communicator has met, also in work that runs on the device.
@@ -325,8 +324,8 @@ impl Communicator {
         Ok(())
     }
 
-    /// Begins a group of operations, which go together: `queue` names them, and none of them begins before
-    /// the last is named. The work goes on in the background: see [`Communicator::settle`].
+    /// Queues a group of operations: `queue` names them, and none of them begins before the last is named.
+    /// The work goes on in the background: see [`Communicator::settle`].
     pub(super) fn group(
         &self,
         stream: Stream,
@@ -343,8 +342,9 @@ impl Communicator {
         })?
     }
 
-    /// Ends everything that the communicator does, on this rank: a thread does so, since NCCL takes its time.
-    /// An engine's is revoked; where NCCL cannot do that, it is used no more. Idempotent; never waits.
+    /// Ends everything that the communicator does on this rank, in a thread, since NCCL takes its time. An
+    /// engine's communicator is revoked; where NCCL cannot do that, it is used no more. Idempotent; never
+    /// waits.
     pub fn abort(&self) {
         if self.is_the_engines_to_end() {
             self.handle.take(State::Ending);
@@ -352,7 +352,7 @@ impl Communicator {
         }
         let (functions, borrowed) = (self.nccl.functions(), self.borrowed);
         self.end("lmhead-abort", move |raw| {
-            // Their answers change nothing.
+            // The result changes nothing.
             if !borrowed {
                 // SAFETY: a live communicator, which is never used again.
                 let _ = unsafe { functions.ncclCommAbort(raw) };
@@ -363,20 +363,20 @@ impl Communicator {
         });
     }
 
-    /// Destroys the communicator, in a thread. Peers take what was sent to them before.
+    /// Destroys the communicator, in a thread. Peers still get what was sent to them before.
     fn destroy(&self) {
         let (functions, device) = (self.nccl.functions(), Arc::clone(&self.device));
         self.end("lmhead-destroy", move |raw| {
-            // Its answer changes nothing: without the context the communicator stays.
+            // The result changes nothing: without the context the communicator stays.
             let _ = within(&device, || finalize_and_destroy(functions, raw));
         });
     }
 
-    /// Ends the communicator by `end` in a thread of that name, where nothing has ended it before. Never
-    /// waits.
+    /// Ends the communicator by `end` in a thread of that name, unless it has been ended before. Never waits.
     fn end(&self, name: &str, end: impl FnOnce(sys::ncclComm_t) + Send + 'static) {
         let State::Open(raw) = self.handle.take(State::Ending) else { return };
-        // Nobody else is inside NCCL with it: they had the lock, and find no handle from now on.
+        // No other thread is inside NCCL with it: each of them held the lock, and finds no handle from now
+        // on.
         let handle = Arc::clone(&self.handle);
         let run = move || {
             let Raw(raw) = { raw };
@@ -384,7 +384,7 @@ impl Communicator {
             handle.take(State::Ended);
             handle.ended.notify_all();
         };
-        // Without a thread nothing can end it: what waits for it says so at its deadline.
+        // Without a thread nothing can end it: who waits for its end reports that at the deadline.
         let _ = std::thread::Builder::new().name(name.into()).spawn(run);
     }
 
@@ -409,11 +409,11 @@ impl Communicator {
 
 impl Handle {
     fn state(&self) -> MutexGuard<'_, State> {
-        // What it guards is whole at every moment.
+        // Where the lock is poisoned the state is still good: each write to it is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state before. One that has ended stays so.
+    /// Moves to state `next`, unless that would go back; returns the state before.
     fn take(&self, next: State) -> State {
         let mut state = self.state();
         match (*state, next) {
@@ -428,7 +428,8 @@ impl Drop for Communicator {
         if self.borrowed || !self.maker.is_here() {
             return;
         }
-        // What has ended well is destroyed, which lets peers take what was sent to them; else it is aborted.
+        // Without a fault it is destroyed, which lets peers take what was sent to them; otherwise it is
+        // aborted.
         match self.progress() {
             Ok(Progress::Done) => self.destroy(),
             _ => self.abort(),
@@ -455,7 +456,7 @@ fn finalize_and_destroy(functions: &sys::Library, raw: sys::ncclComm_t) {
             let _ = unsafe { functions.ncclCommDestroy(raw) };
             return;
         }
-        // Peers may come much later: this then asks rarely.
+        // Peers may come much later: polls more and more rarely.
         let pause = began.elapsed() / 16;
         std::thread::sleep(pause.clamp(Duration::from_micros(50), Duration::from_millis(10)));
     }
@@ -525,7 +526,7 @@ fn within<T>(device: &Arc<dyn StreamMarks>, call: impl FnOnce() -> T) -> Called<
     })
 }
 
-/// A number as NCCL takes it. Two that are larger must not become one: ranks would be in one group.
+/// A number as NCCL takes it. Larger ones are not cut: two could become one, and join ranks of two groups.
 fn word(what: &str, number: usize) -> Called<c_int> {
     c_int::try_from(number).map_err(|_| {
         Refused::Fault(Fault::Broken {
@@ -535,7 +536,7 @@ fn word(what: &str, number: usize) -> Called<c_int> {
     })
 }
 
-/// NCCL's environment goes before a communicator's own settings.
+/// NCCL's environment overrides a communicator's own settings.
 fn check_blocking() -> std::result::Result<(), Fault> {
     match std::env::var(BLOCKING) {
         Ok(value) if value.trim() != "0" => Err(Fault::Broken {

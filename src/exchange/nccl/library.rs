@@ -16,7 +16,7 @@ pub const LMHEAD_NCCL: &str = "LMHEAD_NCCL";
 /// The name under which NCCL is installed; PyPI's wheels have no other.
 const NAME: &str = "libnccl.so.2";
 
-/// `ncclCommSplit` and communicators that do not block: 2.18.
+/// The first version with `ncclCommSplit` and with communicators that do not block.
 const OLDEST: Version = Version { major: 2, minor: 18, patch: 1 };
 
 const INSTALL: &str = "install NVIDIA's NCCL (the system's package libnccl2, or `pip install \
@@ -61,13 +61,13 @@ impl fmt::Debug for Nccl {
     }
 }
 
-/// By the file of the library.
+/// What is loaded, by the file of the library.
 static LOADED: Mutex<BTreeMap<PathBuf, &'static Loaded>> = Mutex::new(BTreeMap::new());
 
 impl Nccl {
-    /// Loads NCCL: the file `path`, or the `libnccl.so.2` of that folder. Without a path that of
-    /// `LMHEAD_NCCL` in the environment; then the one that the process has loaded already, or that the
-    /// loader finds; then that of PyPI's wheel (`nvidia/nccl/lib` below the site-packages) in the Python
+    /// Loads NCCL: the file `path`, or the `libnccl.so.2` of that folder. Without a path, what `LMHEAD_NCCL`
+    /// in the environment names. Without that, the library that the process has loaded already or that the
+    /// loader finds; else that of PyPI's wheel (`nvidia/nccl/lib` below the site-packages) in the Python
     /// environment of `VIRTUAL_ENV` or `CONDA_PREFIX`, or of the `python3` on `PATH`.
     ///
     /// No GPU is needed.
@@ -163,7 +163,7 @@ impl Nccl {
         &self.0.functions
     }
 
-    /// What a result code of `function` means. That it goes on in the background is no failure.
+    /// The error that a result code of `function` means. Work that goes on in the background is no failure.
     pub(super) fn check(
         &self,
         function: &'static str,
@@ -172,7 +172,7 @@ impl Nccl {
         self.check_of(function, result, std::ptr::null_mut())
     }
 
-    /// The same of a call with a communicator that lives, or a null pointer.
+    /// The same for a call with a live communicator, or a null pointer.
     pub(super) fn check_of(
         &self,
         function: &'static str,
@@ -193,14 +193,14 @@ impl Nccl {
 }
 
 impl Nccl {
-    /// A function that succeeded, and made nothing.
+    /// The error of a function that succeeded, but made nothing.
     pub(super) fn none(&self, function: &'static str) -> Failed {
         let meaning = "success, without a communicator".into();
         Failed { function, code: sys::ncclSuccess, meaning, last: String::new(), version: self.version() }
     }
 }
 
-/// The words that the library answers; none for a null pointer.
+/// A text of the library's; empty for a null pointer.
 ///
 /// # Safety
 /// Null, or a string that ends with a 0.
@@ -224,7 +224,7 @@ pub(super) struct Failed {
 }
 
 impl Failed {
-    /// A peer, or the way to it, has failed: a host transport may know which peer.
+    /// Whether a peer, or the way to it, has failed: a host transport may then know which peer.
     pub fn is_of_peers(&self) -> bool {
         // 6 is ncclRemoteError, and 8 ncclTimeout from 2.30 on.
         matches!(self.code, sys::ncclSystemError | sys::ncclRemoteError | sys::ncclTimeout)
@@ -250,7 +250,7 @@ impl Failed {
     }
 }
 
-/// What two ranks on one GPU are told.
+/// The advice for two ranks on one GPU.
 const ONE_GPU: &str = "give each rank a GPU of its own; for tests of several ranks on one GPU start one \
                        process a rank, each with another NCCL_HOSTID, and all with NCCL_NET=Socket \
                        NCCL_SOCKET_IFNAME=lo NCCL_MNNVL_ENABLE=0";
@@ -266,7 +266,7 @@ fn loaders_words(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// The functions that are missing, of those that every version from the oldest on has.
+/// The missing functions, among those that every version from the oldest on has.
 fn missing(functions: &sys::Library) -> Vec<&'static str> {
     macro_rules! missing {
         ($($name:ident)*) => {
@@ -294,7 +294,7 @@ fn file_of(address: usize) -> Option<PathBuf> {
     })
 }
 
-/// Libraries of PyPI's wheels that are there.
+/// The libraries of PyPI's wheels that exist.
 fn wheels() -> Vec<PathBuf> {
     let of_path = |path: OsString| {
         let mut folders = std::env::split_paths(&path);
@@ -311,7 +311,7 @@ fn wheels() -> Vec<PathBuf> {
     prefixes.into_iter().flatten().flat_map(|prefix| wheels_below(&prefix)).collect()
 }
 
-/// Those of one Python's prefix: `lib/python3.*/{site,dist}-packages/nvidia/nccl/lib/libnccl.so.2`.
+/// Those below one Python's prefix: `lib/python3.*/{site,dist}-packages/nvidia/nccl/lib/libnccl.so.2`.
 fn wheels_below(prefix: &Path) -> Vec<PathBuf> {
     let pythons = std::fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten();
     let mut pythons: Vec<PathBuf> = pythons

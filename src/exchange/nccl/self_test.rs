@@ -1,6 +1,6 @@
-//! The device side's own test when a channel is connected: pieces whose every byte is a function of who sends
-//! it, who receives it and its place, and of a word that only these members know: those of another run, whose
-//! id one of them may hold, send other bytes. The head tests the host transport in the same way.
+//! The device side's own test when a channel is connected: pieces whose every byte depends on its sender, its
+//! receiver, its place, and a word that only these members know. Members of another run, whose id a member
+//! here may hold by mistake, send other bytes. The head tests the host transport in the same way.
 
 use super::NcclExchange;
 use crate::exchange::{Call, DeviceExchange, Exchange, Fault, Piece, Scratch};
@@ -10,12 +10,12 @@ use std::time::Instant;
 
 /// The collectives, as an error names them.
 const TESTS: [&str; 3] = ["all_gather_v of one length", "all_gather_v of uneven lengths", "all_to_all_v"];
-/// Stands for the receivers of a gather, who are all sent the same.
+/// The receiver in a gather, where everyone is sent the same.
 const EVERYONE: usize = 0xffff;
-/// No piece is as long.
+/// Room for a piece; every piece is shorter.
 const PLACE: usize = 32;
 
-/// Bytes that `from` sends to `to`; none among the uneven ones of a group of three or more.
+/// Bytes that `from` sends to `to`; in a group of three or more some of the uneven pieces are empty.
 fn length(test: usize, from: usize, to: usize) -> usize {
     match test {
         0 => 24,
@@ -73,11 +73,11 @@ fn places(mut address: u64, lengths: impl Iterator<Item = usize>) -> Vec<Piece> 
 }
 
 impl NcclExchange {
-    /// Gives up for `fault`, and frees the scratch where NCCL has ended: it may write there until then, and
-    /// the freeing would wait for it without a deadline. Else the scratch is never freed.
+    /// Gives up for `fault`. Frees the scratch if NCCL has ended: until then NCCL may write there, and
+    /// freeing it would wait for NCCL without a deadline. Otherwise the scratch is never freed.
     fn keep_until_the_end(&self, scratch: Box<dyn Scratch>, fault: &Fault) {
         self.abort(fault);
-        // Whatever failed has waited for the abort already, as long as a fault may.
+        // Whatever failed has already waited for the abort, as long as a fault may.
         if !self.await_abort(Instant::now()) {
             std::mem::forget(scratch);
         }
@@ -126,8 +126,8 @@ impl NcclExchange {
             return Err(fault);
         }
         scratch.read(&mut bytes)?;
-        // Freeing waits for all that the device runs. Before the peers go on that is nothing that waits for
-        // this member, also where they share the device.
+        // Freeing waits for all that the device runs. Until the peers go on, nothing there waits for this
+        // member, also where they share the device.
         drop(scratch);
 
         let mut found = None;

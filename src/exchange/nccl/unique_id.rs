@@ -18,7 +18,7 @@ impl fmt::Debug for UniqueId {
 }
 
 impl UniqueId {
-    /// Its length.
+    /// Its length in bytes.
     pub const BYTES: usize = sys::NCCL_UNIQUE_ID_BYTES as usize;
 
     pub(super) fn of(id: sys::ncclUniqueId) -> Self {
@@ -42,7 +42,7 @@ impl UniqueId {
         Ok(UniqueId(whole))
     }
 
-    /// What the control plane takes to the other members.
+    /// The bytes that the control plane takes to the other members.
     pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
         &self.0
     }

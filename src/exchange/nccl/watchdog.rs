@@ -1,12 +1,12 @@
-//! The thread that ends a head's work on the device where nobody waits for it with a deadline: an engine that
-//! replays a graph and then waits for its stream as the runtime does.
+//! The thread that ends a head's work on the device where nobody waits for it with a deadline: where an
+//! engine replays a graph and then waits for its stream as the runtime does.
 
 use crate::exchange::{Call, Fault, StreamCounters};
 use crate::memory::Stream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two looks at the counters.
+/// The pause between two looks at the counters.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Watches one channel's work. Its thread ends when this is dropped.
@@ -19,21 +19,21 @@ struct Shared {
 }
 
 struct State {
-    /// The call that is watched, for its timeout; none before the first.
+    /// The call that is watched, for its timeout; `None` before the first.
     call: Option<Call>,
     closed: bool,
 }
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // What it guards is whole at every moment.
+        // Where the lock is poisoned the state is still good: each write to it is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Watchdog {
-    /// `trouble` says why work that runs will not end, where something has happened; `end` ends it. Neither
-    /// calls this, nor blocks.
+    /// `trouble` says why running work will not end, where something has happened; `end` ends it. Neither may
+    /// call this, nor block.
     ///
     /// # Errors
     /// `Broken` where there is no thread.
@@ -61,12 +61,12 @@ impl Watchdog {
         Ok(())
     }
 
-    /// Queues its end.
+    /// Queues the end of that work.
     pub fn end(&self, stream: Stream) -> Result<(), Fault> {
         self.0.counters.end(stream)
     }
 
-    /// Nothing is ended from here on; waits where that is being done. The counters live until this is
+    /// From here on nothing is ended; waits where that is being done now. The counters live until this is
     /// dropped.
     pub fn close(&self) {
         self.0.state().closed = true;
@@ -100,7 +100,7 @@ impl Shared {
             let fault =
                 running.and_then(|(_, since)| trouble(&call).or_else(|| overdue(&call, since, begun)));
             if let Some(fault) = fault {
-                // Under the lock: a channel that has closed this may be connected anew.
+                // Under the lock: once this is closed, the channel may be connected anew.
                 let state = self.state();
                 if !state.closed {
                     end(&call, &fault);
@@ -130,7 +130,7 @@ mod tests {
     use crate::exchange::Operation;
     use std::sync::mpsc;
 
-    /// Counters that a test counts up.
+    /// Counters that a test increments.
     #[derive(Default)]
     struct Counted(Mutex<(u32, u32)>);
 
@@ -170,7 +170,7 @@ mod tests {
     fn work_that_goes_on_is_left_alone_and_work_that_does_not_is_ended_once() {
         let (dog, tells) = watchdog(None);
         let call = call(Duration::from_millis(300));
-        // Longer than the timeout altogether, each time a new beginning.
+        // Together longer than the timeout, but each time a new beginning.
         for _ in 0..40 {
             dog.begin(&call, Stream::NONE).expect("counted");
             std::thread::sleep(Duration::from_millis(10));

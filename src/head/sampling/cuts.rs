@@ -1,4 +1,4 @@
-//! Where a row's filters cut its logits: the rounds of [`Search`], for all rows that have one.
+//! Where a row's filters cut its logits: the rounds of [`Search`], for all rows that have a cut.
 
 use super::Filtered;
 use crate::backend::Pass;
@@ -17,12 +17,12 @@ use std::ops::Range;
 /// Memory that lives from step to step.
 #[derive(Default)]
 pub(super) struct Room {
-    /// The filtered rows that are cut, by their place among these, and what each is cut at.
+    /// The filtered rows that have a cut, by their index in `filtered`, and the goal of each.
     cuts: Vec<(usize, Goal)>,
     /// The cut rows that each member decides.
     decided: Vec<Range<usize>>,
     searches: Vec<Search>,
-    /// Of each cut row the key, as far as it is known, and the own shard's allowance of ties.
+    /// Of each cut row: the key as far as it is known, and how many ties the own shard may keep.
     known: Vec<[u32; 2]>,
     histograms: Vec<u64>,
     queries: Vec<HistogramQuery>,
@@ -34,7 +34,8 @@ pub(super) struct Room {
 }
 
 impl Run<'_> {
-    /// Rows whose filters end at the k-th largest logit, or at the end of the nucleus, learn where that is.
+    /// Finds the cuts of rows that end at the k-th largest logit (`Sum::Ids`) or at the end of the nucleus
+    /// (`Sum::Masses`).
     pub(super) fn cut(
         &mut self,
         compute: &mut Compute<'_>,
@@ -94,7 +95,7 @@ impl Run<'_> {
             let problem = format!("{} ties came for {own_ids} ids", query.allowance);
             return Err(broken(Operation::Cuts, problem));
         }
-        // A row of which nothing is kept has a cut that is no number, which keeps nothing.
+        // Where nothing of a row is kept its cut is NaN, and so keeps nothing.
         fill(ends, 0, cuts.len(), "cuts")?;
         compute.pass(Pass::Ties { queries: ties, out: ends })?;
         for ((at, _), (query, &end)) in cuts.iter().zip(ties.iter().zip(&*ends)) {
@@ -104,8 +105,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Who decides which of the cut rows. A row is decided by one member: the tp ranks of a replica share its
-    /// rows.
+    /// Which member decides which of the cut rows. One member decides a row: the tp ranks of a replica divide
+    /// its rows.
     fn decide(&self, filtered: &[Filtered], room: &mut Room) {
         let Room { cuts, decided, .. } = room;
         decided.clear();
@@ -116,8 +117,8 @@ impl Run<'_> {
         }));
     }
 
-    /// Puts the next digit of each row decided here, and what each shard keeps of its ties, in `learned`; from
-    /// the shards' histograms `theirs`, `[shard][rows decided here][bins]`.
+    /// Adds up the shards' histograms `theirs`, `[shard][rows decided here][bins]`; puts into `learned` the
+    /// next digit of each row decided here, and how many of its ties each shard keeps.
     fn learn(
         &self,
         digit: Digit,
@@ -129,7 +130,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let (bins, mine) = (digit.bins(), searches.len());
         let words = theirs.as_chunks::<WORD_BYTES>().0;
-        // What a shard can count of one row at the most: all its ids.
+        // The most that one id can add to a row's histogram.
         let each = if sum == Sum::Ids { 1 } else { largest_mass(self.config.vocab_size) };
         let mut totals = [0u64; BINS];
         for (i, search) in searches.iter_mut().enumerate() {
@@ -141,7 +142,8 @@ impl Run<'_> {
                 for (total, word) in totals.iter_mut().zip(of_row(shard)) {
                     let word = u64::from_le_bytes(*word);
                     all = all.saturating_add(word);
-                    // What all shards have at the most fits 63 bits, and more than that is refused here.
+                    // What all shards can have fits 63 bits; a shard that sends more than it can have is
+                    // refused below.
                     *total = total.wrapping_add(word);
                 }
                 if all > most {
@@ -160,8 +162,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Each member is sent the histograms of the rows that it decides, each of `bins` words: those of all
-    /// shards come back, `[shard][rows decided here]`.
+    /// Sends each member the histograms, of `bins` words, of the rows that it decides. Returns those of all
+    /// shards, `[shard][rows decided here]`.
     fn histograms_to_owners<'b>(
         &mut self,
         histograms: &[u64],
@@ -182,8 +184,8 @@ impl Run<'_> {
         Ok(recv)
     }
 
-    /// Each member is told its part of `learned`, `[member][rows decided here]`; what all owners tell this one is
-    /// put in its place.
+    /// Sends each member its part of `learned`, `[member][rows decided here]`; puts what all owners send this
+    /// one into `known`.
     fn cuts_to_shards(
         &mut self,
         learned: &[u8],

@@ -1,6 +1,6 @@
-//! Sampled tokens of a step on a device of which the host looks at no parameter: where the parameters lie in
-//! device memory all of it is queued, so that a CUDA graph may have it. Where rows may have filters, the
-//! searches of `cuts` are made by kernels, for every row and in every step.
+//! Sampled tokens of a step on a device in which the host reads no parameters. Where these lie in device
+//! memory everything is queued, so that a CUDA graph can capture it. Where rows may have filters, kernels
+//! make the searches of `cuts`, for every row in every step.
 
 use super::WHAT;
 use crate::backend::cuts::{Cuts, SEARCH_BYTES, room_bytes};
@@ -26,10 +26,10 @@ use std::time::Instant;
 /// Memory that lives from step to step.
 #[derive(Default)]
 pub(super) struct Room {
-    /// [`SamplingRow`]s of the own rows and of all.
+    /// [`SamplingRow`]s of the own rows, and of all rows.
     own: Arena,
     all: Arena,
-    /// What the searches know and send, and the parameters without the filters.
+    /// What the searches keep and send, and the parameters without the filters.
     cuts: Arena,
     tokens: Arena,
 }
@@ -41,23 +41,23 @@ impl Room {
     }
 }
 
-/// Sampling parameters in device memory, and the filters' way with the held logits.
+/// What the searches for cuts work with, all in device memory.
 struct Searches<'a> {
-    /// Of all rows, with their filters.
+    /// Parameters of all rows, with their filters.
     sampling: Span<'a>,
     /// What the passes know of each row.
     room: SpanMut<'a>,
-    /// Of the rows decided here.
+    /// Searches of the rows decided here.
     searches: SpanMut<'a>,
     histograms: SpanMut<'a>,
-    /// Those that came, `[shards, rows decided here]`.
+    /// Histograms that came, `[shards, rows decided here]`.
     theirs: SpanMut<'a>,
     learned: SpanMut<'a>,
     found: SpanMut<'a>,
 }
 
 impl Run<'_> {
-    /// The whole request.
+    /// Runs the whole request.
     pub(super) fn sampled_unseen(
         &mut self,
         compute: &mut Compute<'_>,
@@ -152,8 +152,8 @@ impl Run<'_> {
         self.wire.open.stats.exchange += began.elapsed();
         let Some(TokenLogprobs { top_n, .. }) = logprobs else { return Ok(()) };
 
-        // Every shard learns the tokens of all rows. The tp ranks of a replica have drawn the same ones,
-        // unless each has its part: of each row one speaks.
+        // Every shard learns the tokens of all rows. One rank sends the token of each row: the tp ranks of a
+        // replica have drawn the same tokens, unless each has a part of the rows.
         told.targets.clear();
         told.answered.clear();
         told.answered.extend((0..size).map(|member| self.answered(member)));
@@ -178,8 +178,8 @@ impl Run<'_> {
         self.tell(compute, telling, told, parts, (send, recv), lists, small, answer, finish)
     }
 
-    /// The candidate of each row among what its filters keep of the held logits; the parameters without the
-    /// filters come back, for the rows' owners.
+    /// Draws each row's candidate from what its filters keep of the held logits. Returns the parameters
+    /// without the filters, for the rows' owners.
     fn filtered<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -190,7 +190,7 @@ impl Run<'_> {
     ) -> Result<Span<'b>> {
         let (me, size) = (self.wire.group.me(), self.wire.group.size());
         let n = sampling.len() / size_of::<SamplingRow>();
-        // A row is decided by one member: the tp ranks of a replica share its rows.
+        // One member decides a row: the tp ranks of a replica divide its rows.
         let mine = self.wire.answered(me, true);
         let busiest = (0..size).map(|member| self.wire.answered(member, true).len()).max().unwrap_or(0);
         let digits = Digits::planned(busiest, size);
@@ -233,7 +233,7 @@ impl Run<'_> {
         Ok(bare.into_span())
     }
 
-    /// One search of all rows.
+    /// Runs the search for `sum` over all rows.
     fn search(
         &mut self,
         compute: &mut Compute<'_>,
@@ -304,7 +304,7 @@ impl Run<'_> {
         }
     }
 
-    /// The own parameters as [`SamplingRow`]s in device memory: as many rows as the step has of a replica.
+    /// The own parameters as [`SamplingRow`]s in device memory; a padded step has padding among them.
     fn unseen_rows<'b>(
         &mut self,
         compute: &mut Compute<'_>,
@@ -318,7 +318,7 @@ impl Run<'_> {
         let bytes = bytes_of(WHAT, [self.rows_of_replica(mine), each])?;
         let mut out = room.at_least(self.backend, self.memory, bytes, WHAT)?;
         if self.wire.open.padded {
-            // Rows that nobody is answered.
+            // Padding: nobody is answered these rows.
             compute.inputs(Inputs::Fill { words: out.reborrow(), value: 0 })?;
         }
         let unfiltered = self.wire.open.header.filters == Filters::None;

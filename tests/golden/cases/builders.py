@@ -24,7 +24,9 @@ def gaussian(
     return Case(hidden=tensor(dtype, x), weight=tensor(dtype, w), k=k, **more)
 
 
-def whole_numbers(r: Random, dtype: str, rows: int, hidden: int, vocab: int, k: int, most: int, **more: object) -> Case:
+def whole_numbers(
+    r: Random, dtype: str, rows: int, hidden: int, vocab: int, k: int, most: int, **more: object
+) -> Case:
     x, w = r.integers((rows, hidden), -most, most), r.integers((vocab, hidden), -most, most)
     return Case(hidden=tensor(dtype, x), weight=tensor(dtype, w), k=k, exact=True, **more)
 

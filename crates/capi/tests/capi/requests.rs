@@ -324,7 +324,8 @@ proptest! {
         let number = |exchange: &Arc<dyn Exchange>| Arc::as_ptr(exchange).cast::<()>().addr();
         let connect = |size: usize| {
             let own = engine::engines(size, Functions::ALL, |_, _, _| None);
-            let stand_ins = local::group(size).into_iter().map(|endpoint| Arc::new(endpoint) as Arc<dyn Exchange>);
+            let stand_ins =
+                local::group(size).into_iter().map(|endpoint| Arc::new(endpoint) as Arc<dyn Exchange>);
             let all: Vec<_> = stand_ins.collect();
             engines.lock().unwrap().extend(all.iter().map(number).zip(own));
             all

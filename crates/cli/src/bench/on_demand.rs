@@ -1,4 +1,5 @@
-//! `lmhead bench --on-demand`: one timing for each line that comes in, so that another program can take turns with its own.
+//! `lmhead bench --on-demand`: one timing for each line that comes in, so that another program can take turns
+//! with its own.
 
 use super::subject::Subject;
 use super::{Device, HeadType, Plan, Ready, Stage, micros};

@@ -40,7 +40,8 @@ pub struct RowsReport {
     /// Of a read-only stream over the same weights, taken in turns with the stages, µs.
     pub read: Timing,
     pub read_gb_per_s: f64,
-    /// Of the instruction that multiplies this type, in registers, 1e9 operations a second; a multiplication and an addition are two.
+    /// Of the instruction that multiplies this type, in registers, 1e9 operations a second; a multiplication
+    /// and an addition are two.
     pub arithmetic_gop_per_s: Option<f64>,
     pub stages: Vec<StageReport>,
 }
@@ -51,7 +52,8 @@ pub struct StageReport {
     /// µs.
     #[serde(flatten)]
     pub time: Timing,
-    /// Share of the read bandwidth at which the weights come, where the stage streams them: the stream's median over its own.
+    /// Share of the read bandwidth at which the weights come, where the stage streams them: the stream's
+    /// median over its own.
     pub of_read: Option<f64>,
     /// Share of the arithmetic that the products of all rows take, where the stage has them.
     pub of_arithmetic: Option<f64>,
@@ -68,7 +70,8 @@ pub struct PartsReport {
     pub after_us: f64,
 }
 
-/// Median, 10th and 90th percentile, µs where it is written, interpolated linearly between the two nearest of the repetitions.
+/// Median, 10th and 90th percentile, µs where it is written, interpolated linearly between the two nearest of
+/// the repetitions.
 #[derive(Serialize, Clone, Copy)]
 pub struct Timing {
     #[serde(rename = "median_us")]

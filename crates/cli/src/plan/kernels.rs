@@ -36,8 +36,8 @@ pub struct Kernels {
     /// Of the group that brings most, and of its largest shard.
     pub rows: usize,
     pub ids: usize,
-    /// The plan in words of a head whose weights are packed at load, where the device has kernels for them: all but tensors that an engine
-    /// shares.
+    /// The plan in words of a head whose weights are packed at load, where the device has kernels for them:
+    /// all but tensors that an engine shares.
     pub packed: Option<String>,
     /// The plan in words for weights that lie row behind row, which the rest is about.
     pub chosen: String,
@@ -130,8 +130,9 @@ impl Kernels {
         let packed = self.packed.iter().map(|plan| format!("weights packed at load: {plan}\n"));
         format!(
             "\n{}, {}: {} rows x {} ids\n{}weights row behind row: {}\n{table}\n\
-             tiles: ids x rows x stages; times: thousands of clocks\nchosen for the fewest clocks of the processor with most \
-             blocks ({most}, {at_once} at once; arithmetic, not a measurement): bound by {}{more}\n{} on their way to \
+             tiles: ids x rows x stages; times: thousands of clocks\n\
+             chosen for the fewest clocks of the processor with most blocks ({most}, {at_once} at once; \
+             arithmetic, not a measurement): bound by {}{more}\n{} on their way to \
              a processor hide the memory's latency; every plan gives the same bits",
             self.device,
             self.precision,

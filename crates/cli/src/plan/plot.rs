@@ -1,11 +1,13 @@
-//! The plot of a step's time over group sizes, as SVG: a panel for each machine and kind of exchange, a stacked bar for each size.
+//! The plot of a step's time over group sizes, as SVG: a panel for each machine and kind of exchange, a
+//! stacked bar for each size.
 
 use super::report::{Costs, Report, SizeCost};
 use crate::report::bytes;
 use lmhead::cost::StepCost;
 use plotters::prelude::*;
 
-/// A step's stages, from the bottom of a bar up. Colours after Okabe and Ito, which colour-blind readers can tell apart.
+/// A step's stages, from the bottom of a bar up. Colours after Okabe and Ito, which colour-blind readers can
+/// tell apart.
 const STAGES: [(&str, RGBColor); 4] = [
     ("matmul (stream or compute, the longer)", RGBColor(0, 114, 178)),
     ("gather", RGBColor(230, 159, 0)),

@@ -227,7 +227,8 @@ impl Measured {
         }
         format!(
             "measured over {transport} on {machine}, {cpus} CPUs{load}; {date}, commit {commit}, {command}\n\
-             (the speeds above are those of one rank while {ranks} work at once; ratio: measured to predicted)\n\
+             (the speeds above are those of one rank while {ranks} work at once; ratio: measured to \
+             predicted)\n\
              {table}"
         )
     }

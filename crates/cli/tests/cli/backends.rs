@@ -1,4 +1,5 @@
-//! `--backend`: the kernels on the emulated device write what the CPU backend does where bits are promised, and refuse by name.
+//! `--backend`: the kernels on the emulated device write what the CPU backend does where bits are promised,
+//! and refuse by name.
 
 use super::{good, read};
 

@@ -1,5 +1,5 @@
-//! `lmhead bench`: every stage of every type is there, shares follow from times, and a program can ask line by line. How fast anything is,
-//! no test says.
+//! `lmhead bench`: every stage of every type is there, shares follow from times, and a program can ask line
+//! by line. How fast anything is, no test says.
 
 use super::*;
 use serde_json::Value;

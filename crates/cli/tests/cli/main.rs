@@ -1,4 +1,5 @@
-//! The program as a person or another program uses it: outputs, exit codes, and a sentence for every bad input.
+//! The program as a person or another program uses it: outputs, exit codes, and a sentence for every bad
+//! input.
 
 mod adjusted;
 #[cfg(feature = "emulated")]
@@ -410,7 +411,8 @@ fn doctor_says_what_there_is() {
     assert!(json.as_array().unwrap().iter().all(|c| c["status"].is_string()));
 }
 
-/// The output is a file like any other: its mode is the umask's, a symbolic link stays one, an old answer is replaced.
+/// The output is a file like any other: its mode is the umask's, a symbolic link stays one, an old answer is
+/// replaced.
 #[cfg(unix)]
 #[test]
 fn the_output_file_is_an_ordinary_one() {

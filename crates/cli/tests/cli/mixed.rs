@@ -58,7 +58,8 @@ fn every_pair_of_types_gives_the_logits_of_the_widened_values() {
     }
 }
 
-/// From a file and from a mapping, aligned or not, by copy or not: the widened weights and the first that is not finite.
+/// From a file and from a mapping, aligned or not, by copy or not: the widened weights and the first that is
+/// not finite.
 #[test]
 fn a_weight_that_is_not_finite_is_named_where_a_head_is_widened() {
     let files = Files::new();

@@ -1,4 +1,5 @@
-//! `lmhead plan`: what it promises is what `lmhead run` measures; its table, its choices, its plot, its refusals.
+//! `lmhead plan`: what it promises is what `lmhead run` measures; its table, its choices, its plot, its
+//! refusals.
 
 use super::*;
 use serde_json::{Value, json};
@@ -8,7 +9,8 @@ fn plan(args: &[&str]) -> Value {
     serde_json::from_str(&good(&args)).expect("JSON")
 }
 
-/// Every rank's shard, bytes and rounds, over heads, layouts, requests and settings, with headers and without.
+/// Every rank's shard, bytes and rounds, over heads, layouts, requests and settings, with headers and
+/// without.
 #[test]
 fn a_plan_is_what_a_run_measures() {
     let files = Files::new();
@@ -127,7 +129,8 @@ fn a_plan_is_what_a_run_measures() {
     }
 }
 
-/// 32 data-parallel ranks with 28 rows each on H100s: the figures of the cost model, worked out by hand, in whole µs.
+/// 32 data-parallel ranks with 28 rows each on H100s: the figures of the cost model, worked out by hand, in
+/// whole µs.
 #[test]
 fn the_table_over_group_sizes() {
     let files = Files::new();
@@ -465,7 +468,8 @@ fn the_plot() {
     ] {
         assert!(svg.contains(words), "{words}");
     }
-    // 6 sizes x 2 machines x 2 kinds of exchange, in the colour of each stage, and once in the legend; as many stars as panels.
+    // 6 sizes x 2 machines x 2 kinds of exchange, in the colour of each stage, and once in the legend; as
+    // many stars as panels.
     for color in ["#0072B2", "#E69F00", "#009E73", "#9A8FA6"] {
         assert_eq!(svg.matches(&format!("fill=\"{color}\"")).count(), (6 + 1) * 2 * 2, "{color}");
     }

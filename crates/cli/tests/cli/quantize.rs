@@ -1,4 +1,5 @@
-//! `lmhead quantize`: the same bits as quantising at load, honest figures, and a file that is whole or not there.
+//! `lmhead quantize`: the same bits as quantising at load, honest figures, and a file that is whole or not
+//! there.
 
 use super::*;
 use half::f16;

@@ -1,4 +1,5 @@
-//! `--request sample` and `sample:N`: the same tokens at any sharding, and those of the largest logits where the options leave nothing else.
+//! `--request sample` and `sample:N`: the same tokens at any sharding, and those of the largest logits where
+//! the options leave nothing else.
 
 use super::*;
 

@@ -1,4 +1,5 @@
-//! What a terminal gets that a pipe does not: lines of what `lmhead bench` has timed, and tables and sentences that fit its width.
+//! What a terminal gets that a pipe does not: lines of what `lmhead bench` has timed, and tables and
+//! sentences that fit its width.
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "a pseudo terminal")]
 

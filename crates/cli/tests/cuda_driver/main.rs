@@ -1,4 +1,5 @@
-//! `lmhead run --backend cuda` on the fake driver: the whole way through the driver's functions, and how it ends where they fail.
+//! `lmhead run --backend cuda` on the fake driver: the whole way through the driver's functions, and how it
+//! ends where they fail.
 
 #![cfg(target_os = "linux")]
 
@@ -148,6 +149,7 @@ fn auto_takes_the_gpu_where_it_runs_the_head_and_the_cpu_otherwise() {
     for (says, wanted) in [
         (&[][..], "cuda Fake 0 (9.0)"),
         (&[("FAKE_CAPABILITY", "86")], "cuda Fake 0 (8.6)"),
+        (&[("FAKE_CAPABILITY", "120")], "cuda Fake 0 (12.0)"),
         (&[("FAKE_CAPABILITY", "75")], "cpu "),
         (&[("FAKE_DEVICES", "0")], "cpu "),
         (&[("FAKE_VERSION", "12040")], "cpu "),
@@ -192,8 +194,8 @@ fn an_f32_head_is_the_cpus_and_refused_elsewhere() {
     }
 }
 
-/// Libraries that call themselves a driver and are a part of one: the bindings would panic at the first missing function. An old one is
-/// told by its version, whatever it lacks.
+/// Libraries that call themselves a driver and are a part of one: the bindings would panic at the first
+/// missing function. An old one is told by its version, whatever it lacks.
 #[test]
 fn a_driver_that_lacks_a_function_is_refused_by_the_functions_name() {
     let version =
@@ -258,7 +260,14 @@ fn doctor_tells_of_driver_and_devices() {
             &[("FAKE_CAPABILITY", "120")],
             "cuda device 0",
             "note",
-            "w8a16_matmul_sm80 (compute_90); cannot run carriers/gather_bf16_sm90a (made for sm_90a)",
+            "w8a16_matmul_sm80 (sm_120); cannot run carriers/gather_bf16_sm90a (made for sm_90a)",
+        ),
+        (&[("FAKE_CAPABILITY", "103")], "cuda device 0", "note", "w8a16_matmul_sm80 (sm_100); cannot run "),
+        (
+            &[("FAKE_CAPABILITY", "110")],
+            "cuda device 0",
+            "note",
+            "w8a16_matmul_sm80 (compute_90); cannot run ",
         ),
         (&[("FAKE_CAPABILITY", "75")], "cuda device 0", "note", "cannot run capacity_sm80 (made for sm_80"),
         (&[("FAKE_DEVICES", "3")], "cuda device 2", "ok", "Fake 2, compute capability 9.0, 80.0 GB; runs "),

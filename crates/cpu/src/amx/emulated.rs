@@ -1,15 +1,15 @@
-//! The tile instructions in plain Rust, by Intel's manual (volume 2, TDPBF16PS and TDPBSSD). It refuses what
-//! the processor would refuse (#UD), so that a mistake in the shapes shows on every machine.
+//! The tile instructions in plain Rust, by Intel's manual (volume 2, TDPBF16PS and TDPBSSD). Operands that
+//! the processor would refuse (#UD) panic, so that a mistake in the shapes shows on every machine.
 //!
-//! `tdpbf16ps` has two sums for each of its results, of the even and of the odd elements of k: from zero and
-//! k ascending each takes its products by fused multiplications and additions; then the two are added, and
-//! what comes of it is added to the result. Every operation rounds to nearest even on its own, takes
-//! subnormal operands for zeros, and makes subnormal results zeros.
+//! For each of its results, `tdpbf16ps` has two chains of fused multiply-adds, over the even and over the odd
+//! elements of k, from zero and k ascending. Then the two are added, and their sum is added to the result.
+//! Every operation rounds to nearest even on its own, takes subnormal operands as zeros, and makes subnormal
+//! results zeros.
 
 use super::{Line, STEP, Shape, TILE, Tiles};
 use crate::e4m3;
 
-/// The tiles of a thread, as the processor would have them.
+/// The tile registers of a thread.
 pub(crate) struct Emulated {
     shape: Shape,
     tiles: [[[u8; STEP]; TILE]; 8],
@@ -28,7 +28,7 @@ impl Emulated {
     pub fn load(&mut self, tile: usize, from: &[u8], at: usize, stride: usize) {
         self.shape.check(tile, at, stride, from.len());
         let (rows, row_bytes) = self.shape.of(tile);
-        // What the shape does not reach becomes zeros.
+        // Bytes of the register beyond the shape become zeros.
         self.zero(tile);
         for (i, row) in self.tiles[tile].iter_mut().take(rows).enumerate() {
             row[..row_bytes].copy_from_slice(&from[at + i * stride..][..row_bytes]);
@@ -43,7 +43,7 @@ impl Emulated {
         }
     }
 
-    /// One row of it.
+    /// Stores one row of a tile.
     pub fn store_row(&self, tile: usize, row: usize, to: &mut [u8]) {
         to.copy_from_slice(&self.tiles[tile][row][..to.len()]);
     }
@@ -92,7 +92,7 @@ impl Emulated {
         }
     }
 
-    /// Refuses operands that the processor would: the same tile twice, or shapes that do not fit.
+    /// Refuses operands that the processor would refuse: the same tile twice, or shapes that do not fit.
     fn check(&self, c: usize, a: usize, b: usize) {
         assert!(c != a && c != b && a != b, "#UD: tiles {c}, {a} and {b} are not three");
         let [(c_rows, c_bytes), (a_rows, a_bytes), (b_rows, b_bytes)] = [c, a, b].map(|t| self.shape.of(t));
@@ -136,27 +136,27 @@ impl Tiles for Emulated {
     }
 }
 
-/// The words of a row.
+/// The 4-byte words of a row.
 fn words(row: &[u8; STEP]) -> [[u8; 4]; TILE] {
     std::array::from_fn(|i| row.as_chunks::<4>().0[i])
 }
 
-/// A subnormal number becomes a zero of its sign.
+/// Makes a subnormal number a zero with the same sign.
 fn flushed(value: f32) -> f32 {
     if value.is_subnormal() { 0.0f32.copysign(value) } else { value }
 }
 
-/// A sum of two f32, or of one and an exact product of two bf16, to f32. That it was rounded to f64 before
-/// does not show: 53 bits are more than twice 24 and two more. A result is subnormal where it is below
-/// `2^-126` after rounding to 24 bits, as the processors' other instructions have it; from half a unit in the
-/// last of these places below it on, it rounds up to `2^-126`.
+/// Rounds to f32 a sum of two f32, or of an f32 and an exact product of two bf16. Its earlier rounding to f64
+/// cannot change the result, since 53 bits are at least twice 24 plus 2. As for the processor's other
+/// instructions, a result counts as subnormal if it is below `2^-126` after rounding to 24 bits: values that
+/// are at most half a unit in the last place below `2^-126` round up to it.
 fn rounded(value: f64) -> f32 {
     const LEAST: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);
     let rounded = value as f32;
     if value.abs() < LEAST { 0.0f32.copysign(rounded) } else { rounded }
 }
 
-/// Bytes to bf16, which is the upper half of an f32 that it holds.
+/// Widens bytes to bf16: the upper half of the f32 that `value` gives, which bf16 holds exactly.
 fn widen(from: &[u8], to: &mut [Line], distance: usize, value: impl Fn(u8) -> f32) {
     for (i, bytes) in from.chunks(STEP).enumerate() {
         for half in 0..2 {
@@ -181,8 +181,8 @@ mod tests {
         let below = |share: f64| least - least * share;
         for (value, want) in [
             (least, f32::MIN_POSITIVE),
-            // The largest number of 24 bits below it; the middle between the two, a tie to even; and below
-            // that.
+            // The next number of 24 bits below `least`; the middle between the two, a tie that goes to even;
+            // a number below that middle.
             (below(2f64.powi(-24)), 0.0),
             (below(2f64.powi(-25)), f32::MIN_POSITIVE),
             (below(2f64.powi(-25) + 2f64.powi(-40)), 0.0),
@@ -197,7 +197,7 @@ mod tests {
         assert!(rounded(f64::NAN).is_nan());
     }
 
-    /// The sums of one tile, all weights and rows zero but for the given elements of k.
+    /// One `tdpbf16ps` for one id and one row: `start` plus the products of the given elements of k.
     fn sum(start: f32, products: &[(usize, f32, f32)]) -> f32 {
         let mut tiles = Emulated::configure(Shape { ids: 1, rows: 1 });
         let (mut w, mut x) = ([0u8; STEP], [0u8; STEP]);
@@ -217,13 +217,13 @@ mod tests {
     #[test]
     fn even_and_odd_products_are_added_apart_and_then_to_the_sum() {
         let large = 2f32.powi(24);
-        // One after the other each would be lost.
+        // Added to the large sum one after the other, each 1 would be lost.
         assert_eq!(sum(large, &[(0, 1.0, 1.0), (1, 1.0, 1.0)]), large + 2.0);
         assert_eq!(sum(large, &[(0, 1.0, 1.0), (30, 1.0, 1.0)]), large + 2.0);
-        // In the chain of the large one each is lost; in the other chain they are not.
+        // In the chain of the large product each 1 is lost; in the other chain they are not.
         assert_eq!(sum(0.0, &[(0, large, 1.0), (2, 1.0, 1.0), (4, 1.0, 1.0)]), large);
         assert_eq!(sum(0.0, &[(0, large, 1.0), (3, 1.0, 1.0), (5, 1.0, 1.0)]), large + 2.0);
-        // k ascending: what comes before the large one is added to nothing but itself.
+        // k ascending: products before the large one are added up first.
         assert_eq!(sum(0.0, &[(2, 1.0, 1.0), (4, 1.0, 1.0), (6, large, 1.0)]), large + 2.0);
     }
 
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(sum(0.0, &[(0, tiny, 2f32.powi(60))]), 0.0);
         assert_eq!(sum(0.0, &[(0, 2f32.powi(60), tiny)]), 0.0);
         assert_eq!(sum(tiny, &[]), 0.0);
-        // Two products that would be normal together.
+        // Two subnormal products whose sum would be normal.
         assert_eq!(sum(0.0, &[(0, small, 2f32.powi(-27)), (2, small, 2f32.powi(-27))]), 0.0);
         assert_eq!(sum(0.0, &[(0, small, 2f32.powi(-26))]), f32::MIN_POSITIVE);
         assert!(sum(0.0, &[(7, f32::INFINITY, 0.0)]).is_nan());

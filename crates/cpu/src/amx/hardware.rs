@@ -1,16 +1,17 @@
 //! The tile instructions themselves. Rust has no stable intrinsics for them, but its assembler knows them.
 //!
-//! What a tile holds passes from one `asm!` to the next. The compiler knows nothing of it, and need not: it
-//! never allocates tile registers, and a function that this thread calls in between uses none, for all that
-//! do are in this file.
+//! Tile registers keep their contents from one `asm!` to the next, unknown to the compiler. That is sound:
+//! the compiler never allocates tile registers, and functions called in between use none, since all code that
+//! does is in this file.
 
 use super::{Line, STEP, Shape, Tiles};
 use crate::isa::bytes_to_bf16;
 use std::arch::asm;
 use std::marker::PhantomData;
 
-/// The tiles of this thread. Named by code that [`Isa::Amx`](crate::Isa) has chosen alone, which is there
-/// where [`Amx::here`](super::Amx::here) says `Granted`: what every `unsafe` block here rests on.
+/// The tiles of this thread. Every `unsafe` block here relies on this: only code chosen by
+/// [`Isa::Amx`](crate::Isa) uses this type, and that set is available only where
+/// [`Amx::here`](super::Amx::here) is `Granted`.
 pub(crate) struct Hardware {
     shape: Shape,
     /// Tiles belong to their thread.
@@ -29,7 +30,7 @@ impl Tiles for Hardware {
     #[inline(always)]
     fn configure(shape: Shape) -> Self {
         let config = shape.config();
-        // SAFETY: AMX as above; it reads 64 bytes, which are a configuration that palette 1 allows.
+        // SAFETY: AMX as above; it reads 64 bytes, which are a valid configuration of palette 1.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, preserves_flags, readonly))
         }
@@ -137,7 +138,7 @@ mod tests {
     use crate::amx::emulated::Emulated;
     use bytemuck::Zeroable;
 
-    /// On every machine whose AVX-512 has the tables' lookup, with AMX or without.
+    /// Runs on every machine whose AVX-512 has the lookup in tables (VBMI), with AMX or without.
     #[test]
     fn bytes_widen_as_in_the_emulation() {
         if !(is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vbmi")) {
@@ -145,7 +146,7 @@ mod tests {
             return;
         }
         for len in [0, 1, 31, 32, 33, 63, 64, 65, 100, 128, 256] {
-            // 37 and 256 have no common factor: every value once, in no order that a mistake could keep.
+            // 37 and 256 have no common factor: every value occurs once, in an irregular order.
             let bytes: Vec<u8> = (0..len).map(|i| (i * 37 + 11) as u8).collect();
             for distance in [2, 6, 64] {
                 let (mut got, mut want) =

@@ -1,14 +1,13 @@
 //! Packed rows x vocabulary ids -> raw logits, by tiles.
 //!
-//! Up to 16 rows: blocks of 64 ids x 16 rows, so that a tile of rows is loaded once for four tiles of
-//! weights. More rows: blocks of 32 ids x 32 rows, two tiles of each, so that an instruction comes with one
-//! load.
+//! Up to 16 rows are computed in blocks of 64 ids x 16 rows: a tile of rows is loaded once for four tiles of
+//! weights. More rows take blocks of 32 ids x 32 rows, two tiles of each, with one load per instruction.
 //!
-//! Both go over k in pieces. Up to 32 rows the sums stay in their tiles for the whole of k, and a piece is
-//! only how far ahead weights are asked for. Of more rows, all are multiplied with a piece of 32 weight rows
-//! before the next piece, while it is in the caches that it came to for the first of them; the sums wait in
-//! memory meanwhile. Rows that do not fit a second-level cache come from beyond it for each call: then a call
-//! is of several blocks of the vocabulary, and goes over all of their ids with each piece of k.
+//! Both go over k in pieces. Up to 32 rows, the sums stay in their tiles for the whole of k, and a piece only
+//! decides how far ahead weights are prefetched. With more rows, all rows are multiplied with a piece of 32
+//! weight rows before the next piece, while that piece is in the caches; the sums of the other rows wait in
+//! memory. Rows that do not fit the L2 cache are read from beyond it in each call. Then a call takes several
+//! blocks of the vocabulary, and with each piece of k goes over all of their ids.
 
 use super::{Line, PackedTiles, STEP, Shape, TILE, TILE_BYTES, Tiles};
 use crate::BLOCK;
@@ -19,31 +18,31 @@ use bytemuck::{Zeroable, cast_slice, cast_slice_mut};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Bf16,
-    /// With rows that were quantised.
+    /// int8 weights with rows that were quantised.
     Int8,
-    /// Widened to bf16, which holds them exactly.
+    /// int8 weights widened to bf16, which holds them exactly.
     Int8ToBf16,
     E4m3ToBf16,
 }
 
 impl Kind {
-    /// Whether weights reach the tiles by way of a panel of bf16.
+    /// Whether weights are widened into a panel of bf16 before they are loaded into tiles.
     fn widens(self) -> bool {
         matches!(self, Kind::Int8ToBf16 | Kind::E4m3ToBf16)
     }
 
-    /// Bytes of a weight row that a step takes, as they are stored.
+    /// Stored bytes of a weight row that one step of k takes.
     fn step(self) -> usize {
         if self.widens() { STEP / 2 } else { STEP }
     }
 }
 
-/// A block of logits: so many tiles of ids x so many of rows, four at most.
+/// The shape of a block of logits: tiles of ids x tiles of rows, four tiles of sums at most.
 #[derive(Debug, Clone, Copy)]
 struct Form {
     id_tiles: usize,
     row_tiles: usize,
-    /// Steps of k in a piece: of widened weights it is 32 KiB, and an even number of steps.
+    /// Steps of k in a piece. An even number; a piece of widened weights is 32 KiB.
     piece: usize,
 }
 
@@ -66,11 +65,11 @@ impl Form {
     }
 }
 
-/// Lines of the sums of a block.
+/// Lines that hold the sums of a block.
 const BLOCK_SUMS: usize = 4 * TILE;
 
-/// Blocks of the vocabulary that a call takes at most, of so many rows. The sums of 256 rows are 256 KiB
-/// then.
+/// The most blocks of the vocabulary that a call with `rows` rows takes. With 256 rows the sums of these are
+/// 256 KiB.
 pub(crate) fn blocks_at_once(rows: usize) -> usize {
     if rows > MORE_ROWS.row_tiles * TILE { 4 } else { 1 }
 }
@@ -79,16 +78,16 @@ pub(crate) fn blocks_at_once(rows: usize) -> usize {
 /// row and block of a call.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// `[groups of ids, sets of rows, 4 tiles, 16 ids]` of 16 rows.
+    /// `[groups of ids, sets of rows, 4 tiles, 16 ids]`, each line 16 rows.
     sums: Vec<Line>,
-    /// `[steps of a piece, ids of a block]` of 32 bf16.
+    /// Widened weights `[steps of a piece, ids of a block]`, each line 32 bf16.
     panel: Vec<Line>,
-    /// `[ids of a block]`: what is left of weight rows behind whole steps, and zeros.
+    /// `[ids of a block]`: the end of weight rows, behind their whole steps, padded with zeros.
     tail: Vec<Line>,
 }
 
 impl Scratch {
-    /// Makes room for so many rows of a call.
+    /// Makes room for calls with up to `rows` rows.
     pub fn reserve(&mut self, rows: usize) {
         let form = Form::of(rows.div_ceil(TILE));
         let ids = blocks_at_once(rows) * BLOCK;
@@ -105,12 +104,12 @@ impl Scratch {
     }
 }
 
-/// `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and the first `ids` rows of
-/// `weights`; of several blocks one block behind the other.
+/// The matmul `logits[r * BLOCK + v] = rows[r] · weights[v]`, for every packed row and the first `ids` rows
+/// of `weights`; logits of several blocks lie block after block.
 pub(crate) struct TileMatmul<'a> {
     pub kind: Kind,
     pub rows: &'a PackedTiles,
-    /// `[ids, row_bytes]` and whatever follows: what is read next, if anything is.
+    /// `[ids, row_bytes]`, and the weights that follow them in memory, which are prefetched.
     pub weights: &'a [u8],
     pub row_bytes: usize,
     /// At most [`BLOCK`], or up to [`blocks_at_once`] whole blocks.
@@ -121,7 +120,7 @@ pub(crate) struct TileMatmul<'a> {
 }
 
 impl TileMatmul<'_> {
-    /// Runs it with these tiles; `isa` is for what has nothing to do with them.
+    /// Runs the matmul with the tiles `T`; `isa` is used for the work that is not done by tiles.
     pub fn run<T: Tiles>(self, isa: Isa) {
         if self.rows.rows() == 0 || self.ids == 0 {
             return;
@@ -151,14 +150,14 @@ impl TileMatmul<'_> {
         isa.run(Deliver { walk: &walk, sums, exact, logits: self.logits });
     }
 
-    /// Fewer than 16 ids are a shorter tile. More that are no multiple of 16 are whole tiles, of which the
-    /// last has some ids of the one before again: nothing behind the last id is read.
+    /// Fewer than 16 ids make a shorter tile. Otherwise all tiles are whole: the last one repeats some ids of
+    /// the one before, so that nothing behind the last id is read.
     fn shape(&self) -> Shape {
         Shape { ids: self.ids.min(TILE), rows: self.rows.tile_rows() }
     }
 }
 
-/// The way over the blocks of a call.
+/// The walk over the blocks of a call.
 struct Walk<'a> {
     kind: Kind,
     rows: &'a PackedTiles,
@@ -170,25 +169,25 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Blocks over the ids.
+    /// Number of blocks over the ids.
     fn groups(&self) -> usize {
         self.ids.div_ceil(self.form.ids())
     }
 
-    /// Blocks over the rows.
+    /// Number of blocks over the rows.
     fn sets(&self) -> usize {
         self.rows.tiles().div_ceil(self.form.row_tiles)
     }
 
-    /// The first id of tile `i` of a group. Behind the last tile of the ids comes the last one again, whose
-    /// sums nobody takes.
+    /// The first id of tile `i` of a group. Tiles beyond the ids repeat the last tile; their sums are not
+    /// used.
     fn first_id(&self, group: usize, i: usize) -> usize {
         ((group * self.form.id_tiles + i) * TILE).min(self.ids - self.shape.ids)
     }
 
-    /// The group and the piece of k that are the `item`-th: where sums stay in their tiles, one group after
-    /// the other; else one piece of all groups after the other, so that the rows' part of it stays in a
-    /// cache.
+    /// The group and the piece of k of work item `item`. Where sums stay in their tiles, it is group after
+    /// group; otherwise piece after piece, each for all groups, so that the rows' part of the piece stays in
+    /// a cache.
     fn item(&self, item: usize) -> (usize, usize) {
         let pieces = self.rows.steps().div_ceil(self.form.piece);
         if self.sets() == 1 {
@@ -198,8 +197,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The byte of `weights` where the `item`-th piece of the first weight row of its group begins; behind
-    /// the last item, the next ids' first.
+    /// The byte of `weights` where work item `item` begins: its piece of its group's first weight row. For
+    /// the item behind the last one, where the ids of the next call begin.
     fn start(&self, item: usize) -> usize {
         let pieces = self.rows.steps().div_ceil(self.form.piece);
         if item == pieces * self.groups() {
@@ -219,7 +218,8 @@ impl Walk<'_> {
             let first = piece * form.piece;
             let steps = form.piece.min(rows.steps() - first);
             let next = self.start(item + 1);
-            // Whole steps of weights, and one for what is left behind them; widened weights are padded.
+            // Whole steps are read from the weights, a partial last one from `tail`. The panel of widened
+            // weights is padded already.
             let mut whole = steps;
             if self.kind.widens() {
                 self.widen::<T>(group, first, steps, next, panel);
@@ -255,7 +255,7 @@ impl Walk<'_> {
         }
     }
 
-    /// The weights of a group from step `first` on: as they are stored, or in the panel that begins with it.
+    /// The weights of a group from step `first` on: as stored, or in the panel, which begins with that step.
     fn weights_of<'w>(&'w self, group: usize, first: usize, panel: &'w [Line]) -> Operand<'w> {
         if self.kind.widens() {
             return Operand::lines(panel, self.form.id_tiles * TILE_BYTES);
@@ -275,8 +275,8 @@ impl Walk<'_> {
         }
     }
 
-    /// A set's part of what all sets together ask for: the item that begins at byte `next`. (Weights that are
-    /// widened were asked for then.)
+    /// What a set prefetches. All sets together prefetch the item that begins at byte `next`, each its share.
+    /// (For weights that are widened, `widen` does it.)
     fn ahead(&self, set: usize, next: usize) -> Ahead {
         if self.kind.widens() {
             return Ahead::default();
@@ -289,7 +289,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Widens `steps` steps from `first` on of the weights of a group into the panel, and asks for the item
+    /// Widens `steps` steps, from `first` on, of a group's weights into the panel, and prefetches the item
     /// that begins at byte `next`.
     fn widen<T: Tiles>(&self, group: usize, first: usize, steps: usize, next: usize, panel: &mut [Line]) {
         let (step, ids) = (self.kind.step(), self.form.ids());
@@ -311,7 +311,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Copies what is left of a group's weights behind whole steps, with zeros behind it.
+    /// Copies the end of a group's weight rows, behind their whole steps, and pads it with zeros.
     fn copy_tail(&self, group: usize, tail: &mut [Line]) {
         let whole = self.row_bytes / STEP * STEP;
         for i in 0..self.form.id_tiles {
@@ -326,7 +326,7 @@ impl Walk<'_> {
     }
 }
 
-/// How weights and rows join the sums.
+/// The instruction that adds products of weights and rows to the sums.
 trait Dot {
     fn dot<T: Tiles, const C: usize, const A: usize, const B: usize>(tiles: &mut T);
 }
@@ -348,32 +348,32 @@ impl Dot for Int8 {
     }
 }
 
-/// Where the tiles of an operand lie.
+/// Where the tiles of an operand lie in memory.
 struct Operand<'a> {
     bytes: &'a [u8],
-    /// The first byte of each tile's first step.
+    /// Where each tile's first step begins.
     first: [usize; 4],
-    /// From one row of a tile to the next.
+    /// Bytes from one row of a tile to the next.
     stride: usize,
-    /// From one step to the next.
+    /// Bytes from one step to the next.
     step: usize,
 }
 
 impl<'a> Operand<'a> {
-    /// Tiles that lie one behind the other.
+    /// An operand whose tiles lie one behind the other.
     fn lines(lines: &'a [Line], step: usize) -> Operand<'a> {
         let first = [0, 1, 2, 3].map(|i| i * TILE_BYTES);
         Operand { bytes: cast_slice(lines), first, stride: STEP, step }
     }
 
-    /// Tile `i` at a step -> tile register `T`.
+    /// Loads tile `i` at a step into tile register `TO`.
     #[inline(always)]
     fn load<T: Tiles, const TO: usize>(&self, tiles: &mut T, i: usize, step: usize) {
         tiles.load::<TO>(self.bytes, self.first[i] + step * self.step, self.stride);
     }
 }
 
-/// Weights that are asked for on the way: at each step the next line of so many rows.
+/// Weights to prefetch during the matmul: at each step, the next cache line of `rows` weight rows.
 #[derive(Clone, Copy)]
 struct Ahead {
     line: *const u8,
@@ -382,7 +382,7 @@ struct Ahead {
 }
 
 impl Default for Ahead {
-    /// Nothing.
+    /// Prefetches nothing.
     fn default() -> Self {
         Ahead { line: std::ptr::null(), stride: 0, rows: 0 }
     }
@@ -399,7 +399,7 @@ impl Ahead {
     }
 }
 
-/// 64 ids x a tile of rows; the sums of tile `i` of the ids are tile `i`.
+/// 64 ids x one tile of rows; the sums of ids' tile `i` are in tile register `i`.
 fn four_by_one<T: Tiles, D: Dot>(
     tiles: &mut T,
     w: &Operand<'_>,
@@ -421,7 +421,7 @@ fn four_by_one<T: Tiles, D: Dot>(
     }
 }
 
-/// 32 ids x two tiles of rows; the sums of tile `i` of the ids and `j` of the rows are tile `2 i + j`.
+/// 32 ids x two tiles of rows; the sums of ids' tile `i` and rows' tile `j` are in tile register `2 i + j`.
 fn two_by_two<T: Tiles, D: Dot>(tiles: &mut T, w: &Operand<'_>, x: &Operand<'_>, steps: usize, ahead: Ahead) {
     for step in 0..steps {
         ahead.ask(step);
@@ -436,7 +436,7 @@ fn two_by_two<T: Tiles, D: Dot>(tiles: &mut T, w: &Operand<'_>, x: &Operand<'_>,
     }
 }
 
-/// The same where one tile of rows is left.
+/// `two_by_two` where only one tile of rows is left.
 fn two_by_one<T: Tiles, D: Dot>(tiles: &mut T, w: &Operand<'_>, x: &Operand<'_>, steps: usize, ahead: Ahead) {
     for step in 0..steps {
         ahead.ask(step);
@@ -448,7 +448,7 @@ fn two_by_one<T: Tiles, D: Dot>(tiles: &mut T, w: &Operand<'_>, x: &Operand<'_>,
     }
 }
 
-/// Sums of zero.
+/// Sets the sums to zero.
 fn clear<T: Tiles>(tiles: &mut T) {
     tiles.zero::<0>();
     tiles.zero::<1>();
@@ -456,7 +456,7 @@ fn clear<T: Tiles>(tiles: &mut T) {
     tiles.zero::<3>();
 }
 
-/// The sums of a block from memory.
+/// Loads the sums of a block from memory.
 fn load<T: Tiles>(tiles: &mut T, sums: &[u8], at: usize) {
     tiles.load::<0>(sums, at, STEP);
     tiles.load::<1>(sums, at + TILE_BYTES, STEP);
@@ -464,7 +464,7 @@ fn load<T: Tiles>(tiles: &mut T, sums: &[u8], at: usize) {
     tiles.load::<3>(sums, at + 3 * TILE_BYTES, STEP);
 }
 
-/// And to memory.
+/// Stores the sums of a block to memory.
 fn store<T: Tiles>(tiles: &T, sums: &mut [u8], at: usize) {
     tiles.store::<0>(sums, at, STEP);
     tiles.store::<1>(sums, at + TILE_BYTES, STEP);
@@ -472,12 +472,12 @@ fn store<T: Tiles>(tiles: &T, sums: &mut [u8], at: usize) {
     tiles.store::<3>(sums, at + 3 * TILE_BYTES, STEP);
 }
 
-/// Sums `[ids, rows]`, tile by tile -> logits `[blocks, rows, BLOCK]`.
+/// Transposes sums `[ids, rows]`, tile by tile, to logits `[blocks, rows, BLOCK]`.
 struct Deliver<'c, 'a> {
     walk: &'c Walk<'a>,
     /// [`Scratch::sums`]
     sums: &'c [Line],
-    /// They are int32.
+    /// Whether the sums are int32.
     exact: bool,
     logits: &'c mut [f32],
 }

@@ -9,11 +9,11 @@ use rayon::prelude::*;
 const PIECE: usize = 32;
 
 /// Packed rows: tile after tile of 16 rows, in each tile step after step of 64 bytes of k, in each step 16
-/// times four bytes (two bf16, four int8) of every row. Up to 16 rows are one tile of as many as the next
-/// power of two: the fewer bytes it has, the more of it stays in the first-level cache.
+/// times four bytes (two bf16, four int8) of every row. Fewer than 16 rows are one tile with the next power
+/// of two of rows: the fewer bytes it has, the more of it stays in the L1 cache.
 #[derive(Debug)]
 pub(crate) struct PackedTiles {
-    /// `[tiles, steps, tile_rows]` of 64 bytes, and what is left of larger ones before.
+    /// `[tiles, steps, tile_rows]` of 64 bytes. May be longer, from larger rows before.
     quads: Vec<Quad>,
     rows: usize,
     steps: usize,
@@ -21,7 +21,7 @@ pub(crate) struct PackedTiles {
 }
 
 impl PackedTiles {
-    /// Nothing is packed, and no memory is held.
+    /// No rows, and no memory.
     pub fn empty() -> PackedTiles {
         PackedTiles { quads: Vec::new(), rows: 0, steps: 0, tile_rows: 1 }
     }
@@ -49,12 +49,12 @@ impl PackedTiles {
         &cast_slice(&self.quads)[..self.tiles() * self.steps * self.step_bytes()]
     }
 
-    /// Bytes of a step of a tile.
+    /// Bytes of one step of a tile.
     pub fn step_bytes(&self) -> usize {
         TILE * 4 * self.tile_rows
     }
 
-    /// Makes room for so many rows of so many bytes.
+    /// Makes room for `rows` rows of `row_bytes` bytes.
     pub fn reserve(&mut self, rows: usize, row_bytes: usize) {
         let tile_rows = tile_rows(rows);
         let wanted = rows.next_multiple_of(tile_rows) * row_bytes.div_ceil(STEP);
@@ -63,8 +63,8 @@ impl PackedTiles {
         }
     }
 
-    /// Packs so many rows over what was packed before; `row` has the bytes of each. On the threads of the
-    /// current pool.
+    /// Packs `rows` rows in place of those before; `row(i)` gives the bytes of row `i`. Runs on the threads
+    /// of the current pool.
     pub fn pack<'a>(&mut self, rows: usize, row_bytes: usize, row: impl Fn(usize) -> &'a [u8] + Sync) {
         self.reserve(rows, row_bytes);
         let (steps, tile_rows) = (row_bytes.div_ceil(STEP), tile_rows(rows));
@@ -85,7 +85,8 @@ impl PackedTiles {
                     }
                     let mut last = [0; 4];
                     last[..rest.len()].copy_from_slice(rest);
-                    // Only a row's last piece has places left.
+                    // Only a row's last piece, and padding beyond the rows, has places left: they get the
+                    // rest of the row, then zeros.
                     for (i, place) in places.enumerate() {
                         *place = if i == 0 { last } else { [0; 4] };
                     }
@@ -95,7 +96,7 @@ impl PackedTiles {
     }
 }
 
-/// Rows of a tile where there are so many.
+/// Rows of a tile, where `rows` rows are packed.
 fn tile_rows(rows: usize) -> usize {
     rows.next_power_of_two().min(TILE)
 }
@@ -107,7 +108,7 @@ mod tests {
     #[test]
     fn every_byte_goes_to_its_place_and_all_others_are_zero() {
         let mut packed = PackedTiles::empty();
-        // The largest first: what is left of it must not show.
+        // The largest comes first: its remains in memory must not show.
         for (rows, row_bytes) in
             [(40, 5000), (1, 4100), (2, 64), (3, 63), (5, 1), (16, 130), (17, 2050), (33, 7), (0, 9), (3, 0)]
         {

@@ -1,25 +1,25 @@
-//! Whether this process may use AMX: the processor must have it, and the system must save its tiles when it
-//! switches threads. Linux wants to be asked for that, once for a process, since a thread that uses tiles
-//! needs 8 KiB more to be saved.
+//! Whether this process may use AMX: the processor must have it, and the system must save tiles when it
+//! switches threads. Linux only does so after a request, once per process, since each thread that uses tiles
+//! has 8 KiB more to be saved.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// What stands between this process and AMX.
+/// Whether this process can use AMX, and if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amx {
-    /// Nothing: tiles can be used.
+    /// Tiles can be used.
     Granted,
-    /// The processor lacks AMX with bf16 and int8, or the AVX-512 BF16 that computes what tiles cannot take.
+    /// The processor lacks AMX with bf16 and int8, or the AVX-512 BF16 that is used where tiles are not.
     NotInProcessor,
-    /// The processor has it, and the system (or the virtual machine's) does not save tiles.
+    /// The processor has AMX, but the system (or that of the virtual machine's host) does not save tiles.
     NotSaved,
-    /// The system refuses the permission: the number of its error.
+    /// The system refuses permission, with this error number.
     Refused(i32),
 }
 
 impl Amx {
-    /// Of this process. The first call asks the system for permission.
+    /// The state of this process. The first call asks the system for permission.
     pub fn here() -> Amx {
         static HERE: OnceLock<Amx> = OnceLock::new();
         *HERE.get_or_init(|| decide(processor(), saved_state(), ask))
@@ -43,7 +43,7 @@ impl fmt::Display for Amx {
 /// XTILECFG and XTILEDATA (Intel's manual, volume 1, 13.1: state components 17 and 18).
 const TILE_STATE: u64 = 1 << 17 | 1 << 18;
 
-/// `ask` is called where nothing else is in the way.
+/// Decides from what the processor has and the system saves. Calls `ask` only if neither is in the way.
 fn decide(processor: bool, saved_state: u64, ask: impl FnOnce() -> Result<(), i32>) -> Amx {
     if !processor {
         return Amx::NotInProcessor;
@@ -57,7 +57,7 @@ fn decide(processor: bool, saved_state: u64, ask: impl FnOnce() -> Result<(), i3
     }
 }
 
-/// Whether the processor has what this backend uses of it, in tiles of the size that is written here.
+/// Whether the processor has the instructions that this backend uses, and tiles of the size it assumes.
 #[cfg(target_arch = "x86_64")]
 fn processor() -> bool {
     use super::{STEP, TILE, TILE_BYTES};
@@ -78,7 +78,7 @@ fn processor() -> bool {
     false
 }
 
-/// What the system saves of a thread: XCR0; nothing where it cannot be read.
+/// The state that the system saves for a thread (XCR0); 0 where it cannot be read.
 #[cfg(target_arch = "x86_64")]
 fn saved_state() -> u64 {
     use std::arch::x86_64::{__cpuid, _xgetbv};
@@ -100,15 +100,15 @@ fn saved_state() -> u64 {
     0
 }
 
-/// Asks Linux for the permission (its documentation, arch/x86/xstate.rst), for all threads of this process
-/// and for what it forks.
+/// Asks Linux for permission (its documentation, arch/x86/xstate.rst), for all threads of this process and
+/// for processes that it forks.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn ask() -> Result<(), i32> {
     const ARCH_PRCTL: i64 = 158;
     const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
     const XTILEDATA: i64 = 18;
     let result: i64;
-    // SAFETY: this call reads and writes no memory of ours; the instruction changes rcx and r11 besides.
+    // SAFETY: this call reads and writes no memory of ours; the instruction also changes rcx and r11.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -123,7 +123,7 @@ fn ask() -> Result<(), i32> {
     if result == 0 { Ok(()) } else { Err(-result as i32) }
 }
 
-/// Of other systems nobody has looked up how they want to be asked.
+/// Other systems are not supported.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn ask() -> Result<(), i32> {
     const ENOSYS: i32 = 38;
@@ -144,7 +144,7 @@ mod tests {
         }
         assert_eq!(decide(true, TILE_STATE, || Err(1)), Amx::Refused(1));
         assert!(Amx::Refused(1).to_string().ends_with("ARCH_REQ_XCOMP_PERM: error 1)"));
-        // Who lacks it is not asked for it.
+        // The system is not asked where the processor or the saved state rules AMX out.
         let asked = || -> Result<(), i32> { panic!("asked in vain") };
         assert_eq!(decide(false, u64::MAX, asked), Amx::NotInProcessor);
         assert_eq!(decide(true, 0, asked), Amx::NotSaved);

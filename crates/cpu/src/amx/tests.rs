@@ -1,4 +1,4 @@
-//! Products of tiles against sums that are written out, at shapes of every form, with tails of every kind.
+//! Compares the matmul by tiles with sums written out, for shapes of every form and tails of every kind.
 
 use super::emulated::Emulated;
 use super::{Kind, Line, PackedTiles, STEP, Scratch, Shape, TILE_BYTES, TileMatmul, Tiles, rounding};
@@ -6,7 +6,7 @@ use crate::{BLOCK, Format, Isa, PackedRows, RowType, Rows, Weights, e4m3};
 use half::bf16;
 use proptest::prelude::*;
 
-/// Numbers for tests: a pure function of the seed.
+/// Pseudorandom numbers: a pure function of the seed.
 struct Numbers(u64);
 
 impl Numbers {
@@ -18,19 +18,19 @@ impl Numbers {
         z ^ (z >> 31)
     }
 
-    /// A bf16 of a magnitude about one.
+    /// A bf16 with a magnitude about 1.
     fn bf16(&mut self) -> u16 {
         (self.next() & 0x807f | (120 + self.next() % 12) << 7) as u16
     }
 }
 
-/// What the bits of bf16 rows and weights look like.
+/// What values bf16 rows and weights have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Data {
     Usual,
     /// Any 16 bits: subnormal numbers, infinities and NaN among them.
     Any,
-    /// So small that products and sums are subnormal or nearly.
+    /// Numbers so small that products and sums are subnormal or nearly so.
     Tiny,
 }
 
@@ -51,9 +51,9 @@ struct Case {
     rows: usize,
     hidden: usize,
     ids: usize,
-    /// `[rows]` of `[hidden]`
+    /// Rows, `[rows]` of `[hidden]`.
     x: Vec<Vec<u8>>,
-    /// `[ids, hidden]`, and not a byte behind it
+    /// Weights `[ids, hidden]`, without a byte behind them.
     w: Box<[u8]>,
 }
 
@@ -76,7 +76,7 @@ impl Case {
             _ => of_bytes(&mut numbers, ids * hidden),
         };
         if kind == Kind::E4m3ToBf16 && data != Data::Any {
-            // Of random codes, two in 256 are NaN, and nearly every logit would be.
+            // Two in 256 random codes are NaN, and would make nearly every logit NaN.
             w.iter_mut().filter(|code| e4m3::is_nan(**code)).for_each(|code| *code ^= 1);
         }
         Case { kind, rows, hidden, ids, x, w: w.into() }
@@ -91,7 +91,7 @@ impl Case {
         }
     }
 
-    /// The bits of the logits of these rows, `[rows, ids]`; every NaN is the same one.
+    /// The bits of the logits of these rows, `[rows, ids]`; all NaN are made equal.
     fn logits<T: Tiles>(&self, rows: &[usize], scratch: &mut Scratch) -> Vec<u32> {
         let (row_bytes, weight_bytes) = self.row_bytes();
         let mut packed = PackedTiles::empty();
@@ -115,7 +115,7 @@ impl Case {
         self.logits::<T>(&rows, &mut Scratch::default())
     }
 
-    /// A row's logits by the manual's word, one operation after the other.
+    /// A row's logits as the manual describes them, one operation after the other.
     fn by_the_word(&self, row: usize) -> Vec<u32> {
         let (x, hidden) = (&self.x[row], self.hidden);
         let int8 = |bytes: &[u8], k: usize| bytes[k] as i8;
@@ -137,7 +137,7 @@ impl Case {
                     let chain = &mut chains[k % 2];
                     *chain = flushed(flushed(half(x, k)).mul_add(flushed(weight(k)), *chain));
                 }
-                // Padding adds products of zeros, which a chain of minus zero does not outlast.
+                // Padding adds products of zeros, which turn a chain of minus zero into zero.
                 if hidden < first + 32 {
                     chains = chains.map(|chain| chain + 0.0);
                 }
@@ -153,8 +153,8 @@ fn bits(logit: f32) -> u32 {
     if logit.is_nan() { f32::NAN.to_bits() } else { logit.to_bits() }
 }
 
-/// What is subnormal is zero. (At the very edge this is not what the processor does: `emulated.rs` tests
-/// that.)
+/// Makes subnormal numbers zeros. (At the very edge the processor does something else, which `emulated.rs`
+/// tests.)
 fn flushed(value: f32) -> f32 {
     if value.is_subnormal() { 0.0f32.copysign(value) } else { value }
 }
@@ -174,8 +174,8 @@ fn cases() -> impl Strategy<Value = Case> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Every logit is the sum that the manual describes, whatever the form of the block, and a row's do not
-    /// depend on the rows around it, their order, or what the scratch memory held.
+    /// Every logit is the sum that the manual describes, whatever the shape of the block, and does not depend
+    /// on the rows around it, their order, or earlier contents of the scratch memory.
     #[test]
     fn logits_are_the_sums_of_the_manual(
         case in cases(), picks in prop::collection::vec(any::<prop::sample::Index>(), 1..40),
@@ -194,7 +194,7 @@ proptest! {
         }
     }
 
-    /// Ids in one block, and the same ids in two.
+    /// Computes the ids in one block, and the same ids in two.
     #[test]
     fn a_logit_does_not_depend_on_the_ids_beside_it(case in cases(), cut in any::<prop::sample::Index>()) {
         let want = case.all::<Emulated>();
@@ -211,7 +211,8 @@ proptest! {
     }
 }
 
-/// Several blocks of ids in one call, the last of them whole or not, against the same one by one.
+/// Compares several blocks of ids in one call, the last of them whole or not, with the same blocks one by
+/// one.
 #[test]
 fn blocks_at_once_are_the_blocks_one_by_one() {
     for (format, kind) in [
@@ -229,7 +230,7 @@ fn blocks_at_once_are_the_blocks_one_by_one() {
             let all = Rows { dtype: RowType::Bf16, hidden, row: &|row| &case.x[row] };
             packed.pack(&all, format, 0..rows);
             assert_eq!(packed.scales().len(), if kind == Kind::Int8 { rows } else { 0 });
-            // As aligned as weights are.
+            // In memory that is aligned as weights are.
             let halves: Vec<bf16> = bytemuck::pod_collect_to_vec(&case.w);
             let size = case.w.len() / ids / hidden;
             let weights = |from: usize| match kind {
@@ -253,8 +254,8 @@ fn blocks_at_once_are_the_blocks_one_by_one() {
     }
 }
 
-/// Shapes that take every way through the blocks: one, two and four tiles, several pieces, whole ones and
-/// others, tails of one byte and of 62.
+/// Shapes that take every path through the blocks: one, two and four tiles; several pieces, whole and
+/// partial; tails of one byte and of 62.
 fn every_way() -> impl Iterator<Item = Case> {
     let shapes = [
         (1, 1, 1),
@@ -276,7 +277,7 @@ fn every_way() -> impl Iterator<Item = Case> {
     })
 }
 
-/// The instructions themselves, where the processor has them and the system grants them.
+/// Tests the instructions themselves, where the processor has them and the system grants them.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn the_processor_s_tiles_equal_the_emulation() {
@@ -291,7 +292,7 @@ fn the_processor_s_tiles_equal_the_emulation() {
     assert_eq!(rounding::<Hardware>(), rounding::<Emulated>(), "how tdpbf16ps rounds");
 }
 
-/// The `asm!` on a processor that traps at each instruction: operands, addresses and order.
+/// Tests operands, addresses and order of the `asm!`, on a processor that traps at each tile instruction.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[test]
 fn the_assembler_s_instructions_equal_the_emulation() {
@@ -316,7 +317,7 @@ fn the_assembler_s_instructions_equal_the_emulation() {
     assert!(panics.is_err() && !trapped::has_tiles(), "a refused load releases them, too");
 }
 
-/// Tiles that round another way: of `vdpbf16ps`, or without its treatment of subnormal numbers.
+/// Tiles that round another way: as `vdpbf16ps` does, or so but without its flushing of subnormal numbers.
 struct Other<const FLUSHES: bool>(Shape, [[u8; TILE_BYTES]; 8]);
 
 impl<const FLUSHES: bool> Tiles for Other<FLUSHES> {

@@ -1,7 +1,6 @@
-//! A stand-in for a processor with AMX, so that the `asm!` of [`hardware`](super::hardware) is tested
-//! everywhere: a processor without it raises an exception at each tile instruction, and the handler of the
-//! signal that comes of it decodes the instruction from memory, has the emulation do what it says, and goes
-//! on behind it.
+//! A stand-in for a processor with AMX, so that the `asm!` of [`hardware`](super::hardware) is tested on
+//! every x86-64. A processor without AMX raises an exception at each tile instruction. The handler of the
+//! resulting signal decodes the instruction, runs it in the emulation, and continues behind it.
 
 use super::Tiles;
 use super::emulated::Emulated;
@@ -10,11 +9,11 @@ use std::cell::RefCell;
 use std::sync::Once;
 
 thread_local! {
-    /// The tiles that this thread would have.
+    /// The emulated tiles of this thread.
     static TILES: RefCell<Option<Emulated>> = const { RefCell::new(None) };
 }
 
-/// From here on tile instructions of this process work, on a processor that has none.
+/// Makes tile instructions of this process work, on a processor that has none.
 pub(crate) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -33,7 +32,8 @@ pub(crate) fn has_tiles() -> bool {
     TILES.with_borrow(Option::is_some)
 }
 
-/// Comes at the instruction itself, on the thread that has it: no lock and no allocation is under way there.
+/// The signal handler. It runs on the thread that executes a tile instruction, where no lock is held and no
+/// allocation is under way.
 extern "C" fn trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the system hands over the registers of the thread that was interrupted, and the instruction
     // that `rip` points to is in memory.
@@ -45,7 +45,7 @@ extern "C" fn trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::
     }
 }
 
-/// The general registers in the order of their numbers.
+/// The general registers, ordered by their numbers in instructions.
 const REGISTERS: [libc::c_int; 16] = [
     libc::REG_RAX,
     libc::REG_RCX,
@@ -69,9 +69,9 @@ const REGISTERS: [libc::c_int; 16] = [
 /// follows the opcode.)
 ///
 /// # Safety
-/// `code` is an instruction; its operands are as its `asm!` promises.
+/// `code` must point to an instruction whose operands are as its `asm!` promises.
 unsafe fn step(code: *const u8, registers: &[i64; 23]) -> i64 {
-    // SAFETY: a tile instruction has no fewer bytes than are looked at one after the other.
+    // SAFETY: a tile instruction has at least as many bytes as are read here.
     let byte = |i: usize| unsafe { *code.add(i) };
     // Three bytes of VEX, W0, 128 bits, and the opcodes of 0F38.
     let (vex1, vex2, opcode, modrm) = (byte(1), byte(2), byte(3), byte(4));
@@ -84,7 +84,7 @@ unsafe fn step(code: *const u8, registers: &[i64; 23]) -> i64 {
     // The extensions of register numbers are stored inverted.
     let extended = |number: usize, bit: u8| number + if vex1 >> bit & 1 == 0 { 8 } else { 0 };
     let register = |number: usize| registers[REGISTERS[number] as usize] as usize;
-    // The address, what is added to it from row to row, and the length of the whole instruction.
+    // Returns the address, the stride from row to row, and the length of the whole instruction.
     let memory = || {
         if mode == 3 {
             abort("wanted an address in memory");
@@ -154,8 +154,8 @@ unsafe fn step(code: *const u8, registers: &[i64; 23]) -> i64 {
                         );
                     } else {
                         for row in 0..rows {
-                            // SAFETY: it writes these rows, one at a time: what lies between them may be
-                            // somebody else's.
+                            // SAFETY: the instruction writes these rows. One slice per row: the bytes between
+                            // rows may belong to somebody else.
                             let to = unsafe {
                                 std::slice::from_raw_parts_mut((address + row * stride) as *mut u8, row_bytes)
                             };
@@ -179,7 +179,7 @@ unsafe fn step(code: *const u8, registers: &[i64; 23]) -> i64 {
     })
 }
 
-/// A handler cannot unwind.
+/// Ends the process, since a signal handler cannot unwind.
 fn abort(why: &str) -> ! {
     eprintln!("a tile instruction that cannot be emulated: {why}");
     std::process::abort();
@@ -187,7 +187,7 @@ fn abort(why: &str) -> ! {
 
 #[test]
 fn operands_are_decoded() {
-    // As GNU's assembler makes them: with extended registers, displacements of one and four bytes, a scale.
+    // Encoded by GNU's assembler: with extended registers, displacements of one and four bytes, a scale.
     let mut registers = [0i64; 23];
     let memory: Vec<u8> = (0..4096).map(|i| (i * 7 + i / 256) as u8).collect();
     let set = |registers: &mut [i64; 23], which: libc::c_int, value: usize| {

@@ -1,17 +1,17 @@
-//! Weights that go from memory through the registers, for a tile or two of rows.
+//! The matmul for few rows: weights go from memory straight to registers, for one or two tiles of rows.
 
 use super::{GROUP, LINE, Loops, Matmul, Reduce, join};
 use crate::isa::{Arith, Sets, Work, prefetch};
 use crate::lanes::{Chunk, Dot, Kind, Quad};
 use bytemuck::Zeroable;
 
-/// Where there is one tile, how many bytes ahead of each weight row are asked for: measured. Within a row the
-/// hardware would do, but each row is the beginning of another stream.
+/// With one tile, how many bytes ahead each weight row is prefetched; the best by measurement. The hardware
+/// would prefetch within a row, but each row begins a new stream.
 const AHEAD_BYTES: usize = 2048;
 
-/// Quads of weights that a tile of so many rows takes, where a step of weights is so many parts. Each weight
-/// row is a stream, and memory delivers few streams faster than many; more quads where products would wait
-/// for each other, or hidden rows would be read too often.
+/// Quads of weights that a tile of `rows` rows takes, where a step of weights has `parts` parts. Each weight
+/// row is a stream, and memory delivers few streams faster than many. More quads are only taken where
+/// products would otherwise wait for each other, or hidden rows would be read too often.
 pub(crate) const fn quads<A: Arith>(parts: usize, rows: usize) -> usize {
     match A::TILE.0 {
         4 if parts == 1 && rows <= 4 => 1,
@@ -22,21 +22,21 @@ pub(crate) const fn quads<A: Arith>(parts: usize, rows: usize) -> usize {
 }
 
 impl<W: Copy + Default> Matmul<'_, W> {
-    /// One or two tiles of rows x so many quads of weights at a time, the whole of k. One tile takes them
-    /// from memory, two from a second-level cache.
+    /// Computes one or two tiles of rows x `quads` quads of weights at a time, over the whole of k. With one
+    /// tile the weights come from memory, with two from the L2 cache.
     pub(super) fn direct<const S: usize>(self, loops: &Loops<S, W>, quads: usize) {
         let mut sums = std::mem::take(&mut self.scratch.sums);
         let tiles = self.rows.tiles().len();
         let hidden = self.weights.hidden;
         let whole = hidden / S;
-        // One tile asks for what it will soon take itself. Two have time to ask for all of the weight rows
-        // that follow, half of them each.
+        // One tile prefetches what it will soon use itself. Two tiles have the time to prefetch all of the
+        // weight rows that come next, half of them each.
         let steps = if tiles == 1 { (AHEAD_BYTES / (S * size_of::<W>())).min(whole) } else { whole };
         let mut padded = [[[W::default(); S]; 4]; 4];
         for group in (0..self.weights.ids).step_by(GROUP) {
             sums.clear();
             sums.resize(self.rows.rows(), [Quad::zeroed(); 4]);
-            // The last, shorter step is a call of its own, of weights that are padded.
+            // The last, shorter step is a call of its own, with padded weights.
             let (mut weights, mut tails) = ([[&[][..]; 4]; 4], [[&[][..]; 4]; 4]);
             for (quad, weights) in weights.iter_mut().enumerate() {
                 *weights = self.weights.steps(group + 4 * quad, 0, whole);
@@ -50,8 +50,8 @@ impl<W: Copy + Default> Matmul<'_, W> {
                 }
             }
             for column in (0..4).step_by(quads) {
-                // So many steps further in the same rows. What would be behind their last whole step is asked
-                // for in the rows that follow.
+                // Prefetches `steps` steps ahead in the same rows; beyond their last whole step, in the rows
+                // that come next.
                 let (row, turn) = (self.weights.row(group + 4 * column).as_ptr(), whole - steps);
                 let near = row.wrapping_add(steps * S);
                 let far = row.wrapping_add(4 * quads * hidden).wrapping_sub(turn * S);
@@ -75,8 +75,9 @@ impl<W: Copy + Default> Matmul<'_, W> {
     }
 }
 
-/// What a tile asks for before it is needed. At step `s` of k it is step `s` behind `near`, and from step
-/// `turn` on behind `far`: of the first weight row, and of as many behind it as the tile has.
+/// What a tile prefetches: at step `s` of k, step `s` counted from `near`, or, from step `turn` on, counted
+/// from `far`. Both point into a weight row; the tile prefetches that row and the ones after it, as many as
+/// it multiplies.
 struct Ahead<W> {
     near: *const W,
     far: *const W,
@@ -85,29 +86,29 @@ struct Ahead<W> {
     hidden: usize,
 }
 
-/// Adds the products of rows and of one or two quads of weights, all steps of both, to the rows' sums.
+/// Adds all steps of the products of a tile's rows with one or two quads of weights to the rows' sums.
 pub(super) struct Tile<'a, const S: usize, W> {
     /// `[chunks, rows]`
     x: &'a [Chunk],
     /// `[quads]`
     weights: &'a [[&'a [[W; S]]; 4]],
-    /// `[rows]`, of which it adds to quads `column..`.
+    /// `[rows]`; quads `column..` of each are added to.
     sums: &'a mut [[Quad; 4]],
     column: usize,
     ahead: &'a Ahead<W>,
-    /// Which of the quads ahead it asks for.
+    /// Whether the tile prefetches each of the next two quads.
     asked: [bool; 2],
 }
 
-/// Calls the loop of a tile's size.
+/// Calls the loop for the size of the tile.
 pub(super) fn tile<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>(
     tile: &mut Tile<'_, S, K::Weight>,
 ) {
     const {
         let most = A::DIRECT_ROWS[0];
         assert!(most <= 11 && A::DIRECT_ROWS[1] <= most && A::DIRECT_ROWS[2] <= most);
-        // Several tiles have at least half as many rows, and must take as many quads: those are as many as
-        // there are tiles, since each tile asks for the weights of one.
+        // Where there are several tiles, each has at least half of the rows. All must take the same number of
+        // quads, and that must be the number of tiles, since each tile prefetches one quad.
         let (few, many) = (quads::<A>(1, most.div_ceil(2)), quads::<A>(1, most));
         assert!(A::DIRECT_TILES == 1 || (few == many && many == A::DIRECT_TILES));
     }
@@ -141,8 +142,8 @@ impl<const S: usize, const G: usize, K: Kind<S, G>, const M: usize, const N: usi
 
     #[inline(always)]
     fn run<A: Arith>(self) {
-        // A local value of a whole line aligns the frame, and so what registers have no room for: the
-        // compiler alone would lay it across two lines, which costs up to four percent.
+        // A local value of a whole cache line aligns the stack frame, and with it the registers that are
+        // spilled. Without it they lie across two lines, which costs up to four percent.
         std::hint::black_box(&mut Quad::zeroed());
         let Tile { x, weights: rows, ref mut sums, column, ahead, asked } = *self.0;
         let x = x.as_chunks::<M>().0.as_chunks::<4>().0.as_chunks::<G>().0;
@@ -164,10 +165,11 @@ impl<const S: usize, const G: usize, K: Kind<S, G>, const M: usize, const N: usi
             if (step * S * size_of::<K::Weight>()).is_multiple_of(LINE) {
                 let mut line = if step < ahead.turn { ahead.near } else { ahead.far }.wrapping_add(step * S);
                 for asked in asked.into_iter().take(N) {
-                    // Where there is one tile it asks for all of them: no question, as counting was what
-                    // bounded few rows.
+                    // A single tile prefetches everything, so the test of `asked` is left out at compile
+                    // time: with few rows the number of instructions is the limit.
                     if const { N == 1 || G > 1 || A::DIRECT_TILES == 1 } || asked {
-                        // From row to row: the places of all rows would take more registers than there are.
+                        // One address that moves from row to row: an address per row would take too many
+                        // registers.
                         for _ in 0..4 {
                             prefetch(line);
                             line = line.wrapping_add(ahead.hidden);
@@ -185,8 +187,8 @@ impl<const S: usize, const G: usize, K: Kind<S, G>, const M: usize, const N: usi
                     K::load::<A>(&weights[c][2][step]),
                     K::load::<A>(&weights[c][3][step]),
                 ]);
-                // One row on 16 registers: quad after quad. Of more rows, more chunks than registers hold:
-                // then each is read once for both quads. So it is with weights that are widened.
+                // One row fits the registers quad by quad. More rows, or weights that are widened, do not:
+                // then each chunk of a row is read once for both quads.
                 if const { G == 1 && M == 1 } {
                     let registers = std::array::from_mut(&mut registers[c]);
                     join::<S, G, K, A, M, 1>(&x[step], &[steps[c]], registers);

@@ -1,4 +1,5 @@
-//! Weights that are transposed and widened into panels, over which all tiles of rows run.
+//! The matmul for many rows: weights are transposed and widened into panels, with which all tiles of rows are
+//! multiplied.
 
 use super::{GROUP, GROUPS, LINE, Loops, Matmul, Reduce, WeightRows};
 use crate::isa::{Arith, Sets, Work, prefetch};
@@ -7,7 +8,7 @@ use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
 impl<W: Copy> Matmul<'_, W> {
-    /// Any number of rows, through panels.
+    /// The matmul for any number of rows, through panels.
     pub(super) fn panels<const S: usize>(self, loops: &Loops<S, W>) {
         let rows = self.rows.rows();
         let mut panel = std::mem::take(&mut self.scratch.panel);
@@ -17,12 +18,12 @@ impl<W: Copy> Matmul<'_, W> {
         let WeightRows { weights, hidden, ids } = self.weights;
         let groups = ids.div_ceil(GROUP);
         let calls = groups * self.rows.tiles().len();
-        // Weights of four chunks of k of a row.
+        // Weights in four chunks of k.
         let step = S / self.rows.parts();
         let mut pieces = self.rows.pieces().peekable();
         while let Some(piece) = pieces.next() {
-            // While the tiles run over this piece, the next one of the same weight rows comes from memory;
-            // after the last, the first of the block that follows.
+            // While the tiles run over this piece, the next piece of the same weight rows is prefetched;
+            // after the last, the first piece of the next block.
             let next = pieces.peek().map_or(ids * hidden, |next| next.start / 4 * step);
             let mut ahead = Ahead {
                 line: weights.as_ptr().wrapping_add(next).cast(),
@@ -60,8 +61,8 @@ impl<W: Copy> Matmul<'_, W> {
     }
 }
 
-/// Widens the steps from `first` on of 16 weight rows from `id` on into a panel: `[4 / N, chunks, N]` quads
-/// of four rows, `N` of [`Arith::TILE`].
+/// Widens the steps from `first` on, of the 16 weight rows from `id` on, into a panel: `[4 / N, chunks, N]`
+/// quads of four rows each, where `N` is `TILE.0` of [`Arith::TILE`].
 pub(super) struct Widen<'a, W> {
     weights: &'a WeightRows<'a, W>,
     id: usize,
@@ -69,7 +70,7 @@ pub(super) struct Widen<'a, W> {
     panel: &'a mut [Quad],
 }
 
-/// The loop of a kind for it.
+/// `Widen` for one kind of weights.
 pub(super) struct WidenOf<'c, 'a, const S: usize, const G: usize, K: Kind<S, G>>(
     pub &'c mut Widen<'a, K::Weight>,
     pub PhantomData<K>,
@@ -95,7 +96,7 @@ impl<const S: usize, const G: usize, K: Kind<S, G>> Work for WidenOf<'_, '_, S, 
     }
 }
 
-/// The steps from `first` on of four weight rows -> quad `c` of `N` of each chunk of a panel.
+/// Widens the steps from `first` on of four weight rows into quad `c` of the `N` of each chunk of a panel.
 #[inline(always)]
 fn widen_rows<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
     weights: &WeightRows<'_, K::Weight>,
@@ -119,7 +120,8 @@ fn widen_rows<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: 
     }
 }
 
-/// One step of four weight rows, transposed and widened -> quad `c` of `N` of each of its chunks in a panel.
+/// Transposes and widens one step of four weight rows into quad `c` of the `N` of each of its chunks in a
+/// panel.
 #[inline(always)]
 fn widen<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize>(
     rows: [&[K::Weight; S]; 4],
@@ -140,18 +142,18 @@ fn widen<const S: usize, const G: usize, K: Kind<S, G>, A: Arith, const N: usize
     });
 }
 
-/// Weights that a tile asks for on its way, line after line of so many rows.
+/// Weights that a tile prefetches: cache line after cache line of `rows` weight rows.
 struct Ahead {
     line: *const u8,
     /// Bytes of a weight row.
     stride: usize,
     rows: usize,
-    /// Rows that this and all later tiles ask for.
+    /// Weight rows left for this tile and all later ones.
     left: usize,
 }
 
 impl Ahead {
-    /// The next tile's.
+    /// Moves on to the rows of the next tile.
     #[inline(always)]
     fn advance(&mut self) {
         self.line = self.line.wrapping_add(self.rows * self.stride);
@@ -160,8 +162,8 @@ impl Ahead {
     }
 }
 
-/// Adds the products of a piece of k of rows and of the 16 weight rows of a panel to the rows' sums, for
-/// tiles of one size. It is one call for all of them: one for each cost two to four percent.
+/// Adds the products of rows with the 16 weight rows of a panel, over a piece of k, to the rows' sums; for
+/// all tiles of one size. One call takes all of these tiles, since a call for each cost two to four percent.
 pub(super) struct Tiles<'a> {
     /// `[tiles, chunks, rows]`
     x: &'a [Chunk],
@@ -173,11 +175,11 @@ pub(super) struct Tiles<'a> {
     ahead: &'a mut Ahead,
 }
 
-/// The loops over panels of a kind: those of its [`Dot`], which ask for a line ahead at every fourth, eighth
-/// or sixteenth chunk (`L`), and on AVX-512 take as many at a time where a step of the weights is whole lines
-/// (`C`): a test in the loop costs up to six percent.
+/// The loops over panels for a kind: those of its [`Dot`] that prefetch a cache line at every fourth, eighth
+/// or sixteenth chunk (`L`). On AVX-512 they take as many chunks at a time (`C`) where a step of the weights
+/// is whole lines, since a test in the loop costs up to six percent.
 pub(super) fn tiles_of<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>() -> fn(&mut Tiles<'_>) {
-    // Chunks of k in a line of weights.
+    // Chunks of k in a cache line of weights.
     const fn line<const S: usize, const G: usize, W>() -> usize {
         4 * LINE / (S / G * size_of::<W>())
     }
@@ -190,7 +192,7 @@ pub(super) fn tiles_of<const S: usize, const G: usize, K: Kind<S, G>, A: Arith>(
     }
 }
 
-/// Calls the loop of their size.
+/// Calls the loop for the size of the tiles.
 fn tiles<D: Dot, A: Arith, const L: usize, const C: usize>(tiles: &mut Tiles<'_>) {
     match tiles.tile_rows {
         1 => A::call(TilesOf::<D, 1, L, C>(tiles, PhantomData)),
@@ -203,7 +205,7 @@ fn tiles<D: Dot, A: Arith, const L: usize, const C: usize>(tiles: &mut Tiles<'_>
     }
 }
 
-/// Tiles of `M` rows.
+/// `Tiles` of `M` rows.
 struct TilesOf<'c, 'a, D, const M: usize, const L: usize, const C: usize>(&'c mut Tiles<'a>, PhantomData<D>);
 
 impl<D: Dot, const M: usize, const L: usize, const C: usize> Work for TilesOf<'_, '_, D, M, L, C> {
@@ -220,8 +222,8 @@ impl<D: Dot, const M: usize, const L: usize, const C: usize> Work for TilesOf<'_
             } else {
                 for column in 0..4 {
                     let panel = &panel[column * x.len()..];
-                    // 12 sums leave none of 16 registers over. Exact sums of several chunks the optimiser
-                    // would add in another order, which takes more of them: up to a quarter slower.
+                    // With 12 sums none of the 16 registers is free. Given several chunks at a time, the
+                    // optimiser would reorder exact sums, which takes more registers: up to a quarter slower.
                     if const { D::EXACT && A::TILE.1 == 6 } {
                         tile::<D, A, M, 1, 1, L>(x, panel, sums, column, ahead);
                     } else {
@@ -234,7 +236,8 @@ impl<D: Dot, const M: usize, const L: usize, const C: usize> Work for TilesOf<'_
     }
 }
 
-/// `M` rows x `N` quads of a panel, from its beginning, to quads `column..` of `sums`; `C` chunks at a time.
+/// Adds the products of `M` rows with the first `N` quads of a panel to quads `column..` of `sums`, `C`
+/// chunks at a time.
 #[inline(always)]
 fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize, const L: usize>(
     x: &[[Chunk; M]],
@@ -251,8 +254,8 @@ fn tile<D: Dot, A: Arith, const M: usize, const N: usize, const C: usize, const 
     }
     let steps = x.as_chunks::<C>().0.iter().zip(panel.as_chunks::<N>().0.as_chunks::<C>().0);
     let Ahead { line, stride, rows, .. } = *ahead;
-    // The line of the last byte: weights are aligned as their file left them, and a line that two pieces
-    // share came with the first of them.
+    // Addresses the last byte, since weights may begin within a cache line: a line that two pieces share has
+    // come with the first of them.
     let mut line = line.wrapping_add(LINE - 1);
     for (step, (x, w)) in steps.enumerate() {
         if column == 0 && (step * C).is_multiple_of(L) {

@@ -4,8 +4,8 @@ use super::{Arith, Work};
 use crate::lanes::{Chunk, Quad};
 use std::arch::x86_64::*;
 
-/// Named by [`Isa::run`](super::Isa::run) alone, which asks whether AVX2 and FMA were detected: what every
-/// `unsafe` block here rests on.
+/// Every `unsafe` block here relies on this: only [`Isa::run`](super::Isa::run) uses this type, after
+/// checking that AVX2 and FMA were detected.
 pub(crate) struct Avx2;
 
 #[inline(never)]
@@ -119,8 +119,8 @@ impl Arith for Avx2 {
         [both(0), both(1), both(2), both(3)]
     }
 
-    /// The code without its sign moves to an f32's places, whose exponent is then too small by 127 - 7 = 120:
-    /// a product with 2^120 mends it, exactly.
+    /// Sign and magnitude are moved to their places in an f32, where the exponent is too small by 127 - 7 =
+    /// 120: multiplying by 2^120 corrects that, exactly.
     #[inline(always)]
     fn e4m3_to_f32(quad: [__m256i; 2]) -> [[__m256i; 2]; 4] {
         // SAFETY: AVX2 as above.
@@ -158,7 +158,7 @@ impl Arith for Avx2 {
     }
 }
 
-/// Byte 4i + j of each chunk to the top of its dword j, over zeros.
+/// Moves byte 4i + j of each chunk to the top of its dword j, with zeros below.
 #[inline(always)]
 fn spread(half: __m256i, i: i8) -> __m256i {
     let top = |j| 4 * i + j;

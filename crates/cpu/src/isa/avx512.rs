@@ -5,8 +5,8 @@ use crate::e4m3;
 use crate::lanes::{Chunk, Quad};
 use std::arch::x86_64::*;
 
-/// Named by [`Isa::run`](super::Isa::run) alone, which asks whether AVX-512 F, BW, DQ, VL and VNNI, and with
-/// `BF16` those and VBMI, were detected: what every `unsafe` block here rests on.
+/// Every `unsafe` block here relies on this: only [`Isa::run`](super::Isa::run) uses this type, after
+/// checking that AVX-512 F, BW, DQ, VL and VNNI, and for `BF16` also BF16 and VBMI, were detected.
 pub(crate) struct Avx512<const BF16: bool>;
 
 #[inline(never)]
@@ -22,12 +22,12 @@ fn run_bf16<W: Work>(work: W) -> W::Output {
 }
 
 impl<const BF16: bool> Arith for Avx512<BF16> {
-    // 16 sums, 4 quads of weights, a chunk of a row; enough sums for two multiplications a cycle of 6 cycles
-    // each.
+    // 16 sums, 4 quads of weights, a chunk of a row. Enough independent sums for two instructions per cycle
+    // with a latency of 6 cycles.
     const TILE: (usize, usize) = (4, 4);
-    // Of two quads of weights: 22 sums and what transposes. Where weights are widened besides, registers hold
-    // only ten sums (of 5 rows); the others move to memory and back, which up to these rows was measured to
-    // cost less than a panel.
+    // With two quads of weights: 22 sums, and registers to transpose in. Where weights are also widened, only
+    // ten sums (5 rows) fit; the others are spilled, which by measurement costs less than a panel up to these
+    // numbers of rows.
     const DIRECT_ROWS: [usize; 3] = [11, 10, 11];
     const DIRECT_TILES: usize = 2;
 
@@ -113,7 +113,7 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
         [0, 1, 2, 3].map(|i| value(spread(quad, i)))
     }
 
-    /// As with AVX2.
+    /// As for AVX2.
     #[inline(always)]
     fn e4m3_to_f32(quad: __m512i) -> [__m512i; 4] {
         // SAFETY: AVX-512 F as above.
@@ -134,8 +134,9 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
         unreachable!("Isa::multiplies_bytes")
     }
 
-    /// By table: VBMI's lookup takes seven bits, which hold every magnitude but one of 0 and 128: they share
-    /// the entry of 128. Its low byte is that of 0 too; the high byte is zeroed where the weight is 0.
+    /// Looks magnitudes up in a table. VBMI's lookup takes an index of seven bits, so that magnitudes 0 and
+    /// 128 share an entry, which has 128. Its low byte is right for 0, too; the high byte is zeroed where the
+    /// weight is 0.
     #[inline(always)]
     fn i8_to_bf16(quad: __m512i) -> [__m512i; 2] {
         if !BF16 {
@@ -153,7 +154,7 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
         }
     }
 
-    /// By table: without its sign a code has seven bits, which is what VBMI's lookup takes of it.
+    /// Looks codes up in a table. VBMI's lookup takes an index of seven bits: the code without its sign.
     #[inline(always)]
     fn e4m3_to_bf16(quad: __m512i) -> [__m512i; 2] {
         if !BF16 {
@@ -191,7 +192,7 @@ impl<const BF16: bool> Arith for Avx512<BF16> {
     }
 }
 
-/// Lanes 0 and 1 of each chunk of a and b in turn, with lanes 2 and 3 added to them.
+/// For each chunk of a and b: lane 0 plus lane 2 and lane 1 plus lane 3, those of a and b interleaved.
 #[inline(always)]
 fn add_halves(a: __m512i, b: __m512i) -> __m512d {
     // SAFETY: private to this file, whose callers run where AVX-512 F was detected.
@@ -201,14 +202,14 @@ fn add_halves(a: __m512i, b: __m512i) -> __m512d {
     }
 }
 
-/// Lane `4 c + q` -> lane `4 q + c`.
+/// The permutation that moves lane `4 c + q` to lane `4 q + c`.
 #[inline(always)]
 fn by_quad() -> __m512i {
     // SAFETY: private to this file, whose callers run where AVX-512 F was detected.
     unsafe { _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15) }
 }
 
-/// Byte 4i + j of each chunk to the top of its dword j, over zeros.
+/// Moves byte 4i + j of each chunk to the top of its dword j, with zeros below.
 #[inline(always)]
 fn spread(quad: __m512i, i: i8) -> __m512i {
     let (a, zero) = (4 * i, -128);
@@ -236,7 +237,7 @@ fn spread(quad: __m512i, i: i8) -> __m512i {
     }
 }
 
-/// The entries of a table that the lower seven bits of bytes name.
+/// Looks up each byte's lower seven bits in a table.
 #[inline(always)]
 fn look_up(table: &[Quad; 2], bytes: __m512i) -> __m512i {
     // SAFETY: private to this file, whose callers run where VBMI was detected; a table is two registers.
@@ -246,7 +247,7 @@ fn look_up(table: &[Quad; 2], bytes: __m512i) -> __m512i {
     }
 }
 
-/// The bf16 of these low and high bytes, with the signs of `quad`'s bytes.
+/// The bf16 made of these low and high bytes, with the signs of the bytes of `quad`.
 #[inline(always)]
 fn signed_bf16(quad: __m512i, low: __m512i, high: __m512i) -> [__m512i; 2] {
     const OR_OF_AND: i32 = 0xf8; // a | (b & c)
@@ -257,10 +258,10 @@ fn signed_bf16(quad: __m512i, low: __m512i, high: __m512i) -> [__m512i; 2] {
     }
 }
 
-/// 64 int8, or E4M3 codes, to bf16, in their order. Exact. For functions that have AVX-512 BW and VBMI.
+/// Widens 64 int8, or E4M3 codes, to bf16, exactly and in order. The caller must have AVX-512 BW and VBMI.
 #[inline(always)]
 pub(crate) fn bytes_to_bf16<const E4M3: bool>(bytes: &[u8; 64]) -> [[u8; 64]; 2] {
-    // Of each 16 bytes the first half is in one register, the second in the other.
+    // The first half of each 16 bytes is in one register, the second half in the other.
     let quad = Avx512::<true>::load(&bytemuck::cast(*bytes));
     let [first, second] =
         if E4M3 { Avx512::<true>::e4m3_to_bf16(quad) } else { Avx512::<true>::i8_to_bf16(quad) };
@@ -276,10 +277,10 @@ pub(crate) fn bytes_to_bf16<const E4M3: bool>(bytes: &[u8; 64]) -> [[u8; 64]; 2]
     lines
 }
 
-/// The low and the high byte of 1 to 128 in bf16, each at its number modulo 128.
+/// The low and the high bytes of 1 to 128 as bf16; n is at index n modulo 128.
 static INT8_LOW: [Quad; 2] = bf16_bytes(int8_magnitudes(), 0);
 static INT8_HIGH: [Quad; 2] = bf16_bytes(int8_magnitudes(), 8);
-/// The same of the E4M3 codes without a sign.
+/// The low and the high bytes of the E4M3 codes without a sign as bf16.
 static E4M3_LOW: [Quad; 2] = bf16_bytes(e4m3_magnitudes(), 0);
 static E4M3_HIGH: [Quad; 2] = bf16_bytes(e4m3_magnitudes(), 8);
 
@@ -303,7 +304,7 @@ const fn e4m3_magnitudes() -> [f32; 128] {
     values
 }
 
-/// A byte of the bf16 of each value: all of these are bf16.
+/// The low (`shift` 0) or high (8) byte of each value as bf16, which holds all of these values exactly.
 const fn bf16_bytes(values: [f32; 128], shift: u32) -> [Quad; 2] {
     let mut table = [Quad([Chunk([0; 16]); 4]); 2];
     let mut i = 0;

@@ -1,4 +1,4 @@
-//! What every CPU of the target has; four f32 to a register.
+//! Instructions that every CPU of the target has; a quad is four registers of four f32.
 
 use super::{Arith, Work};
 use crate::lanes::{Chunk, Quad};
@@ -40,7 +40,7 @@ impl Arith for Portable {
 
     #[inline(always)]
     fn transpose([a, b, c, d]: [[Chunk; 4]; 4]) -> [[Chunk; 4]; 4] {
-        // Written out: a loop would go by way of memory.
+        // Written out: the compiler would put a loop's arrays into memory.
         [
             [a[0], b[0], c[0], d[0]],
             [a[1], b[1], c[1], d[1]],
@@ -65,7 +65,8 @@ impl Arith for Portable {
     fn mul_add_i16(x: Chunk, w: [Chunk; 4], sum: [Chunk; 4]) -> [Chunk; 4] {
         let mut sum = sum;
         for (sum, w) in sum.iter_mut().zip(&w) {
-            // The compiler does not find pmaddwd where a factor is used twice, as every factor of a tile is.
+            // An intrinsic: the compiler does not recognise pmaddwd where a factor is used twice, as all
+            // factors of a tile are.
             #[cfg(target_arch = "x86_64")]
             // SAFETY: every x86-64 has SSE2.
             unsafe {
@@ -124,8 +125,9 @@ impl Arith for Portable {
     }
 }
 
-/// By the bits of `2^23 + 128 + w`, whose lowest byte is `w + 128`: two steps fewer than by way of integers,
-/// and none in which SSE2 waits for what a register held before.
+/// Builds the bits of `2^23 + 128 + w`, whose lowest byte is `w + 128`, and subtracts `2^23 + 128`. This
+/// takes two steps fewer than converting integers, and has no SSE2 step that depends on old contents of a
+/// register.
 #[inline(always)]
 fn i8_to_f32(bytes: Chunk) -> [Chunk; 4] {
     #[cfg(target_arch = "x86_64")]
@@ -151,7 +153,7 @@ fn i8_to_f32(bytes: Chunk) -> [Chunk; 4] {
     }
 }
 
-/// As with AVX2.
+/// As for AVX2.
 #[inline(always)]
 fn e4m3_to_f32(bytes: Chunk) -> [Chunk; 4] {
     #[cfg(target_arch = "x86_64")]

@@ -54,8 +54,8 @@ fn every_id(precision: Precision, vocab: usize, hidden: usize) {
     same_logits(&ran.expect("a launch"), &want, vocab, DType::Bf16).expect("the same logits");
 }
 
-/// Runs a call whose pitch of one operand is `pitch` bytes, in memory that has one row: the address of the fault, from the operand's first
-/// byte on.
+/// Runs a call whose pitch of one operand is `pitch` bytes, in memory that has one row: the address of the
+/// fault, from the operand's first byte on.
 fn fault_offset(change: fn(&mut Call, u64) -> u64, pitch: u64) -> u64 {
     let device = device();
     let product = Product::new(Precision::Bf16, 3, 130, 64);
@@ -80,8 +80,8 @@ fn fault_offset(change: fn(&mut Call, u64) -> u64, pitch: u64) -> u64 {
     u64::from_str_radix(&digits, 16).expect("an address").wrapping_sub(start)
 }
 
-/// Nobody has 2^32 bytes for a test, so the rows beyond the first are where no memory is: the address that is refused must be the 64-bit
-/// one.
+/// Nobody has 2^32 bytes for a test, so the rows beyond the first are where no memory is: the address that is
+/// refused must be the 64-bit one.
 #[test]
 fn offsets_have_64_bits() {
     type Change = fn(&mut Call, u64) -> u64;
@@ -162,7 +162,8 @@ fn a_negative_index_is_no_row_however_many_there_are() {
     }
 }
 
-/// Of as many rows as can be counted at most small tiles are too many blocks; calls of few rows take them nevertheless.
+/// Of as many rows as can be counted at most small tiles are too many blocks; calls of few rows take them
+/// nevertheless.
 #[test]
 fn a_product_for_the_most_rows_runs_few_with_every_tile() {
     // Sixteen tiles of ids: 2^31 blocks of 8 rows, one more than can be launched.
@@ -196,7 +197,8 @@ fn a_product_for_the_most_rows_runs_few_with_every_tile() {
             unsafe { matmul.run_plan(&device, (), &call, plan) }.expect("a tile that was loaded");
             assert_eq!(logits.read(&device, "logits").expect("good"), want, "{}", plan.tile.kernel);
         }
-        // One row more, and one id more than its blocks can be counted with, are refused before anything is loaded.
+        // One row more, and one id more than its blocks can be counted with, are refused before anything is
+        // loaded.
         for (vocab, max_rows) in [(vocab, most + 1), (1 << 30, most)] {
             let error = Matmul::prepare(&device, Spec { vocab, max_rows, ..spec }).expect_err("too many");
             assert!(matches!(error, Error::Shape { .. }), "{error}");

@@ -1,5 +1,5 @@
-//! The products of `kernels/` on the emulated device, against float64, the CPU backend and each other. What is generic over the device
-//! is in `lmhead_testkit::product`; a GPU runs the same table.
+//! The products of `kernels/` on the emulated device, against float64, the CPU backend and each other. What
+//! is generic over the device is in `lmhead_testkit::product`; a GPU runs the same table.
 #![allow(unsafe_code, reason = "launches")]
 
 mod callbacks;

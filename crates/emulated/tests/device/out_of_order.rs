@@ -1,5 +1,5 @@
-//! Adjustments whose ids break the rule that they ascend, or are none: the device cannot be trusted to be asked right. Entries may be
-//! passed over then; nothing else may happen.
+//! Adjustments whose ids break the rule that they ascend, or are none: the device cannot be trusted to be
+//! asked right. Entries may be passed over then; nothing else may happen.
 
 use crate::device;
 use lmhead::DType;
@@ -44,12 +44,14 @@ proptest! {
         plan in any::<Index>(),
     ) {
         let device = device();
-        let product = Product { layout: Layout::packed(ROWS), ..Product::new(precision, ROWS, VOCAB, HIDDEN) };
+        let product =
+            Product { layout: Layout::packed(ROWS), ..Product::new(precision, ROWS, VOCAB, HIDDEN) };
         let operands = Operands::new(&product);
         let loaded = Loaded::new(&device, &product, &operands).unwrap();
         let plans = Plan::candidates(precision, product.shape, &lmhead::plan::DeviceLimits::H100).unwrap();
         let plan = plans[plan.index(plans.len())];
-        let spec = Spec { precision, layout: WeightLayout::Rows, vocab: VOCAB, hidden: HIDDEN, max_rows: ROWS };
+        let spec =
+            Spec { precision, layout: WeightLayout::Rows, vocab: VOCAB, hidden: HIDDEN, max_rows: ROWS };
         let matmul = Matmul::prepare(&device, spec).unwrap();
         let input = |words: &[u32]| Guarded::input(&device, bytemuck::cast_slice(words)).unwrap();
         let floats = |values: &[f32]| Guarded::input(&device, bytemuck::cast_slice(values)).unwrap();
@@ -88,7 +90,8 @@ proptest! {
         };
         let (plain, got) = (bits_of(&run(false)), bits_of(&run(true)));
         for row in 0..ROWS {
-            let names = |id: usize| additions[row].contains(&(id as u32)) || counted[row].contains(&(id as u32));
+            let names =
+                |id: usize| additions[row].contains(&(id as u32)) || counted[row].contains(&(id as u32));
             for id in (0..VOCAB).filter(|&id| !names(id)) {
                 let at = row * VOCAB + id;
                 prop_assert_eq!(got[at], plain[at], "row {}, id {}", row, id);

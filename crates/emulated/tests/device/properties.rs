@@ -73,7 +73,8 @@ proptest! {
     /// The rows of a batch in another order, repeated, left out, by any index and plan: the same bits.
     #[test]
     fn a_row_alone_has_the_bits_of_its_batch(
-        product in products(), picks in prop::collection::vec(any::<Pick>(), 1..40), wide in any::<bool>(), plan in any::<Pick>(),
+        product in products(), picks in prop::collection::vec(any::<Pick>(), 1..40), wide in any::<bool>(),
+        plan in any::<Pick>(),
     ) {
         let device = device();
         let rows = product.layout.source_rows;
@@ -87,7 +88,8 @@ proptest! {
         let whole = loaded.launch(&Launch::raw(&whole, &operands)).unwrap().f32s();
 
         let picks: Vec<i64> = picks.iter().map(|pick| pick.index(rows) as i64).collect();
-        let plans = Plan::candidates(product.precision, Shape { rows: picks.len(), ..shape }, &limits).unwrap();
+        let plans =
+            Plan::candidates(product.precision, Shape { rows: picks.len(), ..shape }, &limits).unwrap();
         let plan = plans[plan.index(plans.len())];
         let index = if wide { Index::Int64 } else { Index::Int32 };
         let launch = Launch { picks: Picks { indices: &picks, index }, ..Launch::raw(&plan, &operands) };
@@ -99,7 +101,8 @@ proptest! {
         }
     }
 
-    /// A head cut at multiples of 64, each shard writing its columns of the whole rows: the same bits and statuses.
+    /// A head cut at multiples of 64, each shard writing its columns of the whole rows: the same bits and
+    /// statuses.
     #[test]
     fn shards_have_the_bits_of_the_whole(
         product in products(), cuts in prop::collection::vec(any::<Pick>(), 1..3), plan in any::<Pick>(),
@@ -122,7 +125,8 @@ proptest! {
         let mut status = vec![0; rows];
         for ids in ends.windows(2) {
             let width = ids[1] - ids[0];
-            let plans = Plan::candidates(product.precision, Shape { rows, vocab: width, hidden }, &limits).unwrap();
+            let plans =
+                Plan::candidates(product.precision, Shape { rows, vocab: width, hidden }, &limits).unwrap();
             let plan = plans[plan.index(plans.len())];
             let launch = Launch { ids: (ids[0], ids[1]), finish, ..Launch::raw(&plan, &operands) };
             let ran = loaded.launch(&launch).unwrap();

@@ -34,7 +34,8 @@ fn refused(precision: Precision, rows: &[(Change, &str)]) {
     for (change, wanted) in rows {
         let mut bad = call;
         change(&mut bad);
-        // SAFETY: the emulated device faults at addresses that are not its own, and this call is refused before.
+        // SAFETY: the emulated device faults at addresses that are not its own, and this call is refused
+        // before.
         let error = unsafe { matmul.run(&device, (), &bad) }.expect_err(wanted);
         assert!(matches!(error, Error::Shape { .. }), "{error:?}");
         assert!(error.to_string().contains(wanted), "wanted \"{wanted}\", got \"{error}\"");

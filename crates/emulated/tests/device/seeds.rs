@@ -30,8 +30,12 @@ fn no_false_alarm_over_100_seeds() {
         let mut plans = Plan::candidates(precision, product.shape, &limits).expect("plans");
         if precision.layout(&limits) == WeightLayout::Packed {
             let packed = Plan::packed_candidates(precision, product.shape, &limits).expect("plans");
-            // With a block for each tile, and with one for all.
-            plans.extend(packed.into_iter().flat_map(|plan| [plan, Plan { blocks: 1, ..plan }]));
+            // With a block for each tile, and with one for all, also around a longer ring.
+            plans.extend(packed.into_iter().flat_map(|plan| {
+                let longer = Plan::with_packed_tile(precision, product.shape, &plan.tile, 4, &limits);
+                let longer = longer.expect("a plan");
+                [plan, Plan { blocks: 1, ..plan }, Plan { blocks: 1, ..longer }]
+            }));
         }
         // The other rows' types of w8a8 differ in how they are quantised alone.
         let quantised = matches!(precision, Precision::W8a8(DType::F16 | DType::F32));

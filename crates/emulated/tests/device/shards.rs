@@ -4,10 +4,13 @@ use crate::seeds::seeds;
 use crate::whole::KINDS;
 use lmhead::backend::Backend;
 use lmhead::backend::cpu::CpuBackend;
+use lmhead::backend::device::KernelDevice;
+use lmhead::backend::device::hopper::{pack_weights, packed_bytes};
 use lmhead::backend::{Ask, Job, LogitsOut, On, Out, Status};
 use lmhead::epilogue::Epilogue;
 use lmhead::memory::{Memory, SpanMut, Stream};
 use lmhead::merge::PartialSpec;
+use lmhead::plan::{Precision, WeightLayout};
 use lmhead::rows::HiddenRows;
 use lmhead::weights::{DeviceMatrix, HeadShard, Matrix};
 use lmhead::{DType, Quantization};
@@ -24,7 +27,8 @@ fn cpu() -> CpuBackend {
     CpuBackend::new(Some(2)).expect("the CPU backend")
 }
 
-/// One that has little memory for what travels, or takes host memory for unlocked, or both; with the kernels of 9.0 in a quarter.
+/// One that has little memory for what travels, or takes host memory for unlocked, or both; with the kernels
+/// of 9.0 in a quarter.
 fn device(schedule: u64) -> EmulatedDevice {
     let device = EmulatedDevice::new(schedule);
     let device = if schedule % 8 < 6 { device.portable() } else { device };
@@ -157,6 +161,7 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
         let matrix = DeviceMatrix {
             data: weights.span(),
             dtype: if quantization == Quantization::None { dtype } else { DType::I8 },
+            layout: WeightLayout::Rows,
             pitch,
             scales: (quantization != Quantization::None).then(|| scales.span()),
             bias: Some(bias.span()),
@@ -185,7 +190,29 @@ fn an_engines_own_weights_are_used_in_place_and_another_devices_are_refused() {
             (backend.device().counts(), backend.load(&foreign, dtype).expect("kernels"));
         assert_eq!(backend.device().counts().copies, before.copies, "nothing was copied");
         let mut copied = backend.load(&shard, dtype).expect("memory");
-        assert_eq!(answers(&mut *in_place, &job, dtype, 4), answers(&mut *copied, &job, dtype, 4));
+        let wanted = answers(&mut *copied, &job, dtype, 4);
+        assert_eq!(answers(&mut *in_place, &job, dtype, 4), wanted);
+
+        // Packed by the engine, where heads are packed; another device has no kernels for them.
+        let precision = Precision::of(matrix.dtype, quantization, dtype).expect("a precision");
+        if precision.layout(&backend.device().limits()) == WeightLayout::Packed {
+            let mut all = vec![0; packed_bytes(vocab, row_bytes).expect("few")];
+            pack_weights(bytes, row_bytes, &mut all);
+            let weights = Placed::new(&backend, own, &all);
+            let (data, pitch) = (weights.span(), row_bytes.next_multiple_of(128));
+            let matrix = DeviceMatrix { data, layout: WeightLayout::Packed, pitch, ..matrix };
+            // SAFETY: as above.
+            let packed =
+                unsafe { HeadShard::on_device(0..vocab, vocab, hidden, quantization, matrix, || {}) };
+            let packed = Arc::new(packed.expect("weights"));
+            let before = backend.device().counts();
+            let mut in_place = backend.load(&packed, dtype).expect("kernels");
+            assert_eq!(backend.device().counts().copies, before.copies, "nothing was copied");
+            assert_eq!(answers(&mut *in_place, &job, dtype, 4), wanted);
+            let portable = EmulatedDevice::new(1).numbered(3).portable().backend();
+            let error = portable.load(&packed, dtype).map(|_| ()).expect_err("no kernels").to_string();
+            assert!(error.contains("wanted compute capability 9.0, got "), "{error}");
+        }
         drop(foreign);
         assert!(!released.load(Ordering::Relaxed), "they are used");
         let another = in_place.another().expect("another head");

@@ -1,5 +1,5 @@
-//! Whole heads on the emulated backend: every request, layout and mode as on the CPU backend, by the same code; int8 has the CPU backend's
-//! bits to the last answer.
+//! Whole heads on the emulated backend: every request, layout and mode as on the CPU backend, by the same
+//! code; int8 has the CPU backend's bits to the last answer.
 
 use crate::seeds::seeds;
 use lmhead::backend::Backend;
@@ -30,7 +30,8 @@ fn cpu() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(Some(2)).expect("the CPU backend"))
 }
 
-/// `seed`: of the schedules, of the kernels that heads take, and of how much host memory a call may lock: some calls go through it in parts.
+/// `seed`: of the schedules, of the kernels that heads take, and of how much host memory a call may lock:
+/// some calls go through it in parts.
 fn emulated(seed: u64) -> Arc<dyn Backend> {
     let device = EmulatedDevice::new(seed);
     let backend = if seed % 8 < 6 { device.portable() } else { device }.backend();
@@ -76,8 +77,11 @@ proptest! {
     }
 
     #[test]
-    fn int8_answers_have_the_cpu_backend_s_bits(case in requests::cases(&KINDS[2..5]), schedule in any::<u64>()) {
-        let (got, want) = (bits(&case.run_sharded(&emulated(schedule), &local_group)), bits(&case.run_sharded(&cpu(), &local_group)));
+    fn int8_answers_have_the_cpu_backend_s_bits(
+        case in requests::cases(&KINDS[2..5]), schedule in any::<u64>(),
+    ) {
+        let got = bits(&case.run_sharded(&emulated(schedule), &local_group));
+        let want = bits(&case.run_sharded(&cpu(), &local_group));
         prop_assert!(same(&got, &want), "{got:?}, on the CPU {want:?}");
     }
 }

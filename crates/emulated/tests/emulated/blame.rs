@@ -1,4 +1,5 @@
-//! A fault names the block, the thread, the instruction and the address that did it, in a grid and a cluster of several dimensions.
+//! A fault names the block, the thread, the instruction and the address that did it, in a grid and a cluster
+//! of several dimensions.
 
 use lmhead_emulated::FaultKind::{self, *};
 use lmhead_emulated::probe::*;

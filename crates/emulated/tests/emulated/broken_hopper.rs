@@ -218,7 +218,8 @@ fn dependent_launches() {
             out: out.pointer(),
             n: [how, 0, 0, 0, 0, 0],
         };
-        // One OS thread runs one kernel after the other, two overlap them; every third time nothing looks for races.
+        // One OS thread runs one kernel after the other, two overlap them; every third time nothing looks for
+        // races.
         let config = LaunchConfig::new([2, 1, 1], [32, 1, 1]).seed(seed).threads(1 + (seed % 2) as usize);
         let config = config.checks(how == 4 || how == 5 || !seed.is_multiple_of(3));
         let second = broken_secondary();

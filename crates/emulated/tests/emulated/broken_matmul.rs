@@ -25,8 +25,8 @@ pub struct BrokenMatmulParams {
 // SAFETY: mirrors the struct of broken_matmul.h.
 unsafe impl Params for BrokenMatmulParams {}
 
-/// Three tiles of 64 ids, of which the last has a few and ends within 16 bytes, one of rows; four stages of k and a tail that ends
-/// within 16 bytes and lies where the tile of logits will.
+/// Three tiles of 64 ids, of which the last has a few and ends within 16 bytes, one of rows; four stages of k
+/// and a tail that ends within 16 bytes and lies where the tile of logits will.
 const VOCAB: usize = 150;
 const ROWS: usize = 13;
 const HIDDEN: usize = 4 * 64 + 21;

@@ -1,4 +1,5 @@
-//! The carrier kernels: int8 is exact, 16-bit has the bits of the hardware's chain of instructions, k ascending.
+//! The carrier kernels: int8 is exact, 16-bit has the bits of the hardware's chain of instructions, k
+//! ascending.
 
 use half::bf16;
 use lmhead::backend::params::{GatherCarrierParams, MmaCarrierParams, WgmmaCarrierParams};

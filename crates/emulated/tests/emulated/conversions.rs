@@ -1,11 +1,13 @@
-//! The instructions that int8 is widened with, against exact arithmetic: `sub.f16x2`, `fma.bf16x2`, `prmt`, `cvt.rzi`; and loads of pairs.
+//! The instructions that int8 is widened with, against exact arithmetic: `sub.f16x2`, `fma.bf16x2`, `prmt`,
+//! `cvt.rzi`; and loads of pairs.
 
 use half::f16;
 use lmhead_emulated::FaultKind;
 use lmhead_emulated::probe::*;
 use lmhead_testkit::Random;
 
-/// `a - b` rounded once to nearest even, by comparing with both neighbours; f64 holds the difference of two f16 exactly.
+/// `a - b` rounded once to nearest even, by comparing with both neighbours; f64 holds the difference of two
+/// f16 exactly.
 fn difference(a: u16, b: u16) -> u16 {
     let (x, y) = (f16::from_bits(a).to_f64(), f16::from_bits(b).to_f64());
     let exact = x - y;
@@ -29,7 +31,8 @@ fn difference(a: u16, b: u16) -> u16 {
     sign | if up { high } else { low }
 }
 
-/// `a·b + c` rounded once to nearest even: the product of two bf16 is exact in f64, and so is what their sum with a third leaves out.
+/// `a·b + c` rounded once to nearest even: the product of two bf16 is exact in f64, and so is what their sum
+/// with a third leaves out.
 fn fused(a: u16, b: u16, c: u16) -> u16 {
     let wide = |bits: u16| f64::from(f32::from_bits(u32::from(bits) << 16));
     let (product, addend) = (wide(a) * wide(b), wide(c));
@@ -48,8 +51,8 @@ fn fused(a: u16, b: u16, c: u16) -> u16 {
         let middle = low + (high - low) / 2;
         if wide(middle) <= sum.abs() { low = middle } else { high = middle }
     }
-    // How the exact value lies to the middle between the neighbours: the middle is one of f64, and what is left of the larger addend
-    // without it too, where the sum is anywhere near.
+    // How the exact value lies to the middle between the neighbours: the middle is one of f64, and what is
+    // left of the larger addend without it too, where the sum is anywhere near.
     let above = if high == 0x7f80 { beyond } else { wide(high) };
     let middle = wide(low) + (above - wide(low)) / 2.0;
     let middle = if sum.is_sign_negative() { -middle } else { middle };
@@ -81,7 +84,8 @@ fn conversions_are_exact() {
     let mut random = Random(11);
     let mut words: Vec<[u32; 6]> = Vec::new();
     let pair = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);
-    // Every f16 less: what int8 is widened with, zeros, ends of the range, ties, and some others of each size.
+    // Every f16 less: what int8 is widened with, zeros, ends of the range, ties, and some others of each
+    // size.
     let mut others =
         vec![0x6480, 0, 0x8000, 1, 0x8001, 0x03ff, 0x0400, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00];
     others.extend(

@@ -192,7 +192,8 @@ fn multicast_reaches_every_block() {
     }
 }
 
-/// A ring of stages that the blocks of a cluster fill for each other: tails, real hidden sizes, no false alarm.
+/// A ring of stages that the blocks of a cluster fill for each other: tails, real hidden sizes, no false
+/// alarm.
 #[test]
 fn multicast_in_a_ring() {
     use lmhead::backend::params::WgmmaCarrierParams;
@@ -255,7 +256,8 @@ fn clusters_reach_each_others_memory() {
     }
 }
 
-/// The image of `rows` of 32 bytes of k, at byte `k` of rows of the swizzle's width; without a swizzle in blocks of 8 x 16 bytes.
+/// The image of `rows` of 32 bytes of k, at byte `k` of rows of the swizzle's width; without a swizzle in
+/// blocks of 8 x 16 bytes.
 fn operand_image(matrix: &[[u8; 32]], swizzle: Swizzle, k: usize) -> Vec<u8> {
     let width = match swizzle {
         Swizzle::None => {

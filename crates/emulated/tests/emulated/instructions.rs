@@ -60,7 +60,8 @@ fn stmatrix() {
     }
 }
 
-/// Words of a row of 32 bytes of k that a lane's registers hold, in the order of the fragments of a (16 rows) or b (8).
+/// Words of a row of 32 bytes of k that a lane's registers hold, in the order of the fragments of a (16 rows)
+/// or b (8).
 fn fragment(rows: &[[u32; 8]], lane: usize) -> Vec<u32> {
     let (group, t) = (lane / 4, lane % 4);
     match rows.len() {

@@ -1,4 +1,5 @@
-//! Parts of the matmul kernels by themselves: tanh against libm's bits, which block computes which tile, the figures of the tiles.
+//! Parts of the matmul kernels by themselves: tanh against libm's bits, which block computes which tile, the
+//! figures of the tiles.
 
 use lmhead::DType;
 use lmhead::plan::{Precision, STAGES};
@@ -18,9 +19,11 @@ fn tanh_is_libm_s(first: u32, step: u32, count: u32) {
 
 #[test]
 fn tanh_has_the_bits_of_libm() {
-    // Every 2^10-th of all floats of both signs, NaN and infinities among them, by an odd step that meets all last bits.
+    // Every 2^10-th of all floats of both signs, NaN and infinities among them, by an odd step that meets all
+    // last bits.
     tanh_is_libm_s(0, 1021, (1u64 << 32).div_ceil(1021) as u32);
-    // Where another formula begins, of tanh and of expm1 at 2a and -2a, and each power of two, around it on both sides.
+    // Where another formula begins, of tanh and of expm1 at 2a and -2a, and each power of two, around it on
+    // both sides.
     let borders = [
         0,
         0x0080_0000,

@@ -4,7 +4,8 @@ use lmhead_emulated::FaultKind::{self, *};
 use lmhead_emulated::probe::*;
 use lmhead_emulated::{Fault, Kernel};
 
-/// One way of being wrong: variant, in words, what it must be called (any of these), and in how many of 8 seeds at least.
+/// One way of being wrong: variant, in words, what it must be called (any of these), and in how many of 8
+/// seeds at least.
 pub type Row = (u32, &'static str, &'static [FaultKind], u32);
 
 const SEEDS: u64 = 8;
@@ -42,8 +43,8 @@ pub fn check(name: &str, rows: &[Row], run: impl Fn(u32, u64) -> Result<Vec<u32>
     }
 }
 
-/// Holds `docs/faults.md` to having a row for each mistake; or, where `LMHEAD_FAULT_TABLE` names a file (scripts/fault-table), appends
-/// the row with what the device said of each seed.
+/// Holds `docs/faults.md` to having a row for each mistake; or, where `LMHEAD_FAULT_TABLE` names a file
+/// (scripts/fault-table), appends the row with what the device said of each seed.
 pub fn record(name: &str, how: u32, what: &str, said: &[String]) {
     let Some(path) = std::env::var_os("LMHEAD_FAULT_TABLE") else {
         let row = format!("| `{name}` {how:02} | {what} | ");

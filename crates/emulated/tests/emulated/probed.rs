@@ -1,5 +1,5 @@
-//! Each wrapper of `kernels/ptx` is called by a probe, whose results a test looks at. (That nvcc makes the instruction of it is tested in
-//! `crates/gpu/tests/machine_code`.)
+//! Each wrapper of `kernels/ptx` is called by a probe, whose results a test looks at. (That nvcc makes the
+//! instruction of it is tested in `crates/gpu/tests/machine_code`.)
 
 use lmhead_emulated::FaultKind;
 use lmhead_emulated::probe::*;

@@ -1,4 +1,5 @@
-//! What the device refuses with an error, though a caller can ask for it: memory, grids, and maps that nobody made.
+//! What the device refuses with an error, though a caller can ask for it: memory, grids, and maps that nobody
+//! made.
 
 use lmhead::backend::params::TensorMap;
 use lmhead::backend::tensor_map::{Swizzle, Tiled2d};

@@ -75,7 +75,9 @@ fn operand() -> impl Strategy<Value = (u16, u16, u16)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
-    fn the_fast_paths_equal_the_model((least, span, odd) in operand(), c_field in 0u32..255, seed in any::<u64>(), f16 in any::<bool>()) {
+    fn the_fast_paths_equal_the_model(
+        (least, span, odd) in operand(), c_field in 0u32..255, seed in any::<u64>(), f16 in any::<bool>(),
+    ) {
         let mut state = seed | 1;
         let mut next = || {
             state ^= state << 13;
@@ -106,7 +108,10 @@ proptest! {
                     1 => bits,
                     2..8 => bits & 0x807f_ffff | near << 23,
                     // Near the products' own size.
-                    _ => bits & 0x807f_ffff | ((2 * u32::from(least % fields) + 400 - u32::from(fields)) % 255) << 23,
+                    _ => {
+                        let field = (2 * u32::from(least % fields) + 400 - u32::from(fields)) % 255;
+                        bits & 0x807f_ffff | field << 23
+                    }
                 };
                 f32::from_bits(bits)
             })
@@ -137,7 +142,8 @@ proptest! {
     fn int8_tiles_are_exact_and_wrap(seed in any::<u64>(), extreme in any::<bool>()) {
         let mut random = Random(seed);
         let mut word = || random.next() as u32;
-        let (a, b): ([u32; 128], [u32; 64]) = (std::array::from_fn(|_| word()), std::array::from_fn(|_| word()));
+        let (a, b): ([u32; 128], [u32; 64]) =
+            (std::array::from_fn(|_| word()), std::array::from_fn(|_| word()));
         let (a, b) = if extreme { ([0x8080_8080; 128], [0x8080_7f80; 64]) } else { (a, b) };
         let c: [u32; 128] = std::array::from_fn(|_| word());
         let wanted: [u32; 128] = std::array::from_fn(|i| {

@@ -3,13 +3,14 @@
 //!
 //! ```text
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul                             criterion's view
-//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS [KIND]
+//! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- heads FILE SECONDS [KIND] [packed]
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- answers FILE SECONDS
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- probes FILE SECONDS
 //! cargo bench -p lmhead-gpu --features cuda --bench gpu_matmul -- profile | about
 //! ```
 //! `heads` writes JSON: all kinds of weights, each by a process of its own, or one (bf16, w8a8, w8a16, fp8),
-//! for which a file of the same run is gone on with. `about` says device, driver, commit and date, as JSON.
+//! for which a file of the same run is gone on with. `packed`: of those only that have kernels for packed
+//! weights. `about` says device, driver, commit and date, as JSON.
 //! Options go to criterion. Without a GPU it says so and measures nothing. The bundle of `scripts/gpu-bundle`
 //! carries this program: `run.sh first`.
 #![allow(unsafe_code, reason = "launches")]
@@ -23,13 +24,13 @@ use lmhead_gpu::{answers, probes};
 use std::path::Path;
 use std::process::ExitCode;
 
-const WANTED: &str = "wanted heads FILE SECONDS [KIND], answers FILE SECONDS, probes FILE SECONDS, profile, about, or options \
-     of criterion";
+const WANTED: &str = "wanted heads FILE SECONDS [KIND] [packed], answers FILE SECONDS, probes FILE SECONDS, \
+     profile, about, or options of criterion";
 
 enum Ask<'a> {
     About,
-    AllHeads(&'a Path, f64),
-    Heads(&'a Path, f64, Kind),
+    AllHeads(&'a Path, f64, Vec<Kind>),
+    Heads(&'a Path, f64, Kind, Vec<Kind>),
     Answers(&'a Path, f64),
     Probes(&'a Path, f64),
     Profile,
@@ -47,8 +48,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
     match *args {
         ["about"] => Ok(Ask::About),
-        ["heads", file, time] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?)),
-        ["heads", file, time, kind] => Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?)),
+        ["heads", file, time] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?, KINDS.to_vec())),
+        ["heads", file, time, "packed"] => Ok(Ask::AllHeads(Path::new(file), seconds(time)?, Kind::packed())),
+        ["heads", file, time, kind, ref of @ ..] if matches!(of, [] | ["packed"]) => {
+            let of = if of.is_empty() { KINDS.to_vec() } else { Kind::packed() };
+            Ok(Ask::Heads(Path::new(file), seconds(time)?, Kind::named(kind)?, of))
+        }
         ["answers", file, time] => Ok(Ask::Answers(Path::new(file), seconds(time)?)),
         ["probes", file, time] => Ok(Ask::Probes(Path::new(file), seconds(time)?)),
         ["profile"] => Ok(Ask::Profile),
@@ -59,10 +64,10 @@ fn asked<'a>(args: &[&'a str]) -> Result<Ask<'a>, String> {
 }
 
 fn done(ask: &Ask<'_>) -> Result<(), String> {
-    if let Ask::AllHeads(file, seconds) = ask {
+    if let Ask::AllHeads(file, seconds, kinds) = ask {
         // No device is opened here: a process for each kind opens it.
         let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
-        return heads::write_all(&program, file, *seconds);
+        return heads::write_all(&program, file, *seconds, kinds);
     }
     let opened = CudaDevice::open(0).and_then(|device| {
         device.runs(lmhead::plan::Precision::Bf16)?;
@@ -78,7 +83,7 @@ fn done(ask: &Ask<'_>) -> Result<(), String> {
     match ask {
         Ask::About => println!("{}", about(&device)),
         Ask::AllHeads(..) => unreachable!("answered above"),
-        Ask::Heads(file, seconds, kind) => heads::write(&device, file, *seconds, *kind)?,
+        Ask::Heads(file, seconds, kind, of) => heads::write(&device, file, *seconds, (*kind, of))?,
         Ask::Answers(file, seconds) => answers::write(&device, file, *seconds)?,
         Ask::Probes(file, seconds) => probes::write(&device, file, *seconds)?,
         Ask::Profile => heads::profile(&device)?,

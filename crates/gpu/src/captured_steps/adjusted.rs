@@ -9,7 +9,7 @@ use lmhead::memory::Span;
 use lmhead::result::{AdditionSpans, DeviceInputs, PenaltySpans};
 use lmhead_testkit::Random;
 
-/// Of one row.
+/// Adjustments of one row.
 #[derive(Debug, Clone)]
 pub(super) struct RowAdjustments {
     allowed: Vec<i32>,
@@ -17,11 +17,11 @@ pub(super) struct RowAdjustments {
     /// Repetition, frequency, presence.
     penalties: [f32; 3],
     counts: Vec<(i64, u32, bool)>,
-    /// Nothing of it that is told can be bad.
+    /// Whether all of it is legal.
     pub good: bool,
 }
 
-/// What changes nothing.
+/// Adjustments that change nothing.
 pub(super) fn neutral(vocab: usize) -> RowAdjustments {
     RowAdjustments {
         allowed: vec![-1; vocab.div_ceil(32)],
@@ -32,7 +32,7 @@ pub(super) fn neutral(vocab: usize) -> RowAdjustments {
     }
 }
 
-/// What adds so much to logit 1.
+/// Adjustments that add `bias` to logit 1.
 pub(super) fn biased(vocab: usize, bias: f32) -> RowAdjustments {
     RowAdjustments { additions: vec![(1, bias)], ..neutral(vocab) }
 }
@@ -81,7 +81,7 @@ pub(super) fn random(random: &mut Random, of: DeviceAdjustments, vocab: usize) -
     RowAdjustments { good: false, ..row }
 }
 
-/// Rows one after the other, as heads take them.
+/// The adjustments of several rows, as heads take them.
 #[derive(Default)]
 pub(super) struct Lists {
     allowed: Vec<i32>,
@@ -123,7 +123,7 @@ impl Lists {
     }
 }
 
-/// Memory of the device for those of `CAPACITY` rows, each with an entry more than it may have.
+/// Device memory for the adjustments of `CAPACITY` rows, each with one entry more than it may have.
 pub(super) struct Placed<'d> {
     of: DeviceAdjustments,
     vocab: usize,
@@ -173,7 +173,7 @@ impl<'d> Placed<'d> {
         copy(to_prompt, &all.counts.3.iter().map(|&prompt| prompt.into()).collect::<Vec<u8>>());
     }
 
-    /// Those of the first `rows` rows.
+    /// The inputs of the first `rows` rows.
     pub fn inputs(&self, rows: usize) -> DeviceInputs<'_> {
         fn whole<'a>(room: &'a Room<'_>) -> Span<'a> {
             room.span(room.bytes)

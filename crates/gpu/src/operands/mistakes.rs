@@ -1,10 +1,10 @@
 //! Mistakes made on purpose: the comparisons of [`Loaded`] must find each of them, on whatever device they
 //! run.
 
-use super::{GUARD, Loaded, Operands, Output, POISON};
+use super::{GUARD, Loaded, Operands, Output, POISON, layouts};
 use lmhead::DType;
 use lmhead::backend::device::KernelDevice;
-use lmhead::plan::Precision;
+use lmhead::plan::{Precision, WeightLayout};
 use lmhead_testkit::product::table::PRECISIONS;
 
 type Outcome = Result<(), String>;
@@ -19,7 +19,10 @@ fn said(e: lmhead::Error) -> String {
 /// The mistake that was not found, or a complaint about what is right.
 pub fn mistakes_are_found<D: KernelDevice>(device: &D) -> Outcome {
     for precision in PRECISIONS {
-        proof(device, precision).map_err(|e| format!("proof of integers, {precision}: {e}"))?;
+        for layout in layouts(device, precision).map_err(said)? {
+            let of = |e| format!("proof of integers, {precision}, weights {layout:?}: {e}");
+            proof(device, precision, layout).map_err(of)?;
+        }
     }
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
         comparison(device, dtype).map_err(|e| format!("comparison of {dtype} logits: {e}"))?;
@@ -27,12 +30,12 @@ pub fn mistakes_are_found<D: KernelDevice>(device: &D) -> Outcome {
     Ok(())
 }
 
-/// Nothing was found where nothing is wrong.
+/// Expects no complaint, since nothing is wrong.
 fn good(found: &Outcome, when: &str) -> Outcome {
     found.clone().map_err(|e| format!("{when}: wanted no complaint, got \"{e}\""))
 }
 
-/// The complaint has these words.
+/// Expects a complaint with these words.
 fn found(complaint: Outcome, words: &[&str], mistake: &str) -> Outcome {
     match complaint {
         Ok(()) => Err(format!("{mistake}: wanted a complaint, got none")),
@@ -69,10 +72,10 @@ impl<D: KernelDevice> Spoiled<'_, D> {
     }
 }
 
-fn proof<D: KernelDevice>(device: &D, precision: Precision) -> Outcome {
+fn proof<D: KernelDevice>(device: &D, precision: Precision, layout: WeightLayout) -> Outcome {
     // Rows of k that do not end with a piece of 16 bytes, picked by index, one of them twice.
     let operands = Operands::new(precision, 130, 200, 9).integers();
-    let loaded = Loaded::new(device, &operands, 9).map_err(said)?;
+    let loaded = Loaded::with_layout(device, &operands, 9, layout).map_err(said)?;
     let projection = loaded.projection().map_err(said)?;
     let out = loaded.output(5, Some(&[8, 0, 3, 3, 7]), DType::F32, 1).map_err(said)?;
     loaded.run(&out, None).map_err(said)?;
@@ -100,7 +103,7 @@ fn proof<D: KernelDevice>(device: &D, precision: Precision) -> Outcome {
         spoiled.write(beside, &other.to_le_bytes())?;
     }
     good(&proved(), "a product that was mended")?;
-    let shard = Loaded::new(device, &operands.shard(0, 129), 9).map_err(said)?;
+    let shard = Loaded::with_layout(device, &operands.shard(0, 129), 9, layout).map_err(said)?;
     let fewer = shard.projection().map_err(said)?;
     found(loaded.is_exact(&out, &fewer), &["rows are wrong"], "the product of other weights")?;
     loaded.poison(&out).map_err(said)?;
@@ -132,7 +135,7 @@ fn comparison<D: KernelDevice>(device: &D, dtype: DType) -> Outcome {
     flip()?;
     good(&compared(), "logits that were mended")?;
 
-    // What nobody has written is wrong, also where the other one lacks it, too.
+    // A logit that nobody has written is wrong, also where the other output lacks it, too.
     spoiled.write(spoiled.place(2, 100), &[POISON; 4][..dtype.size()])?;
     let poisoned = loaded.part(&out, 0..301)?;
     let hole = &["1 have other bits, as row 2, id 100"];

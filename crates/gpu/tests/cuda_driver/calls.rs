@@ -1,14 +1,17 @@
-//! The library as an engine calls it: products on streams and in contexts of its own, in graphs, from many threads.
+//! The library as an engine calls it: products on streams and in contexts of its own, in graphs, from many
+//! threads.
 
 use super::{child, child_and_end, count};
 use lmhead::DType;
-use lmhead::backend::cuda::fatbins::{Capability, EMBEDDED};
+use lmhead::backend::cuda::fatbins::{Capability, EMBEDDED, Fatbin};
 use lmhead::backend::cuda::{CudaDevice, CudaStream, Event, Graph};
 use lmhead::backend::device::{Call, KernelDevice};
-use lmhead::backend::params::PackRowsParams;
-use lmhead::plan::Precision;
+use lmhead::plan::{Precision, WeightLayout};
 use lmhead_emulated::EmulatedDevice;
 use lmhead_gpu::operands::{Loaded, Operands, Output};
+use proptest::prelude::*;
+use proptest::sample::subsequence;
+use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
 
 const ROWS: usize = 11;
@@ -18,9 +21,9 @@ pub fn operands(number: usize) -> Operands {
     Operands::new(Precision::W8a8(DType::Bf16), 200 + number, 48, ROWS)
 }
 
-/// The operands on a device, and room for f32 logits.
+/// The operands on a device, weights row behind row as every device takes them, and room for f32 logits.
 pub fn load<'d, D: KernelDevice>(device: &'d D, operands: &Operands) -> (Loaded<'d, D>, Output<D>) {
-    let loaded = Loaded::new(device, operands, ROWS).expect("a product");
+    let loaded = Loaded::with_layout(device, operands, ROWS, WeightLayout::Rows).expect("a product");
     let out = loaded.output(ROWS, None, DType::F32, 1).expect("memory");
     (loaded, out)
 }
@@ -89,16 +92,21 @@ fn in_child_graph() {
 /// Capabilities of every generation, and of devices that share another one's code.
 const CAPABILITIES: [u32; 9] = [80, 86, 89, 90, 100, 103, 110, 120, 121];
 
-/// The virtual architecture of what a driver takes of the kernels for such a device, as the library says it;
-/// where it is told to load PTX, the newest. None where this build has nothing for it.
-fn loaded_code(capability: u32, only_ptx: bool) -> Option<u32> {
+/// A capability by its digits, as names of architectures and drivers have it.
+fn capability(digits: u32) -> Capability {
+    Capability(digits / 10, digits % 10)
+}
+
+/// The architecture of what a driver takes of the kernels for such a device, as the library says it; where it
+/// is told to load PTX, the newest. None where this build has nothing for it.
+fn loaded_code(device: u32, only_ptx: bool) -> Option<u32> {
     let fatbin = EMBEDDED.iter().find(|fatbin| fatbin.name == "pack_rows_sm80").expect("a file");
     let number = |name: &str| -> u32 { name.split_once('_').expect("a name").1.parse().expect("a number") };
     if !only_ptx {
-        return Some(number(fatbin.code_for(Capability(capability / 10, capability % 10)).ok()?));
+        return Some(number(fatbin.code_for(capability(device)).ok()?));
     }
     let ptx = fatbin.architectures.iter().filter(|name| name.starts_with("compute"));
-    ptx.map(|name| number(name)).filter(|code| *code <= capability).max()
+    ptx.map(|name| number(name)).filter(|code| *code <= device).max()
 }
 
 /// Runs `run` as each device that this build has code for, and what that is.
@@ -137,19 +145,70 @@ fn launches_may_overlap_where_the_loaded_code_waits() {
 
 #[test]
 fn the_driver_loads_the_code_that_the_library_says() {
-    on_each_device(|[device, ptx], code| {
-        child("calls::in_child_images", &[device, ptx, ("LMHEAD_TEST_CODE", &code.to_string())]);
-    });
+    child("calls::in_child_images", &[]);
+    child("calls::in_child_embedded_images", &[]);
 }
 
-/// What the driver takes, by a reading of the fatbin of its own, is what [`loaded_code`] says.
+/// What the fake driver takes for a device, by a reading of the fatbin of its own.
+fn taken(image: &[u8], device: u32) -> Option<&'static str> {
+    type Function = unsafe extern "C" fn(*const u8, i32, i32) -> *const c_char;
+    // SAFETY: the fake driver's own function, of that type; the image is whole.
+    let name = unsafe {
+        let choice = cudarc::driver::sys::culib().get::<Function>(b"fake_choice\0");
+        choice.expect("the fake driver")(image.as_ptr(), device as i32, 0)
+    };
+    // SAFETY: null, or text that ends with 0 and stays until the next call of this thread.
+    let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) });
+    let name = name.map(|name| name.to_str().expect("ASCII"));
+    name.map(|name| names().into_iter().find(|known| *known == name).expect("a name that was in the image"))
+}
+
+/// What images may be for.
+const NAMES: &str = "sm_75 sm_80 sm_86 sm_87 sm_89 sm_90 sm_90a sm_100 sm_100a sm_103 sm_110 sm_120 sm_121 \
+                     compute_75 compute_80 compute_90 compute_100 compute_120";
+
+fn names() -> Vec<&'static str> {
+    NAMES.split(' ').collect()
+}
+
+/// A fatbin of empty images, as nvcc lays it out (`Entry` of `crates/gpu/fake_driver/kernel.cpp`).
+fn fatbin(names: &[&str]) -> Vec<u8> {
+    let entry = |name: &&str| {
+        let (kind, number) = name.split_once('_').expect("a name");
+        let architecture: u32 = number.trim_end_matches('a').parse().expect("digits");
+        let nowhere_else = u64::from(number.ends_with('a')) << 20;
+        let words = [1 + u32::from(kind == "sm"), 48, 0, 0, 0, 0, 0, architecture, 0, 0];
+        [bytemuck::cast_slice(&words), &nowhere_else.to_ne_bytes()[..]].concat()
+    };
+    let entries: Vec<u8> = names.iter().flat_map(entry).collect();
+    let head = [0xba55_ed50, 1 | 16 << 16, entries.len() as u32, 0];
+    [bytemuck::cast_slice(&head), &entries[..]].concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    #[test]
+    #[ignore = "needs the fake driver: the_driver_loads_the_code_that_the_library_says runs it"]
+    fn in_child_images(
+        names in subsequence(names(), 1..=names().len()).prop_shuffle(), device in 70u32..140,
+    ) {
+        let architectures = names.clone().leak();
+        let file = Fatbin { name: "a", kernels: &["a"], architectures, warnings: "", bytes: &[] };
+        prop_assert_eq!(file.code_for(capability(device)).ok(), taken(&fatbin(&names), device));
+    }
+}
+
+/// The same of every file of this build, on every device.
 #[test]
 #[ignore = "needs the fake driver: the_driver_loads_the_code_that_the_library_says runs it"]
-fn in_child_images() {
-    let device = CudaDevice::open(0).expect("a device");
-    let kernel = device.kernel::<PackRowsParams>("pack_rows").expect("a kernel");
-    let wanted = std::env::var("LMHEAD_TEST_CODE").expect("what the library says");
-    assert_eq!(kernel.attributes().virtual_architecture.to_string(), wanted);
+fn in_child_embedded_images() {
+    for file in EMBEDDED {
+        for device in 70..140 {
+            let wanted = file.code_for(capability(device)).ok();
+            assert_eq!(taken(file.bytes, device), wanted, "{} on {device}", file.name);
+        }
+    }
 }
 
 #[test]

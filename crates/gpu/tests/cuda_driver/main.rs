@@ -230,23 +230,28 @@ fn whole_heads_are_measured_with_their_roofs_and_peers() {
     let problem = lost["problem"].as_str().unwrap_or_default();
     assert!(problem.starts_with("bf16: ") && problem.contains("CUDA_ERROR_ECC_UNCORRECTABLE"), "{lost}");
 
-    // One wrong bit in the last logit of one kernel: both proofs say so, and no other kernel is blamed.
-    let wrong = measured("wrong heads", &[("FAKE_FLIP", "quant_matmul_64x8")]);
-    let mut blamed = 0;
-    for product in wrong["products"].as_array().expect("a list") {
-        let by_it = product["plan"].as_str().is_some_and(|plan| plan.contains("quant_matmul_64x8"));
-        assert_eq!(product["correct"], !by_it, "{product}");
-        if by_it {
-            blamed += 1;
+    // One wrong bit in the last logit of one kernel: all proofs say so, and no other kernel is blamed. Of a
+    // head's own kernel, and of the portable one beside it.
+    for flipped in ["wgmma_matmul_w8a8_64x8", "quant_matmul_64x8"] {
+        let wrong = measured("wrong heads", &[("FAKE_FLIP", flipped)]);
+        let mut blamed = 0;
+        for product in wrong["products"].as_array().expect("a list") {
             let said = |value: &serde_json::Value| value.to_string();
             let rows = product["rows"].as_u64().expect("a number");
-            let wanted = format!("1 of {rows} rows are wrong, the first {}", rows - 1);
-            assert!(said(&product["exact"]).contains(&wanted), "{product}");
-            let wanted = format!("1 have other bits, as row {}, id 199: wanted 0x", rows - 1);
-            assert!(said(&product["same_bits"]["problem"]).contains(&wanted), "{product}");
+            for (row, is_own) in [(product, true), (&product["portable"], false)] {
+                let by_it = row["kernel"]["name"] == flipped;
+                assert!(row.is_null() || row["correct"] == !by_it, "{product}");
+                if by_it {
+                    blamed += 1;
+                    let wanted = format!("1 have other bits, as row {}, id 199: wanted 0x", rows - 1);
+                    assert!(said(&row["same_bits"]["problem"]).contains(&wanted), "{product}");
+                    let wanted = format!("1 of {rows} rows are wrong, the first {}", rows - 1);
+                    assert!(!is_own || said(&row["exact"]).contains(&wanted), "{product}");
+                }
+            }
         }
+        assert!(blamed > 0, "{flipped}: {wrong}");
     }
-    assert!(blamed > 0, "{wrong}");
 
     // Requests over the product alone.
     let answers = measured("answers", &[("PYTHONPATH", &stand_ins), ("LMHEAD_GPU_PEERS", &peers)]);
@@ -298,7 +303,7 @@ fn in_child_measures() {
     let file = PathBuf::from(std::env::var_os("FILE").expect("a file"));
     let what = std::env::var("WHAT").expect("what to measure");
     // As a process for each would, one after the other.
-    let all = || heads::KINDS.map(|kind| heads::write(&device, &file, 60.0, kind));
+    let all = || heads::KINDS.map(|kind| heads::write(&device, &file, 60.0, (kind, &heads::KINDS)));
     match what.as_str() {
         "answers" => answers::write(&device, &file, 60.0).expect("answers"),
         "heads" => all().into_iter().for_each(|done| done.expect("whole heads")),

@@ -6,6 +6,7 @@ mod captured;
 mod captured_faults;
 mod communicators;
 mod contract;
+mod deferred;
 mod faults;
 mod launches;
 mod soak;
@@ -84,8 +85,8 @@ fn resident(ranks: usize) -> Resident<CudaDevice> {
     })
 }
 
-/// Runs a thread for each member, and returns what they return. A rank that panics ends the program: the others
-/// may wait for it.
+/// Runs a thread for each member, and returns what they return. A rank that panics ends the program: the
+/// others may wait for it.
 fn each<T: Send>(
     endpoints: Vec<Arc<dyn Exchange>>,
     run: impl Fn(usize, Arc<dyn Exchange>) -> T + Sync,

@@ -1,5 +1,6 @@
-//! The carriers on the GPU, compared with the emulated device and with the plain product: int8 and integers in every bit, random
-//! 16-bit data with the chain of instructions that the emulated device models. The cases are those of `crates/emulated/tests/emulated`.
+//! The carriers on the GPU, compared with the emulated device and with the plain product: int8 and integers
+//! in every bit, random 16-bit data with the chain of instructions that the emulated device models. The cases
+//! are those of `crates/emulated/tests/emulated`.
 
 use crate::results::{self, Aspect, Comparison, Way};
 use half::bf16;
@@ -187,8 +188,9 @@ fn gather_bf16(device: &CudaDevice) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Does it matter for the bits of random data how they were computed? Every way that the carriers have, against the plainest: how
-/// each differs is recorded, also where an earlier one did, and any difference is an error, since equal bits are promised.
+/// Does it matter for the bits of random data how they were computed? Every way that the carriers have,
+/// against the plainest: how each differs is recorded, also where an earlier one did, and any difference is
+/// an error, since equal bits are promised.
 fn bits_of_bf16(device: &CudaDevice) -> Result<(), Failed> {
     let mut problems = Vec::new();
     for shape in shapes() {
@@ -291,8 +293,9 @@ fn as_bits(values: &[bf16]) -> Vec<u16> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Results `[rows, vocab]` of four bytes, and bytes behind them that no kernel may touch. Both begin as ones: neither a sum of
-/// int8 nor a NaN of the tensor cores (0x7fffffff) that was never written passes for a result.
+/// Results `[rows, vocab]` of four bytes, and bytes behind them that no kernel may touch. Both begin as ones:
+/// neither a sum of int8 nor a NaN of the tensor cores (0x7fffffff) that was never written passes for a
+/// result.
 struct Output {
     buffer: Buffer,
     values: usize,
@@ -371,7 +374,8 @@ fn run<P: Copy>(device: &CudaDevice, name: &str, config: &LaunchConfig, params: 
         cluster: config.cluster,
         ..Launch::new(config.grid, config.block)
     };
-    // SAFETY: the callers' buffers are as large as the sizes beside them say, and are held until after this has waited.
+    // SAFETY: the callers' buffers are as large as the sizes beside them say, and are held until after this
+    // has waited.
     unsafe { device.kernel::<P>(name)?.launch(&launch, params) }?;
     Ok(device.synchronize()?)
 }

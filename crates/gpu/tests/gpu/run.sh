@@ -1,20 +1,27 @@
 #!/usr/bin/env bash
 # run.sh first [--only STEP[,STEP]]: evidence from a GPU within 480 seconds, on a machine with a driver and no
-# Rust. run.sh nccl: two and four ranks, processes that share the GPU, over NCCL: no part of the first.
+# Rust. run.sh hopper: the same for the kernels that only compute capability 9.0 has, for packed weights.
+# run.sh nccl: two and four ranks, processes that share the GPU, over NCCL: no part of the first.
 #
 #   doctor     what this machine can run
 #   bits       16-bit products against the bits that the emulated device computed when the bundle was made,
-#              int8 against the rule, every tile on small shapes, a captured graph against eager launches
-#   heads      129280 x 7168 and 128256 x 4096 in bf16, W8A8, W8A16 and FP8, 1 to 4096 rows: each by turns with
-#              its roofs and with PyTorch, with a proof that the product is right beside each time
+#              int8 against the rule, every tile on small shapes, tiles for packed weights against portable
+#              ones, a captured graph against eager launches
+#   heads      129280 x 7168 and 128256 x 4096 in bf16, W8A8, W8A16 and FP8, 1 to 4096 rows, and 1/8 and 1/16
+#              of the first, by the kernels that a head has there: each by turns with its roofs, with PyTorch
+#              and, where its weights are packed, with portable kernels; a proof that the product is right
+#              beside each time
 #   memcheck   every kernel once under compute-sanitizer
 #   racecheck  the same
-#   answers    129280 x 7168 in bf16, 1 to 256 rows: argmax, top-k, logprobs and samples over the product alone,
-#              by turns with PyTorch, and with Triton, vLLM and FlashInfer where they are installed
+#   answers    129280 x 7168 in bf16, 1 to 256 rows: argmax, top-k, logprobs and samples over the product
+#              alone, by turns with PyTorch, and with Triton, vLLM and FlashInfer where they are installed
 #   ncu        four launches under Nsight Compute
 #   probes     patterns of reading weights, by 16 to 132 blocks
 #   rest       the other tests, by what they are worth, until the time is up
 #   nccl       only where it is asked for: bits of steps, a rank that is late or killed, replays of a graph
+#
+# hopper is doctor and bits; memcheck and racecheck of the kernels for packed weights; heads in bf16 and W8A8;
+# answers; ncu. On another device it says so and runs nothing.
 #
 # In this order, each under a limit of its own. A second call does what the first had no time for:
 # `run.sh first --only rest`. Results are in $OUT (./out), eight files at most, as they come; summary.json
@@ -27,6 +34,12 @@ all="doctor bits heads memcheck racecheck answers ncu probes rest"
 known="$all nccl"
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ "$*" != nccl ] || set -- first --only nccl
+# Where there is little time: which kernels a sanitizer runs, and which weights are measured for how long.
+checked=kernels:: kinds=all heads_limit=120 hopper=
+if [ "$*" = hopper ]; then
+  hopper=1 checked=kernels::packed kinds=packed heads_limit=170
+  set -- first --only doctor,bits,memcheck,racecheck,heads,answers,ncu
+fi
 [ "${1:-}" = first ] || usage
 case $# in
   1) wanted=$all ;;
@@ -48,7 +61,7 @@ LMHEAD_COMMIT=$(tr '\n' ' ' <COMMIT | sed 's/ $//')
 LMHEAD_DATE=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 export LMHEAD_COMMIT LMHEAD_DATE
 export LMHEAD_GPU_PEERS=$here/gpu_peers.py LMHEAD_GPU_RECORDED=$here/recorded.safetensors
-method="run.sh first --only ${wanted// /,}: each step a program of its own under a limit"
+method="run.sh ${hopper:+hopper: }first --only ${wanted// /,}: each step a program of its own under a limit"
 about= none="no step has asked" rows=() failed=0
 # The largest head, unless nothing is meant to be measured.
 preset=${LMHEAD_GPU_SMALL:+tiny} preset=${preset:-deepseek-v3}
@@ -189,7 +202,8 @@ tests() { # STEP LOG SECONDS FILTER: tests on the GPU by name
 sanitize() { # TOOL SECONDS
   # Calls that are meant to fail are checked by the tests themselves.
   LMHEAD_GPU_SMALL=1 step "$1" sanitize.log "$2" \
-    compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 9 ./gpu --color never kernels::
+    compute-sanitizer --tool "$1" --report-api-errors no --error-exitcode 9 \
+    ./gpu --color never "$checked" "${skipped[@]}"
 }
 
 # PyTorch's libraries are gigabytes, which come from the disk while other steps run.
@@ -201,6 +215,23 @@ case $(tail -1 "$said") in
   *) none=$(tail -1 "$said") ;;
 esac
 rm -f "$said"
+capability=$(sed -n 's/.*"compute_capability":"\([^"]*\)".*/\1/p' <<<"$about")
+# Kernels that another device does not have are no test that it has failed to run.
+skipped=()
+if [ "$capability" != 9.0 ]; then
+  [ -z "$about" ] || for name in packed:: carriers::wgmma carriers::gather carriers::bits_of; do
+    skipped+=(--skip "kernels::$name")
+  done
+  if [ -n "$hopper" ]; then
+    got=${about:+$(sed -n 's/.*"name":"\([^"]*\)".*/\1/p' <<<"$about") with $capability}
+    got=${got:-${none//[\"\[:cntrl:]]/}}
+    echo "run.sh hopper: wanted a device of compute capability 9.0, got $got;" \
+      "run.sh first measures what runs on others" >&2
+    rows+=("hopper|not here: a device of compute capability 9.0, got ${got//|/ }|0|")
+    summary
+    exit 1
+  fi
+fi
 for one in $wanted; do
   case $one in
     doctor) step doctor run.log 10 ./lmhead doctor ;;
@@ -208,8 +239,10 @@ for one in $wanted; do
     heads)
       # A process for each kind; the rest of the limit is for what each of them has begun when its time is up.
       left=$((deadline - SECONDS))
-      left=$((left > 120 ? 105 : left > 20 ? left - 15 : 5))
-      step heads run.log 120 ./gpu_matmul heads "$out/heads.json" "$left"
+      left=$((left > heads_limit ? heads_limit - 15 : left > 20 ? left - 15 : 5))
+      heads=(./gpu_matmul heads "$out/heads.json" "$left")
+      [ "$kinds" = all ] || heads+=("$kinds")
+      step heads run.log "$heads_limit" "${heads[@]}"
       ;;
     memcheck) sanitize memcheck 60 ;;
     racecheck) sanitize racecheck 60 ;;

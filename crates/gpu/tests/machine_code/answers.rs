@@ -1,12 +1,13 @@
-//! The functions of `kernels/answers` as nvcc compiles them: few instructions for each logit, and f64 only where a
-//! row is finished or a candidate scored. (Many GPUs have one f64 unit for 64 of f32: thirty f64 operations a
-//! logit would take longer there than the product that the logits come from.)
+//! The functions of `kernels/answers` as nvcc compiles them: few instructions for each logit, and f64 only
+//! where a row is finished or a candidate scored. (Many GPUs have one f64 unit for 64 of f32: thirty f64
+//! operations a logit would take longer there than the product that the logits come from.)
 
 use lmhead_gpu::answer_costs::*;
 use lmhead_gpu::tools::Tools;
 
-/// At most so many instructions for each logit. Measured with nvcc 13.0, and one to spare.
-const MOST: [(&str, f64); 3] = [("sum", 35.0), ("mass", 42.0), ("screen", 34.0)];
+/// At most so many instructions for each logit, on any architecture. Measured with nvcc 13.0, and one to
+/// spare.
+const MOST: [(&str, f64); 3] = [("sum", 38.5), ("mass", 42.0), ("screen", 34.0)];
 
 #[test]
 fn answers_take_few_instructions_a_logit_and_none_of_f64() {

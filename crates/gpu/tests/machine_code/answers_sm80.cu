@@ -1,5 +1,6 @@
-// What the functions of kernels/answers cost: compiled and counted, never launched. Each kernel whose name ends
-// in 8 treats eight logits a thread without a loop, its partner twenty-four: the difference is the price of 16.
+// What the functions of kernels/answers cost: compiled and counted, never launched. Each kernel whose name
+// ends in 8 treats eight logits a thread without a loop, its partner twenty-four: the difference is the price
+// of 16.
 #include "answers/exponential.cuh"
 #include "answers/mass.cuh"
 #include "answers/noise.cuh"

@@ -1,5 +1,6 @@
-//! The machine code of the embedded kernels, read back: `cargo test --features cuda --test machine_code`. Needs the CUDA
-//! toolkit's programs and no GPU. Without the feature only the reader itself is tested, on recorded text.
+//! The machine code of the embedded kernels, read back: `cargo test --features cuda --test machine_code`.
+//! Needs the CUDA toolkit's programs and no GPU. Without the feature only the reader itself is tested, on
+//! recorded text.
 
 #[cfg(feature = "cuda")]
 mod answers;
@@ -150,29 +151,35 @@ mod with_the_toolkit {
     use expectations::{Other, PORTABLE, expected};
     use lmhead::backend::cuda::fatbins::EMBEDDED;
     use lmhead_gpu::tools::Tools;
+    use lmhead_nvcc::architectures::gencode;
     use std::fs;
     use std::process::Command;
+    use std::sync::OnceLock;
+
+    /// What nvcc made of every embedded kernel, read once for all tests.
+    fn embedded() -> &'static [Code] {
+        static CODES: OnceLock<Vec<Code>> = OnceLock::new();
+        CODES.get_or_init(|| {
+            let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            tools.embedded(EMBEDDED, folder.path()).unwrap_or_else(|problem| panic!("{problem}"))
+        })
+    }
 
     #[test]
     fn every_embedded_kernel_is_as_the_table_says() {
-        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let codes = tools.embedded(EMBEDDED, folder.path()).unwrap_or_else(|problem| panic!("{problem}"));
         let architectures: Vec<_> =
             EMBEDDED.iter().flat_map(|fatbin| fatbin.architectures).copied().collect();
-        let faults = all_faults(&codes, &expected(), &architectures);
+        let faults = all_faults(embedded(), &expected(), &architectures);
         assert!(faults.is_empty(), "{}", faults.join("\n"));
     }
 
-    /// The CUDA backend lets every kernel begin beside the one before it by the architecture of its code: there
-    /// it must wait, and load nothing by .nc, which ptxas may move before the wait. The carriers are launched by
-    /// nobody but tests.
+    /// The CUDA backend lets every kernel begin beside the one before it by the architecture of its code:
+    /// there it must wait, and load nothing by .nc, which ptxas may move before the wait. The carriers are
+    /// launched by nobody but tests.
     #[test]
     fn kernels_wait_where_the_backend_counts_on_it() {
-        let tools = Tools::find().unwrap_or_else(|problem| panic!("{problem}"));
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let codes = tools.embedded(EMBEDDED, folder.path()).unwrap_or_else(|problem| panic!("{problem}"));
-        for code in &codes {
+        for code in embedded() {
             let counts = (code.count("ACQBULK"), code.count("PREEXIT"));
             let number = code.architecture.trim_start_matches("sm_").trim_end_matches('a').parse::<u32>();
             let since_9 = usize::from(number.expect("a number") >= 90);
@@ -191,7 +198,8 @@ mod with_the_toolkit {
         }
     }
 
-    /// ptxas says there that it serialises wgmma, or had to mend the order of its registers: nothing else shows it.
+    /// ptxas says there that it serialises wgmma, or had to mend the order of its registers: nothing else
+    /// shows it.
     #[test]
     fn nvcc_had_nothing_to_say() {
         for fatbin in EMBEDDED {
@@ -225,11 +233,7 @@ mod with_the_toolkit {
         let fatbin = folder.path().join("add_one.fatbin");
         let mut nvcc = Command::new(&tools.nvcc);
         nvcc.args(["-fatbin", "-std=c++17", "-I"]).arg(here.join("kernels"));
-        nvcc.args(
-            row.architectures
-                .iter()
-                .map(|name| format!("-gencode=arch=compute_{0},code=sm_{0}", name.trim_start_matches("sm_"))),
-        );
+        nvcc.args(row.architectures.iter().map(|name| gencode(name)));
         nvcc.arg("-o").arg(&fatbin).arg(here.join("crates/emulated/tests/emulated/kernels/add_one_sm80.cu"));
         tools.run(&mut nvcc).unwrap_or_else(|problem| panic!("{problem}"));
         let codes = tools.read("add_one", &fatbin).unwrap_or_else(|problem| panic!("{problem}"));

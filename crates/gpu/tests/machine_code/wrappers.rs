@@ -1,5 +1,5 @@
-//! The wrappers of `kernels/ptx.cuh` under nvcc: each compiles and becomes the instruction that it is named after.
-//! (What it means on the emulated device is tested there.)
+//! The wrappers of `kernels/ptx.cuh` under nvcc: each compiles and becomes the instruction that it is named
+//! after. (What it means on the emulated device is tested there.)
 
 use std::collections::BTreeSet;
 use std::fs;

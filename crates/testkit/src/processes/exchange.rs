@@ -1,9 +1,9 @@
-//! A transport between processes: a Unix socket for each pair of ranks, a thread that reads and one that
-//! writes for each peer.
+//! A transport between processes: a Unix socket for each pair of ranks, and for each peer one thread that
+//! reads and one that writes.
 //!
-//! Nothing that a rank calls waits for a socket: what is sent goes to the peer's writing thread, what has
-//! come is in a queue. So every wait has its deadline, also where a peer is stopped and its socket is full. A
-//! peer whose process ends is seen at once, since its sockets close.
+//! A rank's calls never wait for a socket: frames to send are handed to the peer's writing thread, received
+//! frames are in a queue. So every wait has a deadline, even where a peer is stopped and its socket is full.
+//! When a peer's process ends, its sockets close, which is noticed at once.
 
 use lmhead::exchange::messages::{Event, FRAME_HEADER_BYTES, Link, MessageExchange, frame_length};
 use std::io::{self, Read, Write};
@@ -15,25 +15,26 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long ranks wait for each other's sockets, and a rank that leaves for what it has sent last.
+/// How long ranks wait for each other's sockets; and how long a leaving rank waits until its last frames are
+/// sent.
 const CONNECTING: Duration = Duration::from_secs(30);
 const LEAVING: Duration = Duration::from_secs(2);
 
-/// No test sends as much: a longer frame is none.
+/// More than any test sends; a frame header with a larger length is invalid.
 const MOST_BYTES: usize = 1 << 30;
 
 /// The sockets of one rank. They close when its last endpoint is dropped.
 struct Sockets {
     me: usize,
     size: usize,
-    /// By peer; nothing for the rank itself.
+    /// One for each peer; `None` for the rank itself.
     outboxes: Vec<Option<Sender<Arc<Vec<u8>>>>>,
     events: Mutex<Receiver<Event>>,
     writers: Vec<JoinHandle<()>>,
     streams: Vec<UnixStream>,
 }
 
-/// Connects this rank with the others of its scenario, which meet in `folder`.
+/// Connects this rank with the others of its scenario by sockets in `folder`.
 pub(super) fn connect(folder: &Path, me: usize, size: usize) -> io::Result<MessageExchange> {
     let began = Instant::now();
     let late = || io::Error::new(io::ErrorKind::TimedOut, "a peer does not come");
@@ -88,14 +89,14 @@ pub(super) fn connect(folder: &Path, me: usize, size: usize) -> io::Result<Messa
     Ok(MessageExchange::new(sockets))
 }
 
-/// Hands on what `peer` sends, until its socket closes.
+/// Passes on the frames of `peer`, until its socket closes.
 fn read_all(peer: usize, mut stream: UnixStream, arrived: &Sender<Event>) {
     while let Ok(bytes) = read_frame(&mut stream) {
         if arrived.send(Event::Frame { from: peer, bytes }).is_err() {
             return;
         }
     }
-    // Nobody is left to be told where this fails.
+    // This only fails where nobody receives any more.
     let _ = arrived.send(Event::Gone { member: peer });
 }
 
@@ -109,10 +110,10 @@ fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Sends what comes, and closes this direction when nothing can come any more.
+/// Writes the frames from the queue, and closes this direction of the socket when the queue has ended.
 fn write_all(mut stream: UnixStream, frames: &Receiver<Arc<Vec<u8>>>) {
     for bytes in frames {
-        // A peer that is gone is seen by the thread that reads.
+        // The reading thread notices a peer that is gone.
         if stream.write_all(&bytes).is_err() {
             break;
         }
@@ -134,7 +135,7 @@ impl Link for Sockets {
     }
 
     fn send(&self, to: usize, frame: Arc<Vec<u8>>) {
-        // Where the writing thread has ended, the peer is gone: that is seen when something is wanted of it.
+        // If the writing thread has ended, the peer is gone, which is noticed when something is wanted of it.
         if let Some(Some(outbox)) = self.outboxes.get(to) {
             let _ = outbox.send(frame);
         }
@@ -145,7 +146,7 @@ impl Link for Sockets {
         match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(event) => take(event),
             Err(RecvTimeoutError::Timeout) => return,
-            // Every peer is gone, and that was handed over.
+            // Every peer is gone, and that has been passed on.
             Err(RecvTimeoutError::Disconnected) => {
                 return thread::sleep(until.saturating_duration_since(Instant::now()));
             }
@@ -161,7 +162,8 @@ impl Link for Sockets {
 impl Drop for Sockets {
     fn drop(&mut self) {
         self.outboxes.clear();
-        // What was sent last, such as a notice, still goes out; a peer that is stopped takes nothing.
+        // Gives the last frames, such as a notice, time to go out; not forever, since a stopped peer reads
+        // nothing.
         let began = Instant::now();
         while !self.writers.iter().all(JoinHandle::is_finished) && began.elapsed() < LEAVING {
             thread::sleep(Duration::from_millis(1));

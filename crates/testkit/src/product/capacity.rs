@@ -1,4 +1,5 @@
-//! Capacity steps as a device counts and compares them, against the same by the host's code.
+//! Capacity steps on a device, which packs payloads and compares headers itself: compared with the host's
+//! code.
 
 use super::shards::Placed;
 use crate::{Random, TestHead};
@@ -13,21 +14,22 @@ use lmhead::step::HEADER_BYTES;
 
 /// Rows that indices choose from.
 const SOURCE: usize = 7;
-/// Bytes of a header that are each replica's own.
+/// The bytes of a header that differ between replicas.
 const ROWS: std::ops::Range<usize> = 40..48;
 const INPUTS: std::ops::Range<usize> = 72..80;
-/// The number of the step, which the device puts in.
+/// The bytes of a header that hold the number of the step, which the device writes.
 const SEQUENCE: std::ops::Range<usize> = 24..32;
 
-/// Rows that are there have their bits, all others are zeros; the header has the device's count, and with
-/// `digests` a digest that depends on every bit of every row and on the order of the rows.
+/// Checks packed payloads: real rows have their bits, padding rows are zeros; the header has the device's
+/// step number, and with `digests` a digest that depends on every bit of every row and on the order of the
+/// rows.
 ///
 /// # Panics
 /// Where that is not so.
 pub fn payloads_are_packed<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u64) {
     let mut random = Random(seed);
     for case in 0..8 {
-        // Rows that are aligned to 16 bytes and rows that are not.
+        // Includes rows that are aligned to 16 bytes and rows that are not.
         let hidden = [64, 33, 8, 200][case % 4];
         let test = TestHead::random(70, hidden, DType::Bf16, Quantization::None, seed);
         let mut loaded = backend.load(&test.shard(0..70), DType::Bf16).expect("memory");
@@ -102,8 +104,8 @@ pub fn payloads_are_packed<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u6
     }
 }
 
-/// Of random headers: any bit of any header that ranks must have in common is found, and no other. Where all
-/// agree, the numbers of rows are those of the replicas' parts.
+/// Checks with random headers that a difference is found in every bit that ranks must have in common, and in
+/// no other. Where all agree, the numbers of rows are those in the replicas' headers.
 ///
 /// # Panics
 /// Where that is not so.
@@ -114,7 +116,7 @@ pub fn headers_are_compared<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u
     let memory = Backend::memory(backend);
     for case in 0..24 {
         loaded.restart_capacity().expect("the device answers");
-        // One step that has begun.
+        // Begins one step.
         let mut room = Placed::new(backend, memory, &[0; 512]);
         let (out, rest) = room.span_mut().split_at(128);
         let (header_out, status) = rest.split_at(256);
@@ -133,7 +135,7 @@ pub fn headers_are_compared<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u
         let (ranks, replicas) = (1 + random.below(3), 1 + random.below(7));
         let (members, parts, capacity) = (ranks * replicas, 1 + random.below(3), 1 + random.below(9));
         let (me, part_rows) = (random.below(members), capacity.div_ceil(parts));
-        // Headers that lie apart, or each before its rows, aligned to nothing.
+        // Headers one behind the other, with gaps, or each before its rows; not always aligned.
         let pitch = HEADER_BYTES + [0, 2, 514][case % 3];
         let mut header = [0; HEADER_BYTES];
         header.fill_with(|| random.next() as u8);
@@ -162,7 +164,7 @@ pub fn headers_are_compared<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u
                 headers[other * pitch + bit / 8] ^= 1 << (bit % 8);
                 let said = headers[other * pitch..][ROWS].try_into().expect("eight bytes");
                 let too_many = u64::from_le_bytes(said) > capacity as u64;
-                // Of a replica all are compared with the first.
+                // Within a replica, all ranks are compared with its first.
                 let is_first = other.is_multiple_of(ranks);
                 wanted = match of_replica && !too_many {
                     false => Some(other),
@@ -206,7 +208,7 @@ pub fn headers_are_compared<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u
         assert_eq!(got, want, "seed {seed}, case {case}: member {other} of {members}, seen by {me}");
         let told = loaded.capacity_steps().expect("counted").mismatch();
         let theirs = |member: usize| headers[member * pitch..][..HEADER_BYTES].to_vec();
-        // The own one is shown beside the one that it was compared with.
+        // If the own header differs, it is reported together with the one that it was compared with.
         let wanted = wanted.map(|member| if member == me { me / ranks * ranks } else { member });
         let want = wanted.map(|member| {
             (1, member, [own, theirs(member)].map(|bytes| bytes.try_into().expect("a header")))

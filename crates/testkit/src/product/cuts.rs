@@ -1,4 +1,4 @@
-//! Searches of rows whose filters the device alone knows, with messages that no shard can have sent.
+//! Searches for cuts of rows whose filters only the device knows, with messages that no shard can have sent.
 
 use super::shards::Placed;
 use crate::{Random, TestHead};
@@ -18,21 +18,21 @@ const ROWS: usize = 3;
 const ODD: usize = 1;
 const IDS: usize = 64;
 
-/// What is done to a message of that row.
+/// How a message of that row is damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Damage {
     None,
     InfiniteLargest,
-    /// More than all ids of a shard in one bin.
+    /// A bin holds more than all ids of a shard.
     CrowdedBin,
-    /// Less than the digit before it had.
+    /// A histogram has less than the bin of the digit before.
     LostLogits,
     /// More ties than a shard has ids.
     Allowance,
 }
 
-/// A row of which a message came that cannot be is drawn as infinity, which no draw takes, by some shard; the
-/// rows beside it are drawn as they were.
+/// Checks that a row with an impossible message gets an infinite candidate from some shard, which no draw
+/// accepts, and that the other rows are drawn as without the damage.
 ///
 /// # Panics
 /// Where that is not so.
@@ -52,7 +52,7 @@ pub fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceB
     }
 }
 
-/// Of two shards the candidates of all rows.
+/// The candidates of all rows from each of two shards.
 fn candidates<D: KernelDevice>(backend: &DeviceBackend<D>, damage: Damage) -> [Vec<Candidate>; 2] {
     let memory = Backend::memory(backend);
     let place = |bytes: &[u8]| Placed::new(backend, memory, bytes);
@@ -80,7 +80,7 @@ fn candidates<D: KernelDevice>(backend: &DeviceBackend<D>, damage: Damage) -> [V
         .collect();
     let mut cut = |shard: usize, pass: Cuts<'_>| held[shard].cut(pass).expect("a pass");
 
-    // Each shard's message, one behind the other.
+    // The messages of both shards, one behind the other.
     let gathered = |messages: [&Placed<D>; 2]| -> Vec<u8> {
         messages.iter().flat_map(|message| message.read()).collect()
     };
@@ -101,7 +101,7 @@ fn candidates<D: KernelDevice>(backend: &DeviceBackend<D>, damage: Damage) -> [V
         let (sampling, maxima, room) = (sampling.span(), maxima.span(), room.span_mut());
         cut(shard, Cuts::Begin { sampling, maxima, shards: 2, digit: first, room, bare: bare.span_mut() });
     }
-    // The first shard decides all rows.
+    // The first shard owns all rows.
     let mut searches = place(&[0x77; ROWS * SEARCH_BYTES]);
     for sum in [Sum::Ids, Sum::Masses] {
         let mut rounds = digits.each().enumerate().peekable();
@@ -133,7 +133,7 @@ fn candidates<D: KernelDevice>(backend: &DeviceBackend<D>, damage: Damage) -> [V
                 out: out.span_mut(),
             };
             cut(0, learn);
-            // Key and allowance of each.
+            // Key and allowance of each row and shard.
             let mut found: Vec<[u32; 2]> = bytemuck::pod_collect_to_vec(&out.read());
             let next = rounds.peek().map(|(_, digit)| *digit);
             if damage == Damage::Allowance && sum == Sum::Ids && next.is_none() {

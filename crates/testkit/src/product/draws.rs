@@ -1,5 +1,5 @@
-//! Draws: of a product's logits as it makes them, and from the candidates of all shards. What a device makes
-//! of them is what the CPU and the host make, in every bit.
+//! Draws in the epilogue of a matmul, and draws from the candidates of all shards: a device's results equal
+//! those of the CPU backend and of the host's code in every bit.
 
 use super::shards::Placed;
 use crate::chi_square::{chi_square, distribution, limit};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 const NOTHING: Candidate = Candidate { value: f32::NEG_INFINITY, id: 0 };
 
-/// What is drawn of each row: its token, for two readers, and its status.
+/// The results of a draw: each row's token in both forms, and its status.
 #[derive(Debug, PartialEq)]
 struct Drawn {
     ids: Vec<i64>,
@@ -38,11 +38,11 @@ struct Rows {
     shards: Vec<Range<usize>>,
     params: Vec<SamplingParams>,
     own: Vec<u32>,
-    /// Of each shard and row.
+    /// `[shards][rows]`, the candidates of each.
     candidates: Vec<Vec<Vec<Candidate>>>,
 }
 
-/// The candidates that a row asks for.
+/// How many candidates a row needs from a shard of `ids` ids.
 fn places(params: &SamplingParams, vocab: usize, ids: usize) -> usize {
     let listed = params.temperature != 0.0 && (1..vocab.min(1025)).contains(&params.top_k);
     if listed { params.top_k.min(ids) } else { 1 }
@@ -61,13 +61,13 @@ impl Rows {
                 all.sort_by(|a, b| (b.value + 0.0).total_cmp(&(a.value + 0.0)).then(a.id.cmp(&b.id)));
                 let n = places(params, vocab, shard.len());
                 all.resize(all.len().max(n), NOTHING);
-                // One that a shard has drawn may be any.
+                // A single candidate is what a shard has drawn, which need not be its best.
                 if n == 1 {
                     let last = all.len() - 1;
                     all.swap(0, random.below(2).min(last));
                 }
                 all.truncate(n);
-                // In any order; as it is, of a row that is not finite a NaN.
+                // Candidates come in any order.
                 for i in (1..n).rev() {
                     all.swap(i, random.below(i + 1));
                 }
@@ -86,12 +86,12 @@ impl Rows {
         rows
     }
 
-    /// The most candidates of a row and shard.
+    /// The most candidates that any row has from any shard.
     fn most(&self) -> usize {
         self.candidates.iter().flatten().map(Vec::len).max().unwrap_or(0)
     }
 
-    /// The messages, and where each begins.
+    /// All messages, and where each begins.
     fn messages(&self, layout: Places) -> (Vec<Candidate>, Vec<usize>) {
         let (mut all, mut starts) = (Vec::new(), Vec::new());
         for shard in &self.candidates {
@@ -99,7 +99,7 @@ impl Rows {
             for row in shard {
                 all.extend_from_slice(row);
                 if let Places::Each(n) = layout {
-                    // Behind the row's own are others', which nobody looks at.
+                    // Places behind the row's own hold garbage, which must be ignored.
                     let other = Candidate { value: f32::INFINITY, id: u32::MAX };
                     all.extend(std::iter::repeat_n(other, n - row.len()));
                 }
@@ -108,7 +108,7 @@ impl Rows {
         (all, starts)
     }
 
-    /// By the host's code.
+    /// Draws by the host's code.
     fn on_host(&self, layout: Places) -> lmhead::Result<Drawn> {
         let n = self.params.len();
         let (bytes, starts) = self.messages(layout);
@@ -128,8 +128,8 @@ impl Rows {
         Ok(Drawn { ids, tokens, status })
     }
 
-    /// By the device's, from parameters and with tokens in host memory or the device's. `shorter`: bytes that
-    /// are missing of the last message.
+    /// Draws by the device's kernels, with parameters and tokens in host or device memory. `shorter`: how
+    /// many bytes of the last message are missing.
     fn on_device<D: KernelDevice>(
         &self,
         backend: &DeviceBackend<D>,
@@ -171,7 +171,7 @@ fn logits(vocab: usize, random: &mut Random) -> Vec<f32> {
     let kind = random.below(6);
     let one = |random: &mut Random| match kind {
         0 | 1 => random.normal() * 3.0,
-        // Many tie, and zeros of both signs.
+        // Many ties, and zeros of both signs.
         2 => [0.0, -0.0, 1.0, -1.0][random.below(4)],
         3 => 0.25,
         4 if random.below(9) > 0 => f32::NEG_INFINITY,
@@ -197,7 +197,8 @@ fn random_params(vocab: usize, random: &mut Random) -> SamplingParams {
     }
 }
 
-/// Draws of every kind, of every number of shards, by both layouts of messages.
+/// Checks that a device draws what the host draws: rows of every kind, many numbers of shards, both layouts
+/// of messages.
 ///
 /// # Panics
 /// Where something differs, with the seed.
@@ -225,7 +226,7 @@ pub fn are_the_hosts<D: KernelDevice>(backend: &DeviceBackend<D>, seed: u64) {
     bad_rows_are_told(backend, &mut *loaded);
 }
 
-/// What a device alone sees is a row of bad input, and no other row is another.
+/// Checks that faults which only a device can see give their rows the right status, and do not change others.
 fn bad_rows_are_told<D: KernelDevice>(backend: &DeviceBackend<D>, loaded: &mut dyn LoadedShard) {
     let plain = SamplingParams { seed: 3, ..SamplingParams::default() };
     let listed = SamplingParams { top_k: 4, ..plain };
@@ -241,7 +242,7 @@ fn bad_rows_are_told<D: KernelDevice>(backend: &DeviceBackend<D>, loaded: &mut d
     };
     let good = make().on_host(Places::ByKind).expect("draws");
     assert_eq!(good.status, [0; 6]);
-    // All rows but those are as they were.
+    // Rows that are not listed in `bad` must not change.
     let mut check = |rows: &Rows, layout: Places, shorter: usize, bad: &[(usize, u8)]| {
         let got = rows.on_device(backend, loaded, (layout, shorter), (true, true));
         for row in 0..6 {
@@ -266,17 +267,17 @@ fn bad_rows_are_told<D: KernelDevice>(backend: &DeviceBackend<D>, loaded: &mut d
             }
         }
     }
-    // An id means nothing beside minus infinity, or NaN.
+    // Beside a logit of minus infinity or NaN, the id is ignored.
     let mut rows = make();
     rows.candidates[1][2][0] = candidate(f32::NEG_INFINITY, 9);
     rows.candidates[0][2][0] = candidate(f32::NEG_INFINITY, 900);
     rows.candidates[1][5][3] = candidate(f32::NAN, 9);
     check(&rows, Places::ByKind, 0, &[(2, 2), (5, 1)]);
-    // Words of the rows themselves.
+    // Status words of the rows themselves.
     let mut rows = make();
     (rows.own[1], rows.own[4]) = (LMHEAD_STATUS_BAD_INDEX | LMHEAD_STATUS_NONFINITE, LMHEAD_STATUS_NONFINITE);
     check(&rows, Places::Each(4), 0, &[(1, 3), (4, 1)]);
-    // Parameters that no row may have.
+    // Illegal parameters.
     for wrong in [
         SamplingParams { temperature: -1.0, ..plain },
         SamplingParams { temperature: f32::NAN, ..plain },
@@ -292,17 +293,17 @@ fn bad_rows_are_told<D: KernelDevice>(backend: &DeviceBackend<D>, loaded: &mut d
         rows.params[4] = wrong;
         check(&rows, Places::Each(5), 0, &[(4, 3)]);
     }
-    // More candidates than there are places, and fewer messages than there must be.
+    // A row that needs more candidates than there are places; and a message that ends too early.
     let mut rows = make();
     rows.params[0].top_k = 6;
     check(&rows, Places::Each(4), 0, &[(0, 3)]);
     check(&make(), Places::ByKind, 8, &[(5, 3)]);
 }
 
-/// Messages that do not fit are refused before anything is launched.
+/// Checks that messages of wrong sizes or places are refused before anything is launched.
 ///
 /// # Panics
-/// Where they are not, or by another name.
+/// Where they are not, or the error names something else.
 pub fn misplaced_messages_are_refused<D: KernelDevice>(backend: &DeviceBackend<D>) {
     let head = TestHead::random(64, 16, DType::Bf16, Quantization::None, 1);
     let mut loaded = backend.load(&head.shard(0..64), DType::Bf16).expect("memory");
@@ -380,7 +381,7 @@ pub fn misplaced_messages_are_refused<D: KernelDevice>(backend: &DeviceBackend<D
 
 const HIDDEN: usize = 16;
 
-/// Rows and ids of a shard, and ids of the vocabulary before it.
+/// Cases of draws in a matmul: rows, ids of the shard, and ids of the vocabulary before it.
 const PRODUCTS: [(usize, usize, usize); 8] = [
     (3, 1, 0),
     (9, 63, 64),
@@ -392,8 +393,8 @@ const PRODUCTS: [(usize, usize, usize); 8] = [
     (40, 200, 64),
 ];
 
-/// Products that draw, in host memory and the device's, are the CPU's; and these are what is drawn of held
-/// logits.
+/// Checks that a device's matmul, in host and device memory, draws what the CPU's does, and that the CPU's
+/// draws the same as from held logits.
 ///
 /// # Panics
 /// Where something differs, with the seed.
@@ -405,8 +406,8 @@ pub fn of_products_are_the_cpus<D: KernelDevice>(backend: &DeviceBackend<D>, cpu
     }
 }
 
-/// An int8 head, whose logits are the CPU's in every bit. Of few values, so that they tie everywhere; of
-/// usual ones; with one id far above all; or so large that f32 swallows the noise.
+/// An int8 head, whose logits are the CPU's in every bit. By `kind`: few values, which tie everywhere; usual
+/// values; one id far above all others; or logits so large that f32 would lose the noise.
 fn int8_head(ids: Range<usize>, kind: u64, random: &mut Random) -> Arc<HeadShard> {
     let spread = if kind == 0 { 1 } else { 60 };
     let one = |random: &mut Random| (random.below(2 * spread + 1) as i32 - spread as i32) as i8;
@@ -415,7 +416,7 @@ fn int8_head(ids: Range<usize>, kind: u64, random: &mut Random) -> Arc<HeadShard
     let bias = (0..ids.len()).map(|id| if kind == 2 && id == above { 300.0 } else { 0.0 }).collect();
     let scale = [0.5, 0.02, 0.02, 1e34][kind as usize];
     let matrix = Matrix::I8 { values: values.into(), scales: vec![scale; ids.len()] };
-    // The last shard ends anywhere.
+    // A shard that does not end at a block is the last one.
     let vocab = if ids.end.is_multiple_of(64) { ids.end + 64 } else { ids.end };
     Arc::new(HeadShard::new(ids, vocab, HIDDEN, Quantization::W8a8, matrix, Some(bias)).expect("a shard"))
 }
@@ -438,7 +439,7 @@ fn product<D: KernelDevice>(
     let mut bytes = vec![0; 2 * values.len()];
     DType::Bf16.round_into(&values, &mut bytes);
     let hidden = HiddenRows::new(&bytes, DType::Bf16, rows, HIDDEN).expect("rows");
-    // Nothing is allowed in the last row, and every third id in the others.
+    // The last row allows no id, the others every third one.
     let words = vocab.div_ceil(32);
     let mask = (0..rows * words)
         .map(|i| if i / words + 1 < rows { 0x4924_9249u32.rotate_left(i as u32) as i32 } else { 0 });
@@ -495,8 +496,8 @@ fn product<D: KernelDevice>(
     }
 }
 
-/// A product draws of rows without a filter alone: of others in host memory it refuses to, and of those that
-/// only the device knows it says so.
+/// Checks that a matmul only draws for rows without filters: it refuses parameters with filters in host
+/// memory, and gives rows whose filters only the device sees an infinite candidate.
 ///
 /// # Panics
 /// Where it does not.
@@ -540,11 +541,11 @@ pub fn of_filtered_rows_are_refused<D: KernelDevice>(backend: &DeviceBackend<D>,
     assert!(loaded.run(&job, draws, &mut On::default()).unwrap_err().to_string().contains("40"));
 }
 
-/// Draws of a device are as often what they are as the filtered softmax says: from products, and from the
-/// best of held logits, of two shards.
+/// Checks that a device draws each id as often as the filtered softmax says: in a matmul, and from held
+/// logits of two shards.
 ///
 /// # Panics
-/// Where they are not, with the seed.
+/// Where it does not, with the seed.
 pub fn are_as_often_as_the_softmax_says<D: KernelDevice>(backend: &DeviceBackend<D>) {
     const DRAWS: usize = 1000;
     let plain = SamplingParams::default();
@@ -558,7 +559,7 @@ pub fn are_as_often_as_the_softmax_says<D: KernelDevice>(backend: &DeviceBackend
     let mut bytes = vec![0; 2 * logits.len()];
     DType::Bf16.round_into(&logits, &mut bytes);
     DType::Bf16.widen(&bytes, &mut logits);
-    // Its logits for the row [1] are those.
+    // A head whose logits for the row [1] are `logits`.
     let head = TestHead {
         vocab: logits.len(),
         hidden: 1,

@@ -1,4 +1,5 @@
-//! What must come out: by the rule of int8, within the accuracy rules of 16-bit sums, and then with the CPU backend's own steps.
+//! The expected results of a product: raw logits by the rule of int8 or within the accuracy rules of 16-bit
+//! sums; then what the CPU backend's own epilogue makes of them.
 
 use super::{Finish, Operands, Product, Values};
 use lmhead::DType;
@@ -7,16 +8,17 @@ use lmhead::plan::Precision;
 use lmhead::quantize::quantize_row;
 use lmhead::reference::Accuracy;
 
-/// Ids of a row that are compared with float64: all of a small head, as many spread over a large one.
+/// About how many ids of a row are compared with float64: all ids of a small head, or this many spread over a
+/// large one.
 const SAMPLED: usize = 600;
 
-/// A factor's magnitude as the error of a sum sees it: tensor cores place the bits of a subnormal f16 as if its exponent were that of the
-/// smallest normal one, and cut what lies below the 24 bits from the largest product's place on.
+/// A factor's magnitude, as it counts for the error of a sum. Tensor cores truncate products 24 bits below
+/// the largest one, and take the exponent of a subnormal f16 to be that of the smallest normal one.
 fn placed(value: f32, least: f32) -> f64 {
     if value == 0.0 { 0.0 } else { f64::from(value.abs().max(least)) }
 }
 
-/// f32 bits, every NaN the same.
+/// f32 bits; all NaN are made equal.
 pub fn bits_of(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).collect()
 }
@@ -30,7 +32,7 @@ pub fn quantised(operands: &Operands) -> (Vec<i8>, Vec<f32>) {
     (out, scales)
 }
 
-/// What is wrong with raw logits `[rows, vocab]`.
+/// Checks raw logits `[rows, vocab]`.
 ///
 /// # Errors
 /// The first logit that is not what it must be, with both values.
@@ -40,7 +42,7 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
     let ids = || (0..shape.vocab).step_by(step).chain([shape.vocab - 1]);
     let weights: Vec<Vec<f64>> =
         ids().map(|id| (0..shape.hidden).map(|k| f64::from(operands.weight(id, k))).collect()).collect();
-    // The smallest normal row element and weight.
+    // The smallest normal numbers of row elements and of weights.
     let f16 = 2f32.powi(-14);
     let least = match product.precision {
         Precision::F16 => (f16, f16),
@@ -82,7 +84,7 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
                 (sum + f64::from(*x) * w, size + placed(*x, least.0) * placed(*w as f32, least.1))
             });
             if product.values == Values::Integers {
-                // The sum is exact, and multiplied by the scale it is rounded once.
+                // The sum is exact; multiplying it by the scale rounds once.
                 let want = sum as f32 * scale.unwrap_or(1.0);
                 if got.to_bits() != want.to_bits() {
                     return place(id, format!("wanted the exact {want:e}, got {got:e}"));
@@ -97,7 +99,7 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
                 + tiny
                 + scale.map_or(0.0, |_| unit * truth.abs());
             let error = (f64::from(got) - truth).abs();
-            // What is beyond f32, or may become so on the way there.
+            // The sum is beyond f32, or a partial sum may be.
             let overflows = size * (1.0 + k * unit) >= f64::from(f32::MAX);
             let good = if overflows { !got.is_finite() || error <= allowed } else { error <= allowed };
             if !good {
@@ -114,8 +116,8 @@ pub fn check_raw(product: &Product, operands: &Operands, raw: &[f32]) -> Result<
     Ok(())
 }
 
-/// Bytes `[rows, vocab]` of `finish.out` and the statuses that raw logits become: by the CPU backend's epilogue and the definition of
-/// the adjustments.
+/// The delivered logits `[rows, vocab]`, as bytes of type `finish.out`, and the statuses that follow from raw
+/// logits by the CPU backend's epilogue and the definition of the adjustments.
 pub fn expected(operands: &Operands, finish: &Finish, raw: &[f32]) -> (Vec<u8>, Vec<u32>) {
     let vocab = operands.product.shape.vocab;
     let rows = raw.len() / vocab;
@@ -139,7 +141,7 @@ pub fn expected(operands: &Operands, finish: &Finish, raw: &[f32]) -> (Vec<u8>, 
                 good &= !finite || l.is_finite();
             }
         }
-        // A logit that is finite and delivered as infinity.
+        // A finite logit that is delivered as infinity makes the row bad.
         let limit = finish.out.rounds_to_infinity();
         good &= logits.iter().all(|l| !l.is_finite() || f64::from(l.abs()) < limit);
         let flag = |said: bool, flag: u32| if said { flag } else { 0 };

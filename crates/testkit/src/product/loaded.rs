@@ -18,18 +18,19 @@ pub struct Picks<'a> {
     pub index: Index,
 }
 
-/// One launch: on which of the ids, for which rows, and what is done to the logits.
+/// One launch: the plan, the rows, the ids, and what is done to the logits.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
     pub plan: &'a Plan,
     pub picks: Picks<'a>,
-    /// A shard begins at a multiple of 64 and writes its columns of the whole row.
+    /// First id and number of ids of the shard, which begins at a multiple of 64 and writes its columns of
+    /// the whole row.
     pub ids: (usize, usize),
     pub finish: Finish,
 }
 
 impl<'a> Launch<'a> {
-    /// All ids of all rows, as they are.
+    /// The raw logits of all ids of all rows.
     pub fn raw(plan: &'a Plan, operands: &'a Operands) -> Self {
         let Product { shape, layout, .. } = operands.product;
         let picks = Picks { indices: &operands.indices, index: layout.index };
@@ -37,24 +38,24 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// What a launch left behind.
+/// The results of a launch.
 #[derive(Debug)]
 pub struct Ran {
-    /// `[rows, ids]` without what lies between.
+    /// `[rows, ids]` without the gaps.
     pub logits: Vec<u8>,
     pub status: Vec<u32>,
-    /// `[rows, hidden]` int8 and `[rows]` scales of w8a8.
+    /// For w8a8, the quantised rows `[rows, hidden]` and scales `[rows]`.
     pub quantised: Option<(Vec<i8>, Vec<f32>)>,
 }
 
 impl Ran {
-    /// Logits of f32.
+    /// The logits, which must be f32.
     pub fn f32s(&self) -> Vec<f32> {
         bytemuck::pod_collect_to_vec(&self.logits)
     }
 }
 
-/// Arrays of the adjustments on the device, in `kernels/params.h`'s order.
+/// The arrays of adjustments on the device, in the order of `kernels/params.h`.
 struct Arrays<D: KernelDevice> {
     names: [&'static str; 12],
     buffers: Vec<Guarded<D>>,
@@ -65,7 +66,7 @@ pub struct Loaded<'a, D: KernelDevice> {
     device: &'a D,
     product: Product,
     weights: Guarded<D>,
-    /// The same on the host, to be packed.
+    /// The weights on the host, for packing.
     rows_of_weights: Vec<u8>,
     scales: Guarded<D>,
     bias: Guarded<D>,
@@ -75,7 +76,7 @@ pub struct Loaded<'a, D: KernelDevice> {
     arrays: Arrays<D>,
 }
 
-/// Entries by id within a row, equal ones in their order: offsets, ids, values.
+/// Offsets, ids and values of all rows, sorted by id within a row; entries with equal ids keep their order.
 fn by_id<T: Copy>(rows: &[Vec<(i64, T)>]) -> (Vec<u32>, Vec<u32>, Vec<T>) {
     let (mut offsets, mut ids, mut values) = (vec![0], Vec::new(), Vec::new());
     for row in rows {
@@ -100,7 +101,7 @@ impl<D: KernelDevice> Arrays<D> {
         let (count_offsets, count_ids, counts) = by_id(&packed);
         let column = |i: usize| penalties.iter().map(|(p, _)| p[i].to_bits()).collect::<Vec<u32>>();
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
-        // A word between rows of the mask that says of no id anything.
+        // Puts a word of garbage between the mask's rows, which no id belongs to.
         let words = a.vocab.div_ceil(32);
         let rows = a.mask.iter().flat_map(|mask| mask.chunks(words));
         let mask = rows.flat_map(|row| row.iter().map(|&word| word as u32).chain([0x5a5a_5a5a])).collect();
@@ -138,7 +139,7 @@ impl<D: KernelDevice> Arrays<D> {
         Ok(Arrays { names, buffers, words: words + 1 })
     }
 
-    /// The kinds that are asked for, for a shard whose first id is `first`.
+    /// The adjustments that `finish` asks for, for a shard whose first id is `first`.
     fn params(&self, finish: &Finish, first: usize) -> LogitAdjustments {
         let at = |i: usize, wanted: bool, words: usize| -> usize {
             if wanted { self.buffers[i].address() as usize + 4 * words } else { 0 }
@@ -178,7 +179,8 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         })
     }
 
-    /// What a call says, with its outputs at these addresses; `logits` is that of the whole head's first id.
+    /// The call of a launch with outputs at these addresses; `logits` is the address for the whole head's
+    /// first id.
     pub fn call(&self, launch: &Launch, indices: u64, logits: u64, status: u64, workspace: u64) -> Call {
         let Product { precision, layout, .. } = self.product;
         let (first, rows) = (launch.ids.0, launch.picks.indices.len());
@@ -221,7 +223,7 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         }
     }
 
-    /// The weights of some ids, packed.
+    /// The weights of some ids, packed, on the device.
     fn packed(&self, plan: &Plan, ids: &Range<usize>) -> Result<Guarded<D>, String> {
         let row_bytes = plan.shape.hidden * plan.precision.weight_bytes();
         let row = |id: usize| &self.rows_of_weights[id * self.weight_pitch..][..row_bytes];
@@ -231,10 +233,10 @@ impl<'a, D: KernelDevice> Loaded<'a, D> {
         Guarded::input(self.device, &packed)
     }
 
-    /// Runs it between guard zones.
+    /// Runs the launch, with outputs between guard zones.
     ///
     /// # Errors
-    /// What the device refused or found, and what was written where it must not be.
+    /// What the device refused or found, or a write to a place that must not be written.
     pub fn launch(&self, launch: &Launch) -> Result<Ran, String> {
         let (device, plan, size) = (self.device, launch.plan, launch.finish.out.size());
         let Product { shape: whole, layout, .. } = self.product;
@@ -315,11 +317,11 @@ type QuantisedRows = (Vec<i8>, Vec<f32>);
 /// The int8 rows and their scales that a plan has left in its workspace, where it quantises.
 ///
 /// # Errors
-/// What is not as the layout says: zeros behind the end of each row and behind the last.
+/// Where the padding behind each row and behind the last one is not zeros, as the layout demands.
 fn quantised_rows(plan: &Plan, used: &[u8]) -> Result<Option<QuantisedRows>, String> {
     let Shape { rows, hidden, .. } = plan.shape;
     let (pitch, scales) = (plan.workspace.row_pitch, plan.workspace.scales);
-    // Byte `at` of row `row`.
+    // Where byte `at` of row `row` lies.
     let place = |row: usize, at: usize| match plan.stage {
         None => row * pitch + at,
         Some(_) => {

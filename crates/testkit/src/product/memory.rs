@@ -1,13 +1,13 @@
-//! Device memory with a frontier: what is written outside of it shows.
+//! Device memory between guard zones, which show writes outside of it.
 
 use lmhead::backend::device::KernelDevice;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes before and behind, a multiple of what allocations are aligned to.
+/// Bytes of a guard zone, a multiple of the alignment of allocations.
 const GUARD: usize = 256;
 
-/// Bytes that no kernel writes by chance, another at each place, and each time another at every place: what an earlier launch left, or
-/// was given, is not what this one must leave.
+/// Bytes that no kernel writes by chance. They differ from place to place, and at each place from one `time`
+/// to the next, so that results of an earlier launch are not taken for this one's.
 fn poison(bytes: usize, time: usize) -> Vec<u8> {
     // Odd, so that 256 times in a row differ.
     let time = time.wrapping_mul(0x9d);
@@ -21,7 +21,7 @@ fn poison_differs_from_time_to_time_at_every_place() {
     }
 }
 
-/// A buffer of which the host knows what it held before the launches.
+/// A buffer, and a host copy of what it held before the launches.
 pub struct Guarded<D: KernelDevice> {
     buffer: D::Buffer,
     guard: usize,
@@ -53,10 +53,10 @@ impl<D: KernelDevice> Guarded<D> {
         self.address
     }
 
-    /// What is between the guard zones now.
+    /// The bytes between the guard zones now.
     ///
     /// # Errors
-    /// Where a guard zone was written to, or the device has a fault to tell of.
+    /// Where a guard zone was written to, or the device reports a fault.
     pub fn read(&self, device: &D, what: &str) -> Result<Vec<u8>, String> {
         let mut now = vec![0; self.image.len()];
         device.read(&self.buffer, 0, &mut now).map_err(|e| e.to_string())?;
@@ -71,7 +71,7 @@ impl<D: KernelDevice> Guarded<D> {
     }
 
     /// # Errors
-    /// The first byte that is another one than before, but for those in `written`.
+    /// The first byte that has changed and is not in `written`.
     pub fn unchanged(
         &self,
         device: &D,
@@ -80,7 +80,7 @@ impl<D: KernelDevice> Guarded<D> {
     ) -> Result<Vec<u8>, String> {
         let now = self.read(device, what)?;
         let before = &self.image[self.guard..][..now.len()];
-        // Weights of gigabytes are compared at once.
+        // The fast path, for weights of gigabytes.
         if now == before {
             return Ok(now);
         }

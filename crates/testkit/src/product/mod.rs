@@ -1,8 +1,9 @@
-//! One product of `kernels/`, whole: its operands and where they lie, what must come out, and whether it does. Generic over the device,
-//! and shared: `crates/emulated/tests/device` runs it on the emulated one, `crates/gpu/tests/gpu` on a GPU.
+//! Tests of one whole product (matmul with epilogue) of `kernels/`: its operands, their layout, the expected
+//! result, and the comparison. Generic over the device: `crates/emulated/tests/device` runs it on the
+//! emulated one, `crates/gpu/tests/gpu` on a GPU.
 //!
 //! ```text
-//! Product (what) -> Operands (values) -> Loaded (on the device) -> launches -> against `expected` and float64
+//! Product (what) -> Operands (values) -> Loaded (on the device) -> launches -> `expected` and float64
 //! ```
 
 pub mod capacity;
@@ -32,13 +33,14 @@ use lmhead::plan::{DeviceLimits, Plan, Precision, Shape, Tile, WeightLayout};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Values {
     Gaussian,
-    /// Magnitudes up to 8: every sum is exact, so the bits are known.
+    /// Integers with magnitudes up to 8: every sum is exact, so the bits are known.
     Integers,
-    /// Every sixth row has a NaN, an infinity, values that overflow, subnormal values, zeros, or a scale at its smallest.
+    /// Every sixth row has a NaN, an infinity, values that overflow, subnormal values, zeros, or a scale at
+    /// its smallest.
     Broken,
 }
 
-/// How the rows are named.
+/// How rows are selected: in order, or by indices of this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Index {
     InOrder,
@@ -46,7 +48,7 @@ pub enum Index {
     Int64,
 }
 
-/// What is done to raw logits.
+/// Which steps follow the raw logits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Finish {
     pub bias: bool,
@@ -60,7 +62,7 @@ pub struct Finish {
 }
 
 impl Finish {
-    /// Raw logits in f32.
+    /// No step: raw logits in f32.
     pub const NONE: Finish = Finish {
         bias: false,
         softcap: None,
@@ -92,25 +94,25 @@ impl Finish {
     }
 }
 
-/// Where the operands lie. Elements of their own type unless a name says otherwise.
+/// The layout of the operands. Offsets and gaps count elements unless a field says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     pub index: Index,
-    /// Rows that an index can name; at least as many as are multiplied.
+    /// Rows that indices can select; at least as many as are multiplied.
     pub source_rows: usize,
-    /// Before the first row: 1 leaves the address aligned to an element only.
+    /// Elements before the first row; 1 leaves the address aligned to one element only.
     pub row_offset: usize,
-    /// Between rows.
+    /// Elements between rows.
     pub row_gap: usize,
-    /// Between rows of weights, in pieces of 16 bytes.
+    /// Between rows of weights, in units of 16 bytes.
     pub weight_gap: usize,
     pub out_offset: usize,
-    /// Between rows of logits.
+    /// Elements between rows of logits.
     pub out_gap: usize,
 }
 
 impl Layout {
-    /// Rows one behind the other and in order.
+    /// Contiguous rows, in order.
     pub fn packed(rows: usize) -> Self {
         Layout {
             index: Index::InOrder,
@@ -124,7 +126,7 @@ impl Layout {
     }
 }
 
-/// What is multiplied, and how it is laid out; everything else follows from the seed.
+/// A product's precision, sizes and layout; all values follow from the seed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Product {
     pub precision: Precision,
@@ -148,8 +150,8 @@ impl Product {
     }
 }
 
-/// The plans that are tried: the chosen one, and of every other tile that multiplies at most `work` pairs,
-/// padding included, one; the numbers of stages take turns.
+/// The plans to test: the one that is chosen, and one for every other tile that computes at most `work`
+/// multiply-adds, padding included. The numbers of stages take turns.
 pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Result<Vec<Plan>, String> {
     let text = |e: lmhead::Error| e.to_string();
     let shape = product.shape;
@@ -166,8 +168,9 @@ pub fn plans<D: KernelDevice>(device: &D, product: &Product, work: usize) -> Res
     Ok([chosen].into_iter().chain(others).chain(packed).collect())
 }
 
-/// A plan of every third tile for packed weights, where the device and the precision have such, since these take the emulated device
-/// longest: tiles take turns with the product's seed, and so do fewer and more stages, and blocks that have one tile or several.
+/// Plans for packed weights, where the device and the precision have them: one for every third tile only,
+/// since they take the emulated device longest. Tiles take turns with the product's seed, and so do fewer and
+/// more stages, and blocks with one tile or several.
 pub fn packed_plans(product: &Product, limits: &DeviceLimits) -> Result<Vec<Plan>, String> {
     if product.precision.layout(limits) == WeightLayout::Rows {
         return Ok(Vec::new());
@@ -247,7 +250,7 @@ pub fn same_logits(ran: &Ran, want: &[u8], vocab: usize, dtype: DType) -> Result
     }
     for at in 0..want.len() / dtype.size() {
         let (got, want) = (dtype.read(&ran.logits, at), dtype.read(want, at));
-        // NaN payloads are no part of the promise.
+        // NaN payloads are not part of the promise.
         if got.to_bits() != want.to_bits() && !(got.is_nan() && want.is_nan()) {
             let (row, id) = (at / vocab, at % vocab);
             return Err(format!("row {row}, id {id}: wanted {want:e}, got {got:e}"));

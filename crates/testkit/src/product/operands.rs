@@ -7,22 +7,22 @@ use half::{bf16, f16};
 use lmhead::DType;
 use lmhead::plan::Precision;
 
-/// Weights are stretches of a pool: a head of billions is made as fast as it is copied.
+/// Elements of a pool from which stretches of weights are copied: so even a head of billions is made fast.
 const POOL: usize = 1 << 16;
 
-/// Operands with their pitches; what lies between rows is NaN, and -1 of int8.
+/// Operands with their pitches. Gaps between rows hold NaN, or -1 for int8.
 pub struct Operands {
     pub product: Product,
-    /// From the first row's first byte to the last row's last.
+    /// The rows of weights with the gaps between them.
     pub weights: Vec<u8>,
     pub weight_pitch: usize,
     /// `[vocab]`.
     pub scales: Vec<f32>,
     pub bias: Vec<f32>,
-    /// `row_offset` elements, then rows.
+    /// `row_offset` elements, then the rows.
     pub source: Vec<u8>,
     pub row_pitch: usize,
-    /// `[rows]`: the indices, as they are given.
+    /// The given indices, `[rows]`.
     pub indices: Vec<i64>,
     pub adjustments: OwnAdjustments,
     /// `[rows]`.
@@ -40,13 +40,13 @@ fn bytes_of(dtype: DType, values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// The code of a value that E4M3 holds.
+/// The code of a value that E4M3 holds exactly.
 fn e4m3_code(value: f32) -> u8 {
     let magnitude = value.abs();
     let code = match magnitude < 2f32.powi(-6) {
-        // Subnormal: so many of the smallest.
+        // Subnormal: a multiple of the smallest magnitude, 2^-9.
         true => (magnitude * 512.0) as u8,
-        // Exponent and mantissa, of another bias.
+        // Normal: exponent and mantissa, with the bias changed from 127 to 7.
         false => ((magnitude.to_bits() >> 20) - (120 << 3)) as u8,
     };
     assert_eq!(DType::E4m3.read(&[code], 0), magnitude, "E4M3 holds it");
@@ -69,7 +69,7 @@ impl Operands {
         let mut weight = || match (weight_type, integers) {
             (_, true) => integer(&mut random),
             (DType::I8, _) => f32::from(random.next() as i8),
-            // Every code but those of NaN.
+            // Every code except NaN.
             (DType::E4m3, _) => {
                 DType::E4m3.read(&[random.below(127) as u8 | (random.below(2) * 128) as u8], 0)
             }
@@ -107,7 +107,7 @@ impl Operands {
             .map(|i| match layout.index {
                 Index::InOrder => i as i64,
                 _ => match random.below(8) {
-                    // Out of range: on either side, and what is in range when cut to 32 bits.
+                    // Out of range, on either side; also an index that is in range if cut to 32 bits.
                     0 => {
                         let n = layout.source_rows as i64;
                         let far = if layout.index == Index::Int64 { 1 << 32 } else { i64::from(i32::MAX) };
@@ -134,7 +134,7 @@ impl Operands {
         }
     }
 
-    /// The weights' element.
+    /// The weight of `id` and `k`.
     pub fn weight(&self, id: usize, k: usize) -> f32 {
         let row = &self.weights[id * self.weight_pitch..];
         match self.product.precision {
@@ -145,12 +145,12 @@ impl Operands {
         }
     }
 
-    /// The row of the source that output row `i` is; none where the index is out of range.
+    /// The source row of output row `i`; `None` where its index is out of range.
     pub fn picked(&self, i: usize) -> Option<usize> {
         usize::try_from(self.indices[i]).ok().filter(|&row| row < self.product.layout.source_rows)
     }
 
-    /// Row `i` of the product: zeros for one that is not there.
+    /// Row `i` of the product: zeros where its index is out of range.
     pub fn row(&self, i: usize) -> Vec<f32> {
         let (hidden, dtype) = (self.product.shape.hidden, self.product.precision.rows());
         let mut row = vec![0.0; hidden];
@@ -162,7 +162,7 @@ impl Operands {
     }
 }
 
-/// Rows that must not look good, and rows at the ends of the range.
+/// Makes `row` broken, or one at an end of the range, by the row's number `i`.
 fn broken(i: usize, dtype: DType, row: &mut [f32], random: &mut Random) {
     let at = random.below(row.len());
     let (largest, least) = match dtype {
@@ -175,13 +175,13 @@ fn broken(i: usize, dtype: DType, row: &mut [f32], random: &mut Random) {
         2 => row.iter_mut().for_each(|v| *v = largest * v.signum()),
         3 => row.iter_mut().for_each(|v| *v = least * (*v * 3.0).round()),
         4 => row.fill(-0.0),
-        // Around the scale below which the row counts as zeros: f32 alone reaches it in full, bf16 nearly.
+        // Around the scale below which the row counts as zeros. Only f32 reaches it exactly, bf16 nearly.
         5 => {
             let scale = [0.999_999, 1.0, 1.000_001][random.below(3)];
             row.iter_mut().for_each(|v| *v *= 1e-39);
             row[at] = f32::MIN_POSITIVE * 127.0 * scale;
         }
-        // Halves of the scale: absmax 127 makes it 1, so that n + 1/2 is a tie.
+        // Ties: absmax 127 makes the scale 1, so that n + 1/2 is one.
         _ => {
             row.iter_mut().for_each(|v| *v = (*v * 20.0).round() + 0.5);
             row[at] = 127.0;
@@ -190,7 +190,7 @@ fn broken(i: usize, dtype: DType, row: &mut [f32], random: &mut Random) {
 }
 
 fn adjustments(rows: usize, vocab: usize, finish: super::Finish, random: &mut Random) -> OwnAdjustments {
-    // Kinds come at random: take each from one that has it.
+    // Random adjustments lack some kinds: takes each kind from some that have it.
     let mut having = |wanted: fn(&OwnAdjustments) -> bool| {
         loop {
             let one = OwnAdjustments::random(rows, vocab, random);

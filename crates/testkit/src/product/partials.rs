@@ -1,6 +1,6 @@
-//! Partials where they are hard: every number of candidates, logits that tie across tiles, parts and lanes,
-//! the largest logit in each tile in turn, rows without an answer beside good ones. An int8 head's are the CPU
-//! backend's in every bit.
+//! Partials in hard cases: every number of candidates, logits that tie across tiles, parts and lanes, the
+//! largest logit in each tile in turn, rows without an answer beside good ones. An int8 head's partials must
+//! equal the CPU backend's in every bit.
 
 pub mod lists;
 
@@ -26,16 +26,16 @@ use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Numbers of candidates: one, some, the most that a warp collects and one more, many, and all.
+/// Numbers of candidates: one, some, the most that a warp collects, one more, many, and all.
 pub const CANDIDATES: [usize; 6] = [1, 9, 64, 65, 1000, usize::MAX];
 
-/// Ids and rows of the cases. 2048 ids and more are several parts of held logits, 64 or 128 a tile.
+/// Ids and rows of the cases. Tiles have 64 or 128 ids; held logits of 2048 ids and more are several parts.
 pub const SIZES: [(usize, usize); 7] =
     [(1, 3), (63, 9), (65, 70), (129, 17), (2048, 5), (2100, 3), (4200, 8)];
 
 const HIDDEN: usize = 16;
 
-/// What a partial says: status, best first, logarithm of the sum, counts.
+/// The contents of a partial: status, candidates (best first), logarithm of the sum, counts.
 type Said = (u32, Vec<(u32, u32)>, u64, Vec<u32>);
 
 fn said(bytes: &[u8], spec: PartialSpec, ids: usize) -> Vec<Said> {
@@ -49,7 +49,7 @@ fn said(bytes: &[u8], spec: PartialSpec, ids: usize) -> Vec<Said> {
     bytes.chunks(spec.stride(ids)).map(row).collect()
 }
 
-/// An int8 head of few values, whose logits tie everywhere; id `largest` is above all of them.
+/// An int8 head with few different values, so that logits tie everywhere; only id `largest` is above all.
 fn shard(vocab: usize, largest: usize, random: &mut Random) -> Arc<HeadShard> {
     let values: Vec<i8> = (0..vocab * HIDDEN).map(|_| random.below(3) as i8 - 1).collect();
     let bias = (0..vocab).map(|id| if id == largest { 20.0 } else { 0.0 }).collect();
@@ -59,7 +59,7 @@ fn shard(vocab: usize, largest: usize, random: &mut Random) -> Arc<HeadShard> {
     )
 }
 
-/// The same call on the device, in its memory and the host's, and on the CPU.
+/// Compares the same call on the device, in its memory and the host's, with that of the CPU backend.
 fn case<D: KernelDevice>(
     backend: &DeviceBackend<D>,
     cpu: &CpuBackend,
@@ -76,7 +76,7 @@ fn case<D: KernelDevice>(
     let mut bytes = vec![0; 2 * values.len()];
     DType::Bf16.round_into(&values, &mut bytes);
     let hidden = HiddenRows::new(&bytes, DType::Bf16, rows, HIDDEN).expect("rows");
-    // Nothing is allowed in the last row, and all in the others.
+    // The last row allows no id, the others all.
     let own = crate::adjusting::OwnAdjustments {
         vocab,
         rows,
@@ -92,7 +92,7 @@ fn case<D: KernelDevice>(
         let job = Job { rows: hidden, epilogue: Epilogue::default(), adjustments, placed: None };
         let mut theirs = cpu.load(&shard, DType::Bf16).expect("the CPU's");
         let mut loaded = backend.load(&shard, DType::Bf16).expect("memory");
-        // Of many candidates once.
+        // With many candidates only once.
         for sum in [true, false].into_iter().take(if k > 65 { 1 } else { 2 }) {
             let spec = PartialSpec { k, sum, targets: 0 };
             let mut wanted = vec![0u64; rows * spec.stride(vocab) / 8];
@@ -105,8 +105,8 @@ fn case<D: KernelDevice>(
                 assert_eq!(said(&got, spec, vocab), said(wanted, spec, vocab), "{what}, {memory}, sum {sum}");
             }
         }
-        // With targets, of held logits and in the product: in this shard, in none, of another shard. Their logits
-        // tie with many.
+        // With three targets a row, in held logits and in the matmul: one in this shard, no target, one in
+        // another shard. The targets' logits tie with many.
         let spec = PartialSpec { k, sum: true, targets: 3 };
         let targets: Vec<Candidate> = (0..rows)
             .flat_map(|row| {
@@ -152,7 +152,7 @@ fn run_product<D: KernelDevice>(
     out.read()
 }
 
-/// In the host's memory.
+/// The partials of held logits, in host memory.
 fn of_held(loaded: &mut dyn LoadedShard, job: &Job<'_>, spec: PartialSpec, targets: &[Candidate]) -> Vec<u8> {
     let mut out = vec![u64::MAX; job.rows.len() * spec.stride(loaded.info().vocab.len()) / 8];
     let held = loaded.hold(job, false, &mut On::default()).expect("held logits");
@@ -166,7 +166,7 @@ fn of_held(loaded: &mut dyn LoadedShard, job: &Job<'_>, spec: PartialSpec, targe
     bytemuck::cast_slice(&out).to_vec()
 }
 
-/// What searches and draws see of held logits: maxima, histograms of every digit, ends of ties, draws.
+/// The passes of searches and draws over held logits: maxima, histograms of every digit, ends of ties, draws.
 fn searched(loaded: &mut dyn LoadedShard, job: &Job<'_>, seed: u64) -> [Vec<u64>; 4] {
     let (rows, vocab) = (job.rows.len(), loaded.info().vocab.len());
     let held = loaded.hold(job, false, &mut On::default()).expect("held logits");
@@ -181,7 +181,7 @@ fn searched(loaded: &mut dyn LoadedShard, job: &Job<'_>, seed: u64) -> [Vec<u64>
         ..SamplingParams::default()
     };
     let warm = |row: usize| SamplingParams { temperature: 0.5 + row as f32, ..params(row) };
-    // Of a row without a largest logit nothing is searched; what the kernels then say is looked at, too.
+    // A step would not search a row without a largest logit; the kernels' results are compared all the same.
     let kept = |row: usize| {
         let max = if maxima[row].is_finite() { maxima[row] } else { 0.0 };
         let cut = if row.is_multiple_of(2) { f32::NEG_INFINITY } else { max - 2.0 };
@@ -191,7 +191,7 @@ fn searched(loaded: &mut dyn LoadedShard, job: &Job<'_>, seed: u64) -> [Vec<u64>
     for sum in [Sum::Ids, Sum::Masses] {
         for digits in [4, 5] {
             for digit in Digits::of_rounds(digits).each() {
-                // The known digits are those of the largest logit, and of one that is not there.
+                // The known digits are those of the largest logit, or of a logit that does not occur.
                 let key = |row: usize| if row.is_multiple_of(4) { 0x4123_4567 } else { order(maxima[row]) };
                 let query = |row: usize| HistogramQuery { row, kept: kept(row), sum, digit, key: key(row) };
                 let queries: Vec<HistogramQuery> = all.iter().map(|&row| query(row)).collect();
@@ -226,7 +226,7 @@ fn searched(loaded: &mut dyn LoadedShard, job: &Job<'_>, seed: u64) -> [Vec<u64>
     let places = wants.iter().map(|(_, wanted)| wanted.places()).sum();
     let mut found = vec![Candidate { value: 1.0, id: 7 }; places];
     held.pass(Pass::Candidates { rows: &wants, out: SpanMut::host(&mut found[..]) }).expect("candidates");
-    // The best may come in any order.
+    // Candidates may come in any order.
     let mut first = 0;
     for (_, wanted) in &wants {
         let own = &mut found[first..first + wanted.places()];
@@ -243,14 +243,14 @@ fn order(logit: f32) -> u32 {
     bits ^ if bits >> 31 == 1 { u32::MAX } else { 1 << 31 }
 }
 
-/// All of them.
+/// Checks all cases.
 ///
 /// # Panics
 /// Where something differs, with the seed.
 pub fn are_the_cpus<D: KernelDevice>(backend: &DeviceBackend<D>, cpu: &CpuBackend, seed: u64) {
     let mut random = Random(seed);
     for (vocab, rows) in SIZES {
-        // Of many candidates a seed has one number.
+        // A seed has only one of the two large numbers of candidates.
         for (i, k) in CANDIDATES.into_iter().enumerate() {
             if i >= 4 && (i as u64 + seed).is_multiple_of(2) {
                 continue;
@@ -259,7 +259,7 @@ pub fn are_the_cpus<D: KernelDevice>(backend: &DeviceBackend<D>, cpu: &CpuBacken
             case(backend, cpu, (vocab, rows, k.min(vocab + 3), largest), random.next());
         }
     }
-    // Each tile and part in turn has the largest logit, at its first and last id.
+    // Each tile and part in turn has the largest logit, at its first or last id.
     let edges = (0..4200).filter(|id| [0, 63].contains(&(id % 64)));
     for (i, largest) in edges.step_by(5).enumerate() {
         let k = if i.is_multiple_of(4) { 65 } else { 1 };
@@ -271,7 +271,7 @@ pub fn are_the_cpus<D: KernelDevice>(backend: &DeviceBackend<D>, cpu: &CpuBacken
     }
 }
 
-/// On a device what came cannot end the step: the row says that it is none.
+/// Checks that a damaged message, which cannot end a step on a device, gives its row the status of bad input.
 fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBackend<D>, k: usize) {
     const SHARDS: [Range<usize>; 2] = [0..128, 128..200];
     const ROWS: usize = 8;
@@ -286,7 +286,7 @@ fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBacke
         let first = shard.start as u32;
         partial.set_candidates(&[(2.0, 5), (1.0, 6)].map(|(value, id)| Candidate { value, id: first + id }));
     }
-    // Of each row but the last something is wrong in the second shard's message.
+    // In the second shard's message, something is wrong with each row but the last.
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
     let row = |row: usize| (ROWS + row) * stride;
     let partial = size_of::<PartialRow>();
@@ -295,7 +295,7 @@ fn damaged_messages_are_rows_of_bad_input<D: KernelDevice>(backend: &DeviceBacke
     bytes[row(2) + offset_of!(PartialRow, top)..][..4].copy_from_slice(&100_000i32.to_le_bytes());
     bytes[row(3) + partial + 4..][..4].copy_from_slice(&127u32.to_le_bytes());
     bytes[row(4) + partial..][..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
-    // One is not in order, and one has the same id twice.
+    // One row is not in order, and one has the same id twice.
     bytes[row(5) + partial..][..4].copy_from_slice(&0.5f32.to_le_bytes());
     let (first, second) = (row(6) + partial, row(6) + partial + 8);
     bytes.copy_within(first..first + 8, second);

@@ -1,5 +1,5 @@
-//! Loaded shards on a device: whatever memory rows and answers are in, the answer is what the definitions
-//! make of one product's f32 logits.
+//! Loaded shards on a device: whichever memory rows and answers are in, answers are what the definitions give
+//! for one product's f32 logits.
 
 use crate::adjusting::OwnAdjustments;
 use crate::{Random, TestHead};
@@ -23,7 +23,7 @@ use lmhead::sampling::mass::Scale;
 use proptest::prelude::*;
 use std::ops::Range;
 
-/// What is multiplied.
+/// A case: a shard, its rows, and what is asked.
 #[derive(Debug, Clone)]
 pub struct ShardCase {
     pub dtype: DType,
@@ -113,7 +113,7 @@ impl<'d, D: KernelDevice> Placed<'d, D> {
         let mut bytes = vec![0; from.len()];
         let to = SpanMut::host(&mut bytes[..]).address();
         let copy = CopyRows::whole((Memory::Host, to), (from.memory(), from.address()), from.len());
-        // SAFETY: as above.
+        // SAFETY: as in `write`.
         unsafe { self.device.copy_rows(self.device.stream(), &copy) }.unwrap();
         self.device.wait(self.device.stream()).unwrap();
         bytes
@@ -137,7 +137,7 @@ impl<'d, D: KernelDevice> Placed<'d, D> {
 enum Rows {
     Packed,
     Strided,
-    /// By numbers of so many bytes, with gaps between rows.
+    /// Selected by indices of this many bytes, with gaps between rows.
     Selected(usize),
 }
 
@@ -168,7 +168,7 @@ pub fn host_logits(loaded: &mut dyn LoadedShard, job: &Job<'_>, dtype: DType) ->
     (bytemuck::cast_slice(&data)[..rows * stride].to_vec(), words)
 }
 
-/// The best of a row by id and bits, and the bits of its logsumexp.
+/// A row's candidates, as ids and bits, and the bits of its logsumexp.
 pub type Best = (Vec<(u32, u32)>, u64);
 
 /// Logits of some rows with their status words, and the k best of each: two calls on host memory.
@@ -202,8 +202,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
     super::bits_of(values)
 }
 
-/// A status word without what it does not tell: of a row that is not finite nobody asks whether anything is
-/// allowed, and a product whose adjustments are of no kind says so without a look at its logits.
+/// A status word without the flag that means nothing in it: for a row that is not finite,
+/// LMHEAD_STATUS_ALLOWED is unspecified, since a matmul without adjustments sets it without looking at
+/// logits.
 fn telling(word: u32) -> u32 {
     if word & LMHEAD_STATUS_NONFINITE == 0 { word } else { word & !LMHEAD_STATUS_ALLOWED }
 }
@@ -222,10 +223,10 @@ fn delivered((logits, status): &Logits, dtype: DType, ids: usize) -> (Vec<u32>, 
     (bits(&rounded), status.collect())
 }
 
-/// What a row's partial says: candidates, the sum's logarithm, counts, status.
+/// The contents of a row's partial: candidates, logarithm of the sum, counts, status.
 type Said = (Vec<(u32, u32)>, u64, Vec<u32>, u32);
 
-/// Of what is wrong with a row, what its answer says.
+/// The flag that decides a row's status, if several are set.
 fn worst(word: u32) -> u32 {
     let flags = [LMHEAD_STATUS_BAD_INDEX, LMHEAD_STATUS_NONFINITE];
     flags.into_iter().find(|flag| word & flag != 0).unwrap_or(0)
@@ -248,7 +249,7 @@ fn said(bytes: &[u8], spec: PartialSpec, vocab: &Range<usize>) -> Vec<Said> {
     .collect()
 }
 
-/// The same by definition.
+/// The contents of the partials by definition.
 fn defined(
     (logits, status): &Logits,
     spec: PartialSpec,
@@ -290,7 +291,7 @@ impl ShardCase {
         self.cut / 64 * 64..self.vocab
     }
 
-    /// Everything that is promised of a loaded shard of this device.
+    /// Checks everything that is promised of a loaded shard of this device.
     ///
     /// # Panics
     /// Where something is not so.
@@ -327,7 +328,7 @@ impl ShardCase {
             let words = words.into_iter().map(telling).collect();
             assert_eq!((bits(&got), words), expected, "{dtype} in host memory");
         }
-        // The rows in every form, to logits in every form.
+        // Rows in every form, logits in every form.
         let forms = [Rows::Packed, Rows::Strided, Rows::Selected(4), Rows::Selected(8)];
         for (i, form) in forms.into_iter().enumerate() {
             for (from, to) in
@@ -388,8 +389,8 @@ impl ShardCase {
         }
     }
 
-    /// The rows in that form and memory, and which row of the packed ones each is; one on a device may be
-    /// none.
+    /// The rows in this form and memory, and for each the packed row that it is. On a device, one index may
+    /// be out of range: `None`.
     fn with_rows<D: KernelDevice>(
         &self,
         backend: &DeviceBackend<D>,
@@ -407,7 +408,7 @@ impl ShardCase {
         let source = Placed::new(backend, memory, &spread);
         let rows = HiddenRows::strided(source.span(), self.dtype, self.rows, self.hidden, stride).unwrap();
         let Rows::Selected(size) = form else { return run(rows, (0..self.rows).map(Some).collect()) };
-        // Adjustments go with the output row: those of the same number are compared.
+        // Adjustments belong to output rows, so the selected rows keep their order.
         let mut numbers: Vec<i64> = (0..self.rows as i64).collect();
         if memory != Memory::Host {
             let at = self.seed as usize % self.rows;
@@ -422,7 +423,7 @@ impl ShardCase {
         run(rows.select_span(indices.span(), size).unwrap(), picked);
     }
 
-    /// The logits of those rows: of one that is none it counts only that it is said.
+    /// The logits of the selected rows. For an index out of range only the status counts.
     fn picked(&self, (logits, words): &Logits, picked: &[Option<usize>], ids: usize) -> Logits {
         let word = |(row, picked): (usize, &Option<usize>)| match picked {
             Some(row) => words[*row],
@@ -432,7 +433,7 @@ impl ShardCase {
         (logits.clone(), picked.iter().enumerate().map(word).collect())
     }
 
-    /// Logits in the layout of messages, and with gaps and status words apart.
+    /// Checks logits in the layout of messages, and with gaps and separate status words.
     fn placed_logits<D: KernelDevice>(
         &self,
         backend: &DeviceBackend<D>,
@@ -468,7 +469,7 @@ impl ShardCase {
         for row in bytes.chunks_exact(stride) {
             assert!(row[ids * dtype.size()..at].iter().all(|b| *b == 0xa5), "what lies between is nobody's");
         }
-        // With gaps, whole elements of them, and words of their own.
+        // With gaps of whole elements, and separate status words.
         let stride = (ids + 5) * dtype.size();
         let words_stride = 4 + 8 * (self.seed as usize % 2);
         let mut out = Placed::new(backend, to, &vec![0xa5; rows * stride]);
@@ -486,7 +487,8 @@ impl ShardCase {
         }
     }
 
-    /// Logits of single ids have the bits of the product of all, and the product counts what beats them.
+    /// Checks that logits of single ids have the bits of the whole product, and that the matmul counts the
+    /// ids that beat them.
     fn counted<D: KernelDevice>(
         &self,
         backend: &DeviceBackend<D>,
@@ -498,7 +500,7 @@ impl ShardCase {
     ) {
         let (vocab, rows, own) = (self.ids(), job.rows.len(), Backend::memory(backend));
         let (mut random, (logits, words)) = (Random(self.seed ^ 2), expected);
-        // A block has eight of each row.
+        // A block takes eight targets of each row.
         let per_row = [1, 3, 8, 11][self.seed as usize % 4];
         let target = |_| match random.below(5) {
             0 => NO_TARGET,
@@ -534,7 +536,7 @@ impl ShardCase {
         }
     }
 
-    /// Passes over held logits.
+    /// Checks the passes over held logits.
     fn held<D: KernelDevice>(
         &self,
         backend: &DeviceBackend<D>,
@@ -633,7 +635,7 @@ impl ShardCase {
         }
     }
 
-    /// An int8 head: the CPU backend's own bits, whatever is asked.
+    /// Checks that an int8 head gives the CPU backend's own bits, whatever is asked.
     ///
     /// # Panics
     /// Where something differs.
@@ -675,7 +677,7 @@ impl ShardCase {
     }
 }
 
-/// Runs a call on a stream of its own, with a workspace of the caller's where `lent`; then waits.
+/// Runs a call on a new stream, with a workspace of the caller's where `lent`; then waits for the stream.
 fn run_on<D: KernelDevice>(
     backend: &DeviceBackend<D>,
     loaded: &mut dyn LoadedShard,
@@ -701,7 +703,7 @@ fn run_on<D: KernelDevice>(
     device.wait(stream).unwrap();
 }
 
-/// A backend of its own for a case, which holds few rows at once and locks little memory where `small`.
+/// A new backend for a case; where `small`, it holds few rows at once and locks little memory.
 pub fn backend_of<D: KernelDevice>(device: D, small: bool) -> DeviceBackend<D> {
     let backend = DeviceBackend::new(device);
     if small { backend.staged(4096).held(3000) } else { backend }

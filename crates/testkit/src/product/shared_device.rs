@@ -1,4 +1,4 @@
-//! Pieces of device memory between ranks that share a device, or have one each.
+//! Exchanges of pieces in device memory, between ranks that share a device or have one each.
 
 use crate::Random;
 use lmhead::backend::device::shared_device::group;
@@ -8,7 +8,7 @@ use lmhead::memory::Memory;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-/// Call number `step` of a channel.
+/// The call of step `step` on a channel.
 pub fn call(step: u64, operation: Operation, patience: Duration) -> Call {
     let began = Instant::now();
     Call { head: 7, instance: 0, epoch: 0, step, operation, terms: 3, began, deadline: began + patience }
@@ -19,7 +19,7 @@ fn byte(round: usize, from: usize, to: usize, i: usize) -> u8 {
     (i * 7 + from * 31 + to * 57 + round * 101) as u8
 }
 
-/// Queues a copy of host bytes, which live until the stream was waited for.
+/// Queues a copy of host bytes, which must live until the stream has been waited for.
 fn upload<D: KernelDevice>(device: &D, stream: D::Stream, to: u64, bytes: &[u8]) {
     let own = Memory::Device(device.ordinal());
     let copy =
@@ -28,9 +28,9 @@ fn upload<D: KernelDevice>(device: &D, stream: D::Stream, to: u64, bytes: &[u8])
     unsafe { device.copy_rows(stream, &copy) }.expect("a copy");
 }
 
-/// What each rank gets on the device is what it gets on the host: sizes at random, zeros among them; gathers
-/// over some of the ranks; what was sent is overwritten as soon as the stream comes to it, and nobody waits
-/// for a stream before the end.
+/// Checks that each rank gets the same on the device as on the host. Sizes are random, some of them zero;
+/// gathers go over some of the ranks. The stream overwrites what was sent right after it is sent, and nobody
+/// waits for a stream before the end.
 ///
 /// # Panics
 /// Where something else arrives.
@@ -40,12 +40,12 @@ pub fn pieces_arrive<D: KernelDevice>(device: &D, size: usize, rounds: usize, se
     pieces_arrive_between(ranks, rounds, seed);
 }
 
-/// The same over any transport: each member's device and its endpoint.
+/// `pieces_arrive` over any transport: `ranks` has each member's device and endpoint.
 ///
 /// # Panics
 /// As [`pieces_arrive`].
 pub fn pieces_arrive_between<D: KernelDevice>(ranks: Vec<(D, Arc<dyn Exchange>)>, rounds: usize, seed: u64) {
-    // Who leaves early is lost to the others.
+    // All ranks stay until the end: one that leaves early is lost to the others.
     let end = Barrier::new(ranks.len());
     std::thread::scope(|scope| {
         for (device, endpoint) in ranks {
@@ -64,7 +64,7 @@ fn rank<D: KernelDevice>(device: &D, first: &dyn Exchange, rounds: usize, seed: 
     assert_eq!(side.connect(&connect, &*channel), Ok(()));
     let own = device.open_stream().expect("a stream");
     let stream = device.on(&own);
-    // The same on all ranks.
+    // The plan is the same on all ranks.
     let mut random = Random(seed);
     let plan: Vec<(Vec<usize>, Vec<usize>, bool)> = (0..rounds)
         .map(|_| {
@@ -76,7 +76,7 @@ fn rank<D: KernelDevice>(device: &D, first: &dyn Exchange, rounds: usize, seed: 
         .collect();
     let most = 5000 * size;
     let send = device.alloc(most).expect("memory");
-    // Kept until the end: copies from it are queued.
+    // These buffers are kept until the end, since copies are queued.
     let (mut sent, mut received) = (Vec::new(), Vec::new());
     let garbage = vec![0xee; most];
     for (round, (members, lengths, gathers)) in plan.iter().enumerate() {
@@ -86,7 +86,7 @@ fn rank<D: KernelDevice>(device: &D, first: &dyn Exchange, rounds: usize, seed: 
         }
         let len = |from: usize, to: usize| lengths[if *gathers { from } else { from * size + to }];
         let peers: Vec<usize> = if *gathers { members.clone() } else { (0..size).collect() };
-        // What goes to each, one behind the other; to all the same where it is a gather.
+        // The pieces for each rank, one behind the other; a gather has one piece for all.
         let to_all: Vec<usize> = if *gathers { vec![0] } else { (0..size).collect() };
         let pieces: Vec<Vec<u8>> =
             to_all.iter().map(|&to| (0..len(me, to)).map(|i| byte(round, me, to, i)).collect()).collect();
@@ -122,7 +122,7 @@ fn rank<D: KernelDevice>(device: &D, first: &dyn Exchange, rounds: usize, seed: 
         };
         assert_eq!(done, Ok(()));
         upload(device, stream, device.address(&send), &garbage);
-        // The host's exchange of the same pieces.
+        // Exchanges the same pieces in host memory.
         let mut host: Vec<Vec<u8>> = incoming.iter().map(|len| vec![0; *len]).collect();
         let mut slices: Vec<&mut [u8]> = host.iter_mut().map(Vec::as_mut_slice).collect();
         let done = match *gathers {

@@ -1,5 +1,4 @@
-//! What a step costs beside its kernels, once the same step has run before: nothing is made, one product, few
-//! copies.
+//! What a repeated step costs beside its kernels: it creates nothing, runs one product and makes few copies.
 
 use super::shards::Placed;
 use crate::adjusting::OwnAdjustments;
@@ -22,7 +21,7 @@ use lmhead::sampling::cut::{Digits, Kept, Sum};
 use lmhead::sampling::mass::Scale;
 use std::ops::Range;
 
-/// What was done so far: things made (memory, streams, events, modules), copies, products, waits.
+/// Counts of what was done so far: things made (memory, streams, events, modules), copies, products, waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
     pub made: i64,
@@ -31,20 +30,20 @@ pub struct Done {
     pub waits: i64,
 }
 
-/// A call's name, and what it did when it was repeated.
+/// A call's name, and what its last repetition did.
 pub type Row = (String, Done);
 
 const ROWS: usize = 9;
 const VOCAB: usize = 256;
 const HIDDEN: usize = 48;
 
-/// More candidates than a warp collects.
+/// Partials with more candidates than a warp collects.
 const MANY: PartialSpec = PartialSpec { k: 100, sum: true, targets: 0 };
 
-/// Every kind of call, twice and once more, on host and device memory: the last time of each.
+/// Runs every kind of call three times, on host and device memory, and returns what each did the last time.
 ///
 /// # Panics
-/// Where the last time made something.
+/// Where a call made something the last time.
 pub fn steady<D: KernelDevice>(backend: &DeviceBackend<D>, done: &dyn Fn() -> Done) -> Vec<Row> {
     let mut table = Vec::new();
     for quantization in [Quantization::None, Quantization::W8a8] {
@@ -85,7 +84,7 @@ struct Calls<'a, D: KernelDevice> {
 }
 
 impl<D: KernelDevice> Calls<'_, D> {
-    /// Runs it three times.
+    /// Runs a call three times, and adds what it did the last time to the table.
     fn steady(&mut self, name: String, mut run: impl FnMut(&mut dyn LoadedShard, Stream)) {
         let device = self.backend.device();
         let stream = device.open_stream().expect("a stream");
@@ -209,7 +208,7 @@ impl<D: KernelDevice> Calls<'_, D> {
         });
     }
 
-    /// What came is what the calls before left.
+    /// Finishes of every kind, from messages that the calls before have written.
     fn finishes(
         &mut self,
         name: &str,
@@ -270,7 +269,7 @@ impl<D: KernelDevice> Calls<'_, D> {
     }
 }
 
-/// One shard.
+/// The ids of the only shard.
 static ALL: Range<usize> = 0..VOCAB;
 
 fn space<D: KernelDevice>(backend: &DeviceBackend<D>, memory: Memory, bytes: usize) -> Placed<'_, D> {

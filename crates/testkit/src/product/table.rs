@@ -1,4 +1,4 @@
-//! The table of shapes: every vocabulary and hidden size of models x types x what is done to the logits.
+//! The table of cases: vocabularies and hidden sizes of models x types x what is done to the logits.
 
 use super::{Finish, Index, Layout, Product, Values, run_product};
 use lmhead::DType;
@@ -27,7 +27,7 @@ pub const PRECISIONS: [Precision; 9] = [
 pub struct Case {
     pub name: String,
     pub product: Product,
-    /// Plans that multiply more pairs than this are left out, but for the chosen one.
+    /// Plans with more multiply-adds than this are left out, except for the chosen one.
     pub work: usize,
 }
 
@@ -51,16 +51,17 @@ fn finishes() -> Vec<(&'static str, Finish)> {
     ]
 }
 
-/// Every precision with every hidden size and every finish; vocabularies, rows, layouts and values go around
+/// Cases with every precision, hidden size and finish; vocabularies, rows, layouts and values take turns
 /// beside them.
 pub fn cases() -> Vec<Case> {
     let finishes = finishes();
-    // Each tile, and each side of its end. Large tiles have small hidden sizes where the device is slow.
+    // Numbers of rows for each size of tile, and on each side of its end. Where the device is slow, large
+    // tiles have small hidden sizes.
     let (few, many) = ([1, 3, 8, 9, 2, 5, 16, 17], [1, 7, 28, 33, 64, 65, 130, 200]);
     let mut cases = Vec::new();
     for (p, precision) in PRECISIONS.into_iter().enumerate() {
         for (h, hidden) in HIDDENS.into_iter().enumerate() {
-            // Thirteen finishes over nine hidden sizes of nine precisions: each is met six or seven times.
+            // Thirteen finishes over nine hidden sizes of nine precisions: each occurs six or seven times.
             let n = p * HIDDENS.len() + h;
             let (name, finish) = finishes[n % finishes.len()];
             let vocab = VOCABS[n % VOCABS.len()];
@@ -71,7 +72,7 @@ pub fn cases() -> Vec<Case> {
             };
             let mut product = Product::new(precision, rows, vocab, hidden);
             product.finish = finish;
-            // Another round each time that the rows begin again, so that each meets each.
+            // Shifts by one each time that the numbers of rows begin again, so that all combinations occur.
             let round = n + n / few.len();
             product.values =
                 [Values::Gaussian, Values::Gaussian, Values::Integers, Values::Broken][round % 4];

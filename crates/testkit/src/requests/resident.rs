@@ -1,4 +1,4 @@
-//! The same cases with rows, exchange and answers in device memory.
+//! The cases of `requests` with rows, exchange and answers in device memory.
 
 mod inputs;
 mod rank;
@@ -29,13 +29,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
-/// Devices of ranks as threads: one that they share, or one for each.
+/// The devices of ranks that are threads: one that they share, or one for each.
 pub struct Resident<D: KernelDevice> {
     places: Vec<Place<D>>,
     groups: Box<Groups>,
 }
 
-/// Makes the endpoints of a group of these ranks.
+/// Makes the endpoints of a group of the given ranks.
 type Groups = dyn Fn(&[usize]) -> Vec<Arc<dyn Exchange>> + Send + Sync;
 
 /// A device with its backend.
@@ -55,7 +55,7 @@ impl<D: KernelDevice> Resident<D> {
         })
     }
 
-    /// All ranks share the device, and meet over an engine's callbacks.
+    /// All ranks share the device, and are connected by an engine's callbacks.
     pub fn over_callbacks(device: D, backend: Arc<dyn Backend>) -> Self {
         let shared = device.clone();
         Self::over(vec![(device, backend)], move |ranks| {
@@ -63,8 +63,8 @@ impl<D: KernelDevice> Resident<D> {
         })
     }
 
-    /// Rank r has the device of that number, or they are dealt out again. `groups` makes the endpoints of a
-    /// group of these ranks, with a side for device memory.
+    /// Rank r has device r modulo the number of devices. `groups` makes the endpoints of a group of the given
+    /// ranks, with a side for device memory.
     pub fn over(
         places: Vec<(D, Arc<dyn Backend>)>,
         groups: impl Fn(&[usize]) -> Vec<Arc<dyn Exchange>> + Send + Sync + 'static,
@@ -73,7 +73,7 @@ impl<D: KernelDevice> Resident<D> {
         Resident { places: places.into_iter().map(place).collect(), groups: Box::new(groups) }
     }
 
-    /// The endpoints of a group of these ranks.
+    /// The endpoints of a group of the given ranks.
     pub fn group(&self, ranks: &[usize]) -> Vec<Arc<dyn Exchange>> {
         (self.groups)(ranks)
     }
@@ -83,7 +83,7 @@ impl<D: KernelDevice> Resident<D> {
         &self.place(rank).backend
     }
 
-    /// Makes steps in a rank's device's memory, on a stream of its own.
+    /// Runs steps in the memory of a rank's device, on a stream of its own.
     pub fn stepper(&self, rank: usize) -> OnDevice<'_, D> {
         let device = self.place(rank);
         OnDevice { room: Room { device, stream: device.stream() }, kept: Mutex::default() }
@@ -95,7 +95,7 @@ impl<D: KernelDevice> Resident<D> {
 }
 
 impl<D: KernelDevice> Place<D> {
-    /// A stream of a rank's own, as long as this lives.
+    /// A new stream, which lives as long as this.
     fn stream(&self) -> Stream {
         let own = self.device.open_stream().expect("a stream of the device");
         let handle = self.device.handle(self.device.on(&own));
@@ -103,11 +103,11 @@ impl<D: KernelDevice> Place<D> {
         handle
     }
 
-    /// Copies on a stream, and waits for it.
+    /// Copies on a stream, and waits for the copy.
     fn copy(&self, stream: Stream, to: (Memory, u64), from: (Memory, u64), bytes: usize) {
-        // SAFETY: a stream of this device, which lives as long.
+        // SAFETY: a stream of this device, which lives as long as this.
         let stream = unsafe { self.device.stream_from(stream) };
-        // SAFETY: memory of the caller's, and a wait.
+        // SAFETY: memory of the caller's, which lives until the wait below is over.
         unsafe { self.device.copy_rows(stream, &CopyRows::whole(to, from, bytes)).expect("a copy") };
         self.device.wait(stream).expect("the end of a copy");
     }
@@ -142,8 +142,8 @@ impl<D: KernelDevice> Room<'_, D> {
         elements
     }
 
-    /// One step whose rows lie here already and whose answer comes here, and to the host then. What a step
-    /// that fails may still write to is added to `kept`.
+    /// Runs one step whose rows are in this memory; its answer is written to this memory and then copied to
+    /// the host. Memory to which a failed step may still write is added to `kept`.
     fn step(
         &self,
         head: &mut LmHead,
@@ -220,7 +220,7 @@ impl<D: KernelDevice> Room<'_, D> {
     }
 }
 
-/// One rank's inputs in its device's memory: all arrays, one behind the other as [`DeviceInputs`] names them.
+/// One rank's inputs in its device's memory: all arrays, in the order of [`DeviceInputs`].
 pub(crate) struct PlacedInputs {
     targets: Option<Box<dyn Allocation>>,
     sampling: Option<[Box<dyn Allocation>; 6]>,
@@ -304,7 +304,7 @@ impl PlacedInputs {
     }
 }
 
-/// Makes one rank's steps with rows and answers in its device's memory.
+/// Runs one rank's steps with rows and answers in its device's memory.
 pub struct OnDevice<'d, D: KernelDevice> {
     room: Room<'d, D>,
     kept: Mutex<Vec<Box<dyn Allocation>>>,
@@ -329,8 +329,8 @@ impl<D: KernelDevice> Stepper for OnDevice<'_, D> {
 }
 
 impl Case {
-    /// The answers of every rank, from steps that stay on the device; `inputs_too`: with what belongs to the
-    /// rows in its memory.
+    /// The answers of every rank, from steps that stay on the device; with `inputs_too`, the inputs of the
+    /// rows are in its memory, too.
     pub fn run_resident<D: KernelDevice>(
         &self,
         device: &Resident<D>,
@@ -372,7 +372,7 @@ impl Case {
             LmHead::new(&self.config, group, shard, exchange, Arc::clone(&device.backend)).unwrap();
         let memory = Room { device, stream: device.stream() };
 
-        // Rows lie backwards and apart, and are picked by index.
+        // Rows lie in reverse order with gaps between them, and are selected by index.
         let (rows, row_bytes) = (self.rows[dp], self.head.hidden * self.head.dtype.size());
         let stride = row_bytes + 3 * self.head.dtype.size();
         let plain = self.hidden(dp);
@@ -410,16 +410,16 @@ impl Case {
         }
     }
 
-    /// Whether all of a world of `size` ranks are one group, and each is a replica or a part of one.
+    /// Whether the case has `size` ranks, all of them in one group.
     pub fn is_of(&self, size: usize) -> bool {
         self.size == size && self.layout.world_size() == Ok(size)
     }
 
-    /// The same as [`Case::stays_on`] for one rank, whose peers do the same elsewhere: a case of which all
-    /// ranks are one group ([`Case::is_of`]).
+    /// [`Case::stays_on`] for one rank, whose peers run elsewhere. All ranks of the case must be one group
+    /// ([`Case::is_of`]).
     ///
     /// # Errors
-    /// Where the bits are others.
+    /// Where the bits differ.
     pub fn rank_stays_on<D: KernelDevice>(
         &self,
         device: &Resident<D>,
@@ -434,7 +434,7 @@ impl Case {
         same_answers(&[(dp, got)], &want[rank..=rank])
     }
 
-    /// What every rank announces of adjustments in device memory: of all ranks' rows.
+    /// The adjustments in device memory that every rank announces, for the rows of all ranks.
     fn device_adjustments(&self) -> DeviceAdjustments {
         let mut of = DeviceAdjustments::default();
         let most = |offsets: &[usize]| {
@@ -450,8 +450,8 @@ impl Case {
         of
     }
 
-    /// Steps that stay on the device have the bits of steps whose rows and answers are the host's, also where
-    /// what belongs to the rows lies there.
+    /// Checks that steps that stay on the device give the same bits as steps with rows and answers in host
+    /// memory, whether the inputs of the rows are on the device or not.
     pub fn stays_on<D: KernelDevice>(&self, device: &Resident<D>) -> Result<(), TestCaseError> {
         let want = self.run_sharded(&device.place(0).backend, &local_group);
         for (&filters, inputs_too) in
@@ -463,7 +463,7 @@ impl Case {
     }
 }
 
-/// Who may know the filters of a step's rows.
+/// The ways in which the filters of a step's rows may be known.
 fn filters_of(request: &Request) -> &'static [Filters] {
     match request {
         Request::Sample { .. } => &[Filters::ByHost, Filters::ByDevice],
@@ -471,7 +471,7 @@ fn filters_of(request: &Request) -> &'static [Filters] {
     }
 }
 
-/// The same rows with the same bits on each rank.
+/// Checks that each rank has the same rows with the same bits.
 fn same_answers(got: &[(usize, Answer)], want: &[(usize, Answer)]) -> Result<(), TestCaseError> {
     prop_assert_eq!(got.len(), want.len());
     for ((dp, got), (_, want)) in got.iter().zip(want) {
@@ -487,7 +487,7 @@ const VOCAB: usize = 1100;
 const HIDDEN: usize = 32;
 const ROWS: usize = 4;
 
-/// Inputs of rows, as [`DeviceInputs`] has them.
+/// Inputs of rows, in the form of [`DeviceInputs`].
 #[derive(Default)]
 #[allow(clippy::type_complexity, reason = "a test's arrays")]
 struct Arrays {
@@ -532,8 +532,8 @@ impl Arrays {
     }
 }
 
-/// Heads of `ranks` ranks whose steps stay on the device: after a warm-up they make nothing there, as `made`
-/// counts; and of rows whose index is none, only these answer `BadInput`.
+/// Checks steps of `ranks` ranks that stay on the device: after a warm-up they make nothing there, which
+/// `made` counts; and rows with an index out of range, and only they, get the status `BadInput`.
 ///
 /// # Panics
 /// Where that is not so.
@@ -577,7 +577,7 @@ pub fn steady_steps<D: KernelDevice>(
             }
             other => panic!("no answer known of {other}"),
         };
-        // Rows have as many entries as there may be.
+        // Every row has the most entries that are announced.
         let none = DeviceAdjustments::default();
         let of = match request {
             Request::Logprobs { processed: false, .. } => none,

@@ -27,7 +27,7 @@ impl CudaDevice {
     pub fn kernel<P: Copy>(&self, name: &str) -> Result<Kernel<P>> {
         let fatbin = fatbins::with_kernel(name)?;
         let architecture = fatbin.code_for(self.info().capability)?;
-        // The driver may wait for all that runs before it loads a kernel.
+        // Loading a kernel may wait in the driver for all that runs: wait here first, with a deadline.
         self.settle()?;
         let module = self.module(fatbin)?;
         let loading = |e| failed(format!("kernel {name} ({architecture}, {})", self.info().name), e);
@@ -41,7 +41,7 @@ impl CudaDevice {
     /// Device memory with every byte set to `value`.
     ///
     /// # Errors
-    /// `Device`, as where memory is short.
+    /// `Device`, for example where memory is short.
     pub fn filled(&self, bytes: usize, value: u8) -> Result<Buffer> {
         let buffer = Buffer::new(self.clone(), bytes)?;
         buffer.fill(value)?;
@@ -59,8 +59,8 @@ impl CudaDevice {
         Ok(buffer)
     }
 
-    /// A mark behind what is on the stream now, or none where all of it has ended. What others put there
-    /// later, again and again, is not waited for.
+    /// An event behind the work that is on the stream now; `None` where all of it has ended. Work that others
+    /// add later, again and again, is not waited for.
     fn mark(&self, stream: CudaStream) -> Result<Option<Event>> {
         let what = || format!("{}, after {}", self.info().name, self.suspect(stream));
         // SAFETY: a stream of this context.
@@ -76,11 +76,11 @@ impl CudaDevice {
         Ok(Some(mark))
     }
 
-    /// As [`CudaDevice::mark`], on a stream of ours; none where a graph is recorded of it, which runs
-    /// nothing.
+    /// As [`CudaDevice::mark`], for a stream of ours; `None` while a graph records it, since nothing on it
+    /// runs then.
     fn mark_ours(&self, stream: CudaStream) -> Result<Option<Event>> {
-        // Until the mark is there nobody begins to record: asking for a stream that records breaks what it
-        // records.
+        // The lock is held until the mark is there, so that nobody begins to record: querying a stream that
+        // is recorded breaks the recording.
         let recordings = lock(&self.0.recordings);
         if recordings.iter().any(|(on, _)| *on == stream) { Ok(None) } else { self.mark(stream) }
     }
@@ -94,7 +94,7 @@ impl CudaDevice {
     /// on all of our streams now.
     pub(in crate::backend::cuda) fn settle(&self) -> Result<()> {
         let marks: Vec<_> = {
-            // None of them is destroyed before its mark is there.
+            // The lock keeps each stream from being destroyed before its mark is there.
             let streams = lock(&self.0.streams);
             streams.iter().map(|stream| self.mark_ours(*stream)).collect::<Result<_>>()?
         };
@@ -114,7 +114,7 @@ impl KernelDevice for CudaDevice {
         "cuda"
     }
 
-    /// The bits of 16-bit products are the tensor cores', which differ by compute capability.
+    /// 16-bit products have the bits that the tensor cores give, which differ by compute capability.
     fn fingerprint(&self) -> String {
         format!("cuda/{}", self.info().capability)
     }
@@ -320,7 +320,8 @@ impl KernelDevice for CudaDevice {
     ) -> Result<()> {
         let launch = Launch {
             dynamic_shared: grid.shared_bytes,
-            // Code for older architectures does not wait, so it must not begin before.
+            // Code for older architectures does not wait for the kernel before it, so it must not begin
+            // early.
             programmatic: kernel.waits(),
             ..Launch::new([grid.blocks, 1, 1], [grid.threads, 1, 1])
         };

@@ -1,4 +1,5 @@
-//! Whole logits: written in place in device memory, or brought to the host's. What a shard without ids says.
+//! Whole logits: written in place in device memory, or copied to host memory. What a shard without ids
+//! answers.
 
 use super::super::{CopyRows, Side, dtype_code};
 use super::{DeviceShard, KernelDevice, Outputs, product_of, sum_of};
@@ -88,7 +89,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         self.bring(stream, start, (first, total, pitch), row_bytes, out)
     }
 
-    /// Logits through the shard's own locked memory to the caller's: in one copy where they fit it.
+    /// Copies logits by way of the shard's own locked memory to the caller's: in one copy where they fit it.
     pub(super) fn bring(
         &mut self,
         stream: D::Stream,
@@ -130,7 +131,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 came = &came[first..];
                 from = 0;
             }
-            // What lies between rows is nobody's.
+            // Between rows there is padding.
             while !came.is_empty() {
                 let (row, column) = (from / pitch, from % pitch);
                 let (now, later) = came.split_at(came.len().min(pitch - column));
@@ -146,7 +147,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(())
     }
 
-    /// Status words and partials of a shard without ids: nothing was seen.
+    /// The outputs of a shard without ids: nothing was seen.
     pub(super) fn nothing(&mut self, stream: D::Stream, rows: usize, out: Out<'_>) -> Result<()> {
         match out {
             Out::Logits(LogitsOut { data, stride, status, .. }) => {

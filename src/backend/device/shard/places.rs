@@ -1,4 +1,4 @@
-//! What a call needs room for: its workspace, and the memory of the shard's own that is made before.
+//! How much room a call needs: its workspace, and the shard's own memory that is made ahead.
 
 use super::super::partials::{self, BEST, by_tiles, tile_bytes};
 use super::{DeviceShard, KernelDevice, product_of, sum_of};
@@ -9,7 +9,7 @@ use crate::params::SamplingRow;
 use crate::plan::Tile;
 use crate::sampling::cut::BINS;
 
-/// Room for adjustments that `prepare` makes beside a mask: words for each row.
+/// Words for each row that `prepare` makes room for beside a mask, for adjustments.
 const ADJUSTED_WORDS: usize = 2048;
 
 /// Targets of a row that `prepare` makes room for.
@@ -18,27 +18,27 @@ const TARGETS: usize = 8;
 /// Where a call's pieces lie in its workspace: bytes from its beginning.
 #[derive(Debug, Clone, Copy)]
 pub(in super::super) struct Places {
-    /// Of the product itself: 0 to here.
+    /// End of the matmul's own part, which begins at 0.
     pub(in super::super) product: usize,
     pub status: usize,
-    /// What no candidate of a row is below; where tiles' partials are made.
+    /// A bound for each row that no candidate is below; where partials of tiles are made.
     pub bars: usize,
     /// Held logits, or tiles' partials.
     pub held: usize,
-    /// From row to row of held logits.
+    /// Bytes from row to row of held logits.
     pub(super) pitch: usize,
     pub total: usize,
 }
 
 impl Places {
-    /// Where what is made of held logits lies, of places for these alone.
+    /// Where what is made of held logits begins; only for places that are for held logits alone.
     pub(super) fn parts(&self) -> usize {
         self.total.next_multiple_of(256)
     }
 }
 
 impl<D: KernelDevice> DeviceShard<D> {
-    /// Rows whose logits are held at once for partials, or what tiles leave instead of them.
+    /// Rows for which a call of partials holds logits at once, or what tiles leave instead of them.
     pub(super) fn at_once(&self, rows: usize, spec: &PartialSpec) -> usize {
         let row = if by_tiles(spec) {
             self.ids().div_ceil(Tile::FEWEST_IDS) * spec.stride(Tile::FEWEST_IDS)
@@ -48,7 +48,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         rows.min((self.common.held / row).max(1))
     }
 
-    /// `held`: how many kinds of logits are.
+    /// Places with room for `held` kinds of logits: 0, 1, or 2 where those without adjustments are kept too.
     pub(in super::super) fn places(&self, rows: usize, held: usize) -> Result<Places> {
         let product = self.product().workspace_bytes(rows)?.next_multiple_of(256);
         let pitch = (4 * self.ids()).next_multiple_of(16);
@@ -59,7 +59,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(Places { product, status, bars: logits, held: logits, pitch, total })
     }
 
-    /// Of partials.
+    /// Places for partials.
     pub(super) fn partial_places(&self, rows: usize, spec: &PartialSpec) -> Result<Places> {
         if !by_tiles(spec) {
             let places = self.places(rows, 1)?;
@@ -68,31 +68,32 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
         let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
         let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
-        // As of the smallest tiles, whatever the plan: what is enough for some rows is enough for fewer.
+        // Sized for the smallest tiles, whatever the plan: so what is enough for some rows is enough for
+        // fewer.
         let total = sum_of(&[held, tile_bytes(spec, rows, self.ids(), Tile::FEWEST_IDS)?])?;
         Ok(Places { product, status, bars, held, pitch, total })
     }
 
-    /// Of draws.
+    /// Places for draws.
     pub(in super::super) fn drawn_places(&self, rows: usize) -> Result<Places> {
         let Places { product, status, bars, pitch, .. } = self.places(rows, 0)?;
         let held = sum_of(&[bars, (4 * rows).next_multiple_of(256)])?;
-        // As of the smallest tiles, as those of partials.
+        // Sized for the smallest tiles, as with partials.
         let total = sum_of(&[held, product_of(&[rows, self.drawn_row()])?])?;
         Ok(Places { product, status, bars, held, pitch, total })
     }
 
-    /// Bytes that tiles leave of a row that is drawn.
+    /// Bytes that tiles leave of a row that is drawn from.
     pub(super) fn drawn_row(&self) -> usize {
         self.ids().div_ceil(Tile::FEWEST_IDS) * size_of::<Candidate>()
     }
 
-    /// Rows that are drawn at once.
+    /// Rows that are drawn from at once.
     pub(in super::super) fn drawn_at_once(&self, rows: usize) -> usize {
         rows.min((self.common.held / self.drawn_row()).max(1))
     }
 
-    /// Bytes of a workspace for so many rows' partials.
+    /// Bytes of a workspace for partials of `rows` rows.
     pub(super) fn partial_workspace(&self, rows: usize, spec: &PartialSpec) -> Result<usize> {
         Ok(self.partial_places(self.at_once(rows, spec), spec)?.total)
     }
@@ -104,7 +105,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         }
         let places = match ask {
             Ask::Logits { .. } => self.places(rows, 0)?,
-            // Whoever may hold the rows may draw them.
+            // A step that may hold the rows may draw from them in the matmul instead.
             Ask::Hold { raw } => {
                 let held = self.places(rows, if raw { 2 } else { 1 })?.total;
                 return Ok(held.max(self.drawn_places(rows)?.total));
@@ -114,10 +115,10 @@ impl<D: KernelDevice> DeviceShard<D> {
                 self.drawn_places(self.drawn_at_once(rows))?
             }
             Ask::Partials(spec) => {
-                // More rows than can be are refused, however few are held at once.
+                // Too many rows are refused, however few are held at once.
                 self.product().plan(rows)?;
                 let partials = self.partial_workspace(rows, &spec)?;
-                // The targets of all rows are looked at together.
+                // The logits of targets are made for all rows at once.
                 let before = if spec.targets > 0 { self.places(rows, 0)?.total } else { 0 };
                 return Ok(partials.max(before));
             }
@@ -181,7 +182,7 @@ impl<D: KernelDevice> DeviceShard<D> {
                 rooms.sent_asked.at_least(asked, locked)?;
             }
             Ask::Hold { .. } => {
-                // Of as many candidates as a warp collects, and some targets.
+                // For as many candidates as a warp collects, and some targets.
                 let spec = PartialSpec { k: BEST, sum: true, targets: TARGETS };
                 let parts = partials::tile_bytes(&spec, rows, ids, partials::part_ids(ids))?;
                 rooms.parts.at_least(parts, on_device)?;

@@ -1,4 +1,4 @@
-//! The streams of a shard's calls: what of its own memory is still used, and who waits for that.
+//! The streams of a shard's calls: which work still uses its own memory, and who waits for that.
 
 use super::{DeviceShard, KernelDevice};
 use crate::backend::On;
@@ -15,7 +15,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// The stream of a call that uses the shard's own memory. `own_memory`: that of the host is about to be
+    /// The stream of a call that uses the shard's own memory. `own_memory`: its host memory is about to be
     /// written.
     pub(in super::super) fn begin(&mut self, on: &On<'_>, own_memory: bool) -> Result<D::Stream> {
         let stream = self.stream_of(on)?;
@@ -44,8 +44,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(())
     }
 
-    /// The end of a call: waited for where `wait` or where there is no stream of the caller's; otherwise its
-    /// end is remembered.
+    /// Ends a call: waits for it where `wait`, or where the caller has no stream; otherwise remembers its
+    /// end.
     pub(in super::super) fn end(&mut self, on: &On<'_>, stream: D::Stream, wait: bool) -> Result<()> {
         if !self.queued {
             return Ok(());
@@ -62,15 +62,16 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(())
     }
 
-    /// What `done` says. Where it failed, nothing that was queued still uses anybody's memory.
+    /// Returns `done`. Where it failed, waits until nothing that was queued uses anybody's memory; in a step
+    /// that defers its waits the head sees to that.
     pub(in super::super) fn settled<T>(&mut self, stream: D::Stream, done: Result<T>) -> Result<T> {
-        if done.is_err() {
+        if done.is_err() && !self.deferring {
             drop(self.settle(stream));
         }
         done
     }
 
-    /// A call that uses the caller's memory alone: on the caller's stream nothing is waited for or
+    /// Queues what uses the caller's memory alone: on the caller's stream nothing is waited for or
     /// remembered.
     pub(in super::super) fn only_on(
         &mut self,
@@ -93,7 +94,7 @@ impl<D: KernelDevice> DeviceShard<D> {
 }
 
 impl<D: KernelDevice> Drop for DeviceShard<D> {
-    /// Its memory goes when nothing uses it any more.
+    /// Frees its memory once nothing uses it any more.
     fn drop(&mut self) {
         if self.common.maker.is_here() {
             drop(self.wait_for_pending());

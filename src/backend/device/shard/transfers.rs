@@ -28,8 +28,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// Some of a job's rows where the kernels read them; those of host memory may be there already. `waits`:
-    /// as of [`DeviceShard::rows`].
+    /// Some of a job's rows where the kernels read them; rows of host memory may have been copied before.
+    /// `waits`: as in [`DeviceShard::rows`].
     pub(super) fn some_rows(
         &mut self,
         stream: D::Stream,
@@ -49,8 +49,8 @@ impl<D: KernelDevice> DeviceShard<D> {
         })
     }
 
-    /// Rows where the kernels read them: in place, or on their way to the device. `waits`: the call does, so
-    /// that what it queues may read the caller's own host memory.
+    /// Rows where the kernels read them: in place, or on their way to the device. `waits`: the call waits for
+    /// its end, so that the copy may read the caller's own host memory.
     pub(in super::super) fn rows(
         &mut self,
         stream: D::Stream,
@@ -63,7 +63,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         let source = rows.source().0;
         let device = &self.common.device;
         let (n, row_bytes) = (rows.len(), rows.row_bytes());
-        // Rows at multiples of 16 bytes are what the kernels copy 16 bytes at a time.
+        // Rows begin at multiples of 16 bytes: the kernels copy 16 bytes at a time.
         let pitch = row_bytes.next_multiple_of(16);
         let total = product_of(&[n, pitch])?;
         let address = device.address(self.rooms.inputs.at_least(total, |bytes| device.alloc(bytes))?);
@@ -81,7 +81,7 @@ impl<D: KernelDevice> DeviceShard<D> {
             let sent = self.rooms.sent.at_least(at_once * pitch, |bytes| device.staging(bytes))?.as_mut();
             for first in (0..n).step_by(at_once) {
                 if first > 0 {
-                    // It is filled anew.
+                    // The locked memory is about to be filled anew.
                     device.record(&self.used, stream)?;
                     device.wait_for(&self.used)?;
                 }
@@ -148,7 +148,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(packed_at(address, &at, row_words))
     }
 
-    /// Host bytes on their way to the device: where they will be.
+    /// Queues host bytes for the device; returns where they will be.
     pub(in super::super) fn ask(&mut self, stream: D::Stream, bytes: &[u8]) -> Result<u64> {
         if bytes.is_empty() {
             return Ok(0);
@@ -164,7 +164,7 @@ impl<D: KernelDevice> DeviceShard<D> {
         Ok(to)
     }
 
-    /// Bytes of the device's, waited for and copied to the host's.
+    /// Copies bytes of the device to the host, and waits for that.
     pub(in super::super) fn answer(&mut self, stream: D::Stream, from: u64, out: &mut [u8]) -> Result<()> {
         let (device, bytes) = (self.common.device.clone(), out.len());
         let staging = self.rooms.received.at_least(bytes, |bytes| device.staging(bytes))?.as_mut();

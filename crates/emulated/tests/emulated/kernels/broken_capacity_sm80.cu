@@ -1,11 +1,12 @@
-// What the kernels of capacity steps do (kernels/capacity_sm80.cu), wrong on purpose: n[0] says how, 0 is right.
+// What the kernels of capacity steps do (kernels/capacity_sm80.cu), wrong on purpose: n[0] says how, 0 is
+// right.
 #include "ptx.cuh"
 #include "probe.h"
 
 using namespace ptx;
 
-// 64 threads, `in` 64 words, 8 bytes of dynamic shared memory. Out: the number in out[0] counted up, and as it was
-// before in out[1 + lane]; in out[40] the least of the words.
+// 64 threads, `in` 64 words, 8 bytes of dynamic shared memory. Out: the number in out[0] counted up, and as
+// it was before in out[1 + lane]; in out[40] the least of the words.
 KERNEL(broken_capacity, ProbeParams, 64, 1) {
   const uint32_t how = params.n[0], t = threadIdx.x, lane = t % 32, warp = t / 32;
   if (warp == 0) {

@@ -1,4 +1,5 @@
-// The matmul kernels' walk with one mistake each: what the emulated device, or the result, must show. `how` 0 is the walk itself.
+// The matmul kernels' walk with one mistake each: what the emulated device, or the result, must show. `how` 0
+// is the walk itself.
 #include "broken_matmul.h"
 #include "matmul/matmul.cuh"
 
@@ -23,7 +24,8 @@ DEVICE void find_rows_or_not(const MatmulParams &p, uint32_t how, const Place &a
   if (how == 24)  // a bad index as if it were good
     for (uint32_t n = 0; n < T::kRowCopies; ++n)
       if (from.any_row && !from.row_there[n])
-        from.row_there[n] = true, from.rows[n] = static_cast<const uint8_t *>(p.rows.data) + kNoRow * p.rows.pitch;
+        from.row_there[n] = true,
+        from.rows[n] = static_cast<const uint8_t *>(p.rows.data) + kNoRow * p.rows.pitch;
 }
 
 // Whether the stage from k0 on counts as whole.
@@ -32,7 +34,8 @@ DEVICE bool whole(const MatmulParams &p, uint32_t how, uint32_t k0) {
   return k0 + T::kStep <= p.hidden || how == 21;
 }
 
-// Whether this thread copies its piece at all: without zeros where there is nothing, the stage before last shows through.
+// Whether this thread copies its piece at all: without zeros where there is nothing, the stage before last
+// shows through.
 template <class T>
 DEVICE bool copies(const MatmulParams &p, uint32_t how, uint32_t k0) {
   return how != 22 || k0 + threadIdx.x % 8 * 16 / T::Type::kWeightBytes < p.hidden;
@@ -66,7 +69,9 @@ DEVICE void walk(const MatmulParams &p, uint32_t how) {
   const auto wait = [how] {
     if (how != 30 && (how != 32 || threadIdx.x == 0)) griddepcontrol_wait();
   };
-  if (how == 33) st_global_u32(p.logits.status + threadIdx.x % p.row_count, 0);  // before the kernel that stores it has ended
+  if (how == 33)
+    st_global_u32(p.logits.status + threadIdx.x % p.row_count,
+                  0);  // before the kernel that stores it has ended
   if (how != 31) wait();
   find_rows_or_not<T>(p, how, at, from);
   for (uint32_t k = 0, stage = ring.first; k < ahead; k += T::kStep, stage += T::kStageBytes) {
@@ -120,5 +125,9 @@ DEVICE void walk(const MatmulParams &p, uint32_t how) {
 
 }  // namespace
 
-KERNEL(broken_matmul, BrokenMatmulParams, 128, 1) { walk<Tile<Bf16Weights, 64, 16>>(params.product, params.how); }
-KERNEL(broken_quant_matmul, BrokenMatmulParams, 128, 1) { walk<Tile<W8A8, 64, 16>>(params.product, params.how); }
+KERNEL(broken_matmul, BrokenMatmulParams, 128, 1) {
+  walk<Tile<Bf16Weights, 64, 16>>(params.product, params.how);
+}
+KERNEL(broken_quant_matmul, BrokenMatmulParams, 128, 1) {
+  walk<Tile<W8A8, 64, 16>>(params.product, params.how);
+}

@@ -1,5 +1,6 @@
-// One thread of one block does one thing wrong: n[0] says what, n[1] is the block (counted along x, then y, then z) and n[2] the
-// thread. 128 threads, clusters of two blocks, 1024 bytes of shared memory; `in` and `out` of 64 words.
+// One thread of one block does one thing wrong: n[0] says what, n[1] is the block (counted along x, then y,
+// then z) and n[2] the thread. 128 threads, clusters of two blocks, 1024 bytes of shared memory; `in` and
+// `out` of 64 words.
 #include "probe.h"
 #include "ptx.cuh"
 

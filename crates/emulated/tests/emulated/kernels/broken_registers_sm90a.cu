@@ -10,15 +10,17 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
   for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
   fence_proxy_async();
   barrier_sync_all();
-  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
-  // 1 fragments are rewritten without a fence, 2 after a wait, 3 in a second use of several; 4 accumulators are read and
-  // written, 5 only read, before a second tile; 6 they are of another shape.
-  // 7 wgmma.fence, 8 wgmma.commit_group, 9 wgmma.wait_group by one lane more.
-  // Between wgmma.fence and wgmma: 10 accumulators are changed, 11 fragments; 12 fragments that no wgmma had before, 13 accumulators;
-  // 14 fragments of a group that was waited for after the fence.
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024),
+                 b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  // 1 fragments are rewritten without a fence, 2 after a wait, 3 in a second use of several; 4 accumulators
+  // are read and written, 5 only read, before a second tile; 6 they are of another shape. 7 wgmma.fence, 8
+  // wgmma.commit_group, 9 wgmma.wait_group by one lane more. Between wgmma.fence and wgmma: 10 accumulators
+  // are changed, 11 fragments; 12 fragments that no wgmma had before, 13 accumulators; 14 fragments of a
+  // group that was waited for after the fence.
   uint32_t fragments[2][4], fresh[4];
   int32_t d[8], (&narrow)[4] = reinterpret_cast<int32_t(&)[4]>(d), start[4];
-  for (uint32_t i = 0; i < 4; ++i) fragments[0][i] = t + i, fragments[1][i] = t * i, start[i] = 7, fresh[i] = i;
+  for (uint32_t i = 0; i < 4; ++i)
+    fragments[0][i] = t + i, fragments[1][i] = t * i, start[i] = 7, fresh[i] = i;
   wgmma_fence();
   wgmma_m64k32_s8<8>(narrow, fragments[0], b, 0);
   wgmma_m64k32_s8<8>(narrow, fragments[1], b, 1);
@@ -70,8 +72,8 @@ KERNEL(broken_registers, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// Fragments of a in registers that are written anew while wgmma reads them: a fence does not help, a wait does. n[0]: 1 before
-// the wait, 2 before the wait for the right group.
+// Fragments of a in registers that are written anew while wgmma reads them: a fence does not help, a wait
+// does. n[0]: 1 before the wait, 2 before the wait for the right group.
 KERNEL(broken_fragments, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
   for (uint32_t i = t; i < 8 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
@@ -94,14 +96,15 @@ KERNEL(broken_fragments, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// Reading accumulators. 128 threads, 64 + 8 rows of 128 bytes and 16 bytes a thread; 8 words a thread come out. Two groups are under
-// way, int8 and bf16, and waited for one after the other.
+// Reading accumulators. 128 threads, 64 + 8 rows of 128 bytes and 16 bytes a thread; 8 words a thread come
+// out. Two groups are under way, int8 and bf16, and waited for one after the other.
 KERNEL(broken_accumulators, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x, own = s + 72 * 128 + 16 * t;
   for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
   fence_proxy_async();
   barrier_sync_all();
-  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024),
+                 b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
   uint32_t *out = params.out + 8 * t;
   int32_t d[4], sums[4] = {};
   float f[4], scaled = 0;
@@ -120,7 +123,10 @@ KERNEL(broken_accumulators, ProbeParams, 128, 1) {
       case 5: scaled = add_rn_f32(scaled, cvt_rn_f32_s32(d[3])); break;
       case 6: scaled = fma_rn_f32(f[2], 0.5f, scaled); break;
       case 7: words += cvt_rn_bf16_f32(f[0]).bits + cvt_rn_f16_f32(f[1]).bits; break;
-      case 8: stmatrix_x4(s + 72 * 128 + 512 * (t / 32) + 16 * (t % 32), {uint32_t(d[0]), uint32_t(d[1]), uint32_t(d[2]), uint32_t(d[3])}); break;
+      case 8:
+        stmatrix_x4(s + 72 * 128 + 512 * (t / 32) + 16 * (t % 32),
+                    {uint32_t(d[0]), uint32_t(d[1]), uint32_t(d[2]), uint32_t(d[3])});
+        break;
       case 9:
         for (uint32_t i = 0; i < 4; ++i) st_global_f32(out + i, f[i]);
         break;

@@ -1,4 +1,5 @@
-// Kernels that are wrong on purpose: n[0] says how, 0 is the correct one. Each must be caught (crates/emulated/tests/emulated/broken.rs).
+// Kernels that are wrong on purpose: n[0] says how, 0 is the correct one. Each must be caught
+// (crates/emulated/tests/emulated/broken.rs).
 #include "probe.h"
 #include "ptx.cuh"
 
@@ -206,5 +207,6 @@ KERNEL(broken_waits, ProbeParams, 512, 1) {
   }
 }
 
-// A plain pointer, which the rules forbid because no wrapper sees it: 8 bytes past the unused memory behind the buffer.
+// A plain pointer, which the rules forbid because no wrapper sees it: 8 bytes past the unused memory behind
+// the buffer.
 KERNEL(broken_plain_pointer, ProbeParams, 32, 1) { params.out[64 + 64 + 2] = threadIdx.x; }

@@ -43,7 +43,8 @@ enum Pipeline : uint32_t {
 
 }  // namespace
 
-// The pipeline of the carriers, small: a ring of two stages of 64 + 8 rows of 128 bytes, n[1] of them in turn.
+// The pipeline of the carriers, small: a ring of two stages of 64 + 8 rows of 128 bytes, n[1] of them in
+// turn.
 KERNEL(broken_pipeline, ProbeParams, 256, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], steps = params.n[1], t = threadIdx.x;
   constexpr uint32_t kStage = 72 * 128 + 1024 - 72 * 128 % 1024, kBarriers = 2 * kStage;
@@ -66,10 +67,13 @@ KERNEL(broken_pipeline, ProbeParams, 256, 1) {
         const uint32_t stage = k % 2, at = s + stage * kStage;
         if (how == kProducerStopsEarly && k == 2) break;
         if (how != kNoWaitForEmpty) wait(empty(stage), how == kWrongParity ? k / 2 % 2 : k / 2 % 2 ^ 1);
-        const uint32_t bytes = how == kExpectsTooMuch ? 72 * 128 + 16 : how == kExpectsTooLittle ? 72 * 128 - 16 : 72 * 128;
+        const uint32_t bytes = how == kExpectsTooMuch     ? 72 * 128 + 16
+                               : how == kExpectsTooLittle ? 72 * 128 - 16
+                                                          : 72 * 128;
         mbarrier_arrive_expect_tx(full(stage), bytes);
         if (how == kArrivesTwice) mbarrier_arrive(full(stage));
-        const auto *map = how == kNotATensorMap ? reinterpret_cast<const TensorMap *>(params.in) : &params.map;
+        const auto *map =
+            how == kNotATensorMap ? reinterpret_cast<const TensorMap *>(params.in) : &params.map;
         tma_load_2d(how == kTileOutside ? s + 4 * kStage : at, map, int32_t(k * 128), 0, full(stage));
         tma_load_2d(at + 64 * 128, &params.map_out, int32_t(k * 128), 0, full(stage));
       }
@@ -95,13 +99,17 @@ KERNEL(broken_pipeline, ProbeParams, 256, 1) {
     else if (how != kNoWaitForFull && !(how == kOneLaneDoesNotWait && t == 200))
       wait(full(stage), k / 2 % 2);
     if (how != kNoWgmmaFence) wgmma_fence();
-    const uint32_t start = how == kUnalignedDescriptor ? at + 256 : how == kDescriptorOutside ? s + 3 * kStage : at;
-    const uint64_t a = wgmma_descriptor(how == kOtherDescriptors && t == 255 ? start ^ 32 : start, Swizzle::bytes_128, 1024);
+    const uint32_t start = how == kUnalignedDescriptor ? at + 256
+                           : how == kDescriptorOutside ? s + 3 * kStage
+                                                       : at;
+    const uint64_t a =
+        wgmma_descriptor(how == kOtherDescriptors && t == 255 ? start ^ 32 : start, Swizzle::bytes_128, 1024);
     const uint64_t b = wgmma_descriptor(at + 64 * 128, Swizzle::bytes_128, 1024);
     if (how == kReleasedTooEarly && speaks) mbarrier_arrive(empty(stage));
     for (int i = 0; i < 4; ++i)
       if (!(how == kOneThreadSkips && t == 131 && i == 3))
-        wgmma_m64k32_s8<8>(d, a + uint64_t(2 * i), b + uint64_t(2 * i), k != 0 || i != 0 || how == kNoFenceAfterStores);
+        wgmma_m64k32_s8<8>(d, a + uint64_t(2 * i), b + uint64_t(2 * i),
+                           k != 0 || i != 0 || how == kNoFenceAfterStores);
     wgmma_commit_group();
     if (how == kNoWgmmaWait) {
       d[0] += 1;
@@ -144,7 +152,13 @@ KERNEL(broken_bulk, ProbeParams, 64, 1) {
       if (how != 2) wait(empty(k), k / 2 % 2 ^ 1);
       mbarrier_arrive_expect_tx(full(k), how == 9 ? 528 : how == 10 ? 496 : how == 4 ? 504 : 512);
       const uint32_t at = how == 6 ? s + 800 : s + k % 2 * 512;
-      bulk_load(how == 7 ? at + 8 : how == 13 ? at | 1u << 24 : at, from + 512 * (k % 4) + (how == 3 ? 4 : how == 5 ? 16 * (k == 3) : 0),
+      bulk_load(how == 7    ? at + 8
+                : how == 13 ? at | 1u << 24
+                            : at,
+                from + 512 * (k % 4) +
+                    (how == 3   ? 4
+                     : how == 5 ? 16 * (k == 3)
+                                : 0),
                 how == 4 ? 504 : 512, full(k));
     }
     return;
@@ -163,10 +177,11 @@ KERNEL(broken_bulk, ProbeParams, 64, 1) {
 // Ordinary accesses beside those of TMA and wgmma. 128 threads, 64 + 8 rows of 128 bytes.
 KERNEL(broken_proxies, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
-  // 1 wgmma reads ordinary stores without a fence; 2 the fence comes from one thread only, before the barrier;
-  // 3 a TMA store reads them without; 4 its tile is overwritten before the wait; 5 the thread ends before the wait;
-  // 6 cp.async is read by wgmma without a fence; 7 its arrival comes before the copy; 8 TMA overwrites ordinary stores;
-  // 10 the fence comes before the stores; 11 copies arrive on an mbarrier for which nobody waits.
+  // 1 wgmma reads ordinary stores without a fence; 2 the fence comes from one thread only, before the
+  // barrier; 3 a TMA store reads them without; 4 its tile is overwritten before the wait; 5 the thread ends
+  // before the wait; 6 cp.async is read by wgmma without a fence; 7 its arrival comes before the copy; 8 TMA
+  // overwrites ordinary stores; 10 the fence comes before the stores; 11 copies arrive on an mbarrier for
+  // which nobody waits.
   const uint32_t barrier = s + 72 * 128;
   if (t == 0) {
     mbarrier_init(barrier, 128);
@@ -210,8 +225,8 @@ KERNEL(broken_proxies, ProbeParams, 128, 1) {
   }
   int32_t d[4];
   wgmma_fence();
-  wgmma_m64k32_s8<8>(d, wgmma_descriptor(s, Swizzle::bytes_128, 1024), wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024),
-                     0);
+  wgmma_m64k32_s8<8>(d, wgmma_descriptor(s, Swizzle::bytes_128, 1024),
+                     wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024), 0);
   wgmma_commit_group();
   wgmma_wait_group<0>();
   cp_async_wait_all();
@@ -225,7 +240,8 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   const uint32_t votes = vote_ballot(elected);
   if (votes == 0 || (votes & (votes - 1)) != 0) trap();
   if (how == 18 && elected != (t == 0)) trap();  // relies on lane 0
-  const uint32_t word = mapa(s + 4 * t, rank ^ 1), second = mapa(s + 128 + 4 * t, rank ^ 1), barrier = s + 128;
+  const uint32_t word = mapa(s + 4 * t, rank ^ 1), second = mapa(s + 128 + 4 * t, rank ^ 1),
+                 barrier = s + 128;
   // Words that nobody else touches, before the neighbour is known to have begun.
   if (how == 19) st_global_u32(params.out + blockIdx.x * 32 + t, ld_shared_cluster_u32(second));
   if (how == 20) st_shared_cluster_u32(second, t);
@@ -269,7 +285,8 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
     v = d[0];
   } else if (how == 2) {
     // The neighbour may have ended.
-    for (uint32_t i = 0; rank == 0 && i < 40; ++i) v += ld_shared_cluster_u32(mapa(s + 4 * t, 1)), bar_warp_sync();
+    for (uint32_t i = 0; rank == 0 && i < 40; ++i)
+      v += ld_shared_cluster_u32(mapa(s + 4 * t, 1)), bar_warp_sync();
   } else if (how == 22) {
     if (t == 0) mbarrier_arrive_cluster(mapa(barrier, rank ^ 1));  // and the neighbour does not wait for it
   } else if (how == 23) {
@@ -302,7 +319,8 @@ KERNEL(broken_cluster, ProbeParams, 32, 1) {
   barrier_cluster_wait();
 }
 
-// A pair of launches that overlap, two blocks each. The first one stores the even ones of words 0 to 127 and reads words 128 to
+// A pair of launches that overlap, two blocks each. The first one stores the even ones of words 0 to 127 and
+// reads words 128 to
 // 191. It is correct.
 KERNEL(broken_primary, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x;
@@ -325,7 +343,8 @@ KERNEL(broken_secondary, ProbeParams, 32, 1) {
     if (threadIdx.x == 9) griddepcontrol_wait();
     barrier_sync_all();
   }
-  // 4: one thread has waited, and nothing tells the others; 5: the same, and they store; 7: nobody has waited.
+  // 4: one thread has waited, and nothing tells the others; 5: the same, and they store; 7: nobody has
+  // waited.
   if (how != 5) v += ld_global_u32(even);
   if (how == 5) st_global_u32(read, v);
   if (how == 8) v += ld_global_nc_u32(even);  // .nc may come before the wait, wherever it stands
@@ -354,12 +373,13 @@ KERNEL(broken_turn, ProbeParams, 32, 1) {
 KERNEL(broken_constant, ProbeParams, 32, 1) {
   const uint32_t at = blockIdx.x * 32 + threadIdx.x, how = params.n[0];
   uint32_t v = ld_global_nc_u32(params.in + at) + ld_global_nc_u32(params.out + 64 + at);
-  if (how == 1) v += ld_global_nc_u32(params.out + at);                                // a thread's own word, before
+  if (how == 1) v += ld_global_nc_u32(params.out + at);  // a thread's own word, before
   st_global_u32(params.out + at, v);
   if (how == 2) v += ld_global_nc_u32(params.out + at);                                // and after
   if (how == 3) v += ld_global_nc_u32(params.out + (at + 32) % 64);                    // the other block's
   if (how == 4) v += ld_global_nc_no_allocate_v4(params.out + at / 4 * 4).x;            // some bytes of it
-  if (how == 5) st_global_u16(reinterpret_cast<uint16_t *>(params.out + 64 + at), uint16_t(v));  // what it has loaded
+  if (how == 5)
+    st_global_u16(reinterpret_cast<uint16_t *>(params.out + 64 + at), uint16_t(v));  // what it has loaded
   if (how == 6) atom_add_u32(params.out + 64 + at, v);
   if (v == 0x12345678) trap();
 }
@@ -368,14 +388,16 @@ namespace {
 DEVICE void helper(uint32_t address, uint32_t v) { stmatrix_x1(address, v); }
 }  // namespace
 
-// One instruction at two places of the source. 128 threads, 72 rows of 128 bytes; the halves of every warp part.
+// One instruction at two places of the source. 128 threads, 72 rows of 128 bytes; the halves of every warp
+// part.
 KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), how = params.n[0], t = threadIdx.x;
   const bool lower = t % 32 < 16;
   for (uint32_t i = t; i < 72 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i, i, i});
   fence_proxy_async();
   barrier_sync_all();
-  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024),
+                 b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
   const uint32_t row = s + t / 32 * 128 + t % 8 * 16;
   int32_t d[4];
   if (how == 1) {
@@ -423,7 +445,8 @@ KERNEL(broken_places_sm90a, ProbeParams, 128, 1) {
   for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t * 4 + i, uint32_t(d[i]));
 }
 
-// As large as a kernel's parameters may be, and larger. The first two words are the address to which the last one goes.
+// As large as a kernel's parameters may be, and larger. The first two words are the address to which the last
+// one goes.
 struct ManyParams {
   uint32_t words[8191];
 };
@@ -432,7 +455,8 @@ struct TooManyParams {
 };
 #if !defined(__CUDACC__)
 KERNEL(probe_params, ManyParams, 1, 1) {
-  st_global_u32(reinterpret_cast<void *>(uint64_t(params.words[1]) << 32 | params.words[0]), params.words[8190]);
+  st_global_u32(reinterpret_cast<void *>(uint64_t(params.words[1]) << 32 | params.words[0]),
+                params.words[8190]);
 }
 KERNEL(broken_params, TooManyParams, 32, 1) { trap(); }
 #endif

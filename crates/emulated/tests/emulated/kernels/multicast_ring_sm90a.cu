@@ -22,7 +22,8 @@ struct Product {
       ring.wait_empty();
       mbarrier_arrive_expect_tx(ring.full(), kStageBytes);
       const uint32_t half = rank * kIds / kBlocks;
-      tma_load_2d_multicast(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half), ring.full(), 3);
+      tma_load_2d_multicast(stage() + half * kRowBytes, &p.weights, int32_t(k), int32_t(first_id + half),
+                            ring.full(), 3);
       tma_load_2d(stage() + kWeightBytes, &p.rows, int32_t(k), int32_t(first_row), ring.full());
     }
   }
@@ -34,13 +35,14 @@ struct Product {
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        wgmma_m64k32_s8<kRows>(d, tile_descriptor(stage()) + i * kNextK, tile_descriptor(stage() + kWeightBytes) + i * kNextK,
-                               k != 0 || i != 0);
+        wgmma_m64k32_s8<kRows>(d, tile_descriptor(stage()) + i * kNextK,
+                               tile_descriptor(stage() + kWeightBytes) + i * kNextK, k != 0 || i != 0);
       wgmma_commit_group();
       wgmma_wait_group<0>();
       if (threadIdx.x % 128 < kBlocks) mbarrier_arrive_cluster(mapa(ring.empty(), threadIdx.x % 128));
     }
-    store_accumulators<kRows, int32_t>(static_cast<int32_t *>(p.out), d, first_id, first_row, p.vocab, p.row_count);
+    store_accumulators<kRows, int32_t>(static_cast<int32_t *>(p.out), d, first_id, first_row, p.vocab,
+                                       p.row_count);
   }
 };
 

@@ -8,7 +8,8 @@ using namespace ptx;
 KERNEL(probe_tanh, ProbeParams, 256, 1) {
   for (uint32_t j = 0; j < 64; ++j) {
     const uint32_t i = (blockIdx.x * 64 + j) * 256 + threadIdx.x;
-    if (i < params.n[2]) st_global_f32(params.out + i, matmul::tanh(mov_f32_b32(params.n[0] + i * params.n[1])));
+    if (i < params.n[2])
+      st_global_f32(params.out + i, matmul::tanh(mov_f32_b32(params.n[0] + i * params.n[1])));
   }
 }
 
@@ -18,8 +19,8 @@ DEVICE void place_of(const MatmulParams &p, uint32_t block, uint32_t *out) {
   st_global_v2(out, {at.first_id, at.first_row});
 }
 
-// in: numbers of blocks, n[0] of them; n[1], n[2]: rows and ids; n[3]: rows of a tile: 8 have 64 ids, 128 have 128.
-// out: first id, first row of each.
+// in: numbers of blocks, n[0] of them; n[1], n[2]: rows and ids; n[3]: rows of a tile: 8 have 64 ids, 128
+// have 128. out: first id, first row of each.
 KERNEL(probe_place, ProbeParams, 256, 1) {
   const uint32_t i = blockIdx.x * 256 + threadIdx.x;
   if (i >= params.n[0]) return;

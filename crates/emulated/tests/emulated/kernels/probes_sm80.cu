@@ -27,7 +27,8 @@ KERNEL(probe_ldmatrix, ProbeParams, 32, 1) {
 KERNEL(probe_mma, ProbeParams, 32, 1) {
   const uint32_t lane = lane_id();
   const uint32_t *in = params.in + lane * 10;
-  const uint32_t a[4] = {ld_global_u32(in), ld_global_u32(in + 1), ld_global_u32(in + 2), ld_global_u32(in + 3)};
+  const uint32_t a[4] = {ld_global_u32(in), ld_global_u32(in + 1), ld_global_u32(in + 2),
+                         ld_global_u32(in + 3)};
   const uint32_t b[2] = {ld_global_u32(in + 4), ld_global_u32(in + 5)};
   uint32_t *out = params.out + lane * 4;
   if (params.n[0] == 2) {
@@ -156,7 +157,8 @@ KERNEL(probe_global, ProbeParams, 1, 1) {
   st_global_v4(out + 12, ld_global_nc_no_allocate_v4(in + 12));
   st_global_f32(out + 10, ld_global_nc_f32(in + 10));
   st_global_u16(out + 11, ld_global_nc_u16(in + 11));
-  st_global_u16(reinterpret_cast<char *>(out + 11) + 2, ld_global_u16(reinterpret_cast<const char *>(in + 11) + 2));
+  st_global_u16(reinterpret_cast<char *>(out + 11) + 2,
+                ld_global_u16(reinterpret_cast<const char *>(in + 11) + 2));
   st_global_u32(out + 16, ld_relaxed_u32(in + 16));
   for (uint32_t i = 0; i < 4; ++i)
     st_global_u8(reinterpret_cast<char *>(out + 17) + i,
@@ -164,7 +166,8 @@ KERNEL(probe_global, ProbeParams, 1, 1) {
   st_global_u32(out + 18, popc_b32(ld_global_u32(in + 18)));
 }
 
-// Counters shared by all blocks, and a ticket that tells the last block: out[0..7] the counters, [8] the winner's sum.
+// Counters shared by all blocks, and a ticket that tells the last block: out[0..7] the counters, [8] the
+// winner's sum.
 KERNEL(probe_atomics, ProbeParams, 64, 1) {
   uint32_t *out = params.out;
   const uint32_t id = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;
@@ -186,8 +189,8 @@ KERNEL(probe_atomics, ProbeParams, 64, 1) {
 }
 
 // Sums of a block in shared memory: thread t adds n[0]·t·2^20 + 1 to bin t % 4. Out: the four bins, then of
-// each thread how many came to its bin before it, which is in the lowest bits of the value before; and the same
-// of words, of which each thread adds 1.
+// each thread how many came to its bin before it, which is in the lowest bits of the value before; and the
+// same of words, of which each thread adds 1.
 KERNEL(probe_shared_atomics, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, bin = s + 8 * (t % 4);
   if (t < 4) st_shared_v2(s + 8 * t, {0, 0}), st_shared_u32(s + 32 + 4 * t, 0);
@@ -257,7 +260,8 @@ KERNEL(probe_wide_arithmetic, ProbeParams, 256, 1) {
 KERNEL(bench_mma, ProbeParams, 128, 1) {
   const uint32_t t = threadIdx.x;
   // Small numbers in either type.
-  const uint32_t a[4] = {0x3c003c01 + t, 0x3c013c02 + t, 0x3c033c01 + t, 0x3c003c04 + t}, b[2] = {0x3c003c02 + t, 0x3c053c01};
+  const uint32_t a[4] = {0x3c003c01 + t, 0x3c013c02 + t, 0x3c033c01 + t, 0x3c003c04 + t},
+                 b[2] = {0x3c003c02 + t, 0x3c053c01};
   float d[4] = {};
   int32_t sum[4] = {};
   for (uint32_t i = 0; i < params.n[1]; ++i) {
@@ -265,11 +269,12 @@ KERNEL(bench_mma, ProbeParams, 128, 1) {
     if (params.n[0] == 1) mma_m16n8k16(F16{}, d, a, b);
     if (params.n[0] == 2) mma_m16n8k32(sum, a, b);
   }
-  for (uint32_t i = 0; i < 4; ++i) st_global_u32(params.out + t % 16 * 4 + i, uint32_t(sum[i]) + uint32_t(d[i]));
+  for (uint32_t i = 0; i < 4; ++i)
+    st_global_u32(params.out + t % 16 * 4 + i, uint32_t(sum[i]) + uint32_t(d[i]));
 }
 
-// Six words a thread: two that are subtracted, two and a selector that are permuted, a float that is cut to an integer; in bf16, the first two multiplied and
-// the last added. Four out.
+// Six words a thread: two that are subtracted, two and a selector that are permuted, a float that is cut to
+// an integer; in bf16, the first two multiplied and the last added. Four out.
 KERNEL(probe_conversions, ProbeParams, 256, 1) {
   const uint32_t t = blockIdx.x * 256 + threadIdx.x;
   if (t >= params.n[0]) return;
@@ -290,7 +295,8 @@ KERNEL(probe_shared_pairs, ProbeParams, 32, 1) {
   st_global_v2(params.out + 2 * lane, v);
 }
 
-// Copies that tell an mbarrier when they have landed: 16 bytes a thread, read by its neighbour. Twice, in two phases.
+// Copies that tell an mbarrier when they have landed: 16 bytes a thread, read by its neighbour. Twice, in two
+// phases.
 KERNEL(probe_noinc, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), t = threadIdx.x, barrier = s + 64 * 16;
   if (t == 0) mbarrier_init(barrier, 64);

@@ -12,7 +12,8 @@ DEVICE void wait(uint32_t barrier, uint32_t parity) {
 }
 
 DEVICE void copy_out(uint32_t from, uint32_t words, uint32_t *out) {
-  for (uint32_t i = threadIdx.x; i < words; i += blockDim.x) st_global_u32(out + i, ld_shared_u32(from + 4 * i));
+  for (uint32_t i = threadIdx.x; i < words; i += blockDim.x)
+    st_global_u32(out + i, ld_shared_u32(from + 4 * i));
 }
 
 }  // namespace
@@ -67,7 +68,8 @@ KERNEL(probe_mbarrier, ProbeParams, 64, 1) {
   }
 }
 
-// n[0], n[1]: x and y; n[2]: words of a tile; n[3]: a cache policy or none; out: the tile as it lies in shared memory.
+// n[0], n[1]: x and y; n[2]: words of a tile; n[3]: a cache policy or none; out: the tile as it lies in
+// shared memory.
 KERNEL(probe_tma_load, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared(), barrier = s + 4 * params.n[2];
   if (threadIdx.x == 0) {
@@ -100,7 +102,8 @@ KERNEL(probe_bulk_load, ProbeParams, 64, 1) {
   if (threadIdx.x == 0) {
     mbarrier_arrive_expect_tx(barrier, params.n[0]);
     const uint8_t *from = reinterpret_cast<const uint8_t *>(params.in) + params.n[1];
-    for (uint32_t at = 0; at < params.n[0]; at += bytes) bulk_load(s + params.n[2] + at, from + at, bytes, barrier);
+    for (uint32_t at = 0; at < params.n[0]; at += bytes)
+      bulk_load(s + params.n[2] + at, from + at, bytes, barrier);
   }
   wait(barrier, 0);
   copy_out(s, params.n[4], params.out);
@@ -109,7 +112,8 @@ KERNEL(probe_bulk_load, ProbeParams, 64, 1) {
 // n[0], n[1]: x and y; n[2]: words of a tile; in: the tile as it shall lie in shared memory.
 KERNEL(probe_tma_store, ProbeParams, 64, 1) {
   const uint32_t s = dynamic_shared();
-  for (uint32_t i = threadIdx.x; i < params.n[2]; i += 64) st_shared_u32(s + 4 * i, ld_global_u32(params.in + i));
+  for (uint32_t i = threadIdx.x; i < params.n[2]; i += 64)
+    st_shared_u32(s + 4 * i, ld_global_u32(params.in + i));
   fence_proxy_async();
   barrier_sync_all();
   if (threadIdx.x == 0) {
@@ -122,7 +126,8 @@ KERNEL(probe_tma_store, ProbeParams, 64, 1) {
   if (threadIdx.x == 0) bulk_wait_group<0>();
 }
 
-// A cluster of n[1] blocks: each loads a share of the tile of n[0] words, n[2] rows high, for all. out: each block's copy.
+// A cluster of n[1] blocks: each loads a share of the tile of n[0] words, n[2] rows high, for all. out: each
+// block's copy.
 KERNEL(probe_multicast, ProbeParams, 32, 1) {
   const uint32_t blocks = params.n[1], rank = cluster_block_rank(), words = params.n[0];
   const uint32_t s = dynamic_shared(), barrier = s + 4 * words, share = 4 * words / blocks;
@@ -143,7 +148,8 @@ KERNEL(probe_multicast, ProbeParams, 32, 1) {
   barrier_cluster_wait();
 }
 
-// Every block writes into its right neighbour's memory, tells it by a remote arrival, and reads its left neighbour's.
+// Every block writes into its right neighbour's memory, tells it by a remote arrival, and reads its left
+// neighbour's.
 KERNEL(probe_cluster, ProbeParams, 32, 1) {
   const uint32_t blocks = cluster_block_count(), rank = cluster_block_rank(), right = (rank + 1) % blocks;
   const uint32_t s = dynamic_shared(), barrier = s + 256, lane = lane_id();
@@ -170,7 +176,8 @@ KERNEL(probe_cluster, ProbeParams, 32, 1) {
 namespace {
 
 template <int kN, class Type>
-DEVICE void one_product(const ProbeParams &p, Type type, uint64_t a, uint64_t b, const uint32_t (&fragment)[4]) {
+DEVICE void one_product(const ProbeParams &p, Type type, uint64_t a, uint64_t b,
+                        const uint32_t (&fragment)[4]) {
   const uint32_t words = uint32_t(kN) / 2;
   const uint32_t *c = p.in + p.n[4] + 4 * 128 + threadIdx.x * words;
   if constexpr (sizeof(Type) == 4) {
@@ -213,8 +220,9 @@ DEVICE void product_of(const ProbeParams &p, uint64_t a, uint64_t b, const uint3
 
 }  // namespace
 
-// n: type (0 bf16, 1 f16, 2 s8), N, a from registers, keep | swizzle << 1, words of the image, bytes from one tile to
-// the other and their k offset << 24. in: the image of shared memory with both tiles, then a's fragments, then d.
+// n: type (0 bf16, 1 f16, 2 s8), N, a from registers, keep | swizzle << 1, words of the image, bytes from one
+// tile to the other and their k offset << 24. in: the image of shared memory with both tiles, then a's
+// fragments, then d.
 KERNEL(probe_wgmma, ProbeParams, 128, 1) {
   const uint32_t s = dynamic_shared(), words = params.n[4];
   for (uint32_t i = threadIdx.x; i < words; i += 128) st_shared_u32(s + 4 * i, ld_global_u32(params.in + i));
@@ -227,8 +235,8 @@ KERNEL(probe_wgmma, ProbeParams, 128, 1) {
   // Without a swizzle: the second 16 bytes of k lie 128 bytes on, the next eight rows 256.
   const uint32_t stride = swizzle == 0 ? 256 : 8 * width, leading = swizzle == 0 ? 128 : 16;
   const auto kind = static_cast<Swizzle>(swizzle);
-  product_of<256>(params, wgmma_descriptor(s + k, kind, stride, leading), wgmma_descriptor(s + tile + k, kind, stride, leading),
-                  fragment);
+  product_of<256>(params, wgmma_descriptor(s + k, kind, stride, leading),
+                  wgmma_descriptor(s + tile + k, kind, stride, leading), fragment);
 }
 
 // The first kernel of a pair stores, tells, and stores once more; the second reads all of it.
@@ -270,7 +278,8 @@ KERNEL(bench_wgmma, ProbeParams, 128, 1) {
   for (uint32_t i = t; i < 80 * 8; i += 128) st_shared_v4(s + 16 * i, {i, i + 1, i + 2, i + 3});
   fence_proxy_async();
   barrier_sync_all();
-  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024), b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
+  const uint64_t a = wgmma_descriptor(s, Swizzle::bytes_128, 1024),
+                 b = wgmma_descriptor(s + 64 * 128, Swizzle::bytes_128, 1024);
   int32_t d[8];
   for (uint32_t i = 0; i < params.n[0]; ++i) {
     wgmma_fence();

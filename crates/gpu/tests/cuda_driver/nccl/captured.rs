@@ -27,8 +27,8 @@ fn in_child_replays() {
     assert_eq!(fake.count("replays"), (3 * 50 * RANKS) as i64, "each of the three calls, each time");
 }
 
-/// Whole steps, replayed with other rows, indices and numbers of rows; two tests, for two processors. This one is on a device that has
-/// programmatic launches and no wgmma, which takes the emulated device longer.
+/// Whole steps, replayed with other rows, indices and numbers of rows; two tests, for two processors. This
+/// one is on a device that has programmatic launches and no wgmma, which takes the emulated device longer.
 #[test]
 fn captured_steps_have_the_bits_of_eager_ones() {
     on_nccl("captured::in_child_steps", &[("FAKE_CAPABILITY", "100")]);

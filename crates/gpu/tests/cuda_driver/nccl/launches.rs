@@ -97,14 +97,14 @@ indices, targets, sampling parameters and answers in device memory. Several rank
 capacity mode. `graph`: a replay of a CUDA graph that has the whole step; `eager`: a step that is queued anew.
 Counted is what rank 0 puts on its device: kernels of this library, among them programmatic dependent launches
 and kernels that multiply by W, collectives (launches of NCCL's), memsets, copies of any kind, bytes of W that
-the products read by the sizes
-that they were launched with, bytes that copies bring to the host and to the device, and how often the host
-waits. In a graph of several ranks the {} bytes to the host are the state of the step's contract and two
-counters of the watchdog.
+the products read by the sizes that they were launched with, bytes that copies bring to the host and to the
+device, and how often the host waits: for one thing after the other, with nothing queued in between, is once.
+In a graph of several ranks the {} bytes to the host are the state of the step's contract and two counters of
+the watchdog.
 
-No kernel waits for a memset: what products add to is set by a kernel in front of them. Where the device's code
-is for compute capability 9.0 or later, every kernel is a programmatic dependent launch, eager and in a graph: it may
-begin while the one in front still runs, and a product then loads weights (`kernels/step.cuh`).
+No kernel waits for a memset: what products add to is set by a kernel in front of them. Where the device's
+code is for compute capability 9.0 or later, every kernel is a programmatic dependent launch, eager and in a
+graph: it may begin while the one in front still runs, and a product then loads weights (`kernels/step.cuh`).
 ",
         size_of::<CapacityState>() + COUNTERS
     );
@@ -140,6 +140,8 @@ begin while the one in front still runs, and a product then loads weights (`kern
                     let told = if ranks == 1 { 0 } else { (size_of::<CapacityState>() + COUNTERS) as i64 };
                     assert_eq!(host.map(|i| graph[i]), [0, told, 0], "{ask} on {ranks} ranks: {graph:?}");
                     assert_eq!(graph[column("weight bytes")], shard * graph[products], "{ask}: {graph:?}");
+                    // What a graph may have is queued as a whole when it is eager, too.
+                    assert_eq!(eager[column("waits")], (ranks - 1) as i64, "{ask} on {ranks} ranks");
                     line("graph", graph);
                 }
             }
@@ -191,6 +193,7 @@ fn on_rank(
         device.wait(stream).expect("the end of a step");
         std::array::from_fn(|i| after[i] - before[i])
     };
+    // The first in a workspace that is lent.
     step.run().expect("a step");
     device.wait(stream).expect("the end of a step");
     let eager = counted(&mut || step.run().expect("a step"));

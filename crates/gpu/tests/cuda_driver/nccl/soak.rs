@@ -2,7 +2,8 @@
 //! transports.
 //!
 //! ```text
-//! LMHEAD_SOAK_STEPS=10000 cargo test --release -p lmhead-gpu --features nccl --test cuda_driver -- --nocapture random_steps
+//! LMHEAD_SOAK_STEPS=10000 cargo test --release -p lmhead-gpu --features nccl --test cuda_driver -- \
+//!   --nocapture random_steps
 //! ```
 
 use super::{all_are_destroyed, each, on_nccl, resident};

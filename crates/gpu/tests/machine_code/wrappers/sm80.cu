@@ -31,7 +31,8 @@ KERNEL(global_memory, WrapperParams, 128, 1) {
   const ptx::U32x4 four = ptx::ld_global_v4(in), four_nc = ptx::ld_global_nc_no_allocate_v4(in);
   ptx::st_global_u16(out, ptx::ld_global_nc_u16(in)), ptx::st_global_u32(out + 1, ptx::ld_global_u32(in));
   ptx::st_global_u16(out + 19, ptx::ld_global_u16(in));
-  ptx::st_global_u32(out + 2, ptx::ld_global_nc_u32(in)), ptx::st_global_f32(out + 3, ptx::ld_global_nc_f32(in));
+  ptx::st_global_u32(out + 2, ptx::ld_global_nc_u32(in)),
+      ptx::st_global_f32(out + 3, ptx::ld_global_nc_f32(in));
   ptx::st_global_v2(out + 4, two), ptx::st_global_v2(out + 6, two_nc);
   ptx::st_global_v4(out + 8, four), ptx::st_global_v4(out + 12, four_nc);
   uint32_t *sums = params.out;
@@ -45,7 +46,8 @@ KERNEL(global_memory, WrapperParams, 128, 1) {
 
 KERNEL(copies_and_barriers, WrapperParams, 128, 1) {
   const uint32_t at = params.address;
-  ptx::cp_async_ca<4>(at, params.in), ptx::cp_async_ca<8>(at, params.in, 3), ptx::cp_async_ca<16>(at, params.in);
+  ptx::cp_async_ca<4>(at, params.in), ptx::cp_async_ca<8>(at, params.in, 3),
+      ptx::cp_async_ca<16>(at, params.in);
   ptx::cp_async_cg_16(at, params.in, at & 15), ptx::cp_async_cg_16_or_zeros(at, params.in, at & 1);
   ptx::cp_async_cg_16_l2_256b(at, params.in, at & 15);
   ptx::cp_async_commit_group(), ptx::cp_async_wait_group<1>(), ptx::cp_async_wait_all();
@@ -84,8 +86,10 @@ KERNEL(arithmetic, WrapperParams, 32, 1) {
   const ptx::F16 half = ptx::cvt_rn_f16_f32(v);
   params.out[threadIdx.x] = uint32_t(ptx::cvt_rni_s32_f32(v)) + ptx::cvt_rn_bf16_f32(v).bits +
                             ptx::mov_b32_f32(ptx::cvt_f32_f16(half));
-  const uint32_t difference = ptx::sub_rn_f16x2(params.address, ptx::fma_rn_bf16x2(threadIdx.x, params.address, 7));
-  params.out[32 + threadIdx.x] = ptx::prmt(difference, params.address, threadIdx.x) + uint32_t(ptx::cvt_rzi_s32_f32(v));
+  const uint32_t difference =
+      ptx::sub_rn_f16x2(params.address, ptx::fma_rn_bf16x2(threadIdx.x, params.address, 7));
+  params.out[32 + threadIdx.x] =
+      ptx::prmt(difference, params.address, threadIdx.x) + uint32_t(ptx::cvt_rzi_s32_f32(v));
 }
 
 KERNEL(wide_arithmetic, WrapperParams, 32, 1) {

@@ -19,7 +19,8 @@ KERNEL(clusters, HopperWrapperParams, 128, 1) {
   while (!ptx::mbarrier_try_wait_parity_cluster(at, 0)) {
   }
   ptx::stmatrix_x1(at, at), ptx::stmatrix_x2(at, {at, at}), ptx::stmatrix_x4(at, {at, at, at, at});
-  ptx::stmatrix_x1_trans(at, at), ptx::stmatrix_x2_trans(at, {at, at}), ptx::stmatrix_x4_trans(at, {at, at, at, at});
+  ptx::stmatrix_x1_trans(at, at), ptx::stmatrix_x2_trans(at, {at, at}),
+      ptx::stmatrix_x4_trans(at, {at, at, at, at});
 }
 
 // Every ordinary load twice: the kernel before may write what they read until griddepcontrol.wait ends.
@@ -28,7 +29,8 @@ KERNEL(dependent_reads, HopperWrapperParams, 128, 1) {
   const auto sum = [in] {
     const ptx::U32x2 two = ptx::ld_global_v2(in + 4);
     const ptx::U32x4 four = ptx::ld_global_v4(in + 8);
-    return ptx::ld_global_u16(in + 12) + ptx::ld_global_u32(in) + two.x + two.y + four.x + four.y + four.z + four.w;
+    return ptx::ld_global_u16(in + 12) + ptx::ld_global_u32(in) + two.x + two.y + four.x + four.y + four.z +
+           four.w;
   };
   const uint32_t before = sum();
   ptx::griddepcontrol_wait();
@@ -107,7 +109,8 @@ DEVICE void wgmma_8(const HopperWrapperParams &params) {
 #define WGMMA_8(n) \
   KERNEL(wgmma_s8_n##n, HopperWrapperParams, 128, 1) { wgmma_8<n>(params); }
 #define BOTH(n) WGMMA_16(n) WGMMA_8(n)
-BOTH(8) BOTH(16) BOTH(24) BOTH(32) WGMMA_16(40) BOTH(48) WGMMA_16(56) BOTH(64) WGMMA_16(72) BOTH(80) WGMMA_16(88)
-BOTH(96) WGMMA_16(104) BOTH(112) WGMMA_16(120) BOTH(128) WGMMA_16(136) BOTH(144) WGMMA_16(152) BOTH(160)
-WGMMA_16(168) BOTH(176) WGMMA_16(184) BOTH(192) WGMMA_16(200) BOTH(208) WGMMA_16(216) BOTH(224) WGMMA_16(232)
-BOTH(240) WGMMA_16(248) BOTH(256)
+BOTH(8)
+BOTH(16) BOTH(24) BOTH(32) WGMMA_16(40) BOTH(48) WGMMA_16(56) BOTH(64) WGMMA_16(72) BOTH(80) WGMMA_16(88)
+    BOTH(96) WGMMA_16(104) BOTH(112) WGMMA_16(120) BOTH(128) WGMMA_16(136) BOTH(144) WGMMA_16(152) BOTH(160)
+        WGMMA_16(168) BOTH(176) WGMMA_16(184) BOTH(192) WGMMA_16(200) BOTH(208) WGMMA_16(216) BOTH(224)
+            WGMMA_16(232) BOTH(240) WGMMA_16(248) BOTH(256)

@@ -1,4 +1,4 @@
-//! Long lists of all shards, merged on the device and by the host's code.
+//! Long lists of candidates from all shards, merged on the device and by the host's code.
 
 use super::super::shards::Placed;
 use super::HIDDEN;
@@ -16,7 +16,7 @@ use std::ops::Range;
 
 const ROWS: usize = 6;
 
-/// Bytes that shards send.
+/// The messages that shards send.
 struct Sent {
     bytes: Vec<u8>,
     starts: Vec<usize>,
@@ -24,10 +24,10 @@ struct Sent {
     own: Vec<u8>,
 }
 
-/// What shards with these ids would send of random rows, each message behind a gap: of even rows a few
-/// values, so that they tie across shards, and of odd ones those of `owner` above all others. A row has
-/// nothing allowed, one has an infinity in the last shard, one has no index, and one is allowed in one shard
-/// only.
+/// What shards would send for random rows, with a gap before each message. Even rows have few different
+/// values, which tie across shards; in odd rows those of shard `owner` are above all others. One row allows
+/// no id, one has an infinity in the last shard, one has an index out of range, and one allows ids of one
+/// shard only.
 fn sent(vocab: usize, shards: usize, owner: usize, spec: &PartialSpec, random: &mut Random) -> Sent {
     const GAP: usize = 16;
     let shards: Vec<Range<usize>> = (0..shards).map(|i| shard_range(vocab, shards, i)).collect();
@@ -70,7 +70,7 @@ fn sent(vocab: usize, shards: usize, owner: usize, spec: &PartialSpec, random: &
     Sent { bytes, starts, shards, own: own.flat_map(u32::to_le_bytes).collect() }
 }
 
-/// Ids, values, and what else is said, as a finish in that memory leaves them.
+/// The ids, values and other results that a finish in this memory writes.
 fn finished<D: KernelDevice>(
     backend: &DeviceBackend<D>,
     loaded: &mut dyn LoadedShard,
@@ -122,7 +122,7 @@ fn finished<D: KernelDevice>(
         },
     };
     loaded.finish(what, &mut Scratch::default(), &mut On::default()).expect("an answer");
-    // Which NaN it is, is not promised.
+    // NaN payloads are not part of the promise.
     let floats = |placed: &Placed<'_, D>| {
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&placed.read());
         let same = |value: f32| if value.is_nan() { f32::NAN } else { value };
@@ -131,7 +131,7 @@ fn finished<D: KernelDevice>(
     [ids.read(), floats(&values), floats(&told), ranks.read(), status.read()]
 }
 
-/// Every answer, in the device's memory and the host's.
+/// Checks every kind of answer, in the device's memory and the host's.
 ///
 /// # Panics
 /// Where they differ, with the seed.
@@ -139,7 +139,7 @@ pub fn are_merged_as_on_the_host<D: KernelDevice>(backend: &DeviceBackend<D>, se
     let mut random = Random(seed ^ 0x1157);
     let head = TestHead::random(64, HIDDEN, DType::Bf16, Quantization::None, 1);
     let mut loaded = backend.load(&head.shard(0..64), DType::Bf16).expect("memory");
-    // Shards that are larger by a block than others, that end within one, and without ids.
+    // Includes shards that are a block larger than others, that end within a block, and that have no ids.
     for (vocab, shards) in [(1usize, 1), (300, 1), (470, 3), (1290, 4), (700, 14), (2300, 3)] {
         let owners = shards.min(vocab.div_ceil(64));
         for (i, k) in [65, 150, 1000, vocab].into_iter().filter(|k| *k > 64).enumerate() {

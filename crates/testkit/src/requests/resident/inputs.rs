@@ -1,4 +1,4 @@
-//! Inputs in device memory that cannot be, and those that do not fit.
+//! Illegal inputs in device memory, and inputs of wrong sizes and places.
 
 use super::{Arrays, HIDDEN, ROWS, Resident, Room, VOCAB, filters_of};
 use crate::adjusting::OwnAdjustments;
@@ -20,15 +20,16 @@ use lmhead::sampling::{Filters, SamplingParams};
 use std::sync::Arc;
 use std::thread;
 
-/// One step of `ranks` ranks with these inputs in device memory, and without, of which each has as many rows.
+/// Inputs of a rank's rows for two steps: one with illegal inputs among them, in device memory, and one with
+/// only legal ones, in host memory.
 struct BadInputs<'a> {
     request: Request,
     of: DeviceAdjustments,
-    /// As they are placed.
+    /// The inputs in device memory.
     placed: Arrays,
-    /// The same with neutral inputs in place of what cannot be.
+    /// The same inputs, with neutral ones in place of illegal ones.
     host: RowInputs<'a>,
-    /// Which rows have inputs that cannot be.
+    /// Which rows have illegal inputs.
     bad: Vec<bool>,
 }
 
@@ -89,8 +90,8 @@ impl BadInputs<'_> {
     }
 }
 
-/// Inputs in device memory that cannot be leave their rows without an answer, as bad input, and the rows
-/// beside them as they are.
+/// Checks that rows with illegal inputs in device memory get no answer but the status `BadInput`, and that
+/// the other rows are not affected.
 ///
 /// # Panics
 /// Where that is not so.
@@ -165,7 +166,7 @@ pub fn bad_inputs<D: KernelDevice>(device: &Resident<D>, ranks: usize) {
     let bad = sampled.iter().map(|row| row.3).collect();
     BadInputs { request: Request::sample(), of: none, placed, host, bad }.check(device, ranks);
 
-    // Rows of additions: where they end, and what is wrong with those that are bad. 2 to a row are announced.
+    // Additions of each row, and whether they are bad. At most 2 per row are announced.
     let of = DeviceAdjustments { additions: 2, ..none };
     let rows: &[(&[(i64, f32)], bool)] = &[
         (&[(7, 2.0), (3, f32::NEG_INFINITY)], false),
@@ -184,7 +185,7 @@ pub fn bad_inputs<D: KernelDevice>(device: &Resident<D>, ranks: usize) {
     let entries: Vec<(i64, f32)> = rows.iter().flat_map(|row| row.0).copied().collect();
     let bad: Vec<bool> = rows.iter().map(|row| row.1).collect();
     with_additions(device, ranks, (of, offsets, &entries), bad.clone());
-    // Offsets that fall, are negative or beyond the entries.
+    // Offsets that descend, are negative, or are beyond the entries.
     let wrong = [0, 2, 1, 3, -1, 3, i64::MAX, i64::MIN, 4, 4 + entries.len() as i64, 4];
     let in_order = |two: &[i64]| 0 <= two[0] && two[0] <= two[1] && two[1] - two[0] <= 2 && two[1] <= 4;
     let bad: Vec<bool> = wrong.windows(2).map(|two| !in_order(two)).collect();
@@ -250,8 +251,8 @@ pub fn bad_inputs<D: KernelDevice>(device: &Resident<D>, ranks: usize) {
     });
 }
 
-/// Inputs in device memory that are short, misaligned, elsewhere or not announced are refused by name, and a
-/// head of one rank goes on.
+/// Checks that inputs in device memory that are too short, misaligned, in another memory or not announced are
+/// refused by name, and that a head of one rank can go on.
 ///
 /// # Panics
 /// Where that is not so.
@@ -337,7 +338,7 @@ pub fn refused_inputs<D: KernelDevice>(device: &Resident<D>) {
     let words = vec![-1i32; mask / 4];
     let host_mask = RowInputs { adjustments: Some(Adjustments::allowed(&words)), ..RowInputs::default() };
     refused(Request::argmax(), all, host_mask, true, "allowed: wanted in device memory, as announced");
-    // In a step of host memory nothing lies on the device.
+    // A step in host memory cannot announce inputs on a device.
     let options = StepOptions { device_adjustments: all, ..StepOptions::default() };
     let said = head.begin(&counts(), &Request::argmax(), options).unwrap_err().to_string();
     assert!(said.contains("device_adjustments: wanted a step on a device"), "{said}");
@@ -347,7 +348,7 @@ pub fn refused_inputs<D: KernelDevice>(device: &Resident<D>) {
     let rows = HiddenRows::new(&bytes, DType::Bf16, ROWS, HIDDEN).unwrap();
     let said = step.run_with(rows, &inputs).unwrap_err().to_string();
     assert!(said.contains("inputs: wanted host memory, as of the step's rows"), "{said}");
-    // Answers do not lie over inputs, and the head goes on.
+    // Answers that overlap inputs are refused, and the head goes on.
     let (mut status, mut ids) = (room.bytes(ROWS), room.bytes(8 * ROWS));
     let mut run = |mask: Option<Span<'_>>| {
         let options = StepOptions { on_device: true, device_adjustments: all, ..StepOptions::default() };

@@ -1,4 +1,4 @@
-//! One rank whose steps stay on the device, for what happens to groups.
+//! One rank whose steps stay on the device, for tests of faults in groups.
 
 use super::{Resident, Room};
 use crate::TestHead;
@@ -14,7 +14,8 @@ use lmhead::result::{AnswerBuffers, Output, Request, RowInputs};
 use lmhead::rows::{HiddenRows, RowCounts};
 use std::sync::Arc;
 
-/// One rank of a head whose steps stay on the device: the argmax of its rows, of which rank r has r + 1.
+/// One rank of a head whose steps stay on the device. Steps answer the argmax of its rows; rank r has r + 1
+/// rows.
 pub struct ResidentRank<'d, D: KernelDevice> {
     pub head: LmHead,
     room: Room<'d, D>,
@@ -25,7 +26,7 @@ pub struct ResidentRank<'d, D: KernelDevice> {
 }
 
 impl<'d, D: KernelDevice> ResidentRank<'d, D> {
-    /// Makes the head; collective. `test` is of bf16 weights.
+    /// Creates the head; collective. `test` must have bf16 weights.
     ///
     /// # Errors
     /// As [`LmHead::new`].
@@ -50,7 +51,7 @@ impl<'d, D: KernelDevice> ResidentRank<'d, D> {
         Ok(ResidentRank { head, room, counts, rows, ids, status })
     }
 
-    /// One step: the ids.
+    /// Runs one step and returns the ids.
     ///
     /// # Errors
     /// As [`LmHead::run_into`].
@@ -80,10 +81,10 @@ impl<'d, D: KernelDevice> ResidentRank<'d, D> {
         Ok(room.read(&**ids))
     }
 
-    /// What the steps must answer, from a head of one rank and rows in host memory.
+    /// What the steps must answer: computed by a head of one rank, with rows in host memory.
     ///
     /// # Panics
-    /// Where that fails.
+    /// Where the computation fails.
     pub fn wanted(device: &Resident<D>, test: &TestHead, rank: usize) -> Vec<i64> {
         let backend = &device.place(rank).backend;
         let group = HeadGroup::data_parallel(1, 0).expect("a group");
