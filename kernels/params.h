@@ -85,7 +85,7 @@ typedef struct LogitMatrix {
   void *data;         /* [row_count, vocab], aligned to its elements; to 16 bytes it is written faster */
   /* bytes from row to row, a multiple of an element: a shard writes its columns of a wider row */
   uint64_t pitch;
-  /* [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0 */
+  /* [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED without adjustments, else 0 */
   uint32_t *status;
   uint32_t dtype;     /* LMHEAD_DTYPE_* */
 } LogitMatrix;
@@ -176,8 +176,8 @@ typedef struct MatmulParams {
   uint32_t stages;
 } MatmulParams;
 
-/* kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before it:
- * what its tiles compare their own with. */
+/* kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before
+ * it: what its tiles compare their own with. */
 typedef struct TargetLogitsParams {
   /* of it neither logits, raw nor partials are used; stages are LMHEAD_TARGET_STAGES */
   MatmulParams product;

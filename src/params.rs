@@ -195,7 +195,7 @@ pub struct LogitMatrix {
     pub data: *mut ::core::ffi::c_void,
     #[doc = " bytes from row to row, a multiple of an element: a shard writes its columns of a wider row"]
     pub pitch: u64,
-    #[doc = " [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED where there are no adjustments, else 0"]
+    #[doc = " [row_count] LMHEAD_STATUS_*, or'ed: before, LMHEAD_STATUS_ALLOWED without adjustments, else 0"]
     pub status: *mut u32,
     #[doc = " LMHEAD_DTYPE_*"]
     pub dtype: u32,
@@ -415,7 +415,7 @@ const _: () = {
     ["Offset of field: MatmulParams::hidden"][::core::mem::offset_of!(MatmulParams, hidden) - 280usize];
     ["Offset of field: MatmulParams::stages"][::core::mem::offset_of!(MatmulParams, stages) - 284usize];
 };
-#[doc = " kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before it:\n what its tiles compare their own with."]
+#[doc = " kernels/target_logits_sm80.cu: the logits of single ids of each row, with the product's bits, and before\n it: what its tiles compare their own with."]
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct TargetLogitsParams {

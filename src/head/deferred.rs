@@ -145,7 +145,8 @@ impl LmHead {
         Some(Kind { request, filters, placed, lent, picked, rows, rounds })
     }
 
-    /// Whether a step of this kind has run before, with at least as many rows of each replica.
+    /// Whether a step of this kind has run before, with at least as many rows of the group and of
+    /// each replica.
     pub(super) fn knows(&self, kind: Option<Kind>) -> bool {
         !self.warming_up && kind.is_some_and(|kind| self.known.has(kind, &self.wire.open.counts))
     }
